@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""The command `nfq-guard`: one module a command, loaded when it is called."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final, Protocol, cast
+
+from nfq_guard import __version__
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, NfqGuardError
+
+
+class _CommandModule(Protocol):
+    """What a module of this package offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; the exit status."""
+
+
+# Each command with the line that `nfq-guard --help` shows. Its module in this package is imported
+# only when it is called, so that the daemon loads nothing of the others.
+COMMANDS: Final = {
+    "run": "judge the packets of a queue until told to stop",
+    "check": "test a policy or configuration file, all mistakes at once",
+    "whatif": "show what one or two policies would have done to recorded packets",
+    "replay": "say which packets of a capture are INVALID, and why",
+    "explain": "explain one packet of a capture",
+    "rules": "show, install, verify or remove our rules in the packet filter",
+    "status": "show what the running daemon does",
+    "top": "watch the running daemon live",
+    "reload": "have the running daemon read its policy again",
+    "mode": "switch the running daemon between dry-run and enforce",
+    "dump": "print the flow history of the running daemon",
+    "doctor": "look for what keeps this host from telling INVALID packets apart",
+    "lab": "reproduce the classic resets in network namespaces",
+    "report": "make an HTML report of recorded events",
+}
+
+
+def _parser(chosen: str | None) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="nfq-guard",
+        description="Judge the packets that conntrack calls INVALID by the kernel's own TCP window.",
+    )
+    parser.add_argument("--version", action="version", version=f"nfq-guard {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        if name == chosen:
+            _module(name).add_arguments(sub)
+    return parser
+
+
+def _module(command: str) -> _CommandModule:
+    return cast("_CommandModule", importlib.import_module(f"nfq_guard.cli.{command}"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit status of design section 8."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    args = _parser(chosen if chosen in COMMANDS else None).parse_args(words)
+    try:
+        return _module(args.command).run(args)
+    except NfqGuardError as error:
+        if args.debug:
+            raise
+        sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
+        return error.exit_status
+    except BrokenPipeError:
+        # The reader of our output went away, as `head` does; keep the interpreter from
+        # complaining about it once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_NOT_FINE
+    except KeyboardInterrupt:
+        return EXIT_OK

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""The whole program without the kernel: packets in, judgments out (design 3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, Protocol, final
+
+from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
+from nfq_guard.diagnose import diagnose
+from nfq_guard.finding import Finding
+from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
+from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Queued, Segment
+
+VERDICT_DROP: Final = 0
+VERDICT_ACCEPT: Final = 1
+
+
+class Mode(StrEnum):
+    """Whether decisions are carried out; in dry-run every verdict is accept."""
+
+    ENFORCE = "enforce"
+    DRY_RUN = "dry-run"
+
+
+class FlowLookup(Protocol):
+    """Where the flows are looked up: the kernel, or our own conntrack."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """What the snapshots hold; NONE when nothing can be looked up."""
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[FlowSnapshot | None]:
+        """One answer a tuple, in order; None where conntrack has no entry."""
+
+
+@final
+@dataclass(init=False, slots=True)
+class Judgment:
+    """One packet, judged.
+
+    Attributes:
+        queued: The packet as it came.
+        packet: The packet decoded.
+        snapshot: Its flow; None where there is no entry or no way to look.
+        finding: Why it is INVALID.
+        decision: What the policy says.
+        verdict: What the kernel is told: `VERDICT_DROP` or `VERDICT_ACCEPT`.
+    """
+
+    queued: Queued
+    packet: Packet | Malformed
+    snapshot: FlowSnapshot | None
+    finding: Finding
+    decision: Decision
+    verdict: int
+
+    def __init__(
+        self,
+        queued: Queued,
+        packet: Packet | Malformed,
+        snapshot: FlowSnapshot | None,
+        finding: Finding,
+        decision: Decision,
+        verdict: int,
+    ) -> None:
+        self.queued = queued
+        self.packet = packet
+        self.snapshot = snapshot
+        self.finding = finding
+        self.decision = decision
+        self.verdict = verdict
+
+
+def tuple_of(packet: Packet) -> FlowTuple | None:
+    """The tuple by which conntrack finds the flow of `packet`; None if it has none.
+
+    For an ICMP error that is the tuple of the quoted packet with its ends swapped (kernel.md 2).
+    """
+    l4 = packet.l4
+    if isinstance(l4, Segment | Datagram):
+        return FlowTuple(packet.proto, packet.src, packet.dst, l4.sport, l4.dport)
+    if isinstance(l4, IcmpMessage):
+        quoted = l4.quoted
+        if quoted is not None:
+            return FlowTuple(quoted.proto, quoted.dst, quoted.src, quoted.dport, quoted.sport)
+        if not l4.is_error:
+            return FlowTuple(
+                packet.proto, packet.src, packet.dst, l4.identifier, l4.type << 8 | l4.code
+            )
+    return None
+
+
+@final
+class Engine:
+    """Judges batches of INVALID packets by one policy.
+
+    Attributes:
+        policy: Swap it between two batches to reload.
+        mode: May be switched between two batches.
+    """
+
+    def __init__(
+        self,
+        *,
+        policy: Policy,
+        flows: FlowLookup,
+        mode: Mode,
+        kernel: KernelRules = KERNEL_6_1,
+        loose: bool = True,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            policy: What to do with each finding.
+            flows: Where flows are looked up.
+            mode: Whether decisions are carried out.
+            kernel: What the kernel that called the packets INVALID can mean by it.
+            loose: Its sysctl `nf_conntrack_tcp_loose`.
+        """
+        self.policy = policy
+        self.mode = mode
+        self._flows = flows
+        self._kernel = kernel
+        self._loose = loose
+
+    def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
+        """Judge packets seen at `now`, monotonic seconds; one judgment each, in order."""
+        packets: list[Packet | Malformed] = []
+        tuples: list[FlowTuple] = []
+        wanted: list[int] = []
+        for queued in batch:
+            packet = decode(queued.octets)
+            if isinstance(packet, Packet):
+                flow_tuple = tuple_of(packet)
+                if flow_tuple is not None:
+                    wanted.append(len(packets))
+                    tuples.append(flow_tuple)
+            packets.append(packet)
+        snapshots: list[FlowSnapshot | None] = [None] * len(packets)
+        evidence = self._flows.evidence
+        if tuples and evidence is not Evidence.NONE:
+            for index, found in zip(wanted, self._flows.lookup(tuples), strict=True):
+                snapshots[index] = found
+        return [
+            self._judge_one(queued, packets[index], snapshots[index], evidence, now)
+            for index, queued in enumerate(batch)
+        ]
+
+    def _judge_one(
+        self,
+        queued: Queued,
+        packet: Packet | Malformed,
+        snapshot: FlowSnapshot | None,
+        evidence: Evidence,
+        now: float,
+    ) -> Judgment:
+        finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._loose)
+        decision = self.policy.decide(queued, packet, snapshot, finding, now)
+        drops = decision.action is Action.DROP or decision.action is Action.HEAL
+        verdict = VERDICT_DROP if drops and self.mode is Mode.ENFORCE else VERDICT_ACCEPT
+        return Judgment(queued, packet, snapshot, finding, decision, verdict)

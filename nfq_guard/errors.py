@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""What can go wrong outside the packets themselves, and the exit status of each (design 8).
+
+A bad packet is a value (`wire.packet.Malformed`), never one of these. A bug of ours is neither:
+it surfaces as the exception that it is.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar, Final, NamedTuple
+
+EXIT_OK: Final = 0
+EXIT_NOT_FINE: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOT_RUNNING: Final = 3
+EXIT_UNAVAILABLE: Final = 69
+EXIT_BUSY: Final = 75
+EXIT_NO_PRIVILEGE: Final = 77
+
+
+class NfqGuardError(Exception):
+    """One line for the operator; `exit_status` is what the command ends with."""
+
+    exit_status: ClassVar[int] = EXIT_NOT_FINE
+
+
+class UsageError(NfqGuardError):
+    """The command line, or a file named on it, is not what the command takes."""
+
+    exit_status = EXIT_USAGE
+
+
+class UnavailableError(NfqGuardError):
+    """A kernel feature or a program that is needed is missing; the message names it."""
+
+    exit_status = EXIT_UNAVAILABLE
+
+
+class BusyError(NfqGuardError):
+    """The queue belongs to somebody else; the message names the owner."""
+
+    exit_status = EXIT_BUSY
+
+
+class PrivilegeError(NfqGuardError):
+    """The kernel refused; the message names the missing capability."""
+
+    exit_status = EXIT_NO_PRIVILEGE
+
+
+class Mistake(NamedTuple):
+    """One thing wrong with a configuration file.
+
+    Attributes:
+        key: Dotted path into the file, such as `policy.rule[2].reason`; empty for the whole file.
+        expected: What would have been right.
+        found: What is there, as the operator wrote it.
+    """
+
+    key: str
+    expected: str
+    found: str
+
+    def __str__(self) -> str:
+        """The mistake as `check` prints it, without the name of the file."""
+        where = f"{self.key}: " if self.key else ""
+        return f"{where}expected {self.expected}, found {self.found}"
+
+
+class ConfigError(NfqGuardError):
+    """A configuration that cannot be used, with every mistake in it.
+
+    Attributes:
+        source: The file, as the operator named it.
+        mistakes: All of them, in the order of the file where it is known.
+    """
+
+    exit_status = EXIT_USAGE
+
+    def __init__(self, source: str, mistakes: Sequence[Mistake]) -> None:
+        """Collect `mistakes` of `source`; there is at least one."""
+        self.source = source
+        self.mistakes = tuple(mistakes)
+        super().__init__("\n".join(f"{source}: {mistake}" for mistake in self.mistakes))

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: MIT
+"""The words for a flow: its tuple, its state, its window, and how this host translates it.
+
+Values on the packet path (`Peer`, `FlowSnapshot` and those of `wire.packet`) are dataclasses
+with a written-out `__init__`: compiled, such a constructor takes 30 ns where a frozen
+dataclass takes 550. Nobody assigns to their attributes after construction.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Final, final
+
+from nfq_guard.seqno import Seq
+
+IPV4: Final = 4
+IPV6: Final = 6
+
+PROTO_ICMP: Final = 1
+PROTO_TCP: Final = 6
+PROTO_UDP: Final = 17
+PROTO_ICMPV6: Final = 58
+
+
+class Direction(IntEnum):
+    """Which way a packet goes in its flow, as the conntrack entry counts (kernel.md 1.1)."""
+
+    ORIGINAL = 0
+    REPLY = 1
+
+
+class Hook(IntEnum):
+    """The netfilter hook at which a packet was queued."""
+
+    PREROUTING = 0
+    INPUT = 1
+    FORWARD = 2
+    OUTPUT = 3
+    POSTROUTING = 4
+
+
+class TcpState(IntEnum):
+    """Conntrack's TCP states, by their numbers in the kernel's user interface."""
+
+    NONE = 0
+    SYN_SENT = 1
+    SYN_RECV = 2
+    ESTABLISHED = 3
+    FIN_WAIT = 4
+    CLOSE_WAIT = 5
+    LAST_ACK = 6
+    TIME_WAIT = 7
+    CLOSE = 8
+    SYN_SENT2 = 9
+
+
+class CtState(StrEnum):
+    """What `-m conntrack --ctstate` matches."""
+
+    NEW = "NEW"
+    ESTABLISHED = "ESTABLISHED"
+    RELATED = "RELATED"
+    INVALID = "INVALID"
+    UNTRACKED = "UNTRACKED"
+
+
+class Nat(StrEnum):
+    """How this host translates a flow."""
+
+    NONE = "none"
+    SNAT = "snat"
+    DNAT = "dnat"
+    BOTH = "both"
+    UNKNOWN = "unknown"
+
+
+class Evidence(StrEnum):
+    """Where the window of a flow was read."""
+
+    BPF = "bpf"
+    KERNEL_LOG = "kernel-log"
+    CTNETLINK = "ctnetlink"
+    REPLAY = "replay"
+    NONE = "none"
+
+
+# Bits of `FlowSnapshot.status` (IPS_* of the kernel's user interface).
+STATUS_EXPECTED: Final = 1 << 0
+STATUS_SEEN_REPLY: Final = 1 << 1
+STATUS_ASSURED: Final = 1 << 2
+STATUS_CONFIRMED: Final = 1 << 3
+STATUS_SRC_NAT: Final = 1 << 4
+STATUS_DST_NAT: Final = 1 << 5
+STATUS_SEQ_ADJUST: Final = 1 << 6
+STATUS_DYING: Final = 1 << 9
+STATUS_FIXED_TIMEOUT: Final = 1 << 10
+STATUS_OFFLOAD: Final = 1 << 14
+STATUS_HW_OFFLOAD: Final = 1 << 15
+
+# Bits of `Peer.flags` and of `FlowSnapshot.last_flags` (kernel.md 1.1).
+PEER_WINDOW_SCALE: Final = 0x01
+PEER_SACK_PERM: Final = 0x02
+PEER_CLOSE_INIT: Final = 0x04
+PEER_BE_LIBERAL: Final = 0x08
+PEER_DATA_UNACKNOWLEDGED: Final = 0x10
+PEER_MAXACK_SET: Final = 0x20
+PEER_EXP_CHALLENGE_ACK: Final = 0x40
+PEER_SIMULTANEOUS_OPEN: Final = 0x80
+
+_NAT_BY_STATUS: Final = (Nat.NONE, Nat.SNAT, Nat.DNAT, Nat.BOTH)
+
+
+@final
+@dataclass(init=False, slots=True)
+class FlowTuple:
+    """What a packet is looked up by: one direction of a flow, as on the wire there.
+
+    Attributes:
+        proto: IP protocol number.
+        src: Source address, 4 or 16 octets.
+        dst: Destination address, as long as `src`.
+        sport: Source port; for ICMP the identifier.
+        dport: Destination port; for ICMP `type << 8 | code`.
+    """
+
+    proto: int
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+
+    def __init__(self, proto: int, src: bytes, dst: bytes, sport: int, dport: int) -> None:
+        self.proto = proto
+        self.src = src
+        self.dst = dst
+        self.sport = sport
+        self.dport = dport
+
+
+@final
+@dataclass(init=False, slots=True)
+class Peer:
+    """What one end of a TCP flow has shown so far (kernel.md 1.1).
+
+    Attributes:
+        td_end: Highest sequence number sent, plus one for SYN and FIN.
+        td_maxend: Rightmost sequence number the other end agreed to take.
+        td_maxwin: Largest window offered, in octets, already scaled; 0: not seen yet.
+        td_maxack: Highest acknowledgement sent; valid with `PEER_MAXACK_SET`.
+        td_scale: Shift of the windows that it offers, 0 to 14.
+        flags: `PEER_*` bits.
+    """
+
+    td_end: Seq
+    td_maxend: Seq
+    td_maxwin: int
+    td_maxack: Seq
+    td_scale: int
+    flags: int
+
+    def __init__(
+        self, td_end: Seq, td_maxend: Seq, td_maxwin: int, td_maxack: Seq, td_scale: int, flags: int
+    ) -> None:
+        self.td_end = td_end
+        self.td_maxend = td_maxend
+        self.td_maxwin = td_maxwin
+        self.td_maxack = td_maxack
+        self.td_scale = td_scale
+        self.flags = flags
+
+
+@final
+@dataclass(init=False, slots=True)
+class FlowSnapshot:
+    """One conntrack entry, as it was when a packet of it was looked up.
+
+    Attributes:
+        evidence: Where this came from. With `CTNETLINK` there is no window: both peers are None.
+        direction: Of the packet that was looked up; 0 original, 1 reply.
+        original: Tuple of the original direction.
+        reply: Tuple of the reply direction; differs from the mirrored `original` under NAT.
+        status: `STATUS_*` bits.
+        mark: Conntrack mark.
+        zone: Conntrack zone.
+        timeout_s: Seconds until the entry expires.
+        state: `TcpState` number; 0 for other protocols.
+        peers: The senders of the original and of the reply direction; None without a window.
+        last_dir: Direction of the last packet that conntrack recorded.
+        last_index: Its class (`conntrack.states`).
+        last_seq: Its sequence number.
+        last_ack: Its acknowledgement number.
+        last_end: Its `end`.
+        last_win: Its window field, 16 bits, unscaled.
+        last_wscale: Window shift of an ignored SYN.
+        last_flags: `PEER_*` bits of an ignored SYN.
+        retrans: How often the same segment was seen again.
+    """
+
+    evidence: Evidence
+    direction: int
+    original: FlowTuple
+    reply: FlowTuple
+    status: int
+    mark: int
+    zone: int
+    timeout_s: int
+    state: int
+    peers: tuple[Peer, Peer] | None
+    last_dir: int
+    last_index: int
+    last_seq: Seq
+    last_ack: Seq
+    last_end: Seq
+    last_win: int
+    last_wscale: int
+    last_flags: int
+    retrans: int
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        direction: int,
+        original: FlowTuple,
+        reply: FlowTuple,
+        status: int,
+        mark: int,
+        zone: int,
+        timeout_s: int,
+        state: int,
+        peers: tuple[Peer, Peer] | None,
+        last_dir: int = 0,
+        last_index: int = 0,
+        last_seq: Seq = Seq(0),  # noqa: B008 - a NewType is the identity
+        last_ack: Seq = Seq(0),  # noqa: B008
+        last_end: Seq = Seq(0),  # noqa: B008
+        last_win: int = 0,
+        last_wscale: int = 0,
+        last_flags: int = 0,
+        retrans: int = 0,
+    ) -> None:
+        self.evidence = evidence
+        self.direction = direction
+        self.original = original
+        self.reply = reply
+        self.status = status
+        self.mark = mark
+        self.zone = zone
+        self.timeout_s = timeout_s
+        self.state = state
+        self.peers = peers
+        self.last_dir = last_dir
+        self.last_index = last_index
+        self.last_seq = last_seq
+        self.last_ack = last_ack
+        self.last_end = last_end
+        self.last_win = last_win
+        self.last_wscale = last_wscale
+        self.last_flags = last_flags
+        self.retrans = retrans
+
+    @property
+    def nat(self) -> Nat:
+        """How the host translates this flow; known from the status bits alone."""
+        return _NAT_BY_STATUS[self.status >> 4 & 3]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""Captures followed by our own conntrack."""

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""TCP sequence numbers: a circle of 2**32 on which order is local (RFC 1982, kernel.md 1.2).
+
+A number comes before another when the way forward to it is shorter than half the circle, which
+is what the kernel computes with a signed 32-bit difference. `<`, `max` and `-` on a `Seq` are
+bugs: they give the wrong answer wherever a flow crosses 2**32.
+"""
+
+from typing import Final, NewType
+
+Seq = NewType("Seq", int)
+
+_MASK: Final = 0xFFFFFFFF
+_HALF: Final = 0x80000000
+
+
+def seq(number: int) -> Seq:
+    """The sequence number that `number` falls on, however far off the circle it is."""
+    return Seq(number & _MASK)
+
+
+def add(start: Seq, octets: int) -> Seq:
+    """`start` moved by `octets`, which may be negative."""
+    return Seq((start + octets) & _MASK)
+
+
+def before(a: Seq, b: Seq) -> bool:
+    """Whether `a` comes strictly before `b`, at most half the circle away."""
+    return (a - b) & _MASK >= _HALF
+
+
+def after(a: Seq, b: Seq) -> bool:
+    """Whether `a` comes strictly after `b`: the mirror of `before`."""
+    return (b - a) & _MASK >= _HALF
+
+
+def distance(a: Seq, b: Seq) -> int:
+    """Octets from `b` to `a`, negative when `a` is the earlier one; -2**31 to 2**31 - 1."""
+    gap = (a - b) & _MASK
+    return gap if gap < _HALF else gap - _MASK - 1
+
+
+def later(a: Seq, b: Seq) -> Seq:
+    """The one that comes after the other."""
+    return a if after(a, b) else b

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The daemon: queue, judgment and telemetry in one loop."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What the guard tells the world: events, metrics."""

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: MIT
+"""What decoding gives: a `Packet` whose fields cannot be wrong, or a `Malformed`.
+
+`nfq_guard.flow` says why these are dataclasses with a written-out `__init__`.
+"""
+
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.flow import FlowTuple
+from nfq_guard.seqno import Seq
+
+# TCP flags, by their bit in octet 13 of the header (RFC 9293 3.1).
+FIN: Final = 0x01
+SYN: Final = 0x02
+RST: Final = 0x04
+PSH: Final = 0x08
+ACK: Final = 0x10
+URG: Final = 0x20
+ECE: Final = 0x40
+CWR: Final = 0x80
+
+
+@final
+@dataclass(init=False, slots=True)
+class Segment:
+    """One TCP segment, header checked against its length.
+
+    Attributes:
+        sport: Source port.
+        dport: Destination port.
+        seq: Sequence number of the first octet, or of the SYN.
+        ack: The acknowledgement field; means something only with `ACK` in `flags`, but conntrack
+            looks at it in some RST without.
+        flags: The eight flag bits.
+        window: The window field, 16 bits, unscaled.
+        payload_len: Octets of data on the wire, from the IP header.
+        options: The option octets, undecoded, as far as captured (`wire.tcp.parse_options`).
+        checksum: The checksum field.
+    """
+
+    sport: int
+    dport: int
+    seq: Seq
+    ack: Seq
+    flags: int
+    window: int
+    payload_len: int
+    options: bytes
+    checksum: int
+
+    def __init__(
+        self,
+        sport: int,
+        dport: int,
+        seq: Seq,
+        ack: Seq,
+        flags: int,
+        window: int,
+        payload_len: int,
+        options: bytes,
+        checksum: int,
+    ) -> None:
+        self.sport = sport
+        self.dport = dport
+        self.seq = seq
+        self.ack = ack
+        self.flags = flags
+        self.window = window
+        self.payload_len = payload_len
+        self.options = options
+        self.checksum = checksum
+
+    @property
+    def end(self) -> Seq:
+        """First sequence number after this segment; SYN and FIN take one each."""
+        flags = self.flags
+        return Seq((self.seq + self.payload_len + (flags >> 1 & 1) + (flags & 1)) & 0xFFFFFFFF)
+
+
+@final
+@dataclass(init=False, slots=True)
+class Datagram:
+    """One UDP header.
+
+    Attributes:
+        sport: Source port.
+        dport: Destination port.
+        length: The length field, at least 8 and at most what the IP header leaves.
+        checksum: The checksum field; 0 in IPv4 means none was computed.
+    """
+
+    sport: int
+    dport: int
+    length: int
+    checksum: int
+
+    def __init__(self, sport: int, dport: int, length: int, checksum: int) -> None:
+        self.sport = sport
+        self.dport = dport
+        self.length = length
+        self.checksum = checksum
+
+
+@final
+@dataclass(init=False, slots=True)
+class IcmpMessage:
+    """One ICMP or ICMPv6 header, with the packet that an error quotes.
+
+    Attributes:
+        type: Message type.
+        code: Message code.
+        identifier: Of echo, timestamp and information messages; else 0.
+        checksum: The checksum field.
+        is_error: Whether conntrack relates it to a flow by the packet it quotes (kernel.md 2).
+        quoted: The tuple of that packet as it was sent, so the reverse of this error's way; None
+            if too little of it is there. A quoted ICMP message has its identifier as `sport` and
+            `type << 8 | code` as `dport`.
+    """
+
+    type: int
+    code: int
+    identifier: int
+    checksum: int
+    is_error: bool
+    quoted: FlowTuple | None
+
+    def __init__(
+        self,
+        type: int,  # noqa: A002 - RFC 792 calls it so
+        code: int,
+        identifier: int,
+        checksum: int,
+        is_error: bool,  # noqa: FBT001 - positional on the packet path
+        quoted: FlowTuple | None,
+    ) -> None:
+        self.type = type
+        self.code = code
+        self.identifier = identifier
+        self.checksum = checksum
+        self.is_error = is_error
+        self.quoted = quoted
+
+
+@final
+@dataclass(init=False, slots=True)
+class Packet:
+    """One IP packet with its transport header.
+
+    Attributes:
+        family: `flow.IPV4` or `flow.IPV6`.
+        src: Source address, 4 or 16 octets.
+        dst: Destination address.
+        proto: IP protocol number of the transport header, after IPv6 extension headers.
+        length: Octets of the whole packet on the wire, from the IP header.
+        l4_offset: Where the transport header starts in the captured octets.
+        hop_limit: TTL or hop limit.
+        fragment_offset: In octets; not 0 in a fragment that holds no transport header.
+        more_fragments: Whether further fragments follow.
+        l4: The transport header; None for other protocols and for later fragments.
+    """
+
+    family: int
+    src: bytes
+    dst: bytes
+    proto: int
+    length: int
+    l4_offset: int
+    hop_limit: int
+    fragment_offset: int
+    more_fragments: bool
+    l4: Segment | Datagram | IcmpMessage | None
+
+    def __init__(
+        self,
+        family: int,
+        src: bytes,
+        dst: bytes,
+        proto: int,
+        length: int,
+        l4_offset: int,
+        hop_limit: int,
+        fragment_offset: int,
+        more_fragments: bool,  # noqa: FBT001 - positional on the packet path
+        l4: Segment | Datagram | IcmpMessage | None,
+    ) -> None:
+        self.family = family
+        self.src = src
+        self.dst = dst
+        self.proto = proto
+        self.length = length
+        self.l4_offset = l4_offset
+        self.hop_limit = hop_limit
+        self.fragment_offset = fragment_offset
+        self.more_fragments = more_fragments
+        self.l4 = l4
+
+
+@final
+@dataclass(init=False, slots=True)
+class Malformed:
+    """A packet whose headers contradict themselves or end too early.
+
+    Attributes:
+        problem: What is wrong, a fixed phrase such as "TCP header longer than the segment".
+        family: 4, 6, or 0 when not even that can be read.
+        src: Source address as far as it could be read, else empty.
+        dst: Destination address as far as it could be read, else empty.
+        proto: Transport protocol as far as it could be read, else 0.
+    """
+
+    problem: str
+    family: int
+    src: bytes
+    dst: bytes
+    proto: int
+
+    def __init__(
+        self, problem: str, family: int = 0, src: bytes = b"", dst: bytes = b"", proto: int = 0
+    ) -> None:
+        self.problem = problem
+        self.family = family
+        self.src = src
+        self.dst = dst
+        self.proto = proto
+
+
+# What the kernel knows of the checksum of a queued packet (NFQA_SKB_INFO, kernel.md 5).
+CHECKSUM_GOOD: Final = 0
+CHECKSUM_UNFINISHED: Final = 1
+CHECKSUM_UNVERIFIED: Final = 2
+
+
+@final
+@dataclass(init=False, slots=True)
+class Queued:
+    """One packet as the queue hands it over.
+
+    Attributes:
+        octets: From the IP header on; the tail may be missing (`Packet.length` tells).
+        hook: `flow.Hook` number.
+        indev: Name of the interface that it came in by, or empty.
+        outdev: Name of the interface that it leaves by, or empty.
+        mark: Packet mark.
+        checksum: `CHECKSUM_GOOD`, or `CHECKSUM_UNFINISHED` when the NIC is still to compute it,
+            or `CHECKSUM_UNVERIFIED` when nobody looked.
+    """
+
+    octets: bytes
+    hook: int
+    indev: str
+    outdev: str
+    mark: int
+    checksum: int
+
+    def __init__(
+        self, octets: bytes, hook: int, indev: str, outdev: str, mark: int, checksum: int
+    ) -> None:
+        self.octets = octets
+        self.hook = hook
+        self.indev = indev
+        self.outdev = outdev
+        self.mark = mark
+        self.checksum = checksum

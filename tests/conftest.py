@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: MIT
+"""What every test shares: real namespaces, and what to do where there are none."""
+
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import settings
+
+from nfq_guard.lab.netns import Namespace
+
+settings.register_profile("fast", max_examples=100, deadline=None)
+settings.register_profile("deep", max_examples=5_000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Without root a kernel test is skipped on a laptop, and fails in CI."""
+    if item.get_closest_marker("kernel") and os.geteuid() != 0:
+        reason = "needs root: it makes network namespaces"
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+
+
+@pytest.fixture
+def namespace() -> Iterator[Callable[[str], Namespace]]:
+    """Make network namespaces by label; all are removed at the end."""
+    made: list[Namespace] = []
+
+    def make(label: str) -> Namespace:
+        made.append(Namespace(label))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
