@@ -42,7 +42,7 @@ class NetfilterQueue:
         user_callback: Callable[[Packet], object],
         max_len: int = ...,
         mode: int = ...,
-        range: int = ...,
+        range: int = ...,  # noqa: A002 - the library's name
         sock_len: int = ...,
     ) -> None: ...
     def unbind(self) -> None: ...

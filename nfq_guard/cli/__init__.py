@@ -45,7 +45,7 @@ COMMANDS: Final = {
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="nfq-guard",
-        description="Judge the packets that conntrack calls INVALID by the kernel's own TCP window.",
+        description="Judge conntrack's INVALID packets by the kernel's own TCP window.",
     )
     parser.add_argument("--version", action="version", version=f"nfq-guard {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

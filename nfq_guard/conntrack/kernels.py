@@ -74,7 +74,7 @@ def rules_of(release: str) -> KernelRules:
     Raises:
         UsageError: `release` does not begin with two numbers.
     """
-    parts = release.split("-")[0].split(".")
+    parts = release.split("-", maxsplit=1)[0].split(".")
     try:
         wanted = (int(parts[0]), int(parts[1]))
     except (ValueError, IndexError):

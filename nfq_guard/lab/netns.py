@@ -161,9 +161,9 @@ def stale() -> list[str]:
         return found
     for path in sorted(_RUN.iterdir()):
         parts = path.name.split("-")
-        if parts[0] == PREFIX and len(parts) >= 4 and parts[1].isdigit():
-            if not Path("/proc", parts[1]).exists():
-                found.append(path.name)
+        ours = parts[0] == PREFIX and len(parts) >= 4 and parts[1].isdigit()
+        if ours and not Path("/proc", parts[1]).exists():
+            found.append(path.name)
     return found
 
 

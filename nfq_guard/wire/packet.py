@@ -207,6 +207,7 @@ class Malformed:
         src: Source address as far as it could be read, else empty.
         dst: Destination address as far as it could be read, else empty.
         proto: Transport protocol as far as it could be read, else 0.
+        snapped: Whether it is the capture that ends too early, not the packet.
     """
 
     problem: str
@@ -214,15 +215,23 @@ class Malformed:
     src: bytes
     dst: bytes
     proto: int
+    snapped: bool
 
     def __init__(
-        self, problem: str, family: int = 0, src: bytes = b"", dst: bytes = b"", proto: int = 0
+        self,
+        problem: str,
+        family: int = 0,
+        src: bytes = b"",
+        dst: bytes = b"",
+        proto: int = 0,
+        snapped: bool = False,  # noqa: FBT001, FBT002 - as the other values of the packet path
     ) -> None:
         self.problem = problem
         self.family = family
         self.src = src
         self.dst = dst
         self.proto = proto
+        self.snapped = snapped
 
 
 # What the kernel knows of the checksum of a queued packet (NFQA_SKB_INFO, kernel.md 5).

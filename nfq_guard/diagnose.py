@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: MIT
+"""Why a packet that conntrack called INVALID is so, from the packet and its flow (kernel.md 1.13).
+
+The flow is looked up after the kernel has decided, but an INVALID packet leaves the window as it
+was, so the first bound that the packet breaks is the one that the kernel named. Where nothing is
+broken any more, other packets of the flow came between: `raced`.
+"""
+
+from typing import Final
+
+from nfq_guard.conntrack import window
+from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.states import (
+    CLASS_ACK,
+    CLASS_NAMES,
+    CLASS_RST,
+    CLASS_SYN,
+    FLAGS_PASS,
+    MOVE_INVALID,
+    MOVES,
+    SEGMENT_CLASS,
+)
+from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.flow import (
+    IPV4,
+    PEER_MAXACK_SET,
+    PEER_SACK_PERM,
+    STATUS_ASSURED,
+    Evidence,
+    FlowSnapshot,
+    Hook,
+    Peer,
+    TcpState,
+)
+from nfq_guard.seqno import Seq, before, distance
+from nfq_guard.wire.checksum import checksum_ok
+from nfq_guard.wire.icmp import LAST_TYPE_V4, REQUESTS_V4, REQUESTS_V6
+from nfq_guard.wire.packet import (
+    ACK,
+    CHECKSUM_UNVERIFIED,
+    RST,
+    Datagram,
+    IcmpMessage,
+    Malformed,
+    Packet,
+    Queued,
+    Segment,
+)
+from nfq_guard.wire.tcp import highest_acknowledged
+
+_PREROUTING: Final = int(Hook.PREROUTING)
+_SYN_SENT: Final = int(TcpState.SYN_SENT)
+_ESTABLISHED: Final = int(TcpState.ESTABLISHED)
+_FIRST_CLOSING: Final = int(TcpState.FIN_WAIT)
+_LAST_CLOSING: Final = int(TcpState.CLOSE)
+
+# Details, by direction, class of segment and state: composed once.
+_TRANSITIONS: Final = tuple(
+    tuple(
+        tuple(f"{direction} {name} in {state.name}" for state in TcpState) for name in CLASS_NAMES
+    )
+    for direction in ("original", "reply")
+)
+_WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CLASS_NAMES)
+
+_BOUNDS: Final = (
+    None,
+    (Reason.SEQ_OVER, Bound.SEQ_OVER),
+    (Reason.ACK_OVER, Bound.ACK_OVER),
+    (Reason.SEQ_UNDER, Bound.SEQ_UNDER),
+    (Reason.ACK_UNDER, Bound.ACK_UNDER),
+    (Reason.SEQ_OVER, Bound.SEQ_OVER),
+)
+
+_NOWHERE_TO_LOOK: Final = "no way to look the flow up"
+_ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
+_MOVED_ON: Final = "fits the window that the flow has by now"
+
+
+def diagnose(
+    queued: Queued,
+    packet: Packet | Malformed,
+    snapshot: FlowSnapshot | None,
+    evidence: Evidence,
+    kernel: KernelRules,
+    loose: bool,  # noqa: FBT001 - positional on the packet path
+) -> Finding:
+    """Name the reason, and prove it.
+
+    Args:
+        queued: The packet as it came: its hook and checksum state decide whether the checksum
+            is held against it, as conntrack does in PREROUTING only.
+        packet: The same, decoded.
+        snapshot: Its flow; for an ICMP error the flow of the quoted packet.
+        evidence: What lookups give; with NONE a missing snapshot proves nothing.
+        kernel: What the kernel that called it INVALID can mean by it.
+        loose: Its sysctl `nf_conntrack_tcp_loose`.
+    """
+    if isinstance(packet, Malformed):
+        reason = Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED
+        return Finding(reason, None, packet.problem)
+    l4 = packet.l4
+    if l4 is None:
+        return Finding(Reason.UNSUPPORTED, None, _unsupported(packet))
+    if (
+        queued.checksum == CHECKSUM_UNVERIFIED
+        and queued.hook == _PREROUTING
+        and checksum_ok(packet, queued.octets) is False
+    ):
+        return Finding(Reason.BAD_CHECKSUM)
+    if isinstance(l4, Segment):
+        if not FLAGS_PASS[l4.flags]:
+            return Finding(Reason.BAD_FLAGS)
+        if evidence is Evidence.NONE:
+            return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
+        if snapshot is None:
+            return _without_entry(l4, loose)
+        return _diagnose_segment(l4, snapshot, kernel)
+    if evidence is Evidence.NONE:
+        return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
+    if isinstance(l4, Datagram):
+        return Finding(Reason.RACED, None, _ENTRY_GONE)
+    return _diagnose_icmp(packet, l4, snapshot)
+
+
+def _unsupported(packet: Packet) -> str:
+    if packet.fragment_offset:
+        return "fragment without a transport header"
+    return "protocol without a diagnosis"
+
+
+def _without_entry(segment: Segment, loose: bool) -> Finding:  # noqa: FBT001 - packet path
+    kind = SEGMENT_CLASS[segment.flags]
+    if kind == CLASS_SYN or (kind == CLASS_ACK and loose):
+        # Either would have opened an entry.
+        return Finding(Reason.RACED, None, _ENTRY_GONE)
+    return Finding(Reason.NO_ENTRY, None, _WITHOUT_ENTRY[kind])
+
+
+def _diagnose_segment(segment: Segment, snapshot: FlowSnapshot, kernel: KernelRules) -> Finding:
+    direction = snapshot.direction
+    state = snapshot.state
+    kind = SEGMENT_CLASS[segment.flags]
+    if MOVES[direction][kind][state] == MOVE_INVALID:
+        return Finding(Reason.BAD_TRANSITION, None, _TRANSITIONS[direction][kind][state])
+    peers = snapshot.peers
+    if peers is None:
+        return Finding(Reason.UNSUPPORTED, None, "the flow is known, its window is not")
+    sender = peers[direction]
+    receiver = peers[1 - direction]
+    if kind == CLASS_RST:
+        if kernel.closing_takes_any_rst and _FIRST_CLOSING <= state <= _LAST_CLOSING:
+            return Finding(Reason.RACED, None, _MOVED_ON)
+        breach = _rst_breach(segment.seq, snapshot, receiver, kernel)
+        if breach is not None:
+            return Finding(Reason.RST_OUTSIDE, breach)
+    return _diagnose_window(segment, state, sender, receiver, kernel)
+
+
+def _rst_breach(
+    seq: Seq, snapshot: FlowSnapshot, receiver: Peer, kernel: KernelRules
+) -> Breach | None:
+    """A RST from before what the other side has acknowledged already (kernel.md 1.7)."""
+    if not receiver.flags & PEER_MAXACK_SET:
+        return None
+    if snapshot.last_index == CLASS_SYN and not kernel.rst_after_syn_checked:
+        return None
+    settled = snapshot.state == _ESTABLISHED and snapshot.status & STATUS_ASSURED
+    if seq == 0 and kernel.ignores_invalid_rst and not settled:
+        return None
+    if not before(seq, receiver.td_maxack):
+        return None
+    return Breach(Bound.RST_OUTSIDE, seq, receiver.td_maxack, distance(receiver.td_maxack, seq))
+
+
+def _diagnose_window(
+    segment: Segment, state: int, sender: Peer, receiver: Peer, kernel: KernelRules
+) -> Finding:
+    seq = segment.seq
+    end = segment.end
+    flags = segment.flags
+    if not flags & ACK or (flags & RST and segment.ack == 0):
+        sack = receiver.td_end
+    elif receiver.flags & PEER_SACK_PERM:
+        sack = highest_acknowledged(segment.options, segment.ack)
+    else:
+        sack = segment.ack
+    if flags & RST and seq == 0 and state == _SYN_SENT:
+        seq = end = sender.td_end
+    broken = window.first_breach(
+        seq,
+        end,
+        sack,
+        sender.td_end,
+        sender.td_maxend,
+        sender.td_maxwin,
+        receiver.td_end,
+        receiver.td_maxwin,
+        kernel.old_segments_pass,
+    )
+    if broken == window.FITS or (kernel.old_segments_pass and broken >= window.SEQ_UNDER):
+        return Finding(Reason.RACED, None, _MOVED_ON)
+    if broken == window.ACK_OVER:
+        limit = receiver.td_end
+        return _broken(broken, sack, limit, distance(sack, limit))
+    if broken == window.SEQ_UNDER:
+        limit = window.lowest_end(sender.td_end, receiver.td_maxwin)
+        return _broken(broken, end, limit, distance(limit, end))
+    if broken == window.ACK_UNDER:
+        limit = window.lowest_ack(receiver.td_end, sender.td_maxwin)
+        return _broken(broken, sack, limit, distance(limit, sack))
+    return _broken(broken, seq, sender.td_maxend, distance(seq, sender.td_maxend))
+
+
+def _broken(broken: int, actual: Seq, limit: Seq, octets: int) -> Finding:
+    names = _BOUNDS[broken]
+    assert names is not None  # noqa: S101 - FITS was answered before
+    return Finding(names[0], Breach(names[1], actual, limit, octets))
+
+
+def _diagnose_icmp(packet: Packet, message: IcmpMessage, snapshot: FlowSnapshot | None) -> Finding:
+    if message.is_error:
+        quoted = message.quoted
+        if quoted is None:
+            return Finding(Reason.ICMP_UNRELATED, None, "quotes too little of a packet")
+        if snapshot is None:
+            return Finding(Reason.ICMP_UNRELATED, None, "quotes a flow without an entry")
+        if packet.dst != quoted.src:
+            return Finding(Reason.ICMP_MISMATCH, None, "quotes a packet of another sender")
+        return Finding(Reason.RACED, None, _MOVED_ON)
+    if packet.family == IPV4 and message.type > LAST_TYPE_V4:
+        return Finding(Reason.MALFORMED, None, "ICMP type above 18")
+    requests = REQUESTS_V4 if packet.family == IPV4 else REQUESTS_V6
+    if snapshot is None and message.type not in requests:
+        return Finding(Reason.NO_ENTRY, None, "ICMP message that no request asked for")
+    return Finding(Reason.RACED, None, _ENTRY_GONE)

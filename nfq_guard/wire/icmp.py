@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""ICMP and ICMPv6 headers, and the packet that an error quotes (RFC 792, RFC 4443)."""
+
+import struct
+from typing import Final
+
+from nfq_guard.flow import (
+    IPV4,
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_TCP,
+    PROTO_UDP,
+    FlowTuple,
+)
+from nfq_guard.wire.ipv6 import skip_extensions
+from nfq_guard.wire.packet import IcmpMessage
+
+_HEADER: Final = struct.Struct("!BBHH")
+_PORTS: Final = struct.Struct("!HH")
+_PROTO_SCTP: Final = 132
+_WITH_PORTS: Final = (PROTO_TCP, PROTO_UDP, _PROTO_SCTP)
+_ICMP: Final = (PROTO_ICMP, PROTO_ICMPV6)
+
+# Errors quote the packet that caused them (kernel.md 2).
+ERRORS_V4: Final = (3, 4, 5, 11, 12)
+REDIRECT_V6: Final = 137
+# Messages that carry an identifier: requests and their replies.
+_IDENTIFIED_V4: Final = (0, 8, 13, 14, 15, 16, 17, 18)
+_IDENTIFIED_V6: Final = (128, 129)
+# Requests open a flow; a reply without one is INVALID.
+REQUESTS_V4: Final = (8, 13, 15, 17)
+REQUESTS_V6: Final = (128, 139)
+LAST_TYPE_V4: Final = 18
+
+# Not the packet's fault: too little of it was captured.
+SNAPPED_IN_HEADER: Final = "capture ends inside the ICMP header"
+
+
+def is_error_v6(message_type: int) -> bool:
+    """Whether conntrack relates an ICMPv6 message to a flow by what it quotes."""
+    return message_type < 128 or message_type == REDIRECT_V6
+
+
+def decode_message(octets: bytes, offset: int, wire_len: int, family: int) -> IcmpMessage | str:
+    """Read the ICMP header at `offset` of `octets`; a fixed phrase says what is wrong with it."""
+    if wire_len < 8:
+        return "ICMP header cut short"
+    if len(octets) < offset + 8:
+        return SNAPPED_IN_HEADER
+    kind, code, checksum, identifier = _HEADER.unpack_from(octets, offset)
+    if family == IPV4:
+        is_error = kind in ERRORS_V4
+        identified = kind in _IDENTIFIED_V4
+    else:
+        is_error = is_error_v6(kind)
+        identified = kind in _IDENTIFIED_V6
+    quoted: FlowTuple | None = None
+    if is_error:
+        # A redirect for IPv6 quotes inside an option, which conntrack does not look for.
+        end = min(len(octets), offset + wire_len)
+        quoted = _quoted_tuple(octets[offset + 8 : end], family)
+    return IcmpMessage(kind, code, identifier if identified else 0, checksum, is_error, quoted)
+
+
+def _quoted_tuple(inner: bytes, family: int) -> FlowTuple | None:
+    if family == IPV4:
+        if len(inner) < 20 or inner[0] >> 4 != 4:
+            return None
+        at = (inner[0] & 15) << 2
+        if at < 20 or (inner[6] & 0x1F) or inner[7]:
+            return None
+        proto = inner[9]
+        src = inner[12:16]
+        dst = inner[16:20]
+    else:
+        if len(inner) < 40 or inner[0] >> 4 != 6:
+            return None
+        src = inner[8:24]
+        dst = inner[24:40]
+        extensions = skip_extensions(inner, inner[6], 40)
+        if extensions is None or extensions.fragment_offset:
+            return None
+        proto = extensions.proto
+        at = extensions.offset
+    if proto in _WITH_PORTS:
+        if len(inner) < at + 4:
+            return None
+        sport, dport = _PORTS.unpack_from(inner, at)
+        return FlowTuple(proto, src, dst, sport, dport)
+    if proto in _ICMP:
+        if len(inner) < at + 8:
+            return None
+        kind, code, _, identifier = _HEADER.unpack_from(inner, at)
+        return FlowTuple(proto, src, dst, identifier, kind << 8 | code)
+    return FlowTuple(proto, src, dst, 0, 0)

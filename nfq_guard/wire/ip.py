@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""From captured octets to a `Packet`: the one place where lengths are checked.
+
+Lengths come from the IP header, never from how much was captured: the queue copies the first
+octets only, captures are snapped, and Ethernet pads.
+"""
+
+import struct
+from typing import Final
+
+from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
+from nfq_guard.wire import icmp, tcp, udp
+from nfq_guard.wire.ipv6 import HOP_BY_HOP, jumbo_length, skip_extensions
+from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
+
+_IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
+_IPV6: Final = struct.Struct("!IHBB16s16s")
+
+_SNAPPED: Final = (
+    tcp.SNAPPED_IN_HEADER,
+    udp.SNAPPED_IN_HEADER,
+    icmp.SNAPPED_IN_HEADER,
+)
+
+
+def decode(octets: bytes) -> Packet | Malformed:
+    """Read one packet from its IP header on; whatever the octets are, never an exception."""
+    if not octets:
+        return Malformed("no octets")
+    version = octets[0] >> 4
+    if version == 4:
+        return _decode_ipv4(octets)
+    if version == 6:
+        return _decode_ipv6(octets)
+    return Malformed("IP version neither 4 nor 6")
+
+
+def _decode_ipv4(octets: bytes) -> Packet | Malformed:
+    if len(octets) < 20:
+        return Malformed("IPv4 header cut short", IPV4)
+    first, _, length, _, fragment, hop_limit, proto, _, src, dst = _IPV4.unpack_from(octets)
+    header_len = (first & 15) << 2
+    if header_len < 20:
+        return Malformed("IPv4 header length below 5", IPV4, src, dst, proto)
+    if length == 0:
+        # A super-packet over 65535 octets, as segmentation offload makes them.
+        length = len(octets)
+    if header_len > length:
+        return Malformed("IPv4 header longer than the packet", IPV4, src, dst, proto)
+    if header_len > len(octets):
+        return Malformed("capture ends inside the IPv4 header", IPV4, src, dst, proto, snapped=True)
+    more = fragment & 0x2000 != 0
+    fragment_offset = (fragment & 0x1FFF) << 3
+    return _with_transport(
+        octets, IPV4, src, dst, proto, length, header_len, hop_limit, fragment_offset, more
+    )
+
+
+def _decode_ipv6(octets: bytes) -> Packet | Malformed:
+    if len(octets) < 40:
+        return Malformed("IPv6 header cut short", IPV6)
+    _, payload_len, next_header, hop_limit, src, dst = _IPV6.unpack_from(octets)
+    if payload_len == 0 and next_header == HOP_BY_HOP:
+        payload_len = jumbo_length(octets)
+    length = 40 + payload_len if payload_len else len(octets)
+    extensions = skip_extensions(octets, next_header, 40)
+    if extensions is None or extensions.offset > length:
+        snapped = len(octets) < length
+        return Malformed(
+            "IPv6 extension header cut short", IPV6, src, dst, next_header, snapped=snapped
+        )
+    return _with_transport(
+        octets,
+        IPV6,
+        src,
+        dst,
+        extensions.proto,
+        length,
+        extensions.offset,
+        hop_limit,
+        extensions.fragment_offset,
+        extensions.more_fragments,
+    )
+
+
+def _with_transport(
+    octets: bytes,
+    family: int,
+    src: bytes,
+    dst: bytes,
+    proto: int,
+    length: int,
+    offset: int,
+    hop_limit: int,
+    fragment_offset: int,
+    more: bool,  # noqa: FBT001 - positional on the packet path
+) -> Packet | Malformed:
+    l4: Segment | Datagram | IcmpMessage | None = None
+    if fragment_offset == 0:
+        read = _transport(octets, family, proto, offset, length - offset, more)
+        if isinstance(read, str):
+            return Malformed(read, family, src, dst, proto, snapped=read in _SNAPPED)
+        l4 = read
+    return Packet(family, src, dst, proto, length, offset, hop_limit, fragment_offset, more, l4)
+
+
+def _transport(
+    octets: bytes,
+    family: int,
+    proto: int,
+    offset: int,
+    wire_len: int,
+    more: bool,  # noqa: FBT001 - positional on the packet path
+) -> Segment | Datagram | IcmpMessage | str | None:
+    if proto == PROTO_TCP:
+        return tcp.decode_segment(octets, offset, wire_len)
+    if proto == PROTO_UDP:
+        return udp.decode_datagram(octets, offset, wire_len, more)
+    if proto == (PROTO_ICMP if family == IPV4 else PROTO_ICMPV6):
+        return icmp.decode_message(octets, offset, wire_len, family)
+    return None

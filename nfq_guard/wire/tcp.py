@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""TCP headers and options (RFC 9293 3.1, RFC 2018, RFC 7323)."""
+
+import struct
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.seqno import Seq
+from nfq_guard.wire.packet import Segment
+
+_HEADER: Final = struct.Struct("!HHIIBBHHH")
+_EDGE: Final = struct.Struct("!I")
+_EDGES: Final = struct.Struct("!II")
+
+OPTION_END: Final = 0
+OPTION_NOP: Final = 1
+OPTION_MSS: Final = 2
+OPTION_WINDOW_SCALE: Final = 3
+OPTION_SACK_PERMITTED: Final = 4
+OPTION_SACK: Final = 5
+OPTION_TIMESTAMPS: Final = 8
+
+# Larger shifts are taken as this one (RFC 7323 2.3).
+MAX_WINDOW_SCALE: Final = 14
+# What most segments carry: two NOPs and timestamps.
+_TIMESTAMPS_ONLY: Final = b"\x01\x01\x08\x0a"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TcpOptions:
+    """The options that conntrack or a reader of a capture looks at; None where one is absent.
+
+    Attributes:
+        mss: Maximum segment size, octets.
+        window_scale: Shift of the windows to come, at most 14.
+        sack_permitted: Whether SACK was offered.
+        sack_blocks: Left and right edges, in the order of the header.
+        timestamps: TSval and TSecr.
+    """
+
+    mss: int | None = None
+    window_scale: int | None = None
+    sack_permitted: bool = False
+    sack_blocks: tuple[tuple[Seq, Seq], ...] = ()
+    timestamps: tuple[int, int] | None = None
+
+
+def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
+    """Read the TCP header at `offset` of `octets`.
+
+    Does not verify the checksum: on NFQUEUE it may still be the NIC's to compute.
+
+    Args:
+        octets: The captured packet; its tail may be missing.
+        offset: Where the segment starts.
+        wire_len: Octets that the segment had on the wire, from the IP header.
+
+    Returns:
+        The segment, or what is wrong with it: a fixed phrase.
+    """
+    if wire_len < 20:
+        return "TCP header cut short"
+    if len(octets) < offset + 20:
+        return SNAPPED_IN_HEADER
+    sport, dport, seq, ack, offset_octet, flags, window, checksum, _ = _HEADER.unpack_from(
+        octets, offset
+    )
+    header_len = offset_octet >> 4 << 2
+    if header_len < 20:
+        return "TCP data offset below 5"
+    if header_len > wire_len:
+        return "TCP header longer than the segment"
+    options = octets[offset + 20 : offset + header_len] if header_len > 20 else b""
+    if len(options) != header_len - 20:
+        return SNAPPED_IN_HEADER
+    return Segment(
+        sport, dport, Seq(seq), Seq(ack), flags, window, wire_len - header_len, options, checksum
+    )
+
+
+# Not the packet's fault: too little of it was captured.
+SNAPPED_IN_HEADER: Final = "capture ends inside the TCP header"
+
+
+def parse_options(options: bytes) -> TcpOptions:
+    """Read options as conntrack does: up to END, a length below 2, or one that overruns.
+
+    An option whose length is not the one it must have is passed over.
+    """
+    mss: int | None = None
+    scale: int | None = None
+    permitted = False
+    blocks: list[tuple[Seq, Seq]] = []
+    timestamps: tuple[int, int] | None = None
+    at = 0
+    size = len(options)
+    while at < size:
+        kind = options[at]
+        if kind == OPTION_END:
+            break
+        if kind == OPTION_NOP:
+            at += 1
+            continue
+        if at + 1 >= size:
+            break
+        length = options[at + 1]
+        if length < 2 or at + length > size:
+            break
+        if kind == OPTION_MSS and length == 4:
+            mss = options[at + 2] << 8 | options[at + 3]
+        elif kind == OPTION_WINDOW_SCALE and length == 3:
+            scale = min(options[at + 2], MAX_WINDOW_SCALE)
+        elif kind == OPTION_SACK_PERMITTED and length == 2:
+            permitted = True
+        elif kind == OPTION_SACK and length >= 10 and (length - 2) % 8 == 0:
+            for edge in range(at + 2, at + length, 8):
+                left, right = _EDGES.unpack_from(options, edge)
+                blocks.append((Seq(left), Seq(right)))
+        elif kind == OPTION_TIMESTAMPS and length == 10:
+            value, echo = _EDGES.unpack_from(options, at + 2)
+            timestamps = (value, echo)
+        at += length
+    return TcpOptions(
+        mss=mss,
+        window_scale=scale,
+        sack_permitted=permitted,
+        sack_blocks=tuple(blocks),
+        timestamps=timestamps,
+    )
+
+
+def highest_acknowledged(options: bytes, ack: Seq) -> Seq:
+    """The later of `ack` and the right edges of all SACK blocks (kernel.md 1.6 a)."""
+    size = len(options)
+    if size < 10 or (size == 12 and options.startswith(_TIMESTAMPS_ONLY)):
+        return ack
+    highest: int = ack
+    at = 0
+    while at < size:
+        kind = options[at]
+        if kind == OPTION_END:
+            break
+        if kind == OPTION_NOP:
+            at += 1
+            continue
+        if at + 1 >= size:
+            break
+        length = options[at + 1]
+        if length < 2 or at + length > size:
+            break
+        if kind == OPTION_SACK and length >= 10 and (length - 2) % 8 == 0:
+            for edge in range(at + 6, at + length, 8):
+                right: int = _EDGE.unpack_from(options, edge)[0]
+                if (highest - right) & 0xFFFFFFFF >= 0x80000000:
+                    highest = right
+        at += length
+    return Seq(highest)

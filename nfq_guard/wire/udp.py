@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""UDP headers (RFC 768)."""
+
+import struct
+from typing import Final
+
+from nfq_guard.wire.packet import Datagram
+
+_HEADER: Final = struct.Struct("!HHHH")
+
+# Not the packet's fault: too little of it was captured.
+SNAPPED_IN_HEADER: Final = "capture ends inside the UDP header"
+
+
+def decode_datagram(
+    octets: bytes,
+    offset: int,
+    wire_len: int,
+    more_fragments: bool,  # noqa: FBT001 - positional on the packet path
+) -> Datagram | str:
+    """Read the UDP header at `offset` of `octets`; a fixed phrase says what is wrong with it.
+
+    The length field may exceed `wire_len` only in a first fragment.
+    """
+    if wire_len < 8:
+        return "UDP header cut short"
+    if len(octets) < offset + 8:
+        return SNAPPED_IN_HEADER
+    sport, dport, length, checksum = _HEADER.unpack_from(octets, offset)
+    if length < 8:
+        return "UDP length below 8"
+    if length > wire_len and not more_fragments:
+        return "UDP length beyond the packet"
+    return Datagram(sport, dport, length, checksum)
