@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""The classic format (draft-ietf-opsawg-pcap): one header, then records of one link type."""
+
+import struct
+from typing import Final, final
+
+from nfq_guard.capture.frame import MAX_FRAME_OCTETS, BrokenRecordError, Frame
+
+HEADER_OCTETS: Final = 24
+
+# By the first four octets of the file: byte order, and nanoseconds in a unit of the fraction.
+MAGICS: Final = {
+    b"\xd4\xc3\xb2\xa1": ("<", 1000),
+    b"\xa1\xb2\xc3\xd4": (">", 1000),
+    b"\x4d\x3c\xb2\xa1": ("<", 1),
+    b"\xa1\xb2\x3c\x4d": (">", 1),
+}
+
+
+@final
+class PcapScanner:
+    """Cuts a buffer into frames.
+
+    Attributes:
+        frames: How many were found so far.
+    """
+
+    def __init__(self, header: bytes, source: int) -> None:
+        """Read the file header, `HEADER_OCTETS` long, that begins with one of `MAGICS`."""
+        order, self._fraction_ns = MAGICS[header[:4]]
+        # The upper half of the word tells the length of a frame check sequence, which no length
+        # of ours counts on.
+        self._linktype: int = struct.unpack_from(order + "I", header, 20)[0] & 0xFFFF
+        self._record = struct.Struct(order + "IIII")
+        self._source = source
+        self.frames = 0
+
+    def scan(self, buffer: bytes, found: list[Frame]) -> int:
+        """Append the frames that are whole in `buffer` to `found`.
+
+        Returns:
+            Octets used, from the start of the buffer.
+
+        Raises:
+            BrokenRecordError: A record has an impossible length; those before it are in `found`.
+        """
+        unpack = self._record.unpack_from
+        fraction_ns = self._fraction_ns
+        linktype = self._linktype
+        source = self._source
+        number = self.frames
+        end = len(buffer)
+        start = 0
+        while start + 16 <= end:
+            seconds, fraction, captured, wire_len = unpack(buffer, start)
+            if captured > MAX_FRAME_OCTETS:
+                self.frames = number
+                raise BrokenRecordError(start, f"a record claims {captured} octets")
+            stop = start + 16 + captured
+            if stop > end:
+                break
+            number += 1
+            found.append(
+                Frame(
+                    number,
+                    seconds * 1_000_000_000 + fraction * fraction_ns,
+                    linktype,
+                    wire_len,
+                    buffer[start + 16 : stop],
+                    source,
+                )
+            )
+            start = stop
+        self.frames = number
+        return start

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: MIT
+"""The block format (draft-ietf-opsawg-pcapng): sections, each with interfaces of their own."""
+
+import struct
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.capture.frame import (
+    MAX_BLOCK_OCTETS,
+    MAX_FRAME_OCTETS,
+    BrokenRecordError,
+    Frame,
+)
+
+BLOCK_SECTION: Final = 0x0A0D0D0A
+BLOCK_INTERFACE: Final = 1
+BLOCK_PACKET: Final = 2  # obsolete
+BLOCK_SIMPLE_PACKET: Final = 3
+BLOCK_ENHANCED_PACKET: Final = 6
+
+MAGIC: Final = b"\x0a\x0d\x0d\x0a"
+
+OPTION_END: Final = 0
+OPTION_IF_TSRESOL: Final = 9
+OPTION_IF_TSOFFSET: Final = 14
+
+_BYTE_ORDERS: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
+_NANO: Final = 1_000_000_000
+# A file may declare interfaces without end; a section of more than these is damage.
+_MAX_INTERFACES: Final = 1 << 16
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Interface:
+    """What an interface description block says.
+
+    Attributes:
+        linktype: LINKTYPE_* number.
+        snaplen: Most octets captured of a frame; 0 means all.
+        tick_ns: Nanoseconds in a tick; 0 where that is not a whole number.
+        ticks_per_s: Ticks in a second.
+        offset_ns: To add to each time.
+    """
+
+    linktype: int
+    snaplen: int
+    tick_ns: int
+    ticks_per_s: int
+    offset_ns: int
+
+
+@final
+class PcapngScanner:
+    """Cuts a buffer into frames.
+
+    Attributes:
+        frames: How many were found so far.
+    """
+
+    def __init__(self, source: int) -> None:
+        """Begin before the first section."""
+        self._source = source
+        self._interfaces: list[_Interface] = []
+        self._last_ns = 0
+        self._orders("<")
+        self.frames = 0
+
+    def _orders(self, order: str) -> None:
+        self._order = order
+        self._words = struct.Struct(order + "IIIIIII")
+        self._head = struct.Struct(order + "II")
+
+    def scan(self, buffer: bytes, found: list[Frame]) -> int:
+        """Append the frames whose blocks are whole in `buffer` to `found`.
+
+        Returns:
+            Octets used, from the start of the buffer.
+
+        Raises:
+            BrokenRecordError: A block contradicts itself; the frames before it are in `found`.
+        """
+        end = len(buffer)
+        start = 0
+        source = self._source
+        while start + 12 <= end:
+            if buffer[start : start + 4] == MAGIC:
+                order = _BYTE_ORDERS.get(buffer[start + 8 : start + 12])
+                if order is None:
+                    raise BrokenRecordError(start, "a section header without byte order")
+                self._orders(order)
+            kind, length = self._head.unpack_from(buffer, start)
+            if length < 12 or length & 3 or length > MAX_BLOCK_OCTETS:
+                raise BrokenRecordError(start, f"a block claims {length} octets")
+            stop = start + length
+            if stop > end:
+                break
+            if buffer[stop - 4 : stop] != buffer[start + 4 : start + 8]:
+                raise BrokenRecordError(start, "the two lengths of a block differ")
+            if kind == BLOCK_ENHANCED_PACKET:
+                if length < 32:
+                    raise BrokenRecordError(start, "a packet block is too short")
+                _, _, index, high, low, captured, wire_len = self._words.unpack_from(buffer, start)
+                if captured > length - 32 or captured > MAX_FRAME_OCTETS:
+                    raise BrokenRecordError(start, f"a packet block claims {captured} octets")
+                if index >= len(self._interfaces):
+                    raise BrokenRecordError(start, f"there is no interface {index}")
+                interface: _Interface = self._interfaces[index]
+                ticks = high << 32 | low
+                time_ns = (
+                    ticks * interface.tick_ns
+                    if interface.tick_ns
+                    else ticks * _NANO // interface.ticks_per_s
+                ) + interface.offset_ns
+                self._last_ns = time_ns
+                self.frames += 1
+                found.append(
+                    Frame(
+                        self.frames,
+                        time_ns,
+                        interface.linktype,
+                        wire_len,
+                        buffer[start + 28 : start + 28 + captured],
+                        source,
+                    )
+                )
+            else:
+                self._rare_block(kind, buffer[start:stop], start, found)
+            start = stop
+        return start
+
+    def _rare_block(self, kind: int, block: bytes, start: int, found: list[Frame]) -> None:
+        if kind == BLOCK_SECTION:
+            if len(block) < 28:
+                raise BrokenRecordError(start, "a section header is too short")
+            major: int = struct.unpack_from(self._order + "H", block, 12)[0]
+            if major != 1:
+                raise BrokenRecordError(start, f"pcapng version {major} is not known")
+            self._interfaces = []
+        elif kind == BLOCK_INTERFACE:
+            if len(block) < 20 or len(self._interfaces) >= _MAX_INTERFACES:
+                raise BrokenRecordError(start, "an interface block is too short or one too many")
+            self._interfaces.append(self._interface(block))
+        elif kind == BLOCK_SIMPLE_PACKET:
+            self._simple_packet(block, start, found)
+        elif kind == BLOCK_PACKET:
+            self._obsolete_packet(block, start, found)
+
+    def _interface(self, block: bytes) -> _Interface:
+        linktype, _, snaplen = struct.unpack_from(self._order + "HHI", block, 8)
+        ticks_per_s, offset_s = 1_000_000, 0
+        position, end = 16, len(block) - 4
+        while position + 4 <= end:
+            code, length = struct.unpack_from(self._order + "HH", block, position)
+            value = block[position + 4 : min(position + 4 + length, end)]
+            if code == OPTION_END:
+                break
+            if code == OPTION_IF_TSRESOL and len(value) == 1:
+                power = value[0] & 0x7F
+                ticks_per_s = 2**power if value[0] & 0x80 else 10**power
+            elif code == OPTION_IF_TSOFFSET and len(value) == 8:
+                offset_s = struct.unpack(self._order + "q", value)[0]
+            position += 4 + (length + 3 & ~3)
+        return _Interface(
+            linktype=linktype,
+            snaplen=snaplen,
+            tick_ns=0 if _NANO % ticks_per_s else _NANO // ticks_per_s,
+            ticks_per_s=ticks_per_s,
+            offset_ns=offset_s * _NANO,
+        )
+
+    def _simple_packet(self, block: bytes, start: int, found: list[Frame]) -> None:
+        if len(block) < 16 or not self._interfaces:
+            raise BrokenRecordError(start, "a simple packet block without interface or length")
+        interface = self._interfaces[0]
+        wire_len: int = struct.unpack_from(self._order + "I", block, 8)[0]
+        captured = min(wire_len, interface.snaplen or wire_len)
+        if captured > len(block) - 16 or captured > MAX_FRAME_OCTETS:
+            raise BrokenRecordError(start, f"a simple packet block claims {captured} octets")
+        self._append(found, interface, self._last_ns, wire_len, block[12 : 12 + captured])
+
+    def _obsolete_packet(self, block: bytes, start: int, found: list[Frame]) -> None:
+        if len(block) < 32:
+            raise BrokenRecordError(start, "a packet block is too short")
+        index, _, high, low, captured, wire_len = struct.unpack_from(
+            self._order + "HHIIII", block, 8
+        )
+        if captured > len(block) - 32 or captured > MAX_FRAME_OCTETS:
+            raise BrokenRecordError(start, f"a packet block claims {captured} octets")
+        if index >= len(self._interfaces):
+            raise BrokenRecordError(start, f"there is no interface {index}")
+        interface = self._interfaces[index]
+        time_ns = (high << 32 | low) * _NANO // interface.ticks_per_s + interface.offset_ns
+        self._append(found, interface, time_ns, wire_len, block[28 : 28 + captured])
+
+    def _append(
+        self,
+        found: list[Frame],
+        interface: _Interface,
+        time_ns: int,
+        wire_len: int,
+        octets: bytes,
+    ) -> None:
+        self._last_ns = time_ns
+        self.frames += 1
+        found.append(
+            Frame(self.frames, time_ns, interface.linktype, wire_len, octets, self._source)
+        )

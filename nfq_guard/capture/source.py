@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: MIT
+"""The octets of a file or of standard input, decompressed as they are read.
+
+gzip, xz and zstd are told by their magic numbers. A small file may ask for a large dictionary:
+`_MEMORY_LIMIT` bounds what decompression may take.
+"""
+
+import gzip
+import importlib
+import lzma
+import os
+import stat
+import sys
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol, cast
+
+from nfq_guard.capture.frame import CaptureError
+from nfq_guard.errors import UnavailableError
+
+STDIN: Final = "-"
+
+_CHUNK: Final = 1 << 16
+_MEMORY_LIMIT: Final = 1 << 28
+_ZSTD_WINDOW_LOG: Final = 27
+
+_MAGIC_OCTETS: Final = 6
+_GZIP: Final = b"\x1f\x8b"
+_XZ: Final = b"\xfd7zXZ\x00"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
+
+
+class DamagedError(Exception):
+    """The compressed octets end early or are not what they claim; a sentence."""
+
+
+class _Reads(Protocol):
+    def read1(self, size: int, /) -> bytes:
+        """At most `size` octets, at least one unless at the end."""
+
+
+class _Counted:
+    """A file read from its start, with the head that was looked at given back first."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._head = b""
+        # A pipe may hand over less than it is asked for.
+        while len(self._head) < _MAGIC_OCTETS and (more := os.read(file.fileno(), _CHUNK)):
+            self._head += more
+        self.consumed = 0
+
+    def starts(self, magic: bytes) -> bool:
+        return self._head.startswith(magic)
+
+    def read1(self, size: int = _CHUNK) -> bytes:
+        if self._head:
+            octets, self._head = self._head[:size], self._head[size:]
+        else:
+            octets = os.read(self._file.fileno(), size)
+        self.consumed += len(octets)
+        return octets
+
+    # gzip and zstd call it so, and take a short answer for what it is.
+    read = read1
+
+
+class _Xz:
+    """One xz stream after the other, within the memory limit."""
+
+    def __init__(self, raw: _Counted) -> None:
+        self._raw = raw
+        self._stream = self._new()
+
+    @staticmethod
+    def _new() -> lzma.LZMADecompressor:
+        return lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=_MEMORY_LIMIT)
+
+    def read1(self, size: int) -> bytes:
+        while True:
+            stream = self._stream
+            if stream.eof:
+                rest = stream.unused_data.lstrip(b"\0") or self._raw.read1().lstrip(b"\0")
+                if not rest:
+                    return b""
+                self._stream = self._new()
+                octets = self._stream.decompress(rest, size)
+            elif stream.needs_input:
+                compressed = self._raw.read1()
+                if not compressed:
+                    raise EOFError
+                octets = stream.decompress(compressed, size)
+            else:
+                octets = stream.decompress(b"", size)
+            if octets:
+                return octets
+
+
+def _zstd(raw: _Counted, name: str) -> tuple[_Reads, type[Exception]]:
+    """The decompressor of Python 3.14, or the package zstandard, and the error that it raises."""
+    module: Any
+    if sys.version_info >= (3, 14):
+        module = importlib.import_module("compression.zstd")
+        options = {module.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+        return module.ZstdFile(raw, options=options), module.ZstdError
+    try:
+        module = importlib.import_module("zstandard")
+    except ImportError:
+        msg = f"{name}: zstd needs the package zstandard (pip install 'nfq-guard[zstd]')"
+        raise UnavailableError(msg) from None
+    reader = module.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG).stream_reader(
+        raw, read_across_frames=True
+    )
+    return reader, module.ZstdError
+
+
+class Source:
+    """The decompressed octets of one file.
+
+    Attributes:
+        name: The file as the operator named it.
+        total: Size of the file in octets; None where that is not known.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Open it; `-` is standard input.
+
+        Raises:
+            CaptureError: There is no such file, or it cannot be read.
+            UnavailableError: It is compressed with zstd and no decompressor is installed.
+        """
+        self.name = "standard input" if name == STDIN else name
+        self._damage: DamagedError | None = None
+        self._errors: tuple[type[Exception], ...] = ()
+        try:
+            # Open for as long as the capture is read, which only the caller knows.
+            self._file: BinaryIO = (
+                os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
+                if name == STDIN
+                else Path(name).open("rb", buffering=0)  # noqa: SIM115 - as said
+            )
+        except OSError as error:
+            raise CaptureError(f"{self.name}: {error.strerror}") from None
+        try:
+            status = os.fstat(self._file.fileno())
+            self.total = status.st_size if stat.S_ISREG(status.st_mode) else None
+            self._raw = _Counted(self._file)
+            self._reader = self._decompressor()
+        except OSError as error:
+            self._file.close()
+            raise CaptureError(f"{self.name}: {error.strerror}") from None
+        except UnavailableError:
+            self._file.close()
+            raise
+
+    def _decompressor(self) -> _Reads:
+        raw = self._raw
+        if raw.starts(_GZIP):
+            self._errors = (gzip.BadGzipFile, zlib.error)
+            return gzip.GzipFile(fileobj=cast("BinaryIO", raw), mode="rb")
+        if raw.starts(_XZ):
+            self._errors = (lzma.LZMAError, MemoryError)
+            return _Xz(raw)
+        if raw.starts(_ZSTD):
+            reader, zstd_error = _zstd(raw, self.name)
+            self._errors = (zstd_error,)
+            return reader
+        return raw
+
+    @property
+    def consumed(self) -> int:
+        """Octets of the file read so far, before decompression."""
+        return self._raw.consumed
+
+    def read(self, size: int) -> bytes:
+        """At least one octet and at most `size`; nothing at the end.
+
+        Of a compressed file as many as there are, since its reader gives only a few at a time.
+
+        Raises:
+            DamagedError: The rest cannot be read or decompressed.
+        """
+        if self._damage is not None:
+            raise self._damage
+        parts: list[bytes] = []
+        missing = size
+        try:
+            while missing:
+                octets = self._reader.read1(missing)
+                parts.append(octets)
+                missing -= len(octets)
+                if not octets or self._reader is self._raw:
+                    break
+        except EOFError:
+            self._damage = DamagedError("the compressed file ends early")
+        except self._errors as error:
+            self._damage = DamagedError(f"decompression failed: {error}")
+        except OSError as error:
+            self._damage = DamagedError(error.strerror or str(error))
+        if self._damage is not None and missing == size:
+            raise self._damage
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Close the file; standard input stays open."""
+        self._file.close()

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: MIT
+"""Both formats, whole, cut and broken."""
+
+import bz2
+import gzip
+import lzma
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard.capture.frame import MAX_FRAME_OCTETS, CaptureError, Frame
+from nfq_guard.capture.reader import Capture, merged
+from nfq_guard.errors import UnavailableError
+from tests.support import captures as made
+
+A, B, C = b"a" * 60, b"b" * 61, b"c" * 62
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Write octets to a file of the test; its name."""
+
+    def writer(octets: bytes, name: str = "capture") -> str:
+        path = tmp_path / name
+        path.write_bytes(octets)
+        return str(path)
+
+    return writer
+
+
+def frames_of(name: str) -> list[Frame]:
+    capture = Capture(name)
+    try:
+        return [frame for batch in capture.batches() for frame in batch]
+    finally:
+        capture.close()
+
+
+def read(name: str) -> tuple[list[bytes], str | None]:
+    capture = Capture(name)
+    try:
+        octets = [frame.octets for batch in capture.batches() for frame in batch]
+    finally:
+        capture.close()
+    return octets, capture.damage
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(("nanoseconds", "fraction"), [(False, 123456), (True, 123456789)])
+def test_pcap(write: Callable[..., str], order: str, nanoseconds: bool, fraction: int) -> None:
+    file = made.pcap(
+        [(7, fraction, A), (8, 0, B)], order=order, nanoseconds=nanoseconds, linktype=101
+    )
+    first, second = frames_of(write(file))
+    assert first.time_ns == 7 * 10**9 + (123456789 if nanoseconds else 123456000)
+    assert (first.number, first.linktype, first.wire_len, first.octets) == (1, 101, 60, A)
+    assert (second.number, second.time_ns, second.octets) == (2, 8 * 10**9, B)
+
+
+def test_pcap_snapped(write: Callable[..., str]) -> None:
+    (frame,) = frames_of(write(made.pcap([(1, 0, A)], snaplen=40)))
+    assert (frame.wire_len, frame.octets) == (60, A[:40])
+
+
+@pytest.mark.parametrize("order", "<>")
+def test_pcapng(write: Callable[..., str], order: str) -> None:
+    """Interfaces with clocks of their own, all three packet blocks, and a block to skip."""
+    file = (
+        made.section(order)
+        + made.interface(1, order=order, snaplen=50)
+        + made.interface(101, tsresol=9, order=order)
+        + made.interface(276, tsresol=0x80 | 10, tsoffset=-5, order=order)
+        + made.block(made.NAMES, bytes(8), order)
+        + made.enhanced(A, 2_000_001, order=order)
+        + made.enhanced(B, 2_000_000_003, number=1, order=order)
+        + made.enhanced(C, 10 << 10 | 512, number=2, order=order)
+        + made.simple(A[:50], 60, order=order)
+        + made.obsolete(B, 9_000_000, number=0, order=order)
+    )
+    frames = frames_of(write(file))
+    assert [frame.time_ns for frame in frames] == [
+        2_000_001_000,
+        2_000_000_003,
+        5_500_000_000,
+        5_500_000_000,
+        9_000_000_000,
+    ]
+    assert [frame.linktype for frame in frames] == [1, 101, 276, 1, 1]
+    assert [frame.octets for frame in frames] == [A, B, C, A[:50], B]
+    assert [frame.number for frame in frames] == [1, 2, 3, 4, 5]
+    assert frames[3].wire_len == 60
+
+
+def test_sections_begin_anew(write: Callable[..., str]) -> None:
+    """A second section in the other byte order, with its own interface 0."""
+    file = (
+        made.section("<")
+        + made.interface(1)
+        + made.enhanced(A)
+        + made.section(">")
+        + made.interface(101, order=">")
+        + made.enhanced(B, order=">")
+    )
+    assert [(frame.linktype, frame.octets) for frame in frames_of(write(file))] == [
+        (1, A),
+        (101, B),
+    ]
+
+
+def zstd(octets: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(octets)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstd])
+def test_compressed(write: Callable[..., str], compress: Callable[[bytes], bytes]) -> None:
+    file = made.pcap([(second, 0, A) for second in range(50_000)])
+    octets, damage = read(write(compress(file)))
+    assert len(octets) == 50_000
+    assert damage is None
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstd])
+def test_compressed_in_two_members(
+    write: Callable[..., str], compress: Callable[[bytes], bytes]
+) -> None:
+    """Rotated files are often put together as they are."""
+    file = made.pcap([(1, 0, A), (2, 0, B)])
+    assert read(write(compress(file[:50]) + compress(file[50:]))) == ([A, B], None)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
+def test_compressed_and_cut(write: Callable[..., str], compress: Callable[[bytes], bytes]) -> None:
+    """What was decompressed before the cut is kept."""
+    whole = compress(made.pcap([(second, 0, os.urandom(1000)) for second in range(5_000)]))
+    octets, damage = read(write(whole[: len(whole) // 2]))
+    assert 2_000 < len(octets) < 3_000
+    assert damage is not None
+    assert "ends early" in damage
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstd])
+def test_compressed_and_broken(
+    write: Callable[..., str], compress: Callable[[bytes], bytes]
+) -> None:
+    whole = bytearray(
+        compress(made.pcap([(second, 0, os.urandom(1000)) for second in range(5000)]))
+    )
+    middle = len(whole) // 2
+    whole[middle : middle + 64] = bytes(64)
+    octets, damage = read(write(bytes(whole)))
+    assert len(octets) <= 5_000
+    assert damage is not None
+
+
+def test_zstd_without_the_package(
+    write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = write(zstd(made.pcap([(1, 0, A)])))
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setitem(sys.modules, "compression.zstd", None)
+    with pytest.raises(UnavailableError, match=r"zstd needs the package zstandard"):
+        Capture(name)
+
+
+def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, gzip.compress(made.pcap([(1, 0, A)])))
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        capture = Capture("-")
+        assert capture.name == "standard input"
+        assert capture.total is None
+        assert [frame.octets for batch in capture.batches() for frame in batch] == [A]
+        capture.close()
+
+
+@pytest.mark.parametrize("kept", [1, 15, 17, 60])
+def test_pcap_cut(write: Callable[..., str], kept: int) -> None:
+    """The frames before the cut, and where it is."""
+    whole = made.pcap([(1, 0, A), (2, 0, B)])
+    octets, damage = read(write(whole[: 24 + 76 + kept]))
+    assert octets == [A]
+    assert damage is not None
+    assert damage.endswith("read up to frame 1: the file is cut inside the record at octet 100")
+
+
+def test_pcapng_cut(write: Callable[..., str]) -> None:
+    head = made.section() + made.interface() + made.enhanced(A)
+    octets, damage = read(write(head + made.enhanced(B)[:-1]))
+    assert octets == [A]
+    assert damage is not None
+    assert f"cut inside the record at octet {len(head)}" in damage
+
+
+BAD_BLOCKS = {
+    "a block claims 13 octets": made.block(6, b"x")[:13],
+    "a block claims 4294967295 octets": b"\x06\0\0\0" + b"\xff" * 12,
+    "the two lengths of a block differ": made.block(6, bytes(20))[:-4] + bytes(4),
+    "a packet block is too short": made.block(6, bytes(12)),
+    "a packet block claims 60 octets": made.enhanced(A).replace(A, A[:-4])[:8]
+    + made.block(6, b"\0" * 12 + b"\x3c\0\0\0\x3c\0\0\0")[8:],
+    "there is no interface 9": made.enhanced(A, number=9),
+    "a section header without byte order": made.block(made.SECTION, bytes(16)),
+    "pcapng version 2 is not known": made.section(major=2),
+    "a section header is too short": made.block(made.SECTION, b"\x4d\x3c\x2b\x1a" + bytes(4)),
+    "an interface block is too short or one too many": made.block(1, bytes(4)),
+    "a simple packet block claims 4000 octets": made.simple(A, 4000),
+    "a simple packet block without interface or length": made.block(3, b""),
+}
+
+
+@pytest.mark.parametrize(("problem", "bad"), BAD_BLOCKS.items(), ids=BAD_BLOCKS)
+def test_broken_block(write: Callable[..., str], problem: str, bad: bytes) -> None:
+    """The frames before it are kept; a broken length asks for no memory."""
+    head = made.section() + made.interface() + made.enhanced(A)
+    if "claims 60" in problem:
+        bad = bad[:4] + len(bad).to_bytes(4, "little") + bad[8:]
+    octets, damage = read(write(head + bad))
+    assert octets == [A]
+    assert damage is not None
+    assert damage.endswith(f"read up to frame 1: broken at octet {len(head)}: {problem}")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        made.block(2, bytes(8)),
+        made.obsolete(A, number=3),
+        made.block(2, b"\0" * 12 + b"\xff\0\0\0" * 2),
+    ],
+)
+def test_broken_obsolete_block(write: Callable[..., str], bad: bytes) -> None:
+    octets, damage = read(write(made.section() + made.interface() + made.enhanced(A) + bad))
+    assert octets == [A]
+    assert damage is not None
+
+
+def test_pcap_with_a_huge_record(write: Callable[..., str]) -> None:
+    file = made.pcap([(1, 0, A)]) + bytes(8) + (MAX_FRAME_OCTETS + 1).to_bytes(4, "little") * 2
+    octets, damage = read(write(file))
+    assert octets == [A]
+    assert damage is not None
+    assert damage.endswith("broken at octet 100: a record claims 1048577 octets")
+
+
+@pytest.mark.parametrize(
+    ("octets", "problem"),
+    [
+        (b"", "the file is empty"),
+        (b"Hello, this is no capture.", "expected a pcap or pcapng capture, found 48 65 6c 6c"),
+        (bz2.compress(b"x"), "expected a pcap or pcapng capture"),
+        (made.pcap([])[:20], "cut inside the file header"),
+        (gzip.compress(b""), "the file is empty"),
+        (gzip.compress(b"x" * 100)[:12], "the compressed file ends early"),
+    ],
+)
+def test_not_a_capture(write: Callable[..., str], octets: bytes, problem: str) -> None:
+    name = write(octets)
+    with pytest.raises(CaptureError) as caught:
+        Capture(name)
+    assert str(caught.value).startswith(f"{name}: {problem}")
+    assert caught.value.exit_status == 2
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="missing: No such file or directory"):
+        Capture(str(tmp_path / "missing"))
+    with pytest.raises(CaptureError, match="Is a directory"):
+        Capture(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [made.pcap([(1, 0, A)])[:50], made.section() + made.enhanced(A)],
+)
+def test_nothing_before_the_damage(write: Callable[..., str], octets: bytes) -> None:
+    with pytest.raises(CaptureError, match="no frame could be read"):
+        read(write(octets))
+
+
+def test_a_capture_without_frames_is_fine(write: Callable[..., str]) -> None:
+    assert read(write(made.pcap([]))) == ([], None)
+    assert read(write(made.section())) == ([], None)
+
+
+def test_merged_by_time(write: Callable[..., str]) -> None:
+    """Numbers count in the merged order; `source` tells the file."""
+    names = [
+        write(made.pcap([(1, 0, A), (4, 0, A)]), "one"),
+        write(made.pcap([(second, 0, B) for second in range(3, 3000)]), "two"),
+        write(made.section() + made.interface() + made.enhanced(C, 2_000_000), "three"),
+    ]
+    opened = [Capture(name, source) for source, name in enumerate(names)]
+    frames = [frame for batch in merged(opened) for frame in batch]
+    assert [frame.source for frame in frames[:5]] == [0, 2, 1, 0, 1]
+    assert [frame.number for frame in frames] == list(range(1, len(names[:2]) + 2999))
+    for capture in opened:
+        capture.close()
+
+
+def test_one_capture_keeps_its_order(write: Callable[..., str]) -> None:
+    capture = Capture(write(made.pcap([(5, 0, A), (1, 0, B)])))
+    assert [frame.octets for batch in merged([capture]) for frame in batch] == [A, B]
+    assert capture.consumed == capture.total
+    capture.close()
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """A good file with some octets changed, or none at all of it."""
+    if draw(st.booleans()):
+        return draw(st.binary(max_size=200))
+    good: Any = draw(
+        st.sampled_from(
+            [
+                made.pcap([(1, 0, A), (2, 0, B), (3, 0, C)]),
+                made.section()
+                + made.interface(tsresol=0xFF)
+                + made.enhanced(A)
+                + made.simple(B)
+                + made.obsolete(C),
+                gzip.compress(made.pcap([(1, 0, A)])),
+                lzma.compress(made.pcap([(1, 0, A)])),
+                zstd(made.pcap([(1, 0, A)])),
+            ]
+        )
+    )
+    octets = bytearray(good)
+    for _ in range(draw(st.integers(0, 8))):
+        octets[draw(st.integers(0, len(octets) - 1))] = draw(st.integers(0, 255))
+    return bytes(octets[: draw(st.integers(0, len(octets)))])
+
+
+@given(octets=mutated())
+def test_any_octets(tmp_path_factory: pytest.TempPathFactory, octets: bytes) -> None:
+    """Either frames, or an error of ours; nothing else."""
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(octets)
+    try:
+        found, _ = read(str(path))
+    except CaptureError:
+        return
+    assert sum(map(len, found)) <= len(octets) * 1100
