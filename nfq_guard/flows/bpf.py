@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""Flows with the kernel's own TCP window, read through BPF: one kernel call a batch (kernel.md 4).
+
+TCP and UDP only, which is what the kernel's lookup function takes; the rest goes to `ctnetlink`.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, final
+
+from nfq_guard.errors import UnavailableError
+from nfq_guard.flow import PROTO_TCP, PROTO_UDP, Evidence, FlowSnapshot, FlowTuple
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows
+from nfq_guard.flows.libbpf import Program
+from nfq_guard.flows.record import (
+    BATCH,
+    EXCHANGE_SIZE,
+    HEADER,
+    found_count,
+    put_requests,
+    take_answers,
+)
+
+_OBJECT: Final = Path(__file__).with_name("ct_lookup.bpf.o")
+_PROGRAM: Final = "ct_lookup"
+_OPTIONS_WITH_ZONE: Final = 16
+# CLOCK_MONOTONIC_COARSE advances with the kernel's tick, so its resolution is one tick.
+_CLOCK_OF_TICKS: Final = 6
+
+
+def ticks_per_second() -> int:
+    """The running kernel's HZ."""
+    return round(1 / time.clock_getres(_CLOCK_OF_TICKS))
+
+
+@final
+class BpfFlows:
+    """`engine.FlowLookup` on the flow table of the calling thread's network namespace.
+
+    Not for use by two threads at once: they would share one memory.
+    """
+
+    evidence: Final = Evidence.BPF
+
+    def __init__(
+        self, zones: Sequence[int] = (0,), *, others: CtnetlinkFlows | None = None
+    ) -> None:
+        """Load the program.
+
+        Args:
+            zones: Conntrack zones to try for each tuple, in order; at least one.
+            others: Where tuples of other protocols than TCP and UDP are looked up; without it
+                they are not found.
+
+        Raises:
+            LoadError: The kernel or libbpf did not take the program.
+            UnavailableError: A zone other than 0 is wanted of a kernel before 6.11.
+        """
+        self._zones = tuple(zones)
+        self._others = others
+        self._program = Program(_OBJECT.read_bytes(), _PROGRAM, EXCHANGE_SIZE)
+        self._memory = self._program.memory
+        HEADER.pack_into(self._memory, 0, 0, ticks_per_second(), 0, 0)
+        # Tells what the kernel offers, and that it lets us run the program at all.
+        self._program.run()
+        (_, _, options_size, _) = HEADER.unpack_from(self._memory)
+        if any(self._zones) and options_size < _OPTIONS_WITH_ZONE:
+            self.close()
+            raise UnavailableError(
+                "BPF lookup in conntrack zones other than 0 needs kernel 6.11 or later"
+            )
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+        """One answer a tuple, in order; None where conntrack has no entry.
+
+        Raises:
+            OSError: The kernel did not run the program.
+        """
+        if len(tuples) <= BATCH:
+            return self._batch(tuples)
+        found: list[FlowSnapshot | None] = []
+        for start in range(0, len(tuples), BATCH):
+            found += self._batch(tuples[start : start + BATCH])
+        return found
+
+    def _batch(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+        found = self._ask(tuples, self._zones[0])
+        if found_count(self._memory) < len(tuples):
+            self._ask_again(tuples, found)
+        return found
+
+    def _ask(self, tuples: Sequence[FlowTuple], zone: int) -> list[FlowSnapshot | None]:
+        put_requests(self._memory, tuples, zone)
+        self._program.run()
+        return take_answers(self._memory, tuples)
+
+    def _ask_again(self, tuples: Sequence[FlowTuple], found: list[FlowSnapshot | None]) -> None:
+        """Look up what was not found in the further zones, and what BPF cannot look up."""
+        missing: list[int] = []
+        foreign: list[int] = []
+        for index, snapshot in enumerate(found):
+            if snapshot is None:
+                proto = tuples[index].proto
+                (missing if proto in {PROTO_TCP, PROTO_UDP} else foreign).append(index)
+        for zone in self._zones[1:]:
+            if not missing:
+                break
+            again = self._ask([tuples[index] for index in missing], zone)
+            for index, snapshot in zip(missing, again, strict=True):
+                found[index] = snapshot
+            missing = [index for index in missing if found[index] is None]
+        if foreign and self._others is not None:
+            others = self._others.lookup([tuples[index] for index in foreign])
+            for index, snapshot in zip(foreign, others, strict=True):
+                found[index] = snapshot
+
+    def close(self) -> None:
+        """Unload the program; `lookup` must not be called again."""
+        self._program.close()

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: MIT
+"""Flows through ctnetlink: state, status and both tuples, but no window (kernel.md 3)."""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Final, final
+
+from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.flow import (
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_TCP,
+    Direction,
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+)
+from nfq_guard.flows.netlink import (
+    ERROR,
+    FAMILY_HEADER,
+    NETLINK_NETFILTER,
+    NLMSG_ERROR,
+    attribute,
+    attributes,
+    message,
+    messages,
+    nested,
+)
+
+_GET: Final = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
+_ENTRY: Final = 1 << 8
+
+# CTA_*, and below them CTA_TUPLE_*, CTA_IP_*, CTA_PROTO_*, CTA_PROTOINFO_*.
+_TUPLE_ORIG: Final = 1
+_TUPLE_REPLY: Final = 2
+_STATUS: Final = 3
+_PROTOINFO: Final = 4
+_TIMEOUT: Final = 7
+_MARK: Final = 8
+_ZONE: Final = 18
+_TUPLE_IP: Final = 1
+_TUPLE_PROTO: Final = 2
+_PROTO_NUM: Final = 1
+_PROTO_SPORT: Final = 2
+_PROTO_DPORT: Final = 3
+# Source and destination address by the octets of one; identifier, type and code by the protocol.
+_ADDRESSES: Final = {4: (1, 2), 16: (3, 4)}
+_ICMP_PARTS: Final = {PROTO_ICMP: (4, 5, 6), PROTO_ICMPV6: (7, 8, 9)}
+_PROTOINFO_TCP: Final = 1
+_TCP_STATE: Final = 1
+
+_U16: Final = struct.Struct(">H")
+_U32: Final = struct.Struct(">I")
+# Requests sent before the answers are read: these fit the smallest usual socket buffer.
+_BATCH: Final = 32
+_DATAGRAM_MAX: Final = 1 << 16
+
+
+@final
+class CtnetlinkFlows:
+    """`engine.FlowLookup` on the flow table of the network namespace that it was made in."""
+
+    evidence: Final = Evidence.CTNETLINK
+
+    def __init__(self, zones: Sequence[int] = (0,)) -> None:
+        """Open the socket and try it.
+
+        Args:
+            zones: Conntrack zones to try for each tuple, in order; at least one.
+
+        Raises:
+            PrivilegeError: CAP_NET_ADMIN is missing.
+            UnavailableError: The kernel has no ctnetlink.
+        """
+        self._zones = tuple(zones)
+        self._sequence = 0
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+            )
+        except OSError as error:
+            raise UnavailableError(f"kernel option CONFIG_NETFILTER_NETLINK: {error}") from None
+        try:
+            self._socket.bind((0, 0))
+            self._try()
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _try(self) -> None:
+        """Ask for a flow that cannot be; the kernel must say that it is not there."""
+        nobody = FlowTuple(PROTO_TCP, bytes(4), bytes(4), 0, 0)
+        code, _ = self._ask([nobody], 0).get(0, (0, b""))
+        if code == -errno.EPERM:
+            raise PrivilegeError("CAP_NET_ADMIN is missing: ctnetlink refuses lookups without it")
+        if code != -errno.ENOENT:
+            reason = os.strerror(-code) if code < 0 else "no answer"
+            raise UnavailableError(
+                f"kernel option CONFIG_NF_CT_NETLINK is missing: a lookup gave {reason!r}"
+            )
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+        """One answer a tuple, in order; None where conntrack has no entry or cannot have one.
+
+        Raises:
+            OSError: An answer got lost twice, or the socket failed.
+        """
+        found: list[FlowSnapshot | None] = [None] * len(tuples)
+        missing = list(range(len(tuples)))
+        for zone in self._zones:
+            for start in range(0, len(missing), _BATCH):
+                part = missing[start : start + _BATCH]
+                answers = self._ask_twice([tuples[index] for index in part], zone)
+                for index, body in zip(part, answers, strict=True):
+                    if body:
+                        found[index] = snapshot_of(body, tuples[index])
+            missing = [index for index in missing if found[index] is None]
+            if not missing:
+                break
+        return found
+
+    def _ask_twice(self, tuples: Sequence[FlowTuple], zone: int) -> list[bytes]:
+        """The body of each answer, empty for an error; what got lost is asked for once more."""
+        answers = self._ask(tuples, zone)
+        for index, wanted in enumerate(tuples):
+            if index not in answers:
+                again = self._ask([wanted], zone)
+                if 0 not in again:
+                    raise OSError(errno.ENOBUFS, "ctnetlink gave no answer to a lookup")
+                answers[index] = again[0]
+        return [answers[index][1] for index in range(len(tuples))]
+
+    def _ask(self, tuples: Sequence[FlowTuple], zone: int) -> dict[int, tuple[int, bytes]]:
+        """Error number and body by position in `tuples`.
+
+        The kernel answers before `send` returns, so there is nothing to wait for: what is not
+        in the socket then was lost, for want of memory.
+        """
+        first = self._sequence + 1
+        self._sequence = (self._sequence + len(tuples)) & 0x3FFFFFFF
+        requests = [_request(wanted, zone, first + index) for index, wanted in enumerate(tuples)]
+        self._socket.send(b"".join(requests))
+        answers: dict[int, tuple[int, bytes]] = {}
+        # Stale answers cannot pile up: each call reads the socket until it is empty.
+        while True:
+            try:
+                datagram = self._socket.recv(_DATAGRAM_MAX, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return answers
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            for kind, sequence, body in messages(datagram):
+                index = sequence - first
+                if not 0 <= index < len(tuples):
+                    continue
+                if kind == NLMSG_ERROR and len(body) >= ERROR.size:
+                    answers[index] = (ERROR.unpack_from(body)[0], b"")
+                elif kind == _ENTRY:
+                    answers[index] = (0, body)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+def _request(wanted: FlowTuple, zone: int, sequence: int) -> bytes:
+    src, dst = _ADDRESSES[len(wanted.src)]
+    proto = attribute(_PROTO_NUM, bytes((wanted.proto,)))
+    icmp = _ICMP_PARTS.get(wanted.proto)
+    if icmp is None:
+        ports = attribute(_PROTO_SPORT, _U16.pack(wanted.sport)) + attribute(
+            _PROTO_DPORT, _U16.pack(wanted.dport)
+        )
+    else:
+        identifier, kind, code = icmp
+        ports = b"".join(
+            (
+                attribute(identifier, _U16.pack(wanted.sport)),
+                attribute(kind, bytes((wanted.dport >> 8,))),
+                attribute(code, bytes((wanted.dport & 0xFF,))),
+            )
+        )
+    body = nested(
+        _TUPLE_ORIG,
+        nested(_TUPLE_IP, attribute(src, wanted.src), attribute(dst, wanted.dst)),
+        nested(_TUPLE_PROTO, proto, ports),
+    )
+    if zone:
+        body += attribute(_ZONE, _U16.pack(zone))
+    family = socket.AF_INET if len(wanted.src) == 4 else socket.AF_INET6
+    return message(_GET, 0, sequence, family, 0, body)
+
+
+def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
+    """Read one entry, found for `wanted`; None when it lacks either tuple or does not add up."""
+    entry = attributes(body[FAMILY_HEADER.size :])
+    try:
+        original = _tuple_of(entry[_TUPLE_ORIG])
+        reply = _tuple_of(entry[_TUPLE_REPLY])
+        state = 0
+        if _PROTOINFO in entry:
+            tcp = attributes(entry[_PROTOINFO]).get(_PROTOINFO_TCP, b"")
+            state = attributes(tcp).get(_TCP_STATE, b"\0")[0]
+        zone = _U16.unpack(entry.get(_ZONE, bytes(2)))[0]
+        status, mark, timeout_s = (
+            _U32.unpack(entry.get(kind, bytes(4)))[0] for kind in (_STATUS, _MARK, _TIMEOUT)
+        )
+    except (KeyError, IndexError, struct.error):
+        return None
+    direction = Direction.ORIGINAL if wanted == original else Direction.REPLY
+    return FlowSnapshot(
+        Evidence.CTNETLINK, int(direction), original, reply, status, mark, zone, timeout_s, state,
+        None,
+    )  # fmt: skip
+
+
+def _tuple_of(octets: bytes) -> FlowTuple:
+    parts = attributes(octets)
+    addresses = attributes(parts[_TUPLE_IP])
+    ports = attributes(parts[_TUPLE_PROTO])
+    proto = ports[_PROTO_NUM][0]
+    src, dst = _ADDRESSES[4] if _ADDRESSES[4][0] in addresses else _ADDRESSES[16]
+    icmp = _ICMP_PARTS.get(proto)
+    if icmp is None:
+        sport = _U16.unpack(ports.get(_PROTO_SPORT, bytes(2)))[0]
+        dport = _U16.unpack(ports.get(_PROTO_DPORT, bytes(2)))[0]
+    else:
+        identifier, kind, code = icmp
+        sport = _U16.unpack(ports[identifier])[0]
+        dport = ports[kind][0] << 8 | ports[code][0]
+    return FlowTuple(proto, addresses[src], addresses[dst], sport, dport)
