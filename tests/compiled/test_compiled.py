@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""In the compiled tree the packet path is machine code; `make compiled` runs these there."""
+
+import importlib
+import importlib.machinery
+import sys
+
+import pytest
+
+import nfq_guard
+
+MODULES = [
+    "nfq_guard.seqno",
+    "nfq_guard.flow",
+    "nfq_guard.finding",
+    "nfq_guard.diagnose",
+    "nfq_guard.engine",
+    "nfq_guard.wire.ip",
+    "nfq_guard.wire.tcp",
+    "nfq_guard.conntrack.window",
+    "nfq_guard.policy.decision",
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_is_compiled(name: str) -> None:
+    """A module left out of the build would run slowly without a word."""
+    if "build/compiled" not in nfq_guard.__path__[0]:
+        pytest.skip("only in the compiled tree, which `make compiled` builds")
+    importlib.import_module(name)
+    origin = sys.modules[name].__file__
+    assert origin is not None
+    assert origin.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES))

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: MIT
+"""The whole program without the kernel."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+
+from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Engine, Mode, tuple_of
+from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, Hook
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Packet, Queued
+
+
+class FixedPolicy:
+    """Says the same about every packet."""
+
+    def __init__(self, action: Action) -> None:
+        self.decision = Decision(action, "fixed")
+
+    def decide(
+        self,
+        queued: Queued,  # noqa: ARG002 - the protocol's
+        packet: Packet | Malformed,  # noqa: ARG002
+        snapshot: FlowSnapshot | None,  # noqa: ARG002
+        finding: Finding,  # noqa: ARG002
+        now: float,  # noqa: ARG002
+    ) -> Decision:
+        return self.decision
+
+
+class FakeFlows:
+    """A table of flows that remembers what it was asked."""
+
+    def __init__(
+        self, entries: dict[int, FlowSnapshot] | None = None, evidence: Evidence = Evidence.BPF
+    ) -> None:
+        self.evidence = evidence
+        self.entries = entries or {}
+        self.asked: list[list[FlowTuple]] = []
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+        self.asked.append(list(tuples))
+        return [self.entries.get(one.sport) for one in tuples]
+
+
+def queued(packet: object) -> Queued:
+    return Queued(bytes(packet), Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)  # type: ignore[call-overload] # scapy is untyped
+
+
+def engine(flows: FakeFlows, action: Action = Action.DROP, mode: Mode = Mode.ENFORCE) -> Engine:
+    return Engine(policy=FixedPolicy(action), flows=flows, mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("action", "mode", "verdict"),
+    [
+        (Action.DROP, Mode.ENFORCE, VERDICT_DROP),
+        (Action.HEAL, Mode.ENFORCE, VERDICT_DROP),
+        (Action.LOG, Mode.ENFORCE, VERDICT_ACCEPT),
+        (Action.ALLOW, Mode.ENFORCE, VERDICT_ACCEPT),
+        (Action.DROP, Mode.DRY_RUN, VERDICT_ACCEPT),
+    ],
+)
+def test_verdict(action: Action, mode: Mode, verdict: int) -> None:
+    judged = engine(FakeFlows(), action, mode).judge([queued(IP() / TCP())], now=0.0)
+    assert [one.verdict for one in judged] == [verdict]
+    assert judged[0].decision.action is action
+
+
+def test_one_lookup_a_batch_and_judgments_in_order() -> None:
+    """Malformed packets are not looked up, and do not shift the answers of the others."""
+    known = FlowSnapshot(
+        Evidence.BPF,
+        0,
+        FlowTuple(6, b"", b"", 2, 3),
+        FlowTuple(6, b"", b"", 3, 2),
+        0,
+        0,
+        0,
+        9,
+        3,
+        None,
+    )
+    flows = FakeFlows({2: known})
+    batch = [
+        Queued(b"", 0, "", "", 0, CHECKSUM_GOOD),
+        queued(IP() / TCP(sport=1, flags="R")),
+        queued(IP(proto=47)),
+        queued(IP() / TCP(sport=2, flags="SA")),
+    ]
+    judged = engine(flows).judge(batch, now=0.0)
+    assert [len(asked) for asked in flows.asked] == [2]
+    assert [one.finding.reason for one in judged] == [
+        Reason.MALFORMED,
+        Reason.NO_ENTRY,
+        Reason.UNSUPPORTED,
+        Reason.BAD_TRANSITION,
+    ]
+    assert [one.queued for one in judged] == batch
+    assert judged[3].snapshot is known
+
+
+def test_no_lookup_without_evidence() -> None:
+    flows = FakeFlows(evidence=Evidence.NONE)
+    assert engine(flows).judge([queued(IP() / TCP())], now=0.0)
+    assert flows.asked == []
+    assert engine(flows).judge([], now=0.0) == []
+
+
+def test_tuples() -> None:
+    """An ICMP error is looked up by what it quotes, turned round."""
+
+    def of(packet: object) -> FlowTuple | None:
+        decoded = decode(bytes(packet))  # type: ignore[call-overload] # scapy is untyped
+        assert isinstance(decoded, Packet)
+        return tuple_of(decoded)
+
+    there = IP(src="10.0.0.1", dst="10.0.0.2")
+    a, b = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
+    assert of(there / UDP(sport=5, dport=6)) == FlowTuple(17, a, b, 5, 6)
+    assert of(there / ICMP(type=8, id=7)) == FlowTuple(1, a, b, 7, 8 << 8)
+    error = IP(src="10.0.0.9", dst="10.0.0.1") / ICMP(type=3) / there / TCP(sport=5, dport=6)
+    assert of(error) == FlowTuple(6, b, a, 6, 5)
+    assert of(there / ICMP(type=3) / b"") is None
+    assert of(IP(proto=47)) is None
+
+
+@given(st.lists(st.binary(max_size=80), max_size=8))
+def test_any_octets_are_judged(octets: list[bytes]) -> None:
+    """One judgment each, whatever arrives."""
+    batch = [Queued(one, 0, "", "", 0, CHECKSUM_GOOD) for one in octets]
+    assert len(engine(FakeFlows()).judge(batch, now=0.0)) == len(batch)
+
+
+def test_a_configuration_error_names_every_mistake() -> None:
+    error = ConfigError("x.toml", [Mistake("a.b", "a number", "'x'"), Mistake("", "a table", "[]")])
+    assert (
+        str(error)
+        == "x.toml: a.b: expected a number, found 'x'\nx.toml: expected a table, found []"
+    )
+    assert error.exit_status == 2
