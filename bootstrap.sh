@@ -78,7 +78,7 @@ pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet
 $pip --upgrade pip
 # netfilterqueue's own C file is of an old Cython that no supported Python compiles; with a current
 # one beside it the file is made anew.
-$pip cython setuptools
+$pip 'cython>=3.1,<4' 'setuptools>=77'
 $pip --no-build-isolation netfilterqueue
 # From the tree and uncompiled, so that a change is in force at once; `make install` compiles.
 case $purpose in
