@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard run`: judge the packets of a queue until told to stop."""
+
+import argparse
+from pathlib import Path
+
+import msgspec
+
+from nfq_guard.engine import Mode
+from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.service import wiring
+from nfq_guard.service.settings import Settings, parse_queues
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of the one in /etc")
+    parser.add_argument(
+        "--mode",
+        choices=[mode.value for mode in Mode],
+        help="enforce carries decisions out; dry-run accepts everything and says what it would do",
+    )
+    queues = parser.add_mutually_exclusive_group()
+    queues.add_argument("--queue", type=int, metavar="N", help="number of the queue")
+    queues.add_argument("--queues", metavar="A:B", help="several queues, one worker each")
+    parser.add_argument(
+        "--no-rules", action="store_true", help="leave the packet filter alone: rules are yours"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until SIGTERM or SIGINT."""
+    wiring.serve(args.config, lambda settings: _overridden(settings, args))
+    return EXIT_OK
+
+
+def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
+    """The settings of the file with what the command line says instead."""
+    changes: dict[str, object] = {}
+    if args.mode is not None:
+        changes["mode"] = Mode(args.mode)
+    if args.no_rules:
+        changes["rules"] = "none"
+    if args.queue is not None:
+        if not 0 <= args.queue <= 65535:
+            raise UsageError(f"--queue: expected 0 to 65535, found {args.queue}")
+        changes["queue"] = args.queue
+        changes["queues"] = ""
+    if args.queues is not None:
+        if parse_queues(args.queues) is None:
+            raise UsageError(
+                f"--queues: expected A:B with 0 <= A <= B <= 65535, found {args.queues!r}"
+            )
+        changes["queues"] = args.queues
+    return msgspec.structs.replace(settings, **changes)

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: MIT
+"""What the kernel itself counts about a queue, and who owns it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, final
+
+# Of the calling thread's network namespace, not of the process's first thread.
+_NET: Final = Path("/proc/thread-self/net")
+QUEUES: Final = _NET / "netfilter" / "nfnetlink_queue"
+_SOCKETS: Final = _NET / "netlink"
+_NETLINK_NETFILTER: Final = "12"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueCounters:
+    """One line of /proc/net/netfilter/nfnetlink_queue (kernel.md 5).
+
+    Attributes:
+        port_id: Netlink port id of the owner.
+        waiting: Packets that wait for a verdict.
+        copy_bytes: Octets of each packet that are copied to us.
+        queue_dropped: Packets dropped because the queue was full, since it was bound.
+        user_dropped: Packets dropped because our socket's buffer was full, since it was bound.
+        last_id: Id of the last packet queued.
+    """
+
+    port_id: int
+    waiting: int
+    copy_bytes: int
+    queue_dropped: int
+    user_dropped: int
+    last_id: int
+
+
+def parse(text: str) -> dict[int, QueueCounters]:
+    """The file's text by queue number."""
+    found: dict[int, QueueCounters] = {}
+    for line in text.splitlines():
+        columns = line.split()
+        if len(columns) < 8:
+            continue
+        number, port, waiting, _, copied, full, buffer, last = (int(c) for c in columns[:8])
+        found[number] = QueueCounters(
+            port_id=port,
+            waiting=waiting,
+            copy_bytes=copied,
+            queue_dropped=full,
+            user_dropped=buffer,
+            last_id=last,
+        )
+    return found
+
+
+@final
+class CounterFile:
+    """The kernel's file, kept open: it stays readable after privileges were given up."""
+
+    def __init__(self, path: Path = QUEUES) -> None:
+        """Open it.
+
+        Raises:
+            OSError: There is no such file (no NFQUEUE in this kernel), or we may not read it.
+        """
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def read(self, queue_num: int) -> QueueCounters | None:
+        """The counters of one queue; None while nobody has it bound."""
+        return parse(os.pread(self._fd, 1 << 16, 0).decode("ascii")).get(queue_num)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)
+
+
+def owner(queue_num: int) -> QueueCounters | None:
+    """Who has the queue bound in this network namespace; None if nobody or not to be seen."""
+    try:
+        with CounterFile() as file:
+            return file.read(queue_num)
+    except OSError:
+        return None
+
+
+def process_of(port_id: int) -> str:
+    """The process that holds a netfilter socket with this port id, such as `suricata (pid 711)`.
+
+    A port id is often, but need not be, the id of the process: it is looked up by the socket's
+    inode among the open files of all processes that we may look at.
+    """
+    inode = _inode(port_id)
+    if inode:
+        wanted = f"socket:[{inode}]"
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and _holds(process, wanted):
+                try:
+                    name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                except OSError:
+                    continue
+                return f"{name} (pid {process.name})"
+    return "unknown process"
+
+
+def _inode(port_id: int) -> str:
+    try:
+        lines = _SOCKETS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ""
+    for line in lines[1:]:
+        columns = line.split()
+        if columns[1] == _NETLINK_NETFILTER and columns[2] == str(port_id):
+            return columns[9]
+    return ""
+
+
+def _holds(process: Path, wanted: str) -> bool:
+    try:
+        return any(str(entry.readlink()) == wanted for entry in (process / "fd").iterdir())
+    except OSError:  # it ended, or it is not ours to look at
+        return False

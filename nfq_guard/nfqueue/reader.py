@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: MIT
+"""Reads one queue through netfilterqueue; the only module that imports it.
+
+The library handles packets and owns the socket. What it lacks (operations.md 4.2) is done beside
+it on a duplicate of that socket: queue flags, the kernel's word on checksums, ENOBUFS counted,
+errors of verdicts counted, a budget a turn. No verdict is given through the library.
+"""
+
+import errno
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import Final, Self, final
+
+from netfilterqueue import COPY_PACKET, NetfilterQueue
+from netfilterqueue import Packet as KernelPacket
+
+from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.nfqueue import counters, netlink
+from nfq_guard.wire.packet import (
+    CHECKSUM_GOOD,
+    CHECKSUM_UNFINISHED,
+    CHECKSUM_UNVERIFIED,
+    Queued,
+)
+
+# Octets of a message beside the packet: headers and every attribute that the kernel may add.
+_OVERHEAD: Final = 512
+_CAP_NET_ADMIN: Final = 1 << 12
+# An interface comes and goes by the index; nobody has more than a few thousand.
+_NAMES_MAX: Final = 4096
+_FLAG_NAMES: Final = {netlink.CONFIG_FAIL_OPEN: "fail-open", netlink.CONFIG_GSO: "gso"}
+
+# SKB_INFO bits to what `Queued.checksum` says; an unfinished one is never verified either.
+_CHECKSUM: Final = tuple(
+    CHECKSUM_UNFINISHED
+    if bits & netlink.SKB_CHECKSUM_UNFINISHED
+    else CHECKSUM_UNVERIFIED
+    if bits & netlink.SKB_CHECKSUM_UNVERIFIED
+    else CHECKSUM_GOOD
+    for bits in range(256)
+)
+
+
+@final
+class QueueReader:
+    """One bound queue.
+
+    Attributes:
+        queue_num: Its number.
+        socket: A duplicate of the library's socket, for epoll and for verdicts.
+        lost: How often the kernel said ENOBUFS: our socket's buffer ran over since the last read.
+        verdict_errors: Verdicts for packets that were gone, as after an interface was flushed.
+        refused: Queue flags that this kernel does not have, by name.
+    """
+
+    def __init__(
+        self,
+        queue_num: int,
+        *,
+        queue_length: int = 1024,
+        copy_bytes: int = 256,
+        socket_buffer_bytes: int = 4 << 20,
+        fail_open: bool = True,
+    ) -> None:
+        """Bind the queue in the calling thread's network namespace.
+
+        Args:
+            queue_num: Number of the queue.
+            queue_length: Packets that may wait for a verdict in the kernel.
+            copy_bytes: Octets of each packet that the kernel copies to us.
+            socket_buffer_bytes: Size asked for; the kernel doubles it for its own needs.
+            fail_open: Whether packets pass, not drop, when the queue or the buffer is full.
+
+        Raises:
+            BusyError: Somebody else has this queue.
+            PrivilegeError: CAP_NET_ADMIN is missing.
+            UnavailableError: This kernel has no NFQUEUE.
+        """
+        self.queue_num = queue_num
+        self.lost = 0
+        self.verdict_errors = 0
+        self.refused: list[str] = []
+        self._names: dict[int, str] = {0: ""}
+        self._budget = 0
+        self._message = b""
+        self._message_bytes = copy_bytes + _OVERHEAD
+        self._ids: list[int] = []
+        self._batch: list[Queued] = []
+        self._queue = _opened()
+        with warnings.catch_warnings():
+            # That less buffer was granted than asked for is for the operator's log.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            try:
+                self._queue.bind(
+                    queue_num,
+                    self._take,
+                    queue_length,
+                    COPY_PACKET,
+                    copy_bytes,
+                    socket_buffer_bytes,
+                )
+            except OSError:
+                raise _why_not(self._queue, queue_num) from None
+        os.set_inheritable(self._queue.get_fd(), False)  # noqa: FBT003 - its only spelling
+        self.socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
+        self._recv = self.socket.recv
+        for flag in (netlink.CONFIG_FAIL_OPEN, netlink.CONFIG_GSO):
+            if flag != netlink.CONFIG_FAIL_OPEN or fail_open:
+                self.socket.send(netlink.config_flags(queue_num, flag))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def socket_buffer_bytes(self) -> int:
+        """The size that the kernel granted, its own doubling taken off."""
+        return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+
+    def fileno(self) -> int:
+        """For epoll."""
+        return self.socket.fileno()
+
+    def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
+        """The packets that wait at the socket, at most `budget`, with their ids in order."""
+        ids: list[int] = []
+        batch: list[Queued] = []
+        self._ids = ids
+        self._batch = batch
+        self._budget = budget
+        self._queue.run_socket(self)
+        return ids, batch
+
+    def forget_names(self) -> None:
+        """Look up interface names anew: an index may have got another name."""
+        self._names = {0: ""}
+
+    def close(self) -> None:
+        """Unbind; packets that still wait are dropped by the kernel."""
+        self._queue.unbind()
+        self.socket.close()
+
+    def recv(self, _size: int) -> bytes:
+        """What netfilterqueue calls for the next message; the end of a turn is EAGAIN to it."""
+        if self._budget <= 0:
+            raise BlockingIOError(errno.EAGAIN, "the turn's budget is used up")
+        self._budget -= 1
+        try:
+            self._message = message = self._recv(self._message_bytes, socket.MSG_DONTWAIT)
+        except OSError as error:
+            if error.errno == errno.ENOBUFS:
+                self.lost += 1
+            raise
+        if message[4] == 2:  # the low octet of the type: an error, which no packet has
+            self._note_error(message)
+        return message
+
+    def _take(self, packet: KernelPacket) -> None:
+        octets = packet.get_payload() if packet.get_payload_len() else b""
+        names = self._names
+        indev = packet.indev
+        outdev = packet.outdev
+        self._ids.append(packet.id)
+        self._batch.append(
+            Queued(
+                octets,
+                packet.hook,
+                names[indev] if indev in names else self._name(indev),
+                names[outdev] if outdev in names else self._name(outdev),
+                packet.mark,
+                _CHECKSUM[netlink.skb_info(self._message, len(octets))],
+            )
+        )
+
+    def _name(self, index: int) -> str:
+        if len(self._names) >= _NAMES_MAX:
+            self.forget_names()
+        try:
+            name = socket.if_indextoname(index)
+        except OSError:  # it is gone already
+            name = f"if{index}"
+        self._names[index] = name
+        return name
+
+    def _note_error(self, message: bytes) -> None:
+        found = netlink.error_of(message)
+        if found is None or found[0] == 0:
+            return
+        name = _FLAG_NAMES.get(found[1])
+        if name is None:
+            self.verdict_errors += 1
+        else:
+            self.refused.append(name)
+
+
+def _opened() -> NetfilterQueue:
+    try:
+        return NetfilterQueue()
+    except OSError:
+        if not has_net_admin():
+            raise PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN") from None
+        raise _no_nfqueue() from None
+
+
+def _no_nfqueue() -> UnavailableError:
+    return UnavailableError(
+        "this kernel has no NFQUEUE (CONFIG_NETFILTER_NETLINK_QUEUE, module nfnetlink_queue)"
+    )
+
+
+def _why_not(queue: NetfilterQueue, queue_num: int) -> NfqGuardError:
+    """Why the kernel refused the queue; the library does not say."""
+    if not has_net_admin():
+        return PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN")
+    holder = counters.owner(queue_num)
+    if holder is not None:
+        process = counters.process_of(holder.port_id)
+        return BusyError(f"queue {queue_num} is owned by netlink port {holder.port_id}, {process}")
+    with socket.socket(fileno=os.dup(queue.get_fd())) as probe:
+        probe.send(netlink.config_bind(queue_num))
+        answer = netlink.error_of(probe.recv(_OVERHEAD, socket.MSG_DONTWAIT))
+    code = answer[0] if answer is not None else 0
+    if code == errno.EPERM and not counters.QUEUES.exists():
+        return _no_nfqueue()
+    if code in {0, errno.EPERM}:
+        # Gone since, or owned by somebody whom /proc does not show us.
+        return BusyError(f"queue {queue_num} is owned by another process, unknown process")
+    return UnavailableError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")
+
+
+def has_net_admin() -> bool:
+    """Whether this thread has CAP_NET_ADMIN in effect."""
+    for line in Path("/proc/thread-self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) & _CAP_NET_ADMIN)
+    return False

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""The one place that waits: descriptors, signals and timers, on the monotonic clock.
+
+Signals reach the loop through a wakeup descriptor, so that one which comes while nothing else
+happens, or between two system calls, still ends the wait (operations.md 4.2: a flag alone loses
+some).
+"""
+
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final, Self, final
+
+_EVENTS_MAX: Final = 32
+
+
+@final
+class _Timer:
+    __slots__ = ("at", "call", "every_s")
+
+    def __init__(self, every_s: float, at: float, call: Callable[[float], None]) -> None:
+        self.every_s = every_s
+        self.at = at
+        self.call = call
+
+
+@final
+class Loop:
+    """Waits and calls; only in the main thread, as signals are its business."""
+
+    def __init__(self) -> None:
+        self._epoll = select.epoll()
+        self._ready: dict[int, Callable[[], None]] = {}
+        self._signals: dict[int, Callable[[], None]] = {}
+        self._before: dict[int, object] = {}
+        self._timers: list[_Timer] = []
+        self._stopped = False
+        self._waker, self._woken = socket.socketpair()
+        for end in (self._waker, self._woken):
+            end.settimeout(0)
+        self._wakeup_before = signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
+        self.watch(self._woken.fileno(), self._take_signals)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def watch(self, fd: int, call: Callable[[], None]) -> None:
+        """Call whenever `fd` can be read; an error of it counts as that too."""
+        self._ready[fd] = call
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def forget(self, fd: int) -> None:
+        """Watch it no more."""
+        del self._ready[fd]
+        self._epoll.unregister(fd)
+
+    def every(self, seconds: float, call: Callable[[float], None]) -> None:
+        """Call with the monotonic time about every so many seconds; missed ones are not made up."""
+        self._timers.append(_Timer(seconds, time.monotonic() + seconds, call))
+
+    def on(self, number: signal.Signals, call: Callable[[], None]) -> None:
+        """Call from the loop, never from within other code, when the signal came."""
+        self._before[number] = signal.signal(number, _ignore)
+        self._signals[number] = call
+
+    def stop(self) -> None:
+        """Let `run` end after this round."""
+        self._stopped = True
+
+    def run(self) -> None:
+        """Go round until `stop`, also if that was called before."""
+        while not self._stopped:
+            self.turn(None)
+
+    def turn(self, wait_s: float | None) -> None:
+        """One round: wait for something, at most `wait_s`, and call what is due."""
+        now = time.monotonic()
+        due = min((timer.at for timer in self._timers), default=None)
+        if due is not None:
+            until = max(0.0, due - now)
+            wait_s = until if wait_s is None else min(wait_s, until)
+        for fd, _ in self._epoll.poll(wait_s, _EVENTS_MAX):
+            call = self._ready.get(fd)
+            if call is not None:
+                call()
+        if due is not None:
+            now = time.monotonic()
+            if now >= due:
+                self._call_due(now)
+
+    def close(self) -> None:
+        """Give signals back to whom they belonged before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave us
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._epoll.close()
+        self._waker.close()
+        self._woken.close()
+
+    def _call_due(self, now: float) -> None:
+        for timer in self._timers:
+            if now >= timer.at:
+                timer.at = now + timer.every_s
+                timer.call(now)
+
+    def _take_signals(self) -> None:
+        try:
+            numbers = self._woken.recv(4096)
+        except BlockingIOError:
+            return
+        for number in dict.fromkeys(numbers):
+            call = self._signals.get(number)
+            if call is not None:
+                call()
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """The wakeup descriptor tells the loop; Python wants a handler for it to do so."""

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: MIT
+"""One queue's packets, turn by turn: read, judge, answer, and only then tell (design 3)."""
+
+import time
+from typing import Protocol, final
+
+from nfq_guard.engine import VERDICT_ACCEPT, Engine, Judgment
+from nfq_guard.flow import Evidence
+from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
+from nfq_guard.policy.decision import Action
+from nfq_guard.service.judging import Failure, SafeJudge
+from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
+from nfq_guard.telemetry.limits import EventLimiter
+from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.sink import LineSink
+from nfq_guard.wire.packet import Queued
+
+
+class Reader(Protocol):
+    """What is needed of `nfqueue.reader.QueueReader`."""
+
+    queue_num: int
+    lost: int
+    verdict_errors: int
+
+    def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
+        """Ids and packets, in order."""
+
+    def forget_names(self) -> None:
+        """Look up interface names anew."""
+
+
+class Verdicts(Protocol):
+    """What is needed of `nfqueue.verdicts.VerdictSender`."""
+
+    messages: int
+
+    def send(self, ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
+        """Answer the packets of one turn."""
+
+
+@final
+class Worker:
+    """Serves one queue.
+
+    Attributes:
+        engine: Its policy and mode may be swapped between two turns.
+        stats: The numbers.
+    """
+
+    def __init__(
+        self,
+        *,
+        reader: Reader,
+        verdicts: Verdicts,
+        engine: Engine,
+        evidence: Evidence,
+        events: EventLog,
+        sink: LineSink,
+        limiter: EventLimiter,
+        budget: int,
+        drops_failures: bool,
+        judged_mark: int,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            reader: Where packets come from.
+            verdicts: Where verdicts go.
+            engine: What judges them.
+            evidence: Where the engine looks flows up.
+            events: Where events go.
+            sink: The lines under `events`, pushed out once a turn.
+            limiter: How many events there may be.
+            budget: Packets a turn at most.
+            drops_failures: Whether a packet is dropped when judging it raises.
+            judged_mark: Mark bits to set on every accepted packet that was judged; 0 for none.
+        """
+        self.engine = engine
+        self.stats = Stats()
+        self._reader = reader
+        self._verdicts = verdicts
+        self._evidence = evidence
+        self._events = events
+        self._sink = sink
+        self._limiter = limiter
+        self._budget = budget
+        self._judged_mark = judged_mark
+        self._judge = SafeJudge(engine, drops=drops_failures, report=self._report)
+        self._drops_seen = 0
+        try:
+            self._counter_file: CounterFile | None = CounterFile()
+        except OSError:  # not ours to read; events go without the kernel's counts
+            self._counter_file = None
+
+    def turn(self) -> int:
+        """Answer what waits, up to the budget; how many packets that were."""
+        ids, batch = self._reader.drain(self._budget)
+        if not ids:
+            return 0
+        now = time.monotonic()
+        judged = self._judge.judge(batch, now=now)
+        verdicts: list[int] = []
+        marks: list[int | None] = []
+        good: list[Judgment] = []
+        judged_mark = self._judged_mark
+        for judgment in judged:
+            if judgment is None:
+                verdicts.append(self._judge.fail_verdict)
+                marks.append(None)
+                continue
+            verdict = judgment.verdict
+            mark = judgment.decision.mark
+            if judged_mark and verdict == VERDICT_ACCEPT:
+                mark = (judgment.queued.mark if mark is None else mark) | judged_mark
+            verdicts.append(verdict)
+            marks.append(mark)
+            good.append(judgment)
+        self._verdicts.send(ids, verdicts, marks)
+        self.stats.counters["packets"] += len(ids)
+        self.stats.count(good)
+        self._tell(good, now)
+        return len(ids)
+
+    def second(self, now: float) -> None:
+        """What is done about once a second, whether packets come or not."""
+        self._reader.forget_names()
+        self._emit(self._limiter.due(now))
+        self.refresh()
+        self._sink.push(now)
+
+    def refresh(self) -> QueueCounters | None:
+        """Bring the numbers up to date that others count; the kernel's line if we may read it."""
+        counters = self.stats.counters
+        reader = self._reader
+        counters["verdict_messages"] = self._verdicts.messages
+        counters["verdict_errors"] = reader.verdict_errors
+        counters["judging_failures"] = self._judge.failures
+        counters["buffer_overruns"] = reader.lost
+        counters["events_suppressed"] = self._limiter.suppressed
+        counters["log_lines_dropped"] = self._sink.dropped
+        counters["log_errors"] = self._sink.errors
+        found = self.kernel_counters()
+        if found is not None:
+            counters["queue_full_drops"] = found.queue_dropped
+            counters["buffer_full_drops"] = found.user_dropped
+            self.stats.gauges["queue_waiting_packets"] = found.waiting
+            self._tell_drops(found)
+        return found
+
+    def kernel_counters(self) -> QueueCounters | None:
+        """The kernel's own line about this queue; None if it is not to be read."""
+        if self._counter_file is None:
+            return None
+        try:
+            return self._counter_file.read(self._reader.queue_num)
+        except OSError:
+            return None
+
+    def close(self, now: float) -> None:
+        """Tell what was still folded, and let go of files."""
+        self._emit(self._limiter.rest(now))
+        if self._counter_file is not None:
+            self._counter_file.close()
+            self._counter_file = None
+
+    def _tell(self, judgments: list[Judgment], now: float) -> None:
+        shown: list[tuple[Judgment, int]] = []
+        for judgment in judgments:
+            if judgment.decision.action is not Action.ALLOW:
+                shown += self._limiter.take(judgment, now)
+        if shown:
+            self._emit(shown)
+            self._sink.push(now)
+
+    def _emit(self, shown: list[tuple[Judgment, int]]) -> None:
+        if not shown:
+            return
+        when = timestamp()
+        for judgment, count in shown:
+            fields = packet_fields(
+                judgment,
+                mode=self.engine.mode,
+                queue_num=self._reader.queue_num,
+                evidence=self._evidence,
+                when=when,
+            )
+            self._events.packet(fields, count)
+
+    def _tell_drops(self, found: QueueCounters) -> None:
+        """One event a second at most, and only when the kernel dropped more packets."""
+        drops = found.queue_dropped + found.user_dropped
+        if drops > self._drops_seen:
+            self._events.warning(
+                "kernel_dropped_packets",
+                queue=self._reader.queue_num,
+                queue_full=found.queue_dropped,
+                buffer_full=found.user_dropped,
+                since_last=drops - self._drops_seen,
+                waiting=found.waiting,
+            )
+        self._drops_seen = drops
+
+    def _report(self, failure: Failure) -> None:
+        self._events.error(
+            "judging_failed",
+            queue=self._reader.queue_num,
+            problem=failure.problem,
+            where=failure.where,
+            hook=failure.hook,
+            octets=failure.octets,
+            traceback=failure.trace,
+        )

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""Events: one JSON object or one aligned line each, by structlog (design 8).
+
+`packet_judged` has a fixed set of fields, all of them in every event except `count`. A field that
+a packet does not have, such as `seq` of a UDP datagram, is null.
+"""
+
+import os
+import sys
+from datetime import UTC, datetime
+from socket import AF_INET, AF_INET6, inet_ntop
+from typing import Any, BinaryIO, Final, cast, final
+
+import orjson
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
+from nfq_guard.flow import (
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_TCP,
+    PROTO_UDP,
+    Direction,
+    Evidence,
+    Hook,
+    Nat,
+    TcpState,
+)
+from nfq_guard.policy.decision import Action
+from nfq_guard.telemetry.sink import LineSink
+from nfq_guard.wire.packet import Datagram, Packet, Segment
+
+_PROTO_NAMES: Final = {
+    PROTO_ICMP: "icmp",
+    PROTO_TCP: "tcp",
+    PROTO_UDP: "udp",
+    PROTO_ICMPV6: "icmpv6",
+}
+_HOOK_NAMES: Final = tuple(hook.name for hook in Hook)
+_STATE_NAMES: Final = tuple(state.name for state in TcpState)
+_DIRECTION_NAMES: Final = tuple(direction.name.lower() for direction in Direction)
+_FLAG_LETTERS: Final = "FSRPAUEC"
+# By the eight flag bits: their letters in the order of the bits, as tcpdump's users know them.
+TCP_FLAGS: Final = tuple(
+    "".join(letter for bit, letter in enumerate(_FLAG_LETTERS) if flags >> bit & 1)
+    for flags in range(256)
+)
+
+
+def timestamp() -> str:
+    """The time of day as events carry it: ISO 8601, UTC, microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+
+
+def packet_fields(
+    judgment: Judgment, *, mode: Mode, queue_num: int, evidence: Evidence, when: str
+) -> dict[str, Any]:
+    """The fields of `packet_judged`, without `event` and `count`.
+
+    Args:
+        judgment: The packet, judged.
+        mode: In which mode; `would` says what enforce does, whatever the mode.
+        queue_num: The queue that it came from.
+        evidence: Where the flow was looked up, for a packet that has no snapshot to say so.
+        when: `timestamp()` of its batch.
+    """
+    queued = judgment.queued
+    packet = judgment.packet
+    snapshot = judgment.snapshot
+    finding = judgment.finding
+    decision = judgment.decision
+    breach = finding.breach
+    l4 = packet.l4 if isinstance(packet, Packet) else None
+    segment = l4 if isinstance(l4, Segment) else None
+    ports = l4 if isinstance(l4, Segment | Datagram) else None
+    action = decision.action
+    drops = action is Action.DROP or action is Action.HEAL
+    return {
+        "timestamp": when,
+        "mode": mode,
+        "queue": queue_num,
+        "hook": _HOOK_NAMES[queued.hook] if queued.hook < len(_HOOK_NAMES) else str(queued.hook),
+        "in": queued.indev,
+        "out": queued.outdev,
+        "family": packet.family,
+        "proto": _PROTO_NAMES.get(packet.proto, str(packet.proto)),
+        "src": address(packet.src),
+        "dst": address(packet.dst),
+        "sport": ports.sport if ports is not None else None,
+        "dport": ports.dport if ports is not None else None,
+        "tcp_flags": TCP_FLAGS[segment.flags] if segment is not None else None,
+        "seq": segment.seq if segment is not None else None,
+        "ack": segment.ack if segment is not None else None,
+        "payload": segment.payload_len if segment is not None else None,
+        "reason": finding.reason,
+        "breach": None
+        if breach is None
+        else {
+            "bound": breach.bound,
+            "actual": breach.actual,
+            "limit": breach.limit,
+            "distance": breach.distance,
+        },
+        "state": None
+        if snapshot is None or packet.proto != PROTO_TCP
+        else _STATE_NAMES[snapshot.state],
+        "nat": Nat.UNKNOWN if snapshot is None else snapshot.nat,
+        "evidence": evidence if snapshot is None else snapshot.evidence,
+        "direction": None if snapshot is None else _DIRECTION_NAMES[snapshot.direction],
+        "rule": decision.rule,
+        "action": action,
+        "verdict": "drop" if judgment.verdict == VERDICT_DROP else "accept",
+        "would": "drop" if drops else "accept",
+    }
+
+
+def address(octets: bytes) -> str | None:
+    """An address in text; None for one that could not be read."""
+    if len(octets) == 4:
+        return inet_ntop(AF_INET, octets)
+    return inet_ntop(AF_INET6, octets) if len(octets) == 16 else None
+
+
+@final
+class EventLog:
+    """Writes events into a sink; `LineSink.push` brings them out."""
+
+    def __init__(self, sink: LineSink, *, console: bool = False, colour: bool = False) -> None:
+        """Render JSON, or for people: aligned lines, coloured or not."""
+        render: Processor = (
+            _Console(colour=colour) if console else structlog.processors.JSONRenderer(_json)
+        )
+        # BytesLogger uses the file's write and flush, and nothing else of it.
+        logger = structlog.BytesLogger(cast("BinaryIO", sink))
+        self._packets = structlog.wrap_logger(
+            logger,
+            processors=[render],
+            wrapper_class=structlog.BoundLoggerBase,
+            event="packet_judged",
+        ).bind()
+        self._notes = structlog.wrap_logger(
+            logger,
+            processors=[structlog.processors.add_log_level, _stamp, render],
+            wrapper_class=structlog.make_filtering_bound_logger(0),
+        ).bind()
+
+    def packet(self, fields: dict[str, Any], count: int) -> None:
+        """One `packet_judged`; `count` packets are meant by it."""
+        if count > 1:
+            fields["count"] = count
+        # The wrapper's own way to a method of the logger underneath: no level, no clock.
+        self._packets._proxy_to_logger("info", None, **fields)  # noqa: SLF001 - for wrappers' use
+
+    def info(self, event: str, **fields: object) -> None:
+        """Something that happened to the daemon."""
+        self._notes.info(event, **fields)
+
+    def warning(self, event: str, **fields: object) -> None:
+        """Something that an operator should look at."""
+        self._notes.warning(event, **fields)
+
+    def error(self, event: str, **fields: object) -> None:
+        """Something that is broken."""
+        self._notes.error(event, **fields)
+
+
+def _json(event: dict[str, Any], **_: object) -> bytes:
+    return orjson.dumps(event, default=str)
+
+
+def _stamp(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    return {"event": event.pop("event"), "timestamp": timestamp(), **event}
+
+
+def wants_console(log_format: str, descriptor: int) -> bool:
+    """Whether lines for people are wanted: asked for, or by itself on a terminal."""
+    return log_format == "console" or (log_format == "auto" and os.isatty(descriptor))
+
+
+def wants_colour(descriptor: int) -> bool:
+    """Whether that terminal takes colours and nobody said NO_COLOR (no-color.org)."""
+    return os.isatty(descriptor) and not os.environ.get("NO_COLOR") and _term() != "dumb"
+
+
+def _term() -> str:
+    return os.environ.get("TERM", "") if sys.platform != "win32" else "dumb"
+
+
+_RESET: Final = "\x1b[0m"
+_COLOURS: Final = {
+    "drop": "\x1b[31m",
+    "heal": "\x1b[35m",
+    "log": "\x1b[33m",
+    "allow": "\x1b[32m",
+    "error": "\x1b[31m",
+    "warning": "\x1b[33m",
+    "info": "\x1b[36m",
+}
+
+
+@final
+class _Console:
+    """Aligned lines for people."""
+
+    def __init__(self, *, colour: bool) -> None:
+        self._colour = colour
+
+    def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> bytes:
+        """Render one event."""
+        line = self._packet(event) if event["event"] == "packet_judged" else self._note(event)
+        return line.encode("utf-8", "replace")
+
+    def _packet(self, event: EventDict) -> str:
+        action = str(event["action"])
+        would = "" if event["would"] == event["verdict"] else "would "
+        breach = event["breach"]
+        proof = ""
+        if breach is not None:
+            proof = f"  {breach['actual']} is {breach['distance']} beyond {breach['limit']}"
+        flags = f" {event['tcp_flags']}" if event["tcp_flags"] is not None else ""
+        state = f" {event['state']}" if event["state"] else ""
+        count = f"  x{event['count']}" if "count" in event else ""
+        way = f"{event['in'] or '-'}>{event['out'] or '-'}"
+        return (
+            f"{event['timestamp'][11:23]} {self._paint(f'{would + action:<10}', action)} "
+            f"{event['reason']:<14} {_end(event, 'src'):>21} > {_end(event, 'dst'):<21} "
+            f"{event['proto']}{flags:<4} nat={event['nat']}{state} "
+            f"{event['hook']} {way} rule={event['rule']}{proof}{count}"
+        )
+
+    def _note(self, event: EventDict) -> str:
+        rest = " ".join(
+            f"{key}={value}"
+            for key, value in event.items()
+            if key not in {"event", "timestamp", "level"}
+        )
+        level = str(event["level"])
+        return (
+            f"{event['timestamp'][11:23]} {self._paint(f'{level:<10}', level)} "
+            f"{event['event']:<14} {rest}"
+        )
+
+    def _paint(self, text: str, kind: str) -> str:
+        colour = _COLOURS.get(kind, "") if self._colour else ""
+        return f"{colour}{text}{_RESET}" if colour else text
+
+
+def _end(event: EventDict, end: str) -> str:
+    host = event[end] or "?"
+    port = event["sport" if end == "src" else "dport"]
+    if port is None:
+        return str(host)
+    return f"[{host}]:{port}" if event["family"] == 6 else f"{host}:{port}"

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""Counters as plain numbers, and their exposition by prometheus_client, imported when asked for.
+
+Every label value is from an enum and exists from the start, so that no packet can add a series.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+from nfq_guard.engine import Judgment
+from nfq_guard.finding import Reason
+from nfq_guard.policy.decision import Action
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+_PREFIX: Final = "nfq_guard_"
+
+# Name without `nfq_guard_` and `_total`, and what is counted.
+_COUNTERS: Final = {
+    "packets": "Packets read from the queue.",
+    "verdict_messages": "Verdict messages sent; one may answer many packets.",
+    "verdict_errors": "Verdicts for packets that were gone.",
+    "judging_failures": "Packets whose judging raised; they got the fail-mode verdict.",
+    "queue_full_drops": "Packets that the kernel dropped because the queue was full.",
+    "buffer_full_drops": "Packets that the kernel dropped because the socket buffer was full.",
+    "buffer_overruns": "Times that the kernel said ENOBUFS.",
+    "events_suppressed": "Packets without an event because of the limit on all events.",
+    "log_lines_dropped": "Log lines dropped because the log did not take them.",
+    "log_errors": "Failed writes to the log.",
+    "reloads": "Reloads that took a new policy.",
+    "reload_failures": "Reloads that kept the old policy because the new one is wrong.",
+}
+_GAUGES: Final = {
+    "queue_waiting_packets": "Packets that wait in the kernel for a verdict.",
+    "enforcing": "1 when decisions are carried out, 0 in dry-run.",
+    "start_time_seconds": "When the daemon started, seconds of the Unix epoch.",
+}
+
+
+@final
+class Stats:
+    """The numbers of one queue's worker; the one place where `status` and metrics look.
+
+    Attributes:
+        judged: Packets by reason and action, all pairs from the start.
+        rules: Packets by the rule that decided; as many as the policies loaded so far have.
+        counters: By name; only ever grow.
+        gauges: By name.
+    """
+
+    def __init__(self) -> None:
+        self.judged: dict[Reason, dict[Action, int]] = {
+            reason: dict.fromkeys(Action, 0) for reason in Reason
+        }
+        self.rules: dict[str, int] = {}
+        self.counters = dict.fromkeys(_COUNTERS, 0)
+        self.gauges = dict.fromkeys(_GAUGES, 0.0)
+
+    def count(self, judgments: Sequence[Judgment]) -> None:
+        """Count a batch by runs of equal reason and rule: hashing an enum costs more."""
+        run = 0
+        last: Judgment | None = None
+        for judgment in judgments:
+            if last is not None and (
+                judgment.decision is not last.decision
+                or judgment.finding.reason is not last.finding.reason
+            ):
+                self._add(last, run)
+                run = 0
+            last = judgment
+            run += 1
+        if last is not None:
+            self._add(last, run)
+
+    def _add(self, judgment: Judgment, packets: int) -> None:
+        decision = judgment.decision
+        self.judged[judgment.finding.reason][decision.action] += packets
+        self.rules[decision.rule] = self.rules.get(decision.rule, 0) + packets
+
+
+@final
+class Exposition:
+    """The numbers of some workers, by queue, in Prometheus's text format."""
+
+    def __init__(self, workers: Callable[[], dict[int, Stats]]) -> None:
+        """Ask `workers` for the numbers each time that somebody looks."""
+        # prometheus_client takes 65 ms to import and nobody may ever look.
+        from prometheus_client import CollectorRegistry  # noqa: PLC0415 - see above
+
+        self._workers = workers
+        self.registry: CollectorRegistry = CollectorRegistry(auto_describe=False)
+        self.registry.register(self)
+
+    def collect(self) -> Iterator["Metric"]:
+        """What prometheus_client calls."""
+        from prometheus_client.core import (  # noqa: PLC0415 - see `__init__`
+            CounterMetricFamily,
+            GaugeMetricFamily,
+        )
+
+        workers = self._workers()
+        judged = CounterMetricFamily(
+            _PREFIX + "judged_packets",
+            "Packets by reason and action.",
+            labels=["queue", "reason", "action"],
+        )
+        for queue_num, stats in workers.items():
+            for reason, actions in stats.judged.items():
+                for action, packets in actions.items():
+                    judged.add_metric([str(queue_num), reason, action], packets)
+        yield judged
+        for name, text in _COUNTERS.items():
+            counter = CounterMetricFamily(_PREFIX + name, text, labels=["queue"])
+            for queue_num, stats in workers.items():
+                counter.add_metric([str(queue_num)], stats.counters[name])
+            yield counter
+        for name, text in _GAUGES.items():
+            gauge = GaugeMetricFamily(_PREFIX + name, text, labels=["queue"])
+            for queue_num, stats in workers.items():
+                gauge.add_metric([str(queue_num)], stats.gauges[name])
+            yield gauge
+
+    def text(self) -> bytes:
+        """The exposition."""
+        from prometheus_client import generate_latest  # noqa: PLC0415 - see `__init__`
+
+        return generate_latest(self.registry)
+
+    def write(self, path: Path) -> None:
+        """Write it for node_exporter's textfile collector, whole or not at all."""
+        from prometheus_client import write_to_textfile  # noqa: PLC0415 - see `__init__`
+
+        write_to_textfile(str(path), self.registry)
+
+
+def serve(exposition: Exposition, host: str, port: int) -> Callable[[], None]:
+    """Serve /metrics in a thread of its own; call what is returned to stop.
+
+    Raises:
+        OSError: The address cannot be bound.
+    """
+    from prometheus_client import start_http_server  # noqa: PLC0415 - see `Exposition`
+
+    server, thread = start_http_server(port, host, registry=exposition.registry)
+
+    def stop() -> None:
+        server.shutdown()
+        server.server_close()
+        thread.join(timeout=1)
+
+    return stop

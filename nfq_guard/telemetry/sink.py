@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""Where lines of the log go: a bounded ring before a file that may be full, stalled or gone.
+
+Nothing here raises and nothing waits. A line that cannot be written stays in the ring; when the
+ring is full the oldest line is dropped and counted. The attack is a flood of packets, each worth
+a line, towards a reader that is slower than the flood.
+"""
+
+import errno
+import os
+import socket
+import stat
+from collections import deque
+from pathlib import Path
+from typing import Final, final
+
+_RING_BYTES: Final = 1 << 20
+_WRITE_BYTES: Final = 1 << 16
+# After a failure the file is left alone for a while: each try costs a system call.
+_RETRY_S: Final = 0.5
+
+
+@final
+class LineSink:
+    """Whole lines in, written by `flush`; has the two methods that structlog's loggers want.
+
+    Attributes:
+        dropped: Lines that were dropped.
+        errors: Writes that failed, other than for a reader that is behind.
+        last_error: The last such failure, in words; empty while there was none.
+    """
+
+    def __init__(self, target: Path | int, *, ring_bytes: int = _RING_BYTES) -> None:
+        """Write to a file, which is made or appended to, or to an open descriptor.
+
+        Raises:
+            OSError: The file cannot be opened.
+        """
+        self.dropped = 0
+        self.errors = 0
+        self.last_error = ""
+        self._target = target
+        self._ring: deque[bytes] = deque()
+        self._ring_bytes = 0
+        self._ring_max = ring_bytes
+        self._rest = b""
+        self._retry_at = 0.0
+        self._socket: socket.socket | None = None
+        self._fd = self._open()
+
+    @property
+    def waiting(self) -> int:
+        """Lines in the ring."""
+        return len(self._ring) + bool(self._rest)
+
+    def write(self, line: bytes) -> int:
+        """Take one line; `push` writes it."""
+        self._ring.append(line)
+        self._ring_bytes += len(line)
+        while self._ring_bytes > self._ring_max:
+            self._ring_bytes -= len(self._ring.popleft())
+            self.dropped += 1
+        return len(line)
+
+    def flush(self) -> None:
+        """Nothing: structlog calls this after every line, and lines are written by the batch."""
+
+    def push(self, now: float) -> None:
+        """Write what the file takes without waiting; `now` in monotonic seconds."""
+        if not self._ring and not self._rest:
+            return
+        if now < self._retry_at:
+            return
+        while self._ring or self._rest:
+            octets = self._rest or self._gather()
+            try:
+                written = self._write(octets)
+            except BlockingIOError:
+                self._rest = octets
+                self._retry_at = now + _RETRY_S / 10
+                return
+            except OSError as error:
+                self._fail(octets, error, now)
+                return
+            self._rest = octets[written:]
+        self._retry_at = 0.0
+
+    def reopen(self) -> None:
+        """Open the file by its name again, after it was rotated away; a failure keeps the old."""
+        if isinstance(self._target, int):
+            return
+        try:
+            fd = self._open()
+        except OSError as error:
+            self._note(error)
+            return
+        os.close(self._fd)
+        self._fd = fd
+
+    def close(self, now: float) -> None:
+        """Write what can be written and close; what is left counts as dropped."""
+        self._retry_at = 0.0
+        self.push(now)
+        self.dropped += self.waiting
+        self._ring.clear()
+        self._ring_bytes = 0
+        self._rest = b""
+        if self._socket is not None:
+            self._socket.close()
+        else:
+            os.close(self._fd)
+
+    def _open(self) -> int:
+        if isinstance(self._target, Path):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
+            return os.open(self._target, flags, 0o640)
+        kind = os.fstat(self._target).st_mode
+        if stat.S_ISSOCK(kind):
+            self._socket = socket.socket(fileno=os.dup(self._target))
+            return self._socket.fileno()
+        if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
+            # A description of our own: O_NONBLOCK on the given one would be felt by every
+            # process that shares it, such as the shell of the terminal.
+            try:
+                return os.open(
+                    f"/proc/self/fd/{self._target}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC
+                )
+            except OSError:
+                os.set_blocking(self._target, False)
+        return os.dup(self._target)
+
+    def _gather(self) -> bytes:
+        ring = self._ring
+        parts: list[bytes] = []
+        size = 0
+        while ring and size < _WRITE_BYTES:
+            parts.append(ring.popleft())
+            size += len(parts[-1])
+        self._ring_bytes -= size
+        return b"".join(parts)
+
+    def _write(self, octets: bytes) -> int:
+        if self._socket is not None:
+            return self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        return os.write(self._fd, octets)
+
+    def _fail(self, octets: bytes, error: OSError, now: float) -> None:
+        """Keep the lines for a disk that has space again; there is no keeping for a reader gone."""
+        self._note(error)
+        self._retry_at = now + _RETRY_S
+        if error.errno in {errno.EPIPE, errno.ECONNRESET}:
+            self.dropped += octets.count(b"\n") + len(self._ring)
+            self._ring.clear()
+            self._ring_bytes = 0
+            self._rest = b""
+        else:
+            self._rest = octets
+
+    def _note(self, error: OSError) -> None:
+        self.errors += 1
+        self.last_error = error.strerror or str(error)
