@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: MIT
+"""The kernel's own words on why it called a packet INVALID, through NFLOG (kernel.md 1.12).
+
+It speaks when `nf_conntrack_log_invalid` is set and nfnetlink_log is the logger, both settings
+of the network namespace; `speaking` sets them for a while. Only one reader may have the group.
+"""
+
+import errno
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, Self, final
+
+from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
+from nfq_guard.finding import Reason
+from nfq_guard.flows import capabilities
+from nfq_guard.flows.netlink import (
+    ERROR,
+    FAMILY_HEADER,
+    NETLINK_NETFILTER,
+    NLM_F_ACK,
+    NLMSG_ERROR,
+    attribute,
+    attributes,
+    message,
+    messages,
+)
+
+# Conntrack logs to this group, and to no other.
+_GROUP: Final = 0
+_SUBSYSTEM: Final = 4 << 8  # NFNL_SUBSYS_ULOG
+_PACKET: Final = _SUBSYSTEM | 0
+_CONFIG: Final = _SUBSYSTEM | 1
+# NFULA_CFG_* and its commands, NFULNL_COPY_PACKET, NFULA_*.
+_CFG_CMD: Final = 1
+_CFG_MODE: Final = 2
+_CFG_TIMEOUT: Final = 4
+_CFG_QTHRESH: Final = 5
+_CMD_BIND: Final = b"\1"
+_COPY_PACKET: Final = 2
+_PAYLOAD: Final = 9
+_PREFIX: Final = 10
+_COPY_RANGE: Final = 0xFFFF
+
+_DATAGRAM_MAX: Final = 1 << 17
+_BUFFER_SIZE: Final = 1 << 21
+_NF_LOG: Final = Path("/proc/sys/net/netfilter")
+_ALL_PROTOCOLS: Final = 255
+
+# What the texts hold, by kernel: 6.x words first, then those of 5.10 and 5.15. In order: the
+# first that is found decides.
+_REASONS: Final = (
+    ("SEQ is over", Reason.SEQ_OVER),
+    ("ACK is over", Reason.ACK_OVER),
+    ("SEQ is under", Reason.SEQ_UNDER),
+    ("ACK is under", Reason.ACK_UNDER),
+    ("ACK under lower", Reason.ACK_UNDER),
+    ("invalid rst", Reason.RST_OUTSIDE),
+    ("invalid new", Reason.NO_ENTRY),
+    ("invalid state", Reason.BAD_TRANSITION),
+    ("invalid tcp flag", Reason.BAD_FLAGS),
+    ("bad checksum", Reason.BAD_CHECKSUM),
+    ("bad tcp checksum", Reason.BAD_CHECKSUM),
+    ("truncated", Reason.MALFORMED),
+    ("short packet", Reason.MALFORMED),
+)
+# Said of packets that conntrack accepts without looking further; on 6.x so are the two "under".
+_IGNORED: Final = ("ignored", "more than expected")
+
+
+@final
+class KernelLog:
+    """Reads NFLOG group 0 of the network namespace that it was made in."""
+
+    def __init__(self) -> None:
+        """Bind the group.
+
+        Raises:
+            PrivilegeError: CAP_NET_ADMIN is missing.
+            BusyError: Somebody else has the group, such as ulogd.
+            UnavailableError: The kernel has no nfnetlink_log.
+        """
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
+        )
+        try:
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_SIZE)
+            self._configure(attribute(_CFG_CMD, _CMD_BIND))
+            self._configure(
+                attribute(_CFG_MODE, struct.pack(">IBx", _COPY_RANGE, _COPY_PACKET))
+                # Each line at once: the text comes before the packet is queued.
+                + attribute(_CFG_QTHRESH, struct.pack(">I", 1))
+                + attribute(_CFG_TIMEOUT, struct.pack(">I", 0))
+            )
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def _configure(self, body: bytes) -> None:
+        self._socket.send(message(_CONFIG, NLM_F_ACK, 1, socket.AF_UNSPEC, _GROUP, body))
+        code = -errno.ENODATA
+        try:
+            # The kernel acknowledges before `send` returns; packets may lie before that.
+            while code == -errno.ENODATA:
+                datagram = self._socket.recv(_DATAGRAM_MAX, socket.MSG_DONTWAIT)
+                for kind, _, answer in messages(datagram):
+                    if kind == NLMSG_ERROR and len(answer) >= ERROR.size:
+                        code = ERROR.unpack_from(answer)[0]
+        except BlockingIOError:
+            raise UnavailableError("NFLOG group 0: no answer from the kernel") from None
+        if code == -errno.EPERM and not capabilities.has(capabilities.NET_ADMIN):
+            raise PrivilegeError("CAP_NET_ADMIN is missing: NFLOG group 0 cannot be read")
+        if code in {-errno.EPERM, -errno.EBUSY}:
+            raise BusyError("NFLOG group 0 belongs to another process, such as ulogd")
+        if code:
+            raise UnavailableError(
+                f"kernel option CONFIG_NETFILTER_NETLINK_LOG is missing (error {-code})"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def fileno(self) -> int:
+        """For polling."""
+        return self._socket.fileno()
+
+    def read(self) -> list[tuple[str, bytes]]:
+        """What came since the last call: the text, and the packet from its IP header on.
+
+        Does not wait. Lines that were lost because nobody read in time are not told of.
+        """
+        found: list[tuple[str, bytes]] = []
+        while True:
+            try:
+                datagram = self._socket.recv(_DATAGRAM_MAX, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            for kind, _, body in messages(datagram):
+                if kind == _PACKET:
+                    parts = attributes(body[FAMILY_HEADER.size :])
+                    text = parts.get(_PREFIX, b"").rstrip(b"\0").decode("ascii", "replace")
+                    found.append((text.strip(), parts.get(_PAYLOAD, b"")))
+
+    def close(self) -> None:
+        """Give the group back."""
+        self._socket.close()
+
+
+def is_ignored(text: str) -> bool:
+    """Whether a 6.x kernel logged a packet that it did not call INVALID."""
+    return any(words in text for words in _IGNORED) or "is under" in text
+
+
+def reason_of(text: str) -> Reason | None:
+    """The reason that a log text stands for; None when it names none, or no INVALID packet.
+
+    Texts of all kernels are known. "SEQ is under" is INVALID in 5.x and ignored in 6.x: the
+    reason is the same, `is_ignored` tells the 6.x reading.
+    """
+    for words, reason in _REASONS:
+        if words in text:
+            return reason
+    if " invalid, state" in text:
+        return Reason.BAD_TRANSITION
+    return None
+
+
+@contextmanager
+def speaking(protocol: int = _ALL_PROTOCOLS) -> Iterator[None]:
+    """Have the kernel explain itself to NFLOG in the current network namespace, and stop after.
+
+    For namespaces of the lab and of tests: the setting slows a host under a flood, and it takes
+    the logger from whoever had it.
+
+    Args:
+        protocol: IP protocol number; 255 is every one.
+    """
+    with ExitStack() as stack:
+        for name, value in (
+            ("nf_log/2", "nfnetlink_log"),
+            ("nf_log/10", "nfnetlink_log"),
+            ("nf_conntrack_log_invalid", str(protocol)),
+        ):
+            stack.enter_context(_set(_NF_LOG / name, value))
+        yield
+
+
+@contextmanager
+def _set(path: Path, value: str) -> Iterator[None]:
+    before = path.read_text(encoding="ascii").strip()
+    path.write_text(value, encoding="ascii")
+    try:
+        yield
+    finally:
+        path.write_text(before, encoding="ascii")

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: MIT
+"""The kernel's window as BPF reads it, held against arithmetic on the packets of live flows."""
+
+import re
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.flow import (
+    PEER_DATA_UNACKNOWLEDGED,
+    PEER_MAXACK_SET,
+    PEER_SACK_PERM,
+    PEER_WINDOW_SCALE,
+    PROTO_ICMP,
+    PROTO_UDP,
+    STATUS_ASSURED,
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+    Nat,
+    Peer,
+    TcpState,
+)
+from nfq_guard.flows.bpf import BpfFlows, ticks_per_second
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows
+from nfq_guard.flows.record import BATCH
+from nfq_guard.seqno import Seq, add, later
+from tests.flows.conftest import (
+    MARK,
+    MARK_PORT,
+    PORTS,
+    ZONE,
+    ZONE_PORT,
+    Connection,
+    Connector,
+    Routed,
+    octets,
+    tuple_between,
+)
+from tests.support.segments import ACK, SYN, Seen
+
+pytestmark = pytest.mark.kernel
+
+_SOURCE = Path(__file__).parents[2] / "bpf"
+
+
+class Network:
+    """Both lookups, inside the router."""
+
+    def __init__(self, net: Routed) -> None:
+        self._net = net
+        with net.router.entered():
+            self.netlink = CtnetlinkFlows((0, ZONE))
+        self.bpf = BpfFlows((0, ZONE), others=self.netlink)
+        self.bpf_zone_0 = BpfFlows()
+
+    def __call__(self, *tuples: FlowTuple) -> list[FlowSnapshot | None]:
+        """Through BPF, in both zones."""
+        return self.by(self.bpf.lookup, *tuples)
+
+    def by(
+        self, lookup: Callable[[list[FlowTuple]], list[FlowSnapshot | None]], *tuples: FlowTuple
+    ) -> list[FlowSnapshot | None]:
+        """Through `lookup`."""
+        with self._net.router.entered():
+            return lookup(list(tuples))
+
+
+@pytest.fixture(scope="module")
+def look(routed: Routed) -> Iterator[Network]:
+    """Both lookups, loaded once."""
+    network = Network(routed)
+    yield network
+    network.bpf.close()
+    network.bpf_zone_0.close()
+    network.netlink.close()
+
+
+def model(packets: list[Seen], client_port: int) -> tuple[Peer, Peer]:
+    """What kernel.md 1.4 and 1.6 make of an undisturbed connection, from its packets."""
+    sides: dict[bool, Peer] = {}
+    for packet in packets:
+        is_reply = packet.sport != client_port
+        window = packet.window
+        if packet.flags & SYN:
+            assert packet.scale is not None
+            sides[is_reply] = Peer(
+                Seq(packet.end), Seq(packet.end), 0, Seq(0), packet.scale,
+                PEER_WINDOW_SCALE | (PEER_SACK_PERM if packet.sack_permitted else 0),
+            )  # fmt: skip
+        else:
+            window <<= sides[is_reply].td_scale
+        sender = sides[is_reply]
+        sender.td_end = later(sender.td_end, Seq(packet.end))
+        sender.td_maxwin = max(sender.td_maxwin, window)
+        if packet.flags & ACK:
+            is_first = not sender.flags & PEER_MAXACK_SET
+            ack = Seq(packet.ack)
+            sender.td_maxack = ack if is_first else later(sender.td_maxack, ack)
+            sender.flags |= PEER_MAXACK_SET
+            peer = sides[not is_reply]
+            peer.td_maxend = later(peer.td_maxend, add(ack, window or 1))
+    for is_reply, side in sides.items():
+        if sides[not is_reply].td_maxack != side.td_end:
+            side.flags |= PEER_DATA_UNACKNOWLEDGED
+    return sides[False], sides[True]
+
+
+def settled(look: Network, connection: Connection) -> tuple[FlowSnapshot, FlowSnapshot]:
+    """Both directions' snapshots once everything is acknowledged, which may take a delayed ACK."""
+    deadline = time.monotonic() + 3
+    while True:
+        first, second = look(connection.original, connection.reply)
+        assert first is not None
+        assert second is not None
+        assert first.peers is not None
+        one, other = first.peers
+        if one.td_end == other.td_maxack and other.td_end == one.td_maxack:
+            # The last ACK itself must be in the capture as well.
+            return first, second
+        assert time.monotonic() < deadline, (one, other)
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+@pytest.mark.parametrize("nat", list(PORTS))
+def test_window_is_that_of_the_packets(
+    look: Network, connect: Connector, family: int, nat: str
+) -> None:
+    connection = connect(family, PORTS[nat])
+    connection.exchange()
+    forth, back = settled(look, connection)
+    assert forth.peers == model(connection.packets(), connection.original.sport)
+    assert back.peers == forth.peers
+    assert (forth.direction, back.direction) == (0, 1)
+    assert (forth.original, forth.reply) == (connection.original, connection.reply)
+    assert (back.original, back.reply) == (connection.original, connection.reply)
+    assert forth.nat is Nat(nat)
+    assert forth.state == TcpState.ESTABLISHED
+    assert forth.status & STATUS_ASSURED
+    assert forth.evidence is Evidence.BPF
+    last = connection.packets()[-1]
+    assert (forth.last_seq, forth.last_ack, forth.last_end) == (last.seq, last.ack, last.end)
+    assert forth.last_win == last.window
+    assert forth.last_dir == int(last.sport != connection.original.sport)
+
+
+def test_closing_moves_the_state(look: Network, connect: Connector) -> None:
+    connection = connect(4, PORTS["none"])
+    connection.client.shutdown(socket.SHUT_WR)
+    assert connection.server.recv(1) == b""
+    forth, _ = settled(look, connection)
+    assert forth.state in {TcpState.FIN_WAIT, TcpState.CLOSE_WAIT}
+    assert forth.peers is not None
+    assert forth.peers[0].td_end == connection.packets()[-1].ack
+    assert forth.timeout_s <= 120
+
+
+def test_timeout_is_in_seconds(look: Network, connect: Connector) -> None:
+    """The kernel counts in ticks; ctnetlink tells seconds."""
+    connection = connect(4, PORTS["none"])
+    connection.exchange()
+    settled(look, connection)
+    (by_bpf,) = look(connection.original)
+    (by_netlink,) = look.by(look.netlink.lookup, connection.original)
+    assert by_bpf is not None
+    assert by_netlink is not None
+    assert abs(by_bpf.timeout_s - by_netlink.timeout_s) <= 1
+    assert by_bpf.timeout_s > 100
+
+
+def test_ticks_are_those_of_the_kernel_configuration() -> None:
+    assert ticks_per_second() in {100, 250, 300, 1000}
+
+
+@pytest.mark.parametrize("nat", list(PORTS))
+@pytest.mark.parametrize("family", [4, 6])
+def test_ctnetlink_says_the_same(look: Network, connect: Connector, family: int, nat: str) -> None:
+    connection = connect(family, PORTS[nat])
+    connection.exchange()
+    settled(look, connection)
+    tuples = (connection.original, connection.reply)
+    for one, other in zip(look(*tuples), look.by(look.netlink.lookup, *tuples), strict=True):
+        assert one is not None
+        assert other is not None
+        assert other.evidence is Evidence.CTNETLINK
+        assert other.peers is None
+        for name in ("direction", "original", "reply", "status", "mark", "zone", "state", "nat"):
+            assert getattr(one, name) == getattr(other, name), name
+
+
+def test_mark_and_zone(look: Network, connect: Connector) -> None:
+    marked = connect(4, MARK_PORT)
+    zoned = connect(4, ZONE_PORT)
+    tuples = (marked.original, zoned.original, zoned.reply)
+    for lookup in (look.bpf.lookup, look.netlink.lookup):
+        one, two, three = look.by(lookup, *tuples)
+        assert one is not None
+        assert two is not None
+        assert three is not None
+        assert (one.mark, one.zone) == (MARK, 0)
+        assert (two.mark, two.zone, two.direction) == (0, ZONE, 0)
+        assert (three.zone, three.direction) == (ZONE, 1)
+    only_zone_0 = look.by(look.bpf_zone_0.lookup, *tuples)
+    assert [found is not None for found in only_zone_0] == [True, False, False]
+
+
+def test_batch_of_any_size_keeps_its_order(look: Network, connect: Connector) -> None:
+    """Known and unknown, both families, both ways, across the edges of the kernel's batch."""
+    one, two = connect(4, PORTS["dnat"]), connect(6, PORTS["none"])
+    unknown = FlowTuple(6, bytes(4), bytes(4), 1, 2)
+    pattern = [one.original, unknown, two.reply, one.reply, two.original]
+    for size in (0, 1, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH + 5):
+        tuples = [pattern[index % len(pattern)] for index in range(size)]
+        found = look(*tuples)
+        assert len(found) == size
+        for wanted, snapshot in zip(tuples, found, strict=True):
+            if wanted is unknown:
+                assert snapshot is None
+            else:
+                assert snapshot is not None
+                assert wanted == (snapshot.original, snapshot.reply)[snapshot.direction]
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_udp_and_icmp(look: Network, routed: Routed, family: int) -> None:
+    """UDP comes through BPF without a window; an echo is beyond BPF and comes through ctnetlink."""
+    client, _, _, server = routed.addresses[family]
+    kind = socket.AF_INET if family == 4 else socket.AF_INET6
+    with routed.client.entered(), socket.socket(kind, socket.SOCK_DGRAM) as sender:
+        sender.bind((client, 0))
+        sender.sendto(b"x", (server, 53))
+        asked = tuple_between(sender.getsockname(), (server, 53), PROTO_UDP)
+    routed.client.run("ping", f"-{family}", "-c1", "-W2", server)
+    reply = FlowTuple(PROTO_UDP, asked.dst, asked.src, asked.dport, asked.sport)
+    forth, back = look(asked, reply)
+    assert forth is not None
+    assert back is not None
+    assert (forth.direction, back.direction) == (0, 1)
+    assert (forth.original, forth.reply) == (asked, reply)
+    assert forth.peers is None
+    assert forth.state == 0
+    assert 0 < forth.timeout_s <= 120
+    listed = routed.router.run("conntrack", "-L", "-f", f"ipv{family}", check=False).stdout
+    found = re.search(r"icmp(?:v6)? .*? id=(\d+)", listed)
+    assert found
+    proto, request, answer = (PROTO_ICMP, 8, 0) if family == 4 else (58, 128, 129)
+    identifier = int(found[1])
+    echo = FlowTuple(proto, octets(client), octets(server), identifier, request << 8)
+    echoed = FlowTuple(proto, octets(server), octets(client), identifier, answer << 8)
+    first, second, third = look(echoed, asked, echo)
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    assert (first.evidence, second.evidence) == (Evidence.CTNETLINK, Evidence.BPF)
+    assert (first.direction, third.direction) == (1, 0)
+    assert (first.original, first.reply) == (echo, echoed)
+
+
+def test_it_looks_into_the_namespace_of_the_caller(look: Network, connect: Connector) -> None:
+    connection = connect(4, PORTS["none"])
+    assert look(connection.original) != [None]
+    assert look.bpf.lookup([connection.original]) == [None]
+
+
+def test_object_comes_from_its_source(tmp_path: Path) -> None:
+    """Octet for octet, with a clang of the major version that the Makefile names."""
+    makefile = (_SOURCE / "Makefile").read_text(encoding="ascii")
+    found = re.search(r"CLANG_MAJOR := (\d+)", makefile)
+    assert found
+    clang = shutil.which(f"clang-{found[1]}")
+    assert clang, f"clang-{found[1]} (Debian package of that name) is missing"
+    built = tmp_path / "built.o"
+    subprocess.run(
+        ["make", "-s", "-C", str(_SOURCE), f"OUT={built}"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    committed = _SOURCE.parent / "nfq_guard" / "flows" / "ct_lookup.bpf.o"
+    assert built.read_bytes() == committed.read_bytes()
