@@ -51,7 +51,7 @@ class BpfFlows:
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
             others: Where tuples of other protocols than TCP and UDP are looked up; without it
-                they are not found.
+                they are not found. Closed with this.
 
         Raises:
             LoadError: The kernel or libbpf did not take the program.
@@ -118,3 +118,5 @@ class BpfFlows:
     def close(self) -> None:
         """Unload the program; `lookup` must not be called again."""
         self._program.close()
+        if self._others is not None:
+            self._others.close()

@@ -5,7 +5,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
@@ -13,9 +13,6 @@ from nfq_guard.flows import capabilities
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.libbpf import LIBRARY, LoadError
-
-if TYPE_CHECKING:
-    from nfq_guard.engine import FlowLookup
 
 # What BPF with kernel pointers takes (kernel.md 4).
 _CAPABILITIES: Final = {
@@ -38,9 +35,16 @@ class NoFlows:
         """None for each."""
         return [None] * len(tuples)
 
+    def close(self) -> None:
+        """There is nothing to close."""
 
-def open_flows(zones: Sequence[int] = (0,)) -> tuple["FlowLookup", str | None]:
+
+def open_flows(
+    zones: Sequence[int] = (0,),
+) -> tuple[BpfFlows | CtnetlinkFlows | NoFlows, str | None]:
     """The best lookup there is, and one line on why it is not a better one; None: it is the best.
+
+    The caller closes it.
 
     Args:
         zones: Conntrack zones to try for each tuple, in order; at least one.

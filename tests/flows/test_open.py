@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""Which evidence is chosen, and the line that says what a better one lacks."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import nfq_guard
+from nfq_guard.flow import Evidence, FlowTuple
+from nfq_guard.flows import bpf, libbpf
+from nfq_guard.flows import open as opening
+from nfq_guard.flows.libbpf import LoadError, Program, last_complaint
+from nfq_guard.flows.record import EXCHANGE_SIZE
+
+_ASK = (
+    "from nfq_guard.flows.open import open_flows\n"
+    "flows, line = open_flows()\n"
+    "print(flows.evidence, '|', line)\n"
+)
+_ALL = ("net_admin", "bpf", "perfmon")
+
+
+@pytest.fixture(scope="module")
+def readable() -> Iterator[Path]:
+    """The package where any user may read it."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        root.chmod(0o755)
+        shutil.copytree(Path(nfq_guard.__file__).parent, root / "nfq_guard")
+        yield root
+
+
+def _ask(root: Path, *prefix: str) -> tuple[str, str]:
+    """Evidence and line of a process behind `prefix`; it must not say anything else."""
+    done = subprocess.run(
+        [*prefix, str(Path(sys.executable).resolve()), "-B", "-c", _ASK],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"]},
+        timeout=30,
+    )
+    assert done.stderr == ""
+    evidence, _, line = done.stdout.strip().partition(" | ")
+    return evidence, line
+
+
+def _nobody_with(*capabilities: str) -> list[str]:
+    """The prefix that runs a command as nobody with these capabilities and no other."""
+    wanted = ",".join(["-all", *(f"+{name}" for name in capabilities)])
+    return [
+        "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs",
+        f"--inh-caps={wanted}", f"--ambient-caps={wanted}", f"--bounding-set={wanted}",
+    ]  # fmt: skip
+
+
+@pytest.mark.kernel
+def test_three_capabilities_are_enough(readable: Path) -> None:
+    assert _ask(readable, *_nobody_with(*_ALL)) == ("bpf", "None")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("held", "evidence", "missing"),
+    [
+        (("net_admin", "bpf"), "ctnetlink", "CAP_PERFMON is missing"),
+        (("net_admin", "perfmon"), "ctnetlink", "CAP_BPF is missing"),
+        (("net_admin",), "ctnetlink", "CAP_PERFMON and CAP_BPF are missing"),
+        (("bpf", "perfmon"), "none", "CAP_NET_ADMIN is missing"),
+        ((), "none", "CAP_NET_ADMIN and CAP_PERFMON and CAP_BPF are missing"),
+    ],
+)
+def test_missing_capability_is_named(
+    readable: Path, held: tuple[str, ...], evidence: str, missing: str
+) -> None:
+    found, line = _ask(readable, *_nobody_with(*held))
+    assert found == evidence
+    assert line.endswith(f": {missing}")
+
+
+@pytest.mark.kernel
+def test_user_namespace_is_named(readable: Path) -> None:
+    """Root of a container's user namespace has every capability there, and still no BPF."""
+    found, line = _ask(readable, "unshare", "--user", "--map-root-user", "--net")
+    assert found == "ctnetlink"
+    assert line.endswith("BPF needs the host's user namespace, and this process is in another")
+
+
+@pytest.mark.kernel
+def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libbpf, "LIBRARY", "libbpf-that-is-not.so")
+    libbpf._library.cache_clear()
+    try:
+        flows, line = opening.open_flows()
+    finally:
+        libbpf._library.cache_clear()
+    flows.close()
+    assert flows.evidence is Evidence.CTNETLINK
+    assert line is not None
+    assert "Debian package libbpf1" in line
+
+
+@pytest.mark.kernel
+def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[str]) -> None:
+    """With another licence the kernel does not lend its lookup, and says so."""
+    image = bpf._OBJECT.read_bytes().replace(b"Dual MIT/GPL", b"Proprietary.")
+    with pytest.raises(LoadError) as raised:
+        Program(image, "ct_lookup", EXCHANGE_SIZE)
+    line = opening.why_not(raised.value)
+    assert line.startswith("BPF program not taken by the kernel (EINVAL): ")
+    assert "GPL" in line
+    assert "\n" not in line
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.kernel
+def test_garbage_is_no_program() -> None:
+    with pytest.raises(LoadError) as raised:
+        Program(b"\x7fELF" + bytes(60), "ct_lookup", EXCHANGE_SIZE)
+    assert "\n" not in opening.why_not(raised.value)
+
+
+@pytest.mark.kernel
+def test_root_gets_the_window(capfd: pytest.CaptureFixture[str]) -> None:
+    flows, line = opening.open_flows((0, 7))
+    assert (flows.evidence, line) == (Evidence.BPF, None)
+    assert flows.lookup([]) == []
+    flows.close()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("warnings", "words"),
+    [
+        (["extern (func ksym) 'bpf_skb_ct_lookup': not found in kernel or module BTFs"], "5.18"),
+        (["something else"], "something else"),
+    ],
+)
+def test_other_causes(warnings: list[str], words: str) -> None:
+    assert words in opening.why_not(LoadError(errno.ESRCH, "", warnings))
+
+
+def test_last_line_of_the_verifier() -> None:
+    log = b"0: R1=ctx\ncannot call GPL-restricted function\nprocessed 3 insns (limit 1000000)\n\n"
+    assert last_complaint(log) == "cannot call GPL-restricted function"
+    assert last_complaint(b"") == ""
+
+
+def test_without_anything_nothing_is_found() -> None:
+    flows = opening.NoFlows()
+    assert flows.evidence is Evidence.NONE
+    assert flows.lookup([FlowTuple(6, bytes(4), bytes(4), 1, 2)] * 3) == [None] * 3
+    flows.close()
