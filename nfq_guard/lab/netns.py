@@ -9,7 +9,7 @@ import ctypes
 import itertools
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, Self
@@ -26,7 +26,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def _ip(*words: str) -> None:
     try:
-        subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
+        subprocess.run(["ip", *words], check=True, capture_output=True, text=True, process_group=0)
     except FileNotFoundError:
         raise UnavailableError("program ip (Debian package iproute2) is missing") from None
     except subprocess.CalledProcessError as error:
@@ -88,16 +88,27 @@ class Namespace:
             text=True,
             input=stdin,
             timeout=timeout_s,
+            process_group=0,
         )
 
     def popen(
         self,
         *words: str,
+        stdin: int | IO[Any] | None = None,
         stdout: int | IO[Any] | None = subprocess.PIPE,
         stderr: int | IO[Any] | None = subprocess.PIPE,
+        env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
-        """Start a command inside."""
-        return subprocess.Popen(self.argv(words), stdout=stdout, stderr=stderr, text=True)
+        """Start a command inside, in a process group of its own: Ctrl-C is ours to pass on."""
+        return subprocess.Popen(
+            self.argv(words),
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            env=env,
+            text=True,
+            process_group=0,
+        )
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -152,6 +163,13 @@ def veth(
         right.ip("addr", "add", there, "dev", right_name, *extra)
     left.ip("link", "set", left_name, "up")
     right.ip("link", "set", right_name, "up")
+
+
+def own() -> list[str]:
+    """Names of the namespaces that this process has made and not yet removed."""
+    if not _RUN.exists():
+        return []
+    return sorted(path.name for path in _RUN.glob(f"{PREFIX}-{os.getpid()}-*"))
 
 
 def stale() -> list[str]:

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard lab`: the classic resets, reproduced and measured in network namespaces."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final
+
+import orjson
+
+from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
+from nfq_guard.lab import demo, matrix
+from nfq_guard.lab.outcome import Mitigation, Outcome, Result
+from nfq_guard.lab.scenarios import SCENARIOS
+from nfq_guard.lab.trial import Keep
+
+_STYLES: Final = {
+    Outcome.SURVIVED: Style.GREEN,
+    Outcome.LEAKED: Style.MAGENTA,
+    Outcome.STALLED: Style.YELLOW,
+    Outcome.BLOCKED: Style.YELLOW,
+    Outcome.RESET: Style.RED,
+}
+_LEGEND: Final = {
+    Outcome.SURVIVED: "the connection goes on, nothing escaped translation",
+    Outcome.LEAKED: "it goes on, but an address that translation hides was seen outside",
+    Outcome.BLOCKED: "it stands still, because the mitigation dropped its packets",
+    Outcome.STALLED: "it stands still, and the mitigation dropped nothing",
+    Outcome.RESET: "it was reset",
+}
+_MEANINGS: Final = {
+    demo.HEADING: (Style.BOLD,),
+    demo.PLAIN: (),
+    demo.BAD: (Style.RED,),
+    demo.GOOD: (Style.GREEN, Style.BOLD),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `list`, `run`, `matrix`, `demo` and `clean`."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    listing = verbs.add_parser("list", help="name the scenarios")
+    one = verbs.add_parser("run", help="run one scenario")
+    one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO")
+    one.add_argument("--mitigation", choices=list(Mitigation), default=Mitigation.NONE.value)
+    many = verbs.add_parser("matrix", help="run every scenario with every mitigation")
+    many.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
+    many.add_argument("--mitigation", nargs="+", choices=list(Mitigation), default=list(Mitigation))
+    for verb in (one, many):
+        verb.add_argument("--pcap", type=Path, metavar="DIR", help="leave the captures there")
+        verb.add_argument("--events", type=Path, metavar="DIR", help="leave the guard's log there")
+    for verb in (listing, one, many):
+        verb.add_argument("--format", choices=("text", "json"), default="text")
+    verbs.add_parser("demo", help="see a connection die, and live with the guard on")
+    verbs.add_parser("clean", help="remove what a run that was killed left behind")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what is asked; 1 when an outcome is not the expected one."""
+    match args.verb:
+        case "list":
+            return _list(as_json=args.format == "json")
+        case "clean":
+            return _clean()
+        case _:
+            with _sigterm_as_interrupt():
+                try:
+                    return _measure(args)
+                except KeyboardInterrupt:
+                    sys.stderr.write("nfq-guard: interrupted; everything is removed\n")
+                    return EXIT_NOT_FINE
+
+
+def _measure(args: argparse.Namespace) -> int:
+    if args.verb == "demo":
+        return demo.run(lambda text, meaning: write_line(paint(text, *_MEANINGS[meaning])))
+    as_json = args.format == "json"
+    keep = Keep(pcap=args.pcap, events=args.events)
+    if args.verb == "run":
+        task = matrix.Task(SCENARIOS[args.scenario], Mitigation(args.mitigation))
+        results = matrix.run_all([task], keep)
+        return _show(results, _write_json if as_json else _write_one)
+    tasks = [
+        matrix.Task(SCENARIOS[scenario], Mitigation(mitigation))
+        for scenario in args.scenario
+        for mitigation in args.mitigation
+    ]
+    results = matrix.run_all(tasks, keep)
+    if as_json:
+        return _show(results, _write_json)
+    return _table(results, [Mitigation(mitigation) for mitigation in args.mitigation])
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM end the runs; a further one must not disturb cleaning up."""
+
+    def once(_number: int, _frame: FrameType | None) -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, once)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _list(*, as_json: bool) -> int:
+    width = max(map(len, SCENARIOS))
+    for name, scenario in SCENARIOS.items():
+        if as_json:
+            _write_object({"scenario": name, "summary": scenario.summary})
+        else:
+            write_line(f"{paint(name.ljust(width), Style.BOLD)}  {scenario.summary}")
+    return EXIT_OK
+
+
+def _clean() -> int:
+    matrix.check_requirements()
+    removed = matrix.clean()
+    for name in removed:
+        write_line(f"removed namespace {name}")
+    if not removed:
+        write_line("nothing to remove")
+    return EXIT_OK
+
+
+def _show(results: Generator[Result, None, None], write: Callable[[Result], None]) -> int:
+    fine = True
+    with closing(results):
+        for result in results:
+            write(result)
+            fine = fine and result.as_expected
+    return EXIT_OK if fine else EXIT_NOT_FINE
+
+
+def _write_object(record: object) -> None:
+    write_line(orjson.dumps(record).decode())
+
+
+def _write_json(result: Result) -> None:
+    _write_object(result.record())
+
+
+def _write_one(result: Result) -> None:
+    rows = {
+        "scenario": result.scenario,
+        "mitigation": result.mitigation.value,
+        "outcome": paint(result.outcome.value, _STYLES[result.outcome]),
+        "expected": f"{result.expected.value}: {result.why}",
+        "invalid": f"{result.invalid} by the kernel's count",
+        "queued": str(result.queued),
+        "dropped": str(result.dropped),
+        "would drop": str(result.would_drop),
+        "RST seen": ", ".join(result.rst) or "none",
+        "leaked": ", ".join(result.leaks) or "nothing",
+        "seconds": f"{result.seconds:.2f}",
+    }
+    for name, value in rows.items():
+        write_line(f"{name:<11} {value}")
+    if not result.as_expected:
+        write_line(paint("not as expected", Style.RED, Style.BOLD))
+
+
+def _table(results: Generator[Result, None, None], mitigations: Sequence[Mitigation]) -> int:
+    """One row a scenario, written when its last run is done."""
+    heads = [_split(mitigation.value) for mitigation in mitigations]
+    widths = [max(map(len, (*head, Outcome.SURVIVED.value))) for head in heads]
+    first = max(map(len, SCENARIOS))
+    for line in range(2):
+        names = [head[line].ljust(width) for head, width in zip(heads, widths, strict=True)]
+        title = "scenario" if line else ""
+        write_line(paint("  ".join((title.ljust(first), *names)).rstrip(), Style.BOLD))
+    row: list[Result] = []
+    seen: list[Result] = []
+
+    def add(result: Result) -> None:
+        row.append(result)
+        if len(row) == len(mitigations):
+            cells = [_cell(one, width) for one, width in zip(row, widths, strict=True)]
+            write_line("  ".join((result.scenario.ljust(first), *cells)).rstrip())
+            seen.extend(row)
+            row.clear()
+
+    status = _show(results, add)
+    write_line()
+    for outcome, meaning in _LEGEND.items():
+        if any(outcome is one.outcome for one in seen):
+            write_line(f"{paint(outcome.value.ljust(9), _STYLES[outcome])} {meaning}")
+    for one in seen:
+        if not one.as_expected:
+            said = f"! {one.scenario} with {one.mitigation}: expected {one.expected}, found "
+            write_line(paint(f"{said}{one.outcome}: {one.why}", Style.RED, Style.BOLD))
+    return status
+
+
+def _split(name: str) -> tuple[str, str]:
+    """A mitigation's name over two lines, so that the table fits."""
+    head, dash, tail = name.partition("-")
+    return (head + dash, tail) if dash else ("", name)
+
+
+def _cell(result: Result, width: int) -> str:
+    mark = "" if result.as_expected else "!"
+    return paint((result.outcome.value + mark).ljust(width), _STYLES[result.outcome])

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""The router's packet filter and conntrack, as one mitigation has them, and what they counted."""
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.errors import UnavailableError
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.outcome import Mitigation
+
+_INVALID: Final = "-m conntrack --ctstate INVALID"
+_DROP_RULES: Final = {
+    Mitigation.DROP_PREROUTING: ("mangle", "PREROUTING"),
+    Mitigation.DROP_FORWARD: ("filter", "FORWARD"),
+    Mitigation.DROP_INPUT: ("filter", "INPUT"),
+}
+_COUNTED_DROP: Final = re.compile(r"^\[(\d+):\d+\] -A \w+ .*INVALID -j DROP$", re.MULTILINE)
+
+
+def rules(mitigation: Mitigation, nat: str) -> str:
+    """The whole rule set for iptables-restore.
+
+    A rule without target in mangle PREROUTING is always there: it keeps conntrack at work in a
+    network without translation, and it is loaded before the connection is made, because the
+    first rule that asks conntrack makes it forget all windows (kernel.md 2).
+    """
+    tables = {"mangle": [f"-A PREROUTING {_INVALID}"]}
+    if nat:
+        tables["nat"] = nat.splitlines()
+    if mitigation in _DROP_RULES:
+        table, chain = _DROP_RULES[mitigation]
+        tables.setdefault(table, []).append(f"-A {chain} {_INVALID} -j DROP")
+    return "".join(f"*{table}\n{chr(10).join(lines)}\nCOMMIT\n" for table, lines in tables.items())
+
+
+def install(router: Namespace, mitigation: Mitigation, nat: str) -> None:
+    """Give the router its translation and what `mitigation` adds, except for the guard itself.
+
+    Raises:
+        UnavailableError: iptables is missing, or cannot do it on this kernel.
+    """
+    try:
+        router.run("iptables-restore", "-w", stdin=rules(mitigation, nat))
+    except subprocess.CalledProcessError as error:
+        complaint = error.stderr.strip().splitlines()[0] if error.stderr else "no reason given"
+        raise UnavailableError(f"iptables-restore in the lab: {complaint}") from None
+    if mitigation is Mitigation.BE_LIBERAL:
+        router.sysctl("netfilter.nf_conntrack_tcp_be_liberal", 1)
+
+
+def dropped_by_rules(router: Namespace, mitigation: Mitigation) -> int:
+    """Packets that the rule of `mitigation` has dropped."""
+    if mitigation not in _DROP_RULES:
+        return 0
+    table, _ = _DROP_RULES[mitigation]
+    saved = router.run("iptables-save", "-c", "-t", table).stdout
+    return sum(int(count) for count in _COUNTED_DROP.findall(saved))
+
+
+def counted_invalid(router: Namespace) -> int:
+    """Packets that conntrack has called INVALID in this namespace, by its own statistics."""
+    with router.entered():
+        path = Path("/proc/thread-self/net/stat/nf_conntrack")
+        names, *cpus = path.read_text(encoding="ascii").splitlines()
+    column = names.split().index("invalid")
+    return sum(int(line.split()[column], 16) for line in cpus)

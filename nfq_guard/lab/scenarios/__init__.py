@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: MIT
+"""The scenarios, in the order in which they are shown."""
+
+from typing import Final
+
+from nfq_guard.lab.scenarios.asymmetric import Asymmetric
+from nfq_guard.lab.scenarios.base import Scenario
+from nfq_guard.lab.scenarios.istio_redirect import IstioRedirect
+from nfq_guard.lab.scenarios.kube_proxy_dnat import KubeProxyDnat
+from nfq_guard.lab.scenarios.late_retransmission import LateRetransmission
+from nfq_guard.lab.scenarios.moby_hairpin import MobyHairpin
+from nfq_guard.lab.scenarios.snat_reply import SnatReply
+
+_ALL: Final[tuple[Scenario, ...]] = (
+    KubeProxyDnat(),
+    IstioRedirect(),
+    MobyHairpin(),
+    SnatReply(),
+    Asymmetric(),
+    LateRetransmission(),
+)
+SCENARIOS: Final[dict[str, Scenario]] = {scenario.name: scenario for scenario in _ALL}

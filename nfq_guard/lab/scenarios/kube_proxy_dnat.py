@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The classic: a reply of a Kubernetes service escapes its translation.
+
+A client talks to the virtual address of a service; the node translates it to a pod (DNAT), and
+the pod's replies back. One reply lies more than a receiver window beyond what the client has
+offered. Conntrack on the node calls it INVALID (SEQ over the upper bound), so nobody translates
+it back: it is forwarded with the pod's own address. The client knows no such connection and
+answers RST, to the pod, with the very number that the pod expects next. The pod's healthy
+connection dies, and the client finds out by its next request.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
+from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.strays import Kind, Stray
+
+_CLIENT: Final = "192.0.2.2"
+_POD: Final = "10.244.0.2"
+_SERVICE: Final = "10.96.0.10"
+
+EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
+    Mitigation.NONE: Expectation(
+        Outcome.RESET,
+        "the reply reaches the client with the pod's address, and the client's RST hits the pod",
+    ),
+    Mitigation.BE_LIBERAL: Expectation(
+        Outcome.SURVIVED, "no window is checked, so the reply is translated like any other"
+    ),
+    Mitigation.DROP_PREROUTING: Expectation(
+        Outcome.SURVIVED, "the reply is dropped before it is routed"
+    ),
+    Mitigation.DROP_FORWARD: Expectation(
+        Outcome.SURVIVED, "the reply is forwarded, and dropped there"
+    ),
+    Mitigation.DROP_INPUT: Expectation(
+        Outcome.RESET, "the reply is forwarded and never comes to INPUT"
+    ),
+    Mitigation.GUARD: Expectation(
+        Outcome.SURVIVED, "the reply belongs to a translated flow, so the guard drops it"
+    ),
+    Mitigation.GUARD_DRY_RUN: Expectation(
+        Outcome.RESET, "dry-run only says that the reply would be dropped"
+    ),
+}
+
+
+def network(make: MakeNamespace, kind: Kind, *, reply_octets: int, client_rcvbuf: int) -> Stage:
+    """Client, node and pod, with one stray of the pod."""
+    client, node, pod = make("client"), routing(make("node")), make("pod")
+    join(client, "eth0", node, "eth0", f"{_CLIENT}/24", "192.0.2.1/24")
+    join(pod, "eth0", node, "cni0", f"{_POD}/24", "10.244.0.1/24")
+    client.ip("route", "add", "default", "via", "192.0.2.1")
+    pod.ip("route", "add", "default", "via", "10.244.0.1")
+    return Stage(
+        router=node,
+        client=client,
+        server=pod,
+        connect_to=(_SERVICE, 80),
+        listen_on=(_POD, 8080),
+        nat=f"-A PREROUTING -d {_SERVICE} -p tcp --dport 80 -j DNAT --to-destination {_POD}:8080",
+        links=(
+            Link(label="inner", namespace=node, interface="cni0"),
+            Link(label="outer", namespace=node, interface="eth0"),
+        ),
+        strays=(Stray(kind=kind, sender=pod, tap="inner", from_client=False),),
+        outer="outer",
+        hidden=((_POD, None),),
+        reply_octets=reply_octets,
+        client_rcvbuf=client_rcvbuf,
+    )
+
+
+class KubeProxyDnat:
+    """See the module."""
+
+    name = "kube-proxy-dnat"
+    summary = "reply of a DNATed service flow is forwarded with the pod's own address"
+
+    def build(self, make: MakeNamespace) -> Stage:
+        """Client, node, pod."""
+        return network(make, Kind.SEQ_OVER, reply_octets=1_000, client_rcvbuf=0)
+
+    def expected(self, kernel: KernelRules) -> Expectations:
+        """The same on every kernel: SEQ over the bound is INVALID on all of them."""
+        del kernel
+        return EXPECTED

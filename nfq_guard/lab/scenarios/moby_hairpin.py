@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""A Docker host reaches its own published port through its external address.
+
+The connection never leaves the host: OUTPUT translates external address and port to the
+container's (DNAT), the container answers to the external address, and the reply comes in by the
+bridge. A reply beyond the window is INVALID, so it is not translated back: it is delivered to
+the host with the container's address. The host has no such socket and answers RST itself, to the
+container, whose connection dies. Nothing here is forwarded, so a rule in FORWARD sees nothing.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
+from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.strays import Kind, Stray
+
+_EXTERNAL: Final = "192.0.2.10"
+_CONTAINER: Final = "172.17.0.2"
+
+EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
+    Mitigation.NONE: Expectation(
+        Outcome.RESET,
+        "the reply reaches the host with the container's address, and the host answers it with RST",
+    ),
+    Mitigation.BE_LIBERAL: Expectation(
+        Outcome.SURVIVED, "no window is checked, so the reply is translated like any other"
+    ),
+    Mitigation.DROP_PREROUTING: Expectation(
+        Outcome.SURVIVED, "the reply is dropped as it comes in from the container"
+    ),
+    Mitigation.DROP_FORWARD: Expectation(
+        Outcome.RESET, "the reply is delivered to the host, not forwarded"
+    ),
+    Mitigation.DROP_INPUT: Expectation(
+        Outcome.SURVIVED, "the reply is dropped before the host's TCP sees it"
+    ),
+    Mitigation.GUARD: Expectation(
+        Outcome.SURVIVED, "the reply belongs to a translated flow, so the guard drops it"
+    ),
+    Mitigation.GUARD_DRY_RUN: Expectation(
+        Outcome.RESET, "dry-run only says that the reply would be dropped"
+    ),
+}
+
+
+class MobyHairpin:
+    """See the module."""
+
+    name = "moby-hairpin"
+    summary = "a host talks to its own published port through its external address"
+
+    def build(self, make: MakeNamespace) -> Stage:
+        """A host with a container, and a neighbour that only makes its address external."""
+        host, container, neighbour = routing(make("host")), make("container"), make("neighbour")
+        join(host, "eth0", neighbour, "eth0", f"{_EXTERNAL}/24", "192.0.2.1/24")
+        join(host, "docker0", container, "eth0", "172.17.0.1/16", f"{_CONTAINER}/16")
+        container.ip("route", "add", "default", "via", "172.17.0.1")
+        published = (
+            f"-d {_EXTERNAL}/32 -p tcp --dport 8080 -j DNAT --to-destination {_CONTAINER}:80"
+        )
+        return Stage(
+            router=host,
+            client=host,
+            server=container,
+            connect_to=(_EXTERNAL, 8080),
+            listen_on=(_CONTAINER, 80),
+            nat="\n".join(f"-A {chain} {published}" for chain in ("PREROUTING", "OUTPUT")),
+            links=(
+                Link(label="inner", namespace=host, interface="docker0"),
+                Link(label="outer", namespace=host, interface="eth0"),
+            ),
+            strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
+            outer="outer",
+            hidden=((_CONTAINER, None),),
+        )
+
+    def expected(self, kernel: KernelRules) -> Expectations:
+        """The same on every kernel: SEQ over the bound is INVALID on all of them."""
+        del kernel
+        return EXPECTED

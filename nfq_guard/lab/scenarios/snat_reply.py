@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""A masqueraded client: the router stands in for it, and answers for it.
+
+Two segments go astray:
+
+1. A reply of the server lies beyond the client's window. It is INVALID, so it is not translated
+   back: its destination stays the router's own address, where no socket waits for it. The router
+   answers RST to the server, and the server's connection dies. The reply is delivered locally,
+   so a rule in FORWARD sees nothing of it.
+2. A RST from the client's side is older than what the server has acknowledged. It is INVALID
+   ("invalid rst", a check that be_liberal does not switch off), so it is not masqueraded: it is
+   forwarded to the outside with the client's private address. A rule in INPUT sees nothing of it.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
+from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.strays import Kind, Stray
+
+_CLIENT: Final = "10.0.0.2"
+_SERVER: Final = "203.0.113.2"
+
+EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
+    Mitigation.NONE: Expectation(
+        Outcome.RESET, "the reply stops at the router, which answers it with RST"
+    ),
+    Mitigation.BE_LIBERAL: Expectation(
+        Outcome.LEAKED,
+        "the reply is translated, but the old RST leaves with the client's private address: it is "
+        "not the window that it fails",
+    ),
+    Mitigation.DROP_PREROUTING: Expectation(
+        Outcome.SURVIVED, "both are dropped before they are routed"
+    ),
+    Mitigation.DROP_FORWARD: Expectation(
+        Outcome.RESET, "the reply is delivered to the router itself, not forwarded"
+    ),
+    Mitigation.DROP_INPUT: Expectation(
+        Outcome.LEAKED,
+        "the reply is dropped, but the old RST is forwarded with the client's private address",
+    ),
+    Mitigation.GUARD: Expectation(
+        Outcome.SURVIVED, "both belong to a translated flow, so the guard drops them"
+    ),
+    Mitigation.GUARD_DRY_RUN: Expectation(
+        Outcome.RESET, "dry-run only says that the reply would be dropped"
+    ),
+}
+
+
+class SnatReply:
+    """See the module."""
+
+    name = "snat-reply"
+    summary = "reply to a masqueraded client stops at the router, which resets the server"
+
+    def build(self, make: MakeNamespace) -> Stage:
+        """Client, router, server."""
+        client, router, server = make("client"), routing(make("router")), make("server")
+        join(client, "eth0", router, "lan0", f"{_CLIENT}/24", "10.0.0.1/24")
+        join(server, "eth0", router, "wan0", f"{_SERVER}/24", "203.0.113.1/24")
+        client.ip("route", "add", "default", "via", "10.0.0.1")
+        return Stage(
+            router=router,
+            client=client,
+            server=server,
+            connect_to=(_SERVER, 443),
+            listen_on=(_SERVER, 443),
+            nat="-A POSTROUTING -o wan0 -j MASQUERADE",
+            links=(
+                Link(label="inner", namespace=router, interface="lan0"),
+                Link(label="outer", namespace=router, interface="wan0"),
+            ),
+            strays=(
+                Stray(kind=Kind.SEQ_OVER, sender=server, tap="outer", from_client=False),
+                Stray(kind=Kind.STALE_RST, sender=client, tap="inner", from_client=True),
+            ),
+            outer="outer",
+            hidden=((_CLIENT, None),),
+        )
+
+    def expected(self, kernel: KernelRules) -> Expectations:
+        """The same on every kernel."""
+        del kernel
+        return EXPECTED

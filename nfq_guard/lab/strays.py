@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""The segments that do the harm: numbers learned from the live flow, octets built with scapy."""
+
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, assert_never
+
+from scapy.layers.inet import IP, TCP
+
+from nfq_guard.errors import UnavailableError
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.wiretap import Address, Seen
+from nfq_guard.seqno import Seq, add, later
+from nfq_guard.wire.packet import ACK, SYN
+
+# How far the sequence number lies beyond the last one that conntrack would still let pass.
+BEYOND_OCTETS: Final = 10_000
+
+
+class Kind(StrEnum):
+    """What is wrong with a stray segment."""
+
+    SEQ_OVER = "beyond the window"
+    OLD_DATA = "a late copy of the first answer"
+    STALE_RST = "a RST older than what is acknowledged"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stray:
+    """One segment to send into a live connection.
+
+    Attributes:
+        kind: What is wrong with it.
+        sender: Namespace that it is sent from.
+        tap: Label of the link on which the sender's own view of the flow passes.
+        from_client: Whether it goes the way of the requests.
+        source: Address that it comes from, where that is not what the tap shows.
+    """
+
+    kind: Kind
+    sender: Namespace
+    tap: str
+    from_client: bool
+    source: Address | None = None
+
+
+@dataclass(slots=True)
+class Side:
+    """What one end of the flow has shown on the tapped link.
+
+    Attributes:
+        address: Its address and port.
+        isn: Its first sequence number.
+        end: Highest number that it has sent, plus one.
+        limit: Rightmost number that it lets the other end send, exclusive.
+        maxwin: Largest window that it has offered, in octets.
+        scale: Its window shift.
+        timestamps: TSval and TSecr of its last segment.
+        data: Its first segment with data.
+    """
+
+    address: Address
+    isn: Seq
+    end: Seq
+    limit: Seq | None = None
+    maxwin: int = 0
+    scale: int = 0
+    timestamps: tuple[int, int] | None = None
+    data: Seen | None = field(default=None, repr=False)
+
+    def take(self, segment: Seen) -> None:
+        """Learn from one of its segments."""
+        window = segment.window
+        if segment.flags & SYN:
+            self.isn = segment.seq
+            self.end = segment.end
+            self.scale = segment.wscale or 0
+        else:
+            window <<= self.scale
+        self.end = later(self.end, segment.end)
+        self.maxwin = max(self.maxwin, window)
+        if segment.flags & ACK:
+            edge = add(segment.ack, window)
+            self.limit = edge if self.limit is None else later(self.limit, edge)
+        if segment.timestamps:
+            self.timestamps = segment.timestamps
+        if self.data is None and segment.payload:
+            self.data = segment
+
+
+def follow(segments: Sequence[Seen]) -> tuple[Side, Side]:
+    """The client's and the server's side of the first connection among `segments`.
+
+    Raises:
+        UnavailableError: There is no connection.
+    """
+    opening = next((s for s in segments if s.flags & (SYN | ACK) == SYN), None)
+    if opening is None:
+        raise UnavailableError("the lab saw no connection on the link where it was to be")
+    client = Side(opening.src, opening.seq, opening.end)
+    server = Side(opening.dst, Seq(0), Seq(0))
+    for segment in segments:
+        if (segment.src, segment.dst) == (client.address, server.address):
+            client.take(segment)
+        elif (segment.src, segment.dst) == (server.address, client.address):
+            if segment.flags & SYN:
+                server.end = segment.end
+            server.take(segment)
+    return client, server
+
+
+def build(stray: Stray, client: Side, server: Side) -> bytes:
+    """The octets of `stray` in the flow between `client` and `server`, from the IP header on."""
+    sender, receiver = (client, server) if stray.from_client else (server, client)
+    source = stray.source or sender.address
+    match stray.kind:
+        case Kind.SEQ_OVER:
+            # Conntrack lets pass what overshoots by at most one receiver window (kernel.md 1.6 f).
+            limit = sender.end if receiver.limit is None else receiver.limit
+            number = add(limit, receiver.maxwin + BEYOND_OCTETS)
+            ack, flags, payload = receiver.end, "PA", b"stray segment beyond the window"
+        case Kind.OLD_DATA:
+            data = sender.data
+            if data is None:
+                raise UnavailableError("the lab saw no answer that could be sent once more")
+            number, ack, flags, payload = data.seq, data.ack, "PA", data.payload
+        case Kind.STALE_RST:
+            number, ack, flags, payload = add(sender.isn, 1), receiver.end, "RA", b""
+        case _:
+            assert_never(stray.kind)
+    options: list[tuple[str, tuple[int, int] | None]] = []
+    if sender.timestamps:
+        options = [("NOP", None), ("NOP", None), ("Timestamp", sender.timestamps)]
+    return bytes(
+        IP(src=source[0], dst=receiver.address[0])
+        / TCP(
+            sport=source[1],
+            dport=receiver.address[1],
+            seq=number,
+            ack=ack,
+            flags=flags,
+            window=501,
+            options=options,
+        )
+        / payload
+    )
+
+
+def send(namespace: Namespace, octets: bytes) -> None:
+    """Send an IPv4 packet as it is from inside `namespace`, routed by its destination."""
+    with (
+        namespace.entered(),
+        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+    ):
+        raw.sendto(octets, (socket.inet_ntoa(octets[16:20]), 0))

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: MIT
+"""What passes on the links of a run: packet sockets, a small decoder, classic pcap files."""
+
+import ctypes
+import fcntl
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.seqno import Seq, add
+from nfq_guard.wire.packet import ACK, FIN, RST, SYN
+
+_ETH_P_ALL: Final = 0x0003
+_ETH_P_IP: Final = 0x0800
+_SO_TIMESTAMPNS: Final = 35  # the number of the socket option and of its control message
+_SO_RCVBUFFORCE: Final = 33  # the socket module has no name for it
+_RECEIVE_BUFFER: Final = 8 << 20  # a run moves well below 1 MB; nothing may be missed
+_LARGEST: Final = 65_575
+_LINKTYPE_RAW: Final = 101
+_PCAP_MAGIC_NS: Final = 0xA1B23C4D
+
+_SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_STXCSUM: Final = 0x17
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """One TCP segment as it passed on a link.
+
+    Attributes:
+        time_ns: Wall clock of the kernel, nanoseconds.
+        link: Where, as the scenario calls the link.
+        src: Address and port that it came from.
+        dst: Address and port that it goes to.
+        seq: Sequence number.
+        ack: Acknowledgement number.
+        flags: Flag bits.
+        window: The window field, unscaled.
+        payload: Its data.
+        wscale: Window scale option, in a SYN that has it.
+        timestamps: TSval and TSecr, where it has them.
+    """
+
+    time_ns: int
+    link: str
+    src: Address
+    dst: Address
+    seq: Seq
+    ack: Seq
+    flags: int
+    window: int
+    payload: bytes
+    wscale: int | None
+    timestamps: tuple[int, int] | None
+
+    @property
+    def end(self) -> Seq:
+        """First number after it; SYN and FIN take one each."""
+        return add(self.seq, len(self.payload) + bool(self.flags & SYN) + bool(self.flags & FIN))
+
+    @property
+    def is_rst(self) -> bool:
+        """Whether it ends the connection at once."""
+        return bool(self.flags & RST)
+
+    def describe(self) -> str:
+        """Flags, numbers and length, in words."""
+        named = ((SYN, "SYN"), (FIN, "FIN"), (RST, "RST"), (ACK, "ACK"))
+        words = [name for bit, name in named if self.flags & bit]
+        data = f", {len(self.payload)} octets" if self.payload else ""
+        return f"{' '.join(words)} seq {self.seq}{data}"
+
+    def __str__(self) -> str:
+        """Its two ends, as tcpdump writes them."""
+        return f"{self.src[0]}:{self.src[1]} > {self.dst[0]}:{self.dst[1]}"
+
+
+def read_segment(octets: bytes, *, time_ns: int, link: str) -> Seen | None:
+    """The TCP segment in an IPv4 packet; None for anything else.
+
+    Takes the lengths on trust: the packets come from this machine's own kernel.
+    """
+    if len(octets) < 40 or octets[0] >> 4 != 4 or octets[9] != socket.IPPROTO_TCP:
+        return None
+    start = (octets[0] & 15) * 4
+    length = int.from_bytes(octets[2:4])
+    sport, dport, number, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", octets, start)
+    head = start + (offset >> 4) * 4
+    wscale, timestamps = _options(octets[start + 20 : head])
+    return Seen(
+        time_ns=time_ns,
+        link=link,
+        src=(socket.inet_ntoa(octets[12:16]), sport),
+        dst=(socket.inet_ntoa(octets[16:20]), dport),
+        seq=Seq(number),
+        ack=Seq(ack),
+        flags=flags,
+        window=window,
+        payload=octets[head:length],
+        wscale=wscale,
+        timestamps=timestamps,
+    )
+
+
+def _options(octets: bytes) -> tuple[int | None, tuple[int, int] | None]:
+    wscale: int | None = None
+    timestamps: tuple[int, int] | None = None
+    at = 0
+    while at < len(octets) and octets[at] != 0:
+        if octets[at] == 1:
+            at += 1
+            continue
+        kind, size = octets[at], octets[at + 1]
+        if kind == 3:
+            wscale = octets[at + 2]
+        elif kind == 8:
+            value, echo = struct.unpack_from("!II", octets, at + 2)
+            timestamps = (value, echo)
+        at += max(size, 2)
+    return wscale, timestamps
+
+
+class Tap:
+    """Everything that passes on one interface, or on all of a namespace.
+
+    Attributes:
+        label: The link's name.
+        seen: The TCP segments so far, in the order in which they passed.
+    """
+
+    def __init__(self, namespace: Namespace, interface: str | None, label: str) -> None:
+        """Listen on `interface`; None means all of them."""
+        self.label = label
+        self.seen: list[Seen] = []
+        self._recorded: list[tuple[int, bytes]] = []
+        with namespace.entered():
+            # With a protocol it would listen to every interface before it is bound to one.
+            protocol = 0 if interface else socket.htons(_ETH_P_ALL)
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+            self._socket.settimeout(0)
+            if interface:
+                self._socket.bind((interface, _ETH_P_ALL))
+
+    def fileno(self) -> int:
+        """For `select`."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop listening; what was seen stays."""
+        self._socket.close()
+
+    def drain(self) -> bool:
+        """Take in what has passed; whether a TCP segment was among it."""
+        before = len(self.seen)
+        while True:
+            try:
+                octets, control, _, address = self._socket.recvmsg(_LARGEST, 64)
+            except BlockingIOError:
+                return len(self.seen) > before
+            if address[1] != _ETH_P_IP:
+                continue
+            time_ns = 0
+            for level, kind, value in control:
+                if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
+                    seconds, nanoseconds = struct.unpack("@qq", value)
+                    time_ns = seconds * 1_000_000_000 + nanoseconds
+            self._recorded.append((time_ns, octets))
+            segment = read_segment(octets, time_ns=time_ns, link=self.label)
+            if segment is not None:
+                self.seen.append(segment)
+
+    def write_pcap(self, path: Path) -> None:
+        """Write all that passed: classic pcap, nanoseconds, link type raw IP."""
+        with path.open("wb") as out:
+            out.write(struct.pack("!IHHiIII", _PCAP_MAGIC_NS, 2, 4, 0, 0, _LARGEST, _LINKTYPE_RAW))
+            for time_ns, octets in self._recorded:
+                seconds, rest = divmod(time_ns, 1_000_000_000)
+                out.write(struct.pack("!IIII", seconds, rest, len(octets), len(octets)) + octets)
+
+
+def settle(
+    taps: Sequence[Tap], *, quiet_s: float, limit_s: float, until: Callable[[], bool] | None = None
+) -> None:
+    """Take in segments until none has passed for `quiet_s`, `until` is true, or `limit_s` is over.
+
+    With `until`, quiet alone does not end it before `limit_s`.
+    """
+    deadline = time.monotonic() + limit_s
+    last = time.monotonic()
+    while (moment := time.monotonic()) < deadline:
+        if until is not None and until():
+            return
+        if until is None and moment - last >= quiet_s:
+            return
+        ready, _, _ = select.select(taps, [], [], min(quiet_s, 0.02))
+        for tap in ready:
+            if tap.drain():
+                last = time.monotonic()
+
+
+def checksums_in_software(namespace: Namespace, interface: str) -> None:
+    """Have the kernel finish checksums before the link, as on a wire; else captures show none.
+
+    It also switches off segmentation offload, which needs the other.
+    """
+    value = ctypes.create_string_buffer(struct.pack("@II", _ETHTOOL_STXCSUM, 0))
+    request = struct.pack("@16sP8x", interface.encode(), ctypes.addressof(value))
+    with namespace.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
+        fcntl.ioctl(handle, _SIOCETHTOOL, request)
