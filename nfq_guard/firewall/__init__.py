@@ -1,2 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Our own chains in the packet filter, and nothing else's."""
+
+from nfq_guard.firewall.compare import Difference, Kind
+from nfq_guard.firewall.manager import BOTH_FAMILIES, Changes, Firewall
+from nfq_guard.firewall.spec import JUDGED_MARK, Backend, FailMode, Family, RulesSpec
+
+__all__ = [
+    "BOTH_FAMILIES",
+    "JUDGED_MARK",
+    "Backend",
+    "Changes",
+    "Difference",
+    "FailMode",
+    "Family",
+    "Firewall",
+    "Kind",
+    "RulesSpec",
+]

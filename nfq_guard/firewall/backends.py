@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""Choosing the backend: rules of two backends on one host see each packet twice."""
+
+from typing import NamedTuple
+
+from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall.saved import Saved
+from nfq_guard.firewall.spec import Backend, Family
+from nfq_guard.firewall.xtables import Runner, Xtables, flavour
+
+
+class Choice(NamedTuple):
+    """A backend and why it was chosen, as a sentence for people."""
+
+    backend: Backend
+    why: str
+
+
+class _Load(NamedTuple):
+    """What a backend holds."""
+
+    own: int
+    foreign: int
+
+
+def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
+    """The backend that our rules belong into.
+
+    That which holds ours already; else that in which others have more rules; else that of the
+    program `iptables`.
+
+    Raises:
+        UnavailableError: There is no iptables.
+    """
+    plain = flavour(runner)
+    usable = [one for one in Backend if _usable(runner, one)]
+    if not usable:
+        raise UnavailableError("program iptables (Debian package iptables) is missing")
+    if len(usable) == 1:
+        return Choice(usable[0], f"only the {usable[0]} programs are installed")
+    loads = {one: _load(runner, one, families) for one in usable}
+    default = plain or Backend.NFT
+    best = max(usable, key=lambda one: (loads[one].own > 0, loads[one].foreign, one is default))
+    mine, other = loads[best], loads[best.other]
+    also = f"; {best.other} holds {other.foreign} more" if other.foreign else ""
+    if mine.own:
+        return Choice(best, f"{best} holds our rules already{also}")
+    if mine.foreign:
+        return Choice(best, f"{best} holds {mine.foreign} rules and chains of others{also}")
+    return Choice(best, f"neither backend holds rules, and iptables -V says {default}")
+
+
+def choose_unprivileged(runner: Runner) -> Choice:
+    """The backend of the program `iptables`, for those who may not look at the rules.
+
+    Raises:
+        UnavailableError: There is no iptables.
+    """
+    plain = flavour(runner)
+    if plain is None:
+        raise UnavailableError("program iptables (Debian package iptables) is missing")
+    return Choice(plain, f"iptables -V says {plain}; only root can see which holds rules")
+
+
+def _usable(runner: Runner, backend: Backend) -> bool:
+    return Xtables(runner, backend, Family.IPV4).missing() is None
+
+
+def _load(runner: Runner, backend: Backend, families: tuple[Family, ...]) -> _Load:
+    own = foreign = 0
+    for family in families:
+        tables = Xtables(runner, backend, family)
+        if tables.missing() is None:
+            for table in _seen(tables).values():
+                own += len(table.own_chains()) + len(table.own_jumps())
+                foreign += table.foreign_count()
+    return _Load(own, foreign)
+
+
+def _seen(tables: Xtables) -> Saved:
+    """What is live; nothing where we may not look, as in legacy tables without CAP_NET_RAW."""
+    try:
+        return tables.save()
+    except PrivilegeError:
+        return {}

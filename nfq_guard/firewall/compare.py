@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""What is live held against what should be: each difference by name."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import final
+
+from nfq_guard.firewall.render import TableRules
+from nfq_guard.firewall.saved import Saved, SavedTable, meaning
+from nfq_guard.firewall.spec import Backend, Family
+
+
+class Kind(StrEnum):
+    """How what is live differs."""
+
+    MISSING_CHAIN = "missing-chain"
+    MISSING_JUMP = "missing-jump"
+    CHANGED_JUMP = "changed-jump"
+    DUPLICATE_JUMP = "duplicate-jump"
+    JUMP_NOT_FIRST = "jump-not-first"
+    CHANGED_RULE = "changed-rule"
+    MISSING_RULE = "missing-rule"
+    EXTRA_RULE = "extra-rule"
+    LEFTOVER = "leftover"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One way in which what is live is not what should be.
+
+    Attributes:
+        kind: Which.
+        family: Where: the family,
+        backend: the backend,
+        table: the table,
+        chain: and the chain.
+        detail: One sentence for people, with what was expected and what was found.
+    """
+
+    kind: Kind
+    family: Family
+    backend: Backend
+    table: str
+    chain: str
+    detail: str
+
+    def __str__(self) -> str:
+        """The difference as `rules verify` prints it."""
+        where = f"IPv{self.family} {self.backend} {self.table} {self.chain}"
+        return f"{self.kind}: {where}: {self.detail}"
+
+
+def differences(
+    wanted: tuple[TableRules, ...], live: Saved, family: Family, backend: Backend
+) -> list[Difference]:
+    """Every difference in one family of one backend; none when all is as it should be."""
+
+    def named(kind: Kind, table: str, chain: str, detail: str) -> Difference:
+        return Difference(
+            kind=kind, family=family, backend=backend, table=table, chain=chain, detail=detail
+        )
+
+    found: list[Difference] = []
+    for should in wanted:
+        table = live.get(should.table, SavedTable(should.table))
+        parts = (*_chain(should, table), *_jumps(should, table))
+        found += [named(kind, should.table, chain, detail) for kind, chain, detail in parts]
+    ours = {should.table: should.chain for should in wanted}
+    for table in live.values():
+        found += [
+            named(Kind.LEFTOVER, table.name, chain, "no rule of this configuration needs it")
+            for chain in table.own_chains()
+            if chain != ours.get(table.name)
+        ]
+    return found
+
+
+_Part = tuple[Kind, str, str]
+
+
+def _chain(should: TableRules, table: SavedTable) -> Iterator[_Part]:
+    if should.chain not in table.policies:
+        yield Kind.MISSING_CHAIN, should.chain, "it is not there"
+        return
+    live = [rule.text for rule in table.of(should.chain)]
+    for number, expected in enumerate(should.rules, start=1):
+        if number > len(live):
+            yield Kind.MISSING_RULE, should.chain, f"expected rule {number} `{expected}`"
+        elif meaning(live[number - 1]) != meaning(expected):
+            detail = f"rule {number}: expected `{expected}`, found `{live[number - 1]}`"
+            yield Kind.CHANGED_RULE, should.chain, detail
+    for number, text in enumerate(live[len(should.rules) :], start=len(should.rules) + 1):
+        yield Kind.EXTRA_RULE, should.chain, f"rule {number} `{text}` is not ours to have there"
+
+
+def _jumps(should: TableRules, table: SavedTable) -> Iterator[_Part]:
+    places = {chain for chain, _ in should.jumps}
+    for place, expected in should.jumps:
+        rules = table.of(place)
+        ours = [n for n, rule in enumerate(rules, start=1) if rule.target == should.chain]
+        if not ours:
+            yield Kind.MISSING_JUMP, place, f"expected `{expected}`, found no jump of ours"
+            continue
+        if len(ours) > 1:
+            at = ", ".join(str(number) for number in ours)
+            yield Kind.DUPLICATE_JUMP, place, f"expected one jump of ours, found rules {at}"
+        first = rules[ours[0] - 1].text
+        if meaning(first) != meaning(expected):
+            yield Kind.CHANGED_JUMP, place, f"expected `{expected}`, found `{first}`"
+        if ours[0] != 1:
+            before = rules[ours[0] - 2].text
+            detail = f"rule {ours[0]}, behind `{before}`, which sees INVALID packets before us"
+            yield Kind.JUMP_NOT_FIRST, place, detail
+    for rule in table.own_jumps():
+        if rule.target == should.chain and rule.chain not in places:
+            yield Kind.LEFTOVER, rule.chain, f"`{rule.text}` should not be there"

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""Installing, verifying and removing what is ours in the packet filter of this namespace."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.firewall import transaction
+from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
+from nfq_guard.firewall.compare import Difference, differences
+from nfq_guard.firewall.render import render, wanted
+from nfq_guard.firewall.saved import Saved
+from nfq_guard.firewall.spec import Backend, Family, RulesSpec
+from nfq_guard.firewall.xtables import (
+    Runner,
+    System,
+    Xtables,
+    family_is_missing,
+    require_privilege,
+)
+
+BOTH_FAMILIES: Final = (Family.IPV4, Family.IPV6)
+
+# Others change the tables too, and a rule that we want to delete may be gone by the time that
+# the kernel is told to.
+_ATTEMPTS: Final = 3
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What was done.
+
+    Attributes:
+        done: One sentence for each change; empty when nothing had to be changed.
+        notes: What the operator should know besides.
+    """
+
+    done: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@final
+class Firewall:
+    """Our rules: as they should be, and as they are.
+
+    Attributes:
+        spec: What they shall do.
+        families: For which families.
+    """
+
+    def __init__(
+        self,
+        spec: RulesSpec,
+        backend: Backend | None = None,
+        families: tuple[Family, ...] = BOTH_FAMILIES,
+        runner: Runner | None = None,
+    ) -> None:
+        """Look at nothing yet; `backend` None leaves the choice to `backends.choose`."""
+        self.spec = spec
+        self.families = families
+        self._asked = backend
+        self._runner: Runner = runner or System()
+
+    def choice(self) -> Choice:
+        """The backend, and why.
+
+        Raises:
+            UnavailableError: There is no iptables.
+            PrivilegeError: A capability is missing.
+        """
+        if self._asked is not None:
+            return Choice(self._asked, "as asked for")
+        require_privilege(self._runner, Backend.NFT)
+        return choose(self._runner, self.families)
+
+    def show(self) -> str:
+        """The rules as `iptables-restore --noflush` takes them, with the choice as a comment.
+
+        Needs no privilege; without one it cannot see which backend holds rules, and says so.
+        """
+        choice = self.described_choice()
+        lines = [f"# backend {choice.backend}: {choice.why}\n"]
+        for family in self.families:
+            tables = Xtables(self._runner, choice.backend, family)
+            missing = tables.missing()
+            program = tables.program("-restore") or f"missing: {missing}"
+            lines.append(f"# IPv{family}: {program} --noflush\n{render(self.spec)}")
+        return "".join(lines)
+
+    def described_choice(self) -> Choice:
+        """As `choice`, with the best guess where we may not look."""
+        try:
+            return self.choice()
+        except NfqGuardError:
+            return choose_unprivileged(self._runner)
+
+    def install(self) -> Changes:
+        """Make the rules as they should be, first in their chains, and in one backend only.
+
+        A second call changes nothing, so counters go on. When IPv6 fails after IPv4 was changed,
+        IPv4 gets back what it had of ours.
+
+        Raises:
+            UnavailableError: A program, or a feature of the kernel, is missing.
+            PrivilegeError: A capability is missing.
+        """
+        backend = self.choice().backend
+        require_privilege(self._runner, backend)
+        done: list[str] = []
+        notes: list[str] = []
+        undo: list[tuple[Xtables, Saved]] = []
+        usable = list(self._usable(backend, notes))
+        try:
+            for tables in usable:
+                done += self._install_family(tables, undo, notes)
+        except NfqGuardError as error:
+            undone = self._roll_back(undo)
+            raise type(error)(f"{error}{undone}") from None
+        if len(notes) == len(self.families):
+            raise UnavailableError("; ".join(notes))
+        done += self._remove_from(backend.other, notes)
+        return Changes(tuple(done), tuple(notes))
+
+    def verify(self) -> list[Difference]:
+        """Every difference between what is live and what should be; none when all is well.
+
+        Raises:
+            UnavailableError: There is no iptables.
+            PrivilegeError: A capability is missing.
+        """
+        backend = self.choice().backend
+        require_privilege(self._runner, backend)
+        found: list[Difference] = []
+        for tables in self._usable(backend, []):
+            should = wanted(self.spec)
+            found += differences(should, tables.save(), tables.family, backend)
+        for tables in self._usable(backend.other, []):
+            found += _leftovers(tables)
+        return found
+
+    def remove(self) -> Changes:
+        """Take away whatever is ours, from both backends; twice does no harm.
+
+        Raises:
+            UnavailableError: There is no iptables.
+            PrivilegeError: A capability is missing.
+        """
+        backend = self.described_choice().backend
+        require_privilege(self._runner, backend)
+        done: list[str] = []
+        notes: list[str] = []
+        for one in (backend, backend.other):
+            done += self._remove_from(one, notes)
+        return Changes(tuple(done), tuple(notes))
+
+    def _usable(self, backend: Backend, notes: list[str]) -> Iterator[Xtables]:
+        for family in self.families:
+            tables = Xtables(self._runner, backend, family)
+            missing = tables.missing()
+            if missing is None:
+                yield tables
+            else:
+                notes.append(f"IPv{family} left out: {missing}")
+
+    def _install_family(
+        self, tables: Xtables, undo: list[tuple[Xtables, Saved]], notes: list[str]
+    ) -> list[str]:
+        should = wanted(self.spec)
+        for attempt in range(1, _ATTEMPTS + 1):
+            before = tables.save()
+            found = differences(should, before, tables.family, tables.backend)
+            if not found:
+                return []
+            undo.append((tables, before))
+            try:
+                tables.restore(transaction.install(should, before))
+            except UnavailableError as error:
+                if tables.family is Family.IPV6 and family_is_missing(error):
+                    undo.pop()
+                    notes.append(f"IPv6 left out: the kernel has no ip6tables ({error})")
+                    return []
+                if attempt == _ATTEMPTS:
+                    raise
+                continue
+            return [f"IPv{tables.family} {tables.backend}: {_summary(found)}"]
+        return []
+
+    def _roll_back(self, undo: list[tuple[Xtables, Saved]]) -> str:
+        """Put back what was ours before; a sentence for the message of the error."""
+        failed: list[str] = []
+        undone = []
+        for tables, before in reversed(undo):
+            try:
+                now = tables.save()
+                if transaction.own_of(now) == transaction.own_of(before):
+                    continue
+                tables.restore(transaction.remove(now) + transaction.own_of(before))
+                undone.append(f"IPv{tables.family}")
+            except NfqGuardError as error:
+                failed.append(f"IPv{tables.family}: {error}")
+        if failed:
+            return f"; rolling back failed too ({'; '.join(failed)})"
+        return f"; rolled back {' and '.join(dict.fromkeys(undone))}" if undone else ""
+
+    def _remove_from(self, backend: Backend, notes: list[str]) -> list[str]:
+        done: list[str] = []
+        for family in self.families:
+            tables = Xtables(self._runner, backend, family)
+            if tables.missing() is not None:
+                continue
+            try:
+                done += _remove_family(tables)
+            except NfqGuardError as error:
+                notes.append(f"IPv{family} {backend}: not looked at: {error}")
+        return done
+
+
+def _remove_family(tables: Xtables) -> list[str]:
+    for attempt in range(1, _ATTEMPTS + 1):
+        text = transaction.remove(tables.save())
+        if not text:
+            return []
+        try:
+            tables.restore(text)
+        except UnavailableError:
+            if attempt == _ATTEMPTS:
+                raise
+            continue
+        return [f"IPv{tables.family} {tables.backend}: removed our chains and jumps"]
+    return []
+
+
+def _leftovers(tables: Xtables) -> list[Difference]:
+    """What is ours in a backend where nothing of ours should be."""
+    try:
+        return differences((), tables.save(), tables.family, tables.backend)
+    except PrivilegeError:
+        # Legacy tables want a capability more than the daemon has for its own rules.
+        return []
+
+
+def _summary(found: list[Difference]) -> str:
+    """The kinds of what was put right, most telling first, each once."""
+    kinds = dict.fromkeys(str(difference.kind) for difference in found)
+    return f"put right: {', '.join(kinds)}"

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: MIT
+"""Reading what iptables-save prints, and telling which of it is ours."""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import final
+
+from nfq_guard.firewall.spec import CHAIN
+
+Meaning = frozenset[tuple[str, ...]]
+"""What a rule says, whatever the order and spelling of its options."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SavedRule:
+    """One rule as it is live.
+
+    Attributes:
+        chain: The chain it is in.
+        text: The rule without `-A CHAIN`.
+    """
+
+    chain: str
+    text: str
+
+    @property
+    def target(self) -> str:
+        """Where it jumps or goes; empty for a rule that only counts."""
+        words = split(self.text)
+        for option in ("-j", "-g"):
+            if option in words[:-1]:
+                return words[words.index(option) + 1]
+        return ""
+
+
+@final
+@dataclass(slots=True)
+class SavedTable:
+    """One table as it is live.
+
+    Attributes:
+        name: Its name.
+        policies: Each chain with its policy; `-` for one that a user made.
+        rules: All rules, in order.
+    """
+
+    name: str
+    policies: dict[str, str] = field(default_factory=dict)
+    rules: list[SavedRule] = field(default_factory=list)
+
+    def of(self, chain: str) -> list[SavedRule]:
+        """The rules of one chain, in order."""
+        return [rule for rule in self.rules if rule.chain == chain]
+
+    def own_chains(self) -> list[str]:
+        """Chains of ours, whatever release of ours made them."""
+        return [name for name in self.policies if is_own(name)]
+
+    def own_jumps(self) -> list[SavedRule]:
+        """Rules outside our chains that lead into one of them."""
+        return [rule for rule in self.rules if not is_own(rule.chain) and is_own(rule.target)]
+
+    def foreign_count(self) -> int:
+        """How many rules and chains others have here."""
+        rules = sum(1 for r in self.rules if not is_own(r.chain) and not is_own(r.target))
+        return rules + sum(1 for n, p in self.policies.items() if p == "-" and not is_own(n))
+
+
+Saved = dict[str, SavedTable]
+
+
+def is_own(chain: str) -> bool:
+    """Whether a chain of this name is ours."""
+    return chain == CHAIN or chain.startswith(f"{CHAIN}_")
+
+
+def parse(text: str) -> Saved:
+    """Read the output of iptables-save; lines of no known kind are passed over."""
+    tables: Saved = {}
+    table = SavedTable("")
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = tables.setdefault(line[1:].strip(), SavedTable(line[1:].strip()))
+        elif line.startswith(":"):
+            name, policy, *_ = line[1:].split()
+            table.policies[name] = policy
+        elif line.startswith("-A "):
+            _, chain, *rest = line.split(" ", 2)
+            table.rules.append(SavedRule(chain, rest[0] if rest else ""))
+    return tables
+
+
+def split(rule: str) -> list[str]:
+    """The words of a rule, its quotes resolved."""
+    try:
+        return shlex.split(rule)
+    except ValueError:
+        # Somebody's comment with a lone quote: no rule of ours, and its target is still to be read.
+        return rule.split()
+
+
+def meaning(rule: str) -> Meaning:
+    """What a rule says.
+
+    `-m NAME` is left out, for its options name the match; a rate is put as the kernel keeps it, in
+    whole microseconds a packet, because that is what iptables-save reckons back from.
+    """
+    return frozenset(tuple(words) for words in _options(rule) if words[0] != "-m")
+
+
+def _options(rule: str) -> Iterator[list[str]]:
+    current: list[str] = []
+    negated = False
+    for word in split(rule):
+        if word == "!":
+            negated = True
+        elif word.startswith("-"):
+            if current:
+                yield _canonical(current)
+            current = [f"! {word}" if negated else word]
+            negated = False
+        else:
+            current.append(word)
+    if current:
+        yield _canonical(current)
+
+
+def _canonical(option: list[str]) -> list[str]:
+    if option[0] == "--hashlimit-above" and len(option) == 2:
+        number, _, unit = option[1].partition("/")
+        if number.isdigit() and int(number) and unit in {"s", "sec", "second"}:
+            return [option[0], f"{1_000_000 // int(number)} us"]
+    return option

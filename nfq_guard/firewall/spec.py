@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""What our rules shall do: the one value that rendering, verifying and the daemon share."""
+
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from typing import Final, final
+
+from nfq_guard.errors import UsageError
+
+CHAIN: Final = "NFQ_GUARD"
+"""The chain, in the table mangle, that hands INVALID packets to the daemon."""
+
+FALLBACK_CHAIN: Final = "NFQ_GUARD_DROP"
+"""The chain, in the table filter, that drops what nobody judged (fail mode kernel-drop)."""
+
+COMMENT: Final = "nfq_guard"
+"""The comment on each rule of ours."""
+
+JUDGED_MARK: Final = 0x1000
+"""The mark bit of a judged packet.
+
+Not one that others are known to use: kube-proxy 0xc000, CNI portmap 0x2000, Calico 0xffff0000,
+Tailscale 0xff0000, Cilium 0x0f00, Istio 0x539, AWS CNI 0x80.
+"""
+
+MAX_RATE_PPS: Final = 1_000_000
+"""The finest step that the hashlimit match knows is a microsecond a packet."""
+
+_LAST_QUEUE: Final = 65535
+
+
+class Family(IntEnum):
+    """A family of addresses, by the number of its protocol."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+
+class Backend(StrEnum):
+    """Which of the kernel's two packet filters the iptables programs speak to."""
+
+    LEGACY = "legacy"
+    NFT = "nft"
+
+    @property
+    def other(self) -> "Backend":
+        """The one that is not this."""
+        return Backend.NFT if self is Backend.LEGACY else Backend.LEGACY
+
+
+class FailMode(StrEnum):
+    """What becomes of INVALID packets that the daemon does not judge.
+
+    That is: while it is not running, and those above `max_rate_pps`. OPEN lets them pass; CLOSED
+    drops them; KERNEL_DROP drops them in the table filter, which lets judged packets through.
+    """
+
+    OPEN = "open"
+    CLOSED = "closed"
+    KERNEL_DROP = "kernel-drop"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RulesSpec:
+    """What the rules shall do.
+
+    Attributes:
+        first_queue: The queue, or the lowest of those that share the load.
+        last_queue: The highest of them; equal to `first_queue` for one queue.
+        cpu_fanout: Choose among several queues by CPU instead of by pair of addresses.
+        fail_mode: What becomes of packets that nobody judges.
+        max_rate_pps: Above this rate packets are shed to the fail mode before they reach the
+            queue; both hooks of a family share one bucket. None for no limit.
+        judged_mark: Mark bits that the daemon sets on packets it accepts; KERNEL_DROP looks at
+            them and at no others.
+    """
+
+    first_queue: int = 0
+    last_queue: int = 0
+    cpu_fanout: bool = False
+    fail_mode: FailMode = FailMode.OPEN
+    max_rate_pps: int | None = None
+    judged_mark: int = JUDGED_MARK
+
+    def __post_init__(self) -> None:
+        """Refuse what no rule can say.
+
+        Raises:
+            UsageError: A number is out of range, or the queues are in the wrong order.
+        """
+        if not 0 <= self.first_queue <= self.last_queue <= _LAST_QUEUE:
+            queues = f"{self.first_queue}:{self.last_queue}"
+            raise UsageError(f"queues: expected A:B with 0 <= A <= B <= 65535, found {queues}")
+        rate = self.max_rate_pps
+        if rate is not None and not 1 <= rate <= MAX_RATE_PPS:
+            raise UsageError(f"max_rate_pps: expected 1 to {MAX_RATE_PPS}, found {rate}")
+        if not 0 < self.judged_mark <= 0xFFFFFFFF:
+            mark = f"{self.judged_mark:#x}"
+            raise UsageError(f"judged mark: expected 0x1 to 0xffffffff, found {mark}")

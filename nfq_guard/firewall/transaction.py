@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: MIT
+"""What to feed to iptables-restore to get from what is live to what should be.
+
+Each returns text; the empty text means that there is nothing to do. A table is committed whole or
+not at all; the tables of a family follow one another in one run of the program.
+"""
+
+from nfq_guard.firewall.render import TableRules, table_text
+from nfq_guard.firewall.saved import Saved, SavedTable
+
+
+def install(wanted: tuple[TableRules, ...], live: Saved) -> str:
+    """Put our chains and jumps as they should be, whatever state ours are in.
+
+    What others own is not named in the text, so it stays as it is, counters and all.
+    """
+    kept = {should.table: should.chain for should in wanted}
+    texts: list[str] = []
+    for should in wanted:
+        table = live.get(should.table, SavedTable(should.table))
+        texts.append(table_text(should, tuple(_cleaned(table, keep=should.chain))))
+    texts += [_removal(table) for name, table in live.items() if name not in kept]
+    return "".join(texts)
+
+
+def remove(live: Saved) -> str:
+    """Take away whatever is ours, last loaded first: the fallback goes before the queue."""
+    return "".join(_removal(table) for table in sorted(live.values(), key=lambda one: one.name))
+
+
+def _removal(table: SavedTable) -> str:
+    commands = _cleaned(table, keep="")
+    if not commands:
+        return ""
+    return "\n".join((f"*{table.name}", *commands, "COMMIT")) + "\n"
+
+
+def _cleaned(table: SavedTable, keep: str) -> list[str]:
+    """Commands that delete our jumps and our chains but `keep`, which the caller declares."""
+    chains = [chain for chain in table.own_chains() if chain != keep]
+    return [
+        *(f":{chain} - [0:0]" for chain in chains),
+        *(f"-D {rule.chain} {rule.text}" for rule in table.own_jumps()),
+        *(f"-X {chain}" for chain in chains),
+    ]
+
+
+def own_of(before: Saved) -> str:
+    """Put back what was ours in `before`, where nothing of ours is."""
+    texts: list[str] = []
+    for table in before.values():
+        chains = table.own_chains()
+        if chains:
+            lines = [f"*{table.name}", *(f":{chain} - [0:0]" for chain in chains)]
+            lines += [
+                f"-A {rule.chain} {rule.text}" for rule in table.rules if rule.chain in chains
+            ]
+            lines += [f"-I {rule.chain} 1 {rule.text}" for rule in reversed(table.own_jumps())]
+            texts.append("\n".join((*lines, "COMMIT")) + "\n")
+    return "".join(texts)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: MIT
+"""Running the iptables programs: which there are, what they say, and why they refuse.
+
+They act on the network namespace of the calling thread.
+"""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol, final
+
+from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall.saved import Saved, parse
+from nfq_guard.firewall.spec import Backend, Family
+
+LOCK_WAIT_S: Final = 5
+"""Seconds to wait for another program that holds the lock of the tables."""
+
+_TIMEOUT_S: Final = 30
+_CAP_NET_ADMIN: Final = 1 << 12
+_CAP_NET_RAW: Final = 1 << 13
+_REFUSALS: Final = ("permission denied", "operation not permitted", "you must be root")
+_FAMILY_MISSING: Final = (
+    "can't initialize",
+    "table does not exist",
+    "protocol not supported",
+    "address family not supported",
+)
+
+
+class Result(NamedTuple):
+    """How a program ended."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+
+class Runner(Protocol):
+    """The outside world of this room; tests put another in its place."""
+
+    def find(self, program: str) -> bool:
+        """Whether there is such a program."""
+
+    def run(self, argv: list[str], stdin: str) -> Result:
+        """Run it to its end."""
+
+    def capabilities(self) -> int:
+        """The effective capabilities, as a bit mask."""
+
+    def has_ipv6(self) -> bool:
+        """Whether the kernel speaks IPv6 in this namespace."""
+
+
+@final
+class System:
+    """The programs of this machine."""
+
+    def find(self, program: str) -> bool:
+        """Whether PATH, or where Debian keeps the programs of root, has it."""
+        return shutil.which(program, path=_search_path()) is not None
+
+    def run(self, argv: list[str], stdin: str) -> Result:
+        """Run it; the words it prints are the untranslated ones.
+
+        Raises:
+            UnavailableError: It does not end.
+        """
+        program = shutil.which(argv[0], path=_search_path()) or argv[0]
+        try:
+            done = subprocess.run(
+                [program, *argv[1:]],
+                check=False,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                input=stdin,
+                timeout=_TIMEOUT_S,
+                env={**os.environ, "LC_ALL": "C"},
+            )
+        except subprocess.TimeoutExpired:
+            raise UnavailableError(f"{argv[0]} did not end within {_TIMEOUT_S} s") from None
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    def capabilities(self) -> int:
+        """As /proc has them for this thread."""
+        status = Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace")
+        for line in status.splitlines():
+            if line.startswith("CapEff:"):
+                return int(line.split()[1], 16)
+        return 0
+
+    def has_ipv6(self) -> bool:
+        """The file is there when the kernel has IPv6 and it is not switched off at boot."""
+        return Path("/proc/thread-self/net/if_inet6").exists()
+
+
+def _search_path() -> str:
+    return f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
+
+
+@final
+class Xtables:
+    """The programs of one backend and one family.
+
+    Attributes:
+        backend: Which backend.
+        family: Which family.
+    """
+
+    def __init__(self, runner: Runner, backend: Backend, family: Family) -> None:
+        """Name the programs; nothing is run."""
+        self.backend = backend
+        self.family = family
+        self._runner = runner
+        self._base = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}"
+
+    def program(self, suffix: str) -> str | None:
+        """The program, such as `-save`, of this backend; None when there is none.
+
+        Where a distribution has only one backend, its programs may carry no backend in the name.
+        """
+        named = f"{self._base}-{self.backend}{suffix}"
+        if self._runner.find(named):
+            return named
+        plain = f"{self._base}{suffix}"
+        if self._runner.find(plain) and flavour(self._runner, self._base) is self.backend:
+            return plain
+        return None
+
+    def missing(self) -> str | None:
+        """Why this family cannot be used with this backend; None when it can."""
+        if self.family is Family.IPV6 and not self._runner.has_ipv6():
+            return "the kernel has no IPv6 here"
+        for suffix in ("-save", "-restore"):
+            if self.program(suffix) is None:
+                wanted = f"{self._base}-{self.backend}{suffix}"
+                return f"program {wanted} (Debian package iptables) is missing"
+        return None
+
+    def save(self) -> Saved:
+        """What is live; empty where the kernel has no tables of this family and backend.
+
+        Raises:
+            PrivilegeError: The kernel refused.
+            UnavailableError: The program is missing or fails.
+        """
+        program = self._needed("-save")
+        result = self._runner.run([program], "")
+        if result.status:
+            if _says(result.stderr, _FAMILY_MISSING):
+                return {}
+            raise self._failure(program, result)
+        return parse(result.stdout)
+
+    def restore(self, text: str) -> None:
+        """Load `text`, leaving what it does not name.
+
+        Raises:
+            PrivilegeError: The kernel refused.
+            UnavailableError: A program, a table or an extension is missing, named where it can be.
+        """
+        if text:
+            program = self._needed("-restore")
+            argv = [program, "--noflush", "--wait", str(LOCK_WAIT_S)]
+            result = self._runner.run(argv, text)
+            if result.status:
+                raise self._failure(program, result, text)
+
+    def _needed(self, suffix: str) -> str:
+        program = self.program(suffix)
+        if program is None:
+            why = self.missing() or f"no {self.backend} programs for IPv{self.family}"
+            raise UnavailableError(why)
+        return program
+
+    def _failure(
+        self, program: str, result: Result, text: str = ""
+    ) -> PrivilegeError | UnavailableError:
+        said = _complaint(result)
+        if _says(said, _REFUSALS):
+            return PrivilegeError(f"{program} was refused: {said}; {needed_caps(self.backend)}")
+        blamed = self._unsupported(text) if text else None
+        if blamed:
+            return UnavailableError(f"IPv{self.family} rules: {blamed} ({program}: {said})")
+        return UnavailableError(f"{program}: {said}")
+
+    def _unsupported(self, text: str) -> str | None:
+        """Which kernel option the rules of `text` lack, found by trying one extension at a time."""
+        for what, option, rule in _EXTENSIONS:
+            if rule.split(" --", 1)[0] not in text:
+                continue
+            chain = "NFQ_GUARD_PROBE"
+            probe = f"*mangle\n:{chain} - [0:0]\n-A {chain} {rule}\nCOMMIT\n"
+            program = self._needed("-restore")
+            argv = [program, "--noflush", "--wait", str(LOCK_WAIT_S)]
+            if self._runner.run(argv, probe).status:
+                return f"the kernel lacks {what} ({option})"
+            self._runner.run(argv, f"*mangle\n:{chain} - [0:0]\n-X {chain}\nCOMMIT\n")
+        return None
+
+
+_EXTENSIONS: Final = (
+    ("conntrack matches", "CONFIG_NETFILTER_XT_MATCH_CONNTRACK", "-m conntrack --ctstate INVALID"),
+    ("comments", "CONFIG_NETFILTER_XT_MATCH_COMMENT", "-m comment --comment nfq_guard"),
+    ("mark matches", "CONFIG_NETFILTER_XT_MARK", "-m mark --mark 0x1/0x1"),
+    (
+        "rate limits, which max_rate_pps needs",
+        "CONFIG_NETFILTER_XT_MATCH_HASHLIMIT",
+        "-m hashlimit --hashlimit-above 5/sec --hashlimit-name nfqgprobe",
+    ),
+    ("queues", "CONFIG_NETFILTER_XT_TARGET_NFQUEUE", "-j NFQUEUE --queue-num 0"),
+)
+"""Each extension that our rules use: its name, the kernel option, and a rule that needs only it."""
+
+
+def flavour(runner: Runner, base: str = "iptables") -> Backend | None:
+    """The backend of the plain program, by what `-V` says; None where there is no program.
+
+    A program from before the split (1.8) says nothing of either and is a legacy one.
+    """
+    if not runner.find(base):
+        return None
+    result = runner.run([base, "-V"], "")
+    return Backend.NFT if "nf_tables" in result.stdout else Backend.LEGACY
+
+
+def require_privilege(runner: Runner, backend: Backend) -> None:
+    """See that the kernel will let us, before anything is tried.
+
+    Raises:
+        PrivilegeError: A capability is missing, named.
+    """
+    wanted = _CAP_NET_ADMIN | (_CAP_NET_RAW if backend is Backend.LEGACY else 0)
+    if runner.capabilities() & wanted != wanted:
+        raise PrivilegeError(f"the packet filter cannot be read or changed: {needed_caps(backend)}")
+
+
+def needed_caps(backend: Backend) -> str:
+    """The sentence that names the capabilities."""
+    caps = "CAP_NET_ADMIN and CAP_NET_RAW" if backend is Backend.LEGACY else "CAP_NET_ADMIN"
+    return f"{backend} iptables needs {caps}"
+
+
+def family_is_missing(error: UnavailableError) -> bool:
+    """Whether the kernel has no packet filter for the family, as against a rule it refuses."""
+    return _says(str(error), _FAMILY_MISSING)
+
+
+def _says(text: str, phrases: tuple[str, ...]) -> bool:
+    lowered = text.lower()
+    return any(phrase in lowered for phrase in phrases)
+
+
+def _complaint(result: Result) -> str:
+    """The lines that say what is wrong, joined to one, without hints on how to use the program."""
+    lines = [line.strip() for line in result.stderr.splitlines()]
+    useful = [line for line in lines if line and not line.startswith(("#", "Try "))]
+    return "; ".join(useful) or f"ended with status {result.status}"

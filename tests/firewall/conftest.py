@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Two hosts with a wire between them; our rules go on `guarded`."""
+
+import socket
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+import pytest
+
+from nfq_guard.firewall import Backend, Family, Firewall, RulesSpec
+from nfq_guard.lab.netns import Namespace, veth
+
+ADDRESSES = {
+    Family.IPV4: ("10.77.0.1", "10.77.0.2"),
+    Family.IPV6: ("fd77::1", "fd77::2"),
+}
+DOMAINS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+
+
+def invalid_segment(port: int) -> bytes:
+    """A SYN+ACK that answers nothing: INVALID from either side."""
+    return struct.pack("!HHIIBBHHH", port, port, 1, 1, 5 << 4, 0x12, 1000, 0, 0)
+
+
+def flags_of(octets: bytes) -> int:
+    """The TCP flags of a segment as a raw socket gives it, of either family."""
+    start = (octets[0] & 0xF) * 4 if octets[0] >> 4 == 4 else 0
+    return octets[start + 13]
+
+
+@dataclass
+class Host:
+    """One namespace, its rules and its packets."""
+
+    ns: Namespace
+
+    def save(self, backend: Backend, family: Family, *, counters: bool = False) -> str:
+        base = "iptables" if family is Family.IPV4 else "ip6tables"
+        words = [f"{base}-{backend}-save", *(["-c"] if counters else [])]
+        lines = self.ns.run(*words).stdout.splitlines()
+        if not counters:
+            lines = [line.partition(" [")[0] if line[:1] == ":" else line for line in lines]
+        return "\n".join(line for line in lines if line[:1] not in {"#", ""})
+
+    def restore(self, backend: Backend, family: Family, text: str) -> None:
+        base = "iptables" if family is Family.IPV4 else "ip6tables"
+        self.ns.run(f"{base}-{backend}-restore", "--noflush", "-w", stdin=text)
+
+    def ipt(self, backend: Backend, family: Family, *words: str) -> None:
+        base = "iptables" if family is Family.IPV4 else "ip6tables"
+        self.ns.run(f"{base}-{backend}", "-w", *words)
+
+    def packets(self, backend: Backend, family: Family, word: str) -> int:
+        """Packets counted by the first rule that contains `word`."""
+        for line in self.save(backend, family, counters=True).splitlines():
+            if line.startswith("[") and word in line:
+                return int(line[1:].partition(":")[0])
+        message = f"no rule with {word}"
+        raise AssertionError(message)
+
+    def firewall(self, spec: RulesSpec | None = None, backend: Backend | None = None) -> Firewall:
+        return Firewall(spec or RulesSpec(), backend)
+
+    def send_invalid(self, family: Family, to: str, count: int = 1, port: int = 4000) -> None:
+        with (
+            self.ns.entered(),
+            socket.socket(DOMAINS[family], socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
+        ):
+            for _ in range(count):
+                # The filter of the sender itself may drop it, and the kernel says so.
+                with suppress(PermissionError):
+                    raw.sendto(invalid_segment(port), (to, 0))
+
+    def listen(self, family: Family) -> socket.socket:
+        """A socket that gets what the filter lets in."""
+        with self.ns.entered():
+            raw = socket.socket(DOMAINS[family], socket.SOCK_RAW, socket.IPPROTO_TCP)
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        raw.settimeout(0.15)
+        return raw
+
+
+def received(raw: socket.socket) -> int:
+    """How many SYN+ACK came, until the wire is quiet."""
+    count = 0
+    while True:
+        try:
+            count += flags_of(raw.recv(4096)) == 0x12
+        except TimeoutError:
+            return count
+
+
+@pytest.fixture
+def guarded(namespace: Callable[[str], Namespace]) -> Host:
+    """A host that nothing was done to yet."""
+    return Host(namespace("guard"))
+
+
+@dataclass
+class Wire:
+    """Two hosts that reach each other; `guarded` is the one with rules."""
+
+    peer: Host
+    guarded: Host
+
+
+@pytest.fixture(scope="module")
+def _long_wire() -> Iterator[Wire]:
+    with Namespace("peer") as far, Namespace("guard") as near:
+        wire = Wire(Host(far), Host(near))
+        lengths = {Family.IPV4: 24, Family.IPV6: 64}
+        pairs = [
+            (f"{there}/{lengths[one]}", f"{here}/{lengths[one]}")
+            for one, (there, here) in ADDRESSES.items()
+        ]
+        veth(far, "far0", near, "near0", *pairs)
+        for one, (there, here) in ADDRESSES.items():
+            _await_path(wire.peer, wire.guarded, one, here)
+            _await_path(wire.guarded, wire.peer, one, there)
+        yield wire
+
+
+@pytest.fixture
+def wire(_long_wire: Wire) -> Iterator[Wire]:
+    """The wire of the module, without rules before and after."""
+    yield _long_wire
+    with _long_wire.guarded.ns.entered():
+        _long_wire.guarded.firewall().remove()
+
+
+def _await_path(sender: Host, receiver: Host, family: Family, to: str) -> None:
+    """Send until something comes: a new link drops what is sent before it is noticed."""
+    patience = time.monotonic() + 10
+    with receiver.listen(family) as raw:
+        raw.settimeout(0.1)
+        while not received(raw):
+            assert time.monotonic() < patience, f"no way to {to}"
+            with suppress(OSError):
+                sender.send_invalid(family, to)
+
+
+@pytest.fixture(params=list(Backend))
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return Backend(request.param)
+
+
+@pytest.fixture(params=list(Family), ids=lambda family: f"IPv{family:d}")
+def family(request: pytest.FixtureRequest) -> Family:
+    return Family(request.param)

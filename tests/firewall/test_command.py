@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard rules` as an operator meets it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from nfq_guard.cli import main
+from tests.firewall.conftest import Host
+
+
+@pytest.mark.kernel
+def test_install_verify_remove(guarded: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    with guarded.ns.entered():
+        assert main(["rules", "verify"]) == 1
+        assert "missing-chain: IPv4" in capsys.readouterr().out
+        assert main(["rules", "install", "--queues", "0:3", "--max-rate-pps", "1000"]) == 0
+        assert "IPv6" in capsys.readouterr().out
+        assert main(["rules", "verify", "--queues", "0:3", "--max-rate-pps", "1000"]) == 0
+        assert capsys.readouterr().out == "the rules are as they should be\n"
+        assert main(["rules", "verify", "--format", "json"]) == 1
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert {one["kind"] for one in found} == {"changed-rule", "extra-rule"}
+        assert main(["rules", "remove", "--format", "json"]) == 0
+        assert len(json.loads(capsys.readouterr().out)["done"]) == 2
+        assert main(["rules", "remove"]) == 0
+        assert capsys.readouterr().out == "nothing to change\n"
+
+
+@pytest.mark.kernel
+def test_show_explains_the_choice(guarded: Host, capsys: pytest.CaptureFixture[str]) -> None:
+    with guarded.ns.entered():
+        assert main(["rules", "show", "--family", "4", "--fail-mode", "closed"]) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith("# backend ")
+        assert "neither backend holds rules" in shown
+        assert "--queue-bypass" not in shown
+        assert main(["rules", "show", "--format", "json"]) == 0
+        record = json.loads(capsys.readouterr().out)
+    assert [one["family"] for one in record["families"]] == [4, 6]
+
+
+@pytest.mark.parametrize(
+    "words", [["--queues", "3"], ["--queues", "a:b"], ["--queues", "3:2"], ["--queue", "70000"]]
+)
+def test_queues_that_are_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rules", "show", *words]) == 2
+    assert "queues: expected A:B" in capsys.readouterr().err
+
+
+@pytest.mark.kernel
+def test_without_privilege(guarded: Host) -> None:
+    """Another user is told what is missing, in one line."""
+    words = ["setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all", sys.executable]
+    done = subprocess.run(
+        guarded.ns.argv([*words, "-m", "nfq_guard", "rules", "install"]),
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 77
+    assert "CAP_NET_ADMIN" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
