@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""A policy made ready for the packet path."""
+
+from collections.abc import Sequence
+from typing import final
+
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import FlowSnapshot
+from nfq_guard.policy.axes import MarkAxis, NameAxis, SpanAxis
+from nfq_guard.policy.decision import Decision
+from nfq_guard.policy.facts import number_of
+from nfq_guard.policy.fields import FIELD_BY_NAME, FIELDS, REASONS, Kind
+from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN, PolicyModel, Rule
+from nfq_guard.policy.rates import RateLimit
+from nfq_guard.policy.sets import allowed
+from nfq_guard.policy.spans import holds
+from nfq_guard.wire.packet import Malformed, Packet, Queued
+
+
+@final
+class _Plan:
+    """What is left to ask once the reason is known.
+
+    Attributes:
+        everything: A bit for each rule that takes this reason.
+        spans: The fields of numbers that these rules ask about.
+        marks: The marks that they ask about.
+        names: The interfaces that they ask about.
+        decisions: What they say, in order.
+        limits: Their rates, in the same order.
+        last: The decision when none matches.
+    """
+
+    def __init__(
+        self, rules: Sequence[Rule], limits: Sequence[RateLimit | None], last: Decision
+    ) -> None:
+        self.everything = (1 << len(rules)) - 1
+        self.spans: list[SpanAxis] = []
+        self.marks: list[MarkAxis] = []
+        self.names: list[NameAxis] = []
+        self.decisions = [Decision(rule.action, rule.name, rule.mark) for rule in rules]
+        self.limits = list(limits)
+        self.last = last
+        for field in FIELDS:
+            asked = [
+                [condition for condition in rule.conditions if condition.field is field]
+                for rule in rules
+            ]
+            if field.name == "reason" or not any(asked):
+                continue
+            if field.kind is Kind.PATTERN:
+                self.names.append(NameAxis(field, asked))
+            elif field.kind is Kind.MARK:
+                self.marks.append(MarkAxis(field, asked))
+            else:
+                self.spans.append(SpanAxis(field, [allowed(rule, field) for rule in rules]))
+
+
+@final
+class CompiledPolicy:
+    """Answers as the rules of a model read from top to bottom, at the cost of a few look-ups.
+
+    Rules with a rate count packets, so an instance belongs to one stream of packets.
+    """
+
+    def __init__(self, model: PolicyModel) -> None:
+        """Make `model` ready."""
+        self.model = model
+        limits = [None if rule.rate is None else RateLimit(rule.rate) for rule in model.rules]
+        takes = [allowed(rule, FIELD_BY_NAME["reason"]) for rule in model.rules]
+        self._plans: dict[Reason, _Plan] = {}
+        for number, reason in enumerate(REASONS):
+            live = [index for index, spans in enumerate(takes) if holds(spans, number)]
+            last = Decision(model.default, RULE_DEFAULT)
+            if reason is Reason.UNSUPPORTED:
+                last = Decision(model.on_unknown, RULE_ON_UNKNOWN)
+            self._plans[reason] = _Plan(
+                [model.rules[index] for index in live], [limits[index] for index in live], last
+            )
+
+    def decide(
+        self,
+        queued: Queued,
+        packet: Packet | Malformed,
+        snapshot: FlowSnapshot | None,
+        finding: Finding,
+        now: float,
+    ) -> Decision:
+        """The first rule that matches; `now` in monotonic seconds is for rates."""
+        plan = self._plans[finding.reason]
+        live = plan.everything
+        for spans in plan.spans:
+            live &= spans.at(number_of(spans.code, queued, packet, snapshot, finding))
+        for marks in plan.marks:
+            live &= marks.at(number_of(marks.code, queued, packet, snapshot, finding))
+        for names in plan.names:
+            live &= names.at(queued.indev if names.incoming else queued.outdev)
+        while live:
+            lowest = live & -live
+            index = lowest.bit_length() - 1
+            limit = plan.limits[index]
+            if limit is None or limit.matches(packet, now):
+                return plan.decisions[index]
+            live ^= lowest
+        return plan.last
+
+
+def compile_policy(model: PolicyModel) -> CompiledPolicy:
+    """Make `model` ready for the packet path."""
+    return CompiledPolicy(model)

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""The policy of a daemon that was told nothing (design 7).
+
+The same stands in `rules/policy/default.toml` with its reasons; a test keeps the two alike. It is
+here too because a daemon must not depend on a file to protect.
+"""
+
+from typing import Final
+
+from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
+from nfq_guard.policy.model import PolicyModel
+from nfq_guard.policy.parse import parse_policy
+
+DEFAULT_SOURCE: Final = "preset:default"
+
+DEFAULT_TABLE: Final[dict[str, object]] = {
+    "rule": [
+        {
+            "name": "broken",
+            "reason": ["bad-flags", "bad-checksum", "malformed"],
+            "action": "drop",
+        },
+        {"name": "translated", "nat": ["snat", "dnat", "both"], "action": "drop"},
+        {
+            "name": "window",
+            "reason": ["seq-over", "ack-over", "seq-under", "ack-under", "rst-outside"],
+            "action": "allow",
+        },
+        {"name": "transition", "reason": "bad-transition", "action": "allow"},
+        {"name": "no-entry", "reason": "no-entry", "action": "allow"},
+        {"name": "raced", "reason": "raced", "action": "allow"},
+        {"name": "icmp-unrelated", "reason": "icmp-unrelated", "action": "allow"},
+        {"name": "icmp-mismatch", "reason": "icmp-mismatch", "action": "allow"},
+    ],
+    "on_unknown": "allow",
+    "default": "allow",
+}
+
+
+def default_model() -> PolicyModel:
+    """The default policy as it would be read from a file."""
+    return parse_policy(DEFAULT_TABLE, source=DEFAULT_SOURCE)
+
+
+def default_policy() -> CompiledPolicy:
+    """The default policy, ready."""
+    return compile_policy(default_model())

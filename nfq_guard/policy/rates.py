@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""Counts packets per flow or source, in bounded memory."""
+
+from typing import Final, final
+
+from nfq_guard.policy.model import Rate, RateKey
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
+
+# Keys that one rule counts at a time. A sender who forges addresses can fill the table; the key
+# that was seen longest ago goes first, and begins anew within the limit if it comes back.
+MOST_KEYS: Final = 4096
+
+
+@final
+class _Window:
+    """Packets of one key since `start`, monotonic seconds."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.count = 0
+
+
+@final
+class RateLimit:
+    """Tells whether a packet is beyond the rate of its key.
+
+    A window begins with the first packet of a key and ends `in_s` later; so up to twice the limit
+    may pass within `in_s` across the end of one.
+    """
+
+    def __init__(self, rate: Rate, most_keys: int = MOST_KEYS) -> None:
+        """Begin with nothing counted; at most `most_keys` are remembered."""
+        self._over = rate.over
+        self._in_s = rate.in_s
+        self._by_flow = rate.by is RateKey.FLOW
+        self._negated = rate.negated
+        self._most_keys = most_keys
+        self._windows: dict[bytes, _Window] = {}
+
+    def matches(self, packet: Packet | Malformed, now: float) -> bool:
+        """Count `packet` at `now`, monotonic seconds; whether the rule matches it."""
+        key = flow_key(packet) if self._by_flow else bytes(packet.src)
+        window = self._windows.pop(key, None)
+        if window is None:
+            if len(self._windows) >= self._most_keys:
+                del self._windows[next(iter(self._windows))]
+            window = _Window(now)
+        elif not 0 <= now - window.start < self._in_s:
+            window.start = now
+            window.count = 0
+        # Last in the dict: the one seen most recently.
+        self._windows[key] = window
+        window.count += 1
+        return (window.count > self._over) is not self._negated
+
+
+def flow_key(packet: Packet | Malformed) -> bytes:
+    """The same octets for both directions of a flow, as the packets of one look on the wire."""
+    sport = dport = 0
+    if isinstance(packet, Packet):
+        l4 = packet.l4
+        if isinstance(l4, Segment | Datagram):
+            sport, dport = l4.sport, l4.dport
+    one = packet.src + sport.to_bytes(2, "big")
+    other = packet.dst + dport.to_bytes(2, "big")
+    ends = one + other if one <= other else other + one
+    return ends + packet.proto.to_bytes(1, "big")

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: MIT
+"""One value of a rule's key, from what stands in the file."""
+
+import ipaddress
+import re
+from difflib import get_close_matches
+from typing import Final
+
+from nfq_guard.policy.fields import FAMILIES, IPV6_BASE, LAST_MARK, Field, Kind
+from nfq_guard.policy.model import Flags, Interval, MarkBits, Pattern, Value
+
+_RANGE: Final = re.compile(r"(\d{1,12})?\.\.(\d{1,12})?")
+_OTHER_RANGE: Final = re.compile(r"(\d{1,12})\s*(?:-|:|\.\.\.)\s*(\d{1,12})")
+_MARK: Final = re.compile(
+    r"(0[xX][0-9a-fA-F]{1,16}|\d{1,12})(?:/(0[xX][0-9a-fA-F]{1,16}|\d{1,12}))?"
+)
+_LONGEST_INTERFACE: Final = 15  # IFNAMSIZ without its closing zero
+_LONGEST_SHOWN: Final = 60
+
+
+class ValueProblem(Exception):  # noqa: N818 - never leaves the parser: a mistake in the making
+    """The value is not what the key takes; says what it takes, and may hint at what was meant."""
+
+    def __init__(self, expected: str, hint: str = "") -> None:
+        self.expected = expected
+        self.hint = hint
+        super().__init__(expected)
+
+
+def shown(found: object) -> str:
+    """What stands in the file, short enough for one line."""
+    if isinstance(found, bool):
+        return "true" if found else "false"
+    if isinstance(found, dict):
+        return "a table"
+    if isinstance(found, list):
+        return "a list" if found else "an empty list"
+    text = repr(found) if isinstance(found, str) else str(found)
+    return text if len(text) <= _LONGEST_SHOWN else text[:_LONGEST_SHOWN] + "..."
+
+
+def suggestion(found: object, known: tuple[str, ...]) -> str:
+    """` (did you mean 'x'?)` when `found` is nearly one of `known`, else nothing."""
+    if not isinstance(found, str):
+        return ""
+    plain = found.strip().lower().replace("_", "-").replace(" ", "-")
+    folded = {word.lower().replace("_", "-"): word for word in known}
+    near = get_close_matches(plain, list(folded), n=1, cutoff=0.6)
+    return f" (did you mean {folded[near[0]]!r}?)" if near else ""
+
+
+def one_of(words: tuple[str, ...]) -> str:
+    """`a, b or c`."""
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+
+
+def parse_value(field: Field, item: object) -> Value:
+    """Read one value of `field`.
+
+    Raises:
+        ValueProblem: it is not one.
+    """
+    match field.kind:
+        case Kind.WORD | Kind.STATUS:
+            return _word(field, item)
+        case Kind.NUMBER:
+            return _number(field, item)
+        case Kind.FLAGS:
+            return _flags(field, item)
+        case Kind.NETWORK:
+            return _network(item)
+        case Kind.PATTERN:
+            return _pattern(item)
+        case Kind.MARK:
+            return _mark(item)
+        case Kind.SWITCH:
+            if isinstance(item, bool):
+                return Interval(text=shown(item), low=int(item), high=int(item))
+            raise ValueProblem("true or false")
+
+
+def _word(field: Field, item: object) -> Interval:
+    # TOML writes `family = 4` as a number.
+    numeric = field.words == FAMILIES and isinstance(item, int) and not isinstance(item, bool)
+    text = str(item) if numeric else item
+    if not isinstance(text, str) or text not in field.words:
+        raise ValueProblem(
+            f"{'' if len(field.words) == 1 else 'one of '}{one_of(field.words)}",
+            suggestion(item, field.words),
+        )
+    position = field.words.index(text)
+    return Interval(text=text, low=position, high=position)
+
+
+def _number(field: Field, item: object) -> Interval:
+    named = f"{one_of(field.words)}, or " if field.words else ""
+    example = "1024..65535" if field.highest > 255 else "1..5"
+    expected = (
+        f"{named}a number from {field.lowest} to {field.highest}, or a range such as '{example}'"
+    )
+    if isinstance(item, str) and item in field.words:
+        number = field.numbers[field.words.index(item)]
+        return Interval(text=item, low=number, high=number)
+    if isinstance(item, int) and not isinstance(item, bool):
+        low = high = item
+    elif isinstance(item, str):
+        low, high = _ends(field, item, expected)
+    else:
+        raise ValueProblem(expected)
+    if low > high or low < field.lowest or high > field.highest:
+        raise ValueProblem(expected)
+    return Interval(text=str(item), low=low, high=high)
+
+
+def _ends(field: Field, item: str, expected: str) -> tuple[int, int]:
+    found = _RANGE.fullmatch(item)
+    if found is None or item == "..":
+        other = _OTHER_RANGE.fullmatch(item)
+        hint = f" (did you mean '{other[1]}..{other[2]}'?)" if other else ""
+        raise ValueProblem(expected, hint or suggestion(item, field.words))
+    low = int(found[1]) if found[1] else field.lowest
+    high = int(found[2]) if found[2] else field.highest
+    return low, high
+
+
+def _flags(field: Field, item: object) -> Flags:
+    expected = f"some of {one_of(field.words)}, each with '!' when it is to be clear"
+    if not isinstance(item, str) or not item.split():
+        raise ValueProblem(expected)
+    wanted = unwanted = 0
+    for word in item.split():
+        name = word.removeprefix("!")
+        if name not in field.words:
+            raise ValueProblem(expected, suggestion(name, field.words))
+        bit = field.numbers[field.words.index(name)]
+        if word == name:
+            wanted |= bit
+        else:
+            unwanted |= bit
+    if wanted & unwanted:
+        raise ValueProblem("flags that can be: the same one is to be set and clear")
+    return Flags(text=" ".join(item.split()), wanted=wanted, unwanted=unwanted)
+
+
+def _network(item: object) -> Interval:
+    expected = "a network such as '10.0.0.0/8' or 'fd00::/8'"
+    if not isinstance(item, str) or "%" in item:
+        raise ValueProblem(expected)
+    try:
+        network = ipaddress.ip_network(item, strict=False)
+    except ValueError:
+        raise ValueProblem(expected) from None
+    address, _, _ = item.partition("/")
+    if ipaddress.ip_address(address) != network.network_address:
+        raise ValueProblem(
+            "a network whose address has no bits beyond its prefix",
+            f" (did you mean '{network}'?)",
+        )
+    low = int(network.network_address) + (IPV6_BASE if network.version == 6 else 0)
+    return Interval(text=item, low=low, high=low + network.num_addresses - 1)
+
+
+def _pattern(item: object) -> Pattern:
+    expected = "the name of an interface such as 'eth0' or 'cali*'"
+    if not isinstance(item, str) or not item or any(c in "/:" or c.isspace() for c in item):
+        raise ValueProblem(expected)
+    if item.endswith("+"):
+        # The spelling of iptables.
+        raise ValueProblem(expected, f" (did you mean '{item[:-1]}*'?)")
+    if len(item.replace("*", "")) > _LONGEST_INTERFACE:
+        raise ValueProblem(f"a name of at most {_LONGEST_INTERFACE} letters")
+    return Pattern(text=item)
+
+
+def _mark(item: object) -> MarkBits:
+    expected = "a number of 32 bits, or bits under a mask such as '0x10/0xff'"
+    if isinstance(item, int) and not isinstance(item, bool):
+        bits, mask = item, LAST_MARK
+        text = f"{item:#x}" if item >= 0 else str(item)
+    else:
+        found = _MARK.fullmatch(item) if isinstance(item, str) else None
+        if found is None:
+            raise ValueProblem(expected)
+        text = found[0]
+        bits = int(found[1], 0) if found[1].lower().startswith("0x") else int(found[1])
+        mask = LAST_MARK
+        if found[2]:
+            mask = int(found[2], 0) if found[2].lower().startswith("0x") else int(found[2])
+    if not 0 <= bits <= LAST_MARK or not 0 < mask <= LAST_MARK:
+        raise ValueProblem(expected)
+    if bits & ~mask:
+        raise ValueProblem("bits that lie under their mask")
+    return MarkBits(text=text, bits=bits, mask=mask)

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Policies on disk: files, and the presets that come with the package."""
+
+import os
+import stat
+import tomllib
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Final, final
+
+from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
+from nfq_guard.policy.model import PolicyModel
+from nfq_guard.policy.parse import parse_policy
+from nfq_guard.policy.values import one_of, suggestion
+
+PRESET_PREFIX: Final = "preset:"
+# Hundreds of rules take some 50 kB; more is not a policy.
+LARGEST_FILE_BYTES: Final = 1 << 20
+
+_PRESETS: Final = resources.files("nfq_guard.policy") / "presets"
+
+
+def preset_names() -> tuple[str, ...]:
+    """The presets that come with the package."""
+    names = (entry.name for entry in _PRESETS.iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
+
+
+def read_toml(path: str | Path) -> dict[str, object]:
+    """Read a TOML file of at most `LARGEST_FILE_BYTES`.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML; the key is then `line:column`.
+    """
+    source = str(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise _unreadable(source, error.strerror or "an error") from None
+    with os.fdopen(descriptor, "rb") as file:
+        # A device or a FIFO could hang the reload of a daemon.
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _unreadable(source, "something that is no regular file")
+        try:
+            octets = file.read(LARGEST_FILE_BYTES + 1)
+        except OSError as error:
+            raise _unreadable(source, error.strerror or "an error") from None
+    if len(octets) > LARGEST_FILE_BYTES:
+        found = f"more than {LARGEST_FILE_BYTES} bytes"
+        raise ConfigError(source, [Mistake("", "a file of at most 1 MiB", found)])
+    return parse_toml(octets, source)
+
+
+def parse_toml(octets: bytes, source: str) -> dict[str, object]:
+    """Read the text of a TOML file.
+
+    Raises:
+        ConfigError: it is no UTF-8 or no TOML; the key is then `line:column`.
+    """
+    try:
+        text = octets.decode()
+    except UnicodeDecodeError as error:
+        line = octets.count(b"\n", 0, error.start) + 1
+        column = error.start - (octets.rfind(b"\n", 0, error.start) + 1) + 1
+        found = f"the octet 0x{octets[error.start]:02x}"
+        raise ConfigError(source, [Mistake(f"{line}:{column}", "UTF-8", found)]) from None
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        where, what = _place(str(error), text)
+        raise ConfigError(source, [Mistake(where, "TOML", what)]) from None
+    except RecursionError:
+        raise ConfigError(source, [Mistake("", "TOML", "values nested too deep")]) from None
+
+
+def load_table(reference: str) -> tuple[str, Mapping[str, object]]:
+    """Read a whole file, or the preset `preset:NAME`.
+
+    Returns:
+        Its source, the same for every way of naming it, and its tables.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if not reference.startswith(PRESET_PREFIX):
+        path = Path(reference)
+        return os.path.realpath(path), read_toml(path)
+    name = reference.removeprefix(PRESET_PREFIX)
+    names = preset_names()
+    if name not in names:
+        hint = suggestion(name, names)
+        raise ConfigError(
+            reference, [Mistake("", f"one of the presets {one_of(names)}", f"{name!r}{hint}")]
+        )
+    return reference, parse_toml((_PRESETS / f"{name}.toml").read_bytes(), reference)
+
+
+def load_policy(reference: str) -> PolicyModel:
+    """Read the policy of a file or a preset; the other tables of the file are not looked at.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    source, tables = load_table(reference)
+    shown = reference if reference.startswith(PRESET_PREFIX) else str(Path(reference))
+    if "policy" not in tables:
+        raise ConfigError(shown, [Mistake("policy", "a table [policy]", "nothing")])
+    return parse_policy(tables["policy"], source=shown, includes=FileIncludes(source, shown))
+
+
+def load_compiled(reference: str) -> CompiledPolicy:
+    """Read the policy of a file or a preset, and make it ready.
+
+    Raises:
+        ConfigError: with every mistake.
+    """
+    return compile_policy(load_policy(reference))
+
+
+@final
+class FileIncludes:
+    """Finds includes: presets, and files relative to the one that includes them."""
+
+    def __init__(self, path: str, shown: str) -> None:
+        """Begin with the file `path`, which the operator calls `shown`."""
+        self._path = path
+        self._shown = shown
+
+    def __call__(self, reference: str, within: str) -> tuple[str, Mapping[str, object]]:
+        """As `policy.parse.Includes`."""
+        if not reference.startswith(PRESET_PREFIX):
+            outer = self._path if within == self._shown else within
+            reference = str(Path(outer).parent / reference)
+            if os.path.realpath(reference) == self._path:
+                # The parser knows a circle when it sees the name.
+                return self._shown, {}
+        source, tables = load_table(reference)
+        others = [name for name in tables if name != "policy"]
+        if others:
+            raise ConfigError(
+                source, [Mistake(name, "only the table [policy]", repr(name)) for name in others]
+            )
+        policy = tables.get("policy")
+        if not isinstance(policy, Mapping):
+            raise ConfigError(source, [Mistake("policy", "a table [policy]", "nothing")])
+        return source, policy
+
+
+def _unreadable(source: str, why: str) -> ConfigError:
+    return ConfigError(source, [Mistake("", "a file that can be read", why)])
+
+
+def _place(message: str, text: str) -> tuple[str, str]:
+    """Take `line:column` out of what tomllib says."""
+    what, _, place = message.rpartition(" (at ")
+    words = place.rstrip(")").replace(",", "").split()
+    if len(words) == 4:
+        return f"{words[1]}:{words[3]}", what
+    lines = text.split("\n")
+    return f"{len(lines)}:{len(lines[-1]) + 1}", what or message
