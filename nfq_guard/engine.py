@@ -9,7 +9,7 @@ from typing import Final, Protocol, final
 from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Finding
-from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
+from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, answering
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Queued, Segment
@@ -77,7 +77,7 @@ class Judgment:
 def tuple_of(packet: Packet) -> FlowTuple | None:
     """The tuple by which conntrack finds the flow of `packet`; None if it has none.
 
-    For an ICMP error that is the tuple of the quoted packet with its ends swapped (kernel.md 2).
+    For an ICMP error that is what would answer the quoted packet (kernel.md 2).
     """
     l4 = packet.l4
     if isinstance(l4, Segment | Datagram):
@@ -85,7 +85,7 @@ def tuple_of(packet: Packet) -> FlowTuple | None:
     if isinstance(l4, IcmpMessage):
         quoted = l4.quoted
         if quoted is not None:
-            return FlowTuple(quoted.proto, quoted.dst, quoted.src, quoted.dport, quoted.sport)
+            return answering(quoted)
         if not l4.is_error:
             return FlowTuple(
                 packet.proto, packet.src, packet.dst, l4.identifier, l4.type << 8 | l4.code

@@ -136,6 +136,27 @@ class FlowTuple:
         self.dport = dport
 
 
+# By protocol: the type that answers an ICMP type, both ways.
+_ICMP_ANSWERS: Final = {
+    PROTO_ICMP: {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17},
+    PROTO_ICMPV6: {128: 129, 129: 128, 139: 140, 140: 139},
+}
+
+
+def answering(sent: FlowTuple) -> FlowTuple:
+    """The tuple of what comes back, untranslated: ends swapped.
+
+    For ICMP the identifier stays and a request becomes its reply; a type without a counterpart
+    stays too, and conntrack has no flow for it.
+    """
+    answers = _ICMP_ANSWERS.get(sent.proto)
+    if answers is None:
+        return FlowTuple(sent.proto, sent.dst, sent.src, sent.dport, sent.sport)
+    kind = sent.dport >> 8
+    reply = answers.get(kind, kind) << 8 | sent.dport & 0xFF
+    return FlowTuple(sent.proto, sent.dst, sent.src, sent.sport, reply)
+
+
 @final
 @dataclass(init=False, slots=True)
 class Peer:

@@ -27,6 +27,7 @@ from nfq_guard.flow import (
     Nat,
     Peer,
     TcpState,
+    answering,
 )
 from nfq_guard.flows.bpf import BpfFlows, ticks_per_second
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
@@ -258,6 +259,7 @@ def test_udp_and_icmp(look: Network, routed: Routed, family: int) -> None:
     assert 0 < forth.timeout_s <= 120
     echo = FlowTuple(proto, octets(client), octets(server), identifier, request << 8)
     echoed = FlowTuple(proto, octets(server), octets(client), identifier, answer << 8)
+    assert answering(echo) == echoed
     first, second, third = look(echoed, asked, echo)
     assert first is not None
     assert second is not None
