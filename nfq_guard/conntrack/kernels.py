@@ -18,10 +18,15 @@ class KernelRules:
             receiver window above it, is ignored instead of INVALID.
         overshoot_moves_end: Whether that last case advances `td_end`.
         closing_takes_any_rst: Whether a RST is accepted unchecked once the flow is closing.
-        ignores_invalid_rst: Whether the sysctl `nf_conntrack_tcp_ignore_invalid_rst` exists.
+        ignores_invalid_rst: Whether the sysctl `nf_conntrack_tcp_ignore_invalid_rst` exists, and
+            a RST with sequence number 0 in a flow that is not settled goes to the window check.
         rst_after_syn_checked: Whether a RST is held against `td_maxack` after an ignored SYN.
-        reinit_by_any_segment: Whether any later segment re-initialises a half-open peer.
+        reinit_by_any_segment: Whether any later segment re-initialises a half-open peer, and
+            takes window scaling from both unless both asked for it; else only one with SYN does,
+            and only the answering one takes scaling away.
         rst_after_challenge_ack: Whether a RST that answers a challenge ACK is let through.
+        invalid_close_shortens: Whether INVALID segments with FIN or RST from both ends bring the
+            timeout of a settled flow down.
     """
 
     name: str
@@ -32,6 +37,7 @@ class KernelRules:
     rst_after_syn_checked: bool
     reinit_by_any_segment: bool
     rst_after_challenge_ack: bool
+    invalid_close_shortens: bool
 
 
 KERNEL_5_10: Final = KernelRules(
@@ -43,6 +49,7 @@ KERNEL_5_10: Final = KernelRules(
     rst_after_syn_checked=True,
     reinit_by_any_segment=True,
     rst_after_challenge_ack=False,
+    invalid_close_shortens=False,
 )
 KERNEL_5_15: Final = KernelRules(
     name="5.15",
@@ -53,6 +60,7 @@ KERNEL_5_15: Final = KernelRules(
     rst_after_syn_checked=False,
     reinit_by_any_segment=True,
     rst_after_challenge_ack=False,
+    invalid_close_shortens=False,
 )
 KERNEL_6_1: Final = KernelRules(
     name="6.1",
@@ -63,6 +71,7 @@ KERNEL_6_1: Final = KernelRules(
     rst_after_syn_checked=False,
     reinit_by_any_segment=False,
     rst_after_challenge_ack=True,
+    invalid_close_shortens=True,
 )
 
 KERNELS: Final = {rules.name: rules for rules in (KERNEL_5_10, KERNEL_5_15, KERNEL_6_1)}

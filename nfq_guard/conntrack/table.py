@@ -13,10 +13,43 @@ for each packet would cost more than judging it.
 from collections.abc import Sequence
 from typing import Final, final
 
+from nfq_guard.conntrack.connection import TcpTracker
+from nfq_guard.conntrack.entry import (
+    ACCEPT_LAST,
+    CAUSE_BAD_CHECKSUM,
+    CAUSE_BAD_FLAGS,
+    CAUSE_ICMP_MISMATCH,
+    CAUSE_ICMP_UNRELATED,
+    CAUSE_MALFORMED,
+    CAUSE_NO_ENTRY,
+    CAUSE_NONE,
+    CAUSE_UNSUPPORTED,
+    IGNORE,
+    INVALID,
+    REOPEN,
+    Entry,
+    Key,
+    key_of,
+)
 from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.states import FLAGS_PASS, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import Sysctls
-from nfq_guard.flow import CtState, Evidence, FlowSnapshot, FlowTuple
-from nfq_guard.wire.packet import Malformed, Packet
+from nfq_guard.flow import (
+    IPV4,
+    PROTO_TCP,
+    PROTO_UDP,
+    STATUS_ASSURED,
+    STATUS_CONFIRMED,
+    STATUS_SEEN_REPLY,
+    CtState,
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+    Peer,
+)
+from nfq_guard.seqno import Seq
+from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6, REQUESTS_V4, REQUESTS_V6
+from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
 
 # What `track` answers; CTSTATES[code] is the word.
 CT_NEW: Final = 0
@@ -32,6 +65,17 @@ CTSTATES: Final = (
     CtState.UNTRACKED,
 )
 
+# Each type of ICMP request with that of its answer, both ways.
+_ANSWERS_V4: Final = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17}
+_ANSWERS_V6: Final = {128: 129, 129: 128, 139: 140, 140: 139}
+# Multicast listener and neighbour discovery: conntrack leaves them alone (kernel.md 2).
+_UNTRACKED_V6: Final = (130, 131, 132, 133, 134, 135, 136, 143, 151, 152)
+_NO_NEXT_HEADER: Final = 59
+# How long a datagram flow must go both ways before it counts as a stream, seconds.
+_STREAM_AFTER_S: Final = 2
+# Below this many flows nobody looks for expired ones.
+_SWEEP_FROM: Final = 1024
+
 
 @final
 class FlowTable:
@@ -40,7 +84,10 @@ class FlowTable:
     Attributes:
         ctstate: Of the last packet: what `track` returned.
         ignored: The last packet passed by its flow without a trace ("ignored" in the kernel's log).
-        state: `TcpState` number of the last packet's flow after it; 0 without one.
+        cause: Why it was INVALID or ignored: a code of `conntrack.window` or `conntrack.entry`.
+        tcp: What follows segments; after a broken bound, it holds the numbers.
+        entry: The last packet's flow; None without one, and for an INVALID packet that did not get
+            as far as a flow.
         direction: Of the last packet in its flow; 0 original, 1 reply.
     """
 
@@ -54,13 +101,37 @@ class FlowTable:
                 full, expired flows go first, then the oldest that never were ASSURED, then the
                 oldest.
         """
-        self._kernel = kernel
-        self._sysctls = sysctls
-        self._capacity = capacity
-        self.ctstate = CT_INVALID
+        self.tcp = TcpTracker(kernel, sysctls)
+        self.ctstate: int = CT_INVALID
         self.ignored = False
-        self.state = 0
+        self.cause: int = CAUSE_NONE
+        self.entry: Entry | None = None
         self.direction = 0
+        self._sysctls = sysctls
+        self._verifies = sysctls.checksum
+        self._expires = sysctls.expires
+        self._capacity = max(1, capacity)
+        self._sweep_at = min(self._capacity, _SWEEP_FROM)
+        self._packet: Packet | Malformed | None = None
+        self._now = 0.0
+        # Each entry under the keys of both of its directions.
+        self._entries: dict[Key, Entry] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        """How many flows it holds, expired ones that nobody asked for among them."""
+        return self._count
+
+    @property
+    def state(self) -> int:
+        """`TcpState` number of the last packet's flow after it; 0 without one."""
+        entry = self.entry
+        return 0 if entry is None else entry.state
+
+    @property
+    def evidence(self) -> Evidence:
+        """Snapshots come from a replay (`engine.FlowLookup`)."""
+        return Evidence.REPLAY
 
     def track(
         self,
@@ -78,7 +149,28 @@ class FlowTable:
         Returns:
             `CT_NEW`, `CT_ESTABLISHED`, `CT_RELATED`, `CT_INVALID` or `CT_UNTRACKED`.
         """
-        raise NotImplementedError
+        self._packet = packet
+        self._now = now
+        self.ignored = False
+        self.cause = CAUSE_NONE
+        self.entry = None
+        self.direction = 0
+        if isinstance(packet, Malformed):
+            answer = self._invalid(CAUSE_UNSUPPORTED if packet.snapped else CAUSE_MALFORMED)
+        elif checksum_ok is False and self._verifies:
+            answer = self._invalid(CAUSE_BAD_CHECKSUM)
+        else:
+            l4 = packet.l4
+            if isinstance(l4, Segment):
+                answer = self._segment(packet, l4, now)
+            elif isinstance(l4, Datagram):
+                answer = self._datagram(packet, l4, now)
+            elif isinstance(l4, IcmpMessage):
+                answer = self._icmp(packet, l4, now)
+            else:
+                answer = self._other(packet, now)
+        self.ctstate = answer
+        return answer
 
     def snapshot(self) -> FlowSnapshot | None:
         """The flow of the last packet as it is after it; None if there is none.
@@ -86,17 +178,220 @@ class FlowTable:
         For an INVALID packet this is the flow that its tuple finds, for an ICMP error the one that
         the packet it quotes belongs to.
         """
-        raise NotImplementedError
-
-    @property
-    def evidence(self) -> Evidence:
-        """Snapshots come from a replay (`engine.FlowLookup`)."""
-        return Evidence.REPLAY
+        entry = self.entry
+        if entry is not None:
+            return entry.snapshot(self.direction, self._now)
+        packet = self._packet
+        if not isinstance(packet, Packet):
+            return None
+        key = _key_of_packet(packet)
+        return None if key is None else self._snapshot_of(key)
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[FlowSnapshot | None]:
-        """The flows that tuples belong to, in either direction (`engine.FlowLookup`)."""
-        raise NotImplementedError
+        """The flows that tuples belong to, in either direction (`engine.FlowLookup`).
 
-    def __len__(self) -> int:
-        """How many flows it holds, expired ones that nobody asked for among them."""
-        raise NotImplementedError
+        Entries that had expired when the last packet came are not found.
+        """
+        return [
+            self._snapshot_of(key_of(flow.src, flow.dst, flow.sport, flow.dport, flow.proto))
+            for flow in tuples
+        ]
+
+    def _snapshot_of(self, key: Key) -> FlowSnapshot | None:
+        entry = self._find(key, self._now)
+        if entry is None:
+            return None
+        return entry.snapshot(0 if entry.original == key else 1, self._now)
+
+    def _invalid(self, cause: int) -> int:
+        self.cause = cause
+        return CT_INVALID
+
+    def _segment(self, packet: Packet, segment: Segment, now: float) -> int:
+        if not FLAGS_PASS[segment.flags]:
+            return self._invalid(CAUSE_BAD_FLAGS)
+        kind = SEGMENT_CLASS[segment.flags]
+        src = packet.src
+        dst = packet.dst
+        sport = segment.sport
+        dport = segment.dport
+        key = (src, dst, sport << 16 | dport, PROTO_TCP)
+        entry = self._find(key, now)
+        if entry is None:
+            entry = self._open_tcp(key, segment, kind, now)
+            if entry is None:
+                return self._invalid(CAUSE_NO_ENTRY)
+        direction = 0 if entry.original == key else 1
+        tcp = self.tcp
+        outcome = tcp.follow(entry, segment, kind, direction, now)
+        if outcome == REOPEN:
+            self._forget(entry)
+            entry = self._open_tcp(key, segment, kind, now)
+            assert entry is not None  # noqa: S101 - only a SYN reopens
+            direction = 0
+            outcome = tcp.follow(entry, segment, kind, direction, now)
+        self.entry = entry
+        self.direction = direction
+        if outcome == INVALID:
+            self.cause = tcp.cause
+            return CT_INVALID
+        if outcome == IGNORE:
+            self.cause = tcp.cause
+            self.ignored = True
+        elif outcome == ACCEPT_LAST:
+            self._forget(entry)
+        return _passed(entry, direction)
+
+    def _open_tcp(self, key: Key, segment: Segment, kind: int, now: float) -> Entry | None:
+        tcp = self.tcp
+        if not tcp.opens(kind):
+            return None
+        src, dst, ports, proto = key
+        reply = (dst, src, (ports & 0xFFFF) << 16 | ports >> 16, proto)
+        zero = Seq(0)
+        entry = Entry(
+            key, reply, now, (Peer(zero, zero, 0, zero, 0, 0), Peer(zero, zero, 0, zero, 0, 0))
+        )
+        tcp.open(entry, segment, kind)
+        self._add(entry, now)
+        return entry
+
+    def _datagram(self, packet: Packet, datagram: Datagram, now: float) -> int:
+        sport = datagram.sport
+        dport = datagram.dport
+        key = key_of(packet.src, packet.dst, sport, dport, PROTO_UDP)
+        reply = key_of(packet.dst, packet.src, dport, sport, PROTO_UDP)
+        entry, direction = self._find_or_open(key, reply, now)
+        timeout = self._sysctls.udp_timeout_s
+        if entry.status & STATUS_SEEN_REPLY and now - entry.created > _STREAM_AFTER_S:
+            timeout = self._sysctls.udp_stream_timeout_s
+            entry.status |= STATUS_ASSURED
+        entry.expires = now + timeout
+        return _passed(entry, direction)
+
+    def _other(self, packet: Packet, now: float) -> int:
+        """A protocol without a tracker: flows between two addresses."""
+        proto = packet.proto
+        if packet.fragment_offset or (packet.family != IPV4 and proto == _NO_NEXT_HEADER):
+            return self._invalid(CAUSE_UNSUPPORTED)
+        key = key_of(packet.src, packet.dst, 0, 0, proto)
+        reply = key_of(packet.dst, packet.src, 0, 0, proto)
+        entry, direction = self._find_or_open(key, reply, now)
+        entry.expires = now + self._sysctls.generic_timeout_s
+        return _passed(entry, direction)
+
+    def _icmp(self, packet: Packet, message: IcmpMessage, now: float) -> int:
+        kind = message.type
+        v4 = packet.family == IPV4
+        if v4 and kind > LAST_TYPE_V4:
+            return self._invalid(CAUSE_MALFORMED)
+        if not v4 and kind in _UNTRACKED_V6:
+            return CT_UNTRACKED
+        if not v4 and kind == REDIRECT_V6 and not _is_link_local_redirect(packet):
+            return self._invalid(CAUSE_MALFORMED)
+        if message.is_error:
+            return self._icmp_error(packet, message, now)
+        answer = (_ANSWERS_V4 if v4 else _ANSWERS_V6).get(kind)
+        key = _key_of_packet(packet)
+        assert key is not None  # noqa: S101 - messages that are no errors have one
+        requests = REQUESTS_V4 if v4 else REQUESTS_V6
+        if answer is None or (kind not in requests and self._find(key, now) is None):
+            return self._invalid(CAUSE_NO_ENTRY)
+        reply = key_of(
+            packet.dst, packet.src, message.identifier, answer << 8 | message.code, packet.proto
+        )
+        entry, direction = self._find_or_open(key, reply, now)
+        entry.expires = now + self._sysctls.icmp_timeout_s
+        return _passed(entry, direction)
+
+    def _icmp_error(self, packet: Packet, message: IcmpMessage, now: float) -> int:
+        quoted = message.quoted
+        if quoted is None:
+            return self._invalid(CAUSE_ICMP_UNRELATED)
+        key = key_of(quoted.src, quoted.dst, quoted.sport, quoted.dport, quoted.proto)
+        entry = self._find(key, now)
+        if entry is None:
+            return self._invalid(CAUSE_ICMP_UNRELATED)
+        self.entry = entry
+        # The error goes against the packet that it quotes.
+        self.direction = 1 if entry.original == key else 0
+        if packet.dst != quoted.src:
+            return self._invalid(CAUSE_ICMP_MISMATCH)
+        return CT_RELATED
+
+    def _find(self, key: Key, now: float) -> Entry | None:
+        entry = self._entries.get(key)
+        if entry is not None and entry.expires <= now and self._expires:
+            self._forget(entry)
+            return None
+        return entry
+
+    def _find_or_open(self, key: Key, reply: Key, now: float) -> tuple[Entry, int]:
+        """The flow of a packet that carries no state of its own, and the packet's direction."""
+        entry = self._find(key, now)
+        if entry is None:
+            entry = Entry(key, reply, now, None)
+            self._add(entry, now)
+        direction = 0 if entry.original == key else 1
+        self.entry = entry
+        self.direction = direction
+        return entry, direction
+
+    def _add(self, entry: Entry, now: float) -> None:
+        if self._count >= self._sweep_at:
+            self._make_room(now)
+        entry.status = STATUS_CONFIRMED
+        self._entries[entry.original] = entry
+        self._entries[entry.reply] = entry
+        self._count += 1
+
+    def _forget(self, entry: Entry) -> None:
+        del self._entries[entry.original]
+        self._entries.pop(entry.reply, None)
+        self._count -= 1
+
+    def _make_room(self, now: float) -> None:
+        """Forget what has expired, and where the table stays full, a sixteenth of it.
+
+        Looking at every flow is paid for by the many that were added since the last time.
+        """
+        if self._expires:
+            self._forget_all([entry for entry in self._oldest_first() if entry.expires <= now])
+        if self._count >= self._capacity:
+            victims = sorted(self._oldest_first(), key=_is_assured)
+            self._forget_all(victims[: max(1, self._capacity >> 4)])
+        self._sweep_at = min(self._capacity, max(_SWEEP_FROM, 2 * self._count))
+
+    def _oldest_first(self) -> list[Entry]:
+        return [entry for key, entry in self._entries.items() if entry.original == key]
+
+    def _forget_all(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            self._forget(entry)
+
+
+def _is_assured(entry: Entry) -> bool:
+    return entry.status & STATUS_ASSURED != 0
+
+
+def _passed(entry: Entry, direction: int) -> int:
+    """The ctstate of a packet that its flow takes; a reply makes the flow one of both ways."""
+    if direction == 1:
+        entry.status |= STATUS_SEEN_REPLY
+        return CT_ESTABLISHED
+    return CT_ESTABLISHED if entry.status & STATUS_SEEN_REPLY else CT_NEW
+
+
+def _key_of_packet(packet: Packet) -> Key | None:
+    """The key of a packet that belongs to a flow by its own header; None for any other."""
+    l4 = packet.l4
+    if isinstance(l4, Segment | Datagram):
+        return key_of(packet.src, packet.dst, l4.sport, l4.dport, packet.proto)
+    if isinstance(l4, IcmpMessage) and not l4.is_error:
+        return key_of(packet.src, packet.dst, l4.identifier, l4.type << 8 | l4.code, packet.proto)
+    return None
+
+
+def _is_link_local_redirect(packet: Packet) -> bool:
+    """Whether a redirect can have come from a router on the link (RFC 4861 8.1)."""
+    return packet.hop_limit == 255 and packet.src[0] == 0xFE and packet.src[1] & 0xC0 == 0x80

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: MIT
+"""One conntrack entry, and what the trackers say about a packet of it."""
+
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, Peer
+from nfq_guard.seqno import Seq
+
+# What a packet is to its flow.
+ACCEPT: Final = 0
+IGNORE: Final = 1
+INVALID: Final = 2
+# Accepted, and the entry ends with it.
+ACCEPT_LAST: Final = 3
+# The entry is over; the packet opens the next one.
+REOPEN: Final = 4
+
+# Why a packet was ignored or INVALID. 1 to 5 are the codes of `conntrack.window`.
+CAUSE_NONE: Final = 0
+CAUSE_RST_OUTSIDE: Final = 6
+CAUSE_BAD_TRANSITION: Final = 7
+CAUSE_NO_ENTRY: Final = 8
+CAUSE_BAD_FLAGS: Final = 9
+CAUSE_BAD_CHECKSUM: Final = 10
+CAUSE_MALFORMED: Final = 11
+CAUSE_ICMP_UNRELATED: Final = 12
+CAUSE_ICMP_MISMATCH: Final = 13
+CAUSE_UNSUPPORTED: Final = 14
+CAUSE_STATE_IGNORES: Final = 15
+CAUSE_CHALLENGE_ACK: Final = 16
+
+Key = tuple[bytes, bytes, int, int]
+
+
+def key_of(src: bytes, dst: bytes, sport: int, dport: int, proto: int) -> Key:
+    """What the flow table finds an entry by: one direction of a flow."""
+    return (src, dst, sport << 16 | dport, proto)
+
+
+@final
+@dataclass(init=False, slots=True, eq=False)
+class Entry:
+    """A flow, changed in place by its tracker.
+
+    Attributes:
+        original: Key of the original direction.
+        reply: Key of the reply direction.
+        created: When its first packet was seen, seconds.
+        expires: When it is over unless refreshed, seconds.
+        status: `flow.STATUS_*` bits.
+        state: `flow.TcpState` number; 0 for other protocols.
+        peers: Senders of the original and of the reply direction, changed in place; None for
+            other protocols than TCP.
+        last_dir: Direction of the last segment recorded. This and what follows as in
+            `flow.FlowSnapshot`.
+    """
+
+    original: Key
+    reply: Key
+    created: float
+    expires: float
+    status: int
+    state: int
+    peers: tuple[Peer, Peer] | None
+    last_dir: int
+    last_index: int
+    last_seq: Seq
+    last_ack: Seq
+    last_end: Seq
+    last_win: int
+    last_wscale: int
+    last_flags: int
+    retrans: int
+
+    def __init__(
+        self, original: Key, reply: Key, now: float, peers: tuple[Peer, Peer] | None
+    ) -> None:
+        self.original = original
+        self.reply = reply
+        self.created = now
+        self.expires = now
+        self.status = 0
+        self.state = 0
+        self.peers = peers
+        self.last_dir = 0
+        self.last_index = 0
+        self.last_seq = Seq(0)
+        self.last_ack = Seq(0)
+        self.last_end = Seq(0)
+        self.last_win = 0
+        self.last_wscale = 0
+        self.last_flags = 0
+        self.retrans = 0
+
+    def snapshot(self, direction: int, now: float) -> FlowSnapshot:
+        """The entry as a value, seen by a packet of `direction`."""
+        peers = self.peers
+        return FlowSnapshot(
+            Evidence.REPLAY,
+            direction,
+            _tuple_of(self.original),
+            _tuple_of(self.reply),
+            self.status,
+            0,
+            0,
+            max(0, int(self.expires - now)),
+            self.state,
+            None if peers is None else (_copy(peers[0]), _copy(peers[1])),
+            self.last_dir,
+            self.last_index,
+            self.last_seq,
+            self.last_ack,
+            self.last_end,
+            self.last_win,
+            self.last_wscale,
+            self.last_flags,
+            self.retrans,
+        )
+
+
+def _tuple_of(key: Key) -> FlowTuple:
+    src, dst, ports, proto = key
+    return FlowTuple(proto, src, dst, ports >> 16, ports & 0xFFFF)
+
+
+def _copy(peer: Peer) -> Peer:
+    return Peer(
+        peer.td_end, peer.td_maxend, peer.td_maxwin, peer.td_maxack, peer.td_scale, peer.flags
+    )
