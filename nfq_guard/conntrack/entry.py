@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, Peer
+from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Peer
 from nfq_guard.seqno import Seq
 
 # What a packet is to its flow.
@@ -50,8 +50,8 @@ class Entry:
         expires: When it is over unless refreshed, seconds.
         status: `flow.STATUS_*` bits.
         state: `flow.TcpState` number; 0 for other protocols.
-        peers: Senders of the original and of the reply direction, changed in place; None for
-            other protocols than TCP.
+        peers: Senders of the original and of the reply direction, changed in place; `NO_PEERS`
+            for other protocols than TCP.
         last_dir: Direction of the last segment recorded. This and what follows as in
             `flow.FlowSnapshot`.
     """
@@ -62,7 +62,7 @@ class Entry:
     expires: float
     status: int
     state: int
-    peers: tuple[Peer, Peer] | None
+    peers: tuple[Peer, Peer]
     last_dir: int
     last_index: int
     last_seq: Seq
@@ -73,9 +73,7 @@ class Entry:
     last_flags: int
     retrans: int
 
-    def __init__(
-        self, original: Key, reply: Key, now: float, peers: tuple[Peer, Peer] | None
-    ) -> None:
+    def __init__(self, original: Key, reply: Key, now: float, peers: tuple[Peer, Peer]) -> None:
         self.original = original
         self.reply = reply
         self.created = now
@@ -106,7 +104,7 @@ class Entry:
             0,
             max(0, int(self.expires - now)),
             self.state,
-            None if peers is None else (_copy(peers[0]), _copy(peers[1])),
+            (_copy(peers[0]), _copy(peers[1])) if self.original[3] == PROTO_TCP else None,
             self.last_dir,
             self.last_index,
             self.last_seq,
@@ -117,6 +115,15 @@ class Entry:
             self.last_flags,
             self.retrans,
         )
+
+
+def new_peer() -> Peer:
+    """One end of a flow that has shown nothing so far."""
+    return Peer(Seq(0), Seq(0), 0, Seq(0), 0, 0)
+
+
+# Shared by all entries that have no window.
+NO_PEERS: Final = (new_peer(), new_peer())
 
 
 def _tuple_of(key: Key) -> FlowTuple:

@@ -26,10 +26,12 @@ from nfq_guard.conntrack.entry import (
     CAUSE_UNSUPPORTED,
     IGNORE,
     INVALID,
+    NO_PEERS,
     REOPEN,
     Entry,
     Key,
     key_of,
+    new_peer,
 )
 from nfq_guard.conntrack.kernels import KernelRules
 from nfq_guard.conntrack.states import FLAGS_PASS, SEGMENT_CLASS
@@ -45,9 +47,7 @@ from nfq_guard.flow import (
     Evidence,
     FlowSnapshot,
     FlowTuple,
-    Peer,
 )
-from nfq_guard.seqno import Seq
 from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6, REQUESTS_V4, REQUESTS_V6
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
 
@@ -248,10 +248,7 @@ class FlowTable:
             return None
         src, dst, ports, proto = key
         reply = (dst, src, (ports & 0xFFFF) << 16 | ports >> 16, proto)
-        zero = Seq(0)
-        entry = Entry(
-            key, reply, now, (Peer(zero, zero, 0, zero, 0, 0), Peer(zero, zero, 0, zero, 0, 0))
-        )
+        entry = Entry(key, reply, now, (new_peer(), new_peer()))
         tcp.open(entry, segment, kind)
         self._add(entry, now)
         return entry
@@ -330,7 +327,7 @@ class FlowTable:
         """The flow of a packet that carries no state of its own, and the packet's direction."""
         entry = self._find(key, now)
         if entry is None:
-            entry = Entry(key, reply, now, None)
+            entry = Entry(key, reply, now, NO_PEERS)
             self._add(entry, now)
         direction = 0 if entry.original == key else 1
         self.entry = entry
