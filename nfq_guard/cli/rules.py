@@ -4,22 +4,16 @@
 import argparse
 import json
 import sys
-from typing import Final
+from pathlib import Path
+
+import msgspec
 
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
-from nfq_guard.firewall import (
-    BOTH_FAMILIES,
-    Backend,
-    Changes,
-    Difference,
-    FailMode,
-    Family,
-    Firewall,
-    RulesSpec,
-)
+from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
 from nfq_guard.firewall.render import render
-
-_FAMILIES: Final = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": BOTH_FAMILIES}
+from nfq_guard.service.config import load
+from nfq_guard.service.rules import firewall_of
+from nfq_guard.service.settings import Settings, parse_queues
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,22 +22,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("auto", *Backend),
-        default="auto",
         help="auto: the one that holds our rules, else others' rules, else what iptables -V says",
     )
-    parser.add_argument("--family", choices=tuple(_FAMILIES), default="both")
+    parser.add_argument("--family", choices=("4", "6", "both"))
     queues = parser.add_mutually_exclusive_group()
     queues.add_argument("--queue", metavar="N", type=int)
     queues.add_argument("--queues", metavar="A:B", help="share the load among several queues")
-    parser.add_argument("--fail-mode", choices=tuple(FailMode), type=str)
+    parser.add_argument("--fail-mode", choices=tuple(FailMode))
     parser.add_argument("--max-rate-pps", metavar="N", type=int)
-    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of the one in /etc")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it; 1 when `verify` finds a difference."""
-    firewall = _firewall(args)
+    firewall = firewall_of(_settings(args))
     as_json = args.format == "json"
     if args.deed == "show":
         sys.stdout.write(_shown_json(firewall) if as_json else firewall.show())
@@ -57,26 +50,22 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _firewall(args: argparse.Namespace) -> Firewall:
-    first, last = _queues(args)
-    spec = RulesSpec(
-        first_queue=first,
-        last_queue=last,
-        fail_mode=FailMode(args.fail_mode or FailMode.OPEN),
-        max_rate_pps=args.max_rate_pps,
-    )
-    backend = None if args.backend == "auto" else Backend(args.backend)
-    return Firewall(spec, backend, _FAMILIES[args.family])
-
-
-def _queues(args: argparse.Namespace) -> tuple[int, int]:
-    if args.queues is None:
-        number = args.queue or 0
-        return number, number
-    first, _, last = args.queues.partition(":")
-    if not (first.isdecimal() and last.isdecimal()):
-        raise UsageError(f"--queues: expected A:B such as 0:3, found {args.queues}")
-    return int(first), int(last)
+def _settings(args: argparse.Namespace) -> Settings:
+    """The settings of the file, with what the command line says instead."""
+    given = {
+        "backend": args.backend,
+        "families": args.family,
+        "fail_mode": args.fail_mode,
+        "max_rate_pps": args.max_rate_pps,
+    }
+    changes: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    if args.queue is not None:
+        changes |= {"queue": args.queue, "queues": ""}
+    if args.queues is not None:
+        if parse_queues(args.queues) is None:
+            raise UsageError(f"queues: expected A:B with A <= B <= 65535, found {args.queues!r}")
+        changes["queues"] = args.queues
+    return msgspec.structs.replace(load(args.config).settings, **changes)
 
 
 def _shown_json(firewall: Firewall) -> str:

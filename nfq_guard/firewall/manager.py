@@ -8,7 +8,7 @@ from typing import Final, final
 from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
-from nfq_guard.firewall.compare import Difference, differences
+from nfq_guard.firewall.compare import Difference, Kind, differences
 from nfq_guard.firewall.render import render, wanted
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.spec import Backend, Family, RulesSpec
@@ -242,6 +242,8 @@ def _leftovers(tables: Xtables) -> list[Difference]:
 
 
 def _summary(found: list[Difference]) -> str:
-    """The kinds of what was put right, most telling first, each once."""
-    kinds = dict.fromkeys(str(difference.kind) for difference in found)
+    """What was done, from what was found: each kind once."""
+    kinds = dict.fromkeys(difference.kind for difference in found)
+    if not set(kinds) - {Kind.MISSING_CHAIN, Kind.MISSING_JUMP}:
+        return "installed our chains and jumps"
     return f"put right: {', '.join(kinds)}"

@@ -15,6 +15,7 @@ from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.daemon import Daemon, Rules
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.rules import judged_mark
 from nfq_guard.service.settings import Settings, parse_listen
 from nfq_guard.service.worker import Worker
 from nfq_guard.telemetry.events import EventLog, wants_colour, wants_console
@@ -84,7 +85,7 @@ def run(
             ),
             budget=settings.batch,
             drops_failures=settings.fail_mode == "closed",
-            judged_mark=0,
+            judged_mark=judged_mark(settings),
         )
         daemon = Daemon(
             queue=reader,

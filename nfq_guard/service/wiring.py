@@ -12,6 +12,7 @@ from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.service import start
 from nfq_guard.service.config import Config, load
+from nfq_guard.service.rules import firewall_of
 from nfq_guard.service.settings import Settings
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
@@ -67,7 +68,7 @@ def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
         source=config.source,
         policy=policy,
         flows=flows,
-        rules=None,
+        rules=None if settings.rules == "none" else firewall_of(settings),
         reload=lambda: policy_of(load(path)),
         notes=notes,
     )
