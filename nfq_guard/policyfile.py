@@ -11,8 +11,9 @@ from typing import Final, final
 
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
+from nfq_guard.policy.default import default_model
 from nfq_guard.policy.model import PolicyModel
-from nfq_guard.policy.parse import parse_policy
+from nfq_guard.policy.parse import Reading, parse_policy, read_policy
 from nfq_guard.policy.values import one_of, suggestion
 
 PRESET_PREFIX: Final = "preset:"
@@ -71,8 +72,9 @@ def parse_toml(octets: bytes, source: str) -> dict[str, object]:
     except tomllib.TOMLDecodeError as error:
         where, what = _place(str(error), text)
         raise ConfigError(source, [Mistake(where, "TOML", what)]) from None
-    except RecursionError:
-        raise ConfigError(source, [Mistake("", "TOML", "values nested too deep")]) from None
+    except (RecursionError, ValueError) as error:
+        # Arrays within arrays beyond all measure; a number of a million digits.
+        raise ConfigError(source, [Mistake("", "TOML", type(error).__name__)]) from None
 
 
 def load_table(reference: str) -> tuple[str, Mapping[str, object]]:
@@ -108,6 +110,15 @@ def load_policy(reference: str) -> PolicyModel:
     if "policy" not in tables:
         raise ConfigError(shown, [Mistake("policy", "a table [policy]", "nothing")])
     return parse_policy(tables["policy"], source=shown, includes=FileIncludes(source, shown))
+
+
+def read_table(table: object, source: str) -> Reading:
+    """Read the table `[policy]` of the file `source`; None stands for a file without one."""
+    if table is None:
+        return Reading(model=default_model(), mistakes=())
+    return read_policy(
+        table, source=source, includes=FileIncludes(os.path.realpath(source), source)
+    )
 
 
 def load_compiled(reference: str) -> CompiledPolicy:

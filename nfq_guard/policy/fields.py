@@ -223,7 +223,7 @@ FIELDS: Final = (
         kind=Kind.WORD,
         says="Netfilter hook at which the packet was queued.",
         phrase="the hook",
-        words=tuple(hook.name.lower() for hook in Hook),
+        words=tuple(hook.name for hook in Hook),
         highest=len(Hook) - 1,
     ),
     Field(

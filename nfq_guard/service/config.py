@@ -1,20 +1,16 @@
 # SPDX-License-Identifier: MIT
 """The configuration file: `[daemon]` and `[policy]`, read whole or refused whole."""
 
-import os
-import stat
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.policyfile import read_toml
 from nfq_guard.service.settings import TABLE, Settings, parse_settings, shown
 
 DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
-# A policy of a thousand rules has a tenth of this.
-_FILE_MAX: Final = 1 << 20
 _POLICY_TABLE: Final = "policy"
 
 
@@ -70,40 +66,3 @@ def load(path: Path | None, mistakes: list[Mistake] | None = None) -> Config:
     elif found:
         raise ConfigError(source, found)
     return Config(source=source, settings=settings, policy_table=policy_table)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML document from a regular file of bounded size.
-
-    Raises:
-        ConfigError: There is none to be had; one mistake says why.
-    """
-    source = str(path)
-    try:
-        octets = _read(path)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise ConfigError(source, [Mistake("", "a readable file", why)]) from None
-    if octets is None:
-        raise ConfigError(source, [Mistake("", "a regular file", "something else")])
-    if len(octets) > _FILE_MAX:
-        raise ConfigError(source, [Mistake("", f"at most {_FILE_MAX} octets", "more")])
-    try:
-        return tomllib.loads(octets.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        found = f"octet {octets[error.start]:#04x} at offset {error.start}"
-        raise ConfigError(source, [Mistake("", "UTF-8", found)]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(source, [Mistake("", "TOML", str(error))]) from None
-    except (RecursionError, ValueError) as error:
-        # Arrays within arrays beyond all measure; a number of a million digits.
-        raise ConfigError(source, [Mistake("", "TOML", type(error).__name__)]) from None
-
-
-def _read(path: Path) -> bytes | None:
-    """At most a little more than the bound; None for what is no regular file, never waiting."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            return None
-        return file.read(_FILE_MAX + 1)

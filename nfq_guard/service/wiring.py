@@ -6,33 +6,15 @@ from pathlib import Path
 from typing import Final, final
 
 from nfq_guard.engine import FlowLookup
-from nfq_guard.errors import NfqGuardError, UnavailableError, UsageError
-from nfq_guard.finding import Finding
+from nfq_guard.errors import ConfigError, Mistake, NfqGuardError, UnavailableError, UsageError
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
-from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.policy.compiled import compile_policy
+from nfq_guard.policy.decision import Policy
+from nfq_guard.policyfile import read_table
 from nfq_guard.service import start
 from nfq_guard.service.config import Config, load
 from nfq_guard.service.rules import firewall_of
 from nfq_guard.service.settings import Settings
-from nfq_guard.wire.packet import Malformed, Packet, Queued
-
-_LOG: Final = Decision(Action.LOG, "default")
-
-
-@final
-class LogEverything:
-    """The policy that records and never interferes."""
-
-    def decide(
-        self,
-        queued: Queued,  # noqa: ARG002 - the interface's
-        packet: Packet | Malformed,  # noqa: ARG002
-        snapshot: FlowSnapshot | None,  # noqa: ARG002
-        finding: Finding,  # noqa: ARG002
-        now: float,  # noqa: ARG002
-    ) -> Decision:
-        """Always the same."""
-        return _LOG
 
 
 @final
@@ -56,11 +38,10 @@ def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
     Raises:
         NfqGuardError: Anything that keeps the daemon from serving.
     """
-    config = load(path)
+    config, policy = load_all(path)
     settings = override(config.settings)
     if len(settings.queue_numbers) > 1:
         raise UsageError("queues: expected one queue, found several: one worker serves one queue")
-    policy = policy_of(config)
     notes: list[str] = []
     flows = open_flows(settings, notes)
     start.run(
@@ -69,19 +50,28 @@ def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
         policy=policy,
         flows=flows,
         rules=None if settings.rules == "none" else firewall_of(settings),
-        reload=lambda: policy_of(load(path)),
+        reload=lambda: _policy(path),
         notes=notes,
     )
 
 
-def policy_of(config: Config) -> Policy:
-    """The policy that a configuration holds.
+def load_all(path: Path | None) -> tuple[Config, Policy]:
+    """The configuration with its policy, ready; arguments as `config.load`.
 
     Raises:
-        ConfigError: It has mistakes; all of them.
+        ConfigError: with every mistake of either.
     """
-    del config
-    return LogEverything()
+    mistakes: list[Mistake] = []
+    config = load(path, mistakes)
+    reading = read_table(config.policy_table, config.source)
+    mistakes += reading.mistakes
+    if mistakes or reading.model is None:
+        raise ConfigError(config.source, mistakes)
+    return config, compile_policy(reading.model)
+
+
+def _policy(path: Path | None) -> Policy:
+    return load_all(path)[1]
 
 
 def open_flows(settings: Settings, notes: list[str]) -> FlowLookup:

@@ -29,7 +29,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.policy.decision import Action
 from nfq_guard.telemetry.sink import LineSink
-from nfq_guard.wire.packet import Datagram, Packet, Segment
+from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
 _PROTO_NAMES: Final = {
     PROTO_ICMP: "icmp",
@@ -40,6 +40,7 @@ _PROTO_NAMES: Final = {
 _HOOK_NAMES: Final = tuple(hook.name for hook in Hook)
 _STATE_NAMES: Final = tuple(state.name for state in TcpState)
 _DIRECTION_NAMES: Final = tuple(direction.name.lower() for direction in Direction)
+_UDP_HEADER: Final = 8
 _FLAG_LETTERS: Final = "FSRPAUEC"
 # By the eight flag bits: their letters in the order of the bits, as tcpdump's users know them.
 TCP_FLAGS: Final = tuple(
@@ -83,6 +84,7 @@ def packet_fields(
         "hook": _HOOK_NAMES[queued.hook] if queued.hook < len(_HOOK_NAMES) else str(queued.hook),
         "in": queued.indev,
         "out": queued.outdev,
+        "mark": queued.mark,
         "family": packet.family,
         "proto": _PROTO_NAMES.get(packet.proto, str(packet.proto)),
         "src": address(packet.src),
@@ -92,7 +94,7 @@ def packet_fields(
         "tcp_flags": TCP_FLAGS[segment.flags] if segment is not None else None,
         "seq": segment.seq if segment is not None else None,
         "ack": segment.ack if segment is not None else None,
-        "payload": segment.payload_len if segment is not None else None,
+        "payload": _payload(l4),
         "reason": finding.reason,
         "breach": None
         if breach is None
@@ -108,11 +110,20 @@ def packet_fields(
         "nat": Nat.UNKNOWN if snapshot is None else snapshot.nat,
         "evidence": evidence if snapshot is None else snapshot.evidence,
         "direction": None if snapshot is None else _DIRECTION_NAMES[snapshot.direction],
+        "status": None if snapshot is None else snapshot.status,
+        "ct_mark": None if snapshot is None else snapshot.mark,
         "rule": decision.rule,
         "action": action,
         "verdict": "drop" if judgment.verdict == VERDICT_DROP else "accept",
         "would": "drop" if drops else "accept",
     }
+
+
+def _payload(l4: Segment | Datagram | IcmpMessage | None) -> int | None:
+    """Octets of data; None where there is no saying."""
+    if isinstance(l4, Segment):
+        return l4.payload_len
+    return l4.length - _UDP_HEADER if isinstance(l4, Datagram) else None
 
 
 def address(octets: bytes) -> str | None:
