@@ -54,5 +54,11 @@ compiled:
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
 
+install: ## install the service on this host, in dry-run (root)
+	@systemd/install.sh install
+
+uninstall: ## remove the service again (root)
+	@systemd/install.sh uninstall
+
 clean: ## remove what was built here
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

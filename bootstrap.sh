@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # bootstrap.sh run|test|bench: installs what is missing for that purpose, and says what it does.
+# bootstrap.sh packages: Debian packages alone, for `make install`.
 #
 # Debian packages are asked for only where the thing they bring (a program, a header, a library)
 # is not there yet, so that a machine which has them by other means is left alone. Python packages
@@ -37,7 +38,7 @@ need iptables program iptables
 need libnetfilter-queue-dev header libnetfilter_queue/libnetfilter_queue.h
 need libbpf1 library libbpf.so.1
 case $purpose in
-run) ;;
+run | packages) ;;
 test | bench)
     need clang program clang
     need llvm program llvm-strip
@@ -52,7 +53,7 @@ test | bench)
     need valgrind program valgrind
     need git program git
     ;;
-*) fail "usage: bootstrap.sh run|test|bench" ;;
+*) fail "usage: bootstrap.sh run|test|bench|packages" ;;
 esac
 
 if [ -n "$missing" ]; then
@@ -65,6 +66,8 @@ if [ -n "$missing" ]; then
 fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$python is $("$python" -V 2>&1), and Python 3.11 or later is needed: PYTHON=... names one"
+
+[ "$purpose" != packages ] || exit 0
 
 # .venv is made again when what it was made from changes.
 sum=$({ "$python" -V; cat pyproject.toml constraints.txt; } | cksum)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
 from nfq_guard.firewall.render import render
 from nfq_guard.service.config import load
@@ -31,12 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fail-mode", choices=tuple(FailMode))
     parser.add_argument("--max-rate-pps", metavar="N", type=int)
     parser.add_argument("--config", type=Path, metavar="FILE", help="instead of the one in /etc")
+    parser.add_argument(
+        "--after",
+        metavar="RESULT",
+        help="with remove: how the service ended, in systemd's words ($SERVICE_RESULT); after "
+        "anything but success, rules stay that hold the fail modes closed and kernel-drop",
+    )
+    parser.add_argument("--quiet", action="store_true", help="no output unless something is wrong")
     parser.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do it; 1 when `verify` finds a difference."""
-    firewall = firewall_of(_settings(args))
+    settings = _settings(args)
+    firewall = firewall_of(settings)
     as_json = args.format == "json"
     if args.deed == "show":
         sys.stdout.write(_shown_json(firewall) if as_json else firewall.show())
@@ -45,9 +53,21 @@ def run(args: argparse.Namespace) -> int:
         found = firewall.verify()
         sys.stdout.write(_verified(found, as_json=as_json))
         return EXIT_NOT_FINE if found else EXIT_OK
-    changes = firewall.install() if args.deed == "install" else firewall.remove()
-    sys.stdout.write(_changed(changes, as_json=as_json))
+    if args.deed == "install":
+        changes = firewall.install()
+    elif _keeps(settings, args.after):
+        kept = f"rules kept: fail mode {settings.fail_mode} holds after the result {args.after}"
+        changes = Changes(done=(), notes=(kept,))
+    else:
+        changes = firewall.remove()
+    if not args.quiet:
+        sys.stdout.write(_changed(changes, as_json=as_json))
     return EXIT_OK
+
+
+def _keeps(settings: Settings, result: str | None) -> bool:
+    """Whether the fail mode wants our rules to outlive a daemon that ended so."""
+    return result not in {None, "success"} and settings.fail_mode != "open"
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -65,7 +85,15 @@ def _settings(args: argparse.Namespace) -> Settings:
         if parse_queues(args.queues) is None:
             raise UsageError(f"queues: expected A:B with A <= B <= 65535, found {args.queues!r}")
         changes["queues"] = args.queues
-    return msgspec.structs.replace(load(args.config).settings, **changes)
+    try:
+        settings = load(args.config).settings
+    except ConfigError as error:
+        if args.deed != "remove":
+            raise
+        # A configuration broken since the start must not keep our rules from going.
+        sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
+        settings = Settings()
+    return msgspec.structs.replace(settings, **changes)
 
 
 def _shown_json(firewall: Firewall) -> str:

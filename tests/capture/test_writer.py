@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from scapy.utils import PcapNgReader  # noqa: TID251 - an independent reader, in a test
+from scapy.utils import PcapNgReader
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.reader import Capture

@@ -85,3 +85,36 @@ def test_the_configuration_decides_where_the_command_line_is_silent(
     assert "--queue-num 1 --queue-bypass" in shown
     assert "IPv6: ip6tables-nft-restore" in shown
     assert "hashlimit" not in shown
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("fail_mode", "result", "kept"),
+    [("open", "signal", False), ("closed", "signal", True), ("closed", "success", False)],
+)
+def test_after_a_crash_rules_stay_that_hold_the_fail_mode(
+    guarded: Host, tmp_path: Path, fail_mode: str, result: str, kept: bool
+) -> None:
+    file = tmp_path / "nfq-guard.toml"
+    file.write_text(f'[daemon]\nfail_mode = "{fail_mode}"\n', encoding="ascii")
+    words = ["--config", str(file), "--quiet"]
+    with guarded.ns.entered():
+        assert main(["rules", "install", *words]) == 0
+        assert main(["rules", "remove", *words, "--after", result]) == 0
+        assert main(["rules", "verify", "--config", str(file)]) == (0 if kept else 1)
+
+
+@pytest.mark.kernel
+def test_rules_can_go_when_the_configuration_is_broken(
+    guarded: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The mistake is told all the same."""
+    file = tmp_path / "nfq-guard.toml"
+    file.write_text("[daemon]\nmode = 7\n", encoding="ascii")
+    with guarded.ns.entered():
+        assert main(["rules", "install"]) == 0
+        assert main(["rules", "install", "--config", str(file)]) == 2
+        assert main(["rules", "remove", "--config", str(file)]) == 0
+        assert "daemon.mode" in capsys.readouterr().err
+        assert main(["rules", "remove"]) == 0
+        assert capsys.readouterr().out == "nothing to change\n"

@@ -1,0 +1,103 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# install.sh install|uninstall: nfq_guard as a service of this host, in dry-run until told otherwise.
+#
+# PREFIX   where it goes (/usr/local)
+# PYTHON   the interpreter it will run with (/usr/bin/python3)
+# WHEELS   a folder with all wheels, for a host without network; else they are built here
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+tree=$(dirname "$here")
+prefix=${PREFIX:-/usr/local}
+python=${PYTHON:-/usr/bin/python3}
+home=$prefix/lib/nfq-guard
+units=/etc/systemd/system
+say() { printf 'nfq-guard: %s\n' "$*"; }
+fail() { printf 'nfq-guard: %s\n' "$*" >&2; exit "$status"; }
+
+status=77
+[ "$(id -u)" = 0 ] || fail "installing needs root: sudo make ${1:-install}"
+status=2
+case ${1:-} in install | uninstall) ;; *) fail "usage: install.sh install|uninstall" ;; esac
+running() { [ -d /run/systemd/system ]; }
+
+if [ "$1" = uninstall ]; then
+    if running; then
+        systemctl disable --quiet --now nfq-guard.service 2>/dev/null || true
+        systemctl stop 'nfq-guard@*.service' 2>/dev/null || true
+    fi
+    [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
+    rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
+        "$units/nfq-guard@.service" "$units/nfq-guard.service.d/reload.conf" \
+        "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf
+    rmdir "$units/nfq-guard.service.d" 2>/dev/null || true
+    ! running || systemctl daemon-reload
+    say "removed; /etc/nfq-guard, /var/log/nfq-guard and the user nfq-guard are left to you"
+    exit 0
+fi
+
+status=69
+# The service sees no home directory, so its interpreter must not live in one.
+real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python is not there"
+case $real in
+/home/* | /root/*) fail "PYTHON: $real is in a home directory, which the service cannot see" ;;
+esac
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "PYTHON: $python is older than Python 3.11"
+
+wheels=${WHEELS:-}
+if [ -z "$wheels" ]; then
+    PYTHON=$python "$tree/bootstrap.sh" packages
+    wheels=$tree/build/wheels
+    say "building wheels in $wheels, the packet path compiled"
+    rm -rf "$wheels" "$tree/build/install"
+    "$python" -m venv "$tree/build/install"
+    pip="$tree/build/install/bin/python -m pip --disable-pip-version-check --quiet"
+    $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools
+    $pip wheel --constraint "$tree/constraints.txt" --no-build-isolation --no-deps \
+        --wheel-dir "$wheels" netfilterqueue
+    $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
+        --wheel-dir "$wheels" "$tree"
+fi
+
+say "installing into $home"
+rm -rf "$home"
+"$python" -m venv "$home"
+"$home/bin/python" -m pip --disable-pip-version-check --quiet install --no-index \
+    --find-links "$wheels" --compile nfq-guard
+mkdir -p "$prefix/sbin" "$prefix/share/doc/nfq-guard" /etc/nfq-guard "$units"
+ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
+cp "$tree/README.md" "$tree/LICENSE" "$prefix/share/doc/nfq-guard/"
+
+if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
+    say "keeping /etc/nfq-guard/nfq-guard.toml"
+else
+    cp "$here/nfq-guard.toml" /etc/nfq-guard/nfq-guard.toml
+fi
+sed "s|/usr/local|$prefix|" "$here/nfq-guard.service" >"$units/nfq-guard.service"
+cp "$units/nfq-guard.service" "$units/nfq-guard@.service"
+mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d
+cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
+version=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
+if [ "${version:-0}" -ge 253 ]; then
+    for unit in nfq-guard nfq-guard@; do
+        mkdir -p "$units/$unit.service.d"
+        cp "$here/nfq-guard.service.d/reload.conf" "$units/$unit.service.d/"
+    done
+fi
+cp "$here/nfq-guard.sysusers" /etc/sysusers.d/nfq-guard.conf
+systemd-sysusers nfq-guard.conf 2>/dev/null || id nfq-guard >/dev/null 2>&1 ||
+    useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin nfq-guard
+
+if running; then
+    systemctl daemon-reload
+    systemctl enable --quiet nfq-guard.service
+    systemctl restart nfq-guard.service
+    say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
+fi
+cat <<EOF
+  what it sees:   journalctl -u nfq-guard -f
+  how it stands:  nfq-guard status
+  to enforce:     set mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
+                  nfq-guard check /etc/nfq-guard/nfq-guard.toml && systemctl restart nfq-guard
+EOF
