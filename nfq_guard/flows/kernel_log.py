@@ -61,10 +61,13 @@ _REASONS: Final = (
     ("invalid new", Reason.NO_ENTRY),
     ("invalid state", Reason.BAD_TRANSITION),
     ("invalid tcp flag", Reason.BAD_FLAGS),
-    ("bad checksum", Reason.BAD_CHECKSUM),
-    ("bad tcp checksum", Reason.BAD_CHECKSUM),
+    ("checksum coverage", Reason.MALFORMED),
+    ("checksum", Reason.BAD_CHECKSUM),
+    ("bad CRC", Reason.BAD_CHECKSUM),
     ("truncated", Reason.MALFORMED),
     ("short packet", Reason.MALFORMED),
+    ("invalid icmp type", Reason.MALFORMED),
+    ("outer daddr", Reason.ICMP_MISMATCH),
 )
 # Said of packets that conntrack accepts without looking further; on 6.x so are the two "under".
 _IGNORED: Final = ("ignored", "more than expected")

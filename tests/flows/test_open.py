@@ -95,6 +95,15 @@ def test_user_namespace_is_named(readable: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_missing_type_information_is_named(readable: Path) -> None:
+    """A kernel without BTF, as seen by a process for which it is hidden."""
+    hide = 'mount -t tmpfs none /sys/kernel/btf && exec "$@"'
+    found, line = _ask(readable, "unshare", "--mount", "sh", "-c", hide, "sh")
+    assert found == "ctnetlink"
+    assert "CONFIG_DEBUG_INFO_BTF" in line
+
+
+@pytest.mark.kernel
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libbpf, "LIBRARY", "libbpf-that-is-not.so")
     libbpf._library.cache_clear()

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""What ctnetlink may do to us: lose answers, answer nonsense, or not be there."""
+
+import errno
+import socket
+import sys
+from collections.abc import Callable
+from typing import cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.flow import Evidence, FlowTuple
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows, snapshot_of
+from nfq_guard.flows.netlink import ERROR, NLMSG_ERROR, attribute, message, nested
+from nfq_guard.lab.netns import Namespace
+
+WANTED = FlowTuple(6, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1000, 80)
+_ENTRY = 0x100
+
+
+def _tuple(kind: int, wanted: FlowTuple) -> bytes:
+    return nested(
+        kind,
+        nested(1, attribute(1, wanted.src), attribute(2, wanted.dst)),
+        nested(
+            2,
+            attribute(1, bytes((wanted.proto,))),
+            attribute(2, wanted.sport.to_bytes(2, "big")),
+            attribute(3, wanted.dport.to_bytes(2, "big")),
+        ),
+    )
+
+
+def _entry(sequence: int) -> bytes:
+    back = FlowTuple(6, WANTED.dst, WANTED.src, 80, 1000)
+    return message(_ENTRY, 0, sequence, 2, 0, _tuple(1, WANTED) + _tuple(2, back))
+
+
+def _error(sequence: int, code: int) -> bytes:
+    # An error has no family header: the number stands where that would be.
+    whole = bytearray(message(NLMSG_ERROR, 0, sequence, 0, 0, b""))
+    whole[16:20] = ERROR.pack(-code)
+    return bytes(whole)
+
+
+class FakeSocket:
+    """Answers each request by a script of datagrams and errors."""
+
+    def __init__(self, *turns: list[Callable[[int], bytes] | OSError]) -> None:
+        self._turns = iter(turns)
+        self._ready: list[bytes | OSError] = []
+        self.closed = False
+
+    def bind(self, _: tuple[int, int]) -> None:
+        pass
+
+    def send(self, octets: bytes) -> None:
+        sequence = int.from_bytes(octets[8:12], sys.byteorder)
+        turn = next(self._turns)
+        self._ready = [one if isinstance(one, OSError) else one(sequence) for one in turn]
+
+    def recv(self, _size: int, _flags: int) -> bytes:
+        if not self._ready:
+            raise BlockingIOError
+        answer = self._ready.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _absent(sequence: int) -> bytes:
+    return _error(sequence, errno.ENOENT)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CtnetlinkFlows]:
+    """A lookup whose socket plays a script; the first turn answers the constructor."""
+
+    def make(
+        *turns: list[Callable[[int], bytes] | OSError], first: int = errno.ENOENT
+    ) -> CtnetlinkFlows:
+        fake = FakeSocket([lambda sequence: _error(sequence, first)], *turns)
+        monkeypatch.setattr(socket, "socket", lambda *_: cast("socket.socket", fake))
+        return CtnetlinkFlows()
+
+    return make
+
+
+Scripted = Callable[..., CtnetlinkFlows]
+
+
+def test_entry_and_absence(scripted: Scripted) -> None:
+    flows = scripted([_entry], [_absent])
+    (found,) = flows.lookup([WANTED])
+    assert found is not None
+    assert (found.evidence, found.direction, found.original) == (Evidence.CTNETLINK, 0, WANTED)
+    assert flows.lookup([WANTED]) == [None]
+
+
+def test_lost_answer_is_asked_for_again(scripted: Scripted) -> None:
+    flows = scripted([OSError(errno.ENOBUFS, "")], [_entry])
+    assert flows.lookup([WANTED]) != [None]
+
+
+def test_answer_lost_twice_is_an_error(scripted: Scripted) -> None:
+    """Not "no entry": that would be a finding, and a wrong one."""
+    flows = scripted([], [])
+    with pytest.raises(OSError, match="no answer"):
+        flows.lookup([WANTED])
+
+
+def test_stale_and_foreign_answers_are_passed_over(scripted: Scripted) -> None:
+    flows = scripted(
+        [
+            lambda sequence: _entry(sequence - 1),
+            lambda sequence: message(0x999, 0, sequence, 2, 0, b""),
+            lambda _: b"\x00" * 7,
+            _entry,
+        ]
+    )
+    assert flows.lookup([WANTED]) != [None]
+
+
+def test_other_failures_of_the_socket_surface(scripted: Scripted) -> None:
+    flows = scripted([OSError(errno.EBADF, "gone")])
+    with pytest.raises(OSError, match="gone"):
+        flows.lookup([WANTED])
+
+
+def test_missing_privilege_and_missing_kernel_part(scripted: Scripted) -> None:
+    with pytest.raises(PrivilegeError, match="CAP_NET_ADMIN"):
+        scripted(first=errno.EPERM)
+    with pytest.raises(UnavailableError, match="CONFIG_NF_CT_NETLINK"):
+        scripted(first=errno.EINVAL)
+
+
+@given(st.binary(max_size=300))
+def test_any_entry_is_read_or_refused(octets: bytes) -> None:
+    """Cut, repeated or lying attributes give None, never an exception."""
+    snapshot_of(octets, WANTED)
+    snapshot_of(_entry(1)[16 : 16 + len(octets)] + octets, WANTED)
+
+
+@pytest.mark.kernel
+def test_tuples_that_conntrack_cannot_have(namespace: Callable[[str], Namespace]) -> None:
+    """Unknown protocols and ICMP types without an answer are simply not found."""
+    with namespace("odd").entered():
+        flows = CtnetlinkFlows((0, 5))
+    odd = [
+        FlowTuple(253, bytes(4), bytes(4), 0, 0),
+        FlowTuple(1, bytes(4), bytes(4), 1, 3 << 8),
+        FlowTuple(58, bytes(16), bytes(16), 1, 250 << 8),
+        FlowTuple(132, bytes(16), bytes(16), 1, 2),
+    ]
+    assert flows.lookup(odd * 20) == [None] * 80
+    assert flows.lookup([]) == []
+    flows.close()

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""Netlink messages, whole, cut and made up."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard.flows.netlink import HEADER, attribute, attributes, message, messages, nested
+
+
+def test_attributes_nest_and_are_padded() -> None:
+    octets = nested(1, attribute(2, b"x"), attribute(3, b"four")) + attribute(4, b"")
+    assert len(octets) % 4 == 0
+    outer = attributes(octets)
+    assert attributes(outer[1]) == {2: b"x", 3: b"four"}
+    assert outer[4] == b""
+
+
+def test_messages_of_one_datagram() -> None:
+    one = message(0x101, 0, 7, 2, 0, attribute(1, b"abc"))
+    other = message(0x102, 0, 8, 10, 5, b"")
+    found = list(messages(one + other))
+    assert [(kind, sequence) for kind, sequence, _ in found] == [(0x101, 7), (0x102, 8)]
+    assert found[0][2] == one[HEADER.size :]
+    assert list(messages(one + other[:-1])) == found[:1]
+
+
+@given(st.binary(max_size=200))
+def test_any_octets_end(octets: bytes) -> None:
+    """What is cut short or lies about its length ends the walk, and gives nothing beyond it."""
+    for payload in attributes(octets).values():
+        assert payload in octets
+    for _, _, body in messages(octets):
+        assert body in octets
