@@ -124,9 +124,7 @@ class SlidingWindow:
         sender.td_end = end
         sender.td_maxwin = max(segment.window << sender.td_scale, 1)
         sender.td_maxend = add(end, sender.td_maxwin)
-        if receiver.td_maxwin == 0:
-            receiver.td_end = receiver.td_maxend = sack
-        elif sack == add(receiver.td_end, 1):
+        if sack == add(receiver.td_end, 1):
             # The answer to a keepalive that carried one octet and was sent before we looked.
             receiver.td_end = sack
         return False

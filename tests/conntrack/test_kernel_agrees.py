@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""Our conntrack against the live one: the same packets, the same words, the same window."""
+
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.conntrack import entry, window
+from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.table import CT_ESTABLISHED, CT_INVALID, CT_NEW
+from tests.fuzz_kernel.campaign import (
+    CHUNK_PACKETS,
+    Failure,
+    Tally,
+    read_trace,
+    run_chunk,
+    shrink,
+    write_trace,
+)
+from tests.fuzz_kernel.compare import Pair, run_trace
+from tests.support.live import LiveConntrack
+from tests.support.trace import parse
+
+TRACES = sorted((Path(__file__).parent / "traces").glob("*.trace"))
+# What a run of this length has always met; without it the run would prove little.
+MET = (
+    window.SEQ_OVER,
+    window.ACK_OVER,
+    window.SEQ_UNDER,
+    window.ACK_UNDER,
+    window.OVERSHOOT,
+    entry.CAUSE_RST_OUTSIDE,
+    entry.CAUSE_BAD_TRANSITION,
+    entry.CAUSE_NO_ENTRY,
+    entry.CAUSE_BAD_FLAGS,
+    entry.CAUSE_STATE_IGNORES,
+)
+
+
+def described(failures: list[Failure]) -> str:
+    return "\n".join(
+        "\n".join((*map(str, failure.steps), *failure.mismatch.what, "")) for failure in failures
+    )
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_flows(seed: int) -> None:
+    """Three seeds of two chunks each: 60,000 packets and more, under six sets of sysctls."""
+    tally = Tally()
+    for chunk in range(2):
+        run_chunk(seed, chunk, tally)
+    assert not tally.failures, described(tally.failures)
+    assert tally.packets >= 2 * CHUNK_PACKETS
+    assert set(MET) <= set(tally.causes)
+    assert {CT_NEW, CT_ESTABLISHED, CT_INVALID} <= set(tally.ctstates)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
+def test_kept_traces(path: Path) -> None:
+    """Flows that once differed, or that chance seldom makes."""
+    conditions, steps = read_trace(path)
+    mismatch = run_trace(steps, conditions.family, KERNEL_6_1, conditions.sysctls)
+    assert mismatch is None, mismatch
+
+
+@pytest.mark.kernel
+def test_shrinking_finds_the_step_that_matters(tmp_path: Path) -> None:
+    """With one rule left out of ours, what remains of a long flow is the rule's own trace."""
+    conditions, steps = read_trace(TRACES[0])
+    steps = [parse("> S 0:0(0)"), parse("< S. 0:0(0) ack 1"), parse("> . 1:1(0) ack 1")]
+    steps += [parse(f"> P. {at}:{at + 10}(10) ack 1") for at in range(1, 200, 10)]
+    steps.append(parse("< . 1:1(0) ack 5000"))
+    wrong = conditions.sysctls.__class__(be_liberal=True)
+    with LiveConntrack(conditions.sysctls) as live:
+        failure = shrink(Pair(live, KERNEL_6_1, wrong), conditions, steps, 0)
+    assert len(failure.steps) == 3
+    assert failure.mismatch.what[0] == "ctstate: kernel INVALID, ours ESTABLISHED"
+    write_trace(failure, tmp_path / "kept.trace")
+    assert read_trace(tmp_path / "kept.trace") == (conditions, list(failure.steps))

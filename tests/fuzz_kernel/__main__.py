@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""Long differential runs: `python -m tests.fuzz_kernel --packets 1000000 --seed 1`.
+
+Ends with status 1 when anything differed; each such flow, as short as it could be made, is written
+to a trace file that the regression test takes up.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.conntrack.table import CTSTATES
+from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk, write_trace
+from tests.fuzz_kernel.compare import CAUSE_NAMES
+
+_TRACES: Final = Path(__file__).parents[1] / "conntrack" / "traces"
+_GIVE_UP_AFTER: Final = 20
+
+
+def main() -> int:
+    """Run chunks until enough packets were compared."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz_kernel", description=__doc__)
+    parser.add_argument("--packets", type=int, default=1_000_000, help="how many, in all")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--first-chunk", type=int, default=0, help="where to take a run up again")
+    parser.add_argument("--state", type=Path, help="file that remembers how far the run got")
+    parser.add_argument("--traces", type=Path, default=_TRACES, help="where failing flows go")
+    args = parser.parse_args()
+    chunk, done = args.first_chunk, 0
+    if args.state and args.state.exists():
+        kept = json.loads(args.state.read_text(encoding="ascii"))
+        args.seed, chunk, done = kept["seed"], kept["next_chunk"], kept["packets"]
+    tally = Tally(packets=done)
+    begun = time.monotonic()
+    while tally.packets < args.packets and len(tally.failures) < _GIVE_UP_AFTER:
+        known = len(tally.failures)
+        run_chunk(args.seed, chunk, tally, min(CHUNK_PACKETS, args.packets - tally.packets))
+        for failure in tally.failures[known:]:
+            args.traces.mkdir(parents=True, exist_ok=True)
+            path = args.traces / f"seed{args.seed}-chunk{chunk}-{len(tally.failures)}.trace"
+            write_trace(failure, path)
+            sys.stdout.write(f"{path}: {'; '.join(failure.mismatch.what)}\n")
+        chunk += 1
+        if args.state:
+            kept = {"seed": args.seed, "next_chunk": chunk, "packets": tally.packets}
+            args.state.write_text(json.dumps(kept) + "\n", encoding="ascii")
+        rate = (tally.packets - done) / (time.monotonic() - begun)
+        sys.stdout.write(
+            f"\rchunk {chunk}: {tally.packets} packets, {len(tally.failures)} mismatches, "
+            f"{rate:.0f} packets/s"
+        )
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    _report(tally)
+    return 1 if tally.failures else 0
+
+
+def _report(tally: Tally) -> None:
+    sys.stdout.write(f"{tally.packets} packets, {tally.flows} flows of this run\n")
+    for place, count in sorted(tally.ctstates.items()):
+        sys.stdout.write(f"  {CTSTATES[place]:<24} {count}\n")
+    for cause, count in sorted(tally.causes.items()):
+        sys.stdout.write(f"  {CAUSE_NAMES[cause]:<24} {count}\n")
+    sys.stdout.write(f"{len(tally.failures)} mismatches\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

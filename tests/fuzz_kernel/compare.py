@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""Our conntrack and the kernel's, side by side over the same packets."""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from nfq_guard.conntrack import entry as causes
+from nfq_guard.conntrack import window
+from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.conntrack.table import CTSTATES, FlowTable
+from nfq_guard.flow import (
+    IPV4,
+    IPV6,
+    PROTO_TCP,
+    STATUS_ASSURED,
+    STATUS_CONFIRMED,
+    STATUS_SEEN_REPLY,
+    FlowSnapshot,
+    FlowTuple,
+    Peer,
+)
+from nfq_guard.wire.ip import decode
+from tests.support.live import LiveConntrack
+from tests.support.trace import Ends, Step
+
+# What the kernel's log says for each cause; the first group is the number that it prints.
+_TEXTS: Final = {
+    window.SEQ_OVER: re.compile(r"SEQ is over upper bound (\d+)"),
+    window.ACK_OVER: re.compile(r"ACK is over upper bound (\d+)"),
+    window.SEQ_UNDER: re.compile(r"SEQ is under lower bound (\d+)"),
+    window.ACK_UNDER: re.compile(r"ignored ACK under lower bound (\d+)"),
+    window.OVERSHOOT: re.compile(r"(\d+) bytes more than expected"),
+    causes.CAUSE_RST_OUTSIDE: re.compile("invalid rst"),
+    causes.CAUSE_BAD_TRANSITION: re.compile(r"packet \(index \d\) in dir \d invalid, state"),
+    causes.CAUSE_NO_ENTRY: re.compile("invalid new"),
+    causes.CAUSE_BAD_FLAGS: re.compile("invalid tcp flag combination"),
+    causes.CAUSE_STATE_IGNORES: re.compile(r"packet \(index \d\) in dir \d ignored, state"),
+    causes.CAUSE_CHALLENGE_ACK: re.compile("challenge-ack ignored"),
+}
+# The number printed is the first that fails, ours the last that passes.
+_PRINTED_PAST_LIMIT: Final = {
+    window.SEQ_OVER: 1,
+    window.ACK_OVER: 1,
+    window.SEQ_UNDER: -1,
+    window.ACK_UNDER: -1,
+}
+CAUSE_NAMES: Final = {
+    causes.CAUSE_NONE: "passed",
+    window.SEQ_OVER: "seq over",
+    window.ACK_OVER: "ack over",
+    window.SEQ_UNDER: "seq under (ignored)",
+    window.ACK_UNDER: "ack under (ignored)",
+    window.OVERSHOOT: "overshoot (ignored)",
+    causes.CAUSE_RST_OUTSIDE: "invalid rst",
+    causes.CAUSE_BAD_TRANSITION: "bad transition",
+    causes.CAUSE_NO_ENTRY: "no entry",
+    causes.CAUSE_BAD_FLAGS: "bad flags",
+    causes.CAUSE_STATE_IGNORES: "ignored by state",
+    causes.CAUSE_CHALLENGE_ACK: "challenge ack",
+}
+_BESIDE_THE_POINT: Final = re.compile("lower timeout to")
+_STATUS: Final = STATUS_SEEN_REPLY | STATUS_ASSURED | STATUS_CONFIRMED
+_TIMEOUT_SLACK_S: Final = 2
+_MASK: Final = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One step through both.
+
+    Attributes:
+        snapshot: The flow after it, as we see it.
+        ctstate: What we called it, a place in `CTSTATES`.
+        cause: And why.
+        differences: Where the kernel says otherwise.
+    """
+
+    snapshot: FlowSnapshot | None
+    ctstate: int
+    cause: int
+    differences: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A step that the two saw differently.
+
+    Attributes:
+        step: Its place in the trace, from 0.
+        what: Each difference, `name: kernel ..., ours ...`.
+    """
+
+    step: int
+    what: tuple[str, ...]
+
+
+def ends_of(family: int, serial: int) -> Ends:
+    """Ends that no other flow of the same namespace has."""
+    ports = (1024 + serial % 60000, 1024 + serial // 60000)
+    if family == IPV4:
+        return Ends(IPV4, (b"\x0a\x01\0\1", b"\x0a\x02\0\1"), ports)
+    prefix = bytes.fromhex("fd00") + bytes(11)
+    return Ends(IPV6, (prefix + b"\1\0\1", prefix + b"\2\0\1"), ports)
+
+
+class Pair:
+    """The two trackers, and flows that run through both of them."""
+
+    def __init__(self, live: LiveConntrack, kernel: KernelRules, sysctls: Sysctls) -> None:
+        """Put the live kernel beside our rules for it."""
+        self._live = live
+        self._silent_new = not sysctls.loose
+        self.table = FlowTable(kernel, sysctls)
+
+    def step_all(self, steps: Sequence[tuple[Ends, Step]]) -> list[Outcome]:
+        """Send one segment of each of several flows."""
+        live, table = self._live, self.table
+        found: list[list[str]] = []
+        answers: list[tuple[int, int, int, int]] = []
+        flows: list[FlowTuple] = []
+        for ends, step in steps:
+            octets = ends.octets(step)
+            packet = decode(octets)
+            ours = table.track(packet, time.monotonic(), None)
+            kernels = live.send(octets)
+            differences: list[str] = []
+            if kernels != ours:
+                word = "lost" if kernels is None else CTSTATES[kernels]
+                differences.append(f"ctstate: kernel {word}, ours {CTSTATES[ours]}")
+            found.append(differences)
+            answers.append((ours, table.cause, table.tcp.actual, table.tcp.limit))
+            flows.append(FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports))
+        texts = self._texts()
+        ours_after = table.lookup(flows)
+        kernels_after = live.flows.lookup(flows)
+        for index, (ends, step) in enumerate(steps):
+            differences = found[index]
+            self._compare_reason(differences, answers[index], texts.get(ends.ports, []), step)
+            _compare_flow(differences, kernels_after[index], ours_after[index])
+        return [
+            Outcome(ours_after[index], answers[index][0], answers[index][1], found[index])
+            for index in range(len(steps))
+        ]
+
+    def _texts(self) -> dict[tuple[int, int], list[str]]:
+        texts: dict[tuple[int, int], list[str]] = {}
+        for text, octets in self._live.log_texts():
+            if _BESIDE_THE_POINT.search(text):
+                continue
+            at = 20 if octets[0] >> 4 == 4 else 40
+            ports = int.from_bytes(octets[at : at + 2]), int.from_bytes(octets[at + 2 : at + 4])
+            first = octets[13] if at == 20 else octets[21]
+            there = first == 1
+            texts.setdefault(ports if there else ports[::-1], []).append(text)
+        return texts
+
+    def _compare_reason(
+        self,
+        differences: list[str],
+        answer: tuple[int, int, int, int],
+        texts: list[str],
+        step: Step,
+    ) -> None:
+        _, cause, _, limit = answer
+        if cause == causes.CAUSE_NO_ENTRY and self._silent_new and step.flags & 0x17 == 0x10:
+            if texts:
+                differences.append(f"reason: kernel {texts}, ours is silent")
+            return
+        if not cause:
+            if texts:
+                differences.append(f"reason: kernel {texts}, ours none")
+            return
+        match = _TEXTS[cause].search(texts[0]) if len(texts) == 1 else None
+        if match is None:
+            differences.append(f"reason: kernel {texts}, ours {_TEXTS[cause].pattern!r}")
+        elif cause in _PRINTED_PAST_LIMIT:
+            printed = (limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
+            if int(match[1]) != printed:
+                differences.append(f"bound: kernel {match[1]}, ours {printed}")
+
+
+def _compare_flow(
+    differences: list[str], kernels: FlowSnapshot | None, ours: FlowSnapshot | None
+) -> None:
+    if kernels is None or ours is None:
+        if kernels is not ours:
+            word = "kernel has none" if kernels is None else "kernel has one"
+            differences.append(f"entry: {word}")
+        return
+    if abs(kernels.timeout_s - ours.timeout_s) > _TIMEOUT_SLACK_S:
+        differences.append(f"timeout: kernel {kernels.timeout_s}, ours {ours.timeout_s}")
+    if kernels.status & _STATUS != ours.status & _STATUS:
+        differences.append(
+            f"status: kernel {kernels.status & _STATUS:#x}, ours {ours.status & _STATUS:#x}"
+        )
+    for name in (
+        "direction", "state", "last_dir", "last_index", "last_seq", "last_ack", "last_end",
+        "last_win", "last_wscale", "last_flags", "retrans",
+    ):  # fmt: skip
+        theirs, mine = getattr(kernels, name), getattr(ours, name)
+        if theirs != mine:
+            differences.append(f"{name}: kernel {theirs}, ours {mine}")
+    assert kernels.peers is not None
+    assert ours.peers is not None
+    for side in (0, 1):
+        theirs_peer, my_peer = kernels.peers[side], ours.peers[side]
+        if theirs_peer != my_peer:
+            differences.extend(_compare_peer(("original", "reply")[side], theirs_peer, my_peer))
+
+
+def _compare_peer(side: str, kernels: Peer, ours: Peer) -> list[str]:
+    return [
+        f"{side} {name}: kernel {getattr(kernels, name)}, ours {getattr(ours, name)}"
+        for name in ("td_end", "td_maxend", "td_maxwin", "td_maxack", "td_scale", "flags")
+        if getattr(kernels, name) != getattr(ours, name)
+    ]
+
+
+def run_trace(
+    steps: Sequence[Step], family: int, kernel: KernelRules, sysctls: Sysctls
+) -> Mismatch | None:
+    """Run one flow alone in a fresh namespace; the first step that differs."""
+    with LiveConntrack(sysctls) as live:
+        return first_mismatch(Pair(live, kernel, sysctls), ends_of(family, 0), steps)
+
+
+def first_mismatch(pair: Pair, ends: Ends, steps: Sequence[Step]) -> Mismatch | None:
+    """Run one flow; the first step that differs."""
+    for index, step in enumerate(steps):
+        (outcome,) = pair.step_all([(ends, step)])
+        if outcome.differences:
+            return Mismatch(index, tuple(outcome.differences))
+    return None

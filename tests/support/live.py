@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""The live kernel's conntrack as something to put packets into and ask about each.
+
+A namespace with two TUN interfaces. A packet written to the first goes through PREROUTING, where
+conntrack sees it and a rule writes its ctstate into the DSCP field, is routed and comes out of
+the second: all of it before `write` returns, so that nothing needs waiting for. The kernel's own
+reason arrives on NFLOG, the entry is read through BPF.
+"""
+
+import fcntl
+import os
+import struct
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.flow import FlowSnapshot, FlowTuple
+from nfq_guard.flows.bpf import BpfFlows
+from nfq_guard.flows.kernel_log import KernelLog, speaking
+from nfq_guard.lab.netns import Namespace
+
+_TUNSETIFF: Final = 0x400454CA
+_IFF_TUN_NO_PI: Final = 0x1001
+_MTU: Final = 65000
+_PACKET_MAX: Final = 1 << 16
+# DSCP of each ctstate: its place in CTSTATES, and one, so that 0 is "no rule saw it".
+_DSCP: Final = {state: place + 1 for place, state in enumerate(CTSTATES)}
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the kernel made of one packet.
+
+    Attributes:
+        ctstate: Its place in `CTSTATES`; None when the packet did not come out.
+        texts: The kernel's log lines about it.
+    """
+
+    ctstate: int | None
+    texts: tuple[str, ...]
+
+
+class LiveConntrack:
+    """One namespace with its own conntrack, freshly made."""
+
+    def __init__(self, sysctls: Sysctls) -> None:
+        """Make it, set as `sysctls` say (be_liberal, loose, ignore_invalid_rst, max_retrans)."""
+        self._stack = ExitStack()
+        try:
+            self._set_up(sysctls)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _set_up(self, sysctls: Sysctls) -> None:
+        space = self._stack.enter_context(Namespace("live"))
+        self._space = space
+        with space.entered():
+            self._inward = self._tun("in0")
+            self._outward = self._tun("out0")
+            for key, value in (
+                ("ipv4/ip_forward", 1),
+                ("ipv6/conf/all/forwarding", 1),
+                ("ipv4/conf/all/rp_filter", 0),
+                ("ipv4/conf/in0/rp_filter", 0),
+                ("ipv4/conf/out0/rp_filter", 0),
+                ("netfilter/nf_conntrack_tcp_be_liberal", int(sysctls.be_liberal)),
+                ("netfilter/nf_conntrack_tcp_loose", int(sysctls.loose)),
+                ("netfilter/nf_conntrack_tcp_ignore_invalid_rst", int(sysctls.ignore_invalid_rst)),
+                ("netfilter/nf_conntrack_tcp_max_retrans", sysctls.max_retrans),
+            ):
+                Path("/proc/sys/net", key).write_text(f"{value}\n", encoding="ascii")
+        for name in ("in0", "out0"):
+            space.ip("link", "set", name, "mtu", str(_MTU), "up")
+        space.ip("route", "add", "default", "dev", "out0")
+        space.ip("-6", "route", "add", "default", "dev", "out0")
+        rules = "".join(
+            f"-A PREROUTING -i in0 -m conntrack --ctstate {state} -j DSCP --set-dscp {dscp}\n"
+            for state, dscp in _DSCP.items()
+        )
+        # What the kernel itself has to say on an interface, such as router solicitations.
+        drop_own = "-A OUTPUT -o out0 -j DROP\n-A OUTPUT -o in0 -j DROP\n"
+        for restore in ("iptables-restore", "ip6tables-restore"):
+            space.run(restore, stdin=f"*mangle\n{rules}{drop_own}COMMIT\n")
+        self._stack.enter_context(space.entered())
+        self._stack.enter_context(speaking())
+        self._log = self._stack.enter_context(KernelLog())
+        self.flows = BpfFlows()
+        self._stack.callback(self.flows.close)
+        self.log_texts()
+        self._drain()
+
+    def _tun(self, name: str) -> int:
+        handle = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._stack.callback(os.close, handle)
+        fcntl.ioctl(handle, _TUNSETIFF, struct.pack("16sH14x", name.encode(), _IFF_TUN_NO_PI))
+        return handle
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Take everything down again."""
+        self._stack.close()
+
+    def _drain(self) -> None:
+        while self._read() is not None:
+            pass
+
+    def _read(self) -> bytes | None:
+        try:
+            return os.read(self._outward, _PACKET_MAX)
+        except BlockingIOError:
+            return None
+
+    def send(self, octets: bytes) -> int | None:
+        """Put one packet in; the place of its ctstate in `CTSTATES`, None if it got lost."""
+        os.write(self._inward, octets)
+        out = self._read()
+        if out is None:
+            return None
+        dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
+        return dscp - 1 if dscp else None
+
+    def log_texts(self) -> list[tuple[str, bytes]]:
+        """The kernel's log lines since the last call, each with its packet."""
+        return self._log.read()
+
+    def judge(self, octets: bytes) -> Seen:
+        """Put one packet in, and collect all that the kernel says about it at once."""
+        ctstate = self.send(octets)
+        return Seen(ctstate, tuple(text for text, _ in self.log_texts()))
+
+    def snapshot(self, flow: FlowTuple) -> FlowSnapshot | None:
+        """The kernel's entry of a flow."""
+        return self.flows.lookup([flow])[0]
