@@ -19,6 +19,7 @@ MODULES = [
     "nfq_guard.wire.tcp",
     "nfq_guard.conntrack.window",
     "nfq_guard.policy.decision",
+    "nfq_guard.flows.record",
 ]
 
 
