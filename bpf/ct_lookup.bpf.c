@@ -109,6 +109,11 @@ struct bpf_ct_opts {
 	s32 netns_id;
 } KERNEL;
 
+/* A test builds it with 12, to be what a kernel before 6.11 makes of it. */
+#ifndef OPTIONS_SIZE
+#define OPTIONS_SIZE SIZE_IN_KERNEL(struct bpf_ct_opts)
+#endif
+
 /* What is handed to the kernel as `struct bpf_ct_opts`. Of the shorter form the last four octets
  * are not passed, and the zone must then be 0. */
 struct options {
@@ -274,10 +279,10 @@ static long look_up(u32 index, struct run *run)
 	/* One call for each size: the verifier wants to see a constant. */
 	if (request->tuple_size == TUPLE_IPV4)
 		entry = bpf_skb_ct_lookup(run->skb, (void *)request->tuple, TUPLE_IPV4,
-					  (void *)&options, SIZE_IN_KERNEL(struct bpf_ct_opts));
+					  (void *)&options, OPTIONS_SIZE);
 	else if (request->tuple_size == TUPLE_IPV6)
 		entry = bpf_skb_ct_lookup(run->skb, (void *)request->tuple, TUPLE_IPV6,
-					  (void *)&options, SIZE_IN_KERNEL(struct bpf_ct_opts));
+					  (void *)&options, OPTIONS_SIZE);
 	else {
 		answer->error = -EINVAL;
 		return 0;
@@ -311,7 +316,7 @@ int ct_lookup(struct __sk_buff *skb)
 		.skb = skb,
 		.now = (u32)bpf_jiffies64(),
 		.hz = exchange.hz,
-		.options_size = SIZE_IN_KERNEL(struct bpf_ct_opts),
+		.options_size = OPTIONS_SIZE,
 	};
 
 	exchange.found = 0;

@@ -38,7 +38,8 @@ def ticks_per_second() -> int:
 class BpfFlows:
     """`engine.FlowLookup` on the flow table of the calling thread's network namespace.
 
-    Not for use by two threads at once: they would share one memory.
+    Not for use by two threads at once, nor on both sides of a fork: they would share one memory.
+    The capabilities are needed while it is made, and not afterwards.
     """
 
     evidence: Final = Evidence.BPF

@@ -68,6 +68,27 @@ def test_three_capabilities_are_enough(readable: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_capabilities_can_be_dropped_once_it_is_open(readable: Path) -> None:
+    program = (
+        "import os\n"
+        "from nfq_guard.flow import FlowTuple\n"
+        "from nfq_guard.flows.open import open_flows\n"
+        "flows, _ = open_flows()\n"
+        "os.setresuid(65534, 65534, 65534)\n"
+        "print(flows.evidence, flows.lookup([FlowTuple(6, bytes(4), bytes(4), 1, 2)]))\n"
+    )
+    done = subprocess.run(
+        [str(Path(sys.executable).resolve()), "-B", "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(readable)},
+        timeout=30,
+    )
+    assert done.stdout == "bpf [None]\n"
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("held", "evidence", "missing"),
     [
