@@ -33,6 +33,7 @@ _LEGEND: Final = {
     Outcome.STALLED: "it stands still, and the mitigation dropped nothing",
     Outcome.RESET: "it was reset",
 }
+_MITIGATIONS: Final = [mitigation.value for mitigation in Mitigation]
 _MEANINGS: Final = {
     demo.HEADING: (Style.BOLD,),
     demo.PLAIN: (),
@@ -47,10 +48,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     listing = verbs.add_parser("list", help="name the scenarios")
     one = verbs.add_parser("run", help="run one scenario")
     one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO")
-    one.add_argument("--mitigation", choices=list(Mitigation), default=Mitigation.NONE.value)
+    one.add_argument("--mitigation", choices=_MITIGATIONS, default=Mitigation.NONE.value)
     many = verbs.add_parser("matrix", help="run every scenario with every mitigation")
     many.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    many.add_argument("--mitigation", nargs="+", choices=list(Mitigation), default=list(Mitigation))
+    many.add_argument("--mitigation", nargs="+", choices=_MITIGATIONS, default=_MITIGATIONS)
     for verb in (one, many):
         verb.add_argument("--pcap", type=Path, metavar="DIR", help="leave the captures there")
         verb.add_argument("--events", type=Path, metavar="DIR", help="leave the guard's log there")
@@ -127,10 +128,10 @@ def _list(*, as_json: bool) -> int:
 
 def _clean() -> int:
     matrix.check_requirements()
-    removed = matrix.clean()
-    for name in removed:
-        write_line(f"removed namespace {name}")
-    if not removed:
+    done = matrix.clean()
+    for sentence in done:
+        write_line(sentence)
+    if not done:
         write_line("nothing to remove")
     return EXIT_OK
 

@@ -7,8 +7,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import orjson
 
@@ -20,7 +21,16 @@ _READY_LIMIT_S: Final = 15.0
 _STOP_LIMIT_S: Final = 5.0
 _MODES: Final = {Mitigation.GUARD: "enforce", Mitigation.GUARD_DRY_RUN: "dry-run"}
 
-Event = Mapping[str, object]
+# Every packet an event, whatever this machine's own configuration says.
+_CONFIG: Final = """\
+[daemon]
+log = "-"
+log_format = "json"
+log_interval_s = 0
+control_socket = ""
+"""
+
+Event = Mapping[str, Any]
 
 
 class Guard:
@@ -28,9 +38,12 @@ class Guard:
 
     def __init__(self, router: Namespace, mitigation: Mitigation, directory: Path) -> None:
         """Start it; its files go to `directory`, a new one, which stays when it is closed."""
+        self._router = router
         self._events = directory / "events.jsonl"
         self._complaints = directory / "stderr"
         notify = directory / "notify"
+        config = directory / "nfq-guard.toml"
+        config.write_text(_CONFIG, encoding="ascii")
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(notify))
         self._ready.settimeout(0.1)
@@ -40,6 +53,8 @@ class Guard:
                 "-m",
                 "nfq_guard",
                 "run",
+                "--config",
+                str(config),
                 "--mode",
                 _MODES[mitigation],
                 stdin=subprocess.DEVNULL,
@@ -67,12 +82,10 @@ class Guard:
             except TimeoutError:
                 if self._process.poll() is not None:
                     break
-        said = self._complaints.read_text(encoding="utf-8", errors="replace").strip()
-        last = said.splitlines()[-1] if said else "it said nothing"
-        raise UnavailableError(f"the guard did not start: {last}")
+        raise UnavailableError(f"the guard did not start: {self._last_words()}")
 
     def close(self) -> None:
-        """Stop it; every packet that it has judged is in `events` then."""
+        """Stop it; its account is in `report` then."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -82,21 +95,50 @@ class Guard:
                 self._process.wait()
         self._ready.close()
 
-    def events(self) -> list[Event]:
-        """The packets judged so far, one event each, or one for several that are alike."""
-        lines = self._events.read_bytes().splitlines(keepends=True)
-        events = [orjson.loads(line) for line in lines if line.endswith(b"\n") and line[:1] == b"{"]
-        return [event for event in events if event.get("event") == "packet_judged"]
+    def waiting(self) -> int:
+        """Packets that wait in the kernel's queues for a verdict."""
+        with self._router.entered():
+            table = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text(
+                encoding="ascii"
+            )
+        return sum(int(line.split()[2]) for line in table.splitlines())
 
     def log(self) -> bytes:
         """Everything that the daemon has logged."""
         return self._events.read_bytes()
 
+    def report(self) -> "Report":
+        """What it did, by its own account, after `close`.
 
-def count(events: list[Event], **wanted: str) -> int:
-    """Packets in those events whose fields are as `wanted`."""
-    return sum(
-        int(str(event.get("count") or 1))
-        for event in events
-        if all(event.get(field) == value for field, value in wanted.items())
-    )
+        Raises:
+            UnavailableError: It ended without an account.
+        """
+        events: list[Event] = [orjson.loads(line) for line in self.log().splitlines()]
+        account = next((event for event in events if event["event"] == "stopped"), None)
+        if account is None:
+            raise UnavailableError(f"the guard ended before its time: {self._last_words()}")
+        actions = account["actions"]
+        return Report(
+            queued=account["packets"],
+            drops=sum(actions.get(action, 0) for action in ("drop", "heal")),
+            judged=tuple(event for event in events if event["event"] == "packet_judged"),
+        )
+
+    def _last_words(self) -> str:
+        said = self._complaints.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line for line in reversed(said) if line.strip()), "it said nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the guard did in a run.
+
+    Attributes:
+        queued: Packets that it judged.
+        drops: Of these, those that its policy said to drop, whatever the mode.
+        judged: The events of those packets that it had something to say of.
+    """
+
+    queued: int
+    drops: int
+    judged: tuple[Event, ...]

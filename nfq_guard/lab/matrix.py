@@ -7,16 +7,18 @@ removes itself when it is told to stop.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.lab import netns
 from nfq_guard.lab.outcome import Mitigation, Result
 from nfq_guard.lab.scenarios.base import Scenario
-from nfq_guard.lab.trial import Keep, cancel, run
+from nfq_guard.lab.trial import DIRECTORY_PREFIX, Keep, cancel, run
 
 _PROGRAMS: Final = {"ip": "iproute2", "iptables-restore": "iptables"}
 # A run waits more than it computes.
@@ -45,13 +47,18 @@ def check_requirements() -> None:
             raise UnavailableError(f"program {program} (Debian package {package}) is missing")
 
 
-def clean(names: Iterable[str] | None = None) -> list[str]:
-    """Remove what runs of dead processes left behind, or the namespaces of `names`; which ones."""
-    removed: list[str] = []
-    for name in netns.stale() if names is None else names:
+def clean() -> list[str]:
+    """Remove what runs of dead processes left behind; one sentence for each thing."""
+    done: list[str] = []
+    for name in netns.stale():
         netns.remove(name)
-        removed.append(name)
-    return removed
+        done.append(f"removed namespace {name}")
+    for path in sorted(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}*")):
+        maker = path.name.removeprefix(DIRECTORY_PREFIX).split("-")[0]
+        if maker.isdigit() and not Path("/proc", maker).exists():
+            shutil.rmtree(path, ignore_errors=True)
+            done.append(f"removed directory {path}")
+    return done
 
 
 def run_all(tasks: Iterable[Task], keep: Keep) -> Generator[Result, None, None]:
@@ -71,7 +78,8 @@ def run_all(tasks: Iterable[Task], keep: Keep) -> Generator[Result, None, None]:
     finally:
         cancel()
         pool.shutdown(wait=True, cancel_futures=True)
-        clean(netns.own())
+        for name in netns.own():
+            netns.remove(name)
 
 
 def _wait_for(future: "Future[Result]", futures: "list[Future[Result]]") -> None:

@@ -186,7 +186,10 @@ def stale() -> list[str]:
 
 
 def remove(name: str) -> None:
-    """Remove a namespace that `stale` named, after ending the processes inside it."""
+    """Remove a namespace that `stale` named, after ending the processes inside it.
+
+    Somebody else may be at it at the same time.
+    """
     pids = subprocess.run(
         ["ip", "netns", "pids", name], check=False, capture_output=True, text=True
     ).stdout.split()
@@ -195,4 +198,8 @@ def remove(name: str) -> None:
             os.kill(int(pid), 9)
         except ProcessLookupError:
             continue
-    _ip("netns", "del", name)
+    try:
+        _ip("netns", "del", name)
+    except UnavailableError:
+        if (_RUN / name).exists():
+            raise

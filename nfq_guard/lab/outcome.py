@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from nfq_guard.lab.wiretap import Seen
 
@@ -65,7 +65,7 @@ class Result:
         rst: Each RST seen on a link, as `link: source > destination`.
         leaks: Each untranslated source seen on the outer link.
         wire: What passed on the links from the first stray on, in order.
-        events: What the guard said of each packet that it judged.
+        events: What the guard said of the packets that it dropped or recorded.
     """
 
     scenario: str
@@ -81,7 +81,7 @@ class Result:
     rst: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
     wire: tuple[Seen, ...] = field(default=(), repr=False)
-    events: tuple[Mapping[str, object], ...] = field(default=(), repr=False)
+    events: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def as_expected(self) -> bool:

@@ -17,6 +17,7 @@ from nfq_guard.wire.packet import ACK, SYN
 
 # How far the sequence number lies beyond the last one that conntrack would still let pass.
 BEYOND_OCTETS: Final = 10_000
+PAYLOAD: Final = b"stray segment beyond the window"
 
 
 class Kind(StrEnum):
@@ -120,7 +121,7 @@ def build(stray: Stray, client: Side, server: Side) -> bytes:
             # Conntrack lets pass what overshoots by at most one receiver window (kernel.md 1.6 f).
             limit = sender.end if receiver.limit is None else receiver.limit
             number = add(limit, receiver.maxwin + BEYOND_OCTETS)
-            ack, flags, payload = receiver.end, "PA", b"stray segment beyond the window"
+            ack, flags, payload = receiver.end, "PA", PAYLOAD
         case Kind.OLD_DATA:
             data = sender.data
             if data is None:

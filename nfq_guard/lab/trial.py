@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One run: build the network, talk, send the stray, talk on, and say what became of it."""
 
+import os
 import shutil
 import tempfile
 import threading
@@ -13,7 +14,7 @@ from typing import Final
 
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.lab import strays
-from nfq_guard.lab.guard import Event, Guard, count
+from nfq_guard.lab.guard import Guard, Report
 from nfq_guard.lab.mitigations import counted_invalid, dropped_by_rules, install
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import GUARDED, Mitigation, Outcome, Result
@@ -25,8 +26,11 @@ from nfq_guard.lab.wiretap import Seen, Tap, settle
 _ANSWER_LIMIT_S: Final = 2.0
 # A stray and all that it sets off pass within a millisecond; the guard's verdict within a few.
 _QUIET_S: Final = 0.06
-_GUARD_LIMIT_S: Final = 1.0
+_GUARD_LIMIT_S: Final = 5.0
 _SETTLE_LIMIT_S: Final = 2.0
+
+# The id of the process that made it follows, as in the names of namespaces.
+DIRECTORY_PREFIX: Final = "nfq-guard-lab-"
 
 _cancelled = threading.Event()
 
@@ -96,7 +100,7 @@ class _Trial:
         stage = self._scenario.build(self._namespace)
         install(stage.router, self._mitigation, stage.nat)
         if self._mitigation in GUARDED:
-            directory = Path(tempfile.mkdtemp(prefix="nfq-guard-lab-"))
+            directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-"))
             self._stack.callback(shutil.rmtree, directory)
             self._guard = self._stack.enter_context(
                 Guard(stage.router, self._mitigation, directory)
@@ -109,12 +113,12 @@ class _Trial:
         settle(self._taps, quiet_s=0.01, limit_s=_SETTLE_LIMIT_S)
         dropped = dropped_by_rules(stage.router, self._mitigation)
         invalid = counted_invalid(stage.router)
-        events: list[Event] = []
+        report = Report(0, 0, ())
         if self._guard:
             self._guard.close()
-            events = self._guard.events()
-            dropped = count(events, verdict="drop")
-        return self._judge(stage, invalid=invalid, dropped=dropped, events=events)
+            report = self._guard.report()
+            dropped = report.drops if self._mitigation is Mitigation.GUARD else 0
+        return self._judge(stage, invalid=invalid, dropped=dropped, report=report)
 
     def _talk(self, stage: Stage, peers: ExitStack) -> None:
         octets = stage.reply_octets
@@ -148,22 +152,20 @@ class _Trial:
         settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
         tap = next(tap for tap in self._taps if tap.label == stray.tap)
         octets = strays.build(stray, *strays.follow(tap.seen))
-        judged = count(self._guard.events()) if self._guard else 0
         self._sent.append(octets)
         strays.send(stray.sender, octets)
+        settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
         if self._guard:
             guard = self._guard
             settle(
                 self._taps,
                 quiet_s=_QUIET_S,
                 limit_s=_GUARD_LIMIT_S,
-                until=lambda: count(guard.events()) > judged,
+                until=lambda: guard.waiting() == 0,
             )
-        settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
+            settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
 
-    def _judge(
-        self, stage: Stage, *, invalid: int, dropped: int, events: Sequence[Event]
-    ) -> Result:
+    def _judge(self, stage: Stage, *, invalid: int, dropped: int, report: Report) -> Result:
         passed = sorted((s for tap in self._taps for s in tap.seen), key=lambda s: s.time_ns)
         resets = [s for s in passed if s.is_rst and not self._is_ours(s)]
         leaks = [s for s in passed if s.link == stage.outer and _is_hidden(s, stage)]
@@ -182,14 +184,14 @@ class _Trial:
             outcome=outcome,
             why=expectation.why,
             invalid=invalid,
-            queued=count(list(events)),
+            queued=report.queued,
             dropped=dropped,
-            would_drop=count(list(events), would="drop", verdict="accept"),
+            would_drop=report.drops if self._mitigation is Mitigation.GUARD_DRY_RUN else 0,
             seconds=time.monotonic() - self._began,
             rst=tuple(dict.fromkeys(f"{s.link}: {s}" for s in resets)),
             leaks=tuple(dict.fromkeys(str(s) for s in leaks)),
             wire=tuple(passed[self._first_stray(passed) :]),
-            events=tuple(events),
+            events=report.judged,
         )
 
     def _first_stray(self, passed: Sequence[Seen]) -> int:
