@@ -85,7 +85,7 @@ def _measure(args: argparse.Namespace) -> int:
     if args.verb == "run":
         task = matrix.Task(SCENARIOS[args.scenario], Mitigation(args.mitigation))
         results = matrix.run_all([task], keep)
-        return _show(results, _write_json if as_json else _write_one)
+        return show(results, write_json if as_json else _write_one)
     tasks = [
         matrix.Task(SCENARIOS[scenario], Mitigation(mitigation))
         for scenario in args.scenario
@@ -93,8 +93,8 @@ def _measure(args: argparse.Namespace) -> int:
     ]
     results = matrix.run_all(tasks, keep)
     if as_json:
-        return _show(results, _write_json)
-    return _table(results, [Mitigation(mitigation) for mitigation in args.mitigation])
+        return show(results, write_json)
+    return show_table(results, [Mitigation(mitigation) for mitigation in args.mitigation])
 
 
 @contextmanager
@@ -136,7 +136,8 @@ def _clean() -> int:
     return EXIT_OK
 
 
-def _show(results: Generator[Result, None, None], write: Callable[[Result], None]) -> int:
+def show(results: Generator[Result, None, None], write: Callable[[Result], None]) -> int:
+    """Hand each result to `write`; the exit status that they add up to."""
     fine = True
     with closing(results):
         for result in results:
@@ -149,7 +150,8 @@ def _write_object(record: object) -> None:
     write_line(orjson.dumps(record).decode())
 
 
-def _write_json(result: Result) -> None:
+def write_json(result: Result) -> None:
+    """Write it as one line of JSON."""
     _write_object(result.record())
 
 
@@ -163,8 +165,8 @@ def _write_one(result: Result) -> None:
         "queued": str(result.queued),
         "dropped": str(result.dropped),
         "would drop": str(result.would_drop),
-        "RST seen": ", ".join(result.rst) or "none",
-        "leaked": ", ".join(result.leaks) or "nothing",
+        "RST seen": "\n            ".join(result.rst) or "none",
+        "leaked": "\n            ".join(result.leaks) or "nothing",
         "seconds": f"{result.seconds:.2f}",
     }
     for name, value in rows.items():
@@ -173,8 +175,8 @@ def _write_one(result: Result) -> None:
         write_line(paint("not as expected", Style.RED, Style.BOLD))
 
 
-def _table(results: Generator[Result, None, None], mitigations: Sequence[Mitigation]) -> int:
-    """One row a scenario, written when its last run is done."""
+def show_table(results: Generator[Result, None, None], mitigations: Sequence[Mitigation]) -> int:
+    """Write one row a scenario, each when its last run is done, and what the words mean."""
     heads = [_split(mitigation.value) for mitigation in mitigations]
     widths = [max(map(len, (*head, Outcome.SURVIVED.value))) for head in heads]
     first = max(map(len, SCENARIOS))
@@ -193,7 +195,7 @@ def _table(results: Generator[Result, None, None], mitigations: Sequence[Mitigat
             seen.extend(row)
             row.clear()
 
-    status = _show(results, add)
+    status = show(results, add)
     write_line()
     for outcome, meaning in _LEGEND.items():
         if any(outcome is one.outcome for one in seen):

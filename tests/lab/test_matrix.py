@@ -5,16 +5,23 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nfq_guard.capture.reader import Capture
 from nfq_guard.conntrack.kernels import KERNELS, KernelRules
-from nfq_guard.lab.outcome import Mitigation, Outcome
+from nfq_guard.lab.outcome import GUARDED, Mitigation, Outcome
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Scenario
+from nfq_guard.lab.strays import BEYOND_OCTETS, PAYLOAD
+from nfq_guard.lab.wiretap import read_segment
 
 pytestmark = pytest.mark.kernel
+
+Records = dict[tuple[str, str], dict[str, Any]]
 
 WITHOUT_GUARD = [m for m in Mitigation if not m.value.startswith("guard")]
 
@@ -29,20 +36,20 @@ def lab(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def measure(mitigations: Iterable[Mitigation]) -> dict[tuple[str, str], dict[str, Any]]:
-    done = lab("matrix", "--format", "json", "--mitigation", *mitigations)
+def measure(mitigations: Iterable[Mitigation], *words: str) -> Records:
+    done = lab("matrix", "--format", "json", *words, "--mitigation", *mitigations)
     assert done.returncode == 0, done.stdout + done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
     return {(record["scenario"], record["mitigation"]): record for record in records}
 
 
 @pytest.fixture(scope="module")
-def plain() -> dict[tuple[str, str], dict[str, Any]]:
+def plain() -> Records:
     return measure(WITHOUT_GUARD)
 
 
 def test_every_outcome_is_the_expected_one(
-    plain: dict[tuple[str, str], dict[str, Any]],
+    plain: Records,
 ) -> None:
     assert len(plain) == len(SCENARIOS) * len(WITHOUT_GUARD)
     for record in plain.values():
@@ -50,9 +57,7 @@ def test_every_outcome_is_the_expected_one(
 
 
 @pytest.mark.parametrize("scenario", ["kube-proxy-dnat", "istio-redirect", "moby-hairpin"])
-def test_nothing_done_is_a_reset(
-    plain: dict[tuple[str, str], dict[str, Any]], scenario: str
-) -> None:
+def test_nothing_done_is_a_reset(plain: Records, scenario: str) -> None:
     """The kernel calls the stray INVALID, somebody answers RST, and the connection is gone."""
     record = plain[scenario, "none"]
     assert record["outcome"] == "reset"
@@ -61,7 +66,7 @@ def test_nothing_done_is_a_reset(
 
 
 def test_untranslated_reply_is_seen_outside(
-    plain: dict[tuple[str, str], dict[str, Any]],
+    plain: Records,
 ) -> None:
     assert all(leak.startswith("10.244.0.2:") for leak in plain["kube-proxy-dnat", "none"]["leaks"])
     assert plain["kube-proxy-dnat", "none"]["leaks"]
@@ -69,7 +74,7 @@ def test_untranslated_reply_is_seen_outside(
 
 
 def test_old_segment_is_not_invalid_on_this_kernel(
-    plain: dict[tuple[str, str], dict[str, Any]],
+    plain: Records,
 ) -> None:
     if not RUNNING_KERNEL.old_segments_pass:
         pytest.skip("this kernel is older than 6.1")
@@ -78,11 +83,73 @@ def test_old_segment_is_not_invalid_on_this_kernel(
 
 
 @pytest.mark.parametrize("mitigation", [m for m in WITHOUT_GUARD if m is not Mitigation.NONE])
-def test_every_blunt_mitigation_fails_somewhere(
-    plain: dict[tuple[str, str], dict[str, Any]], mitigation: Mitigation
-) -> None:
+def test_every_blunt_mitigation_fails_somewhere(plain: Records, mitigation: Mitigation) -> None:
     outcomes = {plain[scenario, mitigation]["outcome"] for scenario in SCENARIOS}
     assert outcomes - {"survived"}
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the guarded runs leave what they recorded."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def guarded(kept: Path) -> Records:
+    return measure(GUARDED, "--pcap", str(kept), "--events", str(kept))
+
+
+def test_with_the_guard_every_connection_survives(guarded: Records) -> None:
+    for scenario in SCENARIOS:
+        record = guarded[scenario, "guard"]
+        assert record["outcome"] == "survived", record
+        assert record["leaks"] == []
+        assert record["would_drop"] == 0
+        assert record["queued"] == record["invalid"]
+
+
+def test_guard_drops_what_is_translated_and_nothing_else(guarded: Records) -> None:
+    dropped = {scenario: guarded[scenario, "guard"]["dropped"] for scenario in SCENARIOS}
+    assert dropped["kube-proxy-dnat"] == dropped["moby-hairpin"] == 1
+    assert dropped["istio-redirect"] == dropped["snat-reply"] == 2
+    assert dropped["asymmetric"] == 0
+    assert guarded["asymmetric", "guard"]["queued"] > 3
+
+
+def test_dry_run_only_says_what_it_would_do(guarded: Records) -> None:
+    for scenario in SCENARIOS:
+        record = guarded[scenario, "guard-dry-run"]
+        assert record["outcome"] == record["expected"], record
+        assert record["dropped"] == 0
+        assert bool(record["would_drop"]) == (record["outcome"] == "reset")
+
+
+def test_event_and_capture_tell_of_the_same_segment(guarded: Records, kept: Path) -> None:
+    """The guard's numbers are those of the segment that the link shows."""
+    assert guarded
+    log = (kept / "kube-proxy-dnat-guard.jsonl").read_text(encoding="utf-8")
+    events = [json.loads(line) for line in log.splitlines()]
+    (event,) = [event for event in events if event["event"] == "packet_judged"]
+    with closing(Capture(str(kept / "kube-proxy-dnat-guard-inner.pcap"))) as capture:
+        octets = [frame.octets for batch in capture.batches() for frame in batch]
+    (stray,) = [packet for packet in octets if packet.endswith(PAYLOAD)]
+    segment = read_segment(stray, time_ns=0, link="")
+    assert segment is not None
+    assert event["reason"] == "seq-over"
+    assert event["nat"] == "dnat"
+    assert (event["seq"], event["ack"]) == (segment.seq, segment.ack)
+    if event["breach"]:
+        assert event["breach"]["actual"] == segment.seq
+        assert event["breach"]["distance"] > BEYOND_OCTETS
+
+
+def test_demo_shows_both_halves() -> None:
+    done = lab("demo")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "connection reset by peer" in done.stdout
+    assert "No RST anywhere" in done.stdout
+    assert "octets past it" in done.stdout
+    assert len(done.stdout.splitlines()) < 40
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=str)
