@@ -89,6 +89,7 @@ class FlowTable:
         entry: The last packet's flow; None without one, and for an INVALID packet that did not get
             as far as a flow.
         direction: Of the last packet in its flow; 0 original, 1 reply.
+        created: How many flows were opened so far.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls, capacity: int = 262_144) -> None:
@@ -107,6 +108,7 @@ class FlowTable:
         self.cause: int = CAUSE_NONE
         self.entry: Entry | None = None
         self.direction = 0
+        self.created = 0
         self._sysctls = sysctls
         self._verifies = sysctls.checksum
         self._expires = sysctls.expires
@@ -341,6 +343,7 @@ class FlowTable:
         self._entries[entry.original] = entry
         self._entries[entry.reply] = entry
         self._count += 1
+        self.created += 1
 
     def _forget(self, entry: Entry) -> None:
         del self._entries[entry.original]

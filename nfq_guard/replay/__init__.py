@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Captures followed by our own conntrack."""
+"""Replay: what a kernel would have called INVALID in a capture, and why."""

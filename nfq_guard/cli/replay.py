@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard replay`: which packets of a capture are INVALID, and why."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from nfq_guard.capture.frame import CaptureError
+from nfq_guard.capture.links import LINKS
+from nfq_guard.capture.reader import Capture, merged
+from nfq_guard.capture.source import STDIN
+from nfq_guard.capture.writer import PcapngWriter
+from nfq_guard.cli import replaying
+from nfq_guard.cli.progress import Progress
+from nfq_guard.cli.replay_text import Table, comment, summary_lines
+from nfq_guard.cli.terminal import Style, paint, wants_colour
+from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.finding import Reason
+from nfq_guard.replay.record import record
+from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer
+from nfq_guard.replay.selection import Selection, parse_flow
+from nfq_guard.replay.summary import Summary
+
+_DESCRIPTION: Final = """\
+Follow a capture with the rules of a chosen kernel's conntrack. For each packet that iptables
+would have matched as INVALID, say why, with the numbers that prove it, and what the policy does.
+Needs no privilege. Captures are pcap or pcapng, plain or in gzip, xz or zstd; several are merged
+by time; - is standard input."""
+
+_EPILOG: Final = """\
+A capture that is cut or broken in the middle is replayed up to there, with a warning; the exit
+status is still 0. It is 2 when nothing could be read. A host that translates sees a flow on both
+sides: capture on one interface, not on "any", or each packet counts twice."""
+
+
+_Show = Callable[[Sequence[Outcome]], None]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.add_argument("captures", metavar="CAPTURE", nargs="+", help="a capture, or -")
+    parser.add_argument(
+        "--all", action="store_true", help="show every frame, not INVALID ones only"
+    )
+    parser.add_argument(
+        "--only",
+        metavar="REASON",
+        action="append",
+        default=[],
+        choices=[reason.value for reason in Reason],
+        help="show this reason only; may be repeated",
+    )
+    parser.add_argument(
+        "--flow", metavar="A:P-B:P", help="show this flow only; IPv6 addresses in brackets"
+    )
+    parser.add_argument(
+        "--write", metavar="FILE", help="write the shown packets to FILE, pcapng with comments"
+    )
+    parser.add_argument("--summary", action="store_true", help="show nothing but the summary")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+    replaying.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay; exit status 0 if anything could be read."""
+    if args.captures.count(STDIN) > 1:
+        raise UsageError("CAPTURE: standard input can be read only once")
+    settings = replaying.settings_of(args, every=args.all)
+    selection = Selection(
+        reasons=frozenset(Reason(word) for word in args.only),
+        flow=parse_flow(args.flow) if args.flow else None,
+    )
+    replayer = Replayer(settings, replaying.policy_of(args))
+    summary = Summary()
+    with ExitStack() as stack:
+        captures: list[Capture] = []
+        for source, name in enumerate(args.captures):
+            captures.append(Capture(name, source))
+            stack.callback(captures[-1].close)
+        totals = [capture.total or 0 for capture in captures]
+        progress = Progress(sum(totals) if all(totals) else None)
+        stack.callback(progress.clear)
+        shows = _shows(args, [capture.name for capture in captures])
+        if args.write:
+            shows.append(_writer(args.write, stack))
+        for frames in merged(captures):
+            outcomes = replayer.replay(frames)
+            for outcome in outcomes:
+                summary.add(outcome)
+            shown = [outcome for outcome in outcomes if selection.takes(outcome)]
+            if shown:
+                progress.clear()
+                for show in shows:
+                    show(shown)
+            progress.update(replayer.frames, sum(capture.consumed for capture in captures))
+        progress.clear()
+        _refuse_unknown_links(replayer, captures)
+        _finish(args, summary, replayer, settings.kernel.name, progress.seconds)
+        for capture in captures:
+            if capture.damage is not None:
+                _warn(capture.damage)
+    return EXIT_OK
+
+
+def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
+    """Where outcomes go that are to be seen."""
+    if args.summary:
+        return []
+    if args.format == "json":
+
+        def show_json(outcomes: Sequence[Outcome]) -> None:
+            lines = [orjson.dumps(record(outcome, files)) for outcome in outcomes]
+            sys.stdout.write("\n".join(line.decode() for line in lines) + "\n")
+
+        return [show_json]
+    table = Table(files if len(files) > 1 else (), every=args.all, colour=wants_colour())
+
+    def show_text(outcomes: Sequence[Outcome]) -> None:
+        sys.stdout.write(table.rows(outcomes))
+
+    return [show_text]
+
+
+def _writer(name: str, stack: ExitStack) -> _Show:
+    try:
+        file = stack.enter_context(Path(name).open("wb"))  # noqa: SIM115 - the stack closes it
+    except OSError as error:
+        raise UsageError(f"--write: {name}: {error.strerror}") from None
+
+    writer = PcapngWriter(file)
+
+    def write(outcomes: Sequence[Outcome]) -> None:
+        for outcome in outcomes:
+            writer.write(outcome.frame, comment(outcome))
+
+    return write
+
+
+def _finish(
+    args: argparse.Namespace, summary: Summary, replayer: Replayer, kernel: str, seconds: float
+) -> None:
+    if args.format == "text":
+        lines = summary_lines(summary, replayer, kernel, seconds, colour=wants_colour())
+        gap = "" if args.summary else "\n"
+        sys.stdout.write(gap + "\n".join(lines) + "\n")
+    elif args.summary:
+        whole = summary.as_object(replayer, kernel, seconds)
+        sys.stdout.write(orjson.dumps(whole).decode() + "\n")
+    sys.stdout.flush()
+
+
+def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> None:
+    """A capture of a link that we cannot read is wrong; a few such frames are worth a warning."""
+    if not replayer.unknown_links:
+        return
+    names = ", ".join(capture.name for capture in captures)
+    links = ", ".join(str(number) for number in sorted(replayer.unknown_links))
+    known = ", ".join(str(number) for number in sorted(LINKS))
+    message = (
+        f"{names}: link type {links} of {replayer.without_packet[UNKNOWN_LINK]} frames, the first "
+        f"is frame {min(replayer.unknown_links.values())}, is none of those we read ({known})"
+    )
+    if replayer.without_packet[UNKNOWN_LINK] == replayer.frames:
+        raise CaptureError(message)
+    _warn(message)
+
+
+def _warn(message: str) -> None:
+    words = paint("warning:", Style.YELLOW, stream=sys.stderr)
+    sys.stderr.write(f"nfq-guard: {words} {message}\n")

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""A replay as people read it: a table that streams, then a summary."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, final
+
+from nfq_guard.cli.terminal import Style
+from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.flow import CtState
+from nfq_guard.policy.decision import Action
+from nfq_guard.replay.replayer import Outcome, Replayer
+from nfq_guard.replay.summary import Summary
+from nfq_guard.replay.words import breach_gist, finding_sentence, gist, state_name, way
+
+_HEADINGS: Final = ("frame", "time", "packet", "", "ctstate", "reason", "state", "policy", "why")
+_CTSTATE: Final = 4
+_RIGHT: Final = frozenset({0, 1})
+_MOST_FLOWS: Final = 10
+
+_CTSTATE_STYLES: Final = {
+    CtState.INVALID: Style.RED,
+    CtState.NEW: Style.GREEN,
+    CtState.ESTABLISHED: Style.GREEN,
+    CtState.RELATED: Style.CYAN,
+    CtState.UNTRACKED: Style.CYAN,
+}
+_ACTION_STYLES: Final = {
+    Action.DROP: Style.RED,
+    Action.HEAL: Style.YELLOW,
+    Action.LOG: Style.YELLOW,
+    Action.ALLOW: Style.GREEN,
+}
+
+
+class _Cell(NamedTuple):
+    text: str
+    styles: tuple[Style, ...] = ()
+
+
+def styled(text: str, *styles: Style) -> str:
+    """`text` in `styles`."""
+    return "".join(style.value for style in styles) + text + "\x1b[0m" if styles and text else text
+
+
+@final
+class Table:
+    """Rows with a heading above the first; columns only ever grow wider."""
+
+    def __init__(self, files: Sequence[str], *, every: bool, colour: bool) -> None:
+        """Begin.
+
+        Args:
+            files: Named in each row, if there are any.
+            every: Whether there are packets that are not INVALID among them.
+            colour: Whether to colour them.
+        """
+        self._files = files
+        self._every = every
+        self._colour = colour
+        self._widths: list[int] | None = None
+
+    def rows(self, outcomes: Sequence[Outcome]) -> str:
+        """The lines of some outcomes, each with its line end."""
+        rows = [self._cells(outcome) for outcome in outcomes]
+        lines: list[str] = []
+        if self._widths is None:
+            self._widths = [0] * len(_HEADINGS)
+            head = [_Cell(text, (Style.BOLD,)) for text in _HEADINGS]
+            if not self._every:
+                head[_CTSTATE] = _Cell("")
+            self._widen([head, *rows])
+            lines.append(self._line(head))
+        else:
+            self._widen(rows)
+        lines.extend(self._line(row) for row in rows)
+        return "\n".join(lines) + "\n"
+
+    def _cells(self, outcome: Outcome) -> list[_Cell]:
+        packet = outcome.packet
+        finding = outcome.finding
+        decision = outcome.decision
+        ctstate = "-" if outcome.ctstate is None else outcome.ctstate.value
+        styles = () if outcome.ctstate is None else (_CTSTATE_STYLES[outcome.ctstate],)
+        return [
+            _Cell(str(outcome.frame.number), (Style.DIM,)),
+            _Cell(f"{outcome.now:.6f}", (Style.DIM,)),
+            _Cell("-" if packet is None else way(packet)),
+            _Cell("" if packet is None else gist(packet)),
+            _Cell(ctstate, styles) if self._every else _Cell(""),
+            _Cell("" if finding is None else finding.reason.value, (Style.RED,)),
+            _Cell(state_name(outcome.state) or ""),
+            _Cell("")
+            if decision is None
+            else _Cell(
+                f"{decision.action.value} ({decision.rule})", (_ACTION_STYLES[decision.action],)
+            ),
+            _Cell(self._why(outcome)),
+        ]
+
+    def _why(self, outcome: Outcome) -> str:
+        finding = outcome.finding
+        why = outcome.absent
+        if finding is not None:
+            why = finding.detail if finding.breach is None else breach_gist(finding.breach)
+        elif outcome.ignored:
+            why = "ignored: its flow takes no note of it"
+        if self._files:
+            return f"{self._files[outcome.frame.source]}: {why}".removesuffix(": ")
+        return why
+
+    def _widen(self, rows: Sequence[Sequence[_Cell]]) -> None:
+        assert self._widths is not None  # noqa: S101 - set with the first row
+        for row in rows:
+            for column, cell in enumerate(row):
+                self._widths[column] = max(self._widths[column], len(cell.text))
+
+    def _line(self, cells: Sequence[_Cell]) -> str:
+        assert self._widths is not None  # noqa: S101 - set with the first row
+        parts: list[str] = []
+        for column, (cell, width) in enumerate(zip(cells, self._widths, strict=True)):
+            if width:
+                padded = cell.text.rjust(width) if column in _RIGHT else cell.text.ljust(width)
+                parts.append(styled(padded, *cell.styles) if self._colour else padded)
+        return "  ".join(parts).rstrip()
+
+
+def counted(count: int, what: str) -> str:
+    """A count with its noun."""
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def comment(outcome: Outcome) -> str:
+    """What a packet written to a file carries: everything in one line."""
+    finding = outcome.finding
+    ctstate = outcome.ctstate
+    if finding is None:
+        word = "no packet for conntrack: " + outcome.absent if ctstate is None else ctstate.value
+        return f"frame {outcome.frame.number}: {word}" + (" (ignored)" if outcome.ignored else "")
+    sentence = finding_sentence(finding)
+    said = f"frame {outcome.frame.number}: INVALID {finding.reason.value}"
+    if sentence:
+        said += f": {sentence}"
+    if outcome.state:
+        said += f"; flow in {state_name(outcome.state)}"
+    if outcome.decision is not None:
+        said += f"; policy: {outcome.decision.action.value} ({outcome.decision.rule})"
+    return said
+
+
+def summary_lines(
+    summary: Summary, replayer: Replayer, kernel: str, seconds: float, *, colour: bool
+) -> list[str]:
+    """The summary: one block a question, counts aligned."""
+    rate = replayer.frames / seconds if seconds > 0 else 0
+    lines = [
+        f"{counted(replayer.frames, 'frame')} over {replayer.now:,.1f} s of capture, "
+        f"{counted(replayer.packets, 'packet')} in {counted(replayer.table.created, 'flow')}, "
+        f"rules of kernel "
+        f"{kernel}; took {seconds:.1f} s ({rate:,.0f}/s)"
+    ]
+
+    def block(heading: str, counts: Mapping[str, int], most: int = 0) -> None:
+        if not counts:
+            return
+        lines.append("")
+        lines.append(styled(heading, Style.BOLD) if colour else heading)
+        width = max(len(f"{count:,}") for count in counts.values())
+        for index, (name, count) in enumerate(counts.items()):
+            if most and index == most:
+                lines.append(f"  {'...':>{width}}  and {len(counts) - most:,} more")
+                break
+            lines.append(f"  {count:>{width},}  {name}")
+
+    ctstates = {
+        state.value: count
+        for state, count in zip(CTSTATES, replayer.by_ctstate, strict=True)
+        if count
+    }
+    if replayer.ignored:
+        ctstates["of these ignored by their flow"] = replayer.ignored
+    block("By ctstate", ctstates)
+    block("Frames without a packet for conntrack", replayer.without_packet)
+    block("INVALID by reason", dict(summary.by_reason.most_common()))
+    block("INVALID by flow", dict(summary.by_flow.most_common()), _MOST_FLOWS)
+    decisions = {
+        f"{action.value} (rule {rule})": count
+        for (action, rule), count in summary.by_rule.most_common()
+    }
+    block("What the policy says", decisions)
+    return lines

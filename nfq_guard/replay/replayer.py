@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: MIT
+"""Follows a capture with our own conntrack and judges what it calls INVALID.
+
+    replayer = Replayer(ReplaySettings(), policy)
+    for frames in capture.batches():
+        for outcome in replayer.replay(frames):
+            ...
+
+A frame becomes an IP packet, fragments become whole packets, and each of those goes through the
+flow table. Only packets that somebody will look at become an `Outcome`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.capture.links import ETHERNET, LINKS, NO_PACKET
+from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
+from nfq_guard.diagnose import diagnose
+from nfq_guard.finding import Finding
+from nfq_guard.flow import CtState, Evidence, FlowSnapshot, Hook
+from nfq_guard.policy.decision import Decision, Policy
+from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode
+from nfq_guard.replay.fragments import Reassembler, is_fragment
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import (
+    CHECKSUM_GOOD,
+    CHECKSUM_UNVERIFIED,
+    Malformed,
+    Packet,
+    Queued,
+)
+
+# What `Replayer.follow` answers when conntrack would see no packet in a frame.
+CT_NONE: Final = -1
+
+DEFAULT_CAPACITY: Final = 262_144
+
+# Why a frame holds no packet for conntrack; fixed phrases.
+NOT_IP: Final = "no IP packet"
+UNKNOWN_LINK: Final = "unknown link type"
+FRAGMENT_WAITS: Final = "a fragment whose datagram is not whole"
+SNAPPED: Final = "the capture ends inside the headers"
+
+_PREROUTING: Final = int(Hook.PREROUTING)
+_ETHERNET_IPV4: Final = b"\x08\x00\x45"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySettings:
+    """How to replay.
+
+    Attributes:
+        kernel: Whose rules hold.
+        sysctls: How that kernel is set.
+        checksums: What a wrong checksum means.
+        capacity: Most flows held at once (`conntrack.table.FlowTable`).
+        nat_status: `flow.STATUS_SRC_NAT` and `STATUS_DST_NAT` bits that every flow is taken to
+            have; a capture does not tell how the host translated.
+        every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
+    """
+
+    kernel: KernelRules = KERNEL_6_1
+    sysctls: Sysctls = DEFAULT_SYSCTLS
+    checksums: ChecksumMode = ChecksumMode.AUTO
+    capacity: int = DEFAULT_CAPACITY
+    nat_status: int = 0
+    every: bool = False
+
+
+@final
+@dataclass(init=False, slots=True)
+class Outcome:
+    """What became of one frame.
+
+    Attributes:
+        frame: The frame; of a datagram in fragments the one that completed it.
+        packet: The packet in it, put together; None if there is none.
+        ctstate: What iptables would have matched; None where conntrack would see no packet.
+        absent: Why there is no packet for conntrack, a fixed phrase; else empty.
+        ignored: Whether its flow let it pass without a trace.
+        snapshot: Its flow after it; None without one, and for packets that nobody judged.
+        finding: Why it is INVALID.
+        decision: What the policy says to that.
+        state: `TcpState` number of its flow after it; 0 without one.
+        direction: In its flow; 0 original, 1 reply.
+        now: Seconds since the first frame of the replay.
+    """
+
+    frame: Frame
+    packet: Packet | Malformed | None
+    ctstate: CtState | None
+    absent: str
+    ignored: bool
+    snapshot: FlowSnapshot | None
+    finding: Finding | None
+    decision: Decision | None
+    state: int
+    direction: int
+    now: float
+
+    def __init__(
+        self,
+        frame: Frame,
+        packet: Packet | Malformed | None,
+        ctstate: CtState | None,
+        now: float,
+        absent: str = "",
+        ignored: bool = False,  # noqa: FBT001, FBT002 - positional on the packet path
+        snapshot: FlowSnapshot | None = None,
+        finding: Finding | None = None,
+        decision: Decision | None = None,
+        state: int = 0,
+        direction: int = 0,
+    ) -> None:
+        self.frame = frame
+        self.packet = packet
+        self.ctstate = ctstate
+        self.absent = absent
+        self.ignored = ignored
+        self.snapshot = snapshot
+        self.finding = finding
+        self.decision = decision
+        self.state = state
+        self.direction = direction
+        self.now = now
+
+
+@final
+class Replayer:
+    """One replay.
+
+    Attributes:
+        table: The flows.
+        frames: Frames followed.
+        packets: Packets that conntrack saw.
+        by_ctstate: How many of them, by `conntrack.table` code.
+        ignored: How many of them were ignored.
+        without_packet: Frames in which conntrack sees no packet, by reason.
+        unknown_links: Link types that we cannot read, each with the first frame of it.
+        packet: The packet of the last frame; None if it holds none.
+        absent: Why it holds none; a fixed phrase, or empty.
+        now: Seconds since the first frame, at the last one.
+    """
+
+    def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
+        """Begin with an empty table; without a policy nothing is decided."""
+        self._settings = settings
+        self._policy = policy
+        self._checksums = ChecksumJudge(settings.checksums)
+        self._fragments = Reassembler()
+        self._start_ns = -1
+        self._octets = b""
+        self._checksum_ok: bool | None = None
+        self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
+        self.frames = 0
+        self.by_ctstate = [0] * len(CTSTATES)
+        self.ignored = 0
+        self.without_packet: dict[str, int] = {}
+        self.unknown_links: dict[int, int] = {}
+        self.packet: Packet | Malformed | None = None
+        self.absent = ""
+        self.now = 0.0
+
+    @property
+    def packets(self) -> int:
+        """Packets that conntrack saw."""
+        return sum(self.by_ctstate)
+
+    def replay(self, frames: Sequence[Frame]) -> list[Outcome]:
+        """Follow frames in order; the INVALID ones, or all if the settings say so."""
+        shown: list[Outcome] = []
+        every = self._settings.every
+        for frame in frames:
+            code = self.follow(frame)
+            if code == CT_INVALID or every:
+                shown.append(self.outcome(frame, code))
+        return shown
+
+    def follow(self, frame: Frame) -> int:
+        """Follow one frame: a code of `conntrack.table`, or `CT_NONE`."""
+        self.frames += 1
+        if self._start_ns < 0:
+            self._start_ns = frame.time_ns
+        now = (frame.time_ns - self._start_ns) / 1_000_000_000
+        self.now = now
+        octets = self._packet_octets(frame, now)
+        if not octets:
+            return self._no_packet(self.absent)
+        packet = decode(octets)
+        self.packet = packet
+        self._octets = octets
+        checksum_ok: bool | None = None
+        if isinstance(packet, Packet):
+            checksum_ok = self._checksums.ok(packet, octets)
+        elif packet.snapped:
+            return self._no_packet(SNAPPED)
+        self._checksum_ok = checksum_ok
+        code = self.table.track(packet, now, checksum_ok)
+        self.by_ctstate[code] += 1
+        if self.table.ignored:
+            self.ignored += 1
+        return code
+
+    def _packet_octets(self, frame: Frame, now: float) -> bytes:
+        """The IP packet; empty with `absent` set when there is none."""
+        octets = frame.octets
+        if frame.linktype == ETHERNET and octets[12:15] == _ETHERNET_IPV4:
+            octets = octets[14:]
+        else:
+            link = LINKS.get(frame.linktype)
+            start = NO_PACKET if link is None else link(octets)
+            if start == NO_PACKET:
+                self.absent = NOT_IP
+                if link is None:
+                    self.absent = UNKNOWN_LINK
+                    self.unknown_links.setdefault(frame.linktype, frame.number)
+                return b""
+            octets = octets[start:]
+        self.absent = ""
+        if is_fragment(octets):
+            octets = self._fragments.offer(octets, now)
+            if not octets:
+                self.absent = FRAGMENT_WAITS
+        return octets
+
+    def _no_packet(self, why: str) -> int:
+        self.absent = why
+        self.packet = None
+        self.without_packet[why] = self.without_packet.get(why, 0) + 1
+        return CT_NONE
+
+    def outcome(self, frame: Frame, code: int) -> Outcome:
+        """The last frame with everything there is to say about it; `code` is what it gave."""
+        table = self.table
+        packet = self.packet
+        if code == CT_NONE or packet is None:
+            return Outcome(frame, None, None, self.now, self.absent)
+        ctstate = CTSTATES[code]
+        if code != CT_INVALID:
+            return Outcome(
+                frame,
+                packet,
+                ctstate,
+                self.now,
+                ignored=table.ignored,
+                state=0 if code == CT_UNTRACKED else table.state,
+                direction=table.direction,
+            )
+        snapshot = table.snapshot()
+        if snapshot is not None:
+            # A value made for this call; from here on nobody changes it.
+            snapshot.status |= self._settings.nat_status
+        checksum = CHECKSUM_UNVERIFIED if self._checksum_ok is False else CHECKSUM_GOOD
+        queued = Queued(self._octets, _PREROUTING, "", "", 0, checksum)
+        finding = diagnose(
+            queued,
+            packet,
+            snapshot,
+            Evidence.REPLAY,
+            self._settings.kernel,
+            self._settings.sysctls.loose,
+        )
+        decision = None
+        if self._policy is not None:
+            decision = self._policy.decide(queued, packet, snapshot, finding, self.now)
+        return Outcome(
+            frame,
+            packet,
+            ctstate,
+            self.now,
+            snapshot=snapshot,
+            finding=finding,
+            decision=decision,
+            state=0 if snapshot is None else snapshot.state,
+            direction=0 if snapshot is None else snapshot.direction,
+        )

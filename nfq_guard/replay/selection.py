@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Which outcomes are shown: by reason, and by flow."""
+
+import socket
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.engine import tuple_of
+from nfq_guard.errors import UsageError
+from nfq_guard.finding import Reason
+from nfq_guard.replay.replayer import Outcome
+from nfq_guard.wire.packet import Packet
+
+_EXAMPLE: Final = "10.0.0.1:40000-10.0.0.2:80 or [fd00::1]:40000-[fd00::2]:80"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowFilter:
+    """Two ends, in either order; a port of None stands for any.
+
+    Attributes:
+        one: Address and port of an end.
+        other: Those of the other.
+    """
+
+    one: tuple[bytes, int | None]
+    other: tuple[bytes, int | None]
+
+    def matches(self, outcome: Outcome) -> bool:
+        """Whether the packet belongs to the flow; an ICMP error does by what it quotes."""
+        packet = outcome.packet
+        wanted = tuple_of(packet) if isinstance(packet, Packet) else None
+        if wanted is None:
+            return False
+        ends = ((wanted.src, wanted.sport), (wanted.dst, wanted.dport))
+        return self._are(ends[0], ends[1]) or self._are(ends[1], ends[0])
+
+    def _are(self, first: tuple[bytes, int], second: tuple[bytes, int]) -> bool:
+        return _is(self.one, first) and _is(self.other, second)
+
+
+def _is(wanted: tuple[bytes, int | None], end: tuple[bytes, int]) -> bool:
+    return wanted[0] == end[0] and wanted[1] in {None, end[1]}
+
+
+def _end(text: str) -> tuple[bytes, int | None]:
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        family, port = socket.AF_INET6, rest.removeprefix(":")
+    else:
+        host, _, port = text.partition(":")
+        family = socket.AF_INET
+    octets = socket.inet_pton(family, host)
+    if not port or port == "*":
+        return octets, None
+    number = int(port)
+    if not 0 <= number <= 0xFFFF:
+        raise ValueError
+    return octets, number
+
+
+def parse_flow(text: str) -> FlowFilter:
+    """Read `A:p-B:p`; IPv6 addresses in brackets, a port may be missing or `*`.
+
+    Raises:
+        UsageError: it is written otherwise.
+    """
+    one, _, other = text.partition("-")
+    try:
+        return FlowFilter(one=_end(one), other=_end(other))
+    except (ValueError, OSError):
+        raise UsageError(f"--flow: expected {_EXAMPLE}, found {text!r}") from None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """What is shown.
+
+    Attributes:
+        reasons: Only these; empty for all.
+        flow: Only this flow; None for all.
+    """
+
+    reasons: frozenset[Reason] = frozenset()
+    flow: FlowFilter | None = None
+
+    def takes(self, outcome: Outcome) -> bool:
+        """Whether `outcome` is shown."""
+        if self.reasons and (outcome.finding is None or outcome.finding.reason not in self.reasons):
+            return False
+        return self.flow is None or self.flow.matches(outcome)

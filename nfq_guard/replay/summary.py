@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""What a whole replay came to."""
+
+from collections import Counter
+from typing import Final, final
+
+from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.engine import tuple_of
+from nfq_guard.finding import Reason
+from nfq_guard.policy.decision import Action
+from nfq_guard.replay.replayer import Outcome, Replayer
+from nfq_guard.replay.words import tuple_way, way
+from nfq_guard.wire.packet import Malformed, Packet
+
+# Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
+# from here on they are counted together as `OTHER_FLOWS`.
+_MOST_FLOWS: Final = 10_000
+OTHER_FLOWS: Final = "others"
+
+
+def flow_name(outcome: Outcome) -> str:
+    """The flow of an INVALID packet, as its original direction goes where that is known."""
+    packet = outcome.packet
+    if outcome.snapshot is not None:
+        return tuple_way(outcome.snapshot.original)
+    if packet is None:
+        return OTHER_FLOWS
+    wanted = tuple_of(packet) if isinstance(packet, Packet) else None
+    return way(packet) if wanted is None or isinstance(packet, Malformed) else tuple_way(wanted)
+
+
+@final
+class Summary:
+    """Counts INVALID packets as they come.
+
+    Attributes:
+        by_reason: How many, by reason.
+        by_action: How many, by what the policy says.
+        by_rule: How many, by what the policy says and the rule that says it.
+        by_flow: How many, by flow; bounded.
+    """
+
+    def __init__(self) -> None:
+        """Begin at nothing."""
+        self.by_reason: Counter[Reason] = Counter()
+        self.by_action: Counter[Action] = Counter()
+        self.by_rule: Counter[tuple[Action, str]] = Counter()
+        self.by_flow: Counter[str] = Counter()
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an outcome; one that is not INVALID counts nowhere here."""
+        finding = outcome.finding
+        if finding is None:
+            return
+        self.by_reason[finding.reason] += 1
+        if outcome.decision is not None:
+            self.by_action[outcome.decision.action] += 1
+            self.by_rule[outcome.decision.action, outcome.decision.rule] += 1
+        name = flow_name(outcome)
+        if name not in self.by_flow and len(self.by_flow) >= _MOST_FLOWS:
+            name = OTHER_FLOWS
+        self.by_flow[name] += 1
+
+    def as_object(self, replayer: Replayer, kernel: str, seconds: float) -> dict[str, object]:
+        """For programs: everything, one object.
+
+        Args:
+            replayer: After its last frame.
+            kernel: Name of the rules it used.
+            seconds: How long it took.
+        """
+        return {
+            "frames": replayer.frames,
+            "packets": replayer.packets,
+            "flows": replayer.table.created,
+            "kernel": kernel,
+            "span_s": round(replayer.now, 6),
+            "seconds": round(seconds, 3),
+            "ctstate": {
+                state.value: count
+                for state, count in zip(CTSTATES, replayer.by_ctstate, strict=True)
+            },
+            "ignored": replayer.ignored,
+            "without_packet": dict(replayer.without_packet),
+            "reason": {reason.value: n for reason, n in self.by_reason.most_common()},
+            "action": {action.value: n for action, n in self.by_action.most_common()},
+            "rule": {rule: n for (_, rule), n in self.by_rule.most_common()},
+            "flow": dict(self.by_flow.most_common()),
+        }

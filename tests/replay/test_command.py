@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard replay` as people and programs call it."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.capture.reader import Capture
+from nfq_guard.cli import main
+from nfq_guard.cli.progress import Progress
+from tests.support import captures
+from tests.support.conversation import RAW, Conversation
+
+
+@pytest.fixture
+def talk() -> Conversation:
+    """A flow with an ACK of unseen data in frame 5 and a late retransmission in frame 6."""
+    talk = Conversation()
+    talk.open()
+    talk.server("PA", 1, 1, length=100)
+    talk.client("A", 1, 20_000)
+    talk.server("A", 0 - 70_000, 1, length=100)
+    talk.add(b"\0" * 20)
+    return talk
+
+
+@pytest.fixture
+def capture(talk: Conversation, tmp_path: Path) -> str:
+    return talk.save(tmp_path / "talk.pcap")
+
+
+def objects(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, Any]]:
+    assert main(["replay", "--format", "json", *words]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_json(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fields of design 8, and three of ours."""
+    (only,) = objects(capsys, capture)
+    assert only == {
+        "frame": 5,
+        "time": 1700000000.05,
+        "src": "10.0.0.1",
+        "dst": "10.0.0.2",
+        "sport": 40000,
+        "dport": 80,
+        "proto": "tcp",
+        "ctstate": "INVALID",
+        "ignored": False,
+        "reason": "ack-over",
+        "breach": {"bound": "ack-over", "actual": 25000, "limit": 5101, "distance": 19899},
+        "state": "ESTABLISHED",
+        "action": "allow",
+        "rule": "window",
+        "detail": None,
+        "absent": None,
+    }
+
+
+def test_time_is_exact(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A float would lose the nanoseconds; the number is written out."""
+    main(["replay", "--format", "json", "--all", capture])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert '"time":1700000000.010000000,' in first
+
+
+def test_all(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = objects(capsys, "--all", capture)
+    assert [one["ctstate"] for one in found] == [
+        "NEW",
+        *["ESTABLISHED"] * 3,
+        "INVALID",
+        "ESTABLISHED",
+        None,
+    ]
+    assert [one["ignored"] for one in found] == [False] * 5 + [True, False]
+    assert found[-1]["absent"] == "no IP packet"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "reasons"),
+    [
+        ("5.10", ["ack-over", "seq-under"]),
+        ("5.15.0-91", ["ack-over", "seq-under"]),
+        ("6.18", ["ack-over"]),
+    ],
+)
+def test_kernel(
+    capture: str, capsys: pytest.CaptureFixture[str], kernel: str, reasons: list[str]
+) -> None:
+    found = objects(capsys, "--kernel", kernel, capture)
+    assert [one["reason"] for one in found] == reasons
+
+
+def test_sysctls(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert objects(capsys, "--be-liberal", capture) == []
+
+
+def test_only_and_flow(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert objects(capsys, "--only", "seq-over", capture) == []
+    assert len(objects(capsys, "--only", "seq-over", "--only", "ack-over", capture)) == 1
+    assert len(objects(capsys, "--flow", "10.0.0.2-10.0.0.1", capture)) == 1
+    assert objects(capsys, "--flow", "10.0.0.2-10.0.0.3", capture) == []
+
+
+def test_text(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A heading, a row, a summary; no colours, since this is no terminal."""
+    assert main(["replay", capture]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["frame", "time", "packet", "reason", "state", "policy", "why"]
+    assert lines[1].split()[:2] == ["5", "0.040000"]
+    assert "ack-over" in lines[1]
+    assert "ack 19899 octets beyond 5101" in lines[1]
+    text = "\n".join(lines)
+    assert "7 frames over 0.1 s of capture, 6 packets in 1 flow, rules of kernel 6.1" in text
+    assert "1  allow (rule window)" in text
+    assert "\x1b" not in text
+
+
+def test_colours_on_a_terminal(
+    capture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    main(["replay", "--all", capture])
+    assert "\x1b[31mack-over" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(["replay", "--all", capture])
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_summary_alone(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (whole,) = objects(capsys, "--summary", capture)
+    assert (whole["frames"], whole["packets"], whole["flows"]) == (7, 6, 1)
+    assert whole["ctstate"]["INVALID"] == 1
+    assert whole["reason"] == {"ack-over": 1}
+    assert whole["flow"] == {"10.0.0.1:40000 > 10.0.0.2:80": 1}
+    assert whole["without_packet"] == {"no IP packet": 1}
+    main(["replay", "--summary", capture])
+    assert capsys.readouterr().out.startswith("7 frames")
+
+
+def test_write(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Just the shown packets, as they were."""
+    target = tmp_path / "shown.pcapng"
+    main(["replay", "--write", str(target), capture])
+    main(["replay", "--write", str(target), capture])
+    assert "ack-over" in capsys.readouterr().out
+    written = Capture(str(target))
+    frames = [frame for batch in written.batches() for frame in batch]
+    written.close()
+    assert [frame.linktype for frame in frames] == [RAW]
+    assert b"frame 5: INVALID ack-over: ack 25000 is 19899 octets beyond" in target.read_bytes()
+
+
+def test_policy_file(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text(
+        '[policy]\ndefault = "log"\n[[policy.rule]]\n'
+        'name = "mine"\nreason = "ack-over"\naction = "drop"\n'
+    )
+    (only,) = objects(capsys, "--policy", str(policy), capture)
+    assert (only["action"], only["rule"]) == ("drop", "mine")
+
+
+def test_several_files(
+    capture: str, talk: Conversation, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Merged by time, each packet with its file."""
+    other = Conversation(sport=40001)
+    other.now = talk.now - 0.045
+    other.server("SA", 0, 1)
+    second = other.save(tmp_path / "other.pcap")
+    found = objects(capsys, capture, second)
+    assert [(one["frame"], one["reason"], one["file"]) for one in found] == [
+        (3, "no-entry", second),
+        (6, "ack-over", capture),
+    ]
+    main(["replay", capture, second])
+    assert f"{second}: syn+ack without an entry" in capsys.readouterr().out
+
+
+def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Replayed up to the cut, with a warning, and that is fine."""
+    path = Path(capture)
+    path.write_bytes(path.read_bytes()[:-10])
+    assert main(["replay", "--summary", capture]) == 0
+    said = capsys.readouterr()
+    assert said.out.startswith("6 frames")
+    assert re.fullmatch(
+        r"nfq-guard: warning: .*talk.pcap: read up to frame 6: the file is cut inside the "
+        r"record at octet \d+\n",
+        said.err,
+    )
+
+
+def test_unknown_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Wrong when it is all there is, a warning otherwise."""
+    path = tmp_path / "usb.pcap"
+    path.write_bytes(captures.pcap([(1, 0, b"x" * 40)], linktype=189))
+    assert main(["replay", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "link type 189 of 1 frames, the first is frame 1, is none of those we read (0, 1," in error
+    )
+    path.write_bytes(
+        captures.section()
+        + captures.interface(189)
+        + captures.interface(1)
+        + captures.enhanced(b"x" * 40)
+        + captures.enhanced(b"y" * 40, number=1)
+    )
+    assert main(["replay", str(path)]) == 0
+    assert "warning:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-", "-"], "CAPTURE: standard input can be read only once"),
+        (["--kernel", "new", "x"], "kernel release: expected"),
+        (["--flow", "nonsense", "x"], "--flow: expected"),
+        (["--timeout", "ESTABLISHED", "x"], "--timeout: expected whole seconds for ESTABLISHED"),
+        (["--timeout", "NONE=5", "x"], "--timeout: expected STATE=S with one of SYN_SENT"),
+        (["--flow-table", "0", "x"], "--flow-table: expected a number from 1, found 0"),
+        (["--max-retrans", "-1", "x"], "--max-retrans: expected a number from 0, found -1"),
+        (["/dev/null"], "/dev/null: the file is empty"),
+        (["/nowhere"], "/nowhere: No such file or directory"),
+    ],
+)
+def test_wrong_usage(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    """One line, status 2."""
+    assert main(["replay", *words]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_unwritable_file(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "--write", "/nowhere/x", capture]) == 2
+    assert "--write: /nowhere/x: No such file" in capsys.readouterr().err
+
+
+def test_timeouts(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A shorter timeout forgets the flow before its FIN comes."""
+    talk.client("FA", 1, 101, wait=100)
+    name = talk.save(tmp_path / "late.pcap")
+    assert len(objects(capsys, name)) == 1
+    found = objects(capsys, "--timeout", "established=60", "--timeout", "udp=5", name)
+    assert [one["reason"] for one in found] == ["ack-over", "no-entry"]
+
+
+class Terminal:
+    """Remembers what was written to it."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bar with packets a second and the time left; it leaves nothing behind."""
+    clock = iter([0.0, 0.1, 10.0, 20.0])
+    monkeypatch.setattr("nfq_guard.cli.progress.time.monotonic", lambda: next(clock))
+    terminal: Any = Terminal()
+    progress = Progress(1000, terminal)
+    progress.update(1, 1)
+    assert terminal.text == ""
+    progress.update(5000, 250)
+    assert terminal.text.endswith(
+        "[######..................]  25%  5,000 packets, 500/s, 0:30 left"
+    )
+    progress.clear()
+    assert terminal.text.endswith("\r\x1b[K")
+    assert progress.seconds == 20.0
+
+
+def test_progress_of_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 7200.0])
+    monkeypatch.setattr("nfq_guard.cli.progress.time.monotonic", lambda: next(clock))
+    terminal: Any = Terminal()
+    Progress(None, terminal).update(7200, 100)
+    assert terminal.text == "\r\x1b[K7,200 packets, 1/s"
+
+
+def test_no_progress_when_piped(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["replay", capture])
+    assert capsys.readouterr().err == ""

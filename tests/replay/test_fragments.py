@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""Fragments become the packet that was sent, or nothing."""
+
+import itertools
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import IP, UDP, fragment
+from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, fragment6
+from scapy.packet import Raw
+
+from nfq_guard.replay.fragments import (
+    MEMORY_OCTETS,
+    TIMEOUT_V4_S,
+    TIMEOUT_V6_S,
+    WAITING,
+    Reassembler,
+    is_fragment,
+)
+from nfq_guard.wire.checksum import checksum_ok
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import Datagram, Packet
+
+PAYLOAD = bytes(range(250)) * 12
+
+
+def pieces_v4(identifier: int = 7) -> list[bytes]:
+    whole = IP(src="10.0.0.1", dst="10.0.0.2", id=identifier) / UDP(sport=1, dport=2)
+    return [bytes(piece) for piece in fragment(IP(bytes(whole / Raw(PAYLOAD))), 1000)]
+
+
+def pieces_v6(*, options: bool = False) -> list[bytes]:
+    header: Any = IPv6(src="fd00::1", dst="fd00::2")
+    if options:
+        header /= IPv6ExtHdrDestOpt()
+    whole = header / IPv6ExtHdrFragment(id=9) / UDP(sport=1, dport=2) / Raw(PAYLOAD)
+    return [bytes(piece) for piece in fragment6(whole, 1000)]
+
+
+SETS = {"v4": pieces_v4(), "v6": pieces_v6(), "v6 behind options": pieces_v6(options=True)}
+
+
+@pytest.mark.parametrize("pieces", SETS.values(), ids=SETS)
+def test_in_any_order(pieces: list[bytes]) -> None:
+    """Only the last piece to arrive gives the packet, with its checksum right."""
+    for order in itertools.permutations(pieces):
+        reassembler = Reassembler()
+        answers = [reassembler.offer(piece, 0.0) for piece in order]
+        assert answers[:-1] == [WAITING] * (len(order) - 1)
+        packet = decode(answers[-1])
+        assert isinstance(packet, Packet)
+        assert isinstance(packet.l4, Datagram)
+        assert packet.l4.length == len(PAYLOAD) + 8
+        assert not packet.more_fragments
+        assert checksum_ok(packet, answers[-1])
+        assert answers[-1].endswith(PAYLOAD)
+        assert (len(reassembler), reassembler.octets_held) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "timeout"), [(SETS["v4"], TIMEOUT_V4_S), (SETS["v6"], TIMEOUT_V6_S)]
+)
+def test_gives_up(pieces: list[bytes], timeout: float) -> None:
+    """After the timeout, counted from the first piece, all begins anew."""
+    in_time, late = Reassembler(), Reassembler()
+    for reassembler in (in_time, late):
+        for piece in pieces[:-1]:
+            assert reassembler.offer(piece, 0.0) == WAITING
+    assert in_time.offer(pieces[-1], timeout - 0.1) != WAITING
+    assert late.offer(pieces[-1], timeout) == WAITING
+    assert len(late) == 1
+
+
+def test_expired_behind_one_that_waits_longer() -> None:
+    reassembler = Reassembler()
+    reassembler.offer(SETS["v6"][0], 0.0)
+    reassembler.offer(SETS["v4"][0], 0.0)
+    for piece in SETS["v4"][1:]:
+        assert reassembler.offer(piece, 31.0) == WAITING
+
+
+def test_repeated_piece_is_harmless() -> None:
+    reassembler = Reassembler()
+    first, *rest = SETS["v4"]
+    assert reassembler.offer(first, 0.0) == WAITING
+    assert reassembler.offer(first, 0.0) == WAITING
+    assert [reassembler.offer(piece, 0.0) for piece in rest][-1] != WAITING
+
+
+def shifted(piece: bytes, octets: int) -> bytes:
+    """A fragment that claims to begin elsewhere."""
+    packet = IP(piece)
+    packet.frag += octets // 8
+    return bytes(packet)
+
+
+def test_overlap_gives_up_the_datagram() -> None:
+    """RFC 5722, which Linux holds against IPv4 as well."""
+    reassembler = Reassembler()
+    for piece in [SETS["v4"][0], shifted(SETS["v4"][1], -8), *SETS["v4"][1:]]:
+        assert reassembler.offer(piece, 0.0) == WAITING
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        bytes(IP(flags="MF", frag=8188) / Raw(b"x" * 800)),
+        bytes(IP(flags="MF") / Raw(b"x" * 801)),
+        bytes(IP(flags="MF")),
+        bytes(IPv6(nh=44) / IPv6ExtHdrFragment(m=1))[:48],
+    ],
+)
+def test_impossible_piece(bad: bytes) -> None:
+    """Past 65535 octets, of an odd length, or empty."""
+    reassembler = Reassembler()
+    assert is_fragment(bad)
+    assert reassembler.offer(bad, 0.0) == WAITING
+    assert len(reassembler) == 0
+
+
+def test_end_that_contradicts_itself() -> None:
+    """A second last piece, or one behind the last."""
+    head, middle, *_, last = SETS["v4"]
+    early = bytes(IP(src="10.0.0.1", dst="10.0.0.2", id=7, proto=17, frag=10) / Raw(b"x" * 8))
+    for order in ([last, early], [middle, early], [early, middle]):
+        reassembler = Reassembler()
+        reassembler.offer(head[:20] + head[20:], 0.0)
+        for piece in order:
+            assert reassembler.offer(piece, 0.0) == WAITING
+
+
+def test_snapped_piece() -> None:
+    """The packet is cut where the capture is, and says its whole length."""
+    reassembler = Reassembler()
+    answers = [reassembler.offer(piece[:60], 0.0) for piece in SETS["v4"]]
+    packet = decode(answers[-1])
+    assert isinstance(packet, Packet)
+    assert packet.length == 20 + 8 + len(PAYLOAD)
+    assert len(answers[-1]) == 60
+    assert checksum_ok(packet, answers[-1]) is None
+
+
+def test_memory_is_bounded() -> None:
+    """A flood of first pieces is refused once the memory is used, until it expires."""
+    reassembler = Reassembler()
+    first = bytearray(SETS["v4"][0])
+    for flood in range(20_000):
+        first[4:6] = (flood & 0xFFFF).to_bytes(2, "big")
+        first[12:16] = (flood >> 16).to_bytes(4, "big")
+        reassembler.offer(bytes(first), 0.0)
+    assert MEMORY_OCTETS <= reassembler.octets_held <= MEMORY_OCTETS + 65_535
+    assert [reassembler.offer(piece, 1.0) for piece in pieces_v4(65_000)][-1] == WAITING
+    assert [reassembler.offer(piece, 31.0) for piece in pieces_v4(65_000)][-1] != WAITING
+    assert reassembler.octets_held == 0
+
+
+def test_atomic_fragment_is_no_fragment() -> None:
+    whole = bytes(IPv6() / IPv6ExtHdrFragment(offset=0, m=0) / UDP())
+    assert not is_fragment(whole)
+    assert not is_fragment(bytes(IP() / UDP()))
+    assert not is_fragment(b"")
+
+
+@given(octets=st.lists(st.binary(max_size=120), max_size=20), now=st.floats(0, 1e6))
+def test_any_octets(octets: list[bytes], now: float) -> None:
+    reassembler = Reassembler()
+    for each in octets:
+        if each and is_fragment(each):
+            reassembler.offer(each, now)
+
+
+@given(
+    data=st.lists(
+        st.tuples(
+            st.sampled_from([*SETS["v4"], *SETS["v6 behind options"]]),
+            st.integers(0, 90),
+            st.integers(0, 255),
+        ),
+        max_size=30,
+    )
+)
+def test_changed_fragments(data: list[tuple[bytes, int, int]]) -> None:
+    """Never an exception, and what is held is accounted for."""
+    reassembler = Reassembler()
+    for piece, position, value in data:
+        octets = bytearray(piece)
+        octets[position % len(octets)] = value
+        if is_fragment(bytes(octets)):
+            reassembler.offer(bytes(octets), 0.0)
+    assert (reassembler.octets_held > 0) == (len(reassembler) > 0)
