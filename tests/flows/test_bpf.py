@@ -119,19 +119,21 @@ def model(packets: list[Seen], client_port: int) -> tuple[Peer, Peer]:
 
 
 def settled(look: Network, connection: Connection) -> tuple[FlowSnapshot, FlowSnapshot]:
-    """Both directions' snapshots once everything is acknowledged, which may take a delayed ACK."""
+    """Both directions' snapshots at rest: all acknowledged, which may take a delayed ACK."""
     deadline = time.monotonic() + 3
+    before: tuple[Peer, Peer] | None = None
     while True:
         first, second = look(connection.original, connection.reply)
         assert first is not None
         assert second is not None
         assert first.peers is not None
         one, other = first.peers
-        if one.td_end == other.td_maxack and other.td_end == one.td_maxack:
-            # The last ACK itself must be in the capture as well.
+        acknowledged = one.td_end == other.td_maxack and other.td_end == one.td_maxack
+        if acknowledged and first.peers == before:
             return first, second
+        before = first.peers
         assert time.monotonic() < deadline, (one, other)
-        time.sleep(0.02)
+        time.sleep(0.03)
 
 
 @pytest.mark.parametrize("family", [4, 6])
