@@ -3,11 +3,13 @@
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ import nfq_guard
 from nfq_guard.flow import Evidence, FlowTuple
 from nfq_guard.flows import bpf, libbpf
 from nfq_guard.flows import open as opening
+from nfq_guard.flows.lack import Host, why_not
 from nfq_guard.flows.libbpf import LoadError, Program, last_complaint
 from nfq_guard.flows.record import EXCHANGE_SIZE
 
@@ -144,8 +147,8 @@ def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[
     image = bpf._OBJECT.read_bytes().replace(b"Dual MIT/GPL", b"Proprietary.")
     with pytest.raises(LoadError) as raised:
         Program(image, "ct_lookup", EXCHANGE_SIZE)
-    line = opening.why_not(raised.value)
-    assert line.startswith("BPF program not taken by the kernel (EINVAL): ")
+    line = why_not(raised.value, Host.here())
+    assert line.startswith("the kernel did not take the program (EINVAL): ")
     assert "GPL" in line
     assert "\n" not in line
     assert capfd.readouterr().err == ""
@@ -155,7 +158,7 @@ def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[
 def test_garbage_is_no_program() -> None:
     with pytest.raises(LoadError) as raised:
         Program(b"\x7fELF" + bytes(60), "ct_lookup", EXCHANGE_SIZE)
-    assert "\n" not in opening.why_not(raised.value)
+    assert "\n" not in why_not(raised.value, Host.here())
 
 
 @pytest.mark.kernel
@@ -167,15 +170,48 @@ def test_root_gets_the_window(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr().err == ""
 
 
+FULL = Host(
+    capabilities=2**41 - 1,
+    is_init_user_namespace=True,
+    has_btf=True,
+    is_conntrack_module=False,
+    has_module_btf=False,
+    is_jit_on=True,
+    release="5.10.0",
+)
+THREE = 1 << 12 | 1 << 38 | 1 << 39
+NOT_FOUND = "extern (func ksym) 'bpf_skb_ct_lookup': not found in kernel or module BTFs"
+
+
 @pytest.mark.parametrize(
-    ("warnings", "words"),
+    ("host", "code", "warnings", "words"),
     [
-        (["extern (func ksym) 'bpf_skb_ct_lookup': not found in kernel or module BTFs"], "5.18"),
-        (["something else"], "something else"),
+        (FULL, errno.ESRCH, [NOT_FOUND], "takes 5.18 or later.*this is 5.10.0$"),
+        (replace(FULL, has_btf=False), errno.ESRCH, ["x"], "CONFIG_DEBUG_INFO_BTF is missing"),
+        (
+            replace(FULL, is_conntrack_module=True),
+            errno.ESRCH,
+            [NOT_FOUND],
+            "CONFIG_DEBUG_INFO_BTF_MODULES is missing",
+        ),
+        (
+            replace(FULL, is_conntrack_module=True, has_module_btf=True, capabilities=THREE),
+            errno.EPERM,
+            ["failed to iterate BTF objects: -1"],
+            "^CAP_SYS_ADMIN is missing: nf_conntrack is a module",
+        ),
+        (replace(FULL, is_jit_on=False), errno.ENOTSUP, ["x"], "net.core.bpf_jit_enable=1$"),
+        (replace(FULL, is_init_user_namespace=False), errno.EPERM, ["x"], "user namespace"),
+        (replace(FULL, capabilities=1 << 12), errno.EPERM, ["x"], "^CAP_PERFMON and CAP_BPF are"),
+        (replace(FULL, capabilities=THREE), errno.EPERM, ["said last"], "(EPERM): said last$"),
+        (FULL, 0, [], "Debian package libbpf1"),
+        (FULL, 4095, [], "(4095)"),
     ],
 )
-def test_other_causes(warnings: list[str], words: str) -> None:
-    assert words in opening.why_not(LoadError(errno.ESRCH, "", warnings))
+def test_each_cause_has_its_line(host: Host, code: int, warnings: list[str], words: str) -> None:
+    line = why_not(LoadError(code, "", warnings), host)
+    assert re.search(words.replace("(", r"\(").replace(")", r"\)"), line)
+    assert "\n" not in line
 
 
 def test_last_line_of_the_verifier() -> None:
