@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: MIT
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from nfq_guard.errors import BusyError, PrivilegeError
+from nfq_guard.flow import Hook
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue.reader import QueueReader
+from nfq_guard.nfqueue.verdicts import VerdictSender
+from nfq_guard.wire.packet import CHECKSUM_GOOD, CHECKSUM_UNFINISHED, CHECKSUM_UNVERIFIED
+from tests.support.queue import QUEUE, Datagrams, kernel_line, queue_udp
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+
+@contextmanager
+def bound(namespace: Namespace, **settings: int) -> Iterator[tuple[QueueReader, VerdictSender]]:
+    with namespace.entered(), QueueReader(QUEUE, **settings) as reader:
+        yield reader, VerdictSender(reader.socket, QUEUE)
+
+
+def test_every_packet_once_in_order(namespace: Make) -> None:
+    """Alternating verdicts in one call: just the accepted ones arrive, nothing waits."""
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, bound(inside) as (reader, verdicts):
+        udp.send(200)
+        seen: list[int] = []
+        while True:
+            ids, batch = reader.drain(64)
+            if not ids:
+                break
+            assert len(ids) <= 64
+            verdicts.send(ids, [one % 2 for one in ids], [None] * len(ids))
+            seen += ids
+            assert all(queued.octets[0] == 0x45 for queued in batch)
+        assert seen == list(range(1, 201))
+        assert kernel_line(inside).waiting == 0
+        assert udp.received() == [one - 1 for one in seen if one % 2]
+        assert reader.verdict_errors == 0
+
+
+def test_hook_interface_and_mark(namespace: Make) -> None:
+    inside = namespace("q")
+    inside.run(
+        *("iptables", "-t", "mangle", "-A", "OUTPUT", "-p", "udp", "-j", "MARK"),
+        *("--set-mark", "0x1234"),
+    )
+    queue_udp(inside)
+    with Datagrams(inside, "::1") as six, Datagrams(inside) as udp, bound(inside) as (reader, _):
+        udp.send(1)
+        six.send(1)
+        _, (four, other) = reader.drain(10)
+        assert (four.hook, four.indev, four.outdev, four.mark) == (Hook.OUTPUT, "", "lo", 0x1234)
+        assert (other.octets[0] >> 4, other.mark) == (6, 0)
+
+
+def test_verdict_sets_the_mark(namespace: Make) -> None:
+    """A later table sees the mark that came with the verdict, on a run and on a single packet."""
+    inside = namespace("q")
+    queue_udp(inside)
+    match = ("-p", "udp", "-m", "mark", "--mark", "0x1000")
+    inside.run("iptables", "-A", "OUTPUT", *match, "-j", "ACCEPT")
+    inside.run("iptables", "-A", "OUTPUT", "-p", "udp", "-j", "DROP")
+    with Datagrams(inside) as udp, bound(inside) as (reader, verdicts):
+        udp.send(5)
+        ids, _ = reader.drain(10)
+        verdicts.send(ids, [1] * 5, [0x1000, 0x1000, None, None, 0x1000])
+        assert udp.received() == [0, 1, 4]
+
+
+def test_large_packets_are_cut(namespace: Make) -> None:
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, bound(inside, copy_bytes=128) as (reader, verdicts):
+        udp.send(1, size=60_000)
+        ids, (queued,) = reader.drain(10)
+        assert len(queued.octets) == 128
+        verdicts.send(ids, [1], [None])
+        assert udp.received() == [0]
+
+
+def test_checksum_as_the_kernel_knows_it(namespace: Make) -> None:
+    """With GSO asked for, our own packets come unfinished; received ones unverified."""
+    inside = namespace("q")
+    queue_udp(inside)
+    queue_udp(inside, chain="PREROUTING")
+    with Datagrams(inside) as udp, bound(inside) as (reader, verdicts):
+        udp.send(1)
+        ids, (sent,) = reader.drain(10)
+        assert sent.checksum == CHECKSUM_UNFINISHED
+        verdicts.send(ids, [1], [None])
+        _, (received,) = reader.drain(10)
+        assert received.hook == Hook.PREROUTING
+        assert received.checksum in {CHECKSUM_GOOD, CHECKSUM_UNFINISHED, CHECKSUM_UNVERIFIED}
+        assert reader.refused == []
+
+
+def test_super_packets_come_whole(namespace: Make) -> None:
+    """The flag GSO is set: conntrack judged the super-packet, so do we."""
+    inside = namespace("q")
+    inside.run(
+        *("iptables", "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--dport", "5001"),
+        *("-j", "NFQUEUE", "--queue-num", str(QUEUE), "--queue-bypass"),
+    )
+    code = (
+        "import socket; s = socket.create_server(('127.0.0.1', 5001));"
+        "c = socket.create_connection(('127.0.0.1', 5001)); c.sendall(bytes(200000))"
+    )
+    with bound(inside) as (reader, verdicts):
+        client = inside.popen(sys.executable, "-c", code)
+        longest = 0
+        deadline = time.monotonic() + 10
+        while longest <= 65_483 // 2 and time.monotonic() < deadline:
+            ids, batch = reader.drain(64)
+            verdicts.send(ids, [1] * len(ids), [None] * len(ids))
+            lengths = [int.from_bytes(queued.octets[2:4], "big") for queued in batch]
+            longest = max([longest, *lengths])
+        client.kill()
+        client.communicate()
+        assert longest > 32_000
+
+
+def test_full_queue_passes_packets(namespace: Make) -> None:
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, bound(inside, queue_length=10) as (reader, verdicts):
+        udp.send(50)
+        assert udp.received() == list(range(10, 50))
+        assert kernel_line(inside).queue_dropped == 0
+        ids, _ = reader.drain(64)
+        verdicts.send(ids, [1] * len(ids), [None] * len(ids))
+        assert udp.received() == list(range(10))
+
+
+def test_full_queue_without_fail_open_drops(namespace: Make) -> None:
+    inside = namespace("q")
+    queue_udp(inside)
+    with (
+        Datagrams(inside) as udp,
+        inside.entered(),
+        QueueReader(QUEUE, queue_length=10, fail_open=False),
+    ):
+        udp.send(50)
+        assert udp.received() == []
+        assert kernel_line(inside).queue_dropped == 40
+
+
+def test_overrun_of_the_socket_is_counted(namespace: Make) -> None:
+    """ENOBUFS neither ends the reading nor costs a packet that was delivered its verdict."""
+    inside = namespace("q")
+    queue_udp(inside)
+    with (
+        Datagrams(inside) as udp,
+        inside.entered(),
+        QueueReader(QUEUE, socket_buffer_bytes=8192, fail_open=False) as reader,
+    ):
+        verdicts = VerdictSender(reader.socket, QUEUE)
+        udp.send(500)
+        total = 0
+        while ids := reader.drain(64)[0]:
+            verdicts.send(ids, [1] * len(ids), [None] * len(ids))
+            total += len(ids)
+        assert reader.lost >= 1
+        line = kernel_line(inside)
+        assert line.user_dropped > 0
+        assert total + line.user_dropped == 500
+        assert line.waiting == 0
+        assert len(udp.received()) == total
+        udp.send(1)
+        assert len(reader.drain(64)[0]) == 1
+
+
+def test_verdict_for_a_packet_that_is_gone(namespace: Make) -> None:
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, bound(inside) as (reader, verdicts):
+        verdicts.send([77], [1], [None])
+        udp.send(1)
+        assert len(reader.drain(64)[0]) == 1
+        assert reader.verdict_errors == 1
+
+
+def test_owner_is_named(namespace: Make) -> None:
+    inside = namespace("q")
+    with bound(inside) as (reader, _):
+        port = reader.socket.getsockname()[0]
+        with pytest.raises(BusyError) as raised:
+            QueueReader(QUEUE)
+        expected = f"queue {QUEUE} is owned by netlink port {port}, "
+        assert str(raised.value).startswith(expected)
+        assert str(raised.value).endswith(f"(pid {os.getpid()})")
+
+
+def test_released_when_closed_also_with_children(namespace: Make) -> None:
+    """A child must not inherit the queue, or it would hold it after us (operations.md F18)."""
+    inside = namespace("q")
+    with bound(inside):
+        child = subprocess.Popen(["sleep", "30"], close_fds=False)
+    try:
+        with bound(inside):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_privilege_is_named() -> None:
+    code = (
+        "from nfq_guard.nfqueue.reader import QueueReader\n"
+        "from nfq_guard.errors import PrivilegeError\n"
+        "try: QueueReader(7)\n"
+        "except PrivilegeError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(os.getcwd())},
+    )
+    assert "CAP_NET_ADMIN" in done.stdout, PrivilegeError

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from nfq_guard.engine import Engine, Mode
+from nfq_guard.flow import Evidence
+from nfq_guard.service.worker import Worker
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.limits import EventLimiter
+from nfq_guard.telemetry.sink import LineSink
+from nfq_guard.wire.packet import Queued
+from tests.support.judgments import FakeEngine, queued
+
+
+class FakeQueue:
+    """Hands packets out and remembers their verdicts."""
+
+    def __init__(self, *packets: Queued) -> None:
+        self.queue_num = 7
+        self.lost = 0
+        self.verdict_errors = 0
+        self.messages = 0
+        self.waiting = list(enumerate(packets, 1))
+        self.verdicts: list[tuple[int, int, int | None]] = []
+
+    def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
+        turn, self.waiting = self.waiting[:budget], self.waiting[budget:]
+        return [number for number, _ in turn], [packet for _, packet in turn]
+
+    def forget_names(self) -> None:
+        return
+
+    def send(self, ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
+        self.verdicts += zip(ids, verdicts, marks, strict=True)
+
+
+def worker(
+    queue: FakeQueue, log: Path, engine: FakeEngine, *, drops: bool = False, mark: int = 0
+) -> Worker:
+    sink = LineSink(log)
+    return Worker(
+        reader=queue,
+        verdicts=queue,
+        engine=cast("Engine", engine),
+        evidence=Evidence.NONE,
+        events=EventLog(sink),
+        sink=sink,
+        limiter=EventLimiter(interval_s=0, events_per_s=1000),
+        budget=3,
+        drops_failures=drops,
+        judged_mark=mark,
+    )
+
+
+def events(log: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in log.read_bytes().splitlines()]
+
+
+def test_every_packet_one_verdict(tmp_path: Path) -> None:
+    queue = FakeQueue(*(queued(octets) for octets in (b"D", b"a", b"X", b"D", b"X")))
+    one = worker(queue, tmp_path / "log", FakeEngine(), drops=True)
+    assert [one.turn(), one.turn(), one.turn()] == [3, 2, 0]
+    assert queue.verdicts == [(1, 0, None), (2, 1, None), (3, 0, None), (4, 0, None), (5, 0, None)]
+    one.second(100)
+    assert one.stats.counters["packets"] == 5
+    assert one.stats.counters["judging_failures"] == 2
+    names = [event["event"] for event in events(tmp_path / "log")]
+    assert names.count("packet_judged") == 3
+    assert names.count("judging_failed") == 1
+    one.close(100)
+
+
+def test_dry_run_accepts_all(tmp_path: Path) -> None:
+    queue = FakeQueue(queued(b"D"), queued(b"X"), queued(b"a"))
+    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN), drops=True)
+    one.turn()
+    assert [verdict for _, verdict, _ in queue.verdicts] == [1, 1, 1]
+    first = events(tmp_path / "log")[-2]
+    assert (first["verdict"], first["would"]) == ("accept", "drop")
+    one.close(0)
+
+
+def test_judged_packets_are_marked(tmp_path: Path) -> None:
+    """So that the rule in the later table lets them through; what raised is left to that rule."""
+    queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X"))
+    one = worker(queue, tmp_path / "log", FakeEngine(), mark=0x1000)
+    one.turn()
+    assert queue.verdicts == [(1, 1, 0x1005), (2, 0, None), (3, 1, None)]
+    one.close(0)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""Packets through a real queue: rules, senders, and the daemon as a process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue.counters import QueueCounters, parse
+
+QUEUE = 7
+# asm-generic/socket.h; Python does not name it.
+_SO_RCVBUFFORCE = 33
+PORT = 9999
+
+
+def queue_udp(namespace: Namespace, *, bypass: bool = True, chain: str = "OUTPUT") -> None:
+    """Queue every UDP packet that the namespace sends."""
+    words = ["-t", "mangle", "-A", chain, "-p", "udp", "-j", "NFQUEUE", "--queue-num", str(QUEUE)]
+    for program in ("iptables", "ip6tables"):
+        namespace.run(program, *words, *(["--queue-bypass"] if bypass else []))
+
+
+def kernel_line(namespace: Namespace) -> QueueCounters:
+    """The kernel's own line about our queue."""
+    text = namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+    return parse(text)[QUEUE]
+
+
+class Datagrams:
+    """A sender and a receiver of UDP on the namespace's loopback."""
+
+    def __init__(self, namespace: Namespace, host: str = "127.0.0.1") -> None:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with namespace.entered():
+            self.receiver = socket.socket(family, socket.SOCK_DGRAM)
+            self.sender = socket.socket(family, socket.SOCK_DGRAM)
+        self.receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
+        self.receiver.bind((host, PORT))
+        self.receiver.setblocking(False)
+        self._to = (host, PORT)
+
+    def send(self, count: int, size: int = 20) -> None:
+        for number in range(count):
+            self.sender.sendto(number.to_bytes(4, "big") + bytes(size - 4), self._to)
+
+    def received(self) -> list[int]:
+        """Numbers of the datagrams that arrived."""
+        numbers: list[int] = []
+        while True:
+            try:
+                numbers.append(int.from_bytes(self.receiver.recv(1 << 16)[:4], "big"))
+            except BlockingIOError:
+                return numbers
+
+    def close(self) -> None:
+        self.receiver.close()
+        self.sender.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class GuardProcess:
+    """`nfq-guard run` in a namespace, its log in a file."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        log: Path,
+        *words: str,
+        stdout: int | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
+        self.log = log
+        with log.open("ab") as out:
+            self.process = subprocess.Popen(
+                namespace.argv([sys.executable, "-m", "nfq_guard", "run", *words]),
+                stdout=out if stdout is None else stdout,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(Path.cwd()), **(env or {})},
+            )
+
+    def events(self, name: str | None = None) -> list[dict[str, Any]]:
+        lines = self.log.read_bytes().splitlines()
+        found = [json.loads(line) for line in lines if line.endswith(b"}")]
+        return [event for event in found if name in {None, event["event"]}]
+
+    def ready(self) -> Self:
+        wait_for(lambda: bool(self.events("started")) or self.process.poll() is not None)
+        assert self.process.poll() is None, self.stderr()
+        return self
+
+    def stderr(self) -> str:
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Signal it and wait; its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout=10)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(timeout=10)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Wait until it holds; fail when it never does."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)

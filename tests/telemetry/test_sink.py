@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.telemetry.sink import LineSink
+
+
+def test_lines_reach_the_file(tmp_path: Path) -> None:
+    sink = LineSink(tmp_path / "log")
+    sink.write(b"one\n")
+    sink.write(b"two\n")
+    sink.push(0)
+    assert (tmp_path / "log").read_bytes() == b"one\ntwo\n"
+    sink.close(0)
+
+
+def test_stalled_pipe_never_waits_and_drops_the_oldest() -> None:
+    """A reader that sleeps costs lines, counted, and each line that comes out is whole."""
+    reading, writing = os.pipe()
+    sink = LineSink(writing, ring_bytes=10_000)
+    lines = 5_000
+    for number in range(lines):
+        sink.write(b"%08d\n" % number * 10)
+        sink.push(float(number))
+    waiting = sink.waiting
+    assert sink.dropped > 4_000
+    os.close(writing)
+    got = b""
+    os.set_blocking(reading, False)
+    for turn in range(lines, 2 * lines):
+        try:
+            got += os.read(reading, 1 << 16)
+        except BlockingIOError:
+            break
+        sink.push(float(turn))
+    numbers = [int(line) for line in got.splitlines()]
+    assert len(numbers) == 10 * (lines - sink.dropped)
+    assert numbers[-1] == lines - 1
+    assert numbers == sorted(numbers)
+    assert waiting > 0
+    assert sink.waiting == 0
+    sink.close(0)
+    os.close(reading)
+
+
+def test_the_given_descriptor_stays_blocking() -> None:
+    """Others share it, a shell for one."""
+    reading, writing = os.pipe()
+    sink = LineSink(writing)
+    assert os.get_blocking(writing)
+    sink.close(0)
+    os.close(reading)
+    os.close(writing)
+
+
+def test_full_disk_is_counted_and_forgiven() -> None:
+    sink = LineSink(Path("/dev/full"), ring_bytes=100)
+    for number in range(100):
+        sink.write(b"0123456789\n")
+        sink.push(float(number))
+    assert sink.errors == 100
+    assert sink.last_error == "No space left on device"
+    sink.close(1000)
+    assert sink.dropped == 100 - 1 + 1
+
+
+def test_after_a_failure_the_file_is_left_alone_for_a_while() -> None:
+    sink = LineSink(Path("/dev/full"))
+    sink.write(b"x\n")
+    for tick in range(100):
+        sink.push(tick / 1000)
+    assert sink.errors == 1
+    sink.close(1)
+
+
+def test_space_again() -> None:
+    """Lines wait for the disk, and come out once it takes them."""
+    sink = LineSink(Path("/dev/full"))
+    sink.write(b"early\n")
+    sink.push(0)
+    reading, writing = os.pipe()
+    os.close(sink._fd)
+    sink._fd = writing
+    sink.write(b"late\n")
+    sink.push(1)
+    assert os.read(reading, 100) == b"early\nlate\n"
+    assert sink.dropped == 0
+    sink.close(2)
+    os.close(reading)
+
+
+def test_reader_gone() -> None:
+    reading, writing = os.pipe()
+    sink = LineSink(writing)
+    os.close(reading)
+    sink.write(b"one\n")
+    sink.push(0)
+    assert (sink.errors, sink.dropped, sink.waiting) == (1, 1, 0)
+    sink.close(0)
+    os.close(writing)
+
+
+def test_socket_is_sent_to_without_waiting() -> None:
+    ours, theirs = socket.socketpair()
+    sink = LineSink(ours.fileno())
+    sink.write(b"hello\n")
+    sink.push(0)
+    assert theirs.recv(100) == b"hello\n"
+    for number in range(20_000):
+        sink.write(b"x" * 99 + b"\n")
+        sink.push(float(number))
+    assert sink.dropped > 0
+    sink.close(0)
+    ours.close()
+    theirs.close()
+
+
+def test_reopen_follows_the_name(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    sink = LineSink(log)
+    sink.write(b"old\n")
+    sink.push(0)
+    log.rename(tmp_path / "log.1")
+    sink.reopen()
+    sink.write(b"new\n")
+    sink.push(1)
+    assert log.read_bytes() == b"new\n"
+    assert (tmp_path / "log.1").read_bytes() == b"old\n"
+    sink.close(2)
+
+
+def test_reopen_that_fails_keeps_the_old(tmp_path: Path) -> None:
+    log = tmp_path / "there" / "log"
+    log.parent.mkdir()
+    sink = LineSink(log)
+    log.rename(tmp_path / "log")
+    log.parent.rmdir()
+    sink.reopen()
+    sink.write(b"kept\n")
+    sink.push(0)
+    assert (tmp_path / "log").read_bytes() == b"kept\n"
+    assert sink.errors == 1
+    sink.close(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
+def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        LineSink(tmp_path / "missing" / "log")
