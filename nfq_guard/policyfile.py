@@ -40,10 +40,11 @@ def read_toml(path: str | Path) -> dict[str, object]:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise _unreadable(source, error.strerror or "an error") from None
+    # A device or a FIFO could hang the reload of a daemon.
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _unreadable(source, "something that is no regular file")
     with os.fdopen(descriptor, "rb") as file:
-        # A device or a FIFO could hang the reload of a daemon.
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _unreadable(source, "something that is no regular file")
         try:
             octets = file.read(LARGEST_FILE_BYTES + 1)
         except OSError as error:

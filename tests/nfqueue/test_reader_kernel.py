@@ -5,10 +5,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
-from nfq_guard.errors import BusyError, PrivilegeError
+from nfq_guard.errors import BusyError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.reader import QueueReader
@@ -21,8 +22,13 @@ Make = Callable[[str], Namespace]
 
 
 @contextmanager
-def bound(namespace: Namespace, **settings: int) -> Iterator[tuple[QueueReader, VerdictSender]]:
-    with namespace.entered(), QueueReader(QUEUE, **settings) as reader:
+def bound(
+    namespace: Namespace, *, copy_bytes: int = 256, queue_length: int = 1024
+) -> Iterator[tuple[QueueReader, VerdictSender]]:
+    with (
+        namespace.entered(),
+        QueueReader(QUEUE, copy_bytes=copy_bytes, queue_length=queue_length) as reader,
+    ):
         yield reader, VerdictSender(reader.socket, QUEUE)
 
 
@@ -220,10 +226,17 @@ def test_privilege_is_named() -> None:
         "except PrivilegeError as error: print(error)\n"
     )
     done = subprocess.run(
-        ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c", code],
+        [
+            "setpriv",
+            "--bounding-set=-net_admin",
+            "--inh-caps=-net_admin",
+            sys.executable,
+            "-c",
+            code,
+        ],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": str(os.getcwd())},
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
-    assert "CAP_NET_ADMIN" in done.stdout, PrivilegeError
+    assert "CAP_NET_ADMIN" in done.stdout

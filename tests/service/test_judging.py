@@ -8,7 +8,7 @@ from tests.support.judgments import FakeEngine, queued
 
 def test_batch_is_judged_whole() -> None:
     engine = FakeEngine()
-    judge = SafeJudge(engine, drops=False, report=pytest.fail)
+    judge = SafeJudge(engine, drops=False, report=lambda _: pytest.fail("nothing raised"))
     judged = judge.judge([queued(b"D"), queued(b"a")], now=0)
     assert [one is not None and one.verdict for one in judged] == [0, 1]
     assert engine.calls == 1

@@ -109,7 +109,12 @@ def test_any_table_is_read(table: dict[str, Any]) -> None:
     settings = parse_settings(table, mistakes)
     wrong = {mistake.key for mistake in mistakes}
     for key, value in table.items():
-        assert f"daemon.{key}" in wrong or getattr(settings, key) in {
-            value,
-            tuple(value) if isinstance(value, list) else None,
-        } or isinstance(value, float)
+        assert (
+            f"daemon.{key}" in wrong
+            or getattr(settings, key)
+            in {
+                value,
+                tuple(value) if isinstance(value, list) else None,
+            }
+            or isinstance(value, float)
+        )

@@ -16,7 +16,8 @@ from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import QueueCounters, parse
 
 QUEUE = 7
-# asm-generic/socket.h; Python does not name it.
+# asm-generic/socket.h; Python does not name them.
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 PORT = 9999
 
@@ -43,6 +44,8 @@ class Datagrams:
             self.receiver = socket.socket(family, socket.SOCK_DGRAM)
             self.sender = socket.socket(family, socket.SOCK_DGRAM)
         self.receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
+        # Packets that wait in the queue still count against their sender.
+        self.sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 24)
         self.receiver.bind((host, PORT))
         self.receiver.setblocking(False)
         self._to = (host, PORT)

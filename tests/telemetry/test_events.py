@@ -17,11 +17,11 @@ from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed
 from tests.support.judgments import ALLOW_REST, judgment, snapshot
 
-# Design section 8, word by word.
-FIELDS = (
-    "event timestamp mode queue hook in out family proto src dst sport dport tcp_flags seq ack "
-    "payload reason breach state nat evidence direction rule action verdict would"
-).split()
+# Others read them by these names; `mark`, `status` and `ct_mark` are what a policy asks besides.
+FIELDS = """
+    event timestamp mode queue hook in out mark family proto src dst sport dport tcp_flags seq ack
+    payload reason breach state nat evidence direction status ct_mark rule action verdict would
+""".split()  # noqa: SIM905 - thirty quoted words would hide the list
 
 
 def log(path: Path, *, console: bool = False, colour: bool = False) -> tuple[EventLog, LineSink]:
@@ -29,7 +29,7 @@ def log(path: Path, *, console: bool = False, colour: bool = False) -> tuple[Eve
     return EventLog(sink, console=console, colour=colour), sink
 
 
-def fields_of(**changes: Any) -> dict[str, Any]:
+def fields_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - what `judgment` takes
     return packet_fields(
         judgment(**changes),
         mode=Mode.DRY_RUN,
@@ -57,6 +57,7 @@ def test_packet_judged(tmp_path: Path) -> None:
         "hook": "PREROUTING",
         "in": "eth0",
         "out": "",
+        "mark": 0,
         "family": 4,
         "proto": "tcp",
         "src": "10.0.0.1",
@@ -73,6 +74,8 @@ def test_packet_judged(tmp_path: Path) -> None:
         "nat": "dnat",
         "evidence": "bpf",
         "direction": "original",
+        "status": 0x26,
+        "ct_mark": 0,
         "rule": "translated",
         "action": "drop",
         "verdict": "accept",

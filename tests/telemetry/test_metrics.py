@@ -30,8 +30,6 @@ def test_all_series_exist_from_the_start() -> None:
     assert all(name.startswith("nfq_guard_") for name in families)
 
 
-
-
 def test_http_answer(unused_port: int) -> None:
     stats = Stats()
     stats.counters["packets"] = 42

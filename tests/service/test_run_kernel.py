@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard run` as an operator runs it, on real queues in namespaces of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.lab.netns import Namespace
+from tests.support.queue import (
+    PORT,
+    QUEUE,
+    Datagrams,
+    GuardProcess,
+    kernel_line,
+    queue_udp,
+    wait_for,
+)
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+POLICY = f"""
+[policy]
+default = "log"
+on_unknown = "log"
+[[policy.rule]]
+name = "that-port"
+dport = {PORT}
+action = "drop"
+"""
+
+
+@pytest.fixture
+def inside(namespace: Make) -> Namespace:
+    """A namespace that queues all UDP it sends."""
+    made = namespace("run")
+    queue_udp(made)
+    return made
+
+
+def configured(path: Path, *lines: str, policy: str = POLICY) -> str:
+    """A configuration file for our queue; its name."""
+    text = "\n".join(["[daemon]", f"queue = {QUEUE}", 'rules = "none"', *lines])
+    path.write_text(f"{text}\n{policy}")
+    return str(path)
+
+
+def idle(namespace: Namespace) -> bool:
+    return kernel_line(namespace).waiting == 0
+
+
+def test_dry_run_accepts_and_says(inside: Namespace, tmp_path: Path) -> None:
+    config = configured(tmp_path / "c", "log_interval_s = 0")
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        udp.send(150)
+        wait_for(lambda: len(guard.events("packet_judged")) == 150)
+        assert udp.received() == list(range(150))
+        assert idle(inside)
+        assert guard.stop() == 0
+        judged = guard.events("packet_judged")
+        assert {(one["action"], one["verdict"], one["would"]) for one in judged} == {
+            ("drop", "accept", "drop")
+        }
+        (stopped,) = guard.events("stopped")
+        assert (stopped["packets"], stopped["actions"]) == (150, {"drop": 150})
+
+
+def test_enforce_drops(inside: Namespace, tmp_path: Path) -> None:
+    config = configured(tmp_path / "c", 'mode = "enforce"')
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        udp.send(150)
+        wait_for(lambda: idle(inside) and bool(guard.events("packet_judged")))
+        assert guard.stop(signal.SIGINT) == 0
+        assert udp.received() == []
+        judged = guard.events("packet_judged")
+        assert sum(one.get("count", 1) for one in judged) == 150
+        assert judged[0]["verdict"] == "drop"
+
+
+def test_stop_on_a_quiet_queue(inside: Namespace, tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        log = tmp_path / f"log{number}"
+        words = ("--queue", str(QUEUE), "--no-rules")
+        with GuardProcess(inside, log, *words).ready() as guard:
+            assert guard.stop(number) == 0
+            assert guard.events("stopped")
+
+
+def test_stop_gives_the_waiting_their_verdict(inside: Namespace, tmp_path: Path) -> None:
+    """Packets queue up while the daemon is stopped; SIGTERM comes first, then it goes on."""
+    words = ("--queue", str(QUEUE), "--no-rules")
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", *words).ready() as guard,
+    ):
+        guard.process.send_signal(signal.SIGSTOP)
+        udp.send(900)
+        assert kernel_line(inside).waiting == 900
+        guard.process.send_signal(signal.SIGTERM)
+        guard.process.send_signal(signal.SIGCONT)
+        assert guard.process.wait(timeout=10) == 0
+        assert udp.received() == list(range(900))
+
+
+def test_second_daemon_names_the_first(inside: Namespace, tmp_path: Path) -> None:
+    words = ("--queue", str(QUEUE), "--no-rules")
+    with GuardProcess(inside, tmp_path / "log", *words).ready() as first:
+        with GuardProcess(inside, tmp_path / "second", *words) as second:
+            assert second.process.wait(timeout=10) == 75
+            (line,) = second.stderr().splitlines()
+        port = kernel_line(inside).port_id
+        assert line.startswith(f"nfq-guard: queue {QUEUE} is owned by netlink port {port}, python")
+        assert line.endswith(f"(pid {first.process.pid})")
+        assert first.stop() == 0
+
+
+def test_flood_beyond_queue_and_buffer(inside: Namespace, tmp_path: Path) -> None:
+    """Fail mode closed, everything tiny: the kernel drops, is quoted, and the loop goes on."""
+    config = configured(
+        tmp_path / "c",
+        "queue_length = 500",
+        "socket_buffer_bytes = 8192",
+        'fail_mode = "closed"',
+        policy=POLICY.replace('"drop"', '"log"'),
+    )
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        guard.process.send_signal(signal.SIGSTOP)
+        udp.send(1000)
+        guard.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: idle(inside) and bool(guard.events("kernel_dropped_packets")))
+        lost = kernel_line(inside)
+        udp.send(5)
+        wait_for(lambda: idle(inside))
+        assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+        drops = stopped["queue_full_drops"] + stopped["buffer_full_drops"]
+        assert drops == lost.queue_dropped + lost.user_dropped > 0
+        assert stopped["packets"] + drops == 1005
+        assert len(udp.received()) == stopped["packets"]
+        assert stopped["buffer_overruns"] >= 1
+
+
+def test_full_disk(inside: Namespace, tmp_path: Path) -> None:
+    """No verdict is missing, and it still stops cleanly."""
+    config = configured(tmp_path / "c", 'log = "/dev/full"', "log_interval_s = 0")
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config) as guard,
+    ):
+        wait_for(lambda: "7" in inside.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout)
+        udp.send(300)
+        wait_for(lambda: idle(inside))
+        assert udp.received() == list(range(300))
+        assert guard.stop() == 0
+
+
+def test_stalled_reader_of_the_log(inside: Namespace, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    config = configured(tmp_path / "c", "log_interval_s = 0")
+    try:
+        with (
+            Datagrams(inside) as udp,
+            GuardProcess(inside, tmp_path / "log", "--config", config, stdout=writing) as guard,
+        ):
+            assert b"started" in os.read(reading, 1 << 16)
+            for _ in range(10):
+                udp.send(200)
+                wait_for(lambda: idle(inside))
+            assert len(udp.received()) == 2000
+            assert guard.stop() == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_reload_takes_a_good_policy_and_keeps_it_over_a_bad_one(
+    inside: Namespace, tmp_path: Path
+) -> None:
+    path = tmp_path / "c"
+    config = configured(path, 'mode = "enforce"')
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        configured(path, 'mode = "enforce"', policy=POLICY.replace('"drop"', '"log"'))
+        guard.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(guard.events("reloaded")))
+        udp.send(10)
+        wait_for(lambda: idle(inside))
+        assert len(udp.received()) == 10
+        configured(path, policy='[policy]\ndefault = "dorp"\non_unknwon = "log"\n')
+        guard.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(guard.events("reload_failed")))
+        (failed,) = guard.events("reload_failed")
+        assert len(failed["mistakes"]) == 2
+        udp.send(10)
+        wait_for(lambda: idle(inside))
+        assert len(udp.received()) == 10
+        assert guard.stop() == 0
+
+
+def test_rules_come_and_go_with_the_daemon(namespace: Make, tmp_path: Path) -> None:
+    inside = namespace("run")
+    before = inside.run("iptables-save").stdout
+    with GuardProcess(inside, tmp_path / "log", "--queue", str(QUEUE)).ready() as guard:
+        assert f"--queue-num {QUEUE}" in inside.run("iptables-save").stdout
+        assert f"--queue-num {QUEUE}" in inside.run("ip6tables-save").stdout
+        assert guard.stop() == 0
+    assert "NFQUEUE" not in inside.run("iptables-save").stdout
+    assert "NFQ_GUARD" not in inside.run("iptables-save").stdout
+    assert "NFQUEUE" not in before
+
+
+def test_mistakes_bind_nothing(inside: Namespace, tmp_path: Path) -> None:
+    config = configured(tmp_path / "c", "queue_lenght = 3", 'fail_mode = "shut"')
+    with GuardProcess(inside, tmp_path / "log", "--config", config) as guard:
+        assert guard.process.wait(timeout=10) == 2
+        lines = guard.stderr().splitlines()
+        assert [line.split(": ")[2] for line in lines] == [
+            "daemon.queue_lenght",
+            "daemon.fail_mode",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--config", "/nonexistent/c.toml"], 2, "/nonexistent/c.toml"),
+        (["--queue", "70000"], 2, "--queue"),
+        (["--queues", "3:1"], 2, "--queues"),
+    ],
+)
+def test_wrong_usage(
+    inside: Namespace, tmp_path: Path, words: list[str], status: int, said: str
+) -> None:
+    with GuardProcess(inside, tmp_path / "log", *words) as guard:
+        assert guard.process.wait(timeout=10) == status
+        assert said in guard.stderr()
+
+
+def test_no_privilege(inside: Namespace) -> None:
+    code = "import sys; from nfq_guard.cli import main; sys.exit(main(['run', '--no-rules']))"
+    done = inside.run(
+        *("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"),
+        *("env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code),
+        check=False,
+    )
+    assert done.returncode == 77
+    assert "CAP_NET_ADMIN" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_daemon_imports_neither_scapy_nor_prometheus() -> None:
+    """Each costs more at the start than all the rest."""
+    code = (
+        "import sys; import nfq_guard.cli.run; from nfq_guard.flows import bpf, ctnetlink\n"
+        "heavy = {'scapy', 'prometheus_client', 'http.server', 'click'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
+    assert done.stdout == "[]\n"
