@@ -53,12 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
     many.add_argument("--mitigation", nargs="+", choices=_MITIGATIONS, default=_MITIGATIONS)
     for verb in (one, many):
-        verb.add_argument("--pcap", type=Path, metavar="DIR", help="leave the captures there")
+        verb.add_argument(
+            "--pcap", type=Path, metavar="DIR", help="leave a capture of each link there"
+        )
         verb.add_argument("--events", type=Path, metavar="DIR", help="leave the guard's log there")
-    for verb in (listing, one, many):
-        verb.add_argument("--format", choices=("text", "json"), default="text")
     verbs.add_parser("demo", help="see a connection die, and live with the guard on")
-    verbs.add_parser("clean", help="remove what a run that was killed left behind")
+    cleaning = verbs.add_parser("clean", help="remove what a run that was killed left behind")
+    for verb in (listing, one, many, cleaning):
+        verb.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         case "list":
             return _list(as_json=args.format == "json")
         case "clean":
-            return _clean()
+            return _clean(as_json=args.format == "json")
         case _:
             with _sigterm_as_interrupt():
                 try:
@@ -126,13 +128,14 @@ def _list(*, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _clean() -> int:
+def _clean(*, as_json: bool) -> int:
     matrix.check_requirements()
-    done = matrix.clean()
-    for sentence in done:
-        write_line(sentence)
-    if not done:
-        write_line("nothing to remove")
+    removed = matrix.clean()
+    if as_json:
+        _write_object({"removed": removed})
+        return EXIT_OK
+    for thing in removed or ["nothing"]:
+        write_line(f"removed {thing}")
     return EXIT_OK
 
 

@@ -8,6 +8,7 @@ removes itself when it is told to stop.
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Generator, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.lab import netns
 from nfq_guard.lab.outcome import Mitigation, Result
 from nfq_guard.lab.scenarios.base import Scenario
-from nfq_guard.lab.trial import DIRECTORY_PREFIX, Keep, cancel, run
+from nfq_guard.lab.trial import DIRECTORY_PREFIX, Keep, run
 
 _PROGRAMS: Final = {"ip": "iproute2", "iptables-restore": "iptables"}
 # A run waits more than it computes.
@@ -48,16 +49,16 @@ def check_requirements() -> None:
 
 
 def clean() -> list[str]:
-    """Remove what runs of dead processes left behind; one sentence for each thing."""
+    """Remove what runs of dead processes left behind; what they were."""
     done: list[str] = []
     for name in netns.stale():
         netns.remove(name)
-        done.append(f"removed namespace {name}")
+        done.append(f"namespace {name}")
     for path in sorted(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}*")):
         maker = path.name.removeprefix(DIRECTORY_PREFIX).split("-")[0]
         if maker.isdigit() and not Path("/proc", maker).exists():
             shutil.rmtree(path, ignore_errors=True)
-            done.append(f"removed directory {path}")
+            done.append(f"directory {path}")
     return done
 
 
@@ -69,17 +70,19 @@ def run_all(tasks: Iterable[Task], keep: Keep) -> Generator[Result, None, None]:
     """
     check_requirements()
     clean()
+    cancelled = threading.Event()
     pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
     try:
-        futures = [pool.submit(run, task.scenario, task.mitigation, keep) for task in tasks]
+        futures = [
+            pool.submit(run, task.scenario, task.mitigation, keep=keep, cancelled=cancelled)
+            for task in tasks
+        ]
         for future in futures:
             _wait_for(future, futures)
             yield future.result()
     finally:
-        cancel()
+        cancelled.set()
         pool.shutdown(wait=True, cancel_futures=True)
-        for name in netns.own():
-            netns.remove(name)
 
 
 def _wait_for(future: "Future[Result]", futures: "list[Future[Result]]") -> None:

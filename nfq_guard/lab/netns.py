@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
-from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 
 PREFIX: Final = "nfqg"
 _RUN: Final = Path("/run/netns")
@@ -52,7 +52,11 @@ class Namespace:
         """
         self.name = f"{PREFIX}-{os.getpid()}-{next(_serial)}-{label}"
         _ip("netns", "add", self.name)
-        self.ip("link", "set", "lo", "up")
+        try:
+            self.ip("link", "set", "lo", "up")
+        except NfqGuardError:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -163,13 +167,6 @@ def veth(
         right.ip("addr", "add", there, "dev", right_name, *extra)
     left.ip("link", "set", left_name, "up")
     right.ip("link", "set", right_name, "up")
-
-
-def own() -> list[str]:
-    """Names of the namespaces that this process has made and not yet removed."""
-    if not _RUN.exists():
-        return []
-    return sorted(path.name for path in _RUN.glob(f"{PREFIX}-{os.getpid()}-*"))
 
 
 def stale() -> list[str]:

@@ -32,16 +32,9 @@ _SETTLE_LIMIT_S: Final = 2.0
 # The id of the process that made it follows, as in the names of namespaces.
 DIRECTORY_PREFIX: Final = "nfq-guard-lab-"
 
-_cancelled = threading.Event()
-
 
 class CancelledError(NfqGuardError):
     """The run was told to stop."""
-
-
-def cancel() -> None:
-    """Have every run of this process stop at its next step."""
-    _cancelled.set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +50,29 @@ class Keep:
     events: Path | None = None
 
 
-def run(scenario: Scenario, mitigation: Mitigation, keep: Keep | None = None) -> Result:
-    """Try `mitigation` on `scenario`.
+def run(
+    scenario: Scenario, mitigation: Mitigation, *, keep: Keep, cancelled: threading.Event
+) -> Result:
+    """Try `mitigation` on `scenario`; ends early once `cancelled` is set.
 
     Raises:
         UnavailableError: Something that the lab needs is missing.
         PrivilegeError: Not root.
-        CancelledError: `cancel` was called.
+        CancelledError: `cancelled` was set.
     """
-    with _Trial(scenario, mitigation) as trial:
+    with _Trial(scenario, mitigation, cancelled) as trial:
         result = trial.result()
-        if keep:
-            trial.leave(keep)
+        trial.leave(keep)
     return result
 
 
 class _Trial:
     """One run, from the empty machine to the result; `with` removes everything again."""
 
-    def __init__(self, scenario: Scenario, mitigation: Mitigation) -> None:
+    def __init__(
+        self, scenario: Scenario, mitigation: Mitigation, cancelled: threading.Event
+    ) -> None:
+        self._cancelled = cancelled
         self._scenario = scenario
         self._mitigation = mitigation
         self._began = time.monotonic()
@@ -92,8 +89,12 @@ class _Trial:
         self._stack.close()
 
     def _namespace(self, label: str) -> Namespace:
-        _check_cancelled()
+        self._check_cancelled()
         return self._stack.enter_context(Namespace(label))
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled.is_set():
+            raise CancelledError("interrupted")
 
     def result(self) -> Result:
         """Do it all."""
@@ -130,7 +131,7 @@ class _Trial:
             self._guard.wait_until_ready()
         for listener in filter(None, (server, other)):
             wait_for_server(listener)
-        _check_cancelled()
+        self._check_cancelled()
         client = peers.enter_context(
             Client(stage.client, *stage.connect_to, octets, stage.client_rcvbuf)
         )
@@ -141,7 +142,7 @@ class _Trial:
         for stray in stage.strays:
             if self._words[-1] != "answered":
                 return
-            _check_cancelled()
+            self._check_cancelled()
             self._send(stray)
             for _ in range(2):
                 if self._words[-1] == "answered":
@@ -219,8 +220,3 @@ class _Trial:
 def _is_hidden(segment: Seen, stage: Stage) -> bool:
     address, port = segment.src
     return any(address == one and which in (None, port) for one, which in stage.hidden)
-
-
-def _check_cancelled() -> None:
-    if _cancelled.is_set():
-        raise CancelledError("interrupted")
