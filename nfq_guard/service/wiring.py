@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Which policy, which evidence and which rules a daemon gets; the rooms meet here."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, final
 
-from nfq_guard.engine import FlowLookup
-from nfq_guard.errors import ConfigError, Mistake, NfqGuardError, UnavailableError, UsageError
-from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
+from nfq_guard.errors import ConfigError, Mistake, UsageError
+from nfq_guard.flows.open import open_flows
 from nfq_guard.policy.compiled import compile_policy
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policyfile import read_table
@@ -15,17 +13,6 @@ from nfq_guard.service import start
 from nfq_guard.service.config import Config, load
 from nfq_guard.service.rules import firewall_of
 from nfq_guard.service.settings import Settings
-
-
-@final
-class NoFlows:
-    """For a kernel in which nothing can be looked up."""
-
-    evidence: Final = Evidence.NONE
-
-    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        """Nothing."""
-        return [None] * len(tuples)
 
 
 def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
@@ -43,7 +30,9 @@ def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
     if len(settings.queue_numbers) > 1:
         raise UsageError("queues: expected one queue, found several: one worker serves one queue")
     notes: list[str] = []
-    flows = open_flows(settings, notes)
+    flows, lack = open_flows(settings.zones)
+    if lack is not None:
+        notes.append(lack)
     start.run(
         settings,
         source=config.source,
@@ -72,22 +61,3 @@ def load_all(path: Path | None) -> tuple[Config, Policy]:
 
 def _policy(path: Path | None) -> Policy:
     return load_all(path)[1]
-
-
-def open_flows(settings: Settings, notes: list[str]) -> FlowLookup:
-    """The best evidence to be had; why it is not the kernel's window is added to `notes`."""
-    from nfq_guard.flows.ctnetlink import CtnetlinkFlows  # noqa: PLC0415 - ctypes only if needed
-
-    try:
-        others = CtnetlinkFlows(settings.zones)
-    except (NfqGuardError, OSError) as error:
-        notes.append(f"no flow can be looked up: {error}")
-        return NoFlows()
-    from nfq_guard.flows.bpf import BpfFlows  # noqa: PLC0415 - as above
-    from nfq_guard.flows.libbpf import LoadError  # noqa: PLC0415 - as above
-
-    try:
-        return BpfFlows(settings.zones, others=others)
-    except (LoadError, UnavailableError, OSError) as error:
-        notes.append(f"judging without the kernel's window, by ctnetlink: {error}")
-        return others
