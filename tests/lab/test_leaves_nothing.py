@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from nfq_guard.cli import lab, main
 from nfq_guard.errors import PrivilegeError
 from nfq_guard.lab import netns
+from nfq_guard.lab.trial import DIRECTORY_PREFIX
 
 LAB = [sys.executable, "-m", "nfq_guard", "lab"]
 
@@ -22,20 +25,44 @@ def namespaces_of(pid: int) -> list[str]:
     return [path.name for path in Path("/run/netns").glob(f"{netns.PREFIX}-{pid}-*")]
 
 
+def directories_of(pid: int) -> list[Path]:
+    return list(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}{pid}-*"))
+
+
+def daemons_of(pid: int) -> list[str]:
+    """Processes of the guard that the lab of `pid` started, by the configuration they name."""
+    marker = f"{DIRECTORY_PREFIX}{pid}-".encode()
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if marker in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def wait_until(come: Callable[[], object], limit_s: float = 20) -> bool:
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        if come():
+            return True
+        time.sleep(0.01)
+    return False
+
+
 def start_matrix() -> subprocess.Popen[str]:
-    """A matrix at work: its first namespaces are there."""
+    """A matrix at work: namespaces and a guard are there."""
     process = subprocess.Popen(
-        [*LAB, "matrix", "--mitigation", "none", "drop-prerouting"],
+        [*LAB, "matrix", "--mitigation", "guard", "drop-prerouting"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    for _ in range(1_000):
-        if len(namespaces_of(process.pid)) >= 3:
-            return process
-        time.sleep(0.01)
+    if wait_until(lambda: len(namespaces_of(process.pid)) >= 3 and daemons_of(process.pid)):
+        return process
     process.kill()
-    pytest.fail("the matrix made no namespaces")
+    pytest.fail("the matrix has started no guard")
 
 
 @pytest.mark.kernel
@@ -43,23 +70,27 @@ def start_matrix() -> subprocess.Popen[str]:
 def test_a_signal_leaves_nothing(number: signal.Signals) -> None:
     process = start_matrix()
     process.send_signal(number)
-    _, complaint = process.communicate(timeout=30)
+    _, complaint = process.communicate(timeout=60)
     assert process.returncode == 1
     assert complaint == "nfq-guard: interrupted; everything is removed\n"
     assert namespaces_of(process.pid) == []
+    assert directories_of(process.pid) == []
+    assert daemons_of(process.pid) == []
 
 
 @pytest.mark.kernel
 def test_clean_removes_what_a_crash_left() -> None:
     process = start_matrix()
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     left = namespaces_of(process.pid)
     assert left
-    done = subprocess.run([*LAB, "clean"], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([*LAB, "clean"], capture_output=True, text=True, check=True, timeout=60)
     assert namespaces_of(process.pid) == []
-    for name in left:
-        assert f"removed namespace {name}\n" in done.stdout
+    assert directories_of(process.pid) == []
+    # A process that was killed shows its command until the kernel has taken its memory apart.
+    assert wait_until(lambda: not daemons_of(process.pid))
+    assert done.stdout.startswith("removed ")
 
 
 @pytest.mark.kernel
