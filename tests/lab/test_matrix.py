@@ -26,9 +26,12 @@ Records = dict[tuple[str, str], dict[str, Any]]
 WITHOUT_GUARD = [m for m in Mitigation if not m.value.startswith("guard")]
 
 
+COMMAND = [sys.executable, "-m", "nfq_guard"]
+
+
 def lab(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "nfq_guard", "lab", *words],
+        [*COMMAND, "lab", *words],
         capture_output=True,
         text=True,
         check=False,
@@ -44,8 +47,14 @@ def measure(mitigations: Iterable[Mitigation], *words: str) -> Records:
 
 
 @pytest.fixture(scope="module")
-def plain() -> Records:
-    return measure(WITHOUT_GUARD)
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs leave what they recorded."""
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture(scope="module")
+def plain(kept: Path) -> Records:
+    return measure(WITHOUT_GUARD, "--pcap", str(kept))
 
 
 def test_every_outcome_is_the_expected_one(
@@ -86,12 +95,6 @@ def test_old_segment_is_not_invalid_on_this_kernel(
 def test_every_blunt_mitigation_fails_somewhere(plain: Records, mitigation: Mitigation) -> None:
     outcomes = {plain[scenario, mitigation]["outcome"] for scenario in SCENARIOS}
     assert outcomes - {"survived"}
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the guarded runs leave what they recorded."""
-    return tmp_path_factory.mktemp("kept")
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +144,41 @@ def test_event_and_capture_tell_of_the_same_segment(guarded: Records, kept: Path
     if event["breach"]:
         assert event["breach"]["actual"] == segment.seq
         assert event["breach"]["distance"] > BEYOND_OCTETS
+
+
+def replay(capture: Path, kernel: str) -> list[dict[str, Any]]:
+    """What our own conntrack calls INVALID in a capture, by the rules of `kernel`."""
+    done = subprocess.run(
+        [*COMMAND, "replay", str(capture), "--kernel", kernel, "--format", "json"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_late_retransmission_is_what_older_kernels_called_invalid(
+    plain: Records, kept: Path
+) -> None:
+    assert plain
+    capture = kept / "late-retransmission-none-inner.pcap"
+    assert [one["reason"] for one in replay(capture, "5.10")] == ["seq-under"]
+    assert replay(capture, "6.1") == []
+
+
+def test_replay_of_the_capture_names_the_same_bound(guarded: Records, kept: Path) -> None:
+    """The window that the kernel held is the one that follows from the packets themselves."""
+    assert guarded
+    (judged,) = [
+        event
+        for line in (kept / "kube-proxy-dnat-guard.jsonl").read_text("utf-8").splitlines()
+        if (event := json.loads(line))["event"] == "packet_judged"
+    ]
+    (replayed,) = replay(kept / "kube-proxy-dnat-guard-inner.pcap", "6.1")
+    assert replayed["reason"] == judged["reason"] == "seq-over"
+    if judged["evidence"] == "bpf":
+        assert replayed["breach"] == judged["breach"]
 
 
 def test_demo_shows_both_halves() -> None:
