@@ -283,7 +283,6 @@ class TcpTracker:
             kernel.rst_after_challenge_ack
             and state == _SYN_SENT
             and last_index == CLASS_ACK
-            and entry.last_dir == 1
             and seq == entry.last_ack
         ):
             return _RST_CLOSES

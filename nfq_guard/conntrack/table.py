@@ -203,7 +203,7 @@ class FlowTable:
         entry = self._find(key, self._now)
         if entry is None:
             return None
-        return entry.snapshot(0 if entry.original == key else 1, self._now)
+        return entry.snapshot(_direction(entry, key), self._now)
 
     def _invalid(self, cause: int) -> int:
         self.cause = cause
@@ -218,12 +218,14 @@ class FlowTable:
         sport = segment.sport
         dport = segment.dport
         key = (src, dst, sport << 16 | dport, PROTO_TCP)
+        direction = 0
         entry = self._find(key, now)
-        if entry is None:
+        if entry is not None:
+            direction = _direction(entry, key)
+        else:
             entry = self._open_tcp(key, segment, kind, now)
             if entry is None:
                 return self._invalid(CAUSE_NO_ENTRY)
-        direction = 0 if entry.original == key else 1
         tcp = self.tcp
         outcome = tcp.follow(entry, segment, kind, direction, now)
         if outcome == REOPEN:
@@ -313,7 +315,7 @@ class FlowTable:
             return self._invalid(CAUSE_ICMP_UNRELATED)
         self.entry = entry
         # The error goes against the packet that it quotes.
-        self.direction = 1 if entry.original == key else 0
+        self.direction = 1 - _direction(entry, key)
         if packet.dst != quoted.src:
             return self._invalid(CAUSE_ICMP_MISMATCH)
         return CT_RELATED
@@ -327,11 +329,13 @@ class FlowTable:
 
     def _find_or_open(self, key: Key, reply: Key, now: float) -> tuple[Entry, int]:
         """The flow of a packet that carries no state of its own, and the packet's direction."""
+        direction = 0
         entry = self._find(key, now)
-        if entry is None:
+        if entry is not None:
+            direction = _direction(entry, key)
+        else:
             entry = Entry(key, reply, now, NO_PEERS)
             self._add(entry, now)
-        direction = 0 if entry.original == key else 1
         self.entry = entry
         self.direction = direction
         return entry, direction
@@ -368,6 +372,11 @@ class FlowTable:
     def _forget_all(self, entries: list[Entry]) -> None:
         for entry in entries:
             self._forget(entry)
+
+
+def _direction(entry: Entry, key: Key) -> int:
+    """Which way `key` goes in its flow; a flow of one end with itself is all replies."""
+    return 1 if entry.reply == key else 0
 
 
 def _is_assured(entry: Entry) -> bool:

@@ -7,7 +7,7 @@ Python computes for a packet in one division.
 
 from typing import Final
 
-from nfq_guard.flow import IPV4, PROTO_ICMP
+from nfq_guard.flow import PROTO_ICMP
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
 _ONES: Final = 0xFFFF
@@ -27,6 +27,8 @@ def _pseudo_header(packet: Packet, wire_len: int) -> int:
 def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
     """Whether the transport checksum is right; None when it cannot be told.
 
+    A datagram without one is right, also in IPv6: conntrack says so, whatever RFC 8200 says.
+
     It cannot for a fragment, a protocol without transport header here, or a packet of which not
     every octet was captured.
     """
@@ -37,7 +39,7 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
     end = packet.length
     if isinstance(l4, Datagram):
         if l4.checksum == 0:
-            return packet.family == IPV4
+            return True
         end = start + l4.length
     total = _sum(octets[start:end])
     if packet.proto != PROTO_ICMP:

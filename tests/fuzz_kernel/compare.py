@@ -64,7 +64,8 @@ CAUSE_NAMES: Final = {
 }
 _BESIDE_THE_POINT: Final = re.compile("lower timeout to")
 _STATUS: Final = STATUS_SEEN_REPLY | STATUS_ASSURED | STATUS_CONFIRMED
-_TIMEOUT_SLACK_S: Final = 2
+# Both are cut to whole seconds, at moments a little apart.
+_TIMEOUT_SLACK_S: Final = 1
 _MASK: Final = 0xFFFFFFFF
 
 
@@ -231,6 +232,7 @@ def run_trace(
 def first_mismatch(pair: Pair, ends: Ends, steps: Sequence[Step]) -> Mismatch | None:
     """Run one flow; the first step that differs."""
     for index, step in enumerate(steps):
+        time.sleep(step.wait_s)
         (outcome,) = pair.step_all([(ends, step)])
         if outcome.differences:
             return Mismatch(index, tuple(outcome.differences))

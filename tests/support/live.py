@@ -128,6 +128,10 @@ class LiveConntrack:
         dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
         return dscp - 1 if dscp else None
 
+    def forget(self) -> None:
+        """Empty the kernel's flow table."""
+        self._space.run("conntrack", "-F")
+
     def log_texts(self) -> list[tuple[str, bytes]]:
         """The kernel's log lines since the last call, each with its packet."""
         return self._log.read()

@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: MIT
+"""Protocols other than TCP, ICMP errors and broken headers: our ctstate against the live one."""
+
+import random
+import struct
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
+from nfq_guard.conntrack.table import CTSTATES, FlowTable
+from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
+from nfq_guard.wire.checksum import checksum_ok
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import Packet
+from tests.support.live import LiveConntrack
+
+A4, B4, C4 = b"\x0a\x01\0\1", b"\x0a\x02\0\1", b"\x0a\x03\0\1"
+A6, B6, C6 = (bytes.fromhex("fd00") + bytes(11) + bytes((n, 0, 1)) for n in (1, 2, 3))
+LINK_LOCAL = bytes.fromhex("fe80") + bytes(13) + b"\1"
+
+Judge = Callable[[bytes], tuple[str, str]]
+
+
+def folded(octets: bytes) -> int:
+    return 0xFFFF - int.from_bytes(octets + bytes(len(octets) & 1)) % 0xFFFF
+
+
+def ip(src: bytes, dst: bytes, proto: int, body: bytes, hop_limit: int = 64) -> bytes:
+    if len(src) == 16:
+        return struct.pack("!IHBB", 6 << 28, len(body), proto, hop_limit) + src + dst + body
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0x4000, hop_limit, proto, 0)
+    return head[:10] + folded(head + src + dst).to_bytes(2) + src + dst + body
+
+
+def summed(src: bytes, dst: bytes, proto: int, body: bytes, at: int) -> bytes:
+    """`body` with its checksum, which stands at octet `at`, made right."""
+    pseudo = b"" if proto == PROTO_ICMP else src + dst + struct.pack("!II", len(body), proto)
+    body = body[:at] + b"\0\0" + body[at + 2 :]
+    return body[:at] + folded(pseudo + body).to_bytes(2) + body[at + 2 :]
+
+
+def udp(src: bytes, dst: bytes, sport: int, dport: int, payload: bytes = b"x") -> bytes:
+    body = struct.pack("!HHHH", sport, dport, 8 + len(payload), 0) + payload
+    return ip(src, dst, PROTO_UDP, summed(src, dst, PROTO_UDP, body, 6))
+
+
+def icmp(
+    src: bytes, dst: bytes, kind: int, rest: bytes, code: int = 0, hop_limit: int = 64
+) -> bytes:
+    """`rest` is what follows the checksum: the identifier and so on."""
+    proto = PROTO_ICMPV6 if len(src) == 16 else PROTO_ICMP
+    body = summed(src, dst, proto, bytes((kind, code, 0, 0)) + rest, 2)
+    return ip(src, dst, proto, body, hop_limit)
+
+
+def tcp(src: bytes, dst: bytes, sport: int, dport: int, flags: int, seq: int = 1) -> bytes:
+    body = struct.pack("!HHIIBBHHH", sport, dport, seq, 0, 5 << 4, flags, 1000, 0, 0)
+    return ip(src, dst, PROTO_TCP, summed(src, dst, PROTO_TCP, body, 16))
+
+
+def error(src: bytes, dst: bytes, kind: int, quoted: bytes, code: int = 0) -> bytes:
+    return icmp(src, dst, kind, bytes(4) + quoted, code)
+
+
+ECHO = struct.pack("!HH", 77, 1) + b"data"
+
+CASES: dict[str, list[bytes]] = {
+    "datagrams both ways": [
+        udp(A4, B4, 1, 2), udp(A4, B4, 1, 2), udp(B4, A4, 2, 1), udp(A4, B4, 1, 2),
+    ],
+    "datagrams both ways, IPv6": [udp(A6, B6, 1, 2), udp(B6, A6, 2, 1), udp(A6, B6, 1, 2)],
+    "a datagram without checksum": [
+        ip(A4, B4, PROTO_UDP, struct.pack("!HHHH", 5, 6, 9, 0) + b"x"),
+        ip(A6, B6, PROTO_UDP, struct.pack("!HHHH", 5, 6, 9, 0) + b"x"),
+    ],
+    "a datagram with a wrong checksum": [
+        ip(A4, B4, PROTO_UDP, struct.pack("!HHHH", 5, 6, 9, 77) + b"x"),
+    ],
+    "datagrams with wrong lengths": [
+        ip(A4, B4, PROTO_UDP, struct.pack("!HHHH", 5, 6, length, 0) + b"x") for length in (7, 10)
+    ],
+    "ports 0": [udp(A4, B4, 0, 0), udp(B4, A4, 0, 0)],
+    "an echo and its answer": [
+        icmp(A4, B4, 8, ECHO), icmp(A4, B4, 8, ECHO), icmp(B4, A4, 0, ECHO), icmp(A4, B4, 8, ECHO),
+    ],
+    "an echo and its answer, IPv6": [
+        icmp(A6, B6, 128, ECHO), icmp(B6, A6, 129, ECHO), icmp(A6, B6, 128, ECHO),
+    ],
+    "timestamps": [icmp(A4, B4, 13, ECHO + bytes(8)), icmp(B4, A4, 14, ECHO + bytes(8))],
+    "information and address masks": [
+        icmp(A4, B4, 15, ECHO), icmp(B4, A4, 16, ECHO), icmp(A4, B4, 17, ECHO),
+        icmp(B4, A4, 18, ECHO),
+    ],
+    "node information": [icmp(A6, B6, 139, ECHO), icmp(B6, A6, 140, ECHO)],
+    "answers nobody asked for": [
+        *(icmp(A4, B4, kind, ECHO) for kind in (0, 14, 16, 18)),
+        *(icmp(A6, B6, kind, ECHO) for kind in (129, 140)),
+    ],
+    "an answer with another identifier": [
+        icmp(A4, B4, 8, ECHO), icmp(B4, A4, 0, b"\0\1" + ECHO[2:]),
+    ],
+    "router discovery and types without a meaning": [
+        icmp(A4, B4, kind, ECHO) for kind in (1, 2, 6, 7, 9, 10, 19, 40, 255)
+    ],
+    "types without a meaning, IPv6": [
+        icmp(A6, B6, kind, ECHO) for kind in (138, 141, 144, 200, 255)
+    ],
+    "multicast listeners and neighbours": [
+        icmp(A6, B6, kind, bytes(20), hop_limit=255)
+        for kind in (130, 131, 132, 133, 134, 135, 136, 143)
+    ],
+    "multicast routers": [icmp(A6, B6, kind, bytes(8)) for kind in (151, 152, 153)],
+    "redirects, IPv6": [
+        icmp(A6, B6, 137, bytes(36)),
+        icmp(A6, B6, 137, bytes(36), hop_limit=255),
+    ],
+    "errors about a flow": [
+        udp(A4, B4, 1, 2),
+        *(error(B4, A4, kind, udp(A4, B4, 1, 2)) for kind in (3, 4, 5, 11, 12)),
+        error(C4, A4, 11, udp(A4, B4, 1, 2)),
+        udp(B4, A4, 2, 1),
+        error(A4, B4, 3, udp(B4, A4, 2, 1), code=3),
+        error(B4, A4, 3, udp(A4, B4, 1, 2), code=4),
+    ],
+    "errors about a flow, IPv6": [
+        udp(A6, B6, 1, 2),
+        *(error(B6, A6, kind, udp(A6, B6, 1, 2)) for kind in (1, 2, 3, 4, 100)),
+        error(C6, A6, 3, udp(A6, B6, 1, 2)),
+    ],
+    "errors about a segment, whatever its numbers": [
+        tcp(A4, B4, 1, 2, 0x02),
+        error(B4, A4, 3, tcp(A4, B4, 1, 2, 0x10, seq=99999)),
+        error(B4, A4, 3, tcp(A4, B4, 1, 2, 0x10)[:28]),
+    ],
+    "errors about an echo": [
+        icmp(A4, B4, 8, ECHO),
+        error(B4, A4, 3, icmp(A4, B4, 8, ECHO)),
+        error(A4, B4, 3, icmp(B4, A4, 0, ECHO)),
+        icmp(A6, B6, 128, ECHO),
+        error(B6, A6, 1, icmp(A6, B6, 128, ECHO)),
+    ],
+    "errors about nothing known": [
+        error(B4, A4, 3, udp(A4, B4, 1, 2)), error(B6, A6, 1, udp(A6, B6, 1, 2)),
+    ],
+    "errors sent to somebody else": [
+        udp(A4, B4, 1, 2), error(B4, C4, 3, udp(A4, B4, 1, 2)),
+        udp(A6, B6, 1, 2), error(B6, C6, 1, udp(A6, B6, 1, 2)),
+    ],
+    "errors that quote too little": [
+        udp(A4, B4, 1, 2),
+        *(error(B4, A4, 3, udp(A4, B4, 1, 2)[:length]) for length in (0, 10, 20, 22, 23, 24)),
+        udp(A6, B6, 1, 2),
+        *(error(B6, A6, 1, udp(A6, B6, 1, 2)[:length]) for length in (0, 39, 40, 42, 43, 44)),
+    ],
+    "an error about an error": [
+        udp(A4, B4, 1, 2), error(A4, B4, 3, error(B4, A4, 3, udp(A4, B4, 1, 2))),
+    ],
+    "a short message": [ip(A4, B4, PROTO_ICMP, b"\x08\0\0\0"), ip(A6, B6, PROTO_ICMPV6, b"\x80")],
+    "a message with a wrong checksum": [
+        ip(A4, B4, PROTO_ICMP, b"\x08\0\1\2" + ECHO),
+        ip(A6, B6, PROTO_ICMPV6, b"\x80\0\1\2" + ECHO),
+        ip(A6, B6, PROTO_ICMPV6, b"\x87\0\1\2" + bytes(20), 255),
+    ],
+    "protocols nobody knows": [
+        ip(A4, B4, 253, b"hello"), ip(B4, A4, 253, b"hello"), ip(A4, B4, 253, b""),
+        ip(A6, B6, 253, b"hello"), ip(B6, A6, 253, b"hello"), ip(A4, B4, 50, bytes(30)),
+    ],
+    "no next header": [ip(A6, B6, 59, b""), ip(A6, B6, 59, b"rest")],
+    "extension headers": [
+        ip(A6, B6, 0, bytes((PROTO_UDP, 0, 1, 4, 0, 0, 0, 0)) + udp(A6, B6, 1, 2)[40:]),
+        ip(A6, B6, 60, bytes((PROTO_UDP, 0, 1, 4, 0, 0, 0, 0)) + udp(A6, B6, 1, 2)[40:]),
+        ip(A6, B6, 60, b"\x11"),
+    ],
+    "broken segments": [
+        ip(A4, B4, PROTO_TCP, b""),
+        ip(A4, B4, PROTO_TCP, b"\0\1\0"),
+        ip(A4, B4, PROTO_TCP, tcp(A4, B4, 1, 2, 0x02)[20:39]),
+        ip(A4, B4, PROTO_TCP, tcp(A4, B4, 1, 2, 0x02)[20:32] + b"\x40" + bytes(7)),
+        ip(A4, B4, PROTO_TCP, tcp(A4, B4, 1, 2, 0x02)[20:32] + b"\x60" + bytes(7)),
+        ip(A4, B4, PROTO_TCP, tcp(A4, B4, 1, 2, 0x02)[20:36] + b"\1\2\0\0"),
+        tcp(A4, B4, 1, 2, 0x02),
+        tcp(A4, B4, 1, 2, 0x03),
+    ],
+    "both ends the same": [
+        udp(A4, A4, 9, 9), udp(A4, A4, 9, 9), icmp(A4, A4, 8, ECHO), icmp(A4, A4, 0, ECHO),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def live() -> Iterator[LiveConntrack]:
+    with LiveConntrack(DEFAULT_SYSCTLS) as one:
+        yield one
+
+
+@pytest.fixture
+def judge(live: LiveConntrack) -> Judge:
+    """Both answers to a packet; every test starts without flows."""
+    live.forget()
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    now = 0.0
+
+    def both(octets: bytes) -> tuple[str, str]:
+        packet = decode(octets)
+        right = checksum_ok(packet, octets) if isinstance(packet, Packet) else None
+        ours = table.track(packet, now, right)
+        theirs = live.send(octets)
+        return ("lost" if theirs is None else CTSTATES[theirs]), CTSTATES[ours]
+
+    return both
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("name", CASES)
+def test_ctstate(judge: Judge, name: str) -> None:
+    answers = [judge(octets) for octets in CASES[name]]
+    assert [ours for _, ours in answers] == [theirs for theirs, _ in answers]
+
+
+@pytest.mark.kernel
+def test_any_octets(judge: Judge) -> None:
+    """Random octets behind a sound IP header, most with a right checksum."""
+    rng = random.Random(1)  # noqa: S311 - chance that comes again
+    for _ in range(4000):
+        six = rng.random() < 0.4
+        src, dst = rng.sample([A6, B6] if six else [A4, B4], 2)
+        icmp_proto = PROTO_ICMPV6 if six else PROTO_ICMP
+        proto, at = rng.choice([(PROTO_TCP, 16), (PROTO_UDP, 6), (icmp_proto, 2)])
+        body = bytearray(rng.randbytes(rng.choice((0, 3, 7, 8, 12, 20, 28, 40, 60, 80))))
+        if proto == PROTO_UDP and len(body) >= 8 and rng.random() < 0.8:
+            body[:4] = b"\0\1\0\2"
+            body[4:6] = len(body).to_bytes(2)
+        if proto == PROTO_TCP and len(body) >= 20:
+            body[:4] = b"\0\1\0\2"
+            body[12] = 0x50
+        if proto == icmp_proto and len(body) >= 8 and rng.random() < 0.5:
+            quoted = udp(src, dst, 1, 2) if rng.random() < 0.7 else tcp(src, dst, 1, 2, 0x10)
+            body[8:] = quoted[: rng.choice((len(quoted), 28, 48, 20))]
+        if len(body) >= at + 2 and rng.random() < 0.9:
+            body = bytearray(summed(src, dst, proto, bytes(body), at))
+        octets = ip(src, dst, proto, bytes(body), rng.choice((64, 255)))
+        theirs, ours = judge(octets)
+        assert ours == theirs, octets.hex()
