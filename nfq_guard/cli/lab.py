@@ -13,7 +13,7 @@ from typing import Final
 import orjson
 
 from nfq_guard.cli.terminal import Style, paint, write_line
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
 from nfq_guard.lab import demo, matrix
 from nfq_guard.lab.outcome import Mitigation, Outcome, Result
 from nfq_guard.lab.scenarios import SCENARIOS
@@ -83,7 +83,7 @@ def _measure(args: argparse.Namespace) -> int:
     if args.verb == "demo":
         return demo.run(lambda text, meaning: write_line(paint(text, *_MEANINGS[meaning])))
     as_json = args.format == "json"
-    keep = Keep(pcap=args.pcap, events=args.events)
+    keep = Keep(pcap=_directory("--pcap", args.pcap), events=_directory("--events", args.events))
     if args.verb == "run":
         task = matrix.Task(SCENARIOS[args.scenario], Mitigation(args.mitigation))
         results = matrix.run_all([task], keep)
@@ -97,6 +97,18 @@ def _measure(args: argparse.Namespace) -> int:
     if as_json:
         return show(results, write_json)
     return show_table(results, [Mitigation(mitigation) for mitigation in args.mitigation])
+
+
+def _directory(option: str, path: Path | None) -> Path | None:
+    """`path`, there and a directory, before anything is measured for it."""
+    try:
+        if path:
+            path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"{option}: {path} cannot be a directory to write to: {error.strerror}"
+        ) from None
+    return path
 
 
 @contextmanager

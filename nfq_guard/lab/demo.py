@@ -70,7 +70,8 @@ def _with(result: Result, tell: Tell) -> None:
         _event(event, tell)
     _wire(result.wire[1:], tell, begin=result.wire[:1])
     if result.outcome is Outcome.SURVIVED:
-        tell("  No RST anywhere; the client's next request: answered.", GOOD)
+        seen = f"RST seen: {', '.join(result.rst)}" if result.rst else "No RST anywhere"
+        tell(f"  {seen}; the client's next request: answered.", GOOD)
     else:
         tell(f"  Expected it to survive, found {result.outcome}.", BAD)
 
@@ -114,7 +115,9 @@ def _remark(segment: Seen) -> tuple[str, str]:
 def _event(event: Mapping[str, Any], tell: Tell) -> None:
     """What the guard said of a packet: why it is INVALID, with the numbers, and what it did."""
     breach = event["breach"] or {}
-    lines = [f"{event['reason']}, by the kernel's window of this flow ({event['evidence']})"]
+    source = event["evidence"]
+    source = "the kernel's own window of this flow (bpf)" if source == "bpf" else source
+    lines = [f"{event['reason']}, by {source}"]
     if breach:
         lines.append(
             f"seq {breach['actual']}, window ends at {breach['limit']}: {breach['distance']:,} "

@@ -39,11 +39,11 @@ class CancelledError(NfqGuardError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """Where to leave what a run recorded; None keeps nothing.
+    """Directories in which to leave what a run recorded; None keeps nothing.
 
     Attributes:
-        pcap: Directory for the captures, `SCENARIO-MITIGATION-LINK.pcap`.
-        events: Directory for the guard's log, `SCENARIO-MITIGATION.jsonl`.
+        pcap: For the captures, `SCENARIO-MITIGATION-LINK.pcap`.
+        events: For the guard's log, `SCENARIO-MITIGATION.jsonl`.
     """
 
     pcap: Path | None = None
@@ -209,11 +209,9 @@ class _Trial:
         """Write what is to be kept of the run."""
         name = f"{self._scenario.name}-{self._mitigation}"
         if keep.pcap:
-            keep.pcap.mkdir(parents=True, exist_ok=True)
             for tap in self._taps:
                 tap.write_pcap(keep.pcap / f"{name}-{tap.label}.pcap")
         if keep.events and self._guard:
-            keep.events.mkdir(parents=True, exist_ok=True)
             (keep.events / f"{name}.jsonl").write_bytes(self._guard.log())
 
 

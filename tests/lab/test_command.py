@@ -3,6 +3,7 @@
 
 import json
 from collections.abc import Generator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -72,3 +73,10 @@ def test_unknown_scenario_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> 
         main(["lab", "run", "no-such"])
     assert ended.value.code == 2
     assert "no-such" in capsys.readouterr().err
+
+
+def test_captures_need_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert main(["lab", "run", "asymmetric", "--pcap", str(file)]) == 2
+    assert f"--pcap: {file} cannot be a directory" in capsys.readouterr().err
