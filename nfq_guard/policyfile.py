@@ -37,18 +37,16 @@ def read_toml(path: str | Path) -> dict[str, object]:
     """
     source = str(path)
     try:
+        # A FIFO would hang the reload of a daemon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _unreadable(source, "something that is no regular file")
+            octets = _read(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise _unreadable(source, error.strerror or "an error") from None
-    # A device or a FIFO could hang the reload of a daemon.
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _unreadable(source, "something that is no regular file")
-    with os.fdopen(descriptor, "rb") as file:
-        try:
-            octets = file.read(LARGEST_FILE_BYTES + 1)
-        except OSError as error:
-            raise _unreadable(source, error.strerror or "an error") from None
     if len(octets) > LARGEST_FILE_BYTES:
         found = f"more than {LARGEST_FILE_BYTES} bytes"
         raise ConfigError(source, [Mistake("", "a file of at most 1 MiB", found)])
@@ -158,6 +156,16 @@ class FileIncludes:
         if not isinstance(policy, Mapping):
             raise ConfigError(source, [Mistake("policy", "a table [policy]", "nothing")])
         return source, policy
+
+
+def _read(descriptor: int) -> bytes:
+    """What the file holds, cut off a little beyond the bound."""
+    parts: list[bytes] = []
+    left = LARGEST_FILE_BYTES + 1
+    while left and (part := os.read(descriptor, left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def _unreadable(source: str, why: str) -> ConfigError:

@@ -36,11 +36,12 @@ POLICY_KEYS: Final = ("include", "on_unknown", "default", "i_know", "rule")
 RULE_KEYS: Final = ("name", "comment", "action", "mark", "rate", "not", *FIELD_BY_NAME)
 RATE_KEYS: Final = ("over", "in_s", "by")
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+_NAME: Final = re.compile(NAME_PATTERN)
 _RESERVED: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN)
-_LONGEST_COMMENT: Final = 500
-_LARGEST_COUNT: Final = 1_000_000
-_LONGEST_WINDOW_S: Final = 3600
+LONGEST_COMMENT: Final = 500
+LARGEST_COUNT: Final = 1_000_000
+LONGEST_WINDOW_S: Final = 3600
 
 
 class Includes(Protocol):
@@ -273,9 +274,9 @@ class _Reader:
         unnamed = f"rule[{index}]" if len(trail) == 1 else f"{source}:rule[{index}]"
         name = self._name(table["name"], key) if "name" in table else unnamed
         comment = table.get("comment", "")
-        if not isinstance(comment, str) or len(comment) > _LONGEST_COMMENT:
+        if not isinstance(comment, str) or len(comment) > LONGEST_COMMENT:
             self.note(
-                f"{key}.comment", f"a text of at most {_LONGEST_COMMENT} letters", shown(comment)
+                f"{key}.comment", f"a text of at most {LONGEST_COMMENT} letters", shown(comment)
             )
         if "action" in table:
             action = self._action(table["action"], f"{key}.action")
@@ -368,13 +369,13 @@ class _Reader:
         in_s = table.get("in_s")
         by = table.get("by")
         before = len(self.mistakes)
-        if not _whole(over, 1, _LARGEST_COUNT):
-            self.note(f"{key}.over", f"packets, 1 to {_LARGEST_COUNT}", _shown_or_nothing(over))
+        if not _whole(over, 1, LARGEST_COUNT):
+            self.note(f"{key}.over", f"packets, 1 to {LARGEST_COUNT}", _shown_or_nothing(over))
         seconds = in_s if isinstance(in_s, int | float) and not isinstance(in_s, bool) else 0
-        if not 0 < seconds <= _LONGEST_WINDOW_S:
+        if not 0 < seconds <= LONGEST_WINDOW_S:
             self.note(
                 f"{key}.in_s",
-                f"seconds, more than 0 and at most {_LONGEST_WINDOW_S}",
+                f"seconds, more than 0 and at most {LONGEST_WINDOW_S}",
                 _shown_or_nothing(in_s),
             )
         keys = tuple(str(known) for known in RateKey)

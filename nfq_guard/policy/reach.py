@@ -48,7 +48,8 @@ class Shape:
 
     def span(self, name: str) -> Spans:
         """The numbers of a field that the rule allows."""
-        return self.spans.get(name) or everything(FIELD_BY_NAME[name].highest)
+        spans = self.spans.get(name)
+        return everything(FIELD_BY_NAME[name].highest) if spans is None else spans
 
     @property
     def contradiction(self) -> str:

@@ -25,11 +25,13 @@ def condition_spans(condition: Condition) -> Spans:
     for value in condition.values:
         if isinstance(value, Flags):
             intervals += _combinations(value)
+        elif isinstance(value, Interval) and field.kind is Kind.STATUS:
+            intervals += _with_bit(value.low, field.highest)
         elif isinstance(value, Interval):
-            if field.kind is Kind.STATUS:
-                intervals += _with_bit(value.low, field.highest)
-            else:
-                intervals.append((value.low, value.high))
+            intervals.append((value.low, value.high))
+        else:
+            msg = f"{field.name} is no field of numbers"
+            raise TypeError(msg)
     spans = from_intervals(intervals)
     return complement(spans, field.highest) if condition.negated else spans
 

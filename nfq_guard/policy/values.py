@@ -4,7 +4,7 @@
 import ipaddress
 import re
 from difflib import get_close_matches
-from typing import Final
+from typing import Final, assert_never
 
 from nfq_guard.policy.fields import FAMILIES, IPV6_BASE, LAST_MARK, Field, Kind
 from nfq_guard.policy.model import Flags, Interval, MarkBits, Pattern, Value
@@ -77,6 +77,8 @@ def parse_value(field: Field, item: object) -> Value:
             if isinstance(item, bool):
                 return Interval(text=shown(item), low=int(item), high=int(item))
             raise ValueProblem("true or false")
+        case _:
+            assert_never(field.kind)
 
 
 def _word(field: Field, item: object) -> Interval:

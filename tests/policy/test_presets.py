@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.policy.default import default_model
+from nfq_guard.policy.default import default_model, default_policy
 from nfq_guard.policyfile import load_policy, preset_names
+from tests.support.policies import Case
 
 PRESETS = ("default", "istio", "kube-proxy", "observe", "router", "strict")
 
@@ -30,3 +31,7 @@ def test_preset_is_a_policy(name: str) -> None:
 def test_default_in_code_is_the_file() -> None:
     """The daemon's default needs no file; the file says the same with its reasons."""
     assert default_model() == load_policy("preset:default")
+
+
+def test_default_policy_is_ready(judge_case: Case) -> None:
+    assert default_policy().decide(*judge_case, 0.0).rule == "window"

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard check`: test a configuration or a policy, all mistakes at once."""
+
+import argparse
+import platform
+import re
+import sys
+from inspect import cleandoc
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import orjson
+
+from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.conntrack.kernels import KERNELS, rules_of
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
+from nfq_guard.policy.lint import Caution, cautions
+from nfq_guard.policy.model import PolicyModel
+from nfq_guard.policy.schema import policy_schema
+from nfq_guard.policy.sentences import policy_sentences
+from nfq_guard.policyfile import PRESET_PREFIX, load_policy, read_table
+from nfq_guard.service import config
+from nfq_guard.service.settings import Settings
+
+# One attribute in the docstring of a class: its name, and what is said of it.
+_ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "file",
+        nargs="?",
+        metavar="FILE",
+        help=f"a file, or a preset such as {PRESET_PREFIX}default; without it the one in /etc",
+    )
+    parser.add_argument(
+        "--explain-rule",
+        "--explain",
+        dest="explain",
+        action="store_true",
+        help="say in plain sentences what the policy does",
+    )
+    parser.add_argument(
+        "--schema", action="store_true", help="print the JSON Schema of the file, for editors"
+    )
+    parser.add_argument("--strict", action="store_true", help="exit 1 when there are warnings")
+    parser.add_argument("--quiet", action="store_true", help="say nothing when all is fine")
+    parser.add_argument(
+        "--kernel",
+        choices=KERNELS,
+        help="warn of rules that this generation of kernels cannot reach; default: the running one",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check; 0 fine, 1 with `--strict` and warnings, 2 with mistakes."""
+    if args.schema:
+        write_line(orjson.dumps(config_schema(), option=orjson.OPT_INDENT_2).decode())
+        return EXIT_OK
+    kernel = KERNELS[args.kernel] if args.kernel else rules_of(platform.release())
+    try:
+        source, model = _read(args.file)
+    except ConfigError as error:
+        if args.format == "text":
+            raise
+        write_line(_json({"source": error.source, "fine": False, "mistakes": error.mistakes}))
+        return EXIT_USAGE
+    found = cautions(model, kernel)
+    if args.format == "json":
+        write_line(_json(_report(source, model, found, explain=args.explain)))
+    elif found or not args.quiet:
+        _show(source, model, found, explain=args.explain)
+    return EXIT_NOT_FINE if found and args.strict else EXIT_OK
+
+
+def config_schema() -> dict[str, Any]:
+    """The JSON Schema of the whole file: `[daemon]` and `[policy]`."""
+    (daemon,), definitions = msgspec.json.schema_components(
+        [Settings], ref_template="#/$defs/{name}"
+    )
+    for definition in definitions.values():
+        summary, _, attributes = cleandoc(definition.get("description", "")).partition("\n\n")
+        definition["description"] = summary
+        for name, text in _ATTRIBUTE.findall(attributes):
+            definition["properties"][name]["description"] = " ".join(text.split())
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Configuration of nfq-guard",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"daemon": daemon, "policy": policy_schema()},
+        "$defs": definitions,
+    }
+
+
+def _read(file: str | None) -> tuple[str, PolicyModel]:
+    """The policy of a file whose every table is in order."""
+    if file is not None and file.startswith(PRESET_PREFIX):
+        return file, load_policy(file)
+    mistakes: list[Mistake] = []
+    loaded = config.load(None if file is None else Path(file), mistakes)
+    reading = read_table(loaded.policy_table, loaded.source)
+    mistakes += reading.mistakes
+    if mistakes or reading.model is None:
+        raise ConfigError(loaded.source, mistakes)
+    return loaded.source, reading.model
+
+
+def _report(
+    source: str, model: PolicyModel, found: list[Caution], *, explain: bool
+) -> dict[str, object]:
+    report: dict[str, object] = {
+        "source": source,
+        "fine": True,
+        "rules": len(model.rules),
+        "mistakes": [],
+        "warnings": found,
+    }
+    if explain:
+        report["sentences"] = policy_sentences(model)
+    return report
+
+
+def _json(report: dict[str, object]) -> str:
+    return orjson.dumps(report, default=_plain).decode()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mistake | Caution):
+        return value._asdict()
+    raise TypeError
+
+
+def _show(source: str, model: PolicyModel, found: list[Caution], *, explain: bool) -> None:
+    for warning in found:
+        sys.stderr.write(
+            f"{paint('warning:', Style.YELLOW, stream=sys.stderr)} {source}: {warning}\n"
+        )
+    if explain:
+        for sentence in policy_sentences(model):
+            write_line(sentence)
+        return
+    count = len(model.rules)
+    rules = "1 rule" if count == 1 else f"{count} rules"
+    said = "" if model.source == source else f" of {model.source}, as the file has no [policy]"
+    write_line(f"{source}: {paint('fine', Style.GREEN)}, {rules}{said}")

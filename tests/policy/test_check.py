@@ -1,0 +1,121 @@
+"""`nfq-guard check` as people and programs see it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.cli import main
+
+SHADOWED = """
+[policy]
+default = "allow"
+[[policy.rule]]
+name = "web"
+dport = 80
+action = "log"
+[[policy.rule]]
+name = "never"
+dport = 80
+nat = "snat"
+action = "drop"
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "nfq-guard.toml"
+    path.write_text(SHADOWED)
+    return path
+
+
+def _run(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    status = main(["check", *words])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_every_mistake_of_both_tables(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[daemon]\nmdoe = "enforce"\n[policy]\ndefault = "dorp"\n[polcy]\n')
+    status, out, err = _run(capsys, str(path))
+    lines = err.splitlines()
+    assert (status, out, len(lines)) == (2, "", 3)
+    assert all(line.startswith(f"nfq-guard: {path}: ") for line in lines)
+    assert [line.split(": ")[2] for line in lines] == ["daemon.mdoe", "polcy", "policy.default"]
+
+
+def test_mistakes_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[policy]\ndefault = "dorp"\n')
+    status, out, _ = _run(capsys, str(path), "--format", "json")
+    report = json.loads(out)
+    assert status == 2
+    assert report["fine"] is False
+    assert report["mistakes"] == [
+        {
+            "key": "policy.default",
+            "expected": "drop, log or allow",
+            "found": "'dorp' (did you mean 'drop'?)",
+        }
+    ]
+
+
+def test_warning_names_the_earlier_rule(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    status, out, err = _run(capsys, str(config))
+    assert (status, out) == (0, f"{config}: fine, 2 rules\n")
+    assert err == (
+        f"warning: {config}: policy.rule[1] (never): can never match:"
+        " rule policy.rule[0] (web) before it takes every packet that it names\n"
+    )
+    assert _run(capsys, str(config), "--strict")[0] == 1
+
+
+def test_report_as_json(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+    _, out, _ = _run(capsys, str(config), "--format", "json", "--explain-rule")
+    report = json.loads(out)
+    assert report["fine"] is True
+    assert report["rules"] == 2
+    assert report["warnings"][0]["rule"] == "never"
+    assert report["sentences"][-1] == "Where no rule matches: let the packet pass."
+
+
+def test_explain(capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = _run(capsys, "preset:kube-proxy", "--explain")
+    assert out.splitlines()[1] == (
+        "Rule forwarded: drop the packet when the hook is PREROUTING or FORWARD."
+    )
+
+
+def test_quiet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[daemon]\nmode = "enforce"\n')
+    assert _run(capsys, str(path), "--quiet") == (0, "", "")
+    status, out, _ = _run(capsys, str(path))
+    assert status == 0
+    assert out == f"{path}: fine, 8 rules of preset:default, as the file has no [policy]\n"
+
+
+def test_one_rule(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text('[policy]\ndefault = "log"\n[[policy.rule]]\naction = "allow"\n')
+    assert _run(capsys, str(path))[1] == f"{path}: fine, 1 rule\n"
+
+
+def test_reason_of_an_old_kernel(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(
+        '[policy]\ndefault = "log"\n[[policy.rule]]\nreason = "seq-under"\naction = "drop"\n'
+    )
+    assert "kernel 6.1 and its like never" in _run(capsys, str(path), "--kernel", "6.1")[2]
+    assert _run(capsys, str(path), "--kernel", "5.10")[2] == ""
+
+
+def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = _run(capsys, "--schema")
+    schema = json.loads(out)
+    assert status == 0
+    assert set(schema["properties"]) == {"daemon", "policy"}
+    settings = schema["$defs"]["Settings"]
+    assert "\n" not in settings["description"]
+    assert all(described["description"] for described in settings["properties"].values())

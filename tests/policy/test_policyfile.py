@@ -1,0 +1,104 @@
+"""Policies in files: what can be wrong with the file itself."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.errors import ConfigError
+from nfq_guard.policyfile import load_compiled, load_policy, read_table, read_toml
+
+FINE = '[policy]\ndefault = "allow"\n'
+
+
+def _said(path: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_policy(str(path))
+    assert caught.value.exit_status == 2
+    return str(caught.value).removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("octets", "said"),
+    [
+        (b"[policy]\ndefault = \xff", "2:11: expected UTF-8, found the octet 0xff"),
+        (b'[policy]\ndefault = "a', "2:13: expected TOML, found"),
+        (b"[policy\n", "1:8: expected TOML, found"),
+        (b"a = " + b"[" * 100_000, "expected TOML, found"),
+        (b"a = " + b"9" * 5_000, "expected TOML, found"),
+        (b"", "policy: expected a table [policy], found nothing"),
+        (b"\0", "1:1: expected TOML, found"),
+        (b"#" * ((1 << 20) + 1), "expected a file of at most 1 MiB, found more than 1048576 bytes"),
+    ],
+)
+def test_wrong_text(tmp_path: Path, octets: bytes, said: str) -> None:
+    path = tmp_path / "p.toml"
+    path.write_bytes(octets)
+    assert _said(path).startswith(said)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    said = "expected a file that can be read, found No such file or directory"
+    assert _said(tmp_path / "none.toml") == said
+
+
+def test_directory(tmp_path: Path) -> None:
+    assert (
+        _said(tmp_path)
+        == "expected a file that can be read, found something that is no regular file"
+    )
+
+
+def test_fifo_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    assert "no regular file" in _said(tmp_path / "fifo")
+
+
+def test_read_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A disk that fails in the middle is a mistake of the file too."""
+    del monkeypatch, tmp_path
+    with pytest.raises(ConfigError, match="can be read"):
+        read_toml("/proc/self/mem")
+
+
+def test_includes_are_relative_to_their_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "p.toml").write_text('[policy]\ninclude = "sub/a.toml"\n')
+    (tmp_path / "sub" / "a.toml").write_text('[policy]\ninclude = ["b.toml", "preset:observe"]\n')
+    (tmp_path / "sub" / "b.toml").write_text('[policy]\n[[policy.rule]]\nname = "b"\naction="log"')
+    model = load_policy(str(tmp_path / "p.toml"))
+    assert [rule.name for rule in model.rules] == ["b"]
+
+
+def test_circle(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('[policy]\ninclude = "q.toml"\n')
+    (tmp_path / "q.toml").write_text('[policy]\ninclude = "./p.toml"\n')
+    assert "expected includes that do not lead back, found " in _said(tmp_path / "p.toml")
+
+
+def test_included_files_hold_a_policy_only(tmp_path: Path) -> None:
+    (tmp_path / "p.toml").write_text('[policy]\ninclude = ["q.toml", "r.toml"]\n')
+    (tmp_path / "q.toml").write_text("[policy]\n[daemon]\n")
+    (tmp_path / "r.toml").write_text("policy = 5\n")
+    said = _said(tmp_path / "p.toml")
+    assert "q.toml: daemon): expected only the table [policy], found 'daemon'" in said
+    assert "r.toml: policy): expected a table [policy], found nothing" in said
+
+
+def test_near_preset() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'kube-proxy'"):
+        load_policy("preset:kubeproxy")
+
+
+def test_no_table_is_the_default() -> None:
+    model = read_table(None, "x").model
+    assert model is not None
+    assert model.source == "preset:default"
+
+
+def test_table_of_a_configuration(tmp_path: Path) -> None:
+    table = {"include": "preset:default", "rule": [{"action": "log", "dport": 53}]}
+    model = read_table(table, str(tmp_path / "p.toml")).model
+    assert model is not None
+    assert len(model.rules) == 9
+    assert load_compiled("preset:default").model.rules == model.rules[1:]

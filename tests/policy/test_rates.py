@@ -1,0 +1,59 @@
+"""Rates: windows, keys, and what is forgotten when the table is full."""
+
+from nfq_guard.policy.model import Rate, RateKey
+from nfq_guard.policy.rates import RateLimit, flow_key
+from nfq_guard.wire.packet import Datagram, Malformed, Packet
+
+
+def _packet(
+    src: bytes = b"\n\0\0\1", dst: bytes = b"\n\0\0\2", sport: int = 5, dport: int = 6
+) -> Packet:
+    return Packet(4, src, dst, 17, 28, 20, 64, 0, False, Datagram(sport, dport, 8, 0))
+
+
+def _limit(by: RateKey, *, negated: bool = False, most_keys: int = 4) -> RateLimit:
+    return RateLimit(Rate(over=2, in_s=10.0, by=by, negated=negated), most_keys)
+
+
+def test_window() -> None:
+    """Two are within the limit, until the window that the first one began has passed."""
+    limit = _limit(RateKey.FLOW)
+    times = (0.0, 1.0, 9.9, 10.0, 10.1, 10.2, 9.0, 9.1, 9.2)
+    # The last three come before the window began: a clock that went back begins a new one.
+    expected = [False, False, True, False, False, True, False, False, True]
+    assert [limit.matches(_packet(), now) for now in times] == expected
+
+
+def test_within_the_limit() -> None:
+    limit = _limit(RateKey.FLOW, negated=True)
+    assert [limit.matches(_packet(), 0.0) for _ in range(3)] == [True, True, False]
+
+
+def test_both_directions_are_one_flow() -> None:
+    there = _packet()
+    back = _packet(src=there.dst, dst=there.src, sport=6, dport=5)
+    assert flow_key(there) == flow_key(back)
+    assert flow_key(there) != flow_key(_packet(sport=7))
+
+
+def test_sources_count_all_their_flows() -> None:
+    limit = _limit(RateKey.SOURCE)
+    assert [limit.matches(_packet(sport=port), 0.0) for port in range(3)] == [False, False, True]
+    assert not limit.matches(_packet(src=b"\n\0\0\3"), 0.0)
+
+
+def test_malformed_packets_count() -> None:
+    """All whose addresses could not be read count as one."""
+    limit = _limit(RateKey.FLOW)
+    assert [limit.matches(Malformed("short"), 0.0) for _ in range(3)] == [False, False, True]
+
+
+def test_the_longest_unseen_is_forgotten() -> None:
+    """A flood of forged sources costs a source its count, and no memory."""
+    limit = _limit(RateKey.SOURCE, most_keys=2)
+    a, b, c = (_packet(src=bytes([10, 0, 0, number])) for number in (1, 2, 3))
+    for packet in (a, b, a, c):
+        assert not limit.matches(packet, 0.0)
+    assert len(limit._windows) == 2
+    assert limit.matches(a, 0.0)
+    assert not limit.matches(b, 0.0)
