@@ -40,7 +40,7 @@ SKB_CHECKSUM_UNVERIFIED: Final = 4
 
 # A message's attributes begin here.
 _ATTRIBUTES: Final = _HEADER.size + _GENERIC.size
-_SKB_INFO_HEADER: Final = _ATTRIBUTE.pack(8, _ATTR_SKB_INFO)
+SKB_INFO_HEADER: Final = _ATTRIBUTE.pack(8, _ATTR_SKB_INFO)
 
 
 def _message(kind: int, queue_num: int, attributes: bytes, *, sequence: int, flags: int) -> bytes:
@@ -104,7 +104,7 @@ def skb_info(message: bytes, payload_len: int) -> int:
     first. Octets 0 to 7 of a hardware address in that place could only be taken for "no bits".
     """
     start = len(message) - payload_len - 12
-    if start >= _ATTRIBUTES and message.startswith(_SKB_INFO_HEADER, start):
+    if start >= _ATTRIBUTES and message.startswith(SKB_INFO_HEADER, start):
         return message[start + 7]
     at = _ATTRIBUTES
     end = len(message) - 4

@@ -28,6 +28,8 @@ from nfq_guard.wire.packet import (
 # Octets of a message beside the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
 _CAP_NET_ADMIN: Final = 1 << 12
+_SKB_INFO_HEADER: Final = netlink.SKB_INFO_HEADER
+_DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 # An interface comes and goes by the index; nobody has more than a few thousand.
 _NAMES_MAX: Final = 4096
 _FLAG_NAMES: Final = {netlink.CONFIG_FAIL_OPEN: "fail-open", netlink.CONFIG_GSO: "gso"}
@@ -150,7 +152,7 @@ class QueueReader:
             raise BlockingIOError(errno.EAGAIN, "the turn's budget is used up")
         self._budget -= 1
         try:
-            self._message = message = self._recv(self._message_bytes, socket.MSG_DONTWAIT)
+            self._message = message = self._recv(self._message_bytes, _DONTWAIT)
         except OSError as error:
             if error.errno == errno.ENOBUFS:
                 self.lost += 1
@@ -164,6 +166,11 @@ class QueueReader:
         names = self._names
         indev = packet.indev
         outdev = packet.outdev
+        message = self._message
+        # The kernel's usual place for it; `netlink.skb_info` knows the others, and is a call.
+        at = len(message) - len(octets) - 12
+        usual = at > 20 and message.startswith(_SKB_INFO_HEADER, at)
+        bits = message[at + 7] if usual else netlink.skb_info(message, len(octets))
         self._ids.append(packet.id)
         self._batch.append(
             Queued(
@@ -172,7 +179,7 @@ class QueueReader:
                 names[indev] if indev in names else self._name(indev),
                 names[outdev] if outdev in names else self._name(outdev),
                 packet.mark,
-                _CHECKSUM[netlink.skb_info(self._message, len(octets))],
+                _CHECKSUM[bits],
             )
         )
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from structlog.typing import Processor
+
 from nfq_guard.conntrack.kernels import rules_of
 from nfq_guard.engine import Engine, FlowLookup
 from nfq_guard.errors import UsageError
@@ -18,7 +20,9 @@ from nfq_guard.service.loop import Loop
 from nfq_guard.service.rules import judged_mark
 from nfq_guard.service.settings import Settings, parse_listen
 from nfq_guard.service.worker import Worker
-from nfq_guard.telemetry.events import EventLog, wants_colour, wants_console
+from nfq_guard.telemetry.console import Console, wants_colour, wants_console
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
 from nfq_guard.telemetry.limits import EventLimiter
 from nfq_guard.telemetry.metrics import Exposition, serve
 from nfq_guard.telemetry.sink import LineSink
@@ -110,16 +114,26 @@ def open_log(settings: Settings) -> tuple[LineSink, EventLog]:
     Raises:
         UsageError: The file cannot be opened.
     """
-    if settings.log == "-":
-        sink = LineSink(_STDOUT)
-        sys.stdout.flush()
-        console = wants_console(settings.log_format, _STDOUT)
-        return sink, EventLog(sink, console=console, colour=console and wants_colour(_STDOUT))
+    if settings.log == "-" and settings.log_format == "auto" and stdout_is_the_journal():
+        return _opened(SOCKET, JournalRenderer())
+    if settings.log == "journal":
+        return _opened(SOCKET, JournalRenderer())
+    if settings.log != "-":
+        console = settings.log_format == "console"
+        return _opened(Path(settings.log), Console(colour=False) if console else None)
+    sys.stdout.flush()
+    sink = LineSink(_STDOUT)
+    if not wants_console(settings.log_format, _STDOUT):
+        return sink, EventLog(sink)
+    return sink, EventLog(sink, Console(colour=wants_colour(_STDOUT)))
+
+
+def _opened(path: Path, render: Processor | None) -> tuple[LineSink, EventLog]:
     try:
-        sink = LineSink(Path(settings.log))
+        sink = LineSink(path)
     except OSError as error:
-        raise UsageError(f"daemon.log: {settings.log} cannot be opened: {error.strerror}") from None
-    return sink, EventLog(sink, console=settings.log_format == "console")
+        raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
+    return sink, EventLog(sink, render)
 
 
 def _metrics(settings: Settings, daemon: Daemon, queue_num: int) -> Callable[[], None]:

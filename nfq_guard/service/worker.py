@@ -166,9 +166,10 @@ class Worker:
 
     def _tell(self, judgments: list[Judgment], now: float) -> None:
         shown: list[tuple[Judgment, int]] = []
+        take = self._limiter.take
         for judgment in judgments:
             if judgment.decision.action is not Action.ALLOW:
-                shown += self._limiter.take(judgment, now)
+                shown += take(judgment, now)
         if shown:
             self._emit(shown)
             self._sink.push(now)

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Events: one JSON object or one aligned line each, by structlog (design 8).
+"""Events, by structlog (design 8): one JSON object each, unless another renderer is given.
 
 `packet_judged` has a fixed set of fields, all of them in every event except `count`. A field that
 a packet does not have, such as `seq` of a UDP datagram, is null.
 """
 
-import os
-import sys
 from datetime import UTC, datetime
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, BinaryIO, Final, cast, final
@@ -137,11 +135,9 @@ def address(octets: bytes) -> str | None:
 class EventLog:
     """Writes events into a sink; `LineSink.push` brings them out."""
 
-    def __init__(self, sink: LineSink, *, console: bool = False, colour: bool = False) -> None:
-        """Render JSON, or for people: aligned lines, coloured or not."""
-        render: Processor = (
-            _Console(colour=colour) if console else structlog.processors.JSONRenderer(_json)
-        )
+    def __init__(self, sink: LineSink, render: Processor | None = None) -> None:
+        """Render by `Console`, by `JournalRenderer`, or, without a word, as JSON."""
+        render = render or structlog.processors.JSONRenderer(_json)
         # BytesLogger uses the file's write and flush, and nothing else of it.
         logger = structlog.BytesLogger(cast("BinaryIO", sink))
         self._packets = structlog.wrap_logger(
@@ -182,84 +178,3 @@ def _json(event: dict[str, Any], **_: object) -> bytes:
 
 def _stamp(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
     return {"event": event.pop("event"), "timestamp": timestamp(), **event}
-
-
-def wants_console(log_format: str, descriptor: int) -> bool:
-    """Whether lines for people are wanted: asked for, or by itself on a terminal."""
-    return log_format == "console" or (log_format == "auto" and os.isatty(descriptor))
-
-
-def wants_colour(descriptor: int) -> bool:
-    """Whether that terminal takes colours and nobody said NO_COLOR (no-color.org)."""
-    return os.isatty(descriptor) and not os.environ.get("NO_COLOR") and _term() != "dumb"
-
-
-def _term() -> str:
-    return os.environ.get("TERM", "") if sys.platform != "win32" else "dumb"
-
-
-_RESET: Final = "\x1b[0m"
-_COLOURS: Final = {
-    "drop": "\x1b[31m",
-    "heal": "\x1b[35m",
-    "log": "\x1b[33m",
-    "allow": "\x1b[32m",
-    "error": "\x1b[31m",
-    "warning": "\x1b[33m",
-    "info": "\x1b[36m",
-}
-
-
-@final
-class _Console:
-    """Aligned lines for people."""
-
-    def __init__(self, *, colour: bool) -> None:
-        self._colour = colour
-
-    def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> bytes:
-        """Render one event."""
-        line = self._packet(event) if event["event"] == "packet_judged" else self._note(event)
-        return line.encode("utf-8", "replace")
-
-    def _packet(self, event: EventDict) -> str:
-        action = str(event["action"])
-        would = "" if event["would"] == event["verdict"] else "would "
-        breach = event["breach"]
-        proof = ""
-        if breach is not None:
-            proof = f"  {breach['actual']} is {breach['distance']} beyond {breach['limit']}"
-        flags = f" {event['tcp_flags']}" if event["tcp_flags"] is not None else ""
-        state = f" {event['state']}" if event["state"] else ""
-        count = f"  x{event['count']}" if "count" in event else ""
-        way = f"{event['in'] or '-'}>{event['out'] or '-'}"
-        return (
-            f"{event['timestamp'][11:23]} {self._paint(f'{would + action:<10}', action)} "
-            f"{event['reason']:<14} {_end(event, 'src'):>21} > {_end(event, 'dst'):<21} "
-            f"{event['proto']}{flags:<4} nat={event['nat']}{state} "
-            f"{event['hook']} {way} rule={event['rule']}{proof}{count}"
-        )
-
-    def _note(self, event: EventDict) -> str:
-        rest = " ".join(
-            f"{key}={value}"
-            for key, value in event.items()
-            if key not in {"event", "timestamp", "level"}
-        )
-        level = str(event["level"])
-        return (
-            f"{event['timestamp'][11:23]} {self._paint(f'{level:<10}', level)} "
-            f"{event['event']:<14} {rest}"
-        )
-
-    def _paint(self, text: str, kind: str) -> str:
-        colour = _COLOURS.get(kind, "") if self._colour else ""
-        return f"{colour}{text}{_RESET}" if colour else text
-
-
-def _end(event: EventDict, end: str) -> str:
-    host = event[end] or "?"
-    port = event["sport" if end == "src" else "dport"]
-    if port is None:
-        return str(host)
-    return f"[{host}]:{port}" if event["family"] == 6 else f"{host}:{port}"

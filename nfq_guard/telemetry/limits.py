@@ -14,6 +14,8 @@ from nfq_guard.engine import Judgment
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
 _TABLE_MAX: Final = 4096
+# A tuple of classes: a union would be made anew for each packet.
+_WITH_PORTS: Final = (Segment, Datagram)
 
 Key = tuple[str, int, bytes, bytes, int, int]
 
@@ -130,14 +132,15 @@ def flow_key(judgment: Judgment) -> Key:
     sport = dport = 0
     if isinstance(packet, Packet):
         l4 = packet.l4
-        if isinstance(l4, Segment | Datagram):
+        if isinstance(l4, _WITH_PORTS):
             sport = l4.sport
             dport = l4.dport
         elif isinstance(l4, IcmpMessage) and l4.quoted is not None:
             quoted = l4.quoted
             sport = quoted.sport
             dport = quoted.dport
-    rule = judgment.decision.rule
-    if (packet.src, sport) <= (packet.dst, dport):
-        return rule, packet.proto, packet.src, packet.dst, sport, dport
-    return rule, packet.proto, packet.dst, packet.src, dport, sport
+    src = packet.src
+    dst = packet.dst
+    if src < dst or (src == dst and sport <= dport):
+        return judgment.decision.rule, packet.proto, src, dst, sport, dport
+    return judgment.decision.rule, packet.proto, dst, src, dport, sport

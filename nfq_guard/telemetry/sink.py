@@ -33,6 +33,8 @@ class LineSink:
     def __init__(self, target: Path | int, *, ring_bytes: int = _RING_BYTES) -> None:
         """Write to a file, which is made or appended to, or to an open descriptor.
 
+        A path that is a socket, such as the journal's, gets each line as a datagram of its own.
+
         Raises:
             OSError: The file cannot be opened.
         """
@@ -46,6 +48,7 @@ class LineSink:
         self._rest = b""
         self._retry_at = 0.0
         self._socket: socket.socket | None = None
+        self._datagrams = False
         self._fd = self._open()
 
     @property
@@ -87,7 +90,7 @@ class LineSink:
 
     def reopen(self) -> None:
         """Open the file by its name again, after it was rotated away; a failure keeps the old."""
-        if isinstance(self._target, int):
+        if self._socket is not None or isinstance(self._target, int):
             return
         try:
             fd = self._open()
@@ -112,6 +115,10 @@ class LineSink:
 
     def _open(self) -> int:
         if isinstance(self._target, Path):
+            if self._target.is_socket():
+                self._datagrams = True
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                return self._socket.fileno()
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
             return os.open(self._target, flags, 0o640)
         kind = os.fstat(self._target).st_mode
@@ -131,6 +138,11 @@ class LineSink:
 
     def _gather(self) -> bytes:
         ring = self._ring
+        if self._datagrams:
+            line = ring.popleft()
+            self._ring_bytes -= len(line)
+            # structlog ends each line; a datagram ends by itself.
+            return line.removesuffix(b"\n")
         parts: list[bytes] = []
         size = 0
         while ring and size < _WRITE_BYTES:
@@ -140,6 +152,9 @@ class LineSink:
         return b"".join(parts)
 
     def _write(self, octets: bytes) -> int:
+        if self._socket is not None and self._datagrams:
+            flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            return self._socket.sendto(octets, flags, str(self._target))
         if self._socket is not None:
             return self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         return os.write(self._fd, octets)
@@ -152,6 +167,9 @@ class LineSink:
             self.dropped += octets.count(b"\n") + len(self._ring)
             self._ring.clear()
             self._ring_bytes = 0
+            self._rest = b""
+        elif error.errno == errno.EMSGSIZE:
+            self.dropped += 1
             self._rest = b""
         else:
             self._rest = octets

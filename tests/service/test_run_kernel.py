@@ -225,6 +225,20 @@ def test_rules_come_and_go_with_the_daemon(namespace: Make, tmp_path: Path) -> N
     assert "NFQUEUE" not in before
 
 
+def test_metrics_over_http(inside: Namespace, tmp_path: Path) -> None:
+    config = configured(tmp_path / "c", 'metrics_listen = "127.0.0.1:9477"')
+    code = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9477/metrics').read().decode())"
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        udp.send(42)
+        wait_for(lambda: idle(inside))
+        text = inside.run(sys.executable, "-c", code).stdout
+        assert f'nfq_guard_packets_total{{queue="{QUEUE}"}} 42.0' in text
+        assert guard.stop() == 0
+
+
 def test_mistakes_bind_nothing(inside: Namespace, tmp_path: Path) -> None:
     config = configured(tmp_path / "c", "queue_lenght = 3", 'fail_mode = "shut"')
     with GuardProcess(inside, tmp_path / "log", "--config", config) as guard:

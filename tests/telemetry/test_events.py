@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from nfq_guard.engine import Mode
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Evidence
-from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp, wants_colour
+from nfq_guard.telemetry.console import Console, wants_colour
+from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed
@@ -26,7 +27,7 @@ FIELDS = """
 
 def log(path: Path, *, console: bool = False, colour: bool = False) -> tuple[EventLog, LineSink]:
     sink = LineSink(path)
-    return EventLog(sink, console=console, colour=colour), sink
+    return EventLog(sink, Console(colour=colour) if console else None), sink
 
 
 def fields_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - what `judgment` takes

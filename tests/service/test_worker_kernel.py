@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""The worker on a real queue, with parts that fail."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.engine import Engine, Mode
+from nfq_guard.finding import Finding
+from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue.reader import QueueReader
+from nfq_guard.nfqueue.verdicts import VerdictSender
+from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.service.worker import Worker
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.limits import EventLimiter
+from nfq_guard.telemetry.sink import LineSink
+from nfq_guard.wire.packet import Malformed, Packet, Queued
+from tests.support.queue import QUEUE, Datagrams, kernel_line, queue_udp
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+
+class EveryThirdRaises:
+    """A policy with a bug that a packet can reach."""
+
+    def decide(
+        self,
+        queued: Queued,
+        packet: Packet | Malformed,
+        snapshot: FlowSnapshot | None,
+        finding: Finding,
+        now: float,
+    ) -> Decision:
+        assert packet.proto
+        assert snapshot is None
+        assert finding.reason
+        assert now
+        number = int.from_bytes(queued.octets[28:32], "big")
+        if number % 3 == 0:
+            raise KeyError(number)
+        return Decision(Action.DROP if number % 3 == 1 else Action.LOG, "odd")
+
+
+class Nothing:
+    evidence = Evidence.NONE
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+        return [None] * len(tuples)
+
+
+class Broken:
+    """A kernel that stops answering."""
+
+    evidence = Evidence.BPF
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+        raise OSError(5, f"no answer about {len(tuples)} flows")
+
+
+def worker(
+    reader: QueueReader, log: Path, policy: Policy, flows: Nothing | Broken, *, drops: bool
+) -> Worker:
+    sink = LineSink(log)
+    return Worker(
+        reader=reader,
+        verdicts=VerdictSender(reader.socket, QUEUE),
+        engine=Engine(policy=policy, flows=flows, mode=Mode.ENFORCE),
+        evidence=flows.evidence,
+        events=EventLog(sink),
+        sink=sink,
+        limiter=EventLimiter(interval_s=10, events_per_s=100),
+        budget=64,
+        drops_failures=drops,
+        judged_mark=0,
+    )
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_policy_that_raises(namespace: Make, tmp_path: Path, *, drops: bool) -> None:
+    """Each packet has its own verdict, the raising ones that of the fail mode."""
+    inside = namespace("q")
+    queue_udp(inside)
+    log = tmp_path / "log"
+    with Datagrams(inside) as udp, inside.entered(), QueueReader(QUEUE) as reader:
+        one = worker(reader, log, EveryThirdRaises(), Nothing(), drops=drops)
+        udp.send(200)
+        while one.turn():
+            pass
+        assert kernel_line(inside).waiting == 0
+        expected = [2] if drops else [0, 2]
+        assert udp.received() == [number for number in range(200) if number % 3 in expected]
+        one.second(1e9)
+        assert one.stats.counters["judging_failures"] == 67
+        one.close(1e9)
+    (failed,) = [line for line in log.read_bytes().splitlines() if b"judging_failed" in line]
+    assert b"Traceback" in failed
+
+
+def test_lookup_that_raises(namespace: Make, tmp_path: Path) -> None:
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, inside.entered(), QueueReader(QUEUE) as reader:
+        one = worker(reader, tmp_path / "log", EveryThirdRaises(), Broken(), drops=False)
+        udp.send(100)
+        while one.turn():
+            pass
+        assert udp.received() == list(range(100))
+        assert kernel_line(inside).waiting == 0
+        one.close(0)

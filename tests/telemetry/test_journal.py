@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+import os
+import socket
+import struct
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.engine import Mode
+from nfq_guard.flow import Evidence
+from nfq_guard.telemetry import journal
+from nfq_guard.telemetry.events import EventLog, packet_fields
+from nfq_guard.telemetry.journal import JournalRenderer, stdout_is_the_journal
+from nfq_guard.telemetry.sink import LineSink
+from tests.support.judgments import judgment
+
+
+def fields_of(datagram: bytes) -> dict[str, str]:
+    """Read the native protocol."""
+    found: dict[str, str] = {}
+    while datagram:
+        head, _, rest = datagram.partition(b"\n")
+        key, equals, value = head.partition(b"=")
+        if not equals:
+            (length,) = struct.unpack_from("<Q", rest)
+            value = rest[8 : 8 + length]
+            rest = rest[8 + length + 1 :]
+        found[key.decode()] = value.decode()
+        datagram = rest
+    return found
+
+
+@pytest.fixture
+def journald(tmp_path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    server.bind(str(tmp_path / "socket"))
+    server.settimeout(5)
+    return server
+
+
+def test_packet_as_fields(tmp_path: Path, journald: socket.socket) -> None:
+    sink = LineSink(tmp_path / "socket")
+    events = EventLog(sink, JournalRenderer())
+    fields = packet_fields(
+        judgment(),
+        mode=Mode.ENFORCE,
+        queue_num=7,
+        evidence=Evidence.BPF,
+        when="2026-01-02T03:04:05.000006Z",
+    )
+    events.packet(fields, 1)
+    events.error("judging_failed", traceback="one\ntwo=2\n")
+    sink.push(0)
+    with journald:
+        packet = fields_of(journald.recv(1 << 16))
+        failure = fields_of(journald.recv(1 << 16))
+    assert packet["NFQ_REASON"] == "seq-over"
+    assert packet["NFQ_BREACH_DISTANCE"] == "100"
+    assert packet["NFQ_SRC"] == "10.0.0.1"
+    assert "NFQ_COUNT" not in packet
+    assert packet["PRIORITY"] == "6"
+    assert len(packet["MESSAGE_ID"]) == 32
+    assert packet["MESSAGE"].startswith("drop       seq-over")
+    assert (failure["PRIORITY"], failure["NFQ_TRACEBACK"]) == ("3", "one\ntwo=2\n")
+    sink.close(0)
+
+
+def test_journal_restarts(tmp_path: Path, journald: socket.socket) -> None:
+    """Events wait for the journal to come back; one too large for it is given up."""
+    sink = LineSink(tmp_path / "socket")
+    sink.write(b"MESSAGE=one\n")
+    journald.close()
+    sink.push(0)
+    assert (sink.errors, sink.waiting) == (1, 1)
+    (tmp_path / "socket").unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as again:
+        again.bind(str(tmp_path / "socket"))
+        sink.write(b"MESSAGE=" + b"x" * (1 << 19) + b"\n")
+        sink.write(b"MESSAGE=two\n")
+        sink.push(10)
+        sink.push(20)
+        assert [again.recv(100), again.recv(100)] == [b"MESSAGE=one", b"MESSAGE=two"]
+    assert sink.dropped == 1
+    sink.close(30)
+
+
+def test_output_joined_to_the_journal(
+    tmp_path: Path, journald: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "SOCKET", tmp_path / "socket")
+    with (tmp_path / "out").open("w") as out, journald:
+        stat = os.fstat(out.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{stat.st_dev}:{stat.st_ino}")
+        assert stdout_is_the_journal(out.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{stat.st_dev}:{stat.st_ino + 1}")
+        assert not stdout_is_the_journal(out.fileno())
+        monkeypatch.delenv("JOURNAL_STREAM")
+        assert not stdout_is_the_journal(out.fileno())
