@@ -5,6 +5,7 @@ They act on the network namespace of the calling thread.
 """
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,6 +21,7 @@ LOCK_WAIT_S: Final = 5
 _TIMEOUT_S: Final = 30
 _CAP_NET_ADMIN: Final = 1 << 12
 _CAP_NET_RAW: Final = 1 << 13
+_SIGNATURE: Final = re.compile(r"^ip6?tables\S* v[\d.]+ \(\w+\): ")
 _REFUSALS: Final = ("permission denied", "operation not permitted", "you must be root")
 _FAMILY_MISSING: Final = (
     "can't initialize",
@@ -255,6 +257,6 @@ def _says(text: str, phrases: tuple[str, ...]) -> bool:
 
 def _complaint(result: Result) -> str:
     """The lines that say what is wrong, joined to one, without hints on how to use the program."""
-    lines = [line.strip() for line in result.stderr.splitlines()]
+    lines = [_SIGNATURE.sub("", line.strip()) for line in result.stderr.splitlines()]
     useful = [line for line in lines if line and not line.startswith(("#", "Try "))]
     return "; ".join(useful) or f"ended with status {result.status}"

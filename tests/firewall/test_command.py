@@ -51,8 +51,8 @@ def test_queues_that_are_none(words: list[str], capsys: pytest.CaptureFixture[st
 
 @pytest.mark.kernel
 def test_without_privilege(guarded: Host) -> None:
-    """Another user is told what is missing, in one line."""
-    words = ["setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all", sys.executable]
+    """Who lacks a capability is told which, in one line."""
+    words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable]
     done = subprocess.run(
         guarded.ns.argv([*words, "-m", "nfq_guard", "rules", "install"]),
         check=False,

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard doctor`: what keeps this host from telling INVALID packets apart."""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.cli.terminal import Style, paint
+from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.examine import examine
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
+from nfq_guard.service.config import load
+from nfq_guard.service.rules import firewall_of
+
+_STYLES: Final = {
+    Status.OK: Style.GREEN,
+    Status.NOTE: Style.CYAN,
+    Status.WARNING: Style.YELLOW,
+    Status.PROBLEM: Style.RED,
+}
+_WIDTH: Final = max(len(status) for status in Status)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of the one in /etc")
+    parser.add_argument(
+        "--format", choices=("text", "json"), default="text", help="json: one object a line"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at everything; 1 when there is a problem."""
+    firewall = firewall_of(load(args.config).settings)
+    seen: Counter[Status] = Counter()
+    for check in examine(firewall):
+        seen[check.status] += 1
+        sys.stdout.write(_json(check) if args.format == "json" else _text(check))
+    if args.format == "text":
+        counts = ", ".join(f"{seen[status]} {status}" for status in Status)
+        sys.stdout.write(f"\n{counts}\n")
+    return EXIT_NOT_FINE if seen[Status.PROBLEM] else EXIT_OK
+
+
+def _json(check: Check) -> str:
+    return json.dumps(asdict(check)) + "\n"
+
+
+def _text(check: Check) -> str:
+    status = paint(f"{check.status:<{_WIDTH}}", _STYLES[check.status])
+    lines = f"{status}  {check.id}: {check.what}\n"
+    if check.todo:
+        lines += f"{'':<{_WIDTH}}  -> {check.todo}\n"
+    return lines

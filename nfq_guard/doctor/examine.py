@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""All that the doctor looks at, in the order in which it is told."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.doctor import (
+    collect,
+    evidence,
+    foreign,
+    interfaces,
+    iptables_rules,
+    kernel,
+    nft_rules,
+    ours,
+    queue,
+    sysctls,
+    table,
+)
+from nfq_guard.doctor.check import Check, note, ok
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.firewall import BOTH_FAMILIES, Backend, Difference, Firewall
+from nfq_guard.firewall.saved import Saved
+from nfq_guard.firewall.xtables import System, Xtables
+from nfq_guard.flows import capabilities
+from nfq_guard.flows.open import open_flows
+from nfq_guard.nfqueue import counters
+
+_CONNTRACK: Final = collect.SYSCTLS / "netfilter"
+
+
+def examine(firewall: Firewall) -> Iterator[Check]:
+    """Everything, one check after another.
+
+    Args:
+        firewall: Our rules as the configuration has them.
+    """
+    yield from _kernel()
+    yield from _evidence()
+    yield from sysctls.sysctls(collect.sysctl_values())
+    yield from sysctls.reverse_path(collect.reverse_path_filters())
+    yield from _table()
+    yield from _rules(firewall)
+    yield from _queues(firewall)
+    yield from _interfaces()
+
+
+def _kernel() -> Iterator[Check]:
+    release = os.uname().release
+    options = kernel.parse_options(collect.kernel_configuration(release))
+    yield kernel.reasons(release)
+    yield from kernel.options(options)
+    there = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
+    yield kernel.queues(file_there=there, configured=options)
+    yield kernel.type_information(there=Path("/sys/kernel/btf/vmlinux").exists())
+
+
+def _evidence() -> Iterator[Check]:
+    yield from evidence.capabilities(capabilities.effective())
+    flows, lack = open_flows()
+    try:
+        yield evidence.evidence(flows.evidence, lack)
+    finally:
+        flows.close()
+
+
+def _table() -> Iterator[Check]:
+    count = collect.number(_CONNTRACK / "nf_conntrack_count")
+    maximum = collect.number(_CONNTRACK / "nf_conntrack_max")
+    if count is not None and maximum is not None:
+        yield table.fill(count, maximum)
+    yield from table.counters(table.parse_counters(collect.text(collect.NET / "stat/nf_conntrack")))
+
+
+def _rules(firewall: Firewall) -> Iterator[Check]:
+    saved: dict[tuple[Backend, int], Saved] = {}
+    problems: list[str] = []
+    for backend in Backend:
+        for family in BOTH_FAMILIES:
+            tables = Xtables(System(), backend, family)
+            try:
+                if tables.missing() is None:
+                    saved[backend, family] = tables.save()
+            except NfqGuardError as error:
+                problems.append(str(error))
+    native = _native(problems)
+    holders = [
+        str(backend)
+        for backend in Backend
+        if any(_holds_ours(one) for (which, _), one in saved.items() if which is backend)
+    ]
+    places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
+    differences: list[Difference] = []
+    try:
+        differences = firewall.verify() if holders else []
+    except NfqGuardError as error:
+        problems.append(str(error))
+    yield ours.ours(places, differences, seen=not problems)
+    found: list[foreign.ForeignRule] = []
+    for (backend, number), tables_of_family in saved.items():
+        elsewhere: int | None = None
+        if "nftables" in places:
+            elsewhere = foreign.OUR_NATIVE_PRIORITY
+        elif str(backend.other) in places:
+            elsewhere = foreign.OUR_PRIORITY
+        family = next(one for one in BOTH_FAMILIES if one == number)
+        found += iptables_rules.find(tables_of_family, backend, family, elsewhere=elsewhere)
+    if native is not None:
+        found += native.find()
+        yield from nft_rules.flowtables(native.flowtables)
+    checks = list(foreign.checks(found, ours_installed=bool(places)))
+    yield from checks
+    if not checks and not problems:
+        yield ok("foreign", "nobody else has rules on INVALID packets")
+    for text in dict.fromkeys(problems):
+        yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
+
+
+def _native(problems: list[str]) -> nft_rules.Ruleset | None:
+    listed = collect.output("nft", "-j", "list", "ruleset")
+    if listed is None:
+        return None
+    try:
+        return nft_rules.Ruleset(listed)
+    except (ValueError, KeyError, TypeError) as error:
+        problems.append(f"nft list ruleset: {error}")
+        return None
+
+
+def _holds_ours(saved: Saved) -> bool:
+    return any(one.own_chains() or one.own_jumps() for one in saved.values())
+
+
+def _queues(firewall: Firewall) -> Iterator[Check]:
+    spec = firewall.spec
+    if counters.QUEUES.exists() and not os.access(counters.QUEUES, os.R_OK):
+        yield note("queue.owner", "who owns the queue cannot be seen", "run it as root")
+        return
+    for number in range(spec.first_queue, spec.last_queue + 1):
+        state = counters.owner(number)
+        owner = counters.process_of(state.port_id) if state is not None else ""
+        yield from queue.queue(number, state, owner, ours=collect.is_guard(owner))
+
+
+def _interfaces() -> Iterator[Check]:
+    physical = collect.physical_interfaces()
+    if not physical:
+        yield note(
+            "receive.irq",
+            "no interface of this namespace has a device behind it",
+            "look at offloads and at the spread of receive work in the host's own namespace",
+        )
+    forwarding = collect.forwards()
+    interrupts = interfaces.parse_interrupts(collect.text(Path("/proc/interrupts")))
+    softnet = interfaces.parse_softnet(collect.text(collect.NET / "softnet_stat"))
+    strained = interfaces.overloaded(softnet)
+    without_ethtool = False
+    for one in physical:
+        features = collect.output("ethtool", "-k", one.name)
+        if features is None:
+            without_ethtool = True
+        else:
+            parsed = interfaces.parse_features(features)
+            yield interfaces.offloads(one.name, parsed, forwarding=forwarding)
+        yield from interfaces.spread(one, interrupts, strained=strained)
+    if without_ethtool:
+        yield note(
+            "offload.interface",
+            "offloads cannot be read: ethtool is missing or fails",
+            "install the Debian package ethtool",
+        )
+    backlog = interfaces.backlog(softnet)
+    if backlog is not None:
+        yield backlog

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: MIT
+"""INVALID rules of others in what iptables-save printed."""
+
+from collections.abc import Iterator
+from typing import Final, final
+
+from nfq_guard.doctor.foreign import (
+    OUR_HOOKS,
+    OUR_PRIORITY,
+    PLAIN,
+    Effect,
+    ForeignRule,
+    Order,
+    Owner,
+    earliest,
+    order_by_priority,
+    owner_of,
+)
+from nfq_guard.firewall.saved import Saved, SavedRule, SavedTable, is_own, split
+from nfq_guard.firewall.spec import Backend, Family
+
+_PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+_DROPS: Final = frozenset({"DROP", "REJECT"})
+_OURS_TABLE: Final = "mangle"
+
+
+def matches_invalid(rule: str) -> bool:
+    """Whether the rule takes INVALID packets by their state, outright or by leaving others out."""
+    words = split(rule)
+    for option in ("--ctstate", "--state"):
+        if option in words[:-1]:
+            at = words.index(option)
+            states = words[at + 1].split(",")
+            return ("INVALID" in states) != (at > 0 and words[at - 1] == "!")
+    return False
+
+
+def find(
+    saved: Saved, backend: Backend, family: Family, *, elsewhere: int | None
+) -> list[ForeignRule]:
+    """Every rule of others that INVALID packets match.
+
+    Args:
+        saved: The tables of one family in one backend.
+        backend: Which.
+        family: Which.
+        elsewhere: The priority of our chains in another packet filter; None when they are not.
+    """
+    return [
+        rule
+        for table in saved.values()
+        for rule in _in_table(_Table(table), backend, family, elsewhere=elsewhere)
+    ]
+
+
+@final
+class _Table:
+    """A table with the ways that lead to each chain."""
+
+    def __init__(self, table: SavedTable) -> None:
+        self.table = table
+        self._by_chain: dict[str, list[SavedRule]] = {name: [] for name in table.policies}
+        for rule in table.rules:
+            self._by_chain.setdefault(rule.chain, []).append(rule)
+        self.entrances = self._walk()
+
+    def rules(self, chain: str) -> list[SavedRule]:
+        """In order."""
+        return self._by_chain.get(chain, [])
+
+    def first_of_ours(self, hook: str) -> int | None:
+        """The place of our jump in a built-in chain."""
+        for place, rule in enumerate(self.rules(hook)):
+            if is_own(rule.target):
+                return place
+        return None
+
+    def effect(self, rule: SavedRule) -> Effect:
+        """What becomes of an INVALID packet; a chain counts by what it does to every packet."""
+        target = rule.target
+        for _ in self.table.policies:
+            if target in _DROPS:
+                return Effect.DROP
+            if target == "ACCEPT":
+                return Effect.ACCEPT
+            plain = [one.target for one in self.rules(target) if not _has_match(one.text)]
+            decisive = [one for one in plain if one in _DROPS or one == "ACCEPT" or self.rules(one)]
+            if not decisive:
+                break
+            target = decisive[0]
+        return Effect.TELL
+
+    def _walk(self) -> dict[str, dict[str, tuple[int, tuple[str, ...]]]]:
+        """By chain and hook: the earliest place in the built-in chain, and the chains between."""
+        reached: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {}
+        for hook, policy in self.table.policies.items():
+            if policy == "-":
+                continue
+            reached.setdefault(hook, {})[hook] = (-1, ())
+            for place, rule in enumerate(self.rules(hook)):
+                waiting: list[tuple[str, tuple[str, ...]]] = [(rule.target, ())]
+                while waiting:
+                    chain, path = waiting.pop()
+                    here = reached.setdefault(chain, {})
+                    if chain not in self.table.policies or hook in here:
+                        continue
+                    here[hook] = (place, path)
+                    waiting += [(one.target, (chain, *path)) for one in self.rules(chain)]
+        return reached
+
+
+def _in_table(
+    table: _Table, backend: Backend, family: Family, *, elsewhere: int | None
+) -> Iterator[ForeignRule]:
+    name = table.table.name
+    for chain in table.table.policies:
+        if is_own(chain):
+            continue
+        ways = table.entrances.get(chain, {})
+        for place, rule in enumerate(table.rules(chain)):
+            if is_own(rule.target) or not matches_invalid(rule.text) or not ways:
+                continue
+            orders = []
+            for hook, (entrance, _) in ways.items():
+                at = place if entrance < 0 else entrance
+                ours = table.first_of_ours(hook) if name == _OURS_TABLE else None
+                orders.append(_order(name, hook, at, ours, elsewhere=elsewhere))
+            _, path = next(iter(ways.values()))
+            yield ForeignRule(
+                filter=str(backend),
+                family=f"IPv{family}",
+                table=name,
+                chain=chain,
+                hooks=tuple(hook.lower() for hook in ways),
+                order=earliest(orders),
+                effect=table.effect(rule),
+                owner=_owner(table.table, (rule.target, chain, *path)),
+                text=rule.text,
+            )
+
+
+def _order(table: str, hook: str, place: int, ours: int | None, *, elsewhere: int | None) -> Order:
+    if table == "nat":
+        return Order.NEVER
+    priority = _PRIORITIES.get(table, 0)
+    if ours is not None:
+        return Order.BEFORE if place < ours else Order.SHADOWED
+    if table == _OURS_TABLE and hook.lower() in OUR_HOOKS and elsewhere is None:
+        # `rules install` puts ours before it.
+        return Order.SHADOWED
+    return order_by_priority(hook.lower(), priority, elsewhere or OUR_PRIORITY)
+
+
+def _owner(table: SavedTable, names: tuple[str, ...]) -> Owner:
+    """By the chains on the way; firewalld puts its rules right into the built-in ones."""
+    found = owner_of(names)
+    if found is PLAIN and "INPUT_ZONES" in table.policies:
+        return owner_of(["firewalld"])
+    return found
+
+
+def _has_match(rule: str) -> bool:
+    """Whether a rule asks anything of a packet, comments left aside."""
+    words = [word for word in split(rule) if word.startswith("-") and word != "-m"]
+    return any(word not in {"-j", "-g", "--comment", "--reject-with"} for word in words)

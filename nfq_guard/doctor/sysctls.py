@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""The settings that decide what is INVALID, and what each means here."""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from nfq_guard.doctor.check import Check, note, ok, problem, warning
+
+_CONNTRACK: Final = "netfilter.nf_conntrack_"
+_BE_LIBERAL: Final = (
+    f"{_CONNTRACK}tcp_be_liberal",
+    "ipv4.netfilter.ip_conntrack_tcp_be_liberal",
+)
+_LOGGERS: Final = {"2": "IPv4", "10": "IPv6"}
+
+KEYS: Final = (
+    *_BE_LIBERAL,
+    f"{_CONNTRACK}tcp_loose",
+    f"{_CONNTRACK}checksum",
+    f"{_CONNTRACK}log_invalid",
+    f"{_CONNTRACK}tcp_ignore_invalid_rst",
+    "netfilter.nf_log_all_netns",
+    *(f"netfilter.nf_log.{number}" for number in _LOGGERS),
+)
+"""What is read, below `net`; those that the kernel lacks are left out."""
+
+
+def sysctls(values: Mapping[str, str]) -> Iterator[Check]:
+    """Each setting of `KEYS` that is there.
+
+    Args:
+        values: By key, without `net.`.
+    """
+    yield _be_liberal(values)
+    yield from _loose(values)
+    yield from _checksum(values)
+    yield from _logging(values)
+    if values.get(f"{_CONNTRACK}tcp_ignore_invalid_rst", "0") != "0":
+        yield note(
+            "sysctl.ignore_invalid_rst",
+            "tcp_ignore_invalid_rst=1: a RST outside the window is not INVALID; rst-outside "
+            "does not occur",
+            "set it to 0 if the guard shall judge such RST",
+        )
+    if values.get("netfilter.nf_log_all_netns", "0") != "0":
+        yield note(
+            "sysctl.log_all_netns",
+            "nf_log_all_netns=1: every namespace may write its INVALID packets to the kernel log",
+        )
+
+
+def _be_liberal(values: Mapping[str, str]) -> Check:
+    there = {key: values[key] for key in _BE_LIBERAL if key in values}
+    if not there:
+        return problem(
+            "sysctl.be_liberal",
+            "connection tracking is not there: no nf_conntrack_tcp_be_liberal",
+            "load nf_conntrack; a rule with ctstate does it, in this namespace",
+        )
+    on = [key for key, value in there.items() if value != "0"]
+    if not on:
+        return ok("sysctl.be_liberal", "windows are held against segments (be_liberal=0)")
+    return warning(
+        "sysctl.be_liberal",
+        f"{on[0].rpartition('.')[2]}=1: segments outside the window are not INVALID; seq-over and "
+        "ack-over never reach the guard",
+        f"set net.{on[0]}=0 and let the guard save single flows (action heal)",
+    )
+
+
+def _loose(values: Mapping[str, str]) -> Iterator[Check]:
+    value = values.get(f"{_CONNTRACK}tcp_loose")
+    if value == "0":
+        yield note(
+            "sysctl.loose",
+            "tcp_loose=0: flows whose beginning was not seen are INVALID throughout (no-entry)",
+            "after a reboot or a failover expect many; set it to 1 to pick flows up",
+        )
+    elif value is not None:
+        yield ok("sysctl.loose", f"flows are picked up in the middle (tcp_loose={value})")
+
+
+def _checksum(values: Mapping[str, str]) -> Iterator[Check]:
+    value = values.get(f"{_CONNTRACK}checksum")
+    if value == "0":
+        yield note(
+            "sysctl.checksum",
+            "nf_conntrack_checksum=0: packets with a wrong checksum are not INVALID",
+            "set it to 1 if the guard shall see bad-checksum",
+        )
+    elif value is not None:
+        yield ok("sysctl.checksum", "checksums are verified")
+
+
+def _logging(values: Mapping[str, str]) -> Iterator[Check]:
+    value = values.get(f"{_CONNTRACK}log_invalid")
+    if value is None:
+        return
+    if value == "0":
+        yield ok(
+            "sysctl.log_invalid", "the kernel does not log INVALID packets; the guard tells more"
+        )
+        return
+    loggers = {
+        name: values.get(f"netfilter.nf_log.{number}", "NONE") for number, name in _LOGGERS.items()
+    }
+    where = ", ".join(f"{name} to {logger}" for name, logger in loggers.items())
+    if "nf_log_syslog" in loggers.values() or "nf_log_ipv4" in loggers.values():
+        todo = "set it to 0 unless somebody reads the kernel log: a flood of INVALID fills it"
+    else:
+        todo = "set it to 0 unless something reads NFLOG group 0"
+    protocol = {"6": "TCP", "255": "all"}.get(value, f"protocol {value}")
+    yield note("sysctl.log_invalid", f"the kernel logs INVALID packets ({protocol}): {where}", todo)
+
+
+def reverse_path(filters: Mapping[str, str]) -> Iterator[Check]:
+    """Strict reverse path filtering, which drops what asymmetric routes bring.
+
+    Args:
+        filters: `rp_filter` by interface, with `all`; the greater of the two holds.
+    """
+    everywhere = int(filters.get("all", "0"))
+    strict = [
+        name
+        for name, value in filters.items()
+        if name not in {"all", "default", "lo"} and max(everywhere, int(value)) == 1
+    ]
+    if strict:
+        shown = ", ".join(sorted(strict)[:4]) + (" and more" if len(strict) > 4 else "")
+        yield note(
+            "sysctl.rp_filter",
+            f"rp_filter=1 on {shown}: packets that come back another way are dropped after the "
+            "guard let them pass",
+            "set it to 2 where routes are asymmetric",
+        )
+    elif filters:
+        yield ok("sysctl.rp_filter", "reverse paths are not filtered strictly")

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""What the doctor makes of the kernel's texts and numbers."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from nfq_guard.doctor import evidence, interfaces, kernel, queue, sysctls, table
+from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.ours import ours
+from nfq_guard.firewall import Backend, Difference, Family, Kind
+from nfq_guard.flow import Evidence
+from nfq_guard.nfqueue.counters import QueueCounters
+
+ALL_CAPS = (1 << 41) - 1
+
+
+def by_id(checks: Iterable[Check]) -> dict[str, Check]:
+    return {one.id: one for one in checks}
+
+
+@pytest.mark.parametrize(
+    ("release", "status"),
+    [
+        ("6.18.44-cloud", Status.OK),
+        ("6.1.0", Status.OK),
+        ("5.15.0-91-generic", Status.NOTE),
+        ("4.19", Status.NOTE),
+        ("unknown", Status.NOTE),
+    ],
+)
+def test_older_kernels_call_more_invalid(release: str, status: Status) -> None:
+    check = kernel.reasons(release)
+    assert check.status is status
+    assert (status is Status.OK) == ("do not occur" in check.what)
+
+
+def test_kernel_options() -> None:
+    text = (
+        "CONFIG_NF_CONNTRACK=y\nCONFIG_NF_CT_NETLINK=m\n# CONFIG_NFT_QUEUE is not set\n"
+        "CONFIG_NETFILTER_XT_TARGET_NFQUEUE=y\nCONFIG_NETFILTER_XT_MATCH_CONNTRACK=y\n"
+    )
+    checks = list(kernel.options(kernel.parse_options(text)))
+    assert [(one.id, one.status) for one in checks] == [
+        ("kernel.options", Status.PROBLEM),
+        ("kernel.nft_queue", Status.NOTE),
+    ]
+    assert "CONFIG_NETFILTER_NETLINK_QUEUE" in checks[0].what
+    assert [one.status for one in kernel.options({})] == [Status.NOTE]
+
+
+def test_a_queue_module_that_is_not_loaded_is_no_problem() -> None:
+    option = "CONFIG_NETFILTER_NETLINK_QUEUE"
+    assert kernel.queues(file_there=True, configured={}).status is Status.OK
+    assert kernel.queues(file_there=False, configured={option: "m"}).status is Status.NOTE
+    assert kernel.queues(file_there=False, configured={}).status is Status.PROBLEM
+    assert kernel.type_information(there=False).status is Status.NOTE
+
+
+@pytest.mark.parametrize(
+    ("mask", "status"),
+    [(ALL_CAPS, Status.OK), (1 << 12 | 1 << 13, Status.WARNING), (1 << 13, Status.PROBLEM)],
+)
+def test_capabilities(mask: int, status: Status) -> None:
+    checks = by_id(evidence.capabilities(mask))
+    assert checks["capabilities"].status is status
+    assert "capabilities.net_raw" not in checks
+
+
+def test_evidence() -> None:
+    assert evidence.evidence(Evidence.BPF, None).status is Status.OK
+    lacking = evidence.evidence(Evidence.CTNETLINK, "CAP_BPF is missing")
+    assert lacking.status is Status.WARNING
+    assert "CAP_BPF" in lacking.what
+    assert evidence.evidence(Evidence.NONE, "nothing").status is Status.PROBLEM
+    assert "capabilities.net_raw" in by_id(evidence.capabilities(0))
+
+
+PLAIN = {
+    "netfilter.nf_conntrack_tcp_be_liberal": "0",
+    "netfilter.nf_conntrack_tcp_loose": "1",
+    "netfilter.nf_conntrack_checksum": "1",
+    "netfilter.nf_conntrack_log_invalid": "0",
+    "netfilter.nf_conntrack_tcp_ignore_invalid_rst": "0",
+    "netfilter.nf_log_all_netns": "0",
+}
+
+
+def test_the_kernels_own_settings_are_fine() -> None:
+    assert {one.status for one in sysctls.sysctls(PLAIN)} == {Status.OK}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "name", "status"),
+    [
+        ("netfilter.nf_conntrack_tcp_be_liberal", "1", "be_liberal", Status.WARNING),
+        ("ipv4.netfilter.ip_conntrack_tcp_be_liberal", "1", "be_liberal", Status.WARNING),
+        ("netfilter.nf_conntrack_tcp_loose", "0", "loose", Status.NOTE),
+        ("netfilter.nf_conntrack_checksum", "0", "checksum", Status.NOTE),
+        ("netfilter.nf_conntrack_log_invalid", "255", "log_invalid", Status.NOTE),
+        ("netfilter.nf_conntrack_tcp_ignore_invalid_rst", "1", "ignore_invalid_rst", Status.NOTE),
+        ("netfilter.nf_log_all_netns", "1", "log_all_netns", Status.NOTE),
+    ],
+)
+def test_each_setting_that_matters(key: str, value: str, name: str, status: Status) -> None:
+    assert by_id(sysctls.sysctls(PLAIN | {key: value}))[f"sysctl.{name}"].status is status
+
+
+def test_without_conntrack_nothing_can_be_invalid() -> None:
+    assert by_id(sysctls.sysctls({}))["sysctl.be_liberal"].status is Status.PROBLEM
+
+
+def test_where_the_kernel_logs_to() -> None:
+    values = PLAIN | {
+        "netfilter.nf_conntrack_log_invalid": "6",
+        "netfilter.nf_log.2": "nf_log_syslog",
+    }
+    check = by_id(sysctls.sysctls(values))["sysctl.log_invalid"]
+    assert "TCP" in check.what
+    assert "IPv4 to nf_log_syslog, IPv6 to NONE" in check.what
+    assert "kernel log" in check.todo
+
+
+@pytest.mark.parametrize(
+    ("filters", "found"),
+    [
+        ({"all": "0", "eth0": "1"}, ["eth0"]),
+        ({"all": "1", "eth0": "0", "default": "1", "lo": "0"}, ["eth0"]),
+        ({"all": "2", "eth0": "1"}, []),
+        ({"all": "0", "eth0": "2"}, []),
+    ],
+)
+def test_the_greater_reverse_path_filter_holds(filters: dict[str, str], found: list[str]) -> None:
+    (check,) = sysctls.reverse_path(filters)
+    assert check.status is (Status.NOTE if found else Status.OK)
+    assert all(name in check.what for name in found)
+    assert list(sysctls.reverse_path({})) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "status"),
+    [(0, Status.OK), (799, Status.OK), (800, Status.WARNING), (950, Status.PROBLEM)],
+)
+def test_a_full_table(count: int, status: Status) -> None:
+    assert table.fill(count, 1000).status is status
+
+
+def test_counters_are_hexadecimal_and_by_cpu() -> None:
+    text = (
+        "entries  clashres found new invalid insert_failed drop early_drop\n"
+        "00000010 00000000 00000000 00000000 0000000a 00000001 00000000 00000000\n"
+        "00000010 00000000 00000000 00000000 00000010 00000000 00000000 00000002\n"
+    )
+    sums = table.parse_counters(text)
+    assert sums["invalid"] == 26
+    assert "entries" not in sums
+    checks = by_id(table.counters(sums))
+    assert checks["table.drops"].status is Status.WARNING
+    assert checks["table.insert_failed"].status is Status.NOTE
+    assert "26 INVALID" in checks["table.invalid"].what
+    assert table.parse_counters("") == {}
+    assert list(table.counters({})) == []
+
+
+def _counters(full: int = 0, buffer: int = 0) -> QueueCounters:
+    return QueueCounters(
+        port_id=711, waiting=0, copy_bytes=256, queue_dropped=full, user_dropped=buffer, last_id=9
+    )
+
+
+def test_the_owner_of_the_queue() -> None:
+    def status(owner: str, *, ours: bool = False) -> Status:
+        return next(iter(queue.queue(0, _counters(), owner, ours=ours))).status
+
+    assert status("suricata (pid 711)") is Status.PROBLEM
+    assert status("nfq-guard (pid 711)", ours=True) is Status.OK
+    assert status("unknown process") is Status.NOTE
+    assert next(iter(queue.queue(0, None, "", ours=False))).status is Status.NOTE
+
+
+def test_drops_of_the_queue() -> None:
+    checks = by_id(queue.queue(0, _counters(3, 4), "python3 (pid 1)", ours=True))
+    assert checks["queue.drops"].status is Status.WARNING
+    assert "3 packets" in checks["queue.drops"].what
+
+
+FEATURES = """\
+Features for eth0:
+rx-checksumming: on [fixed]
+	tx-checksum-ipv4: off [fixed]
+tcp-segmentation-offload: on
+generic-receive-offload: on
+large-receive-offload: off [fixed]
+"""
+
+
+def test_offloads() -> None:
+    features = interfaces.parse_features(FEATURES)
+    check = interfaces.offloads("eth0", features, forwarding=True)
+    assert check.status is Status.OK
+    assert "LRO off, GRO on, TSO on" in check.what
+    features["large-receive-offload"] = True
+    assert interfaces.offloads("eth0", features, forwarding=False).status is Status.OK
+    assert interfaces.offloads("eth0", features, forwarding=True).status is Status.WARNING
+
+
+INTERRUPTS = """\
+           CPU0       CPU1
+ 24:          1          0  IO-APIC   5-edge      ACPI:Ged
+ 38:         10      99000 PCI-MSIX-0000:00:03.0   1-edge      virtio2-input.0
+ 39:     500000          0 PCI-MSIX-0000:00:03.0   2-edge      virtio2-output.0
+ 40:       6000       6000 PCI-MSIX   3-edge      eth1-TxRx-0
+NMI:          0          0   Non-maskable interrupts
+"""
+
+
+def _spread(*irqs: str, rps: bool = False, strained: bool = False) -> Check:
+    one = interfaces.Interface(name="eth0", rps=[rps], rfs=[0], irqs=frozenset(irqs))
+    counts = interfaces.parse_interrupts(INTERRUPTS)
+    (check,) = interfaces.spread(one, counts, strained=strained)
+    return check
+
+
+def test_receive_work_on_one_cpu() -> None:
+    """Queues that send do not count, by number or by name."""
+    for irqs in (("38", "39"), ("virtio2",)):
+        assert _spread(*irqs).status is Status.NOTE
+        assert "CPU 1 took 100% of 99010" in _spread(*irqs).what
+        overloaded = _spread(*irqs, strained=True)
+        assert overloaded.status is Status.WARNING
+        assert "late packets from an overloaded receiver" in overloaded.todo
+    assert _spread("38", rps=True, strained=True).status is Status.OK
+    assert _spread("eth1", strained=True).status is Status.OK
+    assert "not to be seen" in _spread("eth7").what
+
+
+def test_a_single_cpu_has_nothing_to_spread() -> None:
+    counts = interfaces.parse_interrupts("   CPU0\n 5: 99999 edge eth0\n")
+    one = interfaces.Interface(name="eth0", rps=[], rfs=[], irqs=frozenset({"eth0"}))
+    (check,) = interfaces.spread(one, counts, strained=True)
+    assert check.status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("00010000 00000000 00000001 0\n", Status.OK),
+        ("00010000 00000002 00000000 0\n", Status.WARNING),
+        ("00001000 00000000 00000100 0\n", Status.WARNING),
+    ],
+)
+def test_the_backlog(text: str, status: Status) -> None:
+    check = interfaces.backlog(interfaces.parse_softnet(text))
+    assert check is not None
+    assert check.status is status
+    assert interfaces.backlog([]) is None
+
+
+def test_our_own_rules() -> None:
+    def difference(kind: Kind) -> Difference:
+        return Difference(
+            kind=kind,
+            family=Family.IPV4,
+            backend=Backend.NFT,
+            table="mangle",
+            chain="OUTPUT",
+            detail="it is not there",
+        )
+
+    assert ours([], []).status is Status.NOTE
+    assert ours(["nft"], []).status is Status.OK
+    assert ours(["nftables"], []).status is Status.OK
+    assert ours(["legacy", "nft"], []).status is Status.PROBLEM
+    assert ours(["nft"], [difference(Kind.MISSING_JUMP)]).status is Status.PROBLEM
+    assert ours(["nft"], [difference(Kind.CHANGED_RULE)]).status is Status.WARNING
