@@ -53,11 +53,13 @@ if [ -z "$wheels" ]; then
     rm -rf "$wheels" "$tree/build/install"
     "$python" -m venv "$tree/build/install"
     pip="$tree/build/install/bin/python -m pip --disable-pip-version-check --quiet"
-    $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools
+    $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build
     $pip wheel --constraint "$tree/constraints.txt" --no-build-isolation --no-deps \
         --wheel-dir "$wheels" netfilterqueue
+    # By way of an sdist: the build leaves compiled modules beside the sources it works on.
+    "$tree/build/install/bin/python" -m build --outdir "$wheels" "$tree" >/dev/null
     $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
-        --wheel-dir "$wheels" "$tree"
+        --wheel-dir "$wheels" "$wheels"/nfq_guard-*.whl
 fi
 
 say "installing into $home"

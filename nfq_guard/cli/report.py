@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard report`: recorded events as one HTML page."""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.report.page import render
+from nfq_guard.report.summary import summarise
+
+# No event has a tenth of it; a longer line is none, and is not kept in memory.
+_LINE_MAX: Final = 1 << 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("events", metavar="EVENTS", help="JSON Lines of the daemon; - for stdin")
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="FILE", help="the page to write"
+    )
+    parser.add_argument("--title", help="what to call it; the name of EVENTS otherwise")
+    parser.add_argument(
+        "--policy",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="also show what this policy would have done; a second one is compared with it",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the page; it replaces an older one only once it is whole."""
+    if len(args.policy) > 2:
+        raise UsageError("--policy: expected one or two policies")
+    if args.policy and args.events == "-":
+        raise UsageError("--policy: the events are read twice, so they must be a file")
+    title = args.title or (Path(args.events).name if args.events != "-" else "standard input")
+    extra = [("What these policies would have done", _whatif(args))] if args.policy else []
+    try:
+        with _opened(args.events) as stream:
+            summary = summarise(_events(stream))
+    except OSError as error:
+        raise UsageError(f"{args.events}: cannot be read: {error.strerror}") from None
+    if summary.packets == 0 and summary.skipped:
+        raise UsageError(f"{args.events}: no event of a packet in {summary.skipped} lines")
+    page = render(summary, title=title, extra=extra)
+    unfinished = args.output.with_name(args.output.name + ".part")
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(args.output)
+    except OSError as error:
+        raise UsageError(f"{args.output}: cannot be written: {error.strerror}") from None
+    sys.stdout.write(f"{args.output}: {summary.packets} packets, {len(summary.flows)} flows\n")
+    return EXIT_OK
+
+
+def _opened(name: str) -> BinaryIO:
+    return sys.stdin.buffer if name == "-" else Path(name).open("rb")
+
+
+def _events(stream: BinaryIO) -> Iterator[Mapping[str, Any] | None]:
+    """Each line as an event; None for one that is no JSON object or too long."""
+    while line := stream.readline(_LINE_MAX):
+        if not line.endswith(b"\n") and len(line) == _LINE_MAX:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_LINE_MAX)
+            yield None
+            continue
+        try:
+            event = json.loads(line)
+        except ValueError:
+            event = None
+        yield event if isinstance(event, dict) else None
+
+
+def _whatif(args: argparse.Namespace) -> str:
+    """What `nfq-guard whatif` says about the same events."""
+    from nfq_guard.cli import main  # noqa: PLC0415 - this module is one of its commands
+
+    words = ["whatif", args.events]
+    for policy in args.policy:
+        words += ["--policy", policy]
+    with redirect_stdout(io.StringIO()) as said:
+        status = main(words)
+    if status != EXIT_OK:
+        raise UsageError("--policy: see the lines above")
+    return said.getvalue()

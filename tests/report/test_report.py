@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: MIT
+"""Recorded events as a page."""
+
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.cli import main
+from nfq_guard.finding import Reason
+from nfq_guard.report import page, summary
+from nfq_guard.report.charts import Bar, stacked_bars
+from nfq_guard.report.page import render
+from nfq_guard.report.summary import summarise
+
+
+def event(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an event
+    fields: dict[str, Any] = {
+        "event": "packet_judged",
+        "timestamp": "2026-11-23T02:00:00.000001Z",
+        "mode": "dry-run",
+        "proto": "tcp",
+        "src": "10.244.0.2",
+        "dst": "192.0.2.2",
+        "sport": 8080,
+        "dport": 40000,
+        "reason": "seq-over",
+        "breach": {"bound": "seq-over", "actual": 9000, "limit": 1000, "distance": 8000},
+        "state": "ESTABLISHED",
+        "nat": "dnat",
+        "rule": "translated",
+        "action": "drop",
+        "verdict": "accept",
+        "would": "drop",
+    }
+    return fields | changes
+
+
+class Tags(HTMLParser):
+    """Every tag that was opened is closed, in order."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag != "script"
+        assert not any(name in {"src", "href"} for name, _ in attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        del tag, attrs
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def well_formed(html: str) -> str:
+    parser = Tags()
+    parser.feed(html)
+    assert parser.open == []
+    return html
+
+
+def test_folded_events_count_as_often_as_they_happened() -> None:
+    found = summarise(
+        [event(), event(count=9), event(would="accept", action="log", reason="raced")]
+    )
+    assert (found.packets, found.drops, found.dropped) == (11, 10, 0)
+    assert found.reasons == {"seq-over": 10, "raced": 1}
+    assert found.reason_drops["seq-over"] == 10
+
+
+def test_both_directions_are_one_flow() -> None:
+    there = event(src="192.0.2.2", dst="10.244.0.2", sport=40000, dport=8080)
+    found = summarise([event(), there, event(proto="icmp", sport=None, dport=None)])
+    assert [flow.packets for flow in found.flows.values()] == [2, 1]
+    name = ("tcp", "10.244.0.2:8080", "192.0.2.2:40000")
+    assert found.flows[name].furthest == 8000
+
+
+def test_ipv6_ends_have_brackets() -> None:
+    found = summarise([event(src="fd00::1", dst="fd00::2")])
+    assert next(iter(found.flows)) == ("tcp", "[fd00::1]:8080", "[fd00::2]:40000")
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        None,
+        {},
+        {"event": "started"},
+        event(timestamp="yesterday"),
+        event(count="many"),
+        event(breach={"bound": "seq-over"}),
+        event(breach=7),
+    ],
+)
+def test_what_is_no_event_is_skipped(broken: dict[str, Any] | None) -> None:
+    found = summarise([broken, event()])
+    assert (found.skipped, found.packets) == (1, 1)
+
+
+def test_flows_beyond_the_bound_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(summary, "_FLOWS_MAX", 2)
+    found = summarise(event(dport=port) for port in range(5))
+    assert (len(found.flows), found.others) == (2, 3)
+    assert "not told apart" in render(found, title="scan")
+
+
+def test_the_page_is_whole_and_loads_nothing() -> None:
+    events = [event(timestamp=f"2026-11-23T02:00:{second:02}Z") for second in range(30)]
+    html = well_formed(render(summarise(events), title="node-7", extra=[("More", "a < b")]))
+    assert "2026-11-23 02:00:00 to 2026-11-23 02:00:29 UTC" in html
+    assert html.count("<svg") == 2
+    assert "a &lt; b" in html
+
+
+def test_what_a_packet_says_is_not_markup() -> None:
+    nasty = "<script>alert(1)</script>"
+    found = summarise([event(rule=nasty, reason=nasty, src=nasty, nat=nasty, state=nasty)])
+    well_formed(render(found, title=nasty, extra=[(nasty, nasty)]))
+
+
+def test_without_packets_it_says_so() -> None:
+    assert "No packet was recorded" in well_formed(render(summarise([]), title="quiet"))
+
+
+def test_many_flows_and_days() -> None:
+    events = [
+        event(dport=port, timestamp=f"2026-{1 + port // 9:02}-01T00:00:00Z") for port in range(99)
+    ]
+    html = well_formed(render(summarise(events), title="year"))
+    assert "The 74 others are not shown" in html
+    assert "Packets in each day" in html
+
+
+def test_every_reason_is_explained() -> None:
+    assert set(page._MEANING) == {reason.value for reason in Reason}
+
+
+@pytest.mark.parametrize(
+    ("height", "top"), [(0, "2"), (2, "2"), (3, "4"), (5, "10"), (11, "20"), (41, "100")]
+)
+def test_the_scale_is_round(height: int, top: str) -> None:
+    chart = stacked_bars([Bar(label="a", parts=(height,), title="t")], ("drop",), "c")
+    assert re.findall(r'text-anchor="end">([\d.]+)<', chart)[-1] == top
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "events.jsonl"
+    lines = [json.dumps(event()), "[]", "no json", "x" * 70_000, json.dumps(event())]
+    log.write_text("\n".join(lines), encoding="utf-8")
+    out = tmp_path / "report.html"
+    assert main(["report", str(log), "-o", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out}: 2 packets, 1 flows\n"
+    html = well_formed(out.read_text(encoding="utf-8"))
+    assert "events.jsonl" in html
+    assert "3 other lines" in html
+
+
+def test_command_reads_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(json.dumps(event()).encode()))
+    monkeypatch.setattr("sys.stdin", stream)
+    assert main(["report", "-", "-o", str(tmp_path / "r.html"), "--title", "live"]) == 0
+    assert "1 packets" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["nowhere.jsonl", "-o", "x.html"], "nowhere.jsonl: cannot be read: No such file"),
+        (["bad.jsonl", "-o", "x.html"], "bad.jsonl: no event of a packet in 1 lines"),
+        (["good.jsonl", "-o", "no/x.html"], "no/x.html: cannot be written: No such file"),
+        (["-", "-o", "x.html", "--policy", "p"], "must be a file"),
+        (["good.jsonl", "-o", "x.html", *["--policy", "p"] * 3], "one or two policies"),
+    ],
+)
+def test_wrong_usage(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    complaint: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.jsonl").write_text(json.dumps(event()) + "\n", encoding="utf-8")
+    Path("bad.jsonl").write_text("{}\n", encoding="utf-8")
+    assert main(["report", *words]) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["bad.jsonl", "good.jsonl"]

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""A real systemd with the service installed on it, as `make install` does it."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+_HERE: Final = Path(__file__).parent
+_TREE: Final = _HERE.parent.parent
+_WHEELS: Final = _TREE / "build" / "wheels"
+_PYTHON: Final = "/usr/bin/python3"
+_CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
+
+
+class Guest:
+    """A booted systemd in namespaces of its own."""
+
+    def __init__(self, state: Path) -> None:
+        self._state = state
+
+    def nested(self, *words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(_HERE / "nested.sh"), str(self._state), *words],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def sh(self, script: str, *, check: bool = True, timeout_s: float = 60) -> str:
+        """What a shell script prints inside, both streams."""
+        done = self.nested("sh", "bash", "-c", f"exec 2>&1; {script}", timeout_s=timeout_s)
+        if check and done.returncode:
+            pytest.fail(f"{script}: exit {done.returncode}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def show(self, prop: str, unit: str = "nfq-guard") -> str:
+        """One property of a unit."""
+        return self.sh(f"systemctl show --value -p {prop} {unit}").strip()
+
+    def configure(self, daemon: str, policy: str = 'include = "preset:default"') -> None:
+        """Write the configuration file: lines for its two tables."""
+        self.sh(f"cat >{_CONFIG} <<'END'\n[daemon]\n{daemon}\n[policy]\n{policy}\nEND")
+
+    def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 15) -> None:
+        """Wait for `condition`; it fails the test by `what` when it never holds."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                journal = self.sh("journalctl -u nfq-guard --no-pager | tail -n 20", check=False)
+                pytest.fail(f"never: {what}\n{journal}")
+            time.sleep(0.05)
+
+
+def _impossible() -> str | None:
+    """Why no systemd can be booted here, or None."""
+    if os.geteuid() != 0:
+        return "needs root: it boots a systemd"
+    if not Path("/lib/systemd/systemd").exists():
+        return "Debian package systemd is missing"
+    if not list(_WHEELS.glob("nfq_guard-*.whl")):
+        return "no wheels in build/wheels: run `make wheels` first"
+    version = subprocess.run(
+        [_PYTHON, "-c", "import sys; print(*sys.version_info[:2])"],
+        check=False,
+        capture_output=True,
+        text=True,
+    ).stdout.split()
+    if version != [str(part) for part in sys.version_info[:2]]:
+        return f"{_PYTHON} is not the version that the wheels were built for"
+    return None
+
+
+@pytest.fixture(scope="session")
+def booted() -> Iterator[Guest]:
+    """The guest, booted once, with the service installed and running."""
+    reason = _impossible()
+    if reason is not None:
+        if os.environ.get("CI"):
+            pytest.fail(reason, pytrace=False)
+        pytest.skip(reason)
+    state = Path(f"/tmp/nfqg-{os.getpid()}-systemd")  # noqa: S108 - its name ends in a cgroup's
+    guest = Guest(state)
+    try:
+        up = guest.nested("up")
+        assert up.returncode == 0, (state / "console").read_text(encoding="utf-8")[-2000:]
+        guest.sh(f"WHEELS={_WHEELS} {_TREE}/systemd/install.sh install", timeout_s=120)
+        yield guest
+    finally:
+        guest.nested("down")
+        shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture
+def guest(booted: Guest) -> Guest:
+    """The guest with the service freshly started, in dry-run and fail mode open."""
+    booted.configure('mode = "dry-run"')
+    booted.sh("systemctl reset-failed nfq-guard; systemctl restart nfq-guard")
+    return booted

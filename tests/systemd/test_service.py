@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""The service under a real systemd."""
+
+import json
+import re
+
+import pytest
+
+from tests.systemd.conftest import Guest
+
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("systemd"), pytest.mark.timeout(180)]
+
+# CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF by their numbers.
+CAPABILITIES = 1 << 12 | 1 << 38 | 1 << 39
+
+
+def rules(guest: Guest) -> int:
+    """How many of our rules hand packets to the queue."""
+    return int(guest.sh("cat <(iptables-save) <(ip6tables-save) | grep -c NFQUEUE", check=False))
+
+
+def journal(guest: Guest, pid: str) -> list[dict[str, object]]:
+    """The events of one run of the daemon."""
+    text = guest.sh(f"journalctl _PID={pid} --no-pager -o cat")
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def events(guest: Guest, pid: str) -> list[object]:
+    return [one["event"] for one in journal(guest, pid)]
+
+
+def test_ready_means_queue_evidence_and_rules(guest: Guest) -> None:
+    assert guest.show("ActiveState") == "active"
+    pid = guest.show("MainPID")
+    assert guest.sh("cat /proc/net/netfilter/nfnetlink_queue").split()[0] == "0"
+    assert rules(guest) == 2
+    started = next(one for one in journal(guest, pid) if one["event"] == "started")
+    assert started["evidence"] == "bpf"
+    assert started["mode"] == "dry-run"
+
+
+def test_own_user_with_three_capabilities(guest: Guest) -> None:
+    status = guest.sh(f"cat /proc/{guest.show('MainPID')}/status")
+    user = guest.sh("id -u nfq-guard").strip()
+    found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert found["Uid"].split() == [user] * 4
+    for kind in ("CapEff", "CapPrm", "CapBnd"):
+        assert int(found[kind], 16) == CAPABILITIES
+    assert found["NoNewPrivs"] == "1"
+    assert found["Seccomp"] == "2"
+
+
+def test_exposure_and_syntax(guest: Guest) -> None:
+    rated = guest.sh("systemd-analyze security nfq-guard --no-pager")
+    found = re.search(r"Overall exposure level for nfq-guard.service: ([\d.]+)", rated)
+    assert found is not None
+    assert float(found[1]) <= 2.0
+    for unit in ("nfq-guard.service", "nfq-guard@.service"):
+        assert guest.sh(f"systemd-analyze verify /etc/systemd/system/{unit}") == ""
+
+
+def test_reload_swaps_the_policy_or_keeps_the_old(guest: Guest) -> None:
+    pid = guest.show("MainPID")
+    guest.configure('mode = "dry-run"', 'include = "preset:observe"')
+    guest.sh("systemctl reload nfq-guard")
+    guest.until(lambda: "reloaded" in events(guest, pid), "a reload")
+    guest.configure('mode = "dry-run"', "nonsense = 1")
+    guest.sh("systemctl reload nfq-guard", check=False)
+    guest.until(lambda: "reload_failed" in events(guest, pid), "a refused reload")
+    failed = next(one for one in journal(guest, pid) if one["event"] == "reload_failed")
+    assert "policy.nonsense" in str(failed["mistakes"])
+    assert guest.show("MainPID") == pid
+    assert guest.show("ActiveState") == "active"
+
+
+def test_a_loop_that_hangs_is_restarted_by_the_watchdog(guest: Guest) -> None:
+    pid = guest.show("MainPID")
+    guest.sh(f"kill -STOP {pid}")
+    guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
+    guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
+    assert "Watchdog timeout" in guest.sh("journalctl -u nfq-guard --no-pager")
+    assert rules(guest) == 2
+
+
+def test_a_daemon_that_is_killed_is_restarted(guest: Guest) -> None:
+    pid = guest.show("MainPID")
+    guest.sh(f"kill -9 {pid}")
+    guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
+    guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
+    assert rules(guest) == 2
+    assert guest.sh("pgrep -cu nfq-guard").strip() == "1"
+
+
+def test_stop_leaves_no_rule_behind(guest: Guest) -> None:
+    guest.sh("systemctl stop nfq-guard")
+    assert rules(guest) == 0
+    assert guest.show("Result") == "success"
+
+
+@pytest.mark.parametrize(("fail_mode", "left"), [("open", 0), ("closed", 2), ("kernel-drop", 2)])
+def test_rules_after_a_kill(guest: Guest, fail_mode: str, left: int) -> None:
+    """Open: they go at once. The other modes promise to drop, so theirs stay until the restart."""
+    guest.configure(f'fail_mode = "{fail_mode}"')
+    guest.sh(
+        "mkdir -p /run/systemd/system/nfq-guard.service.d; "
+        "printf '[Service]\nRestart=no\n' >/run/systemd/system/nfq-guard.service.d/test.conf; "
+        "systemctl daemon-reload; systemctl restart nfq-guard"
+    )
+    try:
+        guest.sh(f"kill -9 {guest.show('MainPID')}")
+        guest.until(lambda: guest.show("ActiveState") == "failed", "the unit failed")
+        assert rules(guest) == left
+    finally:
+        guest.sh(
+            "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
+            "systemctl reset-failed nfq-guard; nfq-guard rules remove"
+        )
+
+
+def test_wrong_configuration_is_not_tried_again(guest: Guest) -> None:
+    guest.configure("mode = 7")
+    guest.sh("systemctl restart nfq-guard", check=False)
+    assert guest.show("ActiveState") == "failed"
+    assert guest.show("NRestarts") == "0"
+    assert "daemon.mode" in guest.sh("journalctl -u nfq-guard --no-pager -n 20")
+    assert rules(guest) == 0
+
+
+def test_an_instance_serves_a_namespace(guest: Guest) -> None:
+    guest.sh(
+        "ip netns add blue; "
+        "printf '[daemon]\ncontrol_socket = \"/run/nfq-guard/blue/control.sock\"\n' "
+        ">/etc/nfq-guard/blue.toml"
+    )
+    try:
+        guest.sh("systemctl start nfq-guard@blue")
+        queues = guest.sh("ip netns exec blue cat /proc/net/netfilter/nfnetlink_queue")
+        assert queues.split()[0] == "0"
+        assert "NFQUEUE" in guest.sh("ip netns exec blue iptables-save -t mangle")
+        guest.sh("systemctl stop nfq-guard@blue")
+        assert "NFQUEUE" not in guest.sh("ip netns exec blue iptables-save -t mangle")
+    finally:
+        guest.sh("systemctl stop nfq-guard@blue; ip netns del blue; rm /etc/nfq-guard/blue.toml")
