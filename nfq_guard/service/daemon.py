@@ -18,6 +18,7 @@ from nfq_guard.errors import NfqGuardError
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
+from nfq_guard.service.rulewatch import RulesWatch
 from nfq_guard.service.worker import Worker
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
@@ -47,6 +48,9 @@ class Rules(Protocol):
 
     def remove(self) -> RulesChange:
         """Take them away."""
+
+    def verify(self) -> Sequence[object]:
+        """Every difference between what is live and what should be."""
 
 
 class BoundQueue(Protocol):
@@ -87,6 +91,8 @@ class Daemon:
         rules: Rules | None = None,
         reload: Callable[[], Policy] | None = None,
         notifier: Notifier | None = None,
+        verify_rules_s: float = 0,
+        reinstall_rules: bool = True,
         facts: dict[str, object] | None = None,
     ) -> None:
         """Put the parts together; nothing happens before `run`.
@@ -100,6 +106,8 @@ class Daemon:
             rules: Rules to install and to remove; None leaves the packet filter alone.
             reload: Reads the policy anew, or raises NfqGuardError.
             notifier: Tells systemd.
+            verify_rules_s: How often to look whether the rules are still there; 0: never.
+            reinstall_rules: Whether to put them back then.
             facts: Further fields of the event that the daemon started.
         """
         self.worker = worker
@@ -112,6 +120,13 @@ class Daemon:
         self._reload = reload
         self._notifier = notifier or Notifier()
         self._facts = facts or {}
+        self._watch: RulesWatch | None = None
+        if rules is not None and verify_rules_s:
+            self._watch = RulesWatch(
+                rules, events, reinstall=reinstall_rules, count=self._count_missing_rules
+            )
+            loop.every(verify_rules_s, self._watch.check)
+            loop.every(_SECOND_S, self._watch.collect)
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -174,6 +189,9 @@ class Daemon:
     def _packets(self) -> None:
         self.worker.turn()
 
+    def _count_missing_rules(self) -> None:
+        self.worker.stats.counters["rules_changed"] += 1
+
     def _hang_up(self) -> None:
         self.reload()
 
@@ -181,6 +199,7 @@ class Daemon:
         self._notifier.tell("WATCHDOG=1")
 
     def _started(self) -> None:
+        self.worker.turn()  # brings in the kernel's answers to the queue's flags
         self._events.info(
             "started",
             queue=self._queue.queue_num,
@@ -217,6 +236,7 @@ class Daemon:
     def _stop(self) -> None:
         self._notifier.tell("STOPPING=1")
         if self._rules is not None:
+            self._wait_for_watch()
             try:
                 self._tell_rules("rules_removed", self._serve_during(self._rules.remove))
             except NfqGuardError as error:
@@ -228,6 +248,13 @@ class Daemon:
         self.worker.close(now)
         self._events.info("stopped", **numbers)
         self._sink.close(now)
+
+    def _wait_for_watch(self) -> None:
+        """A check that is under way might put back what is about to be removed."""
+        if self._watch is not None:
+            self._watch.close()
+            while self._watch.busy:
+                self.loop.turn(0.01)
 
     def _drain(self) -> None:
         """Answer what still waits, until the kernel says that nothing does."""

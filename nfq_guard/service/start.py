@@ -99,6 +99,8 @@ def run(
             loop=loop,
             rules=rules,
             reload=reload,
+            verify_rules_s=settings.verify_rules_s,
+            reinstall_rules=settings.reinstall_rules,
             facts={"config": source, "evidence": flows.evidence, "fail_mode": settings.fail_mode},
         )
         stop_metrics = _metrics(settings, daemon, queue_num)

@@ -29,6 +29,7 @@ _COUNTERS: Final = {
     "events_suppressed": "Packets without an event because of the limit on all events.",
     "log_lines_dropped": "Log lines dropped because the log did not take them.",
     "log_errors": "Failed writes to the log.",
+    "rules_changed": "Checks that found our rules missing or changed.",
     "reloads": "Reloads that took a new policy.",
     "reload_failures": "Reloads that kept the old policy because the new one is wrong.",
 }

@@ -3,6 +3,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -223,6 +224,58 @@ def test_rules_come_and_go_with_the_daemon(namespace: Make, tmp_path: Path) -> N
     assert "NFQUEUE" not in inside.run("iptables-save").stdout
     assert "NFQ_GUARD" not in inside.run("iptables-save").stdout
     assert "NFQUEUE" not in before
+
+
+def test_rules_that_somebody_flushed_come_back(namespace: Make, tmp_path: Path) -> None:
+    inside = namespace("run")
+    path = tmp_path / "c"
+    path.write_text(f"[daemon]\nqueue = {QUEUE}\nverify_rules_s = 0.2\n")
+    with GuardProcess(inside, tmp_path / "log", "--config", str(path)).ready() as guard:
+        inside.run("iptables", "-t", "mangle", "-F")
+        wait_for(lambda: bool(guard.events("rules_changed")))
+        wait_for(lambda: f"--queue-num {QUEUE}" in inside.run("iptables-save").stdout)
+        assert guard.stop() == 0
+        assert guard.events("stopped")[0]["rules_changed"] >= 1
+    assert "NFQ_GUARD" not in inside.run("iptables-save").stdout
+
+
+def test_what_systemd_hears(inside: Namespace, tmp_path: Path) -> None:
+    """Ready when all is in place, alive from the packet loop, reloading, stopping."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(10)
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+        words = ("--queue", str(QUEUE), "--no-rules")
+        with GuardProcess(inside, tmp_path / "log", *words, env=env) as guard:
+            assert systemd.recv(1000).startswith(b"READY=1")
+            assert guard.events("started")
+            assert systemd.recv(1000) == b"WATCHDOG=1"
+            guard.process.send_signal(signal.SIGHUP)
+            heard = b""
+            while b"RELOADING=1\nMONOTONIC_USEC=" not in heard:
+                heard = systemd.recv(1000)
+            assert systemd.recv(1000) == b"READY=1"
+            assert guard.stop() == 0
+            while heard != b"STOPPING=1":
+                heard = systemd.recv(1000)
+
+
+def test_reloads_under_load_lose_nothing(inside: Namespace, tmp_path: Path) -> None:
+    path = tmp_path / "c"
+    config = configured(path, 'mode = "enforce"', policy=POLICY.replace('"drop"', '"allow"'))
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        for _ in range(100):
+            guard.process.send_signal(signal.SIGHUP)
+            udp.send(20)
+        wait_for(lambda: idle(inside))
+        assert len(udp.received()) == 2000
+        assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+        assert stopped["reloads"] > 1
+        assert stopped["queue_full_drops"] == stopped["reload_failures"] == 0
 
 
 def test_metrics_over_http(inside: Namespace, tmp_path: Path) -> None:
