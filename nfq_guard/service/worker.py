@@ -88,6 +88,8 @@ class Worker:
         self._judged_mark = judged_mark
         self._judge = SafeJudge(engine, drops=drops_failures, report=self._report)
         self._drops_seen = 0
+        self._suppressed_seen = 0
+        self._lines_seen = 0
         try:
             self._counter_file: CounterFile | None = CounterFile()
         except OSError:  # not ours to read; events go without the kernel's counts
@@ -127,6 +129,7 @@ class Worker:
         self._reader.forget_names()
         self._emit(self._limiter.due(now))
         self.refresh()
+        self._tell_gaps()
         self._sink.push(now)
 
     def refresh(self) -> QueueCounters | None:
@@ -201,6 +204,21 @@ class Worker:
                 waiting=found.waiting,
             )
         self._drops_seen = drops
+
+    def _tell_gaps(self) -> None:
+        """Say in the log what is not in it; the lines that the log did not take, once it does."""
+        suppressed = self._limiter.suppressed
+        dropped = self._sink.dropped
+        if suppressed > self._suppressed_seen:
+            self._events.warning("events_suppressed", packets=suppressed - self._suppressed_seen)
+            self._suppressed_seen = suppressed
+        if dropped > self._lines_seen and not self._sink.waiting:
+            self._events.warning(
+                "log_lines_dropped",
+                lines=dropped - self._lines_seen,
+                last_error=self._sink.last_error,
+            )
+            self._lines_seen = dropped
 
     def _report(self, failure: Failure) -> None:
         self._events.error(

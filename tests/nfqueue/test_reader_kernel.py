@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.errors import BusyError
+from nfq_guard.errors import BusyError, UnavailableError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue import reader as reader_module
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.wire.packet import CHECKSUM_GOOD, CHECKSUM_UNFINISHED, CHECKSUM_UNVERIFIED
@@ -216,6 +217,15 @@ def test_released_when_closed_also_with_children(namespace: Make) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_kernel_without_nfqueue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError("Failed to open NFQueue.")
+
+    monkeypatch.setattr(reader_module, "NetfilterQueue", refuse)
+    with pytest.raises(UnavailableError, match="CONFIG_NETFILTER_NETLINK_QUEUE"):
+        QueueReader(QUEUE)
 
 
 def test_privilege_is_named() -> None:

@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
+import os
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence
+from nfq_guard.flows.open import NoFlows
+from nfq_guard.service.wiring import load_all
 from nfq_guard.service.worker import Worker
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.limits import EventLimiter
@@ -37,7 +42,7 @@ class FakeQueue:
 
 
 def worker(
-    queue: FakeQueue, log: Path, engine: FakeEngine, *, drops: bool = False, mark: int = 0
+    queue: FakeQueue, log: Path, engine: FakeEngine | Engine, *, drops: bool = False, mark: int = 0
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
@@ -80,6 +85,33 @@ def test_dry_run_accepts_all(tmp_path: Path) -> None:
     first = events(tmp_path / "log")[-2]
     assert (first["verdict"], first["would"]) == ("accept", "drop")
     one.close(0)
+
+
+@given(st.lists(st.binary(max_size=120), max_size=20))
+def test_any_octets_get_their_verdict(packets: list[bytes]) -> None:
+    """Through the engine, the default policy and the log, without one failure."""
+    _, policy = load_all(None)
+    queue = FakeQueue(*(queued(octets) for octets in packets))
+    engine = Engine(policy=policy, flows=NoFlows(), mode=Mode.ENFORCE)
+    one = worker(queue, Path(os.devnull), engine)
+    while one.turn():
+        pass
+    assert [number for number, _, _ in queue.verdicts] == list(range(1, len(packets) + 1))
+    one.second(0)
+    assert one.stats.counters["judging_failures"] == 0
+    one.close(0)
+
+
+def test_log_says_what_is_not_in_it(tmp_path: Path) -> None:
+    queue = FakeQueue(*(queued(b"D") for _ in range(1100)))
+    one = worker(queue, tmp_path / "log", FakeEngine())
+    while one.turn():
+        pass
+    one.second(100)
+    (gap,) = [event for event in events(tmp_path / "log") if event["event"] == "events_suppressed"]
+    shown = [event for event in events(tmp_path / "log") if event["event"] == "packet_judged"]
+    assert len(shown) + gap["packets"] == 1100
+    one.close(100)
 
 
 def test_judged_packets_are_marked(tmp_path: Path) -> None:
