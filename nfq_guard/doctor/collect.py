@@ -9,6 +9,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -88,8 +90,17 @@ def is_guard(owner: str) -> bool:
     found = re.search(r"\(pid (\d+)\)$", owner)
     if found is None:
         return False
-    command = text(Path("/proc", found[1], "cmdline"))
-    return "nfq-guard" in command or "nfq_guard" in command
+    return runs_guard(text(Path("/proc", found[1], "cmdline")).split("\0"))
+
+
+def runs_guard(words: Sequence[str]) -> bool:
+    """Whether a command line is one of ours: the script, or the package run by Python."""
+    if any(Path(word).name == "nfq-guard" for word in words[:2]):
+        return True
+    return any(
+        option == "-m" and module.partition(".")[0] == "nfq_guard"
+        for option, module in pairwise(words)
+    )
 
 
 def physical_interfaces() -> list[Interface]:

@@ -2,7 +2,7 @@
 """All that the doctor looks at, in the order in which it is told."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -108,7 +108,7 @@ def _rules(firewall: Firewall) -> Iterator[Check]:
         family = next(one for one in BOTH_FAMILIES if one == number)
         found += iptables_rules.find(tables_of_family, backend, family, elsewhere=elsewhere)
     if native is not None:
-        found += native.find()
+        found += native.find(_unread(saved))
         yield from nft_rules.flowtables(native.flowtables)
     checks = list(foreign.checks(found, ours_installed=bool(places)))
     yield from checks
@@ -127,6 +127,17 @@ def _native(problems: list[str]) -> nft_rules.Ruleset | None:
     except (ValueError, KeyError, TypeError) as error:
         problems.append(f"nft list ruleset: {error}")
         return None
+
+
+def _unread(saved: Mapping[tuple[Backend, int], Saved]) -> frozenset[tuple[str, str]]:
+    """Tables that iptables-nft cannot show, as nft names them."""
+    families = {4: "ip", 6: "ip6"}
+    return frozenset(
+        (families[family], table.name)
+        for (backend, family), tables in saved.items()
+        for table in tables.values()
+        if backend is Backend.NFT and not table.readable
+    )
 
 
 def _holds_ours(saved: Saved) -> bool:

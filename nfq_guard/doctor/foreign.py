@@ -16,6 +16,9 @@ OUR_PRIORITY: Final = -150
 OUR_NATIVE_PRIORITY: Final = -151
 """Of the chains in `rules/nftables.nft`, one before mangle's."""
 
+PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+"""Of the tables of iptables; that of nat differs by hook, and INVALID never comes there."""
+
 OUR_HOOKS: Final = frozenset({"prerouting", "output"})
 
 

@@ -8,6 +8,7 @@ from nfq_guard.doctor.foreign import (
     OUR_HOOKS,
     OUR_PRIORITY,
     PLAIN,
+    PRIORITIES,
     Effect,
     ForeignRule,
     Order,
@@ -19,7 +20,6 @@ from nfq_guard.doctor.foreign import (
 from nfq_guard.firewall.saved import Saved, SavedRule, SavedTable, is_own, split
 from nfq_guard.firewall.spec import Backend, Family
 
-_PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 _DROPS: Final = frozenset({"DROP", "REJECT"})
 _OURS_TABLE: Final = "mangle"
 
@@ -142,7 +142,7 @@ def _in_table(
 def _order(table: str, hook: str, place: int, ours: int | None, *, elsewhere: int | None) -> Order:
     if table == "nat":
         return Order.NEVER
-    priority = _PRIORITIES.get(table, 0)
+    priority = PRIORITIES.get(table, 0)
     if ours is not None:
         return Order.BEFORE if place < ours else Order.SHADOWED
     if table == _OURS_TABLE and hook.lower() in OUR_HOOKS and elsewhere is None:

@@ -12,6 +12,7 @@ from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.foreign import (
     OUR_NATIVE_PRIORITY,
     OUR_PRIORITY,
+    PRIORITIES,
     Effect,
     ForeignRule,
     Order,
@@ -19,11 +20,12 @@ from nfq_guard.doctor.foreign import (
     order_by_priority,
     owner_of,
 )
+from nfq_guard.firewall.saved import is_own
 
 OUR_TABLE: Final = "nfq_guard"
 """The table that `rules/nftables.nft` makes."""
 
-_IPTABLES_TABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
+_IPTABLES_TABLES: Final = frozenset({*PRIORITIES, "nat"})
 _FAMILIES: Final = {"ip": "IPv4", "ip6": "IPv6", "inet": "IPv4 and IPv6"}
 
 Statement = Mapping[str, Any]
@@ -73,19 +75,24 @@ class Ruleset:
             key = (value["family"], value["table"], value["chain"])
             self._rules.setdefault(key, []).append(value["expr"])
 
-    def find(self) -> list[ForeignRule]:
-        """Every rule of others that INVALID packets match."""
+    def find(self, unread: frozenset[tuple[str, str]] = frozenset()) -> list[ForeignRule]:
+        """Every rule of others that INVALID packets match.
+
+        Args:
+            unread: Tables, as `("ip", "mangle")`, that bear the name of one of iptables' and that
+                iptables cannot show; of the others, chains of iptables are left to it.
+        """
         ours = OUR_NATIVE_PRIORITY if self.ours else OUR_PRIORITY
         found: list[ForeignRule] = []
-        reached = self._walk()
+        reached = self._walk(unread)
         for key, rules in self._rules.items():
             family, table, chain = key
             bases = reached.get(key, [])
-            if table == OUR_TABLE or family not in _FAMILIES or not bases:
-                continue
-            if table in _IPTABLES_TABLES and family != "inet":
+            if table == OUR_TABLE or is_own(chain) or family not in _FAMILIES or not bases:
                 continue
             for expr in rules:
+                if any(is_own(target) for target in _targets(expr)):
+                    continue
                 effect = self._effect(key, expr)
                 if effect is not None:
                     found.append(
@@ -127,9 +134,11 @@ class Ruleset:
             statements = [statement for one in plain for statement in one]
         return Effect.TELL
 
-    def _walk(self) -> dict[_Key, list[_Base]]:
+    def _walk(self, unread: frozenset[tuple[str, str]]) -> dict[_Key, list[_Base]]:
         reached: dict[_Key, list[_Base]] = {}
         for start, base in self._bases.items():
+            if _is_iptables(start, base) and start[:2] not in unread:
+                continue
             waiting = [start]
             seen: set[_Key] = set()
             while waiting:
@@ -152,6 +161,15 @@ def flowtables(names: Sequence[str]) -> Iterator[Check]:
             "be_liberal set and is seldom INVALID",
             "expect fewer INVALID packets of those flows, and windows that restart",
         )
+
+
+def _is_iptables(key: _Key, base: _Base) -> bool:
+    """Whether a base chain is one of iptables-nft's own, by its table, name, hook and priority."""
+    family, table, chain = key
+    if family not in {"ip", "ip6"} or table not in _IPTABLES_TABLES:
+        return False
+    priority = PRIORITIES.get(table, base.priority)
+    return chain == base.hook.upper() and base.priority == priority
 
 
 def _order(base: _Base, ours: int) -> Order:

@@ -17,10 +17,11 @@ class Choice(NamedTuple):
 
 
 class _Load(NamedTuple):
-    """What a backend holds."""
+    """What a backend holds, and whether all of it can be read."""
 
     own: int
     foreign: int
+    readable: bool
 
 
 def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
@@ -40,9 +41,11 @@ def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
         return Choice(usable[0], f"only the {usable[0]} programs are installed")
     loads = {one: _load(runner, one, families) for one in usable}
     default = plain or Backend.NFT
-    best = max(usable, key=lambda one: (loads[one].own > 0, loads[one].foreign, one is default))
+    best = max(usable, key=lambda one: _rank(loads[one], one is default))
     mine, other = loads[best], loads[best.other]
     also = f"; {best.other} holds {other.foreign} more" if other.foreign else ""
+    if not other.readable:
+        return Choice(best, f"a table of {best.other} was made with nft as iptables cannot read it")
     if mine.own:
         return Choice(best, f"{best} holds our rules already{also}")
     if mine.foreign:
@@ -68,13 +71,19 @@ def _usable(runner: Runner, backend: Backend) -> bool:
 
 def _load(runner: Runner, backend: Backend, families: tuple[Family, ...]) -> _Load:
     own = foreign = 0
+    readable = True
     for family in families:
         tables = Xtables(runner, backend, family)
         if tables.missing() is None:
             for table in _seen(tables).values():
                 own += len(table.own_chains()) + len(table.own_jumps())
                 foreign += table.foreign_count()
-    return _Load(own, foreign)
+                readable = readable and table.readable
+    return _Load(own, foreign, readable)
+
+
+def _rank(load: _Load, is_default: bool) -> tuple[bool, bool, int, bool]:  # noqa: FBT001 - two facts
+    return load.readable, load.own > 0, load.foreign, is_default
 
 
 def _seen(tables: Xtables) -> Saved:

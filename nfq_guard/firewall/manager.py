@@ -9,9 +9,9 @@ from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences
-from nfq_guard.firewall.render import render, wanted
+from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.saved import Saved
-from nfq_guard.firewall.spec import Backend, Family, RulesSpec
+from nfq_guard.firewall.spec import Backend, FailMode, Family, RulesSpec
 from nfq_guard.firewall.xtables import (
     Runner,
     System,
@@ -21,6 +21,9 @@ from nfq_guard.firewall.xtables import (
 )
 
 BOTH_FAMILIES: Final = (Family.IPV4, Family.IPV6)
+
+# What may be ours is in the tables of the fail mode that needs the most.
+_EVERYTHING: Final = RulesSpec(fail_mode=FailMode.KERNEL_DROP)
 
 # Others change the tables too, and a rule that we want to delete may be gone by the time that
 # the kernel is told to.
@@ -112,13 +115,16 @@ class Firewall:
         notes: list[str] = []
         undo: list[tuple[Xtables, Saved]] = []
         usable = list(self._usable(backend, notes))
+        left_out = len(self.families) - len(usable)
         try:
             for tables in usable:
-                done += self._install_family(tables, undo, notes)
+                changes = self._install_family(tables, undo, notes)
+                left_out += changes is None
+                done += changes or []
         except NfqGuardError as error:
             undone = self._roll_back(undo)
             raise type(error)(f"{error}{undone}") from None
-        if len(notes) == len(self.families):
+        if left_out == len(self.families):
             raise UnavailableError("; ".join(notes))
         done += self._remove_from(backend.other, notes)
         return Changes(tuple(done), tuple(notes))
@@ -135,7 +141,7 @@ class Firewall:
         found: list[Difference] = []
         for tables in self._usable(backend, []):
             should = wanted(self.spec)
-            found += differences(should, tables.save(), tables.family, backend)
+            found += differences(should, _readable(tables, should), tables.family, backend)
         for tables in self._usable(backend.other, []):
             found += _leftovers(tables)
         return found
@@ -166,13 +172,20 @@ class Firewall:
 
     def _install_family(
         self, tables: Xtables, undo: list[tuple[Xtables, Saved]], notes: list[str]
-    ) -> list[str]:
+    ) -> list[str] | None:
+        """Change and look again, until nothing differs: others may be at it in the same moment.
+
+        None when the kernel has no tables of the family.
+        """
         should = wanted(self.spec)
-        for attempt in range(1, _ATTEMPTS + 1):
-            before = tables.save()
+        done: list[str] = []
+        found: list[Difference] = []
+        failure: UnavailableError | None = None
+        for _ in range(_ATTEMPTS):
+            before = _readable(tables, should)
             found = differences(should, before, tables.family, tables.backend)
             if not found:
-                return []
+                return done
             undo.append((tables, before))
             try:
                 tables.restore(transaction.install(should, before))
@@ -180,12 +193,17 @@ class Firewall:
                 if tables.family is Family.IPV6 and family_is_missing(error):
                     undo.pop()
                     notes.append(f"IPv6 left out: the kernel has no ip6tables ({error})")
-                    return []
-                if attempt == _ATTEMPTS:
-                    raise
-                continue
-            return [f"IPv{tables.family} {tables.backend}: {_summary(found)}"]
-        return []
+                    return None
+                failure = error
+            else:
+                failure = None
+                done = done or [f"IPv{tables.family} {tables.backend}: {_summary(found)}"]
+        if failure is not None:
+            raise failure
+        left = differences(should, _readable(tables, should), tables.family, tables.backend)
+        if left:
+            notes.append(f"IPv{tables.family}: others change the rules as well: {left[0]}")
+        return done
 
     def _roll_back(self, undo: list[tuple[Xtables, Saved]]) -> str:
         """Put back what was ours before; a sentence for the message of the error."""
@@ -217,9 +235,25 @@ class Firewall:
         return done
 
 
+def _readable(tables: Xtables, should: tuple[TableRules, ...]) -> Saved:
+    """What is live, where the tables that we need can be read.
+
+    Raises:
+        UnavailableError: One of them cannot, so that nobody can say what is in it.
+    """
+    saved = tables.save()
+    for one in should:
+        if one.table in saved and not saved[one.table].readable:
+            raise UnavailableError(
+                f"IPv{tables.family} table {one.table} was made with nft, and iptables-nft cannot "
+                "read it: use --backend legacy, or load rules/nftables.nft"
+            )
+    return saved
+
+
 def _remove_family(tables: Xtables) -> list[str]:
     for attempt in range(1, _ATTEMPTS + 1):
-        text = transaction.remove(tables.save())
+        text = transaction.remove(_readable(tables, wanted(_EVERYTHING)))
         if not text:
             return []
         try:

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Reading what iptables-save prints, and telling which of it is ours."""
 
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
 from nfq_guard.firewall.spec import CHAIN
+
+_HIDDEN: Final = re.compile(r"# Table `(\w+)' is incompatible")
 
 Meaning = frozenset[tuple[str, ...]]
 """What a rule says, whatever the order and spelling of its options."""
@@ -44,11 +47,14 @@ class SavedTable:
         name: Its name.
         policies: Each chain with its policy; `-` for one that a user made.
         rules: All rules, in order.
+        readable: False for a table that somebody made with nft in a way that iptables cannot
+            show; the rest of this is empty then, whatever is live.
     """
 
     name: str
     policies: dict[str, str] = field(default_factory=dict)
     rules: list[SavedRule] = field(default_factory=list)
+    readable: bool = True
 
     def of(self, chain: str) -> list[SavedRule]:
         """The rules of one chain, in order."""
@@ -77,7 +83,10 @@ def is_own(chain: str) -> bool:
 
 
 def parse(text: str) -> Saved:
-    """Read the output of iptables-save; lines of no known kind are passed over."""
+    """Read the output of iptables-save; lines of no known kind are passed over.
+
+    iptables-nft says in a comment which tables it cannot show.
+    """
     tables: Saved = {}
     table = SavedTable("")
     for line in text.splitlines():
@@ -89,6 +98,8 @@ def parse(text: str) -> Saved:
         elif line.startswith("-A "):
             _, chain, *rest = line.split(" ", 2)
             table.rules.append(SavedRule(chain, rest[0] if rest else ""))
+        elif (hidden := _HIDDEN.match(line)) is not None:
+            tables[hidden[1]] = SavedTable(hidden[1], readable=False)
     return tables
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from nfq_guard.doctor import evidence, interfaces, kernel, queue, sysctls, table
+from nfq_guard.doctor import collect, evidence, interfaces, kernel, queue, sysctls, table
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.ours import ours
 from nfq_guard.firewall import Backend, Difference, Family, Kind
@@ -273,3 +273,18 @@ def test_our_own_rules() -> None:
     assert ours(["legacy", "nft"], []).status is Status.PROBLEM
     assert ours(["nft"], [difference(Kind.MISSING_JUMP)]).status is Status.PROBLEM
     assert ours(["nft"], [difference(Kind.CHANGED_RULE)]).status is Status.WARNING
+
+
+@pytest.mark.parametrize(
+    ("line", "ours"),
+    [
+        ("/usr/bin/python3 /usr/bin/nfq-guard run", True),
+        ("/usr/sbin/nfq-guard run", True),
+        ("python3 -m nfq_guard run", True),
+        ("python3 /src/nfq_guard/.venv/bin/pytest", False),
+        ("suricata -q 0", False),
+        ("", False),
+    ],
+)
+def test_a_guard_by_its_command_line(line: str, ours: bool) -> None:
+    assert collect.runs_guard(line.split()) is ours

@@ -2,10 +2,12 @@
 """The doctor in namespaces that others have put their rules into."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+from netfilterqueue import NetfilterQueue
 
 from nfq_guard.firewall import BOTH_FAMILIES, Backend
 from tests.doctor.conftest import RULES, Patient
@@ -189,3 +191,55 @@ def test_without_privilege_it_says_what_it_could_not_see(patient: Patient) -> No
     assert by_id["foreign.unread"]["status"] == "note"
     assert by_id["rules.ours"]["status"] == "note"
     assert "cannot be seen" in by_id["rules.ours"]["what"]
+
+
+@pytest.mark.parametrize(
+    ("table", "chain", "hook", "status"),
+    [
+        ("filter", "input", "input priority 5", "warning"),
+        ("mangle", "PREROUTING", "prerouting priority -160", "problem"),
+    ],
+    ids=["chain-beside-iptables", "table-hidden-from-iptables"],
+)
+def test_native_chains_in_tables_named_like_those_of_iptables(
+    patient: Patient, table: str, chain: str, hook: str, status: str
+) -> None:
+    patient.ns.run(
+        "nft",
+        f"table ip {table} {{ set s {{ type ipv4_addr; }}; chain {chain} {{ type filter hook "
+        f"{hook}; ip saddr @s drop; ct state invalid drop; }}; }}",
+    )
+    found = patient.foreign()["plain"]
+    assert found["status"] == status
+    assert f"nftables table {table}, chain {chain}" in found["what"]
+
+
+def test_a_queue_of_somebody_else_is_a_problem(patient: Patient) -> None:
+    with patient.ns.entered():
+        queue = NetfilterQueue()
+        queue.bind(0, lambda packet: packet.accept())
+    try:
+        status, checks = patient.examine()
+    finally:
+        queue.unbind()
+    owner = next(one for one in checks if one["id"] == "queue.owner")
+    assert status == 1
+    assert owner["status"] == "problem"
+    assert f"(pid {os.getpid()})" in owner["what"]
+
+
+def test_a_running_guard_is_known_as_ours(patient: Patient) -> None:
+    words = (sys.executable, "-m", "nfq_guard", "run", "--mode", "dry-run")
+    guard = patient.ns.popen(*words, stderr=subprocess.DEVNULL)
+    try:
+        assert guard.stdout is not None
+        while '"started"' not in guard.stdout.readline():
+            assert guard.poll() is None
+        status, checks = patient.examine()
+    finally:
+        guard.terminate()
+        guard.communicate(timeout=10)
+    by_id = {one["id"]: one for one in checks}
+    assert status == 0, checks
+    assert by_id["queue.owner"]["status"] == "ok"
+    assert by_id["rules.ours"]["status"] == "ok"

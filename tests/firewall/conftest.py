@@ -131,6 +131,27 @@ def wire(_long_wire: Wire) -> Iterator[Wire]:
         _long_wire.guarded.firewall().remove()
 
 
+BEYOND = {Family.IPV4: "10.78.0.2", Family.IPV6: "fd78::2"}
+
+
+@pytest.fixture(scope="module")
+def beyond(_long_wire: Wire) -> Iterator[Host]:
+    """A third host, which `peer` reaches through `guarded`."""
+    near = _long_wire.guarded.ns
+    with Namespace("beyond") as ns:
+        pairs = [("10.78.0.1/24", "10.78.0.2/24"), ("fd78::1/64", "fd78::2/64")]
+        veth(near, "near1", ns, "far1", *pairs)
+        near.sysctl("ipv4.ip_forward", 1)
+        near.sysctl("ipv6.conf.all.forwarding", 1)
+        routes = (("10.78.0.0/24", "10.77.0.2"), ("fd78::/64", "fd77::2"))
+        for network, gateway in routes:
+            _long_wire.peer.ns.ip("route", "add", network, "via", gateway)
+        host = Host(ns)
+        for family, to in BEYOND.items():
+            _await_path(_long_wire.guarded, host, family, to)
+        yield host
+
+
 def _await_path(sender: Host, receiver: Host, family: Family, to: str) -> None:
     """Send until something comes: a new link drops what is sent before it is noticed."""
     patience = time.monotonic() + 10

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Programs, privileges and kernel features that are not there."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ class FakeSystem:
         self.caps = caps
         self.ipv6 = ipv6
         self.asked: list[tuple[str, str]] = []
+        self.live: dict[str, str] = {}
 
     def find(self, program: str) -> bool:
         return program in self.programs
@@ -44,8 +46,14 @@ class FakeSystem:
         self.asked.append((argv[0], stdin))
         if argv[1:] == ["-V"]:
             return self.answers.get("-V", Result(0, "iptables v1.8.9 (nf_tables)\n", ""))
+        base, _, deed = argv[0].rpartition("-")
+        if deed == "save":
+            return Result(0, self.live.get(base, ""), "")
         text = f"{argv[0]} {stdin}"
-        return next((answer for word, answer in self.answers.items() if word in text), EMPTY)
+        answer = next((answer for word, answer in self.answers.items() if word in text), EMPTY)
+        if answer is EMPTY:
+            self.live[base] = re.sub(r"^-I (\w+) 1 ", r"-A \1 ", stdin, flags=re.MULTILINE)
+        return answer
 
     def capabilities(self) -> int:
         return self.caps
@@ -135,9 +143,10 @@ def test_a_lost_race_is_tried_again() -> None:
 
     class Racing(FakeSystem):
         def run(self, argv: list[str], stdin: str) -> Result:
-            first = not self.loaded()
-            answer = super().run(argv, stdin)
-            return Result(1, "", "line 3 failed") if first and "COMMIT" in stdin else answer
+            if "COMMIT" in stdin and not self.loaded():
+                self.asked.append((argv[0], stdin))
+                return Result(1, "", "line 3 failed")
+            return super().run(argv, stdin)
 
     changes = Firewall(RulesSpec(), Backend.NFT, (Family.IPV4,), Racing()).install()
     assert len(changes.done) == 1
@@ -166,3 +175,22 @@ def test_ipv4_gets_back_what_it_had_when_ipv6_fails(
             with pytest.raises(UnavailableError, match=r"on fire.*; rolled back IPv4$"):
                 guarded.firewall(RulesSpec(), backend).install()
     assert guarded.save(backend, Family.IPV4) == before
+
+
+def test_a_rule_that_comes_out_otherwise_than_it_went_in_is_told() -> None:
+    """Somebody puts a rule before ours each time: the last word is a note, not a loop."""
+
+    class Stubborn(FakeSystem):
+        def run(self, argv: list[str], stdin: str) -> Result:
+            answer = super().run(argv, stdin)
+            if answer.stdout:
+                return Result(
+                    0, answer.stdout.replace("-A OUTPUT", "-A OUTPUT -j X\n-A OUTPUT"), ""
+                )
+            return answer
+
+    machine = Stubborn()
+    changes = Firewall(RulesSpec(), Backend.NFT, (Family.IPV4,), machine).install()
+    assert len(changes.done) == 1
+    assert "others change the rules as well: jump-not-first" in changes.notes[0]
+    assert len(machine.loaded()) == 3

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Our rules in real namespaces: put there, found there, taken away."""
 
+import threading
+
 import pytest
 
+from nfq_guard.errors import UnavailableError
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, FailMode, Family, Kind, RulesSpec
 from tests.firewall.conftest import Host, Wire, received
 
@@ -168,3 +171,56 @@ def test_verify_names_a_chain_that_is_gone(guarded: Host, backend: Backend) -> N
     with guarded.ns.entered():
         kinds = [one.kind for one in guarded.firewall(backend=backend).verify()]
     assert kinds == [Kind.MISSING_CHAIN, Kind.MISSING_JUMP, Kind.MISSING_JUMP] * 2
+
+
+NATIVE = """\
+table ip mangle {
+	chain PREROUTING {
+		type filter hook prerouting priority mangle; policy accept;
+		ct state established accept
+	}
+}
+"""
+
+
+def test_a_table_that_iptables_cannot_read_is_left_alone(guarded: Host) -> None:
+    """iptables-nft-save shows nothing of it: an install would add its jumps again and again."""
+    guarded.ns.run("nft", "-f", "-", stdin=NATIVE)
+    before = guarded.ns.run("nft", "list", "ruleset").stdout
+    with guarded.ns.entered():
+        forced = guarded.firewall(backend=Backend.NFT)
+        for deed in (forced.install, forced.verify):
+            with pytest.raises(UnavailableError, match="table mangle was made with nft"):
+                deed()
+        firewall = guarded.firewall()
+        assert firewall.choice().backend is Backend.LEGACY
+        changes = firewall.install()
+        assert "table mangle was made with nft" in changes.notes[0]
+        assert firewall.verify() == []
+        assert firewall.install().done == ()
+        firewall.remove()
+    assert guarded.ns.run("nft", "list", "ruleset").stdout == before
+
+
+def test_native_chains_beside_those_of_iptables_do_no_harm(guarded: Host) -> None:
+    chain = "chain input { type filter hook input priority 5; ip saddr 10.0.0.1 drop; }"
+    guarded.ns.run("nft", f"table ip filter {{ {chain}; }}")
+    with guarded.ns.entered():
+        firewall = guarded.firewall(RulesSpec(fail_mode=FailMode.KERNEL_DROP), Backend.NFT)
+        firewall.install()
+        assert firewall.verify() == []
+        assert firewall.install().done == ()
+        firewall.remove()
+    assert "ip saddr 10.0.0.1 drop" in guarded.ns.run("nft", "list", "ruleset").stdout
+
+
+def test_two_that_install_at_once_leave_one_jump(guarded: Host, backend: Backend) -> None:
+    with guarded.ns.entered():
+        installers = [
+            threading.Thread(target=guarded.firewall(backend=backend).install) for _ in range(4)
+        ]
+        for one in installers:
+            one.start()
+        for one in installers:
+            one.join()
+        assert guarded.firewall(backend=backend).verify() == []

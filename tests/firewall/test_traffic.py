@@ -3,13 +3,13 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 from netfilterqueue import NetfilterQueue, Packet
 
 from nfq_guard.firewall import JUDGED_MARK, Backend, FailMode, Family, RulesSpec
-from tests.firewall.conftest import ADDRESSES, Host, Wire, received
+from tests.firewall.conftest import ADDRESSES, BEYOND, Host, Wire, received
 
 pytestmark = pytest.mark.kernel
 
@@ -144,3 +144,25 @@ def test_a_new_rate_is_taken_up(wire: Wire, backend: Backend) -> None:
     with guarded.listen(Family.IPV4) as inside, reader(guarded, _accept):
         peer.send_invalid(Family.IPV4, ADDRESSES[Family.IPV4][1], 100)
         assert received(inside) == 100
+
+
+@pytest.mark.parametrize(
+    ("judge", "arrive"),
+    [(None, 0), (_accept, 0), (_accept_marked, SENT)],
+    ids=["no-daemon", "unmarked", "marked"],
+)
+def test_forwarded_packets_need_the_mark_in_kernel_drop(
+    wire: Wire,
+    beyond: Host,
+    backend: Backend,
+    family: Family,
+    judge: Callable[[Packet], None] | None,
+    arrive: int,
+) -> None:
+    """An accepted packet goes on to filter FORWARD with the mark that the verdict gave it."""
+    with wire.guarded.ns.entered():
+        wire.guarded.firewall(RulesSpec(fail_mode=FailMode.KERNEL_DROP), backend).install()
+    daemon = reader(wire.guarded, judge) if judge else nullcontext()
+    with beyond.listen(family) as raw, daemon:
+        wire.peer.send_invalid(family, BEYOND[family], SENT)
+        assert received(raw) == arrive
