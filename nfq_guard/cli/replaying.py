@@ -40,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="judge by this file or preset:NAME, not by the default policy",
     )
+    add_replay_arguments(parser)
+
+
+def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare those that say how a capture is followed, whatever the policy."""
     parser.add_argument(
         "--kernel",
         metavar="RELEASE",

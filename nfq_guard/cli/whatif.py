@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard whatif`: what one or two policies would have done to recorded packets."""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import orjson
+
+from nfq_guard.capture.reader import Capture
+from nfq_guard.cli import replaying
+from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.flow import CtState, Hook
+from nfq_guard.policyfile import load_compiled
+from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.whatif.aftermath import RESET_WITHIN_S, Fate
+from nfq_guard.whatif.events import EventFile
+from nfq_guard.whatif.recorded import Judged, Recorded
+from nfq_guard.whatif.result import result, top
+from nfq_guard.whatif.tally import Tally
+from nfq_guard.whatif.trial import Trial
+from nfq_guard.wire.packet import Queued
+
+_DESCRIPTION: Final = """\
+Run recorded packets through one or two policies: the events of a daemon, JSON Lines, or a
+capture. Say what each would drop, what differs, which drops hit flows that went on living (false
+positives), and which packets that are let pass were followed by a RST (false negatives)."""
+
+_EPILOG: Final = f"""\
+A packet counts as followed by a RST when one of its flow comes within {RESET_WITHIN_S:g} s; its
+flow lived on when none does and any other packet of it comes later. Only packets that were let
+pass tell anything; a capture does not say, so all are taken to be. A capture has every packet of
+its flows; events have the INVALID ones only, so more flows are unknown there. A daemon writes no
+events of packets that its policy allows: record with the policy preset:observe."""
+
+_MOST_LINES: Final = 5
+_CAPTURE_QUEUED: Final = Queued(b"", int(Hook.PREROUTING), "", "", 0, 0)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.add_argument("recording", metavar="EVENTS|CAPTURE", help="a file")
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        action="append",
+        required=True,
+        help="a file or preset:NAME; give it twice to compare two policies",
+    )
+    parser.add_argument("--format", choices=("text", "json"), default="text")
+    replaying.add_replay_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the recording through the policies."""
+    if len(args.policy) > 2:
+        raise UsageError(f"--policy: expected one or two, found {len(args.policy)}")
+    trial = Trial([load_compiled(reference) for reference in args.policy])
+    settings = replaying.settings_of(args, every=True)
+    kind = _kind(args.recording)
+    if kind == "events":
+        _run_events(args.recording, trial)
+    else:
+        _run_capture(args.recording, trial, settings)
+    trial.end()
+    if args.format == "json":
+        write_line(orjson.dumps(result(trial, args.recording, kind)).decode())
+    else:
+        for line in _lines(trial, args.recording, kind):
+            write_line(line)
+    return EXIT_OK
+
+
+def _kind(recording: str) -> str:
+    """Whether a file holds events or a capture, by its first octets."""
+    try:
+        with Path(recording).open("rb") as file:
+            start = file.read(64).lstrip()
+    except OSError as error:
+        raise UsageError(f"{recording}: cannot be read: {error.strerror}") from None
+    return "events" if start.startswith(b"{") or not start else "capture"
+
+
+def _run_events(recording: str, trial: Trial) -> None:
+    events = EventFile()
+    with Path(recording).open("rb") as file:
+        for recorded in events.read(file):
+            trial.take(recorded)
+    if events.unreadable:
+        sys.stderr.write(
+            f"nfq-guard: {recording}: passed over {events.unreadable} lines that are no event,"
+            f" the first is line {events.first_unreadable}\n"
+        )
+    if not trial.invalid:
+        raise UsageError(f"{recording}: expected events packet_judged, found none")
+
+
+def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> None:
+    capture = Capture(recording)
+    replayer = Replayer(settings)
+    try:
+        for frames in capture.batches():
+            for outcome in replayer.replay(frames):
+                recorded = _recorded(outcome)
+                if recorded is not None:
+                    trial.take(recorded)
+    finally:
+        capture.close()
+    if capture.damage:
+        sys.stderr.write(f"nfq-guard: {capture.damage}\n")
+
+
+def _recorded(outcome: Outcome) -> Recorded | None:
+    packet = outcome.packet
+    if packet is None:
+        return None
+    judged = None
+    if outcome.ctstate is CtState.INVALID and outcome.finding is not None:
+        judged = Judged(queued=_CAPTURE_QUEUED, snapshot=outcome.snapshot, finding=outcome.finding)
+    return Recorded(
+        number=outcome.frame.number,
+        time_s=outcome.frame.time_ns / 1_000_000_000,
+        count=1,
+        packet=packet,
+        judged=judged,
+        passed=True,
+    )
+
+
+def _lines(trial: Trial, recording: str, kind: str) -> Iterator[str]:
+    invalid = _counted(trial.invalid, "INVALID packet")
+    among = f" among {trial.packets}" if kind == "capture" else ""
+    yield f"{recording}: {invalid}{among}"
+    letters = "AB"[: len(trial.policies)]
+    for letter, policy, tally in zip(letters, trial.policies, trial.tallies, strict=True):
+        yield ""
+        title = f"policy {letter}: {policy.model.source}"
+        yield paint(title, Style.BOLD)
+        yield f"  would drop {tally.drops}, let {tally.passes} pass"
+        yield from _drop_lines(tally)
+        if tally.missed:
+            yield paint(
+                f"  would let pass {tally.missed} that were followed by a RST (false negatives):",
+                Style.RED,
+            )
+            yield from _ranked(tally.false_negatives)
+    if len(letters) == 2:
+        yield ""
+        yield paint("difference", Style.BOLD)
+        for letter, tally in zip(letters, trial.differences, strict=True):
+            yield f"  only {letter} would drop {tally.drops}"
+            yield from _drop_lines(tally)
+
+
+def _drop_lines(tally: Tally) -> Iterator[str]:
+    if not tally.drops:
+        return
+    by_reason = {str(reason): count for reason, count in tally.drops_by_reason.items()}
+    yield f"  by reason: {', '.join(f'{name} {count}' for name, count in top(by_reason).items())}"
+    yield f"  by flow ({len(tally.drops_by_flow)}):"
+    yield from _ranked(tally.drops_by_flow)
+    yield f"  by source ({len(tally.drops_by_peer)}):"
+    yield from _ranked(tally.drops_by_peer)
+    yield "  for example:"
+    for example in tally.examples[:_MOST_LINES]:
+        where = f"{example.number:>9}"
+        yield f"  {where}  {example.flow}  {example.reason}  rule {example.rule}"
+    fates = tally.drop_fates
+    if fates[Fate.LIVED]:
+        hit = _counted(fates[Fate.LIVED], "drop")
+        yield paint(f"  {hit} would have hit flows that lived on (false positives):", Style.RED)
+        yield from _ranked(tally.false_positives)
+    rest = {
+        "of packets that were followed by a RST": fates[Fate.RESET],
+        "of packets that were dropped when they were recorded": tally.confirmed,
+        "in flows of which no more is known": fates[Fate.UNKNOWN],
+    }
+    for words, count in rest.items():
+        if count:
+            yield f"  {_counted(count, 'drop')} {words}"
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _ranked(counts: dict[str, int]) -> Iterator[str]:
+    for name, count in top(counts, _MOST_LINES).items():
+        yield f"  {count:>9}  {name}"
+    if len(counts) > _MOST_LINES:
+        yield f"  {'':>9}  and {len(counts) - _MOST_LINES} more"

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""What one policy would have done, counted."""
+
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final, final
+
+from nfq_guard.finding import Reason
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.policy.rates import flow_key
+from nfq_guard.whatif.aftermath import Fate
+from nfq_guard.whatif.recorded import Recorded
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
+
+# Flows and peers that are counted one by one; a recorded flood has no end of them.
+MOST_COUNTED: Final = 65_536
+OTHERS: Final = "others"
+# Packets that are shown for each reason.
+EXAMPLES: Final = 3
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One packet that would be dropped.
+
+    Attributes:
+        number: Frame or line.
+        flow: Its two ends, as it goes.
+        reason: Why it is INVALID.
+        rule: Which rule drops it.
+    """
+
+    number: int
+    flow: str
+    reason: Reason
+    rule: str
+
+
+@final
+class Tally:
+    """Counts packets; an event that stands for several counts as several.
+
+    Attributes:
+        by_action: All packets.
+        by_rule: All packets.
+        drops_by_reason: Those that would be dropped.
+        drops_by_flow: The same, by the flow's two ends.
+        drops_by_peer: The same, by source address.
+        examples: The first drops of each reason.
+        drop_fates: What became of the flows of packets that would be dropped but were let pass.
+            `LIVED` are the false positives.
+        false_positives: Their flows.
+        confirmed: Packets that would be dropped, and were when they were recorded.
+        missed: Packets that would be let pass, were let pass, and were followed by a reset: the
+            false negatives. A packet that is a RST itself is none.
+        false_negatives: Their flows.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing counted."""
+        self.by_action: dict[Action, int] = {}
+        self.by_rule: dict[str, int] = {}
+        self.drops_by_reason: dict[Reason, int] = {}
+        self.drops_by_flow: dict[str, int] = {}
+        self.drops_by_peer: dict[str, int] = {}
+        self.examples: list[Example] = []
+        self.drop_fates = dict.fromkeys(Fate, 0)
+        self.false_positives: dict[str, int] = {}
+        self.confirmed = 0
+        self.missed = 0
+        self.false_negatives: dict[str, int] = {}
+        self._labels: dict[bytes, str] = {}
+
+    @property
+    def drops(self) -> int:
+        """Packets that would be dropped."""
+        return self.by_action.get(Action.DROP, 0) + self.by_action.get(Action.HEAL, 0)
+
+    @property
+    def passes(self) -> int:
+        """Packets that would be let pass."""
+        return sum(self.by_action.values()) - self.drops
+
+    def count(self, recorded: Recorded, reason: Reason, decision: Decision) -> None:
+        """One packet, as it comes by."""
+        count = recorded.count
+        self.by_action[decision.action] = self.by_action.get(decision.action, 0) + count
+        self.by_rule[decision.rule] = self.by_rule.get(decision.rule, 0) + count
+        if not _drops(decision):
+            return
+        shown = self.drops_by_reason.get(reason, 0)
+        self.drops_by_reason[reason] = shown + count
+        packet = recorded.packet
+        _add(self.drops_by_flow, self._label(packet), count)
+        _add(self.drops_by_peer, _address(packet.src), count)
+        if sum(example.reason is reason for example in self.examples) < EXAMPLES:
+            self.examples.append(
+                Example(
+                    number=recorded.number, flow=ends(packet), reason=reason, rule=decision.rule
+                )
+            )
+
+    def settle(self, recorded: Recorded, decision: Decision, fate: Fate) -> None:
+        """The same packet, once it is known what became of its flow."""
+        count = recorded.count
+        if _drops(decision):
+            if not recorded.passed:
+                self.confirmed += count
+                return
+            self.drop_fates[fate] += count
+            if fate is Fate.LIVED:
+                _add(self.false_positives, self._label(recorded.packet), count)
+        elif fate is Fate.RESET and recorded.passed and not recorded.is_rst:
+            self.missed += count
+            _add(self.false_negatives, self._label(recorded.packet), count)
+
+    def _label(self, packet: Packet | Malformed) -> str:
+        """One name for both directions: the ends of the packet that came by first."""
+        key = flow_key(packet)
+        label = self._labels.get(key)
+        if label is None:
+            if len(self._labels) >= MOST_COUNTED:
+                return OTHERS
+            label = self._labels[key] = ends(packet)
+        return label
+
+
+def ends(packet: Packet | Malformed) -> str:
+    """`10.0.0.1:40000 > 10.0.0.2:80`."""
+    sport: int | None = None
+    dport: int | None = None
+    if isinstance(packet, Packet):
+        l4 = packet.l4
+        if isinstance(l4, Segment | Datagram):
+            sport, dport = l4.sport, l4.dport
+    return f"{_end(packet.src, sport)} > {_end(packet.dst, dport)}"
+
+
+def _end(octets: bytes, port: int | None) -> str:
+    if port is None:
+        return _address(octets)
+    return f"[{_address(octets)}]:{port}" if len(octets) == 16 else f"{_address(octets)}:{port}"
+
+
+def _address(octets: bytes) -> str:
+    return str(ip_address(octets)) if octets else "?"
+
+
+def _drops(decision: Decision) -> bool:
+    return decision.action is Action.DROP or decision.action is Action.HEAL
+
+
+def _add(counts: dict[str, int], name: str, count: int) -> None:
+    if name not in counts and len(counts) >= MOST_COUNTED:
+        name = OTHERS
+    counts[name] = counts.get(name, 0) + count

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Runs a recording through one or two policies."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from nfq_guard.policy.compiled import CompiledPolicy
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.policy.rates import flow_key
+from nfq_guard.whatif.aftermath import Aftermath, Fate
+from nfq_guard.whatif.recorded import Judged, Recorded
+from nfq_guard.whatif.tally import Tally
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What each policy says to one packet."""
+
+    recorded: Recorded
+    judged: Judged
+    decisions: tuple[Decision, ...]
+
+
+@final
+class Trial:
+    """One recording, one or two policies.
+
+    Attributes:
+        packets: Packets of the recording, judged or not.
+        invalid: Those that were judged.
+        policies: The policies, in order.
+        tallies: What each would have done.
+        differences: Packets on whose fate two policies differ: what the first alone drops, and
+            what the second alone drops. Empty tallies with one policy.
+    """
+
+    def __init__(self, policies: Sequence[CompiledPolicy]) -> None:
+        """Ask `policies`, one or two."""
+        self.packets = 0
+        self.invalid = 0
+        self.policies = tuple(policies)
+        self.tallies = tuple(Tally() for _ in policies)
+        self.differences = (Tally(), Tally())
+        self._aftermath: Aftermath[Answer] = Aftermath()
+        self._start_s: float | None = None
+
+    def take(self, recorded: Recorded) -> None:
+        """The next packet of the recording."""
+        self.packets += recorded.count
+        if self._start_s is None:
+            self._start_s = recorded.time_s
+        now = recorded.time_s - self._start_s
+        key = flow_key(recorded.packet)
+        for answer, fate in self._aftermath.saw(key, now, is_rst=recorded.is_rst):
+            self._settle(answer, fate)
+        judged = recorded.judged
+        if judged is None:
+            return
+        self.invalid += recorded.count
+        decisions = tuple(
+            policy.decide(judged.queued, recorded.packet, judged.snapshot, judged.finding, now)
+            for policy in self.policies
+        )
+        answer = Answer(recorded=recorded, judged=judged, decisions=decisions)
+        for tally, decision in zip(self.tallies, decisions, strict=True):
+            tally.count(recorded, judged.finding.reason, decision)
+        if len(decisions) == 2 and drops(decisions[0]) is not drops(decisions[1]):
+            alone = 0 if drops(decisions[0]) else 1
+            self.differences[alone].count(recorded, judged.finding.reason, decisions[alone])
+        for settled, fate in self._aftermath.awaits(key, now, answer):
+            self._settle(settled, fate)
+
+    def end(self) -> None:
+        """The recording is over; only then the tallies know every fate."""
+        for answer, fate in self._aftermath.end():
+            self._settle(answer, fate)
+
+    def _settle(self, answer: Answer, fate: Fate) -> None:
+        recorded = answer.recorded
+        for tally, decision in zip(self.tallies, answer.decisions, strict=True):
+            tally.settle(recorded, decision, fate)
+        if len(answer.decisions) == 2:
+            first, second = answer.decisions
+            if drops(first) is not drops(second):
+                alone = 0 if drops(first) else 1
+                self.differences[alone].settle(recorded, answer.decisions[alone], fate)
+
+
+def drops(decision: Decision) -> bool:
+    """Whether the packet would not go on."""
+    return decision.action is Action.DROP or decision.action is Action.HEAL

@@ -1,0 +1,5 @@
+"""What the tests of whatif share."""
+
+from tests.policy.conftest import judge_case
+
+__all__ = ["judge_case"]

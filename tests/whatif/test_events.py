@@ -1,0 +1,90 @@
+"""From judgments to events and back: a policy says the same to both."""
+
+from typing import Any
+
+import orjson
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from nfq_guard.engine import VERDICT_ACCEPT, Judgment, Mode
+from nfq_guard.finding import Reason
+from nfq_guard.flow import Evidence
+from nfq_guard.policy.compiled import compile_policy
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.policy.parse import parse_policy
+from nfq_guard.telemetry.events import packet_fields
+from nfq_guard.whatif.events import EventFile
+from nfq_guard.whatif.recorded import Recorded
+from nfq_guard.wire.packet import IcmpMessage, Malformed, Packet
+from tests.support.policies import Case, cases, tables
+
+WHEN = "2026-01-02T03:04:05.678901Z"
+
+
+def _event(case: Case, **changes: object) -> bytes:
+    queued, packet, snapshot, finding = case
+    decision = Decision(Action.LOG, "default")
+    judgment = Judgment(queued, packet, snapshot, finding, decision, VERDICT_ACCEPT)
+    fields = packet_fields(
+        judgment, mode=Mode.DRY_RUN, queue_num=0, evidence=Evidence.BPF, when=WHEN
+    )
+    return orjson.dumps({"event": "packet_judged", **fields, **changes})
+
+
+def _read(*lines: bytes) -> tuple[list[Recorded], EventFile]:
+    events = EventFile()
+    return list(events.read(lines)), events
+
+
+@given(case=cases(), table=tables())
+def test_a_policy_cannot_tell_an_event_from_its_packet(
+    case: Case, table: dict[str, object]
+) -> None:
+    queued, packet, snapshot, finding = case
+    # What `diagnose` never says: a broken packet is malformed, and nothing else is known of it.
+    assume(isinstance(packet, Malformed) == (finding.reason is Reason.MALFORMED))
+    assume(not (isinstance(packet, Malformed) and snapshot))
+    if snapshot is not None:
+        # The state is of the packet's own flow, except in ICMP errors.
+        assume(isinstance(packet, Packet) and not isinstance(packet.l4, IcmpMessage))
+        snapshot.original.proto = packet.proto
+    policy = compile_policy(parse_policy(table, source="test"))
+    (recorded,), events = _read(_event(case))
+    assert events.unreadable == 0
+    assert recorded.judged is not None
+    asked = recorded.judged
+    again = policy.decide(asked.queued, recorded.packet, asked.snapshot, asked.finding, 0.0)
+    assert again == policy.decide(queued, packet, snapshot, finding, 0.0)
+
+
+def test_fields_of_the_recording(judge_case: Case) -> None:
+    (first, second), _ = _read(_event(judge_case, count=7), _event(judge_case, verdict="drop"))
+    assert (first.number, first.count, first.passed) == (1, 7, True)
+    assert (second.number, second.count, second.passed) == (2, 1, False)
+    assert first.time_s == second.time_s
+
+
+@given(line=st.binary(max_size=40))
+def test_what_is_no_event_is_counted(line: bytes) -> None:
+    assume(b"\n" not in line and line.strip())
+    recorded, events = _read(b"\n", line)
+    assert recorded == []
+    assert (events.unreadable, events.first_unreadable) == (1, 2)
+
+
+def test_other_events_are_passed_over(judge_case: Case) -> None:
+    recorded, events = _read(b'{"event":"started"}', _event(judge_case))
+    assert len(recorded) == 1
+    assert (events.others, events.unreadable) == (1, 0)
+
+
+def test_older_events_without_marks_and_status(judge_case: Case) -> None:
+    fields: dict[str, Any] = orjson.loads(_event(judge_case))
+    for name in ("mark", "status", "ct_mark"):
+        del fields[name]
+    fields |= {"direction": "reply", "nat": "snat", "state": "ESTABLISHED", "hook": "7"}
+    (recorded,), _ = _read(orjson.dumps(fields))
+    assert recorded.judged is not None
+    assert recorded.judged.snapshot is not None
+    assert recorded.judged.snapshot.nat == "snat"
+    assert recorded.judged.queued.hook == 7

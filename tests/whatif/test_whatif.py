@@ -1,0 +1,285 @@
+"""`nfq-guard whatif` on recordings that tell a story."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from nfq_guard.cli import main
+from nfq_guard.finding import Reason
+from nfq_guard.whatif import aftermath, tally
+from nfq_guard.whatif.tally import OTHERS
+from tests.support.captures import pcap
+from tests.support.segments import ACK, SYN, tcp_ipv4
+
+ASYMMETRIC = {
+    "src": "10.1.0.2",
+    "dst": "10.2.0.2",
+    "sport": 48526,
+    "dport": 80,
+    "reason": "bad-transition",
+    "state": "SYN_SENT",
+    "nat": "none",
+    "direction": "original",
+    "status": 0,
+    "ct_mark": 0,
+}
+TRANSLATED = {
+    "src": "10.244.0.2",
+    "dst": "192.0.2.2",
+    "sport": 8080,
+    "dport": 59202,
+    "reason": "seq-over",
+    "breach": {"bound": "seq-over", "actual": 100_000, "limit": 22_416, "distance": 77_584},
+    "state": "ESTABLISHED",
+    "nat": "dnat",
+    "direction": "reply",
+    "status": 0x2E,
+    "ct_mark": 0,
+}
+RST_BACK = {
+    "src": "192.0.2.2",
+    "dst": "10.244.0.2",
+    "sport": 59202,
+    "dport": 8080,
+    "tcp_flags": "R",
+    "reason": "no-entry",
+}
+
+
+def _event(second: float, **fields: object) -> bytes:
+    event = {
+        "event": "packet_judged",
+        "timestamp": f"2026-01-02T03:04:{second:09.6f}Z",
+        "mode": "dry-run",
+        "queue": 0,
+        "hook": "PREROUTING",
+        "in": "eth0",
+        "out": "",
+        "mark": 0,
+        "family": 4,
+        "proto": "tcp",
+        "tcp_flags": "A",
+        "seq": 1,
+        "ack": 1,
+        "payload": 0,
+        "breach": None,
+        "state": None,
+        "nat": "unknown",
+        "evidence": "bpf",
+        "direction": None,
+        "status": None,
+        "ct_mark": None,
+        "rule": "default",
+        "action": "log",
+        "verdict": "accept",
+        "would": "accept",
+    }
+    return orjson.dumps(event | fields)
+
+
+@pytest.fixture
+def events(tmp_path: Path) -> Path:
+    """A healthy flow of which one half is seen, and a translated one that is reset."""
+    path = tmp_path / "events.jsonl"
+    lines = [_event(n / 10, **ASYMMETRIC) for n in range(4)]
+    lines += [_event(1, **TRANSLATED), _event(1.01, **RST_BACK)]
+    path.write_bytes(b"\n".join([b'{"event":"started"}', *lines]) + b"\n")
+    return path
+
+
+def _json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    assert main(["whatif", *words, "--format", "json"]) == 0
+    report: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return report
+
+
+def test_the_flow_that_kube_proxy_breaks(capsys: pytest.CaptureFixture[str], events: Path) -> None:
+    """The asymmetric flow would die under kube-proxy's rule, and live under the default policy."""
+    report = _json(
+        capsys, str(events), "--policy", "preset:kube-proxy", "--policy", "preset:default"
+    )
+    kube_proxy, default = report["policies"]
+    assert (report["kind"], report["packets"], report["invalid"]) == ("events", 6, 6)
+    assert kube_proxy["drops"] == 6
+    assert kube_proxy["drops_by_reason"] == {"bad-transition": 4, "seq-over": 1, "no-entry": 1}
+    assert kube_proxy["drops_by_peer"] == {"10.1.0.2": 4, "10.244.0.2": 1, "192.0.2.2": 1}
+    flow = "10.1.0.2:48526 > 10.2.0.2:80"
+    assert kube_proxy["false_positives"] == {"packets": 3, "flows": {flow: 3}}
+    assert default["drops_by_flow"] == {"10.244.0.2:8080 > 192.0.2.2:59202": 1}
+    assert default["false_positives"] == {"packets": 0, "flows": {}}
+    assert default["followed_by_rst"] == 1
+    assert default["examples"] == [
+        {
+            "number": 6,
+            "flow": "10.244.0.2:8080 > 192.0.2.2:59202",
+            "reason": "seq-over",
+            "rule": "translated",
+        }
+    ]
+    difference = report["difference"]
+    assert difference["only_a_drops"]["false_positives"]["flows"] == {flow: 3}
+    assert difference["only_b_drops"]["drops"] == 0
+
+
+def test_what_observe_would_miss(capsys: pytest.CaptureFixture[str], events: Path) -> None:
+    report = _json(capsys, str(events), "--policy", "preset:observe")
+    (observe,) = report["policies"]
+    assert observe["passes"] == 6
+    assert observe["false_negatives"] == {
+        "packets": 1,
+        "flows": {"10.244.0.2:8080 > 192.0.2.2:59202": 1},
+    }
+    assert report["difference"] is None
+
+
+def test_drops_that_were_carried_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A flow that lives on although its packet was dropped proves the drop right."""
+    path = tmp_path / "events.jsonl"
+    lines = [_event(n, **TRANSLATED, verdict="drop", count=2) for n in range(2)]
+    path.write_bytes(b"\n".join(lines))
+    (strict,) = _json(capsys, str(path), "--policy", "preset:strict")["policies"]
+    assert (strict["drops"], strict["confirmed_drops"]) == (4, 4)
+    assert strict["false_positives"]["packets"] == 0
+
+
+def test_text(capsys: pytest.CaptureFixture[str], events: Path) -> None:
+    words = ["whatif", str(events), "--policy", "preset:kube-proxy", "--policy", "preset:observe"]
+    assert main(words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{events}: 6 INVALID packets"
+    assert "policy A: preset:kube-proxy" in lines
+    assert "  3 drops would have hit flows that lived on (false positives):" in lines
+    assert "          3  10.1.0.2:48526 > 10.2.0.2:80" in lines
+    assert "  1 drop of packets that were followed by a RST" in lines
+    assert "  would let pass 1 that were followed by a RST (false negatives):" in lines
+    assert "  only A would drop 6" in lines
+    assert "  only B would drop 0" in lines
+
+
+def test_many_flows_in_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join(_event(1, **ASYMMETRIC | {"sport": n}) for n in range(9)))
+    assert main(["whatif", str(path), "--policy", "preset:strict"]) == 0
+    out = capsys.readouterr().out
+    assert "by flow (9):" in out
+    assert "and 4 more" in out
+
+
+def test_flows_are_counted_within_bounds(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A flood of flows fills one line of others."""
+    monkeypatch.setattr(tally, "MOST_COUNTED", 3)
+    path = tmp_path / "events.jsonl"
+    lines = [_event(1, **ASYMMETRIC | {"sport": n, "src": f"10.1.0.{n}"}) for n in range(9)]
+    path.write_bytes(b"\n".join(lines))
+    (strict,) = _json(capsys, str(path), "--policy", "preset:strict")["policies"]
+    assert strict["drops_by_flow"][OTHERS] == 6
+    assert strict["drops_by_peer"][OTHERS] == 6
+
+
+def test_ends_of_all_sorts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    no_ports = {"sport": None, "dport": None, "tcp_flags": None}
+    lines = [
+        _event(1, **ASYMMETRIC | {"family": 6, "src": "fd00::1", "dst": "fd00::2"}),
+        _event(1, **ASYMMETRIC | no_ports | {"proto": "icmp", "reason": "icmp-unrelated"}),
+        _event(1, **ASYMMETRIC | no_ports | {"src": None, "dst": None, "reason": "malformed"}),
+    ]
+    path.write_bytes(b"\n".join(lines))
+    (strict,) = _json(capsys, str(path), "--policy", "preset:strict")["policies"]
+    assert set(strict["drops_by_flow"]) == {
+        "[fd00::1]:48526 > [fd00::2]:80",
+        "10.1.0.2 > 10.2.0.2",
+        "? > ?",
+    }
+    assert {example["reason"] for example in strict["examples"]} == {
+        Reason.BAD_TRANSITION,
+        Reason.ICMP_UNRELATED,
+        Reason.MALFORMED,
+    }
+
+
+@pytest.mark.parametrize("text", ["", '{"event":"started"}\n', "{rubbish\n{more\n"])
+def test_no_events(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text(text)
+    assert main(["whatif", str(path), "--policy", "preset:strict"]) == 2
+    err = capsys.readouterr().err
+    assert "expected events packet_judged, found none" in err
+    assert ("passed over 2 lines that are no event, the first is line 1" in err) is ("{r" in text)
+
+
+def test_no_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["whatif", str(tmp_path / "none"), "--policy", "preset:strict"]) == 2
+    assert "cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_three_policies(capsys: pytest.CaptureFixture[str], events: Path) -> None:
+    three = ["--policy", "preset:strict"] * 3
+    assert main(["whatif", str(events), *three]) == 2
+    assert "expected one or two, found 3" in capsys.readouterr().err
+
+
+def test_mistakes_in_a_policy(capsys: pytest.CaptureFixture[str], events: Path) -> None:
+    assert main(["whatif", str(events), "--policy", "preset:strickt"]) == 2
+    assert "did you mean 'strict'" in capsys.readouterr().err
+
+
+def _capture(path: Path) -> Path:
+    """A connection of which one half is seen: SYN, then segments of the opener, then a RST."""
+    ends = ("10.1.0.2", "10.2.0.2", 48526, 80)
+    packets = [(0, tcp_ipv4(*ends, 100, 0, SYN, b""))]
+    packets += [(n, tcp_ipv4(*ends, 101, 1 + n, ACK, b"")) for n in range(1, 4)]
+    frames = [(second, 0, bytes(12) + b"\x08\x00" + octets) for second, octets in packets]
+    frames.append((5, 0, bytes(12) + b"\x08\x06" + bytes(28)))
+    path.write_bytes(pcap(frames))
+    return path
+
+
+def test_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = _capture(tmp_path / "half.pcap")
+    report = _json(capsys, str(path), "--policy", "preset:default", "--policy", "preset:kube-proxy")
+    default, kube_proxy = report["policies"]
+    assert (report["kind"], report["packets"], report["invalid"]) == ("capture", 4, 3)
+    assert (default["drops"], kube_proxy["drops"]) == (0, 3)
+    flow = "10.1.0.2:48526 > 10.2.0.2:80"
+    assert report["difference"]["only_b_drops"]["false_positives"]["flows"] == {flow: 2}
+    assert kube_proxy["unknown"] == 1
+
+
+def test_assumed_translation(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = _capture(tmp_path / "half.pcap")
+    words = (str(path), "--policy", "preset:default", "--assume-nat", "dnat")
+    assert _json(capsys, *words)["policies"][0]["drops"] == 3
+
+
+def test_damaged_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = _capture(tmp_path / "half.pcap")
+    path.write_bytes(path.read_bytes()[:-50])
+    assert main(["whatif", str(path), "--policy", "preset:strict"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{path}: 3 INVALID packets among 4\n")
+    assert "read up to frame 4" in captured.err
+
+
+def test_long_waits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Fates are settled as the recording goes on, for each policy and for their difference."""
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join(_event(20.0 * n, **ASYMMETRIC) for n in range(3)))
+    report = _json(capsys, str(path), "--policy", "preset:strict", "--policy", "preset:observe")
+    assert report["policies"][0]["false_positives"]["packets"] == 2
+    assert report["difference"]["only_a_drops"]["false_positives"]["packets"] == 2
+
+
+def test_more_packets_of_a_flow_than_are_awaited(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aftermath, "MOST_PACKETS", 2)
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join(_event(n / 10, **ASYMMETRIC) for n in range(5)))
+    (strict,) = _json(capsys, str(path), "--policy", "preset:strict")["policies"]
+    assert strict["false_positives"]["packets"] == 4
