@@ -318,6 +318,7 @@ def _answers_ignored_syn(entry: Entry, segment: Segment, kind: int, direction: i
 
 def _resync(entry: Entry, direction: int) -> None:
     """Start over from the SYN that was ignored; its SYN+ACK goes in `direction`."""
+    entry.last_flags &= ~PEER_EXP_CHALLENGE_ACK
     asking = entry.peers[1 - direction]
     asking.td_end = asking.td_maxend = entry.last_end
     asking.td_maxwin = max(entry.last_win, 1)

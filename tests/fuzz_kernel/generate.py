@@ -9,6 +9,7 @@ import random
 import struct
 from typing import Final
 
+from nfq_guard.conntrack.states import CLASS_ACK, CLASS_SYN
 from nfq_guard.flow import FlowSnapshot, Peer, TcpState
 from tests.support.trace import Step
 
@@ -67,6 +68,8 @@ def next_step(
             _options(rng, flags, 0, chaos),
         )
     state = snapshot.state
+    if snapshot.last_index in (CLASS_SYN, CLASS_ACK) and rng.random() < 0.08:
+        return _answer_to_last(rng, snapshot, numbers)
     if rng.random() >= chaos:
         step = _sensible(rng, snapshot, state, numbers)
         if step is not None:
@@ -89,6 +92,21 @@ def next_step(
         direction, flags, seq, ack, _window(rng), payload_len,
         _options(rng, flags, receiver.td_end, chaos),
     )  # fmt: skip
+
+
+def _answer_to_last(rng: random.Random, snapshot: FlowSnapshot, numbers: tuple[int, int]) -> Step:
+    """What answers the last segment recorded: it may have been ignored, and be right."""
+    direction = 1 - snapshot.last_dir
+    flags, seq, ack = rng.choice(
+        (
+            (0x12, rng.choice(numbers), snapshot.last_end),
+            (0x12, rng.getrandbits(32), snapshot.last_end),
+            (0x10, rng.getrandbits(32), snapshot.last_end),
+            (0x14, 0, snapshot.last_end),
+            (0x04, snapshot.last_ack, 0),
+        )
+    )
+    return Step(direction, flags, seq, ack, _window(rng), 0, _options(rng, flags, ack, 0.1))
 
 
 def _sensible(

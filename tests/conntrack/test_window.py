@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""The window check: every bound met exactly and missed by one (kernel.md 1.6)."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.flow import (
+    PEER_DATA_UNACKNOWLEDGED,
+    PEER_SACK_PERM,
+    PEER_WINDOW_SCALE,
+)
+from tests.support.flow import Flow
+
+
+def test_data_up_to_the_edge_of_the_window(flow: Flow) -> None:
+    flow.opened()
+    assert flow.see("> P. 1:1001(1000) ack 1 win 1000") == "ESTABLISHED"
+    assert flow.see("> P. 1001:1002(1) ack 1 win 1000") == "ESTABLISHED"
+
+
+def test_segment_beyond_the_window(flow: Flow) -> None:
+    """One receiver window beyond is taken for impatience, more is INVALID (bound I)."""
+    flow.opened()
+    assert flow.see("> P. 1002:2000(998) ack 1 win 1000") == "ESTABLISHED ignored overshoot"
+    assert flow.see("> P. 1002:2000(998) ack 1 win 1000") == "ESTABLISHED ignored overshoot"
+    assert flow.see("> P. 1002:2001(999) ack 1 win 1000") == "INVALID seq-over"
+    assert flow.over_by == 1
+    assert flow.see("> P. 5001:5002(1) ack 1 win 1000") == "INVALID seq-over"
+    assert flow.over_by == 4000
+
+
+def test_overshoot_counts_as_sent(flow: Flow) -> None:
+    flow.opened()
+    flow.see("> P. 1002:1500(498) ack 1 win 1000")
+    assert flow.peer(">").flags & PEER_DATA_UNACKNOWLEDGED
+    assert flow.see("< . 1:1(0) ack 1500 win 1000") == "ESTABLISHED"
+
+
+def test_old_data_is_ignored(flow: Flow) -> None:
+    """Bound II: what ends more than a window back was acknowledged long ago."""
+    flow.opened()
+    flow.passes("> P. 1:1001(1000) ack 1 win 1000", "< . 1:1(0) ack 1001 win 1000")
+    flow.passes("> P. 1001:2001(1000) ack 1 win 1000", "< . 1:1(0) ack 2001 win 1000")
+    assert flow.see("> P. 501:1001(500) ack 1 win 1000") == "ESTABLISHED"
+    assert flow.see("> P. 500:1000(500) ack 1 win 1000") == "ESTABLISHED ignored seq-under"
+    assert flow.over_by == 1
+
+
+def test_ack_of_data_nobody_sent(flow: Flow) -> None:
+    """Bound III."""
+    flow.opened()
+    assert flow.see("< . 1:1(0) ack 1 win 1000") == "ESTABLISHED"
+    assert flow.see("< . 1:1(0) ack 2 win 1000") == "INVALID ack-over"
+    assert flow.over_by == 1
+
+
+def test_late_ack_is_ignored(flow: Flow) -> None:
+    """Bound IV: 66,000 octets back, however small the windows are."""
+    flow.opened()
+    for at in range(1, 70_001, 1000):
+        flow.passes(f"> P. {at}:{at + 1000}(1000) ack 1", f"< . 1:1(0) ack {at + 1000} win 1000")
+    assert flow.see("< . 1:1(0) ack 4001 win 1000") == "ESTABLISHED"
+    assert flow.see("< . 1:1(0) ack 4000 win 1000") == "ESTABLISHED ignored ack-under"
+    assert flow.over_by == 1
+
+
+def test_keepalives_pass(flow: Flow) -> None:
+    flow.opened()
+    assert flow.see("> . 0:0(0) ack 1 win 1000") == "ESTABLISHED"
+    assert flow.see("> . 0:1(1) ack 1 win 1000") == "ESTABLISHED"
+    assert flow.see("< . 1:1(0) ack 1 win 1000") == "ESTABLISHED"
+
+
+def test_shut_window_takes_one_probe(flow: Flow) -> None:
+    flow.opened()
+    flow.passes("> P. 1:1001(1000) ack 1 win 1000", "< . 1:1(0) ack 1001 win 0")
+    assert flow.see("> . 1001:1002(1) ack 1 win 1000") == "ESTABLISHED"
+    assert flow.timeout_s in (299, 300)
+
+
+def test_windows_are_scaled_when_both_sides_ask(flow: Flow) -> None:
+    flow.opened(window_scale=7)
+    assert flow.peer(">").td_scale == flow.peer("<").td_scale == 7
+    assert flow.peer(">").td_maxwin == 128_000
+    assert flow.see("> P. 60001:60011(10) ack 1 win 1000") == "ESTABLISHED"
+
+
+def test_no_scale_unless_both_ask(flow: Flow) -> None:
+    flow.passes("> S 0:0(0) win 1000 <sackOK,nop,wscale 7>", "< S. 0:0(0) ack 1 win 1000 <mss 99>")
+    assert (flow.peer(">").td_scale, flow.peer("<").td_scale) == (0, 0)
+    assert flow.peer(">").flags & PEER_WINDOW_SCALE
+    assert flow.see("> P. 60001:60011(10) ack 1 win 1000") == "INVALID seq-over"
+
+
+def test_scale_above_14_is_14(flow: Flow) -> None:
+    flow.opened(window_scale=200)
+    assert flow.peer(">").td_scale == 14
+
+
+def test_sack_acknowledges_when_it_was_offered(flow: Flow) -> None:
+    """The highest right edge is held against bound III like an ACK."""
+    flow.opened(window_scale=0)
+    assert flow.peer(">").flags & PEER_SACK_PERM
+    flow.passes("> P. 1:1001(1000) ack 1 win 1000")
+    assert flow.see("< . 1:1(0) ack 1 win 9 <nop,nop,sack 501:1001>") == "ESTABLISHED"
+    assert flow.peer("<").td_maxwin == 1009
+    assert flow.see("< . 1:1(0) ack 1 win 9 <sack 1:2 900:1002>") == "INVALID ack-over"
+    assert flow.over_by == 1
+
+
+def test_sack_says_nothing_when_it_was_not_offered(flow: Flow) -> None:
+    flow.opened()
+    assert flow.see("< . 1:1(0) ack 1 win 1000 <nop,nop,sack 1:900000>") == "ESTABLISHED"
+
+
+def test_sender_beyond_the_window_widens_it(flow: Flow) -> None:
+    """Data that begins inside and ends outside shows that the window was larger."""
+    flow.opened()
+    flow.passes("> P. 501:1501(1000) ack 1 win 1000")
+    assert flow.peer("<").td_maxwin == 1500
+
+
+def test_segment_sent_again_is_counted(flow: Flow) -> None:
+    """Three times the same, and the entry is kept for five minutes only."""
+    flow.opened()
+    line = "< . 1:1(0) ack 1 win 1000"
+    for _ in range(3):
+        flow.passes(line)
+    assert flow.timeout_s in (299, 300)
+    flow.passes("> . 1:1(0) ack 1 win 1000")
+    assert flow.timeout_s > 400_000
+
+
+def test_unacknowledged_data_shorten_the_timeout(flow: Flow) -> None:
+    flow.opened()
+    flow.passes("> P. 1:2(1) ack 1 win 1000")
+    assert flow.timeout_s in (299, 300)
+    flow.passes("< . 1:1(0) ack 2 win 1000")
+    assert flow.timeout_s > 400_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "> P. 1002:1500(498) ack 1 win 1000",
+        "> P. 500000:500001(1) ack 1 win 1000",
+        "< . 1:1(0) ack 70000 win 1000",
+        "> . -5000:-5000(0) ack 1 win 1000",
+    ],
+)
+def test_liberal(make_flow: Callable[..., Flow], line: str) -> None:
+    """With be_liberal nothing is held against the window, and nothing but an overshoot moves."""
+    flow = make_flow(sysctls=Sysctls(be_liberal=True)).opened()
+    before = flow.peer(">"), flow.peer("<")
+    assert flow.see(line) == "ESTABLISHED"
+    after = flow.peer(">"), flow.peer("<")
+    assert (before == after) is ("1002" not in line)
+
+
+def test_max_retrans(make_flow: Callable[..., Flow]) -> None:
+    flow = make_flow(sysctls=replace(DEFAULT_SYSCTLS, max_retrans=1)).opened()
+    flow.passes("< . 1:1(0) ack 1 win 1000")
+    assert flow.timeout_s == 300
