@@ -151,3 +151,13 @@ def test_ignored_syn_that_nobody_confirms(flow: Flow) -> None:
     flow.see("> S 90000:90000(0) win 2000")
     assert flow.see("< S. 70000:70000(0) ack 90002 win 3000") == "ESTABLISHED ignored state"
     flow.passes("> P. 1:501(500) ack 1 win 1000")
+
+
+def test_simultaneous_open_after_a_wrong_syn_ack(flow: Flow) -> None:
+    """The INVALID one left its mark on the answering side, which the SYN then replaces."""
+    flow.passes("> S 0:0(0) win 1000")
+    assert flow.see("< S. 0:0(0) ack 9 win 1000") == "INVALID ack-over"
+    assert flow.peer("<").td_maxwin == 1000
+    flow.passes("< S 5000:5000(0) win 2000")
+    assert flow.peer("<").td_maxwin == 2000
+    assert flow.state == "SYN_SENT2"

@@ -39,7 +39,7 @@ class Flow:
         pair: Pair | None = None,
         ends: Ends | None = None,
     ) -> None:
-        self._numbers = PLACES[place]
+        self.numbers = PLACES[place]
         self._pair = pair
         self._ends = ends or ends_of(IPV4, 0)
         self.table = pair.table if pair else FlowTable(kernel, sysctls)
@@ -47,7 +47,7 @@ class Flow:
 
     def see(self, line: str) -> str:
         """Say what a segment is: "NEW", "INVALID seq-over", "ESTABLISHED ignored state"."""
-        step = parse(line, self._numbers)
+        step = parse(line, self.numbers)
         if self._pair:
             (outcome,) = self._pair.step_all([(self._ends, step)])
             assert not outcome.differences

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""What 5.10 and 5.15 make of the same segments (kernel.md 1.11); they cannot be run here."""
+
+from collections.abc import Callable
+
+import pytest
+
+from nfq_guard.conntrack.kernels import (
+    KERNEL_5_10,
+    KERNEL_5_15,
+    KERNEL_6_1,
+    KernelRules,
+)
+from nfq_guard.conntrack.sysctls import Sysctls
+from tests.support.flow import Flow
+
+ALL = pytest.mark.parametrize(
+    "kernel", [KERNEL_5_10, KERNEL_5_15, KERNEL_6_1], ids=lambda kernel: kernel.name
+)
+OLD = pytest.mark.parametrize("kernel", [KERNEL_5_10, KERNEL_5_15], ids=lambda kernel: kernel.name)
+MakeFlow = Callable[..., Flow]
+
+
+def after_data(flow: Flow) -> Flow:
+    """Open it and carry 70,000 octets the original way, all acknowledged."""
+    flow.opened()
+    for at in range(1, 70_001, 1000):
+        flow.passes(
+            f"> P. {at}:{at + 1000}(1000) ack 1 win 1000", f"< . 1:1(0) ack {at + 1000} win 1000"
+        )
+    return flow
+
+
+@ALL
+def test_late_retransmission(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """The packet of Kubernetes issue 74839: INVALID until 6.0, ignored since."""
+    flow = after_data(make_flow(kernel))
+    answer = flow.see("> P. 1:1001(1000) ack 1 win 1000")
+    assert answer == (
+        "ESTABLISHED ignored seq-under" if kernel is KERNEL_6_1 else "INVALID seq-under"
+    )
+
+
+@ALL
+def test_late_ack(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    flow = after_data(make_flow(kernel))
+    answer = flow.see("< . 1:1(0) ack 4000 win 1000")
+    assert answer == (
+        "ESTABLISHED ignored ack-under" if kernel is KERNEL_6_1 else "INVALID ack-under"
+    )
+
+
+@OLD
+def test_old_segment_with_a_wrong_ack(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """The lower bound of the sequence number is named before the upper one of the ACK."""
+    flow = after_data(make_flow(kernel))
+    assert flow.see("> P. 1:1001(1000) ack 90000 win 1000") == "INVALID seq-under"
+
+
+@OLD
+def test_ack_of_data_nobody_sent(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    flow = make_flow(kernel).opened()
+    assert flow.see("< . 1:1(0) ack 2 win 1000") == "INVALID ack-over"
+
+
+@ALL
+def test_overshoot(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """INVALID until 6.0, but from 5.15 on it counts as sent, so that its ACK passes."""
+    flow = make_flow(kernel).opened()
+    answer = flow.see("> P. 1002:1500(498) ack 1 win 1000")
+    assert answer == (
+        "ESTABLISHED ignored overshoot" if kernel is KERNEL_6_1 else "INVALID overshoot"
+    )
+    answer = flow.see("< . 1:1(0) ack 1500 win 1000")
+    assert answer == ("INVALID ack-over" if kernel is KERNEL_5_10 else "ESTABLISHED")
+
+
+@OLD
+def test_liberal(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    flow = after_data(make_flow(kernel, Sysctls(be_liberal=True)))
+    flow.passes("> P. 1:1001(1000) ack 1 win 1000", "> P. 500000:500010(10) ack 1 win 1000")
+
+
+@ALL
+def test_rst_while_closing(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """Taken unchecked since 5.14."""
+    flow = make_flow(kernel).opened()
+    flow.passes("> F. 1:1(0) ack 1 win 1000")
+    answer = flow.see("< R 500000:500000(0)")
+    assert answer == ("INVALID seq-over" if kernel is KERNEL_5_10 else "ESTABLISHED")
+
+
+@ALL
+def test_rst_after_an_ignored_syn(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """5.10 holds it against `td_maxack`, later ones do not."""
+    flow = make_flow(kernel).opened()
+    flow.see("> S 90000:90000(0) win 1000")
+    answer = flow.see("< R. 0:0(0) ack 90001")
+    assert answer == ("INVALID rst-outside" if kernel is KERNEL_5_10 else "ESTABLISHED")
+
+
+@ALL
+def test_sysctl_ignore_invalid_rst(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """5.10 does not have it, so setting it changes nothing there."""
+    flow = make_flow(kernel, Sysctls(ignore_invalid_rst=True)).opened()
+    answer = flow.see("< R 0:0(0)")
+    assert answer == ("INVALID rst-outside" if kernel is KERNEL_5_10 else "ESTABLISHED")
+
+
+@ALL
+def test_rst_with_number_zero(kernel: KernelRules) -> None:
+    """Before a flow is settled it goes to the window check since 5.14."""
+    flow = Flow("plain", kernel)
+    flow.passes("> S 0:0(0) win 1000", "< S. 0:0(0) ack 1 win 1000", "> S. 0:0(0) ack 1 win 1000")
+    zero = -flow.numbers[1]
+    assert (
+        flow.see(f"< R. {zero}:{zero}(0) ack 1")
+        == {
+            KERNEL_5_10: "INVALID rst-outside",
+            KERNEL_5_15: "INVALID seq-under",
+            KERNEL_6_1: "ESTABLISHED ignored seq-under",
+        }[kernel]
+    )
+
+
+@ALL
+def test_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """Before 5.17 any later segment of the answering side starts its window over.
+
+    With it goes the window scaling, because its options do not ask for any.
+    """
+    flow = make_flow(kernel)
+    flow.passes(
+        "> S 0:0(0) win 1000 <wscale 7>",
+        "< S. 0:0(0) ack 1 win 1000 <wscale 7>",
+        "< P. 1:101(100) ack 1 win 1000 <TS 1 1>",
+    )
+    assert flow.peer("<").td_scale == (7 if kernel is KERNEL_6_1 else 0)
+    assert flow.peer(">").td_scale == (7 if kernel is KERNEL_6_1 else 0)
+
+
+@ALL
+def test_other_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """Only the side whose turn it is starts over."""
+    flow = make_flow(kernel)
+    flow.passes(
+        "> S 0:0(0) win 1000 <wscale 7>",
+        "< S. 0:0(0) ack 1 win 1000 <wscale 7>",
+        "> S. 0:0(0) ack 1 win 1000 <wscale 7>",
+    )
+    assert flow.peer(">").td_scale == 7
+
+
+@ALL
+def test_rst_after_a_challenge(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """Passes everywhere: by its own rule since 6.2 and in stable 6.1.
+
+    Before, because any later segment started the window of a half-open flow over.
+    """
+    flow = make_flow(kernel)
+    flow.passes("> S 0:0(0) win 1000")
+    flow.see("< . 700:700(0) ack 9000 win 1000")
+    assert flow.see("> R 9000:9000(0) win 0") == "ESTABLISHED"
+    assert (
+        flow.peer(">").td_end == (flow.numbers[0] + (1 if kernel is KERNEL_6_1 else 9000)) % 2**32
+    )
+
+
+@ALL
+def test_closing_out_of_the_window(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """Brings the timeout down since 6.1."""
+    flow = make_flow(kernel).opened()
+    flow.see("> F. 900000:900000(0) ack 1 win 1000")
+    flow.see("< R. 900000:900000(0) ack 1 win 1000")
+    assert flow.timeout_s == (300 if kernel is KERNEL_6_1 else 432_000)

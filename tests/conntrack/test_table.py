@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: MIT
+"""The flow table: what it finds, keeps and lets go; datagrams, messages and broken packets."""
+
+from collections.abc import Callable
+
+import pytest
+
+from nfq_guard.conntrack import entry
+from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.conntrack.table import (
+    CT_ESTABLISHED,
+    CT_INVALID,
+    CT_NEW,
+    CT_RELATED,
+    CT_UNTRACKED,
+    CTSTATES,
+    FlowTable,
+)
+from nfq_guard.flow import (
+    IPV4,
+    IPV6,
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_TCP,
+    PROTO_UDP,
+    STATUS_ASSURED,
+    STATUS_SEEN_REPLY,
+    CtState,
+    Evidence,
+    FlowTuple,
+)
+from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
+from tests.support.flow import Flow
+from tests.support.trace import Ends, parse
+
+A, B, C = b"\x0a\0\0\1", b"\x0a\0\0\2", b"\x0a\0\0\3"
+A6, B6 = bytes(15) + b"\1", bytes(15) + b"\2"
+LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\1"
+L4 = Segment | Datagram | IcmpMessage | None
+
+
+def packet(src: bytes, dst: bytes, proto: int, l4: L4, hop_limit: int = 64) -> Packet:
+    family = IPV4 if len(src) == 4 else IPV6
+    return Packet(family, src, dst, proto, 60, 20, hop_limit, 0, False, l4)
+
+
+def udp(src: bytes, dst: bytes, sport: int, dport: int) -> Packet:
+    return packet(src, dst, PROTO_UDP, Datagram(sport, dport, 8, 0))
+
+
+def icmp(src: bytes, dst: bytes, kind: int, identifier: int = 7, hop_limit: int = 64) -> Packet:
+    proto = PROTO_ICMP if len(src) == 4 else PROTO_ICMPV6
+    return packet(src, dst, proto, IcmpMessage(kind, 0, identifier, 0, False, None), hop_limit)
+
+
+def error(src: bytes, dst: bytes, kind: int, quoted: FlowTuple | None) -> Packet:
+    proto = PROTO_ICMP if len(src) == 4 else PROTO_ICMPV6
+    return packet(src, dst, proto, IcmpMessage(kind, 0, 0, 0, True, quoted))
+
+
+def syn(port: int) -> Packet:
+    return Ends(ports=(port, 80)).packet(parse("> S 0:0(0)"))
+
+
+@pytest.fixture
+def table() -> FlowTable:
+    return FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+
+
+def test_codes_are_places_of_words() -> None:
+    assert CTSTATES[CT_UNTRACKED] is CtState.UNTRACKED
+    assert len(CTSTATES) == len(CtState)
+
+
+def test_datagrams(table: FlowTable) -> None:
+    assert table.track(udp(A, B, 1, 2), 0.0) == CT_NEW
+    assert table.track(udp(A, B, 1, 2), 0.0) == CT_NEW
+    assert table.track(udp(B, A, 2, 1), 1.0) == CT_ESTABLISHED
+    assert table.direction == 1
+    assert table.track(udp(A, B, 1, 2), 1.0) == CT_ESTABLISHED
+    assert table.state == 0
+    snapshot = table.snapshot()
+    assert snapshot
+    assert snapshot.peers is None
+    assert snapshot.original == FlowTuple(PROTO_UDP, A, B, 1, 2)
+    assert snapshot.reply == FlowTuple(PROTO_UDP, B, A, 2, 1)
+    assert (snapshot.timeout_s, snapshot.status & STATUS_ASSURED) == (30, 0)
+
+
+def test_datagrams_that_go_on_are_a_stream(table: FlowTable) -> None:
+    table.track(udp(A, B, 1, 2), 0.0)
+    table.track(udp(B, A, 2, 1), 1.0)
+    table.track(udp(A, B, 1, 2), 2.5)
+    snapshot = table.snapshot()
+    assert snapshot
+    assert snapshot.timeout_s == 120
+    assert snapshot.status & STATUS_ASSURED
+
+
+def test_datagrams_without_an_answer_expire(table: FlowTable) -> None:
+    table.track(udp(A, B, 1, 2), 0.0)
+    assert table.track(udp(B, A, 2, 1), 30.0) == CT_NEW
+
+
+def test_protocol_without_a_tracker(table: FlowTable) -> None:
+    assert table.track(packet(A, B, 253, None), 0.0) == CT_NEW
+    assert table.track(packet(B, A, 253, None), 599.0) == CT_ESTABLISHED
+    assert table.snapshot()
+    assert table.track(packet(B, A, 253, None), 9999.0) == CT_NEW
+
+
+def test_no_next_header(table: FlowTable) -> None:
+    assert table.track(packet(A6, B6, 59, None), 0.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_UNSUPPORTED
+    assert table.snapshot() is None
+
+
+def test_fragment_that_nobody_put_together(table: FlowTable) -> None:
+    late = Packet(IPV4, A, B, PROTO_UDP, 60, 20, 64, 800, False, None)
+    assert table.track(late, 0.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_UNSUPPORTED
+
+
+def test_malformed(table: FlowTable) -> None:
+    assert table.track(Malformed("too short"), 0.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_MALFORMED
+    assert table.state == 0
+    assert table.snapshot() is None
+    assert table.track(Malformed("cut off", snapped=True), 0.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_UNSUPPORTED
+
+
+def test_checksum(table: FlowTable) -> None:
+    assert table.track(udp(A, B, 1, 2), 0.0, False) == CT_INVALID
+    assert table.cause == entry.CAUSE_BAD_CHECKSUM
+    assert table.track(udp(A, B, 1, 2), 0.0, True) == CT_NEW
+    careless = FlowTable(KERNEL_6_1, Sysctls(checksum=False))
+    assert careless.track(udp(A, B, 1, 2), 0.0, False) == CT_NEW
+
+
+@pytest.mark.parametrize(
+    ("src", "dst", "request_type", "answer_type"),
+    [(A, B, 8, 0), (A, B, 13, 14), (A6, B6, 128, 129)],
+)
+def test_echo(
+    table: FlowTable, src: bytes, dst: bytes, request_type: int, answer_type: int
+) -> None:
+    assert table.track(icmp(src, dst, request_type), 0.0) == CT_NEW
+    assert table.track(icmp(dst, src, answer_type), 0.0) == CT_ESTABLISHED
+    snapshot = table.snapshot()
+    assert snapshot
+    assert snapshot.reply.dport == answer_type << 8
+    assert table.track(icmp(src, dst, request_type), 0.0) == CT_ESTABLISHED
+
+
+def test_answer_to_nothing(table: FlowTable) -> None:
+    for answer in (icmp(A, B, 0), icmp(A, B, 10), icmp(A6, B6, 129), icmp(A6, B6, 200)):
+        assert table.track(answer, 0.0) == CT_INVALID
+        assert table.cause == entry.CAUSE_NO_ENTRY
+    assert table.track(icmp(A, B, 19), 0.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_MALFORMED
+    assert len(table) == 0
+
+
+def test_neighbours_are_left_alone(table: FlowTable) -> None:
+    assert table.track(icmp(A6, B6, 135, hop_limit=255), 0.0) == CT_UNTRACKED
+    assert table.track(icmp(A6, B6, 143), 0.0) == CT_UNTRACKED
+
+
+def test_redirect_comes_from_the_link(table: FlowTable) -> None:
+    for forged in (icmp(A6, B6, 137, hop_limit=255), icmp(LINK_LOCAL, B6, 137)):
+        assert table.track(forged, 0.0) == CT_INVALID
+        assert table.cause == entry.CAUSE_MALFORMED
+    true = packet(LINK_LOCAL, B6, PROTO_ICMPV6, IcmpMessage(137, 0, 0, 0, True, None), 255)
+    assert table.track(true, 0.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_ICMP_UNRELATED
+
+
+def test_errors_belong_to_the_flow_that_they_quote(table: FlowTable) -> None:
+    table.track(udp(A, B, 1, 2), 0.0)
+    sent = FlowTuple(PROTO_UDP, A, B, 1, 2)
+    assert table.track(error(C, A, 11, sent), 0.0) == CT_RELATED
+    assert table.direction == 1
+    assert table.snapshot()
+    answered = FlowTuple(PROTO_UDP, B, A, 2, 1)
+    assert table.track(error(C, B, 11, answered), 0.0) == CT_RELATED
+    assert table.direction == 0
+
+
+def test_error_to_somebody_else(table: FlowTable) -> None:
+    table.track(udp(A, B, 1, 2), 0.0)
+    assert table.track(error(B, C, 3, FlowTuple(PROTO_UDP, A, B, 1, 2)), 0.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_ICMP_MISMATCH
+    snapshot = table.snapshot()
+    assert snapshot
+    assert snapshot.direction == 1
+
+
+def test_error_about_nothing_known(table: FlowTable) -> None:
+    for quoted in (FlowTuple(PROTO_UDP, A, B, 1, 2), None):
+        assert table.track(error(B, A, 3, quoted), 0.0) == CT_INVALID
+        assert table.cause == entry.CAUSE_ICMP_UNRELATED
+        assert table.snapshot() is None
+
+
+def test_flow_of_an_end_with_itself(table: FlowTable) -> None:
+    """Both keys are one; conntrack finds the reply."""
+    assert table.track(udp(A, A, 9, 9), 0.0) == CT_NEW
+    assert table.track(udp(A, A, 9, 9), 0.0) == CT_ESTABLISHED
+    assert table.track(udp(A, A, 9, 9), 999.0) == CT_NEW
+    assert len(table) == 1
+
+
+def test_snapshot_of_a_packet_that_got_nowhere(table: FlowTable) -> None:
+    """Broken flags end the way of a segment before its flow is found; the snapshot finds it."""
+    table.track(syn(1), 0.0)
+    null = Ends(ports=(1, 80)).packet(parse("> - 0:0(0)"))
+    assert table.track(null, 1.0) == CT_INVALID
+    assert table.cause == entry.CAUSE_BAD_FLAGS
+    snapshot = table.snapshot()
+    assert snapshot
+    assert snapshot.evidence is table.evidence is Evidence.REPLAY
+    assert (snapshot.direction, snapshot.timeout_s) == (0, 119)
+    table.track(icmp(A, B, 0), 0.0)
+    assert table.snapshot() is None
+
+
+def test_lookup_finds_both_directions(table: FlowTable) -> None:
+    flow = Flow("plain").opened()
+    there = FlowTuple(PROTO_TCP, *Ends().addresses, 1024, 1024)
+    back = FlowTuple(PROTO_TCP, *Ends().addresses[::-1], 1024, 1024)
+    found = flow.table.lookup([there, back, FlowTuple(PROTO_TCP, A, B, 1, 2)])
+    assert [one and one.direction for one in found] == [0, 1, None]
+    assert found[0]
+    assert found[0].status & STATUS_SEEN_REPLY
+    assert table.lookup([there]) == [None]
+
+
+def test_snapshot_does_not_change_with_the_flow() -> None:
+    flow = Flow("plain").opened()
+    before = flow.snapshot
+    assert before == flow.snapshot
+    flow.passes("> P. 1:101(100) ack 1 win 1000")
+    assert before != flow.snapshot
+
+
+def test_expired_flows_make_room() -> None:
+    """Whether or not anybody asks for them again."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    for number in range(10_000):
+        table.track(syn(number), number)
+    assert len(table) < 2_000
+
+
+def test_full_table_forgets_the_oldest_without_assurance() -> None:
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS, capacity=32)
+    kept = Flow("plain")
+    kept.table = table
+    kept.now = 0.0
+    kept.opened()
+    for number in range(1000):
+        table.track(syn(2000 + number), 0.0)
+        assert len(table) <= 32
+    assert kept.state == "ESTABLISHED"
+    assert kept.see("> . 1:1(0) ack 1 win 1000") == "ESTABLISHED"
+
+
+@pytest.mark.parametrize("expires", [True, False])
+def test_full_table_of_assured_flows_forgets_the_oldest(
+    expires: bool, make_table: Callable[..., FlowTable]
+) -> None:
+    table = make_table(expires)
+    flows = [Flow("plain", ends=Ends(ports=(port, 80))) for port in range(10)]
+    for flow in flows:
+        flow.table = table
+        flow.opened()
+    assert [flow.state for flow in flows] == ["gone"] * 6 + ["ESTABLISHED"] * 4
+
+
+@pytest.fixture
+def make_table() -> Callable[..., FlowTable]:
+    def make(expires: bool) -> FlowTable:
+        return FlowTable(KERNEL_6_1, Sysctls(expires=expires), capacity=4)
+
+    return make
