@@ -56,12 +56,12 @@ def _word(attribute: int, value: int) -> bytes:
     return _ATTRIBUTE.pack(8, attribute) + _WORD.pack(value)
 
 
-def config_flags(queue_num: int, flag: int) -> bytes:
-    """Set one queue flag; a kernel without it answers with an error whose sequence is `flag`.
+def config_flags(queue_num: int, flag: int, *, on: bool = True) -> bytes:
+    """Set or clear one queue flag; one a message, for an unknown one spoils the whole request.
 
-    One flag a message: an unknown one makes the kernel refuse the whole request.
+    A kernel without the flag answers with an error whose sequence is `flag`.
     """
-    attributes = _word(_ATTR_CONFIG_MASK, flag) + _word(_ATTR_CONFIG_FLAGS, flag)
+    attributes = _word(_ATTR_CONFIG_MASK, flag) + _word(_ATTR_CONFIG_FLAGS, flag if on else 0)
     return _message(TYPE_CONFIG, queue_num, attributes, sequence=flag, flags=0)
 
 

@@ -108,9 +108,8 @@ class QueueReader:
         os.set_inheritable(self._queue.get_fd(), False)  # noqa: FBT003 - its only spelling
         self.socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
         self._recv = self.socket.recv
-        for flag in (netlink.CONFIG_FAIL_OPEN, netlink.CONFIG_GSO):
-            if flag != netlink.CONFIG_FAIL_OPEN or fail_open:
-                self.socket.send(netlink.config_flags(queue_num, flag))
+        self.socket.send(netlink.config_flags(queue_num, netlink.CONFIG_GSO))
+        self.set_fail_open(on=fail_open)
 
     def __enter__(self) -> Self:
         return self
@@ -136,6 +135,10 @@ class QueueReader:
         self._budget = budget
         self._queue.run_socket(self)
         return ids, batch
+
+    def set_fail_open(self, *, on: bool) -> None:
+        """Say whether packets pass, not drop, when the queue or the buffer is full."""
+        self.socket.send(netlink.config_flags(self.queue_num, netlink.CONFIG_FAIL_OPEN, on=on))
 
     def forget_names(self) -> None:
         """Look up interface names anew: an index may have got another name."""
@@ -200,7 +203,7 @@ class QueueReader:
         name = _FLAG_NAMES.get(found[1])
         if name is None:
             self.verdict_errors += 1
-        else:
+        elif name not in self.refused:
             self.refused.append(name)
 
 

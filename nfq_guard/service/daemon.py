@@ -66,6 +66,9 @@ class BoundQueue(Protocol):
     def fileno(self) -> int:
         """For epoll."""
 
+    def set_fail_open(self, *, on: bool) -> None:
+        """Say whether packets pass when the queue is full."""
+
     def close(self) -> None:
         """Unbind."""
 
@@ -91,6 +94,7 @@ class Daemon:
         rules: Rules | None = None,
         reload: Callable[[], Policy] | None = None,
         notifier: Notifier | None = None,
+        fail_open: bool = True,
         verify_rules_s: float = 0,
         reinstall_rules: bool = True,
         facts: dict[str, object] | None = None,
@@ -106,6 +110,7 @@ class Daemon:
             rules: Rules to install and to remove; None leaves the packet filter alone.
             reload: Reads the policy anew, or raises NfqGuardError.
             notifier: Tells systemd.
+            fail_open: Whether packets pass when the queue is full; in dry-run they always do.
             verify_rules_s: How often to look whether the rules are still there; 0: never.
             reinstall_rules: Whether to put them back then.
             facts: Further fields of the event that the daemon started.
@@ -119,6 +124,7 @@ class Daemon:
         self._rules = rules
         self._reload = reload
         self._notifier = notifier or Notifier()
+        self._fail_open = fail_open
         self._facts = facts or {}
         self._watch: RulesWatch | None = None
         if rules is not None and verify_rules_s:
@@ -148,6 +154,7 @@ class Daemon:
         """Switch between two turns; the next packet is judged in the new mode."""
         before = self.worker.engine.mode
         self.worker.engine.mode = mode
+        self._queue.set_fail_open(on=self._fail_open or mode is Mode.DRY_RUN)
         self.worker.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
         if mode is not before:
             self._events.warning("mode_changed", before=before, now=mode)

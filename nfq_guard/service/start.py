@@ -10,7 +10,7 @@ from typing import Final
 from structlog.typing import Processor
 
 from nfq_guard.conntrack.kernels import rules_of
-from nfq_guard.engine import Engine, FlowLookup
+from nfq_guard.engine import Engine, FlowLookup, Mode
 from nfq_guard.errors import UsageError
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
@@ -65,7 +65,7 @@ def run(
             queue_length=settings.queue_length,
             copy_bytes=settings.copy_bytes,
             socket_buffer_bytes=settings.socket_buffer_bytes,
-            fail_open=settings.fail_mode == "open",
+            fail_open=settings.fail_mode == "open" or settings.mode is Mode.DRY_RUN,
         ) as reader,
     ):
         for note in notes:
@@ -99,6 +99,7 @@ def run(
             loop=loop,
             rules=rules,
             reload=reload,
+            fail_open=settings.fail_mode == "open",
             verify_rules_s=settings.verify_rules_s,
             reinstall_rules=settings.reinstall_rules,
             facts={"config": source, "evidence": flows.evidence, "fail_mode": settings.fail_mode},

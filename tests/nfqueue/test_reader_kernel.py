@@ -12,6 +12,7 @@ import pytest
 from nfq_guard.errors import BusyError, UnavailableError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue import counters
 from nfq_guard.nfqueue import reader as reader_module
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
@@ -160,6 +161,19 @@ def test_full_queue_without_fail_open_drops(namespace: Make) -> None:
         assert kernel_line(inside).queue_dropped == 40
 
 
+def test_fail_open_can_be_switched(namespace: Make) -> None:
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, bound(inside, queue_length=1) as (reader, _):
+        udp.send(3)
+        reader.set_fail_open(on=False)
+        udp.send(3)
+        reader.set_fail_open(on=True)
+        udp.send(3)
+        assert udp.received() == [1, 2, 0, 1, 2]
+        assert kernel_line(inside).queue_dropped == 3
+
+
 def test_overrun_of_the_socket_is_counted(namespace: Make) -> None:
     """ENOBUFS neither ends the reading nor costs a packet that was delivered its verdict."""
     inside = namespace("q")
@@ -204,6 +218,15 @@ def test_owner_is_named(namespace: Make) -> None:
         expected = f"queue {QUEUE} is owned by netlink port {port}, "
         assert str(raised.value).startswith(expected)
         assert str(raised.value).endswith(f"(pid {os.getpid()})")
+
+
+def test_owner_that_we_may_not_see(namespace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's file is for root alone; a daemon without it still gets the right status."""
+    inside = namespace("q")
+    with bound(inside):
+        monkeypatch.setattr(counters, "owner", lambda _: None)
+        with pytest.raises(BusyError, match="owned by another process, unknown process"):
+            QueueReader(QUEUE)
 
 
 def test_released_when_closed_also_with_children(namespace: Make) -> None:

@@ -132,6 +132,7 @@ def test_flood_beyond_queue_and_buffer(inside: Namespace, tmp_path: Path) -> Non
         tmp_path / "c",
         "queue_length = 500",
         "socket_buffer_bytes = 8192",
+        'mode = "enforce"',
         'fail_mode = "closed"',
         policy=POLICY.replace('"drop"', '"log"'),
     )
@@ -153,6 +154,20 @@ def test_flood_beyond_queue_and_buffer(inside: Namespace, tmp_path: Path) -> Non
         assert stopped["packets"] + drops == 1005
         assert len(udp.received()) == stopped["packets"]
         assert stopped["buffer_overruns"] >= 1
+
+
+def test_dry_run_harms_nobody_whatever_the_fail_mode(inside: Namespace, tmp_path: Path) -> None:
+    config = configured(tmp_path / "c", "queue_length = 10", 'fail_mode = "closed"')
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        guard.process.send_signal(signal.SIGSTOP)
+        udp.send(500)
+        guard.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: idle(inside))
+        assert sorted(udp.received()) == list(range(500))
+        assert guard.stop() == 0
 
 
 def test_full_disk(inside: Namespace, tmp_path: Path) -> None:
