@@ -13,6 +13,7 @@ from nfq_guard.doctor import (
     interfaces,
     iptables_rules,
     kernel,
+    marks,
     nft_rules,
     ours,
     queue,
@@ -21,7 +22,7 @@ from nfq_guard.doctor import (
 )
 from nfq_guard.doctor.check import Check, note, ok
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import BOTH_FAMILIES, Backend, Difference, Firewall
+from nfq_guard.firewall import BOTH_FAMILIES, Backend, Difference, FailMode, Firewall
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
 from nfq_guard.flows import capabilities
@@ -98,6 +99,8 @@ def _rules(firewall: Firewall) -> Iterator[Check]:
     except NfqGuardError as error:
         problems.append(str(error))
     yield ours.ours(places, differences, seen=not problems)
+    if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
+        yield from marks.marks(saved.values(), firewall.spec.judged_mark)
     found: list[foreign.ForeignRule] = []
     for (backend, number), tables_of_family in saved.items():
         elsewhere: int | None = None

@@ -240,9 +240,13 @@ def require_privilege(runner: Runner, backend: Backend) -> None:
 
 
 def needed_caps(backend: Backend) -> str:
-    """The sentence that names the capabilities."""
-    caps = "CAP_NET_ADMIN and CAP_NET_RAW" if backend is Backend.LEGACY else "CAP_NET_ADMIN"
-    return f"{backend} iptables needs {caps}"
+    """The sentence that names what the kernel and the programs want."""
+    if backend is Backend.NFT:
+        return "nft iptables needs CAP_NET_ADMIN"
+    return (
+        "legacy iptables needs CAP_NET_ADMIN and CAP_NET_RAW, and from users other than root the "
+        "group root (for /proc/net/ip_tables_names) and a lock file of their own (XTABLES_LOCKFILE)"
+    )
 
 
 def family_is_missing(error: UnavailableError) -> bool:

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from nfq_guard.doctor import iptables_rules, nft_rules
+from nfq_guard.doctor import iptables_rules, marks, nft_rules
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.foreign import Effect, Order, checks, owner_of
 from nfq_guard.firewall import Backend, Family
@@ -183,3 +183,31 @@ def test_flow_tables() -> None:
     (check,) = nft_rules.flowtables(ruleset.flowtables)
     assert check.status is Status.NOTE
     assert list(nft_rules.flowtables([])) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "bits"),
+    [
+        ("-j MARK --set-xmark 0x4000/0x4000", 0x4000),
+        ("-j MARK --set-xmark 0x1/0xffffffff", 0xFFFFFFFF),
+        ("-j MARK --set-mark 1", 0xFFFFFFFF),
+        ("-j MARK --set-xmark 0x0/0x1000", 0x1000),
+        ("-j CONNMARK --set-xmark 0x1/0xffffffff", 0),
+        ("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff", 0xFF),
+        ("-j CONNMARK --restore-mark", 0xFFFFFFFF),
+        ("-j MARK --set-xmark nonsense/0x1", 1),
+        ("-m mark --mark 0x1000/0x1000 -j DROP", 0),
+    ],
+)
+def test_the_bits_that_a_rule_writes(rule: str, bits: int) -> None:
+    assert marks.touched(rule) == bits
+
+
+def test_who_writes_the_mark_of_judged_packets() -> None:
+    text = "*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n"
+    (bad,) = marks.marks([parse(text), parse(text)], 0x1000)
+    assert bad.status is Status.WARNING
+    assert "mangle FORWARD" in bad.what
+    assert "1 more" in bad.what
+    (good,) = marks.marks([parse(text.replace("0xffffffff", "0xff"))], 0x1000)
+    assert good.status is Status.OK

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from netfilterqueue import NetfilterQueue
@@ -243,3 +244,12 @@ def test_a_running_guard_is_known_as_ours(patient: Patient) -> None:
     assert status == 0, checks
     assert by_id["queue.owner"]["status"] == "ok"
     assert by_id["rules.ours"]["status"] == "ok"
+
+
+def test_kernel_drop_looks_at_marks(patient: Patient, tmp_path: Path) -> None:
+    file = tmp_path / "nfq-guard.toml"
+    file.write_text('[daemon]\nfail_mode = "kernel-drop"\n', encoding="ascii")
+    patient.ns.run("iptables", "-t", "mangle", "-A", "FORWARD", "-j", "MARK", "--set-mark", "7")
+    patient.command("doctor", "--format", "json", "--config", str(file))
+    checks = [json.loads(line) for line in patient.capsys.readouterr().out.splitlines()]
+    assert next(one["status"] for one in checks if one["id"] == "rules.mark") == "warning"

@@ -194,3 +194,21 @@ def test_a_rule_that_comes_out_otherwise_than_it_went_in_is_told() -> None:
     assert len(changes.done) == 1
     assert "others change the rules as well: jump-not-first" in changes.notes[0]
     assert len(machine.loaded()) == 3
+
+
+def test_a_user_who_may_not_see_legacy_tables_installs_into_nft() -> None:
+    """With CAP_NET_ADMIN alone, as a hardened service has it."""
+
+    class Hardened(FakeSystem):
+        def run(self, argv: list[str], stdin: str) -> Result:
+            if argv[0].endswith("legacy-save"):
+                said = "Failed to list table names in /proc/net/ip_tables_names: Permission denied"
+                return Result(1, "", said)
+            return super().run(argv, stdin)
+
+    firewall = Firewall(RulesSpec(), runner=Hardened(caps=1 << 12))
+    changes = firewall.install()
+    assert firewall.choice().backend is Backend.NFT
+    assert len(changes.done) == 2
+    assert all("legacy: not looked at" in note for note in changes.notes)
+    assert firewall.verify() == []

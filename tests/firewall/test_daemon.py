@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: MIT
+"""The fail modes with the real daemon: at work, killed, and back."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.firewall import FailMode, Family
+from nfq_guard.service.rules import firewall_of
+from nfq_guard.service.settings import Settings
+from tests.firewall.conftest import ADDRESSES, Wire, received
+
+pytestmark = pytest.mark.kernel
+
+SENT = 5
+
+
+@contextmanager
+def daemon(wire: Wire, mode: FailMode, directory: Path) -> Iterator[subprocess.Popen[str]]:
+    """A guard in dry-run, so that it accepts whatever it judges."""
+    file = directory / "nfq-guard.toml"
+    text = f'[daemon]\nmode = "dry-run"\nfail_mode = "{mode}"\ncontrol_socket = ""\n'
+    file.write_text(text, encoding="ascii")
+    words = (sys.executable, "-m", "nfq_guard", "run", "--config", str(file))
+    process = wire.guarded.ns.popen(*words, stderr=subprocess.DEVNULL)
+    try:
+        assert process.stdout is not None
+        while '"started"' not in process.stdout.readline():
+            assert process.poll() is None
+        yield process
+    finally:
+        process.terminate()
+        process.communicate(timeout=10)
+
+
+def _arrive(wire: Wire, family: Family) -> int:
+    with wire.guarded.listen(family) as raw:
+        wire.peer.send_invalid(family, ADDRESSES[family][1], SENT)
+        return received(raw)
+
+
+@pytest.mark.parametrize(
+    ("mode", "family", "when_dead"),
+    [
+        (FailMode.OPEN, Family.IPV4, SENT),
+        (FailMode.CLOSED, Family.IPV6, 0),
+        (FailMode.KERNEL_DROP, Family.IPV4, 0),
+        (FailMode.KERNEL_DROP, Family.IPV6, 0),
+    ],
+)
+def test_judged_packets_pass_and_without_a_daemon_the_fail_mode_holds(
+    wire: Wire, family: Family, tmp_path: Path, mode: FailMode, when_dead: int
+) -> None:
+    with daemon(wire, mode, tmp_path) as process:
+        assert _arrive(wire, family) == SENT
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+        assert _arrive(wire, family) == when_dead
+    with daemon(wire, mode, tmp_path):
+        assert _arrive(wire, family) == SENT
+        with wire.guarded.ns.entered():
+            assert firewall_of(Settings(fail_mode=mode.value)).verify() == []
+    assert _arrive(wire, family) == SENT
