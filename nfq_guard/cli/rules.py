@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     if args.deed == "verify":
         found = firewall.verify()
-        sys.stdout.write(_verified(found, as_json=as_json))
+        if found or not args.quiet:
+            sys.stdout.write(_verified(found, as_json=as_json))
         return EXIT_NOT_FINE if found else EXIT_OK
     if args.deed == "install":
         changes = firewall.install()

@@ -45,6 +45,11 @@ class Guest:
         """One property of a unit."""
         return self.sh(f"systemctl show --value -p {prop} {unit}").strip()
 
+    @property
+    def console(self) -> str:
+        """What the inner systemd said itself."""
+        return (self._state / "console").read_text(encoding="utf-8", errors="replace")
+
     def configure(self, daemon: str, policy: str = 'include = "preset:default"') -> None:
         """Write the configuration file: lines for its two tables."""
         self.sh(f"cat >{_CONFIG} <<'END'\n[daemon]\n{daemon}\n[policy]\n{policy}\nEND")
@@ -90,7 +95,7 @@ def booted() -> Iterator[Guest]:
     guest = Guest(state)
     try:
         up = guest.nested("up")
-        assert up.returncode == 0, (state / "console").read_text(encoding="utf-8")[-2000:]
+        assert up.returncode == 0, guest.console[-2000:]
         guest.sh(f"WHEELS={_WHEELS} {_TREE}/systemd/install.sh install", timeout_s=120)
         yield guest
     finally:

@@ -77,7 +77,7 @@ boot)
         >"$root/etc/systemd/journald.conf.d/test.conf"
     cd "$root"; pivot_root . .; umount -l .; cd /
     exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=nfq-guard-test \
-        /lib/systemd/systemd --system --unit=multi-user.target --log-target=console --show-status=0
+        /lib/systemd/systemd --system --unit=multi-user.target --log-target=journal --show-status=0
     ;;
 sh)
     shift

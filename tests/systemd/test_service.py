@@ -19,14 +19,21 @@ def rules(guest: Guest) -> int:
     return int(guest.sh("cat <(iptables-save) <(ip6tables-save) | grep -c NFQUEUE", check=False))
 
 
-def journal(guest: Guest, pid: str) -> list[dict[str, object]]:
-    """The events of one run of the daemon."""
-    text = guest.sh(f"journalctl _PID={pid} --no-pager -o cat")
-    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+def journal(guest: Guest, pid: str) -> list[dict[str, str]]:
+    """The events of one run of the daemon, with their fields as the journal keeps them."""
+    text = guest.sh(f"journalctl _PID={pid} --no-pager -o json")
+    found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return [one for one in found if "NFQ_EVENT" in one]
 
 
-def events(guest: Guest, pid: str) -> list[object]:
-    return [one["event"] for one in journal(guest, pid)]
+def event(guest: Guest, pid: str, name: str) -> dict[str, str]:
+    """The first event of that name; the test fails if it never comes."""
+
+    def found() -> dict[str, str] | None:
+        return next((one for one in journal(guest, pid) if one["NFQ_EVENT"] == name), None)
+
+    guest.until(lambda: found() is not None, f"event {name}")
+    return found() or {}
 
 
 def test_ready_means_queue_evidence_and_rules(guest: Guest) -> None:
@@ -34,9 +41,12 @@ def test_ready_means_queue_evidence_and_rules(guest: Guest) -> None:
     pid = guest.show("MainPID")
     assert guest.sh("cat /proc/net/netfilter/nfnetlink_queue").split()[0] == "0"
     assert rules(guest) == 2
-    started = next(one for one in journal(guest, pid) if one["event"] == "started")
-    assert started["evidence"] == "bpf"
-    assert started["mode"] == "dry-run"
+    started = event(guest, pid, "started")
+    assert started["NFQ_EVIDENCE"] == "bpf"
+    assert started["NFQ_MODE"] == "dry-run"
+    assert started["SYSLOG_IDENTIFIER"] == "nfq-guard"
+    assert started["_SYSTEMD_UNIT"] == "nfq-guard.service"
+    assert started["MESSAGE_ID"]
 
 
 def test_own_user_with_three_capabilities(guest: Guest) -> None:
@@ -63,12 +73,10 @@ def test_reload_swaps_the_policy_or_keeps_the_old(guest: Guest) -> None:
     pid = guest.show("MainPID")
     guest.configure('mode = "dry-run"', 'include = "preset:observe"')
     guest.sh("systemctl reload nfq-guard")
-    guest.until(lambda: "reloaded" in events(guest, pid), "a reload")
+    event(guest, pid, "reloaded")
     guest.configure('mode = "dry-run"', "nonsense = 1")
     guest.sh("systemctl reload nfq-guard", check=False)
-    guest.until(lambda: "reload_failed" in events(guest, pid), "a refused reload")
-    failed = next(one for one in journal(guest, pid) if one["event"] == "reload_failed")
-    assert "policy.nonsense" in str(failed["mistakes"])
+    assert "policy.nonsense" in str(event(guest, pid, "reload_failed")["NFQ_MISTAKES"])
     assert guest.show("MainPID") == pid
     assert guest.show("ActiveState") == "active"
 
@@ -78,7 +86,9 @@ def test_a_loop_that_hangs_is_restarted_by_the_watchdog(guest: Guest) -> None:
     guest.sh(f"kill -STOP {pid}")
     guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
     guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
-    assert "Watchdog timeout" in guest.sh("journalctl -u nfq-guard --no-pager")
+    told = guest.sh("journalctl -u nfq-guard --no-pager")
+    assert "Watchdog timeout" in told
+    assert f"Killing process {pid} (nfq-guard) with signal SIGABRT" in told
     assert rules(guest) == 2
 
 
@@ -120,7 +130,7 @@ def test_rules_after_a_kill(guest: Guest, fail_mode: str, left: int) -> None:
 def test_wrong_configuration_is_not_tried_again(guest: Guest) -> None:
     guest.configure("mode = 7")
     guest.sh("systemctl restart nfq-guard", check=False)
-    assert guest.show("ActiveState") == "failed"
+    guest.until(lambda: guest.show("ActiveState") == "failed", "the unit failed")
     assert guest.show("NRestarts") == "0"
     assert "daemon.mode" in guest.sh("journalctl -u nfq-guard --no-pager -n 20")
     assert rules(guest) == 0
