@@ -17,14 +17,14 @@ _CTSTATE: Final = 4
 _RIGHT: Final = frozenset({0, 1})
 _MOST_FLOWS: Final = 10
 
-_CTSTATE_STYLES: Final = {
+CTSTATE_STYLES: Final = {
     CtState.INVALID: Style.RED,
     CtState.NEW: Style.GREEN,
     CtState.ESTABLISHED: Style.GREEN,
     CtState.RELATED: Style.CYAN,
     CtState.UNTRACKED: Style.CYAN,
 }
-_ACTION_STYLES: Final = {
+ACTION_STYLES: Final = {
     Action.DROP: Style.RED,
     Action.HEAL: Style.YELLOW,
     Action.LOG: Style.YELLOW,
@@ -80,7 +80,7 @@ class Table:
         finding = outcome.finding
         decision = outcome.decision
         ctstate = "-" if outcome.ctstate is None else outcome.ctstate.value
-        styles = () if outcome.ctstate is None else (_CTSTATE_STYLES[outcome.ctstate],)
+        styles = () if outcome.ctstate is None else (CTSTATE_STYLES[outcome.ctstate],)
         return [
             _Cell(str(outcome.frame.number), (Style.DIM,)),
             _Cell(f"{outcome.now:.6f}", (Style.DIM,)),
@@ -92,7 +92,7 @@ class Table:
             _Cell("")
             if decision is None
             else _Cell(
-                f"{decision.action.value} ({decision.rule})", (_ACTION_STYLES[decision.action],)
+                f"{decision.action.value} ({decision.rule})", (ACTION_STYLES[decision.action],)
             ),
             _Cell(self._why(outcome)),
         ]

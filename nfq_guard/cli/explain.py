@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard explain`: one packet of a capture, and why it is what it is."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import orjson
+
+from nfq_guard.cli import replaying
+from nfq_guard.cli.explain_text import lesson_text
+from nfq_guard.cli.terminal import wants_colour
+from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.replay.lesson import make_lesson
+from nfq_guard.replay.lesson_record import lesson_object
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.description = (
+        "Explain one packet of a capture: its flow so far, the window of both peers before it, "
+        "each bound with the packet on it, what other kernels would have called it, and what the "
+        "policy does."
+    )
+    parser.add_argument("capture", metavar="CAPTURE", help="a capture; it is read twice")
+    parser.add_argument("frame", metavar="FRAME", type=int, help="number of the frame, from 1")
+    parser.add_argument("--format", choices=["text", "json"], default="text")
+    replaying.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain it."""
+    if args.frame < 1:
+        raise UsageError(f"FRAME: expected a number from 1, found {args.frame}")
+    path = Path(args.capture)
+    if path.exists() and not path.is_file():
+        raise UsageError(f"CAPTURE: {args.capture} cannot be read twice; save it to a file")
+    lesson = make_lesson(
+        args.capture, args.frame, replaying.settings_of(args), replaying.policy_of(args)
+    )
+    if args.format == "json":
+        sys.stdout.write(orjson.dumps(lesson_object(lesson)).decode() + "\n")
+    else:
+        sys.stdout.write(lesson_text(lesson, colour=wants_colour()))
+    return EXIT_OK

@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: MIT
+"""A lesson as people read it, in at most 100 columns.
+
+Sequence numbers are told as Wireshark tells them, relative to the first of each side, with the
+number on the wire in parentheses.
+"""
+
+from datetime import UTC, datetime
+from typing import Final, final
+
+from nfq_guard.cli.replay_text import ACTION_STYLES, CTSTATE_STYLES, counted, styled
+from nfq_guard.cli.terminal import Style
+from nfq_guard.finding import Bound
+from nfq_guard.flow import (
+    PEER_BE_LIBERAL,
+    PEER_CLOSE_INIT,
+    PEER_DATA_UNACKNOWLEDGED,
+    PEER_MAXACK_SET,
+    PEER_SACK_PERM,
+    PEER_WINDOW_SCALE,
+    STATUS_ASSURED,
+    STATUS_SEEN_REPLY,
+    FlowSnapshot,
+    Peer,
+)
+from nfq_guard.policy.decision import Action
+from nfq_guard.replay.bounds import BoundCheck, Point
+from nfq_guard.replay.lesson import Lesson
+from nfq_guard.replay.meanings import ABSENT_MEANINGS, BOUND_RULES, MEANINGS, why_passed
+from nfq_guard.replay.numberline import ACTUAL, LIMIT, OTHER, Mark, draw
+from nfq_guard.replay.replayer import Outcome
+from nfq_guard.replay.words import (
+    breach_gist,
+    endpoint,
+    finding_sentence,
+    flag_letters,
+    gist,
+    octets_of,
+    protocol,
+    state_name,
+    tuple_way,
+    way,
+)
+from nfq_guard.seqno import Seq, distance
+from nfq_guard.wire.packet import ACK, Packet, Segment
+from nfq_guard.wire.tcp import parse_options
+
+_WIDTH: Final = 78
+_INDENT: Final = "    "
+_VERDICT_COLUMN: Final = 58
+_PAST_HEAD: Final = f"{_INDENT}{{}} {'time':>11}    {'packet':<34} {'ctstate':<24} state after it"
+_NUMERALS: Final = {
+    Bound.SEQ_OVER: "I",
+    Bound.SEQ_UNDER: "II",
+    Bound.ACK_OVER: "III",
+    Bound.ACK_UNDER: "IV",
+    Bound.RST_OUTSIDE: "RST",
+}
+_PEER_FLAGS: Final = (
+    (PEER_WINDOW_SCALE, "scales"),
+    (PEER_SACK_PERM, "sack"),
+    (PEER_CLOSE_INIT, "closed first"),
+    (PEER_BE_LIBERAL, "liberal"),
+    (PEER_DATA_UNACKNOWLEDGED, "data unacknowledged"),
+)
+_ACTIONS: Final = {
+    Action.DROP: "it is dropped; its sender will send it again if it matters",
+    Action.HEAL: "it is dropped and the flow is made liberal, so that the next ones pass",
+    Action.LOG: "it passes, and is recorded",
+    Action.ALLOW: "it passes, and is counted",
+}
+
+
+def lesson_text(lesson: Lesson, *, colour: bool) -> str:
+    """The whole lesson, lines with their ends."""
+    return "\n".join(_Telling(lesson, colour=colour).lines()) + "\n"
+
+
+@final
+class _Telling:
+    def __init__(self, lesson: Lesson, *, colour: bool) -> None:
+        self._lesson = lesson
+        self._colour = colour
+
+    def lines(self) -> list[str]:
+        lesson = self._lesson
+        lines = [*self._title(), ""]
+        if lesson.outcome.packet is None:
+            return lines + _wrapped(ABSENT_MEANINGS[lesson.outcome.absent])
+        lines += [self._heading("The packet"), *self._packet(), ""]
+        lines += [self._heading("Its flow so far"), *self._flow(), ""]
+        if lesson.before is not None and lesson.before.peers is not None:
+            lines += [self._heading("What each side has shown before it"), *self._window(), ""]
+        if lesson.checks:
+            lines += [self._heading("The check"), *self._checks(), ""]
+        lines += [self._heading("So"), *self._verdict(), ""]
+        lines += [self._heading("Under other kernels"), *self._kernels()]
+        if lesson.outcome.decision is not None:
+            lines += ["", self._heading("What the policy does"), *self._policy()]
+        return lines
+
+    def _styled(self, text: str, *styles: Style) -> str:
+        return styled(text, *styles) if self._colour else text
+
+    def _heading(self, text: str) -> str:
+        return self._styled(text, Style.BOLD)
+
+    def _title(self) -> list[str]:
+        lesson = self._lesson
+        outcome = lesson.outcome
+        when = datetime.fromtimestamp(outcome.frame.time_ns // 10**9, UTC)
+        fraction = outcome.frame.time_ns % 10**9
+        return [
+            f"{self._heading(f'Frame {outcome.frame.number} of {lesson.file}')}: "
+            f"{self._word(outcome)}",
+            f"{_INDENT}{when:%Y-%m-%d %H:%M:%S}.{fraction:09d} UTC, {outcome.now:.6f} s after the "
+            f"first frame, rules of kernel {lesson.kernel.name}",
+        ]
+
+    def _word(self, outcome: Outcome) -> str:
+        if outcome.ctstate is None:
+            return "no packet for conntrack"
+        word = outcome.ctstate.value
+        if outcome.finding is not None:
+            word += f" {outcome.finding.reason.value}"
+        if outcome.ignored:
+            word += " (ignored)"
+        return self._styled(word, CTSTATE_STYLES[outcome.ctstate])
+
+    def _number(self, number: Seq, side: int) -> str:
+        relative = self._lesson.relative(number, side)
+        return str(number) if relative is None else f"{relative} ({number})"
+
+    def _packet(self) -> list[str]:
+        lesson = self._lesson
+        packet = lesson.outcome.packet
+        assert packet is not None  # noqa: S101 - lines ends before
+        lines = [f"{_INDENT}{way(packet)}, {protocol(packet.proto)}"]
+        segment = lesson.segment
+        if segment is None:
+            lines.append(f"{_INDENT}{gist(packet)}")
+            return lines
+        side = lesson.outcome.direction
+        ack = ""
+        if segment.flags & ACK:
+            ack = f", ack {self._number(segment.ack, 1 - side)}"
+        lines.append(
+            f"{_INDENT}flags {flag_letters(segment.flags)}, "
+            f"seq {self._number(segment.seq, side)}{ack}, {octets_of(segment.payload_len)} of data"
+        )
+        lines.append(f"{_INDENT}{self._offer(segment, side)}")
+        return lines
+
+    def _offer(self, segment: Segment, side: int) -> str:
+        before = self._lesson.before
+        said = f"window {segment.window}"
+        peers = None if before is None else before.peers
+        if peers is not None and segment.flags & 2 == 0 and peers[side].td_scale:
+            scale = peers[side].td_scale
+            said += f" shifted by {scale}: {octets_of(segment.window << scale)}"
+        options = parse_options(segment.options)
+        if options.mss is not None:
+            said += f", mss {options.mss}"
+        if options.window_scale is not None:
+            said += f", wscale {options.window_scale}"
+        if options.sack_permitted:
+            said += ", SACK permitted"
+        for left, right in options.sack_blocks:
+            said += f", SACK {self._number(left, 1 - side)}-{self._number(right, 1 - side)}"
+        return said
+
+    def _flow(self) -> list[str]:
+        lesson = self._lesson
+        if not lesson.first:
+            return [f"{_INDENT}This is the first packet of it in the capture."]
+        lines: list[str] = []
+        original = lesson.first[0].packet if lesson.before is None else None
+        if lesson.before is not None:
+            name = tuple_way(lesson.before.original)
+        else:
+            name = way(original) if original is not None else ""
+        total = len(lesson.first) + len(lesson.last) + lesson.between
+        lines.append(f"{_INDENT}{name} (the original direction ->), {counted(total, 'packet')}:")
+        told = (*lesson.first, *lesson.last)
+        width = max(5, *(len(str(outcome.frame.number)) for outcome in told))
+        lines.append(self._styled(_PAST_HEAD.format("frame".rjust(width)), Style.DIM))
+        lines += [self._past(outcome, width) for outcome in lesson.first]
+        if lesson.between:
+            lines.append(f"{_INDENT}{'':>{width}}  ... {counted(lesson.between, 'more packet')}")
+        lines += [self._past(outcome, width) for outcome in lesson.last]
+        if lesson.expired_s:
+            lines.append(
+                f"{_INDENT}Its entry had expired {lesson.expired_s:.1f} s before this packet."
+            )
+        elif lesson.before is not None:
+            lines.append(f"{_INDENT}{_condition(lesson.before)}")
+        return lines
+
+    def _past(self, outcome: Outcome, width: int) -> str:
+        arrow = "->" if outcome.direction == 0 else "<-"
+        packet = outcome.packet
+        what = ""
+        if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
+            segment = packet.l4
+            side = outcome.direction
+            seq = self._lesson.relative(segment.seq, side)
+            ack = self._lesson.relative(segment.ack, 1 - side)
+            what = f"{flag_letters(segment.flags):<3} seq {seq}"
+            if segment.flags & ACK:
+                what += f" ack {ack}"
+            what += f" len {segment.payload_len}"
+        elif packet is not None:
+            what = gist(packet)
+        said = "" if outcome.ctstate is None else outcome.ctstate.value
+        if outcome.finding is not None:
+            said += f" {outcome.finding.reason.value}"
+        elif outcome.ignored:
+            said += " (ignored)"
+        number = f"{outcome.frame.number:>{width}}"
+        line = f"{number} {outcome.now:>11.6f} {arrow} {what:<34} {said:<24} "
+        return f"{_INDENT}{line}{state_name(outcome.state) or ''}".rstrip()
+
+    def _window(self) -> list[str]:
+        before = self._lesson.before
+        assert before is not None  # noqa: S101 - lines asks first
+        assert before.peers is not None  # noqa: S101
+        names = (
+            endpoint(before.original.src, before.original.sport),
+            endpoint(before.original.dst, before.original.dport),
+        )
+        sender = before.direction
+        roles = ["receiver", "receiver"]
+        roles[sender] = "sender"
+        rows = [("", *(f"{name}" for name in names)), ("", *(f"the {role}" for role in roles))]
+        one, other = before.peers
+        rows += [
+            (
+                "td_end, sent up to",
+                self._known(one, one.td_end, 0),
+                self._known(other, other.td_end, 1),
+            ),
+            (
+                "td_maxend, may send up to",
+                self._known(one, one.td_maxend, 0),
+                self._known(other, other.td_maxend, 1),
+            ),
+        ]
+        sizes = (str(p.td_maxwin) if p.td_maxwin else "not seen yet" for p in before.peers)
+        rows.append(("td_maxwin, largest window", *sizes))
+        rows.append(("td_maxack, acknowledged", self._maxack(one, 1), self._maxack(other, 0)))
+        rows.append(("td_scale, window shift", *(str(p.td_scale) for p in before.peers)))
+        rows.append(("flags", *(_peer_flags(p) for p in before.peers)))
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        return [
+            f"{_INDENT}{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}".rstrip()
+            for row in rows
+        ]
+
+    def _known(self, peer: Peer, number: Seq, side: int) -> str:
+        """A number of a peer, which means something once a window of it was seen."""
+        return self._number(number, side) if peer.td_maxwin else "-"
+
+    def _maxack(self, peer: Peer, side: int) -> str:
+        return self._number(peer.td_maxack, side) if peer.flags & PEER_MAXACK_SET else "-"
+
+    def _checks(self) -> list[str]:
+        lines: list[str] = []
+        for check in self._lesson.checks:
+            if lines:
+                lines.append("")
+            lines += self._check(check)
+        return lines
+
+    def _check(self, check: BoundCheck) -> list[str]:
+        numeral = _NUMERALS[check.bound]
+        rule = BOUND_RULES[check.bound]
+        if check.holds:
+            room = f"{octets_of(check.room)} to spare" if check.room else "just"
+            verdict = self._styled(f"holds, {room}", Style.GREEN)
+        else:
+            verdict = self._styled(f"broken by {octets_of(-check.room)}", Style.RED, Style.BOLD)
+        head = f"{numeral:<3} {rule}".ljust(_VERDICT_COLUMN)
+        marks = []
+        if check.other is not None:
+            marks.append(self._mark(check.other, OTHER, check))
+        marks.append(self._mark(check.limit, LIMIT, check))
+        marks.append(self._mark(check.actual, ACTUAL, check))
+        span = None
+        if check.span is not None:
+            begin, end = (distance(number, check.limit.seq) for number in check.span)
+            span = (begin, max(begin, end))
+        drawn = draw(marks, upper=check.upper, width=_WIDTH, span=span)
+        return [head + verdict, *(f"{_INDENT}{line}" for line in drawn)]
+
+    def _mark(self, point: Point, sign: str, check: BoundCheck) -> Mark:
+        return Mark(
+            at=distance(point.seq, check.limit.seq),
+            sign=sign,
+            label=f"{point.name} {self._number(point.seq, point.side)}",
+        )
+
+    def _verdict(self) -> list[str]:
+        lesson = self._lesson
+        finding = lesson.outcome.finding
+        if finding is None:
+            return _wrapped(why_passed(lesson))
+        sentence = finding_sentence(finding)
+        said = f"INVALID, {finding.reason.value}"
+        said += f": {sentence}." if sentence else "."
+        return _wrapped(f"{said} {MEANINGS[finding.reason]}")
+
+    def _kernels(self) -> list[str]:
+        lesson = self._lesson
+        lines: list[str] = []
+        for name, outcome in lesson.others:
+            finding = outcome.finding
+            said = ""
+            if name == lesson.kernel.name:
+                said = ", as told above"
+            elif finding is not None:
+                why = finding.detail if finding.breach is None else breach_gist(finding.breach)
+                said = f": {why}" if why else ""
+            lines.append(f"{_INDENT}{name:<5} {self._word(outcome)}{said}")
+        return lines
+
+    def _policy(self) -> list[str]:
+        decision = self._lesson.outcome.decision
+        assert decision is not None  # noqa: S101 - lines asks first
+        action = self._styled(decision.action.value, ACTION_STYLES[decision.action])
+        return [f"{_INDENT}{action}, by the rule {decision.rule}: {_ACTIONS[decision.action]}."]
+
+
+def _condition(before: FlowSnapshot) -> str:
+    said = [state_name(before.state) or protocol(before.original.proto)]
+    said.append("seen both ways" if before.status & STATUS_SEEN_REPLY else "seen one way only")
+    if before.status & STATUS_ASSURED:
+        said.append("assured")
+    return f"Before this packet: {', '.join(said)}."
+
+
+def _peer_flags(peer: Peer) -> str:
+    return ", ".join(name for bit, name in _PEER_FLAGS if peer.flags & bit) or "-"
+
+
+def _wrapped(text: str) -> list[str]:
+    lines: list[str] = []
+    line = ""
+    for word in text.split():
+        if line and len(line) + 1 + len(word) > _WIDTH:
+            lines.append(_INDENT + line)
+            line = word
+        else:
+            line = f"{line} {word}".strip()
+    return [*lines, _INDENT + line] if line else lines

@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard explain`: the lesson, its numbers and its words."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.l2 import ARP, Ether
+from scapy.packet import Raw
+
+from nfq_guard.cli import main
+from nfq_guard.finding import Reason
+from nfq_guard.replay.meanings import MEANINGS
+from tests.support import captures
+from tests.support.conversation import Conversation
+
+
+@pytest.fixture
+def talk() -> Conversation:
+    """A flow with 10 kB sent by the server."""
+    talk = Conversation(client_isn=2**32 - 50)
+    talk.open()
+    talk.client("PA", 1, 1, length=100)
+    for start in range(1, 10_001, 1000):
+        talk.server("A", start, 101, length=1000)
+        talk.client("A", 101, start + 1000)
+    return talk
+
+
+class Explains:
+    """Explains the last frame of a conversation."""
+
+    def __init__(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.path = tmp_path / "talk.pcap"
+        self.capsys = capsys
+
+    def text(self, talk: Conversation, *words: str) -> str:
+        name = talk.save(self.path)
+        assert main(["explain", name, str(len(talk.frames)), *words]) == 0
+        return self.capsys.readouterr().out
+
+    def object(self, talk: Conversation, *words: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.text(talk, "--format", "json", *words))
+        return found
+
+
+@pytest.fixture
+def explains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Explains:
+    return Explains(tmp_path, capsys)
+
+
+def test_every_reason_has_a_meaning() -> None:
+    assert set(MEANINGS) == set(Reason)
+
+
+def test_ack_of_unseen_data(talk: Conversation, explains: Explains) -> None:
+    """Relative numbers, across 2**32; the bound that broke, and by how much."""
+    talk.client("A", 101, 10_001 + 7)
+    text = explains.text(talk)
+    assert "INVALID ack-over" in text
+    assert "flags A, seq 101 (51), ack 10008 (15008), 0 octets of data" in text
+    assert "window 502 shifted by 7: 64256 octets" in text
+    assert "10.0.0.1:40000 > 10.0.0.2:80 (the original direction ->), 24 packets:" in text
+    assert "... 14 more packets" in text
+    assert "III Does it acknowledge only what was sent?" in text
+    assert "broken by 7 octets" in text
+    assert text.count("holds") == 3
+    assert "5.10  INVALID ack-over: ack 7 octets beyond 15001" in text
+    assert "allow, by the rule window" in text
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_bounds_as_objects(talk: Conversation, explains: Explains) -> None:
+    talk.client("A", 101, 10_001 + 7)
+    found = explains.object(talk)
+    assert (found["frame"], found["reason"], found["kernel"]) == (25, "ack-over", "6.1")
+    assert [bound["holds"] for bound in found["bounds"]] == [True, True, False, True]
+    assert found["bounds"][2] == {
+        "bound": "ack-over",
+        "actual": {"name": "ack", "seq": 15008, "relative": 10008},
+        "limit": {"name": "td_end", "seq": 15001, "relative": 10001},
+        "holds": False,
+        "distance": 7,
+        "room": 0,
+    }
+    assert found["flow"]["peers"]["original"]["td_scale"] == 7
+    assert len(found["history"]) == 10
+    assert found["history_left_out"] == 14
+    assert [one["kernel"] for one in found["kernels"]] == ["5.10", "5.15", "6.1"]
+
+
+@pytest.mark.parametrize(("kernel", "word"), [("5.15", "INVALID seq-under"), ("6.1", "(ignored)")])
+def test_late_retransmission(
+    talk: Conversation, explains: Explains, kernel: str, word: str
+) -> None:
+    """The answer of each generation stands in every lesson."""
+    for start in range(10_001, 90_001, 1000):
+        talk.server("A", start, 101, length=1000)
+        talk.client("A", 101, start + 1000)
+    talk.server("A", 1, 101, length=1000)
+    text = explains.text(talk, "--kernel", kernel)
+    assert f"talk.pcap: {'ESTABLISHED ' if kernel == '6.1' else ''}{word}" in text
+    assert "broken by" in text
+    others = text.partition("Under other kernels")[2]
+    assert "5.10  INVALID seq-under" in others
+    assert "6.1   ESTABLISHED (ignored)" in others
+    assert "late retransmission" in text
+
+
+def test_rst_from_before(talk: Conversation, explains: Explains) -> None:
+    talk.client("R", 50)
+    text = explains.text(talk)
+    assert "RST Does it come after what was acknowledged?" in text
+    assert "broken by 51 octets" in text
+
+
+def test_sack_counts_as_acknowledged(talk: Conversation, explains: Explains) -> None:
+    edge = 5000 + 20_001
+    talk.client("A", 101, 5001, options=[("SAck", (edge - 1000, edge))])
+    text = explains.text(talk)
+    assert "sack 20001 (25001)" in text
+    assert "SACK 19001 (24001)-20001 (25001)" in text
+
+
+def test_overshoot(talk: Conversation, explains: Explains) -> None:
+    """Up to one window beyond what was offered is ignored from 6.1 on."""
+    talk.server("A", 10_001 + 65_000, 101, length=1000)
+    text = explains.text(talk)
+    assert "talk.pcap: ESTABLISHED (ignored)" in text
+    assert "by less than one window" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "seq", "ack", "said"),
+    [
+        ("A", 101, 10_001, "all bounds hold"),
+        ("S", 0, None, "checks no window"),
+        ("SF", 0, None, "No TCP sends this combination"),
+        ("SA", 0, 1, "INVALID, bad-transition: original syn+ack in ESTABLISHED"),
+    ],
+)
+def test_words_for(
+    talk: Conversation, explains: Explains, flags: str, seq: int, ack: int | None, said: str
+) -> None:
+    talk.client(flags, seq, ack)
+    assert said in " ".join(explains.text(talk).split())
+
+
+def test_first_packets(explains: Explains) -> None:
+    """NEW, the answer, and a flow picked up in the middle."""
+    talk = Conversation()
+    talk.client("S", 0)
+    text = explains.text(talk)
+    assert "This is the first packet of it in the capture." in text
+    assert "a SYN begins a flow" in text
+    talk.server("SA", 0, 1)
+    text = explains.text(talk)
+    assert "not seen yet" in text
+    assert "opens the window of its sender" in " ".join(text.split())
+    middle = Conversation()
+    middle.client("A", 1, 1)
+    assert "picks it up in the middle" in " ".join(explains.text(middle).split())
+    middle.server("A", 1, 1, length=10)
+    assert "its window begins here" in " ".join(explains.text(middle).split())
+    middle.server("A", 1 + 2**20, 1)
+    assert "counts as liberal" in " ".join(explains.text(middle).split())
+
+
+def test_liberal_host(talk: Conversation, explains: Explains) -> None:
+    talk.client("A", 101, 90_000)
+    assert "conntrack is set to be liberal" in " ".join(explains.text(talk, "--be-liberal").split())
+
+
+def test_closing_flow_takes_any_rst(talk: Conversation, explains: Explains) -> None:
+    talk.client("FA", 101, 10_001)
+    talk.server("FA", 10_001, 102)
+    talk.client("R", 5)
+    assert "the flow is closing" in " ".join(explains.text(talk).split())
+
+
+def test_expired_entry(talk: Conversation, explains: Explains) -> None:
+    talk.client("FA", 101, 10_001)
+    talk.server("FA", 10_001, 102)
+    talk.client("A", 102, 10_002)
+    talk.server("FA", 10_001, 102, wait=150)
+    text = explains.text(talk)
+    assert "INVALID no-entry" in text
+    assert "Its entry had expired 30.0 s before this packet." in text
+    assert explains.object(talk)["expired_s"] == 30.0
+
+
+def test_other_protocols(explains: Explains) -> None:
+    talk = Conversation()
+    talk.add(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=5, dport=53)))
+    assert "its protocol has no window" in " ".join(explains.text(talk).split())
+    talk.add(bytes(IP(src="10.0.0.2", dst="10.0.0.1") / UDP(sport=53, dport=5)))
+    text = explains.text(talk)
+    assert "10.0.0.1:5 > 10.0.0.2:53 (the original direction ->), 1 packet:" in text
+    assert explains.object(talk)["flow"]["peers"] == {"original": None, "reply": None}
+
+
+def test_icmp_error(talk: Conversation, explains: Explains) -> None:
+    quoted = IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=40000, dport=80)
+    talk.add(bytes(IP(src="10.9.9.9", dst="10.0.0.1") / ICMP(type=3, code=4) / quoted))
+    text = explains.text(talk)
+    assert "RELATED" in text
+    assert "24 packets" in text
+
+
+@pytest.mark.parametrize(
+    ("octets", "linktype", "said"),
+    [
+        (bytes(Ether() / ARP()), 1, "no IP packet"),
+        (bytes(40), 189, "cannot read"),
+        (bytes(fragment(IP() / UDP() / Raw(b"x" * 3000), 1400)[0]), 101, "an IP fragment"),
+        (bytes(IP() / TCP())[:30], 101, "too small a snapshot length"),
+    ],
+)
+def test_no_packet(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    octets: bytes,
+    linktype: int,
+    said: str,
+) -> None:
+    path = tmp_path / "strange.pcap"
+    path.write_bytes(captures.pcap([(1, 0, octets)], linktype=linktype))
+    assert main(["explain", str(path), "1"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "no packet for conntrack" in text
+    assert said in text
+
+
+def test_compressed(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(talk.save(tmp_path / "talk.pcap"))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    assert main(["explain", str(path), "1"]) == 0
+    assert "NEW" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["talk.pcap", "0"], "FRAME: expected a number from 1, found 0"),
+        (["talk.pcap", "99"], "FRAME: talk.pcap has 24 frames, not 99"),
+        (["/dev/zero", "1"], "CAPTURE: /dev/zero cannot be read twice; save it to a file"),
+        (["missing", "1"], "missing: No such file or directory"),
+    ],
+)
+def test_wrong_usage(
+    talk: Conversation,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    talk.save(tmp_path / "talk.pcap")
+    monkeypatch.chdir(tmp_path)
+    assert main(["explain", *words]) == 2
+    assert capsys.readouterr().err == f"nfq-guard: {message}\n"
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@given(
+    changes=st.lists(
+        st.tuples(st.integers(0, 9), st.integers(0, 60), st.integers(0, 255)), max_size=6
+    ),
+    number=st.integers(1, 10),
+    kernel=st.sampled_from(["5.10", "5.15", "6.1"]),
+)
+def test_any_frame_can_be_explained(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[tuple[int, int, int]],
+    number: int,
+    kernel: str,
+) -> None:
+    """Whatever the octets are; both formats, no line too long."""
+    talk = Conversation(server_isn=2**31 - 2)
+    talk.open()
+    for start in range(1, 3001, 1000):
+        talk.server("A", start, 1, length=1000)
+        talk.client("A", 1, start + 1000)
+    talk.client("R", 1)
+    for index, position, value in changes:
+        frame = talk.frames[index]
+        octets = bytearray(frame.octets)
+        octets[position % len(octets)] = value
+        frame.octets = bytes(octets)
+    name = talk.save(tmp_path / "any.pcap")
+    common = ["explain", name, str(number), "--kernel", kernel, "--checksum", "ignore"]
+    assert main(common) == 0
+    assert main([*common, "--format", "json"]) == 0
+    json.loads(capsys.readouterr().out.splitlines()[-1])
