@@ -129,6 +129,4 @@ def packet_start(linktype: int, octets: bytes) -> int:
     Raises:
         KeyError: `linktype` is none of `LINKS`.
     """
-    if linktype == ETHERNET and octets[12:15] == b"\x08\x00\x45":
-        return 14
     return LINKS[linktype](octets)

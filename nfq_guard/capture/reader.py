@@ -13,7 +13,8 @@ from nfq_guard.capture import pcap, pcapng
 from nfq_guard.capture.frame import BrokenRecordError, CaptureError, Frame
 from nfq_guard.capture.source import DamagedError, Source
 
-_CHUNK: Final = 1 << 20
+# A chunk and the frames cut from it stay in the cache of a processor: 1 MiB took a third longer.
+_CHUNK: Final = 1 << 17
 _MERGED_BATCH: Final = 1024
 
 
