@@ -5,6 +5,7 @@ BIN := .venv/bin
 PYTHON ?= python3
 # Workers for the tests: kernel tests wait more than they compute.
 JOBS ?= 4
+FUZZ_SECONDS ?= 300
 # Floors 0 to 3, which tests cover in full.
 CORE := nfq_guard/seqno.py,nfq_guard/errors.py,nfq_guard/flow.py,nfq_guard/finding.py,nfq_guard/diagnose.py,nfq_guard/engine.py,nfq_guard/wire/*,nfq_guard/conntrack/*,nfq_guard/policy/*
 export PYTHON
@@ -51,13 +52,20 @@ wheels:
 	$(BIN)/pip --disable-pip-version-check wheel --quiet --constraint constraints.txt \
 		--no-build-isolation --wheel-dir build/wheels build/wheels/nfq_guard-*.whl
 
-# Floors 0 to 3 once more, as the wheel has them: compiled.
+# Floors 0 to 3 and the replay once more, as the wheel has them: compiled.
 compiled:
 	rm -rf build/compiled
 	$(BIN)/python -m zipfile -e build/wheels/nfq_guard-*.whl build/compiled
 	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 		--override-ini=pythonpath= -m 'not kernel' \
-		tests/compiled tests/core tests/conntrack
+		tests/compiled tests/core tests/conntrack tests/capture tests/replay
+
+fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
+	@$(BIN)/python -c 'import atheris' 2>/dev/null \
+		|| $(BIN)/pip --disable-pip-version-check install --quiet 'atheris>=3'
+	mkdir -p build/fuzz
+	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
+		--seconds $(FUZZ_SECONDS)
 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf

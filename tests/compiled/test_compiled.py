@@ -20,6 +20,9 @@ MODULES = [
     "nfq_guard.conntrack.window",
     "nfq_guard.policy.decision",
     "nfq_guard.flows.record",
+    "nfq_guard.capture.pcap",
+    "nfq_guard.capture.pcapng",
+    "nfq_guard.replay.replayer",
 ]
 
 
