@@ -18,7 +18,7 @@ from nfq_guard.flow import (
     FlowSnapshot,
     FlowTuple,
 )
-from nfq_guard.flows.netlink import (
+from nfq_guard.netlink import (
     ERROR,
     FAMILY_HEADER,
     NETLINK_NETFILTER,

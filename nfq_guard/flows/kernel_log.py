@@ -16,7 +16,7 @@ from typing import Final, Self, final
 from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.finding import Reason
 from nfq_guard.flows import capabilities
-from nfq_guard.flows.netlink import (
+from nfq_guard.netlink import (
     ERROR,
     FAMILY_HEADER,
     NETLINK_NETFILTER,

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.flow import Evidence, FlowTuple
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows, snapshot_of
-from nfq_guard.flows.netlink import ERROR, NLMSG_ERROR, attribute, message, nested
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.netlink import ERROR, NLMSG_ERROR, attribute, message, nested
 
 WANTED = FlowTuple(6, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1000, 80)
 _ENTRY = 0x100

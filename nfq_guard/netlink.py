@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Netfilter's netlink messages, as far as this room speaks them: headers and attributes."""
+"""Netfilter's netlink messages, as far as we speak them: headers and attributes; no socket."""
 
 import struct
 from collections.abc import Iterator

@@ -4,7 +4,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.flows.netlink import HEADER, attribute, attributes, message, messages, nested
+from nfq_guard.netlink import HEADER, attribute, attributes, message, messages, nested
 
 
 def test_attributes_nest_and_are_padded() -> None:
