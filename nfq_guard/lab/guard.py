@@ -36,14 +36,19 @@ Event = Mapping[str, Any]
 class Guard:
     """`nfq-guard run`, with its own rules, from `start` until `close`."""
 
-    def __init__(self, router: Namespace, mitigation: Mitigation, directory: Path) -> None:
-        """Start it; its files go to `directory`, a new one, which stays when it is closed."""
+    def __init__(
+        self, router: Namespace, mitigation: Mitigation, directory: Path, policy: str = ""
+    ) -> None:
+        """Start it with `policy`, the table `[policy]` as TOML, or else its default policy.
+
+        Its files go to `directory`, a new one, which stays when it is closed.
+        """
         self._router = router
         self._events = directory / "events.jsonl"
         self._complaints = directory / "stderr"
         notify = directory / "notify"
         config = directory / "nfq-guard.toml"
-        config.write_text(_CONFIG, encoding="ascii")
+        config.write_text(_CONFIG + policy, encoding="utf-8")
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(notify))
         self._ready.settimeout(0.1)

@@ -51,16 +51,24 @@ class Keep:
 
 
 def run(
-    scenario: Scenario, mitigation: Mitigation, *, keep: Keep, cancelled: threading.Event
+    scenario: Scenario,
+    mitigation: Mitigation,
+    *,
+    keep: Keep,
+    cancelled: threading.Event,
+    policy: str = "",
 ) -> Result:
     """Try `mitigation` on `scenario`; ends early once `cancelled` is set.
+
+    With `policy`, the table `[policy]` as TOML, the guard goes by it instead of by its default
+    policy; what is expected stays what is expected of the default one.
 
     Raises:
         UnavailableError: Something that the lab needs is missing.
         PrivilegeError: Not root.
         CancelledError: `cancelled` was set.
     """
-    with _Trial(scenario, mitigation, cancelled) as trial:
+    with _Trial(scenario, mitigation, cancelled, policy) as trial:
         result = trial.result()
         trial.leave(keep)
     return result
@@ -70,9 +78,14 @@ class _Trial:
     """One run, from the empty machine to the result; `with` removes everything again."""
 
     def __init__(
-        self, scenario: Scenario, mitigation: Mitigation, cancelled: threading.Event
+        self,
+        scenario: Scenario,
+        mitigation: Mitigation,
+        cancelled: threading.Event,
+        policy: str,
     ) -> None:
         self._cancelled = cancelled
+        self._policy = policy
         self._scenario = scenario
         self._mitigation = mitigation
         self._began = time.monotonic()
@@ -104,7 +117,7 @@ class _Trial:
             directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-"))
             self._stack.callback(shutil.rmtree, directory)
             self._guard = self._stack.enter_context(
-                Guard(stage.router, self._mitigation, directory)
+                Guard(stage.router, self._mitigation, directory, self._policy)
             )
         self._taps = [Tap(link.namespace, link.interface, link.label) for link in stage.links]
         for tap in self._taps:
