@@ -38,9 +38,9 @@ def main() -> int:
     while tally.packets < args.packets and len(tally.failures) < _GIVE_UP_AFTER:
         known = len(tally.failures)
         run_chunk(args.seed, chunk, tally, min(CHUNK_PACKETS, args.packets - tally.packets))
-        for failure in tally.failures[known:]:
+        for number, failure in enumerate(tally.failures[known:], known + 1):
             args.traces.mkdir(parents=True, exist_ok=True)
-            path = args.traces / f"seed{args.seed}-chunk{chunk}-{len(tally.failures)}.trace"
+            path = args.traces / f"seed{args.seed}-chunk{chunk}-{number}.trace"
             write_trace(failure, path)
             sys.stdout.write(f"{path}: {'; '.join(failure.mismatch.what)}\n")
         chunk += 1

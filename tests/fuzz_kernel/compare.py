@@ -10,8 +10,11 @@ from typing import Final
 from nfq_guard.conntrack import entry as causes
 from nfq_guard.conntrack import window
 from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.states import CLASS_RST
 from nfq_guard.conntrack.sysctls import Sysctls
-from nfq_guard.conntrack.table import CTSTATES, FlowTable
+from nfq_guard.conntrack.table import CT_INVALID, CTSTATES, FlowTable
+from nfq_guard.diagnose import diagnose
+from nfq_guard.finding import Reason
 from nfq_guard.flow import (
     IPV4,
     IPV6,
@@ -19,11 +22,14 @@ from nfq_guard.flow import (
     STATUS_ASSURED,
     STATUS_CONFIRMED,
     STATUS_SEEN_REPLY,
+    Evidence,
     FlowSnapshot,
     FlowTuple,
+    Hook,
     Peer,
 )
 from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import CHECKSUM_UNVERIFIED, Queued
 from tests.support.live import LiveConntrack
 from tests.support.trace import Ends, Step
 
@@ -47,6 +53,14 @@ _PRINTED_PAST_LIMIT: Final = {
     window.ACK_OVER: 1,
     window.SEQ_UNDER: -1,
     window.ACK_UNDER: -1,
+}
+_REASONS: Final = {
+    window.SEQ_OVER: Reason.SEQ_OVER,
+    window.ACK_OVER: Reason.ACK_OVER,
+    causes.CAUSE_RST_OUTSIDE: Reason.RST_OUTSIDE,
+    causes.CAUSE_BAD_TRANSITION: Reason.BAD_TRANSITION,
+    causes.CAUSE_NO_ENTRY: Reason.NO_ENTRY,
+    causes.CAUSE_BAD_FLAGS: Reason.BAD_FLAGS,
 }
 CAUSE_NAMES: Final = {
     causes.CAUSE_NONE: "passed",
@@ -115,6 +129,8 @@ class Pair:
         """Put the live kernel beside our rules for it."""
         self._live = live
         self._silent_new = not sysctls.loose
+        self._any_rst = sysctls.ignore_invalid_rst
+        self._kernel = kernel
         self.table = FlowTable(kernel, sysctls)
 
     def step_all(self, steps: Sequence[tuple[Ends, Step]]) -> list[Outcome]:
@@ -142,6 +158,12 @@ class Pair:
             differences = found[index]
             self._compare_reason(differences, answers[index], texts.get(ends.ports, []), step)
             _compare_flow(differences, kernels_after[index], ours_after[index])
+            if answers[index][0] == CT_INVALID:
+                snapshot = kernels_after[index]
+                if snapshot:
+                    # It was looked up by the way that the flow began.
+                    snapshot.direction ^= step.direction
+                self._compare_diagnosis(differences, answers[index], ends.octets(step), snapshot)
         return [
             Outcome(ours_after[index], answers[index][0], answers[index][1], found[index])
             for index in range(len(steps))
@@ -182,6 +204,34 @@ class Pair:
             printed = (limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
             if int(match[1]) != printed:
                 differences.append(f"bound: kernel {match[1]}, ours {printed}")
+
+    def _compare_diagnosis(
+        self,
+        differences: list[str],
+        answer: tuple[int, int, int, int],
+        octets: bytes,
+        snapshot: FlowSnapshot | None,
+    ) -> None:
+        """What the daemon would say, who sees no more than the kernel's entry afterwards."""
+        _, cause, actual, limit = answer
+        queued = Queued(octets, Hook.PREROUTING, "", "", 0, CHECKSUM_UNVERIFIED)
+        finding = diagnose(
+            queued, decode(octets), snapshot, Evidence.BPF, self._kernel, not self._silent_new
+        )
+        if finding.reason is Reason.RST_OUTSIDE and self._rst_passed_unseen(snapshot):
+            return
+        if finding.reason is not _REASONS[cause]:
+            differences.append(f"diagnosis: {finding.reason}, is {_REASONS[cause]}")
+        elif finding.breach and (finding.breach.actual, finding.breach.limit) != (actual, limit):
+            differences.append(f"breach: {finding.breach}, is {actual} beyond {limit}")
+
+    def _rst_passed_unseen(self, snapshot: FlowSnapshot | None) -> bool:
+        """Whether a RST may have gone past `td_maxack` to the window check for a cause unseen.
+
+        Either by a sysctl that `diagnose` is not told, or because the segment before was a SYN,
+        in whose place the entry has this RST by the time that anybody can look.
+        """
+        return self._any_rst or (snapshot is not None and snapshot.last_index == CLASS_RST)
 
 
 def _compare_flow(
