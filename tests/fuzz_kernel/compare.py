@@ -54,9 +54,13 @@ _PRINTED_PAST_LIMIT: Final = {
     window.SEQ_UNDER: -1,
     window.ACK_UNDER: -1,
 }
-_REASONS: Final = {
+# The reasons that the causes of INVALID stand for.
+REASONS: Final = {
     window.SEQ_OVER: Reason.SEQ_OVER,
     window.ACK_OVER: Reason.ACK_OVER,
+    window.SEQ_UNDER: Reason.SEQ_UNDER,
+    window.ACK_UNDER: Reason.ACK_UNDER,
+    window.OVERSHOOT: Reason.SEQ_OVER,
     causes.CAUSE_RST_OUTSIDE: Reason.RST_OUTSIDE,
     causes.CAUSE_BAD_TRANSITION: Reason.BAD_TRANSITION,
     causes.CAUSE_NO_ENTRY: Reason.NO_ENTRY,
@@ -220,8 +224,8 @@ class Pair:
         )
         if finding.reason is Reason.RST_OUTSIDE and self._rst_passed_unseen(snapshot):
             return
-        if finding.reason is not _REASONS[cause]:
-            differences.append(f"diagnosis: {finding.reason}, is {_REASONS[cause]}")
+        if finding.reason is not REASONS[cause]:
+            differences.append(f"diagnosis: {finding.reason}, is {REASONS[cause]}")
         elif finding.breach and (finding.breach.actual, finding.breach.limit) != (actual, limit):
             differences.append(f"breach: {finding.breach}, is {actual} beyond {limit}")
 
