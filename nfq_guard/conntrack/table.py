@@ -98,9 +98,9 @@ class FlowTable:
         Args:
             kernel: Whose rules hold.
             sysctls: How that kernel is set.
-            capacity: Most flows held at once. A scan of ports would fill any table; when it is
-                full, expired flows go first, then the oldest that never were ASSURED, then the
-                oldest.
+            capacity: Most flows held at once, each about 800 octets. A scan of ports would fill
+                any table; when it is full, expired flows go first, then the oldest that never
+                were ASSURED, then the oldest.
         """
         self.tcp = TcpTracker(kernel, sysctls)
         self.ctstate: int = CT_INVALID
@@ -271,7 +271,10 @@ class FlowTable:
         return _passed(entry, direction)
 
     def _other(self, packet: Packet, now: float) -> int:
-        """A protocol without a tracker: flows between two addresses."""
+        """A protocol without a tracker here: flows between two addresses.
+
+        The kernel follows SCTP and GRE closer than that.
+        """
         proto = packet.proto
         if packet.fragment_offset or (packet.family != IPV4 and proto == _NO_NEXT_HEADER):
             return self._invalid(CAUSE_UNSUPPORTED)

@@ -7,7 +7,9 @@ import pytest
 
 from nfq_guard.conntrack import entry, window
 from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.sysctls import TCP_TIMEOUTS_S, Sysctls
 from nfq_guard.conntrack.table import CT_ESTABLISHED, CT_INVALID, CT_NEW
+from nfq_guard.flow import IPV4
 from tests.fuzz_kernel.campaign import (
     CHUNK_PACKETS,
     Failure,
@@ -66,13 +68,29 @@ def test_kept_traces(path: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_expiry() -> None:
+    """A FIN that comes after the entry has gone belongs to nothing."""
+    timeouts = (*TCP_TIMEOUTS_S[:8], 1, *TCP_TIMEOUTS_S[9:])
+    steps = [
+        parse("> S 0:0(0)"),
+        parse("< S. 0:0(0) ack 1"),
+        parse("> . 1:1(0) ack 1"),
+        parse("> R. 1:1(0) ack 1"),
+        parse("< F. 1:1(0) ack 1"),
+        parse("+1.3 < F. 1:1(0) ack 1"),
+        parse("> S 0:0(0)"),
+    ]
+    assert run_trace(steps, IPV4, KERNEL_6_1, Sysctls(tcp_timeouts_s=timeouts)) is None
+
+
+@pytest.mark.kernel
 def test_shrinking_finds_the_step_that_matters(tmp_path: Path) -> None:
     """With one rule left out of ours, what remains of a long flow is the rule's own trace."""
     conditions, steps = read_trace(TRACES[0])
     steps = [parse("> S 0:0(0)"), parse("< S. 0:0(0) ack 1"), parse("> . 1:1(0) ack 1")]
     steps += [parse(f"> P. {at}:{at + 10}(10) ack 1") for at in range(1, 200, 10)]
     steps.append(parse("< . 1:1(0) ack 5000"))
-    wrong = conditions.sysctls.__class__(be_liberal=True)
+    wrong = Sysctls(be_liberal=True)
     with LiveConntrack(conditions.sysctls) as live:
         failure = shrink(Pair(live, KERNEL_6_1, wrong), conditions, steps, 0)
     assert len(failure.steps) == 3

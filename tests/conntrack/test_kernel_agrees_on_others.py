@@ -3,6 +3,7 @@
 
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -10,7 +11,15 @@ import pytest
 from nfq_guard.conntrack.kernels import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.conntrack.table import CTSTATES, FlowTable
-from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
+from nfq_guard.flow import (
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_TCP,
+    PROTO_UDP,
+    STATUS_ASSURED,
+    STATUS_SEEN_REPLY,
+    FlowTuple,
+)
 from nfq_guard.wire.checksum import checksum_ok
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Packet
@@ -243,3 +252,22 @@ def test_any_octets(judge: Judge) -> None:
         octets = ip(src, dst, proto, bytes(body), rng.choice((64, 255)))
         theirs, ours = judge(octets)
         assert ours == theirs, octets.hex()
+
+
+@pytest.mark.kernel
+def test_timeouts_of_datagrams(live: LiveConntrack) -> None:
+    """A flow that goes both ways for more than two seconds is a stream, and kept longer."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    there, back = FlowTuple(PROTO_UDP, A4, B4, 7, 8), FlowTuple(PROTO_UDP, B4, A4, 8, 7)
+    for wait_s, flow in (
+        (0, there), (0, there), (0, back), (0, there), (2.2, there), (0, back), (0, there),
+    ):  # fmt: skip
+        time.sleep(wait_s)
+        octets = udp(flow.src, flow.dst, flow.sport, flow.dport)
+        table.track(decode(octets), time.monotonic())
+        live.send(octets)
+        ours, theirs = table.lookup([there])[0], live.snapshot(there)
+        assert ours
+        assert theirs
+        assert abs(ours.timeout_s - theirs.timeout_s) <= 1
+        assert ours.status == theirs.status & (ours.status | STATUS_ASSURED | STATUS_SEEN_REPLY)

@@ -47,7 +47,10 @@ class LiveConntrack:
     """One namespace with its own conntrack, freshly made."""
 
     def __init__(self, sysctls: Sysctls) -> None:
-        """Make it, set as `sysctls` say (be_liberal, loose, ignore_invalid_rst, max_retrans)."""
+        """Make it, set as `sysctls` say.
+
+        Heeded are be_liberal, loose, ignore_invalid_rst, max_retrans, and the timeout of CLOSE.
+        """
         self._stack = ExitStack()
         try:
             self._set_up(sysctls)
@@ -71,6 +74,7 @@ class LiveConntrack:
                 ("netfilter/nf_conntrack_tcp_loose", int(sysctls.loose)),
                 ("netfilter/nf_conntrack_tcp_ignore_invalid_rst", int(sysctls.ignore_invalid_rst)),
                 ("netfilter/nf_conntrack_tcp_max_retrans", sysctls.max_retrans),
+                ("netfilter/nf_conntrack_tcp_timeout_close", sysctls.tcp_timeouts_s[8]),
             ):
                 Path("/proc/sys/net", key).write_text(f"{value}\n", encoding="ascii")
         for name in ("in0", "out0"):
