@@ -29,6 +29,12 @@ class UsageError(NfqGuardError):
     exit_status = EXIT_USAGE
 
 
+class NotRunningError(NfqGuardError):
+    """There is no daemon to ask."""
+
+    exit_status = EXIT_NOT_RUNNING
+
+
 class UnavailableError(NfqGuardError):
     """A kernel feature or a program that is needed is missing; the message names it."""
 

@@ -1,30 +1,34 @@
 # SPDX-License-Identifier: MIT
-"""The daemon of one queue, from bound to unbound.
+"""The daemon, from queues bound to queues unbound.
 
-Order matters at both ends. At the start: queue, then rules, then READY. At the end: rules, then
-what still waits in the queue gets its verdicts, then the queue; so no packet meets a queue that
+Order matters at both ends. At the start: queues, then rules, then READY. At the end: rules, then
+what still waits in the queues gets its verdicts, then the queues; so no packet meets a queue that
 nobody serves, except between the kernel and a crash.
 """
 
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
+from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.policy.decision import Policy
+from nfq_guard.service.control import Reply
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
+from nfq_guard.service.reloading import Reloading
 from nfq_guard.service.rulewatch import RulesWatch
-from nfq_guard.service.worker import Worker
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.service.settings import Settings
+from nfq_guard.service.status import Rates, described, totals
+from nfq_guard.service.team import Loaded, QueueState, Team
+from nfq_guard.telemetry.events import EventLog, timestamp
 from nfq_guard.telemetry.sink import LineSink
 
-# How long packets that wait at the end may take; a flood would never let us go.
-_DRAIN_S: Final = 2.0
 _SECOND_S: Final = 1.0
 
 
@@ -53,227 +57,248 @@ class Rules(Protocol):
         """Every difference between what is live and what should be."""
 
 
-class BoundQueue(Protocol):
-    """What the daemon itself needs of `nfqueue.reader.QueueReader`."""
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a daemon is made of.
 
-    queue_num: int
-    refused: list[str]
+    Attributes:
+        settings: Its settings.
+        source: Where they are from, for the log.
+        team: Serves the queues.
+        loop: The loop, in the main thread.
+        events: Where events go.
+        sink: The lines under `events`; closed at the end.
+        rules: Our rules as they should be.
+        loaded: The policy to begin with.
+        read: Reads the policy anew, or raises NfqGuardError.
+        notifier: Tells systemd.
+    """
 
-    @property
-    def socket_buffer_bytes(self) -> int:
-        """As granted."""
-
-    def fileno(self) -> int:
-        """For epoll."""
-
-    def set_fail_open(self, *, on: bool) -> None:
-        """Say whether packets pass when the queue is full."""
-
-    def close(self) -> None:
-        """Unbind."""
+    settings: Settings
+    source: str
+    team: Team
+    loop: Loop
+    events: EventLog
+    sink: LineSink
+    rules: Rules
+    loaded: Loaded
+    read: Callable[[], Loaded]
+    notifier: Notifier
 
 
 @final
 class Daemon:
-    """Runs one worker until a signal says stop.
+    """Runs until a signal says stop; what requests ask (`requests.Guard`) is asked of it.
 
     Attributes:
-        worker: The packets' side; `worker.engine` and `worker.stats` are what control works on.
-        loop: Where further descriptors and timers can be hung in before `run`.
-        last_reload_error: Why the last reload kept the old policy; empty when it did not.
+        mode: Whether decisions are carried out.
+        reloading: The policy and how it changed.
     """
 
-    def __init__(
-        self,
-        *,
-        queue: BoundQueue,
-        worker: Worker,
-        events: EventLog,
-        sink: LineSink,
-        loop: Loop,
-        rules: Rules | None = None,
-        reload: Callable[[], Policy] | None = None,
-        notifier: Notifier | None = None,
-        fail_open: bool = True,
-        verify_rules_s: float = 0,
-        reinstall_rules: bool = True,
-        facts: dict[str, object] | None = None,
-    ) -> None:
-        """Put the parts together; nothing happens before `run`.
+    def __init__(self, parts: Parts) -> None:
+        """Nothing happens before `run`."""
+        self.mode = parts.settings.mode
+        self._parts = parts
+        self._settings = parts.settings
+        self._team = parts.team
+        self._loop = parts.loop
+        self._events = parts.events
+        self._notifier = parts.notifier
+        self._rates = Rates()
+        self._since = ""
+        self._started_at = 0.0
+        self._rules_changed = 0
+        self._rules_touched = False
+        self.reloading = Reloading(
+            loaded=parts.loaded,
+            read=parts.read,
+            team=parts.team,
+            loop=parts.loop,
+            events=parts.events,
+            notifier=parts.notifier,
+        )
+        self._watch = RulesWatch(
+            parts.rules,
+            parts.events,
+            ours=self._owns_rules,
+            reinstall=self._owns_rules and self._settings.reinstall_rules,
+            count=self._count_changed_rules,
+        )
 
-        Args:
-            queue: The bound queue; closed at the end.
-            worker: Serves it.
-            events: Where events go.
-            sink: The lines under `events`; closed at the end.
-            loop: The loop, in the main thread.
-            rules: Rules to install and to remove; None leaves the packet filter alone.
-            reload: Reads the policy anew, or raises NfqGuardError.
-            notifier: Tells systemd.
-            fail_open: Whether packets pass when the queue is full; in dry-run they always do.
-            verify_rules_s: How often to look whether the rules are still there; 0: never.
-            reinstall_rules: Whether to put them back then.
-            facts: Further fields of the event that the daemon started.
-        """
-        self.worker = worker
-        self.loop = loop
-        self.last_reload_error = ""
-        self._queue = queue
-        self._events = events
-        self._sink = sink
-        self._rules = rules
-        self._reload = reload
-        self._notifier = notifier or Notifier()
-        self._fail_open = fail_open
-        self._facts = facts or {}
-        self._watch: RulesWatch | None = None
-        if rules is not None and verify_rules_s:
-            self._watch = RulesWatch(
-                rules, events, reinstall=reinstall_rules, count=self._count_missing_rules
-            )
-            loop.every(verify_rules_s, self._watch.check)
-            loop.every(_SECOND_S, self._watch.collect)
+    @property
+    def _owns_rules(self) -> bool:
+        return self._settings.rules == "install"
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            NfqGuardError: The rules could not be installed; the queue is let go of first.
+            NfqGuardError: A queue could not be served, or the rules could not be installed; what
+                was done by then is undone.
         """
-        self.worker.stats.gauges["start_time_seconds"] = datetime.now(UTC).timestamp()
+        self._since = timestamp()
+        self._started_at = time.monotonic()
         self._prepare()
         try:
-            if self._rules is not None:
-                self._tell_rules("rules_installed", self._serve_during(self._rules.install))
-            self._started()
-            self.loop.run()
+            facts = self._team.begin()
+            self._begin_metrics()
+            if self._owns_rules:
+                self._rules_touched = True
+                self._tell_rules("rules_installed", self._serve_during(self._parts.rules.install))
+            self._started(facts)
+            self._loop.run()
         finally:
             self._stop()
 
     def set_mode(self, mode: Mode) -> None:
         """Switch between two turns; the next packet is judged in the new mode."""
-        before = self.worker.engine.mode
-        self.worker.engine.mode = mode
-        self._queue.set_fail_open(on=self._fail_open or mode is Mode.DRY_RUN)
-        self.worker.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
+        before = self.mode
+        self.mode = mode
+        self._team.set_mode(mode)
         if mode is not before:
             self._events.warning("mode_changed", before=before, now=mode)
 
-    def reload(self) -> bool:
-        """Swap the policy whole, or keep it; whether it was swapped."""
-        counters = self.worker.stats.counters
-        self._sink.reopen()
-        if self._reload is None:
-            return False
-        self._notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-        try:
-            policy = self._reload()
-        except NfqGuardError as error:
-            counters["reload_failures"] += 1
-            self.last_reload_error = str(error)
-            self._events.error("reload_failed", mistakes=str(error).splitlines())
-        else:
-            self.worker.engine.policy = policy
-            counters["reloads"] += 1
-            self.last_reload_error = ""
-            self._events.info("reloaded")
-        self._notifier.tell("READY=1")
-        self._sink.push(time.monotonic())
-        return not self.last_reload_error
+    def reload(self, reply: Reply | None = None) -> None:
+        """Open the log anew, and swap the policy whole, or keep it; reply when that is done."""
+        self._parts.sink.reopen()
+        self.reloading.ask(reply)
+
+    def dump(self, address: str | None, flows: int, reply: Reply) -> None:
+        """Reply with the flows shown last."""
+        self._team.dump(address, flows, reply)
+
+    def queues(self) -> list[QueueState]:
+        """How the queues stand."""
+        return self._team.queues()
+
+    def counters(self) -> dict[str, int]:
+        """What is counted of the daemon and not of a queue."""
+        return {
+            "reloads": self.reloading.taken,
+            "reload_failures": self.reloading.refused,
+            "rules_changed": self._rules_changed,
+            "worker_restarts": sum(queue.restarts for queue in self.queues()),
+        }
+
+    def status(self) -> dict[str, object]:
+        """How the daemon stands, numbers at most a second old."""
+        self._team.refresh()
+        queues = self._team.queues()
+        reasons, actions, decided_by = totals(queues)
+        loaded = self.reloading.loaded
+        last = self.reloading.last
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "mode": self.mode.value,
+            "since": self._since,
+            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "config": self._parts.source,
+            "policy": {
+                "source": loaded.source,
+                "hash": loaded.digest,
+                "rules": loaded.rules,
+                "restart_for": loaded.restart_for,
+            },
+            "evidence": self._team.evidence.value,
+            "fail_mode": self._settings.fail_mode,
+            "max_rate_pps": self._settings.max_rate_pps,
+            "rules": self._watch.status(),
+            "queues": [described(queue, self._rates.of(queue.queue_num)) for queue in queues],
+            "reasons": reasons,
+            "actions": actions,
+            "decided_by": decided_by,
+            **self.counters(),
+            "last_reload": None if last is None else {"at": last.at, "mistakes": last.mistakes},
+            "last_error": self._events.last_error,
+        }
 
     def _prepare(self) -> None:
-        loop = self.loop
+        loop = self._loop
         loop.on(signal.SIGTERM, loop.stop)
         loop.on(signal.SIGINT, loop.stop)
-        loop.on(signal.SIGHUP, self._hang_up)
-        loop.on(signal.SIGUSR1, self._dump)
-        loop.watch(self._queue.fileno(), self._packets)
-        loop.every(_SECOND_S, self.worker.second)
-        self.set_mode(self.worker.engine.mode)
+        loop.on(signal.SIGHUP, self.reload)
+        loop.on(signal.SIGUSR1, self._tell_counters)
+        loop.every(_SECOND_S, self._second)
         if self._notifier.watchdog_s:
             loop.every(self._notifier.watchdog_s / 3, self._alive)
 
-    def _packets(self) -> None:
-        self.worker.turn()
+    def _begin_metrics(self) -> None:
+        started = datetime.now(UTC).timestamp()
+        for queue in self.queues():
+            queue.stats.gauges["start_time_seconds"] = started
 
-    def _count_missing_rules(self) -> None:
-        self.worker.stats.counters["rules_changed"] += 1
+    def _second(self, now: float) -> None:
+        self._rates.note(self.queues(), now)
+        self._watch.collect(now)
+        self._parts.sink.push(now)
 
-    def _hang_up(self) -> None:
-        self.reload()
+    def _count_changed_rules(self) -> None:
+        self._rules_changed += 1
 
-    def _alive(self, _now: float) -> None:
-        self._notifier.tell("WATCHDOG=1")
+    def _alive(self, now: float) -> None:
+        if self._team.alive(now):
+            self._notifier.tell("WATCHDOG=1")
 
-    def _started(self) -> None:
-        self.worker.turn()  # brings in the kernel's answers to the queue's flags
+    def _started(self, facts: dict[str, object]) -> None:
+        loaded = self.reloading.loaded
         self._events.info(
             "started",
-            queue=self._queue.queue_num,
-            mode=self.worker.engine.mode,
-            socket_buffer_bytes=self._queue.socket_buffer_bytes,
-            flags_refused=self._queue.refused,
-            **self._facts,
+            **facts,
+            mode=self.mode,
+            config=self._parts.source,
+            policy=loaded.digest,
+            evidence=self._team.evidence,
+            fail_mode=self._settings.fail_mode,
         )
-        self._sink.push(time.monotonic())
-        self._notifier.tell("READY=1", f"STATUS=queue {self._queue.queue_num}, serving")
+        now = time.monotonic()
+        self._parts.sink.push(now)
+        self._rates.note(self.queues(), now)
+        numbers = ", ".join(str(queue.queue_num) for queue in self.queues())
+        self._notifier.tell("READY=1", f"STATUS=queue {numbers}: serving")
+        if self._settings.verify_rules_s:
+            self._watch.check(now)
+            self._loop.every(self._settings.verify_rules_s, self._watch.check)
 
-    def _dump(self) -> None:
+    def _tell_counters(self) -> None:
+        self._team.refresh()
         self._events.info("counters", **self._numbers())
-        self._sink.push(time.monotonic())
+        self._parts.sink.push(time.monotonic())
 
     def _numbers(self) -> dict[str, object]:
-        stats = self.worker.stats
-        self.worker.refresh()
-        actions: dict[str, int] = {}
-        reasons: dict[str, int] = {}
-        for reason, by_action in stats.judged.items():
-            for action, packets in by_action.items():
-                if packets:
-                    actions[action.value] = actions.get(action.value, 0) + packets
-                    reasons[reason.value] = reasons.get(reason.value, 0) + packets
+        queues = self.queues()
+        counters: dict[str, int] = {}
+        for queue in queues:
+            for name, count in queue.stats.counters.items():
+                counters[name] = counters.get(name, 0) + count
+        reasons, actions, rules = totals(queues)
         return {
-            "queue": self._queue.queue_num,
-            "reasons": reasons,
-            "actions": actions,
-            "rules": dict(stats.rules),
-            **stats.counters,
+            "queues": [queue.queue_num for queue in queues],
+            "reasons": {reason: sum(by_name.values()) for reason, by_name in reasons.items()},
+            "actions": {action: packets for action, packets in actions.items() if packets},
+            "rules": rules,
+            **counters,
+            **self.counters(),
         }
 
     def _stop(self) -> None:
         self._notifier.tell("STOPPING=1")
-        if self._rules is not None:
-            self._wait_for_watch()
+        self._wait_for_watch()
+        if self._rules_touched:
             try:
-                self._tell_rules("rules_removed", self._serve_during(self._rules.remove))
+                self._tell_rules("rules_removed", self._serve_during(self._parts.rules.remove))
             except NfqGuardError as error:
                 self._events.error("rules_left_behind", problem=str(error))
-        self._drain()
-        numbers = self._numbers()
-        self._queue.close()
-        now = time.monotonic()
-        self.worker.close(now)
-        self._events.info("stopped", **numbers)
-        self._sink.close(now)
+        self._team.finish()
+        self._events.info("stopped", **self._numbers())
+        self._parts.sink.close(time.monotonic())
 
     def _wait_for_watch(self) -> None:
         """A check that is under way might put back what is about to be removed."""
-        if self._watch is not None:
-            self._watch.close()
-            while self._watch.busy:
-                self.loop.turn(0.01)
-
-    def _drain(self) -> None:
-        """Answer what still waits, until the kernel says that nothing does."""
-        deadline = time.monotonic() + _DRAIN_S
-        while time.monotonic() < deadline:
-            if self.worker.turn():
-                continue
-            found = self.worker.kernel_counters()
-            if found is None or found.waiting == 0:
-                return
-            time.sleep(0.001)
-        self._events.warning("stopped_under_load", waited_s=_DRAIN_S)
+        self._watch.close()
+        while self._watch.busy:
+            self._loop.turn(0.01)
 
     def _serve_during(self, change: Callable[[], RulesChange]) -> RulesChange:
         """Change the packet filter in a thread, for that takes longer than the queue can wait."""
@@ -289,7 +314,7 @@ class Daemon:
         thread = threading.Thread(target=work, name="rules", daemon=True)
         thread.start()
         while thread.is_alive():
-            self.loop.turn(0.01)
+            self._loop.turn(0.01)
         if failure:
             raise failure[0]
         return outcome[0]

@@ -3,18 +3,25 @@
 
 Signals reach the loop through a wakeup descriptor, so that one which comes while nothing else
 happens, or between two system calls, still ends the wait (operations.md 4.2: a flag alone loses
-some).
+some). Work that takes longer than a packet can wait goes on in a thread and comes back the same
+way.
 """
 
 import select
 import signal
 import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import FrameType
-from typing import Final, Self, final
+from typing import Final, Self, TypeVar, final
 
 _EVENTS_MAX: Final = 32
+# No signal has this number: a thread is done.
+_DONE: Final = b"\0"
+
+T = TypeVar("T")
 
 
 @final
@@ -38,6 +45,7 @@ class Loop:
         self._before: dict[int, object] = {}
         self._timers: list[_Timer] = []
         self._stopped = False
+        self._done: deque[Callable[[], None]] = deque()
         self._waker, self._woken = socket.socketpair()
         for end in (self._waker, self._woken):
             end.settimeout(0)
@@ -59,6 +67,25 @@ class Loop:
         """Watch it no more."""
         del self._ready[fd]
         self._epoll.unregister(fd)
+
+    def writing(self, fd: int, *, only: bool) -> None:
+        """Call for a watched `fd` when it can be written, and not when it can be read; or undo."""
+        self._epoll.modify(fd, select.EPOLLOUT if only else select.EPOLLIN)
+
+    def background(
+        self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]
+    ) -> None:
+        """Do `work` in a thread; then call one of the two from the loop, if it still goes round."""
+
+        def body() -> None:
+            try:
+                result = work()
+            except Exception as error:  # noqa: BLE001 - it belongs to whom the loop hands it to
+                self._finish(lambda error=error: failed(error))  # type: ignore[misc]  # bound
+            else:
+                self._finish(lambda: done(result))
+
+        threading.Thread(target=body, name="background", daemon=True).start()
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
         """Call with the monotonic time about every so many seconds; missed ones are not made up."""
@@ -118,6 +145,18 @@ class Loop:
             call = self._signals.get(number)
             if call is not None:
                 call()
+        while self._done:
+            self._done.popleft()()
+
+    def _finish(self, call: Callable[[], None]) -> None:
+        """From a thread: have the loop call, soon."""
+        self._done.append(call)
+        try:
+            self._waker.send(_DONE)
+        except BlockingIOError:
+            return  # it is about to look anyway
+        except OSError:
+            return  # it is closed
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:

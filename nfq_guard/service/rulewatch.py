@@ -3,13 +3,17 @@
 
 Looking takes tens of milliseconds in other programs, so a thread waits for them; what it found is
 told from the loop's thread, which owns the log.
+
+Where the rules are not the daemon's to install, an operator may have made others than ours. They
+are only missed after they were seen once.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
-from nfq_guard.errors import NfqGuardError
+from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.telemetry.events import EventLog
 
 
@@ -37,6 +41,7 @@ class RulesWatch:
         rules: VerifiableRules,
         events: EventLog,
         *,
+        ours: bool = True,
         reinstall: bool,
         count: Callable[[], None],
     ) -> None:
@@ -45,6 +50,7 @@ class RulesWatch:
         Args:
             rules: Ours.
             events: Where to tell what was found.
+            ours: Whether they have to be there.
             reinstall: Whether to put them back.
             count: Called once for each check that found a difference.
         """
@@ -58,6 +64,9 @@ class RulesWatch:
         self._found: tuple[str, ...] = ()
         self._problem = ""
         self._closed = False
+        self._expected = ours
+        self._looked_at: float | None = None
+        self._blind = ""
 
     @property
     def busy(self) -> bool:
@@ -74,13 +83,35 @@ class RulesWatch:
         """Start no further check; one that is under way goes on (`busy`)."""
         self._closed = True
 
+    def status(self) -> dict[str, object]:
+        """What is known of the rules, for `status`."""
+        if self._blind:
+            state = "not looked at"
+        elif self._looked_at is None:
+            state = "not looked at yet"
+        elif not self._expected:
+            state = "not ours"
+        else:
+            state = "differ" if self.differences else "as they should be"
+        looked_at = self._looked_at
+        return {
+            "state": state,
+            "problem": self._blind or self._problem,
+            "differences": self.differences,
+            "age_s": None if looked_at is None else round(time.monotonic() - looked_at, 1),
+        }
+
     def collect(self, _now: float) -> None:
         """Tell what a check found that is over."""
         if self._thread is None or self._thread.is_alive():
             return
         self._thread = None
+        self._looked_at = time.monotonic()
         if self._problem:
             self._events.error("rules_check_failed", problem=self._problem)
+        self._expected = self._expected or not (self._found or self._blind or self._problem)
+        if not self._expected:
+            return
         if self._found:
             self.missing += 1
             self._count()
@@ -101,5 +132,9 @@ class RulesWatch:
             self._found = tuple(str(difference) for difference in self._rules.verify())
             if self._found and self._reinstall:
                 self._rules.install()
+        except PrivilegeError as error:
+            # It will not be given to us later: say it in the status, and look no more.
+            self._blind = str(error)
+            self._closed = True
         except NfqGuardError as error:
             self._problem = str(error)

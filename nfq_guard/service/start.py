@@ -10,15 +10,24 @@ from typing import Final
 from structlog.typing import Processor
 
 from nfq_guard.conntrack.kernels import rules_of
-from nfq_guard.engine import Engine, FlowLookup, Mode
+from nfq_guard.engine import Engine, Mode
 from nfq_guard.errors import UsageError
+from nfq_guard.flow import Evidence
+from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
-from nfq_guard.service.daemon import Daemon, Rules
+from nfq_guard.service.control import ControlServer
+from nfq_guard.service.control_path import listen
+from nfq_guard.service.daemon import Daemon, Parts, Rules
+from nfq_guard.service.history import History
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.notify import Notifier
+from nfq_guard.service.requests import Requests
 from nfq_guard.service.rules import judged_mark
+from nfq_guard.service.serving import Serving
 from nfq_guard.service.settings import Settings, parse_listen
+from nfq_guard.service.team import Loaded, OneQueue, Team
 from nfq_guard.service.worker import Worker
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.events import EventLog
@@ -36,79 +45,125 @@ def run(
     settings: Settings,
     *,
     source: str,
-    policy: Policy,
-    flows: FlowLookup,
-    rules: Rules | None,
-    reload: Callable[[], Policy],
-    notes: list[str],
+    loaded: Loaded,
+    rules: Rules,
+    read: Callable[[], Loaded],
 ) -> None:
-    """Serve one queue until a signal says stop.
+    """Serve until a signal says stop.
 
     Args:
         settings: Of the daemon.
         source: Where they are from, for the log.
-        policy: The first policy.
-        flows: Where flows are looked up.
-        rules: Our rules, or None to leave the packet filter alone.
-        reload: Reads the policy anew.
-        notes: What the operator should read in the log, such as what evidence is missing.
+        loaded: The first policy.
+        rules: Our rules as they should be.
+        read: Reads the policy anew.
 
     Raises:
-        NfqGuardError: The queue cannot be had, or the rules cannot be installed.
+        NfqGuardError: A queue cannot be had, or the rules cannot be installed.
     """
-    (queue_num,) = settings.queue_numbers
     sink, events = open_log(settings)
-    with (
-        Loop() as loop,
-        QueueReader(
-            queue_num,
-            queue_length=settings.queue_length,
-            copy_bytes=settings.copy_bytes,
-            socket_buffer_bytes=settings.socket_buffer_bytes,
-            fail_open=settings.fail_mode == "open" or settings.mode is Mode.DRY_RUN,
-        ) as reader,
-    ):
+    notes: list[str] = []
+    with Loop() as loop:
+        team = _one_queue(settings, loaded, loop, events, sink, notes)
+        daemon = Daemon(
+            Parts(
+                settings=settings,
+                source=source,
+                team=team,
+                loop=loop,
+                events=events,
+                sink=sink,
+                rules=rules,
+                loaded=loaded,
+                read=read,
+                notifier=Notifier(),
+            )
+        )
+        close_control = _control(settings, daemon, loop, notes)
         for note in notes:
             events.warning("note", text=note)
-        engine = Engine(
+        stop_metrics = _metrics(settings, daemon, loop)
+        try:
+            daemon.run()
+        finally:
+            close_control()
+            stop_metrics()
+
+
+def open_queue(
+    settings: Settings,
+    queue_num: int,
+    policy: Policy,
+    events: EventLog,
+    sink: LineSink,
+    loop: Loop,
+    notes: list[str],
+) -> tuple[Serving, History, Evidence]:
+    """Bind a queue and open what its packets are judged by, in the process that will serve it.
+
+    Raises:
+        NfqGuardError: The queue cannot be had.
+    """
+    flows, lack = open_flows(settings.zones)
+    if lack is not None:
+        notes.append(lack)
+    fail_open = settings.fail_mode == "open"
+    reader = QueueReader(
+        queue_num,
+        queue_length=settings.queue_length,
+        copy_bytes=settings.copy_bytes,
+        socket_buffer_bytes=settings.socket_buffer_bytes,
+        fail_open=fail_open or settings.mode is Mode.DRY_RUN,
+    )
+    history = History()
+    worker = Worker(
+        reader=reader,
+        verdicts=VerdictSender(reader.socket, queue_num),
+        engine=Engine(
             policy=policy,
             flows=flows,
             mode=settings.mode,
             kernel=rules_of(os.uname().release),
             loose=_loose(),
-        )
-        worker = Worker(
-            reader=reader,
-            verdicts=VerdictSender(reader.socket, queue_num),
-            engine=engine,
-            evidence=flows.evidence,
-            events=events,
-            sink=sink,
-            limiter=EventLimiter(
-                interval_s=settings.log_interval_s, events_per_s=settings.log_events_per_s
-            ),
-            budget=settings.batch,
-            drops_failures=settings.fail_mode == "closed",
-            judged_mark=judged_mark(settings),
-        )
-        daemon = Daemon(
-            queue=reader,
-            worker=worker,
-            events=events,
-            sink=sink,
-            loop=loop,
-            rules=rules,
-            reload=reload,
-            fail_open=settings.fail_mode == "open",
-            verify_rules_s=settings.verify_rules_s,
-            reinstall_rules=settings.reinstall_rules,
-            facts={"config": source, "evidence": flows.evidence, "fail_mode": settings.fail_mode},
-        )
-        stop_metrics = _metrics(settings, daemon, queue_num)
-        try:
-            daemon.run()
-        finally:
-            stop_metrics()
+        ),
+        evidence=flows.evidence,
+        events=events,
+        sink=sink,
+        limiter=EventLimiter(
+            interval_s=settings.log_interval_s, events_per_s=settings.log_events_per_s
+        ),
+        budget=settings.batch,
+        drops_failures=settings.fail_mode == "closed",
+        judged_mark=judged_mark(settings),
+        history=history,
+    )
+    serving = Serving(reader, worker, events, loop, fail_open=fail_open)
+    return serving, history, flows.evidence
+
+
+def _one_queue(
+    settings: Settings,
+    loaded: Loaded,
+    loop: Loop,
+    events: EventLog,
+    sink: LineSink,
+    notes: list[str],
+) -> Team:
+    (queue_num,) = settings.queue_numbers
+    return OneQueue(*open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes))
+
+
+def _control(
+    settings: Settings, daemon: Daemon, loop: Loop, notes: list[str]
+) -> Callable[[], None]:
+    """Open the control socket; call what is returned at the end."""
+    if not settings.control_socket:
+        return _nothing
+    path = Path(settings.control_socket)
+    listener = listen(path, notes)
+    if listener is None:
+        return _nothing
+    return ControlServer(listener, path, loop, Requests(daemon, path.stat().st_gid)).close
 
 
 def open_log(settings: Settings) -> tuple[LineSink, EventLog]:
@@ -139,22 +194,24 @@ def _opened(path: Path, render: Processor | None) -> tuple[LineSink, EventLog]:
     return sink, EventLog(sink, render)
 
 
-def _metrics(settings: Settings, daemon: Daemon, queue_num: int) -> Callable[[], None]:
+def _metrics(settings: Settings, daemon: Daemon, loop: Loop) -> Callable[[], None]:
     """Start what the settings ask for; call what is returned at the end."""
     stops: list[Callable[[], None]] = []
     if settings.metrics_listen or settings.metrics_file:
-        exposition = Exposition(lambda: {queue_num: daemon.worker.stats})
-        listen = parse_listen(settings.metrics_listen)
-        if listen is not None:
+        exposition = Exposition(
+            lambda: {queue.queue_num: queue.stats for queue in daemon.queues()}, daemon.counters
+        )
+        listen_at = parse_listen(settings.metrics_listen)
+        if listen_at is not None:
             try:
-                stops.append(serve(exposition, *listen))
+                stops.append(serve(exposition, *listen_at))
             except OSError as error:
                 raise UsageError(
                     f"daemon.metrics_listen: {settings.metrics_listen}: {error.strerror}"
                 ) from None
         if settings.metrics_file:
             path = Path(settings.metrics_file)
-            daemon.loop.every(_METRICS_FILE_S, lambda _now: exposition.write(path))
+            loop.every(_METRICS_FILE_S, lambda _now: exposition.write(path))
             stops.append(lambda: path.unlink(missing_ok=True))
 
     def stop() -> None:
@@ -162,6 +219,10 @@ def _metrics(settings: Settings, daemon: Daemon, queue_num: int) -> Callable[[],
             one()
 
     return stop
+
+
+def _nothing() -> None:
+    return
 
 
 def _loose() -> bool:

@@ -1,18 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Which policy, which evidence and which rules a daemon gets; the rooms meet here."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from nfq_guard.errors import ConfigError, Mistake, UsageError
-from nfq_guard.flows.open import open_flows
-from nfq_guard.policy.compiled import compile_policy
-from nfq_guard.policy.decision import Policy
+from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
+from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policyfile import read_table
 from nfq_guard.service import start
 from nfq_guard.service.config import Config, load
 from nfq_guard.service.rules import firewall_of
 from nfq_guard.service.settings import Settings
+from nfq_guard.service.team import Loaded
 
 
 def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
@@ -29,22 +30,16 @@ def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
     settings = override(config.settings)
     if len(settings.queue_numbers) > 1:
         raise UsageError("queues: expected one queue, found several: one worker serves one queue")
-    notes: list[str] = []
-    flows, lack = open_flows(settings.zones)
-    if lack is not None:
-        notes.append(lack)
     start.run(
         settings,
         source=config.source,
-        policy=policy,
-        flows=flows,
-        rules=None if settings.rules == "none" else firewall_of(settings),
-        reload=lambda: _policy(path),
-        notes=notes,
+        loaded=_loaded(policy, config, config.settings),
+        rules=firewall_of(settings),
+        read=lambda: _read(path, config.settings),
     )
 
 
-def load_all(path: Path | None) -> tuple[Config, Policy]:
+def load_all(path: Path | None) -> tuple[Config, CompiledPolicy]:
     """The configuration with its policy, ready; arguments as `config.load`.
 
     Raises:
@@ -59,5 +54,27 @@ def load_all(path: Path | None) -> tuple[Config, Policy]:
     return config, compile_policy(reading.model)
 
 
-def _policy(path: Path | None) -> Policy:
-    return load_all(path)[1]
+def _read(path: Path | None, before: Settings) -> Loaded:
+    config, policy = load_all(path)
+    return _loaded(policy, config, before)
+
+
+def _loaded(policy: CompiledPolicy, config: Config, before: Settings) -> Loaded:
+    now = config.settings
+    changed = [
+        name for name in now.__struct_fields__ if getattr(now, name) != getattr(before, name)
+    ]
+    return Loaded(
+        policy=policy,
+        source=policy.model.source,
+        digest=digest(policy.model),
+        rules=len(policy.model.rules),
+        restart_for=tuple(changed),
+    )
+
+
+def digest(model: PolicyModel) -> str:
+    """The same for the same rules in the same order, wherever they are written."""
+    said = [(rule.name, rule.action, rule.mark, rule.conditions, rule.rate) for rule in model.rules]
+    text = repr((said, model.on_unknown, model.default))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

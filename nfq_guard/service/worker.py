@@ -8,6 +8,7 @@ from nfq_guard.engine import VERDICT_ACCEPT, Engine, Judgment
 from nfq_guard.flow import Evidence
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action
+from nfq_guard.service.history import History
 from nfq_guard.service.judging import Failure, SafeJudge
 from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
 from nfq_guard.telemetry.limits import EventLimiter
@@ -61,6 +62,7 @@ class Worker:
         budget: int,
         drops_failures: bool,
         judged_mark: int,
+        history: History | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -75,6 +77,7 @@ class Worker:
             budget: Packets a turn at most.
             drops_failures: Whether a packet is dropped when judging it raises.
             judged_mark: Mark bits to set on every accepted packet that was judged; 0 for none.
+            history: Where events are remembered by flow.
         """
         self.engine = engine
         self.stats = Stats()
@@ -86,6 +89,7 @@ class Worker:
         self._limiter = limiter
         self._budget = budget
         self._judged_mark = judged_mark
+        self._history = history
         self._judge = SafeJudge(engine, drops=drops_failures, report=self._report)
         self._drops_seen = 0
         self._suppressed_seen = 0
@@ -190,6 +194,8 @@ class Worker:
                 when=when,
             )
             self._events.packet(fields, count)
+            if self._history is not None:
+                self._history.add(fields, count)
 
     def _tell_drops(self, found: QueueCounters) -> None:
         """One event a second at most, and only when the kernel dropped more packets."""

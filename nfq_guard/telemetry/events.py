@@ -133,10 +133,15 @@ def address(octets: bytes) -> str | None:
 
 @final
 class EventLog:
-    """Writes events into a sink; `LineSink.push` brings them out."""
+    """Writes events into a sink; `LineSink.push` brings them out.
+
+    Attributes:
+        last_error: The last event of level error, with its time; None while there was none.
+    """
 
     def __init__(self, sink: LineSink, render: Processor | None = None) -> None:
         """Render by `Console`, by `JournalRenderer`, or, without a word, as JSON."""
+        self.last_error: dict[str, object] | None = None
         render = render or structlog.processors.JSONRenderer(_json)
         # BytesLogger uses the file's write and flush, and nothing else of it.
         logger = structlog.BytesLogger(cast("BinaryIO", sink))
@@ -169,6 +174,7 @@ class EventLog:
 
     def error(self, event: str, **fields: object) -> None:
         """Something that is broken."""
+        self.last_error = {"at": timestamp(), "event": event, **fields}
         self._notes.error(event, **fields)
 
 

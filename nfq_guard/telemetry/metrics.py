@@ -29,9 +29,12 @@ _COUNTERS: Final = {
     "events_suppressed": "Packets without an event because of the limit on all events.",
     "log_lines_dropped": "Log lines dropped because the log did not take them.",
     "log_errors": "Failed writes to the log.",
+}
+_DAEMON_COUNTERS: Final = {
     "rules_changed": "Checks that found our rules missing or changed.",
     "reloads": "Reloads that took a new policy.",
     "reload_failures": "Reloads that kept the old policy because the new one is wrong.",
+    "worker_restarts": "Workers that had to be started again.",
 }
 _GAUGES: Final = {
     "queue_waiting_packets": "Packets that wait in the kernel for a verdict.",
@@ -85,12 +88,22 @@ class Stats:
 class Exposition:
     """The numbers of some workers, by queue, in Prometheus's text format."""
 
-    def __init__(self, workers: Callable[[], dict[int, Stats]]) -> None:
-        """Ask `workers` for the numbers each time that somebody looks."""
+    def __init__(
+        self,
+        workers: Callable[[], dict[int, Stats]],
+        daemon: Callable[[], dict[str, int]] = dict,
+    ) -> None:
+        """Ask for the numbers each time that somebody looks.
+
+        Args:
+            workers: Those of each queue.
+            daemon: Those of the daemon itself; what it leaves out is 0.
+        """
         # prometheus_client takes 65 ms to import and nobody may ever look.
         from prometheus_client import CollectorRegistry  # noqa: PLC0415 - see above
 
         self._workers = workers
+        self._daemon = daemon
         self.registry: CollectorRegistry = CollectorRegistry(auto_describe=False)
         self.registry.register(self)
 
@@ -117,6 +130,9 @@ class Exposition:
             for queue_num, stats in workers.items():
                 counter.add_metric([str(queue_num)], stats.counters[name])
             yield counter
+        own = self._daemon()
+        for name, text in _DAEMON_COUNTERS.items():
+            yield CounterMetricFamily(_PREFIX + name, text, value=own.get(name, 0))
         for name, text in _GAUGES.items():
             gauge = GaugeMetricFamily(_PREFIX + name, text, labels=["queue"])
             for queue_num, stats in workers.items():

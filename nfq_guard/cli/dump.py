@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard dump`: the flow history of the running daemon."""
+
+import argparse
+from typing import Any
+
+from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
+from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.errors import EXIT_OK
+
+Fields = dict[str, Any]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("address", nargs="?", help="only flows of which this is an end")
+    parser.add_argument("--flows", type=int, metavar="N", help="the last N flows")
+    add_socket(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the flows, the one seen last first; JSON Lines, one object a flow."""
+    asked: dict[str, object] = {}
+    if args.address is not None:
+        asked["address"] = args.address
+    if args.flows is not None:
+        asked["flows"] = args.flows
+    with connected(args) as client:
+        flows = client.ask("dump", **asked)
+    for flow in flows:
+        if args.format == "json":
+            write_json(flow)
+        else:
+            _show(flow)
+    if not flows and args.format == "text":
+        write_line("no flow was logged yet")
+    return EXIT_OK
+
+
+def _show(found: Fields) -> None:
+    flow = found["flow"]
+    ends = f"{end(flow['a'], flow['a_port'])} - {end(flow['b'], flow['b_port'])}"
+    packets = f"{found['packets']} packet{'s' if found['packets'] != 1 else ''}"
+    write_line(paint(f"{flow['proto']} {ends}: {packets}, last {found['last']}", Style.BOLD))
+    for event in found["events"]:
+        write_line(f"  {event_line(event)}")
+
+
+def event_line(event: Fields) -> str:
+    """One event of a flow, on one line."""
+    flags = f" {event['tcp_flags']}" if event["tcp_flags"] else ""
+    seq = f" seq {event['seq']}" if event["seq"] is not None else ""
+    ack = f" ack {event['ack']}" if event["ack"] is not None else ""
+    count = f" x{event['count']}" if "count" in event else ""
+    would = "would " if event["would"] != event["verdict"] else ""
+    return (
+        f"{event['timestamp'][11:23]} {would}{event['action']} {event['reason']}{distance(event)}"
+        f"{flags}{seq}{ack} from {end(event['src'], event['sport'])}"
+        f" {event['state'] or 'no state'} nat={event['nat']} rule={event['rule']}{count}"
+    )
+
+
+def distance(event: Fields) -> str:
+    """How far beyond its bound, if it broke one."""
+    breach = event["breach"]
+    return "" if breach is None else f" by {breach['distance']}"
+
+
+def end(address: str | None, port: int | None) -> str:
+    """One end of a flow."""
+    host = address or "?"
+    if not port:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

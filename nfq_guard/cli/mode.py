@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard mode`: switch the running daemon between dry-run and enforce."""
+
+import argparse
+
+from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
+from nfq_guard.cli.terminal import write_line
+from nfq_guard.engine import Mode
+from nfq_guard.errors import EXIT_OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("mode", choices=[mode.value for mode in Mode])
+    add_socket(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask; it holds until the daemon ends, which then takes the mode of its file again."""
+    with connected(args) as client:
+        message = client.ask("mode", mode=args.mode)
+    if args.format == "json":
+        write_json(message)
+    else:
+        write_line(f"mode is {message['mode']} until the daemon is started again")
+    return EXIT_OK

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard reload`: have the running daemon read its policy again."""
+
+import argparse
+
+from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
+from nfq_guard.cli.terminal import write_line
+from nfq_guard.errors import EXIT_OK
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--wait",
+        action="store_true",
+        help="until the new policy is in force or refused; a refusal is an error with its mistakes",
+    )
+    add_socket(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Ask; the policy that was in force stays if the new one is wrong."""
+    with connected(args) as client:
+        message = client.ask("reload", wait=args.wait)
+    if args.format == "json":
+        write_json(message)
+    elif args.wait:
+        write_line(f"policy {message['policy']} with {message['rules']} rules is in force")
+        for name in message.get("restart_for", ()):
+            write_line(f"note: daemon.{name} changed too; it takes a restart")
+    else:
+        write_line("the daemon reads its policy; its log and `nfq-guard status` tell how it went")
+    return EXIT_OK

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard status`: how the running daemon stands."""
+
+import argparse
+from typing import Any, Final
+
+from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
+from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.errors import EXIT_OK
+
+Fields = dict[str, Any]
+
+_LABEL_WIDTH: Final = 12
+# What the kernel or we lost, by the name in the answer; shown only where it happened.
+_LOSSES: Final = {
+    "queue_full_drops": "dropped because the queue was full",
+    "buffer_full_drops": "dropped because the socket buffer was full",
+    "buffer_overruns": "overruns of the socket buffer",
+    "verdict_errors": "verdicts for packets that were gone",
+    "judging_failures": "packets that could not be judged",
+    "events_suppressed": "packets without an event",
+    "log_lines_dropped": "log lines dropped",
+    "log_errors": "failed writes to the log",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    add_socket(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it; exit status 3 when there is no daemon to ask."""
+    with connected(args) as client:
+        status = client.ask("status")
+    if args.format == "json":
+        write_json(status)
+    else:
+        for line in lines(status):
+            write_line(line)
+    return EXIT_OK
+
+
+def lines(status: Fields) -> list[str]:
+    """The answer for people."""
+    enforcing = status["mode"] == "enforce"
+    mode = paint(status["mode"], Style.GREEN if enforcing else Style.YELLOW, Style.BOLD)
+    policy = status["policy"]
+    shown = [
+        _line("mode", mode if enforcing else f"{mode} (every packet is accepted)"),
+        _line("since", f"{status['since']} ({_duration(status['uptime_s'])}), pid {status['pid']}"),
+        _line("config", status["config"]),
+        _line("policy", f"{policy['source']}, {policy['rules']} rules, hash {policy['hash']}"),
+        _line("evidence", status["evidence"]),
+        _line("fail mode", status["fail_mode"] + _rate_limit(status)),
+        _line("rules", _rules(status["rules"])),
+    ]
+    shown += [
+        _line("", f"daemon.{name} changed in the file; it takes a restart")
+        for name in policy["restart_for"]
+    ]
+    shown += [_line("reload", _reload(status))]
+    if status["last_error"] is not None:
+        shown.append(_line("last error", _error(status["last_error"])))
+    for queue in status["queues"]:
+        shown += _queue(queue)
+    shown += _counted(status)
+    return shown
+
+
+def _line(label: str, text: str) -> str:
+    return f"{label:<{_LABEL_WIDTH}}{text}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [f"{days} d" if days else "", f"{hours} h" if hours else ""]
+    parts += [f"{minutes} min" if minutes and not days else ""]
+    parts += [f"{rest} s" if not hours and not days else ""]
+    return " ".join(part for part in parts if part)
+
+
+def _rate_limit(status: Fields) -> str:
+    rate = status["max_rate_pps"]
+    return f", also above {rate} packets/s" if rate else ""
+
+
+def _rules(rules: Fields) -> str:
+    age = rules["age_s"]
+    when = "" if age is None else f" ({age:.0f} s ago)"
+    state = rules["state"]
+    if state == "differ":
+        differences = "; ".join(rules["differences"])
+        return paint(f"differ{when}: {differences}", Style.RED)
+    problem = f": {rules['problem']}" if rules["problem"] else ""
+    return f"{state}{when}{problem}"
+
+
+def _reload(status: Fields) -> str:
+    last = status["last_reload"]
+    if last is None:
+        return "none"
+    counts = f"{status['reloads']} taken, {status['reload_failures']} refused"
+    if not last["mistakes"]:
+        return f"{last['at']} taken; {counts}"
+    mistakes = "; ".join(last["mistakes"])
+    return paint(f"{last['at']} refused: {mistakes}", Style.RED) + f"; {counts}"
+
+
+def _error(error: Fields) -> str:
+    rest = " ".join(
+        f"{key}={value}"
+        for key, value in error.items()
+        if key not in {"at", "event", "traceback", "octets"}
+    )
+    return paint(f"{error['at']} {error['event']} {rest}", Style.RED)
+
+
+def _queue(queue: Fields) -> list[str]:
+    state = queue["state"]
+    if state != "serving":
+        state = paint(state, Style.RED)
+    restarts = f", restarted {queue['restarts']}x" if queue["restarts"] else ""
+    told = [
+        _line(
+            f"queue {queue['queue']}",
+            f"{state} by pid {queue['pid']}{restarts}: {queue['packets_per_s']:.1f} packets/s, "
+            f"{queue['packets']} in all, {queue['waiting']} waiting",
+        )
+    ]
+    told += [
+        _line("", paint(f"{queue[name]} {text}", Style.YELLOW))
+        for name, text in _LOSSES.items()
+        if queue[name]
+    ]
+    return told
+
+
+def _counted(status: Fields) -> list[str]:
+    names = list(status["actions"])
+    rows = [(reason, by_action) for reason, by_action in sorted(status["reasons"].items())]
+    if not rows:
+        return ["", "no INVALID packet so far"]
+    head = f"{'reason':<16}" + "".join(f"{name:>10}" for name in names)
+    table = ["", paint(head, Style.BOLD)]
+    for reason, by_action in rows:
+        cells = "".join(f"{by_action.get(name, 0):>10}" for name in names)
+        table.append(f"{reason:<16}{cells}")
+    total = "".join(f"{status['actions'][name]:>10}" for name in names)
+    table.append(f"{'total':<16}{total}")
+    table += ["", paint(f"{'rule':<32}{'packets':>10}", Style.BOLD)]
+    by_count = sorted(status["decided_by"].items(), key=lambda pair: -pair[1])
+    table += [f"{rule:<32}{packets:>10}" for rule, packets in by_count]
+    return table

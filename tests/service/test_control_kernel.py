@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""The commands that speak to a daemon, and the daemon, as an operator runs them."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.lab.netns import Namespace
+from tests.support.queue import PORT, QUEUE, Datagrams, GuardProcess, queue_udp, wait_for
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+POLICY = f"""
+[policy]
+default = "log"
+on_unknown = "log"
+[[policy.rule]]
+name = "that-port"
+dport = {PORT}
+action = "drop"
+"""
+
+
+class Operated:
+    """A daemon with its control socket, and what an operator types."""
+
+    def __init__(self, namespace: Namespace, directory: Path) -> None:
+        self.namespace = namespace
+        self.socket = directory / "s"
+        self.config = directory / "c.toml"
+        self.configure()
+        self.guard = GuardProcess(namespace, directory / "log", "--config", str(self.config))
+        self.guard.ready()
+
+    def configure(self, policy: str = POLICY, *lines: str) -> None:
+        head = ["[daemon]", f"queue = {QUEUE}", 'rules = "none"', "log_interval_s = 0"]
+        text = "\n".join([*head, f'control_socket = "{self.socket}"', *lines])
+        self.config.write_text(f"{text}\n{policy}")
+
+    def type(self, *words: str, status: int = 0) -> str:
+        """The output of a command; of one that fails, its complaint."""
+        done = subprocess.run(
+            [sys.executable, "-m", "nfq_guard", *words, "--socket", str(self.socket)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.type("status", "--format", "json"))
+        return found
+
+
+@pytest.fixture
+def operated(namespace: Make, tmp_path: Path) -> Iterator[Operated]:
+    inside = namespace("control")
+    queue_udp(inside)
+    one = Operated(inside, tmp_path)
+    with one.guard:
+        yield one
+
+
+def test_status_counts(operated: Operated) -> None:
+    with Datagrams(operated.namespace) as udp:
+        udp.send(120)
+        wait_for(lambda: len(operated.guard.events("packet_judged")) == 120)
+    status = operated.status()
+    (queue,) = status["queues"]
+    assert (queue["queue"], queue["state"], queue["packets"]) == (QUEUE, "serving", 120)
+    assert queue["pid"] == status["pid"] == operated.guard.process.pid
+    assert status["actions"] == {"drop": 120, "log": 0, "allow": 0, "heal": 0}
+    assert status["decided_by"] == {"that-port": 120}
+    assert sum(sum(one.values()) for one in status["reasons"].values()) == 120
+    assert (status["mode"], status["fail_mode"]) == ("dry-run", "open")
+    assert status["policy"]["source"] == str(operated.config)
+    assert status["rules"]["state"] in {"not ours", "not looked at yet"}
+    text = operated.type("status")
+    for word in ("dry-run", "queue 7", "that-port", status["policy"]["hash"], str(operated.config)):
+        assert word in text
+
+
+def test_mode_at_run_time(operated: Operated) -> None:
+    judged = operated.guard.events
+    with Datagrams(operated.namespace) as udp:
+        udp.send(10)
+        wait_for(lambda: len(judged("packet_judged")) == 10)
+        assert len(udp.received()) == 10
+        assert "mode is enforce" in operated.type("mode", "enforce")
+        assert operated.status()["mode"] == "enforce"
+        udp.send(10)
+        wait_for(lambda: len(judged("packet_judged")) == 20)
+        assert udp.received() == []
+        operated.type("mode", "dry-run")
+        udp.send(10)
+        wait_for(lambda: len(judged("packet_judged")) == 30)
+        assert len(udp.received()) == 10
+    changed = judged("mode_changed")
+    assert [one["now"] for one in changed] == ["enforce", "dry-run"]
+
+
+def test_reload_and_its_outcome(operated: Operated) -> None:
+    before = operated.status()
+    assert before["last_reload"] is None
+    operated.configure(POLICY.replace('"drop"', '"log"'), "queue_length = 77")
+    said = operated.type("reload", "--wait")
+    assert "with 1 rules is in force" in said
+    assert "daemon.queue_length changed too; it takes a restart" in said
+    middle = operated.status()
+    assert middle["policy"]["hash"] != before["policy"]["hash"]
+    assert middle["policy"]["restart_for"] == ["queue_length"]
+    operated.configure('[policy]\ndefault = "dorp"\non_unknwon = "log"\n')
+    complaint = operated.type("reload", "--wait", status=1)
+    assert len(complaint.splitlines()) == 2
+    assert "policy.default" in complaint
+    after = operated.status()
+    assert after["policy"] == middle["policy"]
+    assert len(after["last_reload"]["mistakes"]) == 2
+    assert after["last_error"]["event"] == "reload_failed"
+    assert (after["reloads"], after["reload_failures"]) == (1, 1)
+    assert "refused" in operated.type("status")
+
+
+def test_dump_tells_flows(operated: Operated) -> None:
+    assert "no flow" in operated.type("dump")
+    with Datagrams(operated.namespace) as udp:
+        udp.send(20)
+        wait_for(lambda: len(operated.guard.events("packet_judged")) == 20)
+    (line,) = operated.type("dump", "--format", "json").splitlines()
+    flow = json.loads(line)
+    assert flow["packets"] == 20
+    assert len(flow["events"]) == 8
+    assert flow["events"][-1]["rule"] == "that-port"
+    assert operated.type("dump", "10.1.1.1", "--format", "json") == ""
+    assert "127.0.0.1" in operated.type("dump", "127.0.0.1", "--flows", "1")
+
+
+def test_nobody_there(operated: Operated, tmp_path: Path) -> None:
+    assert operated.guard.stop() == 0
+    assert not operated.socket.exists()
+    for command in (["status"], ["reload"], ["mode", "enforce"], ["dump"]):
+        assert "not running" in operated.type(*command, status=3)
+    operated.socket = tmp_path / "log"
+    assert "expected a control socket" in operated.type("status", status=2)
+
+
+def test_a_second_instance(operated: Operated, namespace: Make, tmp_path: Path) -> None:
+    """Refused by name, even from another namespace: the path was given to both."""
+    config = tmp_path / "other.toml"
+    text = operated.config.read_text()
+    config.write_text(text.replace(f"queue = {QUEUE}", f"queue = {QUEUE + 1}"))
+    other = namespace("other")
+    with GuardProcess(other, tmp_path / "log2", "--config", str(config)) as second:
+        assert second.process.wait(timeout=10) == 75
+        pid = operated.guard.process.pid
+        assert second.stderr() == (
+            f"nfq-guard: another nfq-guard (pid {pid}) answers at {operated.socket}\n"
+        )
+    assert operated.status()["mode"] == "dry-run"
+
+
+def test_killed_and_started_again(operated: Operated, tmp_path: Path) -> None:
+    operated.guard.process.kill()
+    operated.guard.process.wait(timeout=10)
+    assert operated.socket.exists()
+    with GuardProcess(
+        operated.namespace, tmp_path / "log2", "--config", str(operated.config)
+    ).ready():
+        assert operated.status()["mode"] == "dry-run"
