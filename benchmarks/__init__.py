@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""What each mitigation costs, measured; `python -m benchmarks --help`."""

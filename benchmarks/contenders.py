@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: MIT
+"""The programs that are measured against each other on one queue each."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.site import BUILD, REPO, Site, queues
+
+COMPILED: Final = REPO / "build" / "compiled" / "tree"
+PEERS: Final = Path(__file__).parent / "peers"
+_READY_S: Final = 10
+
+C: Final = "C, accept only"
+C_DROP: Final = "C, drop only"
+BARE: Final = "netfilterqueue, bare"
+SCAPY: Final = "netfilterqueue + scapy"
+FNFQUEUE: Final = "fnfqueue"
+OPENSNITCH: Final = "opensnitch"
+GUARD: Final = "guard, compiled"
+GUARD_PURE: Final = "guard, pure Python"
+KERNEL_DROP: Final = "kernel DROP"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contender:
+    """One program that answers the packets of a queue.
+
+    Attributes:
+        name: As the result page shows it.
+        words: The command for the queue of this number.
+        missing: Why it cannot be run; empty when it can.
+        path: Where Python finds nfq_guard; empty for programs that are not Python.
+    """
+
+    name: str
+    words: Callable[[Site, int], list[str]]
+    missing: str = ""
+    path: str = ""
+
+
+def guard(
+    *, compiled: bool, name: str = "", daemon: str = "", policy: str = "", mode: str = "enforce"
+) -> Contender:
+    """The guard as a contender: its own rules off, metrics on, events to nowhere.
+
+    Args:
+        compiled: From the built wheel's tree, else from the sources.
+        name: Instead of the usual one.
+        daemon: Further lines for the table `[daemon]` of its configuration.
+        policy: Further tables.
+        mode: `enforce` or `dry-run`.
+    """
+    tree = COMPILED if compiled else REPO
+
+    def words(site: Site, queue_num: int) -> list[str]:
+        config = configuration(site, queue_num, daemon=daemon, policy=policy)
+        return [
+            sys.executable, "-m", "nfq_guard", "run", "--config", str(config), "--mode", mode,
+            "--queue", str(queue_num), "--no-rules",
+        ]  # fmt: skip
+
+    return Contender(
+        name=name or (GUARD if compiled else GUARD_PURE),
+        words=words,
+        missing=_no_daemon() or ("" if tree.exists() else "`make compiled` has not been run"),
+        path=str(tree),
+    )
+
+
+def configuration(site: Site, queue_num: int, *, daemon: str = "", policy: str = "") -> Path:
+    """A configuration file for the guard on this queue."""
+    path = site.directory / f"guard-{queue_num}.toml"
+    lines = [
+        "[daemon]",
+        f'control_socket = "{site.directory}/control-{queue_num}.sock"',
+        f'metrics_listen = "127.0.0.1:{9477 + queue_num}"',
+        daemon,
+        policy,
+    ]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def c_program(*, drop: bool = False) -> Contender:
+    """The yardstick: one verdict a packet and nothing else."""
+    verdict = "drop" if drop else "accept"
+    return Contender(
+        name=C_DROP if drop else C,
+        words=lambda _site, queue_num: [str(BUILD / "accept_only"), str(queue_num), verdict],
+    )
+
+
+def python_peers() -> list[Contender]:
+    """What else reads NFQUEUE from Python."""
+    return [
+        _peer(BARE, "bare.py", "netfilterqueue"),
+        _peer(FNFQUEUE, "fnf.py", "fnfqueue"),
+        _peer(SCAPY, "dissecting.py", "scapy"),
+    ]
+
+
+def _peer(name: str, script: str, package: str) -> Contender:
+    absent = importlib.util.find_spec(package) is None
+    return Contender(
+        name=name,
+        words=lambda _site, queue_num: [sys.executable, str(PEERS / script), str(queue_num)],
+        missing=f"package {package} is not installed" if absent else "",
+    )
+
+
+def _no_daemon() -> str:
+    there = importlib.util.find_spec("nfq_guard.cli.run") is not None
+    return "" if there else "`nfq-guard run` is not in this tree"
+
+
+def start(site: Site, contender: Contender, queue_num: int) -> subprocess.Popen[str]:
+    """Start it in the router and wait until it has bound its queue.
+
+    Raises:
+        RuntimeError: It did not; with what it said.
+    """
+    environment = ["env", "PYTHONUNBUFFERED=1"]
+    if contender.path:
+        environment += ["-C", contender.path, f"PYTHONPATH={contender.path}"]
+    process = site.start(site.router, *environment, *contender.words(site, queue_num))
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        if any(number == queue_num for number, *_ in queues(process.pid)):
+            return process
+        time.sleep(0.01)
+    site.end(process)
+    raise RuntimeError(f"{contender.name} did not bind queue {queue_num}")
+
+
+def opensnitch() -> Contender:
+    """The one other daemon in Debian that judges packets by NFQUEUE.
+
+    It looks for the process that sent a packet; a forwarded packet has none, which its default
+    then accepts.
+    """
+    absent = shutil.which("opensnitchd") is None
+
+    def words(site: Site, queue_num: int) -> list[str]:
+        rules = site.directory / "opensnitch"
+        rules.mkdir(exist_ok=True)
+        return [
+            "opensnitchd", "-queue-num", str(queue_num), "-process-monitor-method", "proc",
+            "-rules-path", str(rules), "-ui-socket", f"unix://{rules}/none.sock", "-error",
+            "-log-file", str(rules / "log"),
+        ]  # fmt: skip
+
+    return Contender(
+        name=OPENSNITCH,
+        words=words,
+        missing="Debian package opensnitch is not installed" if absent else "",
+    )
+
+
+def pin(pid: int, cpu: int) -> None:
+    """Keep a process on one CPU, where there is more than one."""
+    if (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(pid, {cpu})

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: MIT
+"""What the figures were measured on, and whether it was quiet; CPU time of processes."""
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import nfq_guard
+
+# Load from before the bench, by CPU, above which its figures are not worth much.
+BUSY_LOAD_PER_CPU: Final = 0.25
+_PROGRAMS: Final = {
+    "gcc": ("gcc", "--version"),
+    "iptables": ("iptables", "--version"),
+    "valgrind": ("valgrind", "--version"),
+    "tshark": ("tshark", "--version"),
+    "clang": ("clang", "--version"),
+}
+_PACKAGES: Final = (
+    "netfilterqueue", "scapy", "structlog", "msgspec", "mypy", "cython", "matplotlib", "fnfqueue",
+)  # fmt: skip
+
+
+def record() -> dict[str, object]:
+    """The machine and the versions of what was measured."""
+    return {
+        "cpu": _line("/proc/cpuinfo", r"model name\s*:\s*(.*)"),
+        "cpus": os.cpu_count(),
+        "memory_mib": int(_line("/proc/meminfo", r"MemTotal:\s*(\d+)") or 0) // 1024,
+        "virtual": "hypervisor" in Path("/proc/cpuinfo").read_text(encoding="utf-8"),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "nfq_guard": nfq_guard.__version__,
+        "revision": _said(
+            "git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"
+        ),
+        "programs": {name: _said(*words) for name, words in _PROGRAMS.items()},
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "load_before": list(os.getloadavg()),
+    }
+
+
+def too_busy() -> str:
+    """Why the machine is too busy for the figures to be trusted; empty when it is quiet."""
+    load = os.getloadavg()[0]
+    limit = BUSY_LOAD_PER_CPU * (os.cpu_count() or 1)
+    return f"load {load:.2f} before the bench, over {limit:.2f}" if load > limit else ""
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU time that the living threads of a process have used, in the scheduler's own count.
+
+    It includes what the kernel did on their behalf, and interrupts that came meanwhile.
+    """
+    sum_ns = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            sum_ns += int((task / "schedstat").read_text(encoding="ascii").split()[0])
+        except FileNotFoundError:  # the thread ended between the two calls
+            continue
+    return sum_ns / 1e9
+
+
+def family(pid: int) -> list[int]:
+    """A process with its children and theirs."""
+    found = [pid]
+    for one in found:
+        for task in Path(f"/proc/{one}/task").iterdir():
+            found += map(int, (task / "children").read_text(encoding="ascii").split())
+    return found
+
+
+def softirq_threads() -> list[int]:
+    """The kernel's threads for softirqs that were put off."""
+    return [
+        int(path.parent.name)
+        for path in Path("/proc").glob("[0-9]*/comm")
+        if path.read_text(encoding="utf-8").startswith("ksoftirqd/")
+    ]
+
+
+def softirq_seconds() -> float:
+    """Time of all CPUs in softirqs since boot, sampled by the kernel's tick."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    return int(fields[7]) / os.sysconf("SC_CLK_TCK")
+
+
+def _line(path: str, pattern: str) -> str:
+    found = re.search(pattern, Path(path).read_text(encoding="utf-8"))
+    return found[1] if found else ""
+
+
+def _said(*words: str) -> str:
+    """The first line that a program says; empty when it is not there."""
+    try:
+        done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return (done.stdout or done.stderr).split("\n", 1)[0].strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

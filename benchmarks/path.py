@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""The packet path: what one INVALID packet costs each program that answers it.
+
+All programs sit on queues of their own from the start, and the one rule that queues is pointed at
+one after another, round after round, so that what else the machine does meets them all. The
+packets are the same: far over the window of flows that the router tracks. Accepted ones die at a
+rule in FORWARD, which counts them; that way every program's packets go the same way.
+"""
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from benchmarks import contenders, machine
+from benchmarks.contenders import Contender
+from benchmarks.rows import Results
+from benchmarks.site import INVALID, Site, queues, wait_until_drained
+
+SECTION: Final = "path"
+SATURATED: Final = "saturated"
+PACED: Final = "at 10,000 pps"
+TRANSLATED: Final = "saturated, translated flows"
+PACED_PPS: Final = 10_000
+FLOWS: Final = 1000
+# Saturated: so many packets wait in the queue at all times. The lower bound is well over a batch,
+# the upper one fits into the default socket buffer.
+BACKLOG: Final = (128, 240)
+_WARM_UP: Final = 2000
+
+
+class Cost(NamedTuple):
+    """What some packets cost.
+
+    Attributes:
+        process_us: CPU time of the program itself, a packet.
+        all_us: The same with the sender's and that of the kernel's softirq threads.
+    """
+
+    process_us: float
+    all_us: float
+
+
+class Arena:
+    """A site with contenders on queues of their own, and the rule that feeds one of them."""
+
+    def __init__(self, site: Site, say: Callable[[str], None]) -> None:
+        """Lay the rules; `say` tells what goes on."""
+        self.site = site
+        self._say = say
+        self._running: dict[str, tuple[int, subprocess.Popen[str]]] = {}
+        site.iptables("-t", "mangle", "-A", "PREROUTING", *INVALID)
+        site.iptables("-t", "mangle", "-A", "FORWARD", *INVALID, "-j", "DROP")
+        self._softirq = machine.softirq_threads()
+
+    def enter(self, contender: Contender, results: Results, section: str) -> bool:
+        """Start a contender; one that cannot be run becomes a row that says why."""
+        if contender.missing:
+            results.missing(section, contender.name, contender.missing)
+            return False
+        queue_num = len(self._running) + 1
+        try:
+            process = contenders.start(self.site, contender, queue_num)
+        except RuntimeError as error:
+            results.missing(section, contender.name, str(error))
+            return False
+        contenders.pin(process.pid, 1)
+        self._running[contender.name] = queue_num, process
+        return True
+
+    def leave(self, name: str) -> None:
+        """End a contender."""
+        self.site.end(self._running.pop(name)[1])
+
+    def process(self, name: str) -> subprocess.Popen[str]:
+        """The process of a contender."""
+        return self._running[name][1]
+
+    def feed(self, name: str | None, *, hook: str = "PREROUTING") -> None:
+        """Point the rule at a contender's queue, at DROP (`kernel DROP`), or at nothing."""
+        if name is None:
+            target: tuple[str, ...] = ()
+        elif name == contenders.KERNEL_DROP:
+            target = ("-j", "DROP")
+        else:
+            target = ("-j", "NFQUEUE", "--queue-num", str(self._running[name][0]))
+        self.site.iptables("-t", "mangle", "-R", hook, "1", *INVALID, *target)
+
+    def cost(
+        self, name: str, frames: Path, count: int, *, pps: int = 0, from_server: bool = False
+    ) -> Cost:
+        """Send packets to a contender and take its CPU time.
+
+        Raises:
+            RuntimeError: Packets got lost or were not queued, so that there is no figure.
+        """
+        site = self.site
+        sender = site.server if from_server else site.client
+        self.feed(name)
+        site.iptables("-t", "mangle", "-Z", "PREROUTING")
+        if name == contenders.KERNEL_DROP:
+            site.generate(sender, frames, _WARM_UP, pps=pps)
+            before = self._softirq_time()
+            run = site.generate(sender, frames, count, pps=pps)
+            spent = self._softirq_time() - before
+            self._check(name, run.sent + _WARM_UP)
+            return Cost(0.0, (run.cpu_s + spent) / run.sent * 1e6)
+        pid = self._running[name][1].pid
+        backlog = None if pps else (pid, *BACKLOG)
+        site.generate(sender, frames, _WARM_UP, pps=pps, backlog=backlog)
+        wait_until_drained(pid)
+        dropped = _dropped(pid)
+        family = machine.family(pid)
+        spent = -self._softirq_time()
+        used = -sum(map(machine.cpu_seconds, family))
+        run = site.generate(sender, frames, count, pps=pps, backlog=backlog)
+        wait_until_drained(pid)
+        used += sum(map(machine.cpu_seconds, family))
+        spent += self._softirq_time()
+        self._check(name, run.sent + _WARM_UP)
+        if _dropped(pid) != dropped:
+            raise RuntimeError("the queue or its socket buffer ran over")
+        return Cost(used / run.sent * 1e6, (used + spent + run.cpu_s) / run.sent * 1e6)
+
+    def _check(self, name: str, expected: int) -> None:
+        met = self.site.counted("mangle", "PREROUTING")
+        if met != expected:
+            raise RuntimeError(f"{met} of {expected} packets were INVALID and met the rule")
+        self._say(f"{name}: {met} packets")
+
+    def _softirq_time(self) -> float:
+        return sum(map(machine.cpu_seconds, self._softirq))
+
+
+def _dropped(pid: int) -> int:
+    return sum(full + buffer for _, _, full, buffer in queues(pid))
+
+
+def field(*, quick: bool) -> list[Contender]:
+    """Who takes part."""
+    some = [
+        contenders.c_program(),
+        contenders.guard(compiled=True),
+        contenders.guard(compiled=False),
+        *contenders.python_peers(),
+    ]
+    return some if quick else [*some, contenders.opensnitch()]
+
+
+def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
+    """Measure all of it."""
+    rounds, count = (3, 10_000) if quick else (7, 20_000)
+    with Site() as site:
+        arena = Arena(site, say)
+        names = [
+            contender.name
+            for contender in field(quick=quick)
+            if arena.enter(contender, results, SECTION)
+        ]
+        site.open_flows(FLOWS)
+        frames = site.seq_over(FLOWS)
+        time.sleep(0.2)
+        for _ in range(rounds):
+            for name in [contenders.KERNEL_DROP, *names]:
+                _once(arena, results, name, SATURATED, frames, count)
+        for _ in range(max(2, rounds // 2)):
+            for name in [contenders.KERNEL_DROP, *names]:
+                _once(arena, results, name, PACED, frames, count // 2, pps=PACED_PPS)
+    _translated(results, say, rounds, count)
+
+
+def _once(
+    arena: Arena,
+    results: Results,
+    name: str,
+    how: str,
+    frames: Path,
+    count: int,
+    *,
+    pps: int = 0,
+    from_server: bool = False,
+) -> None:
+    try:
+        cost = arena.cost(name, frames, count, pps=pps, from_server=from_server)
+    except (RuntimeError, TimeoutError) as error:
+        results.add(SECTION, name, f"CPU a packet, {how}", "us", note=str(error))
+        return
+    if name != contenders.KERNEL_DROP:
+        results.add(SECTION, name, f"CPU a packet, {how}", "us", cost.process_us)
+    results.add(SECTION, name, f"CPU a packet with the sender, {how}", "us", cost.all_us)
+
+
+def _translated(results: Results, say: Callable[[str], None], rounds: int, count: int) -> None:
+    """The case that the guard exists for: the flow is translated and the verdict is drop."""
+    some: Sequence[Contender] = (
+        contenders.c_program(drop=True),
+        contenders.guard(compiled=True),
+        contenders.guard(compiled=False),
+    )
+    with Site() as site:
+        arena = Arena(site, say)
+        site.translate()
+        names = [one.name for one in some if arena.enter(one, results, SECTION)]
+        site.open_flows(FLOWS, translated=True)
+        frames = site.seq_over(FLOWS, translated=True)
+        time.sleep(0.2)
+        for _ in range(rounds):
+            for name in names:
+                _once(arena, results, name, TRANSLATED, frames, count, from_server=True)

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: MIT
+"""netfilterqueue at its barest: `bare.py QUEUE` accepts every packet."""
+
+import sys
+
+from netfilterqueue import NetfilterQueue, Packet
+
+
+def _accept(packet: Packet) -> None:
+    packet.accept()
+
+
+queue = NetfilterQueue()
+queue.bind(int(sys.argv[1]), _accept)
+queue.run()

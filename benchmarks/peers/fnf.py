@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+"""fnfqueue as its own documentation has it: `fnf.py QUEUE` accepts every packet."""
+
+import sys
+
+import fnfqueue
+
+connection = fnfqueue.Connection()
+queue = connection.bind(int(sys.argv[1]))
+queue.set_mode(fnfqueue.MAX_PAYLOAD, fnfqueue.COPY_PACKET)
+while True:
+    try:
+        for packet in connection:
+            packet.accept()
+    except fnfqueue.BufferOverflowException:  # noqa: PERF203 - how the library wants it
+        connection.reset()

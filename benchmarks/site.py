@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: MIT
+"""Where the bench takes place: a client and a server with a router between them.
+
+The router tracks connections. Flows of any number are opened by sending both sides' segments from
+the two ends; no socket knows of them, so nobody answers, and what arrives is only counted.
+"""
+
+import re
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, NamedTuple, Self
+
+from benchmarks import frames
+from nfq_guard.lab.netns import Namespace, veth
+
+REPO: Final = Path(__file__).resolve().parent.parent
+BUILD: Final = REPO / "build" / "bench"
+
+CLIENT: Final = "10.77.0.2"
+ROUTER: Final = "10.77.0.1"
+ROUTER_OUTSIDE: Final = "10.78.0.1"
+SERVER: Final = "10.78.0.2"
+# Ends of flows that have no socket: plain ones, and ones that the router translates.
+_PLAIN: Final = frames.address("10.200.0.0")
+_TRANSLATED: Final = "10.201.0.0/16"
+_FAR: Final = frames.address("10.210.0.1")
+FAR_PORT: Final = 8080
+_PORTS: Final = 50_000
+_FIRST_PORT: Final = 10_000
+_ISN: Final = 1000
+_WINDOW: Final = 65535
+INVALID: Final = ("-m", "conntrack", "--ctstate", "INVALID")
+
+
+class Run(NamedTuple):
+    """What one run of the generator did.
+
+    Attributes:
+        sent: Packets.
+        seconds: From the first to the last.
+        cpu_s: CPU time of the generator; what the kernel did with its packets is in it, up to
+            the queue or to where they were dropped.
+    """
+
+    sent: int
+    seconds: float
+    cpu_s: float
+
+
+class Site:
+    """The three namespaces; gone at the end of `with`, whatever happens."""
+
+    def __enter__(self) -> Self:
+        """Make them."""
+        with ExitStack() as stack:
+            self.client = stack.enter_context(Namespace("client"))
+            self.router = stack.enter_context(Namespace("router"))
+            self.server = stack.enter_context(Namespace("server"))
+            self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nfqg-")))
+            self._processes: list[subprocess.Popen[str]] = []
+            stack.callback(self.end_all)
+            self._wire()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _wire(self) -> None:
+        for key, value in (("all.rp_filter", 0), ("default.rp_filter", 0), ("ip_forward", 1)):
+            place = "ipv4.conf." if key.endswith("filter") else "ipv4."
+            self.router.sysctl(place + key, value)
+        veth(self.router, "inside", self.client, "eth0", (f"{ROUTER}/24", f"{CLIENT}/24"))
+        veth(self.router, "outside", self.server, "eth0", (f"{ROUTER_OUTSIDE}/24", f"{SERVER}/24"))
+        self.client.ip("route", "add", "default", "via", ROUTER)
+        self.server.ip("route", "add", "default", "via", ROUTER_OUTSIDE)
+        self.router.ip("route", "add", "10.200.0.0/15", "via", CLIENT)
+        self.router.ip("route", "add", "10.210.0.0/16", "via", SERVER)
+        self.from_client = frames.Link(mac(self.client, "eth0"), mac(self.router, "inside"))
+        self.from_server = frames.Link(mac(self.server, "eth0"), mac(self.router, "outside"))
+        # ARP is over before anything is timed.
+        for near, address, device, link in (
+            (self.client, ROUTER, "eth0", self.from_client.target),
+            (self.server, ROUTER_OUTSIDE, "eth0", self.from_server.target),
+            (self.router, CLIENT, "inside", self.from_client.source),
+            (self.router, SERVER, "outside", self.from_server.source),
+        ):
+            near.ip("neigh", "replace", address, "lladdr", link.hex(":"), "dev", device,
+                    "nud", "permanent")  # fmt: skip
+
+    def iptables(self, *words: str) -> str:
+        """Run iptables in the router; what it printed."""
+        return self.router.run("iptables", "-w", *words).stdout
+
+    def counted(self, table: str, chain: str) -> int:
+        """Packets that the first rule of a chain has met."""
+        listing = self.iptables("-t", table, "-nvxL", chain).splitlines()
+        return int(listing[2].split()[0])
+
+    def start(self, namespace: Namespace, *words: str) -> subprocess.Popen[str]:
+        """Start a program inside; it is ended with the site at the latest."""
+        process = namespace.popen(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        self._processes.append(process)
+        return process
+
+    def end(self, process: subprocess.Popen[str]) -> None:
+        """End a program that `start` started."""
+        if process in self._processes:
+            self._processes.remove(process)
+        _end(process)
+
+    def end_all(self) -> None:
+        """End every program that `start` started."""
+        for process in self._processes:
+            process.send_signal(signal.SIGTERM)
+        for process in self._processes:
+            _end(process)
+        self._processes.clear()
+
+    def generate(
+        self,
+        namespace: Namespace,
+        path: Path,
+        count: int,
+        *,
+        pps: float = 0,
+        stamp: bool = False,
+        backlog: tuple[int, int, int] | None = None,
+    ) -> Run:
+        """Send frames out of `eth0` of a namespace and wait for the end.
+
+        Args:
+            namespace: From where.
+            path: The frames.
+            count: How many packets.
+            pps: Packets a second; 0 for as fast as it goes.
+            stamp: Whether each packet carries its time.
+            backlog: Instead of a rate: id of a process in the router, and between how many
+                packets and how many shall wait in its queues.
+        """
+        words = [str(BUILD / "generate"), "eth0", str(path), str(count), str(pps)]
+        if stamp:
+            words.append("stamp")
+        if backlog is not None:
+            pid, low, high = backlog
+            table = f"/proc/{pid}/net/netfilter/nfnetlink_queue"
+            words += ["backlog", table, str(low), str(high)]
+        process = namespace.popen(*words)
+        try:
+            out, problem = process.communicate(timeout=120)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        if process.returncode:
+            raise RuntimeError(f"generate: {problem}")
+        sent, seconds, cpu, _ = out.split()
+        return Run(int(sent), float(seconds), float(cpu))
+
+    def open_flows(self, count: int, *, translated: bool = False) -> None:
+        """Let the router see the handshakes of flows 0 to `count` - 1."""
+        source = self.directory / "handshake"
+        for link, namespace, reply, seq, ack, flags in (
+            (self.from_client, self.client, False, _ISN, 0, frames.SYN),
+            (self.from_server, self.server, True, _ISN, _ISN + 1, frames.SYN | frames.ACK),
+            (self.from_client, self.client, False, _ISN + 1, _ISN + 1, frames.ACK),
+        ):
+            sent = frames.write(
+                source,
+                (
+                    frames.segment(link, *_ends(one, translated, reply), seq, ack, flags)
+                    for one in range(count)
+                ),
+            )
+            # A pace that the backlog of the receiving interface can take.
+            self.generate(namespace, source, sent, pps=200_000)
+        source.unlink()
+
+    def seq_over(
+        self, count: int, *, translated: bool = False, payload: int = 0, stride: int = 1
+    ) -> Path:
+        """Frames far beyond the window of flows 0, `stride`, ...: `count` of them.
+
+        Of plain flows they come from the client, of translated ones from the server and to the
+        router's own address, as the case that tears connections down has it.
+        """
+        link = self.from_server if translated else self.from_client
+        path = self.directory / f"seq-over-{translated}-{count}-{payload}-{stride}"
+        if not path.exists():
+            frames.write(
+                path,
+                (
+                    frames.segment(
+                        link,
+                        *_ends(one * stride, translated, translated),
+                        _ISN + 1 + 4 * _WINDOW,
+                        _ISN + 1,
+                        frames.ACK | frames.PSH,
+                        payload=bytes(payload),
+                    )
+                    for one in range(count)
+                ),
+            )
+        return path
+
+    def translate(self) -> None:
+        """Have the router translate the flows that are opened as translated."""
+        self.iptables("-t", "nat", "-A", "POSTROUTING", "-s", _TRANSLATED, "-o", "outside",
+                      "-j", "SNAT", "--to-source", ROUTER_OUTSIDE)  # fmt: skip
+
+
+def _ends(one: int, translated: bool, reply: bool) -> tuple[int, int, int, int]:  # noqa: FBT001
+    """Source, destination and ports of a flow's packet, as it is on the wire where it is sent."""
+    block, port = divmod(one, _PORTS)
+    near = frames.address("10.201.0.1") if translated else _PLAIN + 1 + block
+    if translated and reply:
+        near = frames.address(ROUTER_OUTSIDE)
+    near_port = _FIRST_PORT + port
+    return (
+        (_FAR, near, FAR_PORT, near_port) if reply else (near, _FAR, near_port, FAR_PORT)
+    )  # fmt: skip
+
+
+def mac(namespace: Namespace, device: str) -> bytes:
+    """Its hardware address."""
+    shown = namespace.run("ip", "-o", "link", "show", device).stdout
+    found = re.search(r"link/ether ([0-9a-f:]{17})", shown)
+    if found is None:
+        raise RuntimeError(f"{device} has no hardware address: {shown}")
+    return bytes.fromhex(found[1].replace(":", ""))
+
+
+def queues(pid: int) -> Iterator[tuple[int, int, int, int]]:
+    """Number, waiting packets, and packets dropped for a full queue and for a full buffer.
+
+    Of every queue in the network namespace of a process.
+    """
+    table = Path(f"/proc/{pid}/net/netfilter/nfnetlink_queue").read_text(encoding="ascii")
+    for line in table.splitlines():
+        fields = [int(word) for word in line.split()]
+        yield fields[0], fields[2], fields[5], fields[6]
+
+
+def wait_until_drained(pid: int, limit_s: float = 30) -> None:
+    """Wait until no packet waits in any queue of the process's namespace.
+
+    Raises:
+        TimeoutError: Some still do after `limit_s`.
+    """
+    deadline = time.monotonic() + limit_s
+    while any(waiting for _, waiting, _, _ in queues(pid)):
+        if time.monotonic() > deadline:
+            raise TimeoutError("packets wait in the queue and nobody answers them")
+        time.sleep(0.002)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
