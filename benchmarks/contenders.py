@@ -38,12 +38,14 @@ class Contender:
         words: The command for the queue of this number.
         missing: Why it cannot be run; empty when it can.
         path: Where Python finds nfq_guard; empty for programs that are not Python.
+        share: The part of the packets that it gets where the others get all of them: it is slow.
     """
 
     name: str
     words: Callable[[Site, int], list[str]]
     missing: str = ""
     path: str = ""
+    share: float = 1.0
 
 
 def guard(
@@ -127,19 +129,44 @@ def start(site: Site, contender: Contender, queue_num: int) -> subprocess.Popen[
     Raises:
         RuntimeError: It did not; with what it said.
     """
-    environment = ["env", "PYTHONUNBUFFERED=1"]
-    if contender.path:
-        environment += ["-C", contender.path, f"PYTHONPATH={contender.path}"]
-    process = site.start(site.router, *environment, *contender.words(site, queue_num))
+    # `python -m` looks in the working directory first.
+    place = ["env", "-C", contender.path, f"PYTHONPATH={contender.path}"] if contender.path else []
+    process = site.start(site.router, *place, *contender.words(site, queue_num))
+    try:
+        await_queue(process, queue_num)
+    except BaseException:
+        site.end(process)
+        raise
+    return process
+
+
+def await_queue(process: subprocess.Popen[str], queue_num: int) -> None:
+    """Wait until a process has bound its queue.
+
+    Raises:
+        RuntimeError: It did not; with what it said.
+    """
     deadline = time.monotonic() + _READY_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            break
-        if any(number == queue_num for number, *_ in queues(process.pid)):
-            return process
+    while time.monotonic() < deadline and process.poll() is None:
+        if _has_bound(process.pid, queue_num):
+            return
         time.sleep(0.01)
-    site.end(process)
-    raise RuntimeError(f"{contender.name} did not bind queue {queue_num}")
+    raise RuntimeError(f"did not bind queue {queue_num}: {_said(process)}")
+
+
+def _has_bound(pid: int, queue_num: int) -> bool:
+    try:
+        return any(number == queue_num for number, *_ in queues(pid))
+    except OSError:  # not in the router yet, or gone
+        return False
+
+
+def _said(process: subprocess.Popen[str]) -> str:
+    """The last line of a program that ended; it may still run and say nothing."""
+    if process.poll() is None or process.stderr is None:
+        return f"it said nothing in {_READY_S} s"
+    lines = process.stderr.read().strip().splitlines()
+    return lines[-1] if lines else f"it ended with status {process.returncode}"
 
 
 def opensnitch() -> Contender:
@@ -163,6 +190,7 @@ def opensnitch() -> Contender:
         name=OPENSNITCH,
         words=words,
         missing="Debian package opensnitch is not installed" if absent else "",
+        share=0.05,
     )
 
 

@@ -89,6 +89,13 @@ def softirq_seconds() -> float:
     return int(fields[7]) / os.sysconf("SC_CLK_TCK")
 
 
+def busy_seconds() -> float:
+    """Time that all CPUs were not idle since boot, by the kernel's tick."""
+    fields = Path("/proc/stat").read_text(encoding="ascii").split("\n", 1)[0].split()
+    user, nice, system, _idle, _waiting, irq, softirq = map(int, fields[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def _line(path: str, pattern: str) -> str:
     found = re.search(pattern, Path(path).read_text(encoding="utf-8"))
     return found[1] if found else ""

@@ -50,6 +50,7 @@ class Arena:
         self.site = site
         self._say = say
         self._running: dict[str, tuple[int, subprocess.Popen[str]]] = {}
+        self._share: dict[str, float] = {}
         site.iptables("-t", "mangle", "-A", "PREROUTING", *INVALID)
         site.iptables("-t", "mangle", "-A", "FORWARD", *INVALID, "-j", "DROP")
         self._softirq = machine.softirq_threads()
@@ -67,6 +68,7 @@ class Arena:
             return False
         contenders.pin(process.pid, 1)
         self._running[contender.name] = queue_num, process
+        self._share[contender.name] = contender.share
         return True
 
     def leave(self, name: str) -> None:
@@ -97,18 +99,20 @@ class Arena:
         """
         site = self.site
         sender = site.server if from_server else site.client
+        share = self._share.get(name, 1.0)
+        count, warm_up = int(count * share), int(_WARM_UP * share)
         self.feed(name)
         site.iptables("-t", "mangle", "-Z", "PREROUTING")
         if name == contenders.KERNEL_DROP:
-            site.generate(sender, frames, _WARM_UP, pps=pps)
+            site.generate(sender, frames, warm_up, pps=pps)
             before = self._softirq_time()
             run = site.generate(sender, frames, count, pps=pps)
             spent = self._softirq_time() - before
-            self._check(name, run.sent + _WARM_UP)
+            self._check(name, run.sent + warm_up)
             return Cost(0.0, (run.cpu_s + spent) / run.sent * 1e6)
         pid = self._running[name][1].pid
         backlog = None if pps else (pid, *BACKLOG)
-        site.generate(sender, frames, _WARM_UP, pps=pps, backlog=backlog)
+        site.generate(sender, frames, warm_up, pps=pps, backlog=backlog)
         wait_until_drained(pid)
         dropped = _dropped(pid)
         family = machine.family(pid)
@@ -118,7 +122,7 @@ class Arena:
         wait_until_drained(pid)
         used += sum(map(machine.cpu_seconds, family))
         spent += self._softirq_time()
-        self._check(name, run.sent + _WARM_UP)
+        self._check(name, run.sent + warm_up)
         if _dropped(pid) != dropped:
             raise RuntimeError("the queue or its socket buffer ran over")
         return Cost(used / run.sent * 1e6, (used + spent + run.cpu_s) / run.sent * 1e6)
@@ -158,9 +162,10 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
             for contender in field(quick=quick)
             if arena.enter(contender, results, SECTION)
         ]
+        # opensnitch empties the flow table some time after it has started.
+        time.sleep(3 if contenders.OPENSNITCH in names else 0.2)
         site.open_flows(FLOWS)
         frames = site.seq_over(FLOWS)
-        time.sleep(0.2)
         for _ in range(rounds):
             for name in [contenders.KERNEL_DROP, *names]:
                 _once(arena, results, name, SATURATED, frames, count)

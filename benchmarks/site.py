@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -33,6 +33,8 @@ FAR_PORT: Final = 8080
 _PORTS: Final = 50_000
 _FIRST_PORT: Final = 10_000
 _ISN: Final = 1000
+# For one run of the generator; the longest that is meant takes some seconds.
+_LIMIT_S: Final = 30
 _WINDOW: Final = 65535
 INVALID: Final = ("-m", "conntrack", "--ctstate", "INVALID")
 
@@ -152,15 +154,29 @@ class Site:
             words += ["backlog", table, str(low), str(high)]
         process = namespace.popen(*words)
         try:
-            out, problem = process.communicate(timeout=120)
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
+            out, problem = process.communicate(timeout=_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(f"{count} packets were not taken in {_LIMIT_S} s") from None
+        finally:
+            _end(process)
         if process.returncode:
             raise RuntimeError(f"generate: {problem}")
         sent, seconds, cpu, _ = out.split()
         return Run(int(sent), float(seconds), float(cpu))
+
+    @contextmanager
+    def flood(self, namespace: Namespace, path: Path, pps: int) -> Iterator[None]:
+        """Send frames out of `eth0` of a namespace, round and round; none at 0 a second."""
+        if not pps:
+            yield
+            return
+        process = self.start(namespace, str(BUILD / "generate"), "eth0", str(path), "0", str(pps))
+        try:
+            yield
+            if process.poll() is not None:
+                raise RuntimeError(f"generate ended early, with status {process.returncode}")
+        finally:
+            self.end(process)
 
     def open_flows(self, count: int, *, translated: bool = False) -> None:
         """Let the router see the handshakes of flows 0 to `count` - 1."""
@@ -208,9 +224,9 @@ class Site:
             )
         return path
 
-    def translate(self) -> None:
-        """Have the router translate the flows that are opened as translated."""
-        self.iptables("-t", "nat", "-A", "POSTROUTING", "-s", _TRANSLATED, "-o", "outside",
+    def translate(self, sources: str = _TRANSLATED) -> None:
+        """Have the router translate the flows that are opened as translated, or other ones."""
+        self.iptables("-t", "nat", "-A", "POSTROUTING", "-s", sources, "-o", "outside",
                       "-j", "SNAT", "--to-source", ROUTER_OUTSIDE)  # fmt: skip
 
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""How long the guard takes from the start of its process to READY=1, with the kernel's window."""
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from benchmarks import contenders
+from benchmarks.contenders import Contender
+from benchmarks.rows import Results
+from benchmarks.site import Site
+
+SECTION: Final = "start"
+METRIC: Final = "process start to READY"
+_LIMIT_S: Final = 10
+
+
+def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
+    """Measure all of it."""
+    rounds = 5 if quick else 15
+    with Site() as site:
+        some = []
+        for compiled in (True, False):
+            one = contenders.guard(compiled=compiled)
+            if one.missing:
+                results.missing(SECTION, one.name, one.missing)
+            else:
+                some.append(one)
+        for index in range(rounds + 1):
+            for one in some:
+                try:
+                    taken_ms = _once(site, one)
+                except RuntimeError as error:
+                    results.missing(SECTION, one.name, str(error))
+                    continue
+                # The first start writes byte code and fills the page cache.
+                if index:
+                    results.add(SECTION, one.name, METRIC, "ms", taken_ms)
+                    say(f"start, {one.name}: {taken_ms:.0f} ms")
+
+
+def _once(site: Site, contender: Contender) -> float:
+    address = str(site.directory / "notify.sock")
+    log = site.directory / "start.log"
+    Path(address).unlink(missing_ok=True)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel,
+        log.open("w", encoding="utf-8") as output,
+    ):
+        channel.bind(address)
+        channel.settimeout(_LIMIT_S)
+        with site.router.entered():
+            began = time.monotonic()
+            process = subprocess.Popen(
+                contender.words(site, 0),
+                env={**os.environ, "NOTIFY_SOCKET": address, "PYTHONPATH": contender.path},
+                cwd=contender.path,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            while True:
+                if "READY=1" in channel.recv(4096).decode():
+                    break
+            taken = time.monotonic() - began
+        except TimeoutError:
+            said = log.read_text(encoding="utf-8").strip().splitlines()
+            raise RuntimeError(said[-1] if said else "READY did not come") from None
+        finally:
+            process.terminate()
+            process.wait(timeout=_LIMIT_S)
+    said = log.read_text(encoding="utf-8")
+    if '"evidence":"bpf"' not in said.replace(" ", ""):
+        raise RuntimeError("it started, but does not say that its evidence is bpf")
+    return taken * 1000
