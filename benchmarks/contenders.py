@@ -14,7 +14,7 @@ from typing import Final
 
 from benchmarks.site import BUILD, REPO, Site, queues
 
-COMPILED: Final = REPO / "build" / "compiled" / "tree"
+COMPILED: Final = REPO / "build" / "compiled"
 PEERS: Final = Path(__file__).parent / "peers"
 _READY_S: Final = 10
 
@@ -49,7 +49,13 @@ class Contender:
 
 
 def guard(
-    *, compiled: bool, name: str = "", daemon: str = "", policy: str = "", mode: str = "enforce"
+    *,
+    compiled: bool,
+    name: str = "",
+    daemon: str = "",
+    policy: str = "",
+    mode: str = "enforce",
+    workers: int = 1,
 ) -> Contender:
     """The guard as a contender: its own rules off, metrics on, events to nowhere.
 
@@ -59,20 +65,25 @@ def guard(
         daemon: Further lines for the table `[daemon]` of its configuration.
         policy: Further tables.
         mode: `enforce` or `dry-run`.
+        workers: Queues from the given number on, one worker each.
     """
     tree = COMPILED if compiled else REPO
 
     def words(site: Site, queue_num: int) -> list[str]:
         config = configuration(site, queue_num, daemon=daemon, policy=policy)
+        which = ["--queue", str(queue_num)]
+        if workers > 1:
+            which = ["--queues", f"{queue_num}:{queue_num + workers - 1}"]
         return [
             sys.executable, "-m", "nfq_guard", "run", "--config", str(config), "--mode", mode,
-            "--queue", str(queue_num), "--no-rules",
+            *which, "--no-rules",
         ]  # fmt: skip
 
     return Contender(
         name=name or (GUARD if compiled else GUARD_PURE),
         words=words,
-        missing=_no_daemon() or ("" if tree.exists() else "`make compiled` has not been run"),
+        missing=_no_daemon()
+        or ("" if tree.exists() else "`make wheels compiled` has not been run"),
         path=str(tree),
     )
 
@@ -133,14 +144,14 @@ def start(site: Site, contender: Contender, queue_num: int) -> subprocess.Popen[
     place = ["env", "-C", contender.path, f"PYTHONPATH={contender.path}"] if contender.path else []
     process = site.start(site.router, *place, *contender.words(site, queue_num))
     try:
-        await_queue(process, queue_num)
+        await_queue(site, process, queue_num)
     except BaseException:
         site.end(process)
         raise
     return process
 
 
-def await_queue(process: subprocess.Popen[str], queue_num: int) -> None:
+def await_queue(site: Site, process: subprocess.Popen[str], queue_num: int) -> None:
     """Wait until a process has bound its queue.
 
     Raises:
@@ -151,7 +162,7 @@ def await_queue(process: subprocess.Popen[str], queue_num: int) -> None:
         if _has_bound(process.pid, queue_num):
             return
         time.sleep(0.01)
-    raise RuntimeError(f"did not bind queue {queue_num}: {_said(process)}")
+    raise RuntimeError(f"did not bind queue {queue_num}: {_said(site, process)}")
 
 
 def _has_bound(pid: int, queue_num: int) -> bool:
@@ -161,11 +172,11 @@ def _has_bound(pid: int, queue_num: int) -> bool:
         return False
 
 
-def _said(process: subprocess.Popen[str]) -> str:
-    """The last line of a program that ended; it may still run and say nothing."""
-    if process.poll() is None or process.stderr is None:
-        return f"it said nothing in {_READY_S} s"
-    lines = process.stderr.read().strip().splitlines()
+def _said(site: Site, process: subprocess.Popen[str]) -> str:
+    """The last line that a program wrote before it ended; it may still run and say nothing."""
+    if process.poll() is None:
+        return f"it still runs after {_READY_S} s"
+    lines = site.complaints(process).splitlines()
     return lines[-1] if lines else f"it ended with status {process.returncode}"
 
 

@@ -99,10 +99,10 @@ def _in_force(site: Site, one: Mitigation) -> Iterator[int]:
             process = _guard(site, one)
             stack.callback(site.end, process)
             pid = process.pid
-        server = site.start(site.server, str(BUILD / "traffic"), "serve", SERVER, str(_PORT))
+        words = [str(BUILD / "traffic"), "serve", SERVER, str(_PORT)]
+        server = site.start(site.server, *words)
         stack.callback(site.end, server)
-        assert server.stderr is not None
-        server.stderr.readline()
+        site.await_word(server, "ready")
         yield pid
 
 
@@ -114,7 +114,7 @@ def _guard(site: Site, one: Mitigation) -> subprocess.Popen[str]:
         site.router, "env", "-C", str(tree), f"PYTHONPATH={tree}",
         sys.executable, "-m", "nfq_guard", "run", "--config", str(config), "--mode", one.mode,
     )  # fmt: skip
-    contenders.await_queue(process, 0)
+    contenders.await_queue(site, process, 0)
     deadline = time.monotonic() + 10
     while "NFQUEUE" not in site.router.run("iptables-save").stdout:
         if time.monotonic() > deadline:

@@ -36,10 +36,12 @@ class Cost(NamedTuple):
     Attributes:
         process_us: CPU time of the program itself, a packet.
         all_us: The same with the sender's and that of the kernel's softirq threads.
+        pps: Packets that were answered a second.
     """
 
     process_us: float
     all_us: float
+    pps: float
 
 
 class Arena:
@@ -50,23 +52,29 @@ class Arena:
         self.site = site
         self._say = say
         self._running: dict[str, tuple[int, subprocess.Popen[str]]] = {}
+        self._next_queue = 1
         self._share: dict[str, float] = {}
         site.iptables("-t", "mangle", "-A", "PREROUTING", *INVALID)
         site.iptables("-t", "mangle", "-A", "FORWARD", *INVALID, "-j", "DROP")
         self._softirq = machine.softirq_threads()
 
-    def enter(self, contender: Contender, results: Results, section: str) -> bool:
+    def enter(
+        self, contender: Contender, results: Results, section: str, *, queues_in_all: int = 1
+    ) -> bool:
         """Start a contender; one that cannot be run becomes a row that says why."""
         if contender.missing:
             results.missing(section, contender.name, contender.missing)
             return False
-        queue_num = len(self._running) + 1
+        queue_num = self._next_queue
         try:
             process = contenders.start(self.site, contender, queue_num)
         except RuntimeError as error:
             results.missing(section, contender.name, str(error))
             return False
-        contenders.pin(process.pid, 1)
+        # opensnitch takes the next one too.
+        self._next_queue += max(2, queues_in_all)
+        if queues_in_all == 1:
+            contenders.pin(process.pid, 1)
         self._running[contender.name] = queue_num, process
         self._share[contender.name] = contender.share
         return True
@@ -79,20 +87,41 @@ class Arena:
         """The process of a contender."""
         return self._running[name][1]
 
-    def feed(self, name: str | None, *, hook: str = "PREROUTING") -> None:
-        """Point the rule at a contender's queue, at DROP (`kernel DROP`), or at nothing."""
+    def feed(self, name: str | None, *, queues_in_all: int = 1) -> None:
+        """Point the rule at a contender's queues, at DROP (`kernel DROP`), or at nothing."""
         if name is None:
             target: tuple[str, ...] = ()
         elif name == contenders.KERNEL_DROP:
             target = ("-j", "DROP")
+        elif queues_in_all > 1:
+            first = self._running[name][0]
+            span = f"{first}:{first + queues_in_all - 1}"
+            target = ("-j", "NFQUEUE", "--queue-balance", span)
         else:
             target = ("-j", "NFQUEUE", "--queue-num", str(self._running[name][0]))
-        self.site.iptables("-t", "mangle", "-R", hook, "1", *INVALID, *target)
+        self.site.iptables("-t", "mangle", "-R", "PREROUTING", "1", *INVALID, *target)
 
     def cost(
-        self, name: str, frames: Path, count: int, *, pps: int = 0, from_server: bool = False
+        self,
+        name: str,
+        frames: Path,
+        count: int,
+        *,
+        pps: int = 0,
+        from_server: bool = False,
+        backlog: tuple[int, int] = BACKLOG,
+        queues_in_all: int = 1,
     ) -> Cost:
         """Send packets to a contender and take its CPU time.
+
+        Args:
+            name: Of the contender.
+            frames: What is sent.
+            count: How many packets.
+            pps: Packets a second; 0 keeps `backlog` packets waiting.
+            from_server: Whether they come from the server's side.
+            backlog: Between how many and how many.
+            queues_in_all: How many the contender serves.
 
         Raises:
             RuntimeError: Packets got lost or were not queued, so that there is no figure.
@@ -101,7 +130,7 @@ class Arena:
         sender = site.server if from_server else site.client
         share = self._share.get(name, 1.0)
         count, warm_up = int(count * share), int(_WARM_UP * share)
-        self.feed(name)
+        self.feed(name, queues_in_all=queues_in_all)
         site.iptables("-t", "mangle", "-Z", "PREROUTING")
         if name == contenders.KERNEL_DROP:
             site.generate(sender, frames, warm_up, pps=pps)
@@ -109,23 +138,24 @@ class Arena:
             run = site.generate(sender, frames, count, pps=pps)
             spent = self._softirq_time() - before
             self._check(name, run.sent + warm_up)
-            return Cost(0.0, (run.cpu_s + spent) / run.sent * 1e6)
+            return Cost(0.0, (run.cpu_s + spent) / run.sent * 1e6, run.sent / run.seconds)
         pid = self._running[name][1].pid
-        backlog = None if pps else (pid, *BACKLOG)
-        site.generate(sender, frames, warm_up, pps=pps, backlog=backlog)
+        kept = None if pps else (pid, *backlog)
+        site.generate(sender, frames, warm_up, pps=pps, backlog=kept)
         wait_until_drained(pid)
         dropped = _dropped(pid)
         family = machine.family(pid)
         spent = -self._softirq_time()
         used = -sum(map(machine.cpu_seconds, family))
-        run = site.generate(sender, frames, count, pps=pps, backlog=backlog)
+        run = site.generate(sender, frames, count, pps=pps, backlog=kept)
         wait_until_drained(pid)
         used += sum(map(machine.cpu_seconds, family))
         spent += self._softirq_time()
         self._check(name, run.sent + warm_up)
         if _dropped(pid) != dropped:
             raise RuntimeError("the queue or its socket buffer ran over")
-        return Cost(used / run.sent * 1e6, (used + spent + run.cpu_s) / run.sent * 1e6)
+        everything = used + spent + run.cpu_s
+        return Cost(used / run.sent * 1e6, everything / run.sent * 1e6, run.sent / run.seconds)
 
     def _check(self, name: str, expected: int) -> None:
         met = self.site.counted("mangle", "PREROUTING")

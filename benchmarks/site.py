@@ -30,7 +30,7 @@ _PLAIN: Final = frames.address("10.200.0.0")
 _TRANSLATED: Final = "10.201.0.0/16"
 _FAR: Final = frames.address("10.210.0.1")
 FAR_PORT: Final = 8080
-_PORTS: Final = 50_000
+HOSTS: Final = 250
 _FIRST_PORT: Final = 10_000
 _ISN: Final = 1000
 # For one run of the generator; the longest that is meant takes some seconds.
@@ -65,6 +65,7 @@ class Site:
             self.server = stack.enter_context(Namespace("server"))
             self.directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nfqg-")))
             self._processes: list[subprocess.Popen[str]] = []
+            self._complaints: dict[int, Path] = {}
             stack.callback(self.end_all)
             self._wire()
             self._stack = stack.pop_all()
@@ -106,9 +107,29 @@ class Site:
 
     def start(self, namespace: Namespace, *words: str) -> subprocess.Popen[str]:
         """Start a program inside; it is ended with the site at the latest."""
-        process = namespace.popen(*words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        # A file: nobody reads along, and a pipe that is full would stop the program.
+        path = self.directory / f"stderr-{len(self._complaints)}"
+        with path.open("w", encoding="utf-8") as complaints:
+            process = namespace.popen(*words, stdout=subprocess.DEVNULL, stderr=complaints)
         self._processes.append(process)
+        self._complaints[process.pid] = path
         return process
+
+    def complaints(self, process: subprocess.Popen[str]) -> str:
+        """What a program that `start` started has written to its standard error."""
+        return self._complaints[process.pid].read_text(encoding="utf-8").strip()
+
+    def await_word(self, process: subprocess.Popen[str], word: str) -> None:
+        """Wait until a program has written `word`.
+
+        Raises:
+            RuntimeError: It did not.
+        """
+        deadline = time.monotonic() + _LIMIT_S
+        while word not in self.complaints(process):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"{process.args!s}: {self.complaints(process)}")
+            time.sleep(0.005)
 
     def end(self, process: subprocess.Popen[str]) -> None:
         """End a program that `start` started."""
@@ -231,15 +252,19 @@ class Site:
 
 
 def _ends(one: int, translated: bool, reply: bool) -> tuple[int, int, int, int]:  # noqa: FBT001
-    """Source, destination and ports of a flow's packet, as it is on the wire where it is sent."""
-    block, port = divmod(one, _PORTS)
-    near = frames.address("10.201.0.1") if translated else _PLAIN + 1 + block
-    if translated and reply:
-        near = frames.address(ROUTER_OUTSIDE)
-    near_port = _FIRST_PORT + port
-    return (
-        (_FAR, near, FAR_PORT, near_port) if reply else (near, _FAR, near_port, FAR_PORT)
-    )  # fmt: skip
+    """Source, destination and ports of a flow's packet, as it is on the wire where it is sent.
+
+    Plain flows come from many hosts, so that queues can be balanced by address; translated ones
+    from one, so that each keeps its port.
+    """
+    if translated:
+        near = frames.address(ROUTER_OUTSIDE if reply else "10.201.0.1")
+        near_port = _FIRST_PORT + one
+    else:
+        port, host = divmod(one, HOSTS)
+        near = _PLAIN + 1 + host
+        near_port = _FIRST_PORT + port
+    return (_FAR, near, FAR_PORT, near_port) if reply else (near, _FAR, near_port, FAR_PORT)
 
 
 def mac(namespace: Namespace, device: str) -> bytes:

@@ -5,6 +5,7 @@ Runs in the router of the bench, on flows that `benchmarks.site` opened there.
 """
 
 import json
+import struct
 import sys
 import time
 from typing import Protocol
@@ -18,7 +19,10 @@ from nfq_guard.wire.packet import Queued
 
 _LOOKUPS = 20_000
 _FLOWS = 1000
-_SYN_TO_DATA = "4500002800000000400600000ac800010ad20001"
+_HOSTS = 250  # as in benchmarks.site
+_IP = bytes.fromhex("450000280000000040060000")
+# Far over the window, an acknowledgement of everything, flags ACK and PSH.
+_TCP = bytes.fromhex("000403e5000003e95018ffff00000000")
 
 
 class _Nothing:
@@ -49,17 +53,17 @@ def main() -> None:
     source: FlowLookup = (
         BpfFlows() if kind == "bpf" else CtnetlinkFlows() if kind == "ctnetlink" else _Nothing()
     )
-    src, dst = bytes((10, 200, 0, 1)), bytes((10, 210, 0, 1))
-    tuples = [FlowTuple(6, src, dst, 10_000 + one, 8080) for one in range(_FLOWS)]
-    ip = bytes.fromhex(_SYN_TO_DATA)
+    dst = bytes((10, 210, 0, 1))
+    tuples = [
+        FlowTuple(6, bytes((10, 200, 0, 1 + one % _HOSTS)), dst, 10_000 + one // _HOSTS, 8080)
+        for one in range(_FLOWS)
+    ]
     packets = [
         Queued(
-            ip
-            + (10_000 + one).to_bytes(2, "big")
-            + bytes.fromhex("1f90000403e5000003e95018ffff00000000"),
+            _IP + one.src + one.dst + struct.pack(">HH", one.sport, one.dport) + _TCP,
             0, "inside", "", 0, 0,
         )
-        for one in range(_FLOWS)
+        for one in tuples
     ]  # fmt: skip
     if kind != "none" and None in source.lookup(tuples):
         sys.exit("the flows are not there")
