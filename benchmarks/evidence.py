@@ -23,7 +23,7 @@ _KINDS: Final = (("bpf", 1), ("bpf", 32), ("bpf", 64), ("ctnetlink", 1), ("none"
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
     """Measure all of it."""
-    rounds = 2 if quick else 5
+    rounds = 1 if quick else 5
     trees = [(contenders.GUARD, contenders.COMPILED), (contenders.GUARD_PURE, REPO)]
     with Site() as site:
         site.iptables("-t", "mangle", "-A", "PREROUTING", *INVALID)

@@ -16,7 +16,7 @@ from typing import Final
 
 from benchmarks import contenders, machine
 from benchmarks.rows import Results, percentile
-from benchmarks.site import BUILD, INVALID, SERVER, Site, queues
+from benchmarks.site import BUILD, INVALID, REPO, SERVER, Site, queues
 from benchmarks.survivors import CONNECTIONS, Survivors
 from nfq_guard.service.settings import Settings
 
@@ -108,7 +108,7 @@ def _in_force(site: Site, one: Mitigation) -> Iterator[int]:
 
 def _guard(site: Site, one: Mitigation) -> subprocess.Popen[str]:
     """The guard with rules of its own, as an operator runs it."""
-    tree = contenders.COMPILED if contenders.COMPILED.exists() else contenders.REPO
+    tree = contenders.COMPILED if contenders.COMPILED.exists() else REPO
     config = contenders.configuration(site, 0, daemon=one.daemon)
     process = site.start(
         site.router, "env", "-C", str(tree), f"PYTHONPATH={tree}",

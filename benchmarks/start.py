@@ -73,7 +73,7 @@ def _once(site: Site, contender: Contender) -> float:
         finally:
             process.terminate()
             process.wait(timeout=_LIMIT_S)
-    said = log.read_text(encoding="utf-8")
-    if '"evidence":"bpf"' not in said.replace(" ", ""):
+    events = log.read_text(encoding="utf-8").replace(" ", "")
+    if '"evidence":"bpf"' not in events:
         raise RuntimeError("it started, but does not say that its evidence is bpf")
     return taken * 1000

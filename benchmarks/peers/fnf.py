@@ -12,5 +12,5 @@ while True:
     try:
         for packet in connection:
             packet.accept()
-    except fnfqueue.BufferOverflowException:  # noqa: PERF203 - how the library wants it
+    except fnfqueue.BufferOverflowException:
         connection.reset()

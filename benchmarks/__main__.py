@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Measure, and write JSON, text and a page: `python -m benchmarks [--quick] [--output DIR]`.
+
+Exit status: 0 when every target is met, 1 when one is missed or could not be measured, 69 when a
+program is missing, 77 without root, 130 after Ctrl-C.
+"""
+
+import argparse
+import contextlib
+import datetime
+import importlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from benchmarks import contenders, machine, targets, text
+from benchmarks.rows import Results, from_json
+from benchmarks.site import REPO
+from nfq_guard.errors import EXIT_NO_PRIVILEGE, EXIT_NOT_FINE, EXIT_OK, EXIT_UNAVAILABLE
+
+SECTIONS: Final = ("path", "latency", "start", "overhead", "scaling", "evidence", "replay")
+_HERE: Final = Path(__file__).parent
+_NEEDED: Final = ("ip", "iptables", "gcc", "make")
+_INTERRUPTED: Final = 130
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="about one minute instead of ten")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
+    parser.add_argument("--output", type=Path, default=REPO / "build" / "bench-results")
+    parser.add_argument(
+        "--render", type=Path, metavar="JSON", help="measure nothing; write text and page anew"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Do it; the exit status."""
+    args = _arguments()
+    if args.render is not None:
+        record = json.loads(args.render.read_text(encoding="utf-8"))
+        return _write(args.render.parent, record, from_json(record["rows"]))
+    if os.geteuid() != 0:
+        print("benchmarks: needs root: it makes network namespaces", file=sys.stderr)
+        return EXIT_NO_PRIVILEGE
+    missing = [name for name in _NEEDED if shutil.which(name) is None]
+    if missing:
+        print(f"benchmarks: missing: {' '.join(missing)}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    built = subprocess.run(
+        ["make", "-s", "-C", str(_HERE / "c")], check=False, capture_output=True, text=True
+    )
+    if built.returncode:
+        print(f"benchmarks: {built.stderr.strip().splitlines()[0]}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    signal.signal(signal.SIGTERM, _as_interrupt)
+    return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    began = time.monotonic()
+
+    def say(line: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {line}", file=sys.stderr, flush=True)
+
+    busy = machine.too_busy()
+    warnings = [f"the machine was busy: {busy}"] if busy else []
+    if args.quick:
+        warnings.append("a quick run: few rounds, short ones")
+    if not contenders.COMPILED.exists():
+        warnings.append("the guard is not compiled: run `make wheels compiled` first")
+    record: dict[str, Any] = {
+        "machine": {
+            **machine.record(),
+            "when": datetime.datetime.now(tz=datetime.UTC).isoformat(timespec="seconds"),
+        },
+        "warnings": warnings,
+    }
+    for warning in warnings:
+        say(f"warning: {warning}")
+    results = Results()
+    try:
+        for name in args.only:
+            say(f"section {name}")
+            with _noting_failure(results, name, say):
+                _section(name)(results, say, quick=args.quick)
+    except KeyboardInterrupt:
+        say("interrupted; everything is taken down")
+        return _INTERRUPTED
+    record["machine"]["load_after"] = list(os.getloadavg())
+    record["machine"]["seconds"] = round(time.monotonic() - began, 1)
+    return _write(args.output, record, results)
+
+
+@contextlib.contextmanager
+def _noting_failure(results: Results, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """One section that breaks becomes a row that says why; the others still run."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is said
+        say(traceback.format_exc())
+        results.missing(name, "the rest of this section", f"{type(error).__name__}: {error}")
+
+
+def _section(name: str) -> Callable[..., None]:
+    if importlib.util.find_spec(f"benchmarks.{name}") is None:
+
+        def absent(results: Results, _say: Callable[[str], None], **_: object) -> None:
+            results.missing(name, name, "not in this tree")
+
+        return absent
+    run: Callable[..., None] = importlib.import_module(f"benchmarks.{name}").run
+    return run
+
+
+def _write(directory: Path, record: dict[str, Any], results: Results) -> int:
+    found = targets.judge(results)
+    record["rows"] = results.as_json()
+    record["targets"] = [
+        {
+            "name": one.name,
+            "limit": one.limit,
+            "unit": one.unit,
+            "measured": one.measured,
+            "outcome": one.outcome,
+            "note": one.note,
+        }
+        for one in found
+    ]
+    directory.mkdir(parents=True, exist_ok=True)
+    said = text.report(results, found, record["warnings"])
+    (directory / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (directory / "results.txt").write_text(said, encoding="utf-8")
+    print(said)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no page: matplotlib is not installed", file=sys.stderr)
+    else:
+        from benchmarks import page  # noqa: PLC0415 - only where there is matplotlib
+
+        written = page.render(results, found, record["machine"], record["warnings"])
+        (directory / "index.html").write_text(written, encoding="utf-8")
+    print(f"written to {directory}", file=sys.stderr)
+    return EXIT_OK if all(one.outcome == "met" for one in found) else EXIT_NOT_FINE
+
+
+def _as_interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""What the project promises, against what a run measured. Ratios are taken round by round."""
+
+import statistics
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from benchmarks import contenders, latency, overhead, path, start
+from benchmarks.rows import Results
+from benchmarks.survivors import CONNECTIONS
+
+Outcome = Literal["met", "missed", "not measured"]
+_FLOOD: Final = 10_000.0
+_OFFLOAD: Final = "guard with offload"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One promise.
+
+    Attributes:
+        name: What is promised.
+        limit: The largest value that keeps it.
+        unit: Of both.
+        measured: What the run says; None when it did not measure it.
+        note: Why not, or the quartiles.
+    """
+
+    name: str
+    limit: float
+    unit: str
+    measured: float | None
+    note: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Whether it is kept."""
+        if self.measured is None:
+            return "not measured"
+        return "met" if self.measured <= self.limit else "missed"
+
+
+def judge(results: Results) -> list[Target]:
+    """All promises, in the order of the page."""
+    saturated = f"CPU a packet, {path.SATURATED}"
+    translated = f"CPU a packet, {path.TRANSLATED}"
+    found = [
+        _ratio(results, saturated, contenders.C, "CPU of an accepted packet, guard to C"),
+        _ratio(results, translated, contenders.C_DROP, "CPU of a dropped packet, guard to C"),
+        _of(results, latency.SECTION, contenders.GUARD, "added, median", None,
+            "latency added at 10,000 pps, median", 100.0),
+        _of(results, latency.SECTION, contenders.GUARD, "added, p99", None,
+            "latency added at 10,000 pps, p99", 500.0),
+        _of(results, start.SECTION, contenders.GUARD, start.METRIC, None,
+            "process start to READY", 400.0),
+        _killed(results),
+    ]  # fmt: skip
+    offload = results.find(overhead.SECTION, _OFFLOAD, "all CPUs", _FLOOD)
+    if offload is not None:
+        found.append(_offloaded(results))
+    return found
+
+
+def _ratio(results: Results, metric: str, base: str, name: str) -> Target:
+    ours = results.find(path.SECTION, contenders.GUARD, metric)
+    theirs = results.find(path.SECTION, base, metric)
+    pairs = list(zip(ours.values, theirs.values, strict=False)) if ours and theirs else []
+    if not pairs:
+        return _absent(results, path.SECTION, name, 1.5, "times")
+    ratios = [guard / c for guard, c in pairs]
+    return Target(
+        name=name,
+        limit=1.5,
+        unit="times",
+        measured=statistics.median(ratios),
+        note=f"{min(ratios):.2f} to {max(ratios):.2f} over {len(ratios)} rounds",
+    )
+
+
+def _of(
+    results: Results,
+    section: str,
+    variant: str,
+    metric: str,
+    x: float | None,
+    name: str,
+    limit: float,
+) -> Target:
+    row = results.find(section, variant, metric, x)
+    if row is None or not row.values:
+        return _absent(results, section, name, limit, "us" if section == latency.SECTION else "ms")
+    low, high = row.spread
+    note = f"quartiles {low:.0f} to {high:.0f}"
+    return Target(name=name, limit=limit, unit=row.unit, measured=row.median, note=note)
+
+
+def _killed(results: Results) -> Target:
+    """Connections that died under the guard, of all that were attacked."""
+    name = "connections killed with the guard on"
+    alive = [
+        value
+        for row in results.of(overhead.SECTION, "survived")
+        if row.variant == "guard, enforce" and row.x
+        for value in row.values
+    ]
+    if not alive:
+        return _absent(results, overhead.SECTION, name, 0.0, "connections")
+    dead = CONNECTIONS * len(alive) - sum(alive)
+    return Target(name=name, limit=0.0, unit="connections", measured=dead)
+
+
+def _offloaded(results: Results) -> Target:
+    name = "CPU under a flood of repeats, offload to kernel DROP"
+    ours = results.find(overhead.SECTION, _OFFLOAD, "all CPUs", _FLOOD)
+    drop = results.find(overhead.SECTION, "DROP in PREROUTING", "all CPUs", _FLOOD)
+    if ours is None or drop is None or not ours.values or not drop.values:
+        return _absent(results, overhead.SECTION, name, 1.1, "times")
+    return Target(name=name, limit=1.1, unit="times", measured=ours.median / drop.median)
+
+
+def _absent(results: Results, section: str, name: str, limit: float, unit: str) -> Target:
+    why = next(
+        (row.note for row in results.of(section) if not row.values and row.note),
+        "this part of the bench did not run",
+    )
+    return Target(name=name, limit=limit, unit=unit, measured=None, note=why)
