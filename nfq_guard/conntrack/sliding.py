@@ -235,7 +235,8 @@ def _move_window(
         else:
             sender.td_maxack = later(ack, sender.td_maxack)
     if receiver.td_maxwin != 0 and after(end, sender.td_maxend):
-        receiver.td_maxwin += (end - sender.td_maxend) & _MASK
+        # It wraps as the kernel's does, after gigabytes from a sender that knows no window.
+        receiver.td_maxwin = (receiver.td_maxwin + end - sender.td_maxend) & _MASK
     reach = (sack + win) & _MASK
     if (receiver.td_maxend - 1 - reach) & _MASK >= _HALF:
         receiver.td_maxend = Seq(reach if win else (reach + 1) & _MASK)

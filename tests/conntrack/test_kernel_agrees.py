@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Our conntrack against the live one: the same packets, the same words, the same window."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nfq_guard.conntrack import entry, window
 from nfq_guard.conntrack.kernels import KERNEL_6_1
-from nfq_guard.conntrack.sysctls import TCP_TIMEOUTS_S, Sysctls
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, TCP_TIMEOUTS_S, Sysctls
 from nfq_guard.conntrack.table import CT_ESTABLISHED, CT_INVALID, CT_NEW
-from nfq_guard.flow import IPV4
+from nfq_guard.flow import IPV4, IPV6
 from tests.fuzz_kernel.campaign import (
     CHUNK_PACKETS,
     Failure,
@@ -19,9 +20,9 @@ from tests.fuzz_kernel.campaign import (
     shrink,
     write_trace,
 )
-from tests.fuzz_kernel.compare import Pair, run_trace
+from tests.fuzz_kernel.compare import Pair, ends_of, run_trace
 from tests.support.live import LiveConntrack
-from tests.support.trace import parse
+from tests.support.trace import Ends, Step, parse
 
 TRACES = sorted((Path(__file__).parent / "traces").glob("*.trace"))
 # What a run of this length has always met; without it the run would prove little.
@@ -81,6 +82,57 @@ def test_expiry() -> None:
         parse("> S 0:0(0)"),
     ]
     assert run_trace(steps, IPV4, KERNEL_6_1, Sysctls(tcp_timeouts_s=timeouts)) is None
+
+
+@pytest.mark.kernel
+def test_retransmissions_are_counted_in_an_octet() -> None:
+    """After 256 of them the count is 0, and the timeout long again."""
+    steps = [parse("> S 0:0(0)"), parse("< S. 0:0(0) ack 1"), parse("> . 1:1(0) ack 1")]
+    steps += [parse("< . 1:1(0) ack 1")] * 260
+    assert run_trace(steps, IPV4, KERNEL_6_1, DEFAULT_SYSCTLS) is None
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_headers_between(live_pair: Pair, family: int, serials: Iterator[int]) -> None:
+    """IPv4 options and IPv6 extension headers are not counted as data."""
+    ends = Between(ends_of(family, next(serials)))
+    for line in (
+        "> S 0:0(0) win 1000",
+        "< S. 0:0(0) ack 1 win 1000",
+        "> P. 1:101(100) ack 1 win 1000",
+        "< . 1:1(0) ack 101 win 1000",
+        "< . 1:1(0) ack 102 win 1000",
+    ):
+        (outcome,) = live_pair.step_all([(ends, parse(line))])
+        assert not outcome.differences
+
+
+class Between(Ends):
+    """Ends whose packets have something between the IP header and the segment."""
+
+    def __init__(self, ends: Ends) -> None:
+        super().__init__(ends.family, ends.addresses, ends.ports)
+
+    def octets(self, step: Step) -> bytes:
+        whole = super().octets(step)
+        if self.family == IPV4:
+            options = b"\x01\x01\x01\x00"
+            length = int.from_bytes(whole[2:4]) + len(options)
+            head = b"\x46" + whole[1:2] + length.to_bytes(2) + whole[4:10]
+            rest = head + whole[12:20] + options
+            total = 0xFFFF - int.from_bytes(rest) % 0xFFFF
+            return head + total.to_bytes(2) + whole[12:20] + options + whole[20:]
+        destination_options = bytes((6, 0, 1, 4, 0, 0, 0, 0))
+        length = int.from_bytes(whole[4:6]) + len(destination_options)
+        return (
+            whole[:4]
+            + length.to_bytes(2)
+            + b"\x3c"
+            + whole[7:40]
+            + destination_options
+            + whole[40:]
+        )
 
 
 @pytest.mark.kernel

@@ -29,7 +29,7 @@ from nfq_guard.flow import (
     Peer,
 )
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import CHECKSUM_UNVERIFIED, Queued
+from nfq_guard.wire.packet import CHECKSUM_UNVERIFIED, Packet, Queued, Segment
 from tests.support.live import LiveConntrack
 from tests.support.trace import Ends, Step
 
@@ -178,10 +178,12 @@ class Pair:
         for text, octets in self._live.log_texts():
             if _BESIDE_THE_POINT.search(text):
                 continue
-            at = 20 if octets[0] >> 4 == 4 else 40
-            ports = int.from_bytes(octets[at : at + 2]), int.from_bytes(octets[at + 2 : at + 4])
-            first = octets[13] if at == 20 else octets[21]
-            there = first == 1
+            packet = decode(octets)
+            assert isinstance(packet, Packet)
+            assert isinstance(packet.l4, Segment)
+            ports = packet.l4.sport, packet.l4.dport
+            # The third octet from the end tells the two addresses of `ends_of` apart.
+            there = packet.src[-3] == 1
             texts.setdefault(ports if there else ports[::-1], []).append(text)
         return texts
 
