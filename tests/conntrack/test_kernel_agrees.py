@@ -144,7 +144,7 @@ def test_shrinking_finds_the_step_that_matters(tmp_path: Path) -> None:
     steps.append(parse("< . 1:1(0) ack 5000"))
     wrong = Sysctls(be_liberal=True)
     with LiveConntrack(conditions.sysctls) as live:
-        failure = shrink(Pair(live, KERNEL_6_1, wrong), conditions, steps, 0)
+        failure = shrink(Pair(live, KERNEL_6_1, wrong), conditions, steps, (), 0)
     assert len(failure.steps) == 3
     assert failure.mismatch.what[0] == "ctstate: kernel INVALID, ours ESTABLISHED"
     write_trace(failure, tmp_path / "kept.trace")

@@ -99,16 +99,17 @@ def run_chunk(seed: int, number: int, tally: Tally, packets: int = CHUNK_PACKETS
             ]
             serial += len(flows)
             tally.flows += len(flows)
-            failed = _run_flows(rng, pair, flows, tally)
-            for flow in failed:
-                failure = shrink(pair, conditions, flow.steps, serial)
+            for flow, differences in _run_flows(rng, pair, flows, tally):
+                failure = shrink(pair, conditions, flow.steps, differences, serial)
                 serial += 10_000
                 tally.failures.append(failure)
 
 
-def _run_flows(rng: random.Random, pair: Pair, flows: list[_Flow], tally: Tally) -> list[_Flow]:
-    """Some flows side by side, a segment of each in turn; those that differed."""
-    failed: list[_Flow] = []
+def _run_flows(
+    rng: random.Random, pair: Pair, flows: list[_Flow], tally: Tally
+) -> list[tuple[_Flow, list[str]]]:
+    """Some flows side by side, a segment of each in turn; those that differed, and how."""
+    failed: list[tuple[_Flow, list[str]]] = []
     for _ in range(_STEPS_OF_FLOW):
         steps = []
         for flow in flows:
@@ -121,22 +122,32 @@ def _run_flows(rng: random.Random, pair: Pair, flows: list[_Flow], tally: Tally)
             tally.packets += 1
             tally.ctstates[outcome.ctstate] += 1
             tally.causes[outcome.cause] += 1
-            (failed if outcome.differences else going_on).append(flow)
+            if outcome.differences:
+                failed.append((flow, outcome.differences))
+            else:
+                going_on.append(flow)
         flows = going_on
     return failed
 
 
-def shrink(pair: Pair, conditions: Conditions, steps: Sequence[Step], serial: int) -> Failure:
+def shrink(
+    pair: Pair,
+    conditions: Conditions,
+    steps: Sequence[Step],
+    differences: Sequence[str],
+    serial: int,
+) -> Failure:
     """The shortest trace that still differs, by leaving out and simplifying (ddmin).
 
     Args:
         pair: Both trackers, still under `conditions`.
         conditions: For the record.
         steps: A trace that differed.
+        differences: How it did.
         serial: Ends from this number on are free.
     """
     numbers = iter(range(serial, serial + 9_000))
-    found = Mismatch(len(steps) - 1, ("does not differ when run alone",))
+    found = Mismatch(len(steps) - 1, (*differences, "does not differ when run alone"))
 
     def differs(candidate: Sequence[Step]) -> bool:
         nonlocal found

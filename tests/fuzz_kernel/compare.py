@@ -143,6 +143,7 @@ class Pair:
         found: list[list[str]] = []
         answers: list[tuple[int, int, int, int]] = []
         flows: list[FlowTuple] = []
+        begun = time.monotonic()
         for ends, step in steps:
             octets = ends.octets(step)
             packet = decode(octets)
@@ -158,10 +159,11 @@ class Pair:
         texts = self._texts()
         ours_after = table.lookup(flows)
         kernels_after = live.flows.lookup(flows)
+        slack_s = _TIMEOUT_SLACK_S + time.monotonic() - begun
         for index, (ends, step) in enumerate(steps):
             differences = found[index]
             self._compare_reason(differences, answers[index], texts.get(ends.ports, []), step)
-            _compare_flow(differences, kernels_after[index], ours_after[index])
+            _compare_flow(differences, kernels_after[index], ours_after[index], slack_s)
             if answers[index][0] == CT_INVALID:
                 snapshot = kernels_after[index]
                 if snapshot:
@@ -241,14 +243,17 @@ class Pair:
 
 
 def _compare_flow(
-    differences: list[str], kernels: FlowSnapshot | None, ours: FlowSnapshot | None
+    differences: list[str],
+    kernels: FlowSnapshot | None,
+    ours: FlowSnapshot | None,
+    slack_s: float,
 ) -> None:
     if kernels is None or ours is None:
         if kernels is not ours:
             word = "kernel has none" if kernels is None else "kernel has one"
             differences.append(f"entry: {word}")
         return
-    if abs(kernels.timeout_s - ours.timeout_s) > _TIMEOUT_SLACK_S:
+    if abs(kernels.timeout_s - ours.timeout_s) > slack_s:
         differences.append(f"timeout: kernel {kernels.timeout_s}, ours {ours.timeout_s}")
     if kernels.status & _STATUS != ours.status & _STATUS:
         differences.append(
