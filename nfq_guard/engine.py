@@ -10,7 +10,9 @@ from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Finding
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, answering
+from nfq_guard.policy.compiled import CompiledPolicy
 from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.policy.shadow import Disagreement, Shadow
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Queued, Segment
 
@@ -48,6 +50,7 @@ class Judgment:
         finding: Why it is INVALID.
         decision: What the policy says.
         verdict: What the kernel is told: `VERDICT_DROP` or `VERDICT_ACCEPT`.
+        shadow: What a policy on trial says otherwise; None when it agrees or there is none.
     """
 
     queued: Queued
@@ -56,6 +59,7 @@ class Judgment:
     finding: Finding
     decision: Decision
     verdict: int
+    shadow: Disagreement | None
 
     def __init__(
         self,
@@ -65,6 +69,7 @@ class Judgment:
         finding: Finding,
         decision: Decision,
         verdict: int,
+        shadow: Disagreement | None = None,
     ) -> None:
         self.queued = queued
         self.packet = packet
@@ -72,6 +77,7 @@ class Judgment:
         self.finding = finding
         self.decision = decision
         self.verdict = verdict
+        self.shadow = shadow
 
 
 def tuple_of(packet: Packet) -> FlowTuple | None:
@@ -98,7 +104,6 @@ class Engine:
     """Judges batches of INVALID packets by one policy.
 
     Attributes:
-        policy: Swap it between two batches to reload.
         mode: May be switched between two batches.
     """
 
@@ -120,11 +125,22 @@ class Engine:
             kernel: What the kernel that called the packets INVALID can mean by it.
             loose: Its sysctl `nf_conntrack_tcp_loose`.
         """
-        self.policy = policy
         self.mode = mode
+        self._policy = policy
+        self._shadow = _shadow_of(policy)
         self._flows = flows
         self._kernel = kernel
         self._loose = loose
+
+    @property
+    def policy(self) -> Policy:
+        """The acting policy; swap it between two batches to reload, and its shadow with it."""
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: Policy) -> None:
+        self._policy = policy
+        self._shadow = _shadow_of(policy)
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         """Judge packets seen at `now`, monotonic seconds; one judgment each, in order."""
@@ -158,7 +174,15 @@ class Engine:
         now: float,
     ) -> Judgment:
         finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._loose)
-        decision = self.policy.decide(queued, packet, snapshot, finding, now)
+        decision = self._policy.decide(queued, packet, snapshot, finding, now)
         drops = decision.action is Action.DROP or decision.action is Action.HEAL
         verdict = VERDICT_DROP if drops and self.mode is Mode.ENFORCE else VERDICT_ACCEPT
-        return Judgment(queued, packet, snapshot, finding, decision, verdict)
+        shadow = self._shadow
+        told = None
+        if shadow is not None:
+            told = shadow.hold(queued, packet, snapshot, finding, now, decision)
+        return Judgment(queued, packet, snapshot, finding, decision, verdict, told)
+
+
+def _shadow_of(policy: Policy) -> Shadow | None:
+    return policy.shadow if isinstance(policy, CompiledPolicy) else None

@@ -129,6 +129,25 @@ def load_compiled(reference: str) -> CompiledPolicy:
     return compile_policy(load_policy(reference))
 
 
+def read_shadow(reference: str, source: str, mistakes: list[Mistake]) -> CompiledPolicy | None:
+    """Read the policy that the key `shadow` of the file `source` names, relative to that file.
+
+    None without one, or with what is wrong with it added to `mistakes`.
+    """
+    if not reference:
+        return None
+    if not reference.startswith(PRESET_PREFIX):
+        reference = str(Path(source).parent / reference)
+    try:
+        return load_compiled(reference)
+    except ConfigError as error:
+        mistakes += [
+            Mistake(f"daemon.shadow ({error.source}) {key}".strip(), expected, found)
+            for key, expected, found in error.mistakes
+        ]
+        return None
+
+
 @final
 class FileIncludes:
     """Finds includes: presets, and files relative to the one that includes them."""

@@ -19,7 +19,7 @@ from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.schema import policy_schema
 from nfq_guard.policy.sentences import policy_sentences
-from nfq_guard.policyfile import PRESET_PREFIX, load_policy, read_table
+from nfq_guard.policyfile import PRESET_PREFIX, load_policy, read_shadow, read_table
 from nfq_guard.service import config
 from nfq_guard.service.settings import Settings
 
@@ -104,6 +104,7 @@ def _read(file: str | None) -> tuple[str, PolicyModel]:
     loaded = config.load(None if file is None else Path(file), mistakes)
     reading = read_table(loaded.policy_table, loaded.source)
     mistakes += reading.mistakes
+    read_shadow(loaded.settings.shadow, loaded.source, mistakes)
     if mistakes or reading.model is None:
         raise ConfigError(loaded.source, mistakes)
     return loaded.source, reading.model

@@ -13,6 +13,7 @@ from nfq_guard.policy.fields import FIELD_BY_NAME, FIELDS, REASONS, Kind
 from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN, PolicyModel, Rule
 from nfq_guard.policy.rates import RateLimit
 from nfq_guard.policy.sets import allowed
+from nfq_guard.policy.shadow import Shadow
 from nfq_guard.policy.spans import holds
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
@@ -61,11 +62,17 @@ class CompiledPolicy:
     """Answers as the rules of a model read from top to bottom, at the cost of a few look-ups.
 
     Rules with a rate count packets, so an instance belongs to one stream of packets.
+
+    Attributes:
+        model: The rules.
+        shadow: A policy on trial beside this one; whoever asks this one asks it too, so that both
+            are swapped as one.
     """
 
-    def __init__(self, model: PolicyModel) -> None:
+    def __init__(self, model: PolicyModel, shadow: Shadow | None = None) -> None:
         """Make `model` ready."""
         self.model = model
+        self.shadow = shadow
         limits = [None if rule.rate is None else RateLimit(rule.rate) for rule in model.rules]
         takes = [allowed(rule, FIELD_BY_NAME["reason"]) for rule in model.rules]
         self._plans: dict[Reason, _Plan] = {}
@@ -105,6 +112,6 @@ class CompiledPolicy:
         return plan.last
 
 
-def compile_policy(model: PolicyModel) -> CompiledPolicy:
-    """Make `model` ready for the packet path."""
-    return CompiledPolicy(model)
+def compile_policy(model: PolicyModel, shadow: CompiledPolicy | None = None) -> CompiledPolicy:
+    """Make `model` ready for the packet path, with another policy on trial beside it or without."""
+    return CompiledPolicy(model, None if shadow is None else Shadow(shadow))

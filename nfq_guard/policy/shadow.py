@@ -2,12 +2,21 @@
 """A second policy that is asked about every packet and never obeyed."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import final
 
 from nfq_guard.finding import Finding
 from nfq_guard.flow import FlowSnapshot
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.wire.packet import Malformed, Packet, Queued
+
+
+class Difference(Enum):
+    """How two decisions differ."""
+
+    ONLY_ACTING_DROPS = "only-acting-drops"
+    ONLY_SHADOW_DROPS = "only-shadow-drops"
+    OTHER = "other"
 
 
 @final
@@ -18,18 +27,18 @@ class Disagreement:
     Attributes:
         acting: What the acting policy says.
         shadow: What the shadow says.
-        matters: Whether one would drop the packet and the other would not; else they differ in
-            the action or the mark only.
+        difference: How they differ; `OTHER` is another action or mark on a packet that both drop,
+            or that both let pass.
     """
 
     acting: Decision
     shadow: Decision
-    matters: bool
+    difference: Difference
 
-    def __init__(self, acting: Decision, shadow: Decision, matters: bool) -> None:  # noqa: FBT001 - positional on the packet path
+    def __init__(self, acting: Decision, shadow: Decision, difference: Difference) -> None:
         self.acting = acting
         self.shadow = shadow
-        self.matters = matters
+        self.difference = difference
 
 
 @final
@@ -37,21 +46,11 @@ class Shadow:
     """Holds a policy on trial against the decisions of the acting one.
 
     Its rates count on their own: the acting policy never sees what the shadow counts.
-
-    Attributes:
-        agreed: Packets on which both say the same.
-        only_acting_drops: Packets that the acting policy alone drops.
-        only_shadow_drops: Packets that the shadow alone would drop.
-        other_differences: Packets with another action or mark, dropped by both or by neither.
     """
 
     def __init__(self, policy: Policy) -> None:
         """Try `policy`."""
         self._policy = policy
-        self.agreed = 0
-        self.only_acting_drops = 0
-        self.only_shadow_drops = 0
-        self.other_differences = 0
 
     def hold(
         self,
@@ -68,17 +67,13 @@ class Shadow:
         """
         shadow = self._policy.decide(queued, packet, snapshot, finding, now)
         if shadow.action is acting.action and shadow.mark == acting.mark:
-            self.agreed += 1
             return None
-        acting_drops = _drops(acting)
-        shadow_drops = _drops(shadow)
-        if acting_drops and not shadow_drops:
-            self.only_acting_drops += 1
-        elif shadow_drops and not acting_drops:
-            self.only_shadow_drops += 1
-        else:
-            self.other_differences += 1
-        return Disagreement(acting, shadow, acting_drops is not shadow_drops)
+        difference = Difference.OTHER
+        if _drops(acting) and not _drops(shadow):
+            difference = Difference.ONLY_ACTING_DROPS
+        elif _drops(shadow) and not _drops(acting):
+            difference = Difference.ONLY_SHADOW_DROPS
+        return Disagreement(acting, shadow, difference)
 
 
 def _drops(decision: Decision) -> bool:

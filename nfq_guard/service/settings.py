@@ -26,6 +26,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     Attributes:
         mode: Whether decisions are carried out, or only said.
+        shadow: A file or preset whose policy is asked about every packet and never obeyed; events
+            and metrics say where it differs. Empty for none.
         queue: Number of the queue.
         queues: Several queues instead, such as `0-3`; empty for the one of `queue`.
         cpu_fanout: With several queues, choose among them by CPU instead of by pair of addresses.
@@ -53,6 +55,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """
 
     mode: Mode = Mode.DRY_RUN
+    shadow: str = ""
     queue: Port = 0
     queues: str = ""
     cpu_fanout: bool = False

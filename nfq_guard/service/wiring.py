@@ -8,7 +8,7 @@ from pathlib import Path
 from nfq_guard.errors import ConfigError, Mistake, UsageError
 from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
-from nfq_guard.policyfile import read_table
+from nfq_guard.policyfile import read_shadow, read_table
 from nfq_guard.service import start
 from nfq_guard.service.config import Config, load
 from nfq_guard.service.rules import firewall_of
@@ -49,9 +49,10 @@ def load_all(path: Path | None) -> tuple[Config, CompiledPolicy]:
     config = load(path, mistakes)
     reading = read_table(config.policy_table, config.source)
     mistakes += reading.mistakes
+    shadow = read_shadow(config.settings.shadow, config.source, mistakes)
     if mistakes or reading.model is None:
         raise ConfigError(config.source, mistakes)
-    return config, compile_policy(reading.model)
+    return config, compile_policy(reading.model, shadow)
 
 
 def _read(path: Path | None, before: Settings) -> Loaded:
@@ -61,8 +62,11 @@ def _read(path: Path | None, before: Settings) -> Loaded:
 
 def _loaded(policy: CompiledPolicy, config: Config, before: Settings) -> Loaded:
     now = config.settings
+    # The shadow comes with its policy.
     changed = [
-        name for name in now.__struct_fields__ if getattr(now, name) != getattr(before, name)
+        name
+        for name in now.__struct_fields__
+        if name != "shadow" and getattr(now, name) != getattr(before, name)
     ]
     return Loaded(
         policy=policy,

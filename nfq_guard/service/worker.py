@@ -2,12 +2,13 @@
 """One queue's packets, turn by turn: read, judge, answer, and only then tell (design 3)."""
 
 import time
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 from nfq_guard.engine import VERDICT_ACCEPT, Engine, Judgment
 from nfq_guard.flow import Evidence
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action
+from nfq_guard.policy.shadow import Difference
 from nfq_guard.service.history import History
 from nfq_guard.service.judging import Failure, SafeJudge
 from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
@@ -15,6 +16,13 @@ from nfq_guard.telemetry.limits import EventLimiter
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
+
+# What counts each difference of a policy on trial.
+_DIFFERENCES: Final = {
+    Difference.ONLY_ACTING_DROPS: "shadow_would_pass",
+    Difference.ONLY_SHADOW_DROPS: "shadow_would_drop",
+    Difference.OTHER: "shadow_differs_otherwise",
+}
 
 
 class Reader(Protocol):
@@ -175,7 +183,10 @@ class Worker:
         shown: list[tuple[Judgment, int]] = []
         take = self._limiter.take
         for judgment in judgments:
-            if judgment.decision.action is not Action.ALLOW:
+            shadow = judgment.shadow
+            if shadow is not None:
+                self.stats.counters[_DIFFERENCES[shadow.difference]] += 1
+            if judgment.decision.action is not Action.ALLOW or shadow is not None:
                 shown += take(judgment, now)
         if shown:
             self._emit(shown)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Events, by structlog (design 8): one JSON object each, unless another renderer is given.
 
-`packet_judged` has a fixed set of fields, all of them in every event except `count`. A field that
+`packet_judged` has a fixed set of fields, all of them in every event except `count`
+and `shadow`, which is what a policy on trial says where it differs. A field that
 a packet does not have, such as `seq` of a UDP datagram, is null.
 """
 
@@ -75,7 +76,7 @@ def packet_fields(
     ports = l4 if isinstance(l4, Segment | Datagram) else None
     action = decision.action
     drops = action is Action.DROP or action is Action.HEAL
-    return {
+    fields = {
         "timestamp": when,
         "mode": mode,
         "queue": queue_num,
@@ -115,6 +116,10 @@ def packet_fields(
         "verdict": "drop" if judgment.verdict == VERDICT_DROP else "accept",
         "would": "drop" if drops else "accept",
     }
+    if judgment.shadow is not None:
+        told = judgment.shadow.shadow
+        fields["shadow"] = {"rule": told.rule, "action": told.action}
+    return fields
 
 
 def _payload(l4: Segment | Datagram | IcmpMessage | None) -> int | None:
