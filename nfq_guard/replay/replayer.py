@@ -10,7 +10,6 @@ A frame becomes an IP packet, fragments become whole packets, and each of those 
 flow table. Only packets that somebody will look at become an `Outcome`.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -170,7 +169,7 @@ class Replayer:
         """Packets that conntrack saw."""
         return sum(self.by_ctstate)
 
-    def replay(self, frames: Sequence[Frame]) -> list[Outcome]:
+    def replay(self, frames: list[Frame]) -> list[Outcome]:
         """Follow frames in order; the INVALID ones, or all if the settings say so."""
         shown: list[Outcome] = []
         every = self._settings.every

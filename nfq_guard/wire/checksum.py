@@ -7,17 +7,36 @@ Python computes for a packet in one division.
 
 from typing import Final
 
-from nfq_guard.flow import PROTO_ICMP
+from nfq_guard.flow import IPV4, PROTO_ICMP
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
 _ONES: Final = 0xFFFF
 
+# Adding the halves of a number leaves its remainder, and takes a tenth of the time of dividing
+# them. Worth it from 256 octets on, and up to what a frame without segmentation offload holds.
+_FOLDED_FROM: Final = 256
+_FOLDED_TO: Final = 2048
+_LOW_1024: Final = (1 << 8192) - 1
+_LOW_512: Final = (1 << 4096) - 1
+_LOW_256: Final = (1 << 2048) - 1
+
 
 def _sum(octets: bytes) -> int:
+    """The ones' complement sum: 0 for zeros only, else 1 to 65535."""
     number = int.from_bytes(octets, "big")
-    if len(octets) & 1:
-        number <<= 8
-    return number
+    if number == 0:
+        return 0
+    size = len(octets)
+    if _FOLDED_FROM < size <= _FOLDED_TO:
+        if size > 1024:
+            number = (number >> 8192) + (number & _LOW_1024)
+        if size > 512:
+            number = (number >> 4096) + (number & _LOW_512)
+        number = (number >> 2048) + (number & _LOW_256)
+    remainder = number % _ONES
+    if size & 1:
+        remainder = (remainder << 8) % _ONES
+    return remainder or _ONES
 
 
 def _pseudo_header(packet: Packet, wire_len: int) -> int:
@@ -41,10 +60,15 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
         if l4.checksum == 0:
             return True
         end = start + l4.length
-    total = _sum(octets[start:end])
-    if packet.proto != PROTO_ICMP:
-        total += _pseudo_header(packet, end - start)
-    return total != 0 and total % _ONES == 0
+    if packet.proto == PROTO_ICMP:
+        return _sum(octets[start:end]) == _ONES
+    if start == (20 if packet.family == IPV4 else 40):
+        # The addresses stand right before the segment, as they do in nearly every packet.
+        addresses = 8 if packet.family == IPV4 else 32
+        total = _sum(octets[start - addresses : end]) + packet.proto + end - start
+    else:
+        total = _sum(octets[start:end]) + _pseudo_header(packet, end - start)
+    return total % _ONES == 0
 
 
 def checksum_unfinished(packet: Packet) -> bool:
