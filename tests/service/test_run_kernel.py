@@ -361,3 +361,33 @@ def test_the_daemon_imports_neither_scapy_nor_prometheus() -> None:
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
     assert done.stdout == "[]\n"
+
+
+def test_a_policy_on_trial_is_heard_and_not_obeyed(inside: Namespace, tmp_path: Path) -> None:
+    """The shadow would drop what the policy allows: that makes the event, and nothing else."""
+    (tmp_path / "trial.toml").write_text(POLICY.replace("log", "allow"))
+    config = configured(
+        tmp_path / "c",
+        "log_interval_s = 0",
+        'mode = "enforce"',
+        'shadow = "trial.toml"',
+        policy='[policy]\ndefault = "allow"\n',
+    )
+    with (
+        Datagrams(inside) as udp,
+        GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
+    ):
+        udp.send(3)
+        wait_for(lambda: len(guard.events("packet_judged")) == 3)
+        assert udp.received() == [0, 1, 2]
+        (tmp_path / "trial.toml").write_text('[policy]\ndefault = "allow"\n')
+        guard.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: len(guard.events("reloaded")) == 1)
+        udp.send(3)
+        wait_for(lambda: idle(inside))
+        assert guard.stop() == 0
+        judged = guard.events("packet_judged")
+        assert len(judged) == 3
+        for one in judged:
+            assert (one["action"], one["verdict"]) == ("allow", "accept")
+            assert one["shadow"] == {"rule": "that-port", "action": "drop"}
