@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: MIT
+"""Captures of lab runs, replayed: the same packets INVALID as the live kernel counted."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.cli import main
+
+pytestmark = pytest.mark.kernel
+
+
+class Lab:
+    """Runs a scenario without mitigation, with captures of its links."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self._folder = folder
+        self._capsys = capsys
+
+    def run(self, scenario: str) -> int:
+        """How many packets the kernel called INVALID."""
+        words = ["lab", "run", scenario, "--mitigation", "none", "--pcap", str(self._folder)]
+        main([*words, "--format", "json"])
+        counted: int = json.loads(self._capsys.readouterr().out)["invalid"]
+        return counted
+
+    def replay(self, scenario: str, link: str, *words: str) -> list[dict[str, Any]]:
+        """The INVALID packets of a link, by our conntrack."""
+        capture = self._folder / f"{scenario}-none-{link}.pcap"
+        assert main(["replay", str(capture), "--format", "json", *words]) == 0
+        return [json.loads(line) for line in self._capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Lab:
+    return Lab(tmp_path, capsys)
+
+
+def test_asymmetric_route(lab: Lab) -> None:
+    """The router sees one half; each packet behind the SYN is INVALID to both."""
+    counted = lab.run("asymmetric")
+    invalid = lab.replay("asymmetric", "router")
+    assert len(invalid) == counted > 0
+    assert {one["reason"] for one in invalid} == {"bad-transition"}
+
+
+def test_reply_that_escapes_its_translation(lab: Lab) -> None:
+    """On the pod's link the stray reply is INVALID, and nothing else.
+
+    The kernel counts a second packet there: the client's RST to the pod's own address, which is
+    of no flow to a kernel that translates. The link behind the translation does not show that.
+    """
+    assert lab.run("kube-proxy-dnat") == 2
+    (stray,) = lab.replay("kube-proxy-dnat", "inner")
+    assert (stray["src"], stray["sport"], stray["reason"]) == ("10.244.0.2", 8080, "seq-over")
+    (again,) = lab.replay("kube-proxy-dnat", "inner", "--assume-nat", "dnat")
+    assert (again["action"], again["rule"]) == ("drop", "translated")
+
+
+def test_late_retransmission(lab: Lab) -> None:
+    """Kubernetes #74839: INVALID under 5.15, fine under 6.1 and to the kernel that runs here."""
+    assert lab.run("late-retransmission") == 0
+    assert lab.replay("late-retransmission", "inner", "--kernel", "6.1") == []
+    (late,) = lab.replay("late-retransmission", "inner", "--kernel", "5.15")
+    assert late["reason"] == "seq-under"
