@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: MIT
+"""Instructions of the pure judgement on fixed packets, counted by callgrind, held to a record.
+
+    python -m benchmarks.instructions --check | --record
+
+`--check` exits 1 when a count is more than 5 % over the one in instructions.json, and prints each.
+Counts, not seconds: no load on the machine can decide. They belong to a version of Python and to
+an architecture; without a record of this one there is nothing to hold them to, and that is said.
+
+Exit status: 0 fine, 1 over the limit, 69 when valgrind or the compiled tree is missing.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from benchmarks.contenders import COMPILED, PEERS
+from benchmarks.site import BUILD, REPO
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_UNAVAILABLE
+
+RECORD: Final = Path(__file__).with_name("instructions.json")
+LIMIT: Final = 1.05
+BATCH: Final = 32
+_TREES: Final = {"compiled": COMPILED, "pure": REPO}
+
+
+class MissingError(Exception):
+    """What is missing for the count."""
+
+
+def key() -> str:
+    """What counts belong to, such as `cpython-3.11-x86_64`."""
+    major, minor, _ = platform.python_version_tuple()
+    return f"{platform.python_implementation().lower()}-{major}.{minor}-{platform.machine()}"
+
+
+def count(tree: Path) -> dict[str, int]:
+    """Instructions of one judgement, by the kind of packet.
+
+    Raises:
+        MissingError: A program or the tree is not there.
+    """
+    if not tree.exists():
+        raise MissingError(f"{tree} is missing: run `make wheels compiled`")
+    library = BUILD / "counting.so"
+    built = subprocess.run(
+        ["make", "-s", "-C", str(Path(__file__).parent / "c"), "counting"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if built.returncode:
+        raise MissingError(built.stderr.strip().splitlines()[0])
+    with tempfile.TemporaryDirectory(prefix="nfqg-") as directory:
+        words = [
+            "valgrind", "--tool=callgrind", "--instr-atstart=no", "--quiet",
+            f"--callgrind-out-file={directory}/out",
+            sys.executable, str(PEERS / "judgements.py"), str(library),
+        ]  # fmt: skip
+        environment = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(tree),
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        try:
+            done = subprocess.run(
+                words, check=False, capture_output=True, text=True, env=environment, cwd="/"
+            )
+        except FileNotFoundError:
+            raise MissingError("program valgrind (Debian package valgrind) is missing") from None
+        if done.returncode:
+            raise MissingError((done.stderr.strip().splitlines() or ["valgrind failed"])[-1])
+        totals = _totals(Path(directory))
+    found: dict[str, int] = {}
+    for name in dict.fromkeys(name for name, _ in totals):
+        (short, few), (long, many) = sorted(
+            (calls, sum_) for (kind, calls), sum_ in totals.items() if kind == name
+        )
+        found[name] = round((many - few) / ((long - short) * BATCH))
+    return found
+
+
+def _totals(directory: Path) -> dict[tuple[str, int], int]:
+    """What callgrind wrote: instructions by kind of packet and number of calls."""
+    totals: dict[tuple[str, int], int] = {}
+    for path in directory.iterdir():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        trigger = re.search(r"^desc: Trigger: Client Request: (\S+) (\d+)$", text, re.MULTILINE)
+        total = re.search(r"^(?:totals|summary): (\d+)", text, re.MULTILINE)
+        if trigger and total:
+            totals[trigger[1], int(trigger[2])] = int(total[1])
+    return totals
+
+
+def check(found: dict[str, dict[str, int]]) -> int:
+    """Print each count beside its record; the exit status."""
+    recorded = _recorded().get(key())
+    if recorded is None:
+        print(f"instructions: no record for {key()}; nothing to hold the counts to")
+        recorded = {}
+    worse = False
+    for tree, kinds in found.items():
+        for name, counted in kinds.items():
+            before = recorded.get(tree, {}).get(name)
+            if before is None:
+                print(f"{tree} {name}: {counted:,} instructions a judgement, no record")
+                continue
+            over = counted > before * LIMIT
+            worse = worse or over
+            verdict = f"over the limit of {LIMIT - 1:+.0%}" if over else "fine"
+            change = counted / before - 1
+            print(
+                f"{tree} {name}: {counted:,} instructions a judgement, "
+                f"{change:+.1%} of {before:,}: {verdict}"
+            )
+    return EXIT_NOT_FINE if worse else EXIT_OK
+
+
+def record(found: dict[str, dict[str, int]]) -> int:
+    """Write the counts as the record of this Python."""
+    everything = _recorded()
+    everything[key()] = {**everything.get(key(), {}), **found}
+    RECORD.write_text(json.dumps(everything, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return check(found)
+
+
+def _recorded() -> dict[str, dict[str, dict[str, int]]]:
+    if not RECORD.exists():
+        return {}
+    read: dict[str, dict[str, dict[str, int]]] = json.loads(RECORD.read_text(encoding="utf-8"))
+    return read
+
+
+def main() -> int:
+    """Do it; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--check", action="store_true", help="hold the counts to the record")
+    what.add_argument("--record", action="store_true", help="make them the record")
+    parser.add_argument("--tree", choices=_TREES, action="append", help="compiled if not said")
+    args = parser.parse_args()
+    try:
+        found = {tree: count(_TREES[tree]) for tree in args.tree or ["compiled"]}
+    except MissingError as error:
+        print(f"instructions: {error}", file=sys.stderr)
+        return EXIT_UNAVAILABLE
+    return record(found) if args.record else check(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
