@@ -18,6 +18,8 @@ MODULES = [
     "nfq_guard.wire.ip",
     "nfq_guard.wire.tcp",
     "nfq_guard.conntrack.window",
+    "nfq_guard.conntrack.connection",
+    "nfq_guard.conntrack.table",
     "nfq_guard.policy.decision",
     "nfq_guard.flows.record",
     "nfq_guard.capture.pcap",

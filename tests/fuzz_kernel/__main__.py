@@ -7,6 +7,7 @@ to a trace file that the regression test takes up.
 
 import argparse
 import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,8 @@ def main() -> int:
     parser.add_argument("--state", type=Path, help="file that remembers how far the run got")
     parser.add_argument("--traces", type=Path, default=_TRACES, help="where failing flows go")
     args = parser.parse_args()
+    # So that the namespace of the chunk is removed on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     chunk, done = args.first_chunk, 0
     if args.state and args.state.exists():
         kept = json.loads(args.state.read_text(encoding="ascii"))
