@@ -72,7 +72,8 @@ def test_ack_of_unseen_data(talk: Conversation, explains: Explains) -> None:
     assert text.count("holds") == 3
     assert "5.10  INVALID ack-over: ack 7 octets beyond 15001" in text
     assert "allow, by the rule window" in text
-    assert all(len(line) <= 100 for line in text.splitlines())
+    # The first line names the file, as long as its path is.
+    assert all(len(line) <= 100 for line in text.splitlines()[1:])
 
 
 def test_bounds_as_objects(talk: Conversation, explains: Explains) -> None:

@@ -56,6 +56,10 @@ boot)
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
     mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+    # The tree under test, which may lie on any of the mounts that were just covered.
+    tree=$(cd "$(dirname "$0")/../.." && pwd)
+    mkdir -p "$root$tree"
+    mount --bind "$tree" "$root$tree"
     for node in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0 console:1:3; do
         IFS=: read -r name major minor <<<"$node"
         mknod -m 666 "$root/dev/$name" c "$major" "$minor"
