@@ -73,6 +73,8 @@ class Parts:
         loaded: The policy to begin with.
         read: Reads the policy anew, or raises NfqGuardError.
         notifier: Tells systemd.
+        open_more: Opens what is there for onlookers, once all queues are served; what it returns
+            closes that again.
     """
 
     settings: Settings
@@ -85,6 +87,7 @@ class Parts:
     loaded: Loaded
     read: Callable[[], Loaded]
     notifier: Notifier
+    open_more: Callable[["Daemon"], Callable[[], None]]
 
 
 @final
@@ -110,6 +113,7 @@ class Daemon:
         self._started_at = 0.0
         self._rules_changed = 0
         self._rules_touched = False
+        self._close_more: Callable[[], None] = _nothing
         self.reloading = Reloading(
             loaded=parts.loaded,
             read=parts.read,
@@ -142,6 +146,7 @@ class Daemon:
         self._prepare()
         try:
             facts = self._team.begin()
+            self._close_more = self._parts.open_more(self)
             self._begin_metrics()
             if self._owns_rules:
                 self._rules_touched = True
@@ -211,8 +216,13 @@ class Daemon:
             "decided_by": decided_by,
             **self.counters(),
             "last_reload": None if last is None else {"at": last.at, "mistakes": last.mistakes},
-            "last_error": self._events.last_error,
+            "last_error": self._last_error(),
         }
+
+    def _last_error(self) -> dict[str, object] | None:
+        found = [self._events.last_error, self._team.last_error()]
+        errors = [error for error in found if error is not None]
+        return max(errors, key=lambda error: str(error["at"]), default=None)
 
     def _prepare(self) -> None:
         loop = self._loop
@@ -292,6 +302,7 @@ class Daemon:
                 self._events.error("rules_left_behind", problem=str(error))
         self._team.finish()
         self._events.info("stopped", **self._numbers())
+        self._close_more()
         self._parts.sink.close(time.monotonic())
 
     def _wait_for_watch(self) -> None:
@@ -321,3 +332,7 @@ class Daemon:
 
     def _tell_rules(self, event: str, change: RulesChange) -> None:
         self._events.info(event, done=list(change.done), notes=list(change.notes))
+
+
+def _nothing() -> None:
+    """There was nothing to close."""

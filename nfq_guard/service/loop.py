@@ -68,6 +68,11 @@ class Loop:
         del self._ready[fd]
         self._epoll.unregister(fd)
 
+    def forget_if_watched(self, fd: int) -> None:
+        """As `forget`, if it is."""
+        if fd in self._ready:
+            self.forget(fd)
+
     def writing(self, fd: int, *, only: bool) -> None:
         """Call for a watched `fd` when it can be written, and not when it can be read; or undo."""
         self._epoll.modify(fd, select.EPOLLOUT if only else select.EPOLLIN)

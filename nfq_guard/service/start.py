@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import msgspec
 from structlog.typing import Processor
 
 from nfq_guard.conntrack.kernels import rules_of
@@ -19,6 +20,7 @@ from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.control import ControlServer
 from nfq_guard.service.control_path import listen
+from nfq_guard.service.crew import Crew
 from nfq_guard.service.daemon import Daemon, Parts, Rules
 from nfq_guard.service.history import History
 from nfq_guard.service.loop import Loop
@@ -29,6 +31,7 @@ from nfq_guard.service.serving import Serving
 from nfq_guard.service.settings import Settings, parse_listen
 from nfq_guard.service.team import Loaded, OneQueue, Team
 from nfq_guard.service.worker import Worker
+from nfq_guard.service.worker_process import Open, Opened
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
@@ -61,10 +64,27 @@ def run(
     Raises:
         NfqGuardError: A queue cannot be had, or the rules cannot be installed.
     """
-    sink, events = open_log(settings)
+    sink, make_log = open_log(settings)
+    events = make_log(sink)
     notes: list[str] = []
     with Loop() as loop:
-        team = _one_queue(settings, loaded, loop, events, sink, notes)
+        if len(settings.queue_numbers) > 1:
+            team: Team = Crew(
+                settings.queue_numbers,
+                loaded=loaded,
+                read=read,
+                open_queue=lambda number, mode: _opener(settings, number, mode),
+                make_log=make_log,
+                mode=settings.mode,
+                loop=loop,
+                events=events,
+                sink=sink,
+            )
+        else:
+            (queue_num,) = settings.queue_numbers
+            team = OneQueue(
+                *open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes)
+            )
         daemon = Daemon(
             Parts(
                 settings=settings,
@@ -77,17 +97,42 @@ def run(
                 loaded=loaded,
                 read=read,
                 notifier=Notifier(),
+                open_more=lambda daemon: _open_more(settings, daemon, loop, events, notes),
             )
         )
-        close_control = _control(settings, daemon, loop, notes)
-        for note in notes:
-            events.warning("note", text=note)
-        stop_metrics = _metrics(settings, daemon, loop)
-        try:
-            daemon.run()
-        finally:
-            close_control()
-            stop_metrics()
+        daemon.run()
+
+
+def _opener(settings: Settings, queue_num: int, mode: Mode) -> Open:
+    """For a worker: opens its queue once it is forked."""
+    as_now = msgspec.structs.replace(settings, mode=mode)
+
+    def open_it(
+        loaded: Loaded, events: EventLog, sink: LineSink, loop: Loop, notes: list[str]
+    ) -> Opened:
+        return open_queue(as_now, queue_num, loaded.policy, events, sink, loop, notes)
+
+    return open_it
+
+
+def _open_more(
+    settings: Settings, daemon: Daemon, loop: Loop, events: EventLog, notes: list[str]
+) -> Callable[[], None]:
+    """Control socket and metrics; call what is returned at the end."""
+    stops = [_control(settings, daemon, loop, notes)]
+    for note in notes:
+        events.warning("note", text=note)
+    try:
+        stops.append(_metrics(settings, daemon, loop))
+    except UsageError:
+        stops[0]()
+        raise
+
+    def stop() -> None:
+        for one in stops:
+            one()
+
+    return stop
 
 
 def open_queue(
@@ -141,18 +186,6 @@ def open_queue(
     return serving, history, flows.evidence
 
 
-def _one_queue(
-    settings: Settings,
-    loaded: Loaded,
-    loop: Loop,
-    events: EventLog,
-    sink: LineSink,
-    notes: list[str],
-) -> Team:
-    (queue_num,) = settings.queue_numbers
-    return OneQueue(*open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes))
-
-
 def _control(
     settings: Settings, daemon: Daemon, loop: Loop, notes: list[str]
 ) -> Callable[[], None]:
@@ -166,8 +199,8 @@ def _control(
     return ControlServer(listener, path, loop, Requests(daemon, path.stat().st_gid)).close
 
 
-def open_log(settings: Settings) -> tuple[LineSink, EventLog]:
-    """The log that the settings name.
+def open_log(settings: Settings) -> tuple[LineSink, Callable[[LineSink], EventLog]]:
+    """The log that the settings name, and what writes events into it or on the way to it.
 
     Raises:
         UsageError: The file cannot be opened.
@@ -180,18 +213,18 @@ def open_log(settings: Settings) -> tuple[LineSink, EventLog]:
         console = settings.log_format == "console"
         return _opened(Path(settings.log), Console(colour=False) if console else None)
     sys.stdout.flush()
-    sink = LineSink(_STDOUT)
-    if not wants_console(settings.log_format, _STDOUT):
-        return sink, EventLog(sink)
-    return sink, EventLog(sink, Console(colour=wants_colour(_STDOUT)))
+    console = wants_console(settings.log_format, _STDOUT)
+    render = Console(colour=wants_colour(_STDOUT)) if console else None
+    return LineSink(_STDOUT), lambda sink: EventLog(sink, render)
 
 
-def _opened(path: Path, render: Processor | None) -> tuple[LineSink, EventLog]:
+def _opened(
+    path: Path, render: Processor | None
+) -> tuple[LineSink, Callable[[LineSink], EventLog]]:
     try:
-        sink = LineSink(path)
+        return LineSink(path), lambda sink: EventLog(sink, render)
     except OSError as error:
         raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
-    return sink, EventLog(sink, render)
 
 
 def _metrics(settings: Settings, daemon: Daemon, loop: Loop) -> Callable[[], None]:

@@ -85,6 +85,9 @@ class Team(Protocol):
     def refresh(self) -> None:
         """Bring numbers up to date as far as that takes no time."""
 
+    def last_error(self) -> dict[str, object] | None:
+        """The last event of level error that the daemon's own log does not know."""
+
     def set_mode(self, mode: Mode) -> None:
         """Judge in that mode from the next turn on."""
 
@@ -139,6 +142,10 @@ class OneQueue:
     def refresh(self) -> None:
         """Look at what others count."""
         self._serving.worker.refresh()
+
+    def last_error(self) -> dict[str, object] | None:
+        """None: it is all in one log."""
+        return None
 
     def set_mode(self, mode: Mode) -> None:
         """At once."""

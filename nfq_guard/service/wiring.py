@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
-from nfq_guard.errors import ConfigError, Mistake, UsageError
+from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policyfile import read_shadow, read_table
@@ -28,8 +28,6 @@ def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
     """
     config, policy = load_all(path)
     settings = override(config.settings)
-    if len(settings.queue_numbers) > 1:
-        raise UsageError("queues: expected one queue, found several: one worker serves one queue")
     start.run(
         settings,
         source=config.source,

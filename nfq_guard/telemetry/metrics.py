@@ -6,7 +6,7 @@ Every label value is from an enum and exists from the start, so that no packet c
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from nfq_guard.engine import Judgment
 from nfq_guard.finding import Reason
@@ -80,6 +80,44 @@ class Stats:
             run += 1
         if last is not None:
             self._add(last, run)
+
+    def plain(self) -> dict[str, Any]:
+        """The numbers as JSON can carry them; packets of pairs that have none are left out."""
+        judged = {
+            reason.value: {
+                action.value: packets for action, packets in by_action.items() if packets
+            }
+            for reason, by_action in self.judged.items()
+        }
+        return {
+            "judged": judged,
+            "rules": self.rules,
+            "counters": self.counters,
+            "gauges": self.gauges,
+        }
+
+    def sum_of(self, base: "Stats", plain: dict[str, Any]) -> None:
+        """Become the sum of `base` and of what `plain` said; gauges are the latter's."""
+        for reason, by_action in self.judged.items():
+            said = plain["judged"].get(reason.value, {})
+            for action in by_action:
+                by_action[action] = base.judged[reason][action] + said.get(action.value, 0)
+        rules = dict(base.rules)
+        for rule, packets in plain["rules"].items():
+            rules[rule] = rules.get(rule, 0) + packets
+        self.rules = rules
+        for name, count in plain["counters"].items():
+            self.counters[name] = base.counters[name] + count
+        for name, value in plain["gauges"].items():
+            if name != "start_time_seconds":
+                self.gauges[name] = value
+
+    def copy(self) -> "Stats":
+        """The numbers as they are now."""
+        copied = Stats()
+        copied.sum_of(self, Stats().plain())
+        copied.gauges = dict(self.gauges)
+        return copied
 
     def _add(self, judgment: Judgment, packets: int) -> None:
         decision = judgment.decision

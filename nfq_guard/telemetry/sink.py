@@ -33,7 +33,8 @@ class LineSink:
     def __init__(self, target: Path | int, *, ring_bytes: int = _RING_BYTES) -> None:
         """Write to a file, which is made or appended to, or to an open descriptor.
 
-        A path that is a socket, such as the journal's, gets each line as a datagram of its own.
+        A path that is a socket, such as the journal's, gets each line as a datagram of its own; so
+        does a descriptor of a socket that keeps messages apart.
 
         Raises:
             OSError: The file cannot be opened.
@@ -124,6 +125,7 @@ class LineSink:
         kind = os.fstat(self._target).st_mode
         if stat.S_ISSOCK(kind):
             self._socket = socket.socket(fileno=os.dup(self._target))
+            self._datagrams = self._socket.type != socket.SOCK_STREAM
             return self._socket.fileno()
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
             # A description of our own: O_NONBLOCK on the given one would be felt by every
@@ -154,6 +156,8 @@ class LineSink:
     def _write(self, octets: bytes) -> int:
         if self._socket is not None and self._datagrams:
             flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+            if isinstance(self._target, int):
+                return self._socket.send(octets, flags)
             return self._socket.sendto(octets, flags, str(self._target))
         if self._socket is not None:
             return self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)

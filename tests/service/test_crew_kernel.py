@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: MIT
+"""Several queues, one worker process each, in namespaces of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue.counters import parse
+from tests.support.queue import PORT, Datagrams, GuardProcess, wait_for
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+FIRST, LAST = 3, 5
+QUEUES = list(range(FIRST, LAST + 1))
+# Enough pairs of addresses that each queue gets some.
+HOSTS = [f"127.0.1.{number}" for number in range(1, 25)]
+
+
+class Crewed:
+    """A daemon of three queues, and what is sent through it."""
+
+    def __init__(self, namespace: Namespace, directory: Path) -> None:
+        self.namespace = namespace
+        self.directory = directory
+        self.socket = directory / "s"
+        self.config = directory / "c.toml"
+        self.udp = Datagrams(namespace, "0.0.0.0")  # noqa: S104 - of its own namespace
+        self.configure("log")
+
+    def configure(self, action: str, *lines: str) -> None:
+        head = f"""
+[daemon]
+queues = "{FIRST}-{LAST}"
+mode = "enforce"
+rules = "none"
+log_interval_s = 0
+control_socket = "{self.socket}"
+"""
+        policy = f"""
+[policy]
+default = "allow"
+on_unknown = "allow"
+[[policy.rule]]
+name = "rule-{action}"
+dport = {PORT}
+action = "{action}"
+"""
+        self.config.write_text(head + "\n".join(lines) + policy)
+
+    def start(self, log: str = "log") -> GuardProcess:
+        return GuardProcess(
+            self.namespace, self.directory / log, "--config", str(self.config)
+        ).ready()
+
+    def send(self, each: int = 1) -> int:
+        """How many were sent, over all queues."""
+        for host in HOSTS:
+            for _ in range(each):
+                self.udp.sender.sendto(b"1234", (host, PORT))
+        return each * len(HOSTS)
+
+    def received(self) -> int:
+        return len(self.udp.received())
+
+    def idle(self) -> bool:
+        return all(line.waiting == 0 for line in self.bound().values())
+
+    def bound(self) -> dict[int, Any]:
+        text = self.namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+        return dict(parse(text))
+
+    def ask(self, *words: str, status: int = 0) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "nfq_guard", *words, "--socket", str(self.socket)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == status, done.stderr
+        return done.stderr if status else done.stdout
+
+    def status(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.ask("status", "--format", "json"))
+        return found
+
+    def pids(self) -> list[int]:
+        return [queue["pid"] for queue in self.status()["queues"]]
+
+    def all_serving(self) -> bool:
+        return all(queue["state"] == "serving" for queue in self.status()["queues"])
+
+
+def queue_all(namespace: Namespace, *, bypass: bool) -> None:
+    balance = ["NFQUEUE", "--queue-balance", f"{FIRST}:{LAST}"]
+    words = ["-t", "mangle", "-A", "OUTPUT", "-p", "udp", "-j", *balance]
+    namespace.run("iptables", *words, *(["--queue-bypass"] if bypass else []))
+
+
+@pytest.fixture
+def crewed(namespace: Make, tmp_path: Path) -> Iterator[Crewed]:
+    inside = namespace("crew")
+    queue_all(inside, bypass=True)
+    one = Crewed(inside, tmp_path)
+    yield one
+    one.udp.close()
+
+
+def test_all_queues_one_log_one_account(crewed: Crewed) -> None:
+    with crewed.start() as guard:
+        sent = crewed.send(3)
+        wait_for(lambda: len(guard.events("packet_judged")) == sent)
+        assert crewed.received() == sent
+        (started,) = guard.events("started")
+        assert started["queues"] == QUEUES
+        wait_for(lambda: crewed.status()["actions"]["log"] == sent)
+        status = crewed.status()
+        by_queue = {queue["queue"]: queue["packets"] for queue in status["queues"]}
+        assert sum(by_queue.values()) == sent
+        assert all(by_queue[number] > 0 for number in QUEUES)
+        assert len({queue["pid"] for queue in status["queues"]} | {status["pid"]}) == 4
+        assert {one["queue"] for one in guard.events("packet_judged")} == set(QUEUES)
+        flows = crewed.ask("dump", "--format", "json").splitlines()
+        assert len(flows) == len(HOSTS)
+        assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+        assert (stopped["packets"], stopped["actions"]) == (sent, {"log": sent})
+    assert crewed.bound() == {}
+
+
+def test_a_killed_worker_is_replaced_alone(crewed: Crewed) -> None:
+    """Its packets pass meanwhile, by the fail mode; its numbers go on; the mode stays."""
+    with crewed.start() as guard:
+        sent = crewed.send()
+        wait_for(lambda: len(guard.events("packet_judged")) == sent)
+        crewed.ask("mode", "dry-run")
+        before = crewed.pids()
+        wait_for(lambda: crewed.status()["actions"]["log"] == sent)
+        os.kill(before[1], signal.SIGKILL)
+        wait_for(lambda: bool(guard.events("worker_ended")))
+        crewed.received()
+        sent_meanwhile = crewed.send()
+        wait_for(crewed.idle)
+        assert crewed.received() == sent_meanwhile
+        wait_for(lambda: bool(guard.events("worker_restarted")) and crewed.all_serving())
+        after = crewed.pids()
+        assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+        (ended,) = guard.events("worker_ended")
+        assert (ended["queue"], ended["how"]) == (QUEUES[1], "SIGKILL")
+        total = crewed.status()["actions"]["log"]
+        assert total >= sent
+        crewed.send()
+        wait_for(lambda: crewed.status()["actions"]["log"] == total + len(HOSTS))
+        assert crewed.status()["queues"][1]["restarts"] == 1
+        assert guard.events("packet_judged")[-1]["mode"] == "dry-run"
+        assert guard.stop() == 0
+
+
+def test_without_bypass_the_queue_of_a_dead_worker_drops(namespace: Make, tmp_path: Path) -> None:
+    inside = namespace("closed")
+    queue_all(inside, bypass=False)
+    crewed = Crewed(inside, tmp_path)
+    crewed.configure("log", 'fail_mode = "closed"')
+    with crewed.start() as guard:
+        os.kill(crewed.pids()[0], signal.SIGSTOP)
+        sent = crewed.send()
+        wait_for(lambda: bool(guard.events("worker_stuck")))
+        wait_for(crewed.all_serving)
+        received = crewed.received()
+        assert 0 < received < sent
+        crewed.send()
+        wait_for(crewed.idle)
+        assert crewed.received() == sent
+        assert guard.stop() == 0
+    crewed.udp.close()
+
+
+def test_signals_of_the_service_reach_workers_too_and_do_nothing(crewed: Crewed) -> None:
+    """The service manager sends SIGTERM to all processes of a service at once."""
+    with crewed.start() as guard:
+        pids = crewed.pids()
+        for pid in pids:
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(pid, number)
+        sent = crewed.send()
+        wait_for(lambda: len(guard.events("packet_judged")) == sent)
+        assert crewed.pids() == pids
+        assert guard.stop() == 0
+
+
+def test_a_policy_is_taken_by_all_or_by_none(crewed: Crewed) -> None:
+    with crewed.start() as guard:
+        crewed.configure("drop")
+        crewed.ask("reload", "--wait")
+        crewed.send()
+        wait_for(lambda: len(guard.events("packet_judged")) == len(HOSTS))
+        assert crewed.received() == 0
+        crewed.configure("dorp")
+        assert "policy.rule[0].action" in crewed.ask("reload", "--wait", status=1)
+        os.kill(crewed.pids()[2], signal.SIGKILL)
+        wait_for(lambda: bool(guard.events("worker_restarted")) and crewed.all_serving())
+        crewed.send()
+        wait_for(lambda: len(guard.events("packet_judged")) == 2 * len(HOSTS))
+        assert {one["rule"] for one in guard.events("packet_judged")} == {"rule-drop"}
+        assert crewed.received() == 0
+        assert guard.stop() == 0
+
+
+def test_workers_end_when_their_daemon_is_killed(crewed: Crewed) -> None:
+    with crewed.start() as guard:
+        pids = crewed.pids()
+        guard.process.kill()
+        guard.process.wait(timeout=10)
+        wait_for(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids))
+        assert crewed.bound() == {}
+    with crewed.start("log2") as again:
+        assert again.stop() == 0
+
+
+def test_one_queue_of_somebody_else(crewed: Crewed, tmp_path: Path) -> None:
+    """All is let go again, and the rules of whoever has the queue stay."""
+    words = ("--queue", str(QUEUES[1]))
+    with GuardProcess(crewed.namespace, tmp_path / "first", *words).ready() as first:
+        text = crewed.config.read_text().replace('rules = "none"', 'rules = "install"')
+        crewed.config.write_text(text)
+        with GuardProcess(
+            crewed.namespace, tmp_path / "log", "--config", str(crewed.config)
+        ) as second:
+            assert second.process.wait(timeout=10) == 75
+            said = second.stderr()
+            assert said.startswith(f"nfq-guard: queue {QUEUES[1]} is owned by")
+            assert len(said.splitlines()) == 1
+        assert list(crewed.bound()) == [QUEUES[1]]
+        assert "NFQ_GUARD" in crewed.namespace.run("iptables-save").stdout
+        assert first.stop() == 0
+
+
+def test_one_set_of_metrics(crewed: Crewed) -> None:
+    port = 19_477
+    crewed.configure("log", f'metrics_listen = "127.0.0.1:{port}"')
+    with crewed.start() as guard:
+        crewed.send()
+        wait_for(lambda: crewed.status()["actions"]["log"] == len(HOSTS))
+        code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}').read().decode())"
+        text = crewed.namespace.run(sys.executable, "-c", code).stdout
+        assert "nfq_guard_worker_restarts_total 0.0" in text
+        lines = [line for line in text.splitlines() if line.startswith("nfq_guard_packets_total{")]
+        assert sum(float(line.split()[1]) for line in lines) == len(HOSTS)
+        assert len(lines) == len(QUEUES)
+        assert guard.stop() == 0
