@@ -21,6 +21,7 @@ MODULES = [
     "nfq_guard.conntrack.connection",
     "nfq_guard.conntrack.table",
     "nfq_guard.policy.decision",
+    "nfq_guard.policy.compiled",
     "nfq_guard.flows.record",
     "nfq_guard.capture.pcap",
     "nfq_guard.capture.pcapng",

@@ -4,8 +4,18 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import (
+    PROTO_TCP,
+    STATUS_DST_NAT,
+    STATUS_SRC_NAT,
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+)
 from nfq_guard.policy.default import default_model, default_policy
-from nfq_guard.policyfile import load_policy, preset_names
+from nfq_guard.policyfile import load_compiled, load_policy, preset_names
+from nfq_guard.wire.packet import Packet
 from tests.support.policies import Case
 
 PRESETS = ("default", "istio", "kube-proxy", "observe", "router", "strict")
@@ -35,3 +45,60 @@ def test_default_in_code_is_the_file() -> None:
 
 def test_default_policy_is_ready(judge_case: Case) -> None:
     assert default_policy().decide(*judge_case, 0.0).rule == "window"
+
+
+def _flow(status: int) -> FlowSnapshot:
+    way = FlowTuple(PROTO_TCP, b"\n\0\0\1", b"\n\0\0\2", 40000, 80)
+    return FlowSnapshot(Evidence.BPF, 0, way, way, status, 0, 0, 60, 3, None)
+
+
+def _decides(preset: str, case: Case, reason: Reason, flow: FlowSnapshot | None) -> str:
+    queued, packet, _, _ = case
+    policy = load_compiled(f"preset:{preset}")
+    return str(policy.decide(queued, packet, flow, Finding(reason), 0.0).action)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_default_drops_what_would_escape_translation(judge_case: Case, reason: Reason) -> None:
+    """Whatever the reason, known or not: a translated flow goes on translated or not at all."""
+    for status in (STATUS_SRC_NAT, STATUS_DST_NAT, STATUS_SRC_NAT | STATUS_DST_NAT):
+        assert _decides("default", judge_case, reason, _flow(status)) == "drop"
+        assert _decides("router", judge_case, reason, _flow(status)) == "drop"
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_default_leaves_other_flows_alone(judge_case: Case, reason: Reason) -> None:
+    """Only what no receiver takes is dropped; what cannot be judged is let pass."""
+    broken = {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED}
+    expected = "drop" if reason in broken else "allow"
+    assert _decides("default", judge_case, reason, _flow(0)) == expected
+    assert _decides("default", judge_case, reason, None) == expected
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_default_has_a_rule_for_every_reason(judge_case: Case, reason: Reason) -> None:
+    """Nothing is left to `default`; only what cannot be judged is left to `on_unknown`."""
+    queued, packet, _, _ = judge_case
+    rule = default_policy().decide(queued, packet, None, Finding(reason), 0.0).rule
+    assert (rule == "on-unknown") is (reason is Reason.UNSUPPORTED)
+    assert rule != "default"
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_observe_and_strict_know_no_exception(judge_case: Case, reason: Reason) -> None:
+    for flow in (None, _flow(0), _flow(STATUS_DST_NAT)):
+        assert _decides("observe", judge_case, reason, flow) == "log"
+        assert _decides("strict", judge_case, reason, flow) == "drop"
+
+
+def test_router_records_leaks(judge_case: Case) -> None:
+    """A private source, a global destination, and no flow: at most ten a minute."""
+    queued, packet, _, _ = judge_case
+    assert isinstance(packet, Packet)
+    packet.dst = bytes([8, 8, 8, 8])
+    policy = load_compiled("preset:router")
+    late = [
+        policy.decide(queued, packet, None, Finding(Reason.NO_ENTRY), float(second)).rule
+        for second in range(12)
+    ]
+    assert late == ["leak"] * 10 + ["default"] * 2
