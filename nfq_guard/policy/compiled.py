@@ -76,14 +76,20 @@ class CompiledPolicy:
         limits = [None if rule.rate is None else RateLimit(rule.rate) for rule in model.rules]
         takes = [allowed(rule, FIELD_BY_NAME["reason"]) for rule in model.rules]
         self._plans: dict[Reason, _Plan] = {}
+        # Reasons that the same rules take share one plan: most rules name no reason.
+        made: dict[tuple[int, ...], _Plan] = {}
         for number, reason in enumerate(REASONS):
-            live = [index for index, spans in enumerate(takes) if holds(spans, number)]
-            last = Decision(model.default, RULE_DEFAULT)
+            live = tuple(index for index, spans in enumerate(takes) if holds(spans, number))
+            rules = [model.rules[index] for index in live]
+            own = [limits[index] for index in live]
             if reason is Reason.UNSUPPORTED:
                 last = Decision(model.on_unknown, RULE_ON_UNKNOWN)
-            self._plans[reason] = _Plan(
-                [model.rules[index] for index in live], [limits[index] for index in live], last
-            )
+                self._plans[reason] = _Plan(rules, own, last)
+                continue
+            plan = made.get(live)
+            if plan is None:
+                plan = made[live] = _Plan(rules, own, Decision(model.default, RULE_DEFAULT))
+            self._plans[reason] = plan
 
     def decide(
         self,

@@ -31,6 +31,8 @@ from nfq_guard.policy.values import ValueProblem, one_of, parse_value, shown, su
 AVAILABLE_ACTIONS: Final = (Action.DROP, Action.LOG, Action.ALLOW)
 # Nesting of includes is bounded besides cycles: each level is a file that somebody must read.
 DEEPEST_INCLUDE: Final = 8
+# Rules of a policy with all that it includes: what bounds its memory and the time of a reload.
+MOST_RULES: Final = 1000
 
 POLICY_KEYS: Final = ("include", "on_unknown", "default", "i_know", "rule")
 RULE_KEYS: Final = ("name", "comment", "action", "mark", "rate", "not", *FIELD_BY_NAME)
@@ -122,6 +124,8 @@ def read_policy(
             "what happens when no rule matches: drop, log or allow",
             "nothing",
         )
+    if len(part.rules) > MOST_RULES:
+        reader.note("policy.rule", f"at most {MOST_RULES} rules", str(len(part.rules)))
     if mistakes or part.default is None:
         return Reading(model=None, mistakes=tuple(mistakes))
     model = PolicyModel(

@@ -57,7 +57,7 @@ class Shape:
         return next((name for name, spans in self.spans.items() if not spans), "")
 
     def misses(self, other: "Shape") -> list[str] | None:
-        """The fields on which `other` takes packets that this rule does not.
+        """The fields on which `other` takes packets that this rule does not, two at most.
 
         None when names, marks or a rate stand between them.
         """
@@ -66,7 +66,13 @@ class Shape:
         for condition in self.others:
             if not any(_implied(condition, known) for known in other.others):
                 return None
-        return [name for name, spans in self.spans.items() if not covers(spans, other.span(name))]
+        missing: list[str] = []
+        for name, spans in self.spans.items():
+            if not covers(spans, other.span(name)):
+                missing.append(name)
+                if len(missing) == 2:
+                    break
+        return missing
 
 
 def shadowing(shape: Shape, earlier: Sequence[Shape]) -> tuple[Rule, ...]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME
-from nfq_guard.policy.parse import DEEPEST_INCLUDE, parse_policy, read_policy
+from nfq_guard.policy.parse import DEEPEST_INCLUDE, MOST_RULES, parse_policy, read_policy
 from tests.support.policies import tables
 
 
@@ -188,6 +188,11 @@ def test_rule_without_action() -> None:
 )
 def test_wrong_table(table: object, said: list[str]) -> None:
     assert _mistakes(table) == said
+
+
+def test_rules_are_bounded() -> None:
+    table = {"default": "allow", "rule": [{"action": "log"}] * (MOST_RULES + 1)}
+    assert _mistakes(table) == ["policy.rule: expected at most 1000 rules, found 1001"]
 
 
 def test_long_values_are_cut() -> None:
