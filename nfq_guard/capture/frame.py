@@ -12,6 +12,16 @@ MAX_FRAME_OCTETS: Final = 1 << 20
 MAX_BLOCK_OCTETS: Final = 1 << 24
 
 
+def word(octets: bytes, at: int, little: bool) -> int:  # noqa: FBT001 - on the packet path
+    """The 32 bits at `at` in either byte order.
+
+    By index, not by struct: compiled, that takes a third of the time.
+    """
+    if little:
+        return octets[at] | octets[at + 1] << 8 | octets[at + 2] << 16 | octets[at + 3] << 24
+    return octets[at] << 24 | octets[at + 1] << 16 | octets[at + 2] << 8 | octets[at + 3]
+
+
 class CaptureError(UsageError):
     """A file of which nothing can be read as a capture; the message names the file."""
 

@@ -4,7 +4,7 @@
 import struct
 from typing import Final, final
 
-from nfq_guard.capture.frame import MAX_FRAME_OCTETS, BrokenRecordError, Frame
+from nfq_guard.capture.frame import MAX_FRAME_OCTETS, BrokenRecordError, Frame, word
 
 HEADER_OCTETS: Final = 24
 
@@ -31,7 +31,7 @@ class PcapScanner:
         # The upper half of the word tells the length of a frame check sequence, which no length
         # of ours counts on.
         self._linktype: int = struct.unpack_from(order + "I", header, 20)[0] & 0xFFFF
-        self._record = struct.Struct(order + "IIII")
+        self._little = order == "<"
         self._source = source
         self.frames = 0
 
@@ -44,7 +44,7 @@ class PcapScanner:
         Raises:
             BrokenRecordError: A record has an impossible length; those before it are in `found`.
         """
-        unpack = self._record.unpack_from
+        little = self._little
         fraction_ns = self._fraction_ns
         linktype = self._linktype
         source = self._source
@@ -52,7 +52,7 @@ class PcapScanner:
         end = len(buffer)
         start = 0
         while start + 16 <= end:
-            seconds, fraction, captured, wire_len = unpack(buffer, start)
+            captured = word(buffer, start + 8, little)
             if captured > MAX_FRAME_OCTETS:
                 self.frames = number
                 raise BrokenRecordError(start, f"a record claims {captured} octets")
@@ -63,9 +63,10 @@ class PcapScanner:
             found.append(
                 Frame(
                     number,
-                    seconds * 1_000_000_000 + fraction * fraction_ns,
+                    word(buffer, start, little) * 1_000_000_000
+                    + word(buffer, start + 4, little) * fraction_ns,
                     linktype,
-                    wire_len,
+                    word(buffer, start + 12, little),
                     buffer[start + 16 : stop],
                     source,
                 )

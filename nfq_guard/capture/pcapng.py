@@ -10,6 +10,7 @@ from nfq_guard.capture.frame import (
     MAX_FRAME_OCTETS,
     BrokenRecordError,
     Frame,
+    word,
 )
 
 BLOCK_SECTION: Final = 0x0A0D0D0A
@@ -68,8 +69,7 @@ class PcapngScanner:
 
     def _orders(self, order: str) -> None:
         self._order = order
-        self._words = struct.Struct(order + "IIIIIII")
-        self._head = struct.Struct(order + "II")
+        self._little = order == "<"
 
     def scan(self, buffer: bytes, found: list[Frame]) -> int:
         """Append the frames whose blocks are whole in `buffer` to `found`.
@@ -89,24 +89,27 @@ class PcapngScanner:
                 if order is None:
                     raise BrokenRecordError(start, "a section header without byte order")
                 self._orders(order)
-            kind, length = self._head.unpack_from(buffer, start)
+            little = self._little
+            kind = word(buffer, start, little)
+            length = word(buffer, start + 4, little)
             if length < 12 or length & 3 or length > MAX_BLOCK_OCTETS:
                 raise BrokenRecordError(start, f"a block claims {length} octets")
             stop = start + length
             if stop > end:
                 break
-            if buffer[stop - 4 : stop] != buffer[start + 4 : start + 8]:
+            if word(buffer, stop - 4, little) != length:
                 raise BrokenRecordError(start, "the two lengths of a block differ")
             if kind == BLOCK_ENHANCED_PACKET:
                 if length < 32:
                     raise BrokenRecordError(start, "a packet block is too short")
-                _, _, index, high, low, captured, wire_len = self._words.unpack_from(buffer, start)
+                index = word(buffer, start + 8, little)
+                captured = word(buffer, start + 20, little)
                 if captured > length - 32 or captured > MAX_FRAME_OCTETS:
                     raise BrokenRecordError(start, f"a packet block claims {captured} octets")
                 if index >= len(self._interfaces):
                     raise BrokenRecordError(start, f"there is no interface {index}")
                 interface: _Interface = self._interfaces[index]
-                ticks = high << 32 | low
+                ticks = word(buffer, start + 12, little) << 32 | word(buffer, start + 16, little)
                 time_ns = (
                     ticks * interface.tick_ns
                     if interface.tick_ns
@@ -119,7 +122,7 @@ class PcapngScanner:
                         self.frames,
                         time_ns,
                         interface.linktype,
-                        wire_len,
+                        word(buffer, start + 24, little),
                         buffer[start + 28 : start + 28 + captured],
                         source,
                     )

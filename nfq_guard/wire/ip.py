@@ -13,7 +13,6 @@ from nfq_guard.wire import icmp, tcp, udp
 from nfq_guard.wire.ipv6 import HOP_BY_HOP, jumbo_length, skip_extensions
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
 
-_IPV4: Final = struct.Struct("!BBHHHBBH4s4s")
 _IPV6: Final = struct.Struct("!IHBB16s16s")
 
 _SNAPPED: Final = (
@@ -38,8 +37,14 @@ def decode(octets: bytes) -> Packet | Malformed:
 def _decode_ipv4(octets: bytes) -> Packet | Malformed:
     if len(octets) < 20:
         return Malformed("IPv4 header cut short", IPV4)
-    first, _, length, _, fragment, hop_limit, proto, _, src, dst = _IPV4.unpack_from(octets)
-    header_len = (first & 15) << 2
+    # By index, not by struct: compiled, that takes a third of the time.
+    length = octets[2] << 8 | octets[3]
+    fragment = octets[6] << 8 | octets[7]
+    hop_limit = octets[8]
+    proto = octets[9]
+    src = octets[12:16]
+    dst = octets[16:20]
+    header_len = (octets[0] & 15) << 2
     if header_len < 20:
         return Malformed("IPv4 header length below 5", IPV4, src, dst, proto)
     if length == 0:

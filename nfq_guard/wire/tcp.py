@@ -8,7 +8,6 @@ from typing import Final, final
 from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import Segment
 
-_HEADER: Final = struct.Struct("!HHIIBBHHH")
 _EDGE: Final = struct.Struct("!I")
 _EDGES: Final = struct.Struct("!II")
 
@@ -63,10 +62,7 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
         return "TCP header cut short"
     if len(octets) < offset + 20:
         return SNAPPED_IN_HEADER
-    sport, dport, seq, ack, offset_octet, flags, window, checksum, _ = _HEADER.unpack_from(
-        octets, offset
-    )
-    header_len = offset_octet >> 4 << 2
+    header_len = octets[offset + 12] >> 4 << 2
     if header_len < 20:
         return "TCP data offset below 5"
     if header_len > wire_len:
@@ -74,9 +70,22 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
     options = octets[offset + 20 : offset + header_len] if header_len > 20 else b""
     if len(options) != header_len - 20:
         return SNAPPED_IN_HEADER
+    # By index, not by struct: compiled, that takes a third of the time.
     return Segment(
-        sport, dport, Seq(seq), Seq(ack), flags, window, wire_len - header_len, options, checksum
+        octets[offset] << 8 | octets[offset + 1],
+        octets[offset + 2] << 8 | octets[offset + 3],
+        Seq(_word(octets, offset + 4)),
+        Seq(_word(octets, offset + 8)),
+        octets[offset + 13],
+        octets[offset + 14] << 8 | octets[offset + 15],
+        wire_len - header_len,
+        options,
+        octets[offset + 16] << 8 | octets[offset + 17],
     )
+
+
+def _word(octets: bytes, at: int) -> int:
+    return octets[at] << 24 | octets[at + 1] << 16 | octets[at + 2] << 8 | octets[at + 3]
 
 
 # Not the packet's fault: too little of it was captured.
