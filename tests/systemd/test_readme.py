@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""What README says is so: its commands run, its outputs are what comes out."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.engine import Judgment, Mode
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import Evidence
+from nfq_guard.lab.outcome import Mitigation
+from nfq_guard.lab.scenarios import SCENARIOS
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.telemetry.events import packet_fields
+from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Queued
+from tests.systemd.conftest import Guest
+
+pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(240)]
+
+_TREE: Final = Path(__file__).parent.parent.parent
+_README: Final = (_TREE / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)
+
+
+def marked(name: str) -> str:
+    """The block or table below `<!-- name -->`."""
+    fenced = re.search(rf"<!-- {name} -->\n```\w*\n(.*?)^```", _README, re.MULTILINE | re.DOTALL)
+    found = fenced or re.search(rf"<!-- {name} -->\n(.*?)\n\n", _README, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def commands() -> list[str]:
+    return [line for block in blocks("sh") for line in block.splitlines() if line]
+
+
+def without_numbers(text: str) -> list[str]:
+    return [" ".join(re.sub(r"\d+", "#", line).split()) for line in text.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Events and a capture of one lab run, under the names that README uses."""
+    made = tmp_path_factory.mktemp("recorded")
+    words = ["lab", "run", "kube-proxy-dnat", "--mitigation", "guard", "--pcap", str(made)]
+    subprocess.run(
+        [sys.executable, "-m", "nfq_guard", *words, "--events", str(made)],
+        check=True,
+        capture_output=True,
+    )
+    (made / "kube-proxy-dnat-guard-inner.pcap").rename(made / "capture.pcap")
+    (made / "kube-proxy-dnat-guard.jsonl").rename(made / "events.jsonl")
+    return made
+
+
+@pytest.mark.kernel
+def test_every_command_runs(guest: Guest, recorded: Path) -> None:
+    """On a host where the service is installed, in the order of the file."""
+    copied = {"capture.pcap": "/tmp", "events.jsonl": "/var/log/nfq-guard"}  # noqa: S108 - the guest's own
+    for name, folder in copied.items():
+        octets = (recorded / name).read_bytes().hex()
+        guest.sh(
+            f"cd {folder} && python3 -c 'import sys; sys.stdout.buffer.write("
+            f"bytes.fromhex(sys.argv[1]))' {octets} >{name}"
+        )
+    here = {"make demo", "sudo make install"}
+    for command in commands():
+        if command in here:
+            continue
+        if command.startswith("journalctl"):
+            assert command.endswith(" -f")
+            said = guest.sh(f"cd /tmp && timeout 1 {command}", check=False)
+        else:
+            said = guest.sh(f"cd /tmp && {command}; test $? -lt 2")
+        assert said.strip(), command
+    assert here <= set(commands())
+
+
+@pytest.mark.kernel
+def test_the_demo_prints_what_readme_shows() -> None:
+    done = subprocess.run(
+        ["make", "demo", f"PYTHON={sys.executable}"],
+        cwd=_TREE,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = without_numbers(done.stdout)
+    assert [line for line in without_numbers(marked("demo")) if line not in said] == []
+
+
+def test_install_is_what_the_service_tests_install() -> None:
+    told = subprocess.run(
+        ["make", "-n", "install"], cwd=_TREE, check=True, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == "systemd/install.sh install"
+
+
+def test_the_matrix_is_what_the_lab_expects() -> None:
+    """The lab's own tests hold these expectations against what happens."""
+    rows = [
+        [cell.strip(" *") for cell in line.strip("|").split("|")]
+        for line in marked("matrix").splitlines()
+    ]
+    order = [
+        Mitigation.NONE,
+        Mitigation.BE_LIBERAL,
+        Mitigation.DROP_PREROUTING,
+        Mitigation.DROP_FORWARD,
+        Mitigation.DROP_INPUT,
+        Mitigation.GUARD,
+        Mitigation.GUARD_DRY_RUN,
+    ]
+    expected = [
+        [scenario.name, *(scenario.expected(KERNEL_6_1)[one].outcome.value for one in order)]
+        for scenario in SCENARIOS.values()
+    ]
+    assert rows[2:] == expected
+
+
+def test_the_event_has_the_fields_that_events_have() -> None:
+    judgment = Judgment(
+        Queued(b"", 0, "", "", 0, CHECKSUM_GOOD),
+        Malformed("no octets"),
+        None,
+        Finding(Reason.MALFORMED),
+        Decision(Action.DROP, "broken"),
+        0,
+    )
+    fields = packet_fields(judgment, mode=Mode.DRY_RUN, queue_num=0, evidence=Evidence.BPF, when="")
+    assert list(json.loads(marked("event"))) == ["event", *fields]
+
+
+def test_the_policy_is_one(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+    file = tmp_path / "nfq-guard.toml"
+    file.write_text(block, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "nfq_guard", "check", "--strict", str(file)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", _README)
+    assert links
+    for link in links:
+        assert link.startswith("http") or (_TREE / link).exists(), link
