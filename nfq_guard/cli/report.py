@@ -2,17 +2,19 @@
 """`nfq-guard report`: recorded events as one HTML page."""
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from nfq_guard.cli.whatif import run_events
 from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.policyfile import load_compiled
 from nfq_guard.report.page import render
 from nfq_guard.report.summary import summarise
+from nfq_guard.whatif.result import result
+from nfq_guard.whatif.trial import Trial
 
 # No event has a tenth of it; a longer line is none, and is not kept in memory.
 _LINE_MAX: Final = 1 << 16
@@ -41,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
     if args.policy and args.events == "-":
         raise UsageError("--policy: the events are read twice, so they must be a file")
     title = args.title or (Path(args.events).name if args.events != "-" else "standard input")
-    extra = [("What these policies would have done", _whatif(args))] if args.policy else []
     try:
         with _opened(args.events) as stream:
             summary = summarise(_events(stream))
@@ -49,15 +50,23 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.events}: cannot be read: {error.strerror}") from None
     if summary.packets == 0 and summary.skipped:
         raise UsageError(f"{args.events}: no event of a packet in {summary.skipped} lines")
-    page = render(summary, title=title, extra=extra)
-    unfinished = args.output.with_name(args.output.name + ".part")
+    page = render(summary, title=title, trial=_whatif(args))
     try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(args.output)
+        _write(args.output, page)
     except OSError as error:
         raise UsageError(f"{args.output}: cannot be written: {error.strerror}") from None
     sys.stdout.write(f"{args.output}: {summary.packets} packets, {len(summary.flows)} flows\n")
     return EXIT_OK
+
+
+def _write(path: Path, page: str) -> None:
+    if path.exists() and not path.is_file():
+        # A pipe or a device is written to, not replaced.
+        path.write_text(page, encoding="utf-8")
+        return
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text(page, encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _opened(name: str) -> BinaryIO:
@@ -79,15 +88,11 @@ def _events(stream: BinaryIO) -> Iterator[Mapping[str, Any] | None]:
         yield event if isinstance(event, dict) else None
 
 
-def _whatif(args: argparse.Namespace) -> str:
-    """What `nfq-guard whatif` says about the same events."""
-    from nfq_guard.cli import main  # noqa: PLC0415 - this module is one of its commands
-
-    words = ["whatif", args.events]
-    for policy in args.policy:
-        words += ["--policy", policy]
-    with redirect_stdout(io.StringIO()) as said:
-        status = main(words)
-    if status != EXIT_OK:
-        raise UsageError("--policy: see the lines above")
-    return said.getvalue()
+def _whatif(args: argparse.Namespace) -> Mapping[str, Any] | None:
+    """What `nfq-guard whatif` finds out about the same events."""
+    if not args.policy:
+        return None
+    trial = Trial([load_compiled(reference) for reference in args.policy])
+    run_events(args.events, trial)
+    trial.end()
+    return result(trial, args.events, "events")

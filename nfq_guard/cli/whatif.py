@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     settings = replaying.settings_of(args, every=True)
     kind = _kind(args.recording)
     if kind == "events":
-        _run_events(args.recording, trial)
+        run_events(args.recording, trial)
     else:
         _run_capture(args.recording, trial, settings)
     trial.end()
@@ -86,7 +86,8 @@ def _kind(recording: str) -> str:
     return "events" if start.startswith(b"{") or not start else "capture"
 
 
-def _run_events(recording: str, trial: Trial) -> None:
+def run_events(recording: str, trial: Trial) -> None:
+    """Take all events of a file; lines that are none are told of on standard error."""
     events = EventFile()
     with Path(recording).open("rb") as file:
         for recorded in events.read(file):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The page: what happened, what the policy makes of it, and which flows to look at."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from html import escape
-from typing import Final
+from typing import Any, Final
 
 from nfq_guard import __version__
 from nfq_guard.report.charts import Bar, stacked_bars
@@ -52,18 +52,17 @@ svg{width:100%;height:auto}.grid{stroke:var(--line)}.tick{font-size:11px}
 .drop{fill:var(--drop)}.accept{fill:var(--accept)}
 .key::before{content:"";display:inline-block;width:.8em;height:.8em;margin-right:.4em}
 .key.d::before{background:var(--drop)}.key.a::before{background:var(--accept)}
-pre{background:var(--card);border-radius:8px;padding:.8rem 1rem;overflow-x:auto}
 .wide{overflow-x:auto}
 """
 
 
-def render(summary: Summary, *, title: str, extra: Sequence[tuple[str, str]] = ()) -> str:
+def render(summary: Summary, *, title: str, trial: Mapping[str, Any] | None = None) -> str:
     """The page as HTML.
 
     Args:
         summary: What the events add up to.
         title: Where they are from.
-        extra: Further sections, each a heading and preformatted text.
+        trial: What one or two policies would have done (`whatif.result.result`).
     """
     body = [_head(summary, title)]
     if summary.packets:
@@ -76,7 +75,8 @@ def render(summary: Summary, *, title: str, extra: Sequence[tuple[str, str]] = (
         ]
     else:
         body.append("<p>No packet was recorded.</p>")
-    body += [f"<h2>{escape(name)}</h2><pre>{escape(text)}</pre>" for name, text in extra]
+    if trial is not None:
+        body.append(_trial(trial))
     body.append(
         f'<p class="dim">Made by nfq_guard {escape(__version__)}. Actions <code>allow</code> are '
         "counted by the daemon but not recorded, so they are not in this page.</p>"
@@ -232,6 +232,54 @@ def _rules(summary: Summary) -> str:
         for (rule, action), packets in summary.rules.most_common()
     ]
     return "<h2>Which rules decided</h2>" + _table(("rule", "action", "#packets"), rows)
+
+
+def _trial(trial: Mapping[str, Any]) -> str:
+    """What each policy would have dropped, and where two differ."""
+    policies = trial["policies"]
+    rows = [
+        (
+            f"<code>{escape(each['policy'])}</code>",
+            f"{each['drops']:,}",
+            f"{each['passes']:,}",
+            f"{each['false_positives']['packets']:,}",
+            f"{each['false_negatives']['packets']:,}",
+            escape(", ".join(f"{why} {n:,}" for why, n in each["drops_by_reason"].items())),
+        )
+        for each in policies
+    ]
+    parts = [
+        "<h2>What these policies would have done</h2>",
+        "<p>A drop in a flow that lived on would have been a false positive; a packet that was "
+        "let pass and followed by a RST, a false negative.</p>",
+        _table(
+            (
+                "policy",
+                "#drops",
+                "#lets pass",
+                "#in flows that lived on",
+                "#followed by a RST",
+                "drops by reason",
+            ),
+            rows,
+        ),
+    ]
+    if trial["difference"] is not None:
+        for letter, each in zip("ab", policies, strict=True):
+            alone = trial["difference"][f"only_{letter}_drops"]
+            parts.append(
+                f"<p>Only <code>{escape(each['policy'])}</code> would drop {alone['drops']:,}"
+                f"{':' if alone['drops'] else '.'}</p>"
+            )
+            if alone["drops"]:
+                parts.append(_table(("flow", "#packets", ""), _alone(alone)))
+    return "".join(parts)
+
+
+def _alone(alone: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    lived = alone["false_positives"]["flows"]
+    for flow, packets in alone["drops_by_flow"].items():
+        yield f"<code>{escape(flow)}</code>", f"{packets:,}", "lived on" if flow in lived else ""
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
