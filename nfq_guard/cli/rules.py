@@ -103,6 +103,7 @@ def _shown_json(firewall: Firewall) -> str:
     record = {
         "backend": choice.backend,
         "why": choice.why,
+        "offload": firewall.spec.offload_entries,
         "families": [{"family": int(family), "rules": rules} for family in firewall.families],
     }
     return json.dumps(record) + "\n"

@@ -21,6 +21,7 @@ from nfq_guard.doctor.foreign import (
     owner_of,
 )
 from nfq_guard.firewall.saved import is_own
+from nfq_guard.firewall.spec import OFFLOAD_TABLE
 
 OUR_TABLE: Final = "nfq_guard"
 """The table that `rules/nftables.nft` makes."""
@@ -88,7 +89,12 @@ class Ruleset:
         for key, rules in self._rules.items():
             family, table, chain = key
             bases = reached.get(key, [])
-            if table == OUR_TABLE or is_own(chain) or family not in _FAMILIES or not bases:
+            if (
+                table in {OUR_TABLE, OFFLOAD_TABLE}
+                or is_own(chain)
+                or family not in _FAMILIES
+                or not bases
+            ):
                 continue
             for expr in rules:
                 if any(is_own(target) for target in _targets(expr)):

@@ -48,8 +48,10 @@ class Difference:
 
     def __str__(self) -> str:
         """The difference as `rules verify` prints it."""
-        where = f"IPv{self.family} {self.backend} {self.table} {self.chain}"
-        return f"{self.kind}: {where}: {self.detail}"
+        where = f"IPv{self.family} {self.backend} {self.table}"
+        if self.table.startswith("inet "):  # a table of nftables, for both families
+            where = f"nft {self.table}"
+        return f"{self.kind}: {f'{where} {self.chain}'.strip()}: {self.detail}"
 
 
 def differences(

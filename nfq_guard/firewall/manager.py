@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.firewall import transaction
+from nfq_guard.firewall import offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences
+from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.spec import Backend, FailMode, Family, RulesSpec
@@ -90,6 +91,8 @@ class Firewall:
             missing = tables.missing()
             program = tables.program("-restore") or f"missing: {missing}"
             lines.append(f"# IPv{family}: {program} --noflush\n{render(self.spec)}")
+        if self.spec.offload_entries is not None:
+            lines.append(f"# nft -f -\n{offload.render(self.spec.offload_entries)}")
         return "".join(lines)
 
     def described_choice(self) -> Choice:
@@ -121,6 +124,7 @@ class Firewall:
                 changes = self._install_family(tables, undo, notes)
                 left_out += changes is None
                 done += changes or []
+            done += self._offload().install()
         except NfqGuardError as error:
             undone = self._roll_back(undo)
             raise type(error)(f"{error}{undone}") from None
@@ -144,7 +148,7 @@ class Firewall:
             found += differences(should, _readable(tables, should), tables.family, backend)
         for tables in self._usable(backend.other, []):
             found += _leftovers(tables)
-        return found
+        return found + self._offload().verify()
 
     def remove(self) -> Changes:
         """Take away whatever is ours, from both backends; twice does no harm.
@@ -159,7 +163,14 @@ class Firewall:
         notes: list[str] = []
         for one in (backend, backend.other):
             done += self._remove_from(one, notes)
+        try:
+            done += self._offload().remove()
+        except NfqGuardError as error:
+            notes.append(f"not looked at: {error}")
         return Changes(tuple(done), tuple(notes))
+
+    def _offload(self) -> OffloadTable:
+        return OffloadTable(self._runner, self.spec.offload_entries)
 
     def _usable(self, backend: Backend, notes: list[str]) -> Iterator[Xtables]:
         for family in self.families:

@@ -13,6 +13,9 @@ CHAIN: Final = "NFQ_GUARD"
 FALLBACK_CHAIN: Final = "NFQ_GUARD_DROP"
 """The chain, in the table filter, that drops what nobody judged (fail mode kernel-drop)."""
 
+OFFLOAD_TABLE: Final = "nfq_guard_offload"
+"""The nftables table, of family inet, in which the kernel drops repeats by itself."""
+
 COMMENT: Final = "nfq_guard"
 """The comment on each rule of ours."""
 
@@ -72,6 +75,7 @@ class RulesSpec:
         fail_mode: What becomes of packets that nobody judges.
         max_rate_pps: Above this rate packets are shed to the fail mode before they reach the
             queue; both hooks of a family share one bucket. None for no limit.
+        offload_entries: Flows that each set of the table for repeats may hold; None for no table.
         judged_mark: Mark bits that the daemon sets on packets it accepts; KERNEL_DROP looks at
             them and at no others.
     """
@@ -81,6 +85,7 @@ class RulesSpec:
     cpu_fanout: bool = False
     fail_mode: FailMode = FailMode.OPEN
     max_rate_pps: int | None = None
+    offload_entries: int | None = None
     judged_mark: int = JUDGED_MARK
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from nfq_guard.wire.packet import Malformed, Packet, Queued
 # Fields of numbers that the kernel's own look at a packet settles.
 _OF_KEY: Final = frozenset({"hook", "family", "src", "dst"})
 _OF_PORTS: Final = frozenset({"proto", "sport", "dport"})
-_OF_ENTRY: Final = frozenset({"nat", "direction", "evidence", "leak"})
+_OF_ENTRY: Final = frozenset({"nat", "direction", "leak"})
 # A header cut short has none of these, and belongs to no flow that could be looked up; whether
 # its protocol can be read depends on where it was cut.
 _ABSENT_IN_MALFORMED: Final = frozenset(

@@ -295,6 +295,7 @@ class Daemon:
     def _stop(self) -> None:
         self._notifier.tell("STOPPING=1")
         self._wait_for_watch()
+        self._team.refresh()  # what our rules counted goes with them
         if self._rules_touched:
             try:
                 self._tell_rules("rules_removed", self._serve_during(self._parts.rules.remove))

@@ -26,6 +26,7 @@ def spec_of(settings: Settings) -> RulesSpec:
         cpu_fanout=settings.cpu_fanout,
         fail_mode=FailMode(settings.fail_mode),
         max_rate_pps=settings.max_rate_pps or None,
+        offload_entries=settings.offload_max_entries if settings.offload else None,
     )
 
 

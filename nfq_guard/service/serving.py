@@ -74,10 +74,12 @@ class Serving:
         self.worker.engine.mode = mode
         self.queue.set_fail_open(on=self._fail_open or mode is Mode.DRY_RUN)
         self.worker.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
+        self.worker.follow()
 
     def adopt(self, policy: Policy) -> None:
         """Judge by another policy, from the next turn on."""
         self.worker.engine.policy = policy
+        self.worker.follow()
 
     def finish(self) -> None:
         """Answer what still waits, until the kernel says that nothing does; then unbind."""

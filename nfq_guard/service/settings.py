@@ -40,6 +40,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         batch: Packets judged in one turn at most.
         max_rate_pps: INVALID packets a second above which the kernel sheds them to the fail mode
             before they reach the queue; 0 for no limit.
+        offload: Whether the kernel is told to drop the rest of a flow's INVALID packets by itself,
+            for a while, when the policy drops whatever the flow can bring and it brings many.
+        offload_after: Packets of one flow that must have been dropped within a second.
+        offload_timeout_s: How long the kernel drops then; after that one packet is judged anew.
+        offload_max_entries: Flows that the kernel may be told of at a time.
         log: A file, `-` for standard output, or `journal`.
         log_format: `auto` is `console` on a terminal and `json` elsewhere.
         log_interval_s: How long a flow keeps silent in the log after one event of it; 0: never.
@@ -66,6 +71,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     socket_buffer_bytes: Annotated[int, Meta(ge=4096, le=1 << 28)] = 4 << 20
     batch: Annotated[int, Meta(ge=1, le=1024)] = 64
     max_rate_pps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    offload: bool = False
+    offload_after: Annotated[int, Meta(ge=2, le=1_000_000)] = 50
+    offload_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 10.0
+    offload_max_entries: Annotated[int, Meta(ge=1, le=65_536)] = 4096
     log: Annotated[str, Meta(min_length=1)] = "-"
     log_format: Literal["auto", "json", "console"] = "auto"
     log_interval_s: Seconds = 10.0

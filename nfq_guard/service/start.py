@@ -29,6 +29,7 @@ from nfq_guard.service.requests import Requests
 from nfq_guard.service.rules import judged_mark
 from nfq_guard.service.serving import Serving
 from nfq_guard.service.settings import Settings, parse_listen
+from nfq_guard.service.shedding import open_shedding
 from nfq_guard.service.team import Loaded, OneQueue, Team
 from nfq_guard.service.worker import Worker
 from nfq_guard.service.worker_process import Open, Opened
@@ -182,6 +183,7 @@ def open_queue(
         judged_mark=judged_mark(settings),
         history=history,
     )
+    worker.shedding = open_shedding(settings, worker.engine, worker.stats, events)
     serving = Serving(reader, worker, events, loop, fail_open=fail_open)
     return serving, history, flows.evidence
 

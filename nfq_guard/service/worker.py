@@ -11,6 +11,7 @@ from nfq_guard.policy.decision import Action
 from nfq_guard.policy.shadow import Difference
 from nfq_guard.service.history import History
 from nfq_guard.service.judging import Failure, SafeJudge
+from nfq_guard.service.shedding import Shedding
 from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
 from nfq_guard.telemetry.limits import EventLimiter
 from nfq_guard.telemetry.metrics import Stats
@@ -55,6 +56,7 @@ class Worker:
     Attributes:
         engine: Its policy and mode may be swapped between two turns.
         stats: The numbers.
+        shedding: What leaves repeats to the kernel; None when nothing does.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Worker:
         self._judged_mark = judged_mark
         self._history = history
         self._judge = SafeJudge(engine, drops=drops_failures, report=self._report)
+        self.shedding: Shedding | None = None
         self._drops_seen = 0
         self._suppressed_seen = 0
         self._lines_seen = 0
@@ -134,6 +137,8 @@ class Worker:
         self.stats.counters["packets"] += len(ids)
         self.stats.count(good)
         self._tell(good, now)
+        if self.shedding is not None:
+            self.shedding.turn(good, now)
         return len(ids)
 
     def second(self, now: float) -> None:
@@ -141,11 +146,20 @@ class Worker:
         self._reader.forget_names()
         self._emit(self._limiter.due(now))
         self.refresh()
+        if self.shedding is not None:
+            self.shedding.second(now)
         self._tell_gaps()
         self._sink.push(now)
 
+    def follow(self) -> None:
+        """What the kernel does for us was for another mode or policy: take it back."""
+        if self.shedding is not None:
+            self.shedding.follow(time.monotonic())
+
     def refresh(self) -> QueueCounters | None:
         """Bring the numbers up to date that others count; the kernel's line if we may read it."""
+        if self.shedding is not None:
+            self.shedding.refresh()
         counters = self.stats.counters
         reader = self._reader
         counters["verdict_messages"] = self._verdicts.messages
@@ -175,6 +189,8 @@ class Worker:
     def close(self, now: float) -> None:
         """Tell what was still folded, and let go of files."""
         self._emit(self._limiter.rest(now))
+        if self.shedding is not None:
+            self.shedding.close(now)
         if self._counter_file is not None:
             self._counter_file.close()
             self._counter_file = None

@@ -29,6 +29,11 @@ _COUNTERS: Final = {
     "shadow_would_pass": "Packets that the policy drops and the one on trial lets pass.",
     "shadow_would_drop": "Packets that the policy lets pass and the one on trial drops.",
     "shadow_differs_otherwise": "Packets with another action or mark by the policy on trial.",
+    "offloaded_flows": "Times that the kernel was told to drop the rest of a flow.",
+    "offload_drops": "Packets that the kernel dropped by itself, as told.",
+    "offload_refused": "Times that a flow stayed: the policy may let some of its packets pass.",
+    "offload_full": "Times that a flow stayed because the kernel was told of as many as it may be.",
+    "offload_errors": "Times that the kernel could not be told.",
     "events_suppressed": "Packets without an event because of the limit on all events.",
     "log_lines_dropped": "Log lines dropped because the log did not take them.",
     "log_errors": "Failed writes to the log.",
@@ -41,6 +46,7 @@ _DAEMON_COUNTERS: Final = {
 }
 _GAUGES: Final = {
     "queue_waiting_packets": "Packets that wait in the kernel for a verdict.",
+    "offload_entries": "Flows of which the kernel drops the rest.",
     "enforcing": "1 when decisions are carried out, 0 in dry-run.",
     "start_time_seconds": "When the daemon started, seconds of the Unix epoch.",
 }

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: MIT
+"""Our nftables table in which the kernel drops the rest of a flow's INVALID packets by itself.
+
+Four sets, by hook and family, hold one direction of a TCP flow each: interface, addresses and
+ports, as on the wire there. Their elements time out. An INVALID packet that is in a set is counted
+and dropped; any other goes on to the chains of iptables, where it is queued. A valid packet costs
+one comparison in each of the two hooks.
+
+Why nftables also beside legacy iptables: an ipset cannot hold both ports of a flow, and two of
+them together would match flows that nobody judged. Packets of both kinds of iptables pass
+nftables' hooks; ours come right before those of the table mangle.
+
+Why no IPv6 extension headers: with those the daemon may not see the ports in the octets that it
+gets of a packet, and would judge it otherwise.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, Final, final
+
+from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall.compare import Difference, Kind
+from nfq_guard.firewall.spec import COMMENT, OFFLOAD_TABLE, Backend, Family
+from nfq_guard.firewall.xtables import Runner
+
+TABLE: Final = OFFLOAD_TABLE
+COUNTER: Final = "dropped"
+# By hook: the word for its sets and chains, and which interface is looked at.
+_HOOKS: Final = {"prerouting": ("received", "iif"), "output": ("sent", "oif")}
+_FAMILIES: Final = {4: ("ip", ""), 6: ("ip6", "ip6 nexthdr tcp ")}
+# The priority of mangle is -150, that of conntrack -200.
+_PRIORITY: Final = -155
+_REFUSED: Final = ("operation not permitted", "permission denied")
+
+
+def set_name(hook: str, family: int) -> str:
+    """The set of a hook, `prerouting` or `output`, and a family, 4 or 6."""
+    return f"{_HOOKS[hook][0]}{family}"
+
+
+SETS: Final = tuple(set_name(hook, family) for hook in _HOOKS for family in _FAMILIES)
+
+
+def render(most: int) -> str:
+    """The table as `nft -f` takes it, whole or not at all; one that is there is made anew.
+
+    Args:
+        most: Elements that each set may have.
+    """
+    lines = [f"table inet {TABLE}", f"delete table inet {TABLE}", f"table inet {TABLE} {{"]
+    lines += [f"\tcounter {COUNTER} {{ }}"]
+    for hook in _HOOKS:
+        for family in _FAMILIES:
+            address = f"ipv{family}_addr"
+            key = f"iface_index . {address} . {address} . inet_service . inet_service"
+            lines += [
+                f"\tset {set_name(hook, family)} {{",
+                f"\t\ttype {key}",
+                f"\t\tsize {most}",
+                "\t\tflags timeout",
+                "\t}",
+            ]
+    for hook, (word, interface) in _HOOKS.items():
+        lines += [f"\tchain {word} {{"]
+        for family, (ip, only) in _FAMILIES.items():
+            key = f"meta {interface} . {ip} saddr . {ip} daddr . tcp sport . tcp dport"
+            where = f"@{set_name(hook, family)}"
+            lines += [f'\t\t{only}{key} {where} counter name {COUNTER} drop comment "{COMMENT}"']
+        lines += ["\t}"]
+    for hook, (word, _) in _HOOKS.items():
+        lines += [
+            f"\tchain {hook} {{",
+            f"\t\ttype filter hook {hook} priority {_PRIORITY}; policy accept;",
+            f'\t\tct state invalid jump {word} comment "{COMMENT}"',
+            "\t}",
+        ]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+@final
+class OffloadTable:
+    """The table as it should be, and as it is, in the namespace of the calling thread."""
+
+    def __init__(self, runner: Runner, most: int | None) -> None:
+        """`most` elements a set; None: there should be no table."""
+        self._runner = runner
+        self._most = most
+
+    def install(self) -> list[str]:
+        """Make it as it should be; what was changed, a sentence each.
+
+        Raises:
+            UnavailableError: The program nft is missing, or the kernel lacks something.
+            PrivilegeError: The kernel refused.
+        """
+        if self._most is None:
+            return self.remove()
+        if not self._runner.find("nft"):
+            raise UnavailableError("offload: program nft (Debian package nftables) is missing")
+        if not self.verify():
+            return []
+        self._nft(["-f", "-"], render(self._most))
+        return [f"nft: installed the table inet {TABLE}"]
+
+    def verify(self) -> list[Difference]:
+        """Each way in which it is not as it should be.
+
+        Raises:
+            PrivilegeError: The kernel refused.
+            UnavailableError: The program nft is missing or fails.
+        """
+        live = self._live()
+        if self._most is None:
+            if live is None:
+                return []
+            return [_difference(Kind.LEFTOVER, "", "no rule of this configuration needs it")]
+        if live is None:
+            return [_difference(Kind.MISSING_CHAIN, "", "the table is not there")]
+        return list(_differences(live, self._most))
+
+    def remove(self) -> list[str]:
+        """Take it away, if it is there; what was changed, a sentence.
+
+        Raises:
+            PrivilegeError: The kernel refused.
+            UnavailableError: The program fails.
+        """
+        if self._live() is None:
+            return []
+        self._nft(["delete", "table", "inet", TABLE], "")
+        return [f"nft: removed the table inet {TABLE}"]
+
+    def _live(self) -> list[dict[str, Any]] | None:
+        """What nft says of it, without elements; None where it is not there."""
+        if not self._runner.find("nft"):
+            return None
+        try:
+            tables = self._nft(["-j", "list", "tables"], "")
+        except UnavailableError:
+            if self._most is not None:
+                raise
+            return None  # a kernel without nftables has no table of ours either
+        if not any(one.get("table", {}).get("name") == TABLE for one in _listed(tables)):
+            return None
+        return _listed(self._nft(["-j", "-t", "list", "table", "inet", TABLE], ""))
+
+    def _nft(self, words: list[str], text: str) -> str:
+        result = self._runner.run(["nft", *words], text)
+        if result.status:
+            said = "; ".join(line.strip() for line in result.stderr.splitlines()[:1])
+            if any(word in said.lower() for word in _REFUSED):
+                raise PrivilegeError(f"offload: nft was refused: {said}; it needs CAP_NET_ADMIN")
+            raise UnavailableError(f"offload: nft: {said or f'status {result.status}'}")
+        return result.stdout
+
+
+def _listed(text: str) -> list[dict[str, Any]]:
+    """The objects that `nft -j` prints; none for no output."""
+    found: list[dict[str, Any]] = json.loads(text)["nftables"] if text else []
+    return found
+
+
+def _differences(live: list[dict[str, Any]], most: int) -> Iterator[Difference]:
+    """By name, place and our comment: a rule that somebody made in place of ours lacks that."""
+    chains = {one["chain"]["name"]: one["chain"] for one in live if "chain" in one}
+    sets = {one["set"]["name"]: one["set"] for one in live if "set" in one}
+    rules = [one["rule"] for one in live if "rule" in one]
+    if not any("counter" in one for one in live):
+        yield _difference(Kind.MISSING_RULE, "", f"the counter {COUNTER} is not there")
+    for name in SETS:
+        if name not in sets:
+            yield _difference(Kind.MISSING_CHAIN, name, "the set is not there")
+        elif sets[name].get("size") != most:
+            detail = f"expected a set of {most} elements, found {sets[name].get('size')}"
+            yield _difference(Kind.CHANGED_RULE, name, detail)
+    for hook, (word, _) in _HOOKS.items():
+        for name, wanted in ((word, len(_FAMILIES)), (hook, 1)):
+            if name not in chains:
+                yield _difference(Kind.MISSING_CHAIN, name, "it is not there")
+                continue
+            here = [rule for rule in rules if rule["chain"] == name]
+            ours = [rule for rule in here if rule.get("comment") == COMMENT]
+            if len(ours) < wanted:
+                detail = f"expected {wanted} rules of ours, found {len(ours)}"
+                yield _difference(Kind.MISSING_RULE, name, detail)
+            if len(here) > len(ours):
+                detail = f"{len(here) - len(ours)} rules are not ours to have there"
+                yield _difference(Kind.EXTRA_RULE, name, detail)
+        place = (chains.get(hook, {}).get("hook"), chains.get(hook, {}).get("prio"))
+        if hook in chains and place != (hook, _PRIORITY):
+            detail = f"expected hook {hook} at {_PRIORITY}, found {place[0]} at {place[1]}"
+            yield _difference(Kind.CHANGED_JUMP, hook, detail)
+
+
+def _difference(kind: Kind, chain: str, detail: str) -> Difference:
+    return Difference(
+        kind=kind,
+        family=Family.IPV4,
+        backend=Backend.NFT,
+        table=f"inet {TABLE}",
+        chain=chain,
+        detail=detail,
+    )
