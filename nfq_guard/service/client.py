@@ -43,6 +43,10 @@ class Client:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Disconnect."""
         self._socket.close()
 
     def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - as the command says

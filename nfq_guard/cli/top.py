@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard top`: watch the running daemon live."""
+
+import argparse
+import sys
+import time
+from typing import Any, Final, final
+
+from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
+from nfq_guard.cli.top_view import View
+from nfq_guard.errors import EXIT_OK, NfqGuardError, UsageError
+from nfq_guard.service.client import Client
+
+_FLOWS: Final = 200
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument(
+        "--interval", type=float, default=1.0, metavar="S", help="seconds between two pictures"
+    )
+    parser.add_argument(
+        "--count", type=int, metavar="N", help="with --format json: end after N objects"
+    )
+    add_socket(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it until the user quits; as JSON Lines, one object a picture."""
+    if not 0.1 <= args.interval <= 3600:
+        raise UsageError(f"--interval: expected 0.1 to 3600 seconds, found {args.interval}")
+    if args.format == "json":
+        _print(args)
+        return EXIT_OK
+    if not sys.stdout.isatty() or not sys.stdin.isatty():
+        raise UsageError("top needs a terminal; programs take --format json, or `nfq-guard status`")
+    _show(args)
+    return EXIT_OK
+
+
+def _print(args: argparse.Namespace) -> None:
+    shown = 0
+    with connected(args) as client:
+        while args.count is None or shown < args.count:
+            if shown:
+                time.sleep(args.interval)
+            status, flows = _asked(client)
+            write_json({"status": status, "flows": flows})
+            sys.stdout.flush()
+            shown += 1
+
+
+def _show(args: argparse.Namespace) -> None:
+    # A daemon's host may have a Python without curses; only this command needs it.
+    try:
+        import curses  # noqa: PLC0415 - see above
+
+        from nfq_guard.cli.top_screen import Screen  # noqa: PLC0415 - imports curses
+    except ImportError:
+        raise UsageError("top needs curses, which this Python lacks; use --format json") from None
+    feed = _Feed(args)
+    feed.refresh()
+    if feed.problem is not None:
+        raise feed.problem
+    try:
+        Screen(feed.view, feed.refresh, args.interval).run()
+    except curses.error as error:
+        raise UsageError(f"top cannot use this terminal: {error}") from None
+
+
+@final
+class _Feed:
+    """Keeps a view up to date, over a connection that may have to be made anew."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.view = View()
+        self.problem: NfqGuardError | None = None
+        self._args = args
+        self._client: Client | None = None
+
+    def refresh(self) -> None:
+        """Ask the daemon; what keeps it from answering is shown, and asking goes on."""
+        try:
+            if self._client is None:
+                self._client = connected(self._args)
+            status, flows = _asked(self._client)
+        except NfqGuardError as error:
+            self.problem = error
+            self.view.problem = str(error)
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+            return
+        self.problem = None
+        self.view.take(status, flows, time.monotonic())
+
+
+def _asked(client: Client) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    return client.ask("status"), client.ask("dump", flows=_FLOWS)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: MIT
+"""A host with live TCP connections, and a peer that overruns their windows: real INVALID packets.
+
+The peer reads the sequence numbers of its own connections from what comes back, and sends
+segments that lie beyond the window by a distance of its choice. The host counts those that got
+through its packet filter.
+"""
+
+import socket
+import struct
+from collections.abc import Sequence
+from typing import Self
+
+from nfq_guard.lab.netns import Namespace, veth
+
+PEER = "10.77.0.1"
+HOST = "10.77.0.2"
+# Connections to this port are redirected to the next one.
+REDIRECTED = 8080
+PLAIN = 9090
+_RCVBUFFORCE = 33
+_TCP = struct.Struct("!HHIIBBHHH")
+# Urgent pointers without the flag mean nothing to TCP: by this the host knows our segments.
+_OURS = 0x5A5A
+
+
+class Connection:
+    """One connection of the peer's."""
+
+    def __init__(self, sport: int, dport: int, seq: int, ack: int) -> None:
+        self.sport = sport
+        self.dport = dport
+        self.seq = seq
+        self.ack = ack
+
+
+class Overrun:
+    """Two namespaces, `host` with the packet filter and `peer`, and what goes between them."""
+
+    def __init__(self, peer: Namespace, host: Namespace) -> None:
+        self.peer = peer
+        self.host = host
+        self._sockets: list[socket.socket] = []
+        veth(peer, "p0", host, "h0", (f"{PEER}/24", f"{HOST}/24"))
+        redirect = ["-p", "tcp", "--dport", str(REDIRECTED), "-j", "REDIRECT"]
+        host.run(
+            *("iptables", "-t", "nat", "-A", "PREROUTING", *redirect),
+            *("--to-ports", str(REDIRECTED + 1)),
+        )
+        with host.entered():
+            self._listeners = [_listening(port) for port in (REDIRECTED + 1, PLAIN)]
+            self._arriving = _raw()
+        with peer.entered():
+            self._raw = _raw()
+        # Nothing else in the namespace tracks connections, and the kernel only does when asked.
+        host.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
+
+    def connect(self, port: int) -> Connection:
+        """A connection to `PLAIN` or `REDIRECTED`, established and quiet."""
+        with self.peer.entered():
+            made = socket.create_connection((HOST, port), timeout=5)
+        listener = self._listeners[port == PLAIN]
+        accepted, _ = listener.accept()
+        self._sockets += [made, accepted]
+        sport = made.getsockname()[1]
+        while True:
+            octets = self._raw.recv(4096)
+            source, dest, seq, ack, _, flags, *_ = _TCP.unpack_from(octets, 20)
+            if (source, dest) == (port, sport) and flags & 0x12 == 0x12:
+                return Connection(sport, port, ack, (seq + 1) & 0xFFFFFFFF)
+
+    def overrun(
+        self, connections: Sequence[Connection], count: int, octets: int = 10 << 20
+    ) -> None:
+        """Send `count` segments, each beyond the window by about `octets`, one after the other."""
+        for number in range(count):
+            one = connections[number % len(connections)]
+            seq = (one.seq + octets) & 0xFFFFFFFF
+            self._raw.sendto(_segment(one, seq), (HOST, 0))
+
+    def arrived(self) -> int:
+        """How many of them got through since the last call."""
+        count = 0
+        while True:
+            try:
+                octets = self._arriving.recv(4096)
+            except (BlockingIOError, TimeoutError):
+                return count
+            count += struct.unpack_from("!H", octets, 38)[0] == _OURS
+
+    def close(self) -> None:
+        for one in (*self._sockets, *self._listeners, self._raw, self._arriving):
+            one.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _segment(one: Connection, seq: int) -> bytes:
+    def packed(checksum: int) -> bytes:
+        return _TCP.pack(one.sport, one.dport, seq, one.ack, 5 << 4, 0x10, 512, checksum, _OURS)
+
+    pseudo = socket.inet_aton(PEER) + socket.inet_aton(HOST) + struct.pack("!HH", 6, _TCP.size)
+    total = sum(struct.unpack("!16H", pseudo + packed(0)))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return packed(~total & 0xFFFF)
+
+
+def _listening(port: int) -> socket.socket:
+    listener = socket.create_server((HOST, port), backlog=64)
+    listener.settimeout(5)
+    return listener
+
+
+def _raw() -> socket.socket:
+    raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    raw.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 1 << 25)
+    raw.settimeout(0.2)
+    return raw
