@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nfq_guard.conntrack.kernels import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, FlowTable
+from nfq_guard.flow import TcpState
 from tests.support.trace import Ends, Step
 
 KERNELS = st.sampled_from([KERNEL_5_10, KERNEL_5_15, KERNEL_6_1])
@@ -93,7 +94,7 @@ def test_every_number_stays_in_its_field(
 def test_judgments_do_not_depend_on_where_the_numbers_begin(
     choices: list[tuple[int, ...]], shift_original: int, shift_reply: int, kernel: KernelRules
 ) -> None:
-    """For flows seen from their SYN on, 0 aside."""
+    """For one flow seen from its SYN on, 0 aside."""
     plain: list[Step] = []
     shifted: list[Step] = []
     for numbers, steps in (
@@ -112,6 +113,18 @@ def test_judgments_do_not_depend_on_where_the_numbers_begin(
             steps.append(
                 Step(way, flags, seq_number or 1, ack_number or 1, unit, min(length, 65000))
             )
-    zeros = any(0 in (step.seq, step.ack) or 1 in (step.seq, step.ack) for step in shifted[1:])
-    if not zeros:
-        assert run(plain, kernel, Sysctls()) == run(shifted, kernel, Sysctls())
+    if not any(number in (0, 1) for step in shifted[1:] for number in (step.seq, step.ack)):
+        assert _first_flow(run(plain, kernel, Sysctls())) == _first_flow(
+            run(shifted, kernel, Sysctls())
+        )
+
+
+def _first_flow(found: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """Up to where the flow is opened again.
+
+    A RST may then acknowledge an end that has shown nothing, of which conntrack has number 0.
+    """
+    for index, (*_, state) in enumerate(found):
+        if index and state in (TcpState.NONE, TcpState.SYN_SENT):
+            return found[:index]
+    return found
