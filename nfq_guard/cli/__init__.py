@@ -2,14 +2,15 @@
 """The command `nfq-guard`: one module a command, loaded when it is called."""
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final, Protocol, cast
+from typing import Final, Never, Protocol, cast
 
 from nfq_guard import __version__
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, NfqGuardError
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
 
 
 class _CommandModule(Protocol):
@@ -42,8 +43,22 @@ COMMANDS: Final = {
 }
 
 
+# What a disk or a device says that cannot take our output; anything else is a bug of ours.
+_OUTPUT_FAILS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+# 128 and the number of the signal, as shells have it.
+_EXIT_INTERRUPTED: Final = 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error is said."""
+
+    def error(self, message: str) -> Never:
+        """Say it, name the help that tells more, and end with `EXIT_USAGE`."""
+        self.exit(EXIT_USAGE, f"nfq-guard: {message} (see {self.prog} --help)\n")
+
+
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="nfq-guard",
         description="Judge conntrack's INVALID packets by the kernel's own TCP window.",
     )
@@ -51,7 +66,9 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary.capitalize() + ".")
+        sub = commands.add_parser(
+            name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
+        )
         if name == chosen:
             _module(name).add_arguments(sub)
     return parser
@@ -63,20 +80,49 @@ def _module(command: str) -> _CommandModule:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status of design section 8."""
+    _hold_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
     args = _parser(chosen if chosen in COMMANDS else None).parse_args(words)
     try:
-        return _module(args.command).run(args)
+        status = _module(args.command).run(args)
+        # Here, for the interpreter would only complain about what fails at its end.
+        sys.stdout.flush()
     except NfqGuardError as error:
         if args.debug:
             raise
         sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
         return error.exit_status
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does; keep the interpreter from
-        # complaining about it once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away, as `head` does.
+        _forget_output()
+        return EXIT_NOT_FINE
+    except OSError as error:
+        if args.debug or error.errno not in _OUTPUT_FAILS:
+            raise
+        _forget_output()
+        sys.stderr.write(f"nfq-guard: the output cannot be written: {error.strerror}\n")
         return EXIT_NOT_FINE
     except KeyboardInterrupt:
-        return EXIT_OK
+        return _EXIT_INTERRUPTED
+    return status
+
+
+def _hold_standard_streams() -> None:
+    """Open /dev/null where one is closed, or a socket of ours would get its number, and its output.
+
+    The interpreter has no `sys.stdout` then.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so this one
+            os.set_inheritable(number, True)  # noqa: FBT003 - its only spelling
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+
+
+def _forget_output() -> None:
+    """Keep the interpreter from trying once more, and complaining, when it flushes at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""What all commands share: one-line errors, exit statuses, and an output that goes away."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.cli import COMMANDS, main
+
+COMMAND = [sys.executable, "-m", "nfq_guard"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+SPEAKING = ["check", "--explain-rule", "preset:default"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "COMMAND"),
+        (["nonsense"], "'nonsense'"),
+        (["run", "--queue", "x"], "argument --queue: invalid int value: 'x' (see nfq-guard run"),
+        (["lab", "run", "nowhere"], "'nowhere'"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("nfq-guard: ")
+    assert said in line
+
+
+def test_summaries_keep_their_capitals() -> None:
+    done = subprocess.run(
+        [*COMMAND, "report", "--help"], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert "Make an HTML report" in done.stdout
+    assert all(summary[0].islower() for summary in COMMANDS.values())
+
+
+def test_full_disk_is_one_line() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *SPEAKING], stdout=full, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"nfq-guard: the output cannot be written: No space left on device\n"
+
+
+def test_reader_gone_is_no_complaint() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [*COMMAND, *SPEAKING], stdout=writing, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_closed_output_is_no_crash() -> None:
+    """Nor does a file that is opened get the number of standard output, and the output."""
+    words = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *SPEAKING]
+    done = subprocess.run(words, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_interrupted_is_not_fine(tmp_path: Path) -> None:
+    """A script must not take half a matrix for a whole one."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    words = ["replay", str(fifo)]
+    with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
+        with fifo.open("wb"):  # returns once it is being read
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
