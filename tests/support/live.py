@@ -9,6 +9,7 @@ reason arrives on NFLOG, the entry is read through BPF.
 
 import fcntl
 import os
+import select
 import struct
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -44,7 +45,11 @@ class Seen:
 
 
 class LiveConntrack:
-    """One namespace with its own conntrack, freshly made."""
+    """One namespace with its own conntrack, freshly made.
+
+    Attributes:
+        space: The namespace.
+    """
 
     def __init__(self, sysctls: Sysctls) -> None:
         """Make it, set as `sysctls` say.
@@ -60,7 +65,7 @@ class LiveConntrack:
 
     def _set_up(self, sysctls: Sysctls) -> None:
         space = self._stack.enter_context(Namespace("live"))
-        self._space = space
+        self.space = space
         with space.entered():
             self._inward = self._tun("in0")
             self._outward = self._tun("out0")
@@ -132,9 +137,17 @@ class LiveConntrack:
         dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
         return dscp - 1 if dscp else None
 
+    def send_through_queue(self, octets: bytes, wait_s: float = 10) -> bytes:
+        """Put one packet in and wait until it comes out; fails when it does not."""
+        os.write(self._inward, octets)
+        assert select.select([self._outward], [], [], wait_s)[0], octets.hex()
+        out = self._read()
+        assert out is not None
+        return out
+
     def forget(self) -> None:
         """Empty the kernel's flow table."""
-        self._space.run("conntrack", "-F")
+        self.space.run("conntrack", "-F")
 
     def log_texts(self) -> list[tuple[str, bytes]]:
         """The kernel's log lines since the last call, each with its packet."""

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: MIT
+"""The daemon's events against the kernel's own words, for each reason that this kernel has.
+
+Packets go through the rules, the queue, the daemon and its log; nothing is called directly. The
+words come by NFLOG (kernel.md 1.12), the bound that they print among them. Where the kernel says
+nothing (kernel.md 1.12, "silent"), the case says which reason it is.
+"""
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.conntrack.states import CLASS_RST, SEGMENT_CLASS
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.finding import Reason
+from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, FlowTuple
+from nfq_guard.flows.kernel_log import is_ignored, reason_of
+from tests.fuzz_kernel.compare import ends_of
+from tests.fuzz_kernel.generate import next_step, start
+from tests.support.live import LiveConntrack
+from tests.support.packets import A4, A6, B4, B6, C4, C6, error, icmp, ip, tcp, udp
+from tests.support.queue import QUEUE, GuardProcess, wait_for
+from tests.support.trace import PLACES, Ends, Step, parse
+
+pytestmark = pytest.mark.kernel
+
+_OPEN = (
+    "> S 0:0(0) win 65535 <mss 1460,sackOK,wscale 7>",
+    "< S. 0:0(0) ack 1 win 65535 <mss 1460,sackOK,wscale 7>",
+    "> . 1:1(0) ack 1 win 512",
+    "> P. 1:101(100) ack 1 win 512",
+    "< P. 1:201(200) ack 101 win 512",
+    "> . 101:101(0) ack 201 win 512",
+)
+# Each ends with the packet that is INVALID.
+_TRACES: dict[Reason, tuple[tuple[str, ...], ...]] = {
+    Reason.SEQ_OVER: (
+        (*_OPEN, "< P. 300000:300001(1) ack 101 win 512"),
+        (*_OPEN, "> R. 900000:900000(0) ack 201 win 0"),
+    ),
+    Reason.ACK_OVER: (
+        (*_OPEN, "< . 201:201(0) ack 102 win 512"),
+        (*_OPEN, "> . 101:101(0) ack 201 win 512 <sack 300:400>"),
+    ),
+    Reason.RST_OUTSIDE: (
+        (*_OPEN, "< R 200:200(0)"),
+        (*_OPEN, "> R. 1:1(0) ack 201 win 0"),
+    ),
+    Reason.BAD_TRANSITION: (
+        (*_OPEN, "> S. 101:101(0) ack 201"),
+        (*_OPEN, "< S 201:201(0)"),
+        ("> S 0:0(0)", "> . 1:1(0) ack 1"),
+    ),
+    Reason.NO_ENTRY: (("< S. 0:0(0) ack 1",), ("> F. 1:1(0) ack 1",), ("> R 1:1(0)",)),
+    Reason.BAD_FLAGS: (
+        (*_OPEN, "> SF 101:101(0)"),
+        (*_OPEN, "< - 201:201(0)"),
+        ("> SR 0:0(0)",),
+    ),
+}
+_QUERY = b"\0\7\0\1" + bytes(8)
+
+
+class Guarded:
+    """The live conntrack with a daemon behind it that logs everything."""
+
+    def __init__(self, live: LiveConntrack, guard: GuardProcess) -> None:
+        self.live = live
+        self._log = guard.log.open("rb")
+        self._line = b""
+
+    def judge(self, octets: bytes) -> tuple[dict[str, Any] | None, list[str]]:
+        """The daemon's event about one packet, None if it saw none; and the kernel's words."""
+        out = self.live.send_through_queue(octets)
+        texts = [text for text, _ in self.live.log_texts() if "timeout to" not in text]
+        dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
+        if dscp:  # it did not pass through the queue, for an accepted packet skips that rule
+            return None, texts
+        event: dict[str, Any] = {}
+        while event.get("event") != "packet_judged":
+            wait_for(self._next_line)
+            event = json.loads(self._line)
+        return event, texts
+
+    def _next_line(self) -> bool:
+        self._line = (b"" if self._line.endswith(b"\n") else self._line) + self._log.readline()
+        return self._line.endswith(b"\n")
+
+    def close(self) -> None:
+        self._log.close()
+
+
+def guarded(sysctls: Sysctls, tmp_path: Path) -> Iterator[Guarded]:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f"[daemon]\nqueue = {QUEUE}\nlog_interval_s = 0\nlog_events_per_s = 10000\n"
+        'mode = "enforce"\n[policy]\ndefault = "log"\non_unknown = "log"\n'
+    )
+    with LiveConntrack(sysctls) as live:
+        words = ("--config", str(config))
+        with GuardProcess(live.space, tmp_path / "log", *words).ready() as guard:
+            (started,) = guard.events("started")
+            assert started["evidence"] == "bpf"
+            with closing(Guarded(live, guard)) as pair:
+                yield pair
+            assert guard.stop() == 0
+            (stopped,) = guard.events("stopped")
+            assert stopped["judging_failures"] == stopped["events_suppressed"] == 0
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    yield from guarded(DEFAULT_SYSCTLS, tmp_path_factory.mktemp("usual"))
+
+
+@pytest.fixture(autouse=True)
+def _fresh(request: pytest.FixtureRequest) -> None:
+    if "usual" in request.fixturenames:
+        request.getfixturevalue("usual").live.forget()
+
+
+def same_words(event: dict[str, Any], texts: list[str]) -> None:
+    """The event's reason is the kernel's, and its limit is the bound that the kernel printed."""
+    (text,) = texts
+    assert not is_ignored(text)
+    assert event["reason"] == reason_of(text), (event, text)
+    printed = re.search(r"upper bound (\d+)", text)
+    if printed:
+        assert event["breach"]["bound"] == event["reason"]
+        # What is printed is the first number that fails.
+        assert (event["breach"]["limit"] + 1) % 2**32 == int(printed[1])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+@pytest.mark.parametrize("reason", _TRACES)
+def test_segments(usual: Guarded, reason: Reason, family: int, place: str) -> None:
+    for serial, lines in enumerate(_TRACES[reason]):
+        ends = ends_of(family, serial)
+        steps = [parse(line, PLACES[place]) for line in lines]
+        for step in steps[:-1]:
+            assert usual.judge(ends.octets(step)) == (None, [])
+        event, texts = usual.judge(ends.octets(steps[-1]))
+        assert event is not None
+        assert event["reason"] == reason
+        assert event["evidence"] == "bpf"
+        assert (event["family"], event["seq"]) == (family, steps[-1].seq)
+        same_words(event, texts)
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_random_flows(usual: Guarded, family: int) -> None:
+    """Whatever the kernel calls INVALID: the same reason, and the same bound."""
+    rng = random.Random(family)  # noqa: S311 - chance that comes again
+    reasons: dict[str, int] = {}
+    for serial in range(40):
+        ends, numbers, chaos = ends_of(family, 1000 + serial), start(rng), rng.choice((0.1, 0.6))
+        way = FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports)
+        for _ in range(25):
+            step = next_step(rng, usual.live.snapshot(way), numbers, chaos)
+            event, texts = usual.judge(ends.octets(step))
+            if event is None:
+                assert all(is_ignored(text) for text in texts), texts
+                continue
+            if event["reason"] == "rst-outside" and _after_an_ignored_syn(step, texts):
+                continue
+            same_words(event, texts)
+            reasons[event["reason"]] = reasons.get(event["reason"], 0) + 1
+    assert set(reasons) == {reason.value for reason in _TRACES}
+
+
+def _after_an_ignored_syn(step: Step, texts: list[str]) -> bool:
+    """The entry has the RST where the SYN was that kept it from being held against `td_maxack`."""
+    return SEGMENT_CLASS[step.flags] == CLASS_RST and "invalid rst" not in texts[0]
+
+
+def _error(src: bytes, dst: bytes, quoted: bytes) -> bytes:
+    return error(src, dst, 1 if len(src) == 16 else 3, quoted)
+
+
+_SPOILT = tcp(A4, B4, 1, 2, 0x02)[:36] + b"\1\2\0\0"
+_OTHERS: dict[str, tuple[list[bytes], Reason, bool]] = {
+    "segment, checksum": ([_SPOILT], Reason.BAD_CHECKSUM, True),
+    "segment of IPv6, checksum": (
+        [tcp(A6, B6, 1, 2, 0x02)[:56] + b"\1\2\0\0"], Reason.BAD_CHECKSUM, True,
+    ),
+    "segment, header cut": ([ip(A4, B4, PROTO_TCP, _SPOILT[20:39])], Reason.MALFORMED, False),
+    "segment of IPv6, header cut": (
+        [ip(A6, B6, PROTO_TCP, _SPOILT[20:39])], Reason.MALFORMED, False,
+    ),
+    "segment, header too short": (
+        [ip(A4, B4, PROTO_TCP, _SPOILT[20:32] + b"\x40" + bytes(7))], Reason.MALFORMED, True,
+    ),
+    "segment, header too long": (
+        [ip(A4, B4, PROTO_TCP, _SPOILT[20:32] + b"\x60" + bytes(7))], Reason.MALFORMED, True,
+    ),
+    "datagram, checksum": (
+        [ip(A4, B4, 17, b"\0\1\0\2\0\x0a\1\2ab")], Reason.BAD_CHECKSUM, True,
+    ),
+    "datagram, length": ([ip(A4, B4, 17, b"\0\1\0\2\0\x63\1\2ab")], Reason.MALFORMED, True),
+    "message, checksum": (
+        [ip(A4, B4, PROTO_ICMP, b"\x08\0\1\2" + _QUERY)], Reason.BAD_CHECKSUM, True,
+    ),
+    "message of IPv6, checksum": (
+        [ip(A6, B6, PROTO_ICMPV6, b"\x80\0\1\2" + _QUERY)], Reason.BAD_CHECKSUM, True,
+    ),
+    "message, unknown type": ([icmp(A4, B4, 40, _QUERY)], Reason.MALFORMED, True),
+    "answer that nobody asked for": ([icmp(A4, B4, 0, _QUERY)], Reason.NO_ENTRY, False),
+    "answer of IPv6 that nobody asked for": ([icmp(A6, B6, 129, _QUERY)], Reason.NO_ENTRY, False),
+    "error about nothing": (
+        [_error(B4, A4, udp(A4, B4, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "error of IPv6 about nothing": (
+        [_error(B6, A6, udp(A6, B6, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "error that quotes too little": (
+        [udp(A4, B4, 1, 2), _error(B4, A4, udp(A4, B4, 1, 2)[:22])], Reason.ICMP_UNRELATED, False,
+    ),
+    "error to somebody else": (
+        [udp(A4, B4, 1, 2), _error(B4, C4, udp(A4, B4, 1, 2))], Reason.ICMP_MISMATCH, True,
+    ),
+    "error of IPv6 to somebody else": (
+        [udp(A6, B6, 1, 2), _error(B6, C6, udp(A6, B6, 1, 2))], Reason.ICMP_MISMATCH, True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _OTHERS)
+def test_other_packets(usual: Guarded, name: str) -> None:
+    packets, reason, spoken = _OTHERS[name]
+    for octets in packets[:-1]:
+        assert usual.judge(octets) == (None, [])
+    event, texts = usual.judge(packets[-1])
+    assert event is not None
+    assert event["reason"] == reason
+    if spoken:
+        same_words(event, texts)
+    else:
+        assert texts == []
+
+
+def test_no_pickup_in_the_middle(tmp_path: Path) -> None:
+    """With nf_conntrack_tcp_loose=0 an ACK without an entry is INVALID, and nothing is said."""
+    for strict in guarded(Sysctls(loose=False), tmp_path):
+        event, texts = strict.judge(Ends().octets(parse("> . 1:1(0) ack 1")))
+        assert event is not None
+        assert (event["reason"], texts) == ("no-entry", [])
