@@ -11,7 +11,7 @@ import os
 import socket
 import warnings
 from pathlib import Path
-from typing import Final, Self, final
+from typing import Final, Self, cast, final
 
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 from netfilterqueue import Packet as KernelPacket
@@ -133,7 +133,8 @@ class QueueReader:
         self._ids = ids
         self._batch = batch
         self._budget = budget
-        self._queue.run_socket(self)
+        # The library's own types want a socket; it calls `recv` alone.
+        self._queue.run_socket(cast("socket.socket", self))
         return ids, batch
 
     def set_fail_open(self, *, on: bool) -> None:
