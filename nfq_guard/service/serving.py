@@ -6,6 +6,7 @@ from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
 from nfq_guard.policy.decision import Policy
+from nfq_guard.service.garbage import Garbage
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker import Worker
 from nfq_guard.telemetry.events import EventLog
@@ -61,13 +62,16 @@ class Serving:
         self._events = events
         self._loop = loop
         self._fail_open = fail_open
+        self._garbage = Garbage()
 
     def begin(self) -> None:
         """Take packets whenever the loop goes round."""
         self._loop.watch(self.queue.fileno(), self._packets)
         self._loop.every(_SECOND_S, self.worker.second)
+        self._loop.every(_SECOND_S, self._garbage.second)
         self.set_mode(self.worker.engine.mode)
         self.worker.turn()  # brings in the kernel's answers to the queue's flags
+        self._garbage.begin()
 
     def set_mode(self, mode: Mode) -> None:
         """Switch between two turns; the next packet is judged in the new mode."""
@@ -94,6 +98,7 @@ class Serving:
             if found is None or found.waiting == 0 or time.monotonic() >= deadline:
                 break
             time.sleep(0.001)
+        self._garbage.end()
         self.worker.refresh()
         self.queue.close()
         self.worker.close(time.monotonic())
