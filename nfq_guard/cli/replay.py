@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         stack.callback(progress.clear)
         shows = _shows(args, [capture.name for capture in captures])
         if args.write:
-            shows.append(_writer(args.write, stack))
+            shows.append(_writer(args.write, captures, stack))
         for frames in merged(captures):
             outcomes = replayer.replay(frames)
             for outcome in outcomes:
@@ -131,9 +131,14 @@ def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
     return [show_text]
 
 
-def _writer(name: str, stack: ExitStack) -> _Show:
+def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
+    path = Path(name)
     try:
-        file = stack.enter_context(Path(name).open("wb"))  # noqa: SIM115 - the stack closes it
+        if path.exists() and any(
+            Path(capture.name).exists() and path.samefile(capture.name) for capture in captures
+        ):
+            raise UsageError(f"--write: {name} is what is being read")
+        file = stack.enter_context(path.open("wb"))
     except OSError as error:
         raise UsageError(f"--write: {name}: {error.strerror}") from None
 

@@ -42,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--policy: expected one or two policies")
     if args.policy and args.events == "-":
         raise UsageError("--policy: the events are read twice, so they must be a file")
+    if args.output.exists() and args.events != "-" and args.output.samefile(args.events):
+        raise UsageError(f"{args.output}: is what is being read")
     title = args.title or (Path(args.events).name if args.events != "-" else "standard input")
     try:
         with _opened(args.events) as stream:
@@ -65,8 +67,12 @@ def _write(path: Path, page: str) -> None:
         path.write_text(page, encoding="utf-8")
         return
     unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text(page, encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(page, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
 
 
 def _opened(name: str) -> BinaryIO:

@@ -37,7 +37,7 @@ from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
 from nfq_guard.telemetry.limits import EventLimiter
-from nfq_guard.telemetry.metrics import Exposition, serve
+from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
 from nfq_guard.telemetry.sink import LineSink
 
 _STDOUT: Final = 1
@@ -124,7 +124,7 @@ def _open_more(
     for note in notes:
         events.warning("note", text=note)
     try:
-        stops.append(_metrics(settings, daemon, loop))
+        stops.append(_metrics(settings, daemon, loop, events))
     except UsageError:
         stops[0]()
         raise
@@ -229,7 +229,9 @@ def _opened(
         raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
 
 
-def _metrics(settings: Settings, daemon: Daemon, loop: Loop) -> Callable[[], None]:
+def _metrics(
+    settings: Settings, daemon: Daemon, loop: Loop, events: EventLog
+) -> Callable[[], None]:
     """Start what the settings ask for; call what is returned at the end."""
     stops: list[Callable[[], None]] = []
     if settings.metrics_listen or settings.metrics_file:
@@ -245,9 +247,18 @@ def _metrics(settings: Settings, daemon: Daemon, loop: Loop) -> Callable[[], Non
                     f"daemon.metrics_listen: {settings.metrics_listen}: {error.strerror}"
                 ) from None
         if settings.metrics_file:
-            path = Path(settings.metrics_file)
-            loop.every(_METRICS_FILE_S, lambda _now: exposition.write(path))
-            stops.append(lambda: path.unlink(missing_ok=True))
+            try:
+                file = MetricsFile(
+                    exposition,
+                    Path(settings.metrics_file),
+                    lambda problem: events.warning("metrics_file_failed", problem=problem),
+                )
+            except OSError as error:
+                raise UsageError(
+                    f"daemon.metrics_file: {settings.metrics_file}: {error.strerror}"
+                ) from None
+            loop.every(_METRICS_FILE_S, file.write)
+            stops.append(file.close)
 
     def stop() -> None:
         for one in stops:

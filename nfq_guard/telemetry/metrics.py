@@ -4,7 +4,9 @@
 Every label value is from an enum and exists from the start, so that no packet can add a series.
 """
 
+import errno
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -197,6 +199,45 @@ class Exposition:
         from prometheus_client import write_to_textfile  # noqa: PLC0415 - see `__init__`
 
         write_to_textfile(str(path), self.registry)
+
+
+@final
+class MetricsFile:
+    """The file for node_exporter's textfile collector; never what ends the daemon."""
+
+    def __init__(self, exposition: Exposition, path: Path, complain: Callable[[str], None]) -> None:
+        """Write nothing yet.
+
+        Args:
+            exposition: What to write.
+            path: Where.
+            complain: Told why a write failed, once until one succeeds again.
+
+        Raises:
+            FileExistsError: There is something that is no file, and must not be replaced by one.
+        """
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "is no regular file")
+        self._exposition = exposition
+        self._path = path
+        self._complain = complain
+        self._failing = False
+
+    def write(self, _now: float) -> None:
+        """Write it whole, or leave the old one."""
+        try:
+            self._exposition.write(self._path)
+        except OSError as error:
+            if not self._failing:
+                self._complain(error.strerror or str(error))
+            self._failing = True
+        else:
+            self._failing = False
+
+    def close(self) -> None:
+        """Remove it: what it says holds no more."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
 
 def serve(exposition: Exposition, host: str, port: int) -> Callable[[], None]:

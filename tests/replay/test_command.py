@@ -157,6 +157,13 @@ def test_write(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert b"frame 5: INVALID ack-over: ack 25000 is 19899 octets beyond" in target.read_bytes()
 
 
+def test_write_leaves_what_it_reads(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path(capture).read_bytes()
+    assert main(["replay", "--write", capture, capture]) == 2
+    assert "is what is being read" in capsys.readouterr().err
+    assert Path(capture).read_bytes() == before
+
+
 def test_policy_file(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     policy = tmp_path / "policy.toml"
     policy.write_text(

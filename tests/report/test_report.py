@@ -238,3 +238,13 @@ def test_wrong_usage(
     assert complaint in said
     assert said.count("\n") == 1
     assert sorted(path.name for path in Path.cwd().iterdir()) == ["bad.jsonl", "good.jsonl"]
+
+
+def test_what_is_read_is_not_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(json.dumps(event()) + "\n", encoding="utf-8")
+    assert main(["report", str(log), "-o", str(log)]) == 2
+    assert "is what is being read" in capsys.readouterr().err
+    assert json.loads(log.read_bytes())["event"] == "packet_judged"

@@ -2,11 +2,12 @@
 import urllib.request
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from nfq_guard.finding import Reason
 from nfq_guard.policy.decision import Action
-from nfq_guard.telemetry.metrics import Exposition, Stats, serve
+from nfq_guard.telemetry.metrics import Exposition, MetricsFile, Stats, serve
 from tests.support.judgments import DROP_TRANSLATED, LOG_REST, judgment
 
 
@@ -44,3 +45,26 @@ def test_http_answer(unused_port: int) -> None:
 def test_textfile(tmp_path: Path) -> None:
     Exposition(lambda: {7: Stats()}).write(tmp_path / "nfq_guard.prom")
     assert "nfq_guard_packets_total" in (tmp_path / "nfq_guard.prom").read_text()
+
+
+def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
+    """And a disk without space does not end the daemon."""
+    told: list[str] = []
+    path = tmp_path / "there" / "guard.prom"
+    file = MetricsFile(Exposition(dict), path, told.append)
+    file.write(1.0)
+    file.write(2.0)
+    assert told == ["No such file or directory"]
+    path.parent.mkdir()
+    file.write(3.0)
+    assert path.read_text(encoding="utf-8")
+    path.unlink()
+    path.parent.rmdir()
+    file.write(4.0)
+    assert len(told) == 2
+    file.close()
+
+
+def test_a_device_is_not_replaced_by_a_file() -> None:
+    with pytest.raises(FileExistsError, match="no regular file"):
+        MetricsFile(Exposition(dict), Path("/dev/full"), print)
