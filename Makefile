@@ -6,6 +6,8 @@ PYTHON ?= python3
 # Workers for the tests: kernel tests wait more than they compute.
 JOBS ?= 4
 FUZZ_SECONDS ?= 300
+PACKETS ?= 1000000
+SEED ?= 1
 # Floors 0 to 3, which tests cover in full.
 CORE := nfq_guard/seqno.py,nfq_guard/errors.py,nfq_guard/flow.py,nfq_guard/finding.py,nfq_guard/diagnose.py,nfq_guard/engine.py,nfq_guard/wire/*,nfq_guard/conntrack/*,nfq_guard/policy/*
 export PYTHON
@@ -58,7 +60,7 @@ compiled:
 	$(BIN)/python -m zipfile -e build/wheels/nfq_guard-*.whl build/compiled
 	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 		--override-ini=pythonpath= -m 'not kernel' \
-		tests/compiled tests/core tests/conntrack tests/capture tests/replay
+		tests/compiled tests/core tests/conntrack tests/policy tests/capture tests/replay
 
 fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \
@@ -66,6 +68,9 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	mkdir -p build/fuzz
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
+
+fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and our conntrack (root)
+	$(BIN)/python -m tests.fuzz_kernel --packets $(PACKETS) --seed $(SEED)
 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf

@@ -20,6 +20,7 @@ from nfq_guard.conntrack.states import (
     MOVES,
     SEGMENT_CLASS,
 )
+from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
     IPV4,
@@ -83,7 +84,7 @@ def diagnose(
     snapshot: FlowSnapshot | None,
     evidence: Evidence,
     kernel: KernelRules,
-    loose: bool,  # noqa: FBT001 - positional on the packet path
+    sysctls: Sysctls,
 ) -> Finding:
     """Name the reason, and prove it.
 
@@ -94,7 +95,7 @@ def diagnose(
         snapshot: Its flow; for an ICMP error the flow of the quoted packet.
         evidence: What lookups give; with NONE a missing snapshot proves nothing.
         kernel: What the kernel that called it INVALID can mean by it.
-        loose: Its sysctl `nf_conntrack_tcp_loose`.
+        sysctls: How that kernel is set; `loose` and `ignore_invalid_rst` count here.
     """
     if isinstance(packet, Malformed):
         reason = Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED
@@ -114,8 +115,8 @@ def diagnose(
         if evidence is Evidence.NONE:
             return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
         if snapshot is None:
-            return _without_entry(l4, loose)
-        return _diagnose_segment(l4, snapshot, kernel)
+            return _without_entry(l4, sysctls.loose)
+        return _diagnose_segment(l4, snapshot, kernel, sysctls)
     if evidence is Evidence.NONE:
         return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
     if isinstance(l4, Datagram):
@@ -137,7 +138,9 @@ def _without_entry(segment: Segment, loose: bool) -> Finding:  # noqa: FBT001 - 
     return Finding(Reason.NO_ENTRY, None, _WITHOUT_ENTRY[kind])
 
 
-def _diagnose_segment(segment: Segment, snapshot: FlowSnapshot, kernel: KernelRules) -> Finding:
+def _diagnose_segment(
+    segment: Segment, snapshot: FlowSnapshot, kernel: KernelRules, sysctls: Sysctls
+) -> Finding:
     direction = snapshot.direction
     state = snapshot.state
     kind = SEGMENT_CLASS[segment.flags]
@@ -151,9 +154,10 @@ def _diagnose_segment(segment: Segment, snapshot: FlowSnapshot, kernel: KernelRu
     if kind == CLASS_RST:
         if kernel.closing_takes_any_rst and _FIRST_CLOSING <= state <= _LAST_CLOSING:
             return Finding(Reason.RACED, None, _MOVED_ON)
-        breach = _rst_breach(segment.seq, snapshot, receiver, kernel)
-        if breach is not None:
-            return Finding(Reason.RST_OUTSIDE, breach)
+        if not (kernel.ignores_invalid_rst and sysctls.ignore_invalid_rst):
+            breach = _rst_breach(segment.seq, snapshot, receiver, kernel)
+            if breach is not None:
+                return Finding(Reason.RST_OUTSIDE, breach)
     return _diagnose_window(segment, state, sender, receiver, kernel)
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final, Protocol, final
 
 from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Finding
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, answering
@@ -114,7 +115,7 @@ class Engine:
         flows: FlowLookup,
         mode: Mode,
         kernel: KernelRules = KERNEL_6_1,
-        loose: bool = True,
+        sysctls: Sysctls = DEFAULT_SYSCTLS,
     ) -> None:
         """Put the parts together.
 
@@ -123,14 +124,14 @@ class Engine:
             flows: Where flows are looked up.
             mode: Whether decisions are carried out.
             kernel: What the kernel that called the packets INVALID can mean by it.
-            loose: Its sysctl `nf_conntrack_tcp_loose`.
+            sysctls: How that kernel is set.
         """
         self.mode = mode
         self._policy = policy
         self._shadow = _shadow_of(policy)
         self._flows = flows
         self._kernel = kernel
-        self._loose = loose
+        self._sysctls = sysctls
 
     @property
     def policy(self) -> Policy:
@@ -173,7 +174,7 @@ class Engine:
         evidence: Evidence,
         now: float,
     ) -> Judgment:
-        finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._loose)
+        finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
         drops = decision.action is Action.DROP or decision.action is Action.HEAL
         verdict = VERDICT_DROP if drops and self.mode is Mode.ENFORCE else VERDICT_ACCEPT

@@ -4,7 +4,7 @@
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
     code = table.track(packet, now)
     if code == CT_INVALID:
-        finding = diagnose(queued, packet, table.snapshot(), Evidence.REPLAY, kernel, loose)
+        finding = diagnose(queued, packet, table.snapshot(), Evidence.REPLAY, kernel, sysctls)
 
 `track` answers with a number and leaves what else it knows in attributes, because making a value
 for each packet would cost more than judging it.

@@ -274,7 +274,7 @@ class Replayer:
             snapshot,
             Evidence.REPLAY,
             self._settings.kernel,
-            self._settings.sysctls.loose,
+            self._settings.sysctls,
         )
         decision = None
         if self._policy is not None:

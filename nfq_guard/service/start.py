@@ -11,6 +11,7 @@ import msgspec
 from structlog.typing import Processor
 
 from nfq_guard.conntrack.kernels import rules_of
+from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.errors import UsageError
 from nfq_guard.flow import Evidence
@@ -41,7 +42,7 @@ from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
 from nfq_guard.telemetry.sink import LineSink
 
 _STDOUT: Final = 1
-_LOOSE: Final = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_loose")
+_SYSCTLS: Final = Path("/proc/sys/net/netfilter")
 _METRICS_FILE_S: Final = 15.0
 
 
@@ -170,7 +171,7 @@ def open_queue(
             flows=flows,
             mode=settings.mode,
             kernel=rules_of(os.uname().release),
-            loose=_loose(),
+            sysctls=_sysctls(),
         ),
         evidence=flows.evidence,
         events=events,
@@ -271,9 +272,16 @@ def _nothing() -> None:
     return
 
 
-def _loose() -> bool:
-    """The sysctl nf_conntrack_tcp_loose of this network namespace; the kernel's default is on."""
+def _sysctls() -> Sysctls:
+    """Those of this network namespace that decide about reasons; the kernel's default unread."""
+    return Sysctls(
+        loose=_is_set("nf_conntrack_tcp_loose", default=True),
+        ignore_invalid_rst=_is_set("nf_conntrack_tcp_ignore_invalid_rst", default=False),
+    )
+
+
+def _is_set(name: str, *, default: bool) -> bool:
     try:
-        return _LOOSE.read_text(encoding="ascii").strip() != "0"
+        return (_SYSCTLS / name).read_text(encoding="ascii").strip() != "0"
     except OSError:
-        return True
+        return default

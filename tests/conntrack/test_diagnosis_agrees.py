@@ -35,7 +35,7 @@ def test_random_flows(kernel: KernelRules) -> None:
             snapshot = table.snapshot()
             if answer != CT_INVALID:
                 continue
-            finding = diagnose(queued, packet, snapshot, Evidence.REPLAY, kernel, loose=True)
+            finding = diagnose(queued, packet, snapshot, Evidence.REPLAY, kernel, DEFAULT_SYSCTLS)
             last_index = snapshot.last_index if snapshot else None
             if finding.reason is Reason.RST_OUTSIDE and last_index == CLASS_RST:
                 # It may have stood in the place of an ignored SYN, where it was not held

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from nfq_guard.conntrack.kernels import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.states import CLASS_SYN
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
@@ -129,9 +130,9 @@ def finding(
     queued: Queued = QUEUED,
     evidence: Evidence = Evidence.BPF,
     kernel: KernelRules = KERNEL_6_1,
-    loose: bool = True,
+    sysctls: Sysctls = DEFAULT_SYSCTLS,
 ) -> Finding:
-    return diagnose(queued, packet, snapshot, evidence, kernel, loose)
+    return diagnose(queued, packet, snapshot, evidence, kernel, sysctls)
 
 
 @SHIFTS
@@ -234,6 +235,15 @@ def test_rst_after_an_ignored_syn() -> None:
     assert finding(packet, known, kernel=KERNEL_5_10).reason is Reason.RST_OUTSIDE
 
 
+def test_rst_where_the_sysctl_lets_any_through() -> None:
+    """Kernel 5.10 does not have it."""
+    known = flow(server_flags=PEER_MAXACK_SET)
+    sysctls = Sysctls(ignore_invalid_rst=True)
+    assert finding(tcp(RST, 600), known, sysctls=sysctls).reason is Reason.RACED
+    old = finding(tcp(RST, 600), known, sysctls=sysctls, kernel=KERNEL_5_10)
+    assert old.reason is Reason.RST_OUTSIDE
+
+
 def test_rst_with_sequence_zero() -> None:
     """Only an assured, established flow holds seq 0 against a RST, from 5.15 on."""
     packet = tcp(RST, 0)
@@ -286,7 +296,7 @@ def test_without_a_window_only_the_table_speaks() -> None:
 )
 def test_without_an_entry(flags: int, loose: bool, reason: Reason) -> None:
     """What would have opened an entry must have had one when the kernel looked."""
-    assert finding(tcp(flags), loose=loose).reason is reason
+    assert finding(tcp(flags), sysctls=Sysctls(loose=loose)).reason is reason
 
 
 @pytest.mark.parametrize("flags", [0, FIN, URG, SYN | FIN, SYN | RST, RST | FIN, 0xFF])

@@ -133,7 +133,7 @@ class Pair:
         """Put the live kernel beside our rules for it."""
         self._live = live
         self._silent_new = not sysctls.loose
-        self._any_rst = sysctls.ignore_invalid_rst
+        self._sysctls = sysctls
         self._kernel = kernel
         self.table = FlowTable(kernel, sysctls)
 
@@ -224,7 +224,7 @@ class Pair:
         _, cause, actual, limit = answer
         queued = Queued(octets, Hook.PREROUTING, "", "", 0, CHECKSUM_UNVERIFIED)
         finding = diagnose(
-            queued, decode(octets), snapshot, Evidence.BPF, self._kernel, not self._silent_new
+            queued, decode(octets), snapshot, Evidence.BPF, self._kernel, self._sysctls
         )
         if finding.reason is Reason.RST_OUTSIDE and self._rst_passed_unseen(snapshot):
             return
@@ -236,10 +236,10 @@ class Pair:
     def _rst_passed_unseen(self, snapshot: FlowSnapshot | None) -> bool:
         """Whether a RST may have gone past `td_maxack` to the window check for a cause unseen.
 
-        Either by a sysctl that `diagnose` is not told, or because the segment before was a SYN,
-        in whose place the entry has this RST by the time that anybody can look.
+        The segment before was a SYN then, in whose place the entry has this RST by the time that
+        anybody can look.
         """
-        return self._any_rst or (snapshot is not None and snapshot.last_index == CLASS_RST)
+        return snapshot is not None and snapshot.last_index == CLASS_RST
 
 
 def _compare_flow(
