@@ -129,8 +129,10 @@ def test_keys(guarded: Path) -> None:
         terminal.resize(10, 40)
         terminal.shows("nfq-guard")
         terminal.resize(2, 5)
-        terminal.press("/\x1b", "")
         terminal.resize(30, 120)
+        terminal.press("/", "only flows with: 8080_")
+        terminal.press("\x1b", "quit")
+        terminal.resize(30, 121)  # has all of it drawn again
         terminal.shows(f":{PLAIN}")
         os.write(terminal.main, b"q")
         assert terminal.ends() == 0
