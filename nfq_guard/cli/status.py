@@ -51,7 +51,7 @@ def lines(status: Fields) -> list[str]:
         _line("mode", mode if enforcing else f"{mode} (every packet is accepted)"),
         _line("since", f"{status['since']} ({_duration(status['uptime_s'])}), pid {status['pid']}"),
         _line("config", status["config"]),
-        _line("policy", f"{policy['source']}, {policy['rules']} rules, hash {policy['hash']}"),
+        _line("policy", _policy(policy)),
         _line("evidence", status["evidence"]),
         _line("fail mode", status["fail_mode"] + _rate_limit(status)),
         _line("rules", _rules(status["rules"])),
@@ -60,6 +60,8 @@ def lines(status: Fields) -> list[str]:
         _line("", f"daemon.{name} changed in the file; it takes a restart")
         for name in policy["restart_for"]
     ]
+    if status["shadow"] is not None:
+        shown += [_line("shadow", _policy(status["shadow"])), _line("", _on_trial(status))]
     shown += [_line("reload", _reload(status))]
     if status["last_error"] is not None:
         shown.append(_line("last error", _error(status["last_error"])))
@@ -71,6 +73,22 @@ def lines(status: Fields) -> list[str]:
 
 def _line(label: str, text: str) -> str:
     return f"{label:<{_LABEL_WIDTH}}{text}"
+
+
+def _policy(policy: Fields) -> str:
+    return f"{policy['source']}, {policy['rules']} rules, hash {policy['hash']}"
+
+
+def _on_trial(status: Fields) -> str:
+    """How the policy on trial differs from the one in force."""
+    counts = [
+        sum(queue[name] for queue in status["queues"])
+        for name in ("shadow_would_drop", "shadow_would_pass", "shadow_differs_otherwise")
+    ]
+    return (
+        f"it would drop {counts[0]} packets that pass, let pass {counts[1]} that are dropped, and "
+        f"treat {counts[2]} otherwise"
+    )
 
 
 def _duration(seconds: float) -> str:

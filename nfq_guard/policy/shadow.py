@@ -46,11 +46,14 @@ class Shadow:
     """Holds a policy on trial against the decisions of the acting one.
 
     Its rates count on their own: the acting policy never sees what the shadow counts.
+
+    Attributes:
+        policy: The one on trial.
     """
 
     def __init__(self, policy: Policy) -> None:
         """Try `policy`."""
-        self._policy = policy
+        self.policy = policy
 
     def hold(
         self,
@@ -65,7 +68,7 @@ class Shadow:
 
         Rules of other names that come to the same are no disagreement.
         """
-        shadow = self._policy.decide(queued, packet, snapshot, finding, now)
+        shadow = self.policy.decide(queued, packet, snapshot, finding, now)
         if shadow.action is acting.action and shadow.mark == acting.mark:
             return None
         difference = Difference.OTHER

@@ -24,7 +24,7 @@ from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reloading import Reloading
 from nfq_guard.service.rulewatch import RulesWatch
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.status import Rates, described, totals
+from nfq_guard.service.status import Rates, described, policy_facts, totals
 from nfq_guard.service.team import Loaded, QueueState, Team
 from nfq_guard.telemetry.events import EventLog, timestamp
 from nfq_guard.telemetry.sink import LineSink
@@ -200,12 +200,8 @@ class Daemon:
             "since": self._since,
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "config": self._parts.source,
-            "policy": {
-                "source": loaded.source,
-                "hash": loaded.digest,
-                "rules": loaded.rules,
-                "restart_for": loaded.restart_for,
-            },
+            "policy": {**policy_facts(loaded.told), "restart_for": loaded.restart_for},
+            "shadow": None if loaded.shadow is None else policy_facts(loaded.shadow),
             "evidence": self._team.evidence.value,
             "fail_mode": self._settings.fail_mode,
             "max_rate_pps": self._settings.max_rate_pps,
@@ -258,7 +254,7 @@ class Daemon:
             **facts,
             mode=self.mode,
             config=self._parts.source,
-            policy=loaded.digest,
+            policy=loaded.told.digest,
             evidence=self._team.evidence,
             fail_mode=self._settings.fail_mode,
         )

@@ -98,7 +98,9 @@ class Reloading:
             self.loaded = loaded
             self.taken += 1
             self.last = Reload(at=timestamp(), mistakes=())
-            told: dict[str, object] = {"policy": loaded.digest, "rules": loaded.rules}
+            told: dict[str, object] = {"policy": loaded.told.digest, "rules": loaded.told.rules}
+            if loaded.shadow is not None:
+                told["shadow"] = loaded.shadow.digest
             if loaded.restart_for:
                 told["restart_for"] = list(loaded.restart_for)
             self._events.info("reloaded", **told)

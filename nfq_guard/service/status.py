@@ -5,7 +5,7 @@ from collections import deque
 from typing import Final, final
 
 from nfq_guard.policy.decision import Action
-from nfq_guard.service.team import QueueState
+from nfq_guard.service.team import PolicyFacts, QueueState
 from nfq_guard.telemetry.metrics import Stats
 
 _SAMPLES: Final = 6
@@ -31,6 +31,11 @@ class Rates:
             return 0.0
         (began, before), (ended, after) = samples[0], samples[-1]
         return round((after - before) / (ended - began), 1) if ended > began else 0.0
+
+
+def policy_facts(told: PolicyFacts) -> dict[str, object]:
+    """One policy of the answer."""
+    return {"source": told.source, "hash": told.digest, "rules": told.rules}
 
 
 def described(queue: QueueState, rate: float) -> dict[str, object]:

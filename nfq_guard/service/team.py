@@ -47,22 +47,41 @@ class QueueState:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A policy read from disk, whole.
+class PolicyFacts:
+    """What people are told of a policy.
 
     Attributes:
-        policy: Ready for packets.
         source: Where it is from.
         digest: The same for the same rules, wherever they are written.
         rules: How many it has.
+    """
+
+    source: str
+    digest: str
+    rules: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """A policy read from disk, whole, with the one on trial.
+
+    Attributes:
+        policy: Ready for packets, its shadow within.
+        told: Of it.
+        shadow: Of the one on trial; None when there is none.
         restart_for: Settings of the daemon that changed in the file and wait for a restart.
     """
 
     policy: Policy
-    source: str
-    digest: str
-    rules: int
+    told: PolicyFacts
+    shadow: PolicyFacts | None = None
     restart_for: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Of both policies."""
+        return self.told.digest if self.shadow is None else self.told.digest + self.shadow.digest
 
 
 class Team(Protocol):

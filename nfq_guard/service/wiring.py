@@ -13,7 +13,7 @@ from nfq_guard.service import start
 from nfq_guard.service.config import Config, load
 from nfq_guard.service.rules import firewall_of
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.team import Loaded
+from nfq_guard.service.team import Loaded, PolicyFacts
 
 
 def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
@@ -66,13 +66,18 @@ def _loaded(policy: CompiledPolicy, config: Config, before: Settings) -> Loaded:
         for name in now.__struct_fields__
         if name != "shadow" and getattr(now, name) != getattr(before, name)
     ]
+    shadow = None if policy.shadow is None else policy.shadow.policy
     return Loaded(
         policy=policy,
-        source=policy.model.source,
-        digest=digest(policy.model),
-        rules=len(policy.model.rules),
+        told=_told(policy),
+        shadow=_told(shadow) if isinstance(shadow, CompiledPolicy) else None,
         restart_for=tuple(changed),
     )
+
+
+def _told(policy: CompiledPolicy) -> PolicyFacts:
+    model = policy.model
+    return PolicyFacts(source=model.source, digest=digest(model), rules=len(model.rules))
 
 
 def digest(model: PolicyModel) -> str:

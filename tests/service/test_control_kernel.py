@@ -174,3 +174,20 @@ def test_killed_and_started_again(operated: Operated, tmp_path: Path) -> None:
         operated.namespace, tmp_path / "log2", "--config", str(operated.config)
     ).ready():
         assert operated.status()["mode"] == "dry-run"
+
+
+def test_a_policy_on_trial_shows(operated: Operated) -> None:
+    trial = operated.config.parent / "trial.toml"
+    trial.write_text('[policy]\ndefault = "allow"\non_unknown = "allow"\n')
+    operated.configure(POLICY, f'shadow = "{trial}"')
+    operated.type("reload", "--wait")
+    assert operated.status()["shadow"]["source"] == str(trial)
+    with Datagrams(operated.namespace) as udp:
+        udp.send(20)
+        wait_for(lambda: len(operated.guard.events("packet_judged")) == 20)
+    (queue,) = operated.status()["queues"]
+    assert queue["shadow_would_pass"] == 20
+    assert "let pass 20 that are dropped" in operated.type("status")
+    assert operated.guard.events("packet_judged")[0]["shadow"]["action"] == "allow"
+    trial.write_text('[policy]\ndefault = "dorp"\n')
+    assert "trial.toml) policy.default" in operated.type("reload", "--wait", status=1)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""What becomes of real INVALID packets while nobody judges them, counted.
+
+The policy accepts all that it judges, so what does not arrive was dropped by the fail mode or by
+the kernel. `systemd/README.md` says in words what these numbers are.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.firewall import FailMode
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue.counters import QueueCounters, parse
+from tests.support.overrun import PLAIN, REDIRECTED, Connection, Overrun
+from tests.support.queue import GuardProcess, wait_for
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+SENT = 60
+QUEUE_LENGTH = 200
+RATE_PPS = 100
+POLICY = '[policy]\ndefault = "log"\non_unknown = "log"\n'
+MODES = pytest.mark.parametrize("mode", list(FailMode))
+
+
+class Faulty:
+    """A guarded host, the daemon on it, and a peer with two live connections to overrun."""
+
+    def __init__(self, peer: Namespace, host: Namespace, directory: Path) -> None:
+        self.overrun = Overrun(peer, host)
+        self.host = host
+        self._directory = directory
+        self._connections: list[Connection] = []
+
+    def start(self, mode: FailMode, *lines: str) -> GuardProcess:
+        config = self._directory / "c.toml"
+        head = ["[daemon]", 'mode = "enforce"', f'fail_mode = "{mode}"', 'control_socket = ""']
+        head += [f"queue_length = {QUEUE_LENGTH}", *lines]
+        config.write_text("\n".join(head) + "\n" + POLICY)
+        guard = GuardProcess(self.host, self._directory / "log", "--config", str(config)).ready()
+        self._connections = [self.overrun.connect(port) for port in (PLAIN, REDIRECTED)]
+        return guard
+
+    def send(self, count: int) -> None:
+        self.overrun.overrun(self._connections, count)
+
+    def arrived(self) -> int:
+        return self.overrun.arrived()
+
+    def line(self) -> QueueCounters:
+        text = self.host.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+        return parse(text)[0]
+
+    def idle(self) -> bool:
+        return self.line().waiting == 0
+
+
+@pytest.fixture
+def faulty(namespace: Make, tmp_path: Path) -> Iterator[Faulty]:
+    one = Faulty(namespace("peer"), namespace("host"), tmp_path)
+    yield one
+    one.overrun.close()
+
+
+@MODES
+def test_killed(faulty: Faulty, mode: FailMode) -> None:
+    """What waits in the queue then is dropped in every mode; what comes later by the mode."""
+    with faulty.start(mode) as guard:
+        faulty.send(SENT)
+        wait_for(faulty.idle)
+        assert faulty.arrived() == SENT
+        guard.process.send_signal(signal.SIGSTOP)
+        faulty.send(SENT)
+        wait_for(lambda: faulty.line().waiting == SENT)
+        guard.process.kill()
+        guard.process.wait(timeout=10)
+        assert faulty.arrived() == 0
+        faulty.send(SENT)
+        assert faulty.arrived() == (SENT if mode is FailMode.OPEN else 0)
+
+
+@MODES
+def test_stopped(faulty: Faulty, mode: FailMode) -> None:
+    """A hung daemon holds as many packets as fit in the queue; the rest goes by the mode."""
+    beyond = 150
+    with faulty.start(mode) as guard:
+        guard.process.send_signal(signal.SIGSTOP)
+        faulty.send(QUEUE_LENGTH + beyond)
+        wait_for(lambda: faulty.line().waiting == QUEUE_LENGTH)
+        assert faulty.arrived() == (beyond if mode is FailMode.OPEN else 0)
+        dropped = faulty.line().queue_dropped
+        assert dropped == (0 if mode is FailMode.OPEN else beyond)
+        guard.process.send_signal(signal.SIGCONT)
+        wait_for(faulty.idle)
+        assert faulty.arrived() == QUEUE_LENGTH
+        assert guard.stop() == 0
+
+
+@MODES
+def test_overloaded(faulty: Faulty, mode: FailMode) -> None:
+    """The kernel sheds what is over the rate: to the mode, and before it reaches the queue."""
+    flood = 2000
+    with faulty.start(mode, f"max_rate_pps = {RATE_PPS}") as guard:
+        faulty.send(flood)
+        wait_for(faulty.idle)
+        arrived = faulty.arrived()
+        assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+    judged = stopped["packets"]
+    assert RATE_PPS // 10 <= judged < flood // 2
+    assert arrived == (flood if mode is FailMode.OPEN else judged)
+    assert stopped["queue_full_drops"] == stopped["buffer_full_drops"] == 0
