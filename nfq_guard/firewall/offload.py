@@ -25,7 +25,7 @@ from nfq_guard.firewall.xtables import Runner
 
 TABLE: Final = OFFLOAD_TABLE
 COUNTER: Final = "dropped"
-# By hook: the word for its sets and chains, and which interface is looked at.
+# By hook: the word for its sets, and which interface is looked at.
 _HOOKS: Final = {"prerouting": ("received", "iif"), "output": ("sent", "oif")}
 _FAMILIES: Final = {4: ("ip", ""), 6: ("ip6", "ip6 nexthdr tcp ")}
 # The priority of mangle is -150, that of conntrack -200.
@@ -60,20 +60,18 @@ def render(most: int) -> str:
                 "\t\tflags timeout",
                 "\t}",
             ]
-    for hook, (word, interface) in _HOOKS.items():
-        lines += [f"\tchain {word} {{"]
+    for hook, (_, interface) in _HOOKS.items():
+        lines += [
+            f"\tchain {hook} {{",
+            f"\t\ttype filter hook {hook} priority {_PRIORITY}; policy accept;",
+            # No jump for the others: a flood pays for it.
+            f'\t\tct state != invalid accept comment "{COMMENT}"',
+        ]
         for family, (ip, only) in _FAMILIES.items():
             key = f"meta {interface} . {ip} saddr . {ip} daddr . tcp sport . tcp dport"
             where = f"@{set_name(hook, family)}"
             lines += [f'\t\t{only}{key} {where} counter name {COUNTER} drop comment "{COMMENT}"']
         lines += ["\t}"]
-    for hook, (word, _) in _HOOKS.items():
-        lines += [
-            f"\tchain {hook} {{",
-            f"\t\ttype filter hook {hook} priority {_PRIORITY}; policy accept;",
-            f'\t\tct state invalid jump {word} comment "{COMMENT}"',
-            "\t}",
-        ]
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -173,21 +171,21 @@ def _differences(live: list[dict[str, Any]], most: int) -> Iterator[Difference]:
         elif sets[name].get("size") != most:
             detail = f"expected a set of {most} elements, found {sets[name].get('size')}"
             yield _difference(Kind.CHANGED_RULE, name, detail)
-    for hook, (word, _) in _HOOKS.items():
-        for name, wanted in ((word, len(_FAMILIES)), (hook, 1)):
-            if name not in chains:
-                yield _difference(Kind.MISSING_CHAIN, name, "it is not there")
-                continue
-            here = [rule for rule in rules if rule["chain"] == name]
-            ours = [rule for rule in here if rule.get("comment") == COMMENT]
-            if len(ours) < wanted:
-                detail = f"expected {wanted} rules of ours, found {len(ours)}"
-                yield _difference(Kind.MISSING_RULE, name, detail)
-            if len(here) > len(ours):
-                detail = f"{len(here) - len(ours)} rules are not ours to have there"
-                yield _difference(Kind.EXTRA_RULE, name, detail)
-        place = (chains.get(hook, {}).get("hook"), chains.get(hook, {}).get("prio"))
-        if hook in chains and place != (hook, _PRIORITY):
+    for hook in _HOOKS:
+        if hook not in chains:
+            yield _difference(Kind.MISSING_CHAIN, hook, "it is not there")
+            continue
+        here = [rule for rule in rules if rule["chain"] == hook]
+        ours = [rule for rule in here if rule.get("comment") == COMMENT]
+        wanted = 1 + len(_FAMILIES)
+        if len(ours) < wanted:
+            detail = f"expected {wanted} rules of ours, found {len(ours)}"
+            yield _difference(Kind.MISSING_RULE, hook, detail)
+        if len(here) > len(ours):
+            detail = f"{len(here) - len(ours)} rules are not ours to have there"
+            yield _difference(Kind.EXTRA_RULE, hook, detail)
+        place = (chains[hook].get("hook"), chains[hook].get("prio"))
+        if place != (hook, _PRIORITY):
             detail = f"expected hook {hook} at {_PRIORITY}, found {place[0]} at {place[1]}"
             yield _difference(Kind.CHANGED_JUMP, hook, detail)
 

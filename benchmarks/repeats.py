@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""What a flood of repeats costs when the guard leaves it to the kernel, against a plain DROP rule.
+
+Each mitigation has a site of its own, all of them alive at the same time, and the same flood goes
+through one after another, round after round: segments far over the window of a translated flow,
+as fast as the sender can. CPU time is the sender's (the kernel handles most packets in its name),
+that of the kernel's softirq threads, and the guard's. The same with valid segments of one flow
+says what the guard's rules cost the packets that they do not mean.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from benchmarks import contenders, frames, machine
+from benchmarks.rows import Results
+from benchmarks.site import INVALID, REPO, ROUTER_OUTSIDE, Site, wait_until_drained
+from nfq_guard.firewall.offload import TABLE
+
+SECTION: Final = "repeats"
+DROP: Final = "DROP in PREROUTING"
+ENFORCE: Final = "guard, enforce"
+OFFLOAD: Final = "guard with offload"
+REPEAT: Final = "CPU a repeat"
+VALID: Final = "CPU a valid packet"
+_FLOWS: Final = 10
+_READY_S: Final = 10
+# Slow enough for a guard that judges each of them, and enough to be told of to the kernel.
+_WARM_PPS: Final = 5_000
+_WARM_UP: Final = 2_000
+
+
+@dataclass(slots=True)
+class _Place:
+    """A site with its mitigation in force.
+
+    Attributes:
+        name: Of the mitigation.
+        site: Where it is.
+        pid: The guard; 0 for none.
+        softirq: The kernel's softirq threads.
+    """
+
+    name: str
+    site: Site
+    pid: int = 0
+    softirq: list[int] = field(default_factory=machine.softirq_threads)
+
+    def cost(self, path: Path, count: int) -> float:
+        """Microseconds of CPU time a packet of a flood of `count` from the server's side.
+
+        Raises:
+            RuntimeError: More than a hundredth of them was queued, so this is no flood that the
+                kernel dealt with.
+        """
+        queued = self._queued()
+        before = self._used()
+        run = self.site.generate(self.site.server, path, count)
+        if self.pid:
+            wait_until_drained(self.pid)
+        cost = (self._used() - before + run.cpu_s) / run.sent * 1e6
+        queued = self._queued() - queued
+        if queued > run.sent / 100:
+            raise RuntimeError(f"{self.name}: {queued} of {run.sent} packets were queued")
+        return cost
+
+    def _queued(self) -> int:
+        """Packets that the guard's queue has had."""
+        if not self.pid:
+            return 0
+        table = Path(f"/proc/{self.pid}/net/netfilter/nfnetlink_queue")
+        return sum(int(line.split()[7]) for line in table.read_text("ascii").splitlines())
+
+    def _used(self) -> float:
+        family = machine.family(self.pid) if self.pid else []
+        return sum(map(machine.cpu_seconds, [*family, *self.softirq]))
+
+
+def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
+    """Measure all of it."""
+    rounds, count = (3, 50_000) if quick else (11, 200_000)
+    with ExitStack() as stack:
+        places: list[_Place] = []
+        for name in (DROP, ENFORCE, OFFLOAD):
+            place = _Place(name, stack.enter_context(Site()))
+            _prepare(place)
+            places.append(place)
+        for number in range(rounds):
+            for place in places:
+                site = place.site
+                repeats = site.seq_over(_FLOWS, translated=True)
+                site.generate(site.server, repeats, _WARM_UP, pps=_WARM_PPS)
+                # What the guard judges itself it cannot take as fast as the sender can send.
+                if place.name != ENFORCE:
+                    results.add(SECTION, place.name, REPEAT, "us", place.cost(repeats, count))
+                valid = _valid(site)
+                results.add(SECTION, place.name, VALID, "us", place.cost(valid, count // 2))
+            say(f"repeats: round {number + 1} of {rounds}")
+
+
+def _prepare(place: _Place) -> None:
+    site = place.site
+    site.translate()
+    if place.name == DROP:
+        site.iptables("-t", "mangle", "-A", "PREROUTING", *INVALID, "-j", "DROP")
+    else:
+        process = contenders.start(site, _guard(place.name), 0)
+        place.pid = process.pid
+        _await_rules(place)
+    # Valid packets end here; else they would go on to a host that has no such socket.
+    site.iptables("-t", "filter", "-A", "FORWARD", "-o", "inside", "-j", "DROP")
+    site.open_flows(_FLOWS, translated=True)
+
+
+def _guard(name: str) -> contenders.Contender:
+    """With rules of its own, as an operator runs it."""
+    tree = contenders.COMPILED if contenders.COMPILED.exists() else REPO
+
+    def words(site: Site, queue_num: int) -> list[str]:
+        offload = "offload = true" if name == OFFLOAD else ""
+        config = contenders.configuration(site, queue_num, daemon=offload)
+        return [
+            sys.executable,
+            "-m",
+            "nfq_guard",
+            "run",
+            "--config",
+            str(config),
+            "--mode",
+            "enforce",
+        ]
+
+    return contenders.Contender(name=name, words=words, path=str(tree))
+
+
+def _await_rules(place: _Place) -> None:
+    deadline = time.monotonic() + _READY_S
+    router = place.site.router
+    while True:
+        laid = "NFQUEUE" in router.run("iptables-save").stdout
+        if place.name == OFFLOAD:
+            laid = laid and TABLE in router.run("nft", "list", "tables").stdout
+        if laid:
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError("the guard has not laid its rules")
+        time.sleep(0.05)
+
+
+def _valid(site: Site) -> Path:
+    """Frames that acknowledge what was acknowledged before: of the flow, and in its window."""
+    path = site.directory / "valid"
+    if not path.exists():
+        far, near = frames.address("10.210.0.1"), frames.address(ROUTER_OUTSIDE)
+        isn = 1000
+        segment = frames.segment(
+            site.from_server, far, near, 8080, 10_000, isn + 1, isn + 1, frames.ACK
+        )
+        frames.write(path, [segment])
+    return path
