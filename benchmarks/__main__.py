@@ -28,7 +28,16 @@ from benchmarks.rows import Results, from_json
 from benchmarks.site import REPO
 from nfq_guard.errors import EXIT_NO_PRIVILEGE, EXIT_NOT_FINE, EXIT_OK, EXIT_UNAVAILABLE
 
-SECTIONS: Final = ("path", "latency", "start", "overhead", "scaling", "evidence", "replay")
+SECTIONS: Final = (
+    "path",
+    "latency",
+    "start",
+    "overhead",
+    "repeats",
+    "scaling",
+    "evidence",
+    "replay",
+)
 _HERE: Final = Path(__file__).parent
 _NEEDED: Final = ("ip", "iptables", "gcc", "make")
 _INTERRUPTED: Final = 130

@@ -11,6 +11,7 @@ TITLES = {
     "latency": "Latency of a judged packet at 10,000 a second",
     "start": "Start",
     "overhead": "What each mitigation costs valid traffic",
+    "repeats": "A flood of repeats: left to the kernel by the guard, or a plain DROP rule",
     "scaling": "Scaling of the guard",
     "evidence": "Sources of evidence",
     "replay": "Replay of a capture",

@@ -48,6 +48,7 @@ def described(queue: QueueState, rate: float) -> dict[str, object]:
         "restarts": queue.restarts,
         "packets_per_s": rate,
         "waiting": int(queue.stats.gauges["queue_waiting_packets"]),
+        "offload_entries": int(queue.stats.gauges["offload_entries"]),
         **counters,
     }
 

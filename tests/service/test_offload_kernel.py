@@ -246,6 +246,25 @@ def test_a_reload_takes_everything_back(site: Site, tmp_path: Path) -> None:
         assert process.stop() == 0
 
 
+@pytest.mark.parametrize("queues", ["0", "0-1"])
+def test_dry_run_at_run_time_takes_everything_back(site: Site, tmp_path: Path, queues: str) -> None:
+    """By several workers too, whose counts are of one table and add up."""
+    control = tmp_path / "control"
+    lines = (f'queues = "{queues}"', f'control_socket = "{control}"')
+    with guard(site, tmp_path, *lines, policy=DROPS_ALL) as process:
+        for family in (4, 6):
+            site.flood(family, 5000, 100)
+        wait_for(lambda: site.left() == {"received4": 1, "received6": 1})
+        site.flood(4, 5000, 500)
+        wait_for(lambda: not waiting(site))
+        words = ("mode", "dry-run", "--socket", str(control))
+        site.guarded.run(sys.executable, "-m", "nfq_guard", *words)
+        wait_for(lambda: site.left() == {}, 0.9)
+        event = stopped(process)
+    assert event["packets"] + event["offload_drops"] == 700
+    assert event["offloaded_flows"] == 2
+
+
 def test_a_bound_keeps_the_rest_with_the_daemon(site: Site, tmp_path: Path) -> None:
     with guard(site, tmp_path, "offload_max_entries = 2", policy=DROPS_ALL) as process:
         for sport in (5000, 5001, 5002):
