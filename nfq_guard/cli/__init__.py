@@ -5,7 +5,9 @@ import argparse
 import errno
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Final, Never, Protocol, cast
 
@@ -43,6 +45,8 @@ COMMANDS: Final = {
 }
 
 
+# The command that serves, and takes signals.
+_DAEMON: Final = "run"
 # What a disk or a device says that cannot take our output; anything else is a bug of ours.
 _OUTPUT_FAILS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 # 128 and the number of the signal, as shells have it.
@@ -80,9 +84,18 @@ def _module(command: str) -> _CommandModule:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit status of design section 8."""
-    _hold_standard_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
+    if chosen == _DAEMON:
+        _ignore_what_comes_early()
+    try:
+        return _main(words, chosen)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+
+
+def _main(words: list[str], chosen: str | None) -> int:
+    _hold_standard_streams()
     args = _parser(chosen if chosen in COMMANDS else None).parse_args(words)
     try:
         status = _module(args.command).run(args)
@@ -103,9 +116,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _forget_output()
         sys.stderr.write(f"nfq-guard: the output cannot be written: {error.strerror}\n")
         return EXIT_NOT_FINE
-    except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
     return status
+
+
+def _ignore_what_comes_early() -> None:
+    """A reload that is asked for before the daemon has read anything must not end it."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _hold_standard_streams() -> None:

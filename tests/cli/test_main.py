@@ -81,3 +81,34 @@ def test_interrupted_is_not_fine(tmp_path: Path) -> None:
             assert process.wait(timeout=10) == 130
         assert process.stderr is not None
         assert process.stderr.read() == b""
+
+
+def loading(
+    command: str, number: signal.Signals, *words: str
+) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that gets a signal just when it is about to load its module."""
+    code = (
+        "import os, sys\n"
+        "class Signal:\n"
+        "    def find_spec(name, *_):\n"
+        f"        if name == 'nfq_guard.cli.{command}': os.kill(os.getpid(), {int(number)})\n"
+        "sys.meta_path.insert(0, Signal)\n"
+        "from nfq_guard.cli import main\n"
+        f"sys.exit(main(['{command}', *sys.argv[1:]]))"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, check=False, env=ENVIRONMENT
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
+def test_a_reload_that_comes_early_ends_nothing(number: signal.Signals) -> None:
+    """As logrotate may ask for one while the daemon is still loading."""
+    done = loading("run", number, "--config", "/nonexistent")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"nfq-guard: /nonexistent: ")
+
+
+def test_interrupted_while_loading_is_no_complaint() -> None:
+    done = loading("check", signal.SIGINT)
+    assert (done.returncode, done.stderr) == (130, b"")
