@@ -13,7 +13,7 @@ CORE := nfq_guard/seqno.py,nfq_guard/errors.py,nfq_guard/flow.py,nfq_guard/findi
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel bench bench-quick \
+.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel bench bench-quick instructions unpack \
 	install uninstall clean
 
 help: ## show this
@@ -54,10 +54,13 @@ wheels:
 	$(BIN)/pip --disable-pip-version-check wheel --quiet --constraint constraints.txt \
 		--no-build-isolation --wheel-dir build/wheels build/wheels/nfq_guard-*.whl
 
-# Floors 0 to 3 and the replay once more, as the wheel has them: compiled.
-compiled:
+# The wheel's tree, as it is installed.
+unpack:
 	rm -rf build/compiled
 	$(BIN)/python -m zipfile -e build/wheels/nfq_guard-*.whl build/compiled
+
+# Floors 0 to 3 and the replay once more, as the wheel has them: compiled.
+compiled: unpack
 	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 		--override-ini=pythonpath= -m 'not kernel' \
 		tests/compiled tests/core tests/conntrack tests/policy tests/capture tests/replay
@@ -71,6 +74,20 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 
 fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and our conntrack (root)
 	$(BIN)/python -m tests.fuzz_kernel --packets $(PACKETS) --seed $(SEED)
+
+bench: ## measure what each mitigation costs, about ten minutes (root)
+	@./bootstrap.sh bench
+	@$(MAKE) --no-print-directory wheels unpack
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks
+
+bench-quick: ## the same in about a minute, in few rounds (root)
+	@./bootstrap.sh bench
+	@$(MAKE) --no-print-directory wheels unpack
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks --quick
+
+# Fails when a judgement takes 5 % more instructions than on record.
+instructions:
+	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.instructions --check
 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
