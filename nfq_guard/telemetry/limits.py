@@ -24,12 +24,14 @@ Key = tuple[str, int, bytes, bytes, int, int]
 class _Folded:
     """What is known of one flow under one rule since it was shown last."""
 
-    __slots__ = ("count", "last", "until")
+    __slots__ = ("count", "first", "until")
 
     def __init__(self, until: float) -> None:
         self.until = until
         self.count = 0
-        self.last: Judgment | None = None
+        # The first of them stands for all. To keep the last one instead would free a judgment
+        # that has gone cold for every packet, which costs as much as judging it.
+        self.first: Judgment | None = None
 
 
 @final
@@ -71,7 +73,8 @@ class EventLimiter:
         folded = self._flows.get(key)
         if folded is not None and now < folded.until:
             folded.count += 1
-            folded.last = judgment
+            if folded.first is None:
+                folded.first = judgment
             return []
         shown: list[tuple[Judgment, int]] = []
         count = 1
@@ -112,8 +115,8 @@ class EventLimiter:
         return shown
 
     def _show(self, folded: _Folded, shown: list[tuple[Judgment, int]], now: float) -> None:
-        if folded.last is not None and self._may_show(folded.count, now):
-            shown.append((folded.last, folded.count))
+        if folded.first is not None and self._may_show(folded.count, now):
+            shown.append((folded.first, folded.count))
 
     def _may_show(self, packets: int, now: float) -> bool:
         if now - self._second >= 1:

@@ -12,12 +12,14 @@ def test_first_packet_shows_and_the_rest_are_folded() -> None:
     limits = limiter()
     first = judgment()
     assert limits.take(first, 0) == [(first, 1)]
-    for tick in range(1, 6):
+    folded = judgment()
+    assert limits.take(folded, 1) == []
+    for tick in range(2, 7):
         assert limits.take(judgment(), tick) == []
-    last = judgment()
-    assert limits.take(last, 9) == []
     assert limits.due(9.9) == []
-    assert limits.due(10) == [(last, 6)]
+    ((shown, count),) = limits.due(10)
+    assert count == 6
+    assert shown is folded
     assert limits.due(30) == []
     again = judgment()
     assert limits.take(again, 31) == [(again, 1)]
