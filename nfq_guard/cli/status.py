@@ -23,6 +23,12 @@ _LOSSES: Final = {
     "log_errors": "failed writes to the log",
 }
 
+# The same of what the kernel counted at our rules, by the last check of them.
+_RULE_COUNTS: Final = {
+    "shed_packets": "packets above the rate left to the fail mode",
+    "unjudged_drops": "packets dropped by the fail mode, because nobody judged them",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -59,6 +65,11 @@ def lines(status: Fields) -> list[str]:
     shown += [
         _line("", f"daemon.{name} changed in the file; it takes a restart")
         for name in policy["restart_for"]
+    ]
+    shown += [
+        _line("", paint(f"{status[name]} {text}", Style.YELLOW))
+        for name, text in _RULE_COUNTS.items()
+        if status[name]
     ]
     if status["shadow"] is not None:
         shown += [_line("shadow", _policy(status["shadow"])), _line("", _on_trial(status))]

@@ -2,6 +2,7 @@
 """Our own chains in the packet filter, and nothing else's."""
 
 from nfq_guard.firewall.compare import Difference, Kind
+from nfq_guard.firewall.counted import Counted
 from nfq_guard.firewall.manager import BOTH_FAMILIES, Changes, Firewall
 from nfq_guard.firewall.spec import JUDGED_MARK, Backend, FailMode, Family, RulesSpec
 
@@ -10,6 +11,7 @@ __all__ = [
     "JUDGED_MARK",
     "Backend",
     "Changes",
+    "Counted",
     "Difference",
     "FailMode",
     "Family",

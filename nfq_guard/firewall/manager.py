@@ -9,6 +9,7 @@ from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences
+from nfq_guard.firewall.counted import Counted
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.saved import Saved
@@ -149,6 +150,18 @@ class Firewall:
         for tables in self._usable(backend.other, []):
             found += _leftovers(tables)
         return found + self._offload().verify()
+
+    def counted(self) -> Counted:
+        """What the kernel counted at our rules, both families together.
+
+        Raises:
+            UnavailableError: There is no iptables.
+            PrivilegeError: A capability is missing.
+        """
+        total = Counted()
+        for tables in self._usable(self.choice().backend, []):
+            total += tables.counted()
+        return total
 
     def remove(self) -> Changes:
         """Take away whatever is ours, from both backends; twice does no harm.

@@ -17,6 +17,10 @@ from nfq_guard.firewall.spec import CHAIN, COMMENT, FALLBACK_CHAIN, FailMode, Ru
 MANGLE: Final = "mangle"
 FILTER: Final = "filter"
 
+# Comments by which rules are known again whose counters are of interest.
+ABOVE_THE_RATE: Final = "above the rate"
+NOBODY_JUDGED: Final = "nobody judged it"
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +62,7 @@ def wanted(spec: RulesSpec) -> tuple[TableRules, ...]:
     fallback = TableRules(
         table=FILTER,
         chain=FALLBACK_CHAIN,
-        rules=(f"{_comment('nobody judged it')} -j DROP",),
+        rules=(f"{_comment(NOBODY_JUDGED)} -j DROP",),
         jumps=(("INPUT", unjudged), ("FORWARD", unjudged), ("OUTPUT", unjudged)),
     )
     return (queue, fallback)
@@ -105,7 +109,7 @@ def _shed(spec: RulesSpec) -> tuple[str, ...]:
     burst = max(5, rate // 10)
     target = "DROP" if spec.fail_mode is FailMode.CLOSED else "RETURN"
     limit = f"--hashlimit-above {rate}/sec --hashlimit-burst {burst} --hashlimit-name nfqg{rate}"
-    return (f"-m hashlimit {limit} {_comment('above the rate')} -j {target}",)
+    return (f"-m hashlimit {limit} {_comment(ABOVE_THE_RATE)} -j {target}",)
 
 
 def _queue(spec: RulesSpec) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall.counted import Counted, counted
 from nfq_guard.firewall.saved import Saved, parse
 from nfq_guard.firewall.spec import Backend, Family
 
@@ -148,13 +149,16 @@ class Xtables:
             PrivilegeError: The kernel refused.
             UnavailableError: The program is missing or fails.
         """
-        program = self._needed("-save")
-        result = self._runner.run([program], "")
-        if result.status:
-            if _says(result.stderr, _FAMILY_MISSING):
-                return {}
-            raise self._failure(program, result)
-        return parse(result.stdout)
+        return parse(self._saved())
+
+    def counted(self) -> Counted:
+        """What the kernel counted at our rules; nothing where it has no tables of this family.
+
+        Raises:
+            PrivilegeError: The kernel refused.
+            UnavailableError: The program is missing or fails.
+        """
+        return counted(self._saved("-c"))
 
     def restore(self, text: str) -> None:
         """Load `text`, leaving what it does not name.
@@ -169,6 +173,15 @@ class Xtables:
             result = self._runner.run(argv, text)
             if result.status:
                 raise self._failure(program, result, text)
+
+    def _saved(self, *words: str) -> str:
+        program = self._needed("-save")
+        result = self._runner.run([program, *words], "")
+        if result.status:
+            if _says(result.stderr, _FAMILY_MISSING):
+                return ""
+            raise self._failure(program, result)
+        return result.stdout
 
     def _needed(self, suffix: str) -> str:
         program = self.program(suffix)

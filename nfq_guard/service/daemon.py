@@ -18,6 +18,7 @@ from typing import Final, Protocol, final
 from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
+from nfq_guard.firewall import Counted
 from nfq_guard.service.control import Reply
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
@@ -55,6 +56,9 @@ class Rules(Protocol):
 
     def verify(self) -> Sequence[object]:
         """Every difference between what is live and what should be."""
+
+    def counted(self) -> Counted:
+        """What the kernel counted at them."""
 
 
 @final
@@ -128,6 +132,7 @@ class Daemon:
             ours=self._owns_rules,
             reinstall=self._owns_rules and self._settings.reinstall_rules,
             count=self._count_changed_rules,
+            counted=parts.rules.counted,
         )
 
     @property
@@ -183,6 +188,8 @@ class Daemon:
             "reloads": self.reloading.taken,
             "reload_failures": self.reloading.refused,
             "rules_changed": self._rules_changed,
+            "shed_packets": self._watch.packets.shed,
+            "unjudged_drops": self._watch.packets.unjudged,
             "worker_restarts": sum(queue.restarts for queue in self.queues()),
         }
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError
+from nfq_guard.firewall import Counted
 from nfq_guard.telemetry.events import EventLog
 
 
@@ -34,6 +35,7 @@ class RulesWatch:
     Attributes:
         missing: How many checks found a difference.
         differences: What the last check found, one sentence each.
+        packets: What the kernel counted at the rules by the last check; only ever grows.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class RulesWatch:
         ours: bool = True,
         reinstall: bool,
         count: Callable[[], None],
+        counted: Callable[[], Counted] | None = None,
     ) -> None:
         """Watch `rules`.
 
@@ -53,13 +56,17 @@ class RulesWatch:
             ours: Whether they have to be there.
             reinstall: Whether to put them back.
             count: Called once for each check that found a difference.
+            counted: What the kernel counted at them since they were made.
         """
         self.missing = 0
         self.differences: tuple[str, ...] = ()
+        self.packets = Counted()
         self._rules = rules
         self._events = events
         self._reinstall = reinstall
         self._count = count
+        self._counted = counted
+        self._seen = Counted()
         self._thread: threading.Thread | None = None
         self._found: tuple[str, ...] = ()
         self._problem = ""
@@ -129,6 +136,8 @@ class RulesWatch:
         self._problem = ""
         self._found = ()
         try:
+            if self._counted is not None:
+                self._add(self._counted())
             self._found = tuple(str(difference) for difference in self._rules.verify())
             if self._found and self._reinstall:
                 self._rules.install()
@@ -138,3 +147,14 @@ class RulesWatch:
             self._closed = True
         except NfqGuardError as error:
             self._problem = str(error)
+
+    def _add(self, now: Counted) -> None:
+        """Rules that were made anew count from 0."""
+        before = self._seen
+        anew = now.shed < before.shed or now.unjudged < before.unjudged
+        if anew:
+            before = Counted()
+        self._seen = now
+        self.packets += Counted(
+            shed=now.shed - before.shed, unjudged=now.unjudged - before.unjudged
+        )

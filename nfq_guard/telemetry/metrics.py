@@ -42,6 +42,8 @@ _COUNTERS: Final = {
 }
 _DAEMON_COUNTERS: Final = {
     "rules_changed": "Checks that found our rules missing or changed.",
+    "shed_packets": "Packets that the kernel left to the fail mode for being above max_rate_pps.",
+    "unjudged_drops": "Packets that the fail mode kernel-drop dropped, because nobody judged them.",
     "reloads": "Reloads that took a new policy.",
     "reload_failures": "Reloads that kept the old policy because the new one is wrong.",
     "worker_restarts": "Workers that had to be started again.",

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import orjson
 
-from nfq_guard.errors import UnavailableError
+from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall import Counted
 from nfq_guard.service.rulewatch import RulesWatch
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
@@ -14,9 +15,12 @@ class FakeRules:
     def __init__(self) -> None:
         self.differences: list[str] = []
         self.broken = False
+        self.forbidden = False
         self.installed = 0
 
     def verify(self) -> list[str]:
+        if self.forbidden:
+            raise PrivilegeError("CAP_NET_ADMIN is missing")
         if self.broken:
             raise UnavailableError("iptables is gone")
         return list(self.differences)
@@ -27,13 +31,21 @@ class FakeRules:
 
 
 class Watched:
-    def __init__(self, log: Path, *, reinstall: bool) -> None:
+    def __init__(self, log: Path, *, reinstall: bool, ours: bool = True) -> None:
         self.rules = FakeRules()
         self.counted = 0
         self._log = log
         self._sink = LineSink(log)
         events = EventLog(self._sink)
-        self.watch = RulesWatch(self.rules, events, reinstall=reinstall, count=self._count)
+        self.kernel = Counted()
+        self.watch = RulesWatch(
+            self.rules,
+            events,
+            ours=ours,
+            reinstall=reinstall,
+            count=self._count,
+            counted=lambda: self.kernel,
+        )
 
     def _count(self) -> None:
         self.counted += 1
@@ -90,4 +102,42 @@ def test_closed(tmp_path: Path) -> None:
     one.watch.close()
     one.look()
     assert one.rules.installed == 0
+    one.close()
+
+
+def test_what_the_kernel_counts_only_grows(tmp_path: Path) -> None:
+    """Rules that were made anew count from 0, and the sum goes on."""
+    one = Watched(tmp_path / "log", reinstall=True)
+    for shed, total in ((5, 5), (9, 9), (2, 11), (2, 11), (10, 19)):
+        one.kernel = Counted(shed=shed, unjudged=0)
+        one.look()
+        assert one.watch.packets.shed == total
+    one.close()
+
+
+def test_rules_of_the_operator_are_not_missed(tmp_path: Path) -> None:
+    """Where they are not ours to install, only what was there once can be missing."""
+    one = Watched(tmp_path / "log", reinstall=False, ours=False)
+    one.rules.differences.append("mangle NFQ_GUARD: missing")
+    one.look()
+    assert one.told() == []
+    assert one.watch.status()["state"] == "not ours"
+    one.rules.differences.clear()
+    one.look()
+    assert one.watch.status()["state"] == "as they should be"
+    one.rules.differences.append("mangle NFQ_GUARD: missing")
+    one.look()
+    assert one.told() == ["rules_changed"]
+    assert one.watch.status()["state"] == "differ"
+    one.close()
+
+
+def test_who_may_not_look_says_so_and_stops(tmp_path: Path) -> None:
+    one = Watched(tmp_path / "log", reinstall=False)
+    one.rules.forbidden = True
+    one.look()
+    assert one.watch.status()["state"] == "not looked at"
+    assert one.watch.status()["problem"] == "CAP_NET_ADMIN is missing"
+    one.watch.check(0)
+    assert not one.watch.busy
     one.close()

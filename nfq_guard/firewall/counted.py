@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: MIT
+"""What the kernel counted at our rules."""
+
+import re
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.firewall.render import ABOVE_THE_RATE, NOBODY_JUDGED
+
+_RULE: Final = re.compile(r"\[(\d+):\d+\] -A \S+ (.*)")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Packets since the rules were made.
+
+    Attributes:
+        shed: Above `max_rate_pps`, so left to the fail mode before they reached the queue.
+        unjudged: Dropped by the fail mode kernel-drop, because nobody had judged them.
+    """
+
+    shed: int = 0
+    unjudged: int = 0
+
+    def __add__(self, other: "Counted") -> "Counted":
+        """Both together."""
+        return Counted(shed=self.shed + other.shed, unjudged=self.unjudged + other.unjudged)
+
+
+def counted(text: str) -> Counted:
+    """Read what `iptables-save -c` prints."""
+    shed = unjudged = 0
+    for line in text.splitlines():
+        found = _RULE.match(line)
+        if found is None:
+            continue
+        if ABOVE_THE_RATE in found[2]:
+            shed += int(found[1])
+        elif NOBODY_JUDGED in found[2]:
+            unjudged += int(found[1])
+    return Counted(shed=shed, unjudged=unjudged)
