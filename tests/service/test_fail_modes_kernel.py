@@ -113,11 +113,11 @@ def test_overloaded(faulty: Faulty, mode: FailMode) -> None:
         time.sleep(2)  # a check of the rules, and a second to tell of it
         assert guard.stop() == 0
         (stopped,) = guard.events("stopped")
-    judged = stopped["packets"]
+    judged = stopped["reasons"]["seq-over"]
     assert RATE_PPS // 10 <= judged < flood // 2
     assert arrived == (flood if mode is FailMode.OPEN else judged)
     assert stopped["queue_full_drops"] == stopped["buffer_full_drops"] == 0
-    # A few of the host's own, such as its neighbour discovery, are INVALID and counted too.
-    shed = range(flood - judged, flood - judged + 50)
-    assert stopped["shed_packets"] in shed
-    assert (stopped["unjudged_drops"] in shed) is (mode is FailMode.KERNEL_DROP)
+    # INVALID packets of the host itself count too: neighbour discovery, and where a packet of the
+    # translated flow came through untranslated, the RST that answers it.
+    assert stopped["shed_packets"] >= flood - judged
+    assert (stopped["unjudged_drops"] >= flood - judged) is (mode is FailMode.KERNEL_DROP)
