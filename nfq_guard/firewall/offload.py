@@ -93,8 +93,6 @@ class OffloadTable:
         """
         if self._most is None:
             return self.remove()
-        if not self._runner.find("nft"):
-            raise UnavailableError("offload: program nft (Debian package nftables) is missing")
         if not self.verify():
             return []
         self._nft(["-f", "-"], render(self._most))
@@ -130,19 +128,13 @@ class OffloadTable:
 
     def _live(self) -> list[dict[str, Any]] | None:
         """What nft says of it, without elements; None where it is not there."""
-        if not self._runner.find("nft"):
-            return None
-        try:
-            tables = self._nft(["-j", "list", "tables"], "")
-        except UnavailableError:
-            if self._most is not None:
-                raise
-            return None  # a kernel without nftables has no table of ours either
-        if not any(one.get("table", {}).get("name") == TABLE for one in _listed(tables)):
+        if not self._runner.has_nft_table(TABLE):
             return None
         return _listed(self._nft(["-j", "-t", "list", "table", "inet", TABLE], ""))
 
     def _nft(self, words: list[str], text: str) -> str:
+        if not self._runner.find("nft"):
+            raise UnavailableError("offload: program nft (Debian package nftables) is missing")
         result = self._runner.run(["nft", *words], text)
         if result.status:
             said = "; ".join(line.strip() for line in result.stderr.splitlines()[:1])

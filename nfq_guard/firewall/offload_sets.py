@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.errors import UnavailableError
+from nfq_guard.firewall.nft_query import FAMILY_INET, NFTABLES
 from nfq_guard.firewall.offload import COUNTER, SETS, TABLE, set_name
 from nfq_guard.flow import Hook
 from nfq_guard.netlink import (
@@ -30,15 +31,13 @@ from nfq_guard.netlink import (
 )
 
 # From the kernel's user interface (linux/netfilter/nfnetlink.h, nf_tables.h).
-_NFTABLES: Final = 10
 _BATCH_BEGIN: Final = 0x10
 _BATCH_END: Final = 0x11
-_NEW_ELEMENTS: Final = _NFTABLES << 8 | 12
-_DELETE_ELEMENTS: Final = _NFTABLES << 8 | 14
-_NEW_OBJECT: Final = _NFTABLES << 8 | 18
-_RESET_OBJECT: Final = _NFTABLES << 8 | 21
+_NEW_ELEMENTS: Final = NFTABLES << 8 | 12
+_DELETE_ELEMENTS: Final = NFTABLES << 8 | 14
+_NEW_OBJECT: Final = NFTABLES << 8 | 18
+_RESET_OBJECT: Final = NFTABLES << 8 | 21
 _NLM_F_CREATE: Final = 0x400
-_FAMILY_INET: Final = 1
 _ELEMENTS_TABLE: Final = 1
 _ELEMENTS_SET: Final = 2
 _ELEMENTS: Final = 3
@@ -161,7 +160,7 @@ class OffloadSets:
             + attribute(_OBJECT_NAME, COUNTER.encode() + b"\0")
             + attribute(_OBJECT_TYPE, _COUNTER_TYPE)
         )
-        self._socket.send(message(_RESET_OBJECT, 0, self._sequence, _FAMILY_INET, 0, body))
+        self._socket.send(message(_RESET_OBJECT, 0, self._sequence, FAMILY_INET, 0, body))
         for kind, content in self._answers():
             if kind == NLMSG_ERROR:
                 _raise(content)
@@ -177,12 +176,12 @@ class OffloadSets:
     def _change(self, changes: list[tuple[int, int, bytes]]) -> None:
         self._sequence += 1
         number = self._sequence
-        parts = [message(_BATCH_BEGIN, 0, number, 0, _NFTABLES, b"")]
+        parts = [message(_BATCH_BEGIN, 0, number, 0, NFTABLES, b"")]
         parts += [
-            message(kind, flags | NLM_F_ACK, number, _FAMILY_INET, 0, body)
+            message(kind, flags | NLM_F_ACK, number, FAMILY_INET, 0, body)
             for kind, flags, body in changes
         ]
-        parts.append(message(_BATCH_END, 0, number, 0, _NFTABLES, b""))
+        parts.append(message(_BATCH_END, 0, number, 0, NFTABLES, b""))
         self._socket.send(b"".join(parts))
         for kind, content in self._answers():
             if kind == NLMSG_ERROR:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol, final
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.firewall.counted import Counted, counted
+from nfq_guard.firewall.nft_query import has_table
 from nfq_guard.firewall.saved import Saved, parse
 from nfq_guard.firewall.spec import Backend, Family
 
@@ -54,6 +55,9 @@ class Runner(Protocol):
 
     def has_ipv6(self) -> bool:
         """Whether the kernel speaks IPv6 in this namespace."""
+
+    def has_nft_table(self, name: str) -> bool:
+        """Whether nftables has this table of family inet, or will not say."""
 
 
 @final
@@ -97,6 +101,10 @@ class System:
     def has_ipv6(self) -> bool:
         """The file is there when the kernel has IPv6 and it is not switched off at boot."""
         return Path("/proc/thread-self/net/if_inet6").exists()
+
+    def has_nft_table(self, name: str) -> bool:
+        """By asking the kernel."""
+        return has_table(name)
 
 
 def _search_path() -> str:

@@ -61,6 +61,9 @@ class FakeSystem:
     def has_ipv6(self) -> bool:
         return self.ipv6
 
+    def has_nft_table(self, name: str) -> bool:  # noqa: ARG002 - as of a Runner
+        return False
+
     def loaded(self) -> list[str]:
         return [program for program, _ in self.asked if program.endswith("-restore")]
 

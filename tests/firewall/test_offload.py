@@ -12,8 +12,9 @@ from nfq_guard.firewall.xtables import Result
 class FakeNft:
     """A machine that has nft, or not, which answers the same to everything."""
 
-    def __init__(self, answer: Result | None) -> None:
+    def __init__(self, answer: Result | None, *, table: bool = False) -> None:
         self.answer = answer
+        self.table = table
 
     def find(self, program: str) -> bool:
         return self.answer is not None and program == "nft"
@@ -28,6 +29,9 @@ class FakeNft:
     def has_ipv6(self) -> bool:
         return True
 
+    def has_nft_table(self, name: str) -> bool:  # noqa: ARG002 - as of a Runner
+        return self.table
+
 
 REFUSED = Result(1, "", "Error: Could not process rule: Operation not permitted\n")
 NO_TABLES = Result(1, "", "netlink: Error: cache initialization failed: Protocol not supported\n")
@@ -38,6 +42,11 @@ def test_without_nft_its_package_is_named() -> None:
         OffloadTable(FakeNft(None), 8).install()
     assert OffloadTable(FakeNft(None), None).verify() == []
     assert OffloadTable(FakeNft(None), None).remove() == []
+
+
+def test_a_table_that_cannot_be_removed_without_nft() -> None:
+    with pytest.raises(UnavailableError, match="Debian package nftables"):
+        OffloadTable(FakeNft(None, table=True), None).remove()
 
 
 def test_a_refusal_names_the_capability() -> None:
