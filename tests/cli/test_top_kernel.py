@@ -31,19 +31,23 @@ class Terminal:
     def __init__(self, *words: str, rows: int = 24, columns: int = 160) -> None:
         self.main, side = pty.openpty()
         self._resize(rows, columns)
+        # pytest's workers have these set, and curses takes them for the size.
+        size = {"COLUMNS", "LINES"}
+        environment = {name: value for name, value in os.environ.items() if name not in size}
         self.process = subprocess.Popen(
             words,
             stdin=side,
             stdout=side,
             stderr=side,
             start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color"},
+            env=environment | {"TERM": "xterm-256color"},
         )
         os.close(side)
         os.set_blocking(self.main, False)
         self.written = b""
 
     def _resize(self, rows: int, columns: int) -> None:
+        self.size = rows, columns
         fcntl.ioctl(self.main, termios.TIOCSWINSZ, struct.pack("4H", rows, columns, 0, 0))
 
     def resize(self, rows: int, columns: int) -> None:
@@ -67,8 +71,14 @@ class Terminal:
         self.shows(until)
 
     def shows(self, text: str) -> None:
+        """Wait for it; curses writes what differs, so now and then all is drawn again."""
         deadline = time.monotonic() + 15
+        again = time.monotonic() + 1
         while text.encode() not in self.read():
+            if time.monotonic() > again:
+                again += 1
+                rows, columns = self.size
+                self.resize(rows, columns ^ 1)
             assert time.monotonic() < deadline, self.written[-2000:]
             assert self.process.poll() is None, self.written[-2000:]
             time.sleep(0.02)
