@@ -96,6 +96,10 @@ class Loop:
         """Call with the monotonic time about every so many seconds; missed ones are not made up."""
         self._timers.append(_Timer(seconds, time.monotonic() + seconds, call))
 
+    def after(self, seconds: float, call: Callable[[float], None]) -> None:
+        """Call once with the monotonic time, in about so many seconds."""
+        self._timers.append(_Timer(0.0, time.monotonic() + seconds, call))
+
     def on(self, number: signal.Signals, call: Callable[[], None]) -> None:
         """Call from the loop, never from within other code, when the signal came."""
         self._before[number] = signal.signal(number, _ignore)
@@ -136,9 +140,12 @@ class Loop:
         self._woken.close()
 
     def _call_due(self, now: float) -> None:
-        for timer in self._timers:
+        for timer in list(self._timers):
             if now >= timer.at:
-                timer.at = now + timer.every_s
+                if timer.every_s:
+                    timer.at = now + timer.every_s
+                else:
+                    self._timers.remove(timer)
                 timer.call(now)
 
     def _take_signals(self) -> None:

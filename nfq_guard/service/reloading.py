@@ -6,6 +6,7 @@ changed since that one read it; all who ask meanwhile share the next one.
 """
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -109,9 +110,13 @@ class Reloading:
         self._team.adopt(loaded, done)
 
     def _failed(self, error: Exception) -> None:
-        if not isinstance(error, NfqGuardError):
-            raise error
-        self._refuse(str(error))
+        if isinstance(error, NfqGuardError):
+            self._refuse(str(error))
+            return
+        # A bug of ours that a file can reach must not end a daemon that has a good policy.
+        trace = "".join(traceback.format_exception(error))
+        self._events.error("reload_crashed", traceback=trace)
+        self._refuse(f"{type(error).__name__}: {error}")
 
     def _refuse(self, problem: str) -> None:
         mistakes = problem.splitlines()

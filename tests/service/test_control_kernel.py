@@ -2,16 +2,27 @@
 """The commands that speak to a daemon, and the daemon, as an operator runs them."""
 
 import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nfq_guard.lab.netns import Namespace
-from tests.support.queue import PORT, QUEUE, Datagrams, GuardProcess, queue_udp, wait_for
+from tests.support.queue import (
+    PORT,
+    QUEUE,
+    Datagrams,
+    GuardProcess,
+    kernel_line,
+    queue_udp,
+    wait_for,
+)
 
 pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
@@ -191,3 +202,33 @@ def test_a_policy_on_trial_shows(operated: Operated) -> None:
     assert operated.guard.events("packet_judged")[0]["shadow"]["action"] == "allow"
     trial.write_text('[policy]\ndefault = "dorp"\n')
     assert "trial.toml) policy.default" in operated.type("reload", "--wait", status=1)
+
+
+def test_abuse_of_the_socket_costs_no_packet(operated: Operated) -> None:
+    """Idle, malformed, oversized and deaf clients by the thousand, while packets flow."""
+    lines = [b"x" * 70_000, b'{"command": "status"}\n' * 200, b"{", b"\xff\n" * 50, b""]
+    kept: list[socket.socket] = []
+    sent = 0
+    with Datagrams(operated.namespace) as udp:
+        for number in range(1500):
+            client = socket.socket(socket.AF_UNIX)
+            client.settimeout(0)
+            with suppress(BlockingIOError):
+                client.connect(str(operated.socket))
+                client.send(lines[number % len(lines)])
+            kept.append(client)
+            if len(kept) > 100:
+                kept.pop(0).close()
+            udp.send(2)
+            sent += 2
+            time.sleep(0.001)
+        wait_for(lambda: kernel_line(operated.namespace).waiting == 0)
+        line = kernel_line(operated.namespace)
+        assert len(udp.received()) == sent
+        assert (line.queue_dropped, line.user_dropped) == (0, 0)
+    for client in kept:
+        client.close()
+    status = operated.status()
+    assert status["queues"][0]["packets"] == sent
+    descriptors = Path("/proc", str(operated.guard.process.pid), "fd")
+    assert len(list(descriptors.iterdir())) < 60

@@ -256,3 +256,25 @@ def test_one_set_of_metrics(crewed: Crewed) -> None:
         assert sum(float(line.split()[1]) for line in lines) == len(HOSTS)
         assert len(lines) == len(QUEUES)
         assert guard.stop() == 0
+
+
+def test_many_reloads_under_load(crewed: Crewed) -> None:
+    """Each packet by one policy or the other, in whichever worker, and none lost."""
+    with crewed.start() as guard:
+        sent = 0
+        arrived = 0
+        reloads = 60
+        for number in range(reloads):
+            crewed.configure("log" if number % 2 else "allow")
+            guard.process.send_signal(signal.SIGHUP)
+            sent += crewed.send(2)
+            arrived += crewed.received()
+            wait_for(lambda done=number + 1: len(guard.events("reloaded")) >= done)  # type: ignore[misc]  # bound
+        wait_for(crewed.idle)
+        arrived += crewed.received()
+        assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+    assert arrived == sent == stopped["packets"]
+    assert stopped["reloads"] == reloads
+    assert set(stopped["rules"]) <= {"rule-log", "rule-allow"}
+    assert sum(stopped["rules"].values()) == sent

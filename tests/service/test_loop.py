@@ -71,3 +71,32 @@ def test_handlers_are_given_back() -> None:
     with Loop() as loop:
         loop.on(signal.SIGUSR1, loop.stop)
     assert signal.getsignal(signal.SIGUSR1) is before
+
+
+def test_once_is_once() -> None:
+    with Loop() as loop:
+        called: list[float] = []
+        loop.after(0.01, called.append)
+        loop.every(0.02, lambda _now: loop.stop() if len(called) else None)
+        loop.run()
+        loop.turn(0.02)
+        assert len(called) == 1
+
+
+def test_background_work_comes_back_to_the_loop() -> None:
+    with Loop() as loop:
+        told: list[object] = []
+
+        def failed(error: Exception) -> None:
+            told.append(str(error))
+            loop.stop()
+
+        def raises() -> None:
+            raise ValueError("no")
+
+        loop.background(threading.get_ident, told.append, failed)
+        loop.turn(1)
+        loop.background(raises, told.append, failed)
+        loop.run()
+        assert told[0] != threading.get_ident()
+        assert told[1] == "no"
