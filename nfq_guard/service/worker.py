@@ -4,7 +4,7 @@
 import time
 from typing import Final, Protocol, final
 
-from nfq_guard.engine import VERDICT_ACCEPT, Engine, Judgment
+from nfq_guard.engine import VERDICT_ACCEPT, Engine, Judgment, Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action
@@ -121,15 +121,18 @@ class Worker:
         marks: list[int | None] = []
         good: list[Judgment] = []
         judged_mark = self._judged_mark
-        for judgment in judged:
+        enforcing = self.engine.mode is Mode.ENFORCE
+        for queued, judgment in zip(batch, judged, strict=True):
             if judgment is None:
                 verdicts.append(self._judge.fail_verdict)
-                marks.append(None)
+                # The rule that drops what nobody judged must not do so in dry-run.
+                harmless = judged_mark and not enforcing
+                marks.append(queued.mark | judged_mark if harmless else None)
                 continue
             verdict = judgment.verdict
-            mark = judgment.decision.mark
+            mark = judgment.decision.mark if enforcing else None
             if judged_mark and verdict == VERDICT_ACCEPT:
-                mark = (judgment.queued.mark if mark is None else mark) | judged_mark
+                mark = (queued.mark if mark is None else mark) | judged_mark
             verdicts.append(verdict)
             marks.append(mark)
             good.append(judgment)

@@ -121,3 +121,22 @@ def test_judged_packets_are_marked(tmp_path: Path) -> None:
     one.turn()
     assert queue.verdicts == [(1, 1, 0x1005), (2, 0, None), (3, 1, None)]
     one.close(0)
+
+
+def test_dry_run_marks_nothing_but_that_it_was_seen(tmp_path: Path) -> None:
+    """A mark can choose a route; and the later rule must not drop what could not be judged."""
+    queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X", mark=0x3), queued(b"M"))
+    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN), mark=0x1000)
+    while one.turn():
+        pass
+    assert queue.verdicts == [(1, 1, 0x1005), (2, 1, 0x1000), (3, 1, 0x1003), (4, 1, 0x1000)]
+    one.close(0)
+
+
+def test_a_policy_marks_when_it_acts(tmp_path: Path) -> None:
+    for mode, mark in ((Mode.ENFORCE, 0x99), (Mode.DRY_RUN, None)):
+        queue = FakeQueue(queued(b"M"))
+        one = worker(queue, tmp_path / "log", FakeEngine(mode))
+        one.turn()
+        assert queue.verdicts == [(1, 1, mark)]
+        one.close(0)

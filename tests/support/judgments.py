@@ -71,7 +71,7 @@ def judgment(
 
 
 class FakeEngine:
-    """Judges by hand: drops what begins with D, raises at what begins with X."""
+    """Judges by hand: drops what begins with D, marks M, raises at what begins with X."""
 
     def __init__(self, mode: Mode = Mode.ENFORCE) -> None:
         self.mode = mode
@@ -86,6 +86,8 @@ class FakeEngine:
         if queued.octets.startswith(b"X"):
             raise ZeroDivisionError("a bug")
         decision = DROP_TRANSLATED if queued.octets.startswith(b"D") else LOG_REST
+        if queued.octets.startswith(b"M"):
+            decision = Decision(Action.LOG, "marked", 0x99)
         drops = decision is DROP_TRANSLATED and self.mode is Mode.ENFORCE
         return judgment(decision=decision, verdict=0 if drops else 1, came_as=queued)
 
