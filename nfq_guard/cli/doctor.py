@@ -6,14 +6,16 @@ import json
 import sys
 from collections import Counter
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
 from nfq_guard.cli.terminal import Style, paint
-from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
-from nfq_guard.service.config import load
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, Mistake
+from nfq_guard.policyfile import read_shadow, read_table
+from nfq_guard.service.config import Config, load
 from nfq_guard.service.rules import firewall_of
 
 _STYLES: Final = {
@@ -35,15 +37,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at everything; 1 when there is a problem."""
-    firewall = firewall_of(load(args.config).settings)
+    config = load(args.config)
     seen: Counter[Status] = Counter()
-    for check in examine(firewall):
+    for check in chain([_policy(config)], examine(firewall_of(config.settings))):
         seen[check.status] += 1
         sys.stdout.write(_json(check) if args.format == "json" else _text(check))
     if args.format == "text":
         counts = ", ".join(f"{seen[status]} {status}" for status in Status)
         sys.stdout.write(f"\n{counts}\n")
     return EXIT_NOT_FINE if seen[Status.PROBLEM] else EXIT_OK
+
+
+def _policy(config: Config) -> Check:
+    mistakes: list[Mistake] = list(read_table(config.policy_table, config.source).mistakes)
+    read_shadow(config.settings.shadow, config.source, mistakes)
+    if not mistakes:
+        return ok("configuration", f"{config.source}: settings and policy can be used")
+    more = f" and {len(mistakes) - 1} more" if len(mistakes) > 1 else ""
+    return problem(
+        "configuration",
+        f"the guard does not start with it: {config.source}: {mistakes[0]}{more}",
+        "mend what `nfq-guard check` tells",
+    )
 
 
 def _json(check: Check) -> str:

@@ -253,3 +253,13 @@ def test_kernel_drop_looks_at_marks(patient: Patient, tmp_path: Path) -> None:
     patient.command("doctor", "--format", "json", "--config", str(file))
     checks = [json.loads(line) for line in patient.capsys.readouterr().out.splitlines()]
     assert next(one["status"] for one in checks if one["id"] == "rules.mark") == "warning"
+
+
+def test_a_policy_that_keeps_the_guard_from_starting(patient: Patient, tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[policy]\ndefault = "dorp"\nunknown = 1\n', encoding="ascii")
+    assert patient.command("doctor", "--config", str(config), "--format", "json") == 1
+    check = json.loads(patient.capsys.readouterr().out.splitlines()[0])
+    assert (check["id"], check["status"]) == ("configuration", "problem")
+    assert "policy.unknown" in check["what"]
+    assert "1 more" in check["what"]
