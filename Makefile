@@ -10,7 +10,6 @@ PACKETS ?= 1000000
 SEED ?= 1
 # Floors 0 to 3, which tests cover in full.
 CORE := nfq_guard/seqno.py,nfq_guard/errors.py,nfq_guard/flow.py,nfq_guard/finding.py,nfq_guard/diagnose.py,nfq_guard/engine.py,nfq_guard/wire/*,nfq_guard/conntrack/*,nfq_guard/policy/*
-export PYTHON
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel bench bench-quick instructions unpack \
@@ -20,11 +19,11 @@ help: ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 demo: ## see a connection die by the classic reset, and live with the guard on (root)
-	@./bootstrap.sh run
+	@PYTHON=$(PYTHON) ./bootstrap.sh run
 	@$(BIN)/nfq-guard lab demo
 
 test: ## install what is missing and pass the whole gate
-	@./bootstrap.sh test
+	@PYTHON=$(PYTHON) ./bootstrap.sh test
 	@$(MAKE) --no-print-directory gate
 
 gate: lint types imports wheels compiled unit
@@ -76,12 +75,12 @@ fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and
 	$(BIN)/python -m tests.fuzz_kernel --packets $(PACKETS) --seed $(SEED)
 
 bench: ## measure what each mitigation costs, about ten minutes (root)
-	@./bootstrap.sh bench
+	@PYTHON=$(PYTHON) ./bootstrap.sh bench
 	@$(MAKE) --no-print-directory wheels unpack
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks
 
 bench-quick: ## the same in about a minute, in few rounds (root)
-	@./bootstrap.sh bench
+	@PYTHON=$(PYTHON) ./bootstrap.sh bench
 	@$(MAKE) --no-print-directory wheels unpack
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks --quick
 
@@ -93,7 +92,7 @@ bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
 
 install: ## install the service on this host, in dry-run (root)
-	@systemd/install.sh install
+	@$(if $(filter-out file,$(origin PYTHON)),PYTHON=$(PYTHON)) systemd/install.sh install
 
 uninstall: ## remove the service again (root)
 	@systemd/install.sh uninstall

@@ -10,6 +10,7 @@ from nfq_guard.firewall import offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences
 from nfq_guard.firewall.counted import Counted
+from nfq_guard.firewall.lock import held
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.saved import Saved
@@ -112,9 +113,14 @@ class Firewall:
         Raises:
             UnavailableError: A program, or a feature of the kernel, is missing.
             PrivilegeError: A capability is missing.
+            BusyError: Somebody else is at it and does not end.
         """
         backend = self.choice().backend
         require_privilege(self._runner, backend)
+        with held():
+            return self._install(backend)
+
+    def _install(self, backend: Backend) -> Changes:
         done: list[str] = []
         notes: list[str] = []
         undo: list[tuple[Xtables, Saved]] = []
@@ -169,9 +175,14 @@ class Firewall:
         Raises:
             UnavailableError: There is no iptables.
             PrivilegeError: A capability is missing.
+            BusyError: Somebody else is at it and does not end.
         """
         backend = self.described_choice().backend
         require_privilege(self._runner, backend)
+        with held():
+            return self._remove(backend)
+
+    def _remove(self, backend: Backend) -> Changes:
         done: list[str] = []
         notes: list[str] = []
         for one in (backend, backend.other):

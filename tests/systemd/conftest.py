@@ -96,7 +96,9 @@ def booted() -> Iterator[Guest]:
     try:
         up = guest.nested("up")
         assert up.returncode == 0, guest.console[-2000:]
-        guest.sh(f"WHEELS={_WHEELS} {_TREE}/systemd/install.sh install", timeout_s=120)
+        guest.sh(
+            f"PYTHON={_PYTHON} WHEELS={_WHEELS} {_TREE}/systemd/install.sh install", timeout_s=120
+        )
         yield guest
     finally:
         guest.nested("down")
