@@ -20,6 +20,7 @@ from typing import Final, NamedTuple, final
 
 import orjson
 
+from nfq_guard.service.answers import Answer, Reply, no
 from nfq_guard.service.loop import Loop
 
 CLIENTS_MAX: Final = 16
@@ -35,32 +36,6 @@ _UCRED: Final = struct.Struct("iII")
 # asm-generic/socket.h; Python does not name it, and takes answers up to this size.
 _SO_PEERGROUPS: Final = 59
 _GROUPS_BYTES: Final = 1024
-
-
-class Answer(NamedTuple):
-    """What a client is told.
-
-    Attributes:
-        good: Whether it went well.
-        message: What there is to say, in JSON.
-    """
-
-    good: bool
-    message: object
-
-
-def ok(message: object) -> Answer:
-    """It went well."""
-    return Answer(good=True, message=message)
-
-
-def no(why: str) -> Answer:
-    """It did not."""
-    return Answer(good=False, message=why)
-
-
-Reply = Callable[[Answer], None]
-"""Called once."""
 
 
 class Caller(NamedTuple):

@@ -21,8 +21,8 @@ from nfq_guard import errors
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError, UnavailableError
 from nfq_guard.flow import Evidence
+from nfq_guard.service.answers import Reply, no, ok
 from nfq_guard.service.channel import Channel, pair
-from nfq_guard.service.control import Reply, no, ok
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.member import Member
 from nfq_guard.service.team import Loaded, QueueState, State

@@ -19,7 +19,7 @@ from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Counted
-from nfq_guard.service.control import Reply
+from nfq_guard.service.answers import Reply
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reloading import Reloading

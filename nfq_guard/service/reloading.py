@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.service.control import Answer, Reply, no, ok
+from nfq_guard.service.answers import Answer, Reply, no, ok
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.team import Loaded, Team

@@ -5,7 +5,8 @@ import os
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
-from nfq_guard.service.control import Caller, Reply, no, ok
+from nfq_guard.service.answers import Reply, no, ok
+from nfq_guard.service.control import Caller
 
 _READING: Final = ("ping", "status", "dump")
 _CHANGING: Final = ("reload", "mode")

@@ -10,7 +10,7 @@ from typing import Protocol, final
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.policy.decision import Policy
-from nfq_guard.service.control import Reply, ok
+from nfq_guard.service.answers import Reply, ok
 from nfq_guard.service.history import History
 from nfq_guard.service.serving import Serving
 from nfq_guard.telemetry.metrics import Stats

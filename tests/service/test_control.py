@@ -16,7 +16,8 @@ import pytest
 from nfq_guard.engine import Mode
 from nfq_guard.errors import BusyError, UsageError
 from nfq_guard.service import control, control_path
-from nfq_guard.service.control import Caller, ControlServer, Reply, no, ok
+from nfq_guard.service.answers import Reply, no, ok
+from nfq_guard.service.control import Caller, ControlServer
 from nfq_guard.service.control_path import listen
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.requests import Requests

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.service.control import Answer
+from nfq_guard.service.answers import Answer
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reloading import Reloading
