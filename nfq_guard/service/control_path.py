@@ -13,6 +13,7 @@ from nfq_guard.service.settings import Settings
 DEFAULT: Final = Path(Settings().control_socket)
 _KEY: Final = "daemon.control_socket"
 _ANSWER_WITHIN_S: Final = 1.0
+_ATTEMPTS: Final = 3
 # The owner and the group may connect; what each may ask is looked at again with every request.
 _UMASK: Final = 0o117
 
@@ -40,20 +41,40 @@ def listen(path: Path, notes: list[str]) -> socket.socket | None:
 
 
 def _listen(path: Path) -> socket.socket:
+    """Listen under a name of our own first: nobody must find a socket that does not answer yet."""
     _make_room(path)
+    own = path.with_name(f".{path.name}.{os.getpid()}")
+    own.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(_UMASK)
     try:
-        listener.bind(str(path))
+        listener.bind(str(own))
         listener.listen(CLIENTS_MAX)
+        _put(own, path)
     except OSError as error:
         listener.close()
         why = error.strerror or str(error)
         raise UsageError(f"{_KEY}: {path} cannot be made: {why}") from None
+    except BusyError:
+        listener.close()
+        raise
     finally:
         os.umask(before)
+        own.unlink(missing_ok=True)
     listener.settimeout(0)
     return listener
+
+
+def _put(own: Path, path: Path) -> None:
+    """Give the socket its name, unless another daemon was faster."""
+    for _ in range(_ATTEMPTS):
+        try:
+            path.hardlink_to(own)
+        except FileExistsError:
+            _make_room(path)
+        else:
+            return
+    raise BusyError(f"other daemons fight over {path}")
 
 
 def _make_room(path: Path) -> None:

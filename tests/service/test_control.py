@@ -3,6 +3,7 @@ import os
 import socket
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -296,6 +297,46 @@ def test_a_second_instance_is_refused(served: Served) -> None:
         listen(served.path, [])
     served.turns()
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+
+
+def test_of_many_at_once_one_gets_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from nfq_guard.errors import BusyError\n"
+        "from nfq_guard.service.control_path import listen\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "try: kept = listen(Path(sys.argv[1]), [])\n"
+        "except BusyError: print('busy', flush=True)\n"
+        "else: print('mine', flush=True); time.sleep(60)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(6)
+    ]
+    said: list[str] = []
+    for one in processes:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in processes:
+        assert one.stdin is not None
+        one.stdin.write("\n")
+        one.stdin.flush()
+    for one in processes:
+        assert one.stdout is not None
+        said.append(one.stdout.readline().strip())
+    for one in processes:
+        one.kill()
+        one.communicate()
+    assert sorted(said) == ["busy"] * 5 + ["mine"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
