@@ -13,7 +13,7 @@ from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
 from nfq_guard.firewall.render import render
 from nfq_guard.service.config import load
 from nfq_guard.service.rules import firewall_of
-from nfq_guard.service.settings import Settings, parse_queues
+from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         changes |= {"queue": args.queue, "queues": ""}
     if args.queues is not None:
         if parse_queues(args.queues) is None:
-            raise UsageError(f"queues: expected A:B with A <= B <= 65535, found {args.queues!r}")
+            raise UsageError(f"queues: expected A:B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
     try:
         settings = load(args.config).settings

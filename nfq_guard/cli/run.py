@@ -9,7 +9,7 @@ import msgspec
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.service import wiring
-from nfq_guard.service.settings import Settings, parse_queues
+from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,8 +48,6 @@ def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
         changes["queues"] = ""
     if args.queues is not None:
         if parse_queues(args.queues) is None:
-            raise UsageError(
-                f"--queues: expected A:B with 0 <= A <= B <= 65535, found {args.queues!r}"
-            )
+            raise UsageError(f"--queues: expected A:B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
     return msgspec.structs.replace(settings, **changes)

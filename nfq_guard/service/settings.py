@@ -96,14 +96,21 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return parse_queues(self.queues) or range(0)
 
 
+# Each is a process of some 30 MB: a slip such as `0-30000` would take the host down.
+_WORKERS_MAX: Final = 32
+# What `parse_queues` takes, for messages.
+QUEUES: Final = f"0 <= A <= B <= 65535 and at most {_WORKERS_MAX} queues"
+
+
 def parse_queues(text: str) -> range | None:
-    """`A-B` or `A:B` with A <= B <= 65535, or one number; None if it is something else."""
+    """`A-B` or `A:B` as `QUEUES` has it, or one number; None if it is something else."""
     found = re.fullmatch(r"(\d{1,5})(?:[-:](\d{1,5}))?", text)
     if found is None:
         return None
     first = int(found[1])
     last = int(found[2]) if found[2] is not None else first
-    return range(first, last + 1) if first <= last <= 65535 else None
+    good = first <= last <= 65535 and last - first < _WORKERS_MAX
+    return range(first, last + 1) if good else None
 
 
 def parse_listen(text: str) -> tuple[str, int] | None:
@@ -149,7 +156,7 @@ def _check_words(settings: Settings, mistakes: list[Mistake]) -> None:
         mistakes.append(
             Mistake(
                 f"{TABLE}.queues",
-                "A-B with 0 <= A <= B <= 65535, such as '0-3'",
+                f"A-B with {QUEUES}, such as '0-3'",
                 shown(settings.queues),
             )
         )

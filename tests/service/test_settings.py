@@ -65,14 +65,23 @@ def test_all_mistakes_at_once() -> None:
         "daemon.queue_length: expected a whole number from 1 to 1048576, found 1.5",
         "daemon.reinstall_rules: expected true or false, found 1",
         "daemon.log: expected a string, not empty, found ''",
-        "daemon.queues: expected A-B with 0 <= A <= B <= 65535, such as '0-3', found '3-1'",
+        "daemon.queues: expected A-B with 0 <= A <= B <= 65535 and at most 32 queues, such as "
+        "'0-3', found '3-1'",
         "daemon.metrics_listen: expected HOST:PORT, such as '127.0.0.1:9477', found '9477'",
     ]
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("0-3", range(4)), ("5", range(5, 6)), ("2:2", range(2, 3)), ("3-1", None), ("a", None)],
+    [
+        ("0-3", range(4)),
+        ("5", range(5, 6)),
+        ("2:2", range(2, 3)),
+        ("9-40", range(9, 41)),
+        ("9-41", None),
+        ("3-1", None),
+        ("a", None),
+    ],
 )
 def test_queues(text: str, expected: range | None) -> None:
     assert parse_queues(text) == expected
