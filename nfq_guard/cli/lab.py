@@ -4,7 +4,7 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -47,11 +47,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     listing = verbs.add_parser("list", help="name the scenarios")
     one = verbs.add_parser("run", help="run one scenario")
-    one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO")
-    one.add_argument("--mitigation", choices=_MITIGATIONS, default=Mitigation.NONE.value)
+    one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO", help=_one_of(SCENARIOS))
+    one.add_argument(
+        "--mitigation",
+        choices=_MITIGATIONS,
+        default=Mitigation.NONE.value,
+        metavar="M",
+        help=f"{_one_of(_MITIGATIONS)} (default: none)",
+    )
     many = verbs.add_parser("matrix", help="run every scenario with every mitigation")
-    many.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=list(SCENARIOS))
-    many.add_argument("--mitigation", nargs="+", choices=_MITIGATIONS, default=_MITIGATIONS)
+    for option, choices, metavar in (
+        ("--scenario", list(SCENARIOS), "SCENARIO"),
+        ("--mitigation", _MITIGATIONS, "M"),
+    ):
+        many.add_argument(
+            option,
+            nargs="+",
+            choices=choices,
+            default=choices,
+            metavar=metavar,
+            help=f"{_one_of(choices)}; several may be named (default: all)",
+        )
     for verb in (one, many):
         verb.add_argument(
             "--pcap", type=Path, metavar="DIR", help="leave a capture of each link there"
@@ -61,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cleaning = verbs.add_parser("clean", help="remove what a run that was killed left behind")
     for verb in (listing, one, many, cleaning):
         verb.add_argument("--format", choices=("text", "json"), default="text")
+
+
+def _one_of(names: Iterable[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} or {last}"
 
 
 def run(args: argparse.Namespace) -> int:

@@ -112,3 +112,13 @@ def test_a_reload_that_comes_early_ends_nothing(number: signal.Signals) -> None:
 def test_interrupted_while_loading_is_no_complaint() -> None:
     done = loading("check", signal.SIGINT)
     assert (done.returncode, done.stderr) == (130, b"")
+
+
+@pytest.mark.parametrize("words", [[], ["lab", "run"], ["lab", "matrix"], ["replay"], ["run"]])
+def test_help_fits_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([*words, "--help"])
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
