@@ -8,11 +8,12 @@ from pathlib import Path
 
 import msgspec
 
+from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
 from nfq_guard.firewall.render import render
 from nfq_guard.service.config import load
-from nfq_guard.service.rules import firewall_of
+from nfq_guard.service.rules import fail_mode_of, firewall_of
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.deed == "install":
         changes = firewall.install()
     elif _keeps(settings, args.after):
-        kept = f"rules kept: fail mode {settings.fail_mode} holds after the result {args.after}"
+        kept = f"rules kept: fail mode {fail_mode_of(settings)} holds after the result {args.after}"
         changes = Changes(done=(), notes=(kept,))
     else:
         changes = firewall.remove()
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _keeps(settings: Settings, result: str | None) -> bool:
     """Whether the fail mode wants our rules to outlive a daemon that ended so."""
-    return result not in {None, "success"} and settings.fail_mode != "open"
+    return result not in {None, "success"} and fail_mode_of(settings) is not FailMode.OPEN
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -80,6 +81,9 @@ def _settings(args: argparse.Namespace) -> Settings:
         "max_rate_pps": args.max_rate_pps,
     }
     changes: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    if args.fail_mode is not None:
+        # Asked for by name, it is not that of a dry-run.
+        changes["mode"] = Mode.ENFORCE
     if args.queue is not None:
         changes |= {"queue": args.queue, "queues": ""}
     if args.queues is not None:

@@ -18,11 +18,12 @@ from typing import Final, Protocol, final
 from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import Counted
+from nfq_guard.firewall import Counted, FailMode
 from nfq_guard.service.answers import Reply
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reloading import Reloading
+from nfq_guard.service.rules import fail_mode_of
 from nfq_guard.service.rulewatch import RulesWatch
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Rates, described, policy_facts, totals
@@ -167,7 +168,11 @@ class Daemon:
         self.mode = mode
         self._team.set_mode(mode)
         if mode is not before:
-            self._events.warning("mode_changed", before=before, now=mode)
+            rest: dict[str, object] = {}
+            if self._settings.fail_mode != FailMode.OPEN.value:
+                # It is a matter of rules, which stay as they were made at the start.
+                rest["fail_mode_until_restart"] = fail_mode_of(self._settings)
+            self._events.warning("mode_changed", before=before, now=mode, **rest)
 
     def reload(self, reply: Reply | None = None) -> None:
         """Open the log anew, and swap the policy whole, or keep it; reply when that is done."""
@@ -210,7 +215,7 @@ class Daemon:
             "policy": {**policy_facts(loaded.told), "restart_for": loaded.restart_for},
             "shadow": None if loaded.shadow is None else policy_facts(loaded.shadow),
             "evidence": self._team.evidence.value,
-            "fail_mode": self._settings.fail_mode,
+            "fail_mode": fail_mode_of(self._settings).value,
             "max_rate_pps": self._settings.max_rate_pps,
             "rules": self._watch.status(),
             "queues": [described(queue, self._rates.of(queue.queue_num)) for queue in queues],
@@ -263,7 +268,7 @@ class Daemon:
             config=self._parts.source,
             policy=loaded.told.digest,
             evidence=self._team.evidence,
-            fail_mode=self._settings.fail_mode,
+            fail_mode=fail_mode_of(self._settings),
         )
         now = time.monotonic()
         self._parts.sink.push(now)

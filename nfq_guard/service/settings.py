@@ -33,7 +33,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         cpu_fanout: With several queues, choose among them by CPU instead of by pair of addresses.
         zones: Conntrack zones in which flows are looked up, in order.
         fail_mode: What becomes of packets that nobody judges: they pass, are dropped, or are left
-            to a plain rule in a later table that drops INVALID packets without our mark.
+            to a plain rule in a later table that drops INVALID packets without our mark. In
+            dry-run they pass, whatever stands here.
         queue_length: Packets that may wait in the kernel; also what a hung daemon may cost.
         copy_bytes: Octets of each packet that are looked at.
         socket_buffer_bytes: Of the queue's socket.

@@ -248,7 +248,7 @@ def test_a_running_guard_is_known_as_ours(patient: Patient) -> None:
 
 def test_kernel_drop_looks_at_marks(patient: Patient, tmp_path: Path) -> None:
     file = tmp_path / "nfq-guard.toml"
-    file.write_text('[daemon]\nfail_mode = "kernel-drop"\n', encoding="ascii")
+    file.write_text('[daemon]\nmode = "enforce"\nfail_mode = "kernel-drop"\n', encoding="ascii")
     patient.ns.run("iptables", "-t", "mangle", "-A", "FORWARD", "-j", "MARK", "--set-mark", "7")
     patient.command("doctor", "--format", "json", "--config", str(file))
     checks = [json.loads(line) for line in patient.capsys.readouterr().out.splitlines()]

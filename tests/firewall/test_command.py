@@ -69,7 +69,8 @@ def test_the_configuration_decides_where_the_command_line_is_silent(
 ) -> None:
     file = tmp_path / "nfq-guard.toml"
     file.write_text(
-        '[daemon]\nqueues = "2-5"\nfail_mode = "kernel-drop"\nmax_rate_pps = 500\n'
+        '[daemon]\nmode = "enforce"\nqueues = "2-5"\nfail_mode = "kernel-drop"\n'
+        "max_rate_pps = 500\n"
         'families = "4"\nbackend = "nft"\n',
         encoding="ascii",
     )
@@ -96,7 +97,7 @@ def test_after_a_crash_rules_stay_that_hold_the_fail_mode(
     guarded: Host, tmp_path: Path, fail_mode: str, result: str, kept: bool
 ) -> None:
     file = tmp_path / "nfq-guard.toml"
-    file.write_text(f'[daemon]\nfail_mode = "{fail_mode}"\n', encoding="ascii")
+    file.write_text(f'[daemon]\nmode = "enforce"\nfail_mode = "{fail_mode}"\n', encoding="ascii")
     words = ["--config", str(file), "--quiet"]
     with guarded.ns.entered():
         assert main(["rules", "install", *words]) == 0

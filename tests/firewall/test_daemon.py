@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard.engine import Mode
 from nfq_guard.firewall import FailMode, Family
 from nfq_guard.service.rules import firewall_of
 from nfq_guard.service.settings import Settings
@@ -21,10 +22,15 @@ SENT = 5
 
 
 @contextmanager
-def daemon(wire: Wire, mode: FailMode, directory: Path) -> Iterator[subprocess.Popen[str]]:
-    """A guard in dry-run, so that it accepts whatever it judges."""
+def daemon(
+    wire: Wire, mode: FailMode, directory: Path, running: Mode = Mode.ENFORCE
+) -> Iterator[subprocess.Popen[str]]:
+    """A guard that accepts whatever it judges."""
     file = directory / "nfq-guard.toml"
-    text = f'[daemon]\nmode = "dry-run"\nfail_mode = "{mode}"\ncontrol_socket = ""\n'
+    text = (
+        f'[daemon]\nmode = "{running}"\nfail_mode = "{mode}"\ncontrol_socket = ""\n'
+        '[policy]\ndefault = "allow"\non_unknown = "allow"\n'
+    )
     file.write_text(text, encoding="ascii")
     words = (sys.executable, "-m", "nfq_guard", "run", "--config", str(file))
     process = wire.guarded.ns.popen(*words, stderr=subprocess.DEVNULL)
@@ -64,5 +70,14 @@ def test_judged_packets_pass_and_without_a_daemon_the_fail_mode_holds(
     with daemon(wire, mode, tmp_path):
         assert _arrive(wire, family) == SENT
         with wire.guarded.ns.entered():
-            assert firewall_of(Settings(fail_mode=mode.value)).verify() == []
+            assert firewall_of(Settings(mode=Mode.ENFORCE, fail_mode=mode.value)).verify() == []
     assert _arrive(wire, family) == SENT
+
+
+def test_a_dead_dry_run_lets_packets_pass_whatever_the_fail_mode(
+    wire: Wire, tmp_path: Path
+) -> None:
+    with daemon(wire, FailMode.CLOSED, tmp_path, Mode.DRY_RUN) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+        assert _arrive(wire, Family.IPV4) == SENT

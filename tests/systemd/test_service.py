@@ -110,7 +110,7 @@ def test_stop_leaves_no_rule_behind(guest: Guest) -> None:
 @pytest.mark.parametrize(("fail_mode", "left"), [("open", 0), ("closed", 2), ("kernel-drop", 2)])
 def test_rules_after_a_kill(guest: Guest, fail_mode: str, left: int) -> None:
     """Open: they go at once. The other modes promise to drop, so theirs stay until the restart."""
-    guest.configure(f'fail_mode = "{fail_mode}"')
+    guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')
     guest.sh(
         "mkdir -p /run/systemd/system/nfq-guard.service.d; "
         "printf '[Service]\nRestart=no\n' >/run/systemd/system/nfq-guard.service.d/test.conf; "
