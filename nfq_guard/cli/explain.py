@@ -3,13 +3,14 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
 
 from nfq_guard.cli import replaying
 from nfq_guard.cli.explain_text import lesson_text
-from nfq_guard.cli.terminal import wants_colour
+from nfq_guard.cli.terminal import printable, wants_colour
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.replay.lesson import make_lesson
 from nfq_guard.replay.lesson_record import lesson_object
@@ -38,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     lesson = make_lesson(
         args.capture, args.frame, replaying.settings_of(args), replaying.policy_of(args)
     )
+    lesson = replace(lesson, file=printable(lesson.file))
     if args.format == "json":
         sys.stdout.write(orjson.dumps(lesson_object(lesson)).decode() + "\n")
     else:

@@ -19,7 +19,7 @@ from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli import replaying
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
-from nfq_guard.cli.terminal import Style, paint, wants_colour
+from nfq_guard.cli.terminal import Style, paint, printable, wants_colour
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.replay.record import record
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         totals = [capture.total or 0 for capture in captures]
         progress = Progress(sum(totals) if all(totals) else None)
         stack.callback(progress.clear)
-        shows = _shows(args, [capture.name for capture in captures])
+        shows = _shows(args, [printable(capture.name) for capture in captures])
         if args.write:
             shows.append(_writer(args.write, captures, stack))
         for frames in merged(captures):

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from nfq_guard.cli.terminal import printable
 from nfq_guard.cli.whatif import run_events
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.policyfile import load_compiled
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--policy: the events are read twice, so they must be a file")
     if args.output.exists() and args.events != "-" and args.output.samefile(args.events):
         raise UsageError(f"{args.output}: is what is being read")
-    title = args.title or (Path(args.events).name if args.events != "-" else "standard input")
+    name = "standard input" if args.events == "-" else Path(args.events).name
+    title = printable(args.title or name)
     try:
         with _opened(args.events) as stream:
             summary = summarise(_events(stream))
@@ -101,4 +103,4 @@ def _whatif(args: argparse.Namespace) -> Mapping[str, Any] | None:
     trial = Trial([load_compiled(reference) for reference in args.policy])
     run_events(args.events, trial)
     trial.end()
-    return result(trial, args.events, "events")
+    return result(trial, printable(args.events), "events")

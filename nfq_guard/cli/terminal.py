@@ -34,6 +34,11 @@ def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
     return "".join(style.value for style in styles) + text + _RESET
 
 
+def printable(name: str) -> str:
+    """The name of a file as text that can be written anywhere: its octets need not be UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def write_line(text: str = "") -> None:
     """Write one line to standard output, at once."""
     sys.stdout.write(text + "\n")

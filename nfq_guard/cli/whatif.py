@@ -11,7 +11,7 @@ import orjson
 
 from nfq_guard.capture.reader import Capture
 from nfq_guard.cli import replaying
-from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.cli.terminal import Style, paint, printable, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import CtState, Hook
 from nfq_guard.policyfile import load_compiled
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
         _run_capture(args.recording, trial, settings)
     trial.end()
     if args.format == "json":
-        write_line(orjson.dumps(result(trial, args.recording, kind)).decode())
+        write_line(orjson.dumps(result(trial, printable(args.recording), kind)).decode())
     else:
-        for line in _lines(trial, args.recording, kind):
+        for line in _lines(trial, printable(args.recording), kind):
             write_line(line)
     return EXIT_OK
 

@@ -191,7 +191,9 @@ class QueueReader:
         if len(self._names) >= _NAMES_MAX:
             self.forget_names()
         try:
-            name = socket.if_indextoname(index)
+            # A name may hold any octets, and whoever names it must not end the log with them.
+            octets = os.fsencode(socket.if_indextoname(index))
+            name = octets.decode("utf-8", "backslashreplace")
         except OSError:  # it is gone already
             name = f"if{index}"
         self._names[index] = name

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.cli import COMMANDS, main
+from tests.support.conversation import Conversation
 
 COMMAND = [sys.executable, "-m", "nfq_guard"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path.cwd())}
@@ -122,3 +123,24 @@ def test_help_fits_a_terminal(
     with pytest.raises(SystemExit):
         main([*words, "--help"])
     assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+
+def test_names_of_files_are_octets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a host of another time and language has named them."""
+    talk = Conversation()
+    talk.open()
+    talk.client("PA", seq=90_000_000, ack=1, length=10)
+    capture = talk.save(tmp_path / os.fsdecode(b"caf\xe9.pcap"))
+    out = str(tmp_path / "page.html")
+    events = tmp_path / os.fsdecode(b"\xff.jsonl")
+    events.write_bytes(b"")
+    for words in (
+        ["replay", "--format", "json", capture, talk.save(tmp_path / "other")],
+        ["explain", "--format", "json", capture, "4"],
+        ["explain", capture, "4"],
+        ["whatif", "--format", "json", capture, "--policy", "preset:default"],
+        ["whatif", capture, "--policy", "preset:default"],
+    ):
+        assert main(words) == 0
+        assert "caf\\" in capsys.readouterr().out
+    assert main(["report", str(events), "-o", out]) == 0

@@ -273,3 +273,17 @@ def test_privilege_is_named() -> None:
         env={**os.environ, "PYTHONPATH": str(Path.cwd())},
     )
     assert "CAP_NET_ADMIN" in done.stdout
+
+
+def test_a_name_of_an_interface_is_text(namespace: Make) -> None:
+    """Whoever names one chooses the octets; what they are must not stop the log."""
+    inside = namespace("q")
+    queue_udp(inside)
+    name = os.fsdecode(b"l\xff")
+    inside.ip("link", "set", "lo", "down")
+    inside.ip("link", "set", "lo", "name", name)
+    inside.ip("link", "set", name, "up")
+    with Datagrams(inside) as udp, bound(inside) as (reader, _):
+        udp.send(1)
+        _, (queued,) = reader.drain(10)
+        assert queued.outdev == "l\\xff"
