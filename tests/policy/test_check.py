@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`nfq-guard check` as people and programs see it."""
 
 import json

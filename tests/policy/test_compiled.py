@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The compiled policy against one that is read rule by rule."""
 
 from hypothesis import given

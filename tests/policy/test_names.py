@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Names with wildcards, masks, and sets of numbers."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Every mistake in a policy is found, at once, and says where it is."""
 
 from collections.abc import Mapping

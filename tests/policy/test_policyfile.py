@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Policies in files: what can be wrong with the file itself."""
 
 import os

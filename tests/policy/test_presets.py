@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The presets, held against what they promise."""
 
 from pathlib import Path

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The presets at work on the real kernel, in the lab's networks."""
 
 import threading

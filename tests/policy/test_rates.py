@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Rates: windows, keys, and what is forgotten when the table is full."""
 
 from nfq_guard.policy.model import Rate, RateKey

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What is called unreachable is: no packet ever gets there."""
 
 import pytest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The table of keys in rules/policy/README.md is that of the code."""
 
 import tomllib

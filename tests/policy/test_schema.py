@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The JSON Schema and the parser speak of the same file."""
 
 import tomllib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """A policy and its printed sentences say the same: the sentences are read back."""
 
 import re

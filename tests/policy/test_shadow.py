@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """The shadow says where it differs, and changes nothing."""
 
 from collections.abc import Sequence

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Policies, packets and flows made up by hypothesis, and a policy read the slow way."""
 
 import ipaddress

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What the tests of whatif share."""
 
 from tests.policy.conftest import judge_case

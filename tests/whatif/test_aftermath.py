@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """What became of flows, told packet by packet."""
 
 from nfq_guard.whatif.aftermath import MOST_PACKETS, RESET_WITHIN_S, Aftermath, Fate

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """From judgments to events and back: a policy says the same to both."""
 
 from typing import Any

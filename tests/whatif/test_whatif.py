@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """`nfq-guard whatif` on recordings that tell a story."""
 
 import json
