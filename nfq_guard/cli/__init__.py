@@ -33,7 +33,7 @@ COMMANDS: Final = {
     "whatif": "show what one or two policies would have done to recorded packets",
     "replay": "say which packets of a capture are INVALID, and why",
     "explain": "explain one packet of a capture",
-    "rules": "show, install, verify or remove our rules in the packet filter",
+    "rules": "show, install, verify or remove the guard's rules in the packet filter",
     "status": "show what the running daemon does",
     "top": "watch the running daemon live",
     "reload": "have the running daemon read its policy again",
@@ -83,7 +83,7 @@ def _module(command: str) -> _CommandModule:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit status of design section 8."""
+    """Run one command; its exit status, one of those in `errors`."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
     if chosen == _DAEMON:

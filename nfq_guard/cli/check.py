@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import orjson
 
+from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import Style, paint, write_line
 from nfq_guard.conntrack.kernels import KERNELS, rules_of
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         nargs="?",
         metavar="FILE",
-        help=f"a file, or a preset such as {PRESET_PREFIX}default; without it the one in /etc",
+        help=f"a file, or a preset such as {PRESET_PREFIX}default (default: {config.DEFAULT_PATH})",
     )
     parser.add_argument(
         "--explain-rule",
@@ -50,9 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         choices=KERNELS,
-        help="warn of rules that this generation of kernels cannot reach; default: the running one",
+        help="warn of rules that these kernels cannot reach (default: the running one)",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,9 +7,9 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
+from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.cli.terminal import Style, paint
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
@@ -29,10 +29,8 @@ _WIDTH: Final = max(len(status) for status in Status)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of the one in /etc")
-    parser.add_argument(
-        "--format", choices=("text", "json"), default="text", help="json: one object a line"
-    )
+    add_config(parser)
+    add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:

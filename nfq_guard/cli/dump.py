@@ -4,8 +4,9 @@
 import argparse
 from typing import Any
 
-from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
-from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.cli.daemon import add_socket, connected
+from nfq_guard.cli.options import add_format
+from nfq_guard.cli.terminal import Style, paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK
 
 Fields = dict[str, Any]
@@ -13,7 +14,7 @@ Fields = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("address", nargs="?", help="only flows of which this is an end")
+    parser.add_argument("address", metavar="ADDRESS", nargs="?", help="only flows with this end")
     parser.add_argument("--flows", type=int, metavar="N", help="the last N flows")
     add_socket(parser)
     add_format(parser)

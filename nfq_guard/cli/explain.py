@@ -6,11 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import orjson
-
 from nfq_guard.cli import replaying
 from nfq_guard.cli.explain_text import lesson_text
-from nfq_guard.cli.terminal import printable, wants_colour
+from nfq_guard.cli.options import add_format
+from nfq_guard.cli.terminal import printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.replay.lesson import make_lesson
 from nfq_guard.replay.lesson_record import lesson_object
@@ -25,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("capture", metavar="CAPTURE", help="a capture; it is read twice")
     parser.add_argument("frame", metavar="FRAME", type=int, help="number of the frame, from 1")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    add_format(parser)
     replaying.add_arguments(parser)
 
 
@@ -41,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     )
     lesson = replace(lesson, file=printable(lesson.file))
     if args.format == "json":
-        sys.stdout.write(orjson.dumps(lesson_object(lesson)).decode() + "\n")
+        write_json(lesson_object(lesson))
     else:
         sys.stdout.write(lesson_text(lesson, colour=wants_colour()))
     return EXIT_OK

@@ -10,9 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-import orjson
-
-from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.cli.options import add_format
+from nfq_guard.cli.terminal import Style, paint, write_json, write_line
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
 from nfq_guard.lab import demo, matrix
 from nfq_guard.lab.outcome import Mitigation, Outcome, Result
@@ -40,13 +39,22 @@ _MEANINGS: Final = {
     demo.BAD: (Style.RED,),
     demo.GOOD: (Style.GREEN, Style.BOLD),
 }
+_VERBS: Final = {
+    "list": "name the scenarios",
+    "run": "run one scenario",
+    "matrix": "run every scenario with every mitigation",
+    "demo": "see a connection die, and live with the guard on",
+    "clean": "remove what a run that was killed left behind",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `list`, `run`, `matrix`, `demo` and `clean`."""
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    listing = verbs.add_parser("list", help="name the scenarios")
-    one = verbs.add_parser("run", help="run one scenario")
+    listing, one, many, _, cleaning = (
+        verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        for name, summary in _VERBS.items()
+    )
     one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO", help=_one_of(SCENARIOS))
     one.add_argument(
         "--mitigation",
@@ -55,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="M",
         help=f"{_one_of(_MITIGATIONS)} (default: none)",
     )
-    many = verbs.add_parser("matrix", help="run every scenario with every mitigation")
     for option, choices, metavar in (
         ("--scenario", list(SCENARIOS), "SCENARIO"),
         ("--mitigation", _MITIGATIONS, "M"),
@@ -73,10 +80,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--pcap", type=Path, metavar="DIR", help="leave a capture of each link there"
         )
         verb.add_argument("--events", type=Path, metavar="DIR", help="leave the guard's log there")
-    verbs.add_parser("demo", help="see a connection die, and live with the guard on")
-    cleaning = verbs.add_parser("clean", help="remove what a run that was killed left behind")
     for verb in (listing, one, many, cleaning):
-        verb.add_argument("--format", choices=("text", "json"), default="text")
+        add_format(verb)
 
 
 def _one_of(names: Iterable[str]) -> str:
@@ -108,7 +113,7 @@ def _measure(args: argparse.Namespace) -> int:
     if args.verb == "run":
         task = matrix.Task(SCENARIOS[args.scenario], Mitigation(args.mitigation))
         results = matrix.run_all([task], keep)
-        return show(results, write_json if as_json else _write_one)
+        return show(results, write_record if as_json else _write_one)
     tasks = [
         matrix.Task(SCENARIOS[scenario], Mitigation(mitigation))
         for scenario in args.scenario
@@ -116,7 +121,7 @@ def _measure(args: argparse.Namespace) -> int:
     ]
     results = matrix.run_all(tasks, keep)
     if as_json:
-        return show(results, write_json)
+        return show(results, write_record)
     return show_table(results, [Mitigation(mitigation) for mitigation in args.mitigation])
 
 
@@ -155,7 +160,7 @@ def _list(*, as_json: bool) -> int:
     width = max(map(len, SCENARIOS))
     for name, scenario in SCENARIOS.items():
         if as_json:
-            _write_object({"scenario": name, "summary": scenario.summary})
+            write_json({"scenario": name, "summary": scenario.summary})
         else:
             write_line(f"{paint(name.ljust(width), Style.BOLD)}  {scenario.summary}")
     return EXIT_OK
@@ -165,7 +170,7 @@ def _clean(*, as_json: bool) -> int:
     matrix.check_requirements()
     removed = matrix.clean()
     if as_json:
-        _write_object({"removed": removed})
+        write_json({"removed": removed})
         return EXIT_OK
     for thing in removed or ["nothing"]:
         write_line(f"removed {thing}")
@@ -182,13 +187,9 @@ def show(results: Generator[Result, None, None], write: Callable[[Result], None]
     return EXIT_OK if fine else EXIT_NOT_FINE
 
 
-def _write_object(record: object) -> None:
-    write_line(orjson.dumps(record).decode())
-
-
-def write_json(result: Result) -> None:
+def write_record(result: Result) -> None:
     """Write it as one line of JSON."""
-    _write_object(result.record())
+    write_json(result.record())
 
 
 def _write_one(result: Result) -> None:

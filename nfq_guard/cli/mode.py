@@ -3,8 +3,9 @@
 
 import argparse
 
-from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
-from nfq_guard.cli.terminal import write_line
+from nfq_guard.cli.daemon import add_socket, connected
+from nfq_guard.cli.options import add_format
+from nfq_guard.cli.terminal import write_json, write_line
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK
 

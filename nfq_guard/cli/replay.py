@@ -17,9 +17,10 @@ from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli import replaying
+from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
-from nfq_guard.cli.terminal import Style, paint, printable, wants_colour
+from nfq_guard.cli.terminal import Style, paint, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.replay.record import record
@@ -65,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--write", metavar="FILE", help="write the shown packets to FILE, pcapng with comments"
     )
     parser.add_argument("--summary", action="store_true", help="show nothing but the summary")
-    parser.add_argument("--format", choices=["text", "json"], default="text")
+    add_format(parser)
     replaying.add_arguments(parser)
 
 
@@ -160,7 +161,7 @@ def _finish(
         sys.stdout.write(gap + "\n".join(lines) + "\n")
     elif args.summary:
         whole = summary.as_object(replayer, kernel, seconds)
-        sys.stdout.write(orjson.dumps(whole).decode() + "\n")
+        write_json(whole)
     sys.stdout.flush()
 
 

@@ -4,10 +4,10 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 
 import msgspec
 
+from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
@@ -23,15 +23,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("auto", *Backend),
-        help="auto: the one that holds our rules, else others' rules, else what iptables -V says",
+        help="auto: where the guard's rules are, else others' rules, else what iptables -V says",
     )
-    parser.add_argument("--family", choices=("4", "6", "both"))
+    parser.add_argument(
+        "--family", choices=("4", "6", "both"), help="IPv4, IPv6 or both (default: as configured)"
+    )
     queues = parser.add_mutually_exclusive_group()
-    queues.add_argument("--queue", metavar="N", type=int)
+    queues.add_argument("--queue", metavar="N", type=int, help="number of the queue")
     queues.add_argument("--queues", metavar="A:B", help="share the load among several queues")
-    parser.add_argument("--fail-mode", choices=tuple(FailMode))
-    parser.add_argument("--max-rate-pps", metavar="N", type=int)
-    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of the one in /etc")
+    parser.add_argument(
+        "--fail-mode", choices=tuple(FailMode), help="what becomes of packets that nobody judges"
+    )
+    parser.add_argument(
+        "--max-rate-pps", metavar="N", type=int, help="packets a second that are queued at most"
+    )
+    add_config(parser)
     parser.add_argument(
         "--after",
         metavar="RESULT",
@@ -39,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "anything but success, rules stay that hold the fail modes closed and kernel-drop",
     )
     parser.add_argument("--quiet", action="store_true", help="no output unless something is wrong")
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:

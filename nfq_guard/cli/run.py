@@ -2,10 +2,10 @@
 """`nfq-guard run`: judge the packets of a queue until told to stop."""
 
 import argparse
-from pathlib import Path
 
 import msgspec
 
+from nfq_guard.cli.options import add_config
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.service import wiring
@@ -14,7 +14,7 @@ from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of the one in /etc")
+    add_config(parser)
     parser.add_argument(
         "--mode",
         choices=[mode.value for mode in Mode],
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queues.add_argument("--queue", type=int, metavar="N", help="number of the queue")
     queues.add_argument("--queues", metavar="A:B", help="several queues, one worker each")
     parser.add_argument(
-        "--no-rules", action="store_true", help="leave the packet filter alone: rules are yours"
+        "--no-rules", action="store_true", help="leave the packet filter alone: the rules are yours"
     )
 
 

@@ -4,8 +4,9 @@
 import argparse
 from typing import Any, Final
 
-from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
-from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.cli.daemon import add_socket, connected
+from nfq_guard.cli.options import add_format
+from nfq_guard.cli.terminal import Style, paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK
 
 Fields = dict[str, Any]

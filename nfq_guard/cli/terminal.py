@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Colours for people: only on a terminal, and never where NO_COLOR is set."""
+"""Writing for people and programs; colours only on a terminal, never where NO_COLOR is set."""
 
 import os
 import sys
 from enum import Enum
 from typing import Final, TextIO
+
+import orjson
 
 _RESET: Final = "\x1b[0m"
 
@@ -43,3 +45,8 @@ def write_line(text: str = "") -> None:
     """Write one line to standard output, at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
+
+
+def write_json(record: object) -> None:
+    """Write one object as one line of JSON."""
+    write_line(orjson.dumps(record).decode())

@@ -6,7 +6,9 @@ import sys
 import time
 from typing import Any, Final, final
 
-from nfq_guard.cli.daemon import add_format, add_socket, connected, write_json
+from nfq_guard.cli.daemon import add_socket, connected
+from nfq_guard.cli.options import add_format
+from nfq_guard.cli.terminal import write_json
 from nfq_guard.cli.top_view import View
 from nfq_guard.errors import EXIT_OK, NfqGuardError, UsageError
 from nfq_guard.service.client import Client
@@ -17,7 +19,11 @@ _FLOWS: Final = 200
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
-        "--interval", type=float, default=1.0, metavar="S", help="seconds between two pictures"
+        "--interval",
+        type=float,
+        default=1.0,
+        metavar="S",
+        help="seconds between two updates (default: 1)",
     )
     parser.add_argument(
         "--count", type=int, metavar="N", help="with --format json: end after N objects"

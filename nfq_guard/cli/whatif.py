@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import orjson
-
 from nfq_guard.capture.reader import Capture
 from nfq_guard.cli import replaying
-from nfq_guard.cli.terminal import Style, paint, printable, write_line
+from nfq_guard.cli.options import add_format
+from nfq_guard.cli.terminal import Style, paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import CtState, Hook
 from nfq_guard.policyfile import load_compiled
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("recording", metavar="EVENTS|CAPTURE", help="a file")
+    parser.add_argument("recording", metavar="EVENTS|CAPTURE", help="what was recorded")
     parser.add_argument(
         "--policy",
         metavar="FILE",
@@ -52,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="a file or preset:NAME; give it twice to compare two policies",
     )
-    parser.add_argument("--format", choices=("text", "json"), default="text")
+    add_format(parser)
     replaying.add_replay_arguments(parser)
 
 
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         _run_capture(args.recording, trial, settings)
     trial.end()
     if args.format == "json":
-        write_line(orjson.dumps(result(trial, printable(args.recording), kind)).decode())
+        write_json(result(trial, printable(args.recording), kind))
     else:
         for line in _lines(trial, printable(args.recording), kind):
             write_line(line)

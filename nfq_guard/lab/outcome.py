@@ -89,7 +89,7 @@ class Result:
         return self.outcome is self.expected
 
     def record(self) -> dict[str, object]:
-        """The JSON object of design section 8, with what was seen on the wire beside it."""
+        """The JSON object of `lab run` and `lab matrix`, what was seen on the wire in it."""
         return {
             "scenario": self.scenario,
             "mitigation": self.mitigation.value,

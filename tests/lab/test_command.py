@@ -39,7 +39,7 @@ def results(*these: Result) -> Generator[Result, None, None]:
 def test_an_unexpected_outcome_is_the_status(
     these: Sequence[Result], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert lab.show(results(*these), lab.write_json) == status
+    assert lab.show(results(*these), lab.write_record) == status
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["outcome"] for line in lines] == [one.outcome.value for one in these]
     assert set(lines[0]) >= {
