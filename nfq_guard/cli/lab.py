@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     if args.verb == "demo":
+        matrix.check_requirements()
         return demo.run(lambda text, meaning: write_line(paint(text, *_MEANINGS[meaning])))
     as_json = args.format == "json"
     keep = Keep(pcap=_directory("--pcap", args.pcap), events=_directory("--events", args.events))

@@ -13,7 +13,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
         "--wait",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=True,
         help="until the new policy is in force or refused; a refusal is an error with its mistakes",
     )
     add_socket(parser)

@@ -20,7 +20,7 @@ from nfq_guard.cli import replaying
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
-from nfq_guard.cli.terminal import Style, paint, printable, wants_colour, write_json
+from nfq_guard.cli.terminal import Style, columns, paint, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.replay.record import record
@@ -124,7 +124,9 @@ def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
             sys.stdout.write("\n".join(line.decode() for line in lines) + "\n")
 
         return [show_json]
-    table = Table(files if len(files) > 1 else (), every=args.all, colour=wants_colour())
+    table = Table(
+        files if len(files) > 1 else (), every=args.all, colour=wants_colour(), width=columns()
+    )
 
     def show_text(outcomes: Sequence[Outcome]) -> None:
         sys.stdout.write(table.rows(outcomes))

@@ -16,6 +16,9 @@ _HEADINGS: Final = ("frame", "time", "packet", "", "ctstate", "reason", "state",
 _CTSTATE: Final = 4
 _RIGHT: Final = frozenset({0, 1})
 _MOST_FLOWS: Final = 10
+_GAP: Final = "  "
+# Where a row goes on that is wider than the terminal.
+_INDENT: Final = 6
 
 CTSTATE_STYLES: Final = {
     CtState.INVALID: Style.RED,
@@ -46,17 +49,22 @@ def styled(text: str, *styles: Style) -> str:
 class Table:
     """Rows with a heading above the first; columns only ever grow wider."""
 
-    def __init__(self, files: Sequence[str], *, every: bool, colour: bool) -> None:
+    def __init__(
+        self, files: Sequence[str], *, every: bool, colour: bool, width: int | None = None
+    ) -> None:
         """Begin.
 
         Args:
             files: Named in each row, if there are any.
             every: Whether there are packets that are not INVALID among them.
             colour: Whether to colour them.
+            width: Columns of the terminal; a row that is wider goes on in lines below it. None
+                for no bound.
         """
         self._files = files
         self._every = every
         self._colour = colour
+        self._width = width
         self._widths: list[int] | None = None
 
     def rows(self, outcomes: Sequence[Outcome]) -> str:
@@ -116,12 +124,18 @@ class Table:
 
     def _line(self, cells: Sequence[_Cell]) -> str:
         assert self._widths is not None  # noqa: S101 - set with the first row
-        parts: list[str] = []
+        lines: list[list[str]] = [[]]
+        used = 0
         for column, (cell, width) in enumerate(zip(cells, self._widths, strict=True)):
-            if width:
-                padded = cell.text.rjust(width) if column in _RIGHT else cell.text.ljust(width)
-                parts.append(styled(padded, *cell.styles) if self._colour else padded)
-        return "  ".join(parts).rstrip()
+            if not width:
+                continue
+            padded = cell.text.rjust(width) if column in _RIGHT else cell.text.ljust(width)
+            if self._width is not None and used + len(padded.rstrip()) > self._width and used:
+                lines.append([" " * _INDENT])
+                used = _INDENT + len(_GAP)
+            lines[-1].append(styled(padded, *cell.styles) if self._colour else padded)
+            used += len(padded) + len(_GAP)
+        return "\n".join(_GAP.join(parts).rstrip() for parts in lines)
 
 
 def counted(count: int, what: str) -> str:

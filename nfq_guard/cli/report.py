@@ -68,6 +68,7 @@ def _write(path: Path, page: str) -> None:
         # A pipe or a device is written to, not replaced.
         path.write_text(page, encoding="utf-8")
         return
+    path = path.resolve()  # a link stays one
     unfinished = path.with_name(path.name + ".part")
     try:
         unfinished.write_text(page, encoding="utf-8")

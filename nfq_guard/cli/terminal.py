@@ -2,6 +2,7 @@
 """Writing for people and programs; colours only on a terminal, never where NO_COLOR is set."""
 
 import os
+import shutil
 import sys
 from enum import Enum
 from typing import Final, TextIO
@@ -39,6 +40,11 @@ def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
 def printable(name: str) -> str:
     """The name of a file as text that can be written anywhere: its octets need not be UTF-8."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def columns() -> int | None:
+    """How wide the terminal of standard output is; None when it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def write_line(text: str = "") -> None:

@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: MIT
+"""The table of a replay on terminals that are narrower than it."""
+
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.cli import main
+from tests.support.conversation import Conversation
+
+
+def test_rows_go_on_below_where_the_terminal_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is lost, and nothing is wider than the terminal."""
+    talk = Conversation(client_isn=2**32 - 50)
+    talk.open()
+    talk.client("A", 1, 10_000)
+    name = talk.save(tmp_path / "talk.pcap")
+    words = {}
+    for width in (None, 120, 80):
+        monkeypatch.setattr("nfq_guard.cli.replay.columns", lambda width=width: width)
+        assert main(["replay", name]) == 0
+        table = capsys.readouterr().out.split("\n\n")[0]
+        words[width] = table.split()
+        assert all(len(line) <= (width or 1000) for line in table.splitlines())
+    assert words[None] == words[120] == words[80]
