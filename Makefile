@@ -62,7 +62,7 @@ unpack:
 compiled: unpack
 	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 		--override-ini=pythonpath= -m 'not kernel' \
-		tests/compiled tests/core tests/conntrack tests/policy tests/capture tests/replay
+		tests/compiled tests/core tests/nfqueue tests/conntrack tests/policy tests/capture tests/replay
 
 fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \

@@ -23,8 +23,6 @@ _FLAG_ACK: Final = 4
 
 _ATTR_VERDICT: Final = 2
 _ATTR_MARK: Final = 3
-_ATTR_PAYLOAD: Final = 10
-_ATTR_SKB_INFO: Final = 14
 _ATTR_CONFIG_COMMAND: Final = 1
 _ATTR_CONFIG_MASK: Final = 4
 _ATTR_CONFIG_FLAGS: Final = 5
@@ -40,7 +38,6 @@ SKB_CHECKSUM_UNVERIFIED: Final = 4
 
 # A message's attributes begin here.
 _ATTRIBUTES: Final = _HEADER.size + _GENERIC.size
-SKB_INFO_HEADER: Final = _ATTRIBUTE.pack(8, _ATTR_SKB_INFO)
 
 
 def _message(kind: int, queue_num: int, attributes: bytes, *, sequence: int, flags: int) -> bytes:
@@ -95,24 +92,3 @@ def error_of(message: bytes) -> tuple[int, int] | None:
     sequence: int = _HEADER.unpack_from(message)[3]
     code: int = struct.unpack_from("=i", message, _HEADER.size)[0]
     return -code, sequence
-
-
-def skb_info(message: bytes, payload_len: int) -> int:
-    """The NFQA_SKB_INFO bits of a packet message; 0 when the kernel had none to tell.
-
-    The kernel puts them right before the payload, which comes last, so they are looked for there
-    first. Octets 0 to 7 of a hardware address in that place could only be taken for "no bits".
-    """
-    start = len(message) - payload_len - 12
-    if start >= _ATTRIBUTES and message.startswith(SKB_INFO_HEADER, start):
-        return message[start + 7]
-    at = _ATTRIBUTES
-    end = len(message) - 4
-    while at <= end:
-        length, kind = _ATTRIBUTE.unpack_from(message, at)
-        if kind == _ATTR_SKB_INFO and at + 8 <= len(message):
-            return message[at + 7]
-        if kind == _ATTR_PAYLOAD or length < 4:
-            break
-        at += length + 3 & ~3
-    return 0

@@ -23,6 +23,7 @@ MODULES = [
     "nfq_guard.policy.decision",
     "nfq_guard.policy.compiled",
     "nfq_guard.flows.record",
+    "nfq_guard.nfqueue.message",
     "nfq_guard.capture.pcap",
     "nfq_guard.capture.pcapng",
     "nfq_guard.replay.replayer",

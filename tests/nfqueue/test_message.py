@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+import struct
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard.nfqueue.message import InterfaceNames, packet_of
+from nfq_guard.wire.packet import (
+    CHECKSUM_GOOD,
+    CHECKSUM_UNFINISHED,
+    CHECKSUM_UNVERIFIED,
+    Queued,
+)
+
+HEADER = (1, struct.pack("!IHB", 99, 0x0800, 3))
+PAYLOAD = (10, b"E" * 42)
+
+
+def message_of(*attributes: tuple[int, bytes]) -> bytes:
+    """A packet message as the kernel lays it out: each attribute padded but the last."""
+    body = bytes(20)
+    for index, (kind, value) in enumerate(attributes):
+        body += struct.pack("=HH", 4 + len(value), kind) + value
+        if index < len(attributes) - 1:
+            body += bytes(-len(value) % 4)
+    return body
+
+
+def read(*attributes: tuple[int, bytes]) -> Queued:
+    return packet_of(message_of(*attributes), InterfaceNames())[1]
+
+
+def test_everything_that_a_message_says() -> None:
+    message = message_of(
+        HEADER,
+        (3, struct.pack("!I", 0xABCD0001)),
+        (5, struct.pack("!I", 1)),
+        (14, bytes(4)),
+        PAYLOAD,
+    )
+    assert packet_of(message, InterfaceNames()) == (
+        99,
+        Queued(b"E" * 42, 3, "lo", "", 0xABCD0001, CHECKSUM_GOOD),
+    )
+
+
+def test_the_length_of_a_payload_that_is_padded() -> None:
+    """43 octets are 43, whatever else comes behind them."""
+    assert read(HEADER, (10, b"E" * 43), (14, b"\0\0\0\4")).octets == b"E" * 43
+
+
+def test_word_on_the_checksum() -> None:
+    assert read(HEADER, (14, b"\0\0\0\4"), PAYLOAD).checksum == CHECKSUM_UNVERIFIED
+    assert read(HEADER, (14, b"\0\0\0\7"), PAYLOAD).checksum == CHECKSUM_UNFINISHED
+    assert read(HEADER, PAYLOAD).checksum == CHECKSUM_GOOD
+
+
+def test_hardware_address_that_looks_like_the_word_on_the_checksum() -> None:
+    """A sender may choose its address so; all it gets is what a packet without bits gets."""
+    spoof = bytes.fromhex("0006000008000e00ffff0000")
+    assert read(HEADER, (9, spoof), PAYLOAD).checksum == CHECKSUM_GOOD
+
+
+def test_interface_that_is_gone() -> None:
+    assert read(HEADER, (6, struct.pack("!I", 0x7FFFFFFF)), PAYLOAD).outdev == "if2147483647"
+
+
+def test_no_more_names_than_a_bound() -> None:
+    """Whoever makes and removes interfaces all day does not make us grow."""
+    names = InterfaceNames()
+    for index in range(1 << 30, (1 << 30) + 5000):
+        names.of(index)
+    assert names.of(1) == "lo"
+
+
+@given(st.binary(max_size=200))
+def test_any_octets_are_read(message: bytes) -> None:
+    packet_id, queued = packet_of(message, InterfaceNames())
+    assert 0 <= packet_id < 1 << 32
+    assert len(queued.octets) <= len(message)
