@@ -251,8 +251,8 @@ class FlowSnapshot:
         last_dir: int = 0,
         last_index: int = 0,
         last_seq: Seq = Seq(0),  # noqa: B008 - a NewType is the identity
-        last_ack: Seq = Seq(0),  # noqa: B008
-        last_end: Seq = Seq(0),  # noqa: B008
+        last_ack: Seq = Seq(0),  # noqa: B008 - as above
+        last_end: Seq = Seq(0),  # noqa: B008 - as above
         last_win: int = 0,
         last_wscale: int = 0,
         last_flags: int = 0,

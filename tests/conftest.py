@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 
 from nfq_guard.lab.netns import Namespace
+from tests.support.missing import cannot_run
 
 settings.register_profile("fast", max_examples=100, deadline=None)
 settings.register_profile("deep", max_examples=5_000, deadline=None)
@@ -15,12 +16,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Without root a kernel test is skipped on a laptop, and fails in CI."""
+    """A kernel test needs root."""
     if item.get_closest_marker("kernel") and os.geteuid() != 0:
-        reason = "needs root: it makes network namespaces"
-        if os.environ.get("CI"):
-            pytest.fail(reason, pytrace=False)
-        pytest.skip(reason)
+        cannot_run("needs root: it makes network namespaces")
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import Final, Never, Protocol, cast
+from typing import Final, Never, Protocol, TextIO, cast
 
 from nfq_guard import __version__
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
@@ -137,8 +137,12 @@ def _hold_standard_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so this one
             os.set_inheritable(number, True)  # noqa: FBT003 - its only spelling
-    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
-    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
+    sys.stdout = sys.stdout or _into_nothing()
+    sys.stderr = sys.stderr or _into_nothing()
+
+
+def _into_nothing() -> TextIO:
+    return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 def _forget_output() -> None:

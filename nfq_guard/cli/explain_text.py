@@ -223,7 +223,7 @@ class _Telling:
     def _window(self) -> list[str]:
         before = self._lesson.before
         assert before is not None  # noqa: S101 - lines asks first
-        assert before.peers is not None  # noqa: S101
+        assert before.peers is not None  # noqa: S101 - as above
         names = (
             endpoint(before.original.src, before.original.sport),
             endpoint(before.original.dst, before.original.dport),

@@ -5,10 +5,7 @@ Nothing here changes anything. What cannot be read is empty, and `doctor.examine
 """
 
 import gzip
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -16,11 +13,12 @@ from typing import Final
 
 from nfq_guard.doctor.interfaces import Interface
 from nfq_guard.doctor.sysctls import KEYS
+from nfq_guard.errors import UnavailableError
+from nfq_guard.firewall.xtables import System
 
 NET: Final = Path("/proc/thread-self/net")
 SYSCTLS: Final = Path("/proc/sys/net")
 _SYS: Final = Path("/sys/class/net")
-_TIMEOUT_S: Final = 20
 
 
 def text(path: Path) -> str:
@@ -39,21 +37,14 @@ def number(path: Path) -> int | None:
 
 def output(*argv: str) -> str | None:
     """What a program prints; None when it is missing or fails."""
-    program = shutil.which(argv[0], path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
-    if program is None:
+    system = System()
+    if not system.find(argv[0]):
         return None
     try:
-        done = subprocess.run(
-            [program, *argv[1:]],
-            check=False,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIMEOUT_S,
-        )
-    except (OSError, subprocess.TimeoutExpired):
+        done = system.run(list(argv), "")
+    except (OSError, UnavailableError):
         return None
-    return done.stdout if done.returncode == 0 else None
+    return done.stdout if done.status == 0 else None
 
 
 def kernel_configuration(release: str) -> str:

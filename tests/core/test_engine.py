@@ -26,10 +26,10 @@ class FixedPolicy:
     def decide(
         self,
         queued: Queued,  # noqa: ARG002 - the protocol's
-        packet: Packet | Malformed,  # noqa: ARG002
-        snapshot: FlowSnapshot | None,  # noqa: ARG002
-        finding: Finding,  # noqa: ARG002
-        now: float,  # noqa: ARG002
+        packet: Packet | Malformed,  # noqa: ARG002 - as above
+        snapshot: FlowSnapshot | None,  # noqa: ARG002 - as above
+        finding: Finding,  # noqa: ARG002 - as above
+        now: float,  # noqa: ARG002 - as above
     ) -> Decision:
         return self.decision
 

@@ -2,7 +2,6 @@
 """The kernel's window as BPF reads it, held against arithmetic on the packets of live flows."""
 
 import errno
-import os
 import re
 import shutil
 import socket
@@ -49,6 +48,7 @@ from tests.flows.conftest import (
     octets,
     tuple_between,
 )
+from tests.support.missing import cannot_run
 from tests.support.segments import ACK, SYN, Seen, checksum
 
 pytestmark = pytest.mark.kernel
@@ -313,10 +313,7 @@ def _build(folder: Path, *settings: str) -> Path:
     assert found
     for tool in ("clang", "llvm-strip"):
         if not shutil.which(f"{tool}-{found[1]}"):
-            reason = f"{tool}-{found[1]} is missing (Debian packages clang-14 and llvm-14)"
-            if os.environ.get("CI"):
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
+            cannot_run(f"{tool}-{found[1]} is missing (Debian packages clang-14 and llvm-14)")
     built = folder / "built.o"
     subprocess.run(
         ["make", "-s", "-C", str(_SOURCE), f"OUT={built}", *settings],

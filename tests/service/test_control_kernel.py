@@ -3,8 +3,6 @@
 
 import json
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,27 +13,18 @@ import pytest
 
 from nfq_guard.lab.netns import Namespace
 from tests.support.queue import (
-    PORT,
     QUEUE,
+    THAT_PORT_POLICY,
     Datagrams,
     GuardProcess,
     kernel_line,
     queue_udp,
+    typed,
     wait_for,
 )
 
 pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
-
-POLICY = f"""
-[policy]
-default = "log"
-on_unknown = "log"
-[[policy.rule]]
-name = "that-port"
-dport = {PORT}
-action = "drop"
-"""
 
 
 class Operated:
@@ -49,21 +38,13 @@ class Operated:
         self.guard = GuardProcess(namespace, directory / "log", "--config", str(self.config))
         self.guard.ready()
 
-    def configure(self, policy: str = POLICY, *lines: str) -> None:
+    def configure(self, policy: str = THAT_PORT_POLICY, *lines: str) -> None:
         head = ["[daemon]", f"queue = {QUEUE}", 'rules = "none"', "log_interval_s = 0"]
         text = "\n".join([*head, f'control_socket = "{self.socket}"', *lines])
         self.config.write_text(f"{text}\n{policy}")
 
     def type(self, *words: str, status: int = 0) -> str:
-        """The output of a command; of one that fails, its complaint."""
-        done = subprocess.run(
-            [sys.executable, "-m", "nfq_guard", *words, "--socket", str(self.socket)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-        return done.stderr if status else done.stdout
+        return typed(self.socket, *words, status=status)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.type("status", "--format", "json"))
@@ -120,7 +101,7 @@ def test_mode_at_run_time(operated: Operated) -> None:
 def test_reload_and_its_outcome(operated: Operated) -> None:
     before = operated.status()
     assert before["last_reload"] is None
-    operated.configure(POLICY.replace('"drop"', '"log"'), "queue_length = 77")
+    operated.configure(THAT_PORT_POLICY.replace('"drop"', '"log"'), "queue_length = 77")
     said = operated.type("reload", "--wait")
     assert "with 1 rules is in force" in said
     assert "daemon.queue_length changed too; it takes a restart" in said
@@ -190,7 +171,7 @@ def test_killed_and_started_again(operated: Operated, tmp_path: Path) -> None:
 def test_a_policy_on_trial_shows(operated: Operated) -> None:
     trial = operated.config.parent / "trial.toml"
     trial.write_text('[policy]\ndefault = "allow"\non_unknown = "allow"\n')
-    operated.configure(POLICY, f'shadow = "{trial}"')
+    operated.configure(THAT_PORT_POLICY, f'shadow = "{trial}"')
     operated.type("reload", "--wait")
     assert operated.status()["shadow"]["source"] == str(trial)
     with Datagrams(operated.namespace) as udp:

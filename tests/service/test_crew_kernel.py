@@ -4,7 +4,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
-from tests.support.queue import PORT, Datagrams, GuardProcess, wait_for
+from tests.support.queue import PORT, Datagrams, GuardProcess, typed, wait_for
 
 pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
@@ -79,14 +78,7 @@ action = "{action}"
         return dict(parse(text))
 
     def ask(self, *words: str, status: int = 0) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "nfq_guard", *words, "--socket", str(self.socket)],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == status, done.stderr
-        return done.stderr if status else done.stdout
+        return typed(self.socket, *words, status=status)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.ask("status", "--format", "json"))

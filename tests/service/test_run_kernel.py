@@ -13,8 +13,8 @@ import pytest
 
 from nfq_guard.lab.netns import Namespace
 from tests.support.queue import (
-    PORT,
     QUEUE,
+    THAT_PORT_POLICY,
     Datagrams,
     GuardProcess,
     kernel_line,
@@ -25,16 +25,6 @@ from tests.support.queue import (
 pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
 
-POLICY = f"""
-[policy]
-default = "log"
-on_unknown = "log"
-[[policy.rule]]
-name = "that-port"
-dport = {PORT}
-action = "drop"
-"""
-
 
 @pytest.fixture
 def inside(namespace: Make) -> Namespace:
@@ -44,7 +34,7 @@ def inside(namespace: Make) -> Namespace:
     return made
 
 
-def configured(path: Path, *lines: str, policy: str = POLICY) -> str:
+def configured(path: Path, *lines: str, policy: str = THAT_PORT_POLICY) -> str:
     """A configuration file for our queue; its name."""
     text = "\n".join(["[daemon]", f"queue = {QUEUE}", 'rules = "none"', *lines])
     path.write_text(f"{text}\n{policy}")
@@ -134,7 +124,7 @@ def test_flood_beyond_queue_and_buffer(inside: Namespace, tmp_path: Path) -> Non
         "socket_buffer_bytes = 8192",
         'mode = "enforce"',
         'fail_mode = "closed"',
-        policy=POLICY.replace('"drop"', '"log"'),
+        policy=THAT_PORT_POLICY.replace('"drop"', '"log"'),
     )
     with (
         Datagrams(inside) as udp,
@@ -212,7 +202,7 @@ def test_reload_takes_a_good_policy_and_keeps_it_over_a_bad_one(
         Datagrams(inside) as udp,
         GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
     ):
-        configured(path, 'mode = "enforce"', policy=POLICY.replace('"drop"', '"log"'))
+        configured(path, 'mode = "enforce"', policy=THAT_PORT_POLICY.replace('"drop"', '"log"'))
         guard.process.send_signal(signal.SIGHUP)
         wait_for(lambda: bool(guard.events("reloaded")))
         udp.send(10)
@@ -277,7 +267,9 @@ def test_what_systemd_hears(inside: Namespace, tmp_path: Path) -> None:
 
 def test_reloads_under_load_lose_nothing(inside: Namespace, tmp_path: Path) -> None:
     path = tmp_path / "c"
-    config = configured(path, 'mode = "enforce"', policy=POLICY.replace('"drop"', '"allow"'))
+    config = configured(
+        path, 'mode = "enforce"', policy=THAT_PORT_POLICY.replace('"drop"', '"allow"')
+    )
     with (
         Datagrams(inside) as udp,
         GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
@@ -365,7 +357,7 @@ def test_the_daemon_imports_neither_scapy_nor_prometheus() -> None:
 
 def test_a_policy_on_trial_is_heard_and_not_obeyed(inside: Namespace, tmp_path: Path) -> None:
     """The shadow would drop what the policy allows: that makes the event, and nothing else."""
-    (tmp_path / "trial.toml").write_text(POLICY.replace("log", "allow"))
+    (tmp_path / "trial.toml").write_text(THAT_PORT_POLICY.replace("log", "allow"))
     config = configured(
         tmp_path / "c",
         "log_interval_s = 0",

@@ -247,7 +247,7 @@ class Interpreter:
                     return False
         for table, wanted in ((rule, True), (nots, False)):
             if "rate" in table:
-                return self._beyond(number, table["rate"], case, now) is wanted  # type: ignore[arg-type]
+                return self._beyond(number, table["rate"], case, now) is wanted  # type: ignore[arg-type]  # made above
         return True
 
     def _beyond(self, number: int, rate: dict[str, object], case: Case, now: float) -> bool:

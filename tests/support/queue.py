@@ -20,6 +20,16 @@ QUEUE = 7
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 PORT = 9999
+# Drops what is sent to the port, and logs the rest.
+THAT_PORT_POLICY = f"""
+[policy]
+default = "log"
+on_unknown = "log"
+[[policy.rule]]
+name = "that-port"
+dport = {PORT}
+action = "drop"
+"""
 
 
 def queue_udp(namespace: Namespace, *, bypass: bool = True, chain: str = "OUTPUT") -> None:
@@ -122,6 +132,18 @@ class GuardProcess:
             self.process.wait(timeout=10)
         if self.process.stderr is not None:
             self.process.stderr.close()
+
+
+def typed(control_socket: Path, *words: str, status: int = 0) -> str:
+    """The output of a command that speaks to a daemon; of one that fails, its complaint."""
+    done = subprocess.run(
+        [sys.executable, "-m", "nfq_guard", *words, "--socket", str(control_socket)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status, done.stderr
+    return done.stderr if status else done.stdout
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
