@@ -108,6 +108,7 @@ def _nflog(octets: bytes) -> int:
     return NO_PACKET
 
 
+# By link type: where the IP packet begins in a frame, or `NO_PACKET`.
 LINKS: Final[dict[int, Callable[[bytes], int]]] = {
     NULL: _loopback,
     ETHERNET: _ethernet,
@@ -121,12 +122,3 @@ LINKS: Final[dict[int, Callable[[bytes], int]]] = {
     NFLOG: _nflog,
     LINUX_SLL2: _sll2,
 }
-
-
-def packet_start(linktype: int, octets: bytes) -> int:
-    """Where the IP packet begins in a frame; `NO_PACKET` if it holds none.
-
-    Raises:
-        KeyError: `linktype` is none of `LINKS`.
-    """
-    return LINKS[linktype](octets)

@@ -49,6 +49,7 @@ from nfq_guard.flow import (
     FlowTuple,
 )
 from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6, REQUESTS_V4, REQUESTS_V6
+from nfq_guard.wire.ipv6 import NO_NEXT_HEADER
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
 
 # What `track` answers; CTSTATES[code] is the word.
@@ -70,7 +71,6 @@ _ANSWERS_V4: Final = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17
 _ANSWERS_V6: Final = {128: 129, 129: 128, 139: 140, 140: 139}
 # Multicast listener and neighbour discovery: conntrack leaves them alone (kernel.md 2).
 _UNTRACKED_V6: Final = (130, 131, 132, 133, 134, 135, 136, 143, 151, 152)
-_NO_NEXT_HEADER: Final = 59
 # How long a datagram flow must go both ways before it counts as a stream, seconds.
 _STREAM_AFTER_S: Final = 2
 # Below this many flows nobody looks for expired ones.
@@ -276,7 +276,7 @@ class FlowTable:
         The kernel follows SCTP and GRE closer than that.
         """
         proto = packet.proto
-        if packet.fragment_offset or (packet.family != IPV4 and proto == _NO_NEXT_HEADER):
+        if packet.fragment_offset or (packet.family != IPV4 and proto == NO_NEXT_HEADER):
             return self._invalid(CAUSE_UNSUPPORTED)
         key = key_of(packet.src, packet.dst, 0, 0, proto)
         reply = key_of(packet.dst, packet.src, 0, 0, proto)

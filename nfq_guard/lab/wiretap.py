@@ -14,7 +14,7 @@ from typing import Final
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.seqno import Seq, add
-from nfq_guard.wire.packet import ACK, FIN, RST, SYN
+from nfq_guard.wire.packet import FIN, RST, SYN
 
 _ETH_P_ALL: Final = 0x0003
 _ETH_P_IP: Final = 0x0800
@@ -70,13 +70,6 @@ class Seen:
     def is_rst(self) -> bool:
         """Whether it ends the connection at once."""
         return bool(self.flags & RST)
-
-    def describe(self) -> str:
-        """Flags, numbers and length, in words."""
-        named = ((SYN, "SYN"), (FIN, "FIN"), (RST, "RST"), (ACK, "ACK"))
-        words = [name for bit, name in named if self.flags & bit]
-        data = f", {len(self.payload)} octets" if self.payload else ""
-        return f"{' '.join(words)} seq {self.seq}{data}"
 
     def __str__(self) -> str:
         """Its two ends, as tcpdump writes them."""

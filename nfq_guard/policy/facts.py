@@ -95,7 +95,7 @@ def _of_flow(code: int, snapshot: FlowSnapshot | None) -> int:
         return snapshot.state if snapshot.original.proto == PROTO_TCP else ABSENT
     if code == _STATUS:
         status = snapshot.status
-        # By position, the bits of `fields.STATUS_BITS`: 1, 2, 9 and 14.
+        # By position in `fields.STATUS_WORDS`: the bits 1, 2, 9 and 14.
         return status >> 1 & 3 | status >> 7 & 4 | status >> 11 & 8
     if code == _EVIDENCE:
         return _EVIDENCE_NUMBER[snapshot.evidence]

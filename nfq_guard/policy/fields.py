@@ -15,10 +15,6 @@ from nfq_guard.flow import (
     PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
-    STATUS_ASSURED,
-    STATUS_DYING,
-    STATUS_OFFLOAD,
-    STATUS_SEEN_REPLY,
     Direction,
     Evidence,
     Hook,
@@ -79,9 +75,8 @@ REASONS: Final = tuple(Reason)
 NATS: Final = tuple(Nat)
 EVIDENCES: Final = tuple(Evidence)
 FAMILIES: Final = ("4", "6")
-# By position in `status`: the bits of `FlowSnapshot.status` that it stands for.
+# By position in `status`; `facts` has the bits of `FlowSnapshot.status` that they stand for.
 STATUS_WORDS: Final = ("seen-reply", "assured", "dying", "offload")
-STATUS_BITS: Final = (STATUS_SEEN_REPLY, STATUS_ASSURED, STATUS_DYING, STATUS_OFFLOAD)
 FLAG_WORDS: Final = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
 FLAG_BITS: Final = (FIN, SYN, RST, PSH, ACK, URG, ECE, CWR)
 

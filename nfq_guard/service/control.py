@@ -117,10 +117,6 @@ class ControlServer:
         except OSError:  # gone, or in a directory that is no longer ours to write
             return
 
-    def descriptors(self) -> list[int]:
-        """Every open descriptor, for a child that shall not keep them."""
-        return [self._listener.fileno(), *self._clients]
-
     def _accept(self) -> None:
         try:
             connection, _ = self._listener.accept()

@@ -58,7 +58,7 @@ def nflog(order: str) -> bytes:
     ],
 )
 def test_packet_start(linktype: int, header: bytes, packet: bytes) -> None:
-    assert links.packet_start(linktype, header + packet) == len(header)
+    assert links.LINKS[linktype](header + packet) == len(header)
 
 
 @pytest.mark.parametrize(
@@ -80,11 +80,11 @@ def test_packet_start(linktype: int, header: bytes, packet: bytes) -> None:
     ],
 )
 def test_no_packet(linktype: int, octets: bytes) -> None:
-    assert links.packet_start(linktype, octets) == links.NO_PACKET
+    assert links.LINKS[linktype](octets) == links.NO_PACKET
 
 
 @given(linktype=st.sampled_from(sorted(links.LINKS)), octets=st.binary(max_size=80))
 def test_any_octets(linktype: int, octets: bytes) -> None:
     """Never an exception; a packet begins inside the frame, with a version."""
-    start = links.packet_start(linktype, octets)
+    start = links.LINKS[linktype](octets)
     assert start == links.NO_PACKET or octets[start] >> 4 in {4, 6}

@@ -14,10 +14,10 @@ from nfq_guard.errors import BusyError
 from nfq_guard.finding import Reason
 from nfq_guard.flow import FlowSnapshot
 from nfq_guard.flows.bpf import BpfFlows
-from nfq_guard.flows.kernel_log import KernelLog, is_ignored, reason_of, speaking
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.seqno import add
 from tests.flows.conftest import PORTS, Connection, Connector, Routed
+from tests.support.kernel_log import KernelLog, is_ignored, reason_of, speaking
 from tests.support.segments import ACK, tcp_ipv4
 
 

@@ -20,9 +20,9 @@ from nfq_guard.conntrack.states import CLASS_RST, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.finding import Reason
 from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, FlowTuple
-from nfq_guard.flows.kernel_log import is_ignored, reason_of
 from tests.fuzz_kernel.compare import ends_of
 from tests.fuzz_kernel.generate import next_step, start
+from tests.support.kernel_log import is_ignored, reason_of
 from tests.support.live import LiveConntrack
 from tests.support.packets import A4, A6, B4, B6, C4, C6, error, icmp, ip, tcp, udp
 from tests.support.queue import QUEUE, GuardProcess, wait_for

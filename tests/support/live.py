@@ -20,8 +20,8 @@ from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.flow import FlowSnapshot, FlowTuple
 from nfq_guard.flows.bpf import BpfFlows
-from nfq_guard.flows.kernel_log import KernelLog, speaking
 from nfq_guard.lab.netns import Namespace
+from tests.support.kernel_log import KernelLog, speaking
 
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
