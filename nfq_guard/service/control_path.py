@@ -3,6 +3,7 @@
 
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Final
 
@@ -83,14 +84,15 @@ def _make_room(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
     try:
-        if not path.is_socket():
-            if path.is_symlink() or path.exists():
-                raise UsageError(f"{_KEY}: expected a socket or nothing, found a file at {path}")
-            return
+        # One look at what is there: a daemon that starts at once may take the place at any time.
+        if not stat.S_ISSOCK(path.lstat().st_mode) and not path.is_socket():
+            raise UsageError(f"{_KEY}: expected a socket or nothing, found a file at {path}")
         with _connected(path) as connection:
             owner = caller_of(connection)
             raise BusyError(f"another nfq-guard (pid {owner.pid}) answers at {path}")
-    except (ConnectionRefusedError, FileNotFoundError):
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
         path.unlink(missing_ok=True)
     except OSError as error:
         why = error.strerror or str(error)
