@@ -2,9 +2,8 @@
 """The one place that waits: descriptors, signals and timers, on the monotonic clock.
 
 Signals reach the loop through a wakeup descriptor, so that one which comes while nothing else
-happens, or between two system calls, still ends the wait (operations.md 4.2: a flag alone loses
-some). Work that takes longer than a packet can wait goes on in a thread and comes back the same
-way.
+happens, or between two system calls, still ends the wait; a flag alone would lose some. Work that
+takes longer than a packet can wait goes on in a thread and comes back the same way.
 """
 
 import select

@@ -230,7 +230,7 @@ def test_owner_that_we_may_not_see(namespace: Make, monkeypatch: pytest.MonkeyPa
 
 
 def test_released_when_closed_also_with_children(namespace: Make) -> None:
-    """A child must not inherit the queue, or it would hold it after us (operations.md F18)."""
+    """A child must not inherit the queue, or it would hold it after us."""
     inside = namespace("q")
     with bound(inside):
         child = subprocess.Popen(["sleep", "30"], close_fds=False)
