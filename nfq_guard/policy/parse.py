@@ -13,10 +13,21 @@ from typing import Final, Protocol, final
 from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME, LAST_MARK, Field, Kind
+from nfq_guard.policy.keys import (
+    AVAILABLE_ACTIONS,
+    DEEPEST_INCLUDE,
+    LARGEST_COUNT,
+    LONGEST_COMMENT,
+    LONGEST_WINDOW_S,
+    MOST_RULES,
+    NAME_PATTERN,
+    POLICY_KEYS,
+    RATE_KEYS,
+    RESERVED_NAMES,
+    RULE_KEYS,
+)
 from nfq_guard.policy.model import (
     I_KNOW,
-    RULE_DEFAULT,
-    RULE_ON_UNKNOWN,
     Condition,
     PolicyModel,
     Rate,
@@ -27,23 +38,7 @@ from nfq_guard.policy.model import (
 from nfq_guard.policy.reach import lets_nothing_pass
 from nfq_guard.policy.values import ValueProblem, one_of, parse_value, shown, suggestion
 
-# Actions that this version can carry out.
-AVAILABLE_ACTIONS: Final = (Action.DROP, Action.LOG, Action.ALLOW)
-# Nesting of includes is bounded besides cycles: each level is a file that somebody must read.
-DEEPEST_INCLUDE: Final = 8
-# Rules of a policy with all that it includes: what bounds its memory and the time of a reload.
-MOST_RULES: Final = 1000
-
-POLICY_KEYS: Final = ("include", "on_unknown", "default", "i_know", "rule")
-RULE_KEYS: Final = ("name", "comment", "action", "mark", "rate", "not", *FIELD_BY_NAME)
-RATE_KEYS: Final = ("over", "in_s", "by")
-
-NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _NAME: Final = re.compile(NAME_PATTERN)
-_RESERVED: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN)
-LONGEST_COMMENT: Final = 500
-LARGEST_COUNT: Final = 1_000_000
-LONGEST_WINDOW_S: Final = 3600
 
 
 class Includes(Protocol):
@@ -319,7 +314,7 @@ class _Reader:
 
     def _name(self, found: object, key: str) -> str:
         where = f"{key}.name"
-        if not isinstance(found, str) or _NAME.fullmatch(found) is None or found in _RESERVED:
+        if not isinstance(found, str) or _NAME.fullmatch(found) is None or found in RESERVED_NAMES:
             self.note(
                 where,
                 "a name of at most 64 letters, digits, '.', '_' and '-', not default or on-unknown",

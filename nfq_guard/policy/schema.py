@@ -5,14 +5,14 @@ from typing import Any, Final, assert_never
 
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FAMILIES, FIELDS, LAST_MARK, Field, Kind
-from nfq_guard.policy.model import I_KNOW, RateKey
-from nfq_guard.policy.parse import (
+from nfq_guard.policy.keys import (
     AVAILABLE_ACTIONS,
     LARGEST_COUNT,
     LONGEST_COMMENT,
     LONGEST_WINDOW_S,
     NAME_PATTERN,
 )
+from nfq_guard.policy.model import I_KNOW, RateKey
 
 Schema = dict[str, Any]
 

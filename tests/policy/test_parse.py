@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME
-from nfq_guard.policy.parse import DEEPEST_INCLUDE, MOST_RULES, parse_policy, read_policy
+from nfq_guard.policy.keys import DEEPEST_INCLUDE, MOST_RULES
+from nfq_guard.policy.parse import parse_policy, read_policy
 from tests.support.policies import tables
 
 

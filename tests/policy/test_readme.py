@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nfq_guard.conntrack.kernels import KERNEL_6_1
 from nfq_guard.policy.fields import FIELDS, Field, Kind
+from nfq_guard.policy.keys import POLICY_KEYS, RATE_KEYS, RULE_KEYS
 from nfq_guard.policy.lint import cautions
-from nfq_guard.policy.parse import POLICY_KEYS, RATE_KEYS, RULE_KEYS
 from nfq_guard.policyfile import preset_names, read_table
 
 README = Path("rules/policy/README.md")

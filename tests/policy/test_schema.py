@@ -15,7 +15,8 @@ from jsonschema import Draft202012Validator
 from nfq_guard.cli.check import config_schema
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELDS
-from nfq_guard.policy.parse import POLICY_KEYS, RATE_KEYS, RULE_KEYS, read_policy
+from nfq_guard.policy.keys import POLICY_KEYS, RATE_KEYS, RULE_KEYS
+from nfq_guard.policy.parse import read_policy
 from nfq_guard.policy.schema import policy_schema
 from tests.support.policies import tables
 
