@@ -2,6 +2,7 @@
 """One queue's packets, turn by turn: read, judge, answer, and only then tell (design 3)."""
 
 import time
+import traceback
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import VERDICT_ACCEPT, Engine, Judgment, Mode
@@ -216,16 +217,27 @@ class Worker:
             return
         when = timestamp()
         for judgment, count in shown:
-            fields = packet_fields(
-                judgment,
-                mode=self.engine.mode,
-                queue_num=self._reader.queue_num,
-                evidence=self._evidence,
-                when=when,
-            )
-            self._events.packet(fields, count)
-            if self._history is not None:
-                self._history.add(fields, count)
+            try:
+                fields = packet_fields(
+                    judgment,
+                    mode=self.engine.mode,
+                    queue_num=self._reader.queue_num,
+                    evidence=self._evidence,
+                    when=when,
+                )
+                self._events.packet(fields, count)
+                if self._history is not None:
+                    self._history.add(fields, count)
+            except Exception as error:  # noqa: BLE001 - an event that fails must not end the guard
+                self._failed_event(error)
+
+    def _failed_event(self, error: Exception) -> None:
+        """Count it, and show the first with its traceback: it is a bug of ours."""
+        counters = self.stats.counters
+        counters["event_failures"] += 1
+        if counters["event_failures"] == 1:
+            trace = "".join(traceback.format_exception(error))
+            self._events.error("event_failed", problem=repr(error), traceback=trace)
 
     def _tell_drops(self, found: QueueCounters) -> None:
         """One event a second at most, and only when the kernel dropped more packets."""

@@ -140,3 +140,23 @@ def test_a_policy_marks_when_it_acts(tmp_path: Path) -> None:
         one.turn()
         assert queue.verdicts == [(1, 1, mark)]
         one.close(0)
+
+
+def test_an_event_that_fails_does_not_end_the_guard(tmp_path: Path) -> None:
+    """The verdicts are out by then; it is counted, and told once."""
+
+    class Broken:
+        def add(self, fields: dict[str, Any], count: int) -> None:
+            raise KeyError(len(fields) + count)
+
+    queue = FakeQueue(*[queued(b"0"), queued(b"1"), queued(b"2")])
+    working = worker(queue, tmp_path / "log", FakeEngine())
+    working._history = cast("Any", Broken())
+    assert working.turn() == 3
+    assert len(queue.verdicts) == 3
+    assert working.stats.counters["event_failures"] >= 1
+    working._sink.push(0.0)
+    events = [orjson.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
+    told = [event for event in events if event["event"] == "event_failed"]
+    assert len(told) == 1
+    assert "KeyError" in told[0]["traceback"]
