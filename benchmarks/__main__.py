@@ -136,6 +136,7 @@ def _write(directory: Path, record: dict[str, Any], results: Results) -> int:
         {
             "name": one.name,
             "limit": one.limit,
+            "at_least": one.at_least,
             "unit": one.unit,
             "measured": one.measured,
             "outcome": one.outcome,

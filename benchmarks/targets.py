@@ -3,11 +3,13 @@
 
 import statistics
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
-from benchmarks import contenders, latency, overhead, path, repeats, start
+from benchmarks import contenders, latency, overhead, path, repeats, replaying, start
 from benchmarks.rows import Results
 from benchmarks.survivors import CONNECTIONS
+
+_REPLAY: Final = "nfq-guard replay"
 
 Outcome = Literal["met", "missed", "not measured"]
 
@@ -18,10 +20,11 @@ class Target:
 
     Attributes:
         name: What is promised.
-        limit: The largest value that keeps it.
+        limit: The largest value that keeps it; with `at_least` the smallest.
         unit: Of both.
         measured: What the run says; None when it did not measure it.
         note: Why not, or the quartiles.
+        at_least: Whether more is better.
     """
 
     name: str
@@ -29,13 +32,15 @@ class Target:
     unit: str
     measured: float | None
     note: str = ""
+    at_least: bool = False
 
     @property
     def outcome(self) -> Outcome:
         """Whether it is kept."""
         if self.measured is None:
             return "not measured"
-        return "met" if self.measured <= self.limit else "missed"
+        kept = self.measured >= self.limit if self.at_least else self.measured <= self.limit
+        return "met" if kept else "missed"
 
 
 def judge(results: Results) -> list[Target]:
@@ -53,7 +58,7 @@ def judge(results: Results) -> list[Target]:
             "process start to READY", 400.0),
         _killed(results),
     ]  # fmt: skip
-    return [*found, _offloaded(results)]
+    return [*found, _offloaded(results), _replayed(results)]
 
 
 def _ratio(results: Results, metric: str, base: str, name: str) -> Target:
@@ -126,3 +131,13 @@ def _absent(results: Results, section: str, name: str, limit: float, unit: str) 
         "this part of the bench did not run",
     )
     return Target(name=name, limit=limit, unit=unit, measured=None, note=why)
+
+
+def _replayed(results: Results) -> Target:
+    """The replay as it comes, checksums verified, which tshark leaves alone."""
+    name = "packets a second of CPU, replay to tshark"
+    row = results.find(replaying.SECTION, _REPLAY, replaying.RATIO)
+    if row is None or not row.values:
+        return _absent(results, replaying.SECTION, name, 3.0, "times")
+    note = f"{min(row.values):.2f} to {max(row.values):.2f} over {len(row.values)} rounds"
+    return Target(name=name, limit=3.0, unit="times", measured=row.median, note=note, at_least=True)

@@ -40,7 +40,7 @@ def target_rows(targets: Iterable[Target]) -> list[list[str]]:
     rows += [
         [
             one.name,
-            f"<= {number(one.limit)} {one.unit}",
+            f"{'>=' if one.at_least else '<='} {number(one.limit)} {one.unit}",
             "-" if one.measured is None else f"{number(one.measured)} {one.unit}",
             one.outcome,
             one.note,

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""README's performance section, of the newest committed results: `python -m benchmarks.readme`.
+
+`--check` writes nothing and exits 1 when README says something else.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import contenders, path, targets
+from benchmarks.rows import Results, from_json
+from benchmarks.site import REPO
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
+
+RESULTS: Final = Path(__file__).parent / "results"
+README: Final = REPO / "README.md"
+_SECTION: Final = re.compile(
+    r"(?<=<!-- performance -->\n).*?(?=<!-- end of performance -->)", re.DOTALL
+)
+_SHOWN: Final = (
+    contenders.BARE,
+    contenders.C,
+    contenders.GUARD,
+    contenders.FNFQUEUE,
+    contenders.GUARD_PURE,
+    contenders.SCAPY,
+    contenders.OPENSNITCH,
+)
+
+
+def newest() -> Path:
+    """The folder of the newest committed results; folders are named by their date."""
+    return max(path for path in RESULTS.iterdir() if path.is_dir())
+
+
+def section(record: dict[str, Any], folder: Path) -> str:
+    """The section's text."""
+    machine = record["machine"]
+    results = from_json(record["rows"])
+    lines = [
+        f"`make bench` of {machine['when'][:10]} on {machine['cpus']} CPUs, Linux "
+        f"{machine['kernel']}, Python {machine['python']}; every figure is measured beside its "
+        f"rivals in the same run, and all of them are in [{folder.name}]"
+        f"({folder.relative_to(REPO)}/results.txt). Ratios hold elsewhere, absolutes do not.",
+        "",
+        "| promise | limit | measured | |",
+        "|---|---|---|---|",
+        *(_promise(one) for one in targets.judge(results)),
+        "",
+        "CPU time of one INVALID packet, by who answers it (saturated, median of the rounds):",
+        "",
+        "| program | us | of the C program |",
+        "|---|---|---|",
+        *_costs(results),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _promise(one: targets.Target) -> str:
+    sign = "at least" if one.at_least else "at most"
+    measured = "not measured" if one.measured is None else f"{one.measured:.4g} {one.unit}"
+    return f"| {one.name} | {sign} {one.limit:g} {one.unit} | {measured} | {one.outcome} |"
+
+
+def _costs(results: Results) -> list[str]:
+    metric = f"CPU a packet, {path.SATURATED}"
+    base = results.find(path.SECTION, contenders.C, metric)
+    lines: list[str] = []
+    for variant in _SHOWN:
+        row = results.find(path.SECTION, variant, metric)
+        if row is None or not row.values or base is None:
+            continue
+        lines.append(f"| {variant} | {row.median:.1f} | {row.median / base.median:.2f} |")
+    return lines
+
+
+def main() -> int:
+    """Write the section, or compare it; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    args = parser.parse_args()
+    folder = newest()
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    before = README.read_text(encoding="utf-8")
+    after = _SECTION.sub(lambda _: section(record, folder), before)
+    if args.check:
+        if before == after:
+            return EXIT_OK
+        print("README.md: the performance section is not that of the newest results")
+        return EXIT_NOT_FINE
+    README.write_text(after, encoding="utf-8")
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
