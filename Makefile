@@ -26,7 +26,7 @@ test: ## install what is missing and pass the whole gate
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
 	@$(MAKE) --no-print-directory gate
 
-gate: lint types imports wheels compiled unit
+gate: lint types imports wheels compiled instructions unit
 
 lint:
 	$(BIN)/ruff format --check .

@@ -4,13 +4,14 @@
     python -m benchmarks.instructions --check | --record
 
 `--check` exits 1 when a count is more than 5 % over the one in instructions.json, and prints each.
-Counts, not seconds: no load on the machine can decide. They belong to a version of Python and to
-an architecture; without a record of this one there is nothing to hold them to, and that is said.
+Counts, not seconds: no load on the machine can decide. They belong to one build of Python;
+without a record of this one there is nothing to hold them to, and that is said.
 
 Exit status: 0 fine, 1 over the limit, 69 when valgrind or the compiled tree is missing.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -36,9 +37,10 @@ class MissingError(Exception):
 
 
 def key() -> str:
-    """What counts belong to, such as `cpython-3.11-x86_64`."""
-    major, minor, _ = platform.python_version_tuple()
-    return f"{platform.python_implementation().lower()}-{major}.{minor}-{platform.machine()}"
+    """What counts belong to: another build of the same interpreter counts otherwise."""
+    build = hashlib.sha256(sys.version.encode()).hexdigest()[:8]
+    name = platform.python_implementation().lower()
+    return f"{name}-{platform.python_version()}-{build}-{platform.machine()}"
 
 
 def count(tree: Path) -> dict[str, int]:
