@@ -63,7 +63,8 @@ def section(record: dict[str, Any], folder: Path) -> str:
 def _promise(one: targets.Target) -> str:
     sign = "at least" if one.at_least else "at most"
     measured = "not measured" if one.measured is None else f"{one.measured:.4g} {one.unit}"
-    return f"| {one.name} | {sign} {one.limit:g} {one.unit} | {measured} | {one.outcome} |"
+    note = f" ({one.note})" if one.outcome != "met" and one.note else ""
+    return f"| {one.name} | {sign} {one.limit:g} {one.unit} | {measured}{note} | {one.outcome} |"
 
 
 def _costs(results: Results) -> list[str]:

@@ -97,16 +97,17 @@ def _of(
 def _killed(results: Results) -> Target:
     """Connections that died under the guard, of all that were attacked."""
     name = "connections killed with the guard on"
-    alive = [
-        value
-        for row in results.of(overhead.SECTION, "survived")
-        if row.variant == "guard, enforce" and row.x
-        for value in row.values
-    ]
-    if not alive:
+    dead: dict[float, float] = {}
+    attacked = 0
+    for row in results.of(overhead.SECTION, "survived"):
+        if row.variant == "guard, enforce" and row.x:
+            dead[row.x] = sum(CONNECTIONS - alive for alive in row.values)
+            attacked += CONNECTIONS * len(row.values)
+    if not attacked:
         return _absent(results, overhead.SECTION, name, 0.0, "connections")
-    dead = CONNECTIONS * len(alive) - sum(alive)
-    return Target(name=name, limit=0.0, unit="connections", measured=dead)
+    where = ", ".join(f"{count:g} at {rate:,.0f} pps" for rate, count in dead.items() if count)
+    note = f"of {attacked}" + (f"; {where}" if where else "")
+    return Target(name=name, limit=0.0, unit="connections", measured=sum(dead.values()), note=note)
 
 
 def _offloaded(results: Results) -> Target:

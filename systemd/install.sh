@@ -100,6 +100,7 @@ fi
 cat <<EOF
   what it sees:   journalctl -u nfq-guard -f
   how it stands:  nfq-guard status
-  to enforce:     set mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
-                  nfq-guard check /etc/nfq-guard/nfq-guard.toml && systemctl restart nfq-guard
+  to enforce:     nfq-guard mode enforce, until it is started again; to stay, set
+                  mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
+                  nfq-guard check && systemctl restart nfq-guard
 EOF

@@ -52,6 +52,11 @@ class Guest:
         """What the inner systemd said itself."""
         return (self._state / "console").read_text(encoding="utf-8", errors="replace")
 
+    def install(self) -> str:
+        """What `make install` does, with the wheels that were built before."""
+        install = f"{_TREE}/systemd/install.sh install"
+        return self.sh(f"PYTHON={_PYTHON} WHEELS={_WHEELS} {install}", timeout_s=120)
+
     def configure(self, daemon: str, policy: str = 'include = "preset:default"') -> None:
         """Write the configuration file: lines for its two tables."""
         self.sh(f"cat >{_CONFIG} <<'END'\n[daemon]\n{daemon}\n[policy]\n{policy}\nEND")
@@ -96,9 +101,7 @@ def booted() -> Iterator[Guest]:
     try:
         up = guest.nested("up")
         assert up.returncode == 0, guest.console[-2000:]
-        guest.sh(
-            f"PYTHON={_PYTHON} WHEELS={_WHEELS} {_TREE}/systemd/install.sh install", timeout_s=120
-        )
+        guest.install()
         yield guest
     finally:
         guest.nested("down")

@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 
+from benchmarks import readme
 from nfq_guard.conntrack.kernels import KERNEL_6_1
 from nfq_guard.engine import Judgment, Mode
 from nfq_guard.finding import Finding, Reason
@@ -152,6 +153,13 @@ def test_the_policy_is_one(tmp_path: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_performance_is_that_of_the_newest_results() -> None:
+    """And of nothing else: `python -m benchmarks.readme` writes the section."""
+    folder = readme.newest()
+    record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert readme.section(record, folder) in _README
 
 
 def test_links_lead_somewhere() -> None:

@@ -3,6 +3,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -151,3 +152,23 @@ def test_an_instance_serves_a_namespace(guest: Guest) -> None:
         assert "NFQUEUE" not in guest.sh("ip netns exec blue iptables-save -t mangle")
     finally:
         guest.sh("systemctl stop nfq-guard@blue; ip netns del blue; rm /etc/nfq-guard/blue.toml")
+
+
+def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
+    """And a second install keeps that configuration."""
+    installer = Path(__file__).parent.parent.parent / "systemd" / "install.sh"
+    guest.configure('mode = "dry-run"\nqueue = 5')
+    guest.sh(f"{installer} uninstall")
+    assert rules(guest) == 0
+    left = guest.sh(
+        "ls -d /etc/nfq-guard/nfq-guard.toml /usr/local/lib/nfq-guard /usr/local/sbin/nfq-guard "
+        "/etc/systemd/system/nfq-guard* 2>/dev/null",
+        check=False,
+    )
+    assert left.split() == ["/etc/nfq-guard/nfq-guard.toml"]
+    said = guest.install()
+    assert "keeping /etc/nfq-guard/nfq-guard.toml" in said
+    assert "running in dry-run mode" in said
+    assert "nfq-guard mode enforce" in said
+    assert guest.show("ActiveState") == "active"
+    assert guest.sh("cat /proc/net/netfilter/nfnetlink_queue").split()[0] == "5"
