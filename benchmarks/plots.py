@@ -51,6 +51,10 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
+# From this ratio of the longest bar to the shortest, the short ones would not be seen.
+_LOG_FROM: Final = 50
+
+
 def _bars(axes: Axes, rows: Sequence[Row], unit: str) -> None:
     """One bar a row, the cheapest at the top, with its quartiles."""
     ordered = sorted((row for row in rows if row.values), key=lambda row: -row.median)
@@ -68,6 +72,9 @@ def _bars(axes: Axes, rows: Sequence[Row], unit: str) -> None:
         )
     axes.set_yticks(range(len(ordered)), [row.variant for row in ordered])
     axes.grid(visible=False, axis="y")
+    if ordered and ordered[0].median > _LOG_FROM * ordered[-1].median > 0:
+        axes.set_xscale("log")
+        unit += ", logarithmic"
     axes.set_xlabel(unit)
     axes.set_xlim(left=0)
     axes.margins(x=0.1)
