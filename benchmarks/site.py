@@ -251,7 +251,11 @@ class Site:
                       "-j", "SNAT", "--to-source", ROUTER_OUTSIDE)  # fmt: skip
 
 
-def _ends(one: int, translated: bool, reply: bool) -> tuple[int, int, int, int]:  # noqa: FBT001
+def _ends(
+    one: int,
+    translated: bool,  # noqa: FBT001 - a table of cases reads best positionally
+    reply: bool,  # noqa: FBT001 - as above
+) -> tuple[int, int, int, int]:
     """Source, destination and ports of a flow's packet, as it is on the wire where it is sent.
 
     Plain flows come from many hosts, so that queues can be balanced by address; translated ones

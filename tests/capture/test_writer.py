@@ -11,6 +11,7 @@ from scapy.utils import PcapNgReader
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.reader import Capture
 from nfq_guard.capture.writer import PcapngWriter
+from tests.support.missing import cannot_run
 
 RAW_UDP = bytes.fromhex("4500001c0001000040117ccd7f0000017f0000010035003500080000")
 ETHERNET_UDP = bytes(12) + b"\x08\x00" + RAW_UDP
@@ -52,8 +53,9 @@ def test_scapy(written: Path) -> None:
     assert packets[0].comment == b"seq-over by 17 octets"
 
 
-@pytest.mark.skipif(shutil.which("tshark") is None, reason="needs tshark")
 def test_tshark(written: Path) -> None:
+    if shutil.which("tshark") is None:
+        cannot_run("needs tshark")
     lines = subprocess.run(
         ["tshark", "-n", "-r", str(written), "-T", "fields", "-e", "frame.comment"],
         check=True,
