@@ -159,8 +159,9 @@ class Engine:
         snapshots: list[FlowSnapshot | None] = [None] * len(packets)
         evidence = self._flows.evidence
         if tuples and evidence is not Evidence.NONE:
-            for index, found in zip(wanted, self._flows.lookup(tuples), strict=True):
-                snapshots[index] = found
+            found = self._flows.lookup(tuples)
+            for place, index in enumerate(wanted):
+                snapshots[index] = found[place]
         return [
             self._judge_one(queued, packets[index], snapshots[index], evidence, now)
             for index, queued in enumerate(batch)

@@ -13,14 +13,7 @@ from nfq_guard.errors import UnavailableError
 from nfq_guard.flow import PROTO_TCP, PROTO_UDP, Evidence, FlowSnapshot, FlowTuple
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.libbpf import Program
-from nfq_guard.flows.record import (
-    BATCH,
-    EXCHANGE_SIZE,
-    HEADER,
-    found_count,
-    put_requests,
-    take_answers,
-)
+from nfq_guard.flows.record import BATCH, EXCHANGE_SIZE, HEADER, Exchange
 
 _OBJECT: Final = Path(__file__).with_name("ct_lookup.bpf.o")
 _PROGRAM: Final = "ct_lookup"
@@ -61,11 +54,12 @@ class BpfFlows:
         self._zones = tuple(zones)
         self._others = others
         self._program = Program(_OBJECT.read_bytes(), _PROGRAM, EXCHANGE_SIZE)
-        self._memory = self._program.memory
-        HEADER.pack_into(self._memory, 0, 0, ticks_per_second(), 0, 0)
+        memory = self._program.memory
+        HEADER.pack_into(memory, 0, 0, ticks_per_second(), 0, 0)
+        self._exchange = Exchange(memory, self._program.run)
         # Tells what the kernel offers, and that it lets us run the program at all.
-        self._program.run()
-        (_, _, options_size, _) = HEADER.unpack_from(self._memory)
+        self._exchange.ask((), 0)
+        (_, _, options_size, _) = HEADER.unpack_from(memory)
         if any(self._zones) and options_size < _OPTIONS_WITH_ZONE:
             self.close()
             raise UnavailableError(
@@ -86,15 +80,10 @@ class BpfFlows:
         return found
 
     def _batch(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        found = self._ask(tuples, self._zones[0])
-        if found_count(self._memory) < len(tuples):
+        found = self._exchange.ask(tuples, self._zones[0])
+        if self._exchange.missing:
             self._ask_again(tuples, found)
         return found
-
-    def _ask(self, tuples: Sequence[FlowTuple], zone: int) -> list[FlowSnapshot | None]:
-        put_requests(self._memory, tuples, zone)
-        self._program.run()
-        return take_answers(self._memory, tuples)
 
     def _ask_again(self, tuples: Sequence[FlowTuple], found: list[FlowSnapshot | None]) -> None:
         """Look up what was not found in the further zones, and what BPF cannot look up."""
@@ -107,7 +96,7 @@ class BpfFlows:
         for zone in self._zones[1:]:
             if not missing:
                 break
-            again = self._ask([tuples[index] for index in missing], zone)
+            again = self._exchange.ask([tuples[index] for index in missing], zone)
             for index, snapshot in zip(missing, again, strict=True):
                 found[index] = snapshot
             missing = [index for index in missing if found[index] is None]

@@ -5,6 +5,7 @@ Nothing of libbpf's own printing reaches the terminal: its warnings are kept for
 """
 
 import ctypes
+import functools
 import mmap
 import os
 import re
@@ -132,6 +133,8 @@ class Program:
 
     Attributes:
         memory: The program's global variables.
+        run: Runs it once, in the calling thread's network namespace; gives 0, or an error number,
+            negative.
     """
 
     def __init__(self, image: bytes, name: str, memory_size: int) -> None:
@@ -163,8 +166,11 @@ class Program:
             data_in=ctypes.addressof(self._packet),
             data_size_in=_PACKET_SIZE,
         )
-        self._options_at = ctypes.addressof(self._options)
-        self._test_run: Callable[[int, int], int] = self._library.bpf_prog_test_run_opts
+        # The function anew, without declared types: to convert the arguments of each call by them
+        # would take as long as all the rest of it.
+        self.run: Callable[[], int] = functools.partial(
+            self._library["bpf_prog_test_run_opts"], self._fd, ctypes.byref(self._options)
+        )
 
     def _load(self, name: bytes) -> None:
         program = self._library.bpf_object__find_program_by_name(self._object, name)
@@ -181,17 +187,7 @@ class Program:
         # A mapping of our own, so that `close` of the object cannot pull it from under us.
         shared = self._library.bpf_object__find_map_by_name(self._object, b".bss")
         descriptor = self._library.bpf_map__fd(shared)
-        self.memory = memoryview(mmap.mmap(descriptor, size))
-
-    def run(self) -> None:
-        """Run it once, in the calling thread's network namespace.
-
-        Raises:
-            OSError: The kernel refused, for example when memory is short.
-        """
-        result = self._test_run(self._fd, self._options_at)
-        if result < 0:
-            raise OSError(-result, f"BPF_PROG_TEST_RUN: {os.strerror(-result)}")
+        self.memory = mmap.mmap(descriptor, size)
 
     def close(self) -> None:
         """Unload it; `run` must not be called again."""

@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The memory shared with the kernel half: requests packed, answers read.
+"""The memory shared with the kernel half: requests put, answers taken.
 
-The layout is that of `struct exchange` in `bpf/ct_lookup.bpf.c`. Nothing here calls the kernel.
+The layout is that of `struct exchange` in `bpf/ct_lookup.bpf.c`. The call itself is handed in.
 Answers are read by index: `struct` would make a tuple of 33 and box every number in it, which
 compiled costs an eighth of all that a packet costs us.
 """
 
+import mmap
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from struct import Struct
-from typing import Final
+from typing import Final, final
 
 from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Peer
 from nfq_guard.seqno import Seq
@@ -20,10 +22,9 @@ BATCH: Final = 64
 # count, ticks a second, size of the kernel's lookup options, how many were found.
 HEADER: Final = Struct("=IIII")
 _COUNT: Final = Struct("=I")
-_FOUND_AT: Final = 12
 # Size of the tuple that follows, protocol, zone; then both addresses and both ports.
-_REQUEST_IPV4: Final = Struct(">BBH4s4sHH24x")
-_REQUEST_IPV6: Final = Struct(">BBH16s16sHH")
+_REQUEST_IPV4: Final = Struct(">BBH4s4sHH24x").pack
+_REQUEST_IPV6: Final = Struct(">BBH16s16sHH").pack
 _TUPLE_IPV4: Final = 12
 _TUPLE_IPV6: Final = 36
 _ANSWER_SIZE: Final = 112
@@ -59,51 +60,84 @@ _W2: Final = 3 - _W1
 _W3: Final = 3 - _W0
 
 _REQUESTS_AT: Final = HEADER.size
-_REQUEST_SIZE: Final = _REQUEST_IPV6.size
+_REQUEST_SIZE: Final = 40
 _ANSWERS_AT: Final = _REQUESTS_AT + BATCH * _REQUEST_SIZE
 # Octets of the whole of it.
 EXCHANGE_SIZE: Final = _ANSWERS_AT + BATCH * _ANSWER_SIZE
 
 
-def put_requests(memory: memoryview, tuples: Sequence[FlowTuple], zone: int) -> None:
-    """Write at most `BATCH` tuples, to be looked up in `zone`, and their count."""
-    at = _REQUESTS_AT
-    pack_ipv4 = _REQUEST_IPV4.pack_into
-    pack_ipv6 = _REQUEST_IPV6.pack_into
-    for wanted in tuples:
-        src = wanted.src
-        if len(src) == 4:
-            pack_ipv4(
-                memory, at, _TUPLE_IPV4, wanted.proto, zone, src, wanted.dst, wanted.sport,
-                wanted.dport,
-            )  # fmt: skip
-        else:
-            pack_ipv6(
-                memory, at, _TUPLE_IPV6, wanted.proto, zone, src, wanted.dst, wanted.sport,
-                wanted.dport,
-            )  # fmt: skip
-        at += _REQUEST_SIZE
-    _COUNT.pack_into(memory, 0, len(tuples))
+@final
+class Exchange:
+    """The memory, and the call that has the kernel answer what stands in it.
 
-
-def found_count(memory: memoryview) -> int:
-    """How many of the last requests were found."""
-    (count,) = _COUNT.unpack_from(memory, _FOUND_AT)
-    return int(count)
-
-
-def take_answers(memory: memoryview, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-    """Read the answers to `tuples`, as `put_requests` wrote them; None where nothing was found.
-
-    The tuple that was asked for stands in its snapshot as it is; the kernel sends the other one.
+    Attributes:
+        missing: How many of the last tuples were not found.
     """
-    found: list[FlowSnapshot | None] = []
-    answers = bytes(memory[_ANSWERS_AT : _ANSWERS_AT + len(tuples) * _ANSWER_SIZE])
-    at = 0
-    for wanted in tuples:
-        found.append(_answer(answers, at, wanted) if answers[at] else None)
-        at += _ANSWER_SIZE
-    return found
+
+    def __init__(self, memory: mmap.mmap, run: Callable[[], int]) -> None:
+        """Ask through `memory`, `EXCHANGE_SIZE` octets.
+
+        Args:
+            memory: Shared with the program; a slice of it is bytes.
+            run: Has the program answer; gives 0, or an error number, negative.
+        """
+        self.missing = 0
+        self._memory = memory
+        self._run = run
+        self._count = -1
+
+    def ask(self, tuples: Sequence[FlowTuple], zone: int) -> list[FlowSnapshot | None]:
+        """Look up at most `BATCH` tuples in a zone; one answer each, None where nothing was found.
+
+        The tuple that was asked for stands in its snapshot as it is; the kernel sends the other
+        one.
+
+        Raises:
+            OSError: The kernel refused, for example when memory is short.
+        """
+        self._put(tuples, zone)
+        code = self._run()
+        if code < 0:
+            raise OSError(-code, f"BPF_PROG_TEST_RUN: {os.strerror(-code)}")
+        return self._take(tuples)
+
+    def error_of(self, index: int) -> int:
+        """The kernel's error number for a tuple that was asked for; 0 when it was found."""
+        at = _ANSWERS_AT + index * _ANSWER_SIZE + _ERROR_IN_ANSWER
+        (code,) = _ERROR.unpack(self._memory[at : at + _ERROR.size])
+        return int(code)
+
+    def _put(self, tuples: Sequence[FlowTuple], zone: int) -> None:
+        requests: list[bytes] = []
+        for wanted in tuples:
+            src = wanted.src
+            if len(src) == 4:
+                pack, size = _REQUEST_IPV4, _TUPLE_IPV4
+            else:
+                pack, size = _REQUEST_IPV6, _TUPLE_IPV6
+            requests.append(
+                pack(size, wanted.proto, zone, src, wanted.dst, wanted.sport, wanted.dport)
+            )
+        count = len(requests)
+        self._memory[_REQUESTS_AT : _REQUESTS_AT + count * _REQUEST_SIZE] = b"".join(requests)
+        if count != self._count:
+            self._memory[: _COUNT.size] = _COUNT.pack(count)
+            self._count = count
+
+    def _take(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+        found: list[FlowSnapshot | None] = []
+        answers: bytes = self._memory[_ANSWERS_AT : _ANSWERS_AT + len(tuples) * _ANSWER_SIZE]
+        missing = 0
+        at = 0
+        for wanted in tuples:
+            if answers[at]:
+                found.append(_answer(answers, at, wanted))
+            else:
+                found.append(None)
+                missing += 1
+            at += _ANSWER_SIZE
+        self.missing = missing
+        return found
 
 
 def _answer(answers: bytes, at: int, wanted: FlowTuple) -> FlowSnapshot:
@@ -169,9 +203,3 @@ def _word(octets: bytes, at: int) -> int:
 def _half(octets: bytes, at: int) -> int:
     """16 bits in this machine's order."""
     return octets[at + _H0] | octets[at + _H1] << 8
-
-
-def error_of(memory: memoryview, index: int) -> int:
-    """The kernel's error number for the request at `index`, negative; 0 when it was found."""
-    (code,) = _ERROR.unpack_from(memory, _ANSWERS_AT + index * _ANSWER_SIZE + _ERROR_IN_ANSWER)
-    return int(code)

@@ -26,8 +26,12 @@ _OUTDEV: Final = 6
 _PAYLOAD: Final = 10
 _SKB_INFO: Final = 14
 # The octets of a 16-bit number in this machine's order.
-LOW: Final = 0 if sys.byteorder == "little" else 1
-_HIGH: Final = 1 - LOW
+_LOW: Final = 0 if sys.byteorder == "little" else 1
+_HIGH: Final = 1 - _LOW
+# Where the low half of a message's 32-bit length is, and its type.
+_LENGTH_AT: Final = 0 if sys.byteorder == "little" else 2
+_TYPE_AT: Final = 4
+_TYPE_ERROR: Final = 2
 # An interface comes and goes by the index; nobody has more than a few thousand.
 _NAMES_MAX: Final = 4096
 
@@ -71,33 +75,49 @@ class InterfaceNames:
         return name
 
 
-def packet_of(message: bytes, names: InterfaceNames) -> tuple[int, Queued]:
-    """The packet of one message, and its id; what the message does not say is 0 or empty."""
+def length_of(messages: bytes, start: int) -> int:
+    """Octets of the message at `start` by its own word; none from the queue is over 65,535."""
+    at = start + _LENGTH_AT
+    return messages[at + _LOW] | messages[at + _HIGH] << 8
+
+
+def is_error(messages: bytes, start: int) -> bool:
+    """Whether the message at `start` is one; the low octet of a packet's type is 0."""
+    return messages[start + _TYPE_AT + _LOW] == _TYPE_ERROR
+
+
+def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> tuple[int, Queued]:
+    """The packet of the message from `start` to `end`, and its id.
+
+    What the message does not say is 0 or empty.
+    """
     packet_id = hook = indev = outdev = mark = bits = 0
     octets = b""
-    at = _ATTRIBUTES_AT
+    at = start + _ATTRIBUTES_AT
     # No attribute that is read here is shorter than eight octets with its padding.
-    last = len(message) - 8
+    last = end - 8
     while at <= last:
-        length = message[at + LOW] | message[at + _HIGH] << 8
-        kind = message[at + 2 + LOW]
+        length = messages[at + _LOW] | messages[at + _HIGH] << 8
+        kind = messages[at + 2 + _LOW]
         if kind == _PAYLOAD:
-            octets = message[at + 4 : at + length]
+            octets = messages[at + 4 : min(at + length, end)]
         elif kind == _PACKET_HEADER and at < last:
-            packet_id = _number(message, at)
-            hook = message[at + 10]
+            packet_id = _number(messages, at)
+            hook = messages[at + 10]
         elif kind == _INDEV:
-            indev = _number(message, at)
+            indev = _number(messages, at)
         elif kind == _OUTDEV:
-            outdev = _number(message, at)
+            outdev = _number(messages, at)
         elif kind == _MARK:
-            mark = _number(message, at)
+            mark = _number(messages, at)
         elif kind == _SKB_INFO:
-            bits = message[at + 7]
+            bits = messages[at + 7]
         at += max(length + 3 & ~3, 4)
     return packet_id, Queued(octets, hook, names.of(indev), names.of(outdev), mark, _CHECKSUM[bits])
 
 
-def _number(message: bytes, at: int) -> int:
+def _number(messages: bytes, at: int) -> int:
     """The value of the attribute at `at`: 32 bits in network order."""
-    return message[at + 4] << 24 | message[at + 5] << 16 | message[at + 6] << 8 | message[at + 7]
+    return (
+        messages[at + 4] << 24 | messages[at + 5] << 16 | messages[at + 6] << 8 | messages[at + 7]
+    )

@@ -21,14 +21,13 @@ from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.nfqueue import counters, netlink
-from nfq_guard.nfqueue.message import LOW, InterfaceNames, packet_of
+from nfq_guard.nfqueue.inbox import SLOTS, Inbox, reason
+from nfq_guard.nfqueue.message import InterfaceNames, is_error, length_of, packet_of
 from nfq_guard.wire.packet import Queued
 
 # Octets of a message beside the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
 _CAP_NET_ADMIN: Final = 1 << 12
-# Where a message has its type.
-_TYPE_AT: Final = 4
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _FLAG_NAMES: Final = {netlink.CONFIG_FAIL_OPEN: "fail-open", netlink.CONFIG_GSO: "gso"}
 
@@ -73,7 +72,6 @@ class QueueReader:
         self.verdict_errors = 0
         self.refused: list[str] = []
         self._names = InterfaceNames()
-        self._message_bytes = copy_bytes + _OVERHEAD
         self._queue = _opened()
         with warnings.catch_warnings():
             # That less buffer was granted than asked for is for the operator's log.
@@ -91,7 +89,8 @@ class QueueReader:
                 raise _why_not(self._queue, queue_num) from None
         os.set_inheritable(self._queue.get_fd(), False)  # noqa: FBT003 - its only spelling
         self.socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
-        self._recv = self.socket.recv
+        self._inbox = Inbox(self.socket.fileno(), copy_bytes + _OVERHEAD)
+        self._receive = self._inbox.receive
         self.socket.send(netlink.config_flags(queue_num, netlink.CONFIG_GSO))
         self.set_fail_open(on=fail_open)
 
@@ -114,25 +113,30 @@ class QueueReader:
         """The packets that wait at the socket, at most `budget`, with their ids in order."""
         ids: list[int] = []
         batch: list[Queued] = []
-        recv = self._recv
-        size = self._message_bytes
         names = self._names
-        for _ in range(budget):
-            try:
-                message: bytes = recv(size, _DONTWAIT)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.lost += 1
+        inbox = self._inbox
+        slot_bytes = inbox.slot_bytes
+        left = budget
+        while left > 0:
+            wanted = min(left, SLOTS)
+            count = self._receive(wanted, _DONTWAIT, None)
+            if count < 0:
+                if not self._has_lost():
+                    break
+                left -= 1
                 continue
-            if message[_TYPE_AT + LOW] == 2:  # an error: the low octet of a packet's type is 0
-                self._note_error(message)
-            else:
-                packet_id, queued = packet_of(message, names)
-                ids.append(packet_id)
-                batch.append(queued)
+            octets: bytes = inbox.room[: count * slot_bytes]
+            for start in range(0, count * slot_bytes, slot_bytes):
+                end = start + min(length_of(octets, start), slot_bytes)
+                if is_error(octets, start):
+                    self._note_error(octets[start:end])
+                else:
+                    packet_id, queued = packet_of(octets, start, end, names)
+                    ids.append(packet_id)
+                    batch.append(queued)
+            left -= count
+            if count < wanted:
+                break
         return ids, batch
 
     def set_fail_open(self, *, on: bool) -> None:
@@ -147,6 +151,15 @@ class QueueReader:
         """Unbind; packets that still wait are dropped by the kernel."""
         self._queue.unbind()
         self.socket.close()
+
+    def _has_lost(self) -> bool:
+        """Whether nothing could be read because messages were lost; else nothing waits."""
+        code = reason()
+        if code == errno.ENOBUFS:
+            self.lost += 1
+        elif code not in {errno.EAGAIN, errno.EINTR}:
+            raise OSError(code, os.strerror(code))
+        return code == errno.ENOBUFS
 
     def _note_error(self, message: bytes) -> None:
         found = netlink.error_of(message)

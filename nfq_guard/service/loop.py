@@ -6,6 +6,8 @@ happens, or between two system calls, still ends the wait; a flag alone would lo
 takes longer than a packet can wait goes on in a thread and comes back the same way.
 """
 
+import functools
+import math
 import select
 import signal
 import socket
@@ -39,10 +41,14 @@ class Loop:
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
-        self._ready: dict[int, Callable[[], None]] = {}
+        self._ready: dict[int, Callable[[], object]] = {}
         self._signals: dict[int, Callable[[], None]] = {}
         self._before: dict[int, object] = {}
         self._timers: list[_Timer] = []
+        # When the first of them is due.
+        self._due = math.inf
+        # As of the end of the last round: what it took since is no matter to a timer.
+        self._now = time.monotonic()
         self._stopped = False
         self._done: deque[Callable[[], None]] = deque()
         self._waker, self._woken = socket.socketpair()
@@ -57,7 +63,7 @@ class Loop:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def watch(self, fd: int, call: Callable[[], None]) -> None:
+    def watch(self, fd: int, call: Callable[[], object]) -> None:
         """Call whenever `fd` can be read; an error of it counts as that too."""
         self._ready[fd] = call
         self._epoll.register(fd, select.EPOLLIN)
@@ -85,19 +91,19 @@ class Loop:
             try:
                 result = work()
             except Exception as error:  # noqa: BLE001 - it belongs to whom the loop hands it to
-                self._finish(lambda error=error: failed(error))  # type: ignore[misc]  # bound
+                self._finish(functools.partial(failed, error))
             else:
-                self._finish(lambda: done(result))
+                self._finish(functools.partial(done, result))
 
         threading.Thread(target=body, name="background", daemon=True).start()
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
         """Call with the monotonic time about every so many seconds; missed ones are not made up."""
-        self._timers.append(_Timer(seconds, time.monotonic() + seconds, call))
+        self._add(_Timer(seconds, time.monotonic() + seconds, call))
 
     def after(self, seconds: float, call: Callable[[float], None]) -> None:
         """Call once with the monotonic time, in about so many seconds."""
-        self._timers.append(_Timer(0.0, time.monotonic() + seconds, call))
+        self._add(_Timer(0.0, time.monotonic() + seconds, call))
 
     def on(self, number: signal.Signals, call: Callable[[], None]) -> None:
         """Call from the loop, never from within other code, when the signal came."""
@@ -115,19 +121,17 @@ class Loop:
 
     def turn(self, wait_s: float | None) -> None:
         """One round: wait for something, at most `wait_s`, and call what is due."""
-        now = time.monotonic()
-        due = min((timer.at for timer in self._timers), default=None)
-        if due is not None:
-            until = max(0.0, due - now)
+        if self._due < math.inf:
+            until = max(0.0, self._due - self._now)
             wait_s = until if wait_s is None else min(wait_s, until)
         for fd, _ in self._epoll.poll(wait_s, _EVENTS_MAX):
             call = self._ready.get(fd)
             if call is not None:
                 call()
-        if due is not None:
-            now = time.monotonic()
-            if now >= due:
-                self._call_due(now)
+        now = time.monotonic()
+        self._now = now
+        if now >= self._due:
+            self._call_due(now)
 
     def close(self) -> None:
         """Give signals back to whom they belonged before."""
@@ -146,6 +150,14 @@ class Loop:
                 else:
                     self._timers.remove(timer)
                 timer.call(now)
+        self._find_due()
+
+    def _add(self, timer: _Timer) -> None:
+        self._timers.append(timer)
+        self._find_due()
+
+    def _find_due(self) -> None:
+        self._due = min((timer.at for timer in self._timers), default=math.inf)
 
     def _take_signals(self) -> None:
         try:

@@ -66,7 +66,7 @@ class Serving:
 
     def begin(self) -> None:
         """Take packets whenever the loop goes round."""
-        self._loop.watch(self.queue.fileno(), self._packets)
+        self._loop.watch(self.queue.fileno(), self.worker.turn)
         self._loop.every(_SECOND_S, self.worker.second)
         self._loop.every(_SECOND_S, self._garbage.second)
         self.set_mode(self.worker.engine.mode)
@@ -102,6 +102,3 @@ class Serving:
         self.worker.refresh()
         self.queue.close()
         self.worker.close(time.monotonic())
-
-    def _packets(self) -> None:
-        self.worker.turn()

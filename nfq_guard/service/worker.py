@@ -123,17 +123,17 @@ class Worker:
         good: list[Judgment] = []
         judged_mark = self._judged_mark
         enforcing = self.engine.mode is Mode.ENFORCE
-        for queued, judgment in zip(batch, judged, strict=True):
+        for index, judgment in enumerate(judged):
             if judgment is None:
                 verdicts.append(self._judge.fail_verdict)
                 # The rule that drops what nobody judged must not do so in dry-run.
                 harmless = judged_mark and not enforcing
-                marks.append(queued.mark | judged_mark if harmless else None)
+                marks.append(batch[index].mark | judged_mark if harmless else None)
                 continue
             verdict = judgment.verdict
             mark = judgment.decision.mark if enforcing else None
             if judged_mark and verdict == VERDICT_ACCEPT:
-                mark = (queued.mark if mark is None else mark) | judged_mark
+                mark = (judgment.queued.mark if mark is None else mark) | judged_mark
             verdicts.append(verdict)
             marks.append(mark)
             good.append(judgment)
@@ -201,13 +201,12 @@ class Worker:
 
     def _tell(self, judgments: list[Judgment], now: float) -> None:
         shown: list[tuple[Judgment, int]] = []
-        take = self._limiter.take
         for judgment in judgments:
             shadow = judgment.shadow
             if shadow is not None:
                 self.stats.counters[_DIFFERENCES[shadow.difference]] += 1
             if judgment.decision.action is not Action.ALLOW or shadow is not None:
-                shown += take(judgment, now)
+                shown += self._limiter.take(judgment, now)
         if shown:
             self._emit(shown)
             self._sink.push(now)

@@ -34,7 +34,7 @@ from nfq_guard.flow import (
 from nfq_guard.flows import bpf
 from nfq_guard.flows.bpf import BpfFlows, ticks_per_second
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
-from nfq_guard.flows.record import BATCH, error_of, put_requests
+from nfq_guard.flows.record import BATCH
 from nfq_guard.seqno import Seq, add, later
 from tests.flows.conftest import (
     MARK,
@@ -299,10 +299,9 @@ def test_kernels_before_6_11_know_zone_0_alone(
     flows = BpfFlows()
     with routed.router.entered():
         found = flows.lookup([connection.original, connection.reply])
-        put_requests(flows._memory, [connection.original], ZONE)
-        flows._program.run()
+        assert flows._exchange.ask([connection.original], ZONE) == [None]
     assert [one.direction for one in found if one] == [0, 1]
-    assert error_of(flows._memory, 0) == -errno.EOPNOTSUPP
+    assert flows._exchange.error_of(0) == -errno.EOPNOTSUPP
     flows.close()
 
 

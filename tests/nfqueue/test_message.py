@@ -26,8 +26,12 @@ def message_of(*attributes: tuple[int, bytes]) -> bytes:
     return body
 
 
+def alone(message: bytes) -> tuple[int, Queued]:
+    return packet_of(message, 0, len(message), InterfaceNames())
+
+
 def read(*attributes: tuple[int, bytes]) -> Queued:
-    return packet_of(message_of(*attributes), InterfaceNames())[1]
+    return alone(message_of(*attributes))[1]
 
 
 def test_everything_that_a_message_says() -> None:
@@ -38,7 +42,7 @@ def test_everything_that_a_message_says() -> None:
         (14, bytes(4)),
         PAYLOAD,
     )
-    assert packet_of(message, InterfaceNames()) == (
+    assert alone(message) == (
         99,
         Queued(b"E" * 42, 3, "lo", "", 0xABCD0001, CHECKSUM_GOOD),
     )
@@ -75,6 +79,6 @@ def test_no_more_names_than_a_bound() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_octets_are_read(message: bytes) -> None:
-    packet_id, queued = packet_of(message, InterfaceNames())
+    packet_id, queued = alone(message)
     assert 0 <= packet_id < 1 << 32
     assert len(queued.octets) <= len(message)
