@@ -126,7 +126,8 @@ class QueueReader:
                 left -= 1
                 continue
             octets: bytes = inbox.room[: count * slot_bytes]
-            for start in range(0, count * slot_bytes, slot_bytes):
+            start = 0
+            for _ in range(count):
                 end = start + min(length_of(octets, start), slot_bytes)
                 if is_error(octets, start):
                     self._note_error(octets[start:end])
@@ -134,6 +135,7 @@ class QueueReader:
                     packet_id, queued = packet_of(octets, start, end, names)
                     ids.append(packet_id)
                     batch.append(queued)
+                start += slot_bytes
             left -= count
             if count < wanted:
                 break

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""`turns.py LIBRARY`: whole turns of the daemon under callgrind, with one packet and with many.
+
+Reading, judging, verdict, numbers and events, from one wait of the loop to the next. What the
+kernel does is not counted, and others stand in for it: UDP sockets for the queue, a call that does
+nothing for the lookup, whose answers stand there from the start.
+"""
+
+import ctypes
+import functools
+import gc
+import mmap
+import socket
+import struct
+import sys
+import tempfile
+import types
+from pathlib import Path
+
+from nfq_guard.engine import Engine, Mode
+from nfq_guard.flow import Evidence
+from nfq_guard.flows import bpf, record
+from nfq_guard.nfqueue.verdicts import VerdictSender
+from nfq_guard.policy.default import default_policy
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.worker import Worker
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.limits import EventLimiter
+from nfq_guard.telemetry.sink import LineSink
+
+# Packets a turn. The sockets hold what two hundred take.
+ALONE, MANY = 1, 32
+# The difference of the two is what counts, so that what is done once falls out.
+SHORT, LONG = 1, 6
+_WARM_UP = 20
+_CLIENT, _SERVER = bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1))
+_SEEN_ASSURED_CONFIRMED_SRC_NAT = 0x1E
+_MAXACK_SET = 0x20
+# `struct answer` of the kernel half.
+_ANSWER = struct.Struct("=8B2H6I8I4B2H4s12x4s12xi")
+
+
+class _Queue:
+    """Stands in for netfilterqueue, whose part is to bind."""
+
+    fd = -1
+
+    def bind(self, *_: object) -> None:
+        pass
+
+    def get_fd(self) -> int:
+        return self.fd
+
+    def unbind(self) -> None:
+        pass
+
+
+class _Program:
+    """Stands in for the kernel half: the same answers are always there."""
+
+    def __init__(self, _image: bytes, _name: str, size: int) -> None:
+        self.memory = mmap.mmap(-1, size)
+        answers = size - record.BATCH * _ANSWER.size
+        for number in range(record.BATCH):
+            _ANSWER.pack_into(
+                self.memory, answers + number * _ANSWER.size,
+                1, 1, 3, 0, 3, 0, 0, 0, 0, 512, _SEEN_ASSURED_CONFIRMED_SRC_NAT, 0, 300,
+                2000, 1000, 2000,
+                2000, 67_000, 65_535, 1000, 1000, 67_000, 65_535, 2000,
+                0, 0, _MAXACK_SET, _MAXACK_SET,
+                50_000 + number, 443, _CLIENT, _SERVER, 0,
+            )  # fmt: skip
+        # Through ctypes, as the real one.
+        self.run = functools.partial(
+            ctypes.PyDLL(None)["getpid"], 0, ctypes.byref(ctypes.create_string_buffer(64))
+        )
+
+    def close(self) -> None:
+        pass
+
+
+def _message(number: int) -> bytes:
+    """A packet far over the window of flow `number`, as the kernel's message has it."""
+    packet = struct.pack(
+        ">BBHHHBBH4s4sHHIIBBHHH",
+        0x45, 0, 40, 0, 0, 64, 6, 0, _SERVER, _CLIENT,
+        443, 50_000 + number, 1_000_000, 2000, 0x50, 0x10, 512, 0, 0,
+    )  # fmt: skip
+    body = b""
+    for kind, value in (
+        (1, struct.pack("!IHBx", number + 1, 0x0800, 0)),
+        (5, struct.pack("!I", 1)),
+        (9, bytes(12)),
+        (14, bytes(4)),
+        (10, packet),
+    ):
+        body += struct.pack("=HH", 4 + len(value), kind) + value
+    return struct.pack("=IHHIIBBH", 20 + len(body), 0x300, 0, 0, 0, 2, 0, 0) + body
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    """A sender and its receiver, which loses what it has no room for."""
+    receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    receiver.bind(("127.0.0.1", 0))
+    sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sender.connect(receiver.getsockname())
+    receiver.connect(sender.getsockname())
+    return sender, receiver
+
+
+def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
+    library = types.ModuleType("netfilterqueue")
+    library.__dict__.update(NetfilterQueue=_Queue, COPY_PACKET=2, Packet=object)
+    sys.modules["netfilterqueue"] = library
+    _Queue.fd = queue.fileno()
+    from nfq_guard.nfqueue.reader import QueueReader  # noqa: PLC0415 - not before the stand-in
+
+    setattr(bpf, "Program", _Program)  # noqa: B010 - as a test would patch it
+    sink = LineSink(directory / "log")
+    reader = QueueReader(7)
+    return Worker(
+        reader=reader,
+        verdicts=VerdictSender(reader.socket, 7),
+        engine=Engine(policy=default_policy(), flows=bpf.BpfFlows(), mode=Mode.ENFORCE),
+        evidence=Evidence.BPF,
+        events=EventLog(sink),
+        sink=sink,
+        limiter=EventLimiter(interval_s=1e9, events_per_s=1000),
+        budget=budget,
+        drops_failures=False,
+        judged_mark=1,
+    )
+
+
+def _count(library: ctypes.CDLL, directory: Path, packets: int) -> None:
+    kernel, queue = _pair()
+    worker = _worker(directory, queue, packets)
+    with Loop() as loop:
+        loop.watch(queue.fileno(), worker.turn)
+        loop.every(1e6, worker.second)
+        for turns in (_WARM_UP // packets + 1, SHORT, LONG):
+            for number in range(turns * packets):
+                kernel.send(_message(number % packets))
+            again = range(turns)
+            library.counting_begin()
+            for _ in again:
+                loop.turn(None)
+            library.counting_end(f"turn-of-{packets} {turns * packets}".encode())
+    judged = worker.stats.plain()["judged"]["seq-over"]
+    if judged != {"drop": (_WARM_UP // packets + 1 + SHORT + LONG) * packets}:
+        sys.exit(f"expected seq-over and drop, found {judged}")
+
+
+def main() -> None:
+    """Have both counted."""
+    library = ctypes.CDLL(sys.argv[1])
+    gc.disable()
+    with tempfile.TemporaryDirectory(prefix="nfqg-") as directory:
+        for packets in (ALONE, MANY):
+            _count(library, Path(directory), packets)
+
+
+main()
