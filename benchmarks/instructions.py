@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Instructions of the pure judgement on fixed packets, counted by callgrind, held to a record.
+"""Instructions a packet takes, counted by callgrind on fixed packets and held to a record.
 
     python -m benchmarks.instructions --check | --record
 
-`--check` exits 1 when a count is more than 5 % over the one in instructions.json, and prints each.
+Of the pure judgement, by the kind of packet; and of a whole turn of the daemon, from one wait to
+the next, with one packet and with thirty-two. `--check` exits 1 when a count is more than 5 % over
+the one in instructions.json, and prints each.
 Counts, not seconds: no load on the machine can decide. They belong to one build of Python;
 without a record of this one there is nothing to hold them to, and that is said.
 
@@ -28,7 +30,8 @@ from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_UNAVAILABLE
 
 RECORD: Final = Path(__file__).with_name("instructions.json")
 LIMIT: Final = 1.05
-BATCH: Final = 32
+# What is run under callgrind: see there.
+_PROGRAMS: Final = ("judgements.py", "turns.py")
 _TREES: Final = {"compiled": COMPILED, "pure": REPO}
 
 
@@ -44,7 +47,7 @@ def key() -> str:
 
 
 def count(tree: Path) -> dict[str, int]:
-    """Instructions of one judgement, by the kind of packet.
+    """Instructions a packet, by what is counted.
 
     Raises:
         MissingError: A program or the tree is not there.
@@ -60,11 +63,24 @@ def count(tree: Path) -> dict[str, int]:
     )
     if built.returncode:
         raise MissingError(built.stderr.strip().splitlines()[0])
+    found: dict[str, int] = {}
+    for program in _PROGRAMS:
+        totals = _run(PEERS / program, tree, library)
+        for name in dict.fromkeys(name for name, _ in totals):
+            (short, few), (long, many) = sorted(
+                (packets, sum_) for (kind, packets), sum_ in totals.items() if kind == name
+            )
+            found[name] = round((many - few) / (long - short))
+    return found
+
+
+def _run(program: Path, tree: Path, library: Path) -> dict[tuple[str, int], int]:
+    """Instructions by what is counted and number of packets, a short run and a long one each."""
     with tempfile.TemporaryDirectory(prefix="nfqg-") as directory:
         words = [
             "valgrind", "--tool=callgrind", "--instr-atstart=no", "--quiet",
             f"--callgrind-out-file={directory}/out",
-            sys.executable, str(PEERS / "judgements.py"), str(library),
+            sys.executable, str(program), str(library),
         ]  # fmt: skip
         environment = {
             "PATH": os.environ["PATH"],
@@ -80,18 +96,11 @@ def count(tree: Path) -> dict[str, int]:
             raise MissingError("program valgrind (Debian package valgrind) is missing") from None
         if done.returncode:
             raise MissingError((done.stderr.strip().splitlines() or ["valgrind failed"])[-1])
-        totals = _totals(Path(directory))
-    found: dict[str, int] = {}
-    for name in dict.fromkeys(name for name, _ in totals):
-        (short, few), (long, many) = sorted(
-            (calls, sum_) for (kind, calls), sum_ in totals.items() if kind == name
-        )
-        found[name] = round((many - few) / ((long - short) * BATCH))
-    return found
+        return _totals(Path(directory))
 
 
 def _totals(directory: Path) -> dict[tuple[str, int], int]:
-    """What callgrind wrote: instructions by kind of packet and number of calls."""
+    """What callgrind wrote."""
     totals: dict[tuple[str, int], int] = {}
     for path in directory.iterdir():
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -113,14 +122,14 @@ def check(found: dict[str, dict[str, int]]) -> int:
         for name, counted in kinds.items():
             before = recorded.get(tree, {}).get(name)
             if before is None:
-                print(f"{tree} {name}: {counted:,} instructions a judgement, no record")
+                print(f"{tree} {name}: {counted:,} instructions a packet, no record")
                 continue
             over = counted > before * LIMIT
             worse = worse or over
             verdict = f"over the limit of {LIMIT - 1:+.0%}" if over else "fine"
             change = counted / before - 1
             print(
-                f"{tree} {name}: {counted:,} instructions a judgement, "
+                f"{tree} {name}: {counted:,} instructions a packet, "
                 f"{change:+.1%} of {before:,}: {verdict}"
             )
     return EXIT_NOT_FINE if worse else EXIT_OK

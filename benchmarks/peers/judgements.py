@@ -86,7 +86,7 @@ def main() -> None:
             library.counting_begin()
             for _ in again:
                 engine.judge(batch, now=1.0)
-            library.counting_end(f"{name} {calls}".encode())
+            library.counting_end(f"{name} {calls * BATCH}".encode())
 
 
 main()

@@ -51,16 +51,18 @@ class InterfaceNames:
     """Names of interfaces by their index, remembered until they are forgotten on purpose."""
 
     def __init__(self) -> None:
-        self._names: dict[int, str] = {0: ""}
+        self._names: dict[int, str] = {}
 
     def of(self, index: int) -> str:
         """The name; empty for index 0, which stands for no interface."""
-        names = self._names
-        return names[index] if index in names else self._look_up(index)
+        if not index:
+            return ""
+        name = self._names.get(index)
+        return name if name is not None else self._look_up(index)
 
     def forget(self) -> None:
         """Look up anew: an index may have got another name."""
-        self._names = {0: ""}
+        self._names = {}
 
     def _look_up(self, index: int) -> str:
         if len(self._names) >= _NAMES_MAX:
