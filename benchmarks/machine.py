@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -58,20 +59,35 @@ def cpu_seconds(pid: int) -> float:
     """
     sum_ns = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
-        try:
+        # A thread may end between the two calls.
+        with suppress(FileNotFoundError, ProcessLookupError):
             sum_ns += int((task / "schedstat").read_text(encoding="ascii").split()[0])
-        except FileNotFoundError:  # the thread ended between the two calls
-            continue
     return sum_ns / 1e9
 
 
-def family(pid: int) -> list[int]:
-    """A process with its children and theirs."""
-    found = [pid]
-    for one in found:
-        for task in Path(f"/proc/{one}/task").iterdir():
-            found += map(int, (task / "children").read_text(encoding="ascii").split())
-    return found
+def family_seconds(pid: int) -> float:
+    """The same of a process with its children and theirs, as far as they live.
+
+    Raises:
+        FileNotFoundError: The process itself is gone.
+    """
+    seconds = cpu_seconds(pid)
+    family = [pid]
+    for one in family:
+        # A program that the guard runs for a moment may end between the calls.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if one != pid:
+                seconds += cpu_seconds(one)
+            for task in Path(f"/proc/{one}/task").iterdir():
+                family += map(int, (task / "children").read_text(encoding="ascii").split())
+    return seconds
+
+
+def memory_mb(pid: int) -> float:
+    """What a process has in memory."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) / 1000 if found else 0.0
 
 
 def softirq_threads() -> list[int]:

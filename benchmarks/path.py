@@ -144,12 +144,11 @@ class Arena:
         site.generate(sender, frames, warm_up, pps=pps, backlog=kept)
         wait_until_drained(pid)
         dropped = _dropped(pid)
-        family = machine.family(pid)
         spent = -self._softirq_time()
-        used = -sum(map(machine.cpu_seconds, family))
+        used = -machine.family_seconds(pid)
         run = site.generate(sender, frames, count, pps=pps, backlog=kept)
         wait_until_drained(pid)
-        used += sum(map(machine.cpu_seconds, family))
+        used += machine.family_seconds(pid)
         spent += self._softirq_time()
         self._check(name, run.sent + warm_up)
         if _dropped(pid) != dropped:
@@ -199,6 +198,9 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
         for _ in range(rounds):
             for name in [contenders.KERNEL_DROP, *names]:
                 _once(arena, results, name, SATURATED, frames, count)
+            for name in names:
+                used = machine.memory_mb(arena.process(name).pid)
+                results.add(SECTION, name, "memory after each round", "MB", used)
         for _ in range(max(2, rounds // 2)):
             for name in [contenders.KERNEL_DROP, *names]:
                 _once(arena, results, name, PACED, frames, count // 2, pps=PACED_PPS)

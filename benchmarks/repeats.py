@@ -76,8 +76,8 @@ class _Place:
         return sum(int(line.split()[7]) for line in table.read_text("ascii").splitlines())
 
     def _used(self) -> float:
-        family = machine.family(self.pid) if self.pid else []
-        return sum(map(machine.cpu_seconds, [*family, *self.softirq]))
+        used = machine.family_seconds(self.pid) if self.pid else 0.0
+        return used + sum(map(machine.cpu_seconds, self.softirq))
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
