@@ -6,14 +6,16 @@ import os
 import platform
 import re
 import subprocess
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import nfq_guard
 
-# Load from before the bench, by CPU, above which its figures are not worth much.
-BUSY_LOAD_PER_CPU: Final = 0.25
+# The part of its CPUs that a machine may use before the bench; above it figures are worth little.
+_BUSY_SHARE: Final = 0.1
+_LOOKED_S: Final = 2.0
 _PROGRAMS: Final = {
     "gcc": ("gcc", "--version"),
     "iptables": ("iptables", "--version"),
@@ -46,10 +48,18 @@ def record() -> dict[str, object]:
 
 
 def too_busy() -> str:
-    """Why the machine is too busy for the figures to be trusted; empty when it is quiet."""
-    load = os.getloadavg()[0]
-    limit = BUSY_LOAD_PER_CPU * (os.cpu_count() or 1)
-    return f"load {load:.2f} before the bench, over {limit:.2f}" if load > limit else ""
+    """Why the machine is too busy for the figures to be trusted; empty when it is quiet.
+
+    It is watched for two seconds. The load average would still tell of what was built before.
+    """
+    before = busy_seconds()
+    time.sleep(_LOOKED_S)
+    share = (busy_seconds() - before) / _LOOKED_S / (os.cpu_count() or 1)
+    return (
+        f"{share:.0%} of its CPUs used before the bench, over {_BUSY_SHARE:.0%}"
+        if share > _BUSY_SHARE
+        else ""
+    )
 
 
 def cpu_seconds(pid: int) -> float:
