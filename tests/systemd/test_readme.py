@@ -89,7 +89,7 @@ def test_every_command_runs(guest: Guest, recorded: Path) -> None:
 @pytest.mark.kernel
 def test_the_demo_prints_what_readme_shows() -> None:
     done = subprocess.run(
-        ["make", "demo", f"PYTHON={sys.executable}"],
+        ["make", "--no-print-directory", "demo", f"PYTHON={sys.executable}"],
         cwd=_TREE,
         check=False,
         capture_output=True,
@@ -102,7 +102,11 @@ def test_the_demo_prints_what_readme_shows() -> None:
 
 def test_install_is_what_the_service_tests_install() -> None:
     told = subprocess.run(
-        ["make", "-n", "install"], cwd=_TREE, check=True, capture_output=True, text=True
+        ["make", "--no-print-directory", "-n", "install"],
+        cwd=_TREE,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert told.stdout.strip() == "systemd/install.sh install"
 
