@@ -58,11 +58,16 @@ unpack:
 	rm -rf build/compiled
 	$(BIN)/python -m zipfile -e build/wheels/nfq_guard-*.whl build/compiled
 
-# Floors 0 to 3 and the replay once more, as the wheel has them: compiled.
+# What the wheel has compiled, once more: floors 0 to 3, the replay, the packet path.
 compiled: unpack
 	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 		--override-ini=pythonpath= -m 'not kernel' \
-		tests/compiled tests/core tests/nfqueue tests/conntrack tests/policy tests/capture tests/replay
+		tests/compiled tests/core tests/nfqueue tests/conntrack tests/policy tests/capture tests/replay \
+		tests/flows/test_record.py tests/service/test_loop.py tests/service/test_judging.py
+	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
+		--override-ini=pythonpath= -m kernel \
+		tests/nfqueue tests/service/test_worker_kernel.py tests/flows/test_bpf.py \
+		--deselect tests/flows/test_bpf.py::test_kernels_before_6_11_know_zone_0_alone
 
 fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \

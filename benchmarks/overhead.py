@@ -112,11 +112,11 @@ def _in_force(site: Site, one: Mitigation) -> Iterator[int]:
 
 
 def _guard(site: Site, one: Mitigation) -> subprocess.Popen[str]:
-    """The guard with rules of its own, as an operator runs it."""
+    """The guard with rules of its own and the priority of its unit, as an operator runs it."""
     tree = contenders.COMPILED if contenders.COMPILED.exists() else REPO
     config = contenders.configuration(site, 0, daemon=one.daemon)
     process = site.start(
-        site.router, "env", "-C", str(tree), f"PYTHONPATH={tree}",
+        site.router, "nice", "-n", unit_nice(), "env", "-C", str(tree), f"PYTHONPATH={tree}",
         sys.executable, "-m", "nfq_guard", "run", "--config", str(config), "--mode", one.mode,
     )  # fmt: skip
     contenders.await_queue(site, process, 0)
@@ -128,6 +128,12 @@ def _guard(site: Site, one: Mitigation) -> subprocess.Popen[str]:
     # It looks at its rules once more, in a thread that must not end within a measurement.
     time.sleep(0.5)
     return process
+
+
+def unit_nice() -> str:
+    """The priority that the unit gives it."""
+    unit = (REPO / "systemd" / "nfq-guard.service").read_text(encoding="utf-8")
+    return next(line.split("=")[1] for line in unit.splitlines() if line.startswith("Nice="))
 
 
 def _cell(site: Site, results: Results, name: str, pid: int, pps: int, seconds: float) -> None:

@@ -48,7 +48,7 @@ class QueueReader:
         self,
         queue_num: int,
         *,
-        queue_length: int = 1024,
+        queue_length: int = 4096,
         copy_bytes: int = 256,
         socket_buffer_bytes: int = 4 << 20,
         fail_open: bool = True,

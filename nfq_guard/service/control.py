@@ -11,10 +11,13 @@ is dropped; and all of them together get a tenth of the time. What is kept for a
 line and an answer at most.
 """
 
+import fcntl
+import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
@@ -31,6 +34,8 @@ IDLE_S: Final = 30.0
 _SHARE: Final = 0.1
 _SAVED_MAX_S: Final = 0.05
 _PARKED_S: Final = 0.02
+# Longer than another daemon takes to see that nobody answers.
+_ALONE_WITHIN_S: Final = 1.5
 
 _UCRED: Final = struct.Struct("iII")
 # asm-generic/socket.h; Python does not name it, and takes answers up to this size.
@@ -67,6 +72,31 @@ def caller_of(connection: socket.socket) -> Caller:
     except OSError:  # more groups than fit: the first one counts
         pass
     return Caller(pid, uid, frozenset(groups))
+
+
+@contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """No other daemon looks at a socket in there meanwhile, to take its place or to remove it.
+
+    Who may read the directory could hold this for good; after a while it is done without.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _ALONE_WITHIN_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+            break
+        yield
+    finally:
+        os.close(fd)
 
 
 @final
@@ -111,9 +141,10 @@ class ControlServer:
         self._loop.forget(self._listener.fileno())
         self._listener.close()
         try:
-            found = self._path.lstat()
-            if (found.st_dev, found.st_ino) == self._inode:
-                self._path.unlink()
+            with alone_in(self._path.parent):
+                found = self._path.lstat()
+                if (found.st_dev, found.st_ino) == self._inode:
+                    self._path.unlink()
         except OSError:  # gone, or in a directory that is no longer ours to write
             return
 

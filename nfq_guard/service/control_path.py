@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.errors import BusyError, UsageError
-from nfq_guard.service.control import CLIENTS_MAX, caller_of
+from nfq_guard.service.control import CLIENTS_MAX, alone_in, caller_of
 from nfq_guard.service.settings import Settings
 
 DEFAULT: Final = Path(Settings().control_socket)
 _KEY: Final = "daemon.control_socket"
 _ANSWER_WITHIN_S: Final = 1.0
-_ATTEMPTS: Final = 3
 # The owner and the group may connect; what each may ask is looked at again with every request.
 _UMASK: Final = 0o117
 
@@ -43,20 +42,25 @@ def listen(path: Path, notes: list[str]) -> socket.socket | None:
 
 def _listen(path: Path) -> socket.socket:
     """Listen under a name of our own first: nobody must find a socket that does not answer yet."""
-    _make_room(path)
+    if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
+        path.parent.mkdir(mode=0o750, exist_ok=True)
+    if not path.parent.is_dir():
+        raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
     own = path.with_name(f".{path.name}.{os.getpid()}")
     own.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(_UMASK)
     try:
-        listener.bind(str(own))
-        listener.listen(CLIENTS_MAX)
-        _put(own, path)
+        with alone_in(path.parent):
+            _make_room(path)
+            listener.bind(str(own))
+            listener.listen(CLIENTS_MAX)
+            path.hardlink_to(own)
     except OSError as error:
         listener.close()
         why = error.strerror or str(error)
         raise UsageError(f"{_KEY}: {path} cannot be made: {why}") from None
-    except BusyError:
+    except (BusyError, UsageError):
         listener.close()
         raise
     finally:
@@ -66,25 +70,8 @@ def _listen(path: Path) -> socket.socket:
     return listener
 
 
-def _put(own: Path, path: Path) -> None:
-    """Give the socket its name, unless another daemon was faster."""
-    for _ in range(_ATTEMPTS):
-        try:
-            path.hardlink_to(own)
-        except FileExistsError:
-            _make_room(path)
-        else:
-            return
-    raise BusyError(f"other daemons fight over {path}")
-
-
 def _make_room(path: Path) -> None:
-    if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
-        path.parent.mkdir(mode=0o750)
-    if not path.parent.is_dir():
-        raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
     try:
-        # One look at what is there: a daemon that starts at once may take the place at any time.
         if not stat.S_ISSOCK(path.lstat().st_mode) and not path.is_socket():
             raise UsageError(f"{_KEY}: expected a socket or nothing, found a file at {path}")
         with _connected(path) as connection:

@@ -67,7 +67,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     cpu_fanout: bool = False
     zones: Annotated[tuple[Port, ...], Meta(min_length=1, max_length=16)] = (0,)
     fail_mode: Literal["open", "closed", "kernel-drop"] = "open"
-    queue_length: Annotated[int, Meta(ge=1, le=1 << 20)] = 1024
+    queue_length: Annotated[int, Meta(ge=1, le=1 << 20)] = 4096
     copy_bytes: Annotated[int, Meta(ge=128, le=4016)] = 256
     socket_buffer_bytes: Annotated[int, Meta(ge=4096, le=1 << 28)] = 4 << 20
     batch: Annotated[int, Meta(ge=1, le=1024)] = 64

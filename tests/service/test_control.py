@@ -18,7 +18,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import BusyError, UsageError
 from nfq_guard.service import control, control_path
 from nfq_guard.service.answers import Reply, no, ok
-from nfq_guard.service.control import Caller, ControlServer
+from nfq_guard.service.control import Caller, ControlServer, alone_in
 from nfq_guard.service.control_path import listen
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.requests import Requests
@@ -299,8 +299,13 @@ def test_a_second_instance_is_refused(served: Served) -> None:
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
 
 
-def test_of_many_at_once_one_gets_the_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("left_behind", [False, True])
+def test_of_many_at_once_one_gets_the_place(tmp_path: Path, *, left_behind: bool) -> None:
+    """Nor do two that find a dead daemon's socket remove each other's."""
     path = tmp_path / "s"
+    if left_behind:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
+            left.bind(str(path))
     code = (
         "import sys, time; from pathlib import Path\n"
         "from nfq_guard.errors import BusyError\n"
@@ -337,6 +342,17 @@ def test_of_many_at_once_one_gets_the_place(tmp_path: Path) -> None:
         one.communicate()
     assert sorted(said) == ["busy"] * 5 + ["mine"]
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
+
+
+def test_who_holds_the_directory_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "_ALONE_WITHIN_S", 0.05)
+    with alone_in(tmp_path):
+        served = Served(tmp_path / "s")
+        assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+        served.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
