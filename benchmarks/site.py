@@ -5,6 +5,7 @@ The router tracks connections. Flows of any number are opened by sending both si
 the two ends; no socket knows of them, so nobody answers, and what arrives is only counted.
 """
 
+import os
 import re
 import signal
 import subprocess
@@ -154,6 +155,7 @@ class Site:
         pps: float = 0,
         stamp: bool = False,
         backlog: tuple[int, int, int] | None = None,
+        cpu: int | None = None,
     ) -> Run:
         """Send frames out of `eth0` of a namespace and wait for the end.
 
@@ -165,6 +167,7 @@ class Site:
             stamp: Whether each packet carries its time.
             backlog: Instead of a rate: id of a process in the router, and between how many
                 packets and how many shall wait in its queues.
+            cpu: The one that it shall stay on; it also does what the router does with the packets.
         """
         words = [str(BUILD / "generate"), "eth0", str(path), str(count), str(pps)]
         if stamp:
@@ -174,6 +177,8 @@ class Site:
             table = f"/proc/{pid}/net/netfilter/nfnetlink_queue"
             words += ["backlog", table, str(low), str(high)]
         process = namespace.popen(*words)
+        if cpu is not None:
+            os.sched_setaffinity(process.pid, {cpu})
         try:
             out, problem = process.communicate(timeout=_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -182,8 +187,8 @@ class Site:
             _end(process)
         if process.returncode:
             raise RuntimeError(f"generate: {problem}")
-        sent, seconds, cpu, _ = out.split()
-        return Run(int(sent), float(seconds), float(cpu))
+        sent, seconds, used, _ = out.split()
+        return Run(int(sent), float(seconds), float(used))
 
     @contextmanager
     def flood(self, namespace: Namespace, path: Path, pps: int) -> Iterator[None]:
