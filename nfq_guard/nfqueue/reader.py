@@ -4,9 +4,9 @@
 The library binds the queue, owns the socket and unbinds. What it lacks (operations.md 4.2) is done
 beside it on a duplicate of that socket: queue flags, the kernel's word on checksums, ENOBUFS
 counted, errors of verdicts counted, a budget a turn. No verdict is given through the library.
-Messages are read beside it too: by its own reading, which makes a `Packet` and hands each of its
-numbers over by a call, an accepted packet costs 2.1 times the CPU of a C program that only
-accepts; by ours, 1.4 times (benchmarks/README.md).
+Messages are read beside it too, many a call: by its own reading, which makes a `Packet` and hands
+each of its numbers over by a call, an accepted packet costs 2.1 times the CPU of a C program that
+only accepts; by ours, about as much as there (benchmarks/README.md).
 """
 
 import errno
