@@ -2,7 +2,6 @@
 """The programs that are measured against each other on one queue each."""
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -167,7 +166,7 @@ def await_queue(site: Site, process: subprocess.Popen[str], queue_num: int) -> N
 
 def _has_bound(pid: int, queue_num: int) -> bool:
     try:
-        return any(number == queue_num for number, *_ in queues(pid))
+        return queue_num in queues(pid)
     except OSError:  # not in the router yet, or gone
         return False
 
@@ -203,9 +202,3 @@ def opensnitch() -> Contender:
         missing="Debian package opensnitch is not installed" if absent else "",
         share=0.05,
     )
-
-
-def pin(pid: int, cpu: int) -> None:
-    """Keep a process on one CPU, where there is more than one."""
-    if (os.cpu_count() or 1) > 1:
-        os.sched_setaffinity(pid, {cpu})

@@ -100,6 +100,12 @@ def memory_mb(pid: int) -> float:
     return int(found[1]) / 1000 if found else 0.0
 
 
+def pin(pid: int, cpu: int) -> None:
+    """Keep a process on one CPU, where there is more than one."""
+    if (os.cpu_count() or 1) > 1:
+        os.sched_setaffinity(pid, {cpu})
+
+
 def softirq_threads() -> list[int]:
     """The kernel's threads for softirqs that were put off."""
     return [

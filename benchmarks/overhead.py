@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from benchmarks import contenders, machine
 from benchmarks.rows import Results, percentile
-from benchmarks.site import BUILD, INVALID, REPO, SERVER, Site, queues
+from benchmarks.site import BUILD, INVALID, REPO, SERVER, Site, lost, queued
 from benchmarks.survivors import CONNECTIONS, Survivors
 from nfq_guard.firewall.spec import CHAIN
 from nfq_guard.service.settings import Settings
@@ -140,7 +139,7 @@ def _cell(site: Site, results: Results, name: str, pid: int, pps: int, seconds: 
     survivors = Survivors(site)
     try:
         killers = survivors.killers()
-        retransmitted, lost, unjudged = _retransmitted(site), _lost(pid), _unjudged(site, pid)
+        retransmitted, dropped, unjudged = _retransmitted(site), _lost(pid), _unjudged(site, pid)
         used, softirq, busy = _used(pid), machine.softirq_seconds(), machine.busy_seconds()
         began = time.monotonic()
         with site.flood(site.server, killers, pps):
@@ -167,7 +166,7 @@ def _cell(site: Site, results: Results, name: str, pid: int, pps: int, seconds: 
         )
         if pid:
             results.add(SECTION, name, "guard CPU", "CPU s/s", (_used(pid) - used) / took, x=x)
-            results.add(SECTION, name, "INVALID lost", "packets", _lost(pid) - lost, x=x)
+            results.add(SECTION, name, "INVALID lost", "packets", _lost(pid) - dropped, x=x)
             results.add(
                 SECTION, name, "INVALID unjudged", "packets", _unjudged(site, pid) - unjudged, x=x
             )
@@ -194,17 +193,12 @@ def _used(pid: int) -> float:
 
 
 def _lost(pid: int) -> int:
-    return sum(full + buffer for _, _, full, buffer in queues(pid)) if pid else 0
+    return lost(pid) if pid else 0
 
 
 def _unjudged(site: Site, pid: int) -> int:
     """Packets that met the guard's rule while the queue was full, and went on as they were."""
-    if not pid:
-        return 0
-    table = Path(f"/proc/{pid}/net/netfilter/nfnetlink_queue").read_text(encoding="ascii")
-    # A packet that finds no room is given no id.
-    numbered = sum(int(line.split()[7]) for line in table.splitlines())
-    return site.counted("mangle", CHAIN) - numbered
+    return site.counted("mangle", CHAIN) - queued(pid) if pid else 0
 
 
 def _retransmitted(site: Site) -> int:

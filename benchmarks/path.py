@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from benchmarks import contenders, machine
 from benchmarks.contenders import Contender
 from benchmarks.rows import Results
-from benchmarks.site import INVALID, Site, queues, wait_until_drained
+from benchmarks.site import INVALID, Site, lost, wait_until_drained
 
 SECTION: Final = "path"
 SATURATED: Final = "saturated"
@@ -74,7 +74,7 @@ class Arena:
         # opensnitch takes the next one too.
         self._next_queue += max(2, queues_in_all)
         if queues_in_all == 1:
-            contenders.pin(process.pid, 1)
+            machine.pin(process.pid, 1)
         self._running[contender.name] = queue_num, process
         self._share[contender.name] = contender.share
         return True
@@ -143,7 +143,7 @@ class Arena:
         kept = None if pps else (pid, *backlog)
         site.generate(sender, frames, warm_up, pps=pps, backlog=kept)
         wait_until_drained(pid)
-        dropped = _dropped(pid)
+        dropped = lost(pid)
         spent = -self._softirq_time()
         used = -machine.family_seconds(pid)
         run = site.generate(sender, frames, count, pps=pps, backlog=kept)
@@ -151,7 +151,7 @@ class Arena:
         used += machine.family_seconds(pid)
         spent += self._softirq_time()
         self._check(name, run.sent + warm_up)
-        if _dropped(pid) != dropped:
+        if lost(pid) != dropped:
             raise RuntimeError("the queue or its socket buffer ran over")
         everything = used + spent + run.cpu_s
         return Cost(used / run.sent * 1e6, everything / run.sent * 1e6, run.sent / run.seconds)
@@ -164,10 +164,6 @@ class Arena:
 
     def _softirq_time(self) -> float:
         return sum(map(machine.cpu_seconds, self._softirq))
-
-
-def _dropped(pid: int) -> int:
-    return sum(full + buffer for _, _, full, buffer in queues(pid))
 
 
 def field(*, quick: bool) -> list[Contender]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 from benchmarks import contenders, path, targets
 from benchmarks.rows import Results, from_json
 from benchmarks.site import REPO
+from benchmarks.text import number
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
 
 RESULTS: Final = Path(__file__).parent / "results"
@@ -63,9 +64,11 @@ def section(record: dict[str, Any], folder: Path) -> str:
 
 def _promise(one: targets.Target) -> str:
     sign = "at least" if one.at_least else "at most"
-    measured = "not measured" if one.measured is None else f"{one.measured:.4g} {one.unit}"
+    measured = "not measured" if one.measured is None else f"{number(one.measured)} {one.unit}"
     note = f" ({one.note})" if one.outcome != "met" and one.note else ""
-    return f"| {one.name} | {sign} {one.limit:g} {one.unit} | {measured}{note} | {one.outcome} |"
+    return (
+        f"| {one.name} | {sign} {number(one.limit)} {one.unit} | {measured}{note} | {one.outcome} |"
+    )
 
 
 def _costs(results: Results) -> list[str]:

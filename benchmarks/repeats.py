@@ -18,7 +18,7 @@ from typing import Final
 
 from benchmarks import contenders, frames, machine
 from benchmarks.rows import Results
-from benchmarks.site import INVALID, REPO, ROUTER_OUTSIDE, Site, wait_until_drained
+from benchmarks.site import INVALID, REPO, ROUTER_OUTSIDE, Site, queued, wait_until_drained
 from nfq_guard.firewall.offload import TABLE
 
 SECTION: Final = "repeats"
@@ -57,24 +57,21 @@ class _Place:
             RuntimeError: More than a hundredth of them was queued, so this is no flood that the
                 kernel dealt with.
         """
-        queued = self._queued()
+        had = self._queued()
         before = self._used()
         # To move from one CPU to the other costs a quarter of a packet, whoever drops it.
         run = self.site.generate(self.site.server, path, count, cpu=0)
         if self.pid:
             wait_until_drained(self.pid)
         cost = (self._used() - before + run.cpu_s) / run.sent * 1e6
-        queued = self._queued() - queued
-        if queued > run.sent / 100:
-            raise RuntimeError(f"{self.name}: {queued} of {run.sent} packets were queued")
+        came = self._queued() - had
+        if came > run.sent / 100:
+            raise RuntimeError(f"{self.name}: {came} of {run.sent} packets were queued")
         return cost
 
     def _queued(self) -> int:
         """Packets that the guard's queue has had."""
-        if not self.pid:
-            return 0
-        table = Path(f"/proc/{self.pid}/net/netfilter/nfnetlink_queue")
-        return sum(int(line.split()[7]) for line in table.read_text("ascii").splitlines())
+        return queued(self.pid) if self.pid else 0
 
     def _used(self) -> float:
         used = machine.family_seconds(self.pid) if self.pid else 0.0

@@ -5,7 +5,6 @@ The router tracks connections. Flows of any number are opened by sending both si
 the two ends; no socket knows of them, so nobody answers, and what arrives is only counted.
 """
 
-import os
 import re
 import signal
 import subprocess
@@ -16,8 +15,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
-from benchmarks import frames
+from benchmarks import frames, machine
 from nfq_guard.lab.netns import Namespace, veth
+from nfq_guard.nfqueue.counters import QueueCounters, parse
 
 REPO: Final = Path(__file__).resolve().parent.parent
 BUILD: Final = REPO / "build" / "bench"
@@ -178,7 +178,7 @@ class Site:
             words += ["backlog", table, str(low), str(high)]
         process = namespace.popen(*words)
         if cpu is not None:
-            os.sched_setaffinity(process.pid, {cpu})
+            machine.pin(process.pid, cpu)
         try:
             out, problem = process.communicate(timeout=_LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -285,15 +285,20 @@ def mac(namespace: Namespace, device: str) -> bytes:
     return bytes.fromhex(found[1].replace(":", ""))
 
 
-def queues(pid: int) -> Iterator[tuple[int, int, int, int]]:
-    """Number, waiting packets, and packets dropped for a full queue and for a full buffer.
+def queues(pid: int) -> dict[int, QueueCounters]:
+    """The kernel's counters of every queue in the network namespace of a process, by number."""
+    table = Path(f"/proc/{pid}/net/netfilter/nfnetlink_queue")
+    return parse(table.read_text(encoding="ascii"))
 
-    Of every queue in the network namespace of a process.
-    """
-    table = Path(f"/proc/{pid}/net/netfilter/nfnetlink_queue").read_text(encoding="ascii")
-    for line in table.splitlines():
-        fields = [int(word) for word in line.split()]
-        yield fields[0], fields[2], fields[5], fields[6]
+
+def lost(pid: int) -> int:
+    """Packets that the queues there dropped because they, or their readers' buffers, were full."""
+    return sum(queue.queue_dropped + queue.user_dropped for queue in queues(pid).values())
+
+
+def queued(pid: int) -> int:
+    """Packets that the queues there have had; one that finds no room is not among them."""
+    return sum(queue.last_id for queue in queues(pid).values())
 
 
 def wait_until_drained(pid: int, limit_s: float = 30) -> None:
@@ -303,7 +308,7 @@ def wait_until_drained(pid: int, limit_s: float = 30) -> None:
         TimeoutError: Some still do after `limit_s`.
     """
     deadline = time.monotonic() + limit_s
-    while any(waiting for _, waiting, _, _ in queues(pid)):
+    while any(queue.waiting for queue in queues(pid).values()):
         if time.monotonic() > deadline:
             raise TimeoutError("packets wait in the queue and nobody answers them")
         time.sleep(0.002)

@@ -200,7 +200,6 @@ struct exchange {
 	u32 count;
 	u32 hz;           /* Ticks a second of this kernel; set once by user space. */
 	u32 options_size; /* Tells user space whether zones can be asked for. */
-	u32 found;        /* How many of the requests. */
 	struct request requests[BATCH];
 	struct answer answers[BATCH];
 };
@@ -292,7 +291,6 @@ static long look_up(u32 index, struct run *run)
 		return 0;
 	}
 	answer->found = 1;
-	exchange.found++;
 	answer->dir = options.dir;
 	answer->zone = EXISTS(entry->zone) ? entry->zone.id : 0;
 	answer->mark = EXISTS(entry->mark) ? entry->mark : 0;
@@ -319,7 +317,6 @@ int ct_lookup(struct __sk_buff *skb)
 		.options_size = OPTIONS_SIZE,
 	};
 
-	exchange.found = 0;
 	exchange.options_size = run.options_size;
 	bpf_loop(exchange.count, look_up, &run, 0);
 	return 0;

@@ -55,11 +55,11 @@ class BpfFlows:
         self._others = others
         self._program = Program(_OBJECT.read_bytes(), _PROGRAM, EXCHANGE_SIZE)
         memory = self._program.memory
-        HEADER.pack_into(memory, 0, 0, ticks_per_second(), 0, 0)
+        HEADER.pack_into(memory, 0, 0, ticks_per_second(), 0)
         self._exchange = Exchange(memory, self._program.run)
         # Tells what the kernel offers, and that it lets us run the program at all.
         self._exchange.ask((), 0)
-        (_, _, options_size, _) = HEADER.unpack_from(memory)
+        (_, _, options_size) = HEADER.unpack_from(memory)
         if any(self._zones) and options_size < _OPTIONS_WITH_ZONE:
             self.close()
             raise UnavailableError(

@@ -19,8 +19,8 @@ from nfq_guard.seqno import Seq
 # Tuples that one run of the program can look up.
 BATCH: Final = 64
 
-# count, ticks a second, size of the kernel's lookup options, how many were found.
-HEADER: Final = Struct("=IIII")
+# count, ticks a second, size of the kernel's lookup options.
+HEADER: Final = Struct("=III")
 _COUNT: Final = Struct("=I")
 # Size of the tuple that follows, protocol, zone; then both addresses and both ports.
 _REQUEST_IPV4: Final = Struct(">BBH4s4sHH24x").pack

@@ -9,6 +9,7 @@ import socket
 import sys
 from typing import Final, final
 
+from nfq_guard.netlink import NLMSG_ERROR
 from nfq_guard.nfqueue import netlink
 from nfq_guard.wire.packet import (
     CHECKSUM_GOOD,
@@ -31,7 +32,6 @@ _HIGH: Final = 1 - _LOW
 # Where the low half of a message's 32-bit length is, and its type.
 _LENGTH_AT: Final = 0 if sys.byteorder == "little" else 2
 _TYPE_AT: Final = 4
-_TYPE_ERROR: Final = 2
 # An interface comes and goes by the index; nobody has more than a few thousand.
 _NAMES_MAX: Final = 4096
 
@@ -85,7 +85,7 @@ def length_of(messages: bytes, start: int) -> int:
 
 def is_error(messages: bytes, start: int) -> bool:
     """Whether the message at `start` is one; the low octet of a packet's type is 0."""
-    return messages[start + _TYPE_AT + _LOW] == _TYPE_ERROR
+    return messages[start + _TYPE_AT + _LOW] == NLMSG_ERROR
 
 
 def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> tuple[int, Queued]:

@@ -99,11 +99,11 @@ class Loop:
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
         """Call with the monotonic time about every so many seconds; missed ones are not made up."""
-        self._add(_Timer(seconds, time.monotonic() + seconds, call))
+        self._add(seconds, seconds, call)
 
     def after(self, seconds: float, call: Callable[[float], None]) -> None:
         """Call once with the monotonic time, in about so many seconds."""
-        self._add(_Timer(0.0, time.monotonic() + seconds, call))
+        self._add(0.0, seconds, call)
 
     def on(self, number: signal.Signals, call: Callable[[], None]) -> None:
         """Call from the loop, never from within other code, when the signal came."""
@@ -152,8 +152,9 @@ class Loop:
                 timer.call(now)
         self._find_due()
 
-    def _add(self, timer: _Timer) -> None:
-        self._timers.append(timer)
+    def _add(self, every_s: float, in_s: float, call: Callable[[float], None]) -> None:
+        self._now = time.monotonic()
+        self._timers.append(_Timer(every_s, self._now + in_s, call))
         self._find_due()
 
     def _find_due(self) -> None:

@@ -23,10 +23,10 @@ def test_requests_are_laid_out_as_the_kernel_takes_them() -> None:
     memory, asked = exchange()
     assert asked.ask([IPV4, IPV6], 7) == [None, None]
     assert int.from_bytes(memory[:4], sys.byteorder) == 2
-    assert memory[16:56] == (
+    assert memory[12:52] == (
         b"\x0c\x06\x00\x07\x0a\x00\x00\x01\x0a\x00\x00\x02\x11\x22\x33\x44" + bytes(24)
     )
-    assert memory[56:96] == b"\x24\x11\x00\x07" + bytes(range(32)) + b"\x55\x66\x77\x88"
+    assert memory[52:92] == b"\x24\x11\x00\x07" + bytes(range(32)) + b"\x55\x66\x77\x88"
     asked.ask([IPV4], 7)
     assert int.from_bytes(memory[:4], sys.byteorder) == 1
 
