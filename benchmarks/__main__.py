@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Measure, and write JSON, text and a page: `python -m benchmarks [--quick] [--output DIR]`.
 
-Exit status: 0 when every target is met, 1 when one is missed or could not be measured, 69 when a
-program is missing, 77 without root, 130 after Ctrl-C.
+Exit status: 0 when every target is met, 1 when one is missed or could not be measured, 2 for wrong
+usage, 69 when a program is missing, 77 without root, 130 after Ctrl-C.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any, Final
 from benchmarks import contenders, machine, targets, text
 from benchmarks.rows import Results, from_json
 from benchmarks.site import REPO
-from nfq_guard.errors import EXIT_NO_PRIVILEGE, EXIT_NOT_FINE, EXIT_OK, EXIT_UNAVAILABLE
+from nfq_guard.errors import EXIT_NO_PRIVILEGE, EXIT_NOT_FINE, EXIT_OK, EXIT_UNAVAILABLE, EXIT_USAGE
 
 SECTIONS: Final = (
     "path",
@@ -58,8 +58,16 @@ def main() -> int:
     """Do it; the exit status."""
     args = _arguments()
     if args.render is not None:
-        record = json.loads(args.render.read_text(encoding="utf-8"))
-        return _write(args.render.parent, record, from_json(record["rows"]))
+        try:
+            record = json.loads(args.render.read_text(encoding="utf-8"))
+            results = from_json(record["rows"])
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            why = (
+                error.strerror if isinstance(error, OSError) else None
+            ) or "no results of a bench"
+            print(f"benchmarks: {args.render}: {why}", file=sys.stderr)
+            return EXIT_USAGE
+        return _write(args.render.parent, record, results)
     if os.geteuid() != 0:
         print("benchmarks: needs root: it makes network namespaces", file=sys.stderr)
         return EXIT_NO_PRIVILEGE

@@ -9,7 +9,7 @@ the one in instructions.json, and prints each.
 Counts, not seconds: no load on the machine can decide. They belong to one build of Python;
 without a record of this one there is nothing to hold them to, and that is said.
 
-Exit status: 0 fine, 1 over the limit, 69 when valgrind or the compiled tree is missing.
+Exit status: 0 fine, 1 over the limit, 69 when make, valgrind or the compiled tree is missing.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -54,6 +55,9 @@ def count(tree: Path) -> dict[str, int]:
     """
     if not tree.exists():
         raise MissingError(f"{tree} is missing: run `make wheels compiled`")
+    for program in ("make", "valgrind"):
+        if shutil.which(program) is None:
+            raise MissingError(f"program {program} (Debian package {program}) is missing")
     library = BUILD / "counting.so"
     built = subprocess.run(
         ["make", "-s", "-C", str(Path(__file__).parent / "c"), "counting"],
@@ -88,12 +92,9 @@ def _run(program: Path, tree: Path, library: Path) -> dict[tuple[str, int], int]
             "PYTHONHASHSEED": "0",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        try:
-            done = subprocess.run(
-                words, check=False, capture_output=True, text=True, env=environment, cwd="/"
-            )
-        except FileNotFoundError:
-            raise MissingError("program valgrind (Debian package valgrind) is missing") from None
+        done = subprocess.run(
+            words, check=False, capture_output=True, text=True, env=environment, cwd="/"
+        )
         if done.returncode:
             raise MissingError((done.stderr.strip().splitlines() or ["valgrind failed"])[-1])
         return _totals(Path(directory))

@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from benchmarks.__main__ import main
-from nfq_guard.errors import EXIT_NO_PRIVILEGE, EXIT_NOT_FINE
+from nfq_guard.errors import EXIT_NO_PRIVILEGE, EXIT_NOT_FINE, EXIT_USAGE
 
 pytestmark = pytest.mark.kernel
 _TREE: Final = Path(__file__).parent.parent.parent
@@ -35,6 +35,25 @@ def test_without_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick"])
     assert main() == EXIT_NO_PRIVILEGE
     assert capsys.readouterr().err == "benchmarks: needs root: it makes network namespaces\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(None, "No such file or directory"), ("{", "no results"), ('{"rows": 3}', "no results")],
+)
+def test_results_that_are_none(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    why: str,
+) -> None:
+    path = tmp_path / "results.json"
+    if text is not None:
+        path.write_text(text)
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--render", str(path)])
+    assert main() == EXIT_USAGE
+    assert capsys.readouterr().err.startswith(f"benchmarks: {path}: {why}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

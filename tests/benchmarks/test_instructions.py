@@ -42,3 +42,14 @@ def test_new_record_keeps_the_others(recorded: Path) -> None:
 def test_tree_that_is_missing(tmp_path: Path) -> None:
     with pytest.raises(instructions.MissingError, match="run `make wheels compiled`"):
         instructions.count(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("program", ["make", "valgrind"])
+def test_program_that_is_missing(
+    program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in {"make", "valgrind"} - {program}:
+        (tmp_path / other).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(instructions.MissingError, match=f"program {program} .* is missing"):
+        instructions.count(tmp_path)
