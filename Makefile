@@ -63,7 +63,7 @@ compiled: unpack
 	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 		--override-ini=pythonpath= -m 'not kernel' \
 		tests/compiled tests/core tests/nfqueue tests/conntrack tests/policy tests/capture tests/replay \
-		tests/flows/test_record.py tests/service/test_loop.py tests/service/test_judging.py
+		tests/flows/test_exchange.py tests/service/test_loop.py tests/service/test_safe_judge.py
 	PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 		--override-ini=pythonpath= -m kernel \
 		tests/nfqueue tests/service/test_worker_kernel.py tests/flows/test_bpf.py \

@@ -19,9 +19,9 @@ import orjson
 
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import STATUS_DST_NAT, Evidence, FlowSnapshot, FlowTuple
-from nfq_guard.policy import compiled
-from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
+from nfq_guard.policy import matcher as compiled
 from nfq_guard.policy.default import default_policy
+from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.seqno import seq
 from nfq_guard.wire.packet import ACK, Packet, Queued, Segment

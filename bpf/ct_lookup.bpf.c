@@ -10,7 +10,7 @@
  * of its fields may be one packet apart.
  *
  * Everything that is needed of the kernel is declared here, and the offsets are fitted to the
- * running kernel when the object is loaded (CO-RE). nfq_guard/flows/record.py knows the layout of
+ * running kernel when the object is loaded (CO-RE). nfq_guard/flows/exchange.py knows the layout of
  * `struct exchange`; a change here is a change there.
  */
 

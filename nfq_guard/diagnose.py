@@ -9,7 +9,7 @@ broken any more, other packets of the flow came between: `raced`.
 from typing import Final
 
 from nfq_guard.conntrack import window
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import (
     CLASS_ACK,
     CLASS_NAMES,

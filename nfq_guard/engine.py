@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol, final
 
-from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Finding
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, answering
-from nfq_guard.policy.compiled import CompiledPolicy
 from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.shadow import Disagreement, Shadow
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Queued, Segment

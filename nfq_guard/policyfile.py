@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final, final
 
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
 from nfq_guard.policy.default import default_model
+from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.parse import Reading, parse_policy, read_policy
 from nfq_guard.policy.values import one_of, suggestion

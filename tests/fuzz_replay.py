@@ -24,10 +24,10 @@ with atheris.instrument_imports(include=["nfq_guard"]):
     from nfq_guard.capture.reader import Capture
     from nfq_guard.capture.writer import PcapngWriter
     from nfq_guard.cli.replay_text import Table, comment, summary_lines
-    from nfq_guard.conntrack.kernels import KERNELS
+    from nfq_guard.conntrack.kernel_rules import KERNELS
     from nfq_guard.flow import STATUS_DST_NAT
     from nfq_guard.policy.default import default_policy
-    from nfq_guard.replay.record import record
+    from nfq_guard.replay.frame_record import record
     from nfq_guard.replay.replayer import Replayer, ReplaySettings
     from nfq_guard.replay.summary import Summary
 

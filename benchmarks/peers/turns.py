@@ -19,13 +19,14 @@ from pathlib import Path
 
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence
-from nfq_guard.flows import bpf, record
+from nfq_guard.flows import bpf
+from nfq_guard.flows import exchange as record
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.worker import Worker
+from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import EventLog
-from nfq_guard.telemetry.limits import EventLimiter
+from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.sink import LineSink
 
 # Packets a turn. The sockets hold what two hundred take.

@@ -14,12 +14,12 @@ import orjson
 
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import Style, paint, write_line
-from nfq_guard.conntrack.kernels import KERNELS, rules_of
+from nfq_guard.conntrack.kernel_rules import KERNELS, rules_of
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
+from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.schema import policy_schema
-from nfq_guard.policy.sentences import policy_sentences
 from nfq_guard.policyfile import PRESET_PREFIX, load_policy, read_shadow, read_table
 from nfq_guard.service import config
 from nfq_guard.service.settings import Settings

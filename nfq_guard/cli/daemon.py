@@ -4,8 +4,8 @@
 import argparse
 from pathlib import Path
 
-from nfq_guard.service.client import Client
-from nfq_guard.service.control_path import DEFAULT
+from nfq_guard.service.control.client import Client
+from nfq_guard.service.control.socket_path import DEFAULT
 
 
 def add_socket(parser: argparse.ArgumentParser) -> None:

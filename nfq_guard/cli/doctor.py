@@ -16,7 +16,7 @@ from nfq_guard.doctor.examine import examine
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, Mistake
 from nfq_guard.policyfile import read_shadow, read_table
 from nfq_guard.service.config import Config, load
-from nfq_guard.service.rules import firewall_of
+from nfq_guard.service.firewall_spec import firewall_of
 
 _STYLES: Final = {
     Status.OK: Style.GREEN,

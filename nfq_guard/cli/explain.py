@@ -6,13 +6,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from nfq_guard.cli import replaying
+from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.explain_text import lesson_text
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
-from nfq_guard.replay.lesson import make_lesson
-from nfq_guard.replay.lesson_record import lesson_object
+from nfq_guard.replay.explanation import make_lesson
+from nfq_guard.replay.explanation_record import lesson_object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,9 +25,9 @@ from nfq_guard.flow import (
 )
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.bounds import BoundCheck, Point
-from nfq_guard.replay.lesson import Lesson
-from nfq_guard.replay.meanings import ABSENT_MEANINGS, BOUND_RULES, MEANINGS, why_passed
-from nfq_guard.replay.numberline import ACTUAL, LIMIT, OTHER, Mark, draw
+from nfq_guard.replay.explanation import Lesson
+from nfq_guard.replay.glossary import ABSENT_MEANINGS, BOUND_RULES, MEANINGS, why_passed
+from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.replay.replayer import Outcome
 from nfq_guard.replay.words import (
     breach_gist,

@@ -16,14 +16,14 @@ from nfq_guard.capture.links import LINKS
 from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
-from nfq_guard.cli import replaying
+from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
 from nfq_guard.cli.terminal import Style, columns, paint, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.finding import Reason
-from nfq_guard.replay.record import record
+from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer
 from nfq_guard.replay.selection import Selection, parse_flow
 from nfq_guard.replay.summary import Summary

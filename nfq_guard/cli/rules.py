@@ -13,7 +13,7 @@ from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
 from nfq_guard.firewall.render import render
 from nfq_guard.service.config import load
-from nfq_guard.service.rules import fail_mode_of, firewall_of
+from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 

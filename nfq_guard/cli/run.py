@@ -8,7 +8,7 @@ import msgspec
 from nfq_guard.cli.options import add_config
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK, UsageError
-from nfq_guard.service import wiring
+from nfq_guard.service import assemble as wiring
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 

@@ -11,7 +11,7 @@ from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import write_json
 from nfq_guard.cli.top_view import View
 from nfq_guard.errors import EXIT_OK, NfqGuardError, UsageError
-from nfq_guard.service.client import Client
+from nfq_guard.service.control.client import Client
 
 _FLOWS: Final = 200
 

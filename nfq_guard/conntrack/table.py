@@ -13,7 +13,6 @@ for each packet would cost more than judging it.
 from collections.abc import Sequence
 from typing import Final, final
 
-from nfq_guard.conntrack.connection import TcpTracker
 from nfq_guard.conntrack.entry import (
     ACCEPT_LAST,
     CAUSE_BAD_CHECKSUM,
@@ -33,9 +32,10 @@ from nfq_guard.conntrack.entry import (
     key_of,
     new_peer,
 )
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import FLAGS_PASS, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.conntrack.tcp import TcpTracker
 from nfq_guard.flow import (
     IPV4,
     PROTO_TCP,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from nfq_guard import capabilities
 from nfq_guard.doctor import (
     collect,
     evidence,
@@ -25,7 +26,6 @@ from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, Difference, FailMode, Firewall
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
-from nfq_guard.flows import capabilities
 from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue import counters
 

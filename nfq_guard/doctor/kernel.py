@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from nfq_guard.conntrack.kernels import rules_of
+from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.doctor.check import Check, note, ok, problem
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason

@@ -2,8 +2,8 @@
 """Our own chains in the packet filter, and nothing else's."""
 
 from nfq_guard.firewall.compare import Difference, Kind
-from nfq_guard.firewall.counted import Counted
 from nfq_guard.firewall.manager import BOTH_FAMILIES, Changes, Firewall
+from nfq_guard.firewall.rule_counters import Counted
 from nfq_guard.firewall.spec import JUDGED_MARK, Backend, FailMode, Family, RulesSpec
 
 __all__ = [

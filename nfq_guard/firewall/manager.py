@@ -9,10 +9,10 @@ from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences
-from nfq_guard.firewall.counted import Counted
 from nfq_guard.firewall.lock import held
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
+from nfq_guard.firewall.rule_counters import Counted
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.spec import Backend, FailMode, Family, RulesSpec
 from nfq_guard.firewall.xtables import (

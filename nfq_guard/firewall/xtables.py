@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
-from nfq_guard.firewall.counted import Counted, counted
 from nfq_guard.firewall.nft_query import has_table
+from nfq_guard.firewall.rule_counters import Counted, counted
 from nfq_guard.firewall.saved import Saved, parse
 from nfq_guard.firewall.spec import Backend, Family
 

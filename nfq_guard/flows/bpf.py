@@ -12,8 +12,8 @@ from typing import Final, final
 from nfq_guard.errors import UnavailableError
 from nfq_guard.flow import PROTO_TCP, PROTO_UDP, Evidence, FlowSnapshot, FlowTuple
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
+from nfq_guard.flows.exchange import BATCH, EXCHANGE_SIZE, HEADER, Exchange
 from nfq_guard.flows.libbpf import Program
-from nfq_guard.flows.record import BATCH, EXCHANGE_SIZE, HEADER, Exchange
 
 _OBJECT: Final = Path(__file__).with_name("ct_lookup.bpf.o")
 _PROGRAM: Final = "ct_lookup"

@@ -8,8 +8,8 @@ from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
-from nfq_guard.flows.lack import Host, why_not, without_capabilities
 from nfq_guard.flows.libbpf import LoadError
+from nfq_guard.flows.unavailable import Host, why_not, without_capabilities
 
 
 @final

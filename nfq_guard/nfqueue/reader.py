@@ -21,8 +21,8 @@ from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.nfqueue import counters, netlink
-from nfq_guard.nfqueue.inbox import SLOTS, Inbox, reason
 from nfq_guard.nfqueue.message import InterfaceNames, is_error, length_of, packet_of
+from nfq_guard.nfqueue.receive import SLOTS, Inbox, reason
 from nfq_guard.wire.packet import Queued
 
 # Octets of a message beside the packet: headers and every attribute that the kernel may add.

@@ -7,7 +7,7 @@ here too because a daemon must not depend on a file to protect.
 
 from typing import Final
 
-from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
+from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.parse import parse_policy
 

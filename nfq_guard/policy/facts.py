@@ -5,8 +5,8 @@ from typing import Final
 
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import IPV4, IPV6, PROTO_TCP, Evidence, FlowSnapshot, Nat
-from nfq_guard.policy.addresses import address_number, is_global, is_private
 from nfq_guard.policy.fields import EVIDENCES, NATS
+from nfq_guard.policy.intervals import address_number, is_global, is_private
 from nfq_guard.policy.spans import ABSENT
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Queued, Segment
 

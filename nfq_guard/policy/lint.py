@@ -3,7 +3,7 @@
 
 from typing import Final, NamedTuple
 
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.finding import Bound, Reason
 from nfq_guard.flow import PROTO_TCP, PROTO_UDP
 from nfq_guard.policy.fields import FAMILIES, FIELD_BY_NAME, IPV6_BASE, REASONS

@@ -15,7 +15,7 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET, LINKS, NO_PACKET
-from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
 from nfq_guard.diagnose import diagnose

@@ -19,15 +19,15 @@ from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Counted, FailMode
-from nfq_guard.service.answers import Reply
+from nfq_guard.service.control.protocol import Reply
+from nfq_guard.service.firewall_spec import fail_mode_of
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
-from nfq_guard.service.reloading import Reloading
-from nfq_guard.service.rules import fail_mode_of
-from nfq_guard.service.rulewatch import RulesWatch
+from nfq_guard.service.reload import Reloading
+from nfq_guard.service.rule_monitor import RulesWatch
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Rates, described, policy_facts, totals
-from nfq_guard.service.team import Loaded, QueueState, Team
+from nfq_guard.service.supervisor.workers import Loaded, QueueState, Team
 from nfq_guard.telemetry.events import EventLog, timestamp
 from nfq_guard.telemetry.sink import LineSink
 

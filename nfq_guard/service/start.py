@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 from structlog.typing import Processor
 
-from nfq_guard.conntrack.kernels import rules_of
+from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.errors import UsageError
@@ -19,25 +19,25 @@ from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
-from nfq_guard.service.control import ControlServer
-from nfq_guard.service.control_path import listen
-from nfq_guard.service.crew import Crew
+from nfq_guard.service.control.commands import Requests
+from nfq_guard.service.control.server import ControlServer
+from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts, Rules
-from nfq_guard.service.history import History
+from nfq_guard.service.firewall_spec import judged_mark
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
-from nfq_guard.service.requests import Requests
-from nfq_guard.service.rules import judged_mark
-from nfq_guard.service.serving import Serving
 from nfq_guard.service.settings import Settings, parse_listen
-from nfq_guard.service.shedding import open_shedding
-from nfq_guard.service.team import Loaded, OneQueue, Team
-from nfq_guard.service.worker import Worker
-from nfq_guard.service.worker_process import Open, Opened
+from nfq_guard.service.supervisor.supervisor import Crew
+from nfq_guard.service.supervisor.worker_main import Open, Opened
+from nfq_guard.service.supervisor.workers import Loaded, OneQueue, Team
+from nfq_guard.service.worker.history import History
+from nfq_guard.service.worker.offload import open_shedding
+from nfq_guard.service.worker.queue_server import Serving
+from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
-from nfq_guard.telemetry.limits import EventLimiter
+from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
 from nfq_guard.telemetry.sink import LineSink
 

@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from typing import Final
 
-from nfq_guard.whatif.aftermath import Fate
+from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.tally import Example, Tally
 from nfq_guard.whatif.trial import Trial
 

@@ -8,7 +8,7 @@ from typing import Final, final
 from nfq_guard.finding import Reason
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.rates import flow_key
-from nfq_guard.whatif.aftermath import Fate
+from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.recorded import Recorded
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
 

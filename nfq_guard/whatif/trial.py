@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from nfq_guard.policy.compiled import CompiledPolicy
 from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.rates import flow_key
-from nfq_guard.whatif.aftermath import Aftermath, Fate
+from nfq_guard.whatif.conversations import Aftermath, Fate
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.flow import IPV4
 from tests.fuzz_kernel.compare import Pair, ends_of

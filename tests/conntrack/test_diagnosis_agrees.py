@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from nfq_guard.conntrack.kernels import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.states import CLASS_RST
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.conntrack.table import CT_INVALID, FlowTable

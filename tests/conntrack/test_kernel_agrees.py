@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.conntrack import entry, window
-from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, TCP_TIMEOUTS_S, Sysctls
 from nfq_guard.conntrack.table import CT_ESTABLISHED, CT_INVALID, CT_NEW
 from nfq_guard.flow import IPV4, IPV6

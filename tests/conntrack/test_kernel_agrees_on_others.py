@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.conntrack.table import CTSTATES, FlowTable
 from nfq_guard.flow import (

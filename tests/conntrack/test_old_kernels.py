@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from nfq_guard.conntrack.kernels import (
+from nfq_guard.conntrack.kernel_rules import (
     KERNEL_5_10,
     KERNEL_5_15,
     KERNEL_6_1,

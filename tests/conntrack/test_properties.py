@@ -4,7 +4,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.conntrack.kernels import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, FlowTable
 from nfq_guard.flow import TcpState

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from nfq_guard.conntrack import entry
-from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import (
     CT_ESTABLISHED,

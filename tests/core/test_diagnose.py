@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.conntrack.kernels import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.states import CLASS_SYN
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose

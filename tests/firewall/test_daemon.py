@@ -12,7 +12,7 @@ import pytest
 
 from nfq_guard.engine import Mode
 from nfq_guard.firewall import FailMode, Family
-from nfq_guard.service.rules import firewall_of
+from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.settings import Settings
 from tests.firewall.conftest import ADDRESSES, Wire, received
 

@@ -34,7 +34,7 @@ from nfq_guard.flow import (
 from nfq_guard.flows import bpf
 from nfq_guard.flows.bpf import BpfFlows, ticks_per_second
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
-from nfq_guard.flows.record import BATCH
+from nfq_guard.flows.exchange import BATCH
 from nfq_guard.seqno import Seq, add, later
 from tests.flows.conftest import (
     MARK,

@@ -18,9 +18,9 @@ import nfq_guard
 from nfq_guard.flow import Evidence, FlowTuple
 from nfq_guard.flows import bpf, libbpf
 from nfq_guard.flows import open as opening
-from nfq_guard.flows.lack import Host, why_not
+from nfq_guard.flows.exchange import EXCHANGE_SIZE
 from nfq_guard.flows.libbpf import LoadError, Program, last_complaint
-from nfq_guard.flows.record import EXCHANGE_SIZE
+from nfq_guard.flows.unavailable import Host, why_not
 
 _ASK = (
     "from nfq_guard.flows.open import open_flows\n"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.flow import IPV4, IPV6, FlowSnapshot
 from tests.fuzz_kernel.compare import Mismatch, Pair, ends_of, first_mismatch

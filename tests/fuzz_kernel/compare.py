@@ -9,7 +9,7 @@ from typing import Final
 
 from nfq_guard.conntrack import entry as causes
 from nfq_guard.conntrack import window
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import CLASS_RST
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CTSTATES, FlowTable

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from nfq_guard.capture.reader import Capture
-from nfq_guard.conntrack.kernels import KERNELS, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
 from nfq_guard.lab.outcome import GUARDED, Mitigation, Outcome
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Scenario

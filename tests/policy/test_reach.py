@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.conntrack.kernels import KERNEL_5_15, KERNEL_6_1
-from nfq_guard.policy.compiled import compile_policy
+from nfq_guard.conntrack.kernel_rules import KERNEL_5_15, KERNEL_6_1
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.lint import cautions
+from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.policy.reach import lets_nothing_pass
 from tests.support.policies import Case, cases, tables

@@ -4,7 +4,7 @@
 import tomllib
 from pathlib import Path
 
-from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.policy.fields import FIELDS, Field, Kind
 from nfq_guard.policy.keys import POLICY_KEYS, RATE_KEYS, RULE_KEYS
 from nfq_guard.policy.lint import cautions

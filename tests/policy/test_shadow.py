@@ -9,9 +9,9 @@ import pytest
 from nfq_guard.cli import main
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
-from nfq_guard.policy.compiled import CompiledPolicy, compile_policy
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.default import default_model, default_policy
+from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.policy.shadow import Difference, Shadow
 from nfq_guard.policyfile import load_compiled

@@ -15,7 +15,7 @@ from scapy.packet import Raw
 
 from nfq_guard.cli import main
 from nfq_guard.finding import Reason
-from nfq_guard.replay.meanings import MEANINGS
+from nfq_guard.replay.glossary import MEANINGS
 from tests.support import captures
 from tests.support.conversation import Conversation
 

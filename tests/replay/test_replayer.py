@@ -13,7 +13,7 @@ from scapy.packet import Raw
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import LINKS
-from nfq_guard.conntrack.kernels import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.finding import Bound, Reason
 from nfq_guard.flow import STATUS_DST_NAT, CtState, Evidence, Nat

@@ -16,12 +16,13 @@ import pytest
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import BusyError, UsageError
-from nfq_guard.service import control, control_path
-from nfq_guard.service.answers import Reply, no, ok
-from nfq_guard.service.control import Caller, ControlServer, alone_in
-from nfq_guard.service.control_path import listen
+from nfq_guard.service.control import server as control
+from nfq_guard.service.control import socket_path as control_path
+from nfq_guard.service.control.commands import Requests
+from nfq_guard.service.control.protocol import Reply, no, ok
+from nfq_guard.service.control.server import Caller, ControlServer, alone_in
+from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.requests import Requests
 
 Ask = Callable[[bytes], dict[str, Any]]
 
@@ -309,7 +310,7 @@ def test_of_many_at_once_one_gets_the_place(tmp_path: Path, *, left_behind: bool
     code = (
         "import sys, time; from pathlib import Path\n"
         "from nfq_guard.errors import BusyError\n"
-        "from nfq_guard.service.control_path import listen\n"
+        "from nfq_guard.service.control.socket_path import listen\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try: kept = listen(Path(sys.argv[1]), [])\n"
         "except BusyError: print('busy', flush=True)\n"

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.flows.open import NoFlows
-from nfq_guard.service.wiring import load_all
-from nfq_guard.service.worker import Worker
+from nfq_guard.service.assemble import load_all
+from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import EventLog
-from nfq_guard.telemetry.limits import EventLimiter
+from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
 from tests.support.judgments import FakeEngine, queued

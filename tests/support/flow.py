@@ -4,7 +4,7 @@
 from typing import Final
 
 from nfq_guard.conntrack import entry, window
-from nfq_guard.conntrack.kernels import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CTSTATES, FlowTable
 from nfq_guard.flow import IPV4, FlowSnapshot, FlowTuple, Peer, TcpState

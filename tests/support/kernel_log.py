@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Self, final
 
+from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.finding import Reason
-from nfq_guard.flows import capabilities
 from nfq_guard.netlink import (
     ERROR,
     FAMILY_HEADER,

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from benchmarks import readme
-from nfq_guard.conntrack.kernels import KERNEL_6_1
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.engine import Judgment, Mode
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import Evidence

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from nfq_guard.engine import VERDICT_ACCEPT, Judgment, Mode
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Evidence
-from nfq_guard.policy.compiled import compile_policy
 from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.telemetry.events import packet_fields
 from nfq_guard.whatif.events import EventFile

@@ -10,7 +10,8 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.finding import Reason
-from nfq_guard.whatif import aftermath, tally
+from nfq_guard.whatif import conversations as aftermath
+from nfq_guard.whatif import tally
 from nfq_guard.whatif.tally import OTHERS
 from tests.support.captures import pcap
 from tests.support.segments import ACK, SYN, tcp_ipv4

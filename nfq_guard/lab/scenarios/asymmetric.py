@@ -11,7 +11,7 @@ stray, beyond the server's window, is the endpoint's to judge: the server answer
 from collections.abc import Mapping
 from typing import Final
 
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import (
     Link,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from nfq_guard.conntrack.kernels import KernelRules, rules_of
+from nfq_guard.conntrack.kernel_rules import KernelRules, rules_of
 from nfq_guard.lab.netns import Namespace, veth
 from nfq_guard.lab.outcome import Expectations
 from nfq_guard.lab.strays import Stray

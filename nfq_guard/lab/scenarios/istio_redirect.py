@@ -16,7 +16,7 @@ REDIRECT is DNAT to the pod itself, here from port 80 to the proxy's 15006. Two 
 from collections.abc import Mapping
 from typing import Final
 
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, without_path_filter
 from nfq_guard.lab.strays import Kind, Stray

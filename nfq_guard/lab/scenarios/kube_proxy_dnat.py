@@ -12,7 +12,7 @@ connection dies, and the client finds out by its next request.
 from collections.abc import Mapping
 from typing import Final
 
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
 from nfq_guard.lab.strays import Kind, Stray

@@ -11,7 +11,7 @@ ACK. The kernel's own count of INVALID packets, 0, shows which kind this one is.
 
 from typing import Final
 
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios import kube_proxy_dnat
 from nfq_guard.lab.scenarios.base import MakeNamespace, Stage

@@ -15,7 +15,7 @@ Two segments go astray:
 from collections.abc import Mapping
 from typing import Final
 
-from nfq_guard.conntrack.kernels import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
 from nfq_guard.lab.strays import Kind, Stray

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""The arguments that `replay` and `explain` share."""
+
+import argparse
+from typing import Final
+
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KERNELS, rules_of
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.errors import UsageError
+from nfq_guard.flow import STATUS_DST_NAT, STATUS_SRC_NAT, TcpState
+from nfq_guard.policy.default import default_policy
+from nfq_guard.policy.matcher import CompiledPolicy
+from nfq_guard.policyfile import load_compiled
+from nfq_guard.replay.checksums import ChecksumMode
+from nfq_guard.replay.replayer import DEFAULT_CAPACITY, ReplaySettings
+
+_NAT_STATUS: Final = {
+    "none": 0,
+    "snat": STATUS_SRC_NAT,
+    "dnat": STATUS_DST_NAT,
+    "both": STATUS_SRC_NAT | STATUS_DST_NAT,
+}
+
+# `--timeout` names beside the TCP states, with their defaults.
+_OTHER_TIMEOUTS_S: Final = {
+    "MAX_RETRANS": DEFAULT_SYSCTLS.max_retrans_timeout_s,
+    "UNACKNOWLEDGED": DEFAULT_SYSCTLS.unacknowledged_timeout_s,
+    "UDP": DEFAULT_SYSCTLS.udp_timeout_s,
+    "UDP_STREAM": DEFAULT_SYSCTLS.udp_stream_timeout_s,
+    "ICMP": DEFAULT_SYSCTLS.icmp_timeout_s,
+    "GENERIC": DEFAULT_SYSCTLS.generic_timeout_s,
+}
+_TCP_STATES: Final = tuple(state.name for state in TcpState if state is not TcpState.NONE)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare them."""
+    parser.add_argument(
+        "--policy",
+        metavar="FILE",
+        help="judge by this file or preset:NAME, not by the default policy",
+    )
+    add_replay_arguments(parser)
+
+
+def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare those that say how a capture is followed, whatever the policy."""
+    parser.add_argument(
+        "--kernel",
+        metavar="RELEASE",
+        default=KERNEL_6_1.name,
+        help=f"whose rules hold: {', '.join(KERNELS)} or a release such as 5.15.0-91-generic "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--checksum",
+        choices=[mode.value for mode in ChecksumMode],
+        default=ChecksumMode.AUTO.value,
+        help="wrong checksums: tell unfinished from broken ones, take all for broken, or look at "
+        "none (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--assume-nat",
+        choices=list(_NAT_STATUS),
+        default="none",
+        help="how the host translates these flows, for the policy; a capture does not tell "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--flow-table",
+        metavar="N",
+        type=int,
+        default=DEFAULT_CAPACITY,
+        help="most flows to follow at once (default: %(default)s)",
+    )
+    sysctls = parser.add_argument_group(
+        "conntrack sysctls", "As net.netfilter.nf_conntrack_*; the defaults are the kernel's."
+    )
+    sysctls.add_argument("--be-liberal", action="store_true", help="tcp_be_liberal=1")
+    sysctls.add_argument("--no-loose", action="store_true", help="tcp_loose=0")
+    sysctls.add_argument(
+        "--ignore-invalid-rst", action="store_true", help="tcp_ignore_invalid_rst=1"
+    )
+    sysctls.add_argument(
+        "--max-retrans",
+        metavar="N",
+        type=int,
+        default=DEFAULT_SYSCTLS.max_retrans,
+        help="tcp_max_retrans (default: %(default)s)",
+    )
+    sysctls.add_argument(
+        "--timeout",
+        metavar="STATE=S",
+        action="append",
+        default=[],
+        help="seconds in a TCP state, as in CLOSE_WAIT=60, or one of "
+        + ", ".join(_OTHER_TIMEOUTS_S),
+    )
+    sysctls.add_argument("--no-timeouts", action="store_true", help="flows never expire")
+
+
+def settings_of(args: argparse.Namespace, *, every: bool = False) -> ReplaySettings:
+    """The settings that the arguments ask for.
+
+    Raises:
+        UsageError: One of them is not what it should be.
+    """
+    if args.flow_table < 1:
+        raise UsageError(f"--flow-table: expected a number from 1, found {args.flow_table}")
+    if args.max_retrans < 0:
+        raise UsageError(f"--max-retrans: expected a number from 0, found {args.max_retrans}")
+    return ReplaySettings(
+        kernel=rules_of(args.kernel),
+        sysctls=_sysctls(args),
+        checksums=ChecksumMode(args.checksum),
+        capacity=args.flow_table,
+        nat_status=_NAT_STATUS[args.assume_nat],
+        every=every,
+    )
+
+
+def _sysctls(args: argparse.Namespace) -> Sysctls:
+    tcp = list(DEFAULT_SYSCTLS.tcp_timeouts_s)
+    others = dict(_OTHER_TIMEOUTS_S)
+    for text in args.timeout:
+        name, seconds = _timeout(text)
+        if name in _TCP_STATES:
+            tcp[TcpState[name]] = seconds
+        else:
+            others[name] = seconds
+    return Sysctls(
+        be_liberal=args.be_liberal,
+        loose=not args.no_loose,
+        ignore_invalid_rst=args.ignore_invalid_rst,
+        expires=not args.no_timeouts,
+        max_retrans=args.max_retrans,
+        tcp_timeouts_s=tuple(tcp),
+        max_retrans_timeout_s=others["MAX_RETRANS"],
+        unacknowledged_timeout_s=others["UNACKNOWLEDGED"],
+        udp_timeout_s=others["UDP"],
+        udp_stream_timeout_s=others["UDP_STREAM"],
+        icmp_timeout_s=others["ICMP"],
+        generic_timeout_s=others["GENERIC"],
+    )
+
+
+def _timeout(text: str) -> tuple[str, int]:
+    name, _, seconds = text.partition("=")
+    name = name.strip().upper().replace("-", "_")
+    if name not in _TCP_STATES and name not in _OTHER_TIMEOUTS_S:
+        known = ", ".join((*_TCP_STATES, *_OTHER_TIMEOUTS_S))
+        raise UsageError(f"--timeout: expected STATE=S with one of {known}, found {text!r}")
+    if not seconds.strip().isascii() or not seconds.strip().isdigit():
+        raise UsageError(f"--timeout: expected whole seconds for {name}, found {seconds!r}")
+    return name, int(seconds)
+
+
+def policy_of(args: argparse.Namespace) -> CompiledPolicy:
+    """The policy that the arguments name, or the default one.
+
+    Raises:
+        ConfigError: It cannot be used.
+    """
+    return load_compiled(args.policy) if args.policy else default_policy()

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: MIT
+"""The TCP tracker: what one segment is to its flow, and what it changes (kernel.md 1.4 to 1.9)."""
+
+from typing import Final, final
+
+from nfq_guard.conntrack.entry import (
+    ACCEPT,
+    ACCEPT_LAST,
+    CAUSE_BAD_TRANSITION,
+    CAUSE_CHALLENGE_ACK,
+    CAUSE_NONE,
+    CAUSE_RST_OUTSIDE,
+    CAUSE_STATE_IGNORES,
+    IGNORE,
+    INVALID,
+    REOPEN,
+    Entry,
+    new_peer,
+)
+from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.conntrack.states import (
+    CLASS_ACK,
+    CLASS_RST,
+    CLASS_SYN,
+    CLASS_SYNACK,
+    MOVE_IGNORE,
+    MOVE_INVALID,
+    MOVES,
+)
+from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.conntrack.tcp_in_window import SlidingWindow, take_options
+from nfq_guard.flow import (
+    PEER_BE_LIBERAL,
+    PEER_CLOSE_INIT,
+    PEER_DATA_UNACKNOWLEDGED,
+    PEER_EXP_CHALLENGE_ACK,
+    PEER_MAXACK_SET,
+    PEER_SACK_PERM,
+    PEER_SIMULTANEOUS_OPEN,
+    STATUS_ASSURED,
+    STATUS_SEEN_REPLY,
+    TcpState,
+)
+from nfq_guard.seqno import Seq, add, before
+from nfq_guard.wire.packet import Segment
+
+_NONE: Final = int(TcpState.NONE)
+_SYN_SENT: Final = int(TcpState.SYN_SENT)
+_SYN_RECV: Final = int(TcpState.SYN_RECV)
+_ESTABLISHED: Final = int(TcpState.ESTABLISHED)
+_FIN_WAIT: Final = int(TcpState.FIN_WAIT)
+_LAST_ACK: Final = int(TcpState.LAST_ACK)
+_TIME_WAIT: Final = int(TcpState.TIME_WAIT)
+_CLOSE: Final = int(TcpState.CLOSE)
+_SYN_SENT2: Final = int(TcpState.SYN_SENT2)
+
+# A SYN in these opens the next flow, or is ignored.
+_OVER: Final = (_TIME_WAIT, _CLOSE)
+
+# What becomes of a RST that the table lets close the flow (kernel.md 1.7).
+_RST_CLOSES: Final = 0
+_RST_CHECKED: Final = 1
+_RST_CHECKED_KEEPS_STATE: Final = 2
+_RST_INVALID: Final = 3
+
+
+@final
+class TcpTracker:
+    """Follows the segments of any number of flows by one kernel's rules.
+
+    Attributes:
+        cause: Why the last segment was ignored or INVALID: a code of `window` or `entry`.
+        actual: The number of that segment which broke a bound.
+        limit: The last number that would have passed.
+    """
+
+    def __init__(self, kernel: KernelRules, sysctls: Sysctls) -> None:
+        """Follow by the rules of `kernel`, set as `sysctls` say."""
+        self.cause: int = CAUSE_NONE
+        self.actual: Seq = Seq(0)
+        self.limit: Seq = Seq(0)
+        self._kernel = kernel
+        self._sliding = SlidingWindow(kernel, sysctls)
+        self._loose = sysctls.loose
+        self._rst_below_passes = sysctls.ignore_invalid_rst and kernel.ignores_invalid_rst
+        self._timeouts: tuple[int, ...] = sysctls.tcp_timeouts_s
+        self._max_retrans = sysctls.max_retrans
+        self._max_retrans_s = sysctls.max_retrans_timeout_s
+        self._unacknowledged_s = sysctls.unacknowledged_timeout_s
+
+    def opens(self, kind: int) -> bool:
+        """Whether a segment of class `kind` may open an entry (kernel.md 1.4)."""
+        return kind == CLASS_SYN or (kind == CLASS_ACK and self._loose)
+
+    def open(self, entry: Entry, segment: Segment, kind: int) -> None:
+        """Set up a fresh `entry` for the segment that opens it; `follow` comes next."""
+        sender, receiver = entry.peers
+        end = segment.end
+        sender.td_end = end
+        sender.td_maxwin = max(segment.window, 1)
+        if kind == CLASS_SYN:
+            sender.td_maxend = end
+            take_options(sender, segment)
+        else:
+            # Nobody knows the scales of a flow picked up in the middle, so no window is held
+            # against either side.
+            sender.td_maxend = add(end, sender.td_maxwin)
+            sender.flags = receiver.flags = PEER_SACK_PERM | PEER_BE_LIBERAL
+
+    def follow(self, entry: Entry, segment: Segment, kind: int, direction: int, now: float) -> int:
+        """Judge one segment of `entry` and take it into account.
+
+        Args:
+            entry: Its flow; state NONE right after `open`.
+            segment: With flags that pass `states.FLAGS_PASS`.
+            kind: Its class.
+            direction: 0 original, 1 reply.
+            now: Seconds.
+
+        Returns:
+            `ACCEPT`, `ACCEPT_LAST`, `IGNORE`, `INVALID` or `REOPEN`; `cause` says why for
+            `IGNORE` and `INVALID`.
+        """
+        self.cause = CAUSE_NONE
+        state = entry.state
+        move = MOVES[direction][kind][state]
+        if kind != CLASS_ACK or state != _ESTABLISHED:
+            if move == MOVE_INVALID:
+                self.cause = CAUSE_BAD_TRANSITION
+                return INVALID
+            if move == MOVE_IGNORE or (move == _SYN_SENT and state in _OVER):
+                return self._out_of_order(entry, segment, kind, direction, move, now)
+            if kind == CLASS_RST:
+                return self._reset(entry, segment, direction, state, now)
+            if move == _SYN_SENT2:
+                entry.last_flags |= PEER_SIMULTANEOUS_OPEN
+            elif kind == CLASS_ACK:
+                if move == _TIME_WAIT and _answers_challenge(entry, direction, state):
+                    entry.last_flags &= ~PEER_EXP_CHALLENGE_ACK
+                    self.cause = CAUSE_CHALLENGE_ACK
+                    return IGNORE
+                if move == _SYN_RECV and entry.last_flags & PEER_SIMULTANEOUS_OPEN:
+                    move = _ESTABLISHED
+        return self._checked(entry, segment, kind, direction, state, move, now)
+
+    def _checked(
+        self,
+        entry: Entry,
+        segment: Segment,
+        kind: int,
+        direction: int,
+        state: int,
+        move: int,
+        now: float,
+    ) -> int:
+        """Make `move` out of `state`, if the window lets the segment pass."""
+        sliding = self._sliding
+        outcome = sliding.check(entry, segment, kind, direction, now)
+        if outcome != ACCEPT:
+            self.cause = sliding.breach
+            self.actual = sliding.actual
+            self.limit = sliding.limit
+            return outcome
+        return self._accept(entry, kind, direction, state, move, now)
+
+    def _out_of_order(
+        self, entry: Entry, segment: Segment, kind: int, direction: int, move: int, now: float
+    ) -> int:
+        """A segment that the table says to ignore, or a SYN after the end of the flow."""
+        if move == _SYN_SENT and _is_over(entry, direction):
+            return REOPEN
+        if _answers_ignored_syn(entry, segment, kind, direction):
+            _resync(entry, direction)
+            return self._checked(entry, segment, kind, direction, _SYN_SENT, _SYN_RECV, now)
+        self._record_ignored(entry, segment, kind, direction)
+        self.cause = CAUSE_STATE_IGNORES
+        return IGNORE
+
+    def _reset(self, entry: Entry, segment: Segment, direction: int, state: int, now: float) -> int:
+        fate = self._judge_rst(entry, segment, direction)
+        if fate == _RST_INVALID:
+            return INVALID
+        if fate == _RST_CLOSES:
+            return self._accept(entry, CLASS_RST, direction, state, _CLOSE, now)
+        move = state if fate == _RST_CHECKED_KEEPS_STATE else _CLOSE
+        return self._checked(entry, segment, CLASS_RST, direction, state, move, now)
+
+    def _accept(
+        self, entry: Entry, kind: int, direction: int, state: int, move: int, now: float
+    ) -> int:
+        peers = entry.peers
+        entry.last_index = kind
+        entry.last_dir = direction
+        entry.state = move
+        if move == _FIN_WAIT and state != _FIN_WAIT:
+            peers[direction].flags |= PEER_CLOSE_INIT
+        timeout = self._timeouts[move]
+        if entry.retrans >= self._max_retrans and timeout > self._max_retrans_s:
+            timeout = self._max_retrans_s
+        elif kind == CLASS_RST:
+            timeout = self._timeouts[_CLOSE]
+        elif timeout > self._unacknowledged_s and (
+            (peers[0].flags | peers[1].flags) & PEER_DATA_UNACKNOWLEDGED or entry.last_win == 0
+        ):
+            timeout = self._unacknowledged_s
+        status = entry.status
+        if not status & STATUS_SEEN_REPLY:
+            if kind == CLASS_RST:
+                return ACCEPT_LAST
+            if kind == CLASS_SYN and state == _SYN_SENT and move == _SYN_SENT:
+                # A SYN sent again does not keep a flow alive that nobody answers.
+                return ACCEPT
+            if move == _ESTABLISHED and timeout > self._unacknowledged_s:
+                timeout = self._unacknowledged_s
+        elif (
+            not status & STATUS_ASSURED
+            and move == _ESTABLISHED
+            and state in (_SYN_RECV, _ESTABLISHED)
+        ):
+            entry.status = status | STATUS_ASSURED
+        entry.expires = now + timeout
+        return ACCEPT
+
+    def _record_ignored(self, entry: Entry, segment: Segment, kind: int, direction: int) -> None:
+        entry.last_index = kind
+        entry.last_dir = direction
+        entry.last_seq = segment.seq
+        entry.last_end = segment.end
+        entry.last_win = segment.window
+        if kind == CLASS_SYN and direction == 0:
+            # The SYN may be right and our idea of the flow stale: remember what it offers.
+            offer = new_peer()
+            take_options(offer, segment)
+            entry.last_wscale = offer.td_scale
+            entry.last_flags = offer.flags
+            if entry.state == _LAST_ACK:
+                entry.last_flags |= PEER_EXP_CHALLENGE_ACK
+        elif (
+            kind == CLASS_ACK
+            and direction == 1
+            and entry.state == _SYN_SENT
+            and self._kernel.rst_after_challenge_ack
+        ):
+            entry.last_ack = segment.ack
+
+    def _judge_rst(self, entry: Entry, segment: Segment, direction: int) -> int:
+        """What becomes of a RST (kernel.md 1.7)."""
+        kernel = self._kernel
+        state = entry.state
+        if kernel.closing_takes_any_rst and _FIN_WAIT <= state <= _CLOSE:
+            return _RST_CLOSES
+        seq = segment.seq
+        receiver = entry.peers[1 - direction]
+        last_index = entry.last_index
+        assured = entry.status & STATUS_ASSURED
+        if receiver.flags & PEER_MAXACK_SET and (
+            last_index != CLASS_SYN or kernel.rst_after_syn_checked
+        ):
+            settled = state == _ESTABLISHED and assured
+            if seq == 0 and not settled and kernel.ignores_invalid_rst:
+                return _RST_CHECKED
+            if before(seq, receiver.td_maxack) and not self._rst_below_passes:
+                self.cause = CAUSE_RST_OUTSIDE
+                self.actual = seq
+                self.limit = receiver.td_maxack
+                return _RST_INVALID
+            if not settled or seq == receiver.td_maxack:
+                return _RST_CHECKED
+            follows_own_data = (
+                last_index == CLASS_ACK and entry.last_dir == direction and seq == entry.last_end
+            )
+            return _RST_CHECKED if follows_own_data else _RST_CHECKED_KEEPS_STATE
+        if segment.ack == entry.last_end and (
+            (
+                entry.status & STATUS_SEEN_REPLY
+                and last_index == CLASS_SYN
+                and entry.last_dir != direction
+            )
+            or (not assured and last_index == CLASS_ACK)
+        ):
+            return _RST_CLOSES
+        if (
+            kernel.rst_after_challenge_ack
+            and state == _SYN_SENT
+            and last_index == CLASS_ACK
+            and seq == entry.last_ack
+        ):
+            return _RST_CLOSES
+        return _RST_CHECKED
+
+
+def _is_over(entry: Entry, direction: int) -> bool:
+    """Whether a SYN opens the next flow: this one was closed, or reset by the same side."""
+    return (entry.peers[0].flags | entry.peers[1].flags) & PEER_CLOSE_INIT != 0 or (
+        entry.last_dir == direction and entry.last_index == CLASS_RST
+    )
+
+
+def _answers_challenge(entry: Entry, direction: int, state: int) -> bool:
+    """Whether an ACK answers a SYN that was ignored in LAST_ACK, instead of ending the flow."""
+    return (
+        state == _LAST_ACK
+        and entry.last_index == CLASS_SYN
+        and entry.last_dir != direction
+        and entry.last_flags & PEER_EXP_CHALLENGE_ACK != 0
+    )
+
+
+def _answers_ignored_syn(entry: Entry, segment: Segment, kind: int, direction: int) -> bool:
+    """Whether a SYN+ACK proves that a SYN which was ignored was right (kernel.md 1.8)."""
+    return (
+        kind == CLASS_SYNACK
+        and entry.last_index == CLASS_SYN
+        and entry.last_dir != direction
+        and segment.ack == entry.last_end
+    )
+
+
+def _resync(entry: Entry, direction: int) -> None:
+    """Start over from the SYN that was ignored; its SYN+ACK goes in `direction`."""
+    entry.last_flags &= ~PEER_EXP_CHALLENGE_ACK
+    asking = entry.peers[1 - direction]
+    asking.td_end = asking.td_maxend = entry.last_end
+    asking.td_maxwin = max(entry.last_win, 1)
+    asking.td_scale = entry.last_wscale
+    asking.flags = entry.last_flags
+    answering = entry.peers[direction]
+    answering.td_end = answering.td_maxend = answering.td_maxack = Seq(0)
+    answering.td_maxwin = 0
+    answering.td_scale = 0
+    answering.flags &= PEER_BE_LIBERAL

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""The window of a flow as segments go by: held against each, and moved by it (kernel.md 1.6)."""
+
+from typing import Final, final
+
+from nfq_guard.conntrack import window
+from nfq_guard.conntrack.entry import ACCEPT, IGNORE, INVALID, Entry
+from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.conntrack.states import CLASS_ACK, CLASS_FIN, CLASS_RST, CLASS_SYN
+from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.flow import (
+    PEER_BE_LIBERAL,
+    PEER_DATA_UNACKNOWLEDGED,
+    PEER_MAXACK_SET,
+    PEER_SACK_PERM,
+    PEER_WINDOW_SCALE,
+    STATUS_ASSURED,
+    Peer,
+    TcpState,
+)
+from nfq_guard.seqno import Seq, add, after, later
+from nfq_guard.wire.packet import ACK, SYN, Segment
+from nfq_guard.wire.tcp import highest_acknowledged, parse_options
+
+_SYN_SENT: Final = int(TcpState.SYN_SENT)
+_SYN_RECV: Final = int(TcpState.SYN_RECV)
+
+_MASK: Final = 0xFFFFFFFF
+_HALF: Final = 0x80000000
+
+# A shorter timeout after INVALID segments that close is worth it only from here on, seconds.
+_SHORTENED_FROM_S: Final = 120
+
+
+@final
+class SlidingWindow:
+    """Checks segments of any number of flows by one kernel's rules.
+
+    Attributes:
+        breach: The bound that the last segment broke: a code of `window`.
+        actual: The number of that segment which broke it.
+        limit: The last number that would have passed.
+    """
+
+    def __init__(self, kernel: KernelRules, sysctls: Sysctls) -> None:
+        """Check by the rules of `kernel`, set as `sysctls` say."""
+        self.breach: int = window.FITS
+        self.actual: Seq = Seq(0)
+        self.limit: Seq = Seq(0)
+        self._old_segments_pass = kernel.old_segments_pass
+        self._overshoot_moves_end = kernel.overshoot_moves_end
+        self._any_reinitialises = kernel.reinit_by_any_segment
+        self._close_shortens = kernel.invalid_close_shortens
+        self._liberal = sysctls.be_liberal
+        self._unacknowledged_s = sysctls.unacknowledged_timeout_s
+
+    def check(self, entry: Entry, segment: Segment, kind: int, direction: int, now: float) -> int:
+        """Hold the segment against the window, and move the window by it (kernel.md 1.6)."""
+        peers = entry.peers
+        sender = peers[direction]
+        receiver = peers[1 - direction]
+        flags = segment.flags
+        seq = segment.seq
+        ack = segment.ack
+        end = segment.end
+        sack = ack
+        if receiver.flags & PEER_SACK_PERM and segment.options:
+            sack = highest_acknowledged(segment.options, ack)
+        if sender.td_maxwin == 0:
+            if self._meet(entry, segment, kind, direction, end, sack):
+                return ACCEPT
+        elif (kind != CLASS_ACK or self._any_reinitialises) and self._is_reinitialised(
+            entry, segment, direction, end
+        ):
+            self._initialise(entry, segment, direction, end)
+            if kind == CLASS_SYN and direction == 1:
+                return ACCEPT
+        if not flags & ACK or (kind == CLASS_RST and ack == 0):
+            ack = sack = receiver.td_end
+        if kind == CLASS_RST and seq == 0 and entry.state == _SYN_SENT:
+            seq = end = sender.td_end
+        breach = window.first_breach(
+            seq,
+            end,
+            sack,
+            sender.td_end,
+            sender.td_maxend,
+            sender.td_maxwin,
+            receiver.td_end,
+            receiver.td_maxwin,
+            self._old_segments_pass,
+        )
+        if breach != window.FITS:
+            return self._outside(entry, kind, direction, breach, seq, end, sack, now)
+        _move_window(sender, receiver, segment, ack, sack, end)
+        if kind == CLASS_ACK:
+            win = segment.window
+            if (
+                entry.last_dir == direction
+                and entry.last_seq == seq
+                and entry.last_ack == ack
+                and entry.last_end == end
+                and entry.last_win == win
+            ):
+                entry.retrans = (entry.retrans + 1) & 0xFF
+            else:
+                entry.last_dir = direction
+                entry.last_seq = seq
+                entry.last_ack = ack
+                entry.last_end = end
+                entry.last_win = win
+                entry.retrans = 0
+        return ACCEPT
+
+    def _meet(
+        self, entry: Entry, segment: Segment, kind: int, direction: int, end: Seq, sack: Seq
+    ) -> bool:
+        """Learn about a sender not seen before; whether its segment passes without a check."""
+        sender = entry.peers[direction]
+        receiver = entry.peers[1 - direction]
+        if segment.flags & SYN:
+            self._initialise(entry, segment, direction, end)
+            return kind == CLASS_SYN
+        sender.td_end = end
+        sender.td_maxwin = max(segment.window << sender.td_scale, 1)
+        sender.td_maxend = add(end, sender.td_maxwin)
+        if sack == add(receiver.td_end, 1):
+            # The answer to a keepalive that carried one octet and was sent before we looked.
+            receiver.td_end = sack
+        return False
+
+    def _is_reinitialised(self, entry: Entry, segment: Segment, direction: int, end: Seq) -> bool:
+        """Whether a half-open sender starts over with this segment."""
+        state = entry.state
+        if not after(end, entry.peers[direction].td_end):
+            return False
+        if self._any_reinitialises:
+            return (state == _SYN_SENT and direction == 0) or (
+                state == _SYN_RECV and direction == 1
+            )
+        return segment.flags & SYN != 0 and state in (_SYN_SENT, _SYN_RECV)
+
+    def _initialise(self, entry: Entry, segment: Segment, direction: int, end: Seq) -> None:
+        sender = entry.peers[direction]
+        receiver = entry.peers[1 - direction]
+        sender.td_end = sender.td_maxend = end
+        sender.td_maxwin = max(segment.window, 1)
+        take_options(sender, segment)
+        if (direction == 1 or self._any_reinitialises) and not (
+            sender.flags & receiver.flags & PEER_WINDOW_SCALE
+        ):
+            sender.td_scale = receiver.td_scale = 0
+
+    def _outside(
+        self,
+        entry: Entry,
+        kind: int,
+        direction: int,
+        breach: int,
+        seq: Seq,
+        end: Seq,
+        sack: Seq,
+        now: float,
+    ) -> int:
+        """A segment that breaks a bound."""
+        sender = entry.peers[direction]
+        receiver = entry.peers[1 - direction]
+        if breach == window.OVERSHOOT and self._overshoot_moves_end:
+            sender.td_end = end
+            sender.flags |= PEER_DATA_UNACKNOWLEDGED
+        if self._liberal or sender.flags & PEER_BE_LIBERAL:
+            return ACCEPT
+        self.breach = breach
+        if breach == window.ACK_OVER:
+            self.actual = sack
+            self.limit = receiver.td_end
+        elif breach == window.SEQ_UNDER:
+            self.actual = end
+            self.limit = window.lowest_end(sender.td_end, receiver.td_maxwin)
+        elif breach == window.ACK_UNDER:
+            self.actual = sack
+            self.limit = window.lowest_ack(receiver.td_end, sender.td_maxwin)
+        else:
+            self.actual = seq
+            self.limit = sender.td_maxend
+        if self._old_segments_pass and breach >= window.SEQ_UNDER:
+            return IGNORE
+        if (
+            self._close_shortens
+            and kind in (CLASS_FIN, CLASS_RST)
+            and entry.status & STATUS_ASSURED
+        ):
+            self._shorten(entry, kind, direction, now)
+        return INVALID
+
+    def _shorten(self, entry: Entry, kind: int, direction: int, now: float) -> None:
+        """Both ends closed outside the window: the flow is likely over (kernel.md 1.6)."""
+        if entry.last_index in (CLASS_FIN, CLASS_RST) and entry.last_dir != direction:
+            if entry.expires - now > _SHORTENED_FROM_S:
+                entry.expires = now + self._unacknowledged_s
+        else:
+            entry.last_index = kind
+            entry.last_dir = direction
+
+
+def take_options(peer: Peer, segment: Segment) -> None:
+    """What the options of a SYN say about its sender; without any it stays as it was."""
+    if not segment.options:
+        return
+    options = parse_options(segment.options)
+    peer.td_scale = 0
+    peer.flags &= PEER_BE_LIBERAL
+    if options.sack_permitted:
+        peer.flags |= PEER_SACK_PERM
+    if options.window_scale is not None:
+        peer.td_scale = options.window_scale
+        peer.flags |= PEER_WINDOW_SCALE
+
+
+def _move_window(
+    sender: Peer, receiver: Peer, segment: Segment, ack: Seq, sack: Seq, end: Seq
+) -> None:
+    """What a segment inside the window tells about both sides (kernel.md 1.6 g)."""
+    flags = segment.flags
+    win = segment.window if flags & SYN else segment.window << sender.td_scale
+    spanned = win + ((sack - ack) & _MASK)
+    sender.td_maxwin = max(sender.td_maxwin, spanned)
+    if after(end, sender.td_end):
+        sender.td_end = end
+        sender.flags |= PEER_DATA_UNACKNOWLEDGED
+    if flags & ACK:
+        if not sender.flags & PEER_MAXACK_SET:
+            sender.td_maxack = ack
+            sender.flags |= PEER_MAXACK_SET
+        else:
+            sender.td_maxack = later(ack, sender.td_maxack)
+    if receiver.td_maxwin != 0 and after(end, sender.td_maxend):
+        # It wraps as the kernel's does, after gigabytes from a sender that knows no window.
+        receiver.td_maxwin = (receiver.td_maxwin + end - sender.td_maxend) & _MASK
+    reach = (sack + win) & _MASK
+    if (receiver.td_maxend - 1 - reach) & _MASK >= _HALF:
+        receiver.td_maxend = Seq(reach if win else (reach + 1) & _MASK)
+    if ack == receiver.td_end:
+        receiver.flags &= ~PEER_DATA_UNACKNOWLEDGED

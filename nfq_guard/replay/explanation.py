@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: MIT
+"""Everything there is to say about one frame: its flow before it, the check, other kernels.
+
+The capture is read twice: once to learn which flow the frame belongs to, once to follow all flows
+up to it. So no more than that flow's history is held, and of a long one its ends only.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Final, final
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.capture.reader import Capture
+from nfq_guard.conntrack import window
+from nfq_guard.conntrack.entry import CAUSE_NONE, CAUSE_RST_OUTSIDE
+from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
+from nfq_guard.engine import tuple_of
+from nfq_guard.errors import UsageError
+from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
+from nfq_guard.policy.decision import Policy
+from nfq_guard.replay.bounds import BoundCheck, rst_check, window_checks
+from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.seqno import Seq, add
+from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Segment
+
+# Of the packets before it, the first so many and the last so many are told.
+FIRST_TOLD: Final = 4
+LAST_TOLD: Final = 6
+
+_WINDOW_CAUSES: Final = frozenset(
+    {
+        CAUSE_NONE,
+        window.SEQ_OVER,
+        window.ACK_OVER,
+        window.SEQ_UNDER,
+        window.ACK_UNDER,
+        window.OVERSHOOT,
+    }
+)
+_CLOSING: Final = range(int(TcpState.FIN_WAIT), int(TcpState.CLOSE) + 1)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What is told about one frame.
+
+    Attributes:
+        file: The capture.
+        outcome: What became of the frame under the chosen kernel.
+        kernel: The chosen kernel.
+        first: The first packets of the flow, before this one.
+        last: The last ones before this one.
+        between: How many packets came between those two.
+        before: The flow as it was before the frame; None without one.
+        expired_s: How long before the frame it had expired; 0 if it had not.
+        cause: Code of `conntrack.table.FlowTable.cause`.
+        checks: The bounds that it was held against; empty where it did not come to that.
+        others: What became of it under each generation, in their order.
+        isns: Where relative numbers begin, by direction.
+    """
+
+    file: str
+    outcome: Outcome
+    kernel: KernelRules
+    first: tuple[Outcome, ...]
+    last: tuple[Outcome, ...]
+    between: int
+    before: FlowSnapshot | None
+    expired_s: float
+    cause: int
+    checks: tuple[BoundCheck, ...]
+    others: tuple[tuple[str, Outcome], ...]
+    isns: tuple[Seq | None, Seq | None]
+
+    @property
+    def segment(self) -> Segment | None:
+        """The TCP segment in the frame."""
+        packet = self.outcome.packet
+        if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
+            return packet.l4
+        return None
+
+    def relative(self, number: Seq, side: int) -> int | None:
+        """A number counted from the first one of that side; None if that was not seen."""
+        isn = self.isns[side]
+        if isn is None:
+            return None
+        # Data far behind the beginning is told as a negative number, not as one near 2**32.
+        gap = (number - isn) & 0xFFFFFFFF
+        return gap - (1 << 32) if gap >= 0xC0000000 else gap
+
+
+def _frames(name: str, number: int) -> Iterator[Frame]:
+    """The frames up to one."""
+    capture = Capture(name)
+    try:
+        for frames in capture.batches():
+            for frame in frames:
+                yield frame
+                if frame.number == number:
+                    return
+        damage = "" if capture.damage is None else f" ({capture.damage})"
+        msg = f"FRAME: {capture.name} has {capture.frames} frames, not {number}{damage}"
+        raise UsageError(msg)
+    finally:
+        capture.close()
+
+
+@final
+class _History:
+    """The packets of one flow as they go by."""
+
+    def __init__(self, flow: FlowTuple | None) -> None:
+        self._flow = flow
+        self.first: list[Outcome] = []
+        self.last: deque[Outcome] = deque(maxlen=LAST_TOLD)
+        self.count = 0
+        # The first sequence number of each end, by its address and port.
+        self.isns: dict[tuple[bytes, int], Seq] = {}
+
+    def takes(self, packet: Packet | Malformed | None) -> bool:
+        """Whether a packet belongs to the flow."""
+        wanted = self._flow
+        found = tuple_of(packet) if isinstance(packet, Packet) else None
+        if wanted is None or found is None or found.proto != wanted.proto:
+            return False
+        ends = ((found.src, found.sport), (found.dst, found.dport))
+        one, other = (wanted.src, wanted.sport), (wanted.dst, wanted.dport)
+        return ends in {(one, other), (other, one)}
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep it, if it is one of the first or of the last."""
+        self.count += 1
+        if len(self.first) < FIRST_TOLD:
+            self.first.append(outcome)
+        else:
+            self.last.append(outcome)
+
+    def learn(self, packet: Packet, *, trusted: bool) -> None:
+        """Take a beginning of relative numbers from a segment.
+
+        Only one that conntrack took note of, `trusted`, can change what is known already.
+        """
+        segment = packet.l4
+        if not isinstance(segment, Segment):
+            return
+        one, other = (packet.src, segment.sport), (packet.dst, segment.dport)
+        if segment.flags & SYN and trusted:
+            self.isns[one] = segment.seq
+        elif not segment.flags & RST:
+            # Of a flow picked up in the middle the first octet seen is number 1.
+            syn = segment.flags & SYN
+            self.isns.setdefault(one, segment.seq if syn else add(segment.seq, -1))
+        if segment.flags & ACK:
+            self.isns.setdefault(other, add(segment.ack, -1))
+
+
+def make_lesson(name: str, number: int, settings: ReplaySettings, policy: Policy) -> Lesson:
+    """Follow the capture `name` up to frame `number` and tell about that one.
+
+    Raises:
+        CaptureError: The file cannot be read.
+        UsageError: It has no such frame.
+    """
+    settings = replace(settings, every=True)
+    flow = _flow_of(name, number, settings)
+    history = _History(flow)
+    chosen = Replayer(settings, policy)
+    generations = {
+        rules.name: Replayer(replace(settings, kernel=rules), policy)
+        for rules in KERNELS.values()
+        if rules is not settings.kernel
+    }
+    before: FlowSnapshot | None = None
+    then = 0.0
+    outcome: Outcome | None = None
+    others: dict[str, Outcome] = {}
+    for frame in _frames(name, number):
+        target = frame.number == number
+        if target and flow is not None:
+            before = chosen.table.lookup([flow])[0]
+            then = chosen.now
+        others = {}
+        for generation, replayer in generations.items():
+            code = replayer.follow(frame)
+            if target:
+                others[generation] = replayer.outcome(frame, code)
+        code = chosen.follow(frame)
+        if target or history.takes(chosen.packet):
+            outcome = chosen.outcome(frame, code)
+            if isinstance(outcome.packet, Packet) and history.takes(outcome.packet):
+                passed = outcome.ctstate is not CtState.INVALID and not outcome.ignored
+                history.learn(outcome.packet, trusted=passed)
+            if not target:
+                history.add(outcome)
+    assert outcome is not None  # noqa: S101 - _frames ends with that frame or raises
+    others[settings.kernel.name] = outcome
+    expired_s = 0.0
+    if before is not None and settings.sysctls.expires:
+        expired_s = max(0.0, chosen.now - then - before.timeout_s)
+    if expired_s:
+        before = None
+    cause = chosen.table.cause if outcome.ctstate is not None else CAUSE_NONE
+    return Lesson(
+        file=name,
+        outcome=outcome,
+        kernel=settings.kernel,
+        first=tuple(history.first),
+        last=tuple(history.last),
+        between=history.count - len(history.first) - len(history.last),
+        before=before,
+        expired_s=expired_s,
+        cause=cause,
+        checks=_checks(outcome, before, cause, settings.kernel),
+        others=tuple((rules.name, others[rules.name]) for rules in KERNELS.values()),
+        isns=_by_direction(history.isns, before, flow),
+    )
+
+
+def _flow_of(name: str, number: int, settings: ReplaySettings) -> FlowTuple | None:
+    """The tuple of the packet in a frame, if it holds one."""
+    reader = Replayer(settings)
+    for frame in _frames(name, number):
+        reader.read(frame)
+    packet = reader.packet
+    return tuple_of(packet) if isinstance(packet, Packet) else None
+
+
+def _checks(
+    outcome: Outcome, before: FlowSnapshot | None, cause: int, kernel: KernelRules
+) -> tuple[BoundCheck, ...]:
+    packet = outcome.packet
+    segment = packet.l4 if isinstance(packet, Packet) else None
+    if before is None or not isinstance(segment, Segment):
+        return ()
+    if cause == CAUSE_RST_OUTSIDE:
+        check = rst_check(segment, before)
+        return () if check is None else (check,)
+    if cause not in _WINDOW_CAUSES or (cause == CAUSE_NONE and segment.flags & SYN):
+        return ()
+    if segment.flags & RST and kernel.closing_takes_any_rst and before.state in _CLOSING:
+        return ()
+    return tuple(window_checks(segment, before))
+
+
+def _by_direction(
+    isns: dict[tuple[bytes, int], Seq], before: FlowSnapshot | None, flow: FlowTuple | None
+) -> tuple[Seq | None, Seq | None]:
+    original = flow if before is None else before.original
+    if original is None or original.proto != PROTO_TCP:
+        return None, None
+    return (
+        isns.get((original.src, original.sport)),
+        isns.get((original.dst, original.dport)),
+    )

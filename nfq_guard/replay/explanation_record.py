@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""A lesson as a JSON object."""
+
+from nfq_guard.flow import Direction, FlowSnapshot, Peer
+from nfq_guard.replay.bounds import BoundCheck, Point
+from nfq_guard.replay.explanation import Lesson
+from nfq_guard.replay.frame_record import breach_object, record
+from nfq_guard.replay.replayer import Outcome
+from nfq_guard.replay.words import finding_sentence, state_name, tuple_way
+
+
+def lesson_object(lesson: Lesson) -> dict[str, object]:
+    """The record of the frame as `replay` has it, and what `explain` adds."""
+    told = (*lesson.first, *lesson.last)
+    return record(lesson.outcome, (lesson.file,)) | {
+        "file": lesson.file,
+        "kernel": lesson.kernel.name,
+        "flow": None if lesson.before is None else _flow(lesson.before),
+        "expired_s": round(lesson.expired_s, 6) or None,
+        "history": [record(outcome, (lesson.file,)) for outcome in told],
+        "history_left_out": lesson.between,
+        "bounds": [_bound(check, lesson) for check in lesson.checks],
+        "kernels": [_generation(name, outcome) for name, outcome in lesson.others],
+    }
+
+
+def _flow(before: FlowSnapshot) -> dict[str, object]:
+    original, reply = before.peers or (None, None)
+    return {
+        "original": tuple_way(before.original),
+        "direction": Direction(before.direction).name.lower(),
+        "state": state_name(before.state),
+        "status": before.status,
+        "timeout_s": before.timeout_s,
+        "peers": {"original": _peer(original), "reply": _peer(reply)},
+    }
+
+
+def _peer(peer: Peer | None) -> dict[str, object] | None:
+    if peer is None:
+        return None
+    return {
+        "td_end": peer.td_end,
+        "td_maxend": peer.td_maxend,
+        "td_maxwin": peer.td_maxwin,
+        "td_maxack": peer.td_maxack,
+        "td_scale": peer.td_scale,
+        "flags": peer.flags,
+    }
+
+
+def _point(point: Point, lesson: Lesson) -> dict[str, object]:
+    return {
+        "name": point.name,
+        "seq": point.seq,
+        "relative": lesson.relative(point.seq, point.side),
+    }
+
+
+def _bound(check: BoundCheck, lesson: Lesson) -> dict[str, object]:
+    return {
+        "bound": check.bound,
+        "actual": _point(check.actual, lesson),
+        "limit": _point(check.limit, lesson),
+        "holds": check.holds,
+        "distance": max(0, -check.room),
+        "room": max(0, check.room),
+    }
+
+
+def _generation(name: str, outcome: Outcome) -> dict[str, object]:
+    finding = outcome.finding
+    return {
+        "kernel": name,
+        "ctstate": outcome.ctstate,
+        "ignored": outcome.ignored,
+        "reason": None if finding is None else finding.reason,
+        "breach": None if finding is None else breach_object(finding.breach),
+        "says": None if finding is None else finding_sentence(finding) or None,
+    }

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""The control socket: protocol, commands, server and client."""

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Taking over a new policy while packets go on: read in a thread, swapped whole, or not at all.
+
+A reload that is asked for while another is under way begins after it, because the file may have
+changed since that one read it; all who ask meanwhile share the next one.
+"""
+
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import final
+
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.service.control.protocol import Answer, Reply, no, ok
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.notify import Notifier
+from nfq_guard.service.supervisor.workers import Loaded, Team
+from nfq_guard.telemetry.events import EventLog, timestamp
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reload:
+    """How one ended.
+
+    Attributes:
+        at: When, as in events.
+        mistakes: Why the old policy stayed; none when the new one is in force.
+    """
+
+    at: str
+    mistakes: tuple[str, ...]
+
+
+@final
+class Reloading:
+    """Reloads, one at a time.
+
+    Attributes:
+        loaded: The policy in force.
+        last: How the last reload ended; None before the first.
+        taken: Reloads that took a new policy.
+        refused: Reloads that kept the old one.
+    """
+
+    def __init__(
+        self,
+        *,
+        loaded: Loaded,
+        read: Callable[[], Loaded],
+        team: Team,
+        loop: Loop,
+        events: EventLog,
+        notifier: Notifier,
+    ) -> None:
+        """Begin with a policy.
+
+        Args:
+            loaded: It.
+            read: Reads it anew, in a thread, or raises NfqGuardError.
+            team: Who judges by it.
+            loop: Where the swap happens.
+            events: Where it is told.
+            notifier: And systemd.
+        """
+        self.loaded = loaded
+        self.last: Reload | None = None
+        self.taken = 0
+        self.refused = 0
+        self._read = read
+        self._team = team
+        self._loop = loop
+        self._events = events
+        self._notifier = notifier
+        self._now: list[Reply] | None = None
+        self._next: list[Reply] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether one is under way."""
+        return self._now is not None
+
+    def ask(self, reply: Reply | None = None) -> None:
+        """Have the policy read again; `reply` when that is done."""
+        replies = [] if reply is None else [reply]
+        if self._now is not None:
+            self._next = [*(self._next or ()), *replies]
+            return
+        self._now = replies
+        self._notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._loop.background(self._read, self._swap, self._failed)
+
+    def _swap(self, loaded: Loaded) -> None:
+        def done(problem: str) -> None:
+            if problem:
+                self._refuse(problem)
+                return
+            self.loaded = loaded
+            self.taken += 1
+            self.last = Reload(at=timestamp(), mistakes=())
+            told: dict[str, object] = {"policy": loaded.told.digest, "rules": loaded.told.rules}
+            if loaded.shadow is not None:
+                told["shadow"] = loaded.shadow.digest
+            if loaded.restart_for:
+                told["restart_for"] = list(loaded.restart_for)
+            self._events.info("reloaded", **told)
+            self._finish(ok(told))
+
+        self._team.adopt(loaded, done)
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, NfqGuardError):
+            self._refuse(str(error))
+            return
+        # A bug of ours that a file can reach must not end a daemon that has a good policy.
+        trace = "".join(traceback.format_exception(error))
+        self._events.error("reload_crashed", traceback=trace)
+        self._refuse(f"{type(error).__name__}: {error}")
+
+    def _refuse(self, problem: str) -> None:
+        mistakes = problem.splitlines()
+        self.refused += 1
+        self.last = Reload(at=timestamp(), mistakes=tuple(mistakes))
+        self._events.error("reload_failed", mistakes=mistakes)
+        self._finish(no(problem))
+
+    def _finish(self, answer: Answer) -> None:
+        replies = self._now or []
+        self._now = None
+        self._notifier.tell("READY=1")
+        for reply in replies:
+            reply(answer)
+        if self._next is not None:
+            waiting, self._next = self._next, None
+            self.ask()
+            self._now = waiting

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: MIT
+"""One queue: judging its packets, logging, offload and the flow history."""

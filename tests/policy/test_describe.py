@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""A policy and its printed sentences say the same: the sentences are read back."""
+
+import re
+
+from hypothesis import given
+
+from nfq_guard.policy.decision import Action
+from nfq_guard.policy.describe import ACTION_WORDS, policy_sentences, rule_sentence
+from nfq_guard.policy.fields import FIELDS, Field, Kind
+from nfq_guard.policy.model import Condition, PolicyModel, Rule
+from nfq_guard.policy.parse import parse_policy
+from nfq_guard.policy.values import parse_value
+from tests.support.policies import tables
+
+_RULE = re.compile(r"Rule (\S+): (.+?)(?:, with the mark (0x[0-9a-f]+),)? (?:when (.+)|always)\.")
+_RATE = re.compile(r"it (comes after|is among) the first (\d+) such packets (.+) in (\S+) s")
+_ACTIONS = {words: action for action, words in ACTION_WORDS.items()}
+
+
+@given(table=tables(with_rates=True))
+def test_sentences_read_back(table: dict[str, object]) -> None:
+    model = parse_policy(table, source="test")
+    sentences = policy_sentences(model)
+    for rule, sentence in zip(model.rules, sentences, strict=False):
+        assert _read_back(sentence) == _essence(rule)
+    assert _last_words(sentences[len(model.rules) :]) == (model.on_unknown, model.default)
+
+
+def test_heal_in_words() -> None:
+    table = {"default": "allow", "rule": [{"action": "heal", "reason": "seq-over"}]}
+    model = parse_policy(table, source="test", available=tuple(Action))
+    assert rule_sentence(model.rules[0]) == (
+        "Rule rule[0]: have conntrack check the window of the flow no more, and drop the packet"
+        " when the reason is seq-over."
+    )
+
+
+def test_without_rules() -> None:
+    model = PolicyModel(source="test", rules=(), on_unknown=Action.LOG, default=Action.ALLOW)
+    assert policy_sentences(model) == [
+        "Always and the packet could not be judged: let the packet pass and record it.",
+        "Always: let the packet pass.",
+    ]
+
+
+def _essence(rule: Rule) -> object:
+    """What a rule does, however its values are spelled."""
+    rate = rule.rate and (rule.rate.over, rule.rate.in_s, str(rule.rate.by), rule.rate.negated)
+    return rule.name, rule.action, rule.mark, [_meaning(c) for c in rule.conditions], rate
+
+
+def _meaning(condition: Condition) -> object:
+    numbers = [re.sub(r"text='[^']*', ", "", repr(value)) for value in condition.values]
+    # The spelling of a pattern is its meaning.
+    return condition.field.name, condition.negated, numbers
+
+
+def _read_back(sentence: str) -> object:
+    found = _RULE.fullmatch(sentence)
+    assert found is not None
+    name, action, mark, when = found.groups()
+    conditions: list[object] = []
+    rate = None
+    for clause in (when or "").split("; and "):
+        told = _RATE.fullmatch(clause)
+        if told:
+            by = "flow" if told[3] == "of one flow" else "source"
+            rate = (int(told[2]), float(told[4]), by, told[1] == "is among")
+        elif clause:
+            conditions.append(_meaning(_condition(clause)))
+    return name, _ACTIONS[action], int(mark, 16) if mark else None, conditions, rate
+
+
+def _condition(clause: str) -> Condition:
+    for field in FIELDS:
+        if field.kind is Kind.SWITCH:
+            plain = clause.removeprefix("it is not so that ")
+            if plain in field.words:
+                value = parse_value(field, plain == field.words[1])
+                return Condition(field=field, negated=plain != clause, values=(value,))
+        elif clause.startswith(f"{field.phrase} is "):
+            return _listed(field, clause.removeprefix(f"{field.phrase} is "))
+    raise AssertionError(clause)
+
+
+def _listed(field: Field, rest: str) -> Condition:
+    negated = rest.startswith(("not ", "neither "))
+    words = re.split(", | or | nor ", rest.removeprefix("not ").removeprefix("neither "))
+    values = tuple(parse_value(field, _spelled(field, word)) for word in words)
+    return Condition(field=field, negated=negated, values=values)
+
+
+def _spelled(field: Field, word: str) -> object:
+    """A value as a sentence has it, the way a file has it."""
+    if field.kind is Kind.FLAGS:
+        return word.replace("no ", "!").replace(" and ", " ")
+    if field.kind is Kind.NUMBER and " " in word:
+        if word.startswith("at least "):
+            return word.removeprefix("at least ") + ".."
+        if word.startswith("at most "):
+            return ".." + word.removeprefix("at most ")
+        return word.replace(" to ", "..")
+    return int(word) if word.isdecimal() and field.kind is Kind.NUMBER else word
+
+
+def _last_words(sentences: list[str]) -> tuple[Action, Action]:
+    default = _ACTIONS[sentences[-1].rpartition(": ")[2].removesuffix(".")]
+    if len(sentences) == 1:
+        return default, default
+    assert "could not be judged" in sentences[0]
+    return _ACTIONS[sentences[0].rpartition(": ")[2].removesuffix(".")], default

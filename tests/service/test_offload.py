@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: MIT
+"""When the kernel is told of a flow, and when it is not, at made-up times."""
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.engine import VERDICT_DROP, Engine, Judgment, Mode
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.firewall.offload_sets import OneWay
+from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Hook
+from nfq_guard.flows.open import NoFlows
+from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.parse import parse_policy
+from nfq_guard.seqno import seq
+from nfq_guard.service.worker import offload as shedding
+from nfq_guard.service.worker.offload import Shedding
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.sink import LineSink
+from nfq_guard.wire.packet import ACK, Datagram, Packet, Queued, Segment
+
+AFTER = 5
+TIMEOUT_S = 10.0
+MOST = 3
+
+
+class FakeSets:
+    """Remembers what it was told; refuses with `error`."""
+
+    def __init__(self) -> None:
+        self.held: list[tuple[OneWay, float]] = []
+        self.cleared = 0
+        self.dropped = 0
+        self.error = 0
+
+    def add(self, flows: Sequence[tuple[OneWay, float]]) -> None:
+        self._refuse()
+        self.held += flows
+
+    def clear(self) -> None:
+        self._refuse()
+        self.cleared += 1
+        self.held.clear()
+
+    def take_dropped(self) -> int:
+        self._refuse()
+        taken, self.dropped = self.dropped, 0
+        return taken
+
+    def close(self) -> None:
+        return
+
+    def _refuse(self) -> None:
+        if self.error:
+            raise OSError(self.error, "refused")
+
+
+class Bench:
+    """A `Shedding` with everything around it made up."""
+
+    def __init__(self, log: Path) -> None:
+        self.sets = FakeSets()
+        self.stats = Stats()
+        self.sink = LineSink(log)
+        self.log = log
+        self.engine = Engine(policy=policy(), flows=NoFlows(), mode=Mode.ENFORCE)
+        self.shedding = Shedding(
+            self.sets,
+            self.engine,
+            self.stats,
+            EventLog(self.sink),
+            after=AFTER,
+            timeout_s=TIMEOUT_S,
+            most=MOST,
+        )
+
+    def told(self) -> list[int]:
+        """Source ports of the flows that the kernel was told of."""
+        return [flow.sport for flow, _ in self.sets.held]
+
+    def said(self) -> str:
+        self.sink.push(0.0)
+        return self.log.read_text()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "log")
+
+
+def policy(action: str = "drop") -> Policy:
+    table = {"default": action, "on_unknown": action, "i_know": "drops everything"}
+    return compile_policy(parse_policy(table, source="test"))
+
+
+def dropped(
+    sport: int = 1,
+    *,
+    hook: Hook = Hook.PREROUTING,
+    action: Action = Action.DROP,
+    verdict: int = VERDICT_DROP,
+    lives_s: int | None = None,
+    udp: bool = False,
+) -> Judgment:
+    """One packet of 10.0.0.1 port `sport`."""
+    one, other = b"\n\0\0\1", b"\n\0\0\2"
+    l4: Segment | Datagram = Segment(sport, 2, seq(1), seq(2), ACK, 100, 10, b"", 0)
+    if udp:
+        l4 = Datagram(sport, 2, 8, 0)
+    packet = Packet(4, one, other, PROTO_TCP, 60, 20, 64, 0, False, l4)
+    flow = FlowTuple(PROTO_TCP, one, other, sport, 2)
+    snapshot = None
+    if lives_s is not None:
+        snapshot = FlowSnapshot(Evidence.BPF, 0, flow, flow, 0, 0, 0, lives_s, 3, None)
+    received = hook is Hook.PREROUTING
+    queued = Queued(b"", hook, "eth0" if received else "", "" if received else "eth1", 0, 0)
+    return Judgment(
+        queued, packet, snapshot, Finding(Reason.SEQ_OVER), Decision(action, "all"), verdict
+    )
+
+
+def test_as_many_as_asked_for_within_a_second(bench: Bench) -> None:
+    for number in range(AFTER - 1):
+        bench.shedding.turn([dropped()], 100 + number / 10)
+    assert bench.told() == []
+    bench.shedding.turn([dropped()] * (AFTER - 1), 101.0)
+    assert bench.told() == []
+    bench.shedding.turn([dropped()], 101.9)
+    assert bench.sets.held == [
+        (OneWay(Hook.PREROUTING, "eth0", b"\n\0\0\1", b"\n\0\0\2", 1, 2), TIMEOUT_S)
+    ]
+
+
+def test_each_hook_and_interface_is_for_itself(bench: Bench) -> None:
+    bench.shedding.turn([dropped(), dropped(hook=Hook.OUTPUT)] * AFTER, 100.0)
+    assert [flow.interface for flow, _ in bench.sets.held] == ["eth0", "eth1"]
+
+
+@pytest.mark.parametrize(
+    "judgment",
+    [
+        dropped(hook=Hook.FORWARD),
+        dropped(action=Action.LOG),
+        dropped(action=Action.HEAL),
+        dropped(verdict=1),
+        dropped(udp=True),
+        dropped(lives_s=0),
+    ],
+)
+def test_what_is_never_left_to_the_kernel(bench: Bench, judgment: Judgment) -> None:
+    bench.shedding.turn([judgment] * 100, 100.0)
+    assert bench.told() == []
+
+
+def test_no_longer_than_the_entry_lives(bench: Bench) -> None:
+    bench.shedding.turn([dropped(1, lives_s=3)] * AFTER, 100.0)
+    bench.shedding.turn([dropped(2, lives_s=432_000)] * AFTER, 100.0)
+    assert [seconds for _, seconds in bench.sets.held] == [3, TIMEOUT_S]
+
+
+def test_packets_on_their_way_do_not_count_again(bench: Bench) -> None:
+    bench.shedding.turn([dropped()] * AFTER * 10, 100.0)
+    bench.shedding.turn([dropped()] * AFTER * 10, 100.1)
+    assert bench.told() == [1]
+
+
+def test_after_the_timeout_one_packet_is_enough_for_a_while(bench: Bench) -> None:
+    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.shedding.turn([dropped()], 110.0)
+    assert bench.told() == [1, 1]
+    bench.shedding.second(121.0)
+    bench.shedding.turn([dropped()], 129.0)
+    assert bench.told() == [1, 1, 1]
+    bench.shedding.second(140.0)
+    bench.shedding.second(150.0)
+    bench.shedding.turn([dropped()], 151.0)
+    assert bench.told() == [1, 1, 1]
+
+
+def test_the_bound_holds_until_one_is_over(bench: Bench) -> None:
+    for sport in range(MOST + 2):
+        bench.shedding.turn([dropped(sport)] * AFTER * 3, 100.0)
+    assert bench.told() == [0, 1, 2]
+    assert bench.stats.counters["offload_full"] == 2
+    bench.shedding.second(110.5)
+    bench.shedding.turn([dropped(7)] * AFTER, 111.0)
+    assert bench.told() == [0, 1, 2, 7]
+
+
+def test_a_full_set_of_the_kernel_is_counted(bench: Bench) -> None:
+    bench.shedding.turn([], 100.0)
+    bench.sets.error = errno.ENFILE
+    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    assert bench.stats.counters["offload_full"] == 1
+    assert bench.stats.counters["offloaded_flows"] == 0
+
+
+def test_forged_addresses_fill_the_count_and_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shedding, "_COUNTED_MAX", 8)
+    for sport in range(8):
+        bench.shedding.turn([dropped(sport)], 100.0)
+    bench.shedding.turn([dropped(99)] * AFTER * 2, 100.5)
+    assert bench.told() == []
+    bench.shedding.turn([dropped(99)] * AFTER, 101.0)
+    assert bench.told() == [99]
+
+
+def test_mode_and_policy_take_everything_back(bench: Bench) -> None:
+    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.engine.mode = Mode.DRY_RUN
+    bench.shedding.second(100.1)
+    assert bench.told() == []
+    bench.shedding.turn([dropped()] * AFTER, 100.2)
+    assert bench.told() == []
+    bench.engine.mode = Mode.ENFORCE
+    bench.shedding.turn([dropped()] * AFTER, 100.3)
+    assert bench.told() == [1]
+    bench.engine.policy = policy("allow")
+    bench.shedding.turn([dropped()] * AFTER, 100.4)
+    assert bench.told() == []
+    assert bench.stats.counters["offload_refused"] == 1
+
+
+def test_what_a_dead_daemon_left_is_taken_back_first(bench: Bench) -> None:
+    bench.shedding.second(100.0)
+    bench.shedding.second(101.0)
+    assert bench.sets.cleared == 1
+
+
+def test_what_cannot_be_taken_back_is_tried_again(bench: Bench) -> None:
+    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.engine.policy = policy()
+    bench.sets.error = errno.EPERM
+    bench.shedding.turn([dropped()] * AFTER, 101.0)
+    bench.sets.error = 0
+    bench.shedding.turn([dropped()] * AFTER, 102.0)
+    assert bench.told() == [1]
+    bench.shedding.second(106.0)
+    assert bench.told() == []
+    assert bench.said().count("offload_failed") == 1
+
+
+def test_a_table_that_is_not_there_is_told_of_when_it_matters(bench: Bench) -> None:
+    bench.sets.error = errno.ENOENT
+    bench.shedding.second(100.0)
+    bench.shedding.refresh()
+    assert bench.said() == ""
+    bench.shedding.turn([dropped()] * AFTER, 100.5)
+    bench.shedding.turn([dropped()] * AFTER, 101.0)
+    assert bench.said().count("rules install makes it") == 1
+    bench.sets.error = 0
+    bench.shedding.turn([dropped()] * AFTER, 106.0)
+    assert bench.told() == [1]
+
+
+def test_numbers_and_the_event(bench: Bench) -> None:
+    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.sets.dropped = 1000
+    bench.shedding.refresh()
+    bench.shedding.second(100.5)
+    assert bench.stats.counters["offload_drops"] == 1000
+    assert bench.stats.gauges["offload_entries"] == 1
+    assert '"offload_drops":1000' in bench.said()
+    bench.shedding.second(101.5)
+    assert bench.said().count('"offloaded"') == 1
+    bench.shedding.close(102.0)
+    assert bench.told() == []

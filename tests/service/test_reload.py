@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: MIT
+"""Reloads one at a time, in a thread, with what is asked meanwhile."""
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.service.assemble import load_all
+from nfq_guard.service.control.protocol import Answer
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.notify import Notifier
+from nfq_guard.service.reload import Reloading
+from nfq_guard.service.supervisor.workers import Loaded, PolicyFacts, Team
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.sink import LineSink
+
+
+class FakeTeam:
+    """Adopts at once, or says why not."""
+
+    def __init__(self) -> None:
+        self.adopted: list[str] = []
+        self.problem = ""
+
+    def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
+        if not self.problem:
+            self.adopted.append(loaded.digest)
+        done(self.problem)
+
+
+class Reads:
+    """Reads policies numbered from 1, when it may."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.may = threading.Semaphore(0)
+        self.fault: Exception | None = None
+        _, self._policy = load_all(None)
+
+    def __call__(self) -> Loaded:
+        assert self.may.acquire(timeout=10)
+        self.count += 1
+        if self.fault is not None:
+            raise self.fault
+        told = PolicyFacts(source="file", digest=str(self.count), rules=1)
+        return Loaded(policy=self._policy, told=told)
+
+
+class Bench:
+    def __init__(self, log: Path) -> None:
+        self.loop = Loop()
+        self.team = FakeTeam()
+        self.reads = Reads()
+        self.answers: list[tuple[str, Answer]] = []
+        self._sink = LineSink(log)
+        told = PolicyFacts(source="file", digest="0", rules=1)
+        self.reloading = Reloading(
+            loaded=Loaded(policy=self.reads._policy, told=told),
+            read=self.reads,
+            team=_as_team(self.team),
+            loop=self.loop,
+            events=EventLog(self._sink),
+            notifier=Notifier("", ""),
+        )
+
+    def ask(self, who: str) -> None:
+        self.reloading.ask(lambda answer: self.answers.append((who, answer)))
+
+    def go(self, reads: int = 1) -> None:
+        for _ in range(reads):
+            self.reads.may.release()
+        for _ in range(200):
+            self.loop.turn(0.01)
+            if not self.reloading.busy:
+                return
+        pytest.fail("a reload that does not end")
+
+    def who(self) -> list[str]:
+        return [who for who, _ in self.answers]
+
+    def close(self) -> None:
+        self.loop.close()
+        self._sink.close(0)
+
+
+def _as_team(fake: FakeTeam) -> Team:
+    return fake  # type: ignore[return-value]  # all that a reload asks of a team
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    one = Bench(tmp_path / "log")
+    yield one
+    one.close()
+
+
+def test_who_asks_during_a_reload_gets_the_next(bench: Bench) -> None:
+    """The file may have changed since the first one was read."""
+    bench.ask("first")
+    bench.ask("second")
+    bench.ask("third")
+    assert bench.reloading.loaded.digest == "0"
+    bench.go(2)
+    assert bench.who() == ["first", "second", "third"]
+    assert bench.reads.count == 2
+    assert bench.team.adopted == ["1", "2"]
+    assert bench.reloading.loaded.digest == "2"
+    assert (bench.reloading.taken, bench.reloading.refused) == (2, 0)
+
+
+def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
+    bench.reads.fault = ConfigError("c", [Mistake("a", "b", "c"), Mistake("d", "e", "f")])
+    bench.ask("one")
+    bench.go()
+    ((_, answer),) = bench.answers
+    assert not answer.good
+    assert bench.reloading.last is not None
+    assert bench.reloading.last.mistakes == (
+        "c: a: expected b, found c",
+        "c: d: expected e, found f",
+    )
+    assert bench.team.adopted == []
+    bench.reads.fault = None
+    bench.ask("two")
+    bench.go()
+    assert bench.team.adopted == ["2"]
+    assert bench.reloading.refused == 1
+
+
+def test_a_bug_of_ours_is_refused_like_a_wrong_file(bench: Bench) -> None:
+    bench.reads.fault = RecursionError("too deep")
+    bench.ask("one")
+    bench.go()
+    ((_, answer),) = bench.answers
+    assert answer == Answer(good=False, message="RecursionError: too deep")
+    assert bench.reloading.loaded.digest == "0"
+
+
+def test_workers_that_disagree_keep_the_old_one(bench: Bench) -> None:
+    bench.team.problem = "the worker of queue 3 read another policy: the file changed meanwhile"
+    bench.ask("one")
+    bench.go()
+    ((_, answer),) = bench.answers
+    assert answer == Answer(good=False, message=bench.team.problem)
+    assert bench.reloading.loaded.digest == "0"
+    assert bench.reloading.refused == 1

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: MIT
+import pytest
+
+from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Mode
+from nfq_guard.service.worker.safe_judge import Failure, SafeJudge
+from tests.support.judgments import FakeEngine, queued
+
+
+def test_batch_is_judged_whole() -> None:
+    engine = FakeEngine()
+    judge = SafeJudge(engine, drops=False, report=lambda _: pytest.fail("nothing raised"))
+    judged = judge.judge([queued(b"D"), queued(b"a")], now=0)
+    assert [one is not None and one.verdict for one in judged] == [0, 1]
+    assert engine.calls == 1
+
+
+def test_only_the_packet_that_raises_has_no_judgment() -> None:
+    reports: list[Failure] = []
+    judge = SafeJudge(FakeEngine(), drops=False, report=reports.append)
+    judged = judge.judge([queued(b"D"), queued(b"X\x01"), queued(b"a"), queued(b"X\x02")], now=0)
+    assert [None if one is None else one.verdict for one in judged] == [0, None, 1, None]
+    assert judge.failures == 2
+    (report,) = reports
+    assert report.problem == "ZeroDivisionError: a bug"
+    assert "judgments.py" in report.where
+    assert "Traceback" in report.trace
+    assert report.octets == "5801"
+
+
+def test_same_place_is_reported_once() -> None:
+    reports: list[Failure] = []
+    judge = SafeJudge(FakeEngine(), drops=False, report=reports.append)
+    for _ in range(100):
+        judge.judge([queued(b"X")], now=0)
+    assert (len(reports), judge.failures) == (1, 100)
+
+
+@pytest.mark.parametrize(
+    ("mode", "drops", "verdict"),
+    [
+        (Mode.ENFORCE, True, VERDICT_DROP),
+        (Mode.ENFORCE, False, VERDICT_ACCEPT),
+        (Mode.DRY_RUN, True, VERDICT_ACCEPT),
+    ],
+)
+def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int) -> None:
+    """Dry-run accepts everything, also what it cannot judge."""
+    judge = SafeJudge(FakeEngine(mode), drops=drops, report=lambda _: None)
+    assert judge.fail_verdict == verdict
