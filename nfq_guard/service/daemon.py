@@ -27,7 +27,7 @@ from nfq_guard.service.reload import Reloading
 from nfq_guard.service.rule_monitor import RulesWatch
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Rates, described, policy_facts, totals
-from nfq_guard.service.supervisor.workers import Loaded, QueueState, Team
+from nfq_guard.service.supervisor.workers import Loaded, QueueState, Workers
 from nfq_guard.telemetry.events import EventLog, timestamp
 from nfq_guard.telemetry.sink import LineSink
 
@@ -70,7 +70,7 @@ class Parts:
     Attributes:
         settings: Its settings.
         source: Where they are from, for the log.
-        team: Serves the queues.
+        workers: Serves the queues.
         loop: The loop, in the main thread.
         events: Where events go.
         sink: The lines under `events`; closed at the end.
@@ -84,7 +84,7 @@ class Parts:
 
     settings: Settings
     source: str
-    team: Team
+    workers: Workers
     loop: Loop
     events: EventLog
     sink: LineSink
@@ -109,7 +109,7 @@ class Daemon:
         self.mode = parts.settings.mode
         self._parts = parts
         self._settings = parts.settings
-        self._team = parts.team
+        self._workers = parts.workers
         self._loop = parts.loop
         self._events = parts.events
         self._notifier = parts.notifier
@@ -122,7 +122,7 @@ class Daemon:
         self.reloading = Reloading(
             loaded=parts.loaded,
             read=parts.read,
-            team=parts.team,
+            workers=parts.workers,
             loop=parts.loop,
             events=parts.events,
             notifier=parts.notifier,
@@ -151,7 +151,7 @@ class Daemon:
         self._started_at = time.monotonic()
         self._prepare()
         try:
-            facts = self._team.begin()
+            facts = self._workers.begin()
             self._close_more = self._parts.open_more(self)
             self._begin_metrics()
             if self._owns_rules:
@@ -166,7 +166,7 @@ class Daemon:
         """Switch between two turns; the next packet is judged in the new mode."""
         before = self.mode
         self.mode = mode
-        self._team.set_mode(mode)
+        self._workers.set_mode(mode)
         if mode is not before:
             rest: dict[str, object] = {}
             if self._settings.fail_mode != FailMode.OPEN.value:
@@ -181,11 +181,11 @@ class Daemon:
 
     def dump(self, address: str | None, flows: int, reply: Reply) -> None:
         """Reply with the flows shown last."""
-        self._team.dump(address, flows, reply)
+        self._workers.dump(address, flows, reply)
 
     def queues(self) -> list[QueueState]:
         """How the queues stand."""
-        return self._team.queues()
+        return self._workers.queues()
 
     def counters(self) -> dict[str, int]:
         """What is counted of the daemon and not of a queue."""
@@ -200,8 +200,8 @@ class Daemon:
 
     def status(self) -> dict[str, object]:
         """How the daemon stands, numbers at most a second old."""
-        self._team.refresh()
-        queues = self._team.queues()
+        self._workers.refresh()
+        queues = self._workers.queues()
         reasons, actions, decided_by = totals(queues)
         loaded = self.reloading.loaded
         last = self.reloading.last
@@ -214,7 +214,7 @@ class Daemon:
             "config": self._parts.source,
             "policy": {**policy_facts(loaded.told), "restart_for": loaded.restart_for},
             "shadow": None if loaded.shadow is None else policy_facts(loaded.shadow),
-            "evidence": self._team.evidence.value,
+            "evidence": self._workers.evidence.value,
             "fail_mode": fail_mode_of(self._settings).value,
             "max_rate_pps": self._settings.max_rate_pps,
             "rules": self._watch.status(),
@@ -228,7 +228,7 @@ class Daemon:
         }
 
     def _last_error(self) -> dict[str, object] | None:
-        found = [self._events.last_error, self._team.last_error()]
+        found = [self._events.last_error, self._workers.last_error()]
         errors = [error for error in found if error is not None]
         return max(errors, key=lambda error: str(error["at"]), default=None)
 
@@ -256,7 +256,7 @@ class Daemon:
         self._rules_changed += 1
 
     def _alive(self, now: float) -> None:
-        if self._team.alive(now):
+        if self._workers.alive(now):
             self._notifier.tell("WATCHDOG=1")
 
     def _started(self, facts: dict[str, object]) -> None:
@@ -267,7 +267,7 @@ class Daemon:
             mode=self.mode,
             config=self._parts.source,
             policy=loaded.told.digest,
-            evidence=self._team.evidence,
+            evidence=self._workers.evidence,
             fail_mode=fail_mode_of(self._settings),
         )
         now = time.monotonic()
@@ -280,7 +280,7 @@ class Daemon:
             self._loop.every(self._settings.verify_rules_s, self._watch.check)
 
     def _tell_counters(self) -> None:
-        self._team.refresh()
+        self._workers.refresh()
         self._events.info("counters", **self._numbers())
         self._parts.sink.push(time.monotonic())
 
@@ -303,13 +303,13 @@ class Daemon:
     def _stop(self) -> None:
         self._notifier.tell("STOPPING=1")
         self._wait_for_watch()
-        self._team.refresh()  # what our rules counted goes with them
+        self._workers.refresh()  # what our rules counted goes with them
         if self._rules_touched:
             try:
                 self._tell_rules("rules_removed", self._serve_during(self._parts.rules.remove))
             except NfqGuardError as error:
                 self._events.error("rules_left_behind", problem=str(error))
-        self._team.finish()
+        self._workers.finish()
         self._events.info("stopped", **self._numbers())
         self._close_more()
         self._parts.sink.close(time.monotonic())

@@ -15,7 +15,7 @@ from nfq_guard.errors import NfqGuardError
 from nfq_guard.service.control.protocol import Answer, Reply, no, ok
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
-from nfq_guard.service.supervisor.workers import Loaded, Team
+from nfq_guard.service.supervisor.workers import Loaded, Workers
 from nfq_guard.telemetry.events import EventLog, timestamp
 
 
@@ -49,7 +49,7 @@ class Reloading:
         *,
         loaded: Loaded,
         read: Callable[[], Loaded],
-        team: Team,
+        workers: Workers,
         loop: Loop,
         events: EventLog,
         notifier: Notifier,
@@ -59,7 +59,7 @@ class Reloading:
         Args:
             loaded: It.
             read: Reads it anew, in a thread, or raises NfqGuardError.
-            team: Who judges by it.
+            workers: Who judges by it.
             loop: Where the swap happens.
             events: Where it is told.
             notifier: And systemd.
@@ -69,7 +69,7 @@ class Reloading:
         self.taken = 0
         self.refused = 0
         self._read = read
-        self._team = team
+        self._workers = workers
         self._loop = loop
         self._events = events
         self._notifier = notifier
@@ -107,7 +107,7 @@ class Reloading:
             self._events.info("reloaded", **told)
             self._finish(ok(told))
 
-        self._team.adopt(loaded, done)
+        self._workers.adopt(loaded, done)
 
     def _failed(self, error: Exception) -> None:
         if isinstance(error, NfqGuardError):

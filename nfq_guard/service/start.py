@@ -27,9 +27,9 @@ from nfq_guard.service.firewall_spec import judged_mark
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.settings import Settings, parse_listen
-from nfq_guard.service.supervisor.supervisor import Crew
+from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open, Opened
-from nfq_guard.service.supervisor.workers import Loaded, OneQueue, Team
+from nfq_guard.service.supervisor.workers import InProcess, Loaded, Workers
 from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.offload import open_shedding
 from nfq_guard.service.worker.queue_server import Serving
@@ -71,7 +71,7 @@ def run(
     notes: list[str] = []
     with Loop() as loop:
         if len(settings.queue_numbers) > 1:
-            team: Team = Crew(
+            workers: Workers = Supervisor(
                 settings.queue_numbers,
                 loaded=loaded,
                 read=read,
@@ -84,14 +84,14 @@ def run(
             )
         else:
             (queue_num,) = settings.queue_numbers
-            team = OneQueue(
+            workers = InProcess(
                 *open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes)
             )
         daemon = Daemon(
             Parts(
                 settings=settings,
                 source=source,
-                team=team,
+                workers=workers,
                 loop=loop,
                 events=events,
                 sink=sink,

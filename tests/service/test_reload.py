@@ -13,12 +13,12 @@ from nfq_guard.service.control.protocol import Answer
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reload import Reloading
-from nfq_guard.service.supervisor.workers import Loaded, PolicyFacts, Team
+from nfq_guard.service.supervisor.workers import Loaded, PolicyFacts, Workers
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 
-class FakeTeam:
+class FakeWorkers:
     """Adopts at once, or says why not."""
 
     def __init__(self) -> None:
@@ -52,7 +52,7 @@ class Reads:
 class Bench:
     def __init__(self, log: Path) -> None:
         self.loop = Loop()
-        self.team = FakeTeam()
+        self.workers = FakeWorkers()
         self.reads = Reads()
         self.answers: list[tuple[str, Answer]] = []
         self._sink = LineSink(log)
@@ -60,7 +60,7 @@ class Bench:
         self.reloading = Reloading(
             loaded=Loaded(policy=self.reads._policy, told=told),
             read=self.reads,
-            team=_as_team(self.team),
+            workers=_as_workers(self.workers),
             loop=self.loop,
             events=EventLog(self._sink),
             notifier=Notifier("", ""),
@@ -86,8 +86,8 @@ class Bench:
         self._sink.close(0)
 
 
-def _as_team(fake: FakeTeam) -> Team:
-    return fake  # type: ignore[return-value]  # all that a reload asks of a team
+def _as_workers(fake: FakeWorkers) -> Workers:
+    return fake  # type: ignore[return-value]  # all that a reload asks of the workers
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_who_asks_during_a_reload_gets_the_next(bench: Bench) -> None:
     bench.go(2)
     assert bench.who() == ["first", "second", "third"]
     assert bench.reads.count == 2
-    assert bench.team.adopted == ["1", "2"]
+    assert bench.workers.adopted == ["1", "2"]
     assert bench.reloading.loaded.digest == "2"
     assert (bench.reloading.taken, bench.reloading.refused) == (2, 0)
 
@@ -122,11 +122,11 @@ def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
         "c: a: expected b, found c",
         "c: d: expected e, found f",
     )
-    assert bench.team.adopted == []
+    assert bench.workers.adopted == []
     bench.reads.fault = None
     bench.ask("two")
     bench.go()
-    assert bench.team.adopted == ["2"]
+    assert bench.workers.adopted == ["2"]
     assert bench.reloading.refused == 1
 
 
@@ -140,10 +140,10 @@ def test_a_bug_of_ours_is_refused_like_a_wrong_file(bench: Bench) -> None:
 
 
 def test_workers_that_disagree_keep_the_old_one(bench: Bench) -> None:
-    bench.team.problem = "the worker of queue 3 read another policy: the file changed meanwhile"
+    bench.workers.problem = "the worker of queue 3 read another policy: the file changed meanwhile"
     bench.ask("one")
     bench.go()
     ((_, answer),) = bench.answers
-    assert answer == Answer(good=False, message=bench.team.problem)
+    assert answer == Answer(good=False, message=bench.workers.problem)
     assert bench.reloading.loaded.digest == "0"
     assert bench.reloading.refused == 1

@@ -24,7 +24,7 @@ QUEUES = list(range(FIRST, LAST + 1))
 HOSTS = [f"127.0.1.{number}" for number in range(1, 25)]
 
 
-class Crewed:
+class Supervised:
     """A daemon of three queues, and what is sent through it."""
 
     def __init__(self, namespace: Namespace, directory: Path) -> None:
@@ -98,60 +98,60 @@ def queue_all(namespace: Namespace, *, bypass: bool) -> None:
 
 
 @pytest.fixture
-def crewed(namespace: Make, tmp_path: Path) -> Iterator[Crewed]:
-    inside = namespace("crew")
+def supervised(namespace: Make, tmp_path: Path) -> Iterator[Supervised]:
+    inside = namespace("super")
     queue_all(inside, bypass=True)
-    one = Crewed(inside, tmp_path)
+    one = Supervised(inside, tmp_path)
     yield one
     one.udp.close()
 
 
-def test_all_queues_one_log_one_account(crewed: Crewed) -> None:
-    with crewed.start() as guard:
-        sent = crewed.send(3)
+def test_all_queues_one_log_one_account(supervised: Supervised) -> None:
+    with supervised.start() as guard:
+        sent = supervised.send(3)
         wait_for(lambda: len(guard.events("packet_judged")) == sent)
-        assert crewed.received() == sent
+        assert supervised.received() == sent
         (started,) = guard.events("started")
         assert started["queues"] == QUEUES
-        wait_for(lambda: crewed.status()["actions"]["log"] == sent)
-        status = crewed.status()
+        wait_for(lambda: supervised.status()["actions"]["log"] == sent)
+        status = supervised.status()
         by_queue = {queue["queue"]: queue["packets"] for queue in status["queues"]}
         assert sum(by_queue.values()) == sent
         assert all(by_queue[number] > 0 for number in QUEUES)
         assert len({queue["pid"] for queue in status["queues"]} | {status["pid"]}) == 4
         assert {one["queue"] for one in guard.events("packet_judged")} == set(QUEUES)
-        flows = crewed.ask("dump", "--format", "json").splitlines()
+        flows = supervised.ask("dump", "--format", "json").splitlines()
         assert len(flows) == len(HOSTS)
         assert guard.stop() == 0
         (stopped,) = guard.events("stopped")
         assert (stopped["packets"], stopped["actions"]) == (sent, {"log": sent})
-    assert crewed.bound() == {}
+    assert supervised.bound() == {}
 
 
-def test_a_killed_worker_is_replaced_alone(crewed: Crewed) -> None:
+def test_a_killed_worker_is_replaced_alone(supervised: Supervised) -> None:
     """Its packets pass meanwhile, by the fail mode; its numbers go on; the mode stays."""
-    with crewed.start() as guard:
-        sent = crewed.send()
+    with supervised.start() as guard:
+        sent = supervised.send()
         wait_for(lambda: len(guard.events("packet_judged")) == sent)
-        crewed.ask("mode", "dry-run")
-        before = crewed.pids()
-        wait_for(lambda: crewed.status()["actions"]["log"] == sent)
+        supervised.ask("mode", "dry-run")
+        before = supervised.pids()
+        wait_for(lambda: supervised.status()["actions"]["log"] == sent)
         os.kill(before[1], signal.SIGKILL)
         wait_for(lambda: bool(guard.events("worker_ended")))
-        crewed.received()
-        sent_meanwhile = crewed.send()
-        wait_for(crewed.idle)
-        assert crewed.received() == sent_meanwhile
-        wait_for(lambda: bool(guard.events("worker_restarted")) and crewed.all_serving())
-        after = crewed.pids()
+        supervised.received()
+        sent_meanwhile = supervised.send()
+        wait_for(supervised.idle)
+        assert supervised.received() == sent_meanwhile
+        wait_for(lambda: bool(guard.events("worker_restarted")) and supervised.all_serving())
+        after = supervised.pids()
         assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
         (ended,) = guard.events("worker_ended")
         assert (ended["queue"], ended["how"]) == (QUEUES[1], "SIGKILL")
-        total = crewed.status()["actions"]["log"]
+        total = supervised.status()["actions"]["log"]
         assert total >= sent
-        crewed.send()
-        wait_for(lambda: crewed.status()["actions"]["log"] == total + len(HOSTS))
-        assert crewed.status()["queues"][1]["restarts"] == 1
+        supervised.send()
+        wait_for(lambda: supervised.status()["actions"]["log"] == total + len(HOSTS))
+        assert supervised.status()["queues"][1]["restarts"] == 1
         assert guard.events("packet_judged")[-1]["mode"] == "dry-run"
         assert guard.stop() == 0
 
@@ -159,90 +159,90 @@ def test_a_killed_worker_is_replaced_alone(crewed: Crewed) -> None:
 def test_without_bypass_the_queue_of_a_dead_worker_drops(namespace: Make, tmp_path: Path) -> None:
     inside = namespace("closed")
     queue_all(inside, bypass=False)
-    crewed = Crewed(inside, tmp_path)
-    crewed.configure("log", 'fail_mode = "closed"')
-    with crewed.start() as guard:
-        os.kill(crewed.pids()[0], signal.SIGSTOP)
-        sent = crewed.send()
+    supervised = Supervised(inside, tmp_path)
+    supervised.configure("log", 'fail_mode = "closed"')
+    with supervised.start() as guard:
+        os.kill(supervised.pids()[0], signal.SIGSTOP)
+        sent = supervised.send()
         wait_for(lambda: bool(guard.events("worker_stuck")))
-        wait_for(crewed.all_serving)
-        received = crewed.received()
+        wait_for(supervised.all_serving)
+        received = supervised.received()
         assert 0 < received < sent
-        crewed.send()
-        wait_for(crewed.idle)
-        assert crewed.received() == sent
+        supervised.send()
+        wait_for(supervised.idle)
+        assert supervised.received() == sent
         assert guard.stop() == 0
-    crewed.udp.close()
+    supervised.udp.close()
 
 
-def test_signals_of_the_service_reach_workers_too_and_do_nothing(crewed: Crewed) -> None:
+def test_signals_of_the_service_reach_workers_too_and_do_nothing(supervised: Supervised) -> None:
     """The service manager sends SIGTERM to all processes of a service at once."""
-    with crewed.start() as guard:
-        pids = crewed.pids()
+    with supervised.start() as guard:
+        pids = supervised.pids()
         for pid in pids:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
                 os.kill(pid, number)
-        sent = crewed.send()
+        sent = supervised.send()
         wait_for(lambda: len(guard.events("packet_judged")) == sent)
-        assert crewed.pids() == pids
+        assert supervised.pids() == pids
         assert guard.stop() == 0
 
 
-def test_a_policy_is_taken_by_all_or_by_none(crewed: Crewed) -> None:
-    with crewed.start() as guard:
-        crewed.configure("drop")
-        crewed.ask("reload", "--wait")
-        crewed.send()
+def test_a_policy_is_taken_by_all_or_by_none(supervised: Supervised) -> None:
+    with supervised.start() as guard:
+        supervised.configure("drop")
+        supervised.ask("reload", "--wait")
+        supervised.send()
         wait_for(lambda: len(guard.events("packet_judged")) == len(HOSTS))
-        assert crewed.received() == 0
-        crewed.configure("dorp")
-        assert "policy.rule[0].action" in crewed.ask("reload", "--wait", status=1)
-        os.kill(crewed.pids()[2], signal.SIGKILL)
-        wait_for(lambda: bool(guard.events("worker_restarted")) and crewed.all_serving())
-        crewed.send()
+        assert supervised.received() == 0
+        supervised.configure("dorp")
+        assert "policy.rule[0].action" in supervised.ask("reload", "--wait", status=1)
+        os.kill(supervised.pids()[2], signal.SIGKILL)
+        wait_for(lambda: bool(guard.events("worker_restarted")) and supervised.all_serving())
+        supervised.send()
         wait_for(lambda: len(guard.events("packet_judged")) == 2 * len(HOSTS))
         assert {one["rule"] for one in guard.events("packet_judged")} == {"rule-drop"}
-        assert crewed.received() == 0
+        assert supervised.received() == 0
         assert guard.stop() == 0
 
 
-def test_workers_end_when_their_daemon_is_killed(crewed: Crewed) -> None:
-    with crewed.start() as guard:
-        pids = crewed.pids()
+def test_workers_end_when_their_daemon_is_killed(supervised: Supervised) -> None:
+    with supervised.start() as guard:
+        pids = supervised.pids()
         guard.process.kill()
         guard.process.wait(timeout=10)
         wait_for(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids))
-        assert crewed.bound() == {}
-    with crewed.start("log2") as again:
+        assert supervised.bound() == {}
+    with supervised.start("log2") as again:
         assert again.stop() == 0
 
 
-def test_one_queue_of_somebody_else(crewed: Crewed, tmp_path: Path) -> None:
+def test_one_queue_of_somebody_else(supervised: Supervised, tmp_path: Path) -> None:
     """All is let go again, and the rules of whoever has the queue stay."""
     words = ("--queue", str(QUEUES[1]))
-    with GuardProcess(crewed.namespace, tmp_path / "first", *words).ready() as first:
-        text = crewed.config.read_text().replace('rules = "none"', 'rules = "install"')
-        crewed.config.write_text(text)
+    with GuardProcess(supervised.namespace, tmp_path / "first", *words).ready() as first:
+        text = supervised.config.read_text().replace('rules = "none"', 'rules = "install"')
+        supervised.config.write_text(text)
         with GuardProcess(
-            crewed.namespace, tmp_path / "log", "--config", str(crewed.config)
+            supervised.namespace, tmp_path / "log", "--config", str(supervised.config)
         ) as second:
             assert second.process.wait(timeout=10) == 75
             said = second.stderr()
             assert said.startswith(f"nfq-guard: queue {QUEUES[1]} is owned by")
             assert len(said.splitlines()) == 1
-        assert list(crewed.bound()) == [QUEUES[1]]
-        assert "NFQ_GUARD" in crewed.namespace.run("iptables-save").stdout
+        assert list(supervised.bound()) == [QUEUES[1]]
+        assert "NFQ_GUARD" in supervised.namespace.run("iptables-save").stdout
         assert first.stop() == 0
 
 
-def test_one_set_of_metrics(crewed: Crewed) -> None:
+def test_one_set_of_metrics(supervised: Supervised) -> None:
     port = 19_477
-    crewed.configure("log", f'metrics_listen = "127.0.0.1:{port}"')
-    with crewed.start() as guard:
-        crewed.send()
-        wait_for(lambda: crewed.status()["actions"]["log"] == len(HOSTS))
+    supervised.configure("log", f'metrics_listen = "127.0.0.1:{port}"')
+    with supervised.start() as guard:
+        supervised.send()
+        wait_for(lambda: supervised.status()["actions"]["log"] == len(HOSTS))
         code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}').read().decode())"
-        text = crewed.namespace.run(sys.executable, "-c", code).stdout
+        text = supervised.namespace.run(sys.executable, "-c", code).stdout
         assert "nfq_guard_worker_restarts_total 0.0" in text
         lines = [line for line in text.splitlines() if line.startswith("nfq_guard_packets_total{")]
         assert sum(float(line.split()[1]) for line in lines) == len(HOSTS)
@@ -250,20 +250,20 @@ def test_one_set_of_metrics(crewed: Crewed) -> None:
         assert guard.stop() == 0
 
 
-def test_many_reloads_under_load(crewed: Crewed) -> None:
+def test_many_reloads_under_load(supervised: Supervised) -> None:
     """Each packet by one policy or the other, in whichever worker, and none lost."""
-    with crewed.start() as guard:
+    with supervised.start() as guard:
         sent = 0
         arrived = 0
         reloads = 60
         for number in range(reloads):
-            crewed.configure("log" if number % 2 else "allow")
+            supervised.configure("log" if number % 2 else "allow")
             guard.process.send_signal(signal.SIGHUP)
-            sent += crewed.send(2)
-            arrived += crewed.received()
+            sent += supervised.send(2)
+            arrived += supervised.received()
             wait_for(lambda done=number + 1: len(guard.events("reloaded")) >= done)  # type: ignore[misc]  # bound
-        wait_for(crewed.idle)
-        arrived += crewed.received()
+        wait_for(supervised.idle)
+        arrived += supervised.received()
         assert guard.stop() == 0
         (stopped,) = guard.events("stopped")
     assert arrived == sent == stopped["packets"]

@@ -24,9 +24,9 @@ from nfq_guard.flow import Evidence
 from nfq_guard.service.control.protocol import Reply, no, ok
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import Channel, pair
-from nfq_guard.service.supervisor.worker_handle import Member
-from nfq_guard.service.supervisor.worker_main import Open, WorkerProcess, enter, leave
-from nfq_guard.service.supervisor.workers import Loaded, QueueState, State
+from nfq_guard.service.supervisor.worker_handle import WorkerHandle
+from nfq_guard.service.supervisor.worker_main import Open, WorkerProcess, detach, run_and_exit
+from nfq_guard.service.supervisor.workers import Loaded, QueueState, WorkerState
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
@@ -39,8 +39,8 @@ _HOPELESS_S: Final = 30.0
 
 
 @final
-class Crew:
-    """Serves several queues by one process each (`team.Team`)."""
+class Supervisor:
+    """Serves several queues by one process each (`workers.Workers`)."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Crew:
             sink: Takes the lines of all.
         """
         self.evidence = Evidence.NONE
-        self._members = [Member(number) for number in queues]
+        self._handles = [WorkerHandle(number) for number in queues]
         self._loaded = loaded
         self._read = read
         self._open_queue = open_queue
@@ -87,48 +87,48 @@ class Crew:
         """Fork all, and wait for all to serve."""
         gc.collect()
         gc.freeze()  # what is here already is shared with the workers, and stays so
-        for member in self._members:
-            self._fork(member)
-        while any(member.state is State.STARTING for member in self._members):
+        for handle in self._handles:
+            self._fork(handle)
+        while any(handle.state is WorkerState.STARTING for handle in self._handles):
             self._loop.turn(_LOOK_S)
-            for member in self._members:
-                if member.failure is not None:
-                    raise _error_of(*member.failure)
-                if member.silent(time.monotonic()) or member.pid == 0:
+            for handle in self._handles:
+                if handle.failure is not None:
+                    raise _error_of(*handle.failure)
+                if handle.silent(time.monotonic()) or handle.pid == 0:
                     raise UnavailableError(
-                        f"the worker of queue {member.queue_num} does not come up"
+                        f"the worker of queue {handle.queue_num} does not come up"
                     )
         self._loop.every(_LOOK_S, self._look)
         return {
-            "queues": [member.queue_num for member in self._members],
-            "pids": [member.pid for member in self._members],
-            **self._members[0].facts,
+            "queues": [handle.queue_num for handle in self._handles],
+            "pids": [handle.pid for handle in self._handles],
+            **self._handles[0].facts,
         }
 
     def queues(self) -> list[QueueState]:
         """How they stand, as of the last report of each."""
-        return [member.described() for member in self._members]
+        return [handle.described() for handle in self._handles]
 
     def refresh(self) -> None:
         """Nothing: workers report by themselves."""
 
     def last_error(self) -> dict[str, object] | None:
         """The last event of level error of any worker."""
-        found = [member.error for member in self._members if member.error is not None]
+        found = [handle.error for handle in self._handles if handle.error is not None]
         return max(found, key=lambda error: str(error["at"]), default=None)
 
     def set_mode(self, mode: Mode) -> None:
         """Tell all; those that start later begin with it."""
         self._mode = mode
-        for member in self._members:
-            member.send({"do": "mode", "mode": mode.value})
+        for handle in self._handles:
+            handle.send({"do": "mode", "mode": mode.value})
 
     def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
         """Have each read and check what the daemon read; if all agree, have each judge by it."""
         waiting = {
-            member.queue_num
-            for member in self._members
-            if member.state is State.SERVING and member.send({"do": "prepare"})
+            handle.queue_num
+            for handle in self._handles
+            if handle.state is WorkerState.SERVING and handle.send({"do": "prepare"})
         }
         self._adopting = _Adopting(loaded, done, waiting)
         self._decide()
@@ -139,9 +139,9 @@ class Crew:
         order: dict[str, object] = {"do": "dump", "address": address, "flows": flows}
         order["asked"] = self._asked
         waiting = {
-            member.queue_num
-            for member in self._members
-            if member.state is State.SERVING and member.send(order)
+            handle.queue_num
+            for handle in self._handles
+            if handle.state is WorkerState.SERVING and handle.send(order)
         }
         if not waiting:
             reply(no("no worker serves its queue at the moment"))
@@ -151,23 +151,23 @@ class Crew:
     def alive(self, now: float) -> bool:
         """Whether no queue is without a worker for so long that there is no hope."""
         return all(
-            member.state is not State.DOWN or now - member.down_since < _HOPELESS_S
-            for member in self._members
+            handle.state is not WorkerState.DOWN or now - handle.down_since < _HOPELESS_S
+            for handle in self._handles
         )
 
     def finish(self) -> None:
         """Tell all to end; end those that do not."""
         self._finishing = True
-        for member in self._members:
-            member.send({"do": "stop"})
+        for handle in self._handles:
+            handle.send({"do": "stop"})
         deadline = time.monotonic() + _FINISH_S
-        while any(member.pid for member in self._members):
+        while any(handle.pid for handle in self._handles):
             if time.monotonic() > deadline:
-                for member in self._members:
-                    member.kill()
+                for handle in self._handles:
+                    handle.kill()
             self._loop.turn(_LOOK_S)
 
-    def _fork(self, member: Member) -> None:
+    def _fork(self, handle: WorkerHandle) -> None:
         ours, theirs = pair()
         our_log, their_log = pair()
         self._sink.push(time.monotonic())
@@ -175,8 +175,8 @@ class Crew:
         pid = os.fork()
         if pid == 0:
             channel = Channel(theirs)
-            leave(
-                lambda: self._work(member.queue_num, channel, their_log.fileno()),
+            run_and_exit(
+                lambda: self._work(handle.queue_num, channel, their_log.fileno()),
                 lambda trace: channel.send({"failed": trace, "kind": "crash"}),
             )
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -184,14 +184,14 @@ class Crew:
         their_log.close()
         channel = Channel(ours)
         log = Channel(our_log)
-        member.forked(pid, channel, log)
-        self._loop.watch(member.pidfd, lambda: self._ended(member))
-        self._loop.watch(channel.fileno(), lambda: self._hear(member, channel))
+        handle.forked(pid, channel, log)
+        self._loop.watch(handle.pidfd, lambda: self._ended(handle))
+        self._loop.watch(channel.fileno(), lambda: self._hear(handle, channel))
         self._loop.watch(log.fileno(), lambda: self._copy(log))
 
     def _work(self, queue_num: int, channel: Channel, log_fd: int) -> None:
         """In the child."""
-        enter(f"nfq-guard/{queue_num}", {channel.fileno(), log_fd})
+        detach(f"nfq-guard/{queue_num}", {channel.fileno(), log_fd})
         sink = LineSink(log_fd)
         events = self._make_log(sink)
         WorkerProcess(channel, sink, events, self._loaded, self._read).run(
@@ -199,32 +199,32 @@ class Crew:
         )
         sink.close(time.monotonic())
 
-    def _hear(self, member: Member, channel: Channel) -> None:
+    def _hear(self, handle: WorkerHandle, channel: Channel) -> None:
         messages = channel.receive()
         if messages is None:  # `_ended` follows
             self._loop.forget(channel.fileno())
             return
         for octets in messages:
-            member.heard()
-            self._take(member, orjson.loads(octets))
+            handle.heard()
+            self._take(handle, orjson.loads(octets))
 
-    def _take(self, member: Member, message: dict[str, Any]) -> None:
+    def _take(self, handle: WorkerHandle, message: dict[str, Any]) -> None:
         if "stats" in message:
-            member.report(message["stats"], message["error"])
+            handle.report(message["stats"], message["error"])
         elif "ready" in message:
-            member.ready(message["ready"])
-            member.send({"do": "mode", "mode": self._mode.value})
+            handle.ready(message["ready"])
+            handle.send({"do": "mode", "mode": self._mode.value})
             self.evidence = Evidence(message["evidence"])
-            if member.restarts == 0 and member is self._members[0]:
+            if handle.restarts == 0 and handle is self._handles[0]:
                 for note in message["notes"]:
                     self._events.warning("note", text=note)
         elif "failed" in message:
-            member.failure = (message["failed"], message["kind"])
-            self._events.error("worker_failed", queue=member.queue_num, problem=message["failed"])
+            handle.failure = (message["failed"], message["kind"])
+            self._events.error("worker_failed", queue=handle.queue_num, problem=message["failed"])
         elif "prepared" in message or "refused" in message:
-            self._prepared(member, message)
+            self._prepared(handle, message)
         elif "flows" in message:
-            self._dumped(member, message)
+            self._dumped(handle, message)
 
     def _copy(self, log: Channel) -> None:
         """Log lines of a worker into ours."""
@@ -236,61 +236,61 @@ class Crew:
             self._sink.write(line + b"\n")
         self._sink.push(time.monotonic())
 
-    def _ended(self, member: Member) -> None:
+    def _ended(self, handle: WorkerHandle) -> None:
         """A worker is gone; what it still said is here by then."""
-        channel, log = member.channel, member.log
-        self._loop.forget(member.pidfd)
+        channel, log = handle.channel, handle.log
+        self._loop.forget(handle.pidfd)
         for end, take in ((channel, self._hear_rest), (log, self._copy_rest)):
             if end is not None:
-                take(member, end)
+                take(handle, end)
                 self._loop.forget_if_watched(end.fileno())
-        pid = member.pid
-        how = member.ended(time.monotonic())
+        pid = handle.pid
+        how = handle.ended(time.monotonic())
         if self._adopting is not None:
-            self._adopting.waiting.discard(member.queue_num)
+            self._adopting.waiting.discard(handle.queue_num)
             self._decide()
         for asked, dump in list(self._dumps.items()):
-            dump.waiting.discard(member.queue_num)
+            dump.waiting.discard(handle.queue_num)
             self._answer_dump(asked, dump)
         if not self._finishing:
-            self._events.error("worker_ended", queue=member.queue_num, pid=pid, how=how)
+            self._events.error("worker_ended", queue=handle.queue_num, pid=pid, how=how)
 
-    def _hear_rest(self, member: Member, channel: Channel) -> None:
+    def _hear_rest(self, handle: WorkerHandle, channel: Channel) -> None:
         for octets in channel.receive() or ():
-            self._take(member, orjson.loads(octets))
+            self._take(handle, orjson.loads(octets))
 
-    def _copy_rest(self, _member: Member, log: Channel) -> None:
+    def _copy_rest(self, _handle: WorkerHandle, log: Channel) -> None:
         while lines := log.receive():
             for line in lines:
                 self._sink.write(line + b"\n")
 
     def _look(self, now: float) -> None:
         """End who is stuck, start who is missing."""
-        for member in self._members:
-            if member.state is not State.STUCK and member.silent(now):
-                member.state = State.STUCK
-                self._events.error("worker_stuck", queue=member.queue_num, pid=member.pid)
-                member.kill()
+        for handle in self._handles:
+            if handle.state is not WorkerState.STUCK and handle.silent(now):
+                handle.state = WorkerState.STUCK
+                self._events.error("worker_stuck", queue=handle.queue_num, pid=handle.pid)
+                handle.kill()
             may_start = self._adopting is None and not self._finishing
-            if member.pid == 0 and now >= member.restart_at and may_start:
-                member.restarts += 1
-                self._fork(member)
-                self._events.warning("worker_restarted", queue=member.queue_num, pid=member.pid)
+            if handle.pid == 0 and now >= handle.restart_at and may_start:
+                handle.restarts += 1
+                self._fork(handle)
+                self._events.warning("worker_restarted", queue=handle.queue_num, pid=handle.pid)
         for asked, dump in list(self._dumps.items()):
             if now > dump.until:
                 dump.waiting.clear()
                 self._answer_dump(asked, dump)
 
-    def _prepared(self, member: Member, message: dict[str, Any]) -> None:
+    def _prepared(self, handle: WorkerHandle, message: dict[str, Any]) -> None:
         adopting = self._adopting
-        if adopting is None or member.queue_num not in adopting.waiting:
+        if adopting is None or handle.queue_num not in adopting.waiting:
             return
-        adopting.waiting.discard(member.queue_num)
+        adopting.waiting.discard(handle.queue_num)
         if "refused" in message:
             adopting.problem = message["refused"]
         elif message["prepared"] != adopting.loaded.digest:
             adopting.problem = (
-                f"the worker of queue {member.queue_num} read another policy: "
+                f"the worker of queue {handle.queue_num} read another policy: "
                 "the file changed meanwhile"
             )
         self._decide()
@@ -303,17 +303,17 @@ class Crew:
         if not adopting.problem:
             self._loaded = adopting.loaded
         order = "abort" if adopting.problem else "commit"
-        for member in self._members:
-            member.send({"do": order})
+        for handle in self._handles:
+            handle.send({"do": order})
         adopting.done(adopting.problem)
 
-    def _dumped(self, member: Member, message: dict[str, Any]) -> None:
+    def _dumped(self, handle: WorkerHandle, message: dict[str, Any]) -> None:
         dump = self._dumps.get(message["asked"])
         if dump is None:
             return
         dump.found += message["flows"]
         if message["last"]:
-            dump.waiting.discard(member.queue_num)
+            dump.waiting.discard(handle.queue_num)
             self._answer_dump(message["asked"], dump)
 
     def _answer_dump(self, asked: int, dump: "_Dump") -> None:

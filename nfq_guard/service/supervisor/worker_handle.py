@@ -7,7 +7,7 @@ import time
 from typing import Any, Final, final
 
 from nfq_guard.service.supervisor.messages import Channel
-from nfq_guard.service.supervisor.workers import QueueState, State
+from nfq_guard.service.supervisor.workers import QueueState, WorkerState
 from nfq_guard.telemetry.metrics import Stats
 
 # A worker reports four times a second; one that is silent so long is stuck.
@@ -21,7 +21,7 @@ _STEADY_S: Final = 10.0
 
 
 @final
-class Member:
+class WorkerHandle:
     """One queue and the process that serves it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Member:
         self.queue_num = queue_num
         self.pid = 0
         self.pidfd = -1
-        self.state = State.DOWN
+        self.state = WorkerState.DOWN
         self.restarts = 0
         self.stats = Stats()
         self.channel: Channel | None = None
@@ -62,7 +62,7 @@ class Member:
         self.pidfd = os.pidfd_open(pid)
         self.channel = channel
         self.log = log
-        self.state = State.STARTING
+        self.state = WorkerState.STARTING
         self.failure = None
         self._heard_at = time.monotonic()
 
@@ -73,7 +73,7 @@ class Member:
     def ready(self, facts: dict[str, Any]) -> None:
         """It serves."""
         self.facts = facts
-        self.state = State.SERVING
+        self.state = WorkerState.SERVING
         self._serving_since = time.monotonic()
 
     def report(self, plain: dict[str, Any], error: dict[str, object] | None) -> None:
@@ -85,7 +85,7 @@ class Member:
         """Whether it said nothing for too long."""
         if self.pid == 0:
             return False
-        limit = _START_S if self.state is State.STARTING else STUCK_S
+        limit = _START_S if self.state is WorkerState.STARTING else STUCK_S
         return now - self._heard_at > limit
 
     def kill(self) -> None:
@@ -113,9 +113,9 @@ class Member:
         self.pid = 0
         self.pidfd = -1
         self._base = self.stats.copy()
-        if self.state is State.SERVING and now - self._serving_since > _STEADY_S:
+        if self.state is WorkerState.SERVING and now - self._serving_since > _STEADY_S:
             self._delay_s = _FIRST_DELAY_S
-        self.state = State.DOWN
+        self.state = WorkerState.DOWN
         self.down_since = now
         self.restart_at = now + self._delay_s
         self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)

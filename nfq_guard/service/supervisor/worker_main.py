@@ -112,7 +112,7 @@ class WorkerProcess:
             self._do(orjson.loads(octets))
 
     def _do(self, order: dict[str, Any]) -> None:
-        """One order of the daemon's; their words are only used here and in `crew`."""
+        """One order of the daemon's; their words are only used here and in `supervisor`."""
         match order["do"]:
             case "stop":
                 self._loop.stop()
@@ -145,7 +145,7 @@ class WorkerProcess:
         self._channel.send({"flows": [], "asked": order["asked"], "last": True})
 
 
-def enter(name: str, keep: set[int]) -> None:
+def detach(name: str, keep: set[int]) -> None:
     """Become a worker, right after the fork, signals blocked: nothing of the daemon's stays open.
 
     Objects of the daemon's whose descriptors are closed here live on in frames that never return.
@@ -166,7 +166,7 @@ def enter(name: str, keep: set[int]) -> None:
         return
 
 
-def leave(work: Callable[[], None], report: Callable[[str], object]) -> None:
+def run_and_exit(work: Callable[[], None], report: Callable[[str], object]) -> None:
     """Do `work` and end the process, whatever happens; never returns into the daemon's code."""
     status = 1
     try:

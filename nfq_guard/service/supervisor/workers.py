@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who serves the queues: this process itself (`OneQueue`), or workers of its (`crew.Crew`)."""
+"""What the daemon needs of whatever serves its queues, and the one that serves in this process."""
 
 import os
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from nfq_guard.service.worker.queue_server import Serving
 from nfq_guard.telemetry.metrics import Stats
 
 
-class State(StrEnum):
+class WorkerState(StrEnum):
     """How a queue is served."""
 
     STARTING = "starting"
@@ -40,7 +40,7 @@ class QueueState:
 
     queue_num: int
     pid: int
-    state: State
+    state: WorkerState
     restarts: int
     stats: Stats
 
@@ -84,7 +84,7 @@ class Loaded:
         return self.told.digest if self.shadow is None else self.told.digest + self.shadow.digest
 
 
-class Team(Protocol):
+class Workers(Protocol):
     """What the daemon needs of them; every call is from its loop."""
 
     @property
@@ -127,8 +127,8 @@ class Team(Protocol):
 
 
 @final
-class OneQueue:
-    """One queue, served by this process (`Team`)."""
+class InProcess:
+    """One queue, served by this process (`Workers`)."""
 
     def __init__(self, serving: Serving, history: History, evidence: Evidence) -> None:
         """Nothing happens before `begin`."""
@@ -152,7 +152,7 @@ class OneQueue:
             QueueState(
                 queue_num=self._serving.queue.queue_num,
                 pid=os.getpid(),
-                state=State.SERVING,
+                state=WorkerState.SERVING,
                 restarts=0,
                 stats=self._serving.worker.stats,
             )
