@@ -11,7 +11,7 @@ from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Finding
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, answering
-from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.shadow import Disagreement, Shadow
 from nfq_guard.wire.ip import decode
@@ -177,8 +177,7 @@ class Engine:
     ) -> Judgment:
         finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
-        drops = decision.action is Action.DROP or decision.action is Action.HEAL
-        verdict = VERDICT_DROP if drops and self.mode is Mode.ENFORCE else VERDICT_ACCEPT
+        verdict = VERDICT_DROP if decision.drops and self.mode is Mode.ENFORCE else VERDICT_ACCEPT
         shadow = self._shadow
         told = None
         if shadow is not None:

@@ -77,7 +77,6 @@ class Evidence(StrEnum):
     """Where the window of a flow was read."""
 
     BPF = "bpf"
-    KERNEL_LOG = "kernel-log"
     CTNETLINK = "ctnetlink"
     REPLAY = "replay"
     NONE = "none"

@@ -65,7 +65,6 @@ _PEER_FLAGS: Final = (
 )
 _ACTIONS: Final = {
     Action.DROP: "it is dropped; its sender will send it again if it matters",
-    Action.HEAL: "it is dropped and the flow is made liberal, so that the next ones pass",
     Action.LOG: "it passes, and is recorded",
     Action.ALLOW: "it passes, and is counted",
 }

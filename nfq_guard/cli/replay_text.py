@@ -29,7 +29,6 @@ CTSTATE_STYLES: Final = {
 }
 ACTION_STYLES: Final = {
     Action.DROP: Style.RED,
-    Action.HEAL: Style.YELLOW,
     Action.LOG: Style.YELLOW,
     Action.ALLOW: Style.GREEN,
 }

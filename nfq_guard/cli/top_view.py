@@ -25,7 +25,6 @@ _QUEUES_SHOWN: Final = 4
 _PLAIN: Final[tuple[Style, ...]] = ()
 _ACTION_STYLES: Final = {
     "drop": (Style.RED,),
-    "heal": (Style.MAGENTA,),
     "log": (Style.YELLOW,),
 }
 

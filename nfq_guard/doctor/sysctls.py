@@ -64,7 +64,7 @@ def _be_liberal(values: Mapping[str, str]) -> Check:
         "sysctl.be_liberal",
         f"{on[0].rpartition('.')[2]}=1: segments outside the window are not INVALID; seq-over and "
         "ack-over never reach the guard",
-        f"set net.{on[0]}=0 and let the guard save single flows (action heal)",
+        f"set net.{on[0]}=0; the default policy drops only what would escape translation",
     )
 
 

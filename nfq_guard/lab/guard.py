@@ -125,7 +125,7 @@ class Guard:
         actions = account["actions"]
         return Report(
             queued=account["packets"],
-            drops=sum(actions.get(action, 0) for action in ("drop", "heal")),
+            drops=actions.get("drop", 0),
             judged=tuple(event for event in events if event["event"] == "packet_judged"),
         )
 

@@ -16,7 +16,11 @@ class Action(StrEnum):
     DROP = "drop"
     LOG = "log"
     ALLOW = "allow"
-    HEAL = "heal"
+
+    @property
+    def drops(self) -> bool:
+        """Whether the packet is dropped when the mode is enforce."""
+        return self is Action.DROP
 
 
 @final
@@ -28,16 +32,19 @@ class Decision:
         action: What to do.
         rule: Name of the rule that said so.
         mark: Packet mark to set with the verdict; None leaves it alone.
+        drops: `Action.drops` of `action`.
     """
 
     action: Action
     rule: str
     mark: int | None
+    drops: bool
 
     def __init__(self, action: Action, rule: str, mark: int | None = None) -> None:
         self.action = action
         self.rule = rule
         self.mark = mark
+        self.drops = action.drops
 
 
 class Policy(Protocol):

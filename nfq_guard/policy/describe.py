@@ -23,7 +23,6 @@ ACTION_WORDS: Final = {
     Action.DROP: "drop the packet",
     Action.LOG: "let the packet pass and record it",
     Action.ALLOW: "let the packet pass",
-    Action.HEAL: "have conntrack check the window of the flow no more, and drop the packet",
 }
 CLAUSE_BREAK: Final = "; and "
 

@@ -3,12 +3,9 @@
 
 from typing import Final
 
-from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME
 from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN
 
-# Actions that this version can carry out.
-AVAILABLE_ACTIONS: Final = (Action.DROP, Action.LOG, Action.ALLOW)
 # Nesting of includes is bounded besides cycles: each level is a file that somebody must read.
 DEEPEST_INCLUDE: Final = 8
 # Rules of a policy with all that it includes: what bounds its memory and the time of a reload.

@@ -14,7 +14,6 @@ from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME, LAST_MARK, Field, Kind
 from nfq_guard.policy.keys import (
-    AVAILABLE_ACTIONS,
     DEEPEST_INCLUDE,
     LARGEST_COUNT,
     LONGEST_COMMENT,
@@ -82,14 +81,13 @@ def parse_policy(
     *,
     source: str,
     includes: Includes | None = None,
-    available: tuple[Action, ...] = AVAILABLE_ACTIONS,
 ) -> PolicyModel:
     """Read the `[policy]` table of `source`; arguments as `read_policy`.
 
     Raises:
         ConfigError: with every mistake.
     """
-    reading = read_policy(table, source=source, includes=includes, available=available)
+    reading = read_policy(table, source=source, includes=includes)
     if reading.model is None:
         raise ConfigError(source, reading.mistakes)
     return reading.model
@@ -100,7 +98,6 @@ def read_policy(
     *,
     source: str,
     includes: Includes | None = None,
-    available: tuple[Action, ...] = AVAILABLE_ACTIONS,
 ) -> Reading:
     """Read the `[policy]` table of `source`, and collect what is wrong with it.
 
@@ -108,9 +105,8 @@ def read_policy(
         table: The table, as tomllib gives it.
         source: The file, as the operator named it.
         includes: How to find what it includes; None: it may include nothing.
-        available: The actions that can be carried out.
     """
-    reader = _Reader(includes or NoIncludes(), available)
+    reader = _Reader(includes or NoIncludes())
     part = reader.read(table, source, (source,), "policy")
     mistakes = reader.mistakes
     if part.default is None and not part.default_is_wrong:
@@ -156,10 +152,9 @@ class _Part:
 class _Reader:
     """Reads tables and remembers what was wrong with them."""
 
-    def __init__(self, includes: Includes, available: tuple[Action, ...]) -> None:
+    def __init__(self, includes: Includes) -> None:
         self.mistakes: list[Mistake] = []
         self._includes = includes
-        self._available = available
         self._names: dict[str, str] = {}
         self._within = ""
 
@@ -176,9 +171,9 @@ class _Reader:
             return part
         self._unknown_keys(table, POLICY_KEYS, key)
         if "on_unknown" in table:
-            part.on_unknown = self._passive_action(table["on_unknown"], f"{key}.on_unknown")
+            part.on_unknown = self._action(table["on_unknown"], f"{key}.on_unknown")
         if "default" in table:
-            part.default = self._passive_action(table["default"], f"{key}.default")
+            part.default = self._action(table["default"], f"{key}.default")
             part.default_is_wrong = part.default is None
         if "i_know" in table:
             part.i_know = table["i_know"] == I_KNOW
@@ -246,21 +241,11 @@ class _Reader:
                 )
 
     def _action(self, found: object, key: str) -> Action | None:
-        words = tuple(str(action) for action in self._available)
+        words = tuple(str(action) for action in Action)
         if isinstance(found, str) and found in words:
             return Action(found)
-        hint = suggestion(found, words)
-        if found == Action.HEAL:
-            hint = " (which this version does not offer)"
-        self.note(key, one_of(words), shown(found) + hint)
+        self.note(key, one_of(words), shown(found) + suggestion(found, words))
         return None
-
-    def _passive_action(self, found: object, key: str) -> Action | None:
-        """An action that needs no flow."""
-        if found == Action.HEAL:
-            self.note(key, "drop, log or allow", f"{shown(found)} (which only a rule can say)")
-            return None
-        return self._action(found, key)
 
     def _rule(
         self, table: object, key: str, index: int, source: str, trail: tuple[str, ...]

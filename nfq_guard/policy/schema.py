@@ -6,7 +6,6 @@ from typing import Any, Final, assert_never
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FAMILIES, FIELDS, LAST_MARK, Field, Kind
 from nfq_guard.policy.keys import (
-    AVAILABLE_ACTIONS,
     LARGEST_COUNT,
     LONGEST_COMMENT,
     LONGEST_WINDOW_S,
@@ -19,14 +18,13 @@ Schema = dict[str, Any]
 _NUMBER_OR_MARK: Final = r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,12})"
 
 
-def policy_schema(available: tuple[Action, ...] = AVAILABLE_ACTIONS) -> Schema:
+def policy_schema() -> Schema:
     """The schema of the table `[policy]`.
 
     Whatever it refuses the parser refuses too; the parser alone knows what no schema can say,
     such as names that are taken, and files that cannot be read.
     """
-    actions = {"enum": [str(action) for action in available]}
-    passive = {"enum": [str(action) for action in available if action is not Action.HEAL]}
+    actions = {"enum": [str(action) for action in Action]}
     fields = {field.name: _field(field) for field in FIELDS}
     rate = _rate()
     return {
@@ -42,12 +40,12 @@ def policy_schema(available: tuple[Action, ...] = AVAILABLE_ACTIONS) -> Schema:
             "on_unknown": {
                 "description": "What happens to a packet that no rule matched and that could not"
                 " be judged. Without it: allow, or what an included policy says.",
-                **passive,
+                **actions,
             },
             "default": {
                 "description": "What happens to any other packet that no rule matched. Required,"
                 " unless an included policy says it.",
-                **passive,
+                **actions,
             },
             "i_know": {
                 "description": "Needed in a policy that lets no packet pass.",

@@ -7,7 +7,7 @@ from typing import final
 
 from nfq_guard.finding import Finding
 from nfq_guard.flow import FlowSnapshot
-from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 
@@ -72,12 +72,8 @@ class Shadow:
         if shadow.action is acting.action and shadow.mark == acting.mark:
             return None
         difference = Difference.OTHER
-        if _drops(acting) and not _drops(shadow):
+        if acting.drops and not shadow.drops:
             difference = Difference.ONLY_ACTING_DROPS
-        elif _drops(shadow) and not _drops(acting):
+        elif shadow.drops and not acting.drops:
             difference = Difference.ONLY_SHADOW_DROPS
         return Disagreement(acting, shadow, difference)
-
-
-def _drops(decision: Decision) -> bool:
-    return decision.action is Action.DROP or decision.action is Action.HEAL

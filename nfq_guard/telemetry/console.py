@@ -9,7 +9,6 @@ from structlog.typing import EventDict, WrappedLogger
 _RESET: Final = "\x1b[0m"
 _COLOURS: Final = {
     "drop": "\x1b[31m",
-    "heal": "\x1b[35m",
     "log": "\x1b[33m",
     "allow": "\x1b[32m",
     "error": "\x1b[31m",

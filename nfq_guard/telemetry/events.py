@@ -26,7 +26,6 @@ from nfq_guard.flow import (
     Nat,
     TcpState,
 )
-from nfq_guard.policy.decision import Action
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
@@ -75,7 +74,6 @@ def packet_fields(
     segment = l4 if isinstance(l4, Segment) else None
     ports = l4 if isinstance(l4, Segment | Datagram) else None
     action = decision.action
-    drops = action is Action.DROP or action is Action.HEAL
     fields = {
         "timestamp": when,
         "mode": mode,
@@ -114,7 +112,7 @@ def packet_fields(
         "rule": decision.rule,
         "action": action,
         "verdict": "drop" if judgment.verdict == VERDICT_DROP else "accept",
-        "would": "drop" if drops else "accept",
+        "would": "drop" if decision.drops else "accept",
     }
     if judgment.shadow is not None:
         told = judgment.shadow.shadow

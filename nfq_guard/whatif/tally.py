@@ -75,7 +75,7 @@ class Tally:
     @property
     def drops(self) -> int:
         """Packets that would be dropped."""
-        return self.by_action.get(Action.DROP, 0) + self.by_action.get(Action.HEAL, 0)
+        return sum(count for action, count in self.by_action.items() if action.drops)
 
     @property
     def passes(self) -> int:
@@ -87,7 +87,7 @@ class Tally:
         count = recorded.count
         self.by_action[decision.action] = self.by_action.get(decision.action, 0) + count
         self.by_rule[decision.rule] = self.by_rule.get(decision.rule, 0) + count
-        if not _drops(decision):
+        if not decision.drops:
             return
         shown = self.drops_by_reason.get(reason, 0)
         self.drops_by_reason[reason] = shown + count
@@ -104,7 +104,7 @@ class Tally:
     def settle(self, recorded: Recorded, decision: Decision, fate: Fate) -> None:
         """The same packet, once it is known what became of its flow."""
         count = recorded.count
-        if _drops(decision):
+        if decision.drops:
             if not recorded.passed:
                 self.confirmed += count
                 return
@@ -145,10 +145,6 @@ def _end(octets: bytes, port: int | None) -> str:
 
 def _address(octets: bytes) -> str:
     return str(ip_address(octets)) if octets else "?"
-
-
-def _drops(decision: Decision) -> bool:
-    return decision.action is Action.DROP or decision.action is Action.HEAL
 
 
 def _add(counts: dict[str, int], name: str, count: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.rates import flow_key
 from nfq_guard.whatif.conversations import Aftermath, Fate
@@ -66,8 +66,8 @@ class Trial:
         answer = Answer(recorded=recorded, judged=judged, decisions=decisions)
         for tally, decision in zip(self.tallies, decisions, strict=True):
             tally.count(recorded, judged.finding.reason, decision)
-        if len(decisions) == 2 and drops(decisions[0]) is not drops(decisions[1]):
-            alone = 0 if drops(decisions[0]) else 1
+        if len(decisions) == 2 and decisions[0].drops is not decisions[1].drops:
+            alone = 0 if decisions[0].drops else 1
             self.differences[alone].count(recorded, judged.finding.reason, decisions[alone])
         for settled, fate in self._aftermath.awaits(key, now, answer):
             self._settle(settled, fate)
@@ -83,11 +83,6 @@ class Trial:
             tally.settle(recorded, decision, fate)
         if len(answer.decisions) == 2:
             first, second = answer.decisions
-            if drops(first) is not drops(second):
-                alone = 0 if drops(first) else 1
+            if first.drops is not second.drops:
+                alone = 0 if first.drops else 1
                 self.differences[alone].settle(recorded, answer.decisions[alone], fate)
-
-
-def drops(decision: Decision) -> bool:
-    """Whether the packet would not go on."""
-    return decision.action is Action.DROP or decision.action is Action.HEAL

@@ -61,7 +61,6 @@ def engine(flows: FakeFlows, action: Action = Action.DROP, mode: Mode = Mode.ENF
     ("action", "mode", "verdict"),
     [
         (Action.DROP, Mode.ENFORCE, VERDICT_DROP),
-        (Action.HEAL, Mode.ENFORCE, VERDICT_DROP),
         (Action.LOG, Mode.ENFORCE, VERDICT_ACCEPT),
         (Action.ALLOW, Mode.ENFORCE, VERDICT_ACCEPT),
         (Action.DROP, Mode.DRY_RUN, VERDICT_ACCEPT),

@@ -6,7 +6,7 @@ import re
 from hypothesis import given
 
 from nfq_guard.policy.decision import Action
-from nfq_guard.policy.describe import ACTION_WORDS, policy_sentences, rule_sentence
+from nfq_guard.policy.describe import ACTION_WORDS, policy_sentences
 from nfq_guard.policy.fields import FIELDS, Field, Kind
 from nfq_guard.policy.model import Condition, PolicyModel, Rule
 from nfq_guard.policy.parse import parse_policy
@@ -25,15 +25,6 @@ def test_sentences_read_back(table: dict[str, object]) -> None:
     for rule, sentence in zip(model.rules, sentences, strict=False):
         assert _read_back(sentence) == _essence(rule)
     assert _last_words(sentences[len(model.rules) :]) == (model.on_unknown, model.default)
-
-
-def test_heal_in_words() -> None:
-    table = {"default": "allow", "rule": [{"action": "heal", "reason": "seq-over"}]}
-    model = parse_policy(table, source="test", available=tuple(Action))
-    assert rule_sentence(model.rules[0]) == (
-        "Rule rule[0]: have conntrack check the window of the flow no more, and drop the packet"
-        " when the reason is seq-over."
-    )
 
 
 def test_without_rules() -> None:

@@ -13,21 +13,20 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from nfq_guard.cli.check import config_schema
-from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELDS
 from nfq_guard.policy.keys import POLICY_KEYS, RATE_KEYS, RULE_KEYS
 from nfq_guard.policy.parse import read_policy
 from nfq_guard.policy.schema import policy_schema
 from tests.support.policies import tables
 
-VALIDATOR = Draft202012Validator(policy_schema(tuple(Action)))
+VALIDATOR = Draft202012Validator(policy_schema())
 CONFIG = Draft202012Validator(config_schema())
 
 Table = dict[str, Any]
 
 
 def _right(table: object) -> bool:
-    return not read_policy(table, source="x", available=tuple(Action)).mistakes
+    return not read_policy(table, source="x").mistakes
 
 
 @given(table=tables(with_rates=True))

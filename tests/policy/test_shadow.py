@@ -31,7 +31,6 @@ def _policy(**rule: object) -> CompiledPolicy:
     [
         (Decision(Action.DROP, "old"), {"action": "drop"}, None),
         (Decision(Action.DROP, "old"), {"action": "log"}, Difference.ONLY_ACTING_DROPS),
-        (Decision(Action.HEAL, "old"), {"action": "log"}, Difference.ONLY_ACTING_DROPS),
         (Decision(Action.LOG, "old"), {"action": "drop"}, Difference.ONLY_SHADOW_DROPS),
         (Decision(Action.LOG, "old"), {"action": "allow"}, Difference.OTHER),
         (Decision(Action.DROP, "old", 1), {"action": "drop"}, Difference.OTHER),

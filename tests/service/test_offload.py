@@ -145,7 +145,6 @@ def test_each_hook_and_interface_is_for_itself(bench: Bench) -> None:
     [
         dropped(hook=Hook.FORWARD),
         dropped(action=Action.LOG),
-        dropped(action=Action.HEAL),
         dropped(verdict=1),
         dropped(udp=True),
         dropped(lives_s=0),
