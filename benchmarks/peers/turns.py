@@ -137,8 +137,8 @@ def _count(library: ctypes.CDLL, directory: Path, packets: int) -> None:
     kernel, queue = _pair()
     worker = _worker(directory, queue, packets)
     with Loop() as loop:
-        loop.watch(queue.fileno(), worker.turn)
-        loop.every(1e6, worker.second)
+        loop.watch(queue.fileno(), worker.process_batch)
+        loop.every(1e6, worker.tick)
         warm_up = _WARM_UP // packets + 1
         for turns in (warm_up, SHORT, LONG):
             for number in range(turns * packets):

@@ -19,12 +19,12 @@ from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Counted, FailMode
-from nfq_guard.service.control.protocol import Reply
+from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.firewall_spec import fail_mode_of
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
-from nfq_guard.service.reload import Reloading
-from nfq_guard.service.rule_monitor import RulesWatch
+from nfq_guard.service.reload import Reloader
+from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Rates, described, policy_facts, totals
 from nfq_guard.service.supervisor.workers import Loaded, QueueState, Workers
@@ -119,7 +119,7 @@ class Daemon:
         self._rules_changed = 0
         self._rules_touched = False
         self._close_more: Callable[[], None] = _nothing
-        self.reloading = Reloading(
+        self.reloading = Reloader(
             loaded=parts.loaded,
             read=parts.read,
             workers=parts.workers,
@@ -127,7 +127,7 @@ class Daemon:
             events=parts.events,
             notifier=parts.notifier,
         )
-        self._watch = RulesWatch(
+        self._watch = RuleMonitor(
             parts.rules,
             parts.events,
             ours=self._owns_rules,
@@ -174,14 +174,14 @@ class Daemon:
                 rest["fail_mode_until_restart"] = fail_mode_of(self._settings)
             self._events.warning("mode_changed", before=before, now=mode, **rest)
 
-    def reload(self, reply: Reply | None = None) -> None:
-        """Open the log anew, and swap the policy whole, or keep it; reply when that is done."""
+    def reload(self, respond: Responder | None = None) -> None:
+        """Open the log anew, and swap the policy whole, or keep it; respond when that is done."""
         self._parts.sink.reopen()
-        self.reloading.ask(reply)
+        self.reloading.ask(respond)
 
-    def dump(self, address: str | None, flows: int, reply: Reply) -> None:
-        """Reply with the flows shown last."""
-        self._workers.dump(address, flows, reply)
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
+        """Respond with the flows shown last."""
+        self._workers.dump(address, flows, respond)
 
     def queues(self) -> list[QueueState]:
         """How the queues stand."""

@@ -18,7 +18,7 @@ _FULL_EVERY: Final = 60
 
 @final
 class Garbage:
-    """When cycles are looked for; call `second` once a second from `begin` to `end`."""
+    """When cycles are looked for; call `tick` once a second from `begin` to `end`."""
 
     def __init__(self) -> None:
         self._seconds = 0
@@ -28,7 +28,7 @@ class Garbage:
         gc.freeze()
         gc.disable()
 
-    def second(self, _now: float) -> None:
+    def tick(self, _now: float) -> None:
         """Look through what is new; once a minute through the rest too."""
         self._seconds += 1
         if self._seconds % _FULL_EVERY:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.service.control.protocol import Answer, Reply, no, ok
+from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.supervisor.workers import Loaded, Workers
@@ -34,7 +34,7 @@ class Reload:
 
 
 @final
-class Reloading:
+class Reloader:
     """Reloads, one at a time.
 
     Attributes:
@@ -73,17 +73,17 @@ class Reloading:
         self._loop = loop
         self._events = events
         self._notifier = notifier
-        self._now: list[Reply] | None = None
-        self._next: list[Reply] | None = None
+        self._now: list[Responder] | None = None
+        self._next: list[Responder] | None = None
 
     @property
     def busy(self) -> bool:
         """Whether one is under way."""
         return self._now is not None
 
-    def ask(self, reply: Reply | None = None) -> None:
-        """Have the policy read again; `reply` when that is done."""
-        replies = [] if reply is None else [reply]
+    def ask(self, respond: Responder | None = None) -> None:
+        """Have the policy read again; `respond` when that is done."""
+        replies = [] if respond is None else [respond]
         if self._now is not None:
             self._next = [*(self._next or ()), *replies]
             return
@@ -105,7 +105,7 @@ class Reloading:
             if loaded.restart_for:
                 told["restart_for"] = list(loaded.restart_for)
             self._events.info("reloaded", **told)
-            self._finish(ok(told))
+            self._finish(Response.ok(told))
 
         self._workers.adopt(loaded, done)
 
@@ -123,14 +123,14 @@ class Reloading:
         self.refused += 1
         self.last = Reload(at=timestamp(), mistakes=tuple(mistakes))
         self._events.error("reload_failed", mistakes=mistakes)
-        self._finish(no(problem))
+        self._finish(Response.error(problem))
 
-    def _finish(self, answer: Answer) -> None:
+    def _finish(self, answer: Response) -> None:
         replies = self._now or []
         self._now = None
         self._notifier.tell("READY=1")
-        for reply in replies:
-            reply(answer)
+        for respond in replies:
+            respond(answer)
         if self._next is not None:
             waiting, self._next = self._next, None
             self.ask()

@@ -29,7 +29,7 @@ class VerifiableRules(Protocol):
 
 
 @final
-class RulesWatch:
+class RuleMonitor:
     """Checks when told to, never twice at the same time.
 
     Attributes:

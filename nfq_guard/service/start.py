@@ -31,8 +31,8 @@ from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open, Opened
 from nfq_guard.service.supervisor.workers import InProcess, Loaded, Workers
 from nfq_guard.service.worker.history import History
-from nfq_guard.service.worker.offload import open_shedding
-from nfq_guard.service.worker.queue_server import Serving
+from nfq_guard.service.worker.offload import open_offloader
+from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.events import EventLog
@@ -145,7 +145,7 @@ def open_queue(
     sink: LineSink,
     loop: Loop,
     notes: list[str],
-) -> tuple[Serving, History, Evidence]:
+) -> tuple[QueueServer, History, Evidence]:
     """Bind a queue and open what its packets are judged by, in the process that will serve it.
 
     Raises:
@@ -184,8 +184,8 @@ def open_queue(
         judged_mark=judged_mark(settings),
         history=history,
     )
-    worker.shedding = open_shedding(settings, worker.engine, worker.stats, events)
-    serving = Serving(reader, worker, events, loop, fail_open=fail_open)
+    worker.offloader = open_offloader(settings, worker.engine, worker.stats, events)
+    serving = QueueServer(reader, worker, events, loop, fail_open=fail_open)
     return serving, history, flows.evidence
 
 

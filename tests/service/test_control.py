@@ -19,9 +19,9 @@ from nfq_guard.errors import BusyError, UsageError
 from nfq_guard.service.control import server as control
 from nfq_guard.service.control import socket_path as control_path
 from nfq_guard.service.control.commands import Requests
-from nfq_guard.service.control.protocol import Reply, no, ok
-from nfq_guard.service.control.server import Caller, ControlServer, alone_in
-from nfq_guard.service.control.socket_path import listen
+from nfq_guard.service.control.protocol import Caller, Responder, Response
+from nfq_guard.service.control.server import ControlServer
+from nfq_guard.service.control.socket_path import CONNECTIONS_MAX, exclusive, listen
 from nfq_guard.service.loop import Loop
 
 Ask = Callable[[bytes], dict[str, Any]]
@@ -32,16 +32,16 @@ class FakeGuard:
 
     def __init__(self) -> None:
         self.mode = Mode.DRY_RUN
-        self.reloads: list[Reply | None] = []
+        self.reloads: list[Responder | None] = []
 
     def status(self) -> dict[str, object]:
         return {"mode": self.mode, "padding": "x" * 10_000}
 
-    def dump(self, address: str | None, flows: int, reply: Reply) -> None:
-        reply(ok([address, flows]))
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
+        respond(Response.ok([address, flows]))
 
-    def reload(self, reply: Reply | None = None) -> None:
-        self.reloads.append(reply)
+    def reload(self, respond: Responder | None = None) -> None:
+        self.reloads.append(respond)
 
     def set_mode(self, mode: Mode) -> None:
         self.mode = mode
@@ -131,9 +131,9 @@ def test_a_reload_holds_its_client_back_and_nobody_else(served: Served) -> None:
         connection.shutdown(socket.SHUT_WR)
         assert served.read(connection) == []
         assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
-        (reply,) = served.guard.reloads
-        assert reply is not None
-        reply(no("wrong"))
+        (respond,) = served.guard.reloads
+        assert respond is not None
+        respond(Response.error("wrong"))
         assert [one["return"] for one in served.read(connection)] == ["NOK", "OK"]
         assert served.closed(connection)
 
@@ -143,9 +143,9 @@ def test_who_left_meanwhile_gets_no_answer(served: Served) -> None:
         connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
         served.turns()
     served.turns()
-    (reply,) = served.guard.reloads
-    assert reply is not None
-    reply(ok("done"))
+    (respond,) = served.guard.reloads
+    assert respond is not None
+    respond(Response.ok("done"))
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
 
 
@@ -210,7 +210,7 @@ def test_a_client_that_never_reads(served: Served, monkeypatch: pytest.MonkeyPat
 
 
 def test_one_client_too_many_displaces_the_quietest(served: Served) -> None:
-    connections = [served.connect() for _ in range(control.CLIENTS_MAX)]
+    connections = [served.connect() for _ in range(CONNECTIONS_MAX)]
     served.turns()
     connections[0].send(b'{"command": "ping"}\n')
     assert served.read(connections[0])
@@ -229,7 +229,7 @@ def test_thousands_of_clients_leave_nothing(served: Served) -> None:
             connection.send(b'{"comm')
         served.loop.turn(0)
     served.turns(100)
-    assert len(list(Path("/proc/self/fd").iterdir())) <= before + control.CLIENTS_MAX
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + CONNECTIONS_MAX
 
 
 def test_rights() -> None:
@@ -240,7 +240,7 @@ def test_rights() -> None:
         answers: list[bool] = []
         arguments: dict[str, object] = {"mode": "dry-run"} if command == "mode" else {}
         caller = Caller(1, uid, frozenset(groups))
-        requests(command, arguments, caller, lambda answer: answers.append(answer.good))
+        requests(command, arguments, caller, lambda response: answers.append(response.succeeded))
         (good,) = answers
         return good
 
@@ -348,8 +348,8 @@ def test_of_many_at_once_one_gets_the_place(tmp_path: Path, *, left_behind: bool
 def test_who_holds_the_directory_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "_ALONE_WITHIN_S", 0.05)
-    with alone_in(tmp_path):
+    monkeypatch.setattr(control_path, "_LOCK_WITHIN_S", 0.05)
+    with exclusive(tmp_path):
         served = Served(tmp_path / "s")
         assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
         served.close()

@@ -36,7 +36,7 @@ def test_new_cycle_goes_within_a_second(garbage: Garbage) -> None:
     """Nothing that a bug makes may pile up."""
     lost = weakref.ref(_Cycle())
     assert lost() is not None
-    garbage.second(1.0)
+    garbage.tick(1.0)
     assert lost() is None
 
 
@@ -44,9 +44,9 @@ def test_old_cycle_goes_within_a_minute(garbage: Garbage) -> None:
     """A policy that was swapped out after it had grown old is found by the full search."""
     old = _Cycle()
     for second in range(3):
-        garbage.second(float(second))
+        garbage.tick(float(second))
     lost = weakref.ref(old)
     del old
     for second in range(60):
-        garbage.second(float(second))
+        garbage.tick(float(second))
     assert lost() is None

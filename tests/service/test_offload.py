@@ -16,8 +16,8 @@ from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.seqno import seq
-from nfq_guard.service.worker import offload as shedding
-from nfq_guard.service.worker.offload import Shedding
+from nfq_guard.service.worker import offload
+from nfq_guard.service.worker.offload import Offloader
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
@@ -60,7 +60,7 @@ class FakeSets:
 
 
 class Bench:
-    """A `Shedding` with everything around it made up."""
+    """A `Offloader` with everything around it made up."""
 
     def __init__(self, log: Path) -> None:
         self.sets = FakeSets()
@@ -68,7 +68,7 @@ class Bench:
         self.sink = LineSink(log)
         self.log = log
         self.engine = Engine(policy=policy(), flows=NoFlows(), mode=Mode.ENFORCE)
-        self.shedding = Shedding(
+        self.offloader = Offloader(
             self.sets,
             self.engine,
             self.stats,
@@ -125,18 +125,18 @@ def dropped(
 
 def test_as_many_as_asked_for_within_a_second(bench: Bench) -> None:
     for number in range(AFTER - 1):
-        bench.shedding.turn([dropped()], 100 + number / 10)
+        bench.offloader.process_batch([dropped()], 100 + number / 10)
     assert bench.told() == []
-    bench.shedding.turn([dropped()] * (AFTER - 1), 101.0)
+    bench.offloader.process_batch([dropped()] * (AFTER - 1), 101.0)
     assert bench.told() == []
-    bench.shedding.turn([dropped()], 101.9)
+    bench.offloader.process_batch([dropped()], 101.9)
     assert bench.sets.held == [
         (OneWay(Hook.PREROUTING, "eth0", b"\n\0\0\1", b"\n\0\0\2", 1, 2), TIMEOUT_S)
     ]
 
 
 def test_each_hook_and_interface_is_for_itself(bench: Bench) -> None:
-    bench.shedding.turn([dropped(), dropped(hook=Hook.OUTPUT)] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped(), dropped(hook=Hook.OUTPUT)] * AFTER, 100.0)
     assert [flow.interface for flow, _ in bench.sets.held] == ["eth0", "eth1"]
 
 
@@ -151,49 +151,49 @@ def test_each_hook_and_interface_is_for_itself(bench: Bench) -> None:
     ],
 )
 def test_what_is_never_left_to_the_kernel(bench: Bench, judgment: Judgment) -> None:
-    bench.shedding.turn([judgment] * 100, 100.0)
+    bench.offloader.process_batch([judgment] * 100, 100.0)
     assert bench.told() == []
 
 
 def test_no_longer_than_the_entry_lives(bench: Bench) -> None:
-    bench.shedding.turn([dropped(1, lives_s=3)] * AFTER, 100.0)
-    bench.shedding.turn([dropped(2, lives_s=432_000)] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped(1, lives_s=3)] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped(2, lives_s=432_000)] * AFTER, 100.0)
     assert [seconds for _, seconds in bench.sets.held] == [3, TIMEOUT_S]
 
 
 def test_packets_on_their_way_do_not_count_again(bench: Bench) -> None:
-    bench.shedding.turn([dropped()] * AFTER * 10, 100.0)
-    bench.shedding.turn([dropped()] * AFTER * 10, 100.1)
+    bench.offloader.process_batch([dropped()] * AFTER * 10, 100.0)
+    bench.offloader.process_batch([dropped()] * AFTER * 10, 100.1)
     assert bench.told() == [1]
 
 
 def test_after_the_timeout_one_packet_is_enough_for_a_while(bench: Bench) -> None:
-    bench.shedding.turn([dropped()] * AFTER, 100.0)
-    bench.shedding.turn([dropped()], 110.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped()], 110.0)
     assert bench.told() == [1, 1]
-    bench.shedding.second(121.0)
-    bench.shedding.turn([dropped()], 129.0)
+    bench.offloader.tick(121.0)
+    bench.offloader.process_batch([dropped()], 129.0)
     assert bench.told() == [1, 1, 1]
-    bench.shedding.second(140.0)
-    bench.shedding.second(150.0)
-    bench.shedding.turn([dropped()], 151.0)
+    bench.offloader.tick(140.0)
+    bench.offloader.tick(150.0)
+    bench.offloader.process_batch([dropped()], 151.0)
     assert bench.told() == [1, 1, 1]
 
 
 def test_the_bound_holds_until_one_is_over(bench: Bench) -> None:
     for sport in range(MOST + 2):
-        bench.shedding.turn([dropped(sport)] * AFTER * 3, 100.0)
+        bench.offloader.process_batch([dropped(sport)] * AFTER * 3, 100.0)
     assert bench.told() == [0, 1, 2]
     assert bench.stats.counters["offload_full"] == 2
-    bench.shedding.second(110.5)
-    bench.shedding.turn([dropped(7)] * AFTER, 111.0)
+    bench.offloader.tick(110.5)
+    bench.offloader.process_batch([dropped(7)] * AFTER, 111.0)
     assert bench.told() == [0, 1, 2, 7]
 
 
 def test_a_full_set_of_the_kernel_is_counted(bench: Bench) -> None:
-    bench.shedding.turn([], 100.0)
+    bench.offloader.process_batch([], 100.0)
     bench.sets.error = errno.ENFILE
-    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     assert bench.stats.counters["offload_full"] == 1
     assert bench.stats.counters["offloaded_flows"] == 0
 
@@ -201,72 +201,72 @@ def test_a_full_set_of_the_kernel_is_counted(bench: Bench) -> None:
 def test_forged_addresses_fill_the_count_and_no_more(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shedding, "_COUNTED_MAX", 8)
+    monkeypatch.setattr(offload, "_COUNTED_MAX", 8)
     for sport in range(8):
-        bench.shedding.turn([dropped(sport)], 100.0)
-    bench.shedding.turn([dropped(99)] * AFTER * 2, 100.5)
+        bench.offloader.process_batch([dropped(sport)], 100.0)
+    bench.offloader.process_batch([dropped(99)] * AFTER * 2, 100.5)
     assert bench.told() == []
-    bench.shedding.turn([dropped(99)] * AFTER, 101.0)
+    bench.offloader.process_batch([dropped(99)] * AFTER, 101.0)
     assert bench.told() == [99]
 
 
 def test_mode_and_policy_take_everything_back(bench: Bench) -> None:
-    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     bench.engine.mode = Mode.DRY_RUN
-    bench.shedding.second(100.1)
+    bench.offloader.tick(100.1)
     assert bench.told() == []
-    bench.shedding.turn([dropped()] * AFTER, 100.2)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.2)
     assert bench.told() == []
     bench.engine.mode = Mode.ENFORCE
-    bench.shedding.turn([dropped()] * AFTER, 100.3)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.3)
     assert bench.told() == [1]
     bench.engine.policy = policy("allow")
-    bench.shedding.turn([dropped()] * AFTER, 100.4)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.4)
     assert bench.told() == []
     assert bench.stats.counters["offload_refused"] == 1
 
 
 def test_what_a_dead_daemon_left_is_taken_back_first(bench: Bench) -> None:
-    bench.shedding.second(100.0)
-    bench.shedding.second(101.0)
+    bench.offloader.tick(100.0)
+    bench.offloader.tick(101.0)
     assert bench.sets.cleared == 1
 
 
 def test_what_cannot_be_taken_back_is_tried_again(bench: Bench) -> None:
-    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     bench.engine.policy = policy()
     bench.sets.error = errno.EPERM
-    bench.shedding.turn([dropped()] * AFTER, 101.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 101.0)
     bench.sets.error = 0
-    bench.shedding.turn([dropped()] * AFTER, 102.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 102.0)
     assert bench.told() == [1]
-    bench.shedding.second(106.0)
+    bench.offloader.tick(106.0)
     assert bench.told() == []
     assert bench.said().count("offload_failed") == 1
 
 
 def test_a_table_that_is_not_there_is_told_of_when_it_matters(bench: Bench) -> None:
     bench.sets.error = errno.ENOENT
-    bench.shedding.second(100.0)
-    bench.shedding.refresh()
+    bench.offloader.tick(100.0)
+    bench.offloader.refresh()
     assert bench.said() == ""
-    bench.shedding.turn([dropped()] * AFTER, 100.5)
-    bench.shedding.turn([dropped()] * AFTER, 101.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.5)
+    bench.offloader.process_batch([dropped()] * AFTER, 101.0)
     assert bench.said().count("rules install makes it") == 1
     bench.sets.error = 0
-    bench.shedding.turn([dropped()] * AFTER, 106.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 106.0)
     assert bench.told() == [1]
 
 
 def test_numbers_and_the_event(bench: Bench) -> None:
-    bench.shedding.turn([dropped()] * AFTER, 100.0)
+    bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     bench.sets.dropped = 1000
-    bench.shedding.refresh()
-    bench.shedding.second(100.5)
+    bench.offloader.refresh()
+    bench.offloader.tick(100.5)
     assert bench.stats.counters["offload_drops"] == 1000
     assert bench.stats.gauges["offload_entries"] == 1
     assert '"offload_drops":1000' in bench.said()
-    bench.shedding.second(101.5)
+    bench.offloader.tick(101.5)
     assert bench.said().count('"offloaded"') == 1
-    bench.shedding.close(102.0)
+    bench.offloader.close(102.0)
     assert bench.told() == []

@@ -9,10 +9,10 @@ import pytest
 
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.service.assemble import load_all
-from nfq_guard.service.control.protocol import Answer
+from nfq_guard.service.control.protocol import Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
-from nfq_guard.service.reload import Reloading
+from nfq_guard.service.reload import Reloader
 from nfq_guard.service.supervisor.workers import Loaded, PolicyFacts, Workers
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
@@ -54,10 +54,10 @@ class Bench:
         self.loop = Loop()
         self.workers = FakeWorkers()
         self.reads = Reads()
-        self.answers: list[tuple[str, Answer]] = []
+        self.answers: list[tuple[str, Response]] = []
         self._sink = LineSink(log)
         told = PolicyFacts(source="file", digest="0", rules=1)
-        self.reloading = Reloading(
+        self.reloading = Reloader(
             loaded=Loaded(policy=self.reads._policy, told=told),
             read=self.reads,
             workers=_as_workers(self.workers),
@@ -116,7 +116,7 @@ def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
     bench.ask("one")
     bench.go()
     ((_, answer),) = bench.answers
-    assert not answer.good
+    assert not answer.succeeded
     assert bench.reloading.last is not None
     assert bench.reloading.last.mistakes == (
         "c: a: expected b, found c",
@@ -135,7 +135,7 @@ def test_a_bug_of_ours_is_refused_like_a_wrong_file(bench: Bench) -> None:
     bench.ask("one")
     bench.go()
     ((_, answer),) = bench.answers
-    assert answer == Answer(good=False, message="RecursionError: too deep")
+    assert answer == Response(succeeded=False, message="RecursionError: too deep")
     assert bench.reloading.loaded.digest == "0"
 
 
@@ -144,6 +144,6 @@ def test_workers_that_disagree_keep_the_old_one(bench: Bench) -> None:
     bench.ask("one")
     bench.go()
     ((_, answer),) = bench.answers
-    assert answer == Answer(good=False, message=bench.workers.problem)
+    assert answer == Response(succeeded=False, message=bench.workers.problem)
     assert bench.reloading.loaded.digest == "0"
     assert bench.reloading.refused == 1

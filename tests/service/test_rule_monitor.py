@@ -6,7 +6,7 @@ import orjson
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.firewall import Counted
-from nfq_guard.service.rule_monitor import RulesWatch
+from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
@@ -38,7 +38,7 @@ class Watched:
         self._sink = LineSink(log)
         events = EventLog(self._sink)
         self.kernel = Counted()
-        self.watch = RulesWatch(
+        self.watch = RuleMonitor(
             self.rules,
             events,
             ours=ours,

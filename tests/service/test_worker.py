@@ -66,9 +66,9 @@ def events(log: Path) -> list[dict[str, Any]]:
 def test_every_packet_one_verdict(tmp_path: Path) -> None:
     queue = FakeQueue(*(queued(octets) for octets in (b"D", b"a", b"X", b"D", b"X")))
     one = worker(queue, tmp_path / "log", FakeEngine(), drops=True)
-    assert [one.turn(), one.turn(), one.turn()] == [3, 2, 0]
+    assert [one.process_batch(), one.process_batch(), one.process_batch()] == [3, 2, 0]
     assert queue.verdicts == [(1, 0, None), (2, 1, None), (3, 0, None), (4, 0, None), (5, 0, None)]
-    one.second(100)
+    one.tick(100)
     assert one.stats.counters["packets"] == 5
     assert one.stats.counters["judging_failures"] == 2
     names = [event["event"] for event in events(tmp_path / "log")]
@@ -80,7 +80,7 @@ def test_every_packet_one_verdict(tmp_path: Path) -> None:
 def test_dry_run_accepts_all(tmp_path: Path) -> None:
     queue = FakeQueue(queued(b"D"), queued(b"X"), queued(b"a"))
     one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN), drops=True)
-    one.turn()
+    one.process_batch()
     assert [verdict for _, verdict, _ in queue.verdicts] == [1, 1, 1]
     first = events(tmp_path / "log")[-2]
     assert (first["verdict"], first["would"]) == ("accept", "drop")
@@ -94,10 +94,10 @@ def test_any_octets_get_their_verdict(packets: list[bytes]) -> None:
     queue = FakeQueue(*(queued(octets) for octets in packets))
     engine = Engine(policy=policy, flows=NoFlows(), mode=Mode.ENFORCE)
     one = worker(queue, Path(os.devnull), engine)
-    while one.turn():
+    while one.process_batch():
         pass
     assert [number for number, _, _ in queue.verdicts] == list(range(1, len(packets) + 1))
-    one.second(0)
+    one.tick(0)
     assert one.stats.counters["judging_failures"] == 0
     one.close(0)
 
@@ -105,9 +105,9 @@ def test_any_octets_get_their_verdict(packets: list[bytes]) -> None:
 def test_log_says_what_is_not_in_it(tmp_path: Path) -> None:
     queue = FakeQueue(*(queued(b"D") for _ in range(1100)))
     one = worker(queue, tmp_path / "log", FakeEngine())
-    while one.turn():
+    while one.process_batch():
         pass
-    one.second(100)
+    one.tick(100)
     (gap,) = [event for event in events(tmp_path / "log") if event["event"] == "events_suppressed"]
     shown = [event for event in events(tmp_path / "log") if event["event"] == "packet_judged"]
     assert len(shown) + gap["packets"] == 1100
@@ -118,7 +118,7 @@ def test_judged_packets_are_marked(tmp_path: Path) -> None:
     """So that the rule in the later table lets them through; what raised is left to that rule."""
     queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X"))
     one = worker(queue, tmp_path / "log", FakeEngine(), mark=0x1000)
-    one.turn()
+    one.process_batch()
     assert queue.verdicts == [(1, 1, 0x1005), (2, 0, None), (3, 1, None)]
     one.close(0)
 
@@ -127,7 +127,7 @@ def test_dry_run_marks_nothing_but_that_it_was_seen(tmp_path: Path) -> None:
     """A mark can choose a route; and the later rule must not drop what could not be judged."""
     queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X", mark=0x3), queued(b"M"))
     one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN), mark=0x1000)
-    while one.turn():
+    while one.process_batch():
         pass
     assert queue.verdicts == [(1, 1, 0x1005), (2, 1, 0x1000), (3, 1, 0x1003), (4, 1, 0x1000)]
     one.close(0)
@@ -137,7 +137,7 @@ def test_a_policy_marks_when_it_acts(tmp_path: Path) -> None:
     for mode, mark in ((Mode.ENFORCE, 0x99), (Mode.DRY_RUN, None)):
         queue = FakeQueue(queued(b"M"))
         one = worker(queue, tmp_path / "log", FakeEngine(mode))
-        one.turn()
+        one.process_batch()
         assert queue.verdicts == [(1, 1, mark)]
         one.close(0)
 
@@ -152,7 +152,7 @@ def test_an_event_that_fails_does_not_end_the_guard(tmp_path: Path) -> None:
     queue = FakeQueue(*[queued(b"0"), queued(b"1"), queued(b"2")])
     working = worker(queue, tmp_path / "log", FakeEngine())
     working._history = cast("Any", Broken())
-    assert working.turn() == 3
+    assert working.process_batch() == 3
     assert len(queue.verdicts) == 3
     assert working.stats.counters["event_failures"] >= 1
     working._sink.push(0.0)

@@ -88,12 +88,12 @@ def test_policy_that_raises(namespace: Make, tmp_path: Path, *, drops: bool) -> 
     with Datagrams(inside) as udp, inside.entered(), QueueReader(QUEUE) as reader:
         one = worker(reader, log, EveryThirdRaises(), Nothing(), drops=drops)
         udp.send(200)
-        while one.turn():
+        while one.process_batch():
             pass
         assert kernel_line(inside).waiting == 0
         expected = [2] if drops else [0, 2]
         assert udp.received() == [number for number in range(200) if number % 3 in expected]
-        one.second(1e9)
+        one.tick(1e9)
         assert one.stats.counters["judging_failures"] == 67
         one.close(1e9)
     (failed,) = [line for line in log.read_bytes().splitlines() if b"judging_failed" in line]
@@ -106,7 +106,7 @@ def test_lookup_that_raises(namespace: Make, tmp_path: Path) -> None:
     with Datagrams(inside) as udp, inside.entered(), QueueReader(QUEUE) as reader:
         one = worker(reader, tmp_path / "log", EveryThirdRaises(), Broken(), drops=False)
         udp.send(100)
-        while one.turn():
+        while one.process_batch():
             pass
         assert udp.received() == list(range(100))
         assert kernel_line(inside).waiting == 0

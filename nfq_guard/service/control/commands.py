@@ -5,8 +5,7 @@ import os
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
-from nfq_guard.service.control.protocol import Reply, no, ok
-from nfq_guard.service.control.server import Caller
+from nfq_guard.service.control.protocol import Caller, Responder, Response
 
 _READING: Final = ("ping", "status", "dump")
 _CHANGING: Final = ("reload", "mode")
@@ -21,11 +20,11 @@ class Guard(Protocol):
     def status(self) -> dict[str, object]:
         """How it stands."""
 
-    def dump(self, address: str | None, flows: int, reply: Reply) -> None:
-        """Reply with what was seen of the flows shown last."""
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
+        """Respond with what was seen of the flows shown last."""
 
-    def reload(self, reply: Reply | None = None) -> None:
-        """Read the policy again; reply when it is in force, or refused."""
+    def reload(self, respond: Responder | None = None) -> None:
+        """Read the policy again; respond when it is in force, or refused."""
 
     def set_mode(self, mode: Mode) -> None:
         """Switch between dry-run and enforce."""
@@ -41,68 +40,72 @@ class Requests:
         self._group = group
 
     def __call__(
-        self, command: str, arguments: dict[str, object], caller: Caller, reply: Reply
+        self, command: str, arguments: dict[str, object], caller: Caller, respond: Responder
     ) -> None:
         """One request."""
         if command not in COMMANDS:
-            reply(no(f"expected one of {', '.join(COMMANDS)}, found {command[:40]!r}"))
+            respond(
+                Response.error(f"expected one of {', '.join(COMMANDS)}, found {command[:40]!r}")
+            )
         elif not self._may(command, caller):
             needed = "root" if command in _CHANGING else "root or the group of the socket"
-            reply(no(f"{command} is for {needed}, not for the user {caller.uid}"))
+            respond(Response.error(f"{command} is for {needed}, not for the user {caller.uid}"))
         else:
-            self._answer(command, arguments, reply)
+            self._answer(command, arguments, respond)
 
     def _may(self, command: str, caller: Caller) -> bool:
         if caller.uid in {0, os.geteuid()}:
             return True
         return command in _READING and self._group in caller.groups
 
-    def _answer(self, command: str, arguments: dict[str, object], reply: Reply) -> None:
+    def _answer(self, command: str, arguments: dict[str, object], respond: Responder) -> None:
         taken = _TAKEN[command]
         unknown = [name for name in arguments if name not in taken]
         if unknown:
             takes = f"{command} takes {' and '.join(taken) or 'no arguments'}"
-            reply(no(f"{takes}, found {unknown[0][:40]!r}"))
+            respond(Response.error(f"{takes}, found {unknown[0][:40]!r}"))
         elif command == "ping":
-            reply(ok("pong"))
+            respond(Response.ok("pong"))
         elif command == "status":
-            reply(ok(self._guard.status()))
+            respond(Response.ok(self._guard.status()))
         elif command == "dump":
-            self._dump(arguments, reply)
+            self._dump(arguments, respond)
         elif command == "reload":
-            self._reload(arguments, reply)
+            self._reload(arguments, respond)
         else:
-            self._mode(arguments, reply)
+            self._mode(arguments, respond)
 
-    def _dump(self, arguments: dict[str, object], reply: Reply) -> None:
+    def _dump(self, arguments: dict[str, object], respond: Responder) -> None:
         address = arguments.get("address")
         flows = arguments.get("flows", _FLOWS_MAX)
         if address is not None and not isinstance(address, str):
-            reply(no("address: expected an address in text"))
+            respond(Response.error("address: expected an address in text"))
         elif isinstance(flows, bool) or not isinstance(flows, int) or flows < 1:
-            reply(no("flows: expected a number from 1"))
+            respond(Response.error("flows: expected a number from 1"))
         else:
-            self._guard.dump(address, min(flows, _FLOWS_MAX), reply)
+            self._guard.dump(address, min(flows, _FLOWS_MAX), respond)
 
-    def _reload(self, arguments: dict[str, object], reply: Reply) -> None:
+    def _reload(self, arguments: dict[str, object], respond: Responder) -> None:
         wait = arguments.get("wait", False)
         if not isinstance(wait, bool):
-            reply(no("wait: expected true or false"))
+            respond(Response.error("wait: expected true or false"))
         elif wait:
-            self._guard.reload(reply)
+            self._guard.reload(respond)
         else:
             self._guard.reload()
-            reply(ok("reading the policy"))
+            respond(Response.ok("reading the policy"))
 
-    def _mode(self, arguments: dict[str, object], reply: Reply) -> None:
+    def _mode(self, arguments: dict[str, object], respond: Responder) -> None:
         try:
             mode = Mode(str(arguments.get("mode")))
         except ValueError:
             words = " or ".join(repr(mode.value) for mode in Mode)
-            reply(no(f"mode: expected {words}, found {str(arguments.get('mode'))[:40]!r}"))
+            respond(
+                Response.error(f"mode: expected {words}, found {str(arguments.get('mode'))[:40]!r}")
+            )
             return
         self._guard.set_mode(mode)
-        reply(ok({"mode": mode.value}))
+        respond(Response.ok({"mode": mode.value}))
 
 
 _TAKEN: Final = {

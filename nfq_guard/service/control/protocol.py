@@ -1,31 +1,70 @@
 # SPDX-License-Identifier: MIT
-"""What a client of the control socket is told, at once or later."""
+"""The control protocol: one JSON request a line, one JSON response a line.
 
+{"command": "mode", "arguments": {"mode": "enforce"}}
+{"return": "OK", "message": {...}}    or    {"return": "NOK", "message": "one sentence"}
+"""
+
+import socket
+import struct
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple, Self
+
+_UCRED: Final = struct.Struct("iII")
+# From asm-generic/socket.h; the module socket has no name for it.
+_SO_PEERGROUPS: Final = 59
+# The largest buffer that Python's getsockopt accepts.
+_PEERGROUPS_MAX_BYTES: Final = 1024
 
 
-class Answer(NamedTuple):
-    """What a client is told.
+class Response(NamedTuple):
+    """The response to one request.
 
     Attributes:
-        good: Whether it went well.
-        message: What there is to say, in JSON.
+        succeeded: Whether the request was carried out.
+        message: The result, of any type that JSON can hold; the reason of an error as one string.
     """
 
-    good: bool
+    succeeded: bool
     message: object
 
+    @classmethod
+    def ok(cls, message: object) -> Self:
+        """A successful response."""
+        return cls(succeeded=True, message=message)
 
-def ok(message: object) -> Answer:
-    """It went well."""
-    return Answer(good=True, message=message)
+    @classmethod
+    def error(cls, reason: str) -> Self:
+        """An error response."""
+        return cls(succeeded=False, message=reason)
 
 
-def no(why: str) -> Answer:
-    """It did not."""
-    return Answer(good=False, message=why)
+Responder = Callable[[Response], None]
+"""Sends the response to one request, now or later; must be called exactly once."""
 
 
-Reply = Callable[[Answer], None]
-"""Called once."""
+class Caller(NamedTuple):
+    """The process at the other end of a connection, as the kernel reports it.
+
+    Attributes:
+        pid: Process.
+        uid: Effective user at the time of `connect`.
+        groups: The effective group and all supplementary groups of that time.
+    """
+
+    pid: int
+    uid: int
+    groups: frozenset[int]
+
+
+def caller_of(connection: socket.socket) -> Caller:
+    """The process at the other end of a connected Unix socket."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid, uid, gid = _UCRED.unpack(credentials)
+    groups = {gid}
+    try:
+        packed = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _PEERGROUPS_MAX_BYTES)
+        groups.update(struct.unpack(f"{len(packed) // 4}I", packed))
+    except OSError:  # more supplementary groups than fit into the buffer: only `gid` counts
+        pass
+    return Caller(pid, uid, frozenset(groups))

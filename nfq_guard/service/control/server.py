@@ -11,22 +11,18 @@ is dropped; and all of them together get a tenth of the time. What is kept for a
 line and an answer at most.
 """
 
-import fcntl
-import os
 import socket
-import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple, final
+from typing import Final, final
 
 import orjson
 
-from nfq_guard.service.control.protocol import Answer, Reply, no
+from nfq_guard.service.control.protocol import Caller, Responder, Response, caller_of
+from nfq_guard.service.control.socket_path import CONNECTIONS_MAX, exclusive
 from nfq_guard.service.loop import Loop
 
-CLIENTS_MAX: Final = 16
 LINE_MAX_BYTES: Final = 1 << 16
 ANSWER_MAX_BYTES: Final = 4 << 20
 IDLE_S: Final = 30.0
@@ -34,69 +30,10 @@ IDLE_S: Final = 30.0
 _SHARE: Final = 0.1
 _SAVED_MAX_S: Final = 0.05
 _PARKED_S: Final = 0.02
-# Longer than another daemon takes to see that nobody answers.
-_ALONE_WITHIN_S: Final = 1.5
-
-_UCRED: Final = struct.Struct("iII")
-# asm-generic/socket.h; Python does not name it, and takes answers up to this size.
-_SO_PEERGROUPS: Final = 59
-_GROUPS_BYTES: Final = 1024
 
 
-class Caller(NamedTuple):
-    """Who asks, by the kernel's word.
-
-    Attributes:
-        pid: Process.
-        uid: User.
-        groups: All groups.
-    """
-
-    pid: int
-    uid: int
-    groups: frozenset[int]
-
-
-Handler = Callable[[str, dict[str, object], Caller, Reply], None]
+Handler = Callable[[str, dict[str, object], Caller, Responder], None]
 """Command, arguments, caller, and where the answer goes, at once or later."""
-
-
-def caller_of(connection: socket.socket) -> Caller:
-    """The other end of a connected Unix socket, as it was when it connected."""
-    octets = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid, uid, gid = _UCRED.unpack(octets)
-    groups = {gid}
-    try:
-        octets = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
-        groups.update(struct.unpack(f"{len(octets) // 4}I", octets))
-    except OSError:  # more groups than fit: the first one counts
-        pass
-    return Caller(pid, uid, frozenset(groups))
-
-
-@contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """No other daemon looks at a socket in there meanwhile, to take its place or to remove it.
-
-    Who may read the directory could hold this for good; after a while it is done without.
-
-    Raises:
-        OSError: The directory cannot be read.
-    """
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        deadline = time.monotonic() + _ALONE_WITHIN_S
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.01)
-                    continue
-            break
-        yield
-    finally:
-        os.close(fd)
 
 
 @final
@@ -141,7 +78,7 @@ class ControlServer:
         self._loop.forget(self._listener.fileno())
         self._listener.close()
         try:
-            with alone_in(self._path.parent):
+            with exclusive(self._path.parent):
                 found = self._path.lstat()
                 if (found.st_dev, found.st_ino) == self._inode:
                     self._path.unlink()
@@ -154,7 +91,7 @@ class ControlServer:
         except OSError:  # it went away already, or there is no descriptor left for it
             return
         connection.settimeout(0)
-        if len(self._clients) >= CLIENTS_MAX:
+        if len(self._clients) >= CONNECTIONS_MAX:
             self.dropped += 1
             self._drop(min(self._clients.values(), key=lambda client: client.active_at))
         client = _Client(connection, time.monotonic())
@@ -163,7 +100,7 @@ class ControlServer:
         self._loop.watch(fd, lambda: self._serve(client))
 
     def _serve(self, client: "_Client") -> None:
-        """One turn of one client: bring out its answer, or take its next request."""
+        """One turn of one client: bring out its response, or take its next request."""
         if client.gone:
             return
         began = time.monotonic()
@@ -254,27 +191,27 @@ class ControlServer:
             return
         client.busy = True
 
-        def reply(answer: Answer) -> None:
+        def respond(response: Response) -> None:
             client.busy = False
-            self._answer(client, answer)
+            self._answer(client, response)
 
-        self._handle(command, arguments, client.caller, reply)
+        self._handle(command, arguments, client.caller, respond)
 
     def _refuse(self, client: "_Client", why: str) -> None:
         """Say no to what is no request; what follows such a line is not trusted either."""
         client.last = True
         client.input = b""
-        self._answer(client, no(why))
+        self._answer(client, Response.error(why))
 
-    def _answer(self, client: "_Client", answer: Answer) -> None:
+    def _answer(self, client: "_Client", response: Response) -> None:
         self.requests += 1
-        self.refused += not answer.good
+        self.refused += not response.succeeded
         if client.gone:
             return
-        octets = _encoded(answer)
+        octets = _encoded(response)
         if len(octets) > ANSWER_MAX_BYTES:
             words = f"the answer has more than {ANSWER_MAX_BYTES} octets; ask for less"
-            octets = _encoded(no(words))
+            octets = _encoded(Response.error(words))
         client.output = octets + b"\n"
         client.active_at = time.monotonic()
         try:
@@ -355,8 +292,8 @@ class _Client:
             self.active_at = time.monotonic()
 
 
-def _encoded(answer: Answer) -> bytes:
-    said = {"return": "OK" if answer.good else "NOK", "message": answer.message}
+def _encoded(response: Response) -> bytes:
+    said = {"return": "OK" if response.succeeded else "NOK", "message": response.message}
     return orjson.dumps(said, default=str)
 
 

@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: MIT
 """The control socket's place in the file system: who is there already, and taking it."""
 
+import fcntl
 import os
 import socket
 import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 from nfq_guard.errors import BusyError, UsageError
-from nfq_guard.service.control.server import CLIENTS_MAX, alone_in, caller_of
+from nfq_guard.service.control.protocol import caller_of
 from nfq_guard.service.settings import Settings
 
+CONNECTIONS_MAX: Final = 16
 DEFAULT: Final = Path(Settings().control_socket)
 _KEY: Final = "daemon.control_socket"
 _ANSWER_WITHIN_S: Final = 1.0
 # The owner and the group may connect; what each may ask is looked at again with every request.
+# Longer than another daemon takes to find out that nobody answers.
+_LOCK_WITHIN_S: Final = 1.5
 _UMASK: Final = 0o117
 
 
@@ -51,10 +58,10 @@ def _listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(_UMASK)
     try:
-        with alone_in(path.parent):
+        with exclusive(path.parent):
             _make_room(path)
             listener.bind(str(own))
-            listener.listen(CLIENTS_MAX)
+            listener.listen(CONNECTIONS_MAX)
             path.hardlink_to(own)
     except OSError as error:
         listener.close()
@@ -115,3 +122,29 @@ def own_namespace(pid: int | str) -> str:
         return str(Path("/proc", str(pid), "ns/net").readlink())
     except OSError:
         return ""
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold the lock under which a daemon takes or removes a socket in `directory`.
+
+    Any process that may read the directory could hold the lock for ever, so it is not waited for
+    longer than `_LOCK_WITHIN_S`; after that the body runs without it.
+
+    Raises:
+        OSError: The directory cannot be read.
+    """
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        deadline = time.monotonic() + _LOCK_WITHIN_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < deadline:
+                    time.sleep(0.01)
+                    continue
+            break
+        yield
+    finally:
+        os.close(fd)

@@ -21,7 +21,7 @@ from nfq_guard import errors
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError, UnavailableError
 from nfq_guard.flow import Evidence
-from nfq_guard.service.control.protocol import Reply, no, ok
+from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import Channel, pair
 from nfq_guard.service.supervisor.worker_handle import WorkerHandle
@@ -133,8 +133,8 @@ class Supervisor:
         self._adopting = _Adopting(loaded, done, waiting)
         self._decide()
 
-    def dump(self, address: str | None, flows: int, reply: Reply) -> None:
-        """Ask all; reply when all have answered, or have had their time."""
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
+        """Ask all; respond when all have answered, or have had their time."""
         self._asked += 1
         order: dict[str, object] = {"do": "dump", "address": address, "flows": flows}
         order["asked"] = self._asked
@@ -144,9 +144,9 @@ class Supervisor:
             if handle.state is WorkerState.SERVING and handle.send(order)
         }
         if not waiting:
-            reply(no("no worker serves its queue at the moment"))
+            respond(Response.error("no worker serves its queue at the moment"))
             return
-        self._dumps[self._asked] = _Dump(flows, reply, waiting, time.monotonic() + _DUMP_S)
+        self._dumps[self._asked] = _Dump(flows, respond, waiting, time.monotonic() + _DUMP_S)
 
     def alive(self, now: float) -> bool:
         """Whether no queue is without a worker for so long that there is no hope."""
@@ -321,7 +321,7 @@ class Supervisor:
             return
         del self._dumps[asked]
         dump.found.sort(key=lambda flow: str(flow["last"]), reverse=True)
-        dump.reply(ok(dump.found[: dump.flows]))
+        dump.respond(Response.ok(dump.found[: dump.flows]))
 
 
 @final
@@ -339,9 +339,9 @@ class _Adopting:
 class _Dump:
     """A dump of which some workers have yet to give their part."""
 
-    def __init__(self, flows: int, reply: Reply, waiting: set[int], until: float) -> None:
+    def __init__(self, flows: int, respond: Responder, waiting: set[int], until: float) -> None:
         self.flows = flows
-        self.reply = reply
+        self.respond = respond
         self.waiting = waiting
         self.until = until
         self.found: list[dict[str, Any]] = []

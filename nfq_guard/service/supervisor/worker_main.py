@@ -22,7 +22,7 @@ from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import Channel
 from nfq_guard.service.supervisor.workers import Loaded
 from nfq_guard.service.worker.history import History
-from nfq_guard.service.worker.queue_server import Serving
+from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
@@ -36,7 +36,7 @@ _SERVICE_SIGNALS: Final = (
     signal.SIGUSR1,
 )
 
-Opened = tuple[Serving, History, Evidence]
+Opened = tuple[QueueServer, History, Evidence]
 Open = Callable[[Loaded, EventLog, LineSink, Loop, list[str]], Opened]
 
 
@@ -68,7 +68,7 @@ class WorkerProcess:
         self._read = read
         self._prepared: Loaded | None = None
         self._loop = Loop()
-        self._serving: Serving | None = None
+        self._serving: QueueServer | None = None
         self._history = History()
 
     def run(self, open_queue: Open) -> None:

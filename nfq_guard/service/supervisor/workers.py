@@ -10,9 +10,9 @@ from typing import Protocol, final
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.policy.decision import Policy
-from nfq_guard.service.control.protocol import Reply, ok
+from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.worker.history import History
-from nfq_guard.service.worker.queue_server import Serving
+from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.metrics import Stats
 
 
@@ -116,8 +116,8 @@ class Workers(Protocol):
         `done` gets an empty string, or why none does.
         """
 
-    def dump(self, address: str | None, flows: int, reply: Reply) -> None:
-        """Reply with the flows shown last."""
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
+        """Respond with the flows shown last."""
 
     def alive(self, now: float) -> bool:
         """Whether each queue is served, or is about to be again."""
@@ -130,7 +130,7 @@ class Workers(Protocol):
 class InProcess:
     """One queue, served by this process (`Workers`)."""
 
-    def __init__(self, serving: Serving, history: History, evidence: Evidence) -> None:
+    def __init__(self, serving: QueueServer, history: History, evidence: Evidence) -> None:
         """Nothing happens before `begin`."""
         self.evidence = evidence
         self._serving = serving
@@ -175,9 +175,9 @@ class InProcess:
         self._serving.adopt(loaded.policy)
         done("")
 
-    def dump(self, address: str | None, flows: int, reply: Reply) -> None:
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
         """At once."""
-        reply(ok(self._history.flows(address, flows)))
+        respond(Response.ok(self._history.flows(address, flows)))
 
     def alive(self, now: float) -> bool:  # noqa: ARG002 - whoever can ask this is
         """Always."""

@@ -55,7 +55,7 @@ class Sets(Protocol):
 
 
 @final
-class Shedding:
+class Offloader:
     """Of one worker."""
 
     def __init__(
@@ -104,9 +104,9 @@ class Shedding:
         self._example: _Key | None = None
         self._said = dict.fromkeys(_SAID, 0)
 
-    def turn(self, judgments: Sequence[Judgment], now: float) -> None:
+    def process_batch(self, judgments: Sequence[Judgment], now: float) -> None:
         """Count what was dropped, and tell the kernel of flows that keep coming; after verdicts."""
-        if not self.follow(now):
+        if not self.resync(now):
             return
         if now >= self._window_end:
             self._window_end = now + _WINDOW_S
@@ -124,9 +124,9 @@ class Shedding:
         if found:
             self._tell(found, now)
 
-    def second(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """After a `refresh`: follow mode and policy, forget what is over, say what happened."""
-        self.follow(now)
+        self.resync(now)
         for key in [key for key, end in self._held.items() if end <= now]:
             end = self._held.pop(key)
             if len(self._recent) < self._most:
@@ -136,7 +136,7 @@ class Shedding:
         self._stats.gauges["offload_entries"] = len(self._held)
         self._report()
 
-    def follow(self, now: float) -> bool:
+    def resync(self, now: float) -> bool:
         """Take everything back if mode or policy changed; whether there is anything to leave."""
         engine = self._engine
         policy = engine.policy if engine.mode is Mode.ENFORCE else None
@@ -281,9 +281,9 @@ def _key(judgment: Judgment) -> _Key | None:
     return queued.hook, interface, packet.src, packet.dst, segment.sport, segment.dport
 
 
-def open_shedding(
+def open_offloader(
     settings: Settings, engine: Engine, stats: Stats, events: EventLog
-) -> Shedding | None:
+) -> Offloader | None:
     """As the settings want it, in the namespace of the calling thread; None when they do not.
 
     Raises:
@@ -291,7 +291,7 @@ def open_shedding(
     """
     if not settings.offload:
         return None
-    return Shedding(
+    return Offloader(
         OffloadSets(),
         engine,
         stats,

@@ -37,7 +37,7 @@ class BoundQueue(Protocol):
 
 
 @final
-class Serving:
+class QueueServer:
     """What a daemon of one queue does itself, and each worker process of several queues.
 
     Attributes:
@@ -66,11 +66,11 @@ class Serving:
 
     def begin(self) -> None:
         """Take packets whenever the loop goes round."""
-        self._loop.watch(self.queue.fileno(), self.worker.turn)
-        self._loop.every(_SECOND_S, self.worker.second)
-        self._loop.every(_SECOND_S, self._garbage.second)
+        self._loop.watch(self.queue.fileno(), self.worker.process_batch)
+        self._loop.every(_SECOND_S, self.worker.tick)
+        self._loop.every(_SECOND_S, self._garbage.tick)
         self.set_mode(self.worker.engine.mode)
-        self.worker.turn()  # brings in the kernel's answers to the queue's flags
+        self.worker.process_batch()  # brings in the kernel's answers to the queue's flags
         self._garbage.begin()
 
     def set_mode(self, mode: Mode) -> None:
@@ -78,18 +78,18 @@ class Serving:
         self.worker.engine.mode = mode
         self.queue.set_fail_open(on=self._fail_open or mode is Mode.DRY_RUN)
         self.worker.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
-        self.worker.follow()
+        self.worker.resync_offload()
 
     def adopt(self, policy: Policy) -> None:
         """Judge by another policy, from the next turn on."""
         self.worker.engine.policy = policy
-        self.worker.follow()
+        self.worker.resync_offload()
 
     def finish(self) -> None:
         """Answer what still waits, until the kernel says that nothing does; then unbind."""
         deadline = time.monotonic() + _DRAIN_S
         while True:
-            if self.worker.turn():
+            if self.worker.process_batch():
                 if time.monotonic() < deadline:
                     continue
                 self._events.warning("stopped_under_load", waited_s=_DRAIN_S)

@@ -11,7 +11,7 @@ from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.shadow import Difference
 from nfq_guard.service.worker.history import History
-from nfq_guard.service.worker.offload import Shedding
+from nfq_guard.service.worker.offload import Offloader
 from nfq_guard.service.worker.safe_judge import Failure, SafeJudge
 from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
 from nfq_guard.telemetry.limiter import EventLimiter
@@ -57,7 +57,7 @@ class Worker:
     Attributes:
         engine: Its policy and mode may be swapped between two turns.
         stats: The numbers.
-        shedding: What leaves repeats to the kernel; None when nothing does.
+        offloader: What leaves repeats to the kernel; None when nothing does.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Worker:
         self._judged_mark = judged_mark
         self._history = history
         self._judge = SafeJudge(engine, drops=drops_failures, report=self._report)
-        self.shedding: Shedding | None = None
+        self.offloader: Offloader | None = None
         self._drops_seen = 0
         self._suppressed_seen = 0
         self._lines_seen = 0
@@ -111,7 +111,7 @@ class Worker:
         except OSError:  # not ours to read; events go without the kernel's counts
             self._counter_file = None
 
-    def turn(self) -> int:
+    def process_batch(self) -> int:
         """Answer what waits, up to the budget; how many packets that were."""
         ids, batch = self._reader.drain(self._budget)
         if not ids:
@@ -141,29 +141,29 @@ class Worker:
         self.stats.counters["packets"] += len(ids)
         self.stats.count(good)
         self._tell(good, now)
-        if self.shedding is not None:
-            self.shedding.turn(good, now)
+        if self.offloader is not None:
+            self.offloader.process_batch(good, now)
         return len(ids)
 
-    def second(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """What is done about once a second, whether packets come or not."""
         self._reader.forget_names()
         self._emit(self._limiter.due(now))
         self.refresh()
-        if self.shedding is not None:
-            self.shedding.second(now)
+        if self.offloader is not None:
+            self.offloader.tick(now)
         self._tell_gaps()
         self._sink.push(now)
 
-    def follow(self) -> None:
+    def resync_offload(self) -> None:
         """What the kernel does for us was for another mode or policy: take it back."""
-        if self.shedding is not None:
-            self.shedding.follow(time.monotonic())
+        if self.offloader is not None:
+            self.offloader.resync(time.monotonic())
 
     def refresh(self) -> QueueCounters | None:
         """Bring the numbers up to date that others count; the kernel's line if we may read it."""
-        if self.shedding is not None:
-            self.shedding.refresh()
+        if self.offloader is not None:
+            self.offloader.refresh()
         counters = self.stats.counters
         reader = self._reader
         counters["verdict_messages"] = self._verdicts.messages
@@ -193,8 +193,8 @@ class Worker:
     def close(self, now: float) -> None:
         """Tell what was still folded, and let go of files."""
         self._emit(self._limiter.rest(now))
-        if self.shedding is not None:
-            self.shedding.close(now)
+        if self.offloader is not None:
+            self.offloader.close(now)
         if self._counter_file is not None:
             self._counter_file.close()
             self._counter_file = None
