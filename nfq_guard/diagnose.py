@@ -23,10 +23,10 @@ from nfq_guard.conntrack.states import (
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IPS_ASSURED,
     IPV4,
-    PEER_MAXACK_SET,
-    PEER_SACK_PERM,
-    STATUS_ASSURED,
     Evidence,
     FlowSnapshot,
     Hook,
@@ -165,11 +165,11 @@ def _rst_breach(
     seq: Seq, snapshot: FlowSnapshot, receiver: Peer, kernel: KernelRules
 ) -> Breach | None:
     """A RST from before what the other side has acknowledged already (kernel.md 1.7)."""
-    if not receiver.flags & PEER_MAXACK_SET:
+    if not receiver.flags & IP_CT_TCP_FLAG_MAXACK_SET:
         return None
     if snapshot.last_index == CLASS_SYN and not kernel.rst_after_syn_checked:
         return None
-    settled = snapshot.state == _ESTABLISHED and snapshot.status & STATUS_ASSURED
+    settled = snapshot.state == _ESTABLISHED and snapshot.status & IPS_ASSURED
     if seq == 0 and kernel.ignores_invalid_rst and not settled:
         return None
     if not before(seq, receiver.td_maxack):
@@ -185,7 +185,7 @@ def _diagnose_window(
     flags = segment.flags
     if not flags & ACK or (flags & RST and segment.ack == 0):
         sack = receiver.td_end
-    elif receiver.flags & PEER_SACK_PERM:
+    elif receiver.flags & IP_CT_TCP_FLAG_SACK_PERM:
         sack = highest_acknowledged(segment.options, segment.ack)
     else:
         sack = segment.ack

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The words for a flow: its tuple, its state, its window, and how this host translates it.
+"""A flow: its tuple, its state, its window, and how this host translates it.
 
 Values on the packet path (`Peer`, `FlowSnapshot` and those of `wire.packet`) are dataclasses
 with a written-out `__init__`: compiled, such a constructor takes 30 ns where a frozen
-dataclass takes 550. Nobody assigns to their attributes after construction.
+dataclass takes 550. So nothing enforces that they stay as they are. Only `conntrack` assigns to
+the attributes of a `Peer`, and only to those of its own entries; a snapshot holds copies.
 """
 
 from dataclasses import dataclass
@@ -82,28 +83,24 @@ class Evidence(StrEnum):
     NONE = "none"
 
 
-# Bits of `FlowSnapshot.status` (IPS_* of the kernel's user interface).
-STATUS_EXPECTED: Final = 1 << 0
-STATUS_SEEN_REPLY: Final = 1 << 1
-STATUS_ASSURED: Final = 1 << 2
-STATUS_CONFIRMED: Final = 1 << 3
-STATUS_SRC_NAT: Final = 1 << 4
-STATUS_DST_NAT: Final = 1 << 5
-STATUS_SEQ_ADJUST: Final = 1 << 6
-STATUS_DYING: Final = 1 << 9
-STATUS_FIXED_TIMEOUT: Final = 1 << 10
-STATUS_OFFLOAD: Final = 1 << 14
-STATUS_HW_OFFLOAD: Final = 1 << 15
+# Bits of `FlowSnapshot.status`, by the kernel's names (nf_conntrack_common.h).
+IPS_SEEN_REPLY: Final = 1 << 1
+IPS_ASSURED: Final = 1 << 2
+IPS_CONFIRMED: Final = 1 << 3
+IPS_SRC_NAT: Final = 1 << 4
+IPS_DST_NAT: Final = 1 << 5
+IPS_DYING: Final = 1 << 9
+IPS_OFFLOAD: Final = 1 << 14
 
-# Bits of `Peer.flags` and of `FlowSnapshot.last_flags` (kernel.md 1.1).
-PEER_WINDOW_SCALE: Final = 0x01
-PEER_SACK_PERM: Final = 0x02
-PEER_CLOSE_INIT: Final = 0x04
-PEER_BE_LIBERAL: Final = 0x08
-PEER_DATA_UNACKNOWLEDGED: Final = 0x10
-PEER_MAXACK_SET: Final = 0x20
-PEER_EXP_CHALLENGE_ACK: Final = 0x40
-PEER_SIMULTANEOUS_OPEN: Final = 0x80
+# Bits of `Peer.flags` and `FlowSnapshot.last_flags`, by the kernel's names (kernel.md 1.1).
+IP_CT_TCP_FLAG_WINDOW_SCALE: Final = 0x01
+IP_CT_TCP_FLAG_SACK_PERM: Final = 0x02
+IP_CT_TCP_FLAG_CLOSE_INIT: Final = 0x04
+IP_CT_TCP_FLAG_BE_LIBERAL: Final = 0x08
+IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED: Final = 0x10
+IP_CT_TCP_FLAG_MAXACK_SET: Final = 0x20
+IP_CT_EXP_CHALLENGE_ACK: Final = 0x40
+IP_CT_TCP_SIMULTANEOUS_OPEN: Final = 0x80
 
 _NAT_BY_STATUS: Final = (Nat.NONE, Nat.SNAT, Nat.DNAT, Nat.BOTH)
 
@@ -165,9 +162,9 @@ class Peer:
         td_end: Highest sequence number sent, plus one for SYN and FIN.
         td_maxend: Rightmost sequence number the other end agreed to take.
         td_maxwin: Largest window offered, in octets, already scaled; 0: not seen yet.
-        td_maxack: Highest acknowledgement sent; valid with `PEER_MAXACK_SET`.
+        td_maxack: Highest acknowledgement sent; valid with `IP_CT_TCP_FLAG_MAXACK_SET`.
         td_scale: Shift of the windows that it offers, 0 to 14.
-        flags: `PEER_*` bits.
+        flags: `IP_CT_*` bits.
     """
 
     td_end: Seq
@@ -198,7 +195,7 @@ class FlowSnapshot:
         direction: Of the packet that was looked up; 0 original, 1 reply.
         original: Tuple of the original direction.
         reply: Tuple of the reply direction; differs from the mirrored `original` under NAT.
-        status: `STATUS_*` bits.
+        status: `IPS_*` bits.
         mark: Conntrack mark.
         zone: Conntrack zone.
         timeout_s: Seconds until the entry expires.
@@ -211,7 +208,7 @@ class FlowSnapshot:
         last_end: Its `end`.
         last_win: Its window field, 16 bits, unscaled.
         last_wscale: Window shift of an ignored SYN.
-        last_flags: `PEER_*` bits of an ignored SYN.
+        last_flags: `IP_CT_*` bits of an ignored SYN.
         retrans: How often the same segment was seen again.
     """
 

@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["nfq_guard"]):
     from nfq_guard.capture.writer import PcapngWriter
     from nfq_guard.cli.replay_text import Table, comment, summary_lines
     from nfq_guard.conntrack.kernel_rules import KERNELS
-    from nfq_guard.flow import STATUS_DST_NAT
+    from nfq_guard.flow import IPS_DST_NAT
     from nfq_guard.policy.default import default_policy
     from nfq_guard.replay.frame_record import record
     from nfq_guard.replay.replayer import Replayer, ReplaySettings
@@ -36,7 +36,7 @@ from tests.support.conversation import Conversation
 
 _POLICY = default_policy()
 _SETTINGS = [
-    ReplaySettings(kernel=rules, every=True, capacity=64, nat_status=STATUS_DST_NAT)
+    ReplaySettings(kernel=rules, every=True, capacity=64, nat_status=IPS_DST_NAT)
     for rules in KERNELS.values()
 ]
 _SCRATCH = Path(tempfile.mkdtemp(prefix="nfqg-fuzz-")) / "capture"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import (
-    PEER_MAXACK_SET,
-    STATUS_SRC_NAT,
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IPS_SRC_NAT,
     Evidence,
     FlowSnapshot,
     FlowTuple,
@@ -58,10 +58,10 @@ def _snapshot() -> FlowSnapshot:
     """A translated flow in ESTABLISHED with windows of 65,535 octets."""
     there = FlowTuple(6, _CLIENT, _SERVER, 50_000, 443)
     back = FlowTuple(6, _SERVER, _CLIENT, 443, 50_000)
-    client = Peer(seq(2000), seq(67_000), 65_535, seq(1000), 0, PEER_MAXACK_SET)
-    server = Peer(seq(1000), seq(67_000), 65_535, seq(2000), 0, PEER_MAXACK_SET)
+    client = Peer(seq(2000), seq(67_000), 65_535, seq(1000), 0, IP_CT_TCP_FLAG_MAXACK_SET)
+    server = Peer(seq(1000), seq(67_000), 65_535, seq(2000), 0, IP_CT_TCP_FLAG_MAXACK_SET)
     return FlowSnapshot(
-        Evidence.BPF, 1, there, back, STATUS_SRC_NAT | 0xE, 0, 0, 300, 3, (client, server)
+        Evidence.BPF, 1, there, back, IPS_SRC_NAT | 0xE, 0, 0, 300, 3, (client, server)
     )
 
 

@@ -12,14 +12,14 @@ from nfq_guard.cli.replay_text import ACTION_STYLES, CTSTATE_STYLES, counted, st
 from nfq_guard.cli.terminal import Style
 from nfq_guard.finding import Bound
 from nfq_guard.flow import (
-    PEER_BE_LIBERAL,
-    PEER_CLOSE_INIT,
-    PEER_DATA_UNACKNOWLEDGED,
-    PEER_MAXACK_SET,
-    PEER_SACK_PERM,
-    PEER_WINDOW_SCALE,
-    STATUS_ASSURED,
-    STATUS_SEEN_REPLY,
+    IP_CT_TCP_FLAG_BE_LIBERAL,
+    IP_CT_TCP_FLAG_CLOSE_INIT,
+    IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IP_CT_TCP_FLAG_WINDOW_SCALE,
+    IPS_ASSURED,
+    IPS_SEEN_REPLY,
     FlowSnapshot,
     Peer,
 )
@@ -57,11 +57,11 @@ _NUMERALS: Final = {
     Bound.RST_OUTSIDE: "RST",
 }
 _PEER_FLAGS: Final = (
-    (PEER_WINDOW_SCALE, "scales"),
-    (PEER_SACK_PERM, "sack"),
-    (PEER_CLOSE_INIT, "closed first"),
-    (PEER_BE_LIBERAL, "liberal"),
-    (PEER_DATA_UNACKNOWLEDGED, "data unacknowledged"),
+    (IP_CT_TCP_FLAG_WINDOW_SCALE, "scales"),
+    (IP_CT_TCP_FLAG_SACK_PERM, "sack"),
+    (IP_CT_TCP_FLAG_CLOSE_INIT, "closed first"),
+    (IP_CT_TCP_FLAG_BE_LIBERAL, "liberal"),
+    (IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED, "data unacknowledged"),
 )
 _ACTIONS: Final = {
     Action.DROP: "it is dropped; its sender will send it again if it matters",
@@ -260,7 +260,7 @@ class _Telling:
         return self._number(number, side) if peer.td_maxwin else "-"
 
     def _maxack(self, peer: Peer, side: int) -> str:
-        return self._number(peer.td_maxack, side) if peer.flags & PEER_MAXACK_SET else "-"
+        return self._number(peer.td_maxack, side) if peer.flags & IP_CT_TCP_FLAG_MAXACK_SET else "-"
 
     def _checks(self) -> list[str]:
         lines: list[str] = []
@@ -331,8 +331,8 @@ class _Telling:
 
 def _condition(before: FlowSnapshot) -> str:
     said = [state_name(before.state) or protocol(before.original.proto)]
-    said.append("seen both ways" if before.status & STATUS_SEEN_REPLY else "seen one way only")
-    if before.status & STATUS_ASSURED:
+    said.append("seen both ways" if before.status & IPS_SEEN_REPLY else "seen one way only")
+    if before.status & IPS_ASSURED:
         said.append("assured")
     return f"Before this packet: {', '.join(said)}."
 

@@ -7,7 +7,7 @@ from typing import Final
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KERNELS, rules_of
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.errors import UsageError
-from nfq_guard.flow import STATUS_DST_NAT, STATUS_SRC_NAT, TcpState
+from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, TcpState
 from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policyfile import load_compiled
@@ -16,9 +16,9 @@ from nfq_guard.replay.replayer import DEFAULT_CAPACITY, ReplaySettings
 
 _NAT_STATUS: Final = {
     "none": 0,
-    "snat": STATUS_SRC_NAT,
-    "dnat": STATUS_DST_NAT,
-    "both": STATUS_SRC_NAT | STATUS_DST_NAT,
+    "snat": IPS_SRC_NAT,
+    "dnat": IPS_DST_NAT,
+    "both": IPS_SRC_NAT | IPS_DST_NAT,
 }
 
 # `--timeout` names beside the TCP states, with their defaults.

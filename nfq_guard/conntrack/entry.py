@@ -48,7 +48,7 @@ class Entry:
         reply: Key of the reply direction.
         created: When its first packet was seen, seconds.
         expires: When it is over unless refreshed, seconds.
-        status: `flow.STATUS_*` bits.
+        status: `flow.IPS_*` bits.
         state: `flow.TcpState` number; 0 for other protocols.
         peers: Senders of the original and of the reply direction, changed in place; `NO_PEERS`
             for other protocols than TCP.

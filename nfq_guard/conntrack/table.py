@@ -37,12 +37,12 @@ from nfq_guard.conntrack.states import FLAGS_PASS, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.tcp import TcpTracker
 from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_CONFIRMED,
+    IPS_SEEN_REPLY,
     IPV4,
     PROTO_TCP,
     PROTO_UDP,
-    STATUS_ASSURED,
-    STATUS_CONFIRMED,
-    STATUS_SEEN_REPLY,
     CtState,
     Evidence,
     FlowSnapshot,
@@ -264,9 +264,9 @@ class FlowTable:
         reply = key_of(packet.dst, packet.src, dport, sport, PROTO_UDP)
         entry, direction = self._find_or_open(key, reply, now)
         timeout = self._sysctls.udp_timeout_s
-        if entry.status & STATUS_SEEN_REPLY and now - entry.created > _STREAM_AFTER_S:
+        if entry.status & IPS_SEEN_REPLY and now - entry.created > _STREAM_AFTER_S:
             timeout = self._sysctls.udp_stream_timeout_s
-            entry.status |= STATUS_ASSURED
+            entry.status |= IPS_ASSURED
         entry.expires = now + timeout
         return _passed(entry, direction)
 
@@ -346,7 +346,7 @@ class FlowTable:
     def _add(self, entry: Entry, now: float) -> None:
         if self._count >= self._sweep_at:
             self._make_room(now)
-        entry.status = STATUS_CONFIRMED
+        entry.status = IPS_CONFIRMED
         self._entries[entry.original] = entry
         self._entries[entry.reply] = entry
         self._count += 1
@@ -383,15 +383,15 @@ def _direction(entry: Entry, key: Key) -> int:
 
 
 def _is_assured(entry: Entry) -> bool:
-    return entry.status & STATUS_ASSURED != 0
+    return entry.status & IPS_ASSURED != 0
 
 
 def _passed(entry: Entry, direction: int) -> int:
     """The ctstate of a packet that its flow takes; a reply makes the flow one of both ways."""
     if direction == 1:
-        entry.status |= STATUS_SEEN_REPLY
+        entry.status |= IPS_SEEN_REPLY
         return CT_ESTABLISHED
-    return CT_ESTABLISHED if entry.status & STATUS_SEEN_REPLY else CT_NEW
+    return CT_ESTABLISHED if entry.status & IPS_SEEN_REPLY else CT_NEW
 
 
 def _key_of_packet(packet: Packet) -> Key | None:

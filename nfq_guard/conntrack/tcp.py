@@ -30,15 +30,15 @@ from nfq_guard.conntrack.states import (
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.tcp_in_window import SlidingWindow, take_options
 from nfq_guard.flow import (
-    PEER_BE_LIBERAL,
-    PEER_CLOSE_INIT,
-    PEER_DATA_UNACKNOWLEDGED,
-    PEER_EXP_CHALLENGE_ACK,
-    PEER_MAXACK_SET,
-    PEER_SACK_PERM,
-    PEER_SIMULTANEOUS_OPEN,
-    STATUS_ASSURED,
-    STATUS_SEEN_REPLY,
+    IP_CT_EXP_CHALLENGE_ACK,
+    IP_CT_TCP_FLAG_BE_LIBERAL,
+    IP_CT_TCP_FLAG_CLOSE_INIT,
+    IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IP_CT_TCP_SIMULTANEOUS_OPEN,
+    IPS_ASSURED,
+    IPS_SEEN_REPLY,
     TcpState,
 )
 from nfq_guard.seqno import Seq, add, before
@@ -105,7 +105,7 @@ class TcpTracker:
             # Nobody knows the scales of a flow picked up in the middle, so no window is held
             # against either side.
             sender.td_maxend = add(end, sender.td_maxwin)
-            sender.flags = receiver.flags = PEER_SACK_PERM | PEER_BE_LIBERAL
+            sender.flags = receiver.flags = IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL
 
     def follow(self, entry: Entry, segment: Segment, kind: int, direction: int, now: float) -> int:
         """Judge one segment of `entry` and take it into account.
@@ -133,13 +133,13 @@ class TcpTracker:
             if kind == CLASS_RST:
                 return self._reset(entry, segment, direction, state, now)
             if move == _SYN_SENT2:
-                entry.last_flags |= PEER_SIMULTANEOUS_OPEN
+                entry.last_flags |= IP_CT_TCP_SIMULTANEOUS_OPEN
             elif kind == CLASS_ACK:
                 if move == _TIME_WAIT and _answers_challenge(entry, direction, state):
-                    entry.last_flags &= ~PEER_EXP_CHALLENGE_ACK
+                    entry.last_flags &= ~IP_CT_EXP_CHALLENGE_ACK
                     self.cause = CAUSE_CHALLENGE_ACK
                     return IGNORE
-                if move == _SYN_RECV and entry.last_flags & PEER_SIMULTANEOUS_OPEN:
+                if move == _SYN_RECV and entry.last_flags & IP_CT_TCP_SIMULTANEOUS_OPEN:
                     move = _ESTABLISHED
         return self._checked(entry, segment, kind, direction, state, move, now)
 
@@ -193,18 +193,19 @@ class TcpTracker:
         entry.last_dir = direction
         entry.state = move
         if move == _FIN_WAIT and state != _FIN_WAIT:
-            peers[direction].flags |= PEER_CLOSE_INIT
+            peers[direction].flags |= IP_CT_TCP_FLAG_CLOSE_INIT
         timeout = self._timeouts[move]
         if entry.retrans >= self._max_retrans and timeout > self._max_retrans_s:
             timeout = self._max_retrans_s
         elif kind == CLASS_RST:
             timeout = self._timeouts[_CLOSE]
         elif timeout > self._unacknowledged_s and (
-            (peers[0].flags | peers[1].flags) & PEER_DATA_UNACKNOWLEDGED or entry.last_win == 0
+            (peers[0].flags | peers[1].flags) & IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
+            or entry.last_win == 0
         ):
             timeout = self._unacknowledged_s
         status = entry.status
-        if not status & STATUS_SEEN_REPLY:
+        if not status & IPS_SEEN_REPLY:
             if kind == CLASS_RST:
                 return ACCEPT_LAST
             if kind == CLASS_SYN and state == _SYN_SENT and move == _SYN_SENT:
@@ -213,11 +214,9 @@ class TcpTracker:
             if move == _ESTABLISHED and timeout > self._unacknowledged_s:
                 timeout = self._unacknowledged_s
         elif (
-            not status & STATUS_ASSURED
-            and move == _ESTABLISHED
-            and state in (_SYN_RECV, _ESTABLISHED)
+            not status & IPS_ASSURED and move == _ESTABLISHED and state in (_SYN_RECV, _ESTABLISHED)
         ):
-            entry.status = status | STATUS_ASSURED
+            entry.status = status | IPS_ASSURED
         entry.expires = now + timeout
         return ACCEPT
 
@@ -234,7 +233,7 @@ class TcpTracker:
             entry.last_wscale = offer.td_scale
             entry.last_flags = offer.flags
             if entry.state == _LAST_ACK:
-                entry.last_flags |= PEER_EXP_CHALLENGE_ACK
+                entry.last_flags |= IP_CT_EXP_CHALLENGE_ACK
         elif (
             kind == CLASS_ACK
             and direction == 1
@@ -252,8 +251,8 @@ class TcpTracker:
         seq = segment.seq
         receiver = entry.peers[1 - direction]
         last_index = entry.last_index
-        assured = entry.status & STATUS_ASSURED
-        if receiver.flags & PEER_MAXACK_SET and (
+        assured = entry.status & IPS_ASSURED
+        if receiver.flags & IP_CT_TCP_FLAG_MAXACK_SET and (
             last_index != CLASS_SYN or kernel.rst_after_syn_checked
         ):
             settled = state == _ESTABLISHED and assured
@@ -272,7 +271,7 @@ class TcpTracker:
             return _RST_CHECKED if follows_own_data else _RST_CHECKED_KEEPS_STATE
         if segment.ack == entry.last_end and (
             (
-                entry.status & STATUS_SEEN_REPLY
+                entry.status & IPS_SEEN_REPLY
                 and last_index == CLASS_SYN
                 and entry.last_dir != direction
             )
@@ -291,7 +290,7 @@ class TcpTracker:
 
 def _is_over(entry: Entry, direction: int) -> bool:
     """Whether a SYN opens the next flow: this one was closed, or reset by the same side."""
-    return (entry.peers[0].flags | entry.peers[1].flags) & PEER_CLOSE_INIT != 0 or (
+    return (entry.peers[0].flags | entry.peers[1].flags) & IP_CT_TCP_FLAG_CLOSE_INIT != 0 or (
         entry.last_dir == direction and entry.last_index == CLASS_RST
     )
 
@@ -302,7 +301,7 @@ def _answers_challenge(entry: Entry, direction: int, state: int) -> bool:
         state == _LAST_ACK
         and entry.last_index == CLASS_SYN
         and entry.last_dir != direction
-        and entry.last_flags & PEER_EXP_CHALLENGE_ACK != 0
+        and entry.last_flags & IP_CT_EXP_CHALLENGE_ACK != 0
     )
 
 
@@ -318,7 +317,7 @@ def _answers_ignored_syn(entry: Entry, segment: Segment, kind: int, direction: i
 
 def _resync(entry: Entry, direction: int) -> None:
     """Start over from the SYN that was ignored; its SYN+ACK goes in `direction`."""
-    entry.last_flags &= ~PEER_EXP_CHALLENGE_ACK
+    entry.last_flags &= ~IP_CT_EXP_CHALLENGE_ACK
     asking = entry.peers[1 - direction]
     asking.td_end = asking.td_maxend = entry.last_end
     asking.td_maxwin = max(entry.last_win, 1)
@@ -328,4 +327,4 @@ def _resync(entry: Entry, direction: int) -> None:
     answering.td_end = answering.td_maxend = answering.td_maxack = Seq(0)
     answering.td_maxwin = 0
     answering.td_scale = 0
-    answering.flags &= PEER_BE_LIBERAL
+    answering.flags &= IP_CT_TCP_FLAG_BE_LIBERAL

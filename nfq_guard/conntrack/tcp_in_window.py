@@ -9,12 +9,12 @@ from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import CLASS_ACK, CLASS_FIN, CLASS_RST, CLASS_SYN
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.flow import (
-    PEER_BE_LIBERAL,
-    PEER_DATA_UNACKNOWLEDGED,
-    PEER_MAXACK_SET,
-    PEER_SACK_PERM,
-    PEER_WINDOW_SCALE,
-    STATUS_ASSURED,
+    IP_CT_TCP_FLAG_BE_LIBERAL,
+    IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IP_CT_TCP_FLAG_WINDOW_SCALE,
+    IPS_ASSURED,
     Peer,
     TcpState,
 )
@@ -64,7 +64,7 @@ class SlidingWindow:
         ack = segment.ack
         end = segment.end
         sack = ack
-        if receiver.flags & PEER_SACK_PERM and segment.options:
+        if receiver.flags & IP_CT_TCP_FLAG_SACK_PERM and segment.options:
             sack = highest_acknowledged(segment.options, ack)
         if sender.td_maxwin == 0:
             if self._meet(entry, segment, kind, direction, end, sack):
@@ -147,7 +147,7 @@ class SlidingWindow:
         sender.td_maxwin = max(segment.window, 1)
         take_options(sender, segment)
         if (direction == 1 or self._any_reinitialises) and not (
-            sender.flags & receiver.flags & PEER_WINDOW_SCALE
+            sender.flags & receiver.flags & IP_CT_TCP_FLAG_WINDOW_SCALE
         ):
             sender.td_scale = receiver.td_scale = 0
 
@@ -167,8 +167,8 @@ class SlidingWindow:
         receiver = entry.peers[1 - direction]
         if breach == window.OVERSHOOT and self._overshoot_moves_end:
             sender.td_end = end
-            sender.flags |= PEER_DATA_UNACKNOWLEDGED
-        if self._liberal or sender.flags & PEER_BE_LIBERAL:
+            sender.flags |= IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
+        if self._liberal or sender.flags & IP_CT_TCP_FLAG_BE_LIBERAL:
             return ACCEPT
         self.breach = breach
         if breach == window.ACK_OVER:
@@ -185,11 +185,7 @@ class SlidingWindow:
             self.limit = sender.td_maxend
         if self._old_segments_pass and breach >= window.SEQ_UNDER:
             return IGNORE
-        if (
-            self._close_shortens
-            and kind in (CLASS_FIN, CLASS_RST)
-            and entry.status & STATUS_ASSURED
-        ):
+        if self._close_shortens and kind in (CLASS_FIN, CLASS_RST) and entry.status & IPS_ASSURED:
             self._shorten(entry, kind, direction, now)
         return INVALID
 
@@ -209,12 +205,12 @@ def take_options(peer: Peer, segment: Segment) -> None:
         return
     options = parse_options(segment.options)
     peer.td_scale = 0
-    peer.flags &= PEER_BE_LIBERAL
+    peer.flags &= IP_CT_TCP_FLAG_BE_LIBERAL
     if options.sack_permitted:
-        peer.flags |= PEER_SACK_PERM
+        peer.flags |= IP_CT_TCP_FLAG_SACK_PERM
     if options.window_scale is not None:
         peer.td_scale = options.window_scale
-        peer.flags |= PEER_WINDOW_SCALE
+        peer.flags |= IP_CT_TCP_FLAG_WINDOW_SCALE
 
 
 def _move_window(
@@ -227,11 +223,11 @@ def _move_window(
     sender.td_maxwin = max(sender.td_maxwin, spanned)
     if after(end, sender.td_end):
         sender.td_end = end
-        sender.flags |= PEER_DATA_UNACKNOWLEDGED
+        sender.flags |= IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
     if flags & ACK:
-        if not sender.flags & PEER_MAXACK_SET:
+        if not sender.flags & IP_CT_TCP_FLAG_MAXACK_SET:
             sender.td_maxack = ack
-            sender.flags |= PEER_MAXACK_SET
+            sender.flags |= IP_CT_TCP_FLAG_MAXACK_SET
         else:
             sender.td_maxack = later(ack, sender.td_maxack)
     if receiver.td_maxwin != 0 and after(end, sender.td_maxend):
@@ -241,4 +237,4 @@ def _move_window(
     if (receiver.td_maxend - 1 - reach) & _MASK >= _HALF:
         receiver.td_maxend = Seq(reach if win else (reach + 1) & _MASK)
     if ack == receiver.td_end:
-        receiver.flags &= ~PEER_DATA_UNACKNOWLEDGED
+        receiver.flags &= ~IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED

@@ -6,7 +6,7 @@ from typing import final
 
 from nfq_guard.conntrack import window
 from nfq_guard.finding import Bound
-from nfq_guard.flow import PEER_SACK_PERM, FlowSnapshot, Peer, TcpState
+from nfq_guard.flow import IP_CT_TCP_FLAG_SACK_PERM, FlowSnapshot, Peer, TcpState
 from nfq_guard.seqno import Seq, distance
 from nfq_guard.wire.packet import ACK, RST, Segment
 from nfq_guard.wire.tcp import highest_acknowledged
@@ -82,7 +82,7 @@ def acknowledged(segment: Segment, receiver: Peer) -> tuple[str, Seq]:
     flags = segment.flags
     if not flags & ACK or (flags & RST and segment.ack == 0):
         return "td_end, for want of an ack", receiver.td_end
-    if receiver.flags & PEER_SACK_PERM:
+    if receiver.flags & IP_CT_TCP_FLAG_SACK_PERM:
         sack = highest_acknowledged(segment.options, segment.ack)
         if sack != segment.ack:
             return "sack", sack

@@ -6,7 +6,7 @@ from typing import Final
 from nfq_guard.conntrack import window
 from nfq_guard.conntrack.entry import CAUSE_CHALLENGE_ACK, CAUSE_STATE_IGNORES
 from nfq_guard.finding import Bound, Reason
-from nfq_guard.flow import PEER_BE_LIBERAL, CtState
+from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, CtState
 from nfq_guard.replay.explanation import Lesson
 from nfq_guard.replay.replayer import FRAGMENT_WAITS, NOT_IP, SNAPPED, UNKNOWN_LINK
 from nfq_guard.wire.packet import RST, SYN
@@ -132,6 +132,6 @@ def why_passed(lesson: Lesson) -> str:
     if all(check.holds for check in lesson.checks):
         return f"{outcome.ctstate}: all bounds hold, and the window moves on by this segment."
     peers = lesson.before.peers
-    if peers is not None and peers[lesson.before.direction].flags & PEER_BE_LIBERAL:
+    if peers is not None and peers[lesson.before.direction].flags & IP_CT_TCP_FLAG_BE_LIBERAL:
         return f"{outcome.ctstate}: a bound is broken, but its sender counts as liberal."
     return f"{outcome.ctstate}: a bound is broken, but conntrack is set to be liberal."

@@ -57,7 +57,7 @@ class ReplaySettings:
         sysctls: How that kernel is set.
         checksums: What a wrong checksum means.
         capacity: Most flows held at once (`conntrack.table.FlowTable`).
-        nat_status: `flow.STATUS_SRC_NAT` and `STATUS_DST_NAT` bits that every flow is taken to
+        nat_status: `flow.IPS_SRC_NAT` and `IPS_DST_NAT` bits that every flow is taken to
             have; a capture does not tell how the host translated.
         every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
     """

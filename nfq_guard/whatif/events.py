@@ -14,12 +14,12 @@ import msgspec
 
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
+    IPS_DST_NAT,
+    IPS_SRC_NAT,
     PROTO_ICMP,
     PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
-    STATUS_DST_NAT,
-    STATUS_SRC_NAT,
     Direction,
     Evidence,
     FlowSnapshot,
@@ -43,9 +43,9 @@ _FLAG_LETTERS: Final = "FSRPAUEC"
 _UDP_HEADER: Final = 8
 _NAT_STATUS: Final = {
     Nat.NONE: 0,
-    Nat.SNAT: STATUS_SRC_NAT,
-    Nat.DNAT: STATUS_DST_NAT,
-    Nat.BOTH: STATUS_SRC_NAT | STATUS_DST_NAT,
+    Nat.SNAT: IPS_SRC_NAT,
+    Nat.DNAT: IPS_DST_NAT,
+    Nat.BOTH: IPS_SRC_NAT | IPS_DST_NAT,
     Nat.UNKNOWN: 0,
 }
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, TCP_TIMEOUTS_S, Sysctls
-from nfq_guard.flow import PEER_CLOSE_INIT
+from nfq_guard.flow import IP_CT_TCP_FLAG_CLOSE_INIT
 from tests.support.flow import Flow
 from tests.support.trace import PLACES
 
@@ -34,8 +34,8 @@ def test_fin_by_fin(flow: Flow) -> None:
         flow.passes(line)
         assert flow.state == state
         assert flow.timeout_s in (timeout_s, timeout_s - 1)
-    assert flow.peer(">").flags & PEER_CLOSE_INIT
-    assert not flow.peer("<").flags & PEER_CLOSE_INIT
+    assert flow.peer(">").flags & IP_CT_TCP_FLAG_CLOSE_INIT
+    assert not flow.peer("<").flags & IP_CT_TCP_FLAG_CLOSE_INIT
 
 
 def test_syn_in_time_wait_opens_the_next_flow(flow: Flow) -> None:

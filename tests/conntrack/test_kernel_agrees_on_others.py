@@ -12,12 +12,12 @@ from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.conntrack.table import CTSTATES, FlowTable
 from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_SEEN_REPLY,
     PROTO_ICMP,
     PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
-    STATUS_ASSURED,
-    STATUS_SEEN_REPLY,
     FlowTuple,
 )
 from nfq_guard.wire.checksum import checksum_ok
@@ -228,4 +228,4 @@ def test_timeouts_of_datagrams(live: LiveConntrack) -> None:
         assert ours
         assert theirs
         assert abs(ours.timeout_s - theirs.timeout_s) <= 1
-        assert ours.status == theirs.status & (ours.status | STATUS_ASSURED | STATUS_SEEN_REPLY)
+        assert ours.status == theirs.status & (ours.status | IPS_ASSURED | IPS_SEEN_REPLY)

@@ -7,10 +7,10 @@ import pytest
 
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.flow import (
-    PEER_BE_LIBERAL,
-    PEER_SACK_PERM,
-    STATUS_ASSURED,
-    STATUS_SEEN_REPLY,
+    IP_CT_TCP_FLAG_BE_LIBERAL,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IPS_ASSURED,
+    IPS_SEEN_REPLY,
 )
 from tests.support.flow import Flow
 
@@ -21,10 +21,10 @@ def test_handshake(flow: Flow) -> None:
     assert flow.see("< S. 0:0(0) ack 1 win 1000") == "ESTABLISHED"
     assert flow.state == "SYN_RECV"
     assert flow.snapshot
-    assert flow.snapshot.status & (STATUS_SEEN_REPLY | STATUS_ASSURED) == STATUS_SEEN_REPLY
+    assert flow.snapshot.status & (IPS_SEEN_REPLY | IPS_ASSURED) == IPS_SEEN_REPLY
     assert flow.see("> . 1:1(0) ack 1 win 1000") == "ESTABLISHED"
     assert flow.state == "ESTABLISHED"
-    assert flow.snapshot.status & STATUS_ASSURED
+    assert flow.snapshot.status & IPS_ASSURED
 
 
 def test_syn_sent_again(flow: Flow) -> None:
@@ -87,7 +87,7 @@ def test_picked_up_in_the_middle(flow: Flow) -> None:
     """Nobody knows the scales, so both sides are let off the window check."""
     assert flow.see("> . 1:101(100) ack 1 win 10") == "NEW"
     assert flow.state == "ESTABLISHED"
-    assert flow.peer("<").flags == PEER_SACK_PERM | PEER_BE_LIBERAL
+    assert flow.peer("<").flags == IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL
     assert flow.timeout_s in (299, 300)
     assert flow.see("< . 1:1(0) ack 101 win 10") == "ESTABLISHED"
     assert flow.see("< P. 400000:400001(1) ack 101 win 10") == "ESTABLISHED"

@@ -18,14 +18,14 @@ from nfq_guard.conntrack.table import (
     FlowTable,
 )
 from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_SEEN_REPLY,
     IPV4,
     IPV6,
     PROTO_ICMP,
     PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
-    STATUS_ASSURED,
-    STATUS_SEEN_REPLY,
     CtState,
     Evidence,
     FlowTuple,
@@ -85,7 +85,7 @@ def test_datagrams(table: FlowTable) -> None:
     assert snapshot.peers is None
     assert snapshot.original == FlowTuple(PROTO_UDP, A, B, 1, 2)
     assert snapshot.reply == FlowTuple(PROTO_UDP, B, A, 2, 1)
-    assert (snapshot.timeout_s, snapshot.status & STATUS_ASSURED) == (30, 0)
+    assert (snapshot.timeout_s, snapshot.status & IPS_ASSURED) == (30, 0)
 
 
 def test_datagrams_that_go_on_are_a_stream(table: FlowTable) -> None:
@@ -95,7 +95,7 @@ def test_datagrams_that_go_on_are_a_stream(table: FlowTable) -> None:
     snapshot = table.snapshot()
     assert snapshot
     assert snapshot.timeout_s == 120
-    assert snapshot.status & STATUS_ASSURED
+    assert snapshot.status & IPS_ASSURED
 
 
 def test_datagrams_without_an_answer_expire(table: FlowTable) -> None:
@@ -233,7 +233,7 @@ def test_lookup_finds_both_directions(table: FlowTable) -> None:
     found = flow.table.lookup([there, back, FlowTuple(PROTO_TCP, A, B, 1, 2)])
     assert [one and one.direction for one in found] == [0, 1, None]
     assert found[0]
-    assert found[0].status & STATUS_SEEN_REPLY
+    assert found[0].status & IPS_SEEN_REPLY
     assert table.lookup([there]) == [None]
 
 

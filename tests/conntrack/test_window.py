@@ -8,9 +8,9 @@ import pytest
 
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.flow import (
-    PEER_DATA_UNACKNOWLEDGED,
-    PEER_SACK_PERM,
-    PEER_WINDOW_SCALE,
+    IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IP_CT_TCP_FLAG_WINDOW_SCALE,
 )
 from tests.support.flow import Flow
 
@@ -35,7 +35,7 @@ def test_segment_beyond_the_window(flow: Flow) -> None:
 def test_overshoot_counts_as_sent(flow: Flow) -> None:
     flow.opened()
     flow.see("> P. 1002:1500(498) ack 1 win 1000")
-    assert flow.peer(">").flags & PEER_DATA_UNACKNOWLEDGED
+    assert flow.peer(">").flags & IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
     assert flow.see("< . 1:1(0) ack 1500 win 1000") == "ESTABLISHED"
 
 
@@ -91,7 +91,7 @@ def test_windows_are_scaled_when_both_sides_ask(flow: Flow) -> None:
 def test_no_scale_unless_both_ask(flow: Flow) -> None:
     flow.passes("> S 0:0(0) win 1000 <sackOK,nop,wscale 7>", "< S. 0:0(0) ack 1 win 1000 <mss 99>")
     assert (flow.peer(">").td_scale, flow.peer("<").td_scale) == (0, 0)
-    assert flow.peer(">").flags & PEER_WINDOW_SCALE
+    assert flow.peer(">").flags & IP_CT_TCP_FLAG_WINDOW_SCALE
     assert flow.see("> P. 60001:60011(10) ack 1 win 1000") == "INVALID seq-over"
 
 
@@ -103,7 +103,7 @@ def test_scale_above_14_is_14(flow: Flow) -> None:
 def test_sack_acknowledges_when_it_was_offered(flow: Flow) -> None:
     """The highest right edge is held against bound III like an ACK."""
     flow.opened(window_scale=0)
-    assert flow.peer(">").flags & PEER_SACK_PERM
+    assert flow.peer(">").flags & IP_CT_TCP_FLAG_SACK_PERM
     flow.passes("> P. 1:1001(1000) ack 1 win 1000")
     assert flow.see("< . 1:1(0) ack 1 win 9 <nop,nop,sack 501:1001>") == "ESTABLISHED"
     assert flow.peer("<").td_maxwin == 1009

@@ -11,17 +11,17 @@ from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IPS_ASSURED,
+    IPS_DST_NAT,
+    IPS_SRC_NAT,
     IPV4,
     IPV6,
-    PEER_MAXACK_SET,
-    PEER_SACK_PERM,
     PROTO_ICMP,
     PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
-    STATUS_ASSURED,
-    STATUS_DST_NAT,
-    STATUS_SRC_NAT,
     Evidence,
     FlowSnapshot,
     FlowTuple,
@@ -63,7 +63,7 @@ def flow(
     shift: int = 0,
     direction: int = 0,
     state: TcpState = TcpState.ESTABLISHED,
-    status: int = STATUS_ASSURED,
+    status: int = IPS_ASSURED,
     client_flags: int = 0,
     server_flags: int = 0,
     last_index: int = 3,
@@ -170,7 +170,7 @@ def test_ack_over_by_a_sack_block(shift: int) -> None:
     options = b"\x01\x01\x05\x0a" + left.to_bytes(4, "big") + right.to_bytes(4, "big")
     packet = tcp(ACK, CLIENT_END, SERVER_END, shift=shift, options=options)
     assert finding(packet, flow(shift=shift)).reason is Reason.RACED
-    found = finding(packet, flow(shift=shift, server_flags=PEER_SACK_PERM))
+    found = finding(packet, flow(shift=shift, server_flags=IP_CT_TCP_FLAG_SACK_PERM))
     assert found.breach == Breach(Bound.ACK_OVER, right, seq(SERVER_END + shift), 7)
 
 
@@ -218,7 +218,7 @@ def test_order_of_the_bounds() -> None:
 @SHIFTS
 def test_rst_outside(shift: int) -> None:
     """A RST from before what the other side has acknowledged (RFC 5961)."""
-    known = flow(shift=shift, server_flags=PEER_MAXACK_SET)
+    known = flow(shift=shift, server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     maxack = CLIENT_END - 300
     assert finding(tcp(RST, maxack - 1, shift=shift), known) == Finding(
         Reason.RST_OUTSIDE,
@@ -229,7 +229,7 @@ def test_rst_outside(shift: int) -> None:
 
 
 def test_rst_after_an_ignored_syn() -> None:
-    known = flow(server_flags=PEER_MAXACK_SET, last_index=CLASS_SYN)
+    known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET, last_index=CLASS_SYN)
     packet = tcp(RST, 600)
     assert finding(packet, known).reason is Reason.RACED
     assert finding(packet, known, kernel=KERNEL_5_10).reason is Reason.RST_OUTSIDE
@@ -237,7 +237,7 @@ def test_rst_after_an_ignored_syn() -> None:
 
 def test_rst_where_the_sysctl_lets_any_through() -> None:
     """Kernel 5.10 does not have it."""
-    known = flow(server_flags=PEER_MAXACK_SET)
+    known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     sysctls = Sysctls(ignore_invalid_rst=True)
     assert finding(tcp(RST, 600), known, sysctls=sysctls).reason is Reason.RACED
     old = finding(tcp(RST, 600), known, sysctls=sysctls, kernel=KERNEL_5_10)
@@ -247,15 +247,15 @@ def test_rst_where_the_sysctl_lets_any_through() -> None:
 def test_rst_with_sequence_zero() -> None:
     """Only an assured, established flow holds seq 0 against a RST, from 5.15 on."""
     packet = tcp(RST, 0)
-    known = flow(server_flags=PEER_MAXACK_SET)
+    known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     assert finding(packet, known).reason is Reason.RST_OUTSIDE
-    young = flow(server_flags=PEER_MAXACK_SET, status=0)
+    young = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET, status=0)
     assert finding(packet, young).reason is Reason.RACED
     assert finding(packet, young, kernel=KERNEL_5_10).reason is Reason.RST_OUTSIDE
 
 
 def test_any_rst_closes_a_closing_flow() -> None:
-    closing = flow(server_flags=PEER_MAXACK_SET, state=TcpState.FIN_WAIT)
+    closing = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET, state=TcpState.FIN_WAIT)
     packet = tcp(RST, CLIENT_MAXEND + 90_000)
     assert finding(packet, closing).reason is Reason.RACED
     assert finding(packet, closing, kernel=KERNEL_5_10).reason is Reason.SEQ_OVER
@@ -370,9 +370,9 @@ def test_icmp_messages() -> None:
     ("status", "nat"),
     [
         (0, Nat.NONE),
-        (STATUS_SRC_NAT, Nat.SNAT),
-        (STATUS_DST_NAT, Nat.DNAT),
-        (STATUS_SRC_NAT | STATUS_DST_NAT, Nat.BOTH),
+        (IPS_SRC_NAT, Nat.SNAT),
+        (IPS_DST_NAT, Nat.DNAT),
+        (IPS_SRC_NAT | IPS_DST_NAT, Nat.BOTH),
     ],
 )
 def test_translation_is_in_the_status(status: int, nat: Nat) -> None:

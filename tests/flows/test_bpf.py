@@ -15,14 +15,14 @@ import pytest
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.flow import (
-    PEER_DATA_UNACKNOWLEDGED,
-    PEER_MAXACK_SET,
-    PEER_SACK_PERM,
-    PEER_WINDOW_SCALE,
+    IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IP_CT_TCP_FLAG_WINDOW_SCALE,
+    IPS_ASSURED,
     PROTO_ICMP,
     PROTO_ICMPV6,
     PROTO_UDP,
-    STATUS_ASSURED,
     Evidence,
     FlowSnapshot,
     FlowTuple,
@@ -96,9 +96,10 @@ def model(packets: list[Seen], client_port: int) -> tuple[Peer, Peer]:
         window = packet.window
         if packet.flags & SYN:
             assert packet.scale is not None
+            sack = IP_CT_TCP_FLAG_SACK_PERM if packet.sack_permitted else 0
             sides[is_reply] = Peer(
                 Seq(packet.end), Seq(packet.end), 0, Seq(0), packet.scale,
-                PEER_WINDOW_SCALE | (PEER_SACK_PERM if packet.sack_permitted else 0),
+                IP_CT_TCP_FLAG_WINDOW_SCALE | sack,
             )  # fmt: skip
         else:
             window <<= sides[is_reply].td_scale
@@ -106,15 +107,15 @@ def model(packets: list[Seen], client_port: int) -> tuple[Peer, Peer]:
         sender.td_end = later(sender.td_end, Seq(packet.end))
         sender.td_maxwin = max(sender.td_maxwin, window)
         if packet.flags & ACK:
-            is_first = not sender.flags & PEER_MAXACK_SET
+            is_first = not sender.flags & IP_CT_TCP_FLAG_MAXACK_SET
             ack = Seq(packet.ack)
             sender.td_maxack = ack if is_first else later(sender.td_maxack, ack)
-            sender.flags |= PEER_MAXACK_SET
+            sender.flags |= IP_CT_TCP_FLAG_MAXACK_SET
             peer = sides[not is_reply]
             peer.td_maxend = later(peer.td_maxend, add(ack, window or 1))
     for is_reply, side in sides.items():
         if sides[not is_reply].td_maxack != side.td_end:
-            side.flags |= PEER_DATA_UNACKNOWLEDGED
+            side.flags |= IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
     return sides[False], sides[True]
 
 
@@ -151,7 +152,7 @@ def test_window_is_that_of_the_packets(
     assert (back.original, back.reply) == (connection.original, connection.reply)
     assert forth.nat is Nat(nat)
     assert forth.state == TcpState.ESTABLISHED
-    assert forth.status & STATUS_ASSURED
+    assert forth.status & IPS_ASSURED
     assert forth.evidence is Evidence.BPF
     last = connection.packets()[-1]
     assert (forth.last_seq, forth.last_ack, forth.last_end) == (last.seq, last.ack, last.end)

@@ -16,12 +16,12 @@ from nfq_guard.conntrack.table import CT_INVALID, CTSTATES, FlowTable
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Reason
 from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_CONFIRMED,
+    IPS_SEEN_REPLY,
     IPV4,
     IPV6,
     PROTO_TCP,
-    STATUS_ASSURED,
-    STATUS_CONFIRMED,
-    STATUS_SEEN_REPLY,
     Evidence,
     FlowSnapshot,
     FlowTuple,
@@ -81,7 +81,7 @@ CAUSE_NAMES: Final = {
     causes.CAUSE_CHALLENGE_ACK: "challenge ack",
 }
 _BESIDE_THE_POINT: Final = re.compile("lower timeout to")
-_STATUS: Final = STATUS_SEEN_REPLY | STATUS_ASSURED | STATUS_CONFIRMED
+_STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
 # Both are cut to whole seconds, at moments a little apart.
 _TIMEOUT_SLACK_S: Final = 1
 _MASK: Final = 0xFFFFFFFF

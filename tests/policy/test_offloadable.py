@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nfq_guard.finding import Reason
-from nfq_guard.flow import PROTO_TCP, STATUS_SRC_NAT, Evidence, FlowSnapshot, FlowTuple, Hook
+from nfq_guard.flow import IPS_SRC_NAT, PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Hook
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.offloadable import Repeats
@@ -98,7 +98,7 @@ def asked(policy: str | list[dict[str, Any]], *, nat: bool, hook: Hook = Hook.PR
     packet = Packet(4, one, other, 6, 60, 20, 64, 0, False, SEGMENT)
     flow = FlowTuple(PROTO_TCP, one, other, 1, 2)
     snapshot = FlowSnapshot(
-        Evidence.BPF, 0, flow, flow, STATUS_SRC_NAT if nat else 0, 0, 0, 100, 3, None
+        Evidence.BPF, 0, flow, flow, IPS_SRC_NAT if nat else 0, 0, 0, 100, 3, None
     )
     return Repeats(model).all_dropped(Queued(b"", hook, "eth0", "", 0, 0), packet, snapshot)
 

@@ -7,9 +7,9 @@ import pytest
 
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import (
+    IPS_DST_NAT,
+    IPS_SRC_NAT,
     PROTO_TCP,
-    STATUS_DST_NAT,
-    STATUS_SRC_NAT,
     Evidence,
     FlowSnapshot,
     FlowTuple,
@@ -62,7 +62,7 @@ def _decides(preset: str, case: Case, reason: Reason, flow: FlowSnapshot | None)
 @pytest.mark.parametrize("reason", Reason)
 def test_default_drops_what_would_escape_translation(judge_case: Case, reason: Reason) -> None:
     """Whatever the reason, known or not: a translated flow goes on translated or not at all."""
-    for status in (STATUS_SRC_NAT, STATUS_DST_NAT, STATUS_SRC_NAT | STATUS_DST_NAT):
+    for status in (IPS_SRC_NAT, IPS_DST_NAT, IPS_SRC_NAT | IPS_DST_NAT):
         assert _decides("default", judge_case, reason, _flow(status)) == "drop"
         assert _decides("router", judge_case, reason, _flow(status)) == "drop"
 
@@ -87,7 +87,7 @@ def test_default_has_a_rule_for_every_reason(judge_case: Case, reason: Reason) -
 
 @pytest.mark.parametrize("reason", Reason)
 def test_observe_and_strict_know_no_exception(judge_case: Case, reason: Reason) -> None:
-    for flow in (None, _flow(0), _flow(STATUS_DST_NAT)):
+    for flow in (None, _flow(0), _flow(IPS_DST_NAT)):
         assert _decides("observe", judge_case, reason, flow) == "log"
         assert _decides("strict", judge_case, reason, flow) == "drop"
 

@@ -16,7 +16,7 @@ from nfq_guard.capture.links import LINKS
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.finding import Bound, Reason
-from nfq_guard.flow import STATUS_DST_NAT, CtState, Evidence, Nat
+from nfq_guard.flow import IPS_DST_NAT, CtState, Evidence, Nat
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.default import default_policy
 from nfq_guard.replay.checksums import ChecksumMode
@@ -96,7 +96,7 @@ def test_breach_has_its_numbers(isn: int) -> None:
 def test_assumed_nat_reaches_the_policy() -> None:
     talk = transfer(1000)
     talk.client("A", 201, 200_001)
-    (last,) = replayed(talk, ReplaySettings(nat_status=STATUS_DST_NAT))
+    (last,) = replayed(talk, ReplaySettings(nat_status=IPS_DST_NAT))
     assert last.snapshot is not None
     assert last.snapshot.nat is Nat.DNAT
     assert last.decision is not None

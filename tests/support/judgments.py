@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from nfq_guard.engine import Judgment, Mode
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_DST_NAT,
+    IPS_SEEN_REPLY,
     IPV4,
     PROTO_TCP,
-    STATUS_ASSURED,
-    STATUS_DST_NAT,
-    STATUS_SEEN_REPLY,
     Direction,
     Evidence,
     FlowSnapshot,
@@ -41,7 +41,7 @@ def snapshot() -> FlowSnapshot:
         Direction.ORIGINAL,
         FlowTuple(PROTO_TCP, CLIENT, SERVER, 40_000, 80),
         FlowTuple(PROTO_TCP, SERVER, CLIENT, 8080, 40_000),
-        STATUS_ASSURED | STATUS_SEEN_REPLY | STATUS_DST_NAT,
+        IPS_ASSURED | IPS_SEEN_REPLY | IPS_DST_NAT,
         0,
         0,
         300,

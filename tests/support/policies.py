@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
-    STATUS_ASSURED,
-    STATUS_DYING,
-    STATUS_OFFLOAD,
-    STATUS_SEEN_REPLY,
+    IPS_ASSURED,
+    IPS_DYING,
+    IPS_OFFLOAD,
+    IPS_SEEN_REPLY,
     Evidence,
     FlowSnapshot,
     FlowTuple,
@@ -304,10 +304,10 @@ def _flow_holds(name: str, value: object, flow: FlowSnapshot) -> bool:
             return flow.original.proto == 6 and TcpState(flow.state).name == value
         case "status":
             bits = {
-                "seen-reply": STATUS_SEEN_REPLY,
-                "assured": STATUS_ASSURED,
-                "dying": STATUS_DYING,
-                "offload": STATUS_OFFLOAD,
+                "seen-reply": IPS_SEEN_REPLY,
+                "assured": IPS_ASSURED,
+                "dying": IPS_DYING,
+                "offload": IPS_OFFLOAD,
             }
             return bool(flow.status & bits[str(value)])
         case _:
