@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard doctor`: what keeps this host from telling INVALID packets apart."""
+"""`nfq-guard doctor`: diagnoses the host and its configuration."""
 
 import argparse
 import json
@@ -34,28 +34,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look at everything; 1 when there is a problem."""
+    """Print every check; exit status 1 if any is a problem."""
     config = load(args.config)
-    seen: Counter[Status] = Counter()
+    counts: Counter[Status] = Counter()
     for check in chain([_policy(config)], examine(firewall_of(config.settings))):
-        seen[check.status] += 1
+        counts[check.status] += 1
         sys.stdout.write(_json(check) if args.format == "json" else _text(check))
     if args.format == "text":
-        counts = ", ".join(f"{seen[status]} {status}" for status in Status)
-        sys.stdout.write(f"\n{counts}\n")
-    return EXIT_NOT_FINE if seen[Status.PROBLEM] else EXIT_OK
+        summary = ", ".join(f"{counts[status]} {status}" for status in Status)
+        sys.stdout.write(f"\n{summary}\n")
+    return EXIT_NOT_FINE if counts[Status.PROBLEM] else EXIT_OK
 
 
 def _policy(config: Config) -> Check:
     mistakes: list[Mistake] = list(read_table(config.policy_table, config.source).mistakes)
     read_shadow(config.settings.shadow, config.source, mistakes)
     if not mistakes:
-        return ok("configuration", f"{config.source}: settings and policy can be used")
+        return ok("configuration", f"{config.source}: settings and policy are valid")
     more = f" and {len(mistakes) - 1} more" if len(mistakes) > 1 else ""
     return problem(
         "configuration",
-        f"the guard does not start with it: {config.source}: {mistakes[0]}{more}",
-        "mend what `nfq-guard check` tells",
+        f"the guard cannot start with this configuration: {config.source}: {mistakes[0]}{more}",
+        "fix the errors that `nfq-guard check` reports",
     )
 
 

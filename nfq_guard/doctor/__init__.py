@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Looks for what keeps this host from telling INVALID packets apart; changes nothing."""
+"""Read-only diagnosis of a host: what keeps INVALID packets from being judged correctly."""

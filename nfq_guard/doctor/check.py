@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the doctor says about one thing."""
+"""The result of one check of the doctor."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import final
 
 
 class Status(StrEnum):
-    """How bad it is: only a problem makes the command fail."""
+    """Severity of a result; only `PROBLEM` makes the command fail."""
 
     OK = "ok"
     NOTE = "note"
@@ -18,13 +18,13 @@ class Status(StrEnum):
 @final
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing looked at.
+    """One result.
 
     Attributes:
         id: Fixed name, such as `sysctl.be_liberal`; public API.
-        status: How it is.
-        what: One line: what was found, and what it means here.
-        todo: One line: what to do; empty when there is nothing.
+        status: Severity.
+        what: One line: what was found, and what it means on this host.
+        todo: One line: the recommended action; empty if none is needed.
     """
 
     id: str
@@ -34,7 +34,7 @@ class Check:
 
 
 def ok(name: str, what: str) -> Check:
-    """As it should be."""
+    """Nothing to do."""
     return Check(name, Status.OK, what)
 
 
@@ -44,10 +44,10 @@ def note(name: str, what: str, todo: str = "") -> Check:
 
 
 def warning(name: str, what: str, todo: str) -> Check:
-    """The guard works, but not on all that its operator thinks."""
+    """The guard works, but does not see or decide everything that its operator expects."""
     return Check(name, Status.WARNING, what, todo)
 
 
 def problem(name: str, what: str, todo: str) -> Check:
-    """The guard cannot do its work, or not what it says."""
+    """The guard cannot work here, or its verdicts have no effect."""
     return Check(name, Status.PROBLEM, what, todo)

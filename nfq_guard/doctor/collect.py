@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Reading what there is to be read, in the network namespace of the calling thread.
+"""Reads the state of the host, in the network namespace of the calling thread.
 
-Nothing here changes anything. What cannot be read is empty, and `doctor.examine` says so.
+Read-only. A source that cannot be read yields an empty value, which `doctor.examine` reports.
 """
 
 import gzip
@@ -22,7 +22,7 @@ _SYS: Final = Path("/sys/class/net")
 
 
 def text(path: Path) -> str:
-    """A file's text; empty when it is not there or not ours to read."""
+    """The text of a file; empty if it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -30,13 +30,13 @@ def text(path: Path) -> str:
 
 
 def number(path: Path) -> int | None:
-    """A file that holds one number."""
+    """The number that a file holds; None if the file is missing or holds anything else."""
     value = text(path).strip()
     return int(value) if value.isdigit() else None
 
 
 def output(*argv: str) -> str | None:
-    """What a program prints; None when it is missing or fails."""
+    """Standard output of a program; None if the program is missing or fails."""
     system = System()
     if not system.find(argv[0]):
         return None
@@ -48,7 +48,7 @@ def output(*argv: str) -> str | None:
 
 
 def kernel_configuration(release: str) -> str:
-    """From /proc, else as distributions put it into /boot."""
+    """The kernel's configuration, from /proc/config.gz or else /boot; empty if in neither."""
     try:
         return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode("utf-8", "replace")
     except OSError:
@@ -56,9 +56,9 @@ def kernel_configuration(release: str) -> str:
 
 
 def sysctl_values() -> dict[str, str]:
-    """Those of `sysctls.KEYS` that the kernel has."""
-    found = {key: text(SYSCTLS / key.replace(".", "/")).strip() for key in KEYS}
-    return {key: value for key, value in found.items() if value}
+    """Values by key, of those `sysctls.KEYS` that the kernel has."""
+    values = {key: text(SYSCTLS / key.replace(".", "/")).strip() for key in KEYS}
+    return {key: value for key, value in values.items() if value}
 
 
 def reverse_path_filters() -> dict[str, str]:
@@ -66,8 +66,8 @@ def reverse_path_filters() -> dict[str, str]:
     folder = SYSCTLS / "ipv4" / "conf"
     if not folder.is_dir():
         return {}
-    found = {one.name: text(one / "rp_filter").strip() for one in sorted(folder.iterdir())}
-    return {name: value for name, value in found.items() if value.isdigit()}
+    values = {path.name: text(path / "rp_filter").strip() for path in sorted(folder.iterdir())}
+    return {name: value for name, value in values.items() if value.isdigit()}
 
 
 def forwards() -> bool:
@@ -77,49 +77,52 @@ def forwards() -> bool:
 
 
 def is_guard(owner: str) -> bool:
-    """Whether the process of a queue, as `nfqueue.counters.process_of` names it, is a guard."""
-    found = re.search(r"\(pid (\d+)\)$", owner)
-    if found is None:
+    """Whether the owner of a queue, formatted by `nfqueue.counters.process_of`, is a guard."""
+    match = re.search(r"\(pid (\d+)\)$", owner)
+    if match is None:
         return False
-    return runs_guard(text(Path("/proc", found[1], "cmdline")).split("\0"))
+    return runs_guard(text(Path("/proc", match[1], "cmdline")).split("\0"))
 
 
-def runs_guard(words: Sequence[str]) -> bool:
-    """Whether a command line is one of ours: the script, or the package run by Python."""
-    if any(Path(word).name == "nfq-guard" for word in words[:2]):
+def runs_guard(argv: Sequence[str]) -> bool:
+    """Whether a command line runs nfq_guard: the script, or the package through `python -m`."""
+    if any(Path(argument).name == "nfq-guard" for argument in argv[:2]):
         return True
     return any(
         option == "-m" and module.partition(".")[0] == "nfq_guard"
-        for option, module in pairwise(words)
+        for option, module in pairwise(argv)
     )
 
 
 def physical_interfaces() -> list[Interface]:
-    """Those of this namespace that a device is behind."""
+    """The interfaces of this namespace that are backed by a device."""
     here = {line.partition(":")[0].strip() for line in text(NET / "dev").splitlines()[2:]}
-    found: list[Interface] = []
+    interfaces: list[Interface] = []
     if not _SYS.is_dir():
-        return found
+        return interfaces
     for folder in sorted(_SYS.iterdir()):
         if folder.name in here and (folder / "device").exists():
             queues = sorted((folder / "queues").glob("rx-*"))
-            found.append(
+            interfaces.append(
                 Interface(
                     name=folder.name,
-                    rps=[bool(text(one / "rps_cpus").strip("0,\n ")) for one in queues],
-                    rfs=[number(one / "rps_flow_cnt") or 0 for one in queues],
+                    rps=[bool(text(queue / "rps_cpus").strip("0,\n ")) for queue in queues],
+                    rfs=[number(queue / "rps_flow_cnt") or 0 for queue in queues],
                     irqs=_interrupts_of(folder),
                 )
             )
-    return found
+    return interfaces
 
 
 def _interrupts_of(folder: Path) -> frozenset[str]:
-    """Numbers from the device, or from the bus device above it as virtio has it, and its names."""
+    """The interface's name and its interrupt numbers.
+
+    The numbers are listed under the device itself or, for virtio, under its parent bus device.
+    """
     device = (folder / "device").resolve()
-    words = {folder.name}
-    for one in (device, device.parent):
-        if (one / "msi_irqs").is_dir():
-            words |= {irq.name for irq in (one / "msi_irqs").iterdir()}
+    names = {folder.name}
+    for owner in (device, device.parent):
+        if (owner / "msi_irqs").is_dir():
+            names |= {irq.name for irq in (owner / "msi_irqs").iterdir()}
             break
-    return frozenset(words)
+    return frozenset(names)

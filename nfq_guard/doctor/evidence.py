@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the windows of flows would come from, and the capabilities for it."""
+"""The best available source of flow windows, and the capabilities that it takes."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -13,39 +13,40 @@ _NET_RAW: Final = 13
 
 
 def capabilities(effective: int) -> Iterator[Check]:
-    """What this process may do, which is what a daemon started from here may do.
+    """Capabilities of this process, which a daemon started from here would inherit.
 
     Args:
-        effective: The bit mask by capability number.
+        effective: Bit mask of the effective set, by capability number.
     """
     missing = [name for name, number in _WANTED.items() if not effective >> number & 1]
     if "CAP_NET_ADMIN" in missing:
         yield problem(
             "capabilities",
-            f"missing: {', '.join(missing)}; neither queue nor rules can be had",
+            f"missing: {', '.join(missing)}; neither the queue nor the rules can be set up",
             "run it as root, or grant the capabilities",
         )
     elif missing:
         yield warning(
             "capabilities",
             f"missing: {', '.join(missing)}; the window of a flow cannot be read",
-            "grant them to the service, or live with judgements by state and NAT alone",
+            "grant them to the service, or accept judgments by state and NAT alone",
         )
     else:
-        yield ok("capabilities", f"all there: {', '.join(_WANTED)}")
+        yield ok("capabilities", f"all held: {', '.join(_WANTED)}")
     if not effective >> _NET_RAW & 1:
         yield note(
             "capabilities.net_raw",
             "CAP_NET_RAW is missing: legacy iptables does not work without it",
-            "grant it if the rules belong into legacy tables",
+            "grant it if the rules are to be installed with legacy iptables",
         )
 
 
-def evidence(best: Evidence, lack: str | None) -> Check:
-    """The best evidence that could be opened; `lack` is why it is not a better one."""
+def evidence(best: Evidence, unavailable_reason: str | None) -> Check:
+    """The best evidence that could be opened, and why nothing better could."""
     if best is Evidence.BPF:
         return ok("evidence", "the kernel's own window of a flow can be read (bpf)")
-    what = lack or "the reason is not known"
+    what = unavailable_reason or "reason unknown"
+    todo = "provide what is missing"
     if best is Evidence.NONE:
-        return problem("evidence", what, "give the guard what is missing")
-    return warning("evidence", f"best evidence is {best}: {what}", "give the guard what is missing")
+        return problem("evidence", what, todo)
+    return warning("evidence", f"best evidence is {best}: {what}", todo)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""All that the doctor looks at, in the order in which it is told."""
+"""Runs all checks of the doctor, in the order in which they are printed."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from nfq_guard.doctor import (
 )
 from nfq_guard.doctor.check import Check, note, ok
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import BOTH_FAMILIES, Backend, Difference, FailMode, Firewall
+from nfq_guard.firewall import BOTH_FAMILIES, Backend, Difference, FailMode, Family, Firewall
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
 from nfq_guard.flows.open import open_flows
@@ -33,10 +33,10 @@ _CONNTRACK: Final = collect.SYSCTLS / "netfilter"
 
 
 def examine(firewall: Firewall) -> Iterator[Check]:
-    """Everything, one check after another.
+    """Run every check.
 
     Args:
-        firewall: Our rules as the configuration has them.
+        firewall: Our rules as configured.
     """
     yield from _kernel()
     yield from _evidence()
@@ -53,16 +53,16 @@ def _kernel() -> Iterator[Check]:
     options = kernel.parse_options(collect.kernel_configuration(release))
     yield kernel.reasons(release)
     yield from kernel.options(options)
-    there = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
-    yield kernel.queues(file_there=there, configured=options)
-    yield kernel.type_information(there=Path("/sys/kernel/btf/vmlinux").exists())
+    loaded = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
+    yield kernel.queues(loaded=loaded, configured=options)
+    yield kernel.type_information(available=Path("/sys/kernel/btf/vmlinux").exists())
 
 
 def _evidence() -> Iterator[Check]:
     yield from evidence.capabilities(capabilities.effective())
-    flows, lack = open_flows()
+    flows, unavailable_reason = open_flows()
     try:
-        yield evidence.evidence(flows.evidence, lack)
+        yield evidence.evidence(flows.evidence, unavailable_reason)
     finally:
         flows.close()
 
@@ -90,7 +90,7 @@ def _rules(firewall: Firewall) -> Iterator[Check]:
     holders = [
         str(backend)
         for backend in Backend
-        if any(_holds_ours(one) for (which, _), one in saved.items() if which is backend)
+        if any(_holds_ours(tables) for (which, _), tables in saved.items() if which is backend)
     ]
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []
@@ -98,25 +98,26 @@ def _rules(firewall: Firewall) -> Iterator[Check]:
         differences = firewall.verify() if holders else []
     except NfqGuardError as error:
         problems.append(str(error))
-    yield ours.ours(places, differences, seen=not problems)
+    yield ours.ours(places, differences, complete=not problems)
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
         yield from marks.marks(saved.values(), firewall.spec.judged_mark)
-    found: list[foreign.ForeignRule] = []
+    foreign_rules: list[foreign.ForeignRule] = []
     for (backend, number), tables_of_family in saved.items():
         elsewhere: int | None = None
         if "nftables" in places:
             elsewhere = foreign.OUR_NATIVE_PRIORITY
         elif str(backend.other) in places:
             elsewhere = foreign.OUR_PRIORITY
-        family = next(one for one in BOTH_FAMILIES if one == number)
-        found += iptables_rules.find(tables_of_family, backend, family, elsewhere=elsewhere)
+        foreign_rules += iptables_rules.find(
+            tables_of_family, backend, Family(number), elsewhere=elsewhere
+        )
     if native is not None:
-        found += native.find(_unread(saved))
+        foreign_rules += native.find(_unread(saved))
         yield from nft_rules.flowtables(native.flowtables)
-    checks = list(foreign.checks(found, ours_installed=bool(places)))
+    checks = list(foreign.checks(foreign_rules, ours_installed=bool(places)))
     yield from checks
     if not checks and not problems:
-        yield ok("foreign", "nobody else has rules on INVALID packets")
+        yield ok("foreign", "no other rules match INVALID packets")
     for text in dict.fromkeys(problems):
         yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
 
@@ -133,7 +134,7 @@ def _native(problems: list[str]) -> nft_rules.Ruleset | None:
 
 
 def _unread(saved: Mapping[tuple[Backend, int], Saved]) -> frozenset[tuple[str, str]]:
-    """Tables that iptables-nft cannot show, as nft names them."""
+    """Tables that iptables-nft cannot list, by nft's names for them."""
     families = {4: "ip", 6: "ip6"}
     return frozenset(
         (families[family], table.name)
@@ -144,13 +145,13 @@ def _unread(saved: Mapping[tuple[Backend, int], Saved]) -> frozenset[tuple[str, 
 
 
 def _holds_ours(saved: Saved) -> bool:
-    return any(one.own_chains() or one.own_jumps() for one in saved.values())
+    return any(table.own_chains() or table.own_jumps() for table in saved.values())
 
 
 def _queues(firewall: Firewall) -> Iterator[Check]:
     spec = firewall.spec
     if counters.QUEUES.exists() and not os.access(counters.QUEUES, os.R_OK):
-        yield note("queue.owner", "who owns the queue cannot be seen", "run it as root")
+        yield note("queue.owner", "cannot read the owner of the queue", "run it as root")
         return
     for number in range(spec.first_queue, spec.last_queue + 1):
         state = counters.owner(number)
@@ -163,22 +164,22 @@ def _interfaces() -> Iterator[Check]:
     if not physical:
         yield note(
             "receive.irq",
-            "no interface of this namespace has a device behind it",
-            "look at offloads and at the spread of receive work in the host's own namespace",
+            "no interface of this namespace is backed by a device",
+            "check offloads and the distribution of receive work in the host's own namespace",
         )
     forwarding = collect.forwards()
     interrupts = interfaces.parse_interrupts(collect.text(Path("/proc/interrupts")))
     softnet = interfaces.parse_softnet(collect.text(collect.NET / "softnet_stat"))
     strained = interfaces.overloaded(softnet)
     without_ethtool = False
-    for one in physical:
-        features = collect.output("ethtool", "-k", one.name)
+    for interface in physical:
+        features = collect.output("ethtool", "-k", interface.name)
         if features is None:
             without_ethtool = True
         else:
             parsed = interfaces.parse_features(features)
-            yield interfaces.offloads(one.name, parsed, forwarding=forwarding)
-        yield from interfaces.spread(one, interrupts, strained=strained)
+            yield interfaces.offloads(interface.name, parsed, forwarding=forwarding)
+        yield from interfaces.spread(interface, interrupts, strained=strained)
     if without_ethtool:
         yield note(
             "offload.interface",

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""INVALID rules of others: who made them, when a packet meets them, and what that means for ours.
+"""Other programs' rules on INVALID packets: owner, order relative to ours, and impact.
 
-`iptables_rules` and `nft_rules` find them; what is the same for both is here.
+`iptables_rules` and `nft_rules` find the rules; this module holds what both share.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,10 +14,10 @@ from nfq_guard.doctor.check import Check, note, problem, warning
 CONNTRACK_PRIORITY: Final = -200
 OUR_PRIORITY: Final = -150
 OUR_NATIVE_PRIORITY: Final = -151
-"""Of the chains in `rules/nftables.nft`, one before mangle's."""
+"""Priority of the chains in `rules/nftables.nft`: one before mangle."""
 
 PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
-"""Of the tables of iptables; that of nat differs by hook, and INVALID never comes there."""
+"""Priorities of iptables' tables. nat's differs by hook; INVALID packets never reach it."""
 
 OUR_HOOKS: Final = frozenset({"prerouting", "output"})
 
@@ -27,27 +27,27 @@ class Effect(StrEnum):
 
     DROP = "drops"
     ACCEPT = "accepts"
-    TELL = "counts or logs"
+    LOG = "counts or logs"
 
 
 class Order(StrEnum):
-    """When a packet meets a rule, seen from ours."""
+    """Position of a rule on a packet's path, relative to ours."""
 
     UNTRACKED = "before connection tracking"
     BEFORE = "before ours"
     TIED = "at the same priority as ours, in another table"
     SHADOWED = "behind ours in the same hook and table"
     AFTER = "after ours"
-    NEVER = "where INVALID packets never come"
+    NEVER = "which INVALID packets never reach"
 
 
 class Owner(NamedTuple):
-    """Whoever writes rules of a certain look.
+    """A program that installs rules, recognised by the names of its chains.
 
     Attributes:
-        id: For the id of a check.
-        name: For people.
-        todo: What can be done about the rule; empty: nothing special.
+        id: Suffix of the check's id.
+        name: Display name.
+        todo: The recommended action on its rules; empty for that of a plain rule.
     """
 
     id: str
@@ -57,7 +57,7 @@ class Owner(NamedTuple):
 
 PLAIN: Final = Owner("plain", "a plain rule", "remove it, and let the guard's policy decide")
 
-# By what the names of chains (or of an nftables table) begin with, first match first.
+# By prefixes of chain names (or of an nftables table's name); the first match wins.
 _OWNERS: Final = (
     (
         ("KUBE-", "kube-proxy"),
@@ -65,7 +65,7 @@ _OWNERS: Final = (
             "kube-proxy",
             "kube-proxy",
             "keep it, and expect forwarded packets to be dropped whatever the policy allows: "
-            "kube-proxy leaves the rule out only where be_liberal is on, which blinds the guard",
+            "kube-proxy omits the rule only if be_liberal is on, which blinds the guard",
         ),
     ),
     (
@@ -84,7 +84,7 @@ _OWNERS: Final = (
     ),
     (
         ("ufw-", "ufw6-"),
-        Owner("ufw", "ufw", "take it out of /etc/ufw/before.rules (before6.rules)"),
+        Owner("ufw", "ufw", "remove it from /etc/ufw/before.rules (before6.rules)"),
     ),
     (
         ("firewalld", "INPUT_ZONES", "FORWARD_ZONES", "FWD", "IN_public"),
@@ -92,10 +92,10 @@ _OWNERS: Final = (
             "firewalld",
             "firewalld",
             "keep it, and expect the same packets to be dropped whatever the policy allows: "
-            "firewalld has no switch for it",
+            "firewalld has no option to disable it",
         ),
     ),
-    (("DOCKER",), Owner("docker", "Docker", "see what Docker's own chains are for")),
+    (("DOCKER",), Owner("docker", "Docker", "check what Docker's own chains are for")),
     (("CILIUM_",), Owner("cilium", "Cilium", "")),
     (("CNI-", "FLANNEL-"), Owner("cni", "a CNI plugin", "")),
     (("f2b-",), Owner("fail2ban", "fail2ban", "")),
@@ -105,7 +105,7 @@ _OWNERS: Final = (
 
 
 def owner_of(names: Iterable[str]) -> Owner:
-    """Who made a rule, from the names of the chains that lead to it, nearest first."""
+    """The owner of a rule, from the names of the chains that lead to it, nearest first."""
     for name in names:
         for prefixes, owner in _OWNERS:
             if name.startswith(prefixes):
@@ -116,18 +116,18 @@ def owner_of(names: Iterable[str]) -> Owner:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ForeignRule:
-    """A rule of others that INVALID packets match.
+    """Another program's rule that matches INVALID packets.
 
     Attributes:
-        filter: Which packet filter: `legacy`, `nft` (both iptables) or `nftables`.
-        family: For which packets: `IPv4`, `IPv6` or both.
+        filter: The packet filter: `legacy`, `nft` (both iptables) or `nftables`.
+        family: The packets that it applies to: `IPv4`, `IPv6` or `IPv4 and IPv6`.
         table: Its table.
         chain: Its chain.
-        hooks: The hooks from which it is reached.
-        order: When a packet meets it.
-        effect: What it does then.
-        owner: Who made it.
-        text: The rule.
+        hooks: The hooks from which it is reached, in lower case.
+        order: Its position relative to our rules.
+        effect: What it does to an INVALID packet.
+        owner: The program that installed it.
+        text: The rule as listed.
     """
 
     filter: str
@@ -142,7 +142,7 @@ class ForeignRule:
 
 
 def order_by_priority(hook: str, priority: int, ours: int = OUR_PRIORITY) -> Order:
-    """Of a rule in another base chain than ours, which has the priority `ours`."""
+    """The order of a rule in a base chain of its own; `ours` is our chain's priority."""
     if hook in OUR_HOOKS:
         if priority <= CONNTRACK_PRIORITY:
             return Order.UNTRACKED
@@ -154,13 +154,13 @@ def order_by_priority(hook: str, priority: int, ours: int = OUR_PRIORITY) -> Ord
 
 
 def earliest(orders: Sequence[Order]) -> Order:
-    """The one that matters most when a rule is reached from several hooks."""
+    """The earliest position of a rule that is reached from several hooks."""
     ranking = tuple(Order)
     return min(orders, key=ranking.index)
 
 
 def checks(rules: Iterable[ForeignRule], *, ours_installed: bool) -> Iterator[Check]:
-    """One check for the rules of one owner that do the same at the same place."""
+    """One check for each group of rules with the same owner, table, order and effect."""
     groups: dict[tuple[object, ...], list[ForeignRule]] = {}
     for rule in rules:
         key = (rule.owner.id, rule.filter, rule.table, rule.order, rule.effect)
@@ -180,40 +180,40 @@ def _check(group: list[ForeignRule], *, ours_installed: bool) -> Check | None:
         case Effect.DROP, Order.UNTRACKED:
             return problem(
                 name,
-                f"{where}: at that point no packet is tracked and every one counts as INVALID",
+                f"{where}: at that point no packet is tracked, so every packet matches as INVALID",
                 f"move it behind connection tracking; {todo}",
             )
         case ((Effect.DROP | Effect.ACCEPT), Order.BEFORE):
             return problem(name, f"{where}, {rule.order}: the guard never sees them", todo)
         case Effect.DROP, Order.TIED:
             return warning(
-                name, f"{where}, {rule.order}: whether the guard sees them is left to chance", todo
+                name, f"{where}, {rule.order}: which of the two runs first is undefined", todo
             )
         case Effect.DROP, Order.SHADOWED:
-            what = "sees only what the guard did not judge"
+            what = "it sees only packets that the guard did not judge"
             if not ours_installed:
-                what = "today it drops them; ours will come first, and it will see the rest"
+                what = "it drops them now; once installed, our rules come first"
             return note(name, f"{where}, {rule.order}: {what}")
         case Effect.DROP, Order.AFTER:
             return warning(
                 name,
-                f"{where}, {rule.order}: what the policy allows there is dropped all the same",
+                f"{where}, {rule.order}: it drops what the policy allows",
                 todo,
             )
         case Effect.DROP, Order.NEVER:
             return note(name, f"{where}, {rule.order}: it has no effect", "remove it")
-        case Effect.TELL, Order.BEFORE | Order.AFTER | Order.UNTRACKED | Order.TIED:
-            return note(name, f"{where}: no harm")
+        case Effect.LOG, Order.BEFORE | Order.AFTER | Order.UNTRACKED | Order.TIED:
+            return note(name, f"{where}: harmless")
         case _:
             return None
 
 
 def _where(group: list[ForeignRule]) -> str:
-    """Who does what where, for one rule or many alike."""
+    """The owner, effect and place of a group of rules."""
     rule = group[0]
-    families = " and ".join(sorted({one.family for one in group}))
-    hooks = "/".join(sorted({hook for one in group for hook in one.hooks})).upper() or "no hook"
-    chains = list(dict.fromkeys(one.chain for one in group))
+    families = " and ".join(sorted({each.family for each in group}))
+    hooks = "/".join(sorted({hook for each in group for hook in each.hooks})).upper() or "no hook"
+    chains = list(dict.fromkeys(each.chain for each in group))
     chain = chains[0] if len(chains) == 1 else f"{chains[0]} and {len(chains) - 1} more chains"
     return (
         f"{rule.owner.name} {rule.effect} INVALID packets in {rule.filter} table {rule.table}, "

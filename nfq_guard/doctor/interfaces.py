@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Interfaces: what they merge, and how their receive work is spread over the CPUs.
+"""Interfaces: their offloads, and how their receive work is spread over the CPUs.
 
-Late packets from an overloaded receiver are the root cause behind many a reset: a CPU that cannot
-keep up delivers packets late and out of order, the sender repeats them, and what arrives after
-the connection has moved on is outside its window.
+An overloaded receiver is the root cause of many resets. A CPU that cannot keep up delivers packets
+late and out of order, so the sender retransmits them, and packets that arrive after the connection
+has moved on are outside its window.
 """
 
 import re
@@ -13,31 +13,32 @@ from typing import Final, final
 
 from nfq_guard.doctor.check import Check, note, ok, warning
 
-# A CPU that does nine tenths of the work does all of it; below so many interrupts nothing is sure.
+# One CPU with this share of the interrupts counts as doing all the receive work, provided that
+# there were enough interrupts to tell.
 _LOPSIDED: Final = 0.9
 _ENOUGH: Final = 10_000
 
-# Queues that only send, and those for anything but packets; `TxRx` is for both ways.
+# Interrupts of transmit-only queues and of anything but packets; `TxRx` serves both directions.
 _NOT_RECEIVING: Final = re.compile(
     r"(output|config|control|async|mgmnt|[-.]tx)(?!rx)", re.IGNORECASE
 )
 
 _SPREAD: Final = (
-    "spread it (more queues with ethtool -L, irqbalance, or rps_cpus): late packets from an "
-    "overloaded receiver are behind many resets"
+    "spread the work (more queues with ethtool -L, irqbalance, or rps_cpus): late packets from an "
+    "overloaded receiver cause many resets"
 )
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interface:
-    """What /sys tells about a physical interface.
+    """A physical interface, as described in /sys.
 
     Attributes:
         name: Its name.
         rps: Whether receive packet steering is on, for each receive queue.
-        rfs: Flows that each receive queue steers to the CPU of their reader.
-        irqs: Numbers of its interrupts, and words that name them in /proc/interrupts.
+        rfs: `rps_flow_cnt` of each receive queue: flows that it can steer to their reader's CPU.
+        irqs: Its interrupt numbers and device names, as they appear in /proc/interrupts.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Interface:
 
 
 def parse_features(text: str) -> dict[str, bool]:
-    """What `ethtool -k` prints: each feature, and whether it is on."""
+    """The output of `ethtool -k`: whether each feature is on."""
     features: dict[str, bool] = {}
     for line in text.splitlines():
         name, colon, value = line.strip().partition(": ")
@@ -57,10 +58,10 @@ def parse_features(text: str) -> dict[str, bool]:
 
 
 def offloads(name: str, features: Mapping[str, bool], *, forwarding: bool) -> Check:
-    """What an interface merges before conntrack sees it, and what it cuts after.
+    """The interface's merging offloads (LRO, GRO) and segmentation offload (TSO).
 
     Args:
-        name: Of the interface.
+        name: The interface.
         features: From `parse_features`.
         forwarding: Whether this namespace forwards packets.
     """
@@ -69,20 +70,24 @@ def offloads(name: str, features: Mapping[str, bool], *, forwarding: bool) -> Ch
         "GRO": features.get("generic-receive-offload", False),
         "TSO": features.get("tcp-segmentation-offload", False),
     }
-    shown = ", ".join(f"{offload} {'on' if value else 'off'}" for offload, value in state.items())
+    what = ", ".join(f"{offload} {'on' if value else 'off'}" for offload, value in state.items())
     if state["LRO"] and forwarding:
         return warning(
             "offload.interface",
-            f"{name}: {shown}; LRO changes packets that this host forwards",
+            f"{name}: {what}; LRO changes packets that this host forwards",
             f"ethtool -K {name} lro off",
         )
     if state["GRO"]:
-        shown += "; conntrack and the guard judge merged packets as one"
-    return ok("offload.interface", f"{name}: {shown}")
+        what += "; conntrack and the guard judge a merged packet as one"
+    return ok("offload.interface", f"{name}: {what}")
 
 
 def parse_interrupts(text: str) -> dict[str, list[int]]:
-    """/proc/interrupts: counts by CPU; keyed by number and by the words that name the device."""
+    """Parse /proc/interrupts.
+
+    Returns:
+        Counts by CPU, keyed by number and device, such as `38 virtio2-input.0`.
+    """
     lines = text.splitlines()
     cpus = len(lines[0].split()) if lines else 0
     counts: dict[str, list[int]] = {}
@@ -98,12 +103,12 @@ def parse_interrupts(text: str) -> dict[str, list[int]]:
 def spread(
     interface: Interface, interrupts: Mapping[str, Sequence[int]], *, strained: bool
 ) -> Iterator[Check]:
-    """Whether one CPU does the receive work of an interface alone.
+    """Whether one CPU does all the receive work of an interface.
 
     Args:
-        interface: Which.
+        interface: The interface.
         interrupts: From `parse_interrupts`.
-        strained: Whether a CPU of this host ever could not keep up (`overloaded`).
+        strained: Whether a CPU of this host has ever failed to keep up (`overloaded`).
     """
     name = interface.name
     mine = [counts for key, counts in interrupts.items() if _receives(key, interface.irqs)]
@@ -112,12 +117,12 @@ def spread(
         f"RFS {'on' if any(interface.rfs) else 'off'}"
     )
     if not mine:
-        yield note("receive.irq", f"{name}: {steering}; its interrupts are not to be seen")
+        yield note("receive.irq", f"{name}: {steering}; cannot read its interrupts")
         return
     by_cpu = [sum(column) for column in zip(*mine, strict=True)]
     total = sum(by_cpu)
     if len(by_cpu) < 2:
-        yield ok("receive.irq", f"{name}: {steering}; there is one CPU")
+        yield ok("receive.irq", f"{name}: {steering}; the host has one CPU")
         return
     busiest = max(range(len(by_cpu)), key=by_cpu.__getitem__)
     share = by_cpu[busiest] / total if total else 0.0
@@ -126,37 +131,40 @@ def spread(
         if strained:
             yield warning("receive.irq", f"{what}, and could not keep up", _SPREAD)
         else:
-            yield note("receive.irq", f"{what}; it keeps up", f"when it does not: {_SPREAD}")
+            yield note("receive.irq", f"{what}; it keeps up", f"if it stops keeping up: {_SPREAD}")
     else:
         yield ok("receive.irq", what)
 
 
-def _receives(interrupt: str, words: frozenset[str]) -> bool:
-    """Whether an interrupt, such as `38 virtio2-input.0`, is for packets that `words` received."""
+def _receives(interrupt: str, irqs: frozenset[str]) -> bool:
+    """Whether an interrupt, such as `38 virtio2-input.0`, is in `irqs` and serves reception."""
     number, _, device = interrupt.partition(" ")
-    ours = number in words or re.split(r"[-:@]", device, maxsplit=1)[0] in words
+    ours = number in irqs or re.split(r"[-:@]", device, maxsplit=1)[0] in irqs
     return ours and _NOT_RECEIVING.search(device) is None
 
 
 def parse_softnet(text: str) -> list[tuple[int, int, int]]:
-    """/proc/net/softnet_stat: packets, dropped, out of time; one line a CPU."""
+    """Parse /proc/net/softnet_stat: processed, dropped and time_squeeze, one row a CPU."""
     rows = [[int(word, 16) for word in line.split()[:3]] for line in text.splitlines()]
     return [(row[0], row[1], row[2]) for row in rows if len(row) == 3]
 
 
 def overloaded(rows: Sequence[tuple[int, int, int]]) -> bool:
-    """Whether packets were dropped at a full backlog, or work was put off for one in a thousand."""
+    """Whether a backlog was ever full, or time_squeeze exceeds one per thousand packets."""
     return any(row[1] for row in rows) or sum(row[2] for row in rows) * 1000 > sum(
         row[0] for row in rows
     )
 
 
 def backlog(rows: Sequence[tuple[int, int, int]]) -> Check | None:
-    """Whether a CPU ever could not keep up with what it received."""
+    """Whether a CPU has ever failed to keep up with what it received."""
     if not rows:
         return None
     packets, dropped, squeezed = (sum(column) for column in zip(*rows, strict=True))
-    what = f"{dropped} dropped at a full backlog and {squeezed} times put off, of {packets} packets"
+    what = (
+        f"{packets} packets received, {dropped} dropped at a full backlog, processing deferred "
+        f"{squeezed} times"
+    )
     if not overloaded(rows):
         return ok("receive.backlog", what)
     limit = "netdev_max_backlog" if dropped else "netdev_budget"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""INVALID rules of others in what iptables-save printed."""
+"""Finds other programs' rules on INVALID packets in the output of iptables-save."""
 
 from collections.abc import Iterator
 from typing import Final, final
@@ -25,7 +25,7 @@ _OURS_TABLE: Final = "mangle"
 
 
 def matches_invalid(rule: str) -> bool:
-    """Whether the rule takes INVALID packets by their state, outright or by leaving others out."""
+    """Whether the rule selects INVALID by conntrack state, by naming or not excluding it."""
     words = split(rule)
     for option in ("--ctstate", "--state"):
         if option in words[:-1]:
@@ -38,13 +38,13 @@ def matches_invalid(rule: str) -> bool:
 def find(
     saved: Saved, backend: Backend, family: Family, *, elsewhere: int | None
 ) -> list[ForeignRule]:
-    """Every rule of others that INVALID packets match.
+    """Every rule that matches INVALID packets and is not ours.
 
     Args:
         saved: The tables of one family in one backend.
-        backend: Which.
-        family: Which.
-        elsewhere: The priority of our chains in another packet filter; None when they are not.
+        backend: The backend.
+        family: The family.
+        elsewhere: The priority of our chains in another packet filter; None if there are none.
     """
     return [
         rule
@@ -55,7 +55,7 @@ def find(
 
 @final
 class _Table:
-    """A table with the ways that lead to each chain."""
+    """A table, and the paths on which each of its chains is reached."""
 
     def __init__(self, table: SavedTable) -> None:
         self.table = table
@@ -65,33 +65,41 @@ class _Table:
         self.entrances = self._walk()
 
     def rules(self, chain: str) -> list[SavedRule]:
-        """In order."""
+        """The rules of a chain, in order."""
         return self._by_chain.get(chain, [])
 
     def first_of_ours(self, hook: str) -> int | None:
-        """The place of our jump in a built-in chain."""
+        """The index of our jump in a built-in chain."""
         for place, rule in enumerate(self.rules(hook)):
             if is_own(rule.target):
                 return place
         return None
 
     def effect(self, rule: SavedRule) -> Effect:
-        """What becomes of an INVALID packet; a chain counts by what it does to every packet."""
+        """What the rule does to an INVALID packet.
+
+        Jumps are followed through unconditional rules only.
+        """
         target = rule.target
         for _ in self.table.policies:
             if target in _DROPS:
                 return Effect.DROP
             if target == "ACCEPT":
                 return Effect.ACCEPT
-            plain = [one.target for one in self.rules(target) if not _has_match(one.text)]
-            decisive = [one for one in plain if one in _DROPS or one == "ACCEPT" or self.rules(one)]
+            targets = [each.target for each in self.rules(target) if not _has_match(each.text)]
+            decisive = [
+                each for each in targets if each in _DROPS or each == "ACCEPT" or self.rules(each)
+            ]
             if not decisive:
                 break
             target = decisive[0]
-        return Effect.TELL
+        return Effect.LOG
 
     def _walk(self) -> dict[str, dict[str, tuple[int, tuple[str, ...]]]]:
-        """By chain and hook: the earliest place in the built-in chain, and the chains between."""
+        """By chain and hook: the earliest index in the built-in chain, and the chains between.
+
+        The index is -1 for the rules of the built-in chain itself.
+        """
         reached: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {}
         for hook, policy in self.table.policies.items():
             if policy == "-":
@@ -105,7 +113,7 @@ class _Table:
                     if chain not in self.table.policies or hook in here:
                         continue
                     here[hook] = (place, path)
-                    waiting += [(one.target, (chain, *path)) for one in self.rules(chain)]
+                    waiting += [(each.target, (chain, *path)) for each in self.rules(chain)]
         return reached
 
 
@@ -152,14 +160,14 @@ def _order(table: str, hook: str, place: int, ours: int | None, *, elsewhere: in
 
 
 def _owner(table: SavedTable, names: tuple[str, ...]) -> Owner:
-    """By the chains on the way; firewalld puts its rules right into the built-in ones."""
-    found = owner_of(names)
-    if found is PLAIN and "INPUT_ZONES" in table.policies:
+    """The owner by the names on the path; firewalld adds rules to the built-in chains directly."""
+    owner = owner_of(names)
+    if owner is PLAIN and "INPUT_ZONES" in table.policies:
         return owner_of(["firewalld"])
-    return found
+    return owner
 
 
 def _has_match(rule: str) -> bool:
-    """Whether a rule asks anything of a packet, comments left aside."""
-    words = [word for word in split(rule) if word.startswith("-") and word != "-m"]
-    return any(word not in {"-j", "-g", "--comment", "--reject-with"} for word in words)
+    """Whether a rule has any match other than a comment."""
+    options = [word for word in split(rule) if word.startswith("-") and word != "-m"]
+    return any(option not in {"-j", "-g", "--comment", "--reject-with"} for option in options)

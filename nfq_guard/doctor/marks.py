@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rules of others that write the mark bit by which kernel-drop knows judged packets."""
+"""Other programs' rules that write the mark bit by which kernel-drop recognises judged packets."""
 
 from collections.abc import Iterable, Iterator
 
@@ -8,23 +8,23 @@ from nfq_guard.firewall.saved import Saved, is_own, split
 
 
 def marks(saved: Iterable[Saved], judged: int) -> Iterator[Check]:
-    """Whether somebody else sets or clears bits of `judged` in the mark of a packet."""
-    meddling = [
+    """Whether another program's rule may write the bits `judged` of a packet's mark."""
+    conflicts = [
         f"{table.name} {rule.chain} `{rule.text}`"
         for tables in saved
         for table in tables.values()
         for rule in table.rules
         if not is_own(rule.chain) and touched(rule.text) & judged
     ]
-    if not meddling:
-        yield ok("rules.mark", f"nobody else writes the mark bit of judged packets ({judged:#x})")
+    if not conflicts:
+        yield ok("rules.mark", f"no other rule writes the mark bit of judged packets ({judged:#x})")
         return
-    more = f" and {len(meddling) - 1} more rules" if len(meddling) > 1 else ""
+    more = f" and {len(conflicts) - 1} more rules" if len(conflicts) > 1 else ""
     yield warning(
         "rules.mark",
-        f"{meddling[0]}{more} may write the mark bit of judged packets ({judged:#x}): kernel-drop "
-        "then drops what was allowed, or lets pass what nobody judged",
-        "give that rule a mask without the bit, or use fail mode open or closed",
+        f"{conflicts[0]}{more} may write the mark bit of judged packets ({judged:#x}): kernel-drop "
+        "then drops accepted packets, or accepts packets that were never judged",
+        "restrict that rule's mask to other bits, or use fail mode open or closed",
     )
 
 

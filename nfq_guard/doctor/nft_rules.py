@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""INVALID rules of others in what `nft -j list ruleset` printed.
+"""Finds other programs' rules on INVALID packets in the output of `nft -j list ruleset`.
 
-The tables of iptables-nft are in there too; `iptables_rules` reads those.
+The output includes the tables of iptables-nft, which are left to `iptables_rules`.
 """
 
 import json
@@ -24,7 +24,7 @@ from nfq_guard.firewall.saved import is_own
 from nfq_guard.firewall.spec import OFFLOAD_TABLE
 
 OUR_TABLE: Final = "nfq_guard"
-"""The table that `rules/nftables.nft` makes."""
+"""The table that `rules/nftables.nft` creates."""
 
 _IPTABLES_TABLES: Final = frozenset({*PRIORITIES, "nat"})
 _FAMILIES: Final = {"ip": "IPv4", "ip6": "IPv6", "inet": "IPv4 and IPv6"}
@@ -41,18 +41,20 @@ class _Base(NamedTuple):
 
 @final
 class Ruleset:
-    """What nft listed, by table and chain.
+    """A ruleset as nft lists it.
 
     Attributes:
         ours: Whether the table of `rules/nftables.nft` is loaded.
-        flowtables: Names of flow tables, with their tables.
+        flowtables: Each flow table, as `TABLE NAME`.
     """
 
     def __init__(self, text: str) -> None:
-        """Read it.
+        """Parse nft's JSON.
 
         Raises:
-            ValueError: It is not what nft prints.
+            ValueError: `text` is not JSON.
+            KeyError: An object lacks a key.
+            TypeError: An object has another type than expected.
         """
         self.ours = False
         self.flowtables: list[str] = []
@@ -77,14 +79,14 @@ class Ruleset:
             self._rules.setdefault(key, []).append(value["expr"])
 
     def find(self, unread: frozenset[tuple[str, str]] = frozenset()) -> list[ForeignRule]:
-        """Every rule of others that INVALID packets match.
+        """Every rule that matches INVALID packets and is not ours.
 
         Args:
-            unread: Tables, as `("ip", "mangle")`, that bear the name of one of iptables' and that
-                iptables cannot show; of the others, chains of iptables are left to it.
+            unread: Tables with the name of an iptables table that iptables-nft cannot list, as
+                `("ip", "mangle")`. In all other tables iptables' own chains are skipped.
         """
         ours = OUR_NATIVE_PRIORITY if self.ours else OUR_PRIORITY
-        found: list[ForeignRule] = []
+        foreign: list[ForeignRule] = []
         reached = self._walk(unread)
         for key, rules in self._rules.items():
             family, table, chain = key
@@ -101,7 +103,7 @@ class Ruleset:
                     continue
                 effect = self._effect(key, expr)
                 if effect is not None:
-                    found.append(
+                    foreign.append(
                         ForeignRule(
                             filter="nftables",
                             family=_FAMILIES[family],
@@ -114,10 +116,10 @@ class Ruleset:
                             text=json.dumps(expr),
                         )
                     )
-        return found
+        return foreign
 
     def _effect(self, key: _Key, expr: Sequence[Statement]) -> Effect | None:
-        """What the rule does to INVALID packets; None when they do not match it."""
+        """What the rule does to INVALID packets; None if it does not match them."""
         for statement in expr:
             if "vmap" in statement and _is_state(statement["vmap"].get("key")):
                 verdict = _mapped(statement["vmap"].get("data"))
@@ -133,12 +135,12 @@ class Ruleset:
                 return Effect.DROP
             target = _target(statements)
             if target is None:
-                # Another base chain may still drop what one accepts.
+                # An accept does not protect a packet from later base chains.
                 break
             key = (key[0], key[1], target)
-            plain = [one for one in self._rules.get(key, []) if not _asks(one)]
-            statements = [statement for one in plain for statement in one]
-        return Effect.TELL
+            unconditional = [rule for rule in self._rules.get(key, []) if not _has_match(rule)]
+            statements = [statement for rule in unconditional for statement in rule]
+        return Effect.LOG
 
     def _walk(self, unread: frozenset[tuple[str, str]]) -> dict[_Key, list[_Base]]:
         reached: dict[_Key, list[_Base]] = {}
@@ -159,18 +161,18 @@ class Ruleset:
 
 
 def flowtables(names: Sequence[str]) -> Iterator[Check]:
-    """What flow tables mean for the guard (kernel.md 2)."""
+    """Flow tables, which bypass conntrack's window checks (kernel.md 2)."""
     if names:
         yield note(
             "offload.flowtable",
-            f"flow tables take flows past the rules: {', '.join(names)}; what they carried has "
-            "be_liberal set and is seldom INVALID",
+            f"flow tables carry flows past the rules: {', '.join(names)}; conntrack sets "
+            "be_liberal on offloaded flows, so their packets are rarely INVALID",
             "expect fewer INVALID packets of those flows, and windows that restart",
         )
 
 
 def _is_iptables(key: _Key, base: _Base) -> bool:
-    """Whether a base chain is one of iptables-nft's own, by its table, name, hook and priority."""
+    """Whether a base chain is iptables-nft's, by its table, name, hook and priority."""
     family, table, chain = key
     if family not in {"ip", "ip6"} or table not in _IPTABLES_TABLES:
         return False
@@ -210,17 +212,17 @@ def _target(statements: Sequence[Statement]) -> str | None:
 
 
 def _targets(expr: Sequence[Statement]) -> list[str]:
-    """Chains that a rule may lead to, those of its maps included."""
-    found: list[str] = []
+    """Chains that a rule may jump or go to, including through verdict maps."""
+    targets: list[str] = []
     for statement in expr:
         verdicts = [statement.get(name) for name in ("jump", "goto")]
-        found += [verdict["target"] for verdict in verdicts if isinstance(verdict, dict)]
+        targets += [verdict["target"] for verdict in verdicts if isinstance(verdict, dict)]
         data = statement["vmap"].get("data") if "vmap" in statement else None
         if isinstance(data, dict):
             pairs = [pair for pair in data.get("set", []) if isinstance(pair, list)]
-            found += [name for pair in pairs for name in _targets([pair[-1]])]
-    return found
+            targets += [name for pair in pairs for name in _targets([pair[-1]])]
+    return targets
 
 
-def _asks(expr: Sequence[Statement]) -> bool:
+def _has_match(expr: Sequence[Statement]) -> bool:
     return any("match" in statement or "vmap" in statement for statement in expr)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Where our own rules are."""
+"""Whether our own rules are installed, once and as configured."""
 
 from collections.abc import Sequence
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
 from nfq_guard.firewall import Difference, Kind
 
-# What others do to our rules, as against rules for another configuration than the one at hand.
-_HARM = frozenset(
+# Differences that break the guard, unlike rules that were installed for another configuration.
+_BREAKING = frozenset(
     {
         Kind.MISSING_CHAIN,
         Kind.MISSING_JUMP,
@@ -18,35 +18,37 @@ _HARM = frozenset(
 )
 
 
-def ours(places: Sequence[str], differences: Sequence[Difference], *, seen: bool = True) -> Check:
-    """Our rules as a whole.
+def ours(
+    places: Sequence[str], differences: Sequence[Difference], *, complete: bool = True
+) -> Check:
+    """The state of our rules.
 
     Args:
-        places: The packet filters that hold any of ours: `legacy`, `nft`, `nftables`.
-        differences: From what the configuration says, in the one that is chosen.
-        seen: Whether all packet filters could be read.
+        places: The packet filters that hold rules of ours: `legacy`, `nft`, `nftables`.
+        differences: Differences from the configuration, in the chosen packet filter.
+        complete: Whether all packet filters could be read.
     """
-    if not places and not seen:
-        return note("rules.ours", "whether our rules are there cannot be seen", "run it as root")
+    if not places and not complete:
+        return note("rules.ours", "cannot read whether our rules are installed", "run it as root")
     if not places:
         return note(
             "rules.ours",
             "our rules are not installed here",
-            "start the guard, which installs them, or: nfq-guard rules install",
+            "start the guard, which installs them, or run `nfq-guard rules install`",
         )
     if len(places) > 1:
         return problem(
             "rules.ours",
             f"our rules are in {' and '.join(places)}: packets are queued more than once",
-            "nfq-guard rules install, which leaves one (nft delete table inet nfq_guard for a "
-            "native one)",
+            "run `nfq-guard rules install`, which keeps one backend's; `nft delete table inet "
+            "nfq_guard` removes the native table",
         )
     if places[0] == "nftables":
         return ok("rules.ours", "our rules are loaded as a native nftables table")
     if not differences:
-        return ok("rules.ours", f"our rules are as they should be, in {places[0]}")
+        return ok("rules.ours", f"rules OK, in {places[0]}")
     what = f"{len(differences)} differences in our rules, such as {differences[0]}"
-    todo = "nfq-guard rules verify names them, nfq-guard rules install puts them right"
-    if _HARM & {one.kind for one in differences}:
+    todo = "list them with `nfq-guard rules verify`, repair them with `nfq-guard rules install`"
+    if _BREAKING & {difference.kind for difference in differences}:
         return problem("rules.ours", what, todo)
     return warning("rules.ours", what, todo)

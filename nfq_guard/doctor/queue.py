@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Who owns our queue, and how it fares."""
+"""The owner of our queue, and the packets that the queue lost."""
 
 from collections.abc import Iterator
 
@@ -13,16 +13,16 @@ def queue(
     """One queue.
 
     Args:
-        number: Of the queue.
-        counters: The kernel's; None while nobody has it.
-        owner: The process that has it, as `nfqueue.counters.process_of` says.
-        ours: Whether that is a guard.
+        number: The queue's number.
+        counters: The kernel's counters; None if no process has bound the queue.
+        owner: The process that has bound it, as `nfqueue.counters.process_of` formats it.
+        ours: Whether that process is a guard.
     """
     if counters is None:
         yield note(
             "queue.owner",
             f"queue {number} is free: no guard is running here",
-            "start nfq-guard, or see its service",
+            "start the guard, or check its service with `systemctl status nfq-guard`",
         )
         return
     if ours:
@@ -30,20 +30,20 @@ def queue(
     elif owner.startswith("unknown"):
         yield note(
             "queue.owner",
-            f"queue {number} belongs to a process that cannot be seen from here (port id "
+            f"queue {number} belongs to a process that is not visible from here (port id "
             f"{counters.port_id})",
         )
     else:
         yield problem(
             "queue.owner",
             f"queue {number} belongs to {owner}",
-            "give the guard another queue (queue in its configuration)",
+            "configure another queue for the guard (`queue` under `[daemon]`)",
         )
     lost = counters.queue_dropped + counters.user_dropped
     if lost:
         yield warning(
             "queue.drops",
-            f"{counters.queue_dropped} packets found queue {number} full and "
-            f"{counters.user_dropped} found the socket's buffer full",
+            f"queue {number} lost {counters.queue_dropped} packets to a full queue and "
+            f"{counters.user_dropped} to a full socket buffer",
             "set max_rate_pps, or raise queue_length and socket_buffer_bytes",
         )

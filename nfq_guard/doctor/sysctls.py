@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The settings that decide what is INVALID, and what each means here."""
+"""The sysctls that decide which packets are INVALID."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -22,14 +22,14 @@ KEYS: Final = (
     "netfilter.nf_log_all_netns",
     *(f"netfilter.nf_log.{number}" for number in _LOGGERS),
 )
-"""What is read, below `net`; those that the kernel lacks are left out."""
+"""The sysctls to read, without their prefix `net.`; a kernel may lack some."""
 
 
 def sysctls(values: Mapping[str, str]) -> Iterator[Check]:
-    """Each setting of `KEYS` that is there.
+    """One check for each sysctl that matters.
 
     Args:
-        values: By key, without `net.`.
+        values: Values by key of `KEYS`; absent where the kernel lacks the sysctl.
     """
     yield _be_liberal(values)
     yield from _loose(values)
@@ -38,14 +38,14 @@ def sysctls(values: Mapping[str, str]) -> Iterator[Check]:
     if values.get(f"{_CONNTRACK}tcp_ignore_invalid_rst", "0") != "0":
         yield note(
             "sysctl.ignore_invalid_rst",
-            "tcp_ignore_invalid_rst=1: a RST outside the window is not INVALID; rst-outside "
+            "tcp_ignore_invalid_rst=1: an RST outside the window is not INVALID; rst-outside "
             "does not occur",
-            "set it to 0 if the guard shall judge such RST",
+            "set it to 0 if the guard is to judge such RSTs",
         )
     if values.get("netfilter.nf_log_all_netns", "0") != "0":
         yield note(
             "sysctl.log_all_netns",
-            "nf_log_all_netns=1: every namespace may write its INVALID packets to the kernel log",
+            "nf_log_all_netns=1: every namespace may log its INVALID packets to the kernel log",
         )
 
 
@@ -54,17 +54,17 @@ def _be_liberal(values: Mapping[str, str]) -> Check:
     if not there:
         return problem(
             "sysctl.be_liberal",
-            "connection tracking is not there: no nf_conntrack_tcp_be_liberal",
-            "load nf_conntrack; a rule with ctstate does it, in this namespace",
+            "connection tracking is not loaded: nf_conntrack_tcp_be_liberal does not exist",
+            "load nf_conntrack; any rule with ctstate loads it, in this namespace",
         )
     on = [key for key, value in there.items() if value != "0"]
     if not on:
-        return ok("sysctl.be_liberal", "windows are held against segments (be_liberal=0)")
+        return ok("sysctl.be_liberal", "segments are checked against the window (be_liberal=0)")
     return warning(
         "sysctl.be_liberal",
         f"{on[0].rpartition('.')[2]}=1: segments outside the window are not INVALID; seq-over and "
         "ack-over never reach the guard",
-        f"set net.{on[0]}=0; the default policy drops only what would escape translation",
+        f"set net.{on[0]}=0",
     )
 
 
@@ -73,11 +73,11 @@ def _loose(values: Mapping[str, str]) -> Iterator[Check]:
     if value == "0":
         yield note(
             "sysctl.loose",
-            "tcp_loose=0: flows whose beginning was not seen are INVALID throughout (no-entry)",
-            "after a reboot or a failover expect many; set it to 1 to pick flows up",
+            "tcp_loose=0: every packet of a flow whose start was not seen is INVALID (no-entry)",
+            "expect many after a reboot or a failover; set it to 1 to pick up established flows",
         )
     elif value is not None:
-        yield ok("sysctl.loose", f"flows are picked up in the middle (tcp_loose={value})")
+        yield ok("sysctl.loose", f"established flows are picked up (tcp_loose={value})")
 
 
 def _checksum(values: Mapping[str, str]) -> Iterator[Check]:
@@ -86,7 +86,7 @@ def _checksum(values: Mapping[str, str]) -> Iterator[Check]:
         yield note(
             "sysctl.checksum",
             "nf_conntrack_checksum=0: packets with a wrong checksum are not INVALID",
-            "set it to 1 if the guard shall see bad-checksum",
+            "set it to 1 if the guard is to see bad-checksum",
         )
     elif value is not None:
         yield ok("sysctl.checksum", "checksums are verified")
@@ -97,16 +97,14 @@ def _logging(values: Mapping[str, str]) -> Iterator[Check]:
     if value is None:
         return
     if value == "0":
-        yield ok(
-            "sysctl.log_invalid", "the kernel does not log INVALID packets; the guard tells more"
-        )
+        yield ok("sysctl.log_invalid", "the kernel does not log INVALID packets")
         return
     loggers = {
         name: values.get(f"netfilter.nf_log.{number}", "NONE") for number, name in _LOGGERS.items()
     }
     where = ", ".join(f"{name} to {logger}" for name, logger in loggers.items())
     if "nf_log_syslog" in loggers.values() or "nf_log_ipv4" in loggers.values():
-        todo = "set it to 0 unless somebody reads the kernel log: a flood of INVALID fills it"
+        todo = "set it to 0 unless you read the kernel log: a flood of INVALID packets fills it"
     else:
         todo = "set it to 0 unless something reads NFLOG group 0"
     protocol = {"6": "TCP", "255": "all"}.get(value, f"protocol {value}")
@@ -114,10 +112,10 @@ def _logging(values: Mapping[str, str]) -> Iterator[Check]:
 
 
 def reverse_path(filters: Mapping[str, str]) -> Iterator[Check]:
-    """Strict reverse path filtering, which drops what asymmetric routes bring.
+    """Strict reverse path filtering, which drops packets of asymmetric routes.
 
     Args:
-        filters: `rp_filter` by interface, with `all`; the greater of the two holds.
+        filters: `rp_filter` by interface, including `all`; the greater of the two applies.
     """
     everywhere = int(filters.get("all", "0"))
     strict = [
@@ -126,12 +124,12 @@ def reverse_path(filters: Mapping[str, str]) -> Iterator[Check]:
         if name not in {"all", "default", "lo"} and max(everywhere, int(value)) == 1
     ]
     if strict:
-        shown = ", ".join(sorted(strict)[:4]) + (" and more" if len(strict) > 4 else "")
+        names = ", ".join(sorted(strict)[:4]) + (" and more" if len(strict) > 4 else "")
         yield note(
             "sysctl.rp_filter",
-            f"rp_filter=1 on {shown}: packets that come back another way are dropped after the "
-            "guard let them pass",
+            f"rp_filter=1 on {names}: packets of asymmetric routes are dropped after the guard "
+            "has accepted them",
             "set it to 2 where routes are asymmetric",
         )
     elif filters:
-        yield ok("sysctl.rp_filter", "reverse paths are not filtered strictly")
+        yield ok("sysctl.rp_filter", "no strict reverse path filtering")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of connections: how full it is, and what its counters tell."""
+"""The conntrack table: its fill level and its counters."""
 
 from collections.abc import Iterator
 
@@ -7,9 +7,9 @@ from nfq_guard.doctor.check import Check, note, ok, problem, warning
 
 
 def parse_counters(text: str) -> dict[str, int]:
-    """The columns of /proc/net/stat/nf_conntrack, each summed over the CPUs.
+    """The columns of /proc/net/stat/nf_conntrack, summed over the CPUs.
 
-    `entries` is the same number on every line and is left out.
+    `entries`, which every line repeats, is left out.
     """
     lines = text.splitlines()
     if not lines:
@@ -24,7 +24,7 @@ def parse_counters(text: str) -> dict[str, int]:
 
 
 def fill(count: int, maximum: int) -> Check:
-    """How full the table is; a full one drops new flows before any rule sees them."""
+    """The table's fill level; a full table drops new flows before any rule sees them."""
     what = f"{count} of {maximum} connections"
     todo = "raise net.netfilter.nf_conntrack_max (and nf_conntrack_buckets with it)"
     share = count / maximum if maximum else 0.0
@@ -36,29 +36,30 @@ def fill(count: int, maximum: int) -> Check:
 
 
 def counters(sums: dict[str, int]) -> Iterator[Check]:
-    """What was counted since this namespace began."""
+    """Counts since the namespace was created, by column of `parse_counters`."""
     if not sums:
         return
     if sums.get("drop", 0) or sums.get("early_drop", 0):
         yield warning(
             "table.drops",
             f"{sums.get('drop', 0)} packets dropped and {sums.get('early_drop', 0)} connections "
-            "evicted because the table was full; later packets of those are INVALID or new",
-            "raise net.netfilter.nf_conntrack_max, or find out who opens so many",
+            "evicted because the table was full; later packets of those are INVALID or NEW",
+            "raise net.netfilter.nf_conntrack_max, or find out what opens so many connections",
         )
     else:
-        yield ok("table.drops", "nothing was dropped or evicted for want of room")
+        yield ok("table.drops", "no packet dropped or connection evicted for lack of space")
     if sums.get("insert_failed", 0):
         yield note(
             "table.insert_failed",
-            f"{sums['insert_failed']} connections lost a race for their entry (often DNS over UDP)",
+            f"{sums['insert_failed']} packets lost a race to insert their entry (often DNS over "
+            "UDP)",
         )
     invalid = sums.get("invalid", 0)
     if invalid:
         yield note(
             "table.invalid",
-            f"{invalid} INVALID packets since this namespace began",
-            "nfq-guard run in dry-run mode says why each was",
+            f"{invalid} INVALID packets since this namespace was created",
+            "run `nfq-guard run --mode dry-run` to learn the reason of each",
         )
     else:
-        yield ok("table.invalid", "no INVALID packet yet")
+        yield ok("table.invalid", "no INVALID packet so far")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A host with rules of others, and the doctor's word on it."""
+"""A namespace with other programs' rules, and the doctor's findings there."""
 
 import json
 from collections.abc import Callable
@@ -17,14 +17,14 @@ RULES = Path(__file__).parent / "rules"
 
 
 @dataclass
-class Patient:
-    """One namespace."""
+class Host:
+    """A namespace that the doctor examines."""
 
     ns: Namespace
     capsys: pytest.CaptureFixture[str]
 
     def load(self, backend: Backend, name: str) -> None:
-        """Load rules of others for both families, appended as their owners do."""
+        """Append other programs' rules for both families."""
         text = (RULES / name).read_text(encoding="ascii")
         for family in BOTH_FAMILIES:
             self.restore(backend, family, text)
@@ -44,17 +44,17 @@ class Patient:
         return status, [json.loads(line) for line in self.capsys.readouterr().out.splitlines()]
 
     def foreign(self) -> dict[str, dict[str, str]]:
-        """The checks on rules of others, by owner; the worst of each."""
+        """The most severe check on other programs' rules, by owner."""
         _, checks = self.examine()
         ranking = tuple(Status)
-        found = [one for one in checks if one["id"].startswith("foreign.")]
-        found.sort(key=lambda one: ranking.index(Status(one["status"])))
-        return {one["id"].removeprefix("foreign."): one for one in found}
+        foreign = [check for check in checks if check["id"].startswith("foreign.")]
+        foreign.sort(key=lambda check: ranking.index(Status(check["status"])))
+        return {check["id"].removeprefix("foreign."): check for check in foreign}
 
 
 @pytest.fixture
-def patient(namespace: Callable[[str], Namespace], capsys: pytest.CaptureFixture[str]) -> Patient:
-    return Patient(namespace("doctor"), capsys)
+def host(namespace: Callable[[str], Namespace], capsys: pytest.CaptureFixture[str]) -> Host:
+    return Host(namespace("doctor"), capsys)
 
 
 @pytest.fixture(params=list(Backend))

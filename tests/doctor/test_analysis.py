@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the doctor makes of the kernel's texts and numbers."""
+"""The doctor's findings from the kernel's texts and numbers."""
 
 from collections.abc import Iterable
 
@@ -49,12 +49,12 @@ def test_kernel_options() -> None:
     assert [one.status for one in kernel.options({})] == [Status.NOTE]
 
 
-def test_a_queue_module_that_is_not_loaded_is_no_problem() -> None:
+def test_a_queue_module_that_is_not_loaded_yet_is_a_note() -> None:
     option = "CONFIG_NETFILTER_NETLINK_QUEUE"
-    assert kernel.queues(file_there=True, configured={}).status is Status.OK
-    assert kernel.queues(file_there=False, configured={option: "m"}).status is Status.NOTE
-    assert kernel.queues(file_there=False, configured={}).status is Status.PROBLEM
-    assert kernel.type_information(there=False).status is Status.NOTE
+    assert kernel.queues(loaded=True, configured={}).status is Status.OK
+    assert kernel.queues(loaded=False, configured={option: "m"}).status is Status.NOTE
+    assert kernel.queues(loaded=False, configured={}).status is Status.PROBLEM
+    assert kernel.type_information(available=False).status is Status.NOTE
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ PLAIN = {
 }
 
 
-def test_the_kernels_own_settings_are_fine() -> None:
+def test_the_kernels_default_settings_are_ok() -> None:
     assert {one.status for one in sysctls.sysctls(PLAIN)} == {Status.OK}
 
 
@@ -106,11 +106,17 @@ def test_each_setting_that_matters(key: str, value: str, name: str, status: Stat
     assert by_id(sysctls.sysctls(PLAIN | {key: value}))[f"sysctl.{name}"].status is status
 
 
-def test_without_conntrack_nothing_can_be_invalid() -> None:
+def test_the_advice_on_be_liberal_is_the_sysctl_that_is_set() -> None:
+    key = "ipv4.netfilter.ip_conntrack_tcp_be_liberal"
+    check = by_id(sysctls.sysctls(PLAIN | {key: "1"}))["sysctl.be_liberal"]
+    assert check.todo == f"set net.{key}=0"
+
+
+def test_missing_conntrack_is_a_problem() -> None:
     assert by_id(sysctls.sysctls({}))["sysctl.be_liberal"].status is Status.PROBLEM
 
 
-def test_where_the_kernel_logs_to() -> None:
+def test_the_destination_of_the_kernels_log() -> None:
     values = PLAIN | {
         "netfilter.nf_conntrack_log_invalid": "6",
         "netfilter.nf_log.2": "nf_log_syslog",
@@ -122,7 +128,7 @@ def test_where_the_kernel_logs_to() -> None:
 
 
 @pytest.mark.parametrize(
-    ("filters", "found"),
+    ("filters", "strict"),
     [
         ({"all": "0", "eth0": "1"}, ["eth0"]),
         ({"all": "1", "eth0": "0", "default": "1", "lo": "0"}, ["eth0"]),
@@ -130,10 +136,12 @@ def test_where_the_kernel_logs_to() -> None:
         ({"all": "0", "eth0": "2"}, []),
     ],
 )
-def test_the_greater_reverse_path_filter_holds(filters: dict[str, str], found: list[str]) -> None:
+def test_the_greater_reverse_path_filter_applies(
+    filters: dict[str, str], strict: list[str]
+) -> None:
     (check,) = sysctls.reverse_path(filters)
-    assert check.status is (Status.NOTE if found else Status.OK)
-    assert all(name in check.what for name in found)
+    assert check.status is (Status.NOTE if strict else Status.OK)
+    assert all(name in check.what for name in strict)
     assert list(sysctls.reverse_path({})) == []
 
 
@@ -145,7 +153,7 @@ def test_a_full_table(count: int, status: Status) -> None:
     assert table.fill(count, 1000).status is status
 
 
-def test_counters_are_hexadecimal_and_by_cpu() -> None:
+def test_counters_are_hexadecimal_and_summed_over_cpus() -> None:
     text = (
         "entries  clashres found new invalid insert_failed drop early_drop\n"
         "00000010 00000000 00000000 00000000 0000000a 00000001 00000000 00000000\n"
@@ -222,7 +230,7 @@ def _spread(*irqs: str, rps: bool = False, strained: bool = False) -> Check:
 
 
 def test_receive_work_on_one_cpu() -> None:
-    """Queues that send do not count, by number or by name."""
+    """Transmit queues do not count, whether matched by number or by name."""
     for irqs in (("38", "39"), ("virtio2",)):
         assert _spread(*irqs).status is Status.NOTE
         assert "CPU 1 took 100% of 99010" in _spread(*irqs).what
@@ -231,10 +239,10 @@ def test_receive_work_on_one_cpu() -> None:
         assert "late packets from an overloaded receiver" in overloaded.todo
     assert _spread("38", rps=True, strained=True).status is Status.OK
     assert _spread("eth1", strained=True).status is Status.OK
-    assert "not to be seen" in _spread("eth7").what
+    assert "cannot read its interrupts" in _spread("eth7").what
 
 
-def test_a_single_cpu_has_nothing_to_spread() -> None:
+def test_receive_work_on_a_single_cpu_host_is_ok() -> None:
     counts = interfaces.parse_interrupts("   CPU0\n 5: 99999 edge eth0\n")
     one = interfaces.Interface(name="eth0", rps=[], rfs=[], irqs=frozenset({"eth0"}))
     (check,) = interfaces.spread(one, counts, strained=True)
@@ -286,5 +294,5 @@ def test_our_own_rules() -> None:
         ("", False),
     ],
 )
-def test_a_guard_by_its_command_line(line: str, ours: bool) -> None:
+def test_a_guard_is_recognised_by_its_command_line(line: str, ours: bool) -> None:
     assert collect.runs_guard(line.split()) is ours

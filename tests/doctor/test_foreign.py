@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Finding INVALID rules in texts, and placing them."""
+"""Finding rules on INVALID packets in listings, and their order relative to ours."""
 
 import json
 
@@ -25,11 +25,11 @@ from nfq_guard.firewall.saved import parse
         ("-j DROP", False),
     ],
 )
-def test_which_rules_take_invalid_packets(rule: str, matches: bool) -> None:
+def test_rules_that_match_invalid_packets(rule: str, matches: bool) -> None:
     assert iptables_rules.matches_invalid(rule) is matches
 
 
-def test_owners_by_their_chains() -> None:
+def test_owners_are_recognised_by_their_chains() -> None:
     assert owner_of(["KUBE-FORWARD"]).id == "kube-proxy"
     assert owner_of(["DROP", "cali-tw-eth0"]).id == "calico"
     assert owner_of(["ISTIO_DROP", "PREROUTING"]).id == "istio"
@@ -65,7 +65,7 @@ def test_a_rule_is_placed_by_the_jump_that_leads_to_it() -> None:
     declared = f"{MANGLE}:X - [0:0]\n"
     assert _found(declared + jump + OURS + chain) == [(Order.BEFORE, Effect.DROP)]
     assert _found(declared + OURS + jump + chain) == [(Order.SHADOWED, Effect.DROP)]
-    assert _found(declared + chain) == [], "nothing leads there"
+    assert _found(declared + chain) == [], "no rule jumps to the chain"
 
 
 def test_an_accept_before_ours_hides_the_packets_too() -> None:
@@ -77,19 +77,19 @@ def test_an_accept_before_ours_hides_the_packets_too() -> None:
     assert check.status is Status.PROBLEM
 
 
-def test_what_a_chain_does_counts() -> None:
+def test_a_jump_has_the_effect_of_its_chain() -> None:
     rule = "-A PREROUTING -m conntrack --ctstate INVALID -j X\n"
     declared = f"{MANGLE}:X - [0:0]\n:Y - [0:0]\n"
     log = "-A X -m limit --limit 1/sec -j DROP\n-A X -j LOG --log-prefix INVALID\n"
-    assert _found(declared + rule + log) == [(Order.SHADOWED, Effect.TELL)]
+    assert _found(declared + rule + log) == [(Order.SHADOWED, Effect.LOG)]
     assert _found(
         declared + rule + log + "-A X -g Y\n-A Y -j REJECT --reject-with tcp-reset\n"
     ) == [(Order.SHADOWED, Effect.DROP)]
     loop = "-A X -j Y\n-A Y -j X\n"
-    assert _found(declared + rule + loop) == [(Order.SHADOWED, Effect.TELL)]
+    assert _found(declared + rule + loop) == [(Order.SHADOWED, Effect.LOG)]
 
 
-def test_nat_never_sees_them() -> None:
+def test_a_rule_in_the_nat_table_has_no_effect() -> None:
     text = "*nat\n:OUTPUT ACCEPT [0:0]\n" + THEIRS.replace("PREROUTING", "OUTPUT")
     rules = iptables_rules.find(parse(text), Backend.NFT, Family.IPV4, elsewhere=None)
     (check,) = checks(rules, ours_installed=True)
@@ -117,8 +117,8 @@ def _state(right: object, operator: str = "in") -> dict[str, object]:
         ([_state(["invalid", "untracked"]), {"jump": {"target": "x"}}], Effect.DROP),
         ([_state({"set": ["invalid", "new"]}), {"reject": None}], Effect.DROP),
         ([_state({"set": ["established", "related"]}, "!="), {"drop": None}], Effect.DROP),
-        ([_state("invalid"), {"log": None}], Effect.TELL),
-        ([_state("invalid"), {"accept": None}], Effect.TELL),
+        ([_state("invalid"), {"log": None}], Effect.LOG),
+        ([_state("invalid"), {"accept": None}], Effect.LOG),
         ([_state("invalid", "!="), {"drop": None}], None),
         ([_state({"set": ["established"]}), {"accept": None}], None),
         ([{"match": {"op": "==", "left": {"meta": {"key": "mark"}}, "right": 1}}], None),
@@ -199,11 +199,11 @@ def test_flow_tables() -> None:
         ("-m mark --mark 0x1000/0x1000 -j DROP", 0),
     ],
 )
-def test_the_bits_that_a_rule_writes(rule: str, bits: int) -> None:
+def test_the_mark_bits_that_a_rule_writes(rule: str, bits: int) -> None:
     assert marks.touched(rule) == bits
 
 
-def test_who_writes_the_mark_of_judged_packets() -> None:
+def test_a_rule_that_writes_the_mark_of_judged_packets() -> None:
     text = "*mangle\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n"
     (bad,) = marks.marks([parse(text), parse(text)], 0x1000)
     assert bad.status is Status.WARNING

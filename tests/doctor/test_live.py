@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The doctor in namespaces that others have put their rules into."""
+"""The doctor in namespaces with other programs' rules."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from netfilterqueue import NetfilterQueue
 
 from nfq_guard.firewall import BOTH_FAMILIES, Backend
-from tests.doctor.conftest import RULES, Patient
+from tests.doctor.conftest import RULES, Host
 
 pytestmark = pytest.mark.kernel
 
@@ -31,72 +31,72 @@ pytestmark = pytest.mark.kernel
         ("istio.rules", "istio", "note", ("table mangle", "behind ours", "did not judge")),
     ],
 )
-def test_rules_of_others_are_known_by_their_looks(
-    patient: Patient,
+def test_the_owners_of_other_rules_are_recognised(
+    host: Host,
     backend: Backend,
     name: str,
     owner: str,
     status: str,
     words: tuple[str, ...],
 ) -> None:
-    patient.load(backend, name)
-    assert patient.command("rules", "install", "--backend", backend) == 0
-    found = patient.foreign()
+    host.load(backend, name)
+    assert host.command("rules", "install", "--backend", backend) == 0
+    found = host.foreign()
     assert found[owner]["status"] == status
     for word in (*words, f"{backend} table", "drops INVALID packets"):
         assert word in found[owner]["what"]
 
 
-def test_istio_in_front_of_ours_makes_the_guard_moot(patient: Patient, backend: Backend) -> None:
-    patient.command("rules", "install", "--backend", backend)
+def test_istios_drop_in_front_of_our_jump_is_a_problem(host: Host, backend: Backend) -> None:
+    host.command("rules", "install", "--backend", backend)
     for family in BOTH_FAMILIES:
         text = (RULES / "istio.rules").read_text(encoding="ascii")
-        patient.restore(backend, family, text.replace("-A PREROUTING -m", "-I PREROUTING -m"))
-    status, checks = patient.examine()
+        host.restore(backend, family, text.replace("-A PREROUTING -m", "-I PREROUTING -m"))
+    status, checks = host.examine()
     assert status == 1
-    by_id = {one["id"]: one for one in checks}
+    by_id = {check["id"]: check for check in checks}
     assert by_id["foreign.istio"]["status"] == "problem"
     assert "the guard never sees them" in by_id["foreign.istio"]["what"]
     assert by_id["rules.ours"]["status"] == "problem"
     assert "jump-not-first" in by_id["rules.ours"]["what"]
 
 
-def test_before_our_rules_are_there_istio_is_no_harm(patient: Patient, backend: Backend) -> None:
-    patient.load(backend, "istio.rules")
-    found = patient.foreign()
+def test_istios_drop_is_a_note_before_our_rules_are_installed(host: Host, backend: Backend) -> None:
+    host.load(backend, "istio.rules")
+    found = host.foreign()
     assert found["istio"]["status"] == "note"
-    assert "ours will come first" in found["istio"]["what"]
+    assert "once installed, our rules come first" in found["istio"]["what"]
 
 
-def test_the_same_priority_in_the_other_backend_is_left_to_chance(
-    patient: Patient, backend: Backend
+def test_the_order_at_the_same_priority_in_the_other_backend_is_undefined(
+    host: Host, backend: Backend
 ) -> None:
-    patient.load(backend.other, "istio.rules")
-    patient.command("rules", "install", "--backend", backend)
-    assert patient.foreign()["istio"]["status"] == "warning"
-    assert "left to chance" in patient.foreign()["istio"]["what"]
+    host.load(backend.other, "istio.rules")
+    host.command("rules", "install", "--backend", backend)
+    assert host.foreign()["istio"]["status"] == "warning"
+    assert "which of the two runs first is undefined" in host.foreign()["istio"]["what"]
 
 
-def test_a_drop_in_the_table_raw_is_a_problem_always(patient: Patient, backend: Backend) -> None:
+def test_a_drop_in_the_raw_table_is_always_a_problem(host: Host, backend: Backend) -> None:
     for family in BOTH_FAMILIES:
         drop = "*raw\n-A PREROUTING -m conntrack --ctstate INVALID -j DROP\nCOMMIT\n"
-        patient.restore(backend, family, drop)
-    found = patient.foreign()["plain"]
+        host.restore(backend, family, drop)
+    found = host.foreign()["plain"]
     assert found["status"] == "problem"
-    assert "every one counts as INVALID" in found["what"]
+    assert "every packet matches as INVALID" in found["what"]
 
 
-def test_a_drop_in_the_table_nat_has_no_effect(patient: Patient, backend: Backend) -> None:
-    """That table may not drop outright, so the rule logs; INVALID never comes there anyhow."""
+def test_a_rule_in_the_nat_table_is_not_reported(host: Host, backend: Backend) -> None:
+    """The table refuses DROP, so the rule returns; INVALID packets never reach it."""
     for family in BOTH_FAMILIES:
         rule = "*nat\n-A OUTPUT -m conntrack --ctstate INVALID -j RETURN\nCOMMIT\n"
-        patient.restore(backend, family, rule)
-    assert "plain" not in patient.foreign()
+        host.restore(backend, family, rule)
+    assert "plain" not in host.foreign()
 
 
-def test_firewalld_in_nftables_own_language(patient: Patient) -> None:
-    patient.ns.run("nft", "-f", str(RULES / "firewalld.nft"))
-    found = patient.foreign()["firewalld"]
+def test_firewalld_with_native_nftables_rules(host: Host) -> None:
+    host.ns.run("nft", "-f", str(RULES / "firewalld.nft"))
+    found = host.foreign()["firewalld"]
     assert found["status"] == "warning"
     for word in ("nftables table firewalld", "filter_INPUT and 1 more", "FORWARD/INPUT"):
         assert word in found["what"]
@@ -106,59 +106,58 @@ def test_firewalld_in_nftables_own_language(patient: Patient) -> None:
     ("priority", "status"),
     [("-250", "problem"), ("-180", "problem"), ("mangle", "warning"), ("0", "warning")],
 )
-def test_a_native_chain_is_judged_by_its_priority(
-    patient: Patient, priority: str, status: str
-) -> None:
-    patient.command("rules", "install")
-    patient.ns.run(
+def test_a_native_chain_is_judged_by_its_priority(host: Host, priority: str, status: str) -> None:
+    host.command("rules", "install")
+    host.ns.run(
         "nft",
         f"table inet mine {{ chain c {{ type filter hook prerouting priority {priority}; "
         "ct state invalid,untracked jump d; }; chain d { counter drop; }; }",
     )
-    assert patient.foreign()["plain"]["status"] == status
+    assert host.foreign()["plain"]["status"] == status
 
 
-def test_our_own_native_table_is_known(patient: Patient) -> None:
+def test_our_own_native_table_is_recognised(host: Host) -> None:
     text = (RULES.parents[2] / "rules" / "nftables.nft").read_text(encoding="ascii")
-    patient.ns.run("nft", "-f", "-", stdin=text.replace("queue flags bypass to 0", "counter"))
-    patient.load(Backend.NFT, "istio.rules")
-    _, checks = patient.examine()
-    by_id = {one["id"]: one for one in checks}
+    host.ns.run("nft", "-f", "-", stdin=text.replace("queue flags bypass to 0", "counter"))
+    host.load(Backend.NFT, "istio.rules")
+    _, checks = host.examine()
+    by_id = {check["id"]: check for check in checks}
     assert by_id["rules.ours"]["status"] == "ok"
     assert by_id["foreign.istio"]["status"] == "warning"
-    patient.command("rules", "install")
-    _, checks = patient.examine()
-    assert "queued more than once" in next(o["what"] for o in checks if o["id"] == "rules.ours")
+    host.command("rules", "install")
+    _, checks = host.examine()
+    ours = next(check for check in checks if check["id"] == "rules.ours")
+    assert "queued more than once" in ours["what"]
 
 
-def test_a_healthy_namespace_has_no_problem(patient: Patient, backend: Backend) -> None:
-    patient.command("rules", "install", "--backend", backend)
-    status, checks = patient.examine()
-    by_id = {one["id"]: one for one in checks}
+def test_a_healthy_namespace_has_no_problem(host: Host, backend: Backend) -> None:
+    host.command("rules", "install", "--backend", backend)
+    status, checks = host.examine()
+    by_id = {check["id"]: check for check in checks}
     assert status == 0, checks
-    assert by_id["rules.ours"]["what"].endswith(f"as they should be, in {backend}")
+    assert by_id["rules.ours"]["what"] == f"rules OK, in {backend}"
     assert by_id["foreign"]["status"] == "ok"
     assert by_id["evidence"]["status"] == "ok"
     assert by_id["table.fill"]["status"] == "ok"
     assert by_id["queue.owner"]["status"] == "note"
 
 
-def test_what_a_sysctl_means_is_told(patient: Patient) -> None:
-    patient.ns.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW")
-    patient.ns.sysctl("netfilter.nf_conntrack_tcp_be_liberal", 1)
-    patient.ns.sysctl("netfilter.nf_conntrack_tcp_loose", 0)
-    _, checks = patient.examine()
-    by_id = {one["id"]: one for one in checks}
+def test_sysctls_of_the_namespace_are_reported(host: Host) -> None:
+    host.ns.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW")
+    host.ns.sysctl("netfilter.nf_conntrack_tcp_be_liberal", 1)
+    host.ns.sysctl("netfilter.nf_conntrack_tcp_loose", 0)
+    _, checks = host.examine()
+    by_id = {check["id"]: check for check in checks}
     assert by_id["sysctl.be_liberal"]["status"] == "warning"
     assert by_id["sysctl.loose"]["status"] == "note"
 
 
-def test_it_changes_nothing(patient: Patient, backend: Backend) -> None:
-    patient.load(backend, "kube-proxy.rules")
-    patient.command("rules", "install", "--backend", backend)
-    before = [patient.ns.run(f"iptables-{one}-save", "-c").stdout for one in Backend]
-    patient.examine()
-    after = [patient.ns.run(f"iptables-{one}-save", "-c").stdout for one in Backend]
+def test_it_changes_nothing(host: Host, backend: Backend) -> None:
+    host.load(backend, "kube-proxy.rules")
+    host.command("rules", "install", "--backend", backend)
+    before = [host.ns.run(f"iptables-{one}-save", "-c").stdout for one in Backend]
+    host.examine()
+    after = [host.ns.run(f"iptables-{one}-save", "-c").stdout for one in Backend]
     assert [_rules(text) for text in before] == [_rules(text) for text in after]
 
 
@@ -166,16 +165,16 @@ def _rules(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-def test_text_for_people(patient: Patient) -> None:
-    assert patient.command("doctor") == 0
-    shown = patient.capsys.readouterr().out
+def test_text_for_people(host: Host) -> None:
+    assert host.command("doctor") == 0
+    shown = host.capsys.readouterr().out
     assert "note     rules.ours: our rules are not installed here\n         -> " in shown
     assert shown.splitlines()[-1].endswith("0 problem")
 
 
-def test_without_privilege_it_says_what_it_could_not_see(patient: Patient) -> None:
+def test_an_unprivileged_run_names_what_it_cannot_read(host: Host) -> None:
     done = subprocess.run(
-        patient.ns.argv(
+        host.ns.argv(
             [
                 *("setpriv", "--bounding-set=-all", "--inh-caps=-all"),
                 *(sys.executable, "-m", "nfq_guard", "doctor", "--format", "json"),
@@ -187,11 +186,11 @@ def test_without_privilege_it_says_what_it_could_not_see(patient: Patient) -> No
     )
     assert done.returncode == 1, done.stderr
     checks = [json.loads(line) for line in done.stdout.splitlines()]
-    by_id = {one["id"]: one for one in checks}
+    by_id = {check["id"]: check for check in checks}
     assert by_id["capabilities"]["status"] == "problem"
     assert by_id["foreign.unread"]["status"] == "note"
     assert by_id["rules.ours"]["status"] == "note"
-    assert "cannot be seen" in by_id["rules.ours"]["what"]
+    assert "cannot read" in by_id["rules.ours"]["what"]
 
 
 @pytest.mark.parametrize(
@@ -203,63 +202,63 @@ def test_without_privilege_it_says_what_it_could_not_see(patient: Patient) -> No
     ids=["chain-beside-iptables", "table-hidden-from-iptables"],
 )
 def test_native_chains_in_tables_named_like_those_of_iptables(
-    patient: Patient, table: str, chain: str, hook: str, status: str
+    host: Host, table: str, chain: str, hook: str, status: str
 ) -> None:
-    patient.ns.run(
+    host.ns.run(
         "nft",
         f"table ip {table} {{ set s {{ type ipv4_addr; }}; chain {chain} {{ type filter hook "
         f"{hook}; ip saddr @s drop; ct state invalid drop; }}; }}",
     )
-    found = patient.foreign()["plain"]
+    found = host.foreign()["plain"]
     assert found["status"] == status
     assert f"nftables table {table}, chain {chain}" in found["what"]
 
 
-def test_a_queue_of_somebody_else_is_a_problem(patient: Patient) -> None:
-    with patient.ns.entered():
+def test_a_queue_bound_by_another_process_is_a_problem(host: Host) -> None:
+    with host.ns.entered():
         queue = NetfilterQueue()
         queue.bind(0, lambda packet: packet.accept())
     try:
-        status, checks = patient.examine()
+        status, checks = host.examine()
     finally:
         queue.unbind()
-    owner = next(one for one in checks if one["id"] == "queue.owner")
+    owner = next(check for check in checks if check["id"] == "queue.owner")
     assert status == 1
     assert owner["status"] == "problem"
     assert f"(pid {os.getpid()})" in owner["what"]
 
 
-def test_a_running_guard_is_known_as_ours(patient: Patient) -> None:
+def test_the_queue_of_a_running_guard_is_ok(host: Host) -> None:
     words = (sys.executable, "-m", "nfq_guard", "run", "--mode", "dry-run")
-    guard = patient.ns.popen(*words, stderr=subprocess.DEVNULL)
+    guard = host.ns.popen(*words, stderr=subprocess.DEVNULL)
     try:
         assert guard.stdout is not None
         while '"started"' not in guard.stdout.readline():
             assert guard.poll() is None
-        status, checks = patient.examine()
+        status, checks = host.examine()
     finally:
         guard.terminate()
         guard.communicate(timeout=10)
-    by_id = {one["id"]: one for one in checks}
+    by_id = {check["id"]: check for check in checks}
     assert status == 0, checks
     assert by_id["queue.owner"]["status"] == "ok"
     assert by_id["rules.ours"]["status"] == "ok"
 
 
-def test_kernel_drop_looks_at_marks(patient: Patient, tmp_path: Path) -> None:
+def test_kernel_drop_warns_of_rules_that_write_its_mark(host: Host, tmp_path: Path) -> None:
     file = tmp_path / "nfq-guard.toml"
     file.write_text('[daemon]\nmode = "enforce"\nfail_mode = "kernel-drop"\n', encoding="ascii")
-    patient.ns.run("iptables", "-t", "mangle", "-A", "FORWARD", "-j", "MARK", "--set-mark", "7")
-    patient.command("doctor", "--format", "json", "--config", str(file))
-    checks = [json.loads(line) for line in patient.capsys.readouterr().out.splitlines()]
-    assert next(one["status"] for one in checks if one["id"] == "rules.mark") == "warning"
+    host.ns.run("iptables", "-t", "mangle", "-A", "FORWARD", "-j", "MARK", "--set-mark", "7")
+    host.command("doctor", "--format", "json", "--config", str(file))
+    checks = [json.loads(line) for line in host.capsys.readouterr().out.splitlines()]
+    assert next(check["status"] for check in checks if check["id"] == "rules.mark") == "warning"
 
 
-def test_a_policy_that_keeps_the_guard_from_starting(patient: Patient, tmp_path: Path) -> None:
+def test_a_policy_that_prevents_the_guard_from_starting(host: Host, tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
     config.write_text('[policy]\ndefault = "dorp"\nunknown = 1\n', encoding="ascii")
-    assert patient.command("doctor", "--config", str(config), "--format", "json") == 1
-    check = json.loads(patient.capsys.readouterr().out.splitlines()[0])
+    assert host.command("doctor", "--config", str(config), "--format", "json") == 1
+    check = json.loads(host.capsys.readouterr().out.splitlines()[0])
     assert (check["id"], check["status"]) == ("configuration", "problem")
     assert "policy.unknown" in check["what"]
     assert "1 more" in check["what"]
