@@ -10,7 +10,14 @@ from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Finding
-from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, answering
+from nfq_guard.flow import (
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+    LookupFailed,
+    LookupResult,
+    answering,
+)
 from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.shadow import Disagreement, Shadow
@@ -35,8 +42,8 @@ class FlowLookup(Protocol):
     def evidence(self) -> Evidence:
         """What the snapshots hold; NONE when nothing can be looked up."""
 
-    def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[FlowSnapshot | None]:
-        """One answer a tuple, in order; None where conntrack has no entry."""
+    def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[LookupResult]:
+        """One result a tuple, in order."""
 
 
 @final
@@ -47,11 +54,12 @@ class Judgment:
     Attributes:
         queued: The packet as it came.
         packet: The packet decoded.
-        snapshot: Its flow; None where there is no entry or no way to look.
+        snapshot: Its flow; None where there is no entry, no way to look, or the lookup failed.
         finding: Why it is INVALID.
         decision: What the policy says.
         verdict: What the kernel is told: `VERDICT_DROP` or `VERDICT_ACCEPT`.
         shadow: What a policy on trial says otherwise; None when it agrees or there is none.
+        lookup_error: The errno of a lookup that failed, else 0.
     """
 
     queued: Queued
@@ -61,6 +69,7 @@ class Judgment:
     decision: Decision
     verdict: int
     shadow: Disagreement | None
+    lookup_error: int
 
     def __init__(
         self,
@@ -71,6 +80,7 @@ class Judgment:
         decision: Decision,
         verdict: int,
         shadow: Disagreement | None = None,
+        lookup_error: int = 0,
     ) -> None:
         self.queued = queued
         self.packet = packet
@@ -79,6 +89,7 @@ class Judgment:
         self.decision = decision
         self.verdict = verdict
         self.shadow = shadow
+        self.lookup_error = lookup_error
 
 
 def tuple_of(packet: Packet) -> FlowTuple | None:
@@ -106,6 +117,8 @@ class Engine:
 
     Attributes:
         mode: May be switched between two batches.
+        lookup_errors: Lookups that failed, since the start.
+        last_lookup_error: The errno of the last one; 0 while none failed.
     """
 
     def __init__(
@@ -127,6 +140,8 @@ class Engine:
             sysctls: How that kernel is set.
         """
         self.mode = mode
+        self.lookup_errors = 0
+        self.last_lookup_error = 0
         self._policy = policy
         self._shadow = _shadow_of(policy)
         self._flows = flows
@@ -144,7 +159,11 @@ class Engine:
         self._shadow = _shadow_of(policy)
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
-        """Judge packets seen at `now`, monotonic seconds; one judgment each, in order."""
+        """Judge packets seen at `now`, monotonic seconds; one judgment each, in order.
+
+        A packet whose lookup failed is judged without evidence: an error proves nothing, least of
+        all that there is no entry.
+        """
         packets: list[Packet | Malformed] = []
         tuples: list[FlowTuple] = []
         wanted: list[int] = []
@@ -157,15 +176,43 @@ class Engine:
                     tuples.append(flow_tuple)
             packets.append(packet)
         snapshots: list[FlowSnapshot | None] = [None] * len(packets)
+        failed: dict[int, int] = {}
         evidence = self._flows.evidence
         if tuples and evidence is not Evidence.NONE:
-            found = self._flows.lookup(tuples)
+            results = self._flows.lookup(tuples)
             for place, index in enumerate(wanted):
-                snapshots[index] = found[place]
+                result = results[place]
+                if isinstance(result, LookupFailed):
+                    failed[index] = result.code
+                else:
+                    snapshots[index] = result
+        if failed:
+            return self._judge_with_failures(batch, packets, snapshots, failed, now)
         return [
-            self._judge_one(queued, packets[index], snapshots[index], evidence, now)
+            self._judge_one(queued, packets[index], snapshots[index], evidence, now, 0)
             for index, queued in enumerate(batch)
         ]
+
+    def _judge_with_failures(
+        self,
+        batch: Sequence[Queued],
+        packets: list[Packet | Malformed],
+        snapshots: list[FlowSnapshot | None],
+        failed: dict[int, int],
+        now: float,
+    ) -> list[Judgment]:
+        """As `judge`, with the errno of each failed lookup by its packet's index."""
+        judgments: list[Judgment] = []
+        for index, queued in enumerate(batch):
+            code = failed.get(index, 0)
+            if code:
+                self.lookup_errors += 1
+                self.last_lookup_error = code
+            evidence = Evidence.NONE if code else self._flows.evidence
+            judgments.append(
+                self._judge_one(queued, packets[index], snapshots[index], evidence, now, code)
+            )
+        return judgments
 
     def _judge_one(
         self,
@@ -174,6 +221,7 @@ class Engine:
         snapshot: FlowSnapshot | None,
         evidence: Evidence,
         now: float,
+        lookup_error: int,
     ) -> Judgment:
         finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
@@ -182,7 +230,7 @@ class Engine:
         told = None
         if shadow is not None:
             told = shadow.hold(queued, packet, snapshot, finding, now, decision)
-        return Judgment(queued, packet, snapshot, finding, decision, verdict, told)
+        return Judgment(queued, packet, snapshot, finding, decision, verdict, told, lookup_error)
 
 
 def _shadow_of(policy: Policy) -> Shadow | None:

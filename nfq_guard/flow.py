@@ -9,7 +9,7 @@ the attributes of a `Peer`, and only to those of its own entries; a snapshot hol
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 from nfq_guard.seqno import Seq
 
@@ -278,3 +278,22 @@ class FlowSnapshot:
     def nat(self) -> Nat:
         """How the host translates this flow; known from the status bits alone."""
         return _NAT_BY_STATUS[self.status >> 4 & 3]
+
+
+@final
+@dataclass(init=False, slots=True)
+class LookupFailed:
+    """A lookup that the kernel did not answer: it says nothing about the flow.
+
+    Attributes:
+        code: The errno, never ENOENT, which is the answer "no entry".
+    """
+
+    code: int
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+
+
+# What a lookup of one tuple gives; None: conntrack has no entry.
+LookupResult: TypeAlias = FlowSnapshot | LookupFailed | None

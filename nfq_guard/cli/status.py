@@ -19,6 +19,7 @@ _LOSSES: Final = {
     "buffer_overruns": "overruns of the socket buffer",
     "verdict_errors": "verdicts for packets that were gone",
     "judging_failures": "packets that could not be judged",
+    "lookup_errors": "flow lookups that failed",
     "event_failures": "events that could not be written",
     "events_suppressed": "packets without an event",
     "log_lines_dropped": "log lines dropped",

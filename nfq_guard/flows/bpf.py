@@ -4,13 +4,21 @@
 TCP and UDP only, which is what the kernel's lookup function takes; the rest goes to `ctnetlink`.
 """
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, final
 
 from nfq_guard.errors import UnavailableError
-from nfq_guard.flow import PROTO_TCP, PROTO_UDP, Evidence, FlowSnapshot, FlowTuple
+from nfq_guard.flow import (
+    PROTO_TCP,
+    PROTO_UDP,
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+    LookupResult,
+)
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.exchange import BATCH, EXCHANGE_SIZE, HEADER, Exchange
 from nfq_guard.flows.libbpf import Program
@@ -45,10 +53,11 @@ class BpfFlows:
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
             others: Where tuples of other protocols than TCP and UDP are looked up; without it
-                they are not found. Closed with this.
+                their lookup fails. Closed with this.
 
         Raises:
             LoadError: The kernel or libbpf did not take the program.
+            OSError: The kernel does not let us run it.
             UnavailableError: A zone other than 0 is wanted of a kernel before 6.11.
         """
         self._zones = tuple(zones)
@@ -58,7 +67,10 @@ class BpfFlows:
         HEADER.pack_into(memory, 0, 0, ticks_per_second(), 0)
         self._exchange = Exchange(memory, self._program.run)
         # Tells what the kernel offers, and that it lets us run the program at all.
-        self._exchange.ask((), 0)
+        code = self._program.run()
+        if code < 0:
+            self._program.close()
+            raise OSError(-code, f"BPF_PROG_TEST_RUN: {os.strerror(-code)}")
         (_, _, options_size) = HEADER.unpack_from(memory)
         if any(self._zones) and options_size < _OPTIONS_WITH_ZONE:
             self.close()
@@ -66,44 +78,47 @@ class BpfFlows:
                 "BPF lookup in conntrack zones other than 0 needs kernel 6.11 or later"
             )
 
-    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        """One answer a tuple, in order; None where conntrack has no entry.
-
-        Raises:
-            OSError: The kernel did not run the program.
-        """
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
+        """One result a tuple, in order."""
         if len(tuples) <= BATCH:
             return self._batch(tuples)
-        found: list[FlowSnapshot | None] = []
+        results: list[LookupResult] = []
         for start in range(0, len(tuples), BATCH):
-            found += self._batch(tuples[start : start + BATCH])
-        return found
+            results += self._batch(tuples[start : start + BATCH])
+        return results
 
-    def _batch(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        found = self._exchange.ask(tuples, self._zones[0])
+    def _batch(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
+        results = self._exchange.ask(tuples, self._zones[0])
         if self._exchange.missing:
-            self._ask_again(tuples, found)
-        return found
+            self._ask_again(tuples, results)
+        return results
 
-    def _ask_again(self, tuples: Sequence[FlowTuple], found: list[FlowSnapshot | None]) -> None:
-        """Look up what was not found in the further zones, and what BPF cannot look up."""
+    def _ask_again(self, tuples: Sequence[FlowTuple], results: list[LookupResult]) -> None:
+        """Look up what was not found in the further zones, and what BPF cannot look up.
+
+        A lookup that failed in one zone has failed unless another zone has the entry.
+        """
         missing: list[int] = []
         foreign: list[int] = []
-        for index, snapshot in enumerate(found):
-            if snapshot is None:
+        for index, result in enumerate(results):
+            if not isinstance(result, FlowSnapshot):
                 proto = tuples[index].proto
                 (missing if proto in {PROTO_TCP, PROTO_UDP} else foreign).append(index)
         for zone in self._zones[1:]:
             if not missing:
                 break
             again = self._exchange.ask([tuples[index] for index in missing], zone)
-            for index, snapshot in zip(missing, again, strict=True):
-                found[index] = snapshot
-            missing = [index for index in missing if found[index] is None]
+            left: list[int] = []
+            for index, result in zip(missing, again, strict=True):
+                if result is not None:
+                    results[index] = result
+                if not isinstance(result, FlowSnapshot):
+                    left.append(index)
+            missing = left
         if foreign and self._others is not None:
             others = self._others.lookup([tuples[index] for index in foreign])
-            for index, snapshot in zip(foreign, others, strict=True):
-                found[index] = snapshot
+            for index, result in zip(foreign, others, strict=True):
+                results[index] = result
 
     def close(self) -> None:
         """Unload the program; `lookup` must not be called again."""

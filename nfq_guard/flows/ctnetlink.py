@@ -17,6 +17,9 @@ from nfq_guard.flow import (
     Evidence,
     FlowSnapshot,
     FlowTuple,
+    LookupFailed,
+    LookupResult,
+    answering,
 )
 from nfq_guard.netlink import (
     ERROR,
@@ -94,50 +97,52 @@ class CtnetlinkFlows:
         """Ask for a flow that cannot be; the kernel must say that it is not there."""
         nobody = FlowTuple(PROTO_TCP, bytes(4), bytes(4), 0, 0)
         code, _ = self._ask([nobody], 0).get(0, (0, b""))
-        if code == -errno.EPERM:
+        if code == errno.EPERM:
             raise PrivilegeError("CAP_NET_ADMIN is missing: ctnetlink refuses lookups without it")
-        if code != -errno.ENOENT:
-            reason = os.strerror(-code) if code < 0 else "no answer"
+        if code != errno.ENOENT:
+            reason = os.strerror(code) if code else "no answer"
             raise UnavailableError(
                 f"kernel option CONFIG_NF_CT_NETLINK is missing: a lookup gave {reason!r}"
             )
 
-    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        """One answer a tuple, in order; None where conntrack has no entry or cannot have one.
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
+        """One result a tuple, in order; None also where conntrack cannot have an entry.
 
-        Raises:
-            OSError: An answer got lost twice, or the socket failed.
+        A lookup that failed in one zone has failed unless another zone has the entry.
         """
-        found: list[FlowSnapshot | None] = [None] * len(tuples)
-        missing = list(range(len(tuples)))
+        results: list[LookupResult] = [None] * len(tuples)
+        missing = [index for index, wanted in enumerate(tuples) if _is_trackable(wanted)]
         for zone in self._zones:
             for start in range(0, len(missing), _BATCH):
                 part = missing[start : start + _BATCH]
-                answers = self._ask_twice([tuples[index] for index in part], zone)
-                for index, body in zip(part, answers, strict=True):
-                    if body:
-                        found[index] = snapshot_of(body, tuples[index])
-            missing = [index for index in missing if found[index] is None]
+                answers = self._results([tuples[index] for index in part], zone)
+                for index, result in zip(part, answers, strict=True):
+                    if result is not None:
+                        results[index] = result
+            missing = [index for index in missing if not isinstance(results[index], FlowSnapshot)]
             if not missing:
                 break
-        return found
+        return results
 
-    def _ask_twice(self, tuples: Sequence[FlowTuple], zone: int) -> list[bytes]:
-        """The body of each answer, empty for an error; what got lost is asked for once more."""
-        answers = self._ask(tuples, zone)
-        for index, wanted in enumerate(tuples):
-            if index not in answers:
-                again = self._ask([wanted], zone)
-                if 0 not in again:
-                    raise OSError(errno.ENOBUFS, "ctnetlink gave no answer to a lookup")
-                answers[index] = again[0]
-        return [answers[index][1] for index in range(len(tuples))]
+    def _results(self, tuples: Sequence[FlowTuple], zone: int) -> list[LookupResult]:
+        """One result a tuple; a lost answer is asked for once more."""
+        try:
+            answers = self._ask(tuples, zone)
+            for index, wanted in enumerate(tuples):
+                if index not in answers:
+                    answers[index] = self._ask([wanted], zone).get(0, (errno.ENOBUFS, b""))
+        except OSError as error:
+            return [LookupFailed(error.errno or errno.EIO)] * len(tuples)
+        return [_result(*answers[index], wanted) for index, wanted in enumerate(tuples)]
 
     def _ask(self, tuples: Sequence[FlowTuple], zone: int) -> dict[int, tuple[int, bytes]]:
-        """Error number and body by position in `tuples`.
+        """By position in `tuples`: an errno and nothing, or 0 and the body of an entry.
 
         The kernel answers before `send` returns, so there is nothing to wait for: what is not
         in the socket then was lost, for want of memory.
+
+        Raises:
+            OSError: The socket failed.
         """
         first = self._sequence + 1
         self._sequence = (self._sequence + len(tuples)) & 0x3FFFFFFF
@@ -159,13 +164,31 @@ class CtnetlinkFlows:
                 if not 0 <= index < len(tuples):
                     continue
                 if kind == NLMSG_ERROR and len(body) >= ERROR.size:
-                    answers[index] = (ERROR.unpack_from(body)[0], b"")
+                    answers[index] = (-ERROR.unpack_from(body)[0], b"")
                 elif kind == _ENTRY:
                     answers[index] = (0, body)
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def _is_trackable(wanted: FlowTuple) -> bool:
+    """Whether conntrack can have an entry for it.
+
+    It has none for an ICMP message that is neither a request nor a reply; a lookup of one gives
+    EINVAL, which would look like a failure.
+    """
+    return wanted.proto not in _ICMP_PARTS or answering(wanted).dport != wanted.dport
+
+
+def _result(code: int, body: bytes, wanted: FlowTuple) -> LookupResult:
+    """The result of an answer; one that cannot be read is a lookup that failed."""
+    if code == errno.ENOENT:
+        return None
+    if code:
+        return LookupFailed(code)
+    return snapshot_of(body, wanted) or LookupFailed(errno.EBADMSG)
 
 
 def _request(wanted: FlowTuple, zone: int, sequence: int) -> bytes:

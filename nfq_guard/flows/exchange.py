@@ -6,14 +6,22 @@ Answers are read by index: `struct` would make a tuple of 33 and box every numbe
 compiled costs an eighth of all that a packet costs us.
 """
 
+import errno
 import mmap
-import os
 import sys
 from collections.abc import Callable, Sequence
 from struct import Struct
 from typing import Final, final
 
-from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Peer
+from nfq_guard.flow import (
+    PROTO_TCP,
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+    LookupFailed,
+    LookupResult,
+    Peer,
+)
 from nfq_guard.seqno import Seq
 
 # Tuples that one run of the program can look up.
@@ -47,8 +55,8 @@ _SPORT: Final = 72
 _DPORT: Final = 74
 _SRC: Final = 76
 _DST: Final = 92
-_ERROR_IN_ANSWER: Final = 108
-_ERROR: Final = Struct("=i")
+# A negative errno, 0 when the entry was found.
+_ERROR: Final = 108
 
 # Octets of a number in this machine's order, the lowest first: of 16 bits and of 32.
 _LITTLE: Final = sys.byteorder == "little"
@@ -58,6 +66,9 @@ _W0: Final = 0 if _LITTLE else 3
 _W1: Final = 1 if _LITTLE else 2
 _W2: Final = 3 - _W1
 _W3: Final = 3 - _W0
+# Error numbers are read as the unsigned words that they are in two's complement.
+_WORDS: Final = 1 << 32
+_NO_ENTRY: Final = _WORDS - errno.ENOENT
 
 _REQUESTS_AT: Final = HEADER.size
 _REQUEST_SIZE: Final = 40
@@ -71,7 +82,7 @@ class Exchange:
     """The memory, and the call that has the kernel answer what stands in it.
 
     Attributes:
-        missing: How many of the last tuples were not found.
+        missing: How many of the last tuples were not found, or could not be looked up.
     """
 
     def __init__(self, memory: mmap.mmap, run: Callable[[], int]) -> None:
@@ -86,26 +97,19 @@ class Exchange:
         self._run = run
         self._count = -1
 
-    def ask(self, tuples: Sequence[FlowTuple], zone: int) -> list[FlowSnapshot | None]:
-        """Look up at most `BATCH` tuples in a zone; one answer each, None where nothing was found.
+    def ask(self, tuples: Sequence[FlowTuple], zone: int) -> list[LookupResult]:
+        """Look up at most `BATCH` tuples in a zone; one result each, in order.
 
-        The tuple that was asked for stands in its snapshot as it is; the kernel sends the other
-        one.
-
-        Raises:
-            OSError: The kernel refused, for example when memory is short.
+        A snapshot holds the tuple that was asked for as it is; the kernel sends the other one.
+        When the kernel does not run the program, for example for want of memory, every lookup
+        has failed.
         """
         self._put(tuples, zone)
         code = self._run()
         if code < 0:
-            raise OSError(-code, f"BPF_PROG_TEST_RUN: {os.strerror(-code)}")
+            self.missing = len(tuples)
+            return [LookupFailed(-code)] * len(tuples)
         return self._take(tuples)
-
-    def error_of(self, index: int) -> int:
-        """The kernel's error number for a tuple that was asked for; 0 when it was found."""
-        at = _ANSWERS_AT + index * _ANSWER_SIZE + _ERROR_IN_ANSWER
-        (code,) = _ERROR.unpack(self._memory[at : at + _ERROR.size])
-        return int(code)
 
     def _put(self, tuples: Sequence[FlowTuple], zone: int) -> None:
         requests: list[bytes] = []
@@ -124,20 +128,21 @@ class Exchange:
             self._memory[: _COUNT.size] = _COUNT.pack(count)
             self._count = count
 
-    def _take(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        found: list[FlowSnapshot | None] = []
+    def _take(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
+        results: list[LookupResult] = []
         answers: bytes = self._memory[_ANSWERS_AT : _ANSWERS_AT + len(tuples) * _ANSWER_SIZE]
         missing = 0
         at = 0
         for wanted in tuples:
             if answers[at]:
-                found.append(_answer(answers, at, wanted))
+                results.append(_answer(answers, at, wanted))
             else:
-                found.append(None)
+                code = _word(answers, at + _ERROR)
+                results.append(None if code == _NO_ENTRY else LookupFailed(_WORDS - code))
                 missing += 1
             at += _ANSWER_SIZE
         self.missing = missing
-        return found
+        return results
 
 
 def _answer(answers: bytes, at: int, wanted: FlowTuple) -> FlowSnapshot:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Events, by structlog (design 8): one JSON object each, unless another renderer is given.
 
-`packet_judged` has a fixed set of fields, all of them in every event except `count`
-and `shadow`, which is what a policy on trial says where it differs. A field that
+`packet_judged` has a fixed set of fields, all of them in every event except `count`;
+`shadow`, which is what a policy on trial says where it differs; and `lookup_error`, the name of the
+errno of a lookup that failed, for a packet that was then judged without evidence. A field that
 a packet does not have, such as `seq` of a UDP datagram, is null.
 """
 
+import errno
 from datetime import UTC, datetime
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, BinaryIO, Final, cast, final
@@ -117,6 +119,10 @@ def packet_fields(
     if judgment.shadow is not None:
         told = judgment.shadow.shadow
         fields["shadow"] = {"rule": told.rule, "action": told.action}
+    if judgment.lookup_error:
+        code = judgment.lookup_error
+        fields["evidence"] = Evidence.NONE
+        fields["lookup_error"] = errno.errorcode.get(code, str(code))
     return fields
 
 

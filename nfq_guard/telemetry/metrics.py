@@ -25,6 +25,7 @@ _COUNTERS: Final = {
     "verdict_messages": "Verdict messages sent; one may answer many packets.",
     "verdict_errors": "Verdicts for packets that were gone.",
     "judging_failures": "Packets whose judging raised; they got the fail-mode verdict.",
+    "lookup_errors": "Flow lookups that failed; their packets were judged without evidence.",
     "event_failures": "Events that could not be written for a fault of ours.",
     "queue_full_drops": "Packets that the kernel dropped because the queue was full.",
     "buffer_full_drops": "Packets that the kernel dropped because the socket buffer was full.",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The whole program without the kernel."""
 
+import errno
 from collections.abc import Sequence
 
 import pytest
@@ -11,7 +12,14 @@ from scapy.layers.inet import ICMP, IP, TCP, UDP
 from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Engine, Mode, tuple_of
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.finding import Finding, Reason
-from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, Hook
+from nfq_guard.flow import (
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+    Hook,
+    LookupFailed,
+    LookupResult,
+)
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Packet, Queued
@@ -38,13 +46,13 @@ class FakeFlows:
     """A table of flows that remembers what it was asked."""
 
     def __init__(
-        self, entries: dict[int, FlowSnapshot] | None = None, evidence: Evidence = Evidence.BPF
+        self, entries: dict[int, LookupResult] | None = None, evidence: Evidence = Evidence.BPF
     ) -> None:
         self.evidence = evidence
         self.entries = entries or {}
         self.asked: list[list[FlowTuple]] = []
 
-    def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
         self.asked.append(list(tuples))
         return [self.entries.get(one.sport) for one in tuples]
 
@@ -103,6 +111,21 @@ def test_one_lookup_a_batch_and_judgments_in_order() -> None:
     ]
     assert [one.queued for one in judged] == batch
     assert judged[3].snapshot is known
+
+
+def test_a_failed_lookup_is_no_evidence() -> None:
+    """One of three fails: its packet alone is judged as if there were nowhere to look."""
+    flows = FakeFlows({2: LookupFailed(errno.EINVAL)})
+    one = engine(flows)
+    judged = one.judge([queued(IP() / TCP(sport=port, flags="SA")) for port in (1, 2, 3)], now=0.0)
+    assert [judgment.finding.reason for judgment in judged] == [
+        Reason.NO_ENTRY,
+        Reason.UNSUPPORTED,
+        Reason.NO_ENTRY,
+    ]
+    assert [judgment.snapshot for judgment in judged] == [None] * 3
+    assert [judgment.lookup_error for judgment in judged] == [0, errno.EINVAL, 0]
+    assert (one.lookup_errors, one.last_lookup_error) == (1, errno.EINVAL)
 
 
 def test_no_lookup_without_evidence() -> None:

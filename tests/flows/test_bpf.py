@@ -26,6 +26,8 @@ from nfq_guard.flow import (
     Evidence,
     FlowSnapshot,
     FlowTuple,
+    LookupFailed,
+    LookupResult,
     Nat,
     Peer,
     TcpState,
@@ -48,6 +50,7 @@ from tests.flows.conftest import (
     octets,
     tuple_between,
 )
+from tests.support.lookups import answered
 from tests.support.missing import cannot_run
 from tests.support.segments import ACK, SYN, Seen, checksum
 
@@ -71,11 +74,11 @@ class Network:
         return self.by(self.bpf.lookup, *tuples)
 
     def by(
-        self, lookup: Callable[[list[FlowTuple]], list[FlowSnapshot | None]], *tuples: FlowTuple
+        self, lookup: Callable[[list[FlowTuple]], list[LookupResult]], *tuples: FlowTuple
     ) -> list[FlowSnapshot | None]:
-        """Through `lookup`."""
+        """Through `lookup`, which must not fail."""
         with self._net.router.entered():
-            return lookup(list(tuples))
+            return answered(lookup(list(tuples)))
 
 
 @pytest.fixture(scope="module")
@@ -299,11 +302,26 @@ def test_kernels_before_6_11_know_zone_0_alone(
     connection = connect(6, PORTS["both"])
     flows = BpfFlows()
     with routed.router.entered():
-        found = flows.lookup([connection.original, connection.reply])
-        assert flows._exchange.ask([connection.original], ZONE) == [None]
+        found = answered(flows.lookup([connection.original, connection.reply]))
+        refused = flows._exchange.ask([connection.original], ZONE)
     assert [one.direction for one in found if one] == [0, 1]
-    assert flows._exchange.error_of(0) == -errno.EOPNOTSUPP
+    assert refused == [LookupFailed(errno.EOPNOTSUPP)]
     flows.close()
+
+
+def test_what_the_kernel_refuses_is_a_failed_lookup(
+    look: Network, routed: Routed, connect: Connector
+) -> None:
+    """Not "no entry"; and the other lookups of the same call are answered."""
+    connection = connect(4, PORTS["none"])
+    unknown = FlowTuple(6, bytes(4), bytes(4), 1, 2)
+    foreign = FlowTuple(132, bytes(4), bytes(4), 1, 2)
+    with routed.router.entered():
+        found, none, refused = look.bpf_zone_0.lookup([connection.original, unknown, foreign])
+    assert isinstance(found, FlowSnapshot)
+    assert found.original == connection.original
+    assert none is None
+    assert refused == LookupFailed(errno.EPROTO)
 
 
 def _build(folder: Path, *settings: str) -> Path:

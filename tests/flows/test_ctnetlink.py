@@ -4,7 +4,7 @@
 import errno
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import pytest
@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
-from nfq_guard.flow import Evidence, FlowTuple
+from nfq_guard.flow import Evidence, FlowTuple, LookupFailed
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows, snapshot_of
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.netlink import ERROR, NLMSG_ERROR, attribute, message, nested
+from tests.support.lookups import answered
 
 WANTED = FlowTuple(6, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1000, 80)
 _ENTRY = 0x100
@@ -83,11 +84,13 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CtnetlinkFlows]:
     """A lookup whose socket plays a script; the first turn answers the constructor."""
 
     def make(
-        *turns: list[Callable[[int], bytes] | OSError], first: int = errno.ENOENT
+        *turns: list[Callable[[int], bytes] | OSError],
+        first: int = errno.ENOENT,
+        zones: Sequence[int] = (0,),
     ) -> CtnetlinkFlows:
         fake = FakeSocket([lambda sequence: _error(sequence, first)], *turns)
         monkeypatch.setattr(socket, "socket", lambda *_: cast("socket.socket", fake))
-        return CtnetlinkFlows()
+        return CtnetlinkFlows(zones)
 
     return make
 
@@ -97,7 +100,7 @@ Scripted = Callable[..., CtnetlinkFlows]
 
 def test_entry_and_absence(scripted: Scripted) -> None:
     flows = scripted([_entry], [_absent])
-    (found,) = flows.lookup([WANTED])
+    (found,) = answered(flows.lookup([WANTED]))
     assert found is not None
     assert (found.evidence, found.direction, found.original) == (Evidence.CTNETLINK, 0, WANTED)
     assert flows.lookup([WANTED]) == [None]
@@ -105,14 +108,33 @@ def test_entry_and_absence(scripted: Scripted) -> None:
 
 def test_lost_answer_is_asked_for_again(scripted: Scripted) -> None:
     flows = scripted([OSError(errno.ENOBUFS, "")], [_entry])
-    assert flows.lookup([WANTED]) != [None]
+    assert answered(flows.lookup([WANTED])) != [None]
 
 
-def test_answer_lost_twice_is_an_error(scripted: Scripted) -> None:
+def test_answer_lost_twice_is_a_failed_lookup(scripted: Scripted) -> None:
     """Not "no entry": that would be a finding, and a wrong one."""
     flows = scripted([], [])
-    with pytest.raises(OSError, match="no answer"):
-        flows.lookup([WANTED])
+    assert flows.lookup([WANTED]) == [LookupFailed(errno.ENOBUFS)]
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EBUSY, errno.EINVAL, errno.EOPNOTSUPP])
+def test_any_error_but_absence_is_a_failed_lookup(scripted: Scripted, code: int) -> None:
+    flows = scripted([lambda sequence: _error(sequence, code)])
+    assert flows.lookup([WANTED]) == [LookupFailed(code)]
+
+
+def test_an_entry_that_cannot_be_read_is_a_failed_lookup(scripted: Scripted) -> None:
+    flows = scripted([lambda sequence: message(_ENTRY, 0, sequence, 2, 0, _tuple(1, WANTED))])
+    assert flows.lookup([WANTED]) == [LookupFailed(errno.EBADMSG)]
+
+
+def test_a_failure_in_one_zone_stays_unless_another_has_the_entry(scripted: Scripted) -> None:
+    def refused(sequence: int) -> bytes:
+        return _error(sequence, errno.EINVAL)
+
+    flows = scripted([refused], [_absent], [refused], [_entry], zones=(0, 7))
+    assert flows.lookup([WANTED]) == [LookupFailed(errno.EINVAL)]
+    assert answered(flows.lookup([WANTED])) != [None]
 
 
 def test_stale_and_foreign_answers_are_passed_over(scripted: Scripted) -> None:
@@ -124,13 +146,13 @@ def test_stale_and_foreign_answers_are_passed_over(scripted: Scripted) -> None:
             _entry,
         ]
     )
-    assert flows.lookup([WANTED]) != [None]
+    assert answered(flows.lookup([WANTED])) != [None]
 
 
-def test_other_failures_of_the_socket_surface(scripted: Scripted) -> None:
-    flows = scripted([OSError(errno.EBADF, "gone")])
-    with pytest.raises(OSError, match="gone"):
-        flows.lookup([WANTED])
+def test_a_socket_that_fails_fails_the_lookups(scripted: Scripted) -> None:
+    flows = scripted([OSError(errno.EBADF, "gone")], [_entry])
+    assert flows.lookup([WANTED]) == [LookupFailed(errno.EBADF)]
+    assert answered(flows.lookup([WANTED])) != [None]
 
 
 def test_missing_privilege_and_missing_kernel_part(scripted: Scripted) -> None:
@@ -149,7 +171,7 @@ def test_any_entry_is_read_or_refused(octets: bytes) -> None:
 
 @pytest.mark.kernel
 def test_tuples_that_conntrack_cannot_have(namespace: Callable[[str], Namespace]) -> None:
-    """Unknown protocols and ICMP types without an answer are simply not found."""
+    """Unknown protocols, and ICMP types that are neither request nor reply, have no entry."""
     with namespace("odd").entered():
         flows = CtnetlinkFlows((0, 5))
     odd = [

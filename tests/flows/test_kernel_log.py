@@ -18,6 +18,7 @@ from nfq_guard.lab.netns import Namespace
 from nfq_guard.seqno import add
 from tests.flows.conftest import PORTS, Connection, Connector, Routed
 from tests.support.kernel_log import KernelLog, is_ignored, reason_of, speaking
+from tests.support.lookups import answered
 from tests.support.segments import ACK, tcp_ipv4
 
 
@@ -110,7 +111,7 @@ def test_kernel_says_what_was_broken(routed: Routed, connect: Connector) -> None
     connection.exchange()
     with routed.router.entered(), KernelLog() as log, speaking(6):
         flows = BpfFlows()
-        (flow,) = flows.lookup([connection.original])
+        (flow,) = answered(flows.lookup([connection.original]))
         assert flow is not None
         assert flow.peers is not None
         client, server = flow.peers
@@ -147,7 +148,7 @@ def _resting(flows: BpfFlows, connection: Connection) -> FlowSnapshot:
     """The snapshot once nothing moves for a while."""
     last: FlowSnapshot | None = None
     while True:
-        (found,) = flows.lookup([connection.original])
+        (found,) = answered(flows.lookup([connection.original]))
         assert found is not None
         if last is not None and last.peers == found.peers:
             return found

@@ -92,6 +92,31 @@ def test_capabilities_can_be_dropped_once_it_is_open(readable: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_ctnetlink_without_its_capability_fails_each_lookup(readable: Path) -> None:
+    """The kernel asks for CAP_NET_ADMIN at each lookup, also on a socket that root opened."""
+    program = (
+        "import os\n"
+        "from nfq_guard.flow import FlowTuple\n"
+        "from nfq_guard.flows.ctnetlink import CtnetlinkFlows\n"
+        "flows = CtnetlinkFlows((0, 7))\n"
+        "wanted = FlowTuple(6, bytes(4), bytes(4), 1, 2)\n"
+        "print(flows.lookup([wanted]))\n"
+        "os.setresuid(65534, 65534, 65534)\n"
+        "print(flows.lookup([wanted, wanted]))\n"
+    )
+    done = subprocess.run(
+        [str(Path(sys.executable).resolve()), "-B", "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(readable)},
+        timeout=30,
+    )
+    failed = f"LookupFailed(code={errno.EPERM})"
+    assert done.stdout == f"[None]\n[{failed}, {failed}]\n"
+
+
+@pytest.mark.kernel
 @pytest.mark.parametrize(
     ("held", "evidence", "missing"),
     [

@@ -31,6 +31,7 @@ from nfq_guard.flow import (
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import CHECKSUM_UNVERIFIED, Packet, Queued, Segment
 from tests.support.live import LiveConntrack
+from tests.support.lookups import answered
 from tests.support.trace import Ends, Step
 
 # What the kernel's log says for each cause; the first group is the number that it prints.
@@ -158,7 +159,7 @@ class Pair:
             flows.append(FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports))
         texts = self._texts()
         ours_after = table.lookup(flows)
-        kernels_after = live.flows.lookup(flows)
+        kernels_after = answered(live.flows.lookup(flows))
         slack_s = _TIMEOUT_SLACK_S + time.monotonic() - begun
         for index, (ends, step) in enumerate(steps):
             differences = found[index]

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: MIT
+import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import orjson
 from hypothesis import given
 from hypothesis import strategies as st
+from scapy.layers.inet import IP, TCP
 
 from nfq_guard.engine import Engine, Mode
-from nfq_guard.flow import Evidence
+from nfq_guard.flow import Evidence, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.flows.open import NoFlows
 from nfq_guard.service.assemble import load_all
 from nfq_guard.service.worker.worker import Worker
@@ -112,6 +115,34 @@ def test_log_says_what_is_not_in_it(tmp_path: Path) -> None:
     shown = [event for event in events(tmp_path / "log") if event["event"] == "packet_judged"]
     assert len(shown) + gap["packets"] == 1100
     one.close(100)
+
+
+class RefusingFlows:
+    """A kernel that answers no lookup."""
+
+    evidence = Evidence.BPF
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
+        return [LookupFailed(errno.EINVAL)] * len(tuples)
+
+
+def test_failed_lookups_are_counted_and_logged_once_a_minute(tmp_path: Path) -> None:
+    _, policy = load_all(None)
+    engine = Engine(policy=policy, flows=RefusingFlows(), mode=Mode.ENFORCE)
+    queue = FakeQueue()
+    one = worker(queue, tmp_path / "log", engine)
+    packet = bytes(IP() / TCP(sport=5, flags="SA"))
+    for second, packets in ((100, 2), (101, 1), (159, 0), (160, 0), (161, 3)):
+        queue.waiting = [(number, queued(packet)) for number in range(packets)]
+        one.process_batch()
+        one.tick(second)
+    assert one.stats.counters["lookup_errors"] == 6
+    told = [event for event in events(tmp_path / "log") if event["event"] == "lookups_failed"]
+    assert [(event["lookups"], event["last_error"]) for event in told] == [
+        (2, "EINVAL"),
+        (1, "EINVAL"),
+    ]
+    one.close(200)
 
 
 def test_judged_packets_are_marked(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def judgment(
     flow: FlowSnapshot | None = None,
     verdict: int = 0,
     came_as: Queued | None = None,
+    lookup_error: int = 0,
 ) -> Judgment:
     breach = Breach(Bound.SEQ_OVER, Seq(5_000), Seq(4_900), 100)
     return Judgment(
@@ -67,6 +68,7 @@ def judgment(
         Finding(reason, breach if reason is Reason.SEQ_OVER else None),
         decision,
         verdict,
+        lookup_error=lookup_error,
     )
 
 
@@ -76,6 +78,8 @@ class FakeEngine:
     def __init__(self, mode: Mode = Mode.ENFORCE) -> None:
         self.mode = mode
         self.calls = 0
+        self.lookup_errors = 0
+        self.last_lookup_error = 0
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         assert now >= 0

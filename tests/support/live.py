@@ -22,6 +22,7 @@ from nfq_guard.flow import FlowSnapshot, FlowTuple
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.lab.netns import Namespace
 from tests.support.kernel_log import KernelLog, speaking
+from tests.support.lookups import answered
 
 _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
@@ -160,4 +161,4 @@ class LiveConntrack:
 
     def snapshot(self, flow: FlowTuple) -> FlowSnapshot | None:
         """The kernel's entry of a flow."""
-        return self.flows.lookup([flow])[0]
+        return answered(self.flows.lookup([flow]))[0]

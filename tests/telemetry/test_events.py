@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import errno
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def test_packet_judged(tmp_path: Path) -> None:
         "verdict": "accept",
         "would": "drop",
     }
+
+
+def test_a_failed_lookup_is_no_evidence() -> None:
+    """Although lookups are by BPF; the field is there only then."""
+    fields = fields_of(flow=None, reason=Reason.UNSUPPORTED, lookup_error=errno.EINVAL)
+    assert (fields["evidence"], fields["lookup_error"]) == (Evidence.NONE, "EINVAL")
+    assert "lookup_error" not in fields_of(flow=None)
 
 
 @pytest.mark.parametrize("count", [1, 17])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One queue's packets, turn by turn: read, judge, answer, and only then tell (design 3)."""
 
+import errno
 import time
 import traceback
 from typing import Final, Protocol, final
@@ -19,6 +20,8 @@ from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
 
+# Seconds between two log lines about failed lookups.
+_LOOKUPS_FAILED_EVERY_S: Final = 60.0
 # What counts each difference of a policy on trial.
 _DIFFERENCES: Final = {
     Difference.ONLY_ACTING_DROPS: "shadow_would_pass",
@@ -106,6 +109,8 @@ class Worker:
         self._drops_seen = 0
         self._suppressed_seen = 0
         self._lines_seen = 0
+        self._lookup_errors_seen = 0
+        self._lookup_errors_due = float("-inf")
         try:
             self._counter_file: CounterFile | None = CounterFile()
         except OSError:  # not ours to read; events go without the kernel's counts
@@ -152,6 +157,7 @@ class Worker:
         self.refresh()
         if self.offloader is not None:
             self.offloader.tick(now)
+        self._tell_lookup_errors(now)
         self._tell_gaps()
         self._sink.push(now)
 
@@ -169,6 +175,7 @@ class Worker:
         counters["verdict_messages"] = self._verdicts.messages
         counters["verdict_errors"] = reader.verdict_errors
         counters["judging_failures"] = self._judge.failures
+        counters["lookup_errors"] = self.engine.lookup_errors
         counters["buffer_overruns"] = reader.lost
         counters["events_suppressed"] = self._limiter.suppressed
         counters["log_lines_dropped"] = self._sink.dropped
@@ -251,6 +258,21 @@ class Worker:
                 waiting=found.waiting,
             )
         self._drops_seen = drops
+
+    def _tell_lookup_errors(self, now: float) -> None:
+        """One event a minute at most, and only when more lookups failed."""
+        errors = self.engine.lookup_errors
+        if errors == self._lookup_errors_seen or now < self._lookup_errors_due:
+            return
+        code = self.engine.last_lookup_error
+        self._events.warning(
+            "lookups_failed",
+            queue=self._reader.queue_num,
+            lookups=errors - self._lookup_errors_seen,
+            last_error=errno.errorcode.get(code, str(code)),
+        )
+        self._lookup_errors_seen = errors
+        self._lookup_errors_due = now + _LOOKUPS_FAILED_EVERY_S
 
     def _tell_gaps(self) -> None:
         """Say in the log what is not in it; the lines that the log did not take, once it does."""
