@@ -26,14 +26,14 @@ _STYLES: Final = {
     Outcome.RESET: Style.RED,
 }
 _LEGEND: Final = {
-    Outcome.SURVIVED: "the connection goes on, nothing escaped translation",
-    Outcome.LEAKED: "it goes on, but an address that translation hides was seen outside",
-    Outcome.BLOCKED: "it stands still, because the mitigation dropped its packets",
-    Outcome.STALLED: "it stands still, and the mitigation dropped nothing",
-    Outcome.RESET: "it was reset",
+    Outcome.SURVIVED: "the connection continues, and no packet escaped translation",
+    Outcome.LEAKED: "the connection continues, but an address that translation hides was exposed",
+    Outcome.BLOCKED: "the connection hangs because the mitigation dropped its packets",
+    Outcome.STALLED: "the connection hangs although the mitigation dropped nothing",
+    Outcome.RESET: "the connection was reset",
 }
 _MITIGATIONS: Final = [mitigation.value for mitigation in Mitigation]
-_MEANINGS: Final = {
+_TONES: Final = {
     demo.HEADING: (Style.BOLD,),
     demo.PLAIN: (),
     demo.BAD: (Style.RED,),
@@ -43,8 +43,8 @@ _VERBS: Final = {
     "list": "name the scenarios",
     "run": "run one scenario",
     "matrix": "run every scenario with every mitigation",
-    "demo": "see a connection die, and live with the guard on",
-    "clean": "remove what a run that was killed left behind",
+    "demo": "show one connection that dies without the guard and survives with it",
+    "clean": "remove namespaces and files that killed runs left behind",
 }
 
 
@@ -73,13 +73,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             choices=choices,
             default=choices,
             metavar=metavar,
-            help=f"{_one_of(choices)}; several may be named (default: all)",
+            help=f"one or more of {', '.join(choices)} (default: all)",
         )
     for verb in (one, many):
         verb.add_argument(
-            "--pcap", type=Path, metavar="DIR", help="leave a capture of each link there"
+            "--pcap", type=Path, metavar="DIR", help="write a capture of each link to DIR"
         )
-        verb.add_argument("--events", type=Path, metavar="DIR", help="leave the guard's log there")
+        verb.add_argument("--events", type=Path, metavar="DIR", help="write the guard's log to DIR")
     for verb in (listing, one, many, cleaning):
         add_format(verb)
 
@@ -90,7 +90,7 @@ def _one_of(names: Iterable[str]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what is asked; 1 when an outcome is not the expected one."""
+    """Run the chosen verb; exit status 1 if an outcome is not the expected one."""
     match args.verb:
         case "list":
             return _list(as_json=args.format == "json")
@@ -101,14 +101,14 @@ def run(args: argparse.Namespace) -> int:
                 try:
                     return _measure(args)
                 except KeyboardInterrupt:
-                    sys.stderr.write("nfq-guard: interrupted; everything is removed\n")
+                    sys.stderr.write("nfq-guard: interrupted; all namespaces are removed\n")
                     return EXIT_NOT_FINE
 
 
 def _measure(args: argparse.Namespace) -> int:
     if args.verb == "demo":
         matrix.check_requirements()
-        return demo.run(lambda text, meaning: write_line(paint(text, *_MEANINGS[meaning])))
+        return demo.run(lambda text, tone: write_line(paint(text, *_TONES[tone])))
     as_json = args.format == "json"
     keep = Keep(pcap=_directory("--pcap", args.pcap), events=_directory("--events", args.events))
     if args.verb == "run":
@@ -127,20 +127,20 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _directory(option: str, path: Path | None) -> Path | None:
-    """`path`, there and a directory, before anything is measured for it."""
+    """Create the directory `path`, so that an unusable one is reported before any run."""
     try:
         if path:
             path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(
-            f"{option}: {path} cannot be a directory to write to: {error.strerror}"
+            f"{option}: {path} cannot be created as a directory: {error.strerror}"
         ) from None
     return path
 
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM end the runs; a further one must not disturb cleaning up."""
+    """Raise KeyboardInterrupt on the first SIGINT or SIGTERM; ignore them during the cleanup."""
 
     def once(_number: int, _frame: FrameType | None) -> None:
         for number in before:
@@ -173,23 +173,25 @@ def _clean(*, as_json: bool) -> int:
     if as_json:
         write_json({"removed": removed})
         return EXIT_OK
-    for thing in removed or ["nothing"]:
-        write_line(f"removed {thing}")
+    for name in removed:
+        write_line(f"removed {name}")
+    if not removed:
+        write_line("nothing to remove")
     return EXIT_OK
 
 
 def show(results: Generator[Result, None, None], write: Callable[[Result], None]) -> int:
-    """Hand each result to `write`; the exit status that they add up to."""
-    fine = True
+    """Pass each result to `write`; exit status 1 if any is not as expected."""
+    all_expected = True
     with closing(results):
         for result in results:
             write(result)
-            fine = fine and result.as_expected
-    return EXIT_OK if fine else EXIT_NOT_FINE
+            all_expected = all_expected and result.as_expected
+    return EXIT_OK if all_expected else EXIT_NOT_FINE
 
 
 def write_record(result: Result) -> None:
-    """Write it as one line of JSON."""
+    """Write a result as one line of JSON."""
     write_json(result.record())
 
 
@@ -214,7 +216,7 @@ def _write_one(result: Result) -> None:
 
 
 def show_table(results: Generator[Result, None, None], mitigations: Sequence[Mitigation]) -> int:
-    """Write one row a scenario, each when its last run is done, and what the words mean."""
+    """Write one row a scenario, each once its last run has ended, then a legend."""
     heads = [_split(mitigation.value) for mitigation in mitigations]
     widths = [max(map(len, (*head, Outcome.SURVIVED.value))) for head in heads]
     first = max(map(len, SCENARIOS))
@@ -223,30 +225,33 @@ def show_table(results: Generator[Result, None, None], mitigations: Sequence[Mit
         title = "scenario" if line else ""
         write_line(paint("  ".join((title.ljust(first), *names)).rstrip(), Style.BOLD))
     row: list[Result] = []
-    seen: list[Result] = []
+    completed: list[Result] = []
 
     def add(result: Result) -> None:
         row.append(result)
         if len(row) == len(mitigations):
-            cells = [_cell(one, width) for one, width in zip(row, widths, strict=True)]
+            cells = [_cell(each, width) for each, width in zip(row, widths, strict=True)]
             write_line("  ".join((result.scenario.ljust(first), *cells)).rstrip())
-            seen.extend(row)
+            completed.extend(row)
             row.clear()
 
     status = show(results, add)
     write_line()
     for outcome, meaning in _LEGEND.items():
-        if any(outcome is one.outcome for one in seen):
+        if any(outcome is result.outcome for result in completed):
             write_line(f"{paint(outcome.value.ljust(9), _STYLES[outcome])} {meaning}")
-    for one in seen:
-        if not one.as_expected:
-            said = f"! {one.scenario} with {one.mitigation}: expected {one.expected}, found "
-            write_line(paint(f"{said}{one.outcome}: {one.why}", Style.RED, Style.BOLD))
+    for result in completed:
+        if not result.as_expected:
+            text = (
+                f"! {result.scenario} with {result.mitigation}: expected {result.expected}, "
+                f"found {result.outcome}: {result.why}"
+            )
+            write_line(paint(text, Style.RED, Style.BOLD))
     return status
 
 
 def _split(name: str) -> tuple[str, str]:
-    """A mitigation's name over two lines, so that the table fits."""
+    """A mitigation's name on two lines, which keeps the table narrow."""
     head, dash, tail = name.partition("-")
     return (head + dash, tail) if dash else ("", name)
 

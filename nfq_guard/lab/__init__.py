@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The classic resets, reproduced in network namespaces and measured there.
+"""The classic resets, reproduced and measured in network namespaces.
 
-`scenarios` build networks, `mitigations` and `guard` are what is tried in them, `trial` is one
-run of one scenario with one mitigation, `matrix` many of them. The ends of each connection are
-processes of their own (`peers`), the segment that goes astray is built with scapy (`strays`),
-and what became of it all is read from the wire (`wiretap`) and from the kernel's counts.
+`scenarios` build networks, `mitigations` and `guard` configure the router, `trial` runs one
+scenario with one mitigation, and `matrix` runs many trials. Client and server are separate
+processes (`peers`), and scapy builds the stray segment (`strays`). The outcome is measured on the
+links (`wiretap`) and with the kernel's counters.
 """

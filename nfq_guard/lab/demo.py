@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The story for somebody who meets the guard for the first time, measured while it is told."""
+"""The demo: one connection with and without the guard, measured and printed step by step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -11,82 +11,85 @@ from nfq_guard.lab.outcome import Mitigation, Outcome, Result
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.strays import PAYLOAD as STRAY_PAYLOAD
 from nfq_guard.lab.trial import Keep
-from nfq_guard.lab.wiretap import Address, Seen
+from nfq_guard.lab.wiretap import Address, Segment
 
 _SCENARIO: Final = "kube-proxy-dnat"
-_SHOWN_SEGMENTS: Final = 6
+_MAX_SEGMENTS: Final = 6
 _LINKS: Final = {"inner": "pod side", "outer": "client side"}
 _NAMES: Final = {"192.0.2.2": "client", "10.96.0.10": "service", "10.244.0.2": "pod"}
 
-# How a line is meant; the caller knows how that looks.
+# The tone of a line, which the caller maps to a style.
 HEADING: Final = "heading"
 PLAIN: Final = "plain"
 BAD: Final = "bad"
 GOOD: Final = "good"
 
-Tell = Callable[[str, str], None]
+Write = Callable[[str, str], None]
+"""Writes one line; takes its text and its tone."""
 
 _PROLOGUE: Final = """
   client 192.0.2.2  --  node  --  pod 10.244.0.2:8080
 
-  The client talks to the service 10.96.0.10:80, which the node translates to the pod.
-  Requests are answered. Then one segment of the pod lies far beyond the client's window,
+  The client connects to the service 10.96.0.10:80, which the node translates to the pod.
+  Requests are answered. Then the pod sends one segment far beyond the client's window,
   and the client sends its next request.
 """
 
 
-def run(tell: Tell) -> int:
-    """Tell it line by line to `tell`, text and meaning; 0 if both halves were measured so."""
-    tell("One stray segment and a healthy connection: a Kubernetes service, in namespaces", HEADING)
+def run(write: Write) -> int:
+    """Run both halves; exit status 0 if the first ends in a reset and the second survives."""
+    write(
+        "One stray segment and a healthy connection: a Kubernetes service, in namespaces", HEADING
+    )
     for line in _PROLOGUE.splitlines():
-        tell(line, PLAIN)
+        write(line, PLAIN)
     tasks = [Task(SCENARIOS[_SCENARIO], each) for each in (Mitigation.NONE, Mitigation.GUARD)]
     outcomes: list[Outcome] = []
     with closing(run_all(tasks, Keep())) as results:
         for result in results:
             outcomes.append(result.outcome)
-            tell("", PLAIN)
+            write("", PLAIN)
             if result.mitigation is Mitigation.NONE:
-                _without(result, tell)
+                _without(result, write)
             else:
-                _with(result, tell)
+                _with(result, write)
     return EXIT_OK if outcomes == [Outcome.RESET, Outcome.SURVIVED] else EXIT_NOT_FINE
 
 
-def _without(result: Result, tell: Tell) -> None:
-    tell("Without the guard", HEADING)
-    _wire(result.wire, tell)
+def _without(result: Result, write: Write) -> None:
+    write("Without the guard", HEADING)
+    _wire(result.wire, write)
     if result.outcome is Outcome.RESET:
-        tell(f"  Packets that the kernel called INVALID: {result.invalid}.", PLAIN)
-        tell("  The client's next request: connection reset by peer.", BAD)
+        write(f"  Packets that the kernel called INVALID: {result.invalid}.", PLAIN)
+        write("  The client's next request: connection reset by peer.", BAD)
     else:
-        tell(f"  Expected a reset, found {result.outcome}.", BAD)
+        write(f"  Expected reset, found {result.outcome}.", BAD)
 
 
-def _with(result: Result, tell: Tell) -> None:
-    tell("With the guard: nfq-guard run --mode enforce", HEADING)
-    _wire(result.wire[:1], tell)
+def _with(result: Result, write: Write) -> None:
+    write("With the guard: nfq-guard run --mode enforce", HEADING)
+    _wire(result.wire[:1], write)
     for event in result.events:
-        _event(event, tell)
-    _wire(result.wire[1:], tell, begin=result.wire[:1])
+        _event(event, write)
+    _wire(result.wire[1:], write, begin=result.wire[:1])
     if result.outcome is Outcome.SURVIVED:
-        seen = f"RST seen: {', '.join(result.rst)}" if result.rst else "No RST anywhere"
-        tell(f"  {seen}; the client's next request: answered.", GOOD)
+        resets = f"RST seen: {', '.join(result.rst)}" if result.rst else "No RST anywhere"
+        write(f"  {resets}; the client's next request: answered.", GOOD)
     else:
-        tell(f"  Expected it to survive, found {result.outcome}.", BAD)
+        write(f"  Expected survived, found {result.outcome}.", BAD)
 
 
-def _wire(segments: Sequence[Seen], tell: Tell, begin: Sequence[Seen] = ()) -> None:
-    """What passed on each link, up to a handful; times count from the first of `begin`."""
-    start_ns = next((one.time_ns for one in (*begin, *segments)), 0)
-    for segment in segments[:_SHOWN_SEGMENTS]:
-        remark, meaning = _remark(segment)
+def _wire(segments: Sequence[Segment], write: Write, begin: Sequence[Segment] = ()) -> None:
+    """Print the first segments on the links; times count from the first of `begin`, if any."""
+    start_ns = next((segment.time_ns for segment in (*begin, *segments)), 0)
+    for segment in segments[:_MAX_SEGMENTS]:
+        remark, tone = _remark(segment)
         kind = "RST " if segment.is_rst else "data" if segment.payload else "ACK "
         ends = f"{_name(segment.src)} > {_name(segment.dst)}"
-        tell(
+        write(
             f"  {(segment.time_ns - start_ns) / 1e6:7.2f} ms  {_LINKS[segment.link]:<11}  "
             f"{ends:<19}  {kind} seq {segment.seq:<10}  {remark}".rstrip(),
-            meaning,
+            tone,
         )
 
 
@@ -94,14 +97,14 @@ def _name(end: Address) -> str:
     return _NAMES.get(end[0], end[0])
 
 
-def _remark(segment: Seen) -> tuple[str, str]:
-    """What a newcomer should notice about a segment, and how it is meant."""
+def _remark(segment: Segment) -> tuple[str, str]:
+    """A remark on the role of a segment, and its tone."""
     source = _name(segment.src)
     if segment.is_rst:
         if source != "client":
-            return "no such connection any more", BAD
+            return "the connection no longer exists", BAD
         if segment.link == "outer":
-            return "the client talks to no pod", BAD
+            return "the client has no connection to the pod", BAD
         return "and kills the pod's connection", BAD
     if segment.link == "outer" and source == "pod":
         return "INVALID, so not translated", BAD
@@ -112,8 +115,8 @@ def _remark(segment: Seen) -> tuple[str, str]:
     return "", PLAIN
 
 
-def _event(event: Mapping[str, Any], tell: Tell) -> None:
-    """What the guard said of a packet: why it is INVALID, with the numbers, and what it did."""
+def _event(event: Mapping[str, Any], write: Write) -> None:
+    """Print the guard's event: the reason with its numbers, the flow, the rule and the verdict."""
     breach = event["breach"] or {}
     source = event["evidence"]
     source = "the kernel's own window of this flow (bpf)" if source == "bpf" else source
@@ -121,9 +124,9 @@ def _event(event: Mapping[str, Any], tell: Tell) -> None:
     if breach:
         lines.append(
             f"seq {breach['actual']}, window ends at {breach['limit']}: {breach['distance']:,} "
-            "octets past it"
+            "bytes past it"
         )
     lines.append(f"flow {event['state']}, translated ({event['nat']})")
     lines.append(f"rule {event['rule']}: {event['verdict']}")
     for number, line in enumerate(lines):
-        tell(f"       {'' if number else 'guard':<5}   {line}", GOOD)
+        write(f"       {'' if number else 'guard':<5}   {line}", GOOD)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The real daemon at work in the router's namespace."""
+"""The real daemon, running in the router's namespace."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ _READY_LIMIT_S: Final = 15.0
 _STOP_LIMIT_S: Final = 5.0
 _MODES: Final = {Mitigation.GUARD: "enforce", Mitigation.GUARD_DRY_RUN: "dry-run"}
 
-# Every packet an event, whatever this machine's own configuration says.
+# One event for each recorded packet, independent of this machine's own configuration.
 _CONFIG: Final = """\
 [daemon]
 log = "-"
@@ -34,25 +34,29 @@ Event = Mapping[str, Any]
 
 
 class Guard:
-    """`nfq-guard run`, with its own rules, from `start` until `close`."""
+    """A running `nfq-guard run` with its own rules; stopped by `close`."""
 
     def __init__(
         self, router: Namespace, mitigation: Mitigation, directory: Path, policy: str = ""
     ) -> None:
-        """Start it with `policy`, the table `[policy]` as TOML, or else its default policy.
+        """Start the daemon.
 
-        Its files go to `directory`, a new one, which stays when it is closed.
+        Args:
+            router: The namespace to run it in.
+            mitigation: `GUARD` or `GUARD_DRY_RUN`.
+            directory: An empty directory for its files, which `close` leaves in place.
+            policy: The table `[policy]` as TOML; empty for the default policy.
         """
         self._router = router
         self._events = directory / "events.jsonl"
-        self._complaints = directory / "stderr"
+        self._stderr = directory / "stderr"
         notify = directory / "notify"
         config = directory / "nfq-guard.toml"
         config.write_text(_CONFIG + policy, encoding="utf-8")
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(notify))
         self._ready.settimeout(0.1)
-        with self._events.open("wb") as stdout, self._complaints.open("wb") as stderr:
+        with self._events.open("wb") as stdout, self._stderr.open("wb") as stderr:
             self._process = router.popen(
                 sys.executable,
                 "-m",
@@ -75,10 +79,10 @@ class Guard:
         self.close()
 
     def wait_until_ready(self) -> None:
-        """Return when the daemon says READY=1.
+        """Wait for the daemon's READY=1.
 
         Raises:
-            UnavailableError: It ends instead, or does not come to that.
+            UnavailableError: The daemon exited, or was not ready in time.
         """
         for _ in range(int(_READY_LIMIT_S / 0.1)):
             try:
@@ -87,10 +91,10 @@ class Guard:
             except TimeoutError:
                 if self._process.poll() is not None:
                     break
-        raise UnavailableError(f"the guard did not start: {self._last_words()}")
+        raise UnavailableError(f"the guard did not start: {self._last_error()}")
 
     def close(self) -> None:
-        """Stop it; its account is in `report` then."""
+        """Stop the daemon, after which `report` is available."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -101,7 +105,7 @@ class Guard:
         self._ready.close()
 
     def waiting(self) -> int:
-        """Packets that wait in the kernel's queues for a verdict."""
+        """Packets in the kernel's queues that have no verdict yet."""
         with self._router.entered():
             table = Path("/proc/thread-self/net/netfilter/nfnetlink_queue").read_text(
                 encoding="ascii"
@@ -109,39 +113,39 @@ class Guard:
         return sum(int(line.split()[2]) for line in table.splitlines())
 
     def log(self) -> bytes:
-        """Everything that the daemon has logged."""
+        """The daemon's log, JSON lines."""
         return self._events.read_bytes()
 
     def report(self) -> "Report":
-        """What it did, by its own account, after `close`.
+        """The daemon's own totals, after `close`.
 
         Raises:
-            UnavailableError: It ended without an account.
+            UnavailableError: The daemon did not end in an orderly way.
         """
         events: list[Event] = [orjson.loads(line) for line in self.log().splitlines()]
-        account = next((event for event in events if event["event"] == "stopped"), None)
-        if account is None:
-            raise UnavailableError(f"the guard ended before its time: {self._last_words()}")
-        actions = account["actions"]
+        stopped = next((event for event in events if event["event"] == "stopped"), None)
+        if stopped is None:
+            raise UnavailableError(f"the guard ended unexpectedly: {self._last_error()}")
+        actions = stopped["actions"]
         return Report(
-            queued=account["packets"],
+            queued=stopped["packets"],
             drops=actions.get("drop", 0),
             judged=tuple(event for event in events if event["event"] == "packet_judged"),
         )
 
-    def _last_words(self) -> str:
-        said = self._complaints.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line for line in reversed(said) if line.strip()), "it said nothing")
+    def _last_error(self) -> str:
+        lines = self._stderr.read_text(encoding="utf-8", errors="replace").split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "no error message")
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What the guard did in a run.
+    """The guard's totals for a run.
 
     Attributes:
-        queued: Packets that it judged.
-        drops: Of these, those that its policy said to drop, whatever the mode.
-        judged: The events of those packets that it had something to say of.
+        queued: Packets judged.
+        drops: Of these, packets whose action drops them, whatever the mode.
+        judged: The `packet_judged` events.
     """
 
     queued: int

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Many runs, a few at a time, always in threads of their own.
+"""Runs many trials, a few at a time, each in a worker thread.
 
-Signals reach the main thread only, which waits; a run is never torn in the middle of a step, and
-removes itself when it is told to stop.
+Python delivers signals to the main thread, which only waits, so a signal never interrupts a trial
+in the middle of a step. Cancelled trials clean up after themselves.
 """
 
 import os
@@ -22,51 +22,55 @@ from nfq_guard.lab.scenarios.base import Scenario
 from nfq_guard.lab.trial import DIRECTORY_PREFIX, Keep, run
 
 _PROGRAMS: Final = {"ip": "iproute2", "iptables-restore": "iptables"}
-# A run waits more than it computes.
+# Trials mostly wait, so there may be more of them than CPUs.
 _AT_ONCE: Final = max(2, min(4, os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One run to do."""
+    """One trial to run."""
 
     scenario: Scenario
     mitigation: Mitigation
 
 
 def check_requirements() -> None:
-    """Return if the lab can work here.
+    """Check that the lab can run here.
 
     Raises:
         PrivilegeError: Not root.
         UnavailableError: A program is missing; the message names its Debian package.
     """
     if os.geteuid() != 0:
-        raise PrivilegeError("the lab needs root: it makes network namespaces")
+        raise PrivilegeError("the lab needs root, because it creates network namespaces")
     for program, package in _PROGRAMS.items():
         if shutil.which(program) is None:
             raise UnavailableError(f"program {program} (Debian package {package}) is missing")
 
 
 def clean() -> list[str]:
-    """Remove what runs of dead processes left behind; what they were."""
-    done: list[str] = []
+    """Remove the namespaces and directories of processes that no longer exist.
+
+    Returns:
+        Names of what was removed.
+    """
+    removed: list[str] = []
     for name in netns.stale():
         netns.remove(name)
-        done.append(f"namespace {name}")
+        removed.append(f"namespace {name}")
     for path in sorted(Path(tempfile.gettempdir()).glob(f"{DIRECTORY_PREFIX}*")):
-        maker = path.name.removeprefix(DIRECTORY_PREFIX).split("-")[0]
-        if maker.isdigit() and not Path("/proc", maker).exists():
+        pid = path.name.removeprefix(DIRECTORY_PREFIX).split("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
             shutil.rmtree(path, ignore_errors=True)
-            done.append(f"directory {path}")
-    return done
+            removed.append(f"directory {path}")
+    return removed
 
 
 def run_all(tasks: Iterable[Task], keep: Keep) -> Generator[Result, None, None]:
-    """Do the tasks and yield each result when it is there, in the order of `tasks`.
+    """Run the tasks and yield their results in the order of `tasks`, each once available.
 
-    First removes what dead runs have left. Whatever ends the iteration, a signal too, all that
-    was made is removed when it has ended.
+    Calls `clean` first. However the iteration ends, all namespaces, processes and directories of
+    the tasks are gone when the generator has closed.
     """
     check_requirements()
     clean()
@@ -86,8 +90,8 @@ def run_all(tasks: Iterable[Task], keep: Keep) -> Generator[Result, None, None]:
 
 
 def _wait_for(future: "Future[Result]", futures: "list[Future[Result]]") -> None:
-    """Return when `future` is done; a failure of any other ends the wait at once."""
+    """Wait for `future`; raises at once if any of `futures` fails."""
     while not future.done():
-        pending = [one for one in futures if not one.done()]
-        for one in wait(pending, return_when=FIRST_COMPLETED).done:
-            one.result()
+        pending = [each for each in futures if not each.done()]
+        for completed in wait(pending, return_when=FIRST_COMPLETED).done:
+            completed.result()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The router's packet filter and conntrack, as one mitigation has them, and what they counted."""
+"""Sets up the router's packet filter and conntrack for a mitigation, and reads their counters."""
 
 import re
 import subprocess
@@ -22,9 +22,9 @@ _COUNTED_DROP: Final = re.compile(r"^\[(\d+):\d+\] -A \w+ .*INVALID -j DROP$", r
 def rules(mitigation: Mitigation, nat: str) -> str:
     """The whole rule set for iptables-restore.
 
-    A rule without target in mangle PREROUTING is always there: it keeps conntrack at work in a
-    network without translation, and it is loaded before the connection is made, because the
-    first rule that asks conntrack makes it forget all windows (kernel.md 2).
+    It always contains a rule without a target in mangle PREROUTING, which keeps conntrack active
+    in a network without translation. The rules must be loaded before the connection is opened:
+    the first rule that uses conntrack makes it forget all windows (kernel.md 2).
     """
     tables = {"mangle": [f"-A PREROUTING {_INVALID}"]}
     if nat:
@@ -36,22 +36,24 @@ def rules(mitigation: Mitigation, nat: str) -> str:
 
 
 def install(router: Namespace, mitigation: Mitigation, nat: str) -> None:
-    """Give the router its translation and what `mitigation` adds, except for the guard itself.
+    """Set up the router's translation and the rules or sysctl of `mitigation`.
+
+    Does not start the guard.
 
     Raises:
-        UnavailableError: iptables is missing, or cannot do it on this kernel.
+        UnavailableError: iptables is missing, or this kernel does not support a rule.
     """
     try:
         router.run("iptables-restore", "-w", stdin=rules(mitigation, nat))
     except subprocess.CalledProcessError as error:
-        complaint = error.stderr.strip().splitlines()[0] if error.stderr else "no reason given"
-        raise UnavailableError(f"iptables-restore in the lab: {complaint}") from None
+        message = error.stderr.strip().splitlines()[0] if error.stderr else "no error message"
+        raise UnavailableError(f"iptables-restore in the lab: {message}") from None
     if mitigation is Mitigation.BE_LIBERAL:
         router.sysctl("netfilter.nf_conntrack_tcp_be_liberal", 1)
 
 
 def dropped_by_rules(router: Namespace, mitigation: Mitigation) -> int:
-    """Packets that the rule of `mitigation` has dropped."""
+    """Packets dropped by the rule of `mitigation`."""
     if mitigation not in _DROP_RULES:
         return 0
     table, _ = _DROP_RULES[mitigation]
@@ -60,7 +62,7 @@ def dropped_by_rules(router: Namespace, mitigation: Mitigation) -> int:
 
 
 def counted_invalid(router: Namespace) -> int:
-    """Packets that conntrack has called INVALID in this namespace, by its own statistics."""
+    """Packets that conntrack called INVALID in this namespace, from its own statistics."""
     with router.entered():
         path = Path("/proc/thread-self/net/stat/nf_conntrack")
         names, *cpus = path.read_text(encoding="ascii").splitlines()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Network namespaces: made, linked, entered and removed in one place.
+"""Creates, links, enters and removes network namespaces.
 
-The name of each holds the id of the process that made it, so that what a crash left behind can
-be told from what somebody is using (`stale`).
+A namespace's name contains the pid of its creator, which tells the leftovers of a crash from
+namespaces in use (`stale`).
 """
 
 import ctypes
@@ -30,25 +30,25 @@ def _ip(*words: str) -> None:
     except FileNotFoundError:
         raise UnavailableError("program ip (Debian package iproute2) is missing") from None
     except subprocess.CalledProcessError as error:
-        complaint = error.stderr.strip()
+        message = error.stderr.strip()
         if os.geteuid() != 0:
-            raise PrivilegeError(f"namespaces need root: {complaint}") from None
-        raise UnavailableError(f"ip {' '.join(words)}: {complaint}") from None
+            raise PrivilegeError(f"namespaces need root: {message}") from None
+        raise UnavailableError(f"ip {' '.join(words)}: {message}") from None
 
 
 class Namespace:
     """One network namespace with its loopback up; removed by `close` or at the end of `with`.
 
     Attributes:
-        name: As `ip netns` shows it.
+        name: Its name in `ip netns`.
     """
 
     def __init__(self, label: str) -> None:
-        """Make it; `label` is a short word for its name.
+        """Create the namespace; `label` is the last part of its name.
 
         Raises:
             PrivilegeError: Not root.
-            UnavailableError: The kernel or the machine has no namespaces to give.
+            UnavailableError: The program `ip` is missing or failed.
         """
         self.name = f"{PREFIX}-{os.getpid()}-{next(_serial)}-{label}"
         _ip("netns", "add", self.name)
@@ -65,12 +65,12 @@ class Namespace:
         self.close()
 
     def close(self) -> None:
-        """Remove the name; the kernel removes the rest once its last process is gone."""
+        """Remove the name; the kernel frees the namespace once its last process has exited."""
         if (_RUN / self.name).exists():
             _ip("netns", "del", self.name)
 
     def ip(self, *words: str) -> None:
-        """Run `ip -n NAME WORDS`."""
+        """Run `ip -n NAME WORDS...`."""
         _ip("-n", self.name, *words)
 
     def argv(self, words: Sequence[str]) -> list[str]:
@@ -103,7 +103,7 @@ class Namespace:
         stderr: int | IO[Any] | None = subprocess.PIPE,
         env: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[str]:
-        """Start a command inside, in a process group of its own: Ctrl-C is ours to pass on."""
+        """Start a command inside, in its own process group, which Ctrl-C does not reach."""
         return subprocess.Popen(
             self.argv(words),
             stdin=stdin,
@@ -116,7 +116,7 @@ class Namespace:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Move the calling thread inside; sockets made meanwhile stay there."""
+        """Move the calling thread inside; sockets opened meanwhile stay in the namespace."""
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         try:
             _setns(_RUN / self.name)
@@ -150,15 +150,15 @@ def _check(result: int) -> None:
 def veth(
     left: Namespace, left_name: str, right: Namespace, right_name: str, *addresses: tuple[str, str]
 ) -> None:
-    """Join two namespaces by a pair of interfaces, up, with addresses such as `10.0.0.1/24`.
+    """Connect two namespaces by a pair of interfaces and set them up.
 
     Args:
-        left: The one.
+        left: One namespace.
         left_name: Its interface.
-        right: The other.
+        right: The other namespace.
         right_name: Its interface.
-        addresses: Pairs of an address for `left` and one for `right`; IPv6 without waiting for
-            duplicate address detection.
+        addresses: Pairs of an address for `left` and one for `right`, such as `10.0.0.1/24`. IPv6
+            addresses skip duplicate address detection.
     """
     left.ip("link", "add", left_name, "type", "veth", "peer", right_name, "netns", right.name)
     for here, there in addresses:
@@ -170,22 +170,22 @@ def veth(
 
 
 def stale() -> list[str]:
-    """Names of namespaces of ours whose maker is no longer alive."""
-    found: list[str] = []
+    """Names of the lab's namespaces whose creator has exited."""
+    names: list[str] = []
     if not _RUN.exists():
-        return found
+        return names
     for path in sorted(_RUN.iterdir()):
         parts = path.name.split("-")
         ours = parts[0] == PREFIX and len(parts) >= 4 and parts[1].isdigit()
         if ours and not Path("/proc", parts[1]).exists():
-            found.append(path.name)
-    return found
+            names.append(path.name)
+    return names
 
 
 def remove(name: str) -> None:
-    """Remove a namespace that `stale` named, after ending the processes inside it.
+    """Kill the processes in a namespace from `stale`, then remove it.
 
-    Somebody else may be at it at the same time.
+    Another process may remove it at the same time.
     """
     pids = subprocess.run(
         ["ip", "netns", "pids", name], check=False, capture_output=True, text=True

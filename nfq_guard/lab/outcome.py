@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""The words of the lab: what is tried against the packet, and what became of the connection."""
+"""Mitigations, outcomes and results of the lab."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from nfq_guard.lab.wiretap import Seen
+from nfq_guard.lab.wiretap import Segment
 
 
 class Mitigation(StrEnum):
-    """What the router does about INVALID packets; the values are public API."""
+    """The router's treatment of INVALID packets; the values are public API."""
 
     NONE = "none"
     BE_LIBERAL = "be_liberal"
@@ -22,11 +22,11 @@ class Mitigation(StrEnum):
 
 
 class Outcome(StrEnum):
-    """What became of the connection, worst first; the values are public API.
+    """The fate of the connection, worst first; the values are public API.
 
-    `blocked` is a connection that stands still because the mitigation dropped its packets,
-    `stalled` one that stands still without that, `leaked` one that goes on although an address
-    that translation hides was seen on the outer link.
+    `blocked`: it hangs, and the mitigation dropped packets. `stalled`: it hangs, and the mitigation
+    dropped nothing. `leaked`: it continues, but an address that translation hides was seen on the
+    outer link.
     """
 
     RESET = "reset"
@@ -38,7 +38,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What a scenario should come to under one mitigation, and why."""
+    """The expected outcome of a scenario under one mitigation, and the reason."""
 
     outcome: Outcome
     why: str
@@ -49,23 +49,23 @@ Expectations = Mapping[Mitigation, Expectation]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One run, measured.
+    """The measured result of one run.
 
     Attributes:
-        scenario: Its name.
-        mitigation: What was tried.
-        expected: What should have come of it.
-        outcome: What came of it.
+        scenario: Name of the scenario.
+        mitigation: The mitigation.
+        expected: The expected outcome.
+        outcome: The measured outcome.
         why: The reason for `expected`.
-        invalid: Packets that the router's kernel called INVALID, by its own count.
-        queued: Of these, those that the guard judged.
+        invalid: Packets that the router's kernel counted as INVALID.
+        queued: Of these, packets that the guard judged.
         dropped: Packets that the mitigation dropped.
-        would_drop: Packets that the guard let pass in dry-run and would have dropped.
-        seconds: How long the run took.
-        rst: Each RST seen on a link, as `link: source > destination`.
-        leaks: Each untranslated source seen on the outer link.
-        wire: What passed on the links from the first stray on, in order.
-        events: What the guard said of the packets that it dropped or recorded.
+        would_drop: Packets that the guard accepted in dry-run and would have dropped.
+        seconds: Duration of the run.
+        rst: Each RST captured on a link, as `link: source > destination`.
+        leaks: Each segment captured on the outer link with a source that translation hides.
+        wire: All segments captured from the first stray on, in order.
+        events: The guard's `packet_judged` events.
     """
 
     scenario: str
@@ -80,16 +80,16 @@ class Result:
     seconds: float
     rst: tuple[str, ...] = ()
     leaks: tuple[str, ...] = ()
-    wire: tuple[Seen, ...] = field(default=(), repr=False)
+    wire: tuple[Segment, ...] = field(default=(), repr=False)
     events: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
 
     @property
     def as_expected(self) -> bool:
-        """Whether the run came out as it should."""
+        """Whether the outcome is the expected one."""
         return self.outcome is self.expected
 
     def record(self) -> dict[str, object]:
-        """The JSON object of `lab run` and `lab matrix`, what was seen on the wire in it."""
+        """The JSON object of `lab run` and `lab matrix`."""
         return {
             "scenario": self.scenario,
             "mitigation": self.mitigation.value,

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The two ends of a connection, each a process of its own inside its namespace.
+"""The two peers of a connection, each a process inside its namespace.
 
-`serve ADDRESS PORT OCTETS` answers each request line with OCTETS of data on the connection that
-it came by. `ask ADDRESS PORT RCVBUF` connects once and sends one request for each line on its
-standard input, which is the number of seconds to wait for the answer. Both tell what happens in
-one word a line on standard output, and end when their standard input does: nothing stays behind
-when the process that started them dies.
+`serve ADDRESS PORT BYTES` answers each request with BYTES of data on the same connection.
+`ask ADDRESS PORT BYTES RCVBUF` connects once and sends one request for each line on its standard
+input, which holds the number of seconds to wait for the answer. Both report each event as one
+word a line on standard output, and exit at the end of their standard input, so neither outlives
+the process that started it.
 """
 
 import os
@@ -18,48 +18,48 @@ from typing import Final
 _CONNECT_TIMEOUT_S: Final = 3.0
 
 
-def _say(word: str) -> None:
+def _report(word: str) -> None:
     sys.stdout.write(word + "\n")
     sys.stdout.flush()
 
 
-def _end_with_stdin() -> None:
+def _exit_at_end_of_stdin() -> None:
     sys.stdin.read()
     os._exit(0)
 
 
-def serve(address: str, port: int, octets: int) -> None:
+def serve(address: str, port: int, size: int) -> None:
     """Answer requests, one connection after the other, until standard input ends."""
-    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
     with socket.create_server((address, port)) as listener:
-        _say("listening")
+        _report("listening")
         while True:
             connection, _ = listener.accept()
             with connection:
                 try:
                     while connection.recv(4096):
-                        connection.sendall(b"x" * octets)
-                    _say("closed")
+                        connection.sendall(b"x" * size)
+                    _report("closed")
                 except ConnectionError:
-                    _say("reset")
+                    _report("reset")
 
 
-def ask(address: str, port: int, octets: int, rcvbuf: int) -> None:
+def ask(address: str, port: int, size: int, rcvbuf: int) -> None:
     """Connect, then send one request for each line on standard input."""
     with socket.socket() as connection:
         if rcvbuf:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(_CONNECT_TIMEOUT_S)
-        _say(_attempt(lambda: connection.connect((address, port)), "connected"))
+        _report(_attempt(lambda: connection.connect((address, port)), "connected"))
         for line in sys.stdin:
             connection.settimeout(float(line))
-            _say(_attempt(lambda: _exchange(connection, octets), "answered"))
+            _report(_attempt(lambda: _exchange(connection, size), "answered"))
 
 
-def _exchange(connection: socket.socket, octets: int) -> None:
+def _exchange(connection: socket.socket, size: int) -> None:
     connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
-    left = octets
+    left = size
     while left:
         received = connection.recv(min(left, 65536))
         if not received:
@@ -77,9 +77,9 @@ def _attempt(act: Callable[[], None], word: str) -> str:
     return word
 
 
-def main(words: Sequence[str]) -> None:
-    """Be the end that `words` asks for."""
-    role, address, port, *numbers = words
+def main(arguments: Sequence[str]) -> None:
+    """Run as the server or the client."""
+    role, address, port, *numbers = arguments
     if role == "serve":
         serve(address, int(port), int(numbers[0]))
     else:

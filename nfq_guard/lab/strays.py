@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The segments that do the harm: numbers learned from the live flow, octets built with scapy."""
+"""Stray segments, built with scapy from the sequence numbers of the live flow."""
 
 import socket
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from scapy.layers.inet import IP, TCP
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.lab.netns import Namespace
-from nfq_guard.lab.wiretap import Address, Seen
+from nfq_guard.lab.wiretap import Address, Segment
 from nfq_guard.seqno import Seq, add, later
 from nfq_guard.wire.packet import ACK, SYN
 
-# How far the sequence number lies beyond the last one that conntrack would still let pass.
-BEYOND_OCTETS: Final = 10_000
+# Distance from the last sequence number that conntrack still accepts.
+BEYOND_BYTES: Final = 10_000
 PAYLOAD: Final = b"stray segment beyond the window"
 
 
@@ -25,7 +25,7 @@ class Kind(StrEnum):
 
     SEQ_OVER = "beyond the window"
     OLD_DATA = "a late copy of the first answer"
-    STALE_RST = "a RST older than what is acknowledged"
+    STALE_RST = "an RST below the acknowledged sequence number"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +34,10 @@ class Stray:
 
     Attributes:
         kind: What is wrong with it.
-        sender: Namespace that it is sent from.
-        tap: Label of the link on which the sender's own view of the flow passes.
-        from_client: Whether it goes the way of the requests.
-        source: Address that it comes from, where that is not what the tap shows.
+        sender: Namespace that sends it.
+        tap: Label of a link that carries the flow with the sender's addresses.
+        from_client: Whether it travels in the direction of the requests.
+        source: Its source, if it is not the sender's address on that link.
     """
 
     kind: Kind
@@ -49,14 +49,14 @@ class Stray:
 
 @dataclass(slots=True)
 class Side:
-    """What one end of the flow has shown on the tapped link.
+    """The state of one end of the flow, from its segments on the tapped link.
 
     Attributes:
         address: Its address and port.
-        isn: Its first sequence number.
-        end: Highest number that it has sent, plus one.
-        limit: Rightmost number that it lets the other end send, exclusive.
-        maxwin: Largest window that it has offered, in octets.
+        isn: Its initial sequence number.
+        end: Highest sequence number sent, plus one.
+        limit: Right edge of the window that it has offered, exclusive.
+        maxwin: Largest window offered, in bytes.
         scale: Its window shift.
         timestamps: TSval and TSecr of its last segment.
         data: Its first segment with data.
@@ -69,10 +69,10 @@ class Side:
     maxwin: int = 0
     scale: int = 0
     timestamps: tuple[int, int] | None = None
-    data: Seen | None = field(default=None, repr=False)
+    data: Segment | None = field(default=None, repr=False)
 
-    def take(self, segment: Seen) -> None:
-        """Learn from one of its segments."""
+    def update(self, segment: Segment) -> None:
+        """Account for one segment from this end."""
         window = segment.window
         if segment.flags & SYN:
             self.isn = segment.seq
@@ -91,41 +91,41 @@ class Side:
             self.data = segment
 
 
-def follow(segments: Sequence[Seen]) -> tuple[Side, Side]:
-    """The client's and the server's side of the first connection among `segments`.
+def follow(segments: Sequence[Segment]) -> tuple[Side, Side]:
+    """The client's and the server's side of the first connection in `segments`.
 
     Raises:
         UnavailableError: There is no connection.
     """
     opening = next((s for s in segments if s.flags & (SYN | ACK) == SYN), None)
     if opening is None:
-        raise UnavailableError("the lab saw no connection on the link where it was to be")
+        raise UnavailableError("the lab saw no connection on the expected link")
     client = Side(opening.src, opening.seq, opening.end)
     server = Side(opening.dst, Seq(0), Seq(0))
     for segment in segments:
         if (segment.src, segment.dst) == (client.address, server.address):
-            client.take(segment)
+            client.update(segment)
         elif (segment.src, segment.dst) == (server.address, client.address):
             if segment.flags & SYN:
                 server.end = segment.end
-            server.take(segment)
+            server.update(segment)
     return client, server
 
 
 def build(stray: Stray, client: Side, server: Side) -> bytes:
-    """The octets of `stray` in the flow between `client` and `server`, from the IP header on."""
+    """The octets of `stray`, IP header first, in the flow between `client` and `server`."""
     sender, receiver = (client, server) if stray.from_client else (server, client)
     source = stray.source or sender.address
     match stray.kind:
         case Kind.SEQ_OVER:
-            # Conntrack lets pass what overshoots by at most one receiver window (kernel.md 1.6 f).
+            # Conntrack tolerates an overshoot of at most one receiver window (kernel.md 1.6 f).
             limit = sender.end if receiver.limit is None else receiver.limit
-            number = add(limit, receiver.maxwin + BEYOND_OCTETS)
+            number = add(limit, receiver.maxwin + BEYOND_BYTES)
             ack, flags, payload = receiver.end, "PA", PAYLOAD
         case Kind.OLD_DATA:
             data = sender.data
             if data is None:
-                raise UnavailableError("the lab saw no answer that could be sent once more")
+                raise UnavailableError("the lab saw no answer that it could repeat")
             number, ack, flags, payload = data.seq, data.ack, "PA", data.payload
         case Kind.STALE_RST:
             number, ack, flags, payload = add(sender.isn, 1), receiver.end, "RA", b""
@@ -150,7 +150,7 @@ def build(stray: Stray, client: Side, server: Side) -> bytes:
 
 
 def send(namespace: Namespace, octets: bytes) -> None:
-    """Send an IPv4 packet as it is from inside `namespace`, routed by its destination."""
+    """Send an unchanged IPv4 packet from inside `namespace`, routed by its destination."""
     with (
         namespace.entered(),
         socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One run: build the network, talk, send the stray, talk on, and say what became of it."""
+"""One trial: build the network, exchange data, send the strays, and judge the outcome."""
 
 import os
 import shutil
@@ -20,26 +20,27 @@ from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import GUARDED, Mitigation, Outcome, Result
 from nfq_guard.lab.peers import Client, serve, wait_for_server
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Scenario, Stage
-from nfq_guard.lab.wiretap import Seen, Tap, settle
+from nfq_guard.lab.wiretap import Segment, Tap, settle
 
-# How long an answer may take. TCP sends again after 0.2, 0.6 and 1.4 s.
+# Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s.
 _ANSWER_LIMIT_S: Final = 2.0
-# A stray and all that it sets off pass within a millisecond; the guard's verdict within a few.
+# A stray and the segments that it provokes pass within a millisecond, the guard's verdict within
+# a few.
 _QUIET_S: Final = 0.06
 _GUARD_LIMIT_S: Final = 5.0
 _SETTLE_LIMIT_S: Final = 2.0
 
-# The id of the process that made it follows, as in the names of namespaces.
+# Followed by the pid of the creator, as in the names of namespaces.
 DIRECTORY_PREFIX: Final = "nfq-guard-lab-"
 
 
 class CancelledError(NfqGuardError):
-    """The run was told to stop."""
+    """The trial was cancelled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Keep:
-    """Directories in which to leave what a run recorded; None keeps nothing.
+    """Directories for the recordings of a trial; None for no recording.
 
     Attributes:
         pcap: For the captures, `SCENARIO-MITIGATION-LINK.pcap`.
@@ -58,24 +59,29 @@ def run(
     cancelled: threading.Event,
     policy: str = "",
 ) -> Result:
-    """Try `mitigation` on `scenario`; ends early once `cancelled` is set.
+    """Run `scenario` with `mitigation`.
 
-    With `policy`, the table `[policy]` as TOML, the guard goes by it instead of by its default
-    policy; what is expected stays what is expected of the default one.
+    Args:
+        scenario: The scenario.
+        mitigation: The mitigation.
+        keep: Where to leave recordings.
+        cancelled: Ends the trial early once set.
+        policy: The guard's table `[policy]` as TOML; empty for the default policy. The expected
+            outcome is always that of the default policy.
 
     Raises:
-        UnavailableError: Something that the lab needs is missing.
+        UnavailableError: The lab lacks a program or a kernel feature.
         PrivilegeError: Not root.
         CancelledError: `cancelled` was set.
     """
     with _Trial(scenario, mitigation, cancelled, policy) as trial:
         result = trial.result()
-        trial.leave(keep)
+        trial.save(keep)
     return result
 
 
 class _Trial:
-    """One run, from the empty machine to the result; `with` removes everything again."""
+    """One trial; the end of `with` removes everything that it created."""
 
     def __init__(
         self,
@@ -93,7 +99,7 @@ class _Trial:
         self._guard: Guard | None = None
         self._taps: list[Tap] = []
         self._sent: list[bytes] = []
-        self._words: list[str] = []
+        self._replies: list[str] = []
 
     def __enter__(self) -> "_Trial":
         return self
@@ -110,7 +116,7 @@ class _Trial:
             raise CancelledError("interrupted")
 
     def result(self) -> Result:
-        """Do it all."""
+        """Run the trial."""
         stage = self._scenario.build(self._namespace)
         install(stage.router, self._mitigation, stage.nat)
         if self._mitigation in GUARDED:
@@ -123,7 +129,7 @@ class _Trial:
         for tap in self._taps:
             self._stack.callback(tap.close)
         with ExitStack() as peers:
-            self._talk(stage, peers)
+            self._converse(stage, peers)
         settle(self._taps, quiet_s=0.01, limit_s=_SETTLE_LIMIT_S)
         dropped = dropped_by_rules(stage.router, self._mitigation)
         invalid = counted_invalid(stage.router)
@@ -134,38 +140,38 @@ class _Trial:
             dropped = report.drops if self._mitigation is Mitigation.GUARD else 0
         return self._judge(stage, invalid=invalid, dropped=dropped, report=report)
 
-    def _talk(self, stage: Stage, peers: ExitStack) -> None:
-        octets = stage.reply_octets
-        server = peers.enter_context(serve(stage.server, *stage.listen_on, octets))
+    def _converse(self, stage: Stage, peers: ExitStack) -> None:
+        size = stage.reply_bytes
+        server = peers.enter_context(serve(stage.server, *stage.listen_on, size))
         other = None
         if stage.extra_listener:
-            other = peers.enter_context(serve(stage.server, *stage.extra_listener, octets))
+            other = peers.enter_context(serve(stage.server, *stage.extra_listener, size))
         if self._guard:
             self._guard.wait_until_ready()
         for listener in filter(None, (server, other)):
             wait_for_server(listener)
         self._check_cancelled()
         client = peers.enter_context(
-            Client(stage.client, *stage.connect_to, octets, stage.client_rcvbuf)
+            Client(stage.client, *stage.connect_to, size, stage.client_rcvbuf)
         )
-        self._words.append(client.connected())
-        if self._words[-1] != "connected":
+        self._replies.append(client.connected())
+        if self._replies[-1] != "connected":
             return
-        self._words.append(client.ask(_ANSWER_LIMIT_S))
+        self._replies.append(client.ask(_ANSWER_LIMIT_S))
         for stray in stage.strays:
-            if self._words[-1] != "answered":
+            if self._replies[-1] != "answered":
                 return
             self._check_cancelled()
             self._send(stray)
             for _ in range(2):
-                if self._words[-1] == "answered":
-                    self._words.append(client.ask(_ANSWER_LIMIT_S))
+                if self._replies[-1] == "answered":
+                    self._replies.append(client.ask(_ANSWER_LIMIT_S))
 
     def _send(self, stray: strays.Stray) -> None:
-        """Send one stray and wait until everything that it sets off has passed."""
+        """Send one stray and wait until the segments that it provokes have passed."""
         settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
         tap = next(tap for tap in self._taps if tap.label == stray.tap)
-        octets = strays.build(stray, *strays.follow(tap.seen))
+        octets = strays.build(stray, *strays.follow(tap.segments))
         self._sent.append(octets)
         strays.send(stray.sender, octets)
         settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
@@ -180,10 +186,10 @@ class _Trial:
             settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
 
     def _judge(self, stage: Stage, *, invalid: int, dropped: int, report: Report) -> Result:
-        passed = sorted((s for tap in self._taps for s in tap.seen), key=lambda s: s.time_ns)
+        passed = sorted((s for tap in self._taps for s in tap.segments), key=lambda s: s.time_ns)
         resets = [s for s in passed if s.is_rst and not self._is_ours(s)]
         leaks = [s for s in passed if s.link == stage.outer and _is_hidden(s, stage)]
-        last = self._words[-1]
+        last = self._replies[-1]
         if last == "reset":
             outcome = Outcome.RESET
         elif last == "timeout":
@@ -208,18 +214,18 @@ class _Trial:
             events=report.judged,
         )
 
-    def _first_stray(self, passed: Sequence[Seen]) -> int:
+    def _first_stray(self, passed: Sequence[Segment]) -> int:
         for index, segment in enumerate(passed):
             if any(octets[24:28] == segment.seq.to_bytes(4) for octets in self._sent):
                 return index
         return len(passed)
 
-    def _is_ours(self, segment: Seen) -> bool:
+    def _is_ours(self, segment: Segment) -> bool:
         number = segment.seq.to_bytes(4)
         return any(octets[24:28] == number and octets[33] & 4 for octets in self._sent)
 
-    def leave(self, keep: Keep) -> None:
-        """Write what is to be kept of the run."""
+    def save(self, keep: Keep) -> None:
+        """Write the recordings that `keep` selects."""
         name = f"{self._scenario.name}-{self._mitigation}"
         if keep.pcap:
             for tap in self._taps:
@@ -228,6 +234,8 @@ class _Trial:
             (keep.events / f"{name}.jsonl").write_bytes(self._guard.log())
 
 
-def _is_hidden(segment: Seen, stage: Stage) -> bool:
+def _is_hidden(segment: Segment, stage: Stage) -> bool:
     address, port = segment.src
-    return any(address == one and which in (None, port) for one, which in stage.hidden)
+    return any(
+        address == hidden and hidden_port in (None, port) for hidden, hidden_port in stage.hidden
+    )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What passes on the links of a run: packet sockets, a small decoder, classic pcap files."""
+"""Captures the links of a trial: packet sockets, a small decoder, and pcap files."""
 
 import ctypes
 import fcntl
@@ -19,8 +19,8 @@ from nfq_guard.wire.packet import FIN, RST, SYN
 _ETH_P_ALL: Final = 0x0003
 _ETH_P_IP: Final = 0x0800
 _SO_TIMESTAMPNS: Final = 35  # the number of the socket option and of its control message
-_SO_RCVBUFFORCE: Final = 33  # the socket module has no name for it
-_RECEIVE_BUFFER: Final = 8 << 20  # a run moves well below 1 MB; nothing may be missed
+_SO_RCVBUFFORCE: Final = 33  # not defined by the socket module
+_RECEIVE_BUFFER: Final = 8 << 20  # a trial moves well below 1 MB, and nothing may be lost
 _LARGEST: Final = 65_575
 _LINKTYPE_RAW: Final = 101
 _PCAP_MAGIC_NS: Final = 0xA1B23C4D
@@ -32,21 +32,21 @@ Address = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """One TCP segment as it passed on a link.
+class Segment:
+    """One TCP segment captured on a link.
 
     Attributes:
-        time_ns: Wall clock of the kernel, nanoseconds.
-        link: Where, as the scenario calls the link.
-        src: Address and port that it came from.
-        dst: Address and port that it goes to.
+        time_ns: Kernel's wall clock, nanoseconds.
+        link: Label of the link.
+        src: Source address and port.
+        dst: Destination address and port.
         seq: Sequence number.
-        ack: Acknowledgement number.
+        ack: Acknowledgment number.
         flags: Flag bits.
         window: The window field, unscaled.
         payload: Its data.
-        wscale: Window scale option, in a SYN that has it.
-        timestamps: TSval and TSecr, where it has them.
+        wscale: Window scale option, if present.
+        timestamps: TSval and TSecr, if present.
     """
 
     time_ns: int
@@ -63,23 +63,23 @@ class Seen:
 
     @property
     def end(self) -> Seq:
-        """First number after it; SYN and FIN take one each."""
+        """The sequence number after it; SYN and FIN count one each."""
         return add(self.seq, len(self.payload) + bool(self.flags & SYN) + bool(self.flags & FIN))
 
     @property
     def is_rst(self) -> bool:
-        """Whether it ends the connection at once."""
+        """Whether RST is set."""
         return bool(self.flags & RST)
 
     def __str__(self) -> str:
-        """Its two ends, as tcpdump writes them."""
+        """Source and destination in tcpdump's notation."""
         return f"{self.src[0]}:{self.src[1]} > {self.dst[0]}:{self.dst[1]}"
 
 
-def read_segment(octets: bytes, *, time_ns: int, link: str) -> Seen | None:
+def read_segment(octets: bytes, *, time_ns: int, link: str) -> Segment | None:
     """The TCP segment in an IPv4 packet; None for anything else.
 
-    Takes the lengths on trust: the packets come from this machine's own kernel.
+    Does not check lengths, because the packets come from this machine's own kernel.
     """
     if len(octets) < 40 or octets[0] >> 4 != 4 or octets[9] != socket.IPPROTO_TCP:
         return None
@@ -88,7 +88,7 @@ def read_segment(octets: bytes, *, time_ns: int, link: str) -> Seen | None:
     sport, dport, number, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", octets, start)
     head = start + (offset >> 4) * 4
     wscale, timestamps = _options(octets[start + 20 : head])
-    return Seen(
+    return Segment(
         time_ns=time_ns,
         link=link,
         src=(socket.inet_ntoa(octets[12:16]), sport),
@@ -122,20 +122,20 @@ def _options(octets: bytes) -> tuple[int | None, tuple[int, int] | None]:
 
 
 class Tap:
-    """Everything that passes on one interface, or on all of a namespace.
+    """Captures one interface, or all interfaces of a namespace.
 
     Attributes:
-        label: The link's name.
-        seen: The TCP segments so far, in the order in which they passed.
+        label: The link's label.
+        segments: The TCP segments captured so far, in order.
     """
 
     def __init__(self, namespace: Namespace, interface: str | None, label: str) -> None:
-        """Listen on `interface`; None means all of them."""
+        """Start capturing `interface`; None for all interfaces."""
         self.label = label
-        self.seen: list[Seen] = []
+        self.segments: list[Segment] = []
         self._recorded: list[tuple[int, bytes]] = []
         with namespace.entered():
-            # With a protocol it would listen to every interface before it is bound to one.
+            # Protocol 0 keeps the socket from capturing every interface before it is bound to one.
             protocol = 0 if interface else socket.htons(_ETH_P_ALL)
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
@@ -149,17 +149,17 @@ class Tap:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Stop listening; what was seen stays."""
+        """Stop capturing; `segments` stays."""
         self._socket.close()
 
     def drain(self) -> bool:
-        """Take in what has passed; whether a TCP segment was among it."""
-        before = len(self.seen)
+        """Read the waiting packets. Returns whether a TCP segment was among them."""
+        before = len(self.segments)
         while True:
             try:
                 octets, control, _, address = self._socket.recvmsg(_LARGEST, 64)
             except BlockingIOError:
-                return len(self.seen) > before
+                return len(self.segments) > before
             if address[1] != _ETH_P_IP:
                 continue
             time_ns = 0
@@ -170,10 +170,10 @@ class Tap:
             self._recorded.append((time_ns, octets))
             segment = read_segment(octets, time_ns=time_ns, link=self.label)
             if segment is not None:
-                self.seen.append(segment)
+                self.segments.append(segment)
 
     def write_pcap(self, path: Path) -> None:
-        """Write all that passed: classic pcap, nanoseconds, link type raw IP."""
+        """Write everything captured: classic pcap, nanoseconds, link type raw IP."""
         with path.open("wb") as out:
             out.write(struct.pack("!IHHiIII", _PCAP_MAGIC_NS, 2, 4, 0, 0, _LARGEST, _LINKTYPE_RAW))
             for time_ns, octets in self._recorded:
@@ -184,9 +184,9 @@ class Tap:
 def settle(
     taps: Sequence[Tap], *, quiet_s: float, limit_s: float, until: Callable[[], bool] | None = None
 ) -> None:
-    """Take in segments until none has passed for `quiet_s`, `until` is true, or `limit_s` is over.
+    """Capture until the links have been quiet for `quiet_s`, or for `limit_s` at most.
 
-    With `until`, quiet alone does not end it before `limit_s`.
+    With `until`, capture until it returns true instead, or for `limit_s` at most.
     """
     deadline = time.monotonic() + limit_s
     last = time.monotonic()
@@ -202,9 +202,9 @@ def settle(
 
 
 def checksums_in_software(namespace: Namespace, interface: str) -> None:
-    """Have the kernel finish checksums before the link, as on a wire; else captures show none.
+    """Disable transmit checksum offload, so that captures contain complete checksums.
 
-    It also switches off segmentation offload, which needs the other.
+    This also disables segmentation offload, which depends on checksum offload.
     """
     value = ctypes.create_string_buffer(struct.pack("@II", _ETHTOOL_STXCSUM, 0))
     request = struct.pack("@16sP8x", interface.encode(), ctypes.addressof(value))

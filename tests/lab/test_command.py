@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How `nfq-guard lab` shows results, without measuring any."""
+"""The output of `nfq-guard lab`, without running any scenario."""
 
 import json
 from collections.abc import Generator, Sequence
@@ -27,31 +27,31 @@ def result(mitigation: Mitigation, outcome: Outcome, expected: Outcome) -> Resul
     )
 
 
-FINE = result(Mitigation.NONE, Outcome.SURVIVED, Outcome.SURVIVED)
-WRONG = result(Mitigation.GUARD, Outcome.RESET, Outcome.SURVIVED)
+EXPECTED = result(Mitigation.NONE, Outcome.SURVIVED, Outcome.SURVIVED)
+UNEXPECTED = result(Mitigation.GUARD, Outcome.RESET, Outcome.SURVIVED)
 
 
-def results(*these: Result) -> Generator[Result, None, None]:
-    yield from these
+def generate(*results: Result) -> Generator[Result, None, None]:
+    yield from results
 
 
-@pytest.mark.parametrize(("these", "status"), [((FINE,), 0), ((FINE, WRONG), 1)])
-def test_an_unexpected_outcome_is_the_status(
-    these: Sequence[Result], status: int, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("results", "status"), [((EXPECTED,), 0), ((EXPECTED, UNEXPECTED), 1)])
+def test_an_unexpected_outcome_sets_the_exit_status(
+    results: Sequence[Result], status: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert lab.show(results(*these), lab.write_record) == status
+    assert lab.show(generate(*results), lab.write_record) == status
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["outcome"] for line in lines] == [one.outcome.value for one in these]
+    assert [line["outcome"] for line in lines] == [each.outcome.value for each in results]
     assert set(lines[0]) >= {
         "scenario", "mitigation", "expected", "outcome", "invalid", "queued", "dropped",
         "would_drop", "seconds",
     }  # fmt: skip
 
 
-def test_table_marks_and_explains_what_is_not_as_expected(
+def test_the_table_marks_and_explains_unexpected_outcomes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    status = lab.show_table(results(FINE, WRONG), [Mitigation.NONE, Mitigation.GUARD])
+    status = lab.show_table(generate(EXPECTED, UNEXPECTED), [Mitigation.NONE, Mitigation.GUARD])
     text = capsys.readouterr().out
     assert status == 1
     assert "reset!" in text
@@ -68,7 +68,7 @@ def test_list_names_every_scenario(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line["scenario"] for line in lines] == list(SCENARIOS)
 
 
-def test_unknown_scenario_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_scenario_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["lab", "run", "no-such"])
     assert ended.value.code == 2
@@ -79,4 +79,4 @@ def test_captures_need_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture
     file = tmp_path / "file"
     file.touch()
     assert main(["lab", "run", "asymmetric", "--pcap", str(file)]) == 2
-    assert f"--pcap: {file} cannot be a directory" in capsys.readouterr().err
+    assert f"--pcap: {file} cannot be created as a directory" in capsys.readouterr().err

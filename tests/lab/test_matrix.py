@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every scenario with every mitigation comes to what its table says, on the running kernel."""
+"""Every scenario has its expected outcome under every mitigation, on the running kernel."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
 from nfq_guard.lab.outcome import GUARDED, Mitigation, Outcome
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Scenario
-from nfq_guard.lab.strays import BEYOND_OCTETS, PAYLOAD
+from nfq_guard.lab.strays import BEYOND_BYTES, PAYLOAD
 from nfq_guard.lab.wiretap import read_segment
 
 pytestmark = pytest.mark.kernel
@@ -48,7 +48,7 @@ def measure(mitigations: Iterable[Mitigation], *words: str) -> Records:
 
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the runs leave what they recorded."""
+    """Directory of the runs' recordings."""
     return tmp_path_factory.mktemp("kept")
 
 
@@ -66,15 +66,15 @@ def test_every_outcome_is_the_expected_one(
 
 
 @pytest.mark.parametrize("scenario", ["kube-proxy-dnat", "istio-redirect", "moby-hairpin"])
-def test_nothing_done_is_a_reset(plain: Records, scenario: str) -> None:
-    """The kernel calls the stray INVALID, somebody answers RST, and the connection is gone."""
+def test_without_mitigation_the_connection_is_reset(plain: Records, scenario: str) -> None:
+    """The kernel calls the stray INVALID, a host answers with RST, and the connection dies."""
     record = plain[scenario, "none"]
     assert record["outcome"] == "reset"
-    assert record["invalid"] == 2  # the stray and the RST that it draws
+    assert record["invalid"] == 2  # the stray and the RST that it provokes
     assert record["rst"]
 
 
-def test_untranslated_reply_is_seen_outside(
+def test_an_untranslated_reply_leaks_to_the_outer_link(
     plain: Records,
 ) -> None:
     assert all(leak.startswith("10.244.0.2:") for leak in plain["kube-proxy-dnat", "none"]["leaks"])
@@ -102,7 +102,7 @@ def guarded(kept: Path) -> Records:
     return measure(GUARDED, "--pcap", str(kept), "--events", str(kept))
 
 
-def test_with_the_guard_every_connection_survives(guarded: Records) -> None:
+def test_every_connection_survives_with_the_guard(guarded: Records) -> None:
     for scenario in SCENARIOS:
         record = guarded[scenario, "guard"]
         assert record["outcome"] == "survived", record
@@ -111,7 +111,7 @@ def test_with_the_guard_every_connection_survives(guarded: Records) -> None:
         assert record["queued"] == record["invalid"]
 
 
-def test_guard_drops_what_is_translated_and_nothing_else(guarded: Records) -> None:
+def test_the_guard_drops_packets_of_translated_flows_only(guarded: Records) -> None:
     dropped = {scenario: guarded[scenario, "guard"]["dropped"] for scenario in SCENARIOS}
     assert dropped["kube-proxy-dnat"] == dropped["moby-hairpin"] == 1
     assert dropped["istio-redirect"] == dropped["snat-reply"] == 2
@@ -119,7 +119,7 @@ def test_guard_drops_what_is_translated_and_nothing_else(guarded: Records) -> No
     assert guarded["asymmetric", "guard"]["queued"] > 3
 
 
-def test_dry_run_only_says_what_it_would_do(guarded: Records) -> None:
+def test_dry_run_drops_nothing(guarded: Records) -> None:
     for scenario in SCENARIOS:
         record = guarded[scenario, "guard-dry-run"]
         assert record["outcome"] == record["expected"], record
@@ -127,8 +127,8 @@ def test_dry_run_only_says_what_it_would_do(guarded: Records) -> None:
         assert bool(record["would_drop"]) == (record["outcome"] == "reset")
 
 
-def test_event_and_capture_tell_of_the_same_segment(guarded: Records, kept: Path) -> None:
-    """The guard's numbers are those of the segment that the link shows."""
+def test_event_and_capture_agree_on_the_segment(guarded: Records, kept: Path) -> None:
+    """The event has the numbers of the segment captured on the link."""
     assert guarded
     log = (kept / "kube-proxy-dnat-guard.jsonl").read_text(encoding="utf-8")
     events = [json.loads(line) for line in log.splitlines()]
@@ -143,11 +143,11 @@ def test_event_and_capture_tell_of_the_same_segment(guarded: Records, kept: Path
     assert (event["seq"], event["ack"]) == (segment.seq, segment.ack)
     if event["breach"]:
         assert event["breach"]["actual"] == segment.seq
-        assert event["breach"]["distance"] > BEYOND_OCTETS
+        assert event["breach"]["distance"] > BEYOND_BYTES
 
 
 def replay(capture: Path, kernel: str) -> list[dict[str, Any]]:
-    """What our own conntrack calls INVALID in a capture, by the rules of `kernel`."""
+    """The packets of a capture that are INVALID under the rules of `kernel`."""
     done = subprocess.run(
         [*COMMAND, "replay", str(capture), "--kernel", kernel, "--format", "json"],
         capture_output=True,
@@ -158,17 +158,15 @@ def replay(capture: Path, kernel: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_late_retransmission_is_what_older_kernels_called_invalid(
-    plain: Records, kept: Path
-) -> None:
+def test_older_kernels_call_the_late_retransmission_invalid(plain: Records, kept: Path) -> None:
     assert plain
     capture = kept / "late-retransmission-none-inner.pcap"
-    assert [one["reason"] for one in replay(capture, "5.10")] == ["seq-under"]
+    assert [packet["reason"] for packet in replay(capture, "5.10")] == ["seq-under"]
     assert replay(capture, "6.1") == []
 
 
-def test_replay_of_the_capture_names_the_same_bound(guarded: Records, kept: Path) -> None:
-    """The window that the kernel held is the one that follows from the packets themselves."""
+def test_replay_of_the_capture_finds_the_same_breach(guarded: Records, kept: Path) -> None:
+    """The kernel's window equals the one computed from the packets."""
     assert guarded
     (judged,) = [
         event
@@ -186,13 +184,13 @@ def test_demo_shows_both_halves() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "connection reset by peer" in done.stdout
     assert "No RST anywhere" in done.stdout
-    assert "octets past it" in done.stdout
+    assert "bytes past it" in done.stdout
     assert len(done.stdout.splitlines()) < 40
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=str)
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=lambda scenario: scenario.name)
-def test_tables_are_total_and_the_guard_saves_everything(
+def test_expectations_are_total_and_the_guard_saves_every_connection(
     scenario: Scenario, kernel: KernelRules
 ) -> None:
     expected = scenario.expected(kernel)

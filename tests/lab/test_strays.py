@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""What the lab learns from a live flow, and the segments that it builds from that."""
+"""The state that the lab derives from a live flow, and the strays built from it."""
 
 import pytest
 from scapy.layers.inet import IP, TCP
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.lab.netns import Namespace
-from nfq_guard.lab.strays import BEYOND_OCTETS, Kind, Side, Stray, build, follow
-from nfq_guard.lab.wiretap import Seen, read_segment
+from nfq_guard.lab.strays import BEYOND_BYTES, Kind, Side, Stray, build, follow
+from nfq_guard.lab.wiretap import Segment, read_segment
 from nfq_guard.seqno import Seq, add, distance
 
 CLIENT = ("192.0.2.2", 40_000)
@@ -17,8 +17,8 @@ SERVER = ("192.0.2.1", 80)
 ORIGINS = [1_000, 2**32 - 500, 2**31 - 500]
 
 
-def passed(source: tuple[str, int], flags: str, seq: int, ack: int, **more: object) -> Seen:
-    """A segment as the lab reads it from the link."""
+def captured(source: tuple[str, int], flags: str, seq: int, ack: int, **more: object) -> Segment:
+    """A segment as captured on the link."""
     payload = bytes(str(more.pop("payload", "")), "ascii")
     target = SERVER if source == CLIENT else CLIENT
     tcp = TCP(
@@ -29,86 +29,86 @@ def passed(source: tuple[str, int], flags: str, seq: int, ack: int, **more: obje
         ack=ack % 2**32,
         **more,
     )
-    seen = read_segment(
+    segment = read_segment(
         bytes(IP(src=source[0], dst=target[0]) / tcp / payload), time_ns=7, link="wire"
     )
-    assert seen is not None
-    return seen
+    assert segment is not None
+    return segment
 
 
-def exchange(origin: int) -> list[Seen]:
-    """One request of 10 octets and one answer of 600; windows of 100 << 4 and 200 << 2."""
+def exchange(origin: int) -> list[Segment]:
+    """One request of 10 bytes and one answer of 600; windows of 100 << 4 and 200 << 2."""
     scale4, scale2 = ([("WScale", shift), ("Timestamp", (shift, 9))] for shift in (4, 2))
     return [
-        passed(CLIENT, "S", origin, 0, window=5_000, options=scale4),
-        passed(SERVER, "SA", origin, origin + 1, window=6_000, options=scale2),
-        passed(CLIENT, "A", origin + 1, origin + 1, window=100),
-        passed(CLIENT, "PA", origin + 1, origin + 1, window=100, payload="r" * 10),
-        passed(SERVER, "PA", origin + 1, origin + 11, window=200, payload="a" * 600),
-        passed(CLIENT, "A", origin + 11, origin + 601, window=100),
+        captured(CLIENT, "S", origin, 0, window=5_000, options=scale4),
+        captured(SERVER, "SA", origin, origin + 1, window=6_000, options=scale2),
+        captured(CLIENT, "A", origin + 1, origin + 1, window=100),
+        captured(CLIENT, "PA", origin + 1, origin + 1, window=100, payload="r" * 10),
+        captured(SERVER, "PA", origin + 1, origin + 11, window=200, payload="a" * 600),
+        captured(CLIENT, "A", origin + 11, origin + 601, window=100),
     ]
 
 
 def stray(kind: Kind, *, from_client: bool = False) -> Stray:
-    sender = object.__new__(Namespace)  # nothing is sent from it here
+    sender = object.__new__(Namespace)  # never used: these tests send nothing
     return Stray(kind=kind, sender=sender, tap="wire", from_client=from_client)
 
 
-def built(kind: Kind, client: Side, server: Side, *, from_client: bool = False) -> Seen:
+def built(kind: Kind, client: Side, server: Side, *, from_client: bool = False) -> Segment:
     octets = build(stray(kind, from_client=from_client), client, server)
-    seen = read_segment(octets, time_ns=0, link="")
-    assert seen is not None
-    return seen
+    segment = read_segment(octets, time_ns=0, link="")
+    assert segment is not None
+    return segment
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_both_sides_are_learned(origin: int) -> None:
+def test_the_state_of_both_sides(origin: int) -> None:
     client, server = follow(exchange(origin))
     assert (client.address, server.address) == (CLIENT, SERVER)
     assert client.end == add(Seq(origin), 11)
     assert server.end == add(Seq(origin), 601)
-    assert client.maxwin == 5_000  # of the SYN, which is not scaled
+    assert client.maxwin == 5_000  # the SYN's window, which is never scaled
     assert client.limit == add(Seq(origin), 601 + (100 << 4))
     assert server.limit == add(Seq(origin), 1 + 6_000)
     assert server.timestamps == (2, 9)
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_beyond_is_more_than_a_receiver_window_past_the_bound(origin: int) -> None:
-    """Up to one window past it, conntrack only ignores a segment (kernel.md 1.6 f)."""
+def test_seq_over_is_more_than_a_receiver_window_past_the_bound(origin: int) -> None:
+    """Conntrack merely ignores a segment up to one window past the bound (kernel.md 1.6 f)."""
     client, server = follow(exchange(origin))
     segment = built(Kind.SEQ_OVER, client, server)
     assert client.limit is not None
-    assert distance(segment.seq, client.limit) == client.maxwin + BEYOND_OCTETS
+    assert distance(segment.seq, client.limit) == client.maxwin + BEYOND_BYTES
     assert segment.ack == client.end
     assert (segment.src, segment.dst) == (SERVER, CLIENT)
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_old_data_is_the_first_answer_again(origin: int) -> None:
+def test_old_data_repeats_the_first_answer(origin: int) -> None:
     client, server = follow(exchange(origin))
     segment = built(Kind.OLD_DATA, client, server)
     assert (segment.seq, segment.payload) == (add(Seq(origin), 1), b"a" * 600)
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_stale_rst_lies_below_what_is_acknowledged(origin: int) -> None:
+def test_a_stale_rst_is_below_the_acknowledged_number(origin: int) -> None:
     client, server = follow(exchange(origin))
     segment = built(Kind.STALE_RST, client, server, from_client=True)
     assert segment.is_rst
     assert distance(segment.seq, client.end) == -10
 
 
-def test_without_a_connection_there_is_nothing_to_learn() -> None:
+def test_a_capture_without_a_connection_is_an_error() -> None:
     with pytest.raises(UnavailableError, match="no connection"):
         follow(exchange(1)[1:])
 
 
-def test_without_an_answer_none_can_be_repeated() -> None:
+def test_repeating_a_missing_answer_is_an_error() -> None:
     with pytest.raises(UnavailableError, match="no answer"):
         build(stray(Kind.OLD_DATA), *follow(exchange(1)[:3]))
 
 
 @pytest.mark.parametrize("octets", [b"", b"\x60" + bytes(60), bytes(IP() / (b"x" * 30))])
-def test_what_is_no_tcp_over_ipv4_is_nothing(octets: bytes) -> None:
+def test_packets_other_than_tcp_over_ipv4_are_skipped(octets: bytes) -> None:
     assert read_segment(octets, time_ns=0, link="") is None

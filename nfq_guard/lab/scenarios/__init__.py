@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The scenarios, in the order in which they are shown."""
+"""The scenarios, in the order in which they are listed."""
 
 from typing import Final
 

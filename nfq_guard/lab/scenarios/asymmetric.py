@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Asymmetric routing: healthy packets that are INVALID because the router sees one half.
+"""Asymmetric routing: healthy packets that are INVALID because the router sees one direction only.
 
-Requests go through the router, answers take another way, and nobody translates anything. The
-router has seen the SYN but never the SYN+ACK, so every further packet of the client is INVALID:
-an ACK of the opener has no place in SYN_SENT. Nothing is wrong with these packets, and without
-translation nothing goes wrong with them either; whoever drops them breaks the connection. The
-stray, beyond the server's window, is the endpoint's to judge: the server answers it with an ACK.
+Requests pass the router, answers take another path, and there is no translation. The router has
+seen the SYN but never the SYN+ACK, so every further packet from the client is INVALID: in SYN_SENT
+the opener must not send an ACK. The packets themselves are valid, and without translation they do
+no harm; dropping them breaks the connection. The stray, beyond the server's window, is for the
+endpoint to judge: the server answers it with an ACK.
 """
 
 from collections.abc import Mapping
@@ -26,39 +26,38 @@ from nfq_guard.lab.strays import Kind, Stray
 _CLIENT: Final = "10.1.0.2"
 _SERVER: Final = "10.2.0.2"
 
-_BLOCKED: Final = (
-    "it drops all that the client sends after its SYN, though nothing is wrong with it"
-)
+_BLOCKED: Final = "it drops every packet from the client after its SYN, although they are valid"
 
 EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.NONE: Expectation(
-        Outcome.SURVIVED, "an INVALID packet is forwarded as it is, and as it is it is right"
+        Outcome.SURVIVED, "INVALID packets are forwarded unchanged, as they should be"
     ),
     Mitigation.BE_LIBERAL: Expectation(
-        Outcome.SURVIVED, "the packets stay INVALID, for it is not the window, and are forwarded"
+        Outcome.SURVIVED,
+        "the packets are INVALID for another reason than the window, and forwarded",
     ),
     Mitigation.DROP_PREROUTING: Expectation(Outcome.BLOCKED, _BLOCKED),
     Mitigation.DROP_FORWARD: Expectation(Outcome.BLOCKED, _BLOCKED),
     Mitigation.DROP_INPUT: Expectation(
-        Outcome.SURVIVED, "the packets are forwarded and never come to INPUT"
+        Outcome.SURVIVED, "the packets are forwarded and never reach INPUT"
     ),
     Mitigation.GUARD: Expectation(
-        Outcome.SURVIVED, "the flow is not translated, so the guard leaves it to its ends"
+        Outcome.SURVIVED, "the flow is not translated, so the guard leaves it to the endpoints"
     ),
     Mitigation.GUARD_DRY_RUN: Expectation(
-        Outcome.SURVIVED, "the guard would let these packets pass, and does"
+        Outcome.SURVIVED, "the guard would accept these packets in either mode"
     ),
 }
 
 
 class Asymmetric:
-    """See the module."""
+    """The scenario that the module describes."""
 
     name = "asymmetric"
-    summary = "the router sees one half of an untranslated connection; nothing may be harmed"
+    summary = "the router sees one direction of an untranslated connection, which must survive"
 
     def build(self, make: MakeNamespace) -> Stage:
-        """Client, router, server, and a second way from server to client."""
+        """Client, router and server, and a second path from server to client."""
         client = without_path_filter(make("client"))
         router = routing(make("router"))
         server = without_path_filter(make("server"))

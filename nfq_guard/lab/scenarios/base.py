@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a scenario is made of."""
+"""The parts of a scenario."""
 
 import platform
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MakeNamespace = Callable[[str], Namespace]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """An interface to listen on; None for all of the namespace."""
+    """An interface to capture; None for all interfaces of the namespace."""
 
     label: str
     namespace: Namespace
@@ -26,22 +26,22 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
-    """A network, built and waiting for a connection.
+    """A complete network, ready for a connection.
 
     Attributes:
-        router: The namespace whose conntrack and packet filter are on trial.
-        client: Where the client runs.
-        server: Where the server runs.
-        connect_to: What the client connects to.
-        listen_on: What the server listens on.
+        router: The namespace whose conntrack and packet filter are tested.
+        client: Namespace of the client.
+        server: Namespace of the server.
+        connect_to: Address that the client connects to.
+        listen_on: Address that the server listens on.
         nat: The body of the router's nat table for iptables-restore; may be empty.
-        links: Where to listen.
+        links: The links to capture.
         strays: The segments to send into the live connection, in order.
-        outer: Label of the link on which no address of `hidden` may appear; None if there is none.
-        hidden: Sources that translation hides: an address, with a port where the port counts.
-        extra_listener: A second address in the server's namespace that somebody else listens on.
-        reply_octets: Size of an answer.
-        client_rcvbuf: Receive buffer of the client in octets; 0 leaves the kernel's.
+        outer: Label of the link on which no source in `hidden` may appear; None if there is none.
+        hidden: Sources that translation hides: an address, and a port or None for any port.
+        extra_listener: A second address in the server's namespace, with a listener of its own.
+        reply_bytes: Size of an answer.
+        client_rcvbuf: Receive buffer of the client in bytes; 0 for the kernel's default.
     """
 
     router: Namespace
@@ -55,34 +55,34 @@ class Stage:
     outer: str | None = None
     hidden: tuple[tuple[str, int | None], ...] = ()
     extra_listener: Address | None = None
-    reply_octets: int = 1_000
+    reply_bytes: int = 1_000
     client_rcvbuf: int = 0
 
 
 class Scenario(Protocol):
-    """One way in which an INVALID packet does harm, or is feared to."""
+    """One situation in which INVALID packets do harm, or are believed to."""
 
     name: str
     summary: str
 
     def build(self, make: MakeNamespace) -> Stage:
-        """Build the network with namespaces from `make`, which also removes them."""
+        """Build the network with namespaces from `make`, whose caller removes them."""
 
     def expected(self, kernel: KernelRules) -> Expectations:
-        """What should come of it under each mitigation, on such a kernel."""
+        """The expected outcome under each mitigation, on a kernel with these rules."""
 
 
 RUNNING_KERNEL: Final = rules_of(platform.release())
 
 
 def routing(namespace: Namespace) -> Namespace:
-    """`namespace`, made to forward, without the reverse path filter."""
+    """Enable forwarding and disable reverse path filtering; returns `namespace`."""
     namespace.sysctl("ipv4.ip_forward", 1)
     return without_path_filter(namespace)
 
 
 def without_path_filter(namespace: Namespace) -> Namespace:
-    """`namespace`, made to take packets that come in by another interface than they went out."""
+    """Disable reverse path filtering, for asymmetric paths; returns `namespace`."""
     namespace.sysctl("ipv4.conf.all.rp_filter", 0)
     namespace.sysctl("ipv4.conf.default.rp_filter", 0)
     return namespace
@@ -91,7 +91,7 @@ def without_path_filter(namespace: Namespace) -> Namespace:
 def join(
     left: Namespace, left_name: str, right: Namespace, right_name: str, here: str, there: str
 ) -> None:
-    """Join two namespaces by a link that carries whole checksums; addresses as `10.0.0.1/24`."""
+    """Connect two namespaces by a link with complete checksums; addresses as `10.0.0.1/24`."""
     veth(left, left_name, right, right_name, (here, there))
     checksums_in_software(left, left_name)
     checksums_in_software(right, right_name)

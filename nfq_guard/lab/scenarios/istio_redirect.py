@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""A sidecar: every connection to the pod is redirected to a proxy that listens beside the app.
+"""A sidecar: every connection to the pod is redirected to a proxy that runs beside the app.
 
-REDIRECT is DNAT to the pod itself, here from port 80 to the proxy's 15006. Two segments go astray:
+REDIRECT is DNAT to the pod itself, here from port 80 to the proxy's 15006. There are two stray
+segments:
 
-1. A segment of the client lies beyond the window of the proxy. It is INVALID, so it is not
-   redirected, and arrives at port 80, where the app listens that knows no such connection. The
-   pod's own kernel answers RST from port 80, which is exactly what the client talks to: the
-   client's connection is reset.
-2. A segment of the proxy lies beyond the window of the client. It is INVALID on its way out, so
-   it leaves with port 15006, which the client has never heard of. The client answers RST to
-   15006, where it fits the proxy's connection. A rule that drops INVALID packets on their way in
-   stops that RST, but the untranslated segment has left the pod: only a rule in OUTPUT sees it.
+1. A segment from the client lies beyond the proxy's window. It is INVALID, so it is not redirected
+   and arrives at port 80, where the app listens but has no such connection. The pod's kernel
+   answers with an RST from port 80, the address that the client is connected to, so the client's
+   connection is reset.
+2. A segment from the proxy lies beyond the client's window. It is INVALID on its way out, so it
+   leaves with port 15006, to which the client has no connection. The client answers with an RST to
+   port 15006, which matches the proxy's connection. A rule that drops incoming INVALID packets
+   stops that RST, but the untranslated segment has already left the pod: only a rule in OUTPUT
+   would have matched it.
 """
 
 from collections.abc import Mapping
@@ -29,28 +31,28 @@ _LEAVES: Final = "the client's segment is dropped, but the proxy's leaves with p
 
 EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.NONE: Expectation(
-        Outcome.RESET, "the client's segment misses the proxy, and the pod answers it with RST"
+        Outcome.RESET, "the client's segment bypasses the proxy, and the pod answers it with RST"
     ),
     Mitigation.BE_LIBERAL: Expectation(
         Outcome.SURVIVED, "no window is checked, so both segments are redirected"
     ),
     Mitigation.DROP_PREROUTING: Expectation(Outcome.LEAKED, _LEAVES),
-    Mitigation.DROP_FORWARD: Expectation(Outcome.RESET, "nothing is forwarded here"),
+    Mitigation.DROP_FORWARD: Expectation(Outcome.RESET, "no packet is forwarded here"),
     Mitigation.DROP_INPUT: Expectation(Outcome.LEAKED, _LEAVES),
     Mitigation.GUARD: Expectation(
         Outcome.SURVIVED, "the guard drops both, on the way in and on the way out"
     ),
     Mitigation.GUARD_DRY_RUN: Expectation(
-        Outcome.RESET, "dry-run only says that the segment would be dropped"
+        Outcome.RESET, "dry-run only records that the segment would be dropped"
     ),
 }
 
 
 class IstioRedirect:
-    """See the module."""
+    """The scenario that the module describes."""
 
     name = "istio-redirect"
-    summary = "segments of a REDIRECTed connection miss the sidecar, or leave with its port"
+    summary = "segments of a REDIRECTed connection bypass the sidecar, or leave with its port"
 
     def build(self, make: MakeNamespace) -> Stage:
         """A client and a pod on one link."""

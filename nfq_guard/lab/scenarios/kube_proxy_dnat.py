@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """The classic: a reply of a Kubernetes service escapes its translation.
 
-A client talks to the virtual address of a service; the node translates it to a pod (DNAT), and
-the pod's replies back. One reply lies more than a receiver window beyond what the client has
-offered. Conntrack on the node calls it INVALID (SEQ over the upper bound), so nobody translates
-it back: it is forwarded with the pod's own address. The client knows no such connection and
-answers RST, to the pod, with the very number that the pod expects next. The pod's healthy
-connection dies, and the client finds out by its next request.
+A client connects to the virtual address of a service. The node translates it to a pod (DNAT), and
+translates the pod's replies back. One reply lies more than a receiver window beyond the window that
+the client has offered. Conntrack on the node calls it INVALID (SEQ over the upper bound), so it is
+not translated back but forwarded with the pod's own address. The client has no such connection and
+answers the pod with an RST that carries exactly the sequence number that the pod expects next. The
+pod's healthy connection dies, and the client's next request fails.
 """
 
 from collections.abc import Mapping
@@ -36,19 +36,19 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
         Outcome.SURVIVED, "the reply is forwarded, and dropped there"
     ),
     Mitigation.DROP_INPUT: Expectation(
-        Outcome.RESET, "the reply is forwarded and never comes to INPUT"
+        Outcome.RESET, "the reply is forwarded and never reaches INPUT"
     ),
     Mitigation.GUARD: Expectation(
         Outcome.SURVIVED, "the reply belongs to a translated flow, so the guard drops it"
     ),
     Mitigation.GUARD_DRY_RUN: Expectation(
-        Outcome.RESET, "dry-run only says that the reply would be dropped"
+        Outcome.RESET, "dry-run only records that the reply would be dropped"
     ),
 }
 
 
-def network(make: MakeNamespace, kind: Kind, *, reply_octets: int, client_rcvbuf: int) -> Stage:
-    """Client, node and pod, with one stray of the pod."""
+def network(make: MakeNamespace, kind: Kind, *, reply_bytes: int, client_rcvbuf: int) -> Stage:
+    """Client, node and pod, with one stray from the pod."""
     client, node, pod = make("client"), routing(make("node")), make("pod")
     join(client, "eth0", node, "eth0", f"{_CLIENT}/24", "192.0.2.1/24")
     join(pod, "eth0", node, "cni0", f"{_POD}/24", "10.244.0.1/24")
@@ -68,20 +68,20 @@ def network(make: MakeNamespace, kind: Kind, *, reply_octets: int, client_rcvbuf
         strays=(Stray(kind=kind, sender=pod, tap="inner", from_client=False),),
         outer="outer",
         hidden=((_POD, None),),
-        reply_octets=reply_octets,
+        reply_bytes=reply_bytes,
         client_rcvbuf=client_rcvbuf,
     )
 
 
 class KubeProxyDnat:
-    """See the module."""
+    """The scenario that the module describes."""
 
     name = "kube-proxy-dnat"
     summary = "reply of a DNATed service flow is forwarded with the pod's own address"
 
     def build(self, make: MakeNamespace) -> Stage:
         """Client, node, pod."""
-        return network(make, Kind.SEQ_OVER, reply_octets=1_000, client_rcvbuf=0)
+        return network(make, Kind.SEQ_OVER, reply_bytes=1_000, client_rcvbuf=0)
 
     def expected(self, kernel: KernelRules) -> Expectations:
         """The same on every kernel: SEQ over the bound is INVALID on all of them."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""A Docker host reaches its own published port through its external address.
+"""A Docker host connects to its own published port through its external address.
 
-The connection never leaves the host: OUTPUT translates external address and port to the
-container's (DNAT), the container answers to the external address, and the reply comes in by the
-bridge. A reply beyond the window is INVALID, so it is not translated back: it is delivered to
-the host with the container's address. The host has no such socket and answers RST itself, to the
-container, whose connection dies. Nothing here is forwarded, so a rule in FORWARD sees nothing.
+The connection never leaves the host: OUTPUT translates the external address and port to the
+container's (DNAT), the container answers to the external address, and the reply comes in through
+the bridge. A reply beyond the window is INVALID, so it is not translated back but delivered to the
+host with the container's address. The host has no such socket and answers the container with an
+RST, which kills its connection. No packet is forwarded, so a rule in FORWARD matches nothing.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ _CONTAINER: Final = "172.17.0.2"
 EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.NONE: Expectation(
         Outcome.RESET,
-        "the reply reaches the host with the container's address, and the host answers it with RST",
+        "the reply reaches the host with the container's address, and the host answers with RST",
     ),
     Mitigation.BE_LIBERAL: Expectation(
         Outcome.SURVIVED, "no window is checked, so the reply is translated like any other"
@@ -40,19 +40,19 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
         Outcome.SURVIVED, "the reply belongs to a translated flow, so the guard drops it"
     ),
     Mitigation.GUARD_DRY_RUN: Expectation(
-        Outcome.RESET, "dry-run only says that the reply would be dropped"
+        Outcome.RESET, "dry-run only records that the reply would be dropped"
     ),
 }
 
 
 class MobyHairpin:
-    """See the module."""
+    """The scenario that the module describes."""
 
     name = "moby-hairpin"
-    summary = "a host talks to its own published port through its external address"
+    summary = "a host connects to its own published port through its external address"
 
     def build(self, make: MakeNamespace) -> Stage:
-        """A host with a container, and a neighbour that only makes its address external."""
+        """A host with a container, and a neighbour that gives the host an external link."""
         host, container, neighbour = routing(make("host")), make("container"), make("neighbour")
         join(host, "eth0", neighbour, "eth0", f"{_EXTERNAL}/24", "192.0.2.1/24")
         join(host, "docker0", container, "eth0", "172.17.0.1/16", f"{_CONTAINER}/16")

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""A masqueraded client: the router stands in for it, and answers for it.
+"""A masqueraded client behind a router that answers its packets with RST.
 
-Two segments go astray:
+There are two stray segments:
 
-1. A reply of the server lies beyond the client's window. It is INVALID, so it is not translated
-   back: its destination stays the router's own address, where no socket waits for it. The router
-   answers RST to the server, and the server's connection dies. The reply is delivered locally,
-   so a rule in FORWARD sees nothing of it.
-2. A RST from the client's side is older than what the server has acknowledged. It is INVALID
-   ("invalid rst", a check that be_liberal does not switch off), so it is not masqueraded: it is
-   forwarded to the outside with the client's private address. A rule in INPUT sees nothing of it.
+1. A reply from the server lies beyond the client's window. It is INVALID, so it is not translated
+   back: its destination stays the router's own address, where no socket matches it. The router
+   answers the server with an RST, and the server's connection dies. The reply is delivered
+   locally, so a rule in FORWARD does not match it.
+2. An RST from the client's side is below the sequence number that the server has acknowledged. It
+   is INVALID ("invalid rst", a check that be_liberal does not disable), so it is not masqueraded
+   but forwarded to the outside with the client's private address. A rule in INPUT does not match
+   it.
 """
 
 from collections.abc import Mapping
@@ -29,8 +30,8 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     ),
     Mitigation.BE_LIBERAL: Expectation(
         Outcome.LEAKED,
-        "the reply is translated, but the old RST leaves with the client's private address: it is "
-        "not the window that it fails",
+        "the reply is translated, but the old RST, which fails another check than the window's, "
+        "leaves with the client's private address",
     ),
     Mitigation.DROP_PREROUTING: Expectation(
         Outcome.SURVIVED, "both are dropped before they are routed"
@@ -46,13 +47,13 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
         Outcome.SURVIVED, "both belong to a translated flow, so the guard drops them"
     ),
     Mitigation.GUARD_DRY_RUN: Expectation(
-        Outcome.RESET, "dry-run only says that the reply would be dropped"
+        Outcome.RESET, "dry-run only records that the reply would be dropped"
     ),
 }
 
 
 class SnatReply:
-    """See the module."""
+    """The scenario that the module describes."""
 
     name = "snat-reply"
     summary = "reply to a masqueraded client stops at the router, which resets the server"

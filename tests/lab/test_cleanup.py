@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whatever ends a run, no namespace and no process of it stays."""
+"""However a run ends, none of its namespaces, processes and files remain."""
 
 import argparse
 import os
@@ -30,29 +30,29 @@ def directories_of(pid: int) -> list[Path]:
 
 
 def daemons_of(pid: int) -> list[str]:
-    """Processes of the guard that the lab of `pid` started, by the configuration they name."""
+    """Daemons that the lab process `pid` started, recognised by their configuration's path."""
     marker = f"{DIRECTORY_PREFIX}{pid}-".encode()
-    found: list[str] = []
+    pids: list[str] = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if marker in path.read_bytes():
-                found.append(path.parent.name)
+                pids.append(path.parent.name)
         except OSError:
-            continue  # it ended meanwhile
-    return found
+            continue  # it exited meanwhile
+    return pids
 
 
-def wait_until(come: Callable[[], object], limit_s: float = 20) -> bool:
+def wait_until(condition: Callable[[], object], limit_s: float = 20) -> bool:
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
-        if come():
+        if condition():
             return True
         time.sleep(0.01)
     return False
 
 
 def start_matrix() -> subprocess.Popen[str]:
-    """A matrix at work: namespaces and a guard are there."""
+    """A running `lab matrix` that has created namespaces and started a guard."""
     process = subprocess.Popen(
         [*LAB, "matrix", "--mitigation", "guard", "drop-prerouting"],
         stdout=subprocess.DEVNULL,
@@ -67,38 +67,37 @@ def start_matrix() -> subprocess.Popen[str]:
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing(number: signal.Signals) -> None:
+def test_a_signal_leaves_nothing_behind(number: signal.Signals) -> None:
     process = start_matrix()
     process.send_signal(number)
-    _, complaint = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert complaint == "nfq-guard: interrupted; everything is removed\n"
+    assert stderr == "nfq-guard: interrupted; all namespaces are removed\n"
     assert namespaces_of(process.pid) == []
     assert directories_of(process.pid) == []
     assert daemons_of(process.pid) == []
 
 
 @pytest.mark.kernel
-def test_clean_removes_what_a_crash_left() -> None:
+def test_clean_removes_the_leftovers_of_a_crash() -> None:
     process = start_matrix()
     process.kill()
     process.communicate(timeout=60)
-    left = namespaces_of(process.pid)
-    assert left
+    assert namespaces_of(process.pid)
     done = subprocess.run([*LAB, "clean"], capture_output=True, text=True, check=True, timeout=60)
     assert namespaces_of(process.pid) == []
     assert directories_of(process.pid) == []
-    # A process that was killed shows its command until the kernel has taken its memory apart.
+    # A killed process keeps its command line until the kernel has freed its memory.
     assert wait_until(lambda: not daemons_of(process.pid))
     assert done.stdout.startswith("removed ")
 
 
 @pytest.mark.kernel
 @pytest.mark.parametrize("words", [["run", "asymmetric"], ["matrix"], ["demo"], ["clean"]])
-def test_without_root_it_says_so(words: list[str]) -> None:
+def test_without_root_the_lab_is_refused(words: list[str]) -> None:
     parser = argparse.ArgumentParser()
     lab.add_arguments(parser)
-    # All is imported by now: the interpreter may be where nobody but root can read.
+    # Every module is imported by now: the interpreter's files may be readable for root only.
     os.seteuid(65534)
     try:
         with pytest.raises(PrivilegeError, match="the lab needs root") as refusal:
@@ -109,7 +108,7 @@ def test_without_root_it_says_so(words: list[str]) -> None:
 
 
 @pytest.mark.kernel
-def test_without_iptables_it_names_the_package(
+def test_missing_iptables_is_reported_with_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "ip").symlink_to("/bin/true")
