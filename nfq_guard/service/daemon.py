@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
 """The daemon, from queues bound to queues unbound.
 
-Order matters at both ends. At the start: queues, then rules, then READY. At the end: rules, then
-what still waits in the queues gets its verdicts, then the queues; so no packet meets a queue that
-nobody serves, except between the kernel and a crash.
+Rules exist only while the queues are served, a crash excepted. At the start: queues, then rules,
+then READY. At the end: rules, then verdicts for what still waits in the queues, then the queues.
+Every wait at the end has a bound, and a second SIGTERM or SIGINT shortens it.
+
+An exception that ends the daemon is in its log before anything is undone.
 """
 
 import os
 import signal
-import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol, final
@@ -32,10 +35,14 @@ from nfq_guard.telemetry.events import EventLog, timestamp
 from nfq_guard.telemetry.sink import LineSink
 
 _SECOND_S: Final = 1.0
+# Changing rules takes tens of milliseconds, unless another program holds the lock of xtables.
+_RULES_S: Final = 10.0
+# What is left of a wait after a second SIGTERM.
+_HURRIED_S: Final = 1.0
 
 
 class RulesChange(Protocol):
-    """What `Rules.install` and `Rules.remove` answer."""
+    """What `Rules.install` and `Rules.remove` did."""
 
     @property
     def done(self) -> Sequence[str]:
@@ -43,23 +50,23 @@ class RulesChange(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What the operator should know besides."""
+        """What else an operator should know."""
 
 
 class Rules(Protocol):
     """Our rules in the packet filter (`firewall.Firewall`)."""
 
     def install(self) -> RulesChange:
-        """Make them as they should be."""
+        """Install what is missing or differs."""
 
     def remove(self) -> RulesChange:
-        """Take them away."""
+        """Remove all of them."""
 
     def verify(self) -> Sequence[object]:
-        """Every difference between what is live and what should be."""
+        """Every difference between the rules in the kernel and those that should be there."""
 
     def counted(self) -> Counted:
-        """What the kernel counted at them."""
+        """What the kernel counted at the rules."""
 
 
 @final
@@ -69,17 +76,17 @@ class Parts:
 
     Attributes:
         settings: Its settings.
-        source: Where they are from, for the log.
+        source: Where the settings are from, for the log.
         workers: Serves the queues.
         loop: The loop, in the main thread.
         events: Where events go.
         sink: The lines under `events`; closed at the end.
-        rules: Our rules as they should be.
+        rules: Our rules in the packet filter.
         loaded: The policy to begin with.
         read: Reads the policy anew, or raises NfqGuardError.
-        notifier: Tells systemd.
-        open_more: Opens what is there for onlookers, once all queues are served; what it returns
-            closes that again.
+        notifier: To the service manager.
+        open_more: Opens the control socket and the metrics endpoint, once all queues are served;
+            what it returns closes them.
     """
 
     settings: Settings
@@ -97,11 +104,11 @@ class Parts:
 
 @final
 class Daemon:
-    """Runs until a signal says stop; what requests ask (`requests.Guard`) is asked of it.
+    """Runs until SIGTERM or SIGINT; carries out control requests (`control.commands.Guard`).
 
     Attributes:
         mode: Whether decisions are carried out.
-        reloading: The policy and how it changed.
+        reloading: The policy in force, and its reloads.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -117,8 +124,8 @@ class Daemon:
         self._since = ""
         self._started_at = 0.0
         self._rules_changed = 0
-        self._rules_touched = False
-        self._close_more: Callable[[], None] = _nothing
+        self._failure: Exception | None = None
+        self._hurried_at: float | None = None
         self.reloading = Reloader(
             loaded=parts.loaded,
             read=parts.read,
@@ -144,51 +151,75 @@ class Daemon:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            NfqGuardError: A queue could not be served, or the rules could not be installed; what
-                was done by then is undone.
+            NfqGuardError: A queue could not be served, or the rules could not be installed. What
+                had been done is undone.
         """
         self._since = timestamp()
         self._started_at = time.monotonic()
-        self._prepare()
-        try:
-            facts = self._workers.begin()
-            self._close_more = self._parts.open_more(self)
-            self._begin_metrics()
-            if self._owns_rules:
-                self._rules_touched = True
-                self._tell_rules("rules_installed", self._serve_during(self._parts.rules.install))
+        self._watch_signals()
+        with ExitStack() as undo:
+            undo.callback(self._close_log)
+            more = undo.enter_context(ExitStack())
+            undo.callback(self._log_stopped)
+            undo.callback(self._workers.finish, self._hurried)
+            try:
+                self._serve(undo, more)
+            except BaseException as error:
+                self._log_failure(error)
+                raise
+            finally:
+                self._loop.stop()
+                self._notifier.stopping()
+
+    def _serve(self, undo: ExitStack, more: ExitStack) -> None:
+        facts = self._workers.begin(datetime.now(UTC).timestamp())
+        if self._loop.stopped:
+            return
+        more.callback(self._parts.open_more(self))
+        if self._owns_rules:
+
+            def installed(change: RulesChange) -> None:
+                self._log_rules("rules_installed", change)
+                if not self._loop.stopped:
+                    self._started(facts)
+
+            undo.callback(self._remove_rules)
+            undo.callback(self._workers.refresh)  # what the rules counted goes with them
+            undo.callback(self._end_background)
+            self._loop.background(self._parts.rules.install, installed, self._fail)
+        else:
             self._started(facts)
-            self._loop.run()
-        finally:
-            self._stop()
+        self._loop.run()
+        if self._failure is not None:
+            raise self._failure
 
     def set_mode(self, mode: Mode) -> None:
-        """Switch between two turns; the next packet is judged in the new mode."""
+        """Judge in `mode` from the next turn on."""
         before = self.mode
         self.mode = mode
         self._workers.set_mode(mode)
         if mode is not before:
             rest: dict[str, object] = {}
             if self._settings.fail_mode != FailMode.OPEN.value:
-                # It is a matter of rules, which stay as they were made at the start.
+                # The fail mode is in the rules, which stay as they were installed at the start.
                 rest["fail_mode_until_restart"] = fail_mode_of(self._settings)
             self._events.warning("mode_changed", before=before, now=mode, **rest)
 
     def reload(self, respond: Responder | None = None) -> None:
-        """Open the log anew, and swap the policy whole, or keep it; respond when that is done."""
+        """Reopen the log, and read the policy again; respond once it is in force or refused."""
         self._parts.sink.reopen()
         self.reloading.ask(respond)
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Respond with the flows shown last."""
+        """Respond with the flows seen last."""
         self._workers.dump(address, flows, respond)
 
     def queues(self) -> list[QueueState]:
-        """How the queues stand."""
+        """How the queues are served."""
         return self._workers.queues()
 
     def counters(self) -> dict[str, int]:
-        """What is counted of the daemon and not of a queue."""
+        """Counters of the daemon, not of a queue."""
         return {
             "reloads": self.reloading.taken,
             "reload_failures": self.reloading.refused,
@@ -196,10 +227,11 @@ class Daemon:
             "shed_packets": self._watch.packets.shed,
             "unjudged_drops": self._watch.packets.unjudged,
             "worker_restarts": sum(queue.restarts for queue in self.queues()),
+            "messages_refused": self._workers.messages_refused,
         }
 
     def status(self) -> dict[str, object]:
-        """How the daemon stands, numbers at most a second old."""
+        """The response to the control command `status`; counts are at most a second old."""
         self._workers.refresh()
         queues = self._workers.queues()
         reasons, actions, decided_by = totals(queues)
@@ -232,20 +264,23 @@ class Daemon:
         errors = [error for error in found if error is not None]
         return max(errors, key=lambda error: str(error["at"]), default=None)
 
-    def _prepare(self) -> None:
+    def _watch_signals(self) -> None:
         loop = self._loop
-        loop.on(signal.SIGTERM, loop.stop)
-        loop.on(signal.SIGINT, loop.stop)
+        loop.on(signal.SIGTERM, self._stop_requested)
+        loop.on(signal.SIGINT, self._stop_requested)
         loop.on(signal.SIGHUP, self.reload)
-        loop.on(signal.SIGUSR1, self._tell_counters)
+        loop.on(signal.SIGUSR1, self._log_counters)
         loop.every(_SECOND_S, self._second)
         if self._notifier.watchdog_s:
-            loop.every(self._notifier.watchdog_s / 3, self._alive)
+            loop.every(self._notifier.watchdog_s / 3, self._feed_watchdog)
 
-    def _begin_metrics(self) -> None:
-        started = datetime.now(UTC).timestamp()
-        for queue in self.queues():
-            queue.stats.gauges["start_time_seconds"] = started
+    def _stop_requested(self) -> None:
+        if self._loop.stopped:
+            self._hurried_at = time.monotonic()
+        self._loop.stop()
+
+    def _hurried(self) -> bool:
+        return self._hurried_at is not None
 
     def _second(self, now: float) -> None:
         self._rates.note(self.queues(), now)
@@ -255,9 +290,9 @@ class Daemon:
     def _count_changed_rules(self) -> None:
         self._rules_changed += 1
 
-    def _alive(self, now: float) -> None:
+    def _feed_watchdog(self, now: float) -> None:
         if self._workers.alive(now):
-            self._notifier.tell("WATCHDOG=1")
+            self._notifier.alive()
 
     def _started(self, facts: dict[str, object]) -> None:
         loaded = self.reloading.loaded
@@ -273,13 +308,12 @@ class Daemon:
         now = time.monotonic()
         self._parts.sink.push(now)
         self._rates.note(self.queues(), now)
-        numbers = ", ".join(str(queue.queue_num) for queue in self.queues())
-        self._notifier.tell("READY=1", f"STATUS=queue {numbers}: serving")
+        self._notifier.ready([queue.queue_num for queue in self.queues()])
         if self._settings.verify_rules_s:
             self._watch.check(now)
             self._loop.every(self._settings.verify_rules_s, self._watch.check)
 
-    def _tell_counters(self) -> None:
+    def _log_counters(self) -> None:
         self._workers.refresh()
         self._events.info("counters", **self._numbers())
         self._parts.sink.push(time.monotonic())
@@ -300,48 +334,48 @@ class Daemon:
             **self.counters(),
         }
 
-    def _stop(self) -> None:
-        self._notifier.tell("STOPPING=1")
-        self._wait_for_watch()
-        self._workers.refresh()  # what our rules counted goes with them
-        if self._rules_touched:
-            try:
-                self._tell_rules("rules_removed", self._serve_during(self._parts.rules.remove))
-            except NfqGuardError as error:
-                self._events.error("rules_left_behind", problem=str(error))
-        self._workers.finish()
+    def _fail(self, error: Exception) -> None:
+        """End the daemon with `error`."""
+        self._failure = error
+        self._loop.stop()
+
+    def _log_failure(self, error: BaseException) -> None:
+        """Log what ends the daemon; with its traceback unless it is for the operator to mend."""
+        fields: dict[str, object] = {"problem": str(error) or type(error).__name__}
+        if not isinstance(error, NfqGuardError):
+            fields["traceback"] = "".join(traceback.format_exception(error))
+        self._events.error("daemon_failed", **fields)
+        self._parts.sink.push(time.monotonic())
+
+    def _end_background(self) -> None:
+        """Let threads end: a check of the rules might put back what is about to be removed."""
+        self._watch.close()
+        self._wait_for_threads()
+
+    def _wait_for_threads(self) -> bool:
+        until = time.monotonic() + _RULES_S
+
+        def deadline() -> float:
+            return until if self._hurried_at is None else min(until, self._hurried_at + _HURRIED_S)
+
+        return self._loop.run_until(lambda: not self._loop.busy and not self._watch.busy, deadline)
+
+    def _remove_rules(self) -> None:
+        def removed(change: RulesChange) -> None:
+            self._log_rules("rules_removed", change)
+
+        def failed(error: Exception) -> None:
+            self._events.error("rules_left_behind", problem=str(error) or type(error).__name__)
+
+        self._loop.background(self._parts.rules.remove, removed, failed)
+        if not self._wait_for_threads():
+            self._events.error("rules_left_behind", problem="their removal does not end")
+
+    def _log_stopped(self) -> None:
         self._events.info("stopped", **self._numbers())
-        self._close_more()
+
+    def _close_log(self) -> None:
         self._parts.sink.close(time.monotonic())
 
-    def _wait_for_watch(self) -> None:
-        """A check that is under way might put back what is about to be removed."""
-        self._watch.close()
-        while self._watch.busy:
-            self._loop.turn(0.01)
-
-    def _serve_during(self, change: Callable[[], RulesChange]) -> RulesChange:
-        """Change the packet filter in a thread, for that takes longer than the queue can wait."""
-        outcome: list[RulesChange] = []
-        failure: list[Exception] = []
-
-        def work() -> None:
-            try:
-                outcome.append(change())
-            except Exception as error:  # noqa: BLE001 - raised again in the loop's thread
-                failure.append(error)
-
-        thread = threading.Thread(target=work, name="rules", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            self._loop.turn(0.01)
-        if failure:
-            raise failure[0]
-        return outcome[0]
-
-    def _tell_rules(self, event: str, change: RulesChange) -> None:
+    def _log_rules(self, event: str, change: RulesChange) -> None:
         self._events.info(event, done=list(change.done), notes=list(change.notes))
-
-
-def _nothing() -> None:
-    """There was nothing to close."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The one place that waits: descriptors, signals and timers, on the monotonic clock.
+"""The event loop: descriptors, signals, timers and threads, on the monotonic clock.
 
-Signals reach the loop through a wakeup descriptor, so that one which comes while nothing else
-happens, or between two system calls, still ends the wait; a flag alone would lose some. Work that
-takes longer than a packet can wait goes on in a thread and comes back the same way.
+Signals reach the loop through a wakeup descriptor. One that arrives between two system calls still
+ends the wait; a flag alone would miss it. Work that takes longer than a packet can wait runs in a
+thread (`background`), and its result comes back to the loop the same way.
 """
 
 import functools
@@ -21,6 +21,8 @@ from typing import Final, Self, TypeVar, final
 _EVENTS_MAX: Final = 32
 # No signal has this number: a thread is done.
 _DONE: Final = b"\0"
+# A descriptor whose call keeps raising must not take all CPU time while the daemon ends.
+_PAUSE_S: Final = 0.01
 
 T = TypeVar("T")
 
@@ -37,9 +39,16 @@ class _Timer:
 
 @final
 class Loop:
-    """Waits and calls; only in the main thread, as signals are its business."""
+    """Waits for descriptors, signals and timers, and calls; in the main thread only."""
 
-    def __init__(self) -> None:
+    def __init__(self, survive: Callable[[Exception], None] | None = None) -> None:
+        """Watch nothing yet.
+
+        Args:
+            survive: Takes exceptions of timers' calls, and all exceptions during `run_until`;
+                without it they are raised.
+        """
+        self._survive = survive
         self._epoll = select.epoll()
         self._ready: dict[int, Callable[[], object]] = {}
         self._signals: dict[int, Callable[[], None]] = {}
@@ -47,9 +56,10 @@ class Loop:
         self._timers: list[_Timer] = []
         # When the first of them is due.
         self._due = math.inf
-        # As of the end of the last round: what it took since is no matter to a timer.
+        # As of the end of the last round.
         self._now = time.monotonic()
         self._stopped = False
+        self._threads = 0
         self._done: deque[Callable[[], None]] = deque()
         self._waker, self._woken = socket.socketpair()
         for end in (self._waker, self._woken):
@@ -63,61 +73,93 @@ class Loop:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether `stop` was called."""
+        return self._stopped
+
+    @property
+    def busy(self) -> bool:
+        """Whether the result of some `background` is still to come."""
+        return self._threads > 0
+
     def watch(self, fd: int, call: Callable[[], object]) -> None:
-        """Call whenever `fd` can be read; an error of it counts as that too."""
+        """Call whenever `fd` can be read, or is in error."""
         self._ready[fd] = call
         self._epoll.register(fd, select.EPOLLIN)
 
     def forget(self, fd: int) -> None:
-        """Watch it no more."""
+        """Stop watching `fd`."""
         del self._ready[fd]
         self._epoll.unregister(fd)
 
     def forget_if_watched(self, fd: int) -> None:
-        """As `forget`, if it is."""
+        """As `forget`, if it is watched."""
         if fd in self._ready:
             self.forget(fd)
 
     def writing(self, fd: int, *, only: bool) -> None:
-        """Call for a watched `fd` when it can be written, and not when it can be read; or undo."""
+        """Watch `fd` for writing instead of reading, or for reading again."""
         self._epoll.modify(fd, select.EPOLLOUT if only else select.EPOLLIN)
 
     def background(
         self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]
     ) -> None:
-        """Do `work` in a thread; then call one of the two from the loop, if it still goes round."""
+        """Do `work` in a thread, then call one of the two from the loop, if it still goes round."""
 
         def body() -> None:
             try:
                 result = work()
-            except Exception as error:  # noqa: BLE001 - it belongs to whom the loop hands it to
+            except Exception as error:  # noqa: BLE001 - handed to `failed`
                 self._finish(functools.partial(failed, error))
             else:
                 self._finish(functools.partial(done, result))
 
-        threading.Thread(target=body, name="background", daemon=True).start()
+        self._threads += 1
+        try:
+            threading.Thread(target=body, name="background", daemon=True).start()
+        except RuntimeError as error:  # no further thread can be started
+            self._finish(functools.partial(failed, error))
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
-        """Call with the monotonic time about every so many seconds; missed ones are not made up."""
+        """Call with the monotonic time about every `seconds`; missed calls are not made up for."""
         self._add(seconds, seconds, call)
 
     def after(self, seconds: float, call: Callable[[float], None]) -> None:
-        """Call once with the monotonic time, in about so many seconds."""
+        """Call once with the monotonic time, in about `seconds`."""
         self._add(0.0, seconds, call)
 
     def on(self, number: signal.Signals, call: Callable[[], None]) -> None:
-        """Call from the loop, never from within other code, when the signal came."""
+        """Call from the loop, never from within other code, when the signal arrived."""
         self._before[number] = signal.signal(number, _ignore)
         self._signals[number] = call
 
     def stop(self) -> None:
-        """Let `run` end after this round."""
+        """Have `run` return after this round."""
         self._stopped = True
 
     def run(self) -> None:
-        """Go round until `stop`, also if that was called before."""
+        """Go round until `stop` is called; not at all if it was called before."""
         while not self._stopped:
             self.turn(None)
+
+    def run_until(self, done: Callable[[], bool], until: Callable[[], float]) -> bool:
+        """Go round until `done()`, at most until the monotonic time `until()`, whatever is raised.
+
+        Both are asked before each round. Returns the last `done()`.
+        """
+        while not done():
+            left = until() - time.monotonic()
+            if left <= 0:
+                return False
+            try:
+                self.turn(left)
+            except Exception as error:
+                if self._survive is None:
+                    raise
+                self._survive(error)
+                time.sleep(_PAUSE_S)
+        return True
 
     def turn(self, wait_s: float | None) -> None:
         """One round: wait for something, at most `wait_s`, and call what is due."""
@@ -134,7 +176,7 @@ class Loop:
             self._call_due(now)
 
     def close(self) -> None:
-        """Give signals back to whom they belonged before."""
+        """Restore signal handlers, and close."""
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal() gave us
         signal.set_wakeup_fd(self._wakeup_before)
@@ -149,8 +191,16 @@ class Loop:
                     timer.at = now + timer.every_s
                 else:
                     self._timers.remove(timer)
-                timer.call(now)
+                self._call(timer, now)
         self._find_due()
+
+    def _call(self, timer: _Timer, now: float) -> None:
+        try:
+            timer.call(now)
+        except Exception as error:
+            if self._survive is None:
+                raise
+            self._survive(error)
 
     def _add(self, every_s: float, in_s: float, call: Callable[[float], None]) -> None:
         self._now = time.monotonic()
@@ -170,18 +220,19 @@ class Loop:
             if call is not None:
                 call()
         while self._done:
+            self._threads -= 1
             self._done.popleft()()
 
     def _finish(self, call: Callable[[], None]) -> None:
-        """From a thread: have the loop call, soon."""
+        """Have the loop call soon; from any thread."""
         self._done.append(call)
         try:
             self._waker.send(_DONE)
         except BlockingIOError:
-            return  # it is about to look anyway
+            return  # bytes are waiting, so the loop will look
         except OSError:
             return  # it is closed
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """The wakeup descriptor tells the loop; Python wants a handler for it to do so."""
+    """Python writes to the wakeup descriptor only for signals that have a handler."""

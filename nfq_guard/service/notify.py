@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""What systemd is told: ready, alive, stopping (sd_notify(3)); nothing without systemd."""
+"""Notifications to the service manager: sd_notify(3). Without systemd nothing is sent."""
 
 import os
 import socket
+import time
+from collections.abc import Sequence
 from typing import Final, final
 
 
 @final
 class Notifier:
-    """Talks to the socket in NOTIFY_SOCKET; silent when there is none.
+    """Sends datagrams to the socket in NOTIFY_SOCKET, if there is one.
+
+    Once `stopping` was sent, nothing else is: a daemon that is ending must not keep its watchdog
+    quiet, nor look ready again.
 
     Attributes:
-        watchdog_s: How often systemd wants to hear `WATCHDOG=1`, seconds; 0 when it does not.
+        watchdog_s: Within what time systemd expects `alive`, seconds; 0 when it does not.
     """
 
     def __init__(self, address: str | None = None, watchdog_usec: str | None = None) -> None:
@@ -19,10 +24,33 @@ class Notifier:
         self._address = os.environ.get("NOTIFY_SOCKET", "") if address is None else address
         usec = os.environ.get("WATCHDOG_USEC", "") if watchdog_usec is None else watchdog_usec
         self.watchdog_s: Final = int(usec) / 1e6 if usec.isdigit() and self._address else 0.0
+        self._stopping = False
 
-    def tell(self, *lines: str) -> None:
-        """Send lines such as `READY=1`; a socket that is gone is not our trouble."""
-        if not self._address:
+    def ready(self, queues: Sequence[int]) -> None:
+        """Say that all queues are served and the rules are installed."""
+        numbers = ", ".join(str(number) for number in queues)
+        self._send("READY=1", f"STATUS=queue {numbers}: serving")
+
+    def alive(self) -> None:
+        """Feed the watchdog."""
+        self._send("WATCHDOG=1")
+
+    def reloading(self) -> None:
+        """Say that a reload begins."""
+        self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def reloaded(self) -> None:
+        """Say that the reload is over, with whatever result."""
+        self._send("READY=1")
+
+    def stopping(self) -> None:
+        """Say that the daemon is ending."""
+        self._send("STOPPING=1")
+        self._stopping = True
+
+    def _send(self, *lines: str) -> None:
+        """Send without blocking; a socket that is gone or full is ignored."""
+        if not self._address or self._stopping:
             return
         address = self._address
         if address.startswith("@"):

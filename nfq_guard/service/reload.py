@@ -5,7 +5,6 @@ A reload that is asked for while another is under way begins after it, because t
 changed since that one read it; all who ask meanwhile share the next one.
 """
 
-import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -88,7 +87,7 @@ class Reloader:
             self._next = [*(self._next or ()), *replies]
             return
         self._now = replies
-        self._notifier.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+        self._notifier.reloading()
         self._loop.background(self._read, self._swap, self._failed)
 
     def _swap(self, loaded: Loaded) -> None:
@@ -128,7 +127,7 @@ class Reloader:
     def _finish(self, answer: Response) -> None:
         replies = self._now or []
         self._now = None
-        self._notifier.tell("READY=1")
+        self._notifier.reloaded()
         for respond in replies:
             respond(answer)
         if self._next is not None:

@@ -24,6 +24,7 @@ from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts, Rules
 from nfq_guard.service.firewall_spec import judged_mark
+from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.settings import Settings, parse_listen
@@ -69,7 +70,7 @@ def run(
     sink, make_log = open_log(settings)
     events = make_log(sink)
     notes: list[str] = []
-    with Loop() as loop:
+    with Loop(LimitedEvent(events, "housekeeping_failed").raised) as loop:
         if len(settings.queue_numbers) > 1:
             workers: Workers = Supervisor(
                 settings.queue_numbers,

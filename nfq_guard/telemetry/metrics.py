@@ -49,6 +49,7 @@ _DAEMON_COUNTERS: Final = {
     "reloads": "Reloads that took a new policy.",
     "reload_failures": "Reloads that kept the old policy because the new one is wrong.",
     "worker_restarts": "Workers that had to be started again.",
+    "messages_refused": "Messages between the daemon and its workers that could not be decoded.",
 }
 _GAUGES: Final = {
     "queue_waiting_packets": "Packets that wait in the kernel for a verdict.",

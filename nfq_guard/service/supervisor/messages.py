@@ -1,27 +1,202 @@
 # SPDX-License-Identifier: MIT
-"""Messages between the daemon and a worker process: JSON, whole, never waiting."""
+"""Messages between the daemon and its worker processes, and the channel that carries them.
 
+One class a message. `Order` is what the daemon sends, `Report` what a worker sends. On the wire
+each is one MessagePack record of a SOCK_SEQPACKET pair. Neither side ever blocks on the other: a
+record that the other side has no room for is lost, and `send` says so.
+
+A record that is truncated, cannot be decoded or is of an unknown type is dropped and handed to
+`refuse` in words; it never raises.
+"""
+
+import errno
 import socket
-from typing import Any, Final, final
+from collections.abc import Callable
+from typing import Final, Generic, TypeVar, final
 
-import orjson
+import msgspec
 
-_MESSAGE_MAX: Final = 1 << 19
-# So many a turn; a worker that talks too much must not keep the daemon from others.
-_MESSAGES_A_TURN: Final = 64
+from nfq_guard.engine import Mode
+from nfq_guard.flow import Evidence
+
+_RECORD_MAX_BYTES: Final = 1 << 19
+# A worker with much to say must not keep the loop from the other descriptors.
+_RECORDS_A_TURN: Final = 64
 _BUFFER_BYTES: Final = 4 << 20
+# asm-generic/socket.h; Python does not name it.
 _SO_SNDBUFFORCE: Final = 32
 
-Message = dict[str, Any]
+
+class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """One record."""
 
 
 @final
-class Channel:
-    """One end of a pair."""
+class Stop(_Message, frozen=True, tag="stop"):
+    """Answer what waits in the queue, unbind it and exit."""
 
-    def __init__(self, end: socket.socket) -> None:
-        """Take over `end`."""
+
+@final
+class SetMode(_Message, frozen=True, tag="set-mode"):
+    """Judge in `mode` from the next turn on."""
+
+    mode: Mode
+
+
+@final
+class Prepare(_Message, frozen=True, tag="prepare"):
+    """Read and check the policy on disk; reply `Prepared` or `Refused`.
+
+    Attributes:
+        reload: Number of the reload, the same in all messages that belong to it.
+    """
+
+    reload: int
+
+
+@final
+class Commit(_Message, frozen=True, tag="commit"):
+    """Judge by the policy prepared for `reload` from the next turn on."""
+
+    reload: int
+
+
+@final
+class Abort(_Message, frozen=True, tag="abort"):
+    """Forget the policy prepared for `reload`."""
+
+    reload: int
+
+
+@final
+class Dump(_Message, frozen=True, tag="dump"):
+    """Responder with `Flows`.
+
+    Attributes:
+        dump: Number of the dump, the same in each reply to it.
+        address: Only flows with this address; None for all.
+        flows: How many flows at most.
+    """
+
+    dump: int
+    address: str | None
+    flows: int
+
+
+Order = Stop | SetMode | Prepare | Commit | Abort | Dump
+
+
+@final
+class Ready(_Message, frozen=True, tag="ready"):
+    """The queue is bound and served.
+
+    Attributes:
+        socket_buffer_bytes: Receive buffer of the queue's socket, as granted.
+        flags_refused: Flags of the queue that the kernel does not know.
+        evidence: Where flows are looked up.
+        notes: What an operator should know.
+    """
+
+    socket_buffer_bytes: int
+    flags_refused: list[str]
+    evidence: Evidence
+    notes: list[str]
+
+
+@final
+class Failed(_Message, frozen=True, tag="failed"):
+    """The worker ends: its queue cannot be served, or an exception was not handled.
+
+    Attributes:
+        problem: One line, or the traceback.
+        exit_status: `NfqGuardError.exit_status` of the error; None for any other exception.
+    """
+
+    problem: str
+    exit_status: int | None = None
+
+
+@final
+class Numbers(_Message, frozen=True, tag="numbers"):
+    """What the worker counted since it started (`telemetry.metrics.Stats`).
+
+    Attributes:
+        judged: Packets by reason and action.
+        rules: Packets by rule.
+        counters: By name.
+        gauges: By name.
+        messages_refused: Orders that were dropped.
+        last_error: The last event of level error.
+    """
+
+    judged: dict[str, dict[str, int]]
+    rules: dict[str, int]
+    counters: dict[str, int]
+    gauges: dict[str, float]
+    messages_refused: int
+    last_error: dict[str, object] | None
+
+
+@final
+class Prepared(_Message, frozen=True, tag="prepared"):
+    """The policy is read and valid; `digest` identifies it."""
+
+    reload: int
+    digest: str
+
+
+@final
+class Refused(_Message, frozen=True, tag="refused"):
+    """The policy cannot be used."""
+
+    reload: int
+    problem: str
+
+
+@final
+class FlowRecord(msgspec.Struct, frozen=True):
+    """One flow of a dump.
+
+    Attributes:
+        last: Time of its last event, as in events.
+        json: The flow as `nfq-guard dump` prints it.
+    """
+
+    last: str
+    json: bytes
+
+
+@final
+class Flows(_Message, frozen=True, tag="flows"):
+    """A part of a dump.
+
+    Attributes:
+        dump: Which dump.
+        flows: Some flows.
+        complete: Whether this was the last part.
+    """
+
+    dump: int
+    flows: list[FlowRecord]
+    complete: bool
+
+
+Report = Ready | Failed | Numbers | Prepared | Refused | Flows
+
+Refuse = Callable[[str], None]
+SentT = TypeVar("SentT", bound=_Message)
+ReceivedT = TypeVar("ReceivedT")
+
+
+@final
+class RecordSocket:
+    """One end of a pair; whole records, never blocking."""
+
+    def __init__(self, end: socket.socket, refuse: Refuse) -> None:
+        """Own `end`; `refuse` gets what is wrong with a record that is dropped."""
         self._socket = end
+        self._refuse = refuse
+        self._buffer = memoryview(bytearray(_RECORD_MAX_BYTES))
         end.settimeout(0)
         try:
             end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER_BYTES)
@@ -29,39 +204,111 @@ class Channel:
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
 
     def fileno(self) -> int:
-        """For the loop."""
+        """For epoll."""
         return self._socket.fileno()
 
-    def send(self, message: Message) -> bool:
-        """Whether it was taken; one that is not is lost."""
-        return self.send_octets(orjson.dumps(message, default=str))
-
-    def send_octets(self, octets: bytes) -> bool:
-        """As `send`."""
+    def send(self, record: bytes) -> bool:
+        """Send without blocking. False: the other end is gone, or its buffer is full."""
         try:
-            self._socket.send(octets, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:  # the other end is gone, or does not read
+            self._socket.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        except OSError:
             return False
         return True
 
-    def receive(self) -> list[bytes] | None:
-        """Messages that wait; None when the other end is gone."""
+    def receive(self, at_most: int | None = _RECORDS_A_TURN) -> list[bytes] | None:
+        """Take the records that are there; None once the other end is closed and all are taken.
+
+        `at_most` None takes all.
+        """
         found: list[bytes] = []
-        while len(found) < _MESSAGES_A_TURN:
+        taken = 0
+        was_reset = False
+        while at_most is None or taken < at_most:
             try:
-                octets = self._socket.recv(_MESSAGE_MAX, socket.MSG_DONTWAIT)
+                size, _, flags, _ = self._socket.recvmsg_into(
+                    [self._buffer], 0, socket.MSG_DONTWAIT
+                )
             except BlockingIOError:
                 return found
-            except OSError:
-                return found or None
-            if not octets:
-                return found or None
-            found.append(octets)
+            except OSError as error:
+                # An end that is closed with records unread makes the other see ECONNRESET, once,
+                # before the records that are still to be read.
+                if error.errno == errno.ECONNRESET and not was_reset:
+                    was_reset = True
+                    continue
+                size = flags = 0
+            if size == 0:
+                return found if taken else None
+            taken += 1
+            if flags & socket.MSG_TRUNC:
+                self._refuse(f"larger than {_RECORD_MAX_BYTES} bytes")
+            else:
+                found.append(bytes(self._buffer[:size]))
         return found
 
     def close(self) -> None:
-        """Let go of it."""
+        """Close the socket."""
         self._socket.close()
+
+
+@final
+class Channel(Generic[SentT, ReceivedT]):
+    """Typed messages over a `RecordSocket`."""
+
+    def __init__(
+        self,
+        end: socket.socket,
+        decoder: msgspec.msgpack.Decoder[ReceivedT],
+        refuse: Refuse,
+    ) -> None:
+        """Own `end`; `refuse` gets what is wrong with a message that is dropped."""
+        self._records = RecordSocket(end, refuse)
+        self._decoder = decoder
+        self._refuse = refuse
+        # Fields of events may hold anything that their renderer can print.
+        self._encoder = msgspec.msgpack.Encoder(enc_hook=str)
+
+    def fileno(self) -> int:
+        """For epoll."""
+        return self._records.fileno()
+
+    def send(self, message: SentT) -> bool:
+        """As `RecordSocket.send`."""
+        return self._records.send(self._encoder.encode(message))
+
+    def receive(self, at_most: int | None = _RECORDS_A_TURN) -> list[ReceivedT] | None:
+        """As `RecordSocket.receive`, decoded."""
+        records = self._records.receive(at_most)
+        if records is None:
+            return None
+        found: list[ReceivedT] = []
+        for record in records:
+            try:
+                found.append(self._decoder.decode(record))
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+                self._refuse(str(error))
+        return found
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._records.close()
+
+
+DaemonChannel = Channel[Order, Report]
+"""The daemon's end."""
+
+WorkerChannel = Channel[Report, Order]
+"""The worker's end."""
+
+
+def daemon_channel(end: socket.socket, refuse: Refuse) -> DaemonChannel:
+    """Make the daemon's end of a channel."""
+    return Channel(end, msgspec.msgpack.Decoder(Report), refuse)
+
+
+def worker_channel(end: socket.socket, refuse: Refuse) -> WorkerChannel:
+    """Make the worker's end of a channel."""
+    return Channel(end, msgspec.msgpack.Decoder(Order), refuse)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -1,41 +1,95 @@
 # SPDX-License-Identifier: MIT
-"""Several queues: one worker process each, forked from the daemon, watched and started again.
+"""Several queues: one worker process each, forked from the daemon, supervised and restarted.
 
-Forking takes a few milliseconds where a new interpreter would take a few hundred. What a worker
-must not share with others, the queue's socket and BPF's memory, it opens after the fork.
+Forking takes a few milliseconds where a new interpreter would take a few hundred. What workers
+must not share, the queue's socket and BPF's memory, each opens after the fork.
 
-The daemon itself touches no packet. What workers say comes over sockets that never keep them
-waiting; what is too much is dropped and counted by them.
+The daemon itself touches no packet. Workers report over sockets on which neither side ever blocks;
+what does not fit is dropped and counted by the sender.
+
+No fault of one worker, and no message of one, ends the others: an exception in handling it is
+logged with its traceback as `supervision_failed`, and the daemon goes on.
 """
 
 import gc
 import os
 import signal
+import socket
 import time
-from collections.abc import Callable
-from typing import Any, Final, final
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Final, assert_never, final
 
 import orjson
 
-from nfq_guard import errors
 from nfq_guard.engine import Mode
-from nfq_guard.errors import NfqGuardError, UnavailableError
+from nfq_guard.errors import (
+    BusyError,
+    NfqGuardError,
+    NotRunningError,
+    PrivilegeError,
+    UnavailableError,
+    UsageError,
+)
 from nfq_guard.flow import Evidence
 from nfq_guard.service.control.protocol import Responder, Response
+from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.supervisor.messages import Channel, pair
+from nfq_guard.service.supervisor.messages import (
+    Abort,
+    Commit,
+    Dump,
+    Failed,
+    FlowRecord,
+    Flows,
+    Numbers,
+    Prepare,
+    Prepared,
+    Ready,
+    RecordSocket,
+    Refused,
+    Report,
+    SetMode,
+    Stop,
+    daemon_channel,
+    pair,
+)
 from nfq_guard.service.supervisor.worker_handle import WorkerHandle
-from nfq_guard.service.supervisor.worker_main import Open, WorkerProcess, detach, run_and_exit
+from nfq_guard.service.supervisor.worker_main import (
+    Open,
+    WorkerProcess,
+    detach,
+    report_crash,
+    run_and_exit,
+)
 from nfq_guard.service.supervisor.workers import Loaded, QueueState, WorkerState
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
-_LOOK_S: Final = 0.05
-# What waits in a queue has two seconds to be answered (`serving`).
+_SUPERVISE_S: Final = 0.05
+# Longer between two rounds, and the daemon itself did not run: stopped, or out of CPU time.
+_PAUSED_S: Final = 0.5
+# A worker takes at most two seconds to answer what waits in its queue.
 _FINISH_S: Final = 3.0
+# SIGKILL takes milliseconds, except for a process that the kernel itself keeps.
+_KILLED_S: Final = 1.0
 _DUMP_S: Final = 2.0
-# A queue that nobody served for so long is a fault that the service manager should see.
-_HOPELESS_S: Final = 30.0
+# Reading a policy takes tens of milliseconds; a file system that hangs must not block restarts.
+_RELOAD_S: Final = 10.0
+# How long a restart may wait for threads to end (see `_may_fork`).
+_THREADS_S: Final = 2.0
+
+_ERRORS: Final[Mapping[int | None, type[NfqGuardError]]] = {
+    kind.exit_status: kind
+    for kind in (
+        NfqGuardError,
+        UsageError,
+        NotRunningError,
+        UnavailableError,
+        BusyError,
+        PrivilegeError,
+    )
+}
 
 
 @final
@@ -55,14 +109,14 @@ class Supervisor:
         events: EventLog,
         sink: LineSink,
     ) -> None:
-        """Nothing happens before `begin`.
+        """Start nothing before `begin`.
 
         Args:
             queues: Their numbers.
             loaded: The policy to begin with.
             read: Reads it anew, in a worker.
             open_queue: Binds a queue, in a worker, in a mode.
-            make_log: Makes the log of a worker, in the form of ours.
+            make_log: Makes a worker's log, in the format of the daemon's.
             mode: The mode to begin in.
             loop: The daemon's.
             events: The daemon's.
@@ -78,66 +132,90 @@ class Supervisor:
         self._loop = loop
         self._events = events
         self._sink = sink
-        self._adopting: _Adopting | None = None
+        self._reload: _Reload | None = None
+        self._reloads = 0
         self._dumps: dict[int, _Dump] = {}
-        self._asked = 0
+        self._dumps_begun = 0
+        self._supervised_at = time.monotonic()
         self._finishing = False
+        self._messages = LimitedEvent(events, "message_refused")
+        self._faults = LimitedEvent(events, "supervision_failed")
 
-    def begin(self) -> dict[str, object]:
-        """Fork all, and wait for all to serve."""
+    @property
+    def messages_refused(self) -> int:
+        """Messages that were dropped, of the workers and by the workers."""
+        return self._messages.count + sum(handle.messages_refused for handle in self._handles)
+
+    def begin(self, started_at: float) -> dict[str, object]:
+        """Fork all workers, and wait until all serve or the loop is to stop."""
         gc.collect()
-        gc.freeze()  # what is here already is shared with the workers, and stays so
+        gc.freeze()  # what exists is shared with the workers, and stays so
         for handle in self._handles:
-            self._fork(handle)
-        while any(handle.state is WorkerState.STARTING for handle in self._handles):
-            self._loop.turn(_LOOK_S)
+            handle.stats.gauges["start_time_seconds"] = started_at
+            try:
+                self._fork(handle)
+            except OSError as error:
+                raise UnavailableError(f"cannot start a worker: {error.strerror}") from None
+        while not self._loop.stopped and any(
+            handle.state is WorkerState.STARTING for handle in self._handles
+        ):
+            self._loop.turn(_SUPERVISE_S)
             for handle in self._handles:
                 if handle.failure is not None:
-                    raise _error_of(*handle.failure)
+                    raise _error_of(handle.failure)
                 if handle.silent(time.monotonic()) or handle.pid == 0:
-                    raise UnavailableError(
-                        f"the worker of queue {handle.queue_num} does not come up"
-                    )
-        self._loop.every(_LOOK_S, self._look)
-        return {
+                    raise UnavailableError(f"the worker of queue {handle.queue_num} does not start")
+        self._supervised_at = time.monotonic()
+        self._loop.every(_SUPERVISE_S, self._supervise)
+        facts: dict[str, object] = {
             "queues": [handle.queue_num for handle in self._handles],
             "pids": [handle.pid for handle in self._handles],
-            **self._handles[0].facts,
         }
+        ready = self._handles[0].ready
+        if ready is not None:
+            facts["socket_buffer_bytes"] = ready.socket_buffer_bytes
+            facts["flags_refused"] = ready.flags_refused
+        return facts
 
     def queues(self) -> list[QueueState]:
-        """How they stand, as of the last report of each."""
+        """How the queues are served, as of the last report of each worker."""
         return [handle.described() for handle in self._handles]
 
     def refresh(self) -> None:
-        """Nothing: workers report by themselves."""
+        """Do nothing: workers report by themselves."""
 
     def last_error(self) -> dict[str, object] | None:
         """The last event of level error of any worker."""
-        found = [handle.error for handle in self._handles if handle.error is not None]
+        found = [handle.last_error for handle in self._handles if handle.last_error is not None]
         return max(found, key=lambda error: str(error["at"]), default=None)
 
     def set_mode(self, mode: Mode) -> None:
-        """Tell all; those that start later begin with it."""
+        """Order all workers to; those that start later begin with it."""
         self._mode = mode
         for handle in self._handles:
-            handle.send({"do": "mode", "mode": mode.value})
+            self._insist(handle, SetMode(mode=mode))
 
     def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
-        """Have each read and check what the daemon read; if all agree, have each judge by it."""
+        """Have each worker prepare what the daemon read; if all agree, have each judge by it.
+
+        A worker that is starting takes part: it was forked with the policy before.
+        """
+        self._reloads += 1
+        order = Prepare(reload=self._reloads)
         waiting = {
             handle.queue_num
             for handle in self._handles
-            if handle.state is WorkerState.SERVING and handle.send({"do": "prepare"})
+            if handle.state is not WorkerState.STUCK and self._insist(handle, order)
         }
-        self._adopting = _Adopting(loaded, done, waiting)
+        until = time.monotonic() + _RELOAD_S
+        self._reload = _Reload(self._reloads, loaded, done, waiting, until)
         self._decide()
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Ask all; respond when all have answered, or have had their time."""
-        self._asked += 1
-        order: dict[str, object] = {"do": "dump", "address": address, "flows": flows}
-        order["asked"] = self._asked
+        """Order all workers to; respond once all have answered, or have had their time."""
+        self._dumps_begun += 1
+        number = self._dumps_begun
+        order = Dump(dump=number, address=address, flows=flows)
         waiting = {
             handle.queue_num
             for handle in self._handles
@@ -146,210 +224,335 @@ class Supervisor:
         if not waiting:
             respond(Response.error("no worker serves its queue at the moment"))
             return
-        self._dumps[self._asked] = _Dump(flows, respond, waiting, time.monotonic() + _DUMP_S)
+        self._dumps[number] = _Dump(flows, respond, waiting, time.monotonic() + _DUMP_S)
 
     def alive(self, now: float) -> bool:
-        """Whether no queue is without a worker for so long that there is no hope."""
-        return all(
-            handle.state is not WorkerState.DOWN or now - handle.down_since < _HOPELESS_S
-            for handle in self._handles
-        )
+        """Whether each queue is served, or may soon be."""
+        return all(handle.alive(now) for handle in self._handles)
 
-    def finish(self) -> None:
-        """Tell all to end; end those that do not."""
+    def finish(self, hurried: Callable[[], bool]) -> None:
+        """Order all workers to stop; kill those that do not within a bound, or once `hurried`."""
         self._finishing = True
         for handle in self._handles:
-            handle.send({"do": "stop"})
-        deadline = time.monotonic() + _FINISH_S
-        while any(handle.pid for handle in self._handles):
-            if time.monotonic() > deadline:
-                for handle in self._handles:
-                    handle.kill()
-            self._loop.turn(_LOOK_S)
+            handle.send(Stop())
+        until = time.monotonic() + _FINISH_S
+        self._loop.run_until(self._all_ended, lambda: 0.0 if hurried() else until)
+        for handle in self._handles:
+            if handle.pid:
+                self._events.error("worker_killed", queue=handle.queue_num, pid=handle.pid)
+                handle.kill()
+        until = time.monotonic() + _KILLED_S
+        self._loop.run_until(self._all_ended, lambda: until)
+        for handle in self._handles:
+            if handle.pid:
+                self._events.error("worker_left_behind", queue=handle.queue_num, pid=handle.pid)
+
+    def _all_ended(self) -> bool:
+        return not any(handle.pid for handle in self._handles)
+
+    def _insist(self, handle: WorkerHandle, order: SetMode | Prepare | Commit) -> bool:
+        """Send what a worker must not miss; kill it if it does not read.
+
+        The process that replaces it begins with the policy and the mode in force.
+        """
+        if handle.pid == 0:
+            return False
+        if handle.send(order):
+            return True
+        handle.kill()
+        return False
 
     def _fork(self, handle: WorkerHandle) -> None:
+        """Start a process for the queue.
+
+        Raises:
+            OSError: There are too many processes or descriptors, or there is too little memory.
+        """
+        queue_num = handle.queue_num
         ours, theirs = pair()
-        our_log, their_log = pair()
+        try:
+            our_log, their_log = pair()
+        except OSError:
+            ours.close()
+            theirs.close()
+            raise
         self._sink.push(time.monotonic())
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        pid = os.fork()
-        if pid == 0:
-            channel = Channel(theirs)
-            run_and_exit(
-                lambda: self._work(handle.queue_num, channel, their_log.fileno()),
-                lambda trace: channel.send({"failed": trace, "kind": "crash"}),
-            )
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
-        their_log.close()
-        channel = Channel(ours)
-        log = Channel(our_log)
-        handle.forked(pid, channel, log)
-        self._loop.watch(handle.pidfd, lambda: self._ended(handle))
-        self._loop.watch(channel.fileno(), lambda: self._hear(handle, channel))
-        self._loop.watch(log.fileno(), lambda: self._copy(log))
+        try:
+            pid = os.fork()
+            if pid == 0:
+                run_and_exit(
+                    lambda: self._work(queue_num, theirs, their_log.fileno()),
+                    lambda trace: report_crash(theirs, trace),
+                )
+            pidfd = _pidfd_of(pid)
+        except OSError:
+            ours.close()
+            our_log.close()
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            theirs.close()
+            their_log.close()
 
-    def _work(self, queue_num: int, channel: Channel, log_fd: int) -> None:
+        def refuse(problem: str) -> None:
+            self._messages.happened(sender="worker", queue=queue_num, problem=problem)
+
+        channel = daemon_channel(ours, refuse)
+        log = RecordSocket(our_log, refuse)
+        handle.started(pid, pidfd, channel, log)
+        self._loop.watch(pidfd, lambda: self._exited(handle))
+        self._loop.watch(channel.fileno(), lambda: self._receive(handle))
+        self._loop.watch(log.fileno(), lambda: self._copy(handle))
+
+    def _work(self, queue_num: int, end: socket.socket, log_fd: int) -> None:
         """In the child."""
-        detach(f"nfq-guard/{queue_num}", {channel.fileno(), log_fd})
+        detach(f"nfq-guard/{queue_num}", {end.fileno(), log_fd})
         sink = LineSink(log_fd)
         events = self._make_log(sink)
-        WorkerProcess(channel, sink, events, self._loaded, self._read).run(
+        WorkerProcess(end, sink, events, self._loaded, self._read).run(
             self._open_queue(queue_num, self._mode)
         )
         sink.close(time.monotonic())
 
-    def _hear(self, handle: WorkerHandle, channel: Channel) -> None:
-        messages = channel.receive()
-        if messages is None:  # `_ended` follows
+    def _receive(self, handle: WorkerHandle) -> None:
+        channel = handle.channel
+        if channel is None:
+            return
+        reports = channel.receive()
+        if reports is None:  # `_exited` follows
             self._loop.forget(channel.fileno())
             return
-        for octets in messages:
-            handle.heard()
-            self._take(handle, orjson.loads(octets))
+        handle.heard()
+        self._take_all(handle, reports)
 
-    def _take(self, handle: WorkerHandle, message: dict[str, Any]) -> None:
-        if "stats" in message:
-            handle.report(message["stats"], message["error"])
-        elif "ready" in message:
-            handle.ready(message["ready"])
-            handle.send({"do": "mode", "mode": self._mode.value})
-            self.evidence = Evidence(message["evidence"])
-            if handle.restarts == 0 and handle is self._handles[0]:
-                for note in message["notes"]:
-                    self._events.warning("note", text=note)
-        elif "failed" in message:
-            handle.failure = (message["failed"], message["kind"])
-            self._events.error("worker_failed", queue=handle.queue_num, problem=message["failed"])
-        elif "prepared" in message or "refused" in message:
-            self._prepared(handle, message)
-        elif "flows" in message:
-            self._dumped(handle, message)
+    def _take_all(self, handle: WorkerHandle, reports: list[Report]) -> None:
+        for report in reports:
+            with self._surviving(handle):
+                self._take(handle, report)
 
-    def _copy(self, log: Channel) -> None:
-        """Log lines of a worker into ours."""
-        lines = log.receive()
+    def _take(self, handle: WorkerHandle, report: Report) -> None:
+        match report:
+            case Numbers():
+                handle.report(report)
+            case Ready():
+                handle.serving(report)
+                self._insist(handle, SetMode(mode=self._mode))
+                self.evidence = report.evidence
+                if handle.restarts == 0 and handle is self._handles[0]:
+                    for note in report.notes:
+                        self._events.warning("note", text=note)
+            case Failed():
+                handle.failure = report
+                self._events.error("worker_failed", queue=handle.queue_num, problem=report.problem)
+            case Prepared():
+                self._prepared(handle, report)
+            case Refused():
+                self._policy_refused(handle, report)
+            case Flows():
+                self._dumped(handle, report)
+            case _:
+                assert_never(report)
+
+    def _copy(self, handle: WorkerHandle, at_most: int | None = 64) -> None:
+        """Copy log lines of a worker into the daemon's log."""
+        log = handle.log
+        if log is None:
+            return
+        lines = log.receive(at_most)
         if lines is None:
-            self._loop.forget(log.fileno())
+            self._loop.forget_if_watched(log.fileno())
             return
         for line in lines:
             self._sink.write(line + b"\n")
         self._sink.push(time.monotonic())
 
-    def _ended(self, handle: WorkerHandle) -> None:
-        """A worker is gone; what it still said is here by then."""
-        channel, log = handle.channel, handle.log
+    def _exited(self, handle: WorkerHandle) -> None:
+        """Handle a worker's exit. Its last records are already in the sockets: take them first."""
         self._loop.forget(handle.pidfd)
-        for end, take in ((channel, self._hear_rest), (log, self._copy_rest)):
-            if end is not None:
-                take(handle, end)
-                self._loop.forget_if_watched(end.fileno())
         pid = handle.pid
-        how = handle.ended(time.monotonic())
-        if self._adopting is not None:
-            self._adopting.waiting.discard(handle.queue_num)
-            self._decide()
-        for asked, dump in list(self._dumps.items()):
-            dump.waiting.discard(handle.queue_num)
-            self._answer_dump(asked, dump)
+        how = handle.reap()
+        with self._surviving(handle):
+            self._take_rest(handle)
+        handle.down(time.monotonic())
+        with self._surviving(handle):
+            self._go_on_without(handle.queue_num)
         if not self._finishing:
             self._events.error("worker_ended", queue=handle.queue_num, pid=pid, how=how)
 
-    def _hear_rest(self, handle: WorkerHandle, channel: Channel) -> None:
-        for octets in channel.receive() or ():
-            self._take(handle, orjson.loads(octets))
+    def _take_rest(self, handle: WorkerHandle) -> None:
+        channel, log = handle.channel, handle.log
+        if channel is not None:
+            self._loop.forget_if_watched(channel.fileno())
+            self._take_all(handle, channel.receive(None) or [])
+        if log is not None:
+            self._loop.forget_if_watched(log.fileno())
+            self._copy(handle, None)
 
-    def _copy_rest(self, _handle: WorkerHandle, log: Channel) -> None:
-        while lines := log.receive():
-            for line in lines:
-                self._sink.write(line + b"\n")
+    def _go_on_without(self, queue_num: int) -> None:
+        if self._reload is not None:
+            self._reload.waiting.discard(queue_num)
+            self._decide()
+        for number, dump in list(self._dumps.items()):
+            dump.waiting.discard(queue_num)
+            self._answer_dump(number, dump)
 
-    def _look(self, now: float) -> None:
-        """End who is stuck, start who is missing."""
+    def _supervise(self, now: float) -> None:
+        """Kill workers that are stuck, restart those that ended, end what takes too long."""
+        paused_s = now - self._supervised_at - _SUPERVISE_S
+        self._supervised_at = now
         for handle in self._handles:
-            if handle.state is not WorkerState.STUCK and handle.silent(now):
-                handle.state = WorkerState.STUCK
-                self._events.error("worker_stuck", queue=handle.queue_num, pid=handle.pid)
-                handle.kill()
-            may_start = self._adopting is None and not self._finishing
-            if handle.pid == 0 and now >= handle.restart_at and may_start:
-                handle.restarts += 1
-                self._fork(handle)
-                self._events.warning("worker_restarted", queue=handle.queue_num, pid=handle.pid)
-        for asked, dump in list(self._dumps.items()):
+            if paused_s > _PAUSED_S:
+                handle.excuse(paused_s)
+            with self._surviving(handle):
+                self._supervise_one(handle, now)
+        if self._reload is not None and now > self._reload.until:
+            slow = ", ".join(str(number) for number in sorted(self._reload.waiting))
+            self._reload.problem = f"no answer from the worker of queue {slow}"
+            self._reload.waiting.clear()
+            self._decide()
+        for number, dump in list(self._dumps.items()):
             if now > dump.until:
                 dump.waiting.clear()
-                self._answer_dump(asked, dump)
+                self._answer_dump(number, dump)
 
-    def _prepared(self, handle: WorkerHandle, message: dict[str, Any]) -> None:
-        adopting = self._adopting
-        if adopting is None or handle.queue_num not in adopting.waiting:
+    def _supervise_one(self, handle: WorkerHandle, now: float) -> None:
+        if self._finishing:
+            return  # `finish` has its own bound
+        if handle.state is not WorkerState.STUCK and handle.silent(now):
+            self._events.error("worker_stuck", queue=handle.queue_num, pid=handle.pid)
+            handle.stuck()
+        if handle.pid == 0 and now >= handle.restart_at and self._may_fork(handle, now):
+            try:
+                self._fork(handle)
+            except OSError as error:
+                handle.postpone(now)
+                self._events.error(
+                    "worker_restart_failed", queue=handle.queue_num, problem=str(error)
+                )
+                return
+            handle.restarts += 1
+            self._events.warning("worker_restarted", queue=handle.queue_num, pid=handle.pid)
+
+    def _may_fork(self, handle: WorkerHandle, now: float) -> bool:
+        """Whether this is a good moment: no reload is under way, and no thread of the loop's runs.
+
+        A process forked while a thread holds a lock never gets that lock. Threads that the loop
+        started end soon, so a restart waits for them, up to a bound. The thread of the metrics
+        endpoint never ends: a worker uses none of the locks of prometheus_client or of the socket
+        server, and the C library and the interpreter renew theirs in the child. A worker that did
+        hang would be killed as stuck and restarted.
+        """
+        if self._reload is not None:
+            return False
+        return not self._loop.busy or now >= handle.restart_at + _THREADS_S
+
+    def _prepared(self, handle: WorkerHandle, report: Prepared) -> None:
+        reload = self._reload
+        if reload is None or report.reload != reload.number:
             return
-        adopting.waiting.discard(handle.queue_num)
-        if "refused" in message:
-            adopting.problem = message["refused"]
-        elif message["prepared"] != adopting.loaded.digest:
-            adopting.problem = (
+        reload.waiting.discard(handle.queue_num)
+        if report.digest != reload.loaded.digest:
+            reload.problem = (
                 f"the worker of queue {handle.queue_num} read another policy: "
                 "the file changed meanwhile"
             )
         self._decide()
 
-    def _decide(self) -> None:
-        adopting = self._adopting
-        if adopting is None or adopting.waiting:
+    def _policy_refused(self, handle: WorkerHandle, report: Refused) -> None:
+        reload = self._reload
+        if reload is None or report.reload != reload.number:
             return
-        self._adopting = None
-        if not adopting.problem:
-            self._loaded = adopting.loaded
-        order = "abort" if adopting.problem else "commit"
-        for handle in self._handles:
-            handle.send({"do": order})
-        adopting.done(adopting.problem)
+        reload.waiting.discard(handle.queue_num)
+        reload.problem = report.problem
+        self._decide()
 
-    def _dumped(self, handle: WorkerHandle, message: dict[str, Any]) -> None:
-        dump = self._dumps.get(message["asked"])
+    def _decide(self) -> None:
+        reload = self._reload
+        if reload is None or reload.waiting:
+            return
+        self._reload = None
+        if reload.problem:
+            for handle in self._handles:
+                handle.send(Abort(reload=reload.number))
+        else:
+            self._loaded = reload.loaded
+            for handle in self._handles:
+                self._insist(handle, Commit(reload=reload.number))
+        reload.done(reload.problem)
+
+    def _dumped(self, handle: WorkerHandle, report: Flows) -> None:
+        dump = self._dumps.get(report.dump)
         if dump is None:
             return
-        dump.found += message["flows"]
-        if message["last"]:
+        dump.found += report.flows
+        if report.complete:
             dump.waiting.discard(handle.queue_num)
-            self._answer_dump(message["asked"], dump)
+            self._answer_dump(report.dump, dump)
 
-    def _answer_dump(self, asked: int, dump: "_Dump") -> None:
+    def _answer_dump(self, number: int, dump: "_Dump") -> None:
         if dump.waiting:
             return
-        del self._dumps[asked]
-        dump.found.sort(key=lambda flow: str(flow["last"]), reverse=True)
-        dump.respond(Response.ok(dump.found[: dump.flows]))
+        del self._dumps[number]
+        dump.found.sort(key=lambda flow: flow.last, reverse=True)
+        dump.respond(Response.ok([orjson.Fragment(flow.json) for flow in dump.found[: dump.flows]]))
+
+    @contextmanager
+    def _surviving(self, handle: WorkerHandle) -> Iterator[None]:
+        """Log an exception instead of ending the daemon, and with it all workers."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - see above
+            self._faults.raised(error, queue=handle.queue_num)
 
 
 @final
-class _Adopting:
-    """A policy on its way to the workers."""
+class _Reload:
+    """A policy that workers prepare."""
 
-    def __init__(self, loaded: Loaded, done: Callable[[str], None], waiting: set[int]) -> None:
+    def __init__(
+        self,
+        number: int,
+        loaded: Loaded,
+        done: Callable[[str], None],
+        waiting: set[int],
+        until: float,
+    ) -> None:
+        self.number = number
         self.loaded = loaded
         self.done = done
         self.waiting = waiting
+        self.until = until
         self.problem = ""
 
 
 @final
 class _Dump:
-    """A dump of which some workers have yet to give their part."""
+    """A dump that workers contribute to."""
 
     def __init__(self, flows: int, respond: Responder, waiting: set[int], until: float) -> None:
         self.flows = flows
         self.respond = respond
         self.waiting = waiting
         self.until = until
-        self.found: list[dict[str, Any]] = []
+        self.found: list[FlowRecord] = []
 
 
-def _error_of(text: str, kind: str) -> Exception:
-    """What a worker could not begin for, as the daemon's own error."""
-    found = getattr(errors, kind, None)
-    if isinstance(found, type) and issubclass(found, NfqGuardError):
-        return found(text)
-    return RuntimeError(text)
+def _error_of(failure: Failed) -> Exception:
+    """What kept a worker from starting, as an error of the daemon."""
+    kind = _ERRORS.get(failure.exit_status)
+    return RuntimeError(failure.problem) if kind is None else kind(failure.problem)
+
+
+def _pidfd_of(pid: int) -> int:
+    """The pidfd of a process that was just forked; without one it cannot be supervised.
+
+    Raises:
+        OSError: There is none to be had. The process is gone.
+    """
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)  # it has touched nothing yet that could hold it
+        raise

@@ -1,22 +1,34 @@
 # SPDX-License-Identifier: MIT
-"""One queue of several, as the daemon sees it: its worker process, alive or about to be again."""
+"""One queue of several as the daemon sees it: its worker process, running or to be restarted."""
 
 import os
 import signal
 import time
-from typing import Any, Final, final
+from contextlib import suppress
+from typing import Final, final
 
-from nfq_guard.service.supervisor.messages import Channel
+import msgspec
+
+from nfq_guard.service.supervisor.messages import (
+    DaemonChannel,
+    Failed,
+    Numbers,
+    Order,
+    Ready,
+    RecordSocket,
+)
 from nfq_guard.service.supervisor.workers import QueueState, WorkerState
 from nfq_guard.telemetry.metrics import Stats
 
-# A worker reports four times a second; one that is silent so long is stuck.
+# A worker reports four times a second; one that is silent for so long is stuck.
 STUCK_S: Final = 2.0
 # Binding a queue and loading BPF takes a tenth of it on a busy machine.
 _START_S: Final = 10.0
+# A queue that no worker served for so long is a fault that the service manager should see.
+_HOPELESS_S: Final = 30.0
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
-# After so long at work the next crash is a first one again.
+# After so long in service the next restart is as quick as the first.
 _STEADY_S: Final = 10.0
 
 
@@ -27,99 +39,138 @@ class WorkerHandle:
     Attributes:
         queue_num: The queue.
         pid: The process; 0 for none.
-        state: How it stands.
+        pidfd: Its pidfd; -1 for none.
+        state: How the queue is served.
         restarts: Processes after the first one.
-        stats: Numbers of all its processes.
+        restart_at: When to start the next process, monotonic seconds; while there is none.
+        stats: Counts of all its processes.
+        messages_refused: Orders that its processes dropped.
         channel: To the process.
-        log: Its log lines, one a message.
-        error: Its last event of level error.
-        failure: Why it could not start, and of which kind.
+        log: Its log lines, one a record.
+        last_error: Its last event of level error.
+        failure: Why the process that runs or ran last could not start.
+        ready: What the process reported once it served.
     """
 
     def __init__(self, queue_num: int) -> None:
-        """Nobody serves it yet."""
+        """No process serves the queue yet."""
+        now = time.monotonic()
         self.queue_num = queue_num
         self.pid = 0
         self.pidfd = -1
         self.state = WorkerState.DOWN
         self.restarts = 0
-        self.stats = Stats()
-        self.channel: Channel | None = None
-        self.log: Channel | None = None
-        self.error: dict[str, object] | None = None
-        self.failure: tuple[str, str] | None = None
-        self.facts: dict[str, object] = {}
-        self.down_since = time.monotonic()
         self.restart_at = 0.0
+        self.stats = Stats()
+        self.messages_refused = 0
+        self.channel: DaemonChannel | None = None
+        self.log: RecordSocket | None = None
+        self.last_error: dict[str, object] | None = None
+        self.failure: Failed | None = None
+        self.ready: Ready | None = None
         self._delay_s = _FIRST_DELAY_S
-        self._base = Stats()
-        self._heard_at = 0.0
-        self._serving_since = 0.0
+        self._stats_before = Stats()
+        self._refused_before = 0
+        self._heard_at = now
+        self._serving_since = now
+        self._unserved_since = now
 
-    def forked(self, pid: int, channel: Channel, log: Channel) -> None:
-        """A process was started for it."""
+    def started(self, pid: int, pidfd: int, channel: DaemonChannel, log: RecordSocket) -> None:
+        """Take over a process that was just forked."""
         self.pid = pid
-        self.pidfd = os.pidfd_open(pid)
+        self.pidfd = pidfd
         self.channel = channel
         self.log = log
         self.state = WorkerState.STARTING
         self.failure = None
+        self.ready = None
         self._heard_at = time.monotonic()
 
     def heard(self) -> None:
-        """It said something."""
+        """Note a sign of life."""
         self._heard_at = time.monotonic()
 
-    def ready(self, facts: dict[str, Any]) -> None:
-        """It serves."""
-        self.facts = facts
+    def excuse(self, seconds: float) -> None:
+        """Do not count the last `seconds` as silence: the daemon itself did not listen."""
+        self._heard_at += seconds
+
+    def serving(self, ready: Ready) -> None:
+        """Note that the queue is served."""
+        self.ready = ready
         self.state = WorkerState.SERVING
         self._serving_since = time.monotonic()
 
-    def report(self, plain: dict[str, Any], error: dict[str, object] | None) -> None:
-        """Its numbers since it was started."""
-        self.stats.sum_of(self._base, plain)
-        self.error = error or self.error
+    def report(self, numbers: Numbers) -> None:
+        """Add what the process counted to what those before it did."""
+        self.stats.sum_of(self._stats_before, msgspec.structs.asdict(numbers))
+        self.messages_refused = self._refused_before + numbers.messages_refused
+        self.last_error = numbers.last_error or self.last_error
 
     def silent(self, now: float) -> bool:
-        """Whether it said nothing for too long."""
+        """Whether there is a process that gave no sign of life for too long."""
         if self.pid == 0:
             return False
         limit = _START_S if self.state is WorkerState.STARTING else STUCK_S
         return now - self._heard_at > limit
 
+    def alive(self, now: float) -> bool:
+        """Whether the queue is served, or may soon be.
+
+        A stuck worker has been sent SIGKILL; while it does not end, nothing can serve its queue.
+        """
+        if self.state is WorkerState.SERVING:
+            return True
+        return self.state is not WorkerState.STUCK and now - self._unserved_since < _HOPELESS_S
+
+    def stuck(self) -> None:
+        """Give up on the process and kill it."""
+        self._leave_service(time.monotonic())
+        self.state = WorkerState.STUCK
+        self.kill()
+
     def kill(self) -> None:
-        """End it; `ended` comes when it is gone."""
+        """Send SIGKILL, if there is a process."""
         if self.pid:
-            try:
-                os.kill(self.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                return
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def send(self, message: dict[str, object]) -> bool:
-        """Whether there is somebody who took it."""
-        return self.channel is not None and self.channel.send(message)
+    def send(self, order: Order) -> bool:
+        """Whether there is a process and its channel had room for `order`."""
+        return self.channel is not None and self.channel.send(order)
 
-    def ended(self, now: float) -> str:
-        """It is gone: take leave of it; how it ended, in words."""
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        how = f"exit status {code}" if code >= 0 else signal.Signals(-code).name
-        os.close(self.pidfd)
-        for channel in (self.channel, self.log):
-            if channel is not None:
-                channel.close()
+    def reap(self) -> str:
+        """Reap the exited process. Returns how it ended, for example `exit status 1`.
+
+        Never raises. The channels stay open for what the process still reported; `down` follows.
+        """
+        pid, self.pid = self.pid, 0
+        pidfd, self.pidfd = self.pidfd, -1
+        with suppress(OSError):
+            os.close(pidfd)
+        try:
+            reaped, status = os.waitpid(pid, os.WNOHANG)
+        except OSError:  # SIGCHLD was ignored when the daemon was started: the kernel reaps
+            return "unknown exit status"
+        # 0: a debugger is attached to the process and has yet to take its status.
+        return ending(status) if reaped else "unknown exit status"
+
+    def down(self, now: float) -> None:
+        """Close the channels of the exited process and plan the next one."""
+        for end in (self.channel, self.log):
+            if end is not None:
+                with suppress(OSError):
+                    end.close()
         self.channel = self.log = None
-        self.pid = 0
-        self.pidfd = -1
-        self._base = self.stats.copy()
-        if self.state is WorkerState.SERVING and now - self._serving_since > _STEADY_S:
-            self._delay_s = _FIRST_DELAY_S
+        self._stats_before = self.stats.copy()
+        self._refused_before = self.messages_refused
+        self._leave_service(now)
         self.state = WorkerState.DOWN
-        self.down_since = now
+        self.postpone(now)
+
+    def postpone(self, now: float) -> None:
+        """Plan the next start, each time later than the time before, within a bound."""
         self.restart_at = now + self._delay_s
         self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
-        return how
 
     def described(self) -> QueueState:
         """For status and metrics."""
@@ -130,3 +181,23 @@ class WorkerHandle:
             restarts=self.restarts,
             stats=self.stats,
         )
+
+    def _leave_service(self, now: float) -> None:
+        if self.state is WorkerState.SERVING:
+            self._unserved_since = now
+            if now - self._serving_since > _STEADY_S:
+                self._delay_s = _FIRST_DELAY_S
+
+
+def ending(status: int) -> str:
+    """How a process ended, from its wait status.
+
+    The signals 32, 33 and 35 to 63 have no name.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"exit status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,25 +1,43 @@
 # SPDX-License-Identifier: MIT
-"""A worker process: one queue of several, told what to do by the daemon that forked it.
+"""What runs in a worker process: one queue of several, by the orders of the daemon that forked it.
 
-It listens to its daemon alone: signals that are meant for the service reach both, and must not
-end a worker before the rules are gone. When the daemon is gone it answers what waits and ends.
+Signals meant for the service reach its workers too. They ignore them, because a worker must serve
+until the rules are removed. When the daemon is gone, a worker answers what waits and exits.
 """
 
 import os
 import signal
-import time
+import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, Never, assert_never, final
 
+import msgspec
 import orjson
 
-from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence
+from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.supervisor.messages import Channel
+from nfq_guard.service.supervisor.messages import (
+    Abort,
+    Commit,
+    Dump,
+    Failed,
+    FlowRecord,
+    Flows,
+    Numbers,
+    Order,
+    Prepare,
+    Prepared,
+    Ready,
+    Refused,
+    SetMode,
+    Stop,
+    WorkerChannel,
+    worker_channel,
+)
 from nfq_guard.service.supervisor.workers import Loaded
 from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.queue_server import QueueServer
@@ -42,113 +60,126 @@ Open = Callable[[Loaded, EventLog, LineSink, Loop, list[str]], Opened]
 
 @final
 class WorkerProcess:
-    """What happens in the child; made after the fork."""
+    """The worker's side of the channel; made after the fork."""
 
     def __init__(
         self,
-        channel: Channel,
+        end: socket.socket,
         sink: LineSink,
         events: EventLog,
         loaded: Loaded,
         read: Callable[[], Loaded],
     ) -> None:
-        """Put the parts together.
+        """Serve nothing before `run`.
 
         Args:
-            channel: To the daemon.
-            sink: Lines on their way to the daemon.
+            end: The worker's end of the channel.
+            sink: Takes log lines to the daemon.
             events: Events over `sink`.
             loaded: The policy to begin with.
-            read: Reads it anew.
+            read: Reads the policy anew.
         """
-        self._channel = channel
+        self._refused = LimitedEvent(events, "message_refused")
+        self._channel: WorkerChannel = worker_channel(
+            end, lambda problem: self._refused.happened(sender="daemon", problem=problem)
+        )
         self._sink = sink
         self._events = events
         self._loaded = loaded
         self._read = read
-        self._prepared: Loaded | None = None
+        self._prepared: tuple[int, Loaded] | None = None
         self._loop = Loop()
-        self._serving: QueueServer | None = None
-        self._history = History()
 
     def run(self, open_queue: Open) -> None:
-        """Serve until told to stop, or until the daemon is gone."""
+        """Serve until ordered to stop, or until the daemon is gone."""
         notes: list[str] = []
         try:
             opened = open_queue(self._loaded, self._events, self._sink, self._loop, notes)
         except NfqGuardError as error:
-            self._channel.send({"failed": str(error), "kind": type(error).__name__})
+            self._channel.send(Failed(problem=str(error), exit_status=error.exit_status))
             return
-        self._serving, self._history, evidence = opened
-        self._loop.watch(self._channel.fileno(), self._obey)
-        self._loop.every(REPORT_S, self._report)
-        self._serving.begin()
+        serving, history, evidence = opened
+        self._loop.watch(self._channel.fileno(), lambda: self._receive(serving, history))
+        self._loop.every(REPORT_S, lambda _now: self._report(serving))
+        serving.begin()
         self._channel.send(
-            {
-                "ready": {
-                    "socket_buffer_bytes": self._serving.queue.socket_buffer_bytes,
-                    "flags_refused": self._serving.queue.refused,
-                },
-                "evidence": evidence,
-                "notes": notes,
-            }
+            Ready(
+                socket_buffer_bytes=serving.queue.socket_buffer_bytes,
+                flags_refused=serving.queue.refused,
+                evidence=evidence,
+                notes=notes,
+            )
         )
         self._loop.run()
-        self._serving.finish()
-        self._report(time.monotonic())
+        serving.finish(lambda: False)
+        self._report(serving)
 
-    def _report(self, _now: float) -> None:
-        if self._serving is not None:
-            stats = self._serving.worker.stats.plain()
-            self._channel.send({"stats": stats, "error": self._events.last_error})
+    def _report(self, serving: QueueServer) -> None:
+        numbers = {
+            **serving.worker.stats.plain(),
+            "messages_refused": self._refused.count,
+            "last_error": self._events.last_error,
+        }
+        self._channel.send(msgspec.convert(numbers, Numbers))
 
-    def _obey(self) -> None:
-        messages = self._channel.receive()
-        if messages is None:
+    def _receive(self, serving: QueueServer, history: History) -> None:
+        orders = self._channel.receive()
+        if orders is None:
             self._loop.forget(self._channel.fileno())
             self._loop.stop()
             return
-        for octets in messages:
-            self._do(orjson.loads(octets))
+        for order in orders:
+            self._obey(order, serving, history)
 
-    def _do(self, order: dict[str, Any]) -> None:
-        """One order of the daemon's; their words are only used here and in `supervisor`."""
-        match order["do"]:
-            case "stop":
+    def _obey(self, order: Order, serving: QueueServer, history: History) -> None:
+        match order:
+            case Stop():
                 self._loop.stop()
-            case "mode" if self._serving is not None:
-                self._serving.set_mode(Mode(order["mode"]))
-            case "prepare":
-                self._loop.background(self._read, self._prepare, self._refuse)
-            case "commit" if self._serving is not None and self._prepared is not None:
-                self._serving.adopt(self._prepared.policy)
+            case SetMode():
+                serving.set_mode(order.mode)
+            case Prepare():
+                self._prepare(order.reload)
+            case Commit():
+                if self._prepared is not None and self._prepared[0] == order.reload:
+                    serving.adopt(self._prepared[1].policy)
                 self._prepared = None
-            case "abort":
+            case Abort():
                 self._prepared = None
-            case "dump":
-                self._dump(order)
+            case Dump():
+                self._dump(order, history)
             case _:
+                assert_never(order)
+
+    def _prepare(self, reload: int) -> None:
+        def prepared(loaded: Loaded) -> None:
+            self._prepared = (reload, loaded)
+            self._channel.send(Prepared(reload=reload, digest=loaded.digest))
+
+        def refused(error: Exception) -> None:
+            self._channel.send(Refused(reload=reload, problem=str(error)))
+
+        self._loop.background(self._read, prepared, refused)
+
+    def _dump(self, order: Dump, history: History) -> None:
+        flows = [
+            FlowRecord(last=str(flow["last"]), json=orjson.dumps(flow))
+            for flow in history.flows(order.address, order.flows)
+        ]
+        while True:
+            part, flows = flows[:_FLOWS_A_MESSAGE], flows[_FLOWS_A_MESSAGE:]
+            self._channel.send(Flows(dump=order.dump, flows=part, complete=not flows))
+            if not flows:
                 return
-
-    def _prepare(self, loaded: Loaded) -> None:
-        self._prepared = loaded
-        self._channel.send({"prepared": loaded.digest})
-
-    def _refuse(self, error: Exception) -> None:
-        self._channel.send({"refused": str(error)})
-
-    def _dump(self, order: dict[str, Any]) -> None:
-        flows = self._history.flows(order["address"], order["flows"])
-        for first in range(0, len(flows), _FLOWS_A_MESSAGE):
-            part = flows[first : first + _FLOWS_A_MESSAGE]
-            self._channel.send({"flows": part, "asked": order["asked"], "last": False})
-        self._channel.send({"flows": [], "asked": order["asked"], "last": True})
 
 
 def detach(name: str, keep: set[int]) -> None:
-    """Become a worker, right after the fork, signals blocked: nothing of the daemon's stays open.
+    """Become a worker right after the fork, signals blocked: close what is the daemon's.
 
-    Objects of the daemon's whose descriptors are closed here live on in frames that never return.
+    Objects of the daemon whose descriptors are closed here live on in frames that never return.
+
+    Args:
+        name: The process's name in `ps`.
+        keep: Descriptors that stay open, besides the standard streams.
     """
     signal.set_wakeup_fd(-1)
     for number in _SERVICE_SIGNALS:
@@ -166,13 +197,21 @@ def detach(name: str, keep: set[int]) -> None:
         return
 
 
-def run_and_exit(work: Callable[[], None], report: Callable[[str], object]) -> None:
-    """Do `work` and end the process, whatever happens; never returns into the daemon's code."""
+def run_and_exit(work: Callable[[], None], report: Callable[[str], object]) -> Never:
+    """Do `work` and end the process whatever happens; never return into the daemon's code.
+
+    `report` gets the traceback of an exception, and may itself raise.
+    """
     status = 1
     try:
         work()
         status = 0
-    except BaseException:  # noqa: BLE001 - the frames above are the daemon's, not ours
+    except BaseException:  # noqa: BLE001 - the frames above are the daemon's
         report(traceback.format_exc())
     finally:
         os._exit(status)
+
+
+def report_crash(end: socket.socket, trace: str) -> None:
+    """Report an exception that ends the worker; needs nothing that the worker set up."""
+    worker_channel(end, lambda _problem: None).send(Failed(problem=trace))

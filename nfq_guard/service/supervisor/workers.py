@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, final
+from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
@@ -17,7 +17,10 @@ from nfq_guard.telemetry.metrics import Stats
 
 
 class WorkerState(StrEnum):
-    """How a queue is served."""
+    """How a queue is served.
+
+    A stuck worker did not report for too long. It was sent SIGKILL and has not ended yet.
+    """
 
     STARTING = "starting"
     SERVING = "serving"
@@ -28,14 +31,14 @@ class WorkerState(StrEnum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueState:
-    """One queue, as it stands.
+    """One queue.
 
     Attributes:
         queue_num: Its number.
-        pid: Process that serves it; 0 for none.
-        state: Whether it does.
-        restarts: How often another process had to be started for it.
-        stats: Its numbers, of all these processes together.
+        pid: The process that serves it; 0 for none.
+        state: How it is served.
+        restarts: Processes after the first one.
+        stats: Counts of all these processes; to be read only.
     """
 
     queue_num: int
@@ -48,7 +51,7 @@ class QueueState:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyFacts:
-    """What people are told of a policy.
+    """What status and events say of a policy.
 
     Attributes:
         source: Where it is from.
@@ -64,13 +67,13 @@ class PolicyFacts:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """A policy read from disk, whole, with the one on trial.
+    """A policy read from disk, with the policy on trial.
 
     Attributes:
         policy: Ready for packets, its shadow within.
         told: Of it.
-        shadow: Of the one on trial; None when there is none.
-        restart_for: Settings of the daemon that changed in the file and wait for a restart.
+        shadow: Of the policy on trial; None when there is none.
+        restart_for: Settings of the daemon that changed in the file and need a restart.
     """
 
     policy: Policy
@@ -91,53 +94,66 @@ class Workers(Protocol):
     def evidence(self) -> Evidence:
         """Where flows are looked up."""
 
-    def begin(self) -> dict[str, object]:
-        """Serve all queues; returns when all are served, with facts for the log.
+    @property
+    def messages_refused(self) -> int:
+        """Messages between processes that were dropped."""
+
+    def begin(self, started_at: float) -> dict[str, object]:
+        """Serve all queues. Returns once all are served, with facts for the log.
+
+        Args:
+            started_at: When the daemon started, seconds of the Unix epoch, for metrics.
 
         Raises:
-            NfqGuardError: One of them cannot be.
+            NfqGuardError: A queue cannot be served.
         """
 
     def queues(self) -> list[QueueState]:
-        """How they stand."""
+        """How the queues are served."""
 
     def refresh(self) -> None:
-        """Bring numbers up to date as far as that takes no time."""
+        """Bring counts up to date, as far as that takes no time."""
 
     def last_error(self) -> dict[str, object] | None:
         """The last event of level error that the daemon's own log does not know."""
 
     def set_mode(self, mode: Mode) -> None:
-        """Judge in that mode from the next turn on."""
+        """Judge in `mode` from the next turn on."""
 
     def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
-        """Judge by that policy from some next turn on, all or none.
+        """Judge by that policy from some next turn on, in all queues or in none.
 
-        `done` gets an empty string, or why none does.
+        `done` gets an empty string, or why not. It is called within a bounded time.
         """
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Respond with the flows shown last."""
+        """Responder with the flows seen last, within a bounded time."""
 
     def alive(self, now: float) -> bool:
-        """Whether each queue is served, or is about to be again."""
+        """Whether each queue is served, or may soon be."""
 
-    def finish(self) -> None:
-        """Let go of all queues, what waits in them answered."""
+    def finish(self, hurried: Callable[[], bool]) -> None:
+        """Answer what waits, within a bounded time, and unbind all queues.
+
+        `hurried` turns true when the operator does not want to wait for it.
+        """
 
 
 @final
 class InProcess:
-    """One queue, served by this process (`Workers`)."""
+    """One queue, served by the daemon's own process (`Workers`)."""
+
+    messages_refused: Final = 0
 
     def __init__(self, serving: QueueServer, history: History, evidence: Evidence) -> None:
-        """Nothing happens before `begin`."""
+        """Serve nothing before `begin`."""
         self.evidence = evidence
         self._serving = serving
         self._history = history
 
-    def begin(self) -> dict[str, object]:
-        """Watch the queue."""
+    def begin(self, started_at: float) -> dict[str, object]:
+        """Take packets whenever the loop goes round."""
+        self._serving.worker.stats.gauges["start_time_seconds"] = started_at
         self._serving.begin()
         queue = self._serving.queue
         return {
@@ -147,7 +163,7 @@ class InProcess:
         }
 
     def queues(self) -> list[QueueState]:
-        """The one."""
+        """The one queue."""
         return [
             QueueState(
                 queue_num=self._serving.queue.queue_num,
@@ -159,30 +175,30 @@ class InProcess:
         ]
 
     def refresh(self) -> None:
-        """Look at what others count."""
+        """Read what the kernel counts."""
         self._serving.worker.refresh()
 
     def last_error(self) -> dict[str, object] | None:
-        """None: it is all in one log."""
+        """None: all events go through the daemon's own log."""
         return None
 
     def set_mode(self, mode: Mode) -> None:
-        """At once."""
+        """Switch at once."""
         self._serving.set_mode(mode)
 
     def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
-        """At once."""
+        """Switch at once."""
         self._serving.adopt(loaded.policy)
         done("")
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """At once."""
+        """Responder at once."""
         respond(Response.ok(self._history.flows(address, flows)))
 
-    def alive(self, now: float) -> bool:  # noqa: ARG002 - whoever can ask this is
-        """Always."""
+    def alive(self, now: float) -> bool:  # noqa: ARG002 - the loop that asks is the one that serves
+        """Whether the queue is served: always."""
         return True
 
-    def finish(self) -> None:
+    def finish(self, hurried: Callable[[], bool]) -> None:
         """Drain and unbind."""
-        self._serving.finish()
+        self._serving.finish(hurried)

@@ -2,6 +2,7 @@
 """One bound queue, served from a loop until what waits in it has its verdict."""
 
 import time
+from collections.abc import Callable
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
@@ -85,19 +86,24 @@ class QueueServer:
         self.worker.engine.policy = policy
         self.worker.resync_offload()
 
-    def finish(self) -> None:
-        """Answer what still waits, until the kernel says that nothing does; then unbind."""
+    def finish(self, hurried: Callable[[], bool]) -> None:
+        """Answer what still waits, until the kernel says that nothing does; then unbind.
+
+        The loop goes round meanwhile, at most two seconds, or until `hurried`.
+        """
         deadline = time.monotonic() + _DRAIN_S
         while True:
-            if self.worker.process_batch():
-                if time.monotonic() < deadline:
-                    continue
+            taken = self.worker.process_batch()
+            self._loop.turn(0 if taken else 0.001)
+            over = hurried() or time.monotonic() >= deadline
+            if not taken:
+                found = self.worker.kernel_counters()
+                if found is None or found.waiting == 0:
+                    break
+            elif over:
                 self._events.warning("stopped_under_load", waited_s=_DRAIN_S)
+            if over:
                 break
-            found = self.worker.kernel_counters()
-            if found is None or found.waiting == 0 or time.monotonic() >= deadline:
-                break
-            time.sleep(0.001)
         self._garbage.end()
         self.worker.refresh()
         self.queue.close()
