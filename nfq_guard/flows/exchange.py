@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The memory shared with the kernel half: requests put, answers taken.
+"""The memory shared with the BPF program: requests written, answers read.
 
-The layout is that of `struct exchange` in `bpf/ct_lookup.bpf.c`. The call itself is handed in.
-Answers are read by index: `struct` would make a tuple of 33 and box every number in it, which
-compiled costs an eighth of all that a packet costs us.
+The layout is that of `struct exchange` in bpf/ct_lookup.bpf.c. Running the program is handed in.
+Answers are read by index: `struct` makes a tuple of 33 and boxes every number in it, which compiled
+costs an eighth of all that a packet costs us.
 """
 
 import errno
@@ -27,38 +27,55 @@ from nfq_guard.seqno import Seq
 # Tuples that one run of the program can look up.
 BATCH: Final = 64
 
-# count, ticks a second, size of the kernel's lookup options.
+# The layout of `struct exchange` and of what it is made of, in bytes: `STRUCT_MEMBER` is the offset
+# of a member. A test holds all of it against the type information of the object file.
+EXCHANGE_REQUESTS: Final = 12
+EXCHANGE_ANSWERS: Final = EXCHANGE_REQUESTS + BATCH * 40
+EXCHANGE_SIZE: Final = EXCHANGE_ANSWERS + BATCH * 112
+REQUEST_SIZE: Final = 40
+ANSWER_SIZE: Final = 112
+ANSWER_FOUND: Final = 0
+ANSWER_DIR: Final = 1
+ANSWER_STATE: Final = 2
+ANSWER_LAST_DIR: Final = 3
+ANSWER_LAST_INDEX: Final = 4
+ANSWER_LAST_WSCALE: Final = 5
+ANSWER_LAST_FLAGS: Final = 6
+ANSWER_RETRANS: Final = 7
+ANSWER_ZONE: Final = 8
+ANSWER_LAST_WIN: Final = 10
+ANSWER_STATUS: Final = 12
+ANSWER_MARK: Final = 16
+ANSWER_TIMEOUT: Final = 20
+ANSWER_LAST_SEQ: Final = 24
+ANSWER_LAST_ACK: Final = 28
+ANSWER_LAST_END: Final = 32
+ANSWER_WINDOW: Final = 36
+ANSWER_TD_SCALE: Final = 68
+ANSWER_FLAGS: Final = 70
+ANSWER_SPORT: Final = 72
+ANSWER_DPORT: Final = 74
+ANSWER_SRC: Final = 76
+ANSWER_DST: Final = 92
+ANSWER_ERROR: Final = 108
+WINDOW_SIZE: Final = 16
+WINDOW_TD_END: Final = 0
+WINDOW_TD_MAXEND: Final = 4
+WINDOW_TD_MAXWIN: Final = 8
+WINDOW_TD_MAXACK: Final = 12
+
+# The members of `struct exchange` before the requests: count, hz, options_size.
 HEADER: Final = Struct("=III")
 _COUNT: Final = Struct("=I")
-# Size of the tuple that follows, protocol, zone; then both addresses and both ports.
-_REQUEST_IPV4: Final = Struct(">BBH4s4sHH24x").pack
-_REQUEST_IPV6: Final = Struct(">BBH16s16sHH").pack
+# `struct request`: tuple_size, proto, zone; then both addresses and both ports.
+REQUEST_IPV4: Final = Struct(">BBH4s4sHH24x")
+REQUEST_IPV6: Final = Struct(">BBH16s16sHH")
+_PACK_IPV4: Final = REQUEST_IPV4.pack
+_PACK_IPV6: Final = REQUEST_IPV6.pack
 _TUPLE_IPV4: Final = 12
 _TUPLE_IPV6: Final = 36
-_ANSWER_SIZE: Final = 112
-# In an answer, in host order. Octets: whether found, direction, state; then of the last packet that
-# conntrack recorded its direction, class, window shift and flags, and retransmissions of it.
-_ZONE: Final = 8
-_LAST_WIN: Final = 10
-_STATUS: Final = 12
-_MARK: Final = 16
-_TIMEOUT: Final = 20
-_LAST_SEQ: Final = 24
-_LAST_ACK: Final = 28
-_LAST_END: Final = 32
-# td_end, td_maxend, td_maxwin, td_maxack, once for each peer; then both td_scale, both flags.
-_PEERS_AT: Final = 36
-_PEER_SIZE: Final = 16
-_SCALES: Final = 68
-_FLAGS: Final = 70
-_SPORT: Final = 72
-_DPORT: Final = 74
-_SRC: Final = 76
-_DST: Final = 92
-# A negative errno, 0 when the entry was found.
-_ERROR: Final = 108
 
-# Octets of a number in this machine's order, the lowest first: of 16 bits and of 32.
+# Places of a number's bytes in this machine's order, the lowest first: of 16 bits and of 32.
 _LITTLE: Final = sys.byteorder == "little"
 _H0: Final = 0 if _LITTLE else 1
 _H1: Final = 1 - _H0
@@ -66,31 +83,25 @@ _W0: Final = 0 if _LITTLE else 3
 _W1: Final = 1 if _LITTLE else 2
 _W2: Final = 3 - _W1
 _W3: Final = 3 - _W0
-# Error numbers are read as the unsigned words that they are in two's complement.
+# An error is a negative errno, read as an unsigned word.
 _WORDS: Final = 1 << 32
 _NO_ENTRY: Final = _WORDS - errno.ENOENT
-
-_REQUESTS_AT: Final = HEADER.size
-_REQUEST_SIZE: Final = 40
-_ANSWERS_AT: Final = _REQUESTS_AT + BATCH * _REQUEST_SIZE
-# Octets of the whole of it.
-EXCHANGE_SIZE: Final = _ANSWERS_AT + BATCH * _ANSWER_SIZE
 
 
 @final
 class Exchange:
-    """The memory, and the call that has the kernel answer what stands in it.
+    """Looks tuples up, a batch a run of the program.
 
     Attributes:
         missing: How many of the last tuples were not found, or could not be looked up.
     """
 
     def __init__(self, memory: mmap.mmap, run: Callable[[], int]) -> None:
-        """Ask through `memory`, `EXCHANGE_SIZE` octets.
+        """Use `memory`, which the program shares.
 
         Args:
-            memory: Shared with the program; a slice of it is bytes.
-            run: Has the program answer; gives 0, or an error number, negative.
+            memory: `EXCHANGE_SIZE` bytes.
+            run: Runs the program; returns 0, or a negative errno.
         """
         self.missing = 0
         self._memory = memory
@@ -100,9 +111,8 @@ class Exchange:
     def ask(self, tuples: Sequence[FlowTuple], zone: int) -> list[LookupResult]:
         """Look up at most `BATCH` tuples in a zone; one result each, in order.
 
-        A snapshot holds the tuple that was asked for as it is; the kernel sends the other one.
-        When the kernel does not run the program, for example for want of memory, every lookup
-        has failed.
+        A snapshot holds the requested tuple itself; the program returns the other one. When the
+        kernel does not run the program, for example for want of memory, every lookup has failed.
         """
         self._put(tuples, zone)
         code = self._run()
@@ -116,49 +126,53 @@ class Exchange:
         for wanted in tuples:
             src = wanted.src
             if len(src) == 4:
-                pack, size = _REQUEST_IPV4, _TUPLE_IPV4
+                pack, size = _PACK_IPV4, _TUPLE_IPV4
             else:
-                pack, size = _REQUEST_IPV6, _TUPLE_IPV6
+                pack, size = _PACK_IPV6, _TUPLE_IPV6
             requests.append(
                 pack(size, wanted.proto, zone, src, wanted.dst, wanted.sport, wanted.dport)
             )
         count = len(requests)
-        self._memory[_REQUESTS_AT : _REQUESTS_AT + count * _REQUEST_SIZE] = b"".join(requests)
+        self._memory[EXCHANGE_REQUESTS : EXCHANGE_REQUESTS + count * REQUEST_SIZE] = b"".join(
+            requests
+        )
         if count != self._count:
             self._memory[: _COUNT.size] = _COUNT.pack(count)
             self._count = count
 
     def _take(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
         results: list[LookupResult] = []
-        answers: bytes = self._memory[_ANSWERS_AT : _ANSWERS_AT + len(tuples) * _ANSWER_SIZE]
+        answers: bytes = self._memory[
+            EXCHANGE_ANSWERS : EXCHANGE_ANSWERS + len(tuples) * ANSWER_SIZE
+        ]
         missing = 0
         at = 0
         for wanted in tuples:
-            if answers[at]:
+            if answers[at + ANSWER_FOUND]:
                 results.append(_answer(answers, at, wanted))
             else:
-                code = _word(answers, at + _ERROR)
+                code = _word(answers, at + ANSWER_ERROR)
                 results.append(None if code == _NO_ENTRY else LookupFailed(_WORDS - code))
                 missing += 1
-            at += _ANSWER_SIZE
+            at += ANSWER_SIZE
         self.missing = missing
         return results
 
 
 def _answer(answers: bytes, at: int, wanted: FlowTuple) -> FlowSnapshot:
-    """The answer at `at`, which is about `wanted`."""
-    direction = answers[at + 1]
+    """The answer at `at`, found for `wanted`."""
+    direction = answers[at + ANSWER_DIR]
     size = len(wanted.src)
-    src = answers[at + _SRC : at + _SRC + size]
-    dst = answers[at + _DST : at + _DST + size]
+    src = answers[at + ANSWER_SRC : at + ANSWER_SRC + size]
+    dst = answers[at + ANSWER_DST : at + ANSWER_DST + size]
     other = FlowTuple(
-        wanted.proto, src, dst, _half(answers, at + _SPORT), _half(answers, at + _DPORT)
+        wanted.proto, src, dst, _half(answers, at + ANSWER_SPORT), _half(answers, at + ANSWER_DPORT)
     )
     original, reply = (other, wanted) if direction else (wanted, other)
-    status = _word(answers, at + _STATUS)
-    mark = _word(answers, at + _MARK)
-    zone = _half(answers, at + _ZONE)
-    timeout_s = _word(answers, at + _TIMEOUT)
+    status = _word(answers, at + ANSWER_STATUS)
+    mark = _word(answers, at + ANSWER_MARK)
+    zone = _half(answers, at + ANSWER_ZONE)
+    timeout_s = _word(answers, at + ANSWER_TIMEOUT)
     if wanted.proto != PROTO_TCP:
         return FlowSnapshot(
             Evidence.BPF, direction, original, reply, status, mark, zone, timeout_s, 0, None
@@ -172,29 +186,29 @@ def _answer(answers: bytes, at: int, wanted: FlowTuple) -> FlowSnapshot:
         mark,
         zone,
         timeout_s,
-        answers[at + 2],
+        answers[at + ANSWER_STATE],
         (_peer(answers, at, 0), _peer(answers, at, 1)),
-        answers[at + 3],
-        answers[at + 4],
-        Seq(_word(answers, at + _LAST_SEQ)),
-        Seq(_word(answers, at + _LAST_ACK)),
-        Seq(_word(answers, at + _LAST_END)),
-        _half(answers, at + _LAST_WIN),
-        answers[at + 5],
-        answers[at + 6],
-        answers[at + 7],
+        answers[at + ANSWER_LAST_DIR],
+        answers[at + ANSWER_LAST_INDEX],
+        Seq(_word(answers, at + ANSWER_LAST_SEQ)),
+        Seq(_word(answers, at + ANSWER_LAST_ACK)),
+        Seq(_word(answers, at + ANSWER_LAST_END)),
+        _half(answers, at + ANSWER_LAST_WIN),
+        answers[at + ANSWER_LAST_WSCALE],
+        answers[at + ANSWER_LAST_FLAGS],
+        answers[at + ANSWER_RETRANS],
     )
 
 
 def _peer(answers: bytes, at: int, which: int) -> Peer:
-    first = at + _PEERS_AT + which * _PEER_SIZE
+    first = at + ANSWER_WINDOW + which * WINDOW_SIZE
     return Peer(
-        Seq(_word(answers, first)),
-        Seq(_word(answers, first + 4)),
-        _word(answers, first + 8),
-        Seq(_word(answers, first + 12)),
-        answers[at + _SCALES + which],
-        answers[at + _FLAGS + which],
+        Seq(_word(answers, first + WINDOW_TD_END)),
+        Seq(_word(answers, first + WINDOW_TD_MAXEND)),
+        _word(answers, first + WINDOW_TD_MAXWIN),
+        Seq(_word(answers, first + WINDOW_TD_MAXACK)),
+        answers[at + ANSWER_TD_SCALE + which],
+        answers[at + ANSWER_FLAGS + which],
     )
 
 

@@ -6,16 +6,26 @@ import mmap
 import struct
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
 
 from nfq_guard.flow import FlowTuple, LookupFailed
-from nfq_guard.flows.exchange import BATCH, EXCHANGE_SIZE, Exchange
+from nfq_guard.flows import exchange as layout
+from nfq_guard.flows.exchange import (
+    ANSWER_ERROR,
+    ANSWER_SIZE,
+    BATCH,
+    EXCHANGE_ANSWERS,
+    EXCHANGE_SIZE,
+    Exchange,
+)
+from tests.support import btf
+
+_OBJECT = Path(__file__).parents[2] / "nfq_guard" / "flows" / "ct_lookup.bpf.o"
 
 IPV4 = FlowTuple(6, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 0x1122, 0x3344)
 IPV6 = FlowTuple(17, bytes(range(16)), bytes(range(16, 32)), 0x5566, 0x7788)
-
-
-_ANSWER_SIZE = 112
-_ANSWERS_AT = EXCHANGE_SIZE - BATCH * _ANSWER_SIZE
 
 
 def exchange(
@@ -24,9 +34,42 @@ def exchange(
     """Shared memory in which every lookup ends with its error, none with an entry."""
     memory = mmap.mmap(-1, EXCHANGE_SIZE)
     for index, error in enumerate(errors):
-        end = _ANSWERS_AT + (index + 1) * _ANSWER_SIZE
-        memory[end - 4 : end] = struct.pack("=i", -error)
+        at = EXCHANGE_ANSWERS + index * ANSWER_SIZE + ANSWER_ERROR
+        memory[at : at + 4] = struct.pack("=i", -error)
     return memory, Exchange(memory, lambda: result)
+
+
+@pytest.mark.parametrize(
+    ("name", "unread"),
+    [("exchange", {"count", "hz", "options_size"}), ("answer", set()), ("window", set())],
+)
+def test_layout_is_that_of_the_object(name: str, unread: set[str]) -> None:
+    """Each size and offset, by the type information of the object file."""
+    found = btf.structs(_OBJECT.read_bytes())[name]
+    ours = {
+        member: getattr(layout, f"{name}_{member}".upper())
+        for member in found.offsets
+        if member not in unread
+    }
+    assert ours == {
+        member: offset for member, offset in found.offsets.items() if member not in unread
+    }
+    assert getattr(layout, f"{name}_size".upper()) == found.size
+
+
+def test_header_and_requests_are_those_of_the_object() -> None:
+    """Those are packed by `struct`, member by member."""
+    structs = btf.structs(_OBJECT.read_bytes())
+    header = structs["exchange"].offsets
+    assert [header["count"], header["hz"], header["options_size"]] == [0, 4, 8]
+    assert layout.HEADER.format == "=III"
+    assert layout.HEADER.size == header["requests"]
+    request = structs["request"]
+    assert request.offsets == {"tuple_size": 0, "proto": 1, "zone": 2, "tuple": 4}
+    assert request.size == layout.REQUEST_SIZE
+    for packed in (layout.REQUEST_IPV4, layout.REQUEST_IPV6):
+        assert packed.format.startswith(">BBH")
+        assert packed.size == request.size
 
 
 def test_requests_are_laid_out_as_the_kernel_takes_them() -> None:
