@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 300
 PACKETS ?= 1000000
 SEED ?= 1
 # Floors 0 to 3, which tests cover in full.
-CORE := nfq_guard/seqno.py,nfq_guard/errors.py,nfq_guard/flow.py,nfq_guard/finding.py,nfq_guard/diagnose.py,nfq_guard/engine.py,nfq_guard/wire/*,nfq_guard/conntrack/*,nfq_guard/policy/*
+CORE := nfq_guard/seqno.py,nfq_guard/errors.py,nfq_guard/flow.py,nfq_guard/names.py,nfq_guard/finding.py,nfq_guard/diagnose.py,nfq_guard/engine.py,nfq_guard/wire/*,nfq_guard/conntrack/*,nfq_guard/policy/*
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel bench bench-quick instructions unpack \

@@ -8,6 +8,7 @@ from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import Style, paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK
+from nfq_guard.names import endpoint
 
 Fields = dict[str, Any]
 
@@ -41,9 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _show(found: Fields) -> None:
     flow = found["flow"]
-    ends = f"{end(flow['a'], flow['a_port'])} - {end(flow['b'], flow['b_port'])}"
+    # A flow without an address or a port has an empty text or a 0 there.
+    one = endpoint(flow["a"] or None, flow["a_port"] or None)
+    other = endpoint(flow["b"] or None, flow["b_port"] or None)
     packets = f"{found['packets']} packet{'s' if found['packets'] != 1 else ''}"
-    write_line(paint(f"{flow['proto']} {ends}: {packets}, last {found['last']}", Style.BOLD))
+    write_line(
+        paint(f"{flow['proto']} {one} - {other}: {packets}, last {found['last']}", Style.BOLD)
+    )
     for event in found["events"]:
         write_line(f"  {event_line(event)}")
 
@@ -57,7 +62,7 @@ def event_line(event: Fields) -> str:
     would = "would " if event["would"] != event["verdict"] else ""
     return (
         f"{event['timestamp'][11:23]} {would}{event['action']} {event['reason']}{distance(event)}"
-        f"{flags}{seq}{ack} from {end(event['src'], event['sport'])}"
+        f"{flags}{seq}{ack} from {endpoint(event['src'], event['sport'])}"
         f" {event['state'] or 'no state'} nat={event['nat']} rule={event['rule']}{count}"
     )
 
@@ -66,11 +71,3 @@ def distance(event: Fields) -> str:
     """How far beyond its bound, if it broke one."""
     breach = event["breach"]
     return "" if breach is None else f" by {breach['distance']}"
-
-
-def end(address: str | None, port: int | None) -> str:
-    """One end of a flow."""
-    host = address or "?"
-    if not port:
-        return host
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -23,6 +23,7 @@ from nfq_guard.flow import (
     FlowSnapshot,
     Peer,
 )
+from nfq_guard.names import address, endpoint, packet_ends, protocol, tuple_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.bounds import BoundCheck, Point
 from nfq_guard.replay.explanation import Lesson
@@ -31,15 +32,11 @@ from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.replay.replayer import Outcome
 from nfq_guard.replay.words import (
     breach_gist,
-    endpoint,
     finding_sentence,
     flag_letters,
     gist,
     octets_of,
-    protocol,
     state_name,
-    tuple_way,
-    way,
 )
 from nfq_guard.seqno import Seq, distance
 from nfq_guard.wire.packet import ACK, Packet, Segment
@@ -134,7 +131,7 @@ class _Telling:
         lesson = self._lesson
         packet = lesson.outcome.packet
         assert packet is not None  # noqa: S101 - lines ends before
-        lines = [f"{_INDENT}{way(packet)}, {protocol(packet.proto)}"]
+        lines = [f"{_INDENT}{packet_ends(packet)}, {protocol(packet.proto)}"]
         segment = lesson.segment
         if segment is None:
             lines.append(f"{_INDENT}{gist(packet)}")
@@ -175,9 +172,9 @@ class _Telling:
         lines: list[str] = []
         original = lesson.first[0].packet if lesson.before is None else None
         if lesson.before is not None:
-            name = tuple_way(lesson.before.original)
+            name = tuple_ends(lesson.before.original)
         else:
-            name = way(original) if original is not None else ""
+            name = packet_ends(original) if original is not None else ""
         total = len(lesson.first) + len(lesson.last) + lesson.between
         lines.append(f"{_INDENT}{name} (the original direction ->), {counted(total, 'packet')}:")
         told = (*lesson.first, *lesson.last)
@@ -224,8 +221,8 @@ class _Telling:
         assert before is not None  # noqa: S101 - lines asks first
         assert before.peers is not None  # noqa: S101 - as above
         names = (
-            endpoint(before.original.src, before.original.sport),
-            endpoint(before.original.dst, before.original.dport),
+            endpoint(address(before.original.src), before.original.sport),
+            endpoint(address(before.original.dst), before.original.dport),
         )
         sender = before.direction
         roles = ["receiver", "receiver"]

@@ -7,10 +7,11 @@ from typing import Final, NamedTuple, final
 from nfq_guard.cli.terminal import Style
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.flow import CtState
+from nfq_guard.names import packet_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.replayer import Outcome, Replayer
 from nfq_guard.replay.summary import Summary
-from nfq_guard.replay.words import breach_gist, finding_sentence, gist, state_name, way
+from nfq_guard.replay.words import breach_gist, finding_sentence, gist, state_name
 
 _HEADINGS: Final = ("frame", "time", "packet", "", "ctstate", "reason", "state", "policy", "why")
 _CTSTATE: Final = 4
@@ -91,7 +92,7 @@ class Table:
         return [
             _Cell(str(outcome.frame.number), (Style.DIM,)),
             _Cell(f"{outcome.now:.6f}", (Style.DIM,)),
-            _Cell("-" if packet is None else way(packet)),
+            _Cell("-" if packet is None else packet_ends(packet)),
             _Cell("" if packet is None else gist(packet)),
             _Cell(ctstate, styles) if self._every else _Cell(""),
             _Cell("" if finding is None else finding.reason.value, (Style.RED,)),

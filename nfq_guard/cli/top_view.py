@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final, final
 
-from nfq_guard.cli.dump import end, event_line
+from nfq_guard.cli.dump import event_line
 from nfq_guard.cli.terminal import Style
+from nfq_guard.names import endpoint
 
 Fields = dict[str, Any]
 Line = tuple[str, tuple[Style, ...]]
@@ -195,8 +196,8 @@ class View:
         distance = "-" if breach is None else f"{breach['distance']}"
         would = "would " if event["would"] != event["verdict"] else ""
         ends = (
-            f"{event['proto']} {end(event['src'], event['sport'])} > "
-            f"{end(event['dst'], event['dport'])}"
+            f"{event['proto']} {endpoint(event['src'], event['sport'])} > "
+            f"{endpoint(event['dst'], event['dport'])}"
         )
         return (
             f"{flow['last'][11:19]:<9}{would + event['action']:<12}{event['reason']:<16}"
@@ -206,7 +207,9 @@ class View:
 
     def _alone(self, flow: Fields) -> list[Line]:
         event = flow["events"][-1]
-        ends = f"{end(event['src'], event['sport'])} > {end(event['dst'], event['dport'])}"
+        ends = (
+            f"{endpoint(event['src'], event['sport'])} > {endpoint(event['dst'], event['dport'])}"
+        )
         shown: list[Line] = [
             (f"{event['proto']} {ends}", (Style.BOLD,)),
             (

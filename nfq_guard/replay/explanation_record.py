@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """A lesson as a JSON object."""
 
-from nfq_guard.flow import Direction, FlowSnapshot, Peer
+from nfq_guard.flow import FlowSnapshot, Peer
+from nfq_guard.names import direction, tuple_ends
 from nfq_guard.replay.bounds import BoundCheck, Point
 from nfq_guard.replay.explanation import Lesson
 from nfq_guard.replay.frame_record import breach_object, record
 from nfq_guard.replay.replayer import Outcome
-from nfq_guard.replay.words import finding_sentence, state_name, tuple_way
+from nfq_guard.replay.words import finding_sentence, state_name
 
 
 def lesson_object(lesson: Lesson) -> dict[str, object]:
@@ -27,8 +28,8 @@ def lesson_object(lesson: Lesson) -> dict[str, object]:
 def _flow(before: FlowSnapshot) -> dict[str, object]:
     original, reply = before.peers or (None, None)
     return {
-        "original": tuple_way(before.original),
-        "direction": Direction(before.direction).name.lower(),
+        "original": tuple_ends(before.original),
+        "direction": direction(before.direction),
         "state": state_name(before.state),
         "status": before.status,
         "timeout_s": before.timeout_s,

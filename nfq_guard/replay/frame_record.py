@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import orjson
 
 from nfq_guard.finding import Breach
+from nfq_guard.names import address, ports, protocol
 from nfq_guard.replay.replayer import Outcome
-from nfq_guard.replay.words import address, ports, protocol, state_name
+from nfq_guard.replay.words import state_name
 
 _SECOND_NS = 1_000_000_000
 
@@ -44,8 +45,8 @@ def record(outcome: Outcome, files: Sequence[str]) -> dict[str, object]:
     named: dict[str, object] = {
         "frame": outcome.frame.number,
         "time": orjson.Fragment(exact_seconds(outcome.frame.time_ns)),
-        "src": None if packet is None else address(packet.src) or None,
-        "dst": None if packet is None else address(packet.dst) or None,
+        "src": None if packet is None else address(packet.src),
+        "dst": None if packet is None else address(packet.dst),
         "sport": sport,
         "dport": dport,
         "proto": None if packet is None else protocol(packet.proto),

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Which outcomes are shown: by reason, and by flow."""
 
-import socket
 from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.engine import tuple_of
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
+from nfq_guard.names import endpoint_parts
 from nfq_guard.replay.replayer import Outcome
 from nfq_guard.wire.packet import Packet
 
@@ -44,22 +44,6 @@ def _is(wanted: tuple[bytes, int | None], end: tuple[bytes, int]) -> bool:
     return wanted[0] == end[0] and wanted[1] in {None, end[1]}
 
 
-def _end(text: str) -> tuple[bytes, int | None]:
-    if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
-        family, port = socket.AF_INET6, rest.removeprefix(":")
-    else:
-        host, _, port = text.partition(":")
-        family = socket.AF_INET
-    octets = socket.inet_pton(family, host)
-    if not port or port == "*":
-        return octets, None
-    number = int(port)
-    if not 0 <= number <= 0xFFFF:
-        raise ValueError
-    return octets, number
-
-
 def parse_flow(text: str) -> FlowFilter:
     """Read `A:p-B:p`; IPv6 addresses in brackets, a port may be missing or `*`.
 
@@ -68,8 +52,8 @@ def parse_flow(text: str) -> FlowFilter:
     """
     one, _, other = text.partition("-")
     try:
-        return FlowFilter(one=_end(one), other=_end(other))
-    except (ValueError, OSError):
+        return FlowFilter(one=endpoint_parts(one), other=endpoint_parts(other))
+    except ValueError:
         raise UsageError(f"--flow: expected {_EXAMPLE}, found {text!r}") from None
 
 

@@ -7,10 +7,10 @@ from typing import Final, final
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.engine import tuple_of
 from nfq_guard.finding import Reason
+from nfq_guard.names import packet_ends, tuple_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.replayer import Outcome, Replayer
-from nfq_guard.replay.words import tuple_way, way
-from nfq_guard.wire.packet import Malformed, Packet
+from nfq_guard.wire.packet import Packet
 
 # Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
 # from here on they are counted together as `OTHER_FLOWS`.
@@ -22,11 +22,11 @@ def flow_name(outcome: Outcome) -> str:
     """The flow of an INVALID packet, as its original direction goes where that is known."""
     packet = outcome.packet
     if outcome.snapshot is not None:
-        return tuple_way(outcome.snapshot.original)
+        return tuple_ends(outcome.snapshot.original)
     if packet is None:
         return OTHER_FLOWS
     wanted = tuple_of(packet) if isinstance(packet, Packet) else None
-    return way(packet) if wanted is None or isinstance(packet, Malformed) else tuple_way(wanted)
+    return packet_ends(packet) if wanted is None else tuple_ends(wanted)
 
 
 @final

@@ -1,27 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Packets and findings as people write them."""
+"""Packets and findings in a few words."""
 
-import socket
 from typing import Final
 
 from nfq_guard.finding import Bound, Breach, Finding
-from nfq_guard.flow import (
-    PROTO_ICMP,
-    PROTO_ICMPV6,
-    PROTO_TCP,
-    PROTO_UDP,
-    FlowTuple,
-    TcpState,
-)
+from nfq_guard.names import protocol, tcp_flags, tcp_state, tuple_ends
 from nfq_guard.wire.packet import ACK, Datagram, IcmpMessage, Malformed, Packet, Segment
-
-_PROTOCOLS: Final = {
-    PROTO_ICMP: "icmp",
-    PROTO_TCP: "tcp",
-    PROTO_UDP: "udp",
-    PROTO_ICMPV6: "icmpv6",
-}
-_FLAGS: Final = "FSRPAUEC"
 
 # What a breach says: the number that breaks, the side of the limit, and what the limit is.
 _BREACHES: Final = {
@@ -33,49 +17,9 @@ _BREACHES: Final = {
 }
 
 
-def protocol(number: int) -> str:
-    """The name of an IP protocol, or its number."""
-    return _PROTOCOLS.get(number, str(number))
-
-
-def address(octets: bytes) -> str:
-    """An address as text; empty where a broken packet gave none."""
-    if len(octets) == 4:
-        return socket.inet_ntop(socket.AF_INET, octets)
-    return socket.inet_ntop(socket.AF_INET6, octets) if len(octets) == 16 else ""
-
-
-def endpoint(octets: bytes, port: int | None) -> str:
-    """An address with its port, IPv6 in brackets."""
-    if port is None:
-        return address(octets)
-    return f"[{address(octets)}]:{port}" if len(octets) == 16 else f"{address(octets)}:{port}"
-
-
-def ports(packet: Packet | Malformed) -> tuple[int | None, int | None]:
-    """Source and destination port; None where the protocol has none."""
-    l4 = packet.l4 if isinstance(packet, Packet) else None
-    if isinstance(l4, Segment | Datagram):
-        return l4.sport, l4.dport
-    return None, None
-
-
-def way(packet: Packet | Malformed) -> str:
-    """Both ends: `10.0.0.1:40000 > 10.0.0.2:80`."""
-    sport, dport = ports(packet)
-    return f"{endpoint(packet.src, sport)} > {endpoint(packet.dst, dport)}"
-
-
-def tuple_way(flow: FlowTuple) -> str:
-    """Both ends of one direction of a flow."""
-    if flow.proto in {PROTO_TCP, PROTO_UDP}:
-        return f"{endpoint(flow.src, flow.sport)} > {endpoint(flow.dst, flow.dport)}"
-    return f"{address(flow.src)} > {address(flow.dst)}"
-
-
 def flag_letters(flags: int) -> str:
-    """TCP flags by their letters in the order of the bits, `SA` for SYN and ACK; `-` for none."""
-    return "".join(letter for bit, letter in enumerate(_FLAGS) if flags >> bit & 1) or "-"
+    """TCP flags by their letters; `-` for none."""
+    return tcp_flags(flags) or "-"
 
 
 def gist(packet: Packet | Malformed) -> str:
@@ -89,14 +33,14 @@ def gist(packet: Packet | Malformed) -> str:
     if isinstance(l4, Datagram):
         return f"udp len {l4.length - 8}"
     if isinstance(l4, IcmpMessage):
-        quoted = "" if l4.quoted is None else f" about {tuple_way(l4.quoted)}"
+        quoted = "" if l4.quoted is None else f" about {tuple_ends(l4.quoted)}"
         return f"{protocol(packet.proto)} type {l4.type} code {l4.code}{quoted}"
     return protocol(packet.proto)
 
 
 def state_name(state: int) -> str | None:
-    """A `TcpState` by its number; None for 0, which is no state."""
-    return TcpState(state).name if state else None
+    """A TCP state of conntrack by its number; None for 0, no state."""
+    return tcp_state(state) if state else None
 
 
 def octets_of(count: int) -> str:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final, final
 
+from nfq_guard.names import endpoint
+
 # A scan makes a flow of every packet; beyond this many, new ones count as `others`.
 _FLOWS_MAX: Final = 50_000
 _SECONDS_MAX: Final = 1_000_000
@@ -130,17 +132,12 @@ def _add(summary: Summary, event: Mapping[str, Any]) -> bool:
 
 
 def _flow(summary: Summary, event: Mapping[str, Any]) -> FlowSummary | None:
-    ends = sorted((_end(event, "src", "sport"), _end(event, "dst", "dport")))
+    ends = sorted(
+        endpoint(str(event.get(host) or "?"), event.get(port))
+        for host, port in (("src", "sport"), ("dst", "dport"))
+    )
     name = (str(event.get("proto")), ends[0], ends[1])
     found = summary.flows.get(name)
     if found is None and len(summary.flows) < _FLOWS_MAX:
         found = summary.flows[name] = FlowSummary()
     return found
-
-
-def _end(event: Mapping[str, Any], address: str, port: str) -> str:
-    """One end of a flow in text, an IPv6 address in brackets where a port follows."""
-    host, number = event.get(address), event.get(port)
-    if number is None:
-        return str(host or "?")
-    return f"[{host}]:{number}" if ":" in str(host) else f"{host}:{number}"

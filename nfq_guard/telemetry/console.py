@@ -6,6 +6,8 @@ from typing import Final, final
 
 from structlog.typing import EventDict, WrappedLogger
 
+from nfq_guard.names import endpoint
+
 _RESET: Final = "\x1b[0m"
 _COLOURS: Final = {
     "drop": "\x1b[31m",
@@ -39,10 +41,12 @@ class Console:
         flags = f" {event['tcp_flags']}" if event["tcp_flags"] is not None else ""
         state = f" {event['state']}" if event["state"] else ""
         count = f"  x{event['count']}" if "count" in event else ""
+        source = endpoint(event["src"], event["sport"])
+        destination = endpoint(event["dst"], event["dport"])
         way = f"{event['in'] or '-'}>{event['out'] or '-'}"
         return (
             f"{event['timestamp'][11:23]} {self._paint(f'{would + action:<10}', action)} "
-            f"{event['reason']:<14} {_end(event, 'src'):>21} > {_end(event, 'dst'):<21} "
+            f"{event['reason']:<14} {source:>21} > {destination:<21} "
             f"{event['proto']}{flags:<4} nat={event['nat']}{state} "
             f"{event['hook']} {way} rule={event['rule']}{proof}{count}"
         )
@@ -62,14 +66,6 @@ class Console:
     def _paint(self, text: str, kind: str) -> str:
         colour = _COLOURS.get(kind, "") if self._colour else ""
         return f"{colour}{text}{_RESET}" if colour else text
-
-
-def _end(event: EventDict, end: str) -> str:
-    host = event[end] or "?"
-    port = event["sport" if end == "src" else "dport"]
-    if port is None:
-        return str(host)
-    return f"[{host}]:{port}" if event["family"] == 6 else f"{host}:{port}"
 
 
 def wants_console(log_format: str, descriptor: int) -> bool:

@@ -9,7 +9,6 @@ a packet does not have, such as `seq` of a UDP datagram, is null.
 
 import errno
 from datetime import UTC, datetime
-from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any, BinaryIO, Final, cast, final
 
 import orjson
@@ -17,36 +16,12 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
-from nfq_guard.flow import (
-    PROTO_ICMP,
-    PROTO_ICMPV6,
-    PROTO_TCP,
-    PROTO_UDP,
-    Direction,
-    Evidence,
-    Hook,
-    Nat,
-    TcpState,
-)
+from nfq_guard.flow import PROTO_TCP, Evidence, Nat
+from nfq_guard.names import address, direction, hook, protocol, tcp_flags, tcp_state
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
-_PROTO_NAMES: Final = {
-    PROTO_ICMP: "icmp",
-    PROTO_TCP: "tcp",
-    PROTO_UDP: "udp",
-    PROTO_ICMPV6: "icmpv6",
-}
-_HOOK_NAMES: Final = tuple(hook.name for hook in Hook)
-_STATE_NAMES: Final = tuple(state.name for state in TcpState)
-_DIRECTION_NAMES: Final = tuple(direction.name.lower() for direction in Direction)
 _UDP_HEADER: Final = 8
-_FLAG_LETTERS: Final = "FSRPAUEC"
-# By the eight flag bits: their letters in the order of the bits, as tcpdump's users know them.
-TCP_FLAGS: Final = tuple(
-    "".join(letter for bit, letter in enumerate(_FLAG_LETTERS) if flags >> bit & 1)
-    for flags in range(256)
-)
 
 
 def timestamp() -> str:
@@ -80,17 +55,17 @@ def packet_fields(
         "timestamp": when,
         "mode": mode,
         "queue": queue_num,
-        "hook": _HOOK_NAMES[queued.hook] if queued.hook < len(_HOOK_NAMES) else str(queued.hook),
+        "hook": hook(queued.hook),
         "in": queued.indev,
         "out": queued.outdev,
         "mark": queued.mark,
         "family": packet.family,
-        "proto": _PROTO_NAMES.get(packet.proto, str(packet.proto)),
+        "proto": protocol(packet.proto),
         "src": address(packet.src),
         "dst": address(packet.dst),
         "sport": ports.sport if ports is not None else None,
         "dport": ports.dport if ports is not None else None,
-        "tcp_flags": TCP_FLAGS[segment.flags] if segment is not None else None,
+        "tcp_flags": tcp_flags(segment.flags) if segment is not None else None,
         "seq": segment.seq if segment is not None else None,
         "ack": segment.ack if segment is not None else None,
         "payload": _payload(l4),
@@ -105,10 +80,10 @@ def packet_fields(
         },
         "state": None
         if snapshot is None or packet.proto != PROTO_TCP
-        else _STATE_NAMES[snapshot.state],
+        else tcp_state(snapshot.state),
         "nat": Nat.UNKNOWN if snapshot is None else snapshot.nat,
         "evidence": evidence if snapshot is None else snapshot.evidence,
-        "direction": None if snapshot is None else _DIRECTION_NAMES[snapshot.direction],
+        "direction": None if snapshot is None else direction(snapshot.direction),
         "status": None if snapshot is None else snapshot.status,
         "ct_mark": None if snapshot is None else snapshot.mark,
         "rule": decision.rule,
@@ -131,13 +106,6 @@ def _payload(l4: Segment | Datagram | IcmpMessage | None) -> int | None:
     if isinstance(l4, Segment):
         return l4.payload_len
     return l4.length - _UDP_HEADER if isinstance(l4, Datagram) else None
-
-
-def address(octets: bytes) -> str | None:
-    """An address in text; None for one that could not be read."""
-    if len(octets) == 4:
-        return inet_ntop(AF_INET, octets)
-    return inet_ntop(AF_INET6, octets) if len(octets) == 16 else None
 
 
 @final

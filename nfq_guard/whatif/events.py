@@ -7,7 +7,6 @@ rule: the TCP state of the flow that an ICMP error is about.
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from ipaddress import ip_address
 from typing import Final, final
 
 import msgspec
@@ -16,30 +15,24 @@ from nfq_guard.finding import Bound, Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_DST_NAT,
     IPS_SRC_NAT,
-    PROTO_ICMP,
-    PROTO_ICMPV6,
-    PROTO_TCP,
-    PROTO_UDP,
-    Direction,
     Evidence,
     FlowSnapshot,
     FlowTuple,
-    Hook,
     Nat,
-    TcpState,
+)
+from nfq_guard.names import (
+    address_bytes,
+    direction_number,
+    hook_number,
+    protocol_number,
+    tcp_flag_bits,
+    tcp_state_number,
 )
 from nfq_guard.seqno import seq
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Queued, Segment
 
 _JUDGED: Final = "packet_judged"
-_PROTOCOLS: Final = {
-    "icmp": PROTO_ICMP,
-    "tcp": PROTO_TCP,
-    "udp": PROTO_UDP,
-    "icmpv6": PROTO_ICMPV6,
-}
-_FLAG_LETTERS: Final = "FSRPAUEC"
 _UDP_HEADER: Final = 8
 _NAT_STATUS: Final = {
     Nat.NONE: 0,
@@ -131,7 +124,6 @@ def _recorded(number: int, event: _Event) -> Recorded:
     proof = None
     if breach is not None:
         proof = Breach(breach.bound, seq(breach.actual), seq(breach.limit), breach.distance)
-    hook = Hook[event.hook] if event.hook in Hook.__members__ else int(event.hook)
     packet = _packet(event)
     return Recorded(
         number=number,
@@ -139,7 +131,7 @@ def _recorded(number: int, event: _Event) -> Recorded:
         count=event.count,
         packet=packet,
         judged=Judged(
-            queued=Queued(b"", int(hook), event.indev, event.outdev, event.mark, 0),
+            queued=Queued(b"", hook_number(event.hook), event.indev, event.outdev, event.mark, 0),
             snapshot=_snapshot(event, packet.proto),
             finding=Finding(event.reason, proof),
         ),
@@ -148,15 +140,15 @@ def _recorded(number: int, event: _Event) -> Recorded:
 
 
 def _packet(event: _Event) -> Packet | Malformed:
-    src = b"" if event.src is None else ip_address(event.src).packed
-    dst = b"" if event.dst is None else ip_address(event.dst).packed
-    proto = _PROTOCOLS[event.proto] if event.proto in _PROTOCOLS else int(event.proto)
+    src = b"" if event.src is None else address_bytes(event.src)
+    dst = b"" if event.dst is None else address_bytes(event.dst)
+    proto = protocol_number(event.proto)
     if event.reason is Reason.MALFORMED or not src or not dst:
         return Malformed("", event.family, src, dst, proto)
     l4: Segment | Datagram | None = None
     if event.sport is not None and event.dport is not None:
         if event.tcp_flags is not None:
-            flags = sum(1 << _FLAG_LETTERS.index(letter) for letter in event.tcp_flags)
+            flags = tcp_flag_bits(event.tcp_flags)
             l4 = Segment(
                 event.sport,
                 event.dport,
@@ -178,8 +170,8 @@ def _snapshot(event: _Event, proto: int) -> FlowSnapshot | None:
         return None
     way = FlowTuple(proto, b"", b"", 0, 0)
     status = _NAT_STATUS[event.nat] if event.status is None else event.status
-    state = 0 if event.state is None else int(TcpState[event.state])
-    direction = int(Direction[event.direction.upper()])
+    state = 0 if event.state is None else tcp_state_number(event.state)
+    direction = direction_number(event.direction)
     return FlowSnapshot(
         event.evidence, direction, way, way, status, event.ct_mark or 0, 0, 0, state, None
     )

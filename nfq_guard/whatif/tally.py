@@ -2,15 +2,15 @@
 """What one policy would have done, counted."""
 
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Final, final
 
 from nfq_guard.finding import Reason
+from nfq_guard.names import address, endpoint, packet_ends
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.rates import flow_key
 from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.recorded import Recorded
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
+from nfq_guard.wire.packet import Malformed, Packet
 
 # Flows and peers that are counted one by one; a recorded flood has no end of them.
 MOST_COUNTED: Final = 65_536
@@ -93,11 +93,14 @@ class Tally:
         self.drops_by_reason[reason] = shown + count
         packet = recorded.packet
         _add(self.drops_by_flow, self._label(packet), count)
-        _add(self.drops_by_peer, _address(packet.src), count)
+        _add(self.drops_by_peer, endpoint(address(packet.src), None), count)
         if sum(example.reason is reason for example in self.examples) < EXAMPLES:
             self.examples.append(
                 Example(
-                    number=recorded.number, flow=ends(packet), reason=reason, rule=decision.rule
+                    number=recorded.number,
+                    flow=packet_ends(packet),
+                    reason=reason,
+                    rule=decision.rule,
                 )
             )
 
@@ -122,29 +125,8 @@ class Tally:
         if label is None:
             if len(self._labels) >= MOST_COUNTED:
                 return OTHERS
-            label = self._labels[key] = ends(packet)
+            label = self._labels[key] = packet_ends(packet)
         return label
-
-
-def ends(packet: Packet | Malformed) -> str:
-    """`10.0.0.1:40000 > 10.0.0.2:80`."""
-    sport: int | None = None
-    dport: int | None = None
-    if isinstance(packet, Packet):
-        l4 = packet.l4
-        if isinstance(l4, Segment | Datagram):
-            sport, dport = l4.sport, l4.dport
-    return f"{_end(packet.src, sport)} > {_end(packet.dst, dport)}"
-
-
-def _end(octets: bytes, port: int | None) -> str:
-    if port is None:
-        return _address(octets)
-    return f"[{_address(octets)}]:{port}" if len(octets) == 16 else f"{_address(octets)}:{port}"
-
-
-def _address(octets: bytes) -> str:
-    return str(ip_address(octets)) if octets else "?"
 
 
 def _add(counts: dict[str, int], name: str, count: int) -> None:

@@ -16,11 +16,13 @@ from typing import Final, Protocol, final
 from nfq_guard.engine import VERDICT_DROP, Engine, Judgment, Mode
 from nfq_guard.firewall.offload_sets import MOST_IN_ONE, OffloadSets, OneWay
 from nfq_guard.flow import Hook
+from nfq_guard.names import address
+from nfq_guard.names import hook as hook_name
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.offloadable import Repeats
 from nfq_guard.service.settings import Settings
-from nfq_guard.telemetry.events import EventLog, address
+from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.wire.packet import Packet, Segment
 
@@ -251,7 +253,7 @@ class Offloader:
             hook, interface, src, dst, sport, dport = self._example
             self._example = None
             example = {
-                "hook": Hook(hook).name,
+                "hook": hook_name(hook),
                 "interface": interface,
                 "src": address(src),
                 "dst": address(dst),

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: MIT
+"""Numbers and addresses as text, and back: one spelling for events, reports and command lines.
+
+A number without a name is written in decimal. The functions that read text raise ValueError for
+anything that their counterpart cannot have written.
+"""
+
+from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
+from typing import Final
+
+from nfq_guard.flow import (
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_TCP,
+    PROTO_UDP,
+    Direction,
+    FlowTuple,
+    Hook,
+    TcpState,
+)
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
+
+_PROTOCOLS: Final = {
+    PROTO_ICMP: "icmp",
+    PROTO_TCP: "tcp",
+    PROTO_UDP: "udp",
+    PROTO_ICMPV6: "icmpv6",
+}
+_PROTOCOL_NUMBERS: Final = {name: number for number, name in _PROTOCOLS.items()}
+_HOOKS: Final = tuple(member.name for member in Hook)
+_STATES: Final = tuple(member.name for member in TcpState)
+_DIRECTIONS: Final = tuple(member.name.lower() for member in Direction)
+_FLAG_LETTERS: Final = "FSRPAUEC"
+_FLAGS: Final = tuple(
+    "".join(letter for bit, letter in enumerate(_FLAG_LETTERS) if flags >> bit & 1)
+    for flags in range(256)
+)
+_FLAG_BITS: Final = {letters: flags for flags, letters in enumerate(_FLAGS)}
+_UNKNOWN_HOST: Final = "?"
+
+
+def protocol(number: int) -> str:
+    """An IP protocol: `tcp`."""
+    return _PROTOCOLS.get(number, str(number))
+
+
+def protocol_number(text: str) -> int:
+    """The number of an IP protocol."""
+    number = _PROTOCOL_NUMBERS.get(text)
+    return _number(text, 0xFF) if number is None else number
+
+
+def hook(number: int) -> str:
+    """A netfilter hook: `PREROUTING`."""
+    return _HOOKS[number] if number < len(_HOOKS) else str(number)
+
+
+def hook_number(text: str) -> int:
+    """The number of a netfilter hook."""
+    return _HOOKS.index(text) if text in _HOOKS else _number(text, 0xFF)
+
+
+def tcp_flags(flags: int) -> str:
+    """TCP flags in the order of their bits: `SA` for SYN and ACK, empty for none."""
+    return _FLAGS[flags]
+
+
+def tcp_flag_bits(letters: str) -> int:
+    """The bits of TCP flags."""
+    bits = _FLAG_BITS.get(letters)
+    if bits is None:
+        raise ValueError(f"expected some of {_FLAG_LETTERS} in this order, found {letters!r}")
+    return bits
+
+
+def tcp_state(number: int) -> str:
+    """A TCP state of conntrack: `ESTABLISHED`, `NONE` for 0."""
+    return _STATES[number]
+
+
+def tcp_state_number(text: str) -> int:
+    """The number of a TCP state of conntrack."""
+    return _position(text, _STATES)
+
+
+def direction(number: int) -> str:
+    """The direction of a packet in its flow: `original` or `reply`."""
+    return _DIRECTIONS[number]
+
+
+def direction_number(text: str) -> int:
+    """The number of a direction."""
+    return _position(text, _DIRECTIONS)
+
+
+def address(packed: bytes) -> str | None:
+    """An IP address as text; None where a malformed packet has none."""
+    if len(packed) == 4:
+        return inet_ntop(AF_INET, packed)
+    return inet_ntop(AF_INET6, packed) if len(packed) == 16 else None
+
+
+def address_bytes(text: str) -> bytes:
+    """The 4 or 16 bytes of an IP address."""
+    try:
+        return inet_pton(AF_INET6 if ":" in text else AF_INET, text)
+    except OSError:
+        raise ValueError(f"expected an IP address, found {text!r}") from None
+
+
+def endpoint(host: str | None, port: int | None) -> str:
+    """An address and a port: `10.0.0.1:80`, `[fd00::1]:80`, without a port the address alone."""
+    if host is None:
+        host = _UNKNOWN_HOST
+    if port is None:
+        return host
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def endpoint_parts(text: str) -> tuple[bytes, int | None]:
+    """The address and the port of an endpoint; a port may be missing, empty or `*`: None.
+
+    An IPv6 address must be in brackets: `fd00::1:80` would be read as an address without a port.
+    """
+    if text.startswith("["):
+        host, _, rest = text[1:].partition("]")
+        port = rest.removeprefix(":")
+    else:
+        host, _, port = text.partition(":")
+    return address_bytes(host), None if port in {"", "*"} else _number(port, 0xFFFF)
+
+
+def ports(packet: Packet | Malformed) -> tuple[int | None, int | None]:
+    """Source and destination port; None for a protocol without ports."""
+    l4 = packet.l4 if isinstance(packet, Packet) else None
+    if isinstance(l4, Segment | Datagram):
+        return l4.sport, l4.dport
+    return None, None
+
+
+def packet_ends(packet: Packet | Malformed) -> str:
+    """Source and destination of a packet: `10.0.0.1:40000 > 10.0.0.2:80`."""
+    sport, dport = ports(packet)
+    return f"{endpoint(address(packet.src), sport)} > {endpoint(address(packet.dst), dport)}"
+
+
+def tuple_ends(flow: FlowTuple) -> str:
+    """Source and destination of one direction of a flow; an ICMP flow has no ports."""
+    if flow.proto in {PROTO_TCP, PROTO_UDP}:
+        source = endpoint(address(flow.src), flow.sport)
+        return f"{source} > {endpoint(address(flow.dst), flow.dport)}"
+    return f"{endpoint(address(flow.src), None)} > {endpoint(address(flow.dst), None)}"
+
+
+def _position(text: str, known: tuple[str, ...]) -> int:
+    if text not in known:
+        raise ValueError(f"expected one of {', '.join(known)}, found {text!r}")
+    return known.index(text)
+
+
+def _number(text: str, largest: int) -> int:
+    if not text.isascii() or not text.isdigit() or int(text[:6]) > largest or len(text) > 5:
+        raise ValueError(f"expected a number up to {largest}, found {text!r}")
+    return int(text)

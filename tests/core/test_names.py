@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""Numbers and addresses as text, and back."""
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard import names
+from nfq_guard.flow import PROTO_ICMP, PROTO_TCP, Direction, FlowTuple, Hook, TcpState
+from nfq_guard.wire.packet import ACK, FIN, SYN, Malformed, Packet
+from tests.support.judgments import segment
+
+ADDRESSES = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+NUMBERS: list[tuple[Callable[[int], str], Callable[[str], int], int]] = [
+    (names.protocol, names.protocol_number, 256),
+    (names.hook, names.hook_number, 256),
+    (names.tcp_flags, names.tcp_flag_bits, 256),
+    (names.tcp_state, names.tcp_state_number, len(TcpState)),
+    (names.direction, names.direction_number, len(Direction)),
+]
+
+
+@pytest.mark.parametrize(("to_text", "to_number", "count"), NUMBERS)
+def test_every_number_survives_its_text(
+    to_text: Callable[[int], str], to_number: Callable[[str], int], count: int
+) -> None:
+    texts = [to_text(number) for number in range(count)]
+    assert [to_number(text) for text in texts] == list(range(count))
+    assert len(set(texts)) == count
+
+
+def test_names() -> None:
+    assert [names.protocol(number) for number in (1, 6, 17, 58, 132)] == [
+        "icmp", "tcp", "udp", "icmpv6", "132",
+    ]  # fmt: skip
+    assert (names.hook(Hook.OUTPUT), names.hook(7)) == ("OUTPUT", "7")
+    assert (names.tcp_flags(SYN | ACK), names.tcp_flags(FIN), names.tcp_flags(0)) == ("SA", "F", "")
+    assert (names.tcp_state(TcpState.SYN_SENT2), names.direction(1)) == ("SYN_SENT2", "reply")
+
+
+@pytest.mark.parametrize(
+    ("to_number", "text"),
+    [
+        (names.protocol_number, "TCP"),
+        (names.protocol_number, "256"),
+        (names.protocol_number, "-1"),
+        (names.protocol_number, "٣"),
+        (names.hook_number, ""),
+        (names.hook_number, "1" * 5000),
+        (names.tcp_flag_bits, "AS"),
+        (names.tcp_flag_bits, "-"),
+        (names.tcp_state_number, "OPEN"),
+        (names.direction_number, "ORIGINAL"),
+    ],
+)
+def test_text_that_names_nothing(to_number: Callable[[str], int], text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        to_number(text)
+
+
+@given(packed=ADDRESSES, port=st.none() | st.integers(0, 0xFFFF))
+def test_every_endpoint_survives_its_text(packed: bytes, port: int | None) -> None:
+    text = names.address(packed)
+    assert text is not None
+    assert names.address_bytes(text) == packed
+    endpoint = names.endpoint(text, port)
+    if port is None and len(packed) == 16:
+        endpoint = f"[{endpoint}]"
+    assert names.endpoint_parts(endpoint) == (packed, port)
+
+
+def test_endpoints() -> None:
+    assert names.address(b"") is None
+    assert names.endpoint("10.0.0.1", 0) == "10.0.0.1:0"
+    assert names.endpoint("fd00::1", 80) == "[fd00::1]:80"
+    assert names.endpoint("fd00::1", None) == "fd00::1"
+    assert names.endpoint(None, None) == "?"
+    assert names.endpoint(None, 80) == "?:80"
+    assert names.endpoint_parts("10.0.0.1:*") == (bytes((10, 0, 0, 1)), None)
+    assert names.endpoint_parts("[::1]") == (bytes(15) + b"\1", None)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "host:80",
+        "10.0.0.1:65536",
+        "10.0.0.1:x",
+        "[::1]80x",
+        "[10.0.0.1:80",
+        "1.2.3",
+        "fd00::1:80",
+    ],
+)
+def test_text_that_is_not_an_endpoint(text: str) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        names.endpoint_parts(text)
+
+
+def test_ends_of_a_packet_and_of_a_flow() -> None:
+    packet = segment()
+    assert names.packet_ends(packet) == "10.0.0.1:40000 > 10.0.0.2:80"
+    assert names.ports(Packet(4, packet.src, packet.dst, 47, 40, 20, 64, 0, False, None)) == (
+        None,
+        None,
+    )
+    assert names.packet_ends(Malformed("cut short")) == "? > ?"
+    ends = (packet.src, packet.dst, 7, 8 << 8)
+    assert names.tuple_ends(FlowTuple(PROTO_TCP, *ends)) == "10.0.0.1:7 > 10.0.0.2:2048"
+    assert names.tuple_ends(FlowTuple(PROTO_ICMP, *ends)) == "10.0.0.1 > 10.0.0.2"
