@@ -11,6 +11,9 @@ SEED ?= 1
 # Floors 0 to 3, which tests cover in full.
 CORE := nfq_guard/seqno.py,nfq_guard/errors.py,nfq_guard/flow.py,nfq_guard/names.py,nfq_guard/finding.py,nfq_guard/diagnose.py,nfq_guard/engine.py,nfq_guard/wire/*,nfq_guard/conntrack/*,nfq_guard/policy/*
 
+# Ends a recipe that may run as root: what it has made in a user's tree goes to that user.
+GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel bench bench-quick instructions unpack \
 	install uninstall clean
@@ -20,11 +23,11 @@ help: ## show this
 
 demo: ## see a connection die by the classic reset, and live with the guard on (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh run
-	@$(BIN)/nfq-guard lab demo
+	@$(BIN)/nfq-guard lab demo; $(GIVE_BACK)
 
 test: ## install what is missing and pass the whole gate
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
-	@$(MAKE) --no-print-directory gate
+	@$(MAKE) --no-print-directory gate; $(GIVE_BACK)
 
 gate: lint types imports wheels compiled instructions unit
 
@@ -81,13 +84,13 @@ fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and
 
 bench: ## measure what each mitigation costs, about ten minutes (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench
-	@$(MAKE) --no-print-directory wheels unpack
-	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks
+	@$(MAKE) --no-print-directory wheels unpack \
+		&& PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks; $(GIVE_BACK)
 
 bench-quick: ## the same in about a minute, in few rounds (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench
-	@$(MAKE) --no-print-directory wheels unpack
-	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks --quick
+	@$(MAKE) --no-print-directory wheels unpack \
+		&& PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks --quick; $(GIVE_BACK)
 
 # Fails when a judgement takes 5 % more instructions than on record.
 instructions:

@@ -1,17 +1,38 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# bootstrap.sh run|test|bench: installs what is missing for that purpose, and says what it does.
-# bootstrap.sh packages: Debian packages alone, for `make install`.
+# bootstrap.sh run|test|bench: install what that purpose needs and is missing, and say what is done.
+# bootstrap.sh packages: the Debian packages alone, for `make install`.
+# bootstrap.sh give-back: hand what root has made in another user's tree to that user.
 #
-# Debian packages are asked for only where the thing they bring (a program, a header, a library)
-# is not there yet, so that a machine which has them by other means is left alone. Python packages
-# go into .venv beside this file.
+# A Debian package is asked for only where what it brings (a program, a header, a library) is
+# missing, so that a machine which has it by other means is left alone. Python packages go into
+# .venv beside this file.
 set -eu
 cd "$(dirname "$0")"
 purpose=${1:-run}
 python=${PYTHON:-python3}
 say() { printf 'bootstrap: %s\n' "$*"; }
 fail() { printf 'bootstrap: %s\n' "$*" >&2; exit 69; }
+
+# After `sudo make`, the owner of the tree must be able to use and to remove what root has made.
+give_back() {
+    owner=$(stat -c %u:%g .)
+    if [ "$(id -u)" = 0 ] && [ "${owner%:*}" != 0 ]; then
+        find . -xdev -name .git -prune -o -user 0 -exec chown -h "$owner" {} +
+    fi
+}
+making=
+finish() {
+    status=$?
+    give_back || say "cannot give what root has made to the owner of this folder"
+    [ -z "$making" ] || say ".venv is not finished; the next run makes it anew" >&2
+    exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' HUP TERM
+
+[ "$purpose" != give-back ] || exit 0
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=
@@ -53,11 +74,11 @@ test | bench)
     need valgrind program valgrind
     need git program git
     ;;
-*) fail "usage: bootstrap.sh run|test|bench|packages" ;;
+*) fail "usage: bootstrap.sh run|test|bench|packages|give-back" ;;
 esac
 
 if [ -n "$missing" ]; then
-    command -v apt-get >/dev/null || fail "please install what these Debian packages bring:$missing"
+    command -v apt-get >/dev/null || fail "please install what these Debian packages provide:$missing"
     [ "$(id -u)" = 0 ] || fail "please run once: sudo apt-get install$missing"
     say "installing Debian packages:$missing"
     apt-get update -qq
@@ -69,26 +90,72 @@ fi
 
 [ "$purpose" != packages ] || exit 0
 
-# .venv is made again when what it was made from changes.
-sum=$({ "$python" -V; cat pyproject.toml constraints.txt; } | cksum)
-there() { [ "$(cat ".venv/made-for-$1" 2>/dev/null)" = "$sum" ]; }
-there "$purpose" && exit 0
-if [ "$purpose" = run ] && there test; then exit 0; fi
+# Not the interpreter of an active .venv, which may be removed below.
+python=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
+interpreter="$("$python" -V) ($python)"
+place=$(pwd -P)
+sum=$(cat bootstrap.sh pyproject.toml constraints.txt | cksum)
 
+# `made` is written last: a .venv without it is one that an earlier run did not finish. Its lines:
+# the folder, the interpreter, the checksum of what the packages follow from, the purposes served.
+made() { sed -n "$1p" .venv/made; }
+outdated() { # why .venv cannot be built upon; nothing where it can
+    if [ ! -e .venv/made ]; then
+        echo "an earlier run did not finish it"
+    elif [ "$(made 1)" != "$place" ]; then
+        echo "it was made in $(made 1)"
+    elif [ "$(made 2)" != "$interpreter" ]; then
+        echo "it was made by $(made 2), and this is $interpreter"
+    elif ! .venv/bin/python -c '' 2>/dev/null; then
+        echo "its interpreter does not run"
+    fi
+}
+serves() { # serves PURPOSE: whether .venv has all of it, as the files of this tree ask for it
+    case " $(made 4) " in *" $1 "*) [ "$(made 3)" = "$sum" ] ;; *) false ;; esac
+}
+owned() { # owned DIRECTORY: whether this user may change and remove it
+    [ "$(id -u)" = 0 ] || [ -z "$(find "$1" ! -user "$(id -u)" -print -quit 2>&1)" ] ||
+        fail "$1 holds files of another user: please run once: sudo rm -rf $place/$1"
+}
+
+# Tests and benchmarks build there.
+if [ "$purpose" != run ] && [ -e build ]; then owned build; fi
+why=
+if [ -e .venv ] || [ -L .venv ]; then
+    why=$(outdated)
+    if [ -z "$why" ]; then
+        ! serves "$purpose" || exit 0
+    fi
+    owned .venv
+fi
+
+making=yes
+if [ -n "$why" ]; then
+    say "making .venv anew: $why"
+    rm -rf .venv
+fi
 say "installing Python packages into .venv ($purpose)"
-"$python" -m venv .venv
+if [ -e .venv ]; then
+    rm .venv/made
+else
+    # In two steps: `venv` would keep to itself why pip could not be installed, as on a full disk.
+    "$python" -m venv --without-pip .venv
+    .venv/bin/python -m ensurepip >/dev/null
+fi
 pip="env PIP_DISABLE_PIP_VERSION_CHECK=1 .venv/bin/python -m pip install --quiet --constraint constraints.txt"
 $pip --upgrade pip
-# netfilterqueue's own C file is of an old Cython that no supported Python compiles; with a current
-# one beside it the file is made anew.
+# The C file in netfilterqueue's sdist comes from an old Cython and compiles under no supported
+# Python; with a current Cython installed, the build generates it again.
 $pip 'cython>=3.1,<4' 'setuptools>=77'
 $pip --no-build-isolation netfilterqueue
-# From the tree and uncompiled, so that a change is in force at once; `make install` compiles.
+# From the tree and not compiled, so that a change takes effect at once; `make install` compiles.
 case $purpose in
-run) groups= ;;
-test) groups="--group dev" ;;
-bench) groups="--group dev --group bench" ;;
+run) groups= purposes="run" ;;
+test) groups="--group dev" purposes="run test" ;;
+bench) groups="--group dev --group bench" purposes="run test bench" ;;
 esac
 # shellcheck disable=SC2086 # a list of words
 HATCH_BUILD_NO_HOOKS=true $pip --editable . $groups
-printf '%s\n' "$sum" >".venv/made-for-$purpose"
+printf '%s\n' "$place" "$interpreter" "$sum" "$purposes" >.venv/made.new
+mv .venv/made.new .venv/made
+making=

@@ -48,6 +48,8 @@ esac
 wheels=${WHEELS:-}
 if [ -z "$wheels" ]; then
     PYTHON=$python "$tree/bootstrap.sh" packages
+    # What is built belongs to the owner of the tree afterwards, who may not be root.
+    trap '"$tree/bootstrap.sh" give-back' EXIT
     wheels=$tree/build/wheels
     say "building wheels in $wheels, the packet path compiled"
     rm -rf "$wheels" "$tree/build/install"
