@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Captures: pcap and pcapng, read as a stream of frames and written packet by packet."""
+"""Reads pcap and pcapng as a stream of frames, and writes pcapng."""

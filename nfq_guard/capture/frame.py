@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""One captured frame, and what can be wrong with the file around it."""
+"""One captured frame, and the errors of a capture file."""
 
 from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.errors import UsageError
 
-# A length field larger than these is damage, not a request for memory. Frames: the largest that
-# Linux makes (BIG TCP) has 512 KiB. Blocks: name resolution and secrets may be long.
-MAX_FRAME_OCTETS: Final = 1 << 20
-MAX_BLOCK_OCTETS: Final = 1 << 24
+# A length field above these limits is treated as damage, so that a broken file cannot make the
+# reader allocate memory. Frames: Linux builds packets of up to 512 KiB (BIG TCP). Blocks: name
+# resolution and secrets may be long.
+MAX_FRAME_BYTES: Final = 1 << 20
+MAX_BLOCK_BYTES: Final = 1 << 24
 
 
 def word(octets: bytes, at: int, little: bool) -> int:  # noqa: FBT001 - on the packet path
-    """The 32 bits at `at` in either byte order.
+    """The 32-bit integer at `at`, in either byte order.
 
-    By index, not by struct: compiled, that takes a third of the time.
+    Indexed rather than unpacked: compiled, this takes a third of the time of struct.
     """
     if little:
         return octets[at] | octets[at + 1] << 8 | octets[at + 2] << 16 | octets[at + 3] << 24
@@ -23,18 +24,18 @@ def word(octets: bytes, at: int, little: bool) -> int:  # noqa: FBT001 - on the 
 
 
 class CaptureError(UsageError):
-    """A file of which nothing can be read as a capture; the message names the file."""
+    """No frame of a file can be read; the message names the file."""
 
 
 class BrokenRecordError(Exception):
-    """A record that contradicts itself; reading cannot go on behind it.
+    """A malformed record, after which reading cannot continue.
 
     Attributes:
-        offset: Where the record begins, in octets from the start of the buffer.
+        offset: Start of the record, in bytes from the start of the buffer.
     """
 
     def __init__(self, offset: int, problem: str) -> None:
-        """`problem` continues the sentence "octet N: ..."."""
+        """`problem` completes the message "broken at byte N: ..."."""
         super().__init__(problem)
         self.offset = offset
 
@@ -42,15 +43,15 @@ class BrokenRecordError(Exception):
 @final
 @dataclass(init=False, slots=True)
 class Frame:
-    """One frame as it was captured.
+    """One captured frame.
 
     Attributes:
-        number: 1-based, in its file; of several files, in the merged order.
-        time_ns: Nanoseconds since the epoch; of a record without a time, that of the one before.
+        number: 1-based position in its file, or in the merged order of several files.
+        time_ns: Nanoseconds since the epoch; a record without a time has its predecessor's.
         linktype: LINKTYPE_* number of its interface.
-        wire_len: Octets that the frame had on the wire.
-        octets: What was captured of it, link header first.
-        source: Index of its file among those read together.
+        wire_len: Length of the frame on the wire, in octets.
+        octets: The captured octets, link header first; may be shorter than `wire_len`.
+        source: Index of its file, if several are read together.
     """
 
     number: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Link headers: where the IP packet begins in a frame (tcpdump.org/linktypes.html)."""
+"""Link headers: the start of the IP packet in a frame (tcpdump.org/linktypes.html)."""
 
 import struct
 from collections.abc import Callable
@@ -21,16 +21,16 @@ NO_PACKET: Final = -1
 
 _ETHERTYPE_IPV4: Final = b"\x08\x00"
 _ETHERTYPE_IPV6: Final = b"\x86\xdd"
-# 802.1Q, 802.1ad and what was in use before it.
+# 802.1Q, 802.1ad and its predecessors.
 _TAGS: Final = frozenset({b"\x81\x00", b"\x88\xa8", b"\x91\x00", b"\x92\x00"})
 _NFLOG_PAYLOAD: Final = 9
 _NFLOG_ALIGN: Final = 4
 
 
 def _if_version(octets: bytes, start: int, version: int) -> int:
-    """`start` if a header of that IP version begins there.
+    """`start` if an IP header of that version begins there, else `NO_PACKET`.
 
-    The kernel drops a packet whose version contradicts its link header before conntrack sees it.
+    If the version contradicts the link header, the kernel drops the packet before conntrack.
     """
     if start < len(octets) and octets[start] >> 4 == version:
         return start
@@ -38,7 +38,7 @@ def _if_version(octets: bytes, start: int, version: int) -> int:
 
 
 def _after_ethertype(octets: bytes, start: int) -> int:
-    """The packet behind the EtherType at `start`, past any VLAN tags."""
+    """Start of the packet behind the EtherType at `start` and any VLAN tags."""
     kind = octets[start : start + 2]
     while kind in _TAGS:
         start += 4
@@ -59,8 +59,8 @@ def _sll(octets: bytes) -> int:
 
 
 def _sll2(octets: bytes) -> int:
-    # The protocol comes first here, the packet behind the whole header of 20 octets; a VLAN tag
-    # stands in front of the packet.
+    # The protocol is the first field of the header of 20 octets. The rest of a VLAN tag follows
+    # the header.
     kind = octets[:2]
     if kind in _TAGS:
         return _after_ethertype(octets, 22)
@@ -79,8 +79,8 @@ def _raw(octets: bytes) -> int:
 
 
 def _loopback(octets: bytes) -> int:
-    # An address family in the byte order and numbering of the host that captured, which the
-    # version of the packet tells as well.
+    # The header is an address family in the capturing host's byte order and numbering. The IP
+    # version of the packet identifies the family as well.
     return _any_version(octets, 4)
 
 
@@ -93,8 +93,8 @@ def _ipv6(octets: bytes) -> int:
 
 
 def _nflog(octets: bytes) -> int:
-    # Attributes in the byte order of the host that captured. The family of the header is a
-    # single octet and says nothing of it, but the first attribute is never 256 octets long.
+    # Attributes are in the capturing host's byte order, which the header does not state. It
+    # follows from the length of the first attribute, which is always below 256.
     start, end = 4, len(octets)
     order = ">" if end >= 8 and octets[4] == 0 and octets[5] else "<"
     head = struct.Struct(order + "HH")
@@ -108,7 +108,7 @@ def _nflog(octets: bytes) -> int:
     return NO_PACKET
 
 
-# By link type: where the IP packet begins in a frame, or `NO_PACKET`.
+# By link type: a function from a frame to the start of its IP packet, or `NO_PACKET`.
 LINKS: Final[dict[int, Callable[[bytes], int]]] = {
     NULL: _loopback,
     ETHERNET: _ethernet,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The classic format (draft-ietf-opsawg-pcap): one header, then records of one link type."""
+"""The classic pcap format (draft-ietf-opsawg-pcap): one header, then records of one link type."""
 
 import struct
 from typing import Final, final
 
-from nfq_guard.capture.frame import MAX_FRAME_OCTETS, BrokenRecordError, Frame, word
+from nfq_guard.capture.frame import MAX_FRAME_BYTES, BrokenRecordError, Frame, word
 
-HEADER_OCTETS: Final = 24
+HEADER_BYTES: Final = 24
 
-# By the first four octets of the file: byte order, and nanoseconds in a unit of the fraction.
+# By the first four bytes of the file: byte order, and nanoseconds per unit of the fraction.
 MAGICS: Final = {
     b"\xd4\xc3\xb2\xa1": ("<", 1000),
     b"\xa1\xb2\xc3\xd4": (">", 1000),
@@ -19,30 +19,29 @@ MAGICS: Final = {
 
 @final
 class PcapScanner:
-    """Cuts a buffer into frames.
+    """Parses frames from a buffer.
 
     Attributes:
-        frames: How many were found so far.
+        frames: Number of frames parsed so far.
     """
 
     def __init__(self, header: bytes, source: int) -> None:
-        """Read the file header, `HEADER_OCTETS` long, that begins with one of `MAGICS`."""
+        """Parse the file header of `HEADER_BYTES`, which begins with one of `MAGICS`."""
         order, self._fraction_ns = MAGICS[header[:4]]
-        # The upper half of the word tells the length of a frame check sequence, which no length
-        # of ours counts on.
+        # The upper 16 bits hold the length of a frame check sequence, which is not needed.
         self._linktype: int = struct.unpack_from(order + "I", header, 20)[0] & 0xFFFF
         self._little = order == "<"
         self._source = source
         self.frames = 0
 
-    def scan(self, buffer: bytes, found: list[Frame]) -> int:
-        """Append the frames that are whole in `buffer` to `found`.
+    def scan(self, buffer: bytes, frames: list[Frame]) -> int:
+        """Append the complete frames in `buffer` to `frames`.
 
         Returns:
-            Octets used, from the start of the buffer.
+            Bytes consumed, from the start of the buffer.
 
         Raises:
-            BrokenRecordError: A record has an impossible length; those before it are in `found`.
+            BrokenRecordError: A record has an impossible length; `frames` has those before it.
         """
         little = self._little
         fraction_ns = self._fraction_ns
@@ -53,14 +52,14 @@ class PcapScanner:
         start = 0
         while start + 16 <= end:
             captured = word(buffer, start + 8, little)
-            if captured > MAX_FRAME_OCTETS:
+            if captured > MAX_FRAME_BYTES:
                 self.frames = number
-                raise BrokenRecordError(start, f"a record claims {captured} octets")
+                raise BrokenRecordError(start, f"a record claims {captured} bytes")
             stop = start + 16 + captured
             if stop > end:
                 break
             number += 1
-            found.append(
+            frames.append(
                 Frame(
                     number,
                     word(buffer, start, little) * 1_000_000_000

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The block format (draft-ietf-opsawg-pcapng): sections, each with interfaces of their own."""
+"""The pcapng format (draft-ietf-opsawg-pcapng): sections of blocks, each with its interfaces."""
 
 import struct
 from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.capture.frame import (
-    MAX_BLOCK_OCTETS,
-    MAX_FRAME_OCTETS,
+    MAX_BLOCK_BYTES,
+    MAX_FRAME_BYTES,
     BrokenRecordError,
     Frame,
     word,
@@ -27,21 +27,21 @@ OPTION_IF_TSOFFSET: Final = 14
 
 _BYTE_ORDERS: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _NANO: Final = 1_000_000_000
-# A file may declare interfaces without end; a section of more than these is damage.
+# Bounds the memory that a hostile file can take; a section with more interfaces is damaged.
 _MAX_INTERFACES: Final = 1 << 16
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Interface:
-    """What an interface description block says.
+    """The contents of an interface description block.
 
     Attributes:
         linktype: LINKTYPE_* number.
-        snaplen: Most octets captured of a frame; 0 means all.
-        tick_ns: Nanoseconds in a tick; 0 where that is not a whole number.
-        ticks_per_s: Ticks in a second.
-        offset_ns: To add to each time.
+        snaplen: Maximum number of octets captured of a frame; 0 means no limit.
+        tick_ns: Nanoseconds per tick; 0 if that is not an integer.
+        ticks_per_s: Ticks per second.
+        offset_ns: Offset to add to each time.
     """
 
     linktype: int
@@ -53,32 +53,32 @@ class _Interface:
 
 @final
 class PcapngScanner:
-    """Cuts a buffer into frames.
+    """Parses frames from a buffer.
 
     Attributes:
-        frames: How many were found so far.
+        frames: Number of frames parsed so far.
     """
 
     def __init__(self, source: int) -> None:
-        """Begin before the first section."""
+        """Start before the first section."""
         self._source = source
         self._interfaces: list[_Interface] = []
         self._last_ns = 0
-        self._orders("<")
+        self._set_byte_order("<")
         self.frames = 0
 
-    def _orders(self, order: str) -> None:
+    def _set_byte_order(self, order: str) -> None:
         self._order = order
         self._little = order == "<"
 
-    def scan(self, buffer: bytes, found: list[Frame]) -> int:
-        """Append the frames whose blocks are whole in `buffer` to `found`.
+    def scan(self, buffer: bytes, frames: list[Frame]) -> int:
+        """Append the frames of complete blocks in `buffer` to `frames`.
 
         Returns:
-            Octets used, from the start of the buffer.
+            Bytes consumed, from the start of the buffer.
 
         Raises:
-            BrokenRecordError: A block contradicts itself; the frames before it are in `found`.
+            BrokenRecordError: A block is malformed; `frames` has the frames before it.
         """
         end = len(buffer)
         start = 0
@@ -87,13 +87,13 @@ class PcapngScanner:
             if buffer[start : start + 4] == MAGIC:
                 order = _BYTE_ORDERS.get(buffer[start + 8 : start + 12])
                 if order is None:
-                    raise BrokenRecordError(start, "a section header without byte order")
-                self._orders(order)
+                    raise BrokenRecordError(start, "a section header has no byte order")
+                self._set_byte_order(order)
             little = self._little
             kind = word(buffer, start, little)
             length = word(buffer, start + 4, little)
-            if length < 12 or length & 3 or length > MAX_BLOCK_OCTETS:
-                raise BrokenRecordError(start, f"a block claims {length} octets")
+            if length < 12 or length & 3 or length > MAX_BLOCK_BYTES:
+                raise BrokenRecordError(start, f"a block claims {length} bytes")
             stop = start + length
             if stop > end:
                 break
@@ -104,10 +104,10 @@ class PcapngScanner:
                     raise BrokenRecordError(start, "a packet block is too short")
                 index = word(buffer, start + 8, little)
                 captured = word(buffer, start + 20, little)
-                if captured > length - 32 or captured > MAX_FRAME_OCTETS:
-                    raise BrokenRecordError(start, f"a packet block claims {captured} octets")
+                if captured > length - 32 or captured > MAX_FRAME_BYTES:
+                    raise BrokenRecordError(start, f"a packet block claims {captured} bytes")
                 if index >= len(self._interfaces):
-                    raise BrokenRecordError(start, f"there is no interface {index}")
+                    raise BrokenRecordError(start, f"undeclared interface {index}")
                 interface: _Interface = self._interfaces[index]
                 ticks = word(buffer, start + 12, little) << 32 | word(buffer, start + 16, little)
                 time_ns = (
@@ -117,7 +117,7 @@ class PcapngScanner:
                 ) + interface.offset_ns
                 self._last_ns = time_ns
                 self.frames += 1
-                found.append(
+                frames.append(
                     Frame(
                         self.frames,
                         time_ns,
@@ -128,26 +128,28 @@ class PcapngScanner:
                     )
                 )
             else:
-                self._rare_block(kind, buffer[start:stop], start, found)
+                self._rare_block(kind, buffer[start:stop], start, frames)
             start = stop
         return start
 
-    def _rare_block(self, kind: int, block: bytes, start: int, found: list[Frame]) -> None:
+    def _rare_block(self, kind: int, block: bytes, start: int, frames: list[Frame]) -> None:
         if kind == BLOCK_SECTION:
             if len(block) < 28:
                 raise BrokenRecordError(start, "a section header is too short")
             major: int = struct.unpack_from(self._order + "H", block, 12)[0]
             if major != 1:
-                raise BrokenRecordError(start, f"pcapng version {major} is not known")
+                raise BrokenRecordError(start, f"unknown pcapng version {major}")
             self._interfaces = []
         elif kind == BLOCK_INTERFACE:
             if len(block) < 20 or len(self._interfaces) >= _MAX_INTERFACES:
-                raise BrokenRecordError(start, "an interface block is too short or one too many")
+                raise BrokenRecordError(
+                    start, "an interface block is too short or exceeds the limit"
+                )
             self._interfaces.append(self._interface(block))
         elif kind == BLOCK_SIMPLE_PACKET:
-            self._simple_packet(block, start, found)
+            self._simple_packet(block, start, frames)
         elif kind == BLOCK_PACKET:
-            self._obsolete_packet(block, start, found)
+            self._obsolete_packet(block, start, frames)
 
     def _interface(self, block: bytes) -> _Interface:
         linktype, _, snaplen = struct.unpack_from(self._order + "HHI", block, 8)
@@ -172,33 +174,33 @@ class PcapngScanner:
             offset_ns=offset_s * _NANO,
         )
 
-    def _simple_packet(self, block: bytes, start: int, found: list[Frame]) -> None:
+    def _simple_packet(self, block: bytes, start: int, frames: list[Frame]) -> None:
         if len(block) < 16 or not self._interfaces:
-            raise BrokenRecordError(start, "a simple packet block without interface or length")
+            raise BrokenRecordError(start, "a simple packet block lacks an interface or a length")
         interface = self._interfaces[0]
         wire_len: int = struct.unpack_from(self._order + "I", block, 8)[0]
         captured = min(wire_len, interface.snaplen or wire_len)
-        if captured > len(block) - 16 or captured > MAX_FRAME_OCTETS:
-            raise BrokenRecordError(start, f"a simple packet block claims {captured} octets")
-        self._append(found, interface, self._last_ns, wire_len, block[12 : 12 + captured])
+        if captured > len(block) - 16 or captured > MAX_FRAME_BYTES:
+            raise BrokenRecordError(start, f"a simple packet block claims {captured} bytes")
+        self._append(frames, interface, self._last_ns, wire_len, block[12 : 12 + captured])
 
-    def _obsolete_packet(self, block: bytes, start: int, found: list[Frame]) -> None:
+    def _obsolete_packet(self, block: bytes, start: int, frames: list[Frame]) -> None:
         if len(block) < 32:
             raise BrokenRecordError(start, "a packet block is too short")
         index, _, high, low, captured, wire_len = struct.unpack_from(
             self._order + "HHIIII", block, 8
         )
-        if captured > len(block) - 32 or captured > MAX_FRAME_OCTETS:
-            raise BrokenRecordError(start, f"a packet block claims {captured} octets")
+        if captured > len(block) - 32 or captured > MAX_FRAME_BYTES:
+            raise BrokenRecordError(start, f"a packet block claims {captured} bytes")
         if index >= len(self._interfaces):
-            raise BrokenRecordError(start, f"there is no interface {index}")
+            raise BrokenRecordError(start, f"undeclared interface {index}")
         interface = self._interfaces[index]
         time_ns = (high << 32 | low) * _NANO // interface.ticks_per_s + interface.offset_ns
-        self._append(found, interface, time_ns, wire_len, block[28 : 28 + captured])
+        self._append(frames, interface, time_ns, wire_len, block[28 : 28 + captured])
 
     def _append(
         self,
-        found: list[Frame],
+        frames: list[Frame],
         interface: _Interface,
         time_ns: int,
         wire_len: int,
@@ -206,6 +208,6 @@ class PcapngScanner:
     ) -> None:
         self._last_ns = time_ns
         self.frames += 1
-        found.append(
+        frames.append(
             Frame(self.frames, time_ns, interface.linktype, wire_len, octets, self._source)
         )

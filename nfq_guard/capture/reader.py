@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A capture as a stream of frames, whatever its format; several merged by time.
+"""Reads captures of any supported format as a stream of frames, merging several by time.
 
-Never holds more of a file than one chunk and one record. A file that is cut or damaged gives the
-frames up to there, and `Capture.damage` says what happened.
+At most one chunk and one record of a file are in memory. A truncated or damaged file yields the
+frames before the damage, which `Capture.damage` describes.
 """
 
 import heapq
@@ -13,7 +13,7 @@ from nfq_guard.capture import pcap, pcapng
 from nfq_guard.capture.frame import BrokenRecordError, CaptureError, Frame
 from nfq_guard.capture.source import DamagedError, Source
 
-# A chunk and the frames cut from it stay in the cache of a processor: 1 MiB took a third longer.
+# Small enough that a chunk and its frames stay in the CPU cache: 1 MiB took a third longer.
 _CHUNK: Final = 1 << 17
 _MERGED_BATCH: Final = 1024
 
@@ -21,24 +21,24 @@ _MERGED_BATCH: Final = 1024
 class _Scanner(Protocol):
     frames: int
 
-    def scan(self, buffer: bytes, found: list[Frame]) -> int:
-        """Append whole frames to `found`; octets used."""
+    def scan(self, buffer: bytes, frames: list[Frame]) -> int:
+        """Append complete frames to `frames`; returns the bytes consumed."""
 
 
 class Capture:
-    """One capture file, to be read once from its start.
+    """One capture file, which can be read once.
 
     Attributes:
-        name: The file as the operator named it.
-        damage: Why reading ended before the end of the file, a sentence with file, frame and
-            octet; None after a whole file, and before the end was reached.
+        name: The file's name as given, or `standard input`.
+        damage: Why reading ended before the end of the file: a message with the file, frame and
+            byte offset. None until `batches` has ended, and if the file is intact.
     """
 
     def __init__(self, name: str, source: int = 0) -> None:
         """Open `name`, `-` for standard input; `source` becomes `Frame.source`.
 
         Raises:
-            CaptureError: It cannot be read, is empty or is no capture.
+            CaptureError: The file cannot be read, is empty or is not a capture.
             UnavailableError: A decompressor is missing.
         """
         self._octets = Source(name)
@@ -47,7 +47,7 @@ class Capture:
         self._offset = 0
         self._buffer = b""
         try:
-            while len(self._buffer) < pcap.HEADER_OCTETS and self._fill():
+            while len(self._buffer) < pcap.HEADER_BYTES and self._fill():
                 pass
             self._scanner = self._begin(source)
         except DamagedError as error:
@@ -65,14 +65,14 @@ class Capture:
             return pcapng.PcapngScanner(source)
         if magic not in pcap.MAGICS:
             msg = (
-                f"{self.name}: expected a pcap or pcapng capture, found {magic.hex(' ')} at octet 0"
+                f"{self.name}: expected a pcap or pcapng capture, found {magic.hex(' ')} at byte 0"
             )
             raise CaptureError(msg)
-        header = self._buffer[: pcap.HEADER_OCTETS]
-        if len(header) < pcap.HEADER_OCTETS:
-            raise CaptureError(f"{self.name}: cut inside the file header")
-        self._buffer = self._buffer[pcap.HEADER_OCTETS :]
-        self._offset = pcap.HEADER_OCTETS
+        header = self._buffer[: pcap.HEADER_BYTES]
+        if len(header) < pcap.HEADER_BYTES:
+            raise CaptureError(f"{self.name}: truncated in the file header")
+        self._buffer = self._buffer[pcap.HEADER_BYTES :]
+        self._offset = pcap.HEADER_BYTES
         return pcap.PcapScanner(header, source)
 
     def _fill(self) -> bool:
@@ -82,12 +82,12 @@ class Capture:
 
     @property
     def consumed(self) -> int:
-        """Octets of the file read so far, before decompression."""
+        """Bytes of the file read so far, before decompression."""
         return self._octets.consumed
 
     @property
     def total(self) -> int | None:
-        """Octets of the file; None where that is not known."""
+        """Size of the file in bytes; None if unknown."""
         return self._octets.total
 
     @property
@@ -96,32 +96,32 @@ class Capture:
         return self._scanner.frames
 
     def batches(self) -> Iterator[list[Frame]]:
-        """The frames in the order of the file, as many at a time as a chunk holds.
+        """The frames in file order, one list for each chunk of the file.
 
         Raises:
-            CaptureError: The file is broken or cut before its first frame.
+            CaptureError: The file is damaged or truncated before the end of its first frame.
         """
-        ends = None
-        while ends is None:
-            found: list[Frame] = []
+        damage = None
+        while damage is None:
+            frames: list[Frame] = []
             try:
-                used = self._scanner.scan(self._buffer, found)
+                used = self._scanner.scan(self._buffer, frames)
                 self._buffer = self._buffer[used:]
                 self._offset += used
                 if not self._fill():
-                    ends = ""
+                    damage = ""
                     if self._buffer:
-                        ends = f"the file is cut inside the record at octet {self._offset}"
+                        damage = f"the file is truncated in the record at byte {self._offset}"
             except BrokenRecordError as error:
-                ends = f"broken at octet {self._offset + error.offset}: {error}"
+                damage = f"broken at byte {self._offset + error.offset}: {error}"
             except DamagedError as error:
-                ends = str(error)
-            if found:
-                yield found
-        if ends:
+                damage = str(error)
+            if frames:
+                yield frames
+        if damage:
             if not self.frames:
-                raise CaptureError(f"{self.name}: no frame could be read: {ends}")
-            self.damage = f"{self.name}: read up to frame {self.frames}: {ends}"
+                raise CaptureError(f"{self.name}: no frame could be read: {damage}")
+            self.damage = f"{self.name}: read up to frame {self.frames}: {damage}"
 
     def close(self) -> None:
         """Close the file."""
@@ -138,7 +138,10 @@ def _time_of(frame: Frame) -> int:
 
 
 def merged(captures: Sequence[Capture]) -> Iterator[list[Frame]]:
-    """The frames of all captures by time, numbered in that order; of one, as they are in it."""
+    """The frames of all captures in order of time, numbered in that order.
+
+    The frames of a single capture keep their order and numbers.
+    """
     if len(captures) == 1:
         yield from captures[0].batches()
         return

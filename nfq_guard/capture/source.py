@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The octets of a file or of standard input, decompressed as they are read.
+"""Reads a file or standard input, decompressing gzip, xz and zstd on the fly.
 
-gzip, xz and zstd are told by their magic numbers. A small file may ask for a large dictionary:
-`_MEMORY_LIMIT` bounds what decompression may take.
+Compression is recognised by magic number. A small hostile file can demand a large dictionary, so
+`_MEMORY_LIMIT` and `_ZSTD_WINDOW_LOG` bound the memory that decompression may take.
 """
 
 import gzip
@@ -24,29 +24,29 @@ _CHUNK: Final = 1 << 16
 _MEMORY_LIMIT: Final = 1 << 28
 _ZSTD_WINDOW_LOG: Final = 27
 
-_MAGIC_OCTETS: Final = 6
+_MAGIC_BYTES: Final = 6
 _GZIP: Final = b"\x1f\x8b"
 _XZ: Final = b"\xfd7zXZ\x00"
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 
 
 class DamagedError(Exception):
-    """The compressed octets end early or are not what they claim; a sentence."""
+    """The compressed data is truncated or corrupt, or reading failed."""
 
 
 class _Reads(Protocol):
     def read1(self, size: int, /) -> bytes:
-        """At most `size` octets, at least one unless at the end."""
+        """Read up to `size` bytes; empty only at the end."""
 
 
 class _Counted:
-    """A file read from its start, with the head that was looked at given back first."""
+    """A file that counts the bytes read from it, and whose magic number can be inspected first."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._head = b""
-        # A pipe may hand over less than it is asked for.
-        while len(self._head) < _MAGIC_OCTETS and (more := os.read(file.fileno(), _CHUNK)):
+        # A read from a pipe may return less than requested.
+        while len(self._head) < _MAGIC_BYTES and (more := os.read(file.fileno(), _CHUNK)):
             self._head += more
         self.consumed = 0
 
@@ -55,18 +55,18 @@ class _Counted:
 
     def read1(self, size: int = _CHUNK) -> bytes:
         if self._head:
-            octets, self._head = self._head[:size], self._head[size:]
+            data, self._head = self._head[:size], self._head[size:]
         else:
-            octets = os.read(self._file.fileno(), size)
-        self.consumed += len(octets)
-        return octets
+            data = os.read(self._file.fileno(), size)
+        self.consumed += len(data)
+        return data
 
-    # gzip and zstd call it so, and take a short answer for what it is.
+    # gzip and zstd call `read`, and accept a short result.
     read = read1
 
 
 class _Xz:
-    """One xz stream after the other, within the memory limit."""
+    """Decompresses concatenated xz streams within the memory limit."""
 
     def __init__(self, raw: _Counted) -> None:
         self._raw = raw
@@ -84,20 +84,20 @@ class _Xz:
                 if not rest:
                     return b""
                 self._stream = self._new()
-                octets = self._stream.decompress(rest, size)
+                data = self._stream.decompress(rest, size)
             elif stream.needs_input:
                 compressed = self._raw.read1()
                 if not compressed:
                     raise EOFError
-                octets = stream.decompress(compressed, size)
+                data = stream.decompress(compressed, size)
             else:
-                octets = stream.decompress(b"", size)
-            if octets:
-                return octets
+                data = stream.decompress(b"", size)
+            if data:
+                return data
 
 
 def _zstd(raw: _Counted, name: str) -> tuple[_Reads, type[Exception]]:
-    """The decompressor of Python 3.14, or the package zstandard, and the error that it raises."""
+    """A zstd reader and its error type, from Python 3.14's library or the package zstandard."""
     module: Any
     if sys.version_info >= (3, 14):
         module = importlib.import_module("compression.zstd")
@@ -115,29 +115,29 @@ def _zstd(raw: _Counted, name: str) -> tuple[_Reads, type[Exception]]:
 
 
 class Source:
-    """The decompressed octets of one file.
+    """The decompressed contents of one file.
 
     Attributes:
-        name: The file as the operator named it.
-        total: Size of the file in octets; None where that is not known.
+        name: The file's name as given, or `standard input`.
+        total: Size of the file in bytes; None if unknown.
     """
 
     def __init__(self, name: str) -> None:
-        """Open it; `-` is standard input.
+        """Open a file; `-` for standard input.
 
         Raises:
-            CaptureError: There is no such file, or it cannot be read.
+            CaptureError: The file does not exist or cannot be read.
             UnavailableError: It is compressed with zstd and no decompressor is installed.
         """
         self.name = "standard input" if name == STDIN else name
         self._damage: DamagedError | None = None
         self._errors: tuple[type[Exception], ...] = ()
         try:
-            # Open for as long as the capture is read, which only the caller knows.
+            # Stays open until `close`: the caller decides how long the capture is read.
             self._file: BinaryIO = (
                 os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
                 if name == STDIN
-                else Path(name).open("rb", buffering=0)  # noqa: SIM115 - as said
+                else Path(name).open("rb", buffering=0)  # noqa: SIM115 - closed by `close`
             )
         except OSError as error:
             raise CaptureError(f"{self.name}: {error.strerror}") from None
@@ -169,13 +169,14 @@ class Source:
 
     @property
     def consumed(self) -> int:
-        """Octets of the file read so far, before decompression."""
+        """Bytes of the file read so far, before decompression."""
         return self._raw.consumed
 
     def read(self, size: int) -> bytes:
-        """At least one octet and at most `size`; nothing at the end.
+        """Read up to `size` bytes; empty only at the end.
 
-        Of a compressed file as many as there are, since its reader gives only a few at a time.
+        A compressed file is read until `size` bytes are available, because its reader returns
+        small pieces.
 
         Raises:
             DamagedError: The rest cannot be read or decompressed.
@@ -186,13 +187,13 @@ class Source:
         missing = size
         try:
             while missing:
-                octets = self._reader.read1(missing)
-                parts.append(octets)
-                missing -= len(octets)
-                if not octets or self._reader is self._raw:
+                data = self._reader.read1(missing)
+                parts.append(data)
+                missing -= len(data)
+                if not data or self._reader is self._raw:
                     break
         except EOFError:
-            self._damage = DamagedError("the compressed file ends early")
+            self._damage = DamagedError("the compressed file is truncated")
         except self._errors as error:
             self._damage = DamagedError(f"decompression failed: {error}")
         except OSError as error:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes pcapng: one interface for each link type, a comment on each packet that has one."""
+"""Writes pcapng with an interface for each link type and optional packet comments."""
 
 import struct
 from typing import BinaryIO, Final
@@ -43,7 +43,7 @@ class PcapngWriter:
     """Appends frames to an open file, little-endian, times in nanoseconds."""
 
     def __init__(self, file: BinaryIO) -> None:
-        """Write the section header to `file`, which stays the caller's to close."""
+        """Write the section header to `file`, which the caller closes."""
         self._file = file
         self._interfaces: dict[int, int] = {}
         application = _option(_OPTION_USER_APPLICATION, f"nfq-guard {__version__}".encode())
@@ -51,7 +51,7 @@ class PcapngWriter:
         file.write(_block(BLOCK_SECTION, header + application + _END))
 
     def write(self, frame: Frame, comment: str = "") -> None:
-        """Write one frame as it was captured; a time before 1970 becomes 1970."""
+        """Write one frame unchanged, except that a time before 1970 becomes 1970."""
         interface = self._interfaces.get(frame.linktype)
         if interface is None:
             interface = self._interfaces[frame.linktype] = len(self._interfaces)

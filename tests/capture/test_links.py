@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the IP packet begins, by link type."""
+"""The start of the IP packet, by link type."""
 
 import struct
 
@@ -17,7 +17,7 @@ SLL2 = bytes(18)
 
 
 def nflog(order: str) -> bytes:
-    """As `tcpdump -i nflog` writes it: packet header, mark, prefix, payload."""
+    """A frame as captured by `tcpdump -i nflog`: packet header, prefix, payload."""
 
     def attribute(kind: int, value: bytes) -> bytes:
         head = struct.pack(order + "HH", len(value) + 4, kind)
@@ -85,6 +85,6 @@ def test_no_packet(linktype: int, octets: bytes) -> None:
 
 @given(linktype=st.sampled_from(sorted(links.LINKS)), octets=st.binary(max_size=80))
 def test_any_octets(linktype: int, octets: bytes) -> None:
-    """Never an exception; a packet begins inside the frame, with a version."""
+    """No input raises; a packet starts inside the frame, with a known IP version."""
     start = links.LINKS[linktype](octets)
     assert start == links.NO_PACKET or octets[start] >> 4 in {4, 6}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Both formats, whole, cut and broken."""
+"""Both formats: intact, truncated and broken."""
 
 import bz2
 import gzip
@@ -15,7 +15,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.capture.frame import MAX_FRAME_OCTETS, CaptureError, Frame
+from nfq_guard.capture.frame import MAX_FRAME_BYTES, CaptureError, Frame
 from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.errors import UnavailableError
 from tests.support import captures as made
@@ -25,11 +25,11 @@ A, B, C = b"a" * 60, b"b" * 61, b"c" * 62
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., str]:
-    """Write octets to a file of the test; its name."""
+    """Writes data to a file and returns the file's name."""
 
-    def writer(octets: bytes, name: str = "capture") -> str:
+    def writer(data: bytes, name: str = "capture") -> str:
         path = tmp_path / name
-        path.write_bytes(octets)
+        path.write_bytes(data)
         return str(path)
 
     return writer
@@ -64,14 +64,14 @@ def test_pcap(write: Callable[..., str], order: str, nanoseconds: bool, fraction
     assert (second.number, second.time_ns, second.octets) == (2, 8 * 10**9, B)
 
 
-def test_pcap_snapped(write: Callable[..., str]) -> None:
+def test_pcap_with_a_snapshot_length(write: Callable[..., str]) -> None:
     (frame,) = frames_of(write(made.pcap([(1, 0, A)], snaplen=40)))
     assert (frame.wire_len, frame.octets) == (60, A[:40])
 
 
 @pytest.mark.parametrize("order", "<>")
 def test_pcapng(write: Callable[..., str], order: str) -> None:
-    """Interfaces with clocks of their own, all three packet blocks, and a block to skip."""
+    """Interfaces with different clocks, all three packet blocks, and a block to skip."""
     file = (
         made.section(order)
         + made.interface(1, order=order, snaplen=50)
@@ -98,8 +98,8 @@ def test_pcapng(write: Callable[..., str], order: str) -> None:
     assert frames[3].wire_len == 60
 
 
-def test_sections_begin_anew(write: Callable[..., str]) -> None:
-    """A second section in the other byte order, with its own interface 0."""
+def test_each_section_has_its_own_interfaces(write: Callable[..., str]) -> None:
+    """The second section has the other byte order and its own interface 0."""
     file = (
         made.section("<")
         + made.interface(1)
@@ -130,19 +130,21 @@ def test_compressed(write: Callable[..., str], compress: Callable[[bytes], bytes
 def test_compressed_in_two_members(
     write: Callable[..., str], compress: Callable[[bytes], bytes]
 ) -> None:
-    """Rotated files are often put together as they are."""
+    """Rotated files are often concatenated."""
     file = made.pcap([(1, 0, A), (2, 0, B)])
     assert read(write(compress(file[:50]) + compress(file[50:]))) == ([A, B], None)
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress])
-def test_compressed_and_cut(write: Callable[..., str], compress: Callable[[bytes], bytes]) -> None:
-    """What was decompressed before the cut is kept."""
+def test_compressed_and_truncated(
+    write: Callable[..., str], compress: Callable[[bytes], bytes]
+) -> None:
+    """The frames decompressed before the end are kept."""
     whole = compress(made.pcap([(second, 0, os.urandom(1000)) for second in range(5_000)]))
     octets, damage = read(write(whole[: len(whole) // 2]))
     assert 2_000 < len(octets) < 3_000
     assert damage is not None
-    assert "ends early" in damage
+    assert "the compressed file is truncated" in damage
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstd])
@@ -183,50 +185,50 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("kept", [1, 15, 17, 60])
-def test_pcap_cut(write: Callable[..., str], kept: int) -> None:
-    """The frames before the cut, and where it is."""
+def test_truncated_pcap(write: Callable[..., str], kept: int) -> None:
+    """The frames before the end are kept, and its place is reported."""
     whole = made.pcap([(1, 0, A), (2, 0, B)])
     octets, damage = read(write(whole[: 24 + 76 + kept]))
     assert octets == [A]
     assert damage is not None
-    assert damage.endswith("read up to frame 1: the file is cut inside the record at octet 100")
+    assert damage.endswith("read up to frame 1: the file is truncated in the record at byte 100")
 
 
-def test_pcapng_cut(write: Callable[..., str]) -> None:
+def test_truncated_pcapng(write: Callable[..., str]) -> None:
     head = made.section() + made.interface() + made.enhanced(A)
     octets, damage = read(write(head + made.enhanced(B)[:-1]))
     assert octets == [A]
     assert damage is not None
-    assert f"cut inside the record at octet {len(head)}" in damage
+    assert f"truncated in the record at byte {len(head)}" in damage
 
 
 BAD_BLOCKS = {
-    "a block claims 13 octets": made.block(6, b"x")[:13],
-    "a block claims 4294967295 octets": b"\x06\0\0\0" + b"\xff" * 12,
+    "a block claims 13 bytes": made.block(6, b"x")[:13],
+    "a block claims 4294967295 bytes": b"\x06\0\0\0" + b"\xff" * 12,
     "the two lengths of a block differ": made.block(6, bytes(20))[:-4] + bytes(4),
     "a packet block is too short": made.block(6, bytes(12)),
-    "a packet block claims 60 octets": made.enhanced(A).replace(A, A[:-4])[:8]
+    "a packet block claims 60 bytes": made.enhanced(A).replace(A, A[:-4])[:8]
     + made.block(6, b"\0" * 12 + b"\x3c\0\0\0\x3c\0\0\0")[8:],
-    "there is no interface 9": made.enhanced(A, number=9),
-    "a section header without byte order": made.block(made.SECTION, bytes(16)),
-    "pcapng version 2 is not known": made.section(major=2),
+    "undeclared interface 9": made.enhanced(A, number=9),
+    "a section header has no byte order": made.block(made.SECTION, bytes(16)),
+    "unknown pcapng version 2": made.section(major=2),
     "a section header is too short": made.block(made.SECTION, b"\x4d\x3c\x2b\x1a" + bytes(4)),
-    "an interface block is too short or one too many": made.block(1, bytes(4)),
-    "a simple packet block claims 4000 octets": made.simple(A, 4000),
-    "a simple packet block without interface or length": made.block(3, b""),
+    "an interface block is too short or exceeds the limit": made.block(1, bytes(4)),
+    "a simple packet block claims 4000 bytes": made.simple(A, 4000),
+    "a simple packet block lacks an interface or a length": made.block(3, b""),
 }
 
 
 @pytest.mark.parametrize(("problem", "bad"), BAD_BLOCKS.items(), ids=BAD_BLOCKS)
 def test_broken_block(write: Callable[..., str], problem: str, bad: bytes) -> None:
-    """The frames before it are kept; a broken length asks for no memory."""
+    """The frames before the block are kept; a broken length allocates no memory."""
     head = made.section() + made.interface() + made.enhanced(A)
     if "claims 60" in problem:
         bad = bad[:4] + len(bad).to_bytes(4, "little") + bad[8:]
     octets, damage = read(write(head + bad))
     assert octets == [A]
     assert damage is not None
-    assert damage.endswith(f"read up to frame 1: broken at octet {len(head)}: {problem}")
+    assert damage.endswith(f"read up to frame 1: broken at byte {len(head)}: {problem}")
 
 
 @pytest.mark.parametrize(
@@ -244,22 +246,22 @@ def test_broken_obsolete_block(write: Callable[..., str], bad: bytes) -> None:
 
 
 def test_pcap_with_a_huge_record(write: Callable[..., str]) -> None:
-    file = made.pcap([(1, 0, A)]) + bytes(8) + (MAX_FRAME_OCTETS + 1).to_bytes(4, "little") * 2
+    file = made.pcap([(1, 0, A)]) + bytes(8) + (MAX_FRAME_BYTES + 1).to_bytes(4, "little") * 2
     octets, damage = read(write(file))
     assert octets == [A]
     assert damage is not None
-    assert damage.endswith("broken at octet 100: a record claims 1048577 octets")
+    assert damage.endswith("broken at byte 100: a record claims 1048577 bytes")
 
 
 @pytest.mark.parametrize(
     ("octets", "problem"),
     [
         (b"", "the file is empty"),
-        (b"Hello, this is no capture.", "expected a pcap or pcapng capture, found 48 65 6c 6c"),
+        (b"Hello, not a capture.", "expected a pcap or pcapng capture, found 48 65 6c 6c"),
         (bz2.compress(b"x"), "expected a pcap or pcapng capture"),
-        (made.pcap([])[:20], "cut inside the file header"),
+        (made.pcap([])[:20], "truncated in the file header"),
         (gzip.compress(b"", mtime=0), "the file is empty"),
-        (gzip.compress(b"x" * 100, mtime=0)[:12], "the compressed file ends early"),
+        (gzip.compress(b"x" * 100, mtime=0)[:12], "the compressed file is truncated"),
     ],
 )
 def test_not_a_capture(write: Callable[..., str], octets: bytes, problem: str) -> None:
@@ -270,7 +272,7 @@ def test_not_a_capture(write: Callable[..., str], octets: bytes, problem: str) -
     assert caught.value.exit_status == 2
 
 
-def test_no_such_file(tmp_path: Path) -> None:
+def test_an_unreadable_file(tmp_path: Path) -> None:
     with pytest.raises(CaptureError, match="missing: No such file or directory"):
         Capture(str(tmp_path / "missing"))
     with pytest.raises(CaptureError, match="Is a directory"):
@@ -281,18 +283,18 @@ def test_no_such_file(tmp_path: Path) -> None:
     "octets",
     [made.pcap([(1, 0, A)])[:50], made.section() + made.enhanced(A)],
 )
-def test_nothing_before_the_damage(write: Callable[..., str], octets: bytes) -> None:
+def test_damage_before_the_first_frame(write: Callable[..., str], octets: bytes) -> None:
     with pytest.raises(CaptureError, match="no frame could be read"):
         read(write(octets))
 
 
-def test_a_capture_without_frames_is_fine(write: Callable[..., str]) -> None:
+def test_a_capture_without_frames(write: Callable[..., str]) -> None:
     assert read(write(made.pcap([]))) == ([], None)
     assert read(write(made.section())) == ([], None)
 
 
 def test_merged_by_time(write: Callable[..., str]) -> None:
-    """Numbers count in the merged order; `source` tells the file."""
+    """Frames are numbered in the merged order; `source` identifies the file."""
     names = [
         write(made.pcap([(1, 0, A), (4, 0, A)]), "one"),
         write(made.pcap([(second, 0, B) for second in range(3, 3000)]), "two"),
@@ -315,7 +317,7 @@ def test_one_capture_keeps_its_order(write: Callable[..., str]) -> None:
 
 @st.composite
 def mutated(draw: st.DrawFn) -> bytes:
-    """A good file with some octets changed, or none at all of it."""
+    """A valid file with some bytes changed and its end cut off, or arbitrary bytes."""
     if draw(st.booleans()):
         return draw(st.binary(max_size=200))
     good: Any = draw(
@@ -341,11 +343,11 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 @given(octets=mutated())
 def test_any_octets(tmp_path_factory: pytest.TempPathFactory, octets: bytes) -> None:
-    """Either frames, or an error of ours; nothing else."""
+    """Any input yields frames or `CaptureError`."""
     path = tmp_path_factory.getbasetemp() / "any"
     path.write_bytes(octets)
     try:
-        found, _ = read(str(path))
+        frames, _ = read(str(path))
     except CaptureError:
         return
-    assert sum(map(len, found)) <= len(octets) * 1100
+    assert sum(map(len, frames)) <= len(octets) * 1100

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What we write, read back by ourselves, scapy and tshark."""
+"""Written captures, read back by our reader, scapy and tshark."""
 
 import shutil
 import subprocess

@@ -199,8 +199,8 @@ def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out.startswith("6 frames")
     assert re.fullmatch(
-        r"nfq-guard: warning: .*talk.pcap: read up to frame 6: the file is cut inside the "
-        r"record at octet \d+\n",
+        r"nfq-guard: warning: .*talk.pcap: read up to frame 6: the file is truncated in the "
+        r"record at byte \d+\n",
         said.err,
     )
 
