@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command `nfq-guard`: one module a command, loaded when it is called."""
+"""The command `nfq-guard`: one module for each subcommand, imported on demand."""
 
 import argparse
 import errno
@@ -16,49 +16,56 @@ from nfq_guard.errors import EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
 
 
 class _CommandModule(Protocol):
-    """What a module of this package offers."""
+    """The interface of a subcommand's module."""
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the command's arguments."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; the exit status."""
+        """Run the command; returns the exit status."""
 
 
-# Each command with the line that `nfq-guard --help` shows. Its module in this package is imported
-# only when it is called, so that the daemon loads nothing of the others.
+# Each command with its line in `nfq-guard --help`. Its module is imported only when the command
+# is run, so that the daemon does not load the others.
 COMMANDS: Final = {
-    "run": "judge the packets of a queue until told to stop",
-    "check": "test a policy or configuration file, all mistakes at once",
+    "run": "judge the packets of a queue until stopped",
+    "check": "check a policy or configuration file and report every mistake",
     "whatif": "show what one or two policies would have done to recorded packets",
-    "replay": "say which packets of a capture are INVALID, and why",
+    "replay": "list the packets of a capture that are INVALID, and why",
     "explain": "explain one packet of a capture",
-    "rules": "show, install, verify or remove the guard's rules in the packet filter",
-    "status": "show what the running daemon does",
+    "rules": "show, install, verify or remove the guard's packet filter rules",
+    "status": "show the state of the running daemon",
     "top": "watch the running daemon live",
-    "reload": "have the running daemon read its policy again",
+    "reload": "make the running daemon reload its policy",
     "mode": "switch the running daemon between dry-run and enforce",
     "dump": "print the flow history of the running daemon",
-    "doctor": "look for what keeps this host from telling INVALID packets apart",
+    "doctor": "diagnose the host: kernel, sysctls, rules, queues, offloads",
     "lab": "reproduce the classic resets in network namespaces",
     "report": "make an HTML report of recorded events",
 }
 
 
-# The command that serves, and takes signals.
+# The command that runs as a daemon and handles signals.
 _DAEMON: Final = "run"
-# What a disk or a device says that cannot take our output; anything else is a bug of ours.
-_OUTPUT_FAILS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-# 128 and the number of the signal, as shells have it.
+# Errors of the device that receives the output; any other OSError is a bug.
+_OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+# 128 plus SIGINT, the shell's convention.
 _EXIT_INTERRUPTED: Final = 130
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error is said."""
+    """Reports a usage error in one line, like every other error.
+
+    Attributes:
+        help_prog: The command whose help an error refers to; None for this parser's own.
+    """
+
+    help_prog: str | None = None
 
     def error(self, message: str) -> Never:
-        """Say it, name the help that tells more, and end with `EXIT_USAGE`."""
-        self.exit(EXIT_USAGE, f"nfq-guard: {message} (see {self.prog} --help)\n")
+        """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""
+        prog = self.help_prog or self.prog
+        self.exit(EXIT_USAGE, f"nfq-guard: {message} (see {prog} --help)\n")
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -74,6 +81,8 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
         )
         if name == chosen:
+            # Arguments that no parser takes are reported by the top-level parser.
+            parser.help_prog = sub.prog
             _module(name).add_arguments(sub)
     return parser
 
@@ -83,11 +92,11 @@ def _module(command: str) -> _CommandModule:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status, one of those in `errors`."""
+    """Run one command; returns its exit status, one of those in `errors`."""
     words = list(sys.argv[1:] if argv is None else argv)
     chosen = next((word for word in words if not word.startswith("-")), None)
     if chosen == _DAEMON:
-        _ignore_what_comes_early()
+        _ignore_early_signals()
     try:
         return _main(words, chosen)
     except KeyboardInterrupt:
@@ -95,11 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(words: list[str], chosen: str | None) -> int:
-    _hold_standard_streams()
+    _open_standard_streams()
     args = _parser(chosen if chosen in COMMANDS else None).parse_args(words)
     try:
         status = _module(args.command).run(args)
-        # Here, for the interpreter would only complain about what fails at its end.
+        # A failure here is handled below; at interpreter exit it would only be printed.
         sys.stdout.flush()
     except NfqGuardError as error:
         if args.debug:
@@ -107,44 +116,45 @@ def _main(words: list[str], chosen: str | None) -> int:
         sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
         return error.exit_status
     except BrokenPipeError:
-        # The reader of our output went away, as `head` does.
-        _forget_output()
+        # The reader of our output has exited, as `head` does.
+        _discard_output()
         return EXIT_NOT_FINE
     except OSError as error:
-        if args.debug or error.errno not in _OUTPUT_FAILS:
+        if args.debug or error.errno not in _OUTPUT_ERRORS:
             raise
-        _forget_output()
-        sys.stderr.write(f"nfq-guard: the output cannot be written: {error.strerror}\n")
+        _discard_output()
+        sys.stderr.write(f"nfq-guard: cannot write the output: {error.strerror}\n")
         return EXIT_NOT_FINE
     return status
 
 
-def _ignore_what_comes_early() -> None:
-    """A reload that is asked for before the daemon has read anything must not end it."""
+def _ignore_early_signals() -> None:
+    """Keep a reload signal that arrives during the imports from ending the daemon."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
 
 
-def _hold_standard_streams() -> None:
-    """Open /dev/null where one is closed, or a socket of ours would get its number, and its output.
+def _open_standard_streams() -> None:
+    """Open /dev/null for each closed standard stream.
 
-    The interpreter has no `sys.stdout` then.
+    Otherwise a file that is opened later would get the stream's number and receive its output.
+    Python sets `sys.stdout` to None if standard output is closed.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, so this one
-            os.set_inheritable(number, True)  # noqa: FBT003 - its only spelling
-    sys.stdout = sys.stdout or _into_nothing()
-    sys.stderr = sys.stderr or _into_nothing()
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is `number`
+            os.set_inheritable(number, True)  # noqa: FBT003 - the parameter has no name
+    sys.stdout = sys.stdout or _null_output()
+    sys.stderr = sys.stderr or _null_output()
 
 
-def _into_nothing() -> TextIO:
+def _null_output() -> TextIO:
     return os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
-def _forget_output() -> None:
-    """Keep the interpreter from trying once more, and complaining, when it flushes at its end."""
+def _discard_output() -> None:
+    """Keep the interpreter from flushing standard output again, and reporting it, at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

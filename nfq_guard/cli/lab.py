@@ -39,7 +39,7 @@ _TONES: Final = {
     demo.BAD: (Style.RED,),
     demo.GOOD: (Style.GREEN, Style.BOLD),
 }
-_VERBS: Final = {
+_ACTIONS: Final = {
     "list": "name the scenarios",
     "run": "run one scenario",
     "matrix": "run every scenario with every mitigation",
@@ -50,10 +50,10 @@ _VERBS: Final = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `list`, `run`, `matrix`, `demo` and `clean`."""
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing, one, many, _, cleaning = (
-        verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-        for name, summary in _VERBS.items()
+        actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        for name, summary in _ACTIONS.items()
     )
     one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO", help=_one_of(SCENARIOS))
     one.add_argument(
@@ -75,13 +75,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=metavar,
             help=f"one or more of {', '.join(choices)} (default: all)",
         )
-    for verb in (one, many):
-        verb.add_argument(
+    for action in (one, many):
+        action.add_argument(
             "--pcap", type=Path, metavar="DIR", help="write a capture of each link to DIR"
         )
-        verb.add_argument("--events", type=Path, metavar="DIR", help="write the guard's log to DIR")
-    for verb in (listing, one, many, cleaning):
-        add_format(verb)
+        action.add_argument(
+            "--events", type=Path, metavar="DIR", help="write the guard's log to DIR"
+        )
+    for action in (listing, one, many, cleaning):
+        add_format(action)
 
 
 def _one_of(names: Iterable[str]) -> str:
@@ -90,8 +92,8 @@ def _one_of(names: Iterable[str]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the chosen verb; exit status 1 if an outcome is not the expected one."""
-    match args.verb:
+    """Run the chosen action; exit status 1 if an outcome is not the expected one."""
+    match args.action:
         case "list":
             return _list(as_json=args.format == "json")
         case "clean":
@@ -106,12 +108,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    if args.verb == "demo":
+    if args.action == "demo":
         matrix.check_requirements()
         return demo.run(lambda text, tone: write_line(paint(text, *_TONES[tone])))
     as_json = args.format == "json"
     keep = Keep(pcap=_directory("--pcap", args.pcap), events=_directory("--events", args.events))
-    if args.verb == "run":
+    if args.action == "run":
         task = matrix.Task(SCENARIOS[args.scenario], Mitigation(args.mitigation))
         results = matrix.run_all([task], keep)
         return show(results, write_record if as_json else _write_one)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Options that several commands have, with one name and one meaning."""
+"""Options that several commands share."""
 
 import argparse
 from pathlib import Path
@@ -8,7 +8,7 @@ from nfq_guard.service.config import DEFAULT_PATH
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
-    """Text for people or JSON for programs."""
+    """Declare `--format text|json`."""
     parser.add_argument(
         "--format",
         choices=("text", "json"),
@@ -18,7 +18,7 @@ def add_format(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-    """Another configuration file; None is the one in /etc."""
+    """Declare `--config FILE`; its value is None for the default path."""
     parser.add_argument(
         "--config",
         type=Path,

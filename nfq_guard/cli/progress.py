@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How far a long run has come: one line on the terminal, on standard error."""
+"""The progress of a long run: one line on standard error, if that is a terminal."""
 
 import sys
 import time
@@ -18,12 +18,12 @@ def _clock(seconds: float) -> str:
 
 @final
 class Progress:
-    """A bar with packets a second and the time left; nothing where nobody watches."""
+    """A progress bar with the packet rate and the time left; silent unless on a terminal."""
 
     def __init__(self, total: int | None, stream: TextIO | None = None) -> None:
-        """Begin; `total` octets to read, None if that is not known."""
+        """Start the clock; `total` is the number of bytes to read, None if unknown."""
         self._stream = sys.stderr if stream is None else stream
-        self._watched = self._stream.isatty()
+        self._visible = self._stream.isatty()
         self._total = total
         self._began = time.monotonic()
         self._next = self._began + _EVERY_S
@@ -31,32 +31,32 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._began
 
-    def update(self, packets: int, octets: int) -> None:
-        """Say that so many packets, in so many octets of the files, are done."""
-        if not self._watched:
+    def update(self, packets: int, consumed: int) -> None:
+        """Report that `packets` have been processed, in `consumed` bytes of the files."""
+        if not self._visible:
             return
         now = time.monotonic()
         if now < self._next:
             return
         self._next = now + _EVERY_S
-        self._stream.write(_CLEAR + self._line(packets, octets, now - self._began))
+        self._stream.write(_CLEAR + self._line(packets, consumed, now - self._began))
         self._stream.flush()
         self._shown = True
 
-    def _line(self, packets: int, octets: int, seconds: float) -> str:
+    def _line(self, packets: int, consumed: int, seconds: float) -> str:
         rate = f"{packets:,} packets, {packets / seconds:,.0f}/s"
-        if not self._total or not octets:
+        if not self._total or not consumed:
             return rate
-        done = min(1.0, octets / self._total)
+        done = min(1.0, consumed / self._total)
         filled = int(done * _WIDTH)
         left = _clock(seconds / done - seconds)
         return f"[{'#' * filled}{'.' * (_WIDTH - filled)}] {done:4.0%}  {rate}, {left} left"
 
     def clear(self) -> None:
-        """Take the line away, before other output and at the end."""
+        """Erase the line, before other output and at the end."""
         if self._shown:
             self._stream.write(_CLEAR)
             self._stream.flush()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard rules`: our own chains in the packet filter."""
+"""`nfq-guard rules`: the guard's own chains in the packet filter."""
 
 import argparse
 import json
@@ -18,12 +18,14 @@ from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the four deeds and what they share."""
-    parser.add_argument("deed", choices=("show", "install", "verify", "remove"))
+    """Declare the command's arguments."""
+    actions = ("show", "install", "verify", "remove")
+    parser.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
     parser.add_argument(
         "--backend",
         choices=("auto", *Backend),
-        help="auto: where the guard's rules are, else others' rules, else what iptables -V says",
+        help="auto: the backend that has the guard's rules, else the one that has other rules, "
+        "else the one that iptables -V names",
     )
     parser.add_argument(
         "--family", choices=("4", "6", "both"), help="IPv4, IPv6 or both (default: as configured)"
@@ -32,54 +34,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queues.add_argument("--queue", metavar="N", type=int, help="number of the queue")
     queues.add_argument("--queues", metavar="A:B", help="share the load among several queues")
     parser.add_argument(
-        "--fail-mode", choices=tuple(FailMode), help="what becomes of packets that nobody judges"
+        "--fail-mode", choices=tuple(FailMode), help="treatment of packets that are not judged"
     )
     parser.add_argument(
-        "--max-rate-pps", metavar="N", type=int, help="packets a second that are queued at most"
+        "--max-rate-pps", metavar="N", type=int, help="limit of queued packets per second"
     )
     add_config(parser)
     parser.add_argument(
         "--after",
         metavar="RESULT",
-        help="with remove: how the service ended, in systemd's words ($SERVICE_RESULT); after "
-        "anything but success, rules stay that hold the fail modes closed and kernel-drop",
+        help="with remove: the service's result ($SERVICE_RESULT of systemd); unless it is "
+        "success, the rules of the fail modes closed and kernel-drop stay",
     )
-    parser.add_argument("--quiet", action="store_true", help="no output unless something is wrong")
+    parser.add_argument("--quiet", action="store_true", help="print nothing on success")
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do it; 1 when `verify` finds a difference."""
+    """Run the action; exit status 1 if `verify` finds a difference."""
     settings = _settings(args)
     firewall = firewall_of(settings)
     as_json = args.format == "json"
-    if args.deed == "show":
-        sys.stdout.write(_shown_json(firewall) if as_json else firewall.show())
+    if args.action == "show":
+        sys.stdout.write(_show_json(firewall) if as_json else firewall.show())
         return EXIT_OK
-    if args.deed == "verify":
-        found = firewall.verify()
-        if found or not args.quiet:
-            sys.stdout.write(_verified(found, as_json=as_json))
-        return EXIT_NOT_FINE if found else EXIT_OK
-    if args.deed == "install":
+    if args.action == "verify":
+        differences = firewall.verify()
+        if differences or not args.quiet:
+            sys.stdout.write(_format_differences(differences, as_json=as_json))
+        return EXIT_NOT_FINE if differences else EXIT_OK
+    if args.action == "install":
         changes = firewall.install()
-    elif _keeps(settings, args.after):
-        kept = f"rules kept: fail mode {fail_mode_of(settings)} holds after the result {args.after}"
-        changes = Changes(done=(), notes=(kept,))
+    elif _rules_stay(settings, args.after):
+        reason = f"fail mode {fail_mode_of(settings)} applies after the result {args.after}"
+        changes = Changes(done=(), notes=(f"rules kept: {reason}",))
     else:
         changes = firewall.remove()
     if not args.quiet:
-        sys.stdout.write(_changed(changes, as_json=as_json))
+        sys.stdout.write(_format_changes(changes, as_json=as_json))
     return EXIT_OK
 
 
-def _keeps(settings: Settings, result: str | None) -> bool:
-    """Whether the fail mode wants our rules to outlive a daemon that ended so."""
+def _rules_stay(settings: Settings, result: str | None) -> bool:
+    """Whether the fail mode keeps the rules after a service that ended with `result`."""
     return result not in {None, "success"} and fail_mode_of(settings) is not FailMode.OPEN
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    """The settings of the file, with what the command line says instead."""
+    """The settings of the file, overridden by the command line."""
     given = {
         "backend": args.backend,
         "families": args.family,
@@ -88,7 +90,7 @@ def _settings(args: argparse.Namespace) -> Settings:
     }
     changes: dict[str, object] = {key: value for key, value in given.items() if value is not None}
     if args.fail_mode is not None:
-        # Asked for by name, it is not that of a dry-run.
+        # An explicit fail mode must not be replaced by dry-run's `open`.
         changes["mode"] = Mode.ENFORCE
     if args.queue is not None:
         changes |= {"queue": args.queue, "queues": ""}
@@ -99,15 +101,15 @@ def _settings(args: argparse.Namespace) -> Settings:
     try:
         settings = load(args.config).settings
     except ConfigError as error:
-        if args.deed != "remove":
+        if args.action != "remove":
             raise
-        # A configuration broken since the start must not keep our rules from going.
+        # A configuration that has become invalid must not prevent the removal.
         sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
         settings = Settings()
     return msgspec.structs.replace(settings, **changes)
 
 
-def _shown_json(firewall: Firewall) -> str:
+def _show_json(firewall: Firewall) -> str:
     choice = firewall.described_choice()
     rules = render(firewall.spec)
     record = {
@@ -119,28 +121,28 @@ def _shown_json(firewall: Firewall) -> str:
     return json.dumps(record) + "\n"
 
 
-def _verified(found: list[Difference], *, as_json: bool) -> str:
+def _format_differences(differences: list[Difference], *, as_json: bool) -> str:
     if as_json:
         return "".join(
             json.dumps(
                 {
-                    "kind": one.kind,
-                    "family": int(one.family),
-                    "backend": one.backend,
-                    "table": one.table,
-                    "chain": one.chain,
-                    "detail": one.detail,
+                    "kind": each.kind,
+                    "family": int(each.family),
+                    "backend": each.backend,
+                    "table": each.table,
+                    "chain": each.chain,
+                    "detail": each.detail,
                 }
             )
             + "\n"
-            for one in found
+            for each in differences
         )
-    if not found:
-        return "the rules are as they should be\n"
-    return "".join(f"{one}\n" for one in found)
+    if not differences:
+        return "rules OK\n"
+    return "".join(f"{each}\n" for each in differences)
 
 
-def _changed(changes: Changes, *, as_json: bool) -> str:
+def _format_changes(changes: Changes, *, as_json: bool) -> str:
     if as_json:
         return json.dumps({"done": changes.done, "notes": changes.notes}) + "\n"
     lines = [*changes.done, *(f"note: {note}" for note in changes.notes)]

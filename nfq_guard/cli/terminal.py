@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writing for people and programs; colours only on a terminal, never where NO_COLOR is set."""
+"""Output for people and programs; coloured only on a terminal, and never if NO_COLOR is set."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ _RESET: Final = "\x1b[0m"
 
 
 class Style(Enum):
-    """How words look on a terminal."""
+    """A text attribute, as its escape sequence."""
 
     BOLD = "\x1b[1m"
     DIM = "\x1b[2m"
@@ -26,29 +26,29 @@ class Style(Enum):
 
 
 def wants_colour(stream: TextIO | None = None) -> bool:
-    """Whether `stream`, by default standard output, shows colours to somebody who wants them."""
+    """Whether `stream`, by default standard output, is a terminal and NO_COLOR is unset."""
     return not os.environ.get("NO_COLOR") and (stream or sys.stdout).isatty()
 
 
 def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
-    """`text` in `styles` where colours are wanted, else as it is."""
+    """`text` in `styles` if `wants_colour`, else unchanged."""
     if not text or not styles or not wants_colour(stream):
         return text
     return "".join(style.value for style in styles) + text + _RESET
 
 
 def printable(name: str) -> str:
-    """The name of a file as text that can be written anywhere: its octets need not be UTF-8."""
+    """A file name as encodable text: bytes that are not UTF-8 become escape sequences."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def columns() -> int | None:
-    """How wide the terminal of standard output is; None when it is none."""
+    """Width of the terminal on standard output; None if it is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def write_line(text: str = "") -> None:
-    """Write one line to standard output, at once."""
+    """Write one line to standard output and flush it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 

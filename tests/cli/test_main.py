@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What all commands share: one-line errors, exit statuses, and an output that goes away."""
+"""Behaviour common to all commands: one-line errors, exit statuses, and lost output."""
 
 import os
 import signal
@@ -18,26 +18,31 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "COMMAND"),
         (["nonsense"], "'nonsense'"),
-        (["run", "--queue", "x"], "argument --queue: invalid int value: 'x' (see nfq-guard run"),
+        (
+            ["run", "--queue", "x"],
+            "argument --queue: invalid int value: 'x' (see nfq-guard run --help)",
+        ),
+        (["run", "extra"], "unrecognized arguments: extra (see nfq-guard run --help)"),
+        (["rules"], "the following arguments are required: ACTION (see nfq-guard rules --help)"),
         (["lab", "run", "nowhere"], "'nowhere'"),
     ],
 )
-def test_wrong_usage_is_one_line(
-    capsys: pytest.CaptureFixture[str], words: list[str], said: str
+def test_a_usage_error_is_one_line(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("nfq-guard: ")
-    assert said in line
+    assert message in line
 
 
-def test_summaries_keep_their_capitals() -> None:
+def test_help_capitalises_only_the_first_letter_of_a_summary() -> None:
     done = subprocess.run(
         [*COMMAND, "report", "--help"], capture_output=True, text=True, check=True, env=ENVIRONMENT
     )
@@ -45,16 +50,16 @@ def test_summaries_keep_their_capitals() -> None:
     assert all(summary[0].islower() for summary in COMMANDS.values())
 
 
-def test_full_disk_is_one_line() -> None:
+def test_a_full_disk_is_one_line() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
             [*COMMAND, *SPEAKING], stdout=full, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT
         )
     assert done.returncode == 1
-    assert done.stderr == b"nfq-guard: the output cannot be written: No space left on device\n"
+    assert done.stderr == b"nfq-guard: cannot write the output: No space left on device\n"
 
 
-def test_reader_gone_is_no_complaint() -> None:
+def test_a_closed_pipe_is_silent() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
@@ -64,15 +69,15 @@ def test_reader_gone_is_no_complaint() -> None:
     assert (done.returncode, done.stderr) == (1, b"")
 
 
-def test_closed_output_is_no_crash() -> None:
-    """Nor does a file that is opened get the number of standard output, and the output."""
+def test_closed_standard_output_is_not_an_error() -> None:
+    """A file that is opened later must not get standard output's number and its output."""
     words = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, *SPEAKING]
     done = subprocess.run(words, stderr=subprocess.PIPE, check=False, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_interrupted_is_not_fine(tmp_path: Path) -> None:
-    """A script must not take half a matrix for a whole one."""
+def test_an_interrupt_is_exit_status_130(tmp_path: Path) -> None:
+    """A script must not mistake half of the output for all of it."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     words = ["replay", str(fifo)]
@@ -87,7 +92,7 @@ def test_interrupted_is_not_fine(tmp_path: Path) -> None:
 def loading(
     command: str, number: signal.Signals, *words: str
 ) -> subprocess.CompletedProcess[bytes]:
-    """Run a command that gets a signal just when it is about to load its module."""
+    """Run a command that receives a signal just before it imports its module."""
     code = (
         "import os, sys\n"
         "class Signal:\n"
@@ -103,14 +108,14 @@ def loading(
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
-def test_a_reload_that_comes_early_ends_nothing(number: signal.Signals) -> None:
-    """As logrotate may ask for one while the daemon is still loading."""
+def test_an_early_reload_signal_is_ignored(number: signal.Signals) -> None:
+    """A log rotation may signal while the daemon is still importing."""
     done = loading("run", number, "--config", "/nonexistent")
     assert done.returncode == 2
     assert done.stderr.startswith(b"nfq-guard: /nonexistent: ")
 
 
-def test_interrupted_while_loading_is_no_complaint() -> None:
+def test_an_interrupt_during_imports_is_silent() -> None:
     done = loading("check", signal.SIGINT)
     assert (done.returncode, done.stderr) == (130, b"")
 
@@ -125,8 +130,7 @@ def test_help_fits_a_terminal(
     assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
 
 
-def test_names_of_files_are_octets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a host of another time and language has named them."""
+def test_file_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = Conversation()
     talk.open()
     talk.client("PA", seq=90_000_000, ack=1, length=10)

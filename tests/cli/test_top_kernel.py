@@ -26,12 +26,12 @@ Make = Callable[[str], Namespace]
 
 
 class Terminal:
-    """A program on a terminal of its own, and the octets that it wrote there."""
+    """A program on its own pseudo-terminal, and its output there."""
 
     def __init__(self, *words: str, rows: int = 24, columns: int = 160) -> None:
         self.main, side = pty.openpty()
         self._resize(rows, columns)
-        # pytest's workers have these set, and curses takes them for the size.
+        # pytest's workers set these variables, which curses prefers to the terminal's size.
         size = {"COLUMNS", "LINES"}
         environment = {name: value for name, value in os.environ.items() if name not in size}
         self.process = subprocess.Popen(
@@ -65,13 +65,16 @@ class Terminal:
             self.written += part
 
     def press(self, keys: str, until: str) -> None:
-        """Type, and wait until the program writes something."""
+        """Type `keys`, then wait until the program writes `until`."""
         self.written = b""
         os.write(self.main, keys.encode())
         self.shows(until)
 
     def shows(self, text: str) -> None:
-        """Wait for it; curses writes what differs, so now and then all is drawn again."""
+        """Wait for `text`.
+
+        curses writes only what has changed, so a resize forces a full redraw every second.
+        """
         deadline = time.monotonic() + 15
         again = time.monotonic() + 1
         while text.encode() not in self.read():
@@ -100,7 +103,7 @@ class Terminal:
 
 @pytest.fixture
 def guarded(namespace: Make, tmp_path: Path) -> Iterator[Path]:
-    """The control socket of a daemon that has judged packets of two flows."""
+    """Control socket of a daemon that has judged packets of two flows."""
     socket_path = tmp_path / "s"
     config = tmp_path / "c.toml"
     config.write_text(
@@ -142,11 +145,11 @@ def test_keys(guarded: Path) -> None:
         terminal.resize(30, 120)
         terminal.press("/", "only flows with: 8080_")
         terminal.press("\x1b", "quit")
-        terminal.resize(30, 121)  # has all of it drawn again
+        terminal.resize(30, 121)  # forces a full redraw
         terminal.shows(f":{PLAIN}")
         os.write(terminal.main, b"q")
         assert terminal.ends() == 0
-        assert b"\x1b[?1049l" in terminal.written, "the screen is given back"
+        assert b"\x1b[?1049l" in terminal.written, "the screen is restored"
 
 
 def test_interrupt(guarded: Path) -> None:
@@ -165,12 +168,12 @@ def test_no_colour(guarded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert b"\x1b[31m" not in terminal.written
 
 
-def test_programs_get_json(guarded: Path) -> None:
+def test_json_output(guarded: Path) -> None:
     words = top(guarded, "--format", "json", "--count", "2", "--interval", "0.1")
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     first, _ = (json.loads(line) for line in done.stdout.splitlines())
     assert first["status"]["reasons"]["seq-over"]["drop"] == 6
-    flows = {one["flow"]["b_port"]: one["events"][-1]["nat"] for one in first["flows"]}
+    flows = {each["flow"]["b_port"]: each["events"][-1]["nat"] for each in first["flows"]}
     assert flows == {REDIRECTED: "dnat", PLAIN: "none"}
 
 
@@ -178,19 +181,19 @@ def test_programs_get_json(guarded: Path) -> None:
     ("words", "status"),
     [([], 2), (["--interval", "0"], 2)],
 )
-def test_wrong_use(guarded: Path, words: list[str], status: int) -> None:
+def test_usage_errors(guarded: Path, words: list[str], status: int) -> None:
     done = subprocess.run(top(guarded, *words), capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_terminal_that_cannot(guarded: Path) -> None:
+def test_an_unsupported_terminal(guarded: Path) -> None:
     with Terminal("env", "TERM=nonsense", *top(guarded)) as terminal:
         assert terminal.ends() == 2
         assert b"top cannot use this terminal" in terminal.written
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_no_running_daemon(tmp_path: Path) -> None:
     with Terminal(*top(tmp_path / "s")) as terminal:
         assert terminal.ends() == 3
         assert b"not running" in terminal.written

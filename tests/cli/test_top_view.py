@@ -93,14 +93,14 @@ def test_orders(view: View, sort: Sort, order: list[int]) -> None:
     assert ports(view) == order
 
 
-def test_sorts_go_in_a_circle() -> None:
+def test_sort_orders_cycle() -> None:
     sort = Sort.LAST
     for _ in Sort:
         sort = sort.next
     assert sort is Sort.LAST
 
 
-def test_filter_looks_at_the_whole_line(view: View) -> None:
+def test_the_filter_matches_the_whole_line(view: View) -> None:
     view.choice.pattern = "NO-ENTRY"
     assert ports(view) == [1003]
     view.choice.pattern = ":1002"
@@ -128,7 +128,7 @@ def test_small_screens(view: View, height: int) -> None:
         assert len(view.lines(height)) <= height
 
 
-def test_selection_stays_within(view: View) -> None:
+def test_the_selection_stays_within_the_list(view: View) -> None:
     view.choice.selected = 99
     assert any(line.startswith(">00:00:01") for line, _ in view.lines(24))
     assert any(line.startswith(">00:00:01") for line, _ in view.lines(7))
@@ -143,7 +143,7 @@ def test_one_flow_alone(view: View) -> None:
     assert "LAST" in "\n".join(line for line, _ in view.lines(24)), "a flow that is gone closes"
 
 
-def test_what_is_wrong_is_seen(view: View) -> None:
+def test_problems_are_shown(view: View) -> None:
     rules = {"state": "differ", "differences": ["missing-jump: IPv4"]}
     view.take(status(1, rules=rules), [], 107.0)
     assert any("missing-jump" in line for line, _ in view.lines(24))
@@ -151,7 +151,7 @@ def test_what_is_wrong_is_seen(view: View) -> None:
     assert any("not running" in line for line, _ in view.lines(24))
 
 
-def test_a_counter_that_began_anew_has_no_negative_rate() -> None:
+def test_a_restarted_counter_has_no_negative_rate() -> None:
     meter = Meter()
     meter.note({"x": 100}, 1.0)
     meter.note({"x": 3}, 2.0)
