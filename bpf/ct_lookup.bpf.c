@@ -24,6 +24,7 @@ typedef int s32;
 #define SEC(name) __attribute__((section(name), used))
 #define __ksym __attribute__((section(".ksyms")))
 #define __always_inline inline __attribute__((always_inline))
+#define bpf_core_field_offset(type, field) __builtin_preserve_field_info(((type *)0)->field, 0)
 #define bpf_core_field_exists(field) __builtin_preserve_field_info(field, 2)
 #define bpf_core_type_size(type) __builtin_preserve_type_info(*(type *)0, 1)
 #define offsetof(type, member) __builtin_offsetof(type, member)
@@ -35,6 +36,7 @@ typedef int s32;
 #endif
 
 /* Kernel helpers, by their numbers in the user interface (linux/bpf.h). */
+static long (*const bpf_probe_read_kernel)(void *to, u32 size, const void *from) = (void *)113;
 static u64 (*const bpf_jiffies64)(void) = (void *)118;
 static long (*const bpf_loop)(u32 times, void *step, void *context, u64 flags) = (void *)181;
 
@@ -285,30 +287,43 @@ static __always_inline void copy_tuple(struct answer *answer,
 	answer->dport = bpf_ntohs(tuple->dst.u.all);
 }
 
-static __always_inline void copy_tcp(struct answer *answer, const struct ip_ct_tcp *tcp)
+/* More than the kernel's `struct ip_ct_tcp` takes, which is 60 bytes in Linux 6.1 to 7.3. The
+ * verifier refuses the program on a kernel where it takes more. */
+#define TCP_SIZE_MAX 96
+
+/* A member of the kernel's `struct ip_ct_tcp` that was copied to `tcp`. */
+#define TCP_MEMBER(type, member)                                                                   \
+	(*(type *)(tcp + bpf_core_field_offset(struct ip_ct_tcp, member)))
+
+/* Copies the struct and takes its members from the copy. The verifier of Linux 6.1 refuses to read
+ * them in place: it takes `union nf_conntrack_proto` for its first member, which is DCCP's. */
+static __always_inline void copy_tcp(struct answer *answer, const struct ip_ct_tcp *from)
 {
-	answer->state = tcp->state;
-	answer->last_dir = tcp->last_dir;
-	answer->last_index = tcp->last_index;
-	answer->last_wscale = tcp->last_wscale;
-	answer->last_flags = tcp->last_flags;
-	answer->retrans = tcp->retrans;
-	answer->last_win = tcp->last_win;
-	answer->last_seq = tcp->last_seq;
-	answer->last_ack = tcp->last_ack;
-	answer->last_end = tcp->last_end;
-	answer->window[0].td_end = tcp->seen[0].td_end;
-	answer->window[0].td_maxend = tcp->seen[0].td_maxend;
-	answer->window[0].td_maxwin = tcp->seen[0].td_maxwin;
-	answer->window[0].td_maxack = tcp->seen[0].td_maxack;
-	answer->td_scale[0] = tcp->seen[0].td_scale;
-	answer->flags[0] = tcp->seen[0].flags;
-	answer->window[1].td_end = tcp->seen[1].td_end;
-	answer->window[1].td_maxend = tcp->seen[1].td_maxend;
-	answer->window[1].td_maxwin = tcp->seen[1].td_maxwin;
-	answer->window[1].td_maxack = tcp->seen[1].td_maxack;
-	answer->td_scale[1] = tcp->seen[1].td_scale;
-	answer->flags[1] = tcp->seen[1].flags;
+	u8 tcp[TCP_SIZE_MAX] __attribute__((aligned(8)));
+
+	bpf_probe_read_kernel(tcp, bpf_core_type_size(struct ip_ct_tcp), from);
+	answer->state = TCP_MEMBER(u8, state);
+	answer->last_dir = TCP_MEMBER(u8, last_dir);
+	answer->last_index = TCP_MEMBER(u8, last_index);
+	answer->last_wscale = TCP_MEMBER(u8, last_wscale);
+	answer->last_flags = TCP_MEMBER(u8, last_flags);
+	answer->retrans = TCP_MEMBER(u8, retrans);
+	answer->last_win = TCP_MEMBER(u16, last_win);
+	answer->last_seq = TCP_MEMBER(u32, last_seq);
+	answer->last_ack = TCP_MEMBER(u32, last_ack);
+	answer->last_end = TCP_MEMBER(u32, last_end);
+	answer->window[0].td_end = TCP_MEMBER(u32, seen[0].td_end);
+	answer->window[0].td_maxend = TCP_MEMBER(u32, seen[0].td_maxend);
+	answer->window[0].td_maxwin = TCP_MEMBER(u32, seen[0].td_maxwin);
+	answer->window[0].td_maxack = TCP_MEMBER(u32, seen[0].td_maxack);
+	answer->td_scale[0] = TCP_MEMBER(u8, seen[0].td_scale);
+	answer->flags[0] = TCP_MEMBER(u8, seen[0].flags);
+	answer->window[1].td_end = TCP_MEMBER(u32, seen[1].td_end);
+	answer->window[1].td_maxend = TCP_MEMBER(u32, seen[1].td_maxend);
+	answer->window[1].td_maxwin = TCP_MEMBER(u32, seen[1].td_maxwin);
+	answer->window[1].td_maxack = TCP_MEMBER(u32, seen[1].td_maxack);
+	answer->td_scale[1] = TCP_MEMBER(u8, seen[1].td_scale);
+	answer->flags[1] = TCP_MEMBER(u8, seen[1].flags);
 }
 
 struct run {
