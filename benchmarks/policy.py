@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import IPS_DST_NAT, Evidence, FlowSnapshot, FlowTuple
 from nfq_guard.policy import matcher as compiled
 from nfq_guard.policy.default import default_policy
@@ -76,7 +76,7 @@ def _cost(policy: CompiledPolicy, number: int) -> float:
     packet = Packet(4, src, dst, 6, 140, 20, 64, 0, False, segment)  # noqa: FBT003 - more_fragments
     way = FlowTuple(6, src, dst, 40000, number)
     snapshot = FlowSnapshot(Evidence.BPF, 1, way, way, IPS_DST_NAT, 0, 0, 60, 3, None)
-    finding = Finding(Reason.SEQ_OVER, Breach(Bound.SEQ_OVER, seq(9), seq(4), 5))
+    finding = Finding(Reason.SEQ_OVER, Breach(Reason.SEQ_OVER, seq(9), seq(4), 5))
     queued = Queued(b"", 0, f"veth{number}", "", number, 0)
 
     def decide() -> None:

@@ -21,25 +21,18 @@ from nfq_guard.conntrack.states import (
     SEGMENT_CLASS,
 )
 from nfq_guard.conntrack.sysctls import Sysctls
-from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import (
-    IP_CT_TCP_FLAG_MAXACK_SET,
-    IP_CT_TCP_FLAG_SACK_PERM,
-    IPS_ASSURED,
     IPV4,
     Evidence,
     FlowSnapshot,
     Hook,
-    Peer,
     TcpState,
 )
-from nfq_guard.seqno import Seq, before, distance
 from nfq_guard.wire.checksum import checksum_ok
 from nfq_guard.wire.icmp import LAST_TYPE_V4, REQUESTS_V4, REQUESTS_V6
 from nfq_guard.wire.packet import (
-    ACK,
     CHECKSUM_UNVERIFIED,
-    RST,
     Datagram,
     IcmpMessage,
     Malformed,
@@ -47,11 +40,8 @@ from nfq_guard.wire.packet import (
     Queued,
     Segment,
 )
-from nfq_guard.wire.tcp import highest_acknowledged
 
 _PREROUTING: Final = int(Hook.PREROUTING)
-_SYN_SENT: Final = int(TcpState.SYN_SENT)
-_ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 _FIRST_CLOSING: Final = int(TcpState.FIN_WAIT)
 _LAST_CLOSING: Final = int(TcpState.CLOSE)
 
@@ -63,15 +53,6 @@ _TRANSITIONS: Final = tuple(
     for direction in ("original", "reply")
 )
 _WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CLASS_NAMES)
-
-_BOUNDS: Final = (
-    None,
-    (Reason.SEQ_OVER, Bound.SEQ_OVER),
-    (Reason.ACK_OVER, Bound.ACK_OVER),
-    (Reason.SEQ_UNDER, Bound.SEQ_UNDER),
-    (Reason.ACK_UNDER, Bound.ACK_UNDER),
-    (Reason.SEQ_OVER, Bound.SEQ_OVER),
-)
 
 _NOWHERE_TO_LOOK: Final = "no way to look the flow up"
 _ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
@@ -155,71 +136,15 @@ def _diagnose_segment(
         if kernel.closing_takes_any_rst and _FIRST_CLOSING <= state <= _LAST_CLOSING:
             return Finding(Reason.RACED, None, _MOVED_ON)
         if not (kernel.ignores_invalid_rst and sysctls.ignore_invalid_rst):
-            breach = _rst_breach(segment.seq, snapshot, receiver, kernel)
+            breach = window.rst_breach_of(
+                segment.seq, state, snapshot.status, snapshot.last_index, receiver, kernel
+            )
             if breach is not None:
-                return Finding(Reason.RST_OUTSIDE, breach)
-    return _diagnose_window(segment, state, sender, receiver, kernel)
-
-
-def _rst_breach(
-    seq: Seq, snapshot: FlowSnapshot, receiver: Peer, kernel: KernelRules
-) -> Breach | None:
-    """A RST from before what the other side has acknowledged already (kernel.md 1.7)."""
-    if not receiver.flags & IP_CT_TCP_FLAG_MAXACK_SET:
-        return None
-    if snapshot.last_index == CLASS_SYN and not kernel.rst_after_syn_checked:
-        return None
-    settled = snapshot.state == _ESTABLISHED and snapshot.status & IPS_ASSURED
-    if seq == 0 and kernel.ignores_invalid_rst and not settled:
-        return None
-    if not before(seq, receiver.td_maxack):
-        return None
-    return Breach(Bound.RST_OUTSIDE, seq, receiver.td_maxack, distance(receiver.td_maxack, seq))
-
-
-def _diagnose_window(
-    segment: Segment, state: int, sender: Peer, receiver: Peer, kernel: KernelRules
-) -> Finding:
-    seq = segment.seq
-    end = segment.end
-    flags = segment.flags
-    if not flags & ACK or (flags & RST and segment.ack == 0):
-        sack = receiver.td_end
-    elif receiver.flags & IP_CT_TCP_FLAG_SACK_PERM:
-        sack = highest_acknowledged(segment.options, segment.ack)
-    else:
-        sack = segment.ack
-    if flags & RST and seq == 0 and state == _SYN_SENT:
-        seq = end = sender.td_end
-    broken = window.first_breach(
-        seq,
-        end,
-        sack,
-        sender.td_end,
-        sender.td_maxend,
-        sender.td_maxwin,
-        receiver.td_end,
-        receiver.td_maxwin,
-        kernel.old_segments_pass,
-    )
-    if broken == window.FITS or (kernel.old_segments_pass and broken >= window.SEQ_UNDER):
+                return Finding(breach.bound, breach)
+    breach = window.breach_of(segment, state, sender, receiver, kernel)
+    if breach is None:
         return Finding(Reason.RACED, None, _MOVED_ON)
-    if broken == window.ACK_OVER:
-        limit = receiver.td_end
-        return _broken(broken, sack, limit, distance(sack, limit))
-    if broken == window.SEQ_UNDER:
-        limit = window.lowest_end(sender.td_end, receiver.td_maxwin)
-        return _broken(broken, end, limit, distance(limit, end))
-    if broken == window.ACK_UNDER:
-        limit = window.lowest_ack(receiver.td_end, sender.td_maxwin)
-        return _broken(broken, sack, limit, distance(limit, sack))
-    return _broken(broken, seq, sender.td_maxend, distance(seq, sender.td_maxend))
-
-
-def _broken(broken: int, actual: Seq, limit: Seq, octets: int) -> Finding:
-    names = _BOUNDS[broken]
-    assert names is not None  # noqa: S101 - FITS was answered before
-    return Finding(names[0], Breach(names[1], actual, limit, octets))
+    return Finding(breach.bound, breach)
 
 
 def _diagnose_icmp(packet: Packet, message: IcmpMessage, snapshot: FlowSnapshot | None) -> Finding:

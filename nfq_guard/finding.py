@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Why a packet is INVALID, with the numbers that prove it (design 6)."""
+"""Why a packet is INVALID, with the numbers that prove it, and why a packet is ignored."""
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import final
+from typing import Final, final
 
 from nfq_guard.seqno import Seq
 
@@ -27,35 +27,52 @@ class Reason(StrEnum):
     UNSUPPORTED = "unsupported"
 
 
-class Bound(StrEnum):
-    """The bound that a segment broke (kernel.md 1.6 e and 1.7)."""
+# The reasons that are a bound of the window check, or the one of an RST (kernel.md 1.6 and 1.7).
+BOUNDS: Final = frozenset(
+    {
+        Reason.SEQ_OVER,
+        Reason.ACK_OVER,
+        Reason.SEQ_UNDER,
+        Reason.ACK_UNDER,
+        Reason.RST_OUTSIDE,
+    }
+)
 
-    SEQ_OVER = "seq-over"
-    ACK_OVER = "ack-over"
+
+class Ignored(StrEnum):
+    """Why conntrack passes a packet with its flow without taking it into account.
+
+    The first three break a bound of the window check, but kernels from 6.1 on do not call the
+    segment INVALID for it.
+    """
+
+    OVERSHOOT = "overshoot"
     SEQ_UNDER = "seq-under"
     ACK_UNDER = "ack-under"
-    RST_OUTSIDE = "rst-outside"
+    STATE = "state"
+    CHALLENGE_ACK = "challenge-ack"
 
 
 @final
 @dataclass(init=False, slots=True)
 class Breach:
-    """The proof: what the segment carries, and the last number that would have passed.
+    """A bound, and the numbers of one segment that is held against it.
 
     Attributes:
-        bound: Which bound.
+        bound: Which bound, one of `BOUNDS`.
         actual: The segment's number: `seq` for SEQ_OVER and RST_OUTSIDE, `end` for SEQ_UNDER, the
             highest octet acknowledged for ACK_OVER and ACK_UNDER.
         limit: The bound itself: the last number that passes.
-        distance: Octets by which `actual` is beyond `limit`, at least 1.
+        distance: Octets by which `actual` is beyond `limit`: at least 1 where the bound is broken,
+            as in every `Finding`.
     """
 
-    bound: Bound
+    bound: Reason
     actual: Seq
     limit: Seq
     distance: int
 
-    def __init__(self, bound: Bound, actual: Seq, limit: Seq, distance: int) -> None:
+    def __init__(self, bound: Reason, actual: Seq, limit: Seq, distance: int) -> None:
         self.bound = bound
         self.actual = actual
         self.limit = limit
@@ -65,11 +82,11 @@ class Breach:
 @final
 @dataclass(init=False, slots=True)
 class Finding:
-    """What `diagnose` found.
+    """The diagnosis of one INVALID packet.
 
     Attributes:
         reason: Why the packet is INVALID.
-        breach: The broken bound, for the five reasons that have one.
+        breach: The broken bound, for the reasons in `BOUNDS`.
         detail: A fixed phrase that says more, such as "reply syn in ESTABLISHED"; may be empty.
     """
 

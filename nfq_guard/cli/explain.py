@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from nfq_guard.cli import replay_run as replaying
-from nfq_guard.cli.explain_text import lesson_text
+from nfq_guard.cli.explain_text import explanation_text
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
-from nfq_guard.replay.explanation import make_lesson
-from nfq_guard.replay.explanation_record import lesson_object
+from nfq_guard.replay.explanation import explain
+from nfq_guard.replay.explanation_record import explanation_object
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     path = Path(args.capture)
     if path.exists() and not path.is_file():
         raise UsageError(f"CAPTURE: {args.capture} cannot be read twice; save it to a file")
-    lesson = make_lesson(
+    explanation = explain(
         args.capture, args.frame, replaying.settings_of(args), replaying.policy_of(args)
     )
-    lesson = replace(lesson, file=printable(lesson.file))
+    explanation = replace(explanation, file=printable(explanation.file))
     if args.format == "json":
-        write_json(lesson_object(lesson))
+        write_json(explanation_object(explanation))
     else:
-        sys.stdout.write(lesson_text(lesson, colour=wants_colour()))
+        sys.stdout.write(explanation_text(explanation, colour=wants_colour()))
     return EXIT_OK

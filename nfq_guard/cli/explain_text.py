@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A lesson as people read it, in at most 100 columns.
+"""A explanation as people read it, in at most 100 columns.
 
 Sequence numbers are told as Wireshark tells them, relative to the first of each side, with the
 number on the wire in parentheses.
@@ -10,7 +10,6 @@ from typing import Final, final
 
 from nfq_guard.cli.replay_text import ACTION_STYLES, CTSTATE_STYLES, counted, styled
 from nfq_guard.cli.terminal import Style
-from nfq_guard.finding import Bound
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
     IP_CT_TCP_FLAG_CLOSE_INIT,
@@ -23,13 +22,14 @@ from nfq_guard.flow import (
     FlowSnapshot,
     Peer,
 )
+from nfq_guard.glossary import BOUND_WORDS, REASONS
 from nfq_guard.names import address, endpoint, packet_ends, protocol, tuple_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.bounds import BoundCheck, Point
-from nfq_guard.replay.explanation import Lesson
-from nfq_guard.replay.glossary import ABSENT_MEANINGS, BOUND_RULES, MEANINGS, why_passed
+from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.replay.replayer import Outcome
+from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
     breach_gist,
     finding_sentence,
@@ -46,13 +46,6 @@ _WIDTH: Final = 78
 _INDENT: Final = "    "
 _VERDICT_COLUMN: Final = 58
 _PAST_HEAD: Final = f"{_INDENT}{{}} {'time':>11}    {'packet':<34} {'ctstate':<24} state after it"
-_NUMERALS: Final = {
-    Bound.SEQ_OVER: "I",
-    Bound.SEQ_UNDER: "II",
-    Bound.ACK_OVER: "III",
-    Bound.ACK_UNDER: "IV",
-    Bound.RST_OUTSIDE: "RST",
-}
 _PEER_FLAGS: Final = (
     (IP_CT_TCP_FLAG_WINDOW_SCALE, "scales"),
     (IP_CT_TCP_FLAG_SACK_PERM, "sack"),
@@ -67,31 +60,31 @@ _ACTIONS: Final = {
 }
 
 
-def lesson_text(lesson: Lesson, *, colour: bool) -> str:
-    """The whole lesson, lines with their ends."""
-    return "\n".join(_Telling(lesson, colour=colour).lines()) + "\n"
+def explanation_text(explanation: Explanation, *, colour: bool) -> str:
+    """The whole explanation, lines with their ends."""
+    return "\n".join(_Telling(explanation, colour=colour).lines()) + "\n"
 
 
 @final
 class _Telling:
-    def __init__(self, lesson: Lesson, *, colour: bool) -> None:
-        self._lesson = lesson
+    def __init__(self, explanation: Explanation, *, colour: bool) -> None:
+        self._explanation = explanation
         self._colour = colour
 
     def lines(self) -> list[str]:
-        lesson = self._lesson
+        explanation = self._explanation
         lines = [*self._title(), ""]
-        if lesson.outcome.packet is None:
-            return lines + _wrapped(ABSENT_MEANINGS[lesson.outcome.absent])
+        if explanation.outcome.packet is None:
+            return lines + _wrapped(WHY_ABSENT[explanation.outcome.absent])
         lines += [self._heading("The packet"), *self._packet(), ""]
         lines += [self._heading("Its flow so far"), *self._flow(), ""]
-        if lesson.before is not None and lesson.before.peers is not None:
+        if explanation.before is not None and explanation.before.peers is not None:
             lines += [self._heading("What each side has shown before it"), *self._window(), ""]
-        if lesson.checks:
+        if explanation.checks:
             lines += [self._heading("The check"), *self._checks(), ""]
         lines += [self._heading("So"), *self._verdict(), ""]
         lines += [self._heading("Under other kernels"), *self._kernels()]
-        if lesson.outcome.decision is not None:
+        if explanation.outcome.decision is not None:
             lines += ["", self._heading("What the policy does"), *self._policy()]
         return lines
 
@@ -102,15 +95,15 @@ class _Telling:
         return self._styled(text, Style.BOLD)
 
     def _title(self) -> list[str]:
-        lesson = self._lesson
-        outcome = lesson.outcome
+        explanation = self._explanation
+        outcome = explanation.outcome
         when = datetime.fromtimestamp(outcome.frame.time_ns // 10**9, UTC)
         fraction = outcome.frame.time_ns % 10**9
         return [
-            f"{self._heading(f'Frame {outcome.frame.number} of {lesson.file}')}: "
+            f"{self._heading(f'Frame {outcome.frame.number} of {explanation.file}')}: "
             f"{self._word(outcome)}",
             f"{_INDENT}{when:%Y-%m-%d %H:%M:%S}.{fraction:09d} UTC, {outcome.now:.6f} s after the "
-            f"first frame, rules of kernel {lesson.kernel.name}",
+            f"first frame, rules of kernel {explanation.kernel.name}",
         ]
 
     def _word(self, outcome: Outcome) -> str:
@@ -119,24 +112,24 @@ class _Telling:
         word = outcome.ctstate.value
         if outcome.finding is not None:
             word += f" {outcome.finding.reason.value}"
-        if outcome.ignored:
+        if outcome.ignored is not None:
             word += " (ignored)"
         return self._styled(word, CTSTATE_STYLES[outcome.ctstate])
 
     def _number(self, number: Seq, side: int) -> str:
-        relative = self._lesson.relative(number, side)
+        relative = self._explanation.relative(number, side)
         return str(number) if relative is None else f"{relative} ({number})"
 
     def _packet(self) -> list[str]:
-        lesson = self._lesson
-        packet = lesson.outcome.packet
+        explanation = self._explanation
+        packet = explanation.outcome.packet
         assert packet is not None  # noqa: S101 - lines ends before
         lines = [f"{_INDENT}{packet_ends(packet)}, {protocol(packet.proto)}"]
-        segment = lesson.segment
+        segment = explanation.segment
         if segment is None:
             lines.append(f"{_INDENT}{gist(packet)}")
             return lines
-        side = lesson.outcome.direction
+        side = explanation.outcome.direction
         ack = ""
         if segment.flags & ACK:
             ack = f", ack {self._number(segment.ack, 1 - side)}"
@@ -148,7 +141,7 @@ class _Telling:
         return lines
 
     def _offer(self, segment: Segment, side: int) -> str:
-        before = self._lesson.before
+        before = self._explanation.before
         said = f"window {segment.window}"
         peers = None if before is None else before.peers
         if peers is not None and segment.flags & 2 == 0 and peers[side].td_scale:
@@ -166,30 +159,32 @@ class _Telling:
         return said
 
     def _flow(self) -> list[str]:
-        lesson = self._lesson
-        if not lesson.first:
+        explanation = self._explanation
+        if not explanation.first:
             return [f"{_INDENT}This is the first packet of it in the capture."]
         lines: list[str] = []
-        original = lesson.first[0].packet if lesson.before is None else None
-        if lesson.before is not None:
-            name = tuple_ends(lesson.before.original)
+        original = explanation.first[0].packet if explanation.before is None else None
+        if explanation.before is not None:
+            name = tuple_ends(explanation.before.original)
         else:
             name = packet_ends(original) if original is not None else ""
-        total = len(lesson.first) + len(lesson.last) + lesson.between
+        total = len(explanation.first) + len(explanation.last) + explanation.between
         lines.append(f"{_INDENT}{name} (the original direction ->), {counted(total, 'packet')}:")
-        told = (*lesson.first, *lesson.last)
+        told = (*explanation.first, *explanation.last)
         width = max(5, *(len(str(outcome.frame.number)) for outcome in told))
         lines.append(self._styled(_PAST_HEAD.format("frame".rjust(width)), Style.DIM))
-        lines += [self._past(outcome, width) for outcome in lesson.first]
-        if lesson.between:
-            lines.append(f"{_INDENT}{'':>{width}}  ... {counted(lesson.between, 'more packet')}")
-        lines += [self._past(outcome, width) for outcome in lesson.last]
-        if lesson.expired_s:
+        lines += [self._past(outcome, width) for outcome in explanation.first]
+        if explanation.between:
             lines.append(
-                f"{_INDENT}Its entry had expired {lesson.expired_s:.1f} s before this packet."
+                f"{_INDENT}{'':>{width}}  ... {counted(explanation.between, 'more packet')}"
             )
-        elif lesson.before is not None:
-            lines.append(f"{_INDENT}{_condition(lesson.before)}")
+        lines += [self._past(outcome, width) for outcome in explanation.last]
+        if explanation.expired_s:
+            lines.append(
+                f"{_INDENT}Its entry had expired {explanation.expired_s:.1f} s before this packet."
+            )
+        elif explanation.before is not None:
+            lines.append(f"{_INDENT}{_condition(explanation.before)}")
         return lines
 
     def _past(self, outcome: Outcome, width: int) -> str:
@@ -199,8 +194,8 @@ class _Telling:
         if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
             segment = packet.l4
             side = outcome.direction
-            seq = self._lesson.relative(segment.seq, side)
-            ack = self._lesson.relative(segment.ack, 1 - side)
+            seq = self._explanation.relative(segment.seq, side)
+            ack = self._explanation.relative(segment.ack, 1 - side)
             what = f"{flag_letters(segment.flags):<3} seq {seq}"
             if segment.flags & ACK:
                 what += f" ack {ack}"
@@ -210,14 +205,14 @@ class _Telling:
         said = "" if outcome.ctstate is None else outcome.ctstate.value
         if outcome.finding is not None:
             said += f" {outcome.finding.reason.value}"
-        elif outcome.ignored:
+        elif outcome.ignored is not None:
             said += " (ignored)"
         number = f"{outcome.frame.number:>{width}}"
         line = f"{number} {outcome.now:>11.6f} {arrow} {what:<34} {said:<24} "
         return f"{_INDENT}{line}{state_name(outcome.state) or ''}".rstrip()
 
     def _window(self) -> list[str]:
-        before = self._lesson.before
+        before = self._explanation.before
         assert before is not None  # noqa: S101 - lines asks first
         assert before.peers is not None  # noqa: S101 - as above
         names = (
@@ -261,21 +256,20 @@ class _Telling:
 
     def _checks(self) -> list[str]:
         lines: list[str] = []
-        for check in self._lesson.checks:
+        for check in self._explanation.checks:
             if lines:
                 lines.append("")
             lines += self._check(check)
         return lines
 
     def _check(self, check: BoundCheck) -> list[str]:
-        numeral = _NUMERALS[check.bound]
-        rule = BOUND_RULES[check.bound]
+        words = BOUND_WORDS[check.bound]
         if check.holds:
             room = f"{octets_of(check.room)} to spare" if check.room else "just"
             verdict = self._styled(f"holds, {room}", Style.GREEN)
         else:
             verdict = self._styled(f"broken by {octets_of(-check.room)}", Style.RED, Style.BOLD)
-        head = f"{numeral:<3} {rule}".ljust(_VERDICT_COLUMN)
+        head = f"{words.numeral:<3} {words.question}".ljust(_VERDICT_COLUMN)
         marks = []
         if check.other is not None:
             marks.append(self._mark(check.other, OTHER, check))
@@ -296,22 +290,22 @@ class _Telling:
         )
 
     def _verdict(self) -> list[str]:
-        lesson = self._lesson
-        finding = lesson.outcome.finding
+        explanation = self._explanation
+        finding = explanation.outcome.finding
         if finding is None:
-            return _wrapped(why_passed(lesson))
+            return _wrapped(why_passed(explanation))
         sentence = finding_sentence(finding)
         said = f"INVALID, {finding.reason.value}"
         said += f": {sentence}." if sentence else "."
-        return _wrapped(f"{said} {MEANINGS[finding.reason]}")
+        return _wrapped(f"{said} {REASONS[finding.reason].sentences}")
 
     def _kernels(self) -> list[str]:
-        lesson = self._lesson
+        explanation = self._explanation
         lines: list[str] = []
-        for name, outcome in lesson.others:
+        for name, outcome in explanation.others:
             finding = outcome.finding
             said = ""
-            if name == lesson.kernel.name:
+            if name == explanation.kernel.name:
                 said = ", as told above"
             elif finding is not None:
                 why = finding.detail if finding.breach is None else breach_gist(finding.breach)
@@ -320,7 +314,7 @@ class _Telling:
         return lines
 
     def _policy(self) -> list[str]:
-        decision = self._lesson.outcome.decision
+        decision = self._explanation.outcome.decision
         assert decision is not None  # noqa: S101 - lines asks first
         action = self._styled(decision.action.value, ACTION_STYLES[decision.action])
         return [f"{_INDENT}{action}, by the rule {decision.rule}: {_ACTIONS[decision.action]}."]

@@ -110,7 +110,7 @@ class Table:
         why = outcome.absent
         if finding is not None:
             why = finding.detail if finding.breach is None else breach_gist(finding.breach)
-        elif outcome.ignored:
+        elif outcome.ignored is not None:
             why = "ignored: its flow takes no note of it"
         if self._files:
             return f"{self._files[outcome.frame.source]}: {why}".removesuffix(": ")
@@ -149,7 +149,8 @@ def comment(outcome: Outcome) -> str:
     ctstate = outcome.ctstate
     if finding is None:
         word = "no packet for conntrack: " + outcome.absent if ctstate is None else ctstate.value
-        return f"frame {outcome.frame.number}: {word}" + (" (ignored)" if outcome.ignored else "")
+        note = "" if outcome.ignored is None else " (ignored)"
+        return f"frame {outcome.frame.number}: {word}{note}"
     sentence = finding_sentence(finding)
     said = f"frame {outcome.frame.number}: INVALID {finding.reason.value}"
     if sentence:

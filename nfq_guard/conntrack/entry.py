@@ -16,20 +16,6 @@ ACCEPT_LAST: Final = 3
 # The entry is over; the packet opens the next one.
 REOPEN: Final = 4
 
-# Why a packet was ignored or INVALID. 1 to 5 are the codes of `conntrack.window`.
-CAUSE_NONE: Final = 0
-CAUSE_RST_OUTSIDE: Final = 6
-CAUSE_BAD_TRANSITION: Final = 7
-CAUSE_NO_ENTRY: Final = 8
-CAUSE_BAD_FLAGS: Final = 9
-CAUSE_BAD_CHECKSUM: Final = 10
-CAUSE_MALFORMED: Final = 11
-CAUSE_ICMP_UNRELATED: Final = 12
-CAUSE_ICMP_MISMATCH: Final = 13
-CAUSE_UNSUPPORTED: Final = 14
-CAUSE_STATE_IGNORES: Final = 15
-CAUSE_CHALLENGE_ACK: Final = 16
-
 Key = tuple[bytes, bytes, int, int]
 
 

@@ -15,14 +15,6 @@ from typing import Final, final
 
 from nfq_guard.conntrack.entry import (
     ACCEPT_LAST,
-    CAUSE_BAD_CHECKSUM,
-    CAUSE_BAD_FLAGS,
-    CAUSE_ICMP_MISMATCH,
-    CAUSE_ICMP_UNRELATED,
-    CAUSE_MALFORMED,
-    CAUSE_NO_ENTRY,
-    CAUSE_NONE,
-    CAUSE_UNSUPPORTED,
     IGNORE,
     INVALID,
     NO_PEERS,
@@ -36,6 +28,7 @@ from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import FLAGS_PASS, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.tcp import TcpTracker
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import (
     IPS_ASSURED,
     IPS_CONFIRMED,
@@ -83,9 +76,9 @@ class FlowTable:
 
     Attributes:
         ctstate: Of the last packet: what `track` returned.
-        ignored: The last packet passed by its flow without a trace ("ignored" in the kernel's log).
-        cause: Why it was INVALID or ignored: a code of `conntrack.window` or `conntrack.entry`.
-        tcp: What follows segments; after a broken bound, it holds the numbers.
+        reason: Why it is INVALID; None when it is not.
+        ignored: Why its flow took no account of it ("ignored" in the kernel's log); None when it
+            did.
         entry: The last packet's flow; None without one, and for an INVALID packet that did not get
             as far as a flow.
         direction: Of the last packet in its flow; 0 original, 1 reply.
@@ -102,10 +95,10 @@ class FlowTable:
                 any table; when it is full, expired flows go first, then the oldest that never
                 were ASSURED, then the oldest.
         """
-        self.tcp = TcpTracker(kernel, sysctls)
+        self._tcp = TcpTracker(kernel, sysctls)
         self.ctstate: int = CT_INVALID
-        self.ignored = False
-        self.cause: int = CAUSE_NONE
+        self.reason: Reason | None = None
+        self.ignored: Ignored | None = None
         self.entry: Entry | None = None
         self.direction = 0
         self.created = 0
@@ -153,14 +146,14 @@ class FlowTable:
         """
         self._packet = packet
         self._now = now
-        self.ignored = False
-        self.cause = CAUSE_NONE
+        self.reason = None
+        self.ignored = None
         self.entry = None
         self.direction = 0
         if isinstance(packet, Malformed):
-            answer = self._invalid(CAUSE_UNSUPPORTED if packet.snapped else CAUSE_MALFORMED)
+            answer = self._invalid(Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED)
         elif checksum_ok is False and self._verifies:
-            answer = self._invalid(CAUSE_BAD_CHECKSUM)
+            answer = self._invalid(Reason.BAD_CHECKSUM)
         else:
             l4 = packet.l4
             if isinstance(l4, Segment):
@@ -205,13 +198,13 @@ class FlowTable:
             return None
         return entry.snapshot(_direction(entry, key), self._now)
 
-    def _invalid(self, cause: int) -> int:
-        self.cause = cause
+    def _invalid(self, reason: Reason) -> int:
+        self.reason = reason
         return CT_INVALID
 
     def _segment(self, packet: Packet, segment: Segment, now: float) -> int:
         if not FLAGS_PASS[segment.flags]:
-            return self._invalid(CAUSE_BAD_FLAGS)
+            return self._invalid(Reason.BAD_FLAGS)
         kind = SEGMENT_CLASS[segment.flags]
         src = packet.src
         dst = packet.dst
@@ -225,8 +218,8 @@ class FlowTable:
         else:
             entry = self._open_tcp(key, segment, kind, now)
             if entry is None:
-                return self._invalid(CAUSE_NO_ENTRY)
-        tcp = self.tcp
+                return self._invalid(Reason.NO_ENTRY)
+        tcp = self._tcp
         outcome = tcp.follow(entry, segment, kind, direction, now)
         if outcome == REOPEN:
             self._forget(entry)
@@ -237,17 +230,16 @@ class FlowTable:
         self.entry = entry
         self.direction = direction
         if outcome == INVALID:
-            self.cause = tcp.cause
+            self.reason = tcp.reason
             return CT_INVALID
         if outcome == IGNORE:
-            self.cause = tcp.cause
-            self.ignored = True
+            self.ignored = tcp.ignored
         elif outcome == ACCEPT_LAST:
             self._forget(entry)
         return _passed(entry, direction)
 
     def _open_tcp(self, key: Key, segment: Segment, kind: int, now: float) -> Entry | None:
-        tcp = self.tcp
+        tcp = self._tcp
         if not tcp.opens(kind):
             return None
         src, dst, ports, proto = key
@@ -277,7 +269,7 @@ class FlowTable:
         """
         proto = packet.proto
         if packet.fragment_offset or (packet.family != IPV4 and proto == NO_NEXT_HEADER):
-            return self._invalid(CAUSE_UNSUPPORTED)
+            return self._invalid(Reason.UNSUPPORTED)
         key = key_of(packet.src, packet.dst, 0, 0, proto)
         reply = key_of(packet.dst, packet.src, 0, 0, proto)
         entry, direction = self._find_or_open(key, reply, now)
@@ -288,11 +280,11 @@ class FlowTable:
         kind = message.type
         v4 = packet.family == IPV4
         if v4 and kind > LAST_TYPE_V4:
-            return self._invalid(CAUSE_MALFORMED)
+            return self._invalid(Reason.MALFORMED)
         if not v4 and kind in _UNTRACKED_V6:
             return CT_UNTRACKED
         if not v4 and kind == REDIRECT_V6 and not _is_link_local_redirect(packet):
-            return self._invalid(CAUSE_MALFORMED)
+            return self._invalid(Reason.MALFORMED)
         if message.is_error:
             return self._icmp_error(packet, message, now)
         answer = (_ANSWERS_V4 if v4 else _ANSWERS_V6).get(kind)
@@ -300,7 +292,7 @@ class FlowTable:
         assert key is not None  # noqa: S101 - messages that are no errors have one
         requests = REQUESTS_V4 if v4 else REQUESTS_V6
         if answer is None or (kind not in requests and self._find(key, now) is None):
-            return self._invalid(CAUSE_NO_ENTRY)
+            return self._invalid(Reason.NO_ENTRY)
         reply = key_of(
             packet.dst, packet.src, message.identifier, answer << 8 | message.code, packet.proto
         )
@@ -311,16 +303,16 @@ class FlowTable:
     def _icmp_error(self, packet: Packet, message: IcmpMessage, now: float) -> int:
         quoted = message.quoted
         if quoted is None:
-            return self._invalid(CAUSE_ICMP_UNRELATED)
+            return self._invalid(Reason.ICMP_UNRELATED)
         key = key_of(quoted.src, quoted.dst, quoted.sport, quoted.dport, quoted.proto)
         entry = self._find(key, now)
         if entry is None:
-            return self._invalid(CAUSE_ICMP_UNRELATED)
+            return self._invalid(Reason.ICMP_UNRELATED)
         self.entry = entry
         # The error goes against the packet that it quotes.
         self.direction = 1 - _direction(entry, key)
         if packet.dst != quoted.src:
-            return self._invalid(CAUSE_ICMP_MISMATCH)
+            return self._invalid(Reason.ICMP_MISMATCH)
         return CT_RELATED
 
     def _find(self, key: Key, now: float) -> Entry | None:

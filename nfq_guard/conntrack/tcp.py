@@ -3,14 +3,10 @@
 
 from typing import Final, final
 
+from nfq_guard.conntrack import window
 from nfq_guard.conntrack.entry import (
     ACCEPT,
     ACCEPT_LAST,
-    CAUSE_BAD_TRANSITION,
-    CAUSE_CHALLENGE_ACK,
-    CAUSE_NONE,
-    CAUSE_RST_OUTSIDE,
-    CAUSE_STATE_IGNORES,
     IGNORE,
     INVALID,
     REOPEN,
@@ -29,19 +25,19 @@ from nfq_guard.conntrack.states import (
 )
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.tcp_in_window import SlidingWindow, take_options
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import (
     IP_CT_EXP_CHALLENGE_ACK,
     IP_CT_TCP_FLAG_BE_LIBERAL,
     IP_CT_TCP_FLAG_CLOSE_INIT,
     IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
-    IP_CT_TCP_FLAG_MAXACK_SET,
     IP_CT_TCP_FLAG_SACK_PERM,
     IP_CT_TCP_SIMULTANEOUS_OPEN,
     IPS_ASSURED,
     IPS_SEEN_REPLY,
     TcpState,
 )
-from nfq_guard.seqno import Seq, add, before
+from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import Segment
 
 _NONE: Final = int(TcpState.NONE)
@@ -69,16 +65,14 @@ class TcpTracker:
     """Follows the segments of any number of flows by one kernel's rules.
 
     Attributes:
-        cause: Why the last segment was ignored or INVALID: a code of `window` or `entry`.
-        actual: The number of that segment which broke a bound.
-        limit: The last number that would have passed.
+        reason: Why the last INVALID segment is so.
+        ignored: Why the last ignored segment is so.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls) -> None:
         """Follow by the rules of `kernel`, set as `sysctls` say."""
-        self.cause: int = CAUSE_NONE
-        self.actual: Seq = Seq(0)
-        self.limit: Seq = Seq(0)
+        self.reason: Reason | None = None
+        self.ignored: Ignored | None = None
         self._kernel = kernel
         self._sliding = SlidingWindow(kernel, sysctls)
         self._loose = sysctls.loose
@@ -118,15 +112,14 @@ class TcpTracker:
             now: Seconds.
 
         Returns:
-            `ACCEPT`, `ACCEPT_LAST`, `IGNORE`, `INVALID` or `REOPEN`; `cause` says why for
-            `IGNORE` and `INVALID`.
+            `ACCEPT`, `ACCEPT_LAST`, `REOPEN`, `IGNORE` (`ignored` says why) or `INVALID`
+            (`reason` says why).
         """
-        self.cause = CAUSE_NONE
         state = entry.state
         move = MOVES[direction][kind][state]
         if kind != CLASS_ACK or state != _ESTABLISHED:
             if move == MOVE_INVALID:
-                self.cause = CAUSE_BAD_TRANSITION
+                self.reason = Reason.BAD_TRANSITION
                 return INVALID
             if move == MOVE_IGNORE or (move == _SYN_SENT and state in _OVER):
                 return self._out_of_order(entry, segment, kind, direction, move, now)
@@ -137,7 +130,7 @@ class TcpTracker:
             elif kind == CLASS_ACK:
                 if move == _TIME_WAIT and _answers_challenge(entry, direction, state):
                     entry.last_flags &= ~IP_CT_EXP_CHALLENGE_ACK
-                    self.cause = CAUSE_CHALLENGE_ACK
+                    self.ignored = Ignored.CHALLENGE_ACK
                     return IGNORE
                 if move == _SYN_RECV and entry.last_flags & IP_CT_TCP_SIMULTANEOUS_OPEN:
                     move = _ESTABLISHED
@@ -157,9 +150,8 @@ class TcpTracker:
         sliding = self._sliding
         outcome = sliding.check(entry, segment, kind, direction, now)
         if outcome != ACCEPT:
-            self.cause = sliding.breach
-            self.actual = sliding.actual
-            self.limit = sliding.limit
+            self.reason = sliding.reason
+            self.ignored = sliding.ignored
             return outcome
         return self._accept(entry, kind, direction, state, move, now)
 
@@ -173,7 +165,7 @@ class TcpTracker:
             _resync(entry, direction)
             return self._checked(entry, segment, kind, direction, _SYN_SENT, _SYN_RECV, now)
         self._record_ignored(entry, segment, kind, direction)
-        self.cause = CAUSE_STATE_IGNORES
+        self.ignored = Ignored.STATE
         return IGNORE
 
     def _reset(self, entry: Entry, segment: Segment, direction: int, state: int, now: float) -> int:
@@ -251,19 +243,13 @@ class TcpTracker:
         seq = segment.seq
         receiver = entry.peers[1 - direction]
         last_index = entry.last_index
-        assured = entry.status & IPS_ASSURED
-        if receiver.flags & IP_CT_TCP_FLAG_MAXACK_SET and (
-            last_index != CLASS_SYN or kernel.rst_after_syn_checked
-        ):
-            settled = state == _ESTABLISHED and assured
-            if seq == 0 and not settled and kernel.ignores_invalid_rst:
-                return _RST_CHECKED
-            if before(seq, receiver.td_maxack) and not self._rst_below_passes:
-                self.cause = CAUSE_RST_OUTSIDE
-                self.actual = seq
-                self.limit = receiver.td_maxack
+        if window.rst_is_held(receiver, last_index, kernel):
+            if not self._rst_below_passes and window.rst_breach_of(
+                seq, state, entry.status, last_index, receiver, kernel
+            ):
+                self.reason = Reason.RST_OUTSIDE
                 return _RST_INVALID
-            if not settled or seq == receiver.td_maxack:
+            if not window.is_settled(state, entry.status) or seq == receiver.td_maxack:
                 return _RST_CHECKED
             follows_own_data = (
                 last_index == CLASS_ACK and entry.last_dir == direction and seq == entry.last_end
@@ -275,7 +261,7 @@ class TcpTracker:
                 and last_index == CLASS_SYN
                 and entry.last_dir != direction
             )
-            or (not assured and last_index == CLASS_ACK)
+            or (not entry.status & IPS_ASSURED and last_index == CLASS_ACK)
         ):
             return _RST_CLOSES
         if (

@@ -8,6 +8,7 @@ from nfq_guard.conntrack.entry import ACCEPT, IGNORE, INVALID, Entry
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import CLASS_ACK, CLASS_FIN, CLASS_RST, CLASS_SYN
 from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
     IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
@@ -20,7 +21,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.seqno import Seq, add, after, later
 from nfq_guard.wire.packet import ACK, SYN, Segment
-from nfq_guard.wire.tcp import highest_acknowledged, parse_options
+from nfq_guard.wire.tcp import parse_options
 
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _SYN_RECV: Final = int(TcpState.SYN_RECV)
@@ -37,16 +38,15 @@ class SlidingWindow:
     """Checks segments of any number of flows by one kernel's rules.
 
     Attributes:
-        breach: The bound that the last segment broke: a code of `window`.
-        actual: The number of that segment which broke it.
-        limit: The last number that would have passed.
+        reason: The bound for which the last INVALID segment is so.
+        ignored: Why the last ignored segment is so.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls) -> None:
         """Check by the rules of `kernel`, set as `sysctls` say."""
-        self.breach: int = window.FITS
-        self.actual: Seq = Seq(0)
-        self.limit: Seq = Seq(0)
+        self.reason: Reason | None = None
+        self.ignored: Ignored | None = None
+        self._kernel = kernel
         self._old_segments_pass = kernel.old_segments_pass
         self._overshoot_moves_end = kernel.overshoot_moves_end
         self._any_reinitialises = kernel.reinit_by_any_segment
@@ -59,13 +59,10 @@ class SlidingWindow:
         peers = entry.peers
         sender = peers[direction]
         receiver = peers[1 - direction]
-        flags = segment.flags
         seq = segment.seq
         ack = segment.ack
         end = segment.end
-        sack = ack
-        if receiver.flags & IP_CT_TCP_FLAG_SACK_PERM and segment.options:
-            sack = highest_acknowledged(segment.options, ack)
+        sack = window.highest_ack(segment, receiver)
         if sender.td_maxwin == 0:
             if self._meet(entry, segment, kind, direction, end, sack):
                 return ACCEPT
@@ -75,23 +72,13 @@ class SlidingWindow:
             self._initialise(entry, segment, direction, end)
             if kind == CLASS_SYN and direction == 1:
                 return ACCEPT
-        if not flags & ACK or (kind == CLASS_RST and ack == 0):
+        if not window.has_ack(segment):
             ack = sack = receiver.td_end
-        if kind == CLASS_RST and seq == 0 and entry.state == _SYN_SENT:
+        if kind == CLASS_RST and window.stands_at_td_end(segment, entry.state):
             seq = end = sender.td_end
-        breach = window.first_breach(
-            seq,
-            end,
-            sack,
-            sender.td_end,
-            sender.td_maxend,
-            sender.td_maxwin,
-            receiver.td_end,
-            receiver.td_maxwin,
-            self._old_segments_pass,
-        )
-        if breach != window.FITS:
-            return self._outside(entry, kind, direction, breach, seq, end, sack, now)
+        bound = window.first_breach(seq, end, sack, sender, receiver, self._old_segments_pass)
+        if bound is not None:
+            return self._outside(entry, kind, direction, bound, end, sack, now)
         _move_window(sender, receiver, segment, ack, sack, end)
         if kind == CLASS_ACK:
             win = segment.window
@@ -156,35 +143,28 @@ class SlidingWindow:
         entry: Entry,
         kind: int,
         direction: int,
-        breach: int,
-        seq: Seq,
+        bound: Reason,
         end: Seq,
         sack: Seq,
         now: float,
     ) -> int:
-        """A segment that breaks a bound."""
+        """A segment that breaks `bound`."""
         sender = entry.peers[direction]
         receiver = entry.peers[1 - direction]
-        if breach == window.OVERSHOOT and self._overshoot_moves_end:
+        ignored = window.ignored_for(bound, end, sack, sender, receiver, self._kernel)
+        if (
+            bound is Reason.SEQ_OVER
+            and self._overshoot_moves_end
+            and window.is_overshoot(end, sack, sender, receiver)
+        ):
             sender.td_end = end
             sender.flags |= IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
         if self._liberal or sender.flags & IP_CT_TCP_FLAG_BE_LIBERAL:
             return ACCEPT
-        self.breach = breach
-        if breach == window.ACK_OVER:
-            self.actual = sack
-            self.limit = receiver.td_end
-        elif breach == window.SEQ_UNDER:
-            self.actual = end
-            self.limit = window.lowest_end(sender.td_end, receiver.td_maxwin)
-        elif breach == window.ACK_UNDER:
-            self.actual = sack
-            self.limit = window.lowest_ack(receiver.td_end, sender.td_maxwin)
-        else:
-            self.actual = seq
-            self.limit = sender.td_maxend
-        if self._old_segments_pass and breach >= window.SEQ_UNDER:
+        if ignored is not None:
+            self.ignored = ignored
             return IGNORE
+        self.reason = bound
         if self._close_shortens and kind in (CLASS_FIN, CLASS_RST) and entry.status & IPS_ASSURED:
             self._shorten(entry, kind, direction, now)
         return INVALID

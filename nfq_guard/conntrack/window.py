@@ -1,29 +1,39 @@
 # SPDX-License-Identifier: MIT
-"""The four bounds of a TCP window, and which of them a segment breaks first (kernel.md 1.6).
+"""The bounds of a TCP window, and which of them a segment breaks first (kernel.md 1.6 and 1.7).
 
 Bound  holds when                                   broken: INVALID       broken: ignored
 I      seq  <= sender.td_maxend                     SEQ_OVER              OVERSHOOT (from 6.1)
 II     end  >= sender.td_end - receiver.td_maxwin   SEQ_UNDER (to 5.15)   SEQ_UNDER (from 6.1)
 III    sack <= receiver.td_end                      ACK_OVER              -
 IV     sack >= receiver.td_end - max_ack_window     ACK_UNDER (to 5.15)   ACK_UNDER (from 6.1)
+RST    seq  >= receiver.td_maxack                   RST_OUTSIDE           -
 
-Numbers go in one by one, not as a `Peer`, because replay keeps them flat in its entries.
+The tracker of a replay, the diagnosis and `explain` all decide by the functions below.
 """
 
 from typing import Final
 
-from nfq_guard.seqno import Seq
+from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.conntrack.states import CLASS_SYN
+from nfq_guard.finding import Breach, Ignored, Reason
+from nfq_guard.flow import (
+    IP_CT_TCP_FLAG_MAXACK_SET,
+    IP_CT_TCP_FLAG_SACK_PERM,
+    IPS_ASSURED,
+    Peer,
+    TcpState,
+)
+from nfq_guard.seqno import Seq, add, after, before, distance
+from nfq_guard.wire.packet import ACK, RST, Segment
+from nfq_guard.wire.tcp import highest_acknowledged
 
-FITS: Final = 0
-SEQ_OVER: Final = 1
-ACK_OVER: Final = 2
-SEQ_UNDER: Final = 3
-ACK_UNDER: Final = 4
-# Over bound I by at most one receiver window, all else in order.
-OVERSHOOT: Final = 5
+_SEQ_OVER: Final = Reason.SEQ_OVER
+_ACK_OVER: Final = Reason.ACK_OVER
+_SEQ_UNDER: Final = Reason.SEQ_UNDER
+_ACK_UNDER: Final = Reason.ACK_UNDER
 
-_MASK: Final = 0xFFFFFFFF
-_HALF: Final = 0x80000000
+_SYN_SENT: Final = int(TcpState.SYN_SENT)
+_ESTABLISHED: Final = int(TcpState.ESTABLISHED)
 # How far an acknowledgement may lag whatever the window is, in octets.
 _LEAST_ACK_WINDOW: Final = 66000
 
@@ -33,61 +43,166 @@ def max_ack_window(sender_maxwin: int) -> int:
     return max(_LEAST_ACK_WINDOW, sender_maxwin)
 
 
-def lowest_end(sender_end: Seq, receiver_maxwin: int) -> Seq:
-    """Bound II: the lowest `end` that passes."""
-    return Seq((sender_end - receiver_maxwin) & _MASK)
+def has_ack(segment: Segment) -> bool:
+    """Whether the ACK field counts; in an RST it does not when it is 0."""
+    return segment.flags & ACK != 0 and (segment.flags & RST == 0 or segment.ack != 0)
 
 
-def lowest_ack(receiver_end: Seq, sender_maxwin: int) -> Seq:
-    """Bound IV: the lowest acknowledgement that passes."""
-    return Seq((receiver_end - max_ack_window(sender_maxwin)) & _MASK)
+def highest_ack(segment: Segment, receiver: Peer) -> Seq:
+    """The highest octet in the ACK field and, if `receiver` offered SACK, in the SACK blocks."""
+    if receiver.flags & IP_CT_TCP_FLAG_SACK_PERM and segment.options:
+        return highest_acknowledged(segment.options, segment.ack)
+    return segment.ack
+
+
+def acknowledged(segment: Segment, receiver: Peer) -> Seq:
+    """What the segment counts as acknowledging: all that was sent when it has no ACK."""
+    return highest_ack(segment, receiver) if has_ack(segment) else receiver.td_end
+
+
+def stands_at_td_end(segment: Segment, state: int) -> bool:
+    """Whether the check takes the sender's `td_end` for `seq` and `end`: RST with `seq` 0."""
+    return state == _SYN_SENT and segment.seq == 0 and segment.flags & RST != 0
 
 
 def first_breach(
     seq: Seq,
     end: Seq,
     sack: Seq,
-    sender_end: Seq,
-    sender_maxend: Seq,
-    sender_maxwin: int,
-    receiver_end: Seq,
-    receiver_maxwin: int,
+    sender: Peer,
+    receiver: Peer,
     old_segments_pass: bool,  # noqa: FBT001 - positional on the packet path
-) -> int:
-    """The bound that decides about a segment, `FITS` when all hold.
+) -> Reason | None:
+    """The bound that decides about a segment; None when all four hold.
 
     Args:
         seq: Its sequence number.
         end: The number after its last octet.
-        sack: The highest octet it acknowledges, by ACK field or SACK block.
-        sender_end: `td_end` of its sender.
-        sender_maxend: `td_maxend` of its sender.
-        sender_maxwin: `td_maxwin` of its sender.
-        receiver_end: `td_end` of the other side.
-        receiver_maxwin: `td_maxwin` of the other side; 0: not seen, so bound II holds.
-        old_segments_pass: `KernelRules.old_segments_pass`; it decides the order.
+        sack: What it acknowledges (`acknowledged`).
+        sender: Its sender.
+        receiver: The other side; while its `td_maxwin` is 0, none was seen and bound II holds.
+        old_segments_pass: `KernelRules.old_segments_pass`; it decides the order of II and III.
     """
-    over = (sender_maxend - seq) & _MASK >= _HALF
-    under = receiver_maxwin != 0 and (end - sender_end + receiver_maxwin) & _MASK >= _HALF
-    ack_over = (receiver_end - sack) & _MASK >= _HALF
-    ack_under = (sack - receiver_end + max_ack_window(sender_maxwin)) & _MASK >= _HALF
-    if over:
-        overshoot = (end - sender_maxend + 1) & _MASK
-        if (
-            receiver_maxwin != 0
-            and not (under or ack_over or ack_under)
-            and overshoot <= receiver_maxwin
-        ):
-            return OVERSHOOT
-        return SEQ_OVER
+    if after(seq, sender.td_maxend):
+        return _SEQ_OVER
     if old_segments_pass:
-        if ack_over:
-            return ACK_OVER
-        if under:
-            return SEQ_UNDER
+        if after(sack, receiver.td_end):
+            return _ACK_OVER
+        if _is_seq_under(end, sender, receiver):
+            return _SEQ_UNDER
     else:
-        if under:
-            return SEQ_UNDER
-        if ack_over:
-            return ACK_OVER
-    return ACK_UNDER if ack_under else FITS
+        if _is_seq_under(end, sender, receiver):
+            return _SEQ_UNDER
+        if after(sack, receiver.td_end):
+            return _ACK_OVER
+    return _ACK_UNDER if _is_ack_under(sack, sender, receiver) else None
+
+
+def _is_seq_under(end: Seq, sender: Peer, receiver: Peer) -> bool:
+    return receiver.td_maxwin != 0 and before(end, add(sender.td_end, -receiver.td_maxwin))
+
+
+def _is_ack_under(sack: Seq, sender: Peer, receiver: Peer) -> bool:
+    return before(sack, add(receiver.td_end, -max_ack_window(sender.td_maxwin)))
+
+
+def is_overshoot(end: Seq, sack: Seq, sender: Peer, receiver: Peer) -> bool:
+    """Whether a segment over bound I ends within one receiver window of it, all else in order."""
+    return (
+        receiver.td_maxwin != 0
+        and (end - sender.td_maxend + 1) & 0xFFFFFFFF <= receiver.td_maxwin
+        and not after(sack, receiver.td_end)
+        and not _is_seq_under(end, sender, receiver)
+        and not _is_ack_under(sack, sender, receiver)
+    )
+
+
+def ignored_for(
+    bound: Reason, end: Seq, sack: Seq, sender: Peer, receiver: Peer, kernel: KernelRules
+) -> Ignored | None:
+    """Why a segment that breaks `bound` first is not INVALID for it; None when it is."""
+    if not kernel.old_segments_pass or bound is _ACK_OVER:
+        return None
+    if bound is _SEQ_UNDER:
+        return Ignored.SEQ_UNDER
+    if bound is _ACK_UNDER:
+        return Ignored.ACK_UNDER
+    return Ignored.OVERSHOOT if is_overshoot(end, sack, sender, receiver) else None
+
+
+def against(bound: Reason, seq: Seq, end: Seq, sack: Seq, sender: Peer, receiver: Peer) -> Breach:
+    """The numbers of a segment at one of the four bounds, whether or not it breaks that one."""
+    if bound is _SEQ_OVER:
+        limit = sender.td_maxend
+        return Breach(bound, seq, limit, distance(seq, limit))
+    if bound is _ACK_OVER:
+        limit = receiver.td_end
+        return Breach(bound, sack, limit, distance(sack, limit))
+    if bound is _SEQ_UNDER:
+        limit = add(sender.td_end, -receiver.td_maxwin)
+        return Breach(bound, end, limit, distance(limit, end))
+    limit = add(receiver.td_end, -max_ack_window(sender.td_maxwin))
+    return Breach(bound, sack, limit, distance(limit, sack))
+
+
+def breach_of(
+    segment: Segment, state: int, sender: Peer, receiver: Peer, kernel: KernelRules
+) -> Breach | None:
+    """The bound for which `kernel` calls a segment INVALID, with its numbers; None if it passes.
+
+    Args:
+        segment: Checked neither for its flags nor as an RST (`rst_breach_of`).
+        state: `flow.TcpState` number of its flow.
+        sender: Its sender.
+        receiver: The other side.
+        kernel: Whose rules hold.
+    """
+    seq = segment.seq
+    end = segment.end
+    if stands_at_td_end(segment, state):
+        seq = end = sender.td_end
+    sack = acknowledged(segment, receiver)
+    bound = first_breach(seq, end, sack, sender, receiver, kernel.old_segments_pass)
+    if bound is None or ignored_for(bound, end, sack, sender, receiver, kernel) is not None:
+        return None
+    return against(bound, seq, end, sack, sender, receiver)
+
+
+def rst_is_held(receiver: Peer, last_index: int, kernel: KernelRules) -> bool:
+    """Whether an RST is held against `receiver.td_maxack` at all (kernel.md 1.7)."""
+    return receiver.flags & IP_CT_TCP_FLAG_MAXACK_SET != 0 and (
+        last_index != CLASS_SYN or kernel.rst_after_syn_checked
+    )
+
+
+def is_settled(state: int, status: int) -> bool:
+    """Whether a flow is ESTABLISHED and ASSURED, where an RST is held to more."""
+    return state == _ESTABLISHED and status & IPS_ASSURED != 0
+
+
+def rst_against(seq: Seq, receiver: Peer) -> Breach:
+    """The numbers of an RST at its bound, whether or not it breaks it."""
+    limit = receiver.td_maxack
+    return Breach(Reason.RST_OUTSIDE, seq, limit, distance(limit, seq))
+
+
+def rst_breach_of(
+    seq: Seq, state: int, status: int, last_index: int, receiver: Peer, kernel: KernelRules
+) -> Breach | None:
+    """An RST from before what the other side has acknowledged already; None if it is not.
+
+    Args:
+        seq: Its sequence number.
+        state: `flow.TcpState` number of its flow.
+        status: `flow.IPS_*` bits of its flow.
+        last_index: Class of the last segment that the flow recorded.
+        receiver: The other side.
+        kernel: Whose rules hold; `nf_conntrack_tcp_ignore_invalid_rst` is the caller's to ask.
+    """
+    if not rst_is_held(receiver, last_index, kernel):
+        return None
+    if seq == 0 and kernel.ignores_invalid_rst and not is_settled(state, status):
+        return None
+    if not before(seq, receiver.td_maxack):
+        return None
+    return rst_against(seq, receiver)

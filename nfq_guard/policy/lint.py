@@ -4,7 +4,7 @@
 from typing import Final, NamedTuple
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
-from nfq_guard.finding import Bound, Reason
+from nfq_guard.finding import BOUNDS, Reason
 from nfq_guard.flow import PROTO_TCP, PROTO_UDP
 from nfq_guard.policy.fields import FAMILIES, FIELD_BY_NAME, IPV6_BASE, REASONS
 from nfq_guard.policy.model import PolicyModel, Rule
@@ -69,9 +69,8 @@ def impossible_reasons(kernel: KernelRules) -> frozenset[Reason]:
     return frozenset()
 
 
-_BOUND_REASONS: Final = frozenset(Reason(bound.value) for bound in Bound)
 _WITH_BOUND: Final = from_intervals(
-    [(number, number) for number, reason in enumerate(REASONS) if reason in _BOUND_REASONS]
+    [(number, number) for number, reason in enumerate(REASONS) if reason in BOUNDS]
 )
 _WITH_PORTS: Final = from_intervals([(PROTO_TCP, PROTO_TCP), (PROTO_UDP, PROTO_UDP)])
 _TCP: Final = from_intervals([(PROTO_TCP, PROTO_TCP)])

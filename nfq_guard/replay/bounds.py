@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import final
 
 from nfq_guard.conntrack import window
-from nfq_guard.finding import Bound
-from nfq_guard.flow import IP_CT_TCP_FLAG_SACK_PERM, FlowSnapshot, Peer, TcpState
-from nfq_guard.seqno import Seq, distance
-from nfq_guard.wire.packet import ACK, RST, Segment
-from nfq_guard.wire.tcp import highest_acknowledged
+from nfq_guard.finding import Breach, Reason
+from nfq_guard.flow import FlowSnapshot
+from nfq_guard.seqno import Seq
+from nfq_guard.wire.packet import Segment
 
 
 @final
@@ -31,19 +30,19 @@ class Point:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundCheck:
-    """One bound and one segment.
+    """One bound, and where a segment is to it.
 
     Attributes:
-        bound: Which.
+        bound: Which one, one of `finding.BOUNDS`.
         actual: The segment's number.
         limit: The last number that passes.
         upper: Whether numbers beyond the limit are outside, else those before it.
-        other: A third number that helps to see where the two are.
+        other: A third number of the same space, to orient the reader.
         span: Where the segment begins and ends, for the bounds on what it carries.
         room: Octets from `actual` to the limit; negative outside.
     """
 
-    bound: Bound
+    bound: Reason
     actual: Point
     limit: Point
     upper: bool
@@ -58,39 +57,33 @@ class BoundCheck:
 
 
 def _check(
-    bound: Bound,
-    actual: Point,
-    limit: Point,
-    other: Point | None,
+    breach: Breach,
+    actual: tuple[str, int],
+    limit: tuple[str, int],
+    *,
+    other: Point | None = None,
     span: tuple[Seq, Seq] | None = None,
 ) -> BoundCheck:
-    upper = bound in {Bound.SEQ_OVER, Bound.ACK_OVER}
-    ahead = distance(actual.seq, limit.seq)
+    """A check from its numbers, and of both the name and the side."""
     return BoundCheck(
-        bound=bound,
-        actual=actual,
-        limit=limit,
-        upper=upper,
+        bound=breach.bound,
+        actual=Point(name=actual[0], seq=breach.actual, side=actual[1]),
+        limit=Point(name=limit[0], seq=breach.limit, side=limit[1]),
+        upper=breach.bound in {Reason.SEQ_OVER, Reason.ACK_OVER},
         other=other,
         span=span,
-        room=-ahead if upper else ahead,
+        room=-breach.distance,
     )
 
 
-def acknowledged(segment: Segment, receiver: Peer) -> tuple[str, Seq]:
-    """What counts as acknowledged, and the name of where that stands."""
-    flags = segment.flags
-    if not flags & ACK or (flags & RST and segment.ack == 0):
-        return "td_end, for want of an ack", receiver.td_end
-    if receiver.flags & IP_CT_TCP_FLAG_SACK_PERM:
-        sack = highest_acknowledged(segment.options, segment.ack)
-        if sack != segment.ack:
-            return "sack", sack
-    return "ack", segment.ack
+def _name_of_acknowledged(segment: Segment, sack: Seq) -> str:
+    if not window.has_ack(segment):
+        return "td_end, in place of an ACK"
+    return "ack" if sack == segment.ack else "sack"
 
 
 def window_checks(segment: Segment, before: FlowSnapshot) -> list[BoundCheck]:
-    """The four bounds in the kernel's order I to IV; none where the window is not known yet."""
+    """The four bounds in the kernel's order I to IV; none while the window is unknown."""
     if before.peers is None:
         return []
     side = before.direction
@@ -98,53 +91,50 @@ def window_checks(segment: Segment, before: FlowSnapshot) -> list[BoundCheck]:
     if sender.td_maxwin == 0:
         return []
     seq, end = segment.seq, segment.end
-    if segment.flags & RST and seq == 0 and before.state == TcpState.SYN_SENT:
+    if window.stands_at_td_end(segment, before.state):
         seq = end = sender.td_end
-    name, sack = acknowledged(segment, receiver)
+    sack = window.acknowledged(segment, receiver)
+    acked = _name_of_acknowledged(segment, sack), 1 - side
     sent = Point(name="td_end", seq=sender.td_end, side=side)
-    theirs = Point(name="td_end", seq=receiver.td_end, side=1 - side)
+    received = Point(name="td_end", seq=receiver.td_end, side=1 - side)
     lag = window.max_ack_window(sender.td_maxwin)
-    lowest_end = window.lowest_end(sender.td_end, receiver.td_maxwin)
-    lowest_ack = window.lowest_ack(receiver.td_end, sender.td_maxwin)
-    acked = Point(name=name, seq=sack, side=1 - side)
+
+    def breach(bound: Reason) -> Breach:
+        return window.against(bound, seq, end, sack, sender, receiver)
+
     checks = [
         _check(
-            Bound.SEQ_OVER,
-            Point(name="seq", seq=seq, side=side),
-            Point(name="td_maxend", seq=sender.td_maxend, side=side),
-            sent,
-            (seq, end),
+            breach(Reason.SEQ_OVER),
+            ("seq", side),
+            ("td_maxend", side),
+            other=sent,
+            span=(seq, end),
         ),
         _check(
-            Bound.SEQ_UNDER,
-            Point(name="end", seq=end, side=side),
-            Point(name=f"td_end - {receiver.td_maxwin}", seq=lowest_end, side=side),
-            sent,
-            (seq, end),
+            breach(Reason.SEQ_UNDER),
+            ("end", side),
+            (f"td_end - {receiver.td_maxwin}", side),
+            other=sent,
+            span=(seq, end),
         ),
-        _check(Bound.ACK_OVER, acked, theirs, None),
-        _check(
-            Bound.ACK_UNDER,
-            acked,
-            Point(name=f"td_end - {lag}", seq=lowest_ack, side=1 - side),
-            theirs,
-        ),
+        _check(breach(Reason.ACK_OVER), acked, ("td_end", 1 - side)),
+        _check(breach(Reason.ACK_UNDER), acked, (f"td_end - {lag}", 1 - side), other=received),
     ]
     if receiver.td_maxwin == 0:
-        # Nothing is known of what this receiver offers, so bound II always holds.
+        # No window of this receiver was seen, so bound II always holds.
         del checks[1]
     return checks
 
 
 def rst_check(segment: Segment, before: FlowSnapshot) -> BoundCheck | None:
-    """The bound on a RST; None without a window."""
+    """The bound on an RST; None without a window."""
     if before.peers is None:
         return None
     side = before.direction
     sender, receiver = before.peers[side], before.peers[1 - side]
     return _check(
-        Bound.RST_OUTSIDE,
-        Point(name="seq", seq=segment.seq, side=side),
-        Point(name="td_maxack", seq=receiver.td_maxack, side=side),
-        Point(name="td_end", seq=sender.td_end, side=side),
+        window.rst_against(segment.seq, receiver),
+        ("seq", side),
+        ("td_maxack", side),
+        other=Point(name="td_end", seq=sender.td_end, side=side),
     )

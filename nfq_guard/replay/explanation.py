@@ -12,11 +12,10 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.reader import Capture
-from nfq_guard.conntrack import window
-from nfq_guard.conntrack.entry import CAUSE_NONE, CAUSE_RST_OUTSIDE
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
 from nfq_guard.engine import tuple_of
 from nfq_guard.errors import UsageError
+from nfq_guard.finding import BOUNDS, Ignored, Reason
 from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
 from nfq_guard.policy.decision import Policy
 from nfq_guard.replay.bounds import BoundCheck, rst_check, window_checks
@@ -25,25 +24,16 @@ from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Segment
 
 # Of the packets before it, the first so many and the last so many are told.
-FIRST_TOLD: Final = 4
-LAST_TOLD: Final = 6
+FIRST_SHOWN: Final = 4
+LAST_SHOWN: Final = 6
 
-_WINDOW_CAUSES: Final = frozenset(
-    {
-        CAUSE_NONE,
-        window.SEQ_OVER,
-        window.ACK_OVER,
-        window.SEQ_UNDER,
-        window.ACK_UNDER,
-        window.OVERSHOOT,
-    }
-)
+_IGNORED_BY_WINDOW: Final = frozenset({Ignored.OVERSHOOT, Ignored.SEQ_UNDER, Ignored.ACK_UNDER})
 _CLOSING: Final = range(int(TcpState.FIN_WAIT), int(TcpState.CLOSE) + 1)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
+class Explanation:
     """What is told about one frame.
 
     Attributes:
@@ -55,7 +45,6 @@ class Lesson:
         between: How many packets came between those two.
         before: The flow as it was before the frame; None without one.
         expired_s: How long before the frame it had expired; 0 if it had not.
-        cause: Code of `conntrack.table.FlowTable.cause`.
         checks: The bounds that it was held against; empty where it did not come to that.
         others: What became of it under each generation, in their order.
         isns: Where relative numbers begin, by direction.
@@ -69,7 +58,6 @@ class Lesson:
     between: int
     before: FlowSnapshot | None
     expired_s: float
-    cause: int
     checks: tuple[BoundCheck, ...]
     others: tuple[tuple[str, Outcome], ...]
     isns: tuple[Seq | None, Seq | None]
@@ -115,7 +103,7 @@ class _History:
     def __init__(self, flow: FlowTuple | None) -> None:
         self._flow = flow
         self.first: list[Outcome] = []
-        self.last: deque[Outcome] = deque(maxlen=LAST_TOLD)
+        self.last: deque[Outcome] = deque(maxlen=LAST_SHOWN)
         self.count = 0
         # The first sequence number of each end, by its address and port.
         self.isns: dict[tuple[bytes, int], Seq] = {}
@@ -133,7 +121,7 @@ class _History:
     def add(self, outcome: Outcome) -> None:
         """Keep it, if it is one of the first or of the last."""
         self.count += 1
-        if len(self.first) < FIRST_TOLD:
+        if len(self.first) < FIRST_SHOWN:
             self.first.append(outcome)
         else:
             self.last.append(outcome)
@@ -157,7 +145,7 @@ class _History:
             self.isns.setdefault(other, add(segment.ack, -1))
 
 
-def make_lesson(name: str, number: int, settings: ReplaySettings, policy: Policy) -> Lesson:
+def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) -> Explanation:
     """Follow the capture `name` up to frame `number` and tell about that one.
 
     Raises:
@@ -191,7 +179,7 @@ def make_lesson(name: str, number: int, settings: ReplaySettings, policy: Policy
         if target or history.takes(chosen.packet):
             outcome = chosen.outcome(frame, code)
             if isinstance(outcome.packet, Packet) and history.takes(outcome.packet):
-                passed = outcome.ctstate is not CtState.INVALID and not outcome.ignored
+                passed = outcome.ctstate is not CtState.INVALID and outcome.ignored is None
                 history.learn(outcome.packet, trusted=passed)
             if not target:
                 history.add(outcome)
@@ -202,8 +190,8 @@ def make_lesson(name: str, number: int, settings: ReplaySettings, policy: Policy
         expired_s = max(0.0, chosen.now - then - before.timeout_s)
     if expired_s:
         before = None
-    cause = chosen.table.cause if outcome.ctstate is not None else CAUSE_NONE
-    return Lesson(
+    reason = chosen.table.reason if outcome.ctstate is CtState.INVALID else None
+    return Explanation(
         file=name,
         outcome=outcome,
         kernel=settings.kernel,
@@ -212,8 +200,7 @@ def make_lesson(name: str, number: int, settings: ReplaySettings, policy: Policy
         between=history.count - len(history.first) - len(history.last),
         before=before,
         expired_s=expired_s,
-        cause=cause,
-        checks=_checks(outcome, before, cause, settings.kernel),
+        checks=_checks(outcome, before, reason, settings.kernel),
         others=tuple((rules.name, others[rules.name]) for rules in KERNELS.values()),
         isns=_by_direction(history.isns, before, flow),
     )
@@ -229,18 +216,22 @@ def _flow_of(name: str, number: int, settings: ReplaySettings) -> FlowTuple | No
 
 
 def _checks(
-    outcome: Outcome, before: FlowSnapshot | None, cause: int, kernel: KernelRules
+    outcome: Outcome, before: FlowSnapshot | None, reason: Reason | None, kernel: KernelRules
 ) -> tuple[BoundCheck, ...]:
+    """The bounds that conntrack held against the packet; `reason` is conntrack's."""
     packet = outcome.packet
     segment = packet.l4 if isinstance(packet, Packet) else None
     if before is None or not isinstance(segment, Segment):
         return ()
-    if cause == CAUSE_RST_OUTSIDE:
+    if reason is Reason.RST_OUTSIDE:
         check = rst_check(segment, before)
         return () if check is None else (check,)
-    if cause not in _WINDOW_CAUSES or (cause == CAUSE_NONE and segment.flags & SYN):
-        return ()
-    if segment.flags & RST and kernel.closing_takes_any_rst and before.state in _CLOSING:
+    if reason is None and outcome.ignored is None:
+        if segment.flags & SYN:
+            return ()
+        if segment.flags & RST and kernel.closing_takes_any_rst and before.state in _CLOSING:
+            return ()
+    elif reason not in BOUNDS and outcome.ignored not in _IGNORED_BY_WINDOW:
         return ()
     return tuple(window_checks(segment, before))
 

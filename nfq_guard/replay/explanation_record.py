@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: MIT
-"""A lesson as a JSON object."""
+"""A explanation as a JSON object."""
 
 from nfq_guard.flow import FlowSnapshot, Peer
 from nfq_guard.names import direction, tuple_ends
 from nfq_guard.replay.bounds import BoundCheck, Point
-from nfq_guard.replay.explanation import Lesson
+from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.frame_record import breach_object, record
 from nfq_guard.replay.replayer import Outcome
 from nfq_guard.replay.words import finding_sentence, state_name
 
 
-def lesson_object(lesson: Lesson) -> dict[str, object]:
+def explanation_object(explanation: Explanation) -> dict[str, object]:
     """The record of the frame as `replay` has it, and what `explain` adds."""
-    told = (*lesson.first, *lesson.last)
-    return record(lesson.outcome, (lesson.file,)) | {
-        "file": lesson.file,
-        "kernel": lesson.kernel.name,
-        "flow": None if lesson.before is None else _flow(lesson.before),
-        "expired_s": round(lesson.expired_s, 6) or None,
-        "history": [record(outcome, (lesson.file,)) for outcome in told],
-        "history_left_out": lesson.between,
-        "bounds": [_bound(check, lesson) for check in lesson.checks],
-        "kernels": [_generation(name, outcome) for name, outcome in lesson.others],
+    told = (*explanation.first, *explanation.last)
+    return record(explanation.outcome, (explanation.file,)) | {
+        "file": explanation.file,
+        "kernel": explanation.kernel.name,
+        "flow": None if explanation.before is None else _flow(explanation.before),
+        "expired_s": round(explanation.expired_s, 6) or None,
+        "history": [record(outcome, (explanation.file,)) for outcome in told],
+        "history_left_out": explanation.between,
+        "bounds": [_bound(check, explanation) for check in explanation.checks],
+        "kernels": [_generation(name, outcome) for name, outcome in explanation.others],
     }
 
 
@@ -50,19 +50,19 @@ def _peer(peer: Peer | None) -> dict[str, object] | None:
     }
 
 
-def _point(point: Point, lesson: Lesson) -> dict[str, object]:
+def _point(point: Point, explanation: Explanation) -> dict[str, object]:
     return {
         "name": point.name,
         "seq": point.seq,
-        "relative": lesson.relative(point.seq, point.side),
+        "relative": explanation.relative(point.seq, point.side),
     }
 
 
-def _bound(check: BoundCheck, lesson: Lesson) -> dict[str, object]:
+def _bound(check: BoundCheck, explanation: Explanation) -> dict[str, object]:
     return {
         "bound": check.bound,
-        "actual": _point(check.actual, lesson),
-        "limit": _point(check.limit, lesson),
+        "actual": _point(check.actual, explanation),
+        "limit": _point(check.limit, explanation),
         "holds": check.holds,
         "distance": max(0, -check.room),
         "room": max(0, check.room),
@@ -74,7 +74,7 @@ def _generation(name: str, outcome: Outcome) -> dict[str, object]:
     return {
         "kernel": name,
         "ctstate": outcome.ctstate,
-        "ignored": outcome.ignored,
+        "ignored": outcome.ignored is not None,
         "reason": None if finding is None else finding.reason,
         "breach": None if finding is None else breach_object(finding.breach),
         "says": None if finding is None else finding_sentence(finding) or None,

@@ -51,7 +51,7 @@ def record(outcome: Outcome, files: Sequence[str]) -> dict[str, object]:
         "dport": dport,
         "proto": None if packet is None else protocol(packet.proto),
         "ctstate": outcome.ctstate,
-        "ignored": outcome.ignored,
+        "ignored": outcome.ignored is not None,
         "reason": None if finding is None else finding.reason,
         "breach": None if finding is None else breach_object(finding.breach),
         "state": state_name(outcome.state),

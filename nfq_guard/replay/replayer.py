@@ -19,7 +19,7 @@ from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
 from nfq_guard.diagnose import diagnose
-from nfq_guard.finding import Finding
+from nfq_guard.finding import Finding, Ignored
 from nfq_guard.flow import CtState, Evidence, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode
@@ -80,7 +80,7 @@ class Outcome:
         packet: The packet in it, put together; None if there is none.
         ctstate: What iptables would have matched; None where conntrack would see no packet.
         absent: Why there is no packet for conntrack, a fixed phrase; else empty.
-        ignored: Whether its flow let it pass without a trace.
+        ignored: Why its flow took no account of it; None when it did.
         snapshot: Its flow after it; None without one, and for packets that nobody judged.
         finding: Why it is INVALID.
         decision: What the policy says to that.
@@ -93,7 +93,7 @@ class Outcome:
     packet: Packet | Malformed | None
     ctstate: CtState | None
     absent: str
-    ignored: bool
+    ignored: Ignored | None
     snapshot: FlowSnapshot | None
     finding: Finding | None
     decision: Decision | None
@@ -108,7 +108,7 @@ class Outcome:
         ctstate: CtState | None,
         now: float,
         absent: str = "",
-        ignored: bool = False,  # noqa: FBT001, FBT002 - positional on the packet path
+        ignored: Ignored | None = None,
         snapshot: FlowSnapshot | None = None,
         finding: Finding | None = None,
         decision: Decision | None = None,
@@ -186,7 +186,7 @@ class Replayer:
             return CT_NONE
         code = self.table.track(packet, self.now, self._checksum_ok)
         self.by_ctstate[code] += 1
-        if self.table.ignored:
+        if self.table.ignored is not None:
             self.ignored += 1
         return code
 

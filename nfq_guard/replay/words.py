@@ -1,20 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Packets and findings in a few words."""
 
-from typing import Final
-
-from nfq_guard.finding import Bound, Breach, Finding
+from nfq_guard.finding import Breach, Finding
+from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import protocol, tcp_flags, tcp_state, tuple_ends
 from nfq_guard.wire.packet import ACK, Datagram, IcmpMessage, Malformed, Packet, Segment
-
-# What a breach says: the number that breaks, the side of the limit, and what the limit is.
-_BREACHES: Final = {
-    Bound.SEQ_OVER: ("seq", "beyond", "the last the receiver agreed to take"),
-    Bound.SEQ_UNDER: ("end", "before", "the sender's highest end less the receiver's window"),
-    Bound.ACK_OVER: ("ack", "beyond", "the last the other side has sent"),
-    Bound.ACK_UNDER: ("ack", "before", "the oldest that may still be acknowledged"),
-    Bound.RST_OUTSIDE: ("seq", "before", "what the other side has acknowledged already"),
-}
 
 
 def flag_letters(flags: int) -> str:
@@ -50,15 +40,16 @@ def octets_of(count: int) -> str:
 
 def breach_sentence(breach: Breach) -> str:
     """The proof in one sentence."""
-    what, side, limit = _BREACHES[breach.bound]
+    words = BOUND_WORDS[breach.bound]
     distance = octets_of(breach.distance)
-    return f"{what} {breach.actual} is {distance} {side} {breach.limit}, {limit}"
+    where = f"{distance} {words.outside} {breach.limit}"
+    return f"{words.actual} {breach.actual} is {where}, {words.limit}"
 
 
 def breach_gist(breach: Breach) -> str:
     """The proof beside `gist`, which has the number itself."""
-    what, side, _ = _BREACHES[breach.bound]
-    return f"{what} {octets_of(breach.distance)} {side} {breach.limit}"
+    words = BOUND_WORDS[breach.bound]
+    return f"{words.actual} {octets_of(breach.distance)} {words.outside} {breach.limit}"
 
 
 def finding_sentence(finding: Finding) -> str:

@@ -7,6 +7,8 @@ from html import escape
 from typing import Any, Final
 
 from nfq_guard import __version__
+from nfq_guard.finding import Reason
+from nfq_guard.glossary import REASONS
 from nfq_guard.report.charts import Bar, stacked_bars
 from nfq_guard.report.summary import DISTANCE_CLASSES, FlowName, FlowSummary, Summary
 
@@ -14,23 +16,6 @@ _FLOWS_SHOWN: Final = 25
 _BUCKETS_MAX: Final = 60
 # Widths of a bar of the timeline, seconds.
 _WIDTHS: Final = (1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600, 7200, 21_600, 86_400)
-
-_MEANING: Final = {
-    "seq-over": "data beyond the window that the receiver offered",
-    "ack-over": "acknowledges data that the other side never sent",
-    "seq-under": "old data, below the window (kernels before 6.1)",
-    "ack-under": "acknowledges far too little (kernels before 6.1)",
-    "rst-outside": "a RST from before what was acknowledged already",
-    "bad-transition": "does not fit the state of its flow",
-    "no-entry": "belongs to no flow, and cannot open one",
-    "bad-flags": "TCP flags that make no sense together",
-    "bad-checksum": "damaged on the way",
-    "malformed": "headers that contradict themselves",
-    "icmp-unrelated": "an ICMP error about a flow that is not there",
-    "icmp-mismatch": "an ICMP error sent to somebody else than the quoted sender",
-    "raced": "fits by the time it was looked at: other packets came between",
-    "unsupported": "cannot be judged: no evidence, or no diagnosis for the protocol",
-}
 
 _STYLE: Final = """
 :root{color-scheme:light dark;--ink:#1b1f24;--dim:#5a6472;--line:#d8dee4;--paper:#fff;
@@ -147,6 +132,14 @@ def _span(seconds: int) -> str:
     return "second" if seconds == 1 else f"{seconds} seconds"
 
 
+def _phrase(reason: str) -> str:
+    """What `reason` means; empty for one that this version does not know."""
+    try:
+        return REASONS[Reason(reason)].phrase
+    except ValueError:
+        return ""
+
+
 def _reasons(summary: Summary) -> str:
     rows = []
     for reason, packets in summary.reasons.most_common():
@@ -158,7 +151,7 @@ def _reasons(summary: Summary) -> str:
         rows.append(
             (
                 f"<code>{escape(reason)}</code>",
-                escape(_MEANING.get(reason, "")),
+                escape(_phrase(reason)),
                 f"{packets:,}",
                 f"{drops:,}",
                 escape(nats),

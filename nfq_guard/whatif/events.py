@@ -11,7 +11,7 @@ from typing import Final, final
 
 import msgspec
 
-from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_DST_NAT,
     IPS_SRC_NAT,
@@ -44,7 +44,7 @@ _NAT_STATUS: Final = {
 
 
 class _Breach(msgspec.Struct):
-    bound: Bound
+    bound: Reason
     actual: int
     limit: int
     distance: int
@@ -123,6 +123,8 @@ def _recorded(number: int, event: _Event) -> Recorded:
     breach = event.breach
     proof = None
     if breach is not None:
+        if breach.bound not in BOUNDS:
+            raise ValueError(breach.bound)
         proof = Breach(breach.bound, seq(breach.actual), seq(breach.limit), breach.distance)
     packet = _packet(event)
     return Recorded(

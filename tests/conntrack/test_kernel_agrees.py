@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.conntrack import entry, window
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, TCP_TIMEOUTS_S, Sysctls
 from nfq_guard.conntrack.table import CT_ESTABLISHED, CT_INVALID, CT_NEW
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import IPV4, IPV6
 from tests.fuzz_kernel.campaign import (
     CHUNK_PACKETS,
@@ -27,16 +27,16 @@ from tests.support.trace import Ends, Step, parse
 TRACES = sorted((Path(__file__).parent / "traces").glob("*.trace"))
 # What a run of this length has always met; without it the run would prove little.
 MET = (
-    window.SEQ_OVER,
-    window.ACK_OVER,
-    window.SEQ_UNDER,
-    window.ACK_UNDER,
-    window.OVERSHOOT,
-    entry.CAUSE_RST_OUTSIDE,
-    entry.CAUSE_BAD_TRANSITION,
-    entry.CAUSE_NO_ENTRY,
-    entry.CAUSE_BAD_FLAGS,
-    entry.CAUSE_STATE_IGNORES,
+    Reason.SEQ_OVER,
+    Reason.ACK_OVER,
+    Reason.RST_OUTSIDE,
+    Reason.BAD_TRANSITION,
+    Reason.NO_ENTRY,
+    Reason.BAD_FLAGS,
+    Ignored.SEQ_UNDER,
+    Ignored.ACK_UNDER,
+    Ignored.OVERSHOOT,
+    Ignored.STATE,
 )
 
 

@@ -69,7 +69,7 @@ def test_overshoot(make_flow: MakeFlow, kernel: KernelRules) -> None:
     flow = make_flow(kernel).opened()
     answer = flow.see("> P. 1002:1500(498) ack 1 win 1000")
     assert answer == (
-        "ESTABLISHED ignored overshoot" if kernel is KERNEL_6_1 else "INVALID overshoot"
+        "ESTABLISHED ignored overshoot" if kernel is KERNEL_6_1 else "INVALID seq-over"
     )
     answer = flow.see("< . 1:1(0) ack 1500 win 1000")
     assert answer == ("INVALID ack-over" if kernel is KERNEL_5_10 else "ESTABLISHED")

@@ -57,8 +57,9 @@ def run(steps: list[Step], kernel: KernelRules, sysctls: Sysctls) -> list[tuple[
     for step in steps:
         now += step.wait_s
         answer = table.track(ends.packet(step), now)
-        found.append((answer, table.cause, table.ignored, table.state))
-        assert (answer == CT_INVALID or table.ignored) == (table.cause != 0)
+        found.append((answer, table.reason, table.ignored, table.state))
+        assert (answer == CT_INVALID) is (table.reason is not None)
+        assert answer != CT_INVALID or table.ignored is None
     return found
 
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 
-from nfq_guard.conntrack import entry
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import (
@@ -17,6 +16,7 @@ from nfq_guard.conntrack.table import (
     CTSTATES,
     FlowTable,
 )
+from nfq_guard.finding import Reason
 from nfq_guard.flow import (
     IPS_ASSURED,
     IPS_SEEN_REPLY,
@@ -112,28 +112,31 @@ def test_protocol_without_a_tracker(table: FlowTable) -> None:
 
 def test_no_next_header(table: FlowTable) -> None:
     assert table.track(packet(A6, B6, 59, None), 0.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_UNSUPPORTED
+    assert table.reason is Reason.UNSUPPORTED
     assert table.snapshot() is None
 
 
 def test_fragment_that_nobody_put_together(table: FlowTable) -> None:
     late = Packet(IPV4, A, B, PROTO_UDP, 60, 20, 64, 800, False, None)
     assert table.track(late, 0.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_UNSUPPORTED
+    assert table.reason is Reason.UNSUPPORTED
 
 
 def test_malformed(table: FlowTable) -> None:
     assert table.track(Malformed("too short"), 0.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_MALFORMED
+    assert table.reason is Reason.MALFORMED
     assert table.state == 0
     assert table.snapshot() is None
+
+
+def test_header_that_the_capture_cut_off(table: FlowTable) -> None:
     assert table.track(Malformed("cut off", snapped=True), 0.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_UNSUPPORTED
+    assert table.reason is Reason.UNSUPPORTED
 
 
 def test_checksum(table: FlowTable) -> None:
     assert table.track(udp(A, B, 1, 2), 0.0, False) == CT_INVALID
-    assert table.cause == entry.CAUSE_BAD_CHECKSUM
+    assert table.reason is Reason.BAD_CHECKSUM
     assert table.track(udp(A, B, 1, 2), 0.0, True) == CT_NEW
     careless = FlowTable(KERNEL_6_1, Sysctls(checksum=False))
     assert careless.track(udp(A, B, 1, 2), 0.0, False) == CT_NEW
@@ -157,9 +160,9 @@ def test_echo(
 def test_answer_to_nothing(table: FlowTable) -> None:
     for answer in (icmp(A, B, 0), icmp(A, B, 10), icmp(A6, B6, 129), icmp(A6, B6, 200)):
         assert table.track(answer, 0.0) == CT_INVALID
-        assert table.cause == entry.CAUSE_NO_ENTRY
+        assert table.reason is Reason.NO_ENTRY
     assert table.track(icmp(A, B, 19), 0.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_MALFORMED
+    assert table.reason is Reason.MALFORMED
     assert len(table) == 0
 
 
@@ -171,10 +174,10 @@ def test_neighbours_are_left_alone(table: FlowTable) -> None:
 def test_redirect_comes_from_the_link(table: FlowTable) -> None:
     for forged in (icmp(A6, B6, 137, hop_limit=255), icmp(LINK_LOCAL, B6, 137)):
         assert table.track(forged, 0.0) == CT_INVALID
-        assert table.cause == entry.CAUSE_MALFORMED
+        assert table.reason is Reason.MALFORMED
     true = packet(LINK_LOCAL, B6, PROTO_ICMPV6, IcmpMessage(137, 0, 0, 0, True, None), 255)
     assert table.track(true, 0.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_ICMP_UNRELATED
+    assert table.reason is Reason.ICMP_UNRELATED
 
 
 def test_errors_belong_to_the_flow_that_they_quote(table: FlowTable) -> None:
@@ -191,7 +194,7 @@ def test_errors_belong_to_the_flow_that_they_quote(table: FlowTable) -> None:
 def test_error_to_somebody_else(table: FlowTable) -> None:
     table.track(udp(A, B, 1, 2), 0.0)
     assert table.track(error(B, C, 3, FlowTuple(PROTO_UDP, A, B, 1, 2)), 0.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_ICMP_MISMATCH
+    assert table.reason is Reason.ICMP_MISMATCH
     snapshot = table.snapshot()
     assert snapshot
     assert snapshot.direction == 1
@@ -200,7 +203,7 @@ def test_error_to_somebody_else(table: FlowTable) -> None:
 def test_error_about_nothing_known(table: FlowTable) -> None:
     for quoted in (FlowTuple(PROTO_UDP, A, B, 1, 2), None):
         assert table.track(error(B, A, 3, quoted), 0.0) == CT_INVALID
-        assert table.cause == entry.CAUSE_ICMP_UNRELATED
+        assert table.reason is Reason.ICMP_UNRELATED
         assert table.snapshot() is None
 
 
@@ -217,7 +220,7 @@ def test_snapshot_of_a_packet_that_got_nowhere(table: FlowTable) -> None:
     table.track(syn(1), 0.0)
     null = Ends(ports=(1, 80)).packet(parse("> - 0:0(0)"))
     assert table.track(null, 1.0) == CT_INVALID
-    assert table.cause == entry.CAUSE_BAD_FLAGS
+    assert table.reason is Reason.BAD_FLAGS
     snapshot = table.snapshot()
     assert snapshot
     assert snapshot.evidence is table.evidence is Evidence.REPLAY

@@ -9,7 +9,7 @@ from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_
 from nfq_guard.conntrack.states import CLASS_SYN
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
-from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_MAXACK_SET,
     IP_CT_TCP_FLAG_SACK_PERM,
@@ -145,7 +145,7 @@ def test_seq_over(shift: int) -> None:
     assert finding(packet, flow(shift=shift)) == Finding(
         Reason.SEQ_OVER,
         Breach(
-            Bound.SEQ_OVER,
+            Reason.SEQ_OVER,
             seq(CLIENT_MAXEND + SERVER_MAXWIN + shift),
             seq(CLIENT_MAXEND + shift),
             SERVER_MAXWIN,
@@ -159,7 +159,7 @@ def test_ack_over(shift: int) -> None:
     assert finding(packet, flow(shift=shift)).reason is Reason.RACED
     packet = tcp(ACK, CLIENT_END, SERVER_END + 1, shift=shift)
     assert finding(packet, flow(shift=shift)).breach == Breach(
-        Bound.ACK_OVER, seq(SERVER_END + 1 + shift), seq(SERVER_END + shift), 1
+        Reason.ACK_OVER, seq(SERVER_END + 1 + shift), seq(SERVER_END + shift), 1
     )
 
 
@@ -171,7 +171,7 @@ def test_ack_over_by_a_sack_block(shift: int) -> None:
     packet = tcp(ACK, CLIENT_END, SERVER_END, shift=shift, options=options)
     assert finding(packet, flow(shift=shift)).reason is Reason.RACED
     found = finding(packet, flow(shift=shift, server_flags=IP_CT_TCP_FLAG_SACK_PERM))
-    assert found.breach == Breach(Bound.ACK_OVER, right, seq(SERVER_END + shift), 7)
+    assert found.breach == Breach(Reason.ACK_OVER, right, seq(SERVER_END + shift), 7)
 
 
 @SHIFTS
@@ -183,7 +183,7 @@ def test_old_segments_are_invalid_only_on_old_kernels(shift: int) -> None:
     for kernel in (KERNEL_5_10, KERNEL_5_15):
         assert finding(packet, flow(shift=shift), kernel=kernel) == Finding(
             Reason.SEQ_UNDER,
-            Breach(Bound.SEQ_UNDER, seq(lowest - 1 + shift), seq(lowest + shift), 1),
+            Breach(Reason.SEQ_UNDER, seq(lowest - 1 + shift), seq(lowest + shift), 1),
         )
         on_bound = tcp(ACK, lowest - 100, SERVER_END, 100, shift=shift)
         assert finding(on_bound, flow(shift=shift), kernel=kernel).reason is Reason.RACED
@@ -195,7 +195,7 @@ def test_late_acknowledgement_is_invalid_only_on_old_kernels(shift: int) -> None
     packet = tcp(ACK, CLIENT_END, lowest - 1, shift=shift)
     assert finding(packet, flow(shift=shift)).reason is Reason.RACED
     assert finding(packet, flow(shift=shift), kernel=KERNEL_5_10) == Finding(
-        Reason.ACK_UNDER, Breach(Bound.ACK_UNDER, seq(lowest - 1 + shift), seq(lowest + shift), 1)
+        Reason.ACK_UNDER, Breach(Reason.ACK_UNDER, seq(lowest - 1 + shift), seq(lowest + shift), 1)
     )
 
 
@@ -222,7 +222,7 @@ def test_rst_outside(shift: int) -> None:
     maxack = CLIENT_END - 300
     assert finding(tcp(RST, maxack - 1, shift=shift), known) == Finding(
         Reason.RST_OUTSIDE,
-        Breach(Bound.RST_OUTSIDE, seq(maxack - 1 + shift), seq(maxack + shift), 1),
+        Breach(Reason.RST_OUTSIDE, seq(maxack - 1 + shift), seq(maxack + shift), 1),
     )
     assert finding(tcp(RST, maxack, shift=shift), known).reason is Reason.RACED
     assert finding(tcp(RST, maxack - 1, shift=shift), flow(shift=shift)).reason is Reason.RACED

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.finding import Ignored
 from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk, write_trace
-from tests.fuzz_kernel.compare import CAUSE_NAMES
 
 _TRACES: Final = Path(__file__).parents[1] / "conntrack" / "traces"
 _GIVE_UP_AFTER: Final = 20
@@ -65,8 +65,11 @@ def _report(tally: Tally) -> None:
     sys.stdout.write(f"{tally.packets} packets, {tally.flows} flows of this run\n")
     for place, count in sorted(tally.ctstates.items()):
         sys.stdout.write(f"  {CTSTATES[place]:<24} {count}\n")
-    for cause, count in sorted(tally.causes.items()):
-        sys.stdout.write(f"  {CAUSE_NAMES[cause]:<24} {count}\n")
+    for cause, count in tally.causes.most_common():
+        name = "passed" if cause is None else cause.value
+        if isinstance(cause, Ignored):
+            name += " (ignored)"
+        sys.stdout.write(f"  {name:<24} {count}\n")
     sys.stdout.write(f"{len(tally.failures)} mismatches\n")
 
 

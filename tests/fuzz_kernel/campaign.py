@@ -14,6 +14,7 @@ from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import IPV4, IPV6, FlowSnapshot
 from tests.fuzz_kernel.compare import Mismatch, Pair, ends_of, first_mismatch
 from tests.fuzz_kernel.generate import next_step, start
@@ -51,14 +52,14 @@ class Tally:
         packets: Segments sent.
         flows: Flows begun.
         ctstates: How often each place in `CTSTATES` was answered.
-        causes: How often each cause was.
+        causes: How often each reason or ignored case was; None counts those that passed.
         failures: Flows that differed.
     """
 
     packets: int = 0
     flows: int = 0
     ctstates: Counter[int] = field(default_factory=Counter)
-    causes: Counter[int] = field(default_factory=Counter)
+    causes: Counter[Reason | Ignored | None] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
 
 

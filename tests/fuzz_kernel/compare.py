@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from nfq_guard.conntrack import entry as causes
 from nfq_guard.conntrack import window
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import CLASS_RST
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CTSTATES, FlowTable
 from nfq_guard.diagnose import diagnose
-from nfq_guard.finding import Reason
+from nfq_guard.finding import BOUNDS, Breach, Ignored, Reason
 from nfq_guard.flow import (
     IPS_ASSURED,
     IPS_CONFIRMED,
@@ -34,52 +33,27 @@ from tests.support.live import LiveConntrack
 from tests.support.lookups import answered
 from tests.support.trace import Ends, Step
 
-# What the kernel's log says for each cause; the first group is the number that it prints.
-_TEXTS: Final = {
-    window.SEQ_OVER: re.compile(r"SEQ is over upper bound (\d+)"),
-    window.ACK_OVER: re.compile(r"ACK is over upper bound (\d+)"),
-    window.SEQ_UNDER: re.compile(r"SEQ is under lower bound (\d+)"),
-    window.ACK_UNDER: re.compile(r"ignored ACK under lower bound (\d+)"),
-    window.OVERSHOOT: re.compile(r"(\d+) bytes more than expected"),
-    causes.CAUSE_RST_OUTSIDE: re.compile("invalid rst"),
-    causes.CAUSE_BAD_TRANSITION: re.compile(r"packet \(index \d\) in dir \d invalid, state"),
-    causes.CAUSE_NO_ENTRY: re.compile("invalid new"),
-    causes.CAUSE_BAD_FLAGS: re.compile("invalid tcp flag combination"),
-    causes.CAUSE_STATE_IGNORES: re.compile(r"packet \(index \d\) in dir \d ignored, state"),
-    causes.CAUSE_CHALLENGE_ACK: re.compile("challenge-ack ignored"),
+# What the kernel's log says for each reason and ignored case; the first group is the number that it
+# prints. Equal values of the two enums are the same bound, and the kernel says the same of both.
+_TEXTS: Final[dict[str, re.Pattern[str]]] = {
+    Reason.SEQ_OVER: re.compile(r"SEQ is over upper bound (\d+)"),
+    Reason.ACK_OVER: re.compile(r"ACK is over upper bound (\d+)"),
+    Reason.RST_OUTSIDE: re.compile("invalid rst"),
+    Reason.BAD_TRANSITION: re.compile(r"packet \(index \d\) in dir \d invalid, state"),
+    Reason.NO_ENTRY: re.compile("invalid new"),
+    Reason.BAD_FLAGS: re.compile("invalid tcp flag combination"),
+    Ignored.SEQ_UNDER: re.compile(r"SEQ is under lower bound (\d+)"),
+    Ignored.ACK_UNDER: re.compile(r"ignored ACK under lower bound (\d+)"),
+    Ignored.OVERSHOOT: re.compile(r"(\d+) bytes more than expected"),
+    Ignored.STATE: re.compile(r"packet \(index \d\) in dir \d ignored, state"),
+    Ignored.CHALLENGE_ACK: re.compile("challenge-ack ignored"),
 }
 # The number printed is the first that fails, ours the last that passes.
-_PRINTED_PAST_LIMIT: Final = {
-    window.SEQ_OVER: 1,
-    window.ACK_OVER: 1,
-    window.SEQ_UNDER: -1,
-    window.ACK_UNDER: -1,
-}
-# The reasons that the causes of INVALID stand for.
-REASONS: Final = {
-    window.SEQ_OVER: Reason.SEQ_OVER,
-    window.ACK_OVER: Reason.ACK_OVER,
-    window.SEQ_UNDER: Reason.SEQ_UNDER,
-    window.ACK_UNDER: Reason.ACK_UNDER,
-    window.OVERSHOOT: Reason.SEQ_OVER,
-    causes.CAUSE_RST_OUTSIDE: Reason.RST_OUTSIDE,
-    causes.CAUSE_BAD_TRANSITION: Reason.BAD_TRANSITION,
-    causes.CAUSE_NO_ENTRY: Reason.NO_ENTRY,
-    causes.CAUSE_BAD_FLAGS: Reason.BAD_FLAGS,
-}
-CAUSE_NAMES: Final = {
-    causes.CAUSE_NONE: "passed",
-    window.SEQ_OVER: "seq over",
-    window.ACK_OVER: "ack over",
-    window.SEQ_UNDER: "seq under (ignored)",
-    window.ACK_UNDER: "ack under (ignored)",
-    window.OVERSHOOT: "overshoot (ignored)",
-    causes.CAUSE_RST_OUTSIDE: "invalid rst",
-    causes.CAUSE_BAD_TRANSITION: "bad transition",
-    causes.CAUSE_NO_ENTRY: "no entry",
-    causes.CAUSE_BAD_FLAGS: "bad flags",
-    causes.CAUSE_STATE_IGNORES: "ignored by state",
-    causes.CAUSE_CHALLENGE_ACK: "challenge ack",
+_PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
+    Reason.SEQ_OVER: 1,
+    Reason.ACK_OVER: 1,
+    Reason.SEQ_UNDER: -1,
+    Reason.ACK_UNDER: -1,
 }
 _BESIDE_THE_POINT: Final = re.compile("lower timeout to")
 _STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
@@ -95,13 +69,13 @@ class Outcome:
     Attributes:
         snapshot: The flow after it, as we see it.
         ctstate: What we called it, a place in `CTSTATES`.
-        cause: And why.
+        cause: Why it is INVALID or ignored; None for a segment that is neither.
         differences: Where the kernel says otherwise.
     """
 
     snapshot: FlowSnapshot | None
     ctstate: int
-    cause: int
+    cause: Reason | Ignored | None
     differences: list[str]
 
 
@@ -127,6 +101,41 @@ def ends_of(family: int, serial: int) -> Ends:
     return Ends(IPV6, (prefix + b"\1\0\1", prefix + b"\2\0\1"), ports)
 
 
+@dataclass(frozen=True, slots=True)
+class _Ours:
+    """What we said about one step: as in `Outcome`, and the bound that it broke."""
+
+    ctstate: int
+    cause: Reason | Ignored | None
+    breach: Breach | None
+
+
+def broken_bound(table: FlowTable, packet: Packet, snapshot: FlowSnapshot | None) -> Breach | None:
+    """The bound for which `packet`, the last one of `table`, is INVALID or ignored.
+
+    Args:
+        table: Where `packet` was tracked last.
+        packet: A segment.
+        snapshot: Its flow, as its direction sees it. An INVALID or ignored segment does not move
+            the window, an overshoot aside, so the flow before it and after it are alike.
+    """
+    cause = table.reason or table.ignored
+    if snapshot is None or snapshot.peers is None or cause not in BOUNDS:
+        return None
+    bound = Reason(cause)
+    segment = packet.l4
+    assert isinstance(segment, Segment)
+    sender = snapshot.peers[snapshot.direction]
+    receiver = snapshot.peers[1 - snapshot.direction]
+    if bound is Reason.RST_OUTSIDE:
+        return window.rst_against(segment.seq, receiver)
+    seq, end = segment.seq, segment.end
+    if window.stands_at_td_end(segment, snapshot.state):
+        seq = end = sender.td_end
+    sack = window.acknowledged(segment, receiver)
+    return window.against(bound, seq, end, sack, sender, receiver)
+
+
 class Pair:
     """The two trackers, and flows that run through both of them."""
 
@@ -142,7 +151,7 @@ class Pair:
         """Send one segment of each of several flows."""
         live, table = self._live, self.table
         found: list[list[str]] = []
-        answers: list[tuple[int, int, int, int]] = []
+        answers: list[_Ours] = []
         flows: list[FlowTuple] = []
         begun = time.monotonic()
         for ends, step in steps:
@@ -155,7 +164,9 @@ class Pair:
                 word = "lost" if kernels is None else CTSTATES[kernels]
                 differences.append(f"ctstate: kernel {word}, ours {CTSTATES[ours]}")
             found.append(differences)
-            answers.append((ours, table.cause, table.tcp.actual, table.tcp.limit))
+            assert isinstance(packet, Packet)
+            breach = broken_bound(table, packet, table.snapshot())
+            answers.append(_Ours(ours, table.reason or table.ignored, breach))
             flows.append(FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports))
         texts = self._texts()
         ours_after = table.lookup(flows)
@@ -165,14 +176,14 @@ class Pair:
             differences = found[index]
             self._compare_reason(differences, answers[index], texts.get(ends.ports, []), step)
             _compare_flow(differences, kernels_after[index], ours_after[index], slack_s)
-            if answers[index][0] == CT_INVALID:
+            if answers[index].ctstate == CT_INVALID:
                 snapshot = kernels_after[index]
                 if snapshot:
                     # It was looked up by the way that the flow began.
                     snapshot.direction ^= step.direction
                 self._compare_diagnosis(differences, answers[index], ends.octets(step), snapshot)
         return [
-            Outcome(ours_after[index], answers[index][0], answers[index][1], found[index])
+            Outcome(ours_after[index], answers[index].ctstate, answers[index].cause, found[index])
             for index in range(len(steps))
         ]
 
@@ -193,16 +204,16 @@ class Pair:
     def _compare_reason(
         self,
         differences: list[str],
-        answer: tuple[int, int, int, int],
+        answer: _Ours,
         texts: list[str],
         step: Step,
     ) -> None:
-        _, cause, _, limit = answer
-        if cause == causes.CAUSE_NO_ENTRY and self._silent_new and step.flags & 0x17 == 0x10:
+        cause = answer.cause
+        if cause is Reason.NO_ENTRY and self._silent_new and step.flags & 0x17 == 0x10:
             if texts:
                 differences.append(f"reason: kernel {texts}, ours is silent")
             return
-        if not cause:
+        if cause is None:
             if texts:
                 differences.append(f"reason: kernel {texts}, ours none")
             return
@@ -210,29 +221,29 @@ class Pair:
         if match is None:
             differences.append(f"reason: kernel {texts}, ours {_TEXTS[cause].pattern!r}")
         elif cause in _PRINTED_PAST_LIMIT:
-            printed = (limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
+            assert answer.breach is not None
+            printed = (answer.breach.limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
             if int(match[1]) != printed:
                 differences.append(f"bound: kernel {match[1]}, ours {printed}")
 
     def _compare_diagnosis(
         self,
         differences: list[str],
-        answer: tuple[int, int, int, int],
+        answer: _Ours,
         octets: bytes,
         snapshot: FlowSnapshot | None,
     ) -> None:
         """What the daemon would say, who sees no more than the kernel's entry afterwards."""
-        _, cause, actual, limit = answer
         queued = Queued(octets, Hook.PREROUTING, "", "", 0, CHECKSUM_UNVERIFIED)
         finding = diagnose(
             queued, decode(octets), snapshot, Evidence.BPF, self._kernel, self._sysctls
         )
         if finding.reason is Reason.RST_OUTSIDE and self._rst_passed_unseen(snapshot):
             return
-        if finding.reason is not REASONS[cause]:
-            differences.append(f"diagnosis: {finding.reason}, is {REASONS[cause]}")
-        elif finding.breach and (finding.breach.actual, finding.breach.limit) != (actual, limit):
-            differences.append(f"breach: {finding.breach}, is {actual} beyond {limit}")
+        if finding.reason is not answer.cause:
+            differences.append(f"diagnosis: {finding.reason}, is {answer.cause}")
+        elif finding.breach and finding.breach != answer.breach:
+            differences.append(f"breach: {finding.breach}, is {answer.breach}")
 
     def _rst_passed_unseen(self, snapshot: FlowSnapshot | None) -> bool:
         """Whether a RST may have gone past `td_maxack` to the window check for a cause unseen.

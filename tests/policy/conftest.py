@@ -3,7 +3,7 @@
 
 import pytest
 
-from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.seqno import seq
 from nfq_guard.wire.packet import ACK, Packet, Queued, Segment
 from tests.support.policies import Case
@@ -14,5 +14,5 @@ def judge_case() -> Case:
     """A segment beyond the window of a flow that is not known."""
     segment = Segment(40000, 80, seq(1), seq(2), ACK, 100, 10, b"", 0)
     packet = Packet(4, b"\n\0\0\1", b"\n\0\0\2", 6, 60, 20, 64, 0, False, segment)
-    finding = Finding(Reason.SEQ_OVER, Breach(Bound.SEQ_OVER, seq(9), seq(4), 5))
+    finding = Finding(Reason.SEQ_OVER, Breach(Reason.SEQ_OVER, seq(9), seq(4), 5))
     return Queued(b"", 0, "eth0", "", 0, 0), packet, None, finding

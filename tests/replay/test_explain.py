@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard explain`: the lesson, its numbers and its words."""
+"""`nfq-guard explain`: the explanation, its numbers and its words."""
 
 import gzip
 import json
@@ -14,8 +14,6 @@ from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from nfq_guard.cli import main
-from nfq_guard.finding import Reason
-from nfq_guard.replay.glossary import MEANINGS
 from tests.support import captures
 from tests.support.conversation import Conversation
 
@@ -52,10 +50,6 @@ class Explains:
 @pytest.fixture
 def explains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Explains:
     return Explains(tmp_path, capsys)
-
-
-def test_every_reason_has_a_meaning() -> None:
-    assert set(MEANINGS) == set(Reason)
 
 
 def test_ack_of_unseen_data(talk: Conversation, explains: Explains) -> None:
@@ -99,7 +93,7 @@ def test_bounds_as_objects(talk: Conversation, explains: Explains) -> None:
 def test_late_retransmission(
     talk: Conversation, explains: Explains, kernel: str, word: str
 ) -> None:
-    """The answer of each generation stands in every lesson."""
+    """The answer of each generation stands in every explanation."""
     for start in range(10_001, 90_001, 1000):
         talk.server("A", start, 101, length=1000)
         talk.client("A", 101, start + 1000)

@@ -15,7 +15,7 @@ from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import LINKS
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import Sysctls
-from nfq_guard.finding import Bound, Reason
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import IPS_DST_NAT, CtState, Evidence, Nat
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.default import default_policy
@@ -73,7 +73,7 @@ def test_late_retransmission(isn: int, kernel: KernelRules, reason: Reason | Non
     talk = transfer(isn)
     talk.server("A", 1, 201, length=1000)
     last = replayed(talk, ReplaySettings(kernel=kernel, every=True))[-1]
-    assert last.ignored == (reason is None)
+    assert last.ignored is (Ignored.SEQ_UNDER if reason is None else None)
     assert (last.finding.reason if last.finding else None) == reason
 
 
@@ -85,7 +85,7 @@ def test_breach_has_its_numbers(isn: int) -> None:
     assert last.frame.number == len(talk.frames)
     assert last.finding is not None
     assert last.finding.breach is not None
-    assert last.finding.breach.bound is Bound.ACK_OVER
+    assert last.finding.breach.bound is Reason.ACK_OVER
     assert last.finding.breach.distance == 17
     assert last.snapshot is not None
     assert last.snapshot.evidence is Evidence.REPLAY

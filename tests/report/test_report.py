@@ -4,6 +4,7 @@
 import io
 import json
 import re
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.finding import Reason
-from nfq_guard.report import page, summary
+from nfq_guard.glossary import REASONS
+from nfq_guard.report import summary
 from nfq_guard.report.charts import Bar, stacked_bars
 from nfq_guard.report.page import render
 from nfq_guard.report.summary import summarise
@@ -142,7 +144,13 @@ def test_many_flows_and_days() -> None:
 
 
 def test_every_reason_is_explained() -> None:
-    assert set(page._MEANING) == {reason.value for reason in Reason}
+    html = well_formed(render(summarise([event(reason=r.value) for r in Reason]), title="all"))
+    for reason in Reason:
+        assert escape(REASONS[reason].phrase) in html
+
+
+def test_unknown_reason_has_a_row() -> None:
+    assert "of-tomorrow" in render(summarise([event(reason="of-tomorrow")]), title="later")
 
 
 @pytest.mark.parametrize(

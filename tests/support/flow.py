@@ -1,31 +1,12 @@
 # SPDX-License-Identifier: MIT
 """A flow to talk to in the words of a trace."""
 
-from typing import Final
-
-from nfq_guard.conntrack import entry, window
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CTSTATES, FlowTable
 from nfq_guard.flow import IPV4, FlowSnapshot, FlowTuple, Peer, TcpState
-from nfq_guard.seqno import distance
-from tests.fuzz_kernel.compare import Pair, ends_of
-from tests.support.trace import PLACES, Ends, parse
-
-WORDS: Final = {
-    entry.CAUSE_NONE: "",
-    window.SEQ_OVER: "seq-over",
-    window.ACK_OVER: "ack-over",
-    window.SEQ_UNDER: "seq-under",
-    window.ACK_UNDER: "ack-under",
-    window.OVERSHOOT: "overshoot",
-    entry.CAUSE_RST_OUTSIDE: "rst-outside",
-    entry.CAUSE_BAD_TRANSITION: "bad-transition",
-    entry.CAUSE_NO_ENTRY: "no-entry",
-    entry.CAUSE_BAD_FLAGS: "bad-flags",
-    entry.CAUSE_STATE_IGNORES: "state",
-    entry.CAUSE_CHALLENGE_ACK: "challenge-ack",
-}
+from tests.fuzz_kernel.compare import Pair, broken_bound, ends_of
+from tests.support.trace import PLACES, Ends, Step, parse
 
 
 class Flow:
@@ -44,6 +25,7 @@ class Flow:
         self._ends = ends or ends_of(IPV4, 0)
         self.table = pair.table if pair else FlowTable(kernel, sysctls)
         self.now = 1000.0
+        self._last: Step | None = None
 
     def see(self, line: str) -> str:
         """Say what a segment is: "NEW", "INVALID seq-over", "ESTABLISHED ignored state"."""
@@ -55,8 +37,13 @@ class Flow:
             self.now += step.wait_s
             self.table.track(self._ends.packet(step), self.now)
         table = self.table
-        words = [CTSTATES[table.ctstate], *(["ignored"] if table.ignored else [])]
-        return " ".join((*words, WORDS[table.cause])).rstrip()
+        words: list[str] = [CTSTATES[table.ctstate]]
+        if table.reason is not None:
+            words.append(table.reason)
+        if table.ignored is not None:
+            words += ["ignored", table.ignored]
+        self._last = step
+        return " ".join(words)
 
     def passes(self, *lines: str) -> None:
         """Assert that segments pass one after the other."""
@@ -76,9 +63,11 @@ class Flow:
 
     @property
     def over_by(self) -> int:
-        """Octets by which the last segment broke its bound."""
-        tcp = self.table.tcp
-        return abs(distance(tcp.actual, tcp.limit))
+        """Octets by which the last segment broke its bound, with the flow as it is after it."""
+        assert self._last is not None
+        breach = broken_bound(self.table, self._ends.packet(self._last), self.table.snapshot())
+        assert breach is not None
+        return breach.distance
 
     @property
     def snapshot(self) -> FlowSnapshot | None:

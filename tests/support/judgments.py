@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from nfq_guard.engine import Judgment, Mode
-from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_ASSURED,
     IPS_DST_NAT,
@@ -60,7 +60,7 @@ def judgment(
     came_as: Queued | None = None,
     lookup_error: int = 0,
 ) -> Judgment:
-    breach = Breach(Bound.SEQ_OVER, Seq(5_000), Seq(4_900), 100)
+    breach = Breach(Reason.SEQ_OVER, Seq(5_000), Seq(4_900), 100)
     return Judgment(
         came_as or Queued(b"", Hook.PREROUTING, "eth0", "", 0, 0),
         packet or segment(),

@@ -8,7 +8,7 @@ from typing import assert_never
 
 from hypothesis import strategies as st
 
-from nfq_guard.finding import Bound, Breach, Finding, Reason
+from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_ASSURED,
     IPS_DYING,
@@ -114,9 +114,9 @@ def _snapshots() -> st.SearchStrategy[FlowSnapshot]:
 
 def _findings() -> st.SearchStrategy[Finding]:
     def finding(reason: Reason, distance: int) -> Finding:
-        if reason not in [*Bound]:
+        if reason not in BOUNDS:
             return Finding(reason)
-        return Finding(reason, Breach(Bound(reason), seq(distance), seq(0), distance))
+        return Finding(reason, Breach(reason, seq(distance), seq(0), distance))
 
     return st.builds(finding, st.sampled_from(Reason), st.sampled_from(_DISTANCES))
 

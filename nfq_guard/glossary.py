@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: MIT
+"""What each reason, bound and ignored case means, for readers who have not met it before."""
+
+from typing import Final, NamedTuple
+
+from nfq_guard.finding import Ignored, Reason
+
+
+class Meaning(NamedTuple):
+    """What a reason means.
+
+    Attributes:
+        phrase: In a few words that complete "the packet ..." or name what it is.
+        sentences: In full, with the most frequent causes.
+    """
+
+    phrase: str
+    sentences: str
+
+
+class BoundWords(NamedTuple):
+    """What a bound asks, and the words for the numbers held against it.
+
+    Attributes:
+        numeral: Its number in kernel.md 1.6.
+        question: Answered with yes where the bound holds.
+        actual: Name of the segment's number.
+        outside: On which side of the limit that number breaks the bound.
+        limit: What the limit is.
+    """
+
+    numeral: str
+    question: str
+    actual: str
+    outside: str
+    limit: str
+
+
+REASONS: Final = {
+    Reason.SEQ_OVER: Meaning(
+        "data beyond the window that the receiver offered",
+        "The sender went past the last octet that the receiver had offered room for. Most often "
+        "conntrack missed a window update that took another path, or the segment belongs to "
+        "another connection between the same ports.",
+    ),
+    Reason.ACK_OVER: Meaning(
+        "acknowledges data that the other side has not sent",
+        "It acknowledges data that conntrack has not seen the other side send. Most often that "
+        "data took another path, or was in a segment that was itself INVALID.",
+    ),
+    Reason.SEQ_UNDER: Meaning(
+        "old data, below the window (kernels before 6.1)",
+        "All of its data is older than one window: a late retransmission. The receiver would "
+        "discard it and send an ACK; kernels before 6.1 call it INVALID, and a NAT host then "
+        "forwards it untranslated.",
+    ),
+    Reason.ACK_UNDER: Meaning(
+        "an acknowledgement below the window (kernels before 6.1)",
+        "Its acknowledgement is older than any window of this flow: an ACK delayed in the "
+        "network. Kernels before 6.1 call it INVALID.",
+    ),
+    Reason.RST_OUTSIDE: Meaning(
+        "an RST from before what was acknowledged already",
+        "The other side has acknowledged octets beyond this RST already, so its receiver would "
+        "not accept it either: it is a late answer to an old segment, or forged.",
+    ),
+    Reason.BAD_TRANSITION: Meaning(
+        "does not fit the state of its flow",
+        "Such a segment cannot occur in that state. Most often conntrack sees one direction only, "
+        "or an old segment of an earlier connection arrives.",
+    ),
+    Reason.NO_ENTRY: Meaning(
+        "belongs to no known flow and cannot open one",
+        "It belongs to no known flow, and a packet of its kind cannot open one. Most often the "
+        "entry has expired: CLOSE lasts 10 s, LAST_ACK 30 s, TIME_WAIT 120 s.",
+    ),
+    Reason.BAD_FLAGS: Meaning(
+        "TCP flags that contradict each other",
+        "No TCP sends this combination of flags; scanners do.",
+    ),
+    Reason.BAD_CHECKSUM: Meaning(
+        "damaged in transit: the checksum does not match",
+        "Its checksum does not match: it was damaged in transit. If this host sent it, the NIC "
+        "had yet to compute the checksum: see --checksum.",
+    ),
+    Reason.MALFORMED: Meaning(
+        "headers that contradict themselves",
+        "Its headers contradict themselves.",
+    ),
+    Reason.ICMP_UNRELATED: Meaning(
+        "an ICMP error about an unknown flow",
+        "It is an ICMP error about a packet of an unknown flow: no host here sent that packet, or "
+        "the entry has expired.",
+    ),
+    Reason.ICMP_MISMATCH: Meaning(
+        "an ICMP error sent to a host other than the quoted sender",
+        "It is an ICMP error about a packet of a known flow, but goes to a host other than the "
+        "one that sent the packet.",
+    ),
+    Reason.RACED: Meaning(
+        "fits by the time of the lookup: other packets came between",
+        "It fits the window that the flow had by the time of the lookup.",
+    ),
+    Reason.UNSUPPORTED: Meaning(
+        "cannot be judged: no evidence, or no diagnosis for the protocol",
+        "Nothing more can be said about it.",
+    ),
+}
+
+BOUND_WORDS: Final = {
+    Reason.SEQ_OVER: BoundWords(
+        "I",
+        "Does it begin where the receiver has offered room?",
+        "seq",
+        "beyond",
+        "the last octet that the receiver agreed to take",
+    ),
+    Reason.SEQ_UNDER: BoundWords(
+        "II",
+        "Does it end within one window of what was sent last?",
+        "end",
+        "before",
+        "the sender's highest end less the receiver's window",
+    ),
+    Reason.ACK_OVER: BoundWords(
+        "III",
+        "Does it acknowledge only what was sent?",
+        "ack",
+        "beyond",
+        "the last octet that the other side has sent",
+    ),
+    Reason.ACK_UNDER: BoundWords(
+        "IV",
+        "Is its acknowledgement recent enough?",
+        "ack",
+        "before",
+        "the oldest acknowledgement that still passes",
+    ),
+    Reason.RST_OUTSIDE: BoundWords(
+        "RST",
+        "Does it come after what was acknowledged?",
+        "seq",
+        "before",
+        "what the other side has acknowledged already",
+    ),
+}
+
+IGNORED: Final = {
+    Ignored.OVERSHOOT: (
+        "It goes beyond the room that the receiver offered, by less than one window. From kernel "
+        "6.1 on conntrack passes it with its flow but does not take it into account."
+    ),
+    Ignored.SEQ_UNDER: (
+        "All of its data is old: a late retransmission. From kernel 6.1 on conntrack passes it "
+        "with its flow but does not take it into account."
+    ),
+    Ignored.ACK_UNDER: (
+        "Its acknowledgement is older than any window. From kernel 6.1 on conntrack passes it "
+        "with its flow but does not take it into account."
+    ),
+    Ignored.STATE: (
+        "In this state only the answer to it tells what it means, so conntrack passes it, "
+        "remembers it, and checks no window."
+    ),
+    Ignored.CHALLENGE_ACK: (
+        "It is a challenge ACK, the answer to a late SYN; it does not close the flow."
+    ),
+}

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Why a frame holds no packet for conntrack, or one that is not INVALID, in full sentences."""
+
+from typing import Final
+
+from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, CtState
+from nfq_guard.glossary import IGNORED
+from nfq_guard.replay.explanation import Explanation
+from nfq_guard.replay.replayer import FRAGMENT_WAITS, NOT_IP, SNAPPED, UNKNOWN_LINK
+from nfq_guard.wire.packet import RST, SYN
+
+WHY_ABSENT: Final = {
+    NOT_IP: "The frame holds no IP packet, such as ARP, so conntrack does not see it.",
+    UNKNOWN_LINK: "The frame was captured on a link type that nfq_guard cannot read.",
+    FRAGMENT_WAITS: (
+        "The frame is an IP fragment. Conntrack sees the datagram once it is complete, and the "
+        "frame with the last missing fragment is the one that is judged."
+    ),
+    SNAPPED: (
+        "The capture holds too little of the frame to read its headers: it was taken with too "
+        "small a snapshot length."
+    ),
+}
+
+
+def why_passed(explanation: Explanation) -> str:
+    """Why the packet of `explanation` is not INVALID."""
+    outcome = explanation.outcome
+    if outcome.ctstate is CtState.UNTRACKED:
+        return "Conntrack does not track neighbour and multicast listener discovery."
+    if outcome.ctstate is CtState.RELATED:
+        return "It is an ICMP error about a packet of a known flow, and goes to its sender."
+    if outcome.ignored is not None:
+        return IGNORED[outcome.ignored]
+    segment = explanation.segment
+    if segment is None:
+        return f"{outcome.ctstate}: its protocol has no window, so an entry suffices."
+    before = explanation.before
+    if before is None:
+        if segment.flags & SYN:
+            return "NEW: a SYN begins a flow; both windows begin with it."
+        return (
+            "NEW: no flow is known, and conntrack picks it up in the middle (tcp_loose). The "
+            "window scale is unknown then, so conntrack holds no bound against this flow."
+        )
+    if segment.flags & SYN:
+        return (
+            f"{outcome.ctstate}: it opens the window of its sender, so no bound is held against it."
+        )
+    if not explanation.checks:
+        if segment.flags & RST:
+            return f"{outcome.ctstate}: the flow is closing, and any RST is accepted then."
+        return f"{outcome.ctstate}: its sender was not seen before, so its window begins here."
+    if all(check.holds for check in explanation.checks):
+        return f"{outcome.ctstate}: all bounds hold, and the segment moves the window on."
+    peers = before.peers
+    if peers is not None and peers[before.direction].flags & IP_CT_TCP_FLAG_BE_LIBERAL:
+        return f"{outcome.ctstate}: a bound is broken, but its sender counts as liberal."
+    return f"{outcome.ctstate}: a bound is broken, but conntrack is set to be liberal."
