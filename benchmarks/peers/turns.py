@@ -27,6 +27,7 @@ from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 
 # Packets a turn. The sockets hold what two hundred take.
@@ -122,7 +123,8 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
     return Worker(
         reader=reader,
         verdicts=VerdictSender(reader.socket, 7),
-        engine=Engine(policy=default_policy(), flows=bpf.BpfFlows(), mode=Mode.ENFORCE),
+        judge=Engine(policy=default_policy(), flows=bpf.BpfFlows(), mode=Mode.ENFORCE),
+        stats=Stats(),
         evidence=Evidence.BPF,
         events=EventLog(sink),
         sink=sink,

@@ -20,8 +20,8 @@ from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.schema import policy_schema
-from nfq_guard.policyfile import PRESET_PREFIX, load_policy, read_shadow, read_table
-from nfq_guard.service import config
+from nfq_guard.policyfile import PRESET_PREFIX, load_policy
+from nfq_guard.service.config import DEFAULT_PATH, load_config
 from nfq_guard.service.settings import Settings
 
 # One attribute in the docstring of a class: its name, and what is said of it.
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "file",
         nargs="?",
         metavar="FILE",
-        help=f"a file, or a preset such as {PRESET_PREFIX}default (default: {config.DEFAULT_PATH})",
+        help=f"a file, or a preset such as {PRESET_PREFIX}default (default: {DEFAULT_PATH})",
     )
     parser.add_argument(
         "--explain-rule",
@@ -98,17 +98,11 @@ def config_schema() -> dict[str, Any]:
 
 
 def _read(file: str | None) -> tuple[str, PolicyModel]:
-    """The policy of a file whose every table is in order."""
+    """The policy of a preset, or of a configuration file without any mistake; and its source."""
     if file is not None and file.startswith(PRESET_PREFIX):
         return file, load_policy(file)
-    mistakes: list[Mistake] = []
-    loaded = config.load(None if file is None else Path(file), mistakes)
-    reading = read_table(loaded.policy_table, loaded.source)
-    mistakes += reading.mistakes
-    read_shadow(loaded.settings.shadow, loaded.source, mistakes)
-    if mistakes or reading.model is None:
-        raise ConfigError(loaded.source, mistakes)
-    return loaded.source, reading.model
+    config = load_config(None if file is None else Path(file))
+    return config.source, config.model
 
 
 def _report(

@@ -13,9 +13,8 @@ from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.cli.terminal import Style, paint
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, Mistake
-from nfq_guard.policyfile import read_shadow, read_table
-from nfq_guard.service.config import Config, load
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError
+from nfq_guard.service.config import ConfigReading, read_config
 from nfq_guard.service.firewall_spec import firewall_of
 
 _STYLES: Final = {
@@ -35,9 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print every check; exit status 1 if any is a problem."""
-    config = load(args.config)
+    reading = read_config(args.config)
+    if reading.settings is None:
+        raise ConfigError(reading.source, reading.mistakes)
+    firewall = firewall_of(reading.settings)
     counts: Counter[Status] = Counter()
-    for check in chain([_policy(config)], examine(firewall_of(config.settings))):
+    for check in chain([_configuration(reading)], examine(firewall)):
         counts[check.status] += 1
         sys.stdout.write(_json(check) if args.format == "json" else _text(check))
     if args.format == "text":
@@ -46,15 +48,14 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_NOT_FINE if counts[Status.PROBLEM] else EXIT_OK
 
 
-def _policy(config: Config) -> Check:
-    mistakes: list[Mistake] = list(read_table(config.policy_table, config.source).mistakes)
-    read_shadow(config.settings.shadow, config.source, mistakes)
+def _configuration(reading: ConfigReading) -> Check:
+    mistakes = reading.mistakes
     if not mistakes:
-        return ok("configuration", f"{config.source}: settings and policy are valid")
+        return ok("configuration", f"{reading.source}: settings and policy are valid")
     more = f" and {len(mistakes) - 1} more" if len(mistakes) > 1 else ""
     return problem(
         "configuration",
-        f"the guard cannot start with this configuration: {config.source}: {mistakes[0]}{more}",
+        f"the guard cannot start with this configuration: {reading.source}: {mistakes[0]}{more}",
         "fix the errors that `nfq-guard check` reports",
     )
 

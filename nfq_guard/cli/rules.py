@@ -12,7 +12,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
 from nfq_guard.firewall.render import render
-from nfq_guard.service.config import load
+from nfq_guard.service.config import load_settings
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
@@ -99,7 +99,7 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise UsageError(f"queues: expected A:B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
     try:
-        settings = load(args.config).settings
+        settings = load_settings(args.config)
     except ConfigError as error:
         if args.action != "remove":
             raise

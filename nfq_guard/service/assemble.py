@@ -1,87 +1,201 @@
 # SPDX-License-Identifier: MIT
-"""Which policy, which evidence and which rules a daemon gets; the rooms meet here."""
+"""Composition root of the daemon: makes every part from the settings, and ties them together.
 
-import hashlib
+What is opened for one queue is in `worker/open.py`, for a queue may have a process of its own.
+"""
+
+import sys
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Final
 
-from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
-from nfq_guard.policy.model import PolicyModel
-from nfq_guard.policyfile import read_shadow, read_table
-from nfq_guard.service import start
-from nfq_guard.service.config import Config, load
+import msgspec
+from structlog.typing import Processor
+
+from nfq_guard.engine import Mode
+from nfq_guard.errors import UsageError
+from nfq_guard.service.config import LoadedPolicy, load_config, load_policy_for, prepared
+from nfq_guard.service.control.commands import Requests
+from nfq_guard.service.control.server import ControlServer
+from nfq_guard.service.control.socket_path import listen
+from nfq_guard.service.daemon import Daemon, Parts
 from nfq_guard.service.firewall_spec import firewall_of
-from nfq_guard.service.settings import Settings
-from nfq_guard.service.supervisor.workers import Loaded, PolicyFacts
+from nfq_guard.service.limited_event import LimitedEvent
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.notify import Notifier
+from nfq_guard.service.settings import Settings, parse_listen
+from nfq_guard.service.supervisor.supervisor import Supervisor
+from nfq_guard.service.supervisor.worker_main import Open
+from nfq_guard.service.supervisor.workers import InProcess, Workers
+from nfq_guard.service.worker.open import open_queue
+from nfq_guard.service.worker.queue_server import QueueServer
+from nfq_guard.telemetry.console import Console, wants_colour, wants_console
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
+from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
+from nfq_guard.telemetry.sink import LineSink
+
+_STDOUT: Final = 1
+_METRICS_FILE_S: Final = 15.0
+
+MakeLog = Callable[[LineSink], EventLog]
+"""Makes the log that writes into a sink, in the form that the settings ask for."""
 
 
-def serve(path: Path | None, override: Callable[[Settings], Settings]) -> None:
-    """Read the configuration and serve until a signal says stop.
+def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
+    """Load the configuration and serve until SIGTERM or SIGINT.
 
     Args:
-        path: The file, or None for the one in /etc or the defaults.
-        override: What the command line says instead.
+        path: The configuration file; None as in `config.read_config`.
+        override: Applies the command line to the settings of the file.
 
     Raises:
-        NfqGuardError: Anything that keeps the daemon from serving.
+        NfqGuardError: The configuration has mistakes, or a part of the daemon cannot be made. What
+            was opened by then is closed again.
     """
-    config, policy = load_all(path)
+    config = load_config(path)
     settings = override(config.settings)
-    start.run(
-        settings,
-        source=config.source,
-        loaded=_loaded(policy, config, config.settings),
-        rules=firewall_of(settings),
-        read=lambda: _read(path, config.settings),
-    )
+    rules = firewall_of(settings)
+    loaded = prepared(config, config.settings)
+    notes: list[str] = []
+
+    def read() -> LoadedPolicy:
+        return load_policy_for(config.settings, path)
+
+    with ExitStack() as stack:
+        sink, make_log = open_log(settings)
+        stack.callback(lambda: sink.close(time.monotonic()))
+        events = make_log(sink)
+        loop = stack.enter_context(Loop(LimitedEvent(events, "housekeeping_failed").raised))
+        if len(settings.queue_numbers) > 1:
+            workers: Workers = Supervisor(
+                settings.queue_numbers,
+                loaded=loaded,
+                read=read,
+                open_queue=lambda number, mode: _opener(settings, number, mode),
+                make_log=make_log,
+                mode=settings.mode,
+                loop=loop,
+                events=events,
+                sink=sink,
+            )
+        else:
+            (queue_num,) = settings.queue_numbers
+            workers = InProcess(
+                open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes)
+            )
+        Daemon(
+            Parts(
+                settings=settings,
+                source=config.source,
+                workers=workers,
+                loop=loop,
+                events=events,
+                sink=sink,
+                rules=rules,
+                loaded=loaded,
+                read=read,
+                notifier=Notifier(),
+                open_more=lambda daemon: _open_endpoints(settings, daemon, loop, events, notes),
+            )
+        ).run()
 
 
-def load_all(path: Path | None) -> tuple[Config, CompiledPolicy]:
-    """The configuration with its policy, ready; arguments as `config.load`.
+def open_log(settings: Settings) -> tuple[LineSink, MakeLog]:
+    """Open the log that the settings name.
 
     Raises:
-        ConfigError: with every mistake of either.
+        UsageError: The file cannot be opened.
     """
-    mistakes: list[Mistake] = []
-    config = load(path, mistakes)
-    reading = read_table(config.policy_table, config.source)
-    mistakes += reading.mistakes
-    shadow = read_shadow(config.settings.shadow, config.source, mistakes)
-    if mistakes or reading.model is None:
-        raise ConfigError(config.source, mistakes)
-    return config, compile_policy(reading.model, shadow)
+    if settings.log == "-" and settings.log_format == "auto" and stdout_is_the_journal():
+        return _open_log_at(SOCKET, JournalRenderer())
+    if settings.log == "journal":
+        return _open_log_at(SOCKET, JournalRenderer())
+    if settings.log != "-":
+        console = settings.log_format == "console"
+        return _open_log_at(Path(settings.log), Console(colour=False) if console else None)
+    sys.stdout.flush()
+    console = wants_console(settings.log_format, _STDOUT)
+    render = Console(colour=wants_colour(_STDOUT)) if console else None
+    return LineSink(_STDOUT), lambda sink: EventLog(sink, render)
 
 
-def _read(path: Path | None, before: Settings) -> Loaded:
-    config, policy = load_all(path)
-    return _loaded(policy, config, before)
+def _open_log_at(path: Path, render: Processor | None) -> tuple[LineSink, MakeLog]:
+    try:
+        return LineSink(path), lambda sink: EventLog(sink, render)
+    except OSError as error:
+        raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
 
 
-def _loaded(policy: CompiledPolicy, config: Config, before: Settings) -> Loaded:
-    now = config.settings
-    # The shadow comes with its policy.
-    changed = [
-        name
-        for name in now.__struct_fields__
-        if name != "shadow" and getattr(now, name) != getattr(before, name)
-    ]
-    shadow = None if policy.shadow is None else policy.shadow.policy
-    return Loaded(
-        policy=policy,
-        told=_told(policy),
-        shadow=_told(shadow) if isinstance(shadow, CompiledPolicy) else None,
-        restart_for=tuple(changed),
+def _opener(settings: Settings, queue_num: int, mode: Mode) -> Open:
+    """What a worker process calls, after the fork, to open its queue in `mode`."""
+    current = msgspec.structs.replace(settings, mode=mode)
+
+    def open_it(
+        loaded: LoadedPolicy, events: EventLog, sink: LineSink, loop: Loop, notes: list[str]
+    ) -> QueueServer:
+        return open_queue(current, queue_num, loaded.policy, events, sink, loop, notes)
+
+    return open_it
+
+
+def _open_endpoints(
+    settings: Settings, daemon: Daemon, loop: Loop, events: EventLog, notes: list[str]
+) -> Callable[[], None]:
+    """Open the control socket, the metrics endpoint and the metrics file; where one fails, none.
+
+    Returns what closes them, in reverse order.
+
+    Raises:
+        NfqGuardError: One of them cannot be opened.
+    """
+    with ExitStack() as stack:
+        _open_control(settings, daemon, loop, notes, stack)
+        for note in notes:
+            events.warning("note", text=note)
+        if settings.metrics_listen or settings.metrics_file:
+            _open_metrics(settings, daemon, loop, events, stack)
+        return stack.pop_all().close
+
+
+def _open_control(
+    settings: Settings, daemon: Daemon, loop: Loop, notes: list[str], stack: ExitStack
+) -> None:
+    if not settings.control_socket:
+        return
+    path = Path(settings.control_socket)
+    listener = listen(path, notes)
+    if listener is not None:
+        requests = Requests(daemon, path.stat().st_gid)
+        stack.callback(ControlServer(listener, path, loop, requests).close)
+
+
+def _open_metrics(
+    settings: Settings, daemon: Daemon, loop: Loop, events: EventLog, stack: ExitStack
+) -> None:
+    exposition = Exposition(
+        lambda: {queue.queue_num: queue.stats for queue in daemon.queues()}, daemon.counters
     )
-
-
-def _told(policy: CompiledPolicy) -> PolicyFacts:
-    model = policy.model
-    return PolicyFacts(source=model.source, digest=digest(model), rules=len(model.rules))
-
-
-def digest(model: PolicyModel) -> str:
-    """The same for the same rules in the same order, wherever they are written."""
-    said = [(rule.name, rule.action, rule.mark, rule.conditions, rule.rate) for rule in model.rules]
-    text = repr((said, model.on_unknown, model.default))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    address = parse_listen(settings.metrics_listen)
+    if address is not None:
+        try:
+            stack.callback(serve(exposition, *address))
+        except OSError as error:
+            raise UsageError(
+                f"daemon.metrics_listen: {settings.metrics_listen}: {error.strerror}"
+            ) from None
+    if settings.metrics_file:
+        try:
+            file = MetricsFile(
+                exposition,
+                Path(settings.metrics_file),
+                lambda problem: events.warning("metrics_file_failed", problem=problem),
+            )
+        except OSError as error:
+            raise UsageError(
+                f"daemon.metrics_file: {settings.metrics_file}: {error.strerror}"
+            ) from None
+        stack.callback(file.close)
+        loop.every(_METRICS_FILE_S, file.write)

@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""The configuration file: `[daemon]` and `[policy]`, read whole or refused whole."""
+"""The configuration file: the tables `[daemon]` and `[policy]`, loaded whole or refused whole.
 
-from collections.abc import Mapping
+The daemon, `check` and `doctor` all load it by `read_config`, so that what `check` calls fine is
+what the daemon starts with.
+"""
+
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, NamedTuple, final
+
+from msgspec import Struct, field
 
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.policyfile import read_toml
+from nfq_guard.policy.decision import Policy
+from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
+from nfq_guard.policy.model import PolicyModel
+from nfq_guard.policyfile import read_shadow, read_table, read_toml
 from nfq_guard.service.settings import TABLE, Settings, parse_settings, shown
 
 DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
@@ -17,52 +26,189 @@ _POLICY_TABLE: Final = "policy"
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """What a file says.
+    """A configuration without mistakes.
 
     Attributes:
         source: The file as the operator named it, or `defaults`.
-        settings: The daemon's part.
-        policy_table: The table `[policy]`, unread; None when the file has none.
+        settings: The table `[daemon]`.
+        model: The table `[policy]`, or the default policy of a file without one.
+        shadow: The policy on trial, which the setting `shadow` names.
     """
 
     source: str
     settings: Settings
-    policy_table: Mapping[str, Any] | None
+    model: PolicyModel
+    shadow: CompiledPolicy | None
 
 
-def load(path: Path | None, mistakes: list[Mistake] | None = None) -> Config:
-    """Read a file; without a name the one in /etc, and without that the defaults.
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConfigReading:
+    """What a file says, with every mistake in it.
+
+    Attributes:
+        source: The file as the operator named it, or `defaults`.
+        settings: The table `[daemon]`; None where that table, or the file outside of the two
+            tables, has mistakes.
+        config: Everything; None where there is any mistake.
+        mistakes: All mistakes of the settings, of the policy and of the policy on trial.
+    """
+
+    source: str
+    settings: Settings | None
+    config: Config | None
+    mistakes: tuple[Mistake, ...]
+
+
+class PolicyFacts(Struct, frozen=True, kw_only=True):
+    """What logs and `status` show of a policy.
+
+    Attributes:
+        source: The file or preset that it is from.
+        digest: Equal for equal rules in equal order, in whatever file they are.
+        rules: Number of its rules.
+    """
+
+    source: str
+    digest: str = field(name="hash")
+    rules: int
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedPolicy:
+    """A policy ready to be adopted, with the one on trial.
+
+    Attributes:
+        policy: Ready for packets; holds the policy on trial.
+        facts: Of the acting policy.
+        shadow: Of the policy on trial; None without one.
+        restart_for: Names of the settings that changed in the file and take a restart.
+    """
+
+    policy: Policy
+    facts: PolicyFacts
+    shadow: PolicyFacts | None = None
+    restart_for: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str:
+        """Of both policies together."""
+        return self.facts.digest + ("" if self.shadow is None else self.shadow.digest)
+
+
+def read_config(path: Path | None) -> ConfigReading:
+    """Read a configuration and collect every mistake in it.
 
     Args:
-        path: As the operator named it, or None.
-        mistakes: Where to put what is wrong with values, for a caller that goes on to collect
-            those of the policy; without it they are raised.
+        path: The file; None for the one in /etc, or for the defaults where that does not exist.
 
     Raises:
-        ConfigError: The file cannot be read, or is no TOML, or has mistakes.
+        ConfigError: The file cannot be read or is not TOML.
     """
+    tables = _read_tables(path)
+    reading = read_table(tables.policy, tables.source)
+    mistakes = [*tables.mistakes, *reading.mistakes]
+    shadow = read_shadow(tables.settings.shadow, tables.source, mistakes)
+    config = None
+    if reading.model is not None and not mistakes:
+        config = Config(
+            source=tables.source, settings=tables.settings, model=reading.model, shadow=shadow
+        )
+    return ConfigReading(
+        source=tables.source,
+        settings=None if tables.mistakes else tables.settings,
+        config=config,
+        mistakes=tuple(mistakes),
+    )
+
+
+def load_config(path: Path | None) -> Config:
+    """Load a configuration; argument as `read_config`.
+
+    Raises:
+        ConfigError: With every mistake.
+    """
+    reading = read_config(path)
+    if reading.config is None:
+        raise ConfigError(reading.source, reading.mistakes)
+    return reading.config
+
+
+def load_settings(path: Path | None) -> Settings:
+    """Load the settings alone, whatever the policy looks like; argument as `read_config`.
+
+    Raises:
+        ConfigError: With every mistake outside of the table `[policy]`.
+    """
+    tables = _read_tables(path)
+    if tables.mistakes:
+        raise ConfigError(tables.source, tables.mistakes)
+    return tables.settings
+
+
+def load_policy_for(running: Settings, path: Path | None) -> LoadedPolicy:
+    """Load the policy for a daemon that runs, or starts, with the settings `running`.
+
+    Raises:
+        ConfigError: With every mistake of the whole configuration.
+    """
+    return prepared(load_config(path), running)
+
+
+def prepared(config: Config, running: Settings) -> LoadedPolicy:
+    """Make the policy of `config` ready for a daemon that runs with the settings `running`."""
+    changed = [
+        name
+        for name in Settings.__struct_fields__
+        # A reload adopts the policy on trial together with the acting one.
+        if name != "shadow" and getattr(config.settings, name) != getattr(running, name)
+    ]
+    return LoadedPolicy(
+        policy=compile_policy(config.model, config.shadow),
+        facts=_facts(config.model),
+        shadow=None if config.shadow is None else _facts(config.shadow.model),
+        restart_for=tuple(changed),
+    )
+
+
+def _facts(model: PolicyModel) -> PolicyFacts:
+    rules = [
+        (rule.name, rule.action, rule.mark, rule.conditions, rule.rate) for rule in model.rules
+    ]
+    text = repr((rules, model.on_unknown, model.default))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return PolicyFacts(source=model.source, digest=digest, rules=len(model.rules))
+
+
+@final
+class _Tables(NamedTuple):
+    """The tables of a file; the policy is not parsed yet."""
+
+    source: str
+    settings: Settings
+    policy: dict[str, object] | None
+    mistakes: list[Mistake]
+
+
+def _read_tables(path: Path | None) -> _Tables:
     if path is None:
         if not DEFAULT_PATH.exists():
-            return Config(source="defaults", settings=Settings(), policy_table=None)
+            return _Tables("defaults", Settings(), None, [])
         path = DEFAULT_PATH
-    source = str(path)
     document = read_toml(path)
-    found: list[Mistake] = []
+    mistakes: list[Mistake] = []
     table = document.pop(TABLE, {})
-    policy_table = document.pop(_POLICY_TABLE, None)
+    policy = document.pop(_POLICY_TABLE, None)
     if not isinstance(table, dict):
-        found.append(Mistake(TABLE, "a table", shown(table)))
+        mistakes.append(Mistake(TABLE, "a table", shown(table)))
         table = {}
-    settings = parse_settings(table, found)
-    found += [
+    settings = parse_settings(table, mistakes)
+    mistakes += [
         Mistake(key, f"the tables [{TABLE}] and [{_POLICY_TABLE}]", f"unknown key {key!r}")
         for key in document
     ]
-    if policy_table is not None and not isinstance(policy_table, dict):
-        found.append(Mistake(_POLICY_TABLE, "a table", shown(policy_table)))
-        policy_table = None
-    if mistakes is not None:
-        mistakes += found
-    elif found:
-        raise ConfigError(source, found)
-    return Config(source=source, settings=settings, policy_table=policy_table)
+    if policy is not None and not isinstance(policy, dict):
+        mistakes.append(Mistake(_POLICY_TABLE, "a table", shown(policy)))
+        policy = None
+    return _Tables(str(path), settings, policy, mistakes)

@@ -22,6 +22,7 @@ from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Counted, FailMode
+from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.firewall_spec import fail_mode_of
 from nfq_guard.service.loop import Loop
@@ -30,7 +31,7 @@ from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Rates, described, policy_facts, totals
-from nfq_guard.service.supervisor.workers import Loaded, QueueState, Workers
+from nfq_guard.service.supervisor.workers import QueueState, Workers
 from nfq_guard.telemetry.events import EventLog, timestamp
 from nfq_guard.telemetry.sink import LineSink
 
@@ -80,7 +81,7 @@ class Parts:
         workers: Serves the queues.
         loop: The loop, in the main thread.
         events: Where events go.
-        sink: The lines under `events`; closed at the end.
+        sink: The lines under `events`.
         rules: Our rules in the packet filter.
         loaded: The policy to begin with.
         read: Reads the policy anew, or raises NfqGuardError.
@@ -96,8 +97,8 @@ class Parts:
     events: EventLog
     sink: LineSink
     rules: Rules
-    loaded: Loaded
-    read: Callable[[], Loaded]
+    loaded: LoadedPolicy
+    read: Callable[[], LoadedPolicy]
     notifier: Notifier
     open_more: Callable[["Daemon"], Callable[[], None]]
 
@@ -158,7 +159,6 @@ class Daemon:
         self._started_at = time.monotonic()
         self._watch_signals()
         with ExitStack() as undo:
-            undo.callback(self._close_log)
             more = undo.enter_context(ExitStack())
             undo.callback(self._log_stopped)
             undo.callback(self._workers.finish, self._hurried)
@@ -244,7 +244,7 @@ class Daemon:
             "since": self._since,
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "config": self._parts.source,
-            "policy": {**policy_facts(loaded.told), "restart_for": loaded.restart_for},
+            "policy": {**policy_facts(loaded.facts), "restart_for": loaded.restart_for},
             "shadow": None if loaded.shadow is None else policy_facts(loaded.shadow),
             "evidence": self._workers.evidence.value,
             "fail_mode": fail_mode_of(self._settings).value,
@@ -301,7 +301,7 @@ class Daemon:
             **facts,
             mode=self.mode,
             config=self._parts.source,
-            policy=loaded.told.digest,
+            policy=loaded.facts.digest,
             evidence=self._workers.evidence,
             fail_mode=fail_mode_of(self._settings),
         )
@@ -373,9 +373,6 @@ class Daemon:
 
     def _log_stopped(self) -> None:
         self._events.info("stopped", **self._numbers())
-
-    def _close_log(self) -> None:
-        self._parts.sink.close(time.monotonic())
 
     def _log_rules(self, event: str, change: RulesChange) -> None:
         self._events.info(event, done=list(change.done), notes=list(change.notes))

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import final
 
 from nfq_guard.errors import NfqGuardError
+from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
-from nfq_guard.service.supervisor.workers import Loaded, Workers
+from nfq_guard.service.supervisor.workers import Workers
 from nfq_guard.telemetry.events import EventLog, timestamp
 
 
@@ -46,8 +47,8 @@ class Reloader:
     def __init__(
         self,
         *,
-        loaded: Loaded,
-        read: Callable[[], Loaded],
+        loaded: LoadedPolicy,
+        read: Callable[[], LoadedPolicy],
         workers: Workers,
         loop: Loop,
         events: EventLog,
@@ -90,7 +91,7 @@ class Reloader:
         self._notifier.reloading()
         self._loop.background(self._read, self._swap, self._failed)
 
-    def _swap(self, loaded: Loaded) -> None:
+    def _swap(self, loaded: LoadedPolicy) -> None:
         def done(problem: str) -> None:
             if problem:
                 self._refuse(problem)
@@ -98,7 +99,7 @@ class Reloader:
             self.loaded = loaded
             self.taken += 1
             self.last = Reload(at=timestamp(), mistakes=())
-            told: dict[str, object] = {"policy": loaded.told.digest, "rules": loaded.told.rules}
+            told: dict[str, object] = {"policy": loaded.facts.digest, "rules": loaded.facts.rules}
             if loaded.shadow is not None:
                 told["shadow"] = loaded.shadow.digest
             if loaded.restart_for:

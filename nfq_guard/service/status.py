@@ -5,7 +5,8 @@ from collections import deque
 from typing import Final, final
 
 from nfq_guard.policy.decision import Action
-from nfq_guard.service.supervisor.workers import PolicyFacts, QueueState
+from nfq_guard.service.config import PolicyFacts
+from nfq_guard.service.supervisor.workers import QueueState
 from nfq_guard.telemetry.metrics import Stats
 
 _SAMPLES: Final = 6

@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nfq_guard.errors import ConfigError
+from nfq_guard.policy.decision import Action
 from nfq_guard.service import config
-from nfq_guard.service.config import load
+from nfq_guard.service.config import load_config, load_policy_for, load_settings, read_config
+from nfq_guard.service.settings import Settings
 
 
 @pytest.fixture
@@ -19,20 +21,20 @@ def file(tmp_path: Path) -> Path:
 
 def problem(path: Path) -> str:
     with pytest.raises(ConfigError) as raised:
-        load(path)
+        load_config(path)
     return str(raised.value).removeprefix(f"{path}: ")
 
 
 def test_both_tables(file: Path) -> None:
-    file.write_text('[daemon]\nqueue = 3\n[policy]\ndefault = "log"\n')
-    found = load(file)
-    assert (found.settings.queue, found.policy_table) == (3, {"default": "log"})
-    assert found.source == str(file)
+    file.write_text('[daemon]\nqueue = 3\n[policy]\ndefault = "log"\non_unknown = "log"\n')
+    config = load_config(file)
+    assert (config.settings.queue, config.model.default) == (3, Action.LOG)
+    assert config.source == str(file)
 
 
 def test_no_file_at_all(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(config, "DEFAULT_PATH", tmp_path / "none")
-    assert load(None).source == "defaults"
+    assert load_config(None).source == "defaults"
 
 
 def test_named_file_must_be_there(file: Path) -> None:
@@ -83,4 +85,48 @@ def test_what_is_no_file_is_not_waited_for(file: Path, tmp_path: Path) -> None:
 def test_any_file_is_read_or_refused(octets: bytes, file: Path) -> None:
     file.write_bytes(octets)
     with contextlib.suppress(ConfigError):
-        load(file)
+        load_config(file)
+
+
+THREE_MISTAKES = """
+[daemon]
+queue = -1
+shadow = "missing.toml"
+[policy]
+default = "dorp"
+on_unknown = "log"
+"""
+
+
+def test_settings_policy_and_shadow_are_reported_together(file: Path) -> None:
+    file.write_text(THREE_MISTAKES)
+    reading = read_config(file)
+    assert [mistake.key.split(" ")[0] for mistake in reading.mistakes] == [
+        "daemon.queue",
+        "policy.default",
+        "daemon.shadow",
+    ]
+    assert reading.settings is None
+    assert reading.config is None
+    assert len(problem(file).splitlines()) == 3
+
+
+def test_settings_are_usable_beside_a_broken_policy(file: Path) -> None:
+    """`rules remove` and `doctor` work with the settings whatever the policy looks like."""
+    file.write_text('[daemon]\nqueue = 3\n[policy]\ndefault = "dorp"\n')
+    assert load_settings(file).queue == 3
+    settings = read_config(file).settings
+    assert settings is not None
+    assert settings.queue == 3
+    file.write_text("[daemon]\nqueue = -1\n")
+    with pytest.raises(ConfigError, match=r"daemon\.queue"):
+        load_settings(file)
+
+
+def test_changed_settings_are_named_and_the_shadow_is_not(file: Path) -> None:
+    """A reload adopts the policy on trial; any other setting takes a restart."""
+    file.write_text('[daemon]\nqueue = 3\nshadow = "preset:default"\n')
+    loaded = load_policy_for(Settings(), file)
+    assert loaded.restart_for == ("queue",)
+    assert loaded.shadow is not None
+    assert loaded.digest == loaded.facts.digest + loaded.shadow.digest

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.service.assemble import load_all
+from nfq_guard.service.config import LoadedPolicy, PolicyFacts, load_policy_for
 from nfq_guard.service.control.protocol import Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reload import Reloader
-from nfq_guard.service.supervisor.workers import Loaded, PolicyFacts, Workers
+from nfq_guard.service.settings import Settings
+from nfq_guard.service.supervisor.workers import Workers
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
@@ -25,7 +26,7 @@ class FakeWorkers:
         self.adopted: list[str] = []
         self.problem = ""
 
-    def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
+    def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         if not self.problem:
             self.adopted.append(loaded.digest)
         done(self.problem)
@@ -38,15 +39,15 @@ class Reads:
         self.count = 0
         self.may = threading.Semaphore(0)
         self.fault: Exception | None = None
-        _, self._policy = load_all(None)
+        self._policy = load_policy_for(Settings(), None).policy
 
-    def __call__(self) -> Loaded:
+    def __call__(self) -> LoadedPolicy:
         assert self.may.acquire(timeout=10)
         self.count += 1
         if self.fault is not None:
             raise self.fault
-        told = PolicyFacts(source="file", digest=str(self.count), rules=1)
-        return Loaded(policy=self._policy, told=told)
+        facts = PolicyFacts(source="file", digest=str(self.count), rules=1)
+        return LoadedPolicy(policy=self._policy, facts=facts)
 
 
 class Bench:
@@ -56,9 +57,9 @@ class Bench:
         self.reads = Reads()
         self.answers: list[tuple[str, Response]] = []
         self._sink = LineSink(log)
-        told = PolicyFacts(source="file", digest="0", rules=1)
+        facts = PolicyFacts(source="file", digest="0", rules=1)
         self.reloading = Reloader(
-            loaded=Loaded(policy=self.reads._policy, told=told),
+            loaded=LoadedPolicy(policy=self.reads._policy, facts=facts),
             read=self.reads,
             workers=_as_workers(self.workers),
             loop=self.loop,

@@ -3,7 +3,7 @@ import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import orjson
 from hypothesis import given
@@ -13,10 +13,11 @@ from scapy.layers.inet import IP, TCP
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.flows.open import NoFlows
-from nfq_guard.service.assemble import load_all
-from nfq_guard.service.worker.worker import Worker
+from nfq_guard.policy.default import default_policy
+from nfq_guard.service.worker.worker import FlowHistory, Worker
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
 from tests.support.judgments import FakeEngine, queued
@@ -45,13 +46,20 @@ class FakeQueue:
 
 
 def worker(
-    queue: FakeQueue, log: Path, engine: FakeEngine | Engine, *, drops: bool = False, mark: int = 0
+    queue: FakeQueue,
+    log: Path,
+    engine: FakeEngine | Engine,
+    *,
+    drops: bool = False,
+    mark: int = 0,
+    history: FlowHistory | None = None,
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
         reader=queue,
         verdicts=queue,
-        engine=cast("Engine", engine),
+        judge=engine,
+        stats=Stats(),
         evidence=Evidence.NONE,
         events=EventLog(sink),
         sink=sink,
@@ -59,6 +67,7 @@ def worker(
         budget=3,
         drops_failures=drops,
         judged_mark=mark,
+        history=history,
     )
 
 
@@ -93,7 +102,7 @@ def test_dry_run_accepts_all(tmp_path: Path) -> None:
 @given(st.lists(st.binary(max_size=120), max_size=20))
 def test_any_octets_get_their_verdict(packets: list[bytes]) -> None:
     """Through the engine, the default policy and the log, without one failure."""
-    _, policy = load_all(None)
+    policy = default_policy()
     queue = FakeQueue(*(queued(octets) for octets in packets))
     engine = Engine(policy=policy, flows=NoFlows(), mode=Mode.ENFORCE)
     one = worker(queue, Path(os.devnull), engine)
@@ -127,7 +136,7 @@ class RefusingFlows:
 
 
 def test_failed_lookups_are_counted_and_logged_once_a_minute(tmp_path: Path) -> None:
-    _, policy = load_all(None)
+    policy = default_policy()
     engine = Engine(policy=policy, flows=RefusingFlows(), mode=Mode.ENFORCE)
     queue = FakeQueue()
     one = worker(queue, tmp_path / "log", engine)
@@ -181,13 +190,11 @@ def test_an_event_that_fails_does_not_end_the_guard(tmp_path: Path) -> None:
             raise KeyError(len(fields) + count)
 
     queue = FakeQueue(*[queued(b"0"), queued(b"1"), queued(b"2")])
-    working = worker(queue, tmp_path / "log", FakeEngine())
-    working._history = cast("Any", Broken())
-    assert working.process_batch() == 3
+    broken = worker(queue, tmp_path / "log", FakeEngine(), history=Broken())
+    assert broken.process_batch() == 3
     assert len(queue.verdicts) == 3
-    assert working.stats.counters["event_failures"] >= 1
-    working._sink.push(0.0)
-    events = [orjson.loads(line) for line in (tmp_path / "log").read_bytes().splitlines()]
-    told = [event for event in events if event["event"] == "event_failed"]
+    assert broken.stats.counters["event_failures"] >= 1
+    broken.tick(0.0)
+    told = [event for event in events(tmp_path / "log") if event["event"] == "event_failed"]
     assert len(told) == 1
     assert "KeyError" in told[0]["traceback"]

@@ -16,6 +16,7 @@ from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 from tests.support.queue import QUEUE, Datagrams, kernel_line, queue_udp
@@ -68,7 +69,8 @@ def worker(
     return Worker(
         reader=reader,
         verdicts=VerdictSender(reader.socket, QUEUE),
-        engine=Engine(policy=policy, flows=flows, mode=Mode.ENFORCE),
+        judge=Engine(policy=policy, flows=flows, mode=Mode.ENFORCE),
+        stats=Stats(),
         evidence=flows.evidence,
         events=EventLog(sink),
         sink=sink,

@@ -18,7 +18,8 @@ from nfq_guard.flow import (
     Hook,
     TcpState,
 )
-from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.policy.default import default_policy
 from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import ACK, PSH, Malformed, Packet, Queued, Segment
 
@@ -78,6 +79,7 @@ class FakeEngine:
     def __init__(self, mode: Mode = Mode.ENFORCE) -> None:
         self.mode = mode
         self.calls = 0
+        self.policy: Policy = default_policy()
         self.lookup_errors = 0
         self.last_lookup_error = 0
 

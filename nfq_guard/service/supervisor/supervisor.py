@@ -32,6 +32,7 @@ from nfq_guard.errors import (
     UsageError,
 )
 from nfq_guard.flow import Evidence
+from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
@@ -62,7 +63,7 @@ from nfq_guard.service.supervisor.worker_main import (
     report_crash,
     run_and_exit,
 )
-from nfq_guard.service.supervisor.workers import Loaded, QueueState, WorkerState
+from nfq_guard.service.supervisor.workers import QueueState, WorkerState
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
@@ -100,8 +101,8 @@ class Supervisor:
         self,
         queues: range,
         *,
-        loaded: Loaded,
-        read: Callable[[], Loaded],
+        loaded: LoadedPolicy,
+        read: Callable[[], LoadedPolicy],
         open_queue: Callable[[int, Mode], Open],
         make_log: Callable[[LineSink], EventLog],
         mode: Mode,
@@ -195,7 +196,7 @@ class Supervisor:
         for handle in self._handles:
             self._insist(handle, SetMode(mode=mode))
 
-    def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
+    def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Have each worker prepare what the daemon read; if all agree, have each judge by it.
 
         A worker that is starting takes part: it was forked with the policy before.
@@ -513,7 +514,7 @@ class _Reload:
     def __init__(
         self,
         number: int,
-        loaded: Loaded,
+        loaded: LoadedPolicy,
         done: Callable[[str], None],
         waiting: set[int],
         until: float,

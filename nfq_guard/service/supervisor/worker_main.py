@@ -17,7 +17,7 @@ import msgspec
 import orjson
 
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.flow import Evidence
+from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import (
@@ -38,8 +38,6 @@ from nfq_guard.service.supervisor.messages import (
     WorkerChannel,
     worker_channel,
 )
-from nfq_guard.service.supervisor.workers import Loaded
-from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.sink import LineSink
@@ -54,8 +52,7 @@ _SERVICE_SIGNALS: Final = (
     signal.SIGUSR1,
 )
 
-Opened = tuple[QueueServer, History, Evidence]
-Open = Callable[[Loaded, EventLog, LineSink, Loop, list[str]], Opened]
+Open = Callable[[LoadedPolicy, EventLog, LineSink, Loop, list[str]], QueueServer]
 
 
 @final
@@ -67,8 +64,8 @@ class WorkerProcess:
         end: socket.socket,
         sink: LineSink,
         events: EventLog,
-        loaded: Loaded,
-        read: Callable[[], Loaded],
+        loaded: LoadedPolicy,
+        read: Callable[[], LoadedPolicy],
     ) -> None:
         """Serve nothing before `run`.
 
@@ -87,26 +84,25 @@ class WorkerProcess:
         self._events = events
         self._loaded = loaded
         self._read = read
-        self._prepared: tuple[int, Loaded] | None = None
+        self._prepared: tuple[int, LoadedPolicy] | None = None
         self._loop = Loop()
 
     def run(self, open_queue: Open) -> None:
         """Serve until ordered to stop, or until the daemon is gone."""
         notes: list[str] = []
         try:
-            opened = open_queue(self._loaded, self._events, self._sink, self._loop, notes)
+            serving = open_queue(self._loaded, self._events, self._sink, self._loop, notes)
         except NfqGuardError as error:
             self._channel.send(Failed(problem=str(error), exit_status=error.exit_status))
             return
-        serving, history, evidence = opened
-        self._loop.watch(self._channel.fileno(), lambda: self._receive(serving, history))
+        self._loop.watch(self._channel.fileno(), lambda: self._receive(serving))
         self._loop.every(REPORT_S, lambda _now: self._report(serving))
         serving.begin()
         self._channel.send(
             Ready(
                 socket_buffer_bytes=serving.queue.socket_buffer_bytes,
                 flags_refused=serving.queue.refused,
-                evidence=evidence,
+                evidence=serving.evidence,
                 notes=notes,
             )
         )
@@ -122,16 +118,16 @@ class WorkerProcess:
         }
         self._channel.send(msgspec.convert(numbers, Numbers))
 
-    def _receive(self, serving: QueueServer, history: History) -> None:
+    def _receive(self, serving: QueueServer) -> None:
         orders = self._channel.receive()
         if orders is None:
             self._loop.forget(self._channel.fileno())
             self._loop.stop()
             return
         for order in orders:
-            self._obey(order, serving, history)
+            self._obey(order, serving)
 
-    def _obey(self, order: Order, serving: QueueServer, history: History) -> None:
+    def _obey(self, order: Order, serving: QueueServer) -> None:
         match order:
             case Stop():
                 self._loop.stop()
@@ -146,12 +142,12 @@ class WorkerProcess:
             case Abort():
                 self._prepared = None
             case Dump():
-                self._dump(order, history)
+                self._dump(order, serving)
             case _:
                 assert_never(order)
 
     def _prepare(self, reload: int) -> None:
-        def prepared(loaded: Loaded) -> None:
+        def prepared(loaded: LoadedPolicy) -> None:
             self._prepared = (reload, loaded)
             self._channel.send(Prepared(reload=reload, digest=loaded.digest))
 
@@ -160,10 +156,10 @@ class WorkerProcess:
 
         self._loop.background(self._read, prepared, refused)
 
-    def _dump(self, order: Dump, history: History) -> None:
+    def _dump(self, order: Dump, serving: QueueServer) -> None:
         flows = [
             FlowRecord(last=str(flow["last"]), json=orjson.dumps(flow))
-            for flow in history.flows(order.address, order.flows)
+            for flow in serving.history.flows(order.address, order.flows)
         ]
         while True:
             part, flows = flows[:_FLOWS_A_MESSAGE], flows[_FLOWS_A_MESSAGE:]

@@ -9,9 +9,8 @@ from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
-from nfq_guard.policy.decision import Policy
+from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
-from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.metrics import Stats
 
@@ -48,45 +47,6 @@ class QueueState:
     stats: Stats
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyFacts:
-    """What status and events say of a policy.
-
-    Attributes:
-        source: Where it is from.
-        digest: The same for the same rules, wherever they are written.
-        rules: How many it has.
-    """
-
-    source: str
-    digest: str
-    rules: int
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loaded:
-    """A policy read from disk, with the policy on trial.
-
-    Attributes:
-        policy: Ready for packets, its shadow within.
-        told: Of it.
-        shadow: Of the policy on trial; None when there is none.
-        restart_for: Settings of the daemon that changed in the file and need a restart.
-    """
-
-    policy: Policy
-    told: PolicyFacts
-    shadow: PolicyFacts | None = None
-    restart_for: tuple[str, ...] = ()
-
-    @property
-    def digest(self) -> str:
-        """Of both policies."""
-        return self.told.digest if self.shadow is None else self.told.digest + self.shadow.digest
-
-
 class Workers(Protocol):
     """What the daemon needs of them; every call is from its loop."""
 
@@ -120,7 +80,7 @@ class Workers(Protocol):
     def set_mode(self, mode: Mode) -> None:
         """Judge in `mode` from the next turn on."""
 
-    def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
+    def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Judge by that policy from some next turn on, in all queues or in none.
 
         `done` gets an empty string, or why not. It is called within a bounded time.
@@ -145,17 +105,16 @@ class InProcess:
 
     messages_refused: Final = 0
 
-    def __init__(self, serving: QueueServer, history: History, evidence: Evidence) -> None:
+    def __init__(self, server: QueueServer) -> None:
         """Serve nothing before `begin`."""
-        self.evidence = evidence
-        self._serving = serving
-        self._history = history
+        self.evidence = server.evidence
+        self._server = server
 
     def begin(self, started_at: float) -> dict[str, object]:
         """Take packets whenever the loop goes round."""
-        self._serving.worker.stats.gauges["start_time_seconds"] = started_at
-        self._serving.begin()
-        queue = self._serving.queue
+        self._server.worker.stats.gauges["start_time_seconds"] = started_at
+        self._server.begin()
+        queue = self._server.queue
         return {
             "queue": queue.queue_num,
             "socket_buffer_bytes": queue.socket_buffer_bytes,
@@ -166,17 +125,17 @@ class InProcess:
         """The one queue."""
         return [
             QueueState(
-                queue_num=self._serving.queue.queue_num,
+                queue_num=self._server.queue.queue_num,
                 pid=os.getpid(),
                 state=WorkerState.SERVING,
                 restarts=0,
-                stats=self._serving.worker.stats,
+                stats=self._server.worker.stats,
             )
         ]
 
     def refresh(self) -> None:
         """Read what the kernel counts."""
-        self._serving.worker.refresh()
+        self._server.worker.refresh()
 
     def last_error(self) -> dict[str, object] | None:
         """None: all events go through the daemon's own log."""
@@ -184,16 +143,16 @@ class InProcess:
 
     def set_mode(self, mode: Mode) -> None:
         """Switch at once."""
-        self._serving.set_mode(mode)
+        self._server.set_mode(mode)
 
-    def adopt(self, loaded: Loaded, done: Callable[[str], None]) -> None:
+    def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Switch at once."""
-        self._serving.adopt(loaded.policy)
+        self._server.adopt(loaded.policy)
         done("")
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Responder at once."""
-        respond(Response.ok(self._history.flows(address, flows)))
+        """Respond at once."""
+        respond(Response.ok(self._server.history.flows(address, flows)))
 
     def alive(self, now: float) -> bool:  # noqa: ARG002 - the loop that asks is the one that serves
         """Whether the queue is served: always."""
@@ -201,4 +160,4 @@ class InProcess:
 
     def finish(self, hurried: Callable[[], bool]) -> None:
         """Drain and unbind."""
-        self._serving.finish(hurried)
+        self._server.finish(hurried)

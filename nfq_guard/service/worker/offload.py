@@ -13,7 +13,7 @@ import errno
 from collections.abc import Sequence
 from typing import Final, Protocol, final
 
-from nfq_guard.engine import VERDICT_DROP, Engine, Judgment, Mode
+from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
 from nfq_guard.firewall.offload_sets import MOST_IN_ONE, OffloadSets, OneWay
 from nfq_guard.flow import Hook
 from nfq_guard.names import address
@@ -22,6 +22,7 @@ from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.offloadable import Repeats
 from nfq_guard.service.settings import Settings
+from nfq_guard.service.worker.safe_judge import Judge
 from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.wire.packet import Packet, Segment
@@ -63,7 +64,7 @@ class Offloader:
     def __init__(
         self,
         sets: Sets,
-        engine: Engine,
+        judge: Judge,
         stats: Stats,
         events: EventLog,
         *,
@@ -75,7 +76,7 @@ class Offloader:
 
         Args:
             sets: The kernel's.
-            engine: Whose policy and mode count.
+            judge: Whose policy and mode count.
             stats: Where the numbers go.
             events: Where it is told, once a second at most.
             after: Packets of one flow dropped within a second before the kernel is told of it.
@@ -83,7 +84,7 @@ class Offloader:
             most: Flows that the kernel is told of at a time.
         """
         self._sets = sets
-        self._engine = engine
+        self._judge = judge
         self._stats = stats
         self._events = events
         self._after = after
@@ -140,8 +141,8 @@ class Offloader:
 
     def resync(self, now: float) -> bool:
         """Take everything back if mode or policy changed; whether there is anything to leave."""
-        engine = self._engine
-        policy = engine.policy if engine.mode is Mode.ENFORCE else None
+        judge = self._judge
+        policy = judge.policy if judge.mode is Mode.ENFORCE else None
         if policy is not self._policy or self._stale:
             if now < self._not_before:
                 return False
@@ -284,7 +285,7 @@ def _key(judgment: Judgment) -> _Key | None:
 
 
 def open_offloader(
-    settings: Settings, engine: Engine, stats: Stats, events: EventLog
+    settings: Settings, judge: Judge, stats: Stats, events: EventLog
 ) -> Offloader | None:
     """As the settings want it, in the namespace of the calling thread; None when they do not.
 
@@ -295,7 +296,7 @@ def open_offloader(
         return None
     return Offloader(
         OffloadSets(),
-        engine,
+        judge,
         stats,
         events,
         after=settings.offload_after,

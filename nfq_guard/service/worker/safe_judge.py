@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Judging a turn's packets so that each has a verdict, also when judging raises.
+"""Judges a batch so that every packet gets a verdict even where judging raises.
 
-This holds the one broad `except` of the program: a bug that a packet can reach must not cost
-other packets their verdict, nor end the daemon.
+A bug that a packet can reach must neither cost other packets their verdict nor end the daemon.
 """
 
 import traceback
@@ -12,20 +11,31 @@ from types import TracebackType
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Judgment, Mode
+from nfq_guard.policy.decision import Policy
 from nfq_guard.wire.packet import Queued
 
-# Places in the code that raised; a bug has one, and nobody has so many bugs.
+# Bounds the set of reported crash sites; one bug has one site.
 _SITES_MAX: Final = 64
-_SHOWN_OCTETS: Final = 128
+_REPORTED_BYTES: Final = 128
 
 
 class Judge(Protocol):
-    """The part of `engine.Engine` that is needed here."""
+    """The part of `engine.Engine` that a worker uses.
+
+    Attributes:
+        mode: May be switched between two batches.
+        policy: The acting policy; may be replaced between two batches.
+        lookup_errors: Flow lookups that failed so far.
+        last_lookup_error: The errno of the last of them; 0 before the first.
+    """
 
     mode: Mode
+    policy: Policy
+    lookup_errors: int
+    last_lookup_error: int
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
-        """One judgment a packet, in order."""
+        """Judge packets seen at `now`, monotonic seconds; one judgment each, in order."""
 
 
 @final
@@ -34,11 +44,11 @@ class Failure:
     """Judging one packet raised.
 
     Attributes:
-        where: File and line of the code that raised.
-        problem: The exception, in one line.
-        trace: The traceback; empty when this place raised before.
-        octets: The packet's first octets, in hex.
-        hook: Where it was queued.
+        where: Type of the exception, and file and line of the code that raised it.
+        problem: The exception in one line.
+        trace: The traceback.
+        octets: The first bytes of the packet, in hex.
+        hook: The hook at which it was queued.
     """
 
     where: str
@@ -57,11 +67,11 @@ class SafeJudge:
     """
 
     def __init__(self, judge: Judge, *, drops: bool, report: Callable[[Failure], None]) -> None:
-        """Judge by `judge`.
+        """Wrap `judge`.
 
         Args:
-            judge: The engine.
-            drops: Whether a packet that cannot be judged is dropped; never in dry-run.
+            judge: Judges packets; an exception of it is a bug of ours.
+            drops: Whether enforce mode drops a packet whose judging raised.
             report: Called once for each place in the code that raised.
         """
         self.failures = 0
@@ -72,7 +82,7 @@ class SafeJudge:
 
     @property
     def fail_verdict(self) -> int:
-        """The verdict of a packet that cannot be judged."""
+        """The verdict of a packet whose judging raised."""
         drops = self._drops and self._judge.mode is Mode.ENFORCE
         return VERDICT_DROP if drops else VERDICT_ACCEPT
 
@@ -101,16 +111,16 @@ class SafeJudge:
                 where=where,
                 problem=f"{type(error).__name__}: {error}",
                 trace="".join(traceback.format_exception(error)),
-                octets=queued.octets[:_SHOWN_OCTETS].hex(),
+                octets=queued.octets[:_REPORTED_BYTES].hex(),
                 hook=queued.hook,
             )
         )
 
 
 def _site(trace: TracebackType | None) -> str:
-    """The innermost place of a traceback."""
+    """File and line where a traceback ends."""
     if trace is None:
-        return "an unknown place"
+        return "an unknown line"
     while trace.tb_next is not None:
         trace = trace.tb_next
     return f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"

@@ -1,28 +1,30 @@
 # SPDX-License-Identifier: MIT
-"""One queue's packets, turn by turn: read, judge, answer, and only then tell (design 3)."""
+"""One queue's packets, batch by batch: read, judge, send verdicts, and only then log.
+
+A verdict never waits for a log, a metric or the offload.
+"""
 
 import errno
 import time
 import traceback
-from typing import Final, Protocol, final
+from typing import Any, Final, Protocol, final
 
-from nfq_guard.engine import VERDICT_ACCEPT, Engine, Judgment, Mode
+from nfq_guard.engine import VERDICT_ACCEPT, Judgment, Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
-from nfq_guard.policy.decision import Action
+from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
-from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.offload import Offloader
-from nfq_guard.service.worker.safe_judge import Failure, SafeJudge
+from nfq_guard.service.worker.safe_judge import Failure, Judge, SafeJudge
 from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
 
-# Seconds between two log lines about failed lookups.
-_LOOKUPS_FAILED_EVERY_S: Final = 60.0
-# What counts each difference of a policy on trial.
+# Least time between two log lines about failed lookups, seconds.
+_LOG_LOOKUP_ERRORS_S: Final = 60.0
+# The counter of each way in which a policy on trial differs from the acting one.
 _DIFFERENCES: Final = {
     Difference.ONLY_ACTING_DROPS: "shadow_would_pass",
     Difference.ONLY_SHADOW_DROPS: "shadow_would_drop",
@@ -31,36 +33,41 @@ _DIFFERENCES: Final = {
 
 
 class Reader(Protocol):
-    """What is needed of `nfqueue.reader.QueueReader`."""
+    """The part of `nfqueue.reader.QueueReader` that a worker uses."""
 
     queue_num: int
     lost: int
     verdict_errors: int
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
-        """Ids and packets, in order."""
+        """Read at most `budget` packets; their ids and the packets, in the order of the queue."""
 
     def forget_names(self) -> None:
-        """Look up interface names anew."""
+        """Forget the cached names of interfaces."""
 
 
 class Verdicts(Protocol):
-    """What is needed of `nfqueue.verdicts.VerdictSender`."""
+    """The part of `nfqueue.verdicts.VerdictSender` that a worker uses."""
 
     messages: int
 
     def send(self, ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
-        """Answer the packets of one turn."""
+        """Send the verdicts of one batch; a mark of None leaves the packet's mark alone."""
+
+
+class FlowHistory(Protocol):
+    """The part of `history.History` that a worker uses."""
+
+    def add(self, fields: dict[str, Any], count: int) -> None:
+        """Remember one event that stands for `count` packets."""
 
 
 @final
 class Worker:
-    """Serves one queue.
+    """Processes the packets of one queue.
 
     Attributes:
-        engine: Its policy and mode may be swapped between two turns.
-        stats: The numbers.
-        offloader: What leaves repeats to the kernel; None when nothing does.
+        stats: The numbers of this queue.
     """
 
     def __init__(
@@ -68,7 +75,8 @@ class Worker:
         *,
         reader: Reader,
         verdicts: Verdicts,
-        engine: Engine,
+        judge: Judge,
+        stats: Stats,
         evidence: Evidence,
         events: EventLog,
         sink: LineSink,
@@ -76,27 +84,31 @@ class Worker:
         budget: int,
         drops_failures: bool,
         judged_mark: int,
-        history: History | None = None,
+        history: FlowHistory | None = None,
+        offloader: Offloader | None = None,
     ) -> None:
-        """Put the parts together.
+        """Nothing is read before `process_batch`.
 
         Args:
             reader: Where packets come from.
             verdicts: Where verdicts go.
-            engine: What judges them.
-            evidence: Where the engine looks flows up.
+            judge: Judges the packets; its mode and its policy may change between two batches.
+            stats: Where the numbers go.
+            evidence: Where `judge` looks flows up.
             events: Where events go.
-            sink: The lines under `events`, pushed out once a turn.
-            limiter: How many events there may be.
-            budget: Packets a turn at most.
-            drops_failures: Whether a packet is dropped when judging it raises.
-            judged_mark: Mark bits to set on every accepted packet that was judged; 0 for none.
+            sink: The lines under `events`; pushed out once a batch.
+            limiter: Limits the events of packets.
+            budget: Most packets in one batch.
+            drops_failures: Whether enforce mode drops a packet whose judging raised.
+            judged_mark: Mark bits that each judged and accepted packet gets; 0 for none.
             history: Where events are remembered by flow.
+            offloader: Leaves repeats to the kernel; None where that is off.
         """
-        self.engine = engine
-        self.stats = Stats()
+        self.stats = stats
         self._reader = reader
         self._verdicts = verdicts
+        self._judge = judge
+        self._safe_judge = SafeJudge(judge, drops=drops_failures, report=self._report)
         self._evidence = evidence
         self._events = events
         self._sink = sink
@@ -104,34 +116,49 @@ class Worker:
         self._budget = budget
         self._judged_mark = judged_mark
         self._history = history
-        self._judge = SafeJudge(engine, drops=drops_failures, report=self._report)
-        self.offloader: Offloader | None = None
-        self._drops_seen = 0
-        self._suppressed_seen = 0
-        self._lines_seen = 0
-        self._lookup_errors_seen = 0
-        self._lookup_errors_due = float("-inf")
+        self._offloader = offloader
+        self._logged_drops = 0
+        self._logged_suppressed = 0
+        self._logged_lost_lines = 0
+        self._logged_lookup_errors = 0
+        self._log_lookup_errors_at = float("-inf")
         try:
             self._counter_file: CounterFile | None = CounterFile()
-        except OSError:  # not ours to read; events go without the kernel's counts
+        except OSError:  # not readable by this user: events go without the kernel's counters
             self._counter_file = None
 
+    @property
+    def mode(self) -> Mode:
+        """The mode in which the next packet is judged."""
+        return self._judge.mode
+
+    def set_mode(self, mode: Mode) -> None:
+        """Switch the mode between two batches."""
+        self._judge.mode = mode
+        self.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
+        self._resync_offload()
+
+    def adopt(self, policy: Policy) -> None:
+        """Judge by another policy from the next batch on."""
+        self._judge.policy = policy
+        self._resync_offload()
+
     def process_batch(self) -> int:
-        """Answer what waits, up to the budget; how many packets that were."""
+        """Answer the packets that wait, at most `budget`. Returns how many there were."""
         ids, batch = self._reader.drain(self._budget)
         if not ids:
             return 0
         now = time.monotonic()
-        judged = self._judge.judge(batch, now=now)
+        judged = self._safe_judge.judge(batch, now=now)
         verdicts: list[int] = []
         marks: list[int | None] = []
-        good: list[Judgment] = []
+        judgments: list[Judgment] = []
         judged_mark = self._judged_mark
-        enforcing = self.engine.mode is Mode.ENFORCE
+        enforcing = self._judge.mode is Mode.ENFORCE
         for index, judgment in enumerate(judged):
             if judgment is None:
-                verdicts.append(self._judge.fail_verdict)
-                # The rule that drops what nobody judged must not do so in dry-run.
+                verdicts.append(self._safe_judge.fail_verdict)
+                # In dry-run the rule that drops unjudged packets must not drop this one.
                 harmless = judged_mark and not enforcing
                 marks.append(batch[index].mark | judged_mark if harmless else None)
                 continue
@@ -141,55 +168,53 @@ class Worker:
                 mark = (judgment.queued.mark if mark is None else mark) | judged_mark
             verdicts.append(verdict)
             marks.append(mark)
-            good.append(judgment)
+            judgments.append(judgment)
         self._verdicts.send(ids, verdicts, marks)
         self.stats.counters["packets"] += len(ids)
-        self.stats.count(good)
-        self._tell(good, now)
-        if self.offloader is not None:
-            self.offloader.process_batch(good, now)
+        self.stats.count(judgments)
+        self._log_judgments(judgments, now)
+        if self._offloader is not None:
+            self._offloader.process_batch(judgments, now)
         return len(ids)
 
     def tick(self, now: float) -> None:
-        """What is done about once a second, whether packets come or not."""
+        """Housekeeping, about once a second."""
         self._reader.forget_names()
         self._emit(self._limiter.due(now))
         self.refresh()
-        if self.offloader is not None:
-            self.offloader.tick(now)
-        self._tell_lookup_errors(now)
-        self._tell_gaps()
+        if self._offloader is not None:
+            self._offloader.tick(now)
+        self._log_lookup_errors(now)
+        self._log_gaps()
         self._sink.push(now)
 
-    def resync_offload(self) -> None:
-        """What the kernel does for us was for another mode or policy: take it back."""
-        if self.offloader is not None:
-            self.offloader.resync(time.monotonic())
-
     def refresh(self) -> QueueCounters | None:
-        """Bring the numbers up to date that others count; the kernel's line if we may read it."""
-        if self.offloader is not None:
-            self.offloader.refresh()
+        """Copy the counters of the kernel and of our parts into `stats`.
+
+        Returns the kernel's counters of this queue; None where they cannot be read.
+        """
+        if self._offloader is not None:
+            self._offloader.refresh()
         counters = self.stats.counters
         reader = self._reader
         counters["verdict_messages"] = self._verdicts.messages
         counters["verdict_errors"] = reader.verdict_errors
-        counters["judging_failures"] = self._judge.failures
-        counters["lookup_errors"] = self.engine.lookup_errors
+        counters["judging_failures"] = self._safe_judge.failures
+        counters["lookup_errors"] = self._judge.lookup_errors
         counters["buffer_overruns"] = reader.lost
         counters["events_suppressed"] = self._limiter.suppressed
         counters["log_lines_dropped"] = self._sink.dropped
         counters["log_errors"] = self._sink.errors
-        found = self.kernel_counters()
-        if found is not None:
-            counters["queue_full_drops"] = found.queue_dropped
-            counters["buffer_full_drops"] = found.user_dropped
-            self.stats.gauges["queue_waiting_packets"] = found.waiting
-            self._tell_drops(found)
-        return found
+        kernel = self.kernel_counters()
+        if kernel is not None:
+            counters["queue_full_drops"] = kernel.queue_dropped
+            counters["buffer_full_drops"] = kernel.user_dropped
+            self.stats.gauges["queue_waiting_packets"] = kernel.waiting
+            self._log_drops(kernel)
+        return kernel
 
     def kernel_counters(self) -> QueueCounters | None:
-        """The kernel's own line about this queue; None if it is not to be read."""
+        """The kernel's counters of this queue; None where they cannot be read."""
         if self._counter_file is None:
             return None
         try:
@@ -198,35 +223,40 @@ class Worker:
             return None
 
     def close(self, now: float) -> None:
-        """Tell what was still folded, and let go of files."""
+        """Log what the limiter still holds, take the offload back, and close files."""
         self._emit(self._limiter.rest(now))
-        if self.offloader is not None:
-            self.offloader.close(now)
+        if self._offloader is not None:
+            self._offloader.close(now)
         if self._counter_file is not None:
             self._counter_file.close()
             self._counter_file = None
 
-    def _tell(self, judgments: list[Judgment], now: float) -> None:
-        shown: list[tuple[Judgment, int]] = []
+    def _resync_offload(self) -> None:
+        """Take back from the kernel what was offloaded under another mode or policy."""
+        if self._offloader is not None:
+            self._offloader.resync(time.monotonic())
+
+    def _log_judgments(self, judgments: list[Judgment], now: float) -> None:
+        due: list[tuple[Judgment, int]] = []
         for judgment in judgments:
             shadow = judgment.shadow
             if shadow is not None:
                 self.stats.counters[_DIFFERENCES[shadow.difference]] += 1
             if judgment.decision.action is not Action.ALLOW or shadow is not None:
-                shown += self._limiter.take(judgment, now)
-        if shown:
-            self._emit(shown)
+                due += self._limiter.take(judgment, now)
+        if due:
+            self._emit(due)
             self._sink.push(now)
 
-    def _emit(self, shown: list[tuple[Judgment, int]]) -> None:
-        if not shown:
+    def _emit(self, due: list[tuple[Judgment, int]]) -> None:
+        if not due:
             return
         when = timestamp()
-        for judgment, count in shown:
+        for judgment, count in due:
             try:
                 fields = packet_fields(
                     judgment,
-                    mode=self.engine.mode,
+                    mode=self._judge.mode,
                     queue_num=self._reader.queue_num,
                     evidence=self._evidence,
                     when=when,
@@ -234,60 +264,60 @@ class Worker:
                 self._events.packet(fields, count)
                 if self._history is not None:
                     self._history.add(fields, count)
-            except Exception as error:  # noqa: BLE001 - an event that fails must not end the guard
+            except Exception as error:  # noqa: BLE001 - a failed event must not end the daemon
                 self._failed_event(error)
 
     def _failed_event(self, error: Exception) -> None:
-        """Count it, and show the first with its traceback: it is a bug of ours."""
+        """Count a failed event, a bug of ours, and log the first with its traceback."""
         counters = self.stats.counters
         counters["event_failures"] += 1
         if counters["event_failures"] == 1:
             trace = "".join(traceback.format_exception(error))
             self._events.error("event_failed", problem=repr(error), traceback=trace)
 
-    def _tell_drops(self, found: QueueCounters) -> None:
-        """One event a second at most, and only when the kernel dropped more packets."""
-        drops = found.queue_dropped + found.user_dropped
-        if drops > self._drops_seen:
+    def _log_drops(self, kernel: QueueCounters) -> None:
+        """Log packets that the kernel dropped since the last call, if any."""
+        drops = kernel.queue_dropped + kernel.user_dropped
+        if drops > self._logged_drops:
             self._events.warning(
                 "kernel_dropped_packets",
                 queue=self._reader.queue_num,
-                queue_full=found.queue_dropped,
-                buffer_full=found.user_dropped,
-                since_last=drops - self._drops_seen,
-                waiting=found.waiting,
+                queue_full=kernel.queue_dropped,
+                buffer_full=kernel.user_dropped,
+                since_last=drops - self._logged_drops,
+                waiting=kernel.waiting,
             )
-        self._drops_seen = drops
+        self._logged_drops = drops
 
-    def _tell_lookup_errors(self, now: float) -> None:
-        """One event a minute at most, and only when more lookups failed."""
-        errors = self.engine.lookup_errors
-        if errors == self._lookup_errors_seen or now < self._lookup_errors_due:
+    def _log_lookup_errors(self, now: float) -> None:
+        """Log lookups that failed since the last such line, at most once a minute."""
+        errors = self._judge.lookup_errors
+        if errors == self._logged_lookup_errors or now < self._log_lookup_errors_at:
             return
-        code = self.engine.last_lookup_error
+        code = self._judge.last_lookup_error
         self._events.warning(
             "lookups_failed",
             queue=self._reader.queue_num,
-            lookups=errors - self._lookup_errors_seen,
+            lookups=errors - self._logged_lookup_errors,
             last_error=errno.errorcode.get(code, str(code)),
         )
-        self._lookup_errors_seen = errors
-        self._lookup_errors_due = now + _LOOKUPS_FAILED_EVERY_S
+        self._logged_lookup_errors = errors
+        self._log_lookup_errors_at = now + _LOG_LOOKUP_ERRORS_S
 
-    def _tell_gaps(self) -> None:
-        """Say in the log what is not in it; the lines that the log did not take, once it does."""
+    def _log_gaps(self) -> None:
+        """Log how many packets and lines are missing; the lines only once the log takes lines."""
         suppressed = self._limiter.suppressed
         dropped = self._sink.dropped
-        if suppressed > self._suppressed_seen:
-            self._events.warning("events_suppressed", packets=suppressed - self._suppressed_seen)
-            self._suppressed_seen = suppressed
-        if dropped > self._lines_seen and not self._sink.waiting:
+        if suppressed > self._logged_suppressed:
+            self._events.warning("events_suppressed", packets=suppressed - self._logged_suppressed)
+            self._logged_suppressed = suppressed
+        if dropped > self._logged_lost_lines and not self._sink.waiting:
             self._events.warning(
                 "log_lines_dropped",
-                lines=dropped - self._lines_seen,
+                lines=dropped - self._logged_lost_lines,
                 last_error=self._sink.last_error,
             )
-            self._lines_seen = dropped
+            self._logged_lost_lines = dropped
 
     def _report(self, failure: Failure) -> None:
         self._events.error(

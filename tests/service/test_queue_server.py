@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfq_guard.service.garbage import Garbage
+from nfq_guard.service.worker.queue_server import GarbageCollection
 
 
 class _Cycle:
@@ -16,9 +16,9 @@ class _Cycle:
 
 
 @pytest.fixture
-def garbage() -> Iterator[Garbage]:
+def garbage() -> Iterator[GarbageCollection]:
     """Begun, and ended after the test."""
-    one = Garbage()
+    one = GarbageCollection()
     one.begin()
     yield one
     one.end()
@@ -26,13 +26,13 @@ def garbage() -> Iterator[Garbage]:
     assert gc.get_freeze_count() == 0
 
 
-def test_search_does_not_start_by_itself(garbage: Garbage) -> None:
+def test_search_does_not_start_by_itself(garbage: GarbageCollection) -> None:
     assert not gc.isenabled()
     assert gc.get_freeze_count() > 0
     assert garbage is not None
 
 
-def test_new_cycle_goes_within_a_second(garbage: Garbage) -> None:
+def test_new_cycle_goes_within_a_second(garbage: GarbageCollection) -> None:
     """Nothing that a bug makes may pile up."""
     lost = weakref.ref(_Cycle())
     assert lost() is not None
@@ -40,7 +40,7 @@ def test_new_cycle_goes_within_a_second(garbage: Garbage) -> None:
     assert lost() is None
 
 
-def test_old_cycle_goes_within_a_minute(garbage: Garbage) -> None:
+def test_old_cycle_goes_within_a_minute(garbage: GarbageCollection) -> None:
     """A policy that was swapped out after it had grown old is found by the full search."""
     old = _Cycle()
     for second in range(3):

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""Opens everything that one queue is served with, in the process that serves it."""
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.conntrack.kernel_rules import rules_of
+from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.engine import Engine, Mode
+from nfq_guard.flows.open import open_flows
+from nfq_guard.nfqueue.reader import QueueReader
+from nfq_guard.nfqueue.verdicts import VerdictSender
+from nfq_guard.policy.decision import Policy
+from nfq_guard.service.firewall_spec import judged_mark
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.settings import Settings
+from nfq_guard.service.worker.history import History
+from nfq_guard.service.worker.offload import open_offloader
+from nfq_guard.service.worker.queue_server import QueueServer
+from nfq_guard.service.worker.worker import Worker
+from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.sink import LineSink
+
+_SYSCTLS: Final = Path("/proc/sys/net/netfilter")
+
+
+def open_queue(
+    settings: Settings,
+    queue_num: int,
+    policy: Policy,
+    events: EventLog,
+    sink: LineSink,
+    loop: Loop,
+    notes: list[str],
+) -> QueueServer:
+    """Bind a queue and open all that its packets are judged with; where a step fails, undo all.
+
+    Args:
+        settings: Of the daemon; the mode is the one to begin in.
+        queue_num: Number of the queue.
+        policy: The policy to begin with.
+        events: Where events go.
+        sink: The lines under `events`.
+        loop: The loop that will serve the queue.
+        notes: Takes one line for each feature that this host lacks.
+
+    Raises:
+        NfqGuardError: The queue cannot be bound, or a kernel feature that is required is missing.
+    """
+    fail_open = settings.fail_mode == "open"
+    with ExitStack() as stack:
+        flows, unavailable = open_flows(settings.zones)
+        stack.callback(flows.close)
+        if unavailable is not None:
+            notes.append(unavailable)
+        reader = QueueReader(
+            queue_num,
+            queue_length=settings.queue_length,
+            copy_bytes=settings.copy_bytes,
+            socket_buffer_bytes=settings.socket_buffer_bytes,
+            fail_open=fail_open or settings.mode is Mode.DRY_RUN,
+        )
+        stack.callback(reader.close)
+        engine = Engine(
+            policy=policy,
+            flows=flows,
+            mode=settings.mode,
+            kernel=rules_of(os.uname().release),
+            sysctls=_sysctls(),
+        )
+        stats = Stats()
+        history = History()
+        worker = Worker(
+            reader=reader,
+            verdicts=VerdictSender(reader.socket, queue_num),
+            judge=engine,
+            stats=stats,
+            evidence=flows.evidence,
+            events=events,
+            sink=sink,
+            limiter=EventLimiter(
+                interval_s=settings.log_interval_s, events_per_s=settings.log_events_per_s
+            ),
+            budget=settings.batch,
+            drops_failures=settings.fail_mode == "closed",
+            judged_mark=judged_mark(settings),
+            history=history,
+            offloader=open_offloader(settings, engine, stats, events),
+        )
+        return QueueServer(
+            reader,
+            worker,
+            history,
+            flows.evidence,
+            events,
+            loop,
+            fail_open=fail_open,
+            opened=stack.pop_all(),
+        )
+
+
+def _sysctls() -> Sysctls:
+    """The sysctls of this network namespace that a diagnosis depends on.
+
+    One that cannot be read counts as the kernel's default.
+    """
+    return Sysctls(
+        loose=_is_set("nf_conntrack_tcp_loose", default=True),
+        ignore_invalid_rst=_is_set("nf_conntrack_tcp_ignore_invalid_rst", default=False),
+    )
+
+
+def _is_set(name: str, *, default: bool) -> bool:
+    try:
+        return (_SYSCTLS / name).read_text(encoding="ascii").strip() != "0"
+    except OSError:
+        return default
