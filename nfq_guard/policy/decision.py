@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a policy answers."""
+"""The decision of a policy about one packet."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,7 +11,7 @@ from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 
 class Action(StrEnum):
-    """What a rule says: `log` accepts and always records, `allow` accepts and only counts."""
+    """What happens to a packet: `log` accepts and records it, `allow` accepts and counts it."""
 
     DROP = "drop"
     LOG = "log"
@@ -26,11 +26,11 @@ class Action(StrEnum):
 @final
 @dataclass(init=False, slots=True)
 class Decision:
-    """The answer of one rule; made once when the policy is loaded, then shared.
+    """The decision of one rule; made once when the policy is compiled, then shared.
 
     Attributes:
         action: What to do.
-        rule: Name of the rule that said so.
+        rule: Name of the rule.
         mark: Packet mark to set with the verdict; None leaves it alone.
         drops: `Action.drops` of `action`.
     """
@@ -48,7 +48,7 @@ class Decision:
 
 
 class Policy(Protocol):
-    """Ordered rules, ready to be asked."""
+    """Ordered rules, compiled."""
 
     def decide(
         self,
@@ -58,4 +58,4 @@ class Policy(Protocol):
         finding: Finding,
         now: float,
     ) -> Decision:
-        """The first rule that matches; `now` in monotonic seconds is for rate limits."""
+        """The decision of the first rule that matches; `now`, monotonic seconds, is for rates."""

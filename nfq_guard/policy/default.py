@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The policy of a daemon that was told nothing (design 7).
+"""The policy of a daemon whose configuration has none.
 
-The same stands in `rules/policy/default.toml` with its reasons; a test keeps the two alike. It is
-here too because a daemon must not depend on a file to protect.
+`rules/policy/default.toml` is the same policy with the reason for each rule; a test holds the two
+equal. It is code as well, so that the daemon protects without reading another file.
 """
 
 from typing import Final
@@ -38,10 +38,10 @@ DEFAULT_TABLE: Final[dict[str, object]] = {
 
 
 def default_model() -> PolicyModel:
-    """The default policy as it would be read from a file."""
+    """The default policy as parsed from a file."""
     return parse_policy(DEFAULT_TABLE, source=DEFAULT_SOURCE)
 
 
 def default_policy() -> CompiledPolicy:
-    """The default policy, ready."""
+    """The default policy, compiled."""
     return compile_policy(default_model())

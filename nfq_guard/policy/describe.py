@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A policy in plain sentences, one a rule.
+"""A policy in plain sentences, one for each rule.
 
-A sentence says all that its rule says and nothing else; a test reads it back.
+A sentence says everything that its rule says and nothing else; a test parses it back.
 """
 
 from typing import Final
@@ -28,7 +28,7 @@ CLAUSE_BREAK: Final = "; and "
 
 
 def policy_sentences(model: PolicyModel) -> list[str]:
-    """The rules in order, then what happens when none matches."""
+    """A sentence for each rule, in order, then one for what happens when none matches."""
     sentences = [rule_sentence(rule) for rule in model.rules]
     otherwise = "Where no rule matches" if model.rules else "Always"
     if model.on_unknown is not model.default:
@@ -40,7 +40,7 @@ def policy_sentences(model: PolicyModel) -> list[str]:
 
 
 def rule_sentence(rule: Rule) -> str:
-    """One rule."""
+    """The sentence of one rule."""
     clauses = [_clause(condition) for condition in rule.conditions]
     if rule.rate is not None:
         clauses.append(_rate_clause(rule.rate))
@@ -52,7 +52,7 @@ def rule_sentence(rule: Rule) -> str:
 def _clause(condition: Condition) -> str:
     field = condition.field
     if field.kind is Kind.SWITCH:
-        # Its values are all the same: a switch is no list.
+        # A switch takes one value, not a list.
         value = condition.values[0]
         sentence = field.words[value.low] if isinstance(value, Interval) else field.phrase
         return f"it is not so that {sentence}" if condition.negated else sentence

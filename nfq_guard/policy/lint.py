@@ -1,26 +1,49 @@
 # SPDX-License-Identifier: MIT
-"""Rules that a packet can never meet: no mistakes, but hardly what somebody wanted."""
+"""Reachability: rules that no packet can match, and policies that let nothing pass.
 
-from typing import Final, NamedTuple
+Sound but incomplete: there are no false positives, but rules that only a combination of fields
+makes unreachable may be missed.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
-from nfq_guard.finding import BOUNDS, Reason
-from nfq_guard.flow import PROTO_TCP, PROTO_UDP
-from nfq_guard.policy.fields import FAMILIES, FIELD_BY_NAME, IPV6_BASE, REASONS
-from nfq_guard.policy.model import PolicyModel, Rule
-from nfq_guard.policy.reach import Shape, shadowing
-from nfq_guard.policy.spans import ABSENT, Spans, from_intervals, holds, intersection
+from nfq_guard.finding import Reason
+from nfq_guard.policy.fields import FIELD_BY_NAME, FIELDS, REASON, REASONS, Field
+from nfq_guard.policy.intervals import (
+    IntervalSet,
+    complement,
+    contains,
+    covers,
+    everything,
+    intersection,
+    union,
+)
+from nfq_guard.policy.matcher import matches_name
+from nfq_guard.policy.model import (
+    RULE_DEFAULT,
+    RULE_ON_UNKNOWN,
+    Condition,
+    Interval,
+    MarkBits,
+    Pattern,
+    PolicyModel,
+    Rule,
+    Value,
+    allowed,
+)
 from nfq_guard.policy.values import one_of
 
 
 class Caution(NamedTuple):
-    """Something that `check` points out.
+    """A warning of `check` about one rule.
 
     Attributes:
         key: Path of the rule, such as `policy.rule[2]`.
-        source: File or preset that the rule stands in.
+        source: File or preset that defines the rule.
         rule: Its name.
-        text: What about it, a sentence without its end.
+        text: The warning, without a full stop.
     """
 
     key: str
@@ -34,78 +57,181 @@ class Caution(NamedTuple):
 
 
 def cautions(model: PolicyModel, kernel: KernelRules) -> list[Caution]:
-    """What is suspicious in `model` on hosts of the generation `kernel`, in the order of rules."""
+    """The rules of `model` that can never match with kernels like `kernel`, in order."""
     found: list[Caution] = []
-    shapes: list[Shape] = []
+    earlier: list[Reach] = []
     for rule in model.rules:
-        shape = Shape(rule)
-        text = _never(shape, shapes, kernel)
-        if text:
+        reach = Reach(rule)
+        why = _never(reach, earlier, kernel)
+        if why:
+            text = f"can never match: {why}"
             found.append(Caution(rule.key, rule.source, rule.name, text))
-        shapes.append(shape)
+        earlier.append(reach)
     return found
 
 
-def _never(shape: Shape, earlier: list[Shape], kernel: KernelRules) -> str:
-    if shape.contradiction:
-        return f"can never match: its conditions on {shape.contradiction} contradict each other"
-    contradiction = _cross_contradiction(shape)
-    if contradiction:
-        return f"can never match: {contradiction}"
-    by = shadowing(shape, earlier)
-    if by:
-        every = "every packet" if len(by) == 1 else "together every packet"
-        return f"can never match: {_called(by)} before it takes {every} that it names"
-    possible = [reason for reason in REASONS if reason not in impossible_reasons(kernel)]
-    if not any(holds(shape.span("reason"), REASONS.index(reason)) for reason in possible):
-        return f"can never match: kernel {kernel.name} and its like never have these reasons"
-    return ""
+def lets_nothing_pass(model: PolicyModel) -> bool:
+    """Whether every packet would be dropped, as far as `shadowing` can tell."""
+    earlier: list[Reach] = []
+    for rule in (*model.rules, *_final_rules(model)):
+        reach = Reach(rule)
+        if not rule.action.drops and not reach.contradiction and not shadowing(reach, earlier):
+            return False
+        earlier.append(reach)
+    return True
 
 
 def impossible_reasons(kernel: KernelRules) -> frozenset[Reason]:
-    """Reasons that kernels of this generation cannot have."""
+    """Reasons that kernels like `kernel` never have."""
     if kernel.old_segments_pass:
         return frozenset({Reason.SEQ_UNDER, Reason.ACK_UNDER})
     return frozenset()
 
 
-_WITH_BOUND: Final = from_intervals(
-    [(number, number) for number, reason in enumerate(REASONS) if reason in BOUNDS]
-)
-_WITH_PORTS: Final = from_intervals([(PROTO_TCP, PROTO_TCP), (PROTO_UDP, PROTO_UDP)])
-_TCP: Final = from_intervals([(PROTO_TCP, PROTO_TCP)])
-# A packet that has a number in the first field has one of these in the second.
-_GO_TOGETHER: Final[tuple[tuple[str, str, Spans, str], ...]] = (
-    ("distance", "reason", _WITH_BOUND, "a packet of these reasons has no distance"),
-    ("tcp_flags", "proto", _TCP, "a packet of this protocol has no TCP flags"),
-    ("payload", "proto", _WITH_PORTS, "payload is known of TCP and UDP only"),
-    ("sport", "proto", _WITH_PORTS, "a packet of this protocol has no ports"),
-    ("dport", "proto", _WITH_PORTS, "a packet of this protocol has no ports"),
-)
+@final
+class Reach:
+    """The packets that one rule can match, in a form that can be compared with other rules.
+
+    Attributes:
+        rule: The rule.
+        numbers: The numbers that it allows, for each field with interval sets that it names.
+        others: Its conditions on names and marks.
+    """
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        named = {condition.field.name for condition in rule.conditions}
+        self.numbers: dict[str, IntervalSet] = {
+            field.name: allowed(rule, field)
+            for field in FIELDS
+            if field.has_intervals and field.name in named
+        }
+        self.others = [
+            condition for condition in rule.conditions if not condition.field.has_intervals
+        ]
+
+    def allowed(self, name: str) -> IntervalSet:
+        """The numbers of the field `name` that the rule allows."""
+        numbers = self.numbers.get(name)
+        return everything(FIELD_BY_NAME[name].highest) if numbers is None else numbers
+
+    @property
+    def contradiction(self) -> str:
+        """A field of which the rule allows no number; empty when there is none."""
+        return next((name for name, numbers in self.numbers.items() if not numbers), "")
+
+    def not_covered(self, other: "Reach") -> list[str] | None:
+        """The fields on which `other` matches packets that this rule does not, two at most.
+
+        None when names, marks or a rate decide instead.
+        """
+        if self.rule.rate is not None:
+            return None
+        for condition in self.others:
+            if not any(_implied(condition, known) for known in other.others):
+                return None
+        missing: list[str] = []
+        for name, numbers in self.numbers.items():
+            if not covers(numbers, other.allowed(name)):
+                missing.append(name)
+                if len(missing) == 2:
+                    break
+        return missing
 
 
-def _cross_contradiction(shape: Shape) -> str:
-    for name, other, together, text in _GO_TOGETHER:
-        asks = not holds(shape.span(name), ABSENT)
-        if asks and not intersection(shape.span(other), together):
-            return text
-    for end in ("src", "dst"):
-        if holds(shape.span(end), ABSENT):
+def shadowing(reach: Reach, earlier: Sequence[Reach]) -> tuple[Rule, ...]:
+    """The earlier rules that together match every packet of `reach`; empty when it is reachable."""
+    partial: dict[str, list[Reach]] = {}
+    for candidate in earlier:
+        missing = candidate.not_covered(reach)
+        if missing is None or len(missing) > 1:
             continue
-        for number, family in enumerate(FAMILIES):
-            addresses = _ADDRESSES[family]
-            others = intersection(shape.span("family"), (number, number + 1))
-            if others == shape.span("family") and not intersection(shape.span(end), addresses):
-                return f"{end} has no network of family {family}"
+        if not missing:
+            return (candidate.rule,)
+        partial.setdefault(missing[0], []).append(candidate)
+    for name, candidates in partial.items():
+        together: IntervalSet = ()
+        for candidate in candidates:
+            together = union(together, candidate.allowed(name))
+        if covers(together, reach.allowed(name)):
+            return tuple(candidate.rule for candidate in candidates)
+    return ()
+
+
+def value_covers(outer: Value, inner: Value) -> bool:
+    """Whether a name or mark that `inner` matches certainly matches `outer` too."""
+    if isinstance(outer, MarkBits) and isinstance(inner, MarkBits):
+        return not outer.mask & ~inner.mask and inner.bits & outer.mask == outer.bits
+    if isinstance(outer, Pattern) and isinstance(inner, Pattern):
+        if outer.text == inner.text:
+            return True
+        if "*" not in inner.text and "?" not in inner.text:
+            return matches_name(outer, inner.text)
+        prefix = outer.text[:-1]
+        return (
+            outer.text.endswith("*")
+            and "*" not in prefix
+            and "?" not in prefix
+            and inner.text.startswith(prefix)
+        )
+    return False
+
+
+def _never(reach: Reach, earlier: list[Reach], kernel: KernelRules) -> str:
+    """Why no packet reaches the rule; empty when one may."""
+    if reach.contradiction:
+        return f"its conditions on {reach.contradiction} contradict each other"
+    for field in FIELDS:
+        unmet = _unmet_need(reach, field)
+        if unmet:
+            return unmet
+    rules = shadowing(reach, earlier)
+    if rules:
+        names = tuple(f"{rule.key} ({rule.name})" for rule in rules)
+        verb = "matches" if len(rules) == 1 else "match"
+        return f"{one_of(names, 'and')} already {verb} all its packets"
+    impossible = impossible_reasons(kernel)
+    possible = [number for number, reason in enumerate(REASONS) if reason not in impossible]
+    if not any(contains(reach.allowed(REASON.name), number) for number in possible):
+        return f"kernels like {kernel.name} never report these reasons"
     return ""
 
 
-_ADDRESSES: Final[dict[str, Spans]] = {
-    FAMILIES[0]: (0, IPV6_BASE),
-    FAMILIES[1]: (IPV6_BASE, FIELD_BY_NAME["src"].highest + 1),
-}
+def _unmet_need(reach: Reach, field: Field) -> str:
+    """Why no packet has both the numbers of `field` that the rule allows and what they need."""
+    numbers = reach.allowed(field.name)
+    why = ""
+    for need in field.needs:
+        if not intersection(reach.allowed(need.field), need.others):
+            numbers = intersection(numbers, complement(need.numbers, field.highest))
+            why = why or need.otherwise
+    return "" if numbers else why
 
 
-def _called(rules: tuple[Rule, ...]) -> str:
-    names = tuple(f"{rule.key} ({rule.name})" for rule in rules)
-    return f"{'rule' if len(rules) == 1 else 'rules'} {one_of(names).replace(' or ', ' and ')}"
+def _final_rules(model: PolicyModel) -> Iterable[Rule]:
+    """`on_unknown` and `default` as the rules that they amount to."""
+    position = REASONS.index(Reason.UNSUPPORTED)
+    unsupported = Condition(
+        field=REASON,
+        negated=False,
+        values=(Interval(text=str(Reason.UNSUPPORTED), low=position, high=position),),
+    )
+    source = model.source
+    return (
+        Rule(
+            name=RULE_ON_UNKNOWN,
+            key="policy.on_unknown",
+            source=source,
+            action=model.on_unknown,
+            conditions=(unsupported,),
+        ),
+        Rule(name=RULE_DEFAULT, key="policy.default", source=source, action=model.default),
+    )
+
+
+def _implied(wanted: Condition, known: Condition) -> bool:
+    """Whether a packet that meets `known` certainly meets `wanted`."""
+    if wanted.field is not known.field or wanted.negated != known.negated:
+        return False
+    outer, inner = (known, wanted) if wanted.negated else (wanted, known)
+    return all(any(value_covers(big, small) for big in outer.values) for small in inner.values)

@@ -1,34 +1,136 @@
 # SPDX-License-Identifier: MIT
-"""A policy made ready for the packet path."""
+"""A policy compiled for the packet path.
 
+Rules are bits of a number, the first rule the lowest bit. For each field a bit-vector index maps
+the packet's number or name to the rules whose conditions on that field it meets; the lowest bit
+in the AND of all fields is the first rule that matches. A packet costs one look-up a field,
+however many rules there are (the bit-vector scheme of Lakshman and Stiliadis, SIGCOMM 1998).
+"""
+
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
-from typing import final
+from typing import Final, final
 
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import FlowSnapshot
-from nfq_guard.policy.axes import MarkAxis, NameAxis, SpanAxis
 from nfq_guard.policy.decision import Decision
-from nfq_guard.policy.facts import number_of
-from nfq_guard.policy.fields import FIELD_BY_NAME, FIELDS, REASONS, Kind
-from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN, PolicyModel, Rule
+from nfq_guard.policy.fields import FIELDS, REASON, REASONS, Field, Kind, name_of, number_of
+from nfq_guard.policy.intervals import ABSENT, IntervalSet, contains, everything
+from nfq_guard.policy.model import (
+    RULE_DEFAULT,
+    RULE_ON_UNKNOWN,
+    Condition,
+    MarkBits,
+    Pattern,
+    PolicyModel,
+    Rule,
+    allowed,
+)
 from nfq_guard.policy.rates import RateLimit
-from nfq_guard.policy.sets import allowed
 from nfq_guard.policy.shadow import Shadow
-from nfq_guard.policy.spans import holds
 from nfq_guard.wire.packet import Malformed, Packet, Queued
+
+# Names or marks whose rules an index remembers. A host has few of either; when a sender or a rule
+# makes up marks, the cache is emptied and filled again.
+MOST_REMEMBERED: Final = 1024
 
 
 @final
-class _Plan:
-    """What is left to ask once the reason is known.
+class IntervalIndex:
+    """The index of a field whose conditions are interval sets: one binary search.
 
     Attributes:
-        everything: A bit for each rule that takes this reason.
-        spans: The fields of numbers that these rules ask about.
-        marks: The marks that they ask about.
-        names: The interfaces that they ask about.
-        decisions: What they say, in order.
-        limits: Their rates, in the same order.
+        code: The field's, for `number_of`.
+        depends_on: The field's.
+        possible: The rules that some number meets, a bit each.
+        certain: The rules that every number meets, and its absence, a bit each.
+    """
+
+    def __init__(self, field: Field, sets: Sequence[IntervalSet]) -> None:
+        """Cut the numbers at every bound; `sets` has what each rule allows, in rule order."""
+        self.code = field.code
+        self.depends_on = field.depends_on
+        self.possible = bits_of([bool(numbers) for numbers in sets])
+        whole = everything(field.highest)
+        self.certain = bits_of([numbers == whole for numbers in sets])
+        toggles: dict[int, int] = {}
+        for number, numbers in enumerate(sets):
+            for bound in numbers:
+                toggles[bound] = toggles.get(bound, 0) ^ 1 << number
+        self._bounds = sorted(toggles)
+        self._pieces = [0]
+        for bound in self._bounds:
+            self._pieces.append(self._pieces[-1] ^ toggles[bound])
+
+    def at(self, number: int) -> int:
+        """The rules whose conditions `number` meets, a bit each."""
+        return self._pieces[bisect_right(self._bounds, number)]
+
+
+@final
+class MarkIndex:
+    """The index of a field of masked marks: every rule is tried once for each distinct mark.
+
+    Attributes:
+        code: The field's, for `number_of`.
+        depends_on: The field's.
+        certain: The rules without a condition on it, a bit each.
+    """
+
+    def __init__(self, field: Field, conditions: Sequence[Sequence[Condition]]) -> None:
+        """Keep the conditions of each rule; a rule may have none."""
+        self.code = field.code
+        self.depends_on = field.depends_on
+        self.certain = bits_of([not of_rule for of_rule in conditions])
+        self._conditions = conditions
+        self._known: dict[int, int] = {}
+
+    def at(self, mark: int) -> int:
+        """The rules whose conditions `mark` meets, a bit each."""
+        rules = self._known.get(mark)
+        if rules is None:
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known.clear()
+            rules = self._known[mark] = _met_by(self._conditions, "", mark)
+        return rules
+
+
+@final
+class NameIndex:
+    """The index of a field of interface names: every rule is tried once for each distinct name.
+
+    Attributes:
+        code: The field's, for `name_of`.
+    """
+
+    def __init__(self, field: Field, conditions: Sequence[Sequence[Condition]]) -> None:
+        """Keep the conditions of each rule; a rule may have none."""
+        self.code = field.code
+        self._conditions = conditions
+        self._known: dict[str, int] = {}
+
+    def at(self, name: str) -> int:
+        """The rules whose conditions `name` meets, a bit each."""
+        rules = self._known.get(name)
+        if rules is None:
+            if len(self._known) >= MOST_REMEMBERED:
+                self._known.clear()
+            rules = self._known[name] = _met_by(self._conditions, name, ABSENT)
+        return rules
+
+
+@final
+class Plan:
+    """The rules that match packets of one reason, indexed by every other field they name.
+
+    Attributes:
+        everything: A bit for each rule.
+        intervals: Indexes of the fields with interval sets that the rules name.
+        marks: Indexes of the fields of masked marks that they name.
+        names: Indexes of the fields of interface names that they name.
+        decisions: One a rule, in order.
+        limits: The rule's rate, in the same order.
         last: The decision when none matches.
     """
 
@@ -36,60 +138,63 @@ class _Plan:
         self, rules: Sequence[Rule], limits: Sequence[RateLimit | None], last: Decision
     ) -> None:
         self.everything = (1 << len(rules)) - 1
-        self.spans: list[SpanAxis] = []
-        self.marks: list[MarkAxis] = []
-        self.names: list[NameAxis] = []
+        self.intervals: list[IntervalIndex] = []
+        self.marks: list[MarkIndex] = []
+        self.names: list[NameIndex] = []
         self.decisions = [Decision(rule.action, rule.name, rule.mark) for rule in rules]
         self.limits = list(limits)
         self.last = last
         for field in FIELDS:
-            asked = [
+            conditions = [
                 [condition for condition in rule.conditions if condition.field is field]
                 for rule in rules
             ]
-            if field.name == "reason" or not any(asked):
+            if field is REASON or not any(conditions):
                 continue
             if field.kind is Kind.PATTERN:
-                self.names.append(NameAxis(field, asked))
+                self.names.append(NameIndex(field, conditions))
             elif field.kind is Kind.MARK:
-                self.marks.append(MarkAxis(field, asked))
+                self.marks.append(MarkIndex(field, conditions))
             else:
-                self.spans.append(SpanAxis(field, [allowed(rule, field) for rule in rules]))
+                self.intervals.append(
+                    IntervalIndex(field, [allowed(rule, field) for rule in rules])
+                )
 
 
 @final
 class CompiledPolicy:
-    """Answers as the rules of a model read from top to bottom, at the cost of a few look-ups.
+    """Decides as the rules of a model would from top to bottom, at the cost of a few look-ups.
 
     Rules with a rate count packets, so an instance belongs to one stream of packets.
 
     Attributes:
         model: The rules.
-        shadow: A policy on trial beside this one; whoever asks this one asks it too, so that both
-            are swapped as one.
+        plans: One for each reason; reasons that the same rules match share one.
+        shadow: A policy on trial; a reload replaces both at once.
     """
 
     def __init__(self, model: PolicyModel, shadow: Shadow | None = None) -> None:
-        """Make `model` ready."""
+        """Compile `model`."""
         self.model = model
         self.shadow = shadow
         limits = [None if rule.rate is None else RateLimit(rule.rate) for rule in model.rules]
-        takes = [allowed(rule, FIELD_BY_NAME["reason"]) for rule in model.rules]
-        self._plans: dict[Reason, _Plan] = {}
-        # Reasons that the same rules take share one plan: most rules name no reason.
-        made: dict[tuple[int, ...], _Plan] = {}
+        reasons = [allowed(rule, REASON) for rule in model.rules]
+        self.plans: dict[Reason, Plan] = {}
+        shared: dict[tuple[int, ...], Plan] = {}
         for number, reason in enumerate(REASONS):
-            live = tuple(index for index, spans in enumerate(takes) if holds(spans, number))
+            live = tuple(
+                index for index, numbers in enumerate(reasons) if contains(numbers, number)
+            )
             rules = [model.rules[index] for index in live]
             own = [limits[index] for index in live]
             if reason is Reason.UNSUPPORTED:
                 last = Decision(model.on_unknown, RULE_ON_UNKNOWN)
-                self._plans[reason] = _Plan(rules, own, last)
+                self.plans[reason] = Plan(rules, own, last)
                 continue
-            plan = made.get(live)
+            plan = shared.get(live)
             if plan is None:
-                plan = made[live] = _Plan(rules, own, Decision(model.default, RULE_DEFAULT))
-            self._plans[reason] = plan
+                plan = shared[live] = Plan(rules, own, Decision(model.default, RULE_DEFAULT))
+            self.plans[reason] = plan
 
     def decide(
         self,
@@ -99,15 +204,15 @@ class CompiledPolicy:
         finding: Finding,
         now: float,
     ) -> Decision:
-        """The first rule that matches; `now` in monotonic seconds is for rates."""
-        plan = self._plans[finding.reason]
+        """The decision of the first rule that matches; `now` in monotonic seconds is for rates."""
+        plan = self.plans[finding.reason]
         live = plan.everything
-        for spans in plan.spans:
-            live &= spans.at(number_of(spans.code, queued, packet, snapshot, finding))
-        for marks in plan.marks:
-            live &= marks.at(number_of(marks.code, queued, packet, snapshot, finding))
-        for names in plan.names:
-            live &= names.at(queued.indev if names.incoming else queued.outdev)
+        for interval in plan.intervals:
+            live &= interval.at(number_of(interval.code, queued, packet, snapshot, finding))
+        for mark in plan.marks:
+            live &= mark.at(number_of(mark.code, queued, packet, snapshot, finding))
+        for name in plan.names:
+            live &= name.at(name_of(name.code, queued))
         while live:
             lowest = live & -live
             index = lowest.bit_length() - 1
@@ -119,5 +224,38 @@ class CompiledPolicy:
 
 
 def compile_policy(model: PolicyModel, shadow: CompiledPolicy | None = None) -> CompiledPolicy:
-    """Make `model` ready for the packet path, with another policy on trial beside it or without."""
+    """Compile `model`, with another policy on trial beside it or without."""
     return CompiledPolicy(model, None if shadow is None else Shadow(shadow))
+
+
+def bits_of(flags: Sequence[bool]) -> int:
+    """A bit for each flag that is set, the first flag lowest."""
+    return sum(1 << number for number, flag in enumerate(flags) if flag)
+
+
+def matches_name(pattern: Pattern, name: str) -> bool:
+    """Whether `name` matches `pattern`; the empty name, of no interface, never does."""
+    parts = re.split(r"([*?])", pattern.text)
+    body = "".join({"*": ".*", "?": "."}.get(part, re.escape(part)) for part in parts)
+    return re.fullmatch(rf"(?!$){body}", name, re.DOTALL) is not None
+
+
+def matches_mark(wanted: MarkBits, mark: int) -> bool:
+    """Whether `mark` has the wanted bits; `ABSENT` never does."""
+    return mark >= 0 and mark & wanted.mask == wanted.bits
+
+
+def _met_by(conditions: Sequence[Sequence[Condition]], name: str, mark: int) -> int:
+    return bits_of([all(_meets(one, name, mark) for one in of_rule) for of_rule in conditions])
+
+
+def _meets(condition: Condition, name: str, mark: int) -> bool:
+    """Whether a name or a mark meets `condition`, which is about one of the two."""
+    for value in condition.values:
+        if isinstance(value, Pattern):
+            found = matches_name(value, name)
+        else:
+            found = isinstance(value, MarkBits) and matches_mark(value, mark)
+        if found:
+            return not condition.negated
+    return condition.negated

@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""A policy as the operator wrote it, checked; nothing here is on the packet path."""
+"""A policy as the operator wrote it, without mistakes: its keys, its values, its rules.
+
+Nothing here is on the packet path.
+"""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, final
 
 from nfq_guard.policy.decision import Action
-from nfq_guard.policy.fields import Field
+from nfq_guard.policy.fields import FIELD_BY_NAME, Field, Kind
+from nfq_guard.policy.intervals import (
+    IntervalSet,
+    complement,
+    everything,
+    from_intervals,
+    intersection,
+)
 
 # Names that decisions carry where no rule matched.
 RULE_DEFAULT: Final = "default"
@@ -15,11 +25,25 @@ RULE_ON_UNKNOWN: Final = "on-unknown"
 # What `i_know` must say in a policy that lets nothing pass.
 I_KNOW: Final = "drops everything"
 
+POLICY_KEYS: Final = ("include", "on_unknown", "default", "i_know", "rule")
+RULE_KEYS: Final = ("name", "comment", "action", "mark", "rate", "not", *FIELD_BY_NAME)
+RATE_KEYS: Final = ("over", "in_s", "by")
+
+NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+RESERVED_NAMES: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN)
+# Nesting of includes is bounded besides cycles: each level is a file that somebody must read.
+DEEPEST_INCLUDE: Final = 8
+# Rules of a policy with everything it includes: bounds its memory and the time of a reload.
+MOST_RULES: Final = 1000
+LONGEST_COMMENT: Final = 500
+LARGEST_COUNT: Final = 1_000_000
+LONGEST_WINDOW_S: Final = 3600
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """Numbers from `low` to `high`, both in; `text` is how the file spells them."""
+    """Numbers from `low` to `high`, both included; `text` is how the file spells them."""
 
     text: str
     low: int
@@ -39,7 +63,7 @@ class Flags:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkBits:
-    """A mark whose bits under `mask` are `bits`."""
+    """Marks whose bits under `mask` are `bits`."""
 
     text: str
     bits: int
@@ -49,7 +73,7 @@ class MarkBits:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern:
-    """A name in which `*` stands for any letters and `?` for any one."""
+    """An interface name in which `*` stands for any characters and `?` for any one."""
 
     text: str
 
@@ -60,7 +84,7 @@ Value = Interval | Flags | MarkBits | Pattern
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Condition:
-    """One key of a rule: any of `values`, or with `negated` none of them."""
+    """One key of a rule: a packet has any of `values`, or with `negated` none of them."""
 
     field: Field
     negated: bool
@@ -68,7 +92,7 @@ class Condition:
 
 
 class RateKey(StrEnum):
-    """What packets are counted by."""
+    """What a rate counts packets by."""
 
     FLOW = "flow"
     SOURCE = "source"
@@ -77,12 +101,12 @@ class RateKey(StrEnum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """A limit on how often a rule may match before it does, or with `negated` before it stops.
+    """A rule with a rate matches beyond the limit, or with `negated` within the limit.
 
     Attributes:
         over: The first `over` packets in a window are within the limit.
         in_s: Length of the window in seconds; it begins with the first packet.
-        by: What is counted.
+        by: Whether packets are counted by flow or by source.
         negated: Whether the rule matches within the limit instead of beyond it.
     """
 
@@ -95,16 +119,16 @@ class Rate:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One rule: all conditions hold, then `action`.
+    """One rule: `action` is taken when all conditions hold.
 
     Attributes:
         name: As decisions carry it.
-        key: Where it stands, such as `policy.rule[2]`.
-        source: The file or preset that it stands in.
+        key: Path in its file, such as `policy.rule[2]`.
+        source: The file or preset that defines it.
         action: What to do.
         mark: Packet mark to set with the verdict.
-        conditions: At most one of each field and its negation; none: every packet.
-        rate: Asked last, of packets that meet all conditions.
+        conditions: At most one of each field and its negation; empty matches every packet.
+        rate: Counts the packets that meet all conditions.
         comment: The operator's own words.
     """
 
@@ -121,7 +145,7 @@ class Rule:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyModel:
-    """Rules in order, with those of included policies after the own ones.
+    """Rules in order, those of included policies after the file's own.
 
     Attributes:
         source: The file, as the operator named it.
@@ -129,7 +153,7 @@ class PolicyModel:
         on_unknown: What happens to a packet that no rule matched and that could not be judged
             (reason `unsupported`).
         default: What happens to any other packet that no rule matched.
-        i_know: The operator's word that all packets are to be dropped.
+        i_know: Whether the file confirms that all packets are to be dropped.
     """
 
     source: str
@@ -137,3 +161,46 @@ class PolicyModel:
     on_unknown: Action
     default: Action
     i_know: bool = False
+
+
+def allowed(rule: Rule, field: Field) -> IntervalSet:
+    """The numbers of `field` that meet every condition of `rule` on it; `field.has_intervals`."""
+    numbers = everything(field.highest)
+    for condition in rule.conditions:
+        if condition.field is field:
+            numbers = intersection(numbers, condition_numbers(condition))
+    return numbers
+
+
+def condition_numbers(condition: Condition) -> IntervalSet:
+    """The numbers that meet `condition`.
+
+    Raises:
+        TypeError: The field's conditions are not interval sets.
+    """
+    field = condition.field
+    intervals: list[tuple[int, int]] = []
+    for value in condition.values:
+        if isinstance(value, Flags):
+            intervals += _combinations(value)
+        elif isinstance(value, Interval) and field.kind is Kind.STATUS:
+            intervals += _with_bit(value.low, field.highest)
+        elif isinstance(value, Interval):
+            intervals.append((value.low, value.high))
+        else:
+            msg = f"conditions on {field.name} are not interval sets"
+            raise TypeError(msg)
+    numbers = from_intervals(intervals)
+    return complement(numbers, field.highest) if condition.negated else numbers
+
+
+def _combinations(flags: Flags) -> list[tuple[int, int]]:
+    return [
+        (bits, bits)
+        for bits in range(256)
+        if bits & flags.wanted == flags.wanted and not bits & flags.unwanted
+    ]
+
+
+def _with_bit(position: int, highest: int) -> list[tuple[int, int]]:
+    return [(bits, bits) for bits in range(highest + 1) if bits >> position & 1]

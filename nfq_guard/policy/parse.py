@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""From the tables of a TOML file to a `PolicyModel`, or to everything that is wrong with it.
+"""Parses the tables of a TOML file into a `PolicyModel`, or into every mistake in it.
 
-Keys are counted from 0, as in `policy.rule[2].reason`. A rule without a name is called by its
-place, `rule[2]`.
+Indexes in key paths start at 0, as in `policy.rule[2].reason`. A rule without a name is named by
+its position, `rule[2]`.
 """
 
 import re
@@ -13,8 +13,10 @@ from typing import Final, Protocol, final
 from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME, LAST_MARK, Field, Kind
-from nfq_guard.policy.keys import (
+from nfq_guard.policy.lint import lets_nothing_pass
+from nfq_guard.policy.model import (
     DEEPEST_INCLUDE,
+    I_KNOW,
     LARGEST_COUNT,
     LONGEST_COMMENT,
     LONGEST_WINDOW_S,
@@ -24,9 +26,6 @@ from nfq_guard.policy.keys import (
     RATE_KEYS,
     RESERVED_NAMES,
     RULE_KEYS,
-)
-from nfq_guard.policy.model import (
-    I_KNOW,
     Condition,
     PolicyModel,
     Rate,
@@ -34,43 +33,42 @@ from nfq_guard.policy.model import (
     Rule,
     Value,
 )
-from nfq_guard.policy.reach import lets_nothing_pass
 from nfq_guard.policy.values import ValueProblem, one_of, parse_value, shown, suggestion
 
 _NAME: Final = re.compile(NAME_PATTERN)
 
 
 class Includes(Protocol):
-    """Finds what `include` names."""
+    """Loads the policies that `include` names."""
 
     def __call__(self, reference: str, within: str) -> tuple[str, Mapping[str, object]]:
         """Read one policy.
 
         Args:
-            reference: As the file has it: `preset:NAME` or a path.
-            within: Source of the file that includes it.
+            reference: As written in the file: `preset:NAME` or a path.
+            within: Source of the including file.
 
         Returns:
-            Its source, the same for every way of naming it, and its policy table.
+            Its source, the same for every spelling of its path, and its policy table.
 
         Raises:
-            NfqGuardError: it cannot be read; the message says why.
+            NfqGuardError: It cannot be read; the message says why.
         """
 
 
 @final
 class NoIncludes:
-    """For policies that stand alone."""
+    """Rejects every include."""
 
     def __call__(self, reference: str, within: str) -> tuple[str, Mapping[str, object]]:
-        """Refuse `reference`."""
-        raise NfqGuardError(f"{within} cannot include {reference}: nothing can be included here")
+        """Reject `reference`."""
+        raise NfqGuardError(f"{within} cannot include {reference}: includes are not supported here")
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What came of reading a policy: a model, or at least one mistake."""
+    """The result of reading a policy: a model, or at least one mistake."""
 
     model: PolicyModel | None
     mistakes: tuple[Mistake, ...]
@@ -82,10 +80,10 @@ def parse_policy(
     source: str,
     includes: Includes | None = None,
 ) -> PolicyModel:
-    """Read the `[policy]` table of `source`; arguments as `read_policy`.
+    """Parse the `[policy]` table of `source`; arguments as for `read_policy`.
 
     Raises:
-        ConfigError: with every mistake.
+        ConfigError: With every mistake.
     """
     reading = read_policy(table, source=source, includes=includes)
     if reading.model is None:
@@ -99,12 +97,12 @@ def read_policy(
     source: str,
     includes: Includes | None = None,
 ) -> Reading:
-    """Read the `[policy]` table of `source`, and collect what is wrong with it.
+    """Parse the `[policy]` table of `source` and collect its mistakes.
 
     Args:
-        table: The table, as tomllib gives it.
+        table: The table, as tomllib returns it.
         source: The file, as the operator named it.
-        includes: How to find what it includes; None: it may include nothing.
+        includes: Loads included policies; None rejects every include.
     """
     reader = _Reader(includes or NoIncludes())
     part = reader.read(table, source, (source,), "policy")
@@ -112,7 +110,7 @@ def read_policy(
     if part.default is None and not part.default_is_wrong:
         reader.note(
             "policy.default",
-            "what happens when no rule matches: drop, log or allow",
+            "the action when no rule matches: drop, log or allow",
             "nothing",
         )
     if len(part.rules) > MOST_RULES:
@@ -129,7 +127,7 @@ def read_policy(
     if lets_nothing_pass(model) and not model.i_know:
         reader.note(
             "policy.i_know",
-            f'i_know = "{I_KNOW}" in this file, because no packet would pass this policy',
+            f'i_know = "{I_KNOW}" in this file, because this policy lets no packet pass',
             "nothing",
         )
         return Reading(model=None, mistakes=tuple(mistakes))
@@ -138,7 +136,7 @@ def read_policy(
 
 @final
 class _Part:
-    """What one file says, with what it includes."""
+    """One file with everything it includes."""
 
     def __init__(self) -> None:
         self.rules: list[Rule] = []
@@ -150,7 +148,7 @@ class _Part:
 
 @final
 class _Reader:
-    """Reads tables and remembers what was wrong with them."""
+    """Parses tables and collects their mistakes."""
 
     def __init__(self, includes: Includes) -> None:
         self.mistakes: list[Mistake] = []
@@ -159,11 +157,11 @@ class _Reader:
         self._within = ""
 
     def note(self, key: str, expected: str, found: str) -> None:
-        """Remember a mistake; one in an included file names that file."""
+        """Add a mistake; one in an included file names that file."""
         self.mistakes.append(Mistake(f"{self._within}{key}", expected, found))
 
     def read(self, table: object, source: str, trail: tuple[str, ...], key: str) -> _Part:
-        """Read the policy table of one file; `trail` is the way of includes that led here."""
+        """Parse the policy table of one file; `trail` has the files that led here by includes."""
         part = _Part()
         if not isinstance(table, Mapping):
             self.note(key, "a table", shown(table))
@@ -209,7 +207,7 @@ class _Reader:
 
     def _included(self, reference: str, trail: tuple[str, ...], where: str) -> _Part | None:
         if len(trail) > DEEPEST_INCLUDE:
-            self.note(where, f"at most {DEEPEST_INCLUDE} includes within each other", reference)
+            self.note(where, f"at most {DEEPEST_INCLUDE} nested includes", reference)
             return None
         try:
             source, table = self._includes(reference, trail[-1])
@@ -219,11 +217,11 @@ class _Reader:
                 self.note(place, mistake.expected, mistake.found)
             return None
         except NfqGuardError as error:
-            self.note(where, "a policy that can be read", f"{reference!r}: {error}")
+            self.note(where, "a readable policy", f"{reference!r}: {error}")
             return None
         if source in trail:
             circle = " -> ".join((*trail[trail.index(source) :], source))
-            self.note(where, "includes that do not lead back", circle)
+            self.note(where, "no circular include", circle)
             return None
         outside = self._within
         self._within = f"({source}) "
@@ -260,7 +258,7 @@ class _Reader:
         comment = table.get("comment", "")
         if not isinstance(comment, str) or len(comment) > LONGEST_COMMENT:
             self.note(
-                f"{key}.comment", f"a text of at most {LONGEST_COMMENT} letters", shown(comment)
+                f"{key}.comment", f"a text of at most {LONGEST_COMMENT} characters", shown(comment)
             )
         if "action" in table:
             action = self._action(table["action"], f"{key}.action")
@@ -269,7 +267,7 @@ class _Reader:
             action = None
         mark = table.get("mark")
         if mark is not None and not _whole(mark, 0, LAST_MARK):
-            self.note(f"{key}.mark", "a number of 32 bits such as 0x10", shown(mark))
+            self.note(f"{key}.mark", "a 32-bit number such as 0x10", shown(mark))
         conditions = self._conditions(table, key, negated=False)
         rate = self._rate(table["rate"], f"{key}.rate", negated=False) if "rate" in table else None
         if "not" in table:
@@ -279,7 +277,7 @@ class _Reader:
                 self._unknown_keys(nots, known, f"{key}.not")
                 conditions += self._conditions(nots, f"{key}.not", negated=True)
                 if "rate" in nots and rate is not None:
-                    self.note(f"{key}.not.rate", "only one rate in a rule", "two")
+                    self.note(f"{key}.not.rate", "one rate in a rule", "two")
                 elif "rate" in nots:
                     rate = self._rate(nots["rate"], f"{key}.not.rate", negated=True)
             else:
@@ -302,14 +300,15 @@ class _Reader:
         if not isinstance(found, str) or _NAME.fullmatch(found) is None or found in RESERVED_NAMES:
             self.note(
                 where,
-                "a name of at most 64 letters, digits, '.', '_' and '-', not default or on-unknown",
+                "a name of at most 64 letters, digits, '.', '_' and '-', other than default and"
+                " on-unknown",
                 shown(found),
             )
             return ""
         here = f"{self._within}{key}"
         first = self._names.setdefault(found, here)
         if first != here:
-            self.note(where, "a name of its own", f"{found!r}, which {first} has")
+            self.note(where, "a unique rule name", f"duplicate {found!r} (also {first})")
         return found
 
     def _conditions(
@@ -354,12 +353,16 @@ class _Reader:
         by = table.get("by")
         before = len(self.mistakes)
         if not _whole(over, 1, LARGEST_COUNT):
-            self.note(f"{key}.over", f"packets, 1 to {LARGEST_COUNT}", _shown_or_nothing(over))
+            self.note(
+                f"{key}.over",
+                f"a number of packets from 1 to {LARGEST_COUNT}",
+                _shown_or_nothing(over),
+            )
         seconds = in_s if isinstance(in_s, int | float) and not isinstance(in_s, bool) else 0
         if not 0 < seconds <= LONGEST_WINDOW_S:
             self.note(
                 f"{key}.in_s",
-                f"seconds, more than 0 and at most {LONGEST_WINDOW_S}",
+                f"a number of seconds above 0 and up to {LONGEST_WINDOW_S}",
                 _shown_or_nothing(in_s),
             )
         keys = tuple(str(known) for known in RateKey)
@@ -386,7 +389,7 @@ def _suggested_key(name: str, known: tuple[str, ...]) -> str:
     return f" (did you mean {meant!r}?)" if meant in known else ""
 
 
-# What the same things are called elsewhere.
+# Names of the same keys in other tools.
 _OTHER_WORDS: Final = {
     "source": "src",
     "saddr": "src",

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
-"""Counts packets per flow or source, in bounded memory."""
+"""Rate limits: packets counted per flow or per source, in bounded memory."""
 
 from typing import Final, final
 
 from nfq_guard.policy.model import Rate, RateKey
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
 
-# Keys that one rule counts at a time. A sender who forges addresses can fill the table; the key
-# that was seen longest ago goes first, and begins anew within the limit if it comes back.
+# Keys that one rule counts at a time. A sender with forged addresses can fill the table; the least
+# recently seen key is evicted first, and starts again within the limit when it returns.
 MOST_KEYS: Final = 4096
 
 
 @final
 class _Window:
-    """Packets of one key since `start`, monotonic seconds."""
+    """The packets of one key since `start`, monotonic seconds."""
 
     def __init__(self, start: float) -> None:
         self.start = start
@@ -22,14 +22,14 @@ class _Window:
 
 @final
 class RateLimit:
-    """Tells whether a packet is beyond the rate of its key.
+    """Counts packets by key and decides whether a rule with this rate matches.
 
-    A window begins with the first packet of a key and ends `in_s` later; so up to twice the limit
-    may pass within `in_s` across the end of one.
+    A window begins with the first packet of a key and ends `in_s` later, so up to twice the limit
+    may pass within `in_s` across the end of a window.
     """
 
     def __init__(self, rate: Rate, most_keys: int = MOST_KEYS) -> None:
-        """Begin with nothing counted; at most `most_keys` are remembered."""
+        """Start with empty counts for at most `most_keys` keys."""
         self._over = rate.over
         self._in_s = rate.in_s
         self._by_flow = rate.by is RateKey.FLOW
@@ -38,7 +38,7 @@ class RateLimit:
         self._windows: dict[bytes, _Window] = {}
 
     def matches(self, packet: Packet | Malformed, now: float) -> bool:
-        """Count `packet` at `now`, monotonic seconds; whether the rule matches it."""
+        """Count `packet` at `now`, monotonic seconds; returns whether the rule matches it."""
         key = flow_key(packet) if self._by_flow else bytes(packet.src)
         window = self._windows.pop(key, None)
         if window is None:
@@ -48,7 +48,7 @@ class RateLimit:
         elif not 0 <= now - window.start < self._in_s:
             window.start = now
             window.count = 0
-        # Last in the dict: the one seen most recently.
+        # Most recently seen last.
         self._windows[key] = window
         window.count += 1
         return (window.count > self._over) is not self._negated

@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""The JSON Schema of the table `[policy]`, from the same table of fields as the parser."""
+"""The JSON Schema of the table `[policy]`, from the same field table as the parser."""
 
 from typing import Any, Final, assert_never
 
 from nfq_guard.policy.decision import Action
-from nfq_guard.policy.fields import FAMILIES, FIELDS, LAST_MARK, Field, Kind
-from nfq_guard.policy.keys import (
+from nfq_guard.policy.fields import FIELDS, LAST_MARK, Field, Kind
+from nfq_guard.policy.model import (
+    I_KNOW,
     LARGEST_COUNT,
     LONGEST_COMMENT,
     LONGEST_WINDOW_S,
     NAME_PATTERN,
+    RateKey,
 )
-from nfq_guard.policy.model import I_KNOW, RateKey
 
 Schema = dict[str, Any]
 
@@ -21,8 +22,8 @@ _NUMBER_OR_MARK: Final = r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,12})"
 def policy_schema() -> Schema:
     """The schema of the table `[policy]`.
 
-    Whatever it refuses the parser refuses too; the parser alone knows what no schema can say,
-    such as names that are taken, and files that cannot be read.
+    The parser rejects everything that the schema rejects, and what a schema cannot express, such
+    as duplicate names and files that cannot be read.
     """
     actions = {"enum": [str(action) for action in Action]}
     fields = {field.name: _field(field) for field in FIELDS}
@@ -33,7 +34,7 @@ def policy_schema() -> Schema:
         "additionalProperties": False,
         "properties": {
             "include": {
-                "description": "Policies whose rules follow the own ones:"
+                "description": "Policies whose rules follow those of this file:"
                 " 'preset:NAME', or a file relative to this one.",
                 **_one_or_more({"type": "string", "minLength": 1}),
             },
@@ -48,7 +49,7 @@ def policy_schema() -> Schema:
                 **actions,
             },
             "i_know": {
-                "description": "Needed in a policy that lets no packet pass.",
+                "description": "Required in a policy that lets no packet pass.",
                 "const": I_KNOW,
             },
             "rule": {
@@ -60,13 +61,13 @@ def policy_schema() -> Schema:
                     "required": ["action"],
                     "properties": {
                         "name": {
-                            "description": "As events and metrics carry it; without one the rule"
-                            " is called by its place.",
+                            "description": "The rule's name in events and metrics; without one,"
+                            " its position.",
                             "type": "string",
                             "pattern": f"^{NAME_PATTERN}$",
                         },
                         "comment": {
-                            "description": "Your own words.",
+                            "description": "Free text.",
                             "type": "string",
                             "maxLength": LONGEST_COMMENT,
                         },
@@ -78,14 +79,15 @@ def policy_schema() -> Schema:
                             "maximum": LAST_MARK,
                         },
                         **fields,
-                        "rate": {"description": "Match beyond a rate only.", **rate},
+                        "rate": {"description": "Match only beyond a rate.", **rate},
                         "not": {
-                            "description": "The same keys: match when none of the values holds.",
+                            "description": "The same keys, negated: match when none of the values"
+                            " holds.",
                             "type": "object",
                             "additionalProperties": False,
                             "properties": {
                                 **fields,
-                                "rate": {"description": "Match within a rate only.", **rate},
+                                "rate": {"description": "Match only within a rate.", **rate},
                             },
                         },
                     },
@@ -109,14 +111,14 @@ def _one_or_more(schema: Schema) -> Schema:
 def _value(field: Field) -> Schema:
     match field.kind:
         case Kind.WORD | Kind.STATUS:
-            if field.words == FAMILIES:
-                return {"enum": [*(int(word) for word in FAMILIES), *FAMILIES]}
-            return {"enum": list(field.words)}
+            # TOML writes `family = 4` as a number.
+            numbers = [int(word) for word in field.words if word.isdecimal()]
+            return {"enum": [*numbers, *field.words]}
         case Kind.NUMBER:
             number = {"type": "integer", "minimum": field.lowest, "maximum": field.highest}
-            spans = r"^([0-9]{1,12}\.\.([0-9]{1,12})?|\.\.[0-9]{1,12})$"
+            ranges = r"^([0-9]{1,12}\.\.([0-9]{1,12})?|\.\.[0-9]{1,12})$"
             words = [{"enum": list(field.words)}] if field.words else []
-            return {"anyOf": [number, {"type": "string", "pattern": spans}, *words]}
+            return {"anyOf": [number, {"type": "string", "pattern": ranges}, *words]}
         case Kind.FLAGS:
             word = f"!?({'|'.join(field.words)})"
             return {"type": "string", "pattern": rf"^\s*{word}(\s+{word})*\s*$"}
@@ -141,17 +143,20 @@ def _rate() -> Schema:
         "required": ["over", "in_s", "by"],
         "properties": {
             "over": {
-                "description": "Packets that are within the limit.",
+                "description": "Packets within the limit.",
                 "type": "integer",
                 "minimum": 1,
                 "maximum": LARGEST_COUNT,
             },
             "in_s": {
-                "description": "The window in seconds.",
+                "description": "Length of the window in seconds.",
                 "type": "number",
                 "exclusiveMinimum": 0,
                 "maximum": LONGEST_WINDOW_S,
             },
-            "by": {"description": "What is counted.", "enum": [str(key) for key in RateKey]},
+            "by": {
+                "description": "Whether packets are counted by flow or by source.",
+                "enum": [str(key) for key in RateKey],
+            },
         },
     }

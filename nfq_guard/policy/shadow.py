@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A second policy that is asked about every packet and never obeyed."""
+"""A policy on trial: it judges every packet beside the acting policy and is never carried out."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -22,13 +22,13 @@ class Difference(Enum):
 @final
 @dataclass(init=False, slots=True)
 class Disagreement:
-    """One packet on which the shadow decides otherwise.
+    """One packet on which the two policies disagree.
 
     Attributes:
-        acting: What the acting policy says.
-        shadow: What the shadow says.
-        difference: How they differ; `OTHER` is another action or mark on a packet that both drop,
-            or that both let pass.
+        acting: Decision of the acting policy.
+        shadow: Decision of the policy on trial.
+        difference: How they differ; `OTHER` is a different action or mark for a packet that
+            both drop or both let pass.
     """
 
     acting: Decision
@@ -43,12 +43,12 @@ class Disagreement:
 
 @final
 class Shadow:
-    """Holds a policy on trial against the decisions of the acting one.
+    """Compares a policy on trial with the decisions of the acting policy.
 
-    Its rates count on their own: the acting policy never sees what the shadow counts.
+    Each of the two counts its own rates.
 
     Attributes:
-        policy: The one on trial.
+        policy: The policy on trial.
     """
 
     def __init__(self, policy: Policy) -> None:
@@ -64,9 +64,9 @@ class Shadow:
         now: float,
         acting: Decision,
     ) -> Disagreement | None:
-        """Ask the shadow about a packet on which `acting` was decided; None when both agree.
+        """Judge a packet on which the acting policy decided `acting`; None when both agree.
 
-        Rules of other names that come to the same are no disagreement.
+        Rules with different names but the same action and mark agree.
         """
         shadow = self.policy.decide(queued, packet, snapshot, finding, now)
         if shadow.action is acting.action and shadow.mark == acting.mark:

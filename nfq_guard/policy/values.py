@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""One value of a rule's key, from what stands in the file."""
+"""Values of a rule's keys, as parsed from the file, and the words that mistakes share."""
 
 import ipaddress
 import re
 from difflib import get_close_matches
 from typing import Final, assert_never
 
-from nfq_guard.policy.fields import FAMILIES, IPV6_BASE, LAST_MARK, Field, Kind
+from nfq_guard.policy.fields import LAST_MARK, Field, Kind
+from nfq_guard.policy.intervals import IPV6_BASE
 from nfq_guard.policy.model import Flags, Interval, MarkBits, Pattern, Value
 
 _RANGE: Final = re.compile(r"(\d{1,12})?\.\.(\d{1,12})?")
@@ -14,12 +15,12 @@ _OTHER_RANGE: Final = re.compile(r"(\d{1,12})\s*(?:-|:|\.\.\.)\s*(\d{1,12})")
 _MARK: Final = re.compile(
     r"(0[xX][0-9a-fA-F]{1,16}|\d{1,12})(?:/(0[xX][0-9a-fA-F]{1,16}|\d{1,12}))?"
 )
-_LONGEST_INTERFACE: Final = 15  # IFNAMSIZ without its closing zero
+_LONGEST_INTERFACE: Final = 15  # IFNAMSIZ without the terminating NUL
 _LONGEST_SHOWN: Final = 60
 
 
-class ValueProblem(Exception):  # noqa: N818 - never leaves the parser: a mistake in the making
-    """The value is not what the key takes; says what it takes, and may hint at what was meant."""
+class ValueProblem(Exception):  # noqa: N818 - never leaves the parser, which makes it a Mistake
+    """The key does not take this value; carries what it takes and perhaps a suggestion."""
 
     def __init__(self, expected: str, hint: str = "") -> None:
         self.expected = expected
@@ -28,7 +29,7 @@ class ValueProblem(Exception):  # noqa: N818 - never leaves the parser: a mistak
 
 
 def shown(found: object) -> str:
-    """What stands in the file, short enough for one line."""
+    """A value of the file, short enough for one line of a message."""
     if isinstance(found, bool):
         return "true" if found else "false"
     if isinstance(found, dict):
@@ -40,7 +41,7 @@ def shown(found: object) -> str:
 
 
 def suggestion(found: object, known: tuple[str, ...]) -> str:
-    """` (did you mean 'x'?)` when `found` is nearly one of `known`, else nothing."""
+    """` (did you mean 'x'?)` when `found` is close to one of `known`, else empty."""
     if not isinstance(found, str):
         return ""
     plain = found.strip().lower().replace("_", "-").replace(" ", "-")
@@ -49,16 +50,16 @@ def suggestion(found: object, known: tuple[str, ...]) -> str:
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 
-def one_of(words: tuple[str, ...]) -> str:
+def one_of(words: tuple[str, ...], conjunction: str = "or") -> str:
     """`a, b or c`."""
-    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " or " + words[-1]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} {conjunction} {words[-1]}"
 
 
 def parse_value(field: Field, item: object) -> Value:
-    """Read one value of `field`.
+    """Parse one value of `field`.
 
     Raises:
-        ValueProblem: it is not one.
+        ValueProblem: The field does not take it.
     """
     match field.kind:
         case Kind.WORD | Kind.STATUS:
@@ -83,8 +84,7 @@ def parse_value(field: Field, item: object) -> Value:
 
 def _word(field: Field, item: object) -> Interval:
     # TOML writes `family = 4` as a number.
-    numeric = field.words == FAMILIES and isinstance(item, int) and not isinstance(item, bool)
-    text = str(item) if numeric else item
+    text = str(item) if isinstance(item, int) and not isinstance(item, bool) else item
     if not isinstance(text, str) or text not in field.words:
         raise ValueProblem(
             f"{'' if len(field.words) == 1 else 'one of '}{one_of(field.words)}",
@@ -126,7 +126,7 @@ def _ends(field: Field, item: str, expected: str) -> tuple[int, int]:
 
 
 def _flags(field: Field, item: object) -> Flags:
-    expected = f"some of {one_of(field.words)}, each with '!' when it is to be clear"
+    expected = f"some of {one_of(field.words)}, with '!' before those that must be clear"
     if not isinstance(item, str) or not item.split():
         raise ValueProblem(expected)
     wanted = unwanted = 0
@@ -140,7 +140,7 @@ def _flags(field: Field, item: object) -> Flags:
         else:
             unwanted |= bit
     if wanted & unwanted:
-        raise ValueProblem("flags that can be: the same one is to be set and clear")
+        raise ValueProblem("each flag either set or clear, not both")
     return Flags(text=" ".join(item.split()), wanted=wanted, unwanted=unwanted)
 
 
@@ -163,19 +163,19 @@ def _network(item: object) -> Interval:
 
 
 def _pattern(item: object) -> Pattern:
-    expected = "the name of an interface such as 'eth0' or 'cali*'"
+    expected = "an interface name such as 'eth0' or 'cali*'"
     if not isinstance(item, str) or not item or any(c in "/:" or c.isspace() for c in item):
         raise ValueProblem(expected)
     if item.endswith("+"):
-        # The spelling of iptables.
+        # iptables writes a prefix this way.
         raise ValueProblem(expected, f" (did you mean '{item[:-1]}*'?)")
     if len(item.replace("*", "")) > _LONGEST_INTERFACE:
-        raise ValueProblem(f"a name of at most {_LONGEST_INTERFACE} letters")
+        raise ValueProblem(f"a name of at most {_LONGEST_INTERFACE} characters")
     return Pattern(text=item)
 
 
 def _mark(item: object) -> MarkBits:
-    expected = "a number of 32 bits, or bits under a mask such as '0x10/0xff'"
+    expected = "a 32-bit number, or bits under a mask such as '0x10/0xff'"
     if isinstance(item, int) and not isinstance(item, bool):
         bits, mask = item, LAST_MARK
         text = f"{item:#x}" if item >= 0 else str(item)
@@ -191,5 +191,5 @@ def _mark(item: object) -> MarkBits:
     if not 0 <= bits <= LAST_MARK or not 0 < mask <= LAST_MARK:
         raise ValueProblem(expected)
     if bits & ~mask:
-        raise ValueProblem("bits that lie under their mask")
+        raise ValueProblem("bits within their mask")
     return MarkBits(text=text, bits=bits, mask=mask)

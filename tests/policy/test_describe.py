@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A policy and its printed sentences say the same: the sentences are read back."""
+"""Printed sentences say exactly what the policy says: they are parsed back."""
 
 import re
 
@@ -19,7 +19,7 @@ _ACTIONS = {words: action for action, words in ACTION_WORDS.items()}
 
 
 @given(table=tables(with_rates=True))
-def test_sentences_read_back(table: dict[str, object]) -> None:
+def test_sentences_parse_back(table: dict[str, object]) -> None:
     model = parse_policy(table, source="test")
     sentences = policy_sentences(model)
     for rule, sentence in zip(model.rules, sentences, strict=False):
@@ -36,14 +36,14 @@ def test_without_rules() -> None:
 
 
 def _essence(rule: Rule) -> object:
-    """What a rule does, however its values are spelled."""
+    """What a rule does, without the spelling of its values."""
     rate = rule.rate and (rule.rate.over, rule.rate.in_s, str(rule.rate.by), rule.rate.negated)
     return rule.name, rule.action, rule.mark, [_meaning(c) for c in rule.conditions], rate
 
 
 def _meaning(condition: Condition) -> object:
     numbers = [re.sub(r"text='[^']*', ", "", repr(value)) for value in condition.values]
-    # The spelling of a pattern is its meaning.
+    # Of a pattern, the spelling is the meaning.
     return condition.field.name, condition.negated, numbers
 
 
@@ -83,7 +83,7 @@ def _listed(field: Field, rest: str) -> Condition:
 
 
 def _spelled(field: Field, word: str) -> object:
-    """A value as a sentence has it, the way a file has it."""
+    """A value of a sentence as a file spells it."""
     if field.kind is Kind.FLAGS:
         return word.replace("no ", "!").replace(" and ", " ")
     if field.kind is Kind.NUMBER and " " in word:

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""The compiled policy against one that is read rule by rule."""
+"""The compiled policy decides as one that is interpreted rule by rule."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.policy.axes import MOST_REMEMBERED
-from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.matcher import MOST_REMEMBERED, compile_policy, matches_name
+from nfq_guard.policy.model import Pattern
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.wire.packet import Queued
 from tests.support.policies import Case, Interpreter, cases, tables
 
 
-@given(table=tables(), asked=st.lists(cases(), min_size=1, max_size=8))
-def test_compiled_and_interpreted_agree(table: dict[str, object], asked: list[Case]) -> None:
+@given(table=tables(), packets=st.lists(cases(), min_size=1, max_size=8))
+def test_compiled_and_interpreted_agree(table: dict[str, object], packets: list[Case]) -> None:
     model = parse_policy(table, source="test")
     policy = compile_policy(model)
     interpreter = Interpreter(table, model)
-    for case in asked:
+    for case in packets:
         decision = policy.decide(*case, 0.0)
         assert (decision.action, decision.rule) == interpreter.decide(case, 0.0)
 
@@ -28,10 +29,10 @@ def test_compiled_and_interpreted_agree(table: dict[str, object], asked: list[Ca
         st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.1, 0.6, 5.0])), max_size=20
     ),
 )
-def test_they_agree_over_time(
+def test_compiled_and_interpreted_agree_over_time(
     table: dict[str, object], packets: list[Case], order: list[tuple[int, float]]
 ) -> None:
-    """Rates count the packets that meet the rest of their rule, and no others."""
+    """Rates count the packets that meet the rest of their rule only."""
     model = parse_policy(table, source="test")
     policy = compile_policy(model)
     interpreter = Interpreter(table, model)
@@ -50,8 +51,8 @@ def test_mark_goes_with_the_decision(judge_case: Case) -> None:
     assert decision.rule == "rule[0]"
 
 
-def test_memory_of_names_and_marks_is_bounded(judge_case: Case) -> None:
-    """Whatever makes up marks or interfaces fills no memory, and gets the right answer."""
+def test_cache_of_names_and_marks_is_bounded(judge_case: Case) -> None:
+    """Ever new marks or interfaces do not fill memory, and are matched correctly."""
     table = {
         "default": "allow",
         "rule": [
@@ -65,6 +66,23 @@ def test_memory_of_names_and_marks_is_bounded(judge_case: Case) -> None:
         queued = Queued(b"", 0, f"veth{number}", "", number, 0)
         decision = policy.decide(queued, packet, flow, finding, 0.0)
         assert decision.rule == ("mark" if number % 2 else "name")
-    plan = policy._plans[finding.reason]
+    plan = policy.plans[finding.reason]
     assert len(plan.marks[0]._known) <= MOST_REMEMBERED
     assert len(plan.names[0]._known) <= MOST_REMEMBERED
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "expected"),
+    [
+        ("eth0", "eth0", True),
+        ("eth0", "eth00", False),
+        ("eth*", "eth", True),
+        ("*", "", False),
+        ("*", "lo", True),
+        ("e?h.0", "eth.0", True),
+        ("e?h.0", "eth00", False),
+        ("a*c", "abbc", True),
+    ],
+)
+def test_patterns(pattern: str, name: str, *, expected: bool) -> None:
+    assert matches_name(Pattern(text=pattern), name) is expected

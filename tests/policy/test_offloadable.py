@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which flows may be left to the kernel: never one of whose packets the policy lets pass."""
+"""A flow is offloadable only when the policy drops every packet that it can bring."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from nfq_guard.finding import Reason
 from nfq_guard.flow import IPS_SRC_NAT, PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Hook
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.matcher import compile_policy
-from nfq_guard.policy.offloadable import Repeats
+from nfq_guard.policy.offloadable import OffloadCheck
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.policyfile import load_policy
 from nfq_guard.seqno import seq
@@ -28,10 +28,10 @@ LAST_WORDS = {"default": "drop", "on_unknown": "drop", "i_know": "drops everythi
     first=cases(),
     others=st.lists(cases(), min_size=1, max_size=10),
 )
-def test_whatever_else_a_packet_carries_it_is_dropped(
+def test_offloadable_flows_are_dropped_whole(
     table: dict[str, object], dropping: bool, first: Case, others: list[Case]
 ) -> None:
-    """Each other packet gets the first one's interface, addresses and ports, and the rest stays."""
+    """The other packets take the first one's interface, addresses and ports, and keep the rest."""
     queued, packet, snapshot, _ = first
     assume(isinstance(packet, Packet))
     assert isinstance(packet, Packet)
@@ -41,7 +41,7 @@ def test_whatever_else_a_packet_carries_it_is_dropped(
     if snapshot is not None:
         snapshot.original.proto = PROTO_TCP
     model = parse_policy({**table, **(LAST_WORDS if dropping else {})}, source="test")
-    if not Repeats(model).all_dropped(queued, packet, snapshot):
+    if not OffloadCheck(compile_policy(model)).all_dropped(queued, packet, snapshot):
         return
     policy = compile_policy(model)
     for other_queued, other, other_snapshot, finding in others:
@@ -64,7 +64,7 @@ def test_whatever_else_a_packet_carries_it_is_dropped(
 
 
 def _like(packet: Packet, segment: Segment) -> Packet:
-    """The first packet's addresses and ports on the other's flags and lengths."""
+    """The other's flags and lengths with the first packet's addresses and ports."""
     assert isinstance(packet.l4, Segment)
     mixed = Segment(
         packet.l4.sport, packet.l4.dport, segment.seq, segment.ack, segment.flags,
@@ -77,7 +77,7 @@ def _like(packet: Packet, segment: Segment) -> Packet:
 
 
 def _changed(flow: FlowSnapshot, other: FlowSnapshot | None) -> FlowSnapshot:
-    """The same entry some packets later: translation and direction are what they were."""
+    """The same entry some packets later: translation and direction are unchanged."""
     if other is None:
         return flow
     nat = flow.status & 0x30
@@ -87,8 +87,10 @@ def _changed(flow: FlowSnapshot, other: FlowSnapshot | None) -> FlowSnapshot:
     )  # fmt: skip
 
 
-def asked(policy: str | list[dict[str, Any]], *, nat: bool, hook: Hook = Hook.PREROUTING) -> bool:
-    """What a policy says of a segment from 10.0.0.1 port 1 to 10.0.0.2 port 2."""
+def offloadable(
+    policy: str | list[dict[str, Any]], *, nat: bool, hook: Hook = Hook.PREROUTING
+) -> bool:
+    """Whether a flow from 10.0.0.1 port 1 to 10.0.0.2 port 2 is offloadable under a policy."""
     if isinstance(policy, str):
         model = load_policy(f"preset:{policy}")
     else:
@@ -100,34 +102,35 @@ def asked(policy: str | list[dict[str, Any]], *, nat: bool, hook: Hook = Hook.PR
     snapshot = FlowSnapshot(
         Evidence.BPF, 0, flow, flow, IPS_SRC_NAT if nat else 0, 0, 0, 100, 3, None
     )
-    return Repeats(model).all_dropped(Queued(b"", hook, "eth0", "", 0, 0), packet, snapshot)
+    check = OffloadCheck(compile_policy(model))
+    return check.all_dropped(Queued(b"", hook, "eth0", "", 0, 0), packet, snapshot)
 
 
 @pytest.mark.parametrize(
-    ("preset", "nat", "answer"),
+    ("preset", "nat", "expected"),
     [
         ("default", True, True),
         ("default", False, False),
         ("strict", False, True),
         ("istio", False, True),
         ("observe", True, False),
-        # It lets packets with broken headers pass, of translated flows too.
+        # Lets packets with broken headers pass, those of translated flows included.
         ("router", True, False),
     ],
 )
-def test_presets(preset: str, nat: bool, answer: bool) -> None:
-    assert asked(preset, nat=nat) is answer
+def test_presets(preset: str, nat: bool, expected: bool) -> None:
+    assert offloadable(preset, nat=nat) is expected
 
 
-def test_the_hook_counts() -> None:
-    assert not asked("istio", nat=False, hook=Hook.OUTPUT)
+def test_hook_of_the_rule_decides() -> None:
+    assert not offloadable("istio", nat=False, hook=Hook.OUTPUT)
 
 
 BROKEN = {"name": "broken", "reason": ["malformed"], "action": "drop"}
 
 
 @pytest.mark.parametrize(
-    ("rule", "answer"),
+    ("rule", "expected"),
     [
         ({}, True),
         ({"sport": 1}, True),
@@ -146,14 +149,14 @@ BROKEN = {"name": "broken", "reason": ["malformed"], "action": "drop"}
         ({"rate": {"over": 5, "in_s": 1, "by": "flow"}}, False),
     ],
 )
-def test_what_a_rule_may_ask(rule: dict[str, Any], answer: bool) -> None:
+def test_conditions_of_a_dropping_rule(rule: dict[str, Any], expected: bool) -> None:
     rules = [BROKEN, {"name": "one", "action": "drop", **rule}]
-    assert asked(rules, nat=True) is answer
+    assert offloadable(rules, nat=True) is expected
 
 
-def test_a_rule_that_may_let_one_pass_first() -> None:
+def test_earlier_rule_that_lets_some_pass() -> None:
     watched = {"name": "watched", "tcp_flags": "rst", "action": "log"}
     rest = {"name": "rest", "action": "drop"}
-    assert not asked([watched, rest], nat=True)
-    assert asked([rest, watched], nat=True)
-    assert asked([{**watched, "sport": 3}, rest], nat=True)
+    assert not offloadable([watched, rest], nat=True)
+    assert offloadable([rest, watched], nat=True)
+    assert offloadable([{**watched, "sport": 3}, rest], nat=True)

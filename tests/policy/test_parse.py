@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every mistake in a policy is found, at once, and says where it is."""
+"""The parser reports every mistake in a policy at once, each with its key path."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME
-from nfq_guard.policy.keys import DEEPEST_INCLUDE, MOST_RULES
+from nfq_guard.policy.model import DEEPEST_INCLUDE, MOST_RULES
 from nfq_guard.policy.parse import parse_policy, read_policy
 from tests.support.policies import tables
 
@@ -24,11 +24,11 @@ def _of_rule(**keys: object) -> list[str]:
 
 
 @given(table=tables(with_rates=True))
-def test_what_is_right_is_taken(table: dict[str, object]) -> None:
+def test_valid_tables_have_no_mistakes(table: dict[str, object]) -> None:
     assert read_policy(table, source="x").mistakes == ()
 
 
-def test_all_at_once() -> None:
+def test_all_mistakes_at_once() -> None:
     table = {
         "defualt": "allow",
         "on_unknown": "dorp",
@@ -45,12 +45,13 @@ def test_all_at_once() -> None:
         " rst-outside, bad-transition, no-entry, bad-flags, bad-checksum, malformed,"
         " icmp-unrelated, icmp-mismatch, raced or unsupported, found 'seq-ovr'"
         " (did you mean 'seq-over'?)",
-        "policy.rule[1].name: expected a name of its own, found 'a', which policy.rule[0] has",
+        "policy.rule[1].name: expected a unique rule name,"
+        " found duplicate 'a' (also policy.rule[0])",
         "policy.rule[1].sport: expected a number from 0 to 65535, or a range such as"
         " '1024..65535', found '1-80' (did you mean '1..80'?)",
         "policy.rule[1].not.hook: expected one of PREROUTING, INPUT, FORWARD, OUTPUT or"
         " POSTROUTING, found 'prerouting' (did you mean 'PREROUTING'?)",
-        "policy.default: expected what happens when no rule matches: drop, log or allow,"
+        "policy.default: expected the action when no rule matches: drop, log or allow,"
         " found nothing",
     ]
 
@@ -78,7 +79,7 @@ def test_all_at_once() -> None:
         ("tcp_flags", "SYN", "(did you mean 'syn'?)"),
         ("tcp_flags", " ", "tcp_flags: expected some of"),
         ("tcp_flags", 2, "tcp_flags: expected some of"),
-        ("tcp_flags", "syn !syn", "expected flags that can be"),
+        ("tcp_flags", "syn !syn", "expected each flag either set or clear, not both"),
         ("payload", "yes", "payload: expected true or false, found 'yes'"),
         ("payload", [True], "payload: expected true or false, found a list"),
         ("src", "10.0.0.1/8", "(did you mean '10.0.0.0/8'?)"),
@@ -86,25 +87,25 @@ def test_all_at_once() -> None:
         ("src", "fe80::1%eth0", "src: expected a network"),
         ("src", 10, "src: expected a network"),
         ("src", {"a": 1}, "found a table"),
-        ("in", "", "in: expected the name of an interface"),
-        ("in", "a b", "in: expected the name of an interface"),
+        ("in", "", "in: expected an interface name"),
+        ("in", "a b", "in: expected an interface name"),
         ("in", "cali+", "(did you mean 'cali*'?)"),
-        ("in", "a" * 16, "in: expected a name of at most 15 letters"),
-        ("in", 1, "in: expected the name of an interface"),
-        ("packet_mark", "0x1g", "packet_mark: expected a number of 32 bits"),
-        ("packet_mark", 1.5, "packet_mark: expected a number of 32 bits"),
-        ("packet_mark", True, "packet_mark: expected a number of 32 bits"),
-        ("packet_mark", -1, "packet_mark: expected a number of 32 bits"),
-        ("packet_mark", "0x1ffffffff", "packet_mark: expected a number of 32 bits"),
-        ("packet_mark", "1/0", "packet_mark: expected a number of 32 bits"),
-        ("ct_mark", "0x11/0x10", "ct_mark: expected bits that lie under their mask"),
-        ("mark", "0x10", "mark: expected a number of 32 bits such as 0x10, found '0x10'"),
-        ("mark", -1, "mark: expected a number of 32 bits"),
+        ("in", "a" * 16, "in: expected a name of at most 15 characters"),
+        ("in", 1, "in: expected an interface name"),
+        ("packet_mark", "0x1g", "packet_mark: expected a 32-bit number"),
+        ("packet_mark", 1.5, "packet_mark: expected a 32-bit number"),
+        ("packet_mark", True, "packet_mark: expected a 32-bit number"),
+        ("packet_mark", -1, "packet_mark: expected a 32-bit number"),
+        ("packet_mark", "0x1ffffffff", "packet_mark: expected a 32-bit number"),
+        ("packet_mark", "1/0", "packet_mark: expected a 32-bit number"),
+        ("ct_mark", "0x11/0x10", "ct_mark: expected bits within their mask"),
+        ("mark", "0x10", "mark: expected a 32-bit number such as 0x10, found '0x10'"),
+        ("mark", -1, "mark: expected a 32-bit number"),
         ("name", "default", "name: expected a name of at most 64"),
         ("name", "with blank", "name: expected a name of at most 64"),
         ("name", 5, "name: expected a name of at most 64"),
-        ("comment", 5, "comment: expected a text of at most 500 letters, found 5"),
-        ("comment", "a" * 501, "comment: expected a text of at most 500 letters"),
+        ("comment", 5, "comment: expected a text of at most 500 characters, found 5"),
+        ("comment", "a" * 501, "comment: expected a text of at most 500 characters"),
         ("action", "heal", "action: expected drop, log or allow, found 'heal'"),
         (
             "evidence",
@@ -120,12 +121,20 @@ def test_all_at_once() -> None:
         ("not", {"action": "drop"}, "not.action: expected one of the keys rate, reason"),
         ("not", {"target": "drop"}, "not.target: expected one of the keys"),
         ("rate", 5, "rate: expected a table such as { over = 10,"),
-        ("rate", {}, "rate.over: expected packets, 1 to 1000000, found nothing"),
-        ("rate", {}, "rate.in_s: expected seconds, more than 0 and at most 3600, found nothing"),
+        ("rate", {}, "rate.over: expected a number of packets from 1 to 1000000, found nothing"),
+        ("rate", {}, "rate.in_s: expected a number of seconds above 0 and up to 3600"),
         ("rate", {}, "rate.by: expected flow or source, found nothing"),
         ("rate", {"over": 0, "in_s": True, "by": "flwo"}, "(did you mean 'flow'?)"),
-        ("rate", {"over": 0, "in_s": True, "by": "flwo"}, "rate.over: expected packets"),
-        ("rate", {"over": 0, "in_s": True, "by": "flwo"}, "rate.in_s: expected seconds"),
+        (
+            "rate",
+            {"over": 0, "in_s": True, "by": "flwo"},
+            "rate.over: expected a number of packets",
+        ),
+        (
+            "rate",
+            {"over": 0, "in_s": True, "by": "flwo"},
+            "rate.in_s: expected a number of seconds",
+        ),
         ("rate", {"over": 1, "in_s": 1, "by": "flow", "x": 1}, "rate.x: expected one of the keys"),
     ],
 )
@@ -136,7 +145,7 @@ def test_wrong_key(key: str, found: object, said: str) -> None:
 def test_two_rates() -> None:
     rate = {"over": 1, "in_s": 1, "by": "flow"}
     assert _of_rule(rate=rate, **{"not": {"rate": rate}}) == [
-        "policy.rule[0].not.rate: expected only one rate in a rule, found two"
+        "policy.rule[0].not.rate: expected one rate in a rule, found two"
     ]
 
 
@@ -169,8 +178,8 @@ def test_rule_without_action() -> None:
         (
             {"default": "drop", "on_unknown": "drop"},
             [
-                'policy.i_know: expected i_know = "drops everything" in this file, because no'
-                " packet would pass this policy, found nothing"
+                'policy.i_know: expected i_know = "drops everything" in this file, because'
+                " this policy lets no packet pass, found nothing"
             ],
         ),
         (
@@ -184,8 +193,8 @@ def test_rule_without_action() -> None:
         (
             {"include": "preset:default"},
             [
-                "policy.include: expected a policy that can be read, found 'preset:default':"
-                " x cannot include preset:default: nothing can be included here"
+                "policy.include: expected a readable policy, found 'preset:default':"
+                " x cannot include preset:default: includes are not supported here"
             ],
         ),
     ],
@@ -204,7 +213,7 @@ def test_long_values_are_cut() -> None:
     assert len(mistake) < 400
 
 
-def test_the_error_has_all() -> None:
+def test_error_carries_all_mistakes() -> None:
     with pytest.raises(ConfigError) as caught:
         parse_policy({"rule": [{}]}, source="file.toml")
     assert len(caught.value.mistakes) == 2
@@ -217,7 +226,7 @@ def test_masks_in_decimal() -> None:
 
 
 class _Shelf:
-    """Includes from a table of tables."""
+    """Includes from a dictionary of tables."""
 
     def __init__(self, shelf: Mapping[str, Mapping[str, object]]) -> None:
         self._shelf = shelf
@@ -238,7 +247,7 @@ def _read(main: Mapping[str, object], **shelf: Mapping[str, object]) -> list[str
 
 
 def test_included_rules_follow() -> None:
-    """Own rules first; what the file itself does not say, the first included one that does says."""
+    """Own rules first; an action that the file lacks comes from the first include that has it."""
     main = {"include": ["a", "b"], "rule": [{"name": "own", "action": "log"}]}
     shelf = {
         "a": {"on_unknown": "log", "rule": [{"action": "drop"}]},
@@ -250,20 +259,18 @@ def test_included_rules_follow() -> None:
     assert (model.on_unknown, model.default) == (Action.LOG, Action.LOG)
 
 
-def test_circles_are_found() -> None:
+def test_circular_include() -> None:
     said = _read({"include": "a"}, a={"include": "b"}, b={"include": "a"})
-    assert said == [
-        "(b) policy.include: expected includes that do not lead back, found a -> b -> a"
-    ]
+    assert said == ["(b) policy.include: expected no circular include, found a -> b -> a"]
 
 
-def test_depth_is_bounded() -> None:
+def test_depth_of_includes_is_bounded() -> None:
     shelf = {f"f{n}": {"include": f"f{n + 1}"} for n in range(DEEPEST_INCLUDE + 2)}
     (said,) = _read({"include": "f0"}, **shelf)
-    assert "at most 8 includes within each other" in said
+    assert "at most 8 nested includes" in said
 
 
-def test_mistakes_of_included_files_name_them() -> None:
+def test_mistakes_in_included_files_name_the_file() -> None:
     said = _read(
         {"include": ["broken", "empty", "none", "a"]},
         a={"default": "allow", "rule": [{"action": "no"}]},
@@ -271,7 +278,7 @@ def test_mistakes_of_included_files_name_them() -> None:
     assert said == [
         "policy.include[0] (broken.toml: 1:2): expected TOML, found rubbish",
         "policy.include[1] (empty.toml): expected a policy, found nothing",
-        "policy.include[2]: expected a policy that can be read, found 'none': main has no none",
+        "policy.include[2]: expected a readable policy, found 'none': main has no none",
         "(a) policy.rule[0].action: expected drop, log or allow, found 'no'",
     ]
 
@@ -282,12 +289,13 @@ def test_names_are_unique_over_files() -> None:
         a={"default": "allow", "rule": [{"name": "n", "action": "drop"}]},
     )
     assert said == [
-        "(a) policy.rule[0].name: expected a name of its own, found 'n', which policy.rule[0] has"
+        "(a) policy.rule[0].name: expected a unique rule name,"
+        " found duplicate 'n' (also policy.rule[0])"
     ]
 
 
-def test_knowing_is_not_inherited() -> None:
-    """That everything is dropped must be said in the operator's own file."""
+def test_i_know_is_not_inherited() -> None:
+    """The operator's own file must confirm that everything is dropped."""
     shelf = {"s": {"i_know": "drops everything", "on_unknown": "drop", "default": "drop"}}
     (said,) = _read({"include": "s"}, **shelf)
     assert said.startswith('policy.i_know: expected i_know = "drops everything" in this file')
@@ -307,6 +315,6 @@ def test_knowing_is_not_inherited() -> None:
         max_leaves=20,
     )
 )
-def test_no_table_is_too_wild(table: object) -> None:
+def test_any_table_is_read_or_rejected(table: object) -> None:
     reading = read_policy(table, source="x")
     assert (reading.model is None) is bool(reading.mistakes)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.policy.fields import FIELDS, Field, Kind
-from nfq_guard.policy.keys import POLICY_KEYS, RATE_KEYS, RULE_KEYS
 from nfq_guard.policy.lint import cautions
+from nfq_guard.policy.model import POLICY_KEYS, RATE_KEYS, RULE_KEYS
 from nfq_guard.policyfile import preset_names, read_table
 
 README = Path("rules/policy/README.md")
@@ -47,7 +47,7 @@ def test_every_preset_is_named() -> None:
         assert f"| `{name}` |" in text
 
 
-def test_the_example_is_a_policy() -> None:
+def test_example_is_a_policy() -> None:
     example = README.read_text().split("```toml\n")[1].split("```")[0]
     model = read_table(tomllib.loads(example)["policy"], "README.md").model
     assert model is not None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The JSON Schema and the parser speak of the same file."""
+"""The JSON Schema and the parser agree."""
 
 import tomllib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 
 from nfq_guard.cli.check import config_schema
 from nfq_guard.policy.fields import FIELDS
-from nfq_guard.policy.keys import POLICY_KEYS, RATE_KEYS, RULE_KEYS
+from nfq_guard.policy.model import POLICY_KEYS, RATE_KEYS, RULE_KEYS
 from nfq_guard.policy.parse import read_policy
 from nfq_guard.policy.schema import policy_schema
 from tests.support.policies import tables
@@ -25,18 +25,18 @@ CONFIG = Draft202012Validator(config_schema())
 Table = dict[str, Any]
 
 
-def _right(table: object) -> bool:
+def _is_valid(table: object) -> bool:
     return not read_policy(table, source="x").mistakes
 
 
 @given(table=tables(with_rates=True))
-def test_what_the_parser_takes_the_schema_takes(table: Table) -> None:
+def test_schema_accepts_what_the_parser_accepts(table: Table) -> None:
     assert VALIDATOR.is_valid(table)
 
 
 @given(table=tables(with_rates=True), data=st.data())
-def test_what_the_schema_refuses_the_parser_refuses(table: Table, data: st.DataObject) -> None:
-    """One value somewhere in the file is replaced by something else."""
+def test_parser_rejects_what_the_schema_rejects(table: Table, data: st.DataObject) -> None:
+    """One value somewhere in the table is replaced by another."""
     holders: list[tuple[Any, Any]] = []
     table = deepcopy(table)
 
@@ -54,7 +54,7 @@ def test_what_the_schema_refuses_the_parser_refuses(table: Table, data: st.DataO
         | st.text(max_size=5)
     )
     if not VALIDATOR.is_valid(table):
-        assert not _right(table)
+        assert not _is_valid(table)
 
 
 def _rule(table: Table) -> Table:
@@ -83,13 +83,13 @@ def _rule(table: Table) -> Table:
         lambda table: _rule(table).update(rate={"over": 1, "in_s": 0, "by": "flow"}),
     ],
 )
-def test_the_schema_refuses_too(spoil: Callable[[Table], object]) -> None:
-    """What an editor can point out, it does."""
+def test_schema_rejects(spoil: Callable[[Table], object]) -> None:
+    """Mistakes that an editor with the schema points out."""
     table: Table = {"default": "allow", "rule": [{"action": "drop", "reason": "raced"}]}
     assert VALIDATOR.is_valid(table)
     spoil(table)
     assert not VALIDATOR.is_valid(table)
-    assert not _right(table)
+    assert not _is_valid(table)
 
 
 @pytest.mark.parametrize("path", sorted(Path("rules/policy").glob("*.toml")), ids=str)
@@ -97,7 +97,7 @@ def test_presets_are_valid(path: Path) -> None:
     CONFIG.validate(tomllib.loads(path.read_text()))
 
 
-def test_schema_knows_the_daemon() -> None:
+def test_schema_covers_the_daemon() -> None:
     assert CONFIG.is_valid({"daemon": {"mode": "enforce", "zones": [0, 1]}})
     assert not CONFIG.is_valid({"daemon": {"mdoe": "enforce"}})
     assert not CONFIG.is_valid({"demon": {}})

@@ -2,10 +2,10 @@
 """Leaves floods of repeats to the kernel.
 
 A repeat is one direction of a flow that keeps bringing INVALID packets, of which the policy drops
-whatever it may bring (`policy.repeats`). The kernel is told for a while only, and never for longer
-than the flow's entry has to live. When that is over the next packet is judged anew, by the policy
-of that moment, and if it is dropped the kernel is told again at once. What may differ from the
-daemon's own judgment is bounded by that while: that an entry was removed before its time, by
+whatever it may bring (`policy.offloadable`). The kernel is told for a while only, and never for
+longer than the flow's entry has to live. When that is over the next packet is judged anew, by the
+policy of that moment, and if it is dropped the kernel is told again at once. What may differ from
+the daemon's own judgment is bounded by that while: that an entry was removed before its time, by
 `conntrack -D` or a RST, is noticed no sooner.
 """
 
@@ -20,7 +20,7 @@ from nfq_guard.names import address
 from nfq_guard.names import hook as hook_name
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy
-from nfq_guard.policy.offloadable import Repeats
+from nfq_guard.policy.offloadable import OffloadCheck
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker.safe_judge import Judge
 from nfq_guard.telemetry.events import EventLog
@@ -91,7 +91,7 @@ class Offloader:
         self._timeout_s = timeout_s
         self._most = most
         self._policy: Policy | None = None
-        self._repeats: Repeats | None = None
+        self._check: OffloadCheck | None = None
         # Whether the kernel may hold flows of another policy, of another mode, or of a daemon
         # that died.
         self._stale = True
@@ -147,9 +147,9 @@ class Offloader:
             if now < self._not_before:
                 return False
             self._policy = policy
-            self._repeats = Repeats(policy.model) if isinstance(policy, CompiledPolicy) else None
+            self._check = OffloadCheck(policy) if isinstance(policy, CompiledPolicy) else None
             self._clear(now)
-        return self._repeats is not None and not self._stale
+        return self._check is not None and not self._stale
 
     def refresh(self) -> None:
         """Bring the numbers up to date that the kernel counts."""
@@ -184,10 +184,10 @@ class Offloader:
         """For how many seconds the flow may be left to the kernel; 0 for not at all."""
         packet = judgment.packet
         snapshot = judgment.snapshot
-        if self._repeats is None or not isinstance(packet, Packet) or self._asked >= _ASKED_MAX:
+        if self._check is None or not isinstance(packet, Packet) or self._asked >= _ASKED_MAX:
             return 0.0
         self._asked += 1
-        if not self._repeats.all_dropped(judgment.queued, packet, snapshot):
+        if not self._check.all_dropped(judgment.queued, packet, snapshot):
             self._staying.add(key)
             self._stats.counters["offload_refused"] += 1
             return 0.0

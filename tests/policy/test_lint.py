@@ -1,30 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""What is called unreachable is: no packet ever gets there."""
+"""Reachability: no packet matches a rule that is reported as unreachable."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_15, KERNEL_6_1
+from nfq_guard.finding import BOUNDS
 from nfq_guard.policy.decision import Action
-from nfq_guard.policy.lint import cautions
+from nfq_guard.policy.lint import cautions, lets_nothing_pass, value_covers
 from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.model import Interval, MarkBits, Pattern
 from nfq_guard.policy.parse import parse_policy
-from nfq_guard.policy.reach import lets_nothing_pass
 from tests.support.policies import Case, cases, tables
 
 
-@given(table=tables(with_rates=True), asked=st.lists(cases(), min_size=1, max_size=10))
-def test_nothing_reaches_what_is_called_unreachable(
-    table: dict[str, object], asked: list[Case]
+@given(table=tables(with_rates=True), packets=st.lists(cases(), min_size=1, max_size=10))
+def test_no_packet_matches_an_unreachable_rule(
+    table: dict[str, object], packets: list[Case]
 ) -> None:
     model = parse_policy(table, source="test")
-    dead = {caution.rule for caution in cautions(model, KERNEL_5_15)}
+    unreachable = {caution.rule for caution in cautions(model, KERNEL_5_15)}
     policy = compile_policy(model)
-    for case in asked:
+    for case in packets:
         _, packet, _, _ = case
         decision = policy.decide(*case, 0.0)
-        assert decision.rule not in dead, packet
+        assert decision.rule not in unreachable, packet
         assert decision.action is Action.DROP or not lets_nothing_pass(model)
 
 
@@ -58,8 +59,8 @@ def _cautions(*rules: dict[str, object]) -> list[str]:
 )
 def test_shadowed(earlier: dict[str, object], later: dict[str, object]) -> None:
     assert _cautions(earlier, later) == [
-        "policy.rule[1] (rule[1]): can never match: rule policy.rule[0] (rule[0]) before it takes"
-        " every packet that it names"
+        "policy.rule[1] (rule[1]): can never match: policy.rule[0] (rule[0]) already matches all"
+        " its packets"
     ]
 
 
@@ -82,18 +83,18 @@ def test_not_shadowed(earlier: dict[str, object], later: dict[str, object]) -> N
 
 
 def test_shadowed_by_several() -> None:
-    """Two halves of the addresses leave nothing for a third rule."""
+    """Rules for each half of the addresses shadow a third one together."""
     assert _cautions(
         {"name": "low", "src": "10.0.0.0/9"},
         {"name": "high", "src": "10.128.0.0/9"},
         {"name": "none", "src": "10.0.0.0/8", "dport": 80},
     ) == [
-        "policy.rule[2] (none): can never match: rules policy.rule[0] (low) and policy.rule[1]"
-        " (high) before it takes together every packet that it names"
+        "policy.rule[2] (none): can never match: policy.rule[0] (low) and policy.rule[1] (high)"
+        " already match all its packets"
     ]
 
 
-def test_not_quite_shadowed_by_several() -> None:
+def test_not_shadowed_by_several_with_a_gap() -> None:
     assert _cautions({"src": "10.0.0.0/9"}, {"src": "10.128.0.0/10"}, {"src": "10.0.0.0/8"}) == []
 
 
@@ -103,11 +104,16 @@ def test_not_quite_shadowed_by_several() -> None:
         ({"dport": 80, "not": {"dport": "1..100"}}, "its conditions on dport contradict"),
         ({"distance": 5, "reason": "no-entry"}, "a packet of these reasons has no distance"),
         ({"tcp_flags": "rst", "proto": "udp"}, "a packet of this protocol has no TCP flags"),
-        ({"payload": True, "proto": "icmp"}, "payload is known of TCP and UDP only"),
+        ({"payload": True, "proto": "icmp"}, "payload is known for TCP and UDP only"),
         ({"sport": 80, "proto": 47}, "a packet of this protocol has no ports"),
         ({"src": "10.0.0.0/8", "family": 6}, "src has no network of family 6"),
         ({"dst": "fd00::/8", "family": 4}, "dst has no network of family 4"),
-        ({"reason": ["seq-under", "ack-under"]}, "kernel 6.1 and its like never"),
+        ({"dst": "fd00::/8", "not": {"family": 6}}, "dst has no network of family 4"),
+        (
+            {"distance": 5, "not": {"reason": sorted(BOUNDS)}},
+            "a packet of these reasons has no distance",
+        ),
+        ({"reason": ["seq-under", "ack-under"]}, "kernels like 6.1 never report these reasons"),
     ],
 )
 def test_can_never_match(rule: dict[str, object], why: str) -> None:
@@ -115,7 +121,7 @@ def test_can_never_match(rule: dict[str, object], why: str) -> None:
     assert f"can never match: {why}" in caution
 
 
-def test_old_kernels_have_old_reasons() -> None:
+def test_old_kernels_report_old_reasons() -> None:
     table = {"default": "allow", "rule": [{"reason": "seq-under", "action": "drop"}]}
     assert cautions(parse_policy(table, source="x"), KERNEL_5_15) == []
 
@@ -146,6 +152,16 @@ def test_old_kernels_have_old_reasons() -> None:
         },
     ],
 )
-def test_a_policy_that_lets_nothing_pass_says_so(table: dict[str, object]) -> None:
+def test_lets_nothing_pass(table: dict[str, object]) -> None:
     known = {**table, "i_know": "drops everything"}
     assert lets_nothing_pass(parse_policy(known, source="x"))
+
+
+def test_values_of_different_kinds_do_not_cover_each_other() -> None:
+    mark = MarkBits(text="1", bits=1, mask=1)
+    assert not value_covers(mark, Pattern(text="*"))
+    assert not value_covers(Interval(text="1", low=1, high=1), mark)
+
+
+def test_addresses_of_both_families_contradict_neither() -> None:
+    assert _cautions({"src": ["10.0.0.0/8", "fd00::/8"], "family": 6}) == []

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+"""Interval sets, and the conditions that are interval sets."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard.policy.fields import FIELD_BY_NAME, FIELDS, Kind
+from nfq_guard.policy.intervals import (
+    IntervalSet,
+    complement,
+    contains,
+    covers,
+    everything,
+    from_intervals,
+    intersection,
+    present,
+    union,
+)
+from nfq_guard.policy.model import Condition, Pattern, condition_numbers
+
+HIGHEST = 20
+NUMBERS = range(-1, HIGHEST + 1)
+SETS = st.lists(
+    st.tuples(st.integers(0, HIGHEST), st.integers(0, HIGHEST)).map(
+        lambda pair: (min(pair), max(pair))
+    ),
+    max_size=4,
+).map(from_intervals)
+
+
+@given(first=SETS, second=SETS)
+def test_interval_sets_behave_as_sets(first: IntervalSet, second: IntervalSet) -> None:
+    one = {number for number in NUMBERS if contains(first, number)}
+    two = {number for number in NUMBERS if contains(second, number)}
+
+    def members(numbers: IntervalSet) -> set[int]:
+        return {number for number in NUMBERS if contains(numbers, number)}
+
+    assert members(union(first, second)) == one | two
+    assert members(intersection(first, second)) == one & two
+    assert members(complement(first, HIGHEST)) == set(NUMBERS) - one
+    assert members(everything(HIGHEST)) == set(NUMBERS)
+    assert members(present(HIGHEST)) == set(NUMBERS) - {-1}
+    assert covers(first, second) == (two <= one)
+    assert complement(complement(first, HIGHEST), HIGHEST) == first
+
+
+def test_name_conditions_are_not_interval_sets() -> None:
+    field = FIELD_BY_NAME["in"]
+    condition = Condition(field=field, negated=False, values=(Pattern(text="*"),))
+    with pytest.raises(TypeError, match="conditions on in are not interval sets"):
+        condition_numbers(condition)
+    assert {field.kind for field in FIELDS if not field.has_intervals} == {Kind.PATTERN, Kind.MARK}
