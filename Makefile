@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-# `make demo` and `make test` install what is missing and say so; see `make help`.
+# `make demo` and `make test` install missing dependencies and report them; see `make help`.
 
 BIN := .venv/bin
 PYTHON ?= python3
-# Workers for the tests: kernel tests wait more than they compute.
+# Test workers; kernel tests mostly wait, so there may be more of them than CPUs.
 JOBS ?= 4
 FUZZ_SECONDS ?= 300
 PACKETS ?= 1000000
@@ -15,14 +15,14 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 .PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel bench bench-quick instructions unpack \
 	install uninstall clean
 
-help: ## show this
+help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: ## see a connection die by the classic reset, and live with the guard on (root)
+demo: ## show a connection that the classic reset kills, and that survives with the guard (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh run
 	@$(BIN)/nfq-guard lab demo; $(GIVE_BACK)
 
-test: ## install what is missing and pass the whole gate
+test: ## install missing dependencies and run the whole gate
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
 	@$(MAKE) --no-print-directory gate; $(GIVE_BACK)
 
@@ -78,12 +78,12 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and our conntrack (root)
 	$(BIN)/python -m tests.fuzz_kernel --packets $(PACKETS) --seed $(SEED)
 
-bench: ## measure what each mitigation costs, about ten minutes (root)
+bench: ## measure the cost of each mitigation, about ten minutes (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench
 	@$(MAKE) --no-print-directory wheels unpack \
 		&& PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks; $(GIVE_BACK)
 
-bench-quick: ## the same in about a minute, in few rounds (root)
+bench-quick: ## the same with fewer rounds, about a minute (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench
 	@$(MAKE) --no-print-directory wheels unpack \
 		&& PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks --quick; $(GIVE_BACK)
@@ -95,11 +95,11 @@ instructions:
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
 
-install: ## install the service on this host, in dry-run (root)
+install: ## install the service on this host and start it in dry-run (root)
 	@$(if $(filter-out file,$(origin PYTHON)),PYTHON=$(PYTHON)) systemd/install.sh install
 
-uninstall: ## remove the service again (root)
+uninstall: ## remove the service (root)
 	@systemd/install.sh uninstall
 
-clean: ## remove what was built here
+clean: ## remove build results, caches and .venv
 	rm -rf build dist .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

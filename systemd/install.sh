@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# install.sh install|uninstall: nfq_guard as a service of this host, in dry-run until told otherwise.
+# install.sh install|uninstall: install nfq_guard as a service of this host, in dry-run, or remove it.
 #
-# PREFIX   where it goes (/usr/local)
-# PYTHON   the interpreter it will run with (/usr/bin/python3)
-# WHEELS   a folder with all wheels, for a host without network; else they are built here
+# PREFIX   installation prefix (/usr/local)
+# PYTHON   interpreter of the service (/usr/bin/python3)
+# WHEELS   folder with all wheels, for a host without network; by default they are built here
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(dirname "$here")
@@ -32,15 +32,15 @@ if [ "$1" = uninstall ]; then
         "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf
     rmdir "$units/nfq-guard.service.d" 2>/dev/null || true
     ! running || systemctl daemon-reload
-    say "removed; /etc/nfq-guard, /var/log/nfq-guard and the user nfq-guard are left to you"
+    say "removed; left in place: /etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
     exit 0
 fi
 
 status=69
-# The service sees no home directory, so its interpreter must not live in one.
-real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python is not there"
+# The sandbox hides home directories from the service, so its interpreter must not be in one.
+real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python does not exist"
 case $real in
-/home/* | /root/*) fail "PYTHON: $real is in a home directory, which the service cannot see" ;;
+/home/* | /root/*) fail "PYTHON: $real is in a home directory, which the service cannot read" ;;
 esac
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "PYTHON: $python is older than Python 3.11"
@@ -51,14 +51,14 @@ if [ -z "$wheels" ]; then
     # What is built belongs to the owner of the tree afterwards, who may not be root.
     trap '"$tree/bootstrap.sh" give-back' EXIT
     wheels=$tree/build/wheels
-    say "building wheels in $wheels, the packet path compiled"
+    say "building wheels in $wheels, with the packet path compiled"
     rm -rf "$wheels" "$tree/build/install"
     "$python" -m venv "$tree/build/install"
     pip="$tree/build/install/bin/python -m pip --disable-pip-version-check --quiet"
     $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build
     $pip wheel --constraint "$tree/constraints.txt" --no-build-isolation --no-deps \
         --wheel-dir "$wheels" netfilterqueue
-    # By way of an sdist: the build leaves compiled modules beside the sources it works on.
+    # Built from an sdist, because the build leaves compiled modules beside its sources.
     "$tree/build/install/bin/python" -m build --outdir "$wheels" "$tree" >/dev/null
     $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
         --wheel-dir "$wheels" "$wheels"/nfq_guard-*.whl
@@ -100,9 +100,9 @@ if running; then
     say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
 fi
 cat <<EOF
-  what it sees:   journalctl -u nfq-guard -f
-  how it stands:  nfq-guard status
-  to enforce:     nfq-guard mode enforce, until it is started again; to stay, set
-                  mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
-                  nfq-guard check && systemctl restart nfq-guard
+  events:      journalctl -u nfq-guard -f
+  state:       nfq-guard status
+  to enforce:  nfq-guard mode enforce, until the next start; permanently: set
+               mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
+               nfq-guard check && systemctl restart nfq-guard
 EOF
