@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What each mitigation costs, measured; `python -m benchmarks --help`."""
+"""Measures the cost of each mitigation; see `python -m benchmarks --help`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Measure, and write JSON, text and a page: `python -m benchmarks [--quick] [--output DIR]`.
+"""Measure, and write JSON, text and an HTML page: `python -m benchmarks [--quick] [--output DIR]`.
 
 Exit status: 0 when every target is met, 1 when one is missed or could not be measured, 2 for wrong
 usage, 69 when a program is missing, 77 without root, 130 after Ctrl-C.
@@ -49,13 +49,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION")
     parser.add_argument("--output", type=Path, default=REPO / "build" / "bench-results")
     parser.add_argument(
-        "--render", type=Path, metavar="JSON", help="measure nothing; write text and page anew"
+        "--render",
+        type=Path,
+        metavar="JSON",
+        help="render text and page from JSON, without measuring",
     )
     return parser.parse_args()
 
 
 def main() -> int:
-    """Do it; the exit status."""
+    """Run the benchmark; returns the exit status."""
     args = _arguments()
     if args.render is not None:
         try:
@@ -64,12 +67,12 @@ def main() -> int:
         except (OSError, ValueError, LookupError, TypeError) as error:
             why = (
                 error.strerror if isinstance(error, OSError) else None
-            ) or "no results of a bench"
+            ) or "not results of a benchmark"
             print(f"benchmarks: {args.render}: {why}", file=sys.stderr)
             return EXIT_USAGE
         return _write(args.render.parent, record, results)
     if os.geteuid() != 0:
-        print("benchmarks: needs root: it makes network namespaces", file=sys.stderr)
+        print("benchmarks: needs root, because it creates network namespaces", file=sys.stderr)
         return EXIT_NO_PRIVILEGE
     missing = [name for name in _NEEDED if shutil.which(name) is None]
     if missing:
@@ -94,7 +97,7 @@ def _measure(args: argparse.Namespace) -> int:
     busy = machine.too_busy()
     warnings = [f"the machine was busy: {busy}"] if busy else []
     if args.quick:
-        warnings.append("a quick run: few rounds, short ones")
+        warnings.append("a quick run: few and short rounds")
     if not contenders.COMPILED.exists():
         warnings.append("the guard is not compiled: run `make wheels compiled` first")
     record: dict[str, Any] = {
@@ -113,7 +116,7 @@ def _measure(args: argparse.Namespace) -> int:
             with _noting_failure(results, name, say):
                 _section(name)(results, say, quick=args.quick)
     except KeyboardInterrupt:
-        say("interrupted; everything is taken down")
+        say("interrupted; everything has been removed")
         return _INTERRUPTED
     record["machine"]["load_after"] = list(os.getloadavg())
     record["machine"]["seconds"] = round(time.monotonic() - began, 1)
@@ -122,16 +125,16 @@ def _measure(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _noting_failure(results: Results, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """One section that breaks becomes a row that says why; the others still run."""
+    """Run one section; if it fails, record a row with the reason so that the others still run."""
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is said
+    except Exception as error:  # noqa: BLE001 - recorded as a row
         say(traceback.format_exc())
         results.missing(name, "the rest of this section", f"{type(error).__name__}: {error}")
 
 
 def _section(name: str) -> Callable[..., None]:
-    # `benchmarks.replay` is a program of its own.
+    # `benchmarks.replay` is a standalone program.
     module = {"replay": "replaying"}.get(name, name)
     run: Callable[..., None] = importlib.import_module(f"benchmarks.{module}").run
     return run

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The programs that are measured against each other on one queue each."""
+"""The programs that are compared, each with its own queue."""
 
 import importlib.util
 import shutil
@@ -33,11 +33,11 @@ class Contender:
     """One program that answers the packets of a queue.
 
     Attributes:
-        name: As the result page shows it.
+        name: Display name.
         words: The command for the queue of this number.
-        missing: Why it cannot be run; empty when it can.
+        missing: Why the program cannot run; empty if it can.
         path: Where Python finds nfq_guard; empty for programs that are not Python.
-        share: The part of the packets that it gets where the others get all of them: it is slow.
+        share: The fraction of the packets sent to it; below 1 for a slow program.
     """
 
     name: str
@@ -56,11 +56,11 @@ def guard(
     mode: str = "enforce",
     workers: int = 1,
 ) -> Contender:
-    """The guard as a contender: its own rules off, metrics on, events to nowhere.
+    """The guard as a contender: without its own rules, with metrics, events discarded.
 
     Args:
-        compiled: From the built wheel's tree, else from the sources.
-        name: Instead of the usual one.
+        compiled: Whether to run the built wheel's tree or the sources.
+        name: Overrides the default name.
         daemon: Further lines for the table `[daemon]` of its configuration.
         policy: Further tables.
         mode: `enforce` or `dry-run`.
@@ -102,7 +102,7 @@ def configuration(site: Site, queue_num: int, *, daemon: str = "", policy: str =
 
 
 def c_program(*, drop: bool = False) -> Contender:
-    """The yardstick: one verdict a packet and nothing else."""
+    """The reference: one verdict per packet and nothing else."""
     verdict = "drop" if drop else "accept"
     return Contender(
         name=C_DROP if drop else C,
@@ -111,7 +111,7 @@ def c_program(*, drop: bool = False) -> Contender:
 
 
 def python_peers() -> list[Contender]:
-    """What else reads NFQUEUE from Python."""
+    """Other Python libraries that read NFQUEUE."""
     return [
         _peer(BARE, "bare.py", "netfilterqueue"),
         _peer(FNFQUEUE, "fnf.py", "fnfqueue"),
@@ -134,7 +134,7 @@ def _no_daemon() -> str:
 
 
 def start(site: Site, contender: Contender, queue_num: int) -> subprocess.Popen[str]:
-    """Start it in the router and wait until it has bound its queue.
+    """Start a contender in the router and wait until it has bound its queue.
 
     Raises:
         RuntimeError: It did not; with what it said.
@@ -167,12 +167,12 @@ def await_queue(site: Site, process: subprocess.Popen[str], queue_num: int) -> N
 def _has_bound(pid: int, queue_num: int) -> bool:
     try:
         return queue_num in queues(pid)
-    except OSError:  # not in the router yet, or gone
+    except OSError:  # not in the router yet, or exited
         return False
 
 
 def _said(site: Site, process: subprocess.Popen[str]) -> str:
-    """The last line that a program wrote before it ended; it may still run and say nothing."""
+    """The last line of a program's standard error, or else its state."""
     if process.poll() is None:
         return f"it still runs after {_READY_S} s"
     lines = site.complaints(process).splitlines()
@@ -180,7 +180,7 @@ def _said(site: Site, process: subprocess.Popen[str]) -> str:
 
 
 def opensnitch() -> Contender:
-    """The one other daemon in Debian that judges packets by NFQUEUE.
+    """The only other daemon in Debian that judges packets by NFQUEUE.
 
     It looks for the process that sent a packet; a forwarded packet has none, which its default
     then accepts.

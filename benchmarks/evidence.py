@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sources of evidence against each other: what looking one flow up costs in each."""
+"""Compares the cost of a flow lookup in each source of evidence."""
 
 import json
 import subprocess
@@ -17,12 +17,12 @@ SECTION: Final = "evidence"
 LOOKUP: Final = "CPU a lookup"
 JUDGEMENT: Final = "CPU a judgement"
 _LOOP: Final = Path(__file__).parent / "peers" / "lookups.py"
-# Source, and tuples a call.
+# Source, and tuples per call.
 _KINDS: Final = (("bpf", 1), ("bpf", 32), ("bpf", 64), ("ctnetlink", 1), ("none", 64))
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
+    """Run this section."""
     rounds = 1 if quick else 5
     trees = [(contenders.GUARD, contenders.COMPILED), (contenders.GUARD_PURE, REPO)]
     with Site() as site:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ethernet frames of TCP segments, by the million, as the generator reads them."""
+"""Builds files of Ethernet frames with TCP segments for the generator."""
 
 import struct
 from collections.abc import Iterable
@@ -22,7 +22,7 @@ _TTL: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where frames go: MAC addresses of the sender and of the receiver."""
+    """MAC addresses of the sender and the receiver."""
 
     source: bytes
     target: bytes
@@ -47,7 +47,7 @@ def segment(
     window: int = 65535,
     payload: bytes = b"",
 ) -> bytes:
-    """One frame with right checksums; `payload` has an even length."""
+    """One frame with valid checksums; `payload` must have an even length."""
     size = 40 + len(payload)
     ip_sum = (
         0x4500
@@ -80,7 +80,7 @@ def _folded(number: int) -> int:
 
 
 def write(path: Path, frames: Iterable[bytes]) -> int:
-    """Write frames for `generate`; how many they were."""
+    """Write frames for `generate`; returns their number."""
     count = 0
     with path.open("wb") as file:
         for frame in frames:

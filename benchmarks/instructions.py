@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Instructions a packet takes, counted by callgrind on fixed packets and held to a record.
+"""Counts instructions per packet with callgrind and compares them with a record.
 
     python -m benchmarks.instructions --check | --record
 
@@ -31,27 +31,27 @@ from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_UNAVAILABLE
 
 RECORD: Final = Path(__file__).with_name("instructions.json")
 LIMIT: Final = 1.05
-# What is run under callgrind: see there.
+# The programs that run under callgrind.
 _PROGRAMS: Final = ("judgements.py", "turns.py")
 _TREES: Final = {"compiled": COMPILED, "pure": REPO}
 
 
 class MissingError(Exception):
-    """What is missing for the count."""
+    """A program or tree that counting needs is missing."""
 
 
 def key() -> str:
-    """What counts belong to: another build of the same interpreter counts otherwise."""
+    """The key of a record: counts differ between builds of the interpreter."""
     build = hashlib.sha256(sys.version.encode()).hexdigest()[:8]
     name = platform.python_implementation().lower()
     return f"{name}-{platform.python_version()}-{build}-{platform.machine()}"
 
 
 def count(tree: Path) -> dict[str, int]:
-    """Instructions a packet, by what is counted.
+    """Instructions per packet, by name of the count.
 
     Raises:
-        MissingError: A program or the tree is not there.
+        MissingError: A program or the tree is missing.
     """
     if not tree.exists():
         raise MissingError(f"{tree} is missing: run `make wheels compiled`")
@@ -79,7 +79,7 @@ def count(tree: Path) -> dict[str, int]:
 
 
 def _run(program: Path, tree: Path, library: Path) -> dict[tuple[str, int], int]:
-    """Instructions by what is counted and number of packets, a short run and a long one each."""
+    """Instructions by name and number of packets, from a short and a long run of each."""
     with tempfile.TemporaryDirectory(prefix="nfqg-") as directory:
         words = [
             "valgrind", "--tool=callgrind", "--instr-atstart=no", "--quiet",
@@ -101,7 +101,7 @@ def _run(program: Path, tree: Path, library: Path) -> dict[tuple[str, int], int]
 
 
 def _totals(directory: Path) -> dict[tuple[str, int], int]:
-    """What callgrind wrote."""
+    """Parse callgrind's output files."""
     totals: dict[tuple[str, int], int] = {}
     for path in directory.iterdir():
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -113,10 +113,10 @@ def _totals(directory: Path) -> dict[tuple[str, int], int]:
 
 
 def check(found: dict[str, dict[str, int]]) -> int:
-    """Print each count beside its record; the exit status."""
+    """Print each count beside its record; returns the exit status."""
     recorded = _recorded().get(key())
     if recorded is None:
-        print(f"instructions: no record for {key()}; nothing to hold the counts to")
+        print(f"instructions: no record for {key()}, so no comparison")
         recorded = {}
     worse = False
     for tree, kinds in found.items():
@@ -137,7 +137,7 @@ def check(found: dict[str, dict[str, int]]) -> int:
 
 
 def record(found: dict[str, dict[str, int]]) -> int:
-    """Write the counts as the record of this Python."""
+    """Store the counts as the record of this Python."""
     everything = _recorded()
     everything[key()] = {**everything.get(key(), {}), **found}
     RECORD.write_text(json.dumps(everything, indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -152,12 +152,12 @@ def _recorded() -> dict[str, dict[str, dict[str, int]]]:
 
 
 def main() -> int:
-    """Do it; the exit status."""
+    """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--check", action="store_true", help="hold the counts to the record")
-    what.add_argument("--record", action="store_true", help="make them the record")
-    parser.add_argument("--tree", choices=_TREES, action="append", help="compiled if not said")
+    what.add_argument("--check", action="store_true", help="compare the counts with the record")
+    what.add_argument("--record", action="store_true", help="store the counts as the record")
+    parser.add_argument("--tree", choices=_TREES, action="append", help="default: compiled")
     args = parser.parse_args()
     try:
         found = {tree: count(_TREES[tree]) for tree in args.tree or ["compiled"]}

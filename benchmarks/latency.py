@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How much later a judged packet arrives: at 10,000 a second, each with its time of sending in it.
+"""Latency added to a judged packet, at 10,000 packets a second.
 
 The receiver takes the time at which the kernel handed the packet to the far interface, by the same
 clock. The path without a queue is measured in the same rounds; what is added is each percentile
@@ -23,7 +23,7 @@ _PERCENTILES: Final = (("median", 50.0), ("p99", 99.0), ("p99.9", 99.9))
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
+    """Run this section."""
     rounds, count = (3, 10_000) if quick else (5, 20_000)
     with Site() as site:
         arena = Arena(site, say)
@@ -38,7 +38,7 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
             if arena.enter(one, results, SECTION)
         ]
         site.open_flows(FLOWS)
-        # Eight octets of time, in a segment that is over the window all the same.
+        # The payload is a timestamp of eight octets; the segment is far beyond the window.
         frames = site.seq_over(FLOWS, payload=8)
         for name in names:
             arena.feed(name)
@@ -59,14 +59,14 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
 
 
 def _delays(arena: Arena, name: str | None, frames: Path, count: int) -> list[float]:
-    """Nanoseconds that each packet took, in order of size."""
+    """Latency of each packet in nanoseconds, sorted."""
     site = arena.site
     arena.feed(name)
     receiver = site.server.popen(str(BUILD / "arrive"), "eth0", str(FAR_PORT))
     try:
         assert receiver.stderr is not None
         if receiver.stderr.readline() != "ready\n":
-            raise RuntimeError("the receiver does not listen")
+            raise RuntimeError("the receiver is not listening")
         site.generate(site.client, frames, count, pps=PACED_PPS, stamp=True)
         time.sleep(0.1)
         receiver.send_signal(signal.SIGTERM)

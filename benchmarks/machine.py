@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the figures were measured on, and whether it was quiet; CPU time of processes."""
+"""Describes the machine and its load, and measures the CPU time of processes."""
 
 import importlib.metadata
 import os
@@ -13,7 +13,7 @@ from typing import Final
 
 import nfq_guard
 
-# The part of its CPUs that a machine may use before the bench; above it figures are worth little.
+# Share of the CPUs in use above which figures are unreliable.
 _BUSY_SHARE: Final = 0.1
 _LOOKED_S: Final = 2.0
 _PROGRAMS: Final = {
@@ -29,7 +29,7 @@ _PACKAGES: Final = (
 
 
 def record() -> dict[str, object]:
-    """The machine and the versions of what was measured."""
+    """The machine, and the versions of the programs that were measured."""
     return {
         "cpu": _line("/proc/cpuinfo", r"model name\s*:\s*(.*)"),
         "cpus": os.cpu_count(),
@@ -48,9 +48,9 @@ def record() -> dict[str, object]:
 
 
 def too_busy() -> str:
-    """Why the machine is too busy for the figures to be trusted; empty when it is quiet.
+    """Why the machine is too busy for reliable figures; empty if it is idle.
 
-    It is watched for two seconds. The load average would still tell of what was built before.
+    Samples two seconds. The load average would still include an earlier build.
     """
     before = busy_seconds()
     time.sleep(_LOOKED_S)
@@ -63,9 +63,9 @@ def too_busy() -> str:
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time that the living threads of a process have used, in the scheduler's own count.
+    """CPU time of the living threads of a process, by the scheduler's own count.
 
-    It includes what the kernel did on their behalf, and interrupts that came meanwhile.
+    Includes the kernel's work on their behalf, and interrupts meanwhile.
     """
     sum_ns = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
@@ -76,10 +76,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def family_seconds(pid: int) -> float:
-    """The same of a process with its children and theirs, as far as they live.
+    """CPU time of a process and its living descendants.
 
     Raises:
-        FileNotFoundError: The process itself is gone.
+        FileNotFoundError: The process itself has exited.
     """
     seconds = cpu_seconds(pid)
     family = [pid]
@@ -94,20 +94,20 @@ def family_seconds(pid: int) -> float:
 
 
 def memory_mb(pid: int) -> float:
-    """What a process has in memory."""
+    """Resident memory of a process."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
     return int(found[1]) / 1000 if found else 0.0
 
 
 def pin(pid: int, cpu: int) -> None:
-    """Keep a process on one CPU, where there is more than one."""
+    """Pin a process to one CPU if there are several."""
     if (os.cpu_count() or 1) > 1:
         os.sched_setaffinity(pid, {cpu})
 
 
 def softirq_threads() -> list[int]:
-    """The kernel's threads for softirqs that were put off."""
+    """Pids of the kernel's ksoftirqd threads, which run deferred softirqs."""
     return [
         int(path.parent.name)
         for path in Path("/proc").glob("[0-9]*/comm")
@@ -134,7 +134,7 @@ def _line(path: str, pattern: str) -> str:
 
 
 def _said(*words: str) -> str:
-    """The first line that a program says; empty when it is not there."""
+    """The first line of a program's output; empty if the program is missing."""
     try:
         done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

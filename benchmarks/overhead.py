@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each mitigation costs valid traffic, and which connections live, under INVALID packets.
+"""Cost of each mitigation for valid traffic, and surviving connections, under INVALID packets.
 
 A client behind a translating router talks to a server. Beside its requests and its download,
 packets far over the window of other translated connections come from the server's side. Without
@@ -30,15 +30,15 @@ _PERCENTILES: Final = (("p50", 50.0), ("p99", 99.0), ("p99.9", 99.9))
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mitigation:
-    """What is done against INVALID packets.
+    """One treatment of INVALID packets.
 
     Attributes:
-        name: As the page shows it.
-        liberal: Whether conntrack looks at no window at all.
+        name: Display name.
+        liberal: Whether conntrack skips window checks (be_liberal).
         drop_at: Table and chain of a DROP rule.
-        mode: Of the guard, when it runs.
+        mode: Mode of the guard; empty if it does not run.
         daemon: Further lines of its configuration.
-        missing: Why it cannot be measured.
+        missing: Why the treatment cannot be measured; empty if it can.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Mitigation:
 
 
 def mitigations() -> list[Mitigation]:
-    """All of them; the guard by its wheel, or by its sources where that is not built."""
+    """All treatments; the guard from its wheel, or from the sources if it is not built."""
     there = "offload" in Settings.__struct_fields__
     return [
         Mitigation(name="none"),
@@ -71,7 +71,7 @@ def mitigations() -> list[Mitigation]:
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
+    """Run this section."""
     rounds, seconds, rates = (
         (1, 0.4, (0, 10_000)) if quick else (3, 1.0, (0, 1000, 10_000, 100_000))
     )
@@ -88,8 +88,8 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
 
 @contextmanager
 def _in_force(site: Site, one: Mitigation) -> Iterator[int]:
-    """Put a mitigation in force; the id of the guard's process, or 0."""
-    # Something asks conntrack before the first connection is made (kernel.md 2).
+    """Apply a mitigation; returns the guard's pid, or 0."""
+    # A rule must use conntrack before the first connection is opened (kernel.md 2).
     site.iptables("-t", "mangle", "-A", "POSTROUTING", *INVALID)
     site.translate("10.77.0.0/24")
     if one.liberal:
@@ -111,7 +111,7 @@ def _in_force(site: Site, one: Mitigation) -> Iterator[int]:
 
 
 def _guard(site: Site, one: Mitigation) -> subprocess.Popen[str]:
-    """The guard with rules of its own and the priority of its unit, as an operator runs it."""
+    """Start the guard with its own rules and the priority of its unit."""
     tree = contenders.COMPILED if contenders.COMPILED.exists() else REPO
     config = contenders.configuration(site, 0, daemon=one.daemon)
     process = site.start(
@@ -124,13 +124,13 @@ def _guard(site: Site, one: Mitigation) -> subprocess.Popen[str]:
         if time.monotonic() > deadline:
             raise RuntimeError("the guard has not laid its rules")
         time.sleep(0.05)
-    # It looks at its rules once more, in a thread that must not end within a measurement.
+    # The guard verifies its rules once more, in a thread that must not end within a measurement.
     time.sleep(0.5)
     return process
 
 
 def unit_nice() -> str:
-    """The priority that the unit gives it."""
+    """The priority that the systemd unit sets."""
     unit = (REPO / "systemd" / "nfq-guard.service").read_text(encoding="utf-8")
     return next(line.split("=")[1] for line in unit.splitlines() if line.startswith("Nice="))
 
@@ -175,14 +175,14 @@ def _cell(site: Site, results: Results, name: str, pid: int, pps: int, seconds: 
 
 
 def _requests(site: Site, seconds: float) -> tuple[list[float], int]:
-    """Nanoseconds that requests took, in order of size, and how many connections broke."""
+    """Latency of requests in nanoseconds, sorted, and the number of broken connections."""
     words = [str(BUILD / "traffic"), "requests", SERVER, str(_PORT), str(seconds)]
     *lines, last = site.client.run(*words).stdout.splitlines()
     return sorted(map(float, lines)), int(last.split()[1])
 
 
 def _bulk(site: Site, seconds: float) -> float:
-    """Megabits a second of one download."""
+    """Throughput of one download in megabits a second."""
     words = [str(BUILD / "traffic"), "bulk", SERVER, str(_PORT), str(seconds)]
     octets, nanoseconds = map(int, site.client.run(*words).stdout.split())
     return octets * 8000 / nanoseconds
@@ -197,12 +197,12 @@ def _lost(pid: int) -> int:
 
 
 def _unjudged(site: Site, pid: int) -> int:
-    """Packets that met the guard's rule while the queue was full, and went on as they were."""
+    """Packets that passed unjudged because the queue was full."""
     return site.counted("mangle", CHAIN) - queued(pid) if pid else 0
 
 
 def _retransmitted(site: Site) -> int:
-    """Segments that the two ends sent again."""
+    """Segments that the two ends retransmitted."""
     sum_of_both = 0
     for one in (site.client, site.server):
         lines = one.run("cat", "/proc/net/snmp").stdout.splitlines()

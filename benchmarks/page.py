@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The result page: one HTML file with its plots in it."""
+"""Renders the result page: one HTML file with embedded plots."""
 
 import html
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ details { margin: 1rem 0; overflow-x: auto; }
 def render(
     results: Results, targets: Sequence[Target], machine: Mapping[str, Any], warnings: Sequence[str]
 ) -> str:
-    """The page."""
+    """Render the page."""
     words = {key: html.escape(str(value)) for key, value in machine.items()}
     body = ["<h1>What INVALID packets cost</h1>"]
     body += [f'<p class="warning">{html.escape(warning)}</p>' for warning in warnings]

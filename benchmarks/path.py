@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The packet path: what one INVALID packet costs each program that answers it.
+"""The packet path: the cost of one INVALID packet in each program that answers it.
 
 All programs sit on queues of their own from the start, and the one rule that queues is pointed at
 one after another, round after round, so that what else the machine does meets them all. The
@@ -31,12 +31,12 @@ _WARM_UP: Final = 2000
 
 
 class Cost(NamedTuple):
-    """What some packets cost.
+    """The measured cost of a run.
 
     Attributes:
-        process_us: CPU time of the program itself, a packet.
-        all_us: The same with the sender's and that of the kernel's softirq threads.
-        pps: Packets that were answered a second.
+        process_us: CPU time of the program itself per packet.
+        all_us: The same, including the sender and the kernel's softirq threads.
+        pps: Packets answered per second.
     """
 
     process_us: float
@@ -45,10 +45,10 @@ class Cost(NamedTuple):
 
 
 class Arena:
-    """A site with contenders on queues of their own, and the rule that feeds one of them."""
+    """A site with contenders on their own queues, and the rule that feeds one of them."""
 
     def __init__(self, site: Site, say: Callable[[str], None]) -> None:
-        """Lay the rules; `say` tells what goes on."""
+        """Install the rules; `say` reports progress."""
         self.site = site
         self._say = say
         self._running: dict[str, tuple[int, subprocess.Popen[str]]] = {}
@@ -61,7 +61,7 @@ class Arena:
     def enter(
         self, contender: Contender, results: Results, section: str, *, queues_in_all: int = 1
     ) -> bool:
-        """Start a contender; one that cannot be run becomes a row that says why."""
+        """Start a contender; if it cannot run, record a row with the reason."""
         if contender.missing:
             results.missing(section, contender.name, contender.missing)
             return False
@@ -80,15 +80,15 @@ class Arena:
         return True
 
     def leave(self, name: str) -> None:
-        """End a contender."""
+        """Stop a contender."""
         self.site.end(self._running.pop(name)[1])
 
     def process(self, name: str) -> subprocess.Popen[str]:
-        """The process of a contender."""
+        """Pid of a contender."""
         return self._running[name][1]
 
     def feed(self, name: str | None, *, queues_in_all: int = 1) -> None:
-        """Point the rule at a contender's queues, at DROP (`kernel DROP`), or at nothing."""
+        """Direct the rule to a contender's queues, to DROP (`kernel DROP`), or to no target."""
         if name is None:
             target: tuple[str, ...] = ()
         elif name == contenders.KERNEL_DROP:
@@ -112,19 +112,19 @@ class Arena:
         backlog: tuple[int, int] = BACKLOG,
         queues_in_all: int = 1,
     ) -> Cost:
-        """Send packets to a contender and take its CPU time.
+        """Send packets to a contender and measure its CPU time.
 
         Args:
-            name: Of the contender.
-            frames: What is sent.
+            name: The contender.
+            frames: File of the frames to send.
             count: How many packets.
             pps: Packets a second; 0 keeps `backlog` packets waiting.
-            from_server: Whether they come from the server's side.
-            backlog: Between how many and how many.
-            queues_in_all: How many the contender serves.
+            from_server: Whether to send from the server's side.
+            backlog: Lower and upper bound of the waiting packets.
+            queues_in_all: Number of queues that the contender serves.
 
         Raises:
-            RuntimeError: Packets got lost or were not queued, so that there is no figure.
+            RuntimeError: Packets were lost or not queued, so there is no figure.
         """
         site = self.site
         sender = site.server if from_server else site.client
@@ -167,7 +167,7 @@ class Arena:
 
 
 def field(*, quick: bool) -> list[Contender]:
-    """Who takes part."""
+    """The contenders."""
     some = [
         contenders.c_program(),
         contenders.guard(compiled=True),
@@ -178,7 +178,7 @@ def field(*, quick: bool) -> list[Contender]:
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
+    """Run this section."""
     rounds, count = (3, 10_000) if quick else (7, 20_000)
     with Site() as site:
         arena = Arena(site, say)
@@ -225,7 +225,7 @@ def _once(
 
 
 def _translated(results: Results, say: Callable[[str], None], rounds: int, count: int) -> None:
-    """The case that the guard exists for: the flow is translated and the verdict is drop."""
+    """The guard's own case: the flow is translated and the verdict is drop."""
     some: Sequence[Contender] = (
         contenders.c_program(drop=True),
         contenders.guard(compiled=True),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The plots of the result page; each is None when the run has nothing for it."""
+"""The plots of the result page; each is None if the run has no data for it."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from benchmarks.survivors import CONNECTIONS
 _OURS: Final = "#1b6e9c"
 _OTHERS: Final = "#a8b3ba"
 _INK: Final = "#1c2429"
-# Enough for every mitigation to differ, also without colour: a marker each.
+# One marker for each mitigation, so that they differ without colour as well.
 _LINES: Final = (
     ("#7a7a7a", "x"), ("#c77d0a", "s"), ("#b3261e", "v"), ("#d1679b", "^"), ("#6a51a3", "D"),
     ("#74b3d8", "o"), ("#1b6e9c", "o"), ("#1c7a3f", "P"),
@@ -43,7 +43,7 @@ Plot = Callable[[Results], Figure | None]
 
 
 def svg(figure: Figure) -> str:
-    """The drawing, to be put into a page."""
+    """The figure as SVG for embedding."""
     out = io.StringIO()
     figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
@@ -51,12 +51,12 @@ def svg(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-# From this ratio of the longest bar to the shortest, the short ones would not be seen.
+# Ratio of the longest to the shortest bar above which the short ones would be invisible.
 _LOG_FROM: Final = 50
 
 
 def _bars(axes: Axes, rows: Sequence[Row], unit: str) -> None:
-    """One bar a row, the cheapest at the top, with its quartiles."""
+    """One bar per row, the cheapest at the top, with quartiles."""
     ordered = sorted((row for row in rows if row.values), key=lambda row: -row.median)
     for at, row in enumerate(ordered):
         low, high = row.spread
@@ -81,7 +81,7 @@ def _bars(axes: Axes, rows: Sequence[Row], unit: str) -> None:
 
 
 def packet_path(results: Results) -> Figure | None:
-    """CPU of an INVALID packet, by who answers it."""
+    """CPU time of an INVALID packet, by program."""
     ways = [
         way
         for way in (path.SATURATED, path.PACED, path.TRANSLATED)
@@ -100,7 +100,7 @@ def packet_path(results: Results) -> Figure | None:
 
 
 def added_latency(results: Results) -> Figure | None:
-    """Latency added to a packet, by who answers it."""
+    """Latency added to a packet, by program."""
     kinds = ("added, median", "added, p99", "added, p99.9")
     names = [row.variant for row in results.of(latency.SECTION, kinds[0]) if row.values]
     if not names:
@@ -125,7 +125,7 @@ def added_latency(results: Results) -> Figure | None:
 
 
 def survival(results: Results) -> Figure | None:
-    """Connections alive after packets meant to kill them."""
+    """Connections that survive packets meant to kill them."""
     rows = [row for row in results.of(overhead.SECTION, "survived") if row.x and row.values]
     if not rows:
         return None
@@ -147,7 +147,7 @@ def survival(results: Results) -> Figure | None:
 
 def _curves(axes: Axes, results: Results, metric: str, label: str) -> bool:
     drawn = False
-    # From all rows, so that a mitigation looks alike in every plot.
+    # From all rows, so that a mitigation looks the same in every plot.
     names = dict.fromkeys(row.variant for row in results.of(overhead.SECTION))
     for index, name in enumerate(names):
         rows = sorted(
@@ -249,7 +249,7 @@ def scaling_curves(results: Results) -> Figure | None:
 
 
 def sources(results: Results) -> Figure | None:
-    """A judgement with each source of evidence."""
+    """Cost of a judgment with each source of evidence."""
     rows = results.of(evidence.SECTION, evidence.JUDGEMENT)
     if not any(row.values for row in rows):
         return None
@@ -258,7 +258,7 @@ def sources(results: Results) -> Figure | None:
     return figure
 
 
-# By section: what to say under the plot, and the plot.
+# By section: the caption and the plot.
 PLOTS: Final[dict[str, tuple[tuple[str, Plot], ...]]] = {
     path.SECTION: (
         ("CPU time of the program itself. All got the same packets; whiskers are quartiles.",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What one decision costs with 1, 10, 100 and 500 rules.
+"""Measures the cost of one decision with 1, 10, 100 and 500 rules.
 
     python benchmarks/policy.py [--json FILE]
 
@@ -41,7 +41,7 @@ class Line(NamedTuple):
 
 
 def measure() -> list[Line]:
-    """All of them."""
+    """Run all measurements."""
     lines = [Line("default", 8, "translated", _cost(default_policy(), 1))]
     for kind in ("networks", "names"):
         for rules in RULES:
@@ -86,7 +86,7 @@ def _cost(policy: CompiledPolicy, number: int) -> float:
 
 
 def _nothing() -> None:
-    """What the measurement itself costs."""
+    """Cost of the measurement itself."""
 
 
 def _nanoseconds(work: Callable[[], None]) -> float:
@@ -95,9 +95,9 @@ def _nanoseconds(work: Callable[[], None]) -> float:
 
 
 def main() -> None:
-    """Print a table; write JSON if asked to."""
-    parser = argparse.ArgumentParser(description="What one decision costs.")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    """Print a table; with `--json`, also write JSON."""
+    parser = argparse.ArgumentParser(description="Measure the cost of one decision.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     args = parser.parse_args()
     is_compiled = not str(compiled.__file__).endswith(".py")
     lines = measure()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""README's performance section, of the newest committed results: `python -m benchmarks.readme`.
+"""Writes README's performance section from the newest results: `python -m benchmarks.readme`.
 
-`--check` writes nothing and exits 1 when README says something else.
+`--check` writes nothing and exits 1 if README differs.
 """
 
 import argparse
@@ -39,21 +39,22 @@ def newest() -> Path:
 
 
 def section(record: dict[str, Any], folder: Path) -> str:
-    """The section's text."""
+    """The text of the section."""
     machine = record["machine"]
     results = from_json(record["rows"])
     lines = [
         f"`make bench` of {machine['when'][:10]} on {machine['cpus']} CPUs, Linux "
         f"{machine['kernel']}, Python {machine['python']}; every figure is measured beside its "
-        f"rivals in the same run, and all of them are in [{folder.name}]"
-        f"({folder.relative_to(REPO)}/results.txt). Ratios hold elsewhere, absolutes do not.",
+        f"rivals in the same run, and all figures are in [{folder.name}]"
+        f"({folder.relative_to(REPO)}/results.txt). Ratios carry over to other "
+        "machines, absolute times do not.",
         "",
-        "| promise | limit | measured | |",
+        "| target | limit | measured | |",
         "|---|---|---|---|",
         *(_promise(one) for one in targets.judge(results)),
         "",
-        "CPU time of one INVALID packet, by who answers it, median of the rounds. Saturated, "
-        "packets always wait, as in a flood; at 10,000 a second each wakes its program alone:",
+        "CPU time of one INVALID packet by program, median of the rounds. Saturated: packets "
+        "always wait, as in a flood. At 10,000 pps each packet wakes its program by itself:",
         "",
         "| program | saturated, us | of the C program | at 10,000 pps, us | of the C program |",
         "|---|---|---|---|---|",
@@ -80,7 +81,7 @@ def _costs(results: Results) -> list[str]:
 
 
 def _cost(results: Results, variant: str, load: str) -> str:
-    """Two cells: the figure, and how often the C program's it is."""
+    """Two cells: the figure, and its ratio to the C program's."""
     metric = f"CPU a packet, {load}"
     row = results.find(path.SECTION, variant, metric)
     base = results.find(path.SECTION, contenders.C, metric)
@@ -90,7 +91,7 @@ def _cost(results: Results, variant: str, load: str) -> str:
 
 
 def main() -> int:
-    """Write the section, or compare it; the exit status."""
+    """Write or check the section; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme", description=__doc__)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
@@ -101,7 +102,7 @@ def main() -> int:
     if args.check:
         if before == after:
             return EXIT_OK
-        print("README.md: the performance section is not that of the newest results")
+        print("README.md: the performance section differs from the newest results")
         return EXIT_NOT_FINE
     README.write_text(after, encoding="utf-8")
     return EXIT_OK

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a flood of repeats costs when the guard leaves it to the kernel, against a plain DROP rule.
+"""Cost of a flood of repeats that the guard offloads to the kernel, against a plain DROP rule.
 
 Each mitigation has a site of its own, all of them alive at the same time, and the same flood goes
 through one after another, round after round: segments far over the window of a translated flow,
@@ -29,7 +29,7 @@ REPEAT: Final = "CPU a repeat"
 VALID: Final = "CPU a valid packet"
 _FLOWS: Final = 10
 _READY_S: Final = 10
-# Slow enough for a guard that judges each of them, and enough to be told of to the kernel.
+# Slow enough for a guard that judges each packet, and enough packets to trigger the offload.
 _WARM_PPS: Final = 5_000
 _WARM_UP: Final = 1_000
 
@@ -39,9 +39,9 @@ class _Place:
     """A site with its mitigation in force.
 
     Attributes:
-        name: Of the mitigation.
-        site: Where it is.
-        pid: The guard; 0 for none.
+        name: The mitigation.
+        site: Its site.
+        pid: The guard's pid; 0 for none.
         softirq: The kernel's softirq threads.
     """
 
@@ -51,7 +51,7 @@ class _Place:
     softirq: list[int] = field(default_factory=machine.softirq_threads)
 
     def cost(self, path: Path, count: int) -> float:
-        """Microseconds of CPU time a packet of a flood of `count` from the server's side.
+        """CPU time in microseconds per packet of a flood of `count` from the server's side.
 
         Raises:
             RuntimeError: More than a hundredth of them was queued, so this is no flood that the
@@ -59,7 +59,7 @@ class _Place:
         """
         had = self._queued()
         before = self._used()
-        # To move from one CPU to the other costs a quarter of a packet, whoever drops it.
+        # Moving between CPUs would cost a quarter of a packet's time, whichever side drops it.
         run = self.site.generate(self.site.server, path, count, cpu=0)
         if self.pid:
             wait_until_drained(self.pid)
@@ -70,7 +70,7 @@ class _Place:
         return cost
 
     def _queued(self) -> int:
-        """Packets that the guard's queue has had."""
+        """Packets that the guard's queue has received."""
         return queued(self.pid) if self.pid else 0
 
     def _used(self) -> float:
@@ -79,8 +79,8 @@ class _Place:
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
-    # Many short rounds: what else the machine does changes from one second to the next.
+    """Run this section."""
+    # Many short rounds, because other load changes from one second to the next.
     rounds, count = (3, 50_000) if quick else (31, 100_000)
     with ExitStack() as stack:
         places: list[_Place] = []
@@ -93,7 +93,7 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
                 site = place.site
                 repeats = site.seq_over(_FLOWS, translated=True)
                 site.generate(site.server, repeats, _WARM_UP, pps=_WARM_PPS)
-                # What the guard judges itself it cannot take as fast as the sender can send.
+                # A guard that judges every packet cannot keep up with the sender.
                 if place.name != ENFORCE:
                     results.add(SECTION, place.name, REPEAT, "us", place.cost(repeats, count))
                 valid = _valid(site)
@@ -110,13 +110,13 @@ def _prepare(place: _Place) -> None:
         process = contenders.start(site, _guard(place.name), 0)
         place.pid = process.pid
         _await_rules(place)
-    # Valid packets end here; else they would go on to a host that has no such socket.
+    # Valid packets end here, because the receiving host has no socket for them.
     site.iptables("-t", "filter", "-A", "FORWARD", "-o", "inside", "-j", "DROP")
     site.open_flows(_FLOWS, translated=True)
 
 
 def _guard(name: str) -> contenders.Contender:
-    """With rules of its own, as an operator runs it."""
+    """Start the guard with its own rules, as an operator runs it."""
     tree = contenders.COMPILED if contenders.COMPILED.exists() else REPO
 
     def words(site: Site, queue_num: int) -> list[str]:
@@ -146,12 +146,12 @@ def _await_rules(place: _Place) -> None:
         if laid:
             return
         if time.monotonic() > deadline:
-            raise RuntimeError("the guard has not laid its rules")
+            raise RuntimeError("the guard has not installed its rules")
         time.sleep(0.05)
 
 
 def _valid(site: Site) -> Path:
-    """Frames that acknowledge what was acknowledged before: of the flow, and in its window."""
+    """Valid frames of a flow, which repeat an earlier acknowledgment."""
     path = site.directory / "valid"
     if not path.exists():
         far, near = frames.address("10.210.0.1"), frames.address(ROUTER_OUTSIDE)

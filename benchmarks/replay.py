@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Packets a second of `nfq-guard replay` beside tshark with its TCP analysis, on one capture.
+"""Compares the speed of `nfq-guard replay` and of tshark's TCP analysis on one capture.
 
     python benchmarks/replay.py [--packets N] [--flows N] [--repeat N] [--tree DIR] [--json FILE]
 
@@ -26,7 +26,7 @@ from typing import BinaryIO, Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 TSHARK: Final = ("tshark", "-n", "-r", "{capture}", "-Y", "tcp.analysis.flags")
 GUARD: Final = (sys.executable, "-m", "nfq_guard", "replay", "--summary", "{capture}")
-# tshark verifies no TCP checksums unless told to, so like is held against like without them.
+# tshark does not verify TCP checksums by default, so neither side does here.
 GUARD_ALIKE: Final = (*GUARD, "--checksum", "ignore")
 CONTESTANTS: Final = {
     "nfq-guard replay": GUARD,
@@ -41,7 +41,7 @@ DATA: Final = bytes(range(256)) * 6
 
 @dataclass(slots=True)
 class Flow:
-    """Where a flow of the capture stands."""
+    """The state of one flow of the capture."""
 
     client: bytes
     port: int
@@ -55,7 +55,7 @@ def internet_sum(octets: bytes) -> int:
 
 
 def frame(flow: Flow, side: int, flags: int, length: int, options: bytes = b"") -> bytes:
-    """One Ethernet frame of a flow, with its checksums; moves the flow on."""
+    """Build the next Ethernet frame of a flow, with checksums."""
     src, dst = (flow.client, SERVER) if side == 0 else (SERVER, flow.client)
     sport, dport = (flow.port, 443) if side == 0 else (443, flow.port)
     data_offset = (20 + len(options)) << 2
@@ -110,7 +110,7 @@ def write_capture(file: BinaryIO, packets: int, flows: int) -> int:
 
 
 def cpu_seconds(command: Sequence[str], capture: Path, tree: Path) -> float:
-    """User and system time of one run."""
+    """User and system CPU time of one run."""
     words = [word.format(capture=capture) for word in command]
     with subprocess.Popen(
         words,
@@ -126,7 +126,7 @@ def cpu_seconds(command: Sequence[str], capture: Path, tree: Path) -> float:
 
 
 def is_compiled(tree: Path) -> bool:
-    """Whether the package in `tree` has its hot rooms as machine code."""
+    """Whether the package in `tree` has its packet path compiled."""
     return any(tree.glob("nfq_guard/replay/replayer.*.so"))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard replay` beside tshark with its TCP analysis, on one capture, in turns."""
+"""Section: `nfq-guard replay` and tshark's TCP analysis on the same capture."""
 
 import shutil
 import tempfile
@@ -19,7 +19,7 @@ TSHARK: Final = "tshark"
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
+    """Run this section."""
     if shutil.which("tshark") is None:
         results.missing(SECTION, TSHARK, "Debian package tshark is not installed")
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Measured figures, and how several of one are summed up. A figure is measured or it is absent."""
+"""Measured figures and their summaries. A figure that was not measured is absent."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -11,16 +11,16 @@ QUARTILES_FROM: Final = 3
 
 @dataclass(slots=True, kw_only=True)
 class Row:
-    """One thing measured some times.
+    """One quantity, measured once per round.
 
     Attributes:
-        section: Which part of the bench, such as `path`.
+        section: Section of the benchmark, such as `path`.
         variant: What was measured, such as `guard, compiled`.
-        metric: What about it, such as `cpu_per_packet`.
-        unit: Of the values, such as `us`.
-        x: The point on a curve, such as packets a second; None where there is no curve.
-        values: One a round, in the order of the rounds; empty when nothing could be measured.
-        note: Why nothing was measured, or what to know about the values.
+        metric: The quantity, such as `cpu_per_packet`.
+        unit: Unit of the values, such as `us`.
+        x: The point on a curve, such as packets a second; None if there is no curve.
+        values: One per round, in order; empty if the quantity could not be measured.
+        note: Why nothing was measured, or a remark on the values.
     """
 
     section: str
@@ -33,7 +33,7 @@ class Row:
 
     @property
     def median(self) -> float:
-        """The middle value; there must be one."""
+        """The median; `values` must not be empty."""
         return statistics.median(self.values)
 
     @property
@@ -62,7 +62,7 @@ class Results:
         x: float | None = None,
         note: str = "",
     ) -> None:
-        """Add values to the row of this name, which is made if it is new."""
+        """Add values to a row, which is created if necessary."""
         row = self.find(section, variant, metric, x)
         if row is None:
             row = Row(section=section, variant=variant, metric=metric, unit=unit, x=x)
@@ -71,18 +71,18 @@ class Results:
         row.note = note or row.note
 
     def missing(self, section: str, variant: str, why: str) -> None:
-        """Say that a variant was not measured, and why."""
+        """Record that a variant was not measured, and why."""
         self.add(section, variant, "not measured", "", note=why)
 
     def find(self, section: str, variant: str, metric: str, x: float | None = None) -> Row | None:
-        """The row of this name, with or without values."""
+        """The row with these names, with or without values."""
         for row in self.rows:
             if (row.section, row.variant, row.metric, row.x) == (section, variant, metric, x):
                 return row
         return None
 
     def of(self, section: str, metric: str | None = None) -> list[Row]:
-        """Rows of a section, perhaps of one metric alone."""
+        """Rows of a section, optionally of one metric."""
         return [
             row
             for row in self.rows
@@ -90,7 +90,7 @@ class Results:
         ]
 
     def as_json(self) -> list[dict[str, Any]]:
-        """Rows as they are written; median and spread for who reads them without this program."""
+        """Rows as JSON objects, with median and spread for other readers."""
         written: list[dict[str, Any]] = []
         for row in self.rows:
             entry = asdict(row)
@@ -102,7 +102,7 @@ class Results:
 
 
 def from_json(entries: Iterable[dict[str, Any]]) -> Results:
-    """What `Results.as_json` wrote."""
+    """Parse the output of `Results.as_json`."""
     names = Row.__dataclass_fields__
     return Results(
         Row(**{key: value for key, value in entry.items() if key in names}) for entry in entries

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What bends the cost of a packet: batch size, flows in the table, rules, workers."""
+"""Cost of a packet by batch size, tracked flows, rules and workers."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -20,15 +20,15 @@ WORKERS: Final = "workers"
 COST: Final = "CPU a packet"
 RATE: Final = "packets a second"
 _MAX: Final = Path("/proc/sys/net/netfilter/nf_conntrack_max")
-# More must wait than the largest batch takes.
+# More packets must wait than the largest batch holds.
 _DEEP: Final = (1200, 2000)
 _DEEP_QUEUE: Final = "queue_length = 4096\nsocket_buffer_bytes = 16777216"
-# As many flows send packets at the most; the rest only fill the table.
+# At most this many flows send packets; the rest only fill the table.
 _SENDING: Final = 50_000
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
+    """Run this section."""
     compiled = contenders.COMPILED.exists()
     missing = contenders.guard(compiled=compiled).missing
     if missing:
@@ -61,7 +61,7 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
 
 
 def _policy(rules: int) -> str:
-    """Rules of which only the last one takes the packets."""
+    """A policy of which only the last rule matches."""
     lines = ["[policy]", 'default = "allow"', 'on_unknown = "allow"']
     for number in range(rules - 1):
         third, fourth = divmod(number, 250)
@@ -86,7 +86,7 @@ def _sweep(
     *,
     backlog: tuple[int, int] = BACKLOG,
 ) -> None:
-    """One curve whose points are contenders of their own, interleaved."""
+    """One curve, with a separate contender for each point, interleaved."""
     with Site() as site:
         arena = Arena(site, say)
         here = {x: one.name for x, one in points.items() if arena.enter(one, results, SECTION)}
@@ -125,7 +125,7 @@ def _flows(
 
 @contextlib.contextmanager
 def _room_for(flows: int) -> Iterator[None]:
-    """Let the kernel track so many flows, and set the limit back."""
+    """Raise the kernel's limit of tracked flows, and restore it."""
     before = int(_MAX.read_text(encoding="ascii"))
     wanted = flows + flows // 8 + 1000
     if wanted <= before:

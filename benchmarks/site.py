@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the bench takes place: a client and a server with a router between them.
+"""The benchmark's network: a client and a server with a router between them.
 
 The router tracks connections. Flows of any number are opened by sending both sides' segments from
 the two ends; no socket knows of them, so nobody answers, and what arrives is only counted.
@@ -34,14 +34,14 @@ FAR_PORT: Final = 8080
 HOSTS: Final = 250
 _FIRST_PORT: Final = 10_000
 _ISN: Final = 1000
-# For one run of the generator; the longest that is meant takes some seconds.
+# For one run of the generator; the longest takes some seconds.
 _LIMIT_S: Final = 30
 _WINDOW: Final = 65535
 INVALID: Final = ("-m", "conntrack", "--ctstate", "INVALID")
 
 
 class Run(NamedTuple):
-    """What one run of the generator did.
+    """The result of one run of the generator.
 
     Attributes:
         sent: Packets.
@@ -56,10 +56,10 @@ class Run(NamedTuple):
 
 
 class Site:
-    """The three namespaces; gone at the end of `with`, whatever happens."""
+    """The three namespaces; removed at the end of `with`."""
 
     def __enter__(self) -> Self:
-        """Make them."""
+        """Create the namespaces."""
         with ExitStack() as stack:
             self.client = stack.enter_context(Namespace("client"))
             self.router = stack.enter_context(Namespace("router"))
@@ -98,17 +98,17 @@ class Site:
                     "nud", "permanent")  # fmt: skip
 
     def iptables(self, *words: str) -> str:
-        """Run iptables in the router; what it printed."""
+        """Run iptables in the router; returns its output."""
         return self.router.run("iptables", "-w", *words).stdout
 
     def counted(self, table: str, chain: str) -> int:
-        """Packets that the first rule of a chain has met."""
+        """Packets that the first rule of a chain has matched."""
         listing = self.iptables("-t", table, "-nvxL", chain).splitlines()
         return int(listing[2].split()[0])
 
     def start(self, namespace: Namespace, *words: str) -> subprocess.Popen[str]:
-        """Start a program inside; it is ended with the site at the latest."""
-        # A file: nobody reads along, and a pipe that is full would stop the program.
+        """Start a program inside; it is stopped with the site at the latest."""
+        # A file, because a full pipe that nobody reads would block the program.
         path = self.directory / f"stderr-{len(self._complaints)}"
         with path.open("w", encoding="utf-8") as complaints:
             process = namespace.popen(*words, stdout=subprocess.DEVNULL, stderr=complaints)
@@ -124,7 +124,7 @@ class Site:
         """Wait until a program has written `word`.
 
         Raises:
-            RuntimeError: It did not.
+            RuntimeError: It ended or timed out first.
         """
         deadline = time.monotonic() + _LIMIT_S
         while word not in self.complaints(process):
@@ -133,13 +133,13 @@ class Site:
             time.sleep(0.005)
 
     def end(self, process: subprocess.Popen[str]) -> None:
-        """End a program that `start` started."""
+        """Stop a program that `start` started."""
         if process in self._processes:
             self._processes.remove(process)
         _end(process)
 
     def end_all(self) -> None:
-        """End every program that `start` started."""
+        """Stop every program that `start` started."""
         for process in self._processes:
             process.send_signal(signal.SIGTERM)
         for process in self._processes:
@@ -182,7 +182,7 @@ class Site:
         try:
             out, problem = process.communicate(timeout=_LIMIT_S)
         except subprocess.TimeoutExpired:
-            raise TimeoutError(f"{count} packets were not taken in {_LIMIT_S} s") from None
+            raise TimeoutError(f"{count} packets were not accepted within {_LIMIT_S} s") from None
         finally:
             _end(process)
         if process.returncode:
@@ -192,7 +192,7 @@ class Site:
 
     @contextmanager
     def flood(self, namespace: Namespace, path: Path, pps: int) -> Iterator[None]:
-        """Send frames out of `eth0` of a namespace, round and round; none at 0 a second."""
+        """Send frames out of `eth0` of a namespace repeatedly; none at 0 a second."""
         if not pps:
             yield
             return
@@ -219,7 +219,7 @@ class Site:
                     for one in range(count)
                 ),
             )
-            # A pace that the backlog of the receiving interface can take.
+            # A rate that the backlog of the receiving interface can absorb.
             self.generate(namespace, source, sent, pps=200_000)
         source.unlink()
 
@@ -277,7 +277,7 @@ def _ends(
 
 
 def mac(namespace: Namespace, device: str) -> bytes:
-    """Its hardware address."""
+    """Hardware address of a device."""
     shown = namespace.run("ip", "-o", "link", "show", device).stdout
     found = re.search(r"link/ether ([0-9a-f:]{17})", shown)
     if found is None:
@@ -297,7 +297,7 @@ def lost(pid: int) -> int:
 
 
 def queued(pid: int) -> int:
-    """Packets that the queues there have had; one that finds no room is not among them."""
+    """Packets that the queues have accepted; those that found no room do not count."""
     return sum(queue.last_id for queue in queues(pid).values())
 
 
@@ -310,7 +310,7 @@ def wait_until_drained(pid: int, limit_s: float = 30) -> None:
     deadline = time.monotonic() + limit_s
     while any(queue.waiting for queue in queues(pid).values()):
         if time.monotonic() > deadline:
-            raise TimeoutError("packets wait in the queue and nobody answers them")
+            raise TimeoutError("packets wait in the queue without a verdict")
         time.sleep(0.002)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How long the guard takes from the start of its process to READY=1, with the kernel's window.
+"""Time from the start of the guard's process to READY=1, with the kernel's window.
 
 What hosts get is measured: the wheels in a virtual environment of their own. In the
 development environment it took twice as long when both were measured.
@@ -26,7 +26,7 @@ _LIMIT_S: Final = 10
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
-    """Measure all of it."""
+    """Run this section."""
     rounds = 5 if quick else 15
     with Site() as site:
         some = []
@@ -49,7 +49,7 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
 
 
 def _installed() -> Contender:
-    """The guard as its wheels install it."""
+    """The guard as installed from its wheels."""
     guard = contenders.guard(compiled=True)
     if guard.missing:
         return guard
@@ -103,11 +103,11 @@ def _once(site: Site, contender: Contender) -> float:
             taken = time.monotonic() - began
         except TimeoutError:
             said = log.read_text(encoding="utf-8").strip().splitlines()
-            raise RuntimeError(said[-1] if said else "READY did not come") from None
+            raise RuntimeError(said[-1] if said else "READY=1 was not received") from None
         finally:
             process.terminate()
             process.wait(timeout=_LIMIT_S)
     events = log.read_text(encoding="utf-8").replace(" ", "")
     if '"evidence":"bpf"' not in events:
-        raise RuntimeError("it started, but does not say that its evidence is bpf")
+        raise RuntimeError("it started without bpf evidence")
     return taken * 1000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Connections at rest, the packets that are meant to kill them, and which are still alive."""
+"""Idle connections, packets that are meant to kill them, and the survivors."""
 
 import socket
 import struct
@@ -18,16 +18,16 @@ _TCP_QUEUE_SEQ: Final = 21
 _REPAIR_ON: Final = 1
 _REPAIR_OFF_SILENTLY: Final = -1
 _SEND_QUEUE: Final = 2
-# Over any window, and under half the circle.
+# Beyond any window, and below half of the sequence space.
 _BEYOND: Final = 1 << 28
 _ANSWER_S: Final = 2.0
 
 
 class Survivors:
-    """Translated connections from the client to the server, idle; close them at the end."""
+    """Idle translated connections from the client to the server; to be closed with `close`."""
 
     def __init__(self, site: Site) -> None:
-        """Open them."""
+        """Open the connections."""
         self._site = site
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         with site.server.entered():
@@ -46,10 +46,10 @@ class Survivors:
                 self._pairs.append((near, far))
 
     def killers(self) -> Path:
-        """Frames from the server, one a connection, far over its window.
+        """Frames from the server, one per connection, far beyond its window.
 
-        They acknowledge exactly what the client has sent, so that a RST in answer to one is just
-        what the server takes for a RST of its peer.
+        They acknowledge exactly what the client has sent, so that the server accepts an RST in
+        answer to one as an RST from its peer.
         """
         path = self._site.directory / "killers"
         frames.write(
@@ -72,11 +72,11 @@ class Survivors:
         return path
 
     def alive(self) -> int:
-        """How many of them still carry an octet there and back."""
+        """Number of connections that still carry a byte in both directions."""
         return sum(_echoes(near, far) for near, far in self._pairs)
 
     def close(self) -> None:
-        """Close them."""
+        """Close the connections."""
         for pair in self._pairs:
             for end in pair:
                 end.close()
@@ -94,7 +94,7 @@ def _echoes(near: socket.socket, far: socket.socket) -> bool:
 
 
 def _next_seq(end: socket.socket) -> int:
-    """The sequence number of the next octet that this end will send."""
+    """The sequence number of the next byte that this end will send."""
     end.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _REPAIR_ON)
     try:
         end.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _SEND_QUEUE)

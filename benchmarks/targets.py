@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the project promises, against what a run measured. Ratios are taken round by round."""
+"""The project's targets and their measured values. Ratios are computed for each round."""
 
 import statistics
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ Outcome = Literal["met", "missed", "not measured"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
-    """One promise.
+    """One target.
 
     Attributes:
-        name: What is promised.
-        limit: The largest value that keeps it; with `at_least` the smallest.
-        unit: Of both.
-        measured: What the run says; None when it did not measure it.
-        note: Why not, or the quartiles.
-        at_least: Whether more is better.
+        name: Name of the target.
+        limit: Largest value that meets the target; smallest if `at_least`.
+        unit: Unit of limit and measured value.
+        measured: The measured value; None if it was not measured.
+        note: Why it was not measured, or the spread.
+        at_least: Whether larger values are better.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Target:
 
     @property
     def outcome(self) -> Outcome:
-        """Whether it is kept."""
+        """Whether the target is met."""
         if self.measured is None:
             return "not measured"
         kept = self.measured >= self.limit if self.at_least else self.measured <= self.limit
@@ -44,7 +44,7 @@ class Target:
 
 
 def judge(results: Results) -> list[Target]:
-    """All promises, in the order of the page."""
+    """All targets, in the order of the page."""
     saturated = f"CPU a packet, {path.SATURATED}"
     translated = f"CPU a packet, {path.TRANSLATED}"
     found = [
@@ -96,7 +96,7 @@ def _of(
 
 
 def _killed(results: Results, variant: str, fail_mode: str) -> Target:
-    """Connections that died under the guard, of all that were attacked."""
+    """Connections that died under the guard."""
     name = f"connections killed, fail mode {fail_mode}"
     dead: dict[float, float] = {}
     attacked = 0
@@ -130,13 +130,13 @@ def _offloaded(results: Results) -> Target:
 def _absent(results: Results, section: str, name: str, limit: float, unit: str) -> Target:
     why = next(
         (row.note for row in results.of(section) if not row.values and row.note),
-        "this part of the bench did not run",
+        "this section did not run",
     )
     return Target(name=name, limit=limit, unit=unit, measured=None, note=why)
 
 
 def _replayed(results: Results) -> Target:
-    """The replay as it comes, checksums verified, which tshark leaves alone."""
+    """The replay with checksum verification, against tshark without it."""
     name = "packets a second of CPU, replay to tshark"
     row = results.find(replaying.SECTION, _REPLAY, replaying.RATIO)
     if row is None or not row.values:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The run as text: the targets, then every row by section."""
+"""Renders a run as text: the targets, then every row by section."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,11 +7,11 @@ from benchmarks.rows import Results, Row
 from benchmarks.targets import Target
 
 TITLES = {
-    "path": "Packet path: what an INVALID packet costs who answers it",
+    "path": "Packet path: cost of an INVALID packet by program",
     "latency": "Latency of a judged packet at 10,000 a second",
     "start": "Start",
-    "overhead": "What each mitigation costs valid traffic",
-    "repeats": "A flood of repeats: left to the kernel by the guard, or a plain DROP rule",
+    "overhead": "Cost of each mitigation for valid traffic",
+    "repeats": "A flood of repeats: offloaded to the kernel by the guard, or a plain DROP rule",
     "scaling": "Scaling of the guard",
     "evidence": "Sources of evidence",
     "replay": "Replay of a capture",
@@ -19,7 +19,7 @@ TITLES = {
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns, the first to the left and the others too, as wide as they need."""
+    """Left-aligned columns, as wide as necessary."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -28,14 +28,14 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def number(value: float) -> str:
-    """With three digits that mean something."""
+    """Format with three significant digits."""
     if value == int(value) and abs(value) < 1e6:
         return str(int(value))
     return f"{value:.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def target_rows(targets: Iterable[Target]) -> list[list[str]]:
-    """The table of promises."""
+    """The table of targets."""
     rows = [["target", "limit", "measured", "", "note"]]
     rows += [
         [
@@ -51,7 +51,7 @@ def target_rows(targets: Iterable[Target]) -> list[list[str]]:
 
 
 def rows_of(rows: Iterable[Row]) -> list[list[str]]:
-    """A table of figures: median and quartiles, or why there is none."""
+    """A table of figures: median and quartiles, or why they are missing."""
     lines = [["what", "metric", "at", "median", "quartiles", "rounds", "note"]]
     for row in rows:
         at = "" if row.x is None else f"{row.x:,.0f}"
@@ -74,7 +74,7 @@ def rows_of(rows: Iterable[Row]) -> list[list[str]]:
 
 
 def report(results: Results, targets: Sequence[Target], warnings: Sequence[str]) -> str:
-    """The whole of it."""
+    """Render the whole run."""
     parts = [f"warning: {warning}" for warning in warnings]
     parts.append(table(target_rows(targets)))
     for section, title in TITLES.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""netfilterqueue at its barest: `bare.py QUEUE` accepts every packet."""
+"""netfilterqueue with a minimal callback: `bare.py QUEUE` accepts every packet."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tutorials do: `dissecting.py QUEUE` has scapy dissect each packet, then accepts it."""
+"""The usual tutorial: `dissecting.py QUEUE` dissects each packet with scapy, then accepts it."""
 
 import sys
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""fnfqueue as its own documentation has it: `fnf.py QUEUE` accepts every packet."""
+"""fnfqueue as in its documentation: `fnf.py QUEUE` accepts every packet."""
 
 import sys
 

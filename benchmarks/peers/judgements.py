@@ -24,7 +24,7 @@ from nfq_guard.seqno import seq
 from nfq_guard.wire.packet import Queued
 
 BATCH = 32
-# The difference of the two is what counts, so that the cost of a call falls out.
+# Only the difference of the two is used, which cancels the cost of a call.
 SHORT, LONG = 10, 60
 
 _CLIENT, _SERVER = bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1))
@@ -32,7 +32,7 @@ _SYN_FIN, _ACK, _SYN_ACK = 0x03, 0x10, 0x12
 
 
 class _FixedFlows:
-    """Answers every tuple alike."""
+    """Returns the same snapshot for every tuple."""
 
     def __init__(self, snapshot: FlowSnapshot | None) -> None:
         self._snapshot = snapshot
@@ -55,7 +55,7 @@ def _packet(number: int, flags: int) -> Queued:
 
 
 def _snapshot() -> FlowSnapshot:
-    """A translated flow in ESTABLISHED with windows of 65,535 octets."""
+    """A translated flow in ESTABLISHED with windows of 65,535 bytes."""
     there = FlowTuple(6, _CLIENT, _SERVER, 50_000, 443)
     back = FlowTuple(6, _SERVER, _CLIENT, 443, 50_000)
     client = Peer(seq(2000), seq(67_000), 65_535, seq(1000), 0, IP_CT_TCP_FLAG_MAXACK_SET)
@@ -66,7 +66,7 @@ def _snapshot() -> FlowSnapshot:
 
 
 def main() -> None:
-    """Judge, and have the instructions counted."""
+    """Judge the packets while callgrind counts."""
     library = ctypes.CDLL(sys.argv[1])
     gc.disable()
     for name, octets, snapshot in (

@@ -46,7 +46,7 @@ def _source(kind: str) -> FlowLookup:
 
 
 def _each(work: Callable[[int], object], batch: int, count: int) -> float:
-    """Microseconds of CPU time a packet."""
+    """CPU time in microseconds per packet."""
     for start in range(0, _FLOWS, batch):
         work(start)
     began = time.process_time()

@@ -32,7 +32,7 @@ from nfq_guard.telemetry.sink import LineSink
 
 # Packets a turn. The sockets hold what two hundred take.
 ALONE, MANY = 1, 32
-# The difference of the two is what counts, so that what is done once falls out.
+# Only the difference of the two is used, which cancels one-time costs.
 SHORT, LONG = 1, 6
 _WARM_UP = 64
 _CLIENT, _SERVER = bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1))
@@ -43,7 +43,7 @@ _ANSWER = struct.Struct("=8B2H6I8I4B2H4s12x4s12xi")
 
 
 class _Queue:
-    """Stands in for netfilterqueue, whose part is to bind."""
+    """Fake netfilterqueue, which only binds."""
 
     fd = -1
 
@@ -58,7 +58,7 @@ class _Queue:
 
 
 class _Program:
-    """Stands in for the kernel half: the same answers are always there."""
+    """Fake BPF program, which always returns the same answers."""
 
     def __init__(self, _image: bytes, _name: str, size: int) -> None:
         self.memory = mmap.mmap(-1, size)
@@ -72,7 +72,7 @@ class _Program:
                 0, 0, _MAXACK_SET, _MAXACK_SET,
                 50_000 + number, 443, _CLIENT, _SERVER, 0,
             )  # fmt: skip
-        # Through ctypes, as the real one.
+        # Through ctypes, like the real one.
         self.run = functools.partial(
             ctypes.PyDLL(None)["getpid"], 0, ctypes.byref(ctypes.create_string_buffer(64))
         )
@@ -82,7 +82,7 @@ class _Program:
 
 
 def _message(number: int) -> bytes:
-    """A packet far over the window of flow `number`, as the kernel's message has it."""
+    """The kernel's message for a packet far beyond the window of flow `number`."""
     packet = struct.pack(
         ">BBHHHBBH4s4sHHIIBBHHH",
         0x45, 0, 40, 0, 0, 64, 6, 0, _SERVER, _CLIENT,
@@ -101,7 +101,7 @@ def _message(number: int) -> bytes:
 
 
 def _pair() -> tuple[socket.socket, socket.socket]:
-    """A sender and its receiver, which loses what it has no room for."""
+    """A sender and its receiver, which drops packets that do not fit its buffer."""
     receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     receiver.bind(("127.0.0.1", 0))
     sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -158,7 +158,7 @@ def _count(library: ctypes.CDLL, directory: Path, packets: int) -> None:
 
 
 def main() -> None:
-    """Have both counted."""
+    """Run both counts."""
     library = ctypes.CDLL(sys.argv[1])
     gc.disable()
     with tempfile.TemporaryDirectory(prefix="nfqg-") as directory:

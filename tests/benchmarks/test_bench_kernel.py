@@ -73,13 +73,13 @@ def test_interrupted_leaves_nothing_behind(number: signal.Signals, tmp_path: Pat
     process.send_signal(number)
     _, said = process.communicate(timeout=60)
     assert process.returncode == _INTERRUPTED
-    assert said.splitlines()[-1].endswith("interrupted; everything is taken down")
+    assert said.splitlines()[-1].endswith("interrupted; everything has been removed")
     assert namespaces(process.pid) == []
     assert not (tmp_path / "out").exists()
 
 
 def test_what_cannot_be_measured_is_no_figure(tmp_path: Path) -> None:
-    """A rival that is not installed becomes a row with a reason, and the promise is not met."""
+    """A rival that is not installed becomes a row with a reason, and the target is not met."""
     programs = tmp_path / "bin"
     programs.mkdir()
     for folder in map(Path, os.get_exec_path()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A promise is met, missed, or not measured; never assumed."""
+"""A target is met, missed, or not measured; never assumed."""
 
 import pytest
 
