@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
+from nfq_guard.capture import pcap, pcapng
 from nfq_guard.cli.terminal import printable
 from nfq_guard.cli.whatif import run_events
 from nfq_guard.errors import EXIT_OK, UsageError
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="the page to write"
     )
-    parser.add_argument("--title", help="what to call it; the name of EVENTS otherwise")
+    parser.add_argument("--title", help="title of the page (default: the name of EVENTS)")
     parser.add_argument(
         "--policy",
         action="append",
@@ -38,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page; it replaces an older one only once it is whole."""
+    """Write the page, replacing an existing one only when complete."""
     if len(args.policy) > 2:
         raise UsageError("--policy: expected one or two policies")
     if args.policy and args.events == "-":
         raise UsageError("--policy: the events are read twice, so they must be a file")
     if args.output.exists() and args.events != "-" and args.output.samefile(args.events):
-        raise UsageError(f"{args.output}: is what is being read")
+        raise UsageError(f"{args.output}: is the input file")
     name = "standard input" if args.events == "-" else Path(args.events).name
     title = printable(args.title or name)
     try:
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"{args.events}: cannot be read: {error.strerror}") from None
     if summary.packets == 0 and summary.skipped:
-        raise UsageError(f"{args.events}: no event of a packet in {summary.skipped} lines")
+        if args.events != "-" and _is_capture(args.events):
+            raise UsageError(f"{args.events}: a capture: use replay or whatif")
+        raise UsageError(f"{args.events}: no packet_judged event in {summary.skipped} lines")
     page = render(summary, title=title, trial=_whatif(args))
     try:
         _write(args.output, page)
@@ -65,10 +68,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(path: Path, page: str) -> None:
     if path.exists() and not path.is_file():
-        # A pipe or a device is written to, not replaced.
+        # A pipe or a device cannot be replaced.
         path.write_text(page, encoding="utf-8")
         return
-    path = path.resolve()  # a link stays one
+    path = path.resolve()  # replaces the target of a link, not the link
     unfinished = path.with_name(path.name + ".part")
     try:
         unfinished.write_text(page, encoding="utf-8")
@@ -76,6 +79,12 @@ def _write(path: Path, page: str) -> None:
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+def _is_capture(name: str) -> bool:
+    with Path(name).open("rb") as file:
+        magic = file.read(4)
+    return magic in pcap.MAGICS or magic == pcapng.MAGIC
 
 
 def _opened(name: str) -> BinaryIO:
@@ -98,7 +107,7 @@ def _events(stream: BinaryIO) -> Iterator[Mapping[str, Any] | None]:
 
 
 def _whatif(args: argparse.Namespace) -> Mapping[str, Any] | None:
-    """What `nfq-guard whatif` finds out about the same events."""
+    """The result of `nfq-guard whatif` for the same events."""
     if not args.policy:
         return None
     trial = Trial([load_compiled(reference) for reference in args.policy])

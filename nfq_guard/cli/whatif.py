@@ -24,16 +24,17 @@ from nfq_guard.whatif.trial import Trial
 from nfq_guard.wire.packet import Queued
 
 _DESCRIPTION: Final = """\
-Run recorded packets through one or two policies: the events of a daemon, JSON Lines, or a
-capture. Say what each would drop, what differs, which drops hit flows that went on living (false
-positives), and which packets that are let pass were followed by a RST (false negatives)."""
+Evaluate one or two policies on recorded packets: a daemon's events (JSON Lines) or a capture.
+Report what each policy would drop, the differences, drops in flows that lived on (false
+positives), and accepted packets that were followed by an RST (false negatives)."""
 
 _EPILOG: Final = f"""\
-A packet counts as followed by a RST when one of its flow comes within {RESET_WITHIN_S:g} s; its
-flow lived on when none does and any other packet of it comes later. Only packets that were let
-pass tell anything; a capture does not say, so all are taken to be. A capture has every packet of
-its flows; events have the INVALID ones only, so more flows are unknown there. A daemon writes no
-events of packets that its policy allows: record with the policy preset:observe."""
+A packet counts as followed by an RST if an RST of its flow comes within {RESET_WITHIN_S:g} s.
+Otherwise its flow lived on if any later packet of it is recorded. Only packets that were accepted
+allow such conclusions; a capture does not record verdicts, so all of its packets count as accepted.
+A capture has every packet of its flows, events only the INVALID ones, so more fates are unknown
+there. A daemon writes no events of packets that its policy allows: record with the policy
+preset:observe."""
 
 _MOST_LINES: Final = 5
 _CAPTURE_QUEUED: Final = Queued(b"", int(Hook.PREROUTING), "", "", 0, 0)
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("recording", metavar="EVENTS|CAPTURE", help="what was recorded")
+    parser.add_argument("recording", metavar="EVENTS|CAPTURE", help="the recorded packets")
     parser.add_argument(
         "--policy",
         metavar="FILE",
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the recording through the policies."""
+    """Evaluate the policies on the recording."""
     if len(args.policy) > 2:
         raise UsageError(f"--policy: expected one or two, found {len(args.policy)}")
     trial = Trial([load_compiled(reference) for reference in args.policy])
@@ -76,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _kind(recording: str) -> str:
-    """Whether a file holds events or a capture, by its first octets."""
+    """`events` or `capture`, by the first bytes of the file."""
     try:
         with Path(recording).open("rb") as file:
             start = file.read(64).lstrip()
@@ -86,18 +87,18 @@ def _kind(recording: str) -> str:
 
 
 def run_events(recording: str, trial: Trial) -> None:
-    """Take all events of a file; lines that are none are told of on standard error."""
+    """Process the events of a file; lines that are not events are reported on standard error."""
     events = EventFile()
     with Path(recording).open("rb") as file:
         for recorded in events.read(file):
             trial.take(recorded)
     if events.unreadable:
         sys.stderr.write(
-            f"nfq-guard: {recording}: passed over {events.unreadable} lines that are no event,"
-            f" the first is line {events.first_unreadable}\n"
+            f"nfq-guard: {recording}: skipped {events.unreadable} lines that are not events, "
+            f"the first in line {events.first_unreadable}\n"
         )
     if not trial.invalid:
-        raise UsageError(f"{recording}: expected events packet_judged, found none")
+        raise UsageError(f"{recording}: expected packet_judged events, found none")
 
 
 def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> None:
@@ -141,11 +142,11 @@ def _lines(trial: Trial, recording: str, kind: str) -> Iterator[str]:
         yield ""
         title = f"policy {letter}: {policy.model.source}"
         yield paint(title, Style.BOLD)
-        yield f"  would drop {tally.drops}, let {tally.passes} pass"
+        yield f"  would drop {tally.drops}, accept {tally.passes}"
         yield from _drop_lines(tally)
         if tally.missed:
             yield paint(
-                f"  would let pass {tally.missed} that were followed by a RST (false negatives):",
+                f"  would accept {tally.missed} that were followed by an RST (false negatives):",
                 Style.RED,
             )
             yield from _ranked(tally.false_negatives)
@@ -173,12 +174,12 @@ def _drop_lines(tally: Tally) -> Iterator[str]:
     fates = tally.drop_fates
     if fates[Fate.LIVED]:
         hit = _counted(fates[Fate.LIVED], "drop")
-        yield paint(f"  {hit} would have hit flows that lived on (false positives):", Style.RED)
+        yield paint(f"  {hit} in flows that lived on (false positives):", Style.RED)
         yield from _ranked(tally.false_positives)
     rest = {
-        "of packets that were followed by a RST": fates[Fate.RESET],
-        "of packets that were dropped when they were recorded": tally.confirmed,
-        "in flows of which no more is known": fates[Fate.UNKNOWN],
+        "of packets that were followed by an RST": fates[Fate.RESET],
+        "of packets that were dropped when recorded": tally.confirmed,
+        "in flows whose fate is unknown": fates[Fate.UNKNOWN],
     }
     for words, count in rest.items():
         if count:

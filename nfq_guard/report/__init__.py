@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Recorded events as one page that can be mailed: no scripts, nothing loaded from elsewhere."""
+"""Renders recorded events as one self-contained HTML page without scripts."""

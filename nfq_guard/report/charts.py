@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Charts as inline SVG; colours come from the page, so that they follow its light or dark theme."""
+"""Charts as inline SVG, whose colours follow the page's light or dark theme."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class Bar:
     """One bar of a stacked chart.
 
     Attributes:
-        label: Under the bar, where there is room.
+        label: Text under the bar, if there is room.
         parts: Heights from the bottom up, one for each class of `stacked_bars`.
-        title: Shown when the pointer rests on it.
+        title: Tooltip.
     """
 
     label: str
@@ -71,7 +71,7 @@ def _grid(value: float, top: int, plot: int) -> str:
 
 
 def _round_up(number: int) -> int:
-    """The next of 2, 4, 10, 20, 40, 100, ...: half of it is a whole number too."""
+    """The next of 2, 4, 10, 20, 40, 100, ..., so that half of it is an integer as well."""
     scale = 1
     while True:
         for step in (2, 4, 10):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page: what happened, what the policy makes of it, and which flows to look at."""
+"""Renders the page: timeline, reasons, distances, flows, rules and policy trials."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -14,7 +14,7 @@ from nfq_guard.report.summary import DISTANCE_CLASSES, FlowName, FlowSummary, Su
 
 _FLOWS_SHOWN: Final = 25
 _BUCKETS_MAX: Final = 60
-# Widths of a bar of the timeline, seconds.
+# Possible widths of a bar of the timeline, in seconds.
 _WIDTHS: Final = (1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600, 7200, 21_600, 86_400)
 
 _STYLE: Final = """
@@ -45,9 +45,9 @@ def render(summary: Summary, *, title: str, trial: Mapping[str, Any] | None = No
     """The page as HTML.
 
     Args:
-        summary: What the events add up to.
-        title: Where they are from.
-        trial: What one or two policies would have done (`whatif.result.result`).
+        summary: The aggregated events.
+        title: Title of the page.
+        trial: Result of one or two policies (`whatif.result.result`).
     """
     body = [_head(summary, title)]
     if summary.packets:
@@ -133,7 +133,7 @@ def _span(seconds: int) -> str:
 
 
 def _phrase(reason: str) -> str:
-    """What `reason` means; empty for one that this version does not know."""
+    """The meaning of `reason`; empty if this version does not know it."""
     try:
         return REASONS[Reason(reason)].phrase
     except ValueError:
@@ -228,7 +228,7 @@ def _rules(summary: Summary) -> str:
 
 
 def _trial(trial: Mapping[str, Any]) -> str:
-    """What each policy would have dropped, and where two differ."""
+    """The drops of each policy, and the difference of two."""
     policies = trial["policies"]
     rows = [
         (
@@ -243,15 +243,15 @@ def _trial(trial: Mapping[str, Any]) -> str:
     ]
     parts = [
         "<h2>What these policies would have done</h2>",
-        "<p>A drop in a flow that lived on would have been a false positive; a packet that was "
-        "let pass and followed by a RST, a false negative.</p>",
+        "<p>A drop in a flow that lived on is a false positive. An accepted packet that was "
+        "followed by an RST is a false negative.</p>",
         _table(
             (
                 "policy",
                 "#drops",
-                "#lets pass",
+                "#accepts",
                 "#in flows that lived on",
-                "#followed by a RST",
+                "#followed by an RST",
                 "drops by reason",
             ),
             rows,
@@ -276,7 +276,7 @@ def _alone(alone: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table; a head that begins with # is of a column of numbers. Cells are HTML already."""
+    """An HTML table; a head with the prefix # marks a numeric column. Cells must be HTML."""
     numeric = [head.startswith("#") for head in heads]
     top = "".join(
         f"<th{' class=n' if number else ''}>{escape(head.lstrip('#'))}</th>"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What recorded events add up to, in one pass and bounded memory."""
+"""Aggregates recorded events in one pass and bounded memory."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -9,10 +9,10 @@ from typing import Any, Final, final
 
 from nfq_guard.names import endpoint
 
-# A scan makes a flow of every packet; beyond this many, new ones count as `others`.
+# A port scan creates a flow with every packet; beyond this number, new flows count as `others`.
 _FLOWS_MAX: Final = 50_000
 _SECONDS_MAX: Final = 1_000_000
-# Distances are counted by powers of two: the exponent of the last one holds the rest.
+# Distances are counted by powers of two; the last exponent includes all larger ones.
 DISTANCE_CLASSES: Final = 33
 
 FlowName = tuple[str, str, str]
@@ -21,16 +21,16 @@ FlowName = tuple[str, str, str]
 @final
 @dataclass(slots=True)
 class FlowSummary:
-    """One flow, named by both ends.
+    """One flow, identified by its endpoints.
 
     Attributes:
-        packets: How many.
-        drops: How many of them the policy drops, or would.
+        packets: Number of packets.
+        drops: Packets that the policy drops, or would drop in dry-run.
         reasons: Packets by reason.
         nat: How the host translates it.
         state: Its state at the last event.
         rule: The rule that decided last.
-        furthest: The largest distance from a bound, octets; 0 without one.
+        furthest: The largest distance from a bound, in bytes; 0 if there is none.
     """
 
     packets: int = 0
@@ -48,21 +48,21 @@ class Summary:
     """All events of a report.
 
     Attributes:
-        packets: How many packets, folded ones counted.
-        drops: How many of them the policy drops, or would.
-        dropped: How many were dropped indeed.
-        first: Time of the earliest event; None without any.
+        packets: Number of packets, including folded ones.
+        drops: Packets that the policy drops, or would drop in dry-run.
+        dropped: Packets that were dropped.
+        first: Time of the earliest event; None if there is none.
         last: Time of the latest.
         modes: Packets by mode.
         reasons: Packets by reason.
-        reason_drops: Dropped, or would be, by reason.
+        reason_drops: Packets that are or would be dropped, by reason.
         nats: Packets by translation and reason.
         rules: Packets by rule and action.
         seconds: Packets by second since the epoch and by whether they are dropped.
         distances: Packets by bound and power of two of the distance.
         flows: The flows, at most a bounded number.
         others: Packets of flows beyond that number.
-        skipped: Lines that are no event of a packet.
+        skipped: Lines that are not packet events.
     """
 
     packets: int = 0
@@ -83,7 +83,7 @@ class Summary:
 
 
 def summarise(events: Iterable[Mapping[str, Any] | None]) -> Summary:
-    """Add up events; what is no event of a packet, None among them, is counted as skipped."""
+    """Aggregate events; None and events without a packet count as skipped."""
     summary = Summary()
     for event in events:
         if event is None or event.get("event") != "packet_judged" or not _add(summary, event):

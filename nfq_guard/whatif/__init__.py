@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What other policies would have done to packets that were recorded."""
+"""Evaluates policies on recorded packets."""

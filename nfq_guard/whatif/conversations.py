@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""What became of a flow after one of its packets.
+"""The fate of a flow after one of its packets.
 
-A packet was *followed by a reset* when a RST of its flow comes within `RESET_WITHIN_S`; its flow
-*lived on* when it was not, and another packet of the flow comes at any time after it; else what
-became of the flow is *unknown*. A flow is a pair of addresses and ports, whichever way it goes.
+A packet was *followed by a reset* if an RST of its flow comes within `RESET_WITHIN_S`. Otherwise
+its flow *lived on* if any later packet of the flow is recorded. Otherwise the fate is *unknown*. A
+flow is a pair of addresses and ports, in either direction.
 
-A capture has every packet of its flows. Events have the INVALID ones only: there a flow that
-lived on by valid packets alone is unknown.
+A capture has every packet of its flows. Events have only the INVALID ones, so a flow that lived on
+with valid packets alone is unknown there.
 """
 
 from collections import OrderedDict
@@ -16,8 +16,8 @@ from typing import Final, Generic, TypeVar, final
 
 # The RST that answers a stray packet comes within a round trip.
 RESET_WITHIN_S: Final = 5.0
-# Bounds against recordings of floods: flows whose end is awaited, and packets of each. The flow
-# that was silent longest, and the oldest packet, are settled with what is known by then.
+# Bounds against recordings of floods: flows with an open fate, and packets of each. Beyond them,
+# the flow that was silent longest, or the oldest packet, gets the fate known so far.
 MOST_FLOWS: Final = 65_536
 MOST_PACKETS: Final = 1_024
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Fate(StrEnum):
-    """What became of the flow of a packet."""
+    """The fate of a packet's flow."""
 
     LIVED = "lived"
     RESET = "reset"
@@ -43,15 +43,15 @@ class _Waiting(Generic[T]):
 
 @final
 class Aftermath(Generic[T]):
-    """Tells the fate of packets as the recording goes on; `T` is whatever stands for a packet."""
+    """Determines the fate of packets in the order of the recording; `T` represents a packet."""
 
     def __init__(self, most_flows: int = MOST_FLOWS) -> None:
-        """Begin with no flow."""
+        """Start without flows."""
         self._flows: OrderedDict[bytes, _Waiting[T]] = OrderedDict()
         self._most_flows = most_flows
 
     def saw(self, key: bytes, time_s: float, *, is_rst: bool) -> Iterator[tuple[T, Fate]]:
-        """A packet of the flow `key` came by; the packets whose fate it settles."""
+        """Account for a packet of the flow `key`; returns the packets whose fate it decides."""
         flow = self._flows.get(key)
         if flow is None:
             return
@@ -61,7 +61,7 @@ class Aftermath(Generic[T]):
         while late < len(packets) and time_s - packets[late][0] > RESET_WITHIN_S:
             late += 1
         for index, (_, packet) in enumerate(packets[:late]):
-            # A late RST is another packet of the flow, but no sign of life.
+            # A late RST is another packet of the flow, but not a sign of life.
             lived = index < flow.lived or not is_rst
             yield packet, Fate.LIVED if lived else Fate.UNKNOWN
         if is_rst:
@@ -73,7 +73,7 @@ class Aftermath(Generic[T]):
         flow.lived = len(packets)
 
     def awaits(self, key: bytes, time_s: float, packet: T) -> Iterator[tuple[T, Fate]]:
-        """Remember `packet`; those that are given up for it, with their fate as far as known."""
+        """Add `packet`; returns the packets evicted for it, with their fate as known so far."""
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= self._most_flows:
@@ -88,7 +88,7 @@ class Aftermath(Generic[T]):
             yield first, Fate.LIVED
 
     def end(self) -> Iterator[tuple[T, Fate]]:
-        """The recording is over."""
+        """End the recording; returns the remaining packets with their fate."""
         for flow in self._flows.values():
             yield from _settled(flow)
         self._flows.clear()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""From the daemon's events (design 8) back to what a policy was asked.
+"""Reconstructs the input of a policy from the daemon's events.
 
-The octets are gone, and of an entry everything but what a rule can name. One thing is lost to a
-rule: the TCP state of the flow that an ICMP error is about.
+Events have every field that a rule can match, except the TCP state of the flow that an ICMP error
+quotes. The packet's octets are not recorded.
 """
 
 from collections.abc import Iterable, Iterator
@@ -89,7 +89,7 @@ class EventFile:
     """Reads lines of JSON, in the order of the file.
 
     Attributes:
-        unreadable: Lines that are no event.
+        unreadable: Lines that are not events.
         first_unreadable: Number of the first of them; 0 without any.
         others: Events of other kinds.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One recorded packet, wherever it was recorded."""
+"""One recorded packet, from events or from a capture."""
 
 from dataclasses import dataclass
 from typing import final
@@ -16,11 +16,11 @@ class Recorded:
 
     Attributes:
         number: Frame in the capture, or line in the file of events.
-        time_s: Seconds; from where does not matter.
-        count: Packets that it stands for: the daemon folds several into one event.
+        time_s: Seconds since an arbitrary origin.
+        count: Packets that it represents: the daemon folds several into one event.
         packet: The packet.
-        judged: What a policy is asked about it; None for packets that were not INVALID.
-        passed: Whether it was let pass. A capture does not tell, so it is taken for granted.
+        judged: Input of a policy; None for packets that were not INVALID.
+        passed: Whether it was accepted. Always true for captures, which do not record it.
     """
 
     number: int
@@ -32,7 +32,7 @@ class Recorded:
 
     @property
     def is_rst(self) -> bool:
-        """Whether it resets its connection."""
+        """Whether it is an RST."""
         l4 = self.packet.l4 if isinstance(self.packet, Packet) else None
         return isinstance(l4, Segment) and bool(l4.flags & RST)
 
@@ -40,7 +40,7 @@ class Recorded:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """What a policy is asked about an INVALID packet, beside the packet itself."""
+    """The input of a policy for an INVALID packet, besides the packet itself."""
 
     queued: Queued
     snapshot: FlowSnapshot | None

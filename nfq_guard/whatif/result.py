@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A trial as one JSON object."""
+"""A trial as a JSON object."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -8,16 +8,16 @@ from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.tally import Example, Tally
 from nfq_guard.whatif.trial import Trial
 
-# Flows and peers that are named, those with most packets first.
+# Number of flows and peers that are listed, by descending packet count.
 MOST_NAMED: Final = 20
 
 
 def result(trial: Trial, source: str, kind: str) -> dict[str, object]:
-    """The object.
+    """The JSON object of a trial.
 
     Args:
-        trial: After its end.
-        source: The recording, as the operator named it.
+        trial: An ended trial.
+        source: Name of the recording, as given.
         kind: `events` or `capture`.
     """
     named = [policy.model.source for policy in trial.policies]
@@ -78,6 +78,6 @@ def _example(example: Example) -> dict[str, object]:
 
 
 def top(counts: Mapping[str, int], most: int = MOST_NAMED) -> dict[str, int]:
-    """The names with the highest counts, those first."""
+    """The names with the highest counts, in descending order."""
     ranked = sorted(counts.items(), key=lambda named: (-named[1], named[0]))
     return dict(ranked[:most])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What one policy would have done, counted."""
+"""Counts what one policy would have done."""
 
 from dataclasses import dataclass
 from typing import Final, final
@@ -12,10 +12,10 @@ from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.recorded import Recorded
 from nfq_guard.wire.packet import Malformed, Packet
 
-# Flows and peers that are counted one by one; a recorded flood has no end of them.
+# Bounds the flows and peers that are counted individually: a recorded flood has any number.
 MOST_COUNTED: Final = 65_536
 OTHERS: Final = "others"
-# Packets that are shown for each reason.
+# Examples kept for each reason.
 EXAMPLES: Final = 3
 
 
@@ -26,9 +26,9 @@ class Example:
 
     Attributes:
         number: Frame or line.
-        flow: Its two ends, as it goes.
+        flow: Its source and destination.
         reason: Why it is INVALID.
-        rule: Which rule drops it.
+        rule: The rule that drops it.
     """
 
     number: int
@@ -39,26 +39,26 @@ class Example:
 
 @final
 class Tally:
-    """Counts packets; an event that stands for several counts as several.
+    """Packet counts; an event that represents several packets counts as several.
 
     Attributes:
         by_action: All packets.
         by_rule: All packets.
-        drops_by_reason: Those that would be dropped.
-        drops_by_flow: The same, by the flow's two ends.
+        drops_by_reason: Packets that would be dropped.
+        drops_by_flow: The same, by the flow's endpoints.
         drops_by_peer: The same, by source address.
         examples: The first drops of each reason.
-        drop_fates: What became of the flows of packets that would be dropped but were let pass.
-            `LIVED` are the false positives.
-        false_positives: Their flows.
-        confirmed: Packets that would be dropped, and were when they were recorded.
-        missed: Packets that would be let pass, were let pass, and were followed by a reset: the
-            false negatives. A packet that is a RST itself is none.
-        false_negatives: Their flows.
+        drop_fates: Fates of the flows of packets that would be dropped but were accepted. `LIVED`
+            are the false positives.
+        false_positives: Flows of the false positives.
+        confirmed: Packets that would be dropped, and were dropped when recorded.
+        missed: Packets that would be accepted, were accepted, and were followed by a reset: the
+            false negatives. An RST itself never counts.
+        false_negatives: Flows of the false negatives.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing counted."""
+        """Start with zero counts."""
         self.by_action: dict[Action, int] = {}
         self.by_rule: dict[str, int] = {}
         self.drops_by_reason: dict[Reason, int] = {}
@@ -79,11 +79,11 @@ class Tally:
 
     @property
     def passes(self) -> int:
-        """Packets that would be let pass."""
+        """Packets that would be accepted."""
         return sum(self.by_action.values()) - self.drops
 
     def count(self, recorded: Recorded, reason: Reason, decision: Decision) -> None:
-        """One packet, as it comes by."""
+        """Count one packet."""
         count = recorded.count
         self.by_action[decision.action] = self.by_action.get(decision.action, 0) + count
         self.by_rule[decision.rule] = self.by_rule.get(decision.rule, 0) + count
@@ -105,7 +105,7 @@ class Tally:
             )
 
     def settle(self, recorded: Recorded, decision: Decision, fate: Fate) -> None:
-        """The same packet, once it is known what became of its flow."""
+        """Count the fate of a packet that was counted before."""
         count = recorded.count
         if decision.drops:
             if not recorded.passed:
@@ -119,7 +119,7 @@ class Tally:
             _add(self.false_negatives, self._label(recorded.packet), count)
 
     def _label(self, packet: Packet | Malformed) -> str:
-        """One name for both directions: the ends of the packet that came by first."""
+        """One name for both directions: the endpoints of the flow's first packet."""
         key = flow_key(packet)
         label = self._labels.get(key)
         if label is None:

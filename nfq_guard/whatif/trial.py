@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs a recording through one or two policies."""
+"""Evaluates one or two policies on a recording."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from nfq_guard.whatif.tally import Tally
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What each policy says to one packet."""
+    """The decision of each policy on one packet."""
 
     recorded: Recorded
     judged: Judged
@@ -29,15 +29,15 @@ class Trial:
 
     Attributes:
         packets: Packets of the recording, judged or not.
-        invalid: Those that were judged.
+        invalid: Packets that were judged.
         policies: The policies, in order.
-        tallies: What each would have done.
-        differences: Packets on whose fate two policies differ: what the first alone drops, and
-            what the second alone drops. Empty tallies with one policy.
+        tallies: Counts for each policy.
+        differences: Packets that only the first policy drops, and packets that only the second
+            drops. Empty with one policy.
     """
 
     def __init__(self, policies: Sequence[CompiledPolicy]) -> None:
-        """Ask `policies`, one or two."""
+        """Start a trial of `policies`, one or two."""
         self.packets = 0
         self.invalid = 0
         self.policies = tuple(policies)
@@ -47,7 +47,7 @@ class Trial:
         self._start_s: float | None = None
 
     def take(self, recorded: Recorded) -> None:
-        """The next packet of the recording."""
+        """Process the next packet of the recording."""
         self.packets += recorded.count
         if self._start_s is None:
             self._start_s = recorded.time_s
@@ -73,7 +73,7 @@ class Trial:
             self._settle(settled, fate)
 
     def end(self) -> None:
-        """The recording is over; only then the tallies know every fate."""
+        """End the recording, which completes the fates in the tallies."""
         for answer, fate in self._aftermath.end():
             self._settle(answer, fate)
 

@@ -18,6 +18,7 @@ from nfq_guard.report import summary
 from nfq_guard.report.charts import Bar, stacked_bars
 from nfq_guard.report.page import render
 from nfq_guard.report.summary import summarise
+from tests.support import captures
 
 
 def event(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an event
@@ -225,7 +226,8 @@ def test_command_reads_standard_input(
     ("words", "complaint"),
     [
         (["nowhere.jsonl", "-o", "x.html"], "nowhere.jsonl: cannot be read: No such file"),
-        (["bad.jsonl", "-o", "x.html"], "bad.jsonl: no event of a packet in 1 lines"),
+        (["bad.jsonl", "-o", "x.html"], "bad.jsonl: no packet_judged event in 1 lines"),
+        (["x.pcap", "-o", "x.html"], "x.pcap: a capture: use replay or whatif"),
         (["good.jsonl", "-o", "no/x.html"], "no/x.html: cannot be written: No such file"),
         (["-", "-o", "x.html", "--policy", "p"], "must be a file"),
         (["good.jsonl", "-o", "x.html", *["--policy", "p"] * 3], "one or two policies"),
@@ -241,11 +243,13 @@ def test_wrong_usage(
     monkeypatch.chdir(tmp_path)
     Path("good.jsonl").write_text(json.dumps(event()) + "\n", encoding="utf-8")
     Path("bad.jsonl").write_text("{}\n", encoding="utf-8")
+    Path("x.pcap").write_bytes(captures.pcap([(1, 0, bytes(60))]))
+    before = sorted(Path.cwd().iterdir())
     assert main(["report", *words]) == 2
     said = capsys.readouterr().err
     assert complaint in said
     assert said.count("\n") == 1
-    assert sorted(path.name for path in Path.cwd().iterdir()) == ["bad.jsonl", "good.jsonl"]
+    assert sorted(Path.cwd().iterdir()) == before
 
 
 def test_what_is_read_is_not_overwritten(
@@ -254,5 +258,5 @@ def test_what_is_read_is_not_overwritten(
     log = tmp_path / "events.jsonl"
     log.write_text(json.dumps(event()) + "\n", encoding="utf-8")
     assert main(["report", str(log), "-o", str(log)]) == 2
-    assert "is what is being read" in capsys.readouterr().err
+    assert "is the input file" in capsys.readouterr().err
     assert json.loads(log.read_bytes())["event"] == "packet_judged"

@@ -153,10 +153,10 @@ def test_text(capsys: pytest.CaptureFixture[str], events: Path) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{events}: 6 INVALID packets"
     assert "policy A: preset:kube-proxy" in lines
-    assert "  3 drops would have hit flows that lived on (false positives):" in lines
+    assert "  3 drops in flows that lived on (false positives):" in lines
     assert "          3  10.1.0.2:48526 > 10.2.0.2:80" in lines
-    assert "  1 drop of packets that were followed by a RST" in lines
-    assert "  would let pass 1 that were followed by a RST (false negatives):" in lines
+    assert "  1 drop of packets that were followed by an RST" in lines
+    assert "  would accept 1 that were followed by an RST (false negatives):" in lines
     assert "  only A would drop 6" in lines
     assert "  only B would drop 0" in lines
 
@@ -211,8 +211,8 @@ def test_no_events(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
     path.write_text(text)
     assert main(["whatif", str(path), "--policy", "preset:strict"]) == 2
     err = capsys.readouterr().err
-    assert "expected events packet_judged, found none" in err
-    assert ("passed over 2 lines that are no event, the first is line 1" in err) is ("{r" in text)
+    assert "expected packet_judged events, found none" in err
+    assert ("skipped 2 lines that are not events, the first in line 1" in err) is ("{r" in text)
 
 
 def test_no_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_mistakes_in_a_policy(capsys: pytest.CaptureFixture[str], events: Path) 
 
 
 def _capture(path: Path) -> Path:
-    """A connection of which one half is seen: SYN, then segments of the opener, then a RST."""
+    """A connection seen in one direction: SYN, then segments of the opener, then an RST."""
     ends = ("10.1.0.2", "10.2.0.2", 48526, 80)
     packets = [(0, tcp_ipv4(*ends, 100, 0, SYN, b""))]
     packets += [(n, tcp_ipv4(*ends, 101, 1 + n, ACK, b"")) for n in range(1, 4)]
