@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Which capabilities the calling thread has in effect."""
+"""The effective capabilities of the calling thread (capabilities(7))."""
 
 from pathlib import Path
 from typing import Final
 
-# Numbers by name (capabilities(7)), as far as this room needs them.
 NET_ADMIN: Final = 12
+NET_RAW: Final = 13
 SYS_ADMIN: Final = 21
 PERFMON: Final = 38
 BPF: Final = 39
 
 
 def effective() -> int:
-    """The set as a bit mask by capability number; empty where /proc does not tell."""
+    """The effective set, a bit mask by capability number; 0 where /proc cannot be read."""
     try:
         status = Path("/proc/thread-self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -4,12 +4,11 @@
 from collections.abc import Iterator
 from typing import Final
 
+from nfq_guard.capabilities import BPF, NET_ADMIN, NET_RAW, PERFMON
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
 from nfq_guard.flow import Evidence
 
-# Numbers as in capabilities(7).
-_WANTED: Final = {"CAP_NET_ADMIN": 12, "CAP_PERFMON": 38, "CAP_BPF": 39}
-_NET_RAW: Final = 13
+_WANTED: Final = {"CAP_NET_ADMIN": NET_ADMIN, "CAP_PERFMON": PERFMON, "CAP_BPF": BPF}
 
 
 def capabilities(effective: int) -> Iterator[Check]:
@@ -33,7 +32,7 @@ def capabilities(effective: int) -> Iterator[Check]:
         )
     else:
         yield ok("capabilities", f"all held: {', '.join(_WANTED)}")
-    if not effective >> _NET_RAW & 1:
+    if not effective >> NET_RAW & 1:
         yield note(
             "capabilities.net_raw",
             "CAP_NET_RAW is missing: legacy iptables does not work without it",

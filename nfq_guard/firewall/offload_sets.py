@@ -14,19 +14,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.errors import UnavailableError
 from nfq_guard.firewall.nft_query import FAMILY_INET, NFTABLES
 from nfq_guard.firewall.offload import COUNTER, SETS, TABLE, set_name
 from nfq_guard.flow import Hook
-from nfq_guard.netlink import (
-    ERROR,
-    NETLINK_NETFILTER,
+from nfq_guard.netlink.connection import Connection
+from nfq_guard.netlink.messages import (
     NLM_F_ACK,
     NLMSG_ERROR,
     attribute,
     attributes,
+    error_in,
     message,
-    messages,
     nested,
 )
 
@@ -54,7 +52,6 @@ _COUNTER_TYPE: Final = struct.pack(">I", 1)
 
 _TABLE_NAME: Final = TABLE.encode() + b"\0"
 _HOOKS: Final = {Hook.PREROUTING: "prerouting", Hook.OUTPUT: "output"}
-_DATAGRAM_MAX: Final = 1 << 16
 _INTERFACE: Final = struct.Struct("=I")
 _PORTS: Final = struct.Struct(">HxxHxx")
 _MILLISECONDS: Final = struct.Struct(">Q")
@@ -89,20 +86,12 @@ class OffloadSets:
     """The sets of the network namespace that this was made in; the table may come and go."""
 
     def __init__(self) -> None:
-        """Open the socket.
+        """Connect to the kernel.
 
         Raises:
             UnavailableError: The kernel has no netfilter netlink.
         """
-        try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK,
-                socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-                NETLINK_NETFILTER,
-            )
-        except OSError as error:
-            raise UnavailableError(f"kernel option CONFIG_NETFILTER_NETLINK: {error}") from None
-        self._socket.bind((0, 0))
+        self._connection = Connection()
         self._sequence = 0
 
     def add(self, flows: Sequence[tuple[OneWay, float]]) -> None:
@@ -160,7 +149,7 @@ class OffloadSets:
             + attribute(_OBJECT_NAME, COUNTER.encode() + b"\0")
             + attribute(_OBJECT_TYPE, _COUNTER_TYPE)
         )
-        self._socket.send(message(_RESET_OBJECT, 0, self._sequence, FAMILY_INET, 0, body))
+        self._connection.send(message(_RESET_OBJECT, 0, self._sequence, FAMILY_INET, 0, body))
         for kind, content in self._answers():
             if kind == NLMSG_ERROR:
                 _raise(content)
@@ -170,8 +159,8 @@ class OffloadSets:
         raise OSError(errno.EPROTO, "the kernel did not answer")
 
     def close(self) -> None:
-        """Let go of the socket; what is in the sets stays until it times out."""
-        self._socket.close()
+        """Close the connection; elements stay in the sets until they time out."""
+        self._connection.close()
 
     def _change(self, changes: list[tuple[int, int, bytes]]) -> None:
         self._sequence += 1
@@ -182,7 +171,7 @@ class OffloadSets:
             for kind, flags, body in changes
         ]
         parts.append(message(_BATCH_END, 0, number, 0, NFTABLES, b""))
-        self._socket.send(b"".join(parts))
+        self._connection.send(b"".join(parts))
         for kind, content in self._answers():
             if kind == NLMSG_ERROR:
                 _raise(content)
@@ -190,16 +179,11 @@ class OffloadSets:
     def _answers(self) -> list[tuple[int, bytes]]:
         """What the kernel said to the last message; answers to an earlier one are passed over."""
         found: list[tuple[int, bytes]] = []
-        while True:
-            try:
-                datagram = self._socket.recv(_DATAGRAM_MAX)
-            except BlockingIOError:
-                return found
+        while (received := self._connection.receive()) is not None:
             found += [
-                (kind, content)
-                for kind, number, content in messages(datagram)
-                if number == self._sequence
+                (kind, content) for kind, number, content in received if number == self._sequence
             ]
+        return found
 
 
 def _of_set(name: str) -> bytes:
@@ -208,6 +192,6 @@ def _of_set(name: str) -> bytes:
 
 def _raise(content: bytes) -> None:
     """Raise what an answer says, unless it is that all is well."""
-    (code,) = ERROR.unpack_from(content)
+    code = error_in(content)
     if code:
-        raise OSError(-code, os.strerror(-code))
+        raise OSError(code, os.strerror(code))

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
 
+from nfq_guard import capabilities
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.firewall.nft_query import has_table
 from nfq_guard.firewall.rule_counters import Counted, counted
@@ -21,8 +22,6 @@ LOCK_WAIT_S: Final = 5
 """Seconds to wait for another program that holds the lock of the tables."""
 
 _TIMEOUT_S: Final = 30
-_CAP_NET_ADMIN: Final = 1 << 12
-_CAP_NET_RAW: Final = 1 << 13
 _SIGNATURE: Final = re.compile(r"^ip6?tables\S* v[\d.]+ \(\w+\): ")
 _REFUSALS: Final = ("permission denied", "operation not permitted", "you must be root")
 _FAMILY_MISSING: Final = (
@@ -91,12 +90,8 @@ class System:
         return Result(done.returncode, done.stdout, done.stderr)
 
     def capabilities(self) -> int:
-        """As /proc has them for this thread."""
-        status = Path("/proc/thread-self/status").read_text(encoding="ascii", errors="replace")
-        for line in status.splitlines():
-            if line.startswith("CapEff:"):
-                return int(line.split()[1], 16)
-        return 0
+        """Those of the calling thread."""
+        return capabilities.effective()
 
     def has_ipv6(self) -> bool:
         """The file is there when the kernel has IPv6 and it is not switched off at boot."""
@@ -255,7 +250,9 @@ def require_privilege(runner: Runner, backend: Backend) -> None:
     Raises:
         PrivilegeError: A capability is missing, named.
     """
-    wanted = _CAP_NET_ADMIN | (_CAP_NET_RAW if backend is Backend.LEGACY else 0)
+    wanted = 1 << capabilities.NET_ADMIN
+    if backend is Backend.LEGACY:
+        wanted |= 1 << capabilities.NET_RAW
     if runner.capabilities() & wanted != wanted:
         raise PrivilegeError(f"the packet filter cannot be read or changed: {needed_caps(backend)}")
 

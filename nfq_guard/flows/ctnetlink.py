@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.flow import (
@@ -21,15 +21,14 @@ from nfq_guard.flow import (
     LookupResult,
     answering,
 )
-from nfq_guard.netlink import (
-    ERROR,
+from nfq_guard.netlink.connection import Connection
+from nfq_guard.netlink.messages import (
     FAMILY_HEADER,
-    NETLINK_NETFILTER,
     NLMSG_ERROR,
     attribute,
     attributes,
+    error_in,
     message,
-    messages,
     nested,
 )
 
@@ -49,7 +48,7 @@ _TUPLE_PROTO: Final = 2
 _PROTO_NUM: Final = 1
 _PROTO_SPORT: Final = 2
 _PROTO_DPORT: Final = 3
-# Source and destination address by the octets of one; identifier, type and code by the protocol.
+# Source and destination by the length of an address; identifier, type and code by protocol.
 _ADDRESSES: Final = {4: (1, 2), 16: (3, 4)}
 _ICMP_PARTS: Final = {PROTO_ICMP: (4, 5, 6), PROTO_ICMPV6: (7, 8, 9)}
 _PROTOINFO_TCP: Final = 1
@@ -57,9 +56,21 @@ _TCP_STATE: Final = 1
 
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
-# Requests sent before the answers are read: these fit the smallest usual socket buffer.
+# Requests sent before the answers are read: that many answers fit the smallest usual socket buffer.
 _BATCH: Final = 32
-_DATAGRAM_MAX: Final = 1 << 16
+
+
+class Netlink(Protocol):
+    """What is needed of `netlink.connection.Connection`."""
+
+    def send(self, octets: bytes) -> None:
+        """Send messages."""
+
+    def receive(self) -> list[tuple[int, int, bytes]] | None:
+        """The messages of the next datagram; None when none waits."""
+
+    def close(self) -> None:
+        """Close it."""
 
 
 @final
@@ -68,11 +79,12 @@ class CtnetlinkFlows:
 
     evidence: Final = Evidence.CTNETLINK
 
-    def __init__(self, zones: Sequence[int] = (0,)) -> None:
-        """Open the socket and try it.
+    def __init__(self, zones: Sequence[int] = (0,), *, connection: Netlink | None = None) -> None:
+        """Connect, and try a lookup.
 
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
+            connection: Closed with this; a new one unless given.
 
         Raises:
             PrivilegeError: CAP_NET_ADMIN is missing.
@@ -80,21 +92,15 @@ class CtnetlinkFlows:
         """
         self._zones = tuple(zones)
         self._sequence = 0
+        self._connection = connection or Connection()
         try:
-            self._socket = socket.socket(
-                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER
-            )
-        except OSError as error:
-            raise UnavailableError(f"kernel option CONFIG_NETFILTER_NETLINK: {error}") from None
-        try:
-            self._socket.bind((0, 0))
             self._try()
         except BaseException:
-            self._socket.close()
+            self._connection.close()
             raise
 
     def _try(self) -> None:
-        """Ask for a flow that cannot be; the kernel must say that it is not there."""
+        """Look up a flow that cannot exist; the kernel must answer ENOENT."""
         nobody = FlowTuple(PROTO_TCP, bytes(4), bytes(4), 0, 0)
         code, _ = self._ask([nobody], 0).get(0, (0, b""))
         if code == errno.EPERM:
@@ -138,39 +144,39 @@ class CtnetlinkFlows:
     def _ask(self, tuples: Sequence[FlowTuple], zone: int) -> dict[int, tuple[int, bytes]]:
         """By position in `tuples`: an errno and nothing, or 0 and the body of an entry.
 
-        The kernel answers before `send` returns, so there is nothing to wait for: what is not
-        in the socket then was lost, for want of memory.
+        The kernel answers before `send` returns, so nothing needs to be waited for: an answer
+        that is not there was lost for want of memory.
 
         Raises:
-            OSError: The socket failed.
+            OSError: The connection failed.
         """
         first = self._sequence + 1
         self._sequence = (self._sequence + len(tuples)) & 0x3FFFFFFF
         requests = [_request(wanted, zone, first + index) for index, wanted in enumerate(tuples)]
-        self._socket.send(b"".join(requests))
+        self._connection.send(b"".join(requests))
         answers: dict[int, tuple[int, bytes]] = {}
-        # Stale answers cannot pile up: each call reads the socket until it is empty.
+        # Stale answers cannot pile up: each call receives until nothing waits.
         while True:
             try:
-                datagram = self._socket.recv(_DATAGRAM_MAX, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                return answers
+                received = self._connection.receive()
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
                 continue
-            for kind, sequence, body in messages(datagram):
+            if received is None:
+                return answers
+            for kind, sequence, body in received:
                 index = sequence - first
                 if not 0 <= index < len(tuples):
                     continue
-                if kind == NLMSG_ERROR and len(body) >= ERROR.size:
-                    answers[index] = (-ERROR.unpack_from(body)[0], b"")
+                if kind == NLMSG_ERROR:
+                    answers[index] = (error_in(body), b"")
                 elif kind == _ENTRY:
                     answers[index] = (0, body)
 
     def close(self) -> None:
-        """Close the socket."""
-        self._socket.close()
+        """Close the connection."""
+        self._connection.close()
 
 
 def _is_trackable(wanted: FlowTuple) -> bool:
@@ -220,7 +226,7 @@ def _request(wanted: FlowTuple, zone: int, sequence: int) -> bytes:
 
 
 def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
-    """Read one entry, found for `wanted`; None when it lacks either tuple or does not add up."""
+    """Read one entry, found for `wanted`; None when it lacks a tuple or cannot be read."""
     entry = attributes(body[FAMILY_HEADER.size :])
     try:
         original = _tuple_of(entry[_TUPLE_ORIG])

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""The kernel's packet queue: reading it, and answering each packet."""
+"""The kernel's packet queue: reads packets and sends verdicts."""

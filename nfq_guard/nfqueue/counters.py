@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""What the kernel itself counts about a queue, and who owns it."""
+"""The kernel's counters of a queue, and its owner."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, final
 
+from nfq_guard.netlink.messages import NETLINK_NETFILTER
+
 # Of the calling thread's network namespace, not of the process's first thread.
 _NET: Final = Path("/proc/thread-self/net")
 QUEUES: Final = _NET / "netfilter" / "nfnetlink_queue"
 _SOCKETS: Final = _NET / "netlink"
-_NETLINK_NETFILTER: Final = "12"
 
 
 @final
@@ -21,9 +22,9 @@ class QueueCounters:
     Attributes:
         port_id: Netlink port id of the owner.
         waiting: Packets that wait for a verdict.
-        copy_bytes: Octets of each packet that are copied to us.
+        copy_bytes: Bytes of each packet that are copied to the owner.
         queue_dropped: Packets dropped because the queue was full, since it was bound.
-        user_dropped: Packets dropped because our socket's buffer was full, since it was bound.
+        user_dropped: Packets dropped because the owner's buffer was full, since it was bound.
         last_id: Id of the last packet queued.
     """
 
@@ -36,7 +37,7 @@ class QueueCounters:
 
 
 def parse(text: str) -> dict[int, QueueCounters]:
-    """The file's text by queue number."""
+    """Read the text of that file, by queue number."""
     found: dict[int, QueueCounters] = {}
     for line in text.splitlines():
         columns = line.split()
@@ -56,13 +57,13 @@ def parse(text: str) -> dict[int, QueueCounters]:
 
 @final
 class CounterFile:
-    """The kernel's file, kept open: it stays readable after privileges were given up."""
+    """The kernel's file, kept open: it stays readable after privileges are dropped."""
 
     def __init__(self, path: Path = QUEUES) -> None:
         """Open it.
 
         Raises:
-            OSError: There is no such file (no NFQUEUE in this kernel), or we may not read it.
+            OSError: The file is not there (no NFQUEUE in this kernel) or not readable.
         """
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -73,16 +74,16 @@ class CounterFile:
         self.close()
 
     def read(self, queue_num: int) -> QueueCounters | None:
-        """The counters of one queue; None while nobody has it bound."""
+        """The counters of one queue; None while it is not bound."""
         return parse(os.pread(self._fd, 1 << 16, 0).decode("ascii")).get(queue_num)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._fd)
 
 
 def owner(queue_num: int) -> QueueCounters | None:
-    """Who has the queue bound in this network namespace; None if nobody or not to be seen."""
+    """The counters of a queue of this network namespace; None if it is not bound or not visible."""
     try:
         with CounterFile() as file:
             return file.read(queue_num)
@@ -91,10 +92,10 @@ def owner(queue_num: int) -> QueueCounters | None:
 
 
 def process_of(port_id: int) -> str:
-    """The process that holds a netfilter socket with this port id, such as `suricata (pid 711)`.
+    """The process that holds the netfilter socket of a port id, for example `suricata (pid 711)`.
 
-    A port id is often, but need not be, the id of the process: it is looked up by the socket's
-    inode among the open files of all processes that we may look at.
+    A port id is often, but not always, a process id. The socket's inode is looked up among the open
+    files of all processes whose files are visible.
     """
     inode = _inode(port_id)
     if inode:
@@ -116,7 +117,7 @@ def _inode(port_id: int) -> str:
         return ""
     for line in lines[1:]:
         columns = line.split()
-        if columns[1] == _NETLINK_NETFILTER and columns[2] == str(port_id):
+        if columns[1] == str(NETLINK_NETFILTER) and columns[2] == str(port_id):
             return columns[9]
     return ""
 
@@ -124,5 +125,5 @@ def _inode(port_id: int) -> str:
 def _holds(process: Path, wanted: str) -> bool:
     try:
         return any(str(entry.readlink()) == wanted for entry in (process / "fd").iterdir())
-    except OSError:  # it ended, or it is not ours to look at
+    except OSError:  # the process ended, or its files are not visible
         return False

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A packet as the kernel's message has it (kernel.md 5). Its attributes are read by index.
+"""Reads the kernel's packet messages (kernel.md 5), attribute by attribute and by index.
 
-Compiled, the whole walk costs less than the call that asks the library for one of them.
+Compiled, the whole walk costs less than one call of the library's accessor for an attribute.
 """
 
 import os
@@ -9,8 +9,7 @@ import socket
 import sys
 from typing import Final, final
 
-from nfq_guard.netlink import NLMSG_ERROR
-from nfq_guard.nfqueue import netlink
+from nfq_guard.netlink.messages import NLMSG_ERROR
 from nfq_guard.wire.packet import (
     CHECKSUM_GOOD,
     CHECKSUM_UNFINISHED,
@@ -18,7 +17,7 @@ from nfq_guard.wire.packet import (
     Queued,
 )
 
-# Attributes come after the headers of netlink and of nfnetlink.
+# Attributes follow the headers of netlink and of nfnetlink.
 _ATTRIBUTES_AT: Final = 20
 _PACKET_HEADER: Final = 1
 _MARK: Final = 3
@@ -26,21 +25,24 @@ _INDEV: Final = 5
 _OUTDEV: Final = 6
 _PAYLOAD: Final = 10
 _SKB_INFO: Final = 14
-# The octets of a 16-bit number in this machine's order.
+# Bits of _SKB_INFO.
+_SKB_CHECKSUM_UNFINISHED: Final = 1
+_SKB_CHECKSUM_UNVERIFIED: Final = 4
+# Places of a 16-bit number's bytes in this machine's order.
 _LOW: Final = 0 if sys.byteorder == "little" else 1
 _HIGH: Final = 1 - _LOW
-# Where the low half of a message's 32-bit length is, and its type.
+# Places of the low half of a message's 32-bit length, and of its type.
 _LENGTH_AT: Final = 0 if sys.byteorder == "little" else 2
 _TYPE_AT: Final = 4
-# An interface comes and goes by the index; nobody has more than a few thousand.
+# Bounds the names kept where interfaces, each with a new index, come and go all day.
 _NAMES_MAX: Final = 4096
 
-# SKB_INFO bits to what `Queued.checksum` says; an unfinished one is never verified either.
+# `Queued.checksum` by the bits of _SKB_INFO; an unfinished checksum is never verified either.
 _CHECKSUM: Final = tuple(
     CHECKSUM_UNFINISHED
-    if bits & netlink.SKB_CHECKSUM_UNFINISHED
+    if bits & _SKB_CHECKSUM_UNFINISHED
     else CHECKSUM_UNVERIFIED
-    if bits & netlink.SKB_CHECKSUM_UNVERIFIED
+    if bits & _SKB_CHECKSUM_UNVERIFIED
     else CHECKSUM_GOOD
     for bits in range(256)
 )
@@ -48,7 +50,7 @@ _CHECKSUM: Final = tuple(
 
 @final
 class InterfaceNames:
-    """Names of interfaces by their index, remembered until they are forgotten on purpose."""
+    """Names of interfaces by index, cached until `forget`."""
 
     def __init__(self) -> None:
         self._names: dict[int, str] = {}
@@ -61,42 +63,42 @@ class InterfaceNames:
         return name if name is not None else self._look_up(index)
 
     def forget(self) -> None:
-        """Look up anew: an index may have got another name."""
+        """Empty the cache: an interface may have been renamed."""
         self._names = {}
 
     def _look_up(self, index: int) -> str:
         if len(self._names) >= _NAMES_MAX:
             self.forget()
         try:
-            # A name may hold any octets, and whoever names it must not end the log with them.
+            # A name may hold any bytes, and must not break the log.
             octets = os.fsencode(socket.if_indextoname(index))
             name = octets.decode("utf-8", "backslashreplace")
-        except (OSError, OverflowError):  # it is gone already, or never was
+        except (OSError, OverflowError):  # the interface is gone
             name = f"if{index}"
         self._names[index] = name
         return name
 
 
 def length_of(messages: bytes, start: int) -> int:
-    """Octets of the message at `start` by its own word; none from the queue is over 65,535."""
+    """Length of the message at `start` by its header; no message of a queue is over 65,535."""
     at = start + _LENGTH_AT
     return messages[at + _LOW] | messages[at + _HIGH] << 8
 
 
 def is_error(messages: bytes, start: int) -> bool:
-    """Whether the message at `start` is one; the low octet of a packet's type is 0."""
+    """Whether the message at `start` may be an error; the low byte of a packet's type is 0."""
     return messages[start + _TYPE_AT + _LOW] == NLMSG_ERROR
 
 
 def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> tuple[int, Queued]:
-    """The packet of the message from `start` to `end`, and its id.
+    """The id and the packet of the message from `start` to `end`.
 
-    What the message does not say is 0 or empty.
+    Values without an attribute are 0 or empty.
     """
     packet_id = hook = indev = outdev = mark = bits = 0
     octets = b""
     at = start + _ATTRIBUTES_AT
-    # No attribute that is read here is shorter than eight octets with its padding.
+    # No attribute that is read here is shorter than eight bytes with its padding.
     last = end - 8
     while at <= last:
         length = messages[at + _LOW] | messages[at + _HIGH] << 8

@@ -1,35 +1,33 @@
 # SPDX-License-Identifier: MIT
-"""Reads one queue that netfilterqueue bound; the only module that imports it.
+"""Reads one queue that netfilterqueue bound; the only module that imports that library.
 
-The library binds the queue, owns the socket and unbinds. What it lacks (operations.md 4.2) is done
-beside it on a duplicate of that socket: queue flags, the kernel's word on checksums, ENOBUFS
-counted, errors of verdicts counted, a budget a turn. No verdict is given through the library.
-Messages are read beside it too, many a call: by its own reading, which makes a `Packet` and hands
-each of its numbers over by a call, an accepted packet costs 2.1 times the CPU of a C program that
-only accepts; by ours, about as much as there (benchmarks/README.md).
+The library binds the queue, owns the socket and unbinds. Everything else is done on a duplicate of
+its socket, because the library lacks it: queue flags, the state of checksums, counts of ENOBUFS and
+of failed verdicts, a budget a turn, many messages a call. Read by the library, which makes an
+object a packet, an accepted packet costs 2.1 times the CPU of a C program that only accepts; read
+here, about as much as in that program (benchmarks/README.md).
 """
 
 import errno
 import os
 import socket
 import warnings
-from pathlib import Path
 from typing import Final, Self, final
 
 from netfilterqueue import COPY_PACKET, NetfilterQueue
 from netfilterqueue import Packet as KernelPacket
 
+from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.nfqueue import counters, netlink
+from nfq_guard.nfqueue import counters, requests
 from nfq_guard.nfqueue.message import InterfaceNames, is_error, length_of, packet_of
 from nfq_guard.nfqueue.receive import SLOTS, Inbox, reason
 from nfq_guard.wire.packet import Queued
 
-# Octets of a message beside the packet: headers and every attribute that the kernel may add.
+# Bytes of a message beside the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
-_CAP_NET_ADMIN: Final = 1 << 12
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
-_FLAG_NAMES: Final = {netlink.CONFIG_FAIL_OPEN: "fail-open", netlink.CONFIG_GSO: "gso"}
+_FLAG_NAMES: Final = {requests.CONFIG_FAIL_OPEN: "fail-open", requests.CONFIG_GSO: "gso"}
 
 
 @final
@@ -39,7 +37,7 @@ class QueueReader:
     Attributes:
         queue_num: Its number.
         socket: A duplicate of the library's socket, for epoll and for verdicts.
-        lost: How often the kernel said ENOBUFS: our socket's buffer ran over since the last read.
+        lost: How often reading gave ENOBUFS: the socket buffer overran since the last read.
         verdict_errors: Verdicts for packets that were gone, as after an interface was flushed.
         refused: Queue flags that this kernel does not have, by name.
     """
@@ -58,12 +56,12 @@ class QueueReader:
         Args:
             queue_num: Number of the queue.
             queue_length: Packets that may wait for a verdict in the kernel.
-            copy_bytes: Octets of each packet that the kernel copies to us.
-            socket_buffer_bytes: Size asked for; the kernel doubles it for its own needs.
-            fail_open: Whether packets pass, not drop, when the queue or the buffer is full.
+            copy_bytes: Bytes of each packet that the kernel copies.
+            socket_buffer_bytes: Requested size; the kernel doubles it for its own needs.
+            fail_open: Whether packets pass when the queue or the buffer is full.
 
         Raises:
-            BusyError: Somebody else has this queue.
+            BusyError: Another process owns this queue.
             PrivilegeError: CAP_NET_ADMIN is missing.
             UnavailableError: This kernel has no NFQUEUE.
         """
@@ -74,12 +72,12 @@ class QueueReader:
         self._names = InterfaceNames()
         self._queue = _opened()
         with warnings.catch_warnings():
-            # That less buffer was granted than asked for is for the operator's log.
+            # A smaller buffer than requested: the operator's log tells it.
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
                 self._queue.bind(
                     queue_num,
-                    _unasked,
+                    _never_called,
                     queue_length,
                     COPY_PACKET,
                     copy_bytes,
@@ -91,7 +89,7 @@ class QueueReader:
         self.socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
         self._inbox = Inbox(self.socket.fileno(), copy_bytes + _OVERHEAD)
         self._receive = self._inbox.receive
-        self.socket.send(netlink.config_flags(queue_num, netlink.CONFIG_GSO))
+        self.socket.send(requests.config_flags(queue_num, requests.CONFIG_GSO))
         self.set_fail_open(on=fail_open)
 
     def __enter__(self) -> Self:
@@ -102,7 +100,7 @@ class QueueReader:
 
     @property
     def socket_buffer_bytes(self) -> int:
-        """The size that the kernel granted, its own doubling taken off."""
+        """The size that the kernel granted, without its doubling."""
         return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
 
     def fileno(self) -> int:
@@ -142,11 +140,11 @@ class QueueReader:
         return ids, batch
 
     def set_fail_open(self, *, on: bool) -> None:
-        """Say whether packets pass, not drop, when the queue or the buffer is full."""
-        self.socket.send(netlink.config_flags(self.queue_num, netlink.CONFIG_FAIL_OPEN, on=on))
+        """Set whether packets pass when the queue or the buffer is full."""
+        self.socket.send(requests.config_flags(self.queue_num, requests.CONFIG_FAIL_OPEN, on=on))
 
     def forget_names(self) -> None:
-        """Look up interface names anew: an index may have got another name."""
+        """Look interface names up again: an interface may have been renamed."""
         self._names.forget()
 
     def close(self) -> None:
@@ -155,7 +153,7 @@ class QueueReader:
         self.socket.close()
 
     def _has_lost(self) -> bool:
-        """Whether nothing could be read because messages were lost; else nothing waits."""
+        """Whether the last read failed because messages were lost; False: nothing waits."""
         code = reason()
         if code == errno.ENOBUFS:
             self.lost += 1
@@ -164,7 +162,7 @@ class QueueReader:
         return code == errno.ENOBUFS
 
     def _note_error(self, message: bytes) -> None:
-        found = netlink.error_of(message)
+        found = requests.error_of(message)
         if found is None or found[0] == 0:
             return
         name = _FLAG_NAMES.get(found[1])
@@ -174,15 +172,15 @@ class QueueReader:
             self.refused.append(name)
 
 
-def _unasked(_packet: KernelPacket) -> None:
-    """The library wants to call something; it is never asked to read."""
+def _never_called(_packet: KernelPacket) -> None:
+    """The callback that the library demands; nothing is read through it."""
 
 
 def _opened() -> NetfilterQueue:
     try:
         return NetfilterQueue()
     except OSError:
-        if not has_net_admin():
+        if not capabilities.has(capabilities.NET_ADMIN):
             raise PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN") from None
         raise _no_nfqueue() from None
 
@@ -194,28 +192,20 @@ def _no_nfqueue() -> UnavailableError:
 
 
 def _why_not(queue: NetfilterQueue, queue_num: int) -> NfqGuardError:
-    """Why the kernel refused the queue; the library does not say."""
-    if not has_net_admin():
+    """Why the kernel refused the queue, which the library does not report."""
+    if not capabilities.has(capabilities.NET_ADMIN):
         return PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN")
     holder = counters.owner(queue_num)
     if holder is not None:
         process = counters.process_of(holder.port_id)
         return BusyError(f"queue {queue_num} is owned by netlink port {holder.port_id}, {process}")
     with socket.socket(fileno=os.dup(queue.get_fd())) as probe:
-        probe.send(netlink.config_bind(queue_num))
-        answer = netlink.error_of(probe.recv(_OVERHEAD, socket.MSG_DONTWAIT))
+        probe.send(requests.config_bind(queue_num))
+        answer = requests.error_of(probe.recv(_OVERHEAD, socket.MSG_DONTWAIT))
     code = answer[0] if answer is not None else 0
     if code == errno.EPERM and not counters.QUEUES.exists():
         return _no_nfqueue()
     if code in {0, errno.EPERM}:
-        # Gone since, or owned by somebody whom /proc does not show us.
+        # Released since, or owned by a process that /proc does not show.
         return BusyError(f"queue {queue_num} is owned by another process, unknown process")
     return UnavailableError(f"queue {queue_num} cannot be bound: {os.strerror(code)}")
-
-
-def has_net_admin() -> bool:
-    """Whether this thread has CAP_NET_ADMIN in effect."""
-    for line in Path("/proc/thread-self/status").read_text(encoding="ascii").splitlines():
-        if line.startswith("CapEff:"):
-            return bool(int(line.split()[1], 16) & _CAP_NET_ADMIN)
-    return False

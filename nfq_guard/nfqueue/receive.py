@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Takes many messages of a netlink socket in one system call, which Python's sockets cannot.
+"""Receives many netlink messages in one system call, which Python's sockets cannot.
 
-One by one, eight messages cost half as much again; and that nothing more waits is told by the
-count, where it takes Python a call of its own and the exception that this ends with.
+One by one, eight messages cost half as much again. The count also tells that no more wait, for
+which Python needs one more call that ends in an exception.
 """
 
 import ctypes
@@ -11,7 +11,7 @@ import mmap
 from collections.abc import Callable
 from typing import Final, final
 
-# Messages that one call can take.
+# Messages that one call can receive.
 SLOTS: Final = 64
 
 
@@ -36,22 +36,22 @@ class _Header(ctypes.Structure):
 
 
 class _Message(ctypes.Structure):
-    """`struct mmsghdr`. A netlink message says its length itself, so this one is not read."""
+    """`struct mmsghdr`. Its length is not read: each netlink message has its own."""
 
     _fields_ = (("header", _Header), ("length", ctypes.c_uint32))
 
 
 @final
 class Inbox:
-    """Where the messages of one socket are put; not for use by two threads.
+    """Receives the messages of one socket into slots; not for use by two threads.
 
     Attributes:
-        room: The slots, one after another; each message is at the start of its own.
-        slot_bytes: Size of a slot; what a message has more is cut off.
-        receive: Puts messages into the slots. Wants how many at most (`SLOTS` or less), flags
-            as for `socket.recv`, and None for no time limit; gives how many there were, or -1 and
-            then `reason` tells why. Fewer than wanted means that no more wait, or that the next
-            call has a reason.
+        room: The slots, one after another; each message is at the start of its slot.
+        slot_bytes: Size of a slot; longer messages are cut.
+        receive: Receives messages into the slots. Takes the most that it may receive (`SLOTS` or
+            less), flags as `socket.recv` has, and None for no time limit. Returns how many it
+            received, or -1 with the errno in `reason`. Fewer than the most: no more wait, or
+            the next call fails.
     """
 
     def __init__(self, fd: int, slot_bytes: int) -> None:
@@ -67,13 +67,13 @@ class Inbox:
             header = self._messages[number].header
             header.buffers = ctypes.addressof(self._buffers[number])
             header.buffer_count = 1
-        # With the interpreter's lock held, for the call does not wait. Its arguments are made once
-        # and their types not declared: to convert them takes as long as all the rest.
+        # With the interpreter's lock held, because the call does not wait. Its arguments are made
+        # once and their types are not declared: converting them takes as long as all the rest.
         self.receive: Callable[[int, int, None], int] = functools.partial(
             ctypes.PyDLL(None, use_errno=True).recvmmsg, fd, ctypes.byref(self._messages)
         )
 
 
 def reason() -> int:
-    """Why the last `receive` of this thread gave -1: an errno, such as EAGAIN or ENOBUFS."""
+    """The errno of this thread's last `receive`, for example EAGAIN or ENOBUFS."""
     return ctypes.get_errno()

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Verdicts: one a packet, in the order of the ids, sent in runs of equal ones.
+"""Sends one verdict a packet, in the order of the ids, in runs of equal verdicts.
 
-A batch verdict covers every waiting packet up to its id. That is exact as long as packets are
-judged in the order in which they were read, and a turn's packets are all answered before the
-next turn: what waits below an id is then precisely the run that it ends.
+A batch verdict covers every waiting packet up to its id. It covers exactly one run because packets
+are judged in the order in which they were read, and all packets of a turn are answered before the
+next turn.
 """
 
 from collections.abc import Sequence
 from typing import Final, Protocol, final
 
-from nfq_guard.nfqueue import netlink
+from nfq_guard.nfqueue import requests
 
-# Marks come from the policy, which is small; a bound all the same, emptied when it is reached.
+# Marks come from the policy, which is small; still bounded, and emptied at the bound.
 _PREPARED_MAX: Final = 256
 
 
 class Sender(Protocol):
-    """The part of the queue's socket that is needed here."""
+    """What is needed of the queue's socket."""
 
     def send(self, message: bytes, /) -> int:
         """Hand messages to the kernel, which acts on them before this returns."""
@@ -57,7 +57,7 @@ class VerdictSender:
         for index in range(last + 1):
             if index < last and verdicts[index + 1] == verdict and marks[index + 1] == mark:
                 continue
-            kind = netlink.TYPE_VERDICT_BATCH if index > first_of_run else netlink.TYPE_VERDICT
+            kind = requests.TYPE_VERDICT_BATCH if index > first_of_run else requests.TYPE_VERDICT
             parts.append(self._message(kind, verdict, mark) + ids[index].to_bytes(4))
             if index < last:
                 first_of_run = index + 1
@@ -67,7 +67,7 @@ class VerdictSender:
         self._send(b"".join(parts))
 
     def _message(self, kind: int, verdict: int, mark: int | None) -> bytes:
-        # One number: to hash a tuple of three and to compare it takes longer than all the rest.
+        # One number: hashing and comparing a tuple of three takes longer than all the rest.
         key = kind << 1 | verdict
         if mark is not None:
             key = key << 33 | 1 << 32 | mark
@@ -75,6 +75,6 @@ class VerdictSender:
         if message is None:
             if len(self._prepared) >= _PREPARED_MAX:
                 self._prepared.clear()
-            message = netlink.verdict(kind, self._queue_num, verdict, mark)
+            message = requests.verdict(kind, self._queue_num, verdict, mark)
             self._prepared[key] = message
         return message

@@ -1,10 +1,21 @@
 # SPDX-License-Identifier: MIT
 """Netlink messages, whole, cut and made up."""
 
+import errno
+import struct
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.netlink import HEADER, attribute, attributes, message, messages, nested
+from nfq_guard.netlink.messages import (
+    HEADER,
+    attribute,
+    attributes,
+    error_in,
+    message,
+    messages,
+    nested,
+)
 
 
 def test_attributes_nest_and_are_padded() -> None:
@@ -22,6 +33,13 @@ def test_messages_of_one_datagram() -> None:
     assert [(kind, sequence) for kind, sequence, _ in found] == [(0x101, 7), (0x102, 8)]
     assert found[0][2] == one[HEADER.size :]
     assert list(messages(one + other[:-1])) == found[:1]
+
+
+def test_errors() -> None:
+    """A body that is cut short must not read as success."""
+    assert error_in(struct.pack("=i", -errno.EPERM) + bytes(16)) == errno.EPERM
+    assert error_in(bytes(4)) == 0
+    assert error_in(bytes(3)) == errno.EBADMSG
 
 
 @given(st.binary(max_size=200))

@@ -2,10 +2,9 @@
 """What ctnetlink may do to us: lose answers, answer nonsense, or not be there."""
 
 import errno
-import socket
+import struct
 import sys
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -15,7 +14,7 @@ from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.flow import Evidence, FlowTuple, LookupFailed
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows, snapshot_of
 from nfq_guard.lab.netns import Namespace
-from nfq_guard.netlink import ERROR, NLMSG_ERROR, attribute, message, nested
+from nfq_guard.netlink.messages import NLMSG_ERROR, attribute, message, messages, nested
 from tests.support.lookups import answered
 
 WANTED = FlowTuple(6, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1000, 80)
@@ -43,11 +42,11 @@ def _entry(sequence: int) -> bytes:
 def _error(sequence: int, code: int) -> bytes:
     # An error has no family header: the number stands where that would be.
     whole = bytearray(message(NLMSG_ERROR, 0, sequence, 0, 0, b""))
-    whole[16:20] = ERROR.pack(-code)
+    whole[16:20] = struct.pack("=i", -code)
     return bytes(whole)
 
 
-class FakeSocket:
+class FakeConnection:
     """Answers each request by a script of datagrams and errors."""
 
     def __init__(self, *turns: list[Callable[[int], bytes] | OSError]) -> None:
@@ -55,21 +54,18 @@ class FakeSocket:
         self._ready: list[bytes | OSError] = []
         self.closed = False
 
-    def bind(self, _: tuple[int, int]) -> None:
-        pass
-
     def send(self, octets: bytes) -> None:
         sequence = int.from_bytes(octets[8:12], sys.byteorder)
         turn = next(self._turns)
         self._ready = [one if isinstance(one, OSError) else one(sequence) for one in turn]
 
-    def recv(self, _size: int, _flags: int) -> bytes:
+    def receive(self) -> list[tuple[int, int, bytes]] | None:
         if not self._ready:
-            raise BlockingIOError
+            return None
         answer = self._ready.pop(0)
         if isinstance(answer, OSError):
             raise answer
-        return answer
+        return list(messages(answer))
 
     def close(self) -> None:
         self.closed = True
@@ -80,17 +76,16 @@ def _absent(sequence: int) -> bytes:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., CtnetlinkFlows]:
-    """A lookup whose socket plays a script; the first turn answers the constructor."""
+def scripted() -> Callable[..., CtnetlinkFlows]:
+    """A lookup whose connection plays a script; the first turn answers the constructor."""
 
     def make(
         *turns: list[Callable[[int], bytes] | OSError],
         first: int = errno.ENOENT,
         zones: Sequence[int] = (0,),
     ) -> CtnetlinkFlows:
-        fake = FakeSocket([lambda sequence: _error(sequence, first)], *turns)
-        monkeypatch.setattr(socket, "socket", lambda *_: cast("socket.socket", fake))
-        return CtnetlinkFlows(zones)
+        fake = FakeConnection([lambda sequence: _error(sequence, first)], *turns)
+        return CtnetlinkFlows(zones, connection=fake)
 
     return make
 
@@ -149,7 +144,7 @@ def test_stale_and_foreign_answers_are_passed_over(scripted: Scripted) -> None:
     assert answered(flows.lookup([WANTED])) != [None]
 
 
-def test_a_socket_that_fails_fails_the_lookups(scripted: Scripted) -> None:
+def test_a_connection_that_fails_fails_the_lookups(scripted: Scripted) -> None:
     flows = scripted([OSError(errno.EBADF, "gone")], [_entry])
     assert flows.lookup([WANTED]) == [LookupFailed(errno.EBADF)]
     assert answered(flows.lookup([WANTED])) != [None]

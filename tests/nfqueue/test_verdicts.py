@@ -4,7 +4,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.nfqueue import netlink
+from nfq_guard.nfqueue import requests
 from nfq_guard.nfqueue.verdicts import VerdictSender
 
 
@@ -31,7 +31,7 @@ class FakeKernel:
             (mark,) = struct.unpack_from("!I", attributes, 4)
             attributes = attributes[8:]
         verdict, packet_id = struct.unpack_from("!II", attributes, 4)
-        if kind == netlink.TYPE_VERDICT:
+        if kind == requests.TYPE_VERDICT:
             hit = [packet_id]
         else:
             hit = [one for one in self.waiting if one <= packet_id]

@@ -16,14 +16,14 @@ from typing import Final, Self, final
 from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.finding import Reason
-from nfq_guard.netlink import (
-    ERROR,
+from nfq_guard.netlink.messages import (
     FAMILY_HEADER,
     NETLINK_NETFILTER,
     NLM_F_ACK,
     NLMSG_ERROR,
     attribute,
     attributes,
+    error_in,
     message,
     messages,
 )
@@ -104,23 +104,23 @@ class KernelLog:
 
     def _configure(self, body: bytes) -> None:
         self._socket.send(message(_CONFIG, NLM_F_ACK, 1, socket.AF_UNSPEC, _GROUP, body))
-        code = -errno.ENODATA
+        code = errno.ENODATA
         try:
             # The kernel acknowledges before `send` returns; packets may lie before that.
-            while code == -errno.ENODATA:
+            while code == errno.ENODATA:
                 datagram = self._socket.recv(_DATAGRAM_MAX, socket.MSG_DONTWAIT)
                 for kind, _, answer in messages(datagram):
-                    if kind == NLMSG_ERROR and len(answer) >= ERROR.size:
-                        code = ERROR.unpack_from(answer)[0]
+                    if kind == NLMSG_ERROR:
+                        code = error_in(answer)
         except BlockingIOError:
             raise UnavailableError("NFLOG group 0: no answer from the kernel") from None
-        if code == -errno.EPERM and not capabilities.has(capabilities.NET_ADMIN):
+        if code == errno.EPERM and not capabilities.has(capabilities.NET_ADMIN):
             raise PrivilegeError("CAP_NET_ADMIN is missing: NFLOG group 0 cannot be read")
-        if code in {-errno.EPERM, -errno.EBUSY}:
+        if code in {errno.EPERM, errno.EBUSY}:
             raise BusyError("NFLOG group 0 belongs to another process, such as ulogd")
         if code:
             raise UnavailableError(
-                f"kernel option CONFIG_NETFILTER_NETLINK_LOG is missing (error {-code})"
+                f"kernel option CONFIG_NETFILTER_NETLINK_LOG is missing (error {code})"
             )
 
     def __enter__(self) -> Self:

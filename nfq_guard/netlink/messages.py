@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Netfilter's netlink messages, as far as we speak them: headers and attributes; no socket."""
+"""Netfilter's netlink messages: headers, attributes and errors, built and read."""
 
+import errno
 import struct
 from collections.abc import Iterator
 from typing import Final
@@ -11,25 +12,34 @@ NLM_F_ACK: Final = 4
 NLMSG_ERROR: Final = 2
 HEADER: Final = struct.Struct("=IHHII")  # length, type, flags, sequence, port
 FAMILY_HEADER: Final = struct.Struct(">BBH")  # address family, version 0, resource id
-ERROR: Final = struct.Struct("=i")
+_ERROR: Final = struct.Struct("=i")
 _ATTRIBUTE: Final = struct.Struct("=HH")
 _NESTED: Final = 0x8000
 _TYPE_MASK: Final = 0x3FFF
 
 
 def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded to four octets."""
+    """One attribute, padded to four bytes."""
     length = _ATTRIBUTE.size + len(payload)
     return _ATTRIBUTE.pack(length, kind) + payload + bytes(-length % 4)
 
 
 def nested(kind: int, *parts: bytes) -> bytes:
-    """An attribute made of attributes."""
+    """An attribute that holds attributes."""
     return attribute(kind | _NESTED, b"".join(parts))
 
 
 def message(kind: int, flags: int, sequence: int, family: int, resource: int, body: bytes) -> bytes:
-    """One request to a netfilter subsystem; `resource` is the queue or group where it has one."""
+    """One request to a netfilter subsystem.
+
+    Args:
+        kind: Subsystem in the high byte, message type in the low one.
+        flags: `NLM_F_*` besides NLM_F_REQUEST.
+        sequence: Returned in the answer.
+        family: Address family.
+        resource: Number of the queue or log group; the subsystem in a batch; else 0.
+        body: Attributes.
+    """
     length = HEADER.size + FAMILY_HEADER.size + len(body)
     return b"".join(
         (
@@ -41,7 +51,7 @@ def message(kind: int, flags: int, sequence: int, family: int, resource: int, bo
 
 
 def messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, sequence and body of each message in `datagram`; what is cut short ends it."""
+    """Type, sequence and body of each message in `datagram`, up to one that is cut short."""
     at = 0
     while at + HEADER.size <= len(datagram):
         length, kind, _, sequence, _ = HEADER.unpack_from(datagram, at)
@@ -51,8 +61,19 @@ def messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
         at += length + 3 & ~3
 
 
+def error_in(body: bytes) -> int:
+    """The errno in the body of an NLMSG_ERROR message, 0 for an acknowledgement.
+
+    One that is cut short is EBADMSG.
+    """
+    if len(body) < _ERROR.size:
+        return errno.EBADMSG
+    (code,) = _ERROR.unpack_from(body)
+    return -int(code)
+
+
 def attributes(octets: bytes) -> dict[int, bytes]:
-    """Payloads by attribute type; of a repeated one the last, and what is cut short ends it."""
+    """Payloads by type, up to an attribute that is cut short; of a repeated type the last one."""
     found: dict[int, bytes] = {}
     at = 0
     while at + _ATTRIBUTE.size <= len(octets):

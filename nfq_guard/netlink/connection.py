@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""A netlink socket to netfilter, on which the kernel answers before `send` returns."""
+
+import socket
+from typing import Final, Self, final
+
+from nfq_guard.errors import UnavailableError
+from nfq_guard.netlink.messages import NETLINK_NETFILTER, messages
+
+_DATAGRAM_MAX: Final = 1 << 16
+
+
+@final
+class Connection:
+    """A connection to the kernel, in the network namespace that it was opened in."""
+
+    def __init__(self) -> None:
+        """Open it.
+
+        Raises:
+            UnavailableError: The kernel has no netfilter netlink.
+        """
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK,
+                socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+                NETLINK_NETFILTER,
+            )
+        except OSError as error:
+            raise UnavailableError(f"kernel option CONFIG_NETFILTER_NETLINK: {error}") from None
+        self._socket.bind((0, 0))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def send(self, octets: bytes) -> None:
+        """Send messages; the kernel has handled them when this returns.
+
+        Raises:
+            OSError: The kernel did not take them.
+        """
+        self._socket.send(octets)
+
+    def receive(self) -> list[tuple[int, int, bytes]] | None:
+        """The messages of the next datagram: type, sequence and body; None when none waits.
+
+        Raises:
+            OSError: ENOBUFS: datagrams were lost; those that were not can still be received.
+        """
+        try:
+            datagram = self._socket.recv(_DATAGRAM_MAX)
+        except BlockingIOError:
+            return None
+        return list(messages(datagram))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
