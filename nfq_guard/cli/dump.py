@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the flows, the one seen last first; JSON Lines, one object a flow."""
+    """Print the flows, the most recent first; as JSON Lines, one object per flow."""
     asked: dict[str, object] = {}
     if args.address is not None:
         asked["address"] = args.address
@@ -68,6 +68,6 @@ def event_line(event: Fields) -> str:
 
 
 def distance(event: Fields) -> str:
-    """How far beyond its bound, if it broke one."""
+    """The distance beyond the bound, if one was broken."""
     breach = event["breach"]
     return "" if breach is None else f" by {breach['distance']}"

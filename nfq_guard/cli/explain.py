@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard explain`: one packet of a capture, and why it is what it is."""
+"""`nfq-guard explain`: explains conntrack's verdict on one packet of a capture."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain it."""
+    """Print the explanation."""
     if args.frame < 1:
         raise UsageError(f"FRAME: expected a number from 1, found {args.frame}")
     path = Path(args.capture)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A explanation as people read it, in at most 100 columns.
+"""Formats an explanation as text of at most 100 columns.
 
-Sequence numbers are told as Wireshark tells them, relative to the first of each side, with the
-number on the wire in parentheses.
+Sequence numbers are relative to the first one of each side, as in Wireshark, with the number on the
+wire in parentheses.
 """
 
 from datetime import UTC, datetime
@@ -54,14 +54,14 @@ _PEER_FLAGS: Final = (
     (IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED, "data unacknowledged"),
 )
 _ACTIONS: Final = {
-    Action.DROP: "it is dropped; its sender will send it again if it matters",
-    Action.LOG: "it passes, and is recorded",
-    Action.ALLOW: "it passes, and is counted",
+    Action.DROP: "the packet is dropped, and TCP retransmits lost data",
+    Action.LOG: "the packet passes and is recorded",
+    Action.ALLOW: "the packet passes and is counted",
 }
 
 
 def explanation_text(explanation: Explanation, *, colour: bool) -> str:
-    """The whole explanation, lines with their ends."""
+    """The whole explanation, with a newline after each line."""
     return "\n".join(_Telling(explanation, colour=colour).lines()) + "\n"
 
 
@@ -248,7 +248,7 @@ class _Telling:
         ]
 
     def _known(self, peer: Peer, number: Seq, side: int) -> str:
-        """A number of a peer, which means something once a window of it was seen."""
+        """A number of a peer; `-` until a window of the peer has been seen."""
         return self._number(number, side) if peer.td_maxwin else "-"
 
     def _maxack(self, peer: Peer, side: int) -> str:
@@ -283,10 +283,12 @@ class _Telling:
         return [head + verdict, *(f"{_INDENT}{line}" for line in drawn)]
 
     def _mark(self, point: Point, sign: str, check: BoundCheck) -> Mark:
+        # After an expression such as `td_end - 67584`, a relative number could read as a term.
+        equals = " = " if " - " in point.name else " "
         return Mark(
             at=distance(point.seq, check.limit.seq),
             sign=sign,
-            label=f"{point.name} {self._number(point.seq, point.side)}",
+            label=f"{point.name}{equals}{self._number(point.seq, point.side)}",
         )
 
     def _verdict(self) -> list[str]:
@@ -306,7 +308,7 @@ class _Telling:
             finding = outcome.finding
             said = ""
             if name == explanation.kernel.name:
-                said = ", as told above"
+                said = ", as above"
             elif finding is not None:
                 why = finding.detail if finding.breach is None else breach_gist(finding.breach)
                 said = f": {why}" if why else ""

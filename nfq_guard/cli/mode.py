@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask; it holds until the daemon ends, which then takes the mode of its file again."""
+    """Switch the mode until the next start, which uses the configured mode again."""
     with connected(args) as client:
         message = client.ask("mode", mode=args.mode)
     if args.format == "json":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard reload`: have the running daemon read its policy again."""
+"""`nfq-guard reload`: makes the running daemon reload its policy."""
 
 import argparse
 
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask; the policy that was in force stays if the new one is wrong."""
+    """Reload the policy; the current one stays if the new one is invalid."""
     with connected(args) as client:
         message = client.ask("reload", wait=args.wait)
     if args.format == "json":

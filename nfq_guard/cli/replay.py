@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard replay`: which packets of a capture are INVALID, and why."""
+"""`nfq-guard replay`: lists the INVALID packets of a capture, and the reasons."""
 
 import argparse
 import gc
@@ -47,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("captures", metavar="CAPTURE", nargs="+", help="a capture, or -")
     parser.add_argument(
-        "--all", action="store_true", help="show every frame, not INVALID ones only"
+        "captures", metavar="CAPTURE", nargs="+", help="a capture file; - for standard input"
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="show every frame, not only INVALID packets"
     )
     parser.add_argument(
         "--only",
@@ -57,15 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=[reason.value for reason in Reason],
-        help="show this reason only; may be repeated",
+        help="show only this reason; may be repeated",
     )
     parser.add_argument(
-        "--flow", metavar="A:P-B:P", help="show this flow only; IPv6 addresses in brackets"
+        "--flow", metavar="A:P-B:P", help="show only this flow; IPv6 addresses in brackets"
     )
     parser.add_argument(
         "--write", metavar="FILE", help="write the shown packets to FILE, pcapng with comments"
     )
-    parser.add_argument("--summary", action="store_true", help="show nothing but the summary")
+    parser.add_argument("--summary", action="store_true", help="show only the summary")
     add_format(parser)
     replaying.add_arguments(parser)
 
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         flow=parse_flow(args.flow) if args.flow else None,
     )
     replayer = Replayer(settings, replaying.policy_of(args))
-    # Packets come and go by the million without making cycles; looking for some costs 3 %.
+    # A replay creates millions of objects without reference cycles; the search costs 3 %.
     gc.set_threshold(100_000)
     summary = Summary()
     with ExitStack() as stack:
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
-    """Where outcomes go that are to be seen."""
+    """The destination of the selected outcomes."""
     if args.summary:
         return []
     if args.format == "json":
@@ -140,7 +142,7 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
         if path.exists() and any(
             Path(capture.name).exists() and path.samefile(capture.name) for capture in captures
         ):
-            raise UsageError(f"--write: {name} is what is being read")
+            raise UsageError(f"--write: {name} is an input file")
         file = stack.enter_context(path.open("wb"))
     except OSError as error:
         raise UsageError(f"--write: {name}: {error.strerror}") from None
@@ -168,15 +170,19 @@ def _finish(
 
 
 def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> None:
-    """A capture of a link that we cannot read is wrong; a few such frames are worth a warning."""
+    """Raise if all frames have an unsupported link type; warn if some have.
+
+    Raises:
+        CaptureError: Every frame has an unsupported link type.
+    """
     if not replayer.unknown_links:
         return
     names = ", ".join(capture.name for capture in captures)
     links = ", ".join(str(number) for number in sorted(replayer.unknown_links))
     known = ", ".join(str(number) for number in sorted(LINKS))
     message = (
-        f"{names}: link type {links} of {replayer.without_packet[UNKNOWN_LINK]} frames, the first "
-        f"is frame {min(replayer.unknown_links.values())}, is none of those we read ({known})"
+        f"{names}: unsupported link type {links} in {replayer.without_packet[UNKNOWN_LINK]} "
+        f"frames, first in frame {min(replayer.unknown_links.values())} (supported: {known})"
     )
     if replayer.without_packet[UNKNOWN_LINK] == replayer.frames:
         raise CaptureError(message)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The arguments that `replay` and `explain` share."""
+"""Arguments that `replay`, `explain` and `whatif` share."""
 
 import argparse
 from typing import Final
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare those that say how a capture is followed, whatever the policy."""
+    """Declare the arguments of the replay itself, without the policy."""
     parser.add_argument(
         "--kernel",
         metavar="RELEASE",
@@ -156,7 +156,7 @@ def _timeout(text: str) -> tuple[str, int]:
 
 
 def policy_of(args: argparse.Namespace) -> CompiledPolicy:
-    """The policy that the arguments name, or the default one.
+    """The policy that the arguments name, or the default policy.
 
     Raises:
         ConfigError: It cannot be used.

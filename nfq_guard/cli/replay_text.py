@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A replay as people read it: a table that streams, then a summary."""
+"""Formats a replay as text: a streamed table, then a summary."""
 
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, final
@@ -18,7 +18,7 @@ _CTSTATE: Final = 4
 _RIGHT: Final = frozenset({0, 1})
 _MOST_FLOWS: Final = 10
 _GAP: Final = "  "
-# Where a row goes on that is wider than the terminal.
+# Indent of continuation lines, for rows that are wider than the terminal.
 _INDENT: Final = 6
 
 CTSTATE_STYLES: Final = {
@@ -47,7 +47,7 @@ def styled(text: str, *styles: Style) -> str:
 
 @final
 class Table:
-    """Rows with a heading above the first; columns only ever grow wider."""
+    """Formats rows below a heading; columns can only become wider."""
 
     def __init__(
         self, files: Sequence[str], *, every: bool, colour: bool, width: int | None = None
@@ -139,12 +139,12 @@ class Table:
 
 
 def counted(count: int, what: str) -> str:
-    """A count with its noun."""
+    """A count with its noun, in the plural if necessary."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def comment(outcome: Outcome) -> str:
-    """What a packet written to a file carries: everything in one line."""
+    """The comment of a packet that is written to a file, in one line."""
     finding = outcome.finding
     ctstate = outcome.ctstate
     if finding is None:
@@ -165,7 +165,7 @@ def comment(outcome: Outcome) -> str:
 def summary_lines(
     summary: Summary, replayer: Replayer, kernel: str, seconds: float, *, colour: bool
 ) -> list[str]:
-    """The summary: one block a question, counts aligned."""
+    """The summary: one block per topic, with aligned counts."""
     rate = replayer.frames / seconds if seconds > 0 else 0
     lines = [
         f"{counted(replayer.frames, 'frame')} over {replayer.now:,.1f} s of capture, "

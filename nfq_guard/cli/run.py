@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard run`: judge the packets of a queue until told to stop."""
+"""`nfq-guard run`: judges the packets of a queue until stopped."""
 
 import argparse
 
@@ -18,24 +18,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mode",
         choices=[mode.value for mode in Mode],
-        help="enforce carries decisions out; dry-run accepts everything and says what it would do",
+        help="enforce: apply verdicts; dry-run: accept every packet and record what would be done",
     )
     queues = parser.add_mutually_exclusive_group()
     queues.add_argument("--queue", type=int, metavar="N", help="number of the queue")
     queues.add_argument("--queues", metavar="A:B", help="several queues, one worker each")
     parser.add_argument(
-        "--no-rules", action="store_true", help="leave the packet filter alone: the rules are yours"
+        "--no-rules", action="store_true", help="do not install or remove packet filter rules"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT."""
+    """Run the daemon until SIGTERM or SIGINT."""
     assemble.run(args.config, lambda settings: _overridden(settings, args))
     return EXIT_OK
 
 
 def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
-    """The settings of the file with what the command line says instead."""
+    """The settings of the file, overridden by the command line."""
     changes: dict[str, object] = {}
     if args.mode is not None:
         changes["mode"] = Mode(args.mode)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The terminal of `nfq-guard top`: puts lines up by curses, and hands keys to the view."""
+"""The screen of `nfq-guard top`: draws lines with curses and passes keys to the view."""
 
 import curses
 import time
@@ -39,7 +39,7 @@ class Screen:
         self._attributes: dict[Style, int] = {}
 
     def run(self) -> None:
-        """Until q, or Ctrl-C.
+        """Run until q or Ctrl-C.
 
         Raises:
             curses.error: This terminal cannot do it.

@@ -39,7 +39,7 @@ def objects(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, A
 
 
 def test_json(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The fields of design 8, and three of ours."""
+    """The documented fields, and three more."""
     (only,) = objects(capsys, capture)
     assert only == {
         "frame": 5,
@@ -160,7 +160,7 @@ def test_write(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def test_write_leaves_what_it_reads(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     before = Path(capture).read_bytes()
     assert main(["replay", "--write", capture, capture]) == 2
-    assert "is what is being read" in capsys.readouterr().err
+    assert "is an input file" in capsys.readouterr().err
     assert Path(capture).read_bytes() == before
 
 
@@ -206,14 +206,12 @@ def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unknown_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Wrong when it is all there is, a warning otherwise."""
+    """An error if every frame has it, a warning otherwise."""
     path = tmp_path / "usb.pcap"
     path.write_bytes(captures.pcap([(1, 0, b"x" * 40)], linktype=189))
     assert main(["replay", str(path)]) == 2
     error = capsys.readouterr().err
-    assert (
-        "link type 189 of 1 frames, the first is frame 1, is none of those we read (0, 1," in error
-    )
+    assert "unsupported link type 189 in 1 frames, first in frame 1 (supported: 0, 1," in error
     path.write_bytes(
         captures.section()
         + captures.interface(189)
