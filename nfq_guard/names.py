@@ -6,7 +6,7 @@ anything that their counterpart cannot have written.
 """
 
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
-from typing import Final
+from typing import Final, Literal
 
 from nfq_guard.flow import (
     PROTO_ICMP,
@@ -20,6 +20,8 @@ from nfq_guard.flow import (
 )
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
 
+DirectionName = Literal["original", "reply"]
+
 _PROTOCOLS: Final = {
     PROTO_ICMP: "icmp",
     PROTO_TCP: "tcp",
@@ -29,7 +31,6 @@ _PROTOCOLS: Final = {
 _PROTOCOL_NUMBERS: Final = {name: number for number, name in _PROTOCOLS.items()}
 _HOOKS: Final = tuple(member.name for member in Hook)
 _STATES: Final = tuple(member.name for member in TcpState)
-_DIRECTIONS: Final = tuple(member.name.lower() for member in Direction)
 _FLAG_LETTERS: Final = "FSRPAUEC"
 _FLAGS: Final = tuple(
     "".join(letter for bit, letter in enumerate(_FLAG_LETTERS) if flags >> bit & 1)
@@ -80,17 +81,19 @@ def tcp_state(number: int) -> str:
 
 def tcp_state_number(text: str) -> int:
     """The number of a TCP state of conntrack."""
-    return _position(text, _STATES)
+    if text not in _STATES:
+        raise ValueError(f"expected one of {', '.join(_STATES)}, found {text!r}")
+    return _STATES.index(text)
 
 
-def direction(number: int) -> str:
-    """The direction of a packet in its flow: `original` or `reply`."""
-    return _DIRECTIONS[number]
+def direction(number: int) -> DirectionName:
+    """The direction of a packet in its flow."""
+    return "reply" if number == Direction.REPLY else "original"
 
 
-def direction_number(text: str) -> int:
+def direction_number(text: DirectionName) -> int:
     """The number of a direction."""
-    return _position(text, _DIRECTIONS)
+    return int(Direction.REPLY if text == "reply" else Direction.ORIGINAL)
 
 
 def address(packed: bytes) -> str | None:
@@ -150,12 +153,6 @@ def tuple_ends(flow: FlowTuple) -> str:
         source = endpoint(address(flow.src), flow.sport)
         return f"{source} > {endpoint(address(flow.dst), flow.dport)}"
     return f"{endpoint(address(flow.src), None)} > {endpoint(address(flow.dst), None)}"
-
-
-def _position(text: str, known: tuple[str, ...]) -> int:
-    if text not in known:
-        raise ValueError(f"expected one of {', '.join(known)}, found {text!r}")
-    return known.index(text)
 
 
 def _number(text: str, largest: int) -> int:

@@ -25,8 +25,8 @@ from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.worker import Worker
-from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 

@@ -32,8 +32,14 @@ from nfq_guard.service.supervisor.workers import InProcess, Workers
 from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.events import (
+    HousekeepingFailed,
+    MetricsFileFailed,
+    Note,
+    exception_texts,
+)
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
 from nfq_guard.telemetry.sink import LineSink
 
@@ -68,7 +74,7 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
         sink, make_log = open_log(settings)
         stack.callback(lambda: sink.close(time.monotonic()))
         events = make_log(sink)
-        loop = stack.enter_context(Loop(LimitedEvent(events, "housekeeping_failed").raised))
+        loop = stack.enter_context(Loop(_log_failed_housekeeping(events)))
         if len(settings.queue_numbers) > 1:
             workers: Workers = Supervisor(
                 settings.queue_numbers,
@@ -101,6 +107,20 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
                 open_more=lambda daemon: _open_endpoints(settings, daemon, loop, events, notes),
             )
         ).run()
+
+
+def _log_failed_housekeeping(events: EventLog) -> Callable[[Exception], None]:
+    failures = LimitedEvent(events)
+
+    def log(error: Exception) -> None:
+        problem, trace = exception_texts(error)
+        failures.happened(
+            lambda since_last: HousekeepingFailed(
+                problem=problem, traceback=trace, since_last=since_last
+            )
+        )
+
+    return log
 
 
 def open_log(settings: Settings) -> tuple[LineSink, MakeLog]:
@@ -154,7 +174,7 @@ def _open_endpoints(
     with ExitStack() as stack:
         _open_control(settings, daemon, loop, notes, stack)
         for note in notes:
-            events.warning("note", text=note)
+            events.emit(Note(text=note))
         if settings.metrics_listen or settings.metrics_file:
             _open_metrics(settings, daemon, loop, events, stack)
         return stack.pop_all().close
@@ -191,7 +211,7 @@ def _open_metrics(
             file = MetricsFile(
                 exposition,
                 Path(settings.metrics_file),
-                lambda problem: events.warning("metrics_file_failed", problem=problem),
+                lambda problem: events.emit(MetricsFileFailed(problem=problem)),
             )
         except OSError as error:
             raise UsageError(

@@ -11,12 +11,11 @@ An exception that ends the daemon is in its log before anything is undone.
 import os
 import signal
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol, final
+from typing import Final, Protocol, TypeVar, final
 
 from nfq_guard import __version__
 from nfq_guard.engine import Mode
@@ -31,8 +30,21 @@ from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Rates, described, policy_facts, totals
-from nfq_guard.service.supervisor.workers import QueueState, Workers
-from nfq_guard.telemetry.events import EventLog, timestamp
+from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Workers
+from nfq_guard.telemetry.events import (
+    Counters,
+    DaemonFailed,
+    ModeChanged,
+    RulesInstalled,
+    RulesLeftBehind,
+    RulesRemoved,
+    Started,
+    Stopped,
+    Totals,
+    exception_texts,
+    timestamp,
+)
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 _SECOND_S: Final = 1.0
@@ -40,6 +52,8 @@ _SECOND_S: Final = 1.0
 _RULES_S: Final = 10.0
 # What is left of a wait after a second SIGTERM.
 _HURRIED_S: Final = 1.0
+
+TotalsT = TypeVar("TotalsT", bound=Totals)
 
 
 class RulesChange(Protocol):
@@ -172,23 +186,23 @@ class Daemon:
                 self._notifier.stopping()
 
     def _serve(self, undo: ExitStack, more: ExitStack) -> None:
-        facts = self._workers.begin(datetime.now(UTC).timestamp())
+        served = self._workers.begin(datetime.now(UTC).timestamp())
         if self._loop.stopped:
             return
         more.callback(self._parts.open_more(self))
         if self._owns_rules:
 
             def installed(change: RulesChange) -> None:
-                self._log_rules("rules_installed", change)
+                self._events.emit(RulesInstalled(done=list(change.done), notes=list(change.notes)))
                 if not self._loop.stopped:
-                    self._started(facts)
+                    self._started(served)
 
             undo.callback(self._remove_rules)
             undo.callback(self._workers.refresh)  # what the rules counted goes with them
             undo.callback(self._end_background)
             self._loop.background(self._parts.rules.install, installed, self._fail)
         else:
-            self._started(facts)
+            self._started(served)
         self._loop.run()
         if self._failure is not None:
             raise self._failure
@@ -199,11 +213,16 @@ class Daemon:
         self.mode = mode
         self._workers.set_mode(mode)
         if mode is not before:
-            rest: dict[str, object] = {}
-            if self._settings.fail_mode != FailMode.OPEN.value:
-                # The fail mode is in the rules, which stay as they were installed at the start.
-                rest["fail_mode_until_restart"] = fail_mode_of(self._settings)
-            self._events.warning("mode_changed", before=before, now=mode, **rest)
+            # The fail mode is in the rules, which stay as they were installed at the start.
+            fail_mode = fail_mode_of(self._settings).value
+            fails_open = self._settings.fail_mode == FailMode.OPEN.value
+            self._events.emit(
+                ModeChanged(
+                    before=before,
+                    now=mode,
+                    fail_mode_until_restart=None if fails_open else fail_mode,
+                )
+            )
 
     def reload(self, respond: Responder | None = None) -> None:
         """Reopen the log, and read the policy again; respond once it is in force or refused."""
@@ -294,16 +313,21 @@ class Daemon:
         if self._workers.alive(now):
             self._notifier.alive()
 
-    def _started(self, facts: dict[str, object]) -> None:
+    def _started(self, served: ServedQueues) -> None:
         loaded = self.reloading.loaded
-        self._events.info(
-            "started",
-            **facts,
-            mode=self.mode,
-            config=self._parts.source,
-            policy=loaded.facts.digest,
-            evidence=self._workers.evidence,
-            fail_mode=fail_mode_of(self._settings),
+        self._events.emit(
+            Started(
+                queue=served.queue,
+                queues=served.queues,
+                pids=served.pids,
+                socket_buffer_bytes=served.socket_buffer_bytes,
+                flags_refused=served.flags_refused,
+                mode=self.mode,
+                config=self._parts.source,
+                policy=loaded.facts.digest,
+                evidence=self._workers.evidence,
+                fail_mode=fail_mode_of(self._settings).value,
+            )
         )
         now = time.monotonic()
         self._parts.sink.push(now)
@@ -315,24 +339,23 @@ class Daemon:
 
     def _log_counters(self) -> None:
         self._workers.refresh()
-        self._events.info("counters", **self._numbers())
+        self._events.emit(self._totals(Counters))
         self._parts.sink.push(time.monotonic())
 
-    def _numbers(self) -> dict[str, object]:
+    def _totals(self, event: type[TotalsT]) -> TotalsT:
         queues = self.queues()
         counters: dict[str, int] = {}
         for queue in queues:
             for name, count in queue.stats.counters.items():
                 counters[name] = counters.get(name, 0) + count
         reasons, actions, rules = totals(queues)
-        return {
-            "queues": [queue.queue_num for queue in queues],
-            "reasons": {reason: sum(by_name.values()) for reason, by_name in reasons.items()},
-            "actions": {action: packets for action, packets in actions.items() if packets},
-            "rules": rules,
-            **counters,
-            **self.counters(),
-        }
+        return event(
+            queues=[queue.queue_num for queue in queues],
+            reasons={reason: sum(by_name.values()) for reason, by_name in reasons.items()},
+            actions={action: packets for action, packets in actions.items() if packets},
+            rules=rules,
+            counters=counters | self.counters(),
+        )
 
     def _fail(self, error: Exception) -> None:
         """End the daemon with `error`."""
@@ -341,10 +364,8 @@ class Daemon:
 
     def _log_failure(self, error: BaseException) -> None:
         """Log what ends the daemon; with its traceback unless it is for the operator to mend."""
-        fields: dict[str, object] = {"problem": str(error) or type(error).__name__}
-        if not isinstance(error, NfqGuardError):
-            fields["traceback"] = "".join(traceback.format_exception(error))
-        self._events.error("daemon_failed", **fields)
+        trace = None if isinstance(error, NfqGuardError) else exception_texts(error)[1]
+        self._events.emit(DaemonFailed(problem=str(error) or type(error).__name__, traceback=trace))
         self._parts.sink.push(time.monotonic())
 
     def _end_background(self) -> None:
@@ -362,17 +383,15 @@ class Daemon:
 
     def _remove_rules(self) -> None:
         def removed(change: RulesChange) -> None:
-            self._log_rules("rules_removed", change)
+            self._events.emit(RulesRemoved(done=list(change.done), notes=list(change.notes)))
 
         def failed(error: Exception) -> None:
-            self._events.error("rules_left_behind", problem=str(error) or type(error).__name__)
+            problem = str(error) or type(error).__name__
+            self._events.emit(RulesLeftBehind(problem=problem))
 
         self._loop.background(self._parts.rules.remove, removed, failed)
         if not self._wait_for_threads():
-            self._events.error("rules_left_behind", problem="their removal does not end")
+            self._events.emit(RulesLeftBehind(problem="their removal does not end"))
 
     def _log_stopped(self) -> None:
-        self._events.info("stopped", **self._numbers())
-
-    def _log_rules(self, event: str, change: RulesChange) -> None:
-        self._events.info(event, done=list(change.done), notes=list(change.notes))
+        self._events.emit(self._totals(Stopped))

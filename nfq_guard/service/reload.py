@@ -5,7 +5,6 @@ A reload that is asked for while another is under way begins after it, because t
 changed since that one read it; all who ask meanwhile share the next one.
 """
 
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -16,7 +15,15 @@ from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.supervisor.workers import Workers
-from nfq_guard.telemetry.events import EventLog, timestamp
+from nfq_guard.telemetry.events import (
+    ReloadCrashed,
+    Reloaded,
+    ReloadFailed,
+    exception_texts,
+    own_fields,
+    timestamp,
+)
+from nfq_guard.telemetry.log import EventLog
 
 
 @final
@@ -99,13 +106,14 @@ class Reloader:
             self.loaded = loaded
             self.taken += 1
             self.last = Reload(at=timestamp(), mistakes=())
-            told: dict[str, object] = {"policy": loaded.facts.digest, "rules": loaded.facts.rules}
-            if loaded.shadow is not None:
-                told["shadow"] = loaded.shadow.digest
-            if loaded.restart_for:
-                told["restart_for"] = list(loaded.restart_for)
-            self._events.info("reloaded", **told)
-            self._finish(Response.ok(told))
+            event = Reloaded(
+                policy=loaded.facts.digest,
+                rules=loaded.facts.rules,
+                shadow=None if loaded.shadow is None else loaded.shadow.digest,
+                restart_for=list(loaded.restart_for) or None,
+            )
+            self._events.emit(event)
+            self._finish(Response.ok(own_fields(event)))
 
         self._workers.adopt(loaded, done)
 
@@ -114,15 +122,15 @@ class Reloader:
             self._refuse(str(error))
             return
         # A bug of ours that a file can reach must not end a daemon that has a good policy.
-        trace = "".join(traceback.format_exception(error))
-        self._events.error("reload_crashed", traceback=trace)
+        _, trace = exception_texts(error)
+        self._events.emit(ReloadCrashed(traceback=trace))
         self._refuse(f"{type(error).__name__}: {error}")
 
     def _refuse(self, problem: str) -> None:
         mistakes = problem.splitlines()
         self.refused += 1
         self.last = Reload(at=timestamp(), mistakes=tuple(mistakes))
-        self._events.error("reload_failed", mistakes=mistakes)
+        self._events.emit(ReloadFailed(mistakes=mistakes))
         self._finish(Response.error(problem))
 
     def _finish(self, answer: Response) -> None:

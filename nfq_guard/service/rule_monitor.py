@@ -15,7 +15,8 @@ from typing import Protocol, final
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.firewall import Counted
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.events import RulesChanged, RulesCheckFailed, RulesRestored
+from nfq_guard.telemetry.log import EventLog
 
 
 class VerifiableRules(Protocol):
@@ -115,7 +116,7 @@ class RuleMonitor:
         self._thread = None
         self._looked_at = time.monotonic()
         if self._problem:
-            self._events.error("rules_check_failed", problem=self._problem)
+            self._events.emit(RulesCheckFailed(problem=self._problem))
         self._expected = self._expected or not (self._found or self._blind or self._problem)
         if not self._expected:
             return
@@ -123,13 +124,14 @@ class RuleMonitor:
             self.missing += 1
             self._count()
             if self._found != self.differences or self._reinstall:
-                self._events.error(
-                    "rules_changed",
-                    differences=self._found,
-                    reinstalled=self._reinstall and not self._problem,
+                self._events.emit(
+                    RulesChanged(
+                        differences=self._found,
+                        reinstalled=self._reinstall and not self._problem,
+                    )
                 )
         elif self.differences and not self._reinstall:
-            self._events.info("rules_restored")
+            self._events.emit(RulesRestored())
         self.differences = self._found
 
     def _look(self) -> None:

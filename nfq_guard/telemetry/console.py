@@ -7,6 +7,13 @@ from typing import Final, final
 from structlog.typing import EventDict, WrappedLogger
 
 from nfq_guard.names import endpoint
+from nfq_guard.telemetry.events import (
+    Event,
+    PacketJudged,
+    name_of,
+    own_fields,
+    timestamp,
+)
 
 _RESET: Final = "\x1b[0m"
 _COLOURS: Final = {
@@ -26,41 +33,37 @@ class Console:
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
 
-    def __call__(self, _logger: WrappedLogger, _name: str, event: EventDict) -> bytes:
-        """Render one event."""
-        line = self._packet(event) if event["event"] == "packet_judged" else self._note(event)
+    def __call__(self, _logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
+        """Render one event (a structlog processor)."""
+        event = event_dict["event"]
+        line = self._packet(event) if isinstance(event, PacketJudged) else self._note(event)
         return line.encode("utf-8", "replace")
 
-    def _packet(self, event: EventDict) -> str:
-        action = str(event["action"])
-        would = "" if event["would"] == event["verdict"] else "would "
-        breach = event["breach"]
+    def _packet(self, event: PacketJudged) -> str:
+        action = event.action.value
+        would = "" if event.would == event.verdict else "would "
+        breach = event.breach
         proof = ""
         if breach is not None:
-            proof = f"  {breach['actual']} is {breach['distance']} beyond {breach['limit']}"
-        flags = f" {event['tcp_flags']}" if event["tcp_flags"] is not None else ""
-        state = f" {event['state']}" if event["state"] else ""
-        count = f"  x{event['count']}" if "count" in event else ""
-        source = endpoint(event["src"], event["sport"])
-        destination = endpoint(event["dst"], event["dport"])
-        way = f"{event['in'] or '-'}>{event['out'] or '-'}"
+            proof = f"  {breach.actual} is {breach.distance} beyond {breach.limit}"
+        flags = f" {event.tcp_flags}" if event.tcp_flags is not None else ""
+        state = f" {event.state}" if event.state else ""
+        count = f"  x{event.count}" if event.count > 1 else ""
+        source = endpoint(event.src, event.sport)
+        destination = endpoint(event.dst, event.dport)
+        interfaces = f"{event.indev or '-'}>{event.outdev or '-'}"
         return (
-            f"{event['timestamp'][11:23]} {self._paint(f'{would + action:<10}', action)} "
-            f"{event['reason']:<14} {source:>21} > {destination:<21} "
-            f"{event['proto']}{flags:<4} nat={event['nat']}{state} "
-            f"{event['hook']} {way} rule={event['rule']}{proof}{count}"
+            f"{event.timestamp[11:23]} {self._paint(f'{would + action:<10}', action)} "
+            f"{event.reason:<14} {source:>21} > {destination:<21} "
+            f"{event.proto}{flags:<4} nat={event.nat}{state} "
+            f"{event.hook} {interfaces} rule={event.rule}{proof}{count}"
         )
 
-    def _note(self, event: EventDict) -> str:
-        rest = " ".join(
-            f"{key}={value}"
-            for key, value in event.items()
-            if key not in {"event", "timestamp", "level"}
-        )
-        level = str(event["level"])
+    def _note(self, event: Event) -> str:
+        fields = " ".join(f"{name}={value}" for name, value in own_fields(event).items())
         return (
-            f"{event['timestamp'][11:23]} {self._paint(f'{level:<10}', level)} "
-            f"{event['event']:<14} {rest}"
+            f"{timestamp()[11:23]} {self._paint(f'{event.level:<10}', event.level)} "
+            f"{name_of(type(event)):<14} {fields}"
         )
 
     def _paint(self, text: str, kind: str) -> str:

@@ -1,27 +1,42 @@
 # SPDX-License-Identifier: MIT
-"""Events, by structlog (design 8): one JSON object each, unless another renderer is given.
+"""The events of the daemon, one class each; `telemetry.log` writes them, `telemetry.reader` reads.
 
-`packet_judged` has a fixed set of fields, all of them in every event except `count`;
-`shadow`, which is what a policy on trial says where it differs; and `lookup_error`, the name of the
-errno of a lookup that failed, for a packet that was then judged without evidence. A field that
-a packet does not have, such as `seq` of a UDP datagram, is null.
+The names of events and fields, and the order of fields, are an interface: programs read them.
+A field with a default is absent from an event where it has that value; every other field is
+always present. `telemetry.event_fields` walks `EVENTS` for the reference.
 """
 
-import errno
+import traceback
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, Final, cast, final
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
-import orjson
-import structlog
-from structlog.typing import EventDict, Processor, WrappedLogger
+import msgspec
 
-from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
-from nfq_guard.flow import PROTO_TCP, Evidence, Nat
-from nfq_guard.names import address, direction, hook, protocol, tcp_flags, tcp_state
-from nfq_guard.telemetry.sink import LineSink
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
+from nfq_guard.engine import Mode
+from nfq_guard.finding import BOUNDS, Reason
+from nfq_guard.flow import Evidence, Nat
+from nfq_guard.names import DirectionName
+from nfq_guard.policy.decision import Action
 
-_UDP_HEADER: Final = 8
+Level = Literal["info", "warning", "error"]
+Verdict = Literal["drop", "accept"]
+
+_BOUND_VALUES: Final = [str(reason) for reason in Reason if reason in BOUNDS]
+_U16: Final = 0xFFFF
+_U32: Final = 0xFFFFFFFF
+# A count beyond this is not the daemon's: it could not have seen so many packets.
+_COUNT_MAX: Final = 1 << 53
+
+
+def _text(description: str) -> msgspec.Meta:
+    return msgspec.Meta(description=description)
+
+
+def _number(
+    description: str, unit: str = "", *, low: int = 0, high: int = _COUNT_MAX
+) -> msgspec.Meta:
+    extra = {"unit": unit} if unit else None
+    return msgspec.Meta(ge=low, le=high, description=description, extra=extra)
 
 
 def timestamp() -> str:
@@ -29,135 +44,523 @@ def timestamp() -> str:
     return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-def packet_fields(
-    judgment: Judgment, *, mode: Mode, queue_num: int, evidence: Evidence, when: str
-) -> dict[str, Any]:
-    """The fields of `packet_judged`, without `event` and `count`.
+def exception_texts(error: BaseException) -> tuple[str, str]:
+    """An exception as events carry it: one line, and the traceback."""
+    return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
-    Args:
-        judgment: The packet, judged.
-        mode: In which mode; `would` says what enforce does, whatever the mode.
-        queue_num: The queue that it came from.
-        evidence: Where the flow was looked up, for a packet that has no snapshot to say so.
-        when: `timestamp()` of its batch.
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="event"):
+    """Any event.
+
+    Attributes:
+        level: How serious it is, the same for all events of a class.
     """
-    queued = judgment.queued
-    packet = judgment.packet
-    snapshot = judgment.snapshot
-    finding = judgment.finding
-    decision = judgment.decision
-    breach = finding.breach
-    l4 = packet.l4 if isinstance(packet, Packet) else None
-    segment = l4 if isinstance(l4, Segment) else None
-    ports = l4 if isinstance(l4, Segment | Datagram) else None
-    action = decision.action
-    fields = {
-        "timestamp": when,
-        "mode": mode,
-        "queue": queue_num,
-        "hook": hook(queued.hook),
-        "in": queued.indev,
-        "out": queued.outdev,
-        "mark": queued.mark,
-        "family": packet.family,
-        "proto": protocol(packet.proto),
-        "src": address(packet.src),
-        "dst": address(packet.dst),
-        "sport": ports.sport if ports is not None else None,
-        "dport": ports.dport if ports is not None else None,
-        "tcp_flags": tcp_flags(segment.flags) if segment is not None else None,
-        "seq": segment.seq if segment is not None else None,
-        "ack": segment.ack if segment is not None else None,
-        "payload": _payload(l4),
-        "reason": finding.reason,
-        "breach": None
-        if breach is None
-        else {
-            "bound": breach.bound,
-            "actual": breach.actual,
-            "limit": breach.limit,
-            "distance": breach.distance,
-        },
-        "state": None
-        if snapshot is None or packet.proto != PROTO_TCP
-        else tcp_state(snapshot.state),
-        "nat": Nat.UNKNOWN if snapshot is None else snapshot.nat,
-        "evidence": evidence if snapshot is None else snapshot.evidence,
-        "direction": None if snapshot is None else direction(snapshot.direction),
-        "status": None if snapshot is None else snapshot.status,
-        "ct_mark": None if snapshot is None else snapshot.mark,
-        "rule": decision.rule,
-        "action": action,
-        "verdict": "drop" if judgment.verdict == VERDICT_DROP else "accept",
-        "would": "drop" if decision.drops else "accept",
-    }
-    if judgment.shadow is not None:
-        told = judgment.shadow.shadow
-        fields["shadow"] = {"rule": told.rule, "action": told.action}
-    if judgment.lookup_error:
-        code = judgment.lookup_error
-        fields["evidence"] = Evidence.NONE
-        fields["lookup_error"] = errno.errorcode.get(code, str(code))
-    return fields
 
-
-def _payload(l4: Segment | Datagram | IcmpMessage | None) -> int | None:
-    """Octets of data; None where there is no saying."""
-    if isinstance(l4, Segment):
-        return l4.payload_len
-    return l4.length - _UDP_HEADER if isinstance(l4, Datagram) else None
+    level: ClassVar[Level] = "info"
 
 
 @final
-class EventLog:
-    """Writes events into a sink; `LineSink.push` brings them out.
+class BrokenBound(msgspec.Struct, frozen=True, gc=False):
+    """The bound of the window that a segment broke, with the numbers that prove it."""
 
-    Attributes:
-        last_error: The last event of level error, with its time; None while there was none.
+    bound: Annotated[
+        Reason,
+        msgspec.Meta(
+            description="The bound.",
+            extra={"values": _BOUND_VALUES},
+        ),
+    ]
+    actual: Annotated[int, _number("The number that the segment carries.", high=_U32)]
+    limit: Annotated[int, _number("The last number that would have passed.", high=_U32)]
+    distance: Annotated[
+        int, _number("How far `actual` is beyond `limit`.", "bytes", low=1, high=_U32)
+    ]
+
+
+@final
+class ShadowDecision(msgspec.Struct, frozen=True, gc=False):
+    """What the policy on trial decides where it differs from the policy in force."""
+
+    rule: Annotated[str, _text("The rule that decided.")]
+    action: Annotated[Action, _text("Its action.")]
+
+
+class PacketJudged(
+    Event,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    gc=False,
+    tag="packet_judged",
+    rename={"indev": "in", "outdev": "out"},
+):
+    """A packet was judged, or `count` packets of one flow that one rule decided.
+
+    A field that a packet does not have, such as `seq` of a UDP datagram, is null.
     """
 
-    def __init__(self, sink: LineSink, render: Processor | None = None) -> None:
-        """Render by `Console`, by `JournalRenderer`, or, without a word, as JSON."""
-        self.last_error: dict[str, object] | None = None
-        render = render or structlog.processors.JSONRenderer(_json)
-        # BytesLogger uses the file's write and flush, and nothing else of it.
-        logger = structlog.BytesLogger(cast("BinaryIO", sink))
-        self._packets = structlog.wrap_logger(
-            logger,
-            processors=[render],
-            wrapper_class=structlog.BoundLoggerBase,
-            event="packet_judged",
-        ).bind()
-        self._notes = structlog.wrap_logger(
-            logger,
-            processors=[structlog.processors.add_log_level, _stamp, render],
-            wrapper_class=structlog.make_filtering_bound_logger(0),
-        ).bind()
-
-    def packet(self, fields: dict[str, Any], count: int) -> None:
-        """One `packet_judged`; `count` packets are meant by it."""
-        if count > 1:
-            fields["count"] = count
-        # The wrapper's own way to a method of the logger underneath: no level, no clock.
-        self._packets._proxy_to_logger("info", None, **fields)  # noqa: SLF001 - for wrappers' use
-
-    def info(self, event: str, **fields: object) -> None:
-        """Something that happened to the daemon."""
-        self._notes.info(event, **fields)
-
-    def warning(self, event: str, **fields: object) -> None:
-        """Something that an operator should look at."""
-        self._notes.warning(event, **fields)
-
-    def error(self, event: str, **fields: object) -> None:
-        """Something that is broken."""
-        self.last_error = {"at": timestamp(), "event": event, **fields}
-        self._notes.error(event, **fields)
-
-
-def _json(event: dict[str, Any], **_: object) -> bytes:
-    return orjson.dumps(event, default=str)
+    timestamp: Annotated[str, _text("When the packet was judged: ISO 8601, UTC.")]
+    mode: Annotated[Mode, _text("Whether verdicts are carried out.")]
+    queue: Annotated[int, _number("Number of the queue.", high=_U16)]
+    hook: Annotated[str, _text("The netfilter hook at which the packet was queued.")]
+    indev: Annotated[str, _text("The interface it came in by; empty for none.")]
+    outdev: Annotated[str, _text("The interface it would leave by; empty for none.")]
+    mark: Annotated[int, _number("The packet mark.", high=_U32)]
+    family: Annotated[int, _number("IP version; 0 where it cannot be read.", high=6)]
+    proto: Annotated[str, _text("Transport protocol by name, or its number.")]
+    src: Annotated[str | None, _text("Source address.")]
+    dst: Annotated[str | None, _text("Destination address.")]
+    sport: Annotated[int, _number("Source port.", high=_U16)] | None
+    dport: Annotated[int, _number("Destination port.", high=_U16)] | None
+    tcp_flags: Annotated[str | None, _text("TCP flags, the letters FSRPAUEC in this order.")]
+    seq: Annotated[int, _number("TCP sequence number.", high=_U32)] | None
+    ack: Annotated[int, _number("TCP acknowledgement number.", high=_U32)] | None
+    payload: Annotated[int, _number("Data after the transport header.", "bytes")] | None
+    reason: Annotated[Reason, _text("Why the packet is INVALID.")]
+    breach: Annotated[BrokenBound | None, _text("The bound that it broke.")]
+    state: Annotated[str | None, _text("TCP state of its flow in conntrack.")]
+    nat: Annotated[Nat, _text("How the host translates its flow.")]
+    evidence: Annotated[Evidence, _text("Where the flow was looked up.")]
+    direction: Annotated[DirectionName | None, _text("Direction of the packet in its flow.")]
+    status: Annotated[int, _number("Status bits of the conntrack entry (IPS_*).", high=_U32)] | None
+    ct_mark: Annotated[int, _number("Mark of the conntrack entry.", high=_U32)] | None
+    rule: Annotated[str, _text("The rule that decided.")]
+    action: Annotated[Action, _text("Its action.")]
+    verdict: Annotated[Verdict, _text("What the kernel was told.")]
+    would: Annotated[Verdict, _text("What the kernel is told in mode enforce.")]
+    shadow: Annotated[
+        ShadowDecision | None, _text("The decision of the policy on trial, where it differs.")
+    ] = None
+    lookup_error: Annotated[
+        str | None, _text("Name of the errno, for a packet whose flow lookup failed.")
+    ] = None
+    count: Annotated[int, _number("Packets that this event stands for.", "packets", low=1)] = 1
 
 
-def _stamp(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
-    return {"event": event.pop("event"), "timestamp": timestamp(), **event}
+class _Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """An event about one queue."""
+
+    queue: Annotated[int, _number("Number of the queue.", high=_U16)]
+
+
+class _WorkerProcess(_Queued, frozen=True, kw_only=True, omit_defaults=True):
+    """An event about one worker process."""
+
+    pid: Annotated[int, _number("Process id of the worker.")]
+
+
+class Totals(Event, frozen=True, kw_only=True, omit_defaults=True):
+    """What was counted since the start."""
+
+    queues: Annotated[list[int], _text("Numbers of the queues.")]
+    reasons: Annotated[dict[str, int], _text("Packets by reason.")]
+    actions: Annotated[dict[str, int], _text("Packets by action.")]
+    rules: Annotated[dict[str, int], _text("Packets by rule.")]
+    counters: Annotated[
+        dict[str, int],
+        msgspec.Meta(
+            description="Every counter of the metrics, each a field of the event by its own name.",
+            extra={"flattened": True},
+        ),
+    ]
+
+
+class _RuleChange(Event, frozen=True, kw_only=True, omit_defaults=True):
+    done: Annotated[list[str], _text("One sentence for each change.")]
+    notes: Annotated[list[str], _text("What an operator should know besides.")]
+
+
+@final
+class Started(Event, frozen=True, kw_only=True, omit_defaults=True, tag="started"):
+    """All queues are served and the rules are installed."""
+
+    queue: Annotated[int | None, _text("Number of the queue, if there is one only.")] = None
+    queues: Annotated[list[int] | None, _text("Numbers of the queues, if there are several.")] = (
+        None
+    )
+    pids: Annotated[list[int] | None, _text("Process ids of their workers.")] = None
+    socket_buffer_bytes: (
+        Annotated[int, _number("Receive buffer of a queue's socket, as granted.", "bytes")] | None
+    ) = None
+    flags_refused: Annotated[
+        list[str] | None, _text("Flags of the queue that the kernel does not know.")
+    ] = None
+    mode: Annotated[Mode, _text("Whether verdicts are carried out.")]
+    config: Annotated[str, _text("Where the settings come from.")]
+    policy: Annotated[str, _text("Digest of the policy.")]
+    evidence: Annotated[Evidence, _text("Where flows are looked up.")]
+    fail_mode: Annotated[str, _text("What happens to packets while no worker serves.")]
+
+
+@final
+class Stopped(Totals, frozen=True, kw_only=True, omit_defaults=True, tag="stopped"):
+    """The daemon ends; the last event of an orderly end."""
+
+
+@final
+class Counters(Totals, frozen=True, kw_only=True, omit_defaults=True, tag="counters"):
+    """An operator asked for the counters by SIGUSR1."""
+
+
+@final
+class DaemonFailed(Event, frozen=True, kw_only=True, omit_defaults=True, tag="daemon_failed"):
+    """An error ends the daemon."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The error.")]
+    traceback: Annotated[str | None, _text("Where it was raised, for a bug of the daemon.")] = None
+
+
+@final
+class Note(Event, frozen=True, kw_only=True, omit_defaults=True, tag="note"):
+    """Something at the start that an operator should know."""
+
+    level: ClassVar[Level] = "warning"
+    text: Annotated[str, _text("One sentence.")]
+
+
+@final
+class ModeChanged(Event, frozen=True, kw_only=True, omit_defaults=True, tag="mode_changed"):
+    """An operator switched between dry-run and enforce."""
+
+    level: ClassVar[Level] = "warning"
+    before: Annotated[Mode, _text("The mode until then.")]
+    now: Annotated[Mode, _text("The mode from then on.")]
+    fail_mode_until_restart: Annotated[
+        str | None, _text("The fail mode that stays in the rules until a restart, unless `open`.")
+    ] = None
+
+
+@final
+class RulesInstalled(_RuleChange, frozen=True, kw_only=True, tag="rules_installed"):
+    """The rules in the packet filter were installed."""
+
+
+@final
+class RulesRemoved(_RuleChange, frozen=True, kw_only=True, tag="rules_removed"):
+    """The rules in the packet filter were removed."""
+
+
+@final
+class RulesChanged(Event, frozen=True, kw_only=True, tag="rules_changed"):
+    """A check found that another program changed or removed the rules."""
+
+    level: ClassVar[Level] = "error"
+    differences: Annotated[tuple[str, ...], _text("One sentence for each difference.")]
+    reinstalled: Annotated[bool, _text("Whether the rules were installed again.")]
+
+
+@final
+class RulesRestored(Event, frozen=True, kw_only=True, tag="rules_restored"):
+    """The rules are correct again, without the daemon's doing."""
+
+
+@final
+class RulesCheckFailed(Event, frozen=True, kw_only=True, tag="rules_check_failed"):
+    """The rules could not be checked or reinstalled."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The error.")]
+
+
+@final
+class RulesLeftBehind(Event, frozen=True, kw_only=True, tag="rules_left_behind"):
+    """The rules could not be removed at the end."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The error.")]
+
+
+@final
+class Reloaded(Event, frozen=True, kw_only=True, omit_defaults=True, tag="reloaded"):
+    """A new policy is in force."""
+
+    policy: Annotated[str, _text("Digest of the policy.")]
+    rules: Annotated[int, _number("How many rules it has.")]
+    shadow: Annotated[str | None, _text("Digest of the policy on trial, if there is one.")] = None
+    restart_for: Annotated[
+        list[str] | None, _text("Changed settings that take effect only after a restart.")
+    ] = None
+
+
+@final
+class ReloadFailed(Event, frozen=True, kw_only=True, tag="reload_failed"):
+    """The policy on disk was refused; the policy in force stays."""
+
+    level: ClassVar[Level] = "error"
+    mistakes: Annotated[list[str], _text("Every mistake, with its key.")]
+
+
+@final
+class ReloadCrashed(Event, frozen=True, kw_only=True, tag="reload_crashed"):
+    """A bug of the daemon was hit while it read the policy; the policy in force stays."""
+
+    level: ClassVar[Level] = "error"
+    traceback: Annotated[str, _text("Where it was raised.")]
+
+
+@final
+class MetricsFileFailed(Event, frozen=True, kw_only=True, tag="metrics_file_failed"):
+    """The metrics file could not be written; logged once until a write succeeds."""
+
+    level: ClassVar[Level] = "warning"
+    problem: Annotated[str, _text("The error.")]
+
+
+@final
+class WorkerFailed(_Queued, frozen=True, kw_only=True, tag="worker_failed"):
+    """A worker reported an error and ends."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The error, or a traceback.")]
+
+
+@final
+class WorkerEnded(_WorkerProcess, frozen=True, kw_only=True, tag="worker_ended"):
+    """A worker process exited unexpectedly."""
+
+    level: ClassVar[Level] = "error"
+    how: Annotated[str, _text("Its exit status or signal.")]
+
+
+@final
+class WorkerStuck(_WorkerProcess, frozen=True, kw_only=True, tag="worker_stuck"):
+    """A worker gave no sign of life and was killed."""
+
+    level: ClassVar[Level] = "error"
+
+
+@final
+class WorkerKilled(_WorkerProcess, frozen=True, kw_only=True, tag="worker_killed"):
+    """A worker did not end in time when the daemon ended, and was killed."""
+
+    level: ClassVar[Level] = "error"
+
+
+@final
+class WorkerLeftBehind(_WorkerProcess, frozen=True, kw_only=True, tag="worker_left_behind"):
+    """A worker was killed at the end and has not exited."""
+
+    level: ClassVar[Level] = "error"
+
+
+@final
+class WorkerRestarted(_WorkerProcess, frozen=True, kw_only=True, tag="worker_restarted"):
+    """A new worker process was started in place of one that ended."""
+
+    level: ClassVar[Level] = "warning"
+
+
+@final
+class WorkerRestartFailed(_Queued, frozen=True, kw_only=True, tag="worker_restart_failed"):
+    """A new worker process could not be started; it is tried again."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The error.")]
+
+
+@final
+class MessageRefused(Event, frozen=True, kw_only=True, omit_defaults=True, tag="message_refused"):
+    """A message between the daemon and a worker could not be decoded; limited in rate."""
+
+    level: ClassVar[Level] = "error"
+    sender: Annotated[Literal["daemon", "worker"], _text("Who sent it.")]
+    queue: Annotated[int | None, _text("Queue of the worker that sent it.")] = None
+    problem: Annotated[str, _text("What is wrong with it.")]
+    since_last: Annotated[int, _number("How many since the last such event.")]
+
+
+@final
+class SupervisionFailed(Event, frozen=True, kw_only=True, tag="supervision_failed"):
+    """A bug of the daemon was hit while it handled a worker; limited in rate."""
+
+    level: ClassVar[Level] = "error"
+    queue: Annotated[int, _number("Queue of the worker.", high=_U16)]
+    problem: Annotated[str, _text("The exception.")]
+    traceback: Annotated[str, _text("Where it was raised.")]
+    since_last: Annotated[int, _number("How many since the last such event.")]
+
+
+@final
+class HousekeepingFailed(Event, frozen=True, kw_only=True, tag="housekeeping_failed"):
+    """A bug of the daemon was hit in work that is done at intervals; limited in rate."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The exception.")]
+    traceback: Annotated[str, _text("Where it was raised.")]
+    since_last: Annotated[int, _number("How many since the last such event.")]
+
+
+@final
+class JudgingFailed(_Queued, frozen=True, kw_only=True, tag="judging_failed"):
+    """A bug of the daemon was hit while it judged a packet, which got the fail-mode verdict."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The exception.")]
+    where: Annotated[str, _text("File and line.")]
+    hook: Annotated[int, _number("Number of the hook at which the packet was queued.")]
+    octets: Annotated[str, _text("The first bytes of the packet, in hexadecimal.")]
+    traceback: Annotated[str, _text("Where it was raised; empty after the first time.")]
+
+
+@final
+class EventFailed(Event, frozen=True, kw_only=True, tag="event_failed"):
+    """A bug of the daemon was hit while it wrote an event; logged the first time."""
+
+    level: ClassVar[Level] = "error"
+    problem: Annotated[str, _text("The exception.")]
+    traceback: Annotated[str, _text("Where it was raised.")]
+
+
+@final
+class KernelDroppedPackets(_Queued, frozen=True, kw_only=True, tag="kernel_dropped_packets"):
+    """The kernel dropped packets before they could be judged."""
+
+    level: ClassVar[Level] = "warning"
+    queue_full: Annotated[
+        int, _number("Dropped because the queue was full, since the queue was bound.", "packets")
+    ]
+    buffer_full: Annotated[
+        int, _number("Dropped because the socket buffer was full, since then.", "packets")
+    ]
+    since_last: Annotated[int, _number("Dropped since the last such event.", "packets")]
+    waiting: Annotated[int, _number("Packets that wait in the queue.", "packets")]
+
+
+@final
+class LookupsFailed(_Queued, frozen=True, kw_only=True, tag="lookups_failed"):
+    """The kernel refused flow lookups; their packets were judged without evidence."""
+
+    level: ClassVar[Level] = "warning"
+    lookups: Annotated[int, _number("How many since the last such event.")]
+    last_error: Annotated[str, _text("Name of the last errno.")]
+
+
+@final
+class EventsSuppressed(Event, frozen=True, kw_only=True, tag="events_suppressed"):
+    """Packets have no event because of the limit on all events."""
+
+    level: ClassVar[Level] = "warning"
+    packets: Annotated[int, _number("How many since the last such event.", "packets")]
+
+
+@final
+class LogLinesDropped(Event, frozen=True, kw_only=True, tag="log_lines_dropped"):
+    """The log did not take some lines; they are lost."""
+
+    level: ClassVar[Level] = "warning"
+    lines: Annotated[int, _number("How many since the last such event.", "lines")]
+    last_error: Annotated[str, _text("The last failed write; empty if the log was only slow.")]
+
+
+@final
+class OffloadFailed(Event, frozen=True, kw_only=True, tag="offload_failed"):
+    """The kernel could not be told to drop the rest of a flow; logged once for each problem."""
+
+    level: ClassVar[Level] = "warning"
+    problem: Annotated[str, _text("The error.")]
+
+
+@final
+class OffloadedFlow(msgspec.Struct, frozen=True, kw_only=True):
+    """One direction of a flow whose packets the kernel drops."""
+
+    hook: Annotated[str, _text("The netfilter hook.")]
+    interface: Annotated[str, _text("The interface at that hook.")]
+    src: Annotated[str | None, _text("Source address.")]
+    dst: Annotated[str | None, _text("Destination address.")]
+    sport: Annotated[int, _number("Source port.", high=_U16)]
+    dport: Annotated[int, _number("Destination port.", high=_U16)]
+
+
+@final
+class Offloaded(Event, frozen=True, kw_only=True, tag="offloaded"):
+    """What the kernel dropped by itself in the last second; only when something changed."""
+
+    offloaded_flows: Annotated[int, _number("Flows newly left to the kernel.")]
+    offload_drops: Annotated[int, _number("Packets that the kernel dropped.", "packets")]
+    offload_refused: Annotated[
+        int, _number("Flows that stayed: the policy may accept some of their packets.")
+    ]
+    offload_full: Annotated[int, _number("Flows that stayed: the sets were full.")]
+    entries: Annotated[int, _number("Flows that the kernel holds.")]
+    example: Annotated[OffloadedFlow | None, _text("One of the new flows.")]
+
+
+@final
+class StoppedUnderLoad(Event, frozen=True, kw_only=True, tag="stopped_under_load"):
+    """A queue was still receiving packets when the time to drain it was over."""
+
+    level: ClassVar[Level] = "warning"
+    waited_s: Annotated[float, _text("How long it was drained, seconds.")]
+
+
+EVENTS: Final[tuple[type[Event], ...]] = (
+    PacketJudged,
+    Started,
+    Stopped,
+    Counters,
+    DaemonFailed,
+    Note,
+    ModeChanged,
+    RulesInstalled,
+    RulesRemoved,
+    RulesChanged,
+    RulesRestored,
+    RulesCheckFailed,
+    RulesLeftBehind,
+    Reloaded,
+    ReloadFailed,
+    ReloadCrashed,
+    MetricsFileFailed,
+    WorkerFailed,
+    WorkerEnded,
+    WorkerStuck,
+    WorkerKilled,
+    WorkerLeftBehind,
+    WorkerRestarted,
+    WorkerRestartFailed,
+    MessageRefused,
+    SupervisionFailed,
+    HousekeepingFailed,
+    JudgingFailed,
+    EventFailed,
+    KernelDroppedPackets,
+    LookupsFailed,
+    EventsSuppressed,
+    LogLinesDropped,
+    OffloadFailed,
+    Offloaded,
+    StoppedUnderLoad,
+)
+"""All events, in the order of the reference."""
+
+
+def name_of(event: type[Event]) -> str:
+    """The name of an event, as its `event` field carries it."""
+    return str(event.__struct_config__.tag)
+
+
+def all_fields(event: Event) -> dict[str, Any]:
+    """All fields of an event, in the order and the form of JSON.
+
+    The time of an event that is not `packet_judged` is the time of the call.
+    """
+    if isinstance(event, PacketJudged):
+        found: dict[str, Any] = msgspec.to_builtins(event)
+        return found
+    return {
+        "event": name_of(type(event)),
+        "timestamp": timestamp(),
+        **own_fields(event),
+        "level": event.level,
+    }
+
+
+def own_fields(event: Event) -> dict[str, Any]:
+    """The fields that the class of an event declares, in the form of JSON."""
+    found: dict[str, Any] = msgspec.to_builtins(event)
+    del found["event"]
+    if isinstance(event, Totals):
+        found |= found.pop("counters")
+    return found

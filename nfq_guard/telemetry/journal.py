@@ -13,6 +13,7 @@ from typing import Any, Final, final
 from structlog.typing import EventDict, WrappedLogger
 
 from nfq_guard.telemetry.console import Console
+from nfq_guard.telemetry.events import Event, Level, all_fields, name_of
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 
@@ -27,7 +28,7 @@ _MESSAGE_ID: Final = {
 }
 # The journal has the time itself; a line for people begins with it.
 _TIME: Final = 13
-_PRIORITY: Final = {"error": "3", "warning": "4", "info": "6"}
+_PRIORITY: Final[dict[Level, str]] = {"error": "3", "warning": "4", "info": "6"}
 
 
 def stdout_is_the_journal(descriptor: int = 1) -> bool:
@@ -46,17 +47,18 @@ class JournalRenderer:
     def __init__(self) -> None:
         self._message = Console(colour=False)
 
-    def __call__(self, logger: WrappedLogger, name: str, event: EventDict) -> bytes:
+    def __call__(self, logger: WrappedLogger, name: str, event_dict: EventDict) -> bytes:
         """Render one event."""
-        kind = str(event["event"])
+        event: Event = event_dict["event"]
+        kind = name_of(type(event))
         parts = [
-            _field("MESSAGE", self._message(logger, name, event).decode()[_TIME:]),
-            _field("PRIORITY", _PRIORITY.get(str(event.get("level", "info")), "6")),
+            _field("MESSAGE", self._message(logger, name, event_dict).decode()[_TIME:]),
+            _field("PRIORITY", _PRIORITY[event.level]),
             b"SYSLOG_IDENTIFIER=nfq-guard\n",
         ]
         if kind in _MESSAGE_ID:
             parts.append(_field("MESSAGE_ID", _MESSAGE_ID[kind]))
-        for key, value in event.items():
+        for key, value in all_fields(event).items():
             _flatten(f"NFQ_{key.upper()}", value, parts)
         return b"".join(parts)
 

@@ -21,6 +21,7 @@ from nfq_guard.flow import (
     Nat,
 )
 from nfq_guard.names import (
+    DirectionName,
     address_bytes,
     direction_number,
     hook_number,
@@ -70,7 +71,7 @@ class _Event(msgspec.Struct, rename={"indev": "in", "outdev": "out"}):
     state: str | None
     nat: Nat
     evidence: Evidence
-    direction: str | None
+    direction: DirectionName | None
     verdict: str
     indev: str = ""
     outdev: str = ""

@@ -15,7 +15,8 @@ from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.policy.shadow import Difference, Shadow
 from nfq_guard.policyfile import load_compiled
-from nfq_guard.telemetry.events import packet_fields
+from nfq_guard.telemetry.events import ShadowDecision
+from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.wire.packet import Queued
 from tests.support.policies import Case
 from tests.support.segments import ACK, tcp_ipv4
@@ -69,10 +70,8 @@ def test_it_is_swapped_with_its_policy() -> None:
     assert judged.decision.action is Action.ALLOW
     assert judged.shadow is not None
     assert judged.shadow.difference is Difference.ONLY_SHADOW_DROPS
-    fields = packet_fields(
-        judged, mode=Mode.ENFORCE, queue_num=0, evidence=Evidence.BPF, when="now"
-    )
-    assert fields["shadow"] == {"rule": "default", "action": Action.DROP}
+    event = packet_judged(judged, mode=Mode.ENFORCE, queue_num=0, evidence=Evidence.BPF, when="now")
+    assert event.shadow == ShadowDecision("default", Action.DROP)
     engine.policy = default_policy()
     assert engine.judge(batch, now=0.0)[0].shadow is None
     engine.policy = compile_policy(default_model(), strict)

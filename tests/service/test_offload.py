@@ -18,7 +18,7 @@ from nfq_guard.policy.parse import parse_policy
 from nfq_guard.seqno import seq
 from nfq_guard.service.worker import offload
 from nfq_guard.service.worker.offload import Offloader
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import ACK, Datagram, Packet, Queued, Segment

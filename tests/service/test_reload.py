@@ -15,7 +15,7 @@ from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.supervisor.workers import Workers
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 

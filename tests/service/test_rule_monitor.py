@@ -7,7 +7,7 @@ import orjson
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.firewall import Counted
 from nfq_guard.service.rule_monitor import RuleMonitor
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 

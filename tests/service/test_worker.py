@@ -15,8 +15,9 @@ from nfq_guard.flow import Evidence, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.flows.open import NoFlows
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.worker.worker import FlowHistory, Worker
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
@@ -186,8 +187,8 @@ def test_an_event_that_fails_does_not_end_the_guard(tmp_path: Path) -> None:
     """The verdicts are out by then; it is counted, and told once."""
 
     class Broken:
-        def add(self, fields: dict[str, Any], count: int) -> None:
-            raise KeyError(len(fields) + count)
+        def add(self, event: PacketJudged) -> None:
+            raise KeyError(event.count)
 
     queue = FakeQueue(*[queued(b"0"), queued(b"1"), queued(b"2")])
     broken = worker(queue, tmp_path / "log", FakeEngine(), history=Broken())

@@ -14,8 +14,8 @@ from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.service.worker.worker import Worker
-from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Malformed, Packet, Queued

@@ -18,7 +18,8 @@ from nfq_guard.flow import Evidence
 from nfq_guard.lab.outcome import Mitigation
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.policy.decision import Action, Decision
-from nfq_guard.telemetry.events import packet_fields
+from nfq_guard.telemetry.events import all_fields
+from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Queued
 from tests.systemd.conftest import Guest
 
@@ -142,8 +143,8 @@ def test_the_event_has_the_fields_that_events_have() -> None:
         Decision(Action.DROP, "broken"),
         0,
     )
-    fields = packet_fields(judgment, mode=Mode.DRY_RUN, queue_num=0, evidence=Evidence.BPF, when="")
-    assert list(json.loads(marked("event"))) == ["event", *fields]
+    event = packet_judged(judgment, mode=Mode.DRY_RUN, queue_num=0, evidence=Evidence.BPF, when="")
+    assert list(json.loads(marked("event"))) == list(all_fields(event))
 
 
 def test_the_policy_is_one(tmp_path: Path) -> None:

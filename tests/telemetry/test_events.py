@@ -4,16 +4,30 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.engine import Mode
-from nfq_guard.finding import Reason
+from nfq_guard.finding import BOUNDS, Reason
 from nfq_guard.flow import Evidence
 from nfq_guard.telemetry.console import Console, wants_colour
-from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
+from nfq_guard.telemetry.event_fields import describe
+from nfq_guard.telemetry.events import (
+    EVENTS,
+    Event,
+    EventsSuppressed,
+    JudgingFailed,
+    PacketJudged,
+    Stopped,
+    all_fields,
+    name_of,
+    timestamp,
+)
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed
@@ -31,13 +45,14 @@ def log(path: Path, *, console: bool = False, colour: bool = False) -> tuple[Eve
     return EventLog(sink, Console(colour=colour) if console else None), sink
 
 
-def fields_of(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - what `judgment` takes
-    return packet_fields(
+def event_of(*, count: int = 1, **changes: Any) -> PacketJudged:  # noqa: ANN401 - what `judgment` takes
+    return packet_judged(
         judgment(**changes),
         mode=Mode.DRY_RUN,
         queue_num=7,
         evidence=Evidence.BPF,
         when="2026-01-02T03:04:05.000006Z",
+        count=count,
     )
 
 
@@ -49,7 +64,7 @@ def written(path: Path) -> dict[str, Any]:
 
 def test_packet_judged(tmp_path: Path) -> None:
     events, sink = log(tmp_path / "log")
-    events.packet(fields_of(flow=snapshot(), verdict=1), 1)
+    events.emit(event_of(flow=snapshot(), verdict=1))
     sink.close(0)
     assert written(tmp_path / "log") == {
         "event": "packet_judged",
@@ -87,28 +102,29 @@ def test_packet_judged(tmp_path: Path) -> None:
 
 def test_a_failed_lookup_is_no_evidence() -> None:
     """Although lookups are by BPF; the field is there only then."""
-    fields = fields_of(flow=None, reason=Reason.UNSUPPORTED, lookup_error=errno.EINVAL)
-    assert (fields["evidence"], fields["lookup_error"]) == (Evidence.NONE, "EINVAL")
-    assert "lookup_error" not in fields_of(flow=None)
+    event = event_of(flow=None, reason=Reason.UNSUPPORTED, lookup_error=errno.EINVAL)
+    assert (event.evidence, event.lookup_error) == (Evidence.NONE, "EINVAL")
+    assert all_fields(event)["lookup_error"] == "EINVAL"
+    assert "lookup_error" not in all_fields(event_of(flow=None))
 
 
 @pytest.mark.parametrize("count", [1, 17])
 def test_fields_are_those_of_the_schema(tmp_path: Path, count: int) -> None:
     events, sink = log(tmp_path / "log")
-    events.packet(fields_of(), count)
+    events.emit(event_of(count=count))
     sink.close(0)
     assert list(written(tmp_path / "log")) == FIELDS + ["count"] * (count > 1)
 
 
 def test_unknown_flow() -> None:
-    found = fields_of(reason=Reason.NO_ENTRY)
-    assert (found["state"], found["nat"], found["direction"]) == (None, "unknown", None)
-    assert (found["breach"], found["evidence"]) == (None, "bpf")
+    found = event_of(reason=Reason.NO_ENTRY)
+    assert (found.state, found.nat, found.direction) == (None, "unknown", None)
+    assert (found.breach, found.evidence) == (None, "bpf")
 
 
 def test_broken_packet() -> None:
-    found = fields_of(packet=Malformed("cut short"), reason=Reason.MALFORMED)
-    assert (found["src"], found["dst"], found["seq"], found["proto"]) == (None, None, None, "0")
+    found = event_of(packet=Malformed("cut short"), reason=Reason.MALFORMED)
+    assert (found.src, found.dst, found.seq, found.proto) == (None, None, None, "0")
 
 
 def test_timestamp_is_utc() -> None:
@@ -119,28 +135,26 @@ def test_timestamp_is_utc() -> None:
 
 @given(st.binary(max_size=120))
 def test_any_packet_makes_an_event(octets: bytes) -> None:
-    found = fields_of(packet=decode(octets))
-    assert set(found) == set(FIELDS) - {"event"}
-    orjson.dumps(found)
+    event = event_of(packet=decode(octets))
+    line = msgspec.json.encode(event)
+    assert set(orjson.loads(line)) == set(FIELDS)
+    assert msgspec.json.decode(line, type=PacketJudged) == event
 
 
 def test_notes_have_a_level(tmp_path: Path) -> None:
     events, sink = log(tmp_path / "log")
-    events.warning("kernel_dropped_packets", queue=7)
+    events.emit(EventsSuppressed(packets=7))
     sink.close(0)
     found = written(tmp_path / "log")
-    assert (found["event"], found["level"], found["queue"]) == (
-        "kernel_dropped_packets",
-        "warning",
-        7,
-    )
+    assert list(found) == ["event", "timestamp", "packets", "level"]
+    assert (found["event"], found["packets"], found["level"]) == ("events_suppressed", 7, "warning")
 
 
 def test_lines_for_people(tmp_path: Path) -> None:
     events, sink = log(tmp_path / "log", console=True)
-    events.packet(fields_of(flow=snapshot(), verdict=1), 3)
-    events.packet(fields_of(decision=ALLOW_REST, verdict=1, reason=Reason.NO_ENTRY), 1)
-    events.info("started", queue=7)
+    events.emit(event_of(flow=snapshot(), verdict=1, count=3))
+    events.emit(event_of(decision=ALLOW_REST, verdict=1, reason=Reason.NO_ENTRY))
+    events.emit(EventsSuppressed(packets=7))
     sink.close(0)
     first, second, third = (tmp_path / "log").read_text().splitlines()
     assert first == (
@@ -150,13 +164,13 @@ def test_lines_for_people(tmp_path: Path) -> None:
     )
     assert first.index("10.0.0.1") == second.index("10.0.0.1")
     assert " allow " in second
-    assert third.endswith("started        queue=7")
+    assert third.endswith("warning    events_suppressed packets=7")
     assert "\x1b" not in first + second + third
 
 
 def test_colours(tmp_path: Path) -> None:
     events, sink = log(tmp_path / "log", console=True, colour=True)
-    events.packet(fields_of(), 1)
+    events.emit(event_of())
     sink.close(0)
     assert "\x1b[31mdrop" in (tmp_path / "log").read_text()
 
@@ -164,3 +178,69 @@ def test_colours(tmp_path: Path) -> None:
 def test_no_colours_in_a_file(tmp_path: Path) -> None:
     with (tmp_path / "x").open("w") as file:
         assert not wants_colour(file.fileno())
+
+
+def test_every_event_is_documented() -> None:
+    """Each event and each of its fields has a description; no two events share a name."""
+    assert len({name_of(event) for event in EVENTS}) == len(EVENTS)
+    for event in EVENTS:
+        assert event.__doc__
+        fields = list(describe(event))
+        for field in (*fields, *(part for outer in fields for part in outer.parts)):
+            assert field.description.endswith("."), (event, field)
+
+
+def test_every_class_of_event_is_listed() -> None:
+    """Every class with a name of its own is in EVENTS, and every class in EVENTS has one."""
+    found: list[type[Event]] = []
+    classes: list[type[Event]] = [Event]
+    while classes:
+        subclasses = classes.pop().__subclasses__()
+        classes += subclasses
+        found += [one for one in subclasses if one.__module__ == "nfq_guard.telemetry.events"]
+    # By default the tag is the name of the class: then it only holds fields for others.
+    assert {event for event in found if name_of(event) != event.__name__} == set(EVENTS)
+
+
+def test_fields_of_the_reference() -> None:
+    fields = {field.name: field for field in describe(PacketJudged)}
+    assert list(fields) == [*FIELDS[1:], "shadow", "lookup_error", "count"]
+    assert fields["in"].values == ()
+    assert fields["sport"].nullable
+    assert not fields["mark"].nullable
+    assert [name for name, field in fields.items() if field.optional] == [
+        "shadow",
+        "lookup_error",
+        "count",
+    ]
+    assert set(fields["verdict"].values) == {"drop", "accept"}
+    parts = {part.name: part for part in fields["breach"].parts}
+    assert parts["distance"].unit == "bytes"
+    assert set(parts["bound"].values) == set(BOUNDS)
+    assert [field.name for field in describe(Stopped) if field.flattened] == ["counters"]
+
+
+def test_counters_are_fields_of_their_own(tmp_path: Path) -> None:
+    events, sink = log(tmp_path / "log")
+    events.emit(
+        Stopped(queues=[7], reasons={}, actions={"drop": 1}, rules={}, counters={"packets": 1})
+    )
+    sink.close(0)
+    found = written(tmp_path / "log")
+    assert list(found) == [
+        "event", "timestamp", "queues", "reasons", "actions", "rules", "packets", "level",
+    ]  # fmt: skip
+    assert (found["packets"], found["level"]) == (1, "info")
+
+
+def test_the_last_error_is_remembered(tmp_path: Path) -> None:
+    events, sink = log(tmp_path / "log")
+    events.emit(EventsSuppressed(packets=7))
+    assert events.last_error is None
+    events.emit(JudgingFailed(queue=7, problem="p", where="w", hook=0, octets="00", traceback=""))
+    sink.close(0)
+    assert events.last_error is not None
+    assert list(events.last_error) == [
+        "at", "event", "queue", "problem", "where", "hook", "octets", "traceback",
+    ]  # fmt: skip
+    assert events.last_error["event"] == "judging_failed"

@@ -9,8 +9,10 @@ import pytest
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.telemetry import journal
-from nfq_guard.telemetry.events import EventLog, packet_fields
+from nfq_guard.telemetry.events import ReloadCrashed
 from nfq_guard.telemetry.journal import JournalRenderer, stdout_is_the_journal
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from tests.support.judgments import judgment
 
@@ -41,15 +43,15 @@ def journald(tmp_path: Path) -> socket.socket:
 def test_packet_as_fields(tmp_path: Path, journald: socket.socket) -> None:
     sink = LineSink(tmp_path / "socket")
     events = EventLog(sink, JournalRenderer())
-    fields = packet_fields(
+    event = packet_judged(
         judgment(),
         mode=Mode.ENFORCE,
         queue_num=7,
         evidence=Evidence.BPF,
         when="2026-01-02T03:04:05.000006Z",
     )
-    events.packet(fields, 1)
-    events.error("judging_failed", traceback="one\ntwo=2\n")
+    events.emit(event)
+    events.emit(ReloadCrashed(traceback="one\ntwo=2\n"))
     sink.push(0)
     with journald:
         packet = fields_of(journald.recv(1 << 16))

@@ -13,7 +13,8 @@ from nfq_guard.flow import Evidence
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
-from nfq_guard.telemetry.events import packet_fields
+from nfq_guard.telemetry.events import all_fields
+from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.whatif.events import EventFile
 from nfq_guard.whatif.recorded import Recorded
 from nfq_guard.wire.packet import IcmpMessage, Malformed, Packet
@@ -26,10 +27,10 @@ def _event(case: Case, **changes: object) -> bytes:
     queued, packet, snapshot, finding = case
     decision = Decision(Action.LOG, "default")
     judgment = Judgment(queued, packet, snapshot, finding, decision, VERDICT_ACCEPT)
-    fields = packet_fields(
+    event = packet_judged(
         judgment, mode=Mode.DRY_RUN, queue_num=0, evidence=Evidence.BPF, when=WHEN
     )
-    return orjson.dumps({"event": "packet_judged", **fields, **changes})
+    return orjson.dumps(all_fields(event) | changes)
 
 
 def _read(*lines: bytes) -> tuple[list[Recorded], EventFile]:

@@ -63,8 +63,21 @@ from nfq_guard.service.supervisor.worker_main import (
     report_crash,
     run_and_exit,
 )
-from nfq_guard.service.supervisor.workers import QueueState, WorkerState
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, WorkerState
+from nfq_guard.telemetry.events import (
+    MessageRefused,
+    Note,
+    SupervisionFailed,
+    WorkerEnded,
+    WorkerFailed,
+    WorkerKilled,
+    WorkerLeftBehind,
+    WorkerRestarted,
+    WorkerRestartFailed,
+    WorkerStuck,
+    exception_texts,
+)
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 _SUPERVISE_S: Final = 0.05
@@ -139,15 +152,15 @@ class Supervisor:
         self._dumps_begun = 0
         self._supervised_at = time.monotonic()
         self._finishing = False
-        self._messages = LimitedEvent(events, "message_refused")
-        self._faults = LimitedEvent(events, "supervision_failed")
+        self._messages = LimitedEvent(events)
+        self._faults = LimitedEvent(events)
 
     @property
     def messages_refused(self) -> int:
         """Messages that were dropped, of the workers and by the workers."""
         return self._messages.count + sum(handle.messages_refused for handle in self._handles)
 
-    def begin(self, started_at: float) -> dict[str, object]:
+    def begin(self, started_at: float) -> ServedQueues:
         """Fork all workers, and wait until all serve or the loop is to stop."""
         gc.collect()
         gc.freeze()  # what exists is shared with the workers, and stays so
@@ -168,15 +181,13 @@ class Supervisor:
                     raise UnavailableError(f"the worker of queue {handle.queue_num} does not start")
         self._supervised_at = time.monotonic()
         self._loop.every(_SUPERVISE_S, self._supervise)
-        facts: dict[str, object] = {
-            "queues": [handle.queue_num for handle in self._handles],
-            "pids": [handle.pid for handle in self._handles],
-        }
         ready = self._handles[0].ready
-        if ready is not None:
-            facts["socket_buffer_bytes"] = ready.socket_buffer_bytes
-            facts["flags_refused"] = ready.flags_refused
-        return facts
+        return ServedQueues(
+            queues=[handle.queue_num for handle in self._handles],
+            pids=[handle.pid for handle in self._handles],
+            socket_buffer_bytes=None if ready is None else ready.socket_buffer_bytes,
+            flags_refused=None if ready is None else ready.flags_refused,
+        )
 
     def queues(self) -> list[QueueState]:
         """How the queues are served, as of the last report of each worker."""
@@ -240,13 +251,13 @@ class Supervisor:
         self._loop.run_until(self._all_ended, lambda: 0.0 if hurried() else until)
         for handle in self._handles:
             if handle.pid:
-                self._events.error("worker_killed", queue=handle.queue_num, pid=handle.pid)
+                self._events.emit(WorkerKilled(queue=handle.queue_num, pid=handle.pid))
                 handle.kill()
         until = time.monotonic() + _KILLED_S
         self._loop.run_until(self._all_ended, lambda: until)
         for handle in self._handles:
             if handle.pid:
-                self._events.error("worker_left_behind", queue=handle.queue_num, pid=handle.pid)
+                self._events.emit(WorkerLeftBehind(queue=handle.queue_num, pid=handle.pid))
 
     def _all_ended(self) -> bool:
         return not any(handle.pid for handle in self._handles)
@@ -297,7 +308,11 @@ class Supervisor:
             their_log.close()
 
         def refuse(problem: str) -> None:
-            self._messages.happened(sender="worker", queue=queue_num, problem=problem)
+            self._messages.happened(
+                lambda since_last: MessageRefused(
+                    sender="worker", queue=queue_num, problem=problem, since_last=since_last
+                )
+            )
 
         channel = daemon_channel(ours, refuse)
         log = RecordSocket(our_log, refuse)
@@ -342,10 +357,10 @@ class Supervisor:
                 self.evidence = report.evidence
                 if handle.restarts == 0 and handle is self._handles[0]:
                     for note in report.notes:
-                        self._events.warning("note", text=note)
+                        self._events.emit(Note(text=note))
             case Failed():
                 handle.failure = report
-                self._events.error("worker_failed", queue=handle.queue_num, problem=report.problem)
+                self._events.emit(WorkerFailed(queue=handle.queue_num, problem=report.problem))
             case Prepared():
                 self._prepared(handle, report)
             case Refused():
@@ -379,7 +394,7 @@ class Supervisor:
         with self._surviving(handle):
             self._go_on_without(handle.queue_num)
         if not self._finishing:
-            self._events.error("worker_ended", queue=handle.queue_num, pid=pid, how=how)
+            self._events.emit(WorkerEnded(queue=handle.queue_num, pid=pid, how=how))
 
     def _take_rest(self, handle: WorkerHandle) -> None:
         channel, log = handle.channel, handle.log
@@ -421,19 +436,17 @@ class Supervisor:
         if self._finishing:
             return  # `finish` has its own bound
         if handle.state is not WorkerState.STUCK and handle.silent(now):
-            self._events.error("worker_stuck", queue=handle.queue_num, pid=handle.pid)
+            self._events.emit(WorkerStuck(queue=handle.queue_num, pid=handle.pid))
             handle.stuck()
         if handle.pid == 0 and now >= handle.restart_at and self._may_fork(handle, now):
             try:
                 self._fork(handle)
             except OSError as error:
                 handle.postpone(now)
-                self._events.error(
-                    "worker_restart_failed", queue=handle.queue_num, problem=str(error)
-                )
+                self._events.emit(WorkerRestartFailed(queue=handle.queue_num, problem=str(error)))
                 return
             handle.restarts += 1
-            self._events.warning("worker_restarted", queue=handle.queue_num, pid=handle.pid)
+            self._events.emit(WorkerRestarted(queue=handle.queue_num, pid=handle.pid))
 
     def _may_fork(self, handle: WorkerHandle, now: float) -> bool:
         """Whether this is a good moment: no reload is under way, and no thread of the loop's runs.
@@ -504,7 +517,12 @@ class Supervisor:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - see above
-            self._faults.raised(error, queue=handle.queue_num)
+            problem, trace = exception_texts(error)
+            self._faults.happened(
+                lambda since_last: SupervisionFailed(
+                    queue=handle.queue_num, problem=problem, traceback=trace, since_last=since_last
+                )
+            )
 
 
 @final

@@ -39,7 +39,8 @@ from nfq_guard.service.supervisor.messages import (
     worker_channel,
 )
 from nfq_guard.service.worker.queue_server import QueueServer
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.events import MessageRefused
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 REPORT_S: Final = 0.25
@@ -76,9 +77,14 @@ class WorkerProcess:
             loaded: The policy to begin with.
             read: Reads the policy anew.
         """
-        self._refused = LimitedEvent(events, "message_refused")
+        self._refused = LimitedEvent(events)
         self._channel: WorkerChannel = worker_channel(
-            end, lambda problem: self._refused.happened(sender="daemon", problem=problem)
+            end,
+            lambda problem: self._refused.happened(
+                lambda since_last: MessageRefused(
+                    sender="daemon", problem=problem, since_last=since_last
+                )
+            ),
         )
         self._sink = sink
         self._events = events

@@ -47,6 +47,26 @@ class QueueState:
     stats: Stats
 
 
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedQueues:
+    """How the queues are served at the start, for the event `started`.
+
+    Attributes:
+        queue: The queue, if the daemon's own process serves one.
+        queues: The queues, if worker processes serve them.
+        pids: Those processes.
+        socket_buffer_bytes: Receive buffer of a queue's socket, as granted.
+        flags_refused: Flags of the queue that the kernel does not know.
+    """
+
+    queue: int | None = None
+    queues: list[int] | None = None
+    pids: list[int] | None = None
+    socket_buffer_bytes: int | None = None
+    flags_refused: list[str] | None = None
+
+
 class Workers(Protocol):
     """What the daemon needs of them; every call is from its loop."""
 
@@ -58,8 +78,8 @@ class Workers(Protocol):
     def messages_refused(self) -> int:
         """Messages between processes that were dropped."""
 
-    def begin(self, started_at: float) -> dict[str, object]:
-        """Serve all queues. Returns once all are served, with facts for the log.
+    def begin(self, started_at: float) -> ServedQueues:
+        """Serve all queues. Returns once all are served.
 
         Args:
             started_at: When the daemon started, seconds of the Unix epoch, for metrics.
@@ -110,16 +130,16 @@ class InProcess:
         self.evidence = server.evidence
         self._server = server
 
-    def begin(self, started_at: float) -> dict[str, object]:
+    def begin(self, started_at: float) -> ServedQueues:
         """Take packets whenever the loop goes round."""
         self._server.worker.stats.gauges["start_time_seconds"] = started_at
         self._server.begin()
         queue = self._server.queue
-        return {
-            "queue": queue.queue_num,
-            "socket_buffer_bytes": queue.socket_buffer_bytes,
-            "flags_refused": queue.refused,
-        }
+        return ServedQueues(
+            queue=queue.queue_num,
+            socket_buffer_bytes=queue.socket_buffer_bytes,
+            flags_refused=queue.refused,
+        )
 
     def queues(self) -> list[QueueState]:
         """The one queue."""

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""What was said of each flow lately, for `nfq-guard dump` and `top`.
+"""The last events of each flow, for `nfq-guard dump` and `top`.
 
-It is fed with the events that come out, which are limited already (`telemetry.limits`), so it
-costs packets nothing. It holds as many flows as fit, and of each its last few events; a flood of
-made-up flows pushes out the one that was seen longest ago.
+Only events that are written reach it, and their rate is limited (`telemetry.limiter`). It holds a
+bounded number of flows, and of each the last few events. A flood of forged flows evicts the flow
+that was seen longest ago.
 """
 
 from collections import OrderedDict, deque
-from typing import Any, Final, final
+from typing import Final, final
 
 import orjson
+
+from nfq_guard.telemetry.events import PacketJudged
+from nfq_guard.telemetry.log import json_fields
 
 _FLOWS_MAX: Final = 256
 _EVENTS_MAX: Final = 8
@@ -25,7 +28,7 @@ class _Flow:
         self.first = first
         self.last = first
         self.packets = 0
-        self.events: deque[bytes] = deque(maxlen=_EVENTS_MAX)
+        self.events: deque[PacketJudged] = deque(maxlen=_EVENTS_MAX)
 
 
 @final
@@ -33,26 +36,26 @@ class History:
     """The flows of one worker."""
 
     def __init__(self, flows_max: int = _FLOWS_MAX) -> None:
-        """Remember so many."""
+        """Remember at most `flows_max` flows."""
         self._max = flows_max
         self._flows: OrderedDict[Key, _Flow] = OrderedDict()
 
-    def add(self, fields: dict[str, Any], count: int) -> None:
-        """One event `packet_judged` that stands for `count` packets."""
-        key = _key(fields)
+    def add(self, event: PacketJudged) -> None:
+        """Remember one event."""
+        key = _key(event)
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= self._max:
                 self._flows.popitem(last=False)
-            flow = self._flows[key] = _Flow(fields["timestamp"])
+            flow = self._flows[key] = _Flow(event.timestamp)
         else:
             self._flows.move_to_end(key)
-        flow.last = fields["timestamp"]
-        flow.packets += count
-        flow.events.append(orjson.dumps(fields, default=str))
+        flow.last = event.timestamp
+        flow.packets += event.count
+        flow.events.append(event)
 
     def flows(self, address: str | None, limit: int) -> list[dict[str, object]]:
-        """Flows, the one seen last first; `address` names one of their ends."""
+        """At most `limit` flows, the one seen last first; only those with `address` unless None."""
         found: list[dict[str, object]] = []
         for key, flow in reversed(self._flows.items()):
             proto, one, one_port, other, other_port = key
@@ -70,7 +73,7 @@ class History:
                     "first": flow.first,
                     "last": flow.last,
                     "packets": flow.packets,
-                    "events": [orjson.Fragment(octets) for octets in flow.events],
+                    "events": [orjson.Fragment(json_fields(event)) for event in flow.events],
                 }
             )
             if len(found) >= limit:
@@ -78,10 +81,10 @@ class History:
         return found
 
 
-def _key(fields: dict[str, Any]) -> Key:
+def _key(event: PacketJudged) -> Key:
     """The flow, the same for both of its directions."""
-    one = (fields["src"] or "", fields["sport"] or 0)
-    other = (fields["dst"] or "", fields["dport"] or 0)
+    one = (event.src or "", event.sport or 0)
+    other = (event.dst or "", event.dport or 0)
     if other < one:
         one, other = other, one
-    return fields["proto"], *one, *other
+    return event.proto, *one, *other

@@ -23,7 +23,8 @@ from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.offloadable import OffloadCheck
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker.safe_judge import Judge
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.events import Offloaded, OffloadedFlow, OffloadFailed
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.wire.packet import Packet, Segment
 
@@ -241,7 +242,7 @@ class Offloader:
         problem = missing if error.errno == errno.ENOENT else error.strerror or str(error)
         if problem and problem != self._problem:
             self._problem = problem
-            self._events.warning("offload_failed", problem=problem)
+            self._events.emit(OffloadFailed(problem=problem))
 
     def _report(self) -> None:
         counters = self._stats.counters
@@ -253,15 +254,15 @@ class Offloader:
         if self._example is not None:
             hook, interface, src, dst, sport, dport = self._example
             self._example = None
-            example = {
-                "hook": hook_name(hook),
-                "interface": interface,
-                "src": address(src),
-                "dst": address(dst),
-                "sport": sport,
-                "dport": dport,
-            }
-        self._events.info("offloaded", **grown, entries=len(self._held), example=example)
+            example = OffloadedFlow(
+                hook=hook_name(hook),
+                interface=interface,
+                src=address(src),
+                dst=address(dst),
+                sport=sport,
+                dport=dport,
+            )
+        self._events.emit(Offloaded(**grown, entries=len(self._held), example=example))
 
 
 def _key(judgment: Judgment) -> _Key | None:

@@ -20,8 +20,8 @@ from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.offload import open_offloader
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.service.worker.worker import Worker
-from nfq_guard.telemetry.events import EventLog
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 

@@ -13,7 +13,8 @@ from nfq_guard.policy.decision import Policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.worker import Worker
-from nfq_guard.telemetry.events import EventLog
+from nfq_guard.telemetry.events import StoppedUnderLoad
+from nfq_guard.telemetry.log import EventLog
 
 # How long `finish` goes on answering packets; under a flood the queue never becomes empty.
 _DRAIN_S: Final = 2.0
@@ -152,7 +153,7 @@ class QueueServer:
                 if counters is None or counters.waiting == 0:
                     break
             elif over:
-                self._events.warning("stopped_under_load", waited_s=_DRAIN_S)
+                self._events.emit(StoppedUnderLoad(waited_s=_DRAIN_S))
             if over:
                 break
         self._garbage.end()

@@ -6,8 +6,7 @@ A verdict never waits for a log, a metric or the offload.
 
 import errno
 import time
-import traceback
-from typing import Any, Final, Protocol, final
+from typing import Final, Protocol, final
 
 from nfq_guard.engine import VERDICT_ACCEPT, Judgment, Mode
 from nfq_guard.flow import Evidence
@@ -16,9 +15,21 @@ from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
 from nfq_guard.service.worker.offload import Offloader
 from nfq_guard.service.worker.safe_judge import Failure, Judge, SafeJudge
-from nfq_guard.telemetry.events import EventLog, packet_fields, timestamp
+from nfq_guard.telemetry.events import (
+    EventFailed,
+    EventsSuppressed,
+    JudgingFailed,
+    KernelDroppedPackets,
+    LogLinesDropped,
+    LookupsFailed,
+    PacketJudged,
+    exception_texts,
+    timestamp,
+)
 from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
 
@@ -58,8 +69,8 @@ class Verdicts(Protocol):
 class FlowHistory(Protocol):
     """The part of `history.History` that a worker uses."""
 
-    def add(self, fields: dict[str, Any], count: int) -> None:
-        """Remember one event that stands for `count` packets."""
+    def add(self, event: PacketJudged) -> None:
+        """Remember one event."""
 
 
 @final
@@ -254,16 +265,17 @@ class Worker:
         when = timestamp()
         for judgment, count in due:
             try:
-                fields = packet_fields(
+                event = packet_judged(
                     judgment,
                     mode=self._judge.mode,
                     queue_num=self._reader.queue_num,
                     evidence=self._evidence,
                     when=when,
+                    count=count,
                 )
-                self._events.packet(fields, count)
+                self._events.emit(event)
                 if self._history is not None:
-                    self._history.add(fields, count)
+                    self._history.add(event)
             except Exception as error:  # noqa: BLE001 - a failed event must not end the daemon
                 self._failed_event(error)
 
@@ -272,20 +284,21 @@ class Worker:
         counters = self.stats.counters
         counters["event_failures"] += 1
         if counters["event_failures"] == 1:
-            trace = "".join(traceback.format_exception(error))
-            self._events.error("event_failed", problem=repr(error), traceback=trace)
+            _, trace = exception_texts(error)
+            self._events.emit(EventFailed(problem=repr(error), traceback=trace))
 
     def _log_drops(self, kernel: QueueCounters) -> None:
         """Log packets that the kernel dropped since the last call, if any."""
         drops = kernel.queue_dropped + kernel.user_dropped
         if drops > self._logged_drops:
-            self._events.warning(
-                "kernel_dropped_packets",
-                queue=self._reader.queue_num,
-                queue_full=kernel.queue_dropped,
-                buffer_full=kernel.user_dropped,
-                since_last=drops - self._logged_drops,
-                waiting=kernel.waiting,
+            self._events.emit(
+                KernelDroppedPackets(
+                    queue=self._reader.queue_num,
+                    queue_full=kernel.queue_dropped,
+                    buffer_full=kernel.user_dropped,
+                    since_last=drops - self._logged_drops,
+                    waiting=kernel.waiting,
+                )
             )
         self._logged_drops = drops
 
@@ -295,11 +308,12 @@ class Worker:
         if errors == self._logged_lookup_errors or now < self._log_lookup_errors_at:
             return
         code = self._judge.last_lookup_error
-        self._events.warning(
-            "lookups_failed",
-            queue=self._reader.queue_num,
-            lookups=errors - self._logged_lookup_errors,
-            last_error=errno.errorcode.get(code, str(code)),
+        self._events.emit(
+            LookupsFailed(
+                queue=self._reader.queue_num,
+                lookups=errors - self._logged_lookup_errors,
+                last_error=errno.errorcode.get(code, str(code)),
+            )
         )
         self._logged_lookup_errors = errors
         self._log_lookup_errors_at = now + _LOG_LOOKUP_ERRORS_S
@@ -309,23 +323,24 @@ class Worker:
         suppressed = self._limiter.suppressed
         dropped = self._sink.dropped
         if suppressed > self._logged_suppressed:
-            self._events.warning("events_suppressed", packets=suppressed - self._logged_suppressed)
+            self._events.emit(EventsSuppressed(packets=suppressed - self._logged_suppressed))
             self._logged_suppressed = suppressed
         if dropped > self._logged_lost_lines and not self._sink.waiting:
-            self._events.warning(
-                "log_lines_dropped",
-                lines=dropped - self._logged_lost_lines,
-                last_error=self._sink.last_error,
+            self._events.emit(
+                LogLinesDropped(
+                    lines=dropped - self._logged_lost_lines, last_error=self._sink.last_error
+                )
             )
             self._logged_lost_lines = dropped
 
     def _report(self, failure: Failure) -> None:
-        self._events.error(
-            "judging_failed",
-            queue=self._reader.queue_num,
-            problem=failure.problem,
-            where=failure.where,
-            hook=failure.hook,
-            octets=failure.octets,
-            traceback=failure.trace,
+        self._events.emit(
+            JudgingFailed(
+                queue=self._reader.queue_num,
+                problem=failure.problem,
+                where=failure.where,
+                hook=failure.hook,
+                octets=failure.octets,
+                traceback=failure.trace,
+            )
         )

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""The fields of each event, walked: for the reference, and for a test that holds it."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+
+class FieldInfo(NamedTuple):
+    """One field of an event.
+
+    Attributes:
+        name: As in JSON.
+        description: One sentence.
+        unit: `bytes`, `packets`, ..., or empty.
+        optional: Whether the field may be absent.
+        nullable: Whether it may be null.
+        values: The values of an enumeration; empty for other types.
+        parts: The fields of an object; empty for other types.
+        flattened: Whether the keys of the object are fields of the event themselves.
+    """
+
+    name: str
+    description: str
+    unit: str
+    optional: bool
+    nullable: bool
+    values: tuple[str, ...]
+    parts: tuple["FieldInfo", ...]
+    flattened: bool
+
+
+def describe(struct: type[msgspec.Struct]) -> Iterator[FieldInfo]:
+    """The fields of an event, or of an object in one, in their order.
+
+    Beside these every event has `event`, its name, and every event but `packet_judged` has
+    `timestamp` and `level`.
+    """
+    found = msgspec.inspect.type_info(struct)
+    assert isinstance(found, msgspec.inspect.StructType)  # noqa: S101 - by the argument's type
+    for field in found.fields:
+        yield _field(field)
+
+
+def _field(field: msgspec.inspect.Field) -> FieldInfo:
+    description = ""
+    extra: dict[str, Any] = {}
+    kinds: list[msgspec.inspect.Type] = [field.type]
+    values: list[str] = []
+    parts: tuple[FieldInfo, ...] = ()
+    nullable = False
+    while kinds:
+        kind = kinds.pop(0)
+        match kind:
+            case msgspec.inspect.Metadata():
+                schema = kind.extra_json_schema or {}
+                description = description or str(schema.get("description", ""))
+                extra |= kind.extra or {}
+                kinds.append(kind.type)
+            case msgspec.inspect.UnionType():
+                kinds += kind.types
+            case msgspec.inspect.NoneType():
+                nullable = field.required
+            case msgspec.inspect.EnumType():
+                values += [str(member.value) for member in kind.cls]
+            case msgspec.inspect.LiteralType():
+                values += [str(value) for value in kind.values]
+            case msgspec.inspect.StructType():
+                parts = tuple(describe(kind.cls))
+            case _:
+                pass
+    return FieldInfo(
+        name=field.encode_name,
+        description=description,
+        unit=str(extra.get("unit", "")),
+        optional=not field.required,
+        nullable=nullable,
+        values=tuple(extra.get("values", values)),
+        parts=parts,
+        flattened=bool(extra.get("flattened")),
+    )

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: MIT
+"""From a judgment to its event."""
+
+import errno
+from typing import Final
+
+from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
+from nfq_guard.finding import Finding
+from nfq_guard.flow import PROTO_TCP, Evidence, Nat
+from nfq_guard.names import DirectionName, address, direction, hook, protocol, tcp_flags, tcp_state
+from nfq_guard.telemetry.events import BrokenBound, PacketJudged, ShadowDecision
+from nfq_guard.wire.packet import Datagram, Packet, Segment
+
+_UDP_HEADER: Final = 8
+
+
+def packet_judged(
+    judgment: Judgment,
+    *,
+    mode: Mode,
+    queue_num: int,
+    evidence: Evidence,
+    when: str,
+    count: int = 1,
+) -> PacketJudged:
+    """The event of a judgment.
+
+    Args:
+        judgment: The packet, judged.
+        mode: The mode it was judged in.
+        queue_num: The queue that it came from.
+        evidence: Where flows are looked up, for a packet without a snapshot.
+        when: `timestamp()` of its batch.
+        count: Packets that the event stands for.
+    """
+    queued = judgment.queued
+    packet = judgment.packet
+    snapshot = judgment.snapshot
+    finding = judgment.finding
+    decision = judgment.decision
+    sport: int | None = None
+    dport: int | None = None
+    flags: str | None = None
+    seq: int | None = None
+    ack: int | None = None
+    payload: int | None = None
+    if isinstance(packet, Packet):
+        l4 = packet.l4
+        if isinstance(l4, Segment):
+            sport = l4.sport
+            dport = l4.dport
+            flags = tcp_flags(l4.flags)
+            seq = l4.seq
+            ack = l4.ack
+            payload = l4.payload_len
+        elif isinstance(l4, Datagram):
+            sport = l4.sport
+            dport = l4.dport
+            payload = l4.length - _UDP_HEADER
+    nat = Nat.UNKNOWN
+    state: str | None = None
+    way: DirectionName | None = None
+    status: int | None = None
+    ct_mark: int | None = None
+    if snapshot is not None:
+        nat = snapshot.nat
+        evidence = snapshot.evidence
+        way = direction(snapshot.direction)
+        status = snapshot.status
+        ct_mark = snapshot.mark
+        if packet.proto == PROTO_TCP:
+            state = tcp_state(snapshot.state)
+    lookup_error: str | None = None
+    if judgment.lookup_error:
+        evidence = Evidence.NONE
+        lookup_error = errno.errorcode.get(judgment.lookup_error, str(judgment.lookup_error))
+    return PacketJudged(
+        timestamp=when,
+        mode=mode,
+        queue=queue_num,
+        hook=hook(queued.hook),
+        indev=queued.indev,
+        outdev=queued.outdev,
+        mark=queued.mark,
+        family=packet.family,
+        proto=protocol(packet.proto),
+        src=address(packet.src),
+        dst=address(packet.dst),
+        sport=sport,
+        dport=dport,
+        tcp_flags=flags,
+        seq=seq,
+        ack=ack,
+        payload=payload,
+        reason=finding.reason,
+        breach=_breach(finding),
+        state=state,
+        nat=nat,
+        evidence=evidence,
+        direction=way,
+        status=status,
+        ct_mark=ct_mark,
+        rule=decision.rule,
+        action=decision.action,
+        verdict="drop" if judgment.verdict == VERDICT_DROP else "accept",
+        would="drop" if decision.drops else "accept",
+        shadow=_shadow(judgment),
+        lookup_error=lookup_error,
+        count=count,
+    )
+
+
+def _breach(finding: Finding) -> BrokenBound | None:
+    breach = finding.breach
+    if breach is None:
+        return None
+    return BrokenBound(breach.bound, breach.actual, breach.limit, breach.distance)
+
+
+def _shadow(judgment: Judgment) -> ShadowDecision | None:
+    if judgment.shadow is None:
+        return None
+    decision = judgment.shadow.shadow
+    return ShadowDecision(decision.rule, decision.action)
