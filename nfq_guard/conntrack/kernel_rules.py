@@ -17,14 +17,14 @@ class KernelRules:
         old_segments_pass: Whether a segment below the window (bounds II and IV), or at most one
             receiver window above it, is ignored instead of INVALID.
         overshoot_moves_end: Whether that last case advances `td_end`.
-        closing_takes_any_rst: Whether a RST is accepted unchecked once the flow is closing.
+        closing_takes_any_rst: Whether an RST is accepted unchecked once the flow is closing.
         ignores_invalid_rst: Whether the sysctl `nf_conntrack_tcp_ignore_invalid_rst` exists, and
-            a RST with sequence number 0 in a flow that is not settled goes to the window check.
-        rst_after_syn_checked: Whether a RST is held against `td_maxack` after an ignored SYN.
+            an RST with sequence number 0 in a flow that is not settled goes to the window check.
+        rst_after_syn_checked: Whether an RST is held against `td_maxack` after an ignored SYN.
         reinit_by_any_segment: Whether any later segment re-initialises a half-open peer, and
             takes window scaling from both unless both asked for it; else only one with SYN does,
             and only the answering one takes scaling away.
-        rst_after_challenge_ack: Whether a RST that answers a challenge ACK is let through.
+        rst_after_challenge_ack: Whether an RST that answers a challenge ACK is let through.
         invalid_close_shortens: Whether INVALID segments with FIN or RST from both ends bring the
             timeout of a settled flow down.
     """

@@ -53,7 +53,7 @@ _SYN_SENT2: Final = int(TcpState.SYN_SENT2)
 # A SYN in these opens the next flow, or is ignored.
 _OVER: Final = (_TIME_WAIT, _CLOSE)
 
-# What becomes of a RST that the table lets close the flow (kernel.md 1.7).
+# Treatment of an RST that the table lets close the flow (kernel.md 1.7).
 _RST_CLOSES: Final = 0
 _RST_CHECKED: Final = 1
 _RST_CHECKED_KEEPS_STATE: Final = 2
@@ -235,7 +235,7 @@ class TcpTracker:
             entry.last_ack = segment.ack
 
     def _judge_rst(self, entry: Entry, segment: Segment, direction: int) -> int:
-        """What becomes of a RST (kernel.md 1.7)."""
+        """Treatment of an RST (kernel.md 1.7)."""
         kernel = self._kernel
         state = entry.state
         if kernel.closing_takes_any_rst and _FIN_WAIT <= state <= _CLOSE:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Our own chains in the packet filter, and nothing else's."""
+"""Manages our own chains in the packet filter, and no others."""
 
 from nfq_guard.firewall.compare import Difference, Kind
 from nfq_guard.firewall.manager import BOTH_FAMILIES, Changes, Firewall

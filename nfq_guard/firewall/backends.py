@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Choosing the backend: rules of two backends on one host see each packet twice."""
+"""Chooses the iptables backend. Rules in both backends would see each packet twice."""
 
 from typing import NamedTuple
 
@@ -10,14 +10,14 @@ from nfq_guard.firewall.xtables import Runner, Xtables, flavour
 
 
 class Choice(NamedTuple):
-    """A backend and why it was chosen, as a sentence for people."""
+    """A backend, and the reason for its choice as a sentence."""
 
     backend: Backend
     why: str
 
 
 class _Load(NamedTuple):
-    """What a backend holds, and whether all of it can be read."""
+    """The contents of a backend, and whether all of it can be read."""
 
     own: int
     foreign: int
@@ -25,13 +25,13 @@ class _Load(NamedTuple):
 
 
 def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
-    """The backend that our rules belong into.
+    """Choose the backend for our rules.
 
-    That which holds ours already; else that in which others have more rules; else that of the
-    program `iptables`.
+    The backend that already has our rules; else the one with more rules of other programs; else
+    the backend of the program `iptables`.
 
     Raises:
-        UnavailableError: There is no iptables.
+        UnavailableError: iptables is not installed.
     """
     plain = flavour(runner)
     usable = [one for one in Backend if _usable(runner, one)]
@@ -54,10 +54,10 @@ def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
 
 
 def choose_unprivileged(runner: Runner) -> Choice:
-    """The backend of the program `iptables`, for those who may not look at the rules.
+    """The backend of the program `iptables`, for callers without the privilege to read rules.
 
     Raises:
-        UnavailableError: There is no iptables.
+        UnavailableError: iptables is not installed.
     """
     plain = flavour(runner)
     if plain is None:
@@ -87,7 +87,7 @@ def _rank(load: _Load, is_default: bool) -> tuple[bool, bool, int, bool]:  # noq
 
 
 def _seen(tables: Xtables) -> Saved:
-    """What is live; nothing where we may not look, as in legacy tables without CAP_NET_RAW."""
+    """The live rules; empty without the privilege, as for legacy tables without CAP_NET_RAW."""
     try:
         return tables.save()
     except PrivilegeError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is live held against what should be: each difference by name."""
+"""Compares the live rules with the wanted ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from nfq_guard.firewall.spec import Backend, Family
 
 
 class Kind(StrEnum):
-    """How what is live differs."""
+    """Kinds of differences."""
 
     MISSING_CHAIN = "missing-chain"
     MISSING_JUMP = "missing-jump"
@@ -28,15 +28,15 @@ class Kind(StrEnum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One way in which what is live is not what should be.
+    """One difference between the live and the wanted rules.
 
     Attributes:
-        kind: Which.
-        family: Where: the family,
-        backend: the backend,
-        table: the table,
-        chain: and the chain.
-        detail: One sentence for people, with what was expected and what was found.
+        kind: The kind.
+        family: The family.
+        backend: The backend.
+        table: The table.
+        chain: The chain.
+        detail: One sentence with the expected and the actual state.
     """
 
     kind: Kind
@@ -57,7 +57,7 @@ class Difference:
 def differences(
     wanted: tuple[TableRules, ...], live: Saved, family: Family, backend: Backend
 ) -> list[Difference]:
-    """Every difference in one family of one backend; none when all is as it should be."""
+    """Every difference in one family of one backend; empty if there is none."""
 
     def named(kind: Kind, table: str, chain: str, detail: str) -> Difference:
         return Difference(

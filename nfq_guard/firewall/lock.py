@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""One at a time: who changes our rules in a network namespace holds its lock.
+"""A lock for changes of our rules in a network namespace.
 
-Reading the rules, writing them, looking again and rolling back are several programs' work, between
-which another installer would be taken for a stranger. The lock is a socket with an abstract name:
-such names belong to the network namespace as the rules do, and go with the process.
+Reading, writing, verifying and rolling back take several programs, and a concurrent installer must
+not interfere between them. The lock is a socket with an abstract name, which like the rules belongs
+to the network namespace, and disappears with the process.
 """
 
 import socket
@@ -15,7 +15,7 @@ from typing import Final
 from nfq_guard.errors import BusyError
 
 _NAME: Final = b"\0nfq-guard-rules"
-# Two installs with retries, on a machine that has other things to do.
+# Enough for two installs with retries on a busy machine.
 _PATIENCE_S: Final = 20.0
 _PAUSE_S: Final = 0.02
 
@@ -25,7 +25,7 @@ def held() -> Iterator[None]:
     """Hold the lock of the calling thread's network namespace.
 
     Raises:
-        BusyError: Somebody else held it all the while.
+        BusyError: Another process held it throughout.
     """
     deadline = time.monotonic() + _PATIENCE_S
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Installing, verifying and removing what is ours in the packet filter of this namespace."""
+"""Installs, verifies and removes our rules in the packet filter of this namespace."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,22 +25,21 @@ from nfq_guard.firewall.xtables import (
 
 BOTH_FAMILIES: Final = (Family.IPV4, Family.IPV6)
 
-# What may be ours is in the tables of the fail mode that needs the most.
+# Our rules can be in the tables of the fail mode that needs the most tables.
 _EVERYTHING: Final = RulesSpec(fail_mode=FailMode.KERNEL_DROP)
 
-# Others change the tables too, and a rule that we want to delete may be gone by the time that
-# the kernel is told to.
+# Other programs change the tables too, and a rule may have disappeared before we delete it.
 _ATTEMPTS: Final = 3
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What was done.
+    """The changes made.
 
     Attributes:
-        done: One sentence for each change; empty when nothing had to be changed.
-        notes: What the operator should know besides.
+        done: One sentence for each change; empty if none was needed.
+        notes: Further information for the operator.
     """
 
     done: tuple[str, ...]
@@ -49,11 +48,11 @@ class Changes:
 
 @final
 class Firewall:
-    """Our rules: as they should be, and as they are.
+    """Our rules, wanted and live.
 
     Attributes:
-        spec: What they shall do.
-        families: For which families.
+        spec: The wanted rules.
+        families: The families to manage.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class Firewall:
         families: tuple[Family, ...] = BOTH_FAMILIES,
         runner: Runner | None = None,
     ) -> None:
-        """Look at nothing yet; `backend` None leaves the choice to `backends.choose`."""
+        """Store the arguments; with `backend` None, `backends.choose` decides later."""
         self.spec = spec
         self.families = families
         self._asked = backend
@@ -73,7 +72,7 @@ class Firewall:
         """The backend, and why.
 
         Raises:
-            UnavailableError: There is no iptables.
+            UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
         """
         if self._asked is not None:
@@ -84,7 +83,7 @@ class Firewall:
     def show(self) -> str:
         """The rules as `iptables-restore --noflush` takes them, with the choice as a comment.
 
-        Needs no privilege; without one it cannot see which backend holds rules, and says so.
+        Needs no privilege, but cannot determine without it which backend has rules, and notes that.
         """
         choice = self.described_choice()
         lines = [f"# backend {choice.backend}: {choice.why}\n"]
@@ -98,22 +97,22 @@ class Firewall:
         return "".join(lines)
 
     def described_choice(self) -> Choice:
-        """As `choice`, with the best guess where we may not look."""
+        """As `choice`, or a best guess without the privilege to read the rules."""
         try:
             return self.choice()
         except NfqGuardError:
             return choose_unprivileged(self._runner)
 
     def install(self) -> Changes:
-        """Make the rules as they should be, first in their chains, and in one backend only.
+        """Install the rules, first in their chains, and in one backend only.
 
-        A second call changes nothing, so counters go on. When IPv6 fails after IPv4 was changed,
-        IPv4 gets back what it had of ours.
+        A second call changes nothing and keeps the counters. If IPv6 fails after IPv4 was changed,
+        our previous IPv4 rules are restored.
 
         Raises:
             UnavailableError: A program, or a feature of the kernel, is missing.
             PrivilegeError: A capability is missing.
-            BusyError: Somebody else is at it and does not end.
+            BusyError: Another process holds the lock and does not release it.
         """
         backend = self.choice().backend
         require_privilege(self._runner, backend)
@@ -141,10 +140,10 @@ class Firewall:
         return Changes(tuple(done), tuple(notes))
 
     def verify(self) -> list[Difference]:
-        """Every difference between what is live and what should be; none when all is well.
+        """Every difference between the live and the wanted rules; empty if there is none.
 
         Raises:
-            UnavailableError: There is no iptables.
+            UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
         """
         backend = self.choice().backend
@@ -158,10 +157,10 @@ class Firewall:
         return found + self._offload().verify()
 
     def counted(self) -> Counted:
-        """What the kernel counted at our rules, both families together.
+        """The kernel's counters of our rules, summed over both families.
 
         Raises:
-            UnavailableError: There is no iptables.
+            UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
         """
         total = Counted()
@@ -170,12 +169,12 @@ class Firewall:
         return total
 
     def remove(self) -> Changes:
-        """Take away whatever is ours, from both backends; twice does no harm.
+        """Remove all our rules from both backends. Idempotent.
 
         Raises:
-            UnavailableError: There is no iptables.
+            UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
-            BusyError: Somebody else is at it and does not end.
+            BusyError: Another process holds the lock and does not release it.
         """
         backend = self.described_choice().backend
         require_privilege(self._runner, backend)
@@ -208,9 +207,9 @@ class Firewall:
     def _install_family(
         self, tables: Xtables, undo: list[tuple[Xtables, Saved]], notes: list[str]
     ) -> list[str] | None:
-        """Change and look again, until nothing differs: others may be at it in the same moment.
+        """Change and verify until nothing differs, because other programs may interfere.
 
-        None when the kernel has no tables of the family.
+        Returns None if the kernel has no tables of the family.
         """
         should = wanted(self.spec)
         done: list[str] = []
@@ -241,7 +240,7 @@ class Firewall:
         return done
 
     def _roll_back(self, undo: list[tuple[Xtables, Saved]]) -> str:
-        """Put back what was ours before; a sentence for the message of the error."""
+        """Restore our previous rules; returns a sentence for the error message."""
         failed: list[str] = []
         undone = []
         for tables, before in reversed(undo):
@@ -271,10 +270,10 @@ class Firewall:
 
 
 def _readable(tables: Xtables, should: tuple[TableRules, ...]) -> Saved:
-    """What is live, where the tables that we need can be read.
+    """The live rules, provided that the tables that we need can be read.
 
     Raises:
-        UnavailableError: One of them cannot, so that nobody can say what is in it.
+        UnavailableError: One of them cannot be read.
     """
     saved = tables.save()
     for one in should:
@@ -302,16 +301,16 @@ def _remove_family(tables: Xtables) -> list[str]:
 
 
 def _leftovers(tables: Xtables) -> list[Difference]:
-    """What is ours in a backend where nothing of ours should be."""
+    """Differences for our rules in a backend that should not have any."""
     try:
         return differences((), tables.save(), tables.family, tables.backend)
     except PrivilegeError:
-        # Legacy tables want a capability more than the daemon has for its own rules.
+        # Legacy tables require one more capability than the daemon has.
         return []
 
 
 def _summary(found: list[Difference]) -> str:
-    """What was done, from what was found: each kind once."""
+    """The changes made for these differences, one sentence per kind."""
     kinds = dict.fromkeys(difference.kind for difference in found)
     if not set(kinds) - {Kind.MISSING_CHAIN, Kind.MISSING_JUMP}:
         return "installed our chains and jumps"

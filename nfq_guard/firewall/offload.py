@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Our nftables table in which the kernel drops the rest of a flow's INVALID packets by itself.
+"""Our nftables table, with which the kernel itself drops further INVALID packets of a flow.
 
 Four sets, by hook and family, hold one direction of a TCP flow each: interface, addresses and
 ports, as on the wire there. Their elements time out. An INVALID packet that is in a set is counted
-and dropped; any other goes on to the chains of iptables, where it is queued. A valid packet costs
+and dropped; any other continues to the chains of iptables, where it is queued. A valid packet costs
 one comparison in each of the two hooks.
 
-Why nftables also beside legacy iptables: an ipset cannot hold both ports of a flow, and two of
-them together would match flows that nobody judged. Packets of both kinds of iptables pass
+nftables is used even with legacy iptables, because an ipset cannot hold both ports of a flow, and
+two ipsets together would match flows that were never judged. Packets of both kinds of iptables pass
 nftables' hooks; ours come right before those of the table mangle.
 
-Why no IPv6 extension headers: with those the daemon may not see the ports in the octets that it
-gets of a packet, and would judge it otherwise.
+IPv6 packets with extension headers are excluded, because the octets that the daemon receives may
+end before the ports, and its judgment would differ.
 """
 
 import json
@@ -77,7 +77,7 @@ def render(most: int) -> str:
 
 @final
 class OffloadTable:
-    """The table as it should be, and as it is, in the namespace of the calling thread."""
+    """The wanted and the live table in the namespace of the calling thread."""
 
     def __init__(self, runner: Runner, most: int | None) -> None:
         """`most` elements a set; None: there should be no table."""
@@ -85,7 +85,7 @@ class OffloadTable:
         self._most = most
 
     def install(self) -> list[str]:
-        """Make it as it should be; what was changed, a sentence each.
+        """Install the table; returns a sentence for each change.
 
         Raises:
             UnavailableError: The program nft is missing, or the kernel lacks something.
@@ -99,7 +99,7 @@ class OffloadTable:
         return [f"nft: installed the table inet {TABLE}"]
 
     def verify(self) -> list[Difference]:
-        """Each way in which it is not as it should be.
+        """Every difference between the live and the wanted table.
 
         Raises:
             PrivilegeError: The kernel refused.

@@ -97,7 +97,7 @@ class OffloadSets:
     def add(self, flows: Sequence[tuple[OneWay, float]]) -> None:
         """Drop their INVALID packets for so many seconds each; all of them, or none.
 
-        A flow whose interface is gone is passed over: nothing comes by it.
+        A flow whose interface no longer exists is skipped.
 
         Args:
             flows: At most `MOST_IN_ONE`.

@@ -17,7 +17,7 @@ class Counted:
 
     Attributes:
         shed: Above `max_rate_pps`, so left to the fail mode before they reached the queue.
-        unjudged: Dropped by the fail mode kernel-drop, because nobody had judged them.
+        unjudged: Dropped unjudged by the fail mode kernel-drop.
     """
 
     shed: int = 0

@@ -61,7 +61,7 @@ class SavedTable:
         return [rule for rule in self.rules if rule.chain == chain]
 
     def own_chains(self) -> list[str]:
-        """Chains of ours, whatever release of ours made them."""
+        """Our chains, created by any release of nfq_guard."""
         return [name for name in self.policies if is_own(name)]
 
     def own_jumps(self) -> list[SavedRule]:
@@ -83,7 +83,7 @@ def is_own(chain: str) -> bool:
 
 
 def parse(text: str) -> Saved:
-    """Read the output of iptables-save; lines of no known kind are passed over.
+    """Read the output of iptables-save; unknown lines are skipped.
 
     iptables-nft says in a comment which tables it cannot show.
     """

@@ -72,7 +72,7 @@ class RulesSpec:
         first_queue: The queue, or the lowest of those that share the load.
         last_queue: The highest of them; equal to `first_queue` for one queue.
         cpu_fanout: Choose among several queues by CPU instead of by pair of addresses.
-        fail_mode: What becomes of packets that nobody judges.
+        fail_mode: Treatment of packets that are not judged.
         max_rate_pps: Above this rate packets are shed to the fail mode before they reach the
             queue; both hooks of a family share one bucket. None for no limit.
         offload_entries: Flows that each set of the table for repeats may hold; None for no table.

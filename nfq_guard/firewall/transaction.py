@@ -10,7 +10,7 @@ from nfq_guard.firewall.saved import Saved, SavedTable
 
 
 def install(wanted: tuple[TableRules, ...], live: Saved) -> str:
-    """Put our chains and jumps as they should be, whatever state ours are in.
+    """Install our chains and jumps, whatever state they are in.
 
     What others own is not named in the text, so it stays as it is, counters and all.
     """
@@ -46,7 +46,7 @@ def _cleaned(table: SavedTable, keep: str) -> list[str]:
 
 
 def own_of(before: Saved) -> str:
-    """Put back what was ours in `before`, where nothing of ours is."""
+    """Restore our rules from `before`; none of ours may be present."""
     texts: list[str] = []
     for table in before.values():
         chains = table.own_chains()

@@ -245,7 +245,7 @@ def test_rst_where_the_sysctl_lets_any_through() -> None:
 
 
 def test_rst_with_sequence_zero() -> None:
-    """Only an assured, established flow holds seq 0 against a RST, from 5.15 on."""
+    """Only an assured, established flow holds seq 0 against an RST, from 5.15 on."""
     packet = tcp(RST, 0)
     known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     assert finding(packet, known).reason is Reason.RST_OUTSIDE

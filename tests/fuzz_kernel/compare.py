@@ -246,7 +246,7 @@ class Pair:
             differences.append(f"breach: {finding.breach}, is {answer.breach}")
 
     def _rst_passed_unseen(self, snapshot: FlowSnapshot | None) -> bool:
-        """Whether a RST may have gone past `td_maxack` to the window check for a cause unseen.
+        """Whether an RST may have gone past `td_maxack` to the window check for a cause unseen.
 
         The segment before was a SYN then, in whose place the entry has this RST by the time that
         anybody can look.
