@@ -23,7 +23,7 @@ from nfq_guard.finding import Finding, Ignored
 from nfq_guard.flow import CtState, Evidence, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode
-from nfq_guard.replay.fragments import Reassembler, is_fragment
+from nfq_guard.wire.fragments import Reassembler, is_fragment
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import (
     CHECKSUM_GOOD,

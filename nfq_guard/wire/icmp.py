@@ -77,7 +77,7 @@ def _quoted_tuple(inner: bytes, family: int) -> FlowTuple | None:
             return None
         src = inner[8:24]
         dst = inner[24:40]
-        extensions = skip_extensions(inner, inner[6], 40)
+        extensions = skip_extensions(inner)
         if extensions is None or extensions.fragment_offset:
             return None
         proto = extensions.proto

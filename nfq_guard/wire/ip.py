@@ -68,7 +68,7 @@ def _decode_ipv6(octets: bytes) -> Packet | Malformed:
     if payload_len == 0 and next_header == HOP_BY_HOP:
         payload_len = jumbo_length(octets)
     length = 40 + payload_len if payload_len else len(octets)
-    extensions = skip_extensions(octets, next_header, 40)
+    extensions = skip_extensions(octets)
     if extensions is None or extensions.offset > length:
         snapped = len(octets) < length
         return Malformed(

@@ -11,26 +11,28 @@ AUTHENTICATION: Final = 51
 NO_NEXT_HEADER: Final = 59
 DESTINATION: Final = 60
 
-_EXTENSIONS: Final = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION)
+EXTENSIONS: Final = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION)
 _JUMBO_OPTION: Final = 0xC2
-# An attacker may chain headers to the end of the packet; no real packet has more than these.
+# An attacker may chain headers to the end of the packet; no real packet has as many.
 _MOST_EXTENSIONS: Final = 32
 
 
 @final
 @dataclass(init=False, slots=True)
 class Extensions:
-    """What the chain says.
+    """Where a walk ended, and the fragment header on its way.
 
     Attributes:
-        proto: The header after the last extension.
-        offset: Where that starts, octets from the IPv6 header.
+        proto: The header that ended it, which is the transport header of a whole packet.
+        offset: Start of that header, octets from the IPv6 header.
+        announced_at: Offset of the octet that names that header.
         fragment_offset: In octets, 0 without a fragment header.
         more_fragments: Whether further fragments follow.
     """
 
     proto: int
     offset: int
+    announced_at: int
     fragment_offset: int
     more_fragments: bool
 
@@ -38,36 +40,52 @@ class Extensions:
         self,
         proto: int,
         offset: int,
+        announced_at: int,
         fragment_offset: int,
         more_fragments: bool,  # noqa: FBT001 - positional on the packet path
     ) -> None:
         self.proto = proto
         self.offset = offset
+        self.announced_at = announced_at
         self.fragment_offset = fragment_offset
         self.more_fragments = more_fragments
 
 
-def skip_extensions(octets: bytes, next_header: int, offset: int) -> Extensions | None:
+def skip_extensions(
+    octets: bytes,
+    to_fragment: bool = False,  # noqa: FBT001, FBT002 - positional on the packet path
+) -> Extensions | None:
     """Walk to the transport header; None when the octets end inside an extension.
 
-    Stops at a fragment other than the first: what follows it is data.
+    Stops behind the header of a fragment other than the first, because data follows it.
+
+    Args:
+        octets: The packet from its IPv6 header, which is whole.
+        to_fragment: Whether to stop in front of the first fragment header.
     """
     size = len(octets)
+    announced_at = 6
+    next_header = octets[6]
+    offset = 40
     fragment_offset = 0
     more = False
     for _ in range(_MOST_EXTENSIONS):
-        if next_header not in _EXTENSIONS:
-            return Extensions(next_header, offset, fragment_offset, more)
+        if next_header not in EXTENSIONS:
+            return Extensions(next_header, offset, announced_at, fragment_offset, more)
         if offset + 8 > size:
             return None
         following = octets[offset]
+        announced = announced_at
+        announced_at = offset
         if next_header == FRAGMENT:
+            if to_fragment:
+                return Extensions(next_header, offset, announced, 0, False)  # noqa: FBT003 - as above
             field = octets[offset + 2] << 8 | octets[offset + 3]
             fragment_offset = field & 0xFFF8
             more = field & 1 == 1
             offset += 8
             if fragment_offset:
-                return Extensions(following, offset, fragment_offset, more)
+                return Extensions(following, offset, announced_at, fragment_offset, more)
         elif next_header == AUTHENTICATION:
             offset += (octets[offset + 1] + 2) << 2
         else:

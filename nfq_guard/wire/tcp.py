@@ -28,7 +28,7 @@ _TIMESTAMPS_ONLY: Final = b"\x01\x01\x08\x0a"
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TcpOptions:
-    """The options that conntrack or a reader of a capture looks at; None where one is absent.
+    """The options that conntrack or a reader of a capture needs; None where one is absent.
 
     Attributes:
         mss: Maximum segment size, octets.
@@ -93,29 +93,19 @@ SNAPPED_IN_HEADER: Final = "capture ends inside the TCP header"
 
 
 def parse_options(options: bytes) -> TcpOptions:
-    """Read options as conntrack does: up to END, a length below 2, or one that overruns.
+    """Read options as conntrack does: up to END, a length below 2, or an option that overruns.
 
-    An option whose length is not the one it must have is passed over.
+    Options of the wrong length are skipped.
     """
     mss: int | None = None
     scale: int | None = None
     permitted = False
     blocks: list[tuple[Seq, Seq]] = []
     timestamps: tuple[int, int] | None = None
-    at = 0
-    size = len(options)
-    while at < size:
+    at = _next_option(options, 0)
+    while at >= 0:
         kind = options[at]
-        if kind == OPTION_END:
-            break
-        if kind == OPTION_NOP:
-            at += 1
-            continue
-        if at + 1 >= size:
-            break
         length = options[at + 1]
-        if length < 2 or at + length > size:
-            break
         if kind == OPTION_MSS and length == 4:
             mss = options[at + 2] << 8 | options[at + 3]
         elif kind == OPTION_WINDOW_SCALE and length == 3:
@@ -129,7 +119,7 @@ def parse_options(options: bytes) -> TcpOptions:
         elif kind == OPTION_TIMESTAMPS and length == 10:
             value, echo = _EDGES.unpack_from(options, at + 2)
             timestamps = (value, echo)
-        at += length
+        at = _next_option(options, at + length)
     return TcpOptions(
         mss=mss,
         window_scale=scale,
@@ -145,23 +135,28 @@ def highest_acknowledged(options: bytes, ack: Seq) -> Seq:
     if size < 10 or (size == 12 and options.startswith(_TIMESTAMPS_ONLY)):
         return ack
     highest: int = ack
-    at = 0
-    while at < size:
-        kind = options[at]
-        if kind == OPTION_END:
-            break
-        if kind == OPTION_NOP:
-            at += 1
-            continue
-        if at + 1 >= size:
-            break
+    at = _next_option(options, 0)
+    while at >= 0:
         length = options[at + 1]
-        if length < 2 or at + length > size:
-            break
-        if kind == OPTION_SACK and length >= 10 and (length - 2) % 8 == 0:
+        if options[at] == OPTION_SACK and length >= 10 and (length - 2) % 8 == 0:
             for edge in range(at + 6, at + length, 8):
                 right: int = _EDGE.unpack_from(options, edge)[0]
                 if (highest - right) & 0xFFFFFFFF >= 0x80000000:
                     highest = right
-        at += length
+        at = _next_option(options, at + length)
     return Seq(highest)
+
+
+def _next_option(options: bytes, at: int) -> int:
+    """Offset of the first option at or after `at` that has a length octet; -1: there is none."""
+    size = len(options)
+    while at + 1 < size:
+        kind = options[at]
+        if kind == OPTION_NOP:
+            at += 1
+            continue
+        length = options[at + 1]
+        if kind == OPTION_END or length < 2 or at + length > size:
+            break
+        return at
+    return -1

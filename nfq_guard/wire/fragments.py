@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""IP fragments put together before conntrack sees them (RFC 791 3.2, RFC 8200 4.5, RFC 5722).
+"""Reassembles IP fragments (RFC 791 3.2, RFC 8200 4.5, RFC 5722).
 
-Linux defragments in front of conntrack: a fragment on its own is never judged, and the whole
-packet is judged when the last missing piece arrives.
+Linux defragments before conntrack: a fragment on its own is never judged, the whole packet is, when
+its last missing fragment arrives.
 """
 
 import struct
@@ -10,21 +10,20 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.wire.ipv6 import AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING
+from nfq_guard.wire.ipv6 import EXTENSIONS, FRAGMENT, skip_extensions
 
-# What Linux gives up after (sysctl ipfrag_time, nf_conntrack_frag6_timeout), in seconds.
+# Seconds after which Linux gives up (sysctl ipfrag_time, nf_conntrack_frag6_timeout).
 TIMEOUT_V4_S: Final = 30.0
 TIMEOUT_V6_S: Final = 60.0
 
-# A flood of fragments that never complete would fill any table. Like Linux (ipfrag_high_thresh)
-# we hold this many octets and then refuse new datagrams until older ones expire.
+# A flood of fragments of datagrams that never complete would fill any table. As in Linux
+# (ipfrag_high_thresh), new datagrams are refused above this until older ones expire.
 MEMORY_OCTETS: Final = 4 << 20
 _PIECE_COST: Final = 256
 
 _LONGEST: Final = 65_535
-_EXTENSIONS: Final = (HOP_BY_HOP, ROUTING, AUTHENTICATION, DESTINATION)
 
-# What `offer` answers of a fragment that completes nothing.
+# Result of `offer` for a fragment that does not complete its datagram.
 WAITING: Final = b""
 
 
@@ -34,13 +33,12 @@ class _Fragment:
     """One fragment.
 
     Attributes:
-        key: Of its datagram.
-        header: The part in front of the fragmented one.
-        start: Offset of its octets in the fragmented part.
-        length: Octets of it on the wire.
+        key: Identifies its datagram.
+        header: The headers in front of the fragmentable part.
+        start: Offset of its octets in the fragmentable part.
+        length: Octets of that part that it holds on the wire.
         more: Whether it is not the last.
-        octets: Those captured.
-        next_header: Of the fragmented part, IPv6.
+        octets: Those of them that were captured.
     """
 
     key: bytes
@@ -49,7 +47,6 @@ class _Fragment:
     length: int
     more: bool
     octets: bytes
-    next_header: int
 
     def __init__(
         self,
@@ -59,7 +56,6 @@ class _Fragment:
         length: int,
         more: bool,  # noqa: FBT001 - positional on the packet path
         octets: bytes,
-        next_header: int,
     ) -> None:
         self.key = key
         self.header = header
@@ -67,12 +63,11 @@ class _Fragment:
         self.length = length
         self.more = more
         self.octets = octets
-        self.next_header = next_header
 
 
 @final
 class _Datagram:
-    """The fragments of one datagram, and until when they are kept."""
+    """The fragments of one datagram so far."""
 
     def __init__(self, expires: float) -> None:
         self.expires = expires
@@ -83,34 +78,19 @@ class _Datagram:
 
 
 def is_fragment(octets: bytes) -> bool:
-    """Whether an IP packet is a fragment, judged by as much of its headers as is there."""
+    """Whether an IP packet is a fragment, as far as its headers were captured."""
     if len(octets) < 20:
         return False
     if octets[0] >> 4 == 4:
         return bool(octets[6] & 0x3F or octets[7])
-    if octets[6] == FRAGMENT or octets[6] in _EXTENSIONS:
-        at = _fragment_header(octets)
-        return at > 0 and bool(octets[at + 2] or octets[at + 3] & 0xF9)
-    return False
-
-
-def _fragment_header(octets: bytes) -> int:
-    """Where the fragment header of an IPv6 packet is; 0 without one."""
-    return _walk(octets)[0]
-
-
-def _walk(octets: bytes) -> tuple[int, int]:
-    """Where the fragment header is, and where the octet that announces it."""
-    announced, at = 6, 40
-    while at + 8 <= len(octets):
-        kind = octets[announced]
-        if kind == FRAGMENT:
-            return at, announced
-        if kind not in _EXTENSIONS:
-            break
-        announced = at
-        at += (octets[at + 1] + 2) << 2 if kind == AUTHENTICATION else (octets[at + 1] + 1) << 3
-    return 0, 0
+    if octets[0] >> 4 != 6 or len(octets) < 40 or octets[6] not in EXTENSIONS:
+        return False
+    extensions = skip_extensions(octets, True)  # noqa: FBT003 - positional on the packet path
+    if extensions is None or extensions.proto != FRAGMENT:
+        return False
+    at = extensions.offset
+    # An atomic fragment has neither an offset nor further fragments.
+    return bool(octets[at + 2] or octets[at + 3] & 0xF9)
 
 
 def _read_v4(octets: bytes) -> _Fragment | None:
@@ -127,14 +107,15 @@ def _read_v4(octets: bytes) -> _Fragment | None:
         length - header_len,
         field & 0x2000 != 0,
         octets[header_len:length],
-        0,
     )
 
 
 def _read_v6(octets: bytes) -> _Fragment | None:
-    at, announced = _walk(octets)
-    if not at:
+    extensions = skip_extensions(octets, True)  # noqa: FBT003 - positional on the packet path
+    if extensions is None or extensions.proto != FRAGMENT:
         return None
+    at = extensions.offset
+    announced = extensions.announced_at
     length = 40 + (octets[4] << 8 | octets[5])
     if length <= at + 8:
         return None
@@ -147,16 +128,15 @@ def _read_v6(octets: bytes) -> _Fragment | None:
         length - at - 8,
         field & 1 == 1,
         octets[at + 8 : length],
-        octets[at],
     )
 
 
 @final
 class Reassembler:
-    """Holds the fragments of datagrams that are not whole.
+    """Holds the fragments of incomplete datagrams.
 
     Attributes:
-        octets_held: What they cost, at most `memory` and one datagram.
+        octets_held: Their cost, at most `memory` and one datagram.
     """
 
     def __init__(self, memory: int = MEMORY_OCTETS) -> None:
@@ -166,19 +146,19 @@ class Reassembler:
         self.octets_held = 0
 
     def __len__(self) -> int:
-        """How many datagrams are not whole yet."""
+        """Number of incomplete datagrams."""
         return len(self._waiting)
 
     def offer(self, octets: bytes, now: float) -> bytes:
-        """Take one fragment in.
+        """Add one fragment.
 
         Args:
             octets: The packet from its IP header on; `is_fragment` holds.
-            now: Seconds, on the clock of all others.
+            now: Seconds, on one clock for all calls.
 
         Returns:
-            The whole packet if this completes it, cut where the capture of a fragment was
-            cut; `WAITING` otherwise.
+            The whole packet if this completes it, cut where a fragment's capture was cut;
+            `WAITING` otherwise.
         """
         self._expire(now)
         v4 = octets[0] >> 4 == 4
@@ -204,8 +184,8 @@ class Reassembler:
         return _whole(datagram, v4=v4)
 
     def _expire(self, now: float) -> None:
-        # In order of arrival: one of IPv6, which waits longer, keeps those of IPv4 behind it in
-        # memory, though `offer` does not add to them any more.
+        # In order of arrival: a datagram of IPv6, which is kept longer, keeps expired ones of IPv4
+        # behind it in memory, but `offer` does not add to those.
         while self._waiting:
             key, oldest = next(iter(self._waiting.items()))
             if oldest.expires > now:
@@ -216,13 +196,13 @@ class Reassembler:
         self.octets_held -= self._waiting.pop(key).cost
 
     def _take(self, datagram: _Datagram, fragment: _Fragment) -> bool:
-        """Add a piece; False if the datagram cannot become whole any more."""
+        """Add a fragment; False if the datagram can no longer be completed."""
         end = fragment.start + fragment.length
         if end > _LONGEST or (0 <= datagram.length < end):
             return False
         for piece in datagram.pieces:
             if fragment.start < piece.start + piece.length and piece.start < end:
-                # A repeated fragment is harmless; any other overlap gives up the datagram.
+                # A repeated fragment is harmless; any other overlap discards the datagram.
                 return fragment.start == piece.start and fragment.length == piece.length
         if not fragment.more:
             if datagram.length >= 0 or any(p.start > fragment.start for p in datagram.pieces):
@@ -243,7 +223,7 @@ def _whole(datagram: _Datagram, *, v4: bool) -> bytes:
     if length > _LONGEST + (0 if v4 else 40):
         return WAITING
     if v4:
-        # The checksum of the header is not made good: conntrack does not look at it.
+        # The header checksum is not recomputed, because conntrack does not verify it.
         header = header[:2] + struct.pack("!H", length) + header[4:6] + bytes(2) + header[8:]
     else:
         header = header[:4] + struct.pack("!H", length - 40) + header[6:]

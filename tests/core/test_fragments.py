@@ -11,7 +11,8 @@ from scapy.layers.inet import IP, UDP, fragment
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, fragment6
 from scapy.packet import Raw
 
-from nfq_guard.replay.fragments import (
+from nfq_guard.wire.checksum import checksum_ok
+from nfq_guard.wire.fragments import (
     MEMORY_OCTETS,
     TIMEOUT_V4_S,
     TIMEOUT_V6_S,
@@ -19,7 +20,6 @@ from nfq_guard.replay.fragments import (
     Reassembler,
     is_fragment,
 )
-from nfq_guard.wire.checksum import checksum_ok
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Datagram, Packet
 
@@ -190,3 +190,44 @@ def test_changed_fragments(data: list[tuple[bytes, int, int]]) -> None:
         if is_fragment(bytes(octets)):
             reassembler.offer(bytes(octets), 0.0)
     assert (reassembler.octets_held > 0) == (len(reassembler) > 0)
+
+
+def piece_v4(start: int, size: int, *, more: bool) -> bytes:
+    field = start >> 3 | (0x2000 if more else 0)
+    header = bytes((0x45, 0)) + (20 + size).to_bytes(2) + b"\0\7" + field.to_bytes(2)
+    return header + bytes((64, 17, 0, 0)) + bytes(8) + bytes(size)
+
+
+def test_a_datagram_too_long_for_its_length_field() -> None:
+    """Each fragment fits, but header and data together exceed 65,535 octets."""
+    reassembler = Reassembler()
+    assert reassembler.offer(piece_v4(0, 65_512, more=True), 0.0) == WAITING
+    assert reassembler.offer(piece_v4(65_512, 18, more=False), 0.0) == WAITING
+    assert (len(reassembler), reassembler.octets_held) == (0, 0)
+
+
+def test_only_ip_is_a_fragment() -> None:
+    """The same octets behind another version are none."""
+    piece = SETS["v6"][0]
+    assert is_fragment(piece)
+    assert not is_fragment(bytes((0x50,)) + piece[1:])
+    assert not is_fragment(piece[:39])
+
+
+def test_extensions_without_a_fragment_header() -> None:
+    """And `offer`, given one all the same, holds nothing."""
+    whole = bytes(IPv6() / IPv6ExtHdrDestOpt() / UDP())
+    assert not is_fragment(whole)
+    assert not is_fragment(whole[:44])
+    reassembler = Reassembler()
+    assert reassembler.offer(whole, 0.0) == WAITING
+    assert len(reassembler) == 0
+
+
+def test_a_last_fragment_in_front_of_another() -> None:
+    """It contradicts what arrived before, so the datagram is discarded."""
+    reassembler = Reassembler()
+    assert reassembler.offer(piece_v4(1600, 800, more=True), 0.0) == WAITING
+    assert len(reassembler) == 1
+    assert reassembler.offer(piece_v4(0, 800, more=False), 0.0) == WAITING
+    assert len(reassembler) == 0
