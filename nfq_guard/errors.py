@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What can go wrong outside the packets themselves, and the exit status of each (design 8).
+"""Errors for the operator, and the exit status of each.
 
-A bad packet is a value (`wire.packet.Malformed`), never one of these. A bug of ours is neither:
-it surfaces as the exception that it is.
+A bad packet is a value (`wire.packet.Malformed`), not an error. Bugs are not converted into these
+errors: they surface as the original exception.
 """
 
 from collections.abc import Sequence
