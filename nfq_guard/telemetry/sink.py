@@ -22,7 +22,7 @@ _RETRY_S: Final = 0.5
 
 @final
 class LineSink:
-    """Whole lines in, written by `flush`; has the two methods that structlog's loggers want.
+    """Queues whole lines, which `push` writes. `write` and `flush` are for structlog's loggers.
 
     Attributes:
         dropped: Lines that were dropped.
@@ -67,7 +67,7 @@ class LineSink:
         return len(line)
 
     def flush(self) -> None:
-        """Nothing: structlog calls this after every line, and lines are written by the batch."""
+        """Do nothing. structlog calls it after every line, but `push` writes in batches."""
 
     def push(self, now: float) -> None:
         """Write what the file takes without waiting; `now` in monotonic seconds."""
