@@ -15,8 +15,9 @@ from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import CtState, Hook
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.telemetry.reader import EventReader
 from nfq_guard.whatif.conversations import RESET_WITHIN_S, Fate
-from nfq_guard.whatif.events import EventFile
+from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.result import result, top
 from nfq_guard.whatif.tally import Tally
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     settings = replaying.settings_of(args, every=True)
     kind = _kind(args.recording)
     if kind == "events":
-        run_events(args.recording, trial)
+        _run_events(args.recording, trial)
     else:
         _run_capture(args.recording, trial, settings)
     trial.end()
@@ -86,16 +87,16 @@ def _kind(recording: str) -> str:
     return "events" if start.startswith(b"{") or not start else "capture"
 
 
-def run_events(recording: str, trial: Trial) -> None:
+def _run_events(recording: str, trial: Trial) -> None:
     """Process the events of a file; lines that are not events are reported on standard error."""
-    events = EventFile()
+    reader = EventReader()
     with Path(recording).open("rb") as file:
-        for recorded in events.read(file):
-            trial.take(recorded)
-    if events.unreadable:
+        for read in reader.read(file):
+            trial.take(recorded(read))
+    if reader.skipped:
         sys.stderr.write(
-            f"nfq-guard: {recording}: skipped {events.unreadable} lines that are not events, "
-            f"the first in line {events.first_unreadable}\n"
+            f"nfq-guard: {recording}: {reader.skipped_text()}, "
+            f"the first in line {reader.first_skipped}\n"
         )
     if not trial.invalid:
         raise UsageError(f"{recording}: expected packet_judged events, found none")
@@ -107,9 +108,9 @@ def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> None
     try:
         for frames in capture.batches():
             for outcome in replayer.replay(frames):
-                recorded = _recorded(outcome)
-                if recorded is not None:
-                    trial.take(recorded)
+                packet = _recorded(outcome)
+                if packet is not None:
+                    trial.take(packet)
     finally:
         capture.close()
     if capture.damage:

@@ -41,15 +41,18 @@ svg{width:100%;height:auto}.grid{stroke:var(--line)}.tick{font-size:11px}
 """
 
 
-def render(summary: Summary, *, title: str, trial: Mapping[str, Any] | None = None) -> str:
+def render(
+    summary: Summary, *, title: str, skipped: str = "", trial: Mapping[str, Any] | None = None
+) -> str:
     """The page as HTML.
 
     Args:
         summary: The aggregated events.
         title: Title of the page.
+        skipped: Which lines were skipped, in a few words; empty for none.
         trial: Result of one or two policies (`whatif.result.result`).
     """
-    body = [_head(summary, title)]
+    body = [_head(summary, title, skipped)]
     if summary.packets:
         body += [
             _timeline(summary),
@@ -74,12 +77,12 @@ def render(summary: Summary, *, title: str, trial: Mapping[str, Any] | None = No
     )
 
 
-def _head(summary: Summary, title: str) -> str:
+def _head(summary: Summary, title: str, skipped: str) -> str:
     span = "no events"
     if summary.first is not None and summary.last is not None:
         span = f"{_minute(summary.first)} to {_minute(summary.last)} UTC"
     modes = ", ".join(sorted(summary.modes))
-    skipped = f" · {summary.skipped:,} other lines" if summary.skipped else ""
+    line = " · ".join(text for text in (span, modes, skipped) if text)
     cards = [
         (summary.packets, "INVALID packets"),
         (summary.drops, "the policy drops"),
@@ -89,7 +92,7 @@ def _head(summary: Summary, title: str) -> str:
     shown = "".join(f'<div class="card"><b>{n:,}</b>{escape(what)}</div>' for n, what in cards)
     return (
         f"<h1>INVALID packets: {escape(title)}</h1>"
-        f'<p class="dim">{escape(span)} · {escape(modes)}{escape(skipped)}</p>'
+        f'<p class="dim">{escape(line)}</p>'
         f'<div class="cards">{shown}</div>'
     )
 
@@ -200,7 +203,7 @@ def _flows(summary: Summary) -> str:
             f"<code>{escape(one)}</code> &harr; <code>{escape(other)}</code> {escape(proto)}",
             escape(", ".join(f"{reason} {n:,}" for reason, n in flow.reasons.most_common())),
             escape(flow.nat),
-            escape(flow.state),
+            escape(flow.state or "-"),
             f"{flow.packets:,}",
             f"{flow.drops:,}",
             f"{flow.furthest:,}" if flow.furthest else "",
@@ -236,6 +239,7 @@ def _trial(trial: Mapping[str, Any]) -> str:
             f"{each['drops']:,}",
             f"{each['passes']:,}",
             f"{each['false_positives']['packets']:,}",
+            f"{each['unknown']:,}",
             f"{each['false_negatives']['packets']:,}",
             escape(", ".join(f"{why} {n:,}" for why, n in each["drops_by_reason"].items())),
         )
@@ -250,8 +254,9 @@ def _trial(trial: Mapping[str, Any]) -> str:
                 "policy",
                 "#drops",
                 "#accepts",
-                "#in flows that lived on",
-                "#followed by an RST",
+                "#drops in flows that lived on",
+                "#drops with unknown outcome",
+                "#accepts followed by an RST",
                 "drops by reason",
             ),
             rows,

@@ -2,12 +2,13 @@
 """Aggregates recorded events in one pass and bounded memory."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Final, final
+from typing import Final, final
 
 from nfq_guard.names import endpoint
+from nfq_guard.telemetry.events import PacketJudged
+from nfq_guard.telemetry.reader import ReadEvent
 
 # A port scan creates a flow with every packet; beyond this number, new flows count as `others`.
 _FLOWS_MAX: Final = 50_000
@@ -37,7 +38,7 @@ class FlowSummary:
     drops: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
     nat: str = ""
-    state: str = ""
+    state: str | None = None
     rule: str = ""
     furthest: int = 0
 
@@ -62,7 +63,6 @@ class Summary:
         distances: Packets by bound and power of two of the distance.
         flows: The flows, at most a bounded number.
         others: Packets of flows beyond that number.
-        skipped: Lines that are not packet events.
     """
 
     packets: int = 0
@@ -79,65 +79,47 @@ class Summary:
     distances: Counter[tuple[str, int]] = field(default_factory=Counter)
     flows: dict[FlowName, FlowSummary] = field(default_factory=dict)
     others: int = 0
-    skipped: int = 0
 
 
-def summarise(events: Iterable[Mapping[str, Any] | None]) -> Summary:
-    """Aggregate events; None and events without a packet count as skipped."""
-    summary = Summary()
-    for event in events:
-        if event is None or event.get("event") != "packet_judged" or not _add(summary, event):
-            summary.skipped += 1
-    return summary
-
-
-def _add(summary: Summary, event: Mapping[str, Any]) -> bool:
-    try:
-        when = datetime.fromisoformat(event["timestamp"])
-        count = int(event.get("count", 1))
-        reason, rule, action = str(event["reason"]), str(event["rule"]), str(event["action"])
-        drops = event["would"] == "drop"
-        nat = str(event["nat"])
-        breach = event["breach"]
-        bound = None if breach is None else str(breach["bound"])
-        octets = 0 if breach is None else int(breach["distance"])
-    except (KeyError, TypeError, ValueError):
-        return False
+def add_event(summary: Summary, read: ReadEvent) -> None:
+    """Add one event to a summary."""
+    event = read.event
+    count = event.count
+    drops = event.would == "drop"
     summary.packets += count
     summary.drops += count * drops
-    summary.dropped += count * (event.get("verdict") == "drop")
-    summary.first = when if summary.first is None else min(summary.first, when)
-    summary.last = when if summary.last is None else max(summary.last, when)
-    summary.modes[str(event.get("mode"))] += count
-    summary.reasons[reason] += count
-    summary.reason_drops[reason] += count * drops
-    summary.nats[nat, reason] += count
-    summary.rules[rule, action] += count
-    second = (int(when.timestamp()), drops)
+    summary.dropped += count * (event.verdict == "drop")
+    summary.first = read.when if summary.first is None else min(summary.first, read.when)
+    summary.last = read.when if summary.last is None else max(summary.last, read.when)
+    summary.modes[event.mode] += count
+    summary.reasons[event.reason] += count
+    summary.reason_drops[event.reason] += count * drops
+    summary.nats[event.nat, event.reason] += count
+    summary.rules[event.rule, event.action] += count
+    second = (int(read.when.timestamp()), drops)
     if second in summary.seconds or len(summary.seconds) < _SECONDS_MAX:
         summary.seconds[second] += count
-    if bound is not None:
-        summary.distances[bound, min(octets.bit_length(), DISTANCE_CLASSES - 1)] += count
+    distance = 0
+    if event.breach is not None:
+        distance = event.breach.distance
+        power = min(distance.bit_length(), DISTANCE_CLASSES - 1)
+        summary.distances[event.breach.bound, power] += count
     flow = _flow(summary, event)
     if flow is None:
         summary.others += count
-        return True
+        return
     flow.packets += count
     flow.drops += count * drops
-    flow.reasons[reason] += count
-    flow.nat, flow.rule = nat, rule
-    flow.state = str(event.get("state") or "")
-    flow.furthest = max(flow.furthest, octets)
-    return True
+    flow.reasons[event.reason] += count
+    flow.nat, flow.rule = event.nat, event.rule
+    flow.state = event.state
+    flow.furthest = max(flow.furthest, distance)
 
 
-def _flow(summary: Summary, event: Mapping[str, Any]) -> FlowSummary | None:
-    ends = sorted(
-        endpoint(str(event.get(host) or "?"), event.get(port))
-        for host, port in (("src", "sport"), ("dst", "dport"))
-    )
-    name = (str(event.get("proto")), ends[0], ends[1])
-    found = summary.flows.get(name)
-    if found is None and len(summary.flows) < _FLOWS_MAX:
-        found = summary.flows[name] = FlowSummary()
-    return found
+def _flow(summary: Summary, event: PacketJudged) -> FlowSummary | None:
+    one, other = sorted((endpoint(event.src, event.sport), endpoint(event.dst, event.dport)))
+    name = (event.proto, one, other)
+    flow = summary.flows.get(name)
+    if flow is None and len(summary.flows) < _FLOWS_MAX:
+        flow = summary.flows[name] = FlowSummary()
+    return flow

@@ -5,23 +5,17 @@ Events have every field that a rule can match, except the TCP state of the flow 
 quotes. The packet's octets are not recorded.
 """
 
-from collections.abc import Iterable, Iterator
-from datetime import datetime
-from typing import Final, final
+from typing import Final
 
-import msgspec
-
-from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
+from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_DST_NAT,
     IPS_SRC_NAT,
-    Evidence,
     FlowSnapshot,
     FlowTuple,
     Nat,
 )
 from nfq_guard.names import (
-    DirectionName,
     address_bytes,
     direction_number,
     hook_number,
@@ -30,10 +24,11 @@ from nfq_guard.names import (
     tcp_state_number,
 )
 from nfq_guard.seqno import seq
+from nfq_guard.telemetry.events import PacketJudged
+from nfq_guard.telemetry.reader import ReadEvent
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Queued, Segment
 
-_JUDGED: Final = "packet_judged"
 _UDP_HEADER: Final = 8
 _NAT_STATUS: Final = {
     Nat.NONE: 0,
@@ -44,93 +39,17 @@ _NAT_STATUS: Final = {
 }
 
 
-class _Breach(msgspec.Struct):
-    bound: Reason
-    actual: int
-    limit: int
-    distance: int
-
-
-class _Event(msgspec.Struct, rename={"indev": "in", "outdev": "out"}):
-    """The fields that matter here; `mark`, `status` and `ct_mark` may be missing."""
-
-    timestamp: datetime
-    hook: str
-    family: int
-    proto: str
-    src: str | None
-    dst: str | None
-    sport: int | None
-    dport: int | None
-    tcp_flags: str | None
-    seq: int | None
-    ack: int | None
-    payload: int | None
-    reason: Reason
-    breach: _Breach | None
-    state: str | None
-    nat: Nat
-    evidence: Evidence
-    direction: DirectionName | None
-    verdict: str
-    indev: str = ""
-    outdev: str = ""
-    mark: int = 0
-    status: int | None = None
-    ct_mark: int | None = None
-    count: int = 1
-
-
-class _Name(msgspec.Struct):
-    event: str
-
-
-@final
-class EventFile:
-    """Reads lines of JSON, in the order of the file.
-
-    Attributes:
-        unreadable: Lines that are not events.
-        first_unreadable: Number of the first of them; 0 without any.
-        others: Events of other kinds.
-    """
-
-    def __init__(self) -> None:
-        """Begin with nothing read."""
-        self.unreadable = 0
-        self.first_unreadable = 0
-        self.others = 0
-        self._name = msgspec.json.Decoder(_Name)
-        self._event = msgspec.json.Decoder(_Event)
-
-    def read(self, lines: Iterable[bytes]) -> Iterator[Recorded]:
-        """The packets of the events in `lines`."""
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                if self._name.decode(line).event != _JUDGED:
-                    self.others += 1
-                    continue
-                recorded = _recorded(number, self._event.decode(line))
-            except (msgspec.MsgspecError, ValueError, KeyError):
-                self.unreadable += 1
-                self.first_unreadable = self.first_unreadable or number
-                continue
-            yield recorded
-
-
-def _recorded(number: int, event: _Event) -> Recorded:
+def recorded(read: ReadEvent) -> Recorded:
+    """What a policy is asked about the packet of an event."""
+    event = read.event
     breach = event.breach
     proof = None
     if breach is not None:
-        if breach.bound not in BOUNDS:
-            raise ValueError(breach.bound)
         proof = Breach(breach.bound, seq(breach.actual), seq(breach.limit), breach.distance)
     packet = _packet(event)
     return Recorded(
-        number=number,
-        time_s=event.timestamp.timestamp(),
+        number=read.line,
+        time_s=read.when.timestamp(),
         count=event.count,
         packet=packet,
         judged=Judged(
@@ -142,7 +61,7 @@ def _recorded(number: int, event: _Event) -> Recorded:
     )
 
 
-def _packet(event: _Event) -> Packet | Malformed:
+def _packet(event: PacketJudged) -> Packet | Malformed:
     src = b"" if event.src is None else address_bytes(event.src)
     dst = b"" if event.dst is None else address_bytes(event.dst)
     proto = protocol_number(event.proto)
@@ -168,7 +87,7 @@ def _packet(event: _Event) -> Packet | Malformed:
     return Packet(event.family, src, dst, proto, 0, 0, 0, 0, False, l4)  # noqa: FBT003 - more_fragments
 
 
-def _snapshot(event: _Event, proto: int) -> FlowSnapshot | None:
+def _snapshot(event: PacketJudged, proto: int) -> FlowSnapshot | None:
     if event.direction is None:
         return None
     way = FlowTuple(proto, b"", b"", 0, 0)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """From judgments to events and back: a policy says the same to both."""
 
+import io
 from typing import Any
 
 import orjson
@@ -15,7 +16,8 @@ from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.telemetry.events import all_fields
 from nfq_guard.telemetry.packet_event import packet_judged
-from nfq_guard.whatif.events import EventFile
+from nfq_guard.telemetry.reader import EventReader
+from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.recorded import Recorded
 from nfq_guard.wire.packet import IcmpMessage, Malformed, Packet
 from tests.support.policies import Case, cases, tables
@@ -33,9 +35,9 @@ def _event(case: Case, **changes: object) -> bytes:
     return orjson.dumps(all_fields(event) | changes)
 
 
-def _read(*lines: bytes) -> tuple[list[Recorded], EventFile]:
-    events = EventFile()
-    return list(events.read(lines)), events
+def _read(*lines: bytes) -> tuple[list[Recorded], EventReader]:
+    reader = EventReader()
+    return [recorded(read) for read in reader.read(io.BytesIO(b"\n".join(lines)))], reader
 
 
 @given(case=cases(), table=tables())
@@ -51,11 +53,11 @@ def test_a_policy_cannot_tell_an_event_from_its_packet(
         assume(isinstance(packet, Packet) and not isinstance(packet.l4, IcmpMessage))
         snapshot.original.proto = packet.proto
     policy = compile_policy(parse_policy(table, source="test"))
-    (recorded,), events = _read(_event(case))
-    assert events.unreadable == 0
-    assert recorded.judged is not None
-    asked = recorded.judged
-    again = policy.decide(asked.queued, recorded.packet, asked.snapshot, asked.finding, 0.0)
+    (read,), reader = _read(_event(case))
+    assert reader.skipped == 0
+    assert read.judged is not None
+    asked = read.judged
+    again = policy.decide(asked.queued, read.packet, asked.snapshot, asked.finding, 0.0)
     assert again == policy.decide(queued, packet, snapshot, finding, 0.0)
 
 
@@ -69,15 +71,15 @@ def test_fields_of_the_recording(judge_case: Case) -> None:
 @given(line=st.binary(max_size=40))
 def test_what_is_no_event_is_counted(line: bytes) -> None:
     assume(b"\n" not in line and line.strip())
-    recorded, events = _read(b"\n", line)
-    assert recorded == []
-    assert (events.unreadable, events.first_unreadable) == (1, 2)
+    packets, events = _read(b"", line)
+    assert packets == []
+    assert (events.skipped, events.first_skipped) == (1, 2)
 
 
 def test_other_events_are_passed_over(judge_case: Case) -> None:
-    recorded, events = _read(b'{"event":"started"}', _event(judge_case))
-    assert len(recorded) == 1
-    assert (events.others, events.unreadable) == (1, 0)
+    packets, events = _read(b'{"event":"started"}', _event(judge_case))
+    assert len(packets) == 1
+    assert (events.others, events.skipped) == (1, 0)
 
 
 def test_older_events_without_marks_and_status(judge_case: Case) -> None:
@@ -85,8 +87,8 @@ def test_older_events_without_marks_and_status(judge_case: Case) -> None:
     for name in ("mark", "status", "ct_mark"):
         del fields[name]
     fields |= {"direction": "reply", "nat": "snat", "state": "ESTABLISHED", "hook": "7"}
-    (recorded,), _ = _read(orjson.dumps(fields))
-    assert recorded.judged is not None
-    assert recorded.judged.snapshot is not None
-    assert recorded.judged.snapshot.nat == "snat"
-    assert recorded.judged.queued.hook == 7
+    (packet,), _ = _read(orjson.dumps(fields))
+    assert packet.judged is not None
+    assert packet.judged.snapshot is not None
+    assert packet.judged.snapshot.nat == "snat"
+    assert packet.judged.queued.hook == 7

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""Reads the events of packets back from JSON Lines.
+
+The file may be damaged or hostile. A line that is not an event, or has a value that the daemon
+cannot have written, is skipped and counted. A line longer than any event is skipped without being
+kept in memory.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Annotated, BinaryIO, Final, NamedTuple, final
+
+import msgspec
+
+from nfq_guard.finding import BOUNDS
+from nfq_guard.flow import IPV4, IPV6
+from nfq_guard.names import (
+    address_bytes,
+    hook_number,
+    protocol_number,
+    tcp_flag_bits,
+    tcp_state_number,
+)
+from nfq_guard.telemetry.events import PacketJudged, name_of
+
+# An event has less than a tenth of it.
+LINE_MAX_BYTES: Final = 1 << 16
+# Times beyond these are not the clock of a host, and some do not survive a change of time zone.
+_FIRST_YEAR: Final = 1970
+_LAST_YEAR: Final = 2261
+_ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
+_PACKET_JUDGED: Final = name_of(PacketJudged)
+
+
+_Word = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
+
+
+class _AsWritten(PacketJudged, frozen=True, kw_only=True, tag=_PACKET_JUDGED):
+    """`packet_judged`, without fields that the first daemons did not write."""
+
+    mark: _Word = 0
+    status: _Word | None = None
+    ct_mark: _Word | None = None
+
+
+class _Name(msgspec.Struct):
+    event: str
+
+
+class ReadEvent(NamedTuple):
+    """One event.
+
+    Attributes:
+        line: Its line, counted from 1.
+        when: Its time, in UTC.
+        event: Its fields; every value is one that `nfq_guard.names` can read.
+    """
+
+    line: int
+    when: datetime
+    event: PacketJudged
+
+
+@final
+class EventReader:
+    """Reads one stream.
+
+    Attributes:
+        lines: Lines read, empty ones included.
+        skipped: Lines that are not events.
+        first_skipped: Number of the first of them; 0 without any.
+        others: Events that are not `packet_judged`.
+    """
+
+    def __init__(self) -> None:
+        """Begin with nothing read."""
+        self.lines = 0
+        self.skipped = 0
+        self.first_skipped = 0
+        self.others = 0
+        self._event = msgspec.json.Decoder(_AsWritten)
+        self._name = msgspec.json.Decoder(_Name)
+
+    def read(self, stream: BinaryIO) -> Iterator[ReadEvent]:
+        """The `packet_judged` events of a stream, in its order."""
+        while line := stream.readline(LINE_MAX_BYTES):
+            self.lines += 1
+            if len(line) == LINE_MAX_BYTES and not line.endswith(b"\n"):
+                self._skip()
+                while line and not line.endswith(b"\n"):
+                    line = stream.readline(LINE_MAX_BYTES)
+            elif line.strip():
+                found = self._read_line(line)
+                if found is not None:
+                    yield found
+
+    def skipped_text(self) -> str:
+        """`skipped 3 lines that are not events`; empty if there are none."""
+        if not self.skipped:
+            return ""
+        if self.skipped == 1:
+            return "skipped 1 line that is not an event"
+        return f"skipped {self.skipped:,} lines that are not events"
+
+    def _read_line(self, line: bytes) -> ReadEvent | None:
+        try:
+            event = self._event.decode(line)
+            return ReadEvent(self.lines, _checked(event), event)
+        except (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError):
+            if self._is_other(line):
+                self.others += 1
+            else:
+                self._skip()
+            return None
+
+    def _is_other(self, line: bytes) -> bool:
+        try:
+            return self._name.decode(line).event != _PACKET_JUDGED
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return False
+
+    def _skip(self) -> None:
+        self.skipped += 1
+        self.first_skipped = self.first_skipped or self.lines
+
+
+def _checked(event: PacketJudged) -> datetime:
+    """Check what the types do not say.
+
+    Returns:
+        The time of the event.
+
+    Raises:
+        ValueError: A text has none of its values.
+        KeyError: There is an address, but no family.
+        OverflowError: The time cannot be told in UTC.
+    """
+    hook_number(event.hook)
+    protocol_number(event.proto)
+    for address in (event.src, event.dst):
+        if address is not None and len(address_bytes(address)) != _ADDRESS_BYTES[event.family]:
+            raise ValueError(f"expected an address of family {event.family}, found {address}")
+    if event.tcp_flags is not None:
+        tcp_flag_bits(event.tcp_flags)
+    if event.state is not None:
+        tcp_state_number(event.state)
+    if event.breach is not None and event.breach.bound not in BOUNDS:
+        raise ValueError(f"expected a bound, found {event.breach.bound}")
+    when = datetime.fromisoformat(event.timestamp)
+    if when.tzinfo is None or not _FIRST_YEAR <= when.year <= _LAST_YEAR:
+        raise ValueError(f"expected a time in UTC, found {event.timestamp}")
+    return when.astimezone(UTC)

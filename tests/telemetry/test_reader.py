@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: MIT
+"""Events read back, from files that anybody may have written."""
+
+import io
+import json
+import tracemalloc
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard.engine import Mode
+from nfq_guard.flow import Evidence
+from nfq_guard.policy.default import default_model
+from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.report.page import render
+from nfq_guard.report.summary import Summary, add_event
+from nfq_guard.telemetry.events import PacketJudged, all_fields
+from nfq_guard.telemetry.packet_event import packet_judged
+from nfq_guard.telemetry.reader import LINE_MAX_BYTES, EventReader
+from nfq_guard.whatif.events import recorded
+from nfq_guard.whatif.result import result
+from nfq_guard.whatif.trial import Trial
+from tests.support.judgments import judgment, snapshot
+
+EVENT: PacketJudged = packet_judged(
+    judgment(flow=snapshot(), verdict=1),
+    mode=Mode.DRY_RUN,
+    queue_num=7,
+    evidence=Evidence.BPF,
+    when="2026-01-02T03:04:05.000006Z",
+    count=3,
+)
+
+
+def line(**changes: object) -> bytes:
+    return json.dumps(all_fields(EVENT) | changes).encode() + b"\n"
+
+
+def read(octets: bytes) -> tuple[list[int], EventReader]:
+    """The numbers of lines that are events."""
+    reader = EventReader()
+    return [found.line for found in reader.read(io.BytesIO(octets))], reader
+
+
+def test_an_event_survives() -> None:
+    reader = EventReader()
+    (found,) = reader.read(io.BytesIO(line()))
+    names = EVENT.__struct_fields__
+    assert [getattr(found.event, name) for name in names] == [
+        getattr(EVENT, name) for name in names
+    ]
+    assert found.when.isoformat() == "2026-01-02T03:04:05.000006+00:00"
+    assert (reader.skipped, reader.skipped_text()) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"breach": {"bound": "seq-over", "actual": 1, "limit": 2, "distance": 0}},
+        {"breach": {"bound": "raced", "actual": 1, "limit": 2, "distance": 1}},
+        {"breach": {"bound": "seq-over"}},
+        {"breach": 7},
+        {"timestamp": "9999-12-31T23:59:59.999999-23:59"},
+        {"timestamp": "9999-01-01T00:00:00Z"},
+        {"timestamp": "0001-01-01T00:00:00+23:59"},
+        {"timestamp": "2026-01-02T03:04:05"},
+        {"timestamp": "2026-01-02"},
+        {"timestamp": "yesterday"},
+        {"timestamp": 7},
+        {"count": 0},
+        {"count": -1},
+        {"count": "many"},
+        {"count": True},
+        {"count": 2**53 + 1},
+        {"count": 2**64},
+        {"sport": -1},
+        {"dport": 2**63},
+        {"dport": 65_536},
+        {"sport": 1.5},
+        {"seq": 2**32},
+        {"queue": -1},
+        {"family": 5},
+        {"family": 6},
+        {"src": "10.0.0.1 "},
+        {"src": "10.0.0.1%eth0"},
+        {"src": "fd00::1"},
+        {"proto": "256"},
+        {"proto": "TCP"},
+        {"hook": "NOWHERE"},
+        {"tcp_flags": "AS"},
+        {"state": "OPEN"},
+        {"direction": "sideways"},
+        {"reason": "boredom"},
+        {"nat": None},
+        {"mark": 2**32},
+        {"status": -1},
+        {"event": 7},
+    ],
+)
+def test_a_value_that_the_daemon_cannot_have_written(changes: dict[str, Any]) -> None:
+    numbers, reader = read(line(**changes) + line())
+    assert numbers == [2]
+    assert (reader.skipped, reader.first_skipped, reader.others) == (1, 1, 0)
+    assert reader.skipped_text() == "skipped 1 line that is not an event"
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        line().replace(b'"count": 3', b'"count":1e308'),
+        line().replace(b'"count": 3', b'"count":NaN'),
+        line().replace(b'"count": 3', b'"count":' + b"9" * 5000),
+        b"[" * 60_000 + b"\n",
+        b'{"event":"packet_judged","x":' + b"[" * 60_000 + b"\n",
+        b'{"event":' + b"[" * 60_000 + b"\n",
+        b"\xff\xfe\n",
+        b'{"event":"\xff"}\n',
+        b"null\n",
+        b"{}\n",
+        b'{"event":"packet_judged"}\n',
+    ],
+)
+def test_a_line_that_is_not_an_event(octets: bytes) -> None:
+    numbers, reader = read(octets + octets + line())
+    assert numbers == [3]
+    assert (reader.skipped, reader.others) == (2, 0)
+    assert reader.skipped_text() == "skipped 2 lines that are not events"
+
+
+def test_other_events_and_empty_lines() -> None:
+    numbers, reader = read(b'{"event":"started"}\n\n  \n' + line())
+    assert numbers == [4]
+    assert (reader.lines, reader.others, reader.skipped) == (4, 1, 0)
+
+
+def test_a_last_line_without_an_end() -> None:
+    numbers, reader = read(line() + line()[:-20])
+    assert (numbers, reader.first_skipped) == ([1], 2)
+    assert read(line().rstrip())[0] == [1]
+
+
+@pytest.mark.parametrize("size", [LINE_MAX_BYTES - 1, LINE_MAX_BYTES, 3 * LINE_MAX_BYTES])
+def test_a_line_that_is_too_long_is_one_line(size: int) -> None:
+    numbers, reader = read(b"x" * size + b"\n" + line())
+    assert numbers == [2]
+    assert reader.skipped == 1
+
+
+class Endless(io.RawIOBase):
+    """One line of many bytes, none of which is kept."""
+
+    def __init__(self, size: int) -> None:
+        self._left = size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # noqa: ANN401 - any writable buffer
+        size = min(self._left, len(buffer))
+        buffer[:size] = b"x" * size
+        self._left -= size
+        return size
+
+
+def test_a_line_of_500_megabytes_takes_no_memory() -> None:
+    reader = EventReader()
+    stream = io.BufferedReader(Endless(500_000_000), 1 << 20)
+    tracemalloc.start()
+    try:
+        assert list(reader.read(stream)) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 8_000_000
+    assert reader.skipped == 1
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(all_fields(EVENT))),
+        st.none()
+        | st.integers()
+        | st.text(max_size=8)
+        | st.floats()
+        | st.lists(st.integers(), max_size=2),
+    )
+)
+def test_no_value_raises(changes: dict[str, object]) -> None:
+    """Neither in the reader nor in anything that takes what it reads."""
+    reader = EventReader()
+    summary = Summary()
+    trial = Trial([compile_policy(default_model())])
+    for found in reader.read(io.BytesIO(line(**changes))):
+        add_event(summary, found)
+        trial.take(recorded(found))
+    trial.end()
+    assert render(summary, title="t", trial=result(trial, "t", "events"))
+    assert reader.lines == 1
