@@ -15,12 +15,12 @@ import struct
 import sys
 import tempfile
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence
-from nfq_guard.flows import bpf
-from nfq_guard.flows import exchange as record
+from nfq_guard.flows import bpf, exchange
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.loop import Loop
@@ -60,10 +60,10 @@ class _Queue:
 class _Program:
     """Fake BPF program, which always returns the same answers."""
 
-    def __init__(self, _image: bytes, _name: str, size: int) -> None:
-        self.memory = mmap.mmap(-1, size)
-        answers = size - record.BATCH * _ANSWER.size
-        for number in range(record.BATCH):
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, exchange.EXCHANGE_SIZE)
+        answers = exchange.EXCHANGE_ANSWERS
+        for number in range(exchange.BATCH):
             _ANSWER.pack_into(
                 self.memory, answers + number * _ANSWER.size,
                 1, 1, 3, 0, 3, 0, 0, 0, 0, 512, _SEEN_ASSURED_CONFIRMED_SRC_NAT, 0, 300,
@@ -73,7 +73,7 @@ class _Program:
                 50_000 + number, 443, _CLIENT, _SERVER, 0,
             )  # fmt: skip
         # Through ctypes, like the real one.
-        self.run = functools.partial(
+        self.run: Callable[[], int] = functools.partial(
             ctypes.PyDLL(None)["getpid"], 0, ctypes.byref(ctypes.create_string_buffer(64))
         )
 
@@ -117,13 +117,14 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
     _Queue.fd = queue.fileno()
     from nfq_guard.nfqueue.reader import QueueReader  # noqa: PLC0415 - not before the stand-in
 
-    setattr(bpf, "Program", _Program)  # noqa: B010 - as a test would patch it
     sink = LineSink(directory / "log")
     reader = QueueReader(7)
     return Worker(
         reader=reader,
         verdicts=VerdictSender(reader.socket, 7),
-        judge=Engine(policy=default_policy(), flows=bpf.BpfFlows(), mode=Mode.ENFORCE),
+        judge=Engine(
+            policy=default_policy(), flows=bpf.BpfFlows(program=_Program()), mode=Mode.ENFORCE
+        ),
         stats=Stats(),
         evidence=Evidence.BPF,
         events=EventLog(sink),

@@ -3,7 +3,7 @@
 
 from nfq_guard.firewall.compare import Difference, Kind
 from nfq_guard.firewall.manager import BOTH_FAMILIES, Changes, Firewall
-from nfq_guard.firewall.rule_counters import Counted
+from nfq_guard.firewall.rule_counters import RuleCounters
 from nfq_guard.firewall.spec import JUDGED_MARK, Backend, FailMode, Family, RulesSpec
 
 __all__ = [
@@ -11,11 +11,11 @@ __all__ = [
     "JUDGED_MARK",
     "Backend",
     "Changes",
-    "Counted",
     "Difference",
     "FailMode",
     "Family",
     "Firewall",
     "Kind",
+    "RuleCounters",
     "RulesSpec",
 ]

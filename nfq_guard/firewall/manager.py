@@ -12,7 +12,7 @@ from nfq_guard.firewall.compare import Difference, Kind, differences
 from nfq_guard.firewall.lock import held
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
-from nfq_guard.firewall.rule_counters import Counted
+from nfq_guard.firewall.rule_counters import RuleCounters
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.spec import Backend, FailMode, Family, RulesSpec
 from nfq_guard.firewall.xtables import (
@@ -156,16 +156,16 @@ class Firewall:
             found += _leftovers(tables)
         return found + self._offload().verify()
 
-    def counted(self) -> Counted:
+    def rule_counters(self) -> RuleCounters:
         """The kernel's counters of our rules, summed over both families.
 
         Raises:
             UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
         """
-        total = Counted()
+        total = RuleCounters()
         for tables in self._usable(self.choice().backend, []):
-            total += tables.counted()
+            total += tables.rule_counters()
         return total
 
     def remove(self) -> Changes:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the kernel counted at our rules."""
+"""The kernel's packet counters of our rules."""
 
 import re
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ _RULE: Final = re.compile(r"\[(\d+):\d+\] -A \S+ (.*)")
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
-    """Packets since the rules were made.
+class RuleCounters:
+    """Packets since the rules were installed.
 
     Attributes:
         shed: Above `max_rate_pps`, so left to the fail mode before they reached the queue.
@@ -23,13 +23,13 @@ class Counted:
     shed: int = 0
     unjudged: int = 0
 
-    def __add__(self, other: "Counted") -> "Counted":
-        """Both together."""
-        return Counted(shed=self.shed + other.shed, unjudged=self.unjudged + other.unjudged)
+    def __add__(self, other: "RuleCounters") -> "RuleCounters":
+        """The sums."""
+        return RuleCounters(shed=self.shed + other.shed, unjudged=self.unjudged + other.unjudged)
 
 
-def counted(text: str) -> Counted:
-    """Read what `iptables-save -c` prints."""
+def parse(text: str) -> RuleCounters:
+    """Read the output of `iptables-save -c`."""
     shed = unjudged = 0
     for line in text.splitlines():
         found = _RULE.match(line)
@@ -39,4 +39,4 @@ def counted(text: str) -> Counted:
             shed += int(found[1])
         elif NOBODY_JUDGED in found[2]:
             unjudged += int(found[1])
-    return Counted(shed=shed, unjudged=unjudged)
+    return RuleCounters(shed=shed, unjudged=unjudged)

@@ -13,8 +13,8 @@ from typing import Final, NamedTuple, Protocol, final
 
 from nfq_guard import capabilities
 from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall import rule_counters
 from nfq_guard.firewall.nft_query import has_table
-from nfq_guard.firewall.rule_counters import Counted, counted
 from nfq_guard.firewall.saved import Saved, parse
 from nfq_guard.firewall.spec import Backend, Family
 
@@ -154,14 +154,14 @@ class Xtables:
         """
         return parse(self._saved())
 
-    def counted(self) -> Counted:
-        """What the kernel counted at our rules; nothing where it has no tables of this family.
+    def rule_counters(self) -> rule_counters.RuleCounters:
+        """The kernel's counters of our rules; zeros where it has no tables of this family.
 
         Raises:
             PrivilegeError: The kernel refused.
             UnavailableError: The program is missing or fails.
         """
-        return counted(self._saved("-c"))
+        return rule_counters.parse(self._saved("-c"))
 
     def restore(self, text: str) -> None:
         """Load `text`, leaving what it does not name.

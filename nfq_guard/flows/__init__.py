@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Looking flows up in the kernel's connection tracking table."""
+"""Looks flows up in the kernel's connection tracking table."""

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Flows with the kernel's own TCP window, read through BPF: one kernel call a batch (kernel.md 4).
+"""Looks flows up through BPF, with the kernel's own TCP window, one call a batch (kernel.md 4).
 
-TCP and UDP only, which is what the kernel's lookup function takes; the rest goes to `ctnetlink`.
+The kernel's lookup function knows TCP and UDP only; other protocols go to `ctnetlink`.
 """
 
+import mmap
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.flow import (
@@ -35,38 +36,65 @@ def ticks_per_second() -> int:
     return round(1 / time.clock_getres(_CLOCK_OF_TICKS))
 
 
+def load(image: bytes | None = None) -> Program:
+    """Load our BPF program.
+
+    Args:
+        image: The object file; the committed one unless given.
+
+    Raises:
+        LoadError: The kernel or libbpf refused it.
+    """
+    return Program(image or _OBJECT.read_bytes(), _PROGRAM, EXCHANGE_SIZE)
+
+
+class LoadedProgram(Protocol):
+    """What is needed of `libbpf.Program`."""
+
+    memory: mmap.mmap
+    run: Callable[[], int]
+
+    def close(self) -> None:
+        """Unload it."""
+
+
 @final
 class BpfFlows:
     """`engine.FlowLookup` on the flow table of the calling thread's network namespace.
 
-    Not for use by two threads at once, nor on both sides of a fork: they would share one memory.
-    The capabilities are needed while it is made, and not afterwards.
+    Not for two threads at once, nor for both sides of a fork: they would share one memory. The
+    capabilities are needed for the construction only.
     """
 
     evidence: Final = Evidence.BPF
 
     def __init__(
-        self, zones: Sequence[int] = (0,), *, others: CtnetlinkFlows | None = None
+        self,
+        zones: Sequence[int] = (0,),
+        *,
+        others: CtnetlinkFlows | None = None,
+        program: LoadedProgram | None = None,
     ) -> None:
-        """Load the program.
+        """Load the program and try it.
 
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
-            others: Where tuples of other protocols than TCP and UDP are looked up; without it
-                their lookup fails. Closed with this.
+            others: Looks up tuples of other protocols than TCP and UDP; without it their lookup
+                fails. Closed with this.
+            program: Closed with this; `load()` unless given.
 
         Raises:
-            LoadError: The kernel or libbpf did not take the program.
-            OSError: The kernel does not let us run it.
-            UnavailableError: A zone other than 0 is wanted of a kernel before 6.11.
+            LoadError: The kernel or libbpf refused the program.
+            OSError: The kernel refused to run it.
+            UnavailableError: A zone other than 0 was requested from a kernel before 6.11.
         """
         self._zones = tuple(zones)
         self._others = others
-        self._program = Program(_OBJECT.read_bytes(), _PROGRAM, EXCHANGE_SIZE)
+        self._program = program or load()
         memory = self._program.memory
         HEADER.pack_into(memory, 0, 0, ticks_per_second(), 0)
         self._exchange = Exchange(memory, self._program.run)
-        # Tells what the kernel offers, and that it lets us run the program at all.
+        # An empty run: whether the kernel runs the program, and the size of its options.
         code = self._program.run()
         if code < 0:
             self._program.close()
@@ -94,7 +122,7 @@ class BpfFlows:
         return results
 
     def _ask_again(self, tuples: Sequence[FlowTuple], results: list[LookupResult]) -> None:
-        """Look up what was not found in the further zones, and what BPF cannot look up.
+        """Look up in the further zones what was not found, and elsewhere what BPF cannot look up.
 
         A lookup that failed in one zone has failed unless another zone has the entry.
         """
@@ -121,7 +149,7 @@ class BpfFlows:
                 results[index] = result
 
     def close(self) -> None:
-        """Unload the program; `lookup` must not be called again."""
+        """Unload the program; `lookup` must not be called afterwards."""
         self._program.close()
         if self._others is not None:
             self._others.close()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The few functions of the system's libbpf that load our program and run it, through ctypes.
+"""Loads and runs our BPF program by the system's libbpf, through ctypes.
 
-Nothing of libbpf's own printing reaches the terminal: its warnings are kept for `LoadError`.
+libbpf's messages do not reach the terminal: its warnings are kept for `LoadError`.
 """
 
 import ctypes
@@ -17,25 +17,25 @@ LIBRARY: Final = "libbpf.so.1"
 
 _WARNING: Final = 0
 _LINE_MAX: Final = 1024
-# Warnings of one load that are kept; a failing load of ours prints about ten.
+# Warnings kept of one load; a failing load of our program prints about ten.
 _WARNINGS_MAX: Final = 64
 _VERIFIER_LOG_SIZE: Final = 1 << 16
-# The program reads no packet; a test run wants at least an Ethernet header and something after it.
+# The program reads no packet, but a test run demands more than an Ethernet header.
 _PACKET_SIZE: Final = 64
 
-# The verifier ends its log with statistics; the complaint is the last line before them.
+# The verifier ends its log with statistics; its complaint is the last line before them.
 _STATISTICS: Final = re.compile(
     r"(processed \d+ insns|verification time|stack depth|max_states|mark_precise|$)"
 )
 
 
 class LoadError(Exception):
-    """The kernel or libbpf did not take the program.
+    """The kernel or libbpf refused the program.
 
     Attributes:
         code: errno, or 0 when libbpf itself is missing or too old.
-        complaint: The verifier's last line if it said anything.
-        warnings: libbpf's own lines.
+        complaint: The last line of the verifier's log, or empty.
+        warnings: libbpf's warnings.
     """
 
     def __init__(self, code: int, complaint: str, warnings: list[str]) -> None:
@@ -46,7 +46,7 @@ class LoadError(Exception):
 
 
 class _OpenOptions(ctypes.Structure):
-    """The head of `struct bpf_object_open_opts`; `size` tells libbpf that it ends here."""
+    """The first members of `struct bpf_object_open_opts`; `size` tells libbpf how many."""
 
     _fields_ = (("size", ctypes.c_size_t), ("object_name", ctypes.c_char_p))
 
@@ -74,7 +74,7 @@ class _RunOptions(ctypes.Structure):
 
 
 _POINTER: Final = ctypes.c_void_p
-# What each function gives, and what it takes.
+# Result and arguments of each function.
 _SIGNATURES: Final[dict[str, tuple[type | None, tuple[type, ...]]]] = {
     "bpf_object__open_mem": (_POINTER, (_POINTER, ctypes.c_size_t, _POINTER)),
     "bpf_object__load": (ctypes.c_int, (_POINTER,)),
@@ -87,7 +87,7 @@ _SIGNATURES: Final[dict[str, tuple[type | None, tuple[type, ...]]]] = {
     "bpf_prog_test_run_opts": (ctypes.c_int, (ctypes.c_int, _POINTER)),
 }
 
-# A va_list is handed over as a pointer on every architecture that Python's ctypes and BPF share.
+# A va_list is passed as a pointer on every architecture that has both ctypes and BPF.
 _PrintFunction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _warnings: list[str] = []
 
@@ -95,7 +95,7 @@ _warnings: list[str] = []
 def _keep(level: int, form: bytes, arguments: int) -> int:
     if level == _WARNING and len(_warnings) < _WARNINGS_MAX:
         line = ctypes.create_string_buffer(_LINE_MAX)
-        # The C library is this process's own; NULL names it.
+        # NULL names the C library of this process.
         vsnprintf = ctypes.PyDLL(None).vsnprintf
         vsnprintf(line, ctypes.c_size_t(_LINE_MAX), form, ctypes.c_void_p(arguments))
         text = line.value.decode("utf-8", "replace").strip()
@@ -110,11 +110,11 @@ _print_function: Final = _PrintFunction(_keep)
 def _library() -> ctypes.PyDLL:
     """libbpf, with its functions declared.
 
-    It is called with the interpreter's lock held: a run takes tens of microseconds, and to get
-    the lock back from a busy thread can take milliseconds.
+    Calls hold the interpreter's lock: a run takes tens of microseconds, and getting the lock back
+    from a busy thread can take milliseconds.
 
     Raises:
-        LoadError: It is not installed, or lacks a function.
+        LoadError: libbpf is not installed or lacks a function.
     """
     try:
         library = ctypes.PyDLL(LIBRARY)
@@ -129,12 +129,11 @@ def _library() -> ctypes.PyDLL:
 
 
 class Program:
-    """One loaded program with the memory that it shares with us; not for use by two threads.
+    """One loaded program and its global variables; not for use by two threads.
 
     Attributes:
-        memory: The program's global variables.
-        run: Runs it once, in the calling thread's network namespace; gives 0, or an error number,
-            negative.
+        memory: The program's global variables, shared with it.
+        run: Runs it once, in the calling thread's network namespace; returns 0 or a negative errno.
     """
 
     def __init__(self, image: bytes, name: str, memory_size: int) -> None:
@@ -142,11 +141,11 @@ class Program:
 
         Args:
             image: The ELF file.
-            name: Of the program in it.
-            memory_size: Octets of its zero-initialised globals.
+            name: The program in it.
+            memory_size: Bytes of its zero-initialised global variables.
 
         Raises:
-            LoadError: It could not be loaded.
+            LoadError: The kernel or libbpf refused it.
         """
         self._library = _library()
         _warnings.clear()
@@ -166,7 +165,7 @@ class Program:
             data_in=ctypes.addressof(self._packet),
             data_size_in=_PACKET_SIZE,
         )
-        # The function anew, without declared types: to convert the arguments of each call by them
+        # The function once more, without declared types: converting the arguments of each call
         # would take as long as all the rest of it.
         self.run: Callable[[], int] = functools.partial(
             self._library["bpf_prog_test_run_opts"], self._fd, ctypes.byref(self._options)
@@ -179,25 +178,25 @@ class Program:
         result = self._library.bpf_object__load(self._object)
         if result < 0:
             raise LoadError(-result, last_complaint(log.value), list(_warnings))
-        # The log buffer goes away with this frame; the kernel will not write to it again.
+        # The log buffer ends with this frame; the kernel must not write to it again.
         self._library.bpf_program__set_log_buf(program, None, 0)
         self._fd: int = self._library.bpf_program__fd(program)
 
     def _map(self, size: int) -> None:
-        # A mapping of our own, so that `close` of the object cannot pull it from under us.
+        # A mapping of our own, which outlives the object.
         shared = self._library.bpf_object__find_map_by_name(self._object, b".bss")
         descriptor = self._library.bpf_map__fd(shared)
         self.memory = mmap.mmap(descriptor, size)
 
     def close(self) -> None:
-        """Unload it; `run` must not be called again."""
+        """Unload it; `run` must not be called afterwards."""
         if self._object:
             self._library.bpf_object__close(self._object)
             self._object = None
 
 
 def last_complaint(log: bytes) -> str:
-    """The line of a verifier log that says what was wrong; empty for an empty log."""
+    """The line of a verifier log that names the problem; empty for an empty log."""
     for line in reversed(log.decode("utf-8", "replace").splitlines()):
         text = line.strip()
         if not _STATISTICS.match(text):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Chooses the best evidence that this host gives, and says in one line what a better one lacks."""
+"""Opens the best flow lookup of this host, with a line on why there is no better one."""
 
 from collections.abc import Sequence
 from typing import Final, final
@@ -9,30 +9,30 @@ from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.libbpf import LoadError
-from nfq_guard.flows.unavailable import Host, why_not, without_capabilities
+from nfq_guard.flows.unavailable import Host, missing_capabilities, unavailable_reason
 
 
 @final
 class NoFlows:
-    """Nothing can be looked up."""
+    """The lookup of a host that has none."""
 
     evidence: Final = Evidence.NONE
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        """None for each."""
+        """None for each tuple; `evidence` tells that it means nothing."""
         return [None] * len(tuples)
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Nothing is open."""
 
 
 def open_flows(
     zones: Sequence[int] = (0,),
 ) -> tuple[BpfFlows | CtnetlinkFlows | NoFlows, str | None]:
-    """The best lookup there is, and one line on why it is not a better one; None: it is the best.
+    """The best lookup of this host, and one line on why there is no better one, else None.
 
-    The caller closes it. Once open, no capability is needed to go on using it with BPF; ctnetlink
-    asks for CAP_NET_ADMIN at each lookup.
+    The caller closes it. Lookups through BPF need no capability once this has returned; ctnetlink
+    needs CAP_NET_ADMIN for each lookup.
 
     Args:
         zones: Conntrack zones to try for each tuple, in order; at least one.
@@ -40,13 +40,13 @@ def open_flows(
     try:
         netlink = CtnetlinkFlows(zones)
     except NfqGuardError as error:
-        # BPF takes CAP_NET_ADMIN too; the line names all that is missing.
-        lack = without_capabilities(Host.here()) or str(error)
-        return NoFlows(), f"no flow can be looked up: {lack}"
+        # BPF needs CAP_NET_ADMIN too; the line names every missing capability.
+        reason = missing_capabilities(Host.here()) or str(error)
+        return NoFlows(), f"no flow can be looked up: {reason}"
     try:
         return BpfFlows(zones, others=netlink), None
     except LoadError as error:
-        lack = why_not(error, Host.here())
+        reason = unavailable_reason(error, Host.here())
     except (NfqGuardError, OSError) as error:
-        lack = str(error)
-    return netlink, f"the kernel's window cannot be read, only state and translation: {lack}"
+        reason = str(error)
+    return netlink, f"the kernel's window cannot be read, only state and translation: {reason}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What keeps the BPF lookup from loading on this host, in one line for the operator."""
+"""Why the BPF lookup is unavailable on this host, in one line for the operator."""
 
 import errno
 import os
@@ -10,13 +10,13 @@ from typing import Final, Self, final
 from nfq_guard import capabilities
 from nfq_guard.flows.libbpf import LIBRARY, LoadError
 
-# What BPF with kernel pointers takes (kernel.md 4).
+# The capabilities that BPF with kernel pointers needs (kernel.md 4).
 _CAPABILITIES: Final = {
     "CAP_NET_ADMIN": capabilities.NET_ADMIN,
     "CAP_PERFMON": capabilities.PERFMON,
     "CAP_BPF": capabilities.BPF,
 }
-# The inode number that the kernel gives to the first user namespace.
+# The inode number of the initial user namespace.
 _INIT_USER_NAMESPACE: Final = 0xEFFFFFFD
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 
@@ -24,16 +24,16 @@ _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The facts that decide.
+    """What availability depends on.
 
     Attributes:
-        capabilities: Those in effect, as a bit mask.
-        is_init_user_namespace: Whether they count for the host as a whole.
-        has_btf: Whether the kernel carries its type information.
+        capabilities: The effective set, as a bit mask.
+        is_init_user_namespace: Whether the process is in the initial user namespace.
+        has_btf: Whether the kernel exposes its type information.
         is_conntrack_module: Whether nf_conntrack is a loaded module, not built in.
-        has_module_btf: Whether that module carries type information.
-        is_jit_on: Whether the kernel compiles BPF programs; without it, it lends no functions.
-        release: Of the kernel.
+        has_module_btf: Whether that module exposes its type information.
+        is_jit_on: Whether the BPF JIT is on; programs cannot call kernel functions without it.
+        release: The kernel's release.
     """
 
     capabilities: int
@@ -46,7 +46,7 @@ class Host:
 
     @classmethod
     def here(cls) -> Self:
-        """Of this process on this machine."""
+        """The facts of this process on this machine."""
         return cls(
             capabilities=capabilities.effective(),
             is_init_user_namespace=(
@@ -64,21 +64,21 @@ class Host:
         return bool(self.capabilities >> capability & 1)
 
 
-def without_capabilities(host: Host) -> str:
-    """Which of the capabilities for BPF are missing; empty when none is."""
+def missing_capabilities(host: Host) -> str:
+    """The missing capabilities of those that BPF needs, as a sentence; empty if none is."""
     missing = [name for name, number in _CAPABILITIES.items() if not host.has(number)]
     if not missing:
         return ""
     return f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing"
 
 
-def why_not(error: LoadError, host: Host) -> str:
-    """What has to change for the program to load; the likeliest cause where several fit."""
+def unavailable_reason(error: LoadError, host: Host) -> str:
+    """What must change for the program to load; the likeliest cause where several fit."""
     if error.code == 0 and not error.warnings:
         return f"{LIBRARY} is missing or too old (Debian package libbpf1): {error}"
     said = " ".join(error.warnings)
     if error.code in _REFUSED or "Operation not permitted" in said:
-        missing = without_capabilities(host)
+        missing = missing_capabilities(host)
         if missing:
             return missing
         if not host.is_init_user_namespace:
@@ -97,19 +97,19 @@ def why_not(error: LoadError, host: Host) -> str:
             )
     if "bpf_skb_ct_lookup" in said and "not found" in said:
         return (
-            "the kernel has no bpf_skb_ct_lookup: it takes 5.18 or later with nf_conntrack "
-            f"loaded, this is {host.release}"
+            "the kernel has no bpf_skb_ct_lookup: 5.18 or later with nf_conntrack loaded is "
+            f"required, this is {host.release}"
         )
     if not host.is_jit_on:
         return "the BPF JIT is off: set net.core.bpf_jit_enable=1"
-    return f"the kernel did not take the program ({_name(error.code)}): {error}"
+    return f"the kernel refused the program ({_name(error.code)}): {error}"
 
 
 def _jit_setting() -> str:
     try:
         return Path("/proc/sys/net/core/bpf_jit_enable").read_text(encoding="ascii").strip()
     except OSError:
-        # Not shown in a network namespace other than the first, or always on.
+        # Visible in the initial network namespace only, and not where the JIT is always on.
         return ""
 
 

@@ -20,7 +20,7 @@ from typing import Final, Protocol, TypeVar, final
 from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import Counted, FailMode
+from nfq_guard.firewall import FailMode, RuleCounters
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.firewall_spec import fail_mode_of
@@ -80,7 +80,7 @@ class Rules(Protocol):
     def verify(self) -> Sequence[object]:
         """Every difference between the rules in the kernel and those that should be there."""
 
-    def counted(self) -> Counted:
+    def rule_counters(self) -> RuleCounters:
         """What the kernel counted at the rules."""
 
 
@@ -155,7 +155,7 @@ class Daemon:
             ours=self._owns_rules,
             reinstall=self._owns_rules and self._settings.reinstall_rules,
             count=self._count_changed_rules,
-            counted=parts.rules.counted,
+            counted=parts.rules.rule_counters,
         )
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, final
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError
-from nfq_guard.firewall import Counted
+from nfq_guard.firewall import RuleCounters
 from nfq_guard.telemetry.events import RulesChanged, RulesCheckFailed, RulesRestored
 from nfq_guard.telemetry.log import EventLog
 
@@ -47,7 +47,7 @@ class RuleMonitor:
         ours: bool = True,
         reinstall: bool,
         count: Callable[[], None],
-        counted: Callable[[], Counted] | None = None,
+        counted: Callable[[], RuleCounters] | None = None,
     ) -> None:
         """Watch `rules`.
 
@@ -61,13 +61,13 @@ class RuleMonitor:
         """
         self.missing = 0
         self.differences: tuple[str, ...] = ()
-        self.packets = Counted()
+        self.packets = RuleCounters()
         self._rules = rules
         self._events = events
         self._reinstall = reinstall
         self._count = count
         self._counted = counted
-        self._seen = Counted()
+        self._seen = RuleCounters()
         self._thread: threading.Thread | None = None
         self._found: tuple[str, ...] = ()
         self._problem = ""
@@ -150,13 +150,13 @@ class RuleMonitor:
         except NfqGuardError as error:
             self._problem = str(error)
 
-    def _add(self, now: Counted) -> None:
+    def _add(self, now: RuleCounters) -> None:
         """Rules that were made anew count from 0."""
         before = self._seen
         anew = now.shed < before.shed or now.unjudged < before.unjudged
         if anew:
-            before = Counted()
+            before = RuleCounters()
         self._seen = now
-        self.packets += Counted(
+        self.packets += RuleCounters(
             shed=now.shed - before.shed, unjudged=now.unjudged - before.unjudged
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-from nfq_guard.firewall.rule_counters import Counted, counted
+from nfq_guard.firewall.rule_counters import RuleCounters, parse
 
 SAVED = """\
 *mangle
@@ -18,6 +18,6 @@ COMMIT
 
 
 def test_the_two_rules_are_known_by_their_comments() -> None:
-    assert counted(SAVED) == Counted(shed=700, unjudged=690)
-    assert counted("") == Counted()
-    assert counted(SAVED) + counted(SAVED) == Counted(shed=1400, unjudged=1380)
+    assert parse(SAVED) == RuleCounters(shed=700, unjudged=690)
+    assert parse("") == RuleCounters()
+    assert parse(SAVED) + parse(SAVED) == RuleCounters(shed=1400, unjudged=1380)

@@ -36,7 +36,7 @@ from nfq_guard.flow import (
 from nfq_guard.flows import bpf
 from nfq_guard.flows.bpf import BpfFlows, ticks_per_second
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
-from nfq_guard.flows.exchange import BATCH
+from nfq_guard.flows.exchange import BATCH, Exchange
 from nfq_guard.seqno import Seq, add, later
 from tests.flows.conftest import (
     MARK,
@@ -293,17 +293,18 @@ def test_object_comes_from_its_source(tmp_path: Path) -> None:
 
 
 def test_kernels_before_6_11_know_zone_0_alone(
-    tmp_path: Path, routed: Routed, connect: Connector, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, routed: Routed, connect: Connector
 ) -> None:
     """Built to hand over the shorter options, which kernels still take."""
-    monkeypatch.setattr(bpf, "_OBJECT", _build(tmp_path, "CPPFLAGS=-DOPTIONS_SIZE=12"))
+    image = _build(tmp_path, "CPPFLAGS=-DOPTIONS_SIZE=12").read_bytes()
     with pytest.raises(UnavailableError, match=r"zones other than 0 needs kernel 6\.11"):
-        BpfFlows((0, ZONE))
+        BpfFlows((0, ZONE), program=bpf.load(image))
     connection = connect(6, PORTS["both"])
-    flows = BpfFlows()
+    program = bpf.load(image)
+    flows = BpfFlows(program=program)
     with routed.router.entered():
         found = answered(flows.lookup([connection.original, connection.reply]))
-        refused = flows._exchange.ask([connection.original], ZONE)
+        refused = Exchange(program.memory, program.run).ask([connection.original], ZONE)
     assert [one.direction for one in found if one] == [0, 1]
     assert refused == [LookupFailed(errno.EOPNOTSUPP)]
     flows.close()

@@ -16,11 +16,10 @@ import pytest
 
 import nfq_guard
 from nfq_guard.flow import Evidence, FlowTuple
-from nfq_guard.flows import bpf, libbpf
+from nfq_guard.flows import bpf
 from nfq_guard.flows import open as opening
-from nfq_guard.flows.exchange import EXCHANGE_SIZE
-from nfq_guard.flows.libbpf import LoadError, Program, last_complaint
-from nfq_guard.flows.unavailable import Host, why_not
+from nfq_guard.flows.libbpf import LoadError, last_complaint
+from nfq_guard.flows.unavailable import Host, unavailable_reason
 
 _ASK = (
     "from nfq_guard.flows.open import open_flows\n"
@@ -153,27 +152,24 @@ def test_missing_type_information_is_named(readable: Path) -> None:
 
 
 @pytest.mark.kernel
-def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libbpf, "LIBRARY", "libbpf-that-is-not.so")
-    libbpf._library.cache_clear()
-    try:
-        flows, line = opening.open_flows()
-    finally:
-        libbpf._library.cache_clear()
-    flows.close()
-    assert flows.evidence is Evidence.CTNETLINK
-    assert line is not None
+def test_missing_library_is_named(readable: Path) -> None:
+    """As seen by a process for which an empty file hides it."""
+    known = subprocess.run(["ldconfig", "-p"], check=True, capture_output=True, text=True).stdout
+    (library,) = re.findall(r"libbpf\.so\.1 .*=> (\S+)", known)
+    hide = f'mount --bind /dev/null {library} && exec "$@"'
+    found, line = _ask(readable, "unshare", "--mount", "sh", "-c", hide, "sh")
+    assert found == "ctnetlink"
     assert "Debian package libbpf1" in line
 
 
 @pytest.mark.kernel
 def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[str]) -> None:
     """With another licence the kernel does not lend its lookup, and says so."""
-    image = bpf._OBJECT.read_bytes().replace(b"Dual MIT/GPL", b"Proprietary.")
+    committed = Path(bpf.__file__).with_name("ct_lookup.bpf.o").read_bytes()
     with pytest.raises(LoadError) as raised:
-        Program(image, "ct_lookup", EXCHANGE_SIZE)
-    line = why_not(raised.value, Host.here())
-    assert line.startswith("the kernel did not take the program (EINVAL): ")
+        bpf.load(committed.replace(b"Dual MIT/GPL", b"Proprietary."))
+    line = unavailable_reason(raised.value, Host.here())
+    assert line.startswith("the kernel refused the program (EINVAL): ")
     assert "GPL" in line
     assert "\n" not in line
     assert capfd.readouterr().err == ""
@@ -182,8 +178,8 @@ def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[
 @pytest.mark.kernel
 def test_garbage_is_no_program() -> None:
     with pytest.raises(LoadError) as raised:
-        Program(b"\x7fELF" + bytes(60), "ct_lookup", EXCHANGE_SIZE)
-    assert "\n" not in why_not(raised.value, Host.here())
+        bpf.load(b"\x7fELF" + bytes(60))
+    assert "\n" not in unavailable_reason(raised.value, Host.here())
 
 
 @pytest.mark.kernel
@@ -211,7 +207,7 @@ NOT_FOUND = "extern (func ksym) 'bpf_skb_ct_lookup': not found in kernel or modu
 @pytest.mark.parametrize(
     ("host", "code", "warnings", "words"),
     [
-        (FULL, errno.ESRCH, [NOT_FOUND], "takes 5.18 or later.*this is 5.10.0$"),
+        (FULL, errno.ESRCH, [NOT_FOUND], "5.18 or later .*required, this is 5.10.0$"),
         (replace(FULL, has_btf=False), errno.ESRCH, ["x"], "CONFIG_DEBUG_INFO_BTF is missing"),
         (
             replace(FULL, is_conntrack_module=True),
@@ -234,7 +230,7 @@ NOT_FOUND = "extern (func ksym) 'bpf_skb_ct_lookup': not found in kernel or modu
     ],
 )
 def test_each_cause_has_its_line(host: Host, code: int, warnings: list[str], words: str) -> None:
-    line = why_not(LoadError(code, "", warnings), host)
+    line = unavailable_reason(LoadError(code, "", warnings), host)
     assert re.search(words.replace("(", r"\(").replace(")", r"\)"), line)
     assert "\n" not in line
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import orjson
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
-from nfq_guard.firewall import Counted
+from nfq_guard.firewall import RuleCounters
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
@@ -37,7 +37,7 @@ class Watched:
         self._log = log
         self._sink = LineSink(log)
         events = EventLog(self._sink)
-        self.kernel = Counted()
+        self.kernel = RuleCounters()
         self.watch = RuleMonitor(
             self.rules,
             events,
@@ -109,7 +109,7 @@ def test_what_the_kernel_counts_only_grows(tmp_path: Path) -> None:
     """Rules that were made anew count from 0, and the sum goes on."""
     one = Watched(tmp_path / "log", reinstall=True)
     for shed, total in ((5, 5), (9, 9), (2, 11), (2, 11), (10, 19)):
-        one.kernel = Counted(shed=shed, unjudged=0)
+        one.kernel = RuleCounters(shed=shed, unjudged=0)
         one.look()
         assert one.watch.packets.shed == total
     one.close()
