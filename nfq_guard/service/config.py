@@ -16,8 +16,9 @@ from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
+from nfq_guard.policy.values import shown
 from nfq_guard.policyfile import read_shadow, read_table, read_toml
-from nfq_guard.service.settings import TABLE, Settings, parse_settings, shown
+from nfq_guard.service.settings import TABLE, Settings, parse_settings
 
 DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
 _POLICY_TABLE: Final = "policy"

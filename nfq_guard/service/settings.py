@@ -4,7 +4,6 @@
 The defaults here are the defaults of the daemon; a file only says what differs.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
@@ -14,6 +13,7 @@ from msgspec import Meta
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import Mistake
+from nfq_guard.policy.values import shown, suggestion
 
 TABLE: Final = "daemon"
 
@@ -132,8 +132,7 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
     for key, value in table.items():
         path = f"{TABLE}.{key}"
         if key not in hints:
-            near = difflib.get_close_matches(key, hints, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            hint = suggestion(key, tuple(hints))
             mistakes.append(Mistake(path, f"a setting of the daemon{hint}", f"unknown key {key!r}"))
             continue
         try:
@@ -143,12 +142,6 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
     settings = Settings(**good)
     _check_words(settings, mistakes)
     return settings
-
-
-def shown(value: object) -> str:
-    """A value of the file in a message: short, on one line."""
-    text = repr(value) if not isinstance(value, bool) else str(value).lower()
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _check_words(settings: Settings, mistakes: list[Mistake]) -> None:

@@ -59,7 +59,8 @@ def test_all_mistakes_at_once() -> None:
         "daemon.queue: expected a whole number from 0 to 65535, found 65536",
         "daemon.queu: expected a setting of the daemon (did you mean 'queue'?), "
         "found unknown key 'queu'",
-        "daemon.zones: expected an array, each a whole number from 0 to 65535, not empty, found []",
+        "daemon.zones: expected an array, each a whole number from 0 to 65535, not empty, "
+        "found an empty list",
         "daemon.fail_mode: expected 'open' or 'closed' or 'kernel-drop', found 'shut'",
         "daemon.batch: expected a whole number from 1 to 1024, found 'many'",
         "daemon.queue_length: expected a whole number from 1 to 1048576, found 1.5",
