@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Policies on disk: files, and the presets that come with the package."""
+"""Policies on disk: files, and the presets that are part of the package."""
 
 import os
 import stat
@@ -17,14 +17,14 @@ from nfq_guard.policy.parse import Reading, parse_policy, read_policy
 from nfq_guard.policy.values import one_of, suggestion
 
 PRESET_PREFIX: Final = "preset:"
-# Hundreds of rules take some 50 kB; more is not a policy.
+# Hundreds of rules take some 50 kB.
 LARGEST_FILE_BYTES: Final = 1 << 20
 
 _PRESETS: Final = resources.files("nfq_guard.policy") / "presets"
 
 
 def preset_names() -> tuple[str, ...]:
-    """The presets that come with the package."""
+    """The names of the presets that are part of the package."""
     names = (entry.name for entry in _PRESETS.iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
@@ -33,57 +33,57 @@ def read_toml(path: str | Path) -> dict[str, object]:
     """Read a TOML file of at most `LARGEST_FILE_BYTES`.
 
     Raises:
-        ConfigError: it cannot be read, or is no TOML; the key is then `line:column`.
+        ConfigError: It cannot be read or is not valid TOML; the key is then `line:column`.
     """
     source = str(path)
     try:
-        # A FIFO would hang the reload of a daemon.
+        # Opening a FIFO would block the reload of a daemon.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise _unreadable(source, "something that is no regular file")
-            octets = _read(descriptor)
+                raise _unreadable(source, "something other than a regular file")
+            content = _read(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise _unreadable(source, error.strerror or "an error") from None
-    if len(octets) > LARGEST_FILE_BYTES:
+    if len(content) > LARGEST_FILE_BYTES:
         found = f"more than {LARGEST_FILE_BYTES} bytes"
         raise ConfigError(source, [Mistake("", "a file of at most 1 MiB", found)])
-    return parse_toml(octets, source)
+    return parse_toml(content, source)
 
 
-def parse_toml(octets: bytes, source: str) -> dict[str, object]:
-    """Read the text of a TOML file.
+def parse_toml(content: bytes, source: str) -> dict[str, object]:
+    """Parse the content of a TOML file.
 
     Raises:
-        ConfigError: it is no UTF-8 or no TOML; the key is then `line:column`.
+        ConfigError: It is not valid UTF-8 or not valid TOML; the key is then `line:column`.
     """
     try:
-        text = octets.decode()
+        text = content.decode()
     except UnicodeDecodeError as error:
-        line = octets.count(b"\n", 0, error.start) + 1
-        column = error.start - (octets.rfind(b"\n", 0, error.start) + 1) + 1
-        found = f"the octet 0x{octets[error.start]:02x}"
-        raise ConfigError(source, [Mistake(f"{line}:{column}", "UTF-8", found)]) from None
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
+        found = f"the byte 0x{content[error.start]:02x}"
+        raise ConfigError(source, [Mistake(f"{line}:{column}", "valid UTF-8", found)]) from None
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         where, what = _place(str(error), text)
-        raise ConfigError(source, [Mistake(where, "TOML", what)]) from None
+        raise ConfigError(source, [Mistake(where, "valid TOML", what)]) from None
     except (RecursionError, ValueError) as error:
-        # Arrays within arrays beyond all measure; a number of a million digits.
-        raise ConfigError(source, [Mistake("", "TOML", type(error).__name__)]) from None
+        # Arrays nested too deep, or a number with too many digits.
+        raise ConfigError(source, [Mistake("", "valid TOML", type(error).__name__)]) from None
 
 
 def load_table(reference: str) -> tuple[str, Mapping[str, object]]:
     """Read a whole file, or the preset `preset:NAME`.
 
     Returns:
-        Its source, the same for every way of naming it, and its tables.
+        Its source, the same for every spelling of its path, and its tables.
 
     Raises:
-        ConfigError: it cannot be read.
+        ConfigError: It cannot be read.
     """
     if not reference.startswith(PRESET_PREFIX):
         path = Path(reference)
@@ -99,10 +99,10 @@ def load_table(reference: str) -> tuple[str, Mapping[str, object]]:
 
 
 def load_policy(reference: str) -> PolicyModel:
-    """Read the policy of a file or a preset; the other tables of the file are not looked at.
+    """Read the policy of a file or a preset; other tables of the file are ignored.
 
     Raises:
-        ConfigError: with every mistake.
+        ConfigError: With every mistake.
     """
     source, tables = load_table(reference)
     shown = reference if reference.startswith(PRESET_PREFIX) else str(Path(reference))
@@ -112,7 +112,7 @@ def load_policy(reference: str) -> PolicyModel:
 
 
 def read_table(table: object, source: str) -> Reading:
-    """Read the table `[policy]` of the file `source`; None stands for a file without one."""
+    """Read the table `[policy]` of the file `source`; None is that of a file without one."""
     if table is None:
         return Reading(model=default_model(), mistakes=())
     return read_policy(
@@ -121,10 +121,10 @@ def read_table(table: object, source: str) -> Reading:
 
 
 def load_compiled(reference: str) -> CompiledPolicy:
-    """Read the policy of a file or a preset, and make it ready.
+    """Read the policy of a file or a preset, and compile it.
 
     Raises:
-        ConfigError: with every mistake.
+        ConfigError: With every mistake.
     """
     return compile_policy(load_policy(reference))
 
@@ -132,7 +132,7 @@ def load_compiled(reference: str) -> CompiledPolicy:
 def read_shadow(reference: str, source: str, mistakes: list[Mistake]) -> CompiledPolicy | None:
     """Read the policy that the key `shadow` of the file `source` names, relative to that file.
 
-    None without one, or with what is wrong with it added to `mistakes`.
+    Returns None without one, and when it has mistakes, which are added to `mistakes`.
     """
     if not reference:
         return None
@@ -150,10 +150,10 @@ def read_shadow(reference: str, source: str, mistakes: list[Mistake]) -> Compile
 
 @final
 class FileIncludes:
-    """Finds includes: presets, and files relative to the one that includes them."""
+    """Loads includes: presets, and files relative to the including file."""
 
     def __init__(self, path: str, shown: str) -> None:
-        """Begin with the file `path`, which the operator calls `shown`."""
+        """Start from the file `path`, which the operator named `shown`."""
         self._path = path
         self._shown = shown
 
@@ -163,7 +163,7 @@ class FileIncludes:
             outer = self._path if within == self._shown else within
             reference = str(Path(outer).parent / reference)
             if os.path.realpath(reference) == self._path:
-                # The parser knows a circle when it sees the name.
+                # The parser detects a circular include by this name.
                 return self._shown, {}
         source, tables = load_table(reference)
         others = [name for name in tables if name != "policy"]
@@ -178,7 +178,7 @@ class FileIncludes:
 
 
 def _read(descriptor: int) -> bytes:
-    """What the file holds, cut off a little beyond the bound."""
+    """The content of the file, up to one byte beyond the bound."""
     parts: list[bytes] = []
     left = LARGEST_FILE_BYTES + 1
     while left and (part := os.read(descriptor, left)):
@@ -188,11 +188,11 @@ def _read(descriptor: int) -> bytes:
 
 
 def _unreadable(source: str, why: str) -> ConfigError:
-    return ConfigError(source, [Mistake("", "a file that can be read", why)])
+    return ConfigError(source, [Mistake("", "a readable file", why)])
 
 
 def _place(message: str, text: str) -> tuple[str, str]:
-    """Take `line:column` out of what tomllib says."""
+    """Split `line:column` from a message of tomllib."""
     what, _, place = message.rpartition(" (at ")
     words = place.rstrip(")").replace(",", "").split()
     if len(words) == 4:

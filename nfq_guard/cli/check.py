@@ -24,7 +24,7 @@ from nfq_guard.policyfile import PRESET_PREFIX, load_policy
 from nfq_guard.service.config import DEFAULT_PATH, load_config
 from nfq_guard.service.settings import Settings
 
-# One attribute in the docstring of a class: its name, and what is said of it.
+# One attribute in the docstring of a class: its name and its description.
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
 
 
@@ -41,23 +41,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--explain",
         dest="explain",
         action="store_true",
-        help="say in plain sentences what the policy does",
+        help="print the policy in plain sentences",
     )
     parser.add_argument(
         "--schema", action="store_true", help="print the JSON Schema of the file, for editors"
     )
     parser.add_argument("--strict", action="store_true", help="exit 1 when there are warnings")
-    parser.add_argument("--quiet", action="store_true", help="say nothing when all is fine")
+    parser.add_argument("--quiet", action="store_true", help="print nothing without warnings")
     parser.add_argument(
         "--kernel",
         choices=KERNELS,
-        help="warn of rules that these kernels cannot reach (default: the running one)",
+        help="warn of rules that can never match on these kernels (default: the running one)",
     )
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check; 0 fine, 1 with `--strict` and warnings, 2 with mistakes."""
+    """Run the command; exit status 0, 1 for warnings with `--strict`, 2 for mistakes."""
     if args.schema:
         write_line(orjson.dumps(config_schema(), option=orjson.OPT_INDENT_2).decode())
         return EXIT_OK

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Policies in files: what can be wrong with the file itself."""
+"""Policies in files: mistakes of the file itself."""
 
 import os
 from pathlib import Path
@@ -22,13 +22,13 @@ def _said(path: Path) -> str:
 @pytest.mark.parametrize(
     ("octets", "said"),
     [
-        (b"[policy]\ndefault = \xff", "2:11: expected UTF-8, found the octet 0xff"),
-        (b'[policy]\ndefault = "a', "2:13: expected TOML, found"),
-        (b"[policy\n", "1:8: expected TOML, found"),
-        (b"a = " + b"[" * 100_000, "expected TOML, found"),
-        (b"a = " + b"9" * 5_000, "expected TOML, found"),
+        (b"[policy]\ndefault = \xff", "2:11: expected valid UTF-8, found the byte 0xff"),
+        (b'[policy]\ndefault = "a', "2:13: expected valid TOML, found"),
+        (b"[policy\n", "1:8: expected valid TOML, found"),
+        (b"a = " + b"[" * 100_000, "expected valid TOML, found"),
+        (b"a = " + b"9" * 5_000, "expected valid TOML, found"),
         (b"", "policy: expected a table [policy], found nothing"),
-        (b"\0", "1:1: expected TOML, found"),
+        (b"\0", "1:1: expected valid TOML, found"),
         (b"#" * ((1 << 20) + 1), "expected a file of at most 1 MiB, found more than 1048576 bytes"),
     ],
 )
@@ -39,26 +39,23 @@ def test_wrong_text(tmp_path: Path, octets: bytes, said: str) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    said = "expected a file that can be read, found No such file or directory"
+    said = "expected a readable file, found No such file or directory"
     assert _said(tmp_path / "none.toml") == said
 
 
 def test_directory(tmp_path: Path) -> None:
-    assert (
-        _said(tmp_path)
-        == "expected a file that can be read, found something that is no regular file"
-    )
+    assert _said(tmp_path) == "expected a readable file, found something other than a regular file"
 
 
 def test_fifo_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    assert "no regular file" in _said(tmp_path / "fifo")
+    assert "other than a regular file" in _said(tmp_path / "fifo")
 
 
 def test_read_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A disk that fails in the middle is a mistake of the file too."""
+    """A read error is reported like any mistake of the file."""
     del monkeypatch, tmp_path
-    with pytest.raises(ConfigError, match="can be read"):
+    with pytest.raises(ConfigError, match="a readable file"):
         read_toml("/proc/self/mem")
 
 
@@ -71,13 +68,13 @@ def test_includes_are_relative_to_their_file(tmp_path: Path) -> None:
     assert [rule.name for rule in model.rules] == ["b"]
 
 
-def test_circle(tmp_path: Path) -> None:
+def test_circular_include(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('[policy]\ninclude = "q.toml"\n')
     (tmp_path / "q.toml").write_text('[policy]\ninclude = "./p.toml"\n')
     assert "expected no circular include, found " in _said(tmp_path / "p.toml")
 
 
-def test_included_files_hold_a_policy_only(tmp_path: Path) -> None:
+def test_included_files_have_a_policy_only(tmp_path: Path) -> None:
     (tmp_path / "p.toml").write_text('[policy]\ninclude = ["q.toml", "r.toml"]\n')
     (tmp_path / "q.toml").write_text("[policy]\n[daemon]\n")
     (tmp_path / "r.toml").write_text("policy = 5\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The presets, held against what they promise."""
+"""Each preset decides as its file says."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_presets_are_shipped() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_preset_begins_with_for_whom_and_what_it_risks(name: str) -> None:
+def test_preset_begins_with_purpose_and_risk(name: str) -> None:
     text = (Path("rules/policy") / f"{name}.toml").read_text()
     head = text.split("[policy]")[0]
     assert text.startswith(f"# {name}: for ")
@@ -40,7 +40,7 @@ def test_preset_is_a_policy(name: str) -> None:
 
 
 def test_default_in_code_is_the_file() -> None:
-    """The daemon's default needs no file; the file says the same with its reasons."""
+    """The default in code equals the file that gives its reasons."""
     assert default_model() == load_policy("preset:default")
 
 
@@ -61,7 +61,7 @@ def _decides(preset: str, case: Case, reason: Reason, flow: FlowSnapshot | None)
 
 @pytest.mark.parametrize("reason", Reason)
 def test_default_drops_what_would_escape_translation(judge_case: Case, reason: Reason) -> None:
-    """Whatever the reason, known or not: a translated flow goes on translated or not at all."""
+    """An INVALID packet of a translated flow is dropped, whatever the reason."""
     for status in (IPS_SRC_NAT, IPS_DST_NAT, IPS_SRC_NAT | IPS_DST_NAT):
         assert _decides("default", judge_case, reason, _flow(status)) == "drop"
         assert _decides("router", judge_case, reason, _flow(status)) == "drop"
@@ -69,7 +69,7 @@ def test_default_drops_what_would_escape_translation(judge_case: Case, reason: R
 
 @pytest.mark.parametrize("reason", Reason)
 def test_default_leaves_other_flows_alone(judge_case: Case, reason: Reason) -> None:
-    """Only what no receiver takes is dropped; what cannot be judged is let pass."""
+    """Only packets that no receiver accepts are dropped; those that cannot be judged pass."""
     broken = {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED}
     expected = "drop" if reason in broken else "allow"
     assert _decides("default", judge_case, reason, _flow(0)) == expected
@@ -78,7 +78,7 @@ def test_default_leaves_other_flows_alone(judge_case: Case, reason: Reason) -> N
 
 @pytest.mark.parametrize("reason", Reason)
 def test_default_has_a_rule_for_every_reason(judge_case: Case, reason: Reason) -> None:
-    """Nothing is left to `default`; only what cannot be judged is left to `on_unknown`."""
+    """No packet reaches `default`; only those that cannot be judged reach `on_unknown`."""
     queued, packet, _, _ = judge_case
     rule = default_policy().decide(queued, packet, None, Finding(reason), 0.0).rule
     assert (rule == "on-unknown") is (reason is Reason.UNSUPPORTED)
@@ -86,7 +86,7 @@ def test_default_has_a_rule_for_every_reason(judge_case: Case, reason: Reason) -
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_observe_and_strict_know_no_exception(judge_case: Case, reason: Reason) -> None:
+def test_observe_and_strict_have_no_exception(judge_case: Case, reason: Reason) -> None:
     for flow in (None, _flow(0), _flow(IPS_DST_NAT)):
         assert _decides("observe", judge_case, reason, flow) == "log"
         assert _decides("strict", judge_case, reason, flow) == "drop"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The presets at work on the real kernel, in the lab's networks."""
+"""The presets on the real kernel, in the lab's networks."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ from nfq_guard.lab.trial import Keep, run
 
 pytestmark = pytest.mark.kernel
 
-# What comes of each scenario when the guard enforces each preset.
+# The outcome of each scenario when the guard enforces each preset.
 EXPECTED = {
     "kube-proxy-dnat": {
         "default": Outcome.SURVIVED,
@@ -25,7 +25,7 @@ EXPECTED = {
         "strict": Outcome.SURVIVED,
         "router": Outcome.SURVIVED,
     },
-    # The reply comes to the router itself: what a rule in FORWARD misses.
+    # The reply is addressed to the router itself, which a rule in FORWARD misses.
     "snat-reply": {
         "default": Outcome.SURVIVED,
         "observe": Outcome.RESET,
@@ -34,7 +34,7 @@ EXPECTED = {
         "strict": Outcome.SURVIVED,
         "router": Outcome.SURVIVED,
     },
-    # Whatever drops by INVALID alone breaks it.
+    # Every policy that drops by INVALID alone breaks it.
     "asymmetric": {
         "default": Outcome.SURVIVED,
         "observe": Outcome.SURVIVED,
@@ -61,7 +61,7 @@ def _run(scenario: str, mitigation: Mitigation, preset: str, keep: Keep = NOTHIN
 
 
 @pytest.mark.parametrize("scenario", EXPECTED)
-def test_presets_do_what_they_say(scenario: str) -> None:
+def test_outcome_of_each_preset(scenario: str) -> None:
     def outcome(preset: str) -> Outcome:
         return _run(scenario, Mitigation.GUARD, preset).outcome
 
@@ -73,7 +73,7 @@ def test_presets_do_what_they_say(scenario: str) -> None:
 def test_whatif_names_the_flow_that_kube_proxy_would_break(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Events of a live run with `observe`: what an operator would look at before adding a rule."""
+    """Events of a live run with `observe`, as an operator evaluates a rule before adding it."""
     keep = Keep(pcap=None, events=tmp_path)
     result = _run("asymmetric", Mitigation.GUARD_DRY_RUN, "observe", keep)
     assert result.outcome is Outcome.SURVIVED

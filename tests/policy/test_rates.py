@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rates: windows, keys, and what is forgotten when the table is full."""
+"""Rates: windows, keys, and eviction when the table is full."""
 
 from nfq_guard.policy.model import Rate, RateKey
 from nfq_guard.policy.rates import RateLimit, flow_key
@@ -17,10 +17,10 @@ def _limit(by: RateKey, *, negated: bool = False, most_keys: int = 4) -> RateLim
 
 
 def test_window() -> None:
-    """Two are within the limit, until the window that the first one began has passed."""
+    """Two packets are within the limit, until the window that the first one began has ended."""
     limit = _limit(RateKey.FLOW)
     times = (0.0, 1.0, 9.9, 10.0, 10.1, 10.2, 9.0, 9.1, 9.2)
-    # The last three come before the window began: a clock that went back begins a new one.
+    # The last three are before the start of the window: a clock that jumps back starts a new one.
     expected = [False, False, True, False, False, True, False, False, True]
     assert [limit.matches(_packet(), now) for now in times] == expected
 
@@ -44,13 +44,13 @@ def test_sources_count_all_their_flows() -> None:
 
 
 def test_malformed_packets_count() -> None:
-    """All whose addresses could not be read count as one."""
+    """Packets whose addresses could not be read count as one source."""
     limit = _limit(RateKey.FLOW)
     assert [limit.matches(Malformed("short"), 0.0) for _ in range(3)] == [False, False, True]
 
 
-def test_the_longest_unseen_is_forgotten() -> None:
-    """A flood of forged sources costs a source its count, and no memory."""
+def test_least_recently_seen_is_evicted() -> None:
+    """A flood of forged sources evicts counts; it does not fill memory."""
     limit = _limit(RateKey.SOURCE, most_keys=2)
     a, b, c = (_packet(src=bytes([10, 0, 0, number])) for number in (1, 2, 3))
     for packet in (a, b, a, c):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The shadow says where it differs, and changes nothing."""
+"""The policy on trial reports where it differs, and changes nothing."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,8 +58,8 @@ class _NoFlows:
         return [None] * len(tuples)
 
 
-def test_it_is_swapped_with_its_policy() -> None:
-    """The acting policy decides; the shadow is heard; a reload takes both or leaves both."""
+def test_shadow_is_replaced_with_its_policy() -> None:
+    """The acting policy decides, the shadow is recorded, and a reload replaces both together."""
     octets = tcp_ipv4("10.0.0.1", "10.0.0.2", 1, 2, 3, 4, 0x04 | ACK, b"")
     batch = [Queued(octets, 0, "", "", 0, 0)]
     strict = load_compiled("preset:strict")
@@ -78,8 +78,10 @@ def test_it_is_swapped_with_its_policy() -> None:
     assert engine.judge(batch, now=0.0)[0].shadow is not None
 
 
-def test_mistakes_in_a_shadow_are_found(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """The key is relative to the configuration, and its mistakes come with all others."""
+def test_mistakes_in_a_shadow_are_reported(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The key is relative to the configuration; its mistakes are reported with all others."""
     path = tmp_path / "c.toml"
     path.write_text('[daemon]\nshadow = "s.toml"\n[policy]\ndefault = "dorp"\n')
     (tmp_path / "s.toml").write_text('[policy]\ndefault = "lgo"\n')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Policies, packets and flows made up by hypothesis, and a policy read the slow way."""
+"""Hypothesis strategies for policies, packets and flows, and an interpreter of policies."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ _DISTANCES = (1, 2, 1459, 1460, 100_000)
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """A packet with all that a policy is asked about."""
+    """A packet with everything that a policy looks at."""
     queued = st.builds(
         Queued,
         st.just(b""),
@@ -220,7 +220,7 @@ def _numbers(field: Field) -> st.SearchStrategy[object]:
 
 
 class Interpreter:
-    """Reads the table of a policy from top to bottom for each packet, the slow and plain way."""
+    """Interprets the table of a policy from top to bottom for each packet, without an index."""
 
     def __init__(self, table: Mapping[str, object], model: PolicyModel) -> None:
         self._model = model
