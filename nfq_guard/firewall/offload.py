@@ -25,7 +25,7 @@ from nfq_guard.firewall.xtables import Runner
 
 TABLE: Final = OFFLOAD_TABLE
 COUNTER: Final = "dropped"
-# By hook: the word for its sets, and which interface is looked at.
+# By hook: the word in the names of its sets, and the interface that is matched.
 _HOOKS: Final = {"prerouting": ("received", "iif"), "output": ("sent", "oif")}
 _FAMILIES: Final = {4: ("ip", ""), 6: ("ip6", "ip6 nexthdr tcp ")}
 # The priority of mangle is -150, that of conntrack -200.
@@ -42,7 +42,7 @@ SETS: Final = tuple(set_name(hook, family) for hook in _HOOKS for family in _FAM
 
 
 def render(most: int) -> str:
-    """The table as `nft -f` takes it, whole or not at all; one that is there is made anew.
+    """The table for `nft -f`, applied whole or not at all; it replaces an existing one.
 
     Args:
         most: Elements that each set may have.
@@ -64,7 +64,7 @@ def render(most: int) -> str:
         lines += [
             f"\tchain {hook} {{",
             f"\t\ttype filter hook {hook} priority {_PRIORITY}; policy accept;",
-            # No jump for the others: a flood pays for it.
+            # Accept the others here: a jump would cost every packet of a flood.
             f'\t\tct state != invalid accept comment "{COMMENT}"',
         ]
         for family, (ip, only) in _FAMILIES.items():

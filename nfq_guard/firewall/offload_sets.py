@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Putting flows into the sets of our nftables table, by messages of our own.
+"""Adds flows to the sets of our nftables table by netlink.
 
-A daemon without root can do this with CAP_NET_ADMIN, and without running a program: 25 us for one
-flow, 4 us for each further one in the same message. The kernel takes a message whole or not at
-all, and answers it before `sendmsg` returns.
+This needs CAP_NET_ADMIN but not root, and no program: 25 us for one flow, 4 us for each further one
+in the same message. The kernel applies a message whole or not at all.
 """
 
 import errno
@@ -83,7 +82,7 @@ class OneWay:
 
 @final
 class OffloadSets:
-    """The sets of the network namespace that this was made in; the table may come and go."""
+    """The sets of the network namespace that this was created in; the table may come and go."""
 
     def __init__(self) -> None:
         """Connect to the kernel.
@@ -95,7 +94,7 @@ class OffloadSets:
         self._sequence = 0
 
     def add(self, flows: Sequence[tuple[OneWay, float]]) -> None:
-        """Drop their INVALID packets for so many seconds each; all of them, or none.
+        """Drop the INVALID packets of flows, each for its number of seconds; all flows or none.
 
         A flow whose interface no longer exists is skipped.
 
@@ -138,7 +137,7 @@ class OffloadSets:
         self._change([(_DELETE_ELEMENTS, 0, _of_set(name)) for name in SETS])
 
     def take_dropped(self) -> int:
-        """Packets that the kernel dropped since anybody took this number last.
+        """Packets that the kernel dropped since the last call of any process.
 
         Raises:
             OSError: As `add`.
@@ -177,7 +176,7 @@ class OffloadSets:
                 _raise(content)
 
     def _answers(self) -> list[tuple[int, bytes]]:
-        """What the kernel said to the last message; answers to an earlier one are passed over."""
+        """The kernel's answers to the last message; answers to earlier ones are skipped."""
         found: list[tuple[int, bytes]] = []
         while (received := self._connection.receive()) is not None:
             found += [
@@ -191,7 +190,7 @@ def _of_set(name: str) -> bytes:
 
 
 def _raise(content: bytes) -> None:
-    """Raise what an answer says, unless it is that all is well."""
+    """Raise the error in an answer, if it has one."""
     code = error_in(content)
     if code:
         raise OSError(code, os.strerror(code))

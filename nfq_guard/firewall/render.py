@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The rules as text for iptables-restore: a pure function of the specification.
 
-A jump tests for INVALID itself, so a valid packet costs one comparison in each hook and never
-enters a chain of ours. The table mangle is where ctstate first exists and where the packets that
-escape translation are still seen (kernel.md 5); packets on the loopback interface were judged in
-OUTPUT already.
+A jump matches INVALID itself, so a valid packet costs one comparison in each hook and never enters
+our chain. mangle is the first table with a ctstate, and it sees the packets that escape translation
+(kernel.md 5). Packets on the loopback interface were judged in OUTPUT already.
 
-Both families get the same words: nothing in the rules names an address.
+The rules of both families are the same, because none names an address.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from nfq_guard.firewall.spec import CHAIN, COMMENT, FALLBACK_CHAIN, FailMode, Ru
 MANGLE: Final = "mangle"
 FILTER: Final = "filter"
 
-# Comments by which rules are known again whose counters are of interest.
+# Comments that identify the rules whose counters are read.
 ABOVE_THE_RATE: Final = "above the rate"
 NOBODY_JUDGED: Final = "nobody judged it"
 
@@ -25,14 +24,14 @@ NOBODY_JUDGED: Final = "nobody judged it"
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableRules:
-    """What shall be ours in one table.
+    """Our chain and jumps in one table.
 
     Attributes:
         table: Its name.
-        chain: The chain of ours.
+        chain: Our chain.
         rules: The rules in it, in order, without `-A CHAIN`.
-        jumps: The rules that lead there: a built-in chain, and the rule without `-A`; each is to
-            be the first of its chain.
+        jumps: The jumps to it: a built-in chain, and the rule without `-A`; each must be the
+            first rule of its chain.
     """
 
     table: str
@@ -42,9 +41,9 @@ class TableRules:
 
 
 def wanted(spec: RulesSpec) -> tuple[TableRules, ...]:
-    """Everything that shall be ours, in the order in which it is to be loaded.
+    """All our chains and jumps, in the order in which they are loaded.
 
-    The fallback comes last, so that no packet meets it before the queue.
+    The fallback comes last, so that no packet reaches it before the queue exists.
     """
     queue = TableRules(
         table=MANGLE,
@@ -69,16 +68,16 @@ def wanted(spec: RulesSpec) -> tuple[TableRules, ...]:
 
 
 def render(spec: RulesSpec) -> str:
-    """The text that makes `wanted` true where nothing of ours is yet."""
+    """The text that installs `wanted` where none of our rules exist."""
     return "".join(table_text(table) for table in wanted(spec))
 
 
 def table_text(table: TableRules, before: tuple[str, ...] = ()) -> str:
-    """One table for `iptables-restore --noflush`; the kernel takes it whole or not at all.
+    """One table for `iptables-restore --noflush`, applied whole or not at all.
 
     Args:
-        table: What shall be there afterwards.
-        before: Commands that come first, such as deletions of what is wrong.
+        table: The wanted chain and jumps.
+        before: Commands that come first, such as deletions.
     """
     lines = [f"*{table.table}", f":{table.chain} - [0:0]", *before]
     lines += [f"-A {table.chain} {rule}" for rule in table.rules]
@@ -98,10 +97,10 @@ def _comment(what: str = "") -> str:
 
 
 def _shed(spec: RulesSpec) -> tuple[str, ...]:
-    """The rule that keeps a flood from the daemon.
+    """The rule that limits the rate of queued packets.
 
-    The name of the bucket holds the rate: the kernel keeps the parameters of a bucket whose name
-    it knows, and would ignore a new rate. The burst is a tenth of a second, at least 5 packets.
+    The bucket's name contains the rate, because the kernel keeps the parameters of an existing
+    bucket and would ignore a new rate. The burst is a tenth of a second, at least 5 packets.
     """
     rate = spec.max_rate_pps
     if rate is None:

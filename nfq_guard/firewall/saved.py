@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading what iptables-save prints, and telling which of it is ours."""
+"""Reads the output of iptables-save, and finds our chains and rules in it."""
 
 import re
 import shlex
@@ -12,13 +12,13 @@ from nfq_guard.firewall.spec import CHAIN
 _HIDDEN: Final = re.compile(r"# Table `(\w+)' is incompatible")
 
 Meaning = frozenset[tuple[str, ...]]
-"""What a rule says, whatever the order and spelling of its options."""
+"""A rule's options, independent of their order and spelling."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class SavedRule:
-    """One rule as it is live.
+    """One live rule.
 
     Attributes:
         chain: The chain it is in.
@@ -30,7 +30,7 @@ class SavedRule:
 
     @property
     def target(self) -> str:
-        """Where it jumps or goes; empty for a rule that only counts."""
+        """The target of its jump or goto; empty for a rule that only counts."""
         words = split(self.text)
         for option in ("-j", "-g"):
             if option in words[:-1]:
@@ -41,14 +41,14 @@ class SavedRule:
 @final
 @dataclass(slots=True)
 class SavedTable:
-    """One table as it is live.
+    """One live table.
 
     Attributes:
         name: Its name.
-        policies: Each chain with its policy; `-` for one that a user made.
+        policies: Each chain with its policy; `-` for a user-defined chain.
         rules: All rules, in order.
-        readable: False for a table that somebody made with nft in a way that iptables cannot
-            show; the rest of this is empty then, whatever is live.
+        readable: False for a table made with nft that iptables cannot show; policies and rules
+            are empty then.
     """
 
     name: str
@@ -69,7 +69,7 @@ class SavedTable:
         return [rule for rule in self.rules if not is_own(rule.chain) and is_own(rule.target)]
 
     def foreign_count(self) -> int:
-        """How many rules and chains others have here."""
+        """The number of rules and chains that are not ours."""
         rules = sum(1 for r in self.rules if not is_own(r.chain) and not is_own(r.target))
         return rules + sum(1 for n, p in self.policies.items() if p == "-" and not is_own(n))
 
@@ -104,19 +104,19 @@ def parse(text: str) -> Saved:
 
 
 def split(rule: str) -> list[str]:
-    """The words of a rule, its quotes resolved."""
+    """The words of a rule, unquoted."""
     try:
         return shlex.split(rule)
     except ValueError:
-        # Somebody's comment with a lone quote: no rule of ours, and its target is still to be read.
+        # A foreign rule with an unbalanced quote in its comment; its target is still needed.
         return rule.split()
 
 
 def meaning(rule: str) -> Meaning:
-    """What a rule says.
+    """The options of a rule, normalised.
 
-    `-m NAME` is left out, for its options name the match; a rate is put as the kernel keeps it, in
-    whole microseconds a packet, because that is what iptables-save reckons back from.
+    `-m NAME` is left out, because its options imply it. A rate becomes whole microseconds a packet,
+    which is what the kernel stores and iptables-save converts back.
     """
     return frozenset(tuple(words) for words in _options(rule) if words[0] != "-m")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What our rules shall do: the one value that rendering, verifying and the daemon share."""
+"""The specification of our rules, from which they are rendered and verified."""
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
@@ -8,13 +8,13 @@ from typing import Final, final
 from nfq_guard.errors import UsageError
 
 CHAIN: Final = "NFQ_GUARD"
-"""The chain, in the table mangle, that hands INVALID packets to the daemon."""
+"""The chain, in the table mangle, that queues INVALID packets to the daemon."""
 
 FALLBACK_CHAIN: Final = "NFQ_GUARD_DROP"
-"""The chain, in the table filter, that drops what nobody judged (fail mode kernel-drop)."""
+"""The chain, in the table filter, that drops packets not judged (fail mode kernel-drop)."""
 
 OFFLOAD_TABLE: Final = "nfq_guard_offload"
-"""The nftables table, of family inet, in which the kernel drops repeats by itself."""
+"""The nftables table, of family inet, in which the kernel drops offloaded flows."""
 
 COMMENT: Final = "nfq_guard"
 """The comment on each rule of ours."""
@@ -27,35 +27,36 @@ Tailscale 0xff0000, Cilium 0x0f00, Istio 0x539, AWS CNI 0x80.
 """
 
 MAX_RATE_PPS: Final = 1_000_000
-"""The finest step that the hashlimit match knows is a microsecond a packet."""
+"""The resolution of the hashlimit match is one microsecond a packet."""
 
 _LAST_QUEUE: Final = 65535
 
 
 class Family(IntEnum):
-    """A family of addresses, by the number of its protocol."""
+    """An address family, by its IP version."""
 
     IPV4 = 4
     IPV6 = 6
 
 
 class Backend(StrEnum):
-    """Which of the kernel's two packet filters the iptables programs speak to."""
+    """The kernel's packet filter that the iptables programs use."""
 
     LEGACY = "legacy"
     NFT = "nft"
 
     @property
     def other(self) -> "Backend":
-        """The one that is not this."""
+        """The other backend."""
         return Backend.NFT if self is Backend.LEGACY else Backend.LEGACY
 
 
 class FailMode(StrEnum):
-    """What becomes of INVALID packets that the daemon does not judge.
+    """The treatment of INVALID packets that the daemon does not judge.
 
-    That is: while it is not running, and those above `max_rate_pps`. OPEN lets them pass; CLOSED
-    drops them; KERNEL_DROP drops them in the table filter, which lets judged packets through.
+    These are all packets while it is not running, and those above `max_rate_pps`. OPEN accepts
+    them, CLOSED drops them, KERNEL_DROP drops them in the table filter unless they have the mark of
+    a judged packet.
     """
 
     OPEN = "open"
@@ -66,7 +67,7 @@ class FailMode(StrEnum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RulesSpec:
-    """What the rules shall do.
+    """The specification.
 
     Attributes:
         first_queue: The queue, or the lowest of those that share the load.
@@ -76,8 +77,8 @@ class RulesSpec:
         max_rate_pps: Above this rate packets are shed to the fail mode before they reach the
             queue; both hooks of a family share one bucket. None for no limit.
         offload_entries: Flows that each set of the table for repeats may hold; None for no table.
-        judged_mark: Mark bits that the daemon sets on packets it accepts; KERNEL_DROP looks at
-            them and at no others.
+        judged_mark: Mark bits that the daemon sets on packets it accepts; KERNEL_DROP matches
+            these bits only.
     """
 
     first_queue: int = 0
@@ -89,7 +90,7 @@ class RulesSpec:
     judged_mark: int = JUDGED_MARK
 
     def __post_init__(self) -> None:
-        """Refuse what no rule can say.
+        """Check the ranges.
 
         Raises:
             UsageError: A number is out of range, or the queues are in the wrong order.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What to feed to iptables-restore to get from what is live to what should be.
+"""The input of iptables-restore that turns the live rules into the wanted ones.
 
-Each returns text; the empty text means that there is nothing to do. A table is committed whole or
-not at all; the tables of a family follow one another in one run of the program.
+Each function returns text, empty if nothing has to change. A table is committed whole or not at
+all; the tables of a family follow one another in one run of the program.
 """
 
 from nfq_guard.firewall.render import TableRules, table_text
@@ -10,9 +10,9 @@ from nfq_guard.firewall.saved import Saved, SavedTable
 
 
 def install(wanted: tuple[TableRules, ...], live: Saved) -> str:
-    """Install our chains and jumps, whatever state they are in.
+    """Install our chains and jumps, whatever their current state.
 
-    What others own is not named in the text, so it stays as it is, counters and all.
+    The text does not name foreign rules, so they and their counters stay.
     """
     kept = {should.table: should.chain for should in wanted}
     texts: list[str] = []
@@ -24,7 +24,7 @@ def install(wanted: tuple[TableRules, ...], live: Saved) -> str:
 
 
 def remove(live: Saved) -> str:
-    """Take away whatever is ours, last loaded first: the fallback goes before the queue."""
+    """Remove all our rules, in reverse order of loading: the fallback before the queue."""
     return "".join(_removal(table) for table in sorted(live.values(), key=lambda one: one.name))
 
 

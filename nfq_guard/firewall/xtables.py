@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Running the iptables programs: which there are, what they say, and why they refuse.
+"""Runs the iptables programs: which are installed, their output, and their errors.
 
 They act on the network namespace of the calling thread.
 """
@@ -33,7 +33,7 @@ _FAMILY_MISSING: Final = (
 
 
 class Result(NamedTuple):
-    """How a program ended."""
+    """The exit status and the output of a program."""
 
     status: int
     stdout: str
@@ -41,22 +41,22 @@ class Result(NamedTuple):
 
 
 class Runner(Protocol):
-    """The outside world of this room; tests put another in its place."""
+    """Access to the system; tests use a fake."""
 
     def find(self, program: str) -> bool:
-        """Whether there is such a program."""
+        """Whether the program is installed."""
 
     def run(self, argv: list[str], stdin: str) -> Result:
-        """Run it to its end."""
+        """Run a program to its end."""
 
     def capabilities(self) -> int:
         """The effective capabilities, as a bit mask."""
 
     def has_ipv6(self) -> bool:
-        """Whether the kernel speaks IPv6 in this namespace."""
+        """Whether the kernel has IPv6 in this namespace."""
 
     def has_nft_table(self, name: str) -> bool:
-        """Whether nftables has this table of family inet, or will not say."""
+        """Whether nftables has this table of family inet; True also without the privilege."""
 
 
 @final
@@ -64,14 +64,14 @@ class System:
     """The programs of this machine."""
 
     def find(self, program: str) -> bool:
-        """Whether PATH, or where Debian keeps the programs of root, has it."""
+        """Whether PATH or an sbin directory has it."""
         return shutil.which(program, path=_search_path()) is not None
 
     def run(self, argv: list[str], stdin: str) -> Result:
-        """Run it; the words it prints are the untranslated ones.
+        """Run a program with untranslated messages.
 
         Raises:
-            UnavailableError: It does not end.
+            UnavailableError: It did not end in time.
         """
         program = shutil.which(argv[0], path=_search_path()) or argv[0]
         try:
@@ -98,7 +98,7 @@ class System:
         return Path("/proc/thread-self/net/if_inet6").exists()
 
     def has_nft_table(self, name: str) -> bool:
-        """By asking the kernel."""
+        """Ask the kernel by netlink."""
         return has_table(name)
 
 
@@ -245,7 +245,7 @@ def flavour(runner: Runner, base: str = "iptables") -> Backend | None:
 
 
 def require_privilege(runner: Runner, backend: Backend) -> None:
-    """See that the kernel will let us, before anything is tried.
+    """Check the capabilities before anything is tried.
 
     Raises:
         PrivilegeError: A capability is missing, named.
@@ -258,7 +258,7 @@ def require_privilege(runner: Runner, backend: Backend) -> None:
 
 
 def needed_caps(backend: Backend) -> str:
-    """The sentence that names what the kernel and the programs want."""
+    """The capabilities that the kernel and the programs need, as a sentence."""
     if backend is Backend.NFT:
         return "nft iptables needs CAP_NET_ADMIN"
     return (
@@ -268,7 +268,7 @@ def needed_caps(backend: Backend) -> str:
 
 
 def family_is_missing(error: UnavailableError) -> bool:
-    """Whether the kernel has no packet filter for the family, as against a rule it refuses."""
+    """Whether the kernel has no packet filter for the family, and did not just refuse a rule."""
     return _says(str(error), _FAMILY_MISSING)
 
 
@@ -278,7 +278,7 @@ def _says(text: str, phrases: tuple[str, ...]) -> bool:
 
 
 def _complaint(result: Result) -> str:
-    """The lines that say what is wrong, joined to one, without hints on how to use the program."""
+    """The error lines, joined to one, without usage hints."""
     lines = [_SIGNATURE.sub("", line.strip()) for line in result.stderr.splitlines()]
     useful = [line for line in lines if line and not line.startswith(("#", "Try "))]
     return "; ".join(useful) or f"ended with status {result.status}"

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Octets to values: IPv4, IPv6, TCP, UDP and ICMP headers, no further."""
+"""Decodes IPv4, IPv6, TCP, UDP and ICMP headers, and reassembles fragments."""

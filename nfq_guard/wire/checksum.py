@@ -12,8 +12,8 @@ from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
 _ONES: Final = 0xFFFF
 
-# Adding the halves of a number leaves its remainder, and takes a tenth of the time of dividing
-# them. Worth it from 256 octets on, and up to what a frame without segmentation offload holds.
+# Adding the halves of a number keeps its remainder and takes a tenth of the time of a division.
+# Worth it from 256 octets up to the size of a frame without segmentation offload.
 _FOLDED_FROM: Final = 256
 _FOLDED_TO: Final = 2048
 _LOW_1024: Final = (1 << 8192) - 1
@@ -44,12 +44,11 @@ def _pseudo_header(packet: Packet, wire_len: int) -> int:
 
 
 def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
-    """Whether the transport checksum is right; None when it cannot be told.
+    """Whether the transport checksum is right; None when that is unknown.
 
-    A datagram without one is right, also in IPv6: conntrack says so, whatever RFC 8200 says.
-
-    It cannot for a fragment, a protocol without transport header here, or a packet of which not
-    every octet was captured.
+    It is unknown for a fragment, for a protocol that is not decoded, and for a packet that was not
+    captured whole. A datagram without a checksum is right, in IPv6 too: conntrack accepts it
+    against RFC 8200.
     """
     l4 = packet.l4
     if l4 is None or packet.more_fragments or len(octets) < packet.length:
@@ -63,7 +62,7 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
     if packet.proto == PROTO_ICMP:
         return _sum(octets[start:end]) == _ONES
     if start == (20 if packet.family == IPV4 else 40):
-        # The addresses stand right before the segment, as they do in nearly every packet.
+        # The addresses directly precede the segment, as in nearly every packet.
         addresses = 8 if packet.family == IPV4 else 32
         total = _sum(octets[start - addresses : end]) + packet.proto + end - start
     else:
@@ -72,7 +71,7 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
 
 
 def checksum_unfinished(packet: Packet) -> bool:
-    """Whether the field holds the sum of the pseudo-header alone, as a NIC is handed it."""
+    """Whether the field holds the sum of the pseudo-header alone, for the NIC to complete."""
     l4 = packet.l4
     if not isinstance(l4, Segment | Datagram | IcmpMessage):
         return False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ICMP and ICMPv6 headers, and the packet that an error quotes (RFC 792, RFC 4443)."""
+"""Decodes ICMP and ICMPv6 headers, and the packet that an error quotes (RFC 792, RFC 4443)."""
 
 import struct
 from typing import Final
@@ -32,7 +32,7 @@ REQUESTS_V4: Final = (8, 13, 15, 17)
 REQUESTS_V6: Final = (128, 139)
 LAST_TYPE_V4: Final = 18
 
-# Not the packet's fault: too little of it was captured.
+# The capture is cut short, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the ICMP header"
 
 
@@ -42,7 +42,7 @@ def is_error_v6(message_type: int) -> bool:
 
 
 def decode_message(octets: bytes, offset: int, wire_len: int, family: int) -> IcmpMessage | str:
-    """Read the ICMP header at `offset` of `octets`; a fixed phrase says what is wrong with it."""
+    """Decode the ICMP header at `offset` of `octets`; a fixed phrase for one that is malformed."""
     if wire_len < 8:
         return "ICMP header cut short"
     if len(octets) < offset + 8:
@@ -56,7 +56,7 @@ def decode_message(octets: bytes, offset: int, wire_len: int, family: int) -> Ic
         identified = kind in _IDENTIFIED_V6
     quoted: FlowTuple | None = None
     if is_error:
-        # A redirect for IPv6 quotes inside an option, which conntrack does not look for.
+        # An IPv6 redirect quotes the packet inside an option, which conntrack does not read.
         end = min(len(octets), offset + wire_len)
         quoted = _quoted_tuple(octets[offset + 8 : end], family)
     return IcmpMessage(kind, code, identifier if identified else 0, checksum, is_error, quoted)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""From captured octets to a `Packet`: the one place where lengths are checked.
+"""Decodes captured octets to a `Packet`, and checks every length.
 
-Lengths come from the IP header, never from how much was captured: the queue copies the first
-octets only, captures are snapped, and Ethernet pads.
+Lengths come from the IP header, never from the captured length: the queue copies the first octets
+only, captures are snapped, and Ethernet pads.
 """
 
 import struct
@@ -23,7 +23,7 @@ _SNAPPED: Final = (
 
 
 def decode(octets: bytes) -> Packet | Malformed:
-    """Read one packet from its IP header on; whatever the octets are, never an exception."""
+    """Decode one packet from its IP header on. Never raises, whatever the octets."""
     if not octets:
         return Malformed("no octets")
     version = octets[0] >> 4

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The chain of IPv6 extension headers (RFC 8200 4), walked as far as conntrack walks it."""
+"""Walks the chain of IPv6 extension headers (RFC 8200 4) as far as conntrack does."""
 
 from dataclasses import dataclass
 from typing import Final, final

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What decoding gives: a `Packet` whose fields cannot be wrong, or a `Malformed`.
+"""The results of decoding: a `Packet` whose fields are valid, or a `Malformed`.
 
 `nfq_guard.flow` says why these are dataclasses with a written-out `__init__`.
 """
@@ -30,8 +30,8 @@ class Segment:
         sport: Source port.
         dport: Destination port.
         seq: Sequence number of the first octet, or of the SYN.
-        ack: The acknowledgement field; means something only with `ACK` in `flags`, but conntrack
-            looks at it in some RST without.
+        ack: The acknowledgement field; valid only with `ACK` in `flags`, but conntrack reads it in
+            some RSTs without.
         flags: The eight flag bits.
         window: The window field, 16 bits, unscaled.
         payload_len: Octets of data on the wire, from the IP header.
@@ -243,7 +243,7 @@ CHECKSUM_UNVERIFIED: Final = 2
 @final
 @dataclass(init=False, slots=True)
 class Queued:
-    """One packet as the queue hands it over.
+    """One packet as it was queued.
 
     Attributes:
         octets: From the IP header on; the tail may be missing (`Packet.length` tells).
@@ -252,7 +252,7 @@ class Queued:
         outdev: Name of the interface that it leaves by, or empty.
         mark: Packet mark.
         checksum: `CHECKSUM_GOOD`, or `CHECKSUM_UNFINISHED` when the NIC is still to compute it,
-            or `CHECKSUM_UNVERIFIED` when nobody looked.
+            or `CHECKSUM_UNVERIFIED` when it was not verified.
     """
 
     octets: bytes

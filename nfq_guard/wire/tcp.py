@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""TCP headers and options (RFC 9293 3.1, RFC 2018, RFC 7323)."""
+"""Decodes TCP headers and options (RFC 9293 3.1, RFC 2018, RFC 7323)."""
 
 import struct
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ OPTION_TIMESTAMPS: Final = 8
 
 # Larger shifts are taken as this one (RFC 7323 2.3).
 MAX_WINDOW_SCALE: Final = 14
-# What most segments carry: two NOPs and timestamps.
+# The options of most segments: two NOPs and timestamps.
 _TIMESTAMPS_ONLY: Final = b"\x01\x01\x08\x0a"
 
 
@@ -46,9 +46,9 @@ class TcpOptions:
 
 
 def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
-    """Read the TCP header at `offset` of `octets`.
+    """Decode the TCP header at `offset` of `octets`.
 
-    Does not verify the checksum: on NFQUEUE it may still be the NIC's to compute.
+    Does not verify the checksum, which the NIC may still have to compute.
 
     Args:
         octets: The captured packet; its tail may be missing.
@@ -56,7 +56,7 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
         wire_len: Octets that the segment had on the wire, from the IP header.
 
     Returns:
-        The segment, or what is wrong with it: a fixed phrase.
+        The segment, or a fixed phrase that names the problem.
     """
     if wire_len < 20:
         return "TCP header cut short"
@@ -88,7 +88,7 @@ def _word(octets: bytes, at: int) -> int:
     return octets[at] << 24 | octets[at + 1] << 16 | octets[at + 2] << 8 | octets[at + 3]
 
 
-# Not the packet's fault: too little of it was captured.
+# The capture is cut short, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the TCP header"
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""UDP headers (RFC 768)."""
+"""Decodes UDP headers (RFC 768)."""
 
 import struct
 from typing import Final
@@ -8,7 +8,7 @@ from nfq_guard.wire.packet import Datagram
 
 _HEADER: Final = struct.Struct("!HHHH")
 
-# Not the packet's fault: too little of it was captured.
+# The capture is cut short, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the UDP header"
 
 
@@ -18,7 +18,7 @@ def decode_datagram(
     wire_len: int,
     more_fragments: bool,  # noqa: FBT001 - positional on the packet path
 ) -> Datagram | str:
-    """Read the UDP header at `offset` of `octets`; a fixed phrase says what is wrong with it.
+    """Decode the UDP header at `offset` of `octets`; a fixed phrase for one that is malformed.
 
     The length field may exceed `wire_len` only in a first fragment.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Headers read from octets; scapy builds them, so that the two readings check each other."""
+"""Headers decoded from octets that scapy built."""
 
 import struct
 
@@ -83,7 +83,7 @@ def test_length_is_the_header_s_not_the_capture_s() -> None:
 
 
 def test_super_packet_without_a_length() -> None:
-    """Segmentation offload leaves the length field 0 where 16 bits do not hold it."""
+    """Segmentation offload leaves the length field 0 if the length exceeds 16 bits."""
     octets = octets_of(IP(src="10.0.0.1", dst="10.0.0.2", len=0) / TCP() / bytes(70_000))
     assert read(octets).length == 70_040
 
@@ -333,7 +333,7 @@ def test_udp_checksum(octets: bytes) -> None:
 
 
 def test_udp_without_checksum() -> None:
-    """RFC 768 allows it; RFC 8200 does not, but conntrack lets it pass all the same."""
+    """RFC 768 allows it; RFC 8200 does not, but conntrack accepts it."""
     octets = octets_of(V4 / UDP(chksum=0) / b"abc")
     assert checksum_ok(read(octets), octets)
     octets = (
@@ -359,7 +359,7 @@ def test_no_checksum_where_there_is_no_transport_header() -> None:
 
 
 def test_unfinished_checksum() -> None:
-    """The sum of the pseudo-header alone: what a stack hands to a NIC that does the rest."""
+    """The sum of the pseudo-header alone, which the NIC completes."""
     octets = bytearray(octets_of(V4 / TCP(flags="A") / b"abc"))
     partial = (10 << 8) * 2 + 1 + 2 + 6 + 23
     octets[36:38] = partial.to_bytes(2, "big")
@@ -369,7 +369,7 @@ def test_unfinished_checksum() -> None:
 
 @given(st.binary(max_size=120))
 def test_any_octets_decode(octets: bytes) -> None:
-    """Whatever comes, a value comes out, and its lengths are sane."""
+    """Any octets decode to a value, and its lengths are consistent."""
     packet = decode(octets)
     if isinstance(packet, Packet):
         checksum_ok(packet, octets)
@@ -410,7 +410,7 @@ def test_flags_are_the_header_s_bits() -> None:
     family=st.sampled_from([V4, V6]),
 )
 def test_checksum_of_any_length(payload: bytes, family: Scapy) -> None:
-    """Scapy computes it another way; one flipped bit is found."""
+    """Against scapy, which computes it another way; one flipped bit is detected."""
     octets = octets_of(family / TCP() / Raw(payload))
     assert checksum_ok(read(octets), octets)
     broken = octets[:-1] + bytes([octets[-1] ^ 1])

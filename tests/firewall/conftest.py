@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Two hosts with a wire between them; our rules go on `guarded`."""
+"""Two linked hosts; our rules are installed on `guarded`."""
 
 import socket
 import struct
@@ -21,7 +21,7 @@ DOMAINS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
 def invalid_segment(port: int) -> bytes:
-    """A SYN+ACK that answers nothing: INVALID from either side."""
+    """A SYN+ACK without a SYN: INVALID in either direction."""
     return struct.pack("!HHIIBBHHH", port, port, 1, 1, 5 << 4, 0x12, 1000, 0, 0)
 
 
@@ -75,7 +75,7 @@ class Host:
                     raw.sendto(invalid_segment(port), (to, 0))
 
     def listen(self, family: Family) -> socket.socket:
-        """A socket that gets what the filter lets in."""
+        """A socket that receives the packets that the filter accepts."""
         with self.ns.entered():
             raw = socket.socket(DOMAINS[family], socket.SOCK_RAW, socket.IPPROTO_TCP)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -84,7 +84,7 @@ class Host:
 
 
 def received(raw: socket.socket) -> int:
-    """How many SYN+ACK came, until the wire is quiet."""
+    """The number of SYN+ACKs received until none follows."""
     count = 0
     while True:
         try:
@@ -95,7 +95,7 @@ def received(raw: socket.socket) -> int:
 
 @pytest.fixture
 def guarded(namespace: Callable[[str], Namespace]) -> Host:
-    """A host that nothing was done to yet."""
+    """A host without any rules."""
     return Host(namespace("guard"))
 
 
@@ -125,7 +125,7 @@ def _long_wire() -> Iterator[Wire]:
 
 @pytest.fixture
 def wire(_long_wire: Wire) -> Iterator[Wire]:
-    """The wire of the module, without rules before and after."""
+    """The module's linked hosts, without rules before and after."""
     yield _long_wire
     with _long_wire.guarded.ns.entered():
         _long_wire.guarded.firewall().remove()
@@ -153,7 +153,7 @@ def beyond(_long_wire: Wire) -> Iterator[Host]:
 
 
 def _await_path(sender: Host, receiver: Host, family: Family, to: str) -> None:
-    """Send until something comes: a new link drops what is sent before it is noticed."""
+    """Send until a packet arrives: a new link drops packets until it is up."""
     patience = time.monotonic() + 10
     with receiver.listen(family) as raw:
         raw.settimeout(0.1)

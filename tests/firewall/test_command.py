@@ -51,7 +51,7 @@ def test_queues_that_are_none(words: list[str], capsys: pytest.CaptureFixture[st
 
 @pytest.mark.kernel
 def test_without_privilege(guarded: Host) -> None:
-    """Who lacks a capability is told which, in one line."""
+    """A missing capability is named in one line."""
     words = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", sys.executable]
     done = subprocess.run(
         guarded.ns.argv([*words, "-m", "nfq_guard", "rules", "install"]),
@@ -109,7 +109,7 @@ def test_after_a_crash_rules_stay_that_hold_the_fail_mode(
 def test_rules_can_go_when_the_configuration_is_broken(
     guarded: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The mistake is told all the same."""
+    """The mistake is reported all the same."""
     file = tmp_path / "nfq-guard.toml"
     file.write_text("[daemon]\nmode = 7\n", encoding="ascii")
     with guarded.ns.entered():

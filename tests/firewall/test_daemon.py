@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fail modes with the real daemon: at work, killed, and back."""
+"""The fail modes with the real daemon: running, killed, and restarted."""
 
 import signal
 import subprocess
@@ -25,7 +25,7 @@ SENT = 5
 def daemon(
     wire: Wire, mode: FailMode, directory: Path, running: Mode = Mode.ENFORCE
 ) -> Iterator[subprocess.Popen[str]]:
-    """A guard that accepts whatever it judges."""
+    """A daemon that accepts every packet that it judges."""
     file = directory / "nfq-guard.toml"
     text = (
         f'[daemon]\nmode = "{running}"\nfail_mode = "{mode}"\ncontrol_socket = ""\n'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Programs, privileges and kernel features that are not there."""
+"""Missing programs, privileges and kernel features."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ EMPTY = Result(0, "", "")
 
 
 class FakeSystem:
-    """A machine whose programs answer by the first word that is found in what they are asked."""
+    """A machine whose programs answer by the first key that their command line contains."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ def test_a_missing_extension_is_named_by_its_kernel_option() -> None:
 
 
 def test_plain_programs_serve_the_backend_that_they_speak() -> None:
-    """An old distribution has one backend, and no name for it in its programs."""
+    """An old distribution has one backend, which its programs do not name."""
     programs = frozenset({"iptables", "iptables-save", "iptables-restore"})
     machine = FakeSystem({"-V": Result(0, "iptables v1.6.1\n", "")}, programs, ipv6=False)
     assert Xtables(machine, Backend.LEGACY, Family.IPV4).program("-save") == "iptables-save"
@@ -142,7 +142,7 @@ def test_plain_programs_serve_the_backend_that_they_speak() -> None:
 
 
 def test_a_lost_race_is_tried_again() -> None:
-    """Somebody else deletes a rule between our look and our deed."""
+    """Another process deletes a rule between our reading and our writing."""
 
     class Racing(FakeSystem):
         def run(self, argv: list[str], stdin: str) -> Result:
@@ -180,8 +180,8 @@ def test_ipv4_gets_back_what_it_had_when_ipv6_fails(
     assert guarded.save(backend, Family.IPV4) == before
 
 
-def test_a_rule_that_comes_out_otherwise_than_it_went_in_is_told() -> None:
-    """Somebody puts a rule before ours each time: the last word is a note, not a loop."""
+def test_a_rule_that_another_process_keeps_changing_is_noted() -> None:
+    """Another process inserts a rule before ours each time: it ends in a note, not in a loop."""
 
     class Stubborn(FakeSystem):
         def run(self, argv: list[str], stdin: str) -> Result:

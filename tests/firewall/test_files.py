@@ -45,7 +45,7 @@ def test_the_files_load_and_verify_and_unload_as_they_say(
 
 @pytest.mark.kernel
 def test_the_nft_file_loads_twice_but_for_a_queue_that_the_kernel_lacks(guarded: Host) -> None:
-    """Without CONFIG_NFT_QUEUE the rest is still tried, and the error is the one in the file."""
+    """Without CONFIG_NFT_QUEUE the rest is still tested, and the error is that of the file."""
     text = (RULES / "nftables.nft").read_text(encoding="ascii")
     done = guarded.ns.run("nft", "-c", "-f", "-", stdin=text, check=False)
     if done.returncode:

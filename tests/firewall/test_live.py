@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Our rules in real namespaces: put there, found there, taken away."""
+"""Our rules in real namespaces: installed, verified, removed."""
 
 import threading
 
@@ -184,7 +184,7 @@ table ip mangle {
 
 
 def test_a_table_that_iptables_cannot_read_is_left_alone(guarded: Host) -> None:
-    """iptables-nft-save shows nothing of it: an install would add its jumps again and again."""
+    """iptables-nft-save cannot show it, so each install would add its jumps again."""
     guarded.ns.run("nft", "-f", "-", stdin=NATIVE)
     before = guarded.ns.run("nft", "list", "ruleset").stdout
     with guarded.ns.entered():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table for repeats: its text, and machines on which it cannot be had."""
+"""The offload table: its text, and machines that cannot have it."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from nfq_guard.firewall.xtables import Result
 
 
 class FakeNft:
-    """A machine that has nft, or not, which answers the same to everything."""
+    """A machine with or without nft, which gives the same answer to every command."""
 
     def __init__(self, answer: Result | None, *, table: bool = False) -> None:
         self.answer = answer

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Real INVALID packets and what each fail mode makes of them."""
+"""Real INVALID packets under each fail mode."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ SENT = 8
 
 @contextmanager
 def reader(host: Host, judge: Callable[[Packet], None]) -> Iterator[list[int]]:
-    """Judge what comes to queue 0 of `host`, counting."""
+    """Judge and count the packets of queue 0 of `host`."""
     judged: list[int] = []
     stop = threading.Event()
 
@@ -159,7 +159,7 @@ def test_forwarded_packets_need_the_mark_in_kernel_drop(
     judge: Callable[[Packet], None] | None,
     arrive: int,
 ) -> None:
-    """An accepted packet goes on to filter FORWARD with the mark that the verdict gave it."""
+    """An accepted packet continues to filter FORWARD with the mark of its verdict."""
     with wire.guarded.ns.entered():
         wire.guarded.firewall(RulesSpec(fail_mode=FailMode.KERNEL_DROP), backend).install()
     daemon = reader(wire.guarded, judge) if judge else nullcontext()

@@ -84,7 +84,7 @@ class Connection:
                 left -= len(receiver.recv(left))
 
     def packets(self) -> list[Seen]:
-        """All captured so far."""
+        """All packets captured so far."""
         while True:
             try:
                 packet = self.tap.recv(1 << 17)

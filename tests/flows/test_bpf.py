@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel's window as BPF reads it, held against arithmetic on the packets of live flows."""
+"""The kernel's window as BPF reads it, against arithmetic on the packets of live flows."""
 
 import errno
 import re
@@ -92,7 +92,7 @@ def look(routed: Routed) -> Iterator[Network]:
 
 
 def model(packets: list[Seen], client_port: int) -> tuple[Peer, Peer]:
-    """What kernel.md 1.4 and 1.6 make of an undisturbed connection, from its packets."""
+    """The windows of an undisturbed connection by kernel.md 1.4 and 1.6, from its packets."""
     sides: dict[bool, Peer] = {}
     for packet in packets:
         is_reply = packet.sport != client_port
@@ -175,7 +175,7 @@ def test_closing_moves_the_state(look: Network, connect: Connector) -> None:
 
 
 def test_timeout_is_in_seconds(look: Network, connect: Connector) -> None:
-    """The kernel counts in ticks; ctnetlink tells seconds."""
+    """The kernel counts in ticks; ctnetlink reports seconds."""
     connection = connect(4, PORTS["none"])
     connection.exchange()
     settled(look, connection)
@@ -242,7 +242,7 @@ def test_batch_of_any_size_keeps_its_order(look: Network, connect: Connector) ->
 
 @pytest.mark.parametrize("family", [4, 6])
 def test_udp_and_icmp(look: Network, routed: Routed, family: int) -> None:
-    """UDP comes through BPF without a window; an echo is beyond BPF and comes through ctnetlink."""
+    """UDP comes through BPF without a window, ICMP echo through ctnetlink."""
     client, _, _, server = routed.addresses[family]
     kind = socket.AF_INET if family == 4 else socket.AF_INET6
     with routed.client.entered(), socket.socket(kind, socket.SOCK_DGRAM) as sender:
@@ -286,7 +286,7 @@ def test_it_looks_into_the_namespace_of_the_caller(look: Network, connect: Conne
 
 
 def test_object_comes_from_its_source(tmp_path: Path) -> None:
-    """Octet for octet, with a clang of the major version that the Makefile names."""
+    """Byte for byte, with a clang of the major version that the Makefile names."""
     built = _build(tmp_path)
     committed = _SOURCE.parent / "nfq_guard" / "flows" / "ct_lookup.bpf.o"
     assert built.read_bytes() == committed.read_bytes()
@@ -295,7 +295,7 @@ def test_object_comes_from_its_source(tmp_path: Path) -> None:
 def test_kernels_before_6_11_know_zone_0_alone(
     tmp_path: Path, routed: Routed, connect: Connector
 ) -> None:
-    """Built to hand over the shorter options, which kernels still take."""
+    """Built to pass the shorter options, which later kernels still accept."""
     image = _build(tmp_path, "CPPFLAGS=-DOPTIONS_SIZE=12").read_bytes()
     with pytest.raises(UnavailableError, match=r"zones other than 0 needs kernel 6\.11"):
         BpfFlows((0, ZONE), program=bpf.load(image))
@@ -326,7 +326,7 @@ def test_what_the_kernel_refuses_is_a_failed_lookup(
 
 
 def _build(folder: Path, *settings: str) -> Path:
-    """The object, made anew; without the right clang the test fails in CI, and is skipped else."""
+    """The rebuilt object; without the right clang the test fails in CI and is skipped elsewhere."""
     makefile = (_SOURCE / "Makefile").read_text(encoding="ascii")
     found = re.search(r"CLANG_MAJOR := (\d+)", makefile)
     assert found

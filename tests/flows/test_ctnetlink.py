@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What ctnetlink may do to us: lose answers, answer nonsense, or not be there."""
+"""ctnetlink that loses answers, sends malformed ones, refuses, or is missing."""
 
 import errno
 import struct
@@ -101,7 +101,7 @@ def test_entry_and_absence(scripted: Scripted) -> None:
     assert flows.lookup([WANTED]) == [None]
 
 
-def test_lost_answer_is_asked_for_again(scripted: Scripted) -> None:
+def test_lost_answer_is_requested_again(scripted: Scripted) -> None:
     flows = scripted([OSError(errno.ENOBUFS, "")], [_entry])
     assert answered(flows.lookup([WANTED])) != [None]
 
@@ -132,7 +132,7 @@ def test_a_failure_in_one_zone_stays_unless_another_has_the_entry(scripted: Scri
     assert answered(flows.lookup([WANTED])) != [None]
 
 
-def test_stale_and_foreign_answers_are_passed_over(scripted: Scripted) -> None:
+def test_stale_and_foreign_answers_are_skipped(scripted: Scripted) -> None:
     flows = scripted(
         [
             lambda sequence: _entry(sequence - 1),
@@ -158,8 +158,8 @@ def test_missing_privilege_and_missing_kernel_part(scripted: Scripted) -> None:
 
 
 @given(st.binary(max_size=300))
-def test_any_entry_is_read_or_refused(octets: bytes) -> None:
-    """Cut, repeated or lying attributes give None, never an exception."""
+def test_any_entry_is_read_or_rejected(octets: bytes) -> None:
+    """Cut, repeated or inconsistent attributes give None, never an exception."""
     snapshot_of(octets, WANTED)
     snapshot_of(_entry(1)[16 : 16 + len(octets)] + octets, WANTED)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The memory shared with the kernel half, without a kernel."""
+"""The memory shared with the BPF program, without a kernel."""
 
 import errno
 import mmap

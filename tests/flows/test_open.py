@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which evidence is chosen, and the line that says what a better one lacks."""
+"""The choice of the lookup, and the line on why there is no better one."""
 
 import errno
 import os
@@ -31,7 +31,7 @@ _ALL = ("net_admin", "bpf", "perfmon")
 
 @pytest.fixture(scope="module")
 def readable() -> Iterator[Path]:
-    """The package where any user may read it."""
+    """The package in a directory that any user can read."""
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         root.chmod(0o755)
@@ -40,7 +40,7 @@ def readable() -> Iterator[Path]:
 
 
 def _ask(root: Path, *prefix: str) -> tuple[str, str]:
-    """Evidence and line of a process behind `prefix`; it must not say anything else."""
+    """Evidence and line of a process started by `prefix`, which must print nothing else."""
     done = subprocess.run(
         [*prefix, str(Path(sys.executable).resolve()), "-B", "-c", _ASK],
         check=True,
@@ -136,7 +136,7 @@ def test_missing_capability_is_named(
 
 @pytest.mark.kernel
 def test_user_namespace_is_named(readable: Path) -> None:
-    """Root of a container's user namespace has every capability there, and still no BPF."""
+    """Root of a container's user namespace has every capability there, but no BPF."""
     found, line = _ask(readable, "unshare", "--user", "--map-root-user", "--net")
     assert found == "ctnetlink"
     assert line.endswith("BPF needs the host's user namespace, and this process is in another")
@@ -164,7 +164,7 @@ def test_missing_library_is_named(readable: Path) -> None:
 
 @pytest.mark.kernel
 def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[str]) -> None:
-    """With another licence the kernel does not lend its lookup, and says so."""
+    """With another licence the kernel refuses its lookup function, and says so."""
     committed = Path(bpf.__file__).with_name("ct_lookup.bpf.o").read_bytes()
     with pytest.raises(LoadError) as raised:
         bpf.load(committed.replace(b"Dual MIT/GPL", b"Proprietary."))

@@ -34,7 +34,7 @@ def read(*attributes: tuple[int, bytes]) -> Queued:
     return alone(message_of(*attributes))[1]
 
 
-def test_everything_that_a_message_says() -> None:
+def test_every_attribute_of_a_message() -> None:
     message = message_of(
         HEADER,
         (3, struct.pack("!I", 0xABCD0001)),
@@ -49,18 +49,18 @@ def test_everything_that_a_message_says() -> None:
 
 
 def test_the_length_of_a_payload_that_is_padded() -> None:
-    """43 octets are 43, whatever else comes behind them."""
+    """The length is 43, although padding and another attribute follow."""
     assert read(HEADER, (10, b"E" * 43), (14, b"\0\0\0\4")).octets == b"E" * 43
 
 
-def test_word_on_the_checksum() -> None:
+def test_checksum_state() -> None:
     assert read(HEADER, (14, b"\0\0\0\4"), PAYLOAD).checksum == CHECKSUM_UNVERIFIED
     assert read(HEADER, (14, b"\0\0\0\7"), PAYLOAD).checksum == CHECKSUM_UNFINISHED
     assert read(HEADER, PAYLOAD).checksum == CHECKSUM_GOOD
 
 
-def test_hardware_address_that_looks_like_the_word_on_the_checksum() -> None:
-    """A sender may choose its address so; all it gets is what a packet without bits gets."""
+def test_hardware_address_that_looks_like_skb_info() -> None:
+    """A sender may forge such an address; the packet counts as one without SKB_INFO."""
     spoof = bytes.fromhex("0006000008000e00ffff0000")
     assert read(HEADER, (9, spoof), PAYLOAD).checksum == CHECKSUM_GOOD
 
@@ -70,7 +70,7 @@ def test_interface_that_is_gone() -> None:
 
 
 def test_no_more_names_than_a_bound() -> None:
-    """Whoever makes and removes interfaces all day does not make us grow."""
+    """Creating and removing interfaces all day does not grow the cache."""
     names = InterfaceNames()
     for index in range(1 << 30, (1 << 30) + 5000):
         names.of(index)

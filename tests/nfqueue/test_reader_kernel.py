@@ -35,7 +35,7 @@ def bound(
 
 
 def test_every_packet_once_in_order(namespace: Make) -> None:
-    """Alternating verdicts in one call: just the accepted ones arrive, nothing waits."""
+    """Alternating verdicts in one call: only the accepted packets arrive, and none waits."""
     inside = namespace("q")
     queue_udp(inside)
     with Datagrams(inside) as udp, bound(inside) as (reader, verdicts):
@@ -71,7 +71,7 @@ def test_hook_interface_and_mark(namespace: Make) -> None:
 
 
 def test_verdict_sets_the_mark(namespace: Make) -> None:
-    """A later table sees the mark that came with the verdict, on a run and on a single packet."""
+    """A later table sees the mark of the verdict, of a run and of a single packet."""
     inside = namespace("q")
     queue_udp(inside)
     match = ("-p", "udp", "-m", "mark", "--mark", "0x1000")
@@ -96,7 +96,7 @@ def test_large_packets_are_cut(namespace: Make) -> None:
 
 
 def test_checksum_as_the_kernel_knows_it(namespace: Make) -> None:
-    """With GSO asked for, our own packets come unfinished; received ones unverified."""
+    """With GSO requested, checksums of local packets are unfinished, received ones unverified."""
     inside = namespace("q")
     queue_udp(inside)
     queue_udp(inside, chain="PREROUTING")
@@ -221,7 +221,7 @@ def test_owner_is_named(namespace: Make) -> None:
 
 
 def test_owner_that_we_may_not_see(namespace: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel's file is for root alone; a daemon without it still gets the right status."""
+    """Only root can read the kernel's file; a daemon without it still gets the right status."""
     inside = namespace("q")
     with bound(inside):
         monkeypatch.setattr(counters, "owner", lambda _: None)
@@ -230,7 +230,7 @@ def test_owner_that_we_may_not_see(namespace: Make, monkeypatch: pytest.MonkeyPa
 
 
 def test_released_when_closed_also_with_children(namespace: Make) -> None:
-    """A child must not inherit the queue, or it would hold it after us."""
+    """A child must not inherit the queue, or it would keep it bound."""
     inside = namespace("q")
     with bound(inside):
         child = subprocess.Popen(["sleep", "30"], close_fds=False)
@@ -276,7 +276,7 @@ def test_privilege_is_named() -> None:
 
 
 def test_a_name_of_an_interface_is_text(namespace: Make) -> None:
-    """Whoever names one chooses the octets; what they are must not stop the log."""
+    """A name may contain any bytes, and must not break the log."""
     inside = namespace("q")
     queue_udp(inside)
     name = os.fsdecode(b"l\xff")

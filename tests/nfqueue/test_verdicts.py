@@ -9,7 +9,7 @@ from nfq_guard.nfqueue.verdicts import VerdictSender
 
 
 class FakeKernel:
-    """Packets that wait, and what a verdict message does to them (kernel.md 5)."""
+    """Waiting packets, and the effect of verdict messages on them (kernel.md 5)."""
 
     def __init__(self, waiting: list[int]) -> None:
         self.waiting = list(waiting)
@@ -48,7 +48,7 @@ answers = st.tuples(st.integers(0, 1), st.sampled_from([None, 0, 0x1000]))
 def test_each_packet_gets_its_own_verdict(
     wanted: list[tuple[int, int | None]], first: int, step: int
 ) -> None:
-    """Whatever the order of verdicts, and with ids missing that the kernel lost."""
+    """In any order of verdicts, and with gaps in the ids."""
     ids = [first + index * step for index in range(len(wanted))]
     later = first + len(wanted) * step
     kernel = FakeKernel([*ids, later])
@@ -66,7 +66,7 @@ def test_equal_verdicts_take_one_message() -> None:
 
 
 def test_prepared_messages_are_bounded() -> None:
-    """A policy cannot have this many marks; if something else has, memory stays flat."""
+    """Even with more marks than a policy can have, memory stays bounded."""
     sender = VerdictSender(FakeKernel(list(range(1000))), 7)
     sender.send(list(range(1000)), [1] * 1000, list(range(1000)))
     assert len(sender._prepared) <= 256
