@@ -13,7 +13,7 @@ import msgspec
 import orjson
 
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import Style, paint, write_line
+from nfq_guard.cli.terminal import paint, write_line
 from nfq_guard.conntrack.kernel_rules import KERNELS, rules_of
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.policy.describe import policy_sentences
@@ -23,6 +23,7 @@ from nfq_guard.policy.schema import policy_schema
 from nfq_guard.policyfile import PRESET_PREFIX, load_policy
 from nfq_guard.service.config import DEFAULT_PATH, load_config
 from nfq_guard.service.settings import Settings
+from nfq_guard.telemetry.palette import Style
 
 # One attribute in the docstring of a class: its name and its description.
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)

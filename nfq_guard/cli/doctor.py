@@ -10,12 +10,13 @@ from itertools import chain
 from typing import Final
 
 from nfq_guard.cli.options import add_config, add_format
-from nfq_guard.cli.terminal import Style, paint
+from nfq_guard.cli.terminal import paint
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError
 from nfq_guard.service.config import ConfigReading, read_config
 from nfq_guard.service.firewall_spec import firewall_of
+from nfq_guard.telemetry.palette import Style
 
 _STYLES: Final = {
     Status.OK: Style.GREEN,

@@ -6,9 +6,10 @@ from typing import Any
 
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import Style, paint, write_json, write_line
+from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK
 from nfq_guard.names import endpoint
+from nfq_guard.telemetry.palette import Style
 
 Fields = dict[str, Any]
 

@@ -8,8 +8,7 @@ wire in parentheses.
 from datetime import UTC, datetime
 from typing import Final, final
 
-from nfq_guard.cli.replay_text import ACTION_STYLES, CTSTATE_STYLES, counted, styled
-from nfq_guard.cli.terminal import Style
+from nfq_guard.cli.replay_text import counted
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
     IP_CT_TCP_FLAG_CLOSE_INIT,
@@ -39,6 +38,7 @@ from nfq_guard.replay.words import (
     state_name,
 )
 from nfq_guard.seqno import Seq, distance
+from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
 from nfq_guard.wire.packet import ACK, Packet, Segment
 from nfq_guard.wire.tcp import parse_options
 

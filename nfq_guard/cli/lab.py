@@ -11,12 +11,13 @@ from types import FrameType
 from typing import Final
 
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import Style, paint, write_json, write_line
+from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
 from nfq_guard.lab import demo, matrix
 from nfq_guard.lab.outcome import Mitigation, Outcome, Result
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.trial import Keep
+from nfq_guard.telemetry.palette import Style
 
 _STYLES: Final = {
     Outcome.SURVIVED: Style.GREEN,

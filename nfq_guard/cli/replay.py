@@ -20,13 +20,14 @@ from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
-from nfq_guard.cli.terminal import Style, columns, paint, printable, wants_colour, write_json
+from nfq_guard.cli.terminal import columns, paint, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer
 from nfq_guard.replay.selection import Selection, parse_flow
 from nfq_guard.replay.summary import Summary
+from nfq_guard.telemetry.palette import Style
 
 _DESCRIPTION: Final = """\
 Follow a capture with the rules of a chosen kernel's conntrack. For each packet that iptables

@@ -4,14 +4,12 @@
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, final
 
-from nfq_guard.cli.terminal import Style
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.flow import CtState
 from nfq_guard.names import packet_ends
-from nfq_guard.policy.decision import Action
 from nfq_guard.replay.replayer import Outcome, Replayer
 from nfq_guard.replay.summary import Summary
 from nfq_guard.replay.words import breach_gist, finding_sentence, gist, state_name
+from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
 
 _HEADINGS: Final = ("frame", "time", "packet", "", "ctstate", "reason", "state", "policy", "why")
 _CTSTATE: Final = 4
@@ -21,28 +19,10 @@ _GAP: Final = "  "
 # Indent of continuation lines, for rows that are wider than the terminal.
 _INDENT: Final = 6
 
-CTSTATE_STYLES: Final = {
-    CtState.INVALID: Style.RED,
-    CtState.NEW: Style.GREEN,
-    CtState.ESTABLISHED: Style.GREEN,
-    CtState.RELATED: Style.CYAN,
-    CtState.UNTRACKED: Style.CYAN,
-}
-ACTION_STYLES: Final = {
-    Action.DROP: Style.RED,
-    Action.LOG: Style.YELLOW,
-    Action.ALLOW: Style.GREEN,
-}
-
 
 class _Cell(NamedTuple):
     text: str
     styles: tuple[Style, ...] = ()
-
-
-def styled(text: str, *styles: Style) -> str:
-    """`text` in `styles`."""
-    return "".join(style.value for style in styles) + text + "\x1b[0m" if styles and text else text
 
 
 @final

@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import Style, paint, write_json, write_line
+from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK
+from nfq_guard.telemetry.palette import Style
 
 Fields = dict[str, Any]
 

@@ -4,37 +4,21 @@
 import os
 import shutil
 import sys
-from enum import Enum
-from typing import Final, TextIO
+from typing import TextIO
 
 import orjson
 
-_RESET: Final = "\x1b[0m"
-
-
-class Style(Enum):
-    """A text attribute, as its escape sequence."""
-
-    BOLD = "\x1b[1m"
-    DIM = "\x1b[2m"
-    RED = "\x1b[31m"
-    GREEN = "\x1b[32m"
-    YELLOW = "\x1b[33m"
-    BLUE = "\x1b[34m"
-    MAGENTA = "\x1b[35m"
-    CYAN = "\x1b[36m"
+from nfq_guard.telemetry.palette import Style, styled, takes_colour
 
 
 def wants_colour(stream: TextIO | None = None) -> bool:
-    """Whether `stream`, by default standard output, is a terminal and NO_COLOR is unset."""
-    return not os.environ.get("NO_COLOR") and (stream or sys.stdout).isatty()
+    """Whether `stream`, by default standard output, may be coloured."""
+    return takes_colour(terminal=(stream or sys.stdout).isatty())
 
 
 def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
     """`text` in `styles` if `wants_colour`, else unchanged."""
-    if not text or not styles or not wants_colour(stream):
-        return text
-    return "".join(style.value for style in styles) + text + _RESET
+    return styled(text, *styles) if wants_colour(stream) else text
 
 
 def printable(name: str) -> str:

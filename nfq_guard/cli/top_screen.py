@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, final
 
-from nfq_guard.cli.terminal import Style, wants_colour
+from nfq_guard.cli.terminal import wants_colour
 from nfq_guard.cli.top_view import View, key_of
+from nfq_guard.telemetry.palette import Style
 
 _ESCAPE: Final = 27
 _ENTER: Final = (10, 13, curses.KEY_ENTER)

@@ -11,8 +11,8 @@ from enum import Enum
 from typing import Any, Final, final
 
 from nfq_guard.cli.dump import event_line
-from nfq_guard.cli.terminal import Style
 from nfq_guard.names import endpoint
+from nfq_guard.telemetry.palette import ACTION_STYLES, Style
 
 Fields = dict[str, Any]
 Line = tuple[str, tuple[Style, ...]]
@@ -24,10 +24,6 @@ _SAMPLES_MAX: Final = 64
 _QUEUES_SHOWN: Final = 4
 
 _PLAIN: Final[tuple[Style, ...]] = ()
-_ACTION_STYLES: Final = {
-    "drop": (Style.RED,),
-    "log": (Style.YELLOW,),
-}
 
 
 class Sort(Enum):
@@ -185,7 +181,7 @@ class View:
         first = max(0, choice.selected - room + 2)
         shown: list[Line] = [(head, (Style.BOLD,))]
         for number, flow in enumerate(flows[first : first + room - 1], first):
-            style = _ACTION_STYLES.get(flow["events"][-1]["action"], _PLAIN)
+            style = _action_style(flow["events"][-1])
             mark = ">" if number == choice.selected else " "
             shown.append((mark + self._row(flow), style))
         return shown
@@ -230,7 +226,7 @@ class View:
             )
         shown.append(("", _PLAIN))
         for one in reversed(flow["events"]):
-            style = _ACTION_STYLES.get(one["action"], _PLAIN)
+            style = _action_style(one)
             shown.append((event_line(one), style))
         return shown
 
@@ -260,6 +256,12 @@ def _queue_line(queue: Fields) -> Line:
     )
     bad = queue["state"] != "serving" or drops
     return (text, (Style.RED,) if bad else _PLAIN)
+
+
+def _action_style(event: Fields) -> tuple[Style, ...]:
+    """An accepted packet is plain: a screen full of green lines says nothing."""
+    style = ACTION_STYLES.get(event["action"], Style.GREEN)
+    return _PLAIN if style is Style.GREEN else (style,)
 
 
 def _distance(flow: Fields) -> int:

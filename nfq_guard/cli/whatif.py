@@ -10,11 +10,12 @@ from typing import Final
 from nfq_guard.capture.reader import Capture
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import Style, paint, printable, write_json, write_line
+from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import CtState, Hook
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.telemetry.palette import Style
 from nfq_guard.telemetry.reader import EventReader
 from nfq_guard.whatif.conversations import RESET_WITHIN_S, Fate
 from nfq_guard.whatif.events import recorded

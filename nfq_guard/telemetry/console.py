@@ -2,7 +2,7 @@
 """Events for people: one aligned line each, coloured on a terminal that takes colours."""
 
 import os
-from typing import Final, final
+from typing import final
 
 from structlog.typing import EventDict, WrappedLogger
 
@@ -14,16 +14,7 @@ from nfq_guard.telemetry.events import (
     own_fields,
     timestamp,
 )
-
-_RESET: Final = "\x1b[0m"
-_COLOURS: Final = {
-    "drop": "\x1b[31m",
-    "log": "\x1b[33m",
-    "allow": "\x1b[32m",
-    "error": "\x1b[31m",
-    "warning": "\x1b[33m",
-    "info": "\x1b[36m",
-}
+from nfq_guard.telemetry.palette import ACTION_STYLES, LEVEL_STYLES, Style, styled, takes_colour
 
 
 @final
@@ -40,8 +31,8 @@ class Console:
         return line.encode("utf-8", "replace")
 
     def _packet(self, event: PacketJudged) -> str:
-        action = event.action.value
         would = "" if event.would == event.verdict else "would "
+        action = self._styled(f"{would + event.action:<10}", ACTION_STYLES[event.action])
         breach = event.breach
         proof = ""
         if breach is not None:
@@ -53,7 +44,7 @@ class Console:
         destination = endpoint(event.dst, event.dport)
         interfaces = f"{event.indev or '-'}>{event.outdev or '-'}"
         return (
-            f"{event.timestamp[11:23]} {self._paint(f'{would + action:<10}', action)} "
+            f"{event.timestamp[11:23]} {action} "
             f"{event.reason:<14} {source:>21} > {destination:<21} "
             f"{event.proto}{flags:<4} nat={event.nat}{state} "
             f"{event.hook} {interfaces} rule={event.rule}{proof}{count}"
@@ -62,13 +53,12 @@ class Console:
     def _note(self, event: Event) -> str:
         fields = " ".join(f"{name}={value}" for name, value in own_fields(event).items())
         return (
-            f"{timestamp()[11:23]} {self._paint(f'{event.level:<10}', event.level)} "
+            f"{timestamp()[11:23]} {self._styled(f'{event.level:<10}', LEVEL_STYLES[event.level])} "
             f"{name_of(type(event)):<14} {fields}"
         )
 
-    def _paint(self, text: str, kind: str) -> str:
-        colour = _COLOURS.get(kind, "") if self._colour else ""
-        return f"{colour}{text}{_RESET}" if colour else text
+    def _styled(self, text: str, style: Style) -> str:
+        return styled(text, style) if self._colour else text
 
 
 def wants_console(log_format: str, descriptor: int) -> bool:
@@ -77,9 +67,5 @@ def wants_console(log_format: str, descriptor: int) -> bool:
 
 
 def wants_colour(descriptor: int) -> bool:
-    """Whether that terminal takes colours and nobody said NO_COLOR (no-color.org)."""
-    return (
-        os.isatty(descriptor)
-        and not os.environ.get("NO_COLOR")
-        and os.environ.get("TERM") != "dumb"
-    )
+    """Whether lines written to that descriptor may be coloured."""
+    return takes_colour(terminal=os.isatty(descriptor))

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: MIT
+"""Text attributes of a terminal, and what each colour stands for, in logs and in commands."""
+
+import os
+from enum import Enum
+from typing import Final
+
+from nfq_guard.flow import CtState
+from nfq_guard.policy.decision import Action
+
+_RESET: Final = "\x1b[0m"
+
+
+class Style(Enum):
+    """A text attribute, as its escape sequence."""
+
+    BOLD = "\x1b[1m"
+    DIM = "\x1b[2m"
+    RED = "\x1b[31m"
+    GREEN = "\x1b[32m"
+    YELLOW = "\x1b[33m"
+    BLUE = "\x1b[34m"
+    MAGENTA = "\x1b[35m"
+    CYAN = "\x1b[36m"
+
+
+ACTION_STYLES: Final = {
+    Action.DROP: Style.RED,
+    Action.LOG: Style.YELLOW,
+    Action.ALLOW: Style.GREEN,
+}
+CTSTATE_STYLES: Final = {
+    CtState.INVALID: Style.RED,
+    CtState.NEW: Style.GREEN,
+    CtState.ESTABLISHED: Style.GREEN,
+    CtState.RELATED: Style.CYAN,
+    CtState.UNTRACKED: Style.CYAN,
+}
+LEVEL_STYLES: Final = {
+    "error": Style.RED,
+    "warning": Style.YELLOW,
+    "info": Style.CYAN,
+}
+
+
+def styled(text: str, *styles: Style) -> str:
+    """`text` in `styles`; unchanged without a text or a style."""
+    return "".join(style.value for style in styles) + text + _RESET if styles and text else text
+
+
+def takes_colour(*, terminal: bool) -> bool:
+    """Whether output may be coloured: to a terminal that is not dumb, unless NO_COLOR is set."""
+    return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
