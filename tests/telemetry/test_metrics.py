@@ -7,6 +7,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from nfq_guard.finding import Reason
 from nfq_guard.policy.decision import Action
+from nfq_guard.telemetry.metric_table import METRICS, PREFIX
 from nfq_guard.telemetry.metrics import Exposition, MetricsFile, Stats, serve
 from tests.support.judgments import DROP_TRANSLATED, LOG_REST, judgment
 
@@ -29,6 +30,19 @@ def test_all_series_exist_from_the_start() -> None:
     judged = families["nfq_guard_judged_packets"]
     assert len(judged.samples) == len(Reason) * len(Action)
     assert all(name.startswith("nfq_guard_") for name in families)
+
+
+def test_the_exposition_is_the_table() -> None:
+    """The same metrics in the same order, with their help, kind and labels."""
+    found = list(Exposition(lambda: {7: Stats()}).collect())
+    assert [(one.name, one.documentation, one.type) for one in found] == [
+        (PREFIX + metric.name, metric.help, metric.kind.value) for metric in METRICS
+    ]
+    for family, metric in zip(found, METRICS, strict=True):
+        assert metric.help.endswith(".")
+        for sample in family.samples:
+            assert sample.name == metric.full_name
+            assert tuple(sample.labels) == metric.labels
 
 
 def test_http_answer(unused_port: int) -> None:
@@ -66,5 +80,5 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
 
 
 def test_a_device_is_not_replaced_by_a_file() -> None:
-    with pytest.raises(FileExistsError, match="no regular file"):
+    with pytest.raises(FileExistsError, match="not a regular file"):
         MetricsFile(Exposition(dict), Path("/dev/full"), print)
