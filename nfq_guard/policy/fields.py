@@ -25,6 +25,7 @@ from nfq_guard.flow import (
     Nat,
     TcpState,
 )
+from nfq_guard.names import protocol
 from nfq_guard.policy.intervals import (
     ABSENT,
     IPV4_ADDRESSES,
@@ -178,6 +179,7 @@ FLAG_BITS: Final = (FIN, SYN, RST, PSH, ACK, URG, ECE, CWR)
 _WITH_BOUND: Final = from_intervals(
     [(number, number) for number, reason in enumerate(REASONS) if reason in BOUNDS]
 )
+_NAMED_PROTOCOLS: Final = (PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6)
 _TCP: Final = from_intervals([(PROTO_TCP, PROTO_TCP)])
 _TCP_OR_UDP: Final = from_intervals([(PROTO_TCP, PROTO_TCP), (PROTO_UDP, PROTO_UDP)])
 _NEEDS_PORTS: Final = Need(
@@ -304,8 +306,8 @@ FIELDS: Final = (
         depends_on=DependsOn.PROTOCOL,
         says="Transport protocol, by name or number.",
         phrase="the protocol",
-        words=("tcp", "udp", "icmp", "icmpv6"),
-        numbers=(PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6),
+        words=tuple(protocol(number) for number in _NAMED_PROTOCOLS),
+        numbers=_NAMED_PROTOCOLS,
         lowest=1,
         highest=255,
     ),
