@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard top`: watch the running daemon live."""
+"""`nfq-guard top`: a live view of the running daemon."""
 
 import argparse
 import sys
@@ -33,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show it until the user quits; as JSON Lines, one object a picture."""
+    """Show the view until the user quits; as JSON Lines, one object per update."""
     if not 0.1 <= args.interval <= 3600:
         raise UsageError(f"--interval: expected 0.1 to 3600 seconds, found {args.interval}")
     if args.format == "json":
         _print(args)
         return EXIT_OK
     if not sys.stdout.isatty() or not sys.stdin.isatty():
-        raise UsageError("top needs a terminal; programs take --format json, or `nfq-guard status`")
+        raise UsageError("top needs a terminal; use --format json, or `nfq-guard status`")
     _show(args)
     return EXIT_OK
 
@@ -51,14 +51,14 @@ def _print(args: argparse.Namespace) -> None:
         while args.count is None or shown < args.count:
             if shown:
                 time.sleep(args.interval)
-            status, flows = _asked(client)
+            status, flows = _query(client)
             write_json({"status": status, "flows": flows})
             sys.stdout.flush()
             shown += 1
 
 
 def _show(args: argparse.Namespace) -> None:
-    # A daemon's host may have a Python without curses; only this command needs it.
+    # Some builds of Python have no curses; only this command needs it.
     try:
         import curses  # noqa: PLC0415 - see above
 
@@ -77,7 +77,7 @@ def _show(args: argparse.Namespace) -> None:
 
 @final
 class _Feed:
-    """Keeps a view up to date, over a connection that may have to be made anew."""
+    """Updates a view, reconnecting to the daemon when necessary."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.view = View()
@@ -86,11 +86,11 @@ class _Feed:
         self._client: Client | None = None
 
     def refresh(self) -> None:
-        """Ask the daemon; what keeps it from answering is shown, and asking goes on."""
+        """Query the daemon; an error is shown in the view, and the next call tries again."""
         try:
             if self._client is None:
                 self._client = connected(self._args)
-            status, flows = _asked(self._client)
+            status, flows = _query(self._client)
         except NfqGuardError as error:
             self.problem = error
             self.view.problem = str(error)
@@ -102,5 +102,5 @@ class _Feed:
         self.view.take(status, flows, time.monotonic())
 
 
-def _asked(client: Client) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _query(client: Client) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return client.ask("status"), client.ask("dump", flows=_FLOWS)

@@ -33,7 +33,7 @@ class Screen:
     """Shows a view until the user quits."""
 
     def __init__(self, view: View, refresh: Callable[[], None], interval_s: float) -> None:
-        """Show `view`; `refresh` brings it up to date, every `interval_s` seconds."""
+        """Show `view`, and call `refresh` to update it every `interval_s` seconds."""
         self._view = view
         self._refresh = refresh
         self._interval_s = interval_s
@@ -79,7 +79,7 @@ class Screen:
         window.refresh()
 
     def _pressed(self, key: int) -> bool:
-        """Whether to go on."""
+        """Handle a key. Returns False to quit."""
         choice = self._view.choice
         if choice.typing:
             self._typed(key)
@@ -124,7 +124,7 @@ class Screen:
 
 
 def _attributes() -> dict[Style, int]:
-    """What curses calls our styles; without colours where none are wanted."""
+    """The curses attribute of each style; none for colours if `wants_colour` is false."""
     found = {Style.BOLD: curses.A_BOLD, Style.DIM: curses.A_DIM}
     if wants_colour() and curses.has_colors():
         curses.use_default_colors()

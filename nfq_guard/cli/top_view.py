@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""What `nfq-guard top` shows, as lines of text: a pure function of what the daemon answered.
+"""The view of `nfq-guard top` as lines of text, computed from the responses of the daemon.
 
-The screen (`top_screen`) puts the lines up and brings keys back.
+`top_screen` draws the lines and reads the keys.
 """
 
 from collections import deque
@@ -18,7 +18,7 @@ Fields = dict[str, Any]
 Line = tuple[str, tuple[Style, ...]]
 Key = tuple[str, str, int, str, int]
 
-# Rates are over so long: the daemon folds what a flow does within some seconds into one event.
+# Rates are averages over this time: the daemon folds some seconds of a flow into one event.
 _WINDOW_S: Final = 10.0
 _SAMPLES_MAX: Final = 64
 _QUEUES_SHOWN: Final = 4
@@ -27,7 +27,7 @@ _PLAIN: Final[tuple[Style, ...]] = ()
 
 
 class Sort(Enum):
-    """By what flows are put in order, the largest first."""
+    """The order of flows, the largest value first."""
 
     LAST = "last seen"
     PACKETS = "packets"
@@ -36,7 +36,7 @@ class Sort(Enum):
 
     @property
     def next(self) -> "Sort":
-        """The one after this, in a circle."""
+        """The next order, cyclically."""
         found = list(Sort)
         return found[(found.index(self) + 1) % len(found)]
 
@@ -48,11 +48,11 @@ class Choice:
 
     Attributes:
         sort: The order of flows.
-        pattern: Only flows whose line has this in it.
+        pattern: Only flows whose line contains this text are shown.
         typing: Whether the pattern is being typed.
-        paused: Whether the picture stands still.
-        selected: The flow under the cursor, counted from the top.
-        opened: The flow that is shown alone.
+        paused: Whether updates are paused.
+        selected: Index of the flow under the cursor.
+        opened: The flow that is shown in detail; None for the table.
     """
 
     sort: Sort = Sort.LAST
@@ -65,13 +65,13 @@ class Choice:
 
 @final
 class Meter:
-    """How fast numbers grow, by name, over the last `_WINDOW_S` seconds."""
+    """The rates at which counters grow, over the last `_WINDOW_S` seconds."""
 
     def __init__(self) -> None:
         self._samples: dict[object, deque[tuple[float, int]]] = {}
 
     def note(self, numbers: dict[object, int], now: float) -> None:
-        """Take the numbers of now; names that are gone are forgotten."""
+        """Add a sample of all counters; those that are absent are forgotten."""
         kept: dict[object, deque[tuple[float, int]]] = {}
         for name, number in numbers.items():
             samples = self._samples.get(name)
@@ -83,22 +83,22 @@ class Meter:
             kept[name] = samples
         self._samples = kept
 
-    def rate(self, name: object) -> float:
-        """A second; 0 for a name that was seen once."""
+    def rate(self, name: object) -> float | None:
+        """Growth per second; None before there are two samples."""
         samples = self._samples.get(name)
         if samples is None or len(samples) < 2:
-            return 0.0
+            return None
         (began, before), (ended, after) = samples[0], samples[-1]
-        return (after - before) / (ended - began) if ended > began else 0.0
+        return (after - before) / (ended - began) if ended > began else None
 
 
 @final
 class View:
-    """What the daemon answered last, with rates from what it answered before.
+    """The last response of the daemon, with rates computed from earlier responses.
 
     Attributes:
         choice: What the user chose.
-        problem: Why there is no newer answer; empty when there is.
+        problem: Why the last query failed; empty if it did not.
     """
 
     def __init__(self) -> None:
@@ -109,7 +109,7 @@ class View:
         self._meter = Meter()
 
     def take(self, status: Fields, flows: list[Fields], now: float) -> None:
-        """A new answer; `now` in monotonic seconds."""
+        """Show a new response; `now` in monotonic seconds."""
         numbers: dict[object, int] = {
             reason: sum(by_action.values()) for reason, by_action in status["reasons"].items()
         }
@@ -120,20 +120,20 @@ class View:
         self.problem = ""
 
     def flows(self) -> list[Fields]:
-        """Those that are shown, in order."""
+        """The flows of the table, in order."""
         pattern = self.choice.pattern.lower()
         found = [flow for flow in self._flows if pattern in self._row(flow).lower()]
         order: dict[Sort, Callable[[Fields], Any]] = {
             Sort.LAST: lambda flow: flow["last"],
             Sort.PACKETS: lambda flow: flow["packets"],
-            Sort.RATE: lambda flow: self._meter.rate(key_of(flow)),
+            Sort.RATE: lambda flow: self._meter.rate(key_of(flow)) or 0.0,
             Sort.DISTANCE: _distance,
         }
         found.sort(key=order[self.choice.sort], reverse=True)
         return found
 
     def lines(self, height: int) -> list[Line]:
-        """The picture, `height` lines at most; each may be longer than the screen is wide."""
+        """At most `height` lines; a line may be wider than the screen."""
         if not self._status:
             return [(self.problem or "waiting for the daemon", _PLAIN)]
         shown = self._head()
@@ -164,11 +164,11 @@ class View:
             differences = "; ".join(status["rules"]["differences"])
             shown.append((f"rules differ: {differences}", (Style.RED,)))
         reasons = sorted(status["reasons"].items(), key=lambda pair: -sum(pair[1].values()))
-        told = [
-            f"{reason} {sum(by_action.values())} ({self._meter.rate(reason):.1f}/s)"
+        counts = [
+            f"{reason} {sum(by_action.values())} ({_rate_text(self._meter.rate(reason))}/s)"
             for reason, by_action in reasons
         ]
-        return [*shown, ("   ".join(told) or "no INVALID packet so far", _PLAIN), ("", _PLAIN)]
+        return [*shown, ("   ".join(counts) or "no INVALID packet so far", _PLAIN), ("", _PLAIN)]
 
     def _table(self, room: int) -> list[Line]:
         head = (
@@ -197,7 +197,7 @@ class View:
         )
         return (
             f"{flow['last'][11:19]:<9}{would + event['action']:<12}{event['reason']:<16}"
-            f"{distance:>11}{flow['packets']:>9}{self._meter.rate(key_of(flow)):>8.1f}"
+            f"{distance:>11}{flow['packets']:>9}{_rate_text(self._meter.rate(key_of(flow))):>8}"
             f"  {ends:<44}{event['state'] or '-':<12}{event['nat']:<8}{event['rule']}"
         )
 
@@ -219,7 +219,7 @@ class View:
         if breach is not None:
             shown.append(
                 (
-                    f"{breach['bound']}: {breach['actual']} is {breach['distance']} octets beyond "
+                    f"{breach['bound']}: {breach['actual']} is {breach['distance']} bytes beyond "
                     f"{breach['limit']}, the last number that passes",
                     (Style.YELLOW,),
                 )
@@ -234,7 +234,7 @@ class View:
         choice = self.choice
         if choice.typing:
             return (f"only flows with: {choice.pattern}_", (Style.BOLD,))
-        words = ["q quit", "p go on" if choice.paused else "p pause"]
+        words = ["q quit", "p resume" if choice.paused else "p pause"]
         if alone:
             words.append("enter back")
         else:
@@ -252,16 +252,20 @@ def _queue_line(queue: Fields) -> Line:
     restarts = f", restarted {queue['restarts']}x" if queue["restarts"] else ""
     text = (
         f"queue {queue['queue']} {queue['state']}{restarts}: {queue['packets_per_s']:.1f}/s, "
-        f"{queue['packets']} in all, {queue['waiting']} waiting, {drops} dropped by the kernel"
+        f"{queue['packets']} in total, {queue['waiting']} waiting, {drops} dropped by the kernel"
     )
     bad = queue["state"] != "serving" or drops
     return (text, (Style.RED,) if bad else _PLAIN)
 
 
 def _action_style(event: Fields) -> tuple[Style, ...]:
-    """An accepted packet is plain: a screen full of green lines says nothing."""
+    """The style of an action; none for `allow`, as most lines would be green otherwise."""
     style = ACTION_STYLES.get(event["action"], Style.GREEN)
     return _PLAIN if style is Style.GREEN else (style,)
+
+
+def _rate_text(rate: float | None) -> str:
+    return "-" if rate is None else f"{rate:.1f}"
 
 
 def _distance(flow: Fields) -> int:
@@ -270,6 +274,6 @@ def _distance(flow: Fields) -> int:
 
 
 def key_of(flow: Fields) -> Key:
-    """What a flow is known by."""
+    """The key of a flow."""
     found = flow["flow"]
     return found["proto"], found["a"], found["a_port"], found["b"], found["b_port"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Events for people: one aligned line each, coloured on a terminal that takes colours."""
+"""Renders events as aligned lines for people, coloured on a terminal."""
 
 import os
 from typing import final
@@ -19,7 +19,7 @@ from nfq_guard.telemetry.palette import ACTION_STYLES, LEVEL_STYLES, Style, styl
 
 @final
 class Console:
-    """Aligned lines for people."""
+    """Renders one event as one line."""
 
     def __init__(self, *, colour: bool) -> None:
         self._colour = colour
@@ -62,7 +62,7 @@ class Console:
 
 
 def wants_console(log_format: str, descriptor: int) -> bool:
-    """Whether lines for people are wanted: asked for, or by itself on a terminal."""
+    """Whether the format `console` is set, or is `auto` and the output is a terminal."""
     return log_format == "console" or (log_format == "auto" and os.isatty(descriptor))
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Events for systemd's journal, in its native protocol, so that fields stay fields.
+"""Renders events for systemd's journal, in its native protocol, which keeps fields apart.
 
-One datagram an event: lines of `KEY=value`, or for a value with line ends the key, a line end,
-the length as 64 bits in little-endian order, and the value.
+Each event is one datagram of lines `KEY=value`. A value with line feeds is written as the key, a
+line feed, the length as 64 bits in little-endian order, and the value.
 """
 
 import os
@@ -17,7 +17,7 @@ from nfq_guard.telemetry.events import Event, Level, all_fields, name_of
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 
-# Catalogue ids (journalctl MESSAGE_ID=...), random, and never to change.
+# Message ids (journalctl MESSAGE_ID=...): random, and they must never change.
 _MESSAGE_ID: Final = {
     "packet_judged": "f7dcd2909eaa463ea456a70aa5ccaab4",
     "started": "2b99cd1fae1b421186895681da0e939e",
@@ -26,13 +26,13 @@ _MESSAGE_ID: Final = {
     "kernel_dropped_packets": "8393a1d276d64af8a9a178a9ff5c2640",
     "reload_failed": "b497501137e84264a6a65ef417180929",
 }
-# The journal has the time itself; a line for people begins with it.
+# Length of the time at the start of a console line; the journal has the time as a field.
 _TIME: Final = 13
 _PRIORITY: Final[dict[Level, str]] = {"error": "3", "warning": "4", "info": "6"}
 
 
 def stdout_is_the_journal(descriptor: int = 1) -> bool:
-    """Whether systemd joined our output to its journal (systemd.exec(5), JOURNAL_STREAM)."""
+    """Whether systemd connected the output to its journal (systemd.exec(5), JOURNAL_STREAM)."""
     device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
     if not device.isdigit() or not inode.isdigit():
         return False
@@ -42,7 +42,7 @@ def stdout_is_the_journal(descriptor: int = 1) -> bool:
 
 @final
 class JournalRenderer:
-    """A structlog processor: one event to one datagram."""
+    """Renders one event as one datagram (a structlog processor)."""
 
     def __init__(self) -> None:
         self._message = Console(colour=False)
@@ -64,7 +64,7 @@ class JournalRenderer:
 
 
 def _flatten(key: str, value: Any, parts: list[bytes]) -> None:  # noqa: ANN401 - what JSON can hold
-    """A table becomes a field for each of its keys, a list a field that comes several times."""
+    """An object becomes one field for each of its keys, a list one field for each of its values."""
     if isinstance(value, dict):
         for name, inner in value.items():
             word = "".join(letter if letter.isalnum() else "_" for letter in str(name).upper())

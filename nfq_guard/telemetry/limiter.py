@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""How many events a flow, and all flows together, may cause (a flood must not write the log).
+"""Limits the rate of events, of each flow and in total, so that a flood cannot fill the log.
 
-The first packet of a flow under a rule is shown at once. Those that follow within the interval
-are folded into one event with their number, which is due when the interval ends. Two bounds hold
-against a flood of made-up flows, each of which has a first packet: the table forgets the flow
-that was shown longest ago, and no more than so many events a second come out in all.
+The first packet of a flow under a rule becomes an event at once. Further packets within the
+interval are folded into one event with their number, due at the end of the interval. Two bounds
+hold against a flood of forged flows, each with a first packet: the table evicts the flow whose
+last event is the oldest, and all flows together have a limit of events per second.
 """
 
 from collections import OrderedDict
@@ -22,24 +22,24 @@ Key = tuple[str, int, bytes, bytes, int, int]
 
 @final
 class _Folded:
-    """What is known of one flow under one rule since it was shown last."""
+    """The packets of one flow under one rule since its last event."""
 
     __slots__ = ("count", "first", "until")
 
     def __init__(self, until: float) -> None:
         self.until = until
         self.count = 0
-        # The first of them stands for all. To keep the last one instead would free a judgment
-        # that has gone cold for every packet, which costs as much as judging it.
+        # The first packet represents all. Keeping the last one would free a judgment that has left
+        # the CPU's caches with every packet, which costs as much as judging it.
         self.first: Judgment | None = None
 
 
 @final
 class EventLimiter:
-    """Decides which judgments become an event at once, later as one of several, or never.
+    """Decides which judgments become an event at once, later as one of several, or not at all.
 
     Attributes:
-        suppressed: Packets without any event, because all events of that second were used up.
+        suppressed: Packets without an event because of the limit on all events.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class EventLimiter:
         """Set the limits.
 
         Args:
-            interval_s: How long a flow keeps silent after it was shown; 0 shows every packet.
-            events_per_s: Events in all.
-            table_max: Flows that are remembered.
+            interval_s: Least time between two events of a flow under a rule; 0 for no limit.
+            events_per_s: Limit of all events.
+            table_max: Size of the table, in flows.
         """
         self.suppressed = 0
         self._interval_s = interval_s
@@ -61,14 +61,14 @@ class EventLimiter:
         self._left = events_per_s
 
     def take(self, judgment: Judgment, now: float) -> list[tuple[Judgment, int]]:
-        """What to show because of this packet: judgments, with how many packets each stands for.
+        """Account for a judgment; returns the events due, each with its number of packets.
 
         Args:
-            judgment: Of a packet that is worth an event.
+            judgment: The judgment of a packet that is to be logged.
             now: Monotonic seconds.
         """
         if self._interval_s <= 0:
-            return [(judgment, 1)] if self._may_show(1, now) else []
+            return [(judgment, 1)] if self._may_log(1, now) else []
         key = flow_key(judgment)
         folded = self._flows.get(key)
         if folded is not None and now < folded.until:
@@ -76,49 +76,49 @@ class EventLimiter:
             if folded.first is None:
                 folded.first = judgment
             return []
-        shown: list[tuple[Judgment, int]] = []
+        due: list[tuple[Judgment, int]] = []
         count = 1
         if folded is not None:
             count += folded.count
             del self._flows[key]
         elif len(self._flows) >= self._table_max:
             _, victim = self._flows.popitem(last=False)
-            self._show(victim, shown, now)
+            self._add(victim, due, now)
         self._flows[key] = _Folded(now + self._interval_s)
-        if self._may_show(count, now):
-            shown.append((judgment, count))
-        return shown
+        if self._may_log(count, now):
+            due.append((judgment, count))
+        return due
 
     def due(self, now: float) -> list[tuple[Judgment, int]]:
-        """What was folded in intervals that are over; call it about once a second.
+        """The events of intervals that are over; to be called about once a second.
 
-        A flow that was folded to the end stays quiet for another interval; one that sent nothing
-        is forgotten, so that its next packet counts as its first.
+        After such an event another interval begins. A flow without packets in its interval is
+        forgotten, so that its next packet counts as its first.
         """
-        shown: list[tuple[Judgment, int]] = []
+        due: list[tuple[Judgment, int]] = []
         while self._flows:
             key, folded = next(iter(self._flows.items()))
             if now < folded.until:
                 break
             del self._flows[key]
             if folded.count:
-                self._show(folded, shown, now)
+                self._add(folded, due, now)
                 self._flows[key] = _Folded(now + self._interval_s)
-        return shown
+        return due
 
     def rest(self, now: float) -> list[tuple[Judgment, int]]:
-        """Everything that is folded, at the end."""
-        shown: list[tuple[Judgment, int]] = []
+        """The events of all folded packets, at the end."""
+        due: list[tuple[Judgment, int]] = []
         for folded in self._flows.values():
-            self._show(folded, shown, now)
+            self._add(folded, due, now)
         self._flows.clear()
-        return shown
+        return due
 
-    def _show(self, folded: _Folded, shown: list[tuple[Judgment, int]], now: float) -> None:
-        if folded.first is not None and self._may_show(folded.count, now):
-            shown.append((folded.first, folded.count))
+    def _add(self, folded: _Folded, due: list[tuple[Judgment, int]], now: float) -> None:
+        if folded.first is not None and self._may_log(folded.count, now):
+            due.append((folded.first, folded.count))
 
-    def _may_show(self, packets: int, now: float) -> bool:
+    def _may_log(self, packets: int, now: float) -> bool:
         if now - self._second >= 1:
             self._second = now
             self._left = self._events_per_s

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Where lines of the log go: a bounded ring before a file that may be full, stalled or gone.
+"""Writes the lines of the log: a bounded ring in front of a file that may be full, slow or gone.
 
-Nothing here raises and nothing waits. A line that cannot be written stays in the ring; when the
-ring is full the oldest line is dropped and counted. The attack is a flood of packets, each worth
-a line, towards a reader that is slower than the flood.
+After the constructor nothing raises, and nothing blocks. A line that cannot be written stays in
+the ring. When the ring is full, the oldest line is dropped and counted: a flood of packets, each
+with a line, may be faster than the reader of the log.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import Final, final
 
 _RING_BYTES: Final = 1 << 20
 _WRITE_BYTES: Final = 1 << 16
-# After a failure the file is left alone for a while: each try costs a system call.
+# Least time between two attempts after a failure: each attempt costs a system call.
 _RETRY_S: Final = 0.5
 
 
@@ -25,16 +25,16 @@ class LineSink:
     """Queues whole lines, which `push` writes. `write` and `flush` are for structlog's loggers.
 
     Attributes:
-        dropped: Lines that were dropped.
-        errors: Writes that failed, other than for a reader that is behind.
-        last_error: The last such failure, in words; empty while there was none.
+        dropped: Lines that are lost.
+        errors: Failed writes, not counting those that would have blocked.
+        last_error: The error of the last failed write; empty if there was none.
     """
 
     def __init__(self, target: Path | int, *, ring_bytes: int = _RING_BYTES) -> None:
-        """Write to a file, which is made or appended to, or to an open descriptor.
+        """Write to a file, which is created or appended to, or to an open descriptor.
 
-        A path that is a socket, such as the journal's, gets each line as a datagram of its own; so
-        does a descriptor of a socket that keeps messages apart.
+        A path of a socket, such as the journal's, gets each line as one datagram, and so does a
+        descriptor of a socket that preserves message boundaries.
 
         Raises:
             OSError: The file cannot be opened.
@@ -58,7 +58,7 @@ class LineSink:
         return len(self._ring) + bool(self._rest)
 
     def write(self, line: bytes) -> int:
-        """Take one line; `push` writes it."""
+        """Queue one line; `push` writes it."""
         self._ring.append(line)
         self._ring_bytes += len(line)
         while self._ring_bytes > self._ring_max:
@@ -70,7 +70,7 @@ class LineSink:
         """Do nothing. structlog calls it after every line, but `push` writes in batches."""
 
     def push(self, now: float) -> None:
-        """Write what the file takes without waiting; `now` in monotonic seconds."""
+        """Write as much as is possible without blocking; `now` in monotonic seconds."""
         if not self._ring and not self._rest:
             return
         if now < self._retry_at:
@@ -90,7 +90,7 @@ class LineSink:
         self._retry_at = 0.0
 
     def reopen(self) -> None:
-        """Open the file by its name again, after it was rotated away; a failure keeps the old."""
+        """Open the file by its name again, after a rotation; a failure keeps the old one open."""
         if self._socket is not None or isinstance(self._target, int):
             return
         try:
@@ -102,7 +102,7 @@ class LineSink:
         self._fd = fd
 
     def close(self, now: float) -> None:
-        """Write what can be written and close; what is left counts as dropped."""
+        """Write what can be written, and close; the lines that are left count as dropped."""
         self._retry_at = 0.0
         self.push(now)
         self.dropped += self.waiting
@@ -128,7 +128,7 @@ class LineSink:
             self._datagrams = self._socket.type != socket.SOCK_STREAM
             return self._socket.fileno()
         if stat.S_ISFIFO(kind) or stat.S_ISCHR(kind):
-            # A description of our own: O_NONBLOCK on the given one would be felt by every
+            # Open it anew: O_NONBLOCK on the given open file description would affect every
             # process that shares it, such as the shell of the terminal.
             try:
                 return os.open(
@@ -143,7 +143,7 @@ class LineSink:
         if self._datagrams:
             line = ring.popleft()
             self._ring_bytes -= len(line)
-            # structlog ends each line; a datagram ends by itself.
+            # structlog ends each line with a line feed, which a datagram does not need.
             return line.removesuffix(b"\n")
         parts: list[bytes] = []
         size = 0
@@ -164,7 +164,7 @@ class LineSink:
         return os.write(self._fd, octets)
 
     def _fail(self, octets: bytes, error: OSError, now: float) -> None:
-        """Keep the lines for a disk that has space again; there is no keeping for a reader gone."""
+        """Keep the lines for another attempt, unless the reader is gone or the line is too long."""
         self._note(error)
         self._retry_at = now + _RETRY_S
         if error.errno in {errno.EPIPE, errno.ECONNRESET}:

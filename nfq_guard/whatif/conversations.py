@@ -42,7 +42,7 @@ class _Waiting(Generic[T]):
 
 
 @final
-class Aftermath(Generic[T]):
+class Conversations(Generic[T]):
     """Determines the fate of packets in the order of the recording; `T` represents a packet."""
 
     def __init__(self, most_flows: int = MOST_FLOWS) -> None:

@@ -8,14 +8,14 @@ from typing import final
 from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.rates import flow_key
-from nfq_guard.whatif.conversations import Aftermath, Fate
+from nfq_guard.whatif.conversations import Conversations, Fate
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class Decided:
     """The decision of each policy on one packet."""
 
     recorded: Recorded
@@ -43,7 +43,7 @@ class Trial:
         self.policies = tuple(policies)
         self.tallies = tuple(Tally() for _ in policies)
         self.differences = (Tally(), Tally())
-        self._aftermath: Aftermath[Answer] = Aftermath()
+        self._conversations: Conversations[Decided] = Conversations()
         self._start_s: float | None = None
 
     def take(self, recorded: Recorded) -> None:
@@ -53,8 +53,8 @@ class Trial:
             self._start_s = recorded.time_s
         now = recorded.time_s - self._start_s
         key = flow_key(recorded.packet)
-        for answer, fate in self._aftermath.saw(key, now, is_rst=recorded.is_rst):
-            self._settle(answer, fate)
+        for decided, fate in self._conversations.saw(key, now, is_rst=recorded.is_rst):
+            self._settle(decided, fate)
         judged = recorded.judged
         if judged is None:
             return
@@ -63,26 +63,26 @@ class Trial:
             policy.decide(judged.queued, recorded.packet, judged.snapshot, judged.finding, now)
             for policy in self.policies
         )
-        answer = Answer(recorded=recorded, judged=judged, decisions=decisions)
+        decided = Decided(recorded=recorded, judged=judged, decisions=decisions)
         for tally, decision in zip(self.tallies, decisions, strict=True):
             tally.count(recorded, judged.finding.reason, decision)
         if len(decisions) == 2 and decisions[0].drops is not decisions[1].drops:
             alone = 0 if decisions[0].drops else 1
             self.differences[alone].count(recorded, judged.finding.reason, decisions[alone])
-        for settled, fate in self._aftermath.awaits(key, now, answer):
+        for settled, fate in self._conversations.awaits(key, now, decided):
             self._settle(settled, fate)
 
     def end(self) -> None:
         """End the recording, which completes the fates in the tallies."""
-        for answer, fate in self._aftermath.end():
-            self._settle(answer, fate)
+        for decided, fate in self._conversations.end():
+            self._settle(decided, fate)
 
-    def _settle(self, answer: Answer, fate: Fate) -> None:
-        recorded = answer.recorded
-        for tally, decision in zip(self.tallies, answer.decisions, strict=True):
+    def _settle(self, decided: Decided, fate: Fate) -> None:
+        recorded = decided.recorded
+        for tally, decision in zip(self.tallies, decided.decisions, strict=True):
             tally.settle(recorded, decision, fate)
-        if len(answer.decisions) == 2:
-            first, second = answer.decisions
+        if len(decided.decisions) == 2:
+            first, second = decided.decisions
             if first.drops is not second.drops:
                 alone = 0 if first.drops else 1
-                self.differences[alone].settle(recorded, answer.decisions[alone], fate)
+                self.differences[alone].settle(recorded, decided.decisions[alone], fate)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recorded events as a page."""
+"""The page of recorded events."""
 
 import io
 import json
@@ -61,7 +61,7 @@ def event(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an e
 
 
 def summarise(events: Iterable[object]) -> Summary:
-    """Summarise events as they are written; a text is a line of its own."""
+    """Summarise events; a text is a line as it is."""
     found = Summary()
     lines = (line if isinstance(line, str) else json.dumps(line) for line in events)
     for read in EventReader().read(io.BytesIO("\n".join(lines).encode())):
@@ -70,7 +70,7 @@ def summarise(events: Iterable[object]) -> Summary:
 
 
 class Tags(HTMLParser):
-    """Every tag that was opened is closed, in order."""
+    """Asserts that every tag is closed, in order."""
 
     VOID = frozenset({"meta", "br"})
 
@@ -98,7 +98,7 @@ def well_formed(html: str) -> str:
     return html
 
 
-def test_folded_events_count_as_often_as_they_happened() -> None:
+def test_folded_events_count_each_packet() -> None:
     found = summarise(
         [event(), event(count=9), event(would="accept", action="log", reason="raced")]
     )
@@ -127,15 +127,15 @@ def test_flows_beyond_the_bound_count_together(monkeypatch: pytest.MonkeyPatch) 
     assert "not told apart" in render(found, title="scan")
 
 
-def test_the_page_is_whole_and_loads_nothing() -> None:
+def test_the_page_is_well_formed_and_loads_nothing() -> None:
     events = [event(timestamp=f"2026-11-23T02:00:{second:02}Z") for second in range(30)]
     html = well_formed(render(summarise(events), title="node-7"))
     assert "2026-11-23 02:00:00 to 2026-11-23 02:00:29 UTC" in html
     assert html.count("<svg") == 2
 
 
-def test_what_a_packet_says_is_not_markup() -> None:
-    """Whatever it is that a summary holds."""
+def test_values_are_not_markup() -> None:
+    """No value of a summary is taken for HTML."""
     nasty = "<script>alert(1)</script>"
     found = summarise([event(rule=nasty)])
     flow = FlowSummary(packets=1, reasons=Counter({nasty: 1}), nat=nasty, state=nasty, rule=nasty)
@@ -147,7 +147,7 @@ def test_what_a_packet_says_is_not_markup() -> None:
     well_formed(render(found, title=nasty, skipped=nasty))
 
 
-def test_without_packets_it_says_so() -> None:
+def test_no_packets() -> None:
     assert "No packet was recorded" in well_formed(render(summarise([]), title="quiet"))
 
 
@@ -193,7 +193,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_page_compares_policies(tmp_path: Path) -> None:
-    """The asymmetric flow that kube-proxy's rule would break, and that went on living."""
+    """The rule of kube-proxy would drop packets of a flow that lived on."""
     asymmetric = event(
         reason="bad-transition", breach=None, nat="none", rule="all", action="log", would="accept"
     )
@@ -208,7 +208,7 @@ def test_the_page_compares_policies(tmp_path: Path) -> None:
     assert "lived on</td>" in html
 
 
-def test_a_device_is_written_to_not_replaced(tmp_path: Path) -> None:
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     log.write_text(json.dumps(event()) + "\n", encoding="utf-8")
     link = tmp_path / "device"
@@ -264,9 +264,7 @@ def test_wrong_usage(
     assert sorted(Path.cwd().iterdir()) == before
 
 
-def test_what_is_read_is_not_overwritten(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_input_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "events.jsonl"
     log.write_text(json.dumps(event()) + "\n", encoding="utf-8")
     assert main(["report", str(log), "-o", str(log)]) == 2

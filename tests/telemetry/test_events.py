@@ -33,7 +33,7 @@ from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed
 from tests.support.judgments import ALLOW_REST, judgment, snapshot
 
-# Others read them by these names; `mark`, `status` and `ct_mark` are what a policy asks besides.
+# The names and their order are an interface.
 FIELDS = """
     event timestamp mode queue hook in out mark family proto src dst sport dport tcp_flags seq ack
     payload reason breach state nat evidence direction status ct_mark rule action verdict would
@@ -100,8 +100,8 @@ def test_packet_judged(tmp_path: Path) -> None:
     }
 
 
-def test_a_failed_lookup_is_no_evidence() -> None:
-    """Although lookups are by BPF; the field is there only then."""
+def test_failed_lookup_leaves_no_evidence() -> None:
+    """The event says `none`, not where lookups go; `lookup_error` is there only then."""
     event = event_of(flow=None, reason=Reason.UNSUPPORTED, lookup_error=errno.EINVAL)
     assert (event.evidence, event.lookup_error) == (Evidence.NONE, "EINVAL")
     assert all_fields(event)["lookup_error"] == "EINVAL"
@@ -122,7 +122,7 @@ def test_unknown_flow() -> None:
     assert (found.breach, found.evidence) == (None, "bpf")
 
 
-def test_broken_packet() -> None:
+def test_malformed_packet() -> None:
     found = event_of(packet=Malformed("cut short"), reason=Reason.MALFORMED)
     assert (found.src, found.dst, found.seq, found.proto) == (None, None, None, "0")
 
@@ -141,7 +141,7 @@ def test_any_packet_makes_an_event(octets: bytes) -> None:
     assert msgspec.json.decode(line, type=PacketJudged) == event
 
 
-def test_notes_have_a_level(tmp_path: Path) -> None:
+def test_other_events_have_a_level(tmp_path: Path) -> None:
     events, sink = log(tmp_path / "log")
     events.emit(EventsSuppressed(packets=7))
     sink.close(0)
@@ -150,7 +150,7 @@ def test_notes_have_a_level(tmp_path: Path) -> None:
     assert (found["event"], found["packets"], found["level"]) == ("events_suppressed", 7, "warning")
 
 
-def test_lines_for_people(tmp_path: Path) -> None:
+def test_console_lines(tmp_path: Path) -> None:
     events, sink = log(tmp_path / "log", console=True)
     events.emit(event_of(flow=snapshot(), verdict=1, count=3))
     events.emit(event_of(decision=ALLOW_REST, verdict=1, reason=Reason.NO_ENTRY))

@@ -18,7 +18,7 @@ from tests.support.judgments import judgment
 
 
 def fields_of(datagram: bytes) -> dict[str, str]:
-    """Read the native protocol."""
+    """Parse a datagram of the native protocol."""
     found: dict[str, str] = {}
     while datagram:
         head, _, rest = datagram.partition(b"\n")
@@ -68,7 +68,7 @@ def test_packet_as_fields(tmp_path: Path, journald: socket.socket) -> None:
 
 
 def test_journal_restarts(tmp_path: Path, journald: socket.socket) -> None:
-    """Events wait for the journal to come back; one too large for it is given up."""
+    """Events wait for the journal to return; one that is too large is dropped."""
     sink = LineSink(tmp_path / "socket")
     sink.write(b"MESSAGE=one\n")
     journald.close()
@@ -86,7 +86,7 @@ def test_journal_restarts(tmp_path: Path, journald: socket.socket) -> None:
     sink.close(30)
 
 
-def test_output_joined_to_the_journal(
+def test_output_connected_to_the_journal(
     tmp_path: Path, journald: socket.socket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journal, "SOCKET", tmp_path / "socket")

@@ -8,7 +8,7 @@ def limiter(interval_s: float = 10, events_per_s: int = 1000, table_max: int = 8
     return EventLimiter(interval_s=interval_s, events_per_s=events_per_s, table_max=table_max)
 
 
-def test_first_packet_shows_and_the_rest_are_folded() -> None:
+def test_first_packet_is_logged_and_the_rest_folded() -> None:
     limits = limiter()
     first = judgment()
     assert limits.take(first, 0) == [(first, 1)]
@@ -25,8 +25,8 @@ def test_first_packet_shows_and_the_rest_are_folded() -> None:
     assert limits.take(again, 31) == [(again, 1)]
 
 
-def test_late_packet_brings_what_was_folded() -> None:
-    """Without a tick in between, as in a busy loop."""
+def test_late_packet_flushes_folded_packets() -> None:
+    """Without a call of `due` in between, as in a busy loop."""
     limits = limiter()
     limits.take(judgment(), 0)
     limits.take(judgment(), 1)
@@ -34,7 +34,7 @@ def test_late_packet_brings_what_was_folded() -> None:
     assert limits.take(late, 11) == [(late, 2)]
 
 
-def test_every_flow_and_every_rule_by_itself() -> None:
+def test_flows_and_rules_are_limited_separately() -> None:
     limits = limiter()
     assert limits.take(judgment(), 0)
     assert limits.take(judgment(segment(40_001)), 0)
@@ -48,12 +48,12 @@ def test_both_directions_are_one_flow() -> None:
     assert flow_key(judgment(there)) == flow_key(judgment(back))
 
 
-def test_broken_packets_have_a_flow_too() -> None:
+def test_malformed_packets_have_a_flow() -> None:
     assert flow_key(judgment(Malformed("cut short", 4, CLIENT, SERVER, 6)))
 
 
 def test_table_is_bounded_and_nothing_is_lost() -> None:
-    """The flow shown longest ago goes first, with what was folded of it."""
+    """The flow with the oldest event is evicted first, and its folded packets are logged."""
     limits = limiter(table_max=8)
     limits.take(judgment(segment(1)), 0)
     folded = judgment(segment(1))
@@ -65,8 +65,8 @@ def test_table_is_bounded_and_nothing_is_lost() -> None:
     assert len(limits._flows) == 8
 
 
-def test_made_up_flows_cannot_write_the_log() -> None:
-    """Each has a first packet; no more than so many come out in a second, the rest is counted."""
+def test_forged_flows_cannot_fill_the_log() -> None:
+    """Each has a first packet; events beyond the limit of a second are counted."""
     limits = limiter(events_per_s=10)
     shown = [limits.take(judgment(segment(port)), 0.5) for port in range(1000)]
     assert sum(len(one) for one in shown) == 10
@@ -74,7 +74,7 @@ def test_made_up_flows_cannot_write_the_log() -> None:
     assert limits.take(judgment(segment(5000)), 1.5)
 
 
-def test_no_interval_shows_everything() -> None:
+def test_interval_of_zero_logs_everything() -> None:
     limits = limiter(interval_s=0)
     assert all(limits.take(judgment(), 0) for _ in range(5))
 

@@ -45,7 +45,7 @@ def test_the_exposition_is_the_table() -> None:
             assert tuple(sample.labels) == metric.labels
 
 
-def test_http_answer(unused_port: int) -> None:
+def test_http_endpoint(unused_port: int) -> None:
     stats = Stats()
     stats.counters["packets"] = 42
     stop = serve(Exposition(lambda: {7: stats}), "127.0.0.1", unused_port)
@@ -61,8 +61,8 @@ def test_textfile(tmp_path: Path) -> None:
     assert "nfq_guard_packets_total" in (tmp_path / "nfq_guard.prom").read_text()
 
 
-def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path) -> None:
-    """And a disk without space does not end the daemon."""
+def test_failed_write_of_the_file_is_reported_once(tmp_path: Path) -> None:
+    """It raises nothing, and is reported again after a success."""
     told: list[str] = []
     path = tmp_path / "there" / "guard.prom"
     file = MetricsFile(Exposition(dict), path, told.append)

@@ -18,8 +18,8 @@ def test_lines_reach_the_file(tmp_path: Path) -> None:
     sink.close(0)
 
 
-def test_stalled_pipe_never_waits_and_drops_the_oldest() -> None:
-    """A reader that sleeps costs lines, counted, and each line that comes out is whole."""
+def test_stalled_pipe_never_blocks_and_drops_the_oldest() -> None:
+    """Lines that a slow reader misses are counted, and every line that it gets is whole."""
     reading, writing = os.pipe()
     sink = LineSink(writing, ring_bytes=10_000)
     lines = 5_000
@@ -48,7 +48,7 @@ def test_stalled_pipe_never_waits_and_drops_the_oldest() -> None:
 
 
 def test_the_given_descriptor_stays_blocking() -> None:
-    """Others share it, a shell for one."""
+    """Other processes, such as a shell, share it."""
     reading, writing = os.pipe()
     sink = LineSink(writing)
     assert os.get_blocking(writing)
@@ -57,7 +57,7 @@ def test_the_given_descriptor_stays_blocking() -> None:
     os.close(writing)
 
 
-def test_full_disk_is_counted_and_forgiven() -> None:
+def test_full_disk_is_counted() -> None:
     sink = LineSink(Path("/dev/full"), ring_bytes=100)
     for number in range(100):
         sink.write(b"0123456789\n")
@@ -68,7 +68,7 @@ def test_full_disk_is_counted_and_forgiven() -> None:
     assert sink.dropped == 100 - 1 + 1
 
 
-def test_after_a_failure_the_file_is_left_alone_for_a_while() -> None:
+def test_no_write_soon_after_a_failure() -> None:
     sink = LineSink(Path("/dev/full"))
     sink.write(b"x\n")
     for tick in range(100):
@@ -77,8 +77,8 @@ def test_after_a_failure_the_file_is_left_alone_for_a_while() -> None:
     sink.close(1)
 
 
-def test_space_again() -> None:
-    """Lines wait for the disk, and come out once it takes them."""
+def test_disk_with_space_again() -> None:
+    """Lines wait for the disk and are written once there is space."""
     sink = LineSink(Path("/dev/full"))
     sink.write(b"early\n")
     sink.push(0)
@@ -104,7 +104,7 @@ def test_reader_gone() -> None:
     os.close(writing)
 
 
-def test_socket_is_sent_to_without_waiting() -> None:
+def test_socket_never_blocks() -> None:
     ours, theirs = socket.socketpair()
     sink = LineSink(ours.fileno())
     sink.write(b"hello\n")
@@ -119,7 +119,7 @@ def test_socket_is_sent_to_without_waiting() -> None:
     theirs.close()
 
 
-def test_reopen_follows_the_name(tmp_path: Path) -> None:
+def test_reopen_opens_the_name_anew(tmp_path: Path) -> None:
     log = tmp_path / "log"
     sink = LineSink(log)
     sink.write(b"old\n")
@@ -133,7 +133,7 @@ def test_reopen_follows_the_name(tmp_path: Path) -> None:
     sink.close(2)
 
 
-def test_reopen_that_fails_keeps_the_old(tmp_path: Path) -> None:
+def test_failed_reopen_keeps_the_old_file(tmp_path: Path) -> None:
     log = tmp_path / "there" / "log"
     log.parent.mkdir()
     sink = LineSink(log)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the tests of whatif share."""
+"""Fixtures of the tests of whatif."""
 
 from tests.policy.conftest import judge_case
 

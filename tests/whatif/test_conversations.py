@@ -1,69 +1,69 @@
 # SPDX-License-Identifier: MIT
-"""What became of flows, told packet by packet."""
+"""The fate of flows, packet by packet."""
 
-from nfq_guard.whatif.conversations import MOST_PACKETS, RESET_WITHIN_S, Aftermath, Fate
+from nfq_guard.whatif.conversations import MOST_PACKETS, RESET_WITHIN_S, Conversations, Fate
 
 FLOW, OTHER = b"flow", b"other"
 
 
-class Story:
-    """A recording, told by its moments; packets are named by letters."""
+class Recording:
+    """A recording, packet by packet; judged packets have letters as names."""
 
     def __init__(self, most_flows: int = 10) -> None:
-        self.aftermath: Aftermath[str] = Aftermath(most_flows)
+        self.flows: Conversations[str] = Conversations(most_flows)
         self.fates: dict[str, Fate] = {}
 
-    def saw(self, time_s: float, key: bytes = FLOW, *, rst: bool = False) -> "Story":
-        self.fates |= dict(self.aftermath.saw(key, time_s, is_rst=rst))
+    def saw(self, time_s: float, key: bytes = FLOW, *, rst: bool = False) -> "Recording":
+        self.fates |= dict(self.flows.saw(key, time_s, is_rst=rst))
         return self
 
-    def judged(self, time_s: float, name: str, key: bytes = FLOW) -> "Story":
+    def judged(self, time_s: float, name: str, key: bytes = FLOW) -> "Recording":
         self.saw(time_s, key)
-        self.fates |= dict(self.aftermath.awaits(key, time_s, name))
+        self.fates |= dict(self.flows.awaits(key, time_s, name))
         return self
 
     def end(self) -> dict[str, Fate]:
-        self.fates |= dict(self.aftermath.end())
+        self.fates |= dict(self.flows.end())
         return self.fates
 
 
 def test_reset_soon_after() -> None:
-    assert Story().judged(0, "a").saw(0.1).saw(0.2, rst=True).end() == {"a": Fate.RESET}
+    assert Recording().judged(0, "a").saw(0.1).saw(0.2, rst=True).end() == {"a": Fate.RESET}
 
 
 def test_lived_on() -> None:
-    assert Story().judged(0, "a").saw(0.1).end() == {"a": Fate.LIVED}
+    assert Recording().judged(0, "a").saw(0.1).end() == {"a": Fate.LIVED}
 
 
 def test_lived_on_later() -> None:
-    story = Story().judged(0, "a").saw(RESET_WITHIN_S + 1)
+    story = Recording().judged(0, "a").saw(RESET_WITHIN_S + 1)
     assert story.fates == {"a": Fate.LIVED}
 
 
 def test_late_reset_of_a_living_flow() -> None:
     """A connection that is reset minutes later was not reset because of this packet."""
-    story = Story().judged(0, "a").saw(1).judged(2, "b").saw(RESET_WITHIN_S + 1, rst=True)
+    story = Recording().judged(0, "a").saw(1).judged(2, "b").saw(RESET_WITHIN_S + 1, rst=True)
     assert story.end() == {"a": Fate.LIVED, "b": Fate.RESET}
 
 
-def test_late_reset_is_no_sign_of_life() -> None:
-    story = Story().judged(0, "a").saw(RESET_WITHIN_S + 1, rst=True)
+def test_late_reset_is_not_a_sign_of_life() -> None:
+    story = Recording().judged(0, "a").saw(RESET_WITHIN_S + 1, rst=True)
     assert story.end() == {"a": Fate.UNKNOWN}
 
 
 def test_nothing_more() -> None:
-    assert Story().judged(0, "a").saw(1, OTHER).end() == {"a": Fate.UNKNOWN}
+    assert Recording().judged(0, "a").saw(1, OTHER).end() == {"a": Fate.UNKNOWN}
 
 
 def test_flows_are_bounded() -> None:
-    """The flow that was silent longest is given up."""
-    story = Story(2).judged(0, "a").judged(0, "b", OTHER).saw(1).judged(2, "c", b"third")
+    """The flow that was silent longest is evicted."""
+    story = Recording(2).judged(0, "a").judged(0, "b", OTHER).saw(1).judged(2, "c", b"third")
     assert story.fates == {"b": Fate.UNKNOWN}
     assert story.end() == {"a": Fate.LIVED, "b": Fate.UNKNOWN, "c": Fate.UNKNOWN}
 
 
 def test_packets_of_a_flow_are_bounded() -> None:
-    story = Story()
+    story = Recording()
     for number in range(MOST_PACKETS + 1):
         story.judged(0, str(number))
     assert story.fates == {"0": Fate.LIVED}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From judgments to events and back: a policy says the same to both."""
+"""From judgments to events and back: a policy decides the same on both."""
 
 import io
 from typing import Any
@@ -69,14 +69,14 @@ def test_fields_of_the_recording(judge_case: Case) -> None:
 
 
 @given(line=st.binary(max_size=40))
-def test_what_is_no_event_is_counted(line: bytes) -> None:
+def test_lines_that_are_not_events_are_counted(line: bytes) -> None:
     assume(b"\n" not in line and line.strip())
     packets, events = _read(b"", line)
     assert packets == []
     assert (events.skipped, events.first_skipped) == (1, 2)
 
 
-def test_other_events_are_passed_over(judge_case: Case) -> None:
+def test_other_events_are_skipped(judge_case: Case) -> None:
     packets, events = _read(b'{"event":"started"}', _event(judge_case))
     assert len(packets) == 1
     assert (events.others, events.skipped) == (1, 0)

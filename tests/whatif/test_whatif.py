@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard whatif` on recordings that tell a story."""
+"""`nfq-guard whatif` on recordings of typical flows."""
 
 import json
 from pathlib import Path
@@ -10,8 +10,7 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.finding import Reason
-from nfq_guard.whatif import conversations as aftermath
-from nfq_guard.whatif import tally
+from nfq_guard.whatif import conversations, tally
 from nfq_guard.whatif.tally import OTHERS
 from tests.support.captures import pcap
 from tests.support.segments import ACK, SYN, tcp_ipv4
@@ -99,7 +98,7 @@ def _json(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
 
 
 def test_the_flow_that_kube_proxy_breaks(capsys: pytest.CaptureFixture[str], events: Path) -> None:
-    """The asymmetric flow would die under kube-proxy's rule, and live under the default policy."""
+    """The rule of kube-proxy would break the asymmetric flow; the default policy would not."""
     report = _json(
         capsys, str(events), "--policy", "preset:kube-proxy", "--policy", "preset:default"
     )
@@ -138,7 +137,7 @@ def test_what_observe_would_miss(capsys: pytest.CaptureFixture[str], events: Pat
 
 
 def test_drops_that_were_carried_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A flow that lives on although its packet was dropped proves the drop right."""
+    """A flow that lives on although its packet was dropped confirms the drop."""
     path = tmp_path / "events.jsonl"
     lines = [_event(n, **TRANSLATED, verdict="drop", count=2) for n in range(2)]
     path.write_bytes(b"\n".join(lines))
@@ -173,7 +172,7 @@ def test_many_flows_in_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
 def test_flows_are_counted_within_bounds(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A flood of flows fills one line of others."""
+    """A flood of flows is counted together as others."""
     monkeypatch.setattr(tally, "MOST_COUNTED", 3)
     path = tmp_path / "events.jsonl"
     lines = [_event(1, **ASYMMETRIC | {"sport": n, "src": f"10.1.0.{n}"}) for n in range(9)]
@@ -183,7 +182,7 @@ def test_flows_are_counted_within_bounds(
     assert strict["drops_by_peer"][OTHERS] == 6
 
 
-def test_ends_of_all_sorts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_endpoints_of_all_kinds(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     no_ports = {"sport": None, "dport": None, "tcp_flags": None}
     lines = [
@@ -215,7 +214,7 @@ def test_no_events(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str
     assert ("skipped 2 lines that are not events, the first in line 1" in err) is ("{r" in text)
 
 
-def test_no_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_missing_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["whatif", str(tmp_path / "none"), "--policy", "preset:strict"]) == 2
     assert "cannot be read: No such file" in capsys.readouterr().err
 
@@ -268,8 +267,8 @@ def test_damaged_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert "read up to frame 4" in captured.err
 
 
-def test_long_waits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Fates are settled as the recording goes on, for each policy and for their difference."""
+def test_fates_in_a_long_recording(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Fates are decided before the end, for each policy and for their difference."""
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"\n".join(_event(20.0 * n, **ASYMMETRIC) for n in range(3)))
     report = _json(capsys, str(path), "--policy", "preset:strict", "--policy", "preset:observe")
@@ -280,7 +279,7 @@ def test_long_waits(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_more_packets_of_a_flow_than_are_awaited(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aftermath, "MOST_PACKETS", 2)
+    monkeypatch.setattr(conversations, "MOST_PACKETS", 2)
     path = tmp_path / "events.jsonl"
     path.write_bytes(b"\n".join(_event(n / 10, **ASYMMETRIC) for n in range(5)))
     (strict,) = _json(capsys, str(path), "--policy", "preset:strict")["policies"]
