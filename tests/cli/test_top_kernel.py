@@ -135,7 +135,7 @@ def test_keys(guarded: Path) -> None:
         terminal.press("/", "only flows with: ")
         terminal.press("8080", "_")
         terminal.press("\r", "'8080'")
-        terminal.press("\r", "octets beyond")
+        terminal.press("\r", "bytes beyond")
         terminal.press("\x1b", "LAST")
         terminal.press("p", "PAUSED")
         terminal.press("p", "pause")
