@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard status`: how the running daemon stands."""
+"""`nfq-guard status`: prints the status of the running daemon."""
 
 import argparse
 from typing import Any, Final
@@ -7,13 +7,20 @@ from typing import Any, Final
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
+from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK
+from nfq_guard.service.status import (
+    PolicyFacts,
+    QueueStatus,
+    RulesState,
+    RulesStatus,
+    Status,
+    decode,
+)
 from nfq_guard.telemetry.palette import Style
 
-Fields = dict[str, Any]
-
 _LABEL_WIDTH: Final = 12
-# What the kernel or we lost, by the name in the answer; shown only where it happened.
+# Losses by the name of their counter; shown where there are any.
 _LOSSES: Final = {
     "queue_full_drops": "dropped because the queue was full",
     "buffer_full_drops": "dropped because the socket buffer was full",
@@ -27,7 +34,7 @@ _LOSSES: Final = {
     "log_errors": "failed writes to the log",
 }
 
-# The same of what the kernel counted at our rules, by the last check of them.
+# Counters of the daemon, as of the last check of its rules; shown where there are any.
 _RULE_COUNTS: Final = {
     "shed_packets": "packets above the rate left to the fail mode",
     "unjudged_drops": "packets dropped by the fail mode, because nobody judged them",
@@ -41,46 +48,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it; exit status 3 when there is no daemon to ask."""
+    """Print the status; exit status 3 when no daemon runs."""
     with connected(args) as client:
         status = client.ask("status")
     if args.format == "json":
         write_json(status)
     else:
-        for line in lines(status):
+        for line in lines(decode(status)):
             write_line(line)
     return EXIT_OK
 
 
-def lines(status: Fields) -> list[str]:
-    """The answer for people."""
-    enforcing = status["mode"] == "enforce"
-    mode = paint(status["mode"], Style.GREEN if enforcing else Style.YELLOW, Style.BOLD)
-    policy = status["policy"]
+def lines(status: Status) -> list[str]:
+    """The status as text."""
+    enforcing = status.mode is Mode.ENFORCE
+    mode = paint(status.mode, Style.GREEN if enforcing else Style.YELLOW, Style.BOLD)
+    policy = status.policy
     shown = [
         _line("mode", mode if enforcing else f"{mode} (every packet is accepted)"),
-        _line("since", f"{status['since']} ({_duration(status['uptime_s'])}), pid {status['pid']}"),
-        _line("config", status["config"]),
+        _line("since", f"{status.since} ({_duration(status.uptime_s)}), pid {status.pid}"),
+        _line("config", status.config),
         _line("policy", _policy(policy)),
-        _line("evidence", status["evidence"]),
-        _line("fail mode", status["fail_mode"] + _rate_limit(status)),
-        _line("rules", _rules(status["rules"])),
+        _line("evidence", status.evidence),
+        _line("fail mode", status.fail_mode + _rate_limit(status)),
+        _line("rules", _rules(status.rules)),
     ]
     shown += [
         _line("", f"daemon.{name} changed in the file; it takes a restart")
-        for name in policy["restart_for"]
+        for name in policy.restart_for
     ]
     shown += [
-        _line("", paint(f"{status[name]} {text}", Style.YELLOW))
+        _line("", paint(f"{status.count(name)} {text}", Style.YELLOW))
         for name, text in _RULE_COUNTS.items()
-        if status[name]
+        if status.count(name)
     ]
-    if status["shadow"] is not None:
-        shown += [_line("shadow", _policy(status["shadow"])), _line("", _on_trial(status))]
+    if status.shadow is not None:
+        shown += [_line("shadow", _policy(status.shadow)), _line("", _on_trial(status))]
     shown += [_line("reload", _reload(status))]
-    if status["last_error"] is not None:
-        shown.append(_line("last error", _error(status["last_error"])))
-    for queue in status["queues"]:
+    if status.last_error is not None:
+        shown.append(_line("last error", _error(status.last_error)))
+    for queue in status.queues:
         shown += _queue(queue)
     shown += _counted(status)
     return shown
@@ -90,14 +97,14 @@ def _line(label: str, text: str) -> str:
     return f"{label:<{_LABEL_WIDTH}}{text}"
 
 
-def _policy(policy: Fields) -> str:
-    return f"{policy['source']}, {policy['rules']} rules, hash {policy['hash']}"
+def _policy(policy: PolicyFacts) -> str:
+    return f"{policy.source}, {policy.rules} rules, hash {policy.digest}"
 
 
-def _on_trial(status: Fields) -> str:
-    """How the policy on trial differs from the one in force."""
+def _on_trial(status: Status) -> str:
+    """How the decisions of the policy on trial differ from those of the policy in force."""
     counts = [
-        sum(queue[name] for queue in status["queues"])
+        sum(queue.count(name) for queue in status.queues)
         for name in ("shadow_would_drop", "shadow_would_pass", "shadow_differs_otherwise")
     ]
     return (
@@ -116,34 +123,34 @@ def _duration(seconds: float) -> str:
     return " ".join(part for part in parts if part)
 
 
-def _rate_limit(status: Fields) -> str:
-    rate = status["max_rate_pps"]
+def _rate_limit(status: Status) -> str:
+    rate = status.max_rate_pps
     return f", also above {rate} packets/s" if rate else ""
 
 
-def _rules(rules: Fields) -> str:
-    age = rules["age_s"]
+def _rules(rules: RulesStatus) -> str:
+    age = rules.age_s
     when = "" if age is None else f" ({age:.0f} s ago)"
-    state = rules["state"]
-    if state == "differ":
-        differences = "; ".join(rules["differences"])
+    state = rules.state
+    if rules.state is RulesState.DIFFER:
+        differences = "; ".join(rules.differences)
         return paint(f"differ{when}: {differences}", Style.RED)
-    problem = f": {rules['problem']}" if rules["problem"] else ""
+    problem = f": {rules.problem}" if rules.problem else ""
     return f"{state}{when}{problem}"
 
 
-def _reload(status: Fields) -> str:
-    last = status["last_reload"]
+def _reload(status: Status) -> str:
+    last = status.last_reload
     if last is None:
         return "none"
-    counts = f"{status['reloads']} taken, {status['reload_failures']} refused"
-    if not last["mistakes"]:
-        return f"{last['at']} taken; {counts}"
-    mistakes = "; ".join(last["mistakes"])
-    return paint(f"{last['at']} refused: {mistakes}", Style.RED) + f"; {counts}"
+    counts = f"{status.count('reloads')} taken, {status.count('reload_failures')} refused"
+    if not last.mistakes:
+        return f"{last.at} taken; {counts}"
+    mistakes = "; ".join(last.mistakes)
+    return paint(f"{last.at} refused: {mistakes}", Style.RED) + f"; {counts}"
 
 
-def _error(error: Fields) -> str:
+def _error(error: dict[str, Any]) -> str:
     rest = " ".join(
         f"{key}={value}"
         for key, value in error.items()
@@ -152,29 +159,29 @@ def _error(error: Fields) -> str:
     return paint(f"{error['at']} {error['event']} {rest}", Style.RED)
 
 
-def _queue(queue: Fields) -> list[str]:
-    state = queue["state"]
+def _queue(queue: QueueStatus) -> list[str]:
+    state = queue.state
     if state != "serving":
         state = paint(state, Style.RED)
-    restarts = f", restarted {queue['restarts']}x" if queue["restarts"] else ""
+    restarts = f", restarted {queue.restarts}x" if queue.restarts else ""
     told = [
         _line(
-            f"queue {queue['queue']}",
-            f"{state} by pid {queue['pid']}{restarts}: {queue['packets_per_s']:.1f} packets/s, "
-            f"{queue['packets']} in all, {queue['waiting']} waiting",
+            f"queue {queue.queue}",
+            f"{state} by pid {queue.pid}{restarts}: {queue.packets_per_s:.1f} packets/s, "
+            f"{queue.count('packets')} in all, {queue.waiting} waiting",
         )
     ]
     told += [
-        _line("", paint(f"{queue[name]} {text}", Style.YELLOW))
+        _line("", paint(f"{queue.count(name)} {text}", Style.YELLOW))
         for name, text in _LOSSES.items()
-        if queue[name]
+        if queue.count(name)
     ]
     return told
 
 
-def _counted(status: Fields) -> list[str]:
-    names = list(status["actions"])
-    rows = [(reason, by_action) for reason, by_action in sorted(status["reasons"].items())]
+def _counted(status: Status) -> list[str]:
+    names = list(status.actions)
+    rows = [(reason, by_action) for reason, by_action in sorted(status.reasons.items())]
     if not rows:
         return ["", "no INVALID packet so far"]
     head = f"{'reason':<16}" + "".join(f"{name:>10}" for name in names)
@@ -182,9 +189,9 @@ def _counted(status: Fields) -> list[str]:
     for reason, by_action in rows:
         cells = "".join(f"{by_action.get(name, 0):>10}" for name in names)
         table.append(f"{reason:<16}{cells}")
-    total = "".join(f"{status['actions'][name]:>10}" for name in names)
+    total = "".join(f"{status.actions[name]:>10}" for name in names)
     table.append(f"{'total':<16}{total}")
     table += ["", paint(f"{'rule':<32}{'packets':>10}", Style.BOLD)]
-    by_count = sorted(status["decided_by"].items(), key=lambda pair: -pair[1])
+    by_count = sorted(status.decided_by.items(), key=lambda pair: -pair[1])
     table += [f"{rule:<32}{packets:>10}" for rule, packets in by_count]
     return table

@@ -12,6 +12,7 @@ from nfq_guard.cli.terminal import write_json
 from nfq_guard.cli.top_view import View
 from nfq_guard.errors import EXIT_OK, NfqGuardError, UsageError
 from nfq_guard.service.control.client import Client
+from nfq_guard.service.status import decode
 
 _FLOWS: Final = 200
 
@@ -91,6 +92,7 @@ class _Feed:
             if self._client is None:
                 self._client = connected(self._args)
             status, flows = _query(self._client)
+            typed = decode(status)
         except NfqGuardError as error:
             self.problem = error
             self.view.problem = str(error)
@@ -99,7 +101,7 @@ class _Feed:
                 self._client = None
             return
         self.problem = None
-        self.view.take(status, flows, time.monotonic())
+        self.view.take(typed, flows, time.monotonic())
 
 
 def _query(client: Client) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -11,7 +11,9 @@ from enum import Enum
 from typing import Any, Final, final
 
 from nfq_guard.cli.dump import event_line
+from nfq_guard.engine import Mode
 from nfq_guard.names import endpoint
+from nfq_guard.service.status import QueueStatus, RulesState, Status
 from nfq_guard.telemetry.palette import ACTION_STYLES, Style
 
 Fields = dict[str, Any]
@@ -104,14 +106,14 @@ class View:
     def __init__(self) -> None:
         self.choice = Choice()
         self.problem = ""
-        self._status: Fields = {}
+        self._status: Status | None = None
         self._flows: list[Fields] = []
         self._meter = Meter()
 
-    def take(self, status: Fields, flows: list[Fields], now: float) -> None:
+    def take(self, status: Status, flows: list[Fields], now: float) -> None:
         """Show a new response; `now` in monotonic seconds."""
         numbers: dict[object, int] = {
-            reason: sum(by_action.values()) for reason, by_action in status["reasons"].items()
+            reason: sum(by_action.values()) for reason, by_action in status.reasons.items()
         }
         numbers |= {key_of(flow): flow["packets"] for flow in flows}
         self._meter.note(numbers, now)
@@ -134,9 +136,9 @@ class View:
 
     def lines(self, height: int) -> list[Line]:
         """At most `height` lines; a line may be wider than the screen."""
-        if not self._status:
+        if self._status is None:
             return [(self.problem or "waiting for the daemon", _PLAIN)]
-        shown = self._head()
+        shown = self._head(self._status)
         opened = self.choice.opened
         flow = next((one for one in self._flows if key_of(one) == opened), None)
         room = max(1, height - len(shown) - 1)
@@ -145,25 +147,24 @@ class View:
         shown += [("", _PLAIN)] * (height - 1 - len(shown))
         return [*shown, self._foot(alone=flow is not None)]
 
-    def _head(self) -> list[Line]:
-        status = self._status
-        enforcing = status["mode"] == "enforce"
-        total = sum(queue["packets_per_s"] for queue in status["queues"])
-        policy = status["policy"]
+    def _head(self, status: Status) -> list[Line]:
+        enforcing = status.mode is Mode.ENFORCE
+        total = sum(queue.packets_per_s for queue in status.queues)
+        policy = status.policy
         first = (
-            f"nfq-guard {status['mode']}   {total:.1f} packets/s   evidence {status['evidence']}   "
-            f"fail mode {status['fail_mode']}   policy {policy['source']} ({policy['hash'][:8]})"
+            f"nfq-guard {status.mode}   {total:.1f} packets/s   evidence {status.evidence}   "
+            f"fail mode {status.fail_mode}   policy {policy.source} ({policy.digest[:8]})"
         )
         shown: list[Line] = [(first, (Style.BOLD, Style.GREEN if enforcing else Style.YELLOW))]
-        shown += [_queue_line(queue) for queue in status["queues"][:_QUEUES_SHOWN]]
-        if len(status["queues"]) > _QUEUES_SHOWN:
-            shown.append((f"and {len(status['queues']) - _QUEUES_SHOWN} more queues", _PLAIN))
+        shown += [_queue_line(queue) for queue in status.queues[:_QUEUES_SHOWN]]
+        if len(status.queues) > _QUEUES_SHOWN:
+            shown.append((f"and {len(status.queues) - _QUEUES_SHOWN} more queues", _PLAIN))
         if self.problem:
             shown.append((self.problem, (Style.RED,)))
-        elif status["rules"]["state"] == "differ":
-            differences = "; ".join(status["rules"]["differences"])
+        elif status.rules.state is RulesState.DIFFER:
+            differences = "; ".join(status.rules.differences)
             shown.append((f"rules differ: {differences}", (Style.RED,)))
-        reasons = sorted(status["reasons"].items(), key=lambda pair: -sum(pair[1].values()))
+        reasons = sorted(status.reasons.items(), key=lambda pair: -sum(pair[1].values()))
         counts = [
             f"{reason} {sum(by_action.values())} ({_rate_text(self._meter.rate(reason))}/s)"
             for reason, by_action in reasons
@@ -247,14 +248,14 @@ class View:
         return ("   ".join(words), (Style.CYAN,))
 
 
-def _queue_line(queue: Fields) -> Line:
-    drops = queue["queue_full_drops"] + queue["buffer_full_drops"]
-    restarts = f", restarted {queue['restarts']}x" if queue["restarts"] else ""
+def _queue_line(queue: QueueStatus) -> Line:
+    drops = queue.count("queue_full_drops") + queue.count("buffer_full_drops")
+    restarts = f", restarted {queue.restarts}x" if queue.restarts else ""
     text = (
-        f"queue {queue['queue']} {queue['state']}{restarts}: {queue['packets_per_s']:.1f}/s, "
-        f"{queue['packets']} in total, {queue['waiting']} waiting, {drops} dropped by the kernel"
+        f"queue {queue.queue} {queue.state}{restarts}: {queue.packets_per_s:.1f}/s, "
+        f"{queue.count('packets')} in total, {queue.waiting} waiting, {drops} dropped by the kernel"
     )
-    bad = queue["state"] != "serving" or drops
+    bad = queue.state != "serving" or drops
     return (text, (Style.RED,) if bad else _PLAIN)
 
 

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
-from msgspec import Struct, field
-
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
@@ -19,6 +17,7 @@ from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.values import shown
 from nfq_guard.policyfile import read_shadow, read_table, read_toml
 from nfq_guard.service.settings import TABLE, Settings, parse_settings
+from nfq_guard.service.status import PolicyFacts
 
 DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
 _POLICY_TABLE: Final = "policy"
@@ -59,20 +58,6 @@ class ConfigReading:
     settings: Settings | None
     config: Config | None
     mistakes: tuple[Mistake, ...]
-
-
-class PolicyFacts(Struct, frozen=True, kw_only=True):
-    """What logs and `status` show of a policy.
-
-    Attributes:
-        source: The file or preset that it is from.
-        digest: Equal for equal rules in equal order, in whatever file they are.
-        rules: Number of its rules.
-    """
-
-    source: str
-    digest: str = field(name="hash")
-    rules: int
 
 
 @final

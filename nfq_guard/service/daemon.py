@@ -11,25 +11,25 @@ An exception that ends the daemon is in its log before anything is undone.
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol, TypeVar, final
+from typing import Final, TypeVar, final
 
 from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import FailMode, RuleCounters
+from nfq_guard.firewall import FailMode
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder
-from nfq_guard.service.firewall_spec import fail_mode_of
+from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.status import Rates, described, policy_facts, totals
+from nfq_guard.service.status import ActingPolicy, Rates, Status, queue_status, totals
 from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Workers
 from nfq_guard.telemetry.events import (
     Counters,
@@ -54,34 +54,6 @@ _RULES_S: Final = 10.0
 _HURRIED_S: Final = 1.0
 
 TotalsT = TypeVar("TotalsT", bound=Totals)
-
-
-class RulesChange(Protocol):
-    """What `Rules.install` and `Rules.remove` did."""
-
-    @property
-    def done(self) -> Sequence[str]:
-        """One sentence a change."""
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What else an operator should know."""
-
-
-class Rules(Protocol):
-    """Our rules in the packet filter (`firewall.Firewall`)."""
-
-    def install(self) -> RulesChange:
-        """Install what is missing or differs."""
-
-    def remove(self) -> RulesChange:
-        """Remove all of them."""
-
-    def verify(self) -> Sequence[object]:
-        """Every difference between the rules in the kernel and those that should be there."""
-
-    def rule_counters(self) -> RuleCounters:
-        """What the kernel counted at the rules."""
 
 
 @final
@@ -123,7 +95,7 @@ class Daemon:
 
     Attributes:
         mode: Whether decisions are carried out.
-        reloading: The policy in force, and its reloads.
+        reloader: The policy in force, and its reloads.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -138,10 +110,9 @@ class Daemon:
         self._rates = Rates()
         self._since = ""
         self._started_at = 0.0
-        self._rules_changed = 0
         self._failure: Exception | None = None
         self._hurried_at: float | None = None
-        self.reloading = Reloader(
+        self.reloader = Reloader(
             loaded=parts.loaded,
             read=parts.read,
             workers=parts.workers,
@@ -149,13 +120,12 @@ class Daemon:
             events=parts.events,
             notifier=parts.notifier,
         )
-        self._watch = RuleMonitor(
+        self._monitor = RuleMonitor(
             parts.rules,
             parts.events,
+            parts.loop,
             ours=self._owns_rules,
             reinstall=self._owns_rules and self._settings.reinstall_rules,
-            count=self._count_changed_rules,
-            counted=parts.rules.rule_counters,
         )
 
     @property
@@ -227,7 +197,7 @@ class Daemon:
     def reload(self, respond: Responder | None = None) -> None:
         """Reopen the log, and read the policy again; respond once it is in force or refused."""
         self._parts.sink.reopen()
-        self.reloading.ask(respond)
+        self.reloader.request(respond)
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
         """Respond with the flows seen last."""
@@ -240,43 +210,47 @@ class Daemon:
     def counters(self) -> dict[str, int]:
         """Counters of the daemon, not of a queue."""
         return {
-            "reloads": self.reloading.taken,
-            "reload_failures": self.reloading.refused,
-            "rules_changed": self._rules_changed,
-            "shed_packets": self._watch.packets.shed,
-            "unjudged_drops": self._watch.packets.unjudged,
+            "reloads": self.reloader.taken,
+            "reload_failures": self.reloader.refused,
+            "rules_changed": self._monitor.changes,
+            "shed_packets": self._monitor.packets.shed,
+            "unjudged_drops": self._monitor.packets.unjudged,
             "worker_restarts": sum(queue.restarts for queue in self.queues()),
             "messages_refused": self._workers.messages_refused,
         }
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> Status:
         """The response to the control command `status`; counts are at most a second old."""
         self._workers.refresh()
         queues = self._workers.queues()
-        reasons, actions, decided_by = totals(queues)
-        loaded = self.reloading.loaded
-        last = self.reloading.last
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "mode": self.mode.value,
-            "since": self._since,
-            "uptime_s": round(time.monotonic() - self._started_at, 3),
-            "config": self._parts.source,
-            "policy": {**policy_facts(loaded.facts), "restart_for": loaded.restart_for},
-            "shadow": None if loaded.shadow is None else policy_facts(loaded.shadow),
-            "evidence": self._workers.evidence.value,
-            "fail_mode": fail_mode_of(self._settings).value,
-            "max_rate_pps": self._settings.max_rate_pps,
-            "rules": self._watch.status(),
-            "queues": [described(queue, self._rates.of(queue.queue_num)) for queue in queues],
-            "reasons": reasons,
-            "actions": actions,
-            "decided_by": decided_by,
-            **self.counters(),
-            "last_reload": None if last is None else {"at": last.at, "mistakes": last.mistakes},
-            "last_error": self._last_error(),
-        }
+        sums = totals(queues)
+        loaded = self.reloader.loaded
+        return Status(
+            version=__version__,
+            pid=os.getpid(),
+            mode=self.mode,
+            since=self._since,
+            uptime_s=round(time.monotonic() - self._started_at, 3),
+            config=self._parts.source,
+            policy=ActingPolicy(
+                source=loaded.facts.source,
+                digest=loaded.facts.digest,
+                rules=loaded.facts.rules,
+                restart_for=loaded.restart_for,
+            ),
+            shadow=loaded.shadow,
+            evidence=self._workers.evidence.value,
+            fail_mode=fail_mode_of(self._settings).value,
+            max_rate_pps=self._settings.max_rate_pps,
+            rules=self._monitor.status(),
+            queues=tuple(queue_status(queue, self._rates.of(queue.queue_num)) for queue in queues),
+            reasons=sums.reasons,
+            actions=sums.actions,
+            decided_by=sums.rules,
+            counters=self.counters(),
+            last_reload=self.reloader.last,
+            last_error=self._last_error(),
+        )
 
     def _last_error(self) -> dict[str, object] | None:
         found = [self._events.last_error, self._workers.last_error()]
@@ -289,7 +263,7 @@ class Daemon:
         loop.on(signal.SIGINT, self._stop_requested)
         loop.on(signal.SIGHUP, self.reload)
         loop.on(signal.SIGUSR1, self._log_counters)
-        loop.every(_SECOND_S, self._second)
+        loop.every(_SECOND_S, self._tick)
         if self._notifier.watchdog_s:
             loop.every(self._notifier.watchdog_s / 3, self._feed_watchdog)
 
@@ -301,20 +275,16 @@ class Daemon:
     def _hurried(self) -> bool:
         return self._hurried_at is not None
 
-    def _second(self, now: float) -> None:
+    def _tick(self, now: float) -> None:
         self._rates.note(self.queues(), now)
-        self._watch.collect(now)
         self._parts.sink.push(now)
-
-    def _count_changed_rules(self) -> None:
-        self._rules_changed += 1
 
     def _feed_watchdog(self, now: float) -> None:
         if self._workers.alive(now):
             self._notifier.alive()
 
     def _started(self, served: ServedQueues) -> None:
-        loaded = self.reloading.loaded
+        loaded = self.reloader.loaded
         self._events.emit(
             Started(
                 queue=served.queue,
@@ -334,8 +304,8 @@ class Daemon:
         self._rates.note(self.queues(), now)
         self._notifier.ready([queue.queue_num for queue in self.queues()])
         if self._settings.verify_rules_s:
-            self._watch.check(now)
-            self._loop.every(self._settings.verify_rules_s, self._watch.check)
+            self._monitor.check(now)
+            self._loop.every(self._settings.verify_rules_s, self._monitor.check)
 
     def _log_counters(self) -> None:
         self._workers.refresh()
@@ -370,7 +340,7 @@ class Daemon:
 
     def _end_background(self) -> None:
         """Let threads end: a check of the rules might put back what is about to be removed."""
-        self._watch.close()
+        self._monitor.close()
         self._wait_for_threads()
 
     def _wait_for_threads(self) -> bool:
@@ -379,7 +349,7 @@ class Daemon:
         def deadline() -> float:
             return until if self._hurried_at is None else min(until, self._hurried_at + _HURRIED_S)
 
-        return self._loop.run_until(lambda: not self._loop.busy and not self._watch.busy, deadline)
+        return self._loop.run_until(lambda: not self._loop.busy, deadline)
 
     def _remove_rules(self) -> None:
         def removed(change: RulesChange) -> None:

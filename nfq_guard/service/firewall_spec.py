@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The rules that a daemon with these settings needs."""
+"""The rules in the packet filter that a daemon with these settings needs."""
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from nfq_guard.engine import Mode
 from nfq_guard.firewall import (
@@ -11,6 +12,7 @@ from nfq_guard.firewall import (
     FailMode,
     Family,
     Firewall,
+    RuleCounters,
     RulesSpec,
 )
 from nfq_guard.service.settings import Settings
@@ -18,13 +20,41 @@ from nfq_guard.service.settings import Settings
 _FAMILIES: Final = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": BOTH_FAMILIES}
 
 
+class RulesChange(Protocol):
+    """What `Rules.install` and `Rules.remove` changed."""
+
+    @property
+    def done(self) -> Sequence[str]:
+        """One sentence for each change."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What else the operator should know."""
+
+
+class Rules(Protocol):
+    """The part of `firewall.Firewall` that a daemon uses; every call may raise NfqGuardError."""
+
+    def install(self) -> RulesChange:
+        """Install the rules, or repair them."""
+
+    def remove(self) -> RulesChange:
+        """Remove the rules."""
+
+    def verify(self) -> Sequence[object]:
+        """Every difference between the installed rules and those that should be."""
+
+    def rule_counters(self) -> RuleCounters:
+        """What the kernel counted at the rules since they were made."""
+
+
 def fail_mode_of(settings: Settings) -> FailMode:
-    """What becomes of packets that nobody judges: a dry-run harms nobody, alive or dead."""
+    """What becomes of packets that are not judged; in dry-run they always pass."""
     return FailMode.OPEN if settings.mode is Mode.DRY_RUN else FailMode(settings.fail_mode)
 
 
 def spec_of(settings: Settings) -> RulesSpec:
-    """What the rules shall do."""
+    """The contents of the rules."""
     queues = settings.queue_numbers
     return RulesSpec(
         first_queue=queues[0],
@@ -37,11 +67,11 @@ def spec_of(settings: Settings) -> RulesSpec:
 
 
 def judged_mark(settings: Settings) -> int:
-    """The mark bits that the rules expect on a judged packet; 0 when they look at none."""
+    """The mark bits that the rules expect on a judged packet; 0 where no rule matches a mark."""
     return JUDGED_MARK if fail_mode_of(settings) is FailMode.KERNEL_DROP else 0
 
 
 def firewall_of(settings: Settings) -> Firewall:
-    """Ready to install, verify and remove them in the namespace of the calling thread."""
+    """The rules, in the network namespace of the calling thread."""
     backend = None if settings.backend == "auto" else Backend(settings.backend)
     return Firewall(spec_of(settings), backend, _FAMILIES[settings.families])

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Taking over a new policy while packets go on: read in a thread, swapped whole, or not at all.
+"""Reloads the policy while packets are judged: read in a thread, then adopted whole or not at all.
 
-A reload that is asked for while another is under way begins after it, because the file may have
-changed since that one read it; all who ask meanwhile share the next one.
+A reload that is requested while another is under way begins after it, for the file may have
+changed since the other one read it. All requests of that time share the next reload.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import final
 
 from nfq_guard.errors import NfqGuardError
@@ -14,6 +13,7 @@ from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
+from nfq_guard.service.status import ReloadStatus
 from nfq_guard.service.supervisor.workers import Workers
 from nfq_guard.telemetry.events import (
     ReloadCrashed,
@@ -27,27 +27,13 @@ from nfq_guard.telemetry.log import EventLog
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reload:
-    """How one ended.
-
-    Attributes:
-        at: When, as in events.
-        mistakes: Why the old policy stayed; none when the new one is in force.
-    """
-
-    at: str
-    mistakes: tuple[str, ...]
-
-
-@final
 class Reloader:
-    """Reloads, one at a time.
+    """Reloads the policy, one reload at a time.
 
     Attributes:
         loaded: The policy in force.
-        last: How the last reload ended; None before the first.
-        taken: Reloads that took a new policy.
+        last: The outcome of the last reload; None before the first.
+        taken: Reloads that adopted a new policy.
         refused: Reloads that kept the old one.
     """
 
@@ -61,18 +47,18 @@ class Reloader:
         events: EventLog,
         notifier: Notifier,
     ) -> None:
-        """Begin with a policy.
+        """Nothing is read before `request`.
 
         Args:
-            loaded: It.
-            read: Reads it anew, in a thread, or raises NfqGuardError.
-            workers: Who judges by it.
-            loop: Where the swap happens.
-            events: Where it is told.
-            notifier: And systemd.
+            loaded: The policy in force at the start.
+            read: Reads the policy, in a thread; raises NfqGuardError where it has mistakes.
+            workers: Judge by the policy.
+            loop: The loop in which a policy is adopted.
+            events: Where outcomes are logged.
+            notifier: Tells the service manager of each reload.
         """
         self.loaded = loaded
-        self.last: Reload | None = None
+        self.last: ReloadStatus | None = None
         self.taken = 0
         self.refused = 0
         self._read = read
@@ -80,32 +66,35 @@ class Reloader:
         self._loop = loop
         self._events = events
         self._notifier = notifier
-        self._now: list[Responder] | None = None
+        self._current: list[Responder] | None = None
         self._next: list[Responder] | None = None
 
     @property
     def busy(self) -> bool:
-        """Whether one is under way."""
-        return self._now is not None
+        """Whether a reload is under way."""
+        return self._current is not None
 
-    def ask(self, respond: Responder | None = None) -> None:
-        """Have the policy read again; `respond` when that is done."""
-        replies = [] if respond is None else [respond]
-        if self._now is not None:
-            self._next = [*(self._next or ()), *replies]
-            return
-        self._now = replies
+    def request(self, respond: Responder | None = None) -> None:
+        """Reload the policy, now or after the reload that is under way; respond when it ended."""
+        responders = [] if respond is None else [respond]
+        if self._current is None:
+            self._begin(responders)
+        else:
+            self._next = [*(self._next or ()), *responders]
+
+    def _begin(self, responders: list[Responder]) -> None:
+        self._current = responders
         self._notifier.reloading()
-        self._loop.background(self._read, self._swap, self._failed)
+        self._loop.background(self._read, self._adopt, self._failed)
 
-    def _swap(self, loaded: LoadedPolicy) -> None:
+    def _adopt(self, loaded: LoadedPolicy) -> None:
         def done(problem: str) -> None:
             if problem:
                 self._refuse(problem)
                 return
             self.loaded = loaded
             self.taken += 1
-            self.last = Reload(at=timestamp(), mistakes=())
+            self.last = ReloadStatus(at=timestamp(), mistakes=())
             event = Reloaded(
                 policy=loaded.facts.digest,
                 rules=loaded.facts.rules,
@@ -113,7 +102,7 @@ class Reloader:
                 restart_for=list(loaded.restart_for) or None,
             )
             self._events.emit(event)
-            self._finish(Response.ok(own_fields(event)))
+            self._end(Response.ok(own_fields(event)))
 
         self._workers.adopt(loaded, done)
 
@@ -121,25 +110,24 @@ class Reloader:
         if isinstance(error, NfqGuardError):
             self._refuse(str(error))
             return
-        # A bug of ours that a file can reach must not end a daemon that has a good policy.
-        _, trace = exception_texts(error)
+        # A bug of ours that a file can reach must not end a daemon that has a valid policy.
+        problem, trace = exception_texts(error)
         self._events.emit(ReloadCrashed(traceback=trace))
-        self._refuse(f"{type(error).__name__}: {error}")
+        self._refuse(problem)
 
     def _refuse(self, problem: str) -> None:
         mistakes = problem.splitlines()
         self.refused += 1
-        self.last = Reload(at=timestamp(), mistakes=tuple(mistakes))
+        self.last = ReloadStatus(at=timestamp(), mistakes=tuple(mistakes))
         self._events.emit(ReloadFailed(mistakes=mistakes))
-        self._finish(Response.error(problem))
+        self._end(Response.error(problem))
 
-    def _finish(self, answer: Response) -> None:
-        replies = self._now or []
-        self._now = None
+    def _end(self, response: Response) -> None:
+        responders = self._current or []
+        self._current = None
         self._notifier.reloaded()
-        for respond in replies:
-            respond(answer)
-        if self._next is not None:
+        for respond in responders:
+            respond(response)
+        if self._next is not None and self._current is None:
             waiting, self._next = self._next, None
-            self.ask()
-            self._now = waiting
+            self._begin(waiting)

@@ -1,162 +1,160 @@
 # SPDX-License-Identifier: MIT
-"""Looks now and then whether our rules are still there: others flush tables.
+"""Periodically verifies that our rules are still installed; other tools may flush them.
 
-Looking takes tens of milliseconds in other programs, so a thread waits for them; what it found is
-told from the loop's thread, which owns the log.
+Verifying runs other programs for tens of milliseconds, so it happens in a thread of the loop.
 
-Where the rules are not the daemon's to install, an operator may have made others than ours. They
-are only missed after they were seen once.
+Where the daemon does not install the rules, the operator may have made others than ours. Rules
+that were never seen are then not reported as missing.
 """
 
-import threading
 import time
-from collections.abc import Callable, Sequence
-from typing import Protocol, final
+from typing import NamedTuple, final
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.firewall import RuleCounters
+from nfq_guard.service.firewall_spec import Rules
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.status import RulesState, RulesStatus
 from nfq_guard.telemetry.events import RulesChanged, RulesCheckFailed, RulesRestored
 from nfq_guard.telemetry.log import EventLog
 
 
-class VerifiableRules(Protocol):
-    """The part of `firewall.Firewall` that is needed here."""
+class _Check(NamedTuple):
+    """The outcome of one check.
 
-    def verify(self) -> Sequence[object]:
-        """Every difference between what is live and what should be, in words."""
+    Attributes:
+        counted: What the kernel counted at the rules; None where that could not be read.
+        differences: Every difference between the installed rules and those that should be.
+        problem: Why the check or the reinstallation failed; empty where it did not.
+        forbidden: Whether the problem is a missing privilege.
+    """
 
-    def install(self) -> object:
-        """Make them as they should be."""
+    counted: RuleCounters | None = None
+    differences: tuple[str, ...] = ()
+    problem: str = ""
+    forbidden: bool = False
 
 
 @final
 class RuleMonitor:
-    """Checks when told to, never twice at the same time.
+    """Checks our rules, one check at a time.
 
     Attributes:
-        missing: How many checks found a difference.
+        changes: Checks that found a difference.
         differences: What the last check found, one sentence each.
-        packets: What the kernel counted at the rules by the last check; only ever grows.
+        packets: What the kernel counted at the rules by the last check; never decreases.
     """
 
     def __init__(
-        self,
-        rules: VerifiableRules,
-        events: EventLog,
-        *,
-        ours: bool = True,
-        reinstall: bool,
-        count: Callable[[], None],
-        counted: Callable[[], RuleCounters] | None = None,
+        self, rules: Rules, events: EventLog, loop: Loop, *, ours: bool, reinstall: bool
     ) -> None:
-        """Watch `rules`.
+        """Nothing is checked before `check`.
 
         Args:
-            rules: Ours.
-            events: Where to tell what was found.
-            ours: Whether they have to be there.
-            reinstall: Whether to put them back.
-            count: Called once for each check that found a difference.
-            counted: What the kernel counted at them since they were made.
+            rules: Our rules.
+            events: Where differences are logged.
+            loop: Whose threads run the checks.
+            ours: Whether the daemon installed the rules.
+            reinstall: Whether a check that finds a difference installs them again.
         """
-        self.missing = 0
+        self.changes = 0
         self.differences: tuple[str, ...] = ()
         self.packets = RuleCounters()
         self._rules = rules
         self._events = events
+        self._loop = loop
         self._reinstall = reinstall
-        self._count = count
-        self._counted = counted
-        self._seen = RuleCounters()
-        self._thread: threading.Thread | None = None
-        self._found: tuple[str, ...] = ()
-        self._problem = ""
-        self._closed = False
         self._expected = ours
-        self._looked_at: float | None = None
-        self._blind = ""
-
-    @property
-    def busy(self) -> bool:
-        """Whether a check is under way; the rules must not be removed meanwhile."""
-        return self._thread is not None and self._thread.is_alive()
+        self._checking = False
+        self._closed = False
+        self._counted = RuleCounters()
+        self._problem = ""
+        self._forbidden = False
+        self._checked_at: float | None = None
 
     def check(self, _now: float) -> None:
         """Start a check unless one is under way."""
-        if self._thread is None and not self._closed:
-            self._thread = threading.Thread(target=self._look, name="rules", daemon=True)
-            self._thread.start()
+        if self._checking or self._closed:
+            return
+        self._checking = True
+        self._loop.background(self._check, self._checked, self._crashed)
 
     def close(self) -> None:
-        """Start no further check; one that is under way goes on (`busy`)."""
+        """Start no further check; one that is under way goes on in its thread."""
         self._closed = True
 
-    def status(self) -> dict[str, object]:
-        """What is known of the rules, for `status`."""
-        if self._blind:
-            state = "not looked at"
-        elif self._looked_at is None:
-            state = "not looked at yet"
+    def status(self) -> RulesStatus:
+        """What is known of the rules."""
+        if self._forbidden:
+            state = RulesState.FORBIDDEN
+        elif self._checked_at is None:
+            state = RulesState.PENDING
         elif not self._expected:
-            state = "not ours"
+            state = RulesState.FOREIGN
         else:
-            state = "differ" if self.differences else "as they should be"
-        looked_at = self._looked_at
-        return {
-            "state": state,
-            "problem": self._blind or self._problem,
-            "differences": self.differences,
-            "age_s": None if looked_at is None else round(time.monotonic() - looked_at, 1),
-        }
+            state = RulesState.DIFFER if self.differences else RulesState.CORRECT
+        age = None if self._checked_at is None else time.monotonic() - self._checked_at
+        return RulesStatus(
+            state=state,
+            problem=self._problem,
+            differences=self.differences,
+            age_s=None if age is None else round(age, 1),
+        )
 
-    def collect(self, _now: float) -> None:
-        """Tell what a check found that is over."""
-        if self._thread is None or self._thread.is_alive():
-            return
-        self._thread = None
-        self._looked_at = time.monotonic()
-        if self._problem:
-            self._events.emit(RulesCheckFailed(problem=self._problem))
-        self._expected = self._expected or not (self._found or self._blind or self._problem)
-        if not self._expected:
-            return
-        if self._found:
-            self.missing += 1
-            self._count()
-            if self._found != self.differences or self._reinstall:
+    def _check(self) -> _Check:
+        """In a thread."""
+        check = _Check()
+        try:
+            check = check._replace(counted=self._rules.rule_counters())
+            differences = tuple(str(difference) for difference in self._rules.verify())
+            check = check._replace(differences=differences)
+            if differences and self._reinstall:
+                self._rules.install()
+        except NfqGuardError as error:
+            forbidden = isinstance(error, PrivilegeError)
+            check = check._replace(problem=str(error), forbidden=forbidden)
+        return check
+
+    def _checked(self, check: _Check) -> None:
+        self._checking = False
+        self._checked_at = time.monotonic()
+        self._problem = check.problem
+        if check.counted is not None:
+            self._add(check.counted)
+        if check.forbidden:
+            # The daemon never regains a privilege: `status` says so, and no check follows.
+            self._forbidden = True
+            self._closed = True
+        elif check.problem:
+            self._events.emit(RulesCheckFailed(problem=check.problem))
+        self._expected = self._expected or not (check.differences or check.problem)
+        if self._expected and (check.differences or not check.problem):
+            self._compare(check)
+
+    def _crashed(self, error: Exception) -> None:
+        """A bug of ours, or no thread to be had."""
+        self._checked(_Check(problem=f"{type(error).__name__}: {error}"))
+
+    def _compare(self, check: _Check) -> None:
+        if check.differences:
+            self.changes += 1
+            if check.differences != self.differences or self._reinstall:
                 self._events.emit(
                     RulesChanged(
-                        differences=self._found,
-                        reinstalled=self._reinstall and not self._problem,
+                        differences=check.differences,
+                        reinstalled=self._reinstall and not check.problem,
                     )
                 )
         elif self.differences and not self._reinstall:
             self._events.emit(RulesRestored())
-        self.differences = self._found
+        self.differences = check.differences
 
-    def _look(self) -> None:
-        self._problem = ""
-        self._found = ()
-        try:
-            if self._counted is not None:
-                self._add(self._counted())
-            self._found = tuple(str(difference) for difference in self._rules.verify())
-            if self._found and self._reinstall:
-                self._rules.install()
-        except PrivilegeError as error:
-            # It will not be given to us later: say it in the status, and look no more.
-            self._blind = str(error)
-            self._closed = True
-        except NfqGuardError as error:
-            self._problem = str(error)
-
-    def _add(self, now: RuleCounters) -> None:
-        """Rules that were made anew count from 0."""
-        before = self._seen
-        anew = now.shed < before.shed or now.unjudged < before.unjudged
-        if anew:
+    def _add(self, counted: RuleCounters) -> None:
+        """Add what was counted since the last check; rules that were made anew count from 0."""
+        before = self._counted
+        if counted.shed < before.shed or counted.unjudged < before.unjudged:
             before = RuleCounters()
-        self._seen = now
+        self._counted = counted
         self.packets += RuleCounters(
-            shed=now.shed - before.shed, unjudged=now.unjudged - before.unjudged
+            shed=counted.shed - before.shed, unjudged=counted.unjudged - before.unjudged
         )

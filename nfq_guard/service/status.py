@@ -1,15 +1,215 @@
 # SPDX-License-Identifier: MIT
-"""What `status` answers: one value from all parts of the daemon."""
+"""The response to the control command `status`, as a typed value on both ends of the socket.
+
+A new field is a field of one of these types, and a line in `cli/status.py` that shows it. Counters
+stand beside the fields in JSON, not in an object of their own: `encode` and `decode` see to that,
+and a new counter needs no change here.
+"""
 
 from collections import deque
-from typing import Final, final
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
+import msgspec
+from msgspec import Struct, field
+
+from nfq_guard.engine import Mode
+from nfq_guard.errors import NfqGuardError
 from nfq_guard.policy.decision import Action
-from nfq_guard.service.config import PolicyFacts
-from nfq_guard.service.supervisor.workers import QueueState
 from nfq_guard.telemetry.metrics import Stats
 
+if TYPE_CHECKING:  # `supervisor.workers` imports `config`, which imports this module
+    from nfq_guard.service.supervisor.workers import QueueState
+
+# Samples that a rate is taken from, one about each second.
 _SAMPLES: Final = 6
+_COUNTERS: Final = "counters"
+
+
+class PolicyFacts(Struct, frozen=True, kw_only=True):
+    """What logs and `status` show of a policy.
+
+    Attributes:
+        source: The file or preset that it is from.
+        digest: Equal for equal rules in equal order, in whatever file they are.
+        rules: Number of its rules.
+    """
+
+    source: str
+    digest: str = field(name="hash")
+    rules: int
+
+
+class ActingPolicy(PolicyFacts, frozen=True, kw_only=True):
+    """The policy in force.
+
+    Attributes:
+        restart_for: Names of the settings that changed in the file and take a restart.
+    """
+
+    restart_for: tuple[str, ...]
+
+
+class RulesState(StrEnum):
+    """What the last check found of our rules in the packet filter."""
+
+    CORRECT = "as they should be"
+    DIFFER = "differ"
+    FOREIGN = "not ours"
+    FORBIDDEN = "not looked at"
+    PENDING = "not looked at yet"
+
+
+class RulesStatus(Struct, frozen=True, kw_only=True):
+    """Our rules in the packet filter.
+
+    Attributes:
+        state: What the last check found.
+        problem: Why that check failed; empty where it did not.
+        differences: Every difference that it found, one sentence each.
+        age_s: Seconds since it; None before the first.
+    """
+
+    state: RulesState
+    problem: str
+    differences: tuple[str, ...]
+    age_s: float | None
+
+
+class ReloadStatus(Struct, frozen=True, kw_only=True):
+    """The outcome of a reload.
+
+    Attributes:
+        at: When it ended, as in events.
+        mistakes: Why the new policy was refused; empty when it was adopted.
+    """
+
+    at: str
+    mistakes: tuple[str, ...]
+
+
+class QueueStatus(Struct, frozen=True, kw_only=True):
+    """One queue.
+
+    Attributes:
+        queue: Its number.
+        state: A `supervisor.workers.WorkerState`.
+        pid: The process that serves it; 0 for none.
+        restarts: How often its worker was restarted.
+        packets_per_s: Over the last few seconds.
+        waiting: Packets that wait in the kernel for a verdict.
+        offload_entries: Flows whose INVALID packets the kernel drops by itself.
+        counters: Counters of `telemetry.metrics.Stats`, by name.
+    """
+
+    queue: int
+    state: str
+    pid: int
+    restarts: int
+    packets_per_s: float
+    waiting: int
+    offload_entries: int
+    counters: dict[str, int]
+
+    def count(self, name: str) -> int:
+        """One counter; 0 where the daemon does not know it."""
+        return self.counters.get(name, 0)
+
+
+class Status(Struct, frozen=True, kw_only=True):
+    """The daemon.
+
+    Attributes:
+        version: Of nfq-guard.
+        pid: Of the daemon.
+        mode: Whether decisions are carried out.
+        since: When the daemon started, as in events.
+        uptime_s: Seconds since then.
+        config: The configuration file as the operator named it, or `defaults`.
+        policy: The policy in force.
+        shadow: The policy on trial.
+        evidence: A `flow.Evidence`.
+        fail_mode: A `firewall.FailMode`.
+        max_rate_pps: Packets a second above which the kernel leaves packets to the fail mode;
+            0 for no limit.
+        rules: Our rules in the packet filter.
+        queues: Every queue.
+        reasons: Packets by reason and action; reasons without packets are left out.
+        actions: Packets by action.
+        decided_by: Packets by the rule that decided.
+        counters: Counters of the daemon, by name.
+        last_reload: The last reload; None before the first.
+        last_error: The last event of level error; None before the first.
+    """
+
+    version: str
+    pid: int
+    mode: Mode
+    since: str
+    uptime_s: float
+    config: str
+    policy: ActingPolicy
+    shadow: PolicyFacts | None
+    evidence: str
+    fail_mode: str
+    max_rate_pps: int
+    rules: RulesStatus
+    queues: tuple[QueueStatus, ...]
+    reasons: dict[str, dict[str, int]]
+    actions: dict[str, int]
+    decided_by: dict[str, int]
+    counters: dict[str, int]
+    last_reload: ReloadStatus | None
+    last_error: dict[str, Any] | None
+
+    def count(self, name: str) -> int:
+        """One counter; 0 where the daemon does not know it."""
+        return self.counters.get(name, 0)
+
+
+def encode(status: Status) -> dict[str, Any]:
+    """The JSON object of `status`."""
+    table = _unfold(msgspec.to_builtins(status))
+    table["queues"] = [_unfold(queue) for queue in table["queues"]]
+    return table
+
+
+def decode(table: object) -> Status:
+    """Read what `encode` made.
+
+    Raises:
+        NfqGuardError: It is of another version and lacks a field.
+    """
+    try:
+        folded = _fold(Status, table)
+        folded["queues"] = [_fold(QueueStatus, queue) for queue in folded.get("queues", ())]
+        return msgspec.convert(folded, Status)
+    except (msgspec.ValidationError, TypeError) as error:
+        raise NfqGuardError(f"the daemon's status is of another version: {error}") from None
+
+
+def _unfold(table: dict[str, Any]) -> dict[str, Any]:
+    """Put counters beside the fields, in the place of the field `counters`."""
+    unfolded: dict[str, Any] = {}
+    for name, value in table.items():
+        if name == _COUNTERS:
+            unfolded.update(value)
+        else:
+            unfolded[name] = value
+    return unfolded
+
+
+def _fold(kind: type[Struct], table: object) -> dict[str, Any]:
+    """Collect the numbers beside the fields of `kind` as its field `counters`."""
+    plain = msgspec.convert(table, dict[str, Any])
+    fields = kind.__struct_encode_fields__
+    folded = {name: value for name, value in plain.items() if name in fields}
+    folded[_COUNTERS] = {
+        name: value
+        for name, value in plain.items()
+        if name not in fields and isinstance(value, int)
+    }
+    return folded
 
 
 @final
@@ -19,14 +219,14 @@ class Rates:
     def __init__(self) -> None:
         self._samples: dict[int, deque[tuple[float, int]]] = {}
 
-    def note(self, queues: list[QueueState], now: float) -> None:
-        """Take a sample; call it about once a second."""
+    def note(self, queues: "list[QueueState]", now: float) -> None:
+        """Take a sample; to be called about once a second, `now` in monotonic seconds."""
         for queue in queues:
             samples = self._samples.setdefault(queue.queue_num, deque(maxlen=_SAMPLES))
             samples.append((now, queue.stats.counters["packets"]))
 
     def of(self, queue_num: int) -> float:
-        """Packets a second; 0 before there are two samples."""
+        """Packets a second; 0 before the second sample."""
         samples = self._samples.get(queue_num)
         if not samples or len(samples) < 2:
             return 0.0
@@ -34,52 +234,49 @@ class Rates:
         return round((after - before) / (ended - began), 1) if ended > began else 0.0
 
 
-def policy_facts(told: PolicyFacts) -> dict[str, object]:
-    """One policy of the answer."""
-    return {"source": told.source, "hash": told.digest, "rules": told.rules}
+def queue_status(queue: "QueueState", packets_per_s: float) -> QueueStatus:
+    """The status of one queue."""
+    return QueueStatus(
+        queue=queue.queue_num,
+        state=queue.state.value,
+        pid=queue.pid,
+        restarts=queue.restarts,
+        packets_per_s=packets_per_s,
+        waiting=int(queue.stats.gauges["queue_waiting_packets"]),
+        offload_entries=int(queue.stats.gauges["offload_entries"]),
+        counters=dict(queue.stats.counters),
+    )
 
 
-def described(queue: QueueState, rate: float) -> dict[str, object]:
-    """One queue of the answer."""
-    counters = queue.stats.counters
-    return {
-        "queue": queue.queue_num,
-        "state": queue.state.value,
-        "pid": queue.pid,
-        "restarts": queue.restarts,
-        "packets_per_s": rate,
-        "waiting": int(queue.stats.gauges["queue_waiting_packets"]),
-        "offload_entries": int(queue.stats.gauges["offload_entries"]),
-        **counters,
-    }
+@final
+class Totals(NamedTuple):
+    """Packets of all queues.
 
-
-def totals(
-    queues: list[QueueState],
-) -> tuple[dict[str, dict[str, int]], dict[str, int], dict[str, int]]:
-    """Packets of all queues by reason and action, by action, and by rule.
-
-    Reasons without packets are left out; every action is there.
+    Attributes:
+        reasons: By reason and action; reasons without packets are left out.
+        actions: By action; every action is there.
+        rules: By the rule that decided.
     """
-    reasons: dict[str, dict[str, int]] = {}
-    actions = {action.value: 0 for action in Action}
-    rules: dict[str, int] = {}
+
+    reasons: dict[str, dict[str, int]]
+    actions: dict[str, int]
+    rules: dict[str, int]
+
+
+def totals(queues: "list[QueueState]") -> Totals:
+    """Sum the packets of all queues."""
+    sums = Totals({}, {action.value: 0 for action in Action}, {})
     for queue in queues:
-        _add(queue.stats, reasons, actions, rules)
-    return reasons, actions, rules
+        _add(queue.stats, sums)
+    return sums
 
 
-def _add(
-    stats: Stats,
-    reasons: dict[str, dict[str, int]],
-    actions: dict[str, int],
-    rules: dict[str, int],
-) -> None:
+def _add(stats: Stats, sums: Totals) -> None:
     for reason, by_action in stats.judged.items():
         for action, packets in by_action.items():
             if packets:
-                by_name = reasons.setdefault(reason.value, {})
-                by_name[action.value] = by_name.get(action.value, 0) + packets
-                actions[action.value] += packets
+                of_reason = sums.reasons.setdefault(reason.value, {})
+                of_reason[action.value] = of_reason.get(action.value, 0) + packets
+                sums.actions[action.value] += packets
     for rule, packets in stats.rules.items():
-        rules[rule] = rules.get(rule, 0) + packets
+        sums.rules[rule] = sums.rules.get(rule, 0) + packets

@@ -4,6 +4,8 @@ from typing import Any
 import pytest
 
 from nfq_guard.cli.top_view import Meter, Sort, View, key_of
+from nfq_guard.service.status import RulesState, Status
+from tests.support.status import daemon_status, queue_status, rules_status
 
 
 def flow(port: int, packets: int, distance: int | None, last: str) -> dict[str, Any]:
@@ -38,26 +40,12 @@ def flow(port: int, packets: int, distance: int | None, last: str) -> dict[str, 
     }
 
 
-def status(packets: int, **changes: object) -> dict[str, Any]:
-    queue = {
-        "queue": 0,
-        "state": "serving",
-        "restarts": 0,
-        "packets": packets,
-        "packets_per_s": 2.0,
-        "waiting": 0,
-        "queue_full_drops": 0,
-        "buffer_full_drops": 0,
-    }
-    return {
-        "mode": "dry-run",
-        "evidence": "bpf",
-        "fail_mode": "open",
-        "policy": {"source": "/etc/x", "hash": "0123456789abcdef"},
-        "rules": {"state": "as they should be", "differences": []},
-        "queues": [queue],
-        "reasons": {"seq-over": {"drop": packets}} if packets else {},
-    } | changes
+def status(packets: int, **changes: object) -> Status:
+    return daemon_status(
+        queues=(queue_status(packets=packets),),
+        reasons={"seq-over": {"drop": packets}} if packets else {},
+        **changes,
+    )
 
 
 FLOWS = [
@@ -144,7 +132,7 @@ def test_one_flow_alone(view: View) -> None:
 
 
 def test_problems_are_shown(view: View) -> None:
-    rules = {"state": "differ", "differences": ["missing-jump: IPv4"]}
+    rules = rules_status(RulesState.DIFFER, "missing-jump: IPv4")
     view.take(status(1, rules=rules), [], 107.0)
     assert any("missing-jump" in line for line, _ in view.lines(24))
     view.problem = "not running: there is no /run/x"

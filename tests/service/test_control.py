@@ -23,6 +23,8 @@ from nfq_guard.service.control.protocol import Caller, Responder, Response
 from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import CONNECTIONS_MAX, exclusive, listen
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.status import Status
+from tests.support.status import daemon_status
 
 Ask = Callable[[bytes], dict[str, Any]]
 
@@ -34,8 +36,8 @@ class FakeGuard:
         self.mode = Mode.DRY_RUN
         self.reloads: list[Responder | None] = []
 
-    def status(self) -> dict[str, object]:
-        return {"mode": self.mode, "padding": "x" * 10_000}
+    def status(self) -> Status:
+        return daemon_status(mode=self.mode, config="x" * 10_000)
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
         respond(Response.ok([address, flows]))

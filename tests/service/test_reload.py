@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.service.config import LoadedPolicy, PolicyFacts, load_policy_for
+from nfq_guard.service.config import LoadedPolicy, load_policy_for
 from nfq_guard.service.control.protocol import Response
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.settings import Settings
+from nfq_guard.service.status import PolicyFacts
 from nfq_guard.service.supervisor.workers import Workers
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
@@ -58,7 +59,7 @@ class Bench:
         self.answers: list[tuple[str, Response]] = []
         self._sink = LineSink(log)
         facts = PolicyFacts(source="file", digest="0", rules=1)
-        self.reloading = Reloader(
+        self.reloader = Reloader(
             loaded=LoadedPolicy(policy=self.reads._policy, facts=facts),
             read=self.reads,
             workers=_as_workers(self.workers),
@@ -68,14 +69,14 @@ class Bench:
         )
 
     def ask(self, who: str) -> None:
-        self.reloading.ask(lambda answer: self.answers.append((who, answer)))
+        self.reloader.request(lambda answer: self.answers.append((who, answer)))
 
     def go(self, reads: int = 1) -> None:
         for _ in range(reads):
             self.reads.may.release()
         for _ in range(200):
             self.loop.turn(0.01)
-            if not self.reloading.busy:
+            if not self.reloader.busy:
                 return
         pytest.fail("a reload that does not end")
 
@@ -103,13 +104,13 @@ def test_who_asks_during_a_reload_gets_the_next(bench: Bench) -> None:
     bench.ask("first")
     bench.ask("second")
     bench.ask("third")
-    assert bench.reloading.loaded.digest == "0"
+    assert bench.reloader.loaded.digest == "0"
     bench.go(2)
     assert bench.who() == ["first", "second", "third"]
     assert bench.reads.count == 2
     assert bench.workers.adopted == ["1", "2"]
-    assert bench.reloading.loaded.digest == "2"
-    assert (bench.reloading.taken, bench.reloading.refused) == (2, 0)
+    assert bench.reloader.loaded.digest == "2"
+    assert (bench.reloader.taken, bench.reloader.refused) == (2, 0)
 
 
 def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
@@ -118,8 +119,8 @@ def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
     bench.go()
     ((_, answer),) = bench.answers
     assert not answer.succeeded
-    assert bench.reloading.last is not None
-    assert bench.reloading.last.mistakes == (
+    assert bench.reloader.last is not None
+    assert bench.reloader.last.mistakes == (
         "c: a: expected b, found c",
         "c: d: expected e, found f",
     )
@@ -128,7 +129,7 @@ def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
     bench.ask("two")
     bench.go()
     assert bench.workers.adopted == ["2"]
-    assert bench.reloading.refused == 1
+    assert bench.reloader.refused == 1
 
 
 def test_a_bug_of_ours_is_refused_like_a_wrong_file(bench: Bench) -> None:
@@ -137,7 +138,7 @@ def test_a_bug_of_ours_is_refused_like_a_wrong_file(bench: Bench) -> None:
     bench.go()
     ((_, answer),) = bench.answers
     assert answer == Response(succeeded=False, message="RecursionError: too deep")
-    assert bench.reloading.loaded.digest == "0"
+    assert bench.reloader.loaded.digest == "0"
 
 
 def test_workers_that_disagree_keep_the_old_one(bench: Bench) -> None:
@@ -146,5 +147,5 @@ def test_workers_that_disagree_keep_the_old_one(bench: Bench) -> None:
     bench.go()
     ((_, answer),) = bench.answers
     assert answer == Response(succeeded=False, message=bench.workers.problem)
-    assert bench.reloading.loaded.digest == "0"
-    assert bench.reloading.refused == 1
+    assert bench.reloader.loaded.digest == "0"
+    assert bench.reloader.refused == 1

@@ -6,6 +6,7 @@ from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
 from nfq_guard.service.control.protocol import Caller, Responder, Response
+from nfq_guard.service.status import Status, encode
 
 _READING: Final = ("ping", "status", "dump")
 _CHANGING: Final = ("reload", "mode")
@@ -17,7 +18,7 @@ _FLOWS_MAX: Final = 256
 class Guard(Protocol):
     """The daemon, as far as requests go."""
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> Status:
         """How it stands."""
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
@@ -67,7 +68,7 @@ class Requests:
         elif command == "ping":
             respond(Response.ok("pong"))
         elif command == "status":
-            respond(Response.ok(self._guard.status()))
+            respond(Response.ok(encode(self._guard.status())))
         elif command == "dump":
             self._dump(arguments, respond)
         elif command == "reload":

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""The text of `nfq-guard status`."""
+
+from nfq_guard.cli.status import lines
+from nfq_guard.engine import Mode
+from nfq_guard.service.status import ActingPolicy, PolicyFacts, ReloadStatus, RulesState
+from tests.support.status import daemon_status, queue_status, rules_status
+
+
+def text(**changes: object) -> str:
+    return "\n".join(lines(daemon_status(**changes)))
+
+
+def test_a_daemon_that_saw_nothing() -> None:
+    shown = text()
+    for part in (
+        "dry-run (every packet is accepted)",
+        "(1 d 1 h), pid 7",
+        "rules       as they should be (3 s ago)",
+        "queue 0     serving by pid 7: 2.0 packets/s, 0 in all, 0 waiting",
+        "reload      none",
+        "no INVALID packet so far",
+    ):
+        assert part in shown
+
+
+def test_durations() -> None:
+    for seconds, words in ((5, "(5 s)"), (65, "(1 min 5 s)"), (3_700, "(1 h 1 min)")):
+        assert words in text(uptime_s=float(seconds))
+
+
+def test_mode_and_rate_limit() -> None:
+    assert "every packet" not in text(mode=Mode.ENFORCE)
+    assert "open, also above 100 packets/s" in text(max_rate_pps=100)
+
+
+def test_settings_that_wait_for_a_restart() -> None:
+    policy = ActingPolicy(source="x", digest="1", rules=1, restart_for=("batch",))
+    assert "daemon.batch changed in the file" in text(policy=policy)
+
+
+def test_rules_that_differ_and_rules_that_were_not_checked() -> None:
+    assert "differ (3 s ago): a; b" in text(rules=rules_status(RulesState.DIFFER, "a", "b"))
+    shown = text(rules=rules_status(RulesState.FORBIDDEN, problem="CAP_NET_ADMIN is missing"))
+    assert "not looked at (3 s ago): CAP_NET_ADMIN is missing" in shown
+
+
+def test_losses_are_shown_where_there_are_any() -> None:
+    shown = text(queues=(queue_status(queue_full_drops=3),), counters={"unjudged_drops": 9})
+    assert "3 dropped because the queue was full" in shown
+    assert "9 packets dropped by the fail mode" in shown
+    assert "socket buffer" not in shown
+    assert "above the rate" not in shown
+
+
+def test_a_policy_on_trial() -> None:
+    queues = tuple(queue_status(number, shadow_would_drop=2) for number in range(2))
+    shown = text(shadow=PolicyFacts(source="trial", digest="2", rules=5), queues=queues)
+    assert "trial, 5 rules, hash 2" in shown
+    assert "would drop 4 packets" in shown
+
+
+def test_reloads() -> None:
+    counters = {"reloads": 1, "reload_failures": 2}
+    taken = text(last_reload=ReloadStatus(at="noon", mistakes=()), counters=counters)
+    assert "noon taken; 1 taken, 2 refused" in taken
+    refused = text(last_reload=ReloadStatus(at="noon", mistakes=("a", "b")), counters=counters)
+    assert "noon refused: a; b; 1 taken, 2 refused" in refused
+
+
+def test_the_last_error_without_its_traceback() -> None:
+    error = {"at": "noon", "event": "judging_failed", "problem": "x", "traceback": "long"}
+    assert "noon judging_failed problem=x" in text(last_error=error)
+    assert "long" not in text(last_error=error)
+
+
+def test_packets_by_reason_and_by_rule() -> None:
+    shown = text(
+        reasons={"seq-over": {"drop": 5}, "no-entry": {"allow": 1}},
+        actions={"drop": 5, "log": 0, "allow": 1},
+        decided_by={"first": 1, "second": 5},
+    ).splitlines()
+    table = shown[shown.index("") + 1 :]
+    assert [line.split() for line in table] == [
+        ["reason", "drop", "log", "allow"],
+        ["no-entry", "0", "0", "1"],
+        ["seq-over", "5", "0", "0"],
+        ["total", "5", "0", "1"],
+        [],
+        ["rule", "packets"],
+        ["second", "5"],
+        ["first", "1"],
+    ]
+
+
+def test_a_queue_without_a_worker() -> None:
+    assert "stuck by pid 7" in text(queues=(queue_status(state="stuck"),))
