@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One frame of a replay as a JSON object (design 8)."""
+"""One frame of a replay as a JSON object."""
 
 from collections.abc import Sequence
 
@@ -35,7 +35,7 @@ def breach_object(breach: Breach | None) -> dict[str, object] | None:
 def record(outcome: Outcome, files: Sequence[str]) -> dict[str, object]:
     """The object; with several `files` it says in which the frame is.
 
-    Beside the fields of the design: `detail` says more about the reason, `absent` why conntrack
+    `detail` says more about the reason, `absent` why conntrack
     would see no packet.
     """
     packet = outcome.packet
