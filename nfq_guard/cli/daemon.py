@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the commands share that speak to a running daemon."""
+"""What the commands that talk to a running daemon share."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from nfq_guard.service.control.socket_path import DEFAULT
 
 
 def add_socket(parser: argparse.ArgumentParser) -> None:
-    """Where to find it."""
+    """Declare `--socket`."""
     parser.add_argument(
         "--socket",
         type=Path,
@@ -20,5 +20,5 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
 
 
 def connected(args: argparse.Namespace) -> Client:
-    """The daemon that the command line names."""
+    """Connect to the daemon that the command line names."""
     return Client(args.socket)

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if args.flows is not None:
         asked["flows"] = args.flows
     with connected(args) as client:
-        flows = client.ask("dump", **asked)
+        flows = client.request("dump", **asked)
     for flow in flows:
         if args.format == "json":
             write_json(flow)

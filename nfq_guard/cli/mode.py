@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard mode`: switch the running daemon between dry-run and enforce."""
+"""`nfq-guard mode`: switches the running daemon between dry-run and enforce."""
 
 import argparse
 
@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Switch the mode until the next start, which uses the configured mode again."""
     with connected(args) as client:
-        message = client.ask("mode", mode=args.mode)
+        message = client.request("mode", mode=args.mode)
     if args.format == "json":
         write_json(message)
     else:
-        write_line(f"mode is {message['mode']} until the daemon is started again")
+        write_line(f"mode is {message['mode']} until the daemon is restarted")
     return EXIT_OK

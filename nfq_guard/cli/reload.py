@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--wait",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="until the new policy is in force or refused; a refusal is an error with its mistakes",
+        help="wait until the policy is in force or refused; a refusal prints all mistakes",
     )
     add_socket(parser)
     add_format(parser)
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reload the policy; the current one stays if the new one is invalid."""
     with connected(args) as client:
-        message = client.ask("reload", wait=args.wait)
+        message = client.request("reload", wait=args.wait)
     if args.format == "json":
         write_json(message)
     elif args.wait:
@@ -32,5 +32,5 @@ def run(args: argparse.Namespace) -> int:
         for name in message.get("restart_for", ()):
             write_line(f"note: daemon.{name} changed too; it takes a restart")
     else:
-        write_line("the daemon reads its policy; its log and `nfq-guard status` tell how it went")
+        write_line("the daemon reads its policy; its log and `nfq-guard status` show the outcome")
     return EXIT_OK

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the status; exit status 3 when no daemon runs."""
     with connected(args) as client:
-        status = client.ask("status")
+        status = client.request("status")
     if args.format == "json":
         write_json(status)
     else:

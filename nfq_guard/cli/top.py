@@ -105,4 +105,4 @@ class _Feed:
 
 
 def _query(client: Client) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    return client.ask("status"), client.ask("dump", flows=_FLOWS)
+    return client.request("status"), client.request("dump", flows=_FLOWS)

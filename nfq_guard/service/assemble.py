@@ -17,7 +17,7 @@ from structlog.typing import Processor
 from nfq_guard.engine import Mode
 from nfq_guard.errors import UsageError
 from nfq_guard.service.config import LoadedPolicy, load_config, load_policy_for, prepared
-from nfq_guard.service.control.commands import Requests
+from nfq_guard.service.control.commands import Commands
 from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts
@@ -33,6 +33,7 @@ from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.events import (
+    ControlSocketRestored,
     HousekeepingFailed,
     MetricsFileFailed,
     Note,
@@ -172,7 +173,7 @@ def _open_endpoints(
         NfqGuardError: One of them cannot be opened.
     """
     with ExitStack() as stack:
-        _open_control(settings, daemon, loop, notes, stack)
+        _open_control(settings, daemon, loop, events, notes, stack)
         for note in notes:
             events.emit(Note(text=note))
         if settings.metrics_listen or settings.metrics_file:
@@ -181,15 +182,24 @@ def _open_endpoints(
 
 
 def _open_control(
-    settings: Settings, daemon: Daemon, loop: Loop, notes: list[str], stack: ExitStack
+    settings: Settings,
+    daemon: Daemon,
+    loop: Loop,
+    events: EventLog,
+    notes: list[str],
+    stack: ExitStack,
 ) -> None:
     if not settings.control_socket:
         return
     path = Path(settings.control_socket)
     listener = listen(path, notes)
     if listener is not None:
-        requests = Requests(daemon, path.stat().st_gid)
-        stack.callback(ControlServer(listener, path, loop, requests).close)
+        commands = Commands(daemon, path.stat().st_gid)
+
+        def restored() -> None:
+            events.emit(ControlSocketRestored(path=str(path)))
+
+        stack.callback(ControlServer(listener, path, loop, commands, restored).close)
 
 
 def _open_metrics(

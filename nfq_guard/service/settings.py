@@ -6,6 +6,7 @@ The defaults here are the defaults of the daemon; a file only says what differs.
 
 import re
 from collections.abc import Mapping
+from types import UnionType
 from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -138,7 +139,7 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
         try:
             good[key] = msgspec.convert(value, hints[key])
         except msgspec.ValidationError:
-            mistakes.append(Mistake(path, _expected(hints[key]), shown(value)))
+            mistakes.append(Mistake(path, expected_value(hints[key]), shown(value)))
     settings = Settings(**good)
     _check_words(settings, mistakes)
     return settings
@@ -164,20 +165,22 @@ def _check_words(settings: Settings, mistakes: list[Mistake]) -> None:
         )
 
 
-def _expected(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives it
-    """What a setting takes, in words, from its type."""
+def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives it
+    """What a setting or an argument takes, in words."""
     if get_origin(hint) is Literal:
         return " or ".join(repr(value) for value in get_args(hint))
     if isinstance(hint, type) and issubclass(hint, Mode):
         return " or ".join(repr(mode.value) for mode in Mode)
     if get_origin(hint) is Annotated:
         kind, meta = get_args(hint)
-        plain = _expected(kind)
+        plain = expected_value(kind)
         if meta.ge is not None:
-            return f"{plain} from {meta.ge} to {meta.le}"
+            return f"{plain} from {meta.ge}" + ("" if meta.le is None else f" to {meta.le}")
         return f"{plain}, not empty" if meta.min_length else plain
     if get_origin(hint) is tuple:
-        return f"an array, each {_expected(get_args(hint)[0])}"
+        return f"an array, each {expected_value(get_args(hint)[0])}"
+    if get_origin(hint) is UnionType:
+        return " or ".join(expected_value(kind) for kind in get_args(hint))
     return _KINDS[hint]
 
 
@@ -185,5 +188,6 @@ _KINDS: Final[dict[object, str]] = {
     int: "a whole number",
     float: "a number",
     str: "a string",
+    type(None): "nothing",
     bool: "true or false",
 }

@@ -300,6 +300,14 @@ class ReloadCrashed(Event, frozen=True, kw_only=True, tag="reload_crashed"):
 
 
 @final
+class ControlSocketRestored(Event, frozen=True, kw_only=True, tag="control_socket_restored"):
+    """The control socket had vanished from the file system, and was made again."""
+
+    level: ClassVar[Level] = "warning"
+    path: Annotated[str, _text("Its path.")]
+
+
+@final
 class MetricsFileFailed(Event, frozen=True, kw_only=True, tag="metrics_file_failed"):
     """The metrics file could not be written; logged once until a write succeeds."""
 
@@ -512,6 +520,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     Reloaded,
     ReloadFailed,
     ReloadCrashed,
+    ControlSocketRestored,
     MetricsFileFailed,
     WorkerFailed,
     WorkerEnded,

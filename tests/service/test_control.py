@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: MIT
+import itertools
 import os
 import socket
 import stat
@@ -13,15 +14,24 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import BusyError, UsageError
 from nfq_guard.service.control import server as control
 from nfq_guard.service.control import socket_path as control_path
-from nfq_guard.service.control.commands import Requests
-from nfq_guard.service.control.protocol import Caller, Responder, Response
-from nfq_guard.service.control.server import ControlServer
-from nfq_guard.service.control.socket_path import CONNECTIONS_MAX, exclusive, listen
+from nfq_guard.service.control.commands import COMMANDS, Commands
+from nfq_guard.service.control.connection import (
+    INTEREST,
+    TRANSITIONS,
+    Connection,
+    Interest,
+    State,
+)
+from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
+from nfq_guard.service.control.server import CONNECTIONS_MAX, ControlServer
+from nfq_guard.service.control.socket_path import exclusive, listen
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.status import Status
 from tests.support.status import daemon_status
@@ -29,8 +39,8 @@ from tests.support.status import daemon_status
 Ask = Callable[[bytes], dict[str, Any]]
 
 
-class FakeGuard:
-    """Remembers what it was told; answers a reload when told to."""
+class FakeDaemon:
+    """Keeps the requests for a reload; the test responds to them."""
 
     def __init__(self) -> None:
         self.mode = Mode.DRY_RUN
@@ -55,11 +65,15 @@ class Served:
     def __init__(self, path: Path, group: int | None = None) -> None:
         self.path = path
         self.loop = Loop()
-        self.guard = FakeGuard()
+        self.guard = FakeDaemon()
         listener = listen(path, [])
         assert listener is not None
-        requests = Requests(self.guard, os.getgid() if group is None else group)
-        self.server = ControlServer(listener, path, self.loop, requests)
+        self.restored = 0
+        commands = Commands(self.guard, os.getgid() if group is None else group)
+        self.server = ControlServer(listener, path, self.loop, commands, self._restored)
+
+    def _restored(self) -> None:
+        self.restored += 1
 
     def turns(self, count: int = 20) -> None:
         for _ in range(count):
@@ -85,6 +99,16 @@ class Served:
                 break
             octets += part
         return [orjson.loads(line) for line in octets.splitlines()]
+
+    def read_lines(self, connection: socket.socket) -> list[bytes]:
+        """Whole lines that have arrived by now; the rest stays in the socket."""
+        self.turns(3)
+        try:
+            waiting = connection.recv(1 << 20, socket.MSG_PEEK)
+        except BlockingIOError:
+            return []
+        whole = waiting.rfind(b"\n") + 1
+        return connection.recv(whole).splitlines() if whole else []
 
     def ask(self, octets: bytes) -> dict[str, Any]:
         with self.connect() as connection:
@@ -156,17 +180,24 @@ def test_who_left_meanwhile_gets_no_answer(served: Served) -> None:
     [
         (b'{"command": "stop"}\n', "expected one of ping, status, dump, reload, mode"),
         (b'{"command": "ping", "arguments": {"x": 1}}\n', "ping takes no arguments, found 'x'"),
-        (b'{"command": "mode"}\n', "expected 'enforce' or 'dry-run'"),
-        (b'{"command": "reload", "arguments": {"wait": 1}}\n', "true or false"),
-        (b'{"command": "dump", "arguments": {"flows": 0}}\n', "a number from 1"),
-        (b'{"command": "dump", "arguments": {"address": 7}}\n', "an address"),
+        (b'{"command": "mode"}\n', "mode: expected 'enforce' or 'dry-run', found nothing"),
+        (
+            b'{"command": "reload", "arguments": {"wait": 1}}\n',
+            "wait: expected true or false",
+        ),
+        (b'{"command": "dump", "arguments": {"flows": 0}}\n', "a whole number from 1, found 0"),
+        (
+            b'{"command": "dump", "arguments": {"address": 7}}\n',
+            "a string or nothing, found 7",
+        ),
         (b'{"command": 7}\n', "expected {"),
         (b'["status"]\n', "expected {"),
         (b'{"command": "ping", "arguments": []}\n', "expected {"),
         (b"\n", "in JSON"),
         (b"status\n", "in JSON"),
         (b"\xff\xfe\x00\n", "in JSON"),
-        (b"[" * 60_000 + b"\n", "in JSON"),
+        (b"[" * 60_000 + b"\n", "expected {"),
+        (b'{"command": "ping", "arguments": {"x": ' + b"[" * 60_000 + b"\n", "in JSON"),
     ],
 )
 def test_wrong_requests_are_told_why(served: Served, request_line: bytes, said: str) -> None:
@@ -235,14 +266,18 @@ def test_thousands_of_clients_leave_nothing(served: Served) -> None:
 
 
 def test_rights() -> None:
-    requests = Requests(FakeGuard(), 100)
+    commands = Commands(FakeDaemon(), 100)
     own, stranger = os.geteuid(), 65_000
 
     def asked(command: str, uid: int, *groups: int) -> bool:
         answers: list[bool] = []
         arguments: dict[str, object] = {"mode": "dry-run"} if command == "mode" else {}
         caller = Caller(1, uid, frozenset(groups))
-        requests(command, arguments, caller, lambda response: answers.append(response.succeeded))
+        commands(
+            Request(command, arguments),
+            caller,
+            lambda response: answers.append(response.succeeded),
+        )
         (good,) = answers
         return good
 
@@ -296,7 +331,7 @@ def test_stale_socket_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_second_instance_is_refused(served: Served) -> None:
-    with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) answers at"):
+    with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) listens at"):
         listen(served.path, [])
     served.turns()
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
@@ -350,7 +385,7 @@ def test_of_many_at_once_one_gets_the_place(tmp_path: Path, *, left_behind: bool
 def test_who_holds_the_directory_holds_up_nobody(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control_path, "_LOCK_WITHIN_S", 0.05)
+    monkeypatch.setattr(control_path, "LOCK_WITHIN_S", 0.05)
     with exclusive(tmp_path):
         served = Served(tmp_path / "s")
         assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
@@ -397,3 +432,195 @@ def test_another_socket_in_our_place_stays(tmp_path: Path) -> None:
     assert other.ask(b'{"command": "ping"}\n')["return"] == "OK"
     other.close()
     served.loop.close()
+
+
+def test_a_mode_that_does_not_exist(served: Served) -> None:
+    answer = served.ask(b'{"command": "mode", "arguments": {"mode": "on"}}\n')
+    assert answer["message"] == "mode: expected 'enforce' or 'dry-run', found 'on'"
+
+
+def test_reload_without_waiting(served: Served) -> None:
+    assert served.ask(b'{"command": "reload"}\n')["message"] == "reading the policy"
+    assert served.guard.reloads == [None]
+
+
+def test_flows_of_a_dump_have_a_limit(served: Served) -> None:
+    answer = served.ask(b'{"command": "dump", "arguments": {"address": "::1", "flows": 9999}}\n')
+    assert answer["message"] == ["::1", 256]
+
+
+def test_every_command_is_in_the_table() -> None:
+    """The table decides who may send a command; a new one is added here with its right."""
+    rights = {name: command.changes for name, command in COMMANDS.items()}
+    assert rights == {
+        "ping": False,
+        "status": False,
+        "dump": False,
+        "reload": True,
+        "mode": True,
+    }
+
+
+def test_a_response_has_a_limit(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "RESPONSE_MAX_BYTES", 5_000)
+    answer = served.ask(b'{"command": "status"}\n')
+    assert answer["return"] == "NOK"
+    assert "more than 5000 bytes" in answer["message"]
+
+
+def test_input_during_a_request_has_a_limit(served: Served) -> None:
+    with served.connect() as connection:
+        connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
+        served.turns()
+        with suppress(BrokenPipeError, ConnectionResetError, BlockingIOError):
+            for _ in range(40):
+                connection.send(b"x" * 4096)
+                served.turns(2)
+    served.turns()
+    assert served.server.dropped == 1
+
+
+def test_clients_together_get_a_share_of_the_time(served: Served) -> None:
+    """A client that never pauses is parked, and yet gets every response."""
+    with served.connect() as busy:
+        busy.send(b'{"command": "status"}\n' * 400)
+        answered = 0
+        deadline = time.monotonic() + 30
+        while answered < 400 and time.monotonic() < deadline:
+            answered += len(served.read_lines(busy))
+    assert answered == 400
+    assert served.server.dropped == 0
+
+
+def test_a_reset_connection_is_forgotten(served: Served) -> None:
+    connection = served.connect()
+    connection.send(b'{"command": "status"}\n' * 50)
+    served.turns(5)
+    connection.close()  # with unread data: the other end sees a reset
+    served.turns(5)
+    assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+
+
+def test_a_vanished_socket_is_made_again(tmp_path: Path) -> None:
+    """Within about a second; connections that were open stay open."""
+    served = Served(tmp_path / "s")
+    with served.connect() as connection:
+        served.turns()
+        served.path.unlink()
+        deadline = time.monotonic() + 5
+        while not served.restored and time.monotonic() < deadline:
+            served.loop.turn(0.1)
+        assert served.restored == 1
+        assert stat.S_IMODE(served.path.stat().st_mode) == 0o660
+        assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+        connection.send(b'{"command": "ping"}\n')
+        assert served.read(connection)
+    served.close()
+    assert not served.path.exists()
+
+
+def test_a_socket_whose_directory_is_gone_is_not_missed(tmp_path: Path) -> None:
+    """Nothing can be made there; the daemon goes on, and `close` finds nothing to remove."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    served = Served(directory / "s")
+    served.path.unlink()
+    directory.rmdir()
+    deadline = time.monotonic() + 1.3
+    while time.monotonic() < deadline:
+        served.loop.turn(0.1)
+    assert served.restored == 0
+    served.close()
+
+
+def test_transitions_are_total() -> None:
+    assert set(TRANSITIONS) == set(State) == set(INTEREST)
+    assert TRANSITIONS[State.CLOSED] == set()
+    assert all(State.CLOSED in TRANSITIONS[state] for state in set(State) - {State.CLOSED})
+
+
+@pytest.mark.parametrize(("before", "to"), list(itertools.product(State, State)))
+def test_every_transition(before: State, to: State) -> None:
+    """What the table forbids changes nothing; what it allows changes what the loop watches."""
+    ours, theirs = socket.socketpair()
+    with Loop() as loop, theirs:
+        called: list[Connection] = []
+        connection = Connection(ours, loop, called.append)
+        for step in PATHS[before]:
+            assert connection.move(step)
+        allowed = to is before or to in TRANSITIONS[before]
+        assert connection.move(to) is allowed
+        assert connection.state is (to if allowed else before)
+        if connection.state is not State.CLOSED:
+            loop.turn(0)
+            assert bool(called) is (INTEREST[connection.state] is Interest.WRITABLE)
+            called.clear()
+            theirs.send(b"x")
+            loop.turn(0)
+            assert bool(called) is (INTEREST[connection.state] is not Interest.NOTHING)
+            assert connection.move(State.CLOSED)
+
+
+PATHS = {
+    State.READING: (),
+    State.WAITING: (State.WAITING,),
+    State.QUEUED: (State.WAITING, State.QUEUED),
+    State.DEAF: (State.WAITING, State.DEAF),
+    State.WRITING: (State.WRITING,),
+    State.PARKED: (State.PARKED,),
+    State.CLOSED: (State.CLOSED,),
+}
+
+PIECES = (
+    b'{"command": "ping"}\n',
+    b'{"command": "status"}\n',
+    b'{"command": "reload", "arguments": {"wait": true}}\n',
+    b'{"command": "pi',
+    b'ng"}\n',
+    b"nonsense\n",
+    b"\n",
+)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.integers(0, 2), st.sampled_from([*PIECES, b"SHUT", b"READ", b"CLOSE"])),
+            st.sampled_from(["turn", "respond"]),
+        ),
+        max_size=40,
+    )
+)
+def test_no_dialogue_leaves_the_table(steps: list[tuple[int, bytes] | str]) -> None:
+    """Whatever clients do, each transition is a legal one, and other clients are served."""
+    with tempfile.TemporaryDirectory() as directory:
+        served = Served(Path(directory) / "s")
+        clients = [served.connect() for _ in range(3)]
+        for step in steps:
+            if step == "turn":
+                served.turns(2)
+            elif step == "respond":
+                for respond in filter(None, served.guard.reloads):
+                    respond(Response.ok("done"))
+                served.guard.reloads.clear()
+            elif isinstance(step, tuple):
+                with suppress(OSError):
+                    act(clients[step[0]], step[1])
+        served.turns(30)
+        assert served.server.dropped == 0
+        assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+        for client in clients:
+            client.close()
+        served.close()
+
+
+def act(client: socket.socket, what: bytes) -> None:
+    if what == b"SHUT":
+        client.shutdown(socket.SHUT_WR)
+    elif what == b"CLOSE":
+        client.close()
+    elif what == b"READ":
+        client.recv(1 << 20)
+    else:
+        client.send(what)

@@ -153,7 +153,7 @@ def test_a_second_instance(operated: Operated, namespace: Make, tmp_path: Path) 
         assert second.process.wait(timeout=10) == 75
         pid = operated.guard.process.pid
         assert second.stderr() == (
-            f"nfq-guard: another nfq-guard (pid {pid}) answers at {operated.socket}\n"
+            f"nfq-guard: another nfq-guard (pid {pid}) listens at {operated.socket}\n"
         )
     assert operated.status()["mode"] == "dry-run"
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Asking a running daemon over its control socket."""
+"""A client of the control socket of a running daemon."""
 
 import json
 import socket
@@ -8,36 +8,36 @@ from typing import Any, Final, Self, final
 
 from nfq_guard.errors import NfqGuardError, NotRunningError, PrivilegeError, UsageError
 
-_ANSWER_WITHIN_S: Final = 10.0
+_RESPONSE_WITHIN_S: Final = 10.0
 _PART_BYTES: Final = 1 << 16
 
 
 @final
 class RefusedError(NfqGuardError):
-    """The daemon said no; the message is its own."""
+    """An error response; the message is the daemon's."""
 
 
 @final
 class Client:
-    """One connection."""
+    """One connection to a daemon."""
 
     def __init__(self, path: Path) -> None:
         """Connect.
 
         Raises:
-            NotRunningError: Nobody listens there.
-            PrivilegeError: It is not for this user.
-            UsageError: The path is none of a socket.
+            NotRunningError: No daemon listens at `path`.
+            PrivilegeError: This user may not connect.
+            UsageError: `path` is not a socket.
         """
         self._path = path
         self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_ANSWER_WITHIN_S)
+        self._socket.settimeout(_RESPONSE_WITHIN_S)
         try:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise _why_not(path, error) from None
+            raise _connect_error(path, error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -49,12 +49,12 @@ class Client:
         """Disconnect."""
         self._socket.close()
 
-    def ask(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - as the command says
-        """Send one request and wait for its message.
+    def request(self, command: str, **arguments: object) -> Any:  # noqa: ANN401 - as the command says
+        """Send one request and wait for the response. Returns its message.
 
         Raises:
-            RefusedError: The daemon said no.
-            NotRunningError: It ended meanwhile, or does not answer.
+            RefusedError: The response is an error.
+            NotRunningError: The daemon ended before it responded, or took too long.
         """
         request = json.dumps({"command": command, "arguments": arguments})
         try:
@@ -62,14 +62,14 @@ class Client:
             line = self._line()
         except TimeoutError:
             raise NotRunningError(
-                f"the daemon at {self._path} does not answer within {_ANSWER_WITHIN_S:.0f} s"
+                f"the daemon at {self._path} does not respond within {_RESPONSE_WITHIN_S:.0f} s"
             ) from None
         except OSError as error:
             raise NotRunningError(f"the daemon at {self._path} ended: {error.strerror}") from None
-        answer = json.loads(line)
-        if answer["return"] != "OK":
-            raise RefusedError(str(answer["message"]))
-        return answer["message"]
+        response = json.loads(line)
+        if response["return"] != "OK":
+            raise RefusedError(str(response["message"]))
+        return response["message"]
 
     def _line(self) -> bytes:
         parts = [self._rest]
@@ -82,13 +82,13 @@ class Client:
         return line
 
 
-def _why_not(path: Path, error: OSError) -> NfqGuardError:
+def _connect_error(path: Path, error: OSError) -> NfqGuardError:
     if isinstance(error, PermissionError):
-        return PrivilegeError(f"{path} is for root and the group of the daemon")
+        return PrivilegeError(f"only root and the group of the daemon may connect to {path}")
     if isinstance(error, FileNotFoundError):
-        return NotRunningError(f"not running: there is no {path}")
+        return NotRunningError(f"not running: {path} does not exist")
     if isinstance(error, ConnectionRefusedError) and path.is_socket():
         return NotRunningError(f"not running: nobody listens at {path}")
     if isinstance(error, TimeoutError):
-        return NotRunningError(f"the daemon at {path} does not answer")
+        return NotRunningError(f"the daemon at {path} does not respond")
     return UsageError(f"{path}: expected a control socket: {error.strerror or error}")

@@ -1,118 +1,179 @@
 # SPDX-License-Identifier: MIT
-"""What may be asked over the control socket, by whom, and what each request takes."""
+"""The commands of the control socket: what each takes, who may send it, and what it does."""
 
 import os
-from typing import Final, Protocol, final
+from collections.abc import Callable
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    NamedTuple,
+    Protocol,
+    TypeVar,
+    final,
+    get_type_hints,
+)
+
+import msgspec
+from msgspec import Meta, Struct
 
 from nfq_guard.engine import Mode
-from nfq_guard.service.control.protocol import Caller, Responder, Response
+from nfq_guard.policy.values import shown
+from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
+from nfq_guard.service.settings import expected_value
 from nfq_guard.service.status import Status, encode
 
-_READING: Final = ("ping", "status", "dump")
-_CHANGING: Final = ("reload", "mode")
-COMMANDS: Final = (*_READING, *_CHANGING)
-# Flows that a dump shows at most.
+# Most flows in the response to `dump`.
 _FLOWS_MAX: Final = 256
 
+A = TypeVar("A", bound=Struct)
 
-class Guard(Protocol):
-    """The daemon, as far as requests go."""
+
+class ControlledDaemon(Protocol):
+    """The part of the daemon that commands use."""
 
     def status(self) -> Status:
-        """How it stands."""
+        """The status of the daemon."""
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Respond with what was seen of the flows shown last."""
+        """Respond with the flows seen last, of one address or of all."""
 
     def reload(self, respond: Responder | None = None) -> None:
-        """Read the policy again; respond when it is in force, or refused."""
+        """Reload the policy; respond when the new one is in force or refused."""
 
     def set_mode(self, mode: Mode) -> None:
         """Switch between dry-run and enforce."""
 
 
-@final
-class Requests:
-    """Answers requests (`control.Handler`)."""
+class Nothing(Struct, frozen=True):
+    """The arguments of a command that takes none."""
 
-    def __init__(self, guard: Guard, group: int) -> None:
-        """Answer for `guard`; members of `group` may ask what changes nothing."""
-        self._guard = guard
+
+class DumpArguments(Struct, frozen=True):
+    """The arguments of `dump`.
+
+    Attributes:
+        address: Only flows with this address; None for all.
+        flows: Most flows in the response.
+    """
+
+    address: str | None = None
+    flows: Annotated[int, Meta(ge=1)] = _FLOWS_MAX
+
+
+class ReloadArguments(Struct, frozen=True):
+    """The arguments of `reload`.
+
+    Attributes:
+        wait: Whether to respond with the outcome instead of at once.
+    """
+
+    wait: bool = False
+
+
+class ModeArguments(Struct, frozen=True):
+    """The arguments of `mode`."""
+
+    mode: Mode
+
+
+@final
+class Command(NamedTuple, Generic[A]):
+    """One command.
+
+    Attributes:
+        arguments: The type of its arguments.
+        changes: Whether it changes the daemon, so that only root may send it.
+        run: Carries it out.
+    """
+
+    arguments: type[A]
+    changes: bool
+    run: Callable[[ControlledDaemon, A, Responder], None]
+
+
+def _ping(_daemon: ControlledDaemon, _arguments: Nothing, respond: Responder) -> None:
+    respond(Response.ok("pong"))
+
+
+def _status(daemon: ControlledDaemon, _arguments: Nothing, respond: Responder) -> None:
+    respond(Response.ok(encode(daemon.status())))
+
+
+def _dump(daemon: ControlledDaemon, arguments: DumpArguments, respond: Responder) -> None:
+    daemon.dump(arguments.address, min(arguments.flows, _FLOWS_MAX), respond)
+
+
+def _reload(daemon: ControlledDaemon, arguments: ReloadArguments, respond: Responder) -> None:
+    if arguments.wait:
+        daemon.reload(respond)
+    else:
+        daemon.reload()
+        respond(Response.ok("reading the policy"))
+
+
+def _mode(daemon: ControlledDaemon, arguments: ModeArguments, respond: Responder) -> None:
+    daemon.set_mode(arguments.mode)
+    respond(Response.ok({"mode": arguments.mode.value}))
+
+
+COMMANDS: Final[dict[str, Command[Any]]] = {
+    "ping": Command(Nothing, changes=False, run=_ping),
+    "status": Command(Nothing, changes=False, run=_status),
+    "dump": Command(DumpArguments, changes=False, run=_dump),
+    "reload": Command(ReloadArguments, changes=True, run=_reload),
+    "mode": Command(ModeArguments, changes=True, run=_mode),
+}
+"""Root, and the user that the daemon runs as, may send every command; members of the socket's
+group those that change nothing."""
+
+
+@final
+class Commands:
+    """Carries out requests (`server.Handler`)."""
+
+    def __init__(self, daemon: ControlledDaemon, group: int) -> None:
+        """Carry them out on `daemon`; `group` is the group of the socket."""
+        self._daemon = daemon
         self._group = group
 
-    def __call__(
-        self, command: str, arguments: dict[str, object], caller: Caller, respond: Responder
-    ) -> None:
-        """One request."""
-        if command not in COMMANDS:
-            respond(
-                Response.error(f"expected one of {', '.join(COMMANDS)}, found {command[:40]!r}")
-            )
-        elif not self._may(command, caller):
-            needed = "root" if command in _CHANGING else "root or the group of the socket"
-            respond(Response.error(f"{command} is for {needed}, not for the user {caller.uid}"))
+    def __call__(self, request: Request, caller: Caller, respond: Responder) -> None:
+        """Carry out one request of `caller`."""
+        name = request.command
+        command = COMMANDS.get(name)
+        if command is None:
+            names = ", ".join(COMMANDS)
+            respond(Response.error(f"expected one of {names}, found {shown(name)}"))
+            return
+        if not self._may_send(command, caller):
+            needed = "root" if command.changes else "root or the group of the socket"
+            respond(Response.error(f"{name} is for {needed}, not for the user {caller.uid}"))
+            return
+        arguments = _decode(name, command.arguments, request.arguments)
+        if isinstance(arguments, str):
+            respond(Response.error(arguments))
         else:
-            self._answer(command, arguments, respond)
+            command.run(self._daemon, arguments, respond)
 
-    def _may(self, command: str, caller: Caller) -> bool:
+    def _may_send(self, command: Command[Any], caller: Caller) -> bool:
         if caller.uid in {0, os.geteuid()}:
             return True
-        return command in _READING and self._group in caller.groups
+        return not command.changes and self._group in caller.groups
 
-    def _answer(self, command: str, arguments: dict[str, object], respond: Responder) -> None:
-        taken = _TAKEN[command]
-        unknown = [name for name in arguments if name not in taken]
-        if unknown:
-            takes = f"{command} takes {' and '.join(taken) or 'no arguments'}"
-            respond(Response.error(f"{takes}, found {unknown[0][:40]!r}"))
-        elif command == "ping":
-            respond(Response.ok("pong"))
-        elif command == "status":
-            respond(Response.ok(encode(self._guard.status())))
-        elif command == "dump":
-            self._dump(arguments, respond)
-        elif command == "reload":
-            self._reload(arguments, respond)
-        else:
-            self._mode(arguments, respond)
 
-    def _dump(self, arguments: dict[str, object], respond: Responder) -> None:
-        address = arguments.get("address")
-        flows = arguments.get("flows", _FLOWS_MAX)
-        if address is not None and not isinstance(address, str):
-            respond(Response.error("address: expected an address in text"))
-        elif isinstance(flows, bool) or not isinstance(flows, int) or flows < 1:
-            respond(Response.error("flows: expected a number from 1"))
-        else:
-            self._guard.dump(address, min(flows, _FLOWS_MAX), respond)
-
-    def _reload(self, arguments: dict[str, object], respond: Responder) -> None:
-        wait = arguments.get("wait", False)
-        if not isinstance(wait, bool):
-            respond(Response.error("wait: expected true or false"))
-        elif wait:
-            self._guard.reload(respond)
-        else:
-            self._guard.reload()
-            respond(Response.ok("reading the policy"))
-
-    def _mode(self, arguments: dict[str, object], respond: Responder) -> None:
+def _decode(name: str, kind: type[Struct], given: dict[str, Any]) -> Struct | str:
+    """The arguments of a command, or the first mistake in them."""
+    hints = get_type_hints(kind, include_extras=True)
+    for argument, value in given.items():
+        if argument not in hints:
+            takes = " and ".join(hints) or "no arguments"
+            return f"{name} takes {takes}, found {shown(argument)}"
         try:
-            mode = Mode(str(arguments.get("mode")))
-        except ValueError:
-            words = " or ".join(repr(mode.value) for mode in Mode)
-            respond(
-                Response.error(f"mode: expected {words}, found {str(arguments.get('mode'))[:40]!r}")
-            )
-            return
-        self._guard.set_mode(mode)
-        respond(Response.ok({"mode": mode.value}))
-
-
-_TAKEN: Final = {
-    "ping": (),
-    "status": (),
-    "dump": ("address", "flows"),
-    "reload": ("wait",),
-    "mode": ("mode",),
-}
+            msgspec.convert(value, hints[argument])
+        except msgspec.ValidationError:
+            return f"{argument}: expected {expected_value(hints[argument])}, found {shown(value)}"
+    for required in msgspec.structs.fields(kind):
+        if required.required and required.name not in given:
+            return f"{required.name}: expected {expected_value(required.type)}, found nothing"
+    return msgspec.convert(given, kind)

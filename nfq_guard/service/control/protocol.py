@@ -8,13 +8,28 @@
 import socket
 import struct
 from collections.abc import Callable
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, final
+
+from msgspec import Struct, field
 
 _UCRED: Final = struct.Struct("iII")
 # From asm-generic/socket.h; the module socket has no name for it.
 _SO_PEERGROUPS: Final = 59
 # The largest buffer that Python's getsockopt accepts.
 _PEERGROUPS_MAX_BYTES: Final = 1024
+
+
+@final
+class Request(Struct, frozen=True):
+    """One request.
+
+    Attributes:
+        command: A name of `commands.COMMANDS`, unless it is a mistake.
+        arguments: By name; `commands` decodes them.
+    """
+
+    command: str
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 class Response(NamedTuple):

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""The control socket: one JSON request a line, one JSON answer a line, in the packet loop.
+"""Serves the control socket from the packet loop.
 
-    {"command": "mode", "arguments": {"mode": "enforce"}}
-    {"return": "OK", "message": {...}}    or    {"return": "NOK", "message": "one sentence"}
+Clients must never delay packets:
 
-Whoever may connect must not harm the packets. So there are few clients, and the one that was
-quiet longest has to go for a new one; a line has a bound; a client gets one request a turn of the
-loop answered, and none while it has not read the answer before; one that does nothing for a while
-is dropped; and all of them together get a tenth of the time. What is kept for a client is thus a
-line and an answer at most.
+- at most 16 connections; a new one evicts the one that has been idle longest,
+- a request has a length limit, and so has a response,
+- each connection gets one request a turn of the loop, and none before it has read the response to
+  the one before; so at most a request and a response are kept for it,
+- a connection that is idle for 30 seconds is closed,
+- all connections together get a tenth of the CPU time.
 """
 
 import socket
@@ -17,23 +17,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, final
 
+import msgspec
 import orjson
 
-from nfq_guard.service.control.protocol import Caller, Responder, Response, caller_of
-from nfq_guard.service.control.socket_path import CONNECTIONS_MAX, exclusive
+from nfq_guard.service.control.connection import Connection, State
+from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
+from nfq_guard.service.control.socket_path import exclusive, relisten
 from nfq_guard.service.loop import Loop
 
-LINE_MAX_BYTES: Final = 1 << 16
-ANSWER_MAX_BYTES: Final = 4 << 20
+CONNECTIONS_MAX: Final = 16
+REQUEST_MAX_BYTES: Final = 1 << 16
+RESPONSE_MAX_BYTES: Final = 4 << 20
 IDLE_S: Final = 30.0
-# Of a second, how much of it goes to requests; and how much may be saved up for several at once.
+# The share of the time that requests get, and how much of it may be saved up for a burst.
 _SHARE: Final = 0.1
 _SAVED_MAX_S: Final = 0.05
 _PARKED_S: Final = 0.02
+_TICK_S: Final = 1.0
 
+Handler = Callable[[Request, Caller, Responder], None]
+"""Carries out one request; responds now or later."""
 
-Handler = Callable[[str, dict[str, object], Caller, Responder], None]
-"""Command, arguments, caller, and where the answer goes, at once or later."""
+_REQUEST: Final = msgspec.json.Decoder(Request)
 
 
 @final
@@ -41,19 +46,27 @@ class ControlServer:
     """Serves a listening Unix socket from the loop.
 
     Attributes:
-        requests: Lines that were answered.
-        refused: Of these, with NOK.
-        dropped: Clients that were sent away.
+        requests: Requests that were responded to.
+        refused: Of these, with an error.
+        dropped: Connections that the server closed before the client did.
     """
 
-    def __init__(self, listener: socket.socket, path: Path, loop: Loop, handle: Handler) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        path: Path,
+        loop: Loop,
+        handle: Handler,
+        restored: Callable[[], None],
+    ) -> None:
         """Begin to serve.
 
         Args:
-            listener: Bound and listening, not blocking.
-            path: Where; removed at the end if it is still this socket.
-            loop: Whose turns these are.
-            handle: What answers; an exception of it is a bug of ours and is raised.
+            listener: Bound to `path`, listening and non-blocking.
+            path: Of the socket; `close` removes it unless another socket has taken its place.
+            loop: The loop to serve from.
+            handle: Carries out requests; an exception of it is raised from the loop.
+            restored: Called when a socket file that had vanished was made again.
         """
         self.requests = 0
         self.refused = 0
@@ -62,241 +75,190 @@ class ControlServer:
         self._path = path
         self._loop = loop
         self._handle = handle
-        self._clients: dict[int, _Client] = {}
-        self._parked: list[_Client] = []
+        self._restored = restored
+        self._connections: set[Connection] = set()
+        self._parked: list[Connection] = []
         self._saved_s = _SAVED_MAX_S
         self._saved_at = time.monotonic()
-        found = path.lstat()
-        self._inode = (found.st_dev, found.st_ino)
+        self._inode = _inode(path)
         loop.watch(listener.fileno(), self._accept)
-        loop.every(1.0, self._sweep)
+        loop.every(_TICK_S, self._tick)
 
     def close(self) -> None:
-        """Send everybody away and remove the socket."""
-        for client in list(self._clients.values()):
-            self._drop(client)
+        """Close all connections and remove the socket."""
+        for connection in list(self._connections):
+            self._close(connection)
         self._loop.forget(self._listener.fileno())
         self._listener.close()
         try:
             with exclusive(self._path.parent):
-                found = self._path.lstat()
-                if (found.st_dev, found.st_ino) == self._inode:
+                if _inode(self._path) == self._inode:
                     self._path.unlink()
-        except OSError:  # gone, or in a directory that is no longer ours to write
+        except OSError:  # it is gone, or the directory is not writable any more
             return
 
     def _accept(self) -> None:
         try:
-            connection, _ = self._listener.accept()
-        except OSError:  # it went away already, or there is no descriptor left for it
+            end, _ = self._listener.accept()
+        except OSError:  # the client is gone already, or no descriptor is free
             return
-        connection.settimeout(0)
-        if len(self._clients) >= CONNECTIONS_MAX:
+        if len(self._connections) >= CONNECTIONS_MAX:
             self.dropped += 1
-            self._drop(min(self._clients.values(), key=lambda client: client.active_at))
-        client = _Client(connection, time.monotonic())
-        fd = connection.fileno()
-        self._clients[fd] = client
-        self._loop.watch(fd, lambda: self._serve(client))
+            self._close(min(self._connections, key=lambda connection: connection.active_at))
+        try:
+            self._connections.add(Connection(end, self._loop, self._serve))
+        except OSError:
+            end.close()
 
-    def _serve(self, client: "_Client") -> None:
-        """One turn of one client: bring out its response, or take its next request."""
-        if client.gone:
-            return
+    def _serve(self, connection: Connection) -> None:
+        """One turn of one connection, if there is CPU time left for it."""
         began = time.monotonic()
         if self._overspent(began):
-            self._park(client)
+            self._park(connection)
             return
-        self._serve_now(client)
+        try:
+            self._advance(connection)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._close(connection)
         self._saved_s -= time.monotonic() - began
 
     def _overspent(self, now: float) -> bool:
-        """Whether requests have had their share of the time."""
+        """Whether requests have spent their share of the time."""
         self._saved_s = min(_SAVED_MAX_S, self._saved_s + _SHARE * (now - self._saved_at))
         self._saved_at = now
         return self._saved_s < 0
 
-    def _park(self, client: "_Client") -> None:
-        """Look at it later; its request stays in the kernel meanwhile."""
-        if client.watched:
-            client.watched = False
-            self._loop.forget(client.connection.fileno())
+    def _park(self, connection: Connection) -> None:
+        """Leave a connection alone for a while; its requests wait in the kernel."""
+        self._move(connection, State.DEAF if connection.busy else State.PARKED)
         if not self._parked:
             self._loop.after(_PARKED_S, self._unpark)
-        self._parked.append(client)
+        self._parked.append(connection)
 
     def _unpark(self, _now: float) -> None:
         parked, self._parked = self._parked, []
-        for client in parked:
-            if not client.gone:
-                self._rewatch(client)
+        for connection in parked:
+            if connection.state is State.PARKED:
+                self._move(connection, connection.settled)
+            elif connection.state is State.DEAF and not connection.input_ended:
+                self._move(connection, State.WAITING)
 
-    def _serve_now(self, client: "_Client") -> None:
-        try:
-            if client.output:
-                client.flush()
-            elif client.busy:
-                self._listen(client)
-            else:
-                self._take(client)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._drop(client)
-            return
-        if not client.gone:
-            self._rewatch(client)
+    def _advance(self, connection: Connection) -> None:
+        if connection.state is State.WRITING:
+            connection.flush()
+            self._move(connection, connection.settled)
+        elif connection.state is State.WAITING:
+            self._keep_input(connection)
+        elif connection.state in {State.READING, State.QUEUED}:
+            self._take(connection)
 
-    def _take(self, client: "_Client") -> None:
-        if b"\n" not in client.input:
-            octets = client.connection.recv(LINE_MAX_BYTES)
-            if not octets:
-                if client.input:
-                    self._refuse(client, "a request ends with a newline")
-                client.last = True
-            client.input += octets
-            client.active_at = time.monotonic()
-        line, newline, rest = client.input.partition(b"\n")
-        if newline and len(line) <= LINE_MAX_BYTES:
-            client.input = rest
-            self._request(client, line)
-        elif len(line) > LINE_MAX_BYTES:
-            self._refuse(client, f"a request has at most {LINE_MAX_BYTES} octets")
-        elif client.last and not client.output:
-            self._drop(client)
-
-    def _listen(self, client: "_Client") -> None:
-        """Take what it sends while its answer is being worked on."""
-        octets = client.connection.recv(LINE_MAX_BYTES)
-        client.input += octets
-        if len(client.input) > LINE_MAX_BYTES:
+    def _keep_input(self, connection: Connection) -> None:
+        """Keep what arrives while a request is carried out."""
+        connection.receive(REQUEST_MAX_BYTES)
+        if len(connection.input) > REQUEST_MAX_BYTES:
             self.dropped += 1
-            self._drop(client)
-        elif not octets:
-            client.last = True
-            client.watched = False
-            self._loop.forget(client.connection.fileno())
+            self._close(connection)
+        elif connection.input_ended:
+            self._move(connection, State.DEAF)
 
-    def _request(self, client: "_Client", line: bytes) -> None:
+    def _take(self, connection: Connection) -> None:
+        """Carry out the next request, or read on."""
+        if b"\n" not in connection.input:
+            connection.receive(REQUEST_MAX_BYTES)
+        line, newline, rest = connection.input.partition(b"\n")
+        if len(line) > REQUEST_MAX_BYTES:
+            self._refuse(connection, f"a request has at most {REQUEST_MAX_BYTES} bytes")
+        elif newline:
+            connection.input = rest
+            self._request(connection, line)
+        elif connection.input_ended and line:
+            self._refuse(connection, "a request ends with a newline")
+        else:
+            self._move(connection, connection.settled)
+
+    def _request(self, connection: Connection, line: bytes) -> None:
         try:
-            found = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            self._refuse(client, f"expected a request in JSON: {error}")
+            request = _REQUEST.decode(line)
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
+            self._refuse(connection, _mistake(line, error))
             return
-        command = found.get("command") if isinstance(found, dict) else None
-        arguments = found.get("arguments", {}) if isinstance(found, dict) else None
-        if not isinstance(command, str) or not isinstance(arguments, dict):
-            shape = '{"command": "...", "arguments": {...}}'
-            self._refuse(client, f"expected {shape}, found {_cut(line)}")
-            return
-        client.busy = True
+        self._move(connection, State.WAITING)
+        self._handle(
+            request, connection.caller, lambda response: self._respond(connection, response)
+        )
 
-        def respond(response: Response) -> None:
-            client.busy = False
-            self._answer(client, response)
+    def _refuse(self, connection: Connection, reason: str) -> None:
+        """Respond to what is not a request; what follows it is not trusted, so the input ends."""
+        connection.input_ended = True
+        connection.input = b""
+        self._respond(connection, Response.error(reason))
 
-        self._handle(command, arguments, client.caller, respond)
-
-    def _refuse(self, client: "_Client", why: str) -> None:
-        """Say no to what is no request; what follows such a line is not trusted either."""
-        client.last = True
-        client.input = b""
-        self._answer(client, Response.error(why))
-
-    def _answer(self, client: "_Client", response: Response) -> None:
+    def _respond(self, connection: Connection, response: Response) -> None:
         self.requests += 1
         self.refused += not response.succeeded
-        if client.gone:
+        if connection.state is State.CLOSED:
             return
-        octets = _encoded(response)
-        if len(octets) > ANSWER_MAX_BYTES:
-            words = f"the answer has more than {ANSWER_MAX_BYTES} octets; ask for less"
-            octets = _encoded(Response.error(words))
-        client.output = octets + b"\n"
-        client.active_at = time.monotonic()
+        encoded = _encode(response)
+        if len(encoded) > RESPONSE_MAX_BYTES:
+            reason = f"the response has more than {RESPONSE_MAX_BYTES} bytes; request less"
+            encoded = _encode(Response.error(reason))
+        connection.output = encoded + b"\n"
+        connection.active_at = time.monotonic()
         try:
-            client.flush()
+            connection.flush()
         except BlockingIOError:
             pass
         except OSError:
-            self._drop(client)
+            self._close(connection)
             return
-        self._rewatch(client)
+        self._move(connection, connection.settled)
 
-    def _rewatch(self, client: "_Client") -> None:
-        more = b"\n" in client.input
-        if client.last and not client.output and not client.busy and not more:
-            self._drop(client)
-            return
-        if client.busy and not client.watched:
-            return
-        fd = client.connection.fileno()
-        if not client.watched:
-            client.watched = True
-            client.writing = False
-            self._loop.watch(fd, lambda: self._serve(client))
-        # Writable is also how the next line that is already here gets its turn.
-        only = bool(client.output) or (more and not client.busy)
-        if only != client.writing:
-            client.writing = only
-            self._loop.writing(fd, only=only)
+    def _move(self, connection: Connection, to: State) -> None:
+        """Change the state; a transition that is not legal, a bug, costs only the connection."""
+        if not connection.move(to):
+            self.dropped += 1
+            to = State.CLOSED
+        if to is State.CLOSED:
+            self._close(connection)
 
-    def _drop(self, client: "_Client") -> None:
-        if client.gone:
-            return
-        client.gone = True
-        fd = client.connection.fileno()
-        del self._clients[fd]
-        if client.watched:
-            self._loop.forget(fd)
-        client.connection.close()
+    def _close(self, connection: Connection) -> None:
+        connection.move(State.CLOSED)
+        self._connections.discard(connection)
 
-    def _sweep(self, now: float) -> None:
-        for client in list(self._clients.values()):
-            if now - client.active_at > IDLE_S and not client.busy:
+    def _tick(self, now: float) -> None:
+        """Close idle connections, and make a socket file again that has vanished."""
+        for connection in list(self._connections):
+            if now - connection.active_at > IDLE_S and not connection.busy:
                 self.dropped += 1
-                self._drop(client)
+                self._close(connection)
+        if self._path.is_symlink() or self._path.exists():
+            return
+        listener = relisten(self._path)
+        if listener is None:
+            return
+        self._loop.forget(self._listener.fileno())
+        self._listener.close()
+        self._listener = listener
+        self._inode = _inode(self._path)
+        self._loop.watch(listener.fileno(), self._accept)
+        self._restored()
 
 
-@final
-class _Client:
-    __slots__ = (
-        "active_at",
-        "busy",
-        "caller",
-        "connection",
-        "gone",
-        "input",
-        "last",
-        "output",
-        "watched",
-        "writing",
-    )
-
-    def __init__(self, connection: socket.socket, now: float) -> None:
-        self.connection = connection
-        self.caller = caller_of(connection)
-        self.input = b""
-        self.output = b""
-        self.active_at = now
-        self.busy = False  # its answer is being worked on
-        self.last = False  # after this answer it goes
-        self.gone = False
-        self.watched = True
-        self.writing = False
-
-    def flush(self) -> None:
-        while self.output:
-            sent = self.connection.send(self.output, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-            self.output = self.output[sent:]
-            self.active_at = time.monotonic()
+def _inode(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_dev, found.st_ino
 
 
-def _encoded(response: Response) -> bytes:
-    said = {"return": "OK" if response.succeeded else "NOK", "message": response.message}
-    return orjson.dumps(said, default=str)
+def _encode(response: Response) -> bytes:
+    table = {"return": "OK" if response.succeeded else "NOK", "message": response.message}
+    return orjson.dumps(table, default=str)
 
 
-def _cut(line: bytes) -> str:
+def _mistake(line: bytes, error: Exception) -> str:
+    if not isinstance(error, msgspec.ValidationError):
+        return f"expected a request in JSON: {error}"
     text = line.decode("utf-8", "replace")
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    found = text if len(text) <= 80 else f"{text[:77]}..."
+    return f'expected {{"command": "...", "arguments": {{...}}}}, found {found}'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The control socket's place in the file system: who is there already, and taking it."""
+"""Takes the control socket's path in the file system, unless another daemon has it."""
 
 import fcntl
 import os
@@ -7,39 +7,44 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from nfq_guard.errors import BusyError, UsageError
+from nfq_guard.errors import BusyError, NfqGuardError, UsageError
 from nfq_guard.service.control.protocol import caller_of
 from nfq_guard.service.settings import Settings
 
-CONNECTIONS_MAX: Final = 16
 DEFAULT: Final = Path(Settings().control_socket)
 _KEY: Final = "daemon.control_socket"
-_ANSWER_WITHIN_S: Final = 1.0
-# The owner and the group may connect; what each may ask is looked at again with every request.
-# Longer than another daemon takes to find out that nobody answers.
-_LOCK_WITHIN_S: Final = 1.5
+# Connections that may wait to be accepted.
+_BACKLOG: Final = 16
+_CONNECT_WITHIN_S: Final = 1.0
+# Longer than another daemon needs to find out that nobody listens.
+LOCK_WITHIN_S: Final = 1.5
+# The owner and the group may connect; `commands` checks what each of them may send.
 _UMASK: Final = 0o117
 
 
 def listen(path: Path, notes: list[str]) -> socket.socket | None:
-    """Take the place; None, with a note, where a daemon that was told no path goes without.
+    """Listen at `path`.
 
-    A socket that nobody listens at is what a killed daemon leaves behind; it is replaced.
+    Returns None, and adds a line to `notes`, where the daemon goes without a control socket: that
+    is where `path` is the default, and its directory is missing or a daemon in another network
+    namespace has it.
+
+    A socket at which nobody listens, as a killed daemon leaves it, is replaced.
 
     Raises:
-        UsageError: There is something else, or no such directory.
-        BusyError: Another daemon answers there.
+        UsageError: `path` is not a socket, or cannot be made.
+        BusyError: Another daemon listens there.
     """
     try:
-        return _listen(path)
+        return _listen(path, LOCK_WITHIN_S)
     except BusyError as error:
-        if path != DEFAULT or not _elsewhere(path):
+        if path != DEFAULT or not _is_elsewhere(path):
             raise
-        notes.append(f"{error}, in another network namespace: this one has no control socket")
+        notes.append(f"{error}, in another network namespace: this daemon has no control socket")
     except UsageError as error:
         if path != DEFAULT or path.exists():
             raise
@@ -47,96 +52,29 @@ def listen(path: Path, notes: list[str]) -> socket.socket | None:
     return None
 
 
-def _listen(path: Path) -> socket.socket:
-    """Listen under a name of our own first: nobody must find a socket that does not answer yet."""
-    if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
-        path.parent.mkdir(mode=0o750, exist_ok=True)
-    if not path.parent.is_dir():
-        raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
-    own = path.with_name(f".{path.name}.{os.getpid()}")
-    own.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(_UMASK)
-    try:
-        with exclusive(path.parent):
-            _make_room(path)
-            listener.bind(str(own))
-            listener.listen(CONNECTIONS_MAX)
-            path.hardlink_to(own)
-    except OSError as error:
-        listener.close()
-        why = error.strerror or str(error)
-        raise UsageError(f"{_KEY}: {path} cannot be made: {why}") from None
-    except (BusyError, UsageError):
-        listener.close()
-        raise
-    finally:
-        os.umask(before)
-        own.unlink(missing_ok=True)
-    listener.settimeout(0)
-    return listener
+def relisten(path: Path) -> socket.socket | None:
+    """Listen again at a path that has vanished, without waiting for anything; None if that fails.
 
-
-def _make_room(path: Path) -> None:
-    try:
-        if not stat.S_ISSOCK(path.lstat().st_mode) and not path.is_socket():
-            raise UsageError(f"{_KEY}: expected a socket or nothing, found a file at {path}")
-        with _connected(path) as connection:
-            owner = caller_of(connection)
-            raise BusyError(f"another nfq-guard (pid {owner.pid}) answers at {path}")
-    except FileNotFoundError:
-        return
-    except ConnectionRefusedError:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise UsageError(f"{_KEY}: {path} cannot be taken: {why}") from None
-
-
-def _connected(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(_ANSWER_WITHIN_S)
-    try:
-        connection.connect(str(path))
-    except TimeoutError:
-        pass  # somebody listens and is busy, or stopped
-    except OSError:
-        connection.close()
-        raise
-    return connection
-
-
-def _elsewhere(path: Path) -> bool:
-    """Whether the daemon that has the place is surely in another network namespace than we."""
-    try:
-        with _connected(path) as connection:
-            theirs = own_namespace(caller_of(connection).pid)
-    except OSError:
-        return False
-    return theirs not in {"", own_namespace("self")}
-
-
-def own_namespace(pid: int | str) -> str:
-    """The network namespace of a process, as the kernel names it; empty if not to be seen."""
-    try:
-        return str(Path("/proc", str(pid), "ns/net").readlink())
-    except OSError:
-        return ""
+    The packet loop calls this, so a lock that another process holds is not waited for.
+    """
+    with suppress(NfqGuardError):
+        return _listen(path, 0.0)
+    return None
 
 
 @contextmanager
-def exclusive(directory: Path) -> Iterator[None]:
+def exclusive(directory: Path, within_s: float | None = None) -> Iterator[None]:
     """Hold the lock under which a daemon takes or removes a socket in `directory`.
 
-    Any process that may read the directory could hold the lock for ever, so it is not waited for
-    longer than `_LOCK_WITHIN_S`; after that the body runs without it.
+    Any process that may read the directory could hold the lock for ever, so it is waited for no
+    longer than `within_s`, by default `LOCK_WITHIN_S`; after that the body runs without it.
 
     Raises:
         OSError: The directory cannot be read.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        deadline = time.monotonic() + _LOCK_WITHIN_S
+        deadline = time.monotonic() + (LOCK_WITHIN_S if within_s is None else within_s)
         while True:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -148,3 +86,82 @@ def exclusive(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def network_namespace(pid: int | str) -> str:
+    """The network namespace of a process, as /proc names it; empty where that is not readable."""
+    try:
+        return str(Path("/proc", str(pid), "ns/net").readlink())
+    except OSError:
+        return ""
+
+
+def _listen(path: Path, lock_within_s: float) -> socket.socket:
+    """Listen under a temporary name, then link `path` to it: it listens as soon as it exists."""
+    if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
+        path.parent.mkdir(mode=0o750, exist_ok=True)
+    if not path.parent.is_dir():
+        raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(_UMASK)
+    try:
+        with exclusive(path.parent, lock_within_s):
+            _make_room(path)
+            listener.bind(str(temporary))
+            listener.listen(_BACKLOG)
+            path.hardlink_to(temporary)
+    except OSError as error:
+        listener.close()
+        why = error.strerror or str(error)
+        raise UsageError(f"{_KEY}: {path} cannot be made: {why}") from None
+    except NfqGuardError:
+        listener.close()
+        raise
+    finally:
+        os.umask(umask)
+        temporary.unlink(missing_ok=True)
+    listener.settimeout(0)
+    return listener
+
+
+def _make_room(path: Path) -> None:
+    """Remove a socket at which nobody listens."""
+    try:
+        if not stat.S_ISSOCK(path.lstat().st_mode) and not path.is_socket():
+            raise UsageError(f"{_KEY}: expected a socket or nothing, found a file at {path}")
+        with _connect(path) as connection:
+            owner = caller_of(connection)
+            raise BusyError(f"another nfq-guard (pid {owner.pid}) listens at {path}")
+    except FileNotFoundError:
+        return
+    except ConnectionRefusedError:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise UsageError(f"{_KEY}: {path} cannot be taken: {why}") from None
+
+
+def _connect(path: Path) -> socket.socket:
+    """Connect to a listener, also to one that is too busy to accept."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(_CONNECT_WITHIN_S)
+    try:
+        connection.connect(str(path))
+    except TimeoutError:
+        pass  # its backlog is full
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _is_elsewhere(path: Path) -> bool:
+    """Whether the listener at `path` is known to be in another network namespace."""
+    try:
+        with _connect(path) as connection:
+            theirs = network_namespace(caller_of(connection).pid)
+    except OSError:
+        return False
+    return theirs not in {"", network_namespace("self")}

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: MIT
+"""One connection of the control socket: its state, and which states may follow."""
+
+import socket
+import time
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Final, final
+
+from nfq_guard.service.control.protocol import caller_of
+from nfq_guard.service.loop import Loop
+
+
+class State(Enum):
+    """What happens with a connection."""
+
+    READING = auto()
+    """No complete request has arrived."""
+    QUEUED = auto()
+    """The next request has arrived, and is taken in a later turn of the loop."""
+    WAITING = auto()
+    """A request is carried out; what arrives meanwhile is kept."""
+    DEAF = auto()
+    """As WAITING, but nothing is read: the input has ended, or the share of CPU time is spent."""
+    WRITING = auto()
+    """The client has not read all of a response; nothing is read from it."""
+    PARKED = auto()
+    """The share of CPU time is spent; the connection is left alone for a while."""
+    CLOSED = auto()
+    """The connection is closed."""
+
+
+class Interest(Enum):
+    """What the loop watches a socket for."""
+
+    NOTHING = auto()
+    READABLE = auto()
+    WRITABLE = auto()
+
+
+TRANSITIONS: Final = {
+    State.READING: {State.WAITING, State.WRITING, State.PARKED, State.CLOSED},
+    State.QUEUED: {State.WAITING, State.WRITING, State.PARKED, State.CLOSED},
+    State.WAITING: {State.READING, State.QUEUED, State.WRITING, State.DEAF, State.CLOSED},
+    State.DEAF: {State.READING, State.QUEUED, State.WAITING, State.WRITING, State.CLOSED},
+    State.WRITING: {State.READING, State.QUEUED, State.PARKED, State.CLOSED},
+    State.PARKED: {State.READING, State.QUEUED, State.WRITING, State.CLOSED},
+    State.CLOSED: set[State](),
+}
+
+# A queued request becomes ready with the socket's writability, which is the case at once: so each
+# connection gets one request a turn.
+INTEREST: Final = {
+    State.READING: Interest.READABLE,
+    State.QUEUED: Interest.WRITABLE,
+    State.WAITING: Interest.READABLE,
+    State.DEAF: Interest.NOTHING,
+    State.WRITING: Interest.WRITABLE,
+    State.PARKED: Interest.NOTHING,
+    State.CLOSED: Interest.NOTHING,
+}
+
+
+@final
+class Connection:
+    """One client.
+
+    Attributes:
+        caller: The process at the other end.
+        state: Changed by `move` alone.
+        input: What arrived and was not taken yet.
+        input_ended: Whether nothing more will be read.
+        output: What is left to send of a response.
+        active_at: When the client last sent or read something, monotonic seconds.
+    """
+
+    __slots__ = (
+        "_loop",
+        "_ready",
+        "_socket",
+        "active_at",
+        "caller",
+        "input",
+        "input_ended",
+        "output",
+        "state",
+    )
+
+    def __init__(
+        self, end: socket.socket, loop: Loop, ready: Callable[["Connection"], None]
+    ) -> None:
+        """Watch a connected socket, and call `ready` from the loop when there is something to do.
+
+        Raises:
+            OSError: The caller cannot be identified, or the socket cannot be watched.
+        """
+        end.settimeout(0)
+        self.caller = caller_of(end)
+        self.state = State.READING
+        self.input = b""
+        self.input_ended = False
+        self.output = b""
+        self.active_at = time.monotonic()
+        self._socket = end
+        self._loop = loop
+        self._ready = ready
+        loop.watch(end.fileno(), self._call)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is carried out."""
+        return self.state in {State.WAITING, State.DEAF}
+
+    @property
+    def settled(self) -> State:
+        """The state that follows where no request is carried out."""
+        if self.output:
+            return State.WRITING
+        if b"\n" in self.input:
+            return State.QUEUED
+        return State.CLOSED if self.input_ended else State.READING
+
+    def move(self, to: State) -> bool:
+        """Change the state, and what the loop watches for; False where `TRANSITIONS` forbids it."""
+        if to is self.state:
+            return True
+        if to not in TRANSITIONS[self.state]:
+            return False
+        before, after = INTEREST[self.state], INTEREST[to]
+        self.state = to
+        if after is not before:
+            self._watch(before, after)
+        if to is State.CLOSED:
+            self._socket.close()
+        return True
+
+    def receive(self, most: int) -> int:
+        """Read at most `most` bytes into `input`. Returns how many; 0 at the end of the input.
+
+        Raises:
+            BlockingIOError: Nothing has arrived.
+            OSError: The connection is broken.
+        """
+        part = self._socket.recv(most)
+        self.input += part
+        self.input_ended = not part
+        self.active_at = time.monotonic()
+        return len(part)
+
+    def flush(self) -> None:
+        """Send `output`.
+
+        Raises:
+            BlockingIOError: The client has to read before the rest can be sent.
+            OSError: The connection is broken.
+        """
+        while self.output:
+            sent = self._socket.send(self.output, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            self.output = self.output[sent:]
+            self.active_at = time.monotonic()
+
+    def _call(self) -> None:
+        self._ready(self)
+
+    def _watch(self, before: Interest, after: Interest) -> None:
+        descriptor = self._socket.fileno()
+        if after is Interest.NOTHING:
+            self._loop.forget(descriptor)
+            return
+        if before is Interest.NOTHING:
+            self._loop.watch(descriptor, self._call)
+            if after is Interest.READABLE:
+                return
+        self._loop.writing(descriptor, only=after is Interest.WRITABLE)
