@@ -34,6 +34,7 @@ COMMANDS: Final = {
     "replay": "list the packets of a capture that are INVALID, and why",
     "explain": "explain one packet of a capture",
     "rules": "show, install, verify or remove the guard's packet filter rules",
+    "prepare": "pin the BPF program as root, for a daemon that runs with fewer privileges",
     "status": "show the state of the running daemon",
     "top": "watch the running daemon live",
     "reload": "make the running daemon reload its policy",

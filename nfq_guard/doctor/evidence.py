@@ -27,8 +27,9 @@ def capabilities(effective: int) -> Iterator[Check]:
     elif missing:
         yield warning(
             "capabilities",
-            f"missing: {', '.join(missing)}; the window of a flow cannot be read",
-            "grant them to the service, or accept judgments by state and NAT alone",
+            f"missing: {', '.join(missing)}; without them a process can read the window of a flow "
+            "only by a program that root has pinned",
+            "run `nfq-guard prepare` as root before the daemon starts, as the service does",
         )
     else:
         yield ok("capabilities", f"all held: {', '.join(_WANTED)}")

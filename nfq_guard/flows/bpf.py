@@ -4,6 +4,7 @@
 The kernel's lookup function knows TCP and UDP only; other protocols go to `ctnetlink`.
 """
 
+import hashlib
 import mmap
 import os
 import time
@@ -45,7 +46,12 @@ def load(image: bytes | None = None) -> Program:
     Raises:
         LoadError: The kernel or libbpf refused it.
     """
-    return Program(image or _OBJECT.read_bytes(), _PROGRAM, EXCHANGE_SIZE)
+    return Program.load(image or _OBJECT.read_bytes(), _PROGRAM, EXCHANGE_SIZE)
+
+
+def object_hash() -> str:
+    """Differs between any two versions of the committed object."""
+    return hashlib.sha256(_OBJECT.read_bytes()).hexdigest()[:16]
 
 
 class LoadedProgram(Protocol):
@@ -62,8 +68,8 @@ class LoadedProgram(Protocol):
 class BpfFlows:
     """`engine.FlowLookup` on the flow table of the calling thread's network namespace.
 
-    Not for two threads at once, nor for both sides of a fork: they would share one memory. The
-    capabilities are needed for the construction only.
+    Not for two threads at once, nor for both sides of a fork: they would share one memory. `load`
+    needs capabilities; lookups need none.
     """
 
     evidence: Final = Evidence.BPF
@@ -80,8 +86,8 @@ class BpfFlows:
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
             others: Looks up tuples of other protocols than TCP and UDP; without it their lookup
-                fails. Closed with this.
-            program: Closed with this; `load()` unless given.
+                fails. Closed with this, but not if the construction fails.
+            program: Closed with this, also if the construction fails; `load()` unless given.
 
         Raises:
             LoadError: The kernel or libbpf refused the program.
@@ -101,7 +107,7 @@ class BpfFlows:
             raise OSError(-code, f"BPF_PROG_TEST_RUN: {os.strerror(-code)}")
         (_, _, options_size) = HEADER.unpack_from(memory)
         if any(self._zones) and options_size < _OPTIONS_WITH_ZONE:
-            self.close()
+            self._program.close()
             raise UnavailableError(
                 "BPF lookup in conntrack zones other than 0 needs kernel 6.11 or later"
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Loads and runs our BPF program by the system's libbpf, through ctypes.
+"""Loads, pins, opens and runs our BPF program by the system's libbpf, through ctypes.
 
 libbpf's messages do not reach the terminal: its warnings are kept for `LoadError`.
 """
@@ -10,8 +10,10 @@ import mmap
 import os
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import lru_cache
-from typing import Final
+from pathlib import Path
+from typing import Final, Self
 
 LIBRARY: Final = "libbpf.so.1"
 
@@ -22,6 +24,8 @@ _WARNINGS_MAX: Final = 64
 _VERIFIER_LOG_SIZE: Final = 1 << 16
 # The program reads no packet, but a test run demands more than an Ethernet header.
 _PACKET_SIZE: Final = 64
+# BPF_F_RDONLY: opening a pin asks for the right to read it alone.
+_READ_ONLY: Final = 1 << 3
 
 # The verifier ends its log with statistics; its complaint is the last line before them.
 _STATISTICS: Final = re.compile(
@@ -49,6 +53,12 @@ class _OpenOptions(ctypes.Structure):
     """The first members of `struct bpf_object_open_opts`; `size` tells libbpf how many."""
 
     _fields_ = (("size", ctypes.c_size_t), ("object_name", ctypes.c_char_p))
+
+
+class _GetOptions(ctypes.Structure):
+    """The first members of `struct bpf_obj_get_opts`."""
+
+    _fields_ = (("size", ctypes.c_size_t), ("file_flags", ctypes.c_uint32))
 
 
 class _RunOptions(ctypes.Structure):
@@ -84,6 +94,8 @@ _SIGNATURES: Final[dict[str, tuple[type | None, tuple[type, ...]]]] = {
     "bpf_program__fd": (ctypes.c_int, (_POINTER,)),
     "bpf_program__set_log_buf": (ctypes.c_int, (_POINTER, _POINTER, ctypes.c_size_t)),
     "bpf_map__fd": (ctypes.c_int, (_POINTER,)),
+    "bpf_obj_pin": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p)),
+    "bpf_obj_get_opts": (ctypes.c_int, (ctypes.c_char_p, _POINTER)),
     "bpf_prog_test_run_opts": (ctypes.c_int, (ctypes.c_int, _POINTER)),
 }
 
@@ -129,36 +141,29 @@ def _library() -> ctypes.PyDLL:
 
 
 class Program:
-    """One loaded program and its global variables; not for use by two threads.
+    """A program in the kernel and its global variables; not for use by two threads.
 
     Attributes:
         memory: The program's global variables, shared with it.
         run: Runs it once, in the calling thread's network namespace; returns 0 or a negative errno.
+        closing: What `close` closes.
     """
 
-    def __init__(self, image: bytes, name: str, memory_size: int) -> None:
-        """Load the object file `image` into the kernel.
+    def __init__(
+        self, descriptor: int, memory_fd: int, memory_size: int, opened: ExitStack
+    ) -> None:
+        """Use a program that is open; `load` and `open_pinned` make one.
 
         Args:
-            image: The ELF file.
-            name: The program in it.
-            memory_size: Bytes of its zero-initialised global variables.
-
-        Raises:
-            LoadError: The kernel or libbpf refused it.
+            descriptor: File descriptor of the program.
+            memory_fd: File descriptor of the map that holds its global variables.
+            memory_size: Bytes of the global variables.
+            opened: Closes the descriptors; taken over unless this fails.
         """
-        self._library = _library()
-        _warnings.clear()
-        options = _OpenOptions(ctypes.sizeof(_OpenOptions), b"nfq_guard")
-        self._object = self._library.bpf_object__open_mem(image, len(image), ctypes.byref(options))
-        if not self._object:
-            raise LoadError(0, "", list(_warnings))
-        try:
-            self._load(name.encode())
-            self._map(memory_size)
-        except BaseException:
-            self._library.bpf_object__close(self._object)
-            raise
+        # A mapping of our own, which outlives the descriptor.
+        self.memory = mmap.mmap(memory_fd, memory_size)
+        self._descriptors = (descriptor, memory_fd)
+        self.closing = opened.pop_all()
         self._packet = ctypes.create_string_buffer(_PACKET_SIZE)
         self._options = _RunOptions(
             size=ctypes.sizeof(_RunOptions),
@@ -168,31 +173,88 @@ class Program:
         # The function once more, without declared types: converting the arguments of each call
         # would take as long as all the rest of it.
         self.run: Callable[[], int] = functools.partial(
-            self._library["bpf_prog_test_run_opts"], self._fd, ctypes.byref(self._options)
+            _library()["bpf_prog_test_run_opts"], descriptor, ctypes.byref(self._options)
         )
 
-    def _load(self, name: bytes) -> None:
-        program = self._library.bpf_object__find_program_by_name(self._object, name)
-        log = ctypes.create_string_buffer(_VERIFIER_LOG_SIZE)
-        self._library.bpf_program__set_log_buf(program, log, _VERIFIER_LOG_SIZE)
-        result = self._library.bpf_object__load(self._object)
-        if result < 0:
-            raise LoadError(-result, last_complaint(log.value), list(_warnings))
-        # The log buffer ends with this frame; the kernel must not write to it again.
-        self._library.bpf_program__set_log_buf(program, None, 0)
-        self._fd: int = self._library.bpf_program__fd(program)
+    @classmethod
+    def load(cls, image: bytes, name: str, memory_size: int) -> Self:
+        """Load an object file into the kernel.
 
-    def _map(self, size: int) -> None:
-        # A mapping of our own, which outlives the object.
-        shared = self._library.bpf_object__find_map_by_name(self._object, b".bss")
-        descriptor = self._library.bpf_map__fd(shared)
-        self.memory = mmap.mmap(descriptor, size)
+        Args:
+            image: The ELF file.
+            name: The program in it.
+            memory_size: Bytes of its zero-initialised global variables.
+
+        Raises:
+            LoadError: The kernel or libbpf refused it.
+        """
+        library = _library()
+        _warnings.clear()
+        options = _OpenOptions(ctypes.sizeof(_OpenOptions), b"nfq_guard")
+        found = library.bpf_object__open_mem(image, len(image), ctypes.byref(options))
+        if not found:
+            raise LoadError(0, "", list(_warnings))
+        with ExitStack() as stack:
+            stack.callback(library.bpf_object__close, found)
+            descriptor = _load(library, found, name.encode())
+            variables = library.bpf_object__find_map_by_name(found, b".bss")
+            return cls(descriptor, library.bpf_map__fd(variables), memory_size, stack)
+
+    @classmethod
+    def open_pinned(cls, program: Path, memory: Path, memory_size: int) -> Self:
+        """Open what `pin` pinned. It takes rights on the two files, but no capability.
+
+        Args:
+            program: The program's pin, of which this process must be allowed to read.
+            memory: The pin of its global variables, to be read and written.
+            memory_size: Bytes of the global variables.
+
+        Raises:
+            LoadError: libbpf is missing.
+            OSError: The kernel refused; the file is named.
+        """
+        with ExitStack() as stack:
+            descriptor = _get(program, stack, _READ_ONLY)
+            memory_fd = _get(memory, stack, 0)
+            return cls(descriptor, memory_fd, memory_size, stack)
+
+    def pin(self, program: Path, memory: Path) -> None:
+        """Keep program and global variables in the kernel, under these names in a BPF file system.
+
+        Raises:
+            OSError: The kernel refused; the file is named.
+        """
+        for descriptor, path in zip(self._descriptors, (program, memory), strict=True):
+            code = _library().bpf_obj_pin(descriptor, os.fsencode(path))
+            if code < 0:
+                raise OSError(-code, os.strerror(-code), str(path))
 
     def close(self) -> None:
-        """Unload it; `run` must not be called afterwards."""
-        if self._object:
-            self._library.bpf_object__close(self._object)
-            self._object = None
+        """Close it; `run` must not be called afterwards. A program that is not pinned ends."""
+        self.closing.close()
+
+
+def _load(library: ctypes.PyDLL, found: int, name: bytes) -> int:
+    """Load an opened object; returns the file descriptor of its program."""
+    program = library.bpf_object__find_program_by_name(found, name)
+    log = ctypes.create_string_buffer(_VERIFIER_LOG_SIZE)
+    library.bpf_program__set_log_buf(program, log, _VERIFIER_LOG_SIZE)
+    result = library.bpf_object__load(found)
+    if result < 0:
+        raise LoadError(-result, last_complaint(log.value), list(_warnings))
+    # The log buffer ends with this frame; the kernel must not write to it again.
+    library.bpf_program__set_log_buf(program, None, 0)
+    descriptor: int = library.bpf_program__fd(program)
+    return descriptor
+
+
+def _get(path: Path, stack: ExitStack, flags: int) -> int:
+    options = _GetOptions(ctypes.sizeof(_GetOptions), flags)
+    descriptor: int = _library().bpf_obj_get_opts(os.fsencode(path), ctypes.byref(options))
+    if descriptor < 0:
+        raise OSError(-descriptor, os.strerror(-descriptor), str(path))
+    stack.callback(os.close, descriptor)
+    return descriptor
 
 
 def last_complaint(log: bytes) -> str:

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Opens the best flow lookup of this host, with a line on why there is no better one."""
+"""Opens the best flow lookup of this host, with a line on what is missing or refused."""
 
 from collections.abc import Sequence
 from typing import Final, final
 
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
+from nfq_guard.flows import pins
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.libbpf import LoadError
@@ -27,15 +28,17 @@ class NoFlows:
 
 
 def open_flows(
-    zones: Sequence[int] = (0,),
+    zones: Sequence[int] = (0,), instance: str | None = None
 ) -> tuple[BpfFlows | CtnetlinkFlows | NoFlows, str | None]:
-    """The best lookup of this host, and one line on why there is no better one, else None.
+    """The best lookup of this host, and one line on what is missing or refused, else None.
 
-    The caller closes it. Lookups through BPF need no capability once this has returned; ctnetlink
-    needs CAP_NET_ADMIN for each lookup.
+    BPF comes first, by a program that root has pinned for this daemon, or else by one that this
+    process loads. The caller closes the lookup. Lookups through BPF need no capability once this
+    has returned; ctnetlink needs CAP_NET_ADMIN for each lookup.
 
     Args:
         zones: Conntrack zones to try for each tuple, in order; at least one.
+        instance: The daemon whose pins to use (`pins.instance_of`); None: no pins.
     """
     try:
         netlink = CtnetlinkFlows(zones)
@@ -43,10 +46,46 @@ def open_flows(
         # BPF needs CAP_NET_ADMIN too; the line names every missing capability.
         reason = missing_capabilities(Host.here()) or str(error)
         return NoFlows(), f"no flow can be looked up: {reason}"
+    refused: list[str] = []
+    if instance is not None:
+        pinned, absent = _open_pinned(zones, netlink, instance, refused)
+        if pinned is not None:
+            return pinned, None
+    else:
+        absent = ""
     try:
-        return BpfFlows(zones, others=netlink), None
+        loaded = BpfFlows(zones, others=netlink)
     except LoadError as error:
-        reason = unavailable_reason(error, Host.here())
+        refused.append(unavailable_reason(error, Host.here()) + absent)
     except (NfqGuardError, OSError) as error:
-        reason = str(error)
+        refused.append(str(error))
+    else:
+        return loaded, "; ".join(refused) or None
+    reason = "; ".join(dict.fromkeys(refused))
     return netlink, f"the kernel's window cannot be read, only state and translation: {reason}"
+
+
+def _open_pinned(
+    zones: Sequence[int], netlink: CtnetlinkFlows, instance: str, refused: list[str]
+) -> tuple[BpfFlows | None, str]:
+    """The lookup by a pinned program; without one, what to add to why none can be loaded.
+
+    Args:
+        zones: As `open_flows`.
+        netlink: For other protocols.
+        instance: As `open_flows`.
+        refused: Takes one line if there are pins, but none that may be used.
+    """
+    try:
+        program = pins.open_pinned(instance)
+        if program is not None:
+            return BpfFlows(zones, others=netlink, program=program), ""
+    except LoadError as error:
+        refused.append(unavailable_reason(error, Host.here()))
+    except NfqGuardError as error:
+        refused.append(str(error))
+    except OSError as error:
+        refused.append(f"the pinned program cannot be run: {error.strerror}")
+    else:
+        return None, ", and no pinned program is found: `nfq-guard prepare` as root pins it"
+    return None, ""

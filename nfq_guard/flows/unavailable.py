@@ -18,6 +18,7 @@ _CAPABILITIES: Final = {
 }
 # The inode number of the initial user namespace.
 _INIT_USER_NAMESPACE: Final = 0xEFFFFFFD
+_LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 
 
@@ -33,6 +34,7 @@ class Host:
         is_conntrack_module: Whether nf_conntrack is a loaded module, not built in.
         has_module_btf: Whether that module exposes its type information.
         is_jit_on: Whether the BPF JIT is on; programs cannot call kernel functions without it.
+        is_locked_down: Whether kernel lockdown is in mode confidentiality.
         release: The kernel's release.
     """
 
@@ -42,6 +44,7 @@ class Host:
     is_conntrack_module: bool
     has_module_btf: bool
     is_jit_on: bool
+    is_locked_down: bool
     release: str
 
     @classmethod
@@ -56,6 +59,7 @@ class Host:
             is_conntrack_module=Path("/sys/module/nf_conntrack/initstate").exists(),
             has_module_btf=Path("/sys/kernel/btf/nf_conntrack").exists(),
             is_jit_on=_jit_setting() != "0",
+            is_locked_down="[confidentiality]" in _text(_LOCKDOWN),
             release=os.uname().release,
         )
 
@@ -76,6 +80,13 @@ def unavailable_reason(error: LoadError, host: Host) -> str:
     """What must change for the program to load; the likeliest cause where several fit."""
     if error.code == 0 and not error.warnings:
         return f"{LIBRARY} is missing or too old (Debian package libbpf1): {error}"
+    # What no capability mends comes first.
+    if not host.has_btf:
+        return "kernel option CONFIG_DEBUG_INFO_BTF is missing (no /sys/kernel/btf/vmlinux)"
+    if host.is_conntrack_module and not host.has_module_btf:
+        return "kernel option CONFIG_DEBUG_INFO_BTF_MODULES is missing: nf_conntrack is a module"
+    if host.is_locked_down:
+        return "kernel lockdown is in mode confidentiality, which keeps BPF from kernel memory"
     said = " ".join(error.warnings)
     if error.code in _REFUSED or "Operation not permitted" in said:
         missing = missing_capabilities(host)
@@ -83,18 +94,11 @@ def unavailable_reason(error: LoadError, host: Host) -> str:
             return missing
         if not host.is_init_user_namespace:
             return "BPF needs the host's user namespace, and this process is in another"
-    if not host.has_btf:
-        return "kernel option CONFIG_DEBUG_INFO_BTF is missing (no /sys/kernel/btf/vmlinux)"
-    if host.is_conntrack_module:
-        if not host.has_module_btf:
-            return (
-                "kernel option CONFIG_DEBUG_INFO_BTF_MODULES is missing: nf_conntrack is a module"
-            )
-        if not host.has(capabilities.SYS_ADMIN):
-            return (
-                "CAP_SYS_ADMIN is missing: nf_conntrack is a module here, and only with that may "
-                "a process open the type information of modules"
-            )
+    if host.is_conntrack_module and not host.has(capabilities.SYS_ADMIN):
+        return (
+            "CAP_SYS_ADMIN is missing: nf_conntrack is a module here, and only with that may "
+            "a process open the type information of modules"
+        )
     if "bpf_skb_ct_lookup" in said and "not found" in said:
         return (
             "the kernel has no bpf_skb_ct_lookup: 5.18 or later with nf_conntrack loaded is "
@@ -106,10 +110,14 @@ def unavailable_reason(error: LoadError, host: Host) -> str:
 
 
 def _jit_setting() -> str:
+    # Visible in the initial network namespace only, and not where the JIT is always on.
+    return _text(Path("/proc/sys/net/core/bpf_jit_enable")).strip()
+
+
+def _text(path: Path) -> str:
     try:
-        return Path("/proc/sys/net/core/bpf_jit_enable").read_text(encoding="ascii").strip()
+        return path.read_text(encoding="ascii")
     except OSError:
-        # Visible in the initial network namespace only, and not where the JIT is always on.
         return ""
 
 

@@ -16,6 +16,7 @@ from structlog.typing import Processor
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import UsageError
+from nfq_guard.flows import pins
 from nfq_guard.service.config import LoadedPolicy, load_config, load_policy_for, prepared
 from nfq_guard.service.control.commands import Commands
 from nfq_guard.service.control.server import ControlServer
@@ -66,6 +67,7 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
     settings = override(config.settings)
     rules = firewall_of(settings)
     loaded = prepared(config, config.settings)
+    instance = pins.instance_of(path)
     notes: list[str] = []
 
     def read() -> LoadedPolicy:
@@ -81,7 +83,7 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
                 settings.queue_numbers,
                 loaded=loaded,
                 read=read,
-                open_queue=lambda number, mode: _opener(settings, number, mode),
+                open_queue=lambda number, mode: _opener(settings, number, mode, instance),
                 make_log=make_log,
                 mode=settings.mode,
                 loop=loop,
@@ -91,7 +93,7 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
         else:
             (queue_num,) = settings.queue_numbers
             workers = InProcess(
-                open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes)
+                open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes, instance)
             )
         Daemon(
             Parts(
@@ -150,14 +152,14 @@ def _open_log_at(path: Path, render: Processor | None) -> tuple[LineSink, MakeLo
         raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
 
 
-def _opener(settings: Settings, queue_num: int, mode: Mode) -> Open:
+def _opener(settings: Settings, queue_num: int, mode: Mode, instance: str) -> Open:
     """What a worker process calls, after the fork, to open its queue in `mode`."""
     current = msgspec.structs.replace(settings, mode=mode)
 
     def open_it(
         loaded: LoadedPolicy, events: EventLog, sink: LineSink, loop: Loop, notes: list[str]
     ) -> QueueServer:
-        return open_queue(current, queue_num, loaded.policy, events, sink, loop, notes)
+        return open_queue(current, queue_num, loaded.policy, events, sink, loop, notes, instance)
 
     return open_it
 

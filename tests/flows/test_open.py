@@ -22,8 +22,9 @@ from nfq_guard.flows.libbpf import LoadError, last_complaint
 from nfq_guard.flows.unavailable import Host, unavailable_reason
 
 _ASK = (
+    "import os\n"
     "from nfq_guard.flows.open import open_flows\n"
-    "flows, line = open_flows()\n"
+    "flows, line = open_flows((0,), os.environ.get('INSTANCE'))\n"
     "print(flows.evidence, '|', line)\n"
 )
 _ALL = ("net_admin", "bpf", "perfmon")
@@ -39,7 +40,7 @@ def readable() -> Iterator[Path]:
         yield root
 
 
-def _ask(root: Path, *prefix: str) -> tuple[str, str]:
+def _ask(root: Path, *prefix: str, **environment: str) -> tuple[str, str]:
     """Evidence and line of a process started by `prefix`, which must print nothing else."""
     done = subprocess.run(
         [*prefix, str(Path(sys.executable).resolve()), "-B", "-c", _ASK],
@@ -47,7 +48,7 @@ def _ask(root: Path, *prefix: str) -> tuple[str, str]:
         capture_output=True,
         text=True,
         cwd="/",
-        env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"]},
+        env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"], **environment},
         timeout=30,
     )
     assert done.stderr == ""
@@ -134,6 +135,39 @@ def test_missing_capability_is_named(
     assert line.endswith(f": {missing}")
 
 
+def _with_pins(preparing: str, mode: int) -> list[str]:
+    """The prefix that runs a command with a BPF file system of its own, after some Python."""
+    mount = f"mount -t bpf -o mode={mode} bpf /sys/fs/bpf"
+    python = Path(sys.executable).resolve()
+    program = f"from nfq_guard.flows import pins; {preparing}"
+    return [
+        "unshare", "--mount", "sh", "-ec", f'{mount}; {python} -B -c "{program}"; exec "$@"', "sh",
+    ]  # fmt: skip
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("preparing", "mode", "expected"),
+    [
+        ("pins.prepare('one', 1, 'nobody')", 755, ("bpf", "None")),
+        ("pins.prepare('one', 1, 'nobody')", 700, ("ctnetlink", "missing, and no pinned program")),
+        (
+            "pins.prepare('other', 1, 'nobody')",
+            755,
+            ("ctnetlink", "missing, and no pinned program"),
+        ),
+        ("pins.prepare('one', 1, 'root')", 755, ("ctnetlink", "missing, and no pinned program")),
+    ],
+)
+def test_one_capability_is_enough_for_a_pin(
+    readable: Path, preparing: str, mode: int, expected: tuple[str, str]
+) -> None:
+    prefix = (*_with_pins(preparing, mode), *_nobody_with("net_admin"))
+    found, line = _ask(readable, *prefix, INSTANCE="one")
+    assert found == expected[0]
+    assert re.search(expected[1], line)
+
+
 @pytest.mark.kernel
 def test_user_namespace_is_named(readable: Path) -> None:
     """Root of a container's user namespace has every capability there, but no BPF."""
@@ -198,6 +232,7 @@ FULL = Host(
     is_conntrack_module=False,
     has_module_btf=False,
     is_jit_on=True,
+    is_locked_down=False,
     release="5.10.0",
 )
 THREE = 1 << 12 | 1 << 38 | 1 << 39
@@ -221,6 +256,7 @@ NOT_FOUND = "extern (func ksym) 'bpf_skb_ct_lookup': not found in kernel or modu
             ["failed to iterate BTF objects: -1"],
             "^CAP_SYS_ADMIN is missing: nf_conntrack is a module",
         ),
+        (replace(FULL, is_locked_down=True), errno.EINVAL, ["x"], "lockdown .*confidentiality"),
         (replace(FULL, is_jit_on=False), errno.ENOTSUP, ["x"], "net.core.bpf_jit_enable=1$"),
         (replace(FULL, is_init_user_namespace=False), errno.EPERM, ["x"], "user namespace"),
         (replace(FULL, capabilities=1 << 12), errno.EPERM, ["x"], "^CAP_PERFMON and CAP_BPF are"),

@@ -52,6 +52,8 @@ boot)
     mount -o remount,bind,ro "$root/proc/sys"
     mount --bind /proc/sys/net "$root/proc/sys/net"
     mount -t sysfs -o ro sysfs "$root/sys"
+    # As systemd does on a host, but not in a container.
+    mount -t bpf -o mode=700 bpf "$root/sys/fs/bpf"
     mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"

@@ -2,6 +2,7 @@
 """Several queues, and the control socket, under a real systemd and in its sandbox."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -38,6 +39,14 @@ def test_workers_of_several_queues(guest: Guest) -> None:
     after = serving(guest)
     assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
     assert guest.show("NRestarts") == "0"
+    assert status(guest)["evidence"] == "bpf"
+    held = set()
+    for pid in after:
+        # Without the capabilities to load a program, each worker has opened a pin of its own.
+        opened = guest.sh(f"ls -l /proc/{pid}/fd")
+        assert opened.count("anon_inode:bpf-prog") == 1
+        held |= set(re.findall(r"/[0-9a-f]{16}-(\d+)$", opened, re.MULTILINE))
+    assert held == {"0", "1", "2"}
     told = guest.sh("journalctl -u nfq-guard --no-pager -o json")
     events = [json.loads(line).get("NFQ_EVENT") for line in told.splitlines()]
     assert "worker_ended" in events

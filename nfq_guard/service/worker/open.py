@@ -36,6 +36,7 @@ def open_queue(
     sink: LineSink,
     loop: Loop,
     notes: list[str],
+    instance: str,
 ) -> QueueServer:
     """Bind a queue and open all that its packets are judged with; where a step fails, undo all.
 
@@ -47,13 +48,14 @@ def open_queue(
         sink: The lines under `events`.
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
+        instance: The daemon's name, by which its BPF program is pinned.
 
     Raises:
         NfqGuardError: The queue cannot be bound, or a kernel feature that is required is missing.
     """
     fail_open = settings.fail_mode == "open"
     with ExitStack() as stack:
-        flows, unavailable = open_flows(settings.zones)
+        flows, unavailable = open_flows(settings.zones, instance)
         stack.callback(flows.close)
         if unavailable is not None:
             notes.append(unavailable)
