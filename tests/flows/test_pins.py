@@ -353,3 +353,25 @@ def test_an_unknown_user_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     with pytest.raises(UsageError, match="'nowhere-user' does not exist"):
         pins.prepare("one", 1, "nowhere-user")
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("pinned", [False, True])
+def test_without_pin_and_program_the_next_evidence_is_used(
+    files: Path, monkeypatch: pytest.MonkeyPatch, *, pinned: bool
+) -> None:
+    def refuse() -> NoReturn:
+        raise LoadError(errno.ESRCH, "", ["'bpf_skb_ct_lookup': not found"])
+
+    if pinned:
+        pins.prepare("one", 1, "root")
+        (pin(files) / "program").chmod(0o666)
+    monkeypatch.setattr(bpf, "load", refuse)
+    flows, note = open_flows((0,), "one")
+    flows.close()
+    assert flows.evidence is Evidence.CTNETLINK
+    assert note is not None
+    assert "\n" not in note
+    assert "the kernel has no bpf_skb_ct_lookup" in note
+    assert ("writable by others (mode 0666)" in note) is pinned
+    assert ("no pinned program is found" in note) is not pinned
