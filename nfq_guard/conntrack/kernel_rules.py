@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What each generation of kernels calls INVALID (kernel.md 1.11)."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Final, final
 
 from nfq_guard.errors import UsageError
@@ -27,6 +28,8 @@ class KernelRules:
         rst_after_challenge_ack: Whether an RST that answers a challenge ACK is let through.
         invalid_close_shortens: Whether INVALID segments with FIN or RST from both ends bring the
             timeout of a settled flow down.
+        inexact_rst_spares_timeout: Whether an RST that leaves a settled flow open brings its
+            timeout down to that of unacknowledged data, instead of that of CLOSE.
     """
 
     name: str
@@ -38,6 +41,7 @@ class KernelRules:
     reinit_by_any_segment: bool
     rst_after_challenge_ack: bool
     invalid_close_shortens: bool
+    inexact_rst_spares_timeout: bool
 
 
 KERNEL_5_10: Final = KernelRules(
@@ -50,6 +54,7 @@ KERNEL_5_10: Final = KernelRules(
     reinit_by_any_segment=True,
     rst_after_challenge_ack=False,
     invalid_close_shortens=False,
+    inexact_rst_spares_timeout=False,
 )
 KERNEL_5_15: Final = KernelRules(
     name="5.15",
@@ -61,6 +66,7 @@ KERNEL_5_15: Final = KernelRules(
     reinit_by_any_segment=True,
     rst_after_challenge_ack=False,
     invalid_close_shortens=False,
+    inexact_rst_spares_timeout=False,
 )
 KERNEL_6_1: Final = KernelRules(
     name="6.1",
@@ -72,26 +78,38 @@ KERNEL_6_1: Final = KernelRules(
     reinit_by_any_segment=False,
     rst_after_challenge_ack=True,
     invalid_close_shortens=True,
+    inexact_rst_spares_timeout=False,
 )
 
-KERNELS: Final = {rules.name: rules for rules in (KERNEL_5_10, KERNEL_5_15, KERNEL_6_1)}
+KERNEL_6_12: Final = replace(KERNEL_6_1, name="6.12", inexact_rst_spares_timeout=True)
+
+KERNELS: Final = {
+    rules.name: rules for rules in (KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KERNEL_6_12)
+}
+
+# From which release on each generation holds. The rules of 6.12 came to its stable series late;
+# 6.18.44 and 7.2.13 have those of 6.1 (kernel.md 1.7).
+_SINCE: Final = (
+    ((0, 0, 0), KERNEL_5_10),
+    ((5, 15, 0), KERNEL_5_15),
+    ((6, 1, 0), KERNEL_6_1),
+    ((6, 12, 117), KERNEL_6_12),
+    ((6, 13, 0), KERNEL_6_1),
+    ((7, 3, 0), KERNEL_6_12),
+)
 
 
 def rules_of(release: str) -> KernelRules:
-    """The rules of a kernel release such as `6.18.44-cloud`: the newest generation up to it.
+    """The rules of a kernel release such as `6.18.44-cloud`, or of the generation of that name.
 
     Raises:
         UsageError: `release` does not begin with two numbers.
     """
-    parts = release.split("-", maxsplit=1)[0].split(".")
-    try:
-        wanted = (int(parts[0]), int(parts[1]))
-    except (ValueError, IndexError):
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    if found is None:
         msg = f"kernel release: expected a version such as 6.1, found {release!r}"
-        raise UsageError(msg) from None
-    chosen = KERNEL_5_10
-    for rules in KERNELS.values():
-        major, minor = rules.name.split(".")
-        if (int(major), int(minor)) <= wanted:
-            chosen = rules
-    return chosen
+        raise UsageError(msg)
+    if release in KERNELS:
+        return KERNELS[release]
+    wanted = tuple(int(part or 0) for part in found.groups())
+    return next(rules for since, rules in reversed(_SINCE) if since <= wanted)

@@ -81,6 +81,7 @@ class TcpTracker:
         self._max_retrans = sysctls.max_retrans
         self._max_retrans_s = sysctls.max_retrans_timeout_s
         self._unacknowledged_s = sysctls.unacknowledged_timeout_s
+        self._inexact_rst_spares_timeout = kernel.inexact_rst_spares_timeout
 
     def opens(self, kind: int) -> bool:
         """Whether a segment of class `kind` may open an entry (kernel.md 1.4)."""
@@ -190,7 +191,8 @@ class TcpTracker:
         if entry.retrans >= self._max_retrans and timeout > self._max_retrans_s:
             timeout = self._max_retrans_s
         elif kind == CLASS_RST:
-            timeout = self._timeouts[_CLOSE]
+            spared = self._inexact_rst_spares_timeout and move == _ESTABLISHED
+            timeout = self._unacknowledged_s if spared else self._timeouts[_CLOSE]
         elif timeout > self._unacknowledged_s and (
             (peers[0].flags | peers[1].flags) & IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
             or entry.last_win == 0

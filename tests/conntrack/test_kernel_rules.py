@@ -14,9 +14,13 @@ from nfq_guard.errors import UsageError
         ("5.15.0-91-generic", "5.15"),
         ("6.0.19", "5.15"),
         ("6.1.0-18-cloud-amd64", "6.1"),
+        ("6.12.116", "6.1"),
+        ("6.12.117+deb13-cloud-amd64", "6.12"),
+        ("6.12", "6.12"),
         ("6.18.44", "6.1"),
-        ("7.3", "6.1"),
-        ("10.0", "6.1"),
+        ("7.2.13", "6.1"),
+        ("7.3", "6.12"),
+        ("10.0", "6.12"),
     ],
 )
 def test_a_release_has_the_rules_of_the_last_generation_before_it(release: str, name: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What 5.10 and 5.15 make of the same segments (kernel.md 1.11); they cannot be run here."""
+"""What other generations make of the same segments (kernel.md 1.11)."""
 
 from collections.abc import Callable
 
@@ -9,6 +9,8 @@ from nfq_guard.conntrack.kernel_rules import (
     KERNEL_5_10,
     KERNEL_5_15,
     KERNEL_6_1,
+    KERNEL_6_12,
+    KERNELS,
     KernelRules,
 )
 from nfq_guard.conntrack.sysctls import Sysctls
@@ -173,3 +175,20 @@ def test_closing_out_of_the_window(make_flow: MakeFlow, kernel: KernelRules) -> 
     flow.see("> F. 900000:900000(0) ack 1 win 1000")
     flow.see("< R. 900000:900000(0) ack 1 win 1000")
     assert flow.timeout_s == (300 if kernel is KERNEL_6_1 else 432_000)
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda kernel: kernel.name)
+def test_inexact_rst_in_the_window(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """The flow stays; its timeout is that of CLOSE, newer kernels take unacknowledged data's."""
+    flow = make_flow(kernel).opened()
+    flow.passes("> P. 1:101(100) ack 1 win 1000", "< . 1:1(0) ack 101 win 1000")
+    flow.passes("> R. 150:150(0) ack 1 win 1000")
+    assert flow.timeout_s == (300 if kernel is KERNEL_6_12 else 10)
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda kernel: kernel.name)
+def test_exact_rst(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    flow = make_flow(kernel).opened()
+    flow.passes("> P. 1:101(100) ack 1 win 1000", "< . 1:1(0) ack 101 win 1000")
+    flow.passes("> R. 101:101(0) ack 1 win 1000")
+    assert flow.timeout_s == 10

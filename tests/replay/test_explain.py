@@ -86,7 +86,7 @@ def test_bounds_as_objects(talk: Conversation, explains: Explains) -> None:
     assert found["flow"]["peers"]["original"]["td_scale"] == 7
     assert len(found["history"]) == 10
     assert found["history_left_out"] == 14
-    assert [one["kernel"] for one in found["kernels"]] == ["5.10", "5.15", "6.1"]
+    assert [one["kernel"] for one in found["kernels"]] == ["5.10", "5.15", "6.1", "6.12"]
 
 
 @pytest.mark.parametrize(("kernel", "word"), [("5.15", "INVALID seq-under"), ("6.1", "(ignored)")])
