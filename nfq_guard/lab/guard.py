@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import orjson
 from nfq_guard.errors import UnavailableError
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import Mitigation
+from nfq_guard.lab.pace import limit
 
 _READY_LIMIT_S: Final = 15.0
 _STOP_LIMIT_S: Final = 5.0
@@ -48,6 +50,7 @@ class Guard:
             policy: The table `[policy]` as TOML; empty for the default policy.
         """
         self._router = router
+        self._overdue = False
         self._events = directory / "events.jsonl"
         self._stderr = directory / "stderr"
         notify = directory / "notify"
@@ -84,22 +87,30 @@ class Guard:
         Raises:
             UnavailableError: The daemon exited, or was not ready in time.
         """
-        for _ in range(int(_READY_LIMIT_S / 0.1)):
+        limit_s = limit(_READY_LIMIT_S)
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
             try:
                 if b"READY=1" in self._ready.recv(4096).split(b"\n"):
                     return
             except TimeoutError:
                 if self._process.poll() is not None:
-                    break
-        raise UnavailableError(f"the guard did not start: {self._last_error()}")
+                    raise UnavailableError(
+                        f"the guard exited with status {self._process.returncode} before it was "
+                        f"ready: {self._last_error()}"
+                    ) from None
+        raise UnavailableError(
+            f"the guard was not ready within {limit_s:.0f} s of its start: {self._last_error()}"
+        )
 
     def close(self) -> None:
         """Stop the daemon, after which `report` is available."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(_STOP_LIMIT_S)
+                self._process.wait(limit(_STOP_LIMIT_S))
             except subprocess.TimeoutExpired:
+                self._overdue = True
                 self._process.kill()
                 self._process.wait()
         self._ready.close()
@@ -125,7 +136,12 @@ class Guard:
         events: list[Event] = [orjson.loads(line) for line in self.log().splitlines()]
         stopped = next((event for event in events if event["event"] == "stopped"), None)
         if stopped is None:
-            raise UnavailableError(f"the guard ended unexpectedly: {self._last_error()}")
+            how = (
+                f"was killed because it had not stopped {limit(_STOP_LIMIT_S):.0f} s after SIGTERM"
+                if self._overdue
+                else f"exited with status {self._process.returncode} without a final report"
+            )
+            raise UnavailableError(f"the guard {how}: {self._last_error()}")
         actions = stopped["actions"]
         return Report(
             queued=stopped["packets"],

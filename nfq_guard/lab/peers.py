@@ -8,6 +8,7 @@ from typing import Final, Self
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.pace import limit
 
 _START_LIMIT_S: Final = 10.0
 # Grace beyond a peer's own timeout, for a busy machine.
@@ -39,18 +40,20 @@ class Peer:
         self._process.kill()
         self._process.communicate()
 
-    def receive(self, limit_s: float) -> str:
-        """The next event that the peer reports.
+    def receive(self, limit_s: float, what: str) -> str:
+        """The next event that the peer reports; `what` names it in an error.
 
         Raises:
             UnavailableError: Nothing came within `limit_s`, or the peer has exited.
         """
         stdout = self._process.stdout
         if stdout is None or not select.select([stdout], [], [], limit_s)[0]:
-            raise UnavailableError(f"no response from a peer of the lab within {limit_s} s")
+            raise UnavailableError(
+                f"a peer of the lab did not report within {limit_s:.0f} s: {what}"
+            )
         word = stdout.readline().strip()
         if not word:
-            raise UnavailableError("a peer of the lab exited unexpectedly")
+            raise UnavailableError(f"a peer of the lab exited before it reported: {what}")
         return word
 
     def send(self, line: str) -> None:
@@ -71,7 +74,7 @@ def wait_for_server(server: Peer) -> None:
     Raises:
         UnavailableError: It exited, or was not ready in time.
     """
-    server.receive(_START_LIMIT_S)
+    server.receive(limit(_START_LIMIT_S), "listening")
 
 
 class Client:
@@ -91,9 +94,9 @@ class Client:
 
     def connected(self) -> str:
         """The outcome of connecting: `connected`, `reset` or `timeout`."""
-        return self._peer.receive(_START_LIMIT_S)
+        return self._peer.receive(limit(_START_LIMIT_S), "connecting")
 
     def ask(self, limit_s: float) -> str:
         """Send the next request; its outcome is `answered`, `reset` or `timeout`."""
         self._peer.send(str(limit_s))
-        return self._peer.receive(limit_s + _SLACK_S)
+        return self._peer.receive(limit_s + limit(_SLACK_S), "the answer to a request")

@@ -18,6 +18,7 @@ from nfq_guard.lab.guard import Guard, Report
 from nfq_guard.lab.mitigations import counted_invalid, dropped_by_rules, install
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import GUARDED, Mitigation, Outcome, Result
+from nfq_guard.lab.pace import limit
 from nfq_guard.lab.peers import Client, serve, wait_for_server
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Scenario, Stage
 from nfq_guard.lab.wiretap import Segment, Tap, settle
@@ -130,7 +131,7 @@ class _Trial:
             self._stack.callback(tap.close)
         with ExitStack() as peers:
             self._converse(stage, peers)
-        settle(self._taps, quiet_s=0.01, limit_s=_SETTLE_LIMIT_S)
+        settle(self._taps, quiet_s=0.01, limit_s=limit(_SETTLE_LIMIT_S))
         dropped = dropped_by_rules(stage.router, self._mitigation)
         invalid = counted_invalid(stage.router)
         report = Report(0, 0, ())
@@ -169,21 +170,21 @@ class _Trial:
 
     def _send(self, stray: strays.Stray) -> None:
         """Send one stray and wait until the segments that it provokes have passed."""
-        settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
+        settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
         tap = next(tap for tap in self._taps if tap.label == stray.tap)
         octets = strays.build(stray, *strays.follow(tap.segments))
         self._sent.append(octets)
         strays.send(stray.sender, octets)
-        settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
+        settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
         if self._guard:
             guard = self._guard
             settle(
                 self._taps,
                 quiet_s=_QUIET_S,
-                limit_s=_GUARD_LIMIT_S,
+                limit_s=limit(_GUARD_LIMIT_S),
                 until=lambda: guard.waiting() == 0,
             )
-            settle(self._taps, quiet_s=_QUIET_S, limit_s=_SETTLE_LIMIT_S)
+            settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
 
     def _judge(self, stage: Stage, *, invalid: int, dropped: int, report: Report) -> Result:
         passed = sorted((s for tap in self._taps for s in tap.segments), key=lambda s: s.time_ns)
