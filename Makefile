@@ -12,7 +12,7 @@ SEED ?= 1
 GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel bench bench-quick instructions unpack \
+.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel kernels kernels-short bench bench-quick instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -77,6 +77,16 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 
 fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and our conntrack (root)
 	$(BIN)/python -m tests.fuzz_kernel --packets $(PACKETS) --seed $(SEED)
+
+kernels: ## run fuzz and lab on Debian's kernels in QEMU, and write docs/kernels.md, hours (root)
+	@PYTHON=$(PYTHON) ./bootstrap.sh test
+	@$(MAKE) --no-print-directory wheels && $(BIN)/python -m tests.kernels --page \
+		--seed $(SEED) --packets $(PACKETS); $(GIVE_BACK)
+
+kernels-short: ## the same with fewer packets and trials, minutes, and no page (root)
+	@PYTHON=$(PYTHON) ./bootstrap.sh test
+	@$(MAKE) --no-print-directory wheels && $(BIN)/python -m tests.kernels --seed $(SEED) --short; \
+		$(GIVE_BACK)
 
 bench: ## measure the cost of each mitigation, about ten minutes (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench

@@ -5,6 +5,7 @@ A chunk is a namespace of its own with its own sysctls and follows from the seed
 alone, so that a run can be broken off and taken up again at any chunk.
 """
 
+import platform
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -12,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
-from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
+from nfq_guard.conntrack.kernel_rules import KernelRules, rules_of
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.finding import Ignored, Reason
-from nfq_guard.flow import IPV4, IPV6, FlowSnapshot
+from nfq_guard.flow import IPV4, IPV6, Evidence, FlowSnapshot
 from tests.fuzz_kernel.compare import Mismatch, Pair, ends_of, first_mismatch
 from tests.fuzz_kernel.generate import next_step, start
 from tests.support.live import LiveConntrack
@@ -24,6 +25,7 @@ from tests.support.trace import Ends, Step, parse
 CHUNK_PACKETS: Final = 10_000
 _FLOWS_AT_ONCE: Final = 48
 _STEPS_OF_FLOW: Final = 60
+RUNNING_KERNEL: Final = rules_of(platform.release())
 _CHAOS: Final = (0.03, 0.15, 0.4, 0.8)
 
 
@@ -53,6 +55,7 @@ class Tally:
         flows: Flows begun.
         ctstates: How often each place in `CTSTATES` was answered.
         causes: How often each reason or ignored case was; None counts those that passed.
+        windows: Whether the windows were compared too.
         failures: Flows that differed.
     """
 
@@ -60,6 +63,7 @@ class Tally:
     flows: int = 0
     ctstates: Counter[int] = field(default_factory=Counter)
     causes: Counter[Reason | Ignored | None] = field(default_factory=Counter)
+    windows: bool = True
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -72,14 +76,14 @@ class _Flow:
     steps: list[Step] = field(default_factory=list)
 
 
-def conditions_of(rng: random.Random) -> Conditions:
-    """Mostly the defaults, every sysctl often enough."""
+def conditions_of(rng: random.Random, kernel: KernelRules = RUNNING_KERNEL) -> Conditions:
+    """Mostly the defaults, every sysctl that `kernel` has often enough."""
     return Conditions(
         IPV6 if rng.random() < 0.25 else IPV4,
         Sysctls(
             be_liberal=rng.random() < 0.1,
             loose=rng.random() < 0.8,
-            ignore_invalid_rst=rng.random() < 0.2,
+            ignore_invalid_rst=rng.random() < 0.2 and kernel.ignores_invalid_rst,
             max_retrans=rng.choice((3, 3, 1)),
         ),
     )
@@ -88,9 +92,10 @@ def conditions_of(rng: random.Random) -> Conditions:
 def run_chunk(seed: int, number: int, tally: Tally, packets: int = CHUNK_PACKETS) -> None:
     """Run chunk `number` of `seed` and add it to `tally`."""
     rng = random.Random(f"{seed}/{number}")  # noqa: S311 - chance that comes again
-    conditions = conditions_of(rng)
+    conditions = conditions_of(rng, RUNNING_KERNEL)
     with LiveConntrack(conditions.sysctls) as live:
-        pair = Pair(live, KERNEL_6_1, conditions.sysctls)
+        tally.windows = live.flows.evidence is Evidence.BPF
+        pair = Pair(live, RUNNING_KERNEL, conditions.sysctls)
         serial = 0
         stop_at = tally.packets + packets
         while tally.packets < stop_at:

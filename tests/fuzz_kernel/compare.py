@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Our conntrack and the kernel's, side by side over the same packets."""
 
+import platform
 import re
 import time
 from collections.abc import Sequence
@@ -48,6 +49,16 @@ _TEXTS: Final[dict[str, re.Pattern[str]]] = {
     Ignored.STATE: re.compile(r"packet \(index \d\) in dir \d ignored, state"),
     Ignored.CHALLENGE_ACK: re.compile("challenge-ack ignored"),
 }
+# What kernels before 6.1 say instead; no number is printed with a bound.
+_OLD_TEXTS: Final[dict[str, re.Pattern[str]]] = {
+    **_TEXTS,
+    Reason.SEQ_OVER: re.compile("SEQ is over the upper bound|bytes more than expected"),
+    Reason.ACK_OVER: re.compile("ACK is over the upper bound"),
+    Reason.SEQ_UNDER: re.compile("SEQ is under the lower bound"),
+    Reason.ACK_UNDER: re.compile("ACK is under the lower bound"),
+    Reason.BAD_TRANSITION: re.compile("invalid state"),
+    Ignored.STATE: re.compile("invalid packet ignored in state"),
+}
 # The number printed is the first that fails, ours the last that passes.
 _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
     Reason.SEQ_OVER: 1,
@@ -55,7 +66,9 @@ _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
     Reason.SEQ_UNDER: -1,
     Reason.ACK_UNDER: -1,
 }
-_BESIDE_THE_POINT: Final = re.compile("lower timeout to")
+_BESIDE_THE_POINT: Final = re.compile("lower(ed)? timeout to")
+# Kernels up to 6.1 do not log a segment that has no entry and cannot open one.
+_SAYS_NEW: Final = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) > (6, 1)
 _STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
 # Both are cut to whole seconds, at moments a little apart.
 _TIMEOUT_SLACK_S: Final = 1
@@ -143,6 +156,8 @@ class Pair:
         """Put the live kernel beside our rules for it."""
         self._live = live
         self._silent_new = not sysctls.loose
+        self._texts_of = _TEXTS if kernel.old_segments_pass else _OLD_TEXTS
+        self._prints_bounds = kernel.old_segments_pass
         self._sysctls = sysctls
         self._kernel = kernel
         self.table = FlowTable(kernel, sysctls)
@@ -176,7 +191,7 @@ class Pair:
             differences = found[index]
             self._compare_reason(differences, answers[index], texts.get(ends.ports, []), step)
             _compare_flow(differences, kernels_after[index], ours_after[index], slack_s)
-            if answers[index].ctstate == CT_INVALID:
+            if answers[index].ctstate == CT_INVALID and live.flows.evidence is Evidence.BPF:
                 snapshot = kernels_after[index]
                 if snapshot:
                     # It was looked up by the way that the flow began.
@@ -209,7 +224,9 @@ class Pair:
         step: Step,
     ) -> None:
         cause = answer.cause
-        if cause is Reason.NO_ENTRY and self._silent_new and step.flags & 0x17 == 0x10:
+        if cause is Reason.NO_ENTRY and (
+            not _SAYS_NEW or (self._silent_new and step.flags & 0x17 == 0x10)
+        ):
             if texts:
                 differences.append(f"reason: kernel {texts}, ours is silent")
             return
@@ -217,10 +234,11 @@ class Pair:
             if texts:
                 differences.append(f"reason: kernel {texts}, ours none")
             return
-        match = _TEXTS[cause].search(texts[0]) if len(texts) == 1 else None
+        pattern = self._texts_of[cause]
+        match = pattern.search(texts[0]) if len(texts) == 1 else None
         if match is None:
-            differences.append(f"reason: kernel {texts}, ours {_TEXTS[cause].pattern!r}")
-        elif cause in _PRINTED_PAST_LIMIT:
+            differences.append(f"reason: kernel {texts}, ours {pattern.pattern!r}")
+        elif self._prints_bounds and cause in _PRINTED_PAST_LIMIT:
             assert answer.breach is not None
             printed = (answer.breach.limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
             if int(match[1]) != printed:
@@ -271,19 +289,29 @@ def _compare_flow(
         differences.append(
             f"status: kernel {kernels.status & _STATUS:#x}, ours {ours.status & _STATUS:#x}"
         )
+    if kernels.evidence is not Evidence.BPF:
+        for name in ("direction", "state"):
+            _compare_attribute(differences, name, kernels, ours)
+        return
     for name in (
         "direction", "state", "last_dir", "last_index", "last_seq", "last_ack", "last_end",
         "last_win", "last_wscale", "last_flags", "retrans",
     ):  # fmt: skip
-        theirs, mine = getattr(kernels, name), getattr(ours, name)
-        if theirs != mine:
-            differences.append(f"{name}: kernel {theirs}, ours {mine}")
+        _compare_attribute(differences, name, kernels, ours)
     assert kernels.peers is not None
     assert ours.peers is not None
     for side in (0, 1):
         theirs_peer, my_peer = kernels.peers[side], ours.peers[side]
         if theirs_peer != my_peer:
             differences.extend(_compare_peer(("original", "reply")[side], theirs_peer, my_peer))
+
+
+def _compare_attribute(
+    differences: list[str], name: str, kernels: FlowSnapshot, ours: FlowSnapshot
+) -> None:
+    theirs, mine = getattr(kernels, name), getattr(ours, name)
+    if theirs != mine:
+        differences.append(f"{name}: kernel {theirs}, ours {mine}")
 
 
 def _compare_peer(side: str, kernels: Peer, ours: Peer) -> list[str]:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""What a run on one kernel found, and what of it is a failure."""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+# The evidence that the guard gets as root. Better is welcome, and then belongs here.
+EVIDENCE: Final = {"5.10": "ctnetlink", "6.1": "bpf", "6.12": "bpf", "7": "bpf"}
+_WORSE_TO_BETTER: Final = ("none", "ctnetlink", "bpf")
+_STEPS: Final = ("kernel", "evidence", "fuzz", "matrix")
+
+Record = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The reports of one kernel.
+
+    Attributes:
+        name: The kernel, as this fixture names it.
+        version: Of its Debian package.
+        seconds: From power on to power off.
+        steps: The last report of each step, by its name.
+        trials: The lab's results.
+        failed: Steps that did not end, and why.
+        ended: Whether the job came to its end.
+    """
+
+    name: str
+    version: str
+    seconds: float = 0
+    steps: dict[str, Record] = field(default_factory=dict)
+    trials: list[Record] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    ended: bool = False
+
+    def add(self, record: Record) -> None:
+        """Take in one line of the machine's report."""
+        step = record["step"]
+        if step == "end":
+            self.ended = True
+        elif "failed" in record:
+            self.failed[step] = record["failed"]
+        elif "scenario" in record:
+            self.trials.append(record)
+        else:
+            self.steps.setdefault(step, {}).update(record)
+
+    def problems(self) -> list[str]:
+        """One line for each failure."""
+        found = [f"{step} failed: {why}" for step, why in self.failed.items()]
+        if not self.ended:
+            found.append("the job did not come to its end; its console has the reason")
+        missing = [name for name in _STEPS if len(self.steps.get(name, ())) <= len(("step", "s"))]
+        found += [f"{name} was not run" for name in missing if name not in self.failed]
+        evidence = self.steps.get("evidence", {}).get("evidence", "none")
+        rank = _WORSE_TO_BETTER.index
+        if rank(evidence) < rank(EVIDENCE[self.name]):
+            why = self.steps.get("evidence", {}).get("why")
+            found.append(f"evidence is {evidence}, and was {EVIDENCE[self.name]}: {why}")
+        found += [
+            f"fuzz: {'; '.join(what)}" for what in self.steps.get("fuzz", {}).get("mismatches", ())
+        ]
+        bpf = self.steps.get("bpf", {})
+        if not bpf.get("passed", True):
+            found.append(f"tests of the window: {bpf['summary']}")
+        found += [
+            f"{trial['scenario']} with {trial['mitigation']}: {trial['outcome']}, "
+            f"expected {trial['expected']}"
+            for trial in self.unexpected()
+        ]
+        status = self.steps.get("matrix", {}).get("status", 0)
+        if status and not self.unexpected():
+            found.append(f"the lab ended with status {status}")
+        return found
+
+    def unexpected(self) -> list[Record]:
+        """Trials whose outcome is not the expected one."""
+        return [trial for trial in self.trials if trial["outcome"] != trial["expected"]]
+
+    def __str__(self) -> str:
+        """One line on all of it."""
+        fuzz = self.steps.get("fuzz", {})
+        return (
+            f"evidence {self.steps.get('evidence', {}).get('evidence')}, "
+            f"{fuzz.get('packets', 0)} packets, {len(fuzz.get('mismatches', ()))} mismatches, "
+            f"{len(self.trials)} trials, {len(self.unexpected())} not as expected, "
+            f"{self.seconds:.0f} s"
+        )
