@@ -22,9 +22,9 @@ class KernelRules:
         ignores_invalid_rst: Whether the sysctl `nf_conntrack_tcp_ignore_invalid_rst` exists, and
             an RST with sequence number 0 in a flow that is not settled goes to the window check.
         rst_after_syn_checked: Whether an RST is held against `td_maxack` after an ignored SYN.
-        reinit_by_any_segment: Whether any later segment re-initialises a half-open peer, and
-            takes window scaling from both unless both asked for it; else only one with SYN does,
-            and only the answering one takes scaling away.
+        reinit_by_any_segment: Whether any later segment re-initialises a half-open peer; else
+            only one with SYN does, and takes window scaling from both if it is the answer and not
+            both asked for it.
         rst_after_challenge_ack: Whether an RST that answers a challenge ACK is let through.
         invalid_close_shortens: Whether INVALID segments with FIN or RST from both ends bring the
             timeout of a settled flow down.

@@ -69,7 +69,7 @@ class SlidingWindow:
         elif (kind != CLASS_ACK or self._any_reinitialises) and self._is_reinitialised(
             entry, segment, direction, end
         ):
-            self._initialise(entry, segment, direction, end)
+            self._initialise(entry, segment, direction, end, scaling=not self._any_reinitialises)
             if kind == CLASS_SYN and direction == 1:
                 return ACCEPT
         if not window.has_ack(segment):
@@ -106,7 +106,7 @@ class SlidingWindow:
         sender = entry.peers[direction]
         receiver = entry.peers[1 - direction]
         if segment.flags & SYN:
-            self._initialise(entry, segment, direction, end)
+            self._initialise(entry, segment, direction, end, scaling=True)
             return kind == CLASS_SYN
         sender.td_end = end
         sender.td_maxwin = max(segment.window << sender.td_scale, 1)
@@ -127,14 +127,18 @@ class SlidingWindow:
             )
         return segment.flags & SYN != 0 and state in (_SYN_SENT, _SYN_RECV)
 
-    def _initialise(self, entry: Entry, segment: Segment, direction: int, end: Seq) -> None:
+    def _initialise(
+        self, entry: Entry, segment: Segment, direction: int, end: Seq, *, scaling: bool
+    ) -> None:
         sender = entry.peers[direction]
         receiver = entry.peers[1 - direction]
         sender.td_end = sender.td_maxend = end
         sender.td_maxwin = max(segment.window, 1)
         take_options(sender, segment)
-        if (direction == 1 or self._any_reinitialises) and not (
-            sender.flags & receiver.flags & IP_CT_TCP_FLAG_WINDOW_SCALE
+        if (
+            scaling
+            and (direction == 1 or self._any_reinitialises)
+            and not (sender.flags & receiver.flags & IP_CT_TCP_FLAG_WINDOW_SCALE)
         ):
             sender.td_scale = receiver.td_scale = 0
 
