@@ -121,7 +121,7 @@ class GuardProcess:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=10)
+        return self.process.wait(timeout=30)
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +129,7 @@ class GuardProcess:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=30)
         if self.process.stderr is not None:
             self.process.stderr.close()
 
@@ -146,7 +146,7 @@ def typed(control_socket: Path, *words: str, status: int = 0) -> str:
     return done.stderr if status else done.stdout
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     """Wait until it holds; fail when it never does."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""Every signal, to a worker and to a daemon: none makes either hang."""
+
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.lab.netns import Namespace
+from tests.support.queue import GuardProcess, wait_for
+from tests.support.supervised import Supervised
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+ALL = range(1, 65)
+# By their default disposition, or because Python ignores them: SIGPIPE and SIGXFSZ.
+IGNORED = {
+    *(signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT),
+    *(signal.SIGPIPE, signal.SIGXFSZ),
+}
+STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+# Meant for the service as a whole: workers ignore them.
+OF_THE_SERVICE = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
+# Kept by the C library, which handles them once it has started a thread.
+OF_THE_LIBRARY = {32, 33}
+WORKERS = 16
+# One machine, many processes at once.
+PATIENCE_S = 60
+
+
+def name_of(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+@pytest.fixture(autouse=True)
+def _no_core_files() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+@pytest.mark.timeout(240)
+def test_to_a_worker(namespace: Make, tmp_path: Path) -> None:
+    """It is replaced, or goes on; the daemon and the other workers stay, and end cleanly."""
+    supervised = Supervised(namespace("sig"), tmp_path)
+    text = supervised.text("log").replace('"3-5"', f'"1-{WORKERS}"')
+    supervised.config.write_text(text)
+    with supervised.start() as guard:
+        for first in range(1, 65, WORKERS):
+            numbers = range(first, first + WORKERS)
+            before = supervised.pids()
+            for pid, number in zip(before, numbers, strict=True):
+                os.kill(pid, number)
+            goes_on = [number in IGNORED | OF_THE_SERVICE for number in numbers]
+
+            def settled(before: list[int] = before, goes_on: list[bool] = goes_on) -> bool:
+                queues = supervised.status()["queues"]
+                pids = [queue["pid"] for queue in queues]
+                return (
+                    all(queue["state"] == "serving" for queue in queues)
+                    and [old == new for old, new in zip(before, pids, strict=True)] == goes_on
+                )
+
+            wait_for(settled, PATIENCE_S)
+        ended = sorted(event["how"] for event in guard.events("worker_ended"))
+        fatal = [number for number in ALL if number not in IGNORED | OF_THE_SERVICE]
+        assert ended == sorted(
+            name_of(signal.SIGKILL if number in STOPPING else number) for number in fatal
+        )
+        assert len(guard.events("worker_stuck")) == len(STOPPING)
+        assert guard.events("supervision_failed") == guard.events("daemon_failed") == []
+        assert guard.stop() == 0
+        assert guard.events("worker_killed") == []
+    assert supervised.bound() == {}
+    supervised.udp.close()
+
+
+def test_to_a_daemon_that_goes_on(namespace: Make, tmp_path: Path) -> None:
+    """Those that it ignores, reloads for or only stops for; then its rules go with it."""
+    supervised = Supervised(namespace("sig"), tmp_path)
+    supervised.config.write_text(supervised.text("log").replace('"none"', '"install"'))
+    with supervised.start() as guard:
+        before = supervised.pids()
+        for number in IGNORED:
+            guard.process.send_signal(number)
+        for number in STOPPING:
+            guard.process.send_signal(number)
+            guard.process.send_signal(signal.SIGCONT)
+        guard.process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: bool(guard.events("counters")), PATIENCE_S)
+        guard.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(guard.events("reloaded")), PATIENCE_S)
+        assert supervised.all_serving()
+        assert supervised.pids() == before
+        assert "NFQ_GUARD" in supervised.namespace.run("iptables-save").stdout
+        assert guard.stop() == 0
+    assert "NFQ_GUARD" not in supervised.namespace.run("iptables-save").stdout
+    assert supervised.bound() == {}
+    supervised.udp.close()
+
+
+def test_to_a_daemon_that_was_stopped_for_long(namespace: Make, tmp_path: Path) -> None:
+    """As by Ctrl-Z: the silence of workers while it did not listen is not held against them."""
+    supervised = Supervised(namespace("sig"), tmp_path)
+    with supervised.start() as guard:
+        before = supervised.pids()
+        for pid in (*before, guard.process.pid):
+            os.kill(pid, signal.SIGSTOP)
+        # Longer than a worker may be silent.
+        with pytest.raises(AssertionError):
+            wait_for(lambda: False, 2.5)
+        for pid in (guard.process.pid, *before):
+            os.kill(pid, signal.SIGCONT)
+        supervised.ask("reload", "--wait")
+        assert supervised.pids() == before
+        assert guard.events("worker_stuck") == []
+        assert guard.stop(signal.SIGINT) == 0
+    supervised.udp.close()
+
+
+@pytest.mark.timeout(240)
+def test_to_a_daemon_that_ends(namespace: Make, tmp_path: Path) -> None:
+    """Each of the others ends it at once; its workers see that, and unbind their queues."""
+    inside = namespace("sig")
+    config = tmp_path / "c.toml"
+    config.write_text('[daemon]\ncontrol_socket = ""\n')
+    caught = {signal.SIGTERM, signal.SIGINT}
+    goes_on = IGNORED | STOPPING | {signal.SIGHUP, signal.SIGUSR1}
+    fatal = [number for number in ALL if number not in goes_on]
+    # One queue each, and for some two, which makes them daemons of workers.
+    two = {signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSEGV, 40, 64}
+    together = 6
+    words = ("--no-rules", "--config", str(config))
+    for first in range(0, len(fatal), together):
+        with ExitStack() as running:
+            guards: list[tuple[int, GuardProcess]] = []
+            for number in fatal[first : first + together]:
+                queue = 2 * number
+                queues = (
+                    ("--queues", f"{queue}:{queue + 1}")
+                    if number in two
+                    else ("--queue", f"{queue}")
+                )
+                guard = GuardProcess(inside, tmp_path / f"log{number}", *words, *queues)
+                guards.append((number, running.enter_context(guard)))
+            for number, guard in guards:
+                wait_for(lambda guard=guard: bool(guard.events("started")), PATIENCE_S)  # type: ignore[misc]  # bound
+                guard.process.send_signal(number)
+                if number in OF_THE_LIBRARY:
+                    guard.process.terminate()
+                    assert guard.process.wait(PATIENCE_S) in {0, -number}, name_of(number)
+                    continue
+                status = guard.process.wait(PATIENCE_S)
+                assert status == (0 if number in caught else -number), name_of(number)
+                assert bool(guard.events("stopped")) is (number in caught)
+    path = Path("/proc/net/netfilter/nfnetlink_queue")
+    wait_for(lambda: inside.run("cat", str(path)).stdout == "", PATIENCE_S)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: MIT
+"""A daemon of several queues in a namespace of its own, and ways to hurt its workers."""
+
+import ctypes
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final, Self
+
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue.counters import parse
+from tests.support.queue import PORT, Datagrams, GuardProcess, typed
+
+FIRST, LAST = 3, 5
+QUEUES = list(range(FIRST, LAST + 1))
+# Enough pairs of addresses that each queue gets some.
+HOSTS = [f"127.0.1.{number}" for number in range(1, 25)]
+
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+_SYS_PIDFD_GETFD: Final = 438
+_IN_CLOSE_NOWRITE: Final = 0x10
+
+
+class Supervised:
+    """A daemon of three queues, and what is sent through it."""
+
+    def __init__(self, namespace: Namespace, directory: Path) -> None:
+        self.namespace = namespace
+        self.directory = directory
+        self.socket = directory / "s"
+        self.config = directory / "c.toml"
+        self.udp = Datagrams(namespace, "0.0.0.0")  # noqa: S104 - of its own namespace
+        self.configure("log")
+
+    def text(self, action: str, *lines: str) -> str:
+        """The configuration that does `action` to what is sent."""
+        head = f"""
+[daemon]
+queues = "{FIRST}-{LAST}"
+mode = "enforce"
+rules = "none"
+log_interval_s = 0
+control_socket = "{self.socket}"
+"""
+        policy = f"""
+[policy]
+default = "allow"
+on_unknown = "allow"
+[[policy.rule]]
+name = "rule-{action}"
+dport = {PORT}
+action = "{action}"
+"""
+        return head + "\n".join(lines) + policy
+
+    def configure(self, action: str, *lines: str) -> None:
+        self.config.write_text(self.text(action, *lines))
+
+    def start(self, log: str = "log", env: dict[str, str] | None = None) -> GuardProcess:
+        return GuardProcess(
+            self.namespace, self.directory / log, "--config", str(self.config), env=env
+        ).ready()
+
+    def send(self, each: int = 1) -> int:
+        """How many were sent, over all queues."""
+        for host in HOSTS:
+            for _ in range(each):
+                self.udp.sender.sendto(b"1234", (host, PORT))
+        return each * len(HOSTS)
+
+    def received(self) -> int:
+        return len(self.udp.received())
+
+    def idle(self) -> bool:
+        return all(line.waiting == 0 for line in self.bound().values())
+
+    def bound(self) -> dict[int, Any]:
+        text = self.namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+        return dict(parse(text))
+
+    def ask(self, *words: str, status: int = 0) -> str:
+        return typed(self.socket, *words, status=status)
+
+    def status(self) -> dict[str, Any]:
+        """By the protocol itself: a new interpreter each time would take most of a test's time."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(30)
+            client.connect(str(self.socket))
+            client.sendall(b'{"command": "status"}\n')
+            with client.makefile("rb") as lines:
+                found: dict[str, Any] = json.loads(lines.readline())["message"]
+        return found
+
+    def pids(self) -> list[int]:
+        return [queue["pid"] for queue in self.status()["queues"]]
+
+    def all_serving(self) -> bool:
+        return all(queue["state"] == "serving" for queue in self.status()["queues"])
+
+
+def queue_all(namespace: Namespace, *, bypass: bool) -> None:
+    """Queue every UDP packet that the namespace sends, over all queues."""
+    balance = ["NFQUEUE", "--queue-balance", f"{FIRST}:{LAST}"]
+    words = ["-t", "mangle", "-A", "OUTPUT", "-p", "udp", "-j", *balance]
+    namespace.run("iptables", *words, *(["--queue-bypass"] if bypass else []))
+
+
+@contextmanager
+def record_sockets_of(pid: int) -> Iterator[list[socket.socket]]:
+    """Copies of the sockets to workers, or to the daemon, that a process holds.
+
+    Sending on one is as if the process did. There are two for each worker: one for messages, one
+    for log lines, which the worker does not read.
+    """
+    found: list[socket.socket] = []
+    pidfd = os.pidfd_open(pid)
+    try:
+        for number in sorted(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()):
+            if not str(Path(f"/proc/{pid}/fd/{number}").readlink()).startswith("socket:"):
+                continue
+            copied = _LIBC.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
+            assert copied >= 0, os.strerror(ctypes.get_errno())
+            end = socket.socket(fileno=copied)
+            if end.family == socket.AF_UNIX and end.type & socket.SOCK_SEQPACKET == (
+                socket.SOCK_SEQPACKET
+            ):
+                found.append(end)
+            else:
+                end.close()
+        yield found
+    finally:
+        for end in found:
+            end.close()
+        os.close(pidfd)
+
+
+class Reads:
+    """Sees by inotify(7) whether a file was read."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = _LIBC.inotify_init1(os.O_NONBLOCK)
+        assert self._fd >= 0
+        assert _LIBC.inotify_add_watch(self._fd, bytes(path), _IN_CLOSE_NOWRITE) >= 0
+        self._seen = False
+
+    def seen(self) -> bool:
+        with suppress(BlockingIOError):
+            self._seen = bool(os.read(self._fd, 4096)) or self._seen
+        return self._seen
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
