@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from structlog.typing import Processor
@@ -18,7 +18,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import UsageError
 from nfq_guard.flows import pins
 from nfq_guard.service.config import LoadedPolicy, load_config, load_policy_for, prepared
-from nfq_guard.service.control.commands import Commands
+from nfq_guard.service.control.commands import Commands, ControlledDaemon
 from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts
@@ -29,7 +29,7 @@ from nfq_guard.service.notify import Notifier
 from nfq_guard.service.settings import Settings, parse_listen
 from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open
-from nfq_guard.service.supervisor.workers import InProcess, Workers
+from nfq_guard.service.supervisor.workers import InProcess, QueueState, Workers
 from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
@@ -50,6 +50,16 @@ _METRICS_FILE_S: Final = 15.0
 
 MakeLog = Callable[[LineSink], EventLog]
 """Makes the log that writes into a sink, in the form that the settings ask for."""
+
+
+class ObservedDaemon(ControlledDaemon, Protocol):
+    """The part of the daemon that its endpoints use."""
+
+    def queues(self) -> list[QueueState]:
+        """Every queue, with its numbers."""
+
+    def counters(self) -> dict[str, int]:
+        """Counters of the daemon, by name."""
 
 
 def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
@@ -107,7 +117,7 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
                 loaded=loaded,
                 read=read,
                 notifier=Notifier(),
-                open_more=lambda daemon: _open_endpoints(settings, daemon, loop, events, notes),
+                open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
             )
         ).run()
 
@@ -164,8 +174,8 @@ def _opener(settings: Settings, queue_num: int, mode: Mode, instance: str) -> Op
     return open_it
 
 
-def _open_endpoints(
-    settings: Settings, daemon: Daemon, loop: Loop, events: EventLog, notes: list[str]
+def open_endpoints(
+    settings: Settings, daemon: ObservedDaemon, loop: Loop, events: EventLog, notes: list[str]
 ) -> Callable[[], None]:
     """Open the control socket, the metrics endpoint and the metrics file; where one fails, none.
 
@@ -185,7 +195,7 @@ def _open_endpoints(
 
 def _open_control(
     settings: Settings,
-    daemon: Daemon,
+    daemon: ObservedDaemon,
     loop: Loop,
     events: EventLog,
     notes: list[str],
@@ -205,7 +215,7 @@ def _open_control(
 
 
 def _open_metrics(
-    settings: Settings, daemon: Daemon, loop: Loop, events: EventLog, stack: ExitStack
+    settings: Settings, daemon: ObservedDaemon, loop: Loop, events: EventLog, stack: ExitStack
 ) -> None:
     exposition = Exposition(
         lambda: {queue.queue_num: queue.stats for queue in daemon.queues()}, daemon.counters
@@ -230,4 +240,5 @@ def _open_metrics(
                 f"daemon.metrics_file: {settings.metrics_file}: {error.strerror}"
             ) from None
         stack.callback(file.close)
+        file.write(time.monotonic())
         loop.every(_METRICS_FILE_S, file.write)

@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_guard.engine import Mode
 from nfq_guard.errors import BusyError, UsageError
 from nfq_guard.service.control import server as control
 from nfq_guard.service.control import socket_path as control_path
@@ -29,34 +28,13 @@ from nfq_guard.service.control.connection import (
     Interest,
     State,
 )
-from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
+from nfq_guard.service.control.protocol import Caller, Request, Response
 from nfq_guard.service.control.server import CONNECTIONS_MAX, ControlServer
 from nfq_guard.service.control.socket_path import exclusive, listen
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.status import Status
-from tests.support.status import daemon_status
+from tests.support.daemon import FakeDaemon
 
 Ask = Callable[[bytes], dict[str, Any]]
-
-
-class FakeDaemon:
-    """Keeps the requests for a reload; the test responds to them."""
-
-    def __init__(self) -> None:
-        self.mode = Mode.DRY_RUN
-        self.reloads: list[Responder | None] = []
-
-    def status(self) -> Status:
-        return daemon_status(mode=self.mode, config="x" * 10_000)
-
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        respond(Response.ok([address, flows]))
-
-    def reload(self, respond: Responder | None = None) -> None:
-        self.reloads.append(respond)
-
-    def set_mode(self, mode: Mode) -> None:
-        self.mode = mode
 
 
 class Served:
@@ -65,11 +43,11 @@ class Served:
     def __init__(self, path: Path, group: int | None = None) -> None:
         self.path = path
         self.loop = Loop()
-        self.guard = FakeDaemon()
+        self.daemon = FakeDaemon()
         listener = listen(path, [])
         assert listener is not None
         self.restored = 0
-        commands = Commands(self.guard, os.getgid() if group is None else group)
+        commands = Commands(self.daemon, os.getgid() if group is None else group)
         self.server = ControlServer(listener, path, self.loop, commands, self._restored)
 
     def _restored(self) -> None:
@@ -157,7 +135,7 @@ def test_a_reload_holds_its_client_back_and_nobody_else(served: Served) -> None:
         connection.shutdown(socket.SHUT_WR)
         assert served.read(connection) == []
         assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
-        (respond,) = served.guard.reloads
+        (respond,) = served.daemon.reloads
         assert respond is not None
         respond(Response.error("wrong"))
         assert [one["return"] for one in served.read(connection)] == ["NOK", "OK"]
@@ -169,7 +147,7 @@ def test_who_left_meanwhile_gets_no_answer(served: Served) -> None:
         connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
         served.turns()
     served.turns()
-    (respond,) = served.guard.reloads
+    (respond,) = served.daemon.reloads
     assert respond is not None
     respond(Response.ok("done"))
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
@@ -441,7 +419,7 @@ def test_a_mode_that_does_not_exist(served: Served) -> None:
 
 def test_reload_without_waiting(served: Served) -> None:
     assert served.ask(b'{"command": "reload"}\n')["message"] == "reading the policy"
-    assert served.guard.reloads == [None]
+    assert served.daemon.reloads == [None]
 
 
 def test_flows_of_a_dump_have_a_limit(served: Served) -> None:
@@ -601,9 +579,9 @@ def test_no_dialogue_leaves_the_table(steps: list[tuple[int, bytes] | str]) -> N
             if step == "turn":
                 served.turns(2)
             elif step == "respond":
-                for respond in filter(None, served.guard.reloads):
+                for respond in filter(None, served.daemon.reloads):
                     respond(Response.ok("done"))
-                served.guard.reloads.clear()
+                served.daemon.reloads.clear()
             elif isinstance(step, tuple):
                 with suppress(OSError):
                     act(clients[step[0]], step[1])

@@ -1,13 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""The search for reference cycles while a queue is served."""
+"""A queue served from a loop, and garbage collection meanwhile."""
 
 import gc
+import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
-from nfq_guard.service.worker.queue_server import GarbageCollection
+from nfq_guard.engine import Mode
+from nfq_guard.flow import Evidence
+from nfq_guard.policy.default import default_policy
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.worker.history import History
+from nfq_guard.service.worker.queue_server import GarbageCollection, QueueServer
+from nfq_guard.service.worker.worker import Worker
+from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.sink import LineSink
+from nfq_guard.wire.packet import Queued
+from tests.support.judgments import FakeEngine, queued
 
 
 class _Cycle:
@@ -50,3 +65,155 @@ def test_old_cycle_goes_within_a_minute(garbage: GarbageCollection) -> None:
     for second in range(60):
         garbage.tick(float(second))
     assert lost() is None
+
+
+class FakeQueue:
+    """A bound queue that hands out packets; `waiting` is what the kernel reports."""
+
+    def __init__(self, packets: int) -> None:
+        self.queue_num = 7
+        self.lost = 0
+        self.verdict_errors = 0
+        self.messages = 0
+        self.refused: list[str] = []
+        self.socket_buffer_bytes = 4096
+        self.packets = packets
+        self.answered = 0
+        self.fail_open: list[bool] = []
+        self.closed = False
+        self._end, self._other = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self._end.fileno()
+
+    def arrive(self, packets: int) -> None:
+        self.packets += packets
+        self._other.send(b"x")
+
+    def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
+        taken = min(budget, self.packets)
+        self.packets -= taken
+        return list(range(taken)), [queued(b"a")] * taken
+
+    def forget_names(self) -> None:
+        return
+
+    def send(self, ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
+        assert len(ids) == len(verdicts) == len(marks)
+        self.answered += len(ids)
+
+    def set_fail_open(self, *, on: bool) -> None:
+        self.fail_open.append(on)
+
+    def close(self) -> None:
+        self.closed = True
+        self._end.close()
+        self._other.close()
+
+
+class Served:
+    """A server of a fake queue, its loop turned by the test."""
+
+    def __init__(self, log: Path, packets: int = 0, *, fail_open: bool = False) -> None:
+        self.queue = FakeQueue(packets)
+        self.loop = Loop()
+        self.sink = LineSink(log)
+        self.log = log
+        self.judge = FakeEngine()
+        events = EventLog(self.sink)
+        opened = ExitStack()
+        opened.callback(self.queue.close)
+        self.server = QueueServer(
+            self.queue,
+            Worker(
+                reader=self.queue,
+                verdicts=self.queue,
+                judge=self.judge,
+                stats=Stats(),
+                evidence=Evidence.NONE,
+                events=events,
+                sink=self.sink,
+                limiter=EventLimiter(interval_s=100, events_per_s=0),
+                budget=8,
+                drops_failures=False,
+                judged_mark=0,
+            ),
+            History(),
+            Evidence.NONE,
+            events,
+            self.loop,
+            fail_open=fail_open,
+            opened=opened,
+        )
+
+    def logged(self) -> str:
+        self.sink.push(0)
+        return self.log.read_text()
+
+    def close(self) -> None:
+        self.loop.close()
+        self.sink.close(0)
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[..., Served]]:
+    made: list[Served] = []
+
+    def build(packets: int = 0, *, fail_open: bool = False) -> Served:
+        made.append(Served(tmp_path / "log", packets, fail_open=fail_open))
+        return made[-1]
+
+    yield build
+    for one in made:
+        one.close()
+
+
+def test_packets_are_answered_from_the_loop(make: Callable[..., Served]) -> None:
+    one = make()
+    one.server.begin()
+    assert not gc.isenabled()
+    one.queue.arrive(20)
+    for _ in range(5):
+        one.loop.turn(0.1)
+    assert one.queue.answered == 20
+    one.server.finish(lambda: False)
+    assert one.queue.closed
+    assert gc.isenabled()
+
+
+def test_the_end_answers_what_waits(make: Callable[..., Served]) -> None:
+    one = make(packets=100)
+    one.server.begin()
+    one.server.finish(lambda: False)
+    assert one.queue.answered == 100
+    assert "stopped_under_load" not in one.logged()
+
+
+def test_a_hurried_end_leaves_packets_to_the_kernel(make: Callable[..., Served]) -> None:
+    one = make(packets=100)
+    one.server.begin()
+    one.server.finish(lambda: True)
+    assert one.queue.answered == 16
+    assert "stopped_under_load" in one.logged()
+
+
+@pytest.mark.parametrize("fail_open", [False, True])
+def test_a_queue_fails_open_in_dry_run(make: Callable[..., Served], *, fail_open: bool) -> None:
+    """And in enforce mode as the fail mode says."""
+    one = make(fail_open=fail_open)
+    one.server.begin()
+    one.server.set_mode(Mode.DRY_RUN)
+    one.server.set_mode(Mode.ENFORCE)
+    assert one.queue.fail_open == [fail_open, True, fail_open]
+    assert one.judge.mode is Mode.ENFORCE
+    assert one.server.worker.stats.gauges["enforcing"] == 1.0
+    one.server.finish(lambda: False)
+
+
+def test_a_policy_is_adopted(make: Callable[..., Served]) -> None:
+    one = make()
+    policy = default_policy()
+    one.server.adopt(policy)
+    assert one.judge.policy is policy
+    one.server.begin()
+    one.server.finish(lambda: False)

@@ -8,7 +8,7 @@ from typing import Any, Final, Self, final
 
 from nfq_guard.errors import NfqGuardError, NotRunningError, PrivilegeError, UsageError
 
-_RESPONSE_WITHIN_S: Final = 10.0
+RESPONSE_WITHIN_S: Final = 10.0
 _PART_BYTES: Final = 1 << 16
 
 
@@ -32,12 +32,12 @@ class Client:
         self._path = path
         self._rest = b""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(_RESPONSE_WITHIN_S)
+        self._socket.settimeout(RESPONSE_WITHIN_S)
         try:
             self._socket.connect(str(path))
         except OSError as error:
             self._socket.close()
-            raise _connect_error(path, error) from None
+            raise connect_error(path, error) from None
 
     def __enter__(self) -> Self:
         return self
@@ -62,7 +62,7 @@ class Client:
             line = self._line()
         except TimeoutError:
             raise NotRunningError(
-                f"the daemon at {self._path} does not respond within {_RESPONSE_WITHIN_S:.0f} s"
+                f"the daemon at {self._path} does not respond within {RESPONSE_WITHIN_S:.0f} s"
             ) from None
         except OSError as error:
             raise NotRunningError(f"the daemon at {self._path} ended: {error.strerror}") from None
@@ -82,7 +82,8 @@ class Client:
         return line
 
 
-def _connect_error(path: Path, error: OSError) -> NfqGuardError:
+def connect_error(path: Path, error: OSError) -> NfqGuardError:
+    """The error for the operator where `connect` failed with `error`."""
     if isinstance(error, PermissionError):
         return PrivilegeError(f"only root and the group of the daemon may connect to {path}")
     if isinstance(error, FileNotFoundError):

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: MIT
+"""What is opened beside the queues, and that a step that fails undoes the steps before it."""
+
+import functools
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import orjson
+import pytest
+
+from nfq_guard.errors import BusyError, NfqGuardError, UnavailableError, UsageError
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.policy.default import default_policy
+from nfq_guard.service.assemble import open_endpoints, open_log, run
+from nfq_guard.service.control.client import Client
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.settings import Settings
+from nfq_guard.service.worker import open as worker_open
+from nfq_guard.telemetry.events import Note
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.sink import LineSink
+from tests.support.daemon import FakeDaemon
+from tests.support.queue import QUEUE, GuardProcess, kernel_line
+
+Make = Callable[[str], Namespace]
+
+
+@pytest.fixture
+def loop() -> Iterator[Loop]:
+    with Loop() as made:
+        yield made
+
+
+@pytest.fixture
+def port() -> int:
+    """A TCP port of the loopback that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        number: int = server.getsockname()[1]
+    return number
+
+
+class Endpoints:
+    """Settings with every endpoint in a directory of the test."""
+
+    def __init__(self, directory: Path, port: int, **changes: str) -> None:
+        self.log = directory / "log"
+        self.control = directory / "s"
+        self.metrics_file = directory / "m.prom"
+        self.url = f"http://127.0.0.1:{port}/metrics"
+        self.port = port
+        given = {
+            "control_socket": str(self.control),
+            "metrics_listen": f"127.0.0.1:{port}",
+            "metrics_file": str(self.metrics_file),
+        }
+        self.settings = msgspec.structs.replace(Settings(), **(given | changes))
+        self.daemon = FakeDaemon()
+        self._sink = LineSink(self.log)
+        self.events = EventLog(self._sink)
+
+    def logged(self) -> list[dict[str, object]]:
+        self._sink.push(0)
+        return [orjson.loads(line) for line in self.log.read_bytes().splitlines()]
+
+    def nothing_is_left(self) -> bool:
+        with socket.create_server(("127.0.0.1", self.port)):  # else the port is in use
+            return not self.control.exists() and not self.metrics_file.exists()
+
+
+def test_all_endpoints_are_opened_and_closed(tmp_path: Path, port: int, loop: Loop) -> None:
+    """The metrics file is there at once, not after its first interval."""
+    made = Endpoints(tmp_path, port)
+    made.daemon.stats.counters["packets"] = 5
+    close = open_endpoints(made.settings, made.daemon, loop, made.events, ["a note"])
+    assert made.control.is_socket()
+    text = made.metrics_file.read_text()
+    assert 'nfq_guard_packets_total{queue="7"} 5.0' in text
+    assert "nfq_guard_reloads_total 3.0" in text
+    with urllib.request.urlopen(made.url, timeout=5) as answer:  # noqa: S310 - our own http URL
+        assert b'nfq_guard_packets_total{queue="7"} 5.0' in answer.read()
+    assert [event["event"] for event in made.logged()] == ["note"]
+    close()
+    assert made.nothing_is_left()
+
+
+def test_nothing_is_opened_that_the_settings_do_not_name(
+    tmp_path: Path, port: int, loop: Loop
+) -> None:
+    empty = {"control_socket": "", "metrics_listen": "", "metrics_file": ""}
+    made = Endpoints(tmp_path, port, **empty)
+    open_endpoints(made.settings, made.daemon, loop, made.events, [])()
+    assert made.nothing_is_left()
+
+
+def test_a_metrics_file_that_cannot_be_undoes_the_rest(
+    tmp_path: Path, port: int, loop: Loop
+) -> None:
+    made = Endpoints(tmp_path, port, metrics_file=str(tmp_path))
+    with pytest.raises(UsageError, match=r"daemon\.metrics_file: .*is not a regular file"):
+        open_endpoints(made.settings, made.daemon, loop, made.events, [])
+    assert made.nothing_is_left()
+
+
+def test_a_port_in_use_undoes_the_control_socket(tmp_path: Path, port: int, loop: Loop) -> None:
+    made = Endpoints(tmp_path, port)
+    with (
+        socket.create_server(("127.0.0.1", port)),
+        pytest.raises(UsageError, match=r"daemon\.metrics_listen: .*in use"),
+    ):
+        open_endpoints(made.settings, made.daemon, loop, made.events, [])
+    assert made.nothing_is_left()
+
+
+def test_a_busy_control_socket_opens_nothing(tmp_path: Path, port: int, loop: Loop) -> None:
+    made = Endpoints(tmp_path, port)
+    first = open_endpoints(
+        msgspec.structs.replace(made.settings, metrics_listen="", metrics_file=""),
+        made.daemon,
+        loop,
+        made.events,
+        [],
+    )
+    with pytest.raises(BusyError):
+        open_endpoints(made.settings, made.daemon, loop, made.events, [])
+    assert not made.metrics_file.exists()
+    first()
+    assert made.nothing_is_left()
+
+
+def test_a_failing_metrics_file_is_logged(tmp_path: Path, port: int, loop: Loop) -> None:
+    """Its directory is gone: the daemon goes on without it."""
+    made = Endpoints(tmp_path, port, metrics_file=str(tmp_path / "missing" / "m.prom"))
+    close = open_endpoints(made.settings, made.daemon, loop, made.events, [])
+    assert [event["event"] for event in made.logged()] == ["metrics_file_failed"]
+    close()
+
+
+def test_a_vanished_control_socket_is_logged(tmp_path: Path, port: int, loop: Loop) -> None:
+    made = Endpoints(tmp_path, port, metrics_listen="", metrics_file="")
+    close = open_endpoints(made.settings, made.daemon, loop, made.events, [])
+    made.control.unlink()
+    for _ in range(20):
+        loop.turn(0.1)
+    (event,) = made.logged()
+    assert (event["event"], event["path"]) == ("control_socket_restored", str(made.control))
+    close()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_log_in_a_file(tmp_path: Path, form: str) -> None:
+    settings = msgspec.structs.replace(Settings(), log=str(tmp_path / "log"), log_format=form)
+    sink, make_log = open_log(settings)
+    make_log(sink).emit(Note(text="hello"))
+    sink.close(0)
+    assert ("{" in (tmp_path / "log").read_text()) is (form == "json")
+
+
+def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(Settings(), log=str(tmp_path))
+    with pytest.raises(UsageError, match=r"daemon\.log: .* cannot be opened: Is a directory"):
+        open_log(settings)
+
+
+def test_a_configuration_with_mistakes_opens_nothing(tmp_path: Path) -> None:
+    config = tmp_path / "c.toml"
+    config.write_text(f'[daemon]\nlog = "{tmp_path / "log"}"\nqueue = -1\n')
+    with pytest.raises(NfqGuardError, match=r"daemon\.queue"):
+        run(config, lambda settings: settings)
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.kernel
+def test_a_queue_whose_worker_cannot_be_made_is_unbound(
+    namespace: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next attempt binds it."""
+    inside = namespace("open")
+    sink = LineSink(tmp_path / "log")
+    events = EventLog(sink)
+    settings = msgspec.structs.replace(Settings(), queue=QUEUE)
+
+    def refuse(*_: object) -> None:
+        raise UnavailableError("no netfilter netlink")
+
+    with inside.entered(), Loop() as loop:
+        attempt = functools.partial(
+            worker_open.open_queue,
+            settings,
+            queue_num=QUEUE,
+            policy=default_policy(),
+            events=events,
+            sink=sink,
+            loop=loop,
+            notes=[],
+            instance="test",
+        )
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_open, "open_offloader", refuse)
+            with pytest.raises(UnavailableError):
+                attempt()
+        server = attempt()
+        server.begin()
+        server.finish(lambda: False)
+    sink.close(0)
+
+
+@pytest.mark.kernel
+def test_a_daemon_that_cannot_open_its_metrics_file_leaves_nothing(
+    namespace: Make, tmp_path: Path
+) -> None:
+    """Queue, control socket and rules are gone, and the error names the setting."""
+    inside = namespace("unwind")
+    config = tmp_path / "c.toml"
+    control = tmp_path / "s"
+    config.write_text(
+        f'[daemon]\nqueue = {QUEUE}\ncontrol_socket = "{control}"\nmetrics_file = "{tmp_path}"\n'
+    )
+    before = inside.run("iptables-save").stdout
+    with GuardProcess(inside, tmp_path / "log", "--config", str(config)) as guard:
+        assert guard.process.wait(timeout=20) == 2
+        assert "daemon.metrics_file" in guard.stderr()
+        (failed,) = guard.events("daemon_failed")
+        assert "traceback" not in failed
+    assert not control.exists()
+    assert inside.run("iptables-save").stdout == before
+    with pytest.raises(KeyError):
+        kernel_line(inside)
+
+
+@pytest.mark.kernel
+def test_the_metrics_file_of_a_daemon(namespace: Make, tmp_path: Path) -> None:
+    """There while the daemon runs, and removed when it ends: its numbers hold no more."""
+    inside = namespace("metrics")
+    metrics = tmp_path / "m.prom"
+    control = tmp_path / "s"
+    config = tmp_path / "c.toml"
+    config.write_text(
+        f'[daemon]\nqueue = {QUEUE}\nrules = "none"\ncontrol_socket = "{control}"\n'
+        f'metrics_file = "{metrics}"\n'
+    )
+    with GuardProcess(inside, tmp_path / "log", "--config", str(config)).ready() as guard:
+        assert f'nfq_guard_packets_total{{queue="{QUEUE}"}} 0.0' in metrics.read_text()
+        with Client(control) as client:
+            assert client.request("ping") == "pong"
+        assert guard.stop() == 0
+    assert not metrics.exists()

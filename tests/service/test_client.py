@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""What a client makes of daemons that answer, refuse, vanish or are not there."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.errors import NotRunningError, PrivilegeError, UsageError
+from nfq_guard.service.control import client as client_module
+from nfq_guard.service.control.client import Client, RefusedError
+
+
+@contextmanager
+def daemon(path: Path, *answers: bytes) -> Iterator[list[bytes]]:
+    """A daemon that sends each answer after one request, then closes; yields the requests."""
+    requests: list[bytes] = []
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                for answer in answers:
+                    requests.append(connection.recv(1 << 16))
+                    connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield requests
+        thread.join(timeout=10)
+
+
+def test_a_response_in_parts_and_two_in_one(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    both = b'{"return": "OK", "message": 1}\n{"return": "OK", "message": 2}\n'
+    with daemon(path, both) as requests, Client(path) as client:
+        assert client.request("dump", flows=3) == 1
+        assert requests == [b'{"command": "dump", "arguments": {"flows": 3}}\n']
+
+
+def test_an_error_response(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with (
+        daemon(path, b'{"return": "NOK", "message": "not now"}\n'),
+        Client(path) as client,
+        pytest.raises(RefusedError, match="not now"),
+    ):
+        client.request("reload")
+
+
+def test_a_daemon_that_ends(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with daemon(path, b'{"return"'), Client(path) as client:
+        with pytest.raises(NotRunningError, match="closed the connection"):
+            client.request("ping")
+        with pytest.raises(NotRunningError, match="ended"):
+            client.request("ping")
+
+
+def test_a_daemon_that_does_not_respond(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "RESPONSE_WITHIN_S", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "s"))
+        listener.listen()
+        with (
+            Client(tmp_path / "s") as client,
+            pytest.raises(NotRunningError, match="does not respond"),
+        ):
+            client.request("ping")
+
+
+def test_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(NotRunningError, match="does not exist"):
+        Client(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(tmp_path / "s"))
+    with pytest.raises(NotRunningError, match="nobody listens"):
+        Client(tmp_path / "s")
+
+
+def test_a_path_that_is_not_a_socket(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="expected a control socket"):
+        Client(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(PermissionError(13, "no"), PrivilegeError), (TimeoutError(), NotRunningError)],
+)
+def test_errors_of_connecting(tmp_path: Path, error: OSError, kind: type[Exception]) -> None:
+    """Root, as which tests may run, is refused nowhere."""
+    assert isinstance(client_module.connect_error(tmp_path, error), kind)

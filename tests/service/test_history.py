@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: MIT
+"""Flows and their last events, in bounded memory."""
+
+import msgspec
+import orjson
+
+from nfq_guard.engine import Mode
+from nfq_guard.flow import Evidence
+from nfq_guard.service.worker.history import History
+from nfq_guard.telemetry.events import PacketJudged
+from nfq_guard.telemetry.packet_event import packet_judged
+from tests.support.judgments import judgment
+
+
+def event(sport: int, second: int = 0, *, reply: bool = False, count: int = 1) -> PacketJudged:
+    ends = {"src": "10.0.0.1", "sport": sport, "dst": "10.0.0.2", "dport": 80}
+    if reply:
+        ends = {"src": "10.0.0.2", "sport": 80, "dst": "10.0.0.1", "dport": sport}
+    made = packet_judged(
+        judgment(),
+        mode=Mode.ENFORCE,
+        queue_num=7,
+        evidence=Evidence.BPF,
+        when=f"2026-01-01T00:00:{second:02}",
+        count=count,
+    )
+    return msgspec.structs.replace(made, **ends)
+
+
+def test_both_directions_are_one_flow() -> None:
+    history = History()
+    history.add(event(1, 1))
+    history.add(event(1, 2, reply=True, count=5))
+    (flow,) = history.flows(None, 10)
+    assert flow["packets"] == 6
+    assert (flow["first"], flow["last"]) == ("2026-01-01T00:00:01", "2026-01-01T00:00:02")
+    ends = flow["flow"]
+    assert ends == {"proto": "tcp", "a": "10.0.0.1", "a_port": 1, "b": "10.0.0.2", "b_port": 80}
+
+
+def test_a_flood_evicts_the_flow_seen_longest_ago() -> None:
+    history = History(flows_max=2)
+    for sport in (1, 2, 1, 3):
+        history.add(event(sport))
+    assert [
+        orjson.loads(orjson.dumps(flow))["flow"]["a_port"] for flow in history.flows(None, 9)
+    ] == [3, 1]
+
+
+def test_a_flow_keeps_its_last_events() -> None:
+    history = History()
+    for second in range(20):
+        history.add(event(1, second))
+    (flow,) = orjson.loads(orjson.dumps(history.flows(None, 9)))
+    assert [one["timestamp"][-2:] for one in flow["events"]] == [f"{n}" for n in range(12, 20)]
+
+
+def test_flows_of_one_address_and_a_limit() -> None:
+    history = History()
+    for sport in range(5):
+        history.add(event(sport))
+    assert len(history.flows("10.0.0.2", 3)) == 3
+    assert history.flows("10.0.0.9", 3) == []

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: MIT
+"""A daemon without queues, for what is opened beside it."""
+
+from nfq_guard.engine import Mode
+from nfq_guard.service.control.protocol import Responder, Response
+from nfq_guard.service.status import Status
+from nfq_guard.service.supervisor.workers import QueueState, WorkerState
+from nfq_guard.telemetry.metrics import Stats
+from tests.support.status import daemon_status
+
+
+class FakeDaemon:
+    """Keeps the requests for a reload; the test responds to them."""
+
+    def __init__(self) -> None:
+        self.mode = Mode.DRY_RUN
+        self.reloads: list[Responder | None] = []
+        self.stats = Stats()
+
+    def status(self) -> Status:
+        return daemon_status(mode=self.mode, config="x" * 10_000)
+
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
+        respond(Response.ok([address, flows]))
+
+    def reload(self, respond: Responder | None = None) -> None:
+        self.reloads.append(respond)
+
+    def set_mode(self, mode: Mode) -> None:
+        self.mode = mode
+
+    def queues(self) -> list[QueueState]:
+        return [
+            QueueState(queue_num=7, pid=1, state=WorkerState.SERVING, restarts=0, stats=self.stats)
+        ]
+
+    def counters(self) -> dict[str, int]:
+        return {"reloads": 3}
