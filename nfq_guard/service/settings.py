@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The daemon's part of the configuration file: the table `[daemon]`.
+"""The settings of the daemon, which are the table `[daemon]` of the configuration file.
 
-The defaults here are the defaults of the daemon; a file only says what differs.
+A setting that the file does not name has its default here.
 """
 
 import re
@@ -23,41 +23,44 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the daemon runs; what it decides is the policy's.
+    """How the daemon runs; the policy says what it decides.
 
     Attributes:
-        mode: Whether decisions are carried out, or only said.
-        shadow: A file or preset whose policy is asked about every packet and never obeyed; events
-            and metrics say where it differs. Empty for none.
+        mode: `enforce` carries decisions out; `dry-run` accepts every packet and only logs what
+            `enforce` would do.
+        shadow: A file or preset with a policy on trial: it decides about every packet, and events
+            and metrics say where its decision differs, but it is never carried out. Empty for none.
         queue: Number of the queue.
         queues: Several queues instead, such as `0-3`; empty for the one of `queue`.
         cpu_fanout: With several queues, choose among them by CPU instead of by pair of addresses.
         zones: Conntrack zones in which flows are looked up, in order.
-        fail_mode: What becomes of packets that nobody judges: they pass, are dropped, or are left
-            to a plain rule in a later table that drops INVALID packets without our mark. In
-            dry-run they pass, whatever stands here.
-        queue_length: Packets that may wait in the kernel; also what a hung daemon may cost.
-        copy_bytes: Octets of each packet that are looked at.
-        socket_buffer_bytes: Of the queue's socket.
-        batch: Packets judged in one turn at most.
-        max_rate_pps: INVALID packets a second above which the kernel sheds them to the fail mode
-            before they reach the queue; 0 for no limit.
-        offload: Whether the kernel is told to drop the rest of a flow's INVALID packets by itself,
-            for a while, when the policy drops whatever the flow can bring and it brings many.
-        offload_after: Packets of one flow that must have been dropped within a second.
-        offload_timeout_s: How long the kernel drops then; after that one packet is judged anew.
-        offload_max_entries: Flows that the kernel may be told of at a time.
+        fail_mode: What becomes of packets that are not judged: `open` accepts them, `closed` drops
+            them, and `kernel-drop` leaves them to a rule in a later table that drops INVALID
+            packets without our mark. In dry-run they are accepted whatever the fail mode.
+        queue_length: Packets that may wait in the kernel; also the most that a hung daemon delays.
+        copy_bytes: Bytes of each packet that the kernel passes to the daemon.
+        socket_buffer_bytes: Size of the receive buffer of the queue's socket.
+        batch: Most packets that are judged in one batch.
+        max_rate_pps: Rate of INVALID packets above which the kernel leaves packets to the fail
+            mode before they reach the queue; 0 for no limit.
+        offload: Whether the kernel drops further INVALID packets of a flow by itself for a while,
+            where the policy would drop every one of them and the flow brings many.
+        offload_after: Packets of one flow that must be dropped within a second before its further
+            packets are offloaded.
+        offload_timeout_s: How long the kernel drops them; then one packet is judged again.
+        offload_max_entries: Most flows that are offloaded at a time.
         log: A file, `-` for standard output, or `journal`.
-        log_format: `auto` is `console` on a terminal and `json` elsewhere.
-        log_interval_s: How long a flow keeps silent in the log after one event of it; 0: never.
-        log_events_per_s: Events of packets in all.
-        metrics_listen: Address and port for /metrics, such as `127.0.0.1:9477`; empty for none.
-        metrics_file: File for node_exporter's textfile collector; empty for none.
-        rules: Whether the daemon installs and removes its rules itself.
-        backend: Which iptables.
-        families: For which families of addresses.
-        verify_rules_s: How often it looks whether its rules are still there; 0: never.
-        reinstall_rules: Whether it puts them back then.
+        log_format: Format of the log; `auto` is `console` on a terminal and `json` elsewhere.
+        log_interval_s: Least time between two events of one flow; 0 for no limit.
+        log_events_per_s: Most events of packets a second, of all flows together.
+        metrics_listen: Address and port of the endpoint /metrics, such as `127.0.0.1:9477`; empty
+            for none.
+        metrics_file: File for the textfile collector of node_exporter; empty for none.
+        rules: Whether the daemon installs and removes its rules in the packet filter itself.
+        backend: Variant of iptables; `auto` chooses by the rules that exist.
+        families: Families of addresses for which the rules are installed.
+        verify_rules_s: Interval at which the rules are verified; 0 for never.
+        reinstall_rules: Whether rules that were changed or removed are installed again.
         control_socket: Path of the control socket; empty for none.
     """
 
@@ -92,20 +95,20 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     @property
     def queue_numbers(self) -> range:
-        """The queues, as a range of one or several."""
+        """The numbers of the queues, one or several."""
         if not self.queues:
             return range(self.queue, self.queue + 1)
         return parse_queues(self.queues) or range(0)
 
 
-# Each is a process of some 30 MB: a slip such as `0-30000` would take the host down.
+# Each queue has a process of about 30 MB; a mistyped `0-30000` would take the host down.
 _WORKERS_MAX: Final = 32
-# What `parse_queues` takes, for messages.
+# What `parse_queues` accepts, for messages.
 QUEUES: Final = f"0 <= A <= B <= 65535 and at most {_WORKERS_MAX} queues"
 
 
 def parse_queues(text: str) -> range | None:
-    """`A-B` or `A:B` as `QUEUES` has it, or one number; None if it is something else."""
+    """Parse `A-B` or `A:B` within the limits of `QUEUES`, or one number; None for anything else."""
     found = re.fullmatch(r"(\d{1,5})(?:[-:](\d{1,5}))?", text)
     if found is None:
         return None
@@ -116,7 +119,7 @@ def parse_queues(text: str) -> range | None:
 
 
 def parse_listen(text: str) -> tuple[str, int] | None:
-    """`HOST:PORT`, `[HOST]:PORT`; None if it is something else."""
+    """Parse `HOST:PORT` or `[HOST]:PORT`; None for anything else."""
     found = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]+)):(\d{1,5})", text)
     if found is None or int(found[3]) > 65535:
         return None
@@ -124,9 +127,10 @@ def parse_listen(text: str) -> tuple[str, int] | None:
 
 
 def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Settings:
-    """Settings from the table `[daemon]`; what is wrong is added to `mistakes`, all of it.
+    """Read the table `[daemon]`, and add every mistake in it to `mistakes`.
 
-    A value that is wrong counts as its default in the result, which nobody should use then.
+    The result has the default in place of each mistaken value; it is not for use where there are
+    mistakes.
     """
     hints = get_type_hints(Settings, include_extras=True)
     good: dict[str, Any] = {}
@@ -141,12 +145,12 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
         except msgspec.ValidationError:
             mistakes.append(Mistake(path, expected_value(hints[key]), shown(value)))
     settings = Settings(**good)
-    _check_words(settings, mistakes)
+    _check_texts(settings, mistakes)
     return settings
 
 
-def _check_words(settings: Settings, mistakes: list[Mistake]) -> None:
-    """What a type cannot say."""
+def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
+    """Check what the type of a setting does not express."""
     if settings.queues and parse_queues(settings.queues) is None:
         mistakes.append(
             Mistake(

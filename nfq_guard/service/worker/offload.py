@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Leaves floods of repeats to the kernel.
+"""Offloads floods of repeats: the kernel drops them by itself.
 
-A repeat is one direction of a flow that keeps bringing INVALID packets, of which the policy drops
-whatever it may bring (`policy.offloadable`). The kernel is told for a while only, and never for
-longer than the flow's entry has to live. When that is over the next packet is judged anew, by the
-policy of that moment, and if it is dropped the kernel is told again at once. What may differ from
-the daemon's own judgment is bounded by that while: that an entry was removed before its time, by
-`conntrack -D` or a RST, is noticed no sooner.
+A repeat is one direction of a flow that keeps bringing INVALID packets, where the policy drops
+every packet that it can bring (`policy.offloadable`). The kernel drops them for a limited time,
+which is never longer than the flow's entry has to live. The next packet after that is judged by
+the policy of that moment, and where it is dropped the flow is offloaded again at once.
+
+So the kernel's drops differ from the daemon's own decisions for no longer than that time: that
+`conntrack -D` or an RST removed the entry early is noticed only at its end.
 """
 
 import errno
@@ -28,39 +29,39 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.wire.packet import Packet, Segment
 
-# Flows counted within a second. Who forges addresses can fill this; then flows that come later in
-# that second are not counted, and stay with the daemon.
+# Bounds the flows counted within a second. Forged addresses can fill it; flows that come later in
+# that second are then not counted, and stay with the daemon.
 _COUNTED_MAX: Final = 4096
-# Flows a second that the policy is asked about, and so that the kernel is told of, at most.
-_ASKED_MAX: Final = 512
+# Most flows a second that are checked against the policy, and so that are offloaded.
+_CHECKED_MAX: Final = 512
 _WINDOW_S: Final = 1.0
-# After the kernel could not be told, how long it is not tried again.
+# How long nothing is tried after the kernel refused an offload.
 _PAUSE_S: Final = 5.0
-# What the event of a second tells of.
-_SAID: Final = ("offloaded_flows", "offload_drops", "offload_refused", "offload_full")
+# The counters in the event of a second.
+_LOGGED: Final = ("offloaded_flows", "offload_drops", "offload_refused", "offload_full")
 
 _Key = tuple[int, str, bytes, bytes, int, int]
 
 
 class Sets(Protocol):
-    """What is needed of `firewall.offload_sets.OffloadSets`."""
+    """The part of `firewall.offload_sets.OffloadSets` that is used; calls raise OSError."""
 
     def add(self, flows: Sequence[tuple[OneWay, float]]) -> None:
-        """All of them or none."""
+        """Add flows, each with its seconds to live: all of them or none."""
 
     def clear(self) -> None:
-        """Empty them."""
+        """Remove all flows."""
 
     def take_dropped(self) -> int:
-        """Packets dropped since this was asked last."""
+        """Packets that the kernel dropped since the last call."""
 
     def close(self) -> None:
-        """Let go."""
+        """Close the socket."""
 
 
 @final
 class Offloader:
-    """Of one worker."""
+    """Offloads repeats of one queue."""
 
     def __init__(
         self,
@@ -73,16 +74,16 @@ class Offloader:
         timeout_s: float,
         most: int,
     ) -> None:
-        """Nothing is told before a packet is dropped.
+        """Nothing is offloaded before a packet is dropped.
 
         Args:
-            sets: The kernel's.
-            judge: Whose policy and mode count.
+            sets: The kernel's sets of flows.
+            judge: Its policy and mode decide what is offloaded.
             stats: Where the numbers go.
-            events: Where it is told, once a second at most.
-            after: Packets of one flow dropped within a second before the kernel is told of it.
-            timeout_s: For how long the kernel is told.
-            most: Flows that the kernel is told of at a time.
+            events: Where offloads are logged, at most once a second.
+            after: Packets of one flow that must be dropped within a second before it is offloaded.
+            timeout_s: Longest time for which a flow is offloaded.
+            most: Most flows that are offloaded at a time.
         """
         self._sets = sets
         self._judge = judge
@@ -93,55 +94,59 @@ class Offloader:
         self._most = most
         self._policy: Policy | None = None
         self._check: OffloadCheck | None = None
-        # Whether the kernel may hold flows of another policy, of another mode, or of a daemon
-        # that died.
+        # Whether the sets may hold flows of another policy, of another mode, or of a daemon that
+        # was killed.
         self._stale = True
         self._window_end = 0.0
         self._counts: dict[_Key, int] = {}
         self._staying: set[_Key] = set()
-        self._asked = 0
-        # Until when the kernel drops; and until when, after that, one packet is enough.
-        self._held: dict[_Key, float] = {}
+        self._checked = 0
+        # Until when each flow is offloaded; and until when, after that, one packet is enough to
+        # offload it again.
+        self._offloaded: dict[_Key, float] = {}
         self._recent: dict[_Key, float] = {}
         self._not_before = 0.0
         self._problem = ""
         self._example: _Key | None = None
-        self._said = dict.fromkeys(_SAID, 0)
+        self._logged = dict.fromkeys(_LOGGED, 0)
 
     def process_batch(self, judgments: Sequence[Judgment], now: float) -> None:
-        """Count what was dropped, and tell the kernel of flows that keep coming; after verdicts."""
+        """Count dropped packets, and offload flows that keep bringing them; after verdicts."""
         if not self.resync(now):
             return
         if now >= self._window_end:
             self._window_end = now + _WINDOW_S
             self._counts.clear()
             self._staying.clear()
-            self._asked = 0
-        found: dict[_Key, float] = {}
+            self._checked = 0
+        due: dict[_Key, float] = {}
         for judgment in judgments:
             if judgment.verdict == VERDICT_DROP and judgment.decision.action is Action.DROP:
                 key = _key(judgment)
-                if key is not None and key not in found and self._is_due(key, now):
-                    seconds = self._leave(key, judgment)
+                if key is not None and key not in due and self._is_due(key, now):
+                    seconds = self._seconds(key, judgment)
                     if seconds:
-                        found[key] = seconds
-        if found:
-            self._tell(found, now)
+                        due[key] = seconds
+        if due:
+            self._offload(due, now)
 
     def tick(self, now: float) -> None:
-        """After a `refresh`: follow mode and policy, forget what is over, say what happened."""
+        """Housekeeping, about once a second, after `refresh`."""
         self.resync(now)
-        for key in [key for key, end in self._held.items() if end <= now]:
-            end = self._held.pop(key)
+        for key in [key for key, end in self._offloaded.items() if end <= now]:
+            end = self._offloaded.pop(key)
             if len(self._recent) < self._most:
                 self._recent[key] = end + self._timeout_s
         for key in [key for key, end in self._recent.items() if end <= now]:
             del self._recent[key]
-        self._stats.gauges["offload_entries"] = len(self._held)
+        self._stats.gauges["offload_entries"] = len(self._offloaded)
         self._report()
 
     def resync(self, now: float) -> bool:
-        """Take everything back if mode or policy changed; whether there is anything to leave."""
+        """Take everything back where mode or policy changed.
+
+        Returns whether flows may be offloaded.
+        """
         judge = self._judge
         policy = judge.policy if judge.mode is Mode.ENFORCE else None
         if policy is not self._policy or self._stale:
@@ -153,27 +158,27 @@ class Offloader:
         return self._check is not None and not self._stale
 
     def refresh(self) -> None:
-        """Bring the numbers up to date that the kernel counts."""
-        self._stats.gauges["offload_entries"] = len(self._held)
+        """Copy the kernel's counters into the stats."""
+        self._stats.gauges["offload_entries"] = len(self._offloaded)
         try:
             self._stats.counters["offload_drops"] += self._sets.take_dropped()
         except OSError as error:
             self._failed(error)
 
     def close(self, now: float) -> None:
-        """Take everything back and let go."""
+        """Take everything back and close."""
         self.refresh()
         self._clear(now)
         self._sets.close()
 
     def _is_due(self, key: _Key, now: float) -> bool:
-        """Count a packet; whether it is enough of them."""
+        """Count a dropped packet. Returns whether its flow has brought enough of them."""
         if key in self._staying:
             return False
-        held = self._held.get(key)
-        if held is not None:
-            # Before that time it waited in the queue when the kernel was told.
-            return now >= held
+        until = self._offloaded.get(key)
+        if until is not None:
+            # A packet before that time was in the queue when the flow was offloaded.
+            return now >= until
         if key in self._recent:
             return True
         count = self._counts.get(key, 0) + 1
@@ -181,31 +186,31 @@ class Offloader:
             self._counts[key] = count
         return count >= self._after
 
-    def _leave(self, key: _Key, judgment: Judgment) -> float:
-        """For how many seconds the flow may be left to the kernel; 0 for not at all."""
+    def _seconds(self, key: _Key, judgment: Judgment) -> float:
+        """For how many seconds the flow may be offloaded; 0 for not at all."""
         packet = judgment.packet
         snapshot = judgment.snapshot
-        if self._check is None or not isinstance(packet, Packet) or self._asked >= _ASKED_MAX:
+        if self._check is None or not isinstance(packet, Packet) or self._checked >= _CHECKED_MAX:
             return 0.0
-        self._asked += 1
+        self._checked += 1
         if not self._check.all_dropped(judgment.queued, packet, snapshot):
             self._staying.add(key)
             self._stats.counters["offload_refused"] += 1
             return 0.0
-        if key not in self._held and len(self._held) >= self._most:
+        if key not in self._offloaded and len(self._offloaded) >= self._most:
             self._staying.add(key)
             self._stats.counters["offload_full"] += 1
             return 0.0
         return self._timeout_s if snapshot is None else min(self._timeout_s, snapshot.timeout_s)
 
-    def _tell(self, found: dict[_Key, float], now: float) -> None:
+    def _offload(self, due: dict[_Key, float], now: float) -> None:
         if now < self._not_before:
             return
-        keys = list(found)
+        keys = list(due)
         for start in range(0, len(keys), MOST_IN_ONE):
             part = keys[start : start + MOST_IN_ONE]
             try:
-                self._sets.add([(OneWay(*key), found[key]) for key in part])
+                self._sets.add([(OneWay(*key), due[key]) for key in part])
             except OSError as error:
                 if error.errno == errno.ENFILE:
                     self._stats.counters["offload_full"] += len(part)
@@ -213,16 +218,19 @@ class Offloader:
                     continue
                 self._not_before = now + _PAUSE_S
                 self._stats.counters["offload_errors"] += 1
-                self._failed(error, missing="the table for it is not there: rules install makes it")
+                self._failed(
+                    error,
+                    missing="the offload table is missing; `nfq-guard rules install` creates it",
+                )
                 return
             self._stats.counters["offloaded_flows"] += len(part)
             self._example = part[0]
             for key in part:
                 self._recent.pop(key, None)
-                self._held[key] = now + found[key]
+                self._offloaded[key] = now + due[key]
 
     def _clear(self, now: float) -> None:
-        self._held.clear()
+        self._offloaded.clear()
         self._recent.clear()
         self._counts.clear()
         self._staying.clear()
@@ -230,7 +238,7 @@ class Offloader:
         try:
             self._sets.clear()
         except OSError as error:
-            # Where there is no table it holds nothing.
+            # A table that does not exist holds nothing.
             if error.errno != errno.ENOENT:
                 self._stale = True
                 self._not_before = now + _PAUSE_S
@@ -238,7 +246,7 @@ class Offloader:
             self._failed(error)
 
     def _failed(self, error: OSError, *, missing: str = "") -> None:
-        """Say what is wrong, once; of a table that is not there only what `missing` says."""
+        """Log a new problem once; where the table does not exist, log `missing`, if anything."""
         problem = missing if error.errno == errno.ENOENT else error.strerror or str(error)
         if problem and problem != self._problem:
             self._problem = problem
@@ -246,10 +254,10 @@ class Offloader:
 
     def _report(self) -> None:
         counters = self._stats.counters
-        grown = {name: counters[name] - before for name, before in self._said.items()}
+        grown = {name: counters[name] - before for name, before in self._logged.items()}
         if not any(grown.values()):
             return
-        self._said = {name: counters[name] for name in _SAID}
+        self._logged = {name: counters[name] for name in _LOGGED}
         example = None
         if self._example is not None:
             hook, interface, src, dst, sport, dport = self._example
@@ -262,11 +270,11 @@ class Offloader:
                 sport=sport,
                 dport=dport,
             )
-        self._events.emit(Offloaded(**grown, entries=len(self._held), example=example))
+        self._events.emit(Offloaded(**grown, entries=len(self._offloaded), example=example))
 
 
 def _key(judgment: Judgment) -> _Key | None:
-    """What the kernel tells packets apart by; None where it is not told of such ones."""
+    """The key of a flow in the kernel's sets; None for packets that are never offloaded."""
     packet = judgment.packet
     if not isinstance(packet, Packet):
         return None
@@ -288,7 +296,7 @@ def _key(judgment: Judgment) -> _Key | None:
 def open_offloader(
     settings: Settings, judge: Judge, stats: Stats, events: EventLog
 ) -> Offloader | None:
-    """As the settings want it, in the namespace of the calling thread; None when they do not.
+    """Open an offloader in the network namespace of the calling thread; None where it is off.
 
     Raises:
         UnavailableError: The kernel has no netfilter netlink.
