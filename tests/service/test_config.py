@@ -46,7 +46,7 @@ def test_unknown_table(file: Path) -> None:
     assert problem(file).startswith("deamon: expected the tables [daemon] and [policy]")
 
 
-def test_tables_that_are_none(file: Path) -> None:
+def test_tables_of_another_type(file: Path) -> None:
     file.write_text("daemon = 1\npolicy = 2\n")
     assert problem(file).splitlines() == [
         "daemon: expected a table, found 1",
@@ -71,7 +71,7 @@ def test_broken_files_are_refused(file: Path, octets: bytes) -> None:
     assert "expected" in problem(file)
 
 
-def test_what_is_no_file_is_not_waited_for(file: Path, tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_file_does_not_block(file: Path, tmp_path: Path) -> None:
     assert "expected" in problem(tmp_path)
     os.mkfifo(file)
     assert "expected" in problem(file)

@@ -117,7 +117,7 @@ def test_mode_of_the_socket(served: Served) -> None:
     assert stat.S_IMODE(served.path.stat().st_mode) == 0o660
 
 
-def test_answers_keep_their_order(served: Served) -> None:
+def test_responses_keep_the_order_of_requests(served: Served) -> None:
     with served.connect() as connection:
         connection.send(
             b'{"command": "ping"}\n{"command": "mode", "arguments": {"mode": "enforce"}}'
@@ -129,7 +129,7 @@ def test_answers_keep_their_order(served: Served) -> None:
         assert status["message"]["mode"] == "enforce"
 
 
-def test_a_reload_holds_its_client_back_and_nobody_else(served: Served) -> None:
+def test_a_pending_reload_delays_only_its_own_client(served: Served) -> None:
     with served.connect() as connection:
         connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n{"command":"ping"}\n')
         connection.shutdown(socket.SHUT_WR)
@@ -142,7 +142,7 @@ def test_a_reload_holds_its_client_back_and_nobody_else(served: Served) -> None:
         assert served.closed(connection)
 
 
-def test_who_left_meanwhile_gets_no_answer(served: Served) -> None:
+def test_a_response_to_a_closed_connection_is_discarded(served: Served) -> None:
     with served.connect() as connection:
         connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
         served.turns()
@@ -178,14 +178,14 @@ def test_who_left_meanwhile_gets_no_answer(served: Served) -> None:
         (b'{"command": "ping", "arguments": {"x": ' + b"[" * 60_000 + b"\n", "in JSON"),
     ],
 )
-def test_wrong_requests_are_told_why(served: Served, request_line: bytes, said: str) -> None:
+def test_mistaken_requests_get_the_reason(served: Served, request_line: bytes, said: str) -> None:
     answer = served.ask(request_line)
     assert answer["return"] == "NOK"
     assert said in answer["message"]
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
 
 
-def test_a_line_without_end(served: Served) -> None:
+def test_a_request_without_end(served: Served) -> None:
     with served.connect() as connection, suppress(BrokenPipeError, ConnectionResetError):
         for _ in range(40):
             connection.send(b"x" * 4096)
@@ -194,7 +194,7 @@ def test_a_line_without_end(served: Served) -> None:
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
 
 
-def test_half_a_line(served: Served) -> None:
+def test_half_a_request(served: Served) -> None:
     with served.connect() as connection:
         connection.send(b'{"command": "pi')
         assert served.read(connection) == []
@@ -205,7 +205,7 @@ def test_half_a_line(served: Served) -> None:
 
 
 def test_a_client_that_never_reads(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gets no further request answered, holds one answer, and is gone after a while."""
+    """It gets no further response, at most one is kept for it, and it is closed when idle."""
     with served.connect() as connection:
         connection.send(b'{"command": "status"}\n' * 1000)
         served.turns(300)
@@ -220,7 +220,7 @@ def test_a_client_that_never_reads(served: Served, monkeypatch: pytest.MonkeyPat
         assert served.server.dropped == 1
 
 
-def test_one_client_too_many_displaces_the_quietest(served: Served) -> None:
+def test_a_connection_beyond_the_limit_evicts_the_longest_idle(served: Served) -> None:
     connections = [served.connect() for _ in range(CONNECTIONS_MAX)]
     served.turns()
     connections[0].send(b'{"command": "ping"}\n')
@@ -268,8 +268,8 @@ def test_rights() -> None:
 
 
 @pytest.mark.kernel
-def test_groups_are_the_kernels_word() -> None:
-    """A member of the group by supplementary groups only may ask, and may not change."""
+def test_supplementary_groups_are_read_from_the_kernel() -> None:
+    """A supplementary group is enough for commands that change nothing."""
     tmp_path = Path(tempfile.mkdtemp())
     tmp_path.chmod(0o755)
     served = Served(tmp_path / "s", group=1234)
@@ -316,8 +316,8 @@ def test_a_second_instance_is_refused(served: Served) -> None:
 
 
 @pytest.mark.parametrize("left_behind", [False, True])
-def test_of_many_at_once_one_gets_the_place(tmp_path: Path, *, left_behind: bool) -> None:
-    """Nor do two that find a dead daemon's socket remove each other's."""
+def test_one_of_many_concurrent_daemons_gets_the_path(tmp_path: Path, *, left_behind: bool) -> None:
+    """Daemons that find the socket of a killed one do not remove each other's."""
     path = tmp_path / "s"
     if left_behind:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
@@ -360,7 +360,7 @@ def test_of_many_at_once_one_gets_the_place(tmp_path: Path, *, left_behind: bool
     assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
 
 
-def test_who_holds_the_directory_holds_up_nobody(
+def test_a_held_directory_lock_delays_only_briefly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control_path, "LOCK_WITHIN_S", 0.05)
@@ -371,7 +371,7 @@ def test_who_holds_the_directory_holds_up_nobody(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
     with pytest.raises(UsageError, match=r"daemon\.control_socket: expected a socket or nothing"):
@@ -384,14 +384,14 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
         listen(tmp_path / "link", [])
 
 
-def test_paths_that_cannot_be(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_made(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="found no"):
         listen(tmp_path / "missing" / "s", [])
     with pytest.raises(UsageError, match="too long"):
         listen(tmp_path / ("x" * 200), [])
 
 
-def test_without_its_directory_the_default_is_done_without(
+def test_without_its_directory_the_default_socket_is_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run" / "deep" / "control.sock"
@@ -402,7 +402,7 @@ def test_without_its_directory_the_default_is_done_without(
     assert "no control socket" in notes[0]
 
 
-def test_another_socket_in_our_place_stays(tmp_path: Path) -> None:
+def test_a_socket_that_replaced_ours_is_not_removed(tmp_path: Path) -> None:
     served = Served(tmp_path / "s")
     served.path.unlink()
     other = Served(tmp_path / "s")

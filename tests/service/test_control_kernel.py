@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The commands that speak to a daemon, and the daemon, as an operator runs them."""
+"""The commands that talk to a daemon, and the daemon, as an operator runs them."""
 
 import json
 import socket
@@ -28,7 +28,7 @@ Make = Callable[[str], Namespace]
 
 
 class Operated:
-    """A daemon with its control socket, and what an operator types."""
+    """A daemon with its control socket, and the commands of an operator."""
 
     def __init__(self, namespace: Namespace, directory: Path) -> None:
         self.namespace = namespace
@@ -120,7 +120,7 @@ def test_reload_and_its_outcome(operated: Operated) -> None:
     assert "refused" in operated.type("status")
 
 
-def test_dump_tells_flows(operated: Operated) -> None:
+def test_dump_shows_flows(operated: Operated) -> None:
     assert "no flow" in operated.type("dump")
     with Datagrams(operated.namespace) as udp:
         udp.send(20)
@@ -134,7 +134,7 @@ def test_dump_tells_flows(operated: Operated) -> None:
     assert "127.0.0.1" in operated.type("dump", "127.0.0.1", "--flows", "1")
 
 
-def test_nobody_there(operated: Operated, tmp_path: Path) -> None:
+def test_no_daemon_is_running(operated: Operated, tmp_path: Path) -> None:
     assert operated.guard.stop() == 0
     assert not operated.socket.exists()
     for command in (["status"], ["reload"], ["mode", "enforce"], ["dump"]):
@@ -144,7 +144,7 @@ def test_nobody_there(operated: Operated, tmp_path: Path) -> None:
 
 
 def test_a_second_instance(operated: Operated, namespace: Make, tmp_path: Path) -> None:
-    """Refused by name, even from another namespace: the path was given to both."""
+    """Refused by name, even from another namespace, where the path was configured for both."""
     config = tmp_path / "other.toml"
     text = operated.config.read_text()
     config.write_text(text.replace(f"queue = {QUEUE}", f"queue = {QUEUE + 1}"))
@@ -158,7 +158,7 @@ def test_a_second_instance(operated: Operated, namespace: Make, tmp_path: Path) 
     assert operated.status()["mode"] == "dry-run"
 
 
-def test_killed_and_started_again(operated: Operated, tmp_path: Path) -> None:
+def test_restart_after_a_kill(operated: Operated, tmp_path: Path) -> None:
     operated.guard.process.kill()
     operated.guard.process.wait(timeout=10)
     assert operated.socket.exists()
@@ -168,7 +168,7 @@ def test_killed_and_started_again(operated: Operated, tmp_path: Path) -> None:
         assert operated.status()["mode"] == "dry-run"
 
 
-def test_a_policy_on_trial_shows(operated: Operated) -> None:
+def test_status_shows_a_policy_on_trial(operated: Operated) -> None:
     trial = operated.config.parent / "trial.toml"
     trial.write_text('[policy]\ndefault = "allow"\non_unknown = "allow"\n')
     operated.configure(THAT_PORT_POLICY, f'shadow = "{trial}"')
@@ -186,7 +186,7 @@ def test_a_policy_on_trial_shows(operated: Operated) -> None:
 
 
 def test_abuse_of_the_socket_costs_no_packet(operated: Operated) -> None:
-    """Idle, malformed, oversized and deaf clients by the thousand, while packets flow."""
+    """Thousands of idle, malformed, oversized and unread requests, while packets flow."""
     lines = [b"x" * 70_000, b'{"command": "status"}\n' * 200, b"{", b"\xff\n" * 50, b""]
     kept: list[socket.socket] = []
     sent = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of real INVALID packets while nobody judges them, counted.
+"""What becomes of real INVALID packets that are not judged, counted.
 
 The policy accepts all that it judges, so what does not arrive was dropped by the fail mode or by
 the kernel. `systemd/README.md` says in words what these numbers are.
@@ -29,7 +29,7 @@ MODES = pytest.mark.parametrize("mode", list(FailMode))
 
 
 class Faulty:
-    """A guarded host, the daemon on it, and a peer with two live connections to overrun."""
+    """A guarded host with the daemon, and a peer with two live connections to overrun."""
 
     def __init__(self, peer: Namespace, host: Namespace, directory: Path) -> None:
         self.overrun = Overrun(peer, host)
@@ -69,7 +69,7 @@ def faulty(namespace: Make, tmp_path: Path) -> Iterator[Faulty]:
 
 @MODES
 def test_killed(faulty: Faulty, mode: FailMode) -> None:
-    """What waits in the queue then is dropped in every mode; what comes later by the mode."""
+    """Packets in the queue are dropped in every mode; later ones are treated by the fail mode."""
     with faulty.start(mode) as guard:
         faulty.send(SENT)
         wait_for(faulty.idle)
@@ -86,7 +86,7 @@ def test_killed(faulty: Faulty, mode: FailMode) -> None:
 
 @MODES
 def test_stopped(faulty: Faulty, mode: FailMode) -> None:
-    """A hung daemon holds as many packets as fit in the queue; the rest goes by the mode."""
+    """A hung daemon holds as many packets as fit in the queue; the fail mode treats the rest."""
     beyond = 150
     with faulty.start(mode) as guard:
         guard.process.send_signal(signal.SIGSTOP)
@@ -103,7 +103,7 @@ def test_stopped(faulty: Faulty, mode: FailMode) -> None:
 
 @MODES
 def test_overloaded(faulty: Faulty, mode: FailMode) -> None:
-    """The kernel sheds what is over the rate: to the mode, and before it reaches the queue."""
+    """The kernel sheds packets above the rate to the fail mode before they reach the queue."""
     flood = 2000
     lines = (f"max_rate_pps = {RATE_PPS}", "verify_rules_s = 0.2")
     with faulty.start(mode, *lines) as guard:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When the kernel is told of a flow, and when it is not, at made-up times."""
+"""Which flows are offloaded to the kernel, and when, at made-up times."""
 
 import errno
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ MOST = 3
 
 
 class FakeSets:
-    """Remembers what it was told; refuses with `error`."""
+    """Keeps the flows that it was given; raises `error`, an errno, unless that is 0."""
 
     def __init__(self) -> None:
         self.held: list[tuple[OneWay, float]] = []
@@ -60,7 +60,7 @@ class FakeSets:
 
 
 class Bench:
-    """A `Offloader` with everything around it made up."""
+    """An `Offloader` and fakes of what it uses."""
 
     def __init__(self, log: Path) -> None:
         self.sets = FakeSets()
@@ -78,11 +78,11 @@ class Bench:
             most=MOST,
         )
 
-    def told(self) -> list[int]:
-        """Source ports of the flows that the kernel was told of."""
+    def offloaded(self) -> list[int]:
+        """Source ports of the offloaded flows."""
         return [flow.sport for flow, _ in self.sets.held]
 
-    def said(self) -> str:
+    def logged(self) -> str:
         self.sink.push(0.0)
         return self.log.read_text()
 
@@ -123,19 +123,19 @@ def dropped(
     )
 
 
-def test_as_many_as_asked_for_within_a_second(bench: Bench) -> None:
+def test_a_flow_is_offloaded_after_enough_drops_within_a_second(bench: Bench) -> None:
     for number in range(AFTER - 1):
         bench.offloader.process_batch([dropped()], 100 + number / 10)
-    assert bench.told() == []
+    assert bench.offloaded() == []
     bench.offloader.process_batch([dropped()] * (AFTER - 1), 101.0)
-    assert bench.told() == []
+    assert bench.offloaded() == []
     bench.offloader.process_batch([dropped()], 101.9)
     assert bench.sets.held == [
         (OneWay(Hook.PREROUTING, "eth0", b"\n\0\0\1", b"\n\0\0\2", 1, 2), TIMEOUT_S)
     ]
 
 
-def test_each_hook_and_interface_is_for_itself(bench: Bench) -> None:
+def test_each_hook_and_interface_counts_separately(bench: Bench) -> None:
     bench.offloader.process_batch([dropped(), dropped(hook=Hook.OUTPUT)] * AFTER, 100.0)
     assert [flow.interface for flow, _ in bench.sets.held] == ["eth0", "eth1"]
 
@@ -150,47 +150,47 @@ def test_each_hook_and_interface_is_for_itself(bench: Bench) -> None:
         dropped(lives_s=0),
     ],
 )
-def test_what_is_never_left_to_the_kernel(bench: Bench, judgment: Judgment) -> None:
+def test_packets_that_are_never_offloaded(bench: Bench, judgment: Judgment) -> None:
     bench.offloader.process_batch([judgment] * 100, 100.0)
-    assert bench.told() == []
+    assert bench.offloaded() == []
 
 
-def test_no_longer_than_the_entry_lives(bench: Bench) -> None:
+def test_an_offload_ends_with_the_conntrack_entry(bench: Bench) -> None:
     bench.offloader.process_batch([dropped(1, lives_s=3)] * AFTER, 100.0)
     bench.offloader.process_batch([dropped(2, lives_s=432_000)] * AFTER, 100.0)
     assert [seconds for _, seconds in bench.sets.held] == [3, TIMEOUT_S]
 
 
-def test_packets_on_their_way_do_not_count_again(bench: Bench) -> None:
+def test_packets_already_queued_do_not_count_again(bench: Bench) -> None:
     bench.offloader.process_batch([dropped()] * AFTER * 10, 100.0)
     bench.offloader.process_batch([dropped()] * AFTER * 10, 100.1)
-    assert bench.told() == [1]
+    assert bench.offloaded() == [1]
 
 
-def test_after_the_timeout_one_packet_is_enough_for_a_while(bench: Bench) -> None:
+def test_one_packet_suffices_for_a_while_after_the_timeout(bench: Bench) -> None:
     bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     bench.offloader.process_batch([dropped()], 110.0)
-    assert bench.told() == [1, 1]
+    assert bench.offloaded() == [1, 1]
     bench.offloader.tick(121.0)
     bench.offloader.process_batch([dropped()], 129.0)
-    assert bench.told() == [1, 1, 1]
+    assert bench.offloaded() == [1, 1, 1]
     bench.offloader.tick(140.0)
     bench.offloader.tick(150.0)
     bench.offloader.process_batch([dropped()], 151.0)
-    assert bench.told() == [1, 1, 1]
+    assert bench.offloaded() == [1, 1, 1]
 
 
-def test_the_bound_holds_until_one_is_over(bench: Bench) -> None:
+def test_the_limit_holds_until_an_offload_ends(bench: Bench) -> None:
     for sport in range(MOST + 2):
         bench.offloader.process_batch([dropped(sport)] * AFTER * 3, 100.0)
-    assert bench.told() == [0, 1, 2]
+    assert bench.offloaded() == [0, 1, 2]
     assert bench.stats.counters["offload_full"] == 2
     bench.offloader.tick(110.5)
     bench.offloader.process_batch([dropped(7)] * AFTER, 111.0)
-    assert bench.told() == [0, 1, 2, 7]
+    assert bench.offloaded() == [0, 1, 2, 7]
 
 
-def test_a_full_set_of_the_kernel_is_counted(bench: Bench) -> None:
+def test_a_full_kernel_set_is_counted(bench: Bench) -> None:
     bench.offloader.process_batch([], 100.0)
     bench.sets.error = errno.ENFILE
     bench.offloader.process_batch([dropped()] * AFTER, 100.0)
@@ -198,75 +198,75 @@ def test_a_full_set_of_the_kernel_is_counted(bench: Bench) -> None:
     assert bench.stats.counters["offloaded_flows"] == 0
 
 
-def test_forged_addresses_fill_the_count_and_no_more(
+def test_forged_addresses_fill_only_the_bounded_count(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(offload, "_COUNTED_MAX", 8)
     for sport in range(8):
         bench.offloader.process_batch([dropped(sport)], 100.0)
     bench.offloader.process_batch([dropped(99)] * AFTER * 2, 100.5)
-    assert bench.told() == []
+    assert bench.offloaded() == []
     bench.offloader.process_batch([dropped(99)] * AFTER, 101.0)
-    assert bench.told() == [99]
+    assert bench.offloaded() == [99]
 
 
-def test_mode_and_policy_take_everything_back(bench: Bench) -> None:
+def test_a_change_of_mode_or_policy_takes_everything_back(bench: Bench) -> None:
     bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     bench.engine.mode = Mode.DRY_RUN
     bench.offloader.tick(100.1)
-    assert bench.told() == []
+    assert bench.offloaded() == []
     bench.offloader.process_batch([dropped()] * AFTER, 100.2)
-    assert bench.told() == []
+    assert bench.offloaded() == []
     bench.engine.mode = Mode.ENFORCE
     bench.offloader.process_batch([dropped()] * AFTER, 100.3)
-    assert bench.told() == [1]
+    assert bench.offloaded() == [1]
     bench.engine.policy = policy("allow")
     bench.offloader.process_batch([dropped()] * AFTER, 100.4)
-    assert bench.told() == []
+    assert bench.offloaded() == []
     assert bench.stats.counters["offload_refused"] == 1
 
 
-def test_what_a_dead_daemon_left_is_taken_back_first(bench: Bench) -> None:
+def test_flows_of_a_killed_daemon_are_removed_first(bench: Bench) -> None:
     bench.offloader.tick(100.0)
     bench.offloader.tick(101.0)
     assert bench.sets.cleared == 1
 
 
-def test_what_cannot_be_taken_back_is_tried_again(bench: Bench) -> None:
+def test_a_failed_removal_is_tried_again(bench: Bench) -> None:
     bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     bench.engine.policy = policy()
     bench.sets.error = errno.EPERM
     bench.offloader.process_batch([dropped()] * AFTER, 101.0)
     bench.sets.error = 0
     bench.offloader.process_batch([dropped()] * AFTER, 102.0)
-    assert bench.told() == [1]
+    assert bench.offloaded() == [1]
     bench.offloader.tick(106.0)
-    assert bench.told() == []
-    assert bench.said().count("offload_failed") == 1
+    assert bench.offloaded() == []
+    assert bench.logged().count("offload_failed") == 1
 
 
-def test_a_table_that_is_not_there_is_told_of_when_it_matters(bench: Bench) -> None:
+def test_a_missing_table_is_logged_when_it_is_needed(bench: Bench) -> None:
     bench.sets.error = errno.ENOENT
     bench.offloader.tick(100.0)
     bench.offloader.refresh()
-    assert bench.said() == ""
+    assert bench.logged() == ""
     bench.offloader.process_batch([dropped()] * AFTER, 100.5)
     bench.offloader.process_batch([dropped()] * AFTER, 101.0)
-    assert bench.said().count("rules install makes it") == 1
+    assert bench.logged().count("rules install` creates it") == 1
     bench.sets.error = 0
     bench.offloader.process_batch([dropped()] * AFTER, 106.0)
-    assert bench.told() == [1]
+    assert bench.offloaded() == [1]
 
 
-def test_numbers_and_the_event(bench: Bench) -> None:
+def test_counters_and_the_event(bench: Bench) -> None:
     bench.offloader.process_batch([dropped()] * AFTER, 100.0)
     bench.sets.dropped = 1000
     bench.offloader.refresh()
     bench.offloader.tick(100.5)
     assert bench.stats.counters["offload_drops"] == 1000
     assert bench.stats.gauges["offload_entries"] == 1
-    assert '"offload_drops":1000' in bench.said()
+    assert '"offload_drops":1000' in bench.logged()
     bench.offloader.tick(101.5)
-    assert bench.said().count('"offloaded"') == 1
+    assert bench.logged().count('"offloaded"') == 1
     bench.offloader.close(102.0)
-    assert bench.told() == []
+    assert bench.offloaded() == []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel drops repeats by itself, told by the daemon: on real queues, rules and sets."""
+"""The kernel drops offloaded repeats: on real queues, rules and sets."""
 
 import errno
 import json
@@ -67,7 +67,7 @@ class Site:
                 yield client, server
 
     def flood(self, family: int, sport: int, count: int, *, own: bool = False) -> None:
-        """SYN+ACK that no flow has a place for; `own`: from the guarded host."""
+        """A SYN+ACK of no flow; with `own`, from the guarded host."""
         src, dst = ADDRESSES[family] if not own else ADDRESSES[family][::-1]
         layer = IP if family == 4 else IPv6
         packet = layer(src=src, dst=dst) / TCP(sport=sport, dport=ADVERTISED, flags="SA", seq=1)
@@ -89,7 +89,7 @@ class Site:
         return {one["name"]: len(one.get("elem", ())) for one in sets if one.get("elem")}
 
     def listen(self, family: int) -> socket.socket:
-        """What the guarded host lets in, as a raw socket sees it."""
+        """The packets that the guarded host accepts, as a raw socket sees them."""
         with self.guarded.entered():
             raw = socket.socket(DOMAINS[family], socket.SOCK_RAW, socket.IPPROTO_TCP)
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
@@ -146,7 +146,7 @@ def waiting(site: Site) -> bool:
 def test_a_flood_of_repeats_stays_in_the_kernel(
     site: Site, tmp_path: Path, backend: Backend, family: int
 ) -> None:
-    """By the default policy, on a translated flow, which goes on unharmed."""
+    """Under the default policy, on a translated flow, which survives."""
     near, _ = ADDRESSES[family]
     with (
         guard(site, tmp_path, f'backend = "{backend}"') as process,
@@ -180,7 +180,7 @@ def test_a_flood_of_repeats_stays_in_the_kernel(
     assert site.left() == {}
 
 
-def test_the_kernel_is_told_again_by_one_packet(site: Site, tmp_path: Path) -> None:
+def test_one_packet_renews_an_offload(site: Site, tmp_path: Path) -> None:
     with guard(site, tmp_path, "offload_timeout_s = 1", policy=DROPS_ALL) as process:
         site.flood(4, 5000, 100)
         wait_for(lambda: site.left() == {"received4": 1})
@@ -200,7 +200,7 @@ def test_the_kernel_is_told_again_by_one_packet(site: Site, tmp_path: Path) -> N
     }
 
 
-def test_what_the_host_sends_itself(site: Site, tmp_path: Path) -> None:
+def test_packets_of_the_host_itself(site: Site, tmp_path: Path) -> None:
     with guard(site, tmp_path, policy=DROPS_ALL) as process:
         site.flood(4, 5000, 100, own=True)
         wait_for(lambda: site.left() == {"sent4": 1})
@@ -210,7 +210,7 @@ def test_what_the_host_sends_itself(site: Site, tmp_path: Path) -> None:
     assert event["packets"] + event["offload_drops"] == 205
 
 
-def test_dry_run_leaves_nothing_to_the_kernel(site: Site, tmp_path: Path) -> None:
+def test_dry_run_offloads_nothing(site: Site, tmp_path: Path) -> None:
     with guard(site, tmp_path, 'mode = "dry-run"', policy=DROPS_ALL) as process:
         site.flood(4, 5000, 200)
         wait_for(lambda: not waiting(site))
@@ -221,8 +221,8 @@ def test_dry_run_leaves_nothing_to_the_kernel(site: Site, tmp_path: Path) -> Non
     assert (event["offloaded_flows"], event["offload_drops"]) == (0, 0)
 
 
-def test_a_policy_that_may_let_one_pass_keeps_the_flow(site: Site, tmp_path: Path) -> None:
-    """The same tuple without a flow: a later entry may make the policy say otherwise."""
+def test_a_flow_of_which_a_packet_may_pass_is_not_offloaded(site: Site, tmp_path: Path) -> None:
+    """A tuple without a flow: the policy may decide differently about a later entry."""
     rules = '[[policy.rule]]\nname = "late"\nreason = "no-entry"\naction = "drop"\n'
     with guard(site, tmp_path, policy=LOGS_ALL + rules) as process:
         site.flood(4, 5000, 200)
@@ -248,7 +248,7 @@ def test_a_reload_takes_everything_back(site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("queues", ["0", "0-1"])
 def test_dry_run_at_run_time_takes_everything_back(site: Site, tmp_path: Path, queues: str) -> None:
-    """By several workers too, whose counts are of one table and add up."""
+    """With several workers too, which share one table; their counts add up."""
     control = tmp_path / "control"
     lines = (f'queues = "{queues}"', f'control_socket = "{control}"')
     with guard(site, tmp_path, *lines, policy=DROPS_ALL) as process:
@@ -265,7 +265,7 @@ def test_dry_run_at_run_time_takes_everything_back(site: Site, tmp_path: Path, q
     assert event["offloaded_flows"] == 2
 
 
-def test_a_bound_keeps_the_rest_with_the_daemon(site: Site, tmp_path: Path) -> None:
+def test_flows_beyond_the_limit_stay_with_the_daemon(site: Site, tmp_path: Path) -> None:
     with guard(site, tmp_path, "offload_max_entries = 2", policy=DROPS_ALL) as process:
         for sport in (5000, 5001, 5002):
             site.flood(4, sport, 100)
@@ -277,9 +277,7 @@ def test_a_bound_keeps_the_rest_with_the_daemon(site: Site, tmp_path: Path) -> N
     assert event["packets"] >= 100
 
 
-def test_a_killed_daemon_leaves_what_times_out_and_what_rules_remove(
-    site: Site, tmp_path: Path
-) -> None:
+def test_flows_of_a_killed_daemon_time_out_or_go_with_the_rules(site: Site, tmp_path: Path) -> None:
     with guard(site, tmp_path, "offload_timeout_s = 2", policy=DROPS_ALL) as process:
         site.flood(4, 5000, 100)
         wait_for(lambda: site.left() == {"received4": 1})
@@ -293,7 +291,7 @@ def test_a_killed_daemon_leaves_what_times_out_and_what_rules_remove(
         assert site.guarded.run("nft", "list", "tables").stdout.count(TABLE) == 0
 
 
-def test_rules_that_lack_the_table_are_told_of_once(site: Site, tmp_path: Path) -> None:
+def test_rules_without_the_table_are_logged_once(site: Site, tmp_path: Path) -> None:
     with guard(site, tmp_path, policy=DROPS_ALL) as process:
         site.guarded.run("nft", "delete", "table", "inet", TABLE)
         site.flood(4, 5000, 200)
@@ -304,8 +302,8 @@ def test_rules_that_lack_the_table_are_told_of_once(site: Site, tmp_path: Path) 
     assert event["packets"] == 200
 
 
-def test_sets_need_nothing_but_net_admin(site: Site) -> None:
-    """As the service has it; without that the kernel says so."""
+def test_sets_need_only_net_admin(site: Site) -> None:
+    """As the systemd unit has it; without it the kernel refuses."""
     with site.guarded.entered():
         Firewall(RulesSpec(offload_entries=8)).install()
     program = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reloads one at a time, in a thread, with what is asked meanwhile."""
+"""Reloads run one at a time, in a thread, while further ones are requested."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -21,7 +21,7 @@ from nfq_guard.telemetry.sink import LineSink
 
 
 class FakeWorkers:
-    """Adopts at once, or says why not."""
+    """Adopts at once, or refuses with `problem`."""
 
     def __init__(self) -> None:
         self.adopted: list[str] = []
@@ -34,7 +34,7 @@ class FakeWorkers:
 
 
 class Reads:
-    """Reads policies numbered from 1, when it may."""
+    """Reads policies numbered from 1, each once `may` is released."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -99,7 +99,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     one.close()
 
 
-def test_who_asks_during_a_reload_gets_the_next(bench: Bench) -> None:
+def test_requests_during_a_reload_share_the_next_one(bench: Bench) -> None:
     """The file may have changed since the first one was read."""
     bench.ask("first")
     bench.ask("second")
@@ -113,7 +113,7 @@ def test_who_asks_during_a_reload_gets_the_next(bench: Bench) -> None:
     assert (bench.reloader.taken, bench.reloader.refused) == (2, 0)
 
 
-def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
+def test_a_file_with_mistakes_changes_nothing(bench: Bench) -> None:
     bench.reads.fault = ConfigError("c", [Mistake("a", "b", "c"), Mistake("d", "e", "f")])
     bench.ask("one")
     bench.go()
@@ -132,7 +132,7 @@ def test_a_wrong_file_changes_nothing(bench: Bench) -> None:
     assert bench.reloader.refused == 1
 
 
-def test_a_bug_of_ours_is_refused_like_a_wrong_file(bench: Bench) -> None:
+def test_a_crash_while_reading_refuses_the_reload(bench: Bench) -> None:
     bench.reads.fault = RecursionError("too deep")
     bench.ask("one")
     bench.go()
@@ -141,7 +141,7 @@ def test_a_bug_of_ours_is_refused_like_a_wrong_file(bench: Bench) -> None:
     assert bench.reloader.loaded.digest == "0"
 
 
-def test_workers_that_disagree_keep_the_old_one(bench: Bench) -> None:
+def test_workers_that_disagree_keep_the_old_policy(bench: Bench) -> None:
     bench.workers.problem = "the worker of queue 3 read another policy: the file changed meanwhile"
     bench.ask("one")
     bench.go()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Thousands of reloads while packets flow: each has its verdict, from one policy or the other."""
+"""Thousands of reloads while packets flow: each packet is judged by one policy as a whole."""
 
 import json
 import signal
@@ -22,7 +22,7 @@ MARKS = {"red": 0x11, "blue": 0x22}
 
 
 def policy(colour: str) -> str:
-    """A hundred rules that do not match, and one that does."""
+    """A policy of a hundred rules that do not match and one that does."""
     others = "".join(
         f'[[policy.rule]]\nname = "{colour}-{number}"\nsport = {number}\naction = "drop"\n'
         for number in range(1, 101)
@@ -35,7 +35,7 @@ def policy(colour: str) -> str:
 
 
 def counted(namespace: Namespace) -> dict[str, int]:
-    """Packets by the mark that they carry behind the queue."""
+    """Packets by their mark behind the queue."""
     found = {}
     for line in namespace.run("iptables-save", "-c", "-t", "mangle").stdout.splitlines():
         for colour, mark in MARKS.items():
@@ -49,7 +49,7 @@ def counted(namespace: Namespace) -> dict[str, int]:
 def reload_often(
     guard: GuardProcess, control: Path, config: Path, texts: list[str]
 ) -> dict[str, int]:
-    """Put one text after the other in place and wait for its reload; how they ended."""
+    """Put one text after the other in place and wait for each reload; counts of the outcomes."""
     outcomes = {"OK": 0, "NOK": 0}
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(control))

@@ -45,7 +45,7 @@ def idle(namespace: Namespace) -> bool:
     return kernel_line(namespace).waiting == 0
 
 
-def test_dry_run_accepts_and_says(inside: Namespace, tmp_path: Path) -> None:
+def test_dry_run_accepts_and_logs(inside: Namespace, tmp_path: Path) -> None:
     config = configured(tmp_path / "c", "log_interval_s = 0")
     with (
         Datagrams(inside) as udp,
@@ -88,7 +88,7 @@ def test_stop_on_a_quiet_queue(inside: Namespace, tmp_path: Path) -> None:
             assert guard.events("stopped")
 
 
-def test_stop_gives_the_waiting_their_verdict(inside: Namespace, tmp_path: Path) -> None:
+def test_stop_answers_the_packets_that_wait(inside: Namespace, tmp_path: Path) -> None:
     """Packets queue up while the daemon is stopped; SIGTERM comes first, then it goes on."""
     words = ("--queue", str(QUEUE), "--no-rules")
     with (
@@ -117,7 +117,7 @@ def test_second_daemon_names_the_first(inside: Namespace, tmp_path: Path) -> Non
 
 
 def test_flood_beyond_queue_and_buffer(inside: Namespace, tmp_path: Path) -> None:
-    """Fail mode closed, everything tiny: the kernel drops, is quoted, and the loop goes on."""
+    """Fail mode closed, tiny limits: the kernel drops, its counts are logged, the loop goes on."""
     config = configured(
         tmp_path / "c",
         "queue_length = 500",
@@ -146,7 +146,7 @@ def test_flood_beyond_queue_and_buffer(inside: Namespace, tmp_path: Path) -> Non
         assert stopped["buffer_overruns"] >= 1
 
 
-def test_dry_run_harms_nobody_whatever_the_fail_mode(inside: Namespace, tmp_path: Path) -> None:
+def test_dry_run_drops_nothing_whatever_the_fail_mode(inside: Namespace, tmp_path: Path) -> None:
     config = configured(tmp_path / "c", "queue_length = 10", 'fail_mode = "closed"')
     with (
         Datagrams(inside) as udp,
@@ -161,7 +161,7 @@ def test_dry_run_harms_nobody_whatever_the_fail_mode(inside: Namespace, tmp_path
 
 
 def test_full_disk(inside: Namespace, tmp_path: Path) -> None:
-    """No verdict is missing, and it still stops cleanly."""
+    """Every packet gets its verdict, and the daemon still stops cleanly."""
     config = configured(tmp_path / "c", 'log = "/dev/full"', "log_interval_s = 0")
     with (
         Datagrams(inside) as udp,
@@ -193,7 +193,7 @@ def test_stalled_reader_of_the_log(inside: Namespace, tmp_path: Path) -> None:
         os.close(writing)
 
 
-def test_reload_takes_a_good_policy_and_keeps_it_over_a_bad_one(
+def test_reload_adopts_a_valid_policy_and_keeps_it_over_a_mistaken_one(
     inside: Namespace, tmp_path: Path
 ) -> None:
     path = tmp_path / "c"
@@ -231,7 +231,7 @@ def test_rules_come_and_go_with_the_daemon(namespace: Make, tmp_path: Path) -> N
     assert "NFQUEUE" not in before
 
 
-def test_rules_that_somebody_flushed_come_back(namespace: Make, tmp_path: Path) -> None:
+def test_flushed_rules_are_reinstalled(namespace: Make, tmp_path: Path) -> None:
     inside = namespace("run")
     path = tmp_path / "c"
     path.write_text(f"[daemon]\nqueue = {QUEUE}\nverify_rules_s = 0.2\n")
@@ -244,8 +244,8 @@ def test_rules_that_somebody_flushed_come_back(namespace: Make, tmp_path: Path) 
     assert "NFQ_GUARD" not in inside.run("iptables-save").stdout
 
 
-def test_what_systemd_hears(inside: Namespace, tmp_path: Path) -> None:
-    """Ready when all is in place, alive from the packet loop, reloading, stopping."""
+def test_notifications_to_systemd(inside: Namespace, tmp_path: Path) -> None:
+    """READY once everything is in place, WATCHDOG from the packet loop, RELOADING, STOPPING."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(10)
@@ -265,7 +265,7 @@ def test_what_systemd_hears(inside: Namespace, tmp_path: Path) -> None:
                 heard = systemd.recv(1000)
 
 
-def test_reloads_under_load_lose_nothing(inside: Namespace, tmp_path: Path) -> None:
+def test_reloads_under_load_lose_no_packet(inside: Namespace, tmp_path: Path) -> None:
     path = tmp_path / "c"
     config = configured(
         path, 'mode = "enforce"', policy=THAT_PORT_POLICY.replace('"drop"', '"allow"')
@@ -339,7 +339,7 @@ def test_no_privilege(inside: Namespace) -> None:
 
 
 def test_the_daemon_imports_neither_scapy_nor_prometheus() -> None:
-    """Each costs more at the start than all the rest."""
+    """Either import takes longer than the rest of the start."""
     code = (
         "import sys; import nfq_guard.cli.run; from nfq_guard.flows import bpf, ctnetlink\n"
         "heavy = {'scapy', 'prometheus_client', 'http.server', 'click'}\n"
@@ -355,8 +355,8 @@ def test_the_daemon_imports_neither_scapy_nor_prometheus() -> None:
     assert done.stdout == "[]\n"
 
 
-def test_a_policy_on_trial_is_heard_and_not_obeyed(inside: Namespace, tmp_path: Path) -> None:
-    """The shadow would drop what the policy allows: that makes the event, and nothing else."""
+def test_a_policy_on_trial_is_logged_and_not_carried_out(inside: Namespace, tmp_path: Path) -> None:
+    """It would drop what the policy allows; only the event says so."""
     (tmp_path / "trial.toml").write_text(THAT_PORT_POLICY.replace("log", "allow"))
     config = configured(
         tmp_path / "c",

@@ -44,6 +44,6 @@ def test_same_place_is_reported_once() -> None:
     ],
 )
 def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int) -> None:
-    """Dry-run accepts everything, also what it cannot judge."""
+    """Dry-run accepts every packet, also one whose judging raised."""
     judge = SafeJudge(FakeEngine(mode), drops=drops, report=lambda _: None)
     assert judge.fail_verdict == verdict

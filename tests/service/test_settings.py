@@ -17,12 +17,12 @@ def parsed(text: str) -> tuple[Settings, list[str]]:
     return settings, [str(mistake) for mistake in mistakes]
 
 
-def test_nothing_said_is_dry_run() -> None:
+def test_the_default_is_dry_run() -> None:
     settings, mistakes = parsed("")
     assert (settings.mode, settings.fail_mode, mistakes) == (Mode.DRY_RUN, "open", [])
 
 
-def test_everything_said() -> None:
+def test_every_setting_given() -> None:
     settings, mistakes = parsed(
         """
         mode = "enforce"
@@ -114,7 +114,7 @@ scalars: st.SearchStrategy[Any] = st.one_of(
     )
 )
 def test_any_table_is_read(table: dict[str, Any]) -> None:
-    """Each key is either taken or a mistake."""
+    """Each key is either accepted or a mistake."""
     mistakes: list[Mistake] = []
     settings = parse_settings(table, mistakes)
     wrong = {mistake.key for mistake in mistakes}

@@ -25,7 +25,7 @@ from tests.support.judgments import FakeEngine, queued
 
 
 class FakeQueue:
-    """Hands packets out and remembers their verdicts."""
+    """Yields packets and keeps their verdicts."""
 
     def __init__(self, *packets: Queued) -> None:
         self.queue_num = 7
@@ -101,8 +101,8 @@ def test_dry_run_accepts_all(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.binary(max_size=120), max_size=20))
-def test_any_octets_get_their_verdict(packets: list[bytes]) -> None:
-    """Through the engine, the default policy and the log, without one failure."""
+def test_any_bytes_get_a_verdict(packets: list[bytes]) -> None:
+    """Engine, default policy and log handle them without a failure."""
     policy = default_policy()
     queue = FakeQueue(*(queued(octets) for octets in packets))
     engine = Engine(policy=policy, flows=NoFlows(), mode=Mode.ENFORCE)
@@ -115,7 +115,7 @@ def test_any_octets_get_their_verdict(packets: list[bytes]) -> None:
     one.close(0)
 
 
-def test_log_says_what_is_not_in_it(tmp_path: Path) -> None:
+def test_suppressed_events_are_logged(tmp_path: Path) -> None:
     queue = FakeQueue(*(queued(b"D") for _ in range(1100)))
     one = worker(queue, tmp_path / "log", FakeEngine())
     while one.process_batch():
@@ -128,7 +128,7 @@ def test_log_says_what_is_not_in_it(tmp_path: Path) -> None:
 
 
 class RefusingFlows:
-    """A kernel that answers no lookup."""
+    """A kernel that refuses every lookup."""
 
     evidence = Evidence.BPF
 
@@ -156,7 +156,7 @@ def test_failed_lookups_are_counted_and_logged_once_a_minute(tmp_path: Path) -> 
 
 
 def test_judged_packets_are_marked(tmp_path: Path) -> None:
-    """So that the rule in the later table lets them through; what raised is left to that rule."""
+    """The later rule accepts them; it decides about packets whose judging raised."""
     queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X"))
     one = worker(queue, tmp_path / "log", FakeEngine(), mark=0x1000)
     one.process_batch()
@@ -164,8 +164,8 @@ def test_judged_packets_are_marked(tmp_path: Path) -> None:
     one.close(0)
 
 
-def test_dry_run_marks_nothing_but_that_it_was_seen(tmp_path: Path) -> None:
-    """A mark can choose a route; and the later rule must not drop what could not be judged."""
+def test_dry_run_sets_only_the_judged_mark(tmp_path: Path) -> None:
+    """A mark of the policy could change the route; the later rule must drop nothing."""
     queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X", mark=0x3), queued(b"M"))
     one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN), mark=0x1000)
     while one.process_batch():
@@ -174,7 +174,7 @@ def test_dry_run_marks_nothing_but_that_it_was_seen(tmp_path: Path) -> None:
     one.close(0)
 
 
-def test_a_policy_marks_when_it_acts(tmp_path: Path) -> None:
+def test_the_mark_of_a_policy_is_set_in_enforce_mode_only(tmp_path: Path) -> None:
     for mode, mark in ((Mode.ENFORCE, 0x99), (Mode.DRY_RUN, None)):
         queue = FakeQueue(queued(b"M"))
         one = worker(queue, tmp_path / "log", FakeEngine(mode))
@@ -183,8 +183,8 @@ def test_a_policy_marks_when_it_acts(tmp_path: Path) -> None:
         one.close(0)
 
 
-def test_an_event_that_fails_does_not_end_the_guard(tmp_path: Path) -> None:
-    """The verdicts are out by then; it is counted, and told once."""
+def test_a_failed_event_does_not_end_the_worker(tmp_path: Path) -> None:
+    """The verdicts have been sent by then; every failure is counted, the first one logged."""
 
     class Broken:
         def add(self, event: PacketJudged) -> None:

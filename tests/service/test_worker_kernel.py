@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The worker on a real queue, with parts that fail."""
+"""The worker on a real queue, with a policy or a lookup that raises."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -83,7 +83,7 @@ def worker(
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_policy_that_raises(namespace: Make, tmp_path: Path, *, drops: bool) -> None:
-    """Each packet has its own verdict, the raising ones that of the fail mode."""
+    """Each packet gets its own verdict; one whose judging raised gets that of the fail mode."""
     inside = namespace("q")
     queue_udp(inside)
     log = tmp_path / "log"
