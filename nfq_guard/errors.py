@@ -16,6 +16,16 @@ EXIT_UNAVAILABLE: Final = 69
 EXIT_BUSY: Final = 75
 EXIT_NO_PRIVILEGE: Final = 77
 
+EXIT_MEANINGS: Final = {
+    EXIT_OK: "Success.",
+    EXIT_NOT_FINE: "What was checked is not fine, or the output could not be written.",
+    EXIT_USAGE: "Wrong usage, or a file with mistakes; each is printed with its place.",
+    EXIT_NOT_RUNNING: "No daemon is running that could respond.",
+    EXIT_UNAVAILABLE: "A kernel feature or a program is missing; the message names it.",
+    EXIT_BUSY: "The queue belongs to another process; the message names it.",
+    EXIT_NO_PRIVILEGE: "A privilege is missing; the message names it.",
+}
+
 
 class NfqGuardError(Exception):
     """One line for the operator; `exit_status` is what the command ends with."""

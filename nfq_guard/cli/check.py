@@ -7,7 +7,7 @@ import re
 import sys
 from inspect import cleandoc
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NotRequired, TypedDict
 
 import msgspec
 import orjson
@@ -84,10 +84,10 @@ def config_schema() -> dict[str, Any]:
         [Settings], ref_template="#/$defs/{name}"
     )
     for definition in definitions.values():
-        summary, _, attributes = cleandoc(definition.get("description", "")).partition("\n\n")
-        definition["description"] = summary
-        for name, text in _ATTRIBUTE.findall(attributes):
-            definition["properties"][name]["description"] = " ".join(text.split())
+        docstring = definition.get("description", "")
+        definition["description"] = docstring.partition("\n\n")[0]
+        for name, text in attributes(docstring).items():
+            definition["properties"][name]["description"] = text
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Configuration of nfq-guard",
@@ -98,6 +98,11 @@ def config_schema() -> dict[str, Any]:
     }
 
 
+def attributes(docstring: str) -> dict[str, str]:
+    """The descriptions of the fields of a class in its docstring, by name."""
+    return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(cleandoc(docstring))}
+
+
 def _read(file: str | None) -> tuple[str, PolicyModel]:
     """The policy of a preset, or of a configuration file without any mistake; and its source."""
     if file is not None and file.startswith(PRESET_PREFIX):
@@ -106,14 +111,32 @@ def _read(file: str | None) -> tuple[str, PolicyModel]:
     return config.source, config.model
 
 
-def _report(
-    source: str, model: PolicyModel, found: list[Caution], *, explain: bool
-) -> dict[str, object]:
-    report: dict[str, object] = {
+class Report(TypedDict):
+    """The result of a check.
+
+    Attributes:
+        source: The file or preset.
+        fine: Whether it can be used.
+        rules: Number of rules; absent with mistakes.
+        mistakes: Everything that is wrong.
+        warnings: Rules that deserve a look; absent with mistakes.
+        sentences: The policy in plain sentences, with `--explain-rule`.
+    """
+
+    source: str
+    fine: bool
+    rules: NotRequired[int]
+    mistakes: tuple[Mistake, ...]
+    warnings: NotRequired[list[Caution]]
+    sentences: NotRequired[list[str]]
+
+
+def _report(source: str, model: PolicyModel, found: list[Caution], *, explain: bool) -> Report:
+    report: Report = {
         "source": source,
         "fine": True,
         "rules": len(model.rules),
-        "mistakes": [],
+        "mistakes": (),
         "warnings": found,
     }
     if explain:
@@ -121,7 +144,7 @@ def _report(
     return report
 
 
-def _json(report: dict[str, object]) -> str:
+def _json(report: Report) -> str:
     return orjson.dumps(report, default=_plain).decode()
 
 

@@ -4,6 +4,7 @@
 import argparse
 import json
 import sys
+from typing import TypedDict
 
 import msgspec
 
@@ -109,10 +110,38 @@ def _settings(args: argparse.Namespace) -> Settings:
     return msgspec.structs.replace(settings, **changes)
 
 
+class FamilyRecord(TypedDict):
+    """The rules of one family of addresses.
+
+    Attributes:
+        family: 4 or 6.
+        rules: The rules, in the format of `iptables-restore` or `nft -f`.
+    """
+
+    family: int
+    rules: str
+
+
+class ShownRecord(TypedDict):
+    """What `rules show` prints.
+
+    Attributes:
+        backend: The backend.
+        why: Why it was chosen.
+        offload: Flows that the kernel may be asked to drop at a time; null without offload.
+        families: The rules of each family.
+    """
+
+    backend: str
+    why: str
+    offload: int | None
+    families: list[FamilyRecord]
+
+
 def _show_json(firewall: Firewall) -> str:
     choice = firewall.described_choice()
     rules = render(firewall.spec)
-    record = {
+    record: ShownRecord = {
         "backend": choice.backend,
         "why": choice.why,
         "offload": firewall.spec.offload_entries,
@@ -121,22 +150,52 @@ def _show_json(firewall: Firewall) -> str:
     return json.dumps(record) + "\n"
 
 
+class DifferenceRecord(TypedDict):
+    """One difference that `rules verify` found.
+
+    Attributes:
+        kind: What kind of difference it is.
+        family: 4 or 6.
+        backend: The backend.
+        table: Name of the table.
+        chain: Name of the chain.
+        detail: The difference, in one sentence.
+    """
+
+    kind: str
+    family: int
+    backend: str
+    table: str
+    chain: str
+    detail: str
+
+
+class ChangesRecord(TypedDict):
+    """What `rules install` and `rules remove` did.
+
+    Attributes:
+        done: Each change, one sentence each.
+        notes: What else the operator should know.
+    """
+
+    done: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def _difference(difference: Difference) -> DifferenceRecord:
+    return {
+        "kind": difference.kind,
+        "family": int(difference.family),
+        "backend": difference.backend,
+        "table": difference.table,
+        "chain": difference.chain,
+        "detail": difference.detail,
+    }
+
+
 def _format_differences(differences: list[Difference], *, as_json: bool) -> str:
     if as_json:
-        return "".join(
-            json.dumps(
-                {
-                    "kind": each.kind,
-                    "family": int(each.family),
-                    "backend": each.backend,
-                    "table": each.table,
-                    "chain": each.chain,
-                    "detail": each.detail,
-                }
-            )
-            + "\n"
-            for each in differences
-        )
+        return "".join(json.dumps(_difference(each)) + "\n" for each in differences)
     if not differences:
         return "rules OK\n"
     return "".join(f"{each}\n" for each in differences)
@@ -144,6 +203,7 @@ def _format_differences(differences: list[Difference], *, as_json: bool) -> str:
 
 def _format_changes(changes: Changes, *, as_json: bool) -> str:
     if as_json:
-        return json.dumps({"done": changes.done, "notes": changes.notes}) + "\n"
+        record: ChangesRecord = {"done": changes.done, "notes": changes.notes}
+        return json.dumps(record) + "\n"
     lines = [*changes.done, *(f"note: {note}" for note in changes.notes)]
     return "".join(f"{line}\n" for line in lines or ["nothing to change"])

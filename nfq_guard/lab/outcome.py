@@ -4,7 +4,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
 from nfq_guard.lab.wiretap import Segment
 
@@ -45,6 +45,38 @@ class Expectation:
 
 
 Expectations = Mapping[Mitigation, Expectation]
+
+
+class ResultRecord(TypedDict):
+    """One run of a scenario.
+
+    Attributes:
+        scenario: Name of the scenario.
+        mitigation: The mitigation.
+        expected: The expected outcome.
+        outcome: The measured outcome: `survived`, `reset`, `stalled`, `leaked` or `blocked`.
+        invalid: Packets that the router's kernel counted as INVALID.
+        queued: Of these, packets that the guard judged.
+        dropped: Packets that the mitigation dropped.
+        would_drop: Packets that the guard accepted in dry-run and would have dropped.
+        seconds: Duration of the run.
+        rst: Each RST captured on a link, as `link: source > destination`.
+        leaks: Each segment captured on the outer link with a source that translation hides.
+        why: The reason for `expected`.
+    """
+
+    scenario: str
+    mitigation: str
+    expected: str
+    outcome: str
+    invalid: int
+    queued: int
+    dropped: int
+    would_drop: int
+    seconds: float
+    rst: list[str]
+    leaks: list[str]
+    why: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +120,7 @@ class Result:
         """Whether the outcome is the expected one."""
         return self.outcome is self.expected
 
-    def record(self) -> dict[str, object]:
+    def record(self) -> ResultRecord:
         """The JSON object of `lab run` and `lab matrix`."""
         return {
             "scenario": self.scenario,

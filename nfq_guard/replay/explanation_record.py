@@ -1,19 +1,150 @@
 # SPDX-License-Identifier: MIT
-"""A explanation as a JSON object."""
+"""An explanation as a JSON object."""
+
+from typing import TypedDict
 
 from nfq_guard.flow import FlowSnapshot, Peer
 from nfq_guard.names import direction, tuple_ends
 from nfq_guard.replay.bounds import BoundCheck, Point
 from nfq_guard.replay.explanation import Explanation
-from nfq_guard.replay.frame_record import breach_object, record
+from nfq_guard.replay.frame_record import BreachRecord, FrameRecord, breach_object, record
 from nfq_guard.replay.replayer import Outcome
 from nfq_guard.replay.words import finding_sentence, state_name
 
 
-def explanation_object(explanation: Explanation) -> dict[str, object]:
+class PeerRecord(TypedDict):
+    """What conntrack keeps of one end of a TCP flow (kernel.md 1).
+
+    Attributes:
+        td_end: Highest sequence number sent, plus one for SYN and FIN.
+        td_maxend: Right edge of the window: the highest sequence number that the other end accepts.
+        td_maxwin: Largest window offered, in bytes.
+        td_maxack: Highest acknowledgment number sent.
+        td_scale: Window scale, as a shift.
+        flags: The kernel's `IP_CT_TCP_FLAG_` bits.
+    """
+
+    td_end: int
+    td_maxend: int
+    td_maxwin: int
+    td_maxack: int
+    td_scale: int
+    flags: int
+
+
+class PeersRecord(TypedDict):
+    """Both ends of a TCP flow; null where the flow is not TCP.
+
+    Attributes:
+        original: The end that opened the flow.
+        reply: The other end.
+    """
+
+    original: PeerRecord | None
+    reply: PeerRecord | None
+
+
+class FlowRecord(TypedDict):
+    """The flow as it was before the packet.
+
+    Attributes:
+        original: Source and destination of its original direction.
+        direction: Direction of the packet: `original` or `reply`.
+        state: Its TCP state.
+        status: Its `IPS_` bits.
+        timeout_s: Time left before it expires.
+        peers: The windows of both ends.
+    """
+
+    original: str
+    direction: str
+    state: str | None
+    status: int
+    timeout_s: float
+    peers: PeersRecord
+
+
+class PointRecord(TypedDict):
+    """A sequence number with its name.
+
+    Attributes:
+        name: What it is, such as `td_end`.
+        seq: The number.
+        relative: The number relative to the first of its end; null where that is not known.
+    """
+
+    name: str
+    seq: int
+    relative: int | None
+
+
+class BoundRecord(TypedDict):
+    """One bound of the window with the packet held against it.
+
+    Attributes:
+        bound: The bound.
+        actual: The number of the packet.
+        limit: The number that it is held against.
+        holds: Whether the packet keeps the bound.
+        distance: Bytes by which it breaks the bound, else 0.
+        room: Bytes that are left before it would break the bound, else 0.
+    """
+
+    bound: str
+    actual: PointRecord
+    limit: PointRecord
+    holds: bool
+    distance: int
+    room: int
+
+
+class KernelRecord(TypedDict):
+    """What the rules of another kernel say of the packet.
+
+    Attributes:
+        kernel: The rules, by the first kernel that has them.
+        ctstate: As in the frame.
+        ignored: As in the frame.
+        reason: As in the frame.
+        breach: As in the frame.
+        says: The same as a sentence.
+    """
+
+    kernel: str
+    ctstate: str | None
+    ignored: bool
+    reason: str | None
+    breach: BreachRecord | None
+    says: str | None
+
+
+class ExplanationRecord(FrameRecord):
+    """What `explain` adds to the fields of a frame.
+
+    Attributes:
+        kernel: The kernel whose rules were used.
+        flow: The flow before the packet; null where it has none.
+        expired_s: How long before the packet its flow had expired, in seconds; null if it had not.
+        history: Frames of the flow before the packet: the first and the last ones.
+        history_left_out: Frames of the flow between those.
+        bounds: The bounds of the window.
+        kernels: What the rules of the other kernels say.
+    """
+
+    kernel: str
+    flow: FlowRecord | None
+    expired_s: float | None
+    history: list[FrameRecord]
+    history_left_out: int
+    bounds: list[BoundRecord]
+    kernels: list[KernelRecord]
+
+
+def explanation_object(explanation: Explanation) -> ExplanationRecord:
     """The record of the frame as `replay` has it, and what `explain` adds."""
     told = (*explanation.first, *explanation.last)
-    return record(explanation.outcome, (explanation.file,)) | {
+    return {
+        **record(explanation.outcome, (explanation.file,)),
         "file": explanation.file,
         "kernel": explanation.kernel.name,
         "flow": None if explanation.before is None else _flow(explanation.before),
@@ -25,7 +156,7 @@ def explanation_object(explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _flow(before: FlowSnapshot) -> dict[str, object]:
+def _flow(before: FlowSnapshot) -> FlowRecord:
     original, reply = before.peers or (None, None)
     return {
         "original": tuple_ends(before.original),
@@ -37,7 +168,7 @@ def _flow(before: FlowSnapshot) -> dict[str, object]:
     }
 
 
-def _peer(peer: Peer | None) -> dict[str, object] | None:
+def _peer(peer: Peer | None) -> PeerRecord | None:
     if peer is None:
         return None
     return {
@@ -50,7 +181,7 @@ def _peer(peer: Peer | None) -> dict[str, object] | None:
     }
 
 
-def _point(point: Point, explanation: Explanation) -> dict[str, object]:
+def _point(point: Point, explanation: Explanation) -> PointRecord:
     return {
         "name": point.name,
         "seq": point.seq,
@@ -58,7 +189,7 @@ def _point(point: Point, explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _bound(check: BoundCheck, explanation: Explanation) -> dict[str, object]:
+def _bound(check: BoundCheck, explanation: Explanation) -> BoundRecord:
     return {
         "bound": check.bound,
         "actual": _point(check.actual, explanation),
@@ -69,7 +200,7 @@ def _bound(check: BoundCheck, explanation: Explanation) -> dict[str, object]:
     }
 
 
-def _generation(name: str, outcome: Outcome) -> dict[str, object]:
+def _generation(name: str, outcome: Outcome) -> KernelRecord:
     finding = outcome.finding
     return {
         "kernel": name,

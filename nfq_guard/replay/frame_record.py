@@ -2,6 +2,7 @@
 """One frame of a replay as a JSON object."""
 
 from collections.abc import Sequence
+from typing import NotRequired, TypedDict
 
 import orjson
 
@@ -13,6 +14,65 @@ from nfq_guard.replay.words import state_name
 _SECOND_NS = 1_000_000_000
 
 
+class BreachRecord(TypedDict):
+    """The bound that a packet broke.
+
+    Attributes:
+        bound: The bound.
+        actual: Sequence number of the packet that broke it.
+        limit: The sequence number that it was held against.
+        distance: Bytes from `limit` to `actual`.
+    """
+
+    bound: str
+    actual: int
+    limit: int
+    distance: int
+
+
+class FrameRecord(TypedDict):
+    """One frame.
+
+    Attributes:
+        frame: Number of the frame in its capture, from 1.
+        time: Time of capture: seconds of the Unix epoch, with nine decimals.
+        src: Source address; null without an IP packet.
+        dst: Destination address; null without an IP packet.
+        sport: Source port, where the protocol has ports.
+        dport: Destination port, where the protocol has ports.
+        proto: Protocol: `tcp`, `udp`, `icmp`, or its number.
+        ctstate: What `-m conntrack --ctstate` matches: `NEW`, `ESTABLISHED`, `RELATED`, `INVALID`
+            or `UNTRACKED`; null where conntrack would see no packet.
+        ignored: Whether conntrack left the packet's flow as it was.
+        reason: Why the packet is INVALID; null for any other.
+        breach: The bound that it broke; null where none was.
+        state: State of the flow after the packet.
+        action: What the policy says of an INVALID packet.
+        rule: The rule that says so.
+        detail: More about the reason; null where there is no more.
+        absent: Why conntrack would see no packet in this frame; null where it does.
+        file: The capture, when several are replayed together.
+    """
+
+    frame: int
+    time: orjson.Fragment
+    src: str | None
+    dst: str | None
+    sport: int | None
+    dport: int | None
+    proto: str | None
+    ctstate: str | None
+    ignored: bool
+    reason: str | None
+    breach: BreachRecord | None
+    state: str | None
+    action: str | None
+    rule: str | None
+    detail: str | None
+    absent: str | None
+    file: NotRequired[str]
+
+
 def exact_seconds(time_ns: int) -> str:
     """Seconds with nine decimals, which a float cannot hold for a time of our days."""
     sign = "-" if time_ns < 0 else ""
@@ -20,7 +80,7 @@ def exact_seconds(time_ns: int) -> str:
     return f"{sign}{seconds}.{rest:09d}"
 
 
-def breach_object(breach: Breach | None) -> dict[str, object] | None:
+def breach_object(breach: Breach | None) -> BreachRecord | None:
     """The proof as an object."""
     if breach is None:
         return None
@@ -32,17 +92,13 @@ def breach_object(breach: Breach | None) -> dict[str, object] | None:
     }
 
 
-def record(outcome: Outcome, files: Sequence[str]) -> dict[str, object]:
-    """The object; with several `files` it says in which the frame is.
-
-    `detail` says more about the reason, `absent` why conntrack
-    would see no packet.
-    """
+def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
+    """The object; with several `files` it names that of the frame."""
     packet = outcome.packet
     finding = outcome.finding
     decision = outcome.decision
     sport, dport = (None, None) if packet is None else ports(packet)
-    named: dict[str, object] = {
+    named: FrameRecord = {
         "frame": outcome.frame.number,
         "time": orjson.Fragment(exact_seconds(outcome.frame.time_ns)),
         "src": None if packet is None else address(packet.src),

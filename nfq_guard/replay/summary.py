@@ -2,7 +2,7 @@
 """What a whole replay came to."""
 
 from collections import Counter
-from typing import Final, final
+from typing import Final, TypedDict, final
 
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.engine import tuple_of
@@ -27,6 +27,40 @@ def flow_name(outcome: Outcome) -> str:
         return OTHER_FLOWS
     wanted = tuple_of(packet) if isinstance(packet, Packet) else None
     return packet_ends(packet) if wanted is None else tuple_ends(wanted)
+
+
+class SummaryRecord(TypedDict):
+    """A whole replay, as `replay --summary` prints it.
+
+    Attributes:
+        frames: Frames of the captures.
+        packets: Packets that conntrack would see.
+        flows: Flows that were created.
+        kernel: The kernel whose rules were used.
+        span_s: Time of capture from the first frame to the last, in seconds.
+        seconds: How long the replay took.
+        ctstate: Packets by ctstate.
+        ignored: Packets that left their flow as it was.
+        without_packet: Frames without a packet for conntrack, by why.
+        reason: INVALID packets by reason.
+        action: INVALID packets by action.
+        rule: INVALID packets by the rule that decided.
+        flow: INVALID packets by flow, as `source > destination`.
+    """
+
+    frames: int
+    packets: int
+    flows: int
+    kernel: str
+    span_s: float
+    seconds: float
+    ctstate: dict[str, int]
+    ignored: int
+    without_packet: dict[str, int]
+    reason: dict[str, int]
+    action: dict[str, int]
+    rule: dict[str, int]
+    flow: dict[str, int]
 
 
 @final
@@ -61,7 +95,7 @@ class Summary:
             name = OTHER_FLOWS
         self.by_flow[name] += 1
 
-    def as_object(self, replayer: Replayer, kernel: str, seconds: float) -> dict[str, object]:
+    def as_object(self, replayer: Replayer, kernel: str, seconds: float) -> SummaryRecord:
         """For programs: everything, one object.
 
         Args:

@@ -16,7 +16,7 @@ from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.values import shown
 from nfq_guard.policyfile import read_shadow, read_table, read_toml
-from nfq_guard.service.settings import TABLE, Settings, parse_settings
+from nfq_guard.service.settings import RELOADED, TABLE, Settings, parse_settings
 from nfq_guard.service.status import PolicyFacts
 
 DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
@@ -147,8 +147,7 @@ def prepared(config: Config, running: Settings) -> LoadedPolicy:
     changed = [
         name
         for name in Settings.__struct_fields__
-        # A reload adopts the policy on trial together with the acting one.
-        if name != "shadow" and getattr(config.settings, name) != getattr(running, name)
+        if name not in RELOADED and getattr(config.settings, name) != getattr(running, name)
     ]
     return LoadedPolicy(
         policy=compile_policy(config.model, config.shadow),

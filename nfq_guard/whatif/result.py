@@ -2,7 +2,7 @@
 """A trial as a JSON object."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, TypedDict
 
 from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.tally import Example, Tally
@@ -12,7 +12,113 @@ from nfq_guard.whatif.trial import Trial
 MOST_NAMED: Final = 20
 
 
-def result(trial: Trial, source: str, kind: str) -> dict[str, object]:
+class HitRecord(TypedDict):
+    """Packets of the recording and their flows.
+
+    Attributes:
+        packets: Number of packets.
+        flows: The flows with most of them, each with its number of packets.
+    """
+
+    packets: int
+    flows: dict[str, int]
+
+
+class ExampleRecord(TypedDict):
+    """One packet that would be dropped.
+
+    Attributes:
+        number: Frame of the capture, or line of the events.
+        flow: Source and destination.
+        reason: Why it is INVALID.
+        rule: The rule that drops it.
+    """
+
+    number: int
+    flow: str
+    reason: str
+    rule: str
+
+
+class DropsRecord(TypedDict):
+    """Packets that a policy would drop.
+
+    Attributes:
+        drops: Number of these packets.
+        drops_by_reason: By reason.
+        drops_by_flow: By flow, the flows with most of them.
+        drops_by_peer: By source address, the sources with most of them.
+        flows: Number of flows that they belong to.
+        confirmed_drops: Those that were dropped when they were recorded.
+        false_positives: Those that were let pass, and whose flow lived on.
+        followed_by_rst: Those that were let pass, and were followed by a RST.
+        unknown: Those in flows of which nothing more is recorded.
+        examples: The first ones of each reason.
+    """
+
+    drops: int
+    drops_by_reason: dict[str, int]
+    drops_by_flow: dict[str, int]
+    drops_by_peer: dict[str, int]
+    flows: int
+    confirmed_drops: int
+    false_positives: HitRecord
+    followed_by_rst: int
+    unknown: int
+    examples: list[ExampleRecord]
+
+
+class PolicyRecord(DropsRecord):
+    """What one policy would have done.
+
+    Attributes:
+        policy: The policy, as it was named.
+        by_action: INVALID packets by action.
+        by_rule: INVALID packets by the rule that decides.
+        passes: INVALID packets that would be let pass.
+        false_negatives: Packets that would be let pass, were let pass, and were followed by a RST.
+    """
+
+    policy: str
+    by_action: dict[str, int]
+    by_rule: dict[str, int]
+    passes: int
+    false_negatives: HitRecord
+
+
+class DifferenceRecord(TypedDict):
+    """How two policies differ.
+
+    Attributes:
+        only_a_drops: Packets that the first would drop and the second let pass.
+        only_b_drops: Packets that the second would drop and the first let pass.
+    """
+
+    only_a_drops: DropsRecord
+    only_b_drops: DropsRecord
+
+
+class TrialRecord(TypedDict):
+    """What one or two policies would have done to a recording.
+
+    Attributes:
+        source: The recording.
+        kind: `events` or `capture`.
+        packets: Packets of the recording.
+        invalid: Of these, INVALID ones.
+        policies: Each policy.
+        difference: How they differ; null for one policy.
+    """
+
+    source: str
+    kind: str
+    packets: int
+    invalid: int
+    policies: list[PolicyRecord]
+    difference: DifferenceRecord | None
+
+
+def result(trial: Trial, source: str, kind: str) -> TrialRecord:
     """The JSON object of a trial.
 
     Args:
@@ -21,27 +127,25 @@ def result(trial: Trial, source: str, kind: str) -> dict[str, object]:
         kind: `events` or `capture`.
     """
     named = [policy.model.source for policy in trial.policies]
-    difference: dict[str, object] | None = None
+    difference: DifferenceRecord | None = None
     if len(named) == 2:
-        difference = {
-            f"only_{letter}_drops": _drops(tally)
-            for letter, tally in zip("ab", trial.differences, strict=True)
-        }
+        only_a, only_b = trial.differences
+        difference = {"only_a_drops": _drops(only_a), "only_b_drops": _drops(only_b)}
     return {
         "source": source,
         "kind": kind,
         "packets": trial.packets,
         "invalid": trial.invalid,
         "policies": [
-            {"policy": name, **_tally(tally)}
-            for name, tally in zip(named, trial.tallies, strict=True)
+            _policy(name, tally) for name, tally in zip(named, trial.tallies, strict=True)
         ],
         "difference": difference,
     }
 
 
-def _tally(tally: Tally) -> dict[str, object]:
+def _policy(name: str, tally: Tally) -> PolicyRecord:
     return {
+        "policy": name,
         "by_action": {str(action): count for action, count in tally.by_action.items()},
         "by_rule": tally.by_rule,
         "passes": tally.passes,
@@ -50,7 +154,7 @@ def _tally(tally: Tally) -> dict[str, object]:
     }
 
 
-def _drops(tally: Tally) -> dict[str, object]:
+def _drops(tally: Tally) -> DropsRecord:
     return {
         "drops": tally.drops,
         "drops_by_reason": {str(reason): n for reason, n in tally.drops_by_reason.items()},
@@ -68,7 +172,7 @@ def _drops(tally: Tally) -> dict[str, object]:
     }
 
 
-def _example(example: Example) -> dict[str, object]:
+def _example(example: Example) -> ExampleRecord:
     return {
         "number": example.number,
         "flow": example.flow,
