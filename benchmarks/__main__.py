@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
         "--render",
         type=Path,
         metavar="JSON",
-        help="render text and page from JSON, without measuring",
+        help="render from JSON without measuring: the text beside it, the page into --output",
     )
     return parser.parse_args()
 
@@ -70,7 +70,7 @@ def main() -> int:
             ) or "not results of a benchmark"
             print(f"benchmarks: {args.render}: {why}", file=sys.stderr)
             return EXIT_USAGE
-        return _write(args.render.parent, record, results)
+        return _write(args.render.parent, record, results, args.output)
     if os.geteuid() != 0:
         print("benchmarks: needs root, because it creates network namespaces", file=sys.stderr)
         return EXIT_NO_PRIVILEGE
@@ -120,7 +120,7 @@ def _measure(args: argparse.Namespace) -> int:
         return _INTERRUPTED
     record["machine"]["load_after"] = list(os.getloadavg())
     record["machine"]["seconds"] = round(time.monotonic() - began, 1)
-    return _write(args.output, record, results)
+    return _write(args.output, record, results, args.output)
 
 
 @contextlib.contextmanager
@@ -140,7 +140,7 @@ def _section(name: str) -> Callable[..., None]:
     return run
 
 
-def _write(directory: Path, record: dict[str, Any], results: Results) -> int:
+def _write(directory: Path, record: dict[str, Any], results: Results, page_directory: Path) -> int:
     found = targets.judge(results)
     record["rows"] = results.as_json()
     record["targets"] = [
@@ -166,7 +166,8 @@ def _write(directory: Path, record: dict[str, Any], results: Results) -> int:
         from benchmarks import page  # noqa: PLC0415 - only where there is matplotlib
 
         written = page.render(results, found, record["machine"], record["warnings"])
-        (directory / "index.html").write_text(written, encoding="utf-8")
+        page_directory.mkdir(parents=True, exist_ok=True)
+        (page_directory / "index.html").write_text(written, encoding="utf-8")
     print(f"written to {directory}", file=sys.stderr)
     return EXIT_OK if all(one.outcome == "met" for one in found) else EXIT_NOT_FINE
 
