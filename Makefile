@@ -12,7 +12,7 @@ SEED ?= 1
 GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel kernels kernels-short bench bench-quick instructions unpack \
+.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel kernels kernels-short bench bench-quick reference instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -101,6 +101,9 @@ bench-quick: ## the same with fewer rounds, about a minute (root)
 # Fails when a judgement takes 5 % more instructions than on record.
 instructions:
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.instructions --check
+
+reference: ## generate docs/reference/ from the code
+	$(BIN)/python -m tests.support.reference
 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf

@@ -150,7 +150,7 @@ def _show_json(firewall: Firewall) -> str:
     return json.dumps(record) + "\n"
 
 
-class DifferenceRecord(TypedDict):
+class RuleDifferenceRecord(TypedDict):
     """One difference that `rules verify` found.
 
     Attributes:
@@ -182,7 +182,7 @@ class ChangesRecord(TypedDict):
     notes: tuple[str, ...]
 
 
-def _difference(difference: Difference) -> DifferenceRecord:
+def _difference(difference: Difference) -> RuleDifferenceRecord:
     return {
         "kind": difference.kind,
         "family": int(difference.family),

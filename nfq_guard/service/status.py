@@ -67,7 +67,7 @@ class RulesStatus(Struct, frozen=True, kw_only=True):
         state: What the last check found.
         problem: Why that check failed; empty where it did not.
         differences: Every difference that it found, one sentence each.
-        age_s: Seconds since it; None before the first.
+        age_s: Seconds since it; null before the first.
     """
 
     state: RulesState
@@ -128,8 +128,8 @@ class Status(Struct, frozen=True, kw_only=True):
         config: The configuration file as the operator named it, or `defaults`.
         policy: The policy in force.
         shadow: The policy on trial.
-        evidence: A `flow.Evidence`.
-        fail_mode: A `firewall.FailMode`.
+        evidence: Where flows are looked up: `bpf`, `ctnetlink` or `none`.
+        fail_mode: The fail mode: `open`, `closed` or `kernel-drop`.
         max_rate_pps: Packets a second above which the kernel leaves packets to the fail mode;
             0 for no limit.
         rules: Our rules in the packet filter.
@@ -138,8 +138,8 @@ class Status(Struct, frozen=True, kw_only=True):
         actions: Packets by action.
         decided_by: Packets by the rule that decided.
         counters: Counters of the daemon, by name.
-        last_reload: The last reload; None before the first.
-        last_error: The last event of level error; None before the first.
+        last_reload: The last reload; null before the first.
+        last_error: The last event of level error; null before the first.
     """
 
     version: str

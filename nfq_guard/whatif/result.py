@@ -51,7 +51,7 @@ class DropsRecord(TypedDict):
         flows: Number of flows that they belong to.
         confirmed_drops: Those that were dropped when they were recorded.
         false_positives: Those that were let pass, and whose flow lived on.
-        followed_by_rst: Those that were let pass, and were followed by a RST.
+        followed_by_rst: Those that were let pass, and were followed by an RST.
         unknown: Those in flows of which nothing more is recorded.
         examples: The first ones of each reason.
     """
@@ -76,7 +76,7 @@ class PolicyRecord(DropsRecord):
         by_action: INVALID packets by action.
         by_rule: INVALID packets by the rule that decides.
         passes: INVALID packets that would be let pass.
-        false_negatives: Packets that would be let pass, were let pass, and were followed by a RST.
+        false_negatives: Packets that would be let pass, were let pass, and were followed by an RST.
     """
 
     policy: str
