@@ -28,9 +28,10 @@ from nfq_guard.flow import (
     FlowSnapshot,
     Hook,
     TcpState,
+    is_icmp_request,
 )
 from nfq_guard.wire.checksum import checksum_ok
-from nfq_guard.wire.icmp import LAST_TYPE_V4, REQUESTS_V4, REQUESTS_V6
+from nfq_guard.wire.icmp import LAST_TYPE_V4
 from nfq_guard.wire.packet import (
     CHECKSUM_UNVERIFIED,
     Datagram,
@@ -159,7 +160,6 @@ def _diagnose_icmp(packet: Packet, message: IcmpMessage, snapshot: FlowSnapshot 
         return Finding(Reason.RACED, None, _MOVED_ON)
     if packet.family == IPV4 and message.type > LAST_TYPE_V4:
         return Finding(Reason.MALFORMED, None, "ICMP type above 18")
-    requests = REQUESTS_V4 if packet.family == IPV4 else REQUESTS_V6
-    if snapshot is None and message.type not in requests:
+    if snapshot is None and not is_icmp_request(packet.proto, message.type):
         return Finding(Reason.NO_ENTRY, None, "ICMP message that no request asked for")
     return Finding(Reason.RACED, None, _ENTRY_GONE)

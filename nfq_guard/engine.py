@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The whole program without the kernel: packets in, judgments out (design 3)."""
+"""The whole program without the kernel: packets in, judgments out.
+
+The daemon looks flows up in the kernel, a replay in the table of `conntrack`; all else is the same.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,26 +13,18 @@ from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Finding
-from nfq_guard.flow import (
-    Evidence,
-    FlowSnapshot,
-    FlowTuple,
-    LookupFailed,
-    LookupResult,
-    answering,
-)
+from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.policy.decision import Decision, Policy
-from nfq_guard.policy.matcher import CompiledPolicy
-from nfq_guard.policy.shadow import Disagreement, Shadow
+from nfq_guard.policy.shadow import Disagreement, disagreement
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Queued, Segment
+from nfq_guard.wire.packet import Malformed, Packet, Queued, tuple_of
 
 VERDICT_DROP: Final = 0
 VERDICT_ACCEPT: Final = 1
 
 
 class Mode(StrEnum):
-    """Whether decisions are carried out; in dry-run every verdict is accept."""
+    """Whether decisions are carried out; in dry-run every packet passes, unmarked."""
 
     ENFORCE = "enforce"
     DRY_RUN = "dry-run"
@@ -57,7 +52,8 @@ class Judgment:
         snapshot: Its flow; None where there is no entry, no way to look, or the lookup failed.
         finding: Why it is INVALID.
         decision: What the policy says.
-        verdict: What the kernel is told: `VERDICT_DROP` or `VERDICT_ACCEPT`.
+        verdict: `VERDICT_DROP` or `VERDICT_ACCEPT`; unlike `decision` it depends on the mode.
+        mark: Packet mark to set with the verdict; None leaves it alone.
         shadow: What a policy on trial says otherwise; None when it agrees or there is none.
         lookup_error: The errno of a lookup that failed, else 0.
     """
@@ -68,6 +64,7 @@ class Judgment:
     finding: Finding
     decision: Decision
     verdict: int
+    mark: int | None
     shadow: Disagreement | None
     lookup_error: int
 
@@ -79,6 +76,7 @@ class Judgment:
         finding: Finding,
         decision: Decision,
         verdict: int,
+        mark: int | None = None,
         shadow: Disagreement | None = None,
         lookup_error: int = 0,
     ) -> None:
@@ -88,32 +86,17 @@ class Judgment:
         self.finding = finding
         self.decision = decision
         self.verdict = verdict
+        self.mark = mark
         self.shadow = shadow
         self.lookup_error = lookup_error
-
-
-def tuple_of(packet: Packet) -> FlowTuple | None:
-    """The tuple by which conntrack finds the flow of `packet`; None if it has none.
-
-    For an ICMP error that is what would answer the quoted packet (kernel.md 2).
-    """
-    l4 = packet.l4
-    if isinstance(l4, Segment | Datagram):
-        return FlowTuple(packet.proto, packet.src, packet.dst, l4.sport, l4.dport)
-    if isinstance(l4, IcmpMessage):
-        quoted = l4.quoted
-        if quoted is not None:
-            return answering(quoted)
-        if not l4.is_error:
-            return FlowTuple(
-                packet.proto, packet.src, packet.dst, l4.identifier, l4.type << 8 | l4.code
-            )
-    return None
 
 
 @final
 class Engine:
     """Judges batches of INVALID packets by one policy.
+
+    Dry-run changes nothing, and only this class knows: it makes verdicts and marks, also those of
+    packets that could not be judged.
 
     Attributes:
         mode: May be switched between two batches.
@@ -129,8 +112,10 @@ class Engine:
         mode: Mode,
         kernel: KernelRules = KERNEL_6_1,
         sysctls: Sysctls = DEFAULT_SYSCTLS,
+        drops_failures: bool = False,
+        judged_mark: int = 0,
     ) -> None:
-        """Put the parts together.
+        """Judge by `policy`, and look flows up in `flows`.
 
         Args:
             policy: What to do with each finding.
@@ -138,12 +123,16 @@ class Engine:
             mode: Whether decisions are carried out.
             kernel: What the kernel that called the packets INVALID can mean by it.
             sysctls: How that kernel is set.
+            drops_failures: Whether a packet is dropped when judging it raises.
+            judged_mark: Mark bits to set on every accepted packet that was judged; 0 for none.
         """
         self.mode = mode
         self.lookup_errors = 0
         self.last_lookup_error = 0
         self._policy = policy
-        self._shadow = _shadow_of(policy)
+        self._shadow = policy.shadow
+        self._drops_failures = drops_failures
+        self._judged_mark = judged_mark
         self._flows = flows
         self._kernel = kernel
         self._sysctls = sysctls
@@ -156,7 +145,27 @@ class Engine:
     @policy.setter
     def policy(self, policy: Policy) -> None:
         self._policy = policy
-        self._shadow = _shadow_of(policy)
+        self._shadow = policy.shadow
+
+    @property
+    def enforces(self) -> bool:
+        """Whether decisions are carried out."""
+        return self.mode is Mode.ENFORCE
+
+    @property
+    def enforced_policy(self) -> Policy | None:
+        """The policy whose decisions are carried out; None in dry-run."""
+        return self._policy if self.mode is Mode.ENFORCE else None
+
+    def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
+        """Verdict and mark of a packet whose judging raised.
+
+        In dry-run it has the mark of a judged one, so that no later rule drops it for want of that.
+        """
+        if self.mode is Mode.ENFORCE:
+            return VERDICT_DROP if self._drops_failures else VERDICT_ACCEPT, None
+        judged_mark = self._judged_mark
+        return VERDICT_ACCEPT, queued.mark | judged_mark if judged_mark else None
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         """Judge packets seen at `now`, monotonic seconds; one judgment each, in order.
@@ -189,7 +198,7 @@ class Engine:
         if failed:
             return self._judge_with_failures(batch, packets, snapshots, failed, now)
         return [
-            self._judge_one(queued, packets[index], snapshots[index], evidence, now, 0)
+            self.judge_packet(queued, packets[index], snapshots[index], evidence, now, 0)
             for index, queued in enumerate(batch)
         ]
 
@@ -210,28 +219,45 @@ class Engine:
                 self.last_lookup_error = code
             evidence = Evidence.NONE if code else self._flows.evidence
             judgments.append(
-                self._judge_one(queued, packets[index], snapshots[index], evidence, now, code)
+                self.judge_packet(queued, packets[index], snapshots[index], evidence, now, code)
             )
         return judgments
 
-    def _judge_one(
+    def judge_packet(
         self,
         queued: Queued,
         packet: Packet | Malformed,
         snapshot: FlowSnapshot | None,
         evidence: Evidence,
         now: float,
-        lookup_error: int,
+        lookup_error: int = 0,
     ) -> Judgment:
+        """Judge one packet that is decoded and looked up already; for a replay, and for `judge`.
+
+        Args:
+            queued: The packet as it came.
+            packet: The same, decoded.
+            snapshot: Its flow (`tuple_of`); None without one.
+            evidence: What the lookup gives; NONE when it failed or there is none.
+            now: Monotonic seconds.
+            lookup_error: The errno of a lookup that failed; 0 if none did.
+        """
         finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
-        verdict = VERDICT_DROP if decision.drops and self.mode is Mode.ENFORCE else VERDICT_ACCEPT
+        verdict = VERDICT_ACCEPT
+        mark = None
+        if self.mode is Mode.ENFORCE:
+            mark = decision.mark
+            if decision.drops:
+                verdict = VERDICT_DROP
+        judged_mark = self._judged_mark
+        if judged_mark and verdict == VERDICT_ACCEPT:
+            mark = (queued.mark if mark is None else mark) | judged_mark
         shadow = self._shadow
-        told = None
+        differs = None
         if shadow is not None:
-            told = shadow.hold(queued, packet, snapshot, finding, now, decision)
-        return Judgment(queued, packet, snapshot, finding, decision, verdict, told, lookup_error)
-
-
-def _shadow_of(policy: Policy) -> Shadow | None:
-    return policy.shadow if isinstance(policy, CompiledPolicy) else None
+            other = shadow.decide(queued, packet, snapshot, finding, now)
+            differs = disagreement(decision, other)
+        return Judgment(
+            queued, packet, snapshot, finding, decision, verdict, mark, differs, lookup_error
+        )

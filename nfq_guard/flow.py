@@ -132,11 +132,36 @@ class FlowTuple:
         self.dport = dport
 
 
-# By protocol: the type that answers an ICMP type, both ways.
-_ICMP_ANSWERS: Final = {
-    PROTO_ICMP: {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17},
-    PROTO_ICMPV6: {128: 129, 129: 128, 139: 140, 140: 139},
+# One flow in both directions: protocol, the lower end's address, the higher end's, their ports.
+FlowKey = tuple[int, bytes, bytes, int, int]
+
+
+def key_of_ends(proto: int, src: bytes, dst: bytes, sport: int, dport: int) -> FlowKey:
+    """The key of a flow, from a packet of either direction."""
+    if src < dst or (src == dst and sport <= dport):
+        return proto, src, dst, sport, dport
+    return proto, dst, src, dport, sport
+
+
+# By protocol: each type of ICMP request, and the type of its reply (kernel.md 2).
+_ICMP_REPLIES: Final = {
+    PROTO_ICMP: {8: 0, 13: 14, 15: 16, 17: 18},
+    PROTO_ICMPV6: {128: 129, 139: 140},
 }
+_ICMP_COUNTERPARTS: Final = {
+    proto: {**replies, **{reply: request for request, reply in replies.items()}}
+    for proto, replies in _ICMP_REPLIES.items()
+}
+
+
+def is_icmp_request(proto: int, kind: int) -> bool:
+    """Whether an ICMP message of this type opens a flow."""
+    return kind in _ICMP_REPLIES[proto]
+
+
+def icmp_counterpart(proto: int, kind: int) -> int | None:
+    """The reply type of an ICMP request, or the request type of a reply; None for other types."""
+    return _ICMP_COUNTERPARTS[proto].get(kind)
 
 
 def answering(sent: FlowTuple) -> FlowTuple:
@@ -145,11 +170,11 @@ def answering(sent: FlowTuple) -> FlowTuple:
     For ICMP the identifier stays and a request becomes its reply; a type without a counterpart
     stays too, and conntrack has no flow for it.
     """
-    answers = _ICMP_ANSWERS.get(sent.proto)
-    if answers is None:
+    if sent.proto not in _ICMP_COUNTERPARTS:
         return FlowTuple(sent.proto, sent.dst, sent.src, sent.dport, sent.sport)
     kind = sent.dport >> 8
-    reply = answers.get(kind, kind) << 8 | sent.dport & 0xFF
+    counterpart = icmp_counterpart(sent.proto, kind)
+    reply = (kind if counterpart is None else counterpart) << 8 | sent.dport & 0xFF
     return FlowTuple(sent.proto, sent.dst, sent.src, sent.sport, reply)
 
 

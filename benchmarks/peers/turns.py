@@ -123,7 +123,10 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
         reader=reader,
         verdicts=VerdictSender(reader.socket, 7),
         judge=Engine(
-            policy=default_policy(), flows=bpf.BpfFlows(program=_Program()), mode=Mode.ENFORCE
+            policy=default_policy(),
+            flows=bpf.BpfFlows(program=_Program()),
+            mode=Mode.ENFORCE,
+            judged_mark=1,
         ),
         stats=Stats(),
         evidence=Evidence.BPF,
@@ -131,8 +134,6 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
         sink=sink,
         limiter=EventLimiter(interval_s=1e9, events_per_s=1000),
         budget=budget,
-        drops_failures=False,
-        judged_mark=1,
     )
 
 

@@ -40,10 +40,13 @@ from nfq_guard.flow import (
     Evidence,
     FlowSnapshot,
     FlowTuple,
+    answering,
+    icmp_counterpart,
+    is_icmp_request,
 )
-from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6, REQUESTS_V4, REQUESTS_V6
+from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6
 from nfq_guard.wire.ipv6 import NO_NEXT_HEADER
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
+from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment, tuple_of
 
 # What `track` answers; CTSTATES[code] is the word.
 CT_NEW: Final = 0
@@ -59,9 +62,6 @@ CTSTATES: Final = (
     CtState.UNTRACKED,
 )
 
-# Each type of ICMP request with that of its answer, both ways.
-_ANSWERS_V4: Final = {8: 0, 0: 8, 13: 14, 14: 13, 15: 16, 16: 15, 17: 18, 18: 17}
-_ANSWERS_V6: Final = {128: 129, 129: 128, 139: 140, 140: 139}
 # Multicast listener and neighbour discovery: conntrack leaves them alone (kernel.md 2).
 _UNTRACKED_V6: Final = (130, 131, 132, 133, 134, 135, 136, 143, 151, 152)
 # How long a datagram flow must go both ways before it counts as a stream, seconds.
@@ -179,18 +179,15 @@ class FlowTable:
         packet = self._packet
         if not isinstance(packet, Packet):
             return None
-        key = _key_of_packet(packet)
-        return None if key is None else self._snapshot_of(key)
+        sent = tuple_of(packet)
+        return None if sent is None else self._snapshot_of(_key_of_tuple(sent))
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[FlowSnapshot | None]:
         """The flows that tuples belong to, in either direction (`engine.FlowLookup`).
 
         Entries that had expired when the last packet came are not found.
         """
-        return [
-            self._snapshot_of(key_of(flow.src, flow.dst, flow.sport, flow.dport, flow.proto))
-            for flow in tuples
-        ]
+        return [self._snapshot_of(_key_of_tuple(flow)) for flow in tuples]
 
     def _snapshot_of(self, key: Key) -> FlowSnapshot | None:
         entry = self._find(key, self._now)
@@ -287,15 +284,14 @@ class FlowTable:
             return self._invalid(Reason.MALFORMED)
         if message.is_error:
             return self._icmp_error(packet, message, now)
-        answer = (_ANSWERS_V4 if v4 else _ANSWERS_V6).get(kind)
-        key = _key_of_packet(packet)
-        assert key is not None  # noqa: S101 - messages that are no errors have one
-        requests = REQUESTS_V4 if v4 else REQUESTS_V6
-        if answer is None or (kind not in requests and self._find(key, now) is None):
+        sent = tuple_of(packet)
+        assert sent is not None  # noqa: S101 - every message that is not an error has one
+        key = _key_of_tuple(sent)
+        if icmp_counterpart(packet.proto, kind) is None or (
+            not is_icmp_request(packet.proto, kind) and self._find(key, now) is None
+        ):
             return self._invalid(Reason.NO_ENTRY)
-        reply = key_of(
-            packet.dst, packet.src, message.identifier, answer << 8 | message.code, packet.proto
-        )
+        reply = _key_of_tuple(answering(sent))
         entry, direction = self._find_or_open(key, reply, now)
         entry.expires = now + self._sysctls.icmp_timeout_s
         return _passed(entry, direction)
@@ -304,7 +300,7 @@ class FlowTable:
         quoted = message.quoted
         if quoted is None:
             return self._invalid(Reason.ICMP_UNRELATED)
-        key = key_of(quoted.src, quoted.dst, quoted.sport, quoted.dport, quoted.proto)
+        key = _key_of_tuple(quoted)
         entry = self._find(key, now)
         if entry is None:
             return self._invalid(Reason.ICMP_UNRELATED)
@@ -386,14 +382,8 @@ def _passed(entry: Entry, direction: int) -> int:
     return CT_ESTABLISHED if entry.status & IPS_SEEN_REPLY else CT_NEW
 
 
-def _key_of_packet(packet: Packet) -> Key | None:
-    """The key of a packet that belongs to a flow by its own header; None for any other."""
-    l4 = packet.l4
-    if isinstance(l4, Segment | Datagram):
-        return key_of(packet.src, packet.dst, l4.sport, l4.dport, packet.proto)
-    if isinstance(l4, IcmpMessage) and not l4.is_error:
-        return key_of(packet.src, packet.dst, l4.identifier, l4.type << 8 | l4.code, packet.proto)
-    return None
+def _key_of_tuple(flow: FlowTuple) -> Key:
+    return key_of(flow.src, flow.dst, flow.sport, flow.dport, flow.proto)
 
 
 def _is_link_local_redirect(packet: Packet) -> bool:

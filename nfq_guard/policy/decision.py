@@ -50,6 +50,10 @@ class Decision:
 class Policy(Protocol):
     """Ordered rules, compiled."""
 
+    @property
+    def shadow(self) -> "Policy | None":
+        """A policy on trial beside this one, whose decisions are reported and never carried out."""
+
     def decide(
         self,
         queued: Queued,

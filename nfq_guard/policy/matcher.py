@@ -14,7 +14,7 @@ from typing import Final, final
 
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import FlowSnapshot
-from nfq_guard.policy.decision import Decision
+from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.policy.fields import FIELDS, REASON, REASONS, Field, Kind, name_of, number_of
 from nfq_guard.policy.intervals import ABSENT, IntervalSet, contains, everything
 from nfq_guard.policy.model import (
@@ -28,7 +28,6 @@ from nfq_guard.policy.model import (
     allowed,
 )
 from nfq_guard.policy.rates import RateLimit
-from nfq_guard.policy.shadow import Shadow
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 # Names or marks whose rules an index remembers. A host has few of either; when a sender or a rule
@@ -173,7 +172,7 @@ class CompiledPolicy:
         shadow: A policy on trial; a reload replaces both at once.
     """
 
-    def __init__(self, model: PolicyModel, shadow: Shadow | None = None) -> None:
+    def __init__(self, model: PolicyModel, shadow: Policy | None = None) -> None:
         """Compile `model`."""
         self.model = model
         self.shadow = shadow
@@ -225,7 +224,7 @@ class CompiledPolicy:
 
 def compile_policy(model: PolicyModel, shadow: CompiledPolicy | None = None) -> CompiledPolicy:
     """Compile `model`, with another policy on trial beside it or without."""
-    return CompiledPolicy(model, None if shadow is None else Shadow(shadow))
+    return CompiledPolicy(model, shadow)
 
 
 def bits_of(flags: Sequence[bool]) -> int:

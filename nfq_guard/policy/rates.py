@@ -3,8 +3,9 @@
 
 from typing import Final, final
 
+from nfq_guard.flow import FlowKey
 from nfq_guard.policy.model import Rate, RateKey
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
+from nfq_guard.wire.packet import Malformed, Packet, flow_key
 
 # Keys that one rule counts at a time. A sender with forged addresses can fill the table; the least
 # recently seen key is evicted first, and starts again within the limit when it returns.
@@ -35,11 +36,11 @@ class RateLimit:
         self._by_flow = rate.by is RateKey.FLOW
         self._negated = rate.negated
         self._most_keys = most_keys
-        self._windows: dict[bytes, _Window] = {}
+        self._windows: dict[FlowKey | bytes, _Window] = {}
 
     def matches(self, packet: Packet | Malformed, now: float) -> bool:
         """Count `packet` at `now`, monotonic seconds; returns whether the rule matches it."""
-        key = flow_key(packet) if self._by_flow else bytes(packet.src)
+        key: FlowKey | bytes = flow_key(packet) if self._by_flow else bytes(packet.src)
         window = self._windows.pop(key, None)
         if window is None:
             if len(self._windows) >= self._most_keys:
@@ -52,16 +53,3 @@ class RateLimit:
         self._windows[key] = window
         window.count += 1
         return (window.count > self._over) is not self._negated
-
-
-def flow_key(packet: Packet | Malformed) -> bytes:
-    """The same octets for both directions of a flow, as the packets of one look on the wire."""
-    sport = dport = 0
-    if isinstance(packet, Packet):
-        l4 = packet.l4
-        if isinstance(l4, Segment | Datagram):
-            sport, dport = l4.sport, l4.dport
-    one = packet.src + sport.to_bytes(2, "big")
-    other = packet.dst + dport.to_bytes(2, "big")
-    ends = one + other if one <= other else other + one
-    return ends + packet.proto.to_bytes(1, "big")

@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""A policy on trial: it judges every packet beside the acting policy and is never carried out."""
+"""How the decisions of a policy on trial differ from those of the acting one."""
 
 from dataclasses import dataclass
 from enum import Enum
 from typing import final
 
-from nfq_guard.finding import Finding
-from nfq_guard.flow import FlowSnapshot
-from nfq_guard.policy.decision import Decision, Policy
-from nfq_guard.wire.packet import Malformed, Packet, Queued
+from nfq_guard.policy.decision import Decision
 
 
 class Difference(Enum):
@@ -41,39 +38,16 @@ class Disagreement:
         self.difference = difference
 
 
-@final
-class Shadow:
-    """Compares a policy on trial with the decisions of the acting policy.
+def disagreement(acting: Decision, shadow: Decision) -> Disagreement | None:
+    """How `shadow` differs from `acting`; None when both come to the same.
 
-    Each of the two counts its own rates.
-
-    Attributes:
-        policy: The policy on trial.
+    The names of the rules do not count.
     """
-
-    def __init__(self, policy: Policy) -> None:
-        """Try `policy`."""
-        self.policy = policy
-
-    def hold(
-        self,
-        queued: Queued,
-        packet: Packet | Malformed,
-        snapshot: FlowSnapshot | None,
-        finding: Finding,
-        now: float,
-        acting: Decision,
-    ) -> Disagreement | None:
-        """Judge a packet on which the acting policy decided `acting`; None when both agree.
-
-        Rules with different names but the same action and mark agree.
-        """
-        shadow = self.policy.decide(queued, packet, snapshot, finding, now)
-        if shadow.action is acting.action and shadow.mark == acting.mark:
-            return None
-        difference = Difference.OTHER
-        if acting.drops and not shadow.drops:
-            difference = Difference.ONLY_ACTING_DROPS
-        elif shadow.drops and not acting.drops:
-            difference = Difference.ONLY_SHADOW_DROPS
-        return Disagreement(acting, shadow, difference)
+    if shadow.action is acting.action and shadow.mark == acting.mark:
+        return None
+    difference = Difference.OTHER
+    if acting.drops and not shadow.drops:
+        difference = Difference.ONLY_ACTING_DROPS
+    elif shadow.drops and not acting.drops:
+        difference = Difference.ONLY_SHADOW_DROPS
+    return Disagreement(acting, shadow, difference)

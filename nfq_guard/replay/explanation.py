@@ -13,7 +13,6 @@ from typing import Final, final
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.reader import Capture
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
-from nfq_guard.engine import tuple_of
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import BOUNDS, Ignored, Reason
 from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
@@ -21,7 +20,7 @@ from nfq_guard.policy.decision import Policy
 from nfq_guard.replay.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
 from nfq_guard.seqno import Seq, add
-from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Segment
+from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Segment, tuple_of
 
 # Of the packets before it, the first so many and the last so many are told.
 FIRST_SHOWN: Final = 4

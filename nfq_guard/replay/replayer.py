@@ -18,10 +18,10 @@ from nfq_guard.capture.links import ETHERNET, LINKS, NO_PACKET
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
-from nfq_guard.diagnose import diagnose
+from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Ignored
 from nfq_guard.flow import CtState, Evidence, FlowSnapshot, Hook
-from nfq_guard.policy.decision import Decision, Policy
+from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode
 from nfq_guard.wire.fragments import Reassembler, is_fragment
 from nfq_guard.wire.ip import decode
@@ -129,6 +129,27 @@ class Outcome:
 
 
 @final
+class _Undecided:
+    """Stands in for a policy where only the reason is of interest."""
+
+    shadow = None
+
+    def __init__(self) -> None:
+        self._decision = Decision(Action.ALLOW, "")
+
+    def decide(
+        self,
+        queued: Queued,  # noqa: ARG002 - the protocol's
+        packet: Packet | Malformed,  # noqa: ARG002 - as above
+        snapshot: FlowSnapshot | None,  # noqa: ARG002 - as above
+        finding: Finding,  # noqa: ARG002 - as above
+        now: float,  # noqa: ARG002 - as above
+    ) -> Decision:
+        """Allow."""
+        return self._decision
+
+
+@final
 class Replayer:
     """One replay.
 
@@ -155,6 +176,13 @@ class Replayer:
         self._octets = b""
         self._checksum_ok: bool | None = None
         self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
+        self._engine = Engine(
+            policy=_Undecided() if policy is None else policy,
+            flows=self.table,
+            mode=Mode.ENFORCE,
+            kernel=settings.kernel,
+            sysctls=settings.sysctls,
+        )
         self.frames = 0
         self.by_ctstate = [0] * len(CTSTATES)
         self.ignored = 0
@@ -268,25 +296,15 @@ class Replayer:
             snapshot.status |= self._settings.nat_status
         checksum = CHECKSUM_UNVERIFIED if self._checksum_ok is False else CHECKSUM_GOOD
         queued = Queued(self._octets, _PREROUTING, "", "", 0, checksum)
-        finding = diagnose(
-            queued,
-            packet,
-            snapshot,
-            Evidence.REPLAY,
-            self._settings.kernel,
-            self._settings.sysctls,
-        )
-        decision = None
-        if self._policy is not None:
-            decision = self._policy.decide(queued, packet, snapshot, finding, self.now)
+        judgment = self._engine.judge_packet(queued, packet, snapshot, Evidence.REPLAY, self.now)
         return Outcome(
             frame,
             packet,
             ctstate,
             self.now,
             snapshot=snapshot,
-            finding=finding,
-            decision=decision,
+            finding=judgment.finding,
+            decision=None if self._policy is None else judgment.decision,
             state=0 if snapshot is None else snapshot.state,
             direction=0 if snapshot is None else snapshot.direction,
         )

@@ -5,12 +5,11 @@ from collections import Counter
 from typing import Final, TypedDict, final
 
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.engine import tuple_of
 from nfq_guard.finding import Reason
 from nfq_guard.names import packet_ends, tuple_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.replayer import Outcome, Replayer
-from nfq_guard.wire.packet import Packet
+from nfq_guard.wire.packet import Packet, tuple_of
 
 # Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
 # from here on they are counted together as `OTHER_FLOWS`.

@@ -11,13 +11,12 @@ from collections import OrderedDict
 from typing import Final, final
 
 from nfq_guard.engine import Judgment
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
+from nfq_guard.flow import FlowKey
+from nfq_guard.wire.packet import flow_key
 
 _TABLE_MAX: Final = 4096
-# A tuple of classes: a union would be made anew for each packet.
-_WITH_PORTS: Final = (Segment, Datagram)
 
-Key = tuple[str, int, bytes, bytes, int, int]
+Key = tuple[str, FlowKey]
 
 
 @final
@@ -69,7 +68,7 @@ class EventLimiter:
         """
         if self._interval_s <= 0:
             return [(judgment, 1)] if self._may_log(1, now) else []
-        key = flow_key(judgment)
+        key = judgment.decision.rule, flow_key(judgment.packet)
         folded = self._flows.get(key)
         if folded is not None and now < folded.until:
             folded.count += 1
@@ -127,23 +126,3 @@ class EventLimiter:
             return True
         self.suppressed += packets
         return False
-
-
-def flow_key(judgment: Judgment) -> Key:
-    """The rule and the flow of a packet, the same for both of its directions."""
-    packet = judgment.packet
-    sport = dport = 0
-    if isinstance(packet, Packet):
-        l4 = packet.l4
-        if isinstance(l4, _WITH_PORTS):
-            sport = l4.sport
-            dport = l4.dport
-        elif isinstance(l4, IcmpMessage) and l4.quoted is not None:
-            quoted = l4.quoted
-            sport = quoted.sport
-            dport = quoted.dport
-    src = packet.src
-    dst = packet.dst
-    if src < dst or (src == dst and sport <= dport):
-        return judgment.decision.rule, packet.proto, src, dst, sport, dport
-    return judgment.decision.rule, packet.proto, dst, src, dport, sport

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final, Generic, TypeVar, final
 
+from nfq_guard.flow import FlowKey
+
 # The RST that answers a stray packet comes within a round trip.
 RESET_WITHIN_S: Final = 5.0
 # Bounds against recordings of floods: flows with an open fate, and packets of each. Beyond them,
@@ -47,10 +49,10 @@ class Conversations(Generic[T]):
 
     def __init__(self, most_flows: int = MOST_FLOWS) -> None:
         """Start without flows."""
-        self._flows: OrderedDict[bytes, _Waiting[T]] = OrderedDict()
+        self._flows: OrderedDict[FlowKey, _Waiting[T]] = OrderedDict()
         self._most_flows = most_flows
 
-    def saw(self, key: bytes, time_s: float, *, is_rst: bool) -> Iterator[tuple[T, Fate]]:
+    def saw(self, key: FlowKey, time_s: float, *, is_rst: bool) -> Iterator[tuple[T, Fate]]:
         """Account for a packet of the flow `key`; returns the packets whose fate it decides."""
         flow = self._flows.get(key)
         if flow is None:
@@ -72,7 +74,7 @@ class Conversations(Generic[T]):
             del packets[:late]
         flow.lived = len(packets)
 
-    def awaits(self, key: bytes, time_s: float, packet: T) -> Iterator[tuple[T, Fate]]:
+    def awaits(self, key: FlowKey, time_s: float, packet: T) -> Iterator[tuple[T, Fate]]:
         """Add `packet`; returns the packets evicted for it, with their fate as known so far."""
         flow = self._flows.get(key)
         if flow is None:

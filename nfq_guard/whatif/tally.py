@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.finding import Reason
+from nfq_guard.flow import FlowKey
 from nfq_guard.names import address, endpoint, packet_ends
 from nfq_guard.policy.decision import Action, Decision
-from nfq_guard.policy.rates import flow_key
 from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.recorded import Recorded
-from nfq_guard.wire.packet import Malformed, Packet
+from nfq_guard.wire.packet import Malformed, Packet, flow_key
 
 # Bounds the flows and peers that are counted individually: a recorded flood has any number.
 MOST_COUNTED: Final = 65_536
@@ -70,7 +70,7 @@ class Tally:
         self.confirmed = 0
         self.missed = 0
         self.false_negatives: dict[str, int] = {}
-        self._labels: dict[bytes, str] = {}
+        self._labels: dict[FlowKey, str] = {}
 
     @property
     def drops(self) -> int:

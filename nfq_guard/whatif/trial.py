@@ -7,10 +7,10 @@ from typing import final
 
 from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
-from nfq_guard.policy.rates import flow_key
 from nfq_guard.whatif.conversations import Conversations, Fate
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
+from nfq_guard.wire.packet import flow_key
 
 
 @final

@@ -27,9 +27,6 @@ REDIRECT_V6: Final = 137
 # Messages that carry an identifier: requests and their replies.
 _IDENTIFIED_V4: Final = (0, 8, 13, 14, 15, 16, 17, 18)
 _IDENTIFIED_V6: Final = (128, 129)
-# Requests open a flow; a reply without one is INVALID.
-REQUESTS_V4: Final = (8, 13, 15, 17)
-REQUESTS_V6: Final = (128, 139)
 LAST_TYPE_V4: Final = 18
 
 # The capture is cut short, not the packet.

@@ -7,7 +7,14 @@
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.flow import FlowTuple
+from nfq_guard.flow import (
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    FlowKey,
+    FlowTuple,
+    answering,
+    key_of_ends,
+)
 from nfq_guard.seqno import Seq
 
 # TCP flags, by their bit in octet 13 of the header (RFC 9293 3.1).
@@ -232,6 +239,52 @@ class Malformed:
         self.dst = dst
         self.proto = proto
         self.snapped = snapped
+
+
+# A tuple of classes: a union would be made anew for each packet.
+_WITH_PORTS: Final = (Segment, Datagram)
+_ICMP: Final = (PROTO_ICMP, PROTO_ICMPV6)
+
+
+def tuple_of(packet: Packet) -> FlowTuple | None:
+    """The tuple by which conntrack finds the flow of `packet`; None if it has none.
+
+    For an ICMP error that is what would answer the quoted packet (kernel.md 2).
+    """
+    l4 = packet.l4
+    if isinstance(l4, _WITH_PORTS):
+        return FlowTuple(packet.proto, packet.src, packet.dst, l4.sport, l4.dport)
+    if isinstance(l4, IcmpMessage):
+        quoted = l4.quoted
+        if quoted is not None:
+            return answering(quoted)
+        if not l4.is_error:
+            return FlowTuple(
+                packet.proto, packet.src, packet.dst, l4.identifier, l4.type << 8 | l4.code
+            )
+    return None
+
+
+def flow_key(packet: Packet | Malformed) -> FlowKey:
+    """What counts as one flow, in both directions.
+
+    An ICMP error counts with the flow that it quotes. Without a transport header all packets
+    between two addresses are one flow.
+    """
+    if isinstance(packet, Packet):
+        l4 = packet.l4
+        if isinstance(l4, _WITH_PORTS):
+            return key_of_ends(packet.proto, packet.src, packet.dst, l4.sport, l4.dport)
+        if isinstance(l4, IcmpMessage):
+            quoted = l4.quoted
+            if quoted is None:
+                return key_of_ends(
+                    packet.proto, packet.src, packet.dst, l4.identifier, l4.identifier
+                )
+            # A quoted ICMP message has its identifier as `sport`, and no port of the other end.
+            dport = quoted.sport if quoted.proto in _ICMP else quoted.dport
+            return key_of_ends(quoted.proto, quoted.src, quoted.dst, quoted.sport, dport)
+    return key_of_ends(packet.proto, packet.src, packet.dst, 0, 0)
 
 
 # What the kernel knows of the checksum of a queued packet (NFQA_SKB_INFO, kernel.md 5).

@@ -10,10 +10,9 @@ from nfq_guard.conntrack.states import CLASS_RST
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.conntrack.table import CT_INVALID, FlowTable
 from nfq_guard.diagnose import diagnose
-from nfq_guard.engine import tuple_of
 from nfq_guard.finding import Reason
 from nfq_guard.flow import IPV4, Evidence, FlowSnapshot, Hook, TcpState
-from nfq_guard.wire.packet import CHECKSUM_GOOD, SYN, Queued
+from nfq_guard.wire.packet import CHECKSUM_GOOD, SYN, Queued, tuple_of
 from tests.fuzz_kernel.compare import broken_bound, ends_of
 from tests.fuzz_kernel.generate import next_step, start
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, UDP
 
-from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Engine, Mode, tuple_of
+from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Engine, Mode
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import (
@@ -22,11 +22,13 @@ from nfq_guard.flow import (
 )
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Packet, Queued
+from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Packet, Queued, tuple_of
 
 
 class FixedPolicy:
     """Says the same about every packet."""
+
+    shadow = None
 
     def __init__(self, action: Action) -> None:
         self.decision = Decision(action, "fixed")
@@ -167,3 +169,38 @@ def test_a_configuration_error_names_every_mistake() -> None:
         == "x.toml: a.b: expected a number, found 'x'\nx.toml: expected a table, found []"
     )
     assert error.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("mode", "drops", "verdict", "mark"),
+    [
+        (Mode.ENFORCE, True, VERDICT_DROP, None),
+        (Mode.ENFORCE, False, VERDICT_ACCEPT, None),
+        (Mode.DRY_RUN, True, VERDICT_ACCEPT, 0x1003),
+    ],
+)
+def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int, mark: int | None) -> None:
+    """Dry-run accepts a packet whose judging raised, and no later rule may drop it."""
+    made = Engine(
+        policy=FixedPolicy(Action.DROP),
+        flows=FakeFlows(),
+        mode=mode,
+        drops_failures=drops,
+        judged_mark=0x1000,
+    )
+    packet = Queued(b"", Hook.PREROUTING, "eth0", "", 3, CHECKSUM_GOOD)
+    assert made.fail_verdict(packet) == (verdict, mark)
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_no_mark_without_a_rule_that_expects_one(mode: Mode) -> None:
+    """A dry-run leaves the mark of a packet alone whose judging raised."""
+    packet = Queued(b"", Hook.PREROUTING, "eth0", "", 3, CHECKSUM_GOOD)
+    assert engine(FakeFlows(), mode=mode).fail_verdict(packet) == (VERDICT_ACCEPT, None)
+
+
+def test_only_enforce_mode_has_an_enforced_policy() -> None:
+    made = engine(FakeFlows())
+    assert made.enforced_policy is made.policy
+    made.mode = Mode.DRY_RUN
+    assert made.enforced_policy is None

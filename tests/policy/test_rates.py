@@ -2,8 +2,8 @@
 """Rates: windows, keys, and eviction when the table is full."""
 
 from nfq_guard.policy.model import Rate, RateKey
-from nfq_guard.policy.rates import RateLimit, flow_key
-from nfq_guard.wire.packet import Datagram, Malformed, Packet
+from nfq_guard.policy.rates import RateLimit
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, flow_key
 
 
 def _packet(

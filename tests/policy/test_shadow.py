@@ -13,7 +13,7 @@ from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.default import default_model, default_policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.parse import parse_policy
-from nfq_guard.policy.shadow import Difference, Shadow
+from nfq_guard.policy.shadow import Difference, disagreement
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.telemetry.events import ShadowDecision
 from nfq_guard.telemetry.packet_event import packet_judged
@@ -44,7 +44,7 @@ def test_disagreement(
     says: dict[str, object],
     difference: Difference | None,
 ) -> None:
-    told = Shadow(_policy(**says)).hold(*judge_case, 0.0, acting)
+    told = disagreement(acting, _policy(**says).decide(*judge_case, 0.0))
     if told is None:
         assert difference is None
     else:

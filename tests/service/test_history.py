@@ -4,8 +4,9 @@
 import msgspec
 import orjson
 
+from nfq_guard import names
 from nfq_guard.engine import Mode
-from nfq_guard.flow import Evidence
+from nfq_guard.flow import PROTO_TCP, Evidence, key_of_ends
 from nfq_guard.service.worker.history import History
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.packet_event import packet_judged
@@ -27,10 +28,16 @@ def event(sport: int, second: int = 0, *, reply: bool = False, count: int = 1) -
     return msgspec.structs.replace(made, **ends)
 
 
+def add(history: History, made: PacketJudged) -> None:
+    src, dst = names.address_bytes(made.src or ""), names.address_bytes(made.dst or "")
+    key = key_of_ends(PROTO_TCP, src, dst, made.sport or 0, made.dport or 0)
+    history.add(key, made)
+
+
 def test_both_directions_are_one_flow() -> None:
     history = History()
-    history.add(event(1, 1))
-    history.add(event(1, 2, reply=True, count=5))
+    add(history, event(1, 1))
+    add(history, event(1, 2, reply=True, count=5))
     (flow,) = history.flows(None, 10)
     assert flow["packets"] == 6
     assert (flow["first"], flow["last"]) == ("2026-01-01T00:00:01", "2026-01-01T00:00:02")
@@ -41,7 +48,7 @@ def test_both_directions_are_one_flow() -> None:
 def test_a_flood_evicts_the_flow_seen_longest_ago() -> None:
     history = History(flows_max=2)
     for sport in (1, 2, 1, 3):
-        history.add(event(sport))
+        add(history, event(sport))
     assert [
         orjson.loads(orjson.dumps(flow))["flow"]["a_port"] for flow in history.flows(None, 9)
     ] == [3, 1]
@@ -50,7 +57,7 @@ def test_a_flood_evicts_the_flow_seen_longest_ago() -> None:
 def test_a_flow_keeps_its_last_events() -> None:
     history = History()
     for second in range(20):
-        history.add(event(1, second))
+        add(history, event(1, second))
     (flow,) = orjson.loads(orjson.dumps(history.flows(None, 9)))
     assert [one["timestamp"][-2:] for one in flow["events"]] == [f"{n}" for n in range(12, 20)]
 
@@ -58,6 +65,6 @@ def test_a_flow_keeps_its_last_events() -> None:
 def test_flows_of_one_address_and_a_limit() -> None:
     history = History()
     for sport in range(5):
-        history.add(event(sport))
+        add(history, event(sport))
     assert len(history.flows("10.0.0.2", 3)) == 3
     assert history.flows("10.0.0.9", 3) == []

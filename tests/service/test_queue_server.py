@@ -135,8 +135,6 @@ class Served:
                 sink=self.sink,
                 limiter=EventLimiter(interval_s=100, events_per_s=0),
                 budget=8,
-                drops_failures=False,
-                judged_mark=0,
             ),
             History(),
             Evidence.NONE,

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 import pytest
 
-from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Mode
 from nfq_guard.service.worker.safe_judge import Failure, SafeJudge
 from tests.support.judgments import FakeEngine, queued
 
 
 def test_batch_is_judged_whole() -> None:
     engine = FakeEngine()
-    judge = SafeJudge(engine, drops=False, report=lambda _: pytest.fail("nothing raised"))
+    judge = SafeJudge(engine, report=lambda _: pytest.fail("nothing raised"))
     judged = judge.judge([queued(b"D"), queued(b"a")], now=0)
     assert [one is not None and one.verdict for one in judged] == [0, 1]
     assert engine.calls == 1
@@ -16,7 +15,7 @@ def test_batch_is_judged_whole() -> None:
 
 def test_only_the_packet_that_raises_has_no_judgment() -> None:
     reports: list[Failure] = []
-    judge = SafeJudge(FakeEngine(), drops=False, report=reports.append)
+    judge = SafeJudge(FakeEngine(), report=reports.append)
     judged = judge.judge([queued(b"D"), queued(b"X\x01"), queued(b"a"), queued(b"X\x02")], now=0)
     assert [None if one is None else one.verdict for one in judged] == [0, None, 1, None]
     assert judge.failures == 2
@@ -29,21 +28,7 @@ def test_only_the_packet_that_raises_has_no_judgment() -> None:
 
 def test_same_place_is_reported_once() -> None:
     reports: list[Failure] = []
-    judge = SafeJudge(FakeEngine(), drops=False, report=reports.append)
+    judge = SafeJudge(FakeEngine(), report=reports.append)
     for _ in range(100):
         judge.judge([queued(b"X")], now=0)
     assert (len(reports), judge.failures) == (1, 100)
-
-
-@pytest.mark.parametrize(
-    ("mode", "drops", "verdict"),
-    [
-        (Mode.ENFORCE, True, VERDICT_DROP),
-        (Mode.ENFORCE, False, VERDICT_ACCEPT),
-        (Mode.DRY_RUN, True, VERDICT_ACCEPT),
-    ],
-)
-def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int) -> None:
-    """Dry-run accepts every packet, also one whose judging raised."""
-    judge = SafeJudge(FakeEngine(mode), drops=drops, report=lambda _: None)
-    assert judge.fail_verdict == verdict

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 
 from nfq_guard.engine import Engine, Mode
-from nfq_guard.flow import Evidence, FlowTuple, LookupFailed, LookupResult
+from nfq_guard.flow import Evidence, FlowKey, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.flows.open import NoFlows
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.worker.worker import FlowHistory, Worker
@@ -51,8 +51,6 @@ def worker(
     log: Path,
     engine: FakeEngine | Engine,
     *,
-    drops: bool = False,
-    mark: int = 0,
     history: FlowHistory | None = None,
 ) -> Worker:
     sink = LineSink(log)
@@ -66,8 +64,6 @@ def worker(
         sink=sink,
         limiter=EventLimiter(interval_s=0, events_per_s=1000),
         budget=3,
-        drops_failures=drops,
-        judged_mark=mark,
         history=history,
     )
 
@@ -78,7 +74,7 @@ def events(log: Path) -> list[dict[str, Any]]:
 
 def test_every_packet_one_verdict(tmp_path: Path) -> None:
     queue = FakeQueue(*(queued(octets) for octets in (b"D", b"a", b"X", b"D", b"X")))
-    one = worker(queue, tmp_path / "log", FakeEngine(), drops=True)
+    one = worker(queue, tmp_path / "log", FakeEngine(drops_failures=True))
     assert [one.process_batch(), one.process_batch(), one.process_batch()] == [3, 2, 0]
     assert queue.verdicts == [(1, 0, None), (2, 1, None), (3, 0, None), (4, 0, None), (5, 0, None)]
     one.tick(100)
@@ -92,7 +88,7 @@ def test_every_packet_one_verdict(tmp_path: Path) -> None:
 
 def test_dry_run_accepts_all(tmp_path: Path) -> None:
     queue = FakeQueue(queued(b"D"), queued(b"X"), queued(b"a"))
-    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN), drops=True)
+    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN, drops_failures=True))
     one.process_batch()
     assert [verdict for _, verdict, _ in queue.verdicts] == [1, 1, 1]
     first = events(tmp_path / "log")[-2]
@@ -158,7 +154,7 @@ def test_failed_lookups_are_counted_and_logged_once_a_minute(tmp_path: Path) -> 
 def test_judged_packets_are_marked(tmp_path: Path) -> None:
     """The later rule accepts them; it decides about packets whose judging raised."""
     queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X"))
-    one = worker(queue, tmp_path / "log", FakeEngine(), mark=0x1000)
+    one = worker(queue, tmp_path / "log", FakeEngine(judged_mark=0x1000))
     one.process_batch()
     assert queue.verdicts == [(1, 1, 0x1005), (2, 0, None), (3, 1, None)]
     one.close(0)
@@ -167,7 +163,7 @@ def test_judged_packets_are_marked(tmp_path: Path) -> None:
 def test_dry_run_sets_only_the_judged_mark(tmp_path: Path) -> None:
     """A mark of the policy could change the route; the later rule must drop nothing."""
     queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X", mark=0x3), queued(b"M"))
-    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN), mark=0x1000)
+    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN, judged_mark=0x1000))
     while one.process_batch():
         pass
     assert queue.verdicts == [(1, 1, 0x1005), (2, 1, 0x1000), (3, 1, 0x1003), (4, 1, 0x1000)]
@@ -187,8 +183,8 @@ def test_a_failed_event_does_not_end_the_worker(tmp_path: Path) -> None:
     """The verdicts have been sent by then; every failure is counted, the first one logged."""
 
     class Broken:
-        def add(self, event: PacketJudged) -> None:
-            raise KeyError(event.count)
+        def add(self, key: FlowKey, event: PacketJudged) -> None:
+            raise KeyError(key, event.count)
 
     queue = FakeQueue(*[queued(b"0"), queued(b"1"), queued(b"2")])
     broken = worker(queue, tmp_path / "log", FakeEngine(), history=Broken())

@@ -28,6 +28,8 @@ Make = Callable[[str], Namespace]
 class EveryThirdRaises:
     """A policy with a bug that a packet can reach."""
 
+    shadow = None
+
     def decide(
         self,
         queued: Queued,
@@ -69,15 +71,13 @@ def worker(
     return Worker(
         reader=reader,
         verdicts=VerdictSender(reader.socket, QUEUE),
-        judge=Engine(policy=policy, flows=flows, mode=Mode.ENFORCE),
+        judge=Engine(policy=policy, flows=flows, mode=Mode.ENFORCE, drops_failures=drops),
         stats=Stats(),
         evidence=flows.evidence,
         events=EventLog(sink),
         sink=sink,
         limiter=EventLimiter(interval_s=10, events_per_s=100),
         budget=64,
-        drops_failures=drops,
-        judged_mark=0,
     )
 
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Sequence
 
-from nfq_guard.engine import Judgment, Mode
+from nfq_guard.engine import Engine, Judgment, Mode
 from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_ASSURED,
@@ -16,6 +16,7 @@ from nfq_guard.flow import (
     FlowSnapshot,
     FlowTuple,
     Hook,
+    LookupResult,
     TcpState,
 )
 from nfq_guard.policy.decision import Action, Decision, Policy
@@ -73,29 +74,71 @@ def judgment(
     )
 
 
-class FakeEngine:
-    """Judges by hand: drops what begins with D, marks M, raises at what begins with X."""
+class FirstByte:
+    """A policy that drops what begins with D, marks M, and raises at X."""
 
-    def __init__(self, mode: Mode = Mode.ENFORCE) -> None:
+    shadow = None
+
+    def decide(
+        self,
+        queued: Queued,
+        packet: Packet | Malformed,  # noqa: ARG002 - the protocol's
+        snapshot: FlowSnapshot | None,  # noqa: ARG002 - as above
+        finding: Finding,  # noqa: ARG002 - as above
+        now: float,  # noqa: ARG002 - as above
+    ) -> Decision:
+        if queued.octets.startswith(b"X"):
+            raise ZeroDivisionError("a bug")
+        if queued.octets.startswith(b"M"):
+            return Decision(Action.LOG, "marked", 0x99)
+        return DROP_TRANSLATED if queued.octets.startswith(b"D") else LOG_REST
+
+
+class NoFlows:
+    """A flow table without entries."""
+
+    evidence = Evidence.NONE
+
+    def lookup(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
+        return [None] * len(tuples)
+
+
+class FakeEngine:
+    """An engine with the policy `FirstByte`, whose judgments show a TCP segment."""
+
+    def __init__(
+        self, mode: Mode = Mode.ENFORCE, *, drops_failures: bool = False, judged_mark: int = 0
+    ) -> None:
         self.mode = mode
         self.calls = 0
         self.policy: Policy = default_policy()
         self.lookup_errors = 0
         self.last_lookup_error = 0
+        self._engine = Engine(
+            policy=FirstByte(),
+            flows=NoFlows(),
+            mode=mode,
+            drops_failures=drops_failures,
+            judged_mark=judged_mark,
+        )
+
+    @property
+    def enforced_policy(self) -> Policy | None:
+        return self.policy if self.mode is Mode.ENFORCE else None
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         assert now >= 0
         self.calls += 1
-        return [self._judge_one(queued) for queued in batch]
+        self._engine.mode = self.mode
+        judgments = self._engine.judge(batch, now=now)
+        for made in judgments:
+            shown = judgment()
+            made.packet, made.finding = shown.packet, shown.finding
+        return judgments
 
-    def _judge_one(self, queued: Queued) -> Judgment:
-        if queued.octets.startswith(b"X"):
-            raise ZeroDivisionError("a bug")
-        decision = DROP_TRANSLATED if queued.octets.startswith(b"D") else LOG_REST
-        if queued.octets.startswith(b"M"):
-            decision = Decision(Action.LOG, "marked", 0x99)
-        drops = decision is DROP_TRANSLATED and self.mode is Mode.ENFORCE
-        return judgment(decision=decision, verdict=0 if drops else 1, came_as=queued)
+    def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
+        self._engine.mode = self.mode
+        return self._engine.fail_verdict(queued)
 
 
 def queued(octets: bytes, mark: int = 0) -> Queued:

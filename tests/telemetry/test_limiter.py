@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-from nfq_guard.telemetry.limiter import EventLimiter, flow_key
-from nfq_guard.wire.packet import Malformed
+from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.wire.packet import Malformed, flow_key
 from tests.support.judgments import CLIENT, LOG_REST, SERVER, judgment, segment
 
 
@@ -45,11 +45,11 @@ def test_both_directions_are_one_flow() -> None:
     there = segment()
     back = segment(src=SERVER, dst=CLIENT)
     back.l4.sport, back.l4.dport = 80, 40_000  # type: ignore[union-attr]  # it is a segment
-    assert flow_key(judgment(there)) == flow_key(judgment(back))
+    assert flow_key(there) == flow_key(back)
 
 
 def test_malformed_packets_have_a_flow() -> None:
-    assert flow_key(judgment(Malformed("cut short", 4, CLIENT, SERVER, 6)))
+    assert flow_key(Malformed("cut short", 4, CLIENT, SERVER, 6))
 
 
 def test_table_is_bounded_and_nothing_is_lost() -> None:

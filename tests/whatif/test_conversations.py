@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The fate of flows, packet by packet."""
 
+from nfq_guard.flow import PROTO_TCP, FlowKey, key_of_ends
 from nfq_guard.whatif.conversations import MOST_PACKETS, RESET_WITHIN_S, Conversations, Fate
 
-FLOW, OTHER = b"flow", b"other"
+FLOW, OTHER, THIRD = (key_of_ends(PROTO_TCP, b"here", b"there", 1, port) for port in (2, 3, 4))
 
 
 class Recording:
@@ -13,11 +14,11 @@ class Recording:
         self.flows: Conversations[str] = Conversations(most_flows)
         self.fates: dict[str, Fate] = {}
 
-    def saw(self, time_s: float, key: bytes = FLOW, *, rst: bool = False) -> "Recording":
+    def saw(self, time_s: float, key: FlowKey = FLOW, *, rst: bool = False) -> "Recording":
         self.fates |= dict(self.flows.saw(key, time_s, is_rst=rst))
         return self
 
-    def judged(self, time_s: float, name: str, key: bytes = FLOW) -> "Recording":
+    def judged(self, time_s: float, name: str, key: FlowKey = FLOW) -> "Recording":
         self.saw(time_s, key)
         self.fates |= dict(self.flows.awaits(key, time_s, name))
         return self
@@ -57,7 +58,7 @@ def test_nothing_more() -> None:
 
 def test_flows_are_bounded() -> None:
     """The flow that was silent longest is evicted."""
-    story = Recording(2).judged(0, "a").judged(0, "b", OTHER).saw(1).judged(2, "c", b"third")
+    story = Recording(2).judged(0, "a").judged(0, "b", OTHER).saw(1).judged(2, "c", THIRD)
     assert story.fates == {"b": Fate.UNKNOWN}
     assert story.end() == {"a": Fate.LIVED, "b": Fate.UNKNOWN, "c": Fate.UNKNOWN}
 

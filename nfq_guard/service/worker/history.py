@@ -11,13 +11,15 @@ from typing import Final, final
 
 import orjson
 
+from nfq_guard import names
+from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, FlowKey
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.log import json_fields
 
 _FLOWS_MAX: Final = 256
 _EVENTS_MAX: Final = 8
-
-Key = tuple[str, str, int, str, int]
+# Their key has an identifier in place of ports.
+_WITHOUT_PORTS: Final = (PROTO_ICMP, PROTO_ICMPV6)
 
 
 @final
@@ -38,11 +40,10 @@ class History:
     def __init__(self, flows_max: int = _FLOWS_MAX) -> None:
         """Remember at most `flows_max` flows."""
         self._max = flows_max
-        self._flows: OrderedDict[Key, _Flow] = OrderedDict()
+        self._flows: OrderedDict[FlowKey, _Flow] = OrderedDict()
 
-    def add(self, event: PacketJudged) -> None:
-        """Remember one event."""
-        key = _key(event)
+    def add(self, key: FlowKey, event: PacketJudged) -> None:
+        """Remember one event of the flow `key`."""
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= self._max:
@@ -58,13 +59,16 @@ class History:
         """At most `limit` flows, the one seen last first; only those with `address` unless None."""
         found: list[dict[str, object]] = []
         for key, flow in reversed(self._flows.items()):
-            proto, one, one_port, other, other_port = key
+            proto, one_end, other_end, one_port, other_port = key
+            one, other = names.address(one_end) or "", names.address(other_end) or ""
+            if proto in _WITHOUT_PORTS:
+                one_port = other_port = 0
             if address not in {None, one, other}:
                 continue
             found.append(
                 {
                     "flow": {
-                        "proto": proto,
+                        "proto": names.protocol(proto),
                         "a": one,
                         "a_port": one_port,
                         "b": other,
@@ -79,12 +83,3 @@ class History:
             if len(found) >= limit:
                 break
         return found
-
-
-def _key(event: PacketJudged) -> Key:
-    """The flow, the same for both of its directions."""
-    one = (event.src or "", event.sport or 0)
-    other = (event.dst or "", event.dport or 0)
-    if other < one:
-        one, other = other, one
-    return event.proto, *one, *other

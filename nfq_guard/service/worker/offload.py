@@ -14,7 +14,7 @@ import errno
 from collections.abc import Sequence
 from typing import Final, Protocol, final
 
-from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
+from nfq_guard.engine import VERDICT_DROP, Judgment
 from nfq_guard.firewall.offload_sets import MOST_IN_ONE, OffloadSets, OneWay
 from nfq_guard.flow import Hook
 from nfq_guard.names import address
@@ -147,8 +147,7 @@ class Offloader:
 
         Returns whether flows may be offloaded.
         """
-        judge = self._judge
-        policy = judge.policy if judge.mode is Mode.ENFORCE else None
+        policy = self._judge.enforced_policy
         if policy is not self._policy or self._stale:
             if now < self._not_before:
                 return False

@@ -73,6 +73,8 @@ def open_queue(
             mode=settings.mode,
             kernel=rules_of(os.uname().release),
             sysctls=_sysctls(),
+            drops_failures=settings.fail_mode == "closed",
+            judged_mark=judged_mark(settings),
         )
         stats = Stats()
         history = History()
@@ -88,8 +90,6 @@ def open_queue(
                 interval_s=settings.log_interval_s, events_per_s=settings.log_events_per_s
             ),
             budget=settings.batch,
-            drops_failures=settings.fail_mode == "closed",
-            judged_mark=judged_mark(settings),
             history=history,
             offloader=open_offloader(settings, engine, stats, events),
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, final
 
-from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Judgment, Mode
+from nfq_guard.engine import Judgment, Mode
 from nfq_guard.policy.decision import Policy
 from nfq_guard.wire.packet import Queued
 
@@ -34,8 +34,15 @@ class Judge(Protocol):
     lookup_errors: int
     last_lookup_error: int
 
+    @property
+    def enforced_policy(self) -> Policy | None:
+        """The policy whose decisions are carried out; None in dry-run."""
+
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         """Judge packets seen at `now`, monotonic seconds; one judgment each, in order."""
+
+    def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
+        """Verdict and mark of a packet whose judging raised; a mark of None leaves it alone."""
 
 
 @final
@@ -66,25 +73,17 @@ class SafeJudge:
         failures: Packets whose judging raised, since the start.
     """
 
-    def __init__(self, judge: Judge, *, drops: bool, report: Callable[[Failure], None]) -> None:
+    def __init__(self, judge: Judge, *, report: Callable[[Failure], None]) -> None:
         """Wrap `judge`.
 
         Args:
             judge: Judges packets; an exception of it is a bug of ours.
-            drops: Whether enforce mode drops a packet whose judging raised.
             report: Called once for each place in the code that raised.
         """
         self.failures = 0
         self._judge = judge
-        self._drops = drops
         self._report = report
         self._sites: set[str] = set()
-
-    @property
-    def fail_verdict(self) -> int:
-        """The verdict of a packet whose judging raised."""
-        drops = self._drops and self._judge.mode is Mode.ENFORCE
-        return VERDICT_DROP if drops else VERDICT_ACCEPT
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> Sequence[Judgment | None]:
         """One judgment a packet, in order; None where judging that packet raised."""

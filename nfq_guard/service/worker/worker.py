@@ -8,8 +8,8 @@ import errno
 import time
 from typing import Final, Protocol, final
 
-from nfq_guard.engine import VERDICT_ACCEPT, Judgment, Mode
-from nfq_guard.flow import Evidence
+from nfq_guard.engine import Judgment, Mode
+from nfq_guard.flow import Evidence, FlowKey
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
@@ -31,7 +31,7 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
-from nfq_guard.wire.packet import Queued
+from nfq_guard.wire.packet import Queued, flow_key
 
 # Least time between two log lines about failed lookups, seconds.
 _LOG_LOOKUP_ERRORS_S: Final = 60.0
@@ -69,8 +69,8 @@ class Verdicts(Protocol):
 class FlowHistory(Protocol):
     """The part of `history.History` that a worker uses."""
 
-    def add(self, event: PacketJudged) -> None:
-        """Remember one event."""
+    def add(self, key: FlowKey, event: PacketJudged) -> None:
+        """Remember one event of the flow `key`."""
 
 
 @final
@@ -93,8 +93,6 @@ class Worker:
         sink: LineSink,
         limiter: EventLimiter,
         budget: int,
-        drops_failures: bool,
-        judged_mark: int,
         history: FlowHistory | None = None,
         offloader: Offloader | None = None,
     ) -> None:
@@ -110,8 +108,6 @@ class Worker:
             sink: The lines under `events`; pushed out once a batch.
             limiter: Limits the events of packets.
             budget: Most packets in one batch.
-            drops_failures: Whether enforce mode drops a packet whose judging raised.
-            judged_mark: Mark bits that each judged and accepted packet gets; 0 for none.
             history: Where events are remembered by flow.
             offloader: Leaves repeats to the kernel; None where that is off.
         """
@@ -119,13 +115,12 @@ class Worker:
         self._reader = reader
         self._verdicts = verdicts
         self._judge = judge
-        self._safe_judge = SafeJudge(judge, drops=drops_failures, report=self._report)
+        self._safe_judge = SafeJudge(judge, report=self._report)
         self._evidence = evidence
         self._events = events
         self._sink = sink
         self._limiter = limiter
         self._budget = budget
-        self._judged_mark = judged_mark
         self._history = history
         self._offloader = offloader
         self._logged_drops = 0
@@ -164,22 +159,15 @@ class Worker:
         verdicts: list[int] = []
         marks: list[int | None] = []
         judgments: list[Judgment] = []
-        judged_mark = self._judged_mark
-        enforcing = self._judge.mode is Mode.ENFORCE
         for index, judgment in enumerate(judged):
             if judgment is None:
-                verdicts.append(self._safe_judge.fail_verdict)
-                # In dry-run the rule that drops unjudged packets must not drop this one.
-                harmless = judged_mark and not enforcing
-                marks.append(batch[index].mark | judged_mark if harmless else None)
-                continue
-            verdict = judgment.verdict
-            mark = judgment.decision.mark if enforcing else None
-            if judged_mark and verdict == VERDICT_ACCEPT:
-                mark = (judgment.queued.mark if mark is None else mark) | judged_mark
+                verdict, mark = self._judge.fail_verdict(batch[index])
+            else:
+                verdict = judgment.verdict
+                mark = judgment.mark
+                judgments.append(judgment)
             verdicts.append(verdict)
             marks.append(mark)
-            judgments.append(judgment)
         self._verdicts.send(ids, verdicts, marks)
         self.stats.counters["packets"] += len(ids)
         self.stats.count(judgments)
@@ -275,7 +263,7 @@ class Worker:
                 )
                 self._events.emit(event)
                 if self._history is not None:
-                    self._history.add(event)
+                    self._history.add(flow_key(judgment.packet), event)
             except Exception as error:  # noqa: BLE001 - a failed event must not end the daemon
                 self._failed_event(error)
 
