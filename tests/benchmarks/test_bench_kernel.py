@@ -34,12 +34,18 @@ def test_without_root(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(sys, "argv", ["benchmarks", "--quick"])
     assert main() == EXIT_NO_PRIVILEGE
-    assert capsys.readouterr().err == "benchmarks: needs root: it makes network namespaces\n"
+    assert (
+        capsys.readouterr().err == "benchmarks: needs root, because it creates network namespaces\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
-    [(None, "No such file or directory"), ("{", "no results"), ('{"rows": 3}', "no results")],
+    [
+        (None, "No such file or directory"),
+        ("{", "not results of a benchmark"),
+        ('{"rows": 3}', "not results of a benchmark"),
+    ],
 )
 def test_results_that_are_none(
     tmp_path: Path,

@@ -26,7 +26,16 @@ from nfq_guard.wire import tcp
 from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished
 from nfq_guard.wire.icmp import is_error_v6
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import ACK, SYN, Datagram, IcmpMessage, Malformed, Packet, Segment
+from nfq_guard.wire.packet import (
+    ACK,
+    SYN,
+    Datagram,
+    IcmpMessage,
+    Malformed,
+    Packet,
+    Segment,
+    flow_key,
+)
 
 V4 = IP(src="10.0.0.1", dst="10.0.0.2", ttl=9)
 V6 = IPv6(src="fd00::1", dst="fd00::2", hlim=9)
@@ -208,6 +217,18 @@ def test_icmp_error_quotes_an_echo() -> None:
     message = read(octets_of(V4 / ICMP(type=11) / V4 / ICMP(type=8, id=77))).l4
     assert isinstance(message, IcmpMessage)
     assert message.quoted == FlowTuple(1, HOST_1, HOST_2, 77, 8 << 8)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [TCP(sport=80, dport=1234), UDP(sport=80, dport=1234), ICMP(type=8, id=77)],
+)
+def test_an_icmp_error_counts_with_the_flow_that_it_quotes(inner: Scapy) -> None:
+    there = IP(src="10.0.0.1", dst="10.0.0.2") / inner
+    error = read(octets_of(IP(src="10.9.9.9", dst="10.0.0.1") / ICMP(type=3, code=4) / there))
+    assert flow_key(error) == flow_key(read(octets_of(there)))
+    other = ICMP(type=8, id=78) if isinstance(inner, ICMP) else type(inner)(sport=81, dport=1234)
+    assert flow_key(error) != flow_key(read(octets_of(IP(src="10.0.0.1", dst="10.0.0.2") / other)))
 
 
 @pytest.mark.parametrize(

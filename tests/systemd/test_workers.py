@@ -68,5 +68,5 @@ def test_who_may_ask_what(guest: Guest) -> None:
     words = "runuser -u {} -- nfq-guard {} 2>&1; true"
     assert '"mode"' in guest.sh(words.format("daemon", "status --format json"))
     assert "is for root" in guest.sh(words.format("daemon", "mode enforce"))
-    assert "is for root" in guest.sh(words.format("nobody", "status"))
+    assert "only root and the group" in guest.sh(words.format("nobody", "status"))
     assert "in force" in guest.sh("nfq-guard reload --wait")
