@@ -43,6 +43,7 @@ unit:
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup --cov --cov-report=
 	$(BIN)/coverage report --skip-covered --skip-empty
 	$(BIN)/coverage report --include="$$($(BIN)/python -m tests.support.modules core)" --fail-under=100 >/dev/null
+	$(BIN)/coverage report --include='nfq_guard/service/*' --fail-under=90 >/dev/null
 
 # What a host gets, with all that it needs. By way of an sdist, because the build leaves compiled
 # modules beside the sources, where they would be taken instead of them.
