@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import itertools
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -32,6 +33,7 @@ from nfq_guard.service.control.protocol import Caller, Request, Response
 from nfq_guard.service.control.server import CONNECTIONS_MAX, ControlServer
 from nfq_guard.service.control.socket_path import exclusive, listen
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.status import Status
 from tests.support.daemon import FakeDaemon
 
 Ask = Callable[[bytes], dict[str, Any]]
@@ -40,10 +42,12 @@ Ask = Callable[[bytes], dict[str, Any]]
 class Served:
     """A control socket, its loop turned by the test."""
 
-    def __init__(self, path: Path, group: int | None = None) -> None:
+    def __init__(
+        self, path: Path, group: int | None = None, daemon: FakeDaemon | None = None
+    ) -> None:
         self.path = path
         self.loop = Loop()
-        self.daemon = FakeDaemon()
+        self.daemon = daemon or FakeDaemon()
         listener = listen(path, [])
         assert listener is not None
         self.restored = 0
@@ -470,6 +474,85 @@ def test_clients_together_get_a_share_of_the_time(served: Served) -> None:
     assert served.server.dropped == 0
 
 
+class SlowDaemon(FakeDaemon):
+    """Its status takes more CPU time than requests may save up."""
+
+    def status(self) -> Status:
+        until = time.thread_time() + 0.08
+        while time.thread_time() < until:
+            pass
+        return super().status()
+
+
+def test_connections_are_parked_once_the_share_is_spent(tmp_path: Path) -> None:
+    """A new request, a request that is carried out and an unread response are all left alone."""
+    served = Served(tmp_path / "s", daemon=SlowDaemon())
+    with served.connect() as waiting, served.connect() as asking, served.connect() as slow:
+        waiting.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
+        served.turns()
+        (respond,) = served.daemon.reloads
+        assert respond is not None
+        began = time.monotonic()
+        slow.send(b'{"command": "status"}\n{"command": "ping"}\n')
+        served.turns(1)
+        waiting.send(b'{"command": "ping"}\n')
+        asking.send(b'{"command": "ping"}\n')
+        answers: list[bytes] = []
+        while len(answers) < 3 and time.monotonic() < began + 10:
+            answers += served.read_lines(slow) + served.read_lines(asking)
+        # 30 ms beyond what is saved up, at a tenth of the time.
+        assert time.monotonic() - began > 0.25
+        respond(Response.ok("done"))
+        assert [one["message"] for one in served.read(waiting)] == ["done", "pong"]
+    assert len(answers) == 3
+    assert served.server.dropped == 0
+    served.close()
+
+
+def test_a_response_while_its_connection_is_parked(tmp_path: Path) -> None:
+    served = Served(tmp_path / "s", daemon=SlowDaemon())
+    with served.connect() as waiting, served.connect() as slow:
+        waiting.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
+        served.turns()
+        (respond,) = served.daemon.reloads
+        assert respond is not None
+        slow.send(b'{"command": "status"}\n')
+        served.turns(1)
+        waiting.send(b'{"command": "ping"}\n')
+        served.turns(2)
+        respond(Response.ok("done"))
+        deadline = time.monotonic() + 10
+        answers: list[bytes] = []
+        while len(answers) < 2 and time.monotonic() < deadline:
+            answers += served.read_lines(waiting)
+    assert [orjson.loads(line)["message"] for line in answers] == ["done", "pong"]
+    served.close()
+
+
+def test_without_descriptors_no_client_is_accepted(served: Served) -> None:
+    """Neither the daemon nor the clients that it has come to harm."""
+    with served.connect() as first:
+        served.turns()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        late = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        highest = max(int(entry) for entry in os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers
+        spare = [os.dup(0) for _ in range(highest)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare) + 1, limits[1]))
+        try:
+            late.connect(str(served.path))
+            served.turns(3)
+            first.send(b'{"command": "ping"}\n')
+            assert served.read(first)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in spare:
+                os.close(descriptor)
+        late.settimeout(0)
+        late.send(b'{"command": "ping"}\n')
+        assert served.read(late)
+        late.close()
+
+
 def test_a_reset_connection_is_forgotten(served: Served) -> None:
     connection = served.connect()
     connection.send(b'{"command": "status"}\n' * 50)
@@ -602,3 +685,43 @@ def act(client: socket.socket, what: bytes) -> None:
         client.recv(1 << 20)
     else:
         client.send(what)
+
+
+def test_a_slow_reader_gets_every_response(tmp_path: Path) -> None:
+    """A response that does not fit into the socket is sent in parts, as the client reads."""
+    served = Served(tmp_path / "s", daemon=FakeDaemon(status_bytes=1_000_000))
+    with served.connect() as connection:
+        connection.send(b'{"command": "status"}\n' * 3)
+        served.turns(50)
+        assert served.server.requests == 1
+        answers = b""
+        deadline = time.monotonic() + 20
+        while answers.count(b"\n") < 3 and time.monotonic() < deadline:
+            with suppress(BlockingIOError):
+                answers += connection.recv(1 << 16)
+            served.turns(1)
+    lines = answers.splitlines()
+    assert [len(orjson.loads(line)["message"]["config"]) for line in lines] == [1_000_000] * 3
+    served.close()
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_response(tmp_path: Path) -> None:
+    served = Served(tmp_path / "s", daemon=FakeDaemon(status_bytes=1_000_000))
+    with served.connect() as connection:
+        connection.send(b'{"command": "status"}\n')
+        served.turns(5)
+        connection.recv(100)
+    served.turns(5)
+    assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
+    served.close()
+
+
+def test_a_client_that_leaves_before_a_response(served: Served) -> None:
+    with served.connect() as connection:
+        connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
+        served.turns()
+        (respond,) = served.daemon.reloads
+    assert respond is not None
+    respond(Response.ok("done"))
+    served.turns()
+    assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"

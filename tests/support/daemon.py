@@ -12,13 +12,14 @@ from tests.support.status import daemon_status
 class FakeDaemon:
     """Keeps the requests for a reload; the test responds to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, status_bytes: int = 10_000) -> None:
+        self._status_bytes = status_bytes
         self.mode = Mode.DRY_RUN
         self.reloads: list[Responder | None] = []
         self.stats = Stats()
 
     def status(self) -> Status:
-        return daemon_status(mode=self.mode, config="x" * 10_000)
+        return daemon_status(mode=self.mode, config="x" * self._status_bytes)
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
         respond(Response.ok([address, flows]))

@@ -48,8 +48,8 @@ TRANSITIONS: Final = {
     State.CLOSED: set[State](),
 }
 
-# A queued request becomes ready with the socket's writability, which is the case at once: so each
-# connection gets one request a turn.
+# A queued request is taken when the socket is writable. That is in the next turn, so that each
+# connection gets one request a turn, unless the client has not read the responses before.
 INTEREST: Final = {
     State.READING: Interest.READABLE,
     State.QUEUED: Interest.WRITABLE,
