@@ -121,13 +121,20 @@ owned() { # owned DIRECTORY: whether this user may change and remove it
 # Tests and benchmarks build there.
 if [ "$purpose" != run ] && [ -e build ]; then owned build; fi
 why=
+served=
 if [ -e .venv ] || [ -L .venv ]; then
     why=$(outdated)
     if [ -z "$why" ]; then
         ! serves "$purpose" || exit 0
     fi
+    [ ! -e .venv/made ] || served=$(made 4)
     owned .venv
 fi
+# What served tests or benchmarks does so again: `make demo` must not take their packages away.
+case " $purpose $served " in
+*" bench "*) purpose=bench ;;
+*" test "*) purpose=test ;;
+esac
 
 making=yes
 if [ -n "$why" ]; then

@@ -89,6 +89,30 @@ def test_interpreter_upgraded_in_place(tree: Tree) -> None:
     assert tree.works()
 
 
+def test_run_accepts_a_venv_for_tests(tree: Tree) -> None:
+    """`make demo` changes nothing in a .venv that `make test` has made."""
+    assert tree.bootstrap("test").returncode == 0
+    made = (tree.venv / "made").read_text()
+    result = tree.bootstrap("run")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert (tree.venv / "made").read_text() == made
+
+
+@pytest.mark.parametrize("remade", [False, True])
+def test_run_keeps_what_tests_need(tree: Tree, *, remade: bool) -> None:
+    """`make demo` installs the packages of the tests again where it installs any."""
+    assert tree.bootstrap("test").returncode == 0
+    if remade:
+        tree.root = tree.root.rename(tree.root.with_name("moved"))
+    else:
+        tree.constrain("cython==3")
+    result = tree.bootstrap("run")
+    assert result.returncode == 0
+    assert ("anew" in result.stdout) is remade
+    assert "installing Python packages into .venv (test)" in result.stdout
+    assert tree.bootstrap("test").stdout == ""
+
+
 def test_changed_requirements(tree: Tree) -> None:
     """Packages are installed again, into the same .venv."""
     assert tree.bootstrap().returncode == 0
