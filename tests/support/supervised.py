@@ -2,6 +2,7 @@
 """A daemon of several queues in a namespace of its own, and ways to hurt its workers."""
 
 import ctypes
+import errno
 import json
 import os
 import socket
@@ -119,9 +120,15 @@ def record_sockets_of(pid: int) -> Iterator[list[socket.socket]]:
     pidfd = os.pidfd_open(pid)
     try:
         for number in sorted(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()):
-            if not str(Path(f"/proc/{pid}/fd/{number}").readlink()).startswith("socket:"):
+            try:
+                target = str(Path(f"/proc/{pid}/fd/{number}").readlink())
+            except FileNotFoundError:  # closed since it was listed
+                continue
+            if not target.startswith("socket:"):
                 continue
             copied = _LIBC.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
+            if copied < 0 and ctypes.get_errno() == errno.EBADF:
+                continue
             assert copied >= 0, os.strerror(ctypes.get_errno())
             end = socket.socket(fileno=copied)
             if end.family == socket.AF_UNIX and end.type & socket.SOCK_SEQPACKET == (

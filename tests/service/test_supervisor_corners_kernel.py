@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: MIT
+"""Workers that do not end, end in the middle of something, or send what nobody can read."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from nfq_guard.lab.netns import Namespace
+from tests.support.queue import GuardProcess, wait_for
+from tests.support.supervised import HOSTS, QUEUES, Reads, Supervised, queue_all, record_sockets_of
+
+pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
+Make = Callable[[str], Namespace]
+
+# What neither side knows, cannot be decoded, or is larger than a record may be.
+_SO_SNDBUFFORCE = 32
+UNREADABLE = (msgspec.msgpack.encode({"type": "dance"}), b"\xc1", bytes(600_000))
+
+
+@pytest.fixture
+def supervised(namespace: Make, tmp_path: Path) -> Iterator[Supervised]:
+    inside = namespace("corner")
+    queue_all(inside, bypass=True)
+    one = Supervised(inside, tmp_path)
+    yield one
+    one.udp.close()
+
+
+def begin(supervised: Supervised, *words: str) -> subprocess.Popen[str]:
+    """A command that speaks to the daemon, without waiting for its end."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "nfq_guard", *words, "--socket", str(supervised.socket)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def send_unreadable(end: socket.socket) -> None:
+    end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 << 20)
+    for message in UNREADABLE:
+        end.send(message)
+
+
+def judged_by_all(supervised: Supervised, guard: GuardProcess, rule: str) -> None:
+    """Each queue's next packets are judged by `rule`."""
+    wait_for(supervised.all_serving)
+    before = len(guard.events("packet_judged"))
+    supervised.send()
+    wait_for(lambda: len(guard.events("packet_judged")) == before + len(HOSTS))
+    events = guard.events("packet_judged")[before:]
+    assert {event["queue"] for event in events} == set(QUEUES)
+    assert {event["rule"] for event in events} == {rule}
+
+
+def test_a_worker_that_does_not_end_is_killed(supervised: Supervised) -> None:
+    with supervised.start() as guard:
+        pid = supervised.pids()[1]
+        os.kill(pid, signal.SIGSTOP)
+        assert guard.stop() == 0
+        (killed,) = guard.events("worker_killed")
+        assert (killed["queue"], killed["pid"]) == (QUEUES[1], pid)
+    assert supervised.bound() == {}
+
+
+def test_a_second_sigterm_shortens_the_wait(supervised: Supervised) -> None:
+    with supervised.start() as guard:
+        pid = supervised.pids()[1]
+        os.kill(pid, signal.SIGSTOP)
+        guard.process.terminate()
+        wait_for(lambda: len(supervised.bound()) == 1)  # the others have ended
+        guard.process.terminate()
+        assert guard.process.wait(30) == 0
+        # One that was just about to exit may be among them.
+        assert pid in {event["pid"] for event in guard.events("worker_killed")}
+    assert supervised.bound() == {}
+
+
+def test_a_worker_dies_during_a_reload(supervised: Supervised) -> None:
+    """The others take the new policy, and its successor begins with it."""
+    with supervised.start() as guard, Reads(supervised.config) as reads:
+        pid = supervised.pids()[1]
+        os.kill(pid, signal.SIGSTOP)
+        supervised.configure("drop")
+        reload = begin(supervised, "reload", "--wait")
+        wait_for(reads.seen)
+        os.kill(pid, signal.SIGKILL)
+        _, problem = reload.communicate(timeout=60)
+        assert reload.returncode == 0, problem
+        judged_by_all(supervised, guard, "rule-drop")
+        assert guard.stop() == 0
+
+
+def test_a_worker_reads_another_policy_than_the_daemon(supervised: Supervised) -> None:
+    """The file changes between the daemon's read and a worker's: all keep the old policy."""
+    with supervised.start() as guard:
+        pid = supervised.pids()[1]
+        supervised.configure("drop")
+        os.kill(pid, signal.SIGSTOP)
+        with Reads(supervised.config) as reads:
+            reload = begin(supervised, "reload", "--wait")
+            wait_for(reads.seen)
+        supervised.configure("allow")
+        os.kill(pid, signal.SIGCONT)
+        _, problem = reload.communicate(timeout=60)
+        assert reload.returncode == 1
+        assert "read another policy" in problem
+        wait_for(lambda: len(guard.events("reload_failed")) == 1)
+        judged_by_all(supervised, guard, "rule-log")
+        supervised.configure("drop")
+        supervised.ask("reload", "--wait")
+        judged_by_all(supervised, guard, "rule-drop")
+        assert guard.stop() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, None], ids=["dies", "is silent"])
+def test_a_worker_during_a_dump(supervised: Supervised, number: signal.Signals | None) -> None:
+    """The flows of the others are shown, and the queue is served again."""
+    with supervised.start() as guard:
+        sent = supervised.send()
+        wait_for(lambda: len(guard.events("packet_judged")) == sent)
+        pid = supervised.pids()[1]
+        os.kill(pid, signal.SIGSTOP)
+        dump = begin(supervised, "dump", "--format", "json")
+        if number is not None:
+            wait_for(lambda: dump.poll() is not None or supervised.bound()[QUEUES[1]] is not None)
+            os.kill(pid, number)
+        flows, problem = dump.communicate(timeout=60)
+        assert dump.returncode == 0, problem
+        assert 0 < len(flows.splitlines()) < len(HOSTS)
+        wait_for(lambda: bool(guard.events("worker_restarted")) and supervised.all_serving())
+        assert guard.stop() == 0
+
+
+def test_unreadable_messages_are_counted_and_end_nobody(supervised: Supervised) -> None:
+    with supervised.start() as guard:
+        before = supervised.pids()
+        with record_sockets_of(guard.process.pid) as to_workers:
+            assert len(to_workers) == 2 * len(QUEUES)
+            for end in to_workers:
+                send_unreadable(end)
+        refused_by_workers = len(QUEUES) * len(UNREADABLE)
+        wait_for(lambda: supervised.status()["messages_refused"] == refused_by_workers)
+        for pid in before:
+            with record_sockets_of(pid) as to_daemon:
+                for end in to_daemon:
+                    send_unreadable(end)
+        refused = 2 * refused_by_workers + len(QUEUES)
+        wait_for(lambda: supervised.status()["messages_refused"] >= refused)
+
+        def senders() -> set[str]:
+            return {event["sender"] for event in guard.events("message_refused")}
+
+        wait_for(lambda: senders() == {"daemon", "worker"})
+        assert supervised.pids() == before
+        assert guard.events("worker_ended") == guard.events("supervision_failed") == []
+        supervised.configure("drop")
+        supervised.ask("reload", "--wait")
+        judged_by_all(supervised, guard, "rule-drop")
+        assert guard.stop() == 0
