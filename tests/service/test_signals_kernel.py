@@ -28,7 +28,7 @@ STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 OF_THE_SERVICE = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
 # Kept by the C library, which handles them once it has started a thread.
 OF_THE_LIBRARY = {32, 33}
-WORKERS = 16
+WORKERS = 8
 # One machine, many processes at once.
 PATIENCE_S = 120
 
@@ -52,31 +52,44 @@ def _no_core_files() -> Iterator[None]:
 def test_to_a_worker(namespace: Make, tmp_path: Path) -> None:
     """It is replaced, or goes on; the daemon and the other workers stay, and end cleanly."""
     supervised = Supervised(namespace("sig"), tmp_path)
+    go_on = IGNORED | OF_THE_SERVICE
     text = supervised.text("log").replace('"3-5"', f'"1-{WORKERS}"')
     supervised.config.write_text(text)
     with supervised.start() as guard:
+        sent: dict[int, int] = {}
         for first in range(1, 65, WORKERS):
             numbers = range(first, first + WORKERS)
             before = supervised.pids()
             for pid, number in zip(before, numbers, strict=True):
+                sent[pid] = number
                 os.kill(pid, number)
-            goes_on = [number in IGNORED | OF_THE_SERVICE for number in numbers]
 
-            def settled(before: list[int] = before, goes_on: list[bool] = goes_on) -> bool:
+            def settled(before: list[int] = before) -> bool:
                 queues = supervised.status()["queues"]
-                pids = [queue["pid"] for queue in queues]
-                return (
-                    all(queue["state"] == "serving" for queue in queues)
-                    and [old == new for old, new in zip(before, pids, strict=True)] == goes_on
+                stuck = {event["pid"] for event in guard.events("worker_stuck")}
+                return all(
+                    queue["state"] == "serving"
+                    # A worker that gets no CPU for seconds is replaced like one that is stopped.
+                    and (
+                        sent[pid] in OF_THE_LIBRARY
+                        or (queue["pid"] == pid) is (sent[pid] in go_on and pid not in stuck)
+                    )
+                    for queue, pid in zip(queues, before, strict=True)
                 )
 
             wait_for(settled, PATIENCE_S)
-        ended = sorted(event["how"] for event in guard.events("worker_ended"))
-        fatal = [number for number in ALL if number not in IGNORED | OF_THE_SERVICE]
-        assert ended == sorted(
-            name_of(signal.SIGKILL if number in STOPPING else number) for number in fatal
-        )
-        assert len(guard.events("worker_stuck")) == len(STOPPING)
+        stuck = {event["pid"] for event in guard.events("worker_stuck")}
+        assert {number for pid, number in sent.items() if pid in stuck} >= STOPPING
+        ended = {event["pid"]: event["how"] for event in guard.events("worker_ended")}
+        for pid, number in sent.items():
+            if pid in stuck:
+                assert ended[pid] in {"SIGKILL", name_of(number)}
+            elif number in OF_THE_LIBRARY:
+                assert ended.get(pid) in {None, name_of(number)}
+            elif number in go_on:
+                assert pid not in ended
+            else:
+                assert ended[pid] == name_of(number)
         assert guard.events("supervision_failed") == guard.events("daemon_failed") == []
         assert guard.stop() == 0
         assert guard.events("worker_killed") == []
