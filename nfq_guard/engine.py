@@ -148,11 +148,6 @@ class Engine:
         self._shadow = policy.shadow
 
     @property
-    def enforces(self) -> bool:
-        """Whether decisions are carried out."""
-        return self.mode is Mode.ENFORCE
-
-    @property
     def enforced_policy(self) -> Policy | None:
         """The policy whose decisions are carried out; None in dry-run."""
         return self._policy if self.mode is Mode.ENFORCE else None
