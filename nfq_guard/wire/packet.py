@@ -268,8 +268,9 @@ def tuple_of(packet: Packet) -> FlowTuple | None:
 def flow_key(packet: Packet | Malformed) -> FlowKey:
     """What counts as one flow, in both directions.
 
-    An ICMP error counts with the flow that it quotes. Without a transport header all packets
-    between two addresses are one flow.
+    An ICMP error counts with the flow that it quotes. Without ports all packets of a protocol
+    between two addresses are one flow: the identifier of an ICMP query is the sender's to choose,
+    and must not get a flood past a rate limit.
     """
     if isinstance(packet, Packet):
         l4 = packet.l4
@@ -277,13 +278,10 @@ def flow_key(packet: Packet | Malformed) -> FlowKey:
             return key_of_ends(packet.proto, packet.src, packet.dst, l4.sport, l4.dport)
         if isinstance(l4, IcmpMessage):
             quoted = l4.quoted
-            if quoted is None:
-                return key_of_ends(
-                    packet.proto, packet.src, packet.dst, l4.identifier, l4.identifier
-                )
-            # A quoted ICMP message has its identifier as `sport`, and no port of the other end.
-            dport = quoted.sport if quoted.proto in _ICMP else quoted.dport
-            return key_of_ends(quoted.proto, quoted.src, quoted.dst, quoted.sport, dport)
+            if quoted is not None:
+                if quoted.proto in _ICMP:  # it has an identifier and a type in place of ports
+                    return key_of_ends(quoted.proto, quoted.src, quoted.dst, 0, 0)
+                return key_of_ends(quoted.proto, quoted.src, quoted.dst, quoted.sport, quoted.dport)
     return key_of_ends(packet.proto, packet.src, packet.dst, 0, 0)
 
 

@@ -227,8 +227,14 @@ def test_an_icmp_error_counts_with_the_flow_that_it_quotes(inner: Scapy) -> None
     there = IP(src="10.0.0.1", dst="10.0.0.2") / inner
     error = read(octets_of(IP(src="10.9.9.9", dst="10.0.0.1") / ICMP(type=3, code=4) / there))
     assert flow_key(error) == flow_key(read(octets_of(there)))
-    other = ICMP(type=8, id=78) if isinstance(inner, ICMP) else type(inner)(sport=81, dport=1234)
-    assert flow_key(error) != flow_key(read(octets_of(IP(src="10.0.0.1", dst="10.0.0.2") / other)))
+    other = IP(src="10.0.0.1", dst="10.0.0.3") / inner
+    assert flow_key(error) != flow_key(read(octets_of(other)))
+
+
+def test_the_identifier_of_a_query_does_not_make_another_flow() -> None:
+    """The sender chooses it: a flood must not get past a rate limit by that."""
+    keys = {flow_key(read(octets_of(V4 / ICMP(type=0, id=number)))) for number in range(5)}
+    assert len(keys) == 1
 
 
 @pytest.mark.parametrize(

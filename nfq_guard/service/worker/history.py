@@ -12,14 +12,12 @@ from typing import Final, final
 import orjson
 
 from nfq_guard import names
-from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, FlowKey
+from nfq_guard.flow import FlowKey
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.log import json_fields
 
 _FLOWS_MAX: Final = 256
 _EVENTS_MAX: Final = 8
-# Their key has an identifier in place of ports.
-_WITHOUT_PORTS: Final = (PROTO_ICMP, PROTO_ICMPV6)
 
 
 @final
@@ -61,8 +59,6 @@ class History:
         for key, flow in reversed(self._flows.items()):
             proto, one_end, other_end, one_port, other_port = key
             one, other = names.address(one_end) or "", names.address(other_end) or ""
-            if proto in _WITHOUT_PORTS:
-                one_port = other_port = 0
             if address not in {None, one, other}:
                 continue
             found.append(
