@@ -67,7 +67,7 @@ def replay(octets: bytes) -> None:
     finally:
         capture.close()
     for replayer in replayers:
-        summary_lines(summary, replayer, "any", 1.0, colour=False)
+        summary_lines(summary, replayer, ReplaySettings(), 1.0, colour=False)
 
 
 def seeds() -> Iterator[bytes]:

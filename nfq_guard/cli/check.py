@@ -14,7 +14,7 @@ import orjson
 
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_line
-from nfq_guard.conntrack.kernel_rules import KERNELS, rules_of
+from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
@@ -51,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing without warnings")
     parser.add_argument(
         "--kernel",
-        choices=KERNELS,
-        help="warn of rules that can never match on these kernels (default: the running one)",
+        metavar="RELEASE",
+        help="warn of rules that can never match on such kernels (default: the running one)",
     )
     add_format(parser)
 
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     if args.schema:
         write_line(orjson.dumps(config_schema(), option=orjson.OPT_INDENT_2).decode())
         return EXIT_OK
-    kernel = KERNELS[args.kernel] if args.kernel else rules_of(platform.release())
+    kernel = rules_of(args.kernel or platform.release())
     try:
         source, model = _read(args.file)
     except ConfigError as error:

@@ -8,7 +8,7 @@ wire in parentheses.
 from datetime import UTC, datetime
 from typing import Final, final
 
-from nfq_guard.cli.replay_text import counted
+from nfq_guard.cli.replay_text import counted, kernel_words
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
     IP_CT_TCP_FLAG_CLOSE_INIT,
@@ -103,7 +103,7 @@ class _Telling:
             f"{self._heading(f'Frame {outcome.frame.number} of {explanation.file}')}: "
             f"{self._word(outcome)}",
             f"{_INDENT}{when:%Y-%m-%d %H:%M:%S}.{fraction:09d} UTC, {outcome.now:.6f} s after the "
-            f"first frame, rules of kernel {explanation.kernel.name}",
+            f"first frame, rules of kernel {kernel_words(explanation.settings)}",
         ]
 
     def _word(self, outcome: Outcome) -> str:
@@ -307,7 +307,7 @@ class _Telling:
         for name, outcome in explanation.others:
             finding = outcome.finding
             said = ""
-            if name == explanation.kernel.name:
+            if name == explanation.settings.kernel.name:
                 said = ", as above"
             elif finding is not None:
                 why = finding.detail if finding.breach is None else breach_gist(finding.breach)

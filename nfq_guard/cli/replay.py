@@ -20,14 +20,13 @@ from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
-from nfq_guard.cli.terminal import columns, paint, printable, wants_colour, write_json
+from nfq_guard.cli.terminal import columns, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.replay.frame_record import record
-from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer
+from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer, ReplaySettings
 from nfq_guard.replay.selection import Selection, parse_flow
 from nfq_guard.replay.summary import Summary
-from nfq_guard.telemetry.palette import Style
 
 _DESCRIPTION: Final = """\
 Follow a capture with the rules of a chosen kernel's conntrack. For each packet that iptables
@@ -109,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
             progress.update(replayer.frames, sum(capture.consumed for capture in captures))
         progress.clear()
         _refuse_unknown_links(replayer, captures)
-        _finish(args, summary, replayer, settings.kernel.name, progress.seconds)
+        _finish(args, summary, replayer, settings, progress.seconds)
         for capture in captures:
             if capture.damage is not None:
-                _warn(capture.damage)
+                replaying.warn(capture.damage)
     return EXIT_OK
 
 
@@ -158,14 +157,18 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
 
 
 def _finish(
-    args: argparse.Namespace, summary: Summary, replayer: Replayer, kernel: str, seconds: float
+    args: argparse.Namespace,
+    summary: Summary,
+    replayer: Replayer,
+    settings: ReplaySettings,
+    seconds: float,
 ) -> None:
     if args.format == "text":
-        lines = summary_lines(summary, replayer, kernel, seconds, colour=wants_colour())
+        lines = summary_lines(summary, replayer, settings, seconds, colour=wants_colour())
         gap = "" if args.summary else "\n"
         sys.stdout.write(gap + "\n".join(lines) + "\n")
     elif args.summary:
-        whole = summary.as_object(replayer, kernel, seconds)
+        whole = summary.as_object(replayer, settings, seconds)
         write_json(whole)
     sys.stdout.flush()
 
@@ -187,9 +190,4 @@ def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> No
     )
     if replayer.without_packet[UNKNOWN_LINK] == replayer.frames:
         raise CaptureError(message)
-    _warn(message)
-
-
-def _warn(message: str) -> None:
-    words = paint("warning:", Style.YELLOW, stream=sys.stderr)
-    sys.stderr.write(f"nfq-guard: {words} {message}\n")
+    replaying.warn(message)

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.names import packet_ends
-from nfq_guard.replay.replayer import Outcome, Replayer
+from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
 from nfq_guard.replay.summary import Summary
 from nfq_guard.replay.words import breach_gist, finding_sentence, gist, state_name
 from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
@@ -142,16 +142,20 @@ def comment(outcome: Outcome) -> str:
     return said
 
 
+def kernel_words(settings: ReplaySettings) -> str:
+    """The rules that hold, and whether they are a guess."""
+    return f"{settings.kernel.name} (a guess)" if settings.kernel_doubt else settings.kernel.name
+
+
 def summary_lines(
-    summary: Summary, replayer: Replayer, kernel: str, seconds: float, *, colour: bool
+    summary: Summary, replayer: Replayer, settings: ReplaySettings, seconds: float, *, colour: bool
 ) -> list[str]:
     """The summary: one block per topic, with aligned counts."""
     rate = replayer.frames / seconds if seconds > 0 else 0
     lines = [
         f"{counted(replayer.frames, 'frame')} over {replayer.now:,.1f} s of capture, "
         f"{counted(replayer.packets, 'packet')} in {counted(replayer.table.created, 'flow')}, "
-        f"rules of kernel "
-        f"{kernel}; took {seconds:.1f} s ({rate:,.0f}/s)"
+        f"rules of kernel {kernel_words(settings)}; took {seconds:.1f} s ({rate:,.0f}/s)"
     ]
 
     def block(heading: str, counts: Mapping[str, int], most: int = 0) -> None:

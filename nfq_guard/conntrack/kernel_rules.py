@@ -3,9 +3,10 @@
 
 import re
 from dataclasses import dataclass, replace
-from typing import Final, final
+from typing import Final, NamedTuple, final
 
 from nfq_guard.errors import UsageError
+from nfq_guard.finding import Reason
 
 
 @final
@@ -56,60 +57,143 @@ KERNEL_5_10: Final = KernelRules(
     invalid_close_shortens=False,
     inexact_rst_spares_timeout=False,
 )
-KERNEL_5_15: Final = KernelRules(
-    name="5.15",
-    old_segments_pass=False,
-    overshoot_moves_end=True,
+KERNEL_5_14: Final = replace(
+    KERNEL_5_10,
+    name="5.14",
     closing_takes_any_rst=True,
     ignores_invalid_rst=True,
     rst_after_syn_checked=False,
-    reinit_by_any_segment=True,
-    rst_after_challenge_ack=False,
-    invalid_close_shortens=False,
-    inexact_rst_spares_timeout=False,
 )
-KERNEL_6_1: Final = KernelRules(
+KERNEL_5_15: Final = replace(KERNEL_5_14, name="5.15", overshoot_moves_end=True)
+KERNEL_5_18: Final = replace(KERNEL_5_15, name="5.18", reinit_by_any_segment=False)
+KERNEL_6_1: Final = replace(
+    KERNEL_5_18,
     name="6.1",
     old_segments_pass=True,
-    overshoot_moves_end=True,
-    closing_takes_any_rst=True,
-    ignores_invalid_rst=True,
-    rst_after_syn_checked=False,
-    reinit_by_any_segment=False,
     rst_after_challenge_ack=True,
     invalid_close_shortens=True,
-    inexact_rst_spares_timeout=False,
 )
-
 KERNEL_6_12: Final = replace(KERNEL_6_1, name="6.12", inexact_rst_spares_timeout=True)
 
 KERNELS: Final = {
-    rules.name: rules for rules in (KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KERNEL_6_12)
+    rules.name: rules
+    for rules in (KERNEL_5_10, KERNEL_5_14, KERNEL_5_15, KERNEL_5_18, KERNEL_6_1, KERNEL_6_12)
 }
 
-# From which release on each generation holds. The rules of 6.12 came to its stable series late;
-# 6.18.44 and 7.2.13 have those of 6.1 (kernel.md 1.7).
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelLog:
+    """What the kernel's log says of INVALID packets (kernel.md 1.12).
+
+    Attributes:
+        prints_bounds: Whether the text of a bound has the first number that fails.
+        tells_no_entry: Whether a segment that may not open a flow has a text. An ACK that
+            `tcp_loose` forbids to open one has none anywhere.
+        silent: The reasons that have no text, at least in some cases.
+    """
+
+    prints_bounds: bool
+    tells_no_entry: bool
+    silent: frozenset[Reason] = frozenset(
+        {Reason.NO_ENTRY, Reason.MALFORMED, Reason.ICMP_UNRELATED, Reason.UNSUPPORTED}
+    )
+
+
+_LOG_5_10: Final = KernelLog(prints_bounds=False, tells_no_entry=False)
+_LOG_6_1: Final = KernelLog(prints_bounds=True, tells_no_entry=False)
+_LOG_6_12: Final = KernelLog(prints_bounds=True, tells_no_entry=True)
+
+
+class _Since(NamedTuple):
+    """The release from which on a generation holds."""
+
+    release: tuple[int, int, int]
+    rules: KernelRules
+    log: KernelLog
+
+
+# Kernels before 5.10 were not measured; the first row stands in for them. A row holds for its
+# series as maintained: 5.15 and 5.19 took over the advance of `td_end` late.
+# of 6.12 came to its stable series late; 6.18.44 and 7.2.13 have those of 6.1 (kernel.md 1.7).
+# Which release after 6.1 began to log a segment that may not open a flow is not known (1.4).
 _SINCE: Final = (
-    ((0, 0, 0), KERNEL_5_10),
-    ((5, 15, 0), KERNEL_5_15),
-    ((6, 1, 0), KERNEL_6_1),
-    ((6, 12, 117), KERNEL_6_12),
-    ((6, 13, 0), KERNEL_6_1),
-    ((7, 3, 0), KERNEL_6_12),
+    _Since((0, 0, 0), KERNEL_5_10, _LOG_5_10),
+    _Since((5, 14, 0), KERNEL_5_14, _LOG_5_10),
+    _Since((5, 15, 0), KERNEL_5_15, _LOG_5_10),
+    _Since((5, 18, 0), KERNEL_5_18, _LOG_5_10),
+    _Since((6, 1, 0), KERNEL_6_1, _LOG_6_1),
+    _Since((6, 2, 0), KERNEL_6_1, _LOG_6_12),
+    _Since((6, 12, 117), KERNEL_6_12, _LOG_6_12),
+    _Since((6, 13, 0), KERNEL_6_1, _LOG_6_12),
+    _Since((7, 3, 0), KERNEL_6_12, _LOG_6_12),
 )
+_OLDEST_KNOWN: Final = (5, 10)
+_NEWEST_KNOWN: Final = (7, 3)
+
+_RELEASE: Final = re.compile(
+    r"(?P<major>[0-9]{1,3})\.(?P<minor>[0-9]{1,3})(?:\.(?P<patch>[0-9]{1,4}))?"
+    r"(?P<vendor>[-+._~][-+._~A-Za-z0-9]*)?"
+)
+# Characters of an unknown release that its error repeats.
+_SHOWN: Final = 40
+_CANDIDATE: Final = re.compile(r"-rc[0-9]+\+?")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class KernelGuess:
+    """What the release of a kernel tells about its rules.
+
+    Attributes:
+        rules: The rules of the generation.
+        log: How it logs.
+        doubt: Why that kernel may follow other rules; empty for the name of a generation and for
+            a release of the kernel's own developers that is known.
+    """
+
+    rules: KernelRules
+    log: KernelLog
+    doubt: str
+
+
+def guess_rules(release: str) -> KernelGuess:
+    """What a kernel release such as `6.18.44-cloud`, or the name of a generation, tells.
+
+    Raises:
+        UsageError: `release` is neither.
+    """
+    found = _RELEASE.fullmatch(release)
+    if found is None:
+        raise UsageError(
+            "kernel release: expected a version such as 6.1 or 5.15.0-91-generic, "
+            f"found {release[:_SHOWN]!r}"
+        )
+    major, minor, patch = (int(found[name] or 0) for name in ("major", "minor", "patch"))
+    since = next(row for row in reversed(_SINCE) if row.release <= (major, minor, patch))
+    if release in KERNELS:
+        return KernelGuess(KERNELS[release], since.log, "")
+    return KernelGuess(since.rules, since.log, _doubt((major, minor), found["vendor"] or ""))
 
 
 def rules_of(release: str) -> KernelRules:
-    """The rules of a kernel release such as `6.18.44-cloud`, or of the generation of that name.
+    """The rules of a kernel release, or of the generation of that name, as `guess_rules` has them.
 
     Raises:
-        UsageError: `release` does not begin with two numbers.
+        UsageError: `release` is neither.
     """
-    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
-    if found is None:
-        msg = f"kernel release: expected a version such as 6.1, found {release!r}"
-        raise UsageError(msg)
-    if release in KERNELS:
-        return KERNELS[release]
-    wanted = tuple(int(part or 0) for part in found.groups())
-    return next(rules for since, rules in reversed(_SINCE) if since <= wanted)
+    return guess_rules(release).rules
+
+
+def _doubt(series: tuple[int, int], vendor: str) -> str:
+    doubts: list[str] = []
+    if series < _OLDEST_KNOWN:
+        doubts.append(
+            "kernels before 5.10 were never measured, so which segments they call INVALID is not "
+            "known, and the rules of 5.10 stand in"
+        )
+    elif series > _NEWEST_KNOWN:
+        doubts.append("kernels after 7.3 were not measured yet")
+    if vendor and not _CANDIDATE.fullmatch(vendor):
+        doubts.append("vendors backport changes, so the version only suggests the rules")
+    return "; ".join(doubts)

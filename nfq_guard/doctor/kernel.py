@@ -4,7 +4,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from nfq_guard.conntrack.kernel_rules import rules_of
+from nfq_guard.conntrack.kernel_rules import guess_rules
 from nfq_guard.doctor.check import Check, note, ok, problem
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
@@ -24,17 +24,19 @@ _NEEDED: Final = {
 def reasons(release: str) -> Check:
     """Which reasons this release can produce (kernel.md 1.11)."""
     try:
-        rules = rules_of(release)
+        guess = guess_rules(release)
     except UsageError:
         return note("kernel.reasons", f"unknown kernel release {release!r}")
+    rules = guess.rules
+    doubt = f" (a guess: {guess.doubt})" if guess.doubt else ""
     names = " and ".join(_OLD_ONLY)
     if rules.old_segments_pass:
-        what = f"kernel {release} follows the rules of {rules.name}: {names} do not occur"
+        what = f"kernel {release} follows the rules of {rules.name}{doubt}: {names} do not occur"
         return ok("kernel.reasons", what)
     return note(
         "kernel.reasons",
-        f"kernel {release} follows the rules of {rules.name}: late retransmissions and old ACKs "
-        f"are INVALID too ({names})",
+        f"kernel {release} follows the rules of {rules.name}{doubt}: late retransmissions and "
+        f"old ACKs are INVALID too ({names})",
         "expect harmless packets among the INVALID ones; kernel 6.1 and later accept them",
     )
 

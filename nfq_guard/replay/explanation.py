@@ -38,7 +38,7 @@ class Explanation:
     Attributes:
         file: The capture.
         outcome: What became of the frame under the chosen kernel.
-        kernel: The chosen kernel.
+        settings: How the capture was replayed.
         first: The first packets of the flow, before this one.
         last: The last ones before this one.
         between: How many packets came between those two.
@@ -51,7 +51,7 @@ class Explanation:
 
     file: str
     outcome: Outcome
-    kernel: KernelRules
+    settings: ReplaySettings
     first: tuple[Outcome, ...]
     last: tuple[Outcome, ...]
     between: int
@@ -193,7 +193,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
     return Explanation(
         file=name,
         outcome=outcome,
-        kernel=settings.kernel,
+        settings=settings,
         first=tuple(history.first),
         last=tuple(history.last),
         between=history.count - len(history.first) - len(history.last),

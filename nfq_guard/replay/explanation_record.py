@@ -123,6 +123,7 @@ class ExplanationRecord(FrameRecord):
 
     Attributes:
         kernel: The kernel whose rules were used.
+        kernel_doubt: Why those are a guess at the kernel that was asked for; null if they are not.
         flow: The flow before the packet; null where it has none.
         expired_s: How long before the packet its flow had expired, in seconds; null if it had not.
         history: Frames of the flow before the packet: the first and the last ones.
@@ -132,6 +133,7 @@ class ExplanationRecord(FrameRecord):
     """
 
     kernel: str
+    kernel_doubt: str | None
     flow: FlowRecord | None
     expired_s: float | None
     history: list[FrameRecord]
@@ -146,7 +148,8 @@ def explanation_object(explanation: Explanation) -> ExplanationRecord:
     return {
         **record(explanation.outcome, (explanation.file,)),
         "file": explanation.file,
-        "kernel": explanation.kernel.name,
+        "kernel": explanation.settings.kernel.name,
+        "kernel_doubt": explanation.settings.kernel_doubt or None,
         "flow": None if explanation.before is None else _flow(explanation.before),
         "expired_s": round(explanation.expired_s, 6) or None,
         "history": [record(outcome, (explanation.file,)) for outcome in told],

@@ -54,6 +54,7 @@ class ReplaySettings:
 
     Attributes:
         kernel: Whose rules hold.
+        kernel_doubt: Why the kernel that was asked for may follow others; empty if there is none.
         sysctls: How that kernel is set.
         checksums: What a wrong checksum means.
         capacity: Most flows held at once (`conntrack.table.FlowTable`).
@@ -63,6 +64,7 @@ class ReplaySettings:
     """
 
     kernel: KernelRules = KERNEL_6_1
+    kernel_doubt: str = ""
     sysctls: Sysctls = DEFAULT_SYSCTLS
     checksums: ChecksumMode = ChecksumMode.AUTO
     capacity: int = DEFAULT_CAPACITY

@@ -8,7 +8,7 @@ from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.finding import Reason
 from nfq_guard.names import packet_ends, tuple_ends
 from nfq_guard.policy.decision import Action
-from nfq_guard.replay.replayer import Outcome, Replayer
+from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
 from nfq_guard.wire.packet import Packet, tuple_of
 
 # Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
@@ -36,6 +36,7 @@ class SummaryRecord(TypedDict):
         packets: Packets that conntrack would see.
         flows: Flows that were created.
         kernel: The kernel whose rules were used.
+        kernel_doubt: Why those are a guess at the kernel that was asked for; null if they are not.
         span_s: Time of capture from the first frame to the last, in seconds.
         seconds: How long the replay took.
         ctstate: Packets by ctstate.
@@ -51,6 +52,7 @@ class SummaryRecord(TypedDict):
     packets: int
     flows: int
     kernel: str
+    kernel_doubt: str | None
     span_s: float
     seconds: float
     ctstate: dict[str, int]
@@ -94,19 +96,22 @@ class Summary:
             name = OTHER_FLOWS
         self.by_flow[name] += 1
 
-    def as_object(self, replayer: Replayer, kernel: str, seconds: float) -> SummaryRecord:
+    def as_object(
+        self, replayer: Replayer, settings: ReplaySettings, seconds: float
+    ) -> SummaryRecord:
         """For programs: everything, one object.
 
         Args:
             replayer: After its last frame.
-            kernel: Name of the rules it used.
+            settings: What it was made with.
             seconds: How long it took.
         """
         return {
             "frames": replayer.frames,
             "packets": replayer.packets,
             "flows": replayer.table.created,
-            "kernel": kernel,
+            "kernel": settings.kernel.name,
+            "kernel_doubt": settings.kernel_doubt or None,
             "span_s": round(replayer.now, 6),
             "seconds": round(seconds, 3),
             "ctstate": {

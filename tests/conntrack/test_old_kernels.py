@@ -7,8 +7,9 @@ import pytest
 
 from nfq_guard.conntrack.kernel_rules import (
     KERNEL_5_10,
+    KERNEL_5_14,
     KERNEL_5_15,
-    KERNEL_6_1,
+    KERNEL_5_18,
     KERNEL_6_12,
     KERNELS,
     KernelRules,
@@ -16,10 +17,10 @@ from nfq_guard.conntrack.kernel_rules import (
 from nfq_guard.conntrack.sysctls import Sysctls
 from tests.support.flow import Flow
 
-ALL = pytest.mark.parametrize(
-    "kernel", [KERNEL_5_10, KERNEL_5_15, KERNEL_6_1], ids=lambda kernel: kernel.name
-)
-OLD = pytest.mark.parametrize("kernel", [KERNEL_5_10, KERNEL_5_15], ids=lambda kernel: kernel.name)
+ALL = pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda kernel: kernel.name)
+OLD_KERNELS = (KERNEL_5_10, KERNEL_5_14, KERNEL_5_15, KERNEL_5_18)
+OLD = pytest.mark.parametrize("kernel", OLD_KERNELS, ids=lambda kernel: kernel.name)
+ANY_SEGMENT_STARTS_OVER = (KERNEL_5_10, KERNEL_5_14, KERNEL_5_15)
 MakeFlow = Callable[..., Flow]
 
 
@@ -39,7 +40,7 @@ def test_late_retransmission(make_flow: MakeFlow, kernel: KernelRules) -> None:
     flow = after_data(make_flow(kernel))
     answer = flow.see("> P. 1:1001(1000) ack 1 win 1000")
     assert answer == (
-        "ESTABLISHED ignored seq-under" if kernel is KERNEL_6_1 else "INVALID seq-under"
+        "INVALID seq-under" if kernel in OLD_KERNELS else "ESTABLISHED ignored seq-under"
     )
 
 
@@ -48,7 +49,7 @@ def test_late_ack(make_flow: MakeFlow, kernel: KernelRules) -> None:
     flow = after_data(make_flow(kernel))
     answer = flow.see("< . 1:1(0) ack 4000 win 1000")
     assert answer == (
-        "ESTABLISHED ignored ack-under" if kernel is KERNEL_6_1 else "INVALID ack-under"
+        "INVALID ack-under" if kernel in OLD_KERNELS else "ESTABLISHED ignored ack-under"
     )
 
 
@@ -71,10 +72,10 @@ def test_overshoot(make_flow: MakeFlow, kernel: KernelRules) -> None:
     flow = make_flow(kernel).opened()
     answer = flow.see("> P. 1002:1500(498) ack 1 win 1000")
     assert answer == (
-        "ESTABLISHED ignored overshoot" if kernel is KERNEL_6_1 else "INVALID seq-over"
+        "INVALID seq-over" if kernel in OLD_KERNELS else "ESTABLISHED ignored overshoot"
     )
     answer = flow.see("< . 1:1(0) ack 1500 win 1000")
-    assert answer == ("INVALID ack-over" if kernel is KERNEL_5_10 else "ESTABLISHED")
+    assert answer == ("INVALID ack-over" if kernel in (KERNEL_5_10, KERNEL_5_14) else "ESTABLISHED")
 
 
 @OLD
@@ -115,19 +116,17 @@ def test_rst_with_number_zero(kernel: KernelRules) -> None:
     flow = Flow("plain", kernel)
     flow.passes("> S 0:0(0) win 1000", "< S. 0:0(0) ack 1 win 1000", "> S. 0:0(0) ack 1 win 1000")
     zero = -flow.numbers[1]
-    assert (
-        flow.see(f"< R. {zero}:{zero}(0) ack 1")
-        == {
-            KERNEL_5_10: "INVALID rst-outside",
-            KERNEL_5_15: "INVALID seq-under",
-            KERNEL_6_1: "ESTABLISHED ignored seq-under",
-        }[kernel]
-    )
+    passes = "ESTABLISHED ignored seq-under"
+    assert flow.see(f"< R. {zero}:{zero}(0) ack 1") == {
+        "5.10": "INVALID rst-outside",
+        "6.1": passes,
+        "6.12": passes,
+    }.get(kernel.name, "INVALID seq-under")
 
 
 @ALL
 def test_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Before 5.17 any later segment of the answering side starts its window over.
+    """Before 5.18 any later segment of the answering side starts its window over.
 
     With it goes the scaling of its own window, because its options do not ask for any.
     """
@@ -137,7 +136,7 @@ def test_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRules) -
         "< S. 0:0(0) ack 1 win 1000 <wscale 7>",
         "< P. 1:101(100) ack 1 win 1000 <TS 1 1>",
     )
-    assert flow.peer("<").td_scale == (7 if kernel is KERNEL_6_1 else 0)
+    assert flow.peer("<").td_scale == (0 if kernel in ANY_SEGMENT_STARTS_OVER else 7)
     assert flow.peer(">").td_scale == 7
 
 
@@ -155,17 +154,20 @@ def test_other_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRu
 
 @ALL
 def test_rst_after_a_challenge(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Passes everywhere: by its own rule since 6.2 and in stable 6.1.
+    """Passes by its own rule since 6.2 and in stable 6.1.
 
-    Before, because any later segment started the window of a half-open flow over.
+    Before 5.18 it passes because any later segment starts the window of a half-open flow over.
     """
     flow = make_flow(kernel)
     flow.passes("> S 0:0(0) win 1000")
     flow.see("< . 700:700(0) ack 9000 win 1000")
-    assert flow.see("> R 9000:9000(0) win 0") == "ESTABLISHED"
-    assert (
-        flow.peer(">").td_end == (flow.numbers[0] + (1 if kernel is KERNEL_6_1 else 9000)) % 2**32
-    )
+    answer = flow.see("> R 9000:9000(0) win 0")
+    if kernel is KERNEL_5_18:
+        assert answer == "INVALID seq-over"
+        return
+    assert answer == "ESTABLISHED"
+    moved = kernel in ANY_SEGMENT_STARTS_OVER
+    assert flow.peer(">").td_end == (flow.numbers[0] + (9000 if moved else 1)) % 2**32
 
 
 @ALL
@@ -174,10 +176,10 @@ def test_closing_out_of_the_window(make_flow: MakeFlow, kernel: KernelRules) -> 
     flow = make_flow(kernel).opened()
     flow.see("> F. 900000:900000(0) ack 1 win 1000")
     flow.see("< R. 900000:900000(0) ack 1 win 1000")
-    assert flow.timeout_s == (300 if kernel is KERNEL_6_1 else 432_000)
+    assert flow.timeout_s == (432_000 if kernel in OLD_KERNELS else 300)
 
 
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda kernel: kernel.name)
+@ALL
 def test_inexact_rst_in_the_window(make_flow: MakeFlow, kernel: KernelRules) -> None:
     """The flow stays; its timeout is that of CLOSE, newer kernels take unacknowledged data's."""
     flow = make_flow(kernel).opened()
@@ -186,7 +188,7 @@ def test_inexact_rst_in_the_window(make_flow: MakeFlow, kernel: KernelRules) -> 
     assert flow.timeout_s == (300 if kernel is KERNEL_6_12 else 10)
 
 
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda kernel: kernel.name)
+@ALL
 def test_exact_rst(make_flow: MakeFlow, kernel: KernelRules) -> None:
     flow = make_flow(kernel).opened()
     flow.passes("> P. 1:101(100) ack 1 win 1000", "< . 1:1(0) ack 101 win 1000")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from nfq_guard.conntrack import window
-from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.conntrack.kernel_rules import KernelRules, guess_rules
 from nfq_guard.conntrack.states import CLASS_RST
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CTSTATES, FlowTable
@@ -67,8 +67,7 @@ _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
     Reason.ACK_UNDER: -1,
 }
 _BESIDE_THE_POINT: Final = re.compile("lower(ed)? timeout to")
-# Kernels up to 6.1 do not log a segment that has no entry and cannot open one.
-_SAYS_NEW: Final = tuple(map(int, re.findall(r"\d+", platform.release())[:2])) > (6, 1)
+_SAYS_NEW: Final = guess_rules(platform.release()).log.tells_no_entry
 _STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
 # Both are cut to whole seconds, at moments a little apart.
 _TIMEOUT_SLACK_S: Final = 1

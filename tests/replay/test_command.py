@@ -304,3 +304,33 @@ def test_progress_of_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_progress_when_piped(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["replay", capture])
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("kernel", "rules", "doubt"),
+    [
+        ("5.14.0-427.el9", "5.14", "vendors backport"),
+        ("4.18.0-513.el8", "5.10", "is not known"),
+        ("6.0", "5.18", None),
+    ],
+)
+def test_a_release_that_is_a_guess_is_called_one(
+    capture: str, capsys: pytest.CaptureFixture[str], kernel: str, rules: str, doubt: str | None
+) -> None:
+    assert main(["replay", "--summary", "--kernel", kernel, capture]) == 0
+    told = capsys.readouterr()
+    assert f"rules of kernel {rules}{' (a guess)' if doubt else ''};" in told.out
+    assert (doubt in told.err) if doubt else not told.err
+    assert main(["replay", "--summary", "--format", "json", "--kernel", kernel, capture]) == 0
+    whole = json.loads(capsys.readouterr().out)
+    assert whole["kernel"] == rules
+    assert (doubt in whole["kernel_doubt"]) if doubt else whole["kernel_doubt"] is None
+    assert main(["explain", "--format", "json", "--kernel", kernel, capture, "5"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kernel"], found["kernel_doubt"]) == (rules, whole["kernel_doubt"])
+
+
+def test_check_takes_any_release(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "--kernel", "5.15.0-91-generic", "preset:default"]) == 0
+    assert main(["check", "--kernel", "latest", "preset:default"]) == 2
+    assert "expected a version such as" in capsys.readouterr().err
