@@ -24,7 +24,7 @@ VERDICT_ACCEPT: Final = 1
 
 
 class Mode(StrEnum):
-    """Whether decisions are carried out; in dry-run every packet passes, unmarked."""
+    """Whether decisions are carried out; in dry-run every packet passes with its mark as it was."""
 
     ENFORCE = "enforce"
     DRY_RUN = "dry-run"
@@ -113,7 +113,7 @@ class Engine:
         kernel: KernelRules = KERNEL_6_1,
         sysctls: Sysctls = DEFAULT_SYSCTLS,
         drops_failures: bool = False,
-        judged_mark: int = 0,
+        unjudged_mark: int = 0,
     ) -> None:
         """Judge by `policy`, and look flows up in `flows`.
 
@@ -124,7 +124,8 @@ class Engine:
             kernel: What the kernel that called the packets INVALID can mean by it.
             sysctls: How that kernel is set.
             drops_failures: Whether a packet is dropped when judging it raises.
-            judged_mark: Mark bits to set on every accepted packet that was judged; 0 for none.
+            unjudged_mark: Mark bits that the rules set on every packet before they queue it, and
+                that an accepted packet loses again; 0 for none.
         """
         self.mode = mode
         self.lookup_errors = 0
@@ -132,7 +133,7 @@ class Engine:
         self._policy = policy
         self._shadow = policy.shadow
         self._drops_failures = drops_failures
-        self._judged_mark = judged_mark
+        self._unjudged_mark = unjudged_mark
         self._flows = flows
         self._kernel = kernel
         self._sysctls = sysctls
@@ -155,12 +156,12 @@ class Engine:
     def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
         """Verdict and mark of a packet whose judging raised.
 
-        In dry-run it has the mark of a judged one, so that no later rule drops it for want of that.
+        In dry-run it is accepted as a judged one, so that no later rule drops it as unjudged.
         """
         if self.mode is Mode.ENFORCE:
             return VERDICT_DROP if self._drops_failures else VERDICT_ACCEPT, None
-        judged_mark = self._judged_mark
-        return VERDICT_ACCEPT, queued.mark | judged_mark if judged_mark else None
+        unjudged = self._unjudged_mark
+        return VERDICT_ACCEPT, queued.mark & ~unjudged if unjudged else None
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         """Judge packets seen at `now`, monotonic seconds; one judgment each, in order.
@@ -237,6 +238,9 @@ class Engine:
             now: Monotonic seconds.
             lookup_error: The errno of a lookup that failed; 0 if none did.
         """
+        unjudged = self._unjudged_mark
+        if unjudged:
+            queued.mark &= ~unjudged  # the mark that others gave the packet
         finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
         verdict = VERDICT_ACCEPT
@@ -245,9 +249,8 @@ class Engine:
             mark = decision.mark
             if decision.drops:
                 verdict = VERDICT_DROP
-        judged_mark = self._judged_mark
-        if judged_mark and verdict == VERDICT_ACCEPT:
-            mark = (queued.mark if mark is None else mark) | judged_mark
+        if unjudged and verdict == VERDICT_ACCEPT:
+            mark = queued.mark if mark is None else mark & ~unjudged
         shadow = self._shadow
         differs = None
         if shadow is not None:

@@ -126,7 +126,7 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
             policy=default_policy(),
             flows=bpf.BpfFlows(program=_Program()),
             mode=Mode.ENFORCE,
-            judged_mark=1,
+            unjudged_mark=1,
         ),
         stats=Stats(),
         evidence=Evidence.BPF,

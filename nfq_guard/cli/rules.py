@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     if args.action == "verify":
         differences = firewall.verify()
+        remarks = [] if args.quiet else firewall.remarks()
         if differences or not args.quiet:
-            sys.stdout.write(_format_differences(differences, as_json=as_json))
+            sys.stdout.write(_format_differences(differences, remarks, as_json=as_json))
         return EXIT_NOT_FINE if differences else EXIT_OK
     if args.action == "install":
         changes = firewall.install()
@@ -140,7 +141,7 @@ class ShownRecord(TypedDict):
 
 def _show_json(firewall: Firewall) -> str:
     choice = firewall.described_choice()
-    rules = render(firewall.spec)
+    rules = render(firewall.spec, choice.backend)
     record: ShownRecord = {
         "backend": choice.backend,
         "why": choice.why,
@@ -151,7 +152,9 @@ def _show_json(firewall: Firewall) -> str:
 
 
 class RuleDifferenceRecord(TypedDict):
-    """One difference that `rules verify` found.
+    """One difference that `rules verify` found, or a remark about rules of others.
+
+    The kinds `taken-before` and `policy-skipped` are remarks: they do not make the status 1.
 
     Attributes:
         kind: What kind of difference it is.
@@ -193,12 +196,15 @@ def _difference(difference: Difference) -> RuleDifferenceRecord:
     }
 
 
-def _format_differences(differences: list[Difference], *, as_json: bool) -> str:
+def _format_differences(
+    differences: list[Difference], remarks: list[Difference], *, as_json: bool
+) -> str:
     if as_json:
-        return "".join(json.dumps(_difference(each)) + "\n" for each in differences)
-    if not differences:
-        return "rules OK\n"
-    return "".join(f"{each}\n" for each in differences)
+        found = (*differences, *remarks)
+        return "".join(json.dumps(_difference(each)) + "\n" for each in found)
+    lines = [str(each) for each in differences] or ["rules OK"]
+    lines += [f"note: {each}" for each in remarks]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _format_changes(changes: Changes, *, as_json: bool) -> str:

@@ -99,8 +99,9 @@ def _rules(firewall: Firewall) -> Iterator[Check]:
     except NfqGuardError as error:
         problems.append(str(error))
     yield ours.ours(places, differences, complete=not problems)
+    yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
-        yield from marks.marks(saved.values(), firewall.spec.judged_mark)
+        yield from marks.marks(saved.values(), firewall.spec.unjudged_mark)
     foreign_rules: list[foreign.ForeignRule] = []
     for (backend, number), tables_of_family in saved.items():
         elsewhere: int | None = None
@@ -112,14 +113,22 @@ def _rules(firewall: Firewall) -> Iterator[Check]:
             tables_of_family, backend, Family(number), elsewhere=elsewhere
         )
     if native is not None:
-        foreign_rules += native.find(_unread(saved))
+        backend = Backend.NFT if str(Backend.NFT) in holders else Backend.LEGACY
+        foreign_rules += native.find(_unread(saved), backend)
         yield from nft_rules.flowtables(native.flowtables)
-    checks = list(foreign.checks(foreign_rules, ours_installed=bool(places)))
+    checks = list(foreign.checks(foreign_rules))
     yield from checks
     if not checks and not problems:
         yield ok("foreign", "no other rules match INVALID packets")
     for text in dict.fromkeys(problems):
         yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
+
+
+def _order(firewall: Firewall) -> Iterator[Check]:
+    try:
+        yield from ours.remarks(firewall.remarks())
+    except NfqGuardError:
+        return  # `rules.ours` reports it
 
 
 def _native(problems: list[str]) -> nft_rules.Ruleset | None:

@@ -10,11 +10,18 @@ from enum import StrEnum
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.check import Check, note, problem, warning
+from nfq_guard.firewall.spec import Backend
 
 CONNTRACK_PRIORITY: Final = -200
 OUR_PRIORITY: Final = -150
-OUR_NATIVE_PRIORITY: Final = -151
-"""Priority of the chains in `rules/nftables.nft`: one before mangle."""
+OUR_NATIVE_PRIORITY: Final = -149
+"""Priority of the chains in `rules/nftables.nft`: one after mangle."""
+
+OUR_PRIORITIES: Final = {
+    Backend.LEGACY: {"prerouting": OUR_PRIORITY, "output": OUR_PRIORITY},
+    Backend.NFT: {"prerouting": OUR_PRIORITY, "output": 150},
+}
+"""Priorities of the chains with our jumps. iptables-nft has its table security at 150, not 50."""
 
 PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 """Priorities of iptables' tables. nat's differs by hook; INVALID packets never reach it."""
@@ -159,19 +166,19 @@ def earliest(orders: Sequence[Order]) -> Order:
     return min(orders, key=ranking.index)
 
 
-def checks(rules: Iterable[ForeignRule], *, ours_installed: bool) -> Iterator[Check]:
+def checks(rules: Iterable[ForeignRule]) -> Iterator[Check]:
     """One check for each group of rules with the same owner, table, order and effect."""
     groups: dict[tuple[object, ...], list[ForeignRule]] = {}
     for rule in rules:
         key = (rule.owner.id, rule.filter, rule.table, rule.order, rule.effect)
         groups.setdefault(key, []).append(rule)
     for group in groups.values():
-        check = _check(group, ours_installed=ours_installed)
+        check = _check(group)
         if check is not None:
             yield check
 
 
-def _check(group: list[ForeignRule], *, ours_installed: bool) -> Check | None:
+def _check(group: list[ForeignRule]) -> Check | None:
     rule = group[0]
     name = f"foreign.{rule.owner.id}"
     where = _where(group)
@@ -190,10 +197,7 @@ def _check(group: list[ForeignRule], *, ours_installed: bool) -> Check | None:
                 name, f"{where}, {rule.order}: which of the two runs first is undefined", todo
             )
         case Effect.DROP, Order.SHADOWED:
-            what = "it sees only packets that the guard did not judge"
-            if not ours_installed:
-                what = "it drops them now; once installed, our rules come first"
-            return note(name, f"{where}, {rule.order}: {what}")
+            return note(name, f"{where}, {rule.order}: queued packets skip it")
         case Effect.DROP, Order.AFTER:
             return warning(
                 name,

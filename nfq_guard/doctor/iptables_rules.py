@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Final, final
 
 from nfq_guard.doctor.foreign import (
-    OUR_HOOKS,
+    OUR_PRIORITIES,
     OUR_PRIORITY,
     PLAIN,
     PRIORITIES,
@@ -21,7 +21,10 @@ from nfq_guard.firewall.saved import Saved, SavedRule, SavedTable, is_own, split
 from nfq_guard.firewall.spec import Backend, Family
 
 _DROPS: Final = frozenset({"DROP", "REJECT"})
-_OURS_TABLE: Final = "mangle"
+_OUR_TABLES: Final = {
+    Backend.LEGACY: {"PREROUTING": "mangle", "OUTPUT": "mangle"},
+    Backend.NFT: {"PREROUTING": "mangle", "OUTPUT": "security"},
+}
 
 
 def matches_invalid(rule: str) -> bool:
@@ -128,11 +131,11 @@ def _in_table(
         for place, rule in enumerate(table.rules(chain)):
             if is_own(rule.target) or not matches_invalid(rule.text) or not ways:
                 continue
+            effect = table.effect(rule)
             orders = []
             for hook, (entrance, _) in ways.items():
                 at = place if entrance < 0 else entrance
-                ours = table.first_of_ours(hook) if name == _OURS_TABLE else None
-                orders.append(_order(name, hook, at, ours, elsewhere=elsewhere))
+                orders.append(_order(table, backend, hook, at, effect, elsewhere=elsewhere))
             _, path = next(iter(ways.values()))
             yield ForeignRule(
                 filter=str(backend),
@@ -141,22 +144,37 @@ def _in_table(
                 chain=chain,
                 hooks=tuple(hook.lower() for hook in ways),
                 order=earliest(orders),
-                effect=table.effect(rule),
+                effect=effect,
                 owner=_owner(table.table, (rule.target, chain, *path)),
                 text=rule.text,
             )
 
 
-def _order(table: str, hook: str, place: int, ours: int | None, *, elsewhere: int | None) -> Order:
-    if table == "nat":
+def _order(
+    table: _Table,
+    backend: Backend,
+    hook: str,
+    place: int,
+    effect: Effect,
+    *,
+    elsewhere: int | None,
+) -> Order:
+    name = table.table.name
+    if name == "nat":
         return Order.NEVER
-    priority = PRIORITIES.get(table, 0)
-    if ours is not None:
-        return Order.BEFORE if place < ours else Order.SHADOWED
-    if table == _OURS_TABLE and hook.lower() in OUR_HOOKS and elsewhere is None:
-        # `rules install` puts ours before it.
-        return Order.SHADOWED
-    return order_by_priority(hook.lower(), priority, elsewhere or OUR_PRIORITY)
+    if _OUR_TABLES[backend].get(hook) == name:
+        ours = table.first_of_ours(hook)
+        if ours is not None:
+            return Order.BEFORE if place < ours else Order.SHADOWED
+        if elsewhere is None:
+            # `rules install` puts ours behind it.
+            return Order.BEFORE
+    elif effect is Effect.ACCEPT:
+        return Order.AFTER  # it ends its own table only
+    own = OUR_PRIORITIES[backend].get(hook.lower(), OUR_PRIORITY)
+    return order_by_priority(
+        hook.lower(), PRIORITIES.get(name, 0), own if elsewhere is None else elsewhere
+    )
 
 
 def _owner(table: SavedTable, names: tuple[str, ...]) -> Owner:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Other programs' rules that write the mark bit by which kernel-drop recognises judged packets."""
+"""Other programs' rules that write the mark bit by which kernel-drop knows unjudged packets."""
 
 from collections.abc import Iterable, Iterator
 
@@ -7,23 +7,25 @@ from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.firewall.saved import Saved, is_own, split
 
 
-def marks(saved: Iterable[Saved], judged: int) -> Iterator[Check]:
-    """Whether another program's rule may write the bits `judged` of a packet's mark."""
+def marks(saved: Iterable[Saved], unjudged: int) -> Iterator[Check]:
+    """Whether another program's rule may write the bits `unjudged` of a packet's mark."""
     conflicts = [
         f"{table.name} {rule.chain} `{rule.text}`"
         for tables in saved
         for table in tables.values()
         for rule in table.rules
-        if not is_own(rule.chain) and touched(rule.text) & judged
+        if not is_own(rule.chain) and touched(rule.text) & unjudged
     ]
     if not conflicts:
-        yield ok("rules.mark", f"no other rule writes the mark bit of judged packets ({judged:#x})")
+        yield ok(
+            "rules.mark", f"no other rule writes the mark bit of unjudged packets ({unjudged:#x})"
+        )
         return
     more = f" and {len(conflicts) - 1} more rules" if len(conflicts) > 1 else ""
     yield warning(
         "rules.mark",
-        f"{conflicts[0]}{more} may write the mark bit of judged packets ({judged:#x}): kernel-drop "
-        "then drops accepted packets, or accepts packets that were never judged",
+        f"{conflicts[0]}{more} may write the mark bit of unjudged packets ({unjudged:#x}): "
+        "kernel-drop then drops accepted packets, or accepts packets that were never judged",
         "restrict that rule's mask to other bits, or use fail mode open or closed",
     )
 

@@ -10,7 +10,9 @@ from typing import Any, Final, NamedTuple, final
 
 from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.foreign import (
+    OUR_HOOKS,
     OUR_NATIVE_PRIORITY,
+    OUR_PRIORITIES,
     OUR_PRIORITY,
     PRIORITIES,
     Effect,
@@ -21,13 +23,15 @@ from nfq_guard.doctor.foreign import (
     owner_of,
 )
 from nfq_guard.firewall.saved import is_own
-from nfq_guard.firewall.spec import OFFLOAD_TABLE
+from nfq_guard.firewall.spec import OFFLOAD_TABLE, Backend
 
 OUR_TABLE: Final = "nfq_guard"
 """The table that `rules/nftables.nft` creates."""
 
 _IPTABLES_TABLES: Final = frozenset({*PRIORITIES, "nat"})
 _FAMILIES: Final = {"ip": "IPv4", "ip6": "IPv6", "inet": "IPv4 and IPv6"}
+
+_OURS_NATIVE: Final = dict.fromkeys(OUR_HOOKS, OUR_NATIVE_PRIORITY)
 
 Statement = Mapping[str, Any]
 _Key = tuple[str, str, str]
@@ -78,14 +82,19 @@ class Ruleset:
             key = (value["family"], value["table"], value["chain"])
             self._rules.setdefault(key, []).append(value["expr"])
 
-    def find(self, unread: frozenset[tuple[str, str]] = frozenset()) -> list[ForeignRule]:
+    def find(
+        self,
+        unread: frozenset[tuple[str, str]] = frozenset(),
+        backend: Backend = Backend.LEGACY,
+    ) -> list[ForeignRule]:
         """Every rule that matches INVALID packets and is not ours.
 
         Args:
             unread: Tables with the name of an iptables table that iptables-nft cannot list, as
                 `("ip", "mangle")`. In all other tables iptables' own chains are skipped.
+            backend: The backend of our rules where they are not in our native table.
         """
-        ours = OUR_NATIVE_PRIORITY if self.ours else OUR_PRIORITY
+        ours = _OURS_NATIVE if self.ours else OUR_PRIORITIES[backend]
         foreign: list[ForeignRule] = []
         reached = self._walk(unread)
         for key, rules in self._rules.items():
@@ -180,8 +189,10 @@ def _is_iptables(key: _Key, base: _Base) -> bool:
     return chain == base.hook.upper() and base.priority == priority
 
 
-def _order(base: _Base, ours: int) -> Order:
-    return Order.NEVER if base.kind == "nat" else order_by_priority(base.hook, base.priority, ours)
+def _order(base: _Base, ours: Mapping[str, int]) -> Order:
+    if base.kind == "nat":
+        return Order.NEVER
+    return order_by_priority(base.hook, base.priority, ours.get(base.hook, OUR_PRIORITY))
 
 
 def _is_state(value: object) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Whether our own rules are installed, once and as configured."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
 from nfq_guard.firewall import Difference, Kind
@@ -14,6 +14,7 @@ _BREAKING = frozenset(
         Kind.MISSING_RULE,
         Kind.DUPLICATE_JUMP,
         Kind.JUMP_NOT_FIRST,
+        Kind.JUMP_NOT_LAST,
     }
 )
 
@@ -52,3 +53,13 @@ def ours(
     if _BREAKING & {difference.kind for difference in differences}:
         return problem("rules.ours", what, todo)
     return warning("rules.ours", what, todo)
+
+
+def remarks(found: Sequence[Difference]) -> Iterator[Check]:
+    """What rules of others do in the chains of our jumps."""
+    for each in found:
+        if each.kind is Kind.POLICY_SKIPPED:
+            todo = "replace the policy by a rule, which stands before ours"
+        else:
+            todo = "restrict that rule to other packets where the guard should judge them"
+        yield warning("rules.order", str(each), todo)

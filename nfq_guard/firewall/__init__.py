@@ -4,11 +4,11 @@
 from nfq_guard.firewall.compare import Difference, Kind
 from nfq_guard.firewall.manager import BOTH_FAMILIES, Changes, Firewall
 from nfq_guard.firewall.rule_counters import RuleCounters
-from nfq_guard.firewall.spec import JUDGED_MARK, Backend, FailMode, Family, RulesSpec
+from nfq_guard.firewall.spec import UNJUDGED_MARK, Backend, FailMode, Family, RulesSpec
 
 __all__ = [
     "BOTH_FAMILIES",
-    "JUDGED_MARK",
+    "UNJUDGED_MARK",
     "Backend",
     "Changes",
     "Difference",

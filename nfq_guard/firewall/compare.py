@@ -4,10 +4,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import final
+from typing import Final, final
 
 from nfq_guard.firewall.render import TableRules
-from nfq_guard.firewall.saved import Saved, SavedTable, meaning
+from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning
 from nfq_guard.firewall.spec import Backend, Family
 
 
@@ -19,10 +19,17 @@ class Kind(StrEnum):
     CHANGED_JUMP = "changed-jump"
     DUPLICATE_JUMP = "duplicate-jump"
     JUMP_NOT_FIRST = "jump-not-first"
+    JUMP_NOT_LAST = "jump-not-last"
     CHANGED_RULE = "changed-rule"
     MISSING_RULE = "missing-rule"
     EXTRA_RULE = "extra-rule"
     LEFTOVER = "leftover"
+    TAKEN_BEFORE = "taken-before"
+    POLICY_SKIPPED = "policy-skipped"
+
+
+REMARKS: Final = frozenset({Kind.TAKEN_BEFORE, Kind.POLICY_SKIPPED})
+"""What others do in the chains of our jumps, and no installation of ours can change."""
 
 
 @final
@@ -79,6 +86,50 @@ def differences(
     return found
 
 
+def remarks(
+    wanted: tuple[TableRules, ...], live: Saved, family: Family, backend: Backend
+) -> list[Difference]:
+    """What others do in the chains of our jumps that changes what we see, or what we let pass."""
+    found: list[Difference] = []
+    for should in wanted:
+        if not should.last:
+            continue
+        table = live.get(should.table, SavedTable(should.table))
+        for place, _ in should.jumps:
+            parts = (*_takers(should, table, place), *_policy(table, place))
+            found += [
+                Difference(
+                    kind=kind,
+                    family=family,
+                    backend=backend,
+                    table=should.table,
+                    chain=place,
+                    detail=detail,
+                )
+                for kind, detail in parts
+            ]
+    return found
+
+
+def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:
+    """Rules before our jump that end the chain for INVALID packets."""
+    for number, rule in enumerate(table.of(place), start=1):
+        if rule.target == should.chain:
+            return
+        if may_take_invalid(rule.text) and table.ends(rule):
+            detail = f"rule {number} `{rule.text}` ends the chain: what it matches is not judged"
+            yield Kind.TAKEN_BEFORE, detail
+
+
+def _policy(table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:
+    policy = table.policies.get(place, "ACCEPT")
+    if policy != "ACCEPT" and any(is_own(rule.target) for rule in table.of(place)):
+        yield (
+            Kind.POLICY_SKIPPED,
+            f"the chain's policy {policy} does not apply to packets that we let pass",
+        )
+
+
 _Part = tuple[Kind, str, str]
 
 
@@ -111,10 +162,15 @@ def _jumps(should: TableRules, table: SavedTable) -> Iterator[_Part]:
         first = rules[ours[0] - 1].text
         if meaning(first) != meaning(expected):
             yield Kind.CHANGED_JUMP, place, f"expected `{expected}`, found `{first}`"
-        if ours[0] != 1:
+        if not should.last and ours[0] != 1:
             before = rules[ours[0] - 2].text
-            detail = f"rule {ours[0]}, behind `{before}`, which sees INVALID packets before us"
+            detail = f"rule {ours[0]}, behind `{before}`, which sees unjudged packets before us"
             yield Kind.JUMP_NOT_FIRST, place, detail
+        skipped = [rule for rule in rules[ours[0] :] if rule.target != should.chain]
+        if should.last and skipped:
+            more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+            detail = f"rule {ours[0]}, before `{skipped[0].text}`{more}: queued packets skip it"
+            yield Kind.JUMP_NOT_LAST, place, detail
     for rule in table.own_jumps():
         if rule.target == should.chain and rule.chain not in places:
             yield Kind.LEFTOVER, rule.chain, f"`{rule.text}` should not be there"

@@ -8,7 +8,7 @@ from typing import Final, final
 from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
-from nfq_guard.firewall.compare import Difference, Kind, differences
+from nfq_guard.firewall.compare import Difference, Kind, differences, remarks
 from nfq_guard.firewall.lock import held
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
@@ -91,7 +91,8 @@ class Firewall:
             tables = Xtables(self._runner, choice.backend, family)
             missing = tables.missing()
             program = tables.program("-restore") or f"missing: {missing}"
-            lines.append(f"# IPv{family}: {program} --noflush\n{render(self.spec)}")
+            rules = render(self.spec, choice.backend)
+            lines.append(f"# IPv{family}: {program} --noflush\n{rules}")
         if self.spec.offload_entries is not None:
             lines.append(f"# nft -f -\n{offload.render(self.spec.offload_entries)}")
         return "".join(lines)
@@ -104,7 +105,7 @@ class Firewall:
             return choose_unprivileged(self._runner)
 
     def install(self) -> Changes:
-        """Install the rules, first in their chains, and in one backend only.
+        """Install the rules, last in their chains, and in one backend only.
 
         A second call changes nothing and keeps the counters. If IPv6 fails after IPv4 was changed,
         our previous IPv4 rules are restored.
@@ -150,11 +151,25 @@ class Firewall:
         require_privilege(self._runner, backend)
         found: list[Difference] = []
         for tables in self._usable(backend, []):
-            should = wanted(self.spec)
+            should = wanted(self.spec, backend)
             found += differences(should, _readable(tables, should), tables.family, backend)
         for tables in self._usable(backend.other, []):
             found += _leftovers(tables)
         return found + self._offload().verify()
+
+    def remarks(self) -> list[Difference]:
+        """What rules of others do in the chains of our jumps, and no installation can change.
+
+        Raises:
+            UnavailableError: iptables is not installed.
+            PrivilegeError: A capability is missing.
+        """
+        backend = self.choice().backend
+        found: list[Difference] = []
+        for tables in self._usable(backend, []):
+            should = wanted(self.spec, backend)
+            found += remarks(should, tables.save(), tables.family, backend)
+        return found
 
     def rule_counters(self) -> RuleCounters:
         """The kernel's counters of our rules, summed over both families.
@@ -211,7 +226,7 @@ class Firewall:
 
         Returns None if the kernel has no tables of the family.
         """
-        should = wanted(self.spec)
+        should = wanted(self.spec, tables.backend)
         done: list[str] = []
         found: list[Difference] = []
         failure: UnavailableError | None = None
@@ -287,7 +302,7 @@ def _readable(tables: Xtables, should: tuple[TableRules, ...]) -> Saved:
 
 def _remove_family(tables: Xtables) -> list[str]:
     for attempt in range(1, _ATTEMPTS + 1):
-        text = transaction.remove(_readable(tables, wanted(_EVERYTHING)))
+        text = transaction.remove(_readable(tables, wanted(_EVERYTHING, tables.backend)))
         if not text:
             return []
         try:

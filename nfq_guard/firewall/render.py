@@ -1,20 +1,39 @@
 # SPDX-License-Identifier: MIT
-"""The rules as text for iptables-restore: a pure function of the specification.
+"""The rules as text for iptables-restore: a pure function of the specification and the backend.
 
 A jump matches INVALID itself, so a valid packet costs one comparison in each hook and never enters
 our chain. mangle is the first table with a ctstate, and it sees the packets that escape translation
 (kernel.md 5). Packets on the loopback interface were judged in OUTPUT already.
 
+A verdict, and `--queue-bypass` without a daemon, continue at the next table: rules behind ours in
+the same chain are skipped. Each jump to a queue is therefore the last rule of its chain.
+
+iptables-nft does not route a packet again whose mark changed in mangle OUTPUT if the chain ends in
+a queue (kernel.md 5). With that backend sent packets are queued in the table security, which comes
+after filter.
+
+In the fail mode kernel-drop our chain marks a packet before it queues it, and the verdict takes the
+mark away. A packet that still has it in the table filter was not judged, and is dropped before any
+other rule there accepts it.
+
 The rules of both families are the same, because none names an address.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, final
 
-from nfq_guard.firewall.spec import CHAIN, COMMENT, FALLBACK_CHAIN, FailMode, RulesSpec
+from nfq_guard.firewall.spec import (
+    CHAIN,
+    COMMENT,
+    FALLBACK_CHAIN,
+    Backend,
+    FailMode,
+    RulesSpec,
+)
 
 MANGLE: Final = "mangle"
 FILTER: Final = "filter"
+SECURITY: Final = "security"
 
 # Comments that identify the rules whose counters are read.
 ABOVE_THE_RATE: Final = "above the rate"
@@ -30,46 +49,53 @@ class TableRules:
         table: Its name.
         chain: Our chain.
         rules: The rules in it, in order, without `-A CHAIN`.
-        jumps: The jumps to it: a built-in chain, and the rule without `-A`; each must be the
-            first rule of its chain.
+        jumps: The jumps to it: a built-in chain, and the rule without `-A`.
+        last: Whether each jump must be the last rule of its chain; else it must be the first.
     """
 
     table: str
     chain: str
     rules: tuple[str, ...]
     jumps: tuple[tuple[str, str], ...]
+    last: bool
 
 
-def wanted(spec: RulesSpec) -> tuple[TableRules, ...]:
+def wanted(spec: RulesSpec, backend: Backend) -> tuple[TableRules, ...]:
     """All our chains and jumps, in the order in which they are loaded.
 
     The fallback comes last, so that no packet reaches it before the queue exists.
     """
-    queue = TableRules(
-        table=MANGLE,
-        chain=CHAIN,
-        rules=(*_shed(spec), _queue(spec)),
-        jumps=(
-            ("PREROUTING", f"! -i lo {_invalid()} {_comment()} -j {CHAIN}"),
-            ("OUTPUT", f"{_invalid()} {_comment()} -j {CHAIN}"),
-        ),
-    )
+    received = ("PREROUTING", f"! -i lo {_invalid()} {_comment()} -j {CHAIN}")
+    sent = ("OUTPUT", f"{_invalid()} {_comment()} -j {CHAIN}")
+    places: tuple[str, ...]
+    if backend is Backend.LEGACY:
+        queues = [_queue_table(spec, MANGLE, (received, sent))]
+        places = ("INPUT", "FORWARD", "OUTPUT")
+    else:
+        # No table follows security: an unjudged packet is dropped at the queue itself.
+        here = spec
+        if spec.fail_mode is FailMode.KERNEL_DROP:
+            here = replace(spec, fail_mode=FailMode.CLOSED)
+        queues = [
+            _queue_table(spec, MANGLE, (received,)),
+            _queue_table(here, SECURITY, (sent,)),
+        ]
+        places = ("INPUT", "FORWARD")
     if spec.fail_mode is not FailMode.KERNEL_DROP:
-        return (queue,)
-    mark = f"{spec.judged_mark:#x}"
-    unjudged = f"{_invalid()} -m mark ! --mark {mark}/{mark} {_comment()} -j {FALLBACK_CHAIN}"
+        return tuple(queues)
     fallback = TableRules(
         table=FILTER,
         chain=FALLBACK_CHAIN,
         rules=(f"{_comment(NOBODY_JUDGED)} -j DROP",),
-        jumps=(("INPUT", unjudged), ("FORWARD", unjudged), ("OUTPUT", unjudged)),
+        jumps=tuple((place, _unjudged(spec)) for place in places),
+        last=False,
     )
-    return (queue, fallback)
+    return (*queues, fallback)
 
 
-def render(spec: RulesSpec) -> str:
+def render(spec: RulesSpec, backend: Backend) -> str:
     """The text that installs `wanted` where none of our rules exist."""
-    return "".join(table_text(table) for table in wanted(spec))
+    return "".join(table_text(table) for table in wanted(spec, backend))
 
 
 def table_text(table: TableRules, before: tuple[str, ...] = ()) -> str:
@@ -81,9 +107,28 @@ def table_text(table: TableRules, before: tuple[str, ...] = ()) -> str:
     """
     lines = [f"*{table.table}", f":{table.chain} - [0:0]", *before]
     lines += [f"-A {table.chain} {rule}" for rule in table.rules]
-    lines += [f"-I {chain} 1 {rule}" for chain, rule in table.jumps]
+    where = "-A {}" if table.last else "-I {} 1"
+    lines += [f"{where.format(chain)} {rule}" for chain, rule in table.jumps]
     lines.append("COMMIT")
     return "\n".join(lines) + "\n"
+
+
+def _queue_table(spec: RulesSpec, table: str, jumps: tuple[tuple[str, str], ...]) -> TableRules:
+    rules = (*_mark(spec), *_shed(spec), _queue(spec))
+    return TableRules(table=table, chain=CHAIN, rules=rules, jumps=jumps, last=True)
+
+
+def _mark(spec: RulesSpec) -> tuple[str, ...]:
+    """The rule that marks a packet as not judged yet."""
+    if spec.fail_mode is not FailMode.KERNEL_DROP:
+        return ()
+    mark = f"{spec.unjudged_mark:#x}"
+    return (f"{_comment()} -j MARK --set-xmark {mark}/{mark}",)
+
+
+def _unjudged(spec: RulesSpec) -> str:
+    mark = f"{spec.unjudged_mark:#x}"
+    return f"{_invalid()} -m mark --mark {mark}/{mark} {_comment()} -j {FALLBACK_CHAIN}"
 
 
 def _invalid() -> str:

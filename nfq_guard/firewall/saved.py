@@ -11,6 +11,13 @@ from nfq_guard.firewall.spec import CHAIN
 
 _HIDDEN: Final = re.compile(r"# Table `(\w+)' is incompatible")
 
+# Targets after which the packet leaves the table. Others (MARK, TEE, LOG, ...) continue.
+_TERMINAL: Final = frozenset(
+    {"ACCEPT", "DROP", "REJECT", "QUEUE", "NFQUEUE", "TPROXY", "SYNPROXY", "STOLEN"}
+)
+# Matches on the conntrack entry, which an INVALID packet lacks.
+_NEEDS_ENTRY: Final = frozenset({"--ctstatus", "--ctorigsrc", "--ctorigdst", "--ctdir"})
+
 Meaning = frozenset[tuple[str, ...]]
 """A rule's options, independent of their order and spelling."""
 
@@ -68,6 +75,22 @@ class SavedTable:
         """Rules outside our chains that lead into one of them."""
         return [rule for rule in self.rules if not is_own(rule.chain) and is_own(rule.target)]
 
+    def ends(self, rule: SavedRule) -> bool:
+        """Whether `rule` may end the traversal of its built-in chain, by itself or by a jump."""
+        if "-g" in split(rule.text):
+            return True
+        waiting = [rule]
+        seen: set[str] = set()
+        while waiting:
+            target = waiting.pop().target
+            if target in self.policies:
+                if target not in seen and not is_own(target):
+                    seen.add(target)
+                    waiting += [one for one in self.of(target) if may_take_invalid(one.text)]
+            elif target in _TERMINAL or (target == "RETURN" and not seen):
+                return True
+        return False
+
     def foreign_count(self) -> int:
         """The number of rules and chains that are not ours."""
         rules = sum(1 for r in self.rules if not is_own(r.chain) and not is_own(r.target))
@@ -101,6 +124,30 @@ def parse(text: str) -> Saved:
         elif (hidden := _HIDDEN.match(line)) is not None:
             tables[hidden[1]] = SavedTable(hidden[1], readable=False)
     return tables
+
+
+def _state_matches(rule: str) -> bool | None:
+    """Whether a rule's conntrack state matches INVALID packets; None if it asks for no state."""
+    words = split(rule)
+    for option in ("--ctstate", "--state"):
+        if option in words[:-1]:
+            at = words.index(option)
+            states = words[at + 1].split(",")
+            return ("INVALID" in states) != (at > 0 and words[at - 1] == "!")
+    return None
+
+
+def may_take_invalid(rule: str) -> bool:
+    """Whether a rule may match an INVALID packet; True where this is not known."""
+    words = split(rule)
+    if _state_matches(rule) is False or _NEEDS_ENTRY & set(words):
+        return False
+    # connmark matches no packet without an entry; the loopback interface is left out by ours.
+    loopback = any(
+        words[at : at + 2] == ["-i", "lo"] and words[at - 1 : at] != ["!"]
+        for at in range(len(words))
+    )
+    return "connmark" not in words and not loopback
 
 
 def split(rule: str) -> list[str]:

@@ -19,10 +19,13 @@ OFFLOAD_TABLE: Final = "nfq_guard_offload"
 COMMENT: Final = "nfq_guard"
 """The comment on each rule of ours."""
 
-JUDGED_MARK: Final = 0x1000
-"""The mark bit of a judged packet.
+UNJUDGED_MARK: Final = 0x1000
+"""The mark bit of a packet that waits for judgment in the fail mode kernel-drop.
 
-Not one that others are known to use: kube-proxy 0xc000, CNI portmap 0x2000, Calico 0xffff0000,
+Our rules set it right before they queue the packet, and the verdict takes it away again: an
+accepted packet is routed and matched by the mark that others gave it.
+
+Not a bit that others are known to use: kube-proxy 0xc000, CNI portmap 0x2000, Calico 0xffff0000,
 Tailscale 0xff0000, Cilium 0x0f00, Istio 0x539, AWS CNI 0x80.
 """
 
@@ -55,8 +58,7 @@ class FailMode(StrEnum):
     """The treatment of INVALID packets that the daemon does not judge.
 
     These are all packets while it is not running, and those above `max_rate_pps`. OPEN accepts
-    them, CLOSED drops them, KERNEL_DROP drops them in the table filter unless they have the mark of
-    a judged packet.
+    them, CLOSED drops them, KERNEL_DROP marks them and drops them by that mark in the table filter.
     """
 
     OPEN = "open"
@@ -77,8 +79,8 @@ class RulesSpec:
         max_rate_pps: Above this rate packets are shed to the fail mode before they reach the
             queue; both hooks of a family share one bucket. None for no limit.
         offload_entries: Flows that each set of the table for repeats may hold; None for no table.
-        judged_mark: Mark bits that the daemon sets on packets it accepts; KERNEL_DROP matches
-            these bits only.
+        unjudged_mark: Mark bits that KERNEL_DROP sets on a packet before it is queued, and that
+            the daemon takes from packets it accepts.
     """
 
     first_queue: int = 0
@@ -87,7 +89,7 @@ class RulesSpec:
     fail_mode: FailMode = FailMode.OPEN
     max_rate_pps: int | None = None
     offload_entries: int | None = None
-    judged_mark: int = JUDGED_MARK
+    unjudged_mark: int = UNJUDGED_MARK
 
     def __post_init__(self) -> None:
         """Check the ranges.
@@ -101,6 +103,6 @@ class RulesSpec:
         rate = self.max_rate_pps
         if rate is not None and not 1 <= rate <= MAX_RATE_PPS:
             raise UsageError(f"max_rate_pps: expected 1 to {MAX_RATE_PPS}, found {rate}")
-        if not 0 < self.judged_mark <= 0xFFFFFFFF:
-            mark = f"{self.judged_mark:#x}"
-            raise UsageError(f"judged mark: expected 0x1 to 0xffffffff, found {mark}")
+        if not 0 < self.unjudged_mark <= 0xFFFFFFFF:
+            mark = f"{self.unjudged_mark:#x}"
+            raise UsageError(f"unjudged mark: expected 0x1 to 0xffffffff, found {mark}")

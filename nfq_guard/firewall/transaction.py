@@ -46,7 +46,7 @@ def _cleaned(table: SavedTable, keep: str) -> list[str]:
 
 
 def own_of(before: Saved) -> str:
-    """Restore our rules from `before`; none of ours may be present."""
+    """Restore our rules from `before`, each jump first or last; none of ours may be present."""
     texts: list[str] = []
     for table in before.values():
         chains = table.own_chains()
@@ -55,6 +55,9 @@ def own_of(before: Saved) -> str:
             lines += [
                 f"-A {rule.chain} {rule.text}" for rule in table.rules if rule.chain in chains
             ]
-            lines += [f"-I {rule.chain} 1 {rule.text}" for rule in reversed(table.own_jumps())]
+            for rule in table.own_jumps():
+                first = table.of(rule.chain)[0] is rule
+                where = f"-I {rule.chain} 1" if first else f"-A {rule.chain}"
+                lines.append(f"{where} {rule.text}")
             texts.append("\n".join((*lines, "COMMIT")) + "\n")
     return "".join(texts)

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 from nfq_guard.engine import Mode
 from nfq_guard.firewall import (
     BOTH_FAMILIES,
-    JUDGED_MARK,
+    UNJUDGED_MARK,
     Backend,
     FailMode,
     Family,
@@ -66,9 +66,9 @@ def spec_of(settings: Settings) -> RulesSpec:
     )
 
 
-def judged_mark(settings: Settings) -> int:
-    """The mark bits that the rules expect on a judged packet; 0 where no rule matches a mark."""
-    return JUDGED_MARK if fail_mode_of(settings) is FailMode.KERNEL_DROP else 0
+def unjudged_mark(settings: Settings) -> int:
+    """The mark bits that the rules set on a packet before they queue it; 0 where they set none."""
+    return UNJUDGED_MARK if fail_mode_of(settings) is FailMode.KERNEL_DROP else 0
 
 
 def firewall_of(settings: Settings) -> Firewall:

@@ -38,7 +38,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         zones: Conntrack zones in which flows are looked up, in order.
         fail_mode: What becomes of packets that are not judged: `open` accepts them, `closed` drops
             them, and `kernel-drop` leaves them to a rule in a later table that drops INVALID
-            packets without our mark. In dry-run they are accepted whatever the fail mode.
+            packets with our mark. In dry-run they are accepted whatever the fail mode.
         queue_length: Packets that may wait in the kernel; also the most that a hung daemon delays.
         copy_bytes: Bytes of each packet that the kernel passes to the daemon.
         socket_buffer_bytes: Size of the receive buffer of the queue's socket.

@@ -176,7 +176,7 @@ def test_a_configuration_error_names_every_mistake() -> None:
     [
         (Mode.ENFORCE, True, VERDICT_DROP, None),
         (Mode.ENFORCE, False, VERDICT_ACCEPT, None),
-        (Mode.DRY_RUN, True, VERDICT_ACCEPT, 0x1003),
+        (Mode.DRY_RUN, True, VERDICT_ACCEPT, 0x3),
     ],
 )
 def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int, mark: int | None) -> None:
@@ -186,9 +186,9 @@ def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int, mark: int | None
         flows=FakeFlows(),
         mode=mode,
         drops_failures=drops,
-        judged_mark=0x1000,
+        unjudged_mark=0x1000,
     )
-    packet = Queued(b"", Hook.PREROUTING, "eth0", "", 3, CHECKSUM_GOOD)
+    packet = Queued(b"", Hook.PREROUTING, "eth0", "", 0x1003, CHECKSUM_GOOD)
     assert made.fail_verdict(packet) == (verdict, mark)
 
 

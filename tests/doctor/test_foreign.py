@@ -52,7 +52,7 @@ MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:NFQ_GUARD -
 def test_the_order_within_our_own_table() -> None:
     assert _found(MANGLE + OURS + THEIRS) == [(Order.SHADOWED, Effect.DROP)]
     assert _found(MANGLE + THEIRS + OURS) == [(Order.BEFORE, Effect.DROP)]
-    assert _found(MANGLE + THEIRS) == [(Order.SHADOWED, Effect.DROP)]
+    assert _found(MANGLE + THEIRS) == [(Order.BEFORE, Effect.DROP)]
     assert _found(MANGLE + THEIRS, -150) == [(Order.TIED, Effect.DROP)]
     assert _found(MANGLE + THEIRS, -151) == [(Order.AFTER, Effect.DROP)]
     forward = THEIRS.replace("PREROUTING", "FORWARD")
@@ -73,26 +73,33 @@ def test_an_accept_before_ours_hides_the_packets_too() -> None:
     rules = iptables_rules.find(
         parse(MANGLE + accept + OURS), Backend.NFT, Family.IPV4, elsewhere=None
     )
-    (check,) = checks(rules, ours_installed=True)
+    (check,) = checks(rules)
     assert check.status is Status.PROBLEM
+
+
+def test_an_accept_in_another_table_hides_nothing() -> None:
+    """With nft, sent packets are queued after filter, whose ACCEPT ends that table only."""
+    text = "*filter\n:OUTPUT ACCEPT [0:0]\n" + THEIRS.replace("PREROUTING", "OUTPUT")
+    for rule, order in ((text, Order.BEFORE), (text.replace("DROP", "ACCEPT"), Order.AFTER)):
+        assert [found for found, _ in _found(rule)] == [order]
 
 
 def test_a_jump_has_the_effect_of_its_chain() -> None:
     rule = "-A PREROUTING -m conntrack --ctstate INVALID -j X\n"
     declared = f"{MANGLE}:X - [0:0]\n:Y - [0:0]\n"
     log = "-A X -m limit --limit 1/sec -j DROP\n-A X -j LOG --log-prefix INVALID\n"
-    assert _found(declared + rule + log) == [(Order.SHADOWED, Effect.LOG)]
+    assert _found(declared + OURS + rule + log) == [(Order.SHADOWED, Effect.LOG)]
     assert _found(
-        declared + rule + log + "-A X -g Y\n-A Y -j REJECT --reject-with tcp-reset\n"
+        declared + OURS + rule + log + "-A X -g Y\n-A Y -j REJECT --reject-with tcp-reset\n"
     ) == [(Order.SHADOWED, Effect.DROP)]
     loop = "-A X -j Y\n-A Y -j X\n"
-    assert _found(declared + rule + loop) == [(Order.SHADOWED, Effect.LOG)]
+    assert _found(declared + OURS + rule + loop) == [(Order.SHADOWED, Effect.LOG)]
 
 
 def test_a_rule_in_the_nat_table_has_no_effect() -> None:
     text = "*nat\n:OUTPUT ACCEPT [0:0]\n" + THEIRS.replace("PREROUTING", "OUTPUT")
     rules = iptables_rules.find(parse(text), Backend.NFT, Family.IPV4, elsewhere=None)
-    (check,) = checks(rules, ours_installed=True)
+    (check,) = checks(rules)
     assert (check.status, "no effect" in check.what) == (Status.NOTE, True)
 
 

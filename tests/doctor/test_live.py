@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from netfilterqueue import NetfilterQueue
 
-from nfq_guard.firewall import BOTH_FAMILIES, Backend
+from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
 from tests.doctor.conftest import RULES, Host
 
 pytestmark = pytest.mark.kernel
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.kernel
         ("calico.rules", "calico", "warning", ("table filter", "1 more", "hook FORWARD")),
         ("ufw.rules", "ufw", "warning", ("ufw-before-input", "hook INPUT", "after ours")),
         ("firewalld.rules", "firewalld", "warning", ("chain INPUT", "after ours")),
-        ("istio.rules", "istio", "note", ("table mangle", "behind ours", "did not judge")),
+        ("istio.rules", "istio", "problem", ("table mangle", "before ours", "never sees them")),
     ],
 )
 def test_the_owners_of_other_rules_are_recognised(
@@ -47,25 +47,35 @@ def test_the_owners_of_other_rules_are_recognised(
         assert word in found[owner]["what"]
 
 
-def test_istios_drop_in_front_of_our_jump_is_a_problem(host: Host, backend: Backend) -> None:
+def test_istios_drop_behind_our_jump_is_skipped(host: Host, backend: Backend) -> None:
     host.command("rules", "install", "--backend", backend)
-    for family in BOTH_FAMILIES:
-        text = (RULES / "istio.rules").read_text(encoding="ascii")
-        host.restore(backend, family, text.replace("-A PREROUTING -m", "-I PREROUTING -m"))
+    host.load(backend, "istio.rules")
     status, checks = host.examine()
     assert status == 1
     by_id = {check["id"]: check for check in checks}
-    assert by_id["foreign.istio"]["status"] == "problem"
-    assert "the guard never sees them" in by_id["foreign.istio"]["what"]
+    assert by_id["foreign.istio"]["status"] == "note"
+    assert "queued packets skip it" in by_id["foreign.istio"]["what"]
     assert by_id["rules.ours"]["status"] == "problem"
-    assert "jump-not-first" in by_id["rules.ours"]["what"]
+    assert "jump-not-last" in by_id["rules.ours"]["what"]
 
 
-def test_istios_drop_is_a_note_before_our_rules_are_installed(host: Host, backend: Backend) -> None:
+def test_a_rule_that_takes_packets_away_from_us_is_a_warning(host: Host, backend: Backend) -> None:
+    host.command("rules", "install", "--backend", backend)
+    accept = "*mangle\n-I PREROUTING 1 -p tcp -j ACCEPT\nCOMMIT\n"
+    host.restore(backend, Family.IPV4, accept)
+    _, checks = host.examine()
+    order = [check for check in checks if check["id"] == "rules.order"]
+    assert [check["status"] for check in order] == ["warning"]
+    assert "rule 1 `-p tcp -j ACCEPT` ends the chain" in order[0]["what"]
+
+
+def test_istios_drop_is_a_problem_before_our_rules_are_installed(
+    host: Host, backend: Backend
+) -> None:
     host.load(backend, "istio.rules")
     found = host.foreign()
-    assert found["istio"]["status"] == "note"
-    assert "once installed, our rules come first" in found["istio"]["what"]
+    assert found["istio"]["status"] == "problem"
+    assert "the guard never sees them" in found["istio"]["what"]
 
 
 def test_the_order_at_the_same_priority_in_the_other_backend_is_undefined(
@@ -123,7 +133,7 @@ def test_our_own_native_table_is_recognised(host: Host) -> None:
     _, checks = host.examine()
     by_id = {check["id"]: check for check in checks}
     assert by_id["rules.ours"]["status"] == "ok"
-    assert by_id["foreign.istio"]["status"] == "warning"
+    assert by_id["foreign.istio"]["status"] == "problem"
     host.command("rules", "install")
     _, checks = host.examine()
     ours = next(check for check in checks if check["id"] == "rules.ours")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Two linked hosts; our rules are installed on `guarded`."""
 
+import re
 import socket
 import struct
 import time
@@ -17,6 +18,7 @@ ADDRESSES = {
     Family.IPV4: ("10.77.0.1", "10.77.0.2"),
     Family.IPV6: ("fd77::1", "fd77::2"),
 }
+_EMPTY_TABLE = re.compile(r"^\*\w+\n(?::\w+ ACCEPT( \[.*\])?\n)*COMMIT\n", re.MULTILINE)
 DOMAINS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
@@ -43,7 +45,9 @@ class Host:
         lines = self.ns.run(*words).stdout.splitlines()
         if not counters:
             lines = [line.partition(" [")[0] if line[:1] == ":" else line for line in lines]
-        return "\n".join(line for line in lines if line[:1] not in {"#", ""})
+        text = "\n".join(line for line in lines if line[:1] not in {"#", ""})
+        # Tables with nothing in them come into being when a program looks at them.
+        return _EMPTY_TABLE.sub("", f"{text}\n").rstrip()
 
     def restore(self, backend: Backend, family: Family, text: str) -> None:
         base = "iptables" if family is Family.IPV4 else "ip6tables"

@@ -181,21 +181,19 @@ def test_ipv4_gets_back_what_it_had_when_ipv6_fails(
 
 
 def test_a_rule_that_another_process_keeps_changing_is_noted() -> None:
-    """Another process inserts a rule before ours each time: it ends in a note, not in a loop."""
+    """Another process appends a rule each time: it ends in a note, not in a loop."""
 
     class Stubborn(FakeSystem):
         def run(self, argv: list[str], stdin: str) -> Result:
             answer = super().run(argv, stdin)
             if answer.stdout:
-                return Result(
-                    0, answer.stdout.replace("-A OUTPUT", "-A OUTPUT -j X\n-A OUTPUT"), ""
-                )
+                return Result(0, answer.stdout.replace("COMMIT", "-A OUTPUT -j X\nCOMMIT"), "")
             return answer
 
     machine = Stubborn()
     changes = Firewall(RulesSpec(), Backend.NFT, (Family.IPV4,), machine).install()
     assert len(changes.done) == 1
-    assert "others change the rules as well: jump-not-first" in changes.notes[0]
+    assert "others change the rules as well: jump-not-last" in changes.notes[0]
     assert len(machine.loaded()) == 3
 
 

@@ -30,7 +30,7 @@ SPECS = (
     RulesSpec(),
     RulesSpec(first_queue=4, last_queue=7, cpu_fanout=True, max_rate_pps=30_000),
     RulesSpec(fail_mode=FailMode.CLOSED, max_rate_pps=7),
-    RulesSpec(fail_mode=FailMode.KERNEL_DROP, max_rate_pps=1_000_000, judged_mark=0x10),
+    RulesSpec(fail_mode=FailMode.KERNEL_DROP, max_rate_pps=1_000_000, unjudged_mark=0x10),
 )
 
 
@@ -143,10 +143,10 @@ def test_the_other_backend_is_cleaned_by_install(guarded: Host, backend: Backend
     ("words", "kinds"),
     [
         (("-F", "NFQ_GUARD"), {Kind.MISSING_RULE}),
-        (("-D", "OUTPUT", "1"), {Kind.MISSING_JUMP}),
-        (("-A", "OUTPUT", "-j", "NFQ_GUARD"), {Kind.DUPLICATE_JUMP}),
-        (("-I", "OUTPUT", "-j", "NFQ_GUARD"), {Kind.DUPLICATE_JUMP, Kind.CHANGED_JUMP}),
-        (("-I", "PREROUTING", "-m", "mark", "--mark", "9"), {Kind.JUMP_NOT_FIRST}),
+        (("-D", "PREROUTING", "1"), {Kind.MISSING_JUMP}),
+        (("-A", "PREROUTING", "-j", "NFQ_GUARD"), {Kind.DUPLICATE_JUMP}),
+        (("-I", "PREROUTING", "-j", "NFQ_GUARD"), {Kind.DUPLICATE_JUMP, Kind.CHANGED_JUMP}),
+        (("-A", "PREROUTING", "-j", "MARK", "--set-mark", "9"), {Kind.JUMP_NOT_LAST}),
         (("-R", "NFQ_GUARD", "1", "-j", "NFQUEUE", "--queue-num", "9"), {Kind.CHANGED_RULE}),
         (("-A", "NFQ_GUARD", "-j", "DROP"), {Kind.EXTRA_RULE}),
         (("-A", "INPUT", "-j", "NFQ_GUARD"), {Kind.LEFTOVER}),
@@ -170,7 +170,24 @@ def test_verify_names_what_differs(
 def test_verify_names_a_chain_that_is_gone(guarded: Host, backend: Backend) -> None:
     with guarded.ns.entered():
         kinds = [one.kind for one in guarded.firewall(backend=backend).verify()]
-    assert kinds == [Kind.MISSING_CHAIN, Kind.MISSING_JUMP, Kind.MISSING_JUMP] * 2
+    chains = 1 if backend is Backend.LEGACY else 2
+    assert kinds.count(Kind.MISSING_CHAIN) == 2 * chains
+    assert kinds.count(Kind.MISSING_JUMP) == len(kinds) - 2 * chains == 4
+
+
+def test_the_fallback_stays_first_and_the_queue_last(guarded: Host, backend: Backend) -> None:
+    """A rule that accepts in filter must not come before the fallback."""
+    spec = RulesSpec(fail_mode=FailMode.KERNEL_DROP)
+    with guarded.ns.entered():
+        firewall = guarded.firewall(spec, backend)
+        firewall.install()
+        for table, where in (("filter", "-I"), ("mangle", "-A")):
+            guarded.ipt(backend, Family.IPV4, "-t", table, where, "FORWARD", "-j", "ACCEPT")
+            guarded.ipt(backend, Family.IPV4, "-t", "mangle", "-I", "PREROUTING", "-j", "ACCEPT")
+        assert {one.kind for one in firewall.verify()} == {Kind.JUMP_NOT_FIRST}
+        assert {one.kind for one in firewall.remarks()} == {Kind.TAKEN_BEFORE}
+        firewall.install()
+        assert firewall.verify() == []
 
 
 NATIVE = """\

@@ -151,22 +151,31 @@ def test_failed_lookups_are_counted_and_logged_once_a_minute(tmp_path: Path) -> 
     one.close(200)
 
 
-def test_judged_packets_are_marked(tmp_path: Path) -> None:
-    """The later rule accepts them; it decides about packets whose judging raised."""
-    queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X"))
-    one = worker(queue, tmp_path / "log", FakeEngine(judged_mark=0x1000))
+def test_accepted_packets_lose_the_mark_of_unjudged_ones(tmp_path: Path) -> None:
+    """The later rule drops what still has it: packets whose judging raised."""
+    queue = FakeQueue(queued(b"a", mark=0x1005), queued(b"D", mark=0x1000), queued(b"X"))
+    one = worker(queue, tmp_path / "log", FakeEngine(unjudged_mark=0x1000))
     one.process_batch()
-    assert queue.verdicts == [(1, 1, 0x1005), (2, 0, None), (3, 1, None)]
+    assert queue.verdicts == [(1, 1, 0x5), (2, 0, None), (3, 1, None)]
     one.close(0)
 
 
-def test_dry_run_sets_only_the_judged_mark(tmp_path: Path) -> None:
-    """A mark of the policy could change the route; the later rule must drop nothing."""
-    queue = FakeQueue(queued(b"a", mark=0x5), queued(b"D"), queued(b"X", mark=0x3), queued(b"M"))
-    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN, judged_mark=0x1000))
+def test_dry_run_gives_each_packet_the_mark_that_it_came_with(tmp_path: Path) -> None:
+    """Another mark could change the route; the later rule must drop nothing."""
+    marks = {b"a": 0x1005, b"D": 0x1000, b"X": 0x1003, b"M": 0x1000}
+    queue = FakeQueue(*(queued(octets, mark=mark) for octets, mark in marks.items()))
+    one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN, unjudged_mark=0x1000))
     while one.process_batch():
         pass
-    assert queue.verdicts == [(1, 1, 0x1005), (2, 1, 0x1000), (3, 1, 0x1003), (4, 1, 0x1000)]
+    assert queue.verdicts == [(1, 1, 0x5), (2, 1, 0), (3, 1, 0x3), (4, 1, 0)]
+    one.close(0)
+
+
+def test_the_mark_of_a_policy_does_not_call_a_packet_unjudged(tmp_path: Path) -> None:
+    queue = FakeQueue(queued(b"M", mark=0x1000))
+    one = worker(queue, tmp_path / "log", FakeEngine(unjudged_mark=0x1010))
+    one.process_batch()
+    assert queue.verdicts == [(1, 1, 0x89)]
     one.close(0)
 
 

@@ -107,7 +107,7 @@ class FakeEngine:
     """An engine with the policy `FirstByte`, whose judgments show a TCP segment."""
 
     def __init__(
-        self, mode: Mode = Mode.ENFORCE, *, drops_failures: bool = False, judged_mark: int = 0
+        self, mode: Mode = Mode.ENFORCE, *, drops_failures: bool = False, unjudged_mark: int = 0
     ) -> None:
         self.mode = mode
         self.calls = 0
@@ -119,7 +119,7 @@ class FakeEngine:
             flows=NoFlows(),
             mode=mode,
             drops_failures=drops_failures,
-            judged_mark=judged_mark,
+            unjudged_mark=unjudged_mark,
         )
 
     @property

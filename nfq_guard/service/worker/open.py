@@ -13,7 +13,7 @@ from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
-from nfq_guard.service.firewall_spec import judged_mark
+from nfq_guard.service.firewall_spec import unjudged_mark
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker.history import History
@@ -73,8 +73,8 @@ def open_queue(
             mode=settings.mode,
             kernel=rules_of(os.uname().release),
             sysctls=_sysctls(),
-            drops_failures=settings.fail_mode == "closed",
-            judged_mark=judged_mark(settings),
+            drops_failures=not fail_open,
+            unjudged_mark=unjudged_mark(settings),
         )
         stats = Stats()
         history = History()
