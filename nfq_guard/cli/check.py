@@ -12,6 +12,7 @@ from typing import Any, Final, NotRequired, TypedDict
 import msgspec
 import orjson
 
+from nfq_guard.cli.kernel_choice import HELP, kernel_of
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_line
 from nfq_guard.conntrack.kernel_rules import rules_of
@@ -52,7 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         metavar="RELEASE",
-        help="warn of rules that can never match on such kernels (default: the running one)",
+        help=f"warn of rules that can never match on this kernel: {HELP} (default: by the running "
+        "one's release)",
     )
     add_format(parser)
 
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.schema:
         write_line(orjson.dumps(config_schema(), option=orjson.OPT_INDENT_2).decode())
         return EXIT_OK
-    kernel = rules_of(args.kernel or platform.release())
+    kernel = kernel_of(args.kernel).rules if args.kernel else rules_of(platform.release())
     try:
         source, model = _read(args.file)
     except ConfigError as error:

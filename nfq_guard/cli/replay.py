@@ -17,6 +17,7 @@ from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli import replay_run as replaying
+from nfq_guard.cli.kernel_choice import warn
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         _finish(args, summary, replayer, settings, progress.seconds)
         for capture in captures:
             if capture.damage is not None:
-                replaying.warn(capture.damage)
+                warn(capture.damage)
     return EXIT_OK
 
 
@@ -190,4 +191,4 @@ def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> No
     )
     if replayer.without_packet[UNKNOWN_LINK] == replayer.frames:
         raise CaptureError(message)
-    replaying.warn(message)
+    warn(message)

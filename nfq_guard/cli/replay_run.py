@@ -2,11 +2,10 @@
 """Arguments that `replay`, `explain` and `whatif` share."""
 
 import argparse
-import sys
 from typing import Final
 
-from nfq_guard.cli.terminal import paint
-from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KERNELS, guess_rules
+from nfq_guard.cli.kernel_choice import HELP, kernel_of
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.errors import UsageError
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, TcpState
@@ -15,7 +14,6 @@ from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.checksums import ChecksumMode
 from nfq_guard.replay.replayer import DEFAULT_CAPACITY, ReplaySettings
-from nfq_guard.telemetry.palette import Style
 
 _NAT_STATUS: Final = {
     "none": 0,
@@ -52,8 +50,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         metavar="RELEASE",
         default=KERNEL_6_1.name,
-        help=f"whose rules hold: {', '.join(KERNELS)} or a release such as 5.15.0-91-generic "
-        "(default: %(default)s)",
+        help=f"whose rules hold: {HELP} (default: %(default)s)",
     )
     parser.add_argument(
         "--checksum",
@@ -112,9 +109,7 @@ def settings_of(args: argparse.Namespace, *, every: bool = False) -> ReplaySetti
         raise UsageError(f"--flow-table: expected a number from 1, found {args.flow_table}")
     if args.max_retrans < 0:
         raise UsageError(f"--max-retrans: expected a number from 0, found {args.max_retrans}")
-    guess = guess_rules(args.kernel)
-    if guess.doubt:
-        warn(f"--kernel {args.kernel}: the rules of {guess.rules.name} are a guess: {guess.doubt}")
+    guess = kernel_of(args.kernel)
     return ReplaySettings(
         kernel=guess.rules,
         kernel_doubt=guess.doubt,
@@ -124,12 +119,6 @@ def settings_of(args: argparse.Namespace, *, every: bool = False) -> ReplaySetti
         nat_status=_NAT_STATUS[args.assume_nat],
         every=every,
     )
-
-
-def warn(message: str) -> None:
-    """Print a warning on standard error."""
-    words = paint("warning:", Style.YELLOW, stream=sys.stderr)
-    sys.stderr.write(f"nfq-guard: {words} {message}\n")
 
 
 def _sysctls(args: argparse.Namespace) -> Sysctls:

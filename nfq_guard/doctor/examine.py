@@ -28,6 +28,8 @@ from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
 from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue import counters
+from nfq_guard.probe.live import ask
+from nfq_guard.probe.recognise import Recognised, recognise
 
 _CONNTRACK: Final = collect.SYSCTLS / "netfilter"
 
@@ -51,11 +53,21 @@ def examine(firewall: Firewall) -> Iterator[Check]:
 def _kernel() -> Iterator[Check]:
     release = os.uname().release
     options = kernel.parse_options(collect.kernel_configuration(release))
-    yield kernel.reasons(release)
+    found = _ask_kernel()
+    yield kernel.rules(release, found)
+    yield kernel.reasons(release, found)
     yield from kernel.options(options)
     loaded = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
     yield kernel.queues(loaded=loaded, configured=options)
     yield kernel.type_information(available=Path("/sys/kernel/btf/vmlinux").exists())
+
+
+def _ask_kernel() -> Recognised | str:
+    """What the kernel answered when it was asked for its rules, or why it could not be asked."""
+    try:
+        return recognise(ask())
+    except NfqGuardError as error:
+        return str(error)
 
 
 def _evidence() -> Iterator[Check]:

@@ -4,10 +4,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from nfq_guard.conntrack.kernel_rules import guess_rules
-from nfq_guard.doctor.check import Check, note, ok, problem
+from nfq_guard.conntrack.kernel_rules import KernelGuess, KernelRules, guess_rules
+from nfq_guard.doctor.check import Check, note, ok, problem, warning
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
+from nfq_guard.probe.recognise import LIVE, Recognised
 
 _OLD_ONLY: Final = (Reason.SEQ_UNDER, Reason.ACK_UNDER)
 
@@ -21,24 +22,69 @@ _NEEDED: Final = {
 }
 
 
-def reasons(release: str) -> Check:
-    """Which reasons this release can produce (kernel.md 1.11)."""
+def rules(release: str, found: Recognised | str) -> Check:
+    """The generation of conntrack's rules that this kernel follows.
+
+    Args:
+        release: Its release.
+        found: What it answered when it was asked, or why it could not be asked.
+    """
+    guess = _guess(release)
+    suggested = guess.rules.name if guess is not None else "no known generation"
+    if isinstance(found, str):
+        return note(
+            "kernel.rules",
+            f"release {release} suggests the rules of {suggested}; not confirmed: {found}",
+        )
+    if found.differences:
+        what = ", ".join(found.differences)
+        return warning(
+            "kernel.rules",
+            "this kernel follows no known generation of rules: the nearest is "
+            f"{found.nearest.name}, from which it differs in what it makes of {what}",
+            "replay captures of this host with --kernel live",
+        )
+    known = f"this kernel, asked by packets of its own, follows the rules of {found.rules.name}"
+    if guess is not None and guess.rules != found.rules:
+        return note(
+            "kernel.rules",
+            f"{known}; its release {release} suggests those of {suggested}",
+            f"replay captures of this host with --kernel {found.rules.name}",
+        )
+    return ok("kernel.rules", known)
+
+
+def _guess(release: str) -> KernelGuess | None:
     try:
-        guess = guess_rules(release)
+        return guess_rules(release)
     except UsageError:
+        return None
+
+
+def reasons(release: str, found: Recognised | str) -> Check:
+    """Which reasons this kernel can produce (kernel.md 1.11); arguments as for `rules`."""
+    guess = _guess(release)
+    if not isinstance(found, str):
+        rules, doubt = found.rules, ""
+    elif guess is not None:
+        rules = guess.rules
+        doubt = f" (a guess: {guess.doubt})" if guess.doubt else ""
+    else:
         return note("kernel.reasons", f"unknown kernel release {release!r}")
-    rules = guess.rules
-    doubt = f" (a guess: {guess.doubt})" if guess.doubt else ""
     names = " and ".join(_OLD_ONLY)
     if rules.old_segments_pass:
-        what = f"kernel {release} follows the rules of {rules.name}{doubt}: {names} do not occur"
+        what = f"by the rules of {_name(rules)}{doubt}, {names} do not occur"
         return ok("kernel.reasons", what)
     return note(
         "kernel.reasons",
-        f"kernel {release} follows the rules of {rules.name}{doubt}: late retransmissions and "
-        f"old ACKs are INVALID too ({names})",
+        f"by the rules of {_name(rules)}{doubt}, late retransmissions and old ACKs are INVALID too "
+        f"({names})",
         "expect harmless packets among the INVALID ones; kernel 6.1 and later accept them",
     )
+
+
+def _name(rules: KernelRules) -> str:
+    return "this very kernel" if rules.name == LIVE else rules.name
 
 
 def parse_options(text: str) -> dict[str, str]:

@@ -2,15 +2,18 @@
 """The doctor's findings from the kernel's texts and numbers."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
+from nfq_guard.conntrack.kernel_rules import KERNEL_5_15
 from nfq_guard.doctor import collect, evidence, interfaces, kernel, queue, sysctls, table
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.ours import ours
 from nfq_guard.firewall import Backend, Difference, Family, Kind
 from nfq_guard.flow import Evidence
 from nfq_guard.nfqueue.counters import QueueCounters
+from nfq_guard.probe.recognise import LIVE, Recognised
 
 ALL_CAPS = (1 << 41) - 1
 
@@ -30,9 +33,38 @@ def by_id(checks: Iterable[Check]) -> dict[str, Check]:
     ],
 )
 def test_older_kernels_call_more_invalid(release: str, status: Status) -> None:
-    check = kernel.reasons(release)
+    check = kernel.reasons(release, "not asked")
     assert check.status is status
     assert (status is Status.OK) == ("do not occur" in check.what)
+
+
+def test_the_rules_that_the_kernel_was_asked_for() -> None:
+    """What it answers counts, not its release."""
+    known = Recognised(KERNEL_5_15, KERNEL_5_15, (), ())
+    assert kernel.rules("5.15.132", known).status is Status.OK
+    check = kernel.rules("6.1.0-18-amd64", known)
+    assert check.status is Status.NOTE
+    assert "the rules of 5.15; its release 6.1.0-18-amd64 suggests those of 6.1" in check.what
+    assert "--kernel 5.15" in check.todo
+    assert "suggests" not in kernel.rules("unknown", known).what
+    assert "are INVALID too" in kernel.reasons("6.1.0-18-amd64", known).what
+
+
+def test_a_kernel_that_could_not_be_asked() -> None:
+    check = kernel.rules("5.14.0-427.el9", "asking takes root")
+    assert check.status is Status.NOTE
+    assert "suggests the rules of 5.14; not confirmed: asking takes root" in check.what
+    assert "no known generation" in kernel.rules("unknown", "asking takes root").what
+
+
+def test_a_kernel_of_no_known_generation() -> None:
+    mixed = replace(KERNEL_5_15, name=LIVE, closing_takes_any_rst=False)
+    check = kernel.rules("5.15.132", Recognised(mixed, KERNEL_5_15, ("one thing", "another"), ()))
+    assert check.status is Status.WARNING
+    assert "the nearest is 5.15, from which it differs" in check.what
+    assert "one thing, another" in check.what
+    assert "--kernel live" in check.todo
+    assert "this very kernel" in kernel.reasons("5.15.132", Recognised(mixed, mixed, (), ())).what
 
 
 def test_kernel_options() -> None:

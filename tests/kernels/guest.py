@@ -19,6 +19,8 @@ import orjson
 
 from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.flows.open import open_flows
+from nfq_guard.probe.live import ask
+from nfq_guard.probe.recognise import recognise
 from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk
 
 _WORK: Final = Path("/work")
@@ -63,8 +65,12 @@ def main() -> None:
 
 
 def _kernel() -> Iterator[Record]:
+    """Its release, and the rules that it was asked for; they must be those of its release."""
     release = platform.release()
     yield {"release": release, "version": platform.version(), "rules": rules_of(release).name}
+    found = recognise(ask())
+    assert found.rules is rules_of(release), found
+    yield {"asked": found.rules.name}
 
 
 def _evidence() -> Iterator[Record]:

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: MIT
+"""What `--kernel` names: a generation, a release, or the running kernel."""
+
+import os
+import sys
+from typing import Final
+
+from nfq_guard.cli.terminal import paint
+from nfq_guard.conntrack.kernel_rules import KERNELS, KernelGuess, guess_rules
+from nfq_guard.probe.live import ask
+from nfq_guard.probe.recognise import LIVE, recognise
+from nfq_guard.telemetry.palette import Style
+
+HELP: Final = (
+    f"{', '.join(KERNELS)}, a release such as 5.15.0-91-generic, or {LIVE}, which asks the running "
+    "kernel by a few packets in a network namespace of their own, as root"
+)
+
+
+def kernel_of(name: str) -> KernelGuess:
+    """The rules of the kernel `name`; warns where they are a guess.
+
+    Raises:
+        NfqGuardError: It is no kernel, or the running one cannot be asked.
+    """
+    if name != LIVE:
+        guess = guess_rules(name)
+        if guess.doubt:
+            warn(f"--kernel {name}: the rules of {guess.rules.name} are a guess: {guess.doubt}")
+        return guess
+    found = recognise(ask())
+    log = guess_rules(os.uname().release).log
+    doubt = ""
+    if found.unexplained:
+        doubt = (
+            f"the running kernel follows no known generation, nearest {found.nearest.name}, in: "
+            f"{', '.join(found.unexplained)}"
+        )
+        warn(f"--kernel {name}: {doubt}")
+    return KernelGuess(found.rules, log, doubt)
+
+
+def warn(message: str) -> None:
+    """Print a warning on standard error."""
+    words = paint("warning:", Style.YELLOW, stream=sys.stderr)
+    sys.stderr.write(f"nfq-guard: {words} {message}\n")
