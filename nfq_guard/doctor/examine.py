@@ -2,7 +2,7 @@
 """Runs all checks of the doctor, in the order in which they are printed."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -10,9 +10,10 @@ from nfq_guard import capabilities
 from nfq_guard.doctor import (
     collect,
     evidence,
+    fate,
     foreign,
+    host_rules,
     interfaces,
-    iptables_rules,
     kernel,
     marks,
     nft_rules,
@@ -23,9 +24,8 @@ from nfq_guard.doctor import (
 )
 from nfq_guard.doctor.check import Check, note, ok
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import BOTH_FAMILIES, Backend, Difference, FailMode, Family, Firewall
+from nfq_guard.firewall import Backend, Difference, FailMode, Firewall
 from nfq_guard.firewall.saved import Saved
-from nfq_guard.firewall.xtables import System, Xtables
 from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue import counters
 from nfq_guard.probe.live import ask
@@ -88,50 +88,34 @@ def _table() -> Iterator[Check]:
 
 
 def _rules(firewall: Firewall) -> Iterator[Check]:
-    saved: dict[tuple[Backend, int], Saved] = {}
-    problems: list[str] = []
-    for backend in Backend:
-        for family in BOTH_FAMILIES:
-            tables = Xtables(System(), backend, family)
-            try:
-                if tables.missing() is None:
-                    saved[backend, family] = tables.save()
-            except NfqGuardError as error:
-                problems.append(str(error))
-    native = _native(problems)
+    rules = host_rules.read()
+    problems = rules.problems
     holders = [
         str(backend)
         for backend in Backend
-        if any(_holds_ours(tables) for (which, _), tables in saved.items() if which is backend)
+        if any(
+            _holds_ours(tables) for (which, _), tables in rules.saved.items() if which is backend
+        )
     ]
+    native = rules.native
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []
     try:
         differences = firewall.verify() if holders else []
     except NfqGuardError as error:
         problems.append(str(error))
+    path = rules.path()
     yield ours.ours(places, differences, complete=not problems)
     yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
-        yield from marks.marks(saved.values(), firewall.spec.unjudged_mark)
-    foreign_rules: list[foreign.ForeignRule] = []
-    for (backend, number), tables_of_family in saved.items():
-        elsewhere: int | None = None
-        if "nftables" in places:
-            elsewhere = foreign.OUR_NATIVE_PRIORITY
-        elif str(backend.other) in places:
-            elsewhere = foreign.OUR_PRIORITY
-        foreign_rules += iptables_rules.find(
-            tables_of_family, backend, Family(number), elsewhere=elsewhere
-        )
+        yield from marks.marks(path, firewall.spec.unjudged_mark)
     if native is not None:
-        backend = Backend.NFT if str(Backend.NFT) in holders else Backend.LEGACY
-        foreign_rules += native.find(_unread(saved), backend)
         yield from nft_rules.flowtables(native.flowtables)
-    checks = list(foreign.checks(foreign_rules))
+    checks = list(foreign.checks(path))
     yield from checks
     if not checks and not problems:
-        yield ok("foreign", "no other rules match INVALID packets")
+        yield ok("foreign", "no other rules take INVALID packets away")
+    yield from fate.checks(path)
     for text in dict.fromkeys(problems):
         yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
 
@@ -141,28 +125,6 @@ def _order(firewall: Firewall) -> Iterator[Check]:
         yield from ours.remarks(firewall.remarks())
     except NfqGuardError:
         return  # `rules.ours` reports it
-
-
-def _native(problems: list[str]) -> nft_rules.Ruleset | None:
-    listed = collect.output("nft", "-j", "list", "ruleset")
-    if listed is None:
-        return None
-    try:
-        return nft_rules.Ruleset(listed)
-    except (ValueError, KeyError, TypeError) as error:
-        problems.append(f"nft list ruleset: {error}")
-        return None
-
-
-def _unread(saved: Mapping[tuple[Backend, int], Saved]) -> frozenset[tuple[str, str]]:
-    """Tables that iptables-nft cannot list, by nft's names for them."""
-    families = {4: "ip", 6: "ip6"}
-    return frozenset(
-        (families[family], table.name)
-        for (backend, family), tables in saved.items()
-        for table in tables.values()
-        if backend is Backend.NFT and not table.readable
-    )
 
 
 def _holds_ours(saved: Saved) -> bool:

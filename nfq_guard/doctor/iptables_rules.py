@@ -1,191 +1,244 @@
 # SPDX-License-Identifier: MIT
-"""Finds other programs' rules on INVALID packets in the output of iptables-save."""
+"""Translates the output of iptables-save for `follow`: what each rule does to an INVALID segment.
+
+An INVALID packet has no conntrack entry attached, so the matches that need one fail, and
+`CONNMARK --restore-mark` leaves the packet's mark alone.
+"""
 
 from collections.abc import Iterator
-from typing import Final, final
+from typing import Final, NamedTuple
 
-from nfq_guard.doctor.foreign import (
-    OUR_PRIORITIES,
-    OUR_PRIORITY,
-    PLAIN,
+from nfq_guard.doctor.rule_model import (
+    ALL_BITS,
+    ALWAYS,
+    NEVER,
+    NFT_SECURITY,
     PRIORITIES,
-    Effect,
-    ForeignRule,
-    Order,
-    Owner,
-    earliest,
-    order_by_priority,
-    owner_of,
+    Act,
+    BaseChain,
+    Condition,
+    MarkWrite,
+    Rule,
+    Table,
+    Truth,
+    all_of,
+    known,
 )
 from nfq_guard.firewall.saved import Saved, SavedRule, SavedTable, is_own, split
 from nfq_guard.firewall.spec import Backend, Family
 
-_DROPS: Final = frozenset({"DROP", "REJECT"})
-_OUR_TABLES: Final = {
-    Backend.LEGACY: {"PREROUTING": "mangle", "OUTPUT": "mangle"},
-    Backend.NFT: {"PREROUTING": "mangle", "OUTPUT": "security"},
+_HOOKS: Final = {
+    "PREROUTING": "prerouting",
+    "INPUT": "input",
+    "FORWARD": "forward",
+    "OUTPUT": "output",
+    "POSTROUTING": "postrouting",
 }
+_STATES: Final = frozenset({"--ctstate", "--state"})
+_ALWAYS: Final = frozenset({"--comment", "--nfacct-name"})
+_WITHOUT_ENTRY: Final = {
+    # Match modules that look at the conntrack entry: what they answer without one, unless negated.
+    "connmark": NEVER,
+    "connbytes": NEVER,
+    "helper": None,
+    "connlabel": None,
+}
+_TARGETS: Final = {
+    "ACCEPT": Act.ACCEPT,
+    "DROP": Act.DROP,
+    "REJECT": Act.REJECT,
+    "RETURN": Act.RETURN,
+    "NFQUEUE": Act.ELSEWHERE,
+    "QUEUE": Act.ELSEWHERE,
+    "TPROXY": Act.ELSEWHERE,
+    "SYNPROXY": Act.ELSEWHERE,
+    "TARPIT": Act.ELSEWHERE,
+    "DELUDE": Act.RESET,
+}
+_PASSING: Final = frozenset(
+    {
+        *("AUDIT", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "CT", "DSCP", "ECN", "HL"),
+        *("HMARK", "IDLETIMER", "LED", "LOG", "MARK", "NFLOG", "NOTRACK", "RATEEST", "SECMARK"),
+        *("SET", "TCPMSS", "TCPOPTSTRIP", "TEE", "TOS", "TRACE", "TTL", "ULOG"),
+    }
+)
 
 
-def matches_invalid(rule: str) -> bool:
-    """Whether the rule selects INVALID by conntrack state, by naming or not excluding it."""
-    words = split(rule)
-    for option in ("--ctstate", "--state"):
-        if option in words[:-1]:
-            at = words.index(option)
-            states = words[at + 1].split(",")
-            return ("INVALID" in states) != (at > 0 and words[at - 1] == "!")
-    return False
+class _Option(NamedTuple):
+    """One option of a rule, such as `! --ctstate NEW` of the match module conntrack."""
+
+    module: str
+    name: str
+    values: tuple[str, ...]
+    negated: bool
+
+    def __str__(self) -> str:
+        words = ("!", self.name) if self.negated else (self.name,)
+        return " ".join((*words, *self.values))
 
 
-def find(
-    saved: Saved, backend: Backend, family: Family, *, elsewhere: int | None
-) -> list[ForeignRule]:
-    """Every rule that matches INVALID packets and is not ours.
-
-    Args:
-        saved: The tables of one family in one backend.
-        backend: The backend.
-        family: The family.
-        elsewhere: The priority of our chains in another packet filter; None if there are none.
-    """
-    return [
-        rule
-        for table in saved.values()
-        for rule in _in_table(_Table(table), backend, family, elsewhere=elsewhere)
-    ]
+def tables(saved: Saved, backend: Backend, family: Family) -> list[Table]:
+    """The tables of one family in one backend."""
+    return [_table(table, backend, family) for table in saved.values() if table.readable]
 
 
-@final
-class _Table:
-    """A table, and the paths on which each of its chains is reached."""
-
-    def __init__(self, table: SavedTable) -> None:
-        self.table = table
-        self._by_chain: dict[str, list[SavedRule]] = {name: [] for name in table.policies}
-        for rule in table.rules:
-            self._by_chain.setdefault(rule.chain, []).append(rule)
-        self.entrances = self._walk()
-
-    def rules(self, chain: str) -> list[SavedRule]:
-        """The rules of a chain, in order."""
-        return self._by_chain.get(chain, [])
-
-    def first_of_ours(self, hook: str) -> int | None:
-        """The index of our jump in a built-in chain."""
-        for place, rule in enumerate(self.rules(hook)):
-            if is_own(rule.target):
-                return place
-        return None
-
-    def effect(self, rule: SavedRule) -> Effect:
-        """What the rule does to an INVALID packet.
-
-        Jumps are followed through unconditional rules only.
-        """
-        target = rule.target
-        for _ in self.table.policies:
-            if target in _DROPS:
-                return Effect.DROP
-            if target == "ACCEPT":
-                return Effect.ACCEPT
-            targets = [each.target for each in self.rules(target) if not _has_match(each.text)]
-            decisive = [
-                each for each in targets if each in _DROPS or each == "ACCEPT" or self.rules(each)
-            ]
-            if not decisive:
-                break
-            target = decisive[0]
-        return Effect.LOG
-
-    def _walk(self) -> dict[str, dict[str, tuple[int, tuple[str, ...]]]]:
-        """By chain and hook: the earliest index in the built-in chain, and the chains between.
-
-        The index is -1 for the rules of the built-in chain itself.
-        """
-        reached: dict[str, dict[str, tuple[int, tuple[str, ...]]]] = {}
-        for hook, policy in self.table.policies.items():
-            if policy == "-":
-                continue
-            reached.setdefault(hook, {})[hook] = (-1, ())
-            for place, rule in enumerate(self.rules(hook)):
-                waiting: list[tuple[str, tuple[str, ...]]] = [(rule.target, ())]
-                while waiting:
-                    chain, path = waiting.pop()
-                    here = reached.setdefault(chain, {})
-                    if chain not in self.table.policies or hook in here:
-                        continue
-                    here[hook] = (place, path)
-                    waiting += [(each.target, (chain, *path)) for each in self.rules(chain)]
-        return reached
-
-
-def _in_table(
-    table: _Table, backend: Backend, family: Family, *, elsewhere: int | None
-) -> Iterator[ForeignRule]:
-    name = table.table.name
-    for chain in table.table.policies:
-        if is_own(chain):
-            continue
-        ways = table.entrances.get(chain, {})
-        for place, rule in enumerate(table.rules(chain)):
-            if is_own(rule.target) or not matches_invalid(rule.text) or not ways:
-                continue
-            effect = table.effect(rule)
-            orders = []
-            for hook, (entrance, _) in ways.items():
-                at = place if entrance < 0 else entrance
-                orders.append(_order(table, backend, hook, at, effect, elsewhere=elsewhere))
-            _, path = next(iter(ways.values()))
-            yield ForeignRule(
-                filter=str(backend),
-                family=f"IPv{family}",
-                table=name,
-                chain=chain,
-                hooks=tuple(hook.lower() for hook in ways),
-                order=earliest(orders),
-                effect=effect,
-                owner=_owner(table.table, (rule.target, chain, *path)),
-                text=rule.text,
+def _table(saved: SavedTable, backend: Backend, family: Family) -> Table:
+    chains: dict[str, list[Rule]] = {name: [] for name in saved.policies}
+    for rule in saved.rules:
+        chains.setdefault(rule.chain, []).append(_rule(rule, saved))
+    kind = "nat" if saved.name == "nat" else "filter"
+    return Table(
+        filter=str(backend),
+        name=saved.name,
+        family=int(family),
+        chains={name: rules for name, rules in chains.items() if not is_own(name)},
+        bases={
+            name: BaseChain(
+                _HOOKS[name], _priority(saved.name, backend), kind, denies=policy == "DROP"
             )
-
-
-def _order(
-    table: _Table,
-    backend: Backend,
-    hook: str,
-    place: int,
-    effect: Effect,
-    *,
-    elsewhere: int | None,
-) -> Order:
-    name = table.table.name
-    if name == "nat":
-        return Order.NEVER
-    if _OUR_TABLES[backend].get(hook) == name:
-        ours = table.first_of_ours(hook)
-        if ours is not None:
-            return Order.BEFORE if place < ours else Order.SHADOWED
-        if elsewhere is None:
-            # `rules install` puts ours behind it.
-            return Order.BEFORE
-    elif effect is Effect.ACCEPT:
-        return Order.AFTER  # it ends its own table only
-    own = OUR_PRIORITIES[backend].get(hook.lower(), OUR_PRIORITY)
-    return order_by_priority(
-        hook.lower(), PRIORITIES.get(name, 0), own if elsewhere is None else elsewhere
+            for name, policy in saved.policies.items()
+            if policy != "-" and name in _HOOKS
+        },
     )
 
 
-def _owner(table: SavedTable, names: tuple[str, ...]) -> Owner:
-    """The owner by the names on the path; firewalld adds rules to the built-in chains directly."""
-    owner = owner_of(names)
-    if owner is PLAIN and "INPUT_ZONES" in table.policies:
-        return owner_of(["firewalld"])
-    return owner
+def _priority(table: str, backend: Backend) -> int:
+    if table == "security" and backend is Backend.NFT:
+        return NFT_SECURITY
+    return PRIORITIES.get(table, 0)
 
 
-def _has_match(rule: str) -> bool:
-    """Whether a rule has any match other than a comment."""
-    options = [word for word in split(rule) if word.startswith("-") and word != "-m"]
-    return any(option not in {"-j", "-g", "--comment", "--reject-with"} for option in options)
+def _rule(saved: SavedRule, table: SavedTable) -> Rule:
+    matches, target = _options(saved.text)
+    act, name = _act(target, table)
+    return Rule(
+        text=saved.text,
+        when=condition(matches),
+        act=act,
+        target=name,
+        mark=_mark(target),
+        own=is_own(name) or is_own(saved.chain),
+    )
+
+
+def condition(matches: list[_Option]) -> Condition:
+    """Whether an INVALID segment matches."""
+    states = [option for option in matches if option.name in _STATES]
+    return all_of(
+        ALWAYS
+        if option.module == "conntrack" and states and option not in states
+        else _match(option)
+        for option in matches
+    )
+
+
+def _match(option: _Option) -> Condition:
+    """One match; those of the module conntrack but the state need an entry."""
+    if option.name in _STATES:
+        named = option.values[0].split(",") if option.values else []
+        return known(("INVALID" in named) is not option.negated, state=True)
+    if option.module == "conntrack":
+        return NEVER
+    if option.module in _WITHOUT_ENTRY:
+        return _WITHOUT_ENTRY[option.module] or known(option.negated)
+    if option.name in _ALWAYS:
+        return ALWAYS
+    plain = _plain(option)
+    return plain.negated if option.negated else plain
+
+
+def _plain(option: _Option) -> Condition:
+    value = option.values[0] if option.values else ""
+    if option.name == "-p":
+        return known(value in {"tcp", "all"})
+    if option.name == "-i" and value == "lo":
+        return NEVER
+    if option.name == "-o" and value == "lo":
+        return NEVER
+    return Condition(Truth.DEPENDS, (str(option),))
+
+
+def _options(text: str) -> tuple[list[_Option], list[_Option]]:
+    """The matches, and the target with its options."""
+    matches: list[_Option] = []
+    target: list[_Option] = []
+    for option in _split(text):
+        if option.name in {"-j", "-g"} or target:
+            target.append(option)
+        elif option.name != "-m":
+            matches.append(option)
+    return matches, target
+
+
+def _split(text: str) -> Iterator[_Option]:
+    module = ""
+    current: list[str] = []
+    negated = next_negated = False
+    for word in [*split(text), "-"]:
+        if word == "!":
+            next_negated = True
+        elif word.startswith("-") and not _is_value(word, current):
+            if current:
+                if current[0] == "-m":
+                    module = " ".join(current[1:])
+                yield _Option(module, current[0], tuple(current[1:]), negated)
+            current, negated, next_negated = [word], next_negated, False
+        else:
+            current.append(word)
+
+
+def _is_value(word: str, current: list[str]) -> bool:
+    """Whether a word that begins with `-` is the value of the option before it."""
+    return len(current) == 1 and current[0] in {"--comment", "--log-prefix"} and word != "-"
+
+
+def _act(target: list[_Option], table: SavedTable) -> tuple[Act, str]:
+    if not target or not target[0].values:
+        return Act.GO_ON, ""
+    name = target[0].values[0]
+    if name in table.policies:
+        return (Act.GOTO if target[0].name == "-g" else Act.JUMP), name
+    if name == "REJECT" and "tcp-reset" in (_value(target, "--reject-with") or ""):
+        return Act.RESET, ""
+    if name in {"NFQUEUE", "QUEUE"}:
+        queue = _value(target, "--queue-num") or _value(target, "--queue-balance") or "0"
+        return Act.ELSEWHERE, f"queue {queue}"
+    if name in _TARGETS:
+        act = _TARGETS[name]
+        return act, name if act is Act.ELSEWHERE else ""
+    return (Act.GO_ON, "") if name in _PASSING else (Act.UNKNOWN, name)
+
+
+def _mark(target: list[_Option]) -> MarkWrite | None:
+    """How the target MARK writes the mark."""
+    if not target or target[0].values != ("MARK",):
+        return None
+    for option in target[1:]:
+        value, slash, mask = (option.values[0] if option.values else "0").partition("/")
+        number = _number(value)
+        bits = _number(mask) if slash else ALL_BITS
+        match option.name:
+            case "--set-xmark":
+                return MarkWrite(ALL_BITS & ~bits, number)
+            case "--set-mark":
+                return MarkWrite(ALL_BITS & ~(bits | number), number)
+            case "--and-mark":
+                return MarkWrite(number, 0)
+            case "--or-mark":
+                return MarkWrite(ALL_BITS & ~number, number)
+            case "--xor-mark":
+                return MarkWrite(ALL_BITS, number)
+            case _:
+                pass
+    return None
+
+
+def _value(options: list[_Option], name: str) -> str | None:
+    return next((each.values[0] for each in options if each.name == name and each.values), None)
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return 0

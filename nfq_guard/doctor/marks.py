@@ -4,55 +4,57 @@
 from collections.abc import Iterable, Iterator
 
 from nfq_guard.doctor.check import Check, ok, warning
-from nfq_guard.firewall.saved import Saved, is_own, split
+from nfq_guard.doctor.owners import PLAIN, owner_of
+from nfq_guard.doctor.path import Met, Order
 
 
-def marks(saved: Iterable[Saved], unjudged: int) -> Iterator[Check]:
-    """Whether another program's rule may write the bits `unjudged` of a packet's mark."""
-    conflicts = [
-        f"{table.name} {rule.chain} `{rule.text}`"
-        for tables in saved
-        for table in tables.values()
-        for rule in table.rules
-        if not is_own(rule.chain) and touched(rule.text) & unjudged
-    ]
-    if not conflicts:
-        yield ok(
-            "rules.mark", f"no other rule writes the mark bit of unjudged packets ({unjudged:#x})"
-        )
-        return
-    more = f" and {len(conflicts) - 1} more rules" if len(conflicts) > 1 else ""
-    yield warning(
-        "rules.mark",
-        f"{conflicts[0]}{more} may write the mark bit of unjudged packets ({unjudged:#x}): "
-        "kernel-drop then drops accepted packets, or accepts packets that were never judged",
-        "restrict that rule's mask to other bits, or use fail mode open or closed",
-    )
+def marks(path: Iterable[Met], unjudged: int) -> Iterator[Check]:
+    """Whether a rule after ours changes the bits `unjudged` of a packet's mark.
 
-
-def touched(rule: str) -> int:
-    """The bits of the packet's mark that a rule may change."""
-    words = split(rule)
-    for option in ("--set-xmark", "--set-mark", "--restore-mark"):
-        if option not in words:
+    Our rules set them right before the queue, and the verdict takes them away, so a rule that the
+    packet meets before ours does no harm.
+    """
+    set_by: list[str] = []
+    cleared_by: list[str] = []
+    for met in path:
+        write = met.finding.rule.mark
+        if write is None or met.order not in {Order.AFTER, Order.TIED}:
             continue
-        if option == "--restore-mark":
-            return _number(_after(words, "--nfmask") or "0xffffffff")
-        if "CONNMARK" in words:
-            return 0
-        value, slash, mask = (_after(words, option) or "0").partition("/")
-        return _number(value) | (_number(mask) if slash else 0xFFFFFFFF)
-    return 0
+        if met.hook != "postrouting" and write.sets(unjudged):
+            set_by.append(_text(met))
+        elif met.hook != "postrouting" and write.clears(unjudged):
+            cleared_by.append(_text(met))
+    if set_by:
+        yield warning(
+            "rules.mark",
+            f"{_first(set_by)} may set the mark bit of unjudged packets ({unjudged:#x}): "
+            "kernel-drop then drops packets that the policy allows",
+            f"restrict the mask of that rule to bits other than {unjudged:#x}, or use fail mode "
+            "open or closed",
+        )
+    if cleared_by:
+        yield warning(
+            "rules.mark",
+            f"{_first(cleared_by)} may clear the mark bit of unjudged packets ({unjudged:#x}): "
+            "kernel-drop then accepts packets that were never judged",
+            f"restrict the mask of that rule to bits other than {unjudged:#x}",
+        )
+    if not set_by and not cleared_by:
+        yield ok(
+            "rules.mark",
+            f"no rule after ours writes the mark bit of unjudged packets ({unjudged:#x})",
+        )
 
 
-def _after(words: list[str], option: str) -> str | None:
-    if option not in words[:-1]:
-        return None
-    return words[words.index(option) + 1]
+def _text(met: Met) -> str:
+    finding = met.finding
+    owner = owner_of(finding)
+    name = "" if owner is PLAIN else f"; {owner.name}"
+    where = f"{finding.table.filter} table {finding.table.name}, chain {finding.chain}{name}"
+    return f"`{finding.rule.text}` ({where})"
 
 
-def _number(text: str) -> int:
-    try:
-        return int(text, 0)
-    except ValueError:
-        return 0
+def _first(texts: list[str]) -> str:
+    different = list(dict.fromkeys(texts))
+    more = len(different) - 1
+    return f"{different[0]} and {more} more rules" if more else different[0]

@@ -1,46 +1,48 @@
 # SPDX-License-Identifier: MIT
-"""Finds other programs' rules on INVALID packets in the output of `nft -j list ruleset`.
+"""Translates the output of `nft -j list ruleset` for `follow`: what becomes of an INVALID segment.
 
-The output includes the tables of iptables-nft, which are left to `iptables_rules`.
+The tables of iptables-nft, which the output includes, are left to `iptables_rules`. An expression
+that reads the conntrack entry ends its rule, as an INVALID packet has none; only `ct state` has a
+value.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, final
+from typing import Any, Final, final
 
+from nfq_guard.doctor import nft_text
 from nfq_guard.doctor.check import Check, note
-from nfq_guard.doctor.foreign import (
-    OUR_HOOKS,
-    OUR_NATIVE_PRIORITY,
-    OUR_PRIORITIES,
-    OUR_PRIORITY,
+from nfq_guard.doctor.nft_match import Segment
+from nfq_guard.doctor.rule_model import (
+    NFT_SECURITY,
     PRIORITIES,
-    Effect,
-    ForeignRule,
-    Order,
-    earliest,
-    order_by_priority,
-    owner_of,
+    Act,
+    BaseChain,
+    Condition,
+    Rule,
+    Table,
+    all_of,
+    depends,
 )
 from nfq_guard.firewall.saved import is_own
-from nfq_guard.firewall.spec import OFFLOAD_TABLE, Backend
+from nfq_guard.firewall.spec import OFFLOAD_TABLE
 
 OUR_TABLE: Final = "nfq_guard"
-"""The table that `rules/nftables.nft` creates."""
+"""The table of our native rules."""
 
+_OWN_TABLES: Final = frozenset({OUR_TABLE, OFFLOAD_TABLE})
 _IPTABLES_TABLES: Final = frozenset({*PRIORITIES, "nat"})
-_FAMILIES: Final = {"ip": "IPv4", "ip6": "IPv6", "inet": "IPv4 and IPv6"}
-
-_OURS_NATIVE: Final = dict.fromkeys(OUR_HOOKS, OUR_NATIVE_PRIORITY)
+_FAMILIES: Final = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
+_RATES: Final = frozenset({"limit", "quota", "ct count"})
+_PASSING: Final = frozenset(
+    {
+        *("counter", "log", "notrack", "dup", "flow", "set", "map", "last", "secmark", "comment"),
+        *("ct helper", "ct timeout", "ct expectation", "optstrip"),
+    }
+)
 
 Statement = Mapping[str, Any]
 _Key = tuple[str, str, str]
-
-
-class _Base(NamedTuple):
-    hook: str
-    priority: int
-    kind: str
 
 
 @final
@@ -48,7 +50,7 @@ class Ruleset:
     """A ruleset as nft lists it.
 
     Attributes:
-        ours: Whether the table of `rules/nftables.nft` is loaded.
+        ours: Whether our native table is loaded.
         flowtables: Each flow table, as `TABLE NAME`.
     """
 
@@ -62,8 +64,9 @@ class Ruleset:
         """
         self.ours = False
         self.flowtables: list[str] = []
-        self._bases: dict[_Key, _Base] = {}
+        self._bases: dict[_Key, BaseChain] = {}
         self._rules: dict[_Key, list[Sequence[Statement]]] = {}
+        self._sets: dict[_Key, Sequence[Any]] = {}
         for item in json.loads(text)["nftables"]:
             for kind, value in item.items():
                 self._take(kind, value)
@@ -73,100 +76,93 @@ class Ruleset:
             self.ours = self.ours or value["name"] == OUR_TABLE
         elif kind == "flowtable":
             self.flowtables.append(f"{value['table']} {value['name']}")
+        elif kind in {"set", "map"}:
+            key = (value["family"], value["table"], value["name"])
+            self._sets[key] = value.get("elem", ())
         elif kind == "chain":
             key = (value["family"], value["table"], value["name"])
             self._rules.setdefault(key, [])
             if "hook" in value:
-                self._bases[key] = _Base(value["hook"], value["prio"], value.get("type", "filter"))
+                self._bases[key] = BaseChain(
+                    value["hook"],
+                    value["prio"],
+                    value.get("type", "filter"),
+                    value.get("policy") == "drop",
+                )
         elif kind == "rule":
             key = (value["family"], value["table"], value["chain"])
-            self._rules.setdefault(key, []).append(value["expr"])
+            expr = value["expr"]
+            if "comment" in value:
+                expr = [*expr, {"comment": value["comment"]}]
+            self._rules.setdefault(key, []).append(expr)
 
-    def find(
-        self,
-        unread: frozenset[tuple[str, str]] = frozenset(),
-        backend: Backend = Backend.LEGACY,
-    ) -> list[ForeignRule]:
-        """Every rule that matches INVALID packets and is not ours.
+    def tables(self, unread: frozenset[tuple[str, str]] = frozenset()) -> list[Table]:
+        """The tables, once for each family of packets that they see.
 
         Args:
             unread: Tables with the name of an iptables table that iptables-nft cannot list, as
                 `("ip", "mangle")`. In all other tables iptables' own chains are skipped.
             backend: The backend of our rules where they are not in our native table.
         """
-        ours = _OURS_NATIVE if self.ours else OUR_PRIORITIES[backend]
-        foreign: list[ForeignRule] = []
-        reached = self._walk(unread)
-        for key, rules in self._rules.items():
-            family, table, chain = key
-            bases = reached.get(key, [])
-            if (
-                table in {OUR_TABLE, OFFLOAD_TABLE}
-                or is_own(chain)
-                or family not in _FAMILIES
-                or not bases
-            ):
-                continue
-            for expr in rules:
-                if any(is_own(target) for target in _targets(expr)):
-                    continue
-                effect = self._effect(key, expr)
-                if effect is not None:
-                    foreign.append(
-                        ForeignRule(
-                            filter="nftables",
-                            family=_FAMILIES[family],
-                            table=table,
-                            chain=chain,
-                            hooks=tuple(dict.fromkeys(base.hook for base in bases)),
-                            order=earliest([_order(base, ours) for base in bases]),
-                            effect=effect,
-                            owner=owner_of([chain, table]),
-                            text=json.dumps(expr),
-                        )
-                    )
-        return foreign
+        names = dict.fromkeys(key[:2] for key in self._rules)
+        return [
+            self._table(family, name, number, unread)
+            for family, name in names
+            for number in _FAMILIES.get(family, ())
+        ]
 
-    def _effect(self, key: _Key, expr: Sequence[Statement]) -> Effect | None:
-        """What the rule does to INVALID packets; None if it does not match them."""
-        for statement in expr:
-            if "vmap" in statement and _is_state(statement["vmap"].get("key")):
-                verdict = _mapped(statement["vmap"].get("data"))
-                return self._verdict(key, [verdict]) if verdict else None
-        if not any(_takes_invalid(s["match"]) for s in expr if "match" in s):
-            return None
-        return self._verdict(key, expr)
+    def _table(
+        self, family: str, name: str, number: int, unread: frozenset[tuple[str, str]]
+    ) -> Table:
+        sets = {key[2]: each for key, each in self._sets.items() if key[:2] == (family, name)}
+        segment = Segment(number, sets)
+        return Table(
+            filter="nftables",
+            name=name,
+            family=number,
+            chains={
+                key[2]: [rule for expr in rules for rule in _rules(segment, expr)]
+                for key, rules in self._rules.items()
+                if key[:2] == (family, name) and not is_own(key[2])
+            },
+            bases={
+                key[2]: base
+                for key, base in self._bases.items()
+                if key[:2] == (family, name)
+                and not is_own(key[2])
+                and (key[:2] in unread or not _is_iptables(key, base))
+            },
+            own=name in _OWN_TABLES,
+        )
 
-    def _verdict(self, key: _Key, statements: Sequence[Statement]) -> Effect:
-        for _ in self._rules:
-            names = {name for statement in statements for name in statement}
-            if names & {"drop", "reject"}:
-                return Effect.DROP
-            target = _target(statements)
-            if target is None:
-                # An accept does not protect a packet from later base chains.
-                break
-            key = (key[0], key[1], target)
-            unconditional = [rule for rule in self._rules.get(key, []) if not _has_match(rule)]
-            statements = [statement for rule in unconditional for statement in rule]
-        return Effect.LOG
 
-    def _walk(self, unread: frozenset[tuple[str, str]]) -> dict[_Key, list[_Base]]:
-        reached: dict[_Key, list[_Base]] = {}
-        for start, base in self._bases.items():
-            if _is_iptables(start, base) and start[:2] not in unread:
-                continue
-            waiting = [start]
-            seen: set[_Key] = set()
-            while waiting:
-                key = waiting.pop()
-                if key in seen or key not in self._rules:
-                    continue
-                seen.add(key)
-                reached.setdefault(key, []).append(base)
-                for expr in self._rules[key]:
-                    waiting += [(key[0], key[1], target) for target in _targets(expr)]
-        return reached
+def _rules(segment: Segment, expr: Sequence[Statement]) -> Iterator[Rule]:
+    """One rule for each verdict and each write to the mark."""
+    text = nft_text.text(expr)
+    conditions: list[Condition] = []
+    for statement in expr:
+        for name, value in statement.items():
+            if name == "match":
+                conditions.append(segment.matches(value))
+            elif name in _RATES:
+                conditions.append(depends(f"a {name}"))
+            elif name == "mangle":
+                when, mark = segment.writes(value)
+                conditions.append(when)
+                if mark is not None:
+                    yield Rule(text, all_of(conditions), Act.GO_ON, mark=mark)
+            elif name == "vmap":
+                for when, verdict in segment.maps(value):
+                    yield _rule(text, [*conditions, when], next(iter(verdict.items())))
+            elif name == "xt" and isinstance(value, dict) and value.get("type") == "match":
+                conditions.append(depends(str(value.get("name"))))
+            elif name not in _PASSING:
+                yield _rule(text, conditions, (name, value))
+
+
+def _rule(text: str, conditions: Sequence[Condition], verdict: tuple[str, Any]) -> Rule:
+    act, target = _verdict(*verdict)
+    return Rule(text, all_of(conditions), act, target, own=is_own(target))
 
 
 def flowtables(names: Sequence[str]) -> Iterator[Check]:
@@ -180,60 +176,38 @@ def flowtables(names: Sequence[str]) -> Iterator[Check]:
         )
 
 
-def _is_iptables(key: _Key, base: _Base) -> bool:
+def _is_iptables(key: _Key, base: BaseChain) -> bool:
     """Whether a base chain is iptables-nft's, by its table, name, hook and priority."""
     family, table, chain = key
     if family not in {"ip", "ip6"} or table not in _IPTABLES_TABLES:
         return False
-    priority = PRIORITIES.get(table, base.priority)
-    return chain == base.hook.upper() and base.priority == priority
+    priorities = {PRIORITIES.get(table, base.priority)}
+    if table == "security":
+        priorities.add(NFT_SECURITY)
+    return chain == base.hook.upper() and base.priority in priorities
 
 
-def _order(base: _Base, ours: Mapping[str, int]) -> Order:
-    if base.kind == "nat":
-        return Order.NEVER
-    return order_by_priority(base.hook, base.priority, ours.get(base.hook, OUR_PRIORITY))
-
-
-def _is_state(value: object) -> bool:
-    return isinstance(value, dict) and value.get("ct", {}).get("key") == "state"
-
-
-def _takes_invalid(match: Mapping[str, Any]) -> bool:
-    if not _is_state(match.get("left")):
-        return False
-    right = match.get("right")
-    states = right.get("set", []) if isinstance(right, dict) else right
-    if not isinstance(states, list):
-        states = [states]
-    return ("invalid" in states) != (match.get("op") == "!=")
-
-
-def _mapped(data: object) -> Statement | None:
-    if isinstance(data, dict):
-        for pair in data.get("set", []):
-            if isinstance(pair, list) and len(pair) == 2 and pair[0] == "invalid":
-                verdict = pair[1]
-                return verdict if isinstance(verdict, dict) else None
-    return None
-
-
-def _target(statements: Sequence[Statement]) -> str | None:
-    return next((name for statement in statements for name in _targets([statement])), None)
-
-
-def _targets(expr: Sequence[Statement]) -> list[str]:
-    """Chains that a rule may jump or go to, including through verdict maps."""
-    targets: list[str] = []
-    for statement in expr:
-        verdicts = [statement.get(name) for name in ("jump", "goto")]
-        targets += [verdict["target"] for verdict in verdicts if isinstance(verdict, dict)]
-        data = statement["vmap"].get("data") if "vmap" in statement else None
-        if isinstance(data, dict):
-            pairs = [pair for pair in data.get("set", []) if isinstance(pair, list)]
-            targets += [name for pair in pairs for name in _targets([pair[-1]])]
-    return targets
-
-
-def _has_match(expr: Sequence[Statement]) -> bool:
-    return any("match" in statement or "vmap" in statement for statement in expr)
+def _verdict(name: str, value: Any) -> tuple[Act, str]:  # noqa: ANN401 - JSON; one a verdict
+    match name:
+        case "accept":
+            return Act.ACCEPT, ""
+        case "drop":
+            return Act.DROP, ""
+        case "reject":
+            reset = isinstance(value, dict) and value.get("type") == "tcp reset"
+            return (Act.RESET if reset else Act.REJECT), ""
+        case "return":
+            return Act.RETURN, ""
+        case "continue":
+            return Act.GO_ON, ""
+        case "jump" | "goto":
+            return (Act.JUMP if name == "jump" else Act.GOTO), value["target"]
+        case "queue":
+            number = value.get("num", 0) if isinstance(value, dict) else 0
+            return Act.ELSEWHERE, f"queue {number}"
+        case "tproxy" | "synproxy" | "fwd":
+            return Act.ELSEWHERE, name.upper()
+        case "snat" | "dnat" | "masquerade" | "redirect":
+            return Act.GO_ON, ""  # nat chains never see an INVALID packet
+        case _:
+            return Act.UNKNOWN, name

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: MIT
+"""What becomes of an INVALID packet that the policy allows, hook by hook."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, final
+
+from nfq_guard.doctor import owners
+from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.owners import PLAIN, SYNPROXY, owner_of
+from nfq_guard.doctor.path import HOOKS, ON_THE_WAY, Met, Order
+from nfq_guard.doctor.rule_model import ENDS, TAKES, Act, Truth
+
+_MOST: Final = 3
+_WORDS: Final = {
+    Act.DROP: "dropped",
+    Act.RESET: "reset",
+    Act.REJECT: "rejected with an ICMP error",
+    Act.ELSEWHERE: "sent elsewhere",
+    Act.UNKNOWN: "taken by a rule that cannot be followed",
+}
+_FAMILIES: Final = {4: "IPv4", 6: "IPv6"}
+
+
+@final
+class _Fate(NamedTuple):
+    """The fate of packets in one hook.
+
+    Attributes:
+        status: Its severity.
+        text: What becomes of them.
+        todo: The recommended action.
+    """
+
+    status: Status
+    text: str
+    todo: str
+
+
+def checks(path: Iterable[Met]) -> Iterator[Check]:
+    """One check a hook, `fate.HOOK`.
+
+    Args:
+        path: What a packet meets in every hook, for both families, in order.
+    """
+    by_hook: dict[str, dict[int, list[Met]]] = {hook: {4: [], 6: []} for hook in HOOKS}
+    for met in path:
+        if met.order in ON_THE_WAY and met.finding.rule.act in ENDS:
+            by_hook[met.hook][met.finding.table.family].append(met)
+    for hook, by_family in by_hook.items():
+        fates = {family: _fate(mets) for family, mets in by_family.items()}
+        for fate in dict.fromkeys(fates.values()):
+            families = [_FAMILIES[family] for family, each in fates.items() if each == fate]
+            yield _check(hook, " and ".join(families), fate)
+
+
+def _check(hook: str, families: str, fate: _Fate) -> Check:
+    what = f"an allowed packet ({families}) is {fate.text}"
+    return Check(f"fate.{hook}", fate.status, what, fate.todo)
+
+
+def _fate(mets: Sequence[Met]) -> _Fate:
+    """The fate of packets that meet these rules, in order."""
+    taking = [met for met in mets if met.finding.rule.act in TAKES]
+    sure = next((met for met in taking if met.finding.truth is Truth.YES), None)
+    aimed = [met for met in taking if met.finding.state and met is not sure]
+    other = [met for met in taking if not met.finding.state and met is not sure]
+    if sure is not None and not sure.finding.spared:
+        return _Fate(_severity([sure]), _by(sure), owners.todo(sure.finding))
+    if sure is not None:
+        earlier = _dependence(mets[: mets.index(sure)])
+        text = f"{_by(sure)}, unless an earlier rule decides{earlier}"
+        return _Fate(_severity([sure, *aimed]), text, owners.todo(sure.finding))
+    if aimed:
+        text = f"accepted, or {_by(aimed[0])}{_dependence(aimed)}"
+        return _Fate(_severity(aimed), text, owners.todo(aimed[0].finding))
+    if other:
+        names = list(dict.fromkeys(met.finding.chain for met in other))
+        chains = ", ".join(names[:_MOST]) + (" and more" if len(names) > _MOST else "")
+        text = f"accepted, unless a rule for other properties takes it in {chains}"
+        return _Fate(Status.OK, text + _dependence(other), "")
+    return _Fate(Status.OK, "accepted", "")
+
+
+def _severity(mets: Sequence[Met]) -> Status:
+    acts = {met.finding.rule.act for met in mets if owner_of(met.finding) is not SYNPROXY}
+    if Act.RESET in acts:
+        return Status.PROBLEM
+    if acts & {Act.DROP, Act.REJECT, Act.ELSEWHERE}:
+        return Status.WARNING
+    return Status.NOTE
+
+
+def _by(met: Met) -> str:
+    finding = met.finding
+    owner = owner_of(finding)
+    name = "" if owner is PLAIN else f"; {owner.name}"
+    sent = f" ({finding.rule.target})" if finding.rule.target else ""
+    by = "by" if finding.state else "by default:"
+    place = f"{finding.table.filter} table {finding.table.name}, chain {finding.chain}{name}"
+    when = ", before the guard sees it" if met.order is Order.BEFORE else ""
+    means = ": the RST ends its connection" if finding.rule.act is Act.RESET else ""
+    return f"{_WORDS[finding.rule.act]}{sent} {by} `{finding.rule.text}` ({place}){when}{means}"
+
+
+def _dependence(mets: Sequence[Met]) -> str:
+    on = list(dict.fromkeys(word for met in mets for word in met.finding.on))
+    if not on:
+        return ""
+    return f"; depends on: {', '.join(on[:_MOST])}{' and more' if len(on) > _MOST else ''}"

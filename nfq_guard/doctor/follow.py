@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: MIT
+"""Follows an INVALID segment through the rules of one table, on every way that it may take."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple, final
+
+from nfq_guard.doctor.rule_model import ALWAYS, ENDS, Act, Rule, Table, Truth
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that the segment may match, and on which conditions it gets there.
+
+    Attributes:
+        table: The rule's table.
+        chain: Its chain.
+        rule: The rule; for the policy of a base chain one without matches.
+        path: The chains that lead to it, the nearest first.
+        truth: Whether the rule and the jumps that lead to it match: YES or DEPENDS.
+        on: What that depends on.
+        spared: Whether an earlier rule may have decided, so that the segment never gets there.
+        state: Whether the rule, or a jump that leads to it, selects by conntrack state.
+        default: Whether it is the policy of a base chain.
+    """
+
+    table: Table
+    chain: str
+    rule: Rule
+    path: tuple[str, ...] = ()
+    truth: Truth = Truth.YES
+    on: tuple[str, ...] = ()
+    spared: bool = False
+    state: bool = False
+    default: bool = False
+
+    @property
+    def certain(self) -> bool:
+        """Whether every such segment meets this rule."""
+        return self.truth is Truth.YES and not self.spared
+
+
+class Walk(NamedTuple):
+    """The result of following the segment through a chain.
+
+    Attributes:
+        findings: What it may meet there, in order.
+        ends: Whether a rule there decides, so that the segment does not return.
+    """
+
+    findings: tuple[Finding, ...]
+    ends: Truth
+
+
+_NOTHING: Final = Walk((), Truth.NO)
+_Found = dict[tuple[str, int], Finding]
+
+
+@final
+class Follower:
+    """Follows the segment through one table; each chain is followed once."""
+
+    def __init__(self, table: Table) -> None:
+        """Nothing is followed yet."""
+        self._table = table
+        self._walks: dict[str, Walk] = {}
+
+    def base(self, chain: str, start: int = 0, end: int | None = None) -> Walk:
+        """A part of a base chain; its policy applies if the part reaches to the end."""
+        walk = self._walk(chain, range(len(self._table.chains[chain]))[start:end])
+        if end is not None or walk.ends is Truth.YES or not self._table.bases[chain].denies:
+            return walk
+        deny = Finding(
+            self._table,
+            chain,
+            Rule("policy drop", ALWAYS, Act.DROP),
+            spared=walk.ends is not Truth.NO,
+            default=True,
+        )
+        return Walk((*walk.findings, deny), Truth.YES)
+
+    def _chain(self, name: str) -> Walk:
+        walk = self._walks.get(name)
+        if walk is None:
+            # A loop of jumps, which the kernel refuses, decides nothing.
+            self._walks[name] = _NOTHING
+            walk = self._walk(name, range(len(self._table.chains.get(name, ()))))
+            self._walks[name] = walk
+        return walk
+
+    def _walk(self, name: str, places: Iterable[int]) -> Walk:
+        found: _Found = {}
+        may_end = may_return = spared = False
+        for place in places:
+            rule = self._table.chains[name][place]
+            truth = rule.when.truth
+            if truth is Truth.NO or rule.own:
+                continue
+            ends = Truth.NO
+            if rule.act in ENDS or rule.mark is not None:
+                here = Finding(self._table, name, rule, truth=truth, on=rule.when.on)
+                _record(found, (name, place), here, rule, spared=spared)
+            if rule.act in ENDS:
+                ends = Truth.YES
+            elif rule.act in {Act.JUMP, Act.GOTO}:
+                inner = self._chain(rule.target)
+                _lift(found, inner, rule, name, spared=spared)
+                ends = inner.ends
+            leaves = rule.act in {Act.RETURN, Act.GOTO}
+            may_end = may_end or ends is not Truth.NO
+            may_return = may_return or (leaves and ends is not Truth.YES)
+            if truth is Truth.YES and (ends is Truth.YES or leaves):
+                return Walk(tuple(found.values()), _ends(may_end, may_return=may_return))
+            spared = spared or leaves or ends is not Truth.NO
+        return Walk(tuple(found.values()), _ends(may_end, may_return=True))
+
+
+def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a truth value
+    if not may_end:
+        return Truth.NO
+    return Truth.DEPENDS if may_return else Truth.YES
+
+
+def _lift(found: _Found, inner: Walk, jump: Rule, name: str, *, spared: bool) -> None:
+    """Take over what a chain holds, on the conditions of the jump to it."""
+    for finding in inner.findings:
+        key = (finding.chain, id(finding.rule))
+        lifted = Finding(
+            finding.table,
+            finding.chain,
+            finding.rule,
+            path=(*finding.path, name),
+            truth=min(finding.truth, jump.when.truth),
+            on=(*jump.when.on, *finding.on),
+            spared=finding.spared,
+            state=finding.state,
+        )
+        _record(found, key, lifted, jump, spared=spared)
+
+
+def _record(
+    found: _Found, key: tuple[str, int], finding: Finding, rule: Rule, *, spared: bool
+) -> None:
+    """Keep the most certain of the ways that lead to a rule."""
+    here = Finding(
+        finding.table,
+        finding.chain,
+        finding.rule,
+        finding.path,
+        finding.truth,
+        finding.on,
+        spared=finding.spared or spared,
+        state=finding.state or rule.when.state,
+    )
+    known = found.get(key)
+    if known is None or _certainty(here) > _certainty(known):
+        found[key] = here
+
+
+def _certainty(finding: Finding) -> tuple[bool, Truth, bool]:
+    return (finding.certain, finding.truth, finding.state)

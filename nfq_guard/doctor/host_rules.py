@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: MIT
+"""Reads the rules of every packet filter of this host, in the calling thread's namespace."""
+
+from dataclasses import dataclass, field
+from typing import final
+
+from nfq_guard.doctor import collect, iptables_rules, nft_rules, path
+from nfq_guard.doctor.path import Met
+from nfq_guard.doctor.rule_model import Table
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
+from nfq_guard.firewall.saved import Saved
+from nfq_guard.firewall.xtables import System, Xtables
+
+
+@final
+@dataclass(slots=True)
+class HostRules:
+    """The rules of a host.
+
+    Attributes:
+        saved: The tables of iptables, by backend and family.
+        native: What nft lists; None where it lists nothing.
+        tables: All of them, as `follow` needs them.
+        problems: What could not be read.
+    """
+
+    saved: dict[tuple[Backend, Family], Saved] = field(default_factory=dict)
+    native: nft_rules.Ruleset | None = None
+    tables: list[Table] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def path(self) -> list[Met]:
+        """What an INVALID packet of each family meets in every hook."""
+        return [met for family in BOTH_FAMILIES for met in path.walk(self.tables, int(family))]
+
+
+def read() -> HostRules:
+    """Read all rules; what cannot be read is named in `problems`."""
+    rules = HostRules()
+    for backend in Backend:
+        for family in BOTH_FAMILIES:
+            programs = Xtables(System(), backend, family)
+            try:
+                if programs.missing() is None:
+                    rules.saved[backend, family] = programs.save()
+            except NfqGuardError as error:
+                rules.problems.append(str(error))
+    for (backend, family), saved in rules.saved.items():
+        rules.tables += iptables_rules.tables(saved, backend, family)
+    listed = collect.output("nft", "-j", "list", "ruleset")
+    if listed is not None:
+        try:
+            rules.native = nft_rules.Ruleset(listed)
+            rules.tables += rules.native.tables(_unread(rules))
+        except (ValueError, KeyError, TypeError) as error:
+            rules.problems.append(f"nft list ruleset: {error}")
+    return rules
+
+
+def _unread(rules: HostRules) -> frozenset[tuple[str, str]]:
+    """Tables that iptables-nft cannot list, by nft's names for them."""
+    families = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+    return frozenset(
+        (families[family], table.name)
+        for (backend, family), tables in rules.saved.items()
+        for table in tables.values()
+        if backend is Backend.NFT and not table.readable
+    )

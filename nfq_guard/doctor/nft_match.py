@@ -1,0 +1,284 @@
+# SPDX-License-Identifier: MIT
+"""Whether an INVALID segment matches what a rule of nftables asks, from nft's JSON.
+
+An expression that reads the conntrack entry ends its rule, as an INVALID packet has none; only
+`ct state` has a value then.
+"""
+
+import functools
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, final
+
+from nfq_guard.doctor.nft_text import expression
+from nfq_guard.doctor.rule_model import (
+    ALL_BITS,
+    ALWAYS,
+    NEVER,
+    Condition,
+    MarkWrite,
+    all_of,
+    any_of,
+    depends,
+    known,
+)
+
+_STATES: Final = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
+_NUMBERS: Final = {"tcp": 6, "ipv4": 2, "ipv6": 10, "ip": 0x0800, "ip6": 0x86DD}
+_OTHER_PROTOCOLS: Final = frozenset(
+    {"udp", "udplite", "icmp", "icmpv6", "sctp", "dccp", "igmp", "ah", "esp", "comp", "gre"}
+)
+_LOOPBACK: Final = frozenset({"lo"})
+_OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
+    "&": operator.and_,
+    "|": operator.or_,
+    "^": operator.xor,
+}
+_ORDERINGS: Final[Mapping[str, Callable[[int, int], bool]]] = {
+    "<": operator.lt,
+    ">": operator.gt,
+    "<=": operator.le,
+    ">=": operator.ge,
+}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Unknown:
+    """A value that depends on the packet, but is none of `never`."""
+
+    what: str
+    never: frozenset[str] = frozenset()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _NoEntry:
+    """A value that an INVALID packet does not have: the rule ends."""
+
+
+_NO_ENTRY: Final = _NoEntry()
+_Value = int | str | _Unknown | _NoEntry | tuple[Any, ...]
+
+
+@final
+class Segment:
+    """An INVALID segment of one family, before the rules of one table."""
+
+    def __init__(self, family: int, sets: Mapping[str, Sequence[Any]]) -> None:
+        """Describe it.
+
+        Args:
+            family: 4 or 6.
+            sets: The elements of the table's named sets and maps.
+        """
+        self._family = family
+        self._sets = sets
+
+    def matches(self, match: Mapping[str, Any]) -> Condition:
+        """A match; `in` and `!` test bits, all other operators compare the value as a whole."""
+        left, right, sign = match["left"], match["right"], match["op"]
+        value = self._value(left)
+        if isinstance(value, _NoEntry):
+            return NEVER
+        return _stated(self._compared(value, sign, right), left)
+
+    def maps(self, vmap: Mapping[str, Any]) -> list[tuple[Condition, Mapping[str, Any]]]:
+        """The verdicts of a verdict map, each with its condition."""
+        key = self._value(vmap["key"])
+        verdicts: list[tuple[Condition, Mapping[str, Any]]] = []
+        otherwise: list[Mapping[str, Any]] = []
+        for left, verdict in self._pairs(vmap["data"]):
+            if left == "*":
+                otherwise.append(verdict)
+            else:
+                condition = self._equals(key, _unwrapped(left))
+                verdicts.append((_stated(condition, vmap["key"]), verdict))
+        rest = any_of(condition for condition, _ in verdicts).negated
+        verdicts += [(_stated(rest, vmap["key"]), verdict) for verdict in otherwise]
+        return [] if isinstance(key, _NoEntry) else verdicts
+
+    def writes(self, mangle: Mapping[str, Any]) -> tuple[Condition, MarkWrite | None]:
+        """Whether a rule goes on after `KEY set VALUE`, and how that writes the mark."""
+        if _reads_entry(mangle["value"]):
+            return NEVER, None
+        if mangle["key"] != {"meta": {"key": "mark"}}:
+            return ALWAYS, None
+        return ALWAYS, _write(mangle["value"])
+
+    def _compared(self, value: _Value, sign: str, right: Any) -> Condition:  # noqa: ANN401 - JSON
+        if sign in {"in", "!"} or sign in _ORDERINGS:
+            other = _number(right)
+            if not isinstance(value, int) or other is None:
+                return depends(_what(value, right))
+            if sign in _ORDERINGS:
+                return known(_ORDERINGS[sign](value, other))
+            return known(bool(value & other) is (sign == "in"))
+        holds = any_of(self._equals(value, element) for element in self._members(right))
+        return holds.negated if sign == "!=" else holds
+
+    def _equals(self, value: _Value, element: Any) -> Condition:  # noqa: ANN401 - JSON; one answer a kind
+        """Whether a value is one element of a set."""
+        if isinstance(value, _NoEntry):
+            return NEVER
+        if isinstance(value, _Unknown):
+            never = isinstance(element, str) and element in value.never
+            return NEVER if never else depends(value.what)
+        if isinstance(value, tuple):
+            parts = element.get("concat", ()) if isinstance(element, dict) else ()
+            if len(parts) != len(value):
+                return depends(expression(element))
+            return all_of(self._equals(one, other) for one, other in zip(value, parts, strict=True))
+        mine = _NUMBERS[value] if isinstance(value, str) else value
+        if isinstance(element, dict) and "range" in element:
+            low, high = (_number(end) for end in element["range"])
+            if low is None or high is None:
+                return depends(expression(element))
+            return known(low <= mine <= high)
+        if isinstance(value, str) and isinstance(element, str):
+            return known(element == value)
+        number = _number(element)
+        return depends(expression(element)) if number is None else known(mine == number)
+
+    def _members(self, right: Any) -> list[Any]:  # noqa: ANN401 - JSON
+        if isinstance(right, dict) and "set" in right:
+            return [_unwrapped(each) for each in right["set"]]
+        if isinstance(right, str) and right.startswith("@"):
+            return [_unwrapped(each) for each in self._sets.get(right[1:], ())]
+        return [right]
+
+    def _pairs(self, data: Any) -> list[Any]:  # noqa: ANN401 - JSON
+        pairs = self._sets.get(data[1:], ()) if isinstance(data, str) else data.get("set", ())
+        return [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+
+    def _value(self, expr: Any) -> _Value:  # noqa: ANN401 - JSON; one answer a kind
+        number = _number(expr)
+        if number is not None:
+            return number
+        if not isinstance(expr, dict) or len(expr) != 1:
+            return _Unknown(expression(expr))
+        ((kind, inner),) = expr.items()
+        match kind:
+            case "ct":
+                return _STATES["invalid"] if inner.get("key") == "state" else _NO_ENTRY
+            case "concat":
+                parts = tuple(self._value(each) for each in inner)
+                return _NO_ENTRY if _NO_ENTRY in parts else parts
+            case "&" | "|" | "^":
+                return self._computed(expr, _OPERATORS[kind], inner)
+            case "meta":
+                return self._meta(inner["key"])
+            case "payload":
+                return self._payload(inner)
+            case _:
+                return _Unknown(expression(expr))
+
+    def _computed(
+        self,
+        expr: Any,  # noqa: ANN401 - JSON
+        compute: Callable[[int, int], int],
+        operands: Sequence[Any],
+    ) -> _Value:
+        values = [self._value(each) for each in operands]
+        if _NO_ENTRY in values:
+            return _NO_ENTRY
+        numbers = [each for each in values if isinstance(each, int)]
+        if len(numbers) != len(values):
+            return _Unknown(expression(expr))
+        return functools.reduce(compute, numbers)
+
+    def _meta(self, key: str) -> _Value:
+        match key:
+            case "l4proto":
+                return "tcp"
+            case "nfproto":
+                return f"ipv{self._family}"
+            case "protocol":
+                return "ip" if self._family == 4 else "ip6"
+            case "iif" | "iifname" | "oif" | "oifname":
+                return _Unknown(key, _LOOPBACK)
+            case "mark":
+                return _Unknown("meta mark")
+            case _:
+                return _Unknown(key)
+
+    def _payload(self, payload: Mapping[str, Any]) -> _Value:
+        protocol, field = payload.get("protocol", ""), payload.get("field", "")
+        if protocol == ("ip6" if self._family == 4 else "ip") or protocol in _OTHER_PROTOCOLS:
+            return _NO_ENTRY
+        if (protocol, field) in {("ip", "protocol"), ("ip6", "nexthdr")}:
+            return "tcp"
+        return _Unknown(expression({"payload": payload}))
+
+
+def _what(value: _Value, right: Any) -> str:  # noqa: ANN401 - JSON
+    return value.what if isinstance(value, _Unknown) else expression(right)
+
+
+def _stated(condition: Condition, left: Any) -> Condition:  # noqa: ANN401 - JSON
+    return condition._replace(state=condition.state or _names_state(left))
+
+
+def _names_state(expr: Any) -> bool:  # noqa: ANN401 - JSON
+    if isinstance(expr, dict):
+        named = isinstance(expr.get("ct"), dict) and expr["ct"].get("key") == "state"
+        return named or any(_names_state(each) for each in expr.values())
+    return isinstance(expr, list) and any(_names_state(each) for each in expr)
+
+
+def _reads_entry(expr: Any) -> bool:  # noqa: ANN401 - JSON
+    if isinstance(expr, dict):
+        if isinstance(expr.get("ct"), dict) and expr["ct"].get("key") != "state":
+            return True
+        return any(_reads_entry(each) for each in expr.values())
+    return isinstance(expr, list) and any(_reads_entry(each) for each in expr)
+
+
+def _write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON
+    """`meta mark set VALUE`; a value that cannot be followed may write every bit."""
+    if value == {"meta": {"key": "mark"}}:
+        return MarkWrite(ALL_BITS, 0)
+    number = _number(value)
+    if number is not None:
+        return MarkWrite(0, number)
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, inner),) = value.items()
+        if kind in _OPERATORS and isinstance(inner, list) and len(inner) == 2:
+            before, operand = _write(inner[0]), _number(inner[1])
+            if operand is not None:
+                match kind:
+                    case "&":
+                        return MarkWrite(before.keep & operand, before.flip & operand)
+                    case "|":
+                        return MarkWrite(before.keep & ~operand, before.flip | operand)
+                    case _:
+                        return MarkWrite(before.keep, before.flip ^ operand)
+    return MarkWrite(0, 0)
+
+
+def _unwrapped(element: Any) -> Any:  # noqa: ANN401 - JSON
+    """A set's element without its timeout, counter and comment."""
+    if isinstance(element, dict) and isinstance(element.get("elem"), dict):
+        return element["elem"].get("val")
+    return element
+
+
+def _number(value: Any) -> int | None:  # noqa: ANN401 - JSON
+    """The number that a constant stands for; states, and lists of them, are bits."""
+    if isinstance(value, dict):
+        value = value.get("|") if len(value) == 1 else None
+    if isinstance(value, list):
+        bits = [_number(part) for part in value]
+        some = [part for part in bits if part is not None]
+        return functools.reduce(operator.or_, some) if some and len(some) == len(bits) else None
+    if isinstance(value, int):  # bool as well
+        return int(value)
+    if not isinstance(value, str):
+        return None
+    if value in _STATES:
+        return _STATES[value]
+    try:
+        return int(value, 0)
+    except ValueError:
+        return None

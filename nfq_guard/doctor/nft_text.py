@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Rules of nftables in words, from nft's JSON: short, for messages, and not meant to be loaded."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+_LIMIT: Final = 120
+_SKIPPED: Final = frozenset({"counter", "last"})
+_PLAIN: Final = frozenset({"accept", "drop", "return", "continue", "notrack"})
+_OPERATORS: Final = {"in": "", "==": "", "!": "! "}
+
+
+def text(expr: Sequence[Mapping[str, Any]]) -> str:
+    """A rule, without counters, and cut where it is long."""
+    words = (_statement(name, value) for each in expr for name, value in each.items())
+    whole = " ".join(word for word in words if word)
+    return whole if len(whole) <= _LIMIT else f"{whole[: _LIMIT - 3]}..."
+
+
+def expression(expr: Any) -> str:  # noqa: ANN401 - JSON
+    """An expression, such as `ct state` or `{ tcp, udp }`."""
+    if isinstance(expr, list):
+        return ",".join(expression(each) for each in expr)
+    if not isinstance(expr, dict):
+        return str(expr)
+    if len(expr) != 1:
+        return "an expression"
+    ((kind, inner),) = expr.items()
+    match kind:
+        case "ct" | "meta":
+            plain = kind == "meta" and inner["key"] not in {"mark", "l4proto", "nfproto"}
+            return str(inner["key"]) if plain else f"{kind} {inner['key']}"
+        case "payload" if "field" in inner:
+            return f"{inner['protocol']} {inner['field']}"
+        case "set":
+            return f"{{ {', '.join(expression(each) for each in inner)} }}"
+        case "concat":
+            return " . ".join(expression(each) for each in inner)
+        case "range":
+            return "-".join(expression(each) for each in inner)
+        case "prefix":
+            return f"{inner['addr']}/{inner['len']}"
+        case "elem":
+            return expression(inner["val"])
+        case "&" | "|" | "^" | "<<" | ">>":
+            return f"({f' {kind} '.join(expression(each) for each in inner)})"
+        case _:
+            return str(kind)
+
+
+def _statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a kind
+    if name in _SKIPPED:
+        return ""
+    if name in _PLAIN:
+        return name
+    match name:
+        case "match":
+            operator = _OPERATORS.get(value["op"], f"{value['op']} ")
+            return f"{expression(value['left'])} {operator}{expression(value['right'])}"
+        case "vmap":
+            return f"{expression(value['key'])} vmap {_pairs(value['data'])}"
+        case "mangle":
+            return f"{expression(value['key'])} set {expression(value['value'])}"
+        case "jump" | "goto":
+            return f"{name} {value['target']}"
+        case "reject":
+            kind = value.get("expr", value.get("type", "")) if isinstance(value, dict) else ""
+            return f"reject with {kind}" if kind else "reject"
+        case "log" if isinstance(value, dict) and "prefix" in value:
+            return f"log prefix {json.dumps(value['prefix'])}"
+        case "comment":
+            return f"comment {json.dumps(value)}"
+        case _:
+            return name
+
+
+def _pairs(data: Any) -> str:  # noqa: ANN401 - JSON
+    if isinstance(data, str):
+        return data
+    pairs = [pair for pair in data.get("set", ()) if isinstance(pair, list)]
+    shown = (f"{expression(left)} : {text([right])}" for left, right in pairs)
+    return f"{{ {', '.join(shown)} }}"

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: MIT
+"""The programs whose rules take INVALID packets away, and the switch that each has for it.
+
+A program is recognised by the names of its chains and tables, or by its log prefixes and comments.
+"""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple, final
+
+from nfq_guard.doctor.follow import Finding
+from nfq_guard.doctor.rule_model import Act
+
+
+@final
+class Owner(NamedTuple):
+    """A program that installs rules.
+
+    Attributes:
+        id: Suffix of the check's id.
+        name: Display name.
+        invalid: The recommended action on its rules for INVALID packets.
+        denied: That on its default deny, where it has a switch of its own for it.
+        prefixes: What names of its chains or tables begin with.
+        words: What its comments and log prefixes contain.
+        claims: The built-in chains in which it puts rules and policies without a name of its own.
+    """
+
+    id: str
+    name: str
+    invalid: str
+    denied: str = ""
+    prefixes: tuple[str, ...] = ()
+    words: tuple[str, ...] = ()
+    claims: frozenset[str] = frozenset()
+
+
+_KEEP_DENY: Final = (
+    "keep it; to let packets of some flow through, accept INVALID packets by its addresses and "
+    "ports before it"
+)
+_FILTER: Final = frozenset({"INPUT", "FORWARD", "OUTPUT"})
+_KEEP: Final = "keep it, and expect the same packets to be dropped whatever the policy allows"
+
+PLAIN: Final = Owner("plain", "a plain rule", "remove it, and let the guard's policy decide")
+
+SYNPROXY: Final = Owner(
+    "synproxy",
+    "SYNPROXY",
+    "leave it and tcp_loose=0 as they are: SYNPROXY answers the INVALID ACK that ends a handshake, "
+    "and the rule drops what it did not answer",
+)
+
+OWNERS: Final = (
+    Owner(
+        "kube-proxy",
+        "kube-proxy",
+        f"{_KEEP}: kube-proxy omits the rule only with --conntrack-tcp-be-liberal "
+        "(conntrack.tcpBeLiberal), which blinds the guard to windows",
+        prefixes=("KUBE-FORWARD", "KUBE-FIREWALL", "KUBE-SERVICES", "KUBE-PROXY", "kube-proxy"),
+    ),
+    Owner(
+        "kube-router",
+        "kube-router",
+        f"{_KEEP}: kube-router has no switch for it but --run-firewall=false, which also ends "
+        "network policies",
+        prefixes=("KUBE-ROUTER-", "KUBE-POD-FW-", "KUBE-NWPLCY-"),
+        words=("kube-router",),
+    ),
+    Owner(
+        "istio",
+        "Istio",
+        "install the sidecar without INVALID_DROP (--drop-invalid of istio-iptables), and let the "
+        "guard decide",
+        prefixes=("ISTIO_",),
+    ),
+    Owner(
+        "calico",
+        "Calico",
+        "set disableConntrackInvalidCheck in FelixConfiguration, and let the guard decide",
+        prefixes=("cali-", "cali", "calico"),
+    ),
+    Owner(
+        "cilium",
+        "Cilium",
+        "see Cilium's own drops with `cilium monitor --type drop`: its BPF programs track "
+        "connections beside conntrack",
+        prefixes=("CILIUM_", "OLD_CILIUM_", "cilium"),
+    ),
+    Owner(
+        "docker",
+        "Docker",
+        _KEEP,
+        'keep it, or set "ip-forward-no-drop": true in daemon.json, which leaves the policy of '
+        "FORWARD alone",
+        prefixes=("DOCKER", "docker-bridges"),
+        claims=frozenset({"FORWARD"}),
+    ),
+    Owner(
+        "ufw",
+        "ufw",
+        "remove it from /etc/ufw/before.rules (before6.rules), and let the guard decide",
+        "keep it; DEFAULT_FORWARD_POLICY and DEFAULT_INPUT_POLICY in /etc/default/ufw set it",
+        prefixes=("ufw-", "ufw6-"),
+        claims=_FILTER,
+    ),
+    Owner(
+        "firewalld",
+        "firewalld",
+        f"{_KEEP}: firewalld has no option to disable it",
+        "keep it; the target of the zone decides (`firewall-cmd --zone=ZONE --set-target=DROP "
+        "--permanent` drops in silence)",
+        prefixes=("firewalld", "INPUT_ZONES", "FORWARD_ZONES", "FWD", "IN_public"),
+        claims=_FILTER,
+    ),
+    Owner(
+        "fw4",
+        "OpenWrt fw4",
+        "set `option drop_invalid '0'` in /etc/config/firewall; keep the rule \"Prevent NAT "
+        'leakage" (`option masq_allow_invalid` of a zone), which stops private addresses from '
+        "leaving",
+        "set `option input`, `option forward` to DROP in /etc/config/firewall: REJECT answers TCP "
+        "with a RST, DROP only loses the packet",
+        prefixes=("fw4",),
+        words=("!fw4",),
+    ),
+    Owner(
+        "mwan3",
+        "mwan3",
+        "keep it",
+        prefixes=("mwan3_",),
+    ),
+    Owner(
+        "csf",
+        "CSF",
+        'set PACKET_FILTER = "0" in /etc/csf/csf.conf, and let the guard decide',
+        prefixes=("INVDROP", "INVALID", "LOGDROPIN", "LOGDROPOUT", "LOCALINPUT", "LOCALOUTPUT"),
+        claims=_FILTER,
+    ),
+    Owner(
+        "firehol",
+        "FireHOL",
+        "set FIREHOL_DROP_INVALID=0 in firehol-defaults.conf, and let the guard decide",
+        "keep it; UNMATCHED_INPUT_POLICY, UNMATCHED_FORWARD_POLICY and UNMATCHED_OUTPUT_POLICY in "
+        "firehol-defaults.conf set it",
+        words=("BLOCKED INVALID", "IN-unknown:", "OUT-unknown:", "PASS-unknown:"),
+        claims=_FILTER,
+    ),
+    Owner(
+        "shorewall",
+        "Shorewall",
+        "set INVALID_DISPOSITION=CONTINUE in shorewall.conf, and let the guard decide",
+        "keep it, or change REJECT to DROP in /etc/shorewall/policy: REJECT answers TCP with a RST",
+        prefixes=("shorewall", "dynamic", "sfilter", "smurfs", "logdrop", "logreject", "tcpflags"),
+        words=("Shorewall:",),
+        claims=_FILTER,
+    ),
+    Owner(
+        "pve",
+        "Proxmox VE",
+        "set nf_conntrack_allow_invalid: 1 in /etc/pve/nodes/NODE/host.fw, and let the guard "
+        "decide",
+        prefixes=("PVEFW-", "proxmox-firewall"),
+        claims=_FILTER,
+    ),
+    Owner(
+        "vyos",
+        "VyOS",
+        "run `delete firewall global-options state-policy invalid`, and let the guard decide",
+        "keep it, or change `default-action` of that chain: reject answers TCP with a RST",
+        prefixes=("vyos_", "VYOS_"),
+    ),
+    Owner(
+        "fail2ban",
+        "fail2ban",
+        "keep it: it stops banned addresses",
+        prefixes=("f2b-",),
+    ),
+    Owner("cni", "a CNI plugin", "keep it", prefixes=("CNI-", "FLANNEL-")),
+    Owner("libvirt", "libvirt", "keep it", prefixes=("LIBVIRT_", "libvirt_network")),
+    Owner("tailscale", "Tailscale", "keep it", prefixes=("ts-",)),
+)
+
+
+def owner_of(finding: Finding) -> Owner:
+    """The owner of a rule, from the chains that lead to it, the nearest first, and its words."""
+    if any("SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)):
+        return SYNPROXY
+    for name in (finding.chain, *finding.path, finding.rule.target, finding.table.name):
+        for owner in OWNERS:
+            if name.startswith(owner.prefixes or ("\0",)):
+                return owner
+    for owner in OWNERS:
+        if any(word in finding.rule.text for word in owner.words):
+            return owner
+    return _claimant(finding) or PLAIN
+
+
+def todo(finding: Finding) -> str:
+    """The recommended action on a rule that takes INVALID packets away."""
+    owner = owner_of(finding)
+    if finding.state or owner is SYNPROXY:
+        return owner.invalid
+    return owner.denied or _KEEP_DENY
+
+
+def _claimant(finding: Finding) -> Owner | None:
+    """The program whose rules surround a rule in a chain that no name tells from others."""
+    if finding.table.filter == "nftables":
+        return None
+    names = list(finding.table.chains)
+    texts = [rule.text for rules in finding.table.chains.values() for rule in rules]
+    for owner in OWNERS:
+        if finding.chain in owner.claims and (_any_name(names, owner) or _any_word(texts, owner)):
+            return owner
+    return None
+
+
+def _any_name(names: Iterable[str], owner: Owner) -> bool:
+    return bool(owner.prefixes) and any(name.startswith(owner.prefixes) for name in names)
+
+
+def _any_word(texts: Iterable[str], owner: Owner) -> bool:
+    return any(word in text for text in texts for word in owner.words)
+
+
+def _targets(finding: Finding, chain: str) -> set[str]:
+    rules = finding.table.chains.get(chain, ())
+    return {rule.target for rule in rules if rule.act is Act.ELSEWHERE}

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: MIT
+"""The path of an INVALID packet through the hooks of a host, before and after our rules."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, NamedTuple, final
+
+from nfq_guard.doctor.follow import Finding, Follower
+from nfq_guard.doctor.rule_model import NFT_SECURITY, TAKES, Act, Table
+from nfq_guard.firewall.spec import CHAIN
+
+_CONNTRACK_PRIORITY: Final = -200
+
+# By packet filter and hook: the table and priority where `rules install` adds our jump.
+_PLACES: Final = {
+    "legacy": {"prerouting": ("mangle", -150), "output": ("mangle", -150)},
+    "nft": {"prerouting": ("mangle", -150), "output": ("security", NFT_SECURITY)},
+    "nftables": {"prerouting": ("", -150), "output": ("", -150)},
+}
+
+HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
+_OUR_HOOKS: Final = ("prerouting", "output")
+
+
+class Order(StrEnum):
+    """Position of a rule on a packet's path, relative to ours; the earliest first."""
+
+    UNTRACKED = "before connection tracking"
+    BEFORE = "before ours"
+    TIED = "at the same priority as ours, in another table"
+    SHADOWED = "behind ours in the same hook and table"
+    AFTER = "after ours"
+    NEVER = "which INVALID packets never reach"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Met:
+    """A rule on the path.
+
+    Attributes:
+        hook: The hook in which the packet meets it.
+        order: Its position relative to our rules.
+        finding: The rule.
+    """
+
+    hook: str
+    order: Order
+    finding: Finding
+
+
+ON_THE_WAY: Final = frozenset({Order.BEFORE, Order.TIED, Order.AFTER})
+"""The orders of rules that a packet meets which the policy allows, or would allow."""
+
+
+@final
+class _Place(NamedTuple):
+    """Where our rules are in a hook.
+
+    Attributes:
+        priority: Of the base chain.
+        table: The table.
+        jump: The place of our jump in the base chain.
+    """
+
+    priority: int
+    table: Table
+    jump: int
+
+
+def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
+    """Everything that a packet of one family may meet in each hook, in the order of the path.
+
+    Args:
+        tables: The tables of all packet filters.
+        family: 4 or 6.
+    """
+    here = [table for table in tables if table.family == family]
+    followers = [(table, Follower(table)) for table in here]
+    for hook in HOOKS:
+        ours = _ours(here, hook)
+        attached = [
+            (base.priority, table, follower, chain)
+            for table, follower in followers
+            if not table.own
+            for chain, base in table.bases.items()
+            if base.hook == hook
+        ]
+        taken = False
+        for _, table, follower, chain in sorted(attached, key=lambda each: each[0]):
+            for order, start, end in _parts(table, chain, ours):
+                if taken and order in ON_THE_WAY:
+                    continue
+                for finding in follower.base(chain, start, end).findings:
+                    if finding.rule.act is Act.ACCEPT and _hides_nothing(order, table, hook, ours):
+                        continue
+                    yield Met(hook, order, finding)
+                    sure = finding.certain and finding.rule.act in TAKES
+                    taken = taken or (sure and order in ON_THE_WAY)
+
+
+def _hides_nothing(order: Order, table: Table, hook: str, ours: _Place | None) -> bool:
+    """Whether an accept before our rules is in another table: it ends its own only."""
+    if order is not Order.BEFORE:
+        return False
+    if ours is not None:
+        return table is not ours.table
+    return table.name != _PLACES[table.filter][hook][0]
+
+
+def _ours(tables: Sequence[Table], hook: str) -> _Place | None:
+    if hook not in _OUR_HOOKS:
+        return None
+    for table in tables:
+        for chain, base in table.bases.items():
+            if base.hook != hook:
+                continue
+            if table.own:
+                return _Place(base.priority, table, 0)
+            for index, rule in enumerate(table.chains[chain]):
+                if rule.target == CHAIN:
+                    return _Place(base.priority, table, index)
+    return None
+
+
+def _parts(
+    table: Table, chain: str, ours: _Place | None
+) -> Iterator[tuple[Order, int, int | None]]:
+    """The parts of a base chain, each with its order."""
+    base = table.bases[chain]
+    if base.kind == "nat":
+        yield Order.NEVER, 0, None
+    elif base.hook not in _OUR_HOOKS:
+        yield Order.AFTER, 0, None
+    elif base.priority <= _CONNTRACK_PRIORITY:
+        yield Order.UNTRACKED, 0, None
+    elif ours is None:
+        # `rules install` adds our jump behind all rules of its table.
+        name, priority = _PLACES[table.filter][base.hook]
+        order = Order.BEFORE if table.name == name else _order(base.priority, priority)
+        yield order, 0, None
+    elif table is ours.table:
+        yield Order.BEFORE, 0, ours.jump
+        yield Order.SHADOWED, ours.jump + 1, None
+    else:
+        yield _order(base.priority, ours.priority), 0, None
+
+
+def _order(priority: int, ours: int) -> Order:
+    if priority == ours:
+        return Order.TIED
+    return Order.BEFORE if priority < ours else Order.AFTER

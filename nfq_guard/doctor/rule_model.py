@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: MIT
+"""Packet filter rules as they concern one packet: a TCP segment that conntrack calls INVALID.
+
+`iptables_rules` and `nft_rules` translate the rules of a host into these types. Each match has been
+decided already, to yes, no or "depends", so `follow` needs to know neither syntax. The segment did
+not arrive on the loopback interface and has no conntrack entry attached, as no INVALID packet has.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import Final, NamedTuple, final
+
+PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
+"""Priorities of iptables' tables. nat's differs by hook; INVALID packets never reach it."""
+
+NFT_SECURITY: Final = 150
+"""The priority of the table security of iptables-nft."""
+
+ALL_BITS: Final = 0xFFFFFFFF
+"""The bits of a packet's mark."""
+
+
+class Truth(IntEnum):
+    """Whether a match holds for the segment; `min` is its conjunction, `max` its disjunction."""
+
+    NO = 0
+    DEPENDS = 1
+    YES = 2
+
+
+@final
+class Condition(NamedTuple):
+    """The matches of a rule.
+
+    Attributes:
+        truth: Whether the segment matches.
+        on: What that depends on, such as `-s 192.0.2.0/24`.
+        state: Whether the rule selects or excludes conntrack states.
+    """
+
+    truth: Truth
+    on: tuple[str, ...] = ()
+    state: bool = False
+
+    @property
+    def negated(self) -> "Condition":
+        """The opposite."""
+        return Condition(Truth(Truth.YES - self.truth), self.on, self.state)
+
+
+ALWAYS: Final = Condition(Truth.YES)
+NEVER: Final = Condition(Truth.NO)
+
+
+def depends(on: str) -> Condition:
+    """A match that depends on the packet."""
+    return Condition(Truth.DEPENDS, (on,))
+
+
+def known(holds: bool, *, state: bool = False) -> Condition:  # noqa: FBT001 - a truth value
+    """A match whose result is known."""
+    return Condition(Truth.YES if holds else Truth.NO, (), state)
+
+
+def all_of(conditions: Iterable[Condition]) -> Condition:
+    """The conjunction."""
+    parts = (ALWAYS, *conditions)
+    truth = min(part.truth for part in parts)
+    on = tuple(word for part in parts for word in part.on) if truth is Truth.DEPENDS else ()
+    return Condition(truth, on, any(part.state for part in parts))
+
+
+def any_of(conditions: Iterable[Condition]) -> Condition:
+    """The disjunction."""
+    parts = (NEVER, *conditions)
+    truth = max(part.truth for part in parts)
+    on = tuple(word for part in parts for word in part.on) if truth is Truth.DEPENDS else ()
+    return Condition(truth, tuple(dict.fromkeys(on)), any(part.state for part in parts))
+
+
+class Act(StrEnum):
+    """What a rule does to a packet that it matches."""
+
+    GO_ON = "goes on"
+    ACCEPT = "accepts"
+    DROP = "drops"
+    RESET = "resets"
+    REJECT = "rejects"
+    ELSEWHERE = "diverts"
+    UNKNOWN = "does what cannot be followed"
+    RETURN = "returns"
+    JUMP = "jumps"
+    GOTO = "goes to"
+
+
+ENDS: Final = frozenset({Act.ACCEPT, Act.DROP, Act.RESET, Act.REJECT, Act.ELSEWHERE, Act.UNKNOWN})
+"""The acts after which the packet sees no later rule of the base chain."""
+
+TAKES: Final = ENDS - {Act.ACCEPT}
+"""The acts after which it may never arrive."""
+
+
+class MarkWrite(NamedTuple):
+    """A write to the packet's mark: `mark = mark & keep ^ flip`."""
+
+    keep: int
+    flip: int
+
+    def clears(self, bits: int) -> bool:
+        """Whether one of these bits is 0 afterwards where it was 1."""
+        return (self.keep ^ self.flip) & bits != bits
+
+    def sets(self, bits: int) -> bool:
+        """Whether all of these bits are 1 afterwards where they were 0."""
+        return self.flip & bits == bits
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        text: The rule as listed.
+        when: Its matches.
+        act: What it does.
+        target: The chain of a jump or goto; for ELSEWHERE and UNKNOWN what is named there.
+        mark: How it writes the packet's mark.
+        own: Whether it is a rule of ours.
+    """
+
+    text: str
+    when: Condition
+    act: Act
+    target: str = ""
+    mark: MarkWrite | None = None
+    own: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class BaseChain:
+    """Where a chain is attached to the packet's path.
+
+    Attributes:
+        hook: `prerouting`, `input`, `forward`, `output` or `postrouting`.
+        priority: Chains of a lower priority run first.
+        kind: `filter`, `nat` or `route`.
+        denies: Whether the policy is to drop.
+    """
+
+    hook: str
+    priority: int
+    kind: str
+    denies: bool
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Table:
+    """The rules of one table for one address family.
+
+    Attributes:
+        filter: The packet filter: `legacy`, `nft` (both iptables) or `nftables`.
+        name: The table's name.
+        family: The packets that it is read for: 4 or 6.
+        chains: The rules of each chain, in order.
+        bases: The base chains among them.
+        own: Whether it is a table of ours.
+    """
+
+    filter: str
+    name: str
+    family: int
+    chains: Mapping[str, list[Rule]] = field(default_factory=dict)
+    bases: Mapping[str, BaseChain] = field(default_factory=dict)
+    own: bool = False
