@@ -23,6 +23,7 @@ class PcapScanner:
 
     Attributes:
         frames: Number of frames parsed so far.
+        drops: Frames reported as dropped: 0, as the format cannot tell.
     """
 
     def __init__(self, header: bytes, source: int) -> None:
@@ -33,6 +34,7 @@ class PcapScanner:
         self._little = order == "<"
         self._source = source
         self.frames = 0
+        self.drops = 0
 
     def scan(self, buffer: bytes, frames: list[Frame]) -> int:
         """Append the complete frames in `buffer` to `frames`.

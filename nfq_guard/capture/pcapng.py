@@ -17,6 +17,7 @@ BLOCK_SECTION: Final = 0x0A0D0D0A
 BLOCK_INTERFACE: Final = 1
 BLOCK_PACKET: Final = 2  # obsolete
 BLOCK_SIMPLE_PACKET: Final = 3
+BLOCK_STATISTICS: Final = 5
 BLOCK_ENHANCED_PACKET: Final = 6
 
 MAGIC: Final = b"\x0a\x0d\x0d\x0a"
@@ -24,6 +25,8 @@ MAGIC: Final = b"\x0a\x0d\x0d\x0a"
 OPTION_END: Final = 0
 OPTION_IF_TSRESOL: Final = 9
 OPTION_IF_TSOFFSET: Final = 14
+OPTION_ISB_IFDROP: Final = 5
+OPTION_ISB_OSDROP: Final = 7
 
 _BYTE_ORDERS: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _NANO: Final = 1_000_000_000
@@ -57,6 +60,8 @@ class PcapngScanner:
 
     Attributes:
         frames: Number of frames parsed so far.
+        drops: Frames that the capture itself reports as dropped (isb_ifdrop, isb_osdrop), by the
+            last statistics of each interface.
     """
 
     def __init__(self, source: int) -> None:
@@ -65,11 +70,18 @@ class PcapngScanner:
         self._interfaces: list[_Interface] = []
         self._last_ns = 0
         self._set_byte_order("<")
+        self._sections = 0
+        self._drops: dict[tuple[int, int, int], int] = {}
         self.frames = 0
 
     def _set_byte_order(self, order: str) -> None:
         self._order = order
         self._little = order == "<"
+
+    @property
+    def drops(self) -> int:
+        """Frames that the capture reports as dropped."""
+        return sum(self._drops.values())
 
     def scan(self, buffer: bytes, frames: list[Frame]) -> int:
         """Append the frames of complete blocks in `buffer` to `frames`.
@@ -140,6 +152,7 @@ class PcapngScanner:
             if major != 1:
                 raise BrokenRecordError(start, f"unknown pcapng version {major}")
             self._interfaces = []
+            self._sections += 1
         elif kind == BLOCK_INTERFACE:
             if len(block) < 20 or len(self._interfaces) >= _MAX_INTERFACES:
                 raise BrokenRecordError(
@@ -150,6 +163,23 @@ class PcapngScanner:
             self._simple_packet(block, start, frames)
         elif kind == BLOCK_PACKET:
             self._obsolete_packet(block, start, frames)
+        elif kind == BLOCK_STATISTICS and len(block) >= 24:
+            self._statistics(block)
+
+    def _statistics(self, block: bytes) -> None:
+        """Counters of one interface since the start of the capture; a later block replaces them."""
+        index: int = struct.unpack_from(self._order + "I", block, 8)[0]
+        position, end = 20, len(block) - 4
+        while position + 4 <= end:
+            code, length = struct.unpack_from(self._order + "HH", block, position)
+            if code == OPTION_END:
+                break
+            if code in {OPTION_ISB_IFDROP, OPTION_ISB_OSDROP} and length == 8:
+                if position + 12 > end or len(self._drops) >= _MAX_INTERFACES:
+                    break
+                value: int = struct.unpack_from(self._order + "Q", block, position + 4)[0]
+                self._drops[self._sections, index, code] = value
+            position += 4 + (length + 3 & ~3)
 
     def _interface(self, block: bytes) -> _Interface:
         linktype, _, snaplen = struct.unpack_from(self._order + "HHI", block, 8)

@@ -21,6 +21,10 @@ _MERGED_BATCH: Final = 1024
 class _Scanner(Protocol):
     frames: int
 
+    @property
+    def drops(self) -> int:
+        """Frames that the capture reports as dropped."""
+
     def scan(self, buffer: bytes, frames: list[Frame]) -> int:
         """Append complete frames to `frames`; returns the bytes consumed."""
 
@@ -94,6 +98,11 @@ class Capture:
     def frames(self) -> int:
         """Frames read so far."""
         return self._scanner.frames
+
+    @property
+    def drops(self) -> int:
+        """Frames that the capture itself reports as dropped; complete after the last batch."""
+        return self._scanner.drops
 
     def batches(self) -> Iterator[list[Frame]]:
         """The frames in file order, one list for each chunk of the file.

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "each bound with the packet on it, what other kernels would have called it, and what the "
         "policy does."
     )
-    parser.add_argument("capture", metavar="CAPTURE", help="a capture; it is read twice")
+    parser.add_argument("capture", metavar="CAPTURE", help="a capture; it is read several times")
     parser.add_argument("frame", metavar="FRAME", type=int, help="number of the frame, from 1")
     add_format(parser)
     replaying.add_arguments(parser)

@@ -31,6 +31,7 @@ from nfq_guard.replay.replayer import Outcome
 from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
     breach_gist,
+    doubt_sentence,
     finding_sentence,
     flag_letters,
     gist,
@@ -76,6 +77,9 @@ class _Telling:
         lines = [*self._title(), ""]
         if explanation.outcome.packet is None:
             return lines + _wrapped(WHY_ABSENT[explanation.outcome.absent])
+        if explanation.outcome.doubted is not None:
+            doubt = f"The finding is in doubt: {doubt_sentence(explanation.outcome.doubted)}."
+            lines += [self._heading("The capture"), *_wrapped(doubt), ""]
         lines += [self._heading("The packet"), *self._packet(), ""]
         lines += [self._heading("Its flow so far"), *self._flow(), ""]
         if explanation.before is not None and explanation.before.peers is not None:

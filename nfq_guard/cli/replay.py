@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         shows = _shows(args, [printable(capture.name) for capture in captures])
         if args.write:
             shows.append(_writer(args.write, captures, stack))
-        for frames in merged(captures):
-            outcomes = replayer.replay(frames)
+
+        def take(outcomes: Sequence[Outcome]) -> None:
             for outcome in outcomes:
                 summary.add(outcome)
             shown = [outcome for outcome in outcomes if selection.takes(outcome)]
@@ -106,7 +106,12 @@ def run(args: argparse.Namespace) -> int:
                 progress.clear()
                 for show in shows:
                     show(shown)
+
+        for frames in merged(captures):
+            take(replayer.replay(frames))
             progress.update(replayer.frames, sum(capture.consumed for capture in captures))
+        replayer.drops = sum(capture.drops for capture in captures)
+        take(replayer.finish())
         progress.clear()
         _refuse_unknown_links(replayer, captures)
         _finish(args, summary, replayer, settings, progress.seconds)

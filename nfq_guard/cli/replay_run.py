@@ -14,6 +14,8 @@ from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.checksums import ChecksumMode
 from nfq_guard.replay.replayer import DEFAULT_CAPACITY, ReplaySettings
+from nfq_guard.replay.streams import DEFAULT_WSCALE
+from nfq_guard.wire.tcp import MAX_WINDOW_SCALE
 
 _NAT_STATUS: Final = {
     "none": 0,
@@ -67,6 +69,19 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: %(default)s)",
     )
     parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="take the capture at its word: no finding is in doubt for frames that are missing or "
+        "out of order in it",
+    )
+    parser.add_argument(
+        "--assume-wscale",
+        metavar="N",
+        type=int,
+        default=DEFAULT_WSCALE,
+        help="window scale of flows that began before the capture, 0 to 14 (default: %(default)s)",
+    )
+    parser.add_argument(
         "--flow-table",
         metavar="N",
         type=int,
@@ -109,6 +124,11 @@ def settings_of(args: argparse.Namespace, *, every: bool = False) -> ReplaySetti
         raise UsageError(f"--flow-table: expected a number from 1, found {args.flow_table}")
     if args.max_retrans < 0:
         raise UsageError(f"--max-retrans: expected a number from 0, found {args.max_retrans}")
+    if not 0 <= args.assume_wscale <= MAX_WINDOW_SCALE:
+        raise UsageError(
+            f"--assume-wscale: expected a number from 0 to {MAX_WINDOW_SCALE}, "
+            f"found {args.assume_wscale}"
+        )
     guess = kernel_of(args.kernel)
     return ReplaySettings(
         kernel=guess.rules,
@@ -118,6 +138,8 @@ def settings_of(args: argparse.Namespace, *, every: bool = False) -> ReplaySetti
         capacity=args.flow_table,
         nat_status=_NAT_STATUS[args.assume_nat],
         every=every,
+        strict=args.strict,
+        assumed_wscale=args.assume_wscale,
     )
 
 

@@ -1,14 +1,23 @@
 # SPDX-License-Identifier: MIT
 """Formats a replay as text: a streamed table, then a summary."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, final
 
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.names import packet_ends
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.replay.streams import outside
 from nfq_guard.replay.summary import Summary
-from nfq_guard.replay.words import breach_gist, finding_sentence, gist, state_name
+from nfq_guard.replay.words import (
+    DOUBTS,
+    breach_gist,
+    doubt_gist,
+    doubt_sentence,
+    finding_sentence,
+    gist,
+    state_name,
+)
 from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
 
 _HEADINGS: Final = ("frame", "time", "packet", "", "ctstate", "reason", "state", "policy", "why")
@@ -65,7 +74,6 @@ class Table:
 
     def _cells(self, outcome: Outcome) -> list[_Cell]:
         packet = outcome.packet
-        finding = outcome.finding
         decision = outcome.decision
         ctstate = "-" if outcome.ctstate is None else outcome.ctstate.value
         styles = () if outcome.ctstate is None else (CTSTATE_STYLES[outcome.ctstate],)
@@ -75,7 +83,7 @@ class Table:
             _Cell("-" if packet is None else packet_ends(packet)),
             _Cell("" if packet is None else gist(packet)),
             _Cell(ctstate, styles) if self._every else _Cell(""),
-            _Cell("" if finding is None else finding.reason.value, (Style.RED,)),
+            _Cell(_reason(outcome), (Style.RED,) if outcome.doubted is None else (Style.YELLOW,)),
             _Cell(state_name(outcome.state) or ""),
             _Cell("")
             if decision is None
@@ -90,6 +98,8 @@ class Table:
         why = outcome.absent
         if finding is not None:
             why = finding.detail if finding.breach is None else breach_gist(finding.breach)
+            if outcome.doubted is not None:
+                why = ", ".join(filter(None, (why, doubt_gist(outcome.doubted))))
         elif outcome.ignored is not None:
             why = "ignored: its flow takes no note of it"
         if self._files:
@@ -118,6 +128,13 @@ class Table:
         return "\n".join(_GAP.join(parts).rstrip() for parts in lines)
 
 
+def _reason(outcome: Outcome) -> str:
+    """The reason, with a question mark where it is in doubt."""
+    if outcome.finding is None:
+        return ""
+    return outcome.finding.reason.value + ("" if outcome.doubted is None else "?")
+
+
 def counted(count: int, what: str) -> str:
     """A count with its noun, in the plural if necessary."""
     return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
@@ -135,6 +152,8 @@ def comment(outcome: Outcome) -> str:
     said = f"frame {outcome.frame.number}: INVALID {finding.reason.value}"
     if sentence:
         said += f": {sentence}"
+    if outcome.doubted is not None:
+        said += f"; in doubt: {doubt_sentence(outcome.doubted)}"
     if outcome.state:
         said += f"; flow in {state_name(outcome.state)}"
     if outcome.decision is not None:
@@ -177,6 +196,8 @@ def summary_lines(
     }
     if replayer.ignored:
         ctstates["of these ignored by their flow"] = replayer.ignored
+    if summary.by_doubt:
+        ctstates["of these in doubt because of the capture"] = sum(summary.by_doubt.values())
     block("By ctstate", ctstates)
     block("Frames without a packet for conntrack", replayer.without_packet)
     block("INVALID by reason", dict(summary.by_reason.most_common()))
@@ -186,4 +207,48 @@ def summary_lines(
         for (action, rule), count in summary.by_rule.most_common()
     }
     block("What the policy says", decisions)
+    notes = list(_notes(summary, replayer))
+    if notes:
+        lines.extend(
+            ("", styled("About the capture", Style.BOLD) if colour else "About the capture")
+        )
+        lines.extend(f"  {note}" for note in notes)
     return lines
+
+
+def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
+    """What the capture itself leaves open."""
+    for kind, count in summary.by_doubt.most_common():
+        yield f"{counted(count, 'INVALID packet')} not counted above: {DOUBTS[kind]}"
+    if replayer.drops:
+        yield f"the capture reports {counted(replayer.drops, 'dropped frame')}"
+    if replayer.disordered:
+        yield (
+            f"{counted(replayer.disordered, 'frame')} with a time before the frame before: "
+            "reordercap puts them in order"
+        )
+    checksums = replayer.checksums
+    wrong = {
+        "forgiven as offload": checksums.forgiven,
+        "broken": checksums.broken,
+        "unknown, followed as right": checksums.unknown,
+    }
+    if any(wrong.values()):
+        parts = ", ".join(f"{count:,} {name}" for name, count in wrong.items() if count)
+        yield f"wrong checksums: {parts}; --checksum verify takes all for broken, ignore none"
+    began = replayer.streams.began_before
+    if began:
+        yield f"{counted(len(began), 'flow')} began before the capture"
+    segments = outside(replayer.streams)
+    if segments:
+        yield (
+            "the host that saw the beginning may have called "
+            f"{counted(len(segments), 'packet')} of these INVALID (--assume-wscale):"
+        )
+        for segment in segments[:_MOST_FLOWS]:
+            yield (
+                f"  frame {segment.frame}: {segment.flow}, "
+                f"{segment.distance:,} bytes ahead of its stream"
+            )
+        if len(segments) > _MOST_FLOWS:
+            yield f"  and {len(segments) - _MOST_FLOWS:,} more"

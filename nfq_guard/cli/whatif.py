@@ -3,7 +3,7 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
-from nfq_guard.flow import CtState, Hook
+from nfq_guard.flow import Hook
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
 from nfq_guard.telemetry.palette import Style
@@ -107,11 +107,19 @@ def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> None
     capture = Capture(recording)
     replayer = Replayer(settings)
     try:
-        for frames in capture.batches():
-            for outcome in replayer.replay(frames):
+
+        def take(outcomes: Sequence[Outcome]) -> None:
+            for outcome in outcomes:
                 packet = _recorded(outcome)
                 if packet is not None:
                     trial.take(packet)
+                if outcome.doubted is not None:
+                    trial.doubtful += 1
+
+        for frames in capture.batches():
+            take(replayer.replay(frames))
+        replayer.drops = capture.drops
+        take(replayer.finish())
     finally:
         capture.close()
     if capture.damage:
@@ -123,7 +131,7 @@ def _recorded(outcome: Outcome) -> Recorded | None:
     if packet is None:
         return None
     judged = None
-    if outcome.ctstate is CtState.INVALID and outcome.finding is not None:
+    if outcome.finding is not None and outcome.doubted is None:
         judged = Judged(queued=_CAPTURE_QUEUED, snapshot=outcome.snapshot, finding=outcome.finding)
     return Recorded(
         number=outcome.frame.number,
@@ -139,6 +147,9 @@ def _lines(trial: Trial, recording: str, kind: str) -> Iterator[str]:
     invalid = _counted(trial.invalid, "INVALID packet")
     among = f" among {trial.packets}" if kind == "capture" else ""
     yield f"{recording}: {invalid}{among}"
+    if trial.doubtful:
+        doubtful = _counted(trial.doubtful, "more packet")
+        yield f"  {doubtful} in doubt because of the capture, not counted (see replay, --strict)"
     letters = "AB"[: len(trial.policies)]
     for letter, policy, tally in zip(letters, trial.policies, trial.tallies, strict=True):
         yield ""

@@ -82,6 +82,8 @@ class FlowTable:
         entry: The last packet's flow; None without one, and for an INVALID packet that did not get
             as far as a flow.
         direction: Of the last packet in its flow; 0 original, 1 reply.
+        key: What a TCP segment's flow is found by; None for any other packet, and for a segment
+            that is INVALID by itself.
         created: How many flows were opened so far.
     """
 
@@ -101,6 +103,7 @@ class FlowTable:
         self.ignored: Ignored | None = None
         self.entry: Entry | None = None
         self.direction = 0
+        self.key: Key | None = None
         self.created = 0
         self._sysctls = sysctls
         self._verifies = sysctls.checksum
@@ -150,6 +153,7 @@ class FlowTable:
         self.ignored = None
         self.entry = None
         self.direction = 0
+        self.key = None
         if isinstance(packet, Malformed):
             answer = self._invalid(Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED)
         elif checksum_ok is False and self._verifies:
@@ -208,6 +212,7 @@ class FlowTable:
         sport = segment.sport
         dport = segment.dport
         key = (src, dst, sport << 16 | dport, PROTO_TCP)
+        self.key = key
         direction = 0
         entry = self._find(key, now)
         if entry is not None:

@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: MIT
 """Transport checksums in captures, where a wrong one is most often an unfinished one.
 
-A packet captured on the host that sends it goes by before the NIC computes its checksum. Linux
-leaves the sum of the pseudo-header in the field, other systems leave whatever they like.
+A packet captured on the host that sends it goes by before the NIC computes its checksum or cuts it
+into segments; one captured on the host that receives it may have been merged from several. A wrong
+sum is forgiven where its form shows that. Any other is uncertain until the capture has shown more:
+a receiver acknowledges what arrived whole, and a sender repeats what did not.
 """
 
 from collections import OrderedDict
 from enum import StrEnum
 from typing import Final, final
 
+from nfq_guard.replay.streams import Watched
 from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished
-from nfq_guard.wire.packet import Packet
+from nfq_guard.wire.packet import RST, Packet, Segment
 
-# Sources of which a right checksum was seen. A scan from forged addresses would fill any table;
-# the one that was seen longest ago goes first, and is trusted again at its next packet.
+# Sources whose checksums are counted. A scan from forged addresses would fill any table; the one
+# that was seen longest ago goes first.
 _MOST_SOURCES: Final = 65_536
+# Longest packet of an ordinary link; a longer one has been merged or is yet to be cut, unless its
+# source is known to send such packets with right sums.
+_LONGEST_ORDINARY: Final = 1500
+# A source is believed to finish its checksums while three of four that offload does not explain are
+# right.
+_RIGHT_PER_WRONG: Final = 3
+# From here on, a source with mostly wrong sums is not examined packet by packet.
+_MOST_WRONG: Final = 64
 
 
 class ChecksumMode(StrEnum):
@@ -26,34 +37,127 @@ class ChecksumMode(StrEnum):
 
 
 @final
+class Source:
+    """The checksums that one address sent.
+
+    Attributes:
+        right: How many were right.
+        wrong: How many were wrong in no form that offload explains.
+        finishes_long: Whether one was right in a packet longer than an ordinary link carries.
+    """
+
+    def __init__(self) -> None:
+        """A source that sent nothing so far."""
+        self.right = 0
+        self.wrong = 0
+        self.finishes_long = False
+
+
+@final
+class Suspect:
+    """A packet whose wrong checksum may be a broken one.
+
+    Attributes:
+        source: The checksums of its sender, which go on counting.
+        watched: Its fate, where it carries something to acknowledge; set by the replayer.
+    """
+
+    def __init__(self, source: Source) -> None:
+        """A packet of `source`."""
+        self.source = source
+        self.watched: Watched | None = None
+
+
+@final
 class ChecksumJudge:
     """Tells broken checksums from unfinished ones.
 
-    In `auto` mode a wrong checksum counts as broken only if it is not the sum of the
-    pseudo-header, and only from a source that has sent a right one before: of a host all of whose
-    packets are wrong, the capture was taken on the host.
+    Attributes:
+        suspect: Set where the last packet's checksum is uncertain.
+        forgiven: Wrong sums in a form that offload leaves, and those of packets that their
+            receiver acknowledged.
+        broken: Wrong sums that count as broken.
+        unknown: Wrong sums of which the capture shows neither.
     """
 
     def __init__(self, mode: ChecksumMode) -> None:
         """Judge by `mode`."""
         self._ignores = mode is ChecksumMode.IGNORE
         self._auto = mode is ChecksumMode.AUTO
-        self._trusted: OrderedDict[bytes, None] = OrderedDict()
+        self._sources: OrderedDict[bytes, Source] = OrderedDict()
+        self.suspect: Suspect | None = None
+        self.forgiven = 0
+        self.broken = 0
+        self.unknown = 0
 
     def ok(self, packet: Packet, octets: bytes) -> bool | None:
-        """Whether the transport checksum is right; None where it is not to be judged."""
+        """Whether the transport checksum is right; None where it is not to be judged.
+
+        An uncertain one gives None and sets `suspect`.
+        """
+        self.suspect = None
         if self._ignores:
             return None
         right = checksum_ok(packet, octets)
-        if right is None or not self._auto:
+        if right is None:
+            return None
+        if not self._auto:
+            if not right:
+                self.broken += 1
             return right
-        trusted = self._trusted
+        source = self._sources.get(packet.src)
+        if source is None:
+            source = self._sources[packet.src] = Source()
+            if len(self._sources) > _MOST_SOURCES:
+                self._sources.popitem(last=False)
         if right:
-            if packet.src not in trusted:
-                trusted[packet.src] = None
-                if len(trusted) > _MOST_SOURCES:
-                    trusted.popitem(last=False)
+            source.right += 1
+            if packet.length > _LONGEST_ORDINARY:
+                source.finishes_long = True
             return True
-        if packet.src in trusted and not checksum_unfinished(packet):
-            return False
+        if _is_offload(packet, octets, source):
+            self.forgiven += 1
+            return None
+        source.wrong += 1
+        if source.wrong > _MOST_WRONG and source.right < source.wrong:
+            self.unknown += 1
+            return None
+        segment = packet.l4
+        if isinstance(segment, Segment) and segment.flags & RST:
+            # Nothing acknowledges an RST, and following a broken one would end its flow.
+            if _finishes(source):
+                self.broken += 1
+                return False
+            self.unknown += 1
+            return None
+        self.suspect = Suspect(source)
         return None
+
+    def is_broken(self, suspect: Suspect) -> bool:
+        """Settle and count an uncertain checksum, by what the capture has shown since."""
+        watched = suspect.watched
+        if watched is not None and watched.acknowledged:
+            self.forgiven += 1
+            return False
+        if _finishes(suspect.source):
+            self.broken += 1
+            return True
+        self.unknown += 1
+        return False
+
+
+def _finishes(source: Source) -> bool:
+    """Whether the capture sees the packets of `source` with finished checksums."""
+    return source.right >= _RIGHT_PER_WRONG * source.wrong
+
+
+def _is_offload(packet: Packet, octets: bytes, source: Source) -> bool:
+    """Whether a wrong checksum has a form that segmentation or checksum offload leaves."""
+    if packet.length > _LONGEST_ORDINARY and not source.finishes_long:
+        return True
+    if octets[0] >> 4 == 4 and octets[2] == 0 and octets[3] == 0:
+        return True
+    segment = packet.l4
+    if isinstance(segment, Segment) and segment.checksum == 0:
+        return True
+    return checksum_unfinished(packet)

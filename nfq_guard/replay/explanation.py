@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Everything there is to say about one frame: its flow before it, the check, other kernels.
 
-The capture is read twice: once to learn which flow the frame belongs to, once to follow all flows
-up to it. So no more than that flow's history is held, and of a long one its ends only.
+The capture is read three times: to learn which flow the frame belongs to, to learn from the whole
+of it whether the finding is in doubt, and to follow all flows up to the frame. So no more than
+that flow's history is held, and of a long one its ends only.
 """
 
 from collections import deque
@@ -154,6 +155,8 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
     settings = replace(settings, every=True)
     flow = _flow_of(name, number, settings)
     history = _History(flow)
+    settled = _settled(name, number, settings, policy)
+    broken = settled is not None and _has_bad_checksum(settled)
     chosen = Replayer(settings, policy)
     generations = {
         rules.name: Replayer(replace(settings, kernel=rules), policy)
@@ -184,6 +187,11 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
                 history.add(outcome)
     assert outcome is not None  # noqa: S101 - _frames ends with that frame or raises
     others[settings.kernel.name] = outcome
+    if broken:
+        others = {rules: one.if_broken or one for rules, one in others.items()}
+        outcome = others[settings.kernel.name]
+    if settled is not None:
+        outcome.doubted = settled.doubted
     expired_s = 0.0
     if before is not None and settings.sysctls.expires:
         expired_s = max(0.0, chosen.now - then - before.timeout_s)
@@ -212,6 +220,28 @@ def _flow_of(name: str, number: int, settings: ReplaySettings) -> FlowTuple | No
         reader.read(frame)
     packet = reader.packet
     return tuple_of(packet) if isinstance(packet, Packet) else None
+
+
+def _has_bad_checksum(outcome: Outcome) -> bool:
+    return outcome.finding is not None and outcome.finding.reason is Reason.BAD_CHECKSUM
+
+
+def _settled(name: str, number: int, settings: ReplaySettings, policy: Policy) -> Outcome | None:
+    """The frame by what the whole capture shows; None where it is not INVALID."""
+    replayer = Replayer(replace(settings, every=False), policy)
+    capture = Capture(name)
+    try:
+        outcomes: list[Outcome] = []
+        for frames in capture.batches():
+            outcomes = replayer.replay(frames)
+            if outcomes and outcomes[-1].frame.number >= number:
+                break
+        else:
+            replayer.drops = capture.drops
+            outcomes = replayer.finish()
+    finally:
+        capture.close()
+    return next((one for one in outcomes if one.frame.number == number), None)
 
 
 def _checks(

@@ -9,7 +9,7 @@ import orjson
 from nfq_guard.finding import Breach
 from nfq_guard.names import address, ports, protocol
 from nfq_guard.replay.replayer import Outcome
-from nfq_guard.replay.words import state_name
+from nfq_guard.replay.words import doubt_sentence, state_name
 
 _SECOND_NS = 1_000_000_000
 
@@ -50,6 +50,10 @@ class FrameRecord(TypedDict):
         action: What the policy says of an INVALID packet.
         rule: The rule that says so.
         detail: More about the reason; null where there is no more.
+        doubt: Why the packet may be INVALID to this capture alone: `unseen-data`, `unseen-window`,
+            `unseen-handshake`, `out-of-order`, `frames-missing` or `capture-drops`; null where the
+            finding stands.
+        doubt_detail: The same as a sentence, with the frame and the bytes; null without a doubt.
         absent: Why conntrack would see no packet in this frame; null where it does.
         file: The capture, when several are replayed together.
     """
@@ -69,6 +73,8 @@ class FrameRecord(TypedDict):
     action: str | None
     rule: str | None
     detail: str | None
+    doubt: str | None
+    doubt_detail: str | None
     absent: str | None
     file: NotRequired[str]
 
@@ -97,6 +103,7 @@ def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
     packet = outcome.packet
     finding = outcome.finding
     decision = outcome.decision
+    doubted = outcome.doubted
     sport, dport = (None, None) if packet is None else ports(packet)
     named: FrameRecord = {
         "frame": outcome.frame.number,
@@ -114,6 +121,8 @@ def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
         "action": None if decision is None else decision.action,
         "rule": None if decision is None else decision.rule,
         "detail": None if finding is None else finding.detail or None,
+        "doubt": None if doubted is None else doubted.kind,
+        "doubt_detail": None if doubted is None else doubt_sentence(doubted),
         "absent": outcome.absent or None,
     }
     if len(files) > 1:

@@ -5,11 +5,16 @@
     for frames in capture.batches():
         for outcome in replayer.replay(frames):
             ...
+    for outcome in replayer.finish():
+        ...
 
 A frame becomes an IP packet, fragments become whole packets, and each of those goes through the
-flow table. Only packets that somebody will look at become an `Outcome`.
+flow table. Only packets that somebody will look at become an `Outcome`. Outcomes are held until
+the frames after them have shown whether the capture is to be believed there (`replay.doubt`,
+`replay.checksums`), and come in the order of their frames.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -22,7 +27,10 @@ from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Ignored
 from nfq_guard.flow import CtState, Evidence, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
-from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode
+from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
+from nfq_guard.replay.doubt import Doubted, Place, doubt_of, place_of
+from nfq_guard.replay.streams import DEFAULT_WSCALE, Doubt, Proof, Streams
+from nfq_guard.seqno import Seq
 from nfq_guard.wire.fragments import Reassembler, is_fragment
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import (
@@ -31,12 +39,15 @@ from nfq_guard.wire.packet import (
     Malformed,
     Packet,
     Queued,
+    Segment,
 )
 
 # What `Replayer.follow` answers when conntrack would see no packet in a frame.
 CT_NONE: Final = -1
 
 DEFAULT_CAPACITY: Final = 262_144
+# Outcomes held at most; then the oldest is settled by what is known.
+MOST_HELD: Final = 20_000
 
 # Why a frame holds no packet for conntrack; fixed phrases.
 NOT_IP: Final = "no IP packet"
@@ -61,6 +72,10 @@ class ReplaySettings:
         nat_status: `flow.IPS_SRC_NAT` and `IPS_DST_NAT` bits that every flow is taken to
             have; a capture does not tell how the host translated.
         every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
+        strict: Whether the file is taken at its word: no finding is in doubt.
+        assumed_wscale: Window scale of streams whose beginning is not in the file.
+        settle_after_s: How long outcomes are held at most, seconds of capture; 0 for the whole
+            capture.
     """
 
     kernel: KernelRules = KERNEL_6_1
@@ -70,6 +85,9 @@ class ReplaySettings:
     capacity: int = DEFAULT_CAPACITY
     nat_status: int = 0
     every: bool = False
+    strict: bool = False
+    assumed_wscale: int = DEFAULT_WSCALE
+    settle_after_s: float = 0.0
 
 
 @final
@@ -89,6 +107,10 @@ class Outcome:
         state: `TcpState` number of its flow after it; 0 without one.
         direction: In its flow; 0 original, 1 reply.
         now: Seconds since the first frame of the replay.
+        doubted: Why the finding may be due to the capture; None where it stands.
+        place: The segment's place in its stream, while the outcome is held.
+        suspect: Its checksum, while it is uncertain whether it is a broken one.
+        if_broken: The outcome if it is, while that is uncertain.
     """
 
     frame: Frame
@@ -102,6 +124,10 @@ class Outcome:
     state: int
     direction: int
     now: float
+    doubted: Doubted | None
+    place: Place | None
+    suspect: Suspect | None
+    if_broken: "Outcome | None"
 
     def __init__(
         self,
@@ -128,6 +154,10 @@ class Outcome:
         self.state = state
         self.direction = direction
         self.now = now
+        self.doubted = None
+        self.place = None
+        self.suspect = None
+        self.if_broken = None
 
 
 @final
@@ -166,13 +196,24 @@ class Replayer:
         packet: The packet of the last frame; None if it holds none.
         absent: Why it holds none; a fixed phrase, or empty.
         now: Seconds since the first frame, at the last one.
+        streams: What the capture shows of each TCP stream.
+        checksums: Judges transport checksums, and counts the wrong ones.
+        drops: Frames that the capture itself reports as dropped; set by the reader's owner.
+        disordered: Frames with a time before that of the frame before them.
     """
 
     def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
         """Begin with an empty table; without a policy nothing is decided."""
         self._settings = settings
         self._policy = policy
-        self._checksums = ChecksumJudge(settings.checksums)
+        self.checksums = ChecksumJudge(settings.checksums)
+        self.streams = Streams(settings.capacity, settings.assumed_wscale)
+        self.drops = 0
+        self.disordered = 0
+        self._held: deque[Outcome] = deque()
+        self._suspect: Suspect | None = None
+        self._last_ns: dict[int, int] = {}
+        self._late = False
         self._fragments = Reassembler()
         self._start_ns = -1
         self._octets = b""
@@ -200,32 +241,67 @@ class Replayer:
         return sum(self.by_ctstate)
 
     def replay(self, frames: list[Frame]) -> list[Outcome]:
-        """Follow frames in order; the INVALID ones, or all if the settings say so."""
-        shown: list[Outcome] = []
+        """Follow frames in order.
+
+        Returns:
+            The outcomes that are settled by now: INVALID packets, or all frames if the settings
+            say so.
+        """
         every = self._settings.every
+        held = self._held
         for frame in frames:
             code = self.follow(frame)
-            if code == CT_INVALID or every:
-                shown.append(self.outcome(frame, code))
+            if code == CT_INVALID or every or self._suspect is not None:
+                held.append(self.outcome(frame, code))
+        shown: list[Outcome] = []
+        after = self._settings.settle_after_s
+        while held and (len(held) > MOST_HELD or (after and self.now - held[0].now > after)):
+            self._settle(held.popleft(), shown)
+        return shown
+
+    def finish(self) -> list[Outcome]:
+        """End the capture: the outcomes that were still held."""
+        shown: list[Outcome] = []
+        while self._held:
+            self._settle(self._held.popleft(), shown)
         return shown
 
     def follow(self, frame: Frame) -> int:
-        """Follow one frame: a code of `conntrack.table`, or `CT_NONE`."""
+        """Follow one frame: a code of `conntrack.table`, or `CT_NONE`.
+
+        A packet whose checksum is in doubt is followed as a whole one.
+        """
         packet = self.read(frame)
         if packet is None:
             return CT_NONE
-        code = self.table.track(packet, self.now, self._checksum_ok)
+        table = self.table
+        code = table.track(packet, self.now, self._checksum_ok)
         self.by_ctstate[code] += 1
-        if self.table.ignored is not None:
+        if table.ignored is not None:
             self.ignored += 1
+        key = table.key
+        if key is not None and isinstance(packet, Packet):
+            segment = packet.l4
+            if isinstance(segment, Segment):
+                suspect = self._suspect
+                harmed = suspect is not None or self._checksum_ok is False
+                self.streams.follow(key, segment, frame.number, self._late, harmed)
+                if suspect is not None:
+                    suspect.watched = self.streams.watch(segment)
         return code
 
     def read(self, frame: Frame) -> Packet | Malformed | None:
         """The packet in a frame, put together if it comes in fragments, without following it."""
         self.frames += 1
+        self._suspect = None
         if self._start_ns < 0:
             self._start_ns = frame.time_ns
         self.now = (frame.time_ns - self._start_ns) / 1_000_000_000
+        last_ns = self._last_ns.get(frame.source, frame.time_ns)
+        self._last_ns[frame.source] = frame.time_ns
+        self._late = frame.time_ns < last_ns
+        if self._late:
+            self.disordered += 1
         octets = self._packet_octets(frame, self.now)
         if not octets:
             self._no_packet(self.absent)
@@ -234,7 +310,8 @@ class Replayer:
         self._octets = octets
         self._checksum_ok = None
         if isinstance(packet, Packet):
-            self._checksum_ok = self._checksums.ok(packet, octets)
+            self._checksum_ok = self.checksums.ok(packet, octets)
+            self._suspect = self.checksums.suspect
         elif packet.snapped:
             self._no_packet(SNAPPED)
             return None
@@ -277,32 +354,40 @@ class Replayer:
 
     def outcome(self, frame: Frame, code: int) -> Outcome:
         """The last frame with everything there is to say about it; `code` is what it gave."""
-        table = self.table
         packet = self.packet
         if code == CT_NONE or packet is None:
             return Outcome(frame, None, None, self.now, self.absent)
-        ctstate = CTSTATES[code]
-        if code != CT_INVALID:
-            return Outcome(
+        if code == CT_INVALID:
+            checksum = CHECKSUM_UNVERIFIED if self._checksum_ok is False else CHECKSUM_GOOD
+            outcome = self._invalid(frame, packet, checksum)
+        else:
+            table = self.table
+            outcome = Outcome(
                 frame,
                 packet,
-                ctstate,
+                CTSTATES[code],
                 self.now,
                 ignored=table.ignored,
                 state=0 if code == CT_UNTRACKED else table.state,
                 direction=table.direction,
             )
-        snapshot = table.snapshot()
+        if self._suspect is not None:
+            outcome.suspect = self._suspect
+            outcome.if_broken = self._invalid(frame, packet, CHECKSUM_UNVERIFIED)
+        return outcome
+
+    def _invalid(self, frame: Frame, packet: Packet | Malformed, checksum: int) -> Outcome:
+        """The outcome of the last packet as an INVALID one."""
+        snapshot = self.table.snapshot()
         if snapshot is not None:
             # A value made for this call; from here on nobody changes it.
             snapshot.status |= self._settings.nat_status
-        checksum = CHECKSUM_UNVERIFIED if self._checksum_ok is False else CHECKSUM_GOOD
         queued = Queued(self._octets, _PREROUTING, "", "", 0, checksum)
         judgment = self._engine.judge_packet(queued, packet, snapshot, Evidence.REPLAY, self.now)
-        return Outcome(
+        outcome = Outcome(
             frame,
             packet,
-            ctstate,
+            CtState.INVALID,
             self.now,
             snapshot=snapshot,
             finding=judgment.finding,
@@ -310,3 +395,51 @@ class Replayer:
             state=0 if snapshot is None else snapshot.state,
             direction=0 if snapshot is None else snapshot.direction,
         )
+        if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
+            outcome.place = place_of(self.streams, packet.l4)
+        return outcome
+
+    def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
+        """Decide what was uncertain about an outcome; append it if it is to be shown."""
+        outcome = held
+        suspect = held.suspect
+        if suspect is not None and held.if_broken is not None:
+            if self.checksums.is_broken(suspect):
+                outcome = held.if_broken
+                self._recount(held)
+            held.suspect = None
+            held.if_broken = None
+        finding = outcome.finding
+        if finding is None and not self._settings.every:
+            return
+        place = outcome.place
+        if finding is not None and not self._settings.strict:
+            doubted = doubt_of(
+                finding,
+                place,
+                incomplete=self.streams.proofs > 0,
+                drops=self.drops > 0,
+            )
+            outcome.doubted = doubted
+            if doubted is not None and doubted.kind is Doubt.UNSEEN_WINDOW and place is not None:
+                # Conntrack's window lags from here on; the findings after it follow from that.
+                place.stream.prove(
+                    Proof(
+                        Doubt.UNSEEN_WINDOW,
+                        place.index,
+                        outcome.frame.number,
+                        1 - place.sender,
+                        Seq(0),
+                        0,
+                    )
+                )
+        outcome.place = None
+        shown.append(outcome)
+
+    def _recount(self, followed: Outcome) -> None:
+        """Count as INVALID what was counted as it was followed."""
+        assert followed.ctstate is not None  # noqa: S101 - it was followed
+        self.by_ctstate[CTSTATES.index(followed.ctstate)] -= 1
+        self.by_ctstate[CT_INVALID] += 1
+        if followed.ignored is not None:
+            self.ignored -= 1

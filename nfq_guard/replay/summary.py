@@ -9,6 +9,7 @@ from nfq_guard.finding import Reason
 from nfq_guard.names import packet_ends, tuple_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.replay.streams import Doubt, outside
 from nfq_guard.wire.packet import Packet, tuple_of
 
 # Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
@@ -28,6 +29,20 @@ def flow_name(outcome: Outcome) -> str:
     return packet_ends(packet) if wanted is None else tuple_ends(wanted)
 
 
+class OutsideRecord(TypedDict):
+    """A segment outside any window under an assumed scale.
+
+    Attributes:
+        frame: Its frame.
+        flow: Its direction, as `source > destination`.
+        distance: Bytes between the end of its stream and its first one.
+    """
+
+    frame: int
+    flow: str
+    distance: int
+
+
 class SummaryRecord(TypedDict):
     """A whole replay, as `replay --summary` prints it.
 
@@ -42,6 +57,14 @@ class SummaryRecord(TypedDict):
         ctstate: Packets by ctstate.
         ignored: Packets that left their flow as it was.
         without_packet: Frames without a packet for conntrack, by why.
+        disordered: Frames with a time before that of the frame before them.
+        drops: Frames that the capture itself reports as dropped.
+        checksums: Wrong transport checksums: `forgiven`, `broken` and `unknown`.
+        began_before: Flows whose beginning is not in the capture.
+        outside: Segments of those that are outside any window under an assumed scale: the host
+            that saw the beginning may have called them INVALID.
+        doubt: INVALID packets that are in doubt because of the capture, by why. `reason`, `action`,
+            `rule` and `flow` do not count them.
         reason: INVALID packets by reason.
         action: INVALID packets by action.
         rule: INVALID packets by the rule that decided.
@@ -58,6 +81,12 @@ class SummaryRecord(TypedDict):
     ctstate: dict[str, int]
     ignored: int
     without_packet: dict[str, int]
+    disordered: int
+    drops: int
+    checksums: dict[str, int]
+    began_before: int
+    outside: list[OutsideRecord]
+    doubt: dict[str, int]
     reason: dict[str, int]
     action: dict[str, int]
     rule: dict[str, int]
@@ -73,6 +102,7 @@ class Summary:
         by_action: How many, by what the policy says.
         by_rule: How many, by what the policy says and the rule that says it.
         by_flow: How many, by flow; bounded.
+        by_doubt: How many are in doubt, by why; the other counts leave them out.
     """
 
     def __init__(self) -> None:
@@ -81,11 +111,15 @@ class Summary:
         self.by_action: Counter[Action] = Counter()
         self.by_rule: Counter[tuple[Action, str]] = Counter()
         self.by_flow: Counter[str] = Counter()
+        self.by_doubt: Counter[Doubt] = Counter()
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome; one that is not INVALID counts nowhere here."""
         finding = outcome.finding
         if finding is None:
+            return
+        if outcome.doubted is not None:
+            self.by_doubt[outcome.doubted.kind] += 1
             return
         self.by_reason[finding.reason] += 1
         if outcome.decision is not None:
@@ -120,6 +154,23 @@ class Summary:
             },
             "ignored": replayer.ignored,
             "without_packet": dict(replayer.without_packet),
+            "disordered": replayer.disordered,
+            "drops": replayer.drops,
+            "checksums": {
+                "forgiven": replayer.checksums.forgiven,
+                "broken": replayer.checksums.broken,
+                "unknown": replayer.checksums.unknown,
+            },
+            "began_before": len(replayer.streams.began_before),
+            "outside": [
+                {
+                    "frame": segment.frame,
+                    "flow": segment.flow,
+                    "distance": segment.distance,
+                }
+                for segment in outside(replayer.streams)
+            ],
+            "doubt": {kind.value: n for kind, n in self.by_doubt.most_common()},
             "reason": {reason.value: n for reason, n in self.by_reason.most_common()},
             "action": {action.value: n for action, n in self.by_action.most_common()},
             "rule": {rule: n for (_, rule), n in self.by_rule.most_common()},

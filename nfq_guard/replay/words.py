@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Packets and findings in a few words."""
 
+from typing import Final
+
 from nfq_guard.finding import Breach, Finding
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import protocol, tcp_flags, tcp_state, tuple_ends
+from nfq_guard.replay.doubt import Doubted
+from nfq_guard.replay.streams import Doubt
 from nfq_guard.wire.packet import ACK, Datagram, IcmpMessage, Malformed, Packet, Segment
 
 
@@ -50,6 +54,37 @@ def breach_gist(breach: Breach) -> str:
     """The proof beside `gist`, which has the number itself."""
     words = BOUND_WORDS[breach.bound]
     return f"{words.actual} {octets_of(breach.distance)} {words.outside} {breach.limit}"
+
+
+DOUBTS: Final = {
+    Doubt.UNSEEN_DATA: "the peer acknowledged bytes that are not in the capture",
+    Doubt.UNSEEN_WINDOW: "the receiver accepted it: it had offered more room in a frame that is "
+    "not in the capture",
+    Doubt.UNSEEN_HANDSHAKE: "the handshake is not whole in the capture",
+    Doubt.OUT_OF_ORDER: "the capture does not list the frames in their order",
+    Doubt.FRAMES_MISSING: "frames of other flows are missing in the capture, and what this packet "
+    "answers may be among them",
+    Doubt.CAPTURE_DROPS: "the capture reports dropped frames",
+}
+
+
+def doubt_sentence(doubted: Doubted) -> str:
+    """Why a finding is in doubt."""
+    sentence = DOUBTS[doubted.kind]
+    proof = doubted.proof
+    if proof is None:
+        return sentence
+    if proof.missing:
+        missing = octets_of(proof.missing)
+        return f"{sentence}: {missing} from sequence number {proof.start}, by frame {proof.frame}"
+    return f"{sentence}: see frame {proof.frame}"
+
+
+def doubt_gist(doubted: Doubted) -> str:
+    """Why a finding is in doubt, beside its numbers."""
+    proof = doubted.proof
+    where = "" if proof is None else f" by frame {proof.frame}"
+    return f"in doubt: {doubted.kind}{where}"
 
 
 def finding_sentence(finding: Finding) -> str:

@@ -30,6 +30,7 @@ class Trial:
     Attributes:
         packets: Packets of the recording, judged or not.
         invalid: Packets that were judged.
+        doubtful: Packets of a capture that are INVALID only if the capture is complete; not judged.
         policies: The policies, in order.
         tallies: Counts for each policy.
         differences: Packets that only the first policy drops, and packets that only the second
@@ -40,6 +41,7 @@ class Trial:
         """Start a trial of `policies`, one or two."""
         self.packets = 0
         self.invalid = 0
+        self.doubtful = 0
         self.policies = tuple(policies)
         self.tallies = tuple(Tally() for _ in policies)
         self.differences = (Tally(), Tally())

@@ -71,8 +71,16 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
 
 
 def checksum_unfinished(packet: Packet) -> bool:
-    """Whether the field holds the sum of the pseudo-header alone, for the NIC to complete."""
+    """Whether the field holds the sum of the pseudo-header alone, for the NIC to complete.
+
+    With the length, as Linux leaves it, or without, as for a packet that the NIC also segments.
+    """
     l4 = packet.l4
     if not isinstance(l4, Segment | Datagram | IcmpMessage):
         return False
-    return l4.checksum == _pseudo_header(packet, packet.length - packet.l4_offset) % _ONES
+    without_length = _pseudo_header(packet, 0)
+    field = l4.checksum
+    return (
+        field == (without_length + packet.length - packet.l4_offset) % _ONES
+        or field == without_length % _ONES
+    )

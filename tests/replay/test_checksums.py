@@ -4,12 +4,15 @@
 from typing import Any
 
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 
-from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode
+from nfq_guard.finding import Reason
+from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
+from nfq_guard.replay.replayer import Replayer, ReplaySettings
 from nfq_guard.wire.checksum import checksum_unfinished
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Packet
+from tests.support.conversation import Conversation
 
 GOOD = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / b"hello")
 
@@ -28,12 +31,18 @@ BROKEN = with_checksum(0xBEEF)
 
 
 def judge(mode: ChecksumMode, *packets: bytes) -> list[bool | None]:
+    """What each checksum is in the end, without anything acknowledged."""
     checksums = ChecksumJudge(mode)
     answers: list[bool | None] = []
+    suspects: list[Suspect | None] = []
     for octets in packets:
         packet: Any = decode(octets)
         assert isinstance(packet, Packet)
         answers.append(checksums.ok(packet, octets))
+        suspects.append(checksums.suspect)
+    for place, suspect in enumerate(suspects):
+        if suspect is not None and checksums.is_broken(suspect):
+            answers[place] = False
     return answers
 
 
@@ -46,15 +55,129 @@ def test_unfinished_is_what_linux_leaves() -> None:
 @pytest.mark.parametrize(
     ("mode", "answers"),
     [
-        (ChecksumMode.AUTO, [None, True, None, False]),
-        (ChecksumMode.VERIFY, [False, True, False, False]),
-        (ChecksumMode.IGNORE, [None, None, None, None]),
+        (ChecksumMode.AUTO, [True, True, None, False, True]),
+        (ChecksumMode.VERIFY, [True, True, False, False, True]),
+        (ChecksumMode.IGNORE, [None, None, None, None, None]),
     ],
 )
 def test_modes(mode: ChecksumMode, answers: list[bool | None]) -> None:
-    """A source of which no right checksum was seen is taken to be the capturing host."""
-    assert judge(mode, BROKEN, GOOD, UNFINISHED, BROKEN) == answers
+    assert judge(mode, GOOD, GOOD, UNFINISHED, BROKEN, GOOD) == answers
+
+
+@pytest.mark.parametrize("right", [0, 2])
+def test_source_with_mostly_wrong_sums_is_the_capturing_host(right: int) -> None:
+    assert judge(ChecksumMode.AUTO, *[GOOD] * right, BROKEN) == [*[True] * right, None]
 
 
 def test_snapped_cannot_be_told() -> None:
     assert judge(ChecksumMode.VERIFY, GOOD[:-2]) == [None]
+
+
+def forms() -> list[bytes]:
+    """Wrong sums as offload leaves them: without the length, 0, in a long packet, with length 0."""
+    words = sum([0x0A00, 0x0001, 0x0A00, 0x0002, 6])
+    long = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / bytes(3000))
+    without_length = bytearray(with_checksum(0xBEEF, long[:1000]))
+    without_length[2:4] = b"\0\0"
+    return [
+        with_checksum(words),
+        with_checksum(0),
+        with_checksum(0xBEEF, long),
+        bytes(without_length),
+    ]
+
+
+@pytest.mark.parametrize("form", range(4))
+def test_forms_of_offload(form: int) -> None:
+    """Forgiven, whatever else the source sends."""
+    assert judge(ChecksumMode.AUTO, *[GOOD] * 9, forms()[form]) == [*[True] * 9, None]
+
+
+def test_long_packets_with_right_sums() -> None:
+    """A source that finishes them is no offloading one: a jumbo frame can be broken too."""
+    long = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / bytes(3000))
+    packets = [*[long] * 9, with_checksum(0xBEEF, long)]
+    assert judge(ChecksumMode.AUTO, *packets) == [*[True] * 9, False]
+
+
+def harmed(talk: Conversation) -> None:
+    """Break the checksum of the last frame."""
+    frame = talk.frames[-1]
+    octets = bytearray(frame.octets)
+    octets[36] ^= 0x5A
+    frame.octets = bytes(octets)
+
+
+def download() -> Conversation:
+    talk = Conversation()
+    talk.open()
+    for start in range(1, 5001, 1000):
+        talk.server("A", start, 1, length=1000)
+        talk.client("A", 1, start + 1000)
+    return talk
+
+
+def reasons(talk: Conversation) -> tuple[list[Reason], ChecksumJudge]:
+    replayer = Replayer(ReplaySettings())
+    outcomes = [*replayer.replay(talk.frames), *replayer.finish()]
+    return [outcome.finding.reason for outcome in outcomes if outcome.finding], replayer.checksums
+
+
+def test_acknowledged_segment_was_whole() -> None:
+    """Its sum is an artefact of the capture, and it makes nothing else INVALID."""
+    talk = download()
+    talk.server("A", 5001, 1, length=1000)
+    harmed(talk)
+    talk.client("A", 1, 6001)
+    found, checksums = reasons(talk)
+    assert found == []
+    assert (checksums.forgiven, checksums.broken, checksums.unknown) == (1, 0, 0)
+
+
+def test_repeated_segment_was_broken() -> None:
+    """The receiver threw it away; the sender sent it again."""
+    talk = download()
+    talk.server("A", 5001, 1, length=1000)
+    harmed(talk)
+    talk.server("A", 5001, 1, length=1000)
+    talk.client("A", 1, 6001)
+    found, checksums = reasons(talk)
+    assert found == [Reason.BAD_CHECKSUM]
+    assert (checksums.forgiven, checksums.broken, checksums.unknown) == (0, 1, 0)
+
+
+def test_broken_rst_ends_no_flow() -> None:
+    talk = download()
+    talk.server("R", 5001)
+    harmed(talk)
+    talk.server("A", 5001, 1, length=1000)
+    talk.client("A", 1, 6001)
+    found, _ = reasons(talk)
+    assert found == [Reason.BAD_CHECKSUM]
+
+
+def test_garbage_from_the_capturing_host() -> None:
+    """All sums of one direction are wrong, in no known form: nothing is called broken."""
+    talk = Conversation()
+    talk.client("S", 0, win=65000)
+    harmed(talk)
+    talk.server("SA", 0, 1, win=65000)
+    for start in range(1, 100_001, 1000):
+        talk.client("A", start, 1, length=1000)
+        harmed(talk)
+        if start % 3000 == 1:
+            talk.server("A", 1, start + 1000, win=65000)
+    found, checksums = reasons(talk)
+    assert found == []
+    assert checksums.broken == 0
+    assert checksums.forgiven + checksums.unknown == 101
+
+
+def test_broken_datagram_at_the_receiver() -> None:
+    datagram = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=9, dport=53) / b"hello")
+    broken = datagram[:26] + b"\xbe\xef" + datagram[28:]
+    talk = Conversation()
+    for octets in (datagram, datagram, broken, datagram):
+        talk.add(octets)
+    found, _ = reasons(talk)
+    assert found == [Reason.BAD_CHECKSUM]

@@ -18,12 +18,16 @@ from tests.support.conversation import RAW, Conversation
 
 @pytest.fixture
 def talk() -> Conversation:
-    """A flow with an ACK of unseen data in frame 5 and a late retransmission in frame 6."""
+    """A flow with a wrong ACK in frame 5 and a late retransmission in frame 6.
+
+    The right ACK in frame 7 shows that the first one was wrong, and that no data is missing.
+    """
     talk = Conversation()
     talk.open()
     talk.server("PA", 1, 1, length=100)
     talk.client("A", 1, 20_000)
     talk.server("A", 0 - 70_000, 1, length=100)
+    talk.client("A", 1, 101)
     talk.add(b"\0" * 20)
     return talk
 
@@ -39,7 +43,7 @@ def objects(capsys: pytest.CaptureFixture[str], *words: str) -> list[dict[str, A
 
 
 def test_json(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The documented fields, and three more."""
+    """The documented fields, and five more."""
     (only,) = objects(capsys, capture)
     assert only == {
         "frame": 5,
@@ -57,6 +61,8 @@ def test_json(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
         "action": "allow",
         "rule": "window",
         "detail": None,
+        "doubt": None,
+        "doubt_detail": None,
         "absent": None,
     }
 
@@ -75,9 +81,10 @@ def test_all(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
         *["ESTABLISHED"] * 3,
         "INVALID",
         "ESTABLISHED",
+        "ESTABLISHED",
         None,
     ]
-    assert [one["ignored"] for one in found] == [False] * 5 + [True, False]
+    assert [one["ignored"] for one in found] == [False] * 5 + [True, False, False]
     assert found[-1]["absent"] == "no IP packet"
 
 
@@ -116,7 +123,7 @@ def test_text(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ack-over" in lines[1]
     assert "ack 19899 octets beyond 5101" in lines[1]
     text = "\n".join(lines)
-    assert "7 frames over 0.1 s of capture, 6 packets in 1 flow, rules of kernel 6.1" in text
+    assert "8 frames over 0.1 s of capture, 7 packets in 1 flow, rules of kernel 6.1" in text
     assert "1  allow (rule window)" in text
     assert "\x1b" not in text
 
@@ -135,13 +142,13 @@ def test_colours_on_a_terminal(
 
 def test_summary_alone(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     (whole,) = objects(capsys, "--summary", capture)
-    assert (whole["frames"], whole["packets"], whole["flows"]) == (7, 6, 1)
+    assert (whole["frames"], whole["packets"], whole["flows"]) == (8, 7, 1)
     assert whole["ctstate"]["INVALID"] == 1
     assert whole["reason"] == {"ack-over": 1}
     assert whole["flow"] == {"10.0.0.1:40000 > 10.0.0.2:80": 1}
     assert whole["without_packet"] == {"no IP packet": 1}
     main(["replay", "--summary", capture])
-    assert capsys.readouterr().out.startswith("7 frames")
+    assert capsys.readouterr().out.startswith("8 frames")
 
 
 def test_write(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -179,7 +186,7 @@ def test_several_files(
 ) -> None:
     """Merged by time, each packet with its file."""
     other = Conversation(sport=40001)
-    other.now = talk.now - 0.045
+    other.now = talk.now - 0.055
     other.server("SA", 0, 1)
     second = other.save(tmp_path / "other.pcap")
     found = objects(capsys, capture, second)
@@ -197,7 +204,7 @@ def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     assert main(["replay", "--summary", capture]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("6 frames")
+    assert said.out.startswith("7 frames")
     assert re.fullmatch(
         r"nfq-guard: warning: .*talk.pcap: read up to frame 6: the file is truncated in the "
         r"record at byte \d+\n",

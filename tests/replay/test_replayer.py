@@ -38,7 +38,8 @@ PLACES = [1000, 2**32 - 600, 2**31 - 600]
 def replayed(talk: Conversation, settings: ReplaySettings | None = None) -> list[Outcome]:
     """All outcomes, judged by the default policy."""
     chosen = settings or ReplaySettings(every=True)
-    return Replayer(chosen, default_policy()).replay(talk.frames)
+    replayer = Replayer(chosen, default_policy())
+    return [*replayer.replay(talk.frames), *replayer.finish()]
 
 
 def transfer(isn: int) -> Conversation:
@@ -106,7 +107,9 @@ def test_assumed_nat_reaches_the_policy() -> None:
 def test_without_a_policy_nothing_is_decided() -> None:
     talk = Conversation()
     talk.server("SA", 0, 1)
-    (outcome,) = Replayer(ReplaySettings()).replay(talk.frames)
+    replayer = Replayer(ReplaySettings())
+    assert replayer.replay(talk.frames) == []
+    (outcome,) = replayer.finish()
     assert outcome.decision is None
 
 
@@ -119,7 +122,7 @@ def test_frames_without_a_packet() -> None:
         talk.add(bytes(piece))
     talk.add(bytes(IP() / TCP())[:30])
     replayer = Replayer(ReplaySettings(every=True))
-    outcomes = replayer.replay(talk.frames)
+    outcomes = [*replayer.replay(talk.frames), *replayer.finish()]
     assert {outcome.ctstate for outcome in outcomes} == {None}
     assert [outcome.absent for outcome in outcomes] == [
         NOT_IP,
@@ -235,7 +238,8 @@ def test_any_octets(frames: list[tuple[int, bytes, int]]) -> None:
         Frame(number, time_ns, linktype, len(octets), octets, 0)
         for number, (linktype, octets, time_ns) in enumerate(frames, start=1)
     ]
-    outcomes = Replayer(ReplaySettings(every=True), default_policy()).replay(taken)
+    replayer = Replayer(ReplaySettings(every=True), default_policy())
+    outcomes = [*replayer.replay(taken), *replayer.finish()]
     assert len(outcomes) == len(taken)
     assert all((outcome.ctstate is None) == (outcome.absent != "") for outcome in outcomes)
 

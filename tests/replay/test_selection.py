@@ -12,7 +12,8 @@ from tests.support.conversation import Conversation
 
 
 def shown(talk: Conversation, selection: Selection) -> list[int]:
-    outcomes = Replayer(ReplaySettings(every=True)).replay(talk.frames)
+    replayer = Replayer(ReplaySettings(every=True))
+    outcomes = [*replayer.replay(talk.frames), *replayer.finish()]
     return [outcome.frame.number for outcome in outcomes if selection.takes(outcome)]
 
 

@@ -16,6 +16,7 @@ def test_rows_go_on_below_where_the_terminal_ends(
     talk = Conversation(client_isn=2**32 - 50)
     talk.open()
     talk.client("A", 1, 10_000)
+    talk.client("A", 1, 1)
     name = talk.save(tmp_path / "talk.pcap")
     words = {}
     for width in (None, 120, 80):

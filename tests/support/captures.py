@@ -9,6 +9,7 @@ INTERFACE = 1
 OBSOLETE_PACKET = 2
 SIMPLE_PACKET = 3
 NAMES = 4
+STATISTICS = 5
 ENHANCED_PACKET = 6
 
 
@@ -70,6 +71,12 @@ def enhanced(octets: bytes, ticks: int = 0, *, number: int = 0, order: str = "<"
         order + "IIIII", number, ticks >> 32, ticks & 0xFFFFFFFF, len(octets), len(octets)
     )
     return block(ENHANCED_PACKET, head + padded(octets), order)
+
+
+def statistics(number: int, *, ifdrop: int, osdrop: int, order: str = "<") -> bytes:
+    counters = [(5, struct.pack(order + "Q", ifdrop)), (7, struct.pack(order + "Q", osdrop))]
+    body = struct.pack(order + "III", number, 0, 0) + options(counters, order)
+    return block(STATISTICS, body, order)
 
 
 def simple(octets: bytes, wire_len: int | None = None, *, order: str = "<") -> bytes:

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: MIT
+"""Whether a finding may be due to the capture rather than to conntrack.
+
+The kernel saw the packets; a file shows those that the capture kept, in the order that the
+capture's queues gave. `replay.streams` records what proves the difference. A finding is in doubt
+where such a difference can explain it; a stray far outside its stream is not.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.replay.streams import (
+    REORDER_FRAMES,
+    Beyond,
+    Doubt,
+    Jump,
+    Proof,
+    Stream,
+    Streams,
+    Watched,
+)
+from nfq_guard.wire.packet import Segment
+
+# The packet alone proves these, whatever else the file lacks.
+_BY_ITSELF = frozenset(
+    {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.UNSUPPORTED}
+)
+
+
+@final
+@dataclass(slots=True)
+class Place:
+    """Where in its stream an INVALID segment was, kept until the stream has shown more.
+
+    Attributes:
+        stream: Its stream.
+        sender: 0 or 1, as in `Stream.sides`.
+        index: Its position there.
+        jump: Set when it is far ahead of its stream.
+        beyond: Set when it acknowledges bytes that the file did not hold.
+        watched: Its own fate, where it carries something and continues its stream.
+        ahead: Whether it is an RST ahead of what the file shows of either end.
+    """
+
+    stream: Stream
+    sender: int
+    index: int
+    jump: Jump | None
+    beyond: Beyond | None
+    watched: Watched | None
+    ahead: bool
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doubted:
+    """Why a finding is in doubt.
+
+    Attributes:
+        kind: The kind of difference between the file and what the kernel saw.
+        proof: The nearest place that shows it; None where no single frame does.
+    """
+
+    kind: Doubt
+    proof: Proof | None = None
+
+
+def place_of(streams: Streams, segment: Segment) -> Place | None:
+    """The place of the last segment that `streams` followed."""
+    stream = streams.stream
+    if stream is None:
+        return None
+    watched = streams.watch(segment) if streams.contiguous else None
+    return Place(
+        stream,
+        streams.sender,
+        streams.index,
+        streams.jump,
+        streams.beyond,
+        watched,
+        streams.ahead,
+    )
+
+
+def doubt_of(
+    finding: Finding, place: Place | None, *, incomplete: bool, drops: bool
+) -> Doubted | None:
+    """Why `finding` is in doubt; None where it is not.
+
+    Args:
+        finding: What conntrack's rules say of the packets in the file.
+        place: The segment's place; None for other packets than TCP segments.
+        incomplete: Whether any stream of the file proves that frames are missing.
+        drops: Whether the capture reports frames that it dropped.
+    """
+    if finding.reason in _BY_ITSELF:
+        return None
+    if place is None:
+        # The packet that opened the entry, or that an ICMP error quotes, may be among them.
+        return _elsewhere(incomplete=incomplete, drops=drops)
+    jump = place.jump
+    if jump is not None and not jump.confirmed:
+        return None
+    beyond = place.beyond
+    if beyond is not None and (beyond.refuted or not (beyond.near or beyond.genuine)):
+        return None
+    proof = _proof_near(place)
+    if proof is not None:
+        return Doubted(kind=proof.kind, proof=proof)
+    if beyond is not None and finding.reason is Reason.ACK_OVER:
+        # The stream ends here, or its sender fell silent: nothing proves the number wrong.
+        sender = 1 - place.sender
+        missing = (beyond.ack - beyond.start) & 0xFFFFFFFF
+        own = Proof(Doubt.UNSEEN_DATA, place.index, beyond.frame, sender, beyond.start, missing)
+        return Doubted(kind=Doubt.UNSEEN_DATA, proof=own)
+    if place.ahead and place.stream.alive < place.index:
+        # Nothing of its stream follows that would show it to be forged.
+        return Doubted(kind=Doubt.UNSEEN_DATA)
+    watched = place.watched
+    if finding.reason is Reason.SEQ_OVER and watched is not None and watched.acknowledged:
+        return Doubted(kind=Doubt.UNSEEN_WINDOW)
+    if drops:
+        return Doubted(kind=Doubt.CAPTURE_DROPS)
+    if place.index == 1:
+        return _elsewhere(incomplete=incomplete, drops=drops)
+    return None
+
+
+def _elsewhere(*, incomplete: bool, drops: bool) -> Doubted | None:
+    if drops:
+        return Doubted(kind=Doubt.CAPTURE_DROPS)
+    return Doubted(kind=Doubt.FRAMES_MISSING) if incomplete else None
+
+
+def _proof_near(place: Place) -> Proof | None:
+    """The last proof that concerns the stream up to the segment, or just after it."""
+    stream = place.stream
+    reach = place.index + REORDER_FRAMES
+    if not stream.tainted_from or stream.tainted_from > reach:
+        return None
+    found: Proof | None = None
+    for proof in stream.proofs:
+        if proof.index <= reach and (found is None or proof.index > found.index):
+            found = proof
+    return found

@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: MIT
+"""Findings that the capture may have caused are in doubt; facts are not."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.cli import main
+from nfq_guard.finding import Reason
+from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.replay.streams import Doubt, outside
+from nfq_guard.wire.packet import RST, SYN, Packet, Segment
+from tests.support import captures
+from tests.support.conversation import RAW, Conversation
+from tests.support.healthy import renumbered, swapped, traffic, without
+
+
+def invalid(frames: list[Frame], *, strict: bool = False) -> list[Outcome]:
+    replayer = Replayer(ReplaySettings(strict=strict))
+    return [*replayer.replay(frames), *replayer.finish()]
+
+
+def facts(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    return [outcome for outcome in outcomes if outcome.doubted is None]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_healthy_traffic(seed: int) -> None:
+    assert invalid(traffic(seed)) == []
+
+
+@pytest.mark.parametrize("share", [0.005, 0.02, 0.05, 0.1])
+def test_lost_frames(share: float) -> None:
+    """What frames that the capture lost make INVALID is in doubt, all of it."""
+    found = [
+        outcome for seed in range(12) for outcome in invalid(without(traffic(seed), share, seed))
+    ]
+    assert len(found) > 20
+    assert facts(found) == []
+
+
+@pytest.mark.parametrize("keeps_times", [True, False])
+@pytest.mark.parametrize("share", [0.01, 0.05, 0.2])
+def test_swapped_neighbours(share: float, keeps_times: bool) -> None:
+    found = [
+        outcome
+        for seed in range(12)
+        for outcome in invalid(swapped(traffic(seed), share, seed, keeps_times=keeps_times))
+    ]
+    assert found
+    assert facts(found) == []
+
+
+def test_filtered_to_opening_and_end() -> None:
+    """`tcp[tcpflags] & (tcp-syn|tcp-fin|tcp-rst) != 0`, a filter that many captures have."""
+    kept: list[Frame] = []
+    for frame in traffic(3, 30):
+        flags = frame.octets[33]
+        if flags & (SYN | RST | 1):
+            kept.append(frame)
+    found = invalid(renumbered(kept))
+    assert found
+    assert facts(found) == []
+
+
+def stray(talk: Conversation) -> None:
+    """A segment that a kube-proxy node sees: far outside, and answered with an RST."""
+    talk.server("PA", 10_000_000, 19, length=31)
+    talk.client("R", 19)
+
+
+def conversation() -> Conversation:
+    talk = Conversation()
+    talk.open()
+    talk.client("PA", 1, 1, length=18)
+    talk.server("A", 1, 19)
+    talk.server("PA", 1, 19, length=1000)
+    talk.client("A", 19, 1001)
+    return talk
+
+
+def test_stray_is_a_fact() -> None:
+    talk = conversation()
+    stray(talk)
+    talk.client("A", 19, 1001)
+    (found,) = invalid(talk.frames)
+    assert found.finding is not None
+    assert found.finding.reason is Reason.SEQ_OVER
+    assert found.doubted is None
+
+
+def test_stray_stays_a_fact_where_frames_are_missing() -> None:
+    """The file lacks data that was acknowledged; that explains no segment 10 MB ahead."""
+    talk = conversation()
+    stray(talk)
+    del talk.frames[5]
+    found = invalid(renumbered(talk.frames))
+    assert [outcome.doubted is None for outcome in found] == [False, True]
+
+
+def test_wrong_acknowledgement_is_a_fact() -> None:
+    """Its sender goes back behind it, which a receiver does not do."""
+    talk = conversation()
+    talk.client("A", 19, 3001)
+    for start in range(1001, 8001, 1000):
+        talk.server("A", start, 19, length=1000)
+        talk.client("A", 19, start + 1000)
+    (found,) = invalid(talk.frames)
+    assert found.finding is not None
+    assert found.finding.reason is Reason.ACK_OVER
+    assert found.doubted is None
+
+
+def test_data_sent_again_is_a_fact() -> None:
+    """Beyond the window and not taken: the receiver acknowledges the second copy, not the first."""
+    talk = Conversation()
+    talk.client("S", 0, win=1000)
+    talk.server("SA", 0, 1, win=1000)
+    talk.client("A", 1, 1, win=1000)
+    talk.server("A", 1, 1, length=3500)
+    talk.client("A", 1, 1001, win=1000)
+    talk.server("A", 3501, 1, length=500)
+    talk.client("A", 1, 3501, win=1000)
+    talk.server("A", 3501, 1, length=500)
+    talk.client("A", 1, 4001, win=1000)
+    found = invalid(talk.frames)
+    assert all(outcome.doubted is None for outcome in found if outcome.frame.number == 6)
+
+
+def test_window_that_is_not_in_the_capture() -> None:
+    """Data beyond the window, acknowledged as it is: a frame had offered more room."""
+    talk = Conversation()
+    talk.client("S", 0, win=1000)
+    talk.server("SA", 0, 1, win=1000)
+    talk.client("A", 1, 1, win=1000)
+    for start in range(1, 4002, 500):
+        talk.server("A", start, 1, length=500)
+    talk.client("A", 1, 4501, win=1000)
+    found = invalid(talk.frames)
+    assert found
+    kinds = {outcome.doubted.kind for outcome in found if outcome.doubted is not None}
+    assert Doubt.UNSEEN_WINDOW in kinds
+    assert facts(found) == []
+
+
+def test_strict_doubts_nothing() -> None:
+    found = invalid(without(traffic(1), 0.05, 1), strict=True)
+    assert found
+    assert facts(found) == found
+
+
+def test_one_direction_is_no_doubt() -> None:
+    """A router on an asymmetric route sees one end alone, and calls its segments INVALID."""
+    talk = conversation()
+    kept = [frame for frame in talk.frames if frame.octets[12:16] == b"\x0a\0\0\1"]
+    found = invalid(renumbered(kept))
+    assert found
+    assert facts(found) == found
+
+
+def test_proof_names_bytes_and_frame() -> None:
+    talk = conversation()
+    del talk.frames[5]
+    (found,) = invalid(renumbered(talk.frames))
+    assert found.doubted is not None
+    proof = found.doubted.proof
+    assert proof is not None
+    assert (proof.kind, proof.frame, proof.missing) == (Doubt.UNSEEN_DATA, 6, 1000)
+    assert proof.start == 5001
+
+
+def test_capture_reports_drops(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`isb_osdrop` in the statistics at the end of the file."""
+    talk = conversation()
+    talk.server("A", 1001 + 100_000, 19, length=100)
+    blocks = [captures.section(), captures.interface(RAW)]
+    blocks += [captures.enhanced(frame.octets, frame.time_ns // 1000) for frame in talk.frames]
+    path = tmp_path / "capture.pcapng"
+    for drops, expected in ((0, None), (3, "capture-drops")):
+        statistics = captures.statistics(0, ifdrop=1 if drops else 0, osdrop=drops)
+        path.write_bytes(b"".join([*blocks, statistics]))
+        assert main(["replay", str(path), "--format", "json", "--kernel", "5.15"]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(row["frame"], row["reason"], row["doubt"]) for row in rows] == [
+            (8, "seq-over", expected)
+        ]
+    assert main(["replay", str(path), "--summary", "--format", "json", "--kernel", "5.15"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["drops"], summary["reason"], summary["doubt"]) == (4, {}, {"capture-drops": 1})
+
+
+def test_summary_and_whatif_count_facts_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = conversation()
+    stray(talk)
+    del talk.frames[5]
+    path = talk.save(tmp_path / "lossy.pcap")
+    assert main(["replay", path, "--summary", "--format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["reason"] == {"seq-over": 1}
+    assert summary["doubt"] == {"unseen-data": 1}
+    assert main(["replay", path]) == 0
+    text = capsys.readouterr().out
+    assert "ack-over?" in text
+    assert "not counted above: the peer acknowledged bytes that are not in the capture" in text
+    assert main(["whatif", path, "--policy", "preset:strict"]) == 0
+    assert "1 more packet in doubt" in capsys.readouterr().out
+    assert main(["explain", path, "6"]) == 0
+    text = capsys.readouterr().out
+    assert text.index("The finding is in doubt") < text.index("The packet")
+
+
+def test_healthy_flows_that_began_before() -> None:
+    """Picked up in the middle, none of them has a segment outside its window."""
+    frames = [
+        frame for number in range(100) for frame in _middle(traffic(number, 1, 40000 + number))
+    ]
+    replayer = Replayer(ReplaySettings())
+    replayer.replay(renumbered(frames))
+    assert len(replayer.streams.began_before) > 50
+    assert outside(replayer.streams) == []
+
+
+def _middle(frames: list[Frame]) -> list[Frame]:
+    return frames[len(frames) // 3 + 4 :]
+
+
+def test_stray_in_a_flow_that_began_before() -> None:
+    talk = conversation()
+    stray(talk)
+    replayer = Replayer(ReplaySettings())
+    replayer.replay(renumbered(talk.frames[3:]))
+    (segment,) = outside(replayer.streams)
+    assert segment.frame == 5
+    assert segment.flow == "10.0.0.2:80 > 10.0.0.1:40000"
+    assert segment.distance == 10_000_000 - 1001
+
+
+def test_assumed_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A larger scale allows what a smaller one does not."""
+    talk = conversation()
+    stray(talk)
+    del talk.frames[:3]
+    path = talk.save(tmp_path / "cut.pcap")
+    for scale, count in (("7", 1), ("14", 0)):
+        words = ["replay", path, "--summary", "--assume-wscale", scale, "--format", "json"]
+        assert main(words) == 0
+        summary = json.loads(capsys.readouterr().out)
+        assert (summary["began_before"], len(summary["outside"])) == (1, count)
+    assert main(["replay", path, "--assume-wscale", "15"]) == 2
+    assert "--assume-wscale: expected a number from 0 to 14" in capsys.readouterr().err
+
+
+def test_every_segment_has_a_place_in_a_stream() -> None:
+    """A held outcome lets go of its stream once it is settled."""
+    found = invalid(without(traffic(2), 0.1, 2))
+    assert all(outcome.place is None for outcome in found)
+    assert all(isinstance(outcome.packet, Packet) for outcome in found)
+    assert any(
+        isinstance(outcome.packet, Packet) and isinstance(outcome.packet.l4, Segment)
+        for outcome in found
+    )
