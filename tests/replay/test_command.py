@@ -206,7 +206,7 @@ def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr()
     assert said.out.startswith("7 frames")
     assert re.fullmatch(
-        r"nfq-guard: warning: .*talk.pcap: read up to frame 6: the file is truncated in the "
+        r"nfq-guard: warning: .*talk.pcap: read up to frame 7: the file is truncated in the "
         r"record at byte \d+\n",
         said.err,
     )
