@@ -53,7 +53,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action; exit status 1 if `verify` finds a difference."""
-    settings = _settings(args)
+    try:
+        settings = _settings(args)
+    except ConfigError as error:
+        if args.action != "remove":
+            raise
+        return _remove_without_settings(args, error)
     firewall = firewall_of(settings)
     as_json = args.format == "json"
     if args.action == "show":
@@ -100,15 +105,24 @@ def _settings(args: argparse.Namespace) -> Settings:
         if parse_queues(args.queues) is None:
             raise UsageError(f"queues: expected A:B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
-    try:
-        settings = load_settings(args.config)
-    except ConfigError as error:
-        if args.action != "remove":
-            raise
-        # A configuration that has become invalid must not prevent the removal.
-        sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
-        settings = Settings()
-    return msgspec.structs.replace(settings, **changes)
+    return msgspec.structs.replace(load_settings(args.config), **changes)
+
+
+def _remove_without_settings(args: argparse.Namespace, error: ConfigError) -> int:
+    """A configuration that has become invalid must not prevent the removal.
+
+    After a failure of the service it does, because the fail mode is not known: the installed rules
+    are those of the last good configuration.
+    """
+    sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
+    if args.after in {None, "success"}:
+        changes = firewall_of(Settings()).remove()
+    else:
+        reason = f"the configuration cannot be read after the result {args.after}"
+        changes = Changes(done=(), notes=(f"rules kept: {reason}",))
+    if not args.quiet:
+        sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
+    return EXIT_OK
 
 
 class FamilyRecord(TypedDict):

@@ -2,42 +2,105 @@
 """A lock for changes of our rules in a network namespace.
 
 Reading, writing, verifying and rolling back take several programs, and a concurrent installer must
-not interfere between them. The lock is a socket with an abstract name, which like the rules belongs
-to the network namespace, and disappears with the process.
+not interfere between them. The lock is a file in the runtime directory of the daemon, which only
+root and the daemon's user may enter. The kernel releases it with its process.
 """
 
-import socket
+import errno
+import fcntl
+import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
-from nfq_guard.errors import BusyError
+from nfq_guard.errors import BusyError, UnavailableError
 
-_NAME: Final = b"\0nfq-guard-rules"
-# Enough for two installs with retries on a busy machine.
-_PATIENCE_S: Final = 20.0
+FOLDER: Final = Path("/run/nfq-guard")
+# With the programs that follow, less than the service's TimeoutStartSec.
+PATIENCE_S: Final = 4.0
 _PAUSE_S: Final = 0.02
 
 
 @contextmanager
-def held() -> Iterator[None]:
+def held(folder: Path = FOLDER, patience_s: float = PATIENCE_S) -> Iterator[None]:
     """Hold the lock of the calling thread's network namespace.
 
+    Args:
+        folder: Where the file is; it is made if it is missing.
+        patience_s: How long to wait for another holder.
+
     Raises:
-        BusyError: Another process held it throughout.
+        BusyError: Another process held it throughout; it is named.
+        UnavailableError: The file cannot be opened.
     """
-    deadline = time.monotonic() + _PATIENCE_S
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:
-        while True:
-            try:
-                lock.bind(_NAME)
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise BusyError(
-                        "another nfq-guard is changing the rules and does not end"
-                    ) from None
-                time.sleep(_PAUSE_S)
-            else:
-                break
+    path = folder / f"rules-{Path('/proc/thread-self/ns/net').stat().st_ino}.lock"
+    try:
+        lock = _locked(path, patience_s)
+    except OSError as error:
+        raise UnavailableError(f"the lock {path} cannot be opened: {error.strerror}") from None
+    try:
         yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(lock)
+
+
+def _locked(path: Path, patience_s: float) -> int:
+    """The open file, locked, and still the one of this name."""
+    deadline = time.monotonic() + patience_s
+    path.parent.mkdir(mode=0o750, exist_ok=True)
+    while True:
+        lock = _open(path)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, lock):
+                return lock
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                holder = _holder(os.fstat(lock).st_ino)
+                os.close(lock)
+                raise BusyError(
+                    f"{holder} is changing the rules and does not end ({path})"
+                ) from None
+            time.sleep(_PAUSE_S)
+        os.close(lock)
+
+
+def _open(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    lock = os.open(path, flags, 0o600)
+    if os.geteuid() == 0:
+        # The directory may be the daemon's, which must be able to open the file too.
+        owner = path.parent.stat()
+        os.fchown(lock, owner.st_uid, owner.st_gid)
+    return lock
+
+
+def _is_at(path: Path, lock: int) -> bool:
+    """Whether the file was not removed by its last holder meanwhile."""
+    try:
+        return path.stat().st_ino == os.fstat(lock).st_ino
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+
+
+def _holder(inode: int) -> str:
+    """The process that holds the lock of a file, by the kernel's list."""
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
+            words = line.split()
+            # "1: FLOCK  ADVISORY  WRITE 711 00:19:1234 0 EOF"; one that waits has "->" before.
+            if len(words) > 5 and words[1] == "FLOCK" and words[5].endswith(f":{inode}"):
+                return f"{_name(words[4])} (pid {words[4]})"
+    return "another process"
+
+
+def _name(pid: str) -> str:
+    with suppress(OSError):
+        return Path("/proc", pid, "comm").read_text(encoding="utf-8", errors="replace").strip()
+    return "a process"

@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Installs, verifies and removes our rules in the packet filter of this namespace."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences, remarks
-from nfq_guard.firewall.lock import held
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.rule_counters import RuleCounters
-from nfq_guard.firewall.saved import Saved
+from nfq_guard.firewall.saved import Saved, is_own
 from nfq_guard.firewall.spec import Backend, FailMode, Family, RulesSpec
 from nfq_guard.firewall.xtables import (
     Runner,
@@ -46,6 +46,10 @@ class Changes:
     notes: tuple[str, ...]
 
 
+def _nobody(_ours: range) -> Mapping[int, str]:
+    return {}
+
+
 @final
 class Firewall:
     """Our rules, wanted and live.
@@ -61,12 +65,22 @@ class Firewall:
         backend: Backend | None = None,
         families: tuple[Family, ...] = BOTH_FAMILIES,
         runner: Runner | None = None,
+        served_by_others: Callable[[range], Mapping[int, str]] = _nobody,
     ) -> None:
-        """Store the arguments; with `backend` None, `backends.choose` decides later."""
+        """Store the arguments.
+
+        Args:
+            spec: The wanted rules.
+            backend: None: `backends.choose` decides later.
+            families: The families to manage.
+            runner: Access to the system.
+            served_by_others: Queues that are served besides those given, and by which process.
+        """
         self.spec = spec
         self.families = families
         self._asked = backend
         self._runner: Runner = runner or System()
+        self._served_by_others = served_by_others
 
     def choice(self) -> Choice:
         """The backend, and why.
@@ -113,11 +127,13 @@ class Firewall:
         Raises:
             UnavailableError: A program, or a feature of the kernel, is missing.
             PrivilegeError: A capability is missing.
-            BusyError: Another process holds the lock and does not release it.
+            BusyError: Another process holds the lock and does not release it, or the installed
+                rules are those of another daemon, which is running.
         """
         backend = self.choice().backend
         require_privilege(self._runner, backend)
-        with held():
+        with self._runner.locked():
+            self._refuse_owned_by_another()
             return self._install(backend)
 
     def _install(self, backend: Backend) -> Changes:
@@ -189,11 +205,13 @@ class Firewall:
         Raises:
             UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
-            BusyError: Another process holds the lock and does not release it.
+            BusyError: Another process holds the lock and does not release it, or the installed
+                rules are those of another daemon, which is running.
         """
         backend = self.described_choice().backend
         require_privilege(self._runner, backend)
-        with held():
+        with self._runner.locked():
+            self._refuse_owned_by_another()
             return self._remove(backend)
 
     def _remove(self, backend: Backend) -> Changes:
@@ -206,6 +224,24 @@ class Firewall:
         except NfqGuardError as error:
             notes.append(f"not looked at: {error}")
         return Changes(tuple(done), tuple(notes))
+
+    def _refuse_owned_by_another(self) -> None:
+        """Leave rules alone that lead to queues of another daemon than ours.
+
+        Raises:
+            BusyError: Such a daemon is running; it is named.
+        """
+        others = self._served_by_others(range(self.spec.first_queue, self.spec.last_queue + 1))
+        if not others:
+            return
+        for backend in Backend:
+            for tables in self._usable(backend, []):
+                for queue in _queues_of(tables):
+                    if queue in others:
+                        raise BusyError(
+                            f"the installed rules lead to queue {queue}, which {others[queue]} "
+                            "serves: stop it first, or name its queue"
+                        )
 
     def _offload(self) -> OffloadTable:
         return OffloadTable(self._runner, self.spec.offload_entries)
@@ -282,6 +318,21 @@ class Firewall:
             except NfqGuardError as error:
                 notes.append(f"IPv{family} {backend}: not looked at: {error}")
         return done
+
+
+def _queues_of(tables: Xtables) -> list[int]:
+    """The queues to which our installed rules lead; of a range, the first."""
+    try:
+        saved = tables.save()
+    except NfqGuardError:
+        return []  # who cannot read them cannot change them
+    return [
+        int(number)
+        for table in saved.values()
+        for rule in table.rules
+        if is_own(rule.chain) and rule.target == "NFQUEUE"
+        for number in re.findall(r"(?<=--queue-num )\d+|(?<=--queue-balance )\d+", rule.text)
+    ]
 
 
 def _readable(tables: Xtables, should: tuple[TableRules, ...]) -> Saved:

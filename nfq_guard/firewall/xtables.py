@@ -8,12 +8,13 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
 
 from nfq_guard import capabilities
 from nfq_guard.errors import PrivilegeError, UnavailableError
-from nfq_guard.firewall import rule_counters
+from nfq_guard.firewall import lock, rule_counters
 from nfq_guard.firewall.nft_query import has_table
 from nfq_guard.firewall.saved import Saved, parse
 from nfq_guard.firewall.spec import Backend, Family
@@ -58,6 +59,9 @@ class Runner(Protocol):
     def has_nft_table(self, name: str) -> bool:
         """Whether nftables has this table of family inet; True also without the privilege."""
 
+    def locked(self) -> AbstractContextManager[None]:
+        """Hold the lock of the rules, see `lock.held`."""
+
 
 @final
 class System:
@@ -100,6 +104,10 @@ class System:
     def has_nft_table(self, name: str) -> bool:
         """Ask the kernel by netlink."""
         return has_table(name)
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The lock of this machine."""
+        return lock.held()
 
 
 def _search_path() -> str:

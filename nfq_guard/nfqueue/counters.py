@@ -75,20 +75,29 @@ class CounterFile:
 
     def read(self, queue_num: int) -> QueueCounters | None:
         """The counters of one queue; None while it is not bound."""
-        return parse(os.pread(self._fd, 1 << 16, 0).decode("ascii")).get(queue_num)
+        return self.read_all().get(queue_num)
+
+    def read_all(self) -> dict[int, QueueCounters]:
+        """The counters of all queues, by number."""
+        return parse(os.pread(self._fd, 1 << 16, 0).decode("ascii"))
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._fd)
 
 
-def owner(queue_num: int) -> QueueCounters | None:
-    """The counters of a queue of this network namespace; None if it is not bound or not visible."""
+def all_queues() -> dict[int, QueueCounters]:
+    """The counters of all queues of this network namespace that are bound and visible."""
     try:
         with CounterFile() as file:
-            return file.read(queue_num)
+            return file.read_all()
     except OSError:
-        return None
+        return {}
+
+
+def owner(queue_num: int) -> QueueCounters | None:
+    """The counters of a queue of this network namespace; None if it is not bound or not visible."""
+    return all_queues().get(queue_num)
 
 
 def process_of(port_id: int) -> str:

@@ -15,6 +15,7 @@ from nfq_guard.firewall import (
     RuleCounters,
     RulesSpec,
 )
+from nfq_guard.nfqueue import counters
 from nfq_guard.service.settings import Settings
 
 _FAMILIES: Final = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": BOTH_FAMILIES}
@@ -74,4 +75,15 @@ def unjudged_mark(settings: Settings) -> int:
 def firewall_of(settings: Settings) -> Firewall:
     """The rules, in the network namespace of the calling thread."""
     backend = None if settings.backend == "auto" else Backend(settings.backend)
-    return Firewall(spec_of(settings), backend, _FAMILIES[settings.families])
+    return Firewall(
+        spec_of(settings), backend, _FAMILIES[settings.families], served_by_others=_served_by_others
+    )
+
+
+def _served_by_others(ours: range) -> dict[int, str]:
+    """Queues of this network namespace besides ours, and the process that serves each."""
+    return {
+        queue: counters.process_of(state.port_id)
+        for queue, state in counters.all_queues().items()
+        if queue not in ours
+    }

@@ -119,3 +119,28 @@ def test_rules_can_go_when_the_configuration_is_broken(
         assert "daemon.mode" in capsys.readouterr().err
         assert main(["rules", "remove"]) == 0
         assert capsys.readouterr().out == "nothing to change\n"
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize(("result", "kept"), [("exit-code", True), ("success", False)])
+def test_rules_stay_after_a_crash_when_the_configuration_is_broken(
+    guarded: Host,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    result: str,
+    kept: bool,
+) -> None:
+    """The fail mode of the last good configuration is in the rules."""
+    file = tmp_path / "nfq-guard.toml"
+    good = '[daemon]\nmode = "enforce"\nfail_mode = "closed"\n'
+    file.write_text(good, encoding="ascii")
+    with guarded.ns.entered():
+        assert main(["rules", "install", "--config", str(file)]) == 0
+        file.write_text(f"{good}nonsense\n", encoding="ascii")
+        capsys.readouterr()
+        assert main(["rules", "remove", "--config", str(file), "--after", result]) == 0
+        out = capsys.readouterr()
+        assert "nfq-guard.toml: 4:9: expected valid TOML" in out.err
+        assert ("rules kept" in out.out) is kept
+        file.write_text(good, encoding="ascii")
+        assert main(["rules", "verify", "--config", str(file)]) == (0 if kept else 1)

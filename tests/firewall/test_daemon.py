@@ -81,3 +81,15 @@ def test_a_dead_dry_run_lets_packets_pass_whatever_the_fail_mode(
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
         assert _arrive(wire, Family.IPV4) == SENT
+
+
+def test_a_second_daemon_leaves_the_rules_of_the_first(wire: Wire, tmp_path: Path) -> None:
+    """On another queue, with another control socket; its end must not remove them either."""
+    with daemon(wire, FailMode.CLOSED, tmp_path) as first:
+        words = (sys.executable, "-m", "nfq_guard", "run", "--queue", "9", "--config")
+        second = wire.guarded.ns.run(*words, str(tmp_path / "nfq-guard.toml"), check=False)
+        assert second.returncode == 75
+        assert f"(pid {first.pid})" in second.stderr
+        with wire.guarded.ns.entered():
+            assert firewall_of(Settings(mode=Mode.ENFORCE, fail_mode="closed")).verify() == []
+        assert _arrive(wire, Family.IPV4) == SENT

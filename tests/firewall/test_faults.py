@@ -2,11 +2,12 @@
 """Missing programs, privileges and kernel features."""
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
 
-from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import Backend, Family, Firewall, RulesSpec
 from nfq_guard.firewall.xtables import Result, Xtables
 from tests.firewall.conftest import Host
@@ -63,6 +64,9 @@ class FakeSystem:
 
     def has_nft_table(self, name: str) -> bool:  # noqa: ARG002 - as of a Runner
         return False
+
+    def locked(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def loaded(self) -> list[str]:
         return [program for program, _ in self.asked if program.endswith("-restore")]
@@ -153,6 +157,35 @@ def test_a_lost_race_is_tried_again() -> None:
 
     changes = Firewall(RulesSpec(), Backend.NFT, (Family.IPV4,), Racing()).install()
     assert len(changes.done) == 1
+
+
+class Installed(FakeSystem):
+    """Has our rules for queue 3 in iptables-nft, loaded by another daemon or an earlier one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        other = Firewall(RulesSpec(first_queue=3, last_queue=3), Backend.NFT, runner=self)
+        other.install()
+        self.asked.clear()
+
+
+def test_the_rules_of_another_daemon_are_left_alone() -> None:
+    """It would put them back, and so on; the end of either would remove those of the other."""
+    machine = Installed()
+    owners = {3: "nfq-guard (pid 711)", 9: "suricata (pid 712)"}
+    ours = Firewall(RulesSpec(), Backend.NFT, runner=machine, served_by_others=lambda _: owners)
+    for deed in (ours.install, ours.remove):
+        with pytest.raises(BusyError, match=r"queue 3, which nfq-guard \(pid 711\) serves"):
+            deed()
+    assert machine.loaded() == []
+
+
+def test_the_rules_of_a_daemon_that_has_ended_are_replaced() -> None:
+    machine = Installed()
+    owners = {9: "suricata (pid 712)"}
+    ours = Firewall(RulesSpec(), Backend.NFT, runner=machine, served_by_others=lambda _: owners)
+    assert ours.install().done
+    assert ours.verify() == []
 
 
 @pytest.mark.kernel

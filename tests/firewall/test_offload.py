@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The offload table: its text, and machines that cannot have it."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import pytest
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
@@ -28,6 +30,9 @@ class FakeNft:
 
     def has_ipv6(self) -> bool:
         return True
+
+    def locked(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def has_nft_table(self, name: str) -> bool:  # noqa: ARG002 - as of a Runner
         return self.table
