@@ -8,7 +8,7 @@ import msgspec
 from nfq_guard.cli.options import add_config
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK, UsageError
-from nfq_guard.service import assemble
+from nfq_guard.service import assemble, privileges
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon until SIGTERM or SIGINT."""
-    assemble.run(args.config, lambda settings: _overridden(settings, args))
+    assemble.run(args.config, lambda settings: _overridden(settings, args), privileges.give_up)
     return EXIT_OK
 
 

@@ -118,6 +118,20 @@ class Firewall:
         except NfqGuardError:
             return choose_unprivileged(self._runner)
 
+    def load_modules(self) -> None:
+        """Have the legacy programs load their modules, which takes more than to change rules.
+
+        Does nothing for the other backend, whose modules the kernel loads.
+
+        Raises:
+            UnavailableError: A program is missing or fails.
+            PrivilegeError: A capability is missing.
+        """
+        backend = self.choice().backend
+        if backend is Backend.LEGACY:
+            for tables in self._usable(backend, []):
+                tables.restore("*mangle\nCOMMIT\n")
+
     def install(self) -> Changes:
         """Install the rules, last in their chains, and in one backend only.
 

@@ -146,6 +146,7 @@ class Program:
     Attributes:
         memory: The program's global variables, shared with it.
         run: Runs it once, in the calling thread's network namespace; returns 0 or a negative errno.
+        descriptors: The file descriptors of the program and of its memory.
         closing: What `close` closes.
     """
 
@@ -162,7 +163,7 @@ class Program:
         """
         # A mapping of our own, which outlives the descriptor.
         self.memory = mmap.mmap(memory_fd, memory_size)
-        self._descriptors = (descriptor, memory_fd)
+        self.descriptors = (descriptor, memory_fd)
         self.closing = opened.pop_all()
         self._packet = ctypes.create_string_buffer(_PACKET_SIZE)
         self._options = _RunOptions(
@@ -196,9 +197,15 @@ class Program:
             raise LoadError(0, "", list(_warnings))
         with ExitStack() as stack:
             stack.callback(library.bpf_object__close, found)
-            descriptor = _load(library, found, name.encode())
+            loaded = _load(library, found, name.encode())
             variables = library.bpf_object__find_map_by_name(found, b".bss")
-            return cls(descriptor, library.bpf_map__fd(variables), memory_size, stack)
+            # Two descriptors of our own, which a fork can hand on, instead of all that libbpf has.
+            with ExitStack() as opened:
+                descriptor = os.dup(loaded)
+                opened.callback(os.close, descriptor)
+                memory_fd = os.dup(library.bpf_map__fd(variables))
+                opened.callback(os.close, memory_fd)
+                return cls(descriptor, memory_fd, memory_size, opened)
 
     @classmethod
     def open_pinned(cls, program: Path, memory: Path, memory_size: int) -> Self:
@@ -224,7 +231,7 @@ class Program:
         Raises:
             OSError: The kernel refused; the file is named.
         """
-        for descriptor, path in zip(self._descriptors, (program, memory), strict=True):
+        for descriptor, path in zip(self.descriptors, (program, memory), strict=True):
             code = _library().bpf_obj_pin(descriptor, os.fsencode(path))
             if code < 0:
                 raise OSError(-code, os.strerror(-code), str(path))

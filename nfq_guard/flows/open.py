@@ -6,11 +6,13 @@ from typing import Final, final
 
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
-from nfq_guard.flows import pins
+from nfq_guard.flows import bpf, pins
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
-from nfq_guard.flows.libbpf import LoadError
+from nfq_guard.flows.libbpf import LoadError, Program
 from nfq_guard.flows.unavailable import Host, missing_capabilities, unavailable_reason
+
+_WITHOUT_WINDOW: Final = "the kernel's window cannot be read, only state and translation: {}"
 
 
 @final
@@ -27,8 +29,33 @@ class NoFlows:
         """Nothing is open."""
 
 
+def load_ahead(count: int) -> list[Program] | str:
+    """Load `count` programs while this process may, for `open_flows` after it has given that up.
+
+    Returns:
+        The programs, to be closed by the caller; or why none can be loaded.
+    """
+    loaded: list[Program] = []
+    try:
+        # Loads the modules of conntrack, without which the kernel has no lookup function.
+        CtnetlinkFlows((0,)).close()
+        while len(loaded) < count:
+            loaded.append(bpf.load())
+    except LoadError as error:
+        why = unavailable_reason(error, Host.here())
+    except (NfqGuardError, OSError) as error:
+        why = str(error)
+    else:
+        return loaded
+    for program in loaded:
+        program.close()
+    return why
+
+
 def open_flows(
-    zones: Sequence[int] = (0,), instance: str | None = None
+    zones: Sequence[int] = (0,),
+    instance: str | None = None,
+    ahead: Program | str | None = None,
 ) -> tuple[BpfFlows | CtnetlinkFlows | NoFlows, str | None]:
     """The best lookup of this host, and one line on what is missing or refused, else None.
 
@@ -39,6 +66,8 @@ def open_flows(
     Args:
         zones: Conntrack zones to try for each tuple, in order; at least one.
         instance: The daemon whose pins to use (`pins.instance_of`); None: no pins.
+        ahead: A program of `load_ahead`, used before any other and closed with the lookup, or why
+            there is none; None: not tried.
     """
     try:
         netlink = CtnetlinkFlows(zones)
@@ -47,12 +76,20 @@ def open_flows(
         reason = missing_capabilities(Host.here()) or str(error)
         return NoFlows(), f"no flow can be looked up: {reason}"
     refused: list[str] = []
+    if isinstance(ahead, Program):
+        try:
+            return BpfFlows(zones, others=netlink, program=ahead), None
+        except (NfqGuardError, OSError) as error:
+            return netlink, _WITHOUT_WINDOW.format(error)
     if instance is not None:
         pinned, absent = _open_pinned(zones, netlink, instance, refused)
         if pinned is not None:
             return pinned, None
     else:
         absent = ""
+    if ahead is not None:
+        refused.append(ahead)
+        return netlink, _WITHOUT_WINDOW.format("; ".join(dict.fromkeys(refused)))
     try:
         loaded = BpfFlows(zones, others=netlink)
     except LoadError as error:
@@ -62,7 +99,7 @@ def open_flows(
     else:
         return loaded, "; ".join(refused) or None
     reason = "; ".join(dict.fromkeys(refused))
-    return netlink, f"the kernel's window cannot be read, only state and translation: {reason}"
+    return netlink, _WITHOUT_WINDOW.format(reason)
 
 
 def _open_pinned(

@@ -14,9 +14,12 @@ from typing import Final, Protocol
 import msgspec
 from structlog.typing import Processor
 
+from nfq_guard import capabilities
 from nfq_guard.engine import Mode
 from nfq_guard.errors import UsageError
 from nfq_guard.flows import pins
+from nfq_guard.flows.libbpf import Program
+from nfq_guard.flows.open import load_ahead
 from nfq_guard.service.config import LoadedPolicy, load_config, load_policy_for, prepared
 from nfq_guard.service.control.commands import Commands, ControlledDaemon
 from nfq_guard.service.control.server import ControlServer
@@ -52,6 +55,10 @@ MakeLog = Callable[[LineSink], EventLog]
 """Makes the log that writes into a sink, in the form that the settings ask for."""
 
 
+GiveUp = Callable[[Settings, Path | None], list[str]]
+"""Gives privileges up; returns notes for the operator."""
+
+
 class ObservedDaemon(ControlledDaemon, Protocol):
     """The part of the daemon that its endpoints use."""
 
@@ -62,12 +69,22 @@ class ObservedDaemon(ControlledDaemon, Protocol):
         """Counters of the daemon, by name."""
 
 
-def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
+def _keep_privileges(_settings: Settings, _path: Path | None) -> list[str]:
+    return []
+
+
+def run(
+    path: Path | None,
+    override: Callable[[Settings], Settings],
+    give_up: GiveUp = _keep_privileges,
+) -> None:
     """Load the configuration and serve until SIGTERM or SIGINT.
 
     Args:
         path: The configuration file; None as in `config.read_config`.
         override: Applies the command line to the settings of the file.
+        give_up: Gives up privileges, once what takes them is done; `privileges.give_up`. They are
+            those of the whole process, so they are kept unless the caller says otherwise.
 
     Raises:
         NfqGuardError: The configuration has mistakes, or a part of the daemon cannot be made. What
@@ -78,12 +95,16 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
     rules = firewall_of(settings)
     loaded = prepared(config, config.settings)
     instance = pins.instance_of(path)
-    notes: list[str] = []
+    ahead = _load_ahead(settings)
+    notes = give_up(settings, path)
 
     def read() -> LoadedPolicy:
         return load_policy_for(config.settings, path)
 
     with ExitStack() as stack:
+        for program in ahead.values():
+            if isinstance(program, Program):
+                stack.callback(program.close)
         sink, make_log = open_log(settings)
         stack.callback(lambda: sink.close(time.monotonic()))
         events = make_log(sink)
@@ -93,7 +114,10 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
                 settings.queue_numbers,
                 loaded=loaded,
                 read=read,
-                open_queue=lambda number, mode: _opener(settings, number, mode, instance),
+                open_queue=lambda number, mode: _opener(
+                    settings, number, mode, instance, ahead.get(number)
+                ),
+                inherited=lambda number: _descriptors(ahead.get(number)),
                 make_log=make_log,
                 mode=settings.mode,
                 loop=loop,
@@ -103,7 +127,17 @@ def run(path: Path | None, override: Callable[[Settings], Settings]) -> None:
         else:
             (queue_num,) = settings.queue_numbers
             workers = InProcess(
-                open_queue(settings, queue_num, loaded.policy, events, sink, loop, notes, instance)
+                open_queue(
+                    settings,
+                    queue_num,
+                    loaded.policy,
+                    events,
+                    sink,
+                    loop,
+                    notes,
+                    instance,
+                    ahead.get(queue_num),
+                )
             )
         Daemon(
             Parts(
@@ -162,14 +196,37 @@ def _open_log_at(path: Path, render: Processor | None) -> tuple[LineSink, MakeLo
         raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
 
 
-def _opener(settings: Settings, queue_num: int, mode: Mode, instance: str) -> Open:
+def _load_ahead(settings: Settings) -> dict[int, Program | str]:
+    """By queue: the BPF program, or why there is none; empty if only a pinned one can be run."""
+    if not capabilities.has(capabilities.BPF):
+        return {}
+    numbers = settings.queue_numbers
+    loaded = load_ahead(len(numbers))
+    if isinstance(loaded, str):
+        return dict.fromkeys(numbers, loaded)
+    return dict(zip(numbers, loaded, strict=True))
+
+
+def _descriptors(ahead: Program | str | None) -> set[int]:
+    return set(ahead.descriptors) if isinstance(ahead, Program) else set()
+
+
+def _opener(
+    settings: Settings,
+    queue_num: int,
+    mode: Mode,
+    instance: str,
+    ahead: Program | str | None,
+) -> Open:
     """What a worker process calls, after the fork, to open its queue in `mode`."""
     current = msgspec.structs.replace(settings, mode=mode)
 
     def open_it(
         loaded: LoadedPolicy, events: EventLog, sink: LineSink, loop: Loop, notes: list[str]
     ) -> QueueServer:
-        return open_queue(current, queue_num, loaded.policy, events, sink, loop, notes, instance)
+        return open_queue(
+            current, queue_num, loaded.policy, events, sink, loop, notes, instance, ahead
+        )
 
     return open_it
 

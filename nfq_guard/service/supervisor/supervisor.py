@@ -117,6 +117,7 @@ class Supervisor:
         loaded: LoadedPolicy,
         read: Callable[[], LoadedPolicy],
         open_queue: Callable[[int, Mode], Open],
+        inherited: Callable[[int], set[int]],
         make_log: Callable[[LineSink], EventLog],
         mode: Mode,
         loop: Loop,
@@ -130,6 +131,7 @@ class Supervisor:
             loaded: The policy to begin with.
             read: Reads it anew, in a worker.
             open_queue: Binds a queue, in a worker, in a mode.
+            inherited: The descriptors of this process that the worker of a queue needs for that.
             make_log: Makes a worker's log, in the format of the daemon's.
             mode: The mode to begin in.
             loop: The daemon's.
@@ -141,6 +143,7 @@ class Supervisor:
         self._loaded = loaded
         self._read = read
         self._open_queue = open_queue
+        self._inherited = inherited
         self._make_log = make_log
         self._mode = mode
         self._loop = loop
@@ -323,7 +326,8 @@ class Supervisor:
 
     def _work(self, queue_num: int, end: socket.socket, log_fd: int) -> None:
         """In the child."""
-        detach(f"nfq-guard/{queue_num}", {end.fileno(), log_fd})
+        kept = {end.fileno(), log_fd} | self._inherited(queue_num)
+        detach(f"nfq-guard/{queue_num}", kept)
         sink = LineSink(log_fd)
         events = self._make_log(sink)
         WorkerProcess(end, sink, events, self._loaded, self._read).run(

@@ -9,6 +9,7 @@ from typing import Final
 from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.engine import Engine, Mode
+from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
@@ -37,6 +38,7 @@ def open_queue(
     loop: Loop,
     notes: list[str],
     instance: str,
+    ahead: Program | str | None = None,
 ) -> QueueServer:
     """Bind a queue and open all that its packets are judged with; where a step fails, undo all.
 
@@ -49,13 +51,14 @@ def open_queue(
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.
+        ahead: As `open_flows` takes it.
 
     Raises:
         NfqGuardError: The queue cannot be bound, or a kernel feature that is required is missing.
     """
     fail_open = settings.fail_mode == "open"
     with ExitStack() as stack:
-        flows, unavailable = open_flows(settings.zones, instance)
+        flows, unavailable = open_flows(settings.zones, instance, ahead)
         stack.callback(flows.close)
         if unavailable is not None:
             notes.append(unavailable)

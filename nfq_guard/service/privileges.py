@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""The privileges that a daemon keeps once the steps that take root are done.
+
+It stays the user that started it, who owns its log, its metrics file and its control socket. Of the
+capabilities it keeps what its sockets and its rules take, and no program that it runs gains more.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from nfq_guard import capabilities
+from nfq_guard.errors import NfqGuardError, PrivilegeError
+from nfq_guard.service.config import DEFAULT_PATH
+from nfq_guard.service.firewall_spec import firewall_of
+from nfq_guard.service.settings import Settings, parse_listen
+
+_PRIVILEGED_PORTS: Final = 1024
+_READ: Final = os.R_OK
+_WRITE: Final = os.W_OK | os.X_OK
+
+
+def give_up(settings: Settings, config: Path | None) -> list[str]:
+    """Keep only what a daemon with these settings needs until it has stopped.
+
+    For the only thread of a process.
+
+    Args:
+        settings: Of the daemon.
+        config: Its configuration file, which a reload reads; None for the default.
+
+    Returns:
+        Notes for the operator.
+
+    Raises:
+        PrivilegeError: The kernel refused.
+    """
+    if settings.rules == "install":
+        _load_modules(settings)
+    kept = _needed(settings)
+    notes: list[str] = []
+    if capabilities.has(capabilities.DAC_OVERRIDE):
+        barred = _barred_without(kept, list(_files(settings, config)))
+        if barred is not None:
+            kept |= 1 << capabilities.DAC_OVERRIDE
+            notes.append(
+                f"the daemon keeps CAP_DAC_OVERRIDE, because {barred} is not open to its user"
+            )
+    try:
+        capabilities.keep_only(kept)
+    except OSError as error:
+        raise PrivilegeError(str(error)) from None
+    return notes
+
+
+def _needed(settings: Settings) -> int:
+    kept = 1 << capabilities.NET_ADMIN
+    if settings.rules == "install":
+        # Legacy iptables opens a raw socket.
+        kept |= 1 << capabilities.NET_RAW
+    address = parse_listen(settings.metrics_listen)
+    if address is not None and address[1] < _PRIVILEGED_PORTS:
+        kept |= 1 << capabilities.NET_BIND_SERVICE
+    return kept
+
+
+def _load_modules(settings: Settings) -> None:
+    """Let iptables load its modules: the legacy programs do that themselves, which takes root."""
+    with suppress(NfqGuardError):
+        firewall_of(settings).load_modules()
+
+
+def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]]:
+    """What the daemon opens, creates or replaces while it runs, and the access that this takes."""
+    yield config or DEFAULT_PATH, _READ
+    if settings.shadow and ":" not in settings.shadow:
+        yield Path(settings.shadow), _READ
+    if settings.log not in {"-", "journal"}:
+        yield Path(settings.log), os.W_OK
+        yield Path(settings.log).parent, _WRITE
+    for name in (settings.metrics_file, settings.control_socket):
+        if name:
+            yield Path(name).parent, _WRITE
+
+
+def _barred_without(kept: int, wanted: list[tuple[Path, int]]) -> Path | None:
+    """The first of the files that exists and is out of reach of a process with `kept` alone."""
+    existing = [(path, mode) for path, mode in wanted if path.exists()]
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            capabilities.keep_only(kept)
+            for number, (path, mode) in enumerate(existing, 1):
+                if not os.access(path, mode):
+                    status = number
+                    break
+        finally:
+            os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    number = os.waitstatus_to_exitcode(ended)
+    return existing[number - 1][0] if number > 0 else None

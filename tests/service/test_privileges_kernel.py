@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: MIT
+"""What a daemon that root starts keeps of its privileges, and that this is enough."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.lab.netns import Namespace
+from tests.support.queue import QUEUE, GuardProcess, wait_for
+
+pytestmark = pytest.mark.kernel
+
+DAC_OVERRIDE, NET_BIND_SERVICE, NET_ADMIN, NET_RAW = (1 << number for number in (1, 10, 12, 13))
+NOBODY = 65534
+Make = Callable[[str], Namespace]
+
+
+def privileges(pid: int) -> tuple[int, ...]:
+    """CapEff, CapPrm, CapBnd and NoNewPrivs of a process; inheritable and ambient must be empty."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    found = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    assert int(found["CapInh"], 16) == int(found["CapAmb"], 16) == 0
+    sets = tuple(int(found[name], 16) for name in ("CapEff", "CapPrm", "CapBnd"))
+    return *sets, int(found["NoNewPrivs"])
+
+
+def only(kept: int) -> tuple[int, ...]:
+    return kept, kept, kept, 1
+
+
+def configured(path: Path, *lines: str) -> str:
+    path.write_text("\n".join(["[daemon]", f"queue = {QUEUE}", *lines, ""]), encoding="utf-8")
+    return str(path)
+
+
+def guard_in(namespace: Namespace, tmp_path: Path, *lines: str) -> GuardProcess:
+    config = configured(tmp_path / "config.toml", *lines)
+    return GuardProcess(namespace, tmp_path / "log", "--config", config).ready()
+
+
+@pytest.fixture
+def inside(namespace: Make) -> Namespace:
+    return namespace("caps")
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+def test_what_it_keeps_is_enough(inside: Namespace, tmp_path: Path, backend: str) -> None:
+    """For the window, its rules, their repair and removal, the metrics file and a reload."""
+    metrics = tmp_path / "metrics.prom"
+    with guard_in(
+        inside, tmp_path, f'backend = "{backend}"', f'metrics_file = "{metrics}"',
+        "verify_rules_s = 0.2", 'control_socket = ""',
+    ) as guard:  # fmt: skip
+        assert privileges(guard.process.pid) == only(NET_ADMIN | NET_RAW)
+        assert guard.events("started")[0]["evidence"] == "bpf"
+        assert guard.events("note") == []
+        save = f"iptables-{backend}-save"
+        assert "NFQ_GUARD" in inside.run(save).stdout
+        inside.run(f"iptables-{backend}", "-t", "mangle", "-F")
+        wait_for(lambda: "NFQUEUE" in inside.run(save).stdout)
+        assert metrics.exists()
+        guard.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(guard.events("reloaded")))
+        assert guard.stop() == 0
+    assert "NFQ_GUARD" not in inside.run(save).stdout
+    assert not metrics.exists()
+
+
+def test_without_rules_it_keeps_one_capability(inside: Namespace, tmp_path: Path) -> None:
+    with guard_in(inside, tmp_path, 'rules = "none"', 'control_socket = ""') as guard:
+        assert privileges(guard.process.pid) == only(NET_ADMIN)
+        assert guard.events("started")[0]["evidence"] == "bpf"
+        assert guard.stop() == 0
+
+
+def test_workers_keep_no_more_also_after_a_restart(inside: Namespace, tmp_path: Path) -> None:
+    """A worker that is made anew has the window, though nobody could load a program by then."""
+    config = tmp_path / "config.toml"
+    config.write_text('[daemon]\nqueues = "7-8"\ncontrol_socket = ""\n', encoding="ascii")
+
+    def workers(guard: GuardProcess) -> set[int]:
+        pid = guard.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+        return {int(word) for word in children.split()}
+
+    with GuardProcess(inside, tmp_path / "log", "--config", str(config)).ready() as guard:
+        before = workers(guard)
+        assert len(before) == 2
+        for pid in (guard.process.pid, *before):
+            assert privileges(pid) == only(NET_ADMIN | NET_RAW)
+        os.kill(min(before), signal.SIGKILL)
+        wait_for(lambda: len(workers(guard)) == 2 and workers(guard) != before)
+        wait_for(lambda: bool(guard.events("worker_restarted")))
+        (new,) = workers(guard) - before
+        assert privileges(new) == only(NET_ADMIN | NET_RAW)
+        assert guard.events("note") == []
+        assert guard.stop() == 0
+
+
+def test_a_privileged_port_keeps_its_capability(inside: Namespace, tmp_path: Path) -> None:
+    with guard_in(
+        inside, tmp_path, 'metrics_listen = "127.0.0.1:947"', 'control_socket = ""'
+    ) as guard:
+        kept = NET_ADMIN | NET_RAW | NET_BIND_SERVICE
+        assert privileges(guard.process.pid) == only(kept)
+        assert guard.stop() == 0
+
+
+def test_a_directory_of_another_user_keeps_the_right_to_it(
+    inside: Namespace, tmp_path: Path
+) -> None:
+    """As node_exporter's may be; the log says so."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o755)
+    os.chown(theirs, NOBODY, NOBODY)
+    with guard_in(
+        inside, tmp_path, f'metrics_file = "{theirs}/guard.prom"', 'control_socket = ""'
+    ) as guard:
+        assert privileges(guard.process.pid) == only(NET_ADMIN | NET_RAW | DAC_OVERRIDE)
+        assert [
+            f"CAP_DAC_OVERRIDE, because {theirs}" in one["text"] for one in guard.events("note")
+        ]
+        assert (theirs / "guard.prom").exists()
+        assert guard.stop() == 0
+    assert not (theirs / "guard.prom").exists()
+
+
+def test_no_program_gains_what_was_given_up(inside: Namespace) -> None:
+    """Neither one of root nor one with the bit of its owner."""
+    code = (
+        "import os, subprocess\n"
+        "from nfq_guard import capabilities\n"
+        "capabilities.keep_only(1 << capabilities.NET_ADMIN)\n"
+        "assert capabilities.effective() == 1 << capabilities.NET_ADMIN\n"
+        "subprocess.run(['grep', '-E', 'CapEff|CapBnd|NoNewPrivs', '/proc/self/status'])\n"
+    )
+    told = inside.run("env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code).stdout.split()
+    assert told == [
+        "CapEff:",
+        f"{NET_ADMIN:016x}",
+        "CapBnd:",
+        f"{NET_ADMIN:016x}",
+        "NoNewPrivs:",
+        "1",
+    ]
+
+
+def test_a_process_that_may_not_change_its_bounding_set(inside: Namespace) -> None:
+    """What it holds goes all the same."""
+    code = (
+        "from nfq_guard import capabilities\n"
+        "capabilities.keep_only(1 << capabilities.NET_ADMIN | 1 << capabilities.BPF)\n"
+        "print(f'{capabilities.effective():x}')\n"
+    )
+    done = inside.run(
+        "setpriv", "--bounding-set=-setpcap,-bpf", "--inh-caps=-all", "--",
+        "env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"{NET_ADMIN:x}"
