@@ -14,6 +14,7 @@ from nfq_guard.cli.terminal import paint
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError
+from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.service.config import ConfigReading, read_config
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.telemetry.palette import Style
@@ -39,8 +40,9 @@ def run(args: argparse.Namespace) -> int:
     if reading.settings is None:
         raise ConfigError(reading.source, reading.mistakes)
     firewall = firewall_of(reading.settings)
+    policy = compile_policy(reading.config.model) if reading.config is not None else None
     counts: Counter[Status] = Counter()
-    for check in chain([_configuration(reading)], examine(firewall)):
+    for check in chain([_configuration(reading)], examine(firewall, policy)):
         counts[check.status] += 1
         sys.stdout.write(_json(check) if args.format == "json" else _text(check))
     if args.format == "text":

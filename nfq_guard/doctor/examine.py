@@ -19,33 +19,41 @@ from nfq_guard.doctor import (
     nft_rules,
     ours,
     queue,
+    synproxy,
     sysctls,
     table,
 )
 from nfq_guard.doctor.check import Check, note, ok
+from nfq_guard.doctor.host_rules import HostRules
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Backend, Difference, FailMode, Firewall
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.flows.open import open_flows
 from nfq_guard.nfqueue import counters
+from nfq_guard.policy.decision import Policy
 from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import Recognised, recognise
 
 _CONNTRACK: Final = collect.SYSCTLS / "netfilter"
 
 
-def examine(firewall: Firewall) -> Iterator[Check]:
+def examine(firewall: Firewall, policy: Policy | None = None) -> Iterator[Check]:
     """Run every check.
 
     Args:
         firewall: Our rules as configured.
+        policy: The policy as configured; None where it has mistakes.
     """
+    rules = host_rules.read()
+    proxied = synproxy.used(rules.tables)
     yield from _kernel()
     yield from _evidence()
-    yield from sysctls.sysctls(collect.sysctl_values())
+    yield from sysctls.sysctls(collect.sysctl_values(), synproxy=proxied)
     yield from sysctls.reverse_path(collect.reverse_path_filters())
     yield from _table()
-    yield from _rules(firewall)
+    yield from _rules(firewall, rules)
+    if policy is not None and proxied:
+        yield from synproxy.checks(policy)
     yield from _queues(firewall)
     yield from _interfaces()
 
@@ -87,8 +95,7 @@ def _table() -> Iterator[Check]:
     yield from table.counters(table.parse_counters(collect.text(collect.NET / "stat/nf_conntrack")))
 
 
-def _rules(firewall: Firewall) -> Iterator[Check]:
-    rules = host_rules.read()
+def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
     problems = rules.problems
     holders = [
         str(backend)

@@ -65,13 +65,13 @@ def _fate(mets: Sequence[Met]) -> _Fate:
     aimed = [met for met in taking if met.finding.state and met is not sure]
     other = [met for met in taking if not met.finding.state and met is not sure]
     if sure is not None and not sure.finding.spared:
-        return _Fate(_severity([sure]), _by(sure), owners.todo(sure.finding))
+        return _Fate(_severity([sure]), _by(sure) + _means(sure), owners.todo(sure.finding))
     if sure is not None:
         earlier = _dependence(mets[: mets.index(sure)])
-        text = f"{_by(sure)}, unless an earlier rule decides{earlier}"
+        text = f"{_by(sure)}, unless an earlier rule decides{earlier}{_means(sure)}"
         return _Fate(_severity([sure, *aimed]), text, owners.todo(sure.finding))
     if aimed:
-        text = f"accepted, or {_by(aimed[0])}{_dependence(aimed)}"
+        text = f"accepted, or {_by(aimed[0])}{_dependence(aimed)}{_means(aimed[0])}"
         return _Fate(_severity(aimed), text, owners.todo(aimed[0].finding))
     if other:
         names = list(dict.fromkeys(met.finding.chain for met in other))
@@ -98,8 +98,12 @@ def _by(met: Met) -> str:
     by = "by" if finding.state else "by default:"
     place = f"{finding.table.filter} table {finding.table.name}, chain {finding.chain}{name}"
     when = ", before the guard sees it" if met.order is Order.BEFORE else ""
-    means = ": the RST ends its connection" if finding.rule.act is Act.RESET else ""
-    return f"{_WORDS[finding.rule.act]}{sent} {by} `{finding.rule.text}` ({place}){when}{means}"
+    return f"{_WORDS[finding.rule.act]}{sent} {by} `{finding.rule.text}` ({place}){when}"
+
+
+def _means(met: Met) -> str:
+    reset = met.finding.rule.act is Act.RESET
+    return "; the RST ends the connection" if reset else ""
 
 
 def _dependence(mets: Sequence[Met]) -> str:

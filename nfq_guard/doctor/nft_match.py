@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from nfq_guard.doctor.nft_text import expression
+from nfq_guard.doctor.nft_text import expression, statement
 from nfq_guard.doctor.rule_model import (
     ALL_BITS,
     ALWAYS,
     NEVER,
     Condition,
     MarkWrite,
+    Truth,
     all_of,
     any_of,
     depends,
@@ -48,7 +49,6 @@ _ORDERINGS: Final[Mapping[str, Callable[[int, int], bool]]] = {
 class _Unknown:
     """A value that depends on the packet, but is none of `never`."""
 
-    what: str
     never: frozenset[str] = frozenset()
 
 
@@ -82,7 +82,8 @@ class Segment:
         value = self._value(left)
         if isinstance(value, _NoEntry):
             return NEVER
-        return _stated(self._compared(value, sign, right), left)
+        condition = self._compared(value, sign, right)
+        return _stated(_reworded(condition, statement("match", match)), left)
 
     def maps(self, vmap: Mapping[str, Any]) -> list[tuple[Condition, Mapping[str, Any]]]:
         """The verdicts of a verdict map, each with its condition."""
@@ -94,6 +95,7 @@ class Segment:
                 otherwise.append(verdict)
             else:
                 condition = self._equals(key, _unwrapped(left))
+                condition = _reworded(condition, f"{expression(vmap['key'])} {expression(left)}")
                 verdicts.append((_stated(condition, vmap["key"]), verdict))
         rest = any_of(condition for condition, _ in verdicts).negated
         verdicts += [(_stated(rest, vmap["key"]), verdict) for verdict in otherwise]
@@ -111,7 +113,7 @@ class Segment:
         if sign in {"in", "!"} or sign in _ORDERINGS:
             other = _number(right)
             if not isinstance(value, int) or other is None:
-                return depends(_what(value, right))
+                return depends(expression(right))
             if sign in _ORDERINGS:
                 return known(_ORDERINGS[sign](value, other))
             return known(bool(value & other) is (sign == "in"))
@@ -124,7 +126,7 @@ class Segment:
             return NEVER
         if isinstance(value, _Unknown):
             never = isinstance(element, str) and element in value.never
-            return NEVER if never else depends(value.what)
+            return NEVER if never else depends(expression(element))
         if isinstance(value, tuple):
             parts = element.get("concat", ()) if isinstance(element, dict) else ()
             if len(parts) != len(value):
@@ -157,7 +159,7 @@ class Segment:
         if number is not None:
             return number
         if not isinstance(expr, dict) or len(expr) != 1:
-            return _Unknown(expression(expr))
+            return _Unknown()
         ((kind, inner),) = expr.items()
         match kind:
             case "ct":
@@ -166,17 +168,16 @@ class Segment:
                 parts = tuple(self._value(each) for each in inner)
                 return _NO_ENTRY if _NO_ENTRY in parts else parts
             case "&" | "|" | "^":
-                return self._computed(expr, _OPERATORS[kind], inner)
+                return self._computed(_OPERATORS[kind], inner)
             case "meta":
                 return self._meta(inner["key"])
             case "payload":
                 return self._payload(inner)
             case _:
-                return _Unknown(expression(expr))
+                return _Unknown()
 
     def _computed(
         self,
-        expr: Any,  # noqa: ANN401 - JSON
         compute: Callable[[int, int], int],
         operands: Sequence[Any],
     ) -> _Value:
@@ -185,7 +186,7 @@ class Segment:
             return _NO_ENTRY
         numbers = [each for each in values if isinstance(each, int)]
         if len(numbers) != len(values):
-            return _Unknown(expression(expr))
+            return _Unknown()
         return functools.reduce(compute, numbers)
 
     def _meta(self, key: str) -> _Value:
@@ -197,11 +198,9 @@ class Segment:
             case "protocol":
                 return "ip" if self._family == 4 else "ip6"
             case "iif" | "iifname" | "oif" | "oifname":
-                return _Unknown(key, _LOOPBACK)
-            case "mark":
-                return _Unknown("meta mark")
+                return _Unknown(_LOOPBACK)
             case _:
-                return _Unknown(key)
+                return _Unknown()
 
     def _payload(self, payload: Mapping[str, Any]) -> _Value:
         protocol, field = payload.get("protocol", ""), payload.get("field", "")
@@ -209,11 +208,12 @@ class Segment:
             return _NO_ENTRY
         if (protocol, field) in {("ip", "protocol"), ("ip6", "nexthdr")}:
             return "tcp"
-        return _Unknown(expression({"payload": payload}))
+        return _Unknown()
 
 
-def _what(value: _Value, right: Any) -> str:  # noqa: ANN401 - JSON
-    return value.what if isinstance(value, _Unknown) else expression(right)
+def _reworded(condition: Condition, on: str) -> Condition:
+    """A match that depends on the packet, in the words of the whole match."""
+    return condition._replace(on=(on,)) if condition.truth is Truth.DEPENDS else condition
 
 
 def _stated(condition: Condition, left: Any) -> Condition:  # noqa: ANN401 - JSON

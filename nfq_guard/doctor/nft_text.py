@@ -13,7 +13,7 @@ _OPERATORS: Final = {"in": "", "==": "", "!": "! "}
 
 def text(expr: Sequence[Mapping[str, Any]]) -> str:
     """A rule, without counters, and cut where it is long."""
-    words = (_statement(name, value) for each in expr for name, value in each.items())
+    words = (statement(name, value) for each in expr for name, value in each.items())
     whole = " ".join(word for word in words if word)
     return whole if len(whole) <= _LIMIT else f"{whole[: _LIMIT - 3]}..."
 
@@ -49,14 +49,18 @@ def expression(expr: Any) -> str:  # noqa: ANN401 - JSON
             return str(kind)
 
 
-def _statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a kind
+def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a kind
+    """One statement; empty for one that only counts."""
     if name in _SKIPPED:
         return ""
     if name in _PLAIN:
         return name
     match name:
         case "match":
+            masked = isinstance(value["left"], dict) and "&" in value["left"]
             operator = _OPERATORS.get(value["op"], f"{value['op']} ")
+            if masked and value["op"] == "==":
+                operator = "== "
             return f"{expression(value['left'])} {operator}{expression(value['right'])}"
         case "vmap":
             return f"{expression(value['key'])} vmap {_pairs(value['data'])}"

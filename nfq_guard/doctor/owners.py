@@ -210,7 +210,8 @@ def _claimant(finding: Finding) -> Owner | None:
     names = list(finding.table.chains)
     texts = [rule.text for rules in finding.table.chains.values() for rule in rules]
     for owner in OWNERS:
-        if finding.chain in owner.claims and (_any_name(names, owner) or _any_word(texts, owner)):
+        claimed = owner.claims.intersection((finding.chain, *finding.path))
+        if claimed and (_any_name(names, owner) or _any_word(texts, owner)):
             return owner
     return None
 

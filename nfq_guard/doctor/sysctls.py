@@ -10,6 +10,7 @@ _CONNTRACK: Final = "netfilter.nf_conntrack_"
 _BE_LIBERAL: Final = (
     f"{_CONNTRACK}tcp_be_liberal",
     "ipv4.netfilter.ip_conntrack_tcp_be_liberal",
+    f"{_CONNTRACK}tcp_no_window_check",  # OpenWrt
 )
 _LOGGERS: Final = {"2": "IPv4", "10": "IPv6"}
 
@@ -25,14 +26,15 @@ KEYS: Final = (
 """The sysctls to read, without their prefix `net.`; a kernel may lack some."""
 
 
-def sysctls(values: Mapping[str, str]) -> Iterator[Check]:
+def sysctls(values: Mapping[str, str], *, synproxy: bool = False) -> Iterator[Check]:
     """One check for each sysctl that matters.
 
     Args:
         values: Values by key of `KEYS`; absent where the kernel lacks the sysctl.
+        synproxy: Whether a rule of the host uses SYNPROXY.
     """
     yield _be_liberal(values)
-    yield from _loose(values)
+    yield from _loose(values, synproxy=synproxy)
     yield from _checksum(values)
     yield from _logging(values)
     if values.get(f"{_CONNTRACK}tcp_ignore_invalid_rst", "0") != "0":
@@ -51,7 +53,7 @@ def sysctls(values: Mapping[str, str]) -> Iterator[Check]:
 
 def _be_liberal(values: Mapping[str, str]) -> Check:
     there = {key: values[key] for key in _BE_LIBERAL if key in values}
-    if not there:
+    if not there.keys() - {_BE_LIBERAL[-1]}:
         return problem(
             "sysctl.be_liberal",
             "connection tracking is not loaded: nf_conntrack_tcp_be_liberal does not exist",
@@ -68,9 +70,16 @@ def _be_liberal(values: Mapping[str, str]) -> Check:
     )
 
 
-def _loose(values: Mapping[str, str]) -> Iterator[Check]:
+def _loose(values: Mapping[str, str], *, synproxy: bool) -> Iterator[Check]:
     value = values.get(f"{_CONNTRACK}tcp_loose")
-    if value == "0":
+    if synproxy and value is not None:
+        what = f"tcp_loose={value}: SYNPROXY needs 0, so that it sees the ACK of each handshake"
+        yield (
+            note("sysctl.loose", what)
+            if value == "0"
+            else warning("sysctl.loose", what, f"set net.{_CONNTRACK}tcp_loose=0")
+        )
+    elif value == "0":
         yield note(
             "sysctl.loose",
             "tcp_loose=0: every packet of a flow whose start was not seen is INVALID (no-entry)",

@@ -39,26 +39,34 @@ def counters(sums: dict[str, int]) -> Iterator[Check]:
     """Counts since the namespace was created, by column of `parse_counters`."""
     if not sums:
         return
-    if sums.get("drop", 0) or sums.get("early_drop", 0):
+    failed = sums.get("insert_failed", 0)
+    # A packet that loses the race counts in both columns, one that finds the table full in `drop`.
+    full = max(0, sums.get("drop", 0) - failed)
+    early = sums.get("early_drop", 0)
+    if full or early:
         yield warning(
             "table.drops",
-            f"{sums.get('drop', 0)} packets dropped and {sums.get('early_drop', 0)} connections "
-            "evicted because the table was full; later packets of those are INVALID or NEW",
+            f"{full} packets dropped and {early} connections evicted because the table was full; "
+            "later packets of those are INVALID or NEW",
             "raise net.netfilter.nf_conntrack_max, or find out what opens so many connections",
         )
     else:
         yield ok("table.drops", "no packet dropped or connection evicted for lack of space")
-    if sums.get("insert_failed", 0):
-        yield note(
+    if failed:
+        yield warning(
             "table.insert_failed",
-            f"{sums['insert_failed']} packets lost a race to insert their entry (often DNS over "
-            "UDP)",
+            f"{failed} packets were dropped because another packet inserted the same entry first: "
+            "two packets of one new flow at once, or two flows that were given one translated port "
+            "(often DNS over UDP)",
+            "where the host masquerades, use --random-fully (nftables: fully-random); for DNS, a "
+            "cache on the host or TCP",
         )
-    invalid = sums.get("invalid", 0)
-    if invalid:
+    invalid, errors = sums.get("invalid", 0), sums.get("icmp_error", 0)
+    if invalid or errors:
         yield note(
             "table.invalid",
-            f"{invalid} INVALID packets since this namespace was created",
+            f"{invalid + errors} INVALID packets since this namespace was created, {errors} of "
+            "them ICMP (column icmp_error)",
             "run `nfq-guard run --mode dry-run` to learn the reason of each",
         )
     else:

@@ -127,6 +127,8 @@ def test_the_kernels_default_settings_are_ok() -> None:
     [
         ("netfilter.nf_conntrack_tcp_be_liberal", "1", "be_liberal", Status.WARNING),
         ("ipv4.netfilter.ip_conntrack_tcp_be_liberal", "1", "be_liberal", Status.WARNING),
+        ("netfilter.nf_conntrack_tcp_no_window_check", "1", "be_liberal", Status.WARNING),
+        ("netfilter.nf_conntrack_tcp_no_window_check", "0", "be_liberal", Status.OK),
         ("netfilter.nf_conntrack_tcp_loose", "0", "loose", Status.NOTE),
         ("netfilter.nf_conntrack_checksum", "0", "checksum", Status.NOTE),
         ("netfilter.nf_conntrack_log_invalid", "255", "log_invalid", Status.NOTE),
@@ -142,6 +144,14 @@ def test_the_advice_on_be_liberal_is_the_sysctl_that_is_set() -> None:
     key = "ipv4.netfilter.ip_conntrack_tcp_be_liberal"
     check = by_id(sysctls.sysctls(PLAIN | {key: "1"}))["sysctl.be_liberal"]
     assert check.todo == f"set net.{key}=0"
+
+
+def test_synproxy_needs_tcp_loose_off() -> None:
+    key = "netfilter.nf_conntrack_tcp_loose"
+    right = by_id(sysctls.sysctls(PLAIN | {key: "0"}, synproxy=True))["sysctl.loose"]
+    assert (right.status, right.todo) == (Status.NOTE, "")
+    wrong = by_id(sysctls.sysctls(PLAIN | {key: "1"}, synproxy=True))["sysctl.loose"]
+    assert (wrong.status, wrong.todo) == (Status.WARNING, f"set net.{key}=0")
 
 
 def test_missing_conntrack_is_a_problem() -> None:
@@ -187,19 +197,48 @@ def test_a_full_table(count: int, status: Status) -> None:
 
 def test_counters_are_hexadecimal_and_summed_over_cpus() -> None:
     text = (
-        "entries  clashres found new invalid insert_failed drop early_drop\n"
-        "00000010 00000000 00000000 00000000 0000000a 00000001 00000000 00000000\n"
-        "00000010 00000000 00000000 00000000 00000010 00000000 00000000 00000002\n"
+        "entries  clashres found new invalid insert_failed drop early_drop icmp_error\n"
+        "00000010 00000000 00000000 00000000 0000000a 00000001 00000000 00000000 00000001\n"
+        "00000010 00000000 00000000 00000000 00000010 00000000 00000000 00000002 00000002\n"
     )
     sums = table.parse_counters(text)
     assert sums["invalid"] == 26
     assert "entries" not in sums
     checks = by_id(table.counters(sums))
-    assert checks["table.drops"].status is Status.WARNING
-    assert checks["table.insert_failed"].status is Status.NOTE
-    assert "26 INVALID" in checks["table.invalid"].what
+    assert "2 connections evicted" in checks["table.drops"].what
+    assert "29 INVALID packets" in checks["table.invalid"].what
     assert table.parse_counters("") == {}
     assert list(table.counters({})) == []
+
+
+@pytest.mark.parametrize(
+    ("sums", "full", "raced"),
+    [
+        ({"invalid": 0}, Status.OK, None),
+        # A packet that loses the race to insert counts in both columns.
+        ({"drop": 1, "insert_failed": 1}, Status.OK, Status.WARNING),
+        ({"drop": 3}, Status.WARNING, None),
+        ({"drop": 3, "insert_failed": 1}, Status.WARNING, Status.WARNING),
+        ({"insert_failed": 2}, Status.OK, Status.WARNING),
+        ({"early_drop": 1}, Status.WARNING, None),
+    ],
+)
+def test_a_full_table_and_lost_races_are_told_apart(
+    sums: dict[str, int], full: Status, raced: Status | None
+) -> None:
+    checks = by_id(table.counters(sums))
+    assert checks["table.drops"].status is full
+    found = checks.get("table.insert_failed")
+    assert (None if found is None else found.status) is raced
+    if found is not None:
+        assert "--random-fully" in found.todo
+
+
+def test_invalid_icmp_counts_in_its_own_column() -> None:
+    check = by_id(table.counters({"invalid": 0, "icmp_error": 5}))["table.invalid"]
+    assert check.status is Status.NOTE
+    assert "5 INVALID packets" in check.what
+    assert by_id(table.counters({"drop": 0}))["table.invalid"].status is Status.OK
 
 
 def _counters(full: int = 0, buffer: int = 0) -> QueueCounters:

@@ -174,7 +174,7 @@ def test_reject_and_drop_are_told_apart() -> None:
     invalid = "-A FORWARD -p tcp -m conntrack --ctstate INVALID -j"
     reset = _fate(_walk(f"{FILTER}{invalid} {RESET}\n"), "forward")
     assert (reset.status, "reset by" in reset.what) == (Status.PROBLEM, True)
-    assert "the RST ends its connection" in reset.what
+    assert "the RST ends the connection" in reset.what
     dropped = _fate(_walk(f"{FILTER}{invalid} DROP\n"), "forward")
     assert (dropped.status, "is dropped by" in dropped.what) == (Status.WARNING, True)
     rejected = _fate(_walk(f"{FILTER}{invalid} REJECT\n"), "forward")
@@ -511,7 +511,7 @@ def test_rules_of_nftables_in_words() -> None:
     assert texts == [
         "ct state invalid,new drop",
         "iifname != { a, b } reject with tcp reset",
-        '(ct state & invalid) 1 log prefix "x" jump x',
+        '(ct state & invalid) == 1 log prefix "x" jump x',
         "ct state vmap { invalid : drop } queue",
         "tcp dport 1-9 reject",
         "meta mark 192.0.2.0/24 ct state vmap @vm drop",

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard.doctor import synproxy
+from nfq_guard.doctor.check import Status
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import (
     IPS_DST_NAT,
@@ -103,3 +105,11 @@ def test_router_records_leaks(judge_case: Case) -> None:
         for second in range(12)
     ]
     assert late == ["leak"] * 10 + ["default"] * 2
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_that_break_synproxy_say_so(name: str) -> None:
+    """SYNPROXY opens a flow when it sees an ACK that belongs to none."""
+    (check,) = synproxy.checks(load_compiled(f"preset:{name}"))
+    text = (Path("rules/policy") / f"{name}.toml").read_text()
+    assert (check.status is Status.PROBLEM) is ("# Breaks SYNPROXY" in text)

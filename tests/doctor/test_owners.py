@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: MIT
+"""docs/owners.md is what the doctor says, and what it says is what the kernel does."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import pytest
+
+from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.doctor import host_rules, iptables_rules, nft_rules, path
+from nfq_guard.doctor.rule_model import TAKES, Act, Truth, known
+from nfq_guard.firewall import Backend, Family
+from nfq_guard.firewall.saved import parse
+from nfq_guard.wire.packet import ACK
+from tests.support import owners
+from tests.support.live import LiveConntrack
+from tests.support.packets import tcp
+
+pytestmark = pytest.mark.kernel
+
+SRC, DST = bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1))
+
+
+def test_the_page_is_the_doctors_output() -> None:
+    assert owners.PAGE.read_text(encoding="utf-8") == owners.page()
+
+
+def test_every_rule_set_is_on_the_page() -> None:
+    assert {name for _, name in owners.SETS} == {path.name for path in owners.RULES.iterdir()}
+
+
+# Matches that do not depend on the packet, in the spellings of both languages.
+NFT_MATCHES = (
+    "ct state invalid",
+    "ct state invalid,untracked",
+    "ct state established,related",
+    "ct state == invalid",
+    "ct state != invalid",
+    "ct state != invalid,new",
+    "ct state != established,related",
+    "ct state ! invalid,new",
+    "ct state ! established,related",
+    "ct state { invalid, new }",
+    "ct state != { established, related }",
+    "ct state & (established | related | new) == 0",
+    "ct state & (invalid | new) == invalid | new",
+    "ct state & (invalid | new) != invalid",
+    "ct state & invalid == invalid",
+    "ct state < new",
+    "ct state > new",
+    "ct state @unwanted",
+    "ct state != @unwanted",
+    "ct state . meta l4proto { invalid . tcp }",
+    "ct state . meta l4proto { invalid . udp, new . tcp }",
+    "ct mark 0",
+    "ct mark != 5",
+    "ct status assured",
+    "ct status ! dnat",
+    "ct direction original",
+    "meta l4proto tcp",
+    "meta l4proto != tcp",
+    "meta l4proto { udp, icmp }",
+    "meta nfproto ipv4",
+    "meta nfproto ipv6",
+    "meta protocol ip",
+    "ip protocol tcp",
+    "ip6 nexthdr tcp",
+    "udp dport 53",
+    "icmp type echo-request",
+    'iifname "lo"',
+    'iifname != "lo"',
+    'iif "lo"',
+    'oifname { "lo" }',
+    "meta mark set ct mark",
+    "meta mark set 5",
+    "ct mark set 5",
+)
+IPTABLES_MATCHES = (
+    "-m conntrack --ctstate INVALID",
+    "-m conntrack ! --ctstate INVALID",
+    "-m conntrack --ctstate NEW,RELATED,ESTABLISHED",
+    "-m conntrack ! --ctstate NEW,RELATED,ESTABLISHED",
+    "-m conntrack --ctstate UNTRACKED",
+    "-m conntrack --ctstate INVALID,SNAT",
+    "-m conntrack --ctstate SNAT,DNAT",
+    "-m conntrack --ctstate INVALID --ctstatus ASSURED",
+    "-m conntrack --ctstate INVALID ! --ctstatus ASSURED",
+    "-m conntrack --ctstatus ASSURED",
+    "-m conntrack ! --ctstatus ASSURED",
+    "-m conntrack --ctdir REPLY",
+    "-m conntrack --ctproto 6",
+    "-m state --state INVALID",
+    "-m state ! --state ESTABLISHED,RELATED",
+    "-m connmark --mark 0x0",
+    "-m connmark ! --mark 0x1",
+    "-m connbytes --connbytes 0: --connbytes-mode packets --connbytes-dir both",
+    "-m helper --helper ftp",
+    "-m helper ! --helper ftp",
+    "-m comment --comment INVALID",
+    "-p tcp",
+    "-p udp",
+    "! -p udp",
+    "-i lo",
+    "! -i lo",
+    "! -o lo",
+)
+
+
+@pytest.fixture
+def live() -> Iterator[LiveConntrack]:
+    """A router of which an ACK without an entry asks nothing but INVALID."""
+    with LiveConntrack(Sysctls(loose=False)) as conntrack:
+        yield conntrack
+
+
+def _packets(chain: str) -> list[int]:
+    """The counts of a chain's rules, from nft's JSON."""
+    rules = [item["rule"]["expr"] for item in json.loads(chain)["nftables"] if "rule" in item]
+    counters = [next(each["counter"] for each in expr if "counter" in each) for expr in rules]
+    return [counter["packets"] for counter in counters]
+
+
+def test_matches_of_nftables_agree_with_the_kernel(live: LiveConntrack) -> None:
+    """Each rule has a counter and a drop of its own chain, to which it jumps."""
+    rules = "".join(f"{match} counter jump taken\n" for match in NFT_MATCHES)
+    live.space.run(
+        *("nft", "-f", "-"),
+        stdin="table inet probe { set unwanted { type ct_state; elements = { invalid }; }\n"
+        f"chain taken {{ }}\nchain fw {{ type filter hook forward priority 0;\n{rules}}}\n}}\n",
+    )
+    assert live.send(tcp(SRC, DST, 40000, 80, ACK)) == CTSTATES.index("INVALID")
+    listed = live.space.run("nft", "-j", "list", "ruleset").stdout
+    (table,) = (
+        each
+        for each in nft_rules.Ruleset(listed).tables()
+        if (each.name, each.family) == ("probe", 4)
+    )
+    said = [rule.when.truth for rule in table.chains["fw"] if rule.act is Act.JUMP]
+    done = _packets(live.space.run("nft", "-j", "list", "chain", "inet", "probe", "fw").stdout)
+    assert _by_match(NFT_MATCHES, said) == _by_match(NFT_MATCHES, [bool(n) for n in done])
+
+
+def test_matches_of_iptables_agree_with_the_kernel(live: LiveConntrack) -> None:
+    rules = "".join(f"-A FORWARD {match} -j TAKEN\n" for match in IPTABLES_MATCHES)
+    live.space.run("iptables-legacy-restore", stdin=f"*filter\n:TAKEN -\n{rules}COMMIT\n")
+    assert live.send(tcp(SRC, DST, 40000, 80, ACK)) == CTSTATES.index("INVALID")
+    saved = live.space.run("iptables-legacy-save", "-t", "filter").stdout
+    (table,) = iptables_rules.tables(parse(saved), Backend.LEGACY, Family.IPV4)
+    said = [rule.when.truth for rule in table.chains["FORWARD"]]
+    counted = live.space.run("iptables-legacy-save", "-c", "-t", "filter").stdout
+    done = [not line.startswith("[0:") for line in counted.splitlines() if "-A FORWARD" in line]
+    assert _by_match(IPTABLES_MATCHES, said) == _by_match(IPTABLES_MATCHES, done)
+
+
+def _by_match(matches: Sequence[str], results: Sequence[Truth | bool]) -> dict[str, Truth]:
+    truths = [each if isinstance(each, Truth) else known(each).truth for each in results]
+    return dict(zip(matches, truths, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "act", "passes"),
+    [
+        ("kube-proxy.rules", Act.DROP, False),
+        ("kube-router.rules", None, True),
+        ("docker.rules", Act.DROP, False),
+        ("fw4-reject.nft", Act.RESET, False),
+        ("fw4-drop-invalid.nft", Act.DROP, False),
+        ("firehol.rules", Act.DROP, False),
+        ("shorewall.rules", Act.RESET, False),
+        ("pve.rules", Act.DROP, False),
+        ("vyos.nft", Act.DROP, False),
+        ("mwan3.rules", None, True),
+        ("plain.nft", Act.RESET, False),
+    ],
+)
+def test_the_fate_of_a_forwarded_packet_is_what_the_kernel_does(
+    live: LiveConntrack, name: str, act: Act | None, passes: bool
+) -> None:
+    """No rule of these sets names the interfaces and addresses of the test."""
+    text = (owners.RULES / name).read_text(encoding="ascii")
+    if name.endswith(".nft"):
+        live.space.run("nft", "-f", "-", stdin=text)
+    else:
+        live.space.run("iptables-legacy-restore", stdin=text)
+    live.space.run(
+        *("nft", "-f", "-"),
+        stdin="table ip see { chain out { type filter hook output priority -300;\n"
+        "tcp flags rst counter\n}\n}\n",
+    )
+    out = live.send(tcp(SRC, DST, 40000, 80, ACK))
+    assert (out is not None) is passes
+    resets = _packets(live.space.run("nft", "-j", "list", "chain", "ip", "see", "out").stdout)
+    assert (resets == [1]) is (act is Act.RESET)
+    mets = [
+        met
+        for met in path.walk(host_rules.read().tables, 4)
+        if met.hook == "forward" and met.finding.rule.act in TAKES
+    ]
+    sure = next((met for met in mets if met.finding.truth is Truth.YES), None)
+    assert (None if sure is None else sure.finding.rule.act) is act
