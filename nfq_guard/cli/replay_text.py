@@ -227,6 +227,12 @@ def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
             f"{counted(replayer.disordered, 'frame')} with a time before the frame before: "
             "reordercap puts them in order"
         )
+    if replayer.cut_options:
+        yield (
+            "the capture ends inside the TCP options of "
+            f"{counted(replayer.cut_options, 'segment')}, "
+            f"{replayer.streams.cut_openings:,} of them SYNs: their flows are held to no window"
+        )
     checksums = replayer.checksums
     wrong = {
         "forgiven as offload": checksums.forgiven,

@@ -30,6 +30,8 @@ from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.tcp import TcpTracker
 from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import (
+    IP_CT_TCP_FLAG_BE_LIBERAL,
+    IP_CT_TCP_FLAG_SACK_PERM,
     IPS_ASSURED,
     IPS_CONFIRMED,
     IPS_SEEN_REPLY,
@@ -46,7 +48,8 @@ from nfq_guard.flow import (
 )
 from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6
 from nfq_guard.wire.ipv6 import NO_NEXT_HEADER
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment, tuple_of
+from nfq_guard.wire.packet import SYN, Datagram, IcmpMessage, Malformed, Packet, Segment, tuple_of
+from nfq_guard.wire.tcp import options_are_cut
 
 # What `track` answers; CTSTATES[code] is the word.
 CT_NEW: Final = 0
@@ -231,6 +234,10 @@ class FlowTable:
             outcome = tcp.follow(entry, segment, kind, direction, now)
         self.entry = entry
         self.direction = direction
+        if segment.flags & SYN and options_are_cut(packet, segment):
+            # Which scale this end offers is unknown, as in a flow picked up in the middle.
+            for peer in entry.peers:
+                peer.flags |= IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL
         if outcome == INVALID:
             self.reason = tcp.reason
             return CT_INVALID

@@ -41,6 +41,7 @@ from nfq_guard.wire.packet import (
     Queued,
     Segment,
 )
+from nfq_guard.wire.tcp import options_are_cut
 
 # What `Replayer.follow` answers when conntrack would see no packet in a frame.
 CT_NONE: Final = -1
@@ -200,6 +201,7 @@ class Replayer:
         checksums: Judges transport checksums, and counts the wrong ones.
         drops: Frames that the capture itself reports as dropped; set by the reader's owner.
         disordered: Frames with a time before that of the frame before them.
+        cut_options: TCP segments in whose options the capture ends.
     """
 
     def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
@@ -210,6 +212,7 @@ class Replayer:
         self.streams = Streams(settings.capacity, settings.assumed_wscale)
         self.drops = 0
         self.disordered = 0
+        self.cut_options = 0
         self._held: deque[Outcome] = deque()
         self._suspect: Suspect | None = None
         self._last_ns: dict[int, int] = {}
@@ -285,7 +288,10 @@ class Replayer:
             if isinstance(segment, Segment):
                 suspect = self._suspect
                 harmed = suspect is not None or self._checksum_ok is False
-                self.streams.follow(key, segment, frame.number, self._late, harmed)
+                cut = options_are_cut(packet, segment)
+                if cut:
+                    self.cut_options += 1
+                self.streams.follow(key, segment, frame.number, cut, self._late, harmed)
                 if suspect is not None:
                     suspect.watched = self.streams.watch(segment)
         return code

@@ -252,6 +252,7 @@ class Streams:
         beyond: Set when the last segment acknowledges bytes that are not in the file so far.
         ahead: Whether it is an RST ahead of what the file shows of its stream or of its peer's.
         proofs: How many `Proof`s there were, of all streams.
+        cut_openings: SYNs whose options are not whole in the capture.
         began_before: Streams whose beginning the file lacks; bounded by `capacity`.
     """
 
@@ -268,6 +269,7 @@ class Streams:
         self.beyond: Beyond | None = None
         self.ahead = False
         self.proofs = 0
+        self.cut_openings = 0
         self.began_before: list[Stream] = []
 
     def follow(
@@ -275,7 +277,8 @@ class Streams:
         key: Key,
         segment: Segment,
         frame: int,
-        late: bool,  # noqa: FBT001 - positional on the packet path
+        cut: bool,  # noqa: FBT001 - positional on the packet path
+        late: bool,  # noqa: FBT001 - as above
         harmed: bool,  # noqa: FBT001 - as above
     ) -> None:
         """Take one segment into account.
@@ -284,6 +287,7 @@ class Streams:
             key: Its direction (`conntrack.entry.key_of`).
             segment: The segment.
             frame: Number of its frame.
+            cut: Whether its options are not whole in the capture.
             late: Whether its time is before that of the frame before it.
             harmed: Whether its checksum is in doubt, so that it is no proof of a repetition.
         """
@@ -317,6 +321,9 @@ class Streams:
         stream.alive = index
         if not side.known:
             self._first(stream, side, peer, segment, index)
+            if cut and side.opened:
+                side.scale = -1
+                self.cut_openings += 1
         else:
             self._continue(stream, side, peer, segment.seq, segment.end, index, frame)
             if side.watched and not harmed:

@@ -59,6 +59,8 @@ class SummaryRecord(TypedDict):
         without_packet: Frames without a packet for conntrack, by why.
         disordered: Frames with a time before that of the frame before them.
         drops: Frames that the capture itself reports as dropped.
+        cut_options: TCP segments in whose options the capture ends, so that some are unknown.
+        cut_openings: SYNs among them: flows whose window scale is unknown are held to no window.
         checksums: Wrong transport checksums: `forgiven`, `broken` and `unknown`.
         began_before: Flows whose beginning is not in the capture.
         outside: Segments of those that are outside any window under an assumed scale: the host
@@ -83,6 +85,8 @@ class SummaryRecord(TypedDict):
     without_packet: dict[str, int]
     disordered: int
     drops: int
+    cut_options: int
+    cut_openings: int
     checksums: dict[str, int]
     began_before: int
     outside: list[OutsideRecord]
@@ -156,6 +160,8 @@ class Summary:
             "without_packet": dict(replayer.without_packet),
             "disordered": replayer.disordered,
             "drops": replayer.drops,
+            "cut_options": replayer.cut_options,
+            "cut_openings": replayer.streams.cut_openings,
             "checksums": {
                 "forgiven": replayer.checksums.forgiven,
                 "broken": replayer.checksums.broken,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.seqno import Seq
-from nfq_guard.wire.packet import Segment
+from nfq_guard.wire.packet import Packet, Segment
 
 _EDGE: Final = struct.Struct("!I")
 _EDGES: Final = struct.Struct("!II")
@@ -68,8 +68,6 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
     if header_len > wire_len:
         return "TCP header longer than the segment"
     options = octets[offset + 20 : offset + header_len] if header_len > 20 else b""
-    if len(options) != header_len - 20:
-        return SNAPPED_IN_HEADER
     # By index, not by struct: compiled, that takes a third of the time.
     return Segment(
         octets[offset] << 8 | octets[offset + 1],
@@ -90,6 +88,12 @@ def _word(octets: bytes, at: int) -> int:
 
 # The capture is cut short, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the TCP header"
+
+
+def options_are_cut(packet: Packet, segment: Segment) -> bool:
+    """Whether the capture ends inside the options of `segment`, so that some are unknown."""
+    header_len = packet.length - packet.l4_offset - segment.payload_len
+    return header_len - 20 != len(segment.options)
 
 
 def parse_options(options: bytes) -> TcpOptions:

@@ -18,6 +18,7 @@ from nfq_guard.conntrack.table import (
 )
 from nfq_guard.finding import Reason
 from nfq_guard.flow import (
+    IP_CT_TCP_FLAG_BE_LIBERAL,
     IPS_ASSURED,
     IPS_SEEN_REPLY,
     IPV4,
@@ -30,7 +31,9 @@ from nfq_guard.flow import (
     Evidence,
     FlowTuple,
 )
+from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
+from tests.support.conversation import Conversation
 from tests.support.flow import Flow
 from tests.support.trace import Ends, parse
 
@@ -287,3 +290,19 @@ def make_table() -> Callable[..., FlowTable]:
         return FlowTable(KERNEL_6_1, Sysctls(expires=expires), capacity=4)
 
     return make
+
+
+@pytest.mark.parametrize("captured", [40, 44, 46])
+def test_opening_with_cut_options_holds_no_window(captured: int) -> None:
+    """Some options of a SYN are missing in the capture: its scale is unknown, as in mid-flow."""
+    talk = Conversation()
+    talk.open()
+    for frame in talk.frames[:2]:
+        frame.octets = frame.octets[:captured]
+    for start in range(1, 400_000, 20_000):
+        talk.server("A", start, 1, length=20_000)
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    codes = [table.track(decode(frame.octets), 0.0) for frame in talk.frames]
+    assert CT_INVALID not in codes
+    assert table.entry is not None
+    assert all(peer.flags & IP_CT_TCP_FLAG_BE_LIBERAL for peer in table.entry.peers)

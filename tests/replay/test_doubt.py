@@ -264,3 +264,17 @@ def test_every_segment_has_a_place_in_a_stream() -> None:
         isinstance(outcome.packet, Packet) and isinstance(outcome.packet.l4, Segment)
         for outcome in found
     )
+
+
+def test_small_snaplen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The fixed TCP header is enough to follow a flow, and the summary says what is unknown."""
+    talk = conversation()
+    for frame in talk.frames:
+        frame.octets = frame.octets[:44]
+    path = talk.save(tmp_path / "snapped.pcap")
+    assert main(["replay", path, "--summary", "--format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["ctstate"]["INVALID"] == 0
+    assert (summary["flows"], summary["cut_options"], summary["cut_openings"]) == (1, 2, 2)
+    assert main(["replay", path]) == 0
+    assert "inside the TCP options of 2 segments, 2 of them SYNs" in capsys.readouterr().out
