@@ -52,6 +52,7 @@ class Frame:
         wire_len: Length of the frame on the wire, in octets.
         octets: The captured octets, link header first; may be shorter than `wire_len`.
         source: Index of its file, if several are read together.
+        interface: Number of its interface in a pcapng file, else 0.
     """
 
     number: int
@@ -60,9 +61,17 @@ class Frame:
     wire_len: int
     octets: bytes
     source: int
+    interface: int
 
     def __init__(
-        self, number: int, time_ns: int, linktype: int, wire_len: int, octets: bytes, source: int
+        self,
+        number: int,
+        time_ns: int,
+        linktype: int,
+        wire_len: int,
+        octets: bytes,
+        source: int,
+        interface: int = 0,
     ) -> None:
         self.number = number
         self.time_ns = time_ns
@@ -70,3 +79,4 @@ class Frame:
         self.wire_len = wire_len
         self.octets = octets
         self.source = source
+        self.interface = interface

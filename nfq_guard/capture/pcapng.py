@@ -137,6 +137,7 @@ class PcapngScanner:
                         word(buffer, start + 24, little),
                         buffer[start + 28 : start + 28 + captured],
                         source,
+                        index,
                     )
                 )
             else:
@@ -226,7 +227,7 @@ class PcapngScanner:
             raise BrokenRecordError(start, f"undeclared interface {index}")
         interface = self._interfaces[index]
         time_ns = (high << 32 | low) * _NANO // interface.ticks_per_s + interface.offset_ns
-        self._append(frames, interface, time_ns, wire_len, block[28 : 28 + captured])
+        self._append(frames, interface, time_ns, wire_len, block[28 : 28 + captured], index)
 
     def _append(
         self,
@@ -235,9 +236,10 @@ class PcapngScanner:
         time_ns: int,
         wire_len: int,
         octets: bytes,
+        index: int = 0,
     ) -> None:
         self._last_ns = time_ns
         self.frames += 1
         frames.append(
-            Frame(self.frames, time_ns, interface.linktype, wire_len, octets, self._source)
+            Frame(self.frames, time_ns, interface.linktype, wire_len, octets, self._source, index)
         )

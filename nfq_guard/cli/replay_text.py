@@ -7,7 +7,7 @@ from typing import Final, NamedTuple, final
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.names import packet_ends
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
-from nfq_guard.replay.streams import outside
+from nfq_guard.replay.streams import direction_text, outside
 from nfq_guard.replay.summary import Summary
 from nfq_guard.replay.words import (
     DOUBTS,
@@ -206,7 +206,12 @@ def summary_lines(
         f"{action.value} (rule {rule})": count
         for (action, rule), count in summary.by_rule.most_common()
     }
-    block("What the policy says", decisions)
+    assumed = (
+        ""
+        if replayer.translations or replayer.assumes_nat
+        else (" (judged as untranslated: --assume-nat)")
+    )
+    block(f"What the policy says{assumed}", decisions)
     notes = list(_notes(summary, replayer))
     if notes:
         lines.extend(
@@ -214,6 +219,29 @@ def summary_lines(
         )
         lines.extend(f"  {note}" for note in notes)
     return lines
+
+
+def _flow_notes(replayer: Replayer) -> Iterator[str]:
+    """What the capture shows of its flows beside the packets that are judged."""
+    if replayer.copies.copies:
+        yield f"{counted(replayer.copies.copies, 'frame')} show an earlier packet again: not judged"
+    if replayer.translations:
+        yield f"{counted(replayer.translations, 'flow')} with address translation, judged so"
+    streams = replayer.streams
+    one_way = streams.one_way()
+    if one_way:
+        yield (
+            f"{counted(one_way, 'flow')} seen one way only: the host is on an asymmetric route, "
+            "or the capture has a filter or the wrong interface"
+        )
+    if streams.untranslated:
+        escaped = counted(len(streams.untranslated), "packet")
+        yield f"{escaped} escaped the translation of a live flow:"
+        for one in streams.untranslated[:_MOST_FLOWS]:
+            flow, of = direction_text(one.key), direction_text(one.of.original)
+            yield f"  frame {one.frame}: {flow}, of {of}"
+        if len(streams.untranslated) > _MOST_FLOWS:
+            yield f"  and {len(streams.untranslated) - _MOST_FLOWS:,} more"
 
 
 def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
@@ -227,6 +255,7 @@ def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
             f"{counted(replayer.disordered, 'frame')} with a time before the frame before: "
             "reordercap puts them in order"
         )
+    yield from _flow_notes(replayer)
     if replayer.cut_options:
         yield (
             "the capture ends inside the TCP options of "

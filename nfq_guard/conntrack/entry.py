@@ -24,6 +24,12 @@ def key_of(src: bytes, dst: bytes, sport: int, dport: int, proto: int) -> Key:
     return (src, dst, sport << 16 | dport, proto)
 
 
+def reverse(key: Key) -> Key:
+    """The key of packets that go the other way between the same ends."""
+    src, dst, ports, proto = key
+    return (dst, src, (ports & 0xFFFF) << 16 | ports >> 16, proto)
+
+
 @final
 @dataclass(init=False, slots=True, eq=False)
 class Entry:

@@ -23,6 +23,7 @@ from nfq_guard.conntrack.entry import (
     Key,
     key_of,
     new_peer,
+    reverse,
 )
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.states import FLAGS_PASS, SEGMENT_CLASS
@@ -34,7 +35,9 @@ from nfq_guard.flow import (
     IP_CT_TCP_FLAG_SACK_PERM,
     IPS_ASSURED,
     IPS_CONFIRMED,
+    IPS_DST_NAT,
     IPS_SEEN_REPLY,
+    IPS_SRC_NAT,
     IPV4,
     PROTO_TCP,
     PROTO_UDP,
@@ -85,8 +88,8 @@ class FlowTable:
         entry: The last packet's flow; None without one, and for an INVALID packet that did not get
             as far as a flow.
         direction: Of the last packet in its flow; 0 original, 1 reply.
-        key: What a TCP segment's flow is found by; None for any other packet, and for a segment
-            that is INVALID by itself.
+        key: The direction of a TCP segment in its flow, with the tuple of the original direction
+            or its reverse; None for any other packet, and for a segment that is INVALID by itself.
         created: How many flows were opened so far.
     """
 
@@ -189,6 +192,30 @@ class FlowTable:
         sent = tuple_of(packet)
         return None if sent is None else self._snapshot_of(_key_of_tuple(sent))
 
+    def translate(self, arriving: Key, leaving: Key) -> bool:
+        """Record that packets which arrive as `arriving` leave as `leaving`.
+
+        The replies to them then arrive as the reverse of `leaving`, and belong to the same entry.
+
+        Returns:
+            Whether that was news: an entry had `arriving` as its original direction and no
+            translation so far.
+        """
+        entry = self._entries.get(arriving)
+        if entry is None or entry.original != arriving or entry.reply != reverse(arriving):
+            return False
+        reply = reverse(leaving)
+        if reply in self._entries:
+            return False
+        self._entries.pop(entry.reply, None)
+        entry.reply = reply
+        self._entries[reply] = entry
+        if leaving[0] != arriving[0] or leaving[2] >> 16 != arriving[2] >> 16:
+            entry.status |= IPS_SRC_NAT
+        if leaving[1] != arriving[1] or leaving[2] & 0xFFFF != arriving[2] & 0xFFFF:
+            entry.status |= IPS_DST_NAT
+        return True
+
     def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[FlowSnapshot | None]:
         """The flows that tuples belong to, in either direction (`engine.FlowLookup`).
 
@@ -234,6 +261,8 @@ class FlowTable:
             outcome = tcp.follow(entry, segment, kind, direction, now)
         self.entry = entry
         self.direction = direction
+        if direction == 1 and entry.status & (IPS_SRC_NAT | IPS_DST_NAT):
+            self.key = reverse(entry.original)
         if segment.flags & SYN and options_are_cut(packet, segment):
             # Which scale this end offers is unknown, as in a flow picked up in the middle.
             for peer in entry.peers:
@@ -251,9 +280,7 @@ class FlowTable:
         tcp = self._tcp
         if not tcp.opens(kind):
             return None
-        src, dst, ports, proto = key
-        reply = (dst, src, (ports & 0xFFFF) << 16 | ports >> 16, proto)
-        entry = Entry(key, reply, now, (new_peer(), new_peer()))
+        entry = Entry(key, reverse(key), now, (new_peer(), new_peer()))
         tcp.open(entry, segment, kind)
         self._add(entry, now)
         return entry

@@ -19,15 +19,17 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
-from nfq_guard.capture.links import ETHERNET, LINKS, NO_PACKET
+from nfq_guard.capture.links import ETHERNET, LINKS, LINUX_SLL, LINUX_SLL2, NO_PACKET
+from nfq_guard.conntrack.entry import key_of
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Ignored
-from nfq_guard.flow import CtState, Evidence, FlowSnapshot, Hook
+from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
+from nfq_guard.replay.copies import FIRST, TRANSLATED, Copies
 from nfq_guard.replay.doubt import Doubted, Place, doubt_of, place_of
 from nfq_guard.replay.streams import DEFAULT_WSCALE, Doubt, Proof, Streams
 from nfq_guard.seqno import Seq
@@ -54,8 +56,11 @@ MOST_HELD: Final = 20_000
 NOT_IP: Final = "no IP packet"
 UNKNOWN_LINK: Final = "unknown link type"
 FRAGMENT_WAITS: Final = "a fragment whose datagram is not whole"
+COPIED: Final = "a copy of an earlier frame"
 SNAPPED: Final = "the capture ends inside the headers"
 
+# Captures of `any`, which show a packet on each interface that it passes.
+_COOKED: Final = frozenset({LINUX_SLL, LINUX_SLL2})
 _PREROUTING: Final = int(Hook.PREROUTING)
 
 
@@ -202,6 +207,8 @@ class Replayer:
         drops: Frames that the capture itself reports as dropped; set by the reader's owner.
         disordered: Frames with a time before that of the frame before them.
         cut_options: TCP segments in whose options the capture ends.
+        copies: Looks for frames that show a packet again; those are not judged.
+        translations: Flows whose address translation the capture shows.
     """
 
     def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
@@ -213,6 +220,8 @@ class Replayer:
         self.drops = 0
         self.disordered = 0
         self.cut_options = 0
+        self.copies = Copies()
+        self.translations = 0
         self._held: deque[Outcome] = deque()
         self._suspect: Suspect | None = None
         self._last_ns: dict[int, int] = {}
@@ -237,6 +246,11 @@ class Replayer:
         self.packet: Packet | Malformed | None = None
         self.absent = ""
         self.now = 0.0
+
+    @property
+    def assumes_nat(self) -> bool:
+        """Whether every flow is taken to be translated."""
+        return self._settings.nat_status != 0
 
     @property
     def packets(self) -> int:
@@ -278,6 +292,8 @@ class Replayer:
         if packet is None:
             return CT_NONE
         table = self.table
+        if self.copies.searches and isinstance(packet, Packet) and self._is_copy(frame, packet):
+            return CT_NONE
         code = table.track(packet, self.now, self._checksum_ok)
         self.by_ctstate[code] += 1
         if table.ignored is not None:
@@ -296,6 +312,26 @@ class Replayer:
                     suspect.watched = self.streams.watch(segment)
         return code
 
+    def _is_copy(self, frame: Frame, packet: Packet) -> bool:
+        """Whether the frame shows a packet again; a translation is recorded."""
+        segment = packet.l4
+        if not isinstance(segment, Segment):
+            return False
+        key = key_of(packet.src, packet.dst, segment.sport, segment.dport, PROTO_TCP)
+        copies = self.copies
+        link = frame.octets[: len(frame.octets) - len(self._octets)]
+        if frame.interface or frame.source:
+            link += b"%d/%d" % (frame.interface, frame.source)
+        kind = copies.look(packet, self._octets, key, frame.time_ns, frame.number, link)
+        if kind == FIRST:
+            return False
+        first = copies.first
+        if kind == TRANSLATED and first is not None and self.table.translate(first.key, key):
+            self.translations += 1
+        self._suspect = None
+        self._no_packet(COPIED)
+        return True
+
     def read(self, frame: Frame) -> Packet | Malformed | None:
         """The packet in a frame, put together if it comes in fragments, without following it."""
         self.frames += 1
@@ -308,6 +344,8 @@ class Replayer:
         self._late = frame.time_ns < last_ns
         if self._late:
             self.disordered += 1
+        if frame.interface or frame.source:
+            self.copies.expect()
         octets = self._packet_octets(frame, self.now)
         if not octets:
             self._no_packet(self.absent)
@@ -337,6 +375,8 @@ class Replayer:
             # What nearly all frames are: spares the search for VLAN tags.
             octets = octets[14:]
         else:
+            if frame.linktype in _COOKED:
+                self.copies.expect()
             link = LINKS.get(frame.linktype)
             start = NO_PACKET if link is None else link(octets)
             if start == NO_PACKET:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, final
 
-from nfq_guard.conntrack.entry import Key
-from nfq_guard.flow import FlowTuple, answering
+from nfq_guard.conntrack.entry import Key, reverse
+from nfq_guard.flow import FlowTuple
 from nfq_guard.names import tuple_ends
 from nfq_guard.seqno import Seq, after, before, distance, later
 from nfq_guard.wire.packet import ACK, RST, SYN, Segment
@@ -27,6 +27,7 @@ REORDER_FRAMES: Final = 8
 DEFAULT_WSCALE: Final = 7
 _MOST_PROOFS: Final = 16
 _MOST_OPEN: Final = 16
+_MOST_UNTRANSLATED: Final = 10_000
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
 
@@ -228,8 +229,11 @@ class Stream:
 
     @property
     def one_way(self) -> bool:
-        """Whether one end alone sent frames, and more than a lone probe."""
-        return self.frames > 1 and not (self.sides[0].known and self.sides[1].known)
+        """Whether one end answers another that the file does not show."""
+        one, other = self.sides
+        return (one.known and not other.known and other.asked_index > 0) or (
+            other.known and not one.known and one.asked_index > 0
+        )
 
     def prove(self, proof: Proof) -> None:
         """Record that the file is incomplete or out of order."""
@@ -237,6 +241,23 @@ class Stream:
             self.tainted_from = proof.index
         if len(self.proofs) < _MOST_PROOFS:
             self.proofs.append(proof)
+
+
+@final
+class Untranslated:
+    """A packet with the untranslated address of an end of a live flow.
+
+    Attributes:
+        frame: Its frame.
+        key: Its direction.
+        of: The stream that it belongs to, by its acknowledgement.
+    """
+
+    def __init__(self, frame: int, key: Key, of: Stream) -> None:
+        """State all of it."""
+        self.frame = frame
+        self.key = key
+        self.of = of
 
 
 @final
@@ -252,6 +273,7 @@ class Streams:
         beyond: Set when the last segment acknowledges bytes that are not in the file so far.
         ahead: Whether it is an RST ahead of what the file shows of its stream or of its peer's.
         proofs: How many `Proof`s there were, of all streams.
+        untranslated: Packets that escaped the translation of their flow; the first ones.
         cut_openings: SYNs whose options are not whole in the capture.
         began_before: Streams whose beginning the file lacks; bounded by `capacity`.
     """
@@ -270,6 +292,10 @@ class Streams:
         self.ahead = False
         self.proofs = 0
         self.cut_openings = 0
+        self.untranslated: list[Untranslated] = []
+        self._gone_one_way = 0
+        # The stream that an end opened last, by its address and port.
+        self._opened: dict[tuple[bytes, int], Stream] = {}
         self.began_before: list[Stream] = []
 
     def follow(
@@ -294,11 +320,11 @@ class Streams:
         flags = segment.flags
         stream = self._streams.get(key)
         if stream is None:
-            stream = self._begin(key, frame)
+            stream = self._begin(key, segment, frame)
         one, other = stream.sides
         side, peer = (one, other) if stream.original == key else (other, one)
         if flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
-            stream = self._begin(key, frame)
+            stream = self._begin(key, segment, frame)
             side, peer = stream.sides
         stream.frames += 1
         index = stream.frames
@@ -349,16 +375,53 @@ class Streams:
         side.watched.append(watched)
         return watched
 
-    def _begin(self, key: Key, frame: int) -> Stream:
-        src, dst, ports, proto = key
-        reply = (dst, src, (ports & 0xFFFF) << 16 | ports >> 16, proto)
+    def one_way(self) -> int:
+        """How many streams are seen one way only."""
+        return self._gone_one_way + sum(
+            stream.original == key and stream.one_way for key, stream in self._streams.items()
+        )
+
+    def _open(self, stream: Stream, key: Key, flags: int) -> None:
+        """Remember which end opened a stream."""
+        opened = self._opened
+        if len(opened) >= self._capacity:
+            for old in list(opened)[: max(1, self._capacity >> 3)]:
+                del opened[old]
+        src, dst, ports, _ = key
+        if flags & ACK:
+            opened[dst, ports & 0xFFFF] = stream
+        else:
+            opened[src, ports >> 16] = stream
+
+    def _find_twin(self, key: Key, segment: Segment, frame: int) -> None:
+        """Whether a packet without a stream answers the exact state of one with another tuple."""
+        _, dst, ports, _ = key
+        stream = self._opened.get((dst, ports & 0xFFFF))
+        if stream is None or len(self.untranslated) >= _MOST_UNTRANSLATED:
+            return
+        # An RST without ACK has the number that its peer expects.
+        number = segment.ack if segment.flags & ACK else segment.seq
+        for side in stream.sides:
+            if side.known and side.opened and number in (side.end, side.acked):
+                self.untranslated.append(Untranslated(frame, key, stream))
+                return
+
+    def _begin(self, key: Key, segment: Segment, frame: int) -> Stream:
+        """A stream that begins with `segment`."""
         stream = Stream(key, frame)
         streams = self._streams
         if len(streams) >= 2 * self._capacity:
             for old in list(streams)[: max(2, self._capacity >> 3)]:
-                del streams[old]
+                gone = streams.pop(old)
+                if gone.original == old and gone.one_way:
+                    self._gone_one_way += 1
         streams[key] = stream
-        streams[reply] = stream
+        streams[reverse(key)] = stream
+        flags = segment.flags
+        if flags & SYN:
+            self._open(stream, key, flags)
+        else:
+            self._find_twin(key, segment, frame)
         return stream
 
     def _first(self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int) -> None:
@@ -609,9 +672,8 @@ def outside(streams: Streams) -> list[Outside]:
     found: list[Outside] = []
     for stream in streams.began_before:
         for side in stream.sides:
-            src, dst, ports, proto = stream.original
-            ends = FlowTuple(proto, src, dst, ports >> 16, ports & 0xFFFF)
-            flow = tuple_ends(ends if side.number == 0 else answering(ends))
+            key = stream.original if side.number == 0 else reverse(stream.original)
+            flow = direction_text(key)
             found.extend(
                 Outside(frame=jump.frame, flow=flow, distance=distance(jump.seq, jump.start))
                 for jump in side.outside
@@ -619,6 +681,12 @@ def outside(streams: Streams) -> list[Outside]:
             )
     found.sort(key=_frame_of)
     return found
+
+
+def direction_text(key: Key) -> str:
+    """A direction as `source > destination`."""
+    src, dst, ports, proto = key
+    return tuple_ends(FlowTuple(proto, src, dst, ports >> 16, ports & 0xFFFF))
 
 
 def _frame_of(segment: Outside) -> int:

@@ -9,7 +9,7 @@ from nfq_guard.finding import Reason
 from nfq_guard.names import packet_ends, tuple_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
-from nfq_guard.replay.streams import Doubt, outside
+from nfq_guard.replay.streams import Doubt, direction_text, outside
 from nfq_guard.wire.packet import Packet, tuple_of
 
 # Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
@@ -43,6 +43,20 @@ class OutsideRecord(TypedDict):
     distance: int
 
 
+class UntranslatedRecord(TypedDict):
+    """A packet with the untranslated address of an end of a live flow.
+
+    Attributes:
+        frame: Its frame.
+        flow: Its direction, as `source > destination`.
+        of: The flow that it belongs to by its acknowledgement, as its first packet goes.
+    """
+
+    frame: int
+    flow: str
+    of: str
+
+
 class SummaryRecord(TypedDict):
     """A whole replay, as `replay --summary` prints it.
 
@@ -59,6 +73,10 @@ class SummaryRecord(TypedDict):
         without_packet: Frames without a packet for conntrack, by why.
         disordered: Frames with a time before that of the frame before them.
         drops: Frames that the capture itself reports as dropped.
+        copies: Frames that show an earlier packet again; they are not judged.
+        translations: Flows whose address translation the capture shows.
+        untranslated: Packets that escaped the translation of their flow.
+        one_way: Flows of which one end alone is in the capture, although the other answered.
         cut_options: TCP segments in whose options the capture ends, so that some are unknown.
         cut_openings: SYNs among them: flows whose window scale is unknown are held to no window.
         checksums: Wrong transport checksums: `forgiven`, `broken` and `unknown`.
@@ -85,6 +103,10 @@ class SummaryRecord(TypedDict):
     without_packet: dict[str, int]
     disordered: int
     drops: int
+    copies: int
+    translations: int
+    untranslated: list[UntranslatedRecord]
+    one_way: int
     cut_options: int
     cut_openings: int
     checksums: dict[str, int]
@@ -160,6 +182,17 @@ class Summary:
             "without_packet": dict(replayer.without_packet),
             "disordered": replayer.disordered,
             "drops": replayer.drops,
+            "copies": replayer.copies.copies,
+            "translations": replayer.translations,
+            "untranslated": [
+                {
+                    "frame": one.frame,
+                    "flow": direction_text(one.key),
+                    "of": direction_text(one.of.original),
+                }
+                for one in replayer.streams.untranslated
+            ],
+            "one_way": replayer.streams.one_way(),
             "cut_options": replayer.cut_options,
             "cut_openings": replayer.streams.cut_openings,
             "checksums": {

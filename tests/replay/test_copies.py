@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: MIT
+"""Frames that show a packet again are judged once, and translations are joined."""
+
+import json
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.cli import main
+from nfq_guard.finding import Reason
+from nfq_guard.flow import Nat
+from nfq_guard.policy.default import default_policy
+from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from tests.support import captures
+from tests.support.conversation import SYN_OPTIONS, Conversation
+
+SLL = 113
+CLIENT, SERVICE, POD, ROUTER = (bytes([10, 0, 0, last]) for last in (1, 2, 8, 9))
+INCOMING, OUTGOING = 0, 4
+
+
+def cooked(octets: bytes, kind: int) -> bytes:
+    return struct.pack("!HHH8sH", kind, 1, 6, bytes(8), 0x0800) + octets
+
+
+def rewritten(octets: bytes, *, src: bytes | None = None, dst: bytes | None = None) -> bytes:
+    """As a router sends it on: with another address, one hop later. Checksums are left alone."""
+    packet = bytearray(octets)
+    packet[8] -= 1
+    packet[12:16] = src or packet[12:16]
+    packet[16:20] = dst or packet[16:20]
+    return bytes(packet)
+
+
+def numbered(octets: bytes, identification: int) -> bytes:
+    return octets[:4] + struct.pack("!H", identification) + octets[6:]
+
+
+class AnyCapture:
+    """A capture on `any` of a host that forwards, and translates where it is told to."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+    def show(self, octets: bytes, time_ns: int, kind: int) -> None:
+        number = len(self.frames) + 1
+        packet = cooked(octets, kind)
+        self.frames.append(Frame(number, time_ns, SLL, len(packet), packet, 0))
+
+    def pass_on(self, frame: Frame, octets: bytes) -> None:
+        """The packet comes in as `frame` has it and leaves as `octets`."""
+        self.show(numbered(frame.octets, frame.number), frame.time_ns, INCOMING)
+        self.show(numbered(octets, frame.number), frame.time_ns + 20_000, OUTGOING)
+
+
+def talk_of_service() -> Conversation:
+    """From the client to 10.0.0.2, as the client sees it, with 1,500 bytes of answer."""
+    talk = Conversation()
+    talk.open()
+    talk.client("PA", 1, 1, length=18)
+    talk.server("A", 1, 19)
+    talk.server("PA", 1, 19, length=1500)
+    talk.client("A", 19, 1501)
+    return talk
+
+
+def node(talk: Conversation, stray: Sequence[int] = ()) -> list[Frame]:
+    """The same on `any` of the node that translates to the pod; `stray` frames escape it."""
+    shown = AnyCapture()
+    for frame in talk.frames:
+        octets = frame.octets
+        from_client = octets[12:16] == CLIENT
+        if frame.number in stray:
+            untranslated = {"dst": POD} if from_client else {"src": POD}
+            frame.octets = (
+                octets[:12]
+                + (octets[12:16] + POD if from_client else POD + octets[16:20])
+                + octets[20:]
+            )
+            shown.pass_on(frame, rewritten(frame.octets, **untranslated))
+        elif from_client:
+            shown.pass_on(frame, rewritten(octets, dst=POD))
+        else:
+            frame.octets = octets[:12] + POD + octets[16:]
+            shown.pass_on(frame, rewritten(frame.octets, src=SERVICE))
+    return shown.frames
+
+
+def replayed(frames: list[Frame]) -> tuple[Replayer, list[Outcome]]:
+    replayer = Replayer(ReplaySettings(), default_policy())
+    return replayer, [*replayer.replay(frames), *replayer.finish()]
+
+
+def test_both_sides_of_a_translation_are_one_flow() -> None:
+    talk = talk_of_service()
+    replayer, found = replayed(node(talk))
+    assert found == []
+    assert replayer.packets == len(talk.frames)
+    assert replayer.copies.copies == len(talk.frames)
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+    assert not replayer.streams.began_before
+
+
+def test_stray_that_escapes_is_judged_once_and_by_the_translation() -> None:
+    """The stray is INVALID and dropped; the RST to the address of the pod is INVALID too."""
+    talk = talk_of_service()
+    talk.server("PA", 10_000_000, 19, length=31)
+    talk.client("R", 19)
+    stray = len(talk.frames) - 1
+    replayer, found = replayed(node(talk, stray=(stray, stray + 1)))
+    assert [one.finding.reason for one in found if one.finding] == [
+        Reason.SEQ_OVER,
+        Reason.NO_ENTRY,
+    ]
+    first = found[0]
+    assert first.doubted is None
+    assert first.snapshot is not None
+    assert first.snapshot.nat is Nat.DNAT
+    assert first.snapshot.original.dst == SERVICE
+    assert first.decision is not None
+    assert first.decision.drops
+    assert replayer.packets == len(talk.frames)
+
+
+def test_masquerading_router() -> None:
+    """Source translation: the answers arrive for the router's own address."""
+    shown = AnyCapture()
+    talk = talk_of_service()
+    for frame in talk.frames:
+        octets = frame.octets
+        if octets[12:16] == CLIENT:
+            shown.pass_on(frame, rewritten(octets, src=ROUTER))
+        else:
+            frame.octets = octets[:16] + ROUTER + octets[20:]
+            shown.pass_on(frame, rewritten(frame.octets, dst=CLIENT))
+    replayer, found = replayed(shown.frames)
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+    entry = replayer.table.entry
+    assert entry is not None
+    assert entry.snapshot(0, 0.0).nat is Nat.SNAT
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_bridge_or_mirror_port(times: int) -> None:
+    """Each packet several times in the same place, to its end."""
+    talk = talk_of_service()
+    talk.client("FA", 19, 1501)
+    talk.server("FA", 1501, 20)
+    talk.client("A", 20, 1502)
+    talk.client("R", 20)
+    shown = AnyCapture()
+    for frame in talk.frames:
+        for copy in range(times):
+            octets = numbered(frame.octets, frame.number)
+            shown.show(octets, frame.time_ns + copy * 1_000_000, INCOMING)
+    replayer, found = replayed(shown.frames)
+    assert found == []
+    assert replayer.copies.copies == (times - 1) * len(talk.frames)
+
+
+def test_repetition_by_the_network_is_judged() -> None:
+    """One packet that comes twice is not a property of the capture."""
+    talk = talk_of_service()
+    for _ in range(3):
+        talk.server("PA", 10_000_000, 19, length=31, wait=0.001)
+    replayer, found = replayed(talk.frames)
+    assert len(found) == 3
+    assert replayer.copies.copies == 0
+
+
+def test_retransmission_is_no_copy() -> None:
+    """It has an identification of its own."""
+    talk = talk_of_service()
+    shown = AnyCapture()
+    for frame in talk.frames:
+        shown.pass_on(frame, rewritten(frame.octets))
+    again = talk.frames[5]
+    shown.show(numbered(again.octets, 99), talk.frames[-1].time_ns + 1_000_000, INCOMING)
+    replayer, _ = replayed(shown.frames)
+    assert replayer.packets == len(talk.frames) + 1
+
+
+def test_several_interfaces_in_one_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pcapng names the interface of each frame; IPv6 has no identification."""
+    talk = Conversation(family=6)
+    talk.open()
+    talk.client("PA", 1, 1, length=18)
+    blocks = [captures.section(), captures.interface(101), captures.interface(101)]
+    for frame in talk.frames:
+        for number in (0, 1):
+            octets = frame.octets[:7] + bytes([64 - number]) + frame.octets[8:]
+            ticks = frame.time_ns // 1000 + number
+            blocks.append(captures.enhanced(octets, ticks, number=number))
+    path = tmp_path / "two.pcapng"
+    path.write_bytes(b"".join(blocks))
+    assert main(["replay", str(path), "--summary", "--format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["packets"], summary["copies"]) == (4, 4)
+    assert main(["replay", str(path), "--all", "--format", "json"]) == 0
+    rows: list[dict[str, Any]] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows[1]["absent"] == "a copy of an earlier frame"
+    assert main(["explain", str(path), "2"]) == 0
+    assert "The kernel judges it once" in capsys.readouterr().out
+
+
+def test_two_captures_of_one_host(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One file a side of the translation."""
+    frames = node(talk_of_service())
+    paths: list[str] = []
+    for name, kind in (("outer", INCOMING), ("inner", OUTGOING)):
+        records = [
+            (frame.time_ns // 10**9, frame.time_ns // 1000 % 10**6, frame.octets[16:])
+            for frame in frames
+            if (frame.octets[1] == kind) is (frame.octets[28:32] == CLIENT)
+        ]
+        path = tmp_path / f"{name}.pcap"
+        path.write_bytes(captures.pcap(records, linktype=101))
+        paths.append(str(path))
+    assert main(["replay", *paths, "--summary", "--format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["flows"], summary["translations"]) == (1, 1)
+    assert summary["ctstate"]["INVALID"] == 0
+
+
+@pytest.mark.parametrize("flags", ["PA", "R", "RA"])
+def test_escaped_packet_on_the_client_s_side(
+    flags: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The pod's own address, and the exact state of a live flow: data or an RST."""
+    talk = talk_of_service()
+    talk.server(flags, 1501, None if flags == "R" else 19)
+    escaped = talk.frames[-1]
+    escaped.octets = escaped.octets[:12] + POD + escaped.octets[16:]
+    path = talk.save(tmp_path / "outer.pcap")
+    assert main(["replay", path, "--summary", "--format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["untranslated"] == [
+        {
+            "frame": len(talk.frames),
+            "flow": "10.0.0.8:80 > 10.0.0.1:40000",
+            "of": "10.0.0.1:40000 > 10.0.0.2:80",
+        }
+    ]
+    assert main(["replay", path]) == 0
+    assert "1 packet escaped the translation of a live flow" in capsys.readouterr().out
+
+
+def test_other_packets_from_elsewhere_escaped_nothing() -> None:
+    talk = talk_of_service()
+    talk.server("PA", 1501, 300, length=10)
+    other = talk.frames[-1]
+    other.octets = other.octets[:12] + POD + other.octets[16:]
+    replayer, _ = replayed(talk.frames)
+    assert replayer.streams.untranslated == []
+
+
+def test_policy_line_says_what_is_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk = talk_of_service()
+    talk.server("PA", 10_000_000, 19, length=31)
+    path = talk.save(tmp_path / "one-side.pcap")
+    assert main(["replay", path]) == 0
+    assert "What the policy says (judged as untranslated: --assume-nat)" in capsys.readouterr().out
+    assert main(["replay", path, "--assume-nat", "dnat"]) == 0
+    assert "What the policy says\n" in capsys.readouterr().out
+
+
+def test_one_way_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A probe that nobody answers is not one of them."""
+    talk = talk_of_service()
+    talk.frames = [frame for frame in talk.frames if frame.octets[12:16] == CLIENT]
+    probe = Conversation(sport=40001)
+    probe.client("S", 0, options=SYN_OPTIONS)
+    probe.client("S", 0, options=SYN_OPTIONS, wait=1.0)
+    talk.frames += probe.frames
+    path = talk.save(tmp_path / "one-way.pcap")
+    assert main(["replay", path, "--summary", "--format", "json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["one_way"], summary["doubt"]) == (1, {})
+    assert main(["replay", path]) == 0
+    assert "1 flow seen one way only" in capsys.readouterr().out
+
+
+def test_untracked_packets_are_left_alone() -> None:
+    """A translation that contradicts the table changes nothing there."""
+    talk = talk_of_service()
+    replayer, _ = replayed(talk.frames)
+    table = replayer.table
+    entry = table.entry
+    assert entry is not None
+    original, reply = entry.original, entry.reply
+    other = (POD, *original[1:])
+    assert not table.translate(other, original)
+    assert not table.translate(reply, other)
+    assert not table.translate(original, original)
+    assert table.translate(original, other)
+    assert not table.translate(original, other)
+    assert entry.snapshot(0, 0.0).nat is Nat.SNAT
