@@ -22,58 +22,6 @@ from tests.support.lookups import answered
 from tests.support.segments import ACK, tcp_ipv4
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        ("nf_ct_proto_6: SEQ is over upper bound 17 ", Reason.SEQ_OVER),
-        ("nf_ct_proto_6: ACK is over upper bound 17", Reason.ACK_OVER),
-        ("nf_ct_proto_6: SEQ is under lower bound 17", Reason.SEQ_UNDER),
-        ("nf_ct_proto_6: ignored ACK under lower bound 17", Reason.ACK_UNDER),
-        ("nf_ct_proto_6: invalid rst", Reason.RST_OUTSIDE),
-        ("nf_ct_proto_6: invalid new", Reason.NO_ENTRY),
-        (
-            "nf_ct_proto_6: packet (index 1) in dir 1 invalid, state ESTABLISHED",
-            Reason.BAD_TRANSITION,
-        ),
-        ("nf_ct_proto_6: packet (index 0) in dir 0 ignored, state ESTABLISHED", None),
-        ("nf_ct_proto_6: 12 bytes more than expected", None),
-        ("nf_ct_proto_6: invalid tcp flag combination", Reason.BAD_FLAGS),
-        ("nf_ct_proto_6: truncated packet", Reason.MALFORMED),
-        ("nf_ct_proto_6: bad checksum", Reason.BAD_CHECKSUM),
-        ("nf_ct_proto_1: bad hw icmp checksum", Reason.BAD_CHECKSUM),
-        ("nf_ct_proto_58: ICMPv6 checksum failed", Reason.BAD_CHECKSUM),
-        ("nf_ct_proto_132: nf_ct_sctp: bad CRC", Reason.BAD_CHECKSUM),
-        ("nf_ct_proto_136: invalid checksum coverage", Reason.MALFORMED),
-        ("nf_ct_proto_1: invalid icmp type", Reason.MALFORMED),
-        ("nf_ct_proto_1: short packet", Reason.MALFORMED),
-        ("nf_ct_proto_17: truncated/malformed packet", Reason.MALFORMED),
-        ("nf_ct_proto_1: outer daddr 10.8.0.3 != inner 10.8.0.2", Reason.ICMP_MISMATCH),
-        (
-            "nf_ct_proto_6: SEQ is over the upper bound (over the window of the receiver)",
-            Reason.SEQ_OVER,
-        ),
-        (
-            "nf_ct_proto_6: SEQ is under the lower bound (already ACKed data retransmitted)",
-            Reason.SEQ_UNDER,
-        ),
-        (
-            "nf_ct_proto_6: ACK is over the upper bound (ACKed data not seen yet)",
-            Reason.ACK_OVER,
-        ),
-        (
-            "nf_ct_proto_6: ACK is under the lower bound (possible overly delayed ACK)",
-            Reason.ACK_UNDER,
-        ),
-        ("nf_ct_proto_6: invalid state", Reason.BAD_TRANSITION),
-        ("nf_ct_proto_6: invalid packet ignored in state CLOSE", None),
-        ("", None),
-        ("something else", None),
-    ],
-)
-def test_texts_of_all_kernels(text: str, reason: Reason | None) -> None:
-    assert reason_of(text) is reason
-
-
 def test_which_texts_are_of_valid_packets() -> None:
     assert is_ignored("nf_ct_proto_6: ignored ACK under lower bound 17")
     assert is_ignored("nf_ct_proto_6: SEQ is under lower bound 17")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Self, final
 
 from nfq_guard import capabilities
+from nfq_guard.conntrack.log_text import parse_log
 from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.finding import Reason
 from nfq_guard.netlink.messages import (
@@ -49,26 +50,6 @@ _BUFFER_SIZE: Final = 1 << 21
 _NF_LOG: Final = Path("/proc/sys/net/netfilter")
 _ALL_PROTOCOLS: Final = 255
 
-# What the texts hold, by kernel: 6.x words first, then those of 5.10 and 5.15. In order: the
-# first that is found decides.
-_REASONS: Final = (
-    ("SEQ is over", Reason.SEQ_OVER),
-    ("ACK is over", Reason.ACK_OVER),
-    ("SEQ is under", Reason.SEQ_UNDER),
-    ("ACK is under", Reason.ACK_UNDER),
-    ("ACK under lower", Reason.ACK_UNDER),
-    ("invalid rst", Reason.RST_OUTSIDE),
-    ("invalid new", Reason.NO_ENTRY),
-    ("invalid state", Reason.BAD_TRANSITION),
-    ("invalid tcp flag", Reason.BAD_FLAGS),
-    ("checksum coverage", Reason.MALFORMED),
-    ("checksum", Reason.BAD_CHECKSUM),
-    ("bad CRC", Reason.BAD_CHECKSUM),
-    ("truncated", Reason.MALFORMED),
-    ("short packet", Reason.MALFORMED),
-    ("invalid icmp type", Reason.MALFORMED),
-    ("outer daddr", Reason.ICMP_MISMATCH),
-)
 # Said of packets that conntrack accepts without looking further; on 6.x so are the two "under".
 _IGNORED: Final = ("ignored", "more than expected")
 
@@ -165,17 +146,9 @@ def is_ignored(text: str) -> bool:
 
 
 def reason_of(text: str) -> Reason | None:
-    """The reason that a log text stands for; None when it names none, or no INVALID packet.
-
-    Texts of all kernels are known. "SEQ is under" is INVALID in 5.x and ignored in 6.x: the
-    reason is the same, `is_ignored` tells the 6.x reading.
-    """
-    for words, reason in _REASONS:
-        if words in text:
-            return reason
-    if " invalid, state" in text:
-        return Reason.BAD_TRANSITION
-    return None
+    """The reason that a log text stands for; None when it names none, or no INVALID packet."""
+    logged = parse_log(f"{text} ", old_segments_pass=True)
+    return None if logged is None else logged.reason
 
 
 @contextmanager

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""What conntrack's own log says of a packet, in the spelling of every kernel (kernel.md 1.12).
+
+Conntrack ends each text with a space. Where that is missing, the text was cut off, and so may be
+the number at its end.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.finding import Reason
+from nfq_guard.flow import TcpState
+from nfq_guard.seqno import Seq, add
+
+_PREFIX: Final = re.compile(r"nf_ct_[a-z0-9_]+: ?")
+
+# Each of these, at its place in the text, names a reason. The long form of a bound is that of
+# kernels before 6.1, which print no number.
+_REASONS: Final = (
+    (re.compile(r"SEQ is over (?:upper bound \d+|the upper bound)"), Reason.SEQ_OVER),
+    (re.compile(r"ACK is over (?:upper bound \d+|the upper bound)"), Reason.ACK_OVER),
+    (re.compile(r"SEQ is under the lower bound"), Reason.SEQ_UNDER),
+    (re.compile(r"ACK is under the lower bound"), Reason.ACK_UNDER),
+    (re.compile(r"invalid rst", re.IGNORECASE), Reason.RST_OUTSIDE),
+    (re.compile(r"invalid new"), Reason.NO_ENTRY),
+    (re.compile(r"invalid state"), Reason.BAD_TRANSITION),
+    (re.compile(r"packet \(index \d+\) in dir \d+ invalid"), Reason.BAD_TRANSITION),
+    (re.compile(r"invalid tcp flag combination"), Reason.BAD_FLAGS),
+    (re.compile(r"invalid checksum coverage"), Reason.MALFORMED),
+    (re.compile(r"bad (?:hw icmp )?checksum|ICMPv6 checksum failed|bad CRC"), Reason.BAD_CHECKSUM),
+    (re.compile(r"truncated|short packet|invalid icmp type"), Reason.MALFORMED),
+    (re.compile(r"outer daddr \S+ != inner"), Reason.ICMP_MISMATCH),
+)
+# Said of a packet that passes with its flow, or beside the reason of one that does not.
+_NOT_A_REASON: Final = re.compile(
+    r"packet \(index \d+\) in dir \d+ ignored"
+    r"|ignored ACK under lower bound"
+    r"|SEQ is under lower bound"
+    r"|invalid packet ignored"
+    r"|challenge-ack ignored"
+    r"|timeout to "
+)
+_LIMIT: Final = re.compile(r"over upper bound (\d{1,10}) ")
+_EXCESS: Final = re.compile(r"(\d{1,10}) bytes more than expected")
+_TRANSITION: Final = re.compile(
+    r"packet \(index ([0-5])\) in dir ([01]) invalid, state ([A-Z0-9_]+) "
+)
+_STATES: Final = {state.name: int(state) for state in TcpState}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """Why conntrack calls a packet INVALID, by its own log.
+
+    Attributes:
+        reason: None for a text that is not known, or was cut off before it said enough.
+        limit: The last number that passes, where the text has the broken bound.
+        excess: Octets from `td_maxend` to the end of the segment, plus one, where the text has
+            that instead.
+        transition: Direction, class and state of a segment that the state table forbids, where
+            the text has them.
+    """
+
+    reason: Reason | None
+    limit: Seq | None = None
+    excess: int | None = None
+    transition: tuple[int, int, int] | None = None
+
+
+_UNKNOWN: Final = Logged(None)
+
+
+def parse_log(text: str, *, old_segments_pass: bool) -> Logged | None:
+    """Read one text as NFLOG has it; None if it does not say why a packet is INVALID.
+
+    Args:
+        text: The prefix of the NFLOG message, with the space at its end.
+        old_segments_pass: `KernelRules.old_segments_pass`: whether a segment that is "more than
+            expected" passes. Every other text has the same meaning on all kernels.
+    """
+    prefix = _PREFIX.match(text)
+    if prefix is None:
+        return None
+    said = text[prefix.end() :]
+    if _NOT_A_REASON.search(said):
+        return None
+    excess = _EXCESS.match(said)
+    if excess is not None:
+        if old_segments_pass:
+            return None
+        return Logged(Reason.SEQ_OVER, excess=int(excess[1]))
+    for pattern, reason in _REASONS:
+        if pattern.match(said):
+            return Logged(reason, _limit(said), None, _transition(said))
+    return _UNKNOWN
+
+
+def _limit(said: str) -> Seq | None:
+    found = _LIMIT.search(said)
+    if found is None or int(found[1]) > 0xFFFFFFFF:
+        return None
+    return add(Seq(int(found[1])), -1)  # the text has the first number that fails
+
+
+def _transition(said: str) -> tuple[int, int, int] | None:
+    found = _TRANSITION.match(said)
+    state = None if found is None else _STATES.get(found[3])
+    if found is None or state is None:
+        return None
+    return int(found[2]), int(found[1]), state
