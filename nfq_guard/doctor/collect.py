@@ -4,7 +4,6 @@
 Read-only. A source that cannot be read yields an empty value, which `doctor.examine` reports.
 """
 
-import gzip
 import re
 from collections.abc import Sequence
 from itertools import pairwise
@@ -45,14 +44,6 @@ def output(*argv: str) -> str | None:
     except (OSError, UnavailableError):
         return None
     return done.stdout if done.status == 0 else None
-
-
-def kernel_configuration(release: str) -> str:
-    """The kernel's configuration, from /proc/config.gz or else /boot; empty if in neither."""
-    try:
-        return gzip.decompress(Path("/proc/config.gz").read_bytes()).decode("utf-8", "replace")
-    except OSError:
-        return text(Path("/boot") / f"config-{release}")
 
 
 def sysctl_values() -> dict[str, str]:

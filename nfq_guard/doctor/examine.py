@@ -16,6 +16,7 @@ from nfq_guard.doctor import (
     interfaces,
     kernel,
     marks,
+    modules,
     nft_rules,
     ours,
     queue,
@@ -60,13 +61,13 @@ def examine(firewall: Firewall, policy: Policy | None = None) -> Iterator[Check]
 
 def _kernel() -> Iterator[Check]:
     release = os.uname().release
-    options = kernel.parse_options(collect.kernel_configuration(release))
     found = _ask_kernel()
     yield kernel.rules(release, found)
     yield kernel.reasons(release, found)
-    yield from kernel.options(options)
-    loaded = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
-    yield kernel.queues(loaded=loaded, configured=options)
+    files = modules.KernelFiles.read(Path("/"), release)
+    yield from modules.features(files)
+    present = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
+    yield modules.queues(files, present=present)
     yield kernel.type_information(available=Path("/sys/kernel/btf/vmlinux").exists())
 
 

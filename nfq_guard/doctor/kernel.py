@@ -1,25 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""The kernel: what it calls INVALID, and whether it has the features that the guard needs."""
+"""The kernel: what it calls INVALID, and its type information."""
 
-from collections.abc import Iterator, Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelGuess, KernelRules, guess_rules
-from nfq_guard.doctor.check import Check, note, ok, problem, warning
+from nfq_guard.doctor.check import Check, note, ok, warning
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.probe.recognise import LIVE, Recognised
 
 _OLD_ONLY: Final = (Reason.SEQ_UNDER, Reason.ACK_UNDER)
-
-# Required options, and what each provides.
-_NEEDED: Final = {
-    "CONFIG_NF_CONNTRACK": "connection tracking",
-    "CONFIG_NF_CT_NETLINK": "flow lookup",
-    "CONFIG_NETFILTER_NETLINK_QUEUE": "packet queueing to user space",
-    "CONFIG_NETFILTER_XT_TARGET_NFQUEUE": "iptables target NFQUEUE",
-    "CONFIG_NETFILTER_XT_MATCH_CONNTRACK": "iptables match on ctstate",
-}
 
 
 def rules(release: str, found: Recognised | str) -> Check:
@@ -85,59 +75,6 @@ def reasons(release: str, found: Recognised | str) -> Check:
 
 def _name(rules: KernelRules) -> str:
     return "this very kernel" if rules.name == LIVE else rules.name
-
-
-def parse_options(text: str) -> dict[str, str]:
-    """Parse a kernel configuration file; options that are not set are absent."""
-    options: dict[str, str] = {}
-    for line in text.splitlines():
-        name, equals, value = line.partition("=")
-        if equals and name.startswith("CONFIG_"):
-            options[name] = value
-    return options
-
-
-def options(configured: Mapping[str, str]) -> Iterator[Check]:
-    """Whether the required options are set; `configured` is empty if it cannot be read."""
-    if not configured:
-        yield note(
-            "kernel.options",
-            "cannot read the kernel's configuration: neither /proc/config.gz nor /boot has it",
-        )
-        return
-    missing = {name: use for name, use in _NEEDED.items() if name not in configured}
-    for name, use in missing.items():
-        yield problem("kernel.options", f"{name} is not set: no {use}", "run a kernel that has it")
-    if not missing:
-        yield ok("kernel.options", "all required options are set")
-    if "CONFIG_NFT_QUEUE" not in configured:
-        yield note(
-            "kernel.nft_queue",
-            "CONFIG_NFT_QUEUE is not set: native nft rules cannot queue packets",
-            "let nfq-guard install its rules through iptables (either backend)",
-        )
-
-
-def queues(*, loaded: bool, configured: Mapping[str, str]) -> Check:
-    """Whether packets can be queued to user space.
-
-    Args:
-        loaded: Whether /proc/net/netfilter/nfnetlink_queue exists.
-        configured: From `parse_options`.
-    """
-    if loaded:
-        return ok("kernel.nfqueue", "NFQUEUE is available")
-    if configured.get("CONFIG_NETFILTER_NETLINK_QUEUE") == "m":
-        return note(
-            "kernel.nfqueue",
-            "the nfnetlink_queue module is not loaded yet; the kernel loads it when the guard "
-            "starts",
-        )
-    return problem(
-        "kernel.nfqueue",
-        "NFQUEUE is missing: /proc/net/netfilter/nfnetlink_queue does not exist",
-        "load nfnetlink_queue, or run a kernel with CONFIG_NETFILTER_NETLINK_QUEUE",
-    )
 
 
 def type_information(*, available: bool) -> Check:

@@ -67,26 +67,9 @@ def test_a_kernel_of_no_known_generation() -> None:
     assert "this very kernel" in kernel.reasons("5.15.132", Recognised(mixed, mixed, (), ())).what
 
 
-def test_kernel_options() -> None:
-    text = (
-        "CONFIG_NF_CONNTRACK=y\nCONFIG_NF_CT_NETLINK=m\n# CONFIG_NFT_QUEUE is not set\n"
-        "CONFIG_NETFILTER_XT_TARGET_NFQUEUE=y\nCONFIG_NETFILTER_XT_MATCH_CONNTRACK=y\n"
-    )
-    checks = list(kernel.options(kernel.parse_options(text)))
-    assert [(one.id, one.status) for one in checks] == [
-        ("kernel.options", Status.PROBLEM),
-        ("kernel.nft_queue", Status.NOTE),
-    ]
-    assert "CONFIG_NETFILTER_NETLINK_QUEUE" in checks[0].what
-    assert [one.status for one in kernel.options({})] == [Status.NOTE]
-
-
-def test_a_queue_module_that_is_not_loaded_yet_is_a_note() -> None:
-    option = "CONFIG_NETFILTER_NETLINK_QUEUE"
-    assert kernel.queues(loaded=True, configured={}).status is Status.OK
-    assert kernel.queues(loaded=False, configured={option: "m"}).status is Status.NOTE
-    assert kernel.queues(loaded=False, configured={}).status is Status.PROBLEM
+def test_type_information_is_no_condition() -> None:
     assert kernel.type_information(available=False).status is Status.NOTE
+    assert kernel.type_information(available=True).status is Status.OK
 
 
 @pytest.mark.parametrize(
