@@ -30,6 +30,10 @@ def reverse(key: Key) -> Key:
     return (dst, src, (ports & 0xFFFF) << 16 | ports >> 16, proto)
 
 
+class Companion:
+    """Base of what whoever follows a capture remembers beside an entry."""
+
+
 @final
 @dataclass(init=False, slots=True, eq=False)
 class Entry:
@@ -44,6 +48,7 @@ class Entry:
         state: `flow.TcpState` number; 0 for other protocols.
         peers: Senders of the original and of the reply direction, changed in place; `NO_PEERS`
             for other protocols than TCP.
+        stream: For whoever follows the capture that the flow is in; conntrack does not use it.
         last_dir: Direction of the last segment recorded. This and what follows as in
             `flow.FlowSnapshot`.
     """
@@ -55,6 +60,7 @@ class Entry:
     status: int
     state: int
     peers: tuple[Peer, Peer]
+    stream: Companion | None
     last_dir: int
     last_index: int
     last_seq: Seq
@@ -73,6 +79,7 @@ class Entry:
         self.status = 0
         self.state = 0
         self.peers = peers
+        self.stream = None
         self.last_dir = 0
         self.last_index = 0
         self.last_seq = Seq(0)

@@ -224,7 +224,7 @@ class Replayer:
         self.translations = 0
         self._held: deque[Outcome] = deque()
         self._suspect: Suspect | None = None
-        self._last_ns: dict[int, int] = {}
+        self._last_ns = 0
         self._late = False
         self._fragments = Reassembler()
         self._start_ns = -1
@@ -307,7 +307,16 @@ class Replayer:
                 cut = options_are_cut(packet, segment)
                 if cut:
                     self.cut_options += 1
-                self.streams.follow(key, segment, frame.number, cut, self._late, harmed)
+                self.streams.follow(
+                    table.entry,
+                    table.direction,
+                    key,
+                    segment,
+                    frame.number,
+                    cut,
+                    self._late,
+                    harmed,
+                )
                 if suspect is not None:
                     suspect.watched = self.streams.watch(segment)
         return code
@@ -339,11 +348,11 @@ class Replayer:
         if self._start_ns < 0:
             self._start_ns = frame.time_ns
         self.now = (frame.time_ns - self._start_ns) / 1_000_000_000
-        last_ns = self._last_ns.get(frame.source, frame.time_ns)
-        self._last_ns[frame.source] = frame.time_ns
-        self._late = frame.time_ns < last_ns
+        # Several files are merged by time, so that in them too a time before is one of disorder.
+        self._late = frame.time_ns < self._last_ns
         if self._late:
             self.disordered += 1
+        self._last_ns = frame.time_ns
         if frame.interface or frame.source:
             self.copies.expect()
         octets = self._packet_octets(frame, self.now)

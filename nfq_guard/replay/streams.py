@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, final
 
-from nfq_guard.conntrack.entry import Key, reverse
+from nfq_guard.conntrack.entry import Companion, Entry, Key, reverse
 from nfq_guard.flow import FlowTuple
 from nfq_guard.names import tuple_ends
 from nfq_guard.seqno import Seq, after, before, distance, later
@@ -199,7 +199,7 @@ class Side:
 
 
 @final
-class Stream:
+class Stream(Companion):
     """One connection as the capture shows it.
 
     Attributes:
@@ -209,6 +209,7 @@ class Stream:
         alive: Position of the last segment that is no RST.
         sides: Both ends, that of the first frame first.
         proofs: What shows that the file is incomplete or out of order; the first ones.
+        reversed: 1 where the original direction of the conntrack entry is that of the second end.
         tainted_from: Smallest `Proof.index`; 0 while there is no proof.
     """
 
@@ -221,6 +222,7 @@ class Stream:
         self.sides = (Side(0), Side(1))
         self.proofs: list[Proof] = []
         self.tainted_from = 0
+        self.reversed = 0
 
     @property
     def began_before(self) -> bool:
@@ -284,6 +286,7 @@ class Streams:
         self._capacity = capacity
         self._assumed = assumed_wscale
         self.stream: Stream | None = None
+        self._last = Stream((b"", b"", 0, 0), 0)
         self.sender = 0
         self.index = 0
         self.contiguous = False
@@ -300,6 +303,8 @@ class Streams:
 
     def follow(
         self,
+        entry: Entry | None,
+        direction: int,
         key: Key,
         segment: Segment,
         frame: int,
@@ -310,7 +315,9 @@ class Streams:
         """Take one segment into account.
 
         Args:
-            key: Its direction (`conntrack.entry.key_of`).
+            entry: Its conntrack entry, which remembers the stream; None without one.
+            direction: Its direction there.
+            key: The same direction (`conntrack.entry.key_of`).
             segment: The segment.
             frame: Number of its frame.
             cut: Whether its options are not whole in the capture.
@@ -318,14 +325,9 @@ class Streams:
             harmed: Whether its checksum is in doubt, so that it is no proof of a repetition.
         """
         flags = segment.flags
-        stream = self._streams.get(key)
-        if stream is None:
-            stream = self._begin(key, segment, frame)
-        one, other = stream.sides
-        side, peer = (one, other) if stream.original == key else (other, one)
-        if flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
-            stream = self._begin(key, segment, frame)
-            side, peer = stream.sides
+        side = self._side_of(entry, direction, key, segment, frame)
+        stream = self._last
+        peer = stream.sides[1 - side.number]
         stream.frames += 1
         index = stream.frames
         self.stream = stream
@@ -362,6 +364,30 @@ class Streams:
         if side.scale > 0 and not flags & SYN:
             window <<= side.scale
         side.window = max(side.window, window)
+
+    def _side_of(
+        self, entry: Entry | None, direction: int, key: Key, segment: Segment, frame: int
+    ) -> Side:
+        """The sender of a segment; its stream is `_last` then."""
+        known = None if entry is None else entry.stream
+        if isinstance(known, Stream):
+            stream = known
+        else:
+            stream = self._find(key, segment, frame)
+            if entry is not None:
+                entry.stream = stream
+                stream.reversed = int(stream.original != entry.original)
+        one, other = stream.sides
+        reversed_ = stream.reversed ^ direction if entry is not None else stream.original != key
+        side = other if reversed_ else one
+        if segment.flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
+            stream = self._begin(key, segment, frame)
+            side = stream.sides[0]
+            if entry is not None:
+                entry.stream = stream
+                stream.reversed = direction
+        self._last = stream
+        return side
 
     def watch(self, segment: Segment) -> Watched | None:
         """Await the fate of the last segment; None if it carries nothing to acknowledge."""
@@ -405,6 +431,10 @@ class Streams:
             if side.known and side.opened and number in (side.end, side.acked):
                 self.untranslated.append(Untranslated(frame, key, stream))
                 return
+
+    def _find(self, key: Key, segment: Segment, frame: int) -> Stream:
+        stream = self._streams.get(key)
+        return self._begin(key, segment, frame) if stream is None else stream
 
     def _begin(self, key: Key, segment: Segment, frame: int) -> Stream:
         """A stream that begins with `segment`."""
