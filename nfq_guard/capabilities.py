@@ -18,8 +18,6 @@ BPF: Final = 39
 
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
-_PR_CAP_AMBIENT: Final = 47
-_PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 # _LINUX_CAPABILITY_VERSION_3: sets of 64 bits, in two halves.
 _CAPABILITY_VERSION: Final = 0x20080522
 _NUMBERS: Final = 64
@@ -27,14 +25,16 @@ _NUMBERS: Final = 64
 
 def effective() -> int:
     """The effective set, a bit mask by capability number; 0 where /proc cannot be read."""
+    return _sets().get("CapEff:", 0)
+
+
+def _sets() -> dict[str, int]:
     try:
         status = Path("/proc/thread-self/status").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return 0
-    for line in status.splitlines():
-        if line.startswith("CapEff:"):
-            return int(line.split()[1], 16)
-    return 0
+        return {}
+    lines = (line.split() for line in status.splitlines() if line.startswith("Cap"))
+    return {name: int(value, 16) for name, value in lines}
 
 
 def has(number: int) -> bool:
@@ -43,9 +43,10 @@ def has(number: int) -> bool:
 
 
 def keep_only(wanted: int) -> None:
-    """Give up all capabilities but `wanted`, for good, also those that a program run later has.
+    """Give up all capabilities but `wanted`, for good; no program run later has others.
 
-    For the only thread of a process. Capabilities that are not held are not gained.
+    For the only thread of a process. Capabilities that are not held are not gained. Those that
+    programs inherit stay so.
 
     Args:
         wanted: A bit mask by capability number.
@@ -54,9 +55,7 @@ def keep_only(wanted: int) -> None:
         OSError: The kernel refused.
     """
     libc = ctypes.CDLL(None, use_errno=True)
-    held = effective()
-    kept = held & wanted
-    libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    sets = _sets()
     for number in range(_NUMBERS):
         if not wanted >> number & 1 and libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
             # EINVAL: this kernel has no more of them. EPERM: only CAP_SETPCAP may do it, and the
@@ -66,10 +65,14 @@ def keep_only(wanted: int) -> None:
             break
     if libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         _refused()
+    held = [sets.get(name, 0) for name in ("CapEff:", "CapPrm:", "CapInh:")]
+    kept = [each & wanted for each in held]
+    if kept == held:
+        return  # a sandbox may forbid the next call
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
-    halves = (kept & 0xFFFFFFFF, kept >> 32)
-    sets = b"".join(struct.pack("=III", half, half, 0) for half in halves)
-    if libc.capset(header, sets):
+    low = struct.pack("=III", *(each & 0xFFFFFFFF for each in kept))
+    high = struct.pack("=III", *(each >> 32 for each in kept))
+    if libc.capset(header, low + high):
         _refused()
 
 

@@ -71,7 +71,7 @@ rm -rf "$home"
     --find-links "$wheels" --compile nfq-guard
 mkdir -p "$prefix/sbin" "$prefix/share/doc/nfq-guard" /etc/nfq-guard "$units"
 ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
-cp "$tree/README.md" "$tree/LICENSE" "$prefix/share/doc/nfq-guard/"
+cp "$tree/README.md" "$tree/LICENSE" "$here/metrics.conf" "$prefix/share/doc/nfq-guard/"
 
 if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
     say "keeping /etc/nfq-guard/nfq-guard.toml"

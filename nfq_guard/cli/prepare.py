@@ -7,6 +7,7 @@ import sys
 from nfq_guard.cli.options import add_config
 from nfq_guard.errors import EXIT_OK
 from nfq_guard.flows import pins
+from nfq_guard.service import proc_files
 from nfq_guard.service.config import load_settings
 
 
@@ -24,12 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pin the program once for each queue, or remove the pins."""
+    """Pin the program once for each queue, or remove the pins; and share files of /proc."""
     instance = pins.instance_of(args.config)
     if args.remove:
+        proc_files.share(0)
         pins.remove(instance)
         return EXIT_OK
     count = len(load_settings(args.config).queue_numbers)
+    for problem in proc_files.share(pins.account(args.user).pw_gid):
+        sys.stderr.write(f"nfq-guard: {problem}\n")
     folder = pins.prepare(instance, count, args.user)
     if not args.quiet:
         sys.stdout.write(f"pinned in {folder}: {count} of the BPF program, one a queue\n")

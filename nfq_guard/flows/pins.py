@@ -54,6 +54,21 @@ def instance_of(config: Path | None) -> str:
     return _DEFAULT_INSTANCE if config is None else config.stem.replace(".", "_")
 
 
+def account(user: str) -> pwd.struct_passwd:
+    """The account of the daemon's user, for root.
+
+    Raises:
+        PrivilegeError: This process is not root's.
+        UsageError: The user does not exist.
+    """
+    if os.geteuid() != 0:
+        raise PrivilegeError("pinning the BPF program takes root")
+    try:
+        return pwd.getpwnam(user)
+    except KeyError:
+        raise UsageError(f"user {user!r} does not exist") from None
+
+
 def prepare(instance: str, count: int, user: str = USER) -> Path:
     """Pin the program `count` times, instead of whatever is pinned for `instance`.
 
@@ -68,12 +83,7 @@ def prepare(instance: str, count: int, user: str = USER) -> Path:
     Raises:
         NfqGuardError: The program cannot be pinned; nothing is pinned then.
     """
-    if os.geteuid() != 0:
-        raise PrivilegeError("pinning the BPF program takes root")
-    try:
-        owner = pwd.getpwnam(user)
-    except KeyError:
-        raise UsageError(f"user {user!r} does not exist") from None
+    owner = account(user)
     _require_bpf_files()
     folder = BPF_FILES / _HOME / instance
     # Loads the modules of conntrack, without which the kernel has no lookup function.

@@ -41,6 +41,11 @@ def config_flags(queue_num: int, flag: int, *, on: bool = True) -> bytes:
     return message(TYPE_CONFIG, 0, flag, _ANY_FAMILY, queue_num, body)
 
 
+def config_nothing() -> bytes:
+    """A request that changes nothing; the kernel loads its module to refuse or take it."""
+    return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, 0, b"")
+
+
 def config_bind(queue_num: int) -> bytes:
     """Bind a queue; the kernel answers in either case, and `error_of` gives 0 on success."""
     body = attribute(_ATTR_CONFIG_COMMAND, bytes((_COMMAND_BIND, 0, 0, 0)))

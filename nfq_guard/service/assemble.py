@@ -4,6 +4,7 @@
 What is opened for one queue is in `worker/open.py`, for a queue may have a process of its own.
 """
 
+import errno
 import sys
 import time
 from collections.abc import Callable
@@ -282,8 +283,11 @@ def _open_metrics(
         try:
             stack.callback(serve(exposition, *address))
         except OSError as error:
+            more = ""
+            if error.errno == errno.EAFNOSUPPORT:
+                more = "; the service may open no such sockets unless its unit has metrics.conf"
             raise UsageError(
-                f"daemon.metrics_listen: {settings.metrics_listen}: {error.strerror}"
+                f"daemon.metrics_listen: {settings.metrics_listen}: {error.strerror}{more}"
             ) from None
     if settings.metrics_file:
         try:

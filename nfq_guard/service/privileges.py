@@ -51,7 +51,7 @@ def give_up(settings: Settings, config: Path | None) -> list[str]:
     try:
         capabilities.keep_only(kept)
     except OSError as error:
-        raise PrivilegeError(str(error)) from None
+        raise PrivilegeError(error.strerror) from None
     return notes
 
 

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: MIT
+"""Files of /proc that root's step opens to the group of a daemon without root's groups.
+
+The kernel makes them readable for root and its group only. They belong to a network namespace, and
+are there once their module is loaded.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.netlink.connection import Connection
+from nfq_guard.nfqueue import counters, requests
+
+_TABLES: Final = ("ip_tables_names", "ip6_tables_names")
+
+
+def share(group: int) -> list[str]:
+    """Let `group` read the counters of the queues, and which tables legacy iptables has.
+
+    Args:
+        group: Its number; 0 takes it back.
+
+    Returns:
+        A line for each file that the kernel did not let be changed.
+    """
+    try:
+        with closing(Connection()) as connection:
+            # Has the kernel load the module, without which the file is not there.
+            connection.send(requests.config_nothing())
+    except (NfqGuardError, OSError):
+        # The daemon names what is missing.
+        return []
+    return list(_changed(group))
+
+
+def _changed(group: int) -> Iterator[str]:
+    net = counters.QUEUES.parent.parent
+    for path in (counters.QUEUES, *(net / name for name in _TABLES)):
+        try:
+            os.chown(path, -1, group)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            yield f"{Path('/proc/net') / path.relative_to(net)} stays root's: {error.strerror}"
