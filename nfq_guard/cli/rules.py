@@ -11,7 +11,8 @@ import msgspec
 from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
-from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall
+from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Native
+from nfq_guard.firewall.native import render as render_native
 from nfq_guard.firewall.render import render
 from nfq_guard.service.config import load_settings
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
@@ -24,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=actions, metavar="ACTION", help=", ".join(actions))
     parser.add_argument(
         "--backend",
-        choices=("auto", *Backend),
+        choices=("auto", *Backend, *Native),
         help="auto: the backend that has the guard's rules, else the one that has other rules, "
-        "else the one that iptables -V names",
+        "else the one that iptables -V names; nftables: a native table",
     )
     parser.add_argument(
         "--family", choices=("4", "6", "both"), help="IPv4, IPv6 or both (default: as configured)"
@@ -155,7 +156,10 @@ class ShownRecord(TypedDict):
 
 def _show_json(firewall: Firewall) -> str:
     choice = firewall.described_choice()
-    rules = render(firewall.spec, choice.backend)
+    if choice.backend is Native.NFTABLES:
+        rules = render_native(firewall.spec, firewall.families)
+    else:
+        rules = render(firewall.spec, choice.backend)
     record: ShownRecord = {
         "backend": choice.backend,
         "why": choice.why,

@@ -109,7 +109,7 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []
     try:
-        differences = firewall.verify() if holders else []
+        differences = firewall.verify() if places else []
     except NfqGuardError as error:
         problems.append(str(error))
     path = rules.path()

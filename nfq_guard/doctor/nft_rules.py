@@ -25,9 +25,9 @@ from nfq_guard.doctor.rule_model import (
     depends,
 )
 from nfq_guard.firewall.saved import is_own
-from nfq_guard.firewall.spec import OFFLOAD_TABLE
+from nfq_guard.firewall.spec import NATIVE_TABLE, OFFLOAD_TABLE
 
-OUR_TABLE: Final = "nfq_guard"
+OUR_TABLE: Final = NATIVE_TABLE
 """The table of our native rules."""
 
 _OWN_TABLES: Final = frozenset({OUR_TABLE, OFFLOAD_TABLE})

@@ -44,7 +44,7 @@ def ours(
             "run `nfq-guard rules install`, which keeps one backend's; `nft delete table inet "
             "nfq_guard` removes the native table",
         )
-    if places[0] == "nftables":
+    if not differences and places[0] == "nftables":
         return ok("rules.ours", "our rules are loaded as a native nftables table")
     if not differences:
         return ok("rules.ours", f"rules OK, in {places[0]}")

@@ -4,7 +4,15 @@
 from nfq_guard.firewall.compare import Difference, Kind
 from nfq_guard.firewall.manager import BOTH_FAMILIES, Changes, Firewall
 from nfq_guard.firewall.rule_counters import RuleCounters
-from nfq_guard.firewall.spec import UNJUDGED_MARK, Backend, FailMode, Family, RulesSpec
+from nfq_guard.firewall.spec import (
+    UNJUDGED_MARK,
+    Backend,
+    FailMode,
+    Family,
+    Native,
+    Place,
+    RulesSpec,
+)
 
 __all__ = [
     "BOTH_FAMILIES",
@@ -16,6 +24,8 @@ __all__ = [
     "Family",
     "Firewall",
     "Kind",
+    "Native",
+    "Place",
     "RuleCounters",
     "RulesSpec",
 ]

@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: MIT
-"""Chooses the iptables backend. Rules in both backends would see each packet twice."""
+"""Chooses where our rules go. Rules in two packet filters would see each packet twice.
 
-from typing import NamedTuple
+A host has rules of its own in iptables, of either backend, or in native nftables, or in both. Ours
+go to iptables wherever it has rules.
+"""
+
+from typing import Final, NamedTuple
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall.native import has_queue
+from nfq_guard.firewall.nft_program import listed
 from nfq_guard.firewall.saved import Saved
-from nfq_guard.firewall.spec import Backend, Family
+from nfq_guard.firewall.spec import NATIVE_TABLE, OFFLOAD_TABLE, Backend, Family, Native, Place
 from nfq_guard.firewall.xtables import Runner, Xtables, flavour
+
+_IPTABLES: Final = frozenset({"raw", "mangle", "nat", "filter", "security"})
 
 
 class Choice(NamedTuple):
     """A backend, and the reason for its choice as a sentence."""
 
-    backend: Backend
+    backend: Place
     why: str
 
 
@@ -27,23 +35,31 @@ class _Load(NamedTuple):
 def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
     """Choose the backend for our rules.
 
-    The backend that already has our rules; else the one with more rules of other programs; else
+    The backend that already has our rules; else the one of iptables with more rules of other
+    programs; else native nftables, if it has rules of other programs, or iptables is missing; else
     the backend of the program `iptables`.
 
     Raises:
-        UnavailableError: iptables is not installed.
+        UnavailableError: iptables is not installed, and nftables cannot be used.
     """
+    if runner.has_nft_table(NATIVE_TABLE) and runner.find("nft"):
+        return Choice(Native.NFTABLES, "nftables holds our rules already")
     plain = flavour(runner)
     usable = [one for one in Backend if _usable(runner, one)]
     if not usable:
+        if has_queue(runner):
+            return Choice(Native.NFTABLES, "iptables is not installed")
         raise UnavailableError("program iptables (Debian package iptables) is missing")
-    if len(usable) == 1:
+    native = _native_chains(runner) if has_queue(runner) else 0
+    if len(usable) == 1 and not native:
         return Choice(usable[0], f"only the {usable[0]} programs are installed")
     loads = {one: _load(runner, one, families) for one in usable}
     default = plain or Backend.NFT
     best = max(usable, key=lambda one: _rank(loads[one], one is default))
-    mine, other = loads[best], loads[best.other]
+    mine, other = loads[best], loads.get(best.other, _Load(0, 0, readable=True))
     also = f"; {best.other} holds {other.foreign} more" if other.foreign else ""
+    if native and not any(load.own or load.foreign for load in loads.values()):
+        return Choice(Native.NFTABLES, f"nftables holds {native} base chains of others")
     if not other.readable:
         return Choice(best, f"a table of {best.other} was made with nft as iptables cannot read it")
     if mine.own:
@@ -63,6 +79,21 @@ def choose_unprivileged(runner: Runner) -> Choice:
     if plain is None:
         raise UnavailableError("program iptables (Debian package iptables) is missing")
     return Choice(plain, f"iptables -V says {plain}; only root can see which holds rules")
+
+
+def _native_chains(runner: Runner) -> int:
+    """The number of base chains that neither iptables nor we created."""
+    result = runner.run(["nft", "-j", "list", "chains"], "")
+    if result.status:
+        return 0
+    chains = [one["chain"] for one in listed(result.stdout) if "chain" in one]
+    return sum(
+        "hook" in chain
+        and chain["family"] in {"ip", "ip6", "inet"}
+        and chain["table"] not in {NATIVE_TABLE, OFFLOAD_TABLE}
+        and not (chain["table"] in _IPTABLES and chain["name"] == chain["hook"].upper())
+        for chain in chains
+    )
 
 
 def _usable(runner: Runner, backend: Backend) -> bool:

@@ -8,7 +8,7 @@ from typing import Final, final
 
 from nfq_guard.firewall.render import TableRules
 from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning
-from nfq_guard.firewall.spec import Backend, Family
+from nfq_guard.firewall.spec import Backend, Family, Place
 
 
 class Kind(StrEnum):
@@ -40,7 +40,7 @@ class Difference:
     Attributes:
         kind: The kind.
         family: The family.
-        backend: The backend.
+        backend: The backend; `nftables` for our native table.
         table: The table.
         chain: The chain.
         detail: One sentence with the expected and the actual state.
@@ -48,7 +48,7 @@ class Difference:
 
     kind: Kind
     family: Family
-    backend: Backend
+    backend: Place
     table: str
     chain: str
     detail: str

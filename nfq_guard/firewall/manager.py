@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.firewall import offload, transaction
+from nfq_guard.firewall import native, offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences, remarks
+from nfq_guard.firewall.native import NativeTable
 from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.rule_counters import RuleCounters
 from nfq_guard.firewall.saved import Saved, is_own
-from nfq_guard.firewall.spec import Backend, FailMode, Family, RulesSpec
+from nfq_guard.firewall.spec import Backend, FailMode, Family, Native, Place, RulesSpec
 from nfq_guard.firewall.xtables import (
     Runner,
     System,
@@ -62,7 +63,7 @@ class Firewall:
     def __init__(
         self,
         spec: RulesSpec,
-        backend: Backend | None = None,
+        backend: Place | None = None,
         families: tuple[Family, ...] = BOTH_FAMILIES,
         runner: Runner | None = None,
         served_by_others: Callable[[range], Mapping[int, str]] = _nobody,
@@ -95,21 +96,25 @@ class Firewall:
         return choose(self._runner, self.families)
 
     def show(self) -> str:
-        """The rules as `iptables-restore --noflush` takes them, with the choice as a comment.
+        """The rules as `iptables-restore --noflush` or `nft -f` takes them, with the choice.
 
         Needs no privilege, but cannot determine without it which backend has rules, and notes that.
         """
         choice = self.described_choice()
         lines = [f"# backend {choice.backend}: {choice.why}\n"]
-        for family in self.families:
-            tables = Xtables(self._runner, choice.backend, family)
-            missing = tables.missing()
-            program = tables.program("-restore") or f"missing: {missing}"
-            rules = render(self.spec, choice.backend)
-            lines.append(f"# IPv{family}: {program} --noflush\n{rules}")
+        if choice.backend is Native.NFTABLES:
+            lines.append(f"# nft -f -\n{native.render(self.spec, self.families)}")
+        else:
+            lines += [self._show_family(choice.backend, family) for family in self.families]
         if self.spec.offload_entries is not None:
             lines.append(f"# nft -f -\n{offload.render(self.spec.offload_entries)}")
         return "".join(lines)
+
+    def _show_family(self, backend: Backend, family: Family) -> str:
+        tables = Xtables(self._runner, backend, family)
+        missing = tables.missing()
+        program = tables.program("-restore") or f"missing: {missing}"
+        return f"# IPv{family}: {program} --noflush\n{render(self.spec, backend)}"
 
     def described_choice(self) -> Choice:
         """As `choice`, or a best guess without the privilege to read the rules."""
@@ -148,7 +153,17 @@ class Firewall:
         require_privilege(self._runner, backend)
         with self._runner.locked():
             self._refuse_owned_by_another()
+            if backend is Native.NFTABLES:
+                return self._install_native()
             return self._install(backend)
+
+    def _install_native(self) -> Changes:
+        notes: list[str] = []
+        done = self._native().install()
+        done += self._offload().install()
+        for backend in Backend:
+            done += self._remove_from(backend, notes)
+        return Changes(tuple(done), tuple(notes))
 
     def _install(self, backend: Backend) -> Changes:
         done: list[str] = []
@@ -168,6 +183,7 @@ class Firewall:
         if left_out == len(self.families):
             raise UnavailableError("; ".join(notes))
         done += self._remove_from(backend.other, notes)
+        done += self._native().remove()
         return Changes(tuple(done), tuple(notes))
 
     def verify(self) -> list[Difference]:
@@ -180,11 +196,17 @@ class Firewall:
         backend = self.choice().backend
         require_privilege(self._runner, backend)
         found: list[Difference] = []
-        for tables in self._usable(backend, []):
-            should = wanted(self.spec, backend)
-            found += differences(should, _readable(tables, should), tables.family, backend)
-        for tables in self._usable(backend.other, []):
-            found += _leftovers(tables)
+        if backend is Native.NFTABLES:
+            found += self._native().verify()
+        else:
+            for tables in self._usable(backend, []):
+                should = wanted(self.spec, backend)
+                found += differences(should, _readable(tables, should), tables.family, backend)
+            found += self._native().leftover()
+        for other in Backend:
+            if other is not backend:
+                for tables in self._usable(other, []):
+                    found += _leftovers(tables)
         return found + self._offload().verify()
 
     def remarks(self) -> list[Difference]:
@@ -196,6 +218,8 @@ class Firewall:
         """
         backend = self.choice().backend
         found: list[Difference] = []
+        if backend is Native.NFTABLES:
+            return found  # a base chain of our own has no rules of others
         for tables in self._usable(backend, []):
             should = wanted(self.spec, backend)
             found += remarks(should, tables.save(), tables.family, backend)
@@ -208,8 +232,11 @@ class Firewall:
             UnavailableError: iptables is not installed.
             PrivilegeError: A capability is missing.
         """
+        backend = self.choice().backend
+        if backend is Native.NFTABLES:
+            return self._native().rule_counters()
         total = RuleCounters()
-        for tables in self._usable(self.choice().backend, []):
+        for tables in self._usable(backend, []):
             total += tables.rule_counters()
         return total
 
@@ -228,15 +255,16 @@ class Firewall:
             self._refuse_owned_by_another()
             return self._remove(backend)
 
-    def _remove(self, backend: Backend) -> Changes:
+    def _remove(self, backend: Place) -> Changes:
         done: list[str] = []
         notes: list[str] = []
-        for one in (backend, backend.other):
+        for one in sorted(Backend, key=lambda each: each is not backend):
             done += self._remove_from(one, notes)
-        try:
-            done += self._offload().remove()
-        except NfqGuardError as error:
-            notes.append(f"not looked at: {error}")
+        for table in (self._native(), self._offload()):
+            try:
+                done += table.remove()
+            except NfqGuardError as error:
+                notes.append(f"not looked at: {error}")
         return Changes(tuple(done), tuple(notes))
 
     def _refuse_owned_by_another(self) -> None:
@@ -248,14 +276,20 @@ class Firewall:
         others = self._served_by_others(range(self.spec.first_queue, self.spec.last_queue + 1))
         if not others:
             return
-        for backend in Backend:
-            for tables in self._usable(backend, []):
-                for queue in _queues_of(tables):
-                    if queue in others:
-                        raise BusyError(
-                            f"the installed rules lead to queue {queue}, which {others[queue]} "
-                            "serves: stop it first, or name its queue"
-                        )
+        installed = [queue for one in Backend for queue in self._queues_in(one)]
+        installed += self._native().queues()
+        for queue in installed:
+            if queue in others:
+                raise BusyError(
+                    f"the installed rules lead to queue {queue}, which {others[queue]} serves: "
+                    "stop it first, or name its queue"
+                )
+
+    def _queues_in(self, backend: Backend) -> list[int]:
+        return [queue for one in self._usable(backend, []) for queue in _queues_of(one)]
+
+    def _native(self) -> NativeTable:
+        return NativeTable(self._runner, self.spec, self.families)
 
     def _offload(self) -> OffloadTable:
         return OffloadTable(self._runner, self.spec.offload_entries)
@@ -360,7 +394,7 @@ def _readable(tables: Xtables, should: tuple[TableRules, ...]) -> Saved:
         if one.table in saved and not saved[one.table].readable:
             raise UnavailableError(
                 f"IPv{tables.family} table {one.table} was made with nft, and iptables-nft cannot "
-                "read it: use --backend legacy, or load rules/nftables.nft"
+                "read it: use --backend legacy or nftables"
             )
     return saved
 

@@ -14,12 +14,12 @@ IPv6 packets with extension headers are excluded, because the octets that the da
 end before the ports, and its judgment would differ.
 """
 
-import json
 from collections.abc import Iterator
-from typing import Any, Final, final
+from typing import Final, final
 
-from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.firewall import nft_program
 from nfq_guard.firewall.compare import Difference, Kind
+from nfq_guard.firewall.nft_program import Listed
 from nfq_guard.firewall.spec import COMMENT, OFFLOAD_TABLE, Backend, Family
 from nfq_guard.firewall.xtables import Runner
 
@@ -30,7 +30,7 @@ _HOOKS: Final = {"prerouting": ("received", "iif"), "output": ("sent", "oif")}
 _FAMILIES: Final = {4: ("ip", ""), 6: ("ip6", "ip6 nexthdr tcp ")}
 # The priority of mangle is -150, that of conntrack -200.
 _PRIORITY: Final = -155
-_REFUSED: Final = ("operation not permitted", "permission denied")
+_WHAT: Final = "offload"
 
 
 def set_name(hook: str, family: int) -> str:
@@ -126,31 +126,15 @@ class OffloadTable:
         self._nft(["delete", "table", "inet", TABLE], "")
         return [f"nft: removed the table inet {TABLE}"]
 
-    def _live(self) -> list[dict[str, Any]] | None:
+    def _live(self) -> Listed | None:
         """What nft says of it, without elements; None where it is not there."""
-        if not self._runner.has_nft_table(TABLE):
-            return None
-        return _listed(self._nft(["-j", "-t", "list", "table", "inet", TABLE], ""))
+        return nft_program.table(self._runner, TABLE, _WHAT)
 
-    def _nft(self, words: list[str], text: str) -> str:
-        if not self._runner.find("nft"):
-            raise UnavailableError("offload: program nft (Debian package nftables) is missing")
-        result = self._runner.run(["nft", *words], text)
-        if result.status:
-            said = "; ".join(line.strip() for line in result.stderr.splitlines()[:1])
-            if any(word in said.lower() for word in _REFUSED):
-                raise PrivilegeError(f"offload: nft was refused: {said}; it needs CAP_NET_ADMIN")
-            raise UnavailableError(f"offload: nft: {said or f'status {result.status}'}")
-        return result.stdout
+    def _nft(self, words: list[str], text: str) -> None:
+        nft_program.run(self._runner, words, text, _WHAT)
 
 
-def _listed(text: str) -> list[dict[str, Any]]:
-    """The objects that `nft -j` prints; none for no output."""
-    found: list[dict[str, Any]] = json.loads(text)["nftables"] if text else []
-    return found
-
-
-def _differences(live: list[dict[str, Any]], most: int) -> Iterator[Difference]:
+def _differences(live: Listed, most: int) -> Iterator[Difference]:
     """By name, place and our comment: a rule that somebody made in place of ours lacks that."""
     chains = {one["chain"]["name"]: one["chain"] for one in live if "chain" in one}
     sets = {one["set"]["name"]: one["set"] for one in live if "set" in one}

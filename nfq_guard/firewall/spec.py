@@ -13,6 +13,9 @@ CHAIN: Final = "NFQ_GUARD"
 FALLBACK_CHAIN: Final = "NFQ_GUARD_DROP"
 """The chain, in the table filter, that drops packets not judged (fail mode kernel-drop)."""
 
+NATIVE_TABLE: Final = "nfq_guard"
+"""The nftables table, of family inet, with our rules on hosts whose own rules are native."""
+
 OFFLOAD_TABLE: Final = "nfq_guard_offload"
 """The nftables table, of family inet, in which the kernel drops offloaded flows."""
 
@@ -52,6 +55,16 @@ class Backend(StrEnum):
     def other(self) -> "Backend":
         """The other backend."""
         return Backend.NFT if self is Backend.LEGACY else Backend.LEGACY
+
+
+class Native(StrEnum):
+    """The packet filter as the program nft uses it, without iptables."""
+
+    NFTABLES = "nftables"
+
+
+Place = Backend | Native
+"""Where our rules are."""
 
 
 class FailMode(StrEnum):

@@ -17,7 +17,7 @@ from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.firewall import lock, rule_counters
 from nfq_guard.firewall.nft_query import has_table
 from nfq_guard.firewall.saved import Saved, parse
-from nfq_guard.firewall.spec import Backend, Family
+from nfq_guard.firewall.spec import Backend, Family, Native, Place
 
 LOCK_WAIT_S: Final = 5
 """Seconds to wait for another program that holds the lock of the tables."""
@@ -252,7 +252,7 @@ def flavour(runner: Runner, base: str = "iptables") -> Backend | None:
     return Backend.NFT if "nf_tables" in result.stdout else Backend.LEGACY
 
 
-def require_privilege(runner: Runner, backend: Backend) -> None:
+def require_privilege(runner: Runner, backend: Place) -> None:
     """Check the capabilities before anything is tried.
 
     Raises:
@@ -265,8 +265,10 @@ def require_privilege(runner: Runner, backend: Backend) -> None:
         raise PrivilegeError(f"the packet filter cannot be read or changed: {needed_caps(backend)}")
 
 
-def needed_caps(backend: Backend) -> str:
+def needed_caps(backend: Place) -> str:
     """The capabilities that the kernel and the programs need, as a sentence."""
+    if backend is Native.NFTABLES:
+        return "nft needs CAP_NET_ADMIN"
     if backend is Backend.NFT:
         return "nft iptables needs CAP_NET_ADMIN"
     return (

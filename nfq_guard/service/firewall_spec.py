@@ -12,12 +12,15 @@ from nfq_guard.firewall import (
     FailMode,
     Family,
     Firewall,
+    Native,
+    Place,
     RuleCounters,
     RulesSpec,
 )
 from nfq_guard.nfqueue import counters
 from nfq_guard.service.settings import Settings
 
+_BACKENDS: Final[dict[str, Place]] = {str(place): place for place in (*Backend, *Native)}
 _FAMILIES: Final = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": BOTH_FAMILIES}
 
 
@@ -74,7 +77,7 @@ def unjudged_mark(settings: Settings) -> int:
 
 def firewall_of(settings: Settings) -> Firewall:
     """The rules, in the network namespace of the calling thread."""
-    backend = None if settings.backend == "auto" else Backend(settings.backend)
+    backend = _BACKENDS.get(settings.backend)
     return Firewall(
         spec_of(settings), backend, _FAMILIES[settings.families], served_by_others=_served_by_others
     )

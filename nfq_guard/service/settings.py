@@ -59,7 +59,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             for none.
         metrics_file: File for the textfile collector of node_exporter; empty for none.
         rules: Whether the daemon installs and removes its rules in the packet filter itself.
-        backend: Variant of iptables; `auto` chooses by the rules that exist.
+        backend: Where the rules are: in iptables of the variant `legacy` or `nft`, or in a native
+            table of `nftables`; `auto` chooses by the rules that exist.
         families: Families of addresses for which the rules are installed.
         verify_rules_s: Interval at which the rules are verified; 0 for never.
         reinstall_rules: Whether rules that were changed or removed are installed again.
@@ -89,7 +90,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics_listen: str = ""
     metrics_file: str = ""
     rules: Literal["install", "none"] = "install"
-    backend: Literal["auto", "legacy", "nft"] = "auto"
+    backend: Literal["auto", "legacy", "nft", "nftables"] = "auto"
     families: Literal["4", "6", "both"] = "both"
     verify_rules_s: Seconds = 30.0
     reinstall_rules: bool = True

@@ -128,15 +128,23 @@ def test_a_native_chain_is_judged_by_its_priority(host: Host, priority: str, sta
 
 def test_our_own_native_table_is_recognised(host: Host) -> None:
     text = (RULES.parents[2] / "rules" / "nftables.nft").read_text(encoding="ascii")
-    host.ns.run("nft", "-f", "-", stdin=text.replace("queue flags bypass to 0", "counter"))
+    host.ns.run("nft", "-f", "-", stdin=text.replace("queue num 0 bypass", "counter"))
     host.load(Backend.NFT, "istio.rules")
     _, checks = host.examine()
     by_id = {check["id"]: check for check in checks}
     assert by_id["rules.ours"]["status"] == "ok"
     assert by_id["foreign.istio"]["status"] == "problem"
-    host.command("rules", "install")
+    host.ns.run("nft", "flush", "chain", "inet", "nfq_guard", "judge")
     _, checks = host.examine()
-    ours = next(check for check in checks if check["id"] == "rules.ours")
+    (ours,) = (check for check in checks if check["id"] == "rules.ours")
+    assert (ours["status"], "missing-rule: nft inet nfq_guard judge" in ours["what"]) == (
+        "problem",
+        True,
+    )
+    host.command("rules", "install", "--backend", "nft")
+    host.ns.run("nft", "-f", "-", stdin=text.replace("queue num 0 bypass", "counter"))
+    _, checks = host.examine()
+    (ours,) = (check for check in checks if check["id"] == "rules.ours")
     assert "queued more than once" in ours["what"]
 
 

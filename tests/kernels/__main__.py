@@ -127,6 +127,7 @@ def _make_tree(folder: Path, disk: Path, job: dict[str, Any]) -> None:
     shutil.copytree(_TREE / "tests", folder / "tests", ignore=ignore)
     shutil.copy(_TREE / "pyproject.toml", folder)
     shutil.copytree(_TREE / "bpf", folder / "bpf")
+    shutil.copytree(_TREE / "rules", folder / "rules")
     (folder / "job.json").write_bytes(orjson.dumps(job))
     make_disk(folder, disk, "600M")
 

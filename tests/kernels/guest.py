@@ -45,6 +45,7 @@ def main() -> None:
         "evidence": _evidence,
         "fuzz": lambda: _fuzz(job["packets"], job["seed"]),
         "bpf": _bpf_tests,
+        "native": _native_tests,
         "matrix": lambda: _matrix(job["scenarios"], job["mitigations"]),
     }
     with _REPORT.open("wb", buffering=0) as report:
@@ -116,17 +117,27 @@ def _bpf_tests() -> Iterator[Record]:
         yield {"passed": True, "summary": f"not run: {why}"}
         return
     words = [word for name in _NOT_HERE for word in ("--deselect", name)]
+    yield _tested("tests/flows/test_bpf.py", *words)
+
+
+def _native_tests() -> Iterator[Record]:
+    """The native nftables table, whose `queue` not every kernel has."""
+    yield _tested("tests/kernels/native_rules.py")
+
+
+def _tested(*words: str) -> Record:
+    """Run tests; whether they passed, and pytest's last line."""
     done = subprocess.run(
         [
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=600",
-            "tests/flows/test_bpf.py", *words,
+            *words,
         ],
         cwd=_WORK, capture_output=True, text=True, check=False,
         env=os.environ | {"CI": "true"},
     )  # fmt: skip
     sys.stdout.write(done.stdout + done.stderr)
     lines = done.stdout.strip().splitlines()
-    yield {"passed": done.returncode == 0, "summary": lines[-1] if lines else done.stderr[-500:]}
+    return {"passed": done.returncode == 0, "summary": lines[-1] if lines else done.stderr[-500:]}
 
 
 def _matrix(scenarios: list[str], mitigations: list[str]) -> Iterator[Record]:

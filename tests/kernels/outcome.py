@@ -61,9 +61,10 @@ class Outcome:
         found += [
             f"fuzz: {'; '.join(what)}" for what in self.steps.get("fuzz", {}).get("mismatches", ())
         ]
-        bpf = self.steps.get("bpf", {})
-        if not bpf.get("passed", True):
-            found.append(f"tests of the window: {bpf['summary']}")
+        for name, what in (("bpf", "the window"), ("native", "the native table")):
+            tests = self.steps.get(name, {})
+            if not tests.get("passed", True):
+                found.append(f"tests of {what}: {tests['summary']}")
         found += [
             f"{trial['scenario']} with {trial['mitigation']}: {trial['outcome']}, "
             f"expected {trial['expected']}"

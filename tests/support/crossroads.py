@@ -8,7 +8,6 @@ after all others writes the mark into the DSCP field. A run with the guard must 
 
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -89,7 +88,7 @@ _MANGLE: Final = """\
 COMMIT
 """
 
-# The same in nftables, for hosts without iptables; it has no copies.
+# The same in nftables; copies take a table for each family.
 _NATIVE_MANGLE: Final = f"""\
 table inet others {{
 \tchain prerouting {{
@@ -114,6 +113,19 @@ table inet others {{
 \tchain postrouting {{
 \t\ttype filter hook postrouting priority mangle; policy accept;
 \t\ttcp sport 1017 meta mark set 0x6
+\t}}
+}}
+"""
+
+_NATIVE_COPIES: Final = """\
+table {table} copies {{
+\tchain prerouting {{
+\t\ttype filter hook prerouting priority mangle; policy accept;
+\t\ttcp sport 1003 dup to {gateway}
+\t}}
+\tchain output {{
+\t\ttype filter hook output priority mangle; policy accept;
+\t\ttcp sport 1013 dup to {gateway}
 \t}}
 }}
 """
@@ -222,7 +234,12 @@ class Crossroads:
 
     def load_native(self) -> None:
         """Load the rules of others into nftables."""
-        self.host.run("nft", "-f", "-", stdin=_NATIVE_MANGLE + _AROUND + _observer())
+        copies = [
+            _NATIVE_COPIES.format(table=table, gateway=_address(family, 4, 2))
+            for family, table in ((Family.IPV4, "ip"), (Family.IPV6, "ip6"))
+        ]
+        text = _NATIVE_MANGLE + "".join(copies) + _AROUND + _observer()
+        self.host.run("nft", "-f", "-", stdin=text)
 
     def observe(self, expected: int | None = None) -> list[Seen]:
         """Send all segments, and return what came of them, in order for each flow and place."""
@@ -364,12 +381,3 @@ def _read(place: str, frame: bytes, sent: range) -> Seen | None:
     if seq not in sent:
         return None
     return Seen(place, family, (sport, dport), seq - sent.start, traffic >> 2)
-
-
-def has_queue_expression(ns: Namespace) -> bool:
-    """Whether the kernel has nftables' `queue`, which some are built without."""
-    text = "table inet probe { chain c { queue to 9; }; }"
-    done = subprocess.run(
-        ns.argv(["nft", "-c", "-f", "-"]), input=text, text=True, capture_output=True, check=False
-    )
-    return done.returncode == 0

@@ -84,6 +84,11 @@ class Datagrams:
         self.close()
 
 
+def _path() -> str:
+    """The tree before what the tests themselves import."""
+    return os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+
+
 class GuardProcess:
     """`nfq-guard run` in a namespace, its log in a file."""
 
@@ -101,7 +106,7 @@ class GuardProcess:
                 namespace.argv([sys.executable, "-m", "nfq_guard", "run", *words]),
                 stdout=out if stdout is None else stdout,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": str(Path.cwd()), **(env or {})},
+                env={**os.environ, "PYTHONPATH": _path(), **(env or {})},
             )
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
