@@ -23,8 +23,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queues = parser.add_mutually_exclusive_group()
     queues.add_argument("--queue", type=int, metavar="N", help="number of the queue")
     queues.add_argument("--queues", metavar="A:B", help="several queues, one worker each")
-    parser.add_argument(
+    rules = parser.add_mutually_exclusive_group()
+    rules.add_argument(
         "--no-rules", action="store_true", help="do not install or remove packet filter rules"
+    )
+    rules.add_argument(
+        "--keep-rules",
+        action="store_true",
+        help="as --no-rules, but put them back when they were changed; end if that fails",
     )
 
 
@@ -41,6 +47,8 @@ def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
         changes["mode"] = Mode(args.mode)
     if args.no_rules:
         changes["rules"] = "none"
+    if args.keep_rules:
+        changes["rules"] = "keep"
     if args.queue is not None:
         if not 0 <= args.queue <= 65535:
             raise UsageError(f"--queue: expected 0 to 65535, found {args.queue}")

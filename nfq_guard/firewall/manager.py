@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.firewall import native, offload, transaction
+from nfq_guard.firewall import native, nft_query, offload, transaction
 from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
 from nfq_guard.firewall.compare import Difference, Kind, differences, remarks
 from nfq_guard.firewall.native import NativeTable
@@ -224,6 +224,10 @@ class Firewall:
             should = wanted(self.spec, backend)
             found += remarks(should, tables.save(), tables.family, backend)
         return found
+
+    def generation(self) -> int | None:
+        """A number that differs once nftables or iptables-nft changed rules; None if unknown."""
+        return nft_query.generation()
 
     def rule_counters(self) -> RuleCounters:
         """The kernel's counters of our rules, summed over both families.

@@ -6,13 +6,34 @@ from typing import Final
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.netlink.connection import Connection
-from nfq_guard.netlink.messages import NLMSG_ERROR, attribute, error_in, message
+from nfq_guard.netlink.messages import NLMSG_ERROR, attribute, attributes, error_in, message
 
 # From the kernel's user interface (linux/netfilter/nfnetlink.h, nf_tables.h).
 NFTABLES: Final = 10
 FAMILY_INET: Final = 1
 _GET_TABLE: Final = NFTABLES << 8 | 1
 _TABLE_NAME: Final = 1
+_GET_GENERATION: Final = NFTABLES << 8 | 16
+_NEW_GENERATION: Final = NFTABLES << 8 | 15
+_GENERATION_ID: Final = 1
+
+
+def generation() -> int | None:
+    """The number of the ruleset of nftables, which every change of it increments.
+
+    None where the kernel has no nftables, or without the privilege to query. iptables-nft changes
+    it too, iptables-legacy does not.
+    """
+    try:
+        with Connection() as connection:
+            connection.send(message(_GET_GENERATION, 0, 1, 0, 0, b""))
+            for kind, _, content in connection.receive() or ():
+                if kind == _NEW_GENERATION:
+                    number = attributes(content[4:]).get(_GENERATION_ID, b"")
+                    return int.from_bytes(number, "big")
+    except (UnavailableError, OSError):
+        pass
+    return None
 
 
 def has_table(name: str) -> bool:

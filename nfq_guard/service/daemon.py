@@ -124,13 +124,18 @@ class Daemon:
             parts.rules,
             parts.events,
             parts.loop,
-            ours=self._owns_rules,
-            reinstall=self._owns_rules and self._settings.reinstall_rules,
+            ours=self._keeps_rules,
+            reinstall=self._keeps_rules and self._settings.reinstall_rules,
+            fail=None if self._owns_rules else self._fail,
         )
 
     @property
     def _owns_rules(self) -> bool:
         return self._settings.rules == "install"
+
+    @property
+    def _keeps_rules(self) -> bool:
+        return self._settings.rules != "none"
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT.
@@ -306,6 +311,7 @@ class Daemon:
         if self._settings.verify_rules_s:
             self._monitor.check(now)
             self._loop.every(self._settings.verify_rules_s, self._monitor.check)
+            self._loop.every(_SECOND_S, self._monitor.watch)
 
     def _log_counters(self) -> None:
         self._workers.refresh()

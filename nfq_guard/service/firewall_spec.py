@@ -9,6 +9,7 @@ from nfq_guard.firewall import (
     BOTH_FAMILIES,
     UNJUDGED_MARK,
     Backend,
+    Difference,
     FailMode,
     Family,
     Firewall,
@@ -45,8 +46,11 @@ class Rules(Protocol):
     def remove(self) -> RulesChange:
         """Remove the rules."""
 
-    def verify(self) -> Sequence[object]:
+    def verify(self) -> Sequence[Difference]:
         """Every difference between the installed rules and those that should be."""
+
+    def generation(self) -> int | None:
+        """A number that differs once rules were changed; None if it is not known."""
 
     def rule_counters(self) -> RuleCounters:
         """What the kernel counted at the rules since they were made."""

@@ -1,22 +1,46 @@
 # SPDX-License-Identifier: MIT
-"""Periodically verifies that our rules are still installed; other tools may flush them.
+"""Verifies that our rules are still installed, and puts them back; other tools may change them.
 
-Verifying runs other programs for tens of milliseconds, so it happens in a thread of the loop.
+Verifying runs other programs for tens of milliseconds, so it happens in a thread of the loop: each
+`verify_rules_s`, and as soon as the number of nftables' ruleset has changed. Those checks take a
+bounded share of CPU time, however often the ruleset changes.
+
+Rules that are missing are put back at once, and rules behind our jumps, which queued packets would
+skip, have our jumps moved behind them. Both are bounded: another tool may do the same with its own,
+and must not be fought for ever.
 
 Where the daemon does not install the rules, the operator may have made others than ours. Rules
 that were never seen are then not reported as missing.
 """
 
+import math
 import time
-from typing import NamedTuple, final
+from collections.abc import Callable
+from typing import Final, NamedTuple, final
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError
-from nfq_guard.firewall import RuleCounters
+from nfq_guard.firewall import Difference, Kind, RuleCounters
 from nfq_guard.service.firewall_spec import Rules
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.status import RulesState, RulesStatus
-from nfq_guard.telemetry.events import RulesChanged, RulesCheckFailed, RulesRestored
+from nfq_guard.telemetry.events import (
+    RulesChanged,
+    RulesCheckFailed,
+    RulesContested,
+    RulesRestored,
+)
 from nfq_guard.telemetry.log import EventLog
+
+# The least time between two checks after changes, and that time in times of what a check takes.
+_PAUSE_S: Final = 2.0
+_PAUSE_SHARE: Final = 50
+# How often rules are put back: a burst, then one in each interval.
+_REPAIRS: Final = (10, 10.0)
+_MOVES: Final = (5, 600.0)
+# Moves are logged no more often than this.
+_SAID_S: Final = 60.0
+# Checks in a row after which missing rules that cannot be put back end a daemon that keeps them.
+_FAILURES: Final = 3
 
 
 class _Check(NamedTuple):
@@ -25,14 +49,48 @@ class _Check(NamedTuple):
     Attributes:
         counted: What the kernel counted at the rules; None where that could not be read.
         differences: Every difference between the installed rules and those that should be.
+        reinstalled: Whether the rules were installed again.
         problem: Why the check or the reinstallation failed; empty where it did not.
         forbidden: Whether the problem is a missing privilege.
     """
 
     counted: RuleCounters | None = None
-    differences: tuple[str, ...] = ()
+    differences: tuple[Difference, ...] = ()
+    reinstalled: bool = False
     problem: str = ""
     forbidden: bool = False
+
+    @property
+    def moves(self) -> bool:
+        """Whether nothing is wrong but the place of our jumps."""
+        kinds = {difference.kind for difference in self.differences}
+        return kinds == {Kind.JUMP_NOT_LAST}
+
+    def sentences(self) -> tuple[str, ...]:
+        """The differences, one sentence each."""
+        return tuple(str(difference) for difference in self.differences)
+
+
+@final
+class Budget:
+    """How often something may be done: a burst, then once in each interval."""
+
+    def __init__(self, burst: int, interval_s: float) -> None:
+        """All of the burst is there at first."""
+        self._burst = burst
+        self._interval_s = interval_s
+        self._left = float(burst)
+        self._since = -math.inf
+
+    def take(self, now: float) -> bool:
+        """Whether it may be done at `now`, monotonic seconds; counts it."""
+        earned = (now - self._since) / self._interval_s
+        self._left = min(float(self._burst), self._left + earned)
+        self._since = now
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 @final
@@ -46,7 +104,15 @@ class RuleMonitor:
     """
 
     def __init__(
-        self, rules: Rules, events: EventLog, loop: Loop, *, ours: bool, reinstall: bool
+        self,
+        rules: Rules,
+        events: EventLog,
+        loop: Loop,
+        *,
+        ours: bool,
+        reinstall: bool,
+        fail: Callable[[Exception], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Nothing is checked before `check`.
 
@@ -54,8 +120,10 @@ class RuleMonitor:
             rules: Our rules.
             events: Where differences are logged.
             loop: Whose threads run the checks.
-            ours: Whether the daemon installed the rules.
+            ours: Whether the rules are to be there from the start on.
             reinstall: Whether a check that finds a difference installs them again.
+            fail: Called when rules are missing and cannot be put back; None to go on without.
+            clock: Monotonic seconds.
         """
         self.changes = 0
         self.differences: tuple[str, ...] = ()
@@ -64,6 +132,8 @@ class RuleMonitor:
         self._events = events
         self._loop = loop
         self._reinstall = reinstall
+        self._fail = fail
+        self._clock = clock
         self._expected = ours
         self._checking = False
         self._closed = False
@@ -71,12 +141,28 @@ class RuleMonitor:
         self._problem = ""
         self._forbidden = False
         self._checked_at: float | None = None
+        self._begun_at = 0.0
+        self._pause_until = -math.inf
+        self._generation: int | None = None
+        self._repairs = Budget(*_REPAIRS)
+        self._moves = Budget(*_MOVES)
+        self._said_at = -math.inf
+        self._failures = 0
+
+    def watch(self, now: float) -> None:
+        """Start a check if nftables' ruleset has changed since the last; costs a system call."""
+        if self._closed or self._checking or now < self._pause_until:
+            return
+        if self._rules.generation() != self._generation:
+            self.check(now)
 
     def check(self, _now: float) -> None:
         """Start a check unless one is under way."""
         if self._checking or self._closed:
             return
         self._checking = True
+        self._begun_at = self._clock()
+        self._generation = self._rules.generation()
         self._loop.background(self._check, self._checked, self._crashed)
 
     def close(self) -> None:
@@ -93,7 +179,7 @@ class RuleMonitor:
             state = RulesState.FOREIGN
         else:
             state = RulesState.DIFFER if self.differences else RulesState.CORRECT
-        age = None if self._checked_at is None else time.monotonic() - self._checked_at
+        age = None if self._checked_at is None else self._clock() - self._checked_at
         return RulesStatus(
             state=state,
             problem=self._problem,
@@ -106,10 +192,12 @@ class RuleMonitor:
         check = _Check()
         try:
             check = check._replace(counted=self._rules.rule_counters())
-            differences = tuple(str(difference) for difference in self._rules.verify())
-            check = check._replace(differences=differences)
-            if differences and self._reinstall:
-                self._rules.install()
+            check = check._replace(differences=tuple(self._rules.verify()))
+            if check.differences and self._reinstall:
+                budget = self._moves if check.moves else self._repairs
+                if budget.take(self._clock()):
+                    self._rules.install()
+                    check = check._replace(reinstalled=True)
         except NfqGuardError as error:
             forbidden = isinstance(error, PrivilegeError)
             check = check._replace(problem=str(error), forbidden=forbidden)
@@ -117,7 +205,9 @@ class RuleMonitor:
 
     def _checked(self, check: _Check) -> None:
         self._checking = False
-        self._checked_at = time.monotonic()
+        now = self._clock()
+        self._checked_at = now
+        self._pause_until = now + max(_PAUSE_S, _PAUSE_SHARE * (now - self._begun_at))
         self._problem = check.problem
         if check.counted is not None:
             self._add(check.counted)
@@ -130,24 +220,50 @@ class RuleMonitor:
         self._expected = self._expected or not (check.differences or check.problem)
         if self._expected and (check.differences or not check.problem):
             self._compare(check)
+        self._give_up(check)
 
     def _crashed(self, error: Exception) -> None:
         """A bug of ours, or no thread to be had."""
         self._checked(_Check(problem=f"{type(error).__name__}: {error}"))
 
     def _compare(self, check: _Check) -> None:
-        if check.differences:
+        differences = check.sentences()
+        if differences:
             self.changes += 1
-            if check.differences != self.differences or self._reinstall:
+            if check.moves and self._reinstall:
+                self._say_moved(check)
+            elif differences != self.differences or check.reinstalled:
                 self._events.emit(
-                    RulesChanged(
-                        differences=check.differences,
-                        reinstalled=self._reinstall and not check.problem,
-                    )
+                    RulesChanged(differences=differences, reinstalled=check.reinstalled)
                 )
         elif self.differences and not self._reinstall:
             self._events.emit(RulesRestored())
-        self.differences = check.differences
+        self.differences = differences
+
+    def _say_moved(self, check: _Check) -> None:
+        now = self._clock()
+        if now < self._said_at + _SAID_S:
+            return
+        self._said_at = now
+        if check.reinstalled or check.problem:
+            event = RulesChanged(differences=check.sentences(), reinstalled=check.reinstalled)
+            self._events.emit(event)
+        else:
+            self._events.emit(RulesContested(differences=check.sentences()))
+
+    def _give_up(self, check: _Check) -> None:
+        """End a daemon whose rules are missing and cannot be put back: its restart may."""
+        missing = {Kind.MISSING_CHAIN, Kind.MISSING_JUMP, Kind.MISSING_RULE}
+        gone = missing & {difference.kind for difference in check.differences}
+        if self._fail is None or not gone or not check.problem:
+            self._failures = 0
+            return
+        self._failures += 1
+        self._generation = None  # `watch` does not wait for a change
+        if check.forbidden or self._failures >= _FAILURES:
+            self._closed = True
+            problem = f"the rules are gone and cannot be put back: {check.problem}"
+            self._fail(NfqGuardError(problem))
 
     def _add(self, counted: RuleCounters) -> None:
         """Add what was counted since the last check; rules that were made anew count from 0."""

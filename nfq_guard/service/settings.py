@@ -58,11 +58,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         metrics_listen: Address and port of the endpoint /metrics, such as `127.0.0.1:9477`; empty
             for none.
         metrics_file: File for the textfile collector of node_exporter; empty for none.
-        rules: Whether the daemon installs and removes its rules in the packet filter itself.
+        rules: Whether the daemon installs and removes its rules in the packet filter itself
+            (`install`), or another program does, and the daemon puts them back when they were
+            changed meanwhile (`keep`) or not (`none`).
         backend: Where the rules are: in iptables of the variant `legacy` or `nft`, or in a native
             table of `nftables`; `auto` chooses by the rules that exist.
         families: Families of addresses for which the rules are installed.
-        verify_rules_s: Interval at which the rules are verified; 0 for never.
+        verify_rules_s: Interval at which the rules are verified; 0 for never. A change of the
+            ruleset of nftables has them verified within seconds.
         reinstall_rules: Whether rules that were changed or removed are installed again.
         control_socket: Path of the control socket; empty for none.
     """
@@ -89,7 +92,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_events_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     metrics_listen: str = ""
     metrics_file: str = ""
-    rules: Literal["install", "none"] = "install"
+    rules: Literal["install", "keep", "none"] = "install"
     backend: Literal["auto", "legacy", "nft", "nftables"] = "auto"
     families: Literal["4", "6", "both"] = "both"
     verify_rules_s: Seconds = 30.0

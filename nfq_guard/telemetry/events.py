@@ -251,6 +251,14 @@ class RulesChanged(Event, frozen=True, kw_only=True, tag="rules_changed"):
 
 
 @final
+class RulesContested(Event, frozen=True, kw_only=True, tag="rules_contested"):
+    """Another program keeps putting rules behind ours, which then skip them; ours stay for now."""
+
+    level: ClassVar[Level] = "warning"
+    differences: Annotated[tuple[str, ...], _text("One sentence for each difference.")]
+
+
+@final
 class RulesRestored(Event, frozen=True, kw_only=True, tag="rules_restored"):
     """The rules are correct again, without the daemon's doing."""
 
@@ -514,6 +522,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     RulesInstalled,
     RulesRemoved,
     RulesChanged,
+    RulesContested,
     RulesRestored,
     RulesCheckFailed,
     RulesLeftBehind,

@@ -9,14 +9,27 @@ import orjson
 import pytest
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.firewall import RuleCounters
+from nfq_guard.firewall import Backend, Difference, Family, Kind, RuleCounters
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.status import RulesState
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
-MISSING = "mangle NFQ_GUARD: missing"
+
+def difference(kind: Kind) -> Difference:
+    return Difference(
+        kind=kind,
+        family=Family.IPV4,
+        backend=Backend.NFT,
+        table="mangle",
+        chain="PREROUTING",
+        detail="as the test says",
+    )
+
+
+MISSING = difference(Kind.MISSING_CHAIN)
+BEHIND = difference(Kind.JUMP_NOT_LAST)
 
 
 class Changes(NamedTuple):
@@ -28,13 +41,20 @@ class FakeRules:
     """Rules that differ as `differences` says; `error` is raised by `verify`."""
 
     def __init__(self) -> None:
-        self.differences: list[str] = []
+        self.differences: list[Difference] = []
         self.error: Exception | None = None
         self.install_error: NfqGuardError | None = None
         self.installed = 0
         self.packets = RuleCounters()
+        self.changed: int | None = 1
+        self.takes_s = 0.0
+        self.now = 1000.0
 
-    def verify(self) -> list[str]:
+    def generation(self) -> int | None:
+        return self.changed
+
+    def verify(self) -> list[Difference]:
+        self.now += self.takes_s
         if self.error is not None:
             raise self.error
         return list(self.differences)
@@ -56,17 +76,48 @@ class FakeRules:
 class Monitored:
     """A monitor, its loop turned by the test."""
 
-    def __init__(self, log: Path, *, reinstall: bool, ours: bool = True) -> None:
+    def __init__(
+        self, log: Path, *, reinstall: bool, ours: bool = True, keeps: bool = False
+    ) -> None:
+        self.failure: Exception | None = None
         self.rules = FakeRules()
         self.loop = Loop()
         self._log = log
         self._sink = LineSink(log)
         self.monitor = RuleMonitor(
-            self.rules, EventLog(self._sink), self.loop, ours=ours, reinstall=reinstall
+            self.rules,
+            EventLog(self._sink),
+            self.loop,
+            ours=ours,
+            reinstall=reinstall,
+            fail=self._fail if keeps else None,
+            clock=lambda: self.rules.now,
         )
 
+    def _fail(self, error: Exception) -> None:
+        self.failure = error
+
+    @property
+    def now(self) -> float:
+        return self.rules.now
+
+    @now.setter
+    def now(self, now: float) -> None:
+        self.rules.now = now
+
     def check(self) -> None:
-        self.monitor.check(0)
+        self.monitor.check(self.now)
+        self._finish()
+
+    def watch(self, seconds: float) -> bool:
+        """Watch after `seconds`; whether that began a check."""
+        self.now += seconds
+        self.monitor.watch(self.now)
+        began = self.loop.busy
+        self._finish()
+        return began
+
+    def _finish(self) -> None:
         while self.loop.busy:
             self.loop.turn(0.1)
 
@@ -89,8 +140,8 @@ Make = Callable[..., Monitored]
 def make(tmp_path: Path) -> Iterator[Make]:
     made: list[Monitored] = []
 
-    def build(*, reinstall: bool, ours: bool = True) -> Monitored:
-        made.append(Monitored(tmp_path / "log", reinstall=reinstall, ours=ours))
+    def build(*, reinstall: bool, ours: bool = True, keeps: bool = False) -> Monitored:
+        made.append(Monitored(tmp_path / "log", reinstall=reinstall, ours=ours, keeps=keeps))
         return made[-1]
 
     yield build
@@ -114,7 +165,7 @@ def test_a_difference_is_logged_once_and_so_is_its_end(make: Make) -> None:
     one.rules.differences.append(MISSING)
     for _ in range(3):
         one.check()
-    assert one.monitor.status().differences == (MISSING,)
+    assert one.monitor.status().differences == (str(MISSING),)
     one.rules.differences.clear()
     one.check()
     assert (one.rules.installed, one.monitor.changes) == (0, 3)
@@ -210,3 +261,99 @@ def test_a_missing_privilege_is_reported_and_ends_the_checks(make: Make) -> None
     assert one.logged() == []
     one.monitor.check(0)
     assert not one.loop.busy
+
+
+def test_a_change_of_the_ruleset_is_checked_at_once_and_no_other_time(make: Make) -> None:
+    one = make(reinstall=True)
+    one.check()
+    assert not one.watch(5)
+    one.rules.changed = 2
+    one.rules.differences.append(MISSING)
+    assert one.watch(5)
+    assert one.rules.installed == 1
+    assert not one.watch(5)
+
+
+def test_a_ruleset_that_changes_all_the_time_is_checked_now_and_then(make: Make) -> None:
+    one = make(reinstall=True)
+    checks = 0
+    for number in range(100):
+        one.rules.changed = number
+        checks += one.watch(0.5)
+    assert 20 <= checks <= 30
+
+
+def test_a_slow_check_makes_the_next_one_wait(make: Make) -> None:
+    """Its share of CPU time is bounded."""
+    one = make(reinstall=True)
+    one.rules.takes_s = 1.0
+    one.check()
+    one.rules.changed = 2
+    assert not one.watch(40)
+    assert one.watch(20)
+
+
+def test_rules_that_others_append_have_ours_moved_behind_them(make: Make) -> None:
+    one = make(reinstall=True)
+    one.rules.differences.append(BEHIND)
+    one.check()
+    one.check()
+    assert (one.rules.installed, one.state()) == (1, RulesState.CORRECT)
+    assert one.logged() == ["rules_changed"]
+
+
+def test_a_tool_that_moves_its_rules_too_is_not_fought_for_ever(make: Make) -> None:
+    """A burst of moves, then a few an hour; logged once a minute at most."""
+    one = make(reinstall=True)
+    for _ in range(3600 // 30):
+        one.rules.differences[:] = [BEHIND]
+        one.check()
+        one.now += 30
+    assert one.rules.installed <= 5 + 6
+    events = one.logged()
+    assert set(events) == {"rules_changed", "rules_contested"}
+    assert len(events) <= 60
+    assert one.state() is RulesState.DIFFER
+
+
+def test_rules_that_are_flushed_all_the_time_are_put_back_at_a_bounded_rate(make: Make) -> None:
+    one = make(reinstall=True)
+    for _ in range(100):
+        one.rules.differences[:] = [MISSING]
+        one.check()
+        one.now += 1
+    assert 15 <= one.rules.installed <= 21
+
+
+def test_a_daemon_that_must_keep_its_rules_ends_when_it_cannot(make: Make) -> None:
+    """Its service manager restarts it, and installs the rules as root."""
+    one = make(reinstall=True, keeps=True)
+    one.check()
+    one.rules.differences.append(MISSING)
+    one.rules.install_error = UnavailableError("iptables is gone")
+    one.rules.changed = 2
+    for _ in range(3):
+        assert one.failure is None
+        assert one.watch(5)
+    assert isinstance(one.failure, NfqGuardError)
+    assert one.failure.exit_status == 1
+    assert "iptables is gone" in str(one.failure)
+    assert not one.watch(5)
+
+
+def test_a_privilege_that_is_missing_ends_a_daemon_that_must_keep_its_rules(make: Make) -> None:
+    one = make(reinstall=True, keeps=True)
+    one.rules.differences.append(MISSING)
+    one.rules.install_error = PrivilegeError("CAP_NET_ADMIN is missing")
+    one.check()
+    assert "CAP_NET_ADMIN is missing" in str(one.failure)
+
+
+def test_a_difference_that_can_wait_ends_no_daemon(make: Make) -> None:
+    one = make(reinstall=True, keeps=True)
+    one.rules.differences.append(BEHIND)
+    one.rules.install_error = UnavailableError("iptables is gone")
+    for _ in range(5):
+        one.check()
+        one.now += 100
+    assert one.failure is None

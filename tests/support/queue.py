@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,11 +99,12 @@ class GuardProcess:
         *words: str,
         stdout: int | None = None,
         env: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> None:
         self.log = log
         with log.open("ab") as out:
             self.process = subprocess.Popen(
-                namespace.argv([sys.executable, "-m", "nfq_guard", "run", *words]),
+                namespace.argv([*prefix, sys.executable, "-m", "nfq_guard", "run", *words]),
                 stdout=out if stdout is None else stdout,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": _path(), **(env or {})},

@@ -4,6 +4,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,6 +15,10 @@ pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("systemd"), pytest.mar
 # CAP_NET_ADMIN by its number.
 CAPABILITIES = 1 << 12
 PINS = "/sys/fs/bpf/nfq-guard"
+
+
+# Rules of iptables-nft that queue packets: for both hooks and both families.
+RULES: Final = 4
 
 
 def rules(guest: Guest) -> int:
@@ -42,7 +47,7 @@ def test_ready_means_queue_evidence_and_rules(guest: Guest) -> None:
     assert guest.show("ActiveState") == "active"
     pid = guest.show("MainPID")
     assert guest.sh("cat /proc/net/netfilter/nfnetlink_queue").split()[0] == "0"
-    assert rules(guest) == 2
+    assert rules(guest) == RULES
     started = event(guest, pid, "started")
     assert started["NFQ_EVIDENCE"] == "bpf"
     assert started["NFQ_MODE"] == "dry-run"
@@ -197,7 +202,7 @@ def test_a_loop_that_hangs_is_restarted_by_the_watchdog(guest: Guest) -> None:
     told = guest.sh("journalctl -u nfq-guard --no-pager")
     assert "Watchdog timeout" in told
     assert f"Killing process {pid} (nfq-guard) with signal SIGABRT" in told
-    assert rules(guest) == 2
+    assert rules(guest) == RULES
 
 
 def test_a_daemon_that_is_killed_is_restarted(guest: Guest) -> None:
@@ -205,8 +210,40 @@ def test_a_daemon_that_is_killed_is_restarted(guest: Guest) -> None:
     guest.sh(f"kill -9 {pid}")
     guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
     guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
-    assert rules(guest) == 2
+    assert rules(guest) == RULES
     assert guest.sh("pgrep -cu nfq-guard").strip() == "1"
+
+
+def test_a_flushed_ruleset_is_put_back(guest: Guest) -> None:
+    """By the daemon itself, with its one capability and in its sandbox."""
+    guest.configure('mode = "enforce"\nfail_mode = "closed"')
+    guest.sh("systemctl restart nfq-guard")
+    pid = guest.show("MainPID")
+    assert rules(guest) == RULES
+    guest.sh("nft flush ruleset")
+    guest.until(lambda: rules(guest) == RULES, "the rules are back", timeout_s=30)
+    assert guest.show("MainPID") == pid
+    assert event(guest, pid, "rules_changed")
+
+
+def test_a_daemon_that_cannot_put_rules_back_is_restarted(guest: Guest) -> None:
+    """Root puts them back before the daemon starts again."""
+    guest.configure('mode = "enforce"\nfail_mode = "closed"')
+    guest.sh(
+        "mkdir -p /run/systemd/system/nfq-guard.service.d; "
+        "printf '[Service]\nInaccessiblePaths=/usr/sbin/xtables-nft-multi\n' "
+        ">/run/systemd/system/nfq-guard.service.d/test.conf; "
+        "systemctl daemon-reload; systemctl restart nfq-guard"
+    )
+    try:
+        guest.sh("nft flush ruleset")
+        guest.until(lambda: rules(guest) == RULES, "the rules are back", timeout_s=60)
+        assert guest.show("NRestarts") != "0"
+    finally:
+        guest.sh(
+            "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
+            "systemctl reset-failed nfq-guard; systemctl restart nfq-guard"
+        )
 
 
 def test_stop_leaves_no_rule_behind(guest: Guest) -> None:
@@ -215,7 +252,9 @@ def test_stop_leaves_no_rule_behind(guest: Guest) -> None:
     assert guest.show("Result") == "success"
 
 
-@pytest.mark.parametrize(("fail_mode", "left"), [("open", 0), ("closed", 2), ("kernel-drop", 2)])
+@pytest.mark.parametrize(
+    ("fail_mode", "left"), [("open", 0), ("closed", RULES), ("kernel-drop", RULES)]
+)
 def test_rules_after_a_kill(guest: Guest, fail_mode: str, left: int) -> None:
     """Open: they go at once. The other modes promise to drop, so theirs stay until the restart."""
     guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')

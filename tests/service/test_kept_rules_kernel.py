@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: MIT
+"""Rules that another program changes while a daemon keeps them, with the privilege of the unit."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.engine import Mode
+from nfq_guard.firewall import Backend
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.service.firewall_spec import firewall_of
+from nfq_guard.service.settings import Settings
+from tests.support.queue import GuardProcess, wait_for
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+# What `AmbientCapabilities` and `CapabilityBoundingSet` leave to the service.
+ONE_CAPABILITY = (
+    "setpriv", "--no-new-privs", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin",
+)  # fmt: skip
+SETTINGS = Settings(mode=Mode.ENFORCE, fail_mode="closed", backend="nft")
+
+
+class Kept:
+    """A namespace with our rules in iptables-nft, and the configuration of the daemon."""
+
+    def __init__(self, host: Namespace, directory: Path) -> None:
+        self.host = host
+        self.config = directory / "c.toml"
+        self.log = directory / "log"
+        lines = ["[daemon]", 'mode = "enforce"', 'fail_mode = "closed"', 'backend = "nft"']
+        lines += ['control_socket = ""', "verify_rules_s = 3600"]
+        self.config.write_text("\n".join(lines) + "\n", encoding="ascii")
+        with host.entered():
+            firewall_of(SETTINGS).install()
+
+    def daemon(self, **env: str) -> GuardProcess:
+        return GuardProcess(
+            self.host,
+            self.log,
+            "--keep-rules",
+            "--config",
+            str(self.config),
+            prefix=ONE_CAPABILITY,
+            env=env,
+        ).ready()
+
+    def correct(self) -> bool:
+        with self.host.entered():
+            return firewall_of(SETTINGS).verify() == []
+
+
+@pytest.fixture
+def kept(namespace: Make, tmp_path: Path) -> Kept:
+    return Kept(namespace("host"), tmp_path)
+
+
+def test_a_flushed_ruleset_is_put_back(kept: Kept) -> None:
+    """`verify_rules_s` is an hour: the change itself starts the check."""
+    with kept.daemon() as guard:
+        for _ in range(2):
+            kept.host.run("nft", "flush", "ruleset")
+            assert not kept.correct()
+            wait_for(kept.correct)
+        assert guard.stop() == 0
+        changed = guard.events("rules_changed")
+    assert [event["reinstalled"] for event in changed] == [True, True]
+    assert kept.correct(), "who installed them removes them"
+
+
+def test_our_jump_is_moved_behind_rules_that_others_append(kept: Kept) -> None:
+    with kept.daemon() as guard:
+        words = ("-t", "mangle", "-A", "PREROUTING", "-j", "MARK", "--set-mark", "7")
+        kept.host.run("iptables-nft", *words)
+        wait_for(kept.correct)
+        saved = kept.host.run("iptables-nft-save", "-t", "mangle").stdout
+        assert guard.stop() == 0
+    rules = [line for line in saved.splitlines() if line.startswith("-A PREROUTING")]
+    assert ["NFQ_GUARD" in rule for rule in rules] == [False, True]
+
+
+def test_a_daemon_that_cannot_put_them_back_ends(kept: Kept, tmp_path: Path) -> None:
+    """Its unit restarts it, and root installs the rules before."""
+    broken = tmp_path / f"iptables-{Backend.NFT}-restore"
+    broken.write_text("#!/bin/sh\necho 'the disk is on fire' >&2\nexit 1\n", encoding="ascii")
+    broken.chmod(0o755)
+    with kept.daemon(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}") as guard:
+        kept.host.run("nft", "flush", "ruleset")
+        try:
+            assert guard.process.wait(timeout=60) == 1
+        except subprocess.TimeoutExpired:
+            pytest.fail("it goes on without rules")
+        assert "the rules are gone and cannot be put back" in guard.stderr()
