@@ -12,19 +12,25 @@ from typing import Any, Final, NotRequired, TypedDict
 import msgspec
 import orjson
 
+from nfq_guard.cli.doctor import check_text
 from nfq_guard.cli.kernel_choice import HELP, kernel_of
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_line
 from nfq_guard.conntrack.kernel_rules import rules_of
+from nfq_guard.doctor import host
+from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
+from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.schema import policy_schema
 from nfq_guard.policyfile import PRESET_PREFIX, load_policy
 from nfq_guard.service.config import DEFAULT_PATH, load_config
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.palette import Style
+
+_BAD: Final = frozenset({Status.WARNING, Status.PROBLEM})
 
 # One attribute in the docstring of a class: its name and its description.
 _ATTRIBUTE: Final = re.compile(r"^    (\w+): (.+(?:\n {8}.+)*)", re.MULTILINE)
@@ -56,6 +62,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"warn of rules that can never match on this kernel: {HELP} (default: by the running "
         "one's release)",
     )
+    parser.add_argument(
+        "--host",
+        action="store_true",
+        help="say what the other rules of this host do with packets that the policy allows",
+    )
     add_format(parser)
 
 
@@ -73,11 +84,16 @@ def run(args: argparse.Namespace) -> int:
         write_line(_json({"source": error.source, "fine": False, "mistakes": error.mistakes}))
         return EXIT_USAGE
     found = cautions(model, kernel)
+    on_host = list(host.checks(compile_policy(model))) if args.host else None
     if args.format == "json":
-        write_line(_json(_report(source, model, found, explain=args.explain)))
+        write_line(_json(_report(source, model, found, on_host, explain=args.explain)))
     elif found or not args.quiet:
         _show(source, model, found, explain=args.explain)
-    return EXIT_NOT_FINE if found and args.strict else EXIT_OK
+    if args.format == "text":
+        for check in on_host or ():
+            write_line(check_text(check).rstrip())
+    bad = bool(found) or any(check.status in _BAD for check in on_host or ())
+    return EXIT_NOT_FINE if bad and args.strict else EXIT_OK
 
 
 def config_schema() -> dict[str, Any]:
@@ -123,6 +139,8 @@ class Report(TypedDict):
         mistakes: Everything that is wrong.
         warnings: Rules that deserve a look; absent with mistakes.
         sentences: The policy in plain sentences, with `--explain-rule`.
+        host: What the other rules of this host do with allowed packets, with `--host`; checks as
+            in `doctor --format json`.
     """
 
     source: str
@@ -131,9 +149,17 @@ class Report(TypedDict):
     mistakes: tuple[Mistake, ...]
     warnings: NotRequired[list[Caution]]
     sentences: NotRequired[list[str]]
+    host: NotRequired[list[Check]]
 
 
-def _report(source: str, model: PolicyModel, found: list[Caution], *, explain: bool) -> Report:
+def _report(
+    source: str,
+    model: PolicyModel,
+    found: list[Caution],
+    on_host: list[Check] | None,
+    *,
+    explain: bool,
+) -> Report:
     report: Report = {
         "source": source,
         "fine": True,
@@ -143,6 +169,8 @@ def _report(source: str, model: PolicyModel, found: list[Caution], *, explain: b
     }
     if explain:
         report["sentences"] = policy_sentences(model)
+    if on_host is not None:
+        report["host"] = on_host
     return report
 
 

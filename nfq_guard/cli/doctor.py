@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     counts: Counter[Status] = Counter()
     for check in chain([_configuration(reading)], examine(firewall, policy)):
         counts[check.status] += 1
-        sys.stdout.write(_json(check) if args.format == "json" else _text(check))
+        sys.stdout.write(_json(check) if args.format == "json" else check_text(check))
     if args.format == "text":
         summary = ", ".join(f"{counts[status]} {status}" for status in Status)
         sys.stdout.write(f"\n{summary}\n")
@@ -67,7 +67,8 @@ def _json(check: Check) -> str:
     return json.dumps(asdict(check)) + "\n"
 
 
-def _text(check: Check) -> str:
+def check_text(check: Check) -> str:
+    """A check in one line, and what to do about it in another."""
     status = paint(f"{check.status:<{_WIDTH}}", _STYLES[check.status])
     lines = f"{status}  {check.id}: {check.what}\n"
     if check.todo:

@@ -6,6 +6,7 @@ import argparse
 import msgspec
 
 from nfq_guard.cli.options import add_config
+from nfq_guard.doctor import host
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.service import assemble, privileges
@@ -36,7 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the daemon until SIGTERM or SIGINT."""
-    assemble.run(args.config, lambda settings: _overridden(settings, args), privileges.give_up)
+    assemble.run(
+        args.config, lambda settings: _overridden(settings, args), privileges.give_up, host.event
+    )
     return EXIT_OK
 
 

@@ -112,16 +112,19 @@ def _hides_nothing(order: Order, table: Table, hook: str, ours: _Place | None) -
 def _ours(tables: Sequence[Table], hook: str) -> _Place | None:
     if hook not in _OUR_HOOKS:
         return None
+    places: list[_Place] = []
     for table in tables:
         for chain, base in table.bases.items():
             if base.hook != hook:
                 continue
             if table.own:
-                return _Place(base.priority, table, 0)
-            for index, rule in enumerate(table.chains[chain]):
-                if rule.target == CHAIN:
-                    return _Place(base.priority, table, index)
-    return None
+                places.append(_Place(base.priority, table, 0))
+            places += [
+                _Place(base.priority, table, index)
+                for index, rule in enumerate(table.chains[chain])
+                if rule.target == CHAIN
+            ]
+    return min(places, key=lambda place: place.priority, default=None)
 
 
 def _parts(

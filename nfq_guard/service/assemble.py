@@ -39,6 +39,7 @@ from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
 from nfq_guard.telemetry.events import (
     ControlSocketRestored,
+    Event,
     HousekeepingFailed,
     MetricsFileFailed,
     Note,
@@ -78,6 +79,7 @@ def run(
     path: Path | None,
     override: Callable[[Settings], Settings],
     give_up: GiveUp = _keep_privileges,
+    survey: Callable[[], Event] | None = None,
 ) -> None:
     """Load the configuration and serve until SIGTERM or SIGINT.
 
@@ -86,6 +88,7 @@ def run(
         override: Applies the command line to the settings of the file.
         give_up: Gives up privileges, once what takes them is done; `privileges.give_up`. They are
             those of the whole process, so they are kept unless the caller says otherwise.
+        survey: Examines the rules of the host once the daemon has started.
 
     Raises:
         NfqGuardError: The configuration has mistakes, or a part of the daemon cannot be made. What
@@ -153,6 +156,7 @@ def run(
                 read=read,
                 notifier=Notifier(),
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
+                survey=survey,
             )
         ).run()
 

@@ -34,7 +34,9 @@ from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Worke
 from nfq_guard.telemetry.events import (
     Counters,
     DaemonFailed,
+    Event,
     ModeChanged,
+    Note,
     RulesInstalled,
     RulesLeftBehind,
     RulesRemoved,
@@ -74,6 +76,7 @@ class Parts:
         notifier: To the service manager.
         open_more: Opens the control socket and the metrics endpoint, once all queues are served;
             what it returns closes them.
+        survey: Examines the rules of the host, in a thread; None to leave that out.
     """
 
     settings: Settings
@@ -87,6 +90,7 @@ class Parts:
     read: Callable[[], LoadedPolicy]
     notifier: Notifier
     open_more: Callable[["Daemon"], Callable[[], None]]
+    survey: Callable[[], Event] | None
 
 
 @final
@@ -304,6 +308,8 @@ class Daemon:
                 fail_mode=fail_mode_of(self._settings).value,
             )
         )
+        if self._parts.survey is not None:
+            self._loop.background(self._parts.survey, self._events.emit, self._survey_failed)
         now = time.monotonic()
         self._parts.sink.push(now)
         self._rates.note(self.queues(), now)
@@ -312,6 +318,10 @@ class Daemon:
             self._monitor.check(now)
             self._loop.every(self._settings.verify_rules_s, self._monitor.check)
             self._loop.every(_SECOND_S, self._monitor.watch)
+
+    def _survey_failed(self, error: Exception) -> None:
+        problem, _ = exception_texts(error)
+        self._events.emit(Note(text=f"the rules of the host could not be examined: {problem}"))
 
     def _log_counters(self) -> None:
         self._workers.refresh()

@@ -220,6 +220,22 @@ class Note(Event, frozen=True, kw_only=True, omit_defaults=True, tag="note"):
 
 
 @final
+class HostAccepts(Event, frozen=True, kw_only=True, omit_defaults=True, tag="host_accepts"):
+    """At the start: no rule of the host takes a packet that the policy allows."""
+
+    unread: Annotated[list[str] | None, _text("Rules that could not be read.")] = None
+
+
+@final
+class HostTakes(Event, frozen=True, kw_only=True, omit_defaults=True, tag="host_takes"):
+    """At the start: rules of the host drop, reset or divert packets that the policy allows."""
+
+    level: ClassVar[Level] = "warning"
+    fates: Annotated[list[str], _text("What becomes of them, one text a hook, as `doctor` says.")]
+    unread: Annotated[list[str] | None, _text("Rules that could not be read.")] = None
+
+
+@final
 class ModeChanged(Event, frozen=True, kw_only=True, omit_defaults=True, tag="mode_changed"):
     """An operator switched between dry-run and enforce."""
 
@@ -518,6 +534,8 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     Counters,
     DaemonFailed,
     Note,
+    HostAccepts,
+    HostTakes,
     ModeChanged,
     RulesInstalled,
     RulesRemoved,

@@ -12,6 +12,7 @@ from netfilterqueue import NetfilterQueue
 
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
 from tests.doctor.conftest import RULES, Host
+from tests.support.queue import GuardProcess, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -280,3 +281,63 @@ def test_a_policy_that_prevents_the_guard_from_starting(host: Host, tmp_path: Pa
     assert (check["id"], check["status"]) == ("configuration", "problem")
     assert "policy.unknown" in check["what"]
     assert "1 more" in check["what"]
+
+
+DENY = (
+    "table inet mine { chain c { type filter hook forward priority 0; policy drop; "
+    "ct state established accept; }; }"
+)
+
+
+def test_check_tells_what_the_host_does_with_allowed_packets(host: Host) -> None:
+    assert host.command("check", "preset:default", "--host", "--strict") == 0
+    assert "fate.forward: an allowed packet (IPv4 and IPv6) is accepted" in (
+        host.capsys.readouterr().out
+    )
+    host.ns.run("nft", DENY)
+    assert host.command("check", "preset:default", "--host", "--strict") == 1
+    assert "dropped by default: `policy drop`" in host.capsys.readouterr().out
+    assert host.command("check", "preset:default", "--host", "--format", "json") == 0
+    (report,) = map(json.loads, host.capsys.readouterr().out.splitlines())
+    fates = {check["id"]: check["status"] for check in report["host"]}
+    assert (fates["fate.forward"], fates["fate.input"]) == ("warning", "ok")
+    host.load(Backend.LEGACY, "synproxy.rules")
+    for preset, status in (("strict", "problem"), ("default", "ok")):
+        host.command("check", f"preset:{preset}", "--host", "--format", "json")
+        (report,) = map(json.loads, host.capsys.readouterr().out.splitlines())
+        found = {check["id"]: check["status"] for check in report["host"]}
+        assert found["policy.synproxy"] == status
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_the_daemon_says_it_once_at_the_start(host: Host, tmp_path: Path, *, denied: bool) -> None:
+    if denied:
+        host.ns.run("nft", DENY)
+    with GuardProcess(host.ns, tmp_path / "log", "--mode", "dry-run").ready() as guard:
+        name = "host_takes" if denied else "host_accepts"
+        wait_for(lambda: bool(guard.events(name)))
+        (event,) = guard.events(name)
+        assert event.get("fates", []) == (
+            [
+                "forward: an allowed packet (IPv4 and IPv6) is dropped by default: `policy drop` "
+                "(nftables table mine, chain c)"
+            ]
+            if denied
+            else []
+        )
+        assert guard.stop() == 0
+
+
+def test_rules_that_cannot_be_read_are_said_in_the_event(host: Host, tmp_path: Path) -> None:
+    """Here nft lists something else than rules."""
+    fake = tmp_path / "bin" / "nft"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\necho \'{"nftables": [{"rule": 1}]}\'\n', encoding="ascii")
+    fake.chmod(0o755)
+    env = {"PATH": f"{fake.parent}:{os.environ['PATH']}"}
+    log = tmp_path / "log"
+    with GuardProcess(host.ns, log, "--mode", "dry-run", env=env).ready() as guard:
+        wait_for(lambda: bool(guard.events("host_accepts")))
+        (event,) = guard.events("host_accepts")
+        assert "nft list ruleset" in event["unread"][0]
+        assert guard.stop() == 0

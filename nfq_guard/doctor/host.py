@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""What the other rules of this host do with a packet that the policy allows, without the rest."""
+
+from collections.abc import Iterator
+
+from nfq_guard.doctor import fate, foreign, host_rules, synproxy
+from nfq_guard.doctor.check import Check, Status, note
+from nfq_guard.policy.decision import Policy
+from nfq_guard.telemetry.events import HostAccepts, HostTakes
+
+_TAKEN = frozenset({Status.WARNING, Status.PROBLEM})
+
+
+def checks(policy: Policy) -> Iterator[Check]:
+    """The doctor's checks `fate`, `foreign` and `policy`."""
+    rules = host_rules.read()
+    path = rules.path()
+    yield from foreign.checks(path)
+    yield from fate.checks(path)
+    if synproxy.used(rules.tables):
+        yield from synproxy.checks(policy)
+    for text in dict.fromkeys(rules.problems):
+        yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
+
+
+def event() -> HostAccepts | HostTakes:
+    """The same as an event of the daemon."""
+    rules = host_rules.read()
+    fates = [
+        f"{check.id.removeprefix('fate.')}: {check.what}"
+        for check in fate.checks(rules.path())
+        if check.status in _TAKEN
+    ]
+    unread = list(dict.fromkeys(rules.problems)) or None
+    return HostTakes(fates=fates, unread=unread) if fates else HostAccepts(unread=unread)
