@@ -3,6 +3,7 @@
 
 import errno
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, final
@@ -19,6 +20,10 @@ _CAPABILITIES: Final = {
 # The inode number of the initial user namespace.
 _INIT_USER_NAMESPACE: Final = 0xEFFFFFFD
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
+# What libbpf says of a field that it does not find in the kernel's type information.
+_NO_FIELD: Final = re.compile(
+    r"failed to resolve CO-RE relocation <\w+> \[\d+\] (struct [^.\s]+)\.(\S+)"
+)
 _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 
 
@@ -103,6 +108,12 @@ def unavailable_reason(error: LoadError, host: Host) -> str:
         return (
             "the kernel has no bpf_skb_ct_lookup: 5.18 or later with nf_conntrack loaded is "
             f"required, this is {host.release}"
+        )
+    lacking = _NO_FIELD.search(f"{error} {said}")
+    if lacking is not None:
+        return (
+            f"the kernel's {lacking[1]} has no field {lacking[2]}: this version does not know "
+            f"{host.release}"
         )
     if not host.is_jit_on:
         return "the BPF JIT is off: set net.core.bpf_jit_enable=1"

@@ -210,6 +210,66 @@ def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [
+        (b"td_maxack", "the kernel's struct ip_ct_tcp has no field seen[0].td_maxzzz: "),
+        (b"last_wscale", "the kernel's struct ip_ct_tcp has no field last_wsczzz: "),
+        (b"status", "the kernel's struct nf_conn has no field stazzz: "),
+    ],
+)
+def test_a_field_that_the_kernel_lacks_is_named(
+    field: bytes, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The program asks for a field of another name; the next evidence is taken."""
+    committed = Path(bpf.__file__).with_name("ct_lookup.bpf.o").read_bytes()
+    changed = committed.replace(field + b"\0", field[:-3] + b"zzz\0")
+    assert changed != committed
+    load = bpf.load
+    monkeypatch.setattr(bpf, "load", lambda: load(changed))
+    flows, line = opening.open_flows()
+    flows.close()
+    assert flows.evidence is Evidence.CTNETLINK
+    assert line is not None
+    assert words in line
+    assert "\n" not in line
+    assert opening.load_ahead(2) == line.partition(": ")[2]
+
+
+@pytest.mark.kernel
+def test_programs_loaded_ahead_are_used_or_named() -> None:
+    """By a process that could load none by then, which is why a refusal is not tried again."""
+    loaded = opening.load_ahead(2)
+    assert not isinstance(loaded, str)
+    first, second = loaded
+    flows, line = opening.open_flows((0, 7), "no-such-instance", first)
+    assert (flows.evidence, line) == (Evidence.BPF, None)
+    assert flows.lookup([FlowTuple(6, bytes(4), bytes(4), 1, 2)]) == [None]
+    flows.close()
+    second.close()
+    flows, line = opening.open_flows(ahead="the reason of before")
+    flows.close()
+    assert flows.evidence is Evidence.CTNETLINK
+    assert line is not None
+    assert line.endswith(": the reason of before")
+
+
+@pytest.mark.kernel
+def test_a_program_loaded_ahead_that_cannot_run_is_named() -> None:
+    """Its descriptor is no program's any more."""
+    loaded = opening.load_ahead(1)
+    assert not isinstance(loaded, str)
+    (program,) = loaded
+    with Path("/dev/null").open("rb") as other:
+        os.dup2(other.fileno(), program.descriptors[0])
+        flows, line = opening.open_flows(ahead=program)
+    flows.close()
+    assert flows.evidence is Evidence.CTNETLINK
+    assert line is not None
+    assert "BPF_PROG_TEST_RUN" in line
+
+
+@pytest.mark.kernel
 def test_garbage_is_no_program() -> None:
     with pytest.raises(LoadError) as raised:
         bpf.load(b"\x7fELF" + bytes(60))

@@ -6,7 +6,7 @@ import os
 import pwd
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,6 +18,7 @@ from nfq_guard.flow import Evidence, FlowTuple
 from nfq_guard.flows import bpf, pins
 from nfq_guard.flows.libbpf import LoadError, Program
 from nfq_guard.flows.open import open_flows
+from nfq_guard.lab.netns import Namespace
 from nfq_guard.service.config import DEFAULT_PATH
 
 USER = "nobody"
@@ -319,7 +320,15 @@ def test_a_name_that_the_file_system_refuses_is_named(files: Path) -> None:
     assert list((files / "nfq-guard").iterdir()) == []
 
 
+@pytest.fixture
+def elsewhere(namespace: Callable[[str], Namespace]) -> Iterator[None]:
+    """This thread in a network namespace of the test's own."""
+    with namespace("pins").entered():
+        yield
+
+
 @pytest.mark.kernel
+@pytest.mark.usefixtures("elsewhere")
 def test_the_command(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "one.toml"
     config.write_text('[daemon]\nqueues = "0-2"\n', encoding="utf-8")
