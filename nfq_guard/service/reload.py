@@ -6,6 +6,7 @@ changed since the other one read it. All requests of that time share the next re
 """
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import final
 
 from nfq_guard.errors import NfqGuardError
@@ -101,8 +102,10 @@ class Reloader:
                 shadow=None if loaded.shadow is None else loaded.shadow.digest,
                 restart_for=list(loaded.restart_for) or None,
             )
-            self._events.emit(event)
-            self._end(Response.ok(own_fields(event)))
+            try:
+                self._events.emit(event)
+            finally:
+                self._end(Response.ok(own_fields(event)))
 
         self._workers.adopt(loaded, done)
 
@@ -119,15 +122,22 @@ class Reloader:
         mistakes = problem.splitlines()
         self.refused += 1
         self.last = ReloadStatus(at=timestamp(), mistakes=tuple(mistakes))
-        self._events.emit(ReloadFailed(mistakes=mistakes))
-        self._end(Response.error(problem))
+        try:
+            self._events.emit(ReloadFailed(mistakes=mistakes))
+        finally:
+            self._end(Response.error(problem))
 
     def _end(self, response: Response) -> None:
+        """Respond, and begin the next reload; a responder that raises holds up neither."""
         responders = self._current or []
         self._current = None
-        self._notifier.reloaded()
-        for respond in responders:
-            respond(response)
+        with ExitStack() as steps:
+            steps.callback(self._begin_next)
+            for respond in reversed(responders):
+                steps.callback(respond, response)
+            steps.callback(self._notifier.reloaded)
+
+    def _begin_next(self) -> None:
         if self._next is not None and self._current is None:
             waiting, self._next = self._next, None
             self._begin(waiting)

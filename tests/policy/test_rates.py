@@ -55,6 +55,6 @@ def test_least_recently_seen_is_evicted() -> None:
     a, b, c = (_packet(src=bytes([10, 0, 0, number])) for number in (1, 2, 3))
     for packet in (a, b, a, c):
         assert not limit.matches(packet, 0.0)
-    assert len(limit._windows) == 2
+    assert len(limit._windows) == 2  # the bound is on memory, which nothing else shows
     assert limit.matches(a, 0.0)
     assert not limit.matches(b, 0.0)

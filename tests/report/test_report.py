@@ -121,7 +121,7 @@ def test_ipv6_ends_have_brackets() -> None:
 
 
 def test_flows_beyond_the_bound_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "_FLOWS_MAX", 2)
+    monkeypatch.setattr(summary, "_FLOWS_MAX", 2)  # 10,000 takes seconds
     found = summarise(event(dport=port) for port in range(5))
     assert (len(found.flows), found.others) == (2, 3)
     assert "not told apart" in render(found, title="scan")

@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 
+import pytest
+
 from nfq_guard.service.loop import Loop
 
 
@@ -100,3 +102,79 @@ def test_background_work_comes_back_to_the_loop() -> None:
         loop.run()
         assert told[0] != threading.get_ident()
         assert told[1] == "no"
+
+
+def test_run_until_done() -> None:
+    with Loop() as loop:
+        rounds: list[float] = []
+        loop.every(0.001, rounds.append)
+        soon = time.monotonic() + 60
+        assert loop.run_until(lambda: len(rounds) >= 3, lambda: soon)
+        assert len(rounds) >= 3
+
+
+def test_run_until_a_bound_that_moves() -> None:
+    """The bound is read anew before each round: a second signal brings it to now."""
+    with Loop() as loop:
+        hurried: list[float] = []
+        loop.after(0.001, hurried.append)
+        until = time.monotonic() + 3600
+        assert not loop.run_until(lambda: False, lambda: 0.0 if hurried else until)
+        assert len(hurried) == 1
+
+
+def test_run_until_survives_what_is_raised() -> None:
+    problems: list[Exception] = []
+    reading, writing = os.pipe()
+    with Loop(problems.append) as loop:
+
+        def raises() -> None:
+            raise ValueError(os.read(reading, 1))
+
+        loop.watch(reading, raises)
+        os.write(writing, b"x")
+        soon = time.monotonic() + 60
+        assert loop.run_until(lambda: bool(problems), lambda: soon)
+        assert [str(problem) for problem in problems] == ["b'x'"]
+    os.close(reading)
+    os.close(writing)
+
+
+def test_run_until_without_survivor_raises() -> None:
+    with Loop() as loop:
+
+        def raises(_now: float) -> None:
+            raise ValueError("no")
+
+        loop.after(0.0, raises)
+        soon = time.monotonic() + 60
+        with pytest.raises(ValueError, match="no"):
+            loop.run_until(lambda: False, lambda: soon)
+
+
+def test_timers_survive_what_is_raised() -> None:
+    problems: list[Exception] = []
+    with Loop(problems.append) as loop:
+
+        def raises(_now: float) -> None:
+            raise ValueError("no")
+
+        loop.every(0.001, raises)
+        while len(problems) < 2:
+            loop.turn(1)
+    assert {str(problem) for problem in problems} == {"no"}
+
+
+def test_threads_that_cannot_start_fail_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with Loop() as loop:
+        failed: list[Exception] = []
+        loop.background(time.monotonic, lambda _result: None, failed.append)
+        assert loop.busy
+        assert failed == []
+        loop.turn(1)
+        assert [str(error) for error in failed] == ["can't start new thread"]
+        assert not loop.busy

@@ -16,6 +16,7 @@ from nfq_guard.service.reload import Reloader
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import PolicyFacts
 from nfq_guard.service.supervisor.workers import Workers
+from nfq_guard.telemetry.events import Event
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
@@ -40,7 +41,7 @@ class Reads:
         self.count = 0
         self.may = threading.Semaphore(0)
         self.fault: Exception | None = None
-        self._policy = load_policy_for(Settings(), None).policy
+        self.policy = load_policy_for(Settings(), None).policy
 
     def __call__(self) -> LoadedPolicy:
         assert self.may.acquire(timeout=10)
@@ -48,7 +49,7 @@ class Reads:
         if self.fault is not None:
             raise self.fault
         facts = PolicyFacts(source="file", digest=str(self.count), rules=1)
-        return LoadedPolicy(policy=self._policy, facts=facts)
+        return LoadedPolicy(policy=self.policy, facts=facts)
 
 
 class Bench:
@@ -58,13 +59,14 @@ class Bench:
         self.reads = Reads()
         self.answers: list[tuple[str, Response]] = []
         self._sink = LineSink(log)
+        self.events = EventLog(self._sink)
         facts = PolicyFacts(source="file", digest="0", rules=1)
         self.reloader = Reloader(
-            loaded=LoadedPolicy(policy=self.reads._policy, facts=facts),
+            loaded=LoadedPolicy(policy=self.reads.policy, facts=facts),
             read=self.reads,
             workers=_as_workers(self.workers),
             loop=self.loop,
-            events=EventLog(self._sink),
+            events=self.events,
             notifier=Notifier("", ""),
         )
 
@@ -149,3 +151,37 @@ def test_workers_that_disagree_keep_the_old_policy(bench: Bench) -> None:
     assert answer == Response(succeeded=False, message=bench.workers.problem)
     assert bench.reloader.loaded.digest == "0"
     assert bench.reloader.refused == 1
+
+
+def test_a_responder_that_raises_holds_up_nothing(bench: Bench) -> None:
+    """The others are answered, and the next reload begins."""
+
+    def raises(answer: Response) -> None:
+        raise BrokenPipeError(str(answer))
+
+    bench.reloader.request(raises)
+    bench.ask("second")
+    bench.reads.may.release()
+    bench.reads.may.release()
+    with pytest.raises(BrokenPipeError):
+        bench.loop.turn(10)
+    bench.go(0)
+    assert bench.who() == ["second"]
+    assert (bench.reads.count, bench.reloader.busy) == (2, False)
+
+
+def test_a_log_that_raises_leaves_no_reload_behind(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def emit(event: Event) -> None:
+        raise OSError(str(event))
+
+    monkeypatch.setattr(bench.events, "emit", emit)
+    for problem in ("", "refused"):
+        bench.workers.problem = problem
+        bench.ask("one")
+        bench.reads.may.release()
+        with pytest.raises(OSError, match="Reload"):
+            bench.loop.turn(10)
+        assert not bench.reloader.busy
+    assert len(bench.answers) == 2

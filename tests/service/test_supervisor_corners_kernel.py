@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Workers that do not end, end in the middle of something, or send what nobody can read."""
 
+import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,6 +49,13 @@ def send_unreadable(end: socket.socket) -> None:
     end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 4 << 20)
     for message in UNREADABLE:
         end.send(message)
+
+
+def has_unread_order(pid: int) -> bool:
+    """Whether an order waits in a socket of a worker that is stopped."""
+    with record_sockets_of(pid) as ends:
+        waiting = [fcntl.ioctl(end, termios.FIONREAD, bytes(4)) for end in ends]
+    return any(int.from_bytes(count, sys.byteorder) for count in waiting)
 
 
 def judged_by_all(supervised: Supervised, guard: GuardProcess, rule: str) -> None:
@@ -130,7 +139,7 @@ def test_a_worker_during_a_dump(supervised: Supervised, number: signal.Signals |
         os.kill(pid, signal.SIGSTOP)
         dump = begin(supervised, "dump", "--format", "json")
         if number is not None:
-            wait_for(lambda: dump.poll() is not None or supervised.bound()[QUEUES[1]] is not None)
+            wait_for(lambda: has_unread_order(pid))
             os.kill(pid, number)
         flows, problem = dump.communicate(timeout=60)
         assert dump.returncode == 0, problem
@@ -164,4 +173,5 @@ def test_unreadable_messages_are_counted_and_end_nobody(supervised: Supervised) 
         supervised.configure("drop")
         supervised.ask("reload", "--wait")
         judged_by_all(supervised, guard, "rule-drop")
+        assert supervised.status()["messages_refused"] == refused
         assert guard.stop() == 0

@@ -117,6 +117,7 @@ def record_sockets_of(pid: int) -> Iterator[list[socket.socket]]:
     for log lines, which the worker does not read.
     """
     found: list[socket.socket] = []
+    targets: set[str] = set()
     pidfd = os.pidfd_open(pid)
     try:
         for number in sorted(int(entry.name) for entry in Path(f"/proc/{pid}/fd").iterdir()):
@@ -124,8 +125,9 @@ def record_sockets_of(pid: int) -> Iterator[list[socket.socket]]:
                 target = str(Path(f"/proc/{pid}/fd/{number}").readlink())
             except FileNotFoundError:  # closed since it was listed
                 continue
-            if not target.startswith("socket:"):
-                continue
+            if not target.startswith("socket:") or target in targets:
+                continue  # a worker's log holds a descriptor of its own for the same socket
+            targets.add(target)
             copied = _LIBC.syscall(_SYS_PIDFD_GETFD, pidfd, number, 0)
             if copied < 0 and ctypes.get_errno() == errno.EBADF:
                 continue

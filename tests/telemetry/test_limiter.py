@@ -62,7 +62,7 @@ def test_table_is_bounded_and_nothing_is_lost() -> None:
         limits.take(judgment(segment(port)), 0)
     new = judgment(segment(9))
     assert limits.take(new, 0) == [(folded, 1), (new, 1)]
-    assert len(limits._flows) == 8
+    assert len(limits._flows) == 8  # the bound is on memory, which nothing else shows
 
 
 def test_forged_flows_cannot_fill_the_log() -> None:
