@@ -12,6 +12,7 @@ from nfq_guard.doctor import (
     evidence,
     fate,
     foreign,
+    hidden,
     host_rules,
     interfaces,
     kernel,
@@ -53,8 +54,10 @@ def examine(firewall: Firewall, policy: Policy | None = None) -> Iterator[Check]
     yield from sysctls.reverse_path(collect.reverse_path_filters())
     yield from _table()
     yield from _rules(firewall, rules)
-    if policy is not None and proxied:
-        yield from synproxy.checks(policy)
+    if policy is not None:
+        if proxied:
+            yield from synproxy.checks(policy)
+        yield from hidden.checks(rules.path(), policy)
     yield from _queues(firewall)
     yield from _interfaces()
 

@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator
 
-from nfq_guard.doctor import fate, foreign, host_rules, synproxy
+from nfq_guard.doctor import fate, foreign, hidden, host_rules, synproxy
 from nfq_guard.doctor.check import Check, Status, note
 from nfq_guard.policy.decision import Policy
 from nfq_guard.telemetry.events import HostAccepts, HostTakes
@@ -19,6 +19,7 @@ def checks(policy: Policy) -> Iterator[Check]:
     yield from fate.checks(path)
     if synproxy.used(rules.tables):
         yield from synproxy.checks(policy)
+    yield from hidden.checks(path, policy)
     for text in dict.fromkeys(rules.problems):
         yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
 

@@ -208,6 +208,6 @@ def _verdict(name: str, value: Any) -> tuple[Act, str]:  # noqa: ANN401 - JSON; 
         case "tproxy" | "synproxy" | "fwd":
             return Act.ELSEWHERE, name.upper()
         case "snat" | "dnat" | "masquerade" | "redirect":
-            return Act.GO_ON, ""  # nat chains never see an INVALID packet
+            return Act.ELSEWHERE, name.upper()  # in a nat chain, which no INVALID packet sees
         case _:
             return Act.UNKNOWN, name

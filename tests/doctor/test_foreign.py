@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import pytest
 
-from nfq_guard.doctor import fate, foreign, iptables_rules, marks, nft_rules, path
+from nfq_guard.doctor import fate, foreign, hidden, iptables_rules, marks, nft_rules, path
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.path import Met, Order
 from nfq_guard.doctor.rule_model import Act, MarkWrite, Table, Truth
 from nfq_guard.firewall import Backend, Family
 from nfq_guard.firewall.saved import parse
+from nfq_guard.policyfile import load_compiled
 
 MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:NFQ_GUARD - [0:0]\n"
 FILTER = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n"
@@ -480,7 +481,6 @@ def test_verdict_maps(vmap: object, found: list[tuple[Act, Truth]]) -> None:
         ({"return": None}, None),
         ({"continue": None}, None),
         ({"log": {"prefix": "x: "}}, None),
-        ({"masquerade": None}, None),
     ],
 )
 def test_verdicts_of_nftables(verdict: object, act: Act | None) -> None:
@@ -657,3 +657,36 @@ def test_rules_that_write_the_mark_of_unjudged_packets() -> None:
     ):
         (good,) = found(set_it + harmless)
         assert good.status is Status.OK, harmless
+
+
+def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:
+    nat = (
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n:POD - [0:0]\n"
+        "-A POSTROUTING -s 10.88.0.0/16 ! -o cni0 -j MASQUERADE\n"
+        "-A POSTROUTING -s 192.0.2.0/24 -j POD\n-A POD -j SNAT --to-source 203.0.113.9\n"
+        "-A POSTROUTING -o wan0 -j MASQUERADE\n"
+    )
+    where = {"family": "inet", "table": "n"}
+    base = {**where, "name": "c", "type": "nat", "hook": "postrouting", "prio": 100}
+    source = _match(
+        {"payload": {"protocol": "ip6", "field": "saddr"}},
+        {"prefix": {"addr": "fd00::", "len": 8}},
+    )
+    rule = {**where, "chain": "c", "expr": [source, {"masquerade": None}]}
+    native = nft_rules.Ruleset(json.dumps({"nftables": [{"chain": base}, {"rule": rule}]}))
+    tables = [*_tables(nat), *native.tables()]
+    mets = [met for family in (4, 6) for met in path.walk(tables, family)]
+    assert {str(network) for network in hidden.networks(mets)} == {
+        "10.88.0.0/16",
+        "192.0.2.0/24",
+        "fd00::/8",
+    }
+    (leaks,) = hidden.checks(mets, load_compiled("preset:router"))
+    assert leaks.status is Status.NOTE
+    assert "preset:no-leak" in leaks.todo
+    assert "192.0.2.0/24, which is not private" in leaks.todo
+    (leaks,) = hidden.checks(mets, load_compiled("preset:no-leak"))
+    assert leaks.what.startswith("late RST and FIN of 192.0.2.0/24 leave untranslated")
+    (held,) = hidden.checks(mets, load_compiled("preset:strict"))
+    assert held.status is Status.OK
+    assert list(hidden.checks([], load_compiled("preset:strict"))) == []

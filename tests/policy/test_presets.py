@@ -18,10 +18,10 @@ from nfq_guard.flow import (
 )
 from nfq_guard.policy.default import default_model, default_policy
 from nfq_guard.policyfile import load_compiled, load_policy, preset_names
-from nfq_guard.wire.packet import Packet
+from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Packet, Segment
 from tests.support.policies import Case
 
-PRESETS = ("default", "istio", "kube-proxy", "observe", "router", "strict")
+PRESETS = ("default", "istio", "kube-proxy", "no-leak", "observe", "router", "strict")
 
 
 def test_presets_are_shipped() -> None:
@@ -113,3 +113,29 @@ def test_presets_that_break_synproxy_say_so(name: str) -> None:
     (check,) = synproxy.checks(load_compiled(f"preset:{name}"))
     text = (Path("rules/policy") / f"{name}.toml").read_text()
     assert (check.status is Status.PROBLEM) is ("# Breaks SYNPROXY" in text)
+
+
+@pytest.mark.parametrize(
+    ("flags", "src", "dst", "action"),
+    [
+        (RST, (10, 88, 0, 8), (198, 51, 100, 10), "drop"),
+        (RST | ACK, (100, 64, 1, 8), (198, 51, 100, 10), "drop"),
+        (FIN | ACK, (172, 31, 9, 9), (198, 51, 100, 10), "drop"),
+        (SYN | ACK, (10, 88, 0, 8), (198, 51, 100, 10), "allow"),
+        (RST, (192, 0, 2, 8), (198, 51, 100, 10), "allow"),
+        (RST, (10, 88, 0, 8), (192, 168, 1, 1), "allow"),
+    ],
+)
+def test_no_leak_drops_late_ends_with_a_private_source(
+    judge_case: Case,
+    flags: int,
+    src: tuple[int, ...],
+    dst: tuple[int, ...],
+    action: str,
+) -> None:
+    _, packet, _, _ = judge_case
+    assert isinstance(packet, Packet)
+    assert isinstance(packet.l4, Segment)
+    packet.src, packet.dst, packet.l4.flags = bytes(src), bytes(dst), flags
+    assert _decides("no-leak", judge_case, Reason.NO_ENTRY, None) == action
+    assert _decides("no-leak", judge_case, Reason.RST_OUTSIDE, _flow(0)) == "allow"

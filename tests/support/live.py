@@ -142,6 +142,10 @@ class LiveConntrack:
         dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
         return dscp - 1 if dscp else None
 
+    def put(self, octets: bytes) -> None:
+        """Put one packet in, and wait for nothing."""
+        os.write(self._inward, octets)
+
     def send_through_queue(self, octets: bytes, wait_s: float = 10) -> bytes:
         """Put one packet in and wait until it comes out; fails when it does not."""
         os.write(self._inward, octets)

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""The networks that this host hides by masquerade and SNAT, and late RSTs that expose them."""
+
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Final
+
+from nfq_guard.doctor.check import Check, note, ok
+from nfq_guard.doctor.path import Met
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import PROTO_TCP, Hook
+from nfq_guard.policy.decision import Policy
+from nfq_guard.policy.intervals import is_private
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import CHECKSUM_GOOD, RST, Queued
+
+TARGETS: Final = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
+
+Network = IPv4Network | IPv6Network
+
+# The source of a rule, as `follow` names what a rule depends on.
+_SOURCE: Final = re.compile(r"(?:-s|ip6? saddr) ([0-9a-f:.]+(?:/\d+)?)$")
+_OUTSIDE: Final = {4: bytes((198, 51, 100, 1)), 6: bytes.fromhex("2001") + bytes(13) + b"\x01"}
+
+
+def networks(path: Iterable[Met]) -> dict[Network, str]:
+    """The source networks of the rules that translate them, each with its rule."""
+    found: dict[Network, str] = {}
+    for met in path:
+        finding = met.finding
+        if met.hook != "postrouting" or finding.rule.target not in TARGETS:
+            continue
+        for word in finding.on:
+            match = _SOURCE.match(word)
+            if match is not None:
+                found.setdefault(ip_network(match[1], strict=False), finding.rule.text)
+    return found
+
+
+def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
+    """Whether late RSTs of hidden networks would leave untranslated under this policy."""
+    leaking: list[Network] = []
+    hidden = networks(path)
+    for network in hidden:
+        packet = _late_rst(network)
+        queued = Queued(packet, Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)
+        decision = policy.decide(queued, decode(packet), None, Finding(Reason.NO_ENTRY), 0.0)
+        if not decision.drops:
+            leaking.append(network)
+    if not hidden:
+        return
+    names = ", ".join(f"{network} (`{rule}`)" for network, rule in hidden.items())
+    if not leaking:
+        yield ok("policy.leak", f"no late RST of a hidden network leaves untranslated: {names}")
+        return
+    public = [str(net) for net in leaking if not is_private(net.network_address.packed)]
+    todo = 'include = "preset:no-leak" drops them'
+    if public:
+        todo += (
+            f"; for {', '.join(public)}, which is not private, add a rule with src, reason "
+            "no-entry and tcp_flags rst, fin"
+        )
+    yield note(
+        "policy.leak",
+        f"late RST and FIN of {', '.join(map(str, leaking))} leave untranslated; the host's rules "
+        f"hide {names}",
+        todo,
+    )
+
+
+def _late_rst(network: Network) -> bytes:
+    """A RST of the network's first host to an address outside."""
+    src, dst = (network.network_address + 1).packed, _OUTSIDE[network.version]
+    body = struct.pack("!HHIIBBHHH", 443, 40000, 1, 0, 5 << 4, RST, 0, 0, 0)
+    if network.version == 4:
+        length = 20 + len(body)
+        head = struct.pack("!BBHHHBBH", 0x45, 0, length, 0, 0x4000, 64, PROTO_TCP, 0)
+    else:
+        head = struct.pack("!IHBB", 6 << 28, len(body), PROTO_TCP, 64)
+    return head + src + dst + body
