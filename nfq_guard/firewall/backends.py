@@ -32,12 +32,17 @@ class _Load(NamedTuple):
     readable: bool
 
 
-def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
+def choose(runner: Runner, families: tuple[Family, ...], before: Place | None = None) -> Choice:
     """Choose the backend for our rules.
 
     The backend that already has our rules; else the one of iptables with more rules of other
     programs; else native nftables, if it has rules of other programs, or iptables is missing; else
     the backend of the program `iptables`.
+
+    Args:
+        runner: Access to the system.
+        families: The families to look at.
+        before: The last choice, to which a flush of all rules makes no difference.
 
     Raises:
         UnavailableError: iptables is not installed, and nftables cannot be used.
@@ -50,16 +55,19 @@ def choose(runner: Runner, families: tuple[Family, ...]) -> Choice:
         if has_queue(runner):
             return Choice(Native.NFTABLES, "iptables is not installed")
         raise UnavailableError("program iptables (Debian package iptables) is missing")
-    native = _native_chains(runner) if has_queue(runner) else 0
-    if len(usable) == 1 and not native:
-        return Choice(usable[0], f"only the {usable[0]} programs are installed")
     loads = {one: _load(runner, one, families) for one in usable}
+    if not any(load.own or load.foreign for load in loads.values()):
+        native = _native_chains(runner) if has_queue(runner) else 0
+        if native:
+            return Choice(Native.NFTABLES, f"nftables holds {native} base chains of others")
+        if before is not None:
+            return Choice(before, "as before, for no packet filter holds rules any more")
+    if len(usable) == 1:
+        return Choice(usable[0], f"only the {usable[0]} programs are installed")
     default = plain or Backend.NFT
     best = max(usable, key=lambda one: _rank(loads[one], one is default))
-    mine, other = loads[best], loads.get(best.other, _Load(0, 0, readable=True))
+    mine, other = loads[best], loads[best.other]
     also = f"; {best.other} holds {other.foreign} more" if other.foreign else ""
-    if native and not any(load.own or load.foreign for load in loads.values()):
-        return Choice(Native.NFTABLES, f"nftables holds {native} base chains of others")
     if not other.readable:
         return Choice(best, f"a table of {best.other} was made with nft as iptables cannot read it")
     if mine.own:

@@ -82,6 +82,7 @@ class Firewall:
         self._asked = backend
         self._runner: Runner = runner or System()
         self._served_by_others = served_by_others
+        self._chosen: Place | None = None
 
     def choice(self) -> Choice:
         """The backend, and why.
@@ -93,7 +94,9 @@ class Firewall:
         if self._asked is not None:
             return Choice(self._asked, "as asked for")
         require_privilege(self._runner, Backend.NFT)
-        return choose(self._runner, self.families)
+        choice = choose(self._runner, self.families, self._chosen)
+        self._chosen = choice.backend
+        return choice
 
     def show(self) -> str:
         """The rules as `iptables-restore --noflush` or `nft -f` takes them, with the choice.

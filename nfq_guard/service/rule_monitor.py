@@ -148,6 +148,7 @@ class RuleMonitor:
         self._moves = Budget(*_MOVES)
         self._said_at = -math.inf
         self._failures = 0
+        self._seen = False
 
     def watch(self, now: float) -> None:
         """Start a check if nftables' ruleset has changed since the last; costs a system call."""
@@ -254,7 +255,11 @@ class RuleMonitor:
     def _give_up(self, check: _Check) -> None:
         """End a daemon whose rules are missing and cannot be put back: its restart may."""
         missing = {Kind.MISSING_CHAIN, Kind.MISSING_JUMP, Kind.MISSING_RULE}
-        gone = missing & {difference.kind for difference in check.differences}
+        gone = bool(missing & {difference.kind for difference in check.differences})
+        if not check.problem:
+            self._seen = True
+        # Who could read the rules before and may not now has lost sight of them.
+        gone = gone or (check.forbidden and self._seen)
         if self._fail is None or not gone or not check.problem:
             self._failures = 0
             return

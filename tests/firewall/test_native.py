@@ -152,7 +152,7 @@ def test_several_queues_are_balanced() -> None:
                 saved="*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n",
             ),
             Backend.NFT,
-            "holds 1 rules and chains of others",
+            "only the nft programs",
         ),
     ],
 )
@@ -162,6 +162,16 @@ def test_native_rules_are_for_hosts_with_native_rules_alone(
     choice = Firewall(RulesSpec(), runner=host).choice()
     assert choice.backend is place
     assert why in choice.why
+
+
+def test_a_flush_of_all_rules_changes_no_choice() -> None:
+    """A reload of nftables flushes them for a moment."""
+    host = NftHost(("inet", "fw", "input"), programs=IPTABLES | {"nft"})
+    firewall = Firewall(RulesSpec(), runner=host)
+    assert firewall.choice().backend is Native.NFTABLES
+    host.chains = ()
+    assert firewall.choice().backend is Native.NFTABLES
+    assert Firewall(RulesSpec(), runner=host).choice().backend is Backend.NFT
 
 
 def test_without_queue_nothing_is_installed_and_the_option_is_named() -> None:

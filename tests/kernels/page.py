@@ -20,6 +20,7 @@ on each of them, as root:
   the rules of the generation named. Compared are the ctstate, the reason that the kernel logs, the
   state, status and timeout of the entry and, where BPF reads it, every field of the window;
 - the tests of the window that BPF reads (`tests/flows/test_bpf.py`), where it can be read;
+- the native nftables table against no guard (`tests/kernels/native_rules.py`);
 - trials of the lab: a scenario with a mitigation each.
 
 `make kernels-short` does the same with fewer packets and trials and leaves this page alone.
@@ -29,8 +30,8 @@ _TAIL: Final = """
 ## Not run on these kernels
 
 - The service as a systemd unit, and with the unit's capabilities instead of root.
-- Native nft `queue` rules, netem, flowtables.
-- The tests of the queue, of the rules and of the daemon, other than by way of the lab.
+- netem, flowtables.
+- The tests of the queue, of the rules of iptables and of the daemon, other than by way of the lab.
 - 5.14, 5.15 and 5.18: Debian has no such kernels. The rules of 5.15 are held against directed
   traces alone (`tests/conntrack/test_old_kernels.py`), and those of the others are not known.
 """

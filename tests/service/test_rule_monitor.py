@@ -349,6 +349,20 @@ def test_a_privilege_that_is_missing_ends_a_daemon_that_must_keep_its_rules(make
     assert "CAP_NET_ADMIN is missing" in str(one.failure)
 
 
+@pytest.mark.parametrize("seen", [True, False])
+def test_rules_that_may_not_be_read_any_more_end_it_and_those_never_seen_do_not(
+    make: Make, *, seen: bool
+) -> None:
+    """Legacy rules are out of sight in the sandbox from the start."""
+    one = make(reinstall=True, keeps=True)
+    if seen:
+        one.check()
+    one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
+    one.check()
+    assert (one.failure is not None) is seen
+    assert one.state() is RulesState.FORBIDDEN
+
+
 def test_a_difference_that_can_wait_ends_no_daemon(make: Make) -> None:
     one = make(reinstall=True, keeps=True)
     one.rules.differences.append(BEHIND)

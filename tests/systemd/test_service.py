@@ -230,9 +230,12 @@ def test_a_daemon_that_cannot_put_rules_back_is_restarted(guest: Guest) -> None:
     """Root puts them back before the daemon starts again."""
     guest.configure('mode = "enforce"\nfail_mode = "closed"')
     guest.sh(
-        "mkdir -p /run/systemd/system/nfq-guard.service.d; "
-        "printf '[Service]\nInaccessiblePaths=/usr/sbin/xtables-nft-multi\n' "
+        "mkdir -p /run/systemd/system/nfq-guard.service.d /run/broken; "
+        "printf '[Service]\nEnvironment=PATH=/run/broken:/usr/sbin:/usr/bin:/sbin:/bin\n' "
         ">/run/systemd/system/nfq-guard.service.d/test.conf; "
+        'printf \'#!/bin/sh\n[ $(id -u) = 0 ] && exec /usr/sbin/iptables-nft-restore "$@"\n'
+        "exit 1\n' >/run/broken/iptables-nft-restore; "
+        "chmod -R a+rx /run/broken; "
         "systemctl daemon-reload; systemctl restart nfq-guard"
     )
     try:
@@ -241,8 +244,9 @@ def test_a_daemon_that_cannot_put_rules_back_is_restarted(guest: Guest) -> None:
         assert guest.show("NRestarts") != "0"
     finally:
         guest.sh(
-            "rm /run/systemd/system/nfq-guard.service.d/test.conf; systemctl daemon-reload; "
-            "systemctl reset-failed nfq-guard; systemctl restart nfq-guard"
+            "rm -r /run/systemd/system/nfq-guard.service.d/test.conf /run/broken; "
+            "systemctl daemon-reload; systemctl reset-failed nfq-guard; "
+            "systemctl restart nfq-guard"
         )
 
 
