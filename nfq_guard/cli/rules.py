@@ -14,6 +14,7 @@ from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Native
 from nfq_guard.firewall.native import render as render_native
 from nfq_guard.firewall.render import render
+from nfq_guard.firewall.xtables import Runner, System
 from nfq_guard.service.config import load_settings
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
@@ -48,6 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with remove: the service's result ($SERVICE_RESULT of systemd); unless it is "
         "success, the rules of the fail modes closed and kernel-drop stay",
     )
+    parser.add_argument(
+        "--unit",
+        metavar="NAME",
+        help="with remove: the rules stay while systemd restarts this unit",
+    )
     parser.add_argument("--quiet", action="store_true", help="print nothing on success")
     add_format(parser)
 
@@ -73,14 +79,33 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_NOT_FINE if differences else EXIT_OK
     if args.action == "install":
         changes = firewall.install()
+    elif args.unit is not None and restarts(args.unit, System()):
+        changes = _kept(f"systemd restarts {args.unit}")
     elif _rules_stay(settings, args.after):
-        reason = f"fail mode {fail_mode_of(settings)} applies after the result {args.after}"
-        changes = Changes(done=(), notes=(f"rules kept: {reason}",))
+        changes = _kept(f"fail mode {fail_mode_of(settings)} applies after the result {args.after}")
     else:
         changes = firewall.remove()
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=as_json))
     return EXIT_OK
+
+
+def _kept(reason: str) -> Changes:
+    return Changes(done=(), notes=(f"rules kept: {reason}",))
+
+
+def restarts(unit: str, runner: Runner) -> bool:
+    """Whether systemd stops a unit only to start it again; False where it cannot be asked.
+
+    Without rules in between, packets that the policy drops would pass for a moment.
+    """
+    if not runner.find("systemctl"):
+        return False
+    jobs = runner.run(["systemctl", "list-jobs", "--plain", "--no-legend"], "").stdout
+    return any(
+        words[1:3] in ([unit, "restart"], [unit, "start"])
+        for words in map(str.split, jobs.splitlines())
+    )
 
 
 def _rules_stay(settings: Settings, result: str | None) -> bool:
@@ -112,15 +137,17 @@ def _settings(args: argparse.Namespace) -> Settings:
 def _remove_without_settings(args: argparse.Namespace, error: ConfigError) -> int:
     """A configuration that has become invalid must not prevent the removal.
 
-    After a failure of the service it does, because the fail mode is not known: the installed rules
-    are those of the last good configuration.
+    After a failure of the service it does, if the installed rules drop unjudged packets: they are
+    those of the last good configuration.
     """
     sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
-    if args.after in {None, "success"}:
-        changes = firewall_of(Settings()).remove()
+    firewall = firewall_of(Settings())
+    if args.unit is not None and restarts(args.unit, System()):
+        changes = _kept(f"systemd restarts {args.unit}")
+    elif args.after not in {None, "success"} and firewall.holds_back():
+        changes = _kept(f"the configuration cannot be read after the result {args.after}")
     else:
-        reason = f"the configuration cannot be read after the result {args.after}"
-        changes = Changes(done=(), notes=(f"rules kept: {reason}",))
+        changes = firewall.remove()
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
     return EXIT_OK

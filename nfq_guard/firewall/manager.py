@@ -15,7 +15,15 @@ from nfq_guard.firewall.offload import OffloadTable
 from nfq_guard.firewall.render import TableRules, render, wanted
 from nfq_guard.firewall.rule_counters import RuleCounters
 from nfq_guard.firewall.saved import Saved, is_own
-from nfq_guard.firewall.spec import Backend, FailMode, Family, Native, Place, RulesSpec
+from nfq_guard.firewall.spec import (
+    FALLBACK_CHAIN,
+    Backend,
+    FailMode,
+    Family,
+    Native,
+    Place,
+    RulesSpec,
+)
 from nfq_guard.firewall.xtables import (
     Runner,
     System,
@@ -231,6 +239,23 @@ class Firewall:
     def generation(self) -> int | None:
         """A number that differs once nftables or iptables-nft changed rules; None if unknown."""
         return nft_query.generation()
+
+    def holds_back(self) -> bool:
+        """Whether the installed rules drop packets that are not judged, whatever the specification.
+
+        Raises:
+            PrivilegeError: A capability is missing.
+            UnavailableError: A program is missing or fails.
+        """
+        for backend in Backend:
+            for tables in self._usable(backend, []):
+                for table in tables.save().values():
+                    ours = [rule.text for rule in table.rules if is_own(rule.chain)]
+                    if FALLBACK_CHAIN in table.policies or any(
+                        "-j NFQUEUE" in rule and "--queue-bypass" not in rule for rule in ours
+                    ):
+                        return True
+        return self._native().holds_back()
 
     def rule_counters(self) -> RuleCounters:
         """The kernel's counters of our rules, summed over both families.

@@ -38,6 +38,8 @@ PRIORITY: Final = -149
 _WHAT: Final = "nftables"
 _SHED: Final = "shed"
 _UNJUDGED: Final = "unjudged"
+# Chains of the fail mode kernel-drop.
+_DROPPING: Final = ("unjudged_received", "unjudged_sent")
 _DIGEST: Final = "DIGEST"
 _PROBE: Final = f"table inet {NATIVE_TABLE}_probe {{ chain c {{ queue num 0 bypass; }}; }}\n"
 
@@ -89,8 +91,8 @@ def _bases(spec: RulesSpec, families: tuple[Family, ...]) -> tuple[_Base, ...]:
     unjudged = f"meta mark and {mark} == {mark} counter name {_UNJUDGED} drop"
     return (
         *bases,
-        _Base("unjudged_received", "prerouting", PRIORITY + 1, f"{received} {unjudged}"),
-        _Base("unjudged_sent", "output", PRIORITY + 1, f"{sent} {unjudged}"),
+        _Base(_DROPPING[0], "prerouting", PRIORITY + 1, f"{received} {unjudged}"),
+        _Base(_DROPPING[1], "output", PRIORITY + 1, f"{sent} {unjudged}"),
     )
 
 
@@ -196,15 +198,31 @@ class NativeTable:
             PrivilegeError: The kernel refused.
             UnavailableError: The program fails.
         """
+        return [_first(statement.get("num", 0)) for statement in self._queue_statements()]
+
+    def holds_back(self) -> bool:
+        """Whether the live table drops packets that are not judged.
+
+        Raises:
+            PrivilegeError: The kernel refused.
+            UnavailableError: The program fails.
+        """
         live = nft_program.table(self._runner, NATIVE_TABLE, _WHAT) or []
-        statements = [
+        names = {one["chain"]["name"] for one in live if "chain" in one}
+        bypasses = [
+            "bypass" in statement.get("flags", ()) for statement in self._queue_statements()
+        ]
+        return not all(bypasses) or not names.isdisjoint(_DROPPING)
+
+    def _queue_statements(self) -> list[dict[str, Any]]:
+        live = nft_program.table(self._runner, NATIVE_TABLE, _WHAT) or []
+        return [
             statement["queue"]
             for one in live
             if "rule" in one
             for statement in one["rule"]["expr"]
             if isinstance(statement, dict) and isinstance(statement.get("queue"), dict)
         ]
-        return [_first(statement.get("num", 0)) for statement in statements]
 
     def _wanted(self) -> dict[str, tuple[_Base | None, int]]:
         """By chain: what a base chain must be, and the number of its rules."""

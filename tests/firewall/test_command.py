@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.cli import main
+from nfq_guard.cli.rules import restarts
+from nfq_guard.firewall.xtables import Result
 from tests.firewall.conftest import Host
+from tests.firewall.test_faults import FakeSystem
 
 
 @pytest.mark.kernel
@@ -105,6 +108,21 @@ def test_after_a_crash_rules_stay_that_hold_the_fail_mode(
         assert main(["rules", "verify", "--config", str(file)]) == (0 if kept else 1)
 
 
+@pytest.mark.parametrize(
+    ("jobs", "programs", "restarted"),
+    [
+        ("12 nfq-guard.service restart running\n", {"systemctl"}, True),
+        ("12 nfq-guard.service start waiting\n9 x.service stop running\n", {"systemctl"}, True),
+        ("12 nfq-guard.service stop running\n", {"systemctl"}, False),
+        ("12 nfq-guard@blue.service restart running\n\n", {"systemctl"}, False),
+        ("12 nfq-guard.service restart running\n", set(), False),
+    ],
+)
+def test_a_restart_is_told_from_a_stop(jobs: str, programs: set[str], *, restarted: bool) -> None:
+    machine = FakeSystem({"list-jobs": Result(0, jobs, "")}, frozenset(programs))
+    assert restarts("nfq-guard.service", machine) is restarted
+
+
 @pytest.mark.kernel
 def test_rules_can_go_when_the_configuration_is_broken(
     guarded: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -122,17 +140,26 @@ def test_rules_can_go_when_the_configuration_is_broken(
 
 
 @pytest.mark.kernel
-@pytest.mark.parametrize(("result", "kept"), [("exit-code", True), ("success", False)])
+@pytest.mark.parametrize(
+    ("fail_mode", "result", "kept"),
+    [
+        ("closed", "exit-code", True),
+        ("kernel-drop", "exit-code", True),
+        ("open", "exit-code", False),
+        ("closed", "success", False),
+    ],
+)
 def test_rules_stay_after_a_crash_when_the_configuration_is_broken(
     guarded: Host,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    fail_mode: str,
     result: str,
     kept: bool,
 ) -> None:
     """The fail mode of the last good configuration is in the rules."""
     file = tmp_path / "nfq-guard.toml"
-    good = '[daemon]\nmode = "enforce"\nfail_mode = "closed"\n'
+    good = f'[daemon]\nmode = "enforce"\nfail_mode = "{fail_mode}"\n'
     file.write_text(good, encoding="ascii")
     with guarded.ns.entered():
         assert main(["rules", "install", "--config", str(file)]) == 0

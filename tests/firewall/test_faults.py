@@ -47,6 +47,8 @@ class FakeSystem:
         self.asked.append((argv[0], stdin))
         if argv[1:] == ["-V"]:
             return self.answers.get("-V", Result(0, "iptables v1.8.9 (nf_tables)\n", ""))
+        if argv[0] == "systemctl":
+            return self.answers[argv[1]]
         base, _, deed = argv[0].rpartition("-")
         if deed == "save":
             return Result(0, self.live.get(base, ""), "")

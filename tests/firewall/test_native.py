@@ -206,6 +206,22 @@ def test_the_table_of_another_daemon_is_left_alone(num: object, queue: int) -> N
     assert host.loaded == []
 
 
+@pytest.mark.parametrize(
+    ("rules", "holds"),
+    [
+        ([], False),
+        ([{"rule": {"chain": "judge", "expr": [{"queue": {"num": 0}}]}}], True),
+        ([{"rule": {"chain": "judge", "expr": [{"queue": {"flags": "bypass"}}]}}], False),
+        ([{"rule": {"chain": "judge", "expr": [{"queue": {"flags": ["bypass"]}}]}}], False),
+        ([{"chain": {"name": "unjudged_sent"}}], True),
+    ],
+)
+def test_the_live_table_tells_whether_it_drops_unjudged_packets(
+    rules: list[object], *, holds: bool
+) -> None:
+    assert Firewall(RulesSpec(), runner=NftHost(rules=rules)).holds_back() is holds
+
+
 def test_counters_are_read_by_name() -> None:
     counters = [{"counter": {"name": name, "packets": n}} for name, n in (("shed", 5), ("x", 9))]
     counters.append({"counter": {"name": "unjudged", "packets": 7}})

@@ -250,6 +250,17 @@ def test_a_daemon_that_cannot_put_rules_back_is_restarted(guest: Guest) -> None:
         )
 
 
+def test_rules_stay_over_a_restart(guest: Guest) -> None:
+    """In closed and kernel-drop packets that the policy drops would pass in between."""
+    guest.configure('mode = "enforce"\nfail_mode = "closed"')
+    guest.sh("systemctl restart nfq-guard")
+    before = guest.sh("iptables -t mangle -S")
+    watch = "nft monitor rules >/run/changes & sleep 0.5; systemctl restart nfq-guard; kill $!"
+    guest.sh(f"{watch}; wait")
+    assert guest.sh("grep -c . /run/changes", check=False).strip() == "0"
+    assert guest.sh("iptables -t mangle -S") == before
+
+
 def test_stop_leaves_no_rule_behind(guest: Guest) -> None:
     guest.sh("systemctl stop nfq-guard")
     assert rules(guest) == 0
