@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
             for read in reader.read(stream):
                 add_event(summary, read)
                 if trial is not None:
-                    trial.take(recorded(read))
+                    for packets in recorded(read):
+                        trial.take(packets)
     except OSError as error:
         raise UsageError(f"{args.events}: cannot be read: {error.strerror}") from None
     if summary.packets == 0 and reader.lines:
@@ -60,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     found = None
     if trial is not None:
         trial.end()
-        found = result(trial, printable(args.events), "events")
-    page = render(summary, title=title, skipped=reader.skipped_text(), trial=found)
+        found = result(trial, printable(args.events), "events", reader.unrecorded)
+    gaps = [text for text in (reader.skipped_text(), *reader.unrecorded.texts()) if text]
+    page = render(summary, title=title, skipped="; ".join(gaps), trial=found)
     try:
         _write(args.output, page)
     except OSError as error:

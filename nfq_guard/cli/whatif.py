@@ -16,7 +16,7 @@ from nfq_guard.flow import Hook
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
 from nfq_guard.telemetry.palette import Style
-from nfq_guard.telemetry.reader import EventReader
+from nfq_guard.telemetry.reader import EventReader, Unrecorded
 from nfq_guard.whatif.conversations import RESET_WITHIN_S, Fate
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.recorded import Judged, Recorded
@@ -62,18 +62,20 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate the policies on the recording."""
     if len(args.policy) > 2:
         raise UsageError(f"--policy: expected one or two, found {len(args.policy)}")
-    trial = Trial([load_compiled(reference) for reference in args.policy])
     settings = replaying.settings_of(args, every=True)
     kind = _kind(args.recording)
+    policies = [load_compiled(reference) for reference in args.policy]
+    trial = Trial(policies, has_times=kind == "capture")
+    unrecorded = None
     if kind == "events":
-        _run_events(args.recording, trial)
+        unrecorded = _run_events(args.recording, trial)
     else:
         _run_capture(args.recording, trial, settings)
     trial.end()
     if args.format == "json":
-        write_json(result(trial, printable(args.recording), kind))
+        write_json(result(trial, printable(args.recording), kind, unrecorded))
     else:
-        for line in _lines(trial, printable(args.recording), kind):
+        for line in _lines(trial, printable(args.recording), kind, unrecorded):
             write_line(line)
     return EXIT_OK
 
@@ -88,12 +90,13 @@ def _kind(recording: str) -> str:
     return "events" if start.startswith(b"{") or not start else "capture"
 
 
-def _run_events(recording: str, trial: Trial) -> None:
+def _run_events(recording: str, trial: Trial) -> Unrecorded:
     """Process the events of a file; lines that are not events are reported on standard error."""
     reader = EventReader()
     with Path(recording).open("rb") as file:
         for read in reader.read(file):
-            trial.take(recorded(read))
+            for packets in recorded(read):
+                trial.take(packets)
     if reader.skipped:
         sys.stderr.write(
             f"nfq-guard: {recording}: {reader.skipped_text()}, "
@@ -101,6 +104,7 @@ def _run_events(recording: str, trial: Trial) -> None:
         )
     if not trial.invalid:
         raise UsageError(f"{recording}: expected packet_judged events, found none")
+    return reader.unrecorded
 
 
 def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> None:
@@ -135,27 +139,32 @@ def _recorded(outcome: Outcome) -> Recorded | None:
         judged = Judged(queued=_CAPTURE_QUEUED, snapshot=outcome.snapshot, finding=outcome.finding)
     return Recorded(
         number=outcome.frame.number,
+        first_s=outcome.frame.time_ns / 1_000_000_000,
         time_s=outcome.frame.time_ns / 1_000_000_000,
         count=1,
+        alike=1,
         packet=packet,
         judged=judged,
         passed=True,
     )
 
 
-def _lines(trial: Trial, recording: str, kind: str) -> Iterator[str]:
+def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | None) -> Iterator[str]:
     invalid = _counted(trial.invalid, "INVALID packet")
     among = f" among {trial.packets}" if kind == "capture" else ""
     yield f"{recording}: {invalid}{among}"
     if trial.doubtful:
         doubtful = _counted(trial.doubtful, "more packet")
         yield f"  {doubtful} in doubt because of the capture, not counted (see replay, --strict)"
+    if unrecorded is not None:
+        for text in unrecorded.texts():
+            yield paint(f"not in these counts: {text}", Style.YELLOW)
     letters = "AB"[: len(trial.policies)]
     for letter, policy, tally in zip(letters, trial.policies, trial.tallies, strict=True):
         yield ""
         title = f"policy {letter}: {policy.model.source}"
         yield paint(title, Style.BOLD)
-        yield f"  would drop {tally.drops}, accept {tally.passes}"
+        yield f"  would drop {_drops(tally)}, accept {tally.passes}"
         yield from _drop_lines(tally)
         if tally.missed:
             yield paint(
@@ -167,13 +176,15 @@ def _lines(trial: Trial, recording: str, kind: str) -> Iterator[str]:
         yield ""
         yield paint("difference", Style.BOLD)
         for letter, tally in zip(letters, trial.differences, strict=True):
-            yield f"  only {letter} would drop {tally.drops}"
+            yield f"  only {letter} would drop {_drops(tally)}"
             yield from _drop_lines(tally)
 
 
 def _drop_lines(tally: Tally) -> Iterator[str]:
     if not tally.drops:
         return
+    if not tally.exact:
+        yield "  all numbers of packets are estimates, within these bounds"
     by_reason = {str(reason): count for reason, count in tally.drops_by_reason.items()}
     yield f"  by reason: {', '.join(f'{name} {count}' for name, count in top(by_reason).items())}"
     yield f"  by flow ({len(tally.drops_by_flow)}):"
@@ -197,6 +208,13 @@ def _drop_lines(tally: Tally) -> Iterator[str]:
     for words, count in rest.items():
         if count:
             yield f"  {_counted(count, 'drop')} {words}"
+
+
+def _drops(tally: Tally) -> str:
+    """The number of drops, with its bounds where it is an estimate."""
+    if tally.exact:
+        return str(tally.drops)
+    return f"about {tally.drops} (between {tally.least_drops} and {tally.most_drops})"
 
 
 def _counted(count: int, noun: str) -> str:

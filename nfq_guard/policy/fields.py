@@ -486,7 +486,7 @@ def number_of(
         return ABSENT if breach is None else breach.distance
     if code == _REASON:
         return _REASON_NUMBER[finding.reason]
-    return 1 if _leaks(packet, snapshot, finding) else 0
+    return 1 if leaks(packet, snapshot, finding) else 0
 
 
 def _of_flow(code: int, snapshot: FlowSnapshot | None) -> int:
@@ -535,7 +535,7 @@ def _of_transport_header(code: int, packet: Packet | Malformed) -> int:
     return l4.flags if code == _TCP_FLAGS else int(l4.payload_len > 0)
 
 
-def _leaks(packet: Packet | Malformed, snapshot: FlowSnapshot | None, finding: Finding) -> bool:
+def leaks(packet: Packet | Malformed, snapshot: FlowSnapshot | None, finding: Finding) -> bool:
     """Whether a private source sends to a global destination without a flow.
 
     False where the flow could not be looked up (reason `unsupported`).

@@ -27,7 +27,7 @@ from nfq_guard.policy.model import (
     Rule,
     allowed,
 )
-from nfq_guard.policy.rates import RateLimit
+from nfq_guard.policy.rates import MOST_KEYS, MOST_KEYS_IN_ALL, RateLimit
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 # Names or marks whose rules an index remembers. A host has few of either; when a sender or a rule
@@ -168,6 +168,7 @@ class CompiledPolicy:
 
     Attributes:
         model: The rules.
+        has_rates: Whether a decision may depend on the packets before it.
         plans: One for each reason; reasons that the same rules match share one.
         shadow: A policy on trial; a reload replaces both at once.
     """
@@ -176,7 +177,12 @@ class CompiledPolicy:
         """Compile `model`."""
         self.model = model
         self.shadow = shadow
-        limits = [None if rule.rate is None else RateLimit(rule.rate) for rule in model.rules]
+        self.has_rates = any(rule.rate is not None for rule in model.rules)
+        rates = sum(rule.rate is not None for rule in model.rules)
+        most_keys = min(MOST_KEYS, MOST_KEYS_IN_ALL // max(rates, 1))
+        limits = [
+            None if rule.rate is None else RateLimit(rule.rate, most_keys) for rule in model.rules
+        ]
         reasons = [allowed(rule, REASON) for rule in model.rules]
         self.plans: dict[Reason, Plan] = {}
         shared: dict[tuple[int, ...], Plan] = {}
@@ -205,13 +211,7 @@ class CompiledPolicy:
     ) -> Decision:
         """The decision of the first rule that matches; `now` in monotonic seconds is for rates."""
         plan = self.plans[finding.reason]
-        live = plan.everything
-        for interval in plan.intervals:
-            live &= interval.at(number_of(interval.code, queued, packet, snapshot, finding))
-        for mark in plan.marks:
-            live &= mark.at(number_of(mark.code, queued, packet, snapshot, finding))
-        for name in plan.names:
-            live &= name.at(name_of(name.code, queued))
+        live = self._live(plan, queued, packet, snapshot, finding)
         while live:
             lowest = live & -live
             index = lowest.bit_length() - 1
@@ -220,6 +220,70 @@ class CompiledPolicy:
                 return plan.decisions[index]
             live ^= lowest
         return plan.last
+
+    def possible(
+        self,
+        queued: Queued,
+        packet: Packet | Malformed,
+        snapshot: FlowSnapshot | None,
+        finding: Finding,
+    ) -> list[Decision]:
+        """Every decision that the packet may get, whatever the rates have counted before."""
+        plan = self.plans[finding.reason]
+        live = self._live(plan, queued, packet, snapshot, finding)
+        found: list[Decision] = []
+        while live:
+            lowest = live & -live
+            index = lowest.bit_length() - 1
+            found.append(plan.decisions[index])
+            if plan.limits[index] is None:
+                return found
+            live ^= lowest
+        return [*found, plan.last]
+
+    def decide_all(
+        self,
+        queued: Queued,
+        packet: Packet | Malformed,
+        snapshot: FlowSnapshot | None,
+        finding: Finding,
+        now: float,
+        count: int,
+    ) -> list[tuple[Decision, int]]:
+        """Decide about `count` packets like `packet`, all at `now`: how many get each decision."""
+        plan = self.plans[finding.reason]
+        live = self._live(plan, queued, packet, snapshot, finding)
+        found: list[tuple[Decision, int]] = []
+        while live and count:
+            lowest = live & -live
+            index = lowest.bit_length() - 1
+            limit = plan.limits[index]
+            matched = count if limit is None else limit.matches_of(packet, now, count)
+            if matched:
+                found.append((plan.decisions[index], matched))
+                count -= matched
+            live ^= lowest
+        if count:
+            found.append((plan.last, count))
+        return found
+
+    def _live(
+        self,
+        plan: Plan,
+        queued: Queued,
+        packet: Packet | Malformed,
+        snapshot: FlowSnapshot | None,
+        finding: Finding,
+    ) -> int:
+        """The rules of `plan` whose conditions the packet meets, a bit each; rates aside."""
+        live = plan.everything
+        for interval in plan.intervals:
+            live &= interval.at(number_of(interval.code, queued, packet, snapshot, finding))
+        for mark in plan.marks:
+            live &= mark.at(number_of(mark.code, queued, packet, snapshot, finding))
+        for name in plan.names:
+            live &= name.at(name_of(name.code, queued))
+        return live
 
 
 def compile_policy(model: PolicyModel, shadow: CompiledPolicy | None = None) -> CompiledPolicy:

@@ -7,9 +7,11 @@ from nfq_guard.flow import FlowKey
 from nfq_guard.policy.model import Rate, RateKey
 from nfq_guard.wire.packet import Malformed, Packet, flow_key
 
-# Keys that one rule counts at a time. A sender with forged addresses can fill the table; the least
-# recently seen key is evicted first, and starts again within the limit when it returns.
+# Keys that one rule counts at a time, and all rules of a policy together: a key takes 180 bytes. A
+# sender with forged addresses can fill the table; the least recently seen key is evicted first, and
+# starts again within the limit when it returns.
 MOST_KEYS: Final = 4096
+MOST_KEYS_IN_ALL: Final = 65_536
 
 
 @final
@@ -40,6 +42,18 @@ class RateLimit:
 
     def matches(self, packet: Packet | Malformed, now: float) -> bool:
         """Count `packet` at `now`, monotonic seconds; returns whether the rule matches it."""
+        window = self._window(packet, now)
+        window.count += 1
+        return (window.count > self._over) is not self._negated
+
+    def matches_of(self, packet: Packet | Malformed, now: float, count: int) -> int:
+        """Count `count` packets like `packet` at once; returns how many the rule matches."""
+        window = self._window(packet, now)
+        window.count += count
+        beyond = max(0, min(count, window.count - self._over))
+        return count - beyond if self._negated else beyond
+
+    def _window(self, packet: Packet | Malformed, now: float) -> _Window:
         key: FlowKey | bytes = flow_key(packet) if self._by_flow else bytes(packet.src)
         window = self._windows.pop(key, None)
         if window is None:
@@ -51,5 +65,4 @@ class RateLimit:
             window.count = 0
         # Most recently seen last.
         self._windows[key] = window
-        window.count += 1
-        return (window.count > self._over) is not self._negated
+        return window

@@ -236,7 +236,7 @@ def _trial(trial: Mapping[str, Any]) -> str:
     rows = [
         (
             f"<code>{escape(each['policy'])}</code>",
-            f"{each['drops']:,}",
+            _estimated(each),
             f"{each['passes']:,}",
             f"{each['false_positives']['packets']:,}",
             f"{each['unknown']:,}",
@@ -266,12 +266,20 @@ def _trial(trial: Mapping[str, Any]) -> str:
         for letter, each in zip("ab", policies, strict=True):
             alone = trial["difference"][f"only_{letter}_drops"]
             parts.append(
-                f"<p>Only <code>{escape(each['policy'])}</code> would drop {alone['drops']:,}"
+                f"<p>Only <code>{escape(each['policy'])}</code> would drop {_estimated(alone)}"
                 f"{':' if alone['drops'] else '.'}</p>"
             )
             if alone["drops"]:
                 parts.append(_table(("flow", "#packets", ""), _alone(alone)))
     return "".join(parts)
+
+
+def _estimated(drops: Mapping[str, Any]) -> str:
+    """The number of drops, with its bounds where it is an estimate."""
+    least, most = drops["least_drops"], drops["most_drops"]
+    if least == most:
+        return f"{drops['drops']:,}"
+    return f"about {drops['drops']:,} ({least:,} to {most:,})"
 
 
 def _alone(alone: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:

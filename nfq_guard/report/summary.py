@@ -2,6 +2,7 @@
 """Aggregates recorded events in one pass and bounded memory."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, final
@@ -13,6 +14,8 @@ from nfq_guard.telemetry.reader import ReadEvent
 # A port scan creates a flow with every packet; beyond this number, new flows count as `others`.
 _FLOWS_MAX: Final = 50_000
 _SECONDS_MAX: Final = 1_000_000
+# Seconds over which the packets of one event are spread.
+_MOMENTS_MAX: Final = 64
 # Distances are counted by powers of two; the last exponent includes all larger ones.
 DISTANCE_CLASSES: Final = 33
 
@@ -89,21 +92,23 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
     summary.packets += count
     summary.drops += count * drops
     summary.dropped += count * (event.verdict == "drop")
-    summary.first = read.when if summary.first is None else min(summary.first, read.when)
+    summary.first = read.first if summary.first is None else min(summary.first, read.first)
     summary.last = read.when if summary.last is None else max(summary.last, read.when)
     summary.modes[event.mode] += count
     summary.reasons[event.reason] += count
     summary.reason_drops[event.reason] += count * drops
     summary.nats[event.nat, event.reason] += count
     summary.rules[event.rule, event.action] += count
-    second = (int(read.when.timestamp()), drops)
-    if second in summary.seconds or len(summary.seconds) < _SECONDS_MAX:
-        summary.seconds[second] += count
-    distance = 0
+    for when, packets in _spread(read):
+        second = (when, drops)
+        if second in summary.seconds or len(summary.seconds) < _SECONDS_MAX:
+            summary.seconds[second] += packets
+    furthest = 0
     if event.breach is not None:
-        distance = event.breach.distance
-        power = min(distance.bit_length(), DISTANCE_CLASSES - 1)
-        summary.distances[event.breach.bound, power] += count
+        for distance, packets in event.distances or ((event.breach.distance, count),):
+            furthest = max(furthest, distance)
+            power = min(distance.bit_length(), DISTANCE_CLASSES - 1)
+            summary.distances[event.breach.bound, power] += packets
     flow = _flow(summary, event)
     if flow is None:
         summary.others += count
@@ -113,7 +118,17 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
     flow.reasons[event.reason] += count
     flow.nat, flow.rule = event.nat, event.rule
     flow.state = event.state
-    flow.furthest = max(flow.furthest, distance)
+    flow.furthest = max(flow.furthest, furthest)
+
+
+def _spread(read: ReadEvent) -> Iterator[tuple[int, int]]:
+    """The packets of an event spread evenly over its time: seconds, each with its packets."""
+    count = read.event.count
+    first, last = read.first.timestamp(), read.when.timestamp()
+    moments = min(count, int(last) - int(first) + 1, _MOMENTS_MAX)
+    for moment in range(moments):
+        packets = count * (moment + 1) // moments - count * moment // moments
+        yield int(first + (last - first) * moment / max(moments - 1, 1)), packets
 
 
 def _flow(summary: Summary, event: PacketJudged) -> FlowSummary | None:

@@ -39,9 +39,14 @@ def _number(
     return msgspec.Meta(ge=low, le=high, description=description, extra=extra)
 
 
-def timestamp() -> str:
-    """The time of day as events carry it: ISO 8601, UTC, microseconds."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
+def timestamp(at: float | None = None) -> str:
+    """The time of day as events carry it: ISO 8601, UTC, microseconds.
+
+    Args:
+        at: Seconds since the epoch; None for now.
+    """
+    when = datetime.now(UTC) if at is None else datetime.fromtimestamp(at, UTC)
+    return when.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def exception_texts(error: BaseException) -> tuple[str, str]:
@@ -94,12 +99,14 @@ class PacketJudged(
     tag="packet_judged",
     rename={"indev": "in", "outdev": "out"},
 ):
-    """A packet was judged, or `count` packets of one flow that one rule decided.
+    """A packet was judged, or `count` packets that no policy can tell apart by another field.
 
     A field that a packet does not have, such as `seq` of a UDP datagram, is null.
     """
 
-    timestamp: Annotated[str, _text("When the packet was judged: ISO 8601, UTC.")]
+    timestamp: Annotated[
+        str, _text("When the packet, or the last of several, was judged: ISO 8601, UTC.")
+    ]
     mode: Annotated[Mode, _text("Whether verdicts are carried out.")]
     queue: Annotated[int, _number("Number of the queue.", high=_U16)]
     hook: Annotated[str, _text("The netfilter hook at which the packet was queued.")]
@@ -118,7 +125,10 @@ class PacketJudged(
     payload: Annotated[int, _number("Data after the transport header.", "bytes")] | None
     reason: Annotated[Reason, _text("Why the packet is INVALID.")]
     breach: Annotated[BrokenBound | None, _text("The bound that it broke.")]
-    state: Annotated[str | None, _text("TCP state of its flow in conntrack.")]
+    state: Annotated[
+        str | None,
+        _text("TCP state of its flow in conntrack; for an ICMP error, of the flow that it quotes."),
+    ]
     nat: Annotated[Nat, _text("How the host translates its flow.")]
     evidence: Annotated[Evidence, _text("Where the flow was looked up.")]
     direction: Annotated[DirectionName | None, _text("Direction of the packet in its flow.")]
@@ -135,6 +145,32 @@ class PacketJudged(
         str | None, _text("Name of the errno, for a packet whose flow lookup failed.")
     ] = None
     count: Annotated[int, _number("Packets that this event stands for.", "packets", low=1)] = 1
+    first: Annotated[
+        str | None, _text("When the first of several packets was judged; absent for one packet.")
+    ] = None
+    distances: (
+        Annotated[
+            tuple[
+                tuple[
+                    Annotated[int, msgspec.Meta(ge=1, le=_U32)],
+                    Annotated[int, msgspec.Meta(ge=1, le=_COUNT_MAX)],
+                ],
+                ...,
+            ],
+            _text(
+                "Pairs of a distance and the number of packets with it, where the distances of"
+                " several packets differ; `breach` is of the first."
+            ),
+        ]
+        | None
+    ) = None
+    leak: Annotated[
+        bool,
+        _text(
+            "Whether a private source sends to a global destination and no flow was found, as"
+            " after a translation has expired."
+        ),
+    ] = False
 
 
 class _Queued(Event, frozen=True, kw_only=True, omit_defaults=True):

@@ -71,7 +71,9 @@ def _flatten(key: str, value: Any, parts: list[bytes]) -> None:  # noqa: ANN401 
             _flatten(f"{key}_{word}", inner, parts)
     elif isinstance(value, list | tuple):
         for inner in value:
-            _flatten(key, inner, parts)
+            # A pair in a list is one value.
+            pair = isinstance(inner, list | tuple)
+            _flatten(key, " ".join(map(str, inner)) if pair else inner, parts)
     elif value is not None:
         parts.append(_field(key, str(value)))
 

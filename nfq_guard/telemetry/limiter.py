@@ -1,36 +1,86 @@
 # SPDX-License-Identifier: MIT
 """Limits the rate of events, of each flow and in total, so that a flood cannot fill the log.
 
-The first packet of a flow under a rule becomes an event at once. Further packets within the
-interval are folded into one event with their number, due at the end of the interval. Two bounds
-hold against a flood of forged flows, each with a first packet: the table evicts the flow whose
-last event is the oldest, and all flows together have a limit of events per second.
+The first packet of its kind becomes an event at once. Further packets of the same kind within the
+interval are folded into one event with their number, due at the end of the interval. Packets of a
+kind are of one flow and equal in everything that a policy can ask, except for the distance from a
+bound: the event has the number of packets of each distance. So any policy decides about the event
+as it would about each of its packets.
+
+Two bounds hold against a flood of forged flows, each with a first packet: the table evicts the
+kind whose last event is the oldest, and all kinds together have a limit of events per second.
 """
 
 from collections import OrderedDict
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 from nfq_guard.engine import Judgment
-from nfq_guard.flow import FlowKey
-from nfq_guard.wire.packet import flow_key
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment, flow_key
 
 _TABLE_MAX: Final = 4096
+# Distances in one event. A packet with one more begins another event.
+DISTANCES_MAX: Final = 64
+_UDP_HEADER: Final = 8
 
-Key = tuple[str, FlowKey]
+Kind: TypeAlias = tuple[object, ...]
 
 
 @final
-class _Folded:
-    """The packets of one flow under one rule since its last event."""
+class Fold:
+    """Packets of one kind that become one event.
 
-    __slots__ = ("count", "first", "until")
+    Attributes:
+        judgment: The first packet, which represents all. Keeping the last one would free a judgment
+            that has left the CPU's caches with every packet, which costs as much as judging it.
+        count: Number of packets.
+        first: When the first was judged, monotonic seconds.
+        last: When the last was judged.
+        distances: Packets by distance from the bound; None where all have the same or none.
+    """
+
+    __slots__ = ("count", "distances", "first", "judgment", "last")
+
+    def __init__(self, judgment: Judgment, now: float) -> None:
+        self.judgment = judgment
+        self.count = 1
+        self.first = now
+        self.last = now
+        self.distances: dict[int, int] | None = None
+
+    def add(self, judgment: Judgment, now: float) -> bool:
+        """Add a packet of the same kind; false if that takes more distances than there may be."""
+        breach = judgment.finding.breach
+        if breach is not None and not self._add_distance(breach.distance):
+            return False
+        self.count += 1
+        self.last = now
+        return True
+
+    def _add_distance(self, distance: int) -> bool:
+        distances = self.distances
+        if distances is None:
+            breach = self.judgment.finding.breach
+            assert breach is not None  # noqa: S101 - the reason, of which the bound is one, is equal
+            if distance == breach.distance:
+                return True
+            distances = self.distances = {breach.distance: self.count}
+        if distance not in distances:
+            if len(distances) >= DISTANCES_MAX:
+                return False
+            distances[distance] = 0
+        distances[distance] += 1
+        return True
+
+
+@final
+class _Interval:
+    """The packets of one kind since its last event."""
+
+    __slots__ = ("fold", "until")
 
     def __init__(self, until: float) -> None:
         self.until = until
-        self.count = 0
-        # The first packet represents all. Keeping the last one would free a judgment that has left
-        # the CPU's caches with every packet, which costs as much as judging it.
-        self.first: Judgment | None = None
+        self.fold: Fold | None = None
 
 
 @final
@@ -47,82 +97,132 @@ class EventLimiter:
         """Set the limits.
 
         Args:
-            interval_s: Least time between two events of a flow under a rule; 0 for no limit.
+            interval_s: Least time between two events of a kind of packets; 0 for no limit.
             events_per_s: Limit of all events.
-            table_max: Size of the table, in flows.
+            table_max: Size of the table, in kinds.
         """
         self.suppressed = 0
         self._interval_s = interval_s
         self._events_per_s = events_per_s
         self._table_max = table_max
-        self._flows: OrderedDict[Key, _Folded] = OrderedDict()
+        self._kinds: OrderedDict[Kind, _Interval] = OrderedDict()
         self._second = float("-inf")
         self._left = events_per_s
 
-    def take(self, judgment: Judgment, now: float) -> list[tuple[Judgment, int]]:
-        """Account for a judgment; returns the events due, each with its number of packets.
+    def take(self, judgment: Judgment, now: float) -> list[Fold]:
+        """Account for a judgment; returns the events due.
 
         Args:
             judgment: The judgment of a packet that is to be logged.
             now: Monotonic seconds.
         """
         if self._interval_s <= 0:
-            return [(judgment, 1)] if self._may_log(1, now) else []
-        key = judgment.decision.rule, flow_key(judgment.packet)
-        folded = self._flows.get(key)
-        if folded is not None and now < folded.until:
-            folded.count += 1
-            if folded.first is None:
-                folded.first = judgment
-            return []
-        due: list[tuple[Judgment, int]] = []
-        count = 1
-        if folded is not None:
-            count += folded.count
-            del self._flows[key]
-        elif len(self._flows) >= self._table_max:
-            _, victim = self._flows.popitem(last=False)
-            self._add(victim, due, now)
-        self._flows[key] = _Folded(now + self._interval_s)
-        if self._may_log(count, now):
-            due.append((judgment, count))
-        return due
+            return self._due([Fold(judgment, now)], now)
+        kind = kind_of(judgment)
+        interval = self._kinds.get(kind)
+        if interval is not None and now < interval.until:
+            fold = interval.fold
+            if fold is not None and fold.add(judgment, now):
+                return []
+            interval.fold = Fold(judgment, now)
+            return [] if fold is None else self._due([fold], now)
+        due: list[Fold] = []
+        if interval is not None:
+            del self._kinds[kind]
+        elif len(self._kinds) >= self._table_max:
+            _, interval = self._kinds.popitem(last=False)
+        if interval is not None and interval.fold is not None:
+            due.append(interval.fold)
+        due.append(Fold(judgment, now))
+        self._kinds[kind] = _Interval(now + self._interval_s)
+        return self._due(due, now)
 
-    def due(self, now: float) -> list[tuple[Judgment, int]]:
+    def due(self, now: float) -> list[Fold]:
         """The events of intervals that are over; to be called about once a second.
 
-        After such an event another interval begins. A flow without packets in its interval is
+        After such an event another interval begins. A kind without packets in its interval is
         forgotten, so that its next packet counts as its first.
         """
-        due: list[tuple[Judgment, int]] = []
-        while self._flows:
-            key, folded = next(iter(self._flows.items()))
-            if now < folded.until:
+        due: list[Fold] = []
+        while self._kinds:
+            kind, interval = next(iter(self._kinds.items()))
+            if now < interval.until:
                 break
-            del self._flows[key]
-            if folded.count:
-                self._add(folded, due, now)
-                self._flows[key] = _Folded(now + self._interval_s)
-        return due
+            del self._kinds[kind]
+            if interval.fold is not None:
+                due.append(interval.fold)
+                self._kinds[kind] = _Interval(now + self._interval_s)
+        return self._due(due, now)
 
-    def rest(self, now: float) -> list[tuple[Judgment, int]]:
-        """The events of all folded packets, at the end."""
-        due: list[tuple[Judgment, int]] = []
-        for folded in self._flows.values():
-            self._add(folded, due, now)
-        self._flows.clear()
-        return due
+    def rest(self, now: float) -> list[Fold]:
+        """The events of all folded packets: at the end, and before the mode or policy changes."""
+        folds = [interval.fold for interval in self._kinds.values() if interval.fold is not None]
+        self._kinds.clear()
+        return self._due(folds, now)
 
-    def _add(self, folded: _Folded, due: list[tuple[Judgment, int]], now: float) -> None:
-        if folded.first is not None and self._may_log(folded.count, now):
-            due.append((folded.first, folded.count))
-
-    def _may_log(self, packets: int, now: float) -> bool:
+    def _due(self, folds: list[Fold], now: float) -> list[Fold]:
+        """Those of `folds` that the limit of all events allows."""
         if now - self._second >= 1:
             self._second = now
             self._left = self._events_per_s
-        if self._left > 0:
-            self._left -= 1
-            return True
-        self.suppressed += packets
-        return False
+        allowed = folds[: self._left]
+        self._left -= len(allowed)
+        for fold in folds[len(allowed) :]:
+            self.suppressed += fold.count
+        return allowed
+
+
+def kind_of(judgment: Judgment) -> Kind:
+    """Equal for two packets of one flow that no policy can tell apart but by their distance.
+
+    The rule and the verdict are part of it, and so is the decision of a policy on trial.
+    """
+    packet = judgment.packet
+    queued = judgment.queued
+    snapshot = judgment.snapshot
+    shadow = judgment.shadow
+    sport = flags = payload = -1
+    if isinstance(packet, Packet):
+        l4 = packet.l4
+        if isinstance(l4, Segment):
+            sport = l4.sport
+            flags = l4.flags
+            payload = l4.payload_len > 0
+        elif isinstance(l4, Datagram):
+            sport = l4.sport
+            payload = l4.length > _UDP_HEADER
+    of_packet = (
+        flow_key(packet),
+        judgment.decision.rule,
+        judgment.verdict,
+        judgment.finding.reason,
+        packet.src,
+        packet.dst,
+        sport,
+        flags,
+        payload,
+        packet.proto,
+        packet.family,
+        isinstance(packet, Malformed),
+        queued.hook,
+        queued.indev,
+        queued.outdev,
+        queued.mark,
+        judgment.lookup_error,
+    )
+    if shadow is None and snapshot is None:
+        return of_packet
+    return (
+        of_packet,
+        None if shadow is None else (shadow.shadow.rule, shadow.shadow.action),
+        None
+        if snapshot is None
+        else (
+            snapshot.direction,
+            snapshot.original.proto,
+            snapshot.state,
+            snapshot.status,
+            snapshot.mark,
+            snapshot.evidence,
+        ),
+    )

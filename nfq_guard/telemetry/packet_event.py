@@ -8,6 +8,7 @@ from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
 from nfq_guard.finding import Finding
 from nfq_guard.flow import PROTO_TCP, Evidence, Nat
 from nfq_guard.names import DirectionName, address, direction, hook, protocol, tcp_flags, tcp_state
+from nfq_guard.policy.fields import leaks
 from nfq_guard.telemetry.events import BrokenBound, PacketJudged, ShadowDecision
 from nfq_guard.wire.packet import Datagram, Packet, Segment
 
@@ -22,6 +23,8 @@ def packet_judged(
     evidence: Evidence,
     when: str,
     count: int = 1,
+    first: str | None = None,
+    distances: dict[int, int] | None = None,
 ) -> PacketJudged:
     """The event of a judgment.
 
@@ -30,8 +33,10 @@ def packet_judged(
         mode: The mode it was judged in.
         queue_num: The queue that it came from.
         evidence: Where flows are looked up, for a packet without a snapshot.
-        when: `timestamp()` of its batch.
+        when: Its `timestamp()`, or that of the last packet of several.
         count: Packets that the event stands for.
+        first: That of the first packet of several.
+        distances: Packets by distance, where the distances of several packets differ.
     """
     queued = judgment.queued
     packet = judgment.packet
@@ -68,7 +73,7 @@ def packet_judged(
         way = direction(snapshot.direction)
         status = snapshot.status
         ct_mark = snapshot.mark
-        if packet.proto == PROTO_TCP:
+        if snapshot.original.proto == PROTO_TCP:
             state = tcp_state(snapshot.state)
     lookup_error: str | None = None
     if judgment.lookup_error:
@@ -107,6 +112,9 @@ def packet_judged(
         shadow=_shadow(judgment),
         lookup_error=lookup_error,
         count=count,
+        first=first,
+        distances=None if distances is None else tuple(distances.items()),
+        leak=leaks(packet, snapshot, finding),
     )
 
 

@@ -21,17 +21,31 @@ from nfq_guard.names import (
     tcp_flag_bits,
     tcp_state_number,
 )
-from nfq_guard.telemetry.events import PacketJudged, name_of
+from nfq_guard.telemetry.events import (
+    EventsSuppressed,
+    KernelDroppedPackets,
+    LogLinesDropped,
+    Offloaded,
+    PacketJudged,
+    name_of,
+)
 
 # An event has less than a tenth of it.
 LINE_MAX_BYTES: Final = 1 << 16
 # Times beyond these are not the clock of a host, and some do not survive a change of time zone.
 _FIRST_YEAR: Final = 1970
 _LAST_YEAR: Final = 2261
+# The longest `log_interval_s`, and what a busy daemon may be late.
+_LONGEST_FOLD_S: Final = 86_400 + 3600
 _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
 _PACKET_JUDGED: Final = name_of(PacketJudged)
+_SUPPRESSED: Final = name_of(EventsSuppressed)
+_KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)
+_OFFLOADED: Final = name_of(Offloaded)
+_GAPS: Final = frozenset({_SUPPRESSED, _KERNEL_DROPPED, _OFFLOADED, name_of(LogLinesDropped)})
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
 _Word = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 
@@ -53,12 +67,52 @@ class ReadEvent(NamedTuple):
     Attributes:
         line: Its line, counted from 1.
         when: Its time, in UTC.
+        first: Time of the first packet that it stands for; `when` for one packet.
         event: Its fields; every value is one that `nfq_guard.names` can read.
     """
 
     line: int
     when: datetime
+    first: datetime
     event: PacketJudged
+
+
+class Unrecorded(msgspec.Struct, kw_only=True):
+    """What the recording says is missing from it.
+
+    Attributes:
+        suppressed: Packets without an event because of the limit on all events.
+        kernel_dropped: Packets that the kernel dropped before they could be judged.
+        offloaded: Packets that the kernel dropped by order of the policy then in force.
+        lost_lines: Lines that the log did not take; each may stand for any number of packets.
+    """
+
+    suppressed: int = 0
+    kernel_dropped: int = 0
+    offloaded: int = 0
+    lost_lines: int = 0
+
+    def texts(self) -> list[str]:
+        """One line for each kind of gap."""
+        found = []
+        if self.suppressed:
+            found.append(f"{self.suppressed:,} packets have no event: the limit of events was hit")
+        if self.offloaded:
+            found.append(f"{self.offloaded:,} packets have no event: the kernel dropped them")
+        if self.kernel_dropped:
+            found.append(f"{self.kernel_dropped:,} packets were never judged: the queue was full")
+        if self.lost_lines:
+            found.append(f"{self.lost_lines:,} lines are lost: their packets are unknown")
+        return found
+
+
+class _Gap(msgspec.Struct):
+    """The fields of the events that count what is missing."""
+
+    packets: _Count = 0
+    since_last: _Count = 0
+    offload_drops: _Count = 0
+    lines: _Count = 0
 
 
 @final
@@ -70,6 +124,7 @@ class EventReader:
         skipped: Lines that are not events.
         first_skipped: Number of the first of them; 0 without any.
         others: Events that are not `packet_judged`.
+        unrecorded: What these say is missing.
     """
 
     def __init__(self) -> None:
@@ -78,8 +133,10 @@ class EventReader:
         self.skipped = 0
         self.first_skipped = 0
         self.others = 0
+        self.unrecorded = Unrecorded()
         self._event = msgspec.json.Decoder(_AsWritten)
         self._name = msgspec.json.Decoder(_Name)
+        self._gap = msgspec.json.Decoder(_Gap)
 
     def read(self, stream: BinaryIO) -> Iterator[ReadEvent]:
         """The `packet_judged` events of a stream, in its order."""
@@ -105,7 +162,8 @@ class EventReader:
     def _read_line(self, line: bytes) -> ReadEvent | None:
         try:
             event = self._event.decode(line)
-            return ReadEvent(self.lines, _checked(event), event)
+            when = _checked(event)
+            return ReadEvent(self.lines, when, _first(event, when), event)
         except (msgspec.MsgspecError, ValueError, KeyError, OverflowError, RecursionError):
             if self._is_other(line):
                 self.others += 1
@@ -115,9 +173,23 @@ class EventReader:
 
     def _is_other(self, line: bytes) -> bool:
         try:
-            return self._name.decode(line).event != _PACKET_JUDGED
+            name = self._name.decode(line).event
+            if name in _GAPS:
+                self._count_gap(name, self._gap.decode(line))
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return False
+        return name != _PACKET_JUDGED
+
+    def _count_gap(self, name: str, gap: _Gap) -> None:
+        unrecorded = self.unrecorded
+        if name == _SUPPRESSED:
+            unrecorded.suppressed += gap.packets
+        elif name == _KERNEL_DROPPED:
+            unrecorded.kernel_dropped += gap.since_last
+        elif name == _OFFLOADED:
+            unrecorded.offloaded += gap.offload_drops
+        else:
+            unrecorded.lost_lines += gap.lines
 
     def _skip(self) -> None:
         self.skipped += 1
@@ -146,7 +218,26 @@ def _checked(event: PacketJudged) -> datetime:
         tcp_state_number(event.state)
     if event.breach is not None and event.breach.bound not in BOUNDS:
         raise ValueError(f"expected a bound, found {event.breach.bound}")
-    when = datetime.fromisoformat(event.timestamp)
+    distances = event.distances
+    if distances is not None and (
+        event.breach is None or sum(packets for _, packets in distances) != event.count
+    ):
+        raise ValueError("expected the distances of all packets")
+    return _time(event.timestamp)
+
+
+def _first(event: PacketJudged, when: datetime) -> datetime:
+    """The time of the first packet of an event at `when`."""
+    if event.first is None:
+        return when
+    first = _time(event.first)
+    if not 0 <= (when - first).total_seconds() <= _LONGEST_FOLD_S:
+        raise ValueError(f"expected a time shortly before {event.timestamp}, found {event.first}")
+    return first
+
+
+def _time(text: str) -> datetime:
+    when = datetime.fromisoformat(text)
     if when.tzinfo is None or not _FIRST_YEAR <= when.year <= _LAST_YEAR:
-        raise ValueError(f"expected a time in UTC, found {event.timestamp}")
+        raise ValueError(f"expected a time in UTC, found {text}")
     return when.astimezone(UTC)

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: MIT
 """Reconstructs the input of a policy from the daemon's events.
 
-Events have every field that a rule can match, except the TCP state of the flow that an ICMP error
-quotes. The packet's octets are not recorded.
+Events have every field that a rule can match. The packet's octets are not recorded.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_DST_NAT,
     IPS_SRC_NAT,
+    PROTO_TCP,
     FlowSnapshot,
     FlowTuple,
     Nat,
@@ -39,33 +40,38 @@ _NAT_STATUS: Final = {
 }
 
 
-def recorded(read: ReadEvent) -> Recorded:
-    """What a policy is asked about the packet of an event."""
+def recorded(read: ReadEvent) -> Iterator[Recorded]:
+    """What a policy is asked about the packets of an event, once for each distance."""
     event = read.event
     breach = event.breach
-    proof = None
-    if breach is not None:
-        proof = Breach(breach.bound, seq(breach.actual), seq(breach.limit), breach.distance)
     packet = _packet(event)
-    return Recorded(
-        number=read.line,
-        time_s=read.when.timestamp(),
-        count=event.count,
-        packet=packet,
-        judged=Judged(
-            queued=Queued(b"", hook_number(event.hook), event.indev, event.outdev, event.mark, 0),
-            snapshot=_snapshot(event, packet.proto),
-            finding=Finding(event.reason, proof),
-        ),
-        passed=event.verdict == "accept",
-    )
+    queued = Queued(b"", hook_number(event.hook), event.indev, event.outdev, event.mark, 0)
+    snapshot = _snapshot(event, packet.proto)
+    # The first daemons folded what one rule decided, which need not be alike.
+    alike = event.count == 1 or event.first is not None
+    distance = 0 if breach is None else breach.distance
+    for each, count in event.distances or ((distance, event.count),):
+        proof = None
+        if breach is not None:
+            proof = Breach(breach.bound, seq(breach.actual), seq(breach.limit), each)
+        yield Recorded(
+            number=read.line,
+            first_s=read.first.timestamp(),
+            time_s=read.when.timestamp(),
+            count=count,
+            alike=count if alike else 1,
+            packet=packet,
+            judged=Judged(queued=queued, snapshot=snapshot, finding=Finding(event.reason, proof)),
+            passed=event.verdict == "accept",
+        )
 
 
 def _packet(event: PacketJudged) -> Packet | Malformed:
     src = b"" if event.src is None else address_bytes(event.src)
     dst = b"" if event.dst is None else address_bytes(event.dst)
     proto = protocol_number(event.proto)
-    if event.reason is Reason.MALFORMED or not src or not dst:
+    malformed = event.reason is Reason.MALFORMED and not event.leak
+    if malformed or not src or not dst:
         return Malformed("", event.family, src, dst, proto)
     l4: Segment | Datagram | None = None
     if event.sport is not None and event.dport is not None:
@@ -90,7 +96,8 @@ def _packet(event: PacketJudged) -> Packet | Malformed:
 def _snapshot(event: PacketJudged, proto: int) -> FlowSnapshot | None:
     if event.direction is None:
         return None
-    way = FlowTuple(proto, b"", b"", 0, 0)
+    # An ICMP error has the state of the flow that it quotes.
+    way = FlowTuple(proto if event.state is None else PROTO_TCP, b"", b"", 0, 0)
     status = _NAT_STATUS[event.nat] if event.status is None else event.status
     state = 0 if event.state is None else tcp_state_number(event.state)
     direction = direction_number(event.direction)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One recorded packet, from events or from a capture."""
+"""Recorded packets, from events or from a capture."""
 
 from dataclasses import dataclass
 from typing import final
@@ -12,20 +12,24 @@ from nfq_guard.wire.packet import RST, Malformed, Packet, Queued, Segment
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """One packet of a recording, in the order of time.
+    """One packet of a recording, or several that the daemon folded into one event.
 
     Attributes:
         number: Frame in the capture, or line in the file of events.
-        time_s: Seconds since an arbitrary origin.
-        count: Packets that it represents: the daemon folds several into one event.
-        packet: The packet.
+        first_s: When the first packet was seen, seconds since an arbitrary origin.
+        time_s: When the last one was.
+        count: Number of packets.
+        alike: How many of them no policy can tell apart from `packet`; the others are unknown.
+        packet: The first packet.
         judged: Input of a policy; None for packets that were not INVALID.
         passed: Whether it was accepted. Always true for captures, which do not record it.
     """
 
     number: int
+    first_s: float
     time_s: float
     count: int
+    alike: int
     packet: Packet | Malformed
     judged: "Judged | None"
     passed: bool

@@ -4,6 +4,7 @@
 from collections.abc import Mapping
 from typing import Final, TypedDict
 
+from nfq_guard.telemetry.reader import Unrecorded
 from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.tally import Example, Tally
 from nfq_guard.whatif.trial import Trial
@@ -44,7 +45,9 @@ class DropsRecord(TypedDict):
     """Packets that a policy would drop.
 
     Attributes:
-        drops: Number of these packets.
+        drops: Number of these packets; an estimate unless the two bounds are equal.
+        least_drops: Lower bound of that number.
+        most_drops: Upper bound of that number.
         drops_by_reason: By reason.
         drops_by_flow: By flow, the flows with most of them.
         drops_by_peer: By source address, the sources with most of them.
@@ -57,6 +60,8 @@ class DropsRecord(TypedDict):
     """
 
     drops: int
+    least_drops: int
+    most_drops: int
     drops_by_reason: dict[str, int]
     drops_by_flow: dict[str, int]
     drops_by_peer: dict[str, int]
@@ -98,6 +103,22 @@ class DifferenceRecord(TypedDict):
     only_b_drops: DropsRecord
 
 
+class UnrecordedRecord(TypedDict):
+    """What the recording says is missing from it; no count of packets includes it.
+
+    Attributes:
+        suppressed: Packets without an event because of the limit on all events.
+        kernel_dropped: Packets that the kernel dropped before they could be judged.
+        offloaded: Packets that the kernel dropped by order of the policy then in force.
+        lost_lines: Lines that the log did not take; each may stand for any number of packets.
+    """
+
+    suppressed: int
+    kernel_dropped: int
+    offloaded: int
+    lost_lines: int
+
+
 class TrialRecord(TypedDict):
     """What one or two policies would have done to a recording.
 
@@ -108,6 +129,7 @@ class TrialRecord(TypedDict):
         invalid: Of these, INVALID ones.
         policies: Each policy.
         difference: How they differ; null for one policy.
+        unrecorded: What is missing from events; null for a capture.
     """
 
     source: str
@@ -116,15 +138,19 @@ class TrialRecord(TypedDict):
     invalid: int
     policies: list[PolicyRecord]
     difference: DifferenceRecord | None
+    unrecorded: UnrecordedRecord | None
 
 
-def result(trial: Trial, source: str, kind: str) -> TrialRecord:
+def result(
+    trial: Trial, source: str, kind: str, unrecorded: Unrecorded | None = None
+) -> TrialRecord:
     """The JSON object of a trial.
 
     Args:
         trial: An ended trial.
         source: Name of the recording, as given.
         kind: `events` or `capture`.
+        unrecorded: What is missing from events.
     """
     named = [policy.model.source for policy in trial.policies]
     difference: DifferenceRecord | None = None
@@ -140,6 +166,14 @@ def result(trial: Trial, source: str, kind: str) -> TrialRecord:
             _policy(name, tally) for name, tally in zip(named, trial.tallies, strict=True)
         ],
         "difference": difference,
+        "unrecorded": None
+        if unrecorded is None
+        else {
+            "suppressed": unrecorded.suppressed,
+            "kernel_dropped": unrecorded.kernel_dropped,
+            "offloaded": unrecorded.offloaded,
+            "lost_lines": unrecorded.lost_lines,
+        },
     }
 
 
@@ -157,6 +191,8 @@ def _policy(name: str, tally: Tally) -> PolicyRecord:
 def _drops(tally: Tally) -> DropsRecord:
     return {
         "drops": tally.drops,
+        "least_drops": tally.least_drops,
+        "most_drops": tally.most_drops,
         "drops_by_reason": {str(reason): n for reason, n in tally.drops_by_reason.items()},
         "drops_by_flow": top(tally.drops_by_flow),
         "drops_by_peer": top(tally.drops_by_peer),

@@ -42,6 +42,9 @@ class Tally:
     """Packet counts; an event that represents several packets counts as several.
 
     Attributes:
+        least_drops: Packets that would certainly be dropped.
+        most_drops: Packets that may be dropped. Where the two bounds differ, every count of
+            packets is an estimate.
         by_action: All packets.
         by_rule: All packets.
         drops_by_reason: Packets that would be dropped.
@@ -59,6 +62,8 @@ class Tally:
 
     def __init__(self) -> None:
         """Start with zero counts."""
+        self.least_drops = 0
+        self.most_drops = 0
         self.by_action: dict[Action, int] = {}
         self.by_rule: dict[str, int] = {}
         self.drops_by_reason: dict[Reason, int] = {}
@@ -82,9 +87,25 @@ class Tally:
         """Packets that would be accepted."""
         return sum(self.by_action.values()) - self.drops
 
-    def count(self, recorded: Recorded, reason: Reason, decision: Decision) -> None:
-        """Count one packet."""
-        count = recorded.count
+    @property
+    def exact(self) -> bool:
+        """Whether the counts are exact, as far as packets are recorded."""
+        return self.least_drops == self.most_drops
+
+    def bound(self, recorded: Recorded, *, certain: bool, possible: bool) -> None:
+        """Bound the drops among the packets of `recorded`.
+
+        Args:
+            recorded: The packets.
+            certain: Whether a packet like it is dropped in any case.
+            possible: Whether a packet like it may be dropped.
+        """
+        unlike = recorded.count - recorded.alike
+        self.least_drops += recorded.alike if certain else 0
+        self.most_drops += (recorded.alike if possible else 0) + unlike
+
+    def count(self, recorded: Recorded, reason: Reason, decision: Decision, count: int) -> None:
+        """Count `count` packets of `recorded`."""
         self.by_action[decision.action] = self.by_action.get(decision.action, 0) + count
         self.by_rule[decision.rule] = self.by_rule.get(decision.rule, 0) + count
         if not decision.drops:
@@ -104,9 +125,8 @@ class Tally:
                 )
             )
 
-    def settle(self, recorded: Recorded, decision: Decision, fate: Fate) -> None:
-        """Count the fate of a packet that was counted before."""
-        count = recorded.count
+    def settle(self, recorded: Recorded, decision: Decision, fate: Fate, count: int) -> None:
+        """Count the fate of packets that were counted before."""
         if decision.drops:
             if not recorded.passed:
                 self.confirmed += count

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Evaluates one or two policies on a recording."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
 from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
@@ -12,20 +12,28 @@ from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
 from nfq_guard.wire.packet import flow_key
 
+# Moments over which the packets of one event are spread where a decision depends on their times.
+_MOMENTS: Final = 16
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decided:
-    """The decision of each policy on one packet."""
+    """The decision of each policy on `count` of the packets of `recorded`."""
 
     recorded: Recorded
     judged: Judged
     decisions: tuple[Decision, ...]
+    count: int
 
 
 @final
 class Trial:
     """One recording, one or two policies.
+
+    Rates depend on the time of each packet, which an event of several packets does not have, so
+    that what a policy with rates decides about events is an estimate: the packets of an event are
+    spread evenly over its time. The tallies have the bounds.
 
     Attributes:
         packets: Packets of the recording, judged or not.
@@ -37,14 +45,21 @@ class Trial:
             drops. Empty with one policy.
     """
 
-    def __init__(self, policies: Sequence[CompiledPolicy]) -> None:
-        """Start a trial of `policies`, one or two."""
+    def __init__(self, policies: Sequence[CompiledPolicy], *, has_times: bool = False) -> None:
+        """Start a trial.
+
+        Args:
+            policies: One or two.
+            has_times: Whether the recording has the exact time of each packet, as captures have.
+        """
         self.packets = 0
         self.invalid = 0
         self.doubtful = 0
         self.policies = tuple(policies)
         self.tallies = tuple(Tally() for _ in policies)
         self.differences = (Tally(), Tally())
+        self._has_times = has_times
+        self._has_rates = any(policy.has_rates for policy in policies)
         self._conversations: Conversations[Decided] = Conversations()
         self._start_s: float | None = None
 
@@ -52,39 +67,95 @@ class Trial:
         """Process the next packet of the recording."""
         self.packets += recorded.count
         if self._start_s is None:
-            self._start_s = recorded.time_s
-        now = recorded.time_s - self._start_s
+            self._start_s = recorded.first_s
+        first, last = recorded.first_s - self._start_s, recorded.time_s - self._start_s
         key = flow_key(recorded.packet)
-        for decided, fate in self._conversations.saw(key, now, is_rst=recorded.is_rst):
+        for decided, fate in self._conversations.saw(key, first, is_rst=recorded.is_rst):
             self._settle(decided, fate)
         judged = recorded.judged
         if judged is None:
             return
         self.invalid += recorded.count
-        decisions = tuple(
-            policy.decide(judged.queued, recorded.packet, judged.snapshot, judged.finding, now)
-            for policy in self.policies
-        )
-        decided = Decided(recorded=recorded, judged=judged, decisions=decisions)
-        for tally, decision in zip(self.tallies, decisions, strict=True):
-            tally.count(recorded, judged.finding.reason, decision)
-        if len(decisions) == 2 and decisions[0].drops is not decisions[1].drops:
-            alone = 0 if decisions[0].drops else 1
-            self.differences[alone].count(recorded, judged.finding.reason, decisions[alone])
-        for settled, fate in self._conversations.awaits(key, now, decided):
-            self._settle(settled, fate)
+        self._bound(recorded, judged)
+        for now, count in self._moments(recorded.count, first, last):
+            for decisions, packets in self._decide(recorded, judged, now, count):
+                decided = Decided(
+                    recorded=recorded, judged=judged, decisions=decisions, count=packets
+                )
+                self._count(decided)
+                for settled, fate in self._conversations.awaits(key, last, decided):
+                    self._settle(settled, fate)
 
     def end(self) -> None:
         """End the recording, which completes the fates in the tallies."""
         for decided, fate in self._conversations.end():
             self._settle(decided, fate)
 
+    def _moments(self, count: int, first: float, last: float) -> Iterator[tuple[float, int]]:
+        """When to decide about how many packets."""
+        moments = min(count, _MOMENTS) if self._has_rates else 1
+        for moment in range(moments):
+            share = count * (moment + 1) // moments - count * moment // moments
+            yield first + (last - first) * moment / max(moments - 1, 1), share
+
+    def _decide(
+        self, recorded: Recorded, judged: Judged, now: float, count: int
+    ) -> Iterator[tuple[tuple[Decision, ...], int]]:
+        """The decisions of all policies, each with its number of packets."""
+        asked = (judged.queued, recorded.packet, judged.snapshot, judged.finding)
+        runs = [policy.decide_all(*asked, now, count) for policy in self.policies]
+        while all(runs):
+            packets = min(run[0][1] for run in runs)
+            yield tuple(run[0][0] for run in runs), packets
+            for run in runs:
+                decision, left = run[0]
+                run[:1] = [(decision, left - packets)] if left > packets else []
+
+    def _bound(self, recorded: Recorded, judged: Judged) -> None:
+        asked = (judged.queued, recorded.packet, judged.snapshot, judged.finding)
+        exact = self._has_times and recorded.count == 1
+        certain: list[bool] = []
+        possible: list[bool] = []
+        for tally, policy in zip(self.tallies, self.policies, strict=True):
+            drops = [decision.drops for decision in policy.possible(*asked)]
+            certain.append(all(drops))
+            possible.append(any(drops))
+            if not exact:
+                tally.bound(recorded, certain=certain[-1], possible=possible[-1])
+        if len(self.policies) == 2 and not exact:
+            for alone, tally in enumerate(self.differences):
+                tally.bound(
+                    recorded,
+                    certain=certain[alone] and not possible[1 - alone],
+                    possible=possible[alone] and not certain[1 - alone],
+                )
+
+    def _count(self, decided: Decided) -> None:
+        recorded, reason, count = decided.recorded, decided.judged.finding.reason, decided.count
+        exact = self._has_times and recorded.count == 1
+        for tally, decision in zip(self.tallies, decided.decisions, strict=True):
+            tally.count(recorded, reason, decision, count)
+            if exact:
+                tally.bound(recorded, certain=decision.drops, possible=decision.drops)
+        alone = _alone(decided)
+        if alone is not None:
+            tally = self.differences[alone]
+            tally.count(recorded, reason, decided.decisions[alone], count)
+            if exact:
+                tally.bound(recorded, certain=True, possible=True)
+
     def _settle(self, decided: Decided, fate: Fate) -> None:
         recorded = decided.recorded
         for tally, decision in zip(self.tallies, decided.decisions, strict=True):
-            tally.settle(recorded, decision, fate)
-        if len(decided.decisions) == 2:
-            first, second = decided.decisions
-            if first.drops is not second.drops:
-                alone = 0 if first.drops else 1
-                self.differences[alone].settle(recorded, decided.decisions[alone], fate)
+            tally.settle(recorded, decision, fate, decided.count)
+        alone = _alone(decided)
+        if alone is not None:
+            self.differences[alone].settle(recorded, decided.decisions[alone], fate, decided.count)
+
+
+def _alone(decided: Decided) -> int | None:
+    """Which of two policies drops alone; None if neither does."""
+    drops = [decision.drops for decision in decided.decisions]
+    if len(drops) < 2 or drops[0] is drops[1]:
+        return None
+    return 0 if drops[0] else 1

@@ -71,6 +71,43 @@ def test_cache_of_names_and_marks_is_bounded(judge_case: Case) -> None:
     assert len(plan.names[0]._known) <= MOST_REMEMBERED
 
 
+def test_many_packets_at_once(judge_case: Case) -> None:
+    """Those within the rate go on to the next rule."""
+    table = {
+        "default": "allow",
+        "rule": [
+            {
+                "name": "flood",
+                "action": "drop",
+                "rate": {"over": 2, "in_s": 10.0, "by": "source"},
+            },
+            {"name": "rest", "action": "log", "dport": [80]},
+        ],
+    }
+    policy = compile_policy(parse_policy(table, source="test"))
+    assert policy.has_rates
+    assert [decision.rule for decision in policy.possible(*judge_case)] == ["flood", "rest"]
+
+    def decided(count: int) -> dict[str, int]:
+        return {
+            decision.rule: packets
+            for decision, packets in policy.decide_all(*judge_case, 0.0, count)
+        }
+
+    assert decided(1) == {"rest": 1}
+    assert decided(5) == {"flood": 4, "rest": 1}
+    assert decided(3) == {"flood": 3}
+
+
+def test_many_packets_that_no_rule_matches(judge_case: Case) -> None:
+    table = {"default": "allow", "rule": [{"action": "drop", "dport": [81]}]}
+    policy = compile_policy(parse_policy(table, source="test"))
+    assert not policy.has_rates
+    assert [decision.rule for decision in policy.possible(*judge_case)] == ["default"]
+    ((decision, count),) = policy.decide_all(*judge_case, 0.0, 3)
+    assert (decision.rule, count) == ("default", 3)
+
+
 @pytest.mark.parametrize(
     ("pattern", "name", "expected"),
     [

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Rates: windows, keys, and eviction when the table is full."""
 
+import pytest
+
 from nfq_guard.policy.model import Rate, RateKey
 from nfq_guard.policy.rates import RateLimit
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, flow_key
@@ -58,3 +60,13 @@ def test_least_recently_seen_is_evicted() -> None:
     assert len(limit._windows) == 2  # the bound is on memory, which nothing else shows
     assert limit.matches(a, 0.0)
     assert not limit.matches(b, 0.0)
+
+
+@pytest.mark.parametrize("negated", [False, True])
+def test_many_packets_count_as_each_of_them(*, negated: bool) -> None:
+    rate = Rate(over=3, in_s=10.0, by=RateKey.SOURCE, negated=negated)
+    one_by_one, at_once = RateLimit(rate), RateLimit(rate)
+    packet = _packet()
+    for count in (1, 4, 2):
+        matched = sum(one_by_one.matches(packet, 0.0) for _ in range(count))
+        assert at_once.matches_of(packet, 0.0, count) == matched

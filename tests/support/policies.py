@@ -53,6 +53,32 @@ def cases() -> st.SearchStrategy[Case]:
     return st.tuples(queued, _packets(), st.none() | _snapshots(), _findings())
 
 
+def diagnosed_cases() -> st.SearchStrategy[Case]:
+    """Those that `diagnose` can give."""
+    return cases().filter(_can_be_diagnosed).map(_of_its_flow)
+
+
+def _can_be_diagnosed(case: Case) -> bool:
+    """A broken packet is malformed, and nothing else is known of it."""
+    _, packet, snapshot, finding = case
+    malformed = finding.reason is Reason.MALFORMED
+    if isinstance(packet, Malformed):
+        return malformed and snapshot is None
+    return not malformed or isinstance(packet.l4, IcmpMessage)
+
+
+def _of_its_flow(case: Case) -> Case:
+    """Only an ICMP error is not of the protocol of its flow."""
+    _, packet, snapshot, _ = case
+    if (
+        snapshot is not None
+        and isinstance(packet, Packet)
+        and not isinstance(packet.l4, IcmpMessage)
+    ):
+        snapshot.original.proto = packet.proto
+    return case
+
+
 def _packets() -> st.SearchStrategy[Packet | Malformed]:
     ports = st.sampled_from(_PORTS)
     segment = st.builds(

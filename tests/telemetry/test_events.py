@@ -204,7 +204,15 @@ def test_every_class_of_event_is_listed() -> None:
 
 def test_fields_of_the_reference() -> None:
     fields = {field.name: field for field in describe(PacketJudged)}
-    assert list(fields) == [*FIELDS[1:], "shadow", "lookup_error", "count"]
+    assert list(fields) == [
+        *FIELDS[1:],
+        "shadow",
+        "lookup_error",
+        "count",
+        "first",
+        "distances",
+        "leak",
+    ]
     assert fields["in"].values == ()
     assert fields["sport"].nullable
     assert not fields["mark"].nullable
@@ -212,6 +220,9 @@ def test_fields_of_the_reference() -> None:
         "shadow",
         "lookup_error",
         "count",
+        "first",
+        "distances",
+        "leak",
     ]
     assert set(fields["verdict"].values) == {"drop", "accept"}
     parts = {part.name: part for part in fields["breach"].parts}

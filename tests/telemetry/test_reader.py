@@ -6,6 +6,7 @@ import json
 import tracemalloc
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -194,7 +195,96 @@ def test_no_value_raises(changes: dict[str, object]) -> None:
     trial = Trial([compile_policy(default_model())])
     for found in reader.read(io.BytesIO(line(**changes))):
         add_event(summary, found)
-        trial.take(recorded(found))
+        for packets in recorded(found):
+            trial.take(packets)
     trial.end()
     assert render(summary, title="t", trial=result(trial, "t", "events"))
     assert reader.lines == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"count": 2, "first": "2026-11-23T02:00:00.000002Z"},
+        {"count": 2, "first": "2026-11-01T02:00:00.000001Z"},
+        {"count": 2, "first": "9999-12-31T23:59:59-23:00"},
+        {"count": 2, "distances": [[1, 1]]},
+        {"count": 2, "distances": [[0, 2]]},
+        {"count": 2, "distances": [[1, 2]], "breach": None},
+    ],
+)
+def test_folds_that_contradict_themselves_are_skipped(changes: dict[str, Any]) -> None:
+    fields = orjson.loads(_fold()) | changes
+    reader = EventReader()
+    assert list(reader.read(io.BytesIO(orjson.dumps(fields)))) == []
+    assert reader.skipped == 1
+
+
+def _fold() -> bytes:
+    return orjson.dumps(
+        {
+            "event": "packet_judged",
+            "timestamp": "2026-11-23T02:00:00.000001Z",
+            "mode": "dry-run",
+            "queue": 0,
+            "hook": "PREROUTING",
+            "in": "eth0",
+            "out": "",
+            "mark": 0,
+            "family": 4,
+            "proto": "tcp",
+            "src": "10.244.0.2",
+            "dst": "192.0.2.2",
+            "sport": 8080,
+            "dport": 40000,
+            "tcp_flags": "A",
+            "seq": 9000,
+            "ack": 1,
+            "payload": 0,
+            "reason": "seq-over",
+            "breach": {"bound": "seq-over", "actual": 9000, "limit": 1000, "distance": 8000},
+            "state": "ESTABLISHED",
+            "nat": "dnat",
+            "evidence": "bpf",
+            "direction": "reply",
+            "status": 14,
+            "ct_mark": 0,
+            "rule": "translated",
+            "action": "drop",
+            "verdict": "accept",
+            "would": "drop",
+            "count": 4,
+            "first": "2026-11-23T01:59:57.000001Z",
+            "distances": [[8000, 3], [9000, 1]],
+        }
+    )
+
+
+def test_a_fold_has_its_span_and_distances() -> None:
+    (read,) = EventReader().read(io.BytesIO(_fold()))
+    assert (read.when - read.first).total_seconds() == 3
+    assert [
+        (packets.judged.finding.breach.distance, packets.count, packets.alike)
+        for packets in recorded(read)
+        if packets.judged is not None and packets.judged.finding.breach is not None
+    ] == [(8000, 3, 3), (9000, 1, 1)]
+    summary = Summary()
+    add_event(summary, read)
+    assert sorted(summary.seconds.values()) == [1, 1, 1, 1]
+
+
+def test_what_a_recording_says_is_missing() -> None:
+    lines = [
+        {"event": "events_suppressed", "packets": 5},
+        {"event": "kernel_dropped_packets", "since_last": 6},
+        {"event": "offloaded", "offload_drops": 7},
+        {"event": "log_lines_dropped", "lines": 8},
+        {"event": "events_suppressed", "packets": -1},
+    ]
+    reader = EventReader()
+    assert list(reader.read(io.BytesIO(b"\n".join(map(orjson.dumps, lines))))) == []
+    missing = reader.unrecorded
+    assert (missing.suppressed, missing.kernel_dropped) == (5, 6)
+    assert (missing.offloaded, missing.lost_lines) == (7, 8)
+    assert len(missing.texts()) == 4
+    assert reader.skipped == 1

@@ -6,6 +6,7 @@ A verdict never waits for a log, a metric or the offload.
 
 import errno
 import time
+from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import Judgment, Mode
@@ -26,7 +27,7 @@ from nfq_guard.telemetry.events import (
     exception_texts,
     timestamp,
 )
-from nfq_guard.telemetry.limiter import EventLimiter
+from nfq_guard.telemetry.limiter import EventLimiter, Fold
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.packet_event import packet_judged
@@ -140,12 +141,14 @@ class Worker:
 
     def set_mode(self, mode: Mode) -> None:
         """Switch the mode between two batches."""
+        self._emit(self._limiter.rest(time.monotonic()))
         self._judge.mode = mode
         self.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
         self._resync_offload()
 
     def adopt(self, policy: Policy) -> None:
         """Judge by another policy from the next batch on."""
+        self._emit(self._limiter.rest(time.monotonic()))
         self._judge.policy = policy
         self._resync_offload()
 
@@ -236,7 +239,7 @@ class Worker:
             self._offloader.resync(time.monotonic())
 
     def _log_judgments(self, judgments: list[Judgment], now: float) -> None:
-        due: list[tuple[Judgment, int]] = []
+        due: list[Fold] = []
         for judgment in judgments:
             shadow = judgment.shadow
             if shadow is not None:
@@ -247,19 +250,22 @@ class Worker:
             self._emit(due)
             self._sink.push(now)
 
-    def _emit(self, due: list[tuple[Judgment, int]]) -> None:
+    def _emit(self, due: list[Fold]) -> None:
         if not due:
             return
-        when = timestamp()
-        for judgment, count in due:
+        epoch = datetime.now(UTC).timestamp() - time.monotonic()
+        for fold in due:
+            judgment = fold.judgment
             try:
                 event = packet_judged(
                     judgment,
                     mode=self._judge.mode,
                     queue_num=self._reader.queue_num,
                     evidence=self._evidence,
-                    when=when,
-                    count=count,
+                    when=timestamp(epoch + fold.last),
+                    count=fold.count,
+                    first=timestamp(epoch + fold.first) if fold.count > 1 else None,
+                    distances=fold.distances,
                 )
                 self._events.emit(event)
                 if self._history is not None:
