@@ -3,7 +3,7 @@
 
 from typing import Final, NamedTuple
 
-from nfq_guard.finding import Ignored, Reason
+from nfq_guard.finding import Finding, Ignored, Reason
 
 
 class Meaning(NamedTuple):
@@ -16,6 +16,20 @@ class Meaning(NamedTuple):
 
     phrase: str
     sentences: str
+
+
+class Circumstances(NamedTuple):
+    """What is known of a packet's flow beside the finding; None where it is unknown.
+
+    Attributes:
+        expired: Whether its entry had expired.
+        seen: Whether earlier packets of its flow were seen.
+        private: Whether a private source sends to a global destination.
+    """
+
+    expired: bool | None = None
+    seen: bool | None = None
+    private: bool | None = None
 
 
 class BoundWords(NamedTuple):
@@ -71,8 +85,9 @@ REASONS: Final = {
     ),
     Reason.NO_ENTRY: Meaning(
         "belongs to no known flow and cannot open one",
-        "It belongs to no known flow, and a packet of its kind cannot open one. Most often the "
-        "entry has expired: CLOSE lasts 10 s, LAST_ACK 30 s, TIME_WAIT 120 s.",
+        "It belongs to no known flow, and a packet of its kind cannot open one. The entry has "
+        "expired (CLOSE lasts 10 s, LAST_ACK 30 s, TIME_WAIT 120 s), was flushed or is on another "
+        "router; or the SYN took another path.",
     ),
     Reason.BAD_FLAGS: Meaning(
         "TCP flags that contradict each other",
@@ -166,3 +181,61 @@ IGNORED: Final = {
         "It is a challenge ACK, the answer to a late SYN; it does not close the flow."
     ),
 }
+
+_CANNOT_OPEN: Final = "It belongs to no known flow, and a packet of its kind cannot open one."
+_UNTRANSLATED: Final = (
+    "Its source is private and its destination is not: the translation of its flow has expired, or "
+    "it is the untranslated twin of a live flow that is known by other addresses."
+)
+_SYN_ELSEWHERE: Final = (
+    "It answers a SYN that conntrack has not seen: the SYN took another path, as with asymmetric "
+    "routes, or its entry was flushed in between."
+)
+_EXPIRED: Final = "The entry of its flow had expired before it came."
+_BEGAN_BEFORE: Final = (
+    "No earlier packet of its flow was seen: the connection began before conntrack watched it, was "
+    "flushed, or was handed over by a router that failed, or its other packets take another path."
+)
+_DIRECT_RETURN: Final = (
+    "The answer to the SYN has not been seen, yet the client goes on as if it had come: answers "
+    "take another path, as with direct server return or asymmetric routes."
+)
+_OTHER_WAY: Final = (
+    "The known flow began in the other direction: a new connection between the same ports begins "
+    "at the other end while the entry of an older one is left."
+)
+_OLDER_FLOW: Final = (
+    "It answers a SYN from the other end that conntrack has not seen, while the entry of another "
+    "connection between the same ports is left: the SYN took another path."
+)
+
+
+def explained(finding: Finding, known: Circumstances) -> str:
+    """What a reason means for one packet, with the cause as far as it is known."""
+    if finding.reason is Reason.NO_ENTRY:
+        cause = _cause_without_entry(finding.detail, known)
+        if cause is not None:
+            return f"{_CANNOT_OPEN} {cause}"
+    if finding.reason is Reason.BAD_TRANSITION:
+        cause = _cause_of_transition(finding.detail)
+        if cause is not None:
+            return cause
+    return REASONS[finding.reason].sentences
+
+
+def _cause_without_entry(detail: str, known: Circumstances) -> str | None:
+    if known.expired:
+        return f"{_EXPIRED} {_UNTRANSLATED}" if known.private else _EXPIRED
+    if known.private:
+        return _UNTRANSLATED
+    if detail.startswith("syn+ack "):
+        return _SYN_ELSEWHERE
+    return _BEGAN_BEFORE if known.seen is False else None
+
+
+def _cause_of_transition(detail: str) -> str | None:
+    if detail.startswith(("original ack in SYN_SENT", "original fin in SYN_SENT")):
+        return _DIRECT_RETURN
+    if detail.startswith("reply syn in "):
+        return _OTHER_WAY
+    return _OLDER_FLOW if detail.startswith("original syn+ack in ") else None

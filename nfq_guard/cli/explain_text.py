@@ -21,7 +21,7 @@ from nfq_guard.flow import (
     FlowSnapshot,
     Peer,
 )
-from nfq_guard.glossary import BOUND_WORDS, REASONS
+from nfq_guard.glossary import BOUND_WORDS, explained
 from nfq_guard.names import address, endpoint, packet_ends, protocol, tuple_ends
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.bounds import BoundCheck, Point
@@ -303,7 +303,7 @@ class _Telling:
         sentence = finding_sentence(finding)
         said = f"INVALID, {finding.reason.value}"
         said += f": {sentence}." if sentence else "."
-        return _wrapped(f"{said} {REASONS[finding.reason].sentences}")
+        return _wrapped(f"{said} {explained(finding, explanation.circumstances)}")
 
     def _kernels(self) -> list[str]:
         explanation = self._explanation

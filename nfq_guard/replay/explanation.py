@@ -17,7 +17,9 @@ from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import BOUNDS, Ignored, Reason
 from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
+from nfq_guard.glossary import Circumstances
 from nfq_guard.policy.decision import Policy
+from nfq_guard.policy.intervals import is_global, is_private
 from nfq_guard.replay.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
 from nfq_guard.seqno import Seq, add
@@ -69,6 +71,15 @@ class Explanation:
         if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
             return packet.l4
         return None
+
+    @property
+    def circumstances(self) -> Circumstances:
+        """What the capture shows of the frame's flow beside the finding."""
+        packet = self.outcome.packet
+        private = None
+        if isinstance(packet, Packet):
+            private = is_private(packet.src) and is_global(packet.dst)
+        return Circumstances(expired=self.expired_s > 0, seen=bool(self.first), private=private)
 
     def relative(self, number: Seq, side: int) -> int | None:
         """A number counted from the first one of that side; None if that was not seen."""

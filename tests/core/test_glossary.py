@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The glossary covers every reason, bound and ignored case."""
 
-from nfq_guard.finding import BOUNDS, Ignored, Reason
-from nfq_guard.glossary import BOUND_WORDS, IGNORED, REASONS
+import pytest
+
+from nfq_guard.finding import BOUNDS, Finding, Ignored, Reason
+from nfq_guard.glossary import BOUND_WORDS, IGNORED, REASONS, Circumstances, explained
 
 
 def test_every_reason_has_a_meaning() -> None:
@@ -15,3 +17,41 @@ def test_every_bound_has_words() -> None:
 
 def test_every_ignored_case_has_a_meaning() -> None:
     assert set(IGNORED) == set(Ignored)
+
+
+@pytest.mark.parametrize(
+    ("detail", "known", "words"),
+    [
+        ("rst without an entry", Circumstances(expired=True), "had expired before it came"),
+        ("fin without an entry", Circumstances(expired=True, private=True), "untranslated twin"),
+        ("rst without an entry", Circumstances(private=True), "untranslated twin"),
+        ("syn+ack without an entry", Circumstances(seen=False), "the SYN took another path"),
+        ("fin without an entry", Circumstances(seen=False), "began before conntrack watched"),
+        ("rst without an entry", Circumstances(seen=True), "was flushed or is on another router"),
+        ("ack without an entry", Circumstances(), "was flushed or is on another router"),
+    ],
+)
+def test_causes_of_a_packet_without_an_entry(detail: str, known: Circumstances, words: str) -> None:
+    text = explained(Finding(Reason.NO_ENTRY, None, detail), known)
+    assert text.startswith("It belongs to no known flow")
+    assert words in text
+
+
+@pytest.mark.parametrize(
+    ("detail", "words"),
+    [
+        ("original ack in SYN_SENT", "direct server return"),
+        ("original fin in SYN_SENT2", "direct server return"),
+        ("reply syn in ESTABLISHED", "begins at the other end"),
+        ("original syn+ack in CLOSE_WAIT", "the SYN took another path"),
+        ("original none in ESTABLISHED", "cannot occur in that state"),
+    ],
+)
+def test_causes_of_a_wrong_transition(detail: str, words: str) -> None:
+    assert words in explained(Finding(Reason.BAD_TRANSITION, None, detail), Circumstances())
+
+
+def test_other_reasons_mean_the_same_always() -> None:
+    for reason in set(Reason) - {Reason.NO_ENTRY, Reason.BAD_TRANSITION}:
+        known = Circumstances(expired=True, seen=True, private=True)
+        assert explained(Finding(reason), known) == REASONS[reason].sentences

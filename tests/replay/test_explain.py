@@ -188,6 +188,29 @@ def test_expired_entry(talk: Conversation, explains: Explains) -> None:
     assert "INVALID no-entry" in text
     assert "Its entry had expired 30.0 s before this packet." in text
     assert explains.object(talk)["expired_s"] == 30.0
+    assert "The entry of its flow had expired before it came." in " ".join(text.split())
+
+
+CLIENT, SERVER, PRIVATE = "198.51.100.10", "203.0.113.20", "10.88.0.8"
+
+
+@pytest.mark.parametrize(
+    ("segments", "cause"),
+    [
+        ([(SERVER, CLIENT, "SA")], "the SYN took another path"),
+        ([(SERVER, CLIENT, "FA")], "began before conntrack watched it"),
+        ([(PRIVATE, CLIENT, "R")], "the untranslated twin of a live flow"),
+        ([(CLIENT, SERVER, "S"), (CLIENT, SERVER, "A")], "as with direct server return"),
+    ],
+)
+def test_causes_by_what_the_capture_shows(
+    explains: Explains, segments: list[tuple[str, str, str]], cause: str
+) -> None:
+    talk = Conversation()
+    for src, dst, flags in segments:
+        ports = {"sport": 40000, "dport": 443} if src == CLIENT else {"sport": 443, "dport": 40000}
+        talk.add(bytes(IP(src=src, dst=dst) / TCP(**ports, flags=flags, seq=1000, ack=500)))
+    assert cause in " ".join(explains.text(talk).split())
 
 
 def test_other_protocols(explains: Explains) -> None:
