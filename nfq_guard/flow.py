@@ -216,7 +216,7 @@ class FlowSnapshot:
     """One conntrack entry, as it was when a packet of it was looked up.
 
     Attributes:
-        evidence: Where this came from. With `CTNETLINK` there is no window: both peers are None.
+        evidence: Where this came from.
         direction: Of the packet that was looked up; 0 original, 1 reply.
         original: Tuple of the original direction.
         reply: Tuple of the reply direction; differs from the mirrored `original` under NAT.
@@ -225,7 +225,8 @@ class FlowSnapshot:
         zone: Conntrack zone.
         timeout_s: Seconds until the entry expires.
         state: `TcpState` number; 0 for other protocols.
-        peers: The senders of the original and of the reply direction; None without a window.
+        peers: The senders of the original and of the reply direction; None where no window was
+            read: of another protocol than TCP, or from evidence that has none.
         last_dir: Direction of the last packet that conntrack recorded.
         last_index: Its class (`conntrack.states`).
         last_seq: Its sequence number.

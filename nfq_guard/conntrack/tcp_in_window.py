@@ -19,7 +19,7 @@ from nfq_guard.flow import (
     Peer,
     TcpState,
 )
-from nfq_guard.seqno import Seq, add, after, later
+from nfq_guard.seqno import Seq, add, after, before, later
 from nfq_guard.wire.packet import ACK, SYN, Segment
 from nfq_guard.wire.tcp import parse_options
 
@@ -27,7 +27,6 @@ _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _SYN_RECV: Final = int(TcpState.SYN_RECV)
 
 _MASK: Final = 0xFFFFFFFF
-_HALF: Final = 0x80000000
 
 # A shorter timeout after INVALID segments that close is worth it only from here on, seconds.
 _SHORTENED_FROM_S: Final = 120
@@ -217,8 +216,8 @@ def _move_window(
     if receiver.td_maxwin != 0 and after(end, sender.td_maxend):
         # It wraps as the kernel's does, after gigabytes from a sender that knows no window.
         receiver.td_maxwin = (receiver.td_maxwin + end - sender.td_maxend) & _MASK
-    reach = (sack + win) & _MASK
-    if (receiver.td_maxend - 1 - reach) & _MASK >= _HALF:
-        receiver.td_maxend = Seq(reach if win else (reach + 1) & _MASK)
+    reach = add(sack, win)
+    if before(add(receiver.td_maxend, -1), reach):
+        receiver.td_maxend = reach if win else add(reach, 1)
     if ack == receiver.td_end:
         receiver.flags &= ~IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED

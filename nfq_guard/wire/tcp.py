@@ -5,7 +5,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.seqno import Seq
+from nfq_guard.seqno import Seq, later
 from nfq_guard.wire.packet import Packet, Segment
 
 _EDGE: Final = struct.Struct("!I")
@@ -138,17 +138,16 @@ def highest_acknowledged(options: bytes, ack: Seq) -> Seq:
     size = len(options)
     if size < 10 or (size == 12 and options.startswith(_TIMESTAMPS_ONLY)):
         return ack
-    highest: int = ack
+    highest = ack
     at = _next_option(options, 0)
     while at >= 0:
         length = options[at + 1]
         if options[at] == OPTION_SACK and length >= 10 and (length - 2) % 8 == 0:
             for edge in range(at + 6, at + length, 8):
-                right: int = _EDGE.unpack_from(options, edge)[0]
-                if (highest - right) & 0xFFFFFFFF >= 0x80000000:
-                    highest = right
+                right = Seq(_EDGE.unpack_from(options, edge)[0])
+                highest = later(right, highest)
         at = _next_option(options, at + length)
-    return Seq(highest)
+    return highest
 
 
 def _next_option(options: bytes, at: int) -> int:

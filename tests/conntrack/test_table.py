@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from nfq_guard.conntrack.entry import key_of, reverse
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import (
@@ -30,6 +31,7 @@ from nfq_guard.flow import (
     CtState,
     Evidence,
     FlowTuple,
+    Nat,
 )
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
@@ -306,3 +308,40 @@ def test_opening_with_cut_options_holds_no_window(captured: int) -> None:
     assert CT_INVALID not in codes
     assert table.entry is not None
     assert all(peer.flags & IP_CT_TCP_FLAG_BE_LIBERAL for peer in table.entry.peers)
+
+
+def test_translated_entry_takes_the_replies_to_its_new_tuple() -> None:
+    """A capture shows a packet before and after translation (`FlowTable.translate`)."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    arriving = key_of(A, B, 40000, 80, PROTO_TCP)
+    leaving = key_of(A, C, 40000, 8080, PROTO_TCP)
+    assert not table.translate(arriving, leaving), "no entry"
+    talk = Conversation()
+    talk.client("S", 0)
+    assert table.track(decode(talk.frames[0].octets), 0.0) == CT_NEW
+    assert table.key == arriving
+    assert not table.translate(reverse(arriving), leaving), "not its original direction"
+    assert not table.translate(arriving, arriving), "no translation"
+    assert table.translate(arriving, leaving)
+    assert not table.translate(arriving, leaving), "no news"
+    answer = Conversation()
+    answer.server("SA", 0, 1)
+    octets = bytearray(answer.frames[0].octets)
+    octets[12:16] = C
+    octets[20:22] = (8080).to_bytes(2, "big")
+    assert table.track(decode(bytes(octets)), 0.0) == CT_ESTABLISHED
+    assert table.direction == 1
+    assert table.key == reverse(arriving)
+    entry = table.entry
+    assert entry is not None
+    assert entry.snapshot(1, 0.0).nat is Nat.DNAT
+
+
+def test_source_translation() -> None:
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    talk = Conversation()
+    talk.client("S", 0)
+    table.track(decode(talk.frames[0].octets), 0.0)
+    assert table.translate(key_of(A, B, 40000, 80, PROTO_TCP), key_of(C, B, 50000, 80, PROTO_TCP))
+    assert table.entry is not None
+    assert table.entry.snapshot(0, 0.0).nat is Nat.SNAT

@@ -204,3 +204,22 @@ def test_only_enforce_mode_has_an_enforced_policy() -> None:
     assert made.enforced_policy is made.policy
     made.mode = Mode.DRY_RUN
     assert made.enforced_policy is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "action", "verdict", "mark"),
+    [
+        (Mode.ENFORCE, Action.ALLOW, VERDICT_ACCEPT, 0x7),
+        (Mode.ENFORCE, Action.DROP, VERDICT_DROP, None),
+        (Mode.DRY_RUN, Action.DROP, VERDICT_ACCEPT, 0x7),
+    ],
+)
+def test_accepted_packets_lose_the_unjudged_mark(
+    mode: Mode, action: Action, verdict: int, mark: int | None
+) -> None:
+    """The bits that say "not judged" go; those of others stay as they were."""
+    engine = Engine(policy=FixedPolicy(action), flows=FakeFlows(), mode=mode, unjudged_mark=0x1000)
+    octets = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags="A"))
+    queued = Queued(octets, int(Hook.PREROUTING), "", "", 0x1007, CHECKSUM_GOOD)
+    (judgment,) = engine.judge([queued], now=0.0)
+    assert (judgment.verdict, judgment.mark) == (verdict, mark)

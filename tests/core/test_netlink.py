@@ -49,3 +49,9 @@ def test_any_octets_end(octets: bytes) -> None:
         assert payload in octets
     for _, _, body in messages(octets):
         assert body in octets
+
+
+def test_attribute_cut_short_ends_the_walk() -> None:
+    whole = attribute(1, b"abcd")
+    assert attributes(whole + struct.pack("=HH", 3, 2)) == {1: b"abcd"}
+    assert attributes(whole + struct.pack("=HH", 12, 2) + b"abc") == {1: b"abcd"}

@@ -452,3 +452,20 @@ def test_checksum_of_any_length(payload: bytes, family: Scapy) -> None:
     assert checksum_ok(read(octets), octets)
     broken = octets[:-1] + bytes([octets[-1] ^ 1])
     assert checksum_ok(read(broken), broken) is False
+
+
+@pytest.mark.parametrize("size", [1, 255, 300, 511, 600, 1025, 2047, 3000])
+def test_checksum_of_any_size(size: int) -> None:
+    """Long packets are summed another way than short ones."""
+    octets = octets_of(V4 / UDP(sport=5, dport=6) / (b"\x5a\xc3\x01" * size)[:size])
+    assert checksum_ok(read(octets), octets) is True
+    broken = octets[:-1] + bytes([octets[-1] ^ 1])
+    assert checksum_ok(read(broken), broken) is False
+
+
+def test_unquoted_icmp_error_has_the_key_of_its_ends() -> None:
+    error = read(octets_of(V4 / ICMP(type=3, code=1)))
+    echo = read(octets_of(V4 / ICMP(type=8, id=77)))
+    assert flow_key(error) == flow_key(echo)
+    later = read(octets_of(IP(src="10.0.0.1", dst="10.0.0.2", proto=1, frag=2) / Raw(bytes(8))))
+    assert flow_key(later) == flow_key(echo)

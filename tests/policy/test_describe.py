@@ -101,3 +101,28 @@ def _last_words(sentences: list[str]) -> tuple[Action, Action]:
         return default, default
     assert "could not be judged" in sentences[0]
     return _ACTIONS[sentences[0].rpartition(": ")[2].removesuffix(".")], default
+
+
+def test_each_form_of_a_clause() -> None:
+    rules: list[dict[str, object]] = [
+        {"name": "one", "action": "drop", "dport": 443},
+        {"name": "list", "action": "log", "dport": [80, "8000..8080", "..7", "60000.."]},
+        {"name": "not", "action": "allow", "not": {"sport": 22}},
+        {"name": "neither", "action": "allow", "not": {"sport": [22, 23]}},
+        {"name": "flags", "action": "drop", "tcp_flags": "rst !ack"},
+        {"name": "switch", "action": "drop", "payload": True},
+        {"name": "no-switch", "action": "drop", "not": {"payload": True}},
+        {"name": "rate", "action": "drop", "rate": {"over": 5, "in_s": 2, "by": "source"}},
+        {
+            "name": "first",
+            "action": "log",
+            "mark": 16,
+            "not": {"rate": {"over": 5, "in_s": 2, "by": "flow"}},
+        },
+    ]
+    table = {"default": "allow", "on_unknown": "log", "rule": rules}
+    model = parse_policy(table, source="test")
+    sentences = policy_sentences(model)
+    assert len(sentences) == len(rules) + 2
+    for rule, sentence in zip(model.rules, sentences, strict=False):
+        assert _read_back(sentence) == _essence(rule)

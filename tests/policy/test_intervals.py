@@ -1,19 +1,25 @@
 # SPDX-License-Identifier: MIT
 """Interval sets, and the conditions that are interval sets."""
 
+from ipaddress import ip_address
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.policy.fields import FIELD_BY_NAME, FIELDS, Kind
 from nfq_guard.policy.intervals import (
+    ABSENT,
     IntervalSet,
+    address_number,
     complement,
     contains,
     covers,
     everything,
     from_intervals,
     intersection,
+    is_global,
+    is_private,
     present,
     union,
 )
@@ -52,3 +58,27 @@ def test_name_conditions_are_not_interval_sets() -> None:
     with pytest.raises(TypeError, match="conditions on in are not interval sets"):
         condition_numbers(condition)
     assert {field.kind for field in FIELDS if not field.has_intervals} == {Kind.PATTERN, Kind.MARK}
+
+
+@pytest.mark.parametrize(
+    ("address", "private", "globally"),
+    [
+        ("10.1.2.3", True, False),
+        ("100.64.0.1", True, False),
+        ("192.0.2.1", False, True),
+        ("127.0.0.1", False, False),
+        ("224.0.0.1", False, False),
+        ("fd00::1", True, False),
+        ("2001:db8::1", False, True),
+        ("fe80::1", False, False),
+    ],
+)
+def test_addresses(address: str, private: bool, globally: bool) -> None:
+    packed = ip_address(address).packed
+    assert (is_private(packed), is_global(packed)) == (private, globally)
+
+
+def test_numbers_of_addresses_do_not_meet() -> None:
+    assert address_number(b"") == ABSENT
+    assert address_number(ip_address("1.2.3.4").packed) == 0x01020304
+    assert address_number(ip_address("::1.2.3.4").packed) > 0xFFFFFFFF

@@ -5,10 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import PROTO_ICMP, PROTO_TCP, PROTO_UDP, Hook
 from nfq_guard.policy.matcher import MOST_REMEMBERED, compile_policy, matches_name
 from nfq_guard.policy.model import Pattern
 from nfq_guard.policy.parse import parse_policy
-from nfq_guard.wire.packet import Queued
+from nfq_guard.seqno import seq
+from nfq_guard.wire.packet import ACK, Datagram, IcmpMessage, Malformed, Packet, Queued, Segment
 from tests.support.policies import Case, Interpreter, cases, tables
 
 
@@ -123,3 +126,41 @@ def test_many_packets_that_no_rule_matches(judge_case: Case) -> None:
 )
 def test_patterns(pattern: str, name: str, *, expected: bool) -> None:
     assert matches_name(Pattern(text=pattern), name) is expected
+
+
+def test_fields_of_a_transport_header() -> None:
+    """A datagram has no flags, and a packet with broken headers has none of these fields."""
+    rules: list[dict[str, object]] = [
+        {"name": "flags", "action": "log", "tcp_flags": "ack"},
+        {"name": "payload", "action": "log", "payload": True},
+        {"name": "port", "action": "log", "dport": 53},
+    ]
+    policy = compile_policy(parse_policy({"default": "allow", "rule": rules}, source="test"))
+    queued = Queued(b"", int(Hook.PREROUTING), "", "", 0, 0)
+    ends = (b"\n\0\0\1", b"\n\0\0\2")
+
+    def rule(packet: Packet | Malformed) -> str:
+        return policy.decide(queued, packet, None, Finding(Reason.RACED), 0.0).rule
+
+    def datagram(dport: int, length: int) -> Packet:
+        l4 = Datagram(1, dport, length, 0)
+        return Packet(4, *ends, PROTO_UDP, 60, 20, 64, 0, False, l4)
+
+    assert rule(datagram(53, 8)) == "port"
+    assert rule(datagram(54, 9)) == "payload"
+    assert rule(datagram(54, 8)) == "default"
+    icmp = IcmpMessage(3, 4, 0, 0, True, None)
+    assert rule(Packet(4, *ends, PROTO_ICMP, 60, 20, 64, 0, False, icmp)) == "default"
+    assert rule(Malformed("cut", 4, *ends, PROTO_UDP)) == "default"
+    segment = Segment(1, 53, seq(1), seq(2), ACK, 100, 0, b"", 0)
+    assert rule(Packet(4, *ends, PROTO_TCP, 60, 20, 64, 0, False, segment)) == "flags"
+
+
+def test_marks_are_remembered() -> None:
+    table = {"default": "allow", "rule": [{"name": "m", "action": "log", "packet_mark": 16}]}
+    policy = compile_policy(parse_policy(table, source="test"))
+    segment = Segment(1, 53, seq(1), seq(2), ACK, 100, 0, b"", 0)
+    packet = Packet(4, b"\n\0\0\1", b"\n\0\0\2", PROTO_TCP, 60, 20, 64, 0, False, segment)
+    for mark, rule in ((16, "m"), (16, "m"), (17, "default")):
+        queued = Queued(b"", int(Hook.PREROUTING), "", "", mark, 0)
+        assert policy.decide(queued, packet, None, Finding(Reason.RACED), 0.0).rule == rule

@@ -160,3 +160,13 @@ def test_earlier_rule_that_lets_some_pass() -> None:
     assert not offloadable([watched, rest], nat=True)
     assert offloadable([rest, watched], nat=True)
     assert offloadable([{**watched, "sport": 3}, rest], nat=True)
+
+
+def test_flow_without_an_entry() -> None:
+    """An entry may appear at any moment, so only a policy that drops all of both will do."""
+    one, other = b"\n\0\0\1", b"\n\0\0\2"
+    packet = Packet(4, one, other, 6, 60, 20, 64, 0, False, SEGMENT)
+    queued = Queued(b"", Hook.PREROUTING, "eth0", "", 0, 0)
+    for preset, expected in (("strict", True), ("default", False)):
+        check = OffloadCheck(compile_policy(load_policy(f"preset:{preset}")))
+        assert check.all_dropped(queued, packet, None) is expected
