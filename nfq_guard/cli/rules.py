@@ -102,10 +102,8 @@ def restarts(unit: str, runner: Runner) -> bool:
     if not runner.find("systemctl"):
         return False
     jobs = runner.run(["systemctl", "list-jobs", "--plain", "--no-legend"], "").stdout
-    return any(
-        words[1:3] in ([unit, "restart"], [unit, "start"])
-        for words in map(str.split, jobs.splitlines())
-    )
+    # A start that fails has a job `start`: those rules must not stay for that reason.
+    return any(words[1:3] == [unit, "restart"] for words in map(str.split, jobs.splitlines()))
 
 
 def _rules_stay(settings: Settings, result: str | None) -> bool:

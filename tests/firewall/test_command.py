@@ -112,7 +112,7 @@ def test_after_a_crash_rules_stay_that_hold_the_fail_mode(
     ("jobs", "programs", "restarted"),
     [
         ("12 nfq-guard.service restart running\n", {"systemctl"}, True),
-        ("12 nfq-guard.service start waiting\n9 x.service stop running\n", {"systemctl"}, True),
+        ("12 nfq-guard.service start running\n9 x.service restart waiting\n", {"systemctl"}, False),
         ("12 nfq-guard.service stop running\n", {"systemctl"}, False),
         ("12 nfq-guard@blue.service restart running\n\n", {"systemctl"}, False),
         ("12 nfq-guard.service restart running\n", set(), False),
