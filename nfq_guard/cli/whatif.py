@@ -73,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
         _run_capture(args.recording, trial, settings)
     trial.end()
     if args.format == "json":
-        write_json(result(trial, printable(args.recording), kind, unrecorded))
+        replayed = (settings.kernel.name, settings.kernel_doubt or None)
+        rules = replayed if kind == "capture" else (None, None)
+        write_json(result(trial, printable(args.recording), kind, unrecorded, *rules))
     else:
         for line in _lines(trial, printable(args.recording), kind, unrecorded):
             write_line(line)

@@ -88,21 +88,18 @@ class KernelLog:
 
     Attributes:
         prints_bounds: Whether the text of a bound has the first number that fails.
-        tells_no_entry: Whether a segment that may not open a flow has a text. An ACK that
-            `tcp_loose` forbids to open one has none anywhere.
-        silent: The reasons that have no text, at least in some cases.
+        silent: The reasons that have no text. Where NO_ENTRY has one, an ACK that `tcp_loose`
+            forbids to open a flow still has none.
     """
 
     prints_bounds: bool
-    tells_no_entry: bool
-    silent: frozenset[Reason] = frozenset(
-        {Reason.NO_ENTRY, Reason.MALFORMED, Reason.ICMP_UNRELATED, Reason.UNSUPPORTED}
-    )
+    silent: frozenset[Reason]
 
 
-_LOG_5_10: Final = KernelLog(prints_bounds=False, tells_no_entry=False)
-_LOG_6_1: Final = KernelLog(prints_bounds=True, tells_no_entry=False)
-_LOG_6_12: Final = KernelLog(prints_bounds=True, tells_no_entry=True)
+_SILENT: Final = frozenset({Reason.ICMP_UNRELATED, Reason.NO_ENTRY})
+_LOG_5_10: Final = KernelLog(prints_bounds=False, silent=_SILENT)
+_LOG_6_1: Final = KernelLog(prints_bounds=True, silent=_SILENT)
+_LOG_6_12: Final = KernelLog(prints_bounds=True, silent=_SILENT - {Reason.NO_ENTRY})
 
 
 class _Since(NamedTuple):

@@ -125,6 +125,8 @@ class TrialRecord(TypedDict):
     Attributes:
         source: The recording.
         kind: `events` or `capture`.
+        kernel: The kernel whose rules a capture was replayed by; null for events.
+        kernel_doubt: Why those are a guess at the kernel that was asked for; null if they are not.
         packets: Packets of the recording.
         invalid: Of these, INVALID ones.
         policies: Each policy.
@@ -134,6 +136,8 @@ class TrialRecord(TypedDict):
 
     source: str
     kind: str
+    kernel: str | None
+    kernel_doubt: str | None
     packets: int
     invalid: int
     policies: list[PolicyRecord]
@@ -142,7 +146,12 @@ class TrialRecord(TypedDict):
 
 
 def result(
-    trial: Trial, source: str, kind: str, unrecorded: Unrecorded | None = None
+    trial: Trial,
+    source: str,
+    kind: str,
+    unrecorded: Unrecorded | None = None,
+    kernel: str | None = None,
+    kernel_doubt: str | None = None,
 ) -> TrialRecord:
     """The JSON object of a trial.
 
@@ -151,6 +160,8 @@ def result(
         source: Name of the recording, as given.
         kind: `events` or `capture`.
         unrecorded: What is missing from events.
+        kernel: As in the record.
+        kernel_doubt: As in the record.
     """
     named = [policy.model.source for policy in trial.policies]
     difference: DifferenceRecord | None = None
@@ -160,6 +171,8 @@ def result(
     return {
         "source": source,
         "kind": kind,
+        "kernel": kernel,
+        "kernel_doubt": kernel_doubt,
         "packets": trial.packets,
         "invalid": trial.invalid,
         "policies": [

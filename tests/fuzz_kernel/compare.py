@@ -67,7 +67,7 @@ _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
     Reason.ACK_UNDER: -1,
 }
 _BESIDE_THE_POINT: Final = re.compile("lower(ed)? timeout to")
-_SAYS_NEW: Final = guess_rules(platform.release()).log.tells_no_entry
+_LOG: Final = guess_rules(platform.release()).log
 _STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
 # Both are cut to whole seconds, at moments a little apart.
 _TIMEOUT_SLACK_S: Final = 1
@@ -156,7 +156,6 @@ class Pair:
         self._live = live
         self._silent_new = not sysctls.loose
         self._texts_of = _TEXTS if kernel.old_segments_pass else _OLD_TEXTS
-        self._prints_bounds = kernel.old_segments_pass
         self._sysctls = sysctls
         self._kernel = kernel
         self.table = FlowTable(kernel, sysctls)
@@ -224,7 +223,7 @@ class Pair:
     ) -> None:
         cause = answer.cause
         if cause is Reason.NO_ENTRY and (
-            not _SAYS_NEW or (self._silent_new and step.flags & 0x17 == 0x10)
+            Reason.NO_ENTRY in _LOG.silent or (self._silent_new and step.flags & 0x17 == 0x10)
         ):
             if texts:
                 differences.append(f"reason: kernel {texts}, ours is silent")
@@ -237,7 +236,7 @@ class Pair:
         match = pattern.search(texts[0]) if len(texts) == 1 else None
         if match is None:
             differences.append(f"reason: kernel {texts}, ours {pattern.pattern!r}")
-        elif self._prints_bounds and cause in _PRINTED_PAST_LIMIT:
+        elif _LOG.prints_bounds and cause in _PRINTED_PAST_LIMIT:
             assert answer.breach is not None
             printed = (answer.breach.limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
             if int(match[1]) != printed:

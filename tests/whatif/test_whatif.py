@@ -104,6 +104,7 @@ def test_the_flow_that_kube_proxy_breaks(capsys: pytest.CaptureFixture[str], eve
     )
     kube_proxy, default = report["policies"]
     assert (report["kind"], report["packets"], report["invalid"]) == ("events", 6, 6)
+    assert (report["kernel"], report["kernel_doubt"]) == (None, None)
     assert kube_proxy["drops"] == 6
     assert kube_proxy["drops_by_reason"] == {"bad-transition": 4, "seq-over": 1, "no-entry": 1}
     assert kube_proxy["drops_by_peer"] == {"10.1.0.2": 4, "10.244.0.2": 1, "192.0.2.2": 1}
@@ -246,6 +247,7 @@ def test_capture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     report = _json(capsys, str(path), "--policy", "preset:default", "--policy", "preset:kube-proxy")
     default, kube_proxy = report["policies"]
     assert (report["kind"], report["packets"], report["invalid"]) == ("capture", 4, 3)
+    assert (report["kernel"], report["kernel_doubt"]) == ("6.1", None)
     assert (default["drops"], kube_proxy["drops"]) == (0, 3)
     flow = "10.1.0.2:48526 > 10.2.0.2:80"
     assert report["difference"]["only_b_drops"]["false_positives"]["flows"] == {flow: 2}
