@@ -129,8 +129,8 @@ def _read(file: str | None) -> tuple[str, PolicyModel]:
     return config.source, config.model
 
 
-class Report(TypedDict):
-    """The result of a check.
+class ReportRecord(TypedDict):
+    """The result of `check`.
 
     Attributes:
         source: The file or preset.
@@ -159,8 +159,8 @@ def _report(
     on_host: list[Check] | None,
     *,
     explain: bool,
-) -> Report:
-    report: Report = {
+) -> ReportRecord:
+    report: ReportRecord = {
         "source": source,
         "fine": True,
         "rules": len(model.rules),
@@ -174,7 +174,7 @@ def _report(
     return report
 
 
-def _json(report: Report) -> str:
+def _json(report: ReportRecord) -> str:
     return orjson.dumps(report, default=_plain).decode()
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Final
+from typing import Final, TypedDict
 
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
@@ -47,6 +47,29 @@ _ACTIONS: Final = {
     "demo": "show one connection that dies without the guard and survives with it",
     "clean": "remove namespaces and files that killed runs left behind",
 }
+
+
+class ScenarioRecord(TypedDict):
+    """One scenario.
+
+    Attributes:
+        scenario: Its name.
+        summary: What happens in it, in one sentence.
+    """
+
+    scenario: str
+    summary: str
+
+
+class CleanedRecord(TypedDict):
+    """What `lab clean` did.
+
+    Attributes:
+        removed: Each namespace and directory that was removed, as `namespace NAME` or
+            `directory PATH`.
+    """
+
+    removed: list[str]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,7 +187,8 @@ def _list(*, as_json: bool) -> int:
     width = max(map(len, SCENARIOS))
     for name, scenario in SCENARIOS.items():
         if as_json:
-            write_json({"scenario": name, "summary": scenario.summary})
+            record: ScenarioRecord = {"scenario": name, "summary": scenario.summary}
+            write_json(record)
         else:
             write_line(f"{paint(name.ljust(width), Style.BOLD)}  {scenario.summary}")
     return EXIT_OK
@@ -174,7 +198,8 @@ def _clean(*, as_json: bool) -> int:
     matrix.check_requirements()
     removed = matrix.clean()
     if as_json:
-        write_json({"removed": removed})
+        record: CleanedRecord = {"removed": removed}
+        write_json(record)
         return EXIT_OK
     for name in removed:
         write_line(f"removed {name}")

@@ -4,7 +4,7 @@
 import argparse
 import sys
 import time
-from typing import Any, Final, final
+from typing import Annotated, Any, Final, TypedDict, final
 
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
@@ -12,9 +12,22 @@ from nfq_guard.cli.terminal import write_json
 from nfq_guard.cli.top_view import View
 from nfq_guard.errors import EXIT_OK, NfqGuardError, UsageError
 from nfq_guard.service.control.client import Client
-from nfq_guard.service.status import decode
+from nfq_guard.service.status import Status, decode
+from nfq_guard.service.worker.history import DumpedFlowRecord
 
 _FLOWS: Final = 200
+
+
+class UpdateRecord(TypedDict):
+    """One update of `top`.
+
+    Attributes:
+        status: The daemon, as `status` prints it.
+        flows: At most 200 flows, the one seen last first, as `dump` prints them.
+    """
+
+    status: Annotated[dict[str, Any], Status]
+    flows: list[Annotated[dict[str, Any], DumpedFlowRecord]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +66,8 @@ def _print(args: argparse.Namespace) -> None:
             if shown:
                 time.sleep(args.interval)
             status, flows = _query(client)
-            write_json({"status": status, "flows": flows})
+            record: UpdateRecord = {"status": status, "flows": flows}
+            write_json(record)
             sys.stdout.flush()
             shown += 1
 

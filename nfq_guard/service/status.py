@@ -93,13 +93,14 @@ class QueueStatus(Struct, frozen=True, kw_only=True):
 
     Attributes:
         queue: Its number.
-        state: A `supervisor.workers.WorkerState`.
+        state: How it is served: `starting`, `serving`, `stuck` (its worker did not report for too
+            long and was killed, but has not ended yet) or `down`.
         pid: The process that serves it; 0 for none.
         restarts: How often its worker was restarted.
         packets_per_s: Over the last few seconds.
         waiting: Packets that wait in the kernel for a verdict.
         offload_entries: Flows whose INVALID packets the kernel drops by itself.
-        counters: Counters of `telemetry.metrics.Stats`, by name.
+        counters: Counters of the queue, by name.
     """
 
     queue: int

@@ -91,8 +91,8 @@ class PolicyRecord(DropsRecord):
     false_negatives: HitRecord
 
 
-class DifferenceRecord(TypedDict):
-    """How two policies differ.
+class PolicyDifferenceRecord(TypedDict):
+    """How two policies differ: the packets that one of them alone would drop.
 
     Attributes:
         only_a_drops: Packets that the first would drop and the second let pass.
@@ -141,7 +141,7 @@ class TrialRecord(TypedDict):
     packets: int
     invalid: int
     policies: list[PolicyRecord]
-    difference: DifferenceRecord | None
+    difference: PolicyDifferenceRecord | None
     unrecorded: UnrecordedRecord | None
 
 
@@ -164,7 +164,7 @@ def result(
         kernel_doubt: As in the record.
     """
     named = [policy.model.source for policy in trial.policies]
-    difference: DifferenceRecord | None = None
+    difference: PolicyDifferenceRecord | None = None
     if len(named) == 2:
         only_a, only_b = trial.differences
         difference = {"only_a_drops": _drops(only_a), "only_b_drops": _drops(only_b)}

@@ -4,17 +4,28 @@
 `tests/cli/test_reference.py` holds the pages to the code.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from inspect import getdoc
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NotRequired,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 import orjson
 
-from nfq_guard.cli import check, rules
+from nfq_guard.cli import check, lab, rules, top
 from nfq_guard.cli.check import attributes
 from nfq_guard.doctor.check import Check
 from nfq_guard.engine import Mode
@@ -23,9 +34,11 @@ from nfq_guard.lab.outcome import ResultRecord
 from nfq_guard.replay import explanation_record, frame_record
 from nfq_guard.replay.summary import SummaryRecord
 from nfq_guard.service import status
+from nfq_guard.service.control.commands import ModeRecord
 from nfq_guard.service.settings import RELOADED, TABLE, Settings, expected_value
+from nfq_guard.service.worker.history import DumpedFlowRecord
 from nfq_guard.telemetry.event_fields import FieldInfo, describe
-from nfq_guard.telemetry.events import EVENTS, PacketJudged, name_of
+from nfq_guard.telemetry.events import EVENTS, Event, PacketJudged, Reloaded, name_of
 from nfq_guard.telemetry.metric_table import METRICS
 from nfq_guard.whatif import result
 
@@ -33,7 +46,7 @@ DIRECTORY: Final = Path(__file__).parents[2] / "docs" / "reference"
 
 # What prints the record, and the record.
 _RECORDS: Final[tuple[tuple[str, type[object]], ...]] = (
-    ("`check --format json`: one object", check.Report),
+    ("`check --format json`: one object", check.ReportRecord),
     ("`replay --format json`: one object a frame", frame_record.FrameRecord),
     ("`replay --summary --format json`: one object", SummaryRecord),
     ("`explain --format json`: one object", explanation_record.ExplanationRecord),
@@ -45,8 +58,14 @@ _RECORDS: Final[tuple[tuple[str, type[object]], ...]] = (
         rules.ChangesRecord,
     ),
     ("`doctor --format json`: one object a check", Check),
+    ("`lab list --format json`: one object a scenario", lab.ScenarioRecord),
     ("`lab run --format json` and `lab matrix --format json`: one object a run", ResultRecord),
+    ("`lab clean --format json`: one object", lab.CleanedRecord),
     ("`status --format json`: one object", status.Status),
+    ("`top --format json`: one object an update", top.UpdateRecord),
+    ("`dump --format json`: one object a flow", DumpedFlowRecord),
+    ("`mode --format json`: one object", ModeRecord),
+    ("`reload --format json`: one object, the fields of the event", Reloaded),
 )
 _UNITS: Final = {
     "_per_s": "events per second",
@@ -165,11 +184,12 @@ def _exit_statuses() -> Iterator[str]:
 
 def _json() -> Iterator[str]:
     yield "What the commands print with `--format json`. A command with several objects prints one"
-    yield "per line. `dump` prints the flows of the daemon with their [events](events.md)."
+    yield "per line. With `--no-wait`, `reload` prints a string instead of an object. `run`,"
+    yield "`prepare` and `report` have no `--format`; `run` writes [events](events.md)."
     yield ""
     known: dict[type[object], None] = {}
     for printed, record in _RECORDS:
-        yield f"- {printed}: [{_title(record)}](#{_title(record).lower()})"
+        yield f"- {printed}: {_link(record)}"
         _collect(record, known)
     yield ""
     for record in known:
@@ -177,7 +197,15 @@ def _json() -> Iterator[str]:
 
 
 def _title(record: type[object]) -> str:
-    return record.__name__.removesuffix("Record")
+    """The heading of a record: `RuleDifferenceRecord` is `Rule difference`."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", record.__name__.removesuffix("Record"))
+    return words.capitalize()
+
+
+def _link(record: type[object]) -> str:
+    if issubclass(record, Event):
+        return f"[`{name_of(record)}`](events.md#{name_of(record)})"
+    return f"[{_title(record)}](#{_title(record).lower().replace(' ', '-')})"
 
 
 def _is_record(kind: object) -> bool:
@@ -192,9 +220,10 @@ def _is_record(kind: object) -> bool:
 def _collect(kind: object, known: dict[type[object], None]) -> None:
     """Add the records that `kind` names, at any depth, to `known`."""
     if isinstance(kind, type) and _is_record(kind):
-        if kind not in known:
+        # events.md describes the events.
+        if kind not in known and not issubclass(kind, Event):
             known[kind] = None
-            for hint in get_type_hints(kind).values():
+            for hint in get_type_hints(kind, include_extras=True).values():
                 _collect(hint, known)
     else:
         for part in get_args(kind):
@@ -207,7 +236,7 @@ def _record(record: type[object], known: Iterable[type[object]]) -> Iterator[str
     yield (getdoc(record) or "").partition("\n\n")[0].replace("\n", " ")
     yield ""
     texts = _texts(record, known)
-    hints = get_type_hints(record)
+    hints = get_type_hints(record, include_extras=True)
     optional: frozenset[str] = getattr(record, "__optional_keys__", frozenset())
     renamed: Mapping[str, str] = dict(
         zip(
@@ -245,8 +274,12 @@ def _texts(record: type[object], known: Iterable[type[object]]) -> dict[str, str
 def _type(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives it
     """A type in the words of JSON."""
     origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
+    if origin is NotRequired:
         return _type(arguments[0])
+    if origin is Annotated:
+        # The record that a value is, where Python holds it undecoded.
+        shown = next((kind for kind in arguments[1:] if isinstance(kind, type)), arguments[0])
+        return _type(shown)
     if origin in {UnionType, Union}:
         return " or ".join(_type(kind) for kind in arguments)
     if origin is Literal:
@@ -257,7 +290,7 @@ def _type(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives
         value = "any value" if arguments[1] is Any else _type(arguments[1])
         return f"object, name to {value}"
     if _is_record(hint):
-        return f"[{_title(hint)}](#{_title(hint).lower()})"
+        return _link(hint)
     if issubclass(hint, StrEnum | Mode):
         return " or ".join(f"`{member.value}`" for member in hint)
     return _NAMES[hint]

@@ -10,6 +10,7 @@ from typing import (
     Generic,
     NamedTuple,
     Protocol,
+    TypedDict,
     TypeVar,
     final,
     get_type_hints,
@@ -78,6 +79,16 @@ class ModeArguments(Struct, frozen=True):
     mode: Mode
 
 
+class ModeRecord(TypedDict):
+    """The response to `mode`.
+
+    Attributes:
+        mode: The mode in which packets are judged from now on.
+    """
+
+    mode: Annotated[str, Mode]
+
+
 @final
 class Command(NamedTuple, Generic[A]):
     """One command.
@@ -115,7 +126,8 @@ def _reload(daemon: ControlledDaemon, arguments: ReloadArguments, respond: Respo
 
 def _mode(daemon: ControlledDaemon, arguments: ModeArguments, respond: Responder) -> None:
     daemon.set_mode(arguments.mode)
-    respond(Response.ok({"mode": arguments.mode.value}))
+    record: ModeRecord = {"mode": arguments.mode.value}
+    respond(Response.ok(record))
 
 
 COMMANDS: Final[dict[str, Command[Any]]] = {

@@ -7,7 +7,7 @@ that was seen longest ago.
 """
 
 from collections import OrderedDict, deque
-from typing import Final, final
+from typing import Annotated, Final, TypedDict, final
 
 import orjson
 
@@ -18,6 +18,42 @@ from nfq_guard.telemetry.log import json_fields
 
 _FLOWS_MAX: Final = 256
 _EVENTS_MAX: Final = 8
+
+
+class EndsRecord(TypedDict):
+    """The protocol and the ends of a flow, ordered by the bytes of their addresses, then by port.
+
+    Attributes:
+        proto: Protocol: `tcp`, `udp`, `icmp`, or its number.
+        a: Address of one end; empty where the packets have no address.
+        a_port: Its port; 0 without one.
+        b: Address of the other end; empty where the packets have no address.
+        b_port: Its port; 0 without one.
+    """
+
+    proto: str
+    a: str
+    a_port: int
+    b: str
+    b_port: int
+
+
+class DumpedFlowRecord(TypedDict):
+    """One flow with its last events, as `dump` and `top` print it.
+
+    Attributes:
+        flow: Its protocol and its ends.
+        first: Time of its first event, as in events.
+        last: Time of its last event, as in events.
+        packets: Packets of all its events, also of those that are no longer kept.
+        events: Its last events, the oldest first.
+    """
+
+    flow: EndsRecord
+    first: str
+    last: str
+    packets: int
+    events: list[Annotated[orjson.Fragment, PacketJudged]]
 
 
 @final
@@ -53,9 +89,9 @@ class History:
         flow.packets += event.count
         flow.events.append(event)
 
-    def flows(self, address: str | None, limit: int) -> list[dict[str, object]]:
+    def flows(self, address: str | None, limit: int) -> list[DumpedFlowRecord]:
         """At most `limit` flows, the one seen last first; only those with `address` unless None."""
-        found: list[dict[str, object]] = []
+        found: list[DumpedFlowRecord] = []
         for key, flow in reversed(self._flows.items()):
             proto, one_end, other_end, one_port, other_port = key
             one, other = names.address(one_end) or "", names.address(other_end) or ""
