@@ -57,6 +57,7 @@ _WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CLASS_NAMES
 
 _NOWHERE_TO_LOOK: Final = "no way to look the flow up"
 _ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
+_UNCHECKED: Final = "not copied whole; the kernel verified it, and did not find it right"
 _MOVED_ON: Final = "fits the window that the flow has by now"
 
 
@@ -77,8 +78,41 @@ def diagnose(
         snapshot: Its flow; for an ICMP error the flow of the quoted packet.
         evidence: What lookups give; with NONE a missing snapshot proves nothing.
         kernel: What the kernel that called it INVALID can mean by it.
-        sysctls: How that kernel is set; `loose` and `ignore_invalid_rst` count here.
+        sysctls: How that kernel is set; `loose`, `ignore_invalid_rst` and `checksum` count
+            here.
     """
+    finding = _cause(queued, packet, snapshot, evidence, kernel, sysctls)
+    if finding.reason is Reason.RACED and _is_unchecked(queued, packet, sysctls):
+        return Finding(Reason.BAD_CHECKSUM, None, _UNCHECKED)
+    return finding
+
+
+def _is_unchecked(queued: Queued, packet: Packet | Malformed, sysctls: Sysctls) -> bool:
+    """Whether conntrack verified the checksum of a packet too long to be copied whole.
+
+    The kernel does not report a checksum as unverified once it was found right (kernel.md 5).
+    """
+    if (
+        queued.checksum != CHECKSUM_UNVERIFIED
+        or queued.hook != _PREROUTING
+        or not sysctls.checksum
+        or isinstance(packet, Malformed)
+        or len(queued.octets) >= packet.length
+    ):
+        return False
+    l4 = packet.l4
+    return not (isinstance(l4, Datagram) and l4.checksum == 0)
+
+
+def _cause(
+    queued: Queued,
+    packet: Packet | Malformed,
+    snapshot: FlowSnapshot | None,
+    evidence: Evidence,
+    kernel: KernelRules,
+    sysctls: Sysctls,
+) -> Finding:
+    """The first cause that the octets and the flow show."""
     if isinstance(packet, Malformed):
         reason = Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED
         return Finding(reason, None, packet.problem)
