@@ -67,6 +67,11 @@ class Capture:
             raise CaptureError(f"{self.name}: the file is empty")
         if magic == pcapng.MAGIC:
             return pcapng.PcapngScanner(source)
+        if magic.startswith(b"{"):
+            raise CaptureError(
+                f"{self.name}: expected a pcap or pcapng capture, found JSON: events are for whatif"
+                " and report"
+            )
         if magic not in pcap.MAGICS:
             msg = (
                 f"{self.name}: expected a pcap or pcapng capture, found {magic.hex(' ')} at byte 0"

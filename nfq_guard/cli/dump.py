@@ -2,12 +2,14 @@
 """`nfq-guard dump`: the flow history of the running daemon."""
 
 import argparse
+import ipaddress
+import re
 from typing import Any
 
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
-from nfq_guard.errors import EXIT_OK
+from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.names import endpoint
 from nfq_guard.telemetry.palette import Style
 
@@ -16,7 +18,9 @@ Fields = dict[str, Any]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("address", metavar="ADDRESS", nargs="?", help="only flows with this end")
+    parser.add_argument(
+        "address", metavar="ADDRESS", nargs="?", help="only flows with this end, also ADDRESS:PORT"
+    )
     parser.add_argument("--flows", type=int, metavar="N", help="the last N flows")
     add_socket(parser)
     add_format(parser)
@@ -25,20 +29,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the flows, the most recent first; as JSON Lines, one object per flow."""
     asked: dict[str, object] = {}
+    address = ""
+    port: int | None = None
     if args.address is not None:
-        asked["address"] = args.address
+        address, port = _end(args.address)
+        asked["address"] = address
     if args.flows is not None:
         asked["flows"] = args.flows
     with connected(args) as client:
         flows = client.request("dump", **asked)
+    if port is not None:
+        flows = [found for found in flows if (address, port) in _ends(found["flow"])]
     for flow in flows:
         if args.format == "json":
             write_json(flow)
         else:
             _show(flow)
     if not flows and args.format == "text":
-        write_line("no flow was logged yet")
+        write_line("no flow was logged yet" if args.address is None else "no flow with that end")
     return EXIT_OK
+
+
+def _end(text: str) -> tuple[str, int | None]:
+    """The address, and the port if there is one, of `ADDRESS` or `ADDRESS:PORT`.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    host, port = text, ""
+    with_port = re.fullmatch(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[^:]+)):(?P<port>\d{1,5})", text)
+    if with_port is not None:
+        host, port = with_port["six"] or with_port["four"], with_port["port"]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        raise UsageError(f"expected ADDRESS or ADDRESS:PORT, found {text!r}") from None
+    return str(address), int(port) if port else None
+
+
+def _ends(flow: Fields) -> set[tuple[str, int]]:
+    return {(flow["a"], flow["a_port"]), (flow["b"], flow["b_port"])}
 
 
 def _show(found: Fields) -> None:

@@ -4,9 +4,8 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import BinaryIO
 
-from nfq_guard.capture import pcap, pcapng
+from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import printable
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.policyfile import load_compiled
@@ -20,7 +19,11 @@ from nfq_guard.whatif.trial import Trial
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("events", metavar="EVENTS", help="JSON Lines of the daemon; - for stdin")
+    parser.add_argument(
+        "events",
+        metavar="EVENTS",
+        help="events of the daemon, JSON Lines or journalctl -o json; - for standard input",
+    )
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="the page to write"
     )
@@ -45,18 +48,15 @@ def run(args: argparse.Namespace) -> int:
     trial = Trial([load_compiled(reference) for reference in args.policy]) if args.policy else None
     summary = Summary()
     reader = EventReader()
-    try:
-        with _opened(args.events) as stream:
-            for read in reader.read(stream):
-                add_event(summary, read)
-                if trial is not None:
-                    for packets in recorded(read):
-                        trial.take(packets)
-    except OSError as error:
-        raise UsageError(f"{args.events}: cannot be read: {error.strerror}") from None
-    if summary.packets == 0 and reader.lines:
-        if args.events != "-" and _is_capture(args.events):
+    with opened(args.events) as stream:
+        if is_capture(stream):
             raise UsageError(f"{args.events}: a capture: use replay or whatif")
+        for read in reader.read(stream):
+            add_event(summary, read)
+            if trial is not None:
+                for packets in recorded(read):
+                    trial.take(packets)
+    if not summary.packets and reader.lines:
         raise UsageError(f"{args.events}: expected packet_judged events, found none")
     found = None
     if trial is not None:
@@ -85,13 +85,3 @@ def _write(path: Path, page: str) -> None:
     except OSError:
         unfinished.unlink(missing_ok=True)
         raise
-
-
-def _is_capture(name: str) -> bool:
-    with Path(name).open("rb") as file:
-        magic = file.read(4)
-    return magic in pcap.MAGICS or magic == pcapng.MAGIC
-
-
-def _opened(name: str) -> BinaryIO:
-    return sys.stdin.buffer if name == "-" else Path(name).open("rb")

@@ -4,12 +4,13 @@
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from nfq_guard.capture.reader import Capture
+from nfq_guard.capture.source import STDIN
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.options import add_format
+from nfq_guard.cli.recording import is_events, opened
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
@@ -26,7 +27,7 @@ from nfq_guard.whatif.trial import Trial
 from nfq_guard.wire.packet import Queued
 
 _DESCRIPTION: Final = """\
-Evaluate one or two policies on recorded packets: a daemon's events (JSON Lines) or a capture.
+Evaluate one or two policies on recorded packets: a daemon's events or a capture.
 Report what each policy would drop, the differences, drops in flows that lived on (false
 positives), and accepted packets that were followed by an RST (false negatives)."""
 
@@ -35,8 +36,8 @@ A packet counts as followed by an RST if an RST of its flow comes within {RESET_
 Otherwise its flow lived on if any later packet of it is recorded. Only packets that were accepted
 allow such conclusions; a capture does not record verdicts, so all of its packets count as accepted.
 A capture has every packet of its flows, events only the INVALID ones, so more fates are unknown
-there. A daemon writes no events of packets that its policy allows: record with the policy
-preset:observe."""
+there. A daemon writes events of packets that its policy allows only with log_allowed = true.
+Events are a file of JSON Lines or the output of journalctl -o json."""
 
 _MOST_LINES: Final = 5
 _CAPTURE_QUEUED: Final = Queued(b"", int(Hook.PREROUTING), "", "", 0, 0)
@@ -46,7 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
-    parser.add_argument("recording", metavar="EVENTS|CAPTURE", help="the recorded packets")
+    parser.add_argument(
+        "recording",
+        metavar="EVENTS|CAPTURE",
+        help="the recorded packets, plain or compressed; - for events on standard input",
+    )
     parser.add_argument(
         "--policy",
         metavar="FILE",
@@ -63,13 +68,16 @@ def run(args: argparse.Namespace) -> int:
     if len(args.policy) > 2:
         raise UsageError(f"--policy: expected one or two, found {len(args.policy)}")
     settings = replaying.settings_of(args, every=True)
-    kind = _kind(args.recording)
     policies = [load_compiled(reference) for reference in args.policy]
-    trial = Trial(policies, has_times=kind == "capture")
     unrecorded = None
-    if kind == "events":
-        unrecorded = _run_events(args.recording, trial)
-    else:
+    with opened(args.recording) as stream:
+        kind = "events" if is_events(stream) else "capture"
+        trial = Trial(policies, has_times=kind == "capture")
+        if kind == "events":
+            unrecorded = _run_events(args.recording, stream, trial)
+    if kind == "capture":
+        if args.recording == STDIN:
+            raise UsageError("standard input is a capture: name its file")
         _run_capture(args.recording, trial, settings)
     trial.end()
     if args.format == "json":
@@ -82,29 +90,18 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _kind(recording: str) -> str:
-    """`events` or `capture`, by the first bytes of the file."""
-    try:
-        with Path(recording).open("rb") as file:
-            start = file.read(64).lstrip()
-    except OSError as error:
-        raise UsageError(f"{recording}: cannot be read: {error.strerror}") from None
-    return "events" if start.startswith(b"{") or not start else "capture"
-
-
-def _run_events(recording: str, trial: Trial) -> Unrecorded:
+def _run_events(recording: str, stream: BinaryIO, trial: Trial) -> Unrecorded:
     """Process the events of a file; lines that are not events are reported on standard error."""
     reader = EventReader()
-    with Path(recording).open("rb") as file:
-        for read in reader.read(file):
-            for packets in recorded(read):
-                trial.take(packets)
+    for read in reader.read(stream):
+        for packets in recorded(read):
+            trial.take(packets)
     if reader.skipped:
         sys.stderr.write(
-            f"nfq-guard: {recording}: {reader.skipped_text()}, "
+            f"nfq-guard: {printable(recording)}: {reader.skipped_text()}, "
             f"the first in line {reader.first_skipped}\n"
         )
-    if not trial.invalid:
+    if not trial.invalid and reader.lines:
         raise UsageError(f"{recording}: expected packet_judged events, found none")
     return reader.unrecorded
 

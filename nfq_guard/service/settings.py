@@ -53,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         offload_max_entries: Most flows that are offloaded at a time.
         log: A file, `-` for standard output, or `journal`.
         log_format: Format of the log; `auto` is `console` on a terminal and `json` elsewhere.
+        log_allowed: Whether packets that the policy allows have events too, as `whatif` needs them.
         log_interval_s: Least time between two events of one flow; 0 for no limit.
         log_events_per_s: Most events of packets a second, of all flows together.
         metrics_listen: Address and port of the endpoint /metrics, such as `127.0.0.1:9477`; empty
@@ -88,6 +89,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     offload_max_entries: Annotated[int, Meta(ge=1, le=65_536)] = 4096
     log: Annotated[str, Meta(min_length=1)] = "-"
     log_format: Literal["auto", "json", "console"] = "auto"
+    log_allowed: bool = False
     log_interval_s: Seconds = 10.0
     log_events_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     metrics_listen: str = ""

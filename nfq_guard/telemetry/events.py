@@ -513,6 +513,13 @@ class EventsSuppressed(Event, frozen=True, kw_only=True, tag="events_suppressed"
 
 
 @final
+class AllowedUnrecorded(Event, frozen=True, kw_only=True, tag="allowed_unrecorded"):
+    """Packets that the policy allowed have no event, as `log_allowed` is off."""
+
+    packets: Annotated[int, _number("How many since the last such event.", "packets")]
+
+
+@final
 class LogLinesDropped(Event, frozen=True, kw_only=True, tag="log_lines_dropped"):
     """The log did not take some lines; they are lost."""
 
@@ -600,6 +607,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     KernelDroppedPackets,
     LookupsFailed,
     EventsSuppressed,
+    AllowedUnrecorded,
     LogLinesDropped,
     OffloadFailed,
     Offloaded,

@@ -7,13 +7,15 @@ line feed, the length as 64 bits in little-endian order, and the value.
 
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
+import msgspec
 from structlog.typing import EventDict, WrappedLogger
 
 from nfq_guard.telemetry.console import Console
-from nfq_guard.telemetry.events import Event, Level, all_fields, name_of
+from nfq_guard.telemetry.events import Event, Level, PacketJudged, all_fields, name_of
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 
@@ -61,6 +63,37 @@ class JournalRenderer:
         for key, value in all_fields(event).items():
             _flatten(f"NFQ_{key.upper()}", value, parts)
         return b"".join(parts)
+
+
+def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The event of an entry as `journalctl -o json` prints it, all values as texts.
+
+    An entry that is not of the daemon has the name `""`.
+    """
+    event = {
+        key.removeprefix("NFQ_").lower(): value
+        for key, value in entry.items()
+        if key.startswith("NFQ_")
+    }
+    if event.get("event") != name_of(PacketJudged):
+        return event if "event" in event else {"event": ""}
+    for name in ("breach", "shadow"):
+        parts = {
+            key.removeprefix(f"{name}_"): event.pop(key)
+            for key in tuple(event)
+            if key.startswith(f"{name}_")
+        }
+        if parts:
+            event[name] = parts
+    pairs = event.get("distances")
+    if pairs is not None:
+        pairs = pairs if isinstance(pairs, list) else [pairs]
+        event["distances"] = [str(pair).split(" ") for pair in pairs]
+    # The renderer leaves null out; systemd, what is empty.
+    for field in msgspec.structs.fields(PacketJudged):
+        if field.required:
+            event.setdefault(field.encode_name, "" if field.encode_name in {"in", "out"} else None)
+    return event
 
 
 def _flatten(key: str, value: Any, parts: list[bytes]) -> None:  # noqa: ANN401 - what JSON can hold

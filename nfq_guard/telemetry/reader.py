@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads the events of packets back from JSON Lines.
+"""Reads the events of packets back from JSON Lines, the daemon's or those of `journalctl -o json`.
 
 The file may be damaged or hostile. A line that is not an event, or has a value that the daemon
 cannot have written, is skipped and counted. A line longer than any event is skipped without being
@@ -8,7 +8,7 @@ kept in memory.
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Annotated, BinaryIO, Final, NamedTuple, final
+from typing import Annotated, Any, BinaryIO, Final, NamedTuple, final
 
 import msgspec
 
@@ -22,6 +22,7 @@ from nfq_guard.names import (
     tcp_state_number,
 )
 from nfq_guard.telemetry.events import (
+    AllowedUnrecorded,
     EventsSuppressed,
     KernelDroppedPackets,
     LogLinesDropped,
@@ -29,6 +30,7 @@ from nfq_guard.telemetry.events import (
     PacketJudged,
     name_of,
 )
+from nfq_guard.telemetry.journal import fields_of
 
 # An event has less than a tenth of it.
 LINE_MAX_BYTES: Final = 1 << 16
@@ -38,11 +40,16 @@ _LAST_YEAR: Final = 2261
 # The longest `log_interval_s`, and what a busy daemon may be late.
 _LONGEST_FOLD_S: Final = 86_400 + 3600
 _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
+# A field that each entry of `journalctl -o json` has, and no event.
+_JOURNAL_MARK: Final = b'"__REALTIME_TIMESTAMP"'
 _PACKET_JUDGED: Final = name_of(PacketJudged)
 _SUPPRESSED: Final = name_of(EventsSuppressed)
 _KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)
 _OFFLOADED: Final = name_of(Offloaded)
-_GAPS: Final = frozenset({_SUPPRESSED, _KERNEL_DROPPED, _OFFLOADED, name_of(LogLinesDropped)})
+_ALLOWED: Final = name_of(AllowedUnrecorded)
+_GAPS: Final = frozenset(
+    {_SUPPRESSED, _KERNEL_DROPPED, _OFFLOADED, _ALLOWED, name_of(LogLinesDropped)}
+)
 
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 53)]
@@ -84,12 +91,14 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         suppressed: Packets without an event because of the limit on all events.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
+        allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_lines: Lines that the log did not take; each may stand for any number of packets.
     """
 
     suppressed: int = 0
     kernel_dropped: int = 0
     offloaded: int = 0
+    allowed: int = 0
     lost_lines: int = 0
 
     def texts(self) -> list[str]:
@@ -97,6 +106,8 @@ class Unrecorded(msgspec.Struct, kw_only=True):
         found = []
         if self.suppressed:
             found.append(f"{self.suppressed:,} packets have no event: the limit of events was hit")
+        if self.allowed:
+            found.append(f"{self.allowed:,} packets have no event: allowed without log_allowed")
         if self.offloaded:
             found.append(f"{self.offloaded:,} packets have no event: the kernel dropped them")
         if self.kernel_dropped:
@@ -160,7 +171,10 @@ class EventReader:
         return f"skipped {self.skipped:,} lines that are not events"
 
     def _read_line(self, line: bytes) -> ReadEvent | None:
+        from_journal = _JOURNAL_MARK in line
         try:
+            if from_journal:
+                line = self._of_journal(line)
             event = self._event.decode(line)
             when = _checked(event)
             return ReadEvent(self.lines, when, _first(event, when), event)
@@ -170,6 +184,14 @@ class EventReader:
             else:
                 self._skip()
             return None
+
+    def _of_journal(self, line: bytes) -> bytes:
+        """The event of an entry of the journal, as the daemon writes it into a file."""
+        fields = fields_of(msgspec.json.decode(line, type=dict[str, Any]))
+        if fields["event"] != _PACKET_JUDGED:
+            gap = msgspec.convert(fields, _Gap, strict=False)
+            return msgspec.json.encode({"event": fields["event"], **msgspec.to_builtins(gap)})
+        return msgspec.json.encode(msgspec.convert(fields, _AsWritten, strict=False))
 
     def _is_other(self, line: bytes) -> bool:
         try:
@@ -186,6 +208,8 @@ class EventReader:
             unrecorded.suppressed += gap.packets
         elif name == _KERNEL_DROPPED:
             unrecorded.kernel_dropped += gap.since_last
+        elif name == _ALLOWED:
+            unrecorded.allowed += gap.packets
         elif name == _OFFLOADED:
             unrecorded.offloaded += gap.offload_drops
         else:

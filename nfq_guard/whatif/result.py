@@ -110,12 +110,14 @@ class UnrecordedRecord(TypedDict):
         suppressed: Packets without an event because of the limit on all events.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
+        allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_lines: Lines that the log did not take; each may stand for any number of packets.
     """
 
     suppressed: int
     kernel_dropped: int
     offloaded: int
+    allowed: int
     lost_lines: int
 
 
@@ -185,6 +187,7 @@ def result(
             "suppressed": unrecorded.suppressed,
             "kernel_dropped": unrecorded.kernel_dropped,
             "offloaded": unrecorded.offloaded,
+            "allowed": unrecorded.allowed,
             "lost_lines": unrecorded.lost_lines,
         },
     }

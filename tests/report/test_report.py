@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytest
 
@@ -217,21 +217,28 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     assert link.is_char_device()
 
 
+def _stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextIO:
+    """Standard input with one event."""
+    path = tmp_path / "stdin"
+    path.write_text(json.dumps(event()))
+    stream = path.open()
+    monkeypatch.setattr("sys.stdin", stream)
+    return stream
+
+
 def test_command_reads_standard_input(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream = io.TextIOWrapper(io.BytesIO(json.dumps(event()).encode()))
-    monkeypatch.setattr("sys.stdin", stream)
-    assert main(["report", "-", "-o", str(tmp_path / "r.html"), "--title", "live"]) == 0
+    with _stdin(tmp_path, monkeypatch):
+        assert main(["report", "-", "-o", str(tmp_path / "r.html"), "--title", "live"]) == 0
     assert "1 packets" in capsys.readouterr().out
 
 
 def test_standard_input_and_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The events are read once for both."""
-    stream = io.TextIOWrapper(io.BytesIO(json.dumps(event()).encode()))
-    monkeypatch.setattr("sys.stdin", stream)
     out = tmp_path / "r.html"
-    assert main(["report", "-", "-o", str(out), "--policy", "preset:strict"]) == 0
+    with _stdin(tmp_path, monkeypatch):
+        assert main(["report", "-", "-o", str(out), "--policy", "preset:strict"]) == 0
     assert "<code>preset:strict</code>" in well_formed(out.read_text(encoding="utf-8"))
 
 

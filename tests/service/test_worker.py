@@ -13,6 +13,7 @@ from scapy.layers.inet import IP, TCP
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence, FlowKey, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.flows.open import NoFlows
+from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.worker.worker import FlowHistory, Worker
 from nfq_guard.telemetry.events import PacketJudged
@@ -21,7 +22,7 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
-from tests.support.judgments import FakeEngine, queued
+from tests.support.judgments import ALLOW_REST, FakeEngine, queued
 
 
 class FakeQueue:
@@ -52,6 +53,7 @@ def worker(
     engine: FakeEngine | Engine,
     *,
     history: FlowHistory | None = None,
+    log_allowed: bool = False,
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
@@ -65,6 +67,7 @@ def worker(
         limiter=EventLimiter(interval_s=0, events_per_s=1000),
         budget=3,
         history=history,
+        log_allowed=log_allowed,
     )
 
 
@@ -204,3 +207,28 @@ def test_a_failed_event_does_not_end_the_worker(tmp_path: Path) -> None:
     told = [event for event in events(tmp_path / "log") if event["event"] == "event_failed"]
     assert len(told) == 1
     assert "KeyError" in told[0]["traceback"]
+
+
+class AllowsAll:
+    """A policy that allows everything."""
+
+    shadow = None
+
+    def decide(self, *_: object) -> Decision:
+        return ALLOW_REST
+
+
+def test_allowed_packets_have_events_or_are_counted(tmp_path: Path) -> None:
+    for log_allowed in (False, True):
+        engine = Engine(policy=AllowsAll(), flows=NoFlows(), mode=Mode.DRY_RUN)
+        log = tmp_path / f"log-{log_allowed}"
+        one = worker(FakeQueue(queued(b"a"), queued(b"b")), log, engine, log_allowed=log_allowed)
+        one.process_batch()
+        one.tick(100)
+        one.tick(101)
+        found = [event["event"] for event in events(log)]
+        if log_allowed:
+            assert found == ["packet_judged", "packet_judged"]
+        else:
+            assert found == ["allowed_unrecorded"]
+            assert events(log)[0]["packets"] == 2

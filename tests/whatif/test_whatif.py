@@ -205,7 +205,7 @@ def test_endpoints_of_all_kinds(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     }
 
 
-@pytest.mark.parametrize("text", ["", '{"event":"started"}\n', "{rubbish\n{more\n"])
+@pytest.mark.parametrize("text", ["\n", '{"event":"started"}\n', "{rubbish\n{more\n"])
 def test_no_events(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str) -> None:
     path = tmp_path / "events.jsonl"
     path.write_text(text)

@@ -94,6 +94,7 @@ def open_queue(
             ),
             budget=settings.batch,
             history=history,
+            log_allowed=settings.log_allowed,
             offloader=open_offloader(settings, engine, stats, events),
         )
         return QueueServer(
@@ -115,6 +116,7 @@ def _sysctls() -> Sysctls:
     """
     return Sysctls(
         loose=_is_set("nf_conntrack_tcp_loose", default=True),
+        checksum=_is_set("nf_conntrack_checksum", default=True),
         ignore_invalid_rst=_is_set("nf_conntrack_tcp_ignore_invalid_rst", default=False),
     )
 

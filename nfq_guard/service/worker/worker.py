@@ -17,6 +17,7 @@ from nfq_guard.policy.shadow import Difference
 from nfq_guard.service.worker.offload import Offloader
 from nfq_guard.service.worker.safe_judge import Failure, Judge, SafeJudge
 from nfq_guard.telemetry.events import (
+    AllowedUnrecorded,
     EventFailed,
     EventsSuppressed,
     JudgingFailed,
@@ -36,6 +37,8 @@ from nfq_guard.wire.packet import Queued, flow_key
 
 # Least time between two log lines about failed lookups, seconds.
 _LOG_LOOKUP_ERRORS_S: Final = 60.0
+# Least time between two about allowed packets without an event.
+_LOG_UNRECORDED_S: Final = 60.0
 # The counter of each way in which a policy on trial differs from the acting one.
 _DIFFERENCES: Final = {
     Difference.ONLY_ACTING_DROPS: "shadow_would_pass",
@@ -95,6 +98,7 @@ class Worker:
         limiter: EventLimiter,
         budget: int,
         history: FlowHistory | None = None,
+        log_allowed: bool = False,
         offloader: Offloader | None = None,
     ) -> None:
         """Nothing is read before `process_batch`.
@@ -110,6 +114,7 @@ class Worker:
             limiter: Limits the events of packets.
             budget: Most packets in one batch.
             history: Where events are remembered by flow.
+            log_allowed: Whether packets that the policy allows have events.
             offloader: Leaves repeats to the kernel; None where that is off.
         """
         self.stats = stats
@@ -124,6 +129,9 @@ class Worker:
         self._budget = budget
         self._history = history
         self._offloader = offloader
+        self._log_allowed = log_allowed
+        self._allowed = 0
+        self._log_unrecorded_at = float("-inf")
         self._logged_drops = 0
         self._logged_suppressed = 0
         self._logged_lost_lines = 0
@@ -187,6 +195,8 @@ class Worker:
         if self._offloader is not None:
             self._offloader.tick(now)
         self._log_lookup_errors(now)
+        if now >= self._log_unrecorded_at:
+            self._log_unrecorded(now)
         self._log_gaps()
         self._sink.push(now)
 
@@ -227,6 +237,7 @@ class Worker:
     def close(self, now: float) -> None:
         """Log what the limiter still holds, take the offload back, and close files."""
         self._emit(self._limiter.rest(now))
+        self._log_unrecorded(now)
         if self._offloader is not None:
             self._offloader.close(now)
         if self._counter_file is not None:
@@ -244,8 +255,14 @@ class Worker:
             shadow = judgment.shadow
             if shadow is not None:
                 self.stats.counters[_DIFFERENCES[shadow.difference]] += 1
-            if judgment.decision.action is not Action.ALLOW or shadow is not None:
+            if (
+                self._log_allowed
+                or shadow is not None
+                or judgment.decision.action is not Action.ALLOW
+            ):
                 due += self._limiter.take(judgment, now)
+            else:
+                self._allowed += 1
         if due:
             self._emit(due)
             self._sink.push(now)
@@ -311,6 +328,13 @@ class Worker:
         )
         self._logged_lookup_errors = errors
         self._log_lookup_errors_at = now + _LOG_LOOKUP_ERRORS_S
+
+    def _log_unrecorded(self, now: float) -> None:
+        """Log how many packets were allowed without an event since the last such line."""
+        if self._allowed:
+            self._events.emit(AllowedUnrecorded(packets=self._allowed))
+            self._allowed = 0
+        self._log_unrecorded_at = now + _LOG_UNRECORDED_S
 
     def _log_gaps(self) -> None:
         """Log how many packets and lines are missing; the lines only once the log takes lines."""

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""Opens a recording of events: a file, plain or compressed, or standard input."""
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, final
+
+from nfq_guard.capture import pcap, pcapng
+from nfq_guard.capture.frame import CaptureError
+from nfq_guard.capture.source import DamagedError, Source
+from nfq_guard.cli.terminal import printable
+from nfq_guard.errors import UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_BUFFER_BYTES: Final = 1 << 16
+
+
+@final
+class _Decompressed(io.RawIOBase):
+    """A source as a raw stream, which ends where the source is damaged."""
+
+    def __init__(self, source: Source) -> None:
+        self.damage = ""
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        try:
+            data = self._source.read(len(view))
+        except DamagedError as error:
+            self.damage = str(error)
+            return 0
+        view[: len(data)] = data
+        return len(data)
+
+
+@contextmanager
+def opened(name: str) -> Iterator[io.BufferedReader]:
+    """Open a recording; `-` is standard input. Damage is reported at the end.
+
+    Raises:
+        UsageError: It cannot be read.
+    """
+    try:
+        source = Source(name)
+    except CaptureError as error:
+        problem = str(error).removeprefix(f"{name}: ")
+        raise UsageError(f"{name}: cannot be read: {problem}") from None
+    raw = _Decompressed(source)
+    try:
+        yield io.BufferedReader(raw, _BUFFER_BYTES)
+        if raw.damage:
+            sys.stderr.write(f"nfq-guard: {printable(name)}: not read to the end: {raw.damage}\n")
+    finally:
+        source.close()
+
+
+def is_capture(stream: io.BufferedReader) -> bool:
+    """Whether a stream that was just opened is a capture."""
+    magic = stream.peek(4)[:4]
+    return magic in pcap.MAGICS or magic == pcapng.MAGIC
+
+
+def is_events(stream: io.BufferedReader) -> bool:
+    """Whether a stream that was just opened may be events: JSON, or nothing."""
+    start = stream.peek(64)[:64].lstrip()
+    return start.startswith(b"{") or not start
