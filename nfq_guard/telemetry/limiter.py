@@ -175,7 +175,8 @@ class EventLimiter:
 def kind_of(judgment: Judgment) -> Kind:
     """Equal for two packets of one flow that no policy can tell apart but by their distance.
 
-    The rule and the verdict are part of it, and so is the decision of a policy on trial.
+    The rule and the verdict are part of it, and so is the decision of a policy on trial. Members of
+    enumerations are there by identity: their hash is computed by Python code.
     """
     packet = judgment.packet
     queued = judgment.queued
@@ -195,7 +196,7 @@ def kind_of(judgment: Judgment) -> Kind:
         flow_key(packet),
         judgment.decision.rule,
         judgment.verdict,
-        judgment.finding.reason,
+        id(judgment.finding.reason),
         packet.src,
         packet.dst,
         sport,
@@ -223,6 +224,6 @@ def kind_of(judgment: Judgment) -> Kind:
             snapshot.state,
             snapshot.status,
             snapshot.mark,
-            snapshot.evidence,
+            id(snapshot.evidence),
         ),
     )
