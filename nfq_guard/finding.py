@@ -61,9 +61,9 @@ class Breach:
     Attributes:
         bound: Which bound, one of `BOUNDS`.
         actual: The segment's number: `seq` for SEQ_OVER and RST_OUTSIDE, `end` for SEQ_UNDER, the
-            highest octet acknowledged for ACK_OVER and ACK_UNDER.
+            highest byte acknowledged for ACK_OVER and ACK_UNDER.
         limit: The bound itself: the last number that passes.
-        distance: Octets by which `actual` is beyond `limit`: at least 1 where the bound is broken,
+        distance: Bytes by which `actual` is beyond `limit`: at least 1 where the bound is broken,
             as in every `Finding`.
     """
 

@@ -186,7 +186,7 @@ class Peer:
     Attributes:
         td_end: Highest sequence number sent, plus one for SYN and FIN.
         td_maxend: Rightmost sequence number the other end agreed to take.
-        td_maxwin: Largest window offered, in octets, already scaled; 0: not seen yet.
+        td_maxwin: Largest window offered, in bytes, already scaled; 0: not seen yet.
         td_maxack: Highest acknowledgement sent; valid with `IP_CT_TCP_FLAG_MAXACK_SET`.
         td_scale: Shift of the windows that it offers, 0 to 14.
         flags: `IP_CT_*` bits.

@@ -53,7 +53,7 @@ class BoundWords(NamedTuple):
 REASONS: Final = {
     Reason.SEQ_OVER: Meaning(
         "data beyond the window that the receiver offered",
-        "The sender went past the last octet that the receiver had offered room for. Most often "
+        "The sender went past the last byte that the receiver had offered room for. Most often "
         "conntrack missed a window update that took another path, or the segment belongs to "
         "another connection between the same ports.",
     ),
@@ -75,7 +75,7 @@ REASONS: Final = {
     ),
     Reason.RST_OUTSIDE: Meaning(
         "an RST from before what was acknowledged already",
-        "The other side has acknowledged octets beyond this RST already, so its receiver would "
+        "The other side has acknowledged bytes beyond this RST already, so its receiver would "
         "not accept it either: it is a late answer to an old segment, or forged.",
     ),
     Reason.BAD_TRANSITION: Meaning(
@@ -128,7 +128,7 @@ BOUND_WORDS: Final = {
         "Does it begin where the receiver has offered room?",
         "seq",
         "beyond",
-        "the last octet that the receiver agreed to take",
+        "the last byte that the receiver agreed to take",
     ),
     Reason.SEQ_UNDER: BoundWords(
         "II",
@@ -142,7 +142,7 @@ BOUND_WORDS: Final = {
         "Does it acknowledge only what was sent?",
         "ack",
         "beyond",
-        "the last octet that the other side has sent",
+        "the last byte that the other side has sent",
     ),
     Reason.ACK_UNDER: BoundWords(
         "IV",

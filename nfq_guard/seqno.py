@@ -19,9 +19,9 @@ def seq(number: int) -> Seq:
     return Seq(number & _MASK)
 
 
-def add(start: Seq, octets: int) -> Seq:
-    """`start` moved by `octets`, which may be negative."""
-    return Seq((start + octets) & _MASK)
+def add(start: Seq, distance: int) -> Seq:
+    """`start` moved by `distance` bytes, which may be negative."""
+    return Seq((start + distance) & _MASK)
 
 
 def before(a: Seq, b: Seq) -> bool:
@@ -35,7 +35,7 @@ def after(a: Seq, b: Seq) -> bool:
 
 
 def distance(a: Seq, b: Seq) -> int:
-    """Octets from `b` to `a`, negative when `a` is the earlier one; -2**31 to 2**31 - 1."""
+    """Bytes from `b` to `a`, negative when `a` is the earlier one; -2**31 to 2**31 - 1."""
     gap = (a - b) & _MASK
     return gap if gap < _HALF else gap - _MASK - 1
 

@@ -31,11 +31,11 @@ from nfq_guard.replay.replayer import Outcome
 from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
     breach_gist,
+    bytes_of,
     doubt_sentence,
     finding_sentence,
     flag_letters,
     gist,
-    octets_of,
     state_name,
 )
 from nfq_guard.seqno import Seq, distance
@@ -139,7 +139,7 @@ class _Telling:
             ack = f", ack {self._number(segment.ack, 1 - side)}"
         lines.append(
             f"{_INDENT}flags {flag_letters(segment.flags)}, "
-            f"seq {self._number(segment.seq, side)}{ack}, {octets_of(segment.payload_len)} of data"
+            f"seq {self._number(segment.seq, side)}{ack}, {bytes_of(segment.payload_len)} of data"
         )
         lines.append(f"{_INDENT}{self._offer(segment, side)}")
         return lines
@@ -150,7 +150,7 @@ class _Telling:
         peers = None if before is None else before.peers
         if peers is not None and segment.flags & 2 == 0 and peers[side].td_scale:
             scale = peers[side].td_scale
-            said += f" shifted by {scale}: {octets_of(segment.window << scale)}"
+            said += f" shifted by {scale}: {bytes_of(segment.window << scale)}"
         options = parse_options(segment.options)
         if options.mss is not None:
             said += f", mss {options.mss}"
@@ -269,10 +269,10 @@ class _Telling:
     def _check(self, check: BoundCheck) -> list[str]:
         words = BOUND_WORDS[check.bound]
         if check.holds:
-            room = f"{octets_of(check.room)} to spare" if check.room else "just"
+            room = f"{bytes_of(check.room)} to spare" if check.room else "just"
             verdict = self._styled(f"holds, {room}", Style.GREEN)
         else:
-            verdict = self._styled(f"broken by {octets_of(-check.room)}", Style.RED, Style.BOLD)
+            verdict = self._styled(f"broken by {bytes_of(-check.room)}", Style.RED, Style.BOLD)
         head = f"{words.numeral:<3} {words.question}".ljust(_VERDICT_COLUMN)
         marks = []
         if check.other is not None:

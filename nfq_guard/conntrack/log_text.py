@@ -57,7 +57,7 @@ class Logged:
     Attributes:
         reason: None for a text that is not known, or was cut off before it said enough.
         limit: The last number that passes, where the text has the broken bound.
-        excess: Octets from `td_maxend` to the end of the segment, plus one, where the text has
+        excess: Bytes from `td_maxend` to the end of the segment, plus one, where the text has
             that instead.
         transition: Direction, class and state of a segment that the state table forbids, where
             the text has them.

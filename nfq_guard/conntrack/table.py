@@ -99,7 +99,7 @@ class FlowTable:
         Args:
             kernel: Whose rules hold.
             sysctls: How that kernel is set.
-            capacity: Most flows held at once, each about 800 octets. A scan of ports would fill
+            capacity: Most flows held at once, each about 800 bytes. A scan of ports would fill
                 any table; when it is full, expired flows go first, then the oldest that never
                 were ASSURED, then the oldest.
         """

@@ -34,12 +34,12 @@ _ACK_UNDER: Final = Reason.ACK_UNDER
 
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
-# How far an acknowledgement may lag whatever the window is, in octets.
+# How far an acknowledgement may lag whatever the window is, in bytes.
 _LEAST_ACK_WINDOW: Final = 66000
 
 
 def max_ack_window(sender_maxwin: int) -> int:
-    """Octets by which an acknowledgement may lag behind the other side's data."""
+    """Bytes by which an acknowledgement may lag behind the other side's data."""
     return max(_LEAST_ACK_WINDOW, sender_maxwin)
 
 
@@ -49,7 +49,7 @@ def has_ack(segment: Segment) -> bool:
 
 
 def highest_ack(segment: Segment, receiver: Peer) -> Seq:
-    """The highest octet in the ACK field and, if `receiver` offered SACK, in the SACK blocks."""
+    """The highest byte in the ACK field and, if `receiver` offered SACK, in the SACK blocks."""
     if receiver.flags & IP_CT_TCP_FLAG_SACK_PERM and segment.options:
         return highest_acknowledged(segment.options, segment.ack)
     return segment.ack
@@ -77,7 +77,7 @@ def first_breach(
 
     Args:
         seq: Its sequence number.
-        end: The number after its last octet.
+        end: The number after its last byte.
         sack: What it acknowledges (`acknowledged`).
         sender: Its sender.
         receiver: The other side; while its `td_maxwin` is 0, none was seen and bound II holds.

@@ -225,9 +225,9 @@ FIELDS: Final = (
         kind=Kind.NUMBER,
         code=_DISTANCE,
         depends_on=DependsOn.PACKET,
-        says="Octets by which the packet exceeds the bound that it broke; only the five reasons"
+        says="Bytes by which the packet exceeds the bound that it broke; only the five reasons"
         " with a bound have one.",
-        phrase="the distance beyond the bound in octets",
+        phrase="the distance beyond the bound in bytes",
         lowest=1,
         highest=_LAST_DISTANCE,
         needs=(

@@ -39,7 +39,7 @@ class BoundCheck:
         upper: Whether numbers beyond the limit are outside, else those before it.
         other: A third number of the same space, to orient the reader.
         span: Where the segment begins and ends, for the bounds on what it carries.
-        room: Octets from `actual` to the limit; negative outside.
+        room: Bytes from `actual` to the limit; negative outside.
     """
 
     bound: Reason

@@ -149,7 +149,7 @@ class _History:
         if segment.flags & SYN and trusted:
             self.isns[one] = segment.seq
         elif not segment.flags & RST:
-            # Of a flow picked up in the middle the first octet seen is number 1.
+            # Of a flow picked up in the middle the first byte seen is number 1.
             syn = segment.flags & SYN
             self.isns.setdefault(one, segment.seq if syn else add(segment.seq, -1))
         if segment.flags & ACK:

@@ -27,7 +27,7 @@ class Mark:
     """A number on the line.
 
     Attributes:
-        at: Octets from the limit, negative before it.
+        at: Bytes from the limit, negative before it.
         sign: The character that stands for it.
         label: What is written below it.
     """
@@ -64,7 +64,7 @@ def draw(
         marks: The limit is at 0; of two at one place the later is seen.
         upper: Whether what is right of the limit is outside, else what is left of it.
         width: Columns.
-        span: Where the segment begins and ends, octets from the limit.
+        span: Where the segment begins and ends, bytes from the limit.
     """
     numbers = [0, *(mark.at for mark in marks), *(span or ())]
     placed = columns(numbers, width)

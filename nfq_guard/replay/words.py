@@ -37,15 +37,15 @@ def state_name(state: int) -> str | None:
     return tcp_state(state) if state else None
 
 
-def octets_of(count: int) -> str:
+def bytes_of(count: int) -> str:
     """A count with its unit."""
-    return "1 octet" if count == 1 else f"{count} octets"
+    return "1 byte" if count == 1 else f"{count} bytes"
 
 
 def breach_sentence(breach: Breach) -> str:
     """The proof in one sentence."""
     words = BOUND_WORDS[breach.bound]
-    distance = octets_of(breach.distance)
+    distance = bytes_of(breach.distance)
     where = f"{distance} {words.outside} {breach.limit}"
     return f"{words.actual} {breach.actual} is {where}, {words.limit}"
 
@@ -53,7 +53,7 @@ def breach_sentence(breach: Breach) -> str:
 def breach_gist(breach: Breach) -> str:
     """The proof beside `gist`, which has the number itself."""
     words = BOUND_WORDS[breach.bound]
-    return f"{words.actual} {octets_of(breach.distance)} {words.outside} {breach.limit}"
+    return f"{words.actual} {bytes_of(breach.distance)} {words.outside} {breach.limit}"
 
 
 DOUBTS: Final = {
@@ -75,7 +75,7 @@ def doubt_sentence(doubted: Doubted) -> str:
     if proof is None:
         return sentence
     if proof.missing:
-        missing = octets_of(proof.missing)
+        missing = bytes_of(proof.missing)
         return f"{sentence}: {missing} from sequence number {proof.start}, by frame {proof.frame}"
     return f"{sentence}: see frame {proof.frame}"
 

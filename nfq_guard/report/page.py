@@ -169,15 +169,15 @@ def _distances(summary: Summary) -> str:
     if not summary.distances:
         return ""
     bounds = sorted({bound for bound, _ in summary.distances})
-    parts = ["<h2>How far off</h2><p>Octets beyond the bound, by powers of two.</p>"]
+    parts = ["<h2>How far off</h2><p>Bytes beyond the bound, by powers of two.</p>"]
     for bound in bounds:
         counts = [summary.distances[bound, power] for power in range(1, DISTANCE_CLASSES)]
         last = max(power for power, packets in enumerate(counts) if packets)
         bars = [
             Bar(
-                label=_octets(1 << power),
+                label=_binary(1 << power),
                 parts=(packets,),
-                title=f"{1 << power:,} to {(2 << power) - 1:,} octets: {packets} packets",
+                title=f"{1 << power:,} to {(2 << power) - 1:,} bytes: {packets} packets",
             )
             for power, packets in enumerate(counts[: max(last + 1, 17)])
         ]
@@ -186,7 +186,7 @@ def _distances(summary: Summary) -> str:
     return "".join(parts)
 
 
-def _octets(number: int) -> str:
+def _binary(number: int) -> str:
     for unit, scale in (("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10)):
         if number >= scale:
             return f"{number // scale}{unit}"

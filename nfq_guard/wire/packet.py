@@ -36,12 +36,12 @@ class Segment:
     Attributes:
         sport: Source port.
         dport: Destination port.
-        seq: Sequence number of the first octet, or of the SYN.
+        seq: Sequence number of the first byte, or of the SYN.
         ack: The acknowledgement field; valid only with `ACK` in `flags`, but conntrack reads it in
             some RSTs without.
         flags: The eight flag bits.
         window: The window field, 16 bits, unscaled.
-        payload_len: Octets of data on the wire, from the IP header.
+        payload_len: Bytes of data on the wire, from the IP header.
         options: The option octets, undecoded, as far as captured (`wire.tcp.parse_options`).
         checksum: The checksum field.
     """

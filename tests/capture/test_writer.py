@@ -16,7 +16,7 @@ from tests.support.missing import cannot_run
 RAW_UDP = bytes.fromhex("4500001c0001000040117ccd7f0000017f0000010035003500080000")
 ETHERNET_UDP = bytes(12) + b"\x08\x00" + RAW_UDP
 FRAMES = [
-    (Frame(4, 1_700_000_000_123_456_789, 101, 28, RAW_UDP, 0), "seq-over by 17 octets"),
+    (Frame(4, 1_700_000_000_123_456_789, 101, 28, RAW_UDP, 0), "seq-over by 17 bytes"),
     (Frame(9, 1_700_000_001_000_000_000, 1, 99, ETHERNET_UDP, 1), ""),
     (Frame(11, -5, 101, 28, RAW_UDP, 0), "ümlaut"),
 ]
@@ -50,7 +50,7 @@ def test_scapy(written: Path) -> None:
     with PcapNgReader(str(written)) as reader:
         packets = list(reader)
     assert [bytes(packet) for packet in packets] == [RAW_UDP, ETHERNET_UDP, RAW_UDP]
-    assert packets[0].comment == b"seq-over by 17 octets"
+    assert packets[0].comment == b"seq-over by 17 bytes"
 
 
 def test_tshark(written: Path) -> None:
@@ -62,4 +62,4 @@ def test_tshark(written: Path) -> None:
         capture_output=True,
         text=True,
     ).stdout.splitlines()
-    assert lines == ["seq-over by 17 octets", "", "ümlaut"]
+    assert lines == ["seq-over by 17 bytes", "", "ümlaut"]

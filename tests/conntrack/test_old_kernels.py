@@ -25,7 +25,7 @@ MakeFlow = Callable[..., Flow]
 
 
 def after_data(flow: Flow) -> Flow:
-    """Open it and carry 70,000 octets the original way, all acknowledged."""
+    """Open it and carry 70,000 bytes the original way, all acknowledged."""
     flow.opened()
     for at in range(1, 70_001, 1000):
         flow.passes(

@@ -95,7 +95,7 @@ def test_picked_up_in_the_middle(flow: Flow) -> None:
 
 
 def test_keepalive_is_the_first_that_is_seen(flow: Flow) -> None:
-    """A keepalive repeats the octet before the next; its answer tells where that is."""
+    """A keepalive repeats the byte before the next; its answer tells where that is."""
     flow.passes("> . 0:0(0) ack 1 win 1000", "< . 1:1(0) ack 1 win 1000")
     assert flow.see("> . 1:1(0) ack 1 win 1000") == "ESTABLISHED"
 

@@ -58,7 +58,7 @@ def test_ack_of_data_nobody_sent(flow: Flow) -> None:
 
 
 def test_late_ack_is_ignored(flow: Flow) -> None:
-    """Bound IV: 66,000 octets back, however small the windows are."""
+    """Bound IV: 66,000 bytes back, however small the windows are."""
     flow.opened()
     for at in range(1, 70_001, 1000):
         flow.passes(f"> P. {at}:{at + 1000}(1000) ack 1", f"< . 1:1(0) ack {at + 1000} win 1000")

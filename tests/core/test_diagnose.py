@@ -137,7 +137,7 @@ def finding(
 
 @SHIFTS
 def test_seq_over(shift: int) -> None:
-    """Past td_maxend by more than a receiver window: INVALID, by 2001 octets here."""
+    """Past td_maxend by more than a receiver window: INVALID, by 2001 bytes here."""
     # Up to one receiver window above is an overshoot, which passes.
     packet = tcp(ACK, CLIENT_MAXEND + SERVER_MAXWIN - 1, SERVER_END, shift=shift)
     assert finding(packet, flow(shift=shift)).reason is Reason.RACED

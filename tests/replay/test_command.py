@@ -121,7 +121,7 @@ def test_text(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split() == ["frame", "time", "packet", "reason", "state", "policy", "why"]
     assert lines[1].split()[:2] == ["5", "0.040000"]
     assert "ack-over" in lines[1]
-    assert "ack 19899 octets beyond 5101" in lines[1]
+    assert "ack 19899 bytes beyond 5101" in lines[1]
     text = "\n".join(lines)
     assert "8 frames over 0.1 s of capture, 7 packets in 1 flow, rules of kernel 6.1" in text
     assert "1  allow (rule window)" in text
@@ -161,7 +161,7 @@ def test_write(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     frames = [frame for batch in written.batches() for frame in batch]
     written.close()
     assert [frame.linktype for frame in frames] == [RAW]
-    assert b"frame 5: INVALID ack-over: ack 25000 is 19899 octets beyond" in target.read_bytes()
+    assert b"frame 5: INVALID ack-over: ack 25000 is 19899 bytes beyond" in target.read_bytes()
 
 
 def test_write_leaves_what_it_reads(capture: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,14 +58,14 @@ def test_ack_of_unseen_data(talk: Conversation, explains: Explains) -> None:
     talk.client("A", 101, 10_001 + 7)
     text = explains.text(talk)
     assert "INVALID ack-over" in text
-    assert "flags A, seq 101 (51), ack 10008 (15008), 0 octets of data" in text
-    assert "window 502 shifted by 7: 64256 octets" in text
+    assert "flags A, seq 101 (51), ack 10008 (15008), 0 bytes of data" in text
+    assert "window 502 shifted by 7: 64256 bytes" in text
     assert "10.0.0.1:40000 > 10.0.0.2:80 (the original direction ->), 24 packets:" in text
     assert "... 14 more packets" in text
     assert "III Does it acknowledge only what was sent?" in text
-    assert "broken by 7 octets" in text
+    assert "broken by 7 bytes" in text
     assert text.count("holds") == 3
-    assert "5.10  INVALID ack-over: ack 7 octets beyond 15001" in text
+    assert "5.10  INVALID ack-over: ack 7 bytes beyond 15001" in text
     assert "allow, by the rule window" in text
     # The first line names the file, as long as its path is.
     assert all(len(line) <= 100 for line in text.splitlines()[1:])
@@ -112,7 +112,7 @@ def test_rst_from_before(talk: Conversation, explains: Explains) -> None:
     talk.client("R", 50)
     text = explains.text(talk)
     assert "RST Does it come after what was acknowledged?" in text
-    assert "broken by 51 octets" in text
+    assert "broken by 51 bytes" in text
 
 
 def test_sack_counts_as_acknowledged(talk: Conversation, explains: Explains) -> None:

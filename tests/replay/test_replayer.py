@@ -43,7 +43,7 @@ def replayed(talk: Conversation, settings: ReplaySettings | None = None) -> list
 
 
 def transfer(isn: int) -> Conversation:
-    """200 octets there, 100,000 back, all acknowledged."""
+    """200 bytes there, 100,000 back, all acknowledged."""
     talk = Conversation(client_isn=isn, server_isn=isn)
     talk.open()
     talk.client("PA", 1, 1, length=200)
@@ -164,7 +164,7 @@ def test_broken_checksum() -> None:
 
 
 def test_snapped_capture() -> None:
-    """Lengths come from the IP header: 60 octets of each frame are enough."""
+    """Lengths come from the IP header: 60 bytes of each frame are enough."""
     talk = transfer(1000)
     whole = replayed(talk)
     for frame in talk.frames:

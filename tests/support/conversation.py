@@ -26,7 +26,7 @@ RAW = 101
 
 
 class Extra(TypedDict, total=False):
-    """What else a segment has: octets of payload, window field, options; `wait` comes before it."""
+    """What else a segment has: bytes of payload, window field, options; `wait` comes before it."""
 
     length: int
     win: int
