@@ -7,8 +7,11 @@ from typing import Final
 
 NULL: Final = 0
 ETHERNET: Final = 1
+PPP: Final = 9
 RAW_DLT_12: Final = 12
 RAW_DLT_14: Final = 14
+PPP_HDLC: Final = 50
+PPP_ETHER: Final = 51
 RAW: Final = 101
 LOOP: Final = 108
 LINUX_SLL: Final = 113
@@ -21,6 +24,9 @@ NO_PACKET: Final = -1
 
 _ETHERTYPE_IPV4: Final = b"\x08\x00"
 _ETHERTYPE_IPV6: Final = b"\x86\xdd"
+_ETHERTYPE_PPPOE: Final = b"\x88\x64"
+_MPLS: Final = frozenset({b"\x88\x47", b"\x88\x48"})
+_MOST_LABELS: Final = 16
 # 802.1Q, 802.1ad and its predecessors.
 _TAGS: Final = frozenset({b"\x81\x00", b"\x88\xa8", b"\x91\x00", b"\x92\x00"})
 _NFLOG_PAYLOAD: Final = 9
@@ -43,11 +49,55 @@ def _after_ethertype(octets: bytes, start: int) -> int:
     while kind in _TAGS:
         start += 4
         kind = octets[start : start + 2]
+    return _of_ethertype(octets, kind, start + 2)
+
+
+def _of_ethertype(octets: bytes, kind: bytes, start: int) -> int:
+    """Start of the packet in a payload at `start` with the EtherType `kind`, no VLAN tag."""
     if kind == _ETHERTYPE_IPV4:
-        return _if_version(octets, start + 2, 4)
+        return _if_version(octets, start, 4)
     if kind == _ETHERTYPE_IPV6:
-        return _if_version(octets, start + 2, 6)
+        return _if_version(octets, start, 6)
+    if kind == _ETHERTYPE_PPPOE:
+        return _pppoe(octets, start)
+    return _mpls(octets, start) if kind in _MPLS else NO_PACKET
+
+
+def _mpls(octets: bytes, start: int) -> int:
+    """Start of the packet below a stack of labels, four octets each (RFC 3032)."""
+    for _ in range(_MOST_LABELS):
+        if len(octets) < start + 4:
+            break
+        start += 4
+        if octets[start - 2] & 1:
+            return _any_version(octets, start)
     return NO_PACKET
+
+
+def _pppoe(octets: bytes, start: int) -> int:
+    """Start of the packet in a PPPoE session frame (RFC 2516)."""
+    session = len(octets) > start + 6 and octets[start] == 0x11 and octets[start + 1] == 0
+    return _ppp(octets, start + 6) if session else NO_PACKET
+
+
+def _ppp(octets: bytes, start: int) -> int:
+    """Start of the packet behind a PPP protocol number, which may be compressed (RFC 1661)."""
+    if octets[start : start + 2] == b"\xff\x03":
+        start += 2
+    if octets[start : start + 1] == b"\0":
+        start += 1
+    kind = octets[start : start + 1]
+    if kind == b"\x21":
+        return _if_version(octets, start + 1, 4)
+    return _if_version(octets, start + 1, 6) if kind == b"\x57" else NO_PACKET
+
+
+def _ppp_frame(octets: bytes) -> int:
+    return _ppp(octets, 0)
+
+
+def _pppoe_frame(octets: bytes) -> int:
+    return _pppoe(octets, 0)
 
 
 def _ethernet(octets: bytes) -> int:
@@ -64,9 +114,7 @@ def _sll2(octets: bytes) -> int:
     kind = octets[:2]
     if kind in _TAGS:
         return _after_ethertype(octets, 22)
-    if kind == _ETHERTYPE_IPV4:
-        return _if_version(octets, 20, 4)
-    return _if_version(octets, 20, 6) if kind == _ETHERTYPE_IPV6 else NO_PACKET
+    return _of_ethertype(octets, kind, 20)
 
 
 def _any_version(octets: bytes, start: int) -> int:
@@ -112,6 +160,9 @@ def _nflog(octets: bytes) -> int:
 LINKS: Final[dict[int, Callable[[bytes], int]]] = {
     NULL: _loopback,
     ETHERNET: _ethernet,
+    PPP: _ppp_frame,
+    PPP_HDLC: _ppp_frame,
+    PPP_ETHER: _pppoe_frame,
     RAW_DLT_12: _raw,
     RAW_DLT_14: _raw,
     RAW: _raw,
@@ -122,3 +173,49 @@ LINKS: Final[dict[int, Callable[[bytes], int]]] = {
     NFLOG: _nflog,
     LINUX_SLL2: _sll2,
 }
+
+# Names of link types, for messages: those that can be read, and those that people come with.
+NAMES: Final[dict[int, str]] = {
+    NULL: "BSD loopback",
+    ETHERNET: "Ethernet",
+    6: "Token Ring",
+    PPP: "PPP",
+    10: "FDDI",
+    RAW_DLT_12: "raw IP",
+    RAW_DLT_14: "raw IP",
+    PPP_HDLC: "PPP in HDLC",
+    PPP_ETHER: "PPPoE",
+    RAW: "raw IP",
+    104: "Cisco HDLC",
+    105: "IEEE 802.11",
+    107: "Frame Relay",
+    LOOP: "OpenBSD loopback",
+    LINUX_SLL: "Linux cooked",
+    117: "pflog",
+    119: "IEEE 802.11 with Prism header",
+    127: "radiotap",
+    143: "DOCSIS",
+    147: "user 0",
+    163: "IEEE 802.11 with AVS header",
+    187: "Bluetooth HCI",
+    189: "USB",
+    195: "IEEE 802.15.4",
+    201: "Bluetooth HCI with direction",
+    220: "USB with padding",
+    224: "Fibre Channel",
+    227: "SocketCAN",
+    IPV4: "IPv4",
+    IPV6: "IPv6",
+    NFLOG: "NFLOG",
+    247: "InfiniBand",
+    249: "USBPcap",
+    251: "Bluetooth LE",
+    253: "netlink",
+    LINUX_SLL2: "Linux cooked v2",
+}
+
+
+def name_of(linktype: int) -> str:
+    """A link type as people know it, with its number."""
+    name = NAMES.get(linktype)
+    return str(linktype) if name is None else f"{linktype} ({name})"

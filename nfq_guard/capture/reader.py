@@ -18,6 +18,19 @@ _CHUNK: Final = 1 << 17
 _MERGED_BATCH: Final = 1024
 
 
+# Formats of others that editcap converts, by their first four bytes.
+_OTHER_FORMATS: Final = {
+    b"snoo": "snoop",
+    b"XCP\0": "Network Associates Sniffer",
+    b"TRSN": "Network General Sniffer",
+    b"GMBU": "Microsoft Network Monitor",
+    b"RTSS": "Microsoft Network Monitor 1",
+    b"\x7fver": "EtherPeek",
+    b"\xa1\xb2\xcd\x34": "libpcap as Kuznetzov patched it",
+    b"\x34\xcd\xb2\xa1": "libpcap as Kuznetzov patched it",
+}
+
+
 class _Scanner(Protocol):
     frames: int
 
@@ -71,6 +84,11 @@ class Capture:
             raise CaptureError(
                 f"{self.name}: expected a pcap or pcapng capture, found JSON: events are for whatif"
                 " and report"
+            )
+        other = _OTHER_FORMATS.get(magic)
+        if other is not None:
+            raise CaptureError(
+                f"{self.name}: a capture of {other}; convert it: editcap -F pcap {self.name} OUT"
             )
         if magic not in pcap.MAGICS:
             msg = (

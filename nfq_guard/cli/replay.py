@@ -12,7 +12,7 @@ from typing import Final
 import orjson
 
 from nfq_guard.capture.frame import CaptureError
-from nfq_guard.capture.links import LINKS
+from nfq_guard.capture.links import LINKS, NAMES, name_of
 from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
@@ -70,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--summary", action="store_true", help="show only the summary")
     add_format(parser)
+    replaying.add_decapsulate(parser)
     replaying.add_arguments(parser)
 
 
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     """Replay; exit status 0 if anything could be read."""
     if args.captures.count(STDIN) > 1:
         raise UsageError("CAPTURE: standard input can be read only once")
-    settings = replaying.settings_of(args, every=args.all)
+    settings = replaying.settings_of(args, every=args.all, decapsulate=args.decapsulate)
     selection = Selection(
         reasons=frozenset(Reason(word) for word in args.only),
         flow=parse_flow(args.flow) if args.flow else None,
@@ -188,8 +189,8 @@ def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> No
     if not replayer.unknown_links:
         return
     names = ", ".join(capture.name for capture in captures)
-    links = ", ".join(str(number) for number in sorted(replayer.unknown_links))
-    known = ", ".join(str(number) for number in sorted(LINKS))
+    links = ", ".join(name_of(number) for number in sorted(replayer.unknown_links))
+    known = ", ".join(dict.fromkeys(NAMES[number] for number in sorted(LINKS)))
     message = (
         f"{names}: unsupported link type {links} in {replayer.without_packet[UNKNOWN_LINK]} "
         f"frames, first in frame {min(replayer.unknown_links.values())} (supported: {known})"

@@ -114,7 +114,19 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     sysctls.add_argument("--no-timeouts", action="store_true", help="flows never expire")
 
 
-def settings_of(args: argparse.Namespace, *, every: bool = False) -> ReplaySettings:
+def add_decapsulate(parser: argparse.ArgumentParser) -> None:
+    """Declare `--decapsulate`, for commands that list packets rather than one frame."""
+    parser.add_argument(
+        "--decapsulate",
+        action="store_true",
+        help="judge the packets inside VXLAN, GENEVE, GRE, IPIP and IP6IP too, with entries of "
+        "their own",
+    )
+
+
+def settings_of(
+    args: argparse.Namespace, *, every: bool = False, decapsulate: bool = False
+) -> ReplaySettings:
     """The settings that the arguments ask for; warns where the kernel's rules are a guess.
 
     Raises:
@@ -139,6 +151,7 @@ def settings_of(args: argparse.Namespace, *, every: bool = False) -> ReplaySetti
         nat_status=_NAT_STATUS[args.assume_nat],
         every=every,
         strict=args.strict,
+        decapsulate=decapsulate,
         assumed_wscale=args.assume_wscale,
     )
 

@@ -223,6 +223,10 @@ def summary_lines(
 
 def _flow_notes(replayer: Replayer) -> Iterator[str]:
     """What the capture shows of its flows beside the packets that are judged."""
+    if replayer.tunnels:
+        kinds = ", ".join(f"{name} {count:,}" for name, count in replayer.tunnels.items())
+        what = "judged too" if replayer.decapsulates else "not judged: --decapsulate"
+        yield f"packets that carry others ({kinds}), those inside are {what}"
     if replayer.copies.copies:
         yield f"{counted(replayer.copies.copies, 'frame')} show an earlier packet again: not judged"
     if replayer.translations:

@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a file or preset:NAME; give it twice to compare two policies",
     )
     add_format(parser)
+    replaying.add_decapsulate(parser)
     replaying.add_replay_arguments(parser)
 
 
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate the policies on the recording."""
     if len(args.policy) > 2:
         raise UsageError(f"--policy: expected one or two, found {len(args.policy)}")
-    settings = replaying.settings_of(args, every=True)
+    settings = replaying.settings_of(args, every=True, decapsulate=args.decapsulate)
     policies = [load_compiled(reference) for reference in args.policy]
     unrecorded = None
     with opened(args.recording) as stream:

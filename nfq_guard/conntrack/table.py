@@ -39,6 +39,8 @@ from nfq_guard.flow import (
     IPS_SEEN_REPLY,
     IPS_SRC_NAT,
     IPV4,
+    PROTO_ICMP,
+    PROTO_ICMPV6,
     PROTO_TCP,
     PROTO_UDP,
     CtState,
@@ -70,6 +72,8 @@ CTSTATES: Final = (
 
 # Multicast listener and neighbour discovery: conntrack leaves them alone (kernel.md 2).
 _UNTRACKED_V6: Final = (130, 131, 132, 133, 134, 135, 136, 143, 151, 152)
+# Flows of other protocols are kept by their addresses alone.
+_PROTOCOLS_WITH_A_TUPLE: Final = (PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6)
 # How long a datagram flow must go both ways before it counts as a stream, seconds.
 _STREAM_AFTER_S: Final = 2
 # Below this many flows nobody looks for expired ones.
@@ -340,6 +344,8 @@ class FlowTable:
         if quoted is None:
             return self._invalid(Reason.ICMP_UNRELATED)
         key = _key_of_tuple(quoted)
+        if quoted.proto not in _PROTOCOLS_WITH_A_TUPLE:
+            key = key_of(quoted.src, quoted.dst, 0, 0, quoted.proto)
         entry = self._find(key, now)
         if entry is None:
             return self._invalid(Reason.ICMP_UNRELATED)

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final, final
 
 from nfq_guard.replay.streams import Watched
-from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished
+from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished, header_checksum_ok
 from nfq_guard.wire.packet import RST, Packet, Segment
 
 # Sources whose checksums are counted. A scan from forged addresses would fill any table; the one
@@ -85,6 +85,8 @@ class ChecksumJudge:
         self._ignores = mode is ChecksumMode.IGNORE
         self._auto = mode is ChecksumMode.AUTO
         self._sources: OrderedDict[bytes, Source] = OrderedDict()
+        self._headers_right = 0
+        self._headers_wrong = 0
         self.suspect: Suspect | None = None
         self.forgiven = 0
         self.broken = 0
@@ -132,6 +134,20 @@ class ChecksumJudge:
             return None
         self.suspect = Suspect(source)
         return None
+
+    def header_ok(self, octets: bytes) -> bool:
+        """Whether the checksum of an IPv4 header is right, or not to be held against the packet.
+
+        Tools that rewrite addresses leave wrong ones behind, in most packets of a file; where most
+        are right, a wrong one was damaged on the way.
+        """
+        if header_checksum_ok(octets):
+            self._headers_right += 1
+            return True
+        self._headers_wrong += 1
+        if self._ignores:
+            return True
+        return self._auto and self._headers_right < _RIGHT_PER_WRONG * self._headers_wrong
 
     def is_broken(self, suspect: Suspect) -> bool:
         """Settle and count an uncertain checksum, by what the capture has shown since."""

@@ -20,13 +20,14 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET, LINKS, LINUX_SLL, LINUX_SLL2, NO_PACKET
+from nfq_guard.capture.tunnels import MOST_NESTED, inner_of
 from nfq_guard.conntrack.entry import key_of
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Ignored
-from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowSnapshot, Hook
+from nfq_guard.flow import IPV4, PROTO_TCP, CtState, Evidence, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
 from nfq_guard.replay.copies import FIRST, TRANSLATED, Copies
@@ -56,9 +57,20 @@ MOST_HELD: Final = 20_000
 NOT_IP: Final = "no IP packet"
 UNKNOWN_LINK: Final = "unknown link type"
 FRAGMENT_WAITS: Final = "a fragment whose datagram is not whole"
+DROPPED_BEFORE: Final = "an IP header that the kernel throws away"
 COPIED: Final = "a copy of an earlier frame"
 SNAPPED: Final = "the capture ends inside the headers"
 
+# Problems of IP headers themselves (wire.ip), which the IP layer finds first.
+_DROPPED_BY_IP: Final = frozenset(
+    {
+        "IP version neither 4 nor 6",
+        "IPv4 header cut short",
+        "IPv4 header length below 5",
+        "IPv4 header longer than the packet",
+        "IPv6 header cut short",
+    }
+)
 # Captures of `any`, which show a packet on each interface that it passes.
 _COOKED: Final = frozenset({LINUX_SLL, LINUX_SLL2})
 _PREROUTING: Final = int(Hook.PREROUTING)
@@ -79,6 +91,7 @@ class ReplaySettings:
             have; a capture does not tell how the host translated.
         every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
         strict: Whether the file is taken at its word: no finding is in doubt.
+        decapsulate: Whether the packets inside tunnels are followed too.
         assumed_wscale: Window scale of streams whose beginning is not in the file.
         settle_after_s: How long outcomes are held at most, seconds of capture; 0 for the whole
             capture.
@@ -92,6 +105,7 @@ class ReplaySettings:
     nat_status: int = 0
     every: bool = False
     strict: bool = False
+    decapsulate: bool = False
     assumed_wscale: int = DEFAULT_WSCALE
     settle_after_s: float = 0.0
 
@@ -208,6 +222,7 @@ class Replayer:
         disordered: Frames with a time before that of the frame before them.
         cut_options: TCP segments in whose options the capture ends.
         copies: Looks for frames that show a packet again; those are not judged.
+        tunnels: Packets that carry another packet, by the name of the tunnel.
         translations: Flows whose address translation the capture shows.
     """
 
@@ -221,6 +236,8 @@ class Replayer:
         self.disordered = 0
         self.cut_options = 0
         self.copies = Copies()
+        self.tunnels: dict[str, int] = {}
+        self._inner: Frame | None = None
         self.translations = 0
         self._held: deque[Outcome] = deque()
         self._suspect: Suspect | None = None
@@ -248,6 +265,11 @@ class Replayer:
         self.now = 0.0
 
     @property
+    def decapsulates(self) -> bool:
+        """Whether the packets inside tunnels are followed too."""
+        return self._settings.decapsulate
+
+    @property
     def assumes_nat(self) -> bool:
         """Whether every flow is taken to be translated."""
         return self._settings.nat_status != 0
@@ -270,11 +292,24 @@ class Replayer:
             code = self.follow(frame)
             if code == CT_INVALID or every or self._suspect is not None:
                 held.append(self.outcome(frame, code))
+            if self._inner is not None and self._settings.decapsulate:
+                self._follow_inner(held)
         shown: list[Outcome] = []
         after = self._settings.settle_after_s
         while held and (len(held) > MOST_HELD or (after and self.now - held[0].now > after)):
             self._settle(held.popleft(), shown)
         return shown
+
+    def _follow_inner(self, held: deque[Outcome]) -> None:
+        """Follow the packets inside the last one, as many as are nested."""
+        for _ in range(MOST_NESTED):
+            frame = self._inner
+            if frame is None:
+                return
+            code = self.follow(frame)
+            self.frames -= 1
+            if code == CT_INVALID or self._settings.every or self._suspect is not None:
+                held.append(self.outcome(frame, code))
 
     def finish(self) -> list[Outcome]:
         """End the capture: the outcomes that were still held."""
@@ -345,6 +380,7 @@ class Replayer:
         """The packet in a frame, put together if it comes in fragments, without following it."""
         self.frames += 1
         self._suspect = None
+        self._inner = None
         if self._start_ns < 0:
             self._start_ns = frame.time_ns
         self.now = (frame.time_ns - self._start_ns) / 1_000_000_000
@@ -362,6 +398,9 @@ class Replayer:
         packet = decode(octets)
         self._octets = octets
         self._checksum_ok = None
+        if self._is_dropped_before(packet, octets):
+            self._no_packet(DROPPED_BEFORE)
+            return None
         if isinstance(packet, Packet):
             self._checksum_ok = self.checksums.ok(packet, octets)
             self._suspect = self.checksums.suspect
@@ -369,7 +408,27 @@ class Replayer:
             self._no_packet(SNAPPED)
             return None
         self.packet = packet
+        if isinstance(packet, Packet) and not isinstance(packet.l4, Segment):
+            self._look_inside(frame, packet, octets)
         return packet
+
+    def _is_dropped_before(self, packet: Packet | Malformed, octets: bytes) -> bool:
+        """Whether the IP layer throws a packet away before conntrack sees it."""
+        if isinstance(packet, Malformed):
+            return packet.problem in _DROPPED_BY_IP
+        return packet.family == IPV4 and not self.checksums.header_ok(octets)
+
+    def _look_inside(self, frame: Frame, packet: Packet, octets: bytes) -> None:
+        """Count a tunnel; what it carries becomes `_inner`."""
+        inner = inner_of(packet, octets)
+        if inner is None:
+            return
+        self.tunnels[inner.tunnel] = self.tunnels.get(inner.tunnel, 0) + 1
+        inside = octets[inner.start :]
+        wire_len = max(len(inside), packet.length - inner.start)
+        self._inner = Frame(
+            frame.number, frame.time_ns, inner.linktype, wire_len, inside, frame.source
+        )
 
     def _packet_octets(self, frame: Frame, now: float) -> bytes:
         """The IP packet; empty with `absent` set when there is none."""

@@ -73,6 +73,7 @@ class SummaryRecord(TypedDict):
         without_packet: Frames without a packet for conntrack, by why.
         disordered: Frames with a time before that of the frame before them.
         drops: Frames that the capture itself reports as dropped.
+        tunnels: Packets that carry another packet, by the name of the tunnel.
         copies: Frames that show an earlier packet again; they are not judged.
         translations: Flows whose address translation the capture shows.
         untranslated: Packets that escaped the translation of their flow.
@@ -103,6 +104,7 @@ class SummaryRecord(TypedDict):
     without_packet: dict[str, int]
     disordered: int
     drops: int
+    tunnels: dict[str, int]
     copies: int
     translations: int
     untranslated: list[UntranslatedRecord]
@@ -182,6 +184,7 @@ class Summary:
             "without_packet": dict(replayer.without_packet),
             "disordered": replayer.disordered,
             "drops": replayer.drops,
+            "tunnels": dict(replayer.tunnels),
             "copies": replayer.copies.copies,
             "translations": replayer.translations,
             "untranslated": [

@@ -6,7 +6,14 @@ from typing import Final
 from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, CtState
 from nfq_guard.glossary import IGNORED
 from nfq_guard.replay.explanation import Explanation
-from nfq_guard.replay.replayer import COPIED, FRAGMENT_WAITS, NOT_IP, SNAPPED, UNKNOWN_LINK
+from nfq_guard.replay.replayer import (
+    COPIED,
+    DROPPED_BEFORE,
+    FRAGMENT_WAITS,
+    NOT_IP,
+    SNAPPED,
+    UNKNOWN_LINK,
+)
 from nfq_guard.wire.packet import RST, SYN
 
 WHY_ABSENT: Final = {
@@ -15,6 +22,10 @@ WHY_ABSENT: Final = {
     FRAGMENT_WAITS: (
         "The frame is an IP fragment. Conntrack sees the datagram once it is complete, and the "
         "frame with the last missing fragment is the one that is judged."
+    ),
+    DROPPED_BEFORE: (
+        "Its IP header is broken: the kernel's IP layer throws the packet away before conntrack or "
+        "any rule sees it."
     ),
     COPIED: (
         "The capture shows a packet that it has shown before: on another interface, in a mirror, "

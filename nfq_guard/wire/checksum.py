@@ -43,6 +43,16 @@ def _pseudo_header(packet: Packet, wire_len: int) -> int:
     return _sum(packet.src) + _sum(packet.dst) + packet.proto + wire_len
 
 
+def header_checksum_ok(octets: bytes) -> bool:
+    """Whether the checksum of an IPv4 header is right, or left to the NIC (RFC 791 3.1).
+
+    Args:
+        octets: A packet of at least as many octets as its header states.
+    """
+    size = (octets[0] & 15) << 2
+    return (octets[10] == 0 and octets[11] == 0) or _sum(octets[:size]) == _ONES
+
+
 def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
     """Whether the transport checksum is right; None when that is unknown.
 

@@ -44,6 +44,17 @@ def nflog(order: str) -> bytes:
         (links.LINUX_SLL2, b"\x08\x00" + SLL2, V4),
         (links.LINUX_SLL2, b"\x86\xdd" + SLL2, V6),
         (links.LINUX_SLL2, b"\x81\x00" + SLL2 + b"\x00\x07\x08\x00", V4),
+        (links.ETHERNET, MACS + b"\x88\x64\x11\x00\x12\x34\x00\x16\x00\x21", V4),
+        (links.ETHERNET, MACS + b"\x88\x64\x11\x00\x12\x34\x00\x2a\x00\x57", V6),
+        (links.ETHERNET, MACS + b"\x81\x00\x00\x07\x88\x64\x11\0\0\1\0\x16\x21", V4),
+        (links.ETHERNET, MACS + b"\x88\x47\x00\x01\x00\x40\x00\x01\x01\x40", V4),
+        (links.ETHERNET, MACS + b"\x88\x48\x00\x01\x01\x40", V6),
+        (links.LINUX_SLL, bytes(14) + b"\x88\x64\x11\x00\x12\x34\x00\x16\x00\x21", V4),
+        (links.LINUX_SLL2, b"\x88\x47" + SLL2 + b"\x00\x01\x01\x40", V4),
+        (links.PPP, b"\x00\x21", V4),
+        (links.PPP, b"\xff\x03\x00\x57", V6),
+        (links.PPP_HDLC, b"\xff\x03\x21", V4),
+        (links.PPP_ETHER, b"\x11\x00\x12\x34\x00\x16\x00\x21", V4),
         (links.RAW, b"", V4),
         (links.RAW, b"", V6),
         (links.RAW_DLT_12, b"", V4),
@@ -88,3 +99,24 @@ def test_any_octets(linktype: int, octets: bytes) -> None:
     """No input raises; a packet starts inside the frame, with a known IP version."""
     start = links.LINKS[linktype](octets)
     assert start == links.NO_PACKET or octets[start] >> 4 in {4, 6}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        MACS + b"\x88\x64\x11\x09\x00\x00\x00\x16\x00\x21" + V4,
+        MACS + b"\x88\x64\x11",
+        MACS + b"\x88\x64\x11\x00\x12\x34\x00\x16\xc0\x21" + V4,
+        MACS + b"\x88\x47" + bytes(80),
+        MACS + b"\x88\x47\x00\x01\x01\x40" + bytes(20),
+    ],
+)
+def test_no_packet_below_sessions_and_labels(frame: bytes) -> None:
+    """Discovery and control frames, a stack of labels without an end, and what is no IP."""
+    assert links.LINKS[links.ETHERNET](frame) == links.NO_PACKET
+
+
+def test_names() -> None:
+    assert links.name_of(127) == "127 (radiotap)"
+    assert links.name_of(60_000) == "60000"
+    assert set(links.LINKS) <= set(links.NAMES)

@@ -351,3 +351,13 @@ def test_any_octets(tmp_path_factory: pytest.TempPathFactory, octets: bytes) -> 
     except CaptureError:
         return
     assert sum(map(len, frames)) <= len(octets) * 1100
+
+
+@pytest.mark.parametrize(
+    ("magic", "name"), [(b"snoop\0\0\0", "snoop"), (b"GMBU", "Microsoft Network Monitor")]
+)
+def test_formats_of_others_have_a_way_out(tmp_path: Path, magic: bytes, name: str) -> None:
+    path = tmp_path / "other"
+    path.write_bytes(magic + bytes(40))
+    with pytest.raises(CaptureError, match=f"a capture of {name}; convert it: editcap -F pcap"):
+        Capture(str(path))

@@ -345,3 +345,13 @@ def test_source_translation() -> None:
     assert table.translate(key_of(A, B, 40000, 80, PROTO_TCP), key_of(C, B, 50000, 80, PROTO_TCP))
     assert table.entry is not None
     assert table.entry.snapshot(0, 0.0).nat is Nat.SNAT
+
+
+def test_icmp_error_about_a_flow_without_ports() -> None:
+    """Flows of other protocols are kept by their addresses; an error quotes their ports."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    sctp = 132
+    assert table.track(packet(A, B, sctp, None), 0.0) == CT_NEW
+    quoted = FlowTuple(sctp, A, B, 1000, 2000)
+    error = packet(B, A, PROTO_ICMP, IcmpMessage(3, 2, 0, 0, True, quoted))
+    assert table.track(error, 0.0) == CT_RELATED

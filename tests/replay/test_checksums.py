@@ -181,3 +181,37 @@ def test_broken_datagram_at_the_receiver() -> None:
         talk.add(octets)
     found, _ = reasons(talk)
     assert found == [Reason.BAD_CHECKSUM]
+
+
+def with_header_sum(octets: bytes, field: bytes) -> bytes:
+    return octets[:10] + field + octets[12:]
+
+
+def test_broken_ip_header_reaches_no_rule() -> None:
+    """The IP layer throws it away; it is not INVALID."""
+    talk = download()
+    talk.server("A", 5001, 1, length=1000)
+    talk.frames[-1].octets = with_header_sum(talk.frames[-1].octets, b"\x12\x34")
+    talk.add(b"\x44" + talk.frames[-2].octets[1:])
+    replayer = Replayer(ReplaySettings())
+    assert [*replayer.replay(talk.frames), *replayer.finish()] == []
+    assert replayer.without_packet == {"an IP header that the kernel throws away": 2}
+
+
+def test_header_sums_that_a_tool_left_behind() -> None:
+    """Wrong in most packets: the addresses were rewritten. And 0 is left to the NIC."""
+    for field in (b"\x12\x34", b"\0\0"):
+        talk = download()
+        for frame in talk.frames:
+            frame.octets = with_header_sum(frame.octets, field)
+        replayer = Replayer(ReplaySettings())
+        assert [*replayer.replay(talk.frames), *replayer.finish()] == []
+        assert replayer.without_packet == {}
+
+
+def test_ignored_sums_are_those_of_headers_too() -> None:
+    talk = download()
+    talk.frames[-1].octets = with_header_sum(talk.frames[-1].octets, b"\x12\x34")
+    replayer = Replayer(ReplaySettings(checksums=ChecksumMode.IGNORE))
+    replayer.replay(talk.frames)
+    assert replayer.without_packet == {}

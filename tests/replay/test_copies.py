@@ -28,7 +28,7 @@ def cooked(octets: bytes, kind: int) -> bytes:
 
 
 def rewritten(octets: bytes, *, src: bytes | None = None, dst: bytes | None = None) -> bytes:
-    """As a router sends it on: with another address, one hop later. Checksums are left alone."""
+    """As a router sends it on, one hop later; `numbered` mends the checksum of the header."""
     packet = bytearray(octets)
     packet[8] -= 1
     packet[12:16] = src or packet[12:16]
@@ -37,7 +37,16 @@ def rewritten(octets: bytes, *, src: bytes | None = None, dst: bytes | None = No
 
 
 def numbered(octets: bytes, identification: int) -> bytes:
-    return octets[:4] + struct.pack("!H", identification) + octets[6:]
+    return summed(octets[:4] + struct.pack("!H", identification) + octets[6:])
+
+
+def summed(octets: bytes) -> bytes:
+    """With the right checksum in its IPv4 header."""
+    words = struct.unpack("!10H", octets[:10] + b"\0\0" + octets[12:20])
+    total = sum(words)
+    total = (total & 0xFFFF) + (total >> 16)
+    field = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    return octets[:10] + struct.pack("!H", field) + octets[12:]
 
 
 class AnyCapture:
@@ -235,7 +244,7 @@ def test_escaped_packet_on_the_client_s_side(
     talk = talk_of_service()
     talk.server(flags, 1501, None if flags == "R" else 19)
     escaped = talk.frames[-1]
-    escaped.octets = escaped.octets[:12] + POD + escaped.octets[16:]
+    escaped.octets = summed(escaped.octets[:12] + POD + escaped.octets[16:])
     path = talk.save(tmp_path / "outer.pcap")
     assert main(["replay", path, "--summary", "--format", "json"]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -254,7 +263,7 @@ def test_other_packets_from_elsewhere_escaped_nothing() -> None:
     talk = talk_of_service()
     talk.server("PA", 1501, 300, length=10)
     other = talk.frames[-1]
-    other.octets = other.octets[:12] + POD + other.octets[16:]
+    other.octets = summed(other.octets[:12] + POD + other.octets[16:])
     replayer, _ = replayed(talk.frames)
     assert replayer.streams.untranslated == []
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""Packets inside packets: VXLAN, GENEVE, GRE and IP in IP (RFC 7348, 8926, 2784, 2890, 2003, 2473).
+
+A host that decapsulates has two conntrack entries, one of the outer packets and one of the inner.
+"""
+
+from typing import Final, NamedTuple
+
+from nfq_guard.capture.links import ETHERNET, RAW
+from nfq_guard.wire.packet import Datagram, Packet
+
+# Tunnels inside tunnels that are followed.
+MOST_NESTED: Final = 4
+
+_IPIP: Final = 4
+_IPV6_IN_IP: Final = 41
+_GRE: Final = 47
+# IANA's port, and the one that Linux used before.
+_VXLAN_PORTS: Final = frozenset({4789, 8472})
+_GENEVE_PORT: Final = 6081
+_UDP_HEADER: Final = 8
+_TRANSPARENT_ETHERNET: Final = 0x6558
+_INNER_LINKS: Final = {0x0800: RAW, 0x86DD: RAW, _TRANSPARENT_ETHERNET: ETHERNET}
+
+
+class Inner(NamedTuple):
+    """The packet inside a packet.
+
+    Attributes:
+        tunnel: What carries it, by its usual name.
+        linktype: LINKTYPE_* number of what is inside.
+        start: Where it starts in the octets of the outer packet.
+    """
+
+    tunnel: str
+    linktype: int
+    start: int
+
+
+def inner_of(packet: Packet, octets: bytes) -> Inner | None:
+    """What a packet carries; None if it is no tunnel, or one whose header cannot be read.
+
+    Args:
+        packet: The outer packet, decoded and whole.
+        octets: The same, from the IP header on.
+    """
+    start = packet.l4_offset
+    l4 = packet.l4
+    if isinstance(l4, Datagram):
+        return _inner_of_datagram(l4, octets, start + _UDP_HEADER)
+    if l4 is not None or packet.fragment_offset or packet.more_fragments:
+        return None
+    if packet.proto == _IPIP:
+        return Inner("IPIP", RAW, start)
+    if packet.proto == _IPV6_IN_IP:
+        return Inner("IP6IP", RAW, start)
+    return _inner_of_gre(octets, start) if packet.proto == _GRE else None
+
+
+def _inner_of_datagram(datagram: Datagram, octets: bytes, start: int) -> Inner | None:
+    if len(octets) < start + 8:
+        return None
+    if datagram.dport in _VXLAN_PORTS:
+        # The flag says that the network identifier is valid; VXLAN has no other use.
+        return Inner("VXLAN", ETHERNET, start + 8) if octets[start] & 0x08 else None
+    if datagram.dport == _GENEVE_PORT and octets[start] >> 6 == 0:
+        kind = octets[start + 2] << 8 | octets[start + 3]
+        link = _INNER_LINKS.get(kind)
+        size = 8 + ((octets[start] & 0x3F) << 2)
+        return None if link is None else Inner("GENEVE", link, start + size)
+    return None
+
+
+def _inner_of_gre(octets: bytes, start: int) -> Inner | None:
+    if len(octets) < start + 4 or octets[start + 1] & 0x07:
+        return None  # version 1 carries PPP between the ends of PPTP
+    flags = octets[start]
+    link = _INNER_LINKS.get(octets[start + 2] << 8 | octets[start + 3])
+    if link is None or flags & 0x40:
+        return None
+    # Checksum, key and sequence number, four octets each.
+    size = 4 + 4 * ((flags >> 7 & 1) + (flags >> 5 & 1) + (flags >> 4 & 1))
+    return Inner("GRE", link, start + size)
