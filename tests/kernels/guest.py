@@ -23,7 +23,7 @@ from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import recognise
 from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk
 
-_WORK: Final = Path("/work")
+_TREE: Final = Path("/guard")
 _REPORT: Final = Path("/dev/ttyS1")
 # A kernel module of a feature under test may be loaded by its first use only.
 _GIVE_UP_AFTER: Final = 5
@@ -39,7 +39,7 @@ Record = dict[str, Any]
 
 def main() -> None:
     """Run each step of the job and report it."""
-    job: Record = orjson.loads((_WORK / "job.json").read_bytes())
+    job: Record = orjson.loads((_TREE / "job.json").read_bytes())
     steps: dict[str, Callable[[], Iterator[Record]]] = {
         "kernel": _kernel,
         "evidence": _evidence,
@@ -132,7 +132,7 @@ def _tested(*words: str) -> Record:
             sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=600",
             *words,
         ],
-        cwd=_WORK, capture_output=True, text=True, check=False,
+        cwd=_TREE, capture_output=True, text=True, check=False,
         env=os.environ | {"CI": "true"},
     )  # fmt: skip
     sys.stdout.write(done.stdout + done.stderr)
@@ -147,7 +147,7 @@ def _matrix(scenarios: list[str], mitigations: list[str]) -> Iterator[Record]:
         words += ["--scenario", *scenarios]
     if mitigations:
         words += ["--mitigation", *mitigations]
-    with subprocess.Popen(words, cwd=_WORK, stdout=subprocess.PIPE) as lab:
+    with subprocess.Popen(words, cwd=_TREE, stdout=subprocess.PIPE) as lab:
         assert lab.stdout is not None
         for line in lab.stdout:
             trial: Record = orjson.loads(line)

@@ -31,16 +31,16 @@ for module in /modules/*; do $b insmod $module; done
 n=0
 until [ -b /dev/vdc ] || [ $n = 100 ]; do $b sleep 0.1; n=$((n + 1)); done
 $b mount -t ext4 /dev/vda /new || $b poweroff -f
-$b mkdir -p /new/usr/lib/modules /new/work
+$b mkdir -p /new/usr/lib/modules /new/guard
 $b mount -t ext4 /dev/vdb /new/usr/lib/modules
-$b mount -t ext4 /dev/vdc /new/work
+$b mount -t ext4 /dev/vdc /new/guard
 for d in proc sys dev; do $b mount --move /$d /new/$d; done
 $b mount -t tmpfs tmp /new/tmp
 $b mount -t tmpfs run /new/run
 $b mount -t bpf bpf /new/sys/fs/bpf
 $b mkdir -p /new/run/netns /new/dev/pts
 $b mount -t devpts pts /new/dev/pts
-exec $b switch_root /new /bin/sh /work/tests/kernels/first.sh
+exec $b switch_root /new /bin/sh /guard/tests/kernels/first.sh
 """
 
 
@@ -52,7 +52,7 @@ def run(
     Args:
         kernel: What to boot.
         root: The disk of the root file system.
-        tree: The disk with the job; it becomes /work.
+        tree: The disk with the job; it becomes /guard.
         log: Where the console goes.
         limit_s: When the machine is ended by force.
 
@@ -67,7 +67,7 @@ def run(
             f"file={disk},format=raw,if=virtio,snapshot=on" for disk in (root, kernel.disk, tree)
         ]
         command = [
-            "nice", "-n", "5", "timeout", "--kill-after=5", str(limit_s), "qemu-system-x86_64",
+            "nice", "-n", "10", "timeout", "--kill-after=5", str(limit_s), "qemu-system-x86_64",
             "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", str(_MEMORY_MB),
             "-display", "none", "-no-reboot", "-nic", "none",
             "-serial", "stdio", "-serial", f"file:{report}",
