@@ -82,7 +82,7 @@ def main() -> int:
             say(f"{outcome.name}: {line}")
     say(f"{time.monotonic() - begun:.0f} s in all")
     if args.page:
-        _PAGE.write_text(page.render(outcomes), encoding="ascii")
+        _PAGE.write_text(page.render(outcomes, args.seed), encoding="ascii")
         say(f"wrote {_PAGE.relative_to(_TREE)}")
     return 1 if any(outcome.problems() for outcome in outcomes) else 0
 
@@ -108,7 +108,7 @@ def _run_one(name: str, kernel: Fetched, root: Path, tree: Path, packets: int) -
 
 
 def _make_tree(folder: Path, disk: Path, job: dict[str, Any]) -> None:
-    """The disk that becomes /work: tests, and the wheels with what they need, unpacked."""
+    """The disk that becomes /guard: tests, and the wheels with what they need, unpacked."""
     wheels = sorted((_BUILD / "wheels").glob("*.whl"))
     if not wheels:
         sys.exit("kernels: no wheels; please run: make wheels")

@@ -13,7 +13,7 @@ _TRIALS: Final = len(SCENARIOS) * len(Mitigation)
 _HEAD: Final = """\
 # The kernels that people run
 
-Written by `make kernels`, which boots Debian's own kernels in QEMU (emulated, one CPU) and runs
+Written by `tests/kernels`, which boots Debian's own kernels in QEMU (emulated, one CPU) and runs
 on each of them, as root:
 
 - the differential fuzz: random TCP segments through the kernel's conntrack and through ours, by
@@ -23,7 +23,9 @@ on each of them, as root:
 - the native nftables table against no guard (`tests/kernels/native_rules.py`);
 - trials of the lab: a scenario with a mitigation each.
 
-`make kernels-short` does the same with fewer packets and trials and leaves this page alone.
+`make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all trials, which takes hours;
+`make kernels-short` runs a few of each and leaves this page alone. The table has the counts of the
+run that wrote it.
 
 """
 _TAIL: Final = """
@@ -37,8 +39,8 @@ _TAIL: Final = """
 """
 
 
-def render(outcomes: Sequence[Outcome]) -> str:
-    """The page."""
+def render(outcomes: Sequence[Outcome], seed: int) -> str:
+    """The page, for a run whose fuzz began with `seed`."""
     rows = [
         (
             *("kernel", "generation", "evidence as root", "fuzzed packets", "mismatches"),
@@ -68,4 +70,5 @@ def render(outcomes: Sequence[Outcome]) -> str:
         for outcome in outcomes
         if (said := outcome.steps.get("evidence", {}).get("why"))
     ]
-    return _HEAD + table + "\n" + "".join((*why, *notes)) + _TAIL
+    seeded = f"Seed of the fuzz: {seed}.\n\n"
+    return _HEAD + table + "\n" + seeded + "".join((*why, *notes)) + _TAIL
