@@ -135,7 +135,7 @@ def fetch_kernels(cache: Path, names: list[str]) -> dict[str, Fetched]:
         folder = cache / "kernels" / name
         if not (folder / "package").exists():
             if not lists_read:
-                _apt(cache, "apt-get", "-qq", "update")
+                _apt(cache, "apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")
                 lists_read = True
             _fetch_kernel(cache, KERNELS[name], folder)
         (modules,) = (folder / "lib" / "modules").iterdir()
@@ -217,6 +217,9 @@ def _run(*words: str, cwd: Path | None = None) -> str:
         words, capture_output=True, text=True, check=False, cwd=cwd, env=environment
     )
     if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-        sys.exit(f"kernels: {' '.join(words[:3])} failed:\n{tail}")
+        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        # apt and debootstrap mark what went wrong, and give advice after it.
+        errors = [line for line in said if line.startswith("E: ")] or said[-1:]
+        why = errors[0].removeprefix("E: ") if errors else f"status {done.returncode}"
+        sys.exit(f"kernels: {words[0]} failed: {why}")
     return done.stdout
