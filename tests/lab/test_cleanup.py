@@ -16,6 +16,7 @@ import pytest
 from nfq_guard.cli import lab, main
 from nfq_guard.errors import PrivilegeError
 from nfq_guard.lab import netns
+from nfq_guard.lab.pace import limit
 from nfq_guard.lab.trial import DIRECTORY_PREFIX
 
 LAB = [sys.executable, "-m", "nfq_guard", "lab"]
@@ -43,7 +44,7 @@ def daemons_of(pid: int) -> list[str]:
 
 
 def wait_until(condition: Callable[[], object], limit_s: float = 20) -> bool:
-    deadline = time.monotonic() + limit_s
+    deadline = time.monotonic() + limit(limit_s)
     while time.monotonic() < deadline:
         if condition():
             return True
@@ -70,7 +71,7 @@ def start_matrix() -> subprocess.Popen[str]:
 def test_a_signal_leaves_nothing_behind(number: signal.Signals) -> None:
     process = start_matrix()
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=limit(60))
     assert process.returncode == 1
     assert stderr == "nfq-guard: interrupted; all namespaces are removed\n"
     assert namespaces_of(process.pid) == []
@@ -82,8 +83,10 @@ def crash_and_clean() -> tuple[subprocess.Popen[str], subprocess.CompletedProces
     """Kill a running matrix, and clean up after it."""
     process = start_matrix()
     process.kill()
-    process.communicate(timeout=60)
-    done = subprocess.run([*LAB, "clean"], capture_output=True, text=True, check=True, timeout=60)
+    process.communicate(timeout=limit(60))
+    done = subprocess.run(
+        [*LAB, "clean"], capture_output=True, text=True, check=True, timeout=limit(60)
+    )
     return process, done
 
 

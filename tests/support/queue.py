@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.pace import limit
 from nfq_guard.nfqueue.counters import QueueCounters, parse
 
 QUEUE = 7
@@ -127,7 +128,7 @@ class GuardProcess:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit status."""
         self.process.send_signal(number)
-        return self.process.wait(timeout=30)
+        return self.process.wait(timeout=limit(30))
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +136,7 @@ class GuardProcess:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=limit(30))
         if self.process.stderr is not None:
             self.process.stderr.close()
 
@@ -153,8 +154,9 @@ def typed(control_socket: Path, *words: str, status: int = 0) -> str:
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Wait until it holds; fail when it never does."""
-    deadline = time.monotonic() + timeout_s
+    """Wait until it holds; fail when it does not within `timeout_s` on the reference machine."""
+    limit_s = limit(timeout_s)
+    deadline = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, f"waited {limit_s:.0f} s in vain"
         time.sleep(0.01)

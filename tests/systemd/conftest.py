@@ -12,6 +12,7 @@ from typing import Final
 
 import pytest
 
+from nfq_guard.lab.pace import limit
 from tests.support.missing import cannot_run
 
 _HERE: Final = Path(__file__).parent
@@ -33,7 +34,7 @@ class Guest:
             check=False,
             capture_output=True,
             text=True,
-            timeout=timeout_s,
+            timeout=limit(timeout_s),
         )
 
     def sh(self, script: str, *, check: bool = True, timeout_s: float = 60) -> str:
@@ -63,11 +64,12 @@ class Guest:
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 15) -> None:
         """Wait for `condition`; it fails the test by `what` when it never holds."""
-        deadline = time.monotonic() + timeout_s
+        limit_s = limit(timeout_s)
+        deadline = time.monotonic() + limit_s
         while not condition():
             if time.monotonic() > deadline:
                 journal = self.sh("journalctl -u nfq-guard --no-pager | tail -n 20", check=False)
-                pytest.fail(f"never: {what}\n{journal}")
+                pytest.fail(f"not within {limit_s:.0f} s: {what}\n{journal}")
             time.sleep(0.05)
 
 
