@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The whole program without the kernel: packets in, judgments out.
+"""Judges packets without input or output: packets in, judgments out.
 
-The daemon looks flows up in the kernel, a replay in the table of `conntrack`; all else is the same.
+The daemon and a replay use the same engine. The daemon looks flows up in the kernel, a replay in the
+table of `conntrack`.
 """
 
 from collections.abc import Sequence
@@ -31,11 +32,11 @@ class Mode(StrEnum):
 
 
 class FlowLookup(Protocol):
-    """Where the flows are looked up: the kernel, or our own conntrack."""
+    """Looks flows up: in the kernel, or in the flow table of a replay."""
 
     @property
     def evidence(self) -> Evidence:
-        """What the snapshots hold; NONE when nothing can be looked up."""
+        """The content of the snapshots; NONE when no flow can be looked up."""
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[LookupResult]:
         """One result a tuple, in order."""
@@ -49,12 +50,12 @@ class Judgment:
     Attributes:
         queued: The packet as it came.
         packet: The packet decoded.
-        snapshot: Its flow; None where there is no entry, no way to look, or the lookup failed.
+        snapshot: Its flow; None without an entry, without a lookup, or where the lookup failed.
         finding: Why it is INVALID.
-        decision: What the policy says.
+        decision: The decision of the policy.
         verdict: `VERDICT_DROP` or `VERDICT_ACCEPT`; unlike `decision` it depends on the mode.
         mark: Packet mark to set with the verdict; None leaves it alone.
-        shadow: What a policy on trial says otherwise; None when it agrees or there is none.
+        shadow: The decision of a policy on trial, where it differs; else None.
         lookup_error: The errno of a lookup that failed, else 0.
     """
 
@@ -95,8 +96,8 @@ class Judgment:
 class Engine:
     """Judges batches of INVALID packets by one policy.
 
-    Dry-run changes nothing, and only this class knows: it makes verdicts and marks, also those of
-    packets that could not be judged.
+    Only this class depends on the mode: it makes all verdicts and marks, also those of packets that
+    could not be judged. In dry-run every packet is accepted with its mark unchanged.
 
     Attributes:
         mode: May be switched between two batches.
@@ -118,11 +119,11 @@ class Engine:
         """Judge by `policy`, and look flows up in `flows`.
 
         Args:
-            policy: What to do with each finding.
-            flows: Where flows are looked up.
+            policy: Decides about each finding.
+            flows: Looks flows up.
             mode: Whether decisions are carried out.
-            kernel: What the kernel that called the packets INVALID can mean by it.
-            sysctls: How that kernel is set.
+            kernel: The conntrack rules of the kernel that called the packets INVALID.
+            sysctls: The conntrack sysctls of that kernel.
             drops_failures: Whether a packet is dropped when judging it raises.
             unjudged_mark: Mark bits that the rules set on every packet before they queue it, and
                 that an accepted packet loses again; 0 for none.
@@ -166,8 +167,8 @@ class Engine:
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         """Judge packets seen at `now`, monotonic seconds; one judgment each, in order.
 
-        A packet whose lookup failed is judged without evidence: an error proves nothing, least of
-        all that there is no entry.
+        A packet whose lookup failed is judged without evidence: an error does not prove that there
+        is no entry.
         """
         packets: list[Packet | Malformed] = []
         tuples: list[FlowTuple] = []
@@ -234,7 +235,7 @@ class Engine:
             queued: The packet as it came.
             packet: The same, decoded.
             snapshot: Its flow (`tuple_of`); None without one.
-            evidence: What the lookup gives; NONE when it failed or there is none.
+            evidence: The content of the snapshot; NONE without a lookup or where it failed.
             now: Monotonic seconds.
             lookup_error: The errno of a lookup that failed; 0 if none did.
         """

@@ -40,7 +40,7 @@ class UsageError(NfqGuardError):
 
 
 class NotRunningError(NfqGuardError):
-    """There is no daemon to ask."""
+    """No daemon is running that could respond."""
 
     exit_status = EXIT_NOT_RUNNING
 
@@ -52,13 +52,13 @@ class UnavailableError(NfqGuardError):
 
 
 class BusyError(NfqGuardError):
-    """The queue belongs to somebody else; the message names the owner."""
+    """The queue belongs to another process; the message names it."""
 
     exit_status = EXIT_BUSY
 
 
 class PrivilegeError(NfqGuardError):
-    """The kernel refused; the message names the missing capability."""
+    """A privilege is missing; the message names it."""
 
     exit_status = EXIT_NO_PRIVILEGE
 
@@ -68,8 +68,8 @@ class Mistake(NamedTuple):
 
     Attributes:
         key: Dotted path into the file, such as `policy.rule[2].reason`; empty for the whole file.
-        expected: What would have been right.
-        found: What is there, as the operator wrote it.
+        expected: The values that are accepted.
+        found: The value in the file, as the operator wrote it.
     """
 
     key: str

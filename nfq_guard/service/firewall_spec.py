@@ -50,14 +50,14 @@ class Rules(Protocol):
         """Every difference between the installed rules and those that should be."""
 
     def generation(self) -> int | None:
-        """A number that differs once rules were changed; None if it is not known."""
+        """A number that changes with the rules; None if the kernel does not report one."""
 
     def rule_counters(self) -> RuleCounters:
         """What the kernel counted at the rules since they were made."""
 
 
 def fail_mode_of(settings: Settings) -> FailMode:
-    """What becomes of packets that are not judged; in dry-run they always pass."""
+    """The treatment of packets that are not judged; dry-run always accepts them."""
     return FailMode.OPEN if settings.mode is Mode.DRY_RUN else FailMode(settings.fail_mode)
 
 

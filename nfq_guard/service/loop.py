@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The event loop: descriptors, signals, timers and threads, on the monotonic clock.
 
-Signals reach the loop through a wakeup descriptor. One that arrives between two system calls still
-ends the wait; a flag alone would miss it. Work that takes longer than a packet can wait runs in a
-thread (`background`), and its result comes back to the loop the same way.
+Signals reach the loop through a wakeup descriptor. A signal that arrives between two system calls
+still ends the wait; with a flag alone it would be missed. Work that takes longer than a packet can
+wait runs in a thread (`background`); its result reaches the loop through the same descriptor.
 """
 
 import functools
@@ -39,7 +39,7 @@ class _Timer:
 
 @final
 class Loop:
-    """Waits for descriptors, signals and timers, and calls; in the main thread only."""
+    """Waits for descriptors, signals and timers, and calls their functions; main thread only."""
 
     def __init__(self, survive: Callable[[Exception], None] | None = None) -> None:
         """Watch nothing yet.
@@ -80,11 +80,11 @@ class Loop:
 
     @property
     def busy(self) -> bool:
-        """Whether the result of some `background` is still to come."""
+        """Whether a thread of `background` has not finished yet."""
         return self._threads > 0
 
     def watch(self, fd: int, call: Callable[[], object]) -> None:
-        """Call whenever `fd` can be read, or is in error."""
+        """Call `call` whenever `fd` is readable or in error."""
         self._ready[fd] = call
         self._epoll.register(fd, select.EPOLLIN)
 
@@ -105,7 +105,7 @@ class Loop:
     def background(
         self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]
     ) -> None:
-        """Do `work` in a thread, then call one of the two from the loop, if it still goes round."""
+        """Do `work` in a thread; then the loop, if it still runs, calls `done` or `failed`."""
 
         def body() -> None:
             try:
@@ -146,7 +146,7 @@ class Loop:
     def run_until(self, done: Callable[[], bool], until: Callable[[], float]) -> bool:
         """Go round until `done()`, at most until the monotonic time `until()`, whatever is raised.
 
-        Both are asked before each round. Returns the last `done()`.
+        Both functions are called before each round. Returns the last result of `done`.
         """
         while not done():
             left = until() - time.monotonic()

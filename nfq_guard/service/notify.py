@@ -12,11 +12,11 @@ from typing import Final, final
 class Notifier:
     """Sends datagrams to the socket in NOTIFY_SOCKET, if there is one.
 
-    Once `stopping` was sent, nothing else is: a daemon that is ending must not keep its watchdog
-    quiet, nor look ready again.
+    After `stopping` nothing more is sent: a daemon that is ending must neither feed its watchdog nor
+    report that it is ready.
 
     Attributes:
-        watchdog_s: Within what time systemd expects `alive`, seconds; 0 when it does not.
+        watchdog_s: Longest time between two calls of `alive`, seconds; 0 without a watchdog.
     """
 
     def __init__(self, address: str | None = None, watchdog_usec: str | None = None) -> None:
@@ -40,7 +40,7 @@ class Notifier:
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
-        """Say that the reload is over, with whatever result."""
+        """Say that the reload has ended, whether the policy was adopted or refused."""
         self._send("READY=1")
 
     def stopping(self) -> None:

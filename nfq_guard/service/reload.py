@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Reloads the policy while packets are judged: read in a thread, then adopted whole or not at all.
+"""Reloads the policy while packets are judged.
 
-A reload that is requested while another is under way begins after it, for the file may have
-changed since the other one read it. All requests of that time share the next reload.
+The policy is read in a thread, then adopted by all workers or by none. A reload that is requested
+during another one begins after that one, because the file may have changed since it was read. All
+requests that arrive during a reload share the next one.
 """
 
 from collections.abc import Callable
@@ -48,15 +49,15 @@ class Reloader:
         events: EventLog,
         notifier: Notifier,
     ) -> None:
-        """Nothing is read before `request`.
+        """Read nothing before `request`.
 
         Args:
             loaded: The policy in force at the start.
             read: Reads the policy, in a thread; raises NfqGuardError where it has mistakes.
-            workers: Judge by the policy.
+            workers: Adopt the policy.
             loop: The loop in which a policy is adopted.
-            events: Where outcomes are logged.
-            notifier: Tells the service manager of each reload.
+            events: Logs outcomes.
+            notifier: Notifies the service manager of each reload.
         """
         self.loaded = loaded
         self.last: ReloadStatus | None = None
@@ -113,7 +114,7 @@ class Reloader:
         if isinstance(error, NfqGuardError):
             self._refuse(str(error))
             return
-        # A bug of ours that a file can reach must not end a daemon that has a valid policy.
+        # A bug that a policy file triggers must not end a daemon that has a valid policy.
         problem, trace = exception_texts(error)
         self._events.emit(ReloadCrashed(traceback=trace))
         self._refuse(problem)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Verifies that our rules are still installed, and puts them back; other tools may change them.
 
-Verifying runs other programs for tens of milliseconds, so it happens in a thread of the loop: each
-`verify_rules_s`, and as soon as the number of nftables' ruleset has changed. Those checks take a
-bounded share of CPU time, however often the ruleset changes.
+A check runs other programs for tens of milliseconds, so it runs in a thread of the loop: each
+`verify_rules_s`, and as soon as the generation number of the nftables ruleset has changed. The
+checks take a bounded share of CPU time, however often the ruleset changes.
 
-Rules that are missing are put back at once, and rules behind our jumps, which queued packets would
-skip, have our jumps moved behind them. Both are bounded: another tool may do the same with its own,
-and must not be fought for ever.
+Missing rules are installed again at once. Queued packets skip the rules behind our jumps; where
+another tool has appended such rules, our jumps are moved behind them. Both repairs are limited in
+rate, because the other tool may in turn restore its own order.
 
-Where the daemon does not install the rules, the operator may have made others than ours. Rules
-that were never seen are then not reported as missing.
+Where the daemon does not install the rules, the operator may have chosen other rules than ours.
+Rules that were never seen are then not reported as missing.
 """
 
 import math
@@ -31,7 +31,7 @@ from nfq_guard.telemetry.events import (
 )
 from nfq_guard.telemetry.log import EventLog
 
-# The least time between two checks after changes, and that time in times of what a check takes.
+# Least time between two checks after changes, in seconds and in multiples of the time of a check.
 _PAUSE_S: Final = 2.0
 _PAUSE_SHARE: Final = 50
 # How often rules are put back: a burst, then one in each interval.
@@ -62,7 +62,7 @@ class _Check(NamedTuple):
 
     @property
     def moves(self) -> bool:
-        """Whether nothing is wrong but the place of our jumps."""
+        """Whether the place of our jumps is the only difference."""
         kinds = {difference.kind for difference in self.differences}
         return kinds == {Kind.JUMP_NOT_LAST}
 
@@ -76,7 +76,7 @@ class Budget:
     """How often something may be done: a burst, then once in each interval."""
 
     def __init__(self, burst: int, interval_s: float) -> None:
-        """All of the burst is there at first."""
+        """Begin with the whole burst available."""
         self._burst = burst
         self._interval_s = interval_s
         self._left = float(burst)
@@ -114,15 +114,16 @@ class RuleMonitor:
         fail: Callable[[Exception], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is checked before `check`.
+        """Check nothing before `check`.
 
         Args:
             rules: Our rules.
-            events: Where differences are logged.
-            loop: Whose threads run the checks.
-            ours: Whether the rules are to be there from the start on.
-            reinstall: Whether a check that finds a difference installs them again.
-            fail: Called when rules are missing and cannot be put back; None to go on without.
+            events: Logs differences.
+            loop: Runs the checks in its threads.
+            ours: Whether the rules must be installed from the start on.
+            reinstall: Whether a check that finds a difference installs the rules again.
+            fail: Called when missing rules cannot be installed again; None to continue without
+                them.
             clock: Monotonic seconds.
         """
         self.changes = 0

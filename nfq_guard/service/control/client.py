@@ -22,7 +22,7 @@ class Client:
     """One connection to a daemon."""
 
     def __init__(self, path: Path) -> None:
-        """Connect.
+        """Connect to the socket at `path`.
 
         Raises:
             NotRunningError: No daemon listens at `path`.
@@ -89,7 +89,7 @@ def connect_error(path: Path, error: OSError) -> NfqGuardError:
     if isinstance(error, FileNotFoundError):
         return NotRunningError(f"not running: {path} does not exist")
     if isinstance(error, ConnectionRefusedError) and path.is_socket():
-        return NotRunningError(f"not running: nobody listens at {path}")
+        return NotRunningError(f"not running: no process listens at {path}")
     if isinstance(error, TimeoutError):
         return NotRunningError(f"the daemon at {path} does not respond")
     return UsageError(f"{path}: expected a control socket: {error.strerror or error}")

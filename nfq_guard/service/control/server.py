@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Serves the control socket from the packet loop.
 
-Clients must never delay packets:
+Clients must never delay packets. Therefore
 
-- at most 16 connections; a new one evicts the one that has been idle longest,
-- a request has a length limit, and so has a response,
-- each connection gets one request a turn of the loop, and none before it has read the response to
-  the one before; so at most a request and a response are kept for it,
-- a connection that is idle for 30 seconds is closed,
-- all connections together get a tenth of the CPU time.
+- there are at most 16 connections; a new one evicts the one that has been idle longest,
+- the length of a request and of a response is limited,
+- at most one request of a connection is carried out in a turn of the loop, and the next one only
+  after the client has read the response; at most one request and one response are buffered,
+- a connection that has been idle for 30 seconds is closed,
+- all connections together use at most a tenth of the CPU time.
 """
 
 import socket
@@ -29,7 +29,7 @@ CONNECTIONS_MAX: Final = 16
 REQUEST_MAX_BYTES: Final = 1 << 16
 RESPONSE_MAX_BYTES: Final = 4 << 20
 IDLE_S: Final = 30.0
-# The share of the time that requests get, and how much of it may be saved up for a burst.
+# The share of CPU time for requests, and how much of it can be saved up for a burst.
 _SHARE: Final = 0.1
 _SAVED_MAX_S: Final = 0.05
 _PARKED_S: Final = 0.02
@@ -63,10 +63,10 @@ class ControlServer:
 
         Args:
             listener: Bound to `path`, listening and non-blocking.
-            path: Of the socket; `close` removes it unless another socket has taken its place.
+            path: Path of the socket; `close` removes it unless another socket has taken its place.
             loop: The loop to serve from.
-            handle: Carries out requests; an exception of it is raised from the loop.
-            restored: Called when a socket file that had vanished was made again.
+            handle: Carries out requests; its exceptions are raised from the loop.
+            restored: Called when a vanished socket file has been made again.
         """
         self.requests = 0
         self.refused = 0
@@ -111,7 +111,7 @@ class ControlServer:
             end.close()
 
     def _serve(self, connection: Connection) -> None:
-        """One turn of one connection, if there is CPU time left for it."""
+        """Serve one turn of one connection, if requests have CPU time left."""
         if self._overspent(time.monotonic()):
             self._park(connection)
             return
@@ -132,7 +132,7 @@ class ControlServer:
         return self._saved_s < 0
 
     def _park(self, connection: Connection) -> None:
-        """Leave a connection alone for a while; its requests wait in the kernel."""
+        """Stop serving a connection for a while; its requests wait in the kernel."""
         self._move(connection, State.DEAF if connection.busy else State.PARKED)
         if not self._parked:
             self._loop.after(_PARKED_S, self._unpark)

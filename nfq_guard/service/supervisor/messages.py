@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Messages between the daemon and its worker processes, and the channel that carries them.
 
-One class a message. `Order` is what the daemon sends, `Report` what a worker sends. On the wire
-each is one MessagePack record of a SOCK_SEQPACKET pair. Neither side ever blocks on the other: a
-record that the other side has no room for is lost, and `send` says so.
+Each message is a class: the daemon sends an `Order`, a worker a `Report`. On the wire a message is
+one MessagePack record of a SOCK_SEQPACKET pair. Neither side blocks on the other: a record for
+which the buffer has no room is lost, and `send` returns False.
 
-A record that is truncated, cannot be decoded or is of an unknown type is dropped and handed to
-`refuse` in words; it never raises.
+A record that is truncated, cannot be decoded or has an unknown type is dropped, and `refuse` gets a
+description of the mistake; no exception is raised.
 """
 
 import errno
@@ -20,7 +20,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 
 _RECORD_MAX_BYTES: Final = 1 << 19
-# A worker with much to say must not keep the loop from the other descriptors.
+# A worker that sends many records must not keep the loop from the other descriptors.
 _RECORDS_A_TURN: Final = 64
 _BUFFER_BYTES: Final = 4 << 20
 # asm-generic/socket.h; Python does not name it.
@@ -33,7 +33,7 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 @final
 class Stop(_Message, frozen=True, tag="stop"):
-    """Answer what waits in the queue, unbind it and exit."""
+    """Send the verdicts of all waiting packets, unbind the queue and exit."""
 
 
 @final
@@ -63,14 +63,14 @@ class Commit(_Message, frozen=True, tag="commit"):
 
 @final
 class Abort(_Message, frozen=True, tag="abort"):
-    """Forget the policy prepared for `reload`."""
+    """Discard the policy prepared for `reload`."""
 
     reload: int
 
 
 @final
 class Dump(_Message, frozen=True, tag="dump"):
-    """Responder with `Flows`.
+    """Reply with `Flows`.
 
     Attributes:
         dump: Number of the dump, the same in each reply to it.
@@ -190,10 +190,10 @@ ReceivedT = TypeVar("ReceivedT")
 
 @final
 class RecordSocket:
-    """One end of a pair; whole records, never blocking."""
+    """One end of a pair: sends and receives whole records without blocking."""
 
     def __init__(self, end: socket.socket, refuse: Refuse) -> None:
-        """Own `end`; `refuse` gets what is wrong with a record that is dropped."""
+        """Own `end`; `refuse` gets the reason why a record is dropped."""
         self._socket = end
         self._refuse = refuse
         self._buffer = memoryview(bytearray(_RECORD_MAX_BYTES))
@@ -208,7 +208,7 @@ class RecordSocket:
         return self._socket.fileno()
 
     def send(self, record: bytes) -> bool:
-        """Send without blocking. False: the other end is gone, or its buffer is full."""
+        """Send without blocking. False: the other end is closed, or its buffer is full."""
         try:
             self._socket.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
         except OSError:
@@ -216,9 +216,9 @@ class RecordSocket:
         return True
 
     def receive(self, at_most: int | None = _RECORDS_A_TURN) -> list[bytes] | None:
-        """Take the records that are there; None once the other end is closed and all are taken.
+        """The records that have arrived; None once the other end is closed and no record is left.
 
-        `at_most` None takes all.
+        With `at_most` None there is no limit to their number.
         """
         found: list[bytes] = []
         taken = 0
@@ -231,8 +231,8 @@ class RecordSocket:
             except BlockingIOError:
                 return found
             except OSError as error:
-                # An end that is closed with records unread makes the other see ECONNRESET, once,
-                # before the records that are still to be read.
+                # If the other end was closed with unread records, this end gets ECONNRESET once,
+                # before the records that it has not read yet.
                 if error.errno == errno.ECONNRESET and not was_reset:
                     was_reset = True
                     continue
@@ -261,7 +261,7 @@ class Channel(Generic[SentT, ReceivedT]):
         decoder: msgspec.msgpack.Decoder[ReceivedT],
         refuse: Refuse,
     ) -> None:
-        """Own `end`; `refuse` gets what is wrong with a message that is dropped."""
+        """Own `end`; `refuse` gets the reason why a message is dropped."""
         self._records = RecordSocket(end, refuse)
         self._decoder = decoder
         self._refuse = refuse

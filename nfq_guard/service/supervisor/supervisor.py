@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Several queues: one worker process each, forked from the daemon, supervised and restarted.
 
-Forking takes a few milliseconds where a new interpreter would take a few hundred. What workers
-must not share, the queue's socket and BPF's memory, each opens after the fork.
+A fork takes a few milliseconds, a new interpreter a few hundred. Each worker opens its own queue
+socket and BPF memory after the fork, because they must not be shared.
 
-The daemon itself touches no packet. Workers report over sockets on which neither side ever blocks;
-what does not fit is dropped and counted by the sender.
+The daemon's process judges no packet. Workers report over sockets on which neither side blocks; the
+sender drops and counts messages for which there is no room.
 
-No fault of one worker, and no message of one, ends the others: an exception in handling it is
-logged with its traceback as `supervision_failed`, and the daemon goes on.
+No fault and no message of one worker ends the other workers: an exception while the daemon handles
+it is logged with its traceback as `supervision_failed`, and the daemon continues.
 """
 
 import gc
@@ -81,11 +81,11 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 _SUPERVISE_S: Final = 0.05
-# Longer between two rounds, and the daemon itself did not run: stopped, or out of CPU time.
+# A longer time between two rounds means that the daemon itself was stopped or had no CPU time.
 _PAUSED_S: Final = 0.5
-# A worker takes at most two seconds to answer what waits in its queue.
+# A worker takes at most two seconds to send the verdicts of the packets in its queue.
 _FINISH_S: Final = 3.0
-# SIGKILL takes milliseconds, except for a process that the kernel itself keeps.
+# SIGKILL takes milliseconds, except for a process in an uninterruptible system call.
 _KILLED_S: Final = 1.0
 _DUMP_S: Final = 2.0
 # Reading a policy takes tens of milliseconds; a file system that hangs must not block restarts.
@@ -129,14 +129,14 @@ class Supervisor:
         Args:
             queues: Their numbers.
             loaded: The policy to begin with.
-            read: Reads it anew, in a worker.
+            read: Reads the policy again, in a worker.
             open_queue: Binds a queue, in a worker, in a mode.
-            inherited: The descriptors of this process that the worker of a queue needs for that.
+            inherited: The descriptors of this process that a worker needs to bind its queue.
             make_log: Makes a worker's log, in the format of the daemon's.
             mode: The mode to begin in.
-            loop: The daemon's.
-            events: The daemon's.
-            sink: Takes the lines of all.
+            loop: The loop of the daemon.
+            events: The log of the daemon.
+            sink: Writes the lines of all processes.
         """
         self.evidence = Evidence.NONE
         self._handles = [WorkerHandle(number) for number in queues]
@@ -160,7 +160,7 @@ class Supervisor:
 
     @property
     def messages_refused(self) -> int:
-        """Messages that were dropped, of the workers and by the workers."""
+        """Messages that were dropped in either direction."""
         return self._messages.count + sum(handle.messages_refused for handle in self._handles)
 
     def begin(self, started_at: float) -> ServedQueues:
@@ -205,15 +205,15 @@ class Supervisor:
         return max(found, key=lambda error: str(error["at"]), default=None)
 
     def set_mode(self, mode: Mode) -> None:
-        """Order all workers to; those that start later begin with it."""
+        """Order all workers to switch; workers that start later begin in this mode."""
         self._mode = mode
         for handle in self._handles:
             self._insist(handle, SetMode(mode=mode))
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
-        """Have each worker prepare what the daemon read; if all agree, have each judge by it.
+        """Have each worker prepare the policy that the daemon read; if all can, have all adopt it.
 
-        A worker that is starting takes part: it was forked with the policy before.
+        A starting worker is included: it was forked with the previous policy.
         """
         self._reloads += 1
         order = Prepare(reload=self._reloads)
@@ -227,7 +227,7 @@ class Supervisor:
         self._decide()
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Order all workers to; respond once all have answered, or have had their time."""
+        """Order all workers to dump; respond once all have replied or `_DUMP_S` is over."""
         self._dumps_begun += 1
         number = self._dumps_begun
         order = Dump(dump=number, address=address, flows=flows)
@@ -266,7 +266,7 @@ class Supervisor:
         return not any(handle.pid for handle in self._handles)
 
     def _insist(self, handle: WorkerHandle, order: SetMode | Prepare | Commit) -> bool:
-        """Send what a worker must not miss; kill it if it does not read.
+        """Send an order that a worker must not miss; kill the worker if its channel is full.
 
         The process that replaces it begins with the policy and the mode in force.
         """
@@ -325,7 +325,7 @@ class Supervisor:
         self._loop.watch(log.fileno(), lambda: self._copy(handle))
 
     def _work(self, queue_num: int, end: socket.socket, log_fd: int) -> None:
-        """In the child."""
+        """Run the worker, in the child process."""
         kept = {end.fileno(), log_fd} | self._inherited(queue_num)
         detach(f"nfq-guard/{queue_num}", kept)
         sink = LineSink(log_fd)
@@ -418,7 +418,7 @@ class Supervisor:
             self._answer_dump(number, dump)
 
     def _supervise(self, now: float) -> None:
-        """Kill workers that are stuck, restart those that ended, end what takes too long."""
+        """Kill stuck workers, restart ended ones, and end dumps and reloads that take too long."""
         paused_s = now - self._supervised_at - _SUPERVISE_S
         self._supervised_at = now
         for handle in self._handles:
@@ -453,13 +453,13 @@ class Supervisor:
             self._events.emit(WorkerRestarted(queue=handle.queue_num, pid=handle.pid))
 
     def _may_fork(self, handle: WorkerHandle, now: float) -> bool:
-        """Whether this is a good moment: no reload is under way, and no thread of the loop's runs.
+        """Whether a fork is safe now: no reload is under way, and no thread of the loop runs.
 
         A process forked while a thread holds a lock never gets that lock. Threads that the loop
         started end soon, so a restart waits for them, up to a bound. The thread of the metrics
-        endpoint never ends: a worker uses none of the locks of prometheus_client or of the socket
-        server, and the C library and the interpreter renew theirs in the child. A worker that did
-        hang would be killed as stuck and restarted.
+        endpoint never ends, but a worker uses no lock of prometheus_client or of the socket server,
+        and the C library and the interpreter renew their locks in the child. A worker that hangs
+        all the same is killed as stuck and restarted.
         """
         if self._reload is not None:
             return False
@@ -517,7 +517,7 @@ class Supervisor:
 
     @contextmanager
     def _surviving(self, handle: WorkerHandle) -> Iterator[None]:
-        """Log an exception instead of ending the daemon, and with it all workers."""
+        """Log an exception; raised, it would end the daemon and all workers."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - see above
@@ -562,7 +562,7 @@ class _Dump:
 
 
 def _error_of(failure: Failed) -> Exception:
-    """What kept a worker from starting, as an error of the daemon."""
+    """The reason why a worker could not start, as an error of the daemon."""
     kind = _ERRORS.get(failure.exit_status)
     return RuntimeError(failure.problem) if kind is None else kind(failure.problem)
 
@@ -571,11 +571,11 @@ def _pidfd_of(pid: int) -> int:
     """The pidfd of a process that was just forked; without one it cannot be supervised.
 
     Raises:
-        OSError: There is none to be had. The process is gone.
+        OSError: No pidfd could be opened; the process has been killed.
     """
     try:
         return os.pidfd_open(pid)
     except OSError:
         os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)  # it has touched nothing yet that could hold it
+        os.waitpid(pid, 0)  # no system call of the new process can delay SIGKILL
         raise

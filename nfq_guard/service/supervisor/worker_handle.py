@@ -28,7 +28,7 @@ _START_S: Final = 10.0
 _HOPELESS_S: Final = 30.0
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
-# After so long in service the next restart is as quick as the first.
+# After so long a time of service the next restart is as quick as the first.
 _STEADY_S: Final = 10.0
 
 
@@ -53,7 +53,7 @@ class WorkerHandle:
     """
 
     def __init__(self, queue_num: int) -> None:
-        """No process serves the queue yet."""
+        """Begin without a process."""
         now = time.monotonic()
         self.queue_num = queue_num
         self.pid = 0
@@ -76,7 +76,7 @@ class WorkerHandle:
         self._unserved_since = now
 
     def started(self, pid: int, pidfd: int, channel: DaemonChannel, log: RecordSocket) -> None:
-        """Take over a process that was just forked."""
+        """Supervise a process that was just forked."""
         self.pid = pid
         self.pidfd = pidfd
         self.channel = channel
@@ -87,11 +87,11 @@ class WorkerHandle:
         self._heard_at = time.monotonic()
 
     def heard(self) -> None:
-        """Note a sign of life."""
+        """Note that the process reported."""
         self._heard_at = time.monotonic()
 
     def excuse(self, seconds: float) -> None:
-        """Do not count the last `seconds` as silence: the daemon itself did not listen."""
+        """Do not count the last `seconds` as silence: the daemon itself did not run."""
         self._heard_at += seconds
 
     def serving(self, ready: Ready) -> None:
@@ -101,13 +101,13 @@ class WorkerHandle:
         self._serving_since = time.monotonic()
 
     def report(self, numbers: Numbers) -> None:
-        """Add what the process counted to what those before it did."""
+        """Add the counts of the process to those of the processes before it."""
         self.stats.sum_of(self._stats_before, msgspec.structs.asdict(numbers))
         self.messages_refused = self._refused_before + numbers.messages_refused
         self.last_error = numbers.last_error or self.last_error
 
     def silent(self, now: float) -> bool:
-        """Whether there is a process that gave no sign of life for too long."""
+        """Whether there is a process that has not reported for too long."""
         if self.pid == 0:
             return False
         limit = _START_S if self.state is WorkerState.STARTING else STUCK_S
@@ -123,7 +123,7 @@ class WorkerHandle:
         return self.state is not WorkerState.STUCK and now - self._unserved_since < _HOPELESS_S
 
     def stuck(self) -> None:
-        """Give up on the process and kill it."""
+        """Treat the process as stuck and kill it."""
         self._leave_service(time.monotonic())
         self.state = WorkerState.STUCK
         self.kill()

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What runs in a worker process: one queue of several, by the orders of the daemon that forked it.
+"""The program of a worker process: serves one of several queues by the orders of the daemon.
 
-Signals meant for the service reach its workers too. They ignore them, because a worker must serve
-until the rules are removed. When the daemon is gone, a worker answers what waits and exits.
+Signals to the service reach its workers too. Workers ignore them, because a worker must serve until
+the rules are removed. When the daemon has ended, a worker sends the verdicts of all waiting packets
+and exits.
 """
 
 import os
@@ -75,7 +76,7 @@ class WorkerProcess:
             sink: Takes log lines to the daemon.
             events: Events over `sink`.
             loaded: The policy to begin with.
-            read: Reads the policy anew.
+            read: Reads the policy again.
         """
         self._refused = LimitedEvent(events)
         self._channel: WorkerChannel = worker_channel(
@@ -94,7 +95,7 @@ class WorkerProcess:
         self._loop = Loop()
 
     def run(self, open_queue: Open) -> None:
-        """Serve until ordered to stop, or until the daemon is gone."""
+        """Serve until ordered to stop, or until the daemon has ended."""
         notes: list[str] = []
         try:
             serving = open_queue(self._loaded, self._events, self._sink, self._loop, notes)
@@ -175,7 +176,7 @@ class WorkerProcess:
 
 
 def detach(name: str, keep: set[int]) -> None:
-    """Become a worker right after the fork, signals blocked: close what is the daemon's.
+    """Become a worker right after the fork, signals blocked: close the daemon's descriptors.
 
     Objects of the daemon whose descriptors are closed here live on in frames that never return.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the daemon needs of whatever serves its queues, and the one that serves in this process."""
+"""The interface of the parts that serve queues, and the one that serves in this process."""
 
 import os
 from collections.abc import Callable
@@ -68,7 +68,7 @@ class ServedQueues:
 
 
 class Workers(Protocol):
-    """What the daemon needs of them; every call is from its loop."""
+    """Serves all queues of the daemon; every call is from the daemon's loop."""
 
     @property
     def evidence(self) -> Evidence:
@@ -92,30 +92,31 @@ class Workers(Protocol):
         """How the queues are served."""
 
     def refresh(self) -> None:
-        """Bring counts up to date, as far as that takes no time."""
+        """Update the counts, without waiting for other processes."""
 
     def last_error(self) -> dict[str, object] | None:
-        """The last event of level error that the daemon's own log does not know."""
+        """The last event of level error that did not pass through the daemon's own log."""
 
     def set_mode(self, mode: Mode) -> None:
         """Judge in `mode` from the next turn on."""
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
-        """Judge by that policy from some next turn on, in all queues or in none.
+        """Adopt a policy soon, in all queues or in none.
 
-        `done` gets an empty string, or why not. It is called within a bounded time.
+        `done` is called within a bounded time: with an empty string, or with the reason why the
+        policy was not adopted.
         """
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Responder with the flows seen last, within a bounded time."""
+        """Respond with the flows seen last, within a bounded time."""
 
     def alive(self, now: float) -> bool:
         """Whether each queue is served, or may soon be."""
 
     def finish(self, hurried: Callable[[], bool]) -> None:
-        """Answer what waits, within a bounded time, and unbind all queues.
+        """Send the verdicts of waiting packets, within a bounded time, and unbind all queues.
 
-        `hurried` turns true when the operator does not want to wait for it.
+        `hurried` returns true when the operator does not want to wait.
         """
 
 
@@ -131,7 +132,7 @@ class InProcess:
         self._server = server
 
     def begin(self, started_at: float) -> ServedQueues:
-        """Take packets whenever the loop goes round."""
+        """Process packets in each round of the loop."""
         self._server.worker.stats.gauges["start_time_seconds"] = started_at
         self._server.begin()
         queue = self._server.queue
@@ -142,7 +143,7 @@ class InProcess:
         )
 
     def queues(self) -> list[QueueState]:
-        """The one queue."""
+        """The state of the queue."""
         return [
             QueueState(
                 queue_num=self._server.queue.queue_num,
@@ -154,7 +155,7 @@ class InProcess:
         ]
 
     def refresh(self) -> None:
-        """Read what the kernel counts."""
+        """Read the kernel's counters."""
         self._server.worker.refresh()
 
     def last_error(self) -> dict[str, object] | None:

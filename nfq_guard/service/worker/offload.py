@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Offloads floods of repeats: the kernel drops them by itself.
+"""Offloads floods: the kernel drops the INVALID packets of a flow without the daemon.
 
-A repeat is one direction of a flow that keeps bringing INVALID packets, where the policy drops
-every packet that it can bring (`policy.offloadable`). The kernel drops them for a limited time,
-which is never longer than the flow's entry has to live. The next packet after that is judged by
-the policy of that moment, and where it is dropped the flow is offloaded again at once.
+One direction of a flow is offloaded once it has brought many INVALID packets within a second and
+the policy would drop every packet that it can bring (`policy.offloadable`). The offload ends after
+a limited time, at the latest when the flow's conntrack entry expires. The next packet is judged by
+the policy in force at that time; if it is dropped, the flow is offloaded again at once.
 
-So the kernel's drops differ from the daemon's own decisions for no longer than that time: that
-`conntrack -D` or an RST removed the entry early is noticed only at its end.
+The kernel's drops can therefore differ from the daemon's decisions for at most that time: an entry
+that `conntrack -D` or an RST removes early is noticed only when the offload ends.
 """
 
 import errno
@@ -29,22 +29,22 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.wire.packet import Packet, Segment
 
-# Bounds the flows counted within a second. Forged addresses can fill it; flows that come later in
-# that second are then not counted, and stay with the daemon.
+# Most flows that are counted within a second. Forged addresses can reach it; the daemon judges the
+# packets of flows that come later in that second.
 _COUNTED_MAX: Final = 4096
-# Most flows a second that are checked against the policy, and so that are offloaded.
+# Most flows a second that are checked against the policy; the same bound holds for offloads.
 _CHECKED_MAX: Final = 512
 _WINDOW_S: Final = 1.0
-# How long nothing is tried after the kernel refused an offload.
+# How long no offload is tried after the kernel refused one.
 _PAUSE_S: Final = 5.0
-# The counters in the event of a second.
+# The counters in the event that is logged at most once a second.
 _LOGGED: Final = ("offloaded_flows", "offload_drops", "offload_refused", "offload_full")
 
 _Key = tuple[int, str, bytes, bytes, int, int]
 
 
 class Sets(Protocol):
-    """The part of `firewall.offload_sets.OffloadSets` that is used; calls raise OSError."""
+    """The part of `firewall.offload_sets.OffloadSets` that an offloader uses; calls raise OSError."""
 
     def add(self, flows: Sequence[tuple[OneWay, float]]) -> None:
         """Add flows, each with its seconds to live: all of them or none."""
@@ -61,7 +61,7 @@ class Sets(Protocol):
 
 @final
 class Offloader:
-    """Offloads repeats of one queue."""
+    """Offloads flows of one queue."""
 
     def __init__(
         self,
@@ -78,9 +78,9 @@ class Offloader:
 
         Args:
             sets: The kernel's sets of flows.
-            judge: Its policy and mode decide what is offloaded.
-            stats: Where the numbers go.
-            events: Where offloads are logged, at most once a second.
+            judge: Judges the packets of the queue; its policy and mode decide what is offloaded.
+            stats: Holds the counters.
+            events: Logs offloads, at most once a second.
             after: Packets of one flow that must be dropped within a second before it is offloaded.
             timeout_s: Longest time for which a flow is offloaded.
             most: Most flows that are offloaded at a time.
@@ -143,7 +143,7 @@ class Offloader:
         self._report()
 
     def resync(self, now: float) -> bool:
-        """Take everything back where mode or policy changed.
+        """Remove all flows from the kernel's sets where mode or policy changed.
 
         Returns whether flows may be offloaded.
         """
@@ -165,7 +165,7 @@ class Offloader:
             self._failed(error)
 
     def close(self, now: float) -> None:
-        """Take everything back and close."""
+        """Remove all flows from the kernel's sets and close."""
         self.refresh()
         self._clear(now)
         self._sets.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One bound queue, served from a loop until every packet that waits in it has its verdict."""
+"""Serves one bound queue from the loop; at the end, within a bound, until the queue is empty."""
 
 import gc
 import time
@@ -16,10 +16,10 @@ from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import StoppedUnderLoad
 from nfq_guard.telemetry.log import EventLog
 
-# How long `finish` goes on answering packets; under a flood the queue never becomes empty.
+# The longest time for which `finish` sends verdicts; under a flood the queue is never empty.
 _DRAIN_S: Final = 2.0
 _TICK_S: Final = 1.0
-# The generation of the garbage collector that a tick collects; it holds what survived few ticks.
+# The oldest generation of the garbage collector that a tick collects.
 _YOUNG: Final = 1
 # Ticks between two full collections. A full collection also finds cycles that grew old before they
 # became unreachable, such as those of a policy that a reload replaced.
@@ -48,20 +48,20 @@ class GarbageCollection:
     """Garbage collection on the clock instead of by allocations, from `begin` to `end`.
 
     Judging makes no reference cycles: its values are freed when the last reference goes. The
-    collector's own trigger, a few hundred new values, would fire twice a batch for nothing, which
-    took a seventh of the CPU time of a packet.
+    collector's own trigger, a few hundred new values, would fire twice a batch and find nothing;
+    that took a seventh of the CPU time of a packet.
     """
 
     def __init__(self) -> None:
         self._ticks = 0
 
     def begin(self) -> None:
-        """Exempt what exists from collection, and switch the collector's own trigger off."""
+        """Exempt existing objects from collection, and disable the collector's own trigger."""
         gc.freeze()
         gc.disable()
 
     def tick(self, _now: float) -> None:
-        """Collect what is young; once a minute everything made since `begin`."""
+        """Collect the young generations; once a minute all objects made since `begin`."""
         self._ticks += 1
         if self._ticks % _FULL_COLLECTION_TICKS:
             gc.collect(_YOUNG)
@@ -102,12 +102,12 @@ class QueueServer:
         Args:
             queue: The bound queue.
             worker: Processes its packets.
-            history: What `worker` writes its events to.
+            history: Keeps the events of `worker` by flow.
             evidence: Where its flows are looked up.
-            events: Where events go.
-            loop: The loop to serve from.
+            events: The log of events.
+            loop: The loop that calls the worker.
             fail_open: Whether packets pass when the queue is full; in dry-run they always do.
-            opened: The queue and what was opened for it; closed by `finish`.
+            opened: The queue and everything that was opened for it; closed by `finish`.
         """
         self.queue = queue
         self.worker = worker
@@ -125,7 +125,7 @@ class QueueServer:
         self._loop.every(_TICK_S, self.worker.tick)
         self._loop.every(_TICK_S, self._garbage.tick)
         self.set_mode(self.worker.mode)
-        self.worker.process_batch()  # reads the kernel's answers to the queue's flags
+        self.worker.process_batch()  # reads the kernel's responses to the queue's flags
         self._garbage.begin()
 
     def set_mode(self, mode: Mode) -> None:
@@ -138,9 +138,9 @@ class QueueServer:
         self.worker.adopt(policy)
 
     def finish(self, hurried: Callable[[], bool]) -> None:
-        """Answer the packets that wait until the kernel reports none; then unbind the queue.
+        """Send verdicts until the kernel reports no waiting packet; then unbind the queue.
 
-        The loop turns meanwhile. Packets that still wait after two seconds, or once `hurried`
+        The loop continues meanwhile. Packets that still wait after two seconds, or once `hurried`
         returns true, are left to the kernel, which drops them.
         """
         deadline = time.monotonic() + _DRAIN_S

@@ -101,21 +101,21 @@ class Worker:
         log_allowed: bool = False,
         offloader: Offloader | None = None,
     ) -> None:
-        """Nothing is read before `process_batch`.
+        """Read no packet before `process_batch`.
 
         Args:
-            reader: Where packets come from.
-            verdicts: Where verdicts go.
+            reader: Reads packets from the queue.
+            verdicts: Sends verdicts to the kernel.
             judge: Judges the packets; its mode and its policy may change between two batches.
-            stats: Where the numbers go.
+            stats: Holds the counters of the queue.
             evidence: Where `judge` looks flows up.
-            events: Where events go.
-            sink: The lines under `events`; pushed out once a batch.
+            events: The log of events.
+            sink: Writes the lines of `events`, once a batch.
             limiter: Limits the events of packets.
             budget: Most packets in one batch.
-            history: Where events are remembered by flow.
+            history: Keeps the last events of each flow; None to keep none.
             log_allowed: Whether packets that the policy allows have events.
-            offloader: Leaves repeats to the kernel; None where that is off.
+            offloader: Has the kernel drop floods; None without offload.
         """
         self.stats = stats
         self._reader = reader
@@ -139,7 +139,7 @@ class Worker:
         self._log_lookup_errors_at = float("-inf")
         try:
             self._counter_file: CounterFile | None = CounterFile()
-        except OSError:  # not readable by this user: events go without the kernel's counters
+        except OSError:  # not readable by this user: events lack the kernel's counters
             self._counter_file = None
 
     @property
@@ -161,7 +161,7 @@ class Worker:
         self._resync_offload()
 
     def process_batch(self) -> int:
-        """Answer the packets that wait, at most `budget`. Returns how many there were."""
+        """Judge at most `budget` waiting packets and send their verdicts. Returns their number."""
         ids, batch = self._reader.drain(self._budget)
         if not ids:
             return 0
@@ -235,7 +235,7 @@ class Worker:
             return None
 
     def close(self, now: float) -> None:
-        """Log what the limiter still holds, take the offload back, and close files."""
+        """Log what the limiter still holds, remove all offloaded flows, and close files."""
         self._emit(self._limiter.rest(now))
         self._log_unrecorded(now)
         if self._offloader is not None:
@@ -245,7 +245,7 @@ class Worker:
             self._counter_file = None
 
     def _resync_offload(self) -> None:
-        """Take back from the kernel what was offloaded under another mode or policy."""
+        """Remove the flows that were offloaded under another mode or policy."""
         if self._offloader is not None:
             self._offloader.resync(time.monotonic())
 
@@ -291,7 +291,7 @@ class Worker:
                 self._failed_event(error)
 
     def _failed_event(self, error: Exception) -> None:
-        """Count a failed event, a bug of ours, and log the first with its traceback."""
+        """Count an event that failed because of a bug; log the first one with its traceback."""
         counters = self.stats.counters
         counters["event_failures"] += 1
         if counters["event_failures"] == 1:
