@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Judges packets without input or output: packets in, judgments out.
 
-The daemon and a replay use the same engine. The daemon looks flows up in the kernel, a replay in the
-table of `conntrack`.
+The daemon and a replay use the same engine. The daemon looks flows up in the kernel, a replay in
+the table of `conntrack`.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ VERDICT_ACCEPT: Final = 1
 
 
 class Mode(StrEnum):
-    """Whether decisions are carried out; in dry-run every packet passes with its mark as it was."""
+    """Whether decisions are carried out; dry-run accepts every packet and keeps its mark."""
 
     ENFORCE = "enforce"
     DRY_RUN = "dry-run"
@@ -97,7 +97,7 @@ class Engine:
     """Judges batches of INVALID packets by one policy.
 
     Only this class depends on the mode: it makes all verdicts and marks, also those of packets that
-    could not be judged. In dry-run every packet is accepted with its mark unchanged.
+    could not be judged. In dry-run every packet is accepted, and keeps its mark.
 
     Attributes:
         mode: May be switched between two batches.

@@ -71,7 +71,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="take the capture at its word: no finding is in doubt for frames that are missing or "
+        help="treat the capture as complete: no finding is in doubt for frames that are missing or "
         "out of order in it",
     )
     parser.add_argument(
@@ -130,7 +130,7 @@ def settings_of(
     """The settings that the arguments ask for; warns where the kernel's rules are a guess.
 
     Raises:
-        UsageError: One of them is not what it should be.
+        UsageError: A value is not valid.
     """
     if args.flow_table < 1:
         raise UsageError(f"--flow-table: expected a number from 1, found {args.flow_table}")

@@ -37,7 +37,7 @@ _LOSSES: Final = {
 # Counters of the daemon, as of the last check of its rules; shown where there are any.
 _RULE_COUNTS: Final = {
     "shed_packets": "packets above the rate left to the fail mode",
-    "unjudged_drops": "packets dropped by the fail mode, because nobody judged them",
+    "unjudged_drops": "packets dropped by the fail mode, because they were not judged",
 }
 
 

@@ -6,8 +6,8 @@
     if code == CT_INVALID:
         finding = diagnose(queued, packet, table.snapshot(), Evidence.REPLAY, kernel, sysctls)
 
-`track` answers with a number and leaves what else it knows in attributes, because making a value
-for each packet would cost more than judging it.
+`track` returns a number and leaves further results in attributes, because making an object for each
+packet would cost more than judging the packet.
 """
 
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ from nfq_guard.wire.ipv6 import NO_NEXT_HEADER
 from nfq_guard.wire.packet import SYN, Datagram, IcmpMessage, Malformed, Packet, Segment, tuple_of
 from nfq_guard.wire.tcp import options_are_cut
 
-# What `track` answers; CTSTATES[code] is the word.
+# The codes that `track` returns; CTSTATES[code] is the ctstate.
 CT_NEW: Final = 0
 CT_ESTABLISHED: Final = 1
 CT_RELATED: Final = 2
@@ -70,13 +70,13 @@ CTSTATES: Final = (
     CtState.UNTRACKED,
 )
 
-# Multicast listener and neighbour discovery: conntrack leaves them alone (kernel.md 2).
+# Multicast listener and neighbour discovery, which conntrack does not track (kernel.md 2).
 _UNTRACKED_V6: Final = (130, 131, 132, 133, 134, 135, 136, 143, 151, 152)
 # Flows of other protocols are kept by their addresses alone.
 _PROTOCOLS_WITH_A_TUPLE: Final = (PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6)
 # How long a datagram flow must go both ways before it counts as a stream, seconds.
 _STREAM_AFTER_S: Final = 2
-# Below this many flows nobody looks for expired ones.
+# With fewer flows the table is not searched for expired ones.
 _SWEEP_FROM: Final = 1024
 
 
@@ -85,10 +85,10 @@ class FlowTable:
     """All flows that were seen and have not expired.
 
     Attributes:
-        ctstate: Of the last packet: what `track` returned.
-        reason: Why it is INVALID; None when it is not.
-        ignored: Why its flow took no account of it ("ignored" in the kernel's log); None when it
-            did.
+        ctstate: The code that `track` returned for the last packet.
+        reason: Why the last packet is INVALID; None when it is not.
+        ignored: Why the packet left its flow unchanged ("ignored" in the kernel's log); None where
+            it did not.
         entry: The last packet's flow; None without one, and for an INVALID packet that did not get
             as far as a flow.
         direction: Of the last packet in its flow; 0 original, 1 reply.
@@ -101,8 +101,8 @@ class FlowTable:
         """An empty table.
 
         Args:
-            kernel: Whose rules hold.
-            sysctls: How that kernel is set.
+            kernel: The conntrack rules to follow.
+            sysctls: The conntrack sysctls.
             capacity: Most flows held at once, each about 800 bytes. A scan of ports would fill
                 any table; when it is full, expired flows go first, then the oldest that never
                 were ASSURED, then the oldest.
@@ -127,7 +127,7 @@ class FlowTable:
         self._count = 0
 
     def __len__(self) -> int:
-        """How many flows it holds, expired ones that nobody asked for among them."""
+        """The number of flows that are held, including expired ones that no lookup has removed."""
         return self._count
 
     @property
@@ -147,7 +147,7 @@ class FlowTable:
         now: float,
         checksum_ok: bool | None = None,  # noqa: FBT001 - positional on the packet path
     ) -> int:
-        """Follow one packet, whole (fragments put together) and in the order of the wire.
+        """Follow one whole packet; fragments must be reassembled, and packets in order of the wire.
 
         Args:
             packet: As decoded.
@@ -202,8 +202,8 @@ class FlowTable:
         The replies to them then arrive as the reverse of `leaving`, and belong to the same entry.
 
         Returns:
-            Whether that was news: an entry had `arriving` as its original direction and no
-            translation so far.
+            Whether the translation was recorded: an entry had `arriving` as its original direction
+            and no translation so far.
         """
         entry = self._entries.get(arriving)
         if entry is None or entry.original != arriving or entry.reply != reverse(arriving):
@@ -393,7 +393,7 @@ class FlowTable:
     def _make_room(self, now: float) -> None:
         """Forget what has expired, and where the table stays full, a sixteenth of it.
 
-        Looking at every flow is paid for by the many that were added since the last time.
+        A search of all flows happens only after many were added, which bounds its cost per flow.
         """
         if self._expires:
             self._forget_all([entry for entry in self._oldest_first() if entry.expires <= now])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The TCP tracker: what one segment is to its flow, and what it changes (kernel.md 1.4 to 1.9)."""
+"""The TCP tracker: how a segment is treated, and how it changes its flow (kernel.md 1.4 to 1.9)."""
 
 from typing import Final, final
 
@@ -65,12 +65,12 @@ class TcpTracker:
     """Follows the segments of any number of flows by one kernel's rules.
 
     Attributes:
-        reason: Why the last INVALID segment is so.
-        ignored: Why the last ignored segment is so.
+        reason: Why the last INVALID segment is INVALID.
+        ignored: Why the last ignored segment was ignored.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls) -> None:
-        """Follow by the rules of `kernel`, set as `sysctls` say."""
+        """Follow segments by the rules of `kernel` with the sysctls `sysctls`."""
         self.reason: Reason | None = None
         self.ignored: Ignored | None = None
         self._kernel = kernel
@@ -97,8 +97,8 @@ class TcpTracker:
             sender.td_maxend = end
             take_options(sender, segment)
         else:
-            # Nobody knows the scales of a flow picked up in the middle, so no window is held
-            # against either side.
+            # The window scales of a flow picked up in the middle are unknown, so neither side is
+            # held to a window.
             sender.td_maxend = add(end, sender.td_maxwin)
             sender.flags = receiver.flags = IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL
 
@@ -159,7 +159,7 @@ class TcpTracker:
     def _out_of_order(
         self, entry: Entry, segment: Segment, kind: int, direction: int, move: int, now: float
     ) -> int:
-        """A segment that the table says to ignore, or a SYN after the end of the flow."""
+        """Treatment of a segment that the table ignores, or of a SYN after the end of the flow."""
         if move == _SYN_SENT and _is_over(entry, direction):
             return REOPEN
         if _answers_ignored_syn(entry, segment, kind, direction):
@@ -203,7 +203,7 @@ class TcpTracker:
             if kind == CLASS_RST:
                 return ACCEPT_LAST
             if kind == CLASS_SYN and state == _SYN_SENT and move == _SYN_SENT:
-                # A SYN sent again does not keep a flow alive that nobody answers.
+                # A repeated SYN does not extend the life of a flow without an answer.
                 return ACCEPT
             if move == _ESTABLISHED and timeout > self._unacknowledged_s:
                 timeout = self._unacknowledged_s
@@ -221,7 +221,7 @@ class TcpTracker:
         entry.last_end = segment.end
         entry.last_win = segment.window
         if kind == CLASS_SYN and direction == 0:
-            # The SYN may be right and our idea of the flow stale: remember what it offers.
+            # The SYN may be right and the state of the entry stale: remember what the SYN offers.
             offer = new_peer()
             take_options(offer, segment)
             entry.last_wscale = offer.td_scale

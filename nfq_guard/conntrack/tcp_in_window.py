@@ -111,7 +111,7 @@ class SlidingWindow:
         sender.td_maxwin = max(segment.window << sender.td_scale, 1)
         sender.td_maxend = add(end, sender.td_maxwin)
         if sack == add(receiver.td_end, 1):
-            # The answer to a keepalive that carried one byte and was sent before we looked.
+            # The answer to a keepalive of one byte that was sent before the flow was seen.
             receiver.td_end = sack
         return False
 

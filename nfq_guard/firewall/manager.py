@@ -296,7 +296,7 @@ class Firewall:
             try:
                 done += table.remove()
             except NfqGuardError as error:
-                notes.append(f"not looked at: {error}")
+                notes.append(f"not checked: {error}")
         return Changes(tuple(done), tuple(notes))
 
     def _refuse_owned_by_another(self) -> None:
@@ -396,7 +396,7 @@ class Firewall:
             try:
                 done += _remove_family(tables)
             except NfqGuardError as error:
-                notes.append(f"IPv{family} {backend}: not looked at: {error}")
+                notes.append(f"IPv{family} {backend}: not checked: {error}")
         return done
 
 

@@ -56,12 +56,12 @@ _TCP_STATE: Final = 1
 
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
-# Requests sent before the answers are read: that many answers fit the smallest usual socket buffer.
+# Requests sent before responses are read; so many responses fit the smallest usual socket buffer.
 _BATCH: Final = 32
 
 
 class Netlink(Protocol):
-    """What is needed of `netlink.connection.Connection`."""
+    """The part of `netlink.connection.Connection` that a lookup uses."""
 
     def send(self, octets: bytes) -> None:
         """Send messages."""
@@ -100,9 +100,9 @@ class CtnetlinkFlows:
             raise
 
     def _try(self) -> None:
-        """Look up a flow that cannot exist; the kernel must answer ENOENT."""
-        nobody = FlowTuple(PROTO_TCP, bytes(4), bytes(4), 0, 0)
-        code, _ = self._ask([nobody], 0).get(0, (0, b""))
+        """Look up a flow that cannot exist; the kernel must respond with ENOENT."""
+        impossible = FlowTuple(PROTO_TCP, bytes(4), bytes(4), 0, 0)
+        code, _ = self._ask([impossible], 0).get(0, (0, b""))
         if code == errno.EPERM:
             raise PrivilegeError("CAP_NET_ADMIN is missing: ctnetlink refuses lookups without it")
         if code != errno.ENOENT:
@@ -131,7 +131,7 @@ class CtnetlinkFlows:
         return results
 
     def _results(self, tuples: Sequence[FlowTuple], zone: int) -> list[LookupResult]:
-        """One result a tuple; a lost answer is asked for once more."""
+        """One result a tuple; a lost response is requested once more."""
         try:
             answers = self._ask(tuples, zone)
             for index, wanted in enumerate(tuples):
@@ -144,8 +144,8 @@ class CtnetlinkFlows:
     def _ask(self, tuples: Sequence[FlowTuple], zone: int) -> dict[int, tuple[int, bytes]]:
         """By position in `tuples`: an errno and nothing, or 0 and the body of an entry.
 
-        The kernel answers before `send` returns, so nothing needs to be waited for: an answer
-        that is not there was lost for want of memory.
+        The kernel responds before `send` returns, so that there is no need to wait: a missing
+        response was lost for lack of memory.
 
         Raises:
             OSError: The connection failed.
@@ -155,7 +155,7 @@ class CtnetlinkFlows:
         requests = [_request(wanted, zone, first + index) for index, wanted in enumerate(tuples)]
         self._connection.send(b"".join(requests))
         answers: dict[int, tuple[int, bytes]] = {}
-        # Stale answers cannot pile up: each call receives until nothing waits.
+        # Stale responses cannot pile up: each call receives until none is left.
         while True:
             try:
                 received = self._connection.receive()
@@ -189,7 +189,7 @@ def _is_trackable(wanted: FlowTuple) -> bool:
 
 
 def _result(code: int, body: bytes, wanted: FlowTuple) -> LookupResult:
-    """The result of an answer; one that cannot be read is a lookup that failed."""
+    """The result of a response; a response that cannot be read is a failed lookup."""
     if code == errno.ENOENT:
         return None
     if code:

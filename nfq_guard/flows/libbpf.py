@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Loads, pins, opens and runs our BPF program by the system's libbpf, through ctypes.
+"""Loads, pins, opens and runs our BPF program with the system's libbpf, through ctypes.
 
-libbpf's messages do not reach the terminal: its warnings are kept for `LoadError`.
+libbpf prints nothing to the terminal: its warnings are kept for `LoadError`.
 """
 
 import ctypes
@@ -24,10 +24,10 @@ _WARNINGS_MAX: Final = 64
 _VERIFIER_LOG_SIZE: Final = 1 << 16
 # The program reads no packet, but a test run demands more than an Ethernet header.
 _PACKET_SIZE: Final = 64
-# BPF_F_RDONLY: opening a pin asks for the right to read it alone.
+# BPF_F_RDONLY: opening a pin takes only the right to read it.
 _READ_ONLY: Final = 1 << 3
 
-# The verifier ends its log with statistics; its complaint is the last line before them.
+# The log of the verifier ends with statistics; the error is the last line before them.
 _STATISTICS: Final = re.compile(
     r"(processed \d+ insns|verification time|stack depth|max_states|mark_precise|$)"
 )
@@ -161,7 +161,7 @@ class Program:
             memory_size: Bytes of the global variables.
             opened: Closes the descriptors; taken over unless this fails.
         """
-        # A mapping of our own, which outlives the descriptor.
+        # This mapping outlives the descriptor.
         self.memory = mmap.mmap(memory_fd, memory_size)
         self.descriptors = (descriptor, memory_fd)
         self.closing = opened.pop_all()
@@ -199,7 +199,7 @@ class Program:
             stack.callback(library.bpf_object__close, found)
             loaded = _load(library, found, name.encode())
             variables = library.bpf_object__find_map_by_name(found, b".bss")
-            # Two descriptors of our own, which a fork can hand on, instead of all that libbpf has.
+            # Two duplicates, which a child can inherit, instead of all descriptors of libbpf.
             with ExitStack() as opened:
                 descriptor = os.dup(loaded)
                 opened.callback(os.close, descriptor)
@@ -249,7 +249,7 @@ def _load(library: ctypes.PyDLL, found: int, name: bytes) -> int:
     result = library.bpf_object__load(found)
     if result < 0:
         raise LoadError(-result, last_complaint(log.value), list(_warnings))
-    # The log buffer ends with this frame; the kernel must not write to it again.
+    # The log buffer is freed with this frame; the kernel must not write to it again.
     library.bpf_program__set_log_buf(program, None, 0)
     descriptor: int = library.bpf_program__fd(program)
     return descriptor

@@ -172,7 +172,7 @@ def _open(folder: Path, pin: Path) -> Program | None:
 
 
 def _problems(folder: Path, pin: Path) -> Iterator[str]:
-    """Why nobody may trust a pin: others than root and this process's user could change it."""
+    """Why a pin must not be trusted: a user other than root and this process's could change it."""
     for path, owners, forbidden in (
         (folder, {0}, 0o022),
         (pin, {0, os.geteuid()}, 0o022),

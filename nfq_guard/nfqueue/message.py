@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Reads the kernel's packet messages (kernel.md 5), attribute by attribute and by index.
 
-Compiled, the whole walk costs less than one call of the library's accessor for an attribute.
+When compiled, the whole walk costs less than one call of the library's accessor of one attribute.
 """
 
 import os
@@ -28,13 +28,13 @@ _SKB_INFO: Final = 14
 # Bits of _SKB_INFO.
 _SKB_CHECKSUM_UNFINISHED: Final = 1
 _SKB_CHECKSUM_UNVERIFIED: Final = 4
-# Places of a 16-bit number's bytes in this machine's order.
+# Offsets of the bytes of a 16-bit number in the byte order of this machine.
 _LOW: Final = 0 if sys.byteorder == "little" else 1
 _HIGH: Final = 1 - _LOW
-# Places of the low half of a message's 32-bit length, and of its type.
+# Offsets of the low half of a message's 32-bit length, and of its type.
 _LENGTH_AT: Final = 0 if sys.byteorder == "little" else 2
 _TYPE_AT: Final = 4
-# Bounds the names kept where interfaces, each with a new index, come and go all day.
+# Most names kept; hosts that create interfaces all day use ever new indexes.
 _NAMES_MAX: Final = 4096
 
 # `Queued.checksum` by the bits of _SKB_INFO; an unfinished checksum is never verified either.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Everything there is to say about one frame: its flow before it, the check, other kernels.
+"""Explains one frame: its flow before the frame, the check, and the result under other kernels.
 
-The capture is read three times: to learn which flow the frame belongs to, to learn from the whole
-of it whether the finding is in doubt, and to follow all flows up to the frame. So no more than
-that flow's history is held, and of a long one its ends only.
+The capture is read three times: to find the flow of the frame, to find out from the whole capture
+whether the finding is in doubt, and to follow all flows up to the frame. Only the history of that
+flow is kept, and of a long history only the first and the last packets.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
 from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Segment, tuple_of
 
-# Of the packets before it, the first so many and the last so many are told.
+# The number of first and of last packets before the frame that are shown.
 FIRST_SHOWN: Final = 4
 LAST_SHOWN: Final = 6
 
@@ -36,19 +36,19 @@ _CLOSING: Final = range(int(TcpState.FIN_WAIT), int(TcpState.CLOSE) + 1)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """What is told about one frame.
+    """The explanation of one frame.
 
     Attributes:
         file: The capture.
-        outcome: What became of the frame under the chosen kernel.
+        outcome: The outcome of the frame under the chosen kernel.
         settings: How the capture was replayed.
         first: The first packets of the flow, before this one.
         last: The last ones before this one.
         between: How many packets came between those two.
         before: The flow as it was before the frame; None without one.
         expired_s: How long before the frame it had expired; 0 if it had not.
-        checks: The bounds that it was held against; empty where it did not come to that.
-        others: What became of it under each generation, in their order.
+        checks: The bounds that were checked; empty where no bound was.
+        others: The outcome under each generation of kernels, in their order.
         isns: Where relative numbers begin, by direction.
     """
 
@@ -82,11 +82,11 @@ class Explanation:
         return Circumstances(expired=self.expired_s > 0, seen=bool(self.first), private=private)
 
     def relative(self, number: Seq, side: int) -> int | None:
-        """A number counted from the first one of that side; None if that was not seen."""
+        """A number relative to the first one of that side; None if that one was not seen."""
         isn = self.isns[side]
         if isn is None:
             return None
-        # Data far behind the beginning is told as a negative number, not as one near 2**32.
+        # Data far before the beginning has a negative number, not one near 2**32.
         gap = (number - isn) & 0xFFFFFFFF
         return gap - (1 << 32) if gap >= 0xC0000000 else gap
 
@@ -130,7 +130,7 @@ class _History:
         return ends in {(one, other), (other, one)}
 
     def add(self, outcome: Outcome) -> None:
-        """Keep it, if it is one of the first or of the last."""
+        """Keep the packet if it is one of the first or of the last."""
         self.count += 1
         if len(self.first) < FIRST_SHOWN:
             self.first.append(outcome)
@@ -140,7 +140,7 @@ class _History:
     def learn(self, packet: Packet, *, trusted: bool) -> None:
         """Take a beginning of relative numbers from a segment.
 
-        Only one that conntrack took note of, `trusted`, can change what is known already.
+        Only a segment that conntrack accepted, `trusted`, can change a known beginning.
         """
         segment = packet.l4
         if not isinstance(segment, Segment):
@@ -149,7 +149,7 @@ class _History:
         if segment.flags & SYN and trusted:
             self.isns[one] = segment.seq
         elif not segment.flags & RST:
-            # Of a flow picked up in the middle the first byte seen is number 1.
+            # The first byte seen of a flow that was picked up in the middle is number 1.
             syn = segment.flags & SYN
             self.isns.setdefault(one, segment.seq if syn else add(segment.seq, -1))
         if segment.flags & ACK:
@@ -157,7 +157,7 @@ class _History:
 
 
 def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) -> Explanation:
-    """Follow the capture `name` up to frame `number` and tell about that one.
+    """Follow the capture `name` up to frame `number` and explain that frame.
 
     Raises:
         CaptureError: The file cannot be read.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Follows a capture with our own conntrack and judges what it calls INVALID.
+"""Follows a capture with the model of conntrack and judges the INVALID packets.
 
     replayer = Replayer(ReplaySettings(), policy)
     for frames in capture.batches():
@@ -8,10 +8,10 @@
     for outcome in replayer.finish():
         ...
 
-A frame becomes an IP packet, fragments become whole packets, and each of those goes through the
-flow table. Only packets that somebody will look at become an `Outcome`. Outcomes are held until
-the frames after them have shown whether the capture is to be believed there (`replay.doubt`,
-`replay.checksums`), and come in the order of their frames.
+Each frame is decoded to an IP packet, fragments are reassembled, and each whole packet goes through
+the flow table. Only packets to be shown become an `Outcome`. An outcome is held until later frames
+have shown whether the capture is complete there (`replay.doubt`, `replay.checksums`); outcomes are
+returned in the order of their frames.
 """
 
 from collections import deque
@@ -82,7 +82,7 @@ class ReplaySettings:
     """How to replay.
 
     Attributes:
-        kernel: Whose rules hold.
+        kernel: The conntrack rules to follow.
         kernel_doubt: Why the kernel that was asked for may follow others; empty if there is none.
         sysctls: How that kernel is set.
         checksums: What a wrong checksum means.
@@ -90,7 +90,7 @@ class ReplaySettings:
         nat_status: `flow.IPS_SRC_NAT` and `IPS_DST_NAT` bits that every flow is taken to
             have; a capture does not tell how the host translated.
         every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
-        strict: Whether the file is taken at its word: no finding is in doubt.
+        strict: Whether the capture counts as complete, so that no finding is in doubt.
         decapsulate: Whether the packets inside tunnels are followed too.
         assumed_wscale: Window scale of streams whose beginning is not in the file.
         settle_after_s: How long outcomes are held at most, seconds of capture; 0 for the whole
@@ -113,17 +113,18 @@ class ReplaySettings:
 @final
 @dataclass(init=False, slots=True)
 class Outcome:
-    """What became of one frame.
+    """The outcome of one frame.
 
     Attributes:
         frame: The frame; of a datagram in fragments the one that completed it.
         packet: The packet in it, put together; None if there is none.
         ctstate: What iptables would have matched; None where conntrack would see no packet.
         absent: Why there is no packet for conntrack, a fixed phrase; else empty.
-        ignored: Why its flow took no account of it; None when it did.
-        snapshot: Its flow after it; None without one, and for packets that nobody judged.
+        ignored: Why the packet left its flow unchanged; None where it did not.
+        snapshot: Its flow after the packet; None without a flow, and for packets that are not
+            judged.
         finding: Why it is INVALID.
-        decision: What the policy says to that.
+        decision: The decision of the policy.
         state: `TcpState` number of its flow after it; 0 without one.
         direction: In its flow; 0 original, 1 reply.
         now: Seconds since the first frame of the replay.
@@ -182,7 +183,7 @@ class Outcome:
 
 @final
 class _Undecided:
-    """Stands in for a policy where only the reason is of interest."""
+    """A policy for replays in which only the reason is of interest."""
 
     shadow = None
 
@@ -384,7 +385,7 @@ class Replayer:
         if self._start_ns < 0:
             self._start_ns = frame.time_ns
         self.now = (frame.time_ns - self._start_ns) / 1_000_000_000
-        # Several files are merged by time, so that in them too a time before is one of disorder.
+        # Several files are merged by time: in them too, an earlier time means disorder.
         self._late = frame.time_ns < self._last_ns
         if self._late:
             self.disordered += 1
@@ -440,7 +441,7 @@ class Replayer:
             and octets[13] == 0
             and octets[14] == 0x45
         ):
-            # What nearly all frames are: spares the search for VLAN tags.
+            # Nearly all frames are of this kind; they need no search for VLAN tags.
             octets = octets[14:]
         else:
             if frame.linktype in _COOKED:
@@ -467,7 +468,7 @@ class Replayer:
         self.without_packet[why] = self.without_packet.get(why, 0) + 1
 
     def outcome(self, frame: Frame, code: int) -> Outcome:
-        """The last frame with everything there is to say about it; `code` is what it gave."""
+        """The outcome of the last frame; `code` is the result of `follow`."""
         packet = self.packet
         if code == CT_NONE or packet is None:
             return Outcome(frame, None, None, self.now, self.absent)
@@ -494,7 +495,7 @@ class Replayer:
         """The outcome of the last packet as an INVALID one."""
         snapshot = self.table.snapshot()
         if snapshot is not None:
-            # A value made for this call; from here on nobody changes it.
+            # This value was made for the call and is not changed from here on.
             snapshot.status |= self._settings.nat_status
         queued = Queued(self._octets, _PREROUTING, "", "", 0, checksum)
         judgment = self._engine.judge_packet(queued, packet, snapshot, Evidence.REPLAY, self.now)
@@ -514,7 +515,7 @@ class Replayer:
         return outcome
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
-        """Decide what was uncertain about an outcome; append it if it is to be shown."""
+        """Settle what was uncertain about an outcome; append the outcome if it is to be shown."""
         outcome = held
         suspect = held.suspect
         if suspect is not None and held.if_broken is not None:
@@ -551,7 +552,7 @@ class Replayer:
         shown.append(outcome)
 
     def _recount(self, followed: Outcome) -> None:
-        """Count as INVALID what was counted as it was followed."""
+        """Count a packet as INVALID that was counted with another ctstate."""
         assert followed.ctstate is not None  # noqa: S101 - it was followed
         self.by_ctstate[CTSTATES.index(followed.ctstate)] -= 1
         self.by_ctstate[CT_INVALID] += 1

@@ -12,8 +12,8 @@ from typing import Final, final
 class Notifier:
     """Sends datagrams to the socket in NOTIFY_SOCKET, if there is one.
 
-    After `stopping` nothing more is sent: a daemon that is ending must neither feed its watchdog nor
-    report that it is ready.
+    After `stopping` nothing is sent: a daemon that is ending must not feed its watchdog or report
+    that it is ready.
 
     Attributes:
         watchdog_s: Longest time between two calls of `alive`, seconds; 0 without a watchdog.

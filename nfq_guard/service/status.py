@@ -30,9 +30,9 @@ class PolicyFacts(Struct, frozen=True, kw_only=True):
     """What logs and `status` show of a policy.
 
     Attributes:
-        source: The file or preset that it is from.
-        digest: Equal for equal rules in equal order, in whatever file they are.
-        rules: Number of its rules.
+        source: The file or preset of the policy.
+        digest: Digest of the rules in their order; it does not depend on the file.
+        rules: Number of rules.
     """
 
     source: str
@@ -53,11 +53,11 @@ class ActingPolicy(PolicyFacts, frozen=True, kw_only=True):
 class RulesState(StrEnum):
     """What the last check found of our rules in the packet filter."""
 
-    CORRECT = "as they should be"
+    CORRECT = "as configured"
     DIFFER = "differ"
     FOREIGN = "not ours"
-    FORBIDDEN = "not looked at"
-    PENDING = "not looked at yet"
+    FORBIDDEN = "not checked"
+    PENDING = "not checked yet"
 
 
 class RulesStatus(Struct, frozen=True, kw_only=True):
@@ -67,7 +67,7 @@ class RulesStatus(Struct, frozen=True, kw_only=True):
         state: What the last check found.
         problem: Why that check failed; empty where it did not.
         differences: Every difference that it found, one sentence each.
-        age_s: Seconds since it; null before the first.
+        age_s: Seconds since that check; null before the first.
     """
 
     state: RulesState
@@ -89,15 +89,15 @@ class ReloadStatus(Struct, frozen=True, kw_only=True):
 
 
 class QueueStatus(Struct, frozen=True, kw_only=True):
-    """One queue.
+    """The state of one queue.
 
     Attributes:
         queue: Its number.
         state: How it is served: `starting`, `serving`, `stuck` (its worker did not report for too
             long and was killed, but has not ended yet) or `down`.
-        pid: The process that serves it; 0 for none.
-        restarts: How often its worker was restarted.
-        packets_per_s: Over the last few seconds.
+        pid: Process ID of the process that serves it; 0 for none.
+        restarts: Number of restarts of its worker.
+        packets_per_s: Packets a second, over the last few seconds.
         waiting: Packets that wait in the kernel for a verdict.
         offload_entries: Flows whose INVALID packets the kernel drops by itself.
         counters: Counters of the queue, by name.
@@ -113,22 +113,22 @@ class QueueStatus(Struct, frozen=True, kw_only=True):
     counters: dict[str, int]
 
     def count(self, name: str) -> int:
-        """One counter; 0 where the daemon does not know it."""
+        """One counter; 0 if the daemon has none of that name."""
         return self.counters.get(name, 0)
 
 
 class Status(Struct, frozen=True, kw_only=True):
-    """The daemon.
+    """The state of the daemon.
 
     Attributes:
-        version: Of nfq-guard.
-        pid: Of the daemon.
+        version: Version of nfq-guard.
+        pid: Process ID of the daemon.
         mode: Whether decisions are carried out.
         since: When the daemon started, as in events.
-        uptime_s: Seconds since then.
+        uptime_s: Seconds since the start.
         config: The configuration file as the operator named it, or `defaults`.
         policy: The policy in force.
-        shadow: The policy on trial.
+        shadow: The policy on trial; null without one.
         evidence: Where flows are looked up: `bpf`, `ctnetlink` or `none`.
         fail_mode: The fail mode: `open`, `closed` or `kernel-drop`.
         max_rate_pps: Packets a second above which the kernel leaves packets to the fail mode;

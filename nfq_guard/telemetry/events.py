@@ -137,7 +137,7 @@ class PacketJudged(
     rule: Annotated[str, _text("The rule that decided.")]
     action: Annotated[Action, _text("Its action.")]
     verdict: Annotated[Verdict, _text("What the kernel was told.")]
-    would: Annotated[Verdict, _text("What the kernel is told in mode enforce.")]
+    would: Annotated[Verdict, _text("The verdict in mode enforce.")]
     shadow: Annotated[
         ShadowDecision | None, _text("The decision of the policy on trial, where it differs.")
     ] = None

@@ -80,7 +80,7 @@ class Stats:
         }
 
     def sum_of(self, base: "Stats", plain: dict[str, Any]) -> None:
-        """Set this to the sum of `base` and `plain`; gauges are those of `plain`."""
+        """Set the numbers to the sum of `base` and `plain`; gauges are those of `plain`."""
         for reason, by_action in self.judged.items():
             said = plain["judged"].get(reason.value, {})
             for action in by_action:

@@ -16,7 +16,7 @@ def test_a_daemon_that_saw_nothing() -> None:
     for part in (
         "dry-run (every packet is accepted)",
         "(1 d 1 h), pid 7",
-        "rules       as they should be (3 s ago)",
+        "rules       as configured (3 s ago)",
         "queue 0     serving by pid 7: 2.0 packets/s, 0 in all, 0 waiting",
         "reload      none",
         "no INVALID packet so far",
@@ -42,7 +42,7 @@ def test_settings_that_wait_for_a_restart() -> None:
 def test_rules_that_differ_and_rules_that_were_not_checked() -> None:
     assert "differ (3 s ago): a; b" in text(rules=rules_status(RulesState.DIFFER, "a", "b"))
     shown = text(rules=rules_status(RulesState.FORBIDDEN, problem="CAP_NET_ADMIN is missing"))
-    assert "not looked at (3 s ago): CAP_NET_ADMIN is missing" in shown
+    assert "not checked (3 s ago): CAP_NET_ADMIN is missing" in shown
 
 
 def test_losses_are_shown_where_there_are_any() -> None:

@@ -246,5 +246,5 @@ def test_a_user_who_may_not_see_legacy_tables_installs_into_nft() -> None:
     changes = firewall.install()
     assert firewall.choice().backend is Backend.NFT
     assert len(changes.done) == 2
-    assert all("legacy: not looked at" in note for note in changes.notes)
+    assert all("legacy: not checked" in note for note in changes.notes)
     assert firewall.verify() == []

@@ -74,12 +74,12 @@ def test_a_daemon_that_does_not_respond(tmp_path: Path, monkeypatch: pytest.Monk
             client.request("ping")
 
 
-def test_nobody_listens(tmp_path: Path) -> None:
+def test_no_process_listens(tmp_path: Path) -> None:
     with pytest.raises(NotRunningError, match="does not exist"):
         Client(tmp_path / "s")
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "s"))
-    with pytest.raises(NotRunningError, match="nobody listens"):
+    with pytest.raises(NotRunningError, match="no process listens"):
         Client(tmp_path / "s")
 
 

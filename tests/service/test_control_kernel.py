@@ -73,7 +73,7 @@ def test_status_counts(operated: Operated) -> None:
     assert sum(sum(one.values()) for one in status["reasons"].values()) == 120
     assert (status["mode"], status["fail_mode"]) == ("dry-run", "open")
     assert status["policy"]["source"] == str(operated.config)
-    assert status["rules"]["state"] in {"not ours", "not looked at yet"}
+    assert status["rules"]["state"] in {"not ours", "not checked yet"}
     text = operated.type("status")
     for word in ("dry-run", "queue 7", "that-port", status["policy"]["hash"], str(operated.config)):
         assert word in text

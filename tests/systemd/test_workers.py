@@ -57,10 +57,10 @@ def test_workers_of_several_queues(guest: Guest) -> None:
 
 def test_rules_are_looked_at_from_within_the_sandbox(guest: Guest) -> None:
     """Or, where the sandbox does not let it, the daemon says so once."""
-    guest.until(lambda: status(guest)["rules"]["state"] != "not looked at yet", "a look")
+    guest.until(lambda: status(guest)["rules"]["state"] != "not checked yet", "a look")
     rules = status(guest)["rules"]
-    assert rules["state"] in {"as they should be", "not looked at"}
-    assert bool(rules["problem"]) is (rules["state"] == "not looked at")
+    assert rules["state"] in {"as configured", "not checked"}
+    assert bool(rules["problem"]) is (rules["state"] == "not checked")
 
 
 def test_who_may_ask_what(guest: Guest) -> None:

@@ -20,7 +20,7 @@ _KEY: Final = "daemon.control_socket"
 # Connections that may wait to be accepted.
 _BACKLOG: Final = 16
 _CONNECT_WITHIN_S: Final = 1.0
-# Longer than another daemon needs to find out that nobody listens.
+# Longer than another daemon needs to find out that no process listens.
 LOCK_WITHIN_S: Final = 1.5
 # The owner and the group may connect; `commands` checks what each of them may send.
 _UMASK: Final = 0o117
@@ -33,7 +33,7 @@ def listen(path: Path, notes: list[str]) -> socket.socket | None:
     is where `path` is the default, and its directory is missing or a daemon in another network
     namespace has it.
 
-    A socket at which nobody listens, as a killed daemon leaves it, is replaced.
+    A socket without a listening process, as a killed daemon leaves it, is replaced.
 
     Raises:
         UsageError: `path` is not a socket, or cannot be made.
@@ -127,7 +127,7 @@ def _listen(path: Path, lock_within_s: float) -> socket.socket:
 
 
 def _make_room(path: Path) -> None:
-    """Remove a socket at which nobody listens."""
+    """Remove a socket without a listening process."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode) and not path.is_socket():
             raise UsageError(f"{_KEY}: expected a socket or nothing, found a file at {path}")

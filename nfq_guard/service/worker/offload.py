@@ -44,7 +44,7 @@ _Key = tuple[int, str, bytes, bytes, int, int]
 
 
 class Sets(Protocol):
-    """The part of `firewall.offload_sets.OffloadSets` that an offloader uses; calls raise OSError."""
+    """The part of `firewall.offload_sets.OffloadSets` in use here; calls raise OSError."""
 
     def add(self, flows: Sequence[tuple[OneWay, float]]) -> None:
         """Add flows, each with its seconds to live: all of them or none."""
