@@ -125,7 +125,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _noting_failure(results: Results, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Run one section; if it fails, record a row with the reason so that the others still run."""
+    """Run one section; if it fails, record a row with the reason and continue."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - recorded as a row

@@ -30,13 +30,13 @@ KERNEL_DROP: Final = "kernel DROP"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Contender:
-    """One program that answers the packets of a queue.
+    """One program that sends the verdicts of a queue.
 
     Attributes:
         name: Display name.
         words: The command for the queue of this number.
         missing: Why the program cannot run; empty if it can.
-        path: Where Python finds nfq_guard; empty for programs that are not Python.
+        path: The import path of nfq_guard; empty for other programs.
         share: The fraction of the packets sent to it; below 1 for a slow program.
     """
 
@@ -61,7 +61,7 @@ def guard(
     Args:
         compiled: Whether to run the built wheel's tree or the sources.
         name: Overrides the default name.
-        daemon: Further lines for the table `[daemon]` of its configuration.
+        daemon: Further lines of the table `[daemon]` of its configuration.
         policy: Further tables.
         mode: `enforce` or `dry-run`.
         workers: Queues from the given number on, one worker each.

@@ -3,11 +3,11 @@
 
     python -m benchmarks.instructions --check | --record
 
-Of the pure judgement, by the kind of packet; and of a whole turn of the daemon, from one wait to
-the next, with one packet and with thirty-two. `--check` exits 1 when a count is more than 5 % over
-the one in instructions.json, and prints each.
-Counts, not seconds: no load on the machine can decide. They belong to one build of Python;
-without a record of this one there is nothing to hold them to, and that is said.
+The counts are of the judgment of each kind of packet, and of a whole turn of the daemon, from one
+wait to the next, with one packet and with thirty-two. `--check` prints each count and exits 1 when
+one is more than 5 % over the record in instructions.json. Unlike times, counts do not depend on the
+load of the machine. They belong to one build of Python; without a record of this build, the program
+says so and compares nothing.
 
 Exit status: 0 fine, 1 over the limit, 69 when make, valgrind or the compiled tree is missing.
 """
@@ -37,7 +37,7 @@ _TREES: Final = {"compiled": COMPILED, "pure": REPO}
 
 
 class MissingError(Exception):
-    """A program or tree that counting needs is missing."""
+    """A program, or the compiled tree, is missing."""
 
 
 def key() -> str:

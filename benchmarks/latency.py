@@ -2,8 +2,8 @@
 """Latency added to a judged packet, at 10,000 packets a second.
 
 The receiver takes the time at which the kernel handed the packet to the far interface, by the same
-clock. The path without a queue is measured in the same rounds; what is added is each percentile
-less the median of that path, so that its own jitter counts against the queue.
+clock. The path without a queue is measured in the same rounds. The added latency is each percentile
+minus the median of that path, so that the jitter of the path counts against the queue.
 """
 
 import signal
@@ -38,7 +38,7 @@ def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
             if arena.enter(one, results, SECTION)
         ]
         site.open_flows(FLOWS)
-        # The payload is a timestamp of eight octets; the segment is far beyond the window.
+        # The payload is a timestamp of eight bytes; the segment is far beyond the window.
         frames = site.seq_over(FLOWS, payload=8)
         for name in names:
             arena.feed(name)

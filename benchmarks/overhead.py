@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Cost of each mitigation for valid traffic, and surviving connections, under INVALID packets.
 
-A client behind a translating router talks to a server. Beside its requests and its download,
-packets far over the window of other translated connections come from the server's side. Without
-help each of them reaches a socket that is not its own, and the RST kills the connection.
+A client behind a translating router talks to a server. Besides its requests and its download,
+the server's side sends packets far beyond the window of other translated connections. Without
+treatment each of them reaches a socket without that connection, and the RST ends the connection.
 """
 
 import re

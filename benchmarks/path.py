@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The packet path: the cost of one INVALID packet in each program that answers it.
+"""The packet path: the cost of one INVALID packet in each program that reads a queue.
 
-All programs sit on queues of their own from the start, and the one rule that queues is pointed at
-one after another, round after round, so that what else the machine does meets them all. The
-packets are the same: far over the window of flows that the router tracks. Accepted ones die at a
-rule in FORWARD, which counts them; that way every program's packets go the same way.
+Every program has a queue of its own from the start. The rule that queues packets is directed to one
+program after another, round after round, so that other load on the machine affects all alike. The
+packets are the same: far beyond the window of flows that the router tracks. A rule in FORWARD
+counts and drops accepted packets, so that the packets of all programs take the same path.
 """
 
 import subprocess
@@ -24,8 +24,8 @@ PACED: Final = "at 10,000 pps"
 TRANSLATED: Final = "saturated, translated flows"
 PACED_PPS: Final = 10_000
 FLOWS: Final = 1000
-# Saturated: so many packets wait in the queue at all times. The lower bound is well over a batch,
-# the upper one fits into the default socket buffer.
+# Saturated: the number of packets that wait in the queue at all times. The lower bound is well over
+# a batch, the upper one fits into the default socket buffer.
 BACKLOG: Final = (128, 240)
 _WARM_UP: Final = 2000
 
@@ -36,7 +36,7 @@ class Cost(NamedTuple):
     Attributes:
         process_us: CPU time of the program itself per packet.
         all_us: The same, including the sender and the kernel's softirq threads.
-        pps: Packets answered per second.
+        pps: Verdicts per second.
     """
 
     process_us: float
@@ -71,7 +71,7 @@ class Arena:
         except RuntimeError as error:
             results.missing(section, contender.name, str(error))
             return False
-        # opensnitch takes the next one too.
+        # opensnitch also binds the next queue.
         self._next_queue += max(2, queues_in_all)
         if queues_in_all == 1:
             machine.pin(process.pid, 1)

@@ -125,7 +125,7 @@ def added_latency(results: Results) -> Figure | None:
 
 
 def survival(results: Results) -> Figure | None:
-    """Connections that survive packets meant to kill them."""
+    """Connections that survive stray packets."""
     rows = [row for row in results.of(overhead.SECTION, "survived") if row.x and row.values]
     if not rows:
         return None

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Cost of a flood of repeats that the guard offloads to the kernel, against a plain DROP rule.
 
-Each mitigation has a site of its own, all of them alive at the same time, and the same flood goes
-through one after another, round after round: segments far over the window of a translated flow,
-as fast as the sender can. CPU time is the sender's (the kernel handles most packets in its name),
-that of the kernel's softirq threads, and the guard's. The same with valid segments of one flow
-says what the guard's rules cost the packets that they do not mean.
+Each mitigation has a site of its own, and all sites exist at the same time. The same flood passes
+one site after another, round after round: segments far beyond the window of a translated flow, as
+fast as the sender can send. CPU time is that of the sender (which includes most of the kernel's
+work), of the kernel's softirq threads, and of the guard. The same measurement with valid segments
+of one flow gives the cost of the guard's rules for valid packets.
 """
 
 import sys

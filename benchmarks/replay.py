@@ -3,7 +3,7 @@
 
     python benchmarks/replay.py [--packets N] [--flows N] [--repeat N] [--tree DIR] [--json FILE]
 
-The two run in turns, and the median of the ratios counts: what else the machine does then slows
+The two run in turns, and the median of the ratios counts, because other load on the machine slows
 both. CPU seconds, user and system, of the whole process with its start. The growth table shows
 that our time is linear in packets, and does not depend on how many flows they belong to.
 `--tree` is where the package is unpacked, such as `build/compiled`; the source tree by default.

@@ -2,7 +2,7 @@
 """The benchmark's network: a client and a server with a router between them.
 
 The router tracks connections. Flows of any number are opened by sending both sides' segments from
-the two ends; no socket knows of them, so nobody answers, and what arrives is only counted.
+the two ends; no socket has them, so that no host answers, and arriving packets are only counted.
 """
 
 import re
@@ -108,7 +108,7 @@ class Site:
 
     def start(self, namespace: Namespace, *words: str) -> subprocess.Popen[str]:
         """Start a program inside; it is stopped with the site at the latest."""
-        # A file, because a full pipe that nobody reads would block the program.
+        # A file, because a full pipe without a reader would block the program.
         path = self.directory / f"stderr-{len(self._complaints)}"
         with path.open("w", encoding="utf-8") as complaints:
             process = namespace.popen(*words, stdout=subprocess.DEVNULL, stderr=complaints)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `--kernel` names: a generation, a release, or the running kernel."""
+"""The kernel that `--kernel` names: a generation, a release, or the running kernel."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ def kernel_of(name: str) -> KernelGuess:
     """The rules of the kernel `name`; warns where they are a guess.
 
     Raises:
-        NfqGuardError: It is no kernel, or the running one cannot be asked.
+        NfqGuardError: `name` is no kernel, or the running kernel cannot be examined.
     """
     if name != LIVE:
         guess = guess_rules(name)

@@ -46,7 +46,7 @@ def opened(name: str) -> Iterator[io.BufferedReader]:
     """Open a recording; `-` is standard input. Damage is reported at the end.
 
     Raises:
-        UsageError: It cannot be read.
+        UsageError: The recording cannot be read.
     """
     try:
         source = Source(name)

@@ -37,7 +37,7 @@ _TCP_STATES: Final = tuple(state.name for state in TcpState if state is not TcpS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare them."""
+    """Declare all arguments."""
     parser.add_argument(
         "--policy",
         metavar="FILE",

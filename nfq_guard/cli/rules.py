@@ -95,7 +95,7 @@ def _kept(reason: str) -> Changes:
 
 
 def restarts(unit: str, runner: Runner) -> bool:
-    """Whether systemd stops a unit only to start it again; False where it cannot be asked.
+    """Whether systemd stops a unit only to start it again; False where systemd is unavailable.
 
     Without rules in between, packets that the policy drops would pass for a moment.
     """

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The daemon, from queues bound to queues unbound.
+"""The daemon, from binding the queues to unbinding them.
 
-Rules exist only while the queues are served, a crash excepted. At the start: queues, then rules,
-then READY. At the end: rules, then verdicts for what still waits in the queues, then the queues.
-Every wait at the end has a bound, and a second SIGTERM or SIGINT shortens it.
+Except after a crash, the rules exist only while the queues are served. At the start the daemon
+binds the queues, installs the rules and sends READY. At the end it removes the rules, sends the
+verdicts of all waiting packets and unbinds the queues. Every wait at the end has a bound, and a
+second SIGTERM or SIGINT shortens it.
 
-An exception that ends the daemon is in its log before anything is undone.
+An exception that ends the daemon is logged before anything is undone.
 """
 
 import os
@@ -61,19 +62,19 @@ TotalsT = TypeVar("TotalsT", bound=Totals)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a daemon is made of.
+    """The parts of a daemon.
 
     Attributes:
         settings: Its settings.
-        source: Where the settings are from, for the log.
+        source: The source of the settings, for the log.
         workers: Serves the queues.
         loop: The loop, in the main thread.
-        events: Where events go.
-        sink: The lines under `events`.
+        events: The log of events.
+        sink: Writes the lines of `events`.
         rules: Our rules in the packet filter.
         loaded: The policy to begin with.
-        read: Reads the policy anew, or raises NfqGuardError.
-        notifier: To the service manager.
+        read: Reads the policy again, or raises NfqGuardError.
+        notifier: Notifies the service manager.
         open_more: Opens the control socket and the metrics endpoint, once all queues are served;
             what it returns closes them.
         survey: Examines the rules of the host, in a thread; None to leave that out.
@@ -103,7 +104,7 @@ class Daemon:
     """
 
     def __init__(self, parts: Parts) -> None:
-        """Nothing happens before `run`."""
+        """Begin nothing before `run`."""
         self.mode = parts.settings.mode
         self._parts = parts
         self._settings = parts.settings
@@ -349,13 +350,13 @@ class Daemon:
         self._loop.stop()
 
     def _log_failure(self, error: BaseException) -> None:
-        """Log what ends the daemon; with its traceback unless it is for the operator to mend."""
+        """Log the error that ends the daemon; with a traceback unless it is an `NfqGuardError`."""
         trace = None if isinstance(error, NfqGuardError) else exception_texts(error)[1]
         self._events.emit(DaemonFailed(problem=str(error) or type(error).__name__, traceback=trace))
         self._parts.sink.push(time.monotonic())
 
     def _end_background(self) -> None:
-        """Let threads end: a check of the rules might put back what is about to be removed."""
+        """Wait for threads: a check might restore rules that are about to be removed."""
         self._monitor.close()
         self._wait_for_threads()
 

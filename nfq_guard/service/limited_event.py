@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An event of level error that a fault may trigger at any rate, and that is logged now and then."""
+"""Logs an event of level error at a bounded rate, however often a fault triggers it."""
 
 import math
 import time
@@ -14,10 +14,10 @@ _INTERVAL_S: Final = 10.0
 
 @final
 class LimitedEvent:
-    """Logs the first, and then at most one each ten seconds.
+    """Logs the first event, and then at most one each ten seconds.
 
     Attributes:
-        count: How often it happened, logged or not.
+        count: Number of faults, logged or not.
     """
 
     def __init__(self, events: EventLog) -> None:
@@ -28,7 +28,7 @@ class LimitedEvent:
         self._next_at = -math.inf
 
     def happened(self, event: Callable[[int], Event]) -> None:
-        """Count it and log it if it is time; `event` takes how many there were since the last."""
+        """Count a fault and log it if it is time; `event` takes the number since the last one."""
         self.count += 1
         now = time.monotonic()
         if now < self._next_at:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The privileges that a daemon keeps once the steps that take root are done.
+"""The privileges that a daemon keeps after the steps that take root.
 
-It stays the user that started it, who owns its log, its metrics file and its control socket. Of the
-capabilities it keeps what its sockets and its rules take, and no program that it runs gains more.
+The user stays the one that started the daemon and owns its log, its metrics file and its control
+socket. The daemon keeps the capabilities that its sockets and its rules take; programs that it runs
+get no others.
 """
 
 import os
@@ -25,10 +26,10 @@ _WRITE: Final = os.W_OK | os.X_OK
 def give_up(settings: Settings, config: Path | None) -> list[str]:
     """Keep only what a daemon with these settings needs until it has stopped.
 
-    For the only thread of a process.
+    Call it while the process has only one thread.
 
     Args:
-        settings: Of the daemon.
+        settings: The settings of the daemon.
         config: Its configuration file, which a reload reads; None for the default.
 
     Returns:
@@ -86,7 +87,7 @@ def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]
 
 
 def _barred_without(kept: int, wanted: list[tuple[Path, int]]) -> Path | None:
-    """The first of the files that exists and is out of reach of a process with `kept` alone."""
+    """The first existing file that a process with the capabilities `kept` cannot access."""
     existing = [(path, mode) for path, mode in wanted if path.exists()]
     child = os.fork()
     if child == 0:

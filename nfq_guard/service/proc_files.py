@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Files of /proc that root's step opens to the group of a daemon without root's groups.
+"""Makes files of /proc readable for the group of the daemon, which is not in group root.
 
-The kernel makes them readable for root and its group only. They belong to a network namespace, and
-are there once their module is loaded.
+The kernel makes these files readable for root and its group only. They belong to a network
+namespace, and exist once their module is loaded.
 """
 
 import os
@@ -22,14 +22,14 @@ def share(group: int) -> list[str]:
     """Let `group` read the counters of the queues, and which tables legacy iptables has.
 
     Args:
-        group: Its number; 0 takes it back.
+        group: The number of the group; 0 restores the original access.
 
     Returns:
-        A line for each file that the kernel did not let be changed.
+        A line for each file that could not be changed.
     """
     try:
         with closing(Connection()) as connection:
-            # Has the kernel load the module, without which the file is not there.
+            # Has the kernel load the module, without which the file does not exist.
             connection.send(requests.config_nothing())
     except (NfqGuardError, OSError):
         # The daemon names what is missing.

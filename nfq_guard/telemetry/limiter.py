@@ -3,9 +3,9 @@
 
 The first packet of its kind becomes an event at once. Further packets of the same kind within the
 interval are folded into one event with their number, due at the end of the interval. Packets of a
-kind are of one flow and equal in everything that a policy can ask, except for the distance from a
-bound: the event has the number of packets of each distance. So any policy decides about the event
-as it would about each of its packets.
+kind are of one flow and have the same value in every policy field, except for the distance from a
+bound: the event has the number of packets of each distance. A policy therefore decides about the
+event as about each of its packets.
 
 Two bounds hold against a flood of forged flows, each with a first packet: the table evicts the
 kind whose last event is the oldest, and all kinds together have a limit of events per second.
@@ -48,7 +48,7 @@ class Fold:
         self.distances: dict[int, int] | None = None
 
     def add(self, judgment: Judgment, now: float) -> bool:
-        """Add a packet of the same kind; false if that takes more distances than there may be."""
+        """Add a packet of the same kind; false if the event would have too many distances."""
         breach = judgment.finding.breach
         if breach is not None and not self._add_distance(breach.distance):
             return False
@@ -161,7 +161,7 @@ class EventLimiter:
         return self._due(folds, now)
 
     def _due(self, folds: list[Fold], now: float) -> list[Fold]:
-        """Those of `folds` that the limit of all events allows."""
+        """The elements of `folds` that the limit of all events allows."""
         if now - self._second >= 1:
             self._second = now
             self._left = self._events_per_s

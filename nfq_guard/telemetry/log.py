@@ -23,7 +23,7 @@ _TAG_OF_A_PACKET: Final = b'{"event":"packet_judged",'
 
 @final
 class EventLog:
-    """Writes events into a sink; `LineSink.push` brings them out.
+    """Writes events into a sink; `LineSink.push` writes them to the file.
 
     Attributes:
         last_error: The last event of level error: its time as `at`, its name as `event`, and its
@@ -48,7 +48,7 @@ class EventLog:
                 "event": name_of(type(event)),
                 **own_fields(event),
             }
-        # The wrapper's own way to a method of the logger underneath.
+        # How the wrapper finds a method of the logger that it wraps.
         self._logger._proxy_to_logger(event.level, cast("str", event))  # noqa: SLF001 - for wrappers' use
 
 

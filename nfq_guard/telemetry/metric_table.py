@@ -10,7 +10,7 @@ _QUEUE: Final = ("queue",)
 
 
 class Kind(StrEnum):
-    """What a metric may do."""
+    """The kind of a metric."""
 
     COUNTER = "counter"
     GAUGE = "gauge"
@@ -21,7 +21,7 @@ class Metric(NamedTuple):
 
     Attributes:
         kind: Counter or gauge.
-        name: As in `status` and in events, without `nfq_guard_` and `_total`.
+        name: The name in `status` and in events, without `nfq_guard_` and `_total`.
         help: One sentence.
         unit: What is counted; empty for a number without a unit.
         labels: Names of its labels; none for a number of the daemon and not of a queue.

@@ -32,12 +32,12 @@ from nfq_guard.telemetry.events import (
 )
 from nfq_guard.telemetry.journal import fields_of
 
-# An event has less than a tenth of it.
+# An event is shorter than a tenth of this.
 LINE_MAX_BYTES: Final = 1 << 16
 # Times beyond these are not the clock of a host, and some do not survive a change of time zone.
 _FIRST_YEAR: Final = 1970
 _LAST_YEAR: Final = 2261
-# The longest `log_interval_s`, and what a busy daemon may be late.
+# The longest `log_interval_s`, plus the delay of a busy daemon.
 _LONGEST_FOLD_S: Final = 86_400 + 3600
 _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
 # A field that each entry of `journalctl -o json` has, and no event.
@@ -221,7 +221,7 @@ class EventReader:
 
 
 def _checked(event: PacketJudged) -> datetime:
-    """Check what the types do not say.
+    """Check what the types do not express.
 
     Returns:
         The time of the event.
@@ -229,7 +229,7 @@ def _checked(event: PacketJudged) -> datetime:
     Raises:
         ValueError: A text has none of its values.
         KeyError: There is an address, but no family.
-        OverflowError: The time cannot be told in UTC.
+        OverflowError: The time cannot be expressed in UTC.
     """
     hook_number(event.hook)
     protocol_number(event.proto)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Writes the lines of the log: a bounded ring in front of a file that may be full, slow or gone.
 
-After the constructor nothing raises, and nothing blocks. A line that cannot be written stays in
+After the constructor no call raises or blocks. A line that cannot be written stays in
 the ring. When the ring is full, the oldest line is dropped and counted: a flood of packets, each
 with a line, may be faster than the reader of the log.
 """
@@ -27,7 +27,7 @@ class LineSink:
     Attributes:
         dropped: Lines that are lost.
         errors: Failed writes, not counting those that would have blocked.
-        last_error: The error of the last failed write; empty if there was none.
+        last_error: The error of the last failed write; empty without one.
     """
 
     def __init__(self, target: Path | int, *, ring_bytes: int = _RING_BYTES) -> None:

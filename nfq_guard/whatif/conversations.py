@@ -6,7 +6,7 @@ its flow *lived on* if any later packet of the flow is recorded. Otherwise the f
 flow is a pair of addresses and ports, in either direction.
 
 A capture has every packet of its flows. Events have only the INVALID ones, so a flow that lived on
-with valid packets alone is unknown there.
+with valid packets alone has the fate unknown.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Reconstructs the input of a policy from the daemon's events.
 
-Events have every field that a rule can match. The packet's octets are not recorded.
+Events have every field that a rule can match. The bytes of the packet are not recorded.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ _NAT_STATUS: Final = {
 
 
 def recorded(read: ReadEvent) -> Iterator[Recorded]:
-    """What a policy is asked about the packets of an event, once for each distance."""
+    """The input of a policy for the packets of an event, once for each distance."""
     event = read.event
     breach = event.breach
     packet = _packet(event)

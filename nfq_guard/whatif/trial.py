@@ -31,9 +31,9 @@ class Decided:
 class Trial:
     """One recording, one or two policies.
 
-    Rates depend on the time of each packet, which an event of several packets does not have, so
-    that what a policy with rates decides about events is an estimate: the packets of an event are
-    spread evenly over its time. The tallies have the bounds.
+    Rates depend on the time of each packet, which an event of several packets does not have. The
+    decisions of a policy with rates about events are therefore estimates: the packets of an event
+    are spread evenly over its time. The tallies have the bounds of these estimates.
 
     Attributes:
         packets: Packets of the recording, judged or not.

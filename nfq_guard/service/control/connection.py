@@ -31,7 +31,7 @@ class State(Enum):
 
 
 class Interest(Enum):
-    """What the loop watches a socket for."""
+    """The readiness that the loop watches a socket for."""
 
     NOTHING = auto()
     READABLE = auto()
@@ -68,9 +68,9 @@ class Connection:
     Attributes:
         caller: The process at the other end.
         state: Changed by `move` alone.
-        input: What arrived and was not taken yet.
+        input: Bytes that have arrived and are not yet used.
         input_ended: Whether nothing more will be read.
-        output: What is left to send of a response.
+        output: The rest of a response that is not sent yet.
         active_at: When the client last sent or read something, monotonic seconds.
     """
 
@@ -89,7 +89,7 @@ class Connection:
     def __init__(
         self, end: socket.socket, loop: Loop, ready: Callable[["Connection"], None]
     ) -> None:
-        """Watch a connected socket, and call `ready` from the loop when there is something to do.
+        """Watch a connected socket; the loop calls `ready` when there is something to do.
 
         Raises:
             OSError: The caller cannot be identified, or the socket cannot be watched.

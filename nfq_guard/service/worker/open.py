@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Opens everything that one queue is served with, in the process that serves it."""
+"""Opens everything that serves one queue, in the process that serves it."""
 
 import os
 from contextlib import ExitStack
@@ -40,14 +40,14 @@ def open_queue(
     instance: str,
     ahead: Program | str | None = None,
 ) -> QueueServer:
-    """Bind a queue and open all that its packets are judged with; where a step fails, undo all.
+    """Bind a queue and open everything that judging takes; if a step fails, undo all steps.
 
     Args:
-        settings: Of the daemon; the mode is the one to begin in.
+        settings: The settings of the daemon, with the mode to begin in.
         queue_num: Number of the queue.
         policy: The policy to begin with.
-        events: Where events go.
-        sink: The lines under `events`.
+        events: The log of events.
+        sink: Writes the lines of `events`.
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.

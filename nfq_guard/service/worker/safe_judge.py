@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Judges a batch so that every packet gets a verdict even where judging raises.
+"""Judges a batch so that every packet gets a verdict, even if judging raises an exception.
 
-A bug that a packet can reach must neither cost other packets their verdict nor end the daemon.
+A bug that a packet triggers must neither end the daemon nor keep other packets without a verdict.
 """
 
 import traceback
@@ -77,8 +77,8 @@ class SafeJudge:
         """Wrap `judge`.
 
         Args:
-            judge: Judges packets; an exception of it is a bug of ours.
-            report: Called once for each place in the code that raised.
+            judge: Judges packets; an exception is a bug.
+            report: Called once for each place in the code that raised an exception.
         """
         self.failures = 0
         self._judge = judge
