@@ -87,7 +87,7 @@ class Finding:
     Attributes:
         reason: Why the packet is INVALID.
         breach: The broken bound, for the reasons in `BOUNDS`.
-        detail: A fixed phrase that says more, such as "reply syn in ESTABLISHED"; may be empty.
+        detail: A fixed phrase with more detail, such as "reply syn in ESTABLISHED"; may be empty.
     """
 
     reason: Reason

@@ -309,10 +309,10 @@ class FlowSnapshot:
 @final
 @dataclass(init=False, slots=True)
 class LookupFailed:
-    """A lookup that the kernel did not answer: it says nothing about the flow.
+    """A failed lookup; it proves nothing about the flow.
 
     Attributes:
-        code: The errno, never ENOENT, which is the answer "no entry".
+        code: The errno; never ENOENT, which means "no entry".
     """
 
     code: int

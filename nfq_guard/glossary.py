@@ -33,7 +33,7 @@ class Circumstances(NamedTuple):
 
 
 class BoundWords(NamedTuple):
-    """What a bound asks, and the words for the numbers held against it.
+    """The question that a bound answers, and the words for the numbers checked against it.
 
     Attributes:
         numeral: Its number in kernel.md 1.6.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the commands that talk to a running daemon share."""
+"""Options and connection of the commands that control a running daemon."""
 
 import argparse
 from pathlib import Path

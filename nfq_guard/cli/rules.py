@@ -221,7 +221,7 @@ class ChangesRecord(TypedDict):
 
     Attributes:
         done: Each change, one sentence each.
-        notes: What else the operator should know.
+        notes: Notes for the operator.
     """
 
     done: tuple[str, ...]

@@ -31,7 +31,7 @@ def reverse(key: Key) -> Key:
 
 
 class Companion:
-    """Base of what whoever follows a capture remembers beside an entry."""
+    """Base of the data that a replay keeps with an entry."""
 
 
 @final
@@ -43,12 +43,12 @@ class Entry:
         original: Key of the original direction.
         reply: Key of the reply direction.
         created: When its first packet was seen, seconds.
-        expires: When it is over unless refreshed, seconds.
+        expires: When it expires unless refreshed, seconds.
         status: `flow.IPS_*` bits.
         state: `flow.TcpState` number; 0 for other protocols.
         peers: Senders of the original and of the reply direction, changed in place; `NO_PEERS`
             for other protocols than TCP.
-        stream: For whoever follows the capture that the flow is in; conntrack does not use it.
+        stream: Data of the replay for this flow; the tracker does not use it.
         last_dir: Direction of the last segment recorded. This and what follows as in
             `flow.FlowSnapshot`.
     """

@@ -25,7 +25,7 @@ class KernelRules:
         rst_after_syn_checked: Whether an RST is held against `td_maxack` after an ignored SYN.
         reinit_by_any_segment: Whether any later segment re-initialises a half-open peer; else
             only one with SYN does, and takes window scaling from both if it is the answer and not
-            both asked for it.
+            both requested it.
         rst_after_challenge_ack: Whether an RST that answers a challenge ACK is let through.
         invalid_close_shortens: Whether INVALID segments with FIN or RST from both ends bring the
             timeout of a settled flow down.
@@ -84,7 +84,7 @@ KERNELS: Final = {
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelLog:
-    """What the kernel's log says of INVALID packets (kernel.md 1.12).
+    """The form of the kernel's log of INVALID packets (kernel.md 1.12).
 
     Attributes:
         prints_bounds: Whether the text of a bound has the first number that fails.
@@ -140,11 +140,11 @@ _CANDIDATE: Final = re.compile(r"-rc[0-9]+\+?")
 @final
 @dataclass(frozen=True, slots=True)
 class KernelGuess:
-    """What the release of a kernel tells about its rules.
+    """The rules that the release of a kernel suggests.
 
     Attributes:
         rules: The rules of the generation.
-        log: How it logs.
+        log: The form of its log.
         doubt: Why that kernel may follow other rules; empty for the name of a generation and for
             a release of the kernel's own developers that is known.
     """
@@ -155,7 +155,7 @@ class KernelGuess:
 
 
 def guess_rules(release: str) -> KernelGuess:
-    """What a kernel release such as `6.18.44-cloud`, or the name of a generation, tells.
+    """The rules of a kernel release such as `6.18.44-cloud`, or of a generation by its name.
 
     Raises:
         UsageError: `release` is neither.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What conntrack's own log says of a packet, in the spelling of every kernel (kernel.md 1.12).
+"""Parses conntrack's log texts about packets, in the spelling of every kernel (kernel.md 1.12).
 
 Conntrack ends each text with a space. Where that is missing, the text was cut off, and so may be
 the number at its end.

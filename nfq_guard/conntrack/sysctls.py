@@ -5,30 +5,30 @@ from dataclasses import dataclass
 from typing import Final, final
 
 # `tcp_timeouts_s` by `flow.TcpState` number: NONE SYN_SENT SYN_RECV ESTABLISHED FIN_WAIT CLOSE_WAIT
-# LAST_ACK TIME_WAIT CLOSE SYN_SENT2 (kernel.md 1.9; the last has no sysctl of its own).
+# LAST_ACK TIME_WAIT CLOSE SYN_SENT2 (kernel.md 1.9; the last has no sysctl).
 TCP_TIMEOUTS_S: Final = (0, 120, 60, 432_000, 120, 60, 30, 120, 10, 120)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sysctls:
-    """What an operator can set; the defaults are the kernel's.
+    """The sysctls of conntrack, with the kernel's defaults.
 
     Attributes:
-        be_liberal: Windows are not held against segments, only RST are.
-        loose: A flow may be picked up in the middle.
-        ignore_invalid_rst: A RST below `td_maxack` goes to the window check instead of INVALID;
-            kernels before 5.14 do not have it.
-        checksum: Checksums are verified, where the caller could tell.
+        be_liberal: Whether only RST are checked against the window.
+        loose: Whether a flow may be picked up in the middle.
+        ignore_invalid_rst: Whether an RST below `td_maxack` goes to the window check instead of
+            INVALID; kernels before 5.14 do not have it.
+        checksum: Whether a wrong checksum makes a packet INVALID.
         expires: Whether entries expire at all; False replays a capture without timeouts.
-        max_retrans: How often a segment is seen again before `max_retrans_timeout_s` holds.
-        tcp_timeouts_s: By `flow.TcpState` number.
-        max_retrans_timeout_s: For a flow that retransmits.
-        unacknowledged_timeout_s: For a flow with data under way, or a shut window.
-        udp_timeout_s: Before a reply.
-        udp_stream_timeout_s: For a flow that went both ways for more than two seconds.
-        icmp_timeout_s: For requests of ICMP and ICMPv6.
-        generic_timeout_s: For protocols that conntrack knows nothing about.
+        max_retrans: Retransmissions of a segment after which `max_retrans_timeout_s` holds.
+        tcp_timeouts_s: Timeouts of TCP flows, by `flow.TcpState` number.
+        max_retrans_timeout_s: Timeout of a flow that retransmits.
+        unacknowledged_timeout_s: Timeout of a flow with unacknowledged data, or a closed window.
+        udp_timeout_s: Timeout of a UDP flow before its reply.
+        udp_stream_timeout_s: Timeout of a UDP flow with packets both ways for over two seconds.
+        icmp_timeout_s: Timeout of ICMP and ICMPv6 requests.
+        generic_timeout_s: Timeout of protocols without a tracker.
     """
 
     be_liberal: bool = False

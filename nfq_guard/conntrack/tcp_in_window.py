@@ -199,7 +199,7 @@ def take_options(peer: Peer, segment: Segment) -> None:
 def _move_window(
     sender: Peer, receiver: Peer, segment: Segment, ack: Seq, sack: Seq, end: Seq
 ) -> None:
-    """What a segment inside the window tells about both sides (kernel.md 1.6 g)."""
+    """Update both sides by a segment inside the window (kernel.md 1.6 g)."""
     flags = segment.flags
     win = segment.window if flags & SYN else segment.window << sender.td_scale
     spanned = win + ((sack - ack) & _MASK)
@@ -214,7 +214,7 @@ def _move_window(
         else:
             sender.td_maxack = later(ack, sender.td_maxack)
     if receiver.td_maxwin != 0 and after(end, sender.td_maxend):
-        # It wraps as the kernel's does, after gigabytes from a sender that knows no window.
+        # It wraps as in the kernel, after gigabytes from a sender that ignores the window.
         receiver.td_maxwin = (receiver.td_maxwin + end - sender.td_maxend) & _MASK
     reach = add(sack, win)
     if before(add(receiver.td_maxend, -1), reach):

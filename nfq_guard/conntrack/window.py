@@ -197,7 +197,7 @@ def rst_breach_of(
         status: `flow.IPS_*` bits of its flow.
         last_index: Class of the last segment that the flow recorded.
         receiver: The other side.
-        kernel: Whose rules hold; `nf_conntrack_tcp_ignore_invalid_rst` is the caller's to ask.
+        kernel: The conntrack rules; the caller checks `nf_conntrack_tcp_ignore_invalid_rst`.
     """
     if not rst_is_held(receiver, last_index, kernel):
         return None

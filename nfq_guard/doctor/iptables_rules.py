@@ -37,7 +37,7 @@ _HOOKS: Final = {
 _STATES: Final = frozenset({"--ctstate", "--state"})
 _ALWAYS: Final = frozenset({"--comment", "--nfacct-name"})
 _WITHOUT_ENTRY: Final = {
-    # Match modules that look at the conntrack entry: what they answer without one, unless negated.
+    # Match modules that use the conntrack entry: their result without one, unless negated.
     "connmark": NEVER,
     "connbytes": NEVER,
     "helper": None,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Other programs' rules that write the mark bit by which kernel-drop knows unjudged packets."""
+"""Other programs' rules that write the mark bit with which kernel-drop marks unjudged packets."""
 
 from collections.abc import Iterable, Iterator
 

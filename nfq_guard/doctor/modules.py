@@ -60,7 +60,7 @@ _SUFFIX: Final = re.compile(r"\.ko(?:\.\w+)?$")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelFiles:
-    """What the files of a machine tell about its running kernel.
+    """The facts about a running kernel, from the files of the machine.
 
     Attributes:
         release: Its release.
@@ -68,7 +68,8 @@ class KernelFiles:
         available: Modules in its directory of modules; None if there is no such directory.
         builtin: What would be modules in other kernels and is built in.
         loaded: Modules that are loaded now.
-        disabled: Modules that modprobe refuses to load by itself, each with the file that says so.
+        disabled: Modules that modprobe does not load by itself, each with the file that disables
+            it.
         may_load: Whether the kernel still loads modules at all.
         package: The package that has further modules; empty if the distribution is not known.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether an INVALID segment matches what a rule of nftables asks, from nft's JSON.
+"""Whether an INVALID segment matches the conditions of an nftables rule, from nft's JSON.
 
 An expression that reads the conntrack entry ends its rule, as an INVALID packet has none; only
 `ct state` has a value then.

@@ -19,10 +19,10 @@ class Owner(NamedTuple):
         id: Suffix of the check's id.
         name: Display name.
         invalid: The recommended action on its rules for INVALID packets.
-        denied: That on its default deny, where it has a switch of its own for it.
-        prefixes: What names of its chains or tables begin with.
+        denied: The recommended action on its default deny, where a separate switch controls it.
+        prefixes: Prefixes of the names of its chains or tables.
         words: What its comments and log prefixes contain.
-        claims: The built-in chains in which it puts rules and policies without a name of its own.
+        claims: The built-in chains to which it adds rules and policies that do not name it.
     """
 
     id: str

@@ -95,7 +95,7 @@ class Act(StrEnum):
 
 
 ENDS: Final = frozenset({Act.ACCEPT, Act.DROP, Act.RESET, Act.REJECT, Act.ELSEWHERE, Act.UNKNOWN})
-"""The acts after which the packet sees no later rule of the base chain."""
+"""The acts after which no later rule of the base chain applies to the packet."""
 
 TAKES: Final = ENDS - {Act.ACCEPT}
 """The acts after which it may never arrive."""

@@ -24,7 +24,7 @@ def parse_counters(text: str) -> dict[str, int]:
 
 
 def fill(count: int, maximum: int) -> Check:
-    """The table's fill level; a full table drops new flows before any rule sees them."""
+    """The table's fill level; a full table drops new flows before any rule applies."""
     what = f"{count} of {maximum} connections"
     todo = "raise net.netfilter.nf_conntrack_max (and nf_conntrack_buckets with it)"
     share = count / maximum if maximum else 0.0

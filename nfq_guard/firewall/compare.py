@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compares the live rules with the wanted ones."""
+"""Compares the installed rules with the required ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,13 +29,13 @@ class Kind(StrEnum):
 
 
 REMARKS: Final = frozenset({Kind.TAKEN_BEFORE, Kind.POLICY_SKIPPED})
-"""What others do in the chains of our jumps, and no installation of ours can change."""
+"""Rules of other programs in the chains of our jumps; an installation does not change them."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """One difference between the live and the wanted rules.
+    """One difference between the installed and the required rules.
 
     Attributes:
         kind: The kind.

@@ -112,7 +112,7 @@ class Exchange:
         """Look up at most `BATCH` tuples in a zone; one result each, in order.
 
         A snapshot holds the requested tuple itself; the program returns the other one. When the
-        kernel does not run the program, for example for want of memory, every lookup has failed.
+        kernel does not run the program, for example for lack of memory, every lookup has failed.
         """
         self._put(tuples, zone)
         code = self._run()

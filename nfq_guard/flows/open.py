@@ -22,7 +22,7 @@ class NoFlows:
     evidence: Final = Evidence.NONE
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        """None for each tuple; `evidence` tells that it means nothing."""
+        """None for each tuple, with no meaning: `evidence` is NONE."""
         return [None] * len(tuples)
 
     def close(self) -> None:

@@ -20,7 +20,7 @@ _CAPABILITIES: Final = {
 # The inode number of the initial user namespace.
 _INIT_USER_NAMESPACE: Final = 0xEFFFFFFD
 _LOCKDOWN: Final = Path("/sys/kernel/security/lockdown")
-# What libbpf says of a field that it does not find in the kernel's type information.
+# The message of libbpf about a field that is missing in the kernel's type information.
 _NO_FIELD: Final = re.compile(
     r"failed to resolve CO-RE relocation <\w+> \[\d+\] (struct [^.\s]+)\.(\S+)"
 )

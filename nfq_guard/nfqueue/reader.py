@@ -72,7 +72,7 @@ class QueueReader:
         self._names = InterfaceNames()
         self._queue = _opened()
         with warnings.catch_warnings():
-            # A smaller buffer than requested: the operator's log tells it.
+            # The buffer is smaller than requested; a note in the log says so.
             warnings.simplefilter("ignore", RuntimeWarning)
             try:
                 self._queue.bind(

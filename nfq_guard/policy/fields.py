@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The field table: what a rule may ask about a packet, one row a field.
+"""The field table: the properties of a packet that a rule can match, one row a field.
 
 Parser, matcher, lint, offload check, printed sentences, JSON Schema and the table of keys in
 `rules/policy/README.md` follow from the table. A new field is a row in `FIELDS`, a code, and a
@@ -92,7 +92,7 @@ class Need:
         numbers: The numbers of the row's own field.
         field: Name of the other field.
         others: The numbers that the packet then has there.
-        otherwise: Why a rule that asks for other numbers there can never match.
+        otherwise: Why a rule with other numbers can never match.
     """
 
     numbers: IntervalSet
@@ -111,7 +111,7 @@ class Field:
         kind: How its values are written.
         code: How it is taken from a packet, see `number_of` and `name_of`.
         depends_on: What decides its value.
-        says: What it is, for the table of keys and the schema.
+        says: A description, for the table of keys and the schema.
         phrase: How a printed sentence names it: "the reason".
         words: For `WORD` and `STATUS` the words, each standing for its position; for a `SWITCH`
             two clauses, for false and for true; for a `NUMBER` the names of some numbers.
@@ -456,7 +456,7 @@ _UDP_HEADER: Final = 8
 
 
 def name_of(code: int, queued: Queued) -> str:
-    """The interface that a `PATTERN` field of this code asks about; empty when there is none."""
+    """The interface that a `PATTERN` field of this code is matched with; empty without one."""
     return queued.indev if code == _IN else queued.outdev
 
 

@@ -71,7 +71,7 @@ def cautions(model: PolicyModel, kernel: KernelRules) -> list[Caution]:
 
 
 def lets_nothing_pass(model: PolicyModel) -> bool:
-    """Whether every packet would be dropped, as far as `shadowing` can tell."""
+    """Whether every packet would be dropped, as far as `shadowing` can determine."""
     earlier: list[Reach] = []
     for rule in (*model.rules, *_final_rules(model)):
         reach = Reach(rule)

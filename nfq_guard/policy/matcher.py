@@ -30,7 +30,7 @@ from nfq_guard.policy.model import (
 from nfq_guard.policy.rates import MOST_KEYS, MOST_KEYS_IN_ALL, RateLimit
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
-# Names or marks whose rules an index remembers. A host has few of either; when a sender or a rule
+# Names or marks whose rules an index keeps. A host has few of either; when a sender or a rule
 # makes up marks, the cache is emptied and filled again.
 MOST_REMEMBERED: Final = 1024
 

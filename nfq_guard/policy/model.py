@@ -31,7 +31,7 @@ RATE_KEYS: Final = ("over", "in_s", "by")
 
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 RESERVED_NAMES: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN)
-# Nesting of includes is bounded besides cycles: each level is a file that somebody must read.
+# Most nested includes; deeper nesting is a mistake, even without a cycle.
 DEEPEST_INCLUDE: Final = 8
 # Rules of a policy with everything it includes: bounds its memory and the time of a reload.
 MOST_RULES: Final = 1000

@@ -46,8 +46,8 @@ class OffloadCheck:
         Args:
             queued: The packet as it was queued.
             packet: A TCP segment.
-            snapshot: Its flow, which must stay while the result is used; None when conntrack does
-                not know it, so that an entry may appear at any moment.
+            snapshot: Its flow, which must stay while the result is used; None when it has
+                no entry, so that an entry may appear at any moment.
         """
         fixed, impossible = _FIXED_IN_SEGMENTS, _NOT_OF_SEGMENTS
         if snapshot is not None:

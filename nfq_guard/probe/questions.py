@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Flows that tell the generations of conntrack apart, and what each generation makes of them.
+"""Flows that distinguish the generations of conntrack, and the result under each generation.
 
 An answer is one character a segment, `x` for INVALID and `.` for any other ctstate, and after a
 blank the timeout of the flow in seconds where the generations differ in that.

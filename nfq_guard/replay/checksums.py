@@ -163,7 +163,7 @@ class ChecksumJudge:
 
 
 def _finishes(source: Source) -> bool:
-    """Whether the capture sees the packets of `source` with finished checksums."""
+    """Whether the capture shows packets of `source` with finished checksums."""
     return source.right >= _RIGHT_PER_WRONG * source.wrong
 
 

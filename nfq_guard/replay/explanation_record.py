@@ -99,7 +99,7 @@ class BoundRecord(TypedDict):
 
 
 class KernelRecord(TypedDict):
-    """What the rules of another kernel say of the packet.
+    """The result for the packet under the rules of another kernel.
 
     Attributes:
         kernel: The rules, by the first kernel that has them.

@@ -47,13 +47,13 @@ class FrameRecord(TypedDict):
         reason: Why the packet is INVALID; null for any other.
         breach: The bound that it broke; null where none was.
         state: State of the flow after the packet.
-        action: What the policy says of an INVALID packet.
-        rule: The rule that says so.
+        action: The action of the policy for an INVALID packet.
+        rule: The rule that decides.
         detail: More about the reason; null where there is no more.
         doubt: Why the packet may be INVALID to this capture alone: `unseen-data`, `unseen-window`,
             `unseen-handshake`, `out-of-order`, `frames-missing` or `capture-drops`; null where the
             finding stands.
-        doubt_detail: The same as a sentence, with the frame and the bytes; null without a doubt.
+        doubt_detail: The doubt as a sentence, with the frame and the bytes; null without a doubt.
         absent: Why conntrack would see no packet in this frame; null where it does.
         file: The capture, when several are replayed together.
     """

@@ -414,7 +414,7 @@ class Replayer:
         return packet
 
     def _is_dropped_before(self, packet: Packet | Malformed, octets: bytes) -> bool:
-        """Whether the IP layer throws a packet away before conntrack sees it."""
+        """Whether the IP layer drops a packet before conntrack."""
         if isinstance(packet, Malformed):
             return packet.problem in _DROPPED_BY_IP
         return packet.family == IPV4 and not self.checksums.header_ok(octets)

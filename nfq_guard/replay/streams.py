@@ -103,9 +103,9 @@ class Beyond:
         index: Its position in the stream.
         frame: Its frame.
         near: Whether a window of the peer reaches so far.
-        selective: Whether a SACK block says so, not the acknowledgement field.
+        selective: Whether the number is from a SACK block, not from the acknowledgement field.
         genuine: Whether the acknowledged stream proved it right.
-        refuted: Whether its sender went back behind it, which no receiver does.
+        refuted: Whether its sender later acknowledged less, which no receiver does.
     """
 
     def __init__(
@@ -315,7 +315,7 @@ class Streams:
         """Take one segment into account.
 
         Args:
-            entry: Its conntrack entry, which remembers the stream; None without one.
+            entry: Its conntrack entry, which keeps the stream; None without one.
             direction: Its direction there.
             key: The same direction (`conntrack.entry.key_of`).
             segment: The segment.

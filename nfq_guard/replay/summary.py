@@ -127,8 +127,8 @@ class Summary:
 
     Attributes:
         by_reason: How many, by reason.
-        by_action: How many, by what the policy says.
-        by_rule: How many, by what the policy says and the rule that says it.
+        by_action: How many, by action of the policy.
+        by_rule: How many, by action and by the rule that decides.
         by_flow: How many, by flow; bounded.
         by_doubt: How many are in doubt, by why; the other counts leave them out.
     """

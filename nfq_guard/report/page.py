@@ -136,7 +136,7 @@ def _span(seconds: int) -> str:
 
 
 def _phrase(reason: str) -> str:
-    """The meaning of `reason`; empty if this version does not know it."""
+    """The meaning of `reason`; empty if this version has no such reason."""
     try:
         return REASONS[Reason(reason)].phrase
     except ValueError:

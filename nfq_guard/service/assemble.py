@@ -54,7 +54,7 @@ _STDOUT: Final = 1
 _METRICS_FILE_S: Final = 15.0
 
 MakeLog = Callable[[LineSink], EventLog]
-"""Makes the log that writes into a sink, in the form that the settings ask for."""
+"""Makes the log that writes into a sink, in the configured format."""
 
 
 GiveUp = Callable[[Settings, Path | None], list[str]]
@@ -86,13 +86,13 @@ def run(
     Args:
         path: The configuration file; None as in `config.read_config`.
         override: Applies the command line to the settings of the file.
-        give_up: Gives up privileges, once what takes them is done; `privileges.give_up`. They are
-            those of the whole process, so they are kept unless the caller says otherwise.
+        give_up: Gives up privileges of the whole process, after the steps that take them, as
+            `privileges.give_up`; by default all are kept.
         survey: Examines the rules of the host once the daemon has started.
 
     Raises:
-        NfqGuardError: The configuration has mistakes, or a part of the daemon cannot be made. What
-            was opened by then is closed again.
+        NfqGuardError: The configuration has mistakes, or a part of the daemon cannot be made;
+            everything that was opened is closed again.
     """
     config = load_config(path)
     settings = override(config.settings)

@@ -44,7 +44,7 @@ class Config:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConfigReading:
-    """What a file says, with every mistake in it.
+    """The result of reading a file, with every mistake in it.
 
     Attributes:
         source: The file as the operator named it, or `defaults`.

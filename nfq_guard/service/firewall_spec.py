@@ -34,7 +34,7 @@ class RulesChange(Protocol):
 
     @property
     def notes(self) -> Sequence[str]:
-        """What else the operator should know."""
+        """Notes for the operator."""
 
 
 class Rules(Protocol):

@@ -25,7 +25,7 @@ Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How the daemon runs; the policy says what it decides.
+    """How the daemon runs; the policy determines its decisions.
 
     Attributes:
         mode: `enforce` carries decisions out; `dry-run` accepts every packet and only logs what

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""What the guard tells the world: events, metrics."""
+"""Events and metrics: writing, limiting and reading them."""

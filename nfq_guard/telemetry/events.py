@@ -136,7 +136,7 @@ class PacketJudged(
     ct_mark: Annotated[int, _number("Mark of the conntrack entry.", high=_U32)] | None
     rule: Annotated[str, _text("The rule that decided.")]
     action: Annotated[Action, _text("Its action.")]
-    verdict: Annotated[Verdict, _text("What the kernel was told.")]
+    verdict: Annotated[Verdict, _text("The verdict that was sent to the kernel.")]
     would: Annotated[Verdict, _text("The verdict in mode enforce.")]
     shadow: Annotated[
         ShadowDecision | None, _text("The decision of the policy on trial, where it differs.")
@@ -203,7 +203,7 @@ class Totals(Event, frozen=True, kw_only=True, omit_defaults=True):
 
 class _RuleChange(Event, frozen=True, kw_only=True, omit_defaults=True):
     done: Annotated[list[str], _text("One sentence for each change.")]
-    notes: Annotated[list[str], _text("What an operator should know besides.")]
+    notes: Annotated[list[str], _text("Notes for the operator.")]
 
 
 @final
@@ -249,7 +249,7 @@ class DaemonFailed(Event, frozen=True, kw_only=True, omit_defaults=True, tag="da
 
 @final
 class Note(Event, frozen=True, kw_only=True, omit_defaults=True, tag="note"):
-    """Something at the start that an operator should know."""
+    """A note for the operator, at the start."""
 
     level: ClassVar[Level] = "warning"
     text: Annotated[str, _text("One sentence.")]
@@ -267,7 +267,7 @@ class HostTakes(Event, frozen=True, kw_only=True, omit_defaults=True, tag="host_
     """At the start: rules of the host drop, reset or divert packets that the policy allows."""
 
     level: ClassVar[Level] = "warning"
-    fates: Annotated[list[str], _text("What becomes of them, one text a hook, as `doctor` says.")]
+    fates: Annotated[list[str], _text("Their fate, one text a hook, as in `doctor`.")]
     unread: Annotated[list[str] | None, _text("Rules that could not be read.")] = None
 
 
@@ -393,7 +393,7 @@ class WorkerEnded(_WorkerProcess, frozen=True, kw_only=True, tag="worker_ended")
 
 @final
 class WorkerStuck(_WorkerProcess, frozen=True, kw_only=True, tag="worker_stuck"):
-    """A worker gave no sign of life and was killed."""
+    """A worker did not report for too long and was killed."""
 
     level: ClassVar[Level] = "error"
 
@@ -530,7 +530,7 @@ class LogLinesDropped(Event, frozen=True, kw_only=True, tag="log_lines_dropped")
 
 @final
 class OffloadFailed(Event, frozen=True, kw_only=True, tag="offload_failed"):
-    """The kernel could not be told to drop the rest of a flow; logged once for each problem."""
+    """A flow could not be offloaded to the kernel; logged once for each problem."""
 
     level: ClassVar[Level] = "warning"
     problem: Annotated[str, _text("The error.")]

@@ -63,7 +63,7 @@ class Conversations(Generic[T]):
         while late < len(packets) and time_s - packets[late][0] > RESET_WITHIN_S:
             late += 1
         for index, (_, packet) in enumerate(packets[:late]):
-            # A late RST is another packet of the flow, but not a sign of life.
+            # A late RST is another packet of the flow, but no evidence that the flow lived on.
             lived = index < flow.lived or not is_rst
             yield packet, Fate.LIVED if lived else Fate.UNKNOWN
         if is_rst:

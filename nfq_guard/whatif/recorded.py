@@ -19,7 +19,7 @@ class Recorded:
         first_s: When the first packet was seen, seconds since an arbitrary origin.
         time_s: When the last one was.
         count: Number of packets.
-        alike: How many of them no policy can tell apart from `packet`; the others are unknown.
+        alike: Number of packets that every policy treats as `packet`; the others are unknown.
         packet: The first packet.
         judged: Input of a policy; None for packets that were not INVALID.
         passed: Whether it was accepted. Always true for captures, which do not record it.

@@ -104,7 +104,7 @@ class PolicyDifferenceRecord(TypedDict):
 
 
 class UnrecordedRecord(TypedDict):
-    """What the recording says is missing from it; no count of packets includes it.
+    """What is missing from the recording, by its own events; no count of packets includes it.
 
     Attributes:
         suppressed: Packets without an event because of the limit on all events.

@@ -285,7 +285,7 @@ def flow_key(packet: Packet | Malformed) -> FlowKey:
     return key_of_ends(packet.proto, packet.src, packet.dst, 0, 0)
 
 
-# What the kernel knows of the checksum of a queued packet (NFQA_SKB_INFO, kernel.md 5).
+# The kernel's information on the checksum of a queued packet (NFQA_SKB_INFO, kernel.md 5).
 CHECKSUM_GOOD: Final = 0
 CHECKSUM_UNFINISHED: Final = 1
 CHECKSUM_UNVERIFIED: Final = 2
@@ -297,7 +297,7 @@ class Queued:
     """One packet as it was queued.
 
     Attributes:
-        octets: From the IP header on; the tail may be missing (`Packet.length` tells).
+        octets: From the IP header on; the tail may be missing; `Packet.length` is the whole length.
         hook: `flow.Hook` number.
         indev: Name of the interface that it came in by, or empty.
         outdev: Name of the interface that it leaves by, or empty.
