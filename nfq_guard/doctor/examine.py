@@ -75,7 +75,7 @@ def _kernel() -> Iterator[Check]:
 
 
 def _ask_kernel() -> Recognised | str:
-    """What the kernel answered when it was asked for its rules, or why it could not be asked."""
+    """The result of the probe of the kernel's rules, or why no probe was possible."""
     try:
         return recognise(ask())
     except NfqGuardError as error:

@@ -20,7 +20,7 @@ class Finding:
         path: The chains that lead to it, the nearest first.
         truth: Whether the rule and the jumps that lead to it match: YES or DEPENDS.
         on: What that depends on.
-        spared: Whether an earlier rule may have decided, so that the segment never gets there.
+        spared: Whether an earlier rule may have decided, so that the segment does not get there.
         state: Whether the rule, or a jump that leads to it, selects by conntrack state.
         default: Whether it is the policy of a base chain.
     """
@@ -62,7 +62,7 @@ class Follower:
     """Follows the segment through one table; each chain is followed once."""
 
     def __init__(self, table: Table) -> None:
-        """Nothing is followed yet."""
+        """Begin with no chain followed."""
         self._table = table
         self._walks: dict[str, Walk] = {}
 
@@ -123,7 +123,7 @@ def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a trut
 
 
 def _lift(found: _Found, inner: Walk, jump: Rule, name: str, *, spared: bool) -> None:
-    """Take over what a chain holds, on the conditions of the jump to it."""
+    """Add the findings of a chain, on the conditions of the jump to it."""
     for finding in inner.findings:
         key = (finding.chain, id(finding.rule))
         lifted = Finding(

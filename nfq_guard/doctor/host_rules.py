@@ -20,9 +20,9 @@ class HostRules:
 
     Attributes:
         saved: The tables of iptables, by backend and family.
-        native: What nft lists; None where it lists nothing.
+        native: The ruleset of nft; None where it could not be listed.
         tables: All of them, as `follow` needs them.
-        problems: What could not be read.
+        problems: Sources that could not be read.
     """
 
     saved: dict[tuple[Backend, Family], Saved] = field(default_factory=dict)

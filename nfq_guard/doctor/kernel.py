@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel: what it calls INVALID, and its type information."""
+"""The kernel: which packets it calls INVALID, and its type information."""
 
 from typing import Final
 
@@ -17,7 +17,7 @@ def rules(release: str, found: Recognised | str) -> Check:
 
     Args:
         release: Its release.
-        found: What it answered when it was asked, or why it could not be asked.
+        found: The result of the probe, or why no probe was possible.
     """
     guess = _guess(release)
     suggested = guess.rules.name if guess is not None else "no known generation"

@@ -2,8 +2,9 @@
 """The features of the running kernel: built in, loaded, to be loaded, or missing.
 
 A module that is not loaded yet is not missing: the kernel loads those that the guard needs at their
-first use. What is there to be loaded is written in the modules' directory of the running kernel,
-which says more than its configuration: a distribution may ship some modules in other packages.
+first use. The modules that can be loaded are listed in the modules' directory of the running
+kernel. The list is more exact than the configuration, because distributions may ship modules in
+other packages.
 """
 
 import gzip
@@ -17,7 +18,7 @@ from nfq_guard.doctor.check import Check, note, ok, problem
 
 
 class Feature(NamedTuple):
-    """What the guard needs of the kernel.
+    """A kernel feature that the guard needs.
 
     Attributes:
         option: Option of the kernel's configuration.
@@ -66,7 +67,7 @@ class KernelFiles:
         release: Its release.
         options: Its configuration, without options that are not set; None if it cannot be read.
         available: Modules in its directory of modules; None if there is no such directory.
-        builtin: What would be modules in other kernels and is built in.
+        builtin: Features that are modules in other kernels and are built into this one.
         loaded: Modules that are loaded now.
         disabled: Modules that modprobe does not load by itself, each with the file that disables
             it.
@@ -116,7 +117,7 @@ class KernelFiles:
         return feature.module in self.builtin
 
     def unavailable(self, feature: Feature) -> tuple[str, str] | None:
-        """Why the kernel does not have it and will not load it, and what helps; None if it will.
+        """Why the feature is missing and cannot be loaded, and what helps; None if it can.
 
         Where neither the configuration nor the modules can be read, nothing is known against it.
         """
@@ -202,7 +203,7 @@ def queues(files: KernelFiles, *, present: bool) -> Check:
     """Whether packets can be queued to user space.
 
     Args:
-        files: Of this machine.
+        files: The facts about this machine.
         present: Whether /proc/net/netfilter/nfnetlink_queue exists.
     """
     if present:

@@ -47,7 +47,7 @@ _ORDERINGS: Final[Mapping[str, Callable[[int, int], bool]]] = {
 @final
 @dataclass(frozen=True, slots=True)
 class _Unknown:
-    """A value that depends on the packet, but is none of `never`."""
+    """A value that depends on the packet and is not one of `never`."""
 
     never: frozenset[str] = frozenset()
 

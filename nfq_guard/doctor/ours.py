@@ -56,7 +56,7 @@ def ours(
 
 
 def remarks(found: Sequence[Difference]) -> Iterator[Check]:
-    """What rules of others do in the chains of our jumps."""
+    """Checks on rules of other programs in the chains of our jumps."""
     for each in found:
         if each.kind is Kind.POLICY_SKIPPED:
             todo = "replace the policy by a rule, which stands before ours"

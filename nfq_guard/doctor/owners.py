@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The programs whose rules take INVALID packets away, and the switch that each has for it.
+"""Programs whose rules drop or divert INVALID packets, and the switch of each for that.
 
 A program is recognised by the names of its chains and tables, or by its log prefixes and comments.
 """
@@ -204,7 +204,7 @@ def todo(finding: Finding) -> str:
 
 
 def _claimant(finding: Finding) -> Owner | None:
-    """The program whose rules surround a rule in a chain that no name tells from others."""
+    """The program whose rules surround a rule in a chain whose name does not identify it."""
     if finding.table.filter == "nftables":
         return None
     names = list(finding.table.chains)

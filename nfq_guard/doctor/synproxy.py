@@ -35,7 +35,7 @@ def used(tables: Iterable[Table]) -> bool:
 
 
 def checks(policy: Policy) -> Iterator[Check]:
-    """What the policy does with the ACK that ends a handshake."""
+    """The decision of the policy for the ACK that ends a handshake."""
     queued = Queued(_ACK, Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)
     decision = policy.decide(queued, decode(_ACK), None, Finding(Reason.NO_ENTRY), 0.0)
     if decision.drops:

@@ -18,7 +18,7 @@ from typing import Final
 from nfq_guard.errors import BusyError, UnavailableError
 
 FOLDER: Final = Path("/run/nfq-guard")
-# With the programs that follow, less than the service's TimeoutStartSec.
+# The programs that follow included, this is less than TimeoutStartSec of the service.
 PATIENCE_S: Final = 4.0
 _PAUSE_S: Final = 0.02
 
@@ -49,7 +49,7 @@ def held(folder: Path = FOLDER, patience_s: float = PATIENCE_S) -> Iterator[None
 
 
 def _locked(path: Path, patience_s: float) -> int:
-    """The open file, locked, and still the one of this name."""
+    """The open file, once it is locked and still the file of that name."""
     deadline = time.monotonic() + patience_s
     path.parent.mkdir(mode=0o750, exist_ok=True)
     while True:

@@ -83,7 +83,7 @@ class Firewall:
             backend: None: `backends.choose` decides later.
             families: The families to manage.
             runner: Access to the system.
-            served_by_others: Queues that are served besides those given, and by which process.
+            served_by_others: Returns the processes that serve other queues, by queue.
         """
         self.spec = spec
         self.families = families
@@ -135,7 +135,7 @@ class Firewall:
             return choose_unprivileged(self._runner)
 
     def load_modules(self) -> None:
-        """Have the legacy programs load their modules, which takes more than to change rules.
+        """Have the legacy programs load their modules, which takes more privileges than a change.
 
         Does nothing for the other backend, whose modules the kernel loads.
 
@@ -221,7 +221,7 @@ class Firewall:
         return found + self._offload().verify()
 
     def remarks(self) -> list[Difference]:
-        """What rules of others do in the chains of our jumps, and no installation can change.
+        """Rules of other programs in the chains of our jumps that an installation does not change.
 
         Raises:
             UnavailableError: iptables is not installed.

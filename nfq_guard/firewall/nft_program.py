@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs the program nft, and turns its complaints into errors."""
+"""Runs the program nft, and converts its error messages into exceptions."""
 
 import json
 from typing import Any, Final
@@ -19,7 +19,7 @@ def run(runner: Runner, words: list[str], text: str, what: str) -> str:
         runner: Access to the system.
         words: Its arguments.
         text: Its standard input.
-        what: For error messages, what it is run for.
+        what: The purpose of the run, for error messages.
 
     Raises:
         UnavailableError: The program is missing or fails.

@@ -19,7 +19,7 @@ _GENERATION_ID: Final = 1
 
 
 def generation() -> int | None:
-    """The number of the ruleset of nftables, which every change of it increments.
+    """The generation number of the nftables ruleset, which every change increments.
 
     None where the kernel has no nftables, or without the privilege to query. iptables-nft changes
     it too, iptables-legacy does not.

@@ -10,7 +10,7 @@ nftables is used even with legacy iptables, because an ipset cannot hold both po
 two ipsets together would match flows that were never judged. Packets of both kinds of iptables pass
 nftables' hooks; ours come right before those of the table mangle.
 
-IPv6 packets with extension headers are excluded, because the octets that the daemon receives may
+IPv6 packets with extension headers are excluded, because the bytes that the daemon receives may
 end before the ports, and its judgment would differ.
 """
 
@@ -64,7 +64,7 @@ def render(most: int) -> str:
         lines += [
             f"\tchain {hook} {{",
             f"\t\ttype filter hook {hook} priority {_PRIORITY}; policy accept;",
-            # Accept the others here: a jump would cost every packet of a flood.
+            # Accept all other packets here: a jump would cost time for every packet of a flood.
             f'\t\tct state != invalid accept comment "{COMMENT}"',
         ]
         for family, (ip, only) in _FAMILIES.items():
@@ -115,7 +115,7 @@ class OffloadTable:
         return list(_differences(live, self._most))
 
     def remove(self) -> list[str]:
-        """Take it away, if it is there; what was changed, a sentence.
+        """Remove the table, if it is there; returns a sentence for each change.
 
         Raises:
             PrivilegeError: The kernel refused.
@@ -127,7 +127,7 @@ class OffloadTable:
         return [f"nft: removed the table inet {TABLE}"]
 
     def _live(self) -> Listed | None:
-        """What nft says of it, without elements; None where it is not there."""
+        """The table as nft lists it, without elements; None where it does not exist."""
         return nft_program.table(self._runner, TABLE, _WHAT)
 
     def _nft(self, words: list[str], text: str) -> None:
@@ -135,7 +135,7 @@ class OffloadTable:
 
 
 def _differences(live: Listed, most: int) -> Iterator[Difference]:
-    """By name, place and our comment: a rule that somebody made in place of ours lacks that."""
+    """Every difference, by name, place and comment; rules of other programs lack our comment."""
     chains = {one["chain"]["name"]: one["chain"] for one in live if "chain" in one}
     sets = {one["set"]["name"]: one["set"] for one in live if "set" in one}
     rules = [one["rule"] for one in live if "rule" in one]

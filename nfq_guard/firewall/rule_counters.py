@@ -16,8 +16,8 @@ class RuleCounters:
     """Packets since the rules were installed.
 
     Attributes:
-        shed: Above `max_rate_pps`, so left to the fail mode before they reached the queue.
-        unjudged: Dropped unjudged by the fail mode kernel-drop.
+        shed: Packets above `max_rate_pps`, left to the fail mode before they reached the queue.
+        unjudged: Packets that the fail mode kernel-drop dropped because they were not judged.
     """
 
     shed: int = 0

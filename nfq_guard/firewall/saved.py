@@ -127,7 +127,7 @@ def parse(text: str) -> Saved:
 
 
 def _state_matches(rule: str) -> bool | None:
-    """Whether a rule's conntrack state matches INVALID packets; None if it asks for no state."""
+    """Whether a rule's conntrack state matches INVALID packets; None without such a condition."""
     words = split(rule)
     for option in ("--ctstate", "--state"):
         if option in words[:-1]:

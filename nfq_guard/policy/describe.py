@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A policy in plain sentences, one for each rule.
 
-A sentence says everything that its rule says and nothing else; a test parses it back.
+A sentence has all of the content of its rule and nothing else; a test parses it back.
 """
 
 from typing import Final

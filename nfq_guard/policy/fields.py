@@ -109,7 +109,7 @@ class Field:
     Attributes:
         name: The key in the file.
         kind: How its values are written.
-        code: How it is taken from a packet, see `number_of` and `name_of`.
+        code: The way in which `number_of` or `name_of` takes it from a packet.
         depends_on: What decides its value.
         says: A description, for the table of keys and the schema.
         phrase: How a printed sentence names it: "the reason".

@@ -22,7 +22,7 @@ from nfq_guard.policy.intervals import (
 RULE_DEFAULT: Final = "default"
 RULE_ON_UNKNOWN: Final = "on-unknown"
 
-# What `i_know` must say in a policy that lets nothing pass.
+# The value of `i_know` in a policy that drops every packet.
 I_KNOW: Final = "drops everything"
 
 POLICY_KEYS: Final = ("include", "on_unknown", "default", "i_know", "rule")

@@ -7,7 +7,7 @@ their flags, length, mark or reason. Conservative: True is always safe, False ma
 opportunity.
 
 The column `depends_on` of the field table says which fields are the same in all these packets.
-That the conntrack entry stays is for the caller to ensure.
+The caller must ensure that the conntrack entry stays.
 """
 
 from typing import Final, final

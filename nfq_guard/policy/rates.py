@@ -63,6 +63,6 @@ class RateLimit:
         elif not 0 <= now - window.start < self._in_s:
             window.start = now
             window.count = 0
-        # Most recently seen last.
+        # The key that was seen last is at the end.
         self._windows[key] = window
         return window

@@ -20,7 +20,7 @@ _LONGEST_SHOWN: Final = 60
 
 
 class ValueProblem(Exception):  # noqa: N818 - never leaves the parser, which makes it a Mistake
-    """The key does not take this value; carries what it takes and perhaps a suggestion."""
+    """A value that the key does not take, with the values that it takes and a suggestion."""
 
     def __init__(self, expected: str, hint: str = "") -> None:
         self.expected = expected
