@@ -45,8 +45,8 @@ def has(number: int) -> bool:
 def keep_only(wanted: int) -> None:
     """Give up all capabilities but `wanted`, for good; no program run later has others.
 
-    For the only thread of a process. Capabilities that are not held are not gained. Those that
-    programs inherit stay so.
+    Call it while the process has only one thread. It gives no capability that is not held. The
+    capabilities that programs inherit stay unchanged.
 
     Args:
         wanted: A bit mask by capability number.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Why a packet that conntrack called INVALID is so, from the packet and its flow (kernel.md 1.13).
+"""Finds why conntrack called a packet INVALID, from the packet and its flow (kernel.md 1.13).
 
 The flow is looked up after the kernel has decided, but an INVALID packet leaves the window as it
-was, so the first bound that the packet breaks is the one that the kernel named. Where nothing is
+was, so the first bound that the packet breaks is the one that the kernel named. Where no bound is
 broken any more, other packets of the flow came between: `raced`.
 """
 
@@ -76,10 +76,10 @@ def diagnose(
             is held against it, as conntrack does in PREROUTING only.
         packet: The same, decoded.
         snapshot: Its flow; for an ICMP error the flow of the quoted packet.
-        evidence: What lookups give; with NONE a missing snapshot proves nothing.
-        kernel: What the kernel that called it INVALID can mean by it.
-        sysctls: How that kernel is set; `loose`, `ignore_invalid_rst` and `checksum` count
-            here.
+        evidence: The source of the snapshot; with NONE a missing snapshot proves nothing.
+        kernel: The conntrack rules of the kernel that called the packet INVALID.
+        sysctls: The sysctls of that kernel; `loose`, `ignore_invalid_rst` and `checksum` are
+            used here.
     """
     finding = _cause(queued, packet, snapshot, evidence, kernel, sysctls)
     if finding.reason is Reason.RACED and _is_unchecked(queued, packet, sysctls):

@@ -23,7 +23,7 @@ PROTO_ICMPV6: Final = 58
 
 
 class Direction(IntEnum):
-    """Which way a packet goes in its flow, as the conntrack entry counts (kernel.md 1.1)."""
+    """The direction of a packet in its flow, as in the conntrack entry (kernel.md 1.1)."""
 
     ORIGINAL = 0
     REPLY = 1
@@ -108,7 +108,7 @@ _NAT_BY_STATUS: Final = (Nat.NONE, Nat.SNAT, Nat.DNAT, Nat.BOTH)
 @final
 @dataclass(init=False, slots=True)
 class FlowTuple:
-    """What a packet is looked up by: one direction of a flow, as on the wire there.
+    """The key of a lookup: one direction of a flow, as on the wire there.
 
     Attributes:
         proto: IP protocol number.
@@ -165,7 +165,7 @@ def icmp_counterpart(proto: int, kind: int) -> int | None:
 
 
 def answering(sent: FlowTuple) -> FlowTuple:
-    """The tuple of what comes back, untranslated: ends swapped.
+    """The tuple of the reply without translation: both ends swapped.
 
     For ICMP the identifier stays and a request becomes its reply; a type without a counterpart
     stays too, and conntrack has no flow for it.
@@ -216,7 +216,7 @@ class FlowSnapshot:
     """One conntrack entry, as it was when a packet of it was looked up.
 
     Attributes:
-        evidence: Where this came from.
+        evidence: The source of the snapshot.
         direction: Of the packet that was looked up; 0 original, 1 reply.
         original: Tuple of the original direction.
         reply: Tuple of the reply direction; differs from the mirrored `original` under NAT.

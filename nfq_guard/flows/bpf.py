@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Looks flows up through BPF, with the kernel's own TCP window, one call a batch (kernel.md 4).
 
-The kernel's lookup function knows TCP and UDP only; other protocols go to `ctnetlink`.
+The kernel's lookup function supports only TCP and UDP; other protocols go to `ctnetlink`.
 """
 
 import hashlib
@@ -50,12 +50,12 @@ def load(image: bytes | None = None) -> Program:
 
 
 def object_hash() -> str:
-    """Differs between any two versions of the committed object."""
+    """A digest that differs between any two versions of the committed object."""
     return hashlib.sha256(_OBJECT.read_bytes()).hexdigest()[:16]
 
 
 class LoadedProgram(Protocol):
-    """What is needed of `libbpf.Program`."""
+    """The part of `libbpf.Program` that a lookup uses."""
 
     memory: mmap.mmap
     run: Callable[[], int]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The memory shared with the BPF program: requests written, answers read.
+"""The memory shared with the BPF program: writes requests, reads responses.
 
-The layout is that of `struct exchange` in bpf/ct_lookup.bpf.c. Running the program is handed in.
-Answers are read by index: `struct` makes a tuple of 33 and boxes every number in it, which compiled
-costs an eighth of all that a packet costs us.
+The layout is that of `struct exchange` in bpf/ct_lookup.bpf.c. The caller supplies the function
+that runs the program. Responses are read by index: `struct` would make a tuple of 33 and box every
+number in it, which in compiled code costs an eighth of the time of a packet.
 """
 
 import errno
@@ -75,7 +75,7 @@ _PACK_IPV6: Final = REQUEST_IPV6.pack
 _TUPLE_IPV4: Final = 12
 _TUPLE_IPV6: Final = 36
 
-# Places of a number's bytes in this machine's order, the lowest first: of 16 bits and of 32.
+# Offsets of the bytes of a number in the byte order of this machine, the lowest first: 16 bits, 32.
 _LITTLE: Final = sys.byteorder == "little"
 _H0: Final = 0 if _LITTLE else 1
 _H1: Final = 1 - _H0
@@ -93,7 +93,7 @@ class Exchange:
     """Looks tuples up, a batch a run of the program.
 
     Attributes:
-        missing: How many of the last tuples were not found, or could not be looked up.
+        missing: Number of the last tuples that were not found or could not be looked up.
     """
 
     def __init__(self, memory: mmap.mmap, run: Callable[[], int]) -> None:

@@ -2,7 +2,7 @@
 """Sends one verdict a packet, in the order of the ids, in runs of equal verdicts.
 
 A batch verdict covers every waiting packet up to its id. It covers exactly one run because packets
-are judged in the order in which they were read, and all packets of a turn are answered before the
+are judged in the order in which they were read, and all verdicts of a turn are sent before the
 next turn.
 """
 
@@ -16,7 +16,7 @@ _PREPARED_MAX: Final = 256
 
 
 class Sender(Protocol):
-    """What is needed of the queue's socket."""
+    """The part of the queue's socket that a sender uses."""
 
     def send(self, message: bytes, /) -> int:
         """Hand messages to the kernel, which acts on them before this returns."""
@@ -40,7 +40,7 @@ class VerdictSender:
     def send(
         self, ids: Sequence[int], verdicts: Sequence[int], marks: Sequence[int | None]
     ) -> None:
-        """Answer all packets of one turn, in one system call.
+        """Send the verdicts of all packets of one turn, in one system call.
 
         Args:
             ids: Packet ids as they were read, each once.

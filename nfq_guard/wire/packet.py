@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The results of decoding: a `Packet` whose fields are valid, or a `Malformed`.
 
-`nfq_guard.flow` says why these are dataclasses with a written-out `__init__`.
+The docstring of `nfq_guard.flow` gives the reason for dataclasses with a written-out `__init__`.
 """
 
 from dataclasses import dataclass
