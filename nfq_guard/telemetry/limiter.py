@@ -15,12 +15,14 @@ from collections import OrderedDict
 from typing import Final, TypeAlias, final
 
 from nfq_guard.engine import Judgment
+from nfq_guard.flow import Evidence, FlowKey
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment, flow_key
 
 _TABLE_MAX: Final = 4096
 # Distances in one event. A packet with one more begins another event.
 DISTANCES_MAX: Final = 64
 _UDP_HEADER: Final = 8
+_BPF: Final = Evidence.BPF
 
 Kind: TypeAlias = tuple[object, ...]
 
@@ -182,48 +184,43 @@ def kind_of(judgment: Judgment) -> Kind:
     queued = judgment.queued
     snapshot = judgment.snapshot
     shadow = judgment.shadow
-    sport = flags = payload = -1
-    if isinstance(packet, Packet):
-        l4 = packet.l4
-        if isinstance(l4, Segment):
-            sport = l4.sport
-            flags = l4.flags
-            payload = l4.payload_len > 0
-        elif isinstance(l4, Datagram):
-            sport = l4.sport
-            payload = l4.length > _UDP_HEADER
-    of_packet = (
-        flow_key(packet),
-        judgment.decision.rule,
-        judgment.verdict,
-        id(judgment.finding.reason),
+    # Small numbers share one: each object in a tuple costs an allocation and a hash.
+    numbers = packet.proto << 16 | packet.family << 12 | queued.hook << 8 | judgment.verdict
+    ports = 0
+    flow: FlowKey | None = None
+    l4 = packet.l4 if isinstance(packet, Packet) else None
+    if isinstance(l4, Segment):
+        ports = l4.sport << 16 | l4.dport
+        numbers |= l4.flags << 32 | (1 if l4.payload_len > 0 else 0) << 40 | 1 << 41
+    elif isinstance(l4, Datagram):
+        ports = l4.sport << 16 | l4.dport
+        numbers |= (1 if l4.length > _UDP_HEADER else 0) << 40 | 2 << 41
+    else:
+        # Of an ICMP error the flow that it quotes.
+        flow = flow_key(packet)
+        if isinstance(packet, Malformed):
+            numbers |= 3 << 41
+        elif l4 is None:
+            numbers |= 4 << 41
+    entry = -1
+    evidence = 0
+    if snapshot is not None:
+        numbers |= snapshot.direction << 45 | snapshot.state << 46 | snapshot.original.proto << 50
+        entry = snapshot.status << 32 | snapshot.mark
+        if snapshot.evidence is not _BPF:
+            evidence = id(snapshot.evidence)
+    return (
         packet.src,
         packet.dst,
-        sport,
-        flags,
-        payload,
-        packet.proto,
-        packet.family,
-        isinstance(packet, Malformed),
-        queued.hook,
+        ports,
+        flow,
+        judgment.decision.rule,
+        id(judgment.finding.reason),
+        numbers,
         queued.indev,
         queued.outdev,
-        queued.mark,
-        judgment.lookup_error,
-    )
-    if shadow is None and snapshot is None:
-        return of_packet
-    return (
-        of_packet,
+        judgment.lookup_error << 32 | queued.mark,
+        entry,
+        evidence,
         None if shadow is None else (shadow.shadow.rule, shadow.shadow.action),
-        None
-        if snapshot is None
-        else (
-            snapshot.direction,
-            snapshot.original.proto,
-            snapshot.state,
-            snapshot.status,
-            snapshot.mark,
-            id(snapshot.evidence),
-        ),
     )
