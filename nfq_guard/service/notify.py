@@ -49,7 +49,7 @@ class Notifier:
         self._stopping = True
 
     def _send(self, *lines: str) -> None:
-        """Send without blocking; a socket that is gone or full is ignored."""
+        """Send without blocking; errors, such as a full or closed socket, are ignored."""
         if not self._address or self._stopping:
             return
         address = self._address

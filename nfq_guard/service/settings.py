@@ -36,7 +36,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         queues: Several queues instead, such as `0-3`; empty for the one of `queue`.
         cpu_fanout: With several queues, choose among them by CPU instead of by pair of addresses.
         zones: Conntrack zones in which flows are looked up, in order.
-        fail_mode: What becomes of packets that are not judged: `open` accepts them, `closed` drops
+        fail_mode: The treatment of packets that are not judged: `open` accepts them, `closed` drops
             them, and `kernel-drop` leaves them to a rule in a later table that drops INVALID
             packets with our mark. In dry-run they are accepted whatever the fail mode.
         queue_length: Packets that may wait in the kernel; also the most that a hung daemon delays.
@@ -65,8 +65,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         backend: Where the rules are: in iptables of the variant `legacy` or `nft`, or in a native
             table of `nftables`; `auto` chooses by the rules that exist.
         families: Families of addresses for which the rules are installed.
-        verify_rules_s: Interval at which the rules are verified; 0 for never. A change of the
-            ruleset of nftables has them verified within seconds.
+        verify_rules_s: Interval at which the rules are verified; 0 for never. After a change
+            of the nftables ruleset they are verified within seconds.
         reinstall_rules: Whether rules that were changed or removed are installed again.
         control_socket: Path of the control socket; empty for none.
     """

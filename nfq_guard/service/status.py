@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The response to the control command `status`, as a typed value on both ends of the socket.
 
-A new field is a field of one of these types, and a line in `cli/status.py` that shows it. Counters
-stand beside the fields in JSON, not in an object of their own: `encode` and `decode` see to that,
-and a new counter needs no change here.
+To add a status field, add it to one of these types, and to `cli/status.py` a line that shows it. In
+JSON the counters are beside the fields, not in a separate object; `encode` and `decode` convert
+between the two forms, and a new counter needs no change here.
 """
 
 from collections import deque

@@ -304,7 +304,7 @@ class RulesChanged(Event, frozen=True, kw_only=True, tag="rules_changed"):
 
 @final
 class RulesContested(Event, frozen=True, kw_only=True, tag="rules_contested"):
-    """Another program keeps putting rules behind ours, which then skip them; ours stay for now."""
+    """Another program keeps adding rules behind our jumps; queued packets skip them for now."""
 
     level: ClassVar[Level] = "warning"
     differences: Annotated[tuple[str, ...], _text("One sentence for each difference.")]
@@ -312,7 +312,7 @@ class RulesContested(Event, frozen=True, kw_only=True, tag="rules_contested"):
 
 @final
 class RulesRestored(Event, frozen=True, kw_only=True, tag="rules_restored"):
-    """The rules are correct again, without the daemon's doing."""
+    """The rules are correct again; the daemon did not change them."""
 
 
 @final
@@ -432,9 +432,9 @@ class MessageRefused(Event, frozen=True, kw_only=True, omit_defaults=True, tag="
     """A message between the daemon and a worker could not be decoded; limited in rate."""
 
     level: ClassVar[Level] = "error"
-    sender: Annotated[Literal["daemon", "worker"], _text("Who sent it.")]
+    sender: Annotated[Literal["daemon", "worker"], _text("The sender.")]
     queue: Annotated[int | None, _text("Queue of the worker that sent it.")] = None
-    problem: Annotated[str, _text("What is wrong with it.")]
+    problem: Annotated[str, _text("The mistake in it.")]
     since_last: Annotated[int, _number("How many since the last such event.")]
 
 
@@ -514,7 +514,7 @@ class EventsSuppressed(Event, frozen=True, kw_only=True, tag="events_suppressed"
 
 @final
 class AllowedUnrecorded(Event, frozen=True, kw_only=True, tag="allowed_unrecorded"):
-    """Packets that the policy allowed have no event, as `log_allowed` is off."""
+    """Packets that the policy allowed have no event, because `log_allowed` is off."""
 
     packets: Annotated[int, _number("How many since the last such event.", "packets")]
 
@@ -550,7 +550,7 @@ class OffloadedFlow(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class Offloaded(Event, frozen=True, kw_only=True, tag="offloaded"):
-    """What the kernel dropped by itself in the last second; only when something changed."""
+    """Flows and packets that the kernel drops by itself, in the last second; only with a change."""
 
     offloaded_flows: Annotated[int, _number("Flows newly left to the kernel.")]
     offload_drops: Annotated[int, _number("Packets that the kernel dropped.", "packets")]

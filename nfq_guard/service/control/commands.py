@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The commands of the control socket: what each takes, who may send it, and what it does."""
+"""The commands of the control socket: arguments, permission and action of each."""
 
 import os
 from collections.abc import Callable
@@ -95,8 +95,8 @@ class Command(NamedTuple, Generic[A]):
 
     Attributes:
         arguments: The type of its arguments.
-        changes: Whether it changes the daemon, so that only root may send it.
-        run: Carries it out.
+        changes: Whether it changes the daemon; only root and the daemon's user may send it then.
+        run: Carries out the command.
     """
 
     arguments: type[A]
@@ -146,7 +146,7 @@ class Commands:
     """Carries out requests (`server.Handler`)."""
 
     def __init__(self, daemon: ControlledDaemon, group: int) -> None:
-        """Carry them out on `daemon`; `group` is the group of the socket."""
+        """Carry out requests on `daemon`; `group` is the group of the socket."""
         self._daemon = daemon
         self._group = group
 

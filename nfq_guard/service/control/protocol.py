@@ -24,8 +24,8 @@ class Request(Struct, frozen=True):
     """One request.
 
     Attributes:
-        command: A name of `commands.COMMANDS`, unless it is a mistake.
-        arguments: By name; `commands` decodes them.
+        command: A name of `commands.COMMANDS`; any other name is refused.
+        arguments: The arguments by name; `commands` decodes them.
     """
 
     command: str
@@ -37,7 +37,7 @@ class Response(NamedTuple):
 
     Attributes:
         succeeded: Whether the request was carried out.
-        message: The result, of any type that JSON can hold; the reason of an error as one string.
+        message: The result, of any JSON type; for an error, the reason as one string.
     """
 
     succeeded: bool
@@ -62,9 +62,9 @@ class Caller(NamedTuple):
     """The process at the other end of a connection, as the kernel reports it.
 
     Attributes:
-        pid: Process.
+        pid: Process ID.
         uid: Effective user at the time of `connect`.
-        groups: The effective group and all supplementary groups of that time.
+        groups: The effective group and all supplementary groups at that time.
     """
 
     pid: int

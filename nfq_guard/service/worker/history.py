@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The last events of each flow, for `nfq-guard dump` and `top`.
 
-Only events that are written reach it, and their rate is limited (`telemetry.limiter`). It holds a
-bounded number of flows, and of each the last few events. A flood of forged flows evicts the flow
-that was seen longest ago.
+The history gets only events that are written, and their rate is limited (`telemetry.limiter`). It
+holds a bounded number of flows, with the last few events of each. A flood of forged flows evicts
+the flow that was seen longest ago.
 """
 
 from collections import OrderedDict, deque
@@ -72,12 +72,12 @@ class History:
     """The flows of one worker."""
 
     def __init__(self, flows_max: int = _FLOWS_MAX) -> None:
-        """Remember at most `flows_max` flows."""
+        """Keep at most `flows_max` flows."""
         self._max = flows_max
         self._flows: OrderedDict[FlowKey, _Flow] = OrderedDict()
 
     def add(self, key: FlowKey, event: PacketJudged) -> None:
-        """Remember one event of the flow `key`."""
+        """Add one event of the flow `key`."""
         flow = self._flows.get(key)
         if flow is None:
             if len(self._flows) >= self._max:

@@ -74,7 +74,7 @@ class FlowHistory(Protocol):
     """The part of `history.History` that a worker uses."""
 
     def add(self, key: FlowKey, event: PacketJudged) -> None:
-        """Remember one event of the flow `key`."""
+        """Add one event of the flow `key`."""
 
 
 @final
