@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.finding import Reason
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import TcpState
 from nfq_guard.seqno import Seq, add
 
@@ -32,15 +32,15 @@ _REASONS: Final = (
     (re.compile(r"truncated|short packet|invalid icmp type"), Reason.MALFORMED),
     (re.compile(r"outer daddr \S+ != inner"), Reason.ICMP_MISMATCH),
 )
-# Said of a packet that passes with its flow, or beside the reason of one that does not.
-_NOT_A_REASON: Final = re.compile(
-    r"packet \(index \d+\) in dir \d+ ignored"
-    r"|ignored ACK under lower bound"
-    r"|SEQ is under lower bound"
-    r"|invalid packet ignored"
-    r"|challenge-ack ignored"
-    r"|timeout to "
+# Said of a packet that passes with its flow.
+_IGNORED: Final = (
+    (re.compile(r"packet \(index \d+\) in dir \d+ ignored|invalid packet ignored"), Ignored.STATE),
+    (re.compile(r"ignored ACK under lower bound"), Ignored.ACK_UNDER),
+    (re.compile(r"SEQ is under lower bound"), Ignored.SEQ_UNDER),
+    (re.compile(r"challenge-ack ignored"), Ignored.CHALLENGE_ACK),
 )
+# Said beside the reason of a packet that does not pass.
+_BESIDE: Final = re.compile(r"timeout to ")
 _LIMIT: Final = re.compile(r"over upper bound (\d{1,10}) ")
 _EXCESS: Final = re.compile(r"(\d{1,10}) bytes more than expected")
 _TRANSITION: Final = re.compile(
@@ -84,7 +84,7 @@ def parse_log(text: str, *, old_segments_pass: bool) -> Logged | None:
     if prefix is None:
         return None
     said = text[prefix.end() :]
-    if _NOT_A_REASON.search(said):
+    if _BESIDE.search(said) or _ignored(said) is not None:
         return None
     excess = _EXCESS.match(said)
     if excess is not None:
@@ -95,6 +95,27 @@ def parse_log(text: str, *, old_segments_pass: bool) -> Logged | None:
         if pattern.match(said):
             return Logged(reason, _limit(said), None, _transition(said))
     return _UNKNOWN
+
+
+def parse_ignored(text: str) -> Ignored | None:
+    """Why a packet passes with its flow without being taken into account; None for other texts.
+
+    "More than expected" is `Ignored.OVERSHOOT` on kernels with `KernelRules.old_segments_pass`.
+    """
+    prefix = _PREFIX.match(text)
+    if prefix is None:
+        return None
+    said = text[prefix.end() :]
+    return Ignored.OVERSHOOT if _EXCESS.match(said) else _ignored(said)
+
+
+def is_conntrack_log(text: str) -> bool:
+    """Whether a text begins as those of conntrack do."""
+    return _PREFIX.match(text) is not None
+
+
+def _ignored(said: str) -> Ignored | None:
+    return next((case for pattern, case in _IGNORED if pattern.search(said)), None)
 
 
 def _limit(said: str) -> Seq | None:

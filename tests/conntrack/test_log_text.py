@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.conntrack.log_text import Logged, parse_log
+from nfq_guard.conntrack.log_text import Logged, is_conntrack_log, parse_ignored, parse_log
 from nfq_guard.conntrack.states import CLASS_ACK, CLASS_FIN, CLASS_SYN
-from nfq_guard.finding import Reason
+from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import TcpState
 from nfq_guard.seqno import Seq
 
@@ -96,6 +96,25 @@ def test_overshoot_passes_from_6_1_on() -> None:
     text = "nf_ct_proto_6: 12 bytes more than expected "
     assert parse_log(text, old_segments_pass=True) is None
     assert parse_log(text, old_segments_pass=False) == Logged(Reason.SEQ_OVER, excess=12)
+
+
+@pytest.mark.parametrize(
+    ("text", "ignored"),
+    [
+        ("nf_ct_proto_6: packet (index 0) in dir 0 ignored, state ESTABLISHED ", Ignored.STATE),
+        ("nf_ct_proto_6: invalid packet ignored in state CLOSE ", Ignored.STATE),
+        ("nf_ct_proto_6: SEQ is under lower bound 17 ", Ignored.SEQ_UNDER),
+        ("nf_ct_proto_6: ignored ACK under lower bound 17 ", Ignored.ACK_UNDER),
+        ("nf_ct_proto_6: challenge-ack ignored ", Ignored.CHALLENGE_ACK),
+        ("nf_ct_proto_6: 12 bytes more than expected ", Ignored.OVERSHOOT),
+        ("nf_ct_proto_6: invalid new ", None),
+        ("nf_ct_proto_6: packet (index 2) in dir 1 invalid, lower timeout to 75000 ", None),
+        ("dropped: challenge-ack ignored ", None),
+    ],
+)
+def test_why_a_packet_passes_with_its_flow(text: str, ignored: Ignored | None) -> None:
+    assert parse_ignored(text) == ignored
+    assert is_conntrack_log(text) == text.startswith("nf_ct_")
 
 
 @pytest.mark.parametrize("text", ["", "dropped: ", "SEQ is over upper bound 17 ", "nf_ct"])
