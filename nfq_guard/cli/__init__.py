@@ -33,6 +33,7 @@ COMMANDS: Final = {
     "whatif": "show what one or two policies would have done to recorded packets",
     "replay": "list the packets of a capture that are INVALID, and why",
     "explain": "explain one packet of a capture",
+    "why": "say why, by the kernel's log lines, packets were INVALID, and what to do next",
     "rules": "show, install, verify or remove the guard's packet filter rules",
     "prepare": "pin the BPF program as root, for a daemon that runs with fewer privileges",
     "status": "show the state of the running daemon",

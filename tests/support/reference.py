@@ -30,6 +30,7 @@ from nfq_guard.cli.check import attributes
 from nfq_guard.doctor.check import Check
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_MEANINGS
+from nfq_guard.kernlog.groups import LoggedRecord
 from nfq_guard.lab.outcome import ResultRecord
 from nfq_guard.replay import explanation_record, frame_record
 from nfq_guard.replay.summary import SummaryRecord
@@ -50,6 +51,7 @@ _RECORDS: Final[tuple[tuple[str, type[object]], ...]] = (
     ("`replay --format json`: one object a frame", frame_record.FrameRecord),
     ("`replay --summary --format json`: one object", SummaryRecord),
     ("`explain --format json`: one object", explanation_record.ExplanationRecord),
+    ("`why --format json`: one object a reason and flow", LoggedRecord),
     ("`whatif --format json`: one object", result.TrialRecord),
     ("`rules show --format json`: one object", rules.ShownRecord),
     ("`rules verify --format json`: one object a difference", rules.RuleDifferenceRecord),

@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: MIT
+"""The packets of a log by reason and flow, with what each reason means and what to do next."""
+
+from typing import Final, Literal, NamedTuple, TypedDict, final
+
+from nfq_guard.conntrack.log_text import is_conntrack_log, parse_ignored, parse_log
+from nfq_guard.conntrack.states import (
+    CLASS_ACK,
+    CLASS_FIN,
+    CLASS_NONE,
+    CLASS_RST,
+    CLASS_SYN,
+    CLASS_SYNACK,
+    FLAGS_PASS,
+    SEGMENT_CLASS,
+)
+from nfq_guard.finding import Breach, Ignored, Reason
+from nfq_guard.glossary import IGNORED, REASONS
+from nfq_guard.kernlog.lines import LoggedPacket
+from nfq_guard.names import tcp_flags
+from nfq_guard.seqno import Seq, distance
+from nfq_guard.wire.tcp import highest_acknowledged
+
+# More flows than this are counted by their reason alone.
+MAX_FLOWS: Final = 10_000
+# And more reasons than this together: rules may have any number of prefixes.
+MAX_CASES: Final = 1000
+
+Verdict = Literal["invalid", "passes", "depends on the kernel", "not said"]
+
+_ADVICE: Final = {
+    Reason.SEQ_OVER: "Check that both directions of the flow pass this host, and that no offload "
+    "or flowtable takes packets past conntrack.",
+    Reason.ACK_OVER: "Check that both directions of the flow pass this host, and whether "
+    "packets of the other side were INVALID before.",
+    Reason.SEQ_UNDER: "Nothing is broken as long as the connection goes on. Where it is reset, "
+    "drop such packets: the receiver has their data.",
+    Reason.ACK_UNDER: "Nothing is broken as long as the connection goes on.",
+    Reason.RST_OUTSIDE: "Drop it, as the receiver would. If there are many, find who sends them.",
+    Reason.BAD_TRANSITION: "Check that both directions of the flow pass this host, and whether "
+    "ports are used again while an old entry is left (conntrack -L).",
+    Reason.NO_ENTRY: "Check for idle times longer than the timeouts "
+    "(net.netfilter.nf_conntrack_tcp_timeout_*), for conntrack -F and -D, and for a second router.",
+    Reason.BAD_FLAGS: "Drop it. If there are many, find who sends them.",
+    Reason.BAD_CHECKSUM: "Look for the device or the tunnel that damages packets; on a virtual "
+    "machine, for one that does not finish checksums (ethtool -K DEVICE tx off shows it).",
+    Reason.MALFORMED: "Drop it. If there are many, find who sends them.",
+    Reason.ICMP_UNRELATED: "Drop it, unless path MTU discovery fails for a flow that is not "
+    "tracked.",
+    Reason.ICMP_MISMATCH: "Drop it. If there are many, find who sends them.",
+    Reason.RACED: "Nothing: the packet fits its flow.",
+    Reason.UNSUPPORTED: "Capture the flow and see what its packets are.",
+}
+_CAPTURE: Final = (
+    "A capture of the flow shows the numbers: tcpdump -i any -w FILE host {src}, then "
+    "nfq-guard replay FILE."
+)
+_ASK_CONNTRACK: Final = (
+    "Let conntrack log its own reasons from now on: sysctl "
+    "net.netfilter.nf_conntrack_log_invalid=255."
+)
+_RULE_LOGGED: Final = (
+    "A rule of the packet filter logged it, with a prefix of its own. The line does not say why "
+    "the rule matched, nor whether conntrack called the packet INVALID."
+)
+_KINDS: Final = {
+    CLASS_SYN: "Its flags open a connection.",
+    CLASS_SYNACK: "Its flags answer a SYN.",
+    CLASS_FIN: "Its flags end one direction of a connection.",
+    CLASS_ACK: "Its flags belong to a connection that is open already.",
+    CLASS_RST: "Its flags reset a connection.",
+    CLASS_NONE: "It has no flag that a segment of a connection has.",
+}
+_BAD_FLAGS: Final = "Conntrack calls every packet that it tracks with these flags INVALID."
+_UNKNOWN_TEXT: Final = (
+    "Conntrack logged it; the text is not one of a known kernel, or was cut off before it gave the "
+    "reason."
+)
+_OVERSHOOT: Final = (
+    "It goes beyond the room that the receiver offered, by less than one window. Kernels before "
+    "6.1 call it INVALID; from 6.1 on it passes with its flow."
+)
+
+
+class LogBreachRecord(TypedDict):
+    """The bound that a logged packet broke.
+
+    Attributes:
+        bound: The bound.
+        actual: Sequence number of the packet that broke it.
+        limit: The last sequence number that passes.
+        distance: Bytes from `limit` to `actual`.
+    """
+
+    bound: Reason
+    actual: int
+    limit: int
+    distance: int
+
+
+class LoggedRecord(TypedDict):
+    """The packets of one flow that were logged for one reason.
+
+    Attributes:
+        source: Who wrote the text: conntrack itself or a rule of the packet filter.
+        text: Conntrack's text or the rule's prefix, of the first packet.
+        verdict: What the line says of conntrack's verdict.
+        reason: Why conntrack calls the packets INVALID; null where the line does not prove it.
+        ignored: Why the packets pass without being taken into account; null for other packets.
+        packets: How many there are.
+        first_line: Line of the first.
+        last_line: Line of the last.
+        proto: Protocol; null for packets of flows beyond those that are listed.
+        src: Source address; null as `proto`.
+        sport: Source port; null without one.
+        dst: Destination address; null as `proto`.
+        dport: Destination port; null without one.
+        tcp_flags: TCP flags; null where the line does not have them, and for a reason of conntrack.
+        breach: The broken bound, of the first packet; null where the line does not have it.
+        meaning: What the reason means.
+        next: What to do next.
+    """
+
+    source: Literal["conntrack", "rule"]
+    text: str
+    verdict: Verdict
+    reason: Reason | None
+    ignored: Ignored | None
+    packets: int
+    first_line: int
+    last_line: int
+    proto: str | None
+    src: str | None
+    sport: int | None
+    dst: str | None
+    dport: int | None
+    tcp_flags: str | None
+    breach: LogBreachRecord | None
+    meaning: str
+    next: str
+
+
+@final
+class Case(NamedTuple):
+    """What one line proves, without the packet's own numbers.
+
+    Attributes:
+        source: As in `LoggedRecord`, like all of these.
+        prefix: Prefix of the rule, or a text of conntrack that is not known.
+        verdict: See there.
+        reason: See there.
+        ignored: See there.
+        flags: TCP flags of a packet that a rule logged.
+    """
+
+    source: Literal["conntrack", "rule"]
+    prefix: str
+    verdict: Verdict
+    reason: Reason | None
+    ignored: Ignored | None
+    flags: int | None
+
+
+# The prefix of no rule: a line cannot hold it.
+_MORE_CASES: Final = Case("rule", "\n", "not said", None, None, None)
+
+
+def case_of(packet: LoggedPacket) -> Case | None:
+    """What a line proves; None for one that conntrack writes beside the line with the reason."""
+    text = packet.text
+    if not is_conntrack_log(text):
+        flags = packet.flags
+        bad = flags is not None and not FLAGS_PASS[flags]
+        return Case("rule", text, "not said", Reason.BAD_FLAGS if bad else None, None, flags)
+    ignored = parse_ignored(text)
+    logged = parse_log(text, old_segments_pass=False)
+    if ignored is not None and logged is not None:
+        return Case("conntrack", "", "depends on the kernel", logged.reason, ignored, None)
+    if ignored is not None:
+        return Case("conntrack", "", "passes", None, ignored, None)
+    if logged is None:
+        return None
+    if logged.reason is None:
+        return Case("conntrack", text, "not said", None, None, None)
+    return Case("conntrack", "", "invalid", logged.reason, None, None)
+
+
+def breach_of_line(packet: LoggedPacket) -> Breach | None:
+    """The bound that conntrack's text names, with the packet's number from the same line.
+
+    None if the numbers do not break it, as with a helper that shifts sequence numbers.
+    """
+    logged = parse_log(packet.text, old_segments_pass=False)
+    if logged is None or logged.limit is None or packet.seq is None:
+        return None
+    if logged.reason is Reason.SEQ_OVER:
+        actual = Seq(packet.seq)
+    elif logged.reason is Reason.ACK_OVER and packet.ack is not None:
+        actual = highest_acknowledged(packet.options, Seq(packet.ack))
+    else:
+        return None
+    beyond = distance(actual, logged.limit)
+    return Breach(logged.reason, actual, logged.limit, beyond) if beyond > 0 else None
+
+
+class _Flow(NamedTuple):
+    proto: str
+    src: str
+    sport: int | None
+    dst: str
+    dport: int | None
+
+
+@final
+class _Group:
+    def __init__(self, packet: LoggedPacket) -> None:
+        self.first = packet
+        self.last_line = packet.line
+        self.packets = 0
+
+
+@final
+class Groups:
+    """The packets of a log by what their lines prove and by flow; of bounded size."""
+
+    def __init__(self, max_flows: int = MAX_FLOWS, max_cases: int = MAX_CASES) -> None:
+        self._cases: dict[Case, dict[_Flow | None, _Group]] = {}
+        self._max_flows = max_flows
+        self._max_cases = max_cases
+        self._flows = 0
+
+    def add(self, packet: LoggedPacket) -> None:
+        """Count one packet."""
+        case = case_of(packet)
+        if case is None:
+            return
+        flows = self._cases.get(case)
+        if flows is None:
+            if len(self._cases) >= self._max_cases:
+                case = _MORE_CASES
+            flows = self._cases.setdefault(case, {})
+        flow: _Flow | None = _Flow(packet.proto, packet.src, packet.sport, packet.dst, packet.dport)
+        if case is _MORE_CASES or (flow not in flows and self._flows >= self._max_flows):
+            flow = None
+        group = flows.get(flow)
+        if group is None:
+            group = flows[flow] = _Group(packet)
+            self._flows += 1
+        group.packets += 1
+        group.last_line = packet.line
+
+    def records(self) -> list[LoggedRecord]:
+        """One record a case and flow: cases by their packets, flows likewise."""
+        cases = sorted(
+            self._cases.items(),
+            key=lambda item: -sum(group.packets for group in item[1].values()),
+        )
+        return [
+            _record(case, flow, group)
+            for case, flows in cases
+            for flow, group in sorted(flows.items(), key=lambda item: -item[1].packets)
+        ]
+
+
+def _record(case: Case, flow: _Flow | None, group: _Group) -> LoggedRecord:
+    breach = breach_of_line(group.first) if flow is not None else None
+    return LoggedRecord(
+        source=case.source,
+        text=group.first.text if case is not _MORE_CASES else "",
+        verdict=case.verdict,
+        reason=case.reason,
+        ignored=case.ignored,
+        packets=group.packets,
+        first_line=group.first.line,
+        last_line=group.last_line,
+        proto=None if flow is None else flow.proto,
+        src=None if flow is None else flow.src,
+        sport=None if flow is None else flow.sport,
+        dst=None if flow is None else flow.dst,
+        dport=None if flow is None else flow.dport,
+        tcp_flags=None if case.flags is None else tcp_flags(case.flags),
+        breach=None
+        if breach is None
+        else LogBreachRecord(
+            bound=breach.bound,
+            actual=breach.actual,
+            limit=breach.limit,
+            distance=breach.distance,
+        ),
+        meaning=_meaning(case),
+        next=_next(case, "ADDRESS" if flow is None else flow.src),
+    )
+
+
+def _meaning(case: Case) -> str:
+    if case.source == "rule":
+        kind = ""
+        if case.reason is not None:
+            kind = f"{REASONS[case.reason].sentences} {_BAD_FLAGS} "
+        elif case.flags is not None:
+            kind = f"{_KINDS[SEGMENT_CLASS[case.flags]]} "
+        return kind + _RULE_LOGGED
+    if case.reason is not None:
+        return _OVERSHOOT if case.ignored is not None else REASONS[case.reason].sentences
+    return _UNKNOWN_TEXT if case.ignored is None else IGNORED[case.ignored]
+
+
+def _next(case: Case, src: str) -> str:
+    capture = _CAPTURE.format(src=src)
+    if case.source == "rule":
+        return f"{_ASK_CONNTRACK} {capture}"
+    if case.verdict == "passes":
+        return "Nothing: the packet was forwarded with its flow."
+    return capture if case.reason is None else f"{_ADVICE[case.reason]} {capture}"

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: MIT
+"""Reads the packets that the kernel's log names: those of conntrack and those of LOG rules.
+
+The log may be damaged or hostile: remote hosts choose much of what is in it. A line without a whole
+packet is counted, and nothing of a line that is longer than any of the kernel's is kept.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, Final, NamedTuple, final
+
+import msgspec
+
+from nfq_guard.names import address, address_bytes
+from nfq_guard.wire.packet import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG
+
+# The kernel writes at most 1024 characters at once; an entry of the journal has fields beside them.
+LINE_MAX_BYTES: Final = 1 << 14
+
+# What syslog, dmesg and the journal put before the text of the kernel.
+_HEADER: Final = re.compile(
+    r"(?:[^=]{0,200}?\bkernel: ?|kern *:\w{1,8} *: ?)?"
+    r"(?:\[(?: *\d{1,12}\.\d{1,9}|\w{3} \w{3} [ \d]\d [\d:]{8} \d{4})\] ?)?"
+)
+_PACKET: Final = re.compile(r"IN=(\S{0,15}) OUT=(\S{0,15}) ")
+_PROTOCOL: Final = re.compile(r"[A-Za-z0-9]{1,8}")
+_FLAGS: Final = {
+    "FIN": FIN,
+    "SYN": SYN,
+    "RST": RST,
+    "PSH": PSH,
+    "ACK": ACK,
+    "URG": URG,
+    "ECE": ECE,
+    "CWR": CWR,
+}
+_OPTIONS: Final = re.compile(r" OPT \(([0-9A-F]{2,80})\)")
+
+
+@final
+class LoggedPacket(NamedTuple):
+    """A packet in the log.
+
+    Attributes:
+        line: Number of its line, from 1.
+        text: What is before the packet: conntrack's text or the prefix of a rule.
+        proto: Its protocol in lower case: `tcp`, or a number.
+        src: Source address.
+        sport: Source port; None where the line has none.
+        dst: Destination address.
+        dport: Destination port; None where the line has none.
+        flags: TCP flags; None where the line does not have all of them.
+        seq: Sequence number; None where the line has none.
+        ack: Acknowledgement number; None where the line has none.
+        options: TCP options.
+    """
+
+    line: int
+    text: str
+    proto: str
+    src: str
+    sport: int | None
+    dst: str
+    dport: int | None
+    flags: int | None
+    seq: int | None
+    ack: int | None
+    options: bytes
+
+
+class _Entry(msgspec.Struct):
+    """What is read of an entry of `journalctl -o json`; MESSAGE is a list if it is not UTF-8."""
+
+    message: str | list[int] = msgspec.field(default="", name="MESSAGE")
+
+
+@final
+class LogReader:
+    """Reads the lines of a log.
+
+    Attributes:
+        lines: How many lines were read.
+        skipped: How many of them begin as a packet's line but have no whole packet, or are too
+            long.
+    """
+
+    def __init__(self) -> None:
+        self.lines = 0
+        self.skipped = 0
+        self._decoder = msgspec.json.Decoder(_Entry)
+
+    def read(self, stream: BinaryIO) -> Iterator[LoggedPacket]:
+        """The packets of a log in any form: dmesg, syslog, `journalctl`, also `-o json`."""
+        while line := stream.readline(LINE_MAX_BYTES):
+            self.lines += 1
+            if len(line) == LINE_MAX_BYTES and not line.endswith(b"\n"):
+                self.skipped += 1
+                while (rest := stream.readline(LINE_MAX_BYTES)) and not rest.endswith(b"\n"):
+                    pass
+                continue
+            text = self._text(line)
+            found = _PACKET.search(text)
+            if found is None:
+                continue
+            packet = _packet(self.lines, text, found)
+            if packet is None:
+                self.skipped += 1
+            else:
+                yield packet
+
+    def _text(self, line: bytes) -> str:
+        if line.startswith(b"{"):
+            try:
+                message = self._decoder.decode(line).message
+                line = message.encode() if isinstance(message, str) else bytes(message)
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                return ""  # not an entry of the journal
+        return line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def _packet(line: int, text: str, found: re.Match[str]) -> LoggedPacket | None:
+    # What an ICMP error quotes follows in brackets.
+    body = text[found.end() :].partition("[")[0]
+    words = body.split()
+    fields: dict[str, str] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        fields.setdefault(name, value)
+    proto = fields.get("PROTO", "")
+    try:
+        src, dst = (address(address_bytes(fields.get(name, ""))) for name in ("SRC", "DST"))
+        sport, dport = (_number(fields, name, 0xFFFF) for name in ("SPT", "DPT"))
+        seq, ack = (_number(fields, name, 0xFFFFFFFF) for name in ("SEQ", "ACK"))
+    except ValueError:
+        return None
+    if src is None or dst is None or not _PROTOCOL.fullmatch(proto):
+        return None
+    tcp = proto == "TCP"
+    # URGP follows the flags.
+    whole = tcp and "URGP" in fields
+    flags = sum(bit for name, bit in _FLAGS.items() if name in words) if whole else None
+    options = _OPTIONS.search(body)
+    header = _HEADER.match(text)
+    start = header.end() if header is not None and header.end() <= found.start() else 0
+    return LoggedPacket(
+        line,
+        text[start : found.start()],
+        proto.lower(),
+        src,
+        sport,
+        dst,
+        dport,
+        flags,
+        seq if tcp else None,
+        ack if tcp and flags is not None and flags & ACK else None,
+        bytes.fromhex(options[1]) if options is not None and len(options[1]) % 2 == 0 else b"",
+    )
+
+
+def _number(fields: dict[str, str], name: str, largest: int) -> int | None:
+    text = fields.get(name, "")
+    if not text:
+        return None
+    if not text.isascii() or not text.isdigit() or len(text) > 10 or int(text) > largest:
+        raise ValueError(name)
+    return int(text)

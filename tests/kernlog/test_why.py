@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: MIT
+"""`nfq-guard why`: the kernel's log, in every form in which people have it."""
+
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nfq_guard.cli import main
+from nfq_guard.finding import Ignored, Reason
+from nfq_guard.kernlog.groups import MAX_CASES, Groups, LoggedRecord
+from nfq_guard.kernlog.lines import LINE_MAX_BYTES, LoggedPacket, LogReader
+from nfq_guard.wire.packet import ACK, RST
+
+_IP = "MAC=02:00:00:00:00:01:02:00:00:00:00:02:08:00 SRC=10.8.0.1 DST=10.8.0.2 LEN=52 TOS=0x00 "
+_REST = "PREC=0x00 TTL=64 ID=7 DF PROTO=TCP SPT=40000 DPT=80 "
+
+
+def tcp(
+    text: str, flags: str = "ACK ", numbers: str = "SEQ=3000 ACK=5000 ", options: str = ""
+) -> str:
+    """A packet as the kernel writes it."""
+    return f"{text}IN=eth0 OUT= {_IP}{_REST}{numbers}WINDOW=512 RES=0x00 {flags}URGP=0 {options}\n"
+
+
+def read(text: str) -> tuple[LogReader, list[LoggedPacket]]:
+    reader = LogReader()
+    return reader, list(reader.read(io.BytesIO(text.encode())))
+
+
+def records(*lines: str, **bounds: int) -> list[LoggedRecord]:
+    groups = Groups(**bounds)
+    for packet in read("".join(lines))[1]:
+        groups.add(packet)
+    return groups.records()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "[   12.345678] ",
+        "[Sat Nov 28 07:00:00 2026] ",
+        "kern  :warn  : [   12.345678] ",
+        "Nov 28 07:00:00 router kernel: ",
+        "Nov 28 07:00:00 router kernel: [   12.345678] ",
+        "2026-11-28T07:00:00.123456+00:00 router kernel: [12345.678901] ",
+    ],
+)
+@pytest.mark.parametrize("text", ["nf_ct_proto_6: invalid new ", "[UFW BLOCK] ", "INVALID: "])
+def test_what_is_before_the_text_is_not_of_the_text(header: str, text: str) -> None:
+    (packet,) = read(header + tcp(text))[1]
+    assert packet == LoggedPacket(
+        1, text, "tcp", "10.8.0.1", 40000, "10.8.0.2", 80, ACK, 3000, 5000, b""
+    )
+
+
+def test_entries_of_the_journal() -> None:
+    line = tcp("nf_ct_proto_6: invalid rst ", "RST ").rstrip("\n")
+    entries = [
+        {"MESSAGE": line, "_TRANSPORT": "kernel"},
+        {"MESSAGE": [*(line.encode() + b"\xff")]},
+        {"MESSAGE": [300]},
+        {"MESSAGE": None},
+        {"PRIORITY": "4"},
+    ]
+    text = "".join(json.dumps(entry) + "\n" for entry in entries)
+    deep = '{"a":' + "[" * 10_000 + "\n"
+    reader, packets = read(text + "{\n" + deep)
+    assert [packet.flags for packet in packets] == [RST, RST]
+    assert (reader.lines, reader.skipped) == (7, 0)
+
+
+def test_other_packets() -> None:
+    six = "SRC=fd00:0000:0000:0000:0000:0000:0000:0001 DST=fd00:0000:0000:0000:0000:0000:0000:0002"
+    _, (udp, error, esp, cut) = read(
+        f"a IN=eth0 OUT=eth1 {six} LEN=40 TC=0 HOPLIMIT=64 FLOWLBL=0 PROTO=UDP SPT=5 DPT=53 LEN=9\n"
+        "b IN=eth0 OUT= SRC=10.0.0.9 DST=10.0.0.1 LEN=68 PROTO=ICMP TYPE=3 CODE=1 "
+        "[SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=1 DPT=2 WINDOW=1 RES=0x00 SYN URGP=0 ] \n"
+        "c IN= OUT=eth0 SRC=10.0.0.9 DST=10.0.0.1 LEN=68 PROTO=50 SPI=0x1\n"
+        "d IN=eth0 OUT= SRC=10.0.0.9 DST=10.0.0.1 PROTO=TCP SPT=1 DPT=2 SEQ=1 ACK=1 WINDOW=1 A\n"
+    )
+    assert (udp.proto, udp.src, udp.sport, udp.dport) == ("udp", "fd00::1", 5, 53)
+    assert (error.proto, error.sport, error.flags) == ("icmp", None, None)
+    assert (esp.proto, esp.seq) == ("50", None)
+    assert (cut.flags, cut.seq, cut.ack) == (None, 1, None)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "x IN=eth0 OUT= \n",
+        "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0 PROTO=TCP\n",
+        "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=T\x1b[31m\n",
+        "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=65536 DPT=1\n",
+        "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=1 DPT=1 SEQ=99999999999\n",
+        "x IN=eth0 OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=TCP SPT=\u0663 DPT=1\n",
+        tcp("x" * LINE_MAX_BYTES),
+        tcp("x" * (3 * LINE_MAX_BYTES)).rstrip("\n"),
+    ],
+)
+def test_lines_without_a_whole_packet_are_counted(line: str) -> None:
+    reader, packets = read(line)
+    assert packets == []
+    assert (reader.lines, reader.skipped) == (1, 1)
+
+
+def test_lines_about_other_things_are_not_counted_as_skipped() -> None:
+    reader, packets = read("usb 1-1: new device\n\neth0: link up\n")
+    assert (packets, reader.lines, reader.skipped) == ([], 3, 0)
+
+
+@given(st.binary(max_size=300))
+def test_any_octets_are_read(octets: bytes) -> None:
+    line = tcp("nf_ct_proto_6: invalid new ").encode()
+    reader = LogReader()
+    for packet in reader.read(io.BytesIO(octets + b"\n" + line + octets)):
+        Groups().add(packet)
+    assert reader.lines >= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict", "reason", "ignored"),
+    [
+        ("6: SEQ is over upper bound 1001", "invalid", Reason.SEQ_OVER, None),
+        (
+            "6: ACK is over the upper bound (ACKed data not seen yet)",
+            "invalid",
+            Reason.ACK_OVER,
+            None,
+        ),
+        ("6: invalid rst", "invalid", Reason.RST_OUTSIDE, None),
+        ("132: bad CRC", "invalid", Reason.BAD_CHECKSUM, None),
+        ("6: SEQ is under lower bound 17", "passes", None, Ignored.SEQ_UNDER),
+        (
+            "6: 12 bytes more than expected",
+            "depends on the kernel",
+            Reason.SEQ_OVER,
+            Ignored.OVERSHOOT,
+        ),
+        ("6: a text of another day", "not said", None, None),
+    ],
+)
+def test_what_conntrack_says(
+    text: str, verdict: str, reason: Reason | None, ignored: Ignored | None
+) -> None:
+    (record,) = records(tcp(f"nf_ct_proto_{text} "))
+    assert record["source"] == "conntrack"
+    assert (record["verdict"], record["reason"], record["ignored"]) == (verdict, reason, ignored)
+    assert record["meaning"]
+    assert record["next"]
+
+
+def test_a_line_beside_the_reason_is_not_a_second_packet() -> None:
+    beside = "nf_ct_proto_6: packet (index 2) in dir 1 invalid, lower timeout to 75000 "
+    (record,) = records(tcp("nf_ct_proto_6: SEQ is over upper bound 1001 "), tcp(beside))
+    assert record["packets"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "numbers"),
+    [
+        ("SEQ is over upper bound 2001 ", "", (3000, 2000, 1000)),
+        ("ACK is over upper bound 4001 ", "", (5000, 4000, 1000)),
+        # a block of SACK to 6000
+        (
+            "ACK is over upper bound 4001 ",
+            "OPT (0101050A0000157C00001770) ",
+            (6000, 4000, 2000),
+        ),
+        ("SEQ is over upper bound 9001 ", "", None),  # a helper shifts the numbers
+        ("invalid new ", "", None),
+    ],
+)
+def test_the_numbers(text: str, options: str, numbers: tuple[int, int, int] | None) -> None:
+    (record,) = records(tcp(f"nf_ct_proto_6: {text}", options=options))
+    breach = record["breach"]
+    assert numbers == (breach and (breach["actual"], breach["limit"], breach["distance"]))
+
+
+@pytest.mark.parametrize(("numbers", "flags"), [("", "ACK "), ("SEQ=1 ACK=1 ", "SYN ")])
+def test_no_numbers_that_the_line_does_not_have(numbers: str, flags: str) -> None:
+    text = "nf_ct_proto_6: ACK is over upper bound 4001 "
+    (record,) = records(tcp(text, numbers=numbers, flags=flags))
+    assert record["breach"] is None
+
+
+def test_a_rule_gives_no_reason_but_flags_may() -> None:
+    plain, bad, udp = records(
+        tcp("[UFW BLOCK] ", "ACK RST "),
+        tcp("[UFW BLOCK] ", "ACK RST "),
+        tcp("[UFW BLOCK] ", "SYN FIN "),
+        "INVALID IN=a OUT= SRC=10.0.0.1 DST=10.0.0.2 PROTO=UDP SPT=1 DPT=2\n",
+    )
+    assert (plain["source"], plain["reason"], plain["tcp_flags"]) == ("rule", None, "RA")
+    assert (plain["packets"], plain["first_line"], plain["last_line"]) == (2, 1, 2)
+    assert "does not say why" in plain["meaning"]
+    assert (bad["reason"], bad["tcp_flags"]) == (Reason.BAD_FLAGS, "FS")
+    assert (udp["reason"], udp["tcp_flags"], udp["verdict"]) == (None, None, "not said")
+
+
+def test_memory_is_bounded() -> None:
+    lines = [
+        tcp(f"rule {number // 10}: ").replace("SPT=40000", f"SPT={number}")
+        for number in range(1, 100)
+    ]
+    found = records(*lines, max_flows=20, max_cases=4)
+    assert len(found) <= 20 + 4 + 1
+    assert sum(record["packets"] for record in found) == 99
+    assert sum(record["packets"] for record in found if record["proto"] is None) == 99 - 20
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(["why", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "kern.log.gz"
+    lines = [tcp("nf_ct_proto_6: SEQ is over upper bound 2001 ")] * 2
+    lines += [tcp("\x1b[2J\u202e ", "SYN ").replace("SPT=40000", f"SPT={n}") for n in range(1, 13)]
+    lines += [tcp("nf_ct_proto_6: SEQ is under lower bound 2001 "), "x IN=a OUT= \n"]
+    log.write_bytes(gzip.compress("".join(lines).encode()))
+    assert main(["why", str(log)]) == 0
+    out, err = capsys.readouterr()
+    assert out.isascii()
+    assert "\x1b" not in out
+    assert "seq-over, INVALID: 2 packets\n" in out
+    assert "lines 1 to 2, seq 1000 bytes beyond 2000\n" in out
+    assert r"logged by the rule '\x1b[2J\u202e', flags S: 12 packets" in out
+    assert "2 packets of 2 more flows\n" in out
+    assert "seq-under, passes: 1 packet\n" in out
+    assert err.endswith("no whole packet: 1\n")
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_text_of_more_rules_than_are_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text("".join(tcp(f"rule {number}: ") for number in range(MAX_CASES + 5)))
+    assert "other lines: 5 packets\n" in run(capsys, str(log))
+
+
+def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text(tcp("nf_ct_proto_6: invalid new ", "RST "))
+    record: dict[str, Any] = json.loads(run(capsys, str(log), "--format", "json"))
+    assert record.keys() == LoggedRecord.__required_keys__
+    assert (record["reason"], record["src"], record["packets"]) == ("no-entry", "10.8.0.1", 1)
+
+
+def test_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text("eth0: link up\n")
+    assert run(capsys, str(log)) == "no packet in 1 lines\n"
+
+
+@pytest.mark.parametrize("words", [[], ["kern.log", "--journal"], ["/nonexistent"]])
+def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["why", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_capture_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capture = tmp_path / "x.pcap"
+    capture.write_bytes(bytes.fromhex("d4c3b2a1") + bytes(20))
+    assert main(["why", str(capture)]) == 2
+    assert "use replay or explain" in capsys.readouterr().err
+
+
+def journal(folder: Path, script: str, patch: pytest.MonkeyPatch) -> None:
+    program = folder / "journalctl"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    patch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_the_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kernel.txt").write_text(tcp("nf_ct_proto_6: invalid rst ", "RST "))
+    script = f'test "$1" = --dmesg && cat {tmp_path}/kernel.txt'
+    journal(tmp_path, script, monkeypatch)
+    assert "rst-outside, INVALID: 1 packet\n" in run(capsys, "--journal")
+
+
+def test_a_journal_that_cannot_be_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal(tmp_path, "exit 3", monkeypatch)
+    assert main(["why", "--journal"]) == 69
+    assert capsys.readouterr().err == "nfq-guard: journalctl: exit status 3\n"
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert main(["why", "--journal"]) == 69
+    assert "journalctl: cannot be started" in capsys.readouterr().err
