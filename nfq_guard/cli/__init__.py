@@ -5,9 +5,11 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from typing import Final, Never, Protocol, TextIO, cast
 
@@ -53,21 +55,40 @@ _DAEMON: Final = "run"
 _OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 # 128 plus SIGINT, the shell's convention.
 _EXIT_INTERRUPTED: Final = 130
+# How argparse reports a word that is not among the choices, with the choices quoted or not.
+_NO_CHOICE: Final = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<known>.*)\)")
+_UNRECOGNIZED: Final = re.compile(r"unrecognized arguments: .*?(?P<found>--[^\s=]+)")
+_OPTION: Final = re.compile(r"(?<!\S)\[?(--[a-z][a-z-]*)")
 
 
 class _Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, like every other error.
 
     Attributes:
-        help_prog: The command whose help an error refers to; None for this parser's own.
+        chosen: The parser of the chosen command, whose help an error refers to; None for this
+            parser's own.
     """
 
-    help_prog: str | None = None
+    chosen: argparse.ArgumentParser | None = None
 
     def error(self, message: str) -> Never:
         """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""
-        prog = self.help_prog or self.prog
-        self.exit(EXIT_USAGE, f"nfq-guard: {message} (see {prog} --help)\n")
+        parser = self.chosen or self
+        hint = _suggestion(message, parser)
+        self.exit(EXIT_USAGE, f"nfq-guard: {message}{hint} (see {parser.prog} --help)\n")
+
+
+def _suggestion(message: str, parser: argparse.ArgumentParser) -> str:
+    """The word that was meant, where argparse's message names one close to it."""
+    # Imported here, so that a command without a mistake does not load it.
+    from nfq_guard.policy.values import suggestion  # noqa: PLC0415
+
+    if (choice := _NO_CHOICE.search(message)) is not None:
+        known = tuple(word.strip("'") for word in choice["known"].split(", "))
+        return suggestion(choice["found"], known)
+    if (option := _UNRECOGNIZED.search(message)) is not None:
+        return suggestion(option["found"], tuple(_OPTION.findall(parser.format_help())))
+    return ""
 
 
 def _parser(chosen: str | None) -> argparse.ArgumentParser:
@@ -75,7 +96,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         prog="nfq-guard",
         description="Judge conntrack's INVALID packets by the kernel's own TCP window.",
     )
-    parser.add_argument("--version", action="version", version=f"nfq-guard {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=f"nfq-guard {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
@@ -84,7 +105,7 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
         )
         if name == chosen:
             # Arguments that no parser takes are reported by the top-level parser.
-            parser.help_prog = sub.prog
+            parser.chosen = sub
             _module(name).add_arguments(sub)
     return parser
 
@@ -96,6 +117,8 @@ def _module(command: str) -> _CommandModule:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status, one of those in `errors`."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
     chosen = next((word for word in words if not word.startswith("-")), None)
     if chosen == _DAEMON:
         _ignore_early_signals()
@@ -107,15 +130,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str], chosen: str | None) -> int:
     _open_standard_streams()
-    args = _parser(chosen if chosen in COMMANDS else None).parse_args(words)
+    parser = _parser(chosen if chosen in COMMANDS else None)
+    if not words:
+        parser.print_help(sys.stderr)
+        return EXIT_USAGE
+    args = parser.parse_args(words)
     try:
         status = _module(args.command).run(args)
         # A failure here is handled below; at interpreter exit it would only be printed.
         sys.stdout.flush()
     except NfqGuardError as error:
         if args.debug:
-            raise
-        sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
+            traceback.print_exc()
+        else:
+            sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
         return error.exit_status
     except BrokenPipeError:
         # The reader of our output has exited, as `head` does.

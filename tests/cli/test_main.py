@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard import __version__
 from nfq_guard.cli import COMMANDS, main
 from tests.support.conversation import Conversation
 
@@ -20,8 +21,12 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "COMMAND"),
         (["nonsense"], "'nonsense'"),
+        (["statsu"], "(did you mean 'status'?) (see nfq-guard --help)"),
+        (["mode", "enforc"], "(did you mean 'enforce'?) (see nfq-guard mode --help)"),
+        (["rules", "instal"], "(did you mean 'install'?)"),
+        (["replay", "x", "--sumary"], "unrecognized arguments: --sumary (did you mean '--summary'"),
+        (["check", "--nothing-like-it"], "unrecognized arguments: --nothing-like-it (see"),
         (
             ["run", "--queue", "x"],
             "argument --queue: invalid int value: 'x' (see nfq-guard run --help)",
@@ -40,6 +45,37 @@ def test_a_usage_error_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("nfq-guard: ")
     assert message in line
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "reproduce the classic resets" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["help"], "usage: nfq-guard "),
+        (["help", "mode"], "usage: nfq-guard mode "),
+        (["-V"], f"nfq-guard {__version__}"),
+    ],
+)
+def test_usual_ways_to_ask_for_help_and_version(
+    capsys: pytest.CaptureFixture[str], words: list[str], text: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(text)
+
+
+def test_debug_adds_a_traceback_and_keeps_the_status(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--debug", "run", "--config", "/nonexistent"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback ")
+    assert "/nonexistent: " in said.splitlines()[-1]
 
 
 def test_help_capitalises_only_the_first_letter_of_a_summary() -> None:
