@@ -52,7 +52,7 @@ class Frame:
         wire_len: Length of the frame on the wire, in octets.
         octets: The captured octets, link header first; may be shorter than `wire_len`.
         source: Index of its file, if several are read together.
-        interface: Number of its interface in a pcapng file, else 0.
+        interface: Number of its interface in a pcapng file, over all its sections, else 0.
     """
 
     number: int

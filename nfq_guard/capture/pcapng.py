@@ -25,6 +25,7 @@ MAGIC: Final = b"\x0a\x0d\x0d\x0a"
 OPTION_END: Final = 0
 OPTION_IF_TSRESOL: Final = 9
 OPTION_IF_TSOFFSET: Final = 14
+OPTION_IF_NAME: Final = 2
 OPTION_ISB_IFDROP: Final = 5
 OPTION_ISB_OSDROP: Final = 7
 
@@ -32,6 +33,8 @@ _BYTE_ORDERS: Final = {b"\x4d\x3c\x2b\x1a": "<", b"\x1a\x2b\x3c\x4d": ">"}
 _NANO: Final = 1_000_000_000
 # Bounds the memory that a hostile file can take; a section with more interfaces is damaged.
 _MAX_INTERFACES: Final = 1 << 16
+# Linux allows 15 octets; other systems have longer names.
+_MAX_NAME_BYTES: Final = 128
 
 
 @final
@@ -62,12 +65,17 @@ class PcapngScanner:
         frames: Number of frames parsed so far.
         drops: Frames that the capture itself reports as dropped (isb_ifdrop, isb_osdrop), by the
             last statistics of each interface.
+        names: Names of the interfaces of all sections, empty without one; `Frame.interface` is the
+            position in it.
     """
 
     def __init__(self, source: int) -> None:
         """Start before the first section."""
         self._source = source
         self._interfaces: list[_Interface] = []
+        # Interfaces of earlier sections.
+        self._base = 0
+        self.names: list[str] = []
         self._last_ns = 0
         self._set_byte_order("<")
         self._sections = 0
@@ -137,7 +145,7 @@ class PcapngScanner:
                         word(buffer, start + 24, little),
                         buffer[start + 28 : start + 28 + captured],
                         source,
-                        index,
+                        self._base + index,
                     )
                 )
             else:
@@ -152,6 +160,7 @@ class PcapngScanner:
             major: int = struct.unpack_from(self._order + "H", block, 12)[0]
             if major != 1:
                 raise BrokenRecordError(start, f"unknown pcapng version {major}")
+            self._base += len(self._interfaces)
             self._interfaces = []
             self._sections += 1
         elif kind == BLOCK_INTERFACE:
@@ -185,18 +194,23 @@ class PcapngScanner:
     def _interface(self, block: bytes) -> _Interface:
         linktype, _, snaplen = struct.unpack_from(self._order + "HHI", block, 8)
         ticks_per_s, offset_s = 1_000_000, 0
+        name = b""
         position, end = 16, len(block) - 4
         while position + 4 <= end:
             code, length = struct.unpack_from(self._order + "HH", block, position)
             value = block[position + 4 : min(position + 4 + length, end)]
             if code == OPTION_END:
                 break
-            if code == OPTION_IF_TSRESOL and len(value) == 1:
+            if code == OPTION_IF_NAME:
+                name = value[:_MAX_NAME_BYTES]
+            elif code == OPTION_IF_TSRESOL and len(value) == 1:
                 power = value[0] & 0x7F
                 ticks_per_s = 2**power if value[0] & 0x80 else 10**power
             elif code == OPTION_IF_TSOFFSET and len(value) == 8:
                 offset_s = struct.unpack(self._order + "q", value)[0]
             position += 4 + (length + 3 & ~3)
+        if len(self.names) < _MAX_INTERFACES:
+            self.names.append(name.rstrip(b"\0").decode("utf-8", "replace"))
         return _Interface(
             linktype=linktype,
             snaplen=snaplen,
@@ -241,5 +255,13 @@ class PcapngScanner:
         self._last_ns = time_ns
         self.frames += 1
         frames.append(
-            Frame(self.frames, time_ns, interface.linktype, wire_len, octets, self._source, index)
+            Frame(
+                self.frames,
+                time_ns,
+                interface.linktype,
+                wire_len,
+                octets,
+                self._source,
+                self._base + index,
+            )
         )

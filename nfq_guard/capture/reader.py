@@ -127,6 +127,12 @@ class Capture:
         """Frames that the capture itself reports as dropped; complete after the last batch."""
         return self._scanner.drops
 
+    def interface_name(self, index: int) -> str:
+        """The name of an interface in a pcapng file; empty without one."""
+        scanner = self._scanner
+        names = scanner.names if isinstance(scanner, pcapng.PcapngScanner) else []
+        return names[index] if index < len(names) else ""
+
     def batches(self) -> Iterator[list[Frame]]:
         """The frames in file order, one list for each chunk of the file.
 

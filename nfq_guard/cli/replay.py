@@ -12,6 +12,7 @@ from typing import Final
 import orjson
 
 from nfq_guard.capture.frame import CaptureError
+from nfq_guard.capture.interfaces import InterfaceFilter
 from nfq_guard.capture.links import LINKS, NAMES, name_of
 from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.capture.source import STDIN
@@ -66,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--flow", metavar="A:P-B:P", help="show only this flow; IPv6 addresses in brackets"
     )
     parser.add_argument(
+        "--interface",
+        metavar="NAME|INDEX",
+        help="judge only the frames of this interface: its name or index in a pcapng file, or its "
+        "index in a Linux cooked capture (version 2)",
+    )
+    parser.add_argument(
         "--write", metavar="FILE", help="write the shown packets to FILE, pcapng with comments"
     )
     parser.add_argument("--summary", action="store_true", help="show only the summary")
@@ -108,12 +115,18 @@ def run(args: argparse.Namespace) -> int:
                 for show in shows:
                     show(shown)
 
+        interface = None if args.interface is None else InterfaceFilter(args.interface, captures)
         for frames in merged(captures):
-            take(replayer.replay(frames))
+            take(replayer.replay(frames if interface is None else interface.keep(frames)))
             progress.update(replayer.frames, sum(capture.consumed for capture in captures))
         replayer.drops = sum(capture.drops for capture in captures)
         take(replayer.finish())
         progress.clear()
+        if interface is not None and not interface.kept:
+            raise UsageError(
+                f"--interface: no frame of {args.interface!a}; there are frames of interface "
+                f"{interface.seen() or 'none'}"
+            )
         _refuse_unknown_links(replayer, captures)
         _finish(args, summary, replayer, settings, progress.seconds)
         for capture in captures:

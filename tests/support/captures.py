@@ -55,9 +55,10 @@ def interface(
     snaplen: int = 0,
     tsresol: int | None = None,
     tsoffset: int | None = None,
+    name: bytes = b"eth0",
     order: str = "<",
 ) -> bytes:
-    pairs: list[tuple[int, bytes]] = [(2, b"eth0")]
+    pairs: list[tuple[int, bytes]] = [(2, name)]
     if tsresol is not None:
         pairs.append((9, bytes([tsresol])))
     if tsoffset is not None:
