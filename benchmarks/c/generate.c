@@ -4,13 +4,13 @@
  * frames out of INTERFACE, round and round the file FRAMES (each preceded by its length, 16 bits
  * in native order).
  *
- * RATE is in packets a second, sent at a steady beat; 0 is as fast as it goes. COUNT 0 goes on
- * until SIGTERM. With `stamp`, the first eight octets of each TCP payload over IPv4 are the time
+ * RATE is in packets a second, sent at a steady rate; 0 is as fast as possible. COUNT 0 sends until
+ * SIGTERM. With `stamp`, the first eight bytes of each TCP payload over IPv4 are the time
  * of sending (CLOCK_REALTIME, nanoseconds, native order) and the checksum is right.
  *
- * With `backlog`, RATE is not looked at: packets are sent so that between LOW and HIGH of them
- * wait in the queue, as PATH (.../net/netfilter/nfnetlink_queue) tells, summed over all queues.
- * The reader is then never idle and never late.
+ * With `backlog`, RATE is ignored: packets are sent so that between LOW and HIGH of them wait in
+ * the queue, by the counters of PATH (.../net/netfilter/nfnetlink_queue), summed over all queues.
+ * The reader is then never idle, and the queue never overflows.
  *
  * Prints one line at the end: packets sent, seconds taken, CPU seconds used (what the kernel did
  * with the packets in this process's name is among them), packets that the interface refused.

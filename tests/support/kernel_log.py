@@ -117,7 +117,7 @@ class KernelLog:
     def read(self) -> list[tuple[str, bytes]]:
         """What came since the last call: the text, and the packet from its IP header on.
 
-        Does not wait. Lines that were lost because nobody read in time are not told of.
+        Does not wait. Lines that were lost because they were not read in time are not reported.
         """
         found: list[tuple[str, bytes]] = []
         while True:
