@@ -18,8 +18,9 @@ import pytest
 
 from nfq_guard.conntrack.states import CLASS_RST, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.finding import Reason
-from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, FlowTuple
+from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, CtState, FlowTuple
 from tests.fuzz_kernel.compare import ends_of
 from tests.fuzz_kernel.generate import next_step, start
 from tests.support.kernel_log import is_ignored, reason_of
@@ -80,7 +81,8 @@ class Guarded:
         out = self.live.send_through_queue(octets)
         texts = [text for text, _ in self.live.log_texts() if "timeout to" not in text]
         dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
-        if dscp:  # it did not pass through the queue, for an accepted packet skips that rule
+        # Written by a rule before that of the guard, which is the last one.
+        if CTSTATES[dscp - 1] is not CtState.INVALID:
             return None, texts
         event: dict[str, Any] = {}
         while event.get("event") != "packet_judged":
