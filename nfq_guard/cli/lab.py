@@ -128,12 +128,12 @@ def run(args: argparse.Namespace) -> int:
                     return _measure(args)
                 except KeyboardInterrupt:
                     sys.stderr.write("nfq-guard: interrupted; all namespaces are removed\n")
-                    return EXIT_NOT_FINE
+                    raise
 
 
 def _measure(args: argparse.Namespace) -> int:
+    matrix.check_requirements()  # before any head of a table
     if args.action == "demo":
-        matrix.check_requirements()
         return demo.run(lambda text, tone: write_line(paint(text, *_TONES[tone])))
     as_json = args.format == "json"
     keep = Keep(pcap=_directory("--pcap", args.pcap), events=_directory("--events", args.events))

@@ -40,14 +40,14 @@ class Screen:
         self._attributes: dict[Style, int] = {}
 
     def run(self) -> None:
-        """Run until q or Ctrl-C.
+        """Run until q.
 
         Raises:
             curses.error: This terminal cannot do it.
+            KeyboardInterrupt: Ctrl-C was pressed; the screen is restored.
         """
         curses.set_escdelay(_ESCAPE_MS)
-        with suppress(KeyboardInterrupt):
-            curses.wrapper(self._run)
+        curses.wrapper(self._run)
 
     def _run(self, window: curses.window) -> None:
         with suppress(curses.error):  # a terminal that cannot hide its cursor

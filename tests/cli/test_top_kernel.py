@@ -156,7 +156,8 @@ def test_interrupt(guarded: Path) -> None:
     with Terminal(*top(guarded)) as terminal:
         terminal.shows("nfq-guard enforce")
         terminal.process.send_signal(signal.SIGINT)
-        assert terminal.ends() == 0
+        assert terminal.ends() == 130
+        assert b"\x1b[?1049l" in terminal.written, "the screen is restored"
 
 
 def test_no_colour(guarded: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -72,7 +72,7 @@ def test_a_signal_leaves_nothing_behind(number: signal.Signals) -> None:
     process = start_matrix()
     process.send_signal(number)
     _, stderr = process.communicate(timeout=limit(60))
-    assert process.returncode == 1
+    assert process.returncode == 130
     assert stderr == "nfq-guard: interrupted; all namespaces are removed\n"
     assert namespaces_of(process.pid) == []
     assert directories_of(process.pid) == []
