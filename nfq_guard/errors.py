@@ -39,6 +39,10 @@ class UsageError(NfqGuardError):
     exit_status = EXIT_USAGE
 
 
+class OutputError(NfqGuardError):
+    """A file that the command writes cannot be written to its end; the message names it."""
+
+
 class NotRunningError(NfqGuardError):
     """No daemon is running that could respond."""
 

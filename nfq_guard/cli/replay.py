@@ -23,7 +23,7 @@ from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, comment, summary_lines
 from nfq_guard.cli.terminal import columns, printable, wants_colour, write_json
-from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer, ReplaySettings
@@ -106,10 +106,14 @@ def run(args: argparse.Namespace) -> int:
         if args.write:
             shows.append(_writer(args.write, captures, stack))
 
+        selected = 0
+
         def take(outcomes: Sequence[Outcome]) -> None:
+            nonlocal selected
             for outcome in outcomes:
                 summary.add(outcome)
             shown = [outcome for outcome in outcomes if selection.takes(outcome)]
+            selected += len(shown)
             if shown:
                 progress.clear()
                 for show in shows:
@@ -128,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
                 f"{interface.seen() or 'none'}"
             )
         _refuse_unknown_links(replayer, captures)
-        _finish(args, summary, replayer, settings, progress.seconds)
+        _finish(args, summary, replayer, settings, progress.seconds, selected)
         for capture in captures:
             if capture.damage is not None:
                 warn(capture.damage)
@@ -163,16 +167,26 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
             Path(capture.name).exists() and path.samefile(capture.name) for capture in captures
         ):
             raise UsageError(f"--write: {name} is an input file")
-        file = stack.enter_context(path.open("wb"))
+        file = path.open("wb")
     except OSError as error:
         raise UsageError(f"--write: {name}: {error.strerror}") from None
 
     writer = PcapngWriter(file)
 
     def write(outcomes: Sequence[Outcome]) -> None:
-        for outcome in outcomes:
-            writer.write(outcome.frame, comment(outcome))
+        try:
+            for outcome in outcomes:
+                writer.write(outcome.frame, comment(outcome))
+        except OSError as error:
+            raise OutputError(f"--write: {name}: {error.strerror}") from None
 
+    def close() -> None:
+        try:
+            file.close()
+        except OSError as error:
+            raise OutputError(f"--write: {name}: {error.strerror}") from None
+
+    stack.callback(close)
     return write
 
 
@@ -182,10 +196,15 @@ def _finish(
     replayer: Replayer,
     settings: ReplaySettings,
     seconds: float,
+    selected: int,
 ) -> None:
     if args.format == "text":
         lines = summary_lines(summary, replayer, settings, seconds, colour=wants_colour())
         gap = "" if args.summary else "\n"
+        if not summary.by_reason:
+            gap = "No packet is INVALID.\n\n"
+        elif selected == 0:
+            gap = "No INVALID packet is selected by --only and --flow.\n\n"
         sys.stdout.write(gap + "\n".join(lines) + "\n")
     elif args.summary:
         whole = summary.as_object(replayer, settings, seconds)

@@ -341,3 +341,24 @@ def test_check_takes_any_release(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "--kernel", "5.15.0-91-generic", "preset:default"]) == 0
     assert main(["check", "--kernel", "latest", "preset:default"]) == 2
     assert "expected a version such as" in capsys.readouterr().err
+
+
+def test_nothing_invalid_and_nothing_selected_are_said(
+    capture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fine = Conversation()
+    fine.open()
+    for words, said in (
+        ([fine.save(tmp_path / "fine.pcap")], "No packet is INVALID."),
+        ([capture, "--only", "seq-over"], "No INVALID packet is selected by --only and --flow."),
+        ([capture, "--only", "seq-over", "--summary"], "No INVALID packet is selected"),
+    ):
+        assert main(["replay", *words]) == 0
+        assert capsys.readouterr().out.startswith(said)
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_named(
+    capture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["replay", capture, "--write", "/dev/full"]) == 1
+    assert capsys.readouterr().err == "nfq-guard: --write: /dev/full: No space left on device\n"
