@@ -10,6 +10,7 @@ from nfq_guard.names import endpoint
 from nfq_guard.telemetry.events import (
     Event,
     PacketJudged,
+    Totals,
     name_of,
     own_fields,
     timestamp,
@@ -51,7 +52,12 @@ class Console:
         )
 
     def _note(self, event: Event) -> str:
-        fields = " ".join(f"{name}={value}" for name, value in own_fields(event).items())
+        totals = isinstance(event, Totals)
+        fields = " ".join(
+            f"{name}={_words(value)}"
+            for name, value in own_fields(event).items()
+            if value not in ([], {}) and not (totals and value == 0)
+        )
         return (
             f"{timestamp()[11:23]} {self._styled(f'{event.level:<10}', LEVEL_STYLES[event.level])} "
             f"{name_of(type(event)):<14} {fields}"
@@ -59,6 +65,15 @@ class Console:
 
     def _styled(self, text: str, style: Style) -> str:
         return styled(text, style) if self._colour else text
+
+
+def _words(value: object) -> str:
+    """The value of a field: a list as its items, a table as its entries that are not 0."""
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {count}" for name, count in value.items() if count) or "none"
+    return str(value)
 
 
 def wants_console(log_format: str, descriptor: int) -> bool:

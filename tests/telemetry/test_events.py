@@ -21,6 +21,7 @@ from nfq_guard.telemetry.events import (
     EventsSuppressed,
     JudgingFailed,
     PacketJudged,
+    RulesInstalled,
     Stopped,
     all_fields,
     name_of,
@@ -167,6 +168,24 @@ def test_console_lines(tmp_path: Path) -> None:
     assert " allow " in second
     assert third.endswith("warning    events_suppressed packets=7")
     assert "\x1b" not in first + second + third
+
+
+def test_the_console_writes_lists_and_tables_as_words(tmp_path: Path) -> None:
+    events, sink = log(tmp_path / "log", console=True)
+    events.emit(RulesInstalled(done=["IPv4 nft: installed", "IPv6 nft: installed"], notes=[]))
+    events.emit(
+        Stopped(
+            queues=[0],
+            reasons={"seq-over": 2, "raced": 0},
+            actions={},
+            rules={"window": 0},
+            counters={"reloads": 0, "judged": 2},
+        )
+    )
+    sink.close(0)
+    installed, stopped = (tmp_path / "log").read_text().splitlines()
+    assert installed.endswith("rules_installed done=IPv4 nft: installed; IPv6 nft: installed")
+    assert stopped.endswith("queues=0 reasons=seq-over 2 rules=none judged=2")
 
 
 def test_colours(tmp_path: Path) -> None:
