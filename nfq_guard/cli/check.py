@@ -26,7 +26,7 @@ from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.schema import policy_schema
 from nfq_guard.policyfile import PRESET_PREFIX, load_policy
-from nfq_guard.service.config import DEFAULT_PATH, load_config
+from nfq_guard.service.config import DEFAULT_PATH, DEFAULTS, load_config
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.palette import Style
 
@@ -196,4 +196,6 @@ def _show(source: str, model: PolicyModel, found: list[Caution], *, explain: boo
     count = len(model.rules)
     rules = "1 rule" if count == 1 else f"{count} rules"
     said = "" if model.source == source else f" of {model.source}, as the file has no [policy]"
+    if source == DEFAULTS:
+        said = f" of {model.source}; {DEFAULT_PATH} does not exist"
     write_line(f"{source}: {paint('fine', Style.GREEN)}, {rules}{said}")

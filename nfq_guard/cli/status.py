@@ -68,14 +68,16 @@ def lines(status: Status) -> list[str]:
         _line("mode", mode if enforcing else f"{mode} (every packet is accepted)"),
         _line("since", f"{status.since} ({_duration(status.uptime_s)}), pid {status.pid}"),
         _line("config", status.config),
-        _line("policy", _policy(policy)),
-        _line("evidence", status.evidence),
-        _line("fail mode", status.fail_mode + _rate_limit(status)),
-        _line("rules", _rules(status.rules)),
     ]
     shown += [
         _line("", f"daemon.{name} changed in the file; it takes a restart")
         for name in policy.restart_for
+    ]
+    shown += [
+        _line("policy", _policy(policy)),
+        _line("evidence", status.evidence),
+        _line("fail mode", status.fail_mode + _rate_limit(status)),
+        _line("rules", _rules(status.rules)),
     ]
     shown += [
         _line("", paint(f"{status.count(name)} {text}", Style.YELLOW))

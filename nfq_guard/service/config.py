@@ -20,6 +20,8 @@ from nfq_guard.service.settings import RELOADED, TABLE, Settings, parse_settings
 from nfq_guard.service.status import PolicyFacts
 
 DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
+# The source of a configuration where the file does not exist.
+DEFAULTS: Final = "defaults"
 _POLICY_TABLE: Final = "policy"
 
 
@@ -179,7 +181,7 @@ class _Tables(NamedTuple):
 def _read_tables(path: Path | None) -> _Tables:
     if path is None:
         if not DEFAULT_PATH.exists():
-            return _Tables("defaults", Settings(), None, [])
+            return _Tables(DEFAULTS, Settings(), None, [])
         path = DEFAULT_PATH
     document = read_toml(path)
     mistakes: list[Mistake] = []

@@ -36,7 +36,9 @@ def test_mode_and_rate_limit() -> None:
 
 def test_settings_that_wait_for_a_restart() -> None:
     policy = ActingPolicy(source="x", digest="1", rules=1, restart_for=("batch",))
-    assert "daemon.batch changed in the file" in text(policy=policy)
+    shown = text(policy=policy).splitlines()
+    (row,) = [row for row, line in enumerate(shown) if "daemon.batch changed in the file" in line]
+    assert shown[row - 1].startswith("config ")
 
 
 def test_rules_that_differ_and_rules_that_were_not_checked() -> None:

@@ -123,3 +123,14 @@ def test_schema(capsys: pytest.CaptureFixture[str]) -> None:
     settings = schema["$defs"]["Settings"]
     assert "\n" not in settings["description"]
     assert all(described["description"] for described in settings["properties"].values())
+
+
+def test_defaults_name_the_file_that_does_not_exist(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing.toml"
+    monkeypatch.setattr("nfq_guard.service.config.DEFAULT_PATH", missing)
+    monkeypatch.setattr("nfq_guard.cli.check.DEFAULT_PATH", missing)
+    status, out, _ = _run(capsys)
+    assert status == 0
+    assert out == f"defaults: fine, 8 rules of preset:default; {missing} does not exist\n"
