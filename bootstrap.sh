@@ -67,6 +67,7 @@ test | bench)
     need nftables program nft
     need conntrack program conntrack
     need ethtool program ethtool
+    need logrotate program logrotate
     need tshark program tshark
     need procps program ps
     need systemd program systemd-analyze

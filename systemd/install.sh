@@ -29,7 +29,7 @@ if [ "$1" = uninstall ]; then
     [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard.service.d/reload.conf" \
-        "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf
+        "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf /etc/logrotate.d/nfq-guard
     rmdir "$units/nfq-guard.service.d" 2>/dev/null || true
     ! running || systemctl daemon-reload
     say "removed; left in place: /etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
@@ -80,7 +80,8 @@ else
 fi
 sed "s|/usr/local|$prefix|" "$here/nfq-guard.service" >"$units/nfq-guard.service"
 cp "$units/nfq-guard.service" "$units/nfq-guard@.service"
-mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d
+mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d /etc/logrotate.d
+cp "$here/nfq-guard.logrotate" /etc/logrotate.d/nfq-guard
 cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
 version=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
 if [ "${version:-0}" -ge 253 ]; then
@@ -100,7 +101,8 @@ if running; then
     say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
 fi
 cat <<EOF
-  events:      journalctl -u nfq-guard -f
+  packets:     tail -F /var/log/nfq-guard/events.jsonl
+  other notes: journalctl -u nfq-guard -f
   state:       nfq-guard status
   to enforce:  nfq-guard mode enforce, until the next start; permanently: set
                mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then

@@ -48,10 +48,12 @@ from nfq_guard.telemetry.events import (
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
+from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
 _STDOUT: Final = 1
 _METRICS_FILE_S: Final = 15.0
+_FOLLOW_S: Final = 1.0
 
 MakeLog = Callable[[LineSink], EventLog]
 """Makes the log that writes into a sink, in the configured format."""
@@ -112,8 +114,15 @@ def run(
         sink, make_log = open_log(settings)
         stack.callback(lambda: sink.close(time.monotonic()))
         events = make_log(sink)
+        recording = events.recording
+        if recording is not None:
+            stack.callback(lambda: recording.sink.close(time.monotonic()))
         loop = stack.enter_context(Loop(_log_failed_housekeeping(events)))
         if len(settings.queue_numbers) > 1:
+            if recording is not None:
+                # The workers write into it. A worker that is restarted must inherit the right file,
+                # and the daemon must not keep a removed one open.
+                loop.every(_FOLLOW_S, recording.push)
             workers: Workers = Supervisor(
                 settings.queue_numbers,
                 loaded=loaded,
@@ -121,7 +130,7 @@ def run(
                 open_queue=lambda number, mode: _opener(
                     settings, number, mode, instance, ahead.get(number)
                 ),
-                inherited=lambda number: _descriptors(ahead.get(number)),
+                inherited=lambda number: _descriptors(ahead.get(number), recording),
                 make_log=make_log,
                 mode=settings.mode,
                 loop=loop,
@@ -176,29 +185,43 @@ def _log_failed_housekeeping(events: EventLog) -> Callable[[Exception], None]:
 
 
 def open_log(settings: Settings) -> tuple[LineSink, MakeLog]:
-    """Open the log that the settings name.
+    """Open the log that the settings name, and the file for the events of packets, if any.
 
     Raises:
-        UsageError: The file cannot be opened.
+        UsageError: A file cannot be opened.
     """
+    recording = _open_recording(settings)
     if settings.log == "-" and settings.log_format == "auto" and stdout_is_the_journal():
-        return _open_log_at(SOCKET, JournalRenderer())
+        return _open_log_at(SOCKET, JournalRenderer(), recording)
     if settings.log == "journal":
-        return _open_log_at(SOCKET, JournalRenderer())
+        return _open_log_at(SOCKET, JournalRenderer(), recording)
     if settings.log != "-":
         console = settings.log_format == "console"
-        return _open_log_at(Path(settings.log), Console(colour=False) if console else None)
+        render = Console(colour=False) if console else None
+        return _open_log_at(Path(settings.log), render, recording)
     sys.stdout.flush()
     console = wants_console(settings.log_format, _STDOUT)
     render = Console(colour=wants_colour(_STDOUT)) if console else None
-    return LineSink(_STDOUT), lambda sink: EventLog(sink, render)
+    return LineSink(_STDOUT), lambda sink: EventLog(sink, render, recording)
 
 
-def _open_log_at(path: Path, render: Processor | None) -> tuple[LineSink, MakeLog]:
+def _open_log_at(
+    path: Path, render: Processor | None, recording: Recording | None
+) -> tuple[LineSink, MakeLog]:
     try:
-        return LineSink(path), lambda sink: EventLog(sink, render)
+        return LineSink(path), lambda sink: EventLog(sink, render, recording)
     except OSError as error:
         raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
+
+
+def _open_recording(settings: Settings) -> Recording | None:
+    path = settings.events_file
+    if not path:
+        return None
+    try:
+        return Recording(Path(path), settings.events_file_max_bytes)
+    except OSError as error:
+        raise UsageError(f"daemon.events_file: {path} cannot be opened: {error.strerror}") from None
 
 
 def _load_ahead(settings: Settings) -> dict[int, Program | str]:
@@ -212,8 +235,10 @@ def _load_ahead(settings: Settings) -> dict[int, Program | str]:
     return dict(zip(numbers, loaded, strict=True))
 
 
-def _descriptors(ahead: Program | str | None) -> set[int]:
-    return set(ahead.descriptors) if isinstance(ahead, Program) else set()
+def _descriptors(ahead: Program | str | None, recording: Recording | None) -> set[int]:
+    """What a worker process needs of what the daemon has open."""
+    of_program = set(ahead.descriptors) if isinstance(ahead, Program) else set()
+    return of_program if recording is None else of_program | {recording.sink.fileno()}
 
 
 def _opener(

@@ -56,6 +56,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         log_allowed: Whether packets that the policy allows have events too, as `whatif` needs them.
         log_interval_s: Least time between two events of one flow; 0 for no limit.
         log_events_per_s: Most events of packets a second, of all flows together.
+        events_file: File for the events of packets, JSON lines, instead of the log; empty for none.
+            A rotation needs no signal.
+        events_file_max_bytes: Size at which the file of events takes no more of them until it is
+            rotated; packets without an event are counted.
         metrics_listen: Address and port of the endpoint /metrics, such as `127.0.0.1:9477`; empty
             for none.
         metrics_file: File for the textfile collector of node_exporter; empty for none.
@@ -92,6 +96,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_allowed: bool = False
     log_interval_s: Seconds = 10.0
     log_events_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
+    events_file: str = ""
+    events_file_max_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 40)] = 256 << 20
     metrics_listen: str = ""
     metrics_file: str = ""
     rules: Literal["install", "keep", "none"] = "install"

@@ -506,10 +506,13 @@ class LookupsFailed(_Queued, frozen=True, kw_only=True, tag="lookups_failed"):
 
 @final
 class EventsSuppressed(Event, frozen=True, kw_only=True, tag="events_suppressed"):
-    """Packets have no event because of the limit on all events."""
+    """Packets have no event because of a limit; logged at most once a minute for each limit."""
 
     level: ClassVar[Level] = "warning"
     packets: Annotated[int, _number("How many since the last such event.", "packets")]
+    file_full: Annotated[
+        bool, _text("Whether `events_file` has its full size; else events are limited by rate.")
+    ] = False
 
 
 @final

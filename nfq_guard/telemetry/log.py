@@ -8,13 +8,17 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from nfq_guard.telemetry.events import (
+    AllowedUnrecorded,
     Event,
+    EventsSuppressed,
+    LogLinesDropped,
     PacketJudged,
     all_fields,
     name_of,
     own_fields,
     timestamp,
 )
+from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
 _encode: Final = msgspec.json.Encoder().encode
@@ -28,11 +32,19 @@ class EventLog:
     Attributes:
         last_error: The last event of level error: its time as `at`, its name as `event`, and its
             fields. None while there was none.
+        recording: Takes the events of packets instead of the sink, and what says how many are
+            missing besides the sink; None without a file of events.
     """
 
-    def __init__(self, sink: LineSink, render: Processor | None = None) -> None:
+    def __init__(
+        self,
+        sink: LineSink,
+        render: Processor | None = None,
+        recording: Recording | None = None,
+    ) -> None:
         """Render by `Console`, by `JournalRenderer`, or, by default, as JSON."""
         self.last_error: dict[str, object] | None = None
+        self.recording = recording
         # BytesLogger uses the file's write and flush, and nothing else of it.
         self._logger = structlog.wrap_logger(
             structlog.BytesLogger(cast("BinaryIO", sink)),
@@ -48,6 +60,12 @@ class EventLog:
                 "event": name_of(type(event)),
                 **own_fields(event),
             }
+        if self.recording is not None:
+            if isinstance(event, PacketJudged):
+                self.recording.write_packets(_encode(event), event.count)
+                return
+            if isinstance(event, EventsSuppressed | AllowedUnrecorded | LogLinesDropped):
+                self.recording.write_gap(_encode(all_fields(event)))
         # How the wrapper finds a method of the logger that it wraps.
         self._logger._proxy_to_logger(event.level, cast("str", event))  # noqa: SLF001 - for wrappers' use
 

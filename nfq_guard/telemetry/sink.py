@@ -89,6 +89,10 @@ class LineSink:
             self._rest = octets[written:]
         self._retry_at = 0.0
 
+    def fileno(self) -> int:
+        """The descriptor of the file or socket."""
+        return self._fd
+
     def reopen(self) -> None:
         """Open the file by its name again, after a rotation; a failure keeps the old one open."""
         if self._socket is not None or isinstance(self._target, int):
@@ -100,6 +104,23 @@ class LineSink:
             return
         os.close(self._fd)
         self._fd = fd
+
+    def follow(self) -> int:
+        """Open the file by its name again if another file, or none, has that name now.
+
+        Returns the size of the file.
+        """
+        mine = os.fstat(self._fd)
+        if not isinstance(self._target, Path):
+            return mine.st_size
+        try:
+            named: os.stat_result | None = self._target.stat()
+        except OSError:
+            named = None
+        if named is None or not os.path.samestat(mine, named):
+            self.reopen()
+            mine = os.fstat(self._fd)
+        return mine.st_size
 
     def close(self, now: float) -> None:
         """Write what can be written, and close; the lines that are left count as dropped."""

@@ -164,6 +164,13 @@ def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
         open_log(settings)
 
 
+def test_a_file_of_events_that_cannot_be_opened(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(Settings(), events_file=str(tmp_path))
+    wrong = r"daemon\.events_file: .* cannot be opened: Is a directory"
+    with pytest.raises(UsageError, match=wrong):
+        open_log(settings)
+
+
 def test_a_configuration_with_mistakes_opens_nothing(tmp_path: Path) -> None:
     config = tmp_path / "c.toml"
     config.write_text(f'[daemon]\nlog = "{tmp_path / "log"}"\nqueue = -1\n')

@@ -20,6 +20,7 @@ from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import Queued
 from tests.support.judgments import ALLOW_REST, FakeEngine, queued
@@ -54,6 +55,7 @@ def worker(
     *,
     history: FlowHistory | None = None,
     log_allowed: bool = False,
+    recording: Recording | None = None,
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
@@ -62,7 +64,7 @@ def worker(
         judge=engine,
         stats=Stats(),
         evidence=Evidence.NONE,
-        events=EventLog(sink),
+        events=EventLog(sink, recording=recording),
         sink=sink,
         limiter=EventLimiter(interval_s=0, events_per_s=1000),
         budget=3,
@@ -124,6 +126,40 @@ def test_suppressed_events_are_logged(tmp_path: Path) -> None:
     shown = [event for event in events(tmp_path / "log") if event["event"] == "packet_judged"]
     assert len(shown) + gap["packets"] == 1100
     one.close(100)
+
+
+def test_events_of_packets_go_into_the_file_of_events(tmp_path: Path) -> None:
+    queue = FakeQueue(*(queued(b"D") for _ in range(1100)))
+    log, file = tmp_path / "log", tmp_path / "events.jsonl"
+    recording = Recording(file, 1 << 20)
+    one = worker(queue, log, FakeEngine(), recording=recording)
+    while one.process_batch():
+        pass
+    one.tick(100)
+    one.close(100)
+    assert [event["event"] for event in events(log)] == ["events_suppressed"]
+    judged = [event for event in events(file) if event["event"] == "packet_judged"]
+    (gap,) = [event for event in events(file) if event["event"] == "events_suppressed"]
+    assert len(judged) + gap["packets"] == 1100
+    recording.sink.close(100)
+
+
+def test_a_full_file_of_events_is_told_once_a_minute_and_at_the_end(tmp_path: Path) -> None:
+    log, file = tmp_path / "log", tmp_path / "events.jsonl"
+    queue = FakeQueue(*(queued(b"D") for _ in range(30)))
+    recording = Recording(file, 1)
+    one = worker(queue, log, FakeEngine(), recording=recording)
+    for now in (100, 101, 159, 160):
+        one.process_batch()
+        one.tick(now)
+    one.process_batch()
+    one.close(161)
+    told = [(event["event"], event["packets"], event["file_full"]) for event in events(log)]
+    assert told == [("events_suppressed", packets, True) for packets in (3, 9, 3)]
+    assert [event["packets"] for event in events(file)] == [3, 9, 3]
+    one.refresh()
+    assert one.stats.counters["events_suppressed"] == 15
+    recording.sink.close(161)
 
 
 class RefusingFlows:

@@ -319,6 +319,56 @@ def test_an_instance_serves_a_namespace(guest: Guest) -> None:
         guest.sh("systemctl stop nfq-guard@blue; ip netns del blue; rm /etc/nfq-guard/blue.toml")
 
 
+# Five RSTs of no flow, which conntrack calls INVALID, from ports from the given one on.
+_STRAYS: Final = """
+import socket, struct, sys
+out = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+for port in range(int(sys.argv[1]), int(sys.argv[1]) + 5):
+    rst = struct.pack(">HHIIBBHHH", port, 443, 1, 0, 0x50, 0x04, 0, 0, 0)
+    out.sendto(rst, ("127.0.0.1", 0))
+"""
+_EVENTS: Final = "/var/log/nfq-guard/events.jsonl"
+
+
+@pytest.mark.parametrize("queues", ["", r'\nqueues = "0-1"'], ids=["one", "two"])
+def test_the_first_day_as_installed(guest: Guest, queues: str) -> None:
+    """The shipped dry-run: packets in a file that is rotated, all else in the journal."""
+    logrotate = "logrotate -f /etc/logrotate.d/nfq-guard"
+    shipped = Path(__file__).parent.parent.parent / "systemd" / "nfq-guard.toml"
+    guest.sh(
+        f"systemctl stop nfq-guard; rm -f {_EVENTS}*; "
+        f"sed 's/^.daemon.$/&{queues}/' {shipped} >/etc/nfq-guard/nfq-guard.toml; "
+        "systemctl start nfq-guard"
+    )
+    pid = guest.show("MainPID")
+
+    def packets(file: str) -> int:
+        return int(guest.sh(f"grep -c packet_judged {file}", check=False))
+
+    def strays(port: int) -> None:
+        guest.sh(f"python3 -c '{_STRAYS}' {port}")
+        guest.until(lambda: packets(_EVENTS) >= 5, "events in the file")
+
+    strays(40_000)
+    assert guest.sh(f"stat -c '%U %a' {_EVENTS}").split() == ["nfq-guard", "640"]
+    told = {one["NFQ_EVENT"] for one in journal(guest, pid)}
+    assert "started" in told
+    assert "packet_judged" not in told
+    guest.sh(logrotate)
+    rotated = f"readlink $(printf '/proc/%s/fd/* ' $(pgrep -u nfq-guard)) | grep -c {_EVENTS}.1"
+    guest.until(
+        lambda: guest.sh(rotated, check=False).strip() == "0", "nobody has the rotated file open"
+    )
+    strays(50_000)
+    guest.sh(logrotate)
+    for file in (f"{_EVENTS}.1", f"{_EVENTS}.2.gz"):
+        said = guest.sh(f"nfq-guard whatif {file} --policy preset:default; test $? -lt 2")
+        found = re.search(r"(\d+) INVALID packets", said)
+        assert found is not None, said
+        assert int(found[1]) >= 5
+        guest.sh(f"nfq-guard report {file} -o /tmp/report.html && test -s /tmp/report.html")
+
+
 def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     """And a second install keeps that configuration."""
     installer = Path(__file__).parent.parent.parent / "systemd" / "install.sh"
@@ -327,7 +377,7 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     assert rules(guest) == 0
     left = guest.sh(
         "ls -d /etc/nfq-guard/nfq-guard.toml /usr/local/lib/nfq-guard /usr/local/sbin/nfq-guard "
-        "/etc/systemd/system/nfq-guard* 2>/dev/null",
+        "/etc/systemd/system/nfq-guard* /etc/logrotate.d/nfq-guard 2>/dev/null",
         check=False,
     )
     assert left.split() == ["/etc/nfq-guard/nfq-guard.toml"]

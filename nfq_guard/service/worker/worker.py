@@ -37,6 +37,8 @@ from nfq_guard.wire.packet import Queued, flow_key
 
 # Least time between two log lines about failed lookups, seconds.
 _LOG_LOOKUP_ERRORS_S: Final = 60.0
+# Least time between two about packets without an event because of a limit.
+_LOG_SUPPRESSED_S: Final = 60.0
 # Least time between two about allowed packets without an event.
 _LOG_UNRECORDED_S: Final = 60.0
 # The counter of each way in which a policy on trial differs from the acting one.
@@ -124,7 +126,7 @@ class Worker:
         self._safe_judge = SafeJudge(judge, report=self._report)
         self._evidence = evidence
         self._events = events
-        self._sink = sink
+        self._sinks = [sink] if events.recording is None else [sink, events.recording.sink]
         self._limiter = limiter
         self._budget = budget
         self._history = history
@@ -134,6 +136,8 @@ class Worker:
         self._log_unrecorded_at = float("-inf")
         self._logged_drops = 0
         self._logged_suppressed = 0
+        self._logged_file_full = 0
+        self._log_suppressed_at = float("-inf")
         self._logged_lost_lines = 0
         self._logged_lookup_errors = 0
         self._log_lookup_errors_at = float("-inf")
@@ -197,8 +201,10 @@ class Worker:
         self._log_lookup_errors(now)
         if now >= self._log_unrecorded_at:
             self._log_unrecorded(now)
-        self._log_gaps()
-        self._sink.push(now)
+        if now >= self._log_suppressed_at:
+            self._log_suppressed(now)
+        self._log_lost_lines()
+        self._push(now)
 
     def refresh(self) -> QueueCounters | None:
         """Copy the counters of the kernel and of our parts into `stats`.
@@ -214,9 +220,9 @@ class Worker:
         counters["judging_failures"] = self._safe_judge.failures
         counters["lookup_errors"] = self._judge.lookup_errors
         counters["buffer_overruns"] = reader.lost
-        counters["events_suppressed"] = self._limiter.suppressed
-        counters["log_lines_dropped"] = self._sink.dropped
-        counters["log_errors"] = self._sink.errors
+        counters["events_suppressed"] = self._limiter.suppressed + self._unrecorded
+        counters["log_lines_dropped"] = sum(sink.dropped for sink in self._sinks)
+        counters["log_errors"] = sum(sink.errors for sink in self._sinks)
         kernel = self.kernel_counters()
         if kernel is not None:
             counters["queue_full_drops"] = kernel.queue_dropped
@@ -238,6 +244,8 @@ class Worker:
         """Log what the limiter still holds, remove all offloaded flows, and close files."""
         self._emit(self._limiter.rest(now))
         self._log_unrecorded(now)
+        self._log_suppressed(now)
+        self._push(now)
         if self._offloader is not None:
             self._offloader.close(now)
         if self._counter_file is not None:
@@ -265,7 +273,7 @@ class Worker:
                 self._allowed += 1
         if due:
             self._emit(due)
-            self._sink.push(now)
+            self._push(now)
 
     def _emit(self, due: list[Fold]) -> None:
         if not due:
@@ -336,20 +344,41 @@ class Worker:
             self._allowed = 0
         self._log_unrecorded_at = now + _LOG_UNRECORDED_S
 
-    def _log_gaps(self) -> None:
-        """Log how many packets and lines are missing; the lines only once the log takes lines."""
+    def _log_suppressed(self, now: float) -> None:
+        """Log how many packets have no event because of a limit since the last such line."""
         suppressed = self._limiter.suppressed
-        dropped = self._sink.dropped
-        if suppressed > self._logged_suppressed:
-            self._events.emit(EventsSuppressed(packets=suppressed - self._logged_suppressed))
-            self._logged_suppressed = suppressed
-        if dropped > self._logged_lost_lines and not self._sink.waiting:
-            self._events.emit(
-                LogLinesDropped(
-                    lines=dropped - self._logged_lost_lines, last_error=self._sink.last_error
-                )
-            )
+        file_full = self._unrecorded
+        by_rate = suppressed - self._logged_suppressed
+        by_size = file_full - self._logged_file_full
+        if by_rate:
+            self._events.emit(EventsSuppressed(packets=by_rate))
+        if by_size:
+            self._events.emit(EventsSuppressed(packets=by_size, file_full=True))
+        if by_rate or by_size:
+            self._log_suppressed_at = now + _LOG_SUPPRESSED_S
+        self._logged_suppressed = suppressed
+        self._logged_file_full = file_full
+
+    def _log_lost_lines(self) -> None:
+        """Log how many lines are missing, once the log takes lines again."""
+        dropped = sum(sink.dropped for sink in self._sinks)
+        if dropped > self._logged_lost_lines and not any(sink.waiting for sink in self._sinks):
+            lines = dropped - self._logged_lost_lines
+            last_error = next((sink.last_error for sink in self._sinks if sink.last_error), "")
+            self._events.emit(LogLinesDropped(lines=lines, last_error=last_error))
             self._logged_lost_lines = dropped
+
+    @property
+    def _unrecorded(self) -> int:
+        """Packets without an event because the file of events had its full size."""
+        recording = self._events.recording
+        return 0 if recording is None else recording.suppressed
+
+    def _push(self, now: float) -> None:
+        """Write what the log and the file of events have queued."""
+        self._sinks[0].push(now)
+        if self._events.recording is not None:
+            self._events.recording.push(now)
 
     def _report(self, failure: Failure) -> None:
         self._events.emit(
