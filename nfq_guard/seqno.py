@@ -35,9 +35,12 @@ def after(a: Seq, b: Seq) -> bool:
 
 
 def distance(a: Seq, b: Seq) -> int:
-    """Bytes from `b` to `a`, negative when `a` is the earlier one; -2**31 to 2**31 - 1."""
+    """Bytes from `b` to `a`: positive exactly when `after` holds; -2**31 + 1 to 2**31.
+
+    Half the circle away, a number is both before and after the other, and 2**31 from it.
+    """
     gap = (a - b) & _MASK
-    return gap if gap < _HALF else gap - _MASK - 1
+    return gap if gap <= _HALF else gap - _MASK - 1
 
 
 def later(a: Seq, b: Seq) -> Seq:

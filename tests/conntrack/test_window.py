@@ -57,6 +57,22 @@ def test_ack_of_data_nobody_sent(flow: Flow) -> None:
     assert flow.over_by == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "seen"),
+    [
+        (f"< . 1:1(0) ack {2**31 + 1} win 1000", "INVALID ack-over"),
+        (f"< . {2**31 + 1001}:{2**31 + 1001}(0) ack 1 win 1000", "INVALID seq-over"),
+        (f"< R {2**31 + 1}:{2**31 + 1}(0)", "INVALID rst-outside"),
+    ],
+)
+def test_breach_half_the_circle_away(flow: Flow, line: str, seen: str) -> None:
+    """A number that is both before and after its bound is 2**31 bytes beyond it."""
+    flow.opened()
+    flow.passes("< . 1:1(0) ack 1 win 1000")
+    assert flow.see(line) == seen
+    assert flow.over_by == 2**31
+
+
 def test_late_ack_is_ignored(flow: Flow) -> None:
     """Bound IV: 66,000 bytes back, however small the windows are."""
     flow.opened()

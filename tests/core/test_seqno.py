@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Order on the circle of sequence numbers."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,11 +34,21 @@ def test_order_survives_a_common_shift(a: Seq, octets: int, shift: Seq) -> None:
     assert before(add(a, shift), add(b, shift)) == before(a, b)
 
 
-def test_half_way_round_is_before_on_both_sides() -> None:
+def test_half_way_round_is_before_and_after_on_both_sides() -> None:
     """At exactly half the circle the kernel's signed difference is negative both ways."""
-    assert before(Seq(0), Seq(2**31))
-    assert before(Seq(2**31), Seq(0))
-    assert distance(Seq(2**31), Seq(0)) == -(2**31)
+    for a, b in ((Seq(0), Seq(2**31)), (Seq(2**31), Seq(0))):
+        assert before(a, b)
+        assert after(a, b)
+        assert distance(a, b) == 2**31
+
+
+@pytest.mark.parametrize("octets", [-(2**31) + 1, -1, 0, 1, 2**31 - 1, 2**31])
+def test_distance_is_positive_where_after_holds(octets: int) -> None:
+    """A number that breaks a bound is at least 1 byte beyond it."""
+    for start in (Seq(0), Seq(2**31), Seq(2**32 - 1)):
+        number = add(start, octets)
+        assert distance(number, start) == octets
+        assert after(number, start) == (octets > 0)
 
 
 def test_any_number_has_its_place_on_the_circle() -> None:
