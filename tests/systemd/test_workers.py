@@ -33,7 +33,7 @@ def test_workers_of_several_queues(guest: Guest) -> None:
     guest.until(lambda: guest.show("ActiveState") == "active", "active")
     before = serving(guest)
     assert len(set(before)) == 3
-    assert guest.sh("iptables-save | grep -c 'queue-balance 0:2'").strip() == "1"
+    assert guest.sh("iptables-save | grep -c 'queue-balance 0:2'").strip() == "2"
     guest.sh(f"kill -9 {before[1]}")
     guest.until(lambda: status(guest)["worker_restarts"] == 1, "a new worker")
     after = serving(guest)
