@@ -25,6 +25,7 @@ from nfq_guard.cli.replay_text import Table, comment, summary_lines
 from nfq_guard.cli.terminal import columns, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
+from nfq_guard.replay.flow_list import flow_line, flow_record
 from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer, ReplaySettings
 from nfq_guard.replay.selection import Selection, parse_flow
@@ -75,7 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", metavar="FILE", help="write the shown packets to FILE, pcapng with comments"
     )
-    parser.add_argument("--summary", action="store_true", help="show only the summary")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--summary", action="store_true", help="show only the summary")
+    only.add_argument(
+        "--flows",
+        action="store_true",
+        help="list the TCP flows with what befell them, also those that went on after their entry "
+        "was gone; then the summary",
+    )
     add_format(parser)
     replaying.add_decapsulate(parser)
     replaying.add_arguments(parser)
@@ -83,6 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay; exit status 0 if anything could be read."""
+    if args.flows and (args.all or args.only or args.flow or args.write):
+        raise UsageError("--flows lists whole flows: not with --all, --only, --flow or --write")
     if args.captures.count(STDIN) > 1:
         raise UsageError("CAPTURE: standard input can be read only once")
     settings = replaying.settings_of(args, every=args.all, decapsulate=args.decapsulate)
@@ -91,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         flow=parse_flow(args.flow) if args.flow else None,
     )
     replayer = Replayer(settings, replaying.policy_of(args))
+    if args.flows:
+        replayer.streams.listed = []
     # A replay creates millions of objects without reference cycles; the search costs 3 %.
     gc.set_threshold(100_000)
     summary = Summary()
@@ -141,7 +153,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
     """The destination of the selected outcomes."""
-    if args.summary:
+    if args.summary or args.flows:
         return []
     if args.format == "json":
 
@@ -198,6 +210,8 @@ def _finish(
     seconds: float,
     selected: int,
 ) -> None:
+    if args.flows:
+        _list_flows(args, replayer)
     if args.format == "text":
         lines = summary_lines(summary, replayer, settings, seconds, colour=wants_colour())
         gap = "" if args.summary else "\n"
@@ -210,6 +224,18 @@ def _finish(
         whole = summary.as_object(replayer, settings, seconds)
         write_json(whole)
     sys.stdout.flush()
+
+
+def _list_flows(args: argparse.Namespace, replayer: Replayer) -> None:
+    streams = replayer.streams
+    for stream in streams.listed or ():
+        found = flow_record(stream, replayer.now)
+        if args.format == "json":
+            write_json(found)
+        else:
+            sys.stdout.write(flow_line(found) + "\n")
+    if streams.unlisted:
+        warn(f"{streams.unlisted} more flows are not listed")
 
 
 def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> None:

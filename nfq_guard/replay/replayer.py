@@ -548,6 +548,12 @@ class Replayer:
                         0,
                     )
                 )
+        if place is not None and finding is not None:
+            if outcome.doubted is None:
+                invalid = place.stream.invalid
+                invalid[finding.reason] = invalid.get(finding.reason, 0) + 1
+            else:
+                place.stream.in_doubt += 1
         outcome.place = None
         shown.append(outcome)
 

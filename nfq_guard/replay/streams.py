@@ -15,19 +15,23 @@ from enum import StrEnum
 from typing import Final, final
 
 from nfq_guard.conntrack.entry import Companion, Entry, Key, reverse
+from nfq_guard.finding import Reason
 from nfq_guard.flow import FlowTuple
 from nfq_guard.names import tuple_ends
 from nfq_guard.seqno import Seq, after, before, distance, later
-from nfq_guard.wire.packet import ACK, RST, SYN, Segment
+from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 from nfq_guard.wire.tcp import highest_acknowledged, parse_options
 
 # Frames of one stream within which a capture's own queues may change their order.
 REORDER_FRAMES: Final = 8
 # Window scale that is assumed where no SYN was seen: what Linux offers by default.
 DEFAULT_WSCALE: Final = 7
+# Streams that are listed at most.
+MOST_LISTED: Final = 10_000
 _MOST_PROOFS: Final = 16
 _MOST_OPEN: Final = 16
 _MOST_UNTRANSLATED: Final = 10_000
+_ENDS: Final = FIN | RST
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
 
@@ -164,6 +168,7 @@ class Side:
 
     Attributes:
         number: 0 for the end that sent the first frame, else 1.
+        packets: How many segments it sent.
         known: Whether it sent anything else than an RST.
         opened: Whether its SYN is in the file.
         start: Its first sequence number in the file.
@@ -178,6 +183,7 @@ class Side:
     def __init__(self, number: int) -> None:
         """An end that nothing is known of."""
         self.number = number
+        self.packets = 0
         self.known = False
         self.opened = False
         self.start: Seq = Seq(0)
@@ -211,6 +217,14 @@ class Stream(Companion):
         proofs: What shows that the file is incomplete or out of order; the first ones.
         reversed: 1 where the original direction of the conntrack entry is that of the second end.
         tainted_from: Smallest `Proof.index`; 0 while there is no proof.
+        listed: Whether it is one of `Streams.listed`.
+        entry: Its conntrack entry, the last one; None where conntrack had none. Only a listed
+            stream has it: the two refer to each other, and would outlive their place in the table.
+        renewed: Frame of the first segment that got an entry of its own although the stream had
+            one before, without a SYN: the earlier entry was gone. 0 without one.
+        ended: The flags FIN and RST, where conntrack took them from the stream.
+        invalid: Its INVALID packets that are not in doubt, by reason.
+        in_doubt: How many more are in doubt.
     """
 
     def __init__(self, original: Key, first_frame: int) -> None:
@@ -223,6 +237,12 @@ class Stream(Companion):
         self.proofs: list[Proof] = []
         self.tainted_from = 0
         self.reversed = 0
+        self.listed = False
+        self.entry: Entry | None = None
+        self.renewed = 0
+        self.ended = 0
+        self.invalid: dict[Reason, int] = {}
+        self.in_doubt = 0
 
     @property
     def began_before(self) -> bool:
@@ -278,6 +298,9 @@ class Streams:
         untranslated: Packets that escaped the translation of their flow; the first ones.
         cut_openings: SYNs whose options are not whole in the capture.
         began_before: Streams whose beginning the file lacks; bounded by `capacity`.
+        listed: Streams in the order of their beginning, where they are to be listed; the first
+            ones.
+        unlisted: How many more there were.
     """
 
     def __init__(self, capacity: int, assumed_wscale: int = DEFAULT_WSCALE) -> None:
@@ -300,6 +323,8 @@ class Streams:
         # The stream that an end opened last, by its address and port.
         self._opened: dict[tuple[bytes, int], Stream] = {}
         self.began_before: list[Stream] = []
+        self.listed: list[Stream] | None = None
+        self.unlisted = 0
 
     def follow(
         self,
@@ -329,6 +354,7 @@ class Streams:
         stream = self._last
         peer = stream.sides[1 - side.number]
         stream.frames += 1
+        side.packets += 1
         index = stream.frames
         self.stream = stream
         self.sender = side.number
@@ -337,6 +363,8 @@ class Streams:
         self.jump = None
         self.beyond = None
         self.ahead = False
+        if flags & _ENDS and entry is not None:
+            stream.ended |= flags & _ENDS
         if late:
             self._prove(stream, side, Doubt.OUT_OF_ORDER, index, frame, segment.seq, 0)
         if flags & RST:
@@ -370,22 +398,28 @@ class Streams:
     ) -> Side:
         """The sender of a segment; its stream is `_last` then."""
         known = None if entry is None else entry.stream
-        if isinstance(known, Stream):
-            stream = known
-        else:
-            stream = self._find(key, segment, frame)
-            if entry is not None:
-                entry.stream = stream
-                stream.reversed = int(stream.original != entry.original)
+        stream = known if isinstance(known, Stream) else self._find(key, segment, frame)
+        earlier = stream.entry
+        if stream is not known and entry is not None:
+            entry.stream = stream
+            stream.reversed = int(stream.original != entry.original)
+            if stream.listed:
+                if earlier is not None and not (stream.renewed or segment.flags & SYN):
+                    stream.renewed = frame
+                stream.entry = entry
         one, other = stream.sides
         reversed_ = stream.reversed ^ direction if entry is not None else stream.original != key
         side = other if reversed_ else one
         if segment.flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
+            # The new connection's entry is not that of the one before it.
+            stream.entry = earlier
             stream = self._begin(key, segment, frame)
             side = stream.sides[0]
             if entry is not None:
                 entry.stream = stream
                 stream.reversed = direction
+                if stream.listed:
+                    stream.entry = entry
         self._last = stream
         return side
 
@@ -447,6 +481,12 @@ class Streams:
                     self._gone_one_way += 1
         streams[key] = stream
         streams[reverse(key)] = stream
+        if self.listed is not None:
+            if len(self.listed) < MOST_LISTED:
+                self.listed.append(stream)
+                stream.listed = True
+            else:
+                self.unlisted += 1
         flags = segment.flags
         if flags & SYN:
             self._open(stream, key, flags)

@@ -33,6 +33,7 @@ from nfq_guard.errors import EXIT_MEANINGS
 from nfq_guard.kernlog.groups import LoggedRecord
 from nfq_guard.lab.outcome import ResultRecord
 from nfq_guard.replay import explanation_record, frame_record
+from nfq_guard.replay.flow_list import ListedFlowRecord
 from nfq_guard.replay.summary import SummaryRecord
 from nfq_guard.service import status
 from nfq_guard.service.control.commands import ModeRecord
@@ -49,6 +50,7 @@ DIRECTORY: Final = Path(__file__).parents[2] / "docs" / "reference"
 _RECORDS: Final[tuple[tuple[str, type[object]], ...]] = (
     ("`check --format json`: one object", check.ReportRecord),
     ("`replay --format json`: one object a frame", frame_record.FrameRecord),
+    ("`replay --flows --format json`: one object a flow", ListedFlowRecord),
     ("`replay --summary --format json`: one object", SummaryRecord),
     ("`explain --format json`: one object", explanation_record.ExplanationRecord),
     ("`why --format json`: one object a reason and flow", LoggedRecord),
