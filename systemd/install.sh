@@ -28,9 +28,8 @@ if [ "$1" = uninstall ]; then
     fi
     [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
-        "$units/nfq-guard@.service" "$units/nfq-guard.service.d/reload.conf" \
-        "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf /etc/logrotate.d/nfq-guard
-    rmdir "$units/nfq-guard.service.d" 2>/dev/null || true
+        "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf \
+        /etc/logrotate.d/nfq-guard /run/nfq-guard
     ! running || systemctl daemon-reload
     say "removed; left in place: /etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
     exit 0
@@ -83,13 +82,6 @@ cp "$units/nfq-guard.service" "$units/nfq-guard@.service"
 mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d /etc/logrotate.d
 cp "$here/nfq-guard.logrotate" /etc/logrotate.d/nfq-guard
 cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
-version=$(systemctl --version 2>/dev/null | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
-if [ "${version:-0}" -ge 253 ]; then
-    for unit in nfq-guard nfq-guard@; do
-        mkdir -p "$units/$unit.service.d"
-        cp "$here/nfq-guard.service.d/reload.conf" "$units/$unit.service.d/"
-    done
-fi
 cp "$here/nfq-guard.sysusers" /etc/sysusers.d/nfq-guard.conf
 systemd-sysusers nfq-guard.conf 2>/dev/null || id nfq-guard >/dev/null 2>&1 ||
     useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin nfq-guard
@@ -106,5 +98,5 @@ cat <<EOF
   state:       nfq-guard status
   to enforce:  nfq-guard mode enforce, until the next start; permanently: set
                mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
-               nfq-guard check && systemctl restart nfq-guard
+               systemctl reload nfq-guard
 EOF

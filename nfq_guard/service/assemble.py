@@ -99,13 +99,13 @@ def run(
     config = load_config(path)
     settings = override(config.settings)
     rules = firewall_of(settings)
-    loaded = prepared(config, config.settings)
+    loaded = prepared(config, config.settings, override)
     instance = pins.instance_of(path)
     ahead = _load_ahead(settings)
     notes = give_up(settings, path)
 
     def read() -> LoadedPolicy:
-        return load_policy_for(config.settings, path)
+        return load_policy_for(config.settings, path, override)
 
     with ExitStack() as stack:
         for program in ahead.values():

@@ -6,10 +6,12 @@ what the daemon starts with.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
+from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
@@ -23,6 +25,9 @@ DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
 # The source of a configuration where the file does not exist.
 DEFAULTS: Final = "defaults"
 _POLICY_TABLE: Final = "policy"
+
+Override = Callable[[Settings], Settings]
+"""Applies the command line to the settings of a file."""
 
 
 @final
@@ -70,12 +75,14 @@ class LoadedPolicy:
     Attributes:
         policy: Ready for packets; holds the policy on trial.
         facts: Of the acting policy.
+        mode: The mode of the file, or of the command line where that names one.
         shadow: Of the policy on trial; None without one.
         restart_for: Names of the settings that changed in the file and take a restart.
     """
 
     policy: Policy
     facts: PolicyFacts
+    mode: Mode
     shadow: PolicyFacts | None = None
     restart_for: tuple[str, ...] = ()
 
@@ -135,17 +142,29 @@ def load_settings(path: Path | None) -> Settings:
     return tables.settings
 
 
-def load_policy_for(running: Settings, path: Path | None) -> LoadedPolicy:
-    """Load the policy for a daemon that runs, or starts, with the settings `running`.
+def _unchanged(settings: Settings) -> Settings:
+    return settings
+
+
+def load_policy_for(
+    running: Settings, path: Path | None, override: Override = _unchanged
+) -> LoadedPolicy:
+    """Load the policy for a daemon; arguments as of `prepared`.
 
     Raises:
         ConfigError: With every mistake of the whole configuration.
     """
-    return prepared(load_config(path), running)
+    return prepared(load_config(path), running, override)
 
 
-def prepared(config: Config, running: Settings) -> LoadedPolicy:
-    """Make the policy of `config` ready for a daemon that runs with the settings `running`."""
+def prepared(config: Config, running: Settings, override: Override = _unchanged) -> LoadedPolicy:
+    """Make the policy of `config` ready for a daemon.
+
+    Args:
+        config: The configuration.
+        running: The settings of the file with which the daemon runs, or starts.
+        override: Applies the command line, whose mode holds whatever the file says.
+    """
     changed = [
         name
         for name in Settings.__struct_fields__
@@ -154,6 +173,7 @@ def prepared(config: Config, running: Settings) -> LoadedPolicy:
     return LoadedPolicy(
         policy=compile_policy(config.model, config.shadow),
         facts=_facts(config.model),
+        mode=override(config.settings).mode,
         shadow=None if config.shadow is None else _facts(config.shadow.model),
         restart_for=tuple(changed),
     )

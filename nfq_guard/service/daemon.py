@@ -124,6 +124,7 @@ class Daemon:
             loop=parts.loop,
             events=parts.events,
             notifier=parts.notifier,
+            set_mode=self.set_mode,
         )
         self._monitor = RuleMonitor(
             parts.rules,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import final
 
+from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
@@ -48,6 +49,7 @@ class Reloader:
         loop: Loop,
         events: EventLog,
         notifier: Notifier,
+        set_mode: Callable[[Mode], None],
     ) -> None:
         """Read nothing before `request`.
 
@@ -58,6 +60,8 @@ class Reloader:
             loop: The loop in which a policy is adopted.
             events: Logs outcomes.
             notifier: Notifies the service manager of each reload.
+            set_mode: Called with the mode of the file when a reload finds it changed. Otherwise
+                the mode stays that of the control socket.
         """
         self.loaded = loaded
         self.last: ReloadStatus | None = None
@@ -68,6 +72,7 @@ class Reloader:
         self._loop = loop
         self._events = events
         self._notifier = notifier
+        self._set_mode = set_mode
         self._current: list[Responder] | None = None
         self._next: list[Responder] | None = None
 
@@ -94,6 +99,7 @@ class Reloader:
             if problem:
                 self._refuse(problem)
                 return
+            changed = loaded.mode is not self.loaded.mode
             self.loaded = loaded
             self.taken += 1
             self.last = ReloadStatus(at=timestamp(), mistakes=())
@@ -101,9 +107,12 @@ class Reloader:
                 policy=loaded.facts.digest,
                 rules=loaded.facts.rules,
                 shadow=None if loaded.shadow is None else loaded.shadow.digest,
+                mode=loaded.mode if changed else None,
                 restart_for=list(loaded.restart_for) or None,
             )
             try:
+                if changed:
+                    self._set_mode(loaded.mode)
                 self._events.emit(event)
             finally:
                 self._end(Response.ok(own_fields(event)))

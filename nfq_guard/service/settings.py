@@ -17,8 +17,8 @@ from nfq_guard.errors import Mistake
 from nfq_guard.policy.values import shown, suggestion
 
 TABLE: Final = "daemon"
-# The settings that a reload takes, which adopts the policy on trial together with the acting one.
-RELOADED: Final = frozenset({"shadow"})
+# The settings that a reload takes: the policy on trial is adopted together with the acting one.
+RELOADED: Final = frozenset({"mode", "shadow"})
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]

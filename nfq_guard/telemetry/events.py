@@ -338,6 +338,7 @@ class Reloaded(Event, frozen=True, kw_only=True, omit_defaults=True, tag="reload
     policy: Annotated[str, _text("Digest of the policy.")]
     rules: Annotated[int, _number("How many rules it has.")]
     shadow: Annotated[str | None, _text("Digest of the policy on trial, if there is one.")] = None
+    mode: Annotated[Mode | None, _text("The mode of the file, if it changed.")] = None
     restart_for: Annotated[
         list[str] | None, _text("Changed settings that take effect only after a restart.")
     ] = None

@@ -3,10 +3,12 @@ import contextlib
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError
 from nfq_guard.policy.decision import Action
 from nfq_guard.service import config
@@ -124,9 +126,19 @@ def test_settings_are_usable_beside_a_broken_policy(file: Path) -> None:
 
 
 def test_changed_settings_are_named_and_the_shadow_is_not(file: Path) -> None:
-    """A reload adopts the policy on trial; any other setting takes a restart."""
-    file.write_text('[daemon]\nqueue = 3\nshadow = "preset:default"\n')
+    """A reload adopts mode and policy on trial; any other setting takes a restart."""
+    file.write_text('[daemon]\nqueue = 3\nmode = "enforce"\nshadow = "preset:default"\n')
     loaded = load_policy_for(Settings(), file)
     assert loaded.restart_for == ("queue",)
+    assert loaded.mode is Mode.ENFORCE
     assert loaded.shadow is not None
     assert loaded.digest == loaded.facts.digest + loaded.shadow.digest
+
+
+def test_a_mode_of_the_command_line_holds_whatever_the_file_says(file: Path) -> None:
+    file.write_text('[daemon]\nmode = "enforce"\n')
+
+    def override(settings: Settings) -> Settings:
+        return msgspec.structs.replace(settings, mode=Mode.DRY_RUN)
+
+    assert load_policy_for(Settings(), file, override).mode is Mode.DRY_RUN

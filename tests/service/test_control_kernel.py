@@ -102,7 +102,7 @@ def test_reload_and_its_outcome(operated: Operated) -> None:
     before = operated.status()
     assert before["last_reload"] is None
     operated.configure(THAT_PORT_POLICY.replace('"drop"', '"log"'), "queue_length = 77")
-    said = operated.type("reload", "--wait")
+    said = operated.type("reload", "--wait", status=1)
     assert "with 1 rules is in force" in said
     assert "daemon.queue_length changed too; it takes a restart" in said
     middle = operated.status()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.service.config import LoadedPolicy, load_policy_for
 from nfq_guard.service.control.protocol import Response
@@ -41,6 +42,7 @@ class Reads:
         self.count = 0
         self.may = threading.Semaphore(0)
         self.fault: Exception | None = None
+        self.mode = Mode.DRY_RUN
         self.policy = load_policy_for(Settings(), None).policy
 
     def __call__(self) -> LoadedPolicy:
@@ -49,7 +51,7 @@ class Reads:
         if self.fault is not None:
             raise self.fault
         facts = PolicyFacts(source="file", digest=str(self.count), rules=1)
-        return LoadedPolicy(policy=self.policy, facts=facts)
+        return LoadedPolicy(policy=self.policy, facts=facts, mode=self.mode)
 
 
 class Bench:
@@ -58,16 +60,18 @@ class Bench:
         self.workers = FakeWorkers()
         self.reads = Reads()
         self.answers: list[tuple[str, Response]] = []
+        self.modes: list[Mode] = []
         self._sink = LineSink(log)
         self.events = EventLog(self._sink)
         facts = PolicyFacts(source="file", digest="0", rules=1)
         self.reloader = Reloader(
-            loaded=LoadedPolicy(policy=self.reads.policy, facts=facts),
+            loaded=LoadedPolicy(policy=self.reads.policy, facts=facts, mode=Mode.DRY_RUN),
             read=self.reads,
             workers=_as_workers(self.workers),
             loop=self.loop,
             events=self.events,
             notifier=Notifier("", ""),
+            set_mode=self.modes.append,
         )
 
     def ask(self, who: str) -> None:
@@ -113,6 +117,21 @@ def test_requests_during_a_reload_share_the_next_one(bench: Bench) -> None:
     assert bench.workers.adopted == ["1", "2"]
     assert bench.reloader.loaded.digest == "2"
     assert (bench.reloader.taken, bench.reloader.refused) == (2, 0)
+
+
+def test_a_changed_mode_of_the_file_is_taken_once(bench: Bench) -> None:
+    """A mode that the control socket set afterwards is not undone by the next reload."""
+    bench.ask("unchanged")
+    bench.go()
+    assert bench.modes == []
+    bench.reads.mode = Mode.ENFORCE
+    bench.ask("changed")
+    bench.go()
+    bench.ask("as before")
+    bench.go()
+    assert bench.modes == [Mode.ENFORCE]
+    messages = [answer.message for _, answer in bench.answers]
+    assert ["mode" in str(message) for message in messages] == [False, True, False]
 
 
 def test_a_file_with_mistakes_changes_nothing(bench: Bench) -> None:

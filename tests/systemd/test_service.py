@@ -188,8 +188,20 @@ def test_reload_swaps_the_policy_or_keeps_the_old(guest: Guest) -> None:
     guest.sh("systemctl reload nfq-guard")
     event(guest, pid, "reloaded")
     guest.configure('mode = "dry-run"', "nonsense = 1")
-    guest.sh("systemctl reload nfq-guard", check=False)
+    assert guest.sh("systemctl reload nfq-guard || echo failed").splitlines()[-1] == "failed"
     assert "policy.nonsense" in str(event(guest, pid, "reload_failed")["NFQ_MISTAKES"])
+    assert guest.show("MainPID") == pid
+    assert guest.show("ActiveState") == "active"
+
+
+def test_reload_takes_the_mode_and_names_settings_that_take_a_restart(guest: Guest) -> None:
+    pid = guest.show("MainPID")
+    guest.configure('mode = "enforce"')
+    guest.sh("systemctl reload nfq-guard")
+    assert event(guest, pid, "mode_changed")["NFQ_NOW"] == "enforce"
+    guest.configure('mode = "enforce"\nbatch = 7')
+    assert guest.sh("systemctl reload nfq-guard || echo failed").splitlines()[-1] == "failed"
+    assert "daemon.batch changed too" in guest.sh("journalctl -u nfq-guard --no-pager -n 20")
     assert guest.show("MainPID") == pid
     assert guest.show("ActiveState") == "active"
 
@@ -311,7 +323,11 @@ def test_an_instance_serves_a_namespace(guest: Guest) -> None:
         assert "NFQUEUE" in guest.sh("ip netns exec blue iptables-save -t mangle")
         assert evidence(guest, "/run/nfq-guard/blue/control.sock") == "bpf"
         assert pins(guest, "blue") == pins(guest) != []
-        guest.sh("systemctl stop nfq-guard@blue")
+        guest.sh("systemctl reload nfq-guard@blue")
+        guest.sh("systemctl stop nfq-guard")
+        guest.sh("nfq-guard status --socket /run/nfq-guard/blue/control.sock")
+        guest.sh("systemctl start nfq-guard; systemctl stop nfq-guard@blue")
+        guest.sh("nfq-guard status")
         assert pins(guest, "blue") == []
         assert pins(guest) != []
         assert "NFQUEUE" not in guest.sh("ip netns exec blue iptables-save -t mangle")
