@@ -98,16 +98,42 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"nfq-guard {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    _add_color(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
         )
         if name == chosen:
+            _add_color(sub)
             # Arguments that no parser takes are reported by the top-level parser.
             parser.chosen = sub
             _module(name).add_arguments(sub)
     return parser
+
+
+def _add_color(parser: argparse.ArgumentParser) -> None:
+    """Declare `--color`, which is accepted before and after the command."""
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        # Otherwise the default of the command's parser would replace what stands before it.
+        default=argparse.SUPPRESS,
+        help="colours (default: auto, on a terminal)",
+    )
+
+
+def _command_in(words: Sequence[str]) -> str | None:
+    """The first word that is neither an option nor the value of `--color`."""
+    before = ["", *words]
+    return next(
+        (
+            word
+            for previous, word in zip(before, words, strict=False)
+            if not word.startswith("-") and previous != "--color"
+        ),
+        None,
+    )
 
 
 def _module(command: str) -> _CommandModule:
@@ -119,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    chosen = _command_in(words)
     if chosen == _DAEMON:
         _ignore_early_signals()
     try:
@@ -135,6 +161,11 @@ def _main(words: list[str], chosen: str | None) -> int:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
     args = parser.parse_args(words)
+    if "color" in args:
+        # Imported here, so that a command that writes no colours does not load it.
+        from nfq_guard.telemetry.palette import choose_colour  # noqa: PLC0415
+
+        choose_colour(args.color)
     try:
         status = _module(args.command).run(args)
         # A failure here is handled below; at interpreter exit it would only be printed.

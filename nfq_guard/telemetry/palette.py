@@ -49,5 +49,24 @@ def styled(text: str, *styles: Style) -> str:
 
 
 def takes_colour(*, terminal: bool) -> bool:
-    """Whether output may be coloured: to a terminal that is not dumb, unless NO_COLOR is set."""
-    return terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    """Whether output may be coloured: never with NO_COLOR, else always with FORCE_COLOR.
+
+    Without either, output to a terminal that is not dumb.
+    """
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR"):
+        return True
+    return terminal and os.environ.get("TERM") != "dumb"
+
+
+def choose_colour(when: str) -> None:
+    """Override the environment: `always` or `never`; `auto` leaves it as it is.
+
+    The choice is kept in the environment, so that it holds for workers too.
+    """
+    if when == "always":
+        os.environ.pop("NO_COLOR", None)
+        os.environ["FORCE_COLOR"] = "1"
+    elif when == "never":
+        os.environ["NO_COLOR"] = "1"

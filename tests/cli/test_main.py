@@ -78,6 +78,29 @@ def test_debug_adds_a_traceback_and_keeps_the_status(capsys: pytest.CaptureFixtu
     assert "/nonexistent: " in said.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "environment", "coloured"),
+    [
+        ([], [], {}, False),
+        (["--color", "always"], [], {}, True),
+        ([], ["--color", "always"], {"NO_COLOR": "1", "TERM": "dumb"}, True),
+        ([], ["--color=never"], {"FORCE_COLOR": "1"}, False),
+        (["--color", "auto"], [], {"FORCE_COLOR": "1"}, True),
+    ],
+)
+def test_colours_by_option_and_environment(
+    before: list[str], after: list[str], environment: dict[str, str], coloured: bool
+) -> None:
+    plain = {name: value for name, value in ENVIRONMENT.items() if name != "NO_COLOR"}
+    done = subprocess.run(
+        [*COMMAND, *before, "check", "preset:default", *after],
+        capture_output=True,
+        check=True,
+        env={**plain, **environment},
+    )
+    assert (b"\x1b[" in done.stdout) is coloured
+
+
 def test_help_capitalises_only_the_first_letter_of_a_summary() -> None:
     done = subprocess.run(
         [*COMMAND, "report", "--help"], capture_output=True, text=True, check=True, env=ENVIRONMENT
