@@ -96,6 +96,21 @@ def network_namespace(pid: int | str) -> str:
         return ""
 
 
+def find(default: Path) -> tuple[Path, bool]:
+    """The socket of the daemon in this network namespace, and whether it is there.
+
+    Instances listen in directories beside `default`, each under the name that `default` has. The
+    result is `default` where no daemon is known to be in this namespace; False says that the one
+    at `default` is known to be in another.
+    """
+    elsewhere = _is_elsewhere(default)
+    if elsewhere or not default.exists():
+        for path in sorted(default.parent.glob(f"*/{default.name}")):
+            if _is_here(path):
+                return path, True
+    return default, not elsewhere
+
+
 def _listen(path: Path, lock_within_s: float) -> socket.socket:
     """Listen under a temporary name, then link `path` to it: it listens as soon as it exists."""
     if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
@@ -159,9 +174,18 @@ def _connect(path: Path) -> socket.socket:
 
 def _is_elsewhere(path: Path) -> bool:
     """Whether the listener at `path` is known to be in another network namespace."""
+    return _namespace_at(path) not in {"", network_namespace("self")}
+
+
+def _is_here(path: Path) -> bool:
+    """Whether the listener at `path` is known to be in this network namespace."""
+    return _namespace_at(path) == network_namespace("self") != ""
+
+
+def _namespace_at(path: Path) -> str:
+    """The network namespace of the listener at `path`; empty where it is not known."""
     try:
         with _connect(path) as connection:
-            theirs = network_namespace(caller_of(connection).pid)
+            return network_namespace(caller_of(connection).pid)
     except OSError:
-        return False
-    return theirs not in {"", network_namespace("self")}
+        return ""

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: MIT
+"""Which daemon a command speaks to: that of its own network namespace."""
+
+import socket
+import subprocess
+import sys
+from argparse import Namespace as Arguments
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.cli import daemon
+from nfq_guard.errors import NotRunningError
+from nfq_guard.service.control.socket_path import find
+
+_LISTEN = (
+    "import socket, sys; listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); "
+    "listener.listen(); print(flush=True); sys.stdin.read()"
+)
+
+
+@contextmanager
+def listening(path: Path) -> Iterator[None]:
+    """A listener in this process."""
+    path.parent.mkdir(exist_ok=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        yield
+
+
+@contextmanager
+def elsewhere(path: Path) -> Iterator[None]:
+    """A listener in a network namespace of its own."""
+    path.parent.mkdir(exist_ok=True)
+    words = ["unshare", "--net", sys.executable, "-c", _LISTEN, str(path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == b"\n"
+        yield
+        process.stdin.close()
+
+
+def test_the_default_where_a_daemon_of_this_namespace_listens(tmp_path: Path) -> None:
+    default = tmp_path / "control.sock"
+    with listening(default), listening(tmp_path / "blue" / "control.sock"):
+        assert find(default) == (default, True)
+
+
+def test_an_instance_where_nothing_is_at_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = tmp_path / "control.sock"
+    instance = tmp_path / "blue" / "control.sock"
+    monkeypatch.setattr(daemon, "DEFAULT", default)
+    arguments = Arguments(socket=None)
+    with listening(instance):
+        assert find(default) == (instance, True)
+        daemon.connected(arguments).close()
+        daemon.connected(arguments).close()
+    said = capsys.readouterr().err
+    assert said == f"nfq-guard: the daemon of this network namespace is at {instance}\n"
+
+
+def test_the_default_where_no_daemon_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    default = tmp_path / "control.sock"
+    stale = tmp_path / "blue" / "control.sock"
+    with listening(stale):
+        pass
+    assert find(default) == (default, True)
+    monkeypatch.setattr(daemon, "DEFAULT", default)
+    with pytest.raises(NotRunningError, match=str(default)):
+        daemon.connected(Arguments(socket=None))
+
+
+@pytest.mark.kernel
+def test_a_daemon_of_another_namespace_is_passed_over_or_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = tmp_path / "control.sock"
+    instance = tmp_path / "red" / "control.sock"
+    monkeypatch.setattr(daemon, "DEFAULT", default)
+    with elsewhere(default), elsewhere(tmp_path / "blue" / "control.sock"):
+        daemon.connected(Arguments(socket=None)).close()
+        said = capsys.readouterr().err
+        assert said == f"nfq-guard: the daemon at {default} is in another network namespace\n"
+        with listening(instance):
+            assert find(default) == (instance, True)
