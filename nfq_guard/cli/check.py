@@ -26,6 +26,7 @@ from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.schema import policy_schema
 from nfq_guard.policyfile import PRESET_PREFIX, load_policy
+from nfq_guard.service import unit
 from nfq_guard.service.config import DEFAULT_PATH, DEFAULTS, load_config
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.palette import Style
@@ -77,13 +78,13 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     kernel = kernel_of(args.kernel).rules if args.kernel else rules_of(platform.release())
     try:
-        source, model = _read(args.file)
+        source, model, of_unit = _read(args.file)
     except ConfigError as error:
         if args.format == "text":
             raise
         write_line(_json({"source": error.source, "fine": False, "mistakes": error.mistakes}))
         return EXIT_USAGE
-    found = cautions(model, kernel)
+    found = [*cautions(model, kernel), *of_unit]
     on_host = list(host.checks(compile_policy(model))) if args.host else None
     if args.format == "json":
         write_line(_json(_report(source, model, found, on_host, explain=args.explain)))
@@ -121,12 +122,15 @@ def attributes(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(cleandoc(docstring))}
 
 
-def _read(file: str | None) -> tuple[str, PolicyModel]:
-    """The policy of a preset, or of a configuration file without any mistake; and its source."""
+def _read(file: str | None) -> tuple[str, PolicyModel, list[Caution]]:
+    """Read a preset, or a configuration file without any mistake.
+
+    Returns its source, its policy, and warnings about its settings.
+    """
     if file is not None and file.startswith(PRESET_PREFIX):
-        return file, load_policy(file)
+        return file, load_policy(file), []
     config = load_config(None if file is None else Path(file))
-    return config.source, config.model
+    return config.source, config.model, list(unit.cautions(config.settings, config.source))
 
 
 class ReportRecord(TypedDict):
@@ -137,7 +141,7 @@ class ReportRecord(TypedDict):
         fine: Whether it can be used.
         rules: Number of rules; absent with mistakes.
         mistakes: Everything that is wrong.
-        warnings: Rules that deserve a look; absent with mistakes.
+        warnings: Rules and settings that deserve a look; absent with mistakes.
         sentences: The policy in plain sentences, with `--explain-rule`.
         host: What the other rules of this host do with allowed packets, with `--host`; checks as
             in `doctor --format json`.

@@ -37,12 +37,12 @@ from nfq_guard.policy.values import one_of
 
 
 class Caution(NamedTuple):
-    """A warning of `check` about one rule.
+    """A warning of `check` about one rule, or one setting of the daemon.
 
     Attributes:
-        key: Path of the rule, such as `policy.rule[2]`.
-        source: File or preset that defines the rule.
-        rule: Its name.
+        key: Path of the rule or setting, such as `policy.rule[2]`.
+        source: File or preset that has it.
+        rule: Name of the rule; empty for a setting.
         text: The warning, without a full stop.
     """
 
@@ -53,7 +53,7 @@ class Caution(NamedTuple):
 
     def __str__(self) -> str:
         """As `check` prints it, after the name of the file."""
-        return f"{self.key} ({self.rule}): {self.text}"
+        return f"{self.key}{f' ({self.rule})' if self.rule else ''}: {self.text}"
 
 
 def cautions(model: PolicyModel, kernel: KernelRules) -> list[Caution]:

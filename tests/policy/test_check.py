@@ -134,3 +134,28 @@ def test_defaults_name_the_file_that_does_not_exist(
     status, out, _ = _run(capsys)
     assert status == 0
     assert out == f"defaults: fine, 8 rules of preset:default; {missing} does not exist\n"
+
+
+@pytest.mark.parametrize(
+    ("setting", "warned"),
+    [
+        ('metrics_listen = "0.0.0.0:9477"', "IPAddressAllow="),
+        ('metrics_listen = "[2001:db8::1]:9477"', "IPAddressAllow="),
+        ('metrics_listen = "router.example:9477"', "IPAddressAllow="),
+        ('metrics_listen = "127.0.0.1:9477"', ""),
+        ('metrics_listen = "localhost:9477"', ""),
+        ('metrics_file = "/var/lib/node_exporter/guard.prom"', "ReadWritePaths="),
+        ('metrics_file = "/var/lib/nfq-guard/guard.prom"', ""),
+    ],
+)
+def test_settings_that_the_unit_does_not_allow(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, setting: str, warned: str
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(f"[daemon]\n{setting}\n")
+    status, _, said = _run(capsys, "--strict", str(path))
+    assert status == (1 if warned else 0)
+    assert warned in said
+    assert bool(said) is bool(warned)
+    key = setting.partition(" ")[0]
+    assert not warned or f"warning: {path}: daemon.{key}: " in said
