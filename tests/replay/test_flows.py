@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from nfq_guard.cli import main
-from nfq_guard.replay import streams
 from nfq_guard.replay.flow_list import ListedFlowRecord
-from tests.support.conversation import Conversation
+from nfq_guard.replay.streams import MOST_LISTED
+from tests.support import captures
+from tests.support.conversation import RAW, Conversation
 
 _DAY = 86_400.0
 
@@ -101,18 +102,19 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_the_list_is_bounded(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streams, "MOST_LISTED", 3)
+def test_the_list_is_bounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = Conversation()
-    for port in range(5):
-        talk.sport = 1000 + port
-        talk.client("S", 0)
-    path = talk.save(tmp_path / "talk.pcap")
-    assert main(["replay", "--flows", "--format", "json", path]) == 0
+    talk.client("S", 0)
+    (first,) = talk.frames
+    records = [
+        (1_700_000_000, 0, first.octets[:20] + port.to_bytes(2, "big") + first.octets[22:])
+        for port in range(1, MOST_LISTED + 3)
+    ]
+    path = tmp_path / "scan.pcap"
+    path.write_bytes(captures.pcap(records, linktype=RAW))
+    assert main(["replay", "--flows", "--format", "json", str(path)]) == 0
     out, err = capsys.readouterr()
-    assert out.count("\n") == 3
+    assert out.count("\n") == MOST_LISTED
     assert "2 more flows are not listed" in err
 
 
