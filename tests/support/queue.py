@@ -101,6 +101,7 @@ class GuardProcess:
         stdout: int | None = None,
         env: dict[str, str] | None = None,
         prefix: Sequence[str] = (),
+        process_group: int | None = None,
     ) -> None:
         self.log = log
         with log.open("ab") as out:
@@ -109,6 +110,7 @@ class GuardProcess:
                 stdout=out if stdout is None else stdout,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": _path(), **(env or {})},
+                process_group=process_group,
             )
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:

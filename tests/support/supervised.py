@@ -61,8 +61,14 @@ action = "{action}"
         self.config.write_text(self.text(action, *lines))
 
     def start(self, log: str = "log", env: dict[str, str] | None = None) -> GuardProcess:
+        """Start the daemon in a process group of its own.
+
+        Where the tests run in an orphaned one, as under setsid, the kernel discards the signals
+        that stop a process of it.
+        """
+        words = ("--config", str(self.config))
         return GuardProcess(
-            self.namespace, self.directory / log, "--config", str(self.config), env=env
+            self.namespace, self.directory / log, *words, env=env, process_group=0
         ).ready()
 
     def send(self, each: int = 1) -> int:

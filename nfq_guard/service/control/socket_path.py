@@ -104,11 +104,19 @@ def find(default: Path) -> tuple[Path, bool]:
     at `default` is known to be in another.
     """
     elsewhere = _is_elsewhere(default)
-    if elsewhere or not default.exists():
+    if elsewhere or _is_missing(default):
         for path in sorted(default.parent.glob(f"*/{default.name}")):
             if _is_here(path):
                 return path, True
     return default, not elsewhere
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether nothing is at `path`; false where this process may not look."""
+    try:
+        return not path.exists()
+    except PermissionError:
+        return False
 
 
 def _listen(path: Path, lock_within_s: float) -> socket.socket:
