@@ -22,7 +22,8 @@ from tests.support.queue import (
     wait_for,
 )
 
-pytestmark = pytest.mark.kernel
+# Some of its daemons listen at the default path: one after the other.
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("default-socket")]
 Make = Callable[[str], Namespace]
 
 
@@ -36,6 +37,7 @@ def inside(namespace: Make) -> Namespace:
 
 def configured(path: Path, *lines: str, policy: str = THAT_PORT_POLICY) -> str:
     """A configuration file for our queue; its name."""
+    lines = (f'control_socket = "{path}.sock"', *lines)
     text = "\n".join(["[daemon]", f"queue = {QUEUE}", 'rules = "none"', *lines])
     path.write_text(f"{text}\n{policy}")
     return str(path)
