@@ -28,7 +28,8 @@ with atheris.instrument_imports(include=["nfq_guard"]):
     from nfq_guard.flow import IPS_DST_NAT
     from nfq_guard.policy.default import default_policy
     from nfq_guard.replay.frame_record import record
-    from nfq_guard.replay.replayer import Replayer, ReplaySettings
+    from nfq_guard.replay.replayer import Replayer
+    from nfq_guard.replay.settings import ReplaySettings
     from nfq_guard.replay.summary import Summary
 
 from tests.support import captures

@@ -27,7 +27,7 @@ from nfq_guard.policy.decision import Action
 from nfq_guard.replay.bounds import BoundCheck, Point
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
-from nfq_guard.replay.replayer import Outcome
+from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
     breach_gist,

@@ -27,8 +27,12 @@ from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.replay.flow_list import flow_line, flow_record
 from nfq_guard.replay.frame_record import record
-from nfq_guard.replay.replayer import UNKNOWN_LINK, Outcome, Replayer, ReplaySettings
+from nfq_guard.replay.listing import Listing
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.packets import UNKNOWN_LINK
+from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.selection import Selection, parse_flow
+from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.summary import Summary
 
 _DESCRIPTION: Final = """\
@@ -102,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     )
     replayer = Replayer(settings, replaying.policy_of(args))
     if args.flows:
-        replayer.streams.listed = []
+        replayer.streams.listing = Listing()
     # A replay creates millions of objects without reference cycles; the search costs 3 %.
     gc.set_threshold(100_000)
     summary = Summary()
@@ -227,15 +231,16 @@ def _finish(
 
 
 def _list_flows(args: argparse.Namespace, replayer: Replayer) -> None:
-    streams = replayer.streams
-    for stream in streams.listed or ():
+    listing = replayer.streams.listing
+    assert listing is not None  # noqa: S101 - run asked for it
+    for stream in listing.streams:
         found = flow_record(stream, replayer.now)
         if args.format == "json":
             write_json(found)
         else:
             sys.stdout.write(flow_line(found) + "\n")
-    if streams.unlisted:
-        warn(f"{streams.unlisted} more flows are not listed")
+    if listing.others:
+        warn(f"{listing.others} more flows are not listed")
 
 
 def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> None:
@@ -244,15 +249,15 @@ def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> No
     Raises:
         CaptureError: Every frame has an unsupported link type.
     """
-    if not replayer.unknown_links:
+    if not replayer.reader.unknown_links:
         return
     names = ", ".join(capture.name for capture in captures)
-    links = ", ".join(name_of(number) for number in sorted(replayer.unknown_links))
+    links = ", ".join(name_of(number) for number in sorted(replayer.reader.unknown_links))
     known = ", ".join(dict.fromkeys(NAMES[number] for number in sorted(LINKS)))
     message = (
-        f"{names}: unsupported link type {links} in {replayer.without_packet[UNKNOWN_LINK]} "
-        f"frames, first in frame {min(replayer.unknown_links.values())} (supported: {known})"
+        f"{names}: unsupported link type {links} in {replayer.reader.without_packet[UNKNOWN_LINK]} "
+        f"frames, first in frame {min(replayer.reader.unknown_links.values())} (supported: {known})"
     )
-    if replayer.without_packet[UNKNOWN_LINK] == replayer.frames:
+    if replayer.reader.without_packet[UNKNOWN_LINK] == replayer.frames:
         raise CaptureError(message)
     warn(message)

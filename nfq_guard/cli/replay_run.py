@@ -13,8 +13,7 @@ from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.checksums import ChecksumMode
-from nfq_guard.replay.replayer import DEFAULT_CAPACITY, ReplaySettings
-from nfq_guard.replay.streams import DEFAULT_WSCALE
+from nfq_guard.replay.settings import DEFAULT_CAPACITY, DEFAULT_WSCALE, ReplaySettings
 from nfq_guard.wire.tcp import MAX_WINDOW_SCALE
 
 _NAT_STATUS: Final = {

@@ -6,12 +6,15 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.names import packet_ends
-from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
-from nfq_guard.replay.streams import direction_text, outside
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.outside import outside
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.summary import Summary
 from nfq_guard.replay.words import (
     DOUBTS,
     breach_gist,
+    direction_text,
     doubt_gist,
     doubt_sentence,
     finding_sentence,
@@ -199,7 +202,7 @@ def summary_lines(
     if summary.by_doubt:
         ctstates["of these in doubt because of the capture"] = sum(summary.by_doubt.values())
     block("By ctstate", ctstates)
-    block("Frames without a packet for conntrack", replayer.without_packet)
+    block("Frames without a packet for conntrack", replayer.reader.without_packet)
     block("INVALID by reason", dict(summary.by_reason.most_common()))
     block("INVALID by flow", dict(summary.by_flow.most_common()), _MOST_FLOWS)
     decisions = {
@@ -223,8 +226,8 @@ def summary_lines(
 
 def _flow_notes(replayer: Replayer) -> Iterator[str]:
     """What the capture shows of its flows beside the packets that are judged."""
-    if replayer.tunnels:
-        kinds = ", ".join(f"{name} {count:,}" for name, count in replayer.tunnels.items())
+    if replayer.reader.tunnels:
+        kinds = ", ".join(f"{name} {count:,}" for name, count in replayer.reader.tunnels.items())
         what = "judged too" if replayer.decapsulates else "not judged: --decapsulate"
         yield f"packets that carry others ({kinds}), those inside are {what}"
     if replayer.copies.copies:
@@ -238,14 +241,15 @@ def _flow_notes(replayer: Replayer) -> Iterator[str]:
             f"{counted(one_way, 'flow')} seen one way only: the host is on an asymmetric route, "
             "or the capture has a filter or the wrong interface"
         )
-    if streams.untranslated:
-        escaped = counted(len(streams.untranslated), "packet")
+    escapes = streams.escapes.found
+    if escapes:
+        escaped = counted(len(escapes), "packet")
         yield f"{escaped} escaped the translation of a live flow:"
-        for one in streams.untranslated[:_MOST_FLOWS]:
+        for one in escapes[:_MOST_FLOWS]:
             flow, of = direction_text(one.key), direction_text(one.of.original)
             yield f"  frame {one.frame}: {flow}, of {of}"
-        if len(streams.untranslated) > _MOST_FLOWS:
-            yield f"  and {len(streams.untranslated) - _MOST_FLOWS:,} more"
+        if len(escapes) > _MOST_FLOWS:
+            yield f"  and {len(escapes) - _MOST_FLOWS:,} more"
 
 
 def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
@@ -254,9 +258,9 @@ def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
         yield f"{counted(count, 'INVALID packet')} not counted above: {DOUBTS[kind]}"
     if replayer.drops:
         yield f"the capture reports {counted(replayer.drops, 'dropped frame')}"
-    if replayer.disordered:
+    if replayer.reader.disordered:
         yield (
-            f"{counted(replayer.disordered, 'frame')} with a time before the frame before: "
+            f"{counted(replayer.reader.disordered, 'frame')} with a time before the frame before: "
             "reordercap puts them in order"
         )
     yield from _flow_notes(replayer)
@@ -266,7 +270,7 @@ def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
             f"{counted(replayer.cut_options, 'segment')}, "
             f"{replayer.streams.cut_openings:,} of them SYNs: their flows are held to no window"
         )
-    checksums = replayer.checksums
+    checksums = replayer.reader.checksums
     wrong = {
         "forgiven as offload": checksums.forgiven,
         "broken": checksums.broken,
@@ -278,7 +282,7 @@ def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
     began = replayer.streams.began_before
     if began:
         yield f"{counted(len(began), 'flow')} began before the capture"
-    segments = outside(replayer.streams)
+    segments = outside(replayer.streams.began_before)
     if segments:
         yield (
             "the host that saw the beginning may have called "

@@ -15,7 +15,9 @@ from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
 from nfq_guard.policyfile import load_compiled
-from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.telemetry.palette import Style
 from nfq_guard.telemetry.reader import EventReader, Unrecorded
 from nfq_guard.whatif.conversations import RESET_WITHIN_S, Fate

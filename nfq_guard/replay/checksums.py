@@ -11,7 +11,7 @@ from collections import OrderedDict
 from enum import StrEnum
 from typing import Final, final
 
-from nfq_guard.replay.streams import Watched
+from nfq_guard.replay.stream import Watched
 from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished, header_checksum_ok
 from nfq_guard.wire.packet import RST, Packet, Segment
 

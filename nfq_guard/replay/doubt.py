@@ -10,16 +10,8 @@ from dataclasses import dataclass
 from typing import final
 
 from nfq_guard.finding import Finding, Reason
-from nfq_guard.replay.streams import (
-    REORDER_FRAMES,
-    Beyond,
-    Doubt,
-    Jump,
-    Proof,
-    Stream,
-    Streams,
-    Watched,
-)
+from nfq_guard.replay.stream import Beyond, Doubt, Jump, Proof, Stream, Watched
+from nfq_guard.replay.streams import REORDER_FRAMES, Streams
 from nfq_guard.wire.packet import Segment
 
 # The packet alone proves these, whatever else the file lacks.

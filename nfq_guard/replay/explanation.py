@@ -21,7 +21,11 @@ from nfq_guard.glossary import Circumstances
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.intervals import is_global, is_private
 from nfq_guard.replay.bounds import BoundCheck, rst_check, window_checks
-from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.replay.copies import Copies
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.packets import PacketReader
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Segment, tuple_of
 
@@ -189,7 +193,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
             if target:
                 others[generation] = replayer.outcome(frame, code)
         code = chosen.follow(frame)
-        if target or history.takes(chosen.packet):
+        if target or history.takes(chosen.reader.packet):
             outcome = chosen.outcome(frame, code)
             if isinstance(outcome.packet, Packet) and history.takes(outcome.packet):
                 passed = outcome.ctstate is not CtState.INVALID and outcome.ignored is None
@@ -226,7 +230,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
 
 def _flow_of(name: str, number: int, settings: ReplaySettings) -> FlowTuple | None:
     """The tuple of the packet in a frame, if it holds one."""
-    reader = Replayer(settings)
+    reader = PacketReader(settings.checksums, Copies())
     for frame in _frames(name, number):
         reader.read(frame)
     packet = reader.packet

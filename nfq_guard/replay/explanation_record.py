@@ -8,7 +8,7 @@ from nfq_guard.names import direction, tuple_ends
 from nfq_guard.replay.bounds import BoundCheck, Point
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.frame_record import BreachRecord, FrameRecord, breach_object, record
-from nfq_guard.replay.replayer import Outcome
+from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.words import finding_sentence, state_name
 
 

@@ -4,8 +4,8 @@
 from typing import TypedDict
 
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT
-from nfq_guard.replay.streams import Stream, direction_text
-from nfq_guard.replay.words import state_name
+from nfq_guard.replay.stream import Stream
+from nfq_guard.replay.words import direction_text, state_name
 from nfq_guard.wire.packet import FIN, RST
 
 

@@ -8,7 +8,7 @@ import orjson
 
 from nfq_guard.finding import Breach
 from nfq_guard.names import address, ports, protocol
-from nfq_guard.replay.replayer import Outcome
+from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.words import doubt_sentence, state_name
 
 _SECOND_NS = 1_000_000_000

@@ -7,7 +7,7 @@ from typing import Final, final
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.names import endpoint_parts
-from nfq_guard.replay.replayer import Outcome
+from nfq_guard.replay.outcome import Outcome
 from nfq_guard.wire.packet import Packet, tuple_of
 
 _EXAMPLE: Final = "10.0.0.1:40000-10.0.0.2:80 or [fd00::1]:40000-[fd00::2]:80"

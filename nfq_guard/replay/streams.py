@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a capture itself shows of each TCP stream, apart from conntrack's rules.
+"""Follows each TCP stream of a capture by what the capture itself shows, apart from conntrack.
 
 A capture is not what the kernel saw: frames are lost, filtered or listed out of order. Two honest
 peers leave proof of that in the file. A receiver acknowledges only data that it has, so an
@@ -10,276 +10,22 @@ fits neither stream, such as a stray from a connection long gone, leaves no such
 `Streams.follow` takes every segment and records the proof; `replay.doubt` reads it.
 """
 
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final, final
 
-from nfq_guard.conntrack.entry import Companion, Entry, Key, reverse
-from nfq_guard.finding import Reason
-from nfq_guard.flow import FlowTuple
-from nfq_guard.names import tuple_ends
+from nfq_guard.conntrack.entry import Entry, Key, reverse
+from nfq_guard.replay.escapes import Escapes
+from nfq_guard.replay.listing import Listing
+from nfq_guard.replay.stream import Beyond, Doubt, Gap, Jump, Proof, Side, Stream, Watched
 from nfq_guard.seqno import Seq, after, before, distance, later
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 from nfq_guard.wire.tcp import highest_acknowledged, parse_options
 
 # Frames of one stream within which a capture's own queues may change their order.
 REORDER_FRAMES: Final = 8
-# Window scale that is assumed where no SYN was seen: what Linux offers by default.
-DEFAULT_WSCALE: Final = 7
-# Streams that are listed at most.
-MOST_LISTED: Final = 10_000
-_MOST_PROOFS: Final = 16
 _MOST_OPEN: Final = 16
-_MOST_UNTRANSLATED: Final = 10_000
 _ENDS: Final = FIN | RST
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
-
-
-class Doubt(StrEnum):
-    """Why the capture, not conntrack, may be the cause of a finding."""
-
-    UNSEEN_DATA = "unseen-data"
-    UNSEEN_WINDOW = "unseen-window"
-    UNSEEN_HANDSHAKE = "unseen-handshake"
-    OUT_OF_ORDER = "out-of-order"
-    FRAMES_MISSING = "frames-missing"
-    CAPTURE_DROPS = "capture-drops"
-
-
-@final
-class Proof:
-    """One place where the file differs from what the peers did.
-
-    Attributes:
-        kind: What the file shows.
-        index: Position in the stream, from 1: findings from here on may be due to it.
-        frame: Number of the frame that shows it.
-        sender: 0 or 1: whose frames are missing or late, as in `Stream.sides`.
-        start: First sequence number that is missing; with `missing` 0, the place of disorder.
-        missing: Missing bytes; 0 where none or an unknown number of them is.
-    """
-
-    def __init__(
-        self, kind: Doubt, index: int, frame: int, sender: int, start: Seq, missing: int
-    ) -> None:
-        """State all of it."""
-        self.kind = kind
-        self.index = index
-        self.frame = frame
-        self.sender = sender
-        self.start = start
-        self.missing = missing
-
-
-@final
-class Jump:
-    """A segment farther ahead of its stream than its receiver's window allows.
-
-    Attributes:
-        seq: Its first sequence number.
-        end: The one after its last.
-        start: Where the stream stood.
-        index: Its position in the stream.
-        frame: Its frame.
-        confirmed: Whether the receiver acknowledged it, so that it belongs to the stream.
-        passed: Whether the stream went on without it.
-    """
-
-    def __init__(self, seq: Seq, end: Seq, start: Seq, index: int, frame: int) -> None:
-        """A jump that nothing confirms yet."""
-        self.seq = seq
-        self.end = end
-        self.start = start
-        self.index = index
-        self.frame = frame
-        self.confirmed = False
-        self.passed = False
-
-
-@final
-class Beyond:
-    """An acknowledgement of bytes that the file does not hold so far.
-
-    Attributes:
-        ack: The number acknowledged.
-        start: Where the acknowledged stream stood.
-        index: Its position in the stream.
-        frame: Its frame.
-        near: Whether a window of the peer reaches so far.
-        selective: Whether the number is from a SACK block, not from the acknowledgement field.
-        genuine: Whether the acknowledged stream proved it right.
-        refuted: Whether its sender later acknowledged less, which no receiver does.
-    """
-
-    def __init__(
-        self,
-        ack: Seq,
-        start: Seq,
-        index: int,
-        frame: int,
-        near: bool,  # noqa: FBT001 - positional on the packet path
-        selective: bool,  # noqa: FBT001 - as above
-    ) -> None:
-        """An acknowledgement that nothing proves yet."""
-        self.ack = ack
-        self.start = start
-        self.index = index
-        self.frame = frame
-        self.near = near
-        self.selective = selective
-        self.genuine = False
-        self.refuted = False
-
-
-@final
-class Watched:
-    """A segment whose fate is awaited: acknowledged as it is, or sent once more.
-
-    Attributes:
-        seq: Its first sequence number.
-        end: The one after its last.
-        acknowledged: Whether its receiver took it: acknowledged before it was sent again.
-        repeated: Whether it was sent again, unharmed, before it was acknowledged.
-    """
-
-    def __init__(self, seq: Seq, end: Seq) -> None:
-        """A segment that nothing is known of yet."""
-        self.seq = seq
-        self.end = end
-        self.acknowledged = False
-        self.repeated = False
-
-
-@final
-class _Gap:
-    """Bytes that were skipped: lost on the way, late, or missing in the file."""
-
-    def __init__(self, start: Seq, end: Seq, index: int, frame: int) -> None:
-        self.start = start
-        self.end = end
-        self.index = index
-        self.frame = frame
-
-
-@final
-class Side:
-    """One end of a stream, as a sender.
-
-    Attributes:
-        number: 0 for the end that sent the first frame, else 1.
-        packets: How many segments it sent.
-        known: Whether it sent anything else than an RST.
-        opened: Whether its SYN is in the file.
-        start: Its first sequence number in the file.
-        end: The one after the last that belongs to its stream.
-        acked: The highest that its peer acknowledged of what is in the file.
-        window: The largest window that it offered, in bytes; unscaled with `scale` -1.
-        scale: Its window scale; -1 where its SYN was not seen.
-        flight: Most bytes that it had sent and its peer had not acknowledged; kept only where
-            the peer's scale is unknown, which it bounds from below.
-    """
-
-    def __init__(self, number: int) -> None:
-        """An end that nothing is known of."""
-        self.number = number
-        self.packets = 0
-        self.known = False
-        self.opened = False
-        self.start: Seq = Seq(0)
-        self.end: Seq = Seq(0)
-        self.acked: Seq = Seq(0)
-        self.window = 0
-        self.scale = -1
-        self.flight = 0
-        self.gaps: list[_Gap] = []
-        self.jumps: list[Jump] = []
-        # Jumps under an assumed scale, of a stream that began before the capture; the first ones.
-        self.outside: list[Jump] = []
-        self.beyond: list[Beyond] = []
-        self.watched: list[Watched] = []
-        # An acknowledgement that came before this end's first frame: number, index and frame.
-        self.asked_ack: Seq = Seq(0)
-        self.asked_index = 0
-        self.asked_frame = 0
-
-
-@final
-class Stream(Companion):
-    """One connection as the capture shows it.
-
-    Attributes:
-        original: Key of the end that sent its first frame.
-        first_frame: That frame.
-        frames: How many segments it has.
-        alive: Position of the last segment that is no RST.
-        sides: Both ends, that of the first frame first.
-        proofs: What shows that the file is incomplete or out of order; the first ones.
-        reversed: 1 where the original direction of the conntrack entry is that of the second end.
-        tainted_from: Smallest `Proof.index`; 0 while there is no proof.
-        listed: Whether it is one of `Streams.listed`.
-        entry: Its conntrack entry, the last one; None where conntrack had none. Only a listed
-            stream has it: the two refer to each other, and would outlive their place in the table.
-        renewed: Frame of the first segment that got an entry of its own although the stream had
-            one before, without a SYN: the earlier entry was gone. 0 without one.
-        ended: The flags FIN and RST, where conntrack took them from the stream.
-        invalid: Its INVALID packets that are not in doubt, by reason.
-        in_doubt: How many more are in doubt.
-    """
-
-    def __init__(self, original: Key, first_frame: int) -> None:
-        """A stream without any segment."""
-        self.original = original
-        self.first_frame = first_frame
-        self.frames = 0
-        self.alive = 0
-        self.sides = (Side(0), Side(1))
-        self.proofs: list[Proof] = []
-        self.tainted_from = 0
-        self.reversed = 0
-        self.listed = False
-        self.entry: Entry | None = None
-        self.renewed = 0
-        self.ended = 0
-        self.invalid: dict[Reason, int] = {}
-        self.in_doubt = 0
-
-    @property
-    def began_before(self) -> bool:
-        """Whether no SYN of either end is in the file."""
-        return not (self.sides[0].opened or self.sides[1].opened)
-
-    @property
-    def one_way(self) -> bool:
-        """Whether one end answers another that the file does not show."""
-        one, other = self.sides
-        return (one.known and not other.known and other.asked_index > 0) or (
-            other.known and not one.known and one.asked_index > 0
-        )
-
-    def prove(self, proof: Proof) -> None:
-        """Record that the file is incomplete or out of order."""
-        if self.tainted_from == 0 or proof.index < self.tainted_from:
-            self.tainted_from = proof.index
-        if len(self.proofs) < _MOST_PROOFS:
-            self.proofs.append(proof)
-
-
-@final
-class Untranslated:
-    """A packet with the untranslated address of an end of a live flow.
-
-    Attributes:
-        frame: Its frame.
-        key: Its direction.
-        of: The stream that it belongs to, by its acknowledgement.
-    """
-
-    def __init__(self, frame: int, key: Key, of: Stream) -> None:
-        """State all of it."""
-        self.frame = frame
-        self.key = key
-        self.of = of
 
 
 @final
@@ -295,16 +41,19 @@ class Streams:
         beyond: Set when the last segment acknowledges bytes that are not in the file so far.
         ahead: Whether it is an RST ahead of what the file shows of its stream or of its peer's.
         proofs: How many `Proof`s there were, of all streams.
-        untranslated: Packets that escaped the translation of their flow; the first ones.
+        escapes: Packets that escaped the translation of their flow.
         cut_openings: SYNs whose options are not whole in the capture.
         began_before: Streams whose beginning the file lacks; bounded by `capacity`.
-        listed: Streams in the order of their beginning, where they are to be listed; the first
-            ones.
-        unlisted: How many more there were.
+        listing: Keeps the streams to be listed; None where none are.
     """
 
-    def __init__(self, capacity: int, assumed_wscale: int = DEFAULT_WSCALE) -> None:
-        """Hold at most `capacity` streams; the ones that began first go first."""
+    def __init__(self, capacity: int, assumed_wscale: int) -> None:
+        """Hold at most `capacity` streams; the ones that began first go first.
+
+        Args:
+            capacity: How many streams.
+            assumed_wscale: Window scale where no SYN was seen.
+        """
         self._streams: dict[Key, Stream] = {}
         self._capacity = capacity
         self._assumed = assumed_wscale
@@ -318,13 +67,10 @@ class Streams:
         self.ahead = False
         self.proofs = 0
         self.cut_openings = 0
-        self.untranslated: list[Untranslated] = []
+        self.escapes = Escapes(capacity)
         self._gone_one_way = 0
-        # The stream that an end opened last, by its address and port.
-        self._opened: dict[tuple[bytes, int], Stream] = {}
         self.began_before: list[Stream] = []
-        self.listed: list[Stream] | None = None
-        self.unlisted = 0
+        self.listing: Listing | None = None
 
     def follow(
         self,
@@ -441,31 +187,6 @@ class Streams:
             stream.original == key and stream.one_way for key, stream in self._streams.items()
         )
 
-    def _open(self, stream: Stream, key: Key, flags: int) -> None:
-        """Remember which end opened a stream."""
-        opened = self._opened
-        if len(opened) >= self._capacity:
-            for old in list(opened)[: max(1, self._capacity >> 3)]:
-                del opened[old]
-        src, dst, ports, _ = key
-        if flags & ACK:
-            opened[dst, ports & 0xFFFF] = stream
-        else:
-            opened[src, ports >> 16] = stream
-
-    def _find_twin(self, key: Key, segment: Segment, frame: int) -> None:
-        """Whether a packet without a stream answers the exact state of one with another tuple."""
-        _, dst, ports, _ = key
-        stream = self._opened.get((dst, ports & 0xFFFF))
-        if stream is None or len(self.untranslated) >= _MOST_UNTRANSLATED:
-            return
-        # An RST without ACK has the number that its peer expects.
-        number = segment.ack if segment.flags & ACK else segment.seq
-        for side in stream.sides:
-            if side.known and side.opened and number in (side.end, side.acked):
-                self.untranslated.append(Untranslated(frame, key, stream))
-                return
-
     def _find(self, key: Key, segment: Segment, frame: int) -> Stream:
         stream = self._streams.get(key)
         return self._begin(key, segment, frame) if stream is None else stream
@@ -481,17 +202,12 @@ class Streams:
                     self._gone_one_way += 1
         streams[key] = stream
         streams[reverse(key)] = stream
-        if self.listed is not None:
-            if len(self.listed) < MOST_LISTED:
-                self.listed.append(stream)
-                stream.listed = True
-            else:
-                self.unlisted += 1
-        flags = segment.flags
-        if flags & SYN:
-            self._open(stream, key, flags)
+        if self.listing is not None:
+            self.listing.take(stream)
+        if segment.flags & SYN:
+            self.escapes.opened(stream, key, segment.flags)
         else:
-            self._find_twin(key, segment, frame)
+            self.escapes.look(key, segment, frame)
         return stream
 
     def _first(self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int) -> None:
@@ -535,7 +251,7 @@ class Streams:
             side.end = later(end, side.end)
         elif ahead <= self._reach(side, peer):
             if len(side.gaps) < _MOST_OPEN:
-                side.gaps.append(_Gap(side.end, seq, index, frame))
+                side.gaps.append(Gap(side.end, seq, index, frame))
             side.end = end
         else:
             self._leap(stream, side, seq, end, index, frame)
@@ -652,7 +368,7 @@ class Streams:
 
     def _acknowledge_gaps(self, stream: Stream, peer: Side, ack: Seq) -> None:
         """Gaps below `ack` were received: the frames are missing in the file alone."""
-        rest: list[_Gap] = []
+        rest: list[Gap] = []
         for gap in peer.gaps:
             if not before(gap.start, ack):
                 rest.append(gap)
@@ -689,7 +405,7 @@ class Streams:
         stream.prove(Proof(kind, index, frame, side.number, start, missing))
 
 
-def _fill(gaps: list[_Gap], seq: Seq, end: Seq) -> None:
+def _fill(gaps: list[Gap], seq: Seq, end: Seq) -> None:
     """Take the bytes from `seq` to `end` out of the gaps."""
     for place in range(len(gaps) - 1, -1, -1):
         gap = gaps[place]
@@ -715,49 +431,3 @@ def _settle(watched: list[Watched], ack: Seq) -> None:
         if not before(ack, one.end):
             one.acknowledged = True
             del watched[place]
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outside:
-    """A segment of a stream that began before the capture, outside any window of its receiver.
-
-    Attributes:
-        frame: Its frame.
-        flow: Its direction, as `source > destination`.
-        distance: Bytes between the end of its stream and its first one.
-    """
-
-    frame: int
-    flow: str
-    distance: int
-
-
-def outside(streams: Streams) -> list[Outside]:
-    """Segments that the host which saw the beginning of their flow may have called INVALID.
-
-    Each is farther ahead than the assumed scale allows, and its stream went on without it: the
-    receiver acknowledged less afterwards, or answered with an RST.
-    """
-    found: list[Outside] = []
-    for stream in streams.began_before:
-        for side in stream.sides:
-            key = stream.original if side.number == 0 else reverse(stream.original)
-            flow = direction_text(key)
-            found.extend(
-                Outside(frame=jump.frame, flow=flow, distance=distance(jump.seq, jump.start))
-                for jump in side.outside
-                if not jump.confirmed and stream.frames > jump.index
-            )
-    found.sort(key=_frame_of)
-    return found
-
-
-def direction_text(key: Key) -> str:
-    """A direction as `source > destination`."""
-    src, dst, ports, proto = key
-    return tuple_ends(FlowTuple(proto, src, dst, ports >> 16, ports & 0xFFFF))
-
-
-def _frame_of(segment: Outside) -> int:
-    return segment.frame

@@ -8,8 +8,12 @@ from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.finding import Reason
 from nfq_guard.names import packet_ends, tuple_ends
 from nfq_guard.policy.decision import Action
-from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
-from nfq_guard.replay.streams import Doubt, direction_text, outside
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.outside import outside
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.replay.stream import Doubt
+from nfq_guard.replay.words import direction_text
 from nfq_guard.wire.packet import Packet, tuple_of
 
 # Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
@@ -181,10 +185,10 @@ class Summary:
                 for state, count in zip(CTSTATES, replayer.by_ctstate, strict=True)
             },
             "ignored": replayer.ignored,
-            "without_packet": dict(replayer.without_packet),
-            "disordered": replayer.disordered,
+            "without_packet": dict(replayer.reader.without_packet),
+            "disordered": replayer.reader.disordered,
             "drops": replayer.drops,
-            "tunnels": dict(replayer.tunnels),
+            "tunnels": dict(replayer.reader.tunnels),
             "copies": replayer.copies.copies,
             "translations": replayer.translations,
             "untranslated": [
@@ -193,15 +197,15 @@ class Summary:
                     "flow": direction_text(one.key),
                     "of": direction_text(one.of.original),
                 }
-                for one in replayer.streams.untranslated
+                for one in replayer.streams.escapes.found
             ],
             "one_way": replayer.streams.one_way(),
             "cut_options": replayer.cut_options,
             "cut_openings": replayer.streams.cut_openings,
             "checksums": {
-                "forgiven": replayer.checksums.forgiven,
-                "broken": replayer.checksums.broken,
-                "unknown": replayer.checksums.unknown,
+                "forgiven": replayer.reader.checksums.forgiven,
+                "broken": replayer.reader.checksums.broken,
+                "unknown": replayer.reader.checksums.unknown,
             },
             "began_before": len(replayer.streams.began_before),
             "outside": [
@@ -210,7 +214,7 @@ class Summary:
                     "flow": segment.flow,
                     "distance": segment.distance,
                 }
-                for segment in outside(replayer.streams)
+                for segment in outside(replayer.streams.began_before)
             ],
             "doubt": {kind.value: n for kind, n in self.by_doubt.most_common()},
             "reason": {reason.value: n for reason, n in self.by_reason.most_common()},

@@ -6,7 +6,7 @@ from typing import Final
 from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, CtState
 from nfq_guard.glossary import IGNORED
 from nfq_guard.replay.explanation import Explanation
-from nfq_guard.replay.replayer import (
+from nfq_guard.replay.packets import (
     COPIED,
     DROPPED_BEFORE,
     FRAGMENT_WAITS,

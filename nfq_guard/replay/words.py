@@ -3,11 +3,13 @@
 
 from typing import Final
 
+from nfq_guard.conntrack.entry import Key
 from nfq_guard.finding import Breach, Finding
+from nfq_guard.flow import FlowTuple
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import protocol, tcp_flags, tcp_state, tuple_ends
 from nfq_guard.replay.doubt import Doubted
-from nfq_guard.replay.streams import Doubt
+from nfq_guard.replay.stream import Doubt
 from nfq_guard.wire.packet import ACK, Datagram, IcmpMessage, Malformed, Packet, Segment
 
 
@@ -30,6 +32,12 @@ def gist(packet: Packet | Malformed) -> str:
         quoted = "" if l4.quoted is None else f" about {tuple_ends(l4.quoted)}"
         return f"{protocol(packet.proto)} type {l4.type} code {l4.code}{quoted}"
     return protocol(packet.proto)
+
+
+def direction_text(key: Key) -> str:
+    """A direction of a flow as `source > destination`."""
+    src, dst, ports, proto = key
+    return tuple_ends(FlowTuple(proto, src, dst, ports >> 16, ports & 0xFFFF))
 
 
 def state_name(state: int) -> str | None:

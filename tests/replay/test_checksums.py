@@ -8,7 +8,8 @@ from scapy.layers.inet import IP, TCP, UDP
 
 from nfq_guard.finding import Reason
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
-from nfq_guard.replay.replayer import Replayer, ReplaySettings
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.wire.checksum import checksum_unfinished
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Packet
@@ -120,7 +121,9 @@ def download() -> Conversation:
 def reasons(talk: Conversation) -> tuple[list[Reason], ChecksumJudge]:
     replayer = Replayer(ReplaySettings())
     outcomes = [*replayer.replay(talk.frames), *replayer.finish()]
-    return [outcome.finding.reason for outcome in outcomes if outcome.finding], replayer.checksums
+    return [
+        outcome.finding.reason for outcome in outcomes if outcome.finding
+    ], replayer.reader.checksums
 
 
 def test_acknowledged_segment_was_whole() -> None:
@@ -195,7 +198,7 @@ def test_broken_ip_header_reaches_no_rule() -> None:
     talk.add(b"\x44" + talk.frames[-2].octets[1:])
     replayer = Replayer(ReplaySettings())
     assert [*replayer.replay(talk.frames), *replayer.finish()] == []
-    assert replayer.without_packet == {"an IP header that the kernel throws away": 2}
+    assert replayer.reader.without_packet == {"an IP header that the kernel throws away": 2}
 
 
 def test_header_sums_that_a_tool_left_behind() -> None:
@@ -206,7 +209,7 @@ def test_header_sums_that_a_tool_left_behind() -> None:
             frame.octets = with_header_sum(frame.octets, field)
         replayer = Replayer(ReplaySettings())
         assert [*replayer.replay(talk.frames), *replayer.finish()] == []
-        assert replayer.without_packet == {}
+        assert replayer.reader.without_packet == {}
 
 
 def test_ignored_sums_are_those_of_headers_too() -> None:
@@ -214,4 +217,4 @@ def test_ignored_sums_are_those_of_headers_too() -> None:
     talk.frames[-1].octets = with_header_sum(talk.frames[-1].octets, b"\x12\x34")
     replayer = Replayer(ReplaySettings(checksums=ChecksumMode.IGNORE))
     replayer.replay(talk.frames)
-    assert replayer.without_packet == {}
+    assert replayer.reader.without_packet == {}

@@ -14,7 +14,9 @@ from nfq_guard.cli import main
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Nat
 from nfq_guard.policy.default import default_policy
-from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
 from tests.support import captures
 from tests.support.conversation import SYN_OPTIONS, Conversation
 
@@ -265,7 +267,7 @@ def test_other_packets_from_elsewhere_escaped_nothing() -> None:
     other = talk.frames[-1]
     other.octets = summed(other.octets[:12] + POD + other.octets[16:])
     replayer, _ = replayed(talk.frames)
-    assert replayer.streams.untranslated == []
+    assert replayer.streams.escapes.found == []
 
 
 def test_policy_line_says_what_is_assumed(

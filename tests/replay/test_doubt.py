@@ -10,8 +10,11 @@ import pytest
 from nfq_guard.capture.frame import Frame
 from nfq_guard.cli import main
 from nfq_guard.finding import Reason
-from nfq_guard.replay.replayer import Outcome, Replayer, ReplaySettings
-from nfq_guard.replay.streams import Doubt, outside
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.outside import outside
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.replay.stream import Doubt
 from nfq_guard.wire.packet import RST, SYN, Packet, Segment
 from tests.support import captures
 from tests.support.conversation import RAW, Conversation
@@ -222,7 +225,7 @@ def test_healthy_flows_that_began_before() -> None:
     replayer = Replayer(ReplaySettings())
     replayer.replay(renumbered(frames))
     assert len(replayer.streams.began_before) > 50
-    assert outside(replayer.streams) == []
+    assert outside(replayer.streams.began_before) == []
 
 
 def _middle(frames: list[Frame]) -> list[Frame]:
@@ -234,7 +237,7 @@ def test_stray_in_a_flow_that_began_before() -> None:
     stray(talk)
     replayer = Replayer(ReplaySettings())
     replayer.replay(renumbered(talk.frames[3:]))
-    (segment,) = outside(replayer.streams)
+    (segment,) = outside(replayer.streams.began_before)
     assert segment.frame == 5
     assert segment.flow == "10.0.0.2:80 > 10.0.0.1:40000"
     assert segment.distance == 10_000_000 - 1001

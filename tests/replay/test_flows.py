@@ -9,7 +9,7 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.replay.flow_list import ListedFlowRecord
-from nfq_guard.replay.streams import MOST_LISTED
+from nfq_guard.replay.listing import MOST_LISTED
 from tests.support import captures
 from tests.support.conversation import RAW, Conversation
 

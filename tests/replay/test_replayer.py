@@ -20,15 +20,10 @@ from nfq_guard.flow import IPS_DST_NAT, CtState, Evidence, Nat
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.default import default_policy
 from nfq_guard.replay.checksums import ChecksumMode
-from nfq_guard.replay.replayer import (
-    FRAGMENT_WAITS,
-    NOT_IP,
-    SNAPPED,
-    UNKNOWN_LINK,
-    Outcome,
-    Replayer,
-    ReplaySettings,
-)
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.packets import FRAGMENT_WAITS, NOT_IP, SNAPPED, UNKNOWN_LINK
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
 from tests.support.conversation import RAW, Conversation
 
 # Where a trace runs in the number space: plain, across 2**32, across 2**31.
@@ -132,7 +127,7 @@ def test_frames_without_a_packet() -> None:
         SNAPPED,
     ]
     assert replayer.packets == 0
-    assert replayer.unknown_links == {147: 2}
+    assert replayer.reader.unknown_links == {147: 2}
 
 
 def test_datagram_is_judged_with_its_last_fragment() -> None:

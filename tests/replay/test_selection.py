@@ -6,8 +6,9 @@ from scapy.layers.inet import ICMP, IP, TCP
 
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
-from nfq_guard.replay.replayer import Replayer, ReplaySettings
+from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.selection import Selection, parse_flow
+from nfq_guard.replay.settings import ReplaySettings
 from tests.support.conversation import Conversation
 
 

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: MIT
+"""Packets that left or came with the untranslated address of an end of a live flow.
+
+On the outer side of a translation the file holds the flow by its public address. A packet from
+the inner address that fits the exact state of such a flow is part of it, and escaped translation.
+"""
+
+from typing import Final, final
+
+from nfq_guard.conntrack.entry import Key
+from nfq_guard.replay.stream import Stream
+from nfq_guard.wire.packet import ACK, Segment
+
+_MOST_UNTRANSLATED: Final = 10_000
+
+
+@final
+class Untranslated:
+    """A packet with the untranslated address of an end of a live flow.
+
+    Attributes:
+        frame: Its frame.
+        key: Its direction.
+        of: The stream that it belongs to, by its acknowledgement.
+    """
+
+    def __init__(self, frame: int, key: Key, of: Stream) -> None:
+        """State all of it."""
+        self.frame = frame
+        self.key = key
+        self.of = of
+
+
+@final
+class Escapes:
+    """Looks for them.
+
+    Attributes:
+        found: The packets that escaped; the first ones.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        """Remember at most `capacity` ends that opened a stream."""
+        self.found: list[Untranslated] = []
+        self._capacity = capacity
+        # The stream that an end opened last, by its address and port.
+        self._opened: dict[tuple[bytes, int], Stream] = {}
+
+    def opened(self, stream: Stream, key: Key, flags: int) -> None:
+        """Remember which end opened a stream; `key` and `flags` are of its SYN or SYN+ACK."""
+        opened = self._opened
+        if len(opened) >= self._capacity:
+            for old in list(opened)[: max(1, self._capacity >> 3)]:
+                del opened[old]
+        src, dst, ports, _ = key
+        if flags & ACK:
+            opened[dst, ports & 0xFFFF] = stream
+        else:
+            opened[src, ports >> 16] = stream
+
+    def look(self, key: Key, segment: Segment, frame: int) -> None:
+        """Whether a packet without a stream answers the exact state of one with another tuple."""
+        _, dst, ports, _ = key
+        stream = self._opened.get((dst, ports & 0xFFFF))
+        if stream is None or len(self.found) >= _MOST_UNTRANSLATED:
+            return
+        # An RST without ACK has the number that its peer expects.
+        number = segment.ack if segment.flags & ACK else segment.seq
+        for side in stream.sides:
+            if side.known and side.opened and number in (side.end, side.acked):
+                self.found.append(Untranslated(frame, key, stream))
+                return

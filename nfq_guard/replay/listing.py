@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: MIT
+"""The TCP streams of a replay that are to be listed, in the order of their beginning."""
+
+from typing import Final, final
+
+from nfq_guard.replay.stream import Stream
+
+# Streams that are listed at most.
+MOST_LISTED: Final = 10_000
+
+
+@final
+class Listing:
+    """The first streams.
+
+    Attributes:
+        streams: These.
+        others: How many more there were.
+    """
+
+    def __init__(self) -> None:
+        """An empty list."""
+        self.streams: list[Stream] = []
+        self.others = 0
+
+    def take(self, stream: Stream) -> None:
+        """List a stream that begins, unless the list is full."""
+        if len(self.streams) < MOST_LISTED:
+            self.streams.append(stream)
+            stream.listed = True
+        else:
+            self.others += 1

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: MIT
+"""The outcome of one frame of a replay."""
+
+from dataclasses import dataclass
+from typing import final
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.finding import Finding, Ignored
+from nfq_guard.flow import CtState, FlowSnapshot
+from nfq_guard.policy.decision import Decision
+from nfq_guard.replay.checksums import Suspect
+from nfq_guard.replay.doubt import Doubted, Place
+from nfq_guard.wire.packet import Malformed, Packet
+
+
+@final
+@dataclass(init=False, slots=True)
+class Outcome:
+    """The outcome of one frame.
+
+    Attributes:
+        frame: The frame; of a datagram in fragments the one that completed it.
+        packet: The packet in it, put together; None if there is none.
+        ctstate: What iptables would have matched; None where conntrack would see no packet.
+        absent: Why there is no packet for conntrack, a fixed phrase; else empty.
+        ignored: Why the packet left its flow unchanged; None where it did not.
+        snapshot: Its flow after the packet; None without a flow, and for packets that are not
+            judged.
+        finding: Why it is INVALID.
+        decision: The decision of the policy.
+        state: `TcpState` number of its flow after it; 0 without one.
+        direction: In its flow; 0 original, 1 reply.
+        now: Seconds since the first frame of the replay.
+        doubted: Why the finding may be due to the capture; None where it stands.
+        place: The segment's place in its stream, while the outcome is held.
+        suspect: Its checksum, while it is uncertain whether it is a broken one.
+        if_broken: The outcome if it is, while that is uncertain.
+    """
+
+    frame: Frame
+    packet: Packet | Malformed | None
+    ctstate: CtState | None
+    absent: str
+    ignored: Ignored | None
+    snapshot: FlowSnapshot | None
+    finding: Finding | None
+    decision: Decision | None
+    state: int
+    direction: int
+    now: float
+    doubted: Doubted | None
+    place: Place | None
+    suspect: Suspect | None
+    if_broken: "Outcome | None"
+
+    def __init__(
+        self,
+        frame: Frame,
+        packet: Packet | Malformed | None,
+        ctstate: CtState | None,
+        now: float,
+        absent: str = "",
+        ignored: Ignored | None = None,
+        snapshot: FlowSnapshot | None = None,
+        finding: Finding | None = None,
+        decision: Decision | None = None,
+        state: int = 0,
+        direction: int = 0,
+    ) -> None:
+        self.frame = frame
+        self.packet = packet
+        self.ctstate = ctstate
+        self.absent = absent
+        self.ignored = ignored
+        self.snapshot = snapshot
+        self.finding = finding
+        self.decision = decision
+        self.state = state
+        self.direction = direction
+        self.now = now
+        self.doubted = None
+        self.place = None
+        self.suspect = None
+        self.if_broken = None

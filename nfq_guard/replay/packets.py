@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: MIT
+"""The packet in each frame of a capture, as conntrack would get it.
+
+The link layer is taken off, fragments are put together, the checksum is judged, and what the IP
+layer throws away is left out.
+"""
+
+from typing import Final, final
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.capture.links import ETHERNET, LINKS, LINUX_SLL, LINUX_SLL2, NO_PACKET
+from nfq_guard.capture.tunnels import inner_of
+from nfq_guard.flow import IPV4
+from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
+from nfq_guard.replay.copies import Copies
+from nfq_guard.wire.fragments import Reassembler, is_fragment
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import Malformed, Packet, Segment
+
+# Why a frame holds no packet for conntrack; fixed phrases.
+NOT_IP: Final = "no IP packet"
+UNKNOWN_LINK: Final = "unknown link type"
+FRAGMENT_WAITS: Final = "a fragment whose datagram is not whole"
+DROPPED_BEFORE: Final = "an IP header that the kernel throws away"
+COPIED: Final = "a copy of an earlier frame"
+SNAPPED: Final = "the capture ends inside the headers"
+
+# Problems of IP headers themselves (wire.ip), which the IP layer finds first.
+_DROPPED_BY_IP: Final = frozenset(
+    {
+        "IP version neither 4 nor 6",
+        "IPv4 header cut short",
+        "IPv4 header length below 5",
+        "IPv4 header longer than the packet",
+        "IPv6 header cut short",
+    }
+)
+# Captures of `any`, which show a packet on each interface that it passes.
+_COOKED: Final = frozenset({LINUX_SLL, LINUX_SLL2})
+
+
+@final
+class PacketReader:
+    """Reads the frames of one replay.
+
+    Attributes:
+        frames: How many were read; the packets inside tunnels are not counted.
+        without_packet: Frames in which conntrack sees no packet, by reason.
+        unknown_links: Link types that we cannot read, each with the first frame of it.
+        disordered: Frames with a time before that of the frame before them.
+        tunnels: Packets that carry another packet, by the name of the tunnel.
+        checksums: Judges transport checksums, and counts the wrong ones.
+        packet: The packet of the last frame; None if it holds none.
+        octets: The same from the IP header on.
+        absent: Why it holds none; a fixed phrase, or empty.
+        checksum_ok: Whether its transport checksum is right; None where that is not judged.
+        suspect: Its checksum, where that is uncertain.
+        inner: The packet that it carries, as a frame; None if it is no tunnel's.
+        late: Whether its time is before that of the frame before it.
+        now: Seconds since the first frame.
+    """
+
+    def __init__(self, checksums: ChecksumMode, copies: Copies) -> None:
+        """Nothing is read so far; `copies` is told of captures that show packets several times."""
+        self.checksums = ChecksumJudge(checksums)
+        self.frames = 0
+        self.without_packet: dict[str, int] = {}
+        self.unknown_links: dict[int, int] = {}
+        self.disordered = 0
+        self.tunnels: dict[str, int] = {}
+        self.packet: Packet | Malformed | None = None
+        self.octets = b""
+        self.absent = ""
+        self.checksum_ok: bool | None = None
+        self.suspect: Suspect | None = None
+        self.inner: Frame | None = None
+        self.late = False
+        self.now = 0.0
+        self._copies = copies
+        self._fragments = Reassembler()
+        self._start_ns = -1
+        self._last_ns = 0
+
+    def read(self, frame: Frame) -> Packet | Malformed | None:
+        """The packet in a frame, put together if it comes in fragments, without following it."""
+        self.frames += 1
+        self.suspect = None
+        self.inner = None
+        if self._start_ns < 0:
+            self._start_ns = frame.time_ns
+        self.now = (frame.time_ns - self._start_ns) / 1_000_000_000
+        # Several files are merged by time: in them too, an earlier time means disorder.
+        self.late = frame.time_ns < self._last_ns
+        if self.late:
+            self.disordered += 1
+        self._last_ns = frame.time_ns
+        if frame.interface or frame.source:
+            self._copies.expect()
+        octets = self._packet_octets(frame, self.now)
+        if not octets:
+            self.no_packet(self.absent)
+            return None
+        packet = decode(octets)
+        self.octets = octets
+        self.checksum_ok = None
+        if self._is_dropped_before(packet, octets):
+            self.no_packet(DROPPED_BEFORE)
+            return None
+        if isinstance(packet, Packet):
+            self.checksum_ok = self.checksums.ok(packet, octets)
+            self.suspect = self.checksums.suspect
+        elif packet.snapped:
+            self.no_packet(SNAPPED)
+            return None
+        self.packet = packet
+        if isinstance(packet, Packet) and not isinstance(packet.l4, Segment):
+            self._look_inside(frame, packet, octets)
+        return packet
+
+    def _is_dropped_before(self, packet: Packet | Malformed, octets: bytes) -> bool:
+        """Whether the IP layer drops a packet before conntrack."""
+        if isinstance(packet, Malformed):
+            return packet.problem in _DROPPED_BY_IP
+        return packet.family == IPV4 and not self.checksums.header_ok(octets)
+
+    def _look_inside(self, frame: Frame, packet: Packet, octets: bytes) -> None:
+        """Count a tunnel; what it carries becomes `_inner`."""
+        inner = inner_of(packet, octets)
+        if inner is None:
+            return
+        self.tunnels[inner.tunnel] = self.tunnels.get(inner.tunnel, 0) + 1
+        inside = octets[inner.start :]
+        wire_len = max(len(inside), packet.length - inner.start)
+        self.inner = Frame(
+            frame.number, frame.time_ns, inner.linktype, wire_len, inside, frame.source
+        )
+
+    def _packet_octets(self, frame: Frame, now: float) -> bytes:
+        """The IP packet; empty with `absent` set when there is none."""
+        octets = frame.octets
+        if (
+            frame.linktype == ETHERNET
+            and len(octets) > 34
+            and octets[12] == 0x08
+            and octets[13] == 0
+            and octets[14] == 0x45
+        ):
+            # Nearly all frames are of this kind; they need no search for VLAN tags.
+            octets = octets[14:]
+        else:
+            if frame.linktype in _COOKED:
+                self._copies.expect()
+            link = LINKS.get(frame.linktype)
+            start = NO_PACKET if link is None else link(octets)
+            if start == NO_PACKET:
+                self.absent = NOT_IP
+                if link is None:
+                    self.absent = UNKNOWN_LINK
+                    self.unknown_links.setdefault(frame.linktype, frame.number)
+                return b""
+            octets = octets[start:]
+        self.absent = ""
+        if is_fragment(octets):
+            octets = self._fragments.offer(octets, now)
+            if not octets:
+                self.absent = FRAGMENT_WAITS
+        return octets
+
+    def no_packet(self, why: str) -> None:
+        """Count the last frame as one without a packet for conntrack."""
+        self.absent = why
+        self.packet = None
+        self.without_packet[why] = self.without_packet.get(why, 0) + 1

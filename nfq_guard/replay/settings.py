@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+"""How a capture is replayed."""
+
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.replay.checksums import ChecksumMode
+
+DEFAULT_CAPACITY: Final = 262_144
+# Window scale that is assumed where no SYN was seen: what Linux offers by default.
+DEFAULT_WSCALE: Final = 7
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplaySettings:
+    """How to replay.
+
+    Attributes:
+        kernel: The conntrack rules to follow.
+        kernel_doubt: Why the kernel that was asked for may follow others; empty if there is none.
+        sysctls: How that kernel is set.
+        checksums: What a wrong checksum means.
+        capacity: Most flows held at once (`conntrack.table.FlowTable`).
+        nat_status: `flow.IPS_SRC_NAT` and `IPS_DST_NAT` bits that every flow is taken to
+            have; a capture does not tell how the host translated.
+        every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
+        strict: Whether the capture counts as complete, so that no finding is in doubt.
+        decapsulate: Whether the packets inside tunnels are followed too.
+        assumed_wscale: Window scale of streams whose beginning is not in the file.
+        settle_after_s: How long outcomes are held at most, seconds of capture; 0 for the whole
+            capture.
+    """
+
+    kernel: KernelRules = KERNEL_6_1
+    kernel_doubt: str = ""
+    sysctls: Sysctls = DEFAULT_SYSCTLS
+    checksums: ChecksumMode = ChecksumMode.AUTO
+    capacity: int = DEFAULT_CAPACITY
+    nat_status: int = 0
+    every: bool = False
+    strict: bool = False
+    decapsulate: bool = False
+    assumed_wscale: int = DEFAULT_WSCALE
+    settle_after_s: float = 0.0
