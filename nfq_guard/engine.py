@@ -101,6 +101,8 @@ class Engine:
 
     Attributes:
         mode: May be switched between two batches.
+        unjudged_mark: Mark bits that the rules set on every packet before they queue it, and that
+            an accepted packet loses again; 0 for none. Follows the rules between two batches.
         lookup_errors: Lookups that failed, since the start.
         last_lookup_error: The errno of the last one; 0 while none failed.
     """
@@ -125,16 +127,15 @@ class Engine:
             kernel: The conntrack rules of the kernel that called the packets INVALID.
             sysctls: The conntrack sysctls of that kernel.
             drops_failures: Whether a packet is dropped when judging it raises.
-            unjudged_mark: Mark bits that the rules set on every packet before they queue it, and
-                that an accepted packet loses again; 0 for none.
+            unjudged_mark: As the attribute.
         """
         self.mode = mode
+        self.unjudged_mark = unjudged_mark
         self.lookup_errors = 0
         self.last_lookup_error = 0
         self._policy = policy
         self._shadow = policy.shadow
         self._drops_failures = drops_failures
-        self._unjudged_mark = unjudged_mark
         self._flows = flows
         self._kernel = kernel
         self._sysctls = sysctls
@@ -161,7 +162,7 @@ class Engine:
         """
         if self.mode is Mode.ENFORCE:
             return VERDICT_DROP if self._drops_failures else VERDICT_ACCEPT, None
-        unjudged = self._unjudged_mark
+        unjudged = self.unjudged_mark
         return VERDICT_ACCEPT, queued.mark & ~unjudged if unjudged else None
 
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
@@ -239,7 +240,7 @@ class Engine:
             now: Monotonic seconds.
             lookup_error: The errno of a lookup that failed; 0 if none did.
         """
-        unjudged = self._unjudged_mark
+        unjudged = self.unjudged_mark
         if unjudged:
             queued.mark &= ~unjudged  # the mark that others gave the packet
         finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)

@@ -2,12 +2,13 @@
 """`nfq-guard mode`: switches the running daemon between dry-run and enforce."""
 
 import argparse
+import sys
 
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import write_json, write_line
 from nfq_guard.engine import Mode
-from nfq_guard.errors import EXIT_OK
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,11 +19,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Switch the mode until the next start, which uses the configured mode again."""
+    """Switch the mode until the next start, which uses the configured mode again.
+
+    Exit status 1 if the rules could not follow: they keep the fail mode of the other mode.
+    """
     with connected(args) as client:
         message = client.request("mode", mode=args.mode)
     if args.format == "json":
         write_json(message)
     else:
         write_line(f"mode is {message['mode']} until the daemon is restarted")
-    return EXIT_OK
+    problem = message.get("problem")
+    if problem is not None:
+        sys.stderr.write(f"nfq-guard: the rules keep their fail mode: {problem}\n")
+    return EXIT_OK if problem is None else EXIT_NOT_FINE

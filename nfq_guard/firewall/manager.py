@@ -64,7 +64,7 @@ class Firewall:
     """Our rules, wanted and live.
 
     Attributes:
-        spec: The wanted rules.
+        spec: The wanted rules; may be replaced between two calls.
         families: The families to manage.
     """
 

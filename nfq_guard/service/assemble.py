@@ -26,7 +26,7 @@ from nfq_guard.service.control.commands import Commands, ControlledDaemon
 from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts
-from nfq_guard.service.firewall_spec import firewall_of
+from nfq_guard.service.firewall_spec import firewall_of, unjudged_mark
 from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
@@ -133,6 +133,7 @@ def run(
                 inherited=lambda number: _descriptors(ahead.get(number), recording),
                 make_log=make_log,
                 mode=settings.mode,
+                unjudged_mark=unjudged_mark(settings),
                 loop=loop,
                 events=events,
                 sink=sink,

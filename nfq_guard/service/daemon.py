@@ -18,13 +18,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, TypeVar, final
 
+import msgspec
+
 from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import FailMode
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder
-from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of
+from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of, mark_in, spec_of
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reload import Reloader
@@ -55,6 +57,11 @@ _SECOND_S: Final = 1.0
 _RULES_S: Final = 10.0
 # What is left of a wait after a second SIGTERM.
 _HURRIED_S: Final = 1.0
+
+
+def _ignore(_problem: str) -> None:
+    """For a caller that does not wait for the rules."""
+
 
 TotalsT = TypeVar("TotalsT", bound=Totals)
 
@@ -100,12 +107,14 @@ class Daemon:
 
     Attributes:
         mode: Whether decisions are carried out.
+        fail_mode: The fail mode in the rules.
         reloader: The policy in force, and its reloads.
     """
 
     def __init__(self, parts: Parts) -> None:
         """Begin nothing before `run`."""
         self.mode = parts.settings.mode
+        self.fail_mode = fail_mode_of(parts.settings)
         self._parts = parts
         self._settings = parts.settings
         self._workers = parts.workers
@@ -117,6 +126,7 @@ class Daemon:
         self._started_at = 0.0
         self._failure: Exception | None = None
         self._hurried_at: float | None = None
+        self._changing_rules = 0
         self.reloader = Reloader(
             loaded=parts.loaded,
             read=parts.read,
@@ -188,22 +198,49 @@ class Daemon:
         if self._failure is not None:
             raise self._failure
 
-    def set_mode(self, mode: Mode) -> None:
-        """Judge in `mode` from the next turn on."""
+    def set_mode(self, mode: Mode, done: Callable[[str], None] = _ignore) -> None:
+        """Judge in `mode` from the next turn on, and have the rules follow it.
+
+        `done` is called when the fail mode of `mode` is in the rules, with an empty string, or with
+        the reason why the rules keep the fail mode of the other mode. Rules that another program
+        installs are left to it.
+        """
         before = self.mode
         self.mode = mode
-        self._workers.set_mode(mode)
-        if mode is not before:
-            # The fail mode is in the rules, which stay as they were installed at the start.
-            fail_mode = fail_mode_of(self._settings).value
-            fails_open = self._settings.fail_mode == FailMode.OPEN.value
-            self._events.emit(
-                ModeChanged(
-                    before=before,
-                    now=mode,
-                    fail_mode_until_restart=None if fails_open else fail_mode,
-                )
-            )
+        spec = spec_of(msgspec.structs.replace(self._settings, mode=mode))
+
+        def ended(problem: str = "") -> None:
+            with ExitStack() as steps:
+                steps.callback(done, problem)
+                self._set_mode_of_workers()
+                if mode is not before:
+                    kept = None if spec.fail_mode is self.fail_mode else self.fail_mode
+                    self._events.emit(
+                        ModeChanged(
+                            before=before,
+                            now=mode,
+                            fail_mode_until_restart=kept,
+                            problem=problem or None,
+                        )
+                    )
+
+        def changed(problem: str) -> None:
+            self._changing_rules -= 1
+            if not problem:
+                self.fail_mode = spec.fail_mode
+            ended(problem)
+
+        if not self._keeps_rules or (spec.fail_mode is self.fail_mode and not self._changing_rules):
+            ended()
+            return
+        # Before the rules set their mark, and until they no longer do, packets lose it.
+        self._changing_rules += 1
+        self._set_mode_of_workers()
+        self._monitor.change(spec, changed)
+
+    def _set_mode_of_workers(self) -> None:
+        fail_mode = FailMode(self._settings.fail_mode) if self._changing_rules else self.fail_mode
+        self._workers.set_mode(self.mode, mark_in(fail_mode))
 
     def reload(self, respond: Responder | None = None) -> None:
         """Reopen the log, and read the policy again; respond once it is in force or refused."""
@@ -251,7 +288,7 @@ class Daemon:
             ),
             shadow=loaded.shadow,
             evidence=self._workers.evidence.value,
-            fail_mode=fail_mode_of(self._settings).value,
+            fail_mode=self.fail_mode.value,
             max_rate_pps=self._settings.max_rate_pps,
             rules=self._monitor.status(),
             queues=tuple(queue_status(queue, self._rates.of(queue.queue_num)) for queue in queues),
@@ -307,7 +344,7 @@ class Daemon:
                 config=self._parts.source,
                 policy=loaded.facts.digest,
                 evidence=self._workers.evidence,
-                fail_mode=fail_mode_of(self._settings).value,
+                fail_mode=self.fail_mode.value,
             )
         )
         if self._parts.survey is not None:

@@ -38,7 +38,13 @@ class RulesChange(Protocol):
 
 
 class Rules(Protocol):
-    """The part of `firewall.Firewall` that a daemon uses; every call may raise NfqGuardError."""
+    """The part of `firewall.Firewall` that a daemon uses; every call may raise NfqGuardError.
+
+    Attributes:
+        spec: The rules that should be installed; replaced while no call is under way.
+    """
+
+    spec: RulesSpec
 
     def install(self) -> RulesChange:
         """Install the rules, or repair them."""
@@ -76,7 +82,12 @@ def spec_of(settings: Settings) -> RulesSpec:
 
 def unjudged_mark(settings: Settings) -> int:
     """The mark bits that the rules set on a packet before they queue it; 0 where they set none."""
-    return UNJUDGED_MARK if fail_mode_of(settings) is FailMode.KERNEL_DROP else 0
+    return mark_in(fail_mode_of(settings))
+
+
+def mark_in(fail_mode: FailMode) -> int:
+    """As `unjudged_mark`, of rules that are installed for a fail mode."""
+    return UNJUDGED_MARK if fail_mode is FailMode.KERNEL_DROP else 0
 
 
 def firewall_of(settings: Settings) -> Firewall:

@@ -49,7 +49,7 @@ class Reloader:
         loop: Loop,
         events: EventLog,
         notifier: Notifier,
-        set_mode: Callable[[Mode], None],
+        set_mode: Callable[[Mode, Callable[[str], None]], None],
     ) -> None:
         """Read nothing before `request`.
 
@@ -60,8 +60,9 @@ class Reloader:
             loop: The loop in which a policy is adopted.
             events: Logs outcomes.
             notifier: Notifies the service manager of each reload.
-            set_mode: Called with the mode of the file when a reload finds it changed. Otherwise
-                the mode stays that of the control socket.
+            set_mode: Called with the mode of the file when a reload finds it changed, and with
+                what it calls when the rules follow the mode, or cannot. Otherwise the mode stays
+                that of the control socket.
         """
         self.loaded = loaded
         self.last: ReloadStatus | None = None
@@ -103,19 +104,25 @@ class Reloader:
             self.loaded = loaded
             self.taken += 1
             self.last = ReloadStatus(at=timestamp(), mistakes=())
-            event = Reloaded(
-                policy=loaded.facts.digest,
-                rules=loaded.facts.rules,
-                shadow=None if loaded.shadow is None else loaded.shadow.digest,
-                mode=loaded.mode if changed else None,
-                restart_for=list(loaded.restart_for) or None,
-            )
-            try:
-                if changed:
-                    self._set_mode(loaded.mode)
-                self._events.emit(event)
-            finally:
-                self._end(Response.ok(own_fields(event)))
+
+            def taken(problem: str) -> None:
+                event = Reloaded(
+                    policy=loaded.facts.digest,
+                    rules=loaded.facts.rules,
+                    shadow=None if loaded.shadow is None else loaded.shadow.digest,
+                    mode=loaded.mode if changed else None,
+                    restart_for=list(loaded.restart_for) or None,
+                    rules_problem=problem or None,
+                )
+                try:
+                    self._events.emit(event)
+                finally:
+                    self._end(Response.ok(own_fields(event)))
+
+            if changed:
+                self._set_mode(loaded.mode, taken)
+            else:
+                taken("")
 
         self._workers.adopt(loaded, done)
 

@@ -19,14 +19,15 @@ from collections.abc import Callable
 from typing import Final, NamedTuple, final
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError
-from nfq_guard.firewall import Difference, Kind, RuleCounters
-from nfq_guard.service.firewall_spec import Rules
+from nfq_guard.firewall import Difference, Kind, RuleCounters, RulesSpec
+from nfq_guard.service.firewall_spec import Rules, RulesChange
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.status import RulesState, RulesStatus
 from nfq_guard.telemetry.events import (
     RulesChanged,
     RulesCheckFailed,
     RulesContested,
+    RulesInstalled,
     RulesRestored,
 )
 from nfq_guard.telemetry.log import EventLog
@@ -39,6 +40,7 @@ _REPAIRS: Final = (10, 10.0)
 _MOVES: Final = (5, 600.0)
 # Moves are logged no more often than this.
 _SAID_S: Final = 60.0
+_ENDING: Final = "the daemon is ending"
 # Checks in a row after which missing rules that cannot be put back end a daemon that keeps them.
 _FAILURES: Final = 3
 
@@ -150,6 +152,7 @@ class RuleMonitor:
         self._said_at = -math.inf
         self._failures = 0
         self._seen = False
+        self._wanted: list[tuple[RulesSpec, Callable[[str], None]]] = []
 
     def watch(self, now: float) -> None:
         """Start a check if nftables' ruleset has changed since the last; costs a system call."""
@@ -170,6 +173,45 @@ class RuleMonitor:
     def close(self) -> None:
         """Start no further check; one that is under way goes on in its thread."""
         self._closed = True
+        waiting, self._wanted = self._wanted, []
+        for _, done in waiting:
+            done(_ENDING)
+
+    def change(self, spec: RulesSpec, done: Callable[[str], None]) -> None:
+        """Install other rules, after what is under way.
+
+        `done` is called with an empty string, or with the reason why the rules stay as they were.
+        """
+        if self._closed:
+            done(self._problem or _ENDING)
+            return
+        self._wanted.append((spec, done))
+        self._change_next()
+
+    def _change_next(self) -> None:
+        if self._checking or not self._wanted:
+            return
+        spec, done = self._wanted.pop(0)
+        before = self._rules.spec
+        self._rules.spec = spec
+        self._checking = True
+
+        def installed(change: RulesChange) -> None:
+            self._events.emit(RulesInstalled(done=list(change.done), notes=list(change.notes)))
+            end("")
+
+        def failed(error: Exception) -> None:
+            self._rules.spec = before
+            end(str(error) or type(error).__name__)
+
+        def end(problem: str) -> None:
+            self._checking = False
+            try:
+                done(problem)
+            finally:
+                self._change_next()
+
+        self._loop.background(self._rules.install, installed, failed)
 
     def status(self) -> RulesStatus:
         """What is known of the rules."""
@@ -223,6 +265,7 @@ class RuleMonitor:
         if self._expected and (check.differences or not check.problem):
             self._compare(check)
         self._give_up(check)
+        self._change_next()
 
     def _crashed(self, error: Exception) -> None:
         """A bug of ours, or no thread to be had."""

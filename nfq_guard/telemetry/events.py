@@ -279,8 +279,12 @@ class ModeChanged(Event, frozen=True, kw_only=True, omit_defaults=True, tag="mod
     before: Annotated[Mode, _text("The mode until then.")]
     now: Annotated[Mode, _text("The mode from then on.")]
     fail_mode_until_restart: Annotated[
-        str | None, _text("The fail mode that stays in the rules until a restart, unless `open`.")
+        str | None,
+        _text(
+            "The fail mode that stays in the rules until a restart, where it is not that of `now`."
+        ),
     ] = None
+    problem: Annotated[str | None, _text("Why the daemon could not change the rules.")] = None
 
 
 @final
@@ -341,6 +345,9 @@ class Reloaded(Event, frozen=True, kw_only=True, omit_defaults=True, tag="reload
     mode: Annotated[Mode | None, _text("The mode of the file, if it changed.")] = None
     restart_for: Annotated[
         list[str] | None, _text("Changed settings that take effect only after a restart.")
+    ] = None
+    rules_problem: Annotated[
+        str | None, _text("Why the rules keep their fail mode although the mode changed.")
     ] = None
 
 

@@ -8,13 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nfq_guard.engine import Mode
 from nfq_guard.firewall import FailMode, Family
+from nfq_guard.service.config import load_settings
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.settings import Settings
 from tests.firewall.conftest import ADDRESSES, Wire, received
+from tests.support.queue import wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -23,12 +26,13 @@ SENT = 5
 
 @contextmanager
 def daemon(
-    wire: Wire, mode: FailMode, directory: Path, running: Mode = Mode.ENFORCE
+    wire: Wire, mode: FailMode, directory: Path, running: Mode = Mode.ENFORCE, more: str = ""
 ) -> Iterator[subprocess.Popen[str]]:
     """A daemon that accepts every packet that it judges."""
     file = directory / "nfq-guard.toml"
     text = (
-        f'[daemon]\nmode = "{running}"\nfail_mode = "{mode}"\ncontrol_socket = ""\n'
+        f'[daemon]\nmode = "{running}"\nfail_mode = "{mode}"\n{more}'
+        f'control_socket = "{directory}/control.sock"\n'
         '[policy]\ndefault = "allow"\non_unknown = "allow"\n'
     )
     file.write_text(text, encoding="ascii")
@@ -78,6 +82,46 @@ def test_a_dead_dry_run_lets_packets_pass_whatever_the_fail_mode(
     wire: Wire, tmp_path: Path
 ) -> None:
     with daemon(wire, FailMode.CLOSED, tmp_path, Mode.DRY_RUN) as process:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+        assert _arrive(wire, Family.IPV4) == SENT
+
+
+def queues(wire: Wire) -> list[str]:
+    """The queues that are served."""
+    listed = wire.guarded.ns.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+    return [line.split()[0] for line in listed.splitlines()]
+
+
+@pytest.mark.parametrize("backend", ["nft", "legacy"])
+@pytest.mark.parametrize("fail_mode", [FailMode.CLOSED, FailMode.KERNEL_DROP])
+def test_the_rules_follow_the_mode(
+    wire: Wire, tmp_path: Path, backend: str, fail_mode: FailMode
+) -> None:
+    """By command: what a daemon killed afterwards leaves is the fail mode of the mode."""
+    more = f'backend = "{backend}"\n'
+    if backend == "nft":
+        more += 'queues = "0-1"\n'
+    with daemon(wire, fail_mode, tmp_path, Mode.DRY_RUN, more) as process:
+
+        def switch(mode: Mode) -> None:
+            words = (sys.executable, "-m", "nfq_guard", "mode", mode, "--socket")
+            wire.guarded.ns.run(*words, str(tmp_path / "control.sock"))
+            settings = load_settings(tmp_path / "nfq-guard.toml")
+            with wire.guarded.ns.entered():
+                installed = firewall_of(msgspec.structs.replace(settings, mode=mode))
+                assert installed.verify() == []
+            assert _arrive(wire, Family.IPV4) == SENT
+
+        switch(Mode.ENFORCE)
+        switch(Mode.DRY_RUN)
+        switch(Mode.ENFORCE)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+        wait_for(lambda: queues(wire) == [])
+        assert _arrive(wire, Family.IPV4) == 0
+    with daemon(wire, fail_mode, tmp_path, Mode.ENFORCE, more) as process:
+        switch(Mode.DRY_RUN)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=10)
         assert _arrive(wire, Family.IPV4) == SENT

@@ -133,6 +133,12 @@ def test_responses_keep_the_order_of_requests(served: Served) -> None:
         assert status["message"]["mode"] == "enforce"
 
 
+def test_a_mode_that_the_rules_cannot_follow(served: Served) -> None:
+    served.daemon.rules_problem = "a lock is held"
+    answer = served.ask(b'{"command": "mode", "arguments": {"mode": "enforce"}}\n')
+    assert answer["message"] == {"mode": "enforce", "problem": "a lock is held"}
+
+
 def test_a_pending_reload_delays_only_its_own_client(served: Served) -> None:
     with served.connect() as connection:
         connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n{"command":"ping"}\n')

@@ -200,10 +200,10 @@ def test_a_queue_fails_open_in_dry_run(make: Callable[..., Served], *, fail_open
     """And in enforce mode as the fail mode says."""
     one = make(fail_open=fail_open)
     one.server.begin()
-    one.server.set_mode(Mode.DRY_RUN)
-    one.server.set_mode(Mode.ENFORCE)
+    one.server.set_mode(Mode.DRY_RUN, 0)
+    one.server.set_mode(Mode.ENFORCE, 0x1000)
     assert one.queue.fail_open == [fail_open, True, fail_open]
-    assert one.judge.mode is Mode.ENFORCE
+    assert (one.judge.mode, one.judge.unjudged_mark) == (Mode.ENFORCE, 0x1000)
     assert one.server.worker.stats.gauges["enforcing"] == 1.0
     one.server.finish(lambda: False)
 

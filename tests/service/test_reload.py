@@ -61,6 +61,7 @@ class Bench:
         self.reads = Reads()
         self.answers: list[tuple[str, Response]] = []
         self.modes: list[Mode] = []
+        self.rules_problem = ""
         self._sink = LineSink(log)
         self.events = EventLog(self._sink)
         facts = PolicyFacts(source="file", digest="0", rules=1)
@@ -71,8 +72,12 @@ class Bench:
             loop=self.loop,
             events=self.events,
             notifier=Notifier("", ""),
-            set_mode=self.modes.append,
+            set_mode=self._set_mode,
         )
+
+    def _set_mode(self, mode: Mode, done: Callable[[str], None]) -> None:
+        self.modes.append(mode)
+        done(self.rules_problem)
 
     def ask(self, who: str) -> None:
         self.reloader.request(lambda answer: self.answers.append((who, answer)))
@@ -132,6 +137,16 @@ def test_a_changed_mode_of_the_file_is_taken_once(bench: Bench) -> None:
     assert bench.modes == [Mode.ENFORCE]
     messages = [answer.message for _, answer in bench.answers]
     assert ["mode" in str(message) for message in messages] == [False, True, False]
+
+
+def test_rules_that_do_not_follow_the_mode_are_said(bench: Bench) -> None:
+    bench.reads.mode = Mode.ENFORCE
+    bench.rules_problem = "a lock is held"
+    bench.ask("one")
+    bench.go()
+    ((_, answer),) = bench.answers
+    assert isinstance(answer.message, dict)
+    assert answer.message["rules_problem"] == "a lock is held"
 
 
 def test_a_file_with_mistakes_changes_nothing(bench: Bench) -> None:

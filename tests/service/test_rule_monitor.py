@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.firewall import Backend, Difference, Family, Kind, RuleCounters
+from nfq_guard.firewall import Backend, Difference, FailMode, Family, Kind, RuleCounters, RulesSpec
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.status import RulesState
@@ -41,6 +41,7 @@ class FakeRules:
     """Rules that differ as `differences` says; `error` is raised by `verify`."""
 
     def __init__(self) -> None:
+        self.spec = RulesSpec()
         self.differences: list[Difference] = []
         self.error: Exception | None = None
         self.install_error: NfqGuardError | None = None
@@ -107,17 +108,17 @@ class Monitored:
 
     def check(self) -> None:
         self.monitor.check(self.now)
-        self._finish()
+        self.finish()
 
     def watch(self, seconds: float) -> bool:
         """Watch after `seconds`; whether that began a check."""
         self.now += seconds
         self.monitor.watch(self.now)
         began = self.loop.busy
-        self._finish()
+        self.finish()
         return began
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         while self.loop.busy:
             self.loop.turn(0.1)
 
@@ -371,3 +372,41 @@ def test_a_difference_that_can_wait_ends_no_daemon(make: Make) -> None:
         one.check()
         one.now += 100
     assert one.failure is None
+
+
+def test_other_rules_are_installed_after_a_check_that_is_under_way(make: Make) -> None:
+    closed = RulesSpec(fail_mode=FailMode.CLOSED)
+    outcomes: list[str] = []
+    one = make(reinstall=True)
+    one.monitor.check(one.now)
+    one.monitor.change(closed, outcomes.append)
+    one.monitor.change(RulesSpec(), outcomes.append)
+    assert one.rules.spec == RulesSpec()
+    one.finish()
+    assert one.rules.spec == RulesSpec()
+    assert outcomes == ["", ""]
+    assert one.rules.installed == 2
+    assert one.logged() == ["rules_installed"] * 2
+
+
+def test_rules_that_cannot_be_changed_stay_what_they_should_be(make: Make) -> None:
+    outcomes: list[str] = []
+    one = make(reinstall=True)
+    one.rules.install_error = NfqGuardError("the lock is held")
+    one.monitor.change(RulesSpec(fail_mode=FailMode.CLOSED), outcomes.append)
+    one.finish()
+    assert outcomes == ["the lock is held"]
+    assert one.rules.spec == RulesSpec()
+
+
+def test_nothing_is_changed_at_the_end(make: Make) -> None:
+    """Neither what waits for a check then, nor what is asked for later."""
+    outcomes: list[str] = []
+    one = make(reinstall=True)
+    one.monitor.check(one.now)
+    one.monitor.change(RulesSpec(fail_mode=FailMode.CLOSED), outcomes.append)
+    one.monitor.close()
+    one.monitor.change(RulesSpec(), outcomes.append)
+    one.finish()
+    assert outcomes == ["the daemon is ending"] * 2
+    assert one.rules.installed == 0

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A daemon without queues, for what is opened beside it."""
 
+from collections.abc import Callable
+
 from nfq_guard.engine import Mode
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.status import Status
@@ -15,6 +17,7 @@ class FakeDaemon:
     def __init__(self, status_bytes: int = 10_000) -> None:
         self._status_bytes = status_bytes
         self.mode = Mode.DRY_RUN
+        self.rules_problem = ""
         self.reloads: list[Responder | None] = []
         self.stats = Stats()
 
@@ -27,8 +30,9 @@ class FakeDaemon:
     def reload(self, respond: Responder | None = None) -> None:
         self.reloads.append(respond)
 
-    def set_mode(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode, done: Callable[[str], None]) -> None:
         self.mode = mode
+        done(self.rules_problem)
 
     def queues(self) -> list[QueueState]:
         return [

@@ -114,6 +114,7 @@ class FakeEngine:
         self.policy: Policy = default_policy()
         self.lookup_errors = 0
         self.last_lookup_error = 0
+        self.unjudged_mark = unjudged_mark
         self._engine = Engine(
             policy=FirstByte(),
             flows=NoFlows(),
@@ -130,6 +131,7 @@ class FakeEngine:
         assert now >= 0
         self.calls += 1
         self._engine.mode = self.mode
+        self._engine.unjudged_mark = self.unjudged_mark
         judgments = self._engine.judge(batch, now=now)
         for made in judgments:
             shown = judgment()

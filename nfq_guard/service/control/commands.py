@@ -9,6 +9,7 @@ from typing import (
     Final,
     Generic,
     NamedTuple,
+    NotRequired,
     Protocol,
     TypedDict,
     TypeVar,
@@ -43,8 +44,11 @@ class ControlledDaemon(Protocol):
     def reload(self, respond: Responder | None = None) -> None:
         """Reload the policy; respond when the new one is in force or refused."""
 
-    def set_mode(self, mode: Mode) -> None:
-        """Switch between dry-run and enforce."""
+    def set_mode(self, mode: Mode, done: Callable[[str], None]) -> None:
+        """Switch between dry-run and enforce.
+
+        `done` is called once the rules follow the mode, or with the reason why they do not.
+        """
 
 
 class Nothing(Struct, frozen=True):
@@ -84,9 +88,11 @@ class ModeRecord(TypedDict):
 
     Attributes:
         mode: The mode in which packets are judged from now on.
+        problem: Why the rules keep the fail mode that they had; absent where they follow the mode.
     """
 
     mode: Annotated[str, Mode]
+    problem: NotRequired[str]
 
 
 @final
@@ -125,9 +131,13 @@ def _reload(daemon: ControlledDaemon, arguments: ReloadArguments, respond: Respo
 
 
 def _mode(daemon: ControlledDaemon, arguments: ModeArguments, respond: Responder) -> None:
-    daemon.set_mode(arguments.mode)
-    record: ModeRecord = {"mode": arguments.mode.value}
-    respond(Response.ok(record))
+    def done(problem: str) -> None:
+        record: ModeRecord = {"mode": arguments.mode.value}
+        if problem:
+            record["problem"] = problem
+        respond(Response.ok(record))
+
+    daemon.set_mode(arguments.mode, done)
 
 
 COMMANDS: Final[dict[str, Command[Any]]] = {

@@ -38,9 +38,15 @@ class Stop(_Message, frozen=True, tag="stop"):
 
 @final
 class SetMode(_Message, frozen=True, tag="set-mode"):
-    """Judge in `mode` from the next turn on."""
+    """Judge in `mode` from the next turn on.
+
+    Attributes:
+        mode: The mode.
+        unjudged_mark: Mark bits that the rules set on a packet before they queue it.
+    """
 
     mode: Mode
+    unjudged_mark: int
 
 
 @final

@@ -120,6 +120,7 @@ class Supervisor:
         inherited: Callable[[int], set[int]],
         make_log: Callable[[LineSink], EventLog],
         mode: Mode,
+        unjudged_mark: int,
         loop: Loop,
         events: EventLog,
         sink: LineSink,
@@ -134,6 +135,7 @@ class Supervisor:
             inherited: The descriptors of this process that a worker needs to bind its queue.
             make_log: Makes a worker's log, in the format of the daemon's.
             mode: The mode to begin in.
+            unjudged_mark: Mark bits that the rules set on a packet before they queue it.
             loop: The loop of the daemon.
             events: The log of the daemon.
             sink: Writes the lines of all processes.
@@ -146,6 +148,7 @@ class Supervisor:
         self._inherited = inherited
         self._make_log = make_log
         self._mode = mode
+        self._unjudged_mark = unjudged_mark
         self._loop = loop
         self._events = events
         self._sink = sink
@@ -204,11 +207,12 @@ class Supervisor:
         found = [handle.last_error for handle in self._handles if handle.last_error is not None]
         return max(found, key=lambda error: str(error["at"]), default=None)
 
-    def set_mode(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
         """Order all workers to switch; workers that start later begin in this mode."""
         self._mode = mode
+        self._unjudged_mark = unjudged_mark
         for handle in self._handles:
-            self._insist(handle, SetMode(mode=mode))
+            self._insist(handle, SetMode(mode=mode, unjudged_mark=unjudged_mark))
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Have each worker prepare the policy that the daemon read; if all can, have all adopt it.
@@ -357,7 +361,8 @@ class Supervisor:
                 handle.report(report)
             case Ready():
                 handle.serving(report)
-                self._insist(handle, SetMode(mode=self._mode))
+                order = SetMode(mode=self._mode, unjudged_mark=self._unjudged_mark)
+                self._insist(handle, order)
                 self.evidence = report.evidence
                 if handle.restarts == 0 and handle is self._handles[0]:
                     for note in report.notes:

@@ -139,7 +139,7 @@ class WorkerProcess:
             case Stop():
                 self._loop.stop()
             case SetMode():
-                serving.set_mode(order.mode)
+                serving.set_mode(order.mode, order.unjudged_mark)
             case Prepare():
                 self._prepare(order.reload)
             case Commit():

@@ -97,8 +97,8 @@ class Workers(Protocol):
     def last_error(self) -> dict[str, object] | None:
         """The last event of level error that did not pass through the daemon's own log."""
 
-    def set_mode(self, mode: Mode) -> None:
-        """Judge in `mode` from the next turn on."""
+    def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
+        """Judge in `mode` from the next turn on; accepted packets lose the bits `unjudged_mark`."""
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Adopt a policy soon, in all queues or in none.
@@ -162,9 +162,9 @@ class InProcess:
         """None: all events go through the daemon's own log."""
         return None
 
-    def set_mode(self, mode: Mode) -> None:
+    def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
         """Switch at once."""
-        self._server.set_mode(mode)
+        self._server.set_mode(mode, unjudged_mark)
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Switch at once."""

@@ -124,14 +124,17 @@ class QueueServer:
         self._loop.watch(self.queue.fileno(), self.worker.process_batch)
         self._loop.every(_TICK_S, self.worker.tick)
         self._loop.every(_TICK_S, self._garbage.tick)
-        self.set_mode(self.worker.mode)
+        self.set_mode(self.worker.mode, self.worker.unjudged_mark)
         self.worker.process_batch()  # reads the kernel's responses to the queue's flags
         self._garbage.begin()
 
-    def set_mode(self, mode: Mode) -> None:
-        """Switch the mode between two batches; the next packet is judged in `mode`."""
+    def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
+        """Switch the mode between two batches; the next packet is judged in `mode`.
+
+        `unjudged_mark` are the mark bits that the rules set on a packet before they queue it.
+        """
         self.queue.set_fail_open(on=self._fail_open or mode is Mode.DRY_RUN)
-        self.worker.set_mode(mode)
+        self.worker.set_mode(mode, unjudged_mark)
 
     def adopt(self, policy: Policy) -> None:
         """Judge by another policy from the next batch on."""

@@ -24,12 +24,14 @@ class Judge(Protocol):
 
     Attributes:
         mode: May be switched between two batches.
+        unjudged_mark: Mark bits that the rules set, see `Engine`; may follow them as well.
         policy: The acting policy; may be replaced between two batches.
         lookup_errors: Flow lookups that failed so far.
         last_lookup_error: The errno of the last of them; 0 before the first.
     """
 
     mode: Mode
+    unjudged_mark: int
     policy: Policy
     lookup_errors: int
     last_lookup_error: int

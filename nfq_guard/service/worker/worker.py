@@ -151,8 +151,14 @@ class Worker:
         """The mode in which the next packet is judged."""
         return self._judge.mode
 
-    def set_mode(self, mode: Mode) -> None:
-        """Switch the mode between two batches."""
+    @property
+    def unjudged_mark(self) -> int:
+        """The mark bits that accepted packets lose."""
+        return self._judge.unjudged_mark
+
+    def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
+        """Switch the mode, and the mark that the rules set, between two batches."""
+        self._judge.unjudged_mark = unjudged_mark
         self._emit(self._limiter.rest(time.monotonic()))
         self._judge.mode = mode
         self.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
