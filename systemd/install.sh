@@ -20,6 +20,13 @@ status=77
 status=2
 case ${1:-} in install | uninstall) ;; *) fail "usage: install.sh install|uninstall" ;; esac
 running() { [ -d /run/systemd/system ]; }
+# Drop-ins of earlier versions, which would replace ExecReload of the unit.
+remove_old() {
+    for unit in nfq-guard nfq-guard@; do
+        rm -f "$units/$unit.service.d/reload.conf"
+        rmdir "$units/$unit.service.d" 2>/dev/null || true
+    done
+}
 
 if [ "$1" = uninstall ]; then
     if running; then
@@ -30,6 +37,7 @@ if [ "$1" = uninstall ]; then
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf \
         /etc/logrotate.d/nfq-guard /run/nfq-guard
+    remove_old
     ! running || systemctl daemon-reload
     say "removed; left in place: /etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
     exit 0
@@ -79,6 +87,7 @@ else
 fi
 sed "s|/usr/local|$prefix|" "$here/nfq-guard.service" >"$units/nfq-guard.service"
 cp "$units/nfq-guard.service" "$units/nfq-guard@.service"
+remove_old
 mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d /etc/logrotate.d
 cp "$here/nfq-guard.logrotate" /etc/logrotate.d/nfq-guard
 cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"

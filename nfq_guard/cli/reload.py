@@ -2,12 +2,16 @@
 """`nfq-guard reload`: makes the running daemon reload its policy."""
 
 import argparse
+import os
+import signal
 import sys
 
 from nfq_guard.cli.daemon import add_socket, connected
-from nfq_guard.cli.options import add_format
+from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.cli.terminal import write_json, write_line
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, NotRunningError, PrivilegeError
+from nfq_guard.service.config import load_config
+from nfq_guard.service.control.socket_path import of_process
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,17 +23,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="wait until the policy is in force or refused; a refusal prints all mistakes",
     )
     add_socket(parser)
+    parser.add_argument(
+        "--pid",
+        type=int,
+        metavar="N",
+        help="the process of the daemon, whose control socket is used, wherever it is; without one "
+        "the file of --config is checked and the daemon gets SIGHUP",
+    )
+    add_config(parser)
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Reload the policy; the current one stays if the new one is invalid.
 
-    Exit status 1 if the policy is refused, or changed settings take a restart.
+    Exit status 1 if the policy is refused, changed settings take a restart, or the rules could not
+    follow a changed mode.
     """
+    if args.pid is not None:
+        args.socket = of_process(args.pid)
+        if args.socket is None:
+            return _signal(args)
     with connected(args) as client:
         message = client.request("reload", wait=args.wait)
     restart_for = message.get("restart_for", ()) if args.wait else ()
+    problem = message.get("rules_problem") if args.wait else None
     if args.format == "json":
         write_json(message)
     elif args.wait:
@@ -38,6 +56,21 @@ def run(args: argparse.Namespace) -> int:
             write_line(f"mode is {message['mode']}, as the file says now")
         for name in restart_for:
             sys.stderr.write(f"nfq-guard: daemon.{name} changed too; it takes a restart\n")
+        if problem is not None:
+            sys.stderr.write(f"nfq-guard: the rules keep their fail mode: {problem}\n")
     else:
         write_line("the daemon reads its policy; its log and `nfq-guard status` show the outcome")
-    return EXIT_NOT_FINE if restart_for else EXIT_OK
+    return EXIT_NOT_FINE if restart_for or problem is not None else EXIT_OK
+
+
+def _signal(args: argparse.Namespace) -> int:
+    """Have a daemon without a control socket reload a file that has no mistakes."""
+    load_config(args.config)
+    try:
+        os.kill(args.pid, signal.SIGHUP)
+    except ProcessLookupError:
+        raise NotRunningError(f"no process {args.pid} is running") from None
+    except PermissionError:
+        raise PrivilegeError(f"the process {args.pid} is of another user") from None
+    write_line("the daemon has no control socket; its log shows the outcome")
+    return EXIT_OK

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Which daemon a command speaks to: that of its own network namespace."""
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -11,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.cli import daemon
+from nfq_guard.cli import daemon, main
 from nfq_guard.errors import NotRunningError
-from nfq_guard.service.control.socket_path import find
+from nfq_guard.service.control.socket_path import find, listen, of_process
 
 _LISTEN = (
     "import socket, sys; listener = socket.socket(socket.AF_UNIX); listener.bind(sys.argv[1]); "
@@ -89,3 +91,37 @@ def test_a_daemon_of_another_namespace_is_passed_over_or_said(
         assert said == f"nfq-guard: the daemon at {default} is in another network namespace\n"
         with listening(instance):
             assert find(default) == (instance, True)
+
+
+def test_the_socket_of_a_process_wherever_it_is(tmp_path: Path) -> None:
+    """And not another socket at which it listens."""
+    path = tmp_path / "any name.7"
+    with listening(tmp_path / "other"):
+        assert of_process(os.getpid()) is None
+        listener = listen(path, [])
+        assert listener is not None
+        with listener:
+            assert of_process(os.getpid()) == path
+
+
+def test_a_process_that_is_gone_has_no_socket() -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    assert of_process(process.pid) is None
+
+
+def test_a_daemon_without_a_socket_reloads_a_file_that_has_no_mistakes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.toml"
+    with subprocess.Popen(["sleep", "60"]) as process:
+        words = ["reload", "--pid", str(process.pid), "--config", str(file)]
+        file.write_text("[daemon]\nmode = 7\n", encoding="utf-8")
+        assert main(words) == 2
+        assert "daemon.mode" in capsys.readouterr().err
+        assert process.poll() is None
+        file.write_text("[daemon]\n", encoding="utf-8")
+        assert main(words) == 0
+        assert "no control socket" in capsys.readouterr().out
+        assert process.wait(timeout=10) == -signal.SIGHUP
+    assert main(words) == 3

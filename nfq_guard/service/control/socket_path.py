@@ -24,6 +24,8 @@ _CONNECT_WITHIN_S: Final = 1.0
 LOCK_WITHIN_S: Final = 1.5
 # The owner and the group may connect; `commands` checks what each of them may send.
 _UMASK: Final = 0o117
+# The flag of a socket that listens, as /proc/net/unix has it.
+_LISTENING: Final = "00010000"
 
 
 def listen(path: Path, notes: list[str]) -> socket.socket | None:
@@ -111,6 +113,32 @@ def find(default: Path) -> tuple[Path, bool]:
     return default, not elsewhere
 
 
+def of_process(pid: int) -> Path | None:
+    """The control socket at which a process listens; None without one, or where it is not seen."""
+    process = Path("/proc", str(pid))
+    links: set[str] = set()
+    try:
+        for entry in (process / "fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                links.add(str(entry.readlink()))
+        listed = (process / "net/unix").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    for words in (line.split(maxsplit=7) for line in listed.splitlines()):
+        # Num RefCount Protocol Flags Type St Inode Path, of a socket that listens.
+        if len(words) == 8 and words[3] == _LISTENING and f"socket:[{words[6]}]" in links:
+            bound = Path(words[7])
+            path = bound.with_name(bound.name.removeprefix(".").removesuffix(f".{pid}"))
+            if bound == _temporary(path, pid):
+                return path
+    return None
+
+
+def _temporary(path: Path, pid: int) -> Path:
+    """The name under which a process binds the socket that it then links to `path`."""
+    return path.with_name(f".{path.name}.{pid}")
+
+
 def _is_missing(path: Path) -> bool:
     """Whether nothing is at `path`; false where this process may not look."""
     try:
@@ -125,7 +153,7 @@ def _listen(path: Path, lock_within_s: float) -> socket.socket:
         path.parent.mkdir(mode=0o750, exist_ok=True)
     if not path.parent.is_dir():
         raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _temporary(path, os.getpid())
     temporary.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(_UMASK)
