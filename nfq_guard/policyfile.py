@@ -4,7 +4,7 @@
 import os
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Final, final
@@ -20,6 +20,9 @@ PRESET_PREFIX: Final = "preset:"
 # Hundreds of rules take some 50 kB.
 LARGEST_FILE_BYTES: Final = 1 << 20
 
+ReadFile = Callable[[str | Path], bytes]
+"""Reads a whole file of a configuration; raises ConfigError where that fails."""
+
 _PRESETS: Final = resources.files("nfq_guard.policy") / "presets"
 
 
@@ -29,11 +32,11 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml")))
 
 
-def read_toml(path: str | Path) -> dict[str, object]:
-    """Read a TOML file of at most `LARGEST_FILE_BYTES`.
+def read_file(path: str | Path, most_bytes: int = LARGEST_FILE_BYTES) -> bytes:
+    """Read a regular file of at most so many bytes (`ReadFile`).
 
     Raises:
-        ConfigError: It cannot be read or is not valid TOML; the key is then `line:column`.
+        ConfigError: It cannot be read or is larger.
     """
     source = str(path)
     try:
@@ -42,15 +45,25 @@ def read_toml(path: str | Path) -> dict[str, object]:
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise _unreadable(source, "something other than a regular file")
-            content = _read(descriptor)
+            content = _read(descriptor, most_bytes)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise _unreadable(source, error.strerror or "an error") from None
-    if len(content) > LARGEST_FILE_BYTES:
-        found = f"more than {LARGEST_FILE_BYTES} bytes"
-        raise ConfigError(source, [Mistake("", "a file of at most 1 MiB", found)])
-    return parse_toml(content, source)
+    if len(content) > most_bytes:
+        found = f"more than {most_bytes} bytes"
+        expected = f"a file of at most {most_bytes >> 20} MiB"
+        raise ConfigError(source, [Mistake("", expected, found)])
+    return content
+
+
+def read_toml(path: str | Path, read: ReadFile = read_file) -> dict[str, object]:
+    """Read a TOML file.
+
+    Raises:
+        ConfigError: It cannot be read or is not valid TOML; the key is then `line:column`.
+    """
+    return parse_toml(read(path), str(path))
 
 
 def parse_toml(content: bytes, source: str) -> dict[str, object]:
@@ -76,7 +89,7 @@ def parse_toml(content: bytes, source: str) -> dict[str, object]:
         raise ConfigError(source, [Mistake("", "valid TOML", type(error).__name__)]) from None
 
 
-def load_table(reference: str) -> tuple[str, Mapping[str, object]]:
+def load_table(reference: str, read: ReadFile = read_file) -> tuple[str, Mapping[str, object]]:
     """Read a whole file, or the preset `preset:NAME`.
 
     Returns:
@@ -87,7 +100,7 @@ def load_table(reference: str) -> tuple[str, Mapping[str, object]]:
     """
     if not reference.startswith(PRESET_PREFIX):
         path = Path(reference)
-        return os.path.realpath(path), read_toml(path)
+        return os.path.realpath(path), read_toml(path, read)
     name = reference.removeprefix(PRESET_PREFIX)
     names = preset_names()
     if name not in names:
@@ -98,38 +111,40 @@ def load_table(reference: str) -> tuple[str, Mapping[str, object]]:
     return reference, parse_toml((_PRESETS / f"{name}.toml").read_bytes(), reference)
 
 
-def load_policy(reference: str) -> PolicyModel:
+def load_policy(reference: str, read: ReadFile = read_file) -> PolicyModel:
     """Read the policy of a file or a preset; other tables of the file are ignored.
 
     Raises:
         ConfigError: With every mistake.
     """
-    source, tables = load_table(reference)
+    source, tables = load_table(reference, read)
     shown = reference if reference.startswith(PRESET_PREFIX) else str(Path(reference))
     if "policy" not in tables:
         raise ConfigError(shown, [Mistake("policy", "a table [policy]", "nothing")])
-    return parse_policy(tables["policy"], source=shown, includes=FileIncludes(source, shown))
+    return parse_policy(tables["policy"], source=shown, includes=FileIncludes(source, shown, read))
 
 
-def read_table(table: object, source: str) -> Reading:
+def read_table(table: object, source: str, read: ReadFile = read_file) -> Reading:
     """Read the table `[policy]` of the file `source`; None is that of a file without one."""
     if table is None:
         return Reading(model=default_model(), mistakes=())
     return read_policy(
-        table, source=source, includes=FileIncludes(os.path.realpath(source), source)
+        table, source=source, includes=FileIncludes(os.path.realpath(source), source, read)
     )
 
 
-def load_compiled(reference: str) -> CompiledPolicy:
+def load_compiled(reference: str, read: ReadFile = read_file) -> CompiledPolicy:
     """Read the policy of a file or a preset, and compile it.
 
     Raises:
         ConfigError: With every mistake.
     """
-    return compile_policy(load_policy(reference))
+    return compile_policy(load_policy(reference, read))
 
 
-def read_shadow(reference: str, source: str, mistakes: list[Mistake]) -> CompiledPolicy | None:
+def read_shadow(
+    reference: str, source: str, mistakes: list[Mistake], read: ReadFile = read_file
+) -> CompiledPolicy | None:
     """Read the policy that the key `shadow` of the file `source` names, relative to that file.
 
     Returns None without one, and when it has mistakes, which are added to `mistakes`.
@@ -139,7 +154,7 @@ def read_shadow(reference: str, source: str, mistakes: list[Mistake]) -> Compile
     if not reference.startswith(PRESET_PREFIX):
         reference = str(Path(source).parent / reference)
     try:
-        return load_compiled(reference)
+        return load_compiled(reference, read)
     except ConfigError as error:
         mistakes += [
             Mistake(f"daemon.shadow ({error.source}) {key}".strip(), expected, found)
@@ -152,8 +167,9 @@ def read_shadow(reference: str, source: str, mistakes: list[Mistake]) -> Compile
 class FileIncludes:
     """Loads includes: presets, and files relative to the including file."""
 
-    def __init__(self, path: str, shown: str) -> None:
+    def __init__(self, path: str, shown: str, read: ReadFile = read_file) -> None:
         """Start from the file `path`, which the operator named `shown`."""
+        self._read = read
         self._path = path
         self._shown = shown
 
@@ -165,7 +181,7 @@ class FileIncludes:
             if os.path.realpath(reference) == self._path:
                 # The parser detects a circular include by this name.
                 return self._shown, {}
-        source, tables = load_table(reference)
+        source, tables = load_table(reference, self._read)
         others = [name for name in tables if name != "policy"]
         if others:
             raise ConfigError(
@@ -177,10 +193,10 @@ class FileIncludes:
         return source, policy
 
 
-def _read(descriptor: int) -> bytes:
+def _read(descriptor: int, most_bytes: int) -> bytes:
     """The content of the file, up to one byte beyond the bound."""
     parts: list[bytes] = []
-    left = LARGEST_FILE_BYTES + 1
+    left = most_bytes + 1
     while left and (part := os.read(descriptor, left)):
         parts.append(part)
         left -= len(part)

@@ -25,3 +25,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"configuration (default: {DEFAULT_PATH})",
     )
+
+
+def add_last_good(parser: argparse.ArgumentParser) -> None:
+    """Declare `--last-good FILE`."""
+    parser.add_argument(
+        "--last-good",
+        type=Path,
+        metavar="FILE",
+        help="where the daemon keeps each configuration that it takes; used if the present one "
+        "has mistakes",
+    )

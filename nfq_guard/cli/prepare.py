@@ -4,16 +4,17 @@
 import argparse
 import sys
 
-from nfq_guard.cli.options import add_config
+from nfq_guard.cli.options import add_config, add_last_good
 from nfq_guard.errors import EXIT_OK
 from nfq_guard.flows import pins
 from nfq_guard.service import proc_files
-from nfq_guard.service.config import load_settings
+from nfq_guard.service.last_good import load_settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_config(parser)
+    add_last_good(parser)
     parser.add_argument(
         "--user",
         default=pins.USER,
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         proc_files.share(0)
         pins.remove(instance)
         return EXIT_OK
-    count = len(load_settings(args.config).queue_numbers)
+    count = len(load_settings(args.config, args.last_good).queue_numbers)
     for problem in proc_files.share(pins.account(args.user).pw_gid):
         sys.stderr.write(f"nfq-guard: {problem}\n")
     folder = pins.prepare(instance, count, args.user)

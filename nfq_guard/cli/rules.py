@@ -8,15 +8,15 @@ from typing import TypedDict
 
 import msgspec
 
-from nfq_guard.cli.options import add_config, add_format
+from nfq_guard.cli.options import add_config, add_format, add_last_good
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Native
 from nfq_guard.firewall.native import render as render_native
 from nfq_guard.firewall.render import render
 from nfq_guard.firewall.xtables import Runner, System
-from nfq_guard.service.config import load_settings
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
+from nfq_guard.service.last_good import load_settings
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
 
@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-rate-pps", metavar="N", type=int, help="limit of queued packets per second"
     )
     add_config(parser)
+    add_last_good(parser)
     parser.add_argument(
         "--after",
         metavar="RESULT",
@@ -129,7 +130,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         if parse_queues(args.queues) is None:
             raise UsageError(f"queues: expected A:B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
-    return msgspec.structs.replace(load_settings(args.config), **changes)
+    return msgspec.structs.replace(load_settings(args.config, args.last_good), **changes)
 
 
 def _remove_without_settings(args: argparse.Namespace, error: ConfigError) -> int:

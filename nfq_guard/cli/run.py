@@ -5,7 +5,7 @@ import argparse
 
 import msgspec
 
-from nfq_guard.cli.options import add_config
+from nfq_guard.cli.options import add_config, add_last_good
 from nfq_guard.doctor import host
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK, UsageError
@@ -16,6 +16,7 @@ from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_config(parser)
+    add_last_good(parser)
     parser.add_argument(
         "--mode",
         choices=[mode.value for mode in Mode],
@@ -38,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the daemon until SIGTERM or SIGINT."""
     assemble.run(
-        args.config, lambda settings: _overridden(settings, args), privileges.give_up, host.event
+        args.config,
+        lambda settings: _overridden(settings, args),
+        privileges.give_up,
+        host.event,
+        args.last_good,
     )
     return EXIT_OK
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,7 +22,8 @@ from nfq_guard.errors import UsageError
 from nfq_guard.flows import pins
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import load_ahead
-from nfq_guard.service.config import LoadedPolicy, load_config, load_policy_for, prepared
+from nfq_guard.service import last_good
+from nfq_guard.service.config import LoadedPolicy, load_policy_for, prepared
 from nfq_guard.service.control.commands import Commands, ControlledDaemon
 from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
@@ -82,6 +84,7 @@ def run(
     override: Callable[[Settings], Settings],
     give_up: GiveUp = _keep_privileges,
     survey: Callable[[], Event] | None = None,
+    last_good_at: Path | None = None,
 ) -> None:
     """Load the configuration and serve until SIGTERM or SIGINT.
 
@@ -91,12 +94,13 @@ def run(
         give_up: Gives up privileges of the whole process, after the steps that take them, as
             `privileges.give_up`; by default all are kept.
         survey: Examines the rules of the host once the daemon has started.
+        last_good_at: The file with the last good configuration; None for none.
 
     Raises:
         NfqGuardError: The configuration has mistakes, or a part of the daemon cannot be made;
             everything that was opened is closed again.
     """
-    config = load_config(path)
+    config, refused, last_good_of = last_good.load(path, last_good_at)
     settings = override(config.settings)
     rules = firewall_of(settings)
     loaded = prepared(config, config.settings, override)
@@ -167,6 +171,9 @@ def run(
                 notifier=Notifier(),
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
                 survey=survey,
+                keep=None if last_good_at is None else partial(last_good.save, last_good_at),
+                refused="" if refused is None else str(refused),
+                last_good=last_good_of,
             )
         ).run()
 

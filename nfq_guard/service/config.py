@@ -6,8 +6,8 @@ what the daemon starts with.
 """
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
@@ -17,7 +17,7 @@ from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.values import shown
-from nfq_guard.policyfile import read_shadow, read_table, read_toml
+from nfq_guard.policyfile import ReadFile, read_file, read_shadow, read_table, read_toml
 from nfq_guard.service.settings import RELOADED, TABLE, Settings, parse_settings
 from nfq_guard.service.status import PolicyFacts
 
@@ -40,12 +40,14 @@ class Config:
         settings: The table `[daemon]`.
         model: The table `[policy]`, or the default policy of a file without one.
         shadow: The policy on trial, which the setting `shadow` names.
+        files: The content of every file that was read, by path.
     """
 
     source: str
     settings: Settings
     model: PolicyModel
     shadow: CompiledPolicy | None
+    files: Mapping[str, bytes]
 
 
 @final
@@ -78,6 +80,7 @@ class LoadedPolicy:
         mode: The mode of the file, or of the command line where that names one.
         shadow: Of the policy on trial; None without one.
         restart_for: Names of the settings that changed in the file and take a restart.
+        files: The content of every file that was read, by path.
     """
 
     policy: Policy
@@ -85,6 +88,7 @@ class LoadedPolicy:
     mode: Mode
     shadow: PolicyFacts | None = None
     restart_for: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -92,23 +96,33 @@ class LoadedPolicy:
         return self.facts.digest + ("" if self.shadow is None else self.shadow.digest)
 
 
-def read_config(path: Path | None) -> ConfigReading:
+def read_config(path: Path | None, read: ReadFile = read_file) -> ConfigReading:
     """Read a configuration and collect every mistake in it.
 
     Args:
         path: The file; None for the one in /etc, or for the defaults where that does not exist.
+        read: Reads each file.
 
     Raises:
         ConfigError: The file cannot be read or is not TOML.
     """
-    tables = _read_tables(path)
-    reading = read_table(tables.policy, tables.source)
+    files: dict[str, bytes] = {}
+
+    def kept(name: str | Path) -> bytes:
+        return files.setdefault(str(name), read(name))
+
+    tables = _read_tables(path, kept)
+    reading = read_table(tables.policy, tables.source, kept)
     mistakes = [*tables.mistakes, *reading.mistakes]
-    shadow = read_shadow(tables.settings.shadow, tables.source, mistakes)
+    shadow = read_shadow(tables.settings.shadow, tables.source, mistakes, kept)
     config = None
     if reading.model is not None and not mistakes:
         config = Config(
-            source=tables.source, settings=tables.settings, model=reading.model, shadow=shadow
+            source=tables.source,
+            settings=tables.settings,
+            model=reading.model,
+            shadow=shadow,
+            files=files,
         )
     return ConfigReading(
         source=tables.source,
@@ -118,13 +132,13 @@ def read_config(path: Path | None) -> ConfigReading:
     )
 
 
-def load_config(path: Path | None) -> Config:
-    """Load a configuration; argument as `read_config`.
+def load_config(path: Path | None, read: ReadFile = read_file) -> Config:
+    """Load a configuration; arguments as `read_config`.
 
     Raises:
         ConfigError: With every mistake.
     """
-    reading = read_config(path)
+    reading = read_config(path, read)
     if reading.config is None:
         raise ConfigError(reading.source, reading.mistakes)
     return reading.config
@@ -136,7 +150,7 @@ def load_settings(path: Path | None) -> Settings:
     Raises:
         ConfigError: With every mistake outside of the table `[policy]`.
     """
-    tables = _read_tables(path)
+    tables = _read_tables(path, read_file)
     if tables.mistakes:
         raise ConfigError(tables.source, tables.mistakes)
     return tables.settings
@@ -176,6 +190,7 @@ def prepared(config: Config, running: Settings, override: Override = _unchanged)
         mode=override(config.settings).mode,
         shadow=None if config.shadow is None else _facts(config.shadow.model),
         restart_for=tuple(changed),
+        files=config.files,
     )
 
 
@@ -198,12 +213,12 @@ class _Tables(NamedTuple):
     mistakes: list[Mistake]
 
 
-def _read_tables(path: Path | None) -> _Tables:
+def _read_tables(path: Path | None, read: ReadFile) -> _Tables:
     if path is None:
         if not DEFAULT_PATH.exists():
             return _Tables(DEFAULTS, Settings(), None, [])
         path = DEFAULT_PATH
-    document = read_toml(path)
+    document = read_toml(path, read)
     mistakes: list[Mistake] = []
     table = document.pop(TABLE, {})
     policy = document.pop(_POLICY_TABLE, None)

@@ -32,9 +32,10 @@ from nfq_guard.service.notify import Notifier
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.status import ActingPolicy, Rates, Status, queue_status, totals
+from nfq_guard.service.status import ActingPolicy, Rates, ReloadStatus, Status, queue_status, totals
 from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Workers
 from nfq_guard.telemetry.events import (
+    ConfigRefused,
     Counters,
     DaemonFailed,
     Event,
@@ -85,6 +86,10 @@ class Parts:
         open_more: Opens the control socket and the metrics endpoint, once all queues are served;
             what it returns closes them.
         survey: Examines the rules of the host, in a thread; None to leave that out.
+        keep: Keeps a policy that is in force as the last good one, in a thread; None to keep none.
+        refused: The mistakes of the file, one a line, where `loaded` is the last good policy
+            instead; empty where it is of the file.
+        last_good: When a daemon took `loaded`, where that is the last good policy.
     """
 
     settings: Settings
@@ -99,6 +104,9 @@ class Parts:
     notifier: Notifier
     open_more: Callable[["Daemon"], Callable[[], None]]
     survey: Callable[[], Event] | None
+    keep: Callable[[LoadedPolicy], None] | None = None
+    refused: str = ""
+    last_good: str = ""
 
 
 @final
@@ -134,6 +142,7 @@ class Daemon:
             loop=parts.loop,
             events=parts.events,
             notifier=parts.notifier,
+            keep=self._keep,
             set_mode=self.set_mode,
         )
         self._monitor = RuleMonitor(
@@ -163,6 +172,11 @@ class Daemon:
         self._since = timestamp()
         self._started_at = time.monotonic()
         self._watch_signals()
+        if self._parts.refused:
+            mistakes = self._parts.refused.splitlines()
+            self.reloader.last = ReloadStatus(at=self._since, mistakes=tuple(mistakes))
+            refused = ConfigRefused(mistakes=mistakes, last_good=self._parts.last_good)
+            self._events.emit(refused)
         with ExitStack() as undo:
             more = undo.enter_context(ExitStack())
             undo.callback(self._log_stopped)
@@ -352,11 +366,23 @@ class Daemon:
         now = time.monotonic()
         self._parts.sink.push(now)
         self._rates.note(self.queues(), now)
-        self._notifier.ready([queue.queue_num for queue in self.queues()])
+        numbers = [queue.queue_num for queue in self.queues()]
+        self._notifier.ready(numbers, last_good=self._parts.last_good)
+        if not self._parts.refused:
+            self._keep(loaded)
         if self._settings.verify_rules_s:
             self._monitor.check(now)
             self._loop.every(self._settings.verify_rules_s, self._monitor.check)
             self._loop.every(_SECOND_S, self._monitor.watch)
+
+    def _keep(self, loaded: LoadedPolicy) -> None:
+        keep = self._parts.keep
+        if keep is not None:
+            self._loop.background(lambda: keep(loaded), lambda _: None, self._keep_failed)
+
+    def _keep_failed(self, error: Exception) -> None:
+        problem, _ = exception_texts(error)
+        self._events.emit(Note(text=f"the last good configuration could not be kept: {problem}"))
 
     def _survey_failed(self, error: Exception) -> None:
         problem, _ = exception_texts(error)

@@ -26,10 +26,16 @@ class Notifier:
         self.watchdog_s: Final = int(usec) / 1e6 if usec.isdigit() and self._address else 0.0
         self._stopping = False
 
-    def ready(self, queues: Sequence[int]) -> None:
-        """Say that all queues are served and the rules are installed."""
+    def ready(self, queues: Sequence[int], *, last_good: str = "") -> None:
+        """Say that all queues are served and the rules are installed.
+
+        `last_good` is the time of the configuration that is used instead of one with mistakes.
+        """
         numbers = ", ".join(str(number) for number in queues)
-        self._send("READY=1", f"STATUS=queue {numbers}: serving")
+        instead = (
+            f"; the configuration has mistakes, used is that of {last_good}" if last_good else ""
+        )
+        self._send("READY=1", f"STATUS=queue {numbers}: serving{instead}")
 
     def alive(self) -> None:
         """Feed the watchdog."""

@@ -49,6 +49,7 @@ class Reloader:
         loop: Loop,
         events: EventLog,
         notifier: Notifier,
+        keep: Callable[[LoadedPolicy], None],
         set_mode: Callable[[Mode, Callable[[str], None]], None],
     ) -> None:
         """Read nothing before `request`.
@@ -60,6 +61,7 @@ class Reloader:
             loop: The loop in which a policy is adopted.
             events: Logs outcomes.
             notifier: Notifies the service manager of each reload.
+            keep: Called with each policy that is adopted.
             set_mode: Called with the mode of the file when a reload finds it changed, and with
                 what it calls when the rules follow the mode, or cannot. Otherwise the mode stays
                 that of the control socket.
@@ -73,6 +75,7 @@ class Reloader:
         self._loop = loop
         self._events = events
         self._notifier = notifier
+        self._keep = keep
         self._set_mode = set_mode
         self._current: list[Responder] | None = None
         self._next: list[Responder] | None = None
@@ -115,6 +118,7 @@ class Reloader:
                     rules_problem=problem or None,
                 )
                 try:
+                    self._keep(loaded)
                     self._events.emit(event)
                 finally:
                     self._end(Response.ok(own_fields(event)))

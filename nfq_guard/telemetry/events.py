@@ -336,6 +336,15 @@ class RulesLeftBehind(Event, frozen=True, kw_only=True, tag="rules_left_behind")
 
 
 @final
+class ConfigRefused(Event, frozen=True, kw_only=True, tag="config_refused"):
+    """At the start: the file has mistakes, and the last good configuration is in force."""
+
+    level: ClassVar[Level] = "error"
+    mistakes: Annotated[list[str], _text("Every mistake, with its key.")]
+    last_good: Annotated[str, _text("When a daemon took the configuration in force.")]
+
+
+@final
 class Reloaded(Event, frozen=True, kw_only=True, omit_defaults=True, tag="reloaded"):
     """A new policy is in force."""
 
@@ -587,6 +596,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     Stopped,
     Counters,
     DaemonFailed,
+    ConfigRefused,
     Note,
     HostAccepts,
     HostTakes,

@@ -61,6 +61,7 @@ class Bench:
         self.reads = Reads()
         self.answers: list[tuple[str, Response]] = []
         self.modes: list[Mode] = []
+        self.kept: list[str] = []
         self.rules_problem = ""
         self._sink = LineSink(log)
         self.events = EventLog(self._sink)
@@ -72,6 +73,7 @@ class Bench:
             loop=self.loop,
             events=self.events,
             notifier=Notifier("", ""),
+            keep=lambda loaded: self.kept.append(loaded.digest),
             set_mode=self._set_mode,
         )
 
@@ -119,7 +121,7 @@ def test_requests_during_a_reload_share_the_next_one(bench: Bench) -> None:
     bench.go(2)
     assert bench.who() == ["first", "second", "third"]
     assert bench.reads.count == 2
-    assert bench.workers.adopted == ["1", "2"]
+    assert bench.workers.adopted == bench.kept == ["1", "2"]
     assert bench.reloader.loaded.digest == "2"
     assert (bench.reloader.taken, bench.reloader.refused) == (2, 0)
 

@@ -206,6 +206,54 @@ def test_reload_takes_the_mode_and_names_settings_that_take_a_restart(guest: Gue
     assert guest.show("ActiveState") == "active"
 
 
+def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
+    """And without one the file is checked."""
+    for path in ("/run/nfq-guard/another.sock", ""):
+        guest.configure(f'control_socket = "{path}"')
+        guest.sh("systemctl restart nfq-guard")
+        pid = guest.show("MainPID")
+        guest.sh("systemctl reload nfq-guard")
+        event(guest, pid, "reloaded")
+        guest.configure(f'control_socket = "{path}"', "nonsense = 1")
+        assert guest.sh("systemctl reload nfq-guard || echo failed").splitlines()[-1] == "failed"
+        assert guest.show("MainPID") == pid
+
+
+def test_the_rules_follow_a_mode_that_is_reloaded(guest: Guest) -> None:
+    """In the sandbox of the unit, with iptables-nft."""
+    guest.configure('mode = "dry-run"\nfail_mode = "kernel-drop"')
+    guest.sh("systemctl restart nfq-guard")
+    pid = guest.show("MainPID")
+    for mode in ("enforce", "dry-run", "enforce"):
+        guest.configure(f'mode = "{mode}"\nfail_mode = "kernel-drop"')
+        guest.sh("systemctl reload nfq-guard && nfq-guard rules verify")
+        assert ("NFQ_GUARD_DROP" in guest.sh("iptables-save")) == (mode == "enforce")
+    assert guest.show("MainPID") == pid
+
+
+def test_a_restart_carries_on_with_the_last_good_configuration(guest: Guest) -> None:
+    """The file got a mistake: that is said, and the host stays guarded."""
+    guest.configure('mode = "enforce"\nfail_mode = "closed"\nqueue = 3')
+    guest.sh("systemctl restart nfq-guard")
+    guest.configure('mode = "enforce"\nqueue = 4\nnonsense = 1')
+    guest.sh("systemctl restart nfq-guard")
+    refused = event(guest, guest.show("MainPID"), "config_refused")
+    assert "daemon.nonsense" in str(refused["NFQ_MISTAKES"])
+    assert guest.sh("cat /proc/net/netfilter/nfnetlink_queue").split()[0] == "3"
+    assert "the configuration has mistakes" in guest.show("StatusText")
+    told = guest.sh("nfq-guard status")
+    assert "daemon.nonsense" in told
+    assert "enforce" in told
+    saved = guest.sh("iptables-save -t mangle")
+    assert "--queue-num 3" in saved
+    assert "--queue-bypass" not in saved
+    guest.sh(f"kill -9 {guest.show('MainPID')}")
+    guest.until(lambda: guest.show("NRestarts") == "1", "a restart")
+    guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
+    guest.sh("systemctl stop nfq-guard")
+    assert rules(guest) == 0
+
+
 def test_a_loop_that_hangs_is_restarted_by_the_watchdog(guest: Guest) -> None:
     pid = guest.show("MainPID")
     guest.sh(f"kill -STOP {pid}")
@@ -302,8 +350,10 @@ def test_rules_after_a_kill(guest: Guest, fail_mode: str, left: int) -> None:
 
 
 def test_wrong_configuration_is_not_tried_again(guest: Guest) -> None:
+    """Without a configuration that was good before."""
     guest.configure("mode = 7")
-    guest.sh("systemctl restart nfq-guard", check=False)
+    guest.sh("systemctl stop nfq-guard; rm /var/lib/nfq-guard/last-good.json")
+    guest.sh("systemctl start nfq-guard", check=False)
     guest.until(lambda: guest.show("ActiveState") == "failed", "the unit failed")
     assert guest.show("NRestarts") == "0"
     assert "daemon.mode" in guest.sh("journalctl -u nfq-guard --no-pager -n 20")
@@ -390,14 +440,18 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     installer = Path(__file__).parent.parent.parent / "systemd" / "install.sh"
     guest.configure('mode = "dry-run"\nqueue = 5')
     guest.sh(f"{installer} uninstall")
+    old = "/etc/systemd/system/nfq-guard.service.d"
+    guest.sh(f"mkdir {old}; printf '[Service]\nExecReload=\n' >{old}/reload.conf")
     assert rules(guest) == 0
     left = guest.sh(
         "ls -d /etc/nfq-guard/nfq-guard.toml /usr/local/lib/nfq-guard /usr/local/sbin/nfq-guard "
         "/etc/systemd/system/nfq-guard* /etc/logrotate.d/nfq-guard 2>/dev/null",
         check=False,
     )
-    assert left.split() == ["/etc/nfq-guard/nfq-guard.toml"]
+    assert left.split() == ["/etc/nfq-guard/nfq-guard.toml", old]
     said = guest.install()
+    assert not guest.sh(f"ls {old} 2>/dev/null", check=False)
+    assert "reload --wait" in guest.show("ExecReload")
     assert "keeping /etc/nfq-guard/nfq-guard.toml" in said
     assert "running in dry-run mode" in said
     assert "nfq-guard mode enforce" in said

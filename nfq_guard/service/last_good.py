@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""The last good configuration: a copy of the files that a daemon took, for a start without them.
+
+A reload refuses a file with mistakes, and the daemon carries on with what it took last. With the
+copy a restart does so too, and says so. The daemon writes the copy, and steps of its unit that root
+runs read it, so root takes nothing from it but settings.
+"""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple, final
+
+import msgspec
+
+from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.policyfile import LARGEST_FILE_BYTES, read_file
+from nfq_guard.service.config import Config, LoadedPolicy, load_config
+from nfq_guard.service.config import load_settings as load_settings_alone
+from nfq_guard.service.settings import Settings
+from nfq_guard.telemetry.events import timestamp
+
+# Base64 of the files that may be read.
+_LARGEST_BYTES: Final = LARGEST_FILE_BYTES * 4
+
+
+@final
+class Copy(msgspec.Struct, frozen=True, kw_only=True):
+    """A configuration that a daemon took.
+
+    Attributes:
+        at: When, in the form of timestamps of events.
+        files: The content of every file, by path.
+    """
+
+    at: str
+    files: dict[str, bytes]
+
+    def read(self, path: str | Path) -> bytes:
+        """The content that the file had (`policyfile.ReadFile`).
+
+        Raises:
+            ConfigError: The configuration did not include it.
+        """
+        try:
+            return self.files[str(path)]
+        except KeyError:
+            mistake = Mistake("", "a file of the last good configuration", "another file")
+            raise ConfigError(str(path), [mistake]) from None
+
+
+@final
+class Found(NamedTuple):
+    """A configuration to start with.
+
+    Attributes:
+        config: The one on disk, or the last good one.
+        refused: Why the one on disk cannot be used; None where it is `config`.
+        at: When a daemon took the last good one; empty where `config` is on disk.
+    """
+
+    config: Config
+    refused: ConfigError | None = None
+    at: str = ""
+
+
+def load(path: Path | None, copy: Path | None) -> Found:
+    """Load the configuration, or the last good one if it has mistakes.
+
+    Args:
+        path: As `config.read_config`.
+        copy: The file in which `save` keeps the last good configuration; None for none.
+
+    Raises:
+        ConfigError: With every mistake of the configuration, where there is no last good one.
+    """
+    try:
+        return Found(load_config(path))
+    except ConfigError as error:
+        kept = None if copy is None else _read(copy)
+        if kept is not None:
+            with suppress(ConfigError):
+                return Found(load_config(path, kept.read), error, kept.at)
+        raise
+
+
+def load_settings(path: Path | None, copy: Path | None) -> Settings:
+    """The settings with which a daemon starts; those of the file whatever its policy looks like.
+
+    Raises:
+        ConfigError: With every mistake outside of the table `[policy]`.
+    """
+    if copy is None:
+        return load_settings_alone(path)
+    try:
+        return load(path, copy).config.settings
+    except ConfigError:
+        return load_settings_alone(path)
+
+
+def save(copy: Path, loaded: LoadedPolicy) -> None:
+    """Keep a configuration as the last good one, whole or not at all.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    content = msgspec.json.encode(Copy(at=timestamp(), files=dict(loaded.files)))
+    temporary = copy.with_name(f".{copy.name}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(copy)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read(copy: Path) -> Copy | None:
+    """The last good configuration; None where there is none that can be read."""
+    try:
+        content = read_file(copy, _LARGEST_BYTES)
+        return msgspec.json.decode(content, type=Copy)
+    except (ConfigError, msgspec.DecodeError):
+        return None

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""A start while the configuration has mistakes: with the last good one, if there is one."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.errors import ConfigError
+from nfq_guard.service.config import load_policy_for
+from nfq_guard.service.last_good import load, load_settings, save
+from nfq_guard.service.settings import Settings
+
+GOOD = """
+[daemon]
+queue = 5
+shadow = "trial.toml"
+[policy]
+include = "more.toml"
+"""
+MORE = '[policy]\ninclude = "preset:default"\n'
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A good configuration of three files."""
+    (tmp_path / "trial.toml").write_text(MORE, encoding="utf-8")
+    (tmp_path / "more.toml").write_text(MORE, encoding="utf-8")
+    path = tmp_path / "file.toml"
+    path.write_text(GOOD, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def copy(file: Path, tmp_path: Path) -> Path:
+    """The copy of it."""
+    path = tmp_path / "copy.json"
+    save(path, load_policy_for(Settings(), file))
+    return path
+
+
+def _no_table(path: Path) -> None:
+    path.write_text("queue", encoding="utf-8")
+
+
+def _in_policy(path: Path) -> None:
+    path.write_text("[daemon]\nqueue = 6\n[policy]\nnonsense = 1\n", encoding="utf-8")
+
+
+def _no_include(path: Path) -> None:
+    path.with_name("more.toml").unlink()
+
+
+def _bad_shadow(path: Path) -> None:
+    path.with_name("trial.toml").write_text("[policy]\nnonsense = 1\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("spoil", [_no_table, _in_policy, _no_include, _bad_shadow, Path.unlink])
+def test_whichever_file_has_the_mistake(
+    file: Path, copy: Path, spoil: Callable[[Path], None]
+) -> None:
+    before = load(file, copy)
+    assert before.refused is None
+    spoil(file)
+    after = load(file, copy)
+    assert after.config.model.rules == before.config.model.rules
+    assert after.config.settings == before.config.settings == load_settings(file, copy)
+    assert after.config.shadow is not None
+    assert isinstance(after.refused, ConfigError)
+    assert after.at.endswith("Z")
+
+
+def test_a_good_file_is_not_replaced(file: Path, copy: Path) -> None:
+    file.write_text("[daemon]\nqueue = 6\n", encoding="utf-8")
+    assert load(file, copy).config.settings.queue == 6
+    assert load_settings(file, copy).queue == 6
+
+
+def _not_there(copy: Path) -> None:
+    copy.unlink()
+
+
+def _cut(copy: Path) -> None:
+    copy.write_bytes(copy.read_bytes()[:50])
+
+
+def _no_file(copy: Path) -> None:
+    copy.unlink()
+    os.mkfifo(copy)
+
+
+def _of_another(copy: Path) -> None:
+    copy.write_text('{"at": "", "files": {"/other.toml": ""}}', encoding="utf-8")
+
+
+@pytest.mark.parametrize("spoil", [_not_there, _cut, _no_file, _of_another])
+def test_without_a_copy_the_mistakes_are_an_error(
+    file: Path, copy: Path, spoil: Callable[[Path], None]
+) -> None:
+    """And the settings are those of the file where only its policy has mistakes."""
+    spoil(copy)
+    _in_policy(file)
+    for path in (copy, None):
+        with pytest.raises(ConfigError, match="nonsense"):
+            load(file, path)
+        assert load_settings(file, path).queue == 6
+
+
+def test_a_copy_that_cannot_be_written_leaves_the_last_one(file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy.json"
+    (folder / "x").mkdir(parents=True)
+    with pytest.raises(OSError, match="directory"):
+        save(folder, load_policy_for(Settings(), file))
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "copy.json",
+        "file.toml",
+        "more.toml",
+        "trial.toml",
+    }
