@@ -20,6 +20,7 @@ from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.doctor import host
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
+from nfq_guard.firewall.xtables import System
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.matcher import compile_policy
@@ -126,11 +127,21 @@ def _read(file: str | None) -> tuple[str, PolicyModel, list[Caution]]:
     """Read a preset, or a configuration file without any mistake.
 
     Returns its source, its policy, and warnings about its settings.
+
+    Raises:
+        ConfigError: It has mistakes, or settings that the service unit does not let work.
     """
     if file is not None and file.startswith(PRESET_PREFIX):
         return file, load_policy(file), []
-    config = load_config(None if file is None else Path(file))
-    return config.source, config.model, list(unit.cautions(config.settings, config.source))
+    path = None if file is None else Path(file)
+    config = load_config(path)
+    sandbox = unit.sandbox_of(path or DEFAULT_PATH, System())
+    if sandbox is None:
+        return config.source, config.model, list(unit.cautions(config.settings, config.source))
+    mistakes = list(unit.mistakes(config.settings, sandbox))
+    if mistakes:
+        raise ConfigError(config.source, mistakes)
+    return config.source, config.model, []
 
 
 class ReportRecord(TypedDict):

@@ -5,6 +5,7 @@ What is opened for one queue is in `worker/open.py`, for a queue may have a proc
 """
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -36,6 +37,7 @@ from nfq_guard.service.settings import Settings, parse_listen
 from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open
 from nfq_guard.service.supervisor.workers import InProcess, QueueState, Workers
+from nfq_guard.service.unit import only_from_here
 from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
@@ -55,6 +57,12 @@ from nfq_guard.telemetry.sink import LineSink
 
 _STDOUT: Final = 1
 _METRICS_FILE_S: Final = 15.0
+# Set by systemd in every service.
+_UNDER_SYSTEMD: Final = "INVOCATION_ID"
+_LISTEN_NOTE: Final = (
+    "reached from other hosts only where the unit has IPAddressAllow= with their networks; "
+    "`nfq-guard check` tells"
+)
 _FOLLOW_S: Final = 1.0
 
 MakeLog = Callable[[LineSink], EventLog]
@@ -319,6 +327,9 @@ def _open_metrics(
     if address is not None:
         try:
             stack.callback(serve(exposition, *address))
+            if os.environ.get(_UNDER_SYSTEMD) and not only_from_here(settings):
+                text = f"{settings.metrics_listen} is {_LISTEN_NOTE}"
+                events.emit(Note(text=text))
         except OSError as error:
             more = ""
             if error.errno == errno.EAFNOSUPPORT:

@@ -1,33 +1,120 @@
 # SPDX-License-Identifier: MIT
-"""What the sandbox of the shipped unit keeps a daemon from doing, for `check`."""
+"""What the sandbox of the service unit keeps a daemon from doing, for `check`."""
 
 import ipaddress
+import re
 from collections.abc import Iterator
-from pathlib import PurePosixPath
-from typing import Final
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple, final
 
+from nfq_guard.errors import Mistake
+from nfq_guard.firewall.xtables import Runner
 from nfq_guard.policy.lint import Caution
+from nfq_guard.policy.values import shown
+from nfq_guard.service.config import DEFAULT_PATH
 from nfq_guard.service.settings import TABLE, Settings, parse_listen
 
 # RuntimeDirectory, StateDirectory and LogsDirectory of the unit.
 _WRITABLE: Final = ("/run/nfq-guard", "/var/lib/nfq-guard", "/var/log/nfq-guard")
+_LISTEN: Final = f"{TABLE}.metrics_listen"
+_FILE: Final = f"{TABLE}.metrics_file"
+
+
+@final
+class Sandbox(NamedTuple):
+    """What a unit lets its service do.
+
+    Attributes:
+        unit: The name of the unit; empty for the unit as shipped.
+        sockets: Families of sockets that it may open; None for all.
+        networks: Networks that it may exchange packets with; None for all.
+        writable: Directories in which it may write; None for all.
+        hidden: Directories of its own in place of those of the host.
+    """
+
+    unit: str = ""
+    sockets: tuple[str, ...] | None = ("AF_UNIX", "AF_NETLINK")
+    networks: tuple[str, ...] | None = ()
+    writable: tuple[str, ...] | None = _WRITABLE
+    hidden: tuple[str, ...] = ("/tmp", "/var/tmp")  # noqa: S108 - which PrivateTmp= replaces
+
+
+def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
+    """The sandbox of the installed unit that runs a daemon with this file; None without one."""
+    if config.parent != DEFAULT_PATH.parent or not runner.find("systemctl"):
+        return None
+    unit = "nfq-guard" if config == DEFAULT_PATH else f"nfq-guard@{config.stem}"
+    done = runner.run(["systemctl", "show", f"{unit}.service"], "")
+    has = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    if has.get("LoadState") != "loaded":
+        return None
+    denied = has.get("IPAddressDeny", "")
+    strict = has.get("ProtectSystem") == "strict"
+    owned = [f"/{kind}/{name}" for kind, key in _DIRECTORIES for name in has.get(key, "").split()]
+    return Sandbox(
+        unit=f"{unit}.service",
+        sockets=tuple(has.get("RestrictAddressFamilies", "").split()) or None,
+        networks=tuple(has.get("IPAddressAllow", "").split()) if denied else None,
+        writable=(*owned, *_paths(has.get("ReadWritePaths", ""))) if strict else None,
+        hidden=Sandbox().hidden if has.get("PrivateTmp") == "yes" else (),
+    )
+
+
+_DIRECTORIES: Final = (
+    ("run", "RuntimeDirectory"),
+    ("var/lib", "StateDirectory"),
+    ("var/log", "LogsDirectory"),
+)
+
+
+def _paths(text: str) -> list[str]:
+    """The paths of a property; `-` and `+` before one say what to do if it is missing."""
+    return [re.sub(r"^[-+]+", "", word) for word in text.split()]
+
+
+def mistakes(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
+    """Settings that do not work in a sandbox."""
+    unit = sandbox.unit
+    address = parse_listen(settings.metrics_listen)
+    if address is not None:
+        host = _host(address[0])
+        family = "AF_INET6" if host.version == 6 else "AF_INET"
+        if sandbox.sockets is not None and family not in sandbox.sockets:
+            yield Mistake(_LISTEN, f"the drop-in metrics.conf for {unit}", "none")
+        elif not host.is_loopback and not _reaches_others(sandbox):
+            yield Mistake(
+                _LISTEN,
+                "an address of this host alone, such as '127.0.0.1:9477', or a drop-in for "
+                f"{unit} with IPAddressAllow= and the networks that may connect",
+                shown(settings.metrics_listen),
+            )
+    if settings.metrics_file and not _may_write(settings.metrics_file, sandbox):
+        yield Mistake(
+            _FILE,
+            f"a file in {', '.join(sandbox.writable or ())}, or a drop-in for {unit} with "
+            "ReadWritePaths=",
+            shown(settings.metrics_file),
+        )
 
 
 def cautions(settings: Settings, source: str) -> Iterator[Caution]:
-    """Settings of the file `source` that work in the shipped unit only with a drop-in."""
+    """Settings of the file `source` that work in the unit, as shipped, only with a drop-in.
+
+    For a file that the unit does not use, as `sandbox_of` says: another program may run the daemon.
+    """
     address = parse_listen(settings.metrics_listen)
-    if address is not None and not _is_loopback(address[0]):
+    if address is not None and not _host(address[0]).is_loopback:
         yield Caution(
-            f"{TABLE}.metrics_listen",
+            _LISTEN,
             source,
             "",
             f"{settings.metrics_listen} is reached from this host only where the service unit runs "
             "the daemon; a drop-in with IPAddressAllow= names the networks that may connect",
         )
     file = settings.metrics_file
-    if file and not any(PurePosixPath(file).is_relative_to(root) for root in _WRITABLE):
+    if file and not _may_write(file, Sandbox()):
         yield Caution(
-            f"{TABLE}.metrics_file",
+            _FILE,
             source,
             "",
             f"the service unit may write only in {', '.join(_WRITABLE)}; a drop-in with "
@@ -35,8 +122,30 @@ def cautions(settings: Settings, source: str) -> Iterator[Caution]:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def only_from_here(settings: Settings) -> bool:
+    """Whether `metrics_listen` is an address at which only this host can connect, or is not set."""
+    address = parse_listen(settings.metrics_listen)
+    return address is None or _host(address[0]).is_loopback
+
+
+def _may_write(file: str, sandbox: Sandbox) -> bool:
+    path = PurePosixPath(file)
+    if any(path.is_relative_to(folder) for folder in sandbox.hidden):
+        return False
+    writable = sandbox.writable
+    return writable is None or any(path.is_relative_to(folder) for folder in writable)
+
+
+def _reaches_others(sandbox: Sandbox) -> bool:
+    if sandbox.networks is None:
+        return True
+    allowed = (ipaddress.ip_network(text, strict=False) for text in sandbox.networks)
+    return any(not network.is_loopback for network in allowed)
+
+
+def _host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address; of a name other than `localhost`, one that is reached from elsewhere."""
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(text)
     except ValueError:
-        return host == "localhost"
+        return ipaddress.ip_address("127.0.0.1" if text == "localhost" else "0.0.0.0")  # noqa: S104 - it is compared, not bound

@@ -206,6 +206,31 @@ def test_reload_takes_the_mode_and_names_settings_that_take_a_restart(guest: Gue
     assert guest.show("ActiveState") == "active"
 
 
+def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
+    """As the unit is with its drop-ins."""
+    drop_in = "/run/systemd/system/nfq-guard.service.d"
+
+    def check(more: str) -> str:
+        guest.sh(
+            f"mkdir -p {drop_in}; cp /usr/local/share/doc/nfq-guard/metrics.conf {drop_in}; "
+            f"printf '[Service]\n{more}\n' >{drop_in}/more.conf; systemctl daemon-reload"
+        )
+        return guest.sh("nfq-guard check; echo $?")
+
+    guest.configure(
+        'metrics_listen = "0.0.0.0:9477"\nmetrics_file = "/var/lib/node_exporter/guard.prom"'
+    )
+    try:
+        said = check("")
+        assert "daemon.metrics_listen: expected an address of this host alone" in said
+        assert "daemon.metrics_file: expected a file in /run/nfq-guard, /var/lib/nfq" in said
+        assert said.splitlines()[-1] == "2"
+        said = check("IPAddressAllow=10.0.0.0/8\nReadWritePaths=-/var/lib/node_exporter")
+        assert said.splitlines()[-1] == "0"
+    finally:
+        guest.sh(f"rm -r {drop_in}; systemctl daemon-reload")
+
+
 def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
     """And without one the file is checked."""
     for path in ("/run/nfq-guard/another.sock", ""):
