@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Final, final
 
 from nfq_guard.cli.replay_text import counted, kernel_words
+from nfq_guard.conntrack.bounds import BoundCheck, Point
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
     IP_CT_TCP_FLAG_CLOSE_INIT,
@@ -24,7 +25,6 @@ from nfq_guard.flow import (
 from nfq_guard.glossary import BOUND_WORDS, explained
 from nfq_guard.names import address, endpoint, packet_ends, protocol, tuple_ends
 from nfq_guard.policy.decision import Action
-from nfq_guard.replay.bounds import BoundCheck, Point
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.replay.outcome import Outcome

@@ -13,6 +13,7 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.reader import Capture
+from nfq_guard.conntrack.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import BOUNDS, Ignored, Reason
@@ -20,7 +21,6 @@ from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
 from nfq_guard.glossary import Circumstances
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.intervals import is_global, is_private
-from nfq_guard.replay.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.replay.copies import Copies
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import PacketReader

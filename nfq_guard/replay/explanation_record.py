@@ -3,9 +3,9 @@
 
 from typing import TypedDict
 
+from nfq_guard.conntrack.bounds import BoundCheck, Point
 from nfq_guard.flow import FlowSnapshot, Peer
 from nfq_guard.names import direction, tuple_ends
-from nfq_guard.replay.bounds import BoundCheck, Point
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.frame_record import BreachRecord, FrameRecord, breach_object, record
 from nfq_guard.replay.outcome import Outcome

@@ -82,8 +82,16 @@ def _name_of_acknowledged(segment: Segment, sack: Seq) -> str:
     return "ack" if sack == segment.ack else "sack"
 
 
-def window_checks(segment: Segment, before: FlowSnapshot) -> list[BoundCheck]:
-    """The four bounds in the kernel's order I to IV; none while the window is unknown."""
+def window_checks(
+    segment: Segment, before: FlowSnapshot, sack: Seq | None = None
+) -> list[BoundCheck]:
+    """The four bounds in the kernel's order I to IV; none while the window is unknown.
+
+    Args:
+        segment: The segment.
+        before: Its flow, before it.
+        sack: What it acknowledges; None to find it in the segment, with its options.
+    """
     if before.peers is None:
         return []
     side = before.direction
@@ -93,7 +101,8 @@ def window_checks(segment: Segment, before: FlowSnapshot) -> list[BoundCheck]:
     seq, end = segment.seq, segment.end
     if window.stands_at_td_end(segment, before.state):
         seq = end = sender.td_end
-    sack = window.acknowledged(segment, receiver)
+    if sack is None:
+        sack = window.acknowledged(segment, receiver)
     acked = _name_of_acknowledged(segment, sack), 1 - side
     sent = Point(name="td_end", seq=sender.td_end, side=side)
     received = Point(name="td_end", seq=receiver.td_end, side=1 - side)
