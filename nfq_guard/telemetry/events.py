@@ -83,6 +83,54 @@ class BrokenBound(msgspec.Struct, frozen=True, gc=False):
 
 
 @final
+class FlowWindow(msgspec.Struct, frozen=True, gc=False):
+    """What conntrack knew of both ends of a TCP flow when it held the packet against the window."""
+
+    sender_td_end: Annotated[
+        int, _number("Highest number that the packet's sender had sent.", high=_U32)
+    ]
+    sender_td_maxend: Annotated[
+        int, _number("Highest number that its receiver had agreed to take.", high=_U32)
+    ]
+    sender_td_maxwin: Annotated[
+        int, _number("Largest window that its sender had offered.", "bytes", high=_U32)
+    ]
+    sender_td_maxack: Annotated[
+        int, _number("Highest number that its sender had acknowledged.", high=_U32)
+    ]
+    receiver_td_end: Annotated[
+        int, _number("Highest number that its receiver had sent.", high=_U32)
+    ]
+    receiver_td_maxend: Annotated[
+        int, _number("Highest number that its sender had agreed to take.", high=_U32)
+    ]
+    receiver_td_maxwin: Annotated[
+        int, _number("Largest window that its receiver had offered.", "bytes", high=_U32)
+    ]
+    receiver_td_maxack: Annotated[
+        int, _number("Highest number that its receiver had acknowledged.", high=_U32)
+    ]
+    acknowledged: Annotated[
+        int,
+        _number(
+            "What the packet acknowledges, by its ACK field and its SACK blocks; `receiver_td_end`"
+            " if it acknowledges nothing.",
+            high=_U32,
+        ),
+    ]
+
+
+@final
+class AnsweredPacket(msgspec.Struct, frozen=True, gc=False):
+    """An INVALID packet that got through, and that an RST answers."""
+
+    timestamp: Annotated[str, _text("When it was judged: ISO 8601, UTC.")]
+    reason: Annotated[Reason, _text("Why it is INVALID.")]
+    rule: Annotated[str, _text("The rule that let it through, or would have dropped it.")]
+    delay_us: Annotated[int, _number("From it to the RST.", "microseconds")]
+
+
+@final
 class ShadowDecision(msgspec.Struct, frozen=True, gc=False):
     """What the policy on trial decides where it differs from the policy in force."""
 
@@ -171,6 +219,19 @@ class PacketJudged(
             " after a translation has expired."
         ),
     ] = False
+    window: Annotated[
+        FlowWindow | None,
+        _text(
+            "The window of its flow, for a reason that is about the window; of the first packet."
+        ),
+    ] = None
+    caused_by: Annotated[
+        AnsweredPacket | None,
+        _text(
+            "The packet that this RST answers, an INVALID one that got through; of the first RST if"
+            " there are several."
+        ),
+    ] = None
 
 
 class _Queued(Event, frozen=True, kw_only=True, omit_defaults=True):

@@ -77,7 +77,7 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
     if event.get("event") != name_of(PacketJudged):
         return event if "event" in event else {"event": ""}
-    for name in ("breach", "shadow"):
+    for name in ("breach", "shadow", "window", "caused_by"):
         parts = {
             key.removeprefix(f"{name}_"): event.pop(key)
             for key in tuple(event)

@@ -4,12 +4,13 @@
 import errno
 from typing import Final
 
+from nfq_guard.conntrack.window import acknowledged
 from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
-from nfq_guard.finding import Finding
-from nfq_guard.flow import PROTO_TCP, Evidence, Nat
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, Nat
 from nfq_guard.names import DirectionName, address, direction, hook, protocol, tcp_flags, tcp_state
 from nfq_guard.policy.fields import leaks
-from nfq_guard.telemetry.events import BrokenBound, PacketJudged, ShadowDecision
+from nfq_guard.telemetry.events import BrokenBound, FlowWindow, PacketJudged, ShadowDecision
 from nfq_guard.wire.packet import Datagram, Packet, Segment
 
 _UDP_HEADER: Final = 8
@@ -49,9 +50,11 @@ def packet_judged(
     seq: int | None = None
     ack: int | None = None
     payload: int | None = None
+    window: FlowWindow | None = None
     if isinstance(packet, Packet):
         l4 = packet.l4
         if isinstance(l4, Segment):
+            window = _window(l4, snapshot, finding)
             sport = l4.sport
             dport = l4.dport
             flags = tcp_flags(l4.flags)
@@ -115,6 +118,7 @@ def packet_judged(
         first=first,
         distances=None if distances is None else tuple(distances.items()),
         leak=leaks(packet, snapshot, finding),
+        window=window,
     )
 
 
@@ -123,6 +127,27 @@ def _breach(finding: Finding) -> BrokenBound | None:
     if breach is None:
         return None
     return BrokenBound(breach.bound, breach.actual, breach.limit, breach.distance)
+
+
+def _window(segment: Segment, snapshot: FlowSnapshot | None, finding: Finding) -> FlowWindow | None:
+    """The window that a segment was held against; None where the reason is another."""
+    if snapshot is None or snapshot.peers is None:
+        return None
+    if finding.breach is None and finding.reason is not Reason.RACED:
+        return None
+    sender = snapshot.peers[snapshot.direction]
+    receiver = snapshot.peers[1 - snapshot.direction]
+    return FlowWindow(
+        sender.td_end,
+        sender.td_maxend,
+        sender.td_maxwin,
+        sender.td_maxack,
+        receiver.td_end,
+        receiver.td_maxend,
+        receiver.td_maxwin,
+        receiver.td_maxack,
+        acknowledged(segment, receiver),
+    )
 
 
 def _shadow(judgment: Judgment) -> ShadowDecision | None:

@@ -7,6 +7,7 @@ Events have every field that a rule can match. The bytes of the packet are not r
 from collections.abc import Iterator
 from typing import Final
 
+from nfq_guard.conntrack.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_DST_NAT,
@@ -15,6 +16,7 @@ from nfq_guard.flow import (
     FlowSnapshot,
     FlowTuple,
     Nat,
+    Peer,
 )
 from nfq_guard.names import (
     address_bytes,
@@ -66,6 +68,20 @@ def recorded(read: ReadEvent) -> Iterator[Recorded]:
         )
 
 
+def bounds_of(event: PacketJudged) -> list[BoundCheck]:
+    """The bounds that the first packet of an event was held against; none without a window."""
+    window = event.window
+    packet = _packet(event)
+    snapshot = _snapshot(event, packet.proto)
+    segment = packet.l4 if isinstance(packet, Packet) else None
+    if window is None or snapshot is None or not isinstance(segment, Segment):
+        return []
+    if event.reason is Reason.RST_OUTSIDE:
+        check = rst_check(segment, snapshot)
+        return [] if check is None else [check]
+    return window_checks(segment, snapshot, seq(window.acknowledged))
+
+
 def _packet(event: PacketJudged) -> Packet | Malformed:
     src = b"" if event.src is None else address_bytes(event.src)
     dst = b"" if event.dst is None else address_bytes(event.dst)
@@ -102,5 +118,30 @@ def _snapshot(event: PacketJudged, proto: int) -> FlowSnapshot | None:
     state = 0 if event.state is None else tcp_state_number(event.state)
     direction = direction_number(event.direction)
     return FlowSnapshot(
-        event.evidence, direction, way, way, status, event.ct_mark or 0, 0, 0, state, None
+        event.evidence, direction, way, way, status, event.ct_mark or 0, 0, 0, state,
+        _peers(event, direction),
+    )  # fmt: skip
+
+
+def _peers(event: PacketJudged, direction: int) -> tuple[Peer, Peer] | None:
+    """The senders of the original and of the reply direction, as far as events have them."""
+    window = event.window
+    if window is None:
+        return None
+    sender = Peer(
+        seq(window.sender_td_end),
+        seq(window.sender_td_maxend),
+        window.sender_td_maxwin,
+        seq(window.sender_td_maxack),
+        0,
+        0,
     )
+    receiver = Peer(
+        seq(window.receiver_td_end),
+        seq(window.receiver_td_maxend),
+        window.receiver_td_maxwin,
+        seq(window.receiver_td_maxack),
+        0,
+        0,
+    )
+    return (receiver, sender) if direction else (sender, receiver)

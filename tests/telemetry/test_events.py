@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 
 from nfq_guard.engine import Mode
 from nfq_guard.finding import BOUNDS, Reason
-from nfq_guard.flow import Evidence
+from nfq_guard.flow import Evidence, Peer
+from nfq_guard.seqno import Seq
 from nfq_guard.telemetry.console import Console, wants_colour
 from nfq_guard.telemetry.event_fields import describe
 from nfq_guard.telemetry.events import (
     EVENTS,
     Event,
     EventsSuppressed,
+    FlowWindow,
     JudgingFailed,
     PacketJudged,
     RulesInstalled,
@@ -99,6 +101,20 @@ def test_packet_judged(tmp_path: Path) -> None:
         "verdict": "accept",
         "would": "drop",
     }
+
+
+@pytest.mark.parametrize("direction", [0, 1])
+def test_the_window_of_a_flow(direction: int) -> None:
+    """By role, so that no reader needs the direction; only where the reason is the window."""
+    one = Peer(Seq(10), Seq(11), 12, Seq(13), 0, 0)
+    other = Peer(Seq(20), Seq(21), 22, Seq(23), 0, 0)
+    flow = snapshot()
+    flow.direction = direction
+    flow.peers = (other, one) if direction else (one, other)
+    assert event_of(flow=flow).window == FlowWindow(10, 11, 12, 13, 20, 21, 22, 23, 9000)
+    assert event_of(flow=flow, reason=Reason.BAD_TRANSITION).window is None
+    assert event_of(flow=flow, reason=Reason.RACED).window is not None
+    assert event_of(flow=snapshot()).window is None
 
 
 def test_failed_lookup_leaves_no_evidence() -> None:
@@ -232,6 +248,8 @@ def test_fields_of_the_reference() -> None:
         "first",
         "distances",
         "leak",
+        "window",
+        "caused_by",
     ]
     assert fields["in"].values == ()
     assert fields["sport"].nullable
@@ -243,6 +261,8 @@ def test_fields_of_the_reference() -> None:
         "first",
         "distances",
         "leak",
+        "window",
+        "caused_by",
     ]
     assert set(fields["verdict"].values) == {"drop", "accept"}
     parts = {part.name: part for part in fields["breach"].parts}
