@@ -81,6 +81,7 @@ class PolicyRecord(DropsRecord):
         by_action: INVALID packets by action.
         by_rule: INVALID packets by the rule that decides.
         passes: INVALID packets that would be let pass.
+        translated_passes: Those of translated flows, which leave untranslated.
         false_negatives: Packets that would be let pass, were let pass, and were followed by an RST.
     """
 
@@ -88,6 +89,7 @@ class PolicyRecord(DropsRecord):
     by_action: dict[str, int]
     by_rule: dict[str, int]
     passes: int
+    translated_passes: int
     false_negatives: HitRecord
 
 
@@ -199,6 +201,7 @@ def _policy(name: str, tally: Tally) -> PolicyRecord:
         "by_action": {str(action): count for action, count in tally.by_action.items()},
         "by_rule": tally.by_rule,
         "passes": tally.passes,
+        "translated_passes": tally.translated_passes,
         **_drops(tally),
         "false_negatives": {"packets": tally.missed, "flows": top(tally.false_negatives)},
     }

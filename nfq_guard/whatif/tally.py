@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.finding import Reason
-from nfq_guard.flow import FlowKey
+from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, FlowKey
 from nfq_guard.names import address, endpoint, packet_ends
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.whatif.conversations import Fate
@@ -47,6 +47,7 @@ class Tally:
             packets is an estimate.
         by_action: All packets.
         by_rule: All packets.
+        translated_passes: Packets of translated flows that would be accepted.
         drops_by_reason: Packets that would be dropped.
         drops_by_flow: The same, by the flow's endpoints.
         drops_by_peer: The same, by source address.
@@ -66,6 +67,7 @@ class Tally:
         self.most_drops = 0
         self.by_action: dict[Action, int] = {}
         self.by_rule: dict[str, int] = {}
+        self.translated_passes = 0
         self.drops_by_reason: dict[Reason, int] = {}
         self.drops_by_flow: dict[str, int] = {}
         self.drops_by_peer: dict[str, int] = {}
@@ -109,6 +111,9 @@ class Tally:
         self.by_action[decision.action] = self.by_action.get(decision.action, 0) + count
         self.by_rule[decision.rule] = self.by_rule.get(decision.rule, 0) + count
         if not decision.drops:
+            snapshot = None if recorded.judged is None else recorded.judged.snapshot
+            if snapshot is not None and snapshot.status & (IPS_SRC_NAT | IPS_DST_NAT):
+                self.translated_passes += count
             return
         shown = self.drops_by_reason.get(reason, 0)
         self.drops_by_reason[reason] = shown + count

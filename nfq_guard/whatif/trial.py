@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Evaluates one or two policies on a recording."""
+"""Evaluates policies on a recording."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Decided:
 
 @final
 class Trial:
-    """One recording, one or two policies.
+    """One recording, any number of policies.
 
     Rates depend on the time of each packet, which an event of several packets does not have. The
     decisions of a policy with rates about events are therefore estimates: the packets of an event
@@ -42,14 +42,14 @@ class Trial:
         policies: The policies, in order.
         tallies: Counts for each policy.
         differences: Packets that only the first policy drops, and packets that only the second
-            drops. Empty with one policy.
+            drops. Empty unless there are two policies.
     """
 
     def __init__(self, policies: Sequence[CompiledPolicy], *, has_times: bool = False) -> None:
         """Start a trial.
 
         Args:
-            policies: One or two.
+            policies: The policies.
             has_times: Whether the recording has the exact time of each packet, as captures have.
         """
         self.packets = 0
@@ -154,8 +154,8 @@ class Trial:
 
 
 def _alone(decided: Decided) -> int | None:
-    """Which of two policies drops alone; None if neither does."""
+    """Which of two policies drops alone; None if neither does, or if there are not two."""
     drops = [decision.drops for decision in decided.decisions]
-    if len(drops) < 2 or drops[0] is drops[1]:
+    if len(drops) != 2 or drops[0] is drops[1]:
         return None
     return 0 if drops[0] else 1
