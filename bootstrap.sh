@@ -44,6 +44,7 @@ program() { command -v "$1"; }
 header() { echo "#include <$1>" | gcc -E -xc -; }
 library() { ldconfig -p | grep -q "$1"; }
 module() { "$python" -c "import $1"; }
+browser() { program chromium-headless-shell || program chromium || program google-chrome; }
 python_header() {
     "$python" -c 'import os, sysconfig, sys
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'
@@ -62,6 +63,8 @@ case $purpose in
 run | packages) ;;
 test | bench)
     need clang program clang
+    need chromium-headless-shell browser
+    need fonts-dejavu-core test -e /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf
     need llvm program llvm-strip
     need libbpf-dev header bpf/bpf_helpers.h
     need nftables program nft

@@ -68,14 +68,14 @@ if [ -z "$wheels" ]; then
     # Built from an sdist, because the build leaves compiled modules beside its sources.
     "$tree/build/install/bin/python" -m build --outdir "$wheels" "$tree" >/dev/null
     $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
-        --wheel-dir "$wheels" "$wheels"/nfq_guard-*.whl
+        --wheel-dir "$wheels" "$(echo "$wheels"/nfq_guard-*.whl)[report]"
 fi
 
 say "installing into $home"
 rm -rf "$home"
 "$python" -m venv "$home"
 "$home/bin/python" -m pip --disable-pip-version-check --quiet install --no-index \
-    --find-links "$wheels" --compile nfq-guard
+    --find-links "$wheels" --compile 'nfq-guard[report]'
 mkdir -p "$prefix/sbin" "$prefix/share/doc/nfq-guard" /etc/nfq-guard "$units"
 ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
 cp "$tree/README.md" "$tree/LICENSE" "$here/metrics.conf" "$prefix/share/doc/nfq-guard/"

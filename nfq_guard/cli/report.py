@@ -3,18 +3,28 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import msgspec
 
 from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import printable
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.policyfile import load_compiled
-from nfq_guard.report.page import render
+from nfq_guard.report.html import jinja
+from nfq_guard.report.page import write_page
 from nfq_guard.report.summary import Summary, add_event
 from nfq_guard.telemetry.reader import EventReader
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
+
+# What is compared when no policy is named.
+_PRESETS: Final = ("preset:default", "preset:kube-proxy", "preset:strict")
+_POLICIES_MAX: Final = 8
+_FINDINGS_MAX: Final = 1000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,55 +43,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="also show what this policy would have done; a second one is compared with it",
+        help="show what this policy would have done; of two, also how they differ (default: "
+        + ", ".join(_PRESETS)
+        + ")",
+    )
+    parser.add_argument(
+        "--doctor",
+        metavar="FILE",
+        help="show the findings of the host in FILE, the output of doctor --format json",
     )
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page, replacing an existing one only when complete."""
-    if len(args.policy) > 2:
-        raise UsageError("--policy: expected one or two policies")
+    jinja()
+    if len(args.policy) > _POLICIES_MAX:
+        raise UsageError(f"--policy: expected at most {_POLICIES_MAX}, found {len(args.policy)}")
     if args.output.exists() and args.events != "-" and args.output.samefile(args.events):
         raise UsageError(f"{args.output}: is the input file")
     name = "standard input" if args.events == "-" else Path(args.events).name
-    title = printable(args.title or name)
-    trial = Trial([load_compiled(reference) for reference in args.policy]) if args.policy else None
-    summary = Summary()
+    trial = Trial([load_compiled(reference) for reference in args.policy or _PRESETS])
+    findings = [] if args.doctor is None else list(_findings(args.doctor))
     reader = EventReader()
     with opened(args.events) as stream:
         if is_capture(stream):
             raise UsageError(f"{args.events}: a capture: use replay or whatif")
-        for read in reader.read(stream):
-            add_event(summary, read)
-            if trial is not None:
-                for packets in recorded(read):
-                    trial.take(packets)
-    if not summary.packets and reader.lines:
+        summary = _summarise(reader, stream, trial)
+    if not summary.counts.packets and reader.lines:
         raise UsageError(f"{args.events}: expected packet_judged events, found none")
-    found = None
-    if trial is not None:
-        trial.end()
-        found = result(trial, printable(args.events), "events", reader.unrecorded)
-    gaps = [text for text in (reader.skipped_text(), *reader.unrecorded.texts()) if text]
-    page = render(summary, title=title, skipped="; ".join(gaps), trial=found)
-    try:
-        _write(args.output, page)
-    except OSError as error:
-        raise UsageError(f"{args.output}: cannot be written: {error.strerror}") from None
-    sys.stdout.write(f"{args.output}: {summary.packets} packets, {len(summary.flows)} flows\n")
+    trial.end()
+    write_page(
+        args.output,
+        summary,
+        title=printable(args.title or name),
+        trial=result(trial, printable(args.events), "events", reader.unrecorded),
+        gaps=[text for text in (reader.skipped_text(), *reader.unrecorded.texts()) if text],
+        findings=findings,
+    )
+    sys.stdout.write(
+        f"{args.output}: {summary.counts.packets} packets, {len(summary.flows)} flows\n"
+    )
     return EXIT_OK
 
 
-def _write(path: Path, page: str) -> None:
-    if path.exists() and not path.is_file():
-        # A pipe or a device cannot be replaced.
-        path.write_text(page, encoding="utf-8")
-        return
-    path = path.resolve()  # replaces the target of a link, not the link
-    unfinished = path.with_name(path.name + ".part")
+def _summarise(reader: EventReader, stream: BinaryIO, trial: Trial) -> Summary:
+    summary = Summary()
+    for read in reader.read(stream):
+        add_event(summary, read)
+        for packets in recorded(read):
+            trial.take(packets)
+    return summary
+
+
+def _findings(name: str) -> Iterator[dict[str, Any]]:
+    """The lines of `doctor --format json`.
+
+    Raises:
+        UsageError: They cannot be read, or are not the doctor's.
+    """
     try:
-        unfinished.write_text(page, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
+        with Path(name).open("rb") as file:
+            for number, line in enumerate(file):
+                if number >= _FINDINGS_MAX:
+                    break
+                yield msgspec.json.decode(line, type=dict[str, str])
+    except OSError as error:
+        raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
+    except msgspec.MsgspecError:
+        raise UsageError(f"{name}: expected the output of doctor --format json") from None

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Renders recorded events as one self-contained HTML page without scripts."""
+"""Renders recorded events as one self-contained HTML page from templates."""

@@ -1,138 +1,262 @@
 # SPDX-License-Identifier: MIT
-"""Renders the page: timeline, reasons, distances, flows, rules and policy trials."""
+"""The page of recorded events: the answer first, then what it rests on."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from html import escape
+from pathlib import Path
 from typing import Any, Final
 
 from nfq_guard import __version__
+from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import REASONS
-from nfq_guard.report.charts import Bar, stacked_bars
-from nfq_guard.report.summary import DISTANCE_CLASSES, FlowName, FlowSummary, Summary
+from nfq_guard.names import endpoint
+from nfq_guard.report.html import data_island, render
+from nfq_guard.report.island import flow_data
+from nfq_guard.report.summary import (
+    Counts,
+    Fate,
+    FlowName,
+    FlowSummary,
+    Summary,
+)
+from nfq_guard.report.timeline import WIDTHS
+from nfq_guard.telemetry.reader import ReadEvent
+from nfq_guard.whatif.result import PolicyRecord, TrialRecord
 
-_FLOWS_SHOWN: Final = 25
-_BUCKETS_MAX: Final = 60
-# Possible widths of a bar of the timeline, in seconds.
-_WIDTHS: Final = (1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600, 7200, 21_600, 86_400)
-
-_STYLE: Final = """
-:root{color-scheme:light dark;--ink:#1b1f24;--dim:#5a6472;--line:#d8dee4;--paper:#fff;
---card:#f6f8fa;--drop:#c9392c;--accept:#2f7fc1}
-@media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--dim:#9aa4b1;--line:#333b45;
---paper:#14181d;--card:#1c2229;--drop:#e5645a;--accept:#5aa5e0}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);
-max-width:960px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin:0}h2{font-size:1.15rem;margin:2.2rem 0 .4rem}
-p{margin:.3rem 0 .8rem}.dim,caption,.tick{color:var(--dim);fill:var(--dim)}
-.cards{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0}
-.card{background:var(--card);border-radius:8px;padding:.7rem 1.1rem;min-width:8rem}
-.card b{display:block;font-size:1.5rem;font-variant-numeric:tabular-nums}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{text-align:left;padding:.3rem .7rem .3rem 0;border-bottom:1px solid var(--line);
-vertical-align:top}th{font-weight:600;color:var(--dim)}
-td.n,th.n{text-align:right}code{font:.92em ui-monospace,monospace;white-space:nowrap}
-svg{width:100%;height:auto}.grid{stroke:var(--line)}.tick{font-size:11px}
-.drop{fill:var(--drop)}.accept{fill:var(--accept)}
-.key::before{content:"";display:inline-block;width:.8em;height:.8em;margin-right:.4em}
-.key.d::before{background:var(--drop)}.key.a::before{background:var(--accept)}
-.wide{overflow-x:auto}
-"""
+_FLOWS_LISTED: Final = 20
+_SERVICES_LISTED: Final = 10
+_RESETS_LISTED: Final = 8
+_RULES_LISTED: Final = 20
+# The status of a finding that needs no attention.
+_FINE: Final = "ok"
+# Names with their numbers in one cell of a table.
+_LISTED: Final = 3
+_BARS_MAX: Final = 90
+_MARKS_MAX: Final = 60
+_TIME_LABELS: Final = 5
+_TICKS: Final = 6
 
 
-def render(
-    summary: Summary, *, title: str, skipped: str = "", trial: Mapping[str, Any] | None = None
-) -> str:
-    """The page as HTML.
+def write_page(
+    path: Path,
+    summary: Summary,
+    *,
+    title: str,
+    trial: TrialRecord | None = None,
+    gaps: Sequence[str] = (),
+    findings: Sequence[Mapping[str, str]] = (),
+) -> None:
+    """Write the page of the events that `add_event` has added to `summary`.
 
     Args:
-        summary: The aggregated events.
+        path: The file; replaced only by a whole page.
+        summary: The events.
         title: Title of the page.
-        skipped: Which lines were skipped, in a few words; empty for none.
-        trial: Result of one or two policies (`whatif.result.result`).
+        trial: What policies would have done to the same packets.
+        gaps: What is missing from the recording, a sentence each.
+        findings: The host's, as `doctor --format json` prints them.
+
+    Raises:
+        UsageError: The file cannot be written.
+        UnavailableError: The package jinja2 is not installed.
     """
-    body = [_head(summary, title, skipped)]
-    if summary.packets:
-        body += [
-            _timeline(summary),
-            _reasons(summary),
-            _distances(summary),
-            _flows(summary),
-            _rules(summary),
-        ]
-    else:
-        body.append("<p>No packet was recorded.</p>")
-    if trial is not None:
-        body.append(_trial(trial))
-    body.append(
-        f'<p class="dim">Made by nfq_guard {escape(__version__)}. Actions <code>allow</code> are '
-        "counted by the daemon but not recorded, so they are not in this page.</p>"
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(title)}: INVALID packets</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(body)}</body></html>\n"
-    )
+    _write(path, page(summary, title=title, trial=trial, gaps=gaps, findings=findings))
 
 
-def _head(summary: Summary, title: str, skipped: str) -> str:
-    span = "no events"
-    if summary.first is not None and summary.last is not None:
-        span = f"{_minute(summary.first)} to {_minute(summary.last)} UTC"
-    modes = ", ".join(sorted(summary.modes))
-    line = " · ".join(text for text in (span, modes, skipped) if text)
-    cards = [
-        (summary.packets, "INVALID packets"),
-        (summary.drops, "the policy drops"),
-        (summary.dropped, "were dropped"),
-        (len(summary.flows), "flows" if not summary.others else "flows, and more"),
-    ]
-    shown = "".join(f'<div class="card"><b>{n:,}</b>{escape(what)}</div>' for n, what in cards)
-    return (
-        f"<h1>INVALID packets: {escape(title)}</h1>"
-        f'<p class="dim">{escape(line)}</p>'
-        f'<div class="cards">{shown}</div>'
-    )
+def _write(path: Path, text: str) -> None:
+    """Write a file, replacing an existing one only when complete.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            # A pipe or a device cannot be replaced.
+            path.write_text(text, encoding="utf-8")
+            return
+        target = path.resolve()  # replaces the target of a link, not the link
+        unfinished = target.with_name(target.name + ".part")
+        try:
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.replace(target)
+        except OSError:
+            unfinished.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def _minute(when: datetime) -> str:
-    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+def page(
+    summary: Summary,
+    *,
+    title: str,
+    trial: TrialRecord | None = None,
+    gaps: Sequence[str] = (),
+    findings: Sequence[Mapping[str, str]] = (),
+) -> str:
+    """The page as HTML; arguments as for `write_page`."""
+    resets = summary.resets[:_RESETS_LISTED]
+    policies = [] if trial is None else trial["policies"]
+    busiest = sorted(summary.flows.items(), key=_busiest)
+    services = sorted(summary.services.items(), key=lambda named: -named[1].packets)
+    ranked = sorted(summary.reasons.items(), key=lambda named: -named[1].packets)
+    values = {
+        "title": f"{title}: INVALID packets",
+        "name": title,
+        "subtitle": _subtitle(summary),
+        "verdict": _verdict(summary),
+        "answers": _answers(summary, policies),
+        "gaps": gaps,
+        "policies": [_policy(each) for each in policies],
+        "differences": _differences(trial),
+        "timeline": _timeline(summary),
+        "resets": [_reset(read) for read in resets],
+        "resets_left_out": _left_out(
+            summary.counts.resets, sum(read.event.count for read in resets)
+        ),
+        "reasons": [_reason(name, counts) for name, counts in ranked],
+        "hints": [],
+        "services": [_service(name, counts) for name, counts in services[:_SERVICES_LISTED]],
+        "services_left_out": _left_out(len(services), _SERVICES_LISTED),
+        "distances": _distances(summary),
+        "flows": [_flow(name, flow) for name, flow in busiest[:_FLOWS_LISTED]],
+        "flow_total": _number(len(busiest)),
+        "others": _number(summary.others) if summary.others else "",
+        "rules": [
+            (rule, action, _number(packets))
+            for (rule, action), packets in summary.rules.most_common(_RULES_LISTED)
+        ],
+        "findings": [_finding(each) for each in findings if each.get("status") != _FINE],
+        "findings_fine": [_finding(each) for each in findings if each.get("status") == _FINE],
+        "version": __version__,
+        "data": data_island(flow_data(busiest, days=_has_days(summary))),
+    }
+    return render("events.html.jinja", values)
 
 
-def _timeline(summary: Summary) -> str:
-    seconds = sorted({second for second, _ in summary.seconds})
-    first, last = seconds[0], seconds[-1]
-    width = next((w for w in _WIDTHS if (last - first) / w < _BUCKETS_MAX), _WIDTHS[-1])
-    start = first - first % width
-    count = min((last - start) // width + 1, 10 * _BUCKETS_MAX)
-    buckets = [[0, 0] for _ in range(count)]
-    for (second, drops), packets in summary.seconds.items():
-        buckets[min((second - start) // width, count - 1)][0 if drops else 1] += packets
-    shape = "%H:%M:%S" if width < 60 else "%H:%M" if width < 21_600 else "%m-%d"
-    bars = [
-        Bar(
-            label=datetime.fromtimestamp(start + index * width, UTC).strftime(shape),
-            parts=(drops, accepts),
-            title=f"{drops} dropped, {accepts} accepted",
+def _number(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _left_out(number: int, listed: int) -> str:
+    return _number(number - listed) if number > listed else ""
+
+
+def _moment(when: datetime | None) -> str:
+    return "-" if when is None else when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _precise(when: datetime) -> str:
+    return when.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
+
+
+def _has_days(summary: Summary) -> bool:
+    """Whether times need their date."""
+    first, last = summary.counts.first, summary.counts.last
+    return first is not None and last is not None and first.date() != last.date()
+
+
+def _share(part: int, whole: int) -> str:
+    """A share in words that round neither to all nor to nothing."""
+    if part == whole:
+        return "all"
+    percent = 100 * part / whole
+    if percent < 1:
+        return "under 1 %"
+    return "over 99 %" if percent > 99 else f"{percent:.0f} %"
+
+
+def _subtitle(summary: Summary) -> str:
+    counts = summary.counts
+    if counts.first is None:
+        return "no events"
+    flows = f"{len(summary.flows):,} flows" + (" and more" if summary.others else "")
+    return ", ".join(
+        (
+            f"{_moment(counts.first)} to {_moment(counts.last)} UTC",
+            " and ".join(sorted(summary.modes)),
+            _counted(counts.packets, "packet"),
+            flows if len(summary.flows) != 1 or summary.others else "1 flow",
         )
-        for index, (drops, accepts) in enumerate(buckets)
-    ]
-    return (
-        f"<h2>When</h2><p>Packets in each {_span(width)}: "
-        '<span class="key d">the policy drops</span> &nbsp; '
-        '<span class="key a">it accepts</span></p>'
-        + stacked_bars(bars, ("drop", "accept"), "packets over time")
     )
 
 
-def _span(seconds: int) -> str:
-    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            number = seconds // length
-            return unit if number == 1 else f"{number} {unit}s"
-    return "second" if seconds == 1 else f"{seconds} seconds"
+def _verdict(summary: Summary) -> dict[str, str]:
+    """Whether there is a problem."""
+    counts = summary.counts
+    escaped, dropped = counts.fates[Fate.ESCAPED], counts.fates[Fate.DROPPED]
+    if not counts.packets:
+        return {
+            "level": "none",
+            "headline": "No packet was recorded.",
+            "sentence": "Nothing can be said about this host.",
+        }
+    if counts.resets:
+        return {
+            "level": "harm",
+            "headline": "Yes: connections were reset.",
+            "sentence": f"{_counted(counts.resets, 'RST')} answered INVALID packets that got "
+            f"through. {_counted(escaped, 'packet')} of translated flows got through untranslated.",
+        }
+    if escaped:
+        return {
+            "level": "risk",
+            "headline": "Yes: packets got through untranslated.",
+            "sentence": f"{_counted(escaped, 'INVALID packet')} of translated flows. Each can make "
+            "its receiver reset a connection; no such reset was seen here.",
+        }
+    if dropped:
+        return {
+            "level": "calm",
+            "headline": "No: what could do harm was dropped.",
+            "sentence": f"{_number(dropped)} of {_counted(counts.packets, 'INVALID packet')} were "
+            "dropped, and none of a translated flow got through.",
+        }
+    return {
+        "level": "calm",
+        "headline": "No: no packet of a translated flow is among them.",
+        "sentence": f"{_counted(counts.packets, 'INVALID packet')} got through as a host without "
+        "translation would pass them.",
+    }
+
+
+def _answers(summary: Summary, policies: Sequence[PolicyRecord]) -> list[tuple[str, str, str]]:
+    """Questions with their answers: since when, which service, which reason, which policy."""
+    counts = summary.counts
+    if not counts.packets:
+        return []
+    escaped = counts.fates[Fate.ESCAPED]
+    since, until = (
+        (summary.escaped_since, summary.escaped_until) if escaped else (counts.first, counts.last)
+    )
+    kind = Fate.ESCAPED if escaped else None
+
+    def weight(each: Counts) -> int:
+        return each.packets if kind is None else each.fates[kind]
+
+    total = weight(counts)
+    what = "of the packets" if kind is None else "of what got through untranslated"
+    service, of_service = max(summary.services.items(), key=lambda named: weight(named[1]))
+    reason, of_reason = max(summary.reasons.items(), key=lambda named: weight(named[1]))
+    found = [
+        ("Since when?", _moment(since), f"until {_moment(until)}, UTC"),
+        (
+            "Which service?",
+            service,
+            f"{_share(weight(of_service), total)} {what}; "
+            f"{_counted(len(summary.services), 'service')} in all",
+        ),
+        ("Which reason?", reason, f"{_phrase(reason)}: {_share(weight(of_reason), total)} {what}"),
+    ]
+    if policies:
+        said = [f"{each['policy'].removeprefix('preset:')} {_estimated(each)}" for each in policies]
+        found.append(("What would each policy drop?", said[0], "; ".join(said[1:])))
+    return found
 
 
 def _phrase(reason: str) -> str:
@@ -143,167 +267,228 @@ def _phrase(reason: str) -> str:
         return ""
 
 
-def _reasons(summary: Summary) -> str:
-    rows = []
-    for reason, packets in summary.reasons.most_common():
-        drops = summary.reason_drops[reason]
-        nats = ", ".join(
-            f"{nat} {summary.nats[nat, reason]:,}"
-            for nat in sorted({nat for nat, other in summary.nats if other == reason})
-        )
-        rows.append(
-            (
-                f"<code>{escape(reason)}</code>",
-                escape(_phrase(reason)),
-                f"{packets:,}",
-                f"{drops:,}",
-                escape(nats),
-            )
-        )
-    return "<h2>Why</h2>" + _table(
-        ("reason", "which is", "#packets", "#dropped by policy", "translation"), rows
-    )
+def _counts(counts: Counts) -> dict[str, Any]:
+    fates = counts.fates
+    return {
+        "packets": _number(counts.packets),
+        "shares": [
+            (fate.name.lower(), f"{100 * fates[fate] / counts.packets:.2f}" if fates[fate] else "")
+            for fate in Fate
+        ],
+        "escaped": _number(fates[Fate.ESCAPED]),
+        "dropped": _number(fates[Fate.DROPPED]),
+        "drops": _number(counts.drops),
+        "resets": _number(counts.resets),
+        "reasons": _listed(counts.reasons),
+        "nats": _listed(counts.nats),
+        "since": _moment(counts.first),
+        "last": _moment(counts.last),
+    }
 
 
-def _distances(summary: Summary) -> str:
-    if not summary.distances:
-        return ""
-    bounds = sorted({bound for bound, _ in summary.distances})
-    parts = ["<h2>How far off</h2><p>Bytes beyond the bound, by powers of two.</p>"]
-    for bound in bounds:
-        counts = [summary.distances[bound, power] for power in range(1, DISTANCE_CLASSES)]
-        last = max(power for power, packets in enumerate(counts) if packets)
-        bars = [
-            Bar(
-                label=_binary(1 << power),
-                parts=(packets,),
-                title=f"{1 << power:,} to {(2 << power) - 1:,} bytes: {packets} packets",
-            )
-            for power, packets in enumerate(counts[: max(last + 1, 17)])
-        ]
-        chart = stacked_bars(bars, ("accept",), f"distances of {bound}")
-        parts.append(f"<p><code>{escape(bound)}</code></p>{chart}")
-    return "".join(parts)
+def _listed(numbers: Mapping[str, int]) -> str:
+    """The largest numbers with their names."""
+    ranked = sorted(numbers.items(), key=lambda named: -named[1])
+    shown = [f"{name} {number:,}" for name, number in ranked[:_LISTED]]
+    if len(ranked) > _LISTED:
+        shown.append(f"and {len(ranked) - _LISTED} more")
+    return ", ".join(shown)
 
 
-def _binary(number: int) -> str:
-    for unit, scale in (("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10)):
-        if number >= scale:
-            return f"{number // scale}{unit}"
-    return str(number)
+def _reason(name: str, counts: Counts) -> dict[str, Any]:
+    return _counts(counts) | {"name": name, "phrase": _phrase(name)}
 
 
-def _flows(summary: Summary) -> str:
-    def most(item: tuple[FlowName, FlowSummary]) -> tuple[int, int]:
-        return (-item[1].packets, -item[1].drops)
-
-    shown = sorted(summary.flows.items(), key=most)[:_FLOWS_SHOWN]
-    rows = [
-        (
-            f"<code>{escape(one)}</code> &harr; <code>{escape(other)}</code> {escape(proto)}",
-            escape(", ".join(f"{reason} {n:,}" for reason, n in flow.reasons.most_common())),
-            escape(flow.nat),
-            escape(flow.state or "-"),
-            f"{flow.packets:,}",
-            f"{flow.drops:,}",
-            f"{flow.furthest:,}" if flow.furthest else "",
-        )
-        for (proto, one, other), flow in shown
-    ]
-    rest = len(summary.flows) - len(shown)
-    more = f" The {rest:,} others are not shown." if rest else ""
-    beyond = f" {summary.others:,} packets of further flows are not told apart."
-    return (
-        f"<h2>Which flows</h2><p>The busiest first.{more}{beyond if summary.others else ''}</p>"
-        + _table(
-            ("flow", "reasons", "nat", "state", "#packets", "#dropped by policy", "#furthest off"),
-            rows,
-        )
-    )
+def _service(name: str, counts: Counts) -> dict[str, Any]:
+    return _counts(counts) | {"name": name}
 
 
-def _rules(summary: Summary) -> str:
-    rows = [
-        (f"<code>{escape(rule)}</code>", escape(action), f"{packets:,}")
-        for (rule, action), packets in summary.rules.most_common()
-    ]
-    return "<h2>Which rules decided</h2>" + _table(("rule", "action", "#packets"), rows)
+def _busiest(named: tuple[FlowName, FlowSummary]) -> tuple[int, int]:
+    counts = named[1].counts
+    return -counts.packets, -counts.fates[Fate.ESCAPED]
 
 
-def _trial(trial: Mapping[str, Any]) -> str:
-    """The drops of each policy, and the difference of two."""
-    policies = trial["policies"]
-    rows = [
-        (
-            f"<code>{escape(each['policy'])}</code>",
-            _estimated(each),
-            f"{each['passes']:,}",
-            f"{each['false_positives']['packets']:,}",
-            f"{each['unknown']:,}",
-            f"{each['false_negatives']['packets']:,}",
-            escape(", ".join(f"{why} {n:,}" for why, n in each["drops_by_reason"].items())),
-        )
-        for each in policies
-    ]
-    parts = [
-        "<h2>What these policies would have done</h2>",
-        "<p>A drop in a flow that lived on is a false positive. An accepted packet that was "
-        "followed by an RST is a false negative.</p>",
-        _table(
-            (
-                "policy",
-                "#drops",
-                "#accepts",
-                "#drops in flows that lived on",
-                "#drops with unknown outcome",
-                "#accepts followed by an RST",
-                "drops by reason",
-            ),
-            rows,
-        ),
-    ]
-    if trial["difference"] is not None:
-        for letter, each in zip("ab", policies, strict=True):
-            alone = trial["difference"][f"only_{letter}_drops"]
-            parts.append(
-                f"<p>Only <code>{escape(each['policy'])}</code> would drop {_estimated(alone)}"
-                f"{':' if alone['drops'] else '.'}</p>"
-            )
-            if alone["drops"]:
-                parts.append(_table(("flow", "#packets", ""), _alone(alone)))
-    return "".join(parts)
+def _flow(name: FlowName, flow: FlowSummary) -> dict[str, Any]:
+    proto, one, other = name
+    return _counts(flow.counts) | {
+        "proto": proto,
+        "one": one,
+        "other": other,
+        "service": flow.service,
+        "furthest": _number(flow.furthest) if flow.furthest else "",
+    }
+
+
+def _reset(read: ReadEvent) -> dict[str, str]:
+    event = read.event
+    cause = event.caused_by
+    assert cause is not None  # noqa: S101 - `summary.resets` has no other
+    return {
+        "at": _precise(read.first),
+        "src": endpoint(event.src, event.sport),
+        "dst": endpoint(event.dst, event.dport),
+        "seq": str(event.seq),
+        "cause_at": _precise(datetime.fromisoformat(cause.timestamp)),
+        "reason": cause.reason,
+        "delay": f"{cause.delay_us / 1000:,.1f} ms",
+    }
+
+
+def _finding(found: Mapping[str, str]) -> dict[str, str]:
+    return {key: str(found.get(key, "")) for key in ("id", "status", "what", "todo")}
+
+
+def _policy(each: PolicyRecord) -> dict[str, str]:
+    return {
+        "policy": each["policy"],
+        "drops": _estimated(each),
+        "accepts": _number(each["passes"]),
+        "escapes": _number(each["translated_passes"]),
+        "lived": _number(each["false_positives"]["packets"]),
+        "missed": _number(each["false_negatives"]["packets"]),
+        "unknown": _number(each["unknown"] + each["confirmed_drops"]),
+        "reasons": _listed(each["drops_by_reason"]),
+    }
 
 
 def _estimated(drops: Mapping[str, Any]) -> str:
     """The number of drops, with its bounds where it is an estimate."""
     least, most = drops["least_drops"], drops["most_drops"]
     if least == most:
-        return f"{drops['drops']:,}"
+        return _number(drops["drops"])
     return f"about {drops['drops']:,} ({least:,} to {most:,})"
 
 
-def _alone(alone: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    lived = alone["false_positives"]["flows"]
-    for flow, packets in alone["drops_by_flow"].items():
-        yield f"<code>{escape(flow)}</code>", f"{packets:,}", "lived on" if flow in lived else ""
+def _differences(trial: TrialRecord | None) -> list[dict[str, Any]]:
+    """What each of two policies drops alone."""
+    difference = None if trial is None else trial["difference"]
+    if trial is None or difference is None:
+        return []
+    found = []
+    for policy, alone in zip(
+        trial["policies"], (difference["only_a_drops"], difference["only_b_drops"]), strict=True
+    ):
+        lived = alone["false_positives"]["flows"]
+        flows = [
+            (flow, _number(packets), "lived on" if flow in lived else "")
+            for flow, packets in alone["drops_by_flow"].items()
+        ]
+        found.append({"policy": policy["policy"], "drops": _estimated(alone), "flows": flows})
+    return found
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table; a head with the prefix # marks a numeric column. Cells must be HTML."""
-    numeric = [head.startswith("#") for head in heads]
-    top = "".join(
-        f"<th{' class=n' if number else ''}>{escape(head.lstrip('#'))}</th>"
-        for head, number in zip(heads, numeric, strict=True)
-    )
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{' class=n' if number else ''}>{cell}</td>"
-            for cell, number in zip(row, numeric, strict=True)
+def _span(seconds: int) -> str:
+    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length and seconds % length == 0:
+            number = seconds // length
+            return unit if number == 1 else f"{number} {unit}s"
+    return "second" if seconds == 1 else f"{seconds} seconds"
+
+
+def _timeline(summary: Summary) -> dict[str, Any] | None:
+    bars = summary.timeline.bars(_BARS_MAX)
+    if bars is None:
+        return None
+    number = len(bars.heights)
+    top = _round_up(max(sum(heights) for heights in bars.heights))
+    shape = "%H:%M:%S" if bars.width < 60 else "%H:%M"
+    if _has_days(summary):
+        shape = "%m-%d" if bars.width >= 86_400 else "%m-%d %H:%M"
+    drawn = []
+    for index, heights in enumerate(bars.heights):
+        base, parts = 100.0, []
+        for fate in Fate:
+            height = 100 * heights[fate] / top
+            base -= height
+            if height:
+                parts.append((fate.name.lower(), f"{base:.2f}", f"{height:.2f}"))
+        when = datetime.fromtimestamp(bars.start + index * bars.width, UTC)
+        counted = ", ".join(f"{heights[fate]:,.4g} {_WORDS[fate]}" for fate in Fate)
+        drawn.append(
+            {"x": f"{index + 0.07:.2f}", "parts": parts, "title": f"{when:%F %T}: {counted}"}
         )
-        + "</tr>"
-        for row in rows
+    between = next(
+        (width for width in WIDTHS if number * bars.width <= _TIME_LABELS * width), WIDTHS[-1]
     )
-    return (
-        f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    first_label = -(-bars.start // between) * between
+    labels = [
+        (
+            f"{100 * (moment - bars.start) / (number * bars.width):.2f}",
+            datetime.fromtimestamp(moment, UTC).strftime(shape),
+        )
+        for moment in range(first_label, bars.start + number * bars.width, between)
+    ] or [("0", datetime.fromtimestamp(bars.start, UTC).strftime(shape))]
+    marks = sorted(
+        {
+            f"{100 * (read.when.timestamp() - bars.start) / (number * bars.width):.1f}"
+            for read in summary.resets
+        },
+        key=float,
     )
+    return {
+        "caption": f"packets in each {_span(bars.width)}, stacked by what became of them",
+        "span": _span(bars.width),
+        "spread": summary.counts.packets > 0,
+        "left_out": _number(summary.timeline.left_out) if summary.timeline.left_out else "",
+        "bars": drawn,
+        "marks": marks[:_MARKS_MAX],
+        "widest": f"{top:,.4g}",
+        "y": [("0", f"{top:,.4g}"), ("50", f"{top / 2:,.4g}"), ("100", "0")],
+        "x": labels,
+    }
+
+
+_WORDS: Final = {
+    Fate.ESCAPED: "got through untranslated",
+    Fate.PASSED: "got through",
+    Fate.DROPPED: "dropped",
+}
+
+
+def _round_up(number: float) -> float:
+    """The next of 1, 1.5, 2, 3, 4, 5, 6, 8 times a power of ten: at most a third above."""
+    scale = 1.0
+    while scale > number:
+        scale /= 10
+    while True:
+        for step in (1, 1.5, 2, 3, 4, 5, 6, 8):
+            if number <= step * scale * (1 + 1e-9):
+                return step * scale
+        scale *= 10
+
+
+def _distances(summary: Summary) -> dict[str, Any] | None:
+    """One strip of a row for each bound, over the classes that have packets."""
+    if not summary.distances:
+        return None
+    powers = [power for (_, power), packets in summary.distances.items() if packets]
+    classes = range(min(powers), max(powers) + 1)
+    rows = []
+    for bound in sorted({bound for bound, _ in summary.distances}):
+        counts = [summary.distances[bound, power] for power in classes]
+        most = max(counts)
+        cells = []
+        for power, packets in zip(classes, counts, strict=True):
+            title = f"{_binary(1 << power - 1)} to {_binary(1 << power)} bytes: {packets:,} packets"
+            cells.append((title, f"{max(3, 100 * packets / most) if packets else 0:.0f}"))
+        rows.append(
+            {
+                "bound": bound,
+                "packets": _number(sum(counts)),
+                "most": _number(most),
+                "caption": "; ".join(title for title, height in cells if height != "0"),
+                "cells": cells,
+            }
+        )
+    every = max(1, -(-len(classes) // _TICKS))
+    ticks = [
+        _binary(1 << power - 1) if index % every == 0 else "" for index, power in enumerate(classes)
+    ]
+    return {"rows": rows, "ticks": ticks}
+
+
+def _binary(number: int) -> str:
+    for unit, scale in (("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10)):
+        if number >= scale:
+            return f"{number // scale} {unit}"
+    return str(number)

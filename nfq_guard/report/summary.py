@@ -2,24 +2,97 @@
 """Aggregates recorded events in one pass and bounded memory."""
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from enum import IntEnum
 from typing import Final, final
 
+from nfq_guard.conntrack.bounds import BoundCheck
+from nfq_guard.flow import Nat
 from nfq_guard.names import endpoint
+from nfq_guard.report.timeline import Timeline
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.reader import ReadEvent
+from nfq_guard.whatif.events import bounds_of
 
 # A port scan creates a flow with every packet; beyond this number, new flows count as `others`.
 _FLOWS_MAX: Final = 50_000
-_SECONDS_MAX: Final = 1_000_000
-# Seconds over which the packets of one event are spread.
-_MOMENTS_MAX: Final = 64
+_SERVICES_MAX: Final = 10_000
+# Events that are kept for the page, of all flows and of one.
+_EVENTS_MAX: Final = 100_000
+_FLOW_EVENTS_MAX: Final = 200
+# Of one flow, events whose bounds are kept.
+_FLOW_BOUNDS_MAX: Final = 20
+# Resets that are kept with the packet that they answer.
+_RESETS_MAX: Final = 200
 # Distances are counted by powers of two; the last exponent includes all larger ones.
 DISTANCE_CLASSES: Final = 33
 
+_TRANSLATED: Final = frozenset({Nat.SNAT, Nat.DNAT, Nat.BOTH})
+
 FlowName = tuple[str, str, str]
+
+
+class Fate(IntEnum):
+    """What became of a packet; the page has one colour for each."""
+
+    ESCAPED = 0
+    PASSED = 1
+    DROPPED = 2
+
+
+def fate_of(event: PacketJudged) -> Fate:
+    """What became of the packets of an event."""
+    if event.verdict == "drop":
+        return Fate.DROPPED
+    return Fate.ESCAPED if event.leak or event.nat in _TRANSLATED else Fate.PASSED
+
+
+@final
+@dataclass(slots=True)
+class Counts:
+    """Packets that have something in common: a reason, a service, a flow, or nothing.
+
+    Attributes:
+        packets: Number of packets.
+        fates: Packets by `Fate`.
+        drops: Packets that the policy drops, or would drop in dry-run.
+        resets: RSTs that answered one of the packets.
+        reasons: Packets by reason.
+        nats: Packets by translation.
+        first: When the first was judged.
+        last: When the last was.
+    """
+
+    packets: int = 0
+    fates: list[int] = field(default_factory=lambda: [0] * len(Fate))
+    drops: int = 0
+    resets: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    nats: Counter[str] = field(default_factory=Counter)
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def add(self, read: ReadEvent, fate: Fate) -> None:
+        """Add the packets of one event."""
+        event = read.event
+        self.packets += event.count
+        self.fates[fate] += event.count
+        if event.would == "drop":
+            self.drops += event.count
+        self.reasons[event.reason] += event.count
+        self.nats[event.nat] += event.count
+        self.first = read.first if self.first is None else min(self.first, read.first)
+        self.last = read.when if self.last is None else max(self.last, read.when)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """One event of a flow, and the bounds of the window that its first packet was held against."""
+
+    read: ReadEvent
+    bounds: tuple[BoundCheck, ...]
 
 
 @final
@@ -28,107 +101,131 @@ class FlowSummary:
     """One flow, identified by its endpoints.
 
     Attributes:
-        packets: Number of packets.
-        drops: Packets that the policy drops, or would drop in dry-run.
-        reasons: Packets by reason.
+        service: The end that accepted the connection, or the likelier one.
+        counts: Its packets.
         nat: How the host translates it.
         state: Its state at the last event.
         rule: The rule that decided last.
         furthest: The largest distance from a bound, in bytes; 0 if there is none.
+        events: Its first events.
+        left_out: Number of the events after those.
     """
 
-    packets: int = 0
-    drops: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    service: str
+    counts: Counts = field(default_factory=Counts)
     nat: str = ""
     state: str | None = None
     rule: str = ""
     furthest: int = 0
+    events: list[KeptEvent] = field(default_factory=list)
+    left_out: int = 0
 
 
 @final
 @dataclass(slots=True)
 class Summary:
-    """All events of a report.
+    """All events of a page.
 
     Attributes:
-        packets: Number of packets, including folded ones.
-        drops: Packets that the policy drops, or would drop in dry-run.
-        dropped: Packets that were dropped.
-        first: Time of the earliest event; None if there is none.
-        last: Time of the latest.
+        counts: All packets, including folded ones.
+        escaped_since: When the first packet of a translated flow got through untranslated.
+        escaped_until: When the last did.
         modes: Packets by mode.
         reasons: Packets by reason.
-        reason_drops: Packets that are or would be dropped, by reason.
-        nats: Packets by translation and reason.
+        services: Packets by service, at most a bounded number.
         rules: Packets by rule and action.
-        seconds: Packets by second since the epoch and by whether they are dropped.
+        timeline: Packets by time and `Fate`.
         distances: Packets by bound and power of two of the distance.
         flows: The flows, at most a bounded number.
         others: Packets of flows beyond that number.
+        resets: The first events of RSTs that answered a packet.
+        kept: Events that flows keep.
     """
 
-    packets: int = 0
-    drops: int = 0
-    dropped: int = 0
-    first: datetime | None = None
-    last: datetime | None = None
+    counts: Counts = field(default_factory=Counts)
+    escaped_since: datetime | None = None
+    escaped_until: datetime | None = None
     modes: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    reason_drops: Counter[str] = field(default_factory=Counter)
-    nats: Counter[tuple[str, str]] = field(default_factory=Counter)
+    reasons: dict[str, Counts] = field(default_factory=dict)
+    services: dict[str, Counts] = field(default_factory=dict)
     rules: Counter[tuple[str, str]] = field(default_factory=Counter)
-    seconds: Counter[tuple[int, bool]] = field(default_factory=Counter)
+    timeline: Timeline = field(default_factory=lambda: Timeline(len(Fate)))
     distances: Counter[tuple[str, int]] = field(default_factory=Counter)
     flows: dict[FlowName, FlowSummary] = field(default_factory=dict)
     others: int = 0
+    resets: list[ReadEvent] = field(default_factory=list)
+    kept: int = 0
 
 
 def add_event(summary: Summary, read: ReadEvent) -> None:
     """Add one event to a summary."""
     event = read.event
     count = event.count
-    drops = event.would == "drop"
-    summary.packets += count
-    summary.drops += count * drops
-    summary.dropped += count * (event.verdict == "drop")
-    summary.first = read.first if summary.first is None else min(summary.first, read.first)
-    summary.last = read.when if summary.last is None else max(summary.last, read.when)
+    fate = fate_of(event)
+    summary.counts.add(read, fate)
+    if fate is Fate.ESCAPED:
+        since, until = summary.escaped_since, summary.escaped_until
+        summary.escaped_since = read.first if since is None else min(since, read.first)
+        summary.escaped_until = read.when if until is None else max(until, read.when)
     summary.modes[event.mode] += count
-    summary.reasons[event.reason] += count
-    summary.reason_drops[event.reason] += count * drops
-    summary.nats[event.nat, event.reason] += count
     summary.rules[event.rule, event.action] += count
-    for when, packets in _spread(read):
-        second = (when, drops)
-        if second in summary.seconds or len(summary.seconds) < _SECONDS_MAX:
-            summary.seconds[second] += packets
-    furthest = 0
-    if event.breach is not None:
-        for distance, packets in event.distances or ((event.breach.distance, count),):
-            furthest = max(furthest, distance)
-            power = min(distance.bit_length(), DISTANCE_CLASSES - 1)
-            summary.distances[event.breach.bound, power] += packets
+    summary.timeline.add(read.first, read.when, count, fate)
+    summary.reasons.setdefault(event.reason, Counts()).add(read, fate)
+    _add_distances(summary, event)
     flow = _flow(summary, event)
+    service = server_of(event) if flow is None else flow.service
+    groups = [_service(summary, service)]
     if flow is None:
         summary.others += count
-        return
-    flow.packets += count
-    flow.drops += count * drops
-    flow.reasons[event.reason] += count
-    flow.nat, flow.rule = event.nat, event.rule
-    flow.state = event.state
-    flow.furthest = max(flow.furthest, furthest)
+    else:
+        groups.append(flow.counts)
+        flow.nat, flow.rule, flow.state = event.nat, event.rule, event.state
+        flow.furthest = max(flow.furthest, furthest_of(event))
+        _keep(summary, flow, read)
+    for group in groups:
+        if group is not None:
+            group.add(read, fate)
+    if event.caused_by is not None:
+        if len(summary.resets) < _RESETS_MAX:
+            summary.resets.append(read)
+        cause = summary.reasons.setdefault(event.caused_by.reason, Counts())
+        for group in (summary.counts, cause, *groups):
+            if group is not None:
+                group.resets += count
 
 
-def _spread(read: ReadEvent) -> Iterator[tuple[int, int]]:
-    """The packets of an event spread evenly over its time: seconds, each with its packets."""
-    count = read.event.count
-    first, last = read.first.timestamp(), read.when.timestamp()
-    moments = min(count, int(last) - int(first) + 1, _MOMENTS_MAX)
-    for moment in range(moments):
-        packets = count * (moment + 1) // moments - count * moment // moments
-        yield int(first + (last - first) * moment / max(moments - 1, 1)), packets
+def server_of(event: PacketJudged) -> str:
+    """The end that accepted the connection; without a known flow the end with the lower port."""
+    src, dst = endpoint(event.src, event.sport), endpoint(event.dst, event.dport)
+    if event.direction is not None:
+        return src if event.direction == "reply" else dst
+    if event.sport is not None and event.dport is not None and event.sport < event.dport:
+        return src
+    return dst
+
+
+def furthest_of(event: PacketJudged) -> int:
+    """The largest distance from a bound, in bytes; 0 if no bound was broken."""
+    return max((distance for distance, _ in _distances(event)), default=0)
+
+
+def _distances(event: PacketJudged) -> tuple[tuple[int, int], ...]:
+    if event.breach is None:
+        return ()
+    return event.distances or ((event.breach.distance, event.count),)
+
+
+def _add_distances(summary: Summary, event: PacketJudged) -> None:
+    for distance, packets in _distances(event):
+        power = min(distance.bit_length(), DISTANCE_CLASSES - 1)
+        summary.distances[event.reason, power] += packets
+
+
+def _service(summary: Summary, name: str) -> Counts | None:
+    service = summary.services.get(name)
+    if service is None and len(summary.services) < _SERVICES_MAX:
+        service = summary.services[name] = Counts()
+    return service
 
 
 def _flow(summary: Summary, event: PacketJudged) -> FlowSummary | None:
@@ -136,5 +233,15 @@ def _flow(summary: Summary, event: PacketJudged) -> FlowSummary | None:
     name = (event.proto, one, other)
     flow = summary.flows.get(name)
     if flow is None and len(summary.flows) < _FLOWS_MAX:
-        flow = summary.flows[name] = FlowSummary()
+        flow = summary.flows[name] = FlowSummary(server_of(event))
     return flow
+
+
+def _keep(summary: Summary, flow: FlowSummary, read: ReadEvent) -> None:
+    """Keep an event for the page, within the bounds."""
+    if summary.kept >= _EVENTS_MAX or len(flow.events) >= _FLOW_EVENTS_MAX:
+        flow.left_out += 1
+        return
+    summary.kept += 1
+    bounds = bounds_of(read.event) if len(flow.events) < _FLOW_BOUNDS_MAX else []
+    flow.events.append(KeptEvent(read, tuple(bounds)))

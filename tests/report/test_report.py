@@ -4,7 +4,7 @@
 import io
 import json
 import re
-from collections import Counter
+import sys
 from collections.abc import Iterable
 from html import escape
 from html.parser import HTMLParser
@@ -17,47 +17,11 @@ from nfq_guard.cli import main
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import REASONS
 from nfq_guard.report import summary
-from nfq_guard.report.charts import Bar, stacked_bars
-from nfq_guard.report.page import render
-from nfq_guard.report.summary import FlowSummary, Summary, add_event
+from nfq_guard.report.page import page
+from nfq_guard.report.summary import Fate, Summary, add_event, server_of
 from nfq_guard.telemetry.reader import EventReader
 from tests.support import captures
-
-
-def event(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an event
-    fields: dict[str, Any] = {
-        "event": "packet_judged",
-        "timestamp": "2026-11-23T02:00:00.000001Z",
-        "mode": "dry-run",
-        "queue": 0,
-        "hook": "PREROUTING",
-        "in": "eth0",
-        "out": "",
-        "mark": 0,
-        "family": 4,
-        "proto": "tcp",
-        "src": "10.244.0.2",
-        "dst": "192.0.2.2",
-        "sport": 8080,
-        "dport": 40000,
-        "tcp_flags": "A",
-        "seq": 9000,
-        "ack": 1,
-        "payload": 0,
-        "reason": "seq-over",
-        "breach": {"bound": "seq-over", "actual": 9000, "limit": 1000, "distance": 8000},
-        "state": "ESTABLISHED",
-        "nat": "dnat",
-        "evidence": "bpf",
-        "direction": "reply",
-        "status": 14,
-        "ct_mark": 0,
-        "rule": "translated",
-        "action": "drop",
-        "verdict": "accept",
-        "would": "drop",
-    }
-    return fields | changes
+from tests.support.events import event, window
 
 
 def summarise(events: Iterable[object]) -> Summary:
@@ -69,18 +33,24 @@ def summarise(events: Iterable[object]) -> Summary:
     return found
 
 
-class Tags(HTMLParser):
-    """Asserts that every tag is closed, in order."""
+def rendered(*events: object, title: str = "node-7") -> str:
+    return well_formed(page(summarise(events), title=title))
 
-    VOID = frozenset({"meta", "br"})
+
+class Tags(HTMLParser):
+    """Asserts that every tag is closed in order, and that nothing is loaded."""
+
+    VOID = frozenset({"meta", "br", "input"})
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag != "script"
-        assert not any(name in {"src", "href"} for name, _ in attrs)
+        for name, value in attrs:
+            assert name != "src"
+            assert name != "href" or (value or "").startswith("#")
+            assert not name.startswith("on")
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -98,21 +68,43 @@ def well_formed(html: str) -> str:
     return html
 
 
+def island(html: str) -> dict[str, Any]:
+    """The data of the page's script."""
+    found = re.search(r'<script type="application/json" id="flow-data">(.*?)</script>', html)
+    assert found is not None
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
 def test_folded_events_count_each_packet() -> None:
     found = summarise(
-        [event(), event(count=9), event(would="accept", action="log", reason="raced")]
+        [event(), event(count=9), event(would="accept", action="log", reason="raced", breach=None)]
     )
-    assert (found.packets, found.drops, found.dropped) == (11, 10, 0)
-    assert found.reasons == {"seq-over": 10, "raced": 1}
-    assert found.reason_drops["seq-over"] == 10
+    assert (found.counts.packets, found.counts.drops) == (11, 10)
+    assert found.counts.reasons == {"seq-over": 10, "raced": 1}
+    assert found.reasons["seq-over"].drops == 10
+
+
+def test_what_became_of_packets() -> None:
+    found = summarise(
+        [
+            event(),
+            event(nat="none"),
+            event(nat="none", leak=True),
+            event(mode="enforce", verdict="drop", count=4),
+        ]
+    )
+    assert found.counts.fates == [2, 1, 4]
+    assert found.services["10.244.0.2:8080"].fates[Fate.DROPPED] == 4
 
 
 def test_both_directions_are_one_flow() -> None:
-    there = event(src="192.0.2.2", dst="10.244.0.2", sport=40000, dport=8080)
+    there = event(src="192.0.2.2", dst="10.244.0.2", sport=40000, dport=8080, direction="original")
     found = summarise([event(), there, event(proto="icmp", sport=None, dport=None)])
-    assert [flow.packets for flow in found.flows.values()] == [2, 1]
+    assert [flow.counts.packets for flow in found.flows.values()] == [2, 1]
     name = ("tcp", "10.244.0.2:8080", "192.0.2.2:40000")
     assert found.flows[name].furthest == 8000
+    assert found.flows[name].service == "10.244.0.2:8080"
 
 
 def test_ipv6_ends_have_brackets() -> None:
@@ -120,64 +112,171 @@ def test_ipv6_ends_have_brackets() -> None:
     assert next(iter(found.flows)) == ("tcp", "[fd00::1]:8080", "[fd00::2]:40000")
 
 
-def test_flows_beyond_the_bound_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(summary, "_FLOWS_MAX", 2)  # 10,000 takes seconds
-    found = summarise(event(dport=port) for port in range(5))
+@pytest.mark.parametrize(
+    ("changes", "service"),
+    [
+        ({"direction": "reply"}, "10.244.0.2:8080"),
+        ({"direction": "original"}, "192.0.2.2:40000"),
+        ({"direction": None}, "10.244.0.2:8080"),
+        ({"direction": None, "sport": 50000}, "192.0.2.2:40000"),
+        ({"direction": None, "sport": None, "dport": None}, "192.0.2.2"),
+    ],
+)
+def test_the_service_of_a_packet(changes: dict[str, Any], service: str) -> None:
+    (read,) = EventReader().read(io.BytesIO(json.dumps(event(**changes)).encode()))
+    assert server_of(read.event) == service
+
+
+def test_the_bounds_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_FLOWS_MAX", "_SERVICES_MAX", "_EVENTS_MAX", "_RESETS_MAX"):
+        monkeypatch.setattr(summary, name, 2)  # the real bounds take minutes
+    reset = {"timestamp": event()["timestamp"], "reason": "seq-over", "rule": "r", "delay_us": 1}
+    found = summarise(
+        event(sport=port, dport=port + 1, caused_by=reset) for port in (1, 1, 1, 2, 3, 4, 5)
+    )
     assert (len(found.flows), found.others) == (2, 3)
-    assert "not told apart" in render(found, title="scan")
+    assert (len(found.services), found.kept, len(found.resets)) == (2, 2, 2)
+    assert found.counts.resets == 7
+    assert found.reasons["seq-over"].resets == 7
+    html = well_formed(page(found, title="scan"))
+    assert "3 packets of further flows are not told apart" in html
+    assert "5 more are not listed" in html
 
 
-def test_the_page_is_well_formed_and_loads_nothing() -> None:
-    events = [event(timestamp=f"2026-11-23T02:00:{second:02}Z") for second in range(30)]
-    html = well_formed(render(summarise(events), title="node-7"))
+def test_the_times_are_those_of_the_recording() -> None:
+    html = rendered(*(event(timestamp=f"2026-11-23T02:00:{second:02}Z") for second in range(30)))
     assert "2026-11-23 02:00:00 to 2026-11-23 02:00:29 UTC" in html
-    assert html.count("<svg") == 2
+    assert "Packets in each second" in html
+
+
+@pytest.mark.parametrize(
+    ("events", "level", "headline"),
+    [
+        ([], "none", "No packet was recorded."),
+        ([event(nat="none")], "calm", "No: no packet of a translated flow is among them."),
+        (
+            [event(mode="enforce", verdict="drop"), event(nat="none")],
+            "calm",
+            "No: what could do harm was dropped.",
+        ),
+        ([event()], "risk", "Yes: packets got through untranslated."),
+        (
+            [
+                event(
+                    tcp_flags="R",
+                    caused_by={
+                        "timestamp": "2026-11-23T01:59:59.999Z",
+                        "reason": "seq-over",
+                        "rule": "translated",
+                        "delay_us": 1000,
+                    },
+                )
+            ],
+            "harm",
+            "Yes: connections were reset.",
+        ),
+    ],
+)
+def test_the_answer_comes_first(events: list[object], level: str, headline: str) -> None:
+    html = rendered(*events)
+    assert f'<div class="verdict {level}"><b>{headline}</b>' in html
+
+
+def test_a_reset_names_its_cause() -> None:
+    cause = {
+        "timestamp": "2026-11-23T01:59:59.999Z",
+        "reason": "ack-over",
+        "rule": "translated",
+        "delay_us": 1500,
+    }
+    html = rendered(event(tcp_flags="R", caused_by=cause))
+    assert "2026-11-23 01:59:59.999" in html
+    assert "1.5 ms" in html
+    (flow,) = island(html)["flows"]
+    assert flow[6] == 1
 
 
 def test_values_are_not_markup() -> None:
-    """No value of a summary is taken for HTML."""
-    nasty = "<script>alert(1)</script>"
-    found = summarise([event(rule=nasty)])
-    flow = FlowSummary(packets=1, reasons=Counter({nasty: 1}), nat=nasty, state=nasty, rule=nasty)
-    found.flows[nasty, nasty, nasty] = flow
-    for counter in (found.modes, found.reasons):
-        counter[nasty] += 1
-    found.nats[nasty, nasty] += 1
+    nasty = "<script>alert(1)</script></style>\"'><img src=x onerror=alert(1)>"
+    finding = {"id": nasty, "status": nasty, "what": nasty, "todo": nasty}
+    found = summarise([event(rule=nasty, **{"in": nasty, "out": nasty})])
+    found.flows[nasty, nasty, nasty] = summary.FlowSummary(
+        nasty, counts=found.counts, nat=nasty, state=nasty, rule=nasty
+    )
+    found.services[nasty] = found.counts
+    found.reasons[nasty] = found.counts
+    found.modes[nasty] += 1
     found.distances[nasty, 1] += 1
-    well_formed(render(found, title=nasty, skipped=nasty))
-
-
-def test_no_packets() -> None:
-    assert "No packet was recorded" in well_formed(render(summarise([]), title="quiet"))
+    html = well_formed(page(found, title=nasty, gaps=[nasty], findings=[finding]))
+    assert "<img" not in html
+    assert "<script>alert" not in html
+    assert nasty in json.dumps(island(html), ensure_ascii=False).replace('\\"', '"')
 
 
 def test_many_flows_and_days() -> None:
-    events = [
-        event(dport=port, timestamp=f"2026-{1 + port // 9:02}-01T00:00:00Z") for port in range(99)
-    ]
-    html = well_formed(render(summarise(events), title="year"))
-    assert "The 74 others are not shown" in html
-    assert "Packets in each day" in html
+    html = rendered(
+        *(
+            event(dport=port, timestamp=f"2026-{1 + port // 9:02}-01T00:00:00Z")
+            for port in range(99)
+        )
+    )
+    assert "The 20 busiest of 99." in html
+    assert len(island(html)["flows"]) == 99
+    assert island(html)["days"] is True
+    assert "Packets in each 7 days" in html
 
 
 def test_every_reason_is_explained() -> None:
-    html = well_formed(render(summarise([event(reason=r.value) for r in Reason]), title="all"))
+    html = rendered(*(event(reason=reason.value, breach=None) for reason in Reason))
     for reason in Reason:
         assert escape(REASONS[reason].phrase) in html
 
 
 def test_unknown_reason_has_a_row() -> None:
     found = summarise([event()])
-    found.reasons["of-tomorrow"] += 1
-    assert "of-tomorrow" in render(found, title="later")
+    found.reasons["of-tomorrow"] = found.counts
+    assert "of-tomorrow" in page(found, title="later")
 
 
-@pytest.mark.parametrize(
-    ("height", "top"), [(0, "2"), (2, "2"), (3, "4"), (5, "10"), (11, "20"), (41, "100")]
-)
-def test_the_scale_is_round(height: int, top: str) -> None:
-    chart = stacked_bars([Bar(label="a", parts=(height,), title="t")], ("drop",), "c")
-    assert re.findall(r'text-anchor="end">([\d.]+)<', chart)[-1] == top
+def test_the_bounds_of_an_event() -> None:
+    """All four, in bytes from the limit, with the window that the event has."""
+    data = island(rendered(event(window=window()), event(reason="raced", breach=None)))
+    words = data["words"]
+    ((first, second),) = (flow[14] for flow in data["flows"])
+    assert [(words[bound[0]], bound[1]) for bound in first[13]] == [
+        ("seq-over", -8000),
+        ("seq-under", 8000 + 500 + 65535),
+        ("ack-over", 49),
+        ("ack-under", 66000 - 49),
+    ]
+    assert first[13][0][2:] == ["seq = 9000", "td_maxend = 1000", True, 8000,
+                                "td_end = 500", -500, [8000, 8000]]  # fmt: skip
+    assert second[13] == 0
+
+
+def test_an_rst_has_one_bound() -> None:
+    changes = {
+        "tcp_flags": "R",
+        "reason": "rst-outside",
+        "breach": {"bound": "rst-outside", "actual": 9000, "limit": 9700, "distance": 700},
+    }
+    (flow,) = island(rendered(event(window=window(receiver_td_maxack=9700), **changes)))["flows"]
+    ((bound,),) = (one[13] for one in flow[14])
+    assert bound[1:3] == [-700, "seq = 9000"]
+
+
+def test_distances_are_cropped_to_what_there_is() -> None:
+    far = {"bound": "seq-over", "actual": 2, "limit": 1, "distance": 1 << 12}
+    near = {"bound": "ack-over", "actual": 2, "limit": 1, "distance": 1 << 10}
+    html = rendered(event(breach=far, count=3), event(reason="ack-over", breach=near))
+    cells = re.findall(r'<i style="height:(\d+)%" title="([^"]*)"', html)
+    assert [height for height, _ in cells] == ["100", "0", "0", "0", "0", "100"]
+    assert cells[5][1] == "4 k to 8 k bytes: 3 packets"
+
+
+def test_the_distances_of_folded_packets_count_each() -> None:
+    found = summarise([event(count=3, distances=[[8000, 2], [20, 1]])])
+    assert found.distances == {("seq-over", 13): 2, ("seq-over", 5): 1}
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,13 +289,16 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     html = well_formed(out.read_text(encoding="utf-8"))
     assert "events.jsonl" in html
     assert "skipped 3 lines that are not events" in html
+    for preset in ("default", "kube-proxy", "strict"):
+        assert f"<code>preset:{preset}</code>" in html
 
 
 def test_the_page_compares_policies(tmp_path: Path) -> None:
     """The rule of kube-proxy would drop packets of a flow that lived on."""
     asymmetric = event(
-        reason="bad-transition", breach=None, nat="none", rule="all", action="log", would="accept"
-    )
+        reason="bad-transition", breach=None, nat="none", status=14, rule="all", action="log",
+        would="accept",
+    )  # fmt: skip
     log = tmp_path / "events.jsonl"
     log.write_text("".join(json.dumps(asymmetric) + "\n" for _ in range(3)), encoding="utf-8")
     out = tmp_path / "report.html"
@@ -208,6 +310,39 @@ def test_the_page_compares_policies(tmp_path: Path) -> None:
     assert "lived on</td>" in html
 
 
+def test_packets_that_a_policy_lets_escape(tmp_path: Path) -> None:
+    log = tmp_path / "events.jsonl"
+    log.write_text(json.dumps(event(count=7)) + "\n", encoding="utf-8")
+    out = tmp_path / "report.html"
+    words = [
+        "--policy",
+        "preset:observe",
+        "--policy",
+        "preset:default",
+        "--policy",
+        "preset:strict",
+    ]
+    assert main(["report", str(log), "-o", str(out), *words]) == 0
+    cells = re.findall(
+        r'data-label="accepts of translated flows">(\d+)<', out.read_text(encoding="utf-8")
+    )
+    assert cells == ["7", "0", "0"]
+
+
+def test_the_findings_of_the_host(tmp_path: Path) -> None:
+    log, found, out = (tmp_path / name for name in ("events", "doctor", "page"))
+    log.write_text(json.dumps(event()) + "\n", encoding="utf-8")
+    checks = [
+        {"id": "table.fill", "status": "warning", "what": "97 % full", "todo": "raise it"},
+        {"id": "foreign", "status": "ok", "what": "none", "todo": ""},
+    ]
+    found.write_text("".join(json.dumps(check) + "\n" for check in checks), encoding="utf-8")
+    assert main(["report", str(log), "-o", str(out), "--doctor", str(found)]) == 0
+    html = well_formed(out.read_text(encoding="utf-8"))
+    assert "To do: raise it" in html
+    assert "<summary>1 checks are fine</summary>" in html
+
+
 def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     log = tmp_path / "events.jsonl"
     log.write_text(json.dumps(event()) + "\n", encoding="utf-8")
@@ -215,6 +350,19 @@ def test_a_device_is_not_replaced(tmp_path: Path) -> None:
     link.symlink_to("/dev/null")
     assert main(["report", str(log), "-o", str(link)]) == 0
     assert link.is_char_device()
+
+
+def test_without_jinja2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The daemon does not need it, so it may be absent."""
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    log = tmp_path / "events.jsonl"
+    log.write_text(json.dumps(event()) + "\n", encoding="utf-8")
+    assert main(["report", str(log), "-o", str(tmp_path / "r.html")]) == 69
+    said = capsys.readouterr().err
+    assert "pages need the package jinja2 (pip install 'nfq-guard[report]')" in said
+    assert said.count("\n") == 1
 
 
 def _stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TextIO:
@@ -249,7 +397,12 @@ def test_standard_input_and_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["bad.jsonl", "-o", "x.html"], "bad.jsonl: expected packet_judged events, found none"),
         (["x.pcap", "-o", "x.html"], "x.pcap: a capture: use replay or whatif"),
         (["good.jsonl", "-o", "no/x.html"], "no/x.html: cannot be written: No such file"),
-        (["good.jsonl", "-o", "x.html", *["--policy", "p"] * 3], "one or two policies"),
+        (["good.jsonl", "-o", "x.html", *["--policy", "p"] * 9], "expected at most 8, found 9"),
+        (["good.jsonl", "-o", "x.html", "--doctor", "no"], "no: cannot be read: No such file"),
+        (
+            ["good.jsonl", "-o", "x.html", "--doctor", "good.jsonl"],
+            "good.jsonl: expected the output of doctor",
+        ),
     ],
 )
 def test_wrong_usage(

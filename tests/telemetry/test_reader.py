@@ -15,7 +15,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.policy.default import default_model
 from nfq_guard.policy.matcher import compile_policy
-from nfq_guard.report.page import render
+from nfq_guard.report.page import page
 from nfq_guard.report.summary import Summary, add_event
 from nfq_guard.telemetry.events import PacketJudged, all_fields
 from nfq_guard.telemetry.packet_event import packet_judged
@@ -198,7 +198,7 @@ def test_no_value_raises(changes: dict[str, object]) -> None:
         for packets in recorded(found):
             trial.take(packets)
     trial.end()
-    assert render(summary, title="t", trial=result(trial, "t", "events"))
+    assert page(summary, title="t", trial=result(trial, "t", "events"))
     assert reader.lines == 1
 
 
@@ -270,7 +270,9 @@ def test_a_fold_has_its_span_and_distances() -> None:
     ] == [(8000, 3, 3), (9000, 1, 1)]
     summary = Summary()
     add_event(summary, read)
-    assert sorted(summary.seconds.values()) == [1, 1, 1, 1]
+    bars = summary.timeline.bars(10)
+    assert bars is not None
+    assert [sum(heights) for heights in bars.heights] == [1, 1, 1, 1]
 
 
 def test_what_a_recording_says_is_missing() -> None:
