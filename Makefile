@@ -12,7 +12,7 @@ SEED ?= 1
 GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel kernels kernels-short bench bench-quick reference instructions unpack \
+.PHONY: help demo test gate lint types imports unit wheels compiled bpf fuzz fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -78,6 +78,9 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 
 fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and our conntrack (root)
 	$(BIN)/python -m tests.fuzz_kernel --packets $(PACKETS) --seed $(SEED)
+
+fuzz-evidence: ## judge PACKETS INVALID packets by the kernel's window and by its log, and compare (root)
+	$(BIN)/python -m tests.fuzz_kernel.evidence --packets $(PACKETS) --seed $(SEED)
 
 kernels: ## run fuzz and lab on Debian's kernels in QEMU, and write docs/kernels.md, hours (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh test

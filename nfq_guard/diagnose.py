@@ -6,10 +6,12 @@ was, so the first bound that the packet breaks is the one that the kernel named.
 broken any more, other packets of the flow came between: `raced`.
 """
 
+from collections.abc import Callable
 from typing import Final
 
 from nfq_guard.conntrack import window
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.conntrack.log_text import Logged
 from nfq_guard.conntrack.states import (
     CLASS_ACK,
     CLASS_NAMES,
@@ -21,8 +23,9 @@ from nfq_guard.conntrack.states import (
     SEGMENT_CLASS,
 )
 from nfq_guard.conntrack.sysctls import Sysctls
-from nfq_guard.finding import Finding, Reason
+from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
 from nfq_guard.flow import (
+    IP_CT_TCP_FLAG_SACK_PERM,
     IPV4,
     Evidence,
     FlowSnapshot,
@@ -30,6 +33,7 @@ from nfq_guard.flow import (
     TcpState,
     is_icmp_request,
 )
+from nfq_guard.seqno import Seq, add, distance
 from nfq_guard.wire.checksum import checksum_ok
 from nfq_guard.wire.icmp import LAST_TYPE_V4
 from nfq_guard.wire.packet import (
@@ -41,6 +45,7 @@ from nfq_guard.wire.packet import (
     Queued,
     Segment,
 )
+from nfq_guard.wire.tcp import highest_acknowledged
 
 _PREROUTING: Final = int(Hook.PREROUTING)
 _FIRST_CLOSING: Final = int(TcpState.FIN_WAIT)
@@ -59,6 +64,9 @@ _NOWHERE_TO_LOOK: Final = "no way to look the flow up"
 _ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
 _UNCHECKED: Final = "not copied whole; the kernel verified it, and did not find it right"
 _MOVED_ON: Final = "fits the window that the flow has by now"
+_NO_WINDOW: Final = "the flow is known, its window is not"
+_NOT_LOGGED: Final = "the flow is known; the kernel's log of the packet was not found"
+_ONLY_SILENT: Final = "the only reason that the kernel does not log"
 
 
 def diagnose(
@@ -85,6 +93,126 @@ def diagnose(
     if finding.reason is Reason.RACED and _is_unchecked(queued, packet, sysctls):
         return Finding(Reason.BAD_CHECKSUM, None, _UNCHECKED)
     return finding
+
+
+def diagnose_logged(
+    queued: Queued,
+    packet: Packet | Malformed,
+    snapshot: FlowSnapshot | None,
+    evidence: Evidence,
+    kernel: KernelRules,
+    sysctls: Sysctls,
+    text: Logged | None,
+    silent: Callable[[], frozenset[Reason]],
+) -> Finding:
+    """Name the reason by what the kernel logged about the packet, where it has no window to show.
+
+    Args:
+        queued: As `diagnose` takes it, and so are the five that follow.
+        packet: The packet.
+        snapshot: Its flow.
+        evidence: The source of the snapshot.
+        kernel: The conntrack rules of the kernel.
+        sysctls: The sysctls of the kernel.
+        text: The kernel's text; None if there is none.
+        silent: Returns the reasons that the kernel does not log; none while a missing text
+            proves nothing.
+    """
+    finding = diagnose(queued, packet, snapshot, evidence, kernel, sysctls)
+    if text is not None:
+        reason = text.reason
+        return finding if reason is None else _as_logged(finding, packet, snapshot, text, reason)
+    if finding.reason is Reason.RACED or finding.detail == _NO_WINDOW:
+        silent_cause = _silent_cause(packet, sysctls.loose, silent())
+        if silent_cause is not None:
+            return silent_cause
+    if finding.detail == _NO_WINDOW:
+        return Finding(Reason.UNSUPPORTED, None, _NOT_LOGGED)
+    return finding
+
+
+def _as_logged(
+    finding: Finding,
+    packet: Packet | Malformed,
+    snapshot: FlowSnapshot | None,
+    text: Logged,
+    reason: Reason,
+) -> Finding:
+    """The finding that the kernel's text makes; the detail of our own where the two agree."""
+    if text.transition is not None:
+        direction, kind, state = text.transition
+        return Finding(reason, None, _TRANSITIONS[direction][kind][state])
+    if reason in BOUNDS:
+        l4 = packet.l4 if isinstance(packet, Packet) else None
+        breach = _logged_breach(l4, snapshot, text, reason) if isinstance(l4, Segment) else None
+        return Finding(reason, breach)
+    return finding if finding.reason is reason else Finding(reason)
+
+
+def _logged_breach(
+    segment: Segment, snapshot: FlowSnapshot | None, text: Logged, reason: Reason
+) -> Breach | None:
+    """The bound by its number in the text; None without one, or where the segment is within it.
+
+    A helper that shifts sequence numbers makes a segment look as if it were within.
+    """
+    if text.excess is not None:
+        limit = add(segment.end, 1 - text.excess)
+    elif text.limit is not None:
+        limit = text.limit
+    else:
+        return None
+    if reason is Reason.SEQ_OVER:
+        # Without its entry a segment with number 0 may stand there too.
+        state = int(TcpState.SYN_SENT) if snapshot is None else snapshot.state
+        if window.stands_at_td_end(segment, state):
+            return None
+        actual = segment.seq
+    elif reason is Reason.ACK_OVER:
+        actual = _acknowledged(segment, snapshot, limit)
+    else:
+        return None
+    beyond = distance(actual, limit)
+    return Breach(reason, actual, limit, beyond) if beyond > 0 else None
+
+
+def _acknowledged(segment: Segment, snapshot: FlowSnapshot | None, limit: Seq) -> Seq:
+    """What conntrack held against the bound: SACK counts if the other side permitted it."""
+    flags = None if snapshot is None else snapshot.peer_flags
+    if snapshot is not None and flags is not None:
+        counts = flags[1 - snapshot.direction] & IP_CT_TCP_FLAG_SACK_PERM != 0
+    else:
+        # The entry is gone. If the ACK field is within the bound, it was not what broke it.
+        counts = distance(segment.ack, limit) <= 0
+    return highest_acknowledged(segment.options, segment.ack) if counts else segment.ack
+
+
+def _silent_cause(
+    packet: Packet | Malformed,
+    loose: bool,  # noqa: FBT001 - as `_without_entry`
+    silent: frozenset[Reason],
+) -> Finding | None:
+    """The cause of a packet that the kernel does not log, if there is one that can be its cause.
+
+    The entry that was found is newer than the packet then.
+    """
+    if not silent or isinstance(packet, Malformed):
+        return None
+    l4 = packet.l4
+    if isinstance(l4, Segment):
+        kind = SEGMENT_CLASS[l4.flags]
+        if kind == CLASS_ACK:
+            possible = not loose
+        else:
+            possible = kind != CLASS_SYN and Reason.NO_ENTRY in silent
+        return Finding(Reason.NO_ENTRY, None, _ONLY_SILENT) if possible else None
+    if not isinstance(l4, IcmpMessage):
+        return None
+    if l4.is_error:
+        return Finding(Reason.ICMP_UNRELATED, None, _ONLY_SILENT)
+    if is_icmp_request(packet.proto, l4.type):
+        return None
+    return Finding(Reason.NO_ENTRY, None, _ONLY_SILENT)
 
 
 def _is_unchecked(queued: Queued, packet: Packet | Malformed, sysctls: Sysctls) -> bool:
@@ -164,7 +292,7 @@ def _diagnose_segment(
         return Finding(Reason.BAD_TRANSITION, None, _TRANSITIONS[direction][kind][state])
     peers = snapshot.peers
     if peers is None:
-        return Finding(Reason.UNSUPPORTED, None, "the flow is known, its window is not")
+        return Finding(Reason.UNSUPPORTED, None, _NO_WINDOW)
     sender = peers[direction]
     receiver = peers[1 - direction]
     if kind == CLASS_RST:

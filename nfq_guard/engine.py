@@ -11,9 +11,10 @@ from enum import StrEnum
 from typing import Final, Protocol, final
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
+from nfq_guard.conntrack.log_text import Logged
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
-from nfq_guard.diagnose import diagnose
-from nfq_guard.finding import Finding
+from nfq_guard.diagnose import diagnose, diagnose_logged
+from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.policy.shadow import Disagreement, disagreement
@@ -40,6 +41,19 @@ class FlowLookup(Protocol):
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[LookupResult]:
         """One result a tuple, in order."""
+
+
+class PacketLog(Protocol):
+    """The kernel's log of INVALID packets, for evidence without a window."""
+
+    def texts(self, batch: Sequence[Queued]) -> Sequence[Logged | None]:
+        """What the kernel logged about each packet, in order; None where no text was found."""
+
+    def silent(self) -> frozenset[Reason]:
+        """The reasons that a packet of the last batch without a text may have.
+
+        Empty while a missing text proves nothing.
+        """
 
 
 @final
@@ -112,6 +126,7 @@ class Engine:
         *,
         policy: Policy,
         flows: FlowLookup,
+        log: PacketLog | None = None,
         mode: Mode,
         kernel: KernelRules = KERNEL_6_1,
         sysctls: Sysctls = DEFAULT_SYSCTLS,
@@ -123,6 +138,7 @@ class Engine:
         Args:
             policy: Decides about each finding.
             flows: Looks flows up.
+            log: Has the kernel's reasons, where `flows` has no window; else None.
             mode: Whether decisions are carried out.
             kernel: The conntrack rules of the kernel that called the packets INVALID.
             sysctls: The conntrack sysctls of that kernel.
@@ -137,6 +153,7 @@ class Engine:
         self._shadow = policy.shadow
         self._drops_failures = drops_failures
         self._flows = flows
+        self._log = log
         self._kernel = kernel
         self._sysctls = sysctls
 
@@ -149,6 +166,11 @@ class Engine:
     def policy(self, policy: Policy) -> None:
         self._policy = policy
         self._shadow = policy.shadow
+
+    def look_up_in(self, flows: FlowLookup, log: PacketLog | None) -> None:
+        """Judge by other evidence from the next batch on."""
+        self._flows = flows
+        self._log = log
 
     @property
     def enforced_policy(self) -> Policy | None:
@@ -193,14 +215,14 @@ class Engine:
                     failed[index] = result.code
                 else:
                     snapshots[index] = result
-        if failed:
-            return self._judge_with_failures(batch, packets, snapshots, failed, now)
+        if failed or self._log is not None:
+            return self._judge_one_by_one(batch, packets, snapshots, failed, now)
         return [
             self.judge_packet(queued, packets[index], snapshots[index], evidence, now, 0)
             for index, queued in enumerate(batch)
         ]
 
-    def _judge_with_failures(
+    def _judge_one_by_one(
         self,
         batch: Sequence[Queued],
         packets: list[Packet | Malformed],
@@ -208,16 +230,38 @@ class Engine:
         failed: dict[int, int],
         now: float,
     ) -> list[Judgment]:
-        """As `judge`, with the errno of each failed lookup by its packet's index."""
+        """As `judge`, with the errno of each failed lookup by its packet's index, and with the log.
+
+        The evidence of a packet whose reason the log has is the log.
+        """
         judgments: list[Judgment] = []
+        log = self._log
+        texts = None if log is None else log.texts(batch)
         for index, queued in enumerate(batch):
+            packet = packets[index]
+            snapshot = snapshots[index]
             code = failed.get(index, 0)
             if code:
                 self.lookup_errors += 1
                 self.last_lookup_error = code
             evidence = Evidence.NONE if code else self._flows.evidence
+            finding: Finding | None = None
+            if log is not None and texts is not None:
+                text = texts[index]
+                if text is not None and text.reason is not None and snapshot is not None:
+                    snapshot.evidence = Evidence.KERNEL_LOG
+                finding = diagnose_logged(
+                    queued,
+                    packet,
+                    snapshot,
+                    evidence,
+                    self._kernel,
+                    self._sysctls,
+                    text,
+                    log.silent,
+                )
             judgments.append(
-                self.judge_packet(queued, packets[index], snapshots[index], evidence, now, code)
+                self.judge_packet(queued, packet, snapshot, evidence, now, code, finding)
             )
         return judgments
 
@@ -229,6 +273,7 @@ class Engine:
         evidence: Evidence,
         now: float,
         lookup_error: int = 0,
+        finding: Finding | None = None,
     ) -> Judgment:
         """Judge one packet that is decoded and looked up already; for a replay, and for `judge`.
 
@@ -239,11 +284,13 @@ class Engine:
             evidence: The content of the snapshot; NONE without a lookup or where it failed.
             now: Monotonic seconds.
             lookup_error: The errno of a lookup that failed; 0 if none did.
+            finding: Why it is INVALID, where that is known; None to diagnose it.
         """
         unjudged = self.unjudged_mark
         if unjudged:
             queued.mark &= ~unjudged  # the mark that others gave the packet
-        finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
+        if finding is None:
+            finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
         verdict = VERDICT_ACCEPT
         mark = None

@@ -86,7 +86,8 @@ class Finding:
 
     Attributes:
         reason: Why the packet is INVALID.
-        breach: The broken bound, for the reasons in `BOUNDS`.
+        breach: The broken bound, for the reasons in `BOUNDS`; None where the evidence has no
+            number of it.
         detail: A fixed phrase with more detail, such as "reply syn in ESTABLISHED"; may be empty.
     """
 

@@ -9,7 +9,7 @@ the attributes of a `Peer`, and only to those of its own entries; a snapshot hol
 
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
-from typing import Final, TypeAlias, final
+from typing import Final, Literal, TypeAlias, final
 
 from nfq_guard.seqno import Seq
 
@@ -75,13 +75,20 @@ class Nat(StrEnum):
 
 
 class Evidence(StrEnum):
-    """Where the window of a flow was read."""
+    """Where the window of a flow was read, or what stands in for it.
+
+    KERNEL_LOG: the entry without its window, and the reason from the kernel's log of the packet.
+    """
 
     BPF = "bpf"
+    KERNEL_LOG = "kernel-log"
     CTNETLINK = "ctnetlink"
     REPLAY = "replay"
     NONE = "none"
 
+
+# The evidence that an operator may choose; `auto` is the best that the host offers.
+EvidenceChoice = Literal["auto", "bpf", "kernel-log", "ctnetlink"]
 
 # Bits of `FlowSnapshot.status`, by the kernel's names (nf_conntrack_common.h).
 IPS_SEEN_REPLY: Final = 1 << 1
@@ -236,6 +243,8 @@ class FlowSnapshot:
         last_wscale: Window shift of an ignored SYN.
         last_flags: `IP_CT_*` bits of an ignored SYN.
         retrans: How often the same segment was seen again.
+        peer_flags: `IP_CT_*` bits of the senders of both directions, from evidence that has them
+            without the window; else None.
     """
 
     evidence: Evidence
@@ -257,6 +266,7 @@ class FlowSnapshot:
     last_wscale: int
     last_flags: int
     retrans: int
+    peer_flags: tuple[int, int] | None
 
     def __init__(
         self,
@@ -279,6 +289,7 @@ class FlowSnapshot:
         last_wscale: int = 0,
         last_flags: int = 0,
         retrans: int = 0,
+        peer_flags: tuple[int, int] | None = None,
     ) -> None:
         self.evidence = evidence
         self.direction = direction
@@ -299,6 +310,7 @@ class FlowSnapshot:
         self.last_wscale = last_wscale
         self.last_flags = last_flags
         self.retrans = retrans
+        self.peer_flags = peer_flags
 
     @property
     def nat(self) -> Nat:

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nfq_guard.engine import Engine, Mode
-from nfq_guard.flow import Evidence
 from nfq_guard.flows import bpf, exchange
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.default import default_policy
@@ -129,7 +128,6 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
             unjudged_mark=1,
         ),
         stats=Stats(),
-        evidence=Evidence.BPF,
         events=EventLog(sink),
         sink=sink,
         limiter=EventLimiter(interval_s=1e9, events_per_s=1000),

@@ -5,10 +5,11 @@ import argparse
 import sys
 
 from nfq_guard.cli.options import add_config, add_last_good
-from nfq_guard.errors import EXIT_OK
-from nfq_guard.flows import pins
+from nfq_guard.errors import EXIT_OK, NfqGuardError
+from nfq_guard.flows import log_settings, pins
 from nfq_guard.service import proc_files
 from nfq_guard.service.last_good import load_settings
+from nfq_guard.service.settings import Settings
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +27,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pin the program once for each queue, or remove the pins; and share files of /proc."""
+    """Provide the evidence that the settings ask for, and share files of /proc; or undo both."""
     instance = pins.instance_of(args.config)
     if args.remove:
         proc_files.share(0)
-        pins.remove(instance)
+        try:
+            pins.remove(instance)
+        finally:
+            log_settings.turn_off(instance)
         return EXIT_OK
-    count = len(load_settings(args.config, args.last_good).queue_numbers)
+    settings = load_settings(args.config, args.last_good)
     for problem in proc_files.share(pins.account(args.user).pw_gid):
-        sys.stderr.write(f"nfq-guard: {problem}\n")
-    folder = pins.prepare(instance, count, args.user)
+        _complain(problem)
+    done = _provide(settings, instance, args.user)
     if not args.quiet:
-        sys.stdout.write(f"pinned in {folder}: {count} of the BPF program, one a queue\n")
+        sys.stdout.write(f"{done}\n")
     return EXIT_OK
+
+
+def _provide(settings: Settings, instance: str, user: str) -> str:
+    """Provide the best evidence that takes root; what was done, as a line."""
+    count = len(settings.queue_numbers)
+    refusal: NfqGuardError | None = None
+    if settings.evidence in {"auto", "bpf"}:
+        try:
+            folder = pins.prepare(instance, count, user)
+        except NfqGuardError as error:
+            refusal = error
+        else:
+            log_settings.turn_off(instance)
+            return f"pinned in {folder}: {count} of the BPF program, one a queue"
+    if settings.evidence in {"auto", "kernel-log"} and count == 1:
+        try:
+            log_settings.turn_on(instance)
+        except NfqGuardError as error:
+            if refusal is None:
+                raise
+            _complain(str(error))
+        else:
+            if refusal is not None:
+                _complain(str(refusal))
+            return "the kernel logs INVALID packets to NFLOG group 0, for the daemon"
+    if refusal is not None:
+        raise refusal
+    return f"nothing to do for evidence {settings.evidence!r}"
+
+
+def _complain(problem: str) -> None:
+    sys.stderr.write(f"nfq-guard: {problem}\n")

@@ -76,6 +76,7 @@ def lines(status: Status) -> list[str]:
     shown += [
         _line("policy", _policy(policy)),
         _line("evidence", status.evidence),
+        *([] if status.evidence_reason is None else [_line("", status.evidence_reason)]),
         _line("fail mode", status.fail_mode + _rate_limit(status)),
         _line("rules", _rules(status.rules)),
     ]

@@ -4,9 +4,6 @@
 Read-only. A source that cannot be read yields an empty value, which `doctor.examine` reports.
 """
 
-import re
-from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -65,24 +62,6 @@ def forwards() -> bool:
     """Whether this namespace forwards packets of either family."""
     keys = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")
     return any(number(SYSCTLS / key) == 1 for key in keys)
-
-
-def is_guard(owner: str) -> bool:
-    """Whether the owner of a queue, formatted by `nfqueue.counters.process_of`, is a guard."""
-    match = re.search(r"\(pid (\d+)\)$", owner)
-    if match is None:
-        return False
-    return runs_guard(text(Path("/proc", match[1], "cmdline")).split("\0"))
-
-
-def runs_guard(argv: Sequence[str]) -> bool:
-    """Whether a command line runs nfq_guard: the script, or the package through `python -m`."""
-    if any(Path(argument).name == "nfq-guard" for argument in argv[:2]):
-        return True
-    return any(
-        option == "-m" and module.partition(".")[0] == "nfq_guard"
-        for option, module in pairwise(argv)
-    )
 
 
 def physical_interfaces() -> list[Interface]:

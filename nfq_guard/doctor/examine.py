@@ -31,6 +31,7 @@ from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Backend, Difference, FailMode, Firewall
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.flows.open import open_flows
+from nfq_guard.netlink.owner import is_guard, process_of
 from nfq_guard.nfqueue import counters
 from nfq_guard.policy.decision import Policy
 from nfq_guard.probe.live import ask
@@ -149,8 +150,8 @@ def _queues(firewall: Firewall) -> Iterator[Check]:
         return
     for number in range(spec.first_queue, spec.last_queue + 1):
         state = counters.owner(number)
-        owner = counters.process_of(state.port_id) if state is not None else ""
-        yield from queue.queue(number, state, owner, ours=collect.is_guard(owner))
+        owner = process_of(state.port_id) if state is not None else ""
+        yield from queue.queue(number, state, owner, ours=is_guard(owner))
 
 
 def _interfaces() -> Iterator[Check]:

@@ -15,7 +15,7 @@ def queue(
     Args:
         number: The queue's number.
         counters: The kernel's counters; None if no process has bound the queue.
-        owner: The process that has bound it, as `nfqueue.counters.process_of` formats it.
+        owner: The process that has bound it, as `netlink.owner.process_of` formats it.
         ours: Whether that process is a guard.
     """
     if counters is None:

@@ -53,6 +53,7 @@ _ADDRESSES: Final = {4: (1, 2), 16: (3, 4)}
 _ICMP_PARTS: Final = {PROTO_ICMP: (4, 5, 6), PROTO_ICMPV6: (7, 8, 9)}
 _PROTOINFO_TCP: Final = 1
 _TCP_STATE: Final = 1
+_TCP_FLAGS: Final = (4, 5)
 
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
@@ -232,9 +233,12 @@ def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
         original = _tuple_of(entry[_TUPLE_ORIG])
         reply = _tuple_of(entry[_TUPLE_REPLY])
         state = 0
+        flags: tuple[int, int] | None = None
         if _PROTOINFO in entry:
-            tcp = attributes(entry[_PROTOINFO]).get(_PROTOINFO_TCP, b"")
-            state = attributes(tcp).get(_TCP_STATE, b"\0")[0]
+            tcp = attributes(attributes(entry[_PROTOINFO]).get(_PROTOINFO_TCP, b""))
+            state = tcp.get(_TCP_STATE, b"\0")[0]
+            ours, theirs = (tcp.get(kind, b"\0")[0] for kind in _TCP_FLAGS)
+            flags = ours, theirs
         zone = _U16.unpack(entry.get(_ZONE, bytes(2)))[0]
         status, mark, timeout_s = (
             _U32.unpack(entry.get(kind, bytes(4)))[0] for kind in (_STATUS, _MARK, _TIMEOUT)
@@ -244,7 +248,7 @@ def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
     direction = Direction.ORIGINAL if wanted == original else Direction.REPLY
     return FlowSnapshot(
         Evidence.CTNETLINK, int(direction), original, reply, status, mark, zone, timeout_s, state,
-        None,
+        None, peer_flags=flags,
     )  # fmt: skip
 
 

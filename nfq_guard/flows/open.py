@@ -2,7 +2,7 @@
 """Opens the best flow lookup of this host, with a line on what is missing or refused."""
 
 from collections.abc import Sequence
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple
@@ -12,7 +12,7 @@ from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.libbpf import LoadError, Program
 from nfq_guard.flows.unavailable import Host, missing_capabilities, unavailable_reason
 
-_WITHOUT_WINDOW: Final = "the kernel's window cannot be read, only state and translation: {}"
+NO_WINDOW: Final = "the kernel's window cannot be read"
 
 
 @final
@@ -27,6 +27,9 @@ class NoFlows:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+Lookup: TypeAlias = BpfFlows | CtnetlinkFlows | NoFlows
 
 
 def load_ahead(count: int) -> list[Program] | str:
@@ -56,8 +59,23 @@ def open_flows(
     zones: Sequence[int] = (0,),
     instance: str | None = None,
     ahead: Program | str | None = None,
-) -> tuple[BpfFlows | CtnetlinkFlows | NoFlows, str | None]:
+) -> tuple[Lookup, str | None]:
     """The best lookup of this host, and one line on what is missing or refused, else None.
+
+    As `open_lookup`, with the reason as a whole sentence.
+    """
+    flows, why = open_lookup(zones, instance, ahead)
+    if why is not None and isinstance(flows, CtnetlinkFlows):
+        why = f"{NO_WINDOW}, only state and translation: {why}"
+    return flows, why
+
+
+def open_lookup(
+    zones: Sequence[int] = (0,),
+    instance: str | None = None,
+    ahead: Program | str | None = None,
+) -> tuple[Lookup, str | None]:
+    """The best lookup of this host, and why it is not a better one, or what was refused; else None.
 
     BPF comes first, by a program that root has pinned for this daemon, or else by one that this
     process loads. The caller closes the lookup. Lookups through BPF need no capability once this
@@ -80,7 +98,7 @@ def open_flows(
         try:
             return BpfFlows(zones, others=netlink, program=ahead), None
         except (NfqGuardError, OSError) as error:
-            return netlink, _WITHOUT_WINDOW.format(error)
+            return netlink, str(error)
     if instance is not None:
         pinned, absent = _open_pinned(zones, netlink, instance, refused)
         if pinned is not None:
@@ -89,7 +107,7 @@ def open_flows(
         absent = ""
     if ahead is not None:
         refused.append(ahead)
-        return netlink, _WITHOUT_WINDOW.format("; ".join(dict.fromkeys(refused)))
+        return netlink, "; ".join(dict.fromkeys(refused))
     try:
         loaded = BpfFlows(zones, others=netlink)
     except LoadError as error:
@@ -98,8 +116,7 @@ def open_flows(
         refused.append(str(error))
     else:
         return loaded, "; ".join(refused) or None
-    reason = "; ".join(dict.fromkeys(refused))
-    return netlink, _WITHOUT_WINDOW.format(reason)
+    return netlink, "; ".join(dict.fromkeys(refused))
 
 
 def _open_pinned(

@@ -2,12 +2,15 @@
 """A netlink socket to netfilter, on which the kernel answers before `send` returns."""
 
 import socket
+from contextlib import suppress
 from typing import Final, Self, final
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.netlink.messages import NETLINK_NETFILTER, messages
 
 _DATAGRAM_MAX: Final = 1 << 16
+# asm-generic/socket.h; Python does not name it.
+_SO_RCVBUFFORCE: Final = 33
 
 
 @final
@@ -29,6 +32,17 @@ class Connection:
         except OSError as error:
             raise UnavailableError(f"kernel option CONFIG_NETFILTER_NETLINK: {error}") from None
         self._socket.bind((0, 0))
+
+    def fileno(self) -> int:
+        """The descriptor for epoll."""
+        return self._socket.fileno()
+
+    def enlarge(self, buffer_bytes: int) -> None:
+        """Have at least about so much room for messages that wait, as far as the kernel grants."""
+        with suppress(PermissionError):  # another user namespace than the host's
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+            return
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
 
     def __enter__(self) -> Self:
         return self

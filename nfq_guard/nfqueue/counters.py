@@ -6,12 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self, final
 
-from nfq_guard.netlink.messages import NETLINK_NETFILTER
-
 # Of the calling thread's network namespace, not of the process's first thread.
-_NET: Final = Path("/proc/thread-self/net")
-QUEUES: Final = _NET / "netfilter" / "nfnetlink_queue"
-_SOCKETS: Final = _NET / "netlink"
+QUEUES: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 
 
 @final
@@ -98,41 +94,3 @@ def all_queues() -> dict[int, QueueCounters]:
 def owner(queue_num: int) -> QueueCounters | None:
     """The counters of a queue of this network namespace; None if it is not bound or not visible."""
     return all_queues().get(queue_num)
-
-
-def process_of(port_id: int) -> str:
-    """The process that holds the netfilter socket of a port id, for example `suricata (pid 711)`.
-
-    A port id is often, but not always, a process id. The socket's inode is looked up among the open
-    files of all processes whose files are visible.
-    """
-    inode = _inode(port_id)
-    if inode:
-        wanted = f"socket:[{inode}]"
-        for process in Path("/proc").iterdir():
-            if process.name.isdigit() and _holds(process, wanted):
-                try:
-                    name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
-                except OSError:
-                    continue
-                return f"{name} (pid {process.name})"
-    return "unknown process"
-
-
-def _inode(port_id: int) -> str:
-    try:
-        lines = _SOCKETS.read_text(encoding="ascii").splitlines()
-    except OSError:
-        return ""
-    for line in lines[1:]:
-        columns = line.split()
-        if columns[1] == str(NETLINK_NETFILTER) and columns[2] == str(port_id):
-            return columns[9]
-    return ""
-
-
-def _holds(process: Path, wanted: str) -> bool:
-    try:
-        return any(str(entry.readlink()) == wanted for entry in (process / "fd").iterdir())
-    except OSError:  # the process ended, or its files are not visible
-        return False

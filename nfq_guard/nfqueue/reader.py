@@ -19,6 +19,7 @@ from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.netlink.owner import process_of
 from nfq_guard.nfqueue import counters, requests
 from nfq_guard.nfqueue.message import InterfaceNames, is_error, length_of, packet_of
 from nfq_guard.nfqueue.receive import SLOTS, Inbox, reason
@@ -197,7 +198,7 @@ def _why_not(queue: NetfilterQueue, queue_num: int) -> NfqGuardError:
         return PrivilegeError("binding a queue needs the capability CAP_NET_ADMIN")
     holder = counters.owner(queue_num)
     if holder is not None:
-        process = counters.process_of(holder.port_id)
+        process = process_of(holder.port_id)
         return BusyError(f"queue {queue_num} is owned by netlink port {holder.port_id}, {process}")
     with socket.socket(fileno=os.dup(queue.get_fd())) as probe:
         probe.send(requests.config_bind(queue_num))

@@ -19,8 +19,8 @@ from structlog.typing import Processor
 
 from nfq_guard import capabilities
 from nfq_guard.engine import Mode
-from nfq_guard.errors import UsageError
-from nfq_guard.flows import pins
+from nfq_guard.errors import NfqGuardError, UsageError
+from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import load_ahead
 from nfq_guard.service import last_good
@@ -114,7 +114,6 @@ def run(
     loaded = prepared(config, config.settings, override)
     instance = pins.instance_of(path)
     ahead = _load_ahead(settings)
-    notes = give_up(settings, path)
 
     def read() -> LoadedPolicy:
         return load_policy_for(config.settings, path, override)
@@ -123,6 +122,8 @@ def run(
         for program in ahead.values():
             if isinstance(program, Program):
                 stack.callback(program.close)
+        notes = _turn_log_on(settings, instance, ahead, stack)
+        notes += give_up(settings, path)
         sink, make_log = open_log(settings)
         stack.callback(lambda: sink.close(time.monotonic()))
         events = make_log(sink)
@@ -242,13 +243,42 @@ def _open_recording(settings: Settings) -> Recording | None:
 
 def _load_ahead(settings: Settings) -> dict[int, Program | str]:
     """By queue: the BPF program, or why there is none; empty if only a pinned one can be run."""
-    if not capabilities.has(capabilities.BPF):
+    if not capabilities.has(capabilities.BPF) or settings.evidence not in {"auto", "bpf"}:
         return {}
     numbers = settings.queue_numbers
     loaded = load_ahead(len(numbers))
     if isinstance(loaded, str):
         return dict.fromkeys(numbers, loaded)
     return dict(zip(numbers, loaded, strict=True))
+
+
+def _turn_log_on(
+    settings: Settings, instance: str, ahead: dict[int, Program | str], stack: ExitStack
+) -> list[str]:
+    """Have the kernel log where the settings, or the lack of a window, ask for it.
+
+    A daemon that is not root's leaves that to `nfq-guard prepare`.
+
+    Args:
+        settings: The settings of the daemon.
+        instance: Its name.
+        ahead: The BPF programs that were loaded, or why there are none.
+        stack: Takes what restores the sysctls.
+
+    Returns:
+        Why the kernel does not log although it should, if so.
+    """
+    wanted = settings.evidence == "kernel-log" or (
+        settings.evidence == "auto" and any(isinstance(each, str) for each in ahead.values())
+    )
+    if not wanted or os.geteuid() != 0 or len(settings.queue_numbers) > 1:
+        return []
+    try:
+        log_settings.turn_on(instance)
+    except NfqGuardError as error:
+        return [str(error)]
+    stack.callback(log_settings.turn_off, instance)
+    return []
 
 
 def _descriptors(ahead: Program | str | None, recording: Recording | None) -> set[int]:

@@ -33,7 +33,7 @@ from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import ActingPolicy, Rates, ReloadStatus, Status, queue_status, totals
-from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Workers
+from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Workers, least_evidence
 from nfq_guard.telemetry.events import (
     ConfigRefused,
     Counters,
@@ -287,6 +287,7 @@ class Daemon:
         queues = self._workers.queues()
         sums = totals(queues)
         loaded = self.reloader.loaded
+        evidence, evidence_reason = least_evidence(queues)
         return Status(
             version=__version__,
             pid=os.getpid(),
@@ -301,7 +302,8 @@ class Daemon:
                 restart_for=loaded.restart_for,
             ),
             shadow=loaded.shadow,
-            evidence=self._workers.evidence.value,
+            evidence=evidence.value,
+            evidence_reason=evidence_reason,
             fail_mode=self.fail_mode.value,
             max_rate_pps=self._settings.max_rate_pps,
             rules=self._monitor.status(),
@@ -347,6 +349,7 @@ class Daemon:
 
     def _started(self, served: ServedQueues) -> None:
         loaded = self.reloader.loaded
+        evidence, evidence_reason = least_evidence(self.queues())
         self._events.emit(
             Started(
                 queue=served.queue,
@@ -357,7 +360,8 @@ class Daemon:
                 mode=self.mode,
                 config=self._parts.source,
                 policy=loaded.facts.digest,
-                evidence=self._workers.evidence,
+                evidence=evidence,
+                evidence_reason=evidence_reason,
                 fail_mode=self.fail_mode.value,
             )
         )

@@ -18,6 +18,7 @@ from nfq_guard.firewall import (
     RuleCounters,
     RulesSpec,
 )
+from nfq_guard.netlink.owner import process_of
 from nfq_guard.nfqueue import counters
 from nfq_guard.service.settings import Settings
 
@@ -101,7 +102,7 @@ def firewall_of(settings: Settings) -> Firewall:
 def _served_by_others(ours: range) -> dict[int, str]:
     """Queues of this network namespace besides ours, and the process that serves each."""
     return {
-        queue: counters.process_of(state.port_id)
+        queue: process_of(state.port_id)
         for queue, state in counters.all_queues().items()
         if queue not in ours
     }

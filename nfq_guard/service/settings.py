@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import Mistake
+from nfq_guard.flow import EvidenceChoice
 from nfq_guard.policy.values import shown, suggestion
 
 TABLE: Final = "daemon"
@@ -35,6 +36,10 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         queue: Number of the queue.
         queues: Several queues instead, such as `0-3`; empty for the one of `queue`.
         cpu_fanout: With several queues, choose among them by CPU instead of by pair of addresses.
+        evidence: Where flows are looked up: `bpf` reads the kernel's own window, `kernel-log` has
+            the reason from the kernel's log of the packet and the rest from `ctnetlink`, which
+            alone does not know which bound of the window a segment broke. `auto` takes the first of
+            these that the host offers.
         zones: Conntrack zones in which flows are looked up, in order.
         fail_mode: The treatment of packets that are not judged: `open` accepts them, `closed` drops
             them, and `kernel-drop` leaves them to a rule in a later table that drops INVALID
@@ -80,6 +85,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     queue: Port = 0
     queues: str = ""
     cpu_fanout: bool = False
+    evidence: EvidenceChoice = "auto"
     zones: Annotated[tuple[Port, ...], Meta(min_length=1, max_length=16)] = (0,)
     fail_mode: Literal["open", "closed", "kernel-drop"] = "open"
     queue_length: Annotated[int, Meta(ge=1, le=1 << 20)] = 4096

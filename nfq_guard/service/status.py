@@ -129,7 +129,8 @@ class Status(Struct, frozen=True, kw_only=True):
         config: The configuration file as the operator named it, or `defaults`.
         policy: The policy in force.
         shadow: The policy on trial; null without one.
-        evidence: Where flows are looked up: `bpf`, `ctnetlink` or `none`.
+        evidence: Where flows are looked up: `bpf`, `kernel-log`, `ctnetlink` or `none`.
+        evidence_reason: Why there is no better evidence; null where there is none better.
         fail_mode: The fail mode: `open`, `closed` or `kernel-drop`.
         max_rate_pps: Packets a second above which the kernel leaves packets to the fail mode;
             0 for no limit.
@@ -152,6 +153,7 @@ class Status(Struct, frozen=True, kw_only=True):
     policy: ActingPolicy
     shadow: PolicyFacts | None
     evidence: str
+    evidence_reason: str | None
     fail_mode: str
     max_rate_pps: int
     rules: RulesStatus

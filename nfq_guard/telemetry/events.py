@@ -286,7 +286,19 @@ class Started(Event, frozen=True, kw_only=True, omit_defaults=True, tag="started
     config: Annotated[str, _text("Where the settings come from.")]
     policy: Annotated[str, _text("Digest of the policy.")]
     evidence: Annotated[Evidence, _text("Where flows are looked up.")]
+    evidence_reason: Annotated[str | None, _text("Why there is no better evidence.")] = None
     fail_mode: Annotated[str, _text("What happens to packets while no worker serves.")]
+
+
+@final
+class EvidenceChanged(Event, frozen=True, kw_only=True, omit_defaults=True, tag="evidence_changed"):
+    """Flows are looked up elsewhere from now on."""
+
+    level: ClassVar[Level] = "warning"
+    queue: Annotated[int, _text("Number of the queue.")]
+    before: Annotated[Evidence, _text("Where they were looked up.")]
+    evidence: Annotated[Evidence, _text("Where they are looked up.")]
+    evidence_reason: Annotated[str | None, _text("Why there is no better evidence.")] = None
 
 
 @final
@@ -654,6 +666,7 @@ class StoppedUnderLoad(Event, frozen=True, kw_only=True, tag="stopped_under_load
 EVENTS: Final[tuple[type[Event], ...]] = (
     PacketJudged,
     Started,
+    EvidenceChanged,
     Stopped,
     Counters,
     DaemonFailed,

@@ -62,7 +62,7 @@ class Fold:
         distances = self.distances
         if distances is None:
             breach = self.judgment.finding.breach
-            assert breach is not None  # noqa: S101 - the reason, of which the bound is one, is equal
+            assert breach is not None  # noqa: S101 - packets of one kind have one or have none
             if distance == breach.distance:
                 return True
             distances = self.distances = {breach.distance: self.count}
@@ -202,6 +202,8 @@ def kind_of(judgment: Judgment) -> Kind:
             numbers |= 3 << 41
         elif l4 is None:
             numbers |= 4 << 41
+    if judgment.finding.breach is not None:
+        numbers |= 1 << 44
     entry = -1
     evidence = 0
     if snapshot is not None:

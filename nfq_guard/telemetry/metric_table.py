@@ -74,6 +74,12 @@ QUEUE_COUNTERS: Final = (
     ),
     Metric(
         Kind.COUNTER,
+        "kernel_log_lost",
+        "Messages of the kernel's log of INVALID packets that did not reach the daemon.",
+        "messages",
+    ),
+    Metric(
+        Kind.COUNTER,
         "event_failures",
         "Events that were not written because of a bug of the daemon.",
         "events",
@@ -210,5 +216,12 @@ GAUGES: Final = (
         "seconds",
     ),
 )
-METRICS: Final = (JUDGED, *QUEUE_COUNTERS, *DAEMON_COUNTERS, *GAUGES)
+EVIDENCE: Final = Metric(
+    Kind.GAUGE,
+    "evidence",
+    "1 for where flows are looked up at present, 0 for the others.",
+    "",
+    ("queue", "evidence"),
+)
+METRICS: Final = (JUDGED, *QUEUE_COUNTERS, *DAEMON_COUNTERS, *GAUGES, EVIDENCE)
 """All metrics, in the order of the exposition."""

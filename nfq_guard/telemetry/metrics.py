@@ -9,13 +9,15 @@ import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from nfq_guard.engine import Judgment
 from nfq_guard.finding import Reason
+from nfq_guard.flow import Evidence
 from nfq_guard.policy.decision import Action
 from nfq_guard.telemetry.metric_table import (
     DAEMON_COUNTERS,
+    EVIDENCE,
     GAUGES,
     JUDGED,
     PREFIX,
@@ -23,6 +25,9 @@ from nfq_guard.telemetry.metric_table import (
     Kind,
     Metric,
 )
+
+# Without that of a replay.
+OF_KERNEL: Final = tuple(each for each in Evidence if each is not Evidence.REPLAY)
 
 if TYPE_CHECKING:
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -38,9 +43,13 @@ class Stats:
         rules: Packets by the rule that decided; bounded by the policies loaded so far.
         counters: By name; they never decrease.
         gauges: By name.
+        evidence: Where flows are looked up.
+        evidence_reason: Why there is no better evidence; None where there is none better.
     """
 
     def __init__(self) -> None:
+        self.evidence = Evidence.NONE
+        self.evidence_reason: str | None = None
         self.judged: dict[Reason, dict[Action, int]] = {
             reason: dict.fromkeys(Action, 0) for reason in Reason
         }
@@ -77,10 +86,14 @@ class Stats:
             "rules": self.rules,
             "counters": self.counters,
             "gauges": self.gauges,
+            "evidence": self.evidence,
+            "evidence_reason": self.evidence_reason,
         }
 
     def sum_of(self, base: "Stats", plain: dict[str, Any]) -> None:
-        """Set the numbers to the sum of `base` and `plain`; gauges are those of `plain`."""
+        """Set the numbers to the sum of `base` and `plain`; the rest is as in `plain`."""
+        self.evidence = Evidence(plain["evidence"])
+        self.evidence_reason = plain["evidence_reason"]
         for reason, by_action in self.judged.items():
             said = plain["judged"].get(reason.value, {})
             for action in by_action:
@@ -100,6 +113,8 @@ class Stats:
         copied = Stats()
         copied.sum_of(self, Stats().plain())
         copied.gauges = dict(self.gauges)
+        copied.evidence = self.evidence
+        copied.evidence_reason = self.evidence_reason
         return copied
 
     def _add(self, judgment: Judgment, packets: int) -> None:
@@ -169,6 +184,15 @@ class Exposition:
             yield family(
                 metric, [([queue], stats.gauges[metric.name]) for queue, stats in workers.items()]
             )
+
+        yield family(
+            EVIDENCE,
+            (
+                ([queue, evidence], float(stats.evidence is evidence))
+                for queue, stats in workers.items()
+                for evidence in OF_KERNEL
+            ),
+        )
 
     def text(self) -> bytes:
         """The exposition."""

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_15
-from nfq_guard.doctor import collect, evidence, interfaces, kernel, queue, sysctls, table
+from nfq_guard.doctor import evidence, interfaces, kernel, queue, sysctls, table
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.ours import ours
 from nfq_guard.firewall import Backend, Difference, Family, Kind
 from nfq_guard.flow import Evidence
+from nfq_guard.netlink.owner import runs_guard
 from nfq_guard.nfqueue.counters import QueueCounters
 from nfq_guard.probe.recognise import LIVE, Recognised
 
@@ -349,4 +350,4 @@ def test_our_own_rules() -> None:
     ],
 )
 def test_a_guard_is_recognised_by_its_command_line(line: str, ours: bool) -> None:
-    assert collect.runs_guard(line.split()) is ours
+    assert runs_guard(line.split()) is ours

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 import os
 
-from nfq_guard.nfqueue.counters import parse, process_of
+from nfq_guard.netlink.owner import process_of
+from nfq_guard.nfqueue.counters import parse
 
 
 def test_columns() -> None:

@@ -109,8 +109,8 @@ def test_all_mistakes_at_once() -> None:
         ("action", "heal", "action: expected drop, log or allow, found 'heal'"),
         (
             "evidence",
-            "kernel-log",
-            "expected one of bpf, ctnetlink, replay or none, found 'kernel-log'",
+            "procfs",
+            "expected one of bpf, kernel-log, ctnetlink, replay or none, found 'procfs'",
         ),
         ("action", "acept", "action: expected drop, log or allow, found 'acept'"),
         ("action", 1, "action: expected drop, log or allow, found 1"),

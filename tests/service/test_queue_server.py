@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.engine import Mode
-from nfq_guard.flow import Evidence
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.history import History
@@ -111,6 +110,16 @@ class FakeQueue:
         self._other.close()
 
 
+class UnchangingEvidence:
+    """Evidence that stays as it is."""
+
+    def begin(self) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
 class Served:
     """A server of a fake queue, its loop turned by the test."""
 
@@ -130,14 +139,13 @@ class Served:
                 verdicts=self.queue,
                 judge=self.judge,
                 stats=Stats(),
-                evidence=Evidence.NONE,
                 events=events,
                 sink=self.sink,
                 limiter=EventLimiter(interval_s=100, events_per_s=0),
                 budget=8,
             ),
             History(),
-            Evidence.NONE,
+            UnchangingEvidence(),
             events,
             self.loop,
             fail_open=fail_open,

@@ -41,7 +41,16 @@ def test_json_keys() -> None:
     table = encode(daemon_status(counters={"reloads": 0}))
     assert list(table) == [
         *("version", "pid", "mode", "since", "uptime_s", "config", "policy", "shadow", "evidence"),
-        *("fail_mode", "max_rate_pps", "rules", "queues", "reasons", "actions", "decided_by"),
+        *(
+            "evidence_reason",
+            "fail_mode",
+            "max_rate_pps",
+            "rules",
+            "queues",
+            "reasons",
+            "actions",
+            "decided_by",
+        ),
         *("reloads", "last_reload", "last_error"),
     ]
     assert set(table["policy"]) == {"source", "hash", "rules", "restart_for"}

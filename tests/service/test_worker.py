@@ -63,7 +63,6 @@ def worker(
         verdicts=queue,
         judge=engine,
         stats=Stats(),
-        evidence=Evidence.NONE,
         events=EventLog(sink, recording=recording),
         sink=sink,
         limiter=EventLimiter(interval_s=0, events_per_s=1000),

@@ -53,7 +53,13 @@ def begin(handle: WorkerHandle, pid: int) -> socket.socket:
 
 
 def ready() -> Ready:
-    return Ready(evidence=Evidence.NONE, socket_buffer_bytes=1, flags_refused=[], notes=[])
+    return Ready(
+        evidence=Evidence.NONE,
+        evidence_reason=None,
+        socket_buffer_bytes=1,
+        flags_refused=[],
+        notes=[],
+    )
 
 
 def test_a_worker_lives_while_it_serves_or_may_soon(

@@ -73,7 +73,6 @@ def worker(
         verdicts=VerdictSender(reader.socket, QUEUE),
         judge=Engine(policy=policy, flows=flows, mode=Mode.ENFORCE, drops_failures=drops),
         stats=Stats(),
-        evidence=flows.evidence,
         events=EventLog(sink),
         sink=sink,
         limiter=EventLimiter(interval_s=10, events_per_s=100),

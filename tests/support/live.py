@@ -53,19 +53,24 @@ class LiveConntrack:
         space: The namespace.
     """
 
-    def __init__(self, sysctls: Sysctls) -> None:
+    def __init__(self, sysctls: Sysctls, *, reads_log: bool = True) -> None:
         """Make it, set as `sysctls` say.
 
         Heeded are be_liberal, loose, ignore_invalid_rst, max_retrans, and the timeout of CLOSE.
+
+        Args:
+            sysctls: Of the namespace.
+            reads_log: Whether this reads the kernel's log, or leaves it to who is tested.
         """
         self._stack = ExitStack()
+        self._log: KernelLog | None = None
         try:
-            self._set_up(sysctls)
+            self._set_up(sysctls, reads_log=reads_log)
         except BaseException:
             self._stack.close()
             raise
 
-    def _set_up(self, sysctls: Sysctls) -> None:
+    def _set_up(self, sysctls: Sysctls, *, reads_log: bool) -> None:
         space = self._stack.enter_context(Namespace("live"))
         self.space = space
         with space.entered():
@@ -100,8 +105,9 @@ class LiveConntrack:
             space.run(restore, stdin=f"*mangle\n{rules}{drop_own}COMMIT\n")
         self._stack.enter_context(space.entered())
         # The log first: its module is loaded by that, and `speaking` needs it.
-        self._log = self._stack.enter_context(KernelLog())
-        self._stack.enter_context(speaking())
+        if reads_log:
+            self._log = self._stack.enter_context(KernelLog())
+            self._stack.enter_context(speaking())
         self.flows, _ = open_flows()
         self._stack.callback(self.flows.close)
         self.log_texts()
@@ -160,7 +166,7 @@ class LiveConntrack:
 
     def log_texts(self) -> list[tuple[str, bytes]]:
         """The kernel's log lines since the last call, each with its packet."""
-        return self._log.read()
+        return [] if self._log is None else self._log.read()
 
     def judge(self, octets: bytes) -> Seen:
         """Put one packet in, and collect all that the kernel says about it at once."""

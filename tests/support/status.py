@@ -44,6 +44,7 @@ def daemon_status(**changes: Any) -> Status:  # noqa: ANN401 - any field of a st
         policy=ActingPolicy(source="/etc/x", digest="0123456789abcdef", rules=2, restart_for=()),
         shadow=None,
         evidence="bpf",
+        evidence_reason=None,
         fail_mode="open",
         max_rate_pps=0,
         rules=rules_status(RulesState.CORRECT),

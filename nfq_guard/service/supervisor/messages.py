@@ -100,12 +100,14 @@ class Ready(_Message, frozen=True, tag="ready"):
         socket_buffer_bytes: Receive buffer of the queue's socket, as granted.
         flags_refused: Flags of the queue that the kernel does not know.
         evidence: Where flows are looked up.
+        evidence_reason: Why there is no better evidence; None where there is none better.
         notes: What an operator should know.
     """
 
     socket_buffer_bytes: int
     flags_refused: list[str]
     evidence: Evidence
+    evidence_reason: str | None
     notes: list[str]
 
 
@@ -131,6 +133,8 @@ class Numbers(_Message, frozen=True, tag="numbers"):
         rules: Packets by rule.
         counters: By name.
         gauges: By name.
+        evidence: Where flows are looked up.
+        evidence_reason: Why there is no better evidence.
         messages_refused: Orders that were dropped.
         last_error: The last event of level error.
     """
@@ -139,6 +143,8 @@ class Numbers(_Message, frozen=True, tag="numbers"):
     rules: dict[str, int]
     counters: dict[str, int]
     gauges: dict[str, float]
+    evidence: Evidence
+    evidence_reason: str | None
     messages_refused: int
     last_error: dict[str, object] | None
 

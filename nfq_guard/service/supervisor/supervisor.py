@@ -31,7 +31,6 @@ from nfq_guard.errors import (
     UnavailableError,
     UsageError,
 )
-from nfq_guard.flow import Evidence
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.limited_event import LimitedEvent
@@ -140,7 +139,6 @@ class Supervisor:
             events: The log of the daemon.
             sink: Writes the lines of all processes.
         """
-        self.evidence = Evidence.NONE
         self._handles = [WorkerHandle(number) for number in queues]
         self._loaded = loaded
         self._read = read
@@ -363,7 +361,6 @@ class Supervisor:
                 handle.serving(report)
                 order = SetMode(mode=self._mode, unjudged_mark=self._unjudged_mark)
                 self._insist(handle, order)
-                self.evidence = report.evidence
                 if handle.restarts == 0 and handle is self._handles[0]:
                     for note in report.notes:
                         self._events.emit(Note(text=note))

@@ -97,6 +97,8 @@ class WorkerHandle:
     def serving(self, ready: Ready) -> None:
         """Note that the queue is served."""
         self.ready = ready
+        self.stats.evidence = ready.evidence
+        self.stats.evidence_reason = ready.evidence_reason
         self.state = WorkerState.SERVING
         self._serving_since = time.monotonic()
 

@@ -109,7 +109,8 @@ class WorkerProcess:
             Ready(
                 socket_buffer_bytes=serving.queue.socket_buffer_bytes,
                 flags_refused=serving.queue.refused,
-                evidence=serving.evidence,
+                evidence=serving.worker.stats.evidence,
+                evidence_reason=serving.worker.stats.evidence_reason,
                 notes=notes,
             )
         )

@@ -2,7 +2,7 @@
 """The interface of the parts that serve queues, and the one that serves in this process."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol, final
@@ -67,12 +67,15 @@ class ServedQueues:
     flags_refused: list[str] | None = None
 
 
+def least_evidence(queues: Sequence[QueueState]) -> tuple[Evidence, str | None]:
+    """Where the flows of that queue are looked up which has the least; and why not better."""
+    ranks = list(Evidence)
+    stats = max((queue.stats for queue in queues), key=lambda each: ranks.index(each.evidence))
+    return stats.evidence, stats.evidence_reason
+
+
 class Workers(Protocol):
     """Serves all queues of the daemon; every call is from the daemon's loop."""
-
-    @property
-    def evidence(self) -> Evidence:
-        """Where flows are looked up."""
 
     @property
     def messages_refused(self) -> int:
@@ -128,7 +131,6 @@ class InProcess:
 
     def __init__(self, server: QueueServer) -> None:
         """Serve nothing before `begin`."""
-        self.evidence = server.evidence
         self._server = server
 
     def begin(self, started_at: float) -> ServedQueues:

@@ -10,13 +10,14 @@ from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flows.libbpf import Program
-from nfq_guard.flows.open import open_flows
+from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.firewall_spec import unjudged_mark
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.settings import Settings
+from nfq_guard.service.worker.evidence import EvidenceFollower
 from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.offload import open_offloader
 from nfq_guard.service.worker.queue_server import QueueServer
@@ -58,10 +59,16 @@ def open_queue(
     """
     fail_open = settings.fail_mode == "open"
     with ExitStack() as stack:
-        flows, unavailable = open_flows(settings.zones, instance, ahead)
-        stack.callback(flows.close)
-        if unavailable is not None:
-            notes.append(unavailable)
+        source = EvidenceSource(
+            settings.evidence,
+            zones=settings.zones,
+            instance=instance,
+            ahead=ahead,
+            queues=len(settings.queue_numbers),
+        )
+        stack.callback(source.close)
+        if source.reason is not None:
+            notes.append(source.reason)
         reader = QueueReader(
             queue_num,
             queue_length=settings.queue_length,
@@ -72,7 +79,8 @@ def open_queue(
         stack.callback(reader.close)
         engine = Engine(
             policy=policy,
-            flows=flows,
+            flows=source.flows,
+            log=source.log,
             mode=settings.mode,
             kernel=rules_of(os.uname().release),
             sysctls=_sysctls(),
@@ -86,7 +94,6 @@ def open_queue(
             verdicts=VerdictSender(reader.socket, queue_num),
             judge=engine,
             stats=stats,
-            evidence=flows.evidence,
             events=events,
             sink=sink,
             limiter=EventLimiter(
@@ -101,7 +108,7 @@ def open_queue(
             reader,
             worker,
             history,
-            flows.evidence,
+            EvidenceFollower(source, engine, stats, queue_num, events, loop),
             events,
             loop,
             fail_open=fail_open,

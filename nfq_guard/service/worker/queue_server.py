@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import Mode
-from nfq_guard.flow import Evidence
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.history import History
@@ -41,6 +40,16 @@ class BoundQueue(Protocol):
 
     def set_fail_open(self, *, on: bool) -> None:
         """Choose whether packets pass when the queue is full."""
+
+
+class FollowedEvidence(Protocol):
+    """The part of `evidence.EvidenceFollower` that a server uses."""
+
+    def begin(self) -> None:
+        """Follow changes of the evidence."""
+
+    def end(self) -> None:
+        """Follow them no more."""
 
 
 @final
@@ -82,7 +91,6 @@ class QueueServer:
         queue: The bound queue.
         worker: Processes its packets.
         history: The events of its packets by flow.
-        evidence: Where its flows are looked up.
     """
 
     def __init__(
@@ -90,7 +98,7 @@ class QueueServer:
         queue: BoundQueue,
         worker: Worker,
         history: History,
-        evidence: Evidence,
+        evidence: FollowedEvidence,
         events: EventLog,
         loop: Loop,
         *,
@@ -103,7 +111,7 @@ class QueueServer:
             queue: The bound queue.
             worker: Processes its packets.
             history: Keeps the events of `worker` by flow.
-            evidence: Where its flows are looked up.
+            evidence: Follows changes of where its flows are looked up.
             events: The log of events.
             loop: The loop that calls the worker.
             fail_open: Whether packets pass when the queue is full; in dry-run they always do.
@@ -112,7 +120,7 @@ class QueueServer:
         self.queue = queue
         self.worker = worker
         self.history = history
-        self.evidence = evidence
+        self._evidence = evidence
         self._events = events
         self._loop = loop
         self._fail_open = fail_open
@@ -124,6 +132,7 @@ class QueueServer:
         self._loop.watch(self.queue.fileno(), self.worker.process_batch)
         self._loop.every(_TICK_S, self.worker.tick)
         self._loop.every(_TICK_S, self._garbage.tick)
+        self._evidence.begin()
         self.set_mode(self.worker.mode, self.worker.unjudged_mark)
         self.worker.process_batch()  # reads the kernel's responses to the queue's flags
         self._garbage.begin()
@@ -160,6 +169,7 @@ class QueueServer:
             if over:
                 break
         self._garbage.end()
+        self._evidence.end()
         self.worker.refresh()
         self._opened.close()
         self.worker.close(time.monotonic())

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
 from nfq_guard.engine import Judgment, Mode
-from nfq_guard.flow import Evidence, FlowKey
+from nfq_guard.flow import FlowKey
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
@@ -94,7 +94,6 @@ class Worker:
         verdicts: Verdicts,
         judge: Judge,
         stats: Stats,
-        evidence: Evidence,
         events: EventLog,
         sink: LineSink,
         limiter: EventLimiter,
@@ -110,7 +109,6 @@ class Worker:
             verdicts: Sends verdicts to the kernel.
             judge: Judges the packets; its mode and its policy may change between two batches.
             stats: Holds the counters of the queue.
-            evidence: Where `judge` looks flows up.
             events: The log of events.
             sink: Writes the lines of `events`, once a batch.
             limiter: Limits the events of packets.
@@ -124,7 +122,6 @@ class Worker:
         self._verdicts = verdicts
         self._judge = judge
         self._safe_judge = SafeJudge(judge, report=self._report)
-        self._evidence = evidence
         self._events = events
         self._sinks = [sink] if events.recording is None else [sink, events.recording.sink]
         self._limiter = limiter
@@ -292,7 +289,7 @@ class Worker:
                     judgment,
                     mode=self._judge.mode,
                     queue_num=self._reader.queue_num,
-                    evidence=self._evidence,
+                    evidence=self.stats.evidence,
                     when=timestamp(epoch + fold.last),
                     count=fold.count,
                     first=timestamp(epoch + fold.first) if fold.count > 1 else None,

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""Has conntrack log INVALID packets to NFLOG, and restores the sysctls that this takes.
+
+Root sets the sysctls before the daemon starts, or the daemon itself where it runs as root. What
+they were is in a file that only root can write, one a network namespace, until they are restored:
+at the stop, or, after a crash, by the next start. A host that logs INVALID packets already, or has
+another reader of NFLOG, is left alone.
+"""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nfq_guard.conntrack.kernel_rules import guess_rules
+from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows
+from nfq_guard.flows.kernel_log import GROUP, KernelLog
+from nfq_guard.netlink.owner import UNKNOWN, is_guard, reader_of_log
+
+FOLDER: Final = Path("/run/nfq-guard-kernel-log")
+SYSCTLS: Final = Path("/proc/sys/net/netfilter")
+_NAMESPACE: Final = Path("/proc/thread-self/ns/net")
+
+_LOG_INVALID: Final = "nf_conntrack_log_invalid"
+_LOGGER: Final = "nfnetlink_log"
+# Of every protocol.
+_ALL: Final = "255"
+_OFF: Final = "0"
+# In the order in which they are set: the log goes on last, and off first.
+_WANTED: Final = {"nf_log/2": _LOGGER, "nf_log/10": _LOGGER, _LOG_INVALID: _ALL}
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """The file of a network namespace.
+
+    Attributes:
+        instance: The daemon for which the sysctls are set.
+        before: What each of them was.
+    """
+
+    instance: str
+    before: dict[str, str]
+
+
+def turn_on(instance: str) -> None:
+    """Have the kernel log, for the daemon `instance` in this network namespace.
+
+    Raises:
+        NfqGuardError: It is not done, and nothing is changed; the message says why.
+    """
+    _require_folder()
+    # Loads the module of conntrack, without which it has no sysctls.
+    CtnetlinkFlows((0,)).close()
+    record = _read()
+    try:
+        # The group first: its module has the logger, and nobody else must get our log.
+        group = KernelLog(guess_rules(os.uname().release), is_on)
+    except BusyError:
+        holder = reader_of_log(GROUP) or UNKNOWN
+        if is_guard(holder):
+            if record is not None and record.instance == instance and is_on():
+                return  # for a daemon that runs already
+        elif record is not None:
+            _restore(record)
+        raise BusyError(
+            f"the kernel's log is left alone: {holder} reads NFLOG group {GROUP}"
+        ) from None
+    with group:
+        if record is not None:
+            _restore(record)  # of a daemon that was killed
+            _require_folder()
+        _change(instance)
+
+
+def turn_off(instance: str) -> None:
+    """Restore the sysctls that `turn_on` changed for `instance`, if it did.
+
+    Those that another program has changed since stay as they are.
+
+    Raises:
+        UnavailableError: The kernel refused.
+    """
+    record = _read()
+    if record is not None and record.instance == instance:
+        _restore(record)
+
+
+def obstacle(instance: str) -> str | None:
+    """Why the kernel does not log for the daemon `instance`; None if it does."""
+    record = _read()
+    if record is None:
+        return "the kernel's log is not turned on: `nfq-guard prepare` as root does that"
+    if record.instance != instance:
+        return f"the kernel's log is turned on for another daemon, {record.instance}"
+    for name in _differing():
+        return f"another program has set net.netfilter.{name.replace('/', '.')} to {_now(name)}"
+    return None
+
+
+def is_on() -> bool:
+    """Whether the kernel logs every INVALID packet to NFLOG."""
+    return not _differing()
+
+
+def _change(instance: str) -> None:
+    before = {name: _now(name) for name in _WANTED}
+    if before[_LOG_INVALID] != _OFF:
+        raise BusyError(
+            f"the kernel's log is left alone: net.netfilter.{_LOG_INVALID} is "
+            f"{before[_LOG_INVALID]} already"
+        )
+    record = _Record(instance, before)
+    _write(record)
+    try:
+        for name, value in _WANTED.items():
+            (SYSCTLS / name).write_text(value, encoding="ascii")
+    except OSError as error:
+        with suppress(NfqGuardError):
+            _restore(record)
+        raise UnavailableError(f"the kernel's log cannot be turned on: {error}") from None
+
+
+def _restore(record: _Record) -> None:
+    for name in reversed(_WANTED):
+        before = record.before.get(name)
+        if before is None or _now(name) != _WANTED[name]:
+            continue
+        try:
+            (SYSCTLS / name).write_text(before, encoding="ascii")
+        except OSError as error:
+            raise UnavailableError(f"{SYSCTLS / name} cannot be restored: {error}") from None
+    _path().unlink(missing_ok=True)
+    # Where another network namespace has a file, the directory stays.
+    with suppress(OSError):
+        FOLDER.rmdir()
+
+
+def _differing() -> list[str]:
+    """The sysctls that are not as the log takes them."""
+    return [name for name, value in _WANTED.items() if _now(name) != value]
+
+
+def _now(name: str) -> str:
+    """The value of a sysctl; empty where it cannot be read."""
+    try:
+        return (SYSCTLS / name).read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _path() -> Path:
+    return FOLDER / str(_NAMESPACE.stat().st_ino)
+
+
+def _require_folder() -> None:
+    if os.geteuid() != 0:
+        raise PrivilegeError("turning on the kernel's log takes root")
+    try:
+        FOLDER.mkdir(mode=0o755, exist_ok=True)
+        if FOLDER.lstat().st_uid != 0:
+            raise UnavailableError(f"{FOLDER} belongs to another user")
+        FOLDER.chmod(0o755)
+    except OSError as error:
+        raise UnavailableError(f"{FOLDER} cannot be made: {error.strerror}") from None
+
+
+def _read() -> _Record | None:
+    """The file of this network namespace; None without one that only root can write."""
+    try:
+        status = FOLDER.lstat()
+        if status.st_uid != 0 or not stat.S_ISDIR(status.st_mode) or status.st_mode & 0o022:
+            return None
+        return msgspec.json.decode(_path().read_bytes(), type=_Record)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def _write(record: _Record) -> None:
+    try:
+        path = _path()
+        new = path.with_suffix(".new")
+        new.write_bytes(msgspec.json.encode(record))
+        new.chmod(0o644)
+        new.rename(path)
+    except OSError as error:
+        raise UnavailableError(f"{FOLDER} cannot be written: {error.strerror}") from None

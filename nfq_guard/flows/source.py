@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+"""Chooses the evidence of a queue, and follows the host's changes while the queue is served."""
+
+import os
+from collections.abc import Sequence
+from typing import Final, final
+
+from nfq_guard.conntrack.kernel_rules import guess_rules
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.flow import Evidence, EvidenceChoice
+from nfq_guard.flows import log_settings
+from nfq_guard.flows.kernel_log import KernelLog
+from nfq_guard.flows.libbpf import Program
+from nfq_guard.flows.open import NO_WINDOW, open_lookup
+
+_CHOSEN: Final = "chosen by the setting `evidence`"
+
+
+@final
+class EvidenceSource:
+    """The evidence of one queue.
+
+    Attributes:
+        flows: Looks flows up.
+        log: The kernel's log, where `flows` has no window and the kernel logs; else None.
+        reason: Why there is no better evidence; None where there is none better.
+    """
+
+    def __init__(
+        self,
+        choice: EvidenceChoice,
+        *,
+        zones: Sequence[int],
+        instance: str,
+        ahead: Program | str | None = None,
+        queues: int = 1,
+    ) -> None:
+        """Open the best evidence of this host that `choice` allows.
+
+        Args:
+            choice: The setting.
+            zones: As `open_lookup` takes them.
+            instance: As `open_lookup` takes it.
+            ahead: As `open_lookup` takes it.
+            queues: Number of the daemon's queues. The log has one reader, so it serves one queue.
+        """
+        self._instance = instance
+        self._queues = queues
+        self._wants_log = choice in {"auto", "kernel-log"}
+        self.log: KernelLog | None = None
+        if choice in {"auto", "bpf"}:
+            self.flows, without = open_lookup(zones, instance, ahead)
+        else:
+            if isinstance(ahead, Program):
+                ahead.close()
+            self.flows, without = open_lookup(zones, ahead=_CHOSEN)
+        self._without = without
+        self.reason = without
+        self.follow()
+
+    @property
+    def evidence(self) -> Evidence:
+        """Where flows are looked up."""
+        return self.flows.evidence if self.log is None else Evidence.KERNEL_LOG
+
+    def follow(self) -> None:
+        """Set `log` and `reason` as the host is by now; the caller closes a log that is no more."""
+        if self.flows.evidence is not Evidence.CTNETLINK:
+            self.log = None
+            return
+        obstacle = self._use_log() if self._wants_log else None
+        what = NO_WINDOW if self.log is not None else f"{NO_WINDOW}, only state and translation"
+        self.reason = f"{what}: {self._without}" + ("" if obstacle is None else f"; {obstacle}")
+
+    def _use_log(self) -> str | None:
+        """Open or keep the log, or give it up; the reason why there is none, None if there is."""
+        if self._queues > 1:
+            return "the kernel's log serves one queue only"
+        obstacle = log_settings.obstacle(self._instance)
+        if obstacle is not None:
+            self.log = None
+        elif self.log is None:
+            try:
+                self.log = KernelLog(guess_rules(os.uname().release), log_settings.is_on)
+            except NfqGuardError as error:
+                return str(error)
+        return obstacle
+
+    def close(self) -> None:
+        """Close everything."""
+        if self.log is not None:
+            self.log.close()
+        self.flows.close()

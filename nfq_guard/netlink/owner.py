@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: MIT
+"""The process that holds a netfilter socket."""
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from nfq_guard.netlink.messages import NETLINK_NETFILTER
+
+# Of the calling thread's network namespace, not of the process's first thread.
+_SOCKETS: Final = Path("/proc/thread-self/net/netlink")
+_LOG_GROUPS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_log")
+UNKNOWN: Final = "unknown process"
+
+
+def process_of(port_id: int) -> str:
+    """The process that holds the netfilter socket of a port id, for example `suricata (pid 711)`.
+
+    A port id is often, but not always, a process id. The socket's inode is looked up among the open
+    files of all processes whose files are visible.
+    """
+    inode = _inode(port_id)
+    if inode:
+        wanted = f"socket:[{inode}]"
+        for process in Path("/proc").iterdir():
+            if process.name.isdigit() and _holds(process, wanted):
+                try:
+                    name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
+                except OSError:
+                    continue
+                return f"{name} (pid {process.name})"
+    return UNKNOWN
+
+
+def _inode(port_id: int) -> str:
+    try:
+        lines = _SOCKETS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return ""
+    for line in lines[1:]:
+        columns = line.split()
+        if columns[1] == str(NETLINK_NETFILTER) and columns[2] == str(port_id):
+            return columns[9]
+    return ""
+
+
+def _holds(process: Path, wanted: str) -> bool:
+    try:
+        return any(str(entry.readlink()) == wanted for entry in (process / "fd").iterdir())
+    except OSError:  # the process ended, or its files are not visible
+        return False
+
+
+def reader_of_log(group: int) -> str | None:
+    """The process that reads an NFLOG group; None if it is not read, or that is not visible."""
+    try:
+        lines = _LOG_GROUPS.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        columns = line.split()
+        if columns[0] == str(group):
+            return process_of(int(columns[1]))
+    return None
+
+
+def is_guard(owner: str) -> bool:
+    """Whether an owner, formatted by `process_of`, is a guard."""
+    match = re.search(r"\(pid (\d+)\)$", owner)
+    if match is None:
+        return False
+    try:
+        line = Path("/proc", match[1], "cmdline").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # it has ended
+        return False
+    return runs_guard(line.split("\0"))
+
+
+def runs_guard(argv: Sequence[str]) -> bool:
+    """Whether a command line runs nfq_guard: the script, or the package through `python -m`."""
+    if any(Path(argument).name == "nfq-guard" for argument in argv[:2]):
+        return True
+    return any(
+        option == "-m" and module.partition(".")[0] == "nfq_guard"
+        for option, module in pairwise(argv)
+    )
