@@ -42,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     firewall = firewall_of(reading.settings)
     policy = compile_policy(reading.config.model) if reading.config is not None else None
     counts: Counter[Status] = Counter()
-    for check in chain([_configuration(reading)], examine(firewall, policy)):
+    for check in chain(
+        [_configuration(reading)], examine(firewall, policy, reading.settings.evidence)
+    ):
         counts[check.status] += 1
         sys.stdout.write(_json(check) if args.format == "json" else check_text(check))
     if args.format == "text":

@@ -6,7 +6,7 @@ from typing import Final
 
 from nfq_guard.capabilities import BPF, NET_ADMIN, NET_RAW, PERFMON
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
-from nfq_guard.flow import Evidence
+from nfq_guard.flow import Evidence, EvidenceChoice
 
 _WANTED: Final = {"CAP_NET_ADMIN": NET_ADMIN, "CAP_PERFMON": PERFMON, "CAP_BPF": BPF}
 
@@ -41,12 +41,40 @@ def capabilities(effective: int) -> Iterator[Check]:
         )
 
 
-def evidence(best: Evidence, unavailable_reason: str | None) -> Check:
-    """The best evidence that could be opened, and why nothing better could."""
-    if best is Evidence.BPF:
+def evidence(
+    best: Evidence, unavailable_reason: str | None, choice: EvidenceChoice, no_log: str | None
+) -> Check:
+    """The evidence that a daemon has, and why it has nothing better.
+
+    Args:
+        best: The best lookup that could be opened.
+        unavailable_reason: Why nothing better could.
+        choice: The setting `evidence`.
+        no_log: Why the kernel's log cannot be used; None if it can.
+    """
+    if best is Evidence.BPF and choice in {"auto", "bpf"}:
         return ok("evidence", "the kernel's own window of a flow can be read (bpf)")
     what = unavailable_reason or "reason unknown"
     todo = "provide what is missing"
     if best is Evidence.NONE:
         return problem("evidence", what, todo)
-    return warning("evidence", f"best evidence is {best}: {what}", todo)
+    if choice == "ctnetlink":
+        return note(
+            "evidence", "state and translation of a flow, by the setting `evidence` (ctnetlink)"
+        )
+    if best is Evidence.BPF:
+        what = "the setting `evidence` leaves the kernel's window out"
+        todo = 'set evidence = "auto"'
+    if choice == "bpf":
+        return warning("evidence", f"best evidence is {best}: {what}", todo)
+    if no_log is not None:
+        return warning(
+            "evidence",
+            f"best evidence is ctnetlink: {what}; the kernel's log cannot be used either: {no_log}",
+            todo,
+        )
+    return note(
+        "evidence",
+        f"the reason of a packet comes from the kernel's log (kernel-log): {what}",
+        todo,
+    )

@@ -30,7 +30,10 @@ from nfq_guard.doctor.host_rules import HostRules
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Backend, Difference, FailMode, Firewall
 from nfq_guard.firewall.saved import Saved
-from nfq_guard.flows.open import open_flows
+from nfq_guard.flow import EvidenceChoice
+from nfq_guard.flows import log_settings
+from nfq_guard.flows.open import open_lookup
+from nfq_guard.flows.source import ONE_QUEUE
 from nfq_guard.netlink.owner import is_guard, process_of
 from nfq_guard.nfqueue import counters
 from nfq_guard.policy.decision import Policy
@@ -40,18 +43,26 @@ from nfq_guard.probe.recognise import Recognised, recognise
 _CONNTRACK: Final = collect.SYSCTLS / "netfilter"
 
 
-def examine(firewall: Firewall, policy: Policy | None = None) -> Iterator[Check]:
+def examine(
+    firewall: Firewall, policy: Policy | None = None, choice: EvidenceChoice = "auto"
+) -> Iterator[Check]:
     """Run every check.
 
     Args:
         firewall: Our rules as configured.
+        choice: The setting `evidence`.
         policy: The policy as configured; None where it has mistakes.
     """
     rules = host_rules.read()
     proxied = synproxy.used(rules.tables)
-    yield from _kernel()
-    yield from _evidence()
-    yield from sysctls.sysctls(collect.sysctl_values(), synproxy=proxied)
+    files = modules.KernelFiles.read(Path("/"), os.uname().release)
+    yield from _kernel(files)
+    yield from _evidence(
+        files, choice, queues=firewall.spec.last_queue - firewall.spec.first_queue + 1
+    )
+    yield from sysctls.sysctls(
+        collect.sysctl_values(), synproxy=proxied, logs_for=log_settings.logs_for()
+    )
     yield from sysctls.reverse_path(collect.reverse_path_filters())
     yield from _table()
     yield from _rules(firewall, rules)
@@ -63,12 +74,11 @@ def examine(firewall: Firewall, policy: Policy | None = None) -> Iterator[Check]
     yield from _interfaces()
 
 
-def _kernel() -> Iterator[Check]:
+def _kernel(files: modules.KernelFiles) -> Iterator[Check]:
     release = os.uname().release
     found = _ask_kernel()
     yield kernel.rules(release, found)
     yield kernel.reasons(release, found)
-    files = modules.KernelFiles.read(Path("/"), release)
     yield from modules.features(files)
     present = (collect.NET / "netfilter" / "nfnetlink_queue").exists()
     yield modules.queues(files, present=present)
@@ -83,13 +93,23 @@ def _ask_kernel() -> Recognised | str:
         return str(error)
 
 
-def _evidence() -> Iterator[Check]:
+def _evidence(
+    files: modules.KernelFiles, choice: EvidenceChoice, *, queues: int
+) -> Iterator[Check]:
     yield from evidence.capabilities(capabilities.effective())
-    flows, unavailable_reason = open_flows()
+    flows, why = open_lookup()
     try:
-        yield evidence.evidence(flows.evidence, unavailable_reason)
+        yield evidence.evidence(flows.evidence, why, choice, _no_log(files, queues))
     finally:
         flows.close()
+
+
+def _no_log(files: modules.KernelFiles, queues: int) -> str | None:
+    """Why the kernel's log cannot be used as evidence; None if it can."""
+    if queues > 1:
+        return ONE_QUEUE
+    missing = files.unavailable(modules.KERNEL_LOG)
+    return log_settings.unfit() if missing is None else missing[0]
 
 
 def _table() -> Iterator[Check]:

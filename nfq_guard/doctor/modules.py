@@ -42,6 +42,9 @@ NEEDED: Final = (
     Feature("CONFIG_NETFILTER_XT_TARGET_NFQUEUE", "xt_NFQUEUE", "iptables target NFQUEUE"),
     Feature("CONFIG_NETFILTER_XT_MATCH_CONNTRACK", "xt_conntrack", "iptables match on ctstate"),
 )
+KERNEL_LOG: Final = Feature(
+    "CONFIG_NETFILTER_NETLINK_LOG", "nfnetlink_log", "log of INVALID packets to user space"
+)
 _NFT_QUEUE: Final = Feature("CONFIG_NFT_QUEUE", "nft_queue", "native nft rules that queue")
 
 # By the ID or ID_LIKE of /etc/os-release: the package that has the modules which are not in the

@@ -26,17 +26,23 @@ KEYS: Final = (
 """The sysctls to read, without their prefix `net.`; a kernel may lack some."""
 
 
-def sysctls(values: Mapping[str, str], *, synproxy: bool = False) -> Iterator[Check]:
+def sysctls(
+    values: Mapping[str, str], *, synproxy: bool = False, logs_for: str | None = None
+) -> Iterator[Check]:
     """One check for each sysctl that matters.
 
     Args:
         values: Values by key of `KEYS`; absent where the kernel lacks the sysctl.
         synproxy: Whether a rule of the host uses SYNPROXY.
+        logs_for: The daemon for which the kernel logs INVALID packets; None if that is not so.
     """
     yield _be_liberal(values)
     yield from _loose(values, synproxy=synproxy)
     yield from _checksum(values)
-    yield from _logging(values)
+    if logs_for is None:
+        yield from _logging(values)
+    else:
+        yield ok("sysctl.log_invalid", f"the kernel logs INVALID packets to the daemon {logs_for}")
     if values.get(f"{_CONNTRACK}tcp_ignore_invalid_rst", "0") != "0":
         yield note(
             "sysctl.ignore_invalid_rst",

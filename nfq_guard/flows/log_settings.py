@@ -106,6 +106,25 @@ def is_on() -> bool:
     return not _differing()
 
 
+def logs_for() -> str | None:
+    """The daemon for which the kernel logs; None if it does not, or on another's behalf."""
+    record = _read()
+    return record.instance if record is not None and is_on() else None
+
+
+def unfit() -> str | None:
+    """Why the kernel's log could not be turned on here; None if it could, or is on already."""
+    if logs_for() is not None:
+        return None
+    now = _now(_LOG_INVALID)
+    if now not in {"", _OFF}:
+        return f"net.netfilter.{_LOG_INVALID} is {now} already"
+    holder = reader_of_log(GROUP)
+    if holder is not None and not is_guard(holder):
+        return f"{holder} reads NFLOG group {GROUP}"
+    return None
+
+
 def _change(instance: str) -> None:
     before = {name: _now(name) for name in _WANTED}
     if before[_LOG_INVALID] != _OFF:

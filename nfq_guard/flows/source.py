@@ -13,6 +13,7 @@ from nfq_guard.flows.kernel_log import KernelLog
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import NO_WINDOW, open_lookup
 
+ONE_QUEUE: Final = "the kernel's log serves one queue only"
 _CHOSEN: Final = "chosen by the setting `evidence`"
 
 
@@ -75,7 +76,7 @@ class EvidenceSource:
     def _use_log(self) -> str | None:
         """Open or keep the log, or give it up; the reason why there is none, None if there is."""
         if self._queues > 1:
-            return "the kernel's log serves one queue only"
+            return ONE_QUEUE
         obstacle = log_settings.obstacle(self._instance)
         if obstacle is not None:
             self.log = None

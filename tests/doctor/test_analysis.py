@@ -11,7 +11,7 @@ from nfq_guard.doctor import evidence, interfaces, kernel, queue, sysctls, table
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.ours import ours
 from nfq_guard.firewall import Backend, Difference, Family, Kind
-from nfq_guard.flow import Evidence
+from nfq_guard.flow import Evidence, EvidenceChoice
 from nfq_guard.netlink.owner import runs_guard
 from nfq_guard.nfqueue.counters import QueueCounters
 from nfq_guard.probe.recognise import LIVE, Recognised
@@ -83,12 +83,36 @@ def test_capabilities(mask: int, status: Status) -> None:
     assert "capabilities.net_raw" not in checks
 
 
-def test_evidence() -> None:
-    assert evidence.evidence(Evidence.BPF, None).status is Status.OK
-    lacking = evidence.evidence(Evidence.CTNETLINK, "CAP_BPF is missing")
-    assert lacking.status is Status.WARNING
-    assert "CAP_BPF" in lacking.what
-    assert evidence.evidence(Evidence.NONE, "nothing").status is Status.PROBLEM
+@pytest.mark.parametrize(
+    ("best", "choice", "no_log", "status", "words"),
+    [
+        (Evidence.BPF, "auto", None, Status.OK, "(bpf)"),
+        (Evidence.BPF, "bpf", "ulogd", Status.OK, "(bpf)"),
+        (Evidence.CTNETLINK, "auto", None, Status.NOTE, "(kernel-log): CAP_BPF is missing"),
+        (
+            Evidence.CTNETLINK,
+            "auto",
+            "ulogd",
+            Status.WARNING,
+            "CAP_BPF is missing; the kernel's log",
+        ),
+        (Evidence.CTNETLINK, "bpf", None, Status.WARNING, "is ctnetlink: CAP_BPF is missing"),
+        (Evidence.CTNETLINK, "ctnetlink", None, Status.NOTE, "by the setting"),
+        (Evidence.BPF, "ctnetlink", None, Status.NOTE, "by the setting"),
+        (Evidence.BPF, "kernel-log", None, Status.NOTE, "(kernel-log): the setting"),
+        (Evidence.BPF, "kernel-log", "ulogd", Status.WARNING, "cannot be used either: ulogd"),
+        (Evidence.NONE, "auto", None, Status.PROBLEM, "CAP_BPF is missing"),
+    ],
+)
+def test_evidence(
+    best: Evidence, choice: EvidenceChoice, no_log: str | None, status: Status, words: str
+) -> None:
+    found = evidence.evidence(best, "CAP_BPF is missing", choice, no_log)
+    assert found.status is status
+    assert words in found.what
+
+
+def test_no_capability() -> None:
     assert "capabilities.net_raw" in by_id(evidence.capabilities(0))
 
 
@@ -151,6 +175,12 @@ def test_the_destination_of_the_kernels_log() -> None:
     assert "TCP" in check.what
     assert "IPv4 to nf_log_syslog, IPv6 to NONE" in check.what
     assert "kernel log" in check.todo
+
+
+def test_the_log_of_the_daemon_is_not_to_be_turned_off() -> None:
+    values = PLAIN | {"netfilter.nf_conntrack_log_invalid": "255"}
+    check = by_id(sysctls.sysctls(values, logs_for="nfq-guard"))["sysctl.log_invalid"]
+    assert (check.status, check.todo) == (Status.OK, "")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_on_and_off(before: dict[str, str], folder: Path) -> None:
     assert values() == ON
     assert log_settings.is_on()
     assert log_settings.obstacle("one") is None
+    assert (log_settings.logs_for(), log_settings.unfit()) == ("one", None)
     (file,) = folder.iterdir()
     assert file.name == str(Path("/proc/thread-self/ns/net").stat().st_ino)
     assert [file.stat().st_mode & 0o777, folder.stat().st_mode & 0o777] == [0o644, 0o755]
@@ -119,6 +120,7 @@ def test_a_host_that_logs_is_left_alone(before: dict[str, str], folder: Path) ->
         log_settings.turn_on("one")
     assert values() == before | {"nf_conntrack_log_invalid": "6"}
     assert list(folder.iterdir()) == []
+    assert log_settings.unfit() == "net.netfilter.nf_conntrack_log_invalid is 6 already"
     log_settings.turn_off("one")
     assert values()["nf_conntrack_log_invalid"] == "6"
 
