@@ -52,7 +52,8 @@ def turn_on(instance: str) -> None:
     Raises:
         NfqGuardError: It is not done, and nothing is changed; the message says why.
     """
-    _require_folder()
+    if os.geteuid() != 0:
+        raise PrivilegeError("turning on the kernel's log takes root")
     # Loads the module of conntrack, without which it has no sysctls.
     CtnetlinkFlows((0,)).close()
     record = _read()
@@ -72,7 +73,6 @@ def turn_on(instance: str) -> None:
     with group:
         if record is not None:
             _restore(record)  # of a daemon that was killed
-            _require_folder()
         _change(instance)
 
 
@@ -175,18 +175,6 @@ def _path() -> Path:
     return FOLDER / str(_NAMESPACE.stat().st_ino)
 
 
-def _require_folder() -> None:
-    if os.geteuid() != 0:
-        raise PrivilegeError("turning on the kernel's log takes root")
-    try:
-        FOLDER.mkdir(mode=0o755, exist_ok=True)
-        if FOLDER.lstat().st_uid != 0:
-            raise UnavailableError(f"{FOLDER} belongs to another user")
-        FOLDER.chmod(0o755)
-    except OSError as error:
-        raise UnavailableError(f"{FOLDER} cannot be made: {error.strerror}") from None
-
-
 def _read() -> _Record | None:
     """The file of this network namespace; None without one that only root can write."""
     try:
@@ -200,6 +188,10 @@ def _read() -> _Record | None:
 
 def _write(record: _Record) -> None:
     try:
+        FOLDER.mkdir(mode=0o755, exist_ok=True)
+        if FOLDER.lstat().st_uid != 0:
+            raise UnavailableError(f"{FOLDER} belongs to another user")
+        FOLDER.chmod(0o755)
         path = _path()
         new = path.with_suffix(".new")
         new.write_bytes(msgspec.json.encode(record))
