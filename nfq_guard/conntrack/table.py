@@ -95,6 +95,7 @@ class FlowTable:
         key: The direction of a TCP segment in its flow, with the tuple of the original direction
             or its reverse; None for any other packet, and for a segment that is INVALID by itself.
         created: How many flows were opened so far.
+        joined: The entry that `translate` dropped last, as the second half of a flow; None before.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls, capacity: int = 262_144) -> None:
@@ -115,6 +116,7 @@ class FlowTable:
         self.direction = 0
         self.key: Key | None = None
         self.created = 0
+        self.joined: Entry | None = None
         self._sysctls = sysctls
         self._verifies = sysctls.checksum
         self._expires = sysctls.expires
@@ -199,24 +201,45 @@ class FlowTable:
     def translate(self, arriving: Key, leaving: Key) -> bool:
         """Record that packets which arrive as `arriving` leave as `leaving`.
 
-        The replies to them then arrive as the reverse of `leaving`, and belong to the same entry.
+        Both directions of the flow then belong to one entry: the older one, where each side of the
+        translation had one, because a capture may show them in any order.
 
         Returns:
-            Whether the translation was recorded: an entry had `arriving` as its original direction
-            and no translation so far.
+            Whether the translation was recorded: the entries had none so far.
         """
-        entry = self._entries.get(arriving)
-        if entry is None or entry.original != arriving or entry.reply != reverse(arriving):
+        if arriving == leaving:
             return False
-        reply = reverse(leaving)
-        if reply in self._entries:
+        entries = self._entries
+        entry = entries.get(arriving)
+        opposite = entries.get(reverse(leaving))
+        same = entries.get(leaving)
+        if opposite is not None and opposite is not entry and opposite.original == reverse(leaving):
+            # These are replies: its packets leave as the reverse of `arriving`.
+            return self._join(opposite, entry, opposite.original, arriving)
+        if same is not None and same is not entry and same.original == leaving:
+            return self._join(same, entry, arriving, same.reply)
+        if entry is None or entry.original != arriving or opposite is not None:
             return False
-        self._entries.pop(entry.reply, None)
+        return self._join(entry, None, arriving, reverse(leaving))
+
+    def _join(self, entry: Entry, other: Entry | None, original: Key, reply: Key) -> bool:
+        """Give an entry the tuples of a translation; `other`, its second half, is dropped."""
+        if _is_translated(entry) or (other is not None and _is_translated(other)):
+            return False
+        if other is not None:
+            self._forget(other)
+            self.created -= 1
+            self.joined = other
+        entries = self._entries
+        del entries[entry.original]
+        entries.pop(entry.reply, None)
+        entry.original = original
         entry.reply = reply
-        self._entries[reply] = entry
-        if leaving[0] != arriving[0] or leaving[2] >> 16 != arriving[2] >> 16:
+        entries[original] = entry
+        entries[reply] = entry
+        if original[0] != reply[1] or original[2] >> 16 != reply[2] & 0xFFFF:
             entry.status |= IPS_SRC_NAT
-        if leaving[1] != arriving[1] or leaving[2] & 0xFFFF != arriving[2] & 0xFFFF:
+        if original[1] != reply[0] or original[2] & 0xFFFF != reply[2] >> 16:
             entry.status |= IPS_DST_NAT
         return True
 
@@ -413,6 +436,10 @@ class FlowTable:
 def _direction(entry: Entry, key: Key) -> int:
     """Which way `key` goes in its flow; a flow of one end with itself is all replies."""
     return 1 if entry.reply == key else 0
+
+
+def _is_translated(entry: Entry) -> bool:
+    return entry.reply != reverse(entry.original)
 
 
 def _is_assured(entry: Entry) -> bool:

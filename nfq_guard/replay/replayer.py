@@ -19,13 +19,13 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.tunnels import MOST_NESTED
-from nfq_guard.conntrack.entry import key_of
+from nfq_guard.conntrack.entry import Key, key_of
 from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding
 from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
-from nfq_guard.replay.copies import FIRST, TRANSLATED, Copies
+from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_place
 from nfq_guard.replay.doubt import doubt_of, place_of
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import COPIED, PacketReader
@@ -224,15 +224,20 @@ class Replayer:
         key = key_of(packet.src, packet.dst, segment.sport, segment.dport, PROTO_TCP)
         copies = self.copies
         reader = self.reader
-        link = frame.octets[: len(frame.octets) - len(reader.octets)]
-        if frame.interface or frame.source:
-            link += b"%d/%d" % (frame.interface, frame.source)
+        link = link_place(frame, len(frame.octets) - len(reader.octets))
         kind = copies.look(packet, reader.octets, key, frame.time_ns, frame.number, link)
         if kind == FIRST:
+            return False
+        if kind == DEPARTED:
+            assert copies.arriving is not None  # noqa: S101 - set with this answer
+            _turn_back(packet, segment, copies.arriving)
             return False
         first = copies.first
         if kind == TRANSLATED and first is not None and self.table.translate(first.key, key):
             self.translations += 1
+            if self.table.joined is not None:
+                self.streams.drop(self.table.joined)
+                self.table.joined = None
         reader.suspect = None
         reader.no_packet(COPIED)
         return True
@@ -336,3 +341,10 @@ class Replayer:
         self.by_ctstate[CT_INVALID] += 1
         if followed.ignored is not None:
             self.ignored -= 1
+
+
+def _turn_back(packet: Packet, segment: Segment, arriving: Key) -> None:
+    """Give a translated packet the tuple with which it arrived, and was judged."""
+    packet.src, packet.dst, ports, _ = arriving
+    segment.sport = ports >> 16
+    segment.dport = ports & 0xFFFF

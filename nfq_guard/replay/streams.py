@@ -181,6 +181,15 @@ class Streams:
         side.watched.append(watched)
         return watched
 
+    def drop(self, entry: Entry) -> None:
+        """Forget the stream of an entry that was the second half of another."""
+        stream = entry.stream
+        if isinstance(stream, Stream):
+            self.began_before = [one for one in self.began_before if one is not stream]
+            for key in (stream.original, reverse(stream.original)):
+                if self._streams.get(key) is stream:
+                    del self._streams[key]
+
     def one_way(self) -> int:
         """How many streams are seen one way only."""
         return self._gone_one_way + sum(

@@ -307,9 +307,9 @@ def test_untracked_packets_are_left_alone() -> None:
     assert entry is not None
     original, reply = entry.original, entry.reply
     other = (POD, *original[1:])
-    assert not table.translate(other, original)
     assert not table.translate(reply, other)
     assert not table.translate(original, original)
     assert table.translate(original, other)
     assert not table.translate(original, other)
+    assert not table.translate(other, original)
     assert entry.snapshot(0, 0.0).nat is Nat.SNAT

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: MIT
+"""Both sides of an address translation in one capture are one flow, whatever was translated how."""
+
+import random
+import struct
+from dataclasses import dataclass
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.finding import Reason
+from nfq_guard.flow import Nat
+from nfq_guard.policy.default import default_policy
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.outside import outside
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
+from tests.support.conversation import SYN_OPTIONS, Conversation
+from tests.support.healthy import renumbered
+
+SLL = 113
+INCOMING, OUTGOING = 0, 4
+ISNS = {"client_isn": 0x9123_4567, "server_isn": 0xA234_5678}
+
+Ends = tuple[str | None, int | None]
+
+
+@dataclass(frozen=True)
+class Translation:
+    """What a host makes of the ends of a flow, as its first packet goes; None leaves a part.
+
+    `mss` is written over the option of a SYN, `rewrites_ids` gives each packet that leaves another
+    identification.
+    """
+
+    source: Ends = (None, None)
+    destination: Ends = (None, None)
+    mss: int | None = None
+    rewrites_ids: bool = False
+
+
+POD: Ends = ("10.0.0.8", None)
+PORT: Ends = (None, 8080)
+POD_PORT: Ends = ("10.0.0.8", 8080)
+ROUTER: Ends = ("10.0.0.9", None)
+ROUTER_PORT: Ends = ("10.0.0.9", 31_234)
+
+KINDS = {
+    "dnat": Translation(destination=POD),
+    "dnat of ports": Translation(destination=PORT),
+    "dnat of both": Translation(destination=POD_PORT),
+    "snat": Translation(source=ROUTER),
+    "snat of both": Translation(source=ROUTER_PORT),
+    "both ends": Translation(source=ROUTER_PORT, destination=POD_PORT),
+    "clamped": Translation(source=ROUTER_PORT, mss=1200),
+    "both ends, clamped": Translation(source=ROUTER_PORT, destination=POD_PORT, mss=1200),
+    "new identifications": Translation(destination=POD_PORT, rewrites_ids=True),
+}
+
+# Packets of IPv6 have no identification.
+CASES = [
+    (kind, family)
+    for kind, how in KINDS.items()
+    for family in (4, 6)
+    if family == 4 or not how.rewrites_ids
+]
+
+
+def address(end: str, family: int) -> str:
+    return end if family == 4 else f"fd00::{end.rpartition('.')[2]}"
+
+
+def cooked(octets: bytes, kind: int) -> bytes:
+    proto = 0x0800 if octets[0] >> 4 == 4 else 0x86DD
+    return struct.pack("!HHH8sH", kind, 1, 6, bytes(8), proto) + octets
+
+
+def translate(packet: IP | IPv6, how: Translation, *, back: bool) -> None:
+    """Rewrite a packet of the original direction, or of the other one `back`."""
+    family = packet.version
+    near, far = how.source, how.destination
+    for (host, port), place in ((near, not back), (far, back)):
+        if place:
+            packet.src = packet.src if host is None else address(host, family)
+            packet[TCP].sport = port or packet[TCP].sport
+        else:
+            packet.dst = packet.dst if host is None else address(host, family)
+            packet[TCP].dport = port or packet[TCP].dport
+
+
+def mended(packet: IP | IPv6) -> bytes:
+    """With checksums."""
+    if packet.version == 4:
+        del packet.chksum
+    del packet[TCP].chksum
+    return bytes(packet)
+
+
+def routed(talk: Conversation, how: Translation) -> list[Frame]:
+    """A capture on `any` of the host that translates: each packet as it comes and as it leaves."""
+    frames: list[Frame] = []
+    layer = IP if talk.family == 4 else IPv6
+    for frame in talk.frames:
+        inside, outside_ = layer(frame.octets), layer(frame.octets)
+        back = inside[TCP].sport == 80
+        came = inside
+        if back:
+            # Its address is that behind the translation, so that it comes with the other tuple.
+            translate(came, how, back=True)
+            came.src, came[TCP].sport, came.dst, came[TCP].dport = _behind(layer(frame.octets), how)
+            left = outside_
+        else:
+            left = outside_
+            translate(left, how, back=False)
+        if talk.family == 4:
+            came.id = left.id = frame.number + 100
+            left.ttl -= 1
+            if how.rewrites_ids:
+                left.id = 50_000 - frame.number
+        else:
+            left.hlim -= 1
+        if how.mss is not None and left[TCP].flags & 2:
+            options = [(name, how.mss if name == "MSS" else value) for name, value in SYN_OPTIONS]
+            left[TCP].options = options
+        for packet, kind, later in ((came, INCOMING, 0), (left, OUTGOING, 20_000)):
+            octets = cooked(mended(packet), kind)
+            number = len(frames) + 1
+            frames.append(Frame(number, frame.time_ns + later, SLL, len(octets), octets, 0))
+    return frames
+
+
+def _behind(packet: IP | IPv6, how: Translation) -> tuple[str, int, str, int]:
+    """The ends of an answer as it comes to the host."""
+    family = packet.version
+    host, port = how.destination
+    to, to_port = how.source
+    return (
+        packet.src if host is None else address(host, family),
+        port or packet[TCP].sport,
+        packet.dst if to is None else address(to, family),
+        to_port or packet[TCP].dport,
+    )
+
+
+def talk_of(family: int = 4) -> Conversation:
+    """An opening, requests and answers of some length, and an end."""
+    talk = Conversation(family=family, client_isn=ISNS["client_isn"], server_isn=ISNS["server_isn"])
+    talk.open()
+    sent = mine = 1
+    for length in (400, 3000, 900, 1400, 50, 2000):
+        talk.client("PA", mine, sent, length=90)
+        mine += 90
+        talk.server("A", sent, mine)
+        talk.server("PA", sent, mine, length=length)
+        sent += length
+        talk.client("A", mine, sent)
+    talk.client("FA", mine, sent)
+    talk.server("FA", sent, mine + 1)
+    talk.client("A", mine + 1, sent + 1)
+    return talk
+
+
+def replayed(frames: list[Frame]) -> tuple[Replayer, list[Outcome]]:
+    replayer = Replayer(ReplaySettings(), default_policy())
+    return replayer, [*replayer.replay(renumbered(frames)), *replayer.finish()]
+
+
+@pytest.mark.parametrize(("kind", "family"), CASES)
+def test_one_flow(kind: str, family: int) -> None:
+    talk = talk_of(family)
+    replayer, found = replayed(routed(talk, KINDS[kind]))
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+    assert replayer.packets == replayer.copies.copies == len(talk.frames)
+    assert not replayer.streams.began_before
+    entry = replayer.table.entry
+    assert entry is not None
+    nat = entry.snapshot(0, 0.0).nat
+    both = KINDS[kind].source != (None, None) and KINDS[kind].destination != (None, None)
+    assert nat is (
+        Nat.BOTH if both else Nat.SNAT if KINDS[kind].destination == (None, None) else Nat.DNAT
+    )
+
+
+@pytest.mark.parametrize(("kind", "family"), CASES)
+@pytest.mark.parametrize("cut", range(7, 20))
+def test_one_flow_from_its_middle(kind: str, family: int, cut: int) -> None:
+    """From any frame on: that of either end, as it comes and as it leaves."""
+    frames = routed(talk_of(family), KINDS[kind])[cut:]
+    replayer, found = replayed(frames)
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+    assert len(replayer.streams.began_before) == 1
+    assert outside(replayer.streams.began_before) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_frames_that_the_capture_lost(kind: str, seed: int) -> None:
+    """The arrival of a packet may be missing, or its departure: the packet is judged once."""
+    rng = random.Random(seed)  # noqa: S311 - reproducible, no secret
+    frames = routed(talk_of(), KINDS[kind])
+    kept = [frame for place, frame in enumerate(frames) if place < 4 or rng.random() >= 0.15]
+    replayer, found = replayed(kept)
+    assert [one for one in found if one.doubted is None] == []
+    assert replayer.translations == 1
+
+
+@pytest.mark.parametrize("kind", ["dnat", "dnat of both", "both ends"])
+@pytest.mark.parametrize("begins", [0, 9])
+def test_stray_before_a_translation(kind: str, begins: int) -> None:
+    """A packet far outside its window leaves untranslated, and is judged by the translation."""
+    talk = talk_of()
+    del talk.frames[-3:]
+    frames = routed(talk, KINDS[kind])
+    talk.server("PA", 30_000_000, 541, length=40)
+    stray = routed(talk, KINDS[kind])[-2]
+    packet = IP(stray.octets[16:])
+    packet.ttl -= 1
+    left = cooked(mended(packet), OUTGOING)
+    frames += [stray, Frame(0, stray.time_ns + 20_000, SLL, len(left), left, 0)]
+    talk.server("PA", 7751, 541, length=40)
+    talk.client("A", 541, 7791)
+    frames += routed(talk, KINDS[kind])[-4:]
+    replayer, found = replayed(frames[begins:])
+    assert replayer.translations == 1
+    if begins:
+        (candidate,) = outside(replayer.streams.began_before)
+        assert candidate.frame == len(frames) - 5 - begins
+        assert found == []
+        return
+    (judged,) = found
+    assert judged.finding is not None
+    assert judged.finding.reason is Reason.SEQ_OVER
+    assert judged.doubted is None
+    assert judged.decision is not None
+    assert judged.decision.rule == "translated"
+
+
+@pytest.mark.parametrize("first", ["outer", "inner"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_captures_of_one_host_that_begin_apart(kind: str, first: str) -> None:
+    """One file a side, one of which begins later, in the middle of the flow."""
+    frames = routed(talk_of(), KINDS[kind])
+    sides: list[Frame] = []
+    for place, frame in enumerate(frames):
+        packet = IP(frame.octets[16:])
+        back = packet[TCP].sport in {80, 8080}
+        outer = (frame.octets[1] == INCOMING) is not back
+        source = 0 if outer else 1
+        late = (first == "outer") is (source == 1)
+        if late and place < 12:
+            continue
+        octets = frame.octets[16:]
+        sides.append(Frame(0, frame.time_ns, 101, len(octets), octets, source))
+    replayer = Replayer(ReplaySettings(), default_policy())
+    numbered = renumbered(sides)
+    found = [*replayer.replay(numbered), *replayer.finish()]
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+
+
+def test_scan_of_many_hosts_is_no_translation() -> None:
+    """Equal numbers, another target each, through a host that shows each packet twice."""
+    frames: list[Frame] = []
+    for host in range(1, 60):
+        probe = IP(src="10.0.0.1", dst=f"10.0.1.{host}", id=54321) / TCP(
+            sport=50_000, dport=80, flags="S", seq=77, window=1024
+        )
+        for kind, hop in ((INCOMING, 64), (OUTGOING, 63)):
+            probe.ttl = hop
+            octets = cooked(mended(probe), kind)
+            frames.append(Frame(0, 10**18 + host * 10**6, SLL, len(octets), octets, 0))
+    replayer, _ = replayed(frames)
+    assert replayer.table.created == 59
+    assert replayer.translations == 0
