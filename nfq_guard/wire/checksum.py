@@ -1,42 +1,51 @@
 # SPDX-License-Identifier: MIT
 """Transport checksums (RFC 1071, RFC 9293 3.1, RFC 8200 8.1).
 
-A ones' complement sum of 16-bit words is the remainder of the whole number by 65535, which
-Python computes for a packet in one division.
+A ones' complement sum of 16-bit words is the remainder of the whole number by 65535.
 """
 
 from typing import Final
+from zlib import adler32
 
 from nfq_guard.flow import IPV4, PROTO_ICMP
 from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 
 _ONES: Final = 0xFFFF
 
-# Adding the halves of a number keeps its remainder and takes a tenth of the time of a division.
-# Worth it from 256 octets up to the size of a frame without segmentation offload.
-_FOLDED_FROM: Final = 256
-_FOLDED_TO: Final = 2048
-_LOW_1024: Final = (1 << 8192) - 1
-_LOW_512: Final = (1 << 4096) - 1
-_LOW_256: Final = (1 << 2048) - 1
+# From here on Adler-32 adds the bytes, rather than Python as one number. Its low half is their sum
+# modulo 65521; the sum of 256 bytes is smaller than that, and so exact.
+_ADDED_FROM: Final = 128
+_CHUNK: Final = 512
+_ADLER: Final = 65521
 
 
 def _sum(octets: bytes) -> int:
     """The ones' complement sum: 0 for zeros only, else 1 to 65535."""
-    number = int.from_bytes(octets, "big")
+    size = len(octets)
+    if size >= _ADDED_FROM:
+        number = _added(octets, size)
+    else:
+        number = int.from_bytes(octets, "big")
+        if size & 1:
+            number <<= 8
     if number == 0:
         return 0
-    size = len(octets)
-    if _FOLDED_FROM < size <= _FOLDED_TO:
-        if size > 1024:
-            number = (number >> 8192) + (number & _LOW_1024)
-        if size > 512:
-            number = (number >> 4096) + (number & _LOW_512)
-        number = (number >> 2048) + (number & _LOW_256)
-    remainder = number % _ONES
-    if size & 1:
-        remainder = (remainder << 8) % _ONES
-    return remainder or _ONES
+    return number % _ONES or _ONES
+
+
+def _added(octets: bytes, size: int) -> int:
+    """The sum of all 16-bit words, of high bytes and of low bytes apart."""
+    high = 0
+    low = 0
+    at = 0
+    while at < size:
+        chunk = octets[at : at + _CHUNK]
+        # Adler-32 begins at 1.
+        first = (adler32(chunk[::2]) & 0xFFFF) - 1
+        high += first
+        low += ((adler32(chunk) & 0xFFFF) - 1 - first) % _ADLER
+        at += _CHUNK
+    return (high << 8) + low
 
 
 def _pseudo_header(packet: Packet, wire_len: int) -> int:
@@ -49,8 +58,16 @@ def header_checksum_ok(octets: bytes) -> bool:
     Args:
         octets: A packet of at least as many octets as its header states.
     """
-    size = (octets[0] & 15) << 2
-    return (octets[10] == 0 and octets[11] == 0) or _sum(octets[:size]) == _ONES
+    if octets[10] == 0 and octets[11] == 0:
+        return True
+    if octets[0] != 0x45:
+        return _sum(octets[: (octets[0] & 15) << 2]) == _ONES
+    # By index, which compiled takes a quarter of the time.
+    high = octets[0] + octets[2] + octets[4] + octets[6] + octets[8]
+    low = octets[1] + octets[3] + octets[5] + octets[7] + octets[9]
+    high += octets[10] + octets[12] + octets[14] + octets[16] + octets[18]
+    low += octets[11] + octets[13] + octets[15] + octets[17] + octets[19]
+    return ((high << 8) + low) % _ONES == 0
 
 
 def checksum_ok(packet: Packet, octets: bytes) -> bool | None:

@@ -6,7 +6,7 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
@@ -23,7 +23,7 @@ from scapy.packet import Raw
 from nfq_guard.flow import IPV4, IPV6, FlowTuple
 from nfq_guard.seqno import Seq
 from nfq_guard.wire import tcp
-from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished
+from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished, header_checksum_ok
 from nfq_guard.wire.icmp import is_error_v6
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import (
@@ -387,6 +387,33 @@ def test_icmp_checksum() -> None:
     assert checksum_ok(read(octets), octets)
     octets = octets_of(V6 / ICMPv6ND_NS())
     assert checksum_ok(read(octets), octets)
+
+
+# Around those from which the sum is taken otherwise, header included.
+LENGTHS = (0, 1, 60, 99, 100, 101, 127, 128, 129, 499, 500, 511, 512, 513, 1023, 1024, 1459)
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\xff\0", b"\0\xff", b"\x5a\xa5\x13"])
+@pytest.mark.parametrize("family", [4, 6])
+def test_checksum_at_the_edges_of_lengths(family: int, filling: bytes) -> None:
+    """Odd ones too, and ones only."""
+    for length in LENGTHS:
+        header = (
+            IP(src="10.0.0.1", dst="10.0.0.2") if family == 4 else IPv6(src="fd00::1", dst="::1")
+        )
+        octets = bytes(header / TCP(sport=1, dport=2, flags="A") / (filling * 2000)[:length])
+        assert checksum_ok(read(octets), octets), length
+        place = len(octets) - 1
+        broken = octets[:place] + bytes([octets[place] ^ 0x10])
+        assert checksum_ok(read(broken), broken) is False, length
+
+
+def test_checksum_of_headers() -> None:
+    for header in (IP(src="10.0.0.1"), IP(src="10.0.0.1", options=[IPOption_NOP()] * 4)):
+        octets = bytes(header / TCP())
+        assert header_checksum_ok(octets)
+        assert header_checksum_ok(octets[:10] + b"\0\0" + octets[12:])
+        assert not header_checksum_ok(octets[:8] + bytes([octets[8] ^ 1]) + octets[9:])
 
 
 def test_no_checksum_where_there_is_no_transport_header() -> None:
