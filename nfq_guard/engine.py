@@ -18,6 +18,7 @@ from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.policy.shadow import Disagreement, disagreement
+from nfq_guard.resets import Passed
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed, Packet, Queued, tuple_of
 
@@ -71,6 +72,7 @@ class Judgment:
         mark: Packet mark to set with the verdict; None leaves it alone.
         shadow: The decision of a policy on trial, where it differs; else None.
         lookup_error: The errno of a lookup that failed, else 0.
+        cause: The packet that this RST answers, once the worker has looked; else None.
     """
 
     queued: Queued
@@ -82,6 +84,7 @@ class Judgment:
     mark: int | None
     shadow: Disagreement | None
     lookup_error: int
+    cause: Passed | None
 
     def __init__(
         self,
@@ -104,6 +107,7 @@ class Judgment:
         self.mark = mark
         self.shadow = shadow
         self.lookup_error = lookup_error
+        self.cause = None
 
 
 @final

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Formats a replay as text: a streamed table, then a summary."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, final
 
@@ -150,6 +151,8 @@ def comment(outcome: Outcome) -> str:
     if finding is None:
         word = "no packet for conntrack: " + outcome.absent if ctstate is None else ctstate.value
         note = "" if outcome.ignored is None else " (ignored)"
+        if outcome.cause is not None:
+            note += f", answers frame {outcome.cause.frame}"
         return f"frame {outcome.frame.number}: {word}{note}"
     sentence = finding_sentence(finding)
     said = f"frame {outcome.frame.number}: INVALID {finding.reason.value}"
@@ -157,6 +160,8 @@ def comment(outcome: Outcome) -> str:
         said += f": {sentence}"
     if outcome.doubted is not None:
         said += f"; in doubt: {doubt_sentence(outcome.doubted)}"
+    if outcome.cause is not None:
+        said += f"; answers frame {outcome.cause.frame}"
     if outcome.state:
         said += f"; flow in {state_name(outcome.state)}"
     if outcome.decision is not None:
@@ -205,6 +210,7 @@ def summary_lines(
     block("Frames without a packet for conntrack", replayer.reader.without_packet)
     block("INVALID by reason", dict(summary.by_reason.most_common()))
     block("INVALID by flow", dict(summary.by_flow.most_common()), _MOST_FLOWS)
+    block("RSTs that answer an INVALID packet", _resets(replayer), _MOST_FLOWS)
     decisions = {
         f"{action.value} (rule {rule})": count
         for (action, rule), count in summary.by_rule.most_common()
@@ -222,6 +228,16 @@ def summary_lines(
         )
         lines.extend(f"  {note}" for note in notes)
     return lines
+
+
+def _resets(replayer: Replayer) -> dict[str, int]:
+    """RSTs by the reason of the packet that they answer, with the first of each."""
+    counts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for frame, cause in replayer.resets:
+        counts[cause.reason] += 1
+        first.setdefault(cause.reason, f"frame {frame} answers frame {cause.frame}")
+    return {f"{reason}: {first[reason]}": count for reason, count in counts.most_common()}
 
 
 def _flow_notes(replayer: Replayer) -> Iterator[str]:

@@ -18,9 +18,10 @@ from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.resets import RESET_WITHIN_S
 from nfq_guard.telemetry.palette import Style
 from nfq_guard.telemetry.reader import EventReader, Unrecorded
-from nfq_guard.whatif.conversations import RESET_WITHIN_S, Fate
+from nfq_guard.whatif.conversations import Fate
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.result import result, top

@@ -30,6 +30,20 @@ class BreachRecord(TypedDict):
     distance: int
 
 
+class CausedByRecord(TypedDict):
+    """The INVALID packet that an RST answers.
+
+    Attributes:
+        frame: Its frame.
+        reason: Why it is INVALID.
+        delay_s: Time from it to the RST, in seconds.
+    """
+
+    frame: int
+    reason: str
+    delay_s: float
+
+
 class FrameRecord(TypedDict):
     """One frame.
 
@@ -55,6 +69,7 @@ class FrameRecord(TypedDict):
             finding stands.
         doubt_detail: The doubt as a sentence, with the frame and the bytes; null without a doubt.
         absent: Why conntrack would see no packet in this frame; null where it does.
+        caused_by: The INVALID packet that this RST answers; null for any other packet.
         file: The capture, when several are replayed together.
     """
 
@@ -76,6 +91,7 @@ class FrameRecord(TypedDict):
     doubt: str | None
     doubt_detail: str | None
     absent: str | None
+    caused_by: CausedByRecord | None
     file: NotRequired[str]
 
 
@@ -95,6 +111,17 @@ def breach_object(breach: Breach | None) -> BreachRecord | None:
         "actual": breach.actual,
         "limit": breach.limit,
         "distance": breach.distance,
+    }
+
+
+def _caused_by(outcome: Outcome) -> CausedByRecord | None:
+    cause = outcome.cause
+    if cause is None:
+        return None
+    return {
+        "frame": cause.frame,
+        "reason": cause.reason,
+        "delay_s": round(outcome.now - cause.at, 6),
     }
 
 
@@ -124,6 +151,7 @@ def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
         "doubt": None if doubted is None else doubted.kind,
         "doubt_detail": None if doubted is None else doubt_sentence(doubted),
         "absent": outcome.absent or None,
+        "caused_by": _caused_by(outcome),
     }
     if len(files) > 1:
         named["file"] = files[outcome.frame.source]

@@ -10,6 +10,7 @@ from nfq_guard.flow import CtState, FlowSnapshot
 from nfq_guard.policy.decision import Decision
 from nfq_guard.replay.checksums import Suspect
 from nfq_guard.replay.doubt import Doubted, Place
+from nfq_guard.resets import Passed
 from nfq_guard.wire.packet import Malformed, Packet
 
 
@@ -31,6 +32,7 @@ class Outcome:
         state: `TcpState` number of its flow after it; 0 without one.
         direction: In its flow; 0 original, 1 reply.
         now: Seconds since the first frame of the replay.
+        cause: The INVALID packet that this RST answers; None for any other packet.
         doubted: Why the finding may be due to the capture; None where it stands.
         place: The segment's place in its stream, while the outcome is held.
         suspect: Its checksum, while it is uncertain whether it is a broken one.
@@ -48,6 +50,7 @@ class Outcome:
     state: int
     direction: int
     now: float
+    cause: Passed | None
     doubted: Doubted | None
     place: Place | None
     suspect: Suspect | None
@@ -78,6 +81,7 @@ class Outcome:
         self.state = state
         self.direction = direction
         self.now = now
+        self.cause = None
         self.doubted = None
         self.place = None
         self.suspect = None

@@ -32,6 +32,7 @@ from nfq_guard.replay.packets import COPIED, PacketReader
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.stream import Doubt, Proof
 from nfq_guard.replay.streams import Streams
+from nfq_guard.resets import Passed, Resets
 from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import (
     CHECKSUM_GOOD,
@@ -47,6 +48,7 @@ from nfq_guard.wire.tcp import options_are_cut
 CT_NONE: Final = -1
 
 # Outcomes held at most; then the oldest is settled by what is known.
+MOST_RESETS: Final = 1_000
 MOST_HELD: Final = 20_000
 
 _PREROUTING: Final = int(Hook.PREROUTING)
@@ -87,6 +89,9 @@ class Replayer:
         cut_options: TCP segments in whose options the capture ends.
         copies: Looks for frames that show a packet again; those are not judged.
         translations: Flows whose address translation the capture shows.
+        resets: RSTs that answer an INVALID packet, the first ones; each with its frame and that
+            packet.
+        caused_resets: How many there are.
     """
 
     def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
@@ -110,6 +115,10 @@ class Replayer:
         )
         self.by_ctstate = [0] * len(CTSTATES)
         self.ignored = 0
+        self.resets: list[tuple[int, Passed]] = []
+        self.caused_resets = 0
+        self._resets = Resets()
+        self._cause: Passed | None = None
 
     @property
     def frames(self) -> int:
@@ -183,6 +192,7 @@ class Replayer:
         A packet whose checksum is in doubt is followed as a whole one.
         """
         reader = self.reader
+        self._cause = None
         packet = reader.read(frame)
         if packet is None:
             return CT_NONE
@@ -214,7 +224,19 @@ class Replayer:
                 )
                 if suspect is not None:
                     suspect.watched = self.streams.watch(segment)
+        if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
+            self._link_reset(packet, packet.l4, frame.number)
         return code
+
+    def _link_reset(self, packet: Packet, segment: Segment, frame: int) -> None:
+        """Find the INVALID packet that an RST answers."""
+        cause = self._resets.cause_of(packet, segment, self.reader.now)
+        if cause is None:
+            return
+        self._cause = cause
+        self.caused_resets += 1
+        if len(self.resets) < MOST_RESETS:
+            self.resets.append((frame, cause))
 
     def _is_copy(self, frame: Frame, packet: Packet) -> bool:
         """Whether the frame shows a packet again; a translation is recorded."""
@@ -262,9 +284,11 @@ class Replayer:
                 state=0 if code == CT_UNTRACKED else table.state,
                 direction=table.direction,
             )
+        outcome.cause = self._cause
         if reader.suspect is not None:
             outcome.suspect = reader.suspect
             outcome.if_broken = self._invalid(frame, packet, CHECKSUM_UNVERIFIED)
+            outcome.if_broken.cause = self._cause
         return outcome
 
     def _invalid(self, frame: Frame, packet: Packet | Malformed, checksum: int) -> Outcome:
@@ -289,6 +313,9 @@ class Replayer:
         )
         if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
             outcome.place = place_of(self.streams, packet.l4)
+            rule = "" if self._policy is None else judgment.decision.rule
+            passed = Passed(reader.now, judgment.finding.reason, rule, frame.number)
+            self._resets.add(packet, packet.l4, passed)
         return outcome
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:

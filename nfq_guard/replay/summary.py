@@ -88,6 +88,7 @@ class SummaryRecord(TypedDict):
         began_before: Flows whose beginning is not in the capture.
         outside: Segments of those that are outside any window under an assumed scale: the host
             that saw the beginning may have called them INVALID.
+        caused_resets: RSTs that answer an INVALID packet, as a host answers a stray segment.
         doubt: INVALID packets that are in doubt because of the capture, by why. `reason`, `action`,
             `rule` and `flow` do not count them.
         reason: INVALID packets by reason.
@@ -118,6 +119,7 @@ class SummaryRecord(TypedDict):
     checksums: dict[str, int]
     began_before: int
     outside: list[OutsideRecord]
+    caused_resets: int
     doubt: dict[str, int]
     reason: dict[str, int]
     action: dict[str, int]
@@ -216,6 +218,7 @@ class Summary:
                 }
                 for segment in outside(replayer.streams.began_before)
             ],
+            "caused_resets": replayer.caused_resets,
             "doubt": {kind.value: n for kind, n in self.by_doubt.most_common()},
             "reason": {reason.value: n for reason, n in self.by_reason.most_common()},
             "action": {action.value: n for action, n in self.by_action.most_common()},

@@ -177,8 +177,9 @@ class EventLimiter:
 def kind_of(judgment: Judgment) -> Kind:
     """Equal for two packets of one flow that no policy can tell apart but by their distance.
 
-    The rule and the verdict are part of it, and so is the decision of a policy on trial. Members of
-    enumerations are there by identity: their hash is computed by Python code.
+    The rule and the verdict are part of it, and so are the decision of a policy on trial and
+    whether an RST answers a packet. Members of enumerations are there by identity: their hash is
+    computed by Python code.
     """
     packet = judgment.packet
     queued = judgment.queued
@@ -221,7 +222,7 @@ def kind_of(judgment: Judgment) -> Kind:
         numbers,
         queued.indev,
         queued.outdev,
-        judgment.lookup_error << 32 | queued.mark,
+        (judgment.cause is not None) << 63 | judgment.lookup_error << 32 | queued.mark,
         entry,
         evidence,
         None if shadow is None else (shadow.shadow.rule, shadow.shadow.action),

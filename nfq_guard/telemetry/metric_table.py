@@ -99,6 +99,12 @@ QUEUE_COUNTERS: Final = (
     Metric(Kind.COUNTER, "buffer_overruns", "Reads that failed with ENOBUFS.", "reads"),
     Metric(
         Kind.COUNTER,
+        "caused_resets",
+        "RSTs that answered an INVALID packet which had got through.",
+        "packets",
+    ),
+    Metric(
+        Kind.COUNTER,
         "shadow_would_pass",
         "Packets that the policy drops and the policy on trial accepts.",
         "packets",

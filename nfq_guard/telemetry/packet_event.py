@@ -10,7 +10,13 @@ from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, Nat
 from nfq_guard.names import DirectionName, address, direction, hook, protocol, tcp_flags, tcp_state
 from nfq_guard.policy.fields import leaks
-from nfq_guard.telemetry.events import BrokenBound, FlowWindow, PacketJudged, ShadowDecision
+from nfq_guard.telemetry.events import (
+    AnsweredPacket,
+    BrokenBound,
+    FlowWindow,
+    PacketJudged,
+    ShadowDecision,
+)
 from nfq_guard.wire.packet import Datagram, Packet, Segment
 
 _UDP_HEADER: Final = 8
@@ -26,6 +32,7 @@ def packet_judged(
     count: int = 1,
     first: str | None = None,
     distances: dict[int, int] | None = None,
+    caused_by: AnsweredPacket | None = None,
 ) -> PacketJudged:
     """The event of a judgment.
 
@@ -38,6 +45,7 @@ def packet_judged(
         count: Packets that the event stands for.
         first: That of the first packet of several.
         distances: Packets by distance, where the distances of several packets differ.
+        caused_by: The packet that this RST answers.
     """
     queued = judgment.queued
     packet = judgment.packet
@@ -119,6 +127,7 @@ def packet_judged(
         distances=None if distances is None else tuple(distances.items()),
         leak=leaks(packet, snapshot, finding),
         window=window,
+        caused_by=caused_by,
     )
 
 

@@ -15,9 +15,8 @@ from enum import StrEnum
 from typing import Final, Generic, TypeVar, final
 
 from nfq_guard.flow import FlowKey
+from nfq_guard.resets import RESET_WITHIN_S
 
-# The RST that answers a stray packet comes within a round trip.
-RESET_WITHIN_S: Final = 5.0
 # Bounds against recordings of floods: flows with an open fate, and packets of each. Beyond them,
 # the flow that was silent longest, or the oldest packet, gets the fate known so far.
 MOST_FLOWS: Final = 65_536

@@ -64,6 +64,7 @@ def test_json(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
         "doubt": None,
         "doubt_detail": None,
         "absent": None,
+        "caused_by": None,
     }
 
 
@@ -149,6 +150,40 @@ def test_summary_alone(capture: str, capsys: pytest.CaptureFixture[str]) -> None
     assert whole["without_packet"] == {"no IP packet": 1}
     main(["replay", "--summary", capture])
     assert capsys.readouterr().out.startswith("8 frames")
+
+
+@pytest.fixture
+def reset(tmp_path: Path) -> str:
+    """A segment far beyond the window in frame 5, and the RST that answers it in frame 6."""
+    talk = Conversation()
+    talk.open()
+    talk.server("PA", 1, 1, length=100)
+    talk.server("PA", 9_000_000, 1, length=100)
+    talk.client("R", 1)
+    return talk.save(tmp_path / "reset.pcap")
+
+
+def test_a_reset_is_linked_to_the_packet_that_it_answers(
+    reset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also when conntrack takes the RST for a valid one, as here."""
+    *_, last = objects(capsys, "--all", reset)
+    assert (last["frame"], last["ctstate"]) == (6, "ESTABLISHED")
+    assert last["caused_by"] == {"frame": 5, "reason": "seq-over", "delay_s": 0.01}
+    (whole,) = objects(capsys, "--summary", reset)
+    assert whole["caused_resets"] == 1
+    main(["replay", "--summary", reset])
+    shown = capsys.readouterr().out
+    assert "RSTs that answer an INVALID packet\n  1  seq-over: frame 6 answers frame 5" in shown
+
+
+def test_write_links_a_reset(
+    reset: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    target = tmp_path / "shown.pcapng"
+    main(["replay", "--all", "--write", str(target), reset])
+    assert capsys.readouterr().out
+    assert b"frame 6: ESTABLISHED, answers frame 5" in target.read_bytes()
 
 
 def test_write(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
 
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence, FlowKey, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.flows.open import NoFlows
-from nfq_guard.policy.decision import Decision
+from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.worker.worker import FlowHistory, Worker
 from nfq_guard.telemetry.events import PacketJudged
@@ -267,3 +267,53 @@ def test_allowed_packets_have_events_or_are_counted(tmp_path: Path) -> None:
         else:
             assert found == ["allowed_unrecorded"]
             assert events(log)[0]["packets"] == 2
+
+
+def stray_and_reset(flags: str = "R") -> tuple[Queued, Queued]:
+    """A segment of no connection, and the RST that a host answers it with."""
+    stray = IP(src="10.0.0.1", dst="10.0.0.2") / TCP(
+        sport=80, dport=40000, flags="PA", seq=5, ack=900
+    )
+    reset = IP(src="10.0.0.2", dst="10.0.0.1") / TCP(
+        sport=40000, dport=80, flags=flags, seq=900, ack=0
+    )
+    return queued(bytes(stray / b"data")), queued(bytes(reset))
+
+
+def test_a_reset_is_linked_to_the_packet_that_it_answers(tmp_path: Path) -> None:
+    """Its event is written although the policy allows it and allowed packets have none."""
+    engine = Engine(policy=AllowsAll(), flows=NoFlows(), mode=Mode.ENFORCE)
+    one = worker(FakeQueue(*stray_and_reset()), tmp_path / "log", engine)
+    one.process_batch()
+    one.close(0)
+    (event,) = (event for event in events(tmp_path / "log") if event["event"] == "packet_judged")
+    assert (event["tcp_flags"], event["caused_by"]["rule"]) == ("R", ALLOW_REST.rule)
+    assert event["caused_by"]["reason"] == "unsupported"
+    assert event["caused_by"]["delay_us"] == 0
+    assert event["caused_by"]["timestamp"] == event["timestamp"]
+    assert one.stats.counters["caused_resets"] == 1
+
+
+def test_a_packet_that_was_dropped_causes_no_reset(tmp_path: Path) -> None:
+    class DropsAll:
+        shadow = None
+
+        def decide(self, *_: object) -> Decision:
+            return Decision(Action.DROP, "all")
+
+    for mode, caused in ((Mode.ENFORCE, 0), (Mode.DRY_RUN, 1)):
+        engine = Engine(policy=DropsAll(), flows=NoFlows(), mode=mode)
+        one = worker(FakeQueue(*stray_and_reset()), tmp_path / f"log-{mode}", engine)
+        one.process_batch()
+        one.close(0)
+        assert one.stats.counters["caused_resets"] == caused
+
+
+def test_packets_that_are_no_segments_are_not_linked(tmp_path: Path) -> None:
+    datagram = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2))
+    engine = Engine(policy=AllowsAll(), flows=NoFlows(), mode=Mode.ENFORCE)
+    queue = FakeQueue(queued(datagram), queued(b"junk"), stray_and_reset("A")[1])
+    one = worker(queue, tmp_path / "log", engine)
+    one.process_batch()
+    one.close(0)
+    assert one.stats.counters["caused_resets"] == 0

@@ -2,7 +2,8 @@
 """The fate of flows, packet by packet."""
 
 from nfq_guard.flow import PROTO_TCP, FlowKey, key_of_ends
-from nfq_guard.whatif.conversations import MOST_PACKETS, RESET_WITHIN_S, Conversations, Fate
+from nfq_guard.resets import RESET_WITHIN_S
+from nfq_guard.whatif.conversations import MOST_PACKETS, Conversations, Fate
 
 FLOW, OTHER, THIRD = (key_of_ends(PROTO_TCP, b"here", b"there", 1, port) for port in (2, 3, 4))
 

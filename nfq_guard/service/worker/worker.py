@@ -9,15 +9,17 @@ import time
 from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
-from nfq_guard.engine import Judgment, Mode
+from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
 from nfq_guard.flow import FlowKey
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
+from nfq_guard.resets import Passed, Resets
 from nfq_guard.service.worker.offload import Offloader
 from nfq_guard.service.worker.safe_judge import Failure, Judge, SafeJudge
 from nfq_guard.telemetry.events import (
     AllowedUnrecorded,
+    AnsweredPacket,
     EventFailed,
     EventsSuppressed,
     JudgingFailed,
@@ -33,7 +35,7 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
-from nfq_guard.wire.packet import Queued, flow_key
+from nfq_guard.wire.packet import RST, Packet, Queued, Segment, flow_key
 
 # Least time between two log lines about failed lookups, seconds.
 _LOG_LOOKUP_ERRORS_S: Final = 60.0
@@ -129,6 +131,7 @@ class Worker:
         self._history = history
         self._offloader = offloader
         self._log_allowed = log_allowed
+        self._resets = Resets()
         self._allowed = 0
         self._log_unrecorded_at = float("-inf")
         self._logged_drops = 0
@@ -266,9 +269,11 @@ class Worker:
             shadow = judgment.shadow
             if shadow is not None:
                 self.stats.counters[_DIFFERENCES[shadow.difference]] += 1
+            self._link_reset(judgment, now)
             if (
                 self._log_allowed
                 or shadow is not None
+                or judgment.cause is not None
                 or judgment.decision.action is not Action.ALLOW
             ):
                 due += self._limiter.take(judgment, now)
@@ -277,6 +282,22 @@ class Worker:
         if due:
             self._emit(due)
             self._push(now)
+
+    def _link_reset(self, judgment: Judgment, now: float) -> None:
+        """Remember a packet that gets through; find the one that an RST answers."""
+        packet = judgment.packet
+        if not isinstance(packet, Packet):
+            return
+        segment = packet.l4
+        if not isinstance(segment, Segment):
+            return
+        if segment.flags & RST:
+            judgment.cause = self._resets.cause_of(packet, segment, now)
+            if judgment.cause is not None:
+                self.stats.counters["caused_resets"] += 1
+        elif judgment.verdict != VERDICT_DROP:
+            passed = Passed(now, judgment.finding.reason, judgment.decision.rule)
+            self._resets.add(packet, segment, passed)
 
     def _emit(self, due: list[Fold]) -> None:
         if not due:
@@ -294,6 +315,7 @@ class Worker:
                     count=fold.count,
                     first=timestamp(epoch + fold.first) if fold.count > 1 else None,
                     distances=fold.distances,
+                    caused_by=_answered(fold, epoch),
                 )
                 self._events.emit(event)
                 if self._history is not None:
@@ -394,3 +416,12 @@ class Worker:
                 traceback=failure.trace,
             )
         )
+
+
+def _answered(fold: Fold, epoch: float) -> AnsweredPacket | None:
+    """The packet that the first RST of an event answers; `epoch` is the zero of its clock."""
+    cause = fold.judgment.cause
+    if cause is None:
+        return None
+    delay_us = round((fold.first - cause.at) * 1_000_000)
+    return AnsweredPacket(timestamp(epoch + cause.at), cause.reason, cause.rule, delay_us)
