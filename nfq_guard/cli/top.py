@@ -2,6 +2,8 @@
 """`nfq-guard top`: a live view of the running daemon."""
 
 import argparse
+import locale
+import os
 import sys
 import time
 from typing import Annotated, Any, Final, TypedDict, final
@@ -55,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     if not sys.stdout.isatty() or not sys.stdin.isatty():
         raise UsageError("top needs a terminal; use --format json, or `nfq-guard status`")
+    if os.environ.get("TERM") in {None, "", "dumb"}:
+        raise UsageError("top needs a terminal that can move its cursor; use --format json")
     _show(args)
     return EXIT_OK
 
@@ -95,7 +99,7 @@ class _Feed:
     """Updates a view, reconnecting to the daemon when necessary."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        self.view = View()
+        self.view = View(unicode=locale.getpreferredencoding().upper() == "UTF-8")
         self.problem: NfqGuardError | None = None
         self._args = args
         self._client: Client | None = None

@@ -69,13 +69,17 @@ class Screen:
     def _draw(self, window: curses.window) -> None:
         height, width = window.getmaxyx()
         window.erase()
-        for row, (text, styles) in enumerate(self._view.lines(height)):
-            attribute = 0
-            for style in styles:
-                attribute |= self._attributes.get(style, 0)
-            # Writing the last cell moves the cursor out of the screen, which curses calls an error.
-            with suppress(curses.error):
-                window.addnstr(row, 0, text, width, attribute)
+        for row, line in enumerate(self._view.lines(height, width)):
+            column = 0
+            for text, styles in line:
+                attribute = 0
+                for style in styles:
+                    attribute |= self._attributes.get(style, 0)
+                # Writing the last cell moves the cursor out of the screen, which curses calls an
+                # error.
+                with suppress(curses.error):
+                    window.addnstr(row, column, text, max(0, width - column), attribute)
+                column += len(text)
         window.refresh()
 
     def _pressed(self, key: int) -> bool:
@@ -85,6 +89,10 @@ class Screen:
             self._typed(key)
         elif key == ord("q"):
             return False
+        elif key == ord("?"):
+            choice.helping = not choice.helping
+        elif choice.helping:
+            choice.helping = key != _ESCAPE
         elif key in {ord("p"), ord(" ")}:
             choice.paused = not choice.paused
         elif key == ord("s"):

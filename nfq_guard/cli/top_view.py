@@ -1,40 +1,81 @@
 # SPDX-License-Identifier: MIT
 """The view of `nfq-guard top` as lines of text, computed from the responses of the daemon.
 
-`top_screen` draws the lines and reads the keys.
+`top_screen` draws the lines and reads the keys. Each line is a list of pieces with their styles;
+colour marks what differs from the other flows, and what did harm.
 """
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import Enum
-from typing import Any, Final, final
+from typing import Any, Final, NamedTuple, final
 
 from nfq_guard.cli.dump import event_line
+from nfq_guard.cli.top_detail import window_lines
 from nfq_guard.engine import Mode
 from nfq_guard.names import endpoint
 from nfq_guard.service.status import QueueStatus, RulesState, Status
-from nfq_guard.telemetry.palette import ACTION_STYLES, Style
+from nfq_guard.telemetry.palette import Style
 
 Fields = dict[str, Any]
-Line = tuple[str, tuple[Style, ...]]
 Key = tuple[str, str, int, str, int]
 
-# Rates are averages over this time: the daemon folds some seconds of a flow into one event.
-_WINDOW_S: Final = 10.0
-_SAMPLES_MAX: Final = 64
-_QUEUES_SHOWN: Final = 4
 
-_PLAIN: Final[tuple[Style, ...]] = ()
+class Piece(NamedTuple):
+    """A part of a line."""
+
+    text: str
+    styles: tuple[Style, ...] = ()
+
+
+Line = list[Piece]
+
+# Rates are averages over this time.
+_WINDOW_S: Final = 3.0
+_SAMPLES_MAX: Final = 64
+_HISTORY_MAX: Final = 300
+_QUEUES_SHOWN: Final = 4
+_LEAST_WIDTH: Final = 20
+# The longest reason.
+_LEAST_REASONS: Final = 14
+# What a flow has beside it at least: the cursor, PACKETS, RATE, REASONS, and blanks.
+_BESIDE_FLOW: Final = 1 + 1 + 7 + 1 + 6 + 1 + _LEAST_REASONS
+# Below these sizes there is no sparkline.
+_SPARK_WIDTH: Final = 60
+_SPARK_HEIGHT: Final = 12
+_SPARK_COLUMNS: Final = 60
+_ASCII_BLOCKS: Final = " .:-=+*#%@"
+_BLOCKS: Final = " ▁▂▃▄▅▆▇█"
+
+_HELP: Final = (
+    "q        quit",
+    "s        sort by the next column; v marks the one in use",
+    "/        show only flows that contain a text; enter keeps it, escape drops it",
+    "p space  pause and resume",
+    "up down  move the cursor; also k and j",
+    "enter    open the flow under the cursor, and close it again; also escape",
+    "?        this help, and back",
+    "",
+    "PACKETS  INVALID packets of the flow so far, RATE a second over the last three",
+    "REASONS  why they are INVALID, the most frequent first",
+    "RESETS   RSTs that answered a packet of the flow which had got through",
+    "BYTES    how far the last one was beyond the bound that it broke",
+    "",
+    "yellow   differs from most of the flows",
+    "red      a packet got through untranslated, or a reset was caused",
+)
 
 
 class Sort(Enum):
     """The order of flows, the largest value first."""
 
-    LAST = "last seen"
-    PACKETS = "packets"
-    RATE = "rate"
-    DISTANCE = "distance"
+    PACKETS = "PACKETS"
+    RATE = "RATE"
+    RESETS = "RESETS"
+    DISTANCE = "BYTES"
+    LAST = "LAST"
 
     @property
     def next(self) -> "Sort":
@@ -53,14 +94,16 @@ class Choice:
         pattern: Only flows whose line contains this text are shown.
         typing: Whether the pattern is being typed.
         paused: Whether updates are paused.
+        helping: Whether the help is shown.
         selected: Index of the flow under the cursor.
         opened: The flow that is shown in detail; None for the table.
     """
 
-    sort: Sort = Sort.LAST
+    sort: Sort = Sort.PACKETS
     pattern: str = ""
     typing: bool = False
     paused: bool = False
+    helping: bool = False
     selected: int = 0
     opened: Key | None = None
 
@@ -71,19 +114,31 @@ class Meter:
 
     def __init__(self) -> None:
         self._samples: dict[object, deque[tuple[float, int]]] = {}
+        self._last: float | None = None
 
-    def note(self, numbers: dict[object, int], now: float) -> None:
-        """Add a sample of all counters; those that are absent are forgotten."""
+    def note(self, numbers: dict[object, int], now: float, new: Container[object] = ()) -> None:
+        """Add a sample of all counters; those that are absent are forgotten.
+
+        Args:
+            numbers: The counters by name.
+            now: Monotonic seconds.
+            new: Names of counters that were 0 at the sample before.
+        """
         kept: dict[object, deque[tuple[float, int]]] = {}
         for name, number in numbers.items():
             samples = self._samples.get(name)
-            if samples is None or number < samples[-1][1]:
+            if samples is None:
+                samples = deque(maxlen=_SAMPLES_MAX)
+                if self._last is not None and name in new:
+                    samples.append((self._last, 0))
+            elif number < samples[-1][1]:
                 samples = deque(maxlen=_SAMPLES_MAX)
             samples.append((now, number))
             while len(samples) > 2 and now - samples[1][0] >= _WINDOW_S:
                 samples.popleft()
             kept[name] = samples
         self._samples = kept
+        self._last = now
 
     def rate(self, name: object) -> float | None:
         """Growth per second; None before there are two samples."""
@@ -94,6 +149,22 @@ class Meter:
         return (after - before) / (ended - began) if ended > began else None
 
 
+class _Column(NamedTuple):
+    """A column of the table.
+
+    Attributes:
+        head: Its heading.
+        width: Characters; the column of flows and the last one take what is left.
+        value: The text of a flow.
+        right: Whether it is aligned to the right.
+    """
+
+    head: str
+    width: int
+    value: Callable[[Fields], str]
+    right: bool = False
+
+
 @final
 class View:
     """The last response of the daemon, with rates computed from earlier responses.
@@ -101,22 +172,40 @@ class View:
     Attributes:
         choice: What the user chose.
         problem: Why the last query failed; empty if it did not.
+        blocks: Characters of the sparkline, from nothing to full.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, unicode: bool = True) -> None:
+        """Start without a response; `unicode` tells whether the terminal shows block characters."""
         self.choice = Choice()
         self.problem = ""
+        self.blocks = _BLOCKS if unicode else _ASCII_BLOCKS
         self._status: Status | None = None
         self._flows: list[Fields] = []
         self._meter = Meter()
+        self._totals: deque[int] = deque(maxlen=_HISTORY_MAX)
+        self._until: datetime | None = None
+        self._growth: deque[int] = deque(maxlen=_HISTORY_MAX)
 
     def take(self, status: Status, flows: list[Fields], now: float) -> None:
         """Show a new response; `now` in monotonic seconds."""
         numbers: dict[object, int] = {
             reason: sum(by_action.values()) for reason, by_action in status.reasons.items()
         }
+        total = sum(numbers.values())
         numbers |= {key_of(flow): flow["packets"] for flow in flows}
-        self._meter.note(numbers, now)
+        numbers[None] = total
+        until = datetime.fromisoformat(status.since) + timedelta(seconds=status.uptime_s)
+        new = {
+            key_of(flow)
+            for flow in flows
+            if self._until is not None and datetime.fromisoformat(flow["first"]) >= self._until
+        }
+        self._meter.note(numbers, now, new | set(status.reasons))
+        self._until = until
+        if self._totals:
+            self._growth.append(max(0, total - self._totals[-1]))
+        self._totals.append(total)
         self._status = status
         self._flows = flows
         self.problem = ""
@@ -124,128 +213,242 @@ class View:
     def flows(self) -> list[Fields]:
         """The flows of the table, in order."""
         pattern = self.choice.pattern.lower()
-        found = [flow for flow in self._flows if pattern in self._row(flow).lower()]
+        found = [flow for flow in self._flows if pattern in self._words(flow)]
         order: dict[Sort, Callable[[Fields], Any]] = {
             Sort.LAST: lambda flow: flow["last"],
             Sort.PACKETS: lambda flow: flow["packets"],
             Sort.RATE: lambda flow: self._meter.rate(key_of(flow)) or 0.0,
             Sort.DISTANCE: _distance,
+            Sort.RESETS: lambda flow: flow["resets"],
         }
         found.sort(key=order[self.choice.sort], reverse=True)
         return found
 
-    def lines(self, height: int) -> list[Line]:
-        """At most `height` lines; a line may be wider than the screen."""
+    def lines(self, height: int, width: int) -> list[Line]:
+        """At most `height` lines of at most `width` characters."""
+        width = max(width, _LEAST_WIDTH)
         if self._status is None:
-            return [(self.problem or "waiting for the daemon", _PLAIN)]
-        shown = self._head(self._status)
+            return [[Piece((self.problem or "waiting for the daemon")[:width])]][:height]
+        if self.choice.helping:
+            shown: list[Line] = [[Piece(text)] for line in _HELP for text in _wrap(line, width)]
+            return _cut([*shown[: height - 1], [Piece("? back   q quit", (Style.CYAN,))]], width)
+        head = self._head(self._status, height, width)
         opened = self.choice.opened
         flow = next((one for one in self._flows if key_of(one) == opened), None)
-        room = max(1, height - len(shown) - 1)
-        shown += self._table(room) if flow is None else self._alone(flow)[:room]
-        shown = shown[: height - 1]
-        shown += [("", _PLAIN)] * (height - 1 - len(shown))
-        return [*shown, self._foot(alone=flow is not None)]
+        room = max(1, height - len(head) - 1)
+        body = self._table(room, width) if flow is None else _alone(flow, width)
+        shown = [*head, *body[:room]][: height - 1]
+        shown += [[] for _ in range(height - 1 - len(shown))]
+        return _cut([*shown, self._foot(alone=flow is not None)], width)
 
-    def _head(self, status: Status) -> list[Line]:
+    def _head(self, status: Status, height: int, width: int) -> list[Line]:
         enforcing = status.mode is Mode.ENFORCE
         total = sum(queue.packets_per_s for queue in status.queues)
         policy = status.policy
-        first = (
-            f"nfq-guard {status.mode}   {total:.1f} packets/s   evidence {status.evidence}   "
-            f"fail mode {status.fail_mode}   policy {policy.source} ({policy.digest[:8]})"
+        mode = Piece(
+            f"nfq-guard {status.mode}", (Style.BOLD, Style.GREEN if enforcing else Style.YELLOW)
         )
-        shown: list[Line] = [(first, (Style.BOLD, Style.GREEN if enforcing else Style.YELLOW))]
+        parts = [
+            f"{total:.1f} packets/s",
+            f"evidence {status.evidence}",
+            f"fail mode {status.fail_mode}",
+            f"policy {policy.source} ({policy.digest[:8]})",
+        ]
+        shown: list[Line] = [[mode, *_fitting(parts, width - len(mode.text))]]
+        if width >= _SPARK_WIDTH and height >= _SPARK_HEIGHT:
+            shown.append(self._sparkline(width))
         shown += [_queue_line(queue) for queue in status.queues[:_QUEUES_SHOWN]]
         if len(status.queues) > _QUEUES_SHOWN:
-            shown.append((f"and {len(status.queues) - _QUEUES_SHOWN} more queues", _PLAIN))
+            shown.append([Piece(f"and {len(status.queues) - _QUEUES_SHOWN} more queues")])
         if self.problem:
-            shown.append((self.problem, (Style.RED,)))
+            shown.append([Piece(self.problem, (Style.RED,))])
         elif status.rules.state is RulesState.DIFFER:
             differences = "; ".join(status.rules.differences)
-            shown.append((f"rules differ: {differences}", (Style.RED,)))
+            shown.append([Piece(f"rules differ: {differences}", (Style.RED,))])
+        resets = sum(queue.count("caused_resets") for queue in status.queues)
+        if resets:
+            noun = "reset" if resets == 1 else "resets"
+            text = f"{resets} {noun} answered an INVALID packet that had got through"
+            shown.append([Piece(text, (Style.RED,))])
         reasons = sorted(status.reasons.items(), key=lambda pair: -sum(pair[1].values()))
         counts = [
             f"{reason} {sum(by_action.values())} ({_rate_text(self._meter.rate(reason))}/s)"
             for reason, by_action in reasons
         ]
-        return [*shown, ("   ".join(counts) or "no INVALID packet so far", _PLAIN), ("", _PLAIN)]
+        if not counts:
+            shown.append([Piece("no INVALID packet so far")])
+        else:
+            shown.append([Piece(text) for text in _spaced(counts, width)])
+        return [*shown, []] if height >= _SPARK_HEIGHT else shown
 
-    def _table(self, room: int) -> list[Line]:
-        head = (
-            f" {'LAST':<9}{'ACTION':<12}{'REASON':<16}{'DISTANCE':>11}{'PACKETS':>9}{'RATE':>8}"
-            f"  {'FLOW':<44}{'STATE':<12}{'NAT':<8}RULE"
+    def _sparkline(self, width: int) -> Line:
+        """INVALID packets of each update, the last one on the right."""
+        columns = min(_SPARK_COLUMNS, width - 30)
+        growth = list(self._growth)[-columns:]
+        top = max(growth, default=0) or 1
+        scale = len(self.blocks) - 1
+        bars = "".join(self.blocks[-(-number * scale // top)] for number in growth)
+        return [
+            Piece("INVALID "),
+            Piece(bars.rjust(columns), (Style.CYAN,)),
+            Piece(f" at most {top} an update" if growth else " no second update yet"),
+        ]
+
+    def _columns(self, width: int, longest: int) -> list[_Column]:
+        """The columns that fit, in their order on the screen; without FLOW if `longest` is 0."""
+        packets = _Column("PACKETS", 7, lambda flow: str(flow["packets"]), right=True)
+        rate = _Column(
+            "RATE", 6, lambda flow: _rate_text(self._meter.rate(key_of(flow))), right=True
         )
+        flow = [_Column("FLOW", max(longest, 10), _ends_of)] if longest else []
+        chosen = [*flow, packets, rate]
+        left = width - 1 - sum(column.width + 1 for column in chosen) - _LEAST_REASONS
+        extra = [
+            _Column("RESETS", 7, lambda flow: str(flow["resets"] or "-"), right=True),
+            _Column("ACTION", 10, _action),
+            _Column("LAST", 8, lambda flow: str(flow["last"])[11:19]),
+            _Column("BYTES", 10, _distance_text, right=True),
+            _Column("STATE", 11, lambda flow: str(_last(flow)["state"] or "-")),
+            _Column("NAT", 7, lambda flow: str(_last(flow)["nat"])),
+            _Column("RULE", 14, lambda flow: str(_last(flow)["rule"])),
+        ]
+        for column in extra:
+            if left < column.width + 1:
+                break
+            left -= column.width + 1
+            chosen.append(column)
+        order = ("LAST", "FLOW", "PACKETS", "RATE", "RESETS", "ACTION", "BYTES", "STATE", "NAT")
+        chosen.sort(key=lambda column: (*order, column.head).index(column.head))
+        wide = max(_LEAST_REASONS + left, 5)
+        return [*chosen, _Column("REASONS", wide, lambda flow: _reasons(flow, wide))]
+
+    def _table(self, room: int, width: int) -> list[Line]:
         flows = self.flows()
         choice = self.choice
         choice.selected = max(0, min(choice.selected, len(flows) - 1))
-        first = max(0, choice.selected - room + 2)
-        shown: list[Line] = [(head, (Style.BOLD,))]
-        for number, flow in enumerate(flows[first : first + room - 1], first):
-            style = _action_style(flow["events"][-1])
-            mark = ">" if number == choice.selected else " "
-            shown.append((mark + self._row(flow), style))
-        return shown
-
-    def _row(self, flow: Fields) -> str:
-        event = flow["events"][-1]
-        breach = event["breach"]
-        distance = "-" if breach is None else f"{breach['distance']}"
-        would = "would " if event["would"] != event["verdict"] else ""
-        ends = (
-            f"{event['proto']} {endpoint(event['src'], event['sport'])} > "
-            f"{endpoint(event['dst'], event['dport'])}"
-        )
-        return (
-            f"{flow['last'][11:19]:<9}{would + event['action']:<12}{event['reason']:<16}"
-            f"{distance:>11}{flow['packets']:>9}{_rate_text(self._meter.rate(key_of(flow))):>8}"
-            f"  {ends:<44}{event['state'] or '-':<12}{event['nat']:<8}{event['rule']}"
-        )
-
-    def _alone(self, flow: Fields) -> list[Line]:
-        event = flow["events"][-1]
-        ends = (
-            f"{endpoint(event['src'], event['sport'])} > {endpoint(event['dst'], event['dport'])}"
-        )
-        shown: list[Line] = [
-            (f"{event['proto']} {ends}", (Style.BOLD,)),
-            (
-                f"{flow['packets']} packets since {flow['first']}, "
-                f"state {event['state'] or '-'}, nat {event['nat']}, "
-                f"{event['direction'] or 'unknown'} direction, evidence {event['evidence']}",
-                _PLAIN,
-            ),
+        longest = max((len(_ends_of(flow)) for flow in flows), default=10)
+        # Where a flow is too long to stand beside its numbers, it has a line of its own above.
+        beside = longest + _BESIDE_FLOW <= width
+        columns = self._columns(width, longest if beside else 0)
+        usual = {
+            column.head: Counter(column.value(flow) for flow in flows).most_common(1)[0][0]
+            for column in columns
+            if flows and column.head in {"ACTION", "STATE", "NAT", "RULE"}
+        }
+        usual["REASONS"] = Counter(map(_main_reason, flows)).most_common(1)[0][0] if flows else ""
+        shown = [self._heading(columns)]
+        above = 0 if beside else width
+        blocks = [
+            list(_block(flow, columns, usual, above, selected=number == choice.selected))
+            for number, flow in enumerate(flows)
         ]
-        breach = event["breach"]
-        if breach is not None:
-            shown.append(
-                (
-                    f"{breach['bound']}: {breach['actual']} is {breach['distance']} bytes beyond "
-                    f"{breach['limit']}, the last number that passes",
-                    (Style.YELLOW,),
-                )
-            )
-        shown.append(("", _PLAIN))
-        for one in reversed(flow["events"]):
-            style = _action_style(one)
-            shown.append((event_line(one), style))
-        return shown
+        first = _first_shown([len(block) for block in blocks], choice.selected, room - 1)
+        for block in blocks[first:]:
+            shown += block
+        return shown[:room]
+
+    def _heading(self, columns: Sequence[_Column]) -> Line:
+        pieces = [Piece(" ")]
+        for column in columns:
+            marked = column.head == self.choice.sort.value
+            styles = (Style.BOLD, Style.CYAN) if marked else (Style.BOLD,)
+            # The mark takes the place of the blank after the heading.
+            text = column.head if column.right else f"{column.head}{'v' if marked else ''}"
+            after = "v" if marked and column.right else " "
+            pieces.append(Piece(_padded(text, column) + after, styles))
+        return pieces
+
+    def _words(self, flow: Fields) -> str:
+        event = _last(flow)
+        return " ".join(
+            (_ends_of(flow), *flow["reasons"], str(event["state"]), event["nat"], event["rule"])
+        ).lower()
 
     def _foot(self, *, alone: bool) -> Line:
         choice = self.choice
         if choice.typing:
-            return (f"only flows with: {choice.pattern}_", (Style.BOLD,))
-        words = ["q quit", "p resume" if choice.paused else "p pause"]
+            return [Piece(f"only flows with: {choice.pattern}_", (Style.BOLD,))]
+        words = ["PAUSED"] if choice.paused else []
+        words += ["q quit", "? help", "p resume" if choice.paused else "p pause"]
         if alone:
             words.append("enter back")
         else:
-            words += [f"s sort by {choice.sort.next.value}", "/ filter", "enter open one flow"]
-            words.append(f"by {choice.sort.value}")
+            words += [f"s sort ({choice.sort.value})", "/ filter", "enter open"]
             if choice.pattern:
                 words.append(f"only {choice.pattern!r}")
-        if choice.paused:
-            words.append("PAUSED")
-        return ("   ".join(words), (Style.CYAN,))
+        return [Piece("   ".join(words), (Style.CYAN,))]
+
+
+def _block(
+    flow: Fields,
+    columns: Sequence[_Column],
+    usual: dict[str, str],
+    above: int,
+    *,
+    selected: bool,
+) -> Iterator[Line]:
+    """The lines of one flow in the table.
+
+    Args:
+        flow: The flow.
+        columns: The columns.
+        usual: Of some columns, the value that most flows have.
+        above: Width of the line for the flow's ends; 0 where these are in a column.
+        selected: Whether the cursor is on the flow.
+    """
+    mark = Piece(">" if selected else " ", (Style.BOLD,))
+    escaped = _escapes(flow)
+    if above:
+        for text in _wrap(_ends_of(flow), above - 1):
+            yield [mark, Piece(text, (Style.RED,) if escaped else ())]
+            mark = Piece(" ")
+    pieces = [mark]
+    for column in columns:
+        text = column.value(flow)
+        styles: tuple[Style, ...] = ()
+        if column.head == "FLOW" and escaped:
+            styles = (Style.RED,)
+        elif column.head == "RESETS" and flow["resets"]:
+            styles = (Style.RED, Style.BOLD)
+        elif column.head in usual:
+            told = _main_reason(flow) if column.head == "REASONS" else text
+            styles = (Style.YELLOW,) if told != usual[column.head] else ()
+        pieces.append(Piece(_padded(text, column), styles))
+        pieces.append(Piece(" "))
+    yield pieces
+
+
+def _first_shown(heights: Sequence[int], selected: int, room: int) -> int:
+    """The first flow on the screen, so that the selected one is there whole."""
+    first = 0
+    while first < selected and sum(heights[first : selected + 1]) > room:
+        first += 1
+    return first
+
+
+def _alone(flow: Fields, width: int) -> list[Line]:
+    """One flow in detail: its packets, its windows, the number line, and its events."""
+    event = _last(flow)
+    shown: list[Line] = [[Piece(text, (Style.BOLD,))] for text in _wrap(_ends_of(flow), width)]
+    facts = (
+        f"{flow['packets']} packets since {flow['first'][:19]}, state {event['state'] or '-'}, "
+        f"nat {event['nat']}, {event['direction'] or 'unknown'} direction, "
+        f"evidence {event['evidence']}; {_reasons(flow)}"
+    )
+    shown += [[Piece(text)] for text in _wrap(facts, width)]
+    if flow["resets"]:
+        text = f"{flow['resets']} RST answered a packet of this flow that had got through"
+        shown += [[Piece(part, (Style.RED,))] for part in _wrap(text, width)]
+    judged = next((one for one in reversed(flow["events"]) if one.get("window")), None)
+    if judged is not None:
+        shown.append([])
+        for text, broken in window_lines(judged, width):
+            shown.append([Piece(text, (Style.YELLOW,) if broken else ())])
+    shown.append([])
+    for one in reversed(flow["events"]):
+        style = (Style.RED,) if "caused_by" in one else ()
+        shown += [[Piece(text, style)] for text in _wrap(event_line(one), width)]
+    return shown
 
 
 def _queue_line(queue: QueueStatus) -> Line:
@@ -256,13 +459,102 @@ def _queue_line(queue: QueueStatus) -> Line:
         f"{queue.count('packets')} in total, {queue.waiting} waiting, {drops} dropped by the kernel"
     )
     bad = queue.state != "serving" or drops
-    return (text, (Style.RED,) if bad else _PLAIN)
+    return [Piece(text, (Style.RED,) if bad else ())]
 
 
-def _action_style(event: Fields) -> tuple[Style, ...]:
-    """The style of an action; none for `allow`, as most lines would be green otherwise."""
-    style = ACTION_STYLES.get(event["action"], Style.GREEN)
-    return _PLAIN if style is Style.GREEN else (style,)
+def _cut(lines: list[Line], width: int) -> list[Line]:
+    """The lines, none wider than `width`."""
+    shown: list[Line] = []
+    for line in lines:
+        room = width
+        pieces: Line = []
+        for piece in line:
+            if room > 0:
+                pieces.append(Piece(piece.text[:room], piece.styles))
+            room -= len(piece.text)
+        shown.append(pieces)
+    return shown
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    """Lines of at most `width`, broken at blanks where that is possible."""
+    lines: list[str] = []
+    rest = text
+    while len(rest) > width:
+        at = rest.rfind(" ", 1, width + 1)
+        at = width if at <= 0 else at
+        lines.append(rest[:at])
+        rest = rest[at:].lstrip()
+    return [*lines, rest]
+
+
+def _spaced(texts: Sequence[str], width: int) -> list[str]:
+    """As many of the texts as fit into a line, with blanks between them."""
+    shown: list[str] = []
+    left = width
+    for text in texts:
+        part = f"   {text}" if shown else text
+        if shown and len(part) > left:
+            break
+        left -= len(part)
+        shown.append(part)
+    return shown
+
+
+def _fitting(texts: Sequence[str], width: int) -> list[Piece]:
+    return [Piece(text) for text in _spaced(["", *texts], width)]
+
+
+def _padded(text: str, column: _Column) -> str:
+    text = text[: column.width]
+    return text.rjust(column.width) if column.right else text.ljust(column.width)
+
+
+def _last(flow: Fields) -> Fields:
+    found: Fields = flow["events"][-1]
+    return found
+
+
+def _ends_of(flow: Fields) -> str:
+    event = _last(flow)
+    src, dst = endpoint(event["src"], event["sport"]), endpoint(event["dst"], event["dport"])
+    return f"{event['proto']} {src} > {dst}"
+
+
+def _action(flow: Fields) -> str:
+    event = _last(flow)
+    would = "would " if event["would"] != event["verdict"] else ""
+    return f"{would}{event['action']}"
+
+
+def _reasons(flow: Fields, width: int = 1 << 10) -> str:
+    """Reasons by their packets, the most frequent first, as many as fit."""
+    ranked = _ranked_reasons(flow)
+    if len(ranked) == 1:
+        return ranked[0][0]
+    total = sum(packets for _, packets in ranked)
+    shown = ranked[0][0]
+    shares = [f"{reason} {100 * packets // total}%" for reason, packets in ranked]
+    for number in range(1, len(shares) + 1):
+        text = ", ".join(shares[:number])
+        if len(text) <= width:
+            shown = text
+    return shown
+
+
+def _main_reason(flow: Fields) -> str:
+    return _ranked_reasons(flow)[0][0]
+
+
+def _ranked_reasons(flow: Fields) -> list[tuple[str, int]]:
+    return sorted(flow["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
+
+
+def _escapes(flow: Fields) -> bool:
+    """Whether a packet of its last event left untranslated."""
+    event = _last(flow)
+    translated = event["nat"] in {"snat", "dnat", "both"} or event.get("leak", False)
+    return bool(translated and event["verdict"] == "accept")
 
 
 def _rate_text(rate: float | None) -> str:
@@ -270,8 +562,13 @@ def _rate_text(rate: float | None) -> str:
 
 
 def _distance(flow: Fields) -> int:
-    breach = flow["events"][-1]["breach"]
+    breach = _last(flow)["breach"]
     return -1 if breach is None else int(breach["distance"])
+
+
+def _distance_text(flow: Fields) -> str:
+    distance = _distance(flow)
+    return "-" if distance < 0 else str(distance)
 
 
 def key_of(flow: Fields) -> Key:

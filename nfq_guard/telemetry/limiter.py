@@ -156,9 +156,13 @@ class EventLimiter:
                 self._kinds[kind] = _Interval(now + self._interval_s)
         return self._due(due, now)
 
+    def pending(self) -> list[Fold]:
+        """The packets without an event so far, as they are now."""
+        return [interval.fold for interval in self._kinds.values() if interval.fold is not None]
+
     def rest(self, now: float) -> list[Fold]:
         """The events of all folded packets: at the end, and before the mode or policy changes."""
-        folds = [interval.fold for interval in self._kinds.values() if interval.fold is not None]
+        folds = self.pending()
         self._kinds.clear()
         return self._due(folds, now)
 

@@ -3,68 +3,97 @@ from typing import Any
 
 import pytest
 
-from nfq_guard.cli.top_view import Meter, Sort, View, key_of
+from nfq_guard.cli.top_detail import window_lines
+from nfq_guard.cli.top_view import Line, Meter, Sort, View, key_of
 from nfq_guard.service.status import RulesState, Status
+from nfq_guard.telemetry.palette import Style
+from tests.support.events import event, window
 from tests.support.status import daemon_status, queue_status, rules_status
+from tests.support.top import FOLDER, at, flow, pictures, text, view
 
 
-def flow(port: int, packets: int, distance: int | None, last: str) -> dict[str, Any]:
-    event = {
-        "timestamp": f"2026-01-01T{last}.000000Z",
-        "action": "drop",
-        "verdict": "accept",
-        "would": "drop",
-        "reason": "seq-over" if distance else "no-entry",
-        "breach": distance
-        and {"bound": "seq-over", "actual": 100 + distance, "limit": 100, "distance": distance},
-        "proto": "tcp",
-        "src": "10.0.0.1",
-        "dst": "10.0.0.2",
-        "sport": port,
-        "dport": 80,
-        "seq": 1,
-        "ack": None,
-        "tcp_flags": "A",
-        "state": "ESTABLISHED",
-        "nat": "dnat",
-        "direction": "original",
-        "evidence": "bpf",
-        "rule": "translated",
-    }
-    return {
-        "flow": {"proto": "tcp", "a": "10.0.0.1", "a_port": port, "b": "10.0.0.2", "b_port": 80},
-        "first": event["timestamp"],
-        "last": event["timestamp"],
-        "packets": packets,
-        "events": [event],
-    }
+def one(
+    port: int,
+    packets: int,
+    distance: int | None,
+    second: int,
+    **changes: Any,  # noqa: ANN401
+) -> dict[str, Any]:
+    breach = distance and {"bound": "seq-over", "actual": 1, "limit": 1, "distance": distance}
+    reason = "seq-over" if distance else "no-entry"
+    made = event(
+        timestamp=at(second), src="10.0.0.1", dst="10.0.0.2", sport=port, dport=80, nat="none",
+        breach=breach, reason=reason, **changes,
+    )  # fmt: skip
+    return flow(made, reasons={reason: packets}, first=at(0))
 
 
-def status(packets: int, **changes: object) -> Status:
+def status(packets: int, second: int = 0, **changes: object) -> Status:
     return daemon_status(
         queues=(queue_status(packets=packets),),
         reasons={"seq-over": {"drop": packets}} if packets else {},
+        uptime_s=float(second),
         **changes,
     )
 
 
-FLOWS = [
-    flow(1001, 5, 40, "00:00:03"),
-    flow(1002, 900, 7, "00:00:01"),
-    flow(1003, 30, None, "00:00:02"),
-]
+FLOWS = [one(1001, 5, 40, 3), one(1002, 900, 7, 1), one(1003, 30, None, 2)]
 
 
 @pytest.fixture
-def view() -> View:
+def three() -> View:
     made = View()
-    made.take(status(900), [flow(1003, 10, None, "00:00:01"), *FLOWS[:2]], 100.0)
+    made.take(status(900), [one(1003, 10, None, 1), *FLOWS[:2]], 100.0)
     made.take(status(935), FLOWS, 105.0)
     return made
 
 
 def ports(view: View) -> list[int]:
-    return [one["flow"]["a_port"] for one in view.flows()]
+    return [found["flow"]["a_port"] for found in view.flows()]
+
+
+def styles(lines: list[Line], text: str) -> set[Style]:
+    """The styles of all pieces that contain a text."""
+    return {
+        style for line in lines for piece in line if text in piece.text for style in piece.styles
+    }
+
+
+@pytest.mark.parametrize("name", pictures())
+def test_pictures(name: str) -> None:
+    """`python -m tests.support.top` writes them anew."""
+    assert pictures()[name] == (FOLDER / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", range(20, 301, 7))
+@pytest.mark.parametrize("height", [1, 2, 3, 6, 12, 24, 60])
+def test_every_size(width: int, height: int) -> None:
+    for opened in (False, True):
+        for helping in (False, True):
+            shown = view()
+            shown.choice.helping = helping
+            shown.choice.selected = 3
+            if opened:
+                shown.choice.opened = key_of(shown.flows()[0])
+            lines = shown.lines(height, width)
+            assert len(lines) <= height
+            assert all(sum(len(piece.text) for piece in line) <= width for line in lines)
+
+
+def test_a_flow_is_whole_at_80_columns() -> None:
+    shown = text(view().lines(24, 80))
+    for end in (
+        "tcp 255.255.255.254:65535 > 255.255.255.253:65534",
+        "[2001:db8:ffff:ffff:ffff:ffff:ffff:fff1]:50123",
+        "[2001:db8:ffff:ffff:ffff:ffff:ffff:fff2]:40000",
+    ):
+        assert end in shown
+
+
+def test_ascii_alone() -> None:
+    shown = text(view(unicode=False).lines(24, 80))
+    assert shown.isascii()
+    assert "@@@@@@@@@ at most 30" in shown
 
 
 @pytest.mark.parametrize(
@@ -74,11 +103,20 @@ def ports(view: View) -> list[int]:
         (Sort.PACKETS, [1002, 1003, 1001]),
         (Sort.RATE, [1003, 1001, 1002]),
         (Sort.DISTANCE, [1001, 1002, 1003]),
+        (Sort.RESETS, [1001, 1002, 1003]),
     ],
 )
-def test_orders(view: View, sort: Sort, order: list[int]) -> None:
-    view.choice.sort = sort
-    assert ports(view) == order
+def test_orders(three: View, sort: Sort, order: list[int]) -> None:
+    three.choice.sort = sort
+    assert ports(three) == order
+
+
+def test_the_column_of_the_order_is_marked(three: View) -> None:
+    three.choice.sort = Sort.RATE
+    lines = three.lines(24, 120)
+    assert "RATEv" in text(lines)
+    assert styles(lines, "RATE") == {Style.BOLD, Style.CYAN}
+    assert styles(lines, "FLOW") == {Style.BOLD}
 
 
 def test_sort_orders_cycle() -> None:
@@ -88,55 +126,122 @@ def test_sort_orders_cycle() -> None:
     assert sort is Sort.LAST
 
 
-def test_the_filter_matches_the_whole_line(view: View) -> None:
-    view.choice.pattern = "NO-ENTRY"
-    assert ports(view) == [1003]
-    view.choice.pattern = ":1002"
-    assert ports(view) == [1002]
-    view.choice.pattern = "nothing has this"
-    assert ports(view) == []
-    assert view.lines(20)
+def test_the_filter_matches_the_whole_line(three: View) -> None:
+    three.choice.pattern = "NO-ENTRY"
+    assert ports(three) == [1003]
+    three.choice.pattern = ":1002"
+    assert ports(three) == [1002]
+    three.choice.pattern = "nothing has this"
+    assert ports(three) == []
+    assert "only 'nothing has this'" in text(three.lines(20, 120))
 
 
-def test_picture(view: View) -> None:
-    text = [line for line, _ in view.lines(24)]
-    assert len(text) == 24
-    assert "dry-run" in text[0]
-    assert "seq-over 935 (7.0/s)" in text[2]
-    assert text[5].startswith(">00:00:03 would drop  seq-over")
-    assert "10.0.0.1:1001 > 10.0.0.2:80" in text[5]
-    assert "4.0" in text[6]
-    assert text[-1].startswith("q quit")
+def test_the_keys_at_the_foot(three: View) -> None:
+    three.choice.paused = True
+    assert text(three.lines(24, 120)).splitlines()[-1].startswith("PAUSED   q quit")
+    three.choice.typing = True
+    three.choice.pattern = "10."
+    assert "only flows with: 10._" in text(three.lines(24, 120))
 
 
-@pytest.mark.parametrize("height", [1, 2, 3, 5, 8])
-def test_small_screens(view: View, height: int) -> None:
-    for opened in (None, key_of(FLOWS[0])):
-        view.choice.opened = opened
-        assert len(view.lines(height)) <= height
+def test_reasons_are_those_of_all_packets() -> None:
+    """Not the one of the last event, which here is the rarest."""
+    shown = View()
+    found = one(1, 1, None, 5)
+    found["reasons"] = {"no-entry": 1, "seq-over": 199}
+    shown.take(status(200), [found], 1.0)
+    assert "seq-over 99%" in text(shown.lines(24, 80))
 
 
-def test_the_selection_stays_within_the_list(view: View) -> None:
-    view.choice.selected = 99
-    assert any(line.startswith(">00:00:01") for line, _ in view.lines(24))
-    assert any(line.startswith(">00:00:01") for line, _ in view.lines(7))
+def test_colour_marks_what_differs() -> None:
+    """Where every flow is dropped, none is coloured for it."""
+    shown = View()
+    dropped = {"mode": "enforce", "verdict": "drop"}
+    same = [one(port, 9, 7, 1, **dropped) for port in (1, 2, 3)]
+    shown.take(status(27), same, 1.0)
+    assert styles(shown.lines(24, 160), "drop ") == set()
+    other = one(4, 9, 7, 1, action="log", would="accept")
+    shown.take(status(36), [*same, other], 2.0)
+    lines = shown.lines(24, 160)
+    assert styles(lines, "log ") == {Style.YELLOW}
+    assert styles(lines, "drop ") == set()
 
 
-def test_one_flow_alone(view: View) -> None:
-    view.choice.opened = key_of(FLOWS[0])
-    text = "\n".join(line for line, _ in view.lines(24))
-    assert "seq-over: 140 is 40 bytes beyond 100" in text
-    assert "enter back" in text
-    view.take(status(936), FLOWS[1:], 106.0)
-    assert "LAST" in "\n".join(line for line, _ in view.lines(24)), "a flow that is gone closes"
+def test_what_escaped_is_red() -> None:
+    shown = View()
+    escaped = flow(event(timestamp=at(1)))
+    shown.take(status(2), [escaped, one(1, 1, 7, 1)], 1.0)
+    lines = shown.lines(24, 160)
+    assert styles(lines, "10.244.0.2:8080 >") == {Style.RED}
+    assert styles(lines, "10.0.0.1:1 >") == set()
 
 
-def test_problems_are_shown(view: View) -> None:
+def test_resets_are_shown() -> None:
+    lines = view().lines(24, 160)
+    assert "1 reset answered an INVALID packet that had got through" in text(lines)
+    shown = view()
+    (reset,) = (found for found in shown.flows() if found["resets"])
+    shown.choice.opened = key_of(reset)
+    assert "1 RST answered a packet of this flow" in text(shown.lines(30, 160))
+
+
+def test_rates_are_right_from_the_second_response_on() -> None:
+    """Also of a flow that was not there at the first."""
+    shown = View()
+    shown.take(status(0, 10), [], 10.0)
+    new = flow(event(timestamp=at(11)), reasons={"seq-over": 44}, first=at(11))
+    old = one(5, 1000, 7, 11)
+    shown.take(status(44, 11), [new, old], 11.0)
+    lines = text(shown.lines(24, 80)).splitlines()
+    assert "44   44.0" in next(line for line in lines if "10.244" in line)
+    assert "1000      -" in next(line for line in lines if ":5 >" in line)
+    assert any("seq-over 44 (44.0/s)" in line for line in lines)
+
+
+def test_the_selection_stays_within_the_list(three: View) -> None:
+    three.choice.selected = 99
+    for height in (24, 7):
+        assert ">tcp 10.0.0.1:1001" in text(three.lines(height, 80))
+
+
+def test_one_flow_alone(three: View) -> None:
+    three.choice.opened = key_of(FLOWS[0])
+    assert "enter back" in text(three.lines(24, 80))
+    three.take(status(936), FLOWS[1:], 106.0)
+    assert "REASONS" in text(three.lines(24, 80)), "a flow that is gone closes"
+
+
+def test_the_detail_has_both_windows_and_the_number_lines() -> None:
+    (shown,) = (
+        "\n".join(line for line, _ in window_lines(each, 100)) for each in (event(window=window()),)
+    )
+    assert "sender   sent up to 500, may send up to 1000, offered 29200" in shown
+    assert "broken by 8000 bytes" in shown
+    broken = [line for line, is_broken in window_lines(event(window=window()), 100) if is_broken]
+    assert broken[0].startswith("I   Does it begin where the receiver has offered room?")
+
+
+def test_a_window_of_another_version_is_left_out() -> None:
+    assert list(window_lines(event(window={"sender_td_end": 1}), 80)) == []
+    assert list(window_lines(event(src="nowhere", window=window()), 80)) == []
+    assert list(window_lines(event(), 80)) == []
+
+
+def test_problems_are_shown(three: View) -> None:
     rules = rules_status(RulesState.DIFFER, "missing-jump: IPv4")
-    view.take(status(1, rules=rules), [], 107.0)
-    assert any("missing-jump" in line for line, _ in view.lines(24))
-    view.problem = "not running: there is no /run/x"
-    assert any("not running" in line for line, _ in view.lines(24))
+    three.take(status(1, rules=rules), [], 107.0)
+    assert "missing-jump" in text(three.lines(24, 80))
+    three.problem = "not running: there is no /run/x"
+    assert "not running" in text(three.lines(24, 80))
+    assert "waiting for the daemon" in text(View().lines(24, 80))
+
+
+def test_many_queues_and_none_dropped() -> None:
+    shown = View()
+    queues = tuple(queue_status(number, packets=1) for number in range(6))
+    shown.take(daemon_status(queues=queues), [], 1.0)
+    assert "and 2 more queues" in text(shown.lines(24, 80))
+    assert "no INVALID packet so far" in text(shown.lines(24, 80))
 
 
 def test_a_restarted_counter_has_no_negative_rate() -> None:

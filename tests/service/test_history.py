@@ -6,8 +6,9 @@ import orjson
 
 from nfq_guard import names
 from nfq_guard.engine import Mode
+from nfq_guard.finding import Reason
 from nfq_guard.flow import PROTO_TCP, Evidence, key_of_ends
-from nfq_guard.service.worker.history import History
+from nfq_guard.service.worker.history import History, Pending
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.packet_event import packet_judged
 from tests.support.judgments import judgment
@@ -68,3 +69,23 @@ def test_flows_of_one_address_and_a_limit() -> None:
         add(history, event(sport))
     assert len(history.flows("10.0.0.2", 3)) == 3
     assert history.flows("10.0.0.9", 3) == []
+
+
+def test_packets_without_an_event_yet_count() -> None:
+    """Their events come up to `log_interval_s` later; `top` shows their rate at once."""
+    history = History()
+    add(history, event(1, 1))
+    add(history, event(2, 2))
+    key = key_of_ends(PROTO_TCP, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1, 80)
+    other = key_of_ends(PROTO_TCP, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 9, 80)
+    later = "2026-01-01T00:00:09"
+    pending = [
+        Pending(key, Reason.SEQ_OVER, 40, later, 0),
+        Pending(key, Reason.NO_ENTRY, 2, later, 2),
+        Pending(other, Reason.SEQ_OVER, 7, later, 0),
+    ]
+    first, second = history.flows(None, 10, pending)
+    assert (first["flow"]["a_port"], first["packets"], first["last"]) == (1, 43, later)
+    assert (first["reasons"], first["resets"]) == ({"seq-over": 41, "no-entry": 2}, 2)
+    assert second["packets"] == 1
+    assert len(history.flows(None, 1, pending)) == 1

@@ -167,7 +167,7 @@ class WorkerProcess:
     def _dump(self, order: Dump, serving: QueueServer) -> None:
         flows = [
             FlowRecord(last=str(flow["last"]), json=orjson.dumps(flow))
-            for flow in serving.history.flows(order.address, order.flows)
+            for flow in serving.flows(order.address, order.flows)
         ]
         while True:
             part, flows = flows[:_FLOWS_A_MESSAGE], flows[_FLOWS_A_MESSAGE:]

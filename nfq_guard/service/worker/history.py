@@ -7,11 +7,13 @@ the flow that was seen longest ago.
 """
 
 from collections import OrderedDict, deque
-from typing import Annotated, Final, TypedDict, final
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Final, NamedTuple, TypedDict, final
 
 import orjson
 
 from nfq_guard import names
+from nfq_guard.finding import Reason
 from nfq_guard.flow import FlowKey
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.log import json_fields
@@ -45,7 +47,9 @@ class DumpedFlowRecord(TypedDict):
         flow: Its protocol and its ends.
         first: Time of its first event, as in events.
         last: Time of its last event, as in events.
-        packets: Packets of all its events, also of those that are no longer kept.
+        packets: Its packets so far, also those whose events are no longer kept or not due yet.
+        reasons: The same by reason.
+        resets: RSTs among them that answered an INVALID packet.
         events: Its last events, the oldest first.
     """
 
@@ -53,17 +57,38 @@ class DumpedFlowRecord(TypedDict):
     first: str
     last: str
     packets: int
+    reasons: dict[str, int]
+    resets: int
     events: list[Annotated[orjson.Fragment, PacketJudged]]
+
+
+class Pending(NamedTuple):
+    """Packets of a flow whose event is not due yet.
+
+    Attributes:
+        key: The flow.
+        reason: Why they are INVALID.
+        packets: How many.
+        last: When the last was judged, as in events.
+        resets: How many of them answered an INVALID packet.
+    """
+
+    key: FlowKey
+    reason: Reason
+    packets: int
+    last: str
+    resets: int
 
 
 @final
 class _Flow:
-    __slots__ = ("events", "first", "last", "packets")
+    __slots__ = ("events", "first", "last", "reasons", "resets")
 
     def __init__(self, first: str) -> None:
         self.first = first
         self.last = first
-        self.packets = 0
+        self.reasons: dict[str, int] = {}
+        self.resets = 0
         self.events: deque[PacketJudged] = deque(maxlen=_EVENTS_MAX)
 
 
@@ -86,32 +111,56 @@ class History:
         else:
             self._flows.move_to_end(key)
         flow.last = event.timestamp
-        flow.packets += event.count
+        reason = event.reason.value
+        flow.reasons[reason] = flow.reasons.get(reason, 0) + event.count
+        if event.caused_by is not None:
+            flow.resets += event.count
         flow.events.append(event)
 
-    def flows(self, address: str | None, limit: int) -> list[DumpedFlowRecord]:
-        """At most `limit` flows, the one seen last first; only those with `address` unless None."""
+    def flows(
+        self, address: str | None, limit: int, pending: Iterable[Pending] = ()
+    ) -> list[DumpedFlowRecord]:
+        """The flows, the one seen last first.
+
+        Args:
+            address: Only flows with this end; None for all.
+            limit: At most so many.
+            pending: Packets that have no event yet; those of flows without any do not count.
+        """
+        waiting: dict[FlowKey, list[Pending]] = {}
+        for some in pending:
+            waiting.setdefault(some.key, []).append(some)
         found: list[DumpedFlowRecord] = []
         for key, flow in reversed(self._flows.items()):
-            proto, one_end, other_end, one_port, other_port = key
-            one, other = names.address(one_end) or "", names.address(other_end) or ""
-            if address not in {None, one, other}:
-                continue
-            found.append(
-                {
-                    "flow": {
-                        "proto": names.protocol(proto),
-                        "a": one,
-                        "a_port": one_port,
-                        "b": other,
-                        "b_port": other_port,
-                    },
-                    "first": flow.first,
-                    "last": flow.last,
-                    "packets": flow.packets,
-                    "events": [orjson.Fragment(json_fields(event)) for event in flow.events],
-                }
-            )
-            if len(found) >= limit:
-                break
-        return found
+            ends = _ends(key)
+            if address in {None, ends["a"], ends["b"]}:
+                found.append(_record(ends, flow, waiting.get(key, ())))
+        found.sort(key=lambda flow: flow["last"], reverse=True)
+        return found[:limit]
+
+
+def _ends(key: FlowKey) -> EndsRecord:
+    proto, one_end, other_end, one_port, other_port = key
+    return {
+        "proto": names.protocol(proto),
+        "a": names.address(one_end) or "",
+        "a_port": one_port,
+        "b": names.address(other_end) or "",
+        "b_port": other_port,
+    }
+
+
+def _record(ends: EndsRecord, flow: _Flow, pending: Sequence[Pending]) -> DumpedFlowRecord:
+    reasons = dict(flow.reasons)
+    for some in pending:
+        reason = some.reason.value
+        reasons[reason] = reasons.get(reason, 0) + some.packets
+    return {
+        "flow": ends,
+        "first": flow.first,
+        "last": max([flow.last, *(some.last for some in pending)]),
+        "packets": sum(reasons.values()),
+        "reasons": reasons,
+        "resets": flow.resets + sum(some.resets for some in pending),
+        "events": [orjson.Fragment(json_fields(event)) for event in flow.events],
+    }

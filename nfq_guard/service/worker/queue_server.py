@@ -10,7 +10,7 @@ from typing import Final, Protocol, final
 from nfq_guard.engine import Mode
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.worker.history import History
+from nfq_guard.service.worker.history import DumpedFlowRecord, History
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import StoppedUnderLoad
 from nfq_guard.telemetry.log import EventLog
@@ -148,6 +148,10 @@ class QueueServer:
     def adopt(self, policy: Policy) -> None:
         """Judge by another policy from the next batch on."""
         self.worker.adopt(policy)
+
+    def flows(self, address: str | None, limit: int) -> list[DumpedFlowRecord]:
+        """At most `limit` flows, the one seen last first; only those with `address` unless None."""
+        return self.history.flows(address, limit, self.worker.pending())
 
     def finish(self, hurried: Callable[[], bool]) -> None:
         """Send verdicts until the kernel reports no waiting packet; then unbind the queue.

@@ -15,6 +15,7 @@ from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
 from nfq_guard.resets import Passed, Resets
+from nfq_guard.service.worker.history import Pending
 from nfq_guard.service.worker.offload import Offloader
 from nfq_guard.service.worker.safe_judge import Failure, Judge, SafeJudge
 from nfq_guard.telemetry.events import (
@@ -246,6 +247,20 @@ class Worker:
         except OSError:
             return None
 
+    def pending(self) -> list[Pending]:
+        """The packets that have no event yet, because it stands for several."""
+        epoch = _epoch()
+        return [
+            Pending(
+                flow_key(fold.judgment.packet),
+                fold.judgment.finding.reason,
+                fold.count,
+                timestamp(epoch + fold.last),
+                0 if fold.judgment.cause is None else fold.count,
+            )
+            for fold in self._limiter.pending()
+        ]
+
     def close(self, now: float) -> None:
         """Log what the limiter still holds, remove all offloaded flows, and close files."""
         self._emit(self._limiter.rest(now))
@@ -302,7 +317,7 @@ class Worker:
     def _emit(self, due: list[Fold]) -> None:
         if not due:
             return
-        epoch = datetime.now(UTC).timestamp() - time.monotonic()
+        epoch = _epoch()
         for fold in due:
             judgment = fold.judgment
             try:
@@ -416,6 +431,11 @@ class Worker:
                 traceback=failure.trace,
             )
         )
+
+
+def _epoch() -> float:
+    """The zero of the monotonic clock, in seconds of the time of day."""
+    return datetime.now(UTC).timestamp() - time.monotonic()
 
 
 def _answered(fold: Fold, epoch: float) -> AnsweredPacket | None:
