@@ -58,6 +58,8 @@ _ACTIONS: Final = {
     Action.DROP: "the packet is dropped, and TCP retransmits lost data",
     Action.LOG: "the packet passes and is recorded",
     Action.ALLOW: "the packet passes and is counted",
+    Action.HEAL: "the packet is dropped, and its retransmission passes: conntrack no longer checks "
+    "the window of its sender in this flow",
 }
 
 

@@ -11,16 +11,21 @@ from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 
 class Action(StrEnum):
-    """What happens to a packet: `log` accepts and records it, `allow` accepts and counts it."""
+    """What happens to a packet.
+
+    `log` accepts and records it, `allow` accepts and counts it. `heal` drops it and has conntrack
+    stop checking the window of its sender in this one flow, so that the next copy passes.
+    """
 
     DROP = "drop"
     LOG = "log"
     ALLOW = "allow"
+    HEAL = "heal"
 
     @property
     def drops(self) -> bool:
         """Whether the packet is dropped when the mode is enforce."""
-        return self is Action.DROP
+        return self is Action.DROP or self is Action.HEAL
 
 
 @final

@@ -23,6 +23,12 @@ ACTION_WORDS: Final = {
     Action.DROP: "drop the packet",
     Action.LOG: "let the packet pass and record it",
     Action.ALLOW: "let the packet pass",
+    Action.HEAL: "drop the packet and end conntrack's window check of its sender in this flow",
+}
+_COUNTED: Final = {
+    RateKey.FLOW: "of one flow",
+    RateKey.SOURCE: "from one source",
+    RateKey.SEGMENT: "with one segment",
 }
 CLAUSE_BREAK: Final = "; and "
 
@@ -80,6 +86,5 @@ def _words(condition: Condition, value: Value) -> str:
 
 
 def _rate_clause(rate: Rate) -> str:
-    whom = "of one flow" if rate.by is RateKey.FLOW else "from one source"
-    limit = f"the first {rate.over} such packets {whom} in {rate.in_s:g} s"
+    limit = f"the first {rate.over} such packets {_COUNTED[rate.by]} in {rate.in_s:g} s"
     return f"it is among {limit}" if rate.negated else f"it comes after {limit}"

@@ -96,6 +96,7 @@ class RateKey(StrEnum):
 
     FLOW = "flow"
     SOURCE = "source"
+    SEGMENT = "segment"
 
 
 @final
@@ -106,7 +107,7 @@ class Rate:
     Attributes:
         over: The first `over` packets in a window are within the limit.
         in_s: Length of the window in seconds; it begins with the first packet.
-        by: Whether packets are counted by flow or by source.
+        by: Whether packets are counted by flow, by source, or by segment: copies of the same one.
         negated: Whether the rule matches within the limit instead of beyond it.
     """
 

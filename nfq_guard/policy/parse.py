@@ -13,6 +13,7 @@ from typing import Final, Protocol, final
 from nfq_guard.errors import ConfigError, Mistake, NfqGuardError
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME, LAST_MARK, Field, Kind
+from nfq_guard.policy.healable import heal_mistakes, with_heal_limits
 from nfq_guard.policy.lint import lets_nothing_pass
 from nfq_guard.policy.model import (
     DEEPEST_INCLUDE,
@@ -36,6 +37,9 @@ from nfq_guard.policy.model import (
 from nfq_guard.policy.values import ValueProblem, one_of, parse_value, shown, suggestion
 
 _NAME: Final = re.compile(NAME_PATTERN)
+_ACTIONS: Final = tuple(str(action) for action in Action)
+# What can happen to a packet that no rule matched: a heal takes a rule, which limits it.
+_LAST_ACTIONS: Final = tuple(str(action) for action in Action if action is not Action.HEAL)
 
 
 class Includes(Protocol):
@@ -110,7 +114,7 @@ def read_policy(
     if part.default is None and not part.default_is_wrong:
         reader.note(
             "policy.default",
-            "the action when no rule matches: drop, log or allow",
+            f"the action when no rule matches: {one_of(_LAST_ACTIONS)}",
             "nothing",
         )
     if len(part.rules) > MOST_RULES:
@@ -169,9 +173,9 @@ class _Reader:
             return part
         self._unknown_keys(table, POLICY_KEYS, key)
         if "on_unknown" in table:
-            part.on_unknown = self._action(table["on_unknown"], f"{key}.on_unknown")
+            part.on_unknown = self._action(table["on_unknown"], f"{key}.on_unknown", _LAST_ACTIONS)
         if "default" in table:
-            part.default = self._action(table["default"], f"{key}.default")
+            part.default = self._action(table["default"], f"{key}.default", _LAST_ACTIONS)
             part.default_is_wrong = part.default is None
         if "i_know" in table:
             part.i_know = table["i_know"] == I_KNOW
@@ -238,8 +242,7 @@ class _Reader:
                     f"{name!r}{_suggested_key(name, known)}",
                 )
 
-    def _action(self, found: object, key: str) -> Action | None:
-        words = tuple(str(action) for action in Action)
+    def _action(self, found: object, key: str, words: tuple[str, ...]) -> Action | None:
         if isinstance(found, str) and found in words:
             return Action(found)
         self.note(key, one_of(words), shown(found) + suggestion(found, words))
@@ -261,9 +264,9 @@ class _Reader:
                 f"{key}.comment", f"a text of at most {LONGEST_COMMENT} characters", shown(comment)
             )
         if "action" in table:
-            action = self._action(table["action"], f"{key}.action")
+            action = self._action(table["action"], f"{key}.action", _ACTIONS)
         else:
-            self.note(f"{key}.action", "drop, log or allow", "nothing")
+            self.note(f"{key}.action", one_of(_ACTIONS), "nothing")
             action = None
         mark = table.get("mark")
         if mark is not None and not _whole(mark, 0, LAST_MARK):
@@ -271,20 +274,10 @@ class _Reader:
         conditions = self._conditions(table, key, negated=False)
         rate = self._rate(table["rate"], f"{key}.rate", negated=False) if "rate" in table else None
         if "not" in table:
-            nots = table["not"]
-            if isinstance(nots, Mapping):
-                known = ("rate", *FIELD_BY_NAME)
-                self._unknown_keys(nots, known, f"{key}.not")
-                conditions += self._conditions(nots, f"{key}.not", negated=True)
-                if "rate" in nots and rate is not None:
-                    self.note(f"{key}.not.rate", "one rate in a rule", "two")
-                elif "rate" in nots:
-                    rate = self._rate(nots["rate"], f"{key}.not.rate", negated=True)
-            else:
-                self.note(f"{key}.not", "keys of a rule, such as not.reason", shown(nots))
+            rate = self._nots(table["not"], f"{key}.not", conditions, rate)
         if len(self.mistakes) > before or action is None or not isinstance(comment, str):
             return None
-        return Rule(
+        rule = Rule(
             name=name,
             key=key,
             source=source,
@@ -294,6 +287,29 @@ class _Reader:
             rate=rate,
             comment=comment,
         )
+        return self._healing(rule) if action is Action.HEAL else rule
+
+    def _healing(self, rule: Rule) -> Rule | None:
+        mistakes = heal_mistakes(rule)
+        for mistake in mistakes:
+            self.note(*mistake)
+        return None if mistakes else with_heal_limits(rule)
+
+    def _nots(
+        self, table: object, key: str, conditions: list[Condition], rate: Rate | None
+    ) -> Rate | None:
+        """Add the conditions of the table `not`; returns the rate of the rule."""
+        if not isinstance(table, Mapping):
+            self.note(key, "keys of a rule, such as not.reason", shown(table))
+            return rate
+        self._unknown_keys(table, ("rate", *FIELD_BY_NAME), key)
+        conditions += self._conditions(table, key, negated=True)
+        if "rate" not in table:
+            return rate
+        if rate is not None:
+            self.note(f"{key}.rate", "one rate in a rule", "two")
+            return rate
+        return self._rate(table["rate"], f"{key}.rate", negated=True)
 
     def _name(self, found: object, key: str) -> str:
         where = f"{key}.name"

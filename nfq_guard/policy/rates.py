@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Rate limits: packets counted per flow or per source, in bounded memory."""
+"""Rate limits: packets counted per flow, per source or per segment, in bounded memory."""
 
 from typing import Final, final
 
 from nfq_guard.flow import FlowKey
 from nfq_guard.policy.model import Rate, RateKey
-from nfq_guard.wire.packet import Malformed, Packet, flow_key
+from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Malformed, Packet, Segment, flow_key
 
 # Keys that one rule counts at a time, and all rules of a policy together: a key takes 180 bytes. A
 # sender with forged addresses can fill the table; the least recently seen key is evicted first, and
 # starts again within the limit when it returns.
 MOST_KEYS: Final = 4096
 MOST_KEYS_IN_ALL: Final = 65_536
+
+# The flags of a segment that its copies have too; others may change with a retransmission.
+_SAME_FLAGS: Final = SYN | ACK | FIN | RST
+# A segment with its flow: source and destination, ports, `seq`, `ack`, `end`, and flags.
+_SegmentKey = tuple[bytes, bytes, int, int, int, int, int, int]
 
 
 @final
@@ -35,10 +40,10 @@ class RateLimit:
         """Start with empty counts for at most `most_keys` keys."""
         self._over = rate.over
         self._in_s = rate.in_s
-        self._by_flow = rate.by is RateKey.FLOW
+        self._by = rate.by
         self._negated = rate.negated
         self._most_keys = most_keys
-        self._windows: dict[FlowKey | bytes, _Window] = {}
+        self._windows: dict[FlowKey | _SegmentKey | bytes, _Window] = {}
 
     def matches(self, packet: Packet | Malformed, now: float) -> bool:
         """Count `packet` at `now`, monotonic seconds; returns whether the rule matches it."""
@@ -54,7 +59,13 @@ class RateLimit:
         return count - beyond if self._negated else beyond
 
     def _window(self, packet: Packet | Malformed, now: float) -> _Window:
-        key: FlowKey | bytes = flow_key(packet) if self._by_flow else bytes(packet.src)
+        key: FlowKey | _SegmentKey | bytes
+        if self._by is RateKey.SOURCE:
+            key = bytes(packet.src)
+        elif self._by is RateKey.SEGMENT:
+            key = _segment_key(packet)
+        else:
+            key = flow_key(packet)
         window = self._windows.pop(key, None)
         if window is None:
             if len(self._windows) >= self._most_keys:
@@ -66,3 +77,20 @@ class RateLimit:
         # The key that was seen last is at the end.
         self._windows[key] = window
         return window
+
+
+def _segment_key(packet: Packet | Malformed) -> FlowKey | _SegmentKey:
+    """The same for each copy of a TCP segment; a packet of any other kind has that of its flow."""
+    l4 = packet.l4 if isinstance(packet, Packet) else None
+    if not isinstance(l4, Segment):
+        return flow_key(packet)
+    return (
+        packet.src,
+        packet.dst,
+        l4.sport,
+        l4.dport,
+        l4.seq,
+        l4.ack,
+        l4.end,
+        l4.flags & _SAME_FLAGS,
+    )

@@ -26,6 +26,7 @@ def policy_schema() -> Schema:
     as duplicate names and files that cannot be read.
     """
     actions = {"enum": [str(action) for action in Action]}
+    last_actions = {"enum": [str(action) for action in Action if action is not Action.HEAL]}
     fields = {field.name: _field(field) for field in FIELDS}
     rate = _rate()
     return {
@@ -41,12 +42,12 @@ def policy_schema() -> Schema:
             "on_unknown": {
                 "description": "What happens to a packet that no rule matched and that could not"
                 " be judged. Without it: allow, or what an included policy says.",
-                **actions,
+                **last_actions,
             },
             "default": {
                 "description": "What happens to any other packet that no rule matched. Required,"
                 " unless an included policy says it.",
-                **actions,
+                **last_actions,
             },
             "i_know": {
                 "description": "Required in a policy that lets no packet pass.",
@@ -155,7 +156,8 @@ def _rate() -> Schema:
                 "maximum": LONGEST_WINDOW_S,
             },
             "by": {
-                "description": "Whether packets are counted by flow or by source.",
+                "description": "Whether packets are counted by flow, by source, or by segment:"
+                " copies of the same one.",
                 "enum": [str(key) for key in RateKey],
             },
         },

@@ -28,6 +28,7 @@ ACTION_STYLES: Final = {
     Action.DROP: Style.RED,
     Action.LOG: Style.YELLOW,
     Action.ALLOW: Style.GREEN,
+    Action.HEAL: Style.MAGENTA,
 }
 CTSTATE_STYLES: Final = {
     CtState.INVALID: Style.RED,

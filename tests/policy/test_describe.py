@@ -15,6 +15,7 @@ from tests.support.policies import tables
 
 _RULE = re.compile(r"Rule (\S+): (.+?)(?:, with the mark (0x[0-9a-f]+),)? (?:when (.+)|always)\.")
 _RATE = re.compile(r"it (comes after|is among) the first (\d+) such packets (.+) in (\S+) s")
+_COUNTED = {"of one flow": "flow", "from one source": "source", "with one segment": "segment"}
 _ACTIONS = {words: action for action, words in ACTION_WORDS.items()}
 
 
@@ -56,7 +57,7 @@ def _read_back(sentence: str) -> object:
     for clause in (when or "").split("; and "):
         told = _RATE.fullmatch(clause)
         if told:
-            by = "flow" if told[3] == "of one flow" else "source"
+            by = _COUNTED[told[3]]
             rate = (int(told[2]), float(told[4]), by, told[1] == "is among")
         elif clause:
             conditions.append(_meaning(_condition(clause)))

@@ -106,14 +106,13 @@ def test_all_mistakes_at_once() -> None:
         ("name", 5, "name: expected a name of at most 64"),
         ("comment", 5, "comment: expected a text of at most 500 characters, found 5"),
         ("comment", "a" * 501, "comment: expected a text of at most 500 characters"),
-        ("action", "heal", "action: expected drop, log or allow, found 'heal'"),
         (
             "evidence",
             "procfs",
             "expected one of bpf, kernel-log, ctnetlink, replay or none, found 'procfs'",
         ),
-        ("action", "acept", "action: expected drop, log or allow, found 'acept'"),
-        ("action", 1, "action: expected drop, log or allow, found 1"),
+        ("action", "acept", "action: expected drop, log, allow or heal, found 'acept'"),
+        ("action", 1, "action: expected drop, log, allow or heal, found 1"),
         ("resaon", "raced", "(did you mean 'reason'?)"),
         ("saddr", "10.0.0.0/8", "(did you mean 'src'?)"),
         ("frobnicate", 1, "found 'frobnicate'"),
@@ -123,7 +122,7 @@ def test_all_mistakes_at_once() -> None:
         ("rate", 5, "rate: expected a table such as { over = 10,"),
         ("rate", {}, "rate.over: expected a number of packets from 1 to 1000000, found nothing"),
         ("rate", {}, "rate.in_s: expected a number of seconds above 0 and up to 3600"),
-        ("rate", {}, "rate.by: expected flow or source, found nothing"),
+        ("rate", {}, "rate.by: expected flow, source or segment, found nothing"),
         ("rate", {"over": 0, "in_s": True, "by": "flwo"}, "(did you mean 'flow'?)"),
         (
             "rate",
@@ -151,7 +150,7 @@ def test_two_rates() -> None:
 
 def test_rule_without_action() -> None:
     assert _mistakes({"default": "allow", "rule": [{}]}) == [
-        "policy.rule[0].action: expected drop, log or allow, found nothing"
+        "policy.rule[0].action: expected drop, log, allow or heal, found nothing"
     ]
 
 
@@ -279,7 +278,7 @@ def test_mistakes_in_included_files_name_the_file() -> None:
         "policy.include[0] (broken.toml: 1:2): expected TOML, found rubbish",
         "policy.include[1] (empty.toml): expected a policy, found nothing",
         "policy.include[2]: expected a readable policy, found 'none': main has no none",
-        "(a) policy.rule[0].action: expected drop, log or allow, found 'no'",
+        "(a) policy.rule[0].action: expected drop, log, allow or heal, found 'no'",
     ]
 
 

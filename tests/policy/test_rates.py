@@ -5,7 +5,8 @@ import pytest
 
 from nfq_guard.policy.model import Rate, RateKey
 from nfq_guard.policy.rates import RateLimit
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, flow_key
+from nfq_guard.seqno import seq
+from nfq_guard.wire.packet import ACK, FIN, PSH, Datagram, Malformed, Packet, Segment, flow_key
 
 
 def _packet(
@@ -70,3 +71,40 @@ def test_many_packets_count_as_each_of_them(*, negated: bool) -> None:
     for count in (1, 4, 2):
         matched = sum(one_by_one.matches(packet, 0.0) for _ in range(count))
         assert at_once.matches_of(packet, 0.0, count) == matched
+
+
+def _segment(
+    number: int = 1, ack: int = 2, flags: int = ACK, length: int = 8, src: bytes = b"\n\0\0\1"
+) -> Packet:
+    segment = Segment(5, 6, seq(number), seq(ack), flags, 100, length, b"", 0)
+    return Packet(4, src, b"\n\0\0\2", 6, 40 + length, 20, 64, 0, False, segment)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        _segment(number=2),
+        _segment(ack=3),
+        _segment(flags=ACK | FIN),
+        _segment(length=9),
+        _segment(src=b"\n\0\0\3"),
+        _packet(),
+    ],
+)
+def test_only_copies_are_one_segment(other: Packet) -> None:
+    limit = _limit(RateKey.SEGMENT)
+    assert [limit.matches(_segment(), 0.0) for _ in range(2)] == [False, False]
+    assert not limit.matches(other, 0.0)
+    assert limit.matches(_segment(), 0.0)
+
+
+def test_a_retransmission_may_be_pushed() -> None:
+    limit = _limit(RateKey.SEGMENT)
+    copies = (_segment(), _segment(flags=ACK | PSH), _segment())
+    assert [limit.matches(copy, 0.0) for copy in copies] == [False, False, True]
+
+
+@pytest.mark.parametrize("packet", [_packet(), Malformed("too short", 4, b"\n\0\0\1", b"\n\0\0\2")])
+def test_without_a_segment_the_flow_counts(packet: Packet | Malformed) -> None:
+    limit = _limit(RateKey.SEGMENT)
+    assert [limit.matches(packet, 0.0) for _ in range(3)] == [False, False, True]

@@ -168,7 +168,7 @@ def _rules(*, with_rates: bool) -> st.SearchStrategy[dict[str, object]]:
             {
                 "over": st.integers(1, 3),
                 "in_s": st.sampled_from([1, 0.5, 10]),
-                "by": st.sampled_from(["flow", "source"]),
+                "by": st.sampled_from(["flow", "source", "segment"]),
             }
         )
 
@@ -188,7 +188,11 @@ def _rules(*, with_rates: bool) -> st.SearchStrategy[dict[str, object]]:
         {"action": st.sampled_from(["drop", "log", "allow"])},
         optional={"mark": st.sampled_from(_MARKS), "comment": st.just("because")},
     )
-    rules = st.builds(rule, head, few(keys | rate), few(keys | rate))
+    free = keys.keys() - {"reason", "state", "status", "evidence"}
+    heal = st.builds(
+        rule, st.just({"action": "heal"}), few({name: keys[name] for name in free}), few(keys)
+    )
+    rules = st.builds(rule, head, few(keys | rate), few(keys | rate)) | heal
     if not with_rates:
         return rules
     plain = few({name: keys[name] for name in ("nat", "family", "payload")})
@@ -263,6 +267,8 @@ class Interpreter:
         return self._model.default, "default"
 
     def _matches(self, number: int, rule: dict[str, object], case: Case, now: float) -> bool:
+        if rule["action"] == "heal" and not _can_heal(case, wide="distance" in rule):
+            return False
         nots: dict[str, object] = rule.get("not", {})  # type: ignore[assignment] # made above
         names = {field.name for field in FIELDS}
         for table, wanted in ((rule, True), (nots, False)):
@@ -278,15 +284,44 @@ class Interpreter:
 
     def _beyond(self, number: int, rate: dict[str, object], case: Case, now: float) -> bool:
         packet = case[1]
+        ends = sorted([(packet.src, _port(packet, 0)), (packet.dst, _port(packet, 1))])
         key: object = packet.src
         if rate["by"] == "flow":
-            ends = sorted([(packet.src, _port(packet, 0)), (packet.dst, _port(packet, 1))])
             key = (packet.proto, *ends)
+        elif rate["by"] == "segment":
+            key = (packet.proto, *ends)
+            if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
+                l4 = packet.l4
+                flags = [name for name in ("fin", "syn", "rst", "ack") if _flag(l4, name)]
+                numbers = (l4.seq, l4.ack, l4.payload_len)
+                key = (packet.src, packet.dst, l4.sport, l4.dport, *numbers, *flags)
         start, count = self._counts.get((number, key), (now, 0))
         if now - start >= float(str(rate["in_s"])):
             start, count = now, 0
         self._counts[number, key] = (start, count + 1)
         return count + 1 > int(str(rate["over"]))
+
+
+def _flag(segment: Segment, name: str) -> bool:
+    return segment.flags & dict(zip(FLAG_WORDS, FLAG_BITS, strict=True))[name] != 0
+
+
+def _can_heal(case: Case, *, wide: bool) -> bool:
+    """Whether a rule that heals may match; `wide` where it names a distance itself."""
+    _, packet, flow, finding = case
+    if flow is None or finding.breach is None or not isinstance(packet, Packet):
+        return False
+    breach = finding.breach
+    return (
+        breach.bound is not Reason.RST_OUTSIDE
+        and (wide or breach.distance <= 65535)
+        and flow.original.proto == 6
+        and flow.state == TcpState.ESTABLISHED
+        and flow.status & (IPS_ASSURED | IPS_DYING | IPS_OFFLOAD) == IPS_ASSURED
+        and not (
+            isinstance(packet.l4, Segment) and (_flag(packet.l4, "rst") or _flag(packet.l4, "syn"))
+        )
+    )
 
 
 def _port(packet: Packet | Malformed, end: int) -> int:
