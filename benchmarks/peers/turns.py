@@ -129,7 +129,6 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
         ),
         stats=Stats(),
         events=EventLog(sink),
-        sink=sink,
         limiter=EventLimiter(interval_s=1e9, events_per_s=1000),
         budget=budget,
     )

@@ -33,7 +33,7 @@ from nfq_guard.service.firewall_spec import firewall_of, unjudged_mark
 from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
-from nfq_guard.service.settings import Settings, parse_listen
+from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
 from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open
 from nfq_guard.service.supervisor.workers import InProcess, QueueState, Workers
@@ -41,6 +41,7 @@ from nfq_guard.service.unit import only_from_here
 from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
+from nfq_guard.telemetry.eve import eve_line, eve_octets
 from nfq_guard.telemetry.events import (
     ControlSocketRestored,
     Event,
@@ -50,12 +51,19 @@ from nfq_guard.telemetry.events import (
     exception_texts,
 )
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
-from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.log import EventLog, Output, json_line, json_octets
 from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
 from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
 _STDOUT: Final = 1
+# Of a file, and of an output that is no terminal.
+_RENDERERS: Final[dict[str, Processor]] = {
+    "auto": json_line,
+    "json": json_line,
+    "eve": eve_line,
+    "console": Console(colour=False),
+}
 _METRICS_FILE_S: Final = 15.0
 # Set by systemd in every service.
 _UNDER_SYSTEMD: Final = "INVOCATION_ID"
@@ -64,10 +72,6 @@ _LISTEN_NOTE: Final = (
     "`nfq-guard check` tells"
 )
 _FOLLOW_S: Final = 1.0
-
-MakeLog = Callable[[LineSink], EventLog]
-"""Makes the log that writes into a sink, in the configured format."""
-
 
 GiveUp = Callable[[Settings, Path | None], list[str]]
 """Gives privileges up; returns notes for the operator."""
@@ -124,12 +128,9 @@ def run(
                 stack.callback(program.close)
         notes = _turn_log_on(settings, instance, ahead, stack)
         notes += give_up(settings, path)
-        sink, make_log = open_log(settings)
-        stack.callback(lambda: sink.close(time.monotonic()))
-        events = make_log(sink)
+        events = open_log(settings)
+        stack.callback(lambda: events.close(time.monotonic()))
         recording = events.recording
-        if recording is not None:
-            stack.callback(lambda: recording.sink.close(time.monotonic()))
         loop = stack.enter_context(Loop(_log_failed_housekeeping(events)))
         if len(settings.queue_numbers) > 1:
             if recording is not None:
@@ -144,12 +145,10 @@ def run(
                     settings, number, mode, instance, ahead.get(number)
                 ),
                 inherited=lambda number: _descriptors(ahead.get(number), recording),
-                make_log=make_log,
                 mode=settings.mode,
                 unjudged_mark=unjudged_mark(settings),
                 loop=loop,
                 events=events,
-                sink=sink,
             )
         else:
             (queue_num,) = settings.queue_numbers
@@ -159,7 +158,6 @@ def run(
                     queue_num,
                     loaded.policy,
                     events,
-                    sink,
                     loop,
                     notes,
                     instance,
@@ -173,7 +171,6 @@ def run(
                 workers=workers,
                 loop=loop,
                 events=events,
-                sink=sink,
                 rules=rules,
                 loaded=loaded,
                 read=read,
@@ -201,34 +198,38 @@ def _log_failed_housekeeping(events: EventLog) -> Callable[[Exception], None]:
     return log
 
 
-def open_log(settings: Settings) -> tuple[LineSink, MakeLog]:
-    """Open the log that the settings name, and the file for the events of packets, if any.
+def open_log(settings: Settings) -> EventLog:
+    """Open the outputs of the log, and the file for the events of packets, if any.
 
     Raises:
         UsageError: A file cannot be opened.
     """
     recording = _open_recording(settings)
-    if settings.log == "-" and settings.log_format == "auto" and stdout_is_the_journal():
-        return _open_log_at(SOCKET, JournalRenderer(), recording)
-    if settings.log == "journal":
-        return _open_log_at(SOCKET, JournalRenderer(), recording)
-    if settings.log != "-":
-        console = settings.log_format == "console"
-        render = Console(colour=False) if console else None
-        return _open_log_at(Path(settings.log), render, recording)
-    sys.stdout.flush()
-    console = wants_console(settings.log_format, _STDOUT)
-    render = Console(colour=wants_colour(_STDOUT)) if console else None
-    return LineSink(_STDOUT), lambda sink: EventLog(sink, render, recording)
+    recorded = eve_octets if settings.log_format == "eve" else json_octets
+    with ExitStack() as stack:
+        if recording is not None:
+            stack.callback(recording.sink.close, 0.0)
+        outputs: list[Output] = []
+        for name in settings.logs:
+            outputs.append(_open_output(name, settings.log_format))
+            stack.callback(outputs[-1].sink.close, 0.0)
+        stack.pop_all()
+    return EventLog(outputs, recording, recorded)
 
 
-def _open_log_at(
-    path: Path, render: Processor | None, recording: Recording | None
-) -> tuple[LineSink, MakeLog]:
+def _open_output(name: str, log_format: str) -> Output:
+    auto = log_format == "auto"
+    if name == JOURNAL or (name == STDOUT and auto and stdout_is_the_journal()):
+        return Output(LineSink(SOCKET, datagrams=True), JournalRenderer(), name)
+    if name == STDOUT:
+        sys.stdout.flush()
+        console = wants_console(log_format, _STDOUT)
+        render = Console(colour=wants_colour(_STDOUT)) if console else _RENDERERS[log_format]
+        return Output(LineSink(_STDOUT), render, name)
     try:
-        return LineSink(path), lambda sink: EventLog(sink, render, recording)
+        return Output(LineSink(Path(name)), _RENDERERS[log_format], name)
     except OSError as error:
-        raise UsageError(f"daemon.log: {path} cannot be opened: {error.strerror}") from None
+        raise UsageError(f"daemon.log: {name} cannot be opened: {error.strerror}") from None
 
 
 def _open_recording(settings: Settings) -> Recording | None:
@@ -298,11 +299,9 @@ def _opener(
     current = msgspec.structs.replace(settings, mode=mode)
 
     def open_it(
-        loaded: LoadedPolicy, events: EventLog, sink: LineSink, loop: Loop, notes: list[str]
+        loaded: LoadedPolicy, events: EventLog, loop: Loop, notes: list[str]
     ) -> QueueServer:
-        return open_queue(
-            current, queue_num, loaded.policy, events, sink, loop, notes, instance, ahead
-        )
+        return open_queue(current, queue_num, loaded.policy, events, loop, notes, instance, ahead)
 
     return open_it
 

@@ -51,7 +51,6 @@ from nfq_guard.telemetry.events import (
     timestamp,
 )
 from nfq_guard.telemetry.log import EventLog
-from nfq_guard.telemetry.sink import LineSink
 
 _SECOND_S: Final = 1.0
 # Changing rules takes tens of milliseconds, unless another program holds the lock of xtables.
@@ -78,7 +77,6 @@ class Parts:
         workers: Serves the queues.
         loop: The loop, in the main thread.
         events: The log of events.
-        sink: Writes the lines of `events`.
         rules: Our rules in the packet filter.
         loaded: The policy to begin with.
         read: Reads the policy again, or raises NfqGuardError.
@@ -97,7 +95,6 @@ class Parts:
     workers: Workers
     loop: Loop
     events: EventLog
-    sink: LineSink
     rules: Rules
     loaded: LoadedPolicy
     read: Callable[[], LoadedPolicy]
@@ -258,7 +255,7 @@ class Daemon:
 
     def reload(self, respond: Responder | None = None) -> None:
         """Reopen the log, and read the policy again; respond once it is in force or refused."""
-        self._parts.sink.reopen()
+        self._events.reopen()
         self.reloader.request(respond)
 
     def dump(self, address: str | None, flows: int, respond: Responder) -> None:
@@ -341,7 +338,8 @@ class Daemon:
 
     def _tick(self, now: float) -> None:
         self._rates.note(self.queues(), now)
-        self._parts.sink.push(now)
+        self._events.log_lost(now)
+        self._events.push(now)
 
     def _feed_watchdog(self, now: float) -> None:
         if self._workers.alive(now):
@@ -368,7 +366,7 @@ class Daemon:
         if self._parts.survey is not None:
             self._loop.background(self._parts.survey, self._events.emit, self._survey_failed)
         now = time.monotonic()
-        self._parts.sink.push(now)
+        self._events.push(now)
         self._rates.note(self.queues(), now)
         numbers = [queue.queue_num for queue in self.queues()]
         self._notifier.ready(numbers, last_good=self._parts.last_good)
@@ -395,7 +393,7 @@ class Daemon:
     def _log_counters(self) -> None:
         self._workers.refresh()
         self._events.emit(self._totals(Counters))
-        self._parts.sink.push(time.monotonic())
+        self._events.push(time.monotonic())
 
     def _totals(self, event: type[TotalsT]) -> TotalsT:
         queues = self.queues()
@@ -421,7 +419,7 @@ class Daemon:
         """Log the error that ends the daemon; with a traceback unless it is an `NfqGuardError`."""
         trace = None if isinstance(error, NfqGuardError) else exception_texts(error)[1]
         self._events.emit(DaemonFailed(problem=str(error) or type(error).__name__, traceback=trace))
-        self._parts.sink.push(time.monotonic())
+        self._events.push(time.monotonic())
 
     def _end_background(self) -> None:
         """Wait for threads: a check might restore rules that are about to be removed."""

@@ -16,7 +16,7 @@ from nfq_guard import capabilities
 from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.service.config import DEFAULT_PATH
 from nfq_guard.service.firewall_spec import firewall_of
-from nfq_guard.service.settings import Settings, parse_listen
+from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
 
 _PRIVILEGED_PORTS: Final = 1024
 _READ: Final = os.R_OK
@@ -78,9 +78,11 @@ def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]
     yield config or DEFAULT_PATH, _READ
     if settings.shadow and ":" not in settings.shadow:
         yield Path(settings.shadow), _READ
-    if settings.log not in {"-", "journal"}:
-        yield Path(settings.log), os.W_OK
-        yield Path(settings.log).parent, _WRITE
+    files = [name for name in settings.logs if name not in {STDOUT, JOURNAL}]
+    for name in (*files, settings.events_file):
+        if name:
+            yield Path(name), os.W_OK
+            yield Path(name).parent, _WRITE
     for name in (settings.metrics_file, settings.control_socket):
         if name:
             yield Path(name).parent, _WRITE

@@ -7,7 +7,7 @@ A setting that the file does not name has its default here.
 import re
 from collections.abc import Mapping
 from types import UnionType
-from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -22,6 +22,10 @@ TABLE: Final = "daemon"
 RELOADED: Final = frozenset({"mode", "shadow"})
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
+# Outputs of the log that are no files.
+STDOUT: Final = "-"
+JOURNAL: Final = "journal"
+
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
@@ -56,8 +60,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             packets are offloaded.
         offload_timeout_s: How long the kernel drops them; then one packet is judged again.
         offload_max_entries: Most flows that are offloaded at a time.
-        log: A file, `-` for standard output, or `journal`.
-        log_format: Format of the log; `auto` is `console` on a terminal and `json` elsewhere.
+        log: A file, `-` for standard output, or `journal`; or an array of several of them. One that
+            blocks or fails delays neither packets nor the others.
+        log_format: Format of the log, except in the journal, where each field is one of the entry;
+            `auto` is `console` on a terminal and `json` elsewhere, `eve` is Suricata's EVE JSON,
+            also in `events_file`.
         log_allowed: Whether packets that the policy allows have events too, as `whatif` needs them.
         log_interval_s: Least time between two events of one flow; 0 for no limit.
         log_events_per_s: Most events of packets a second, of all flows together.
@@ -97,8 +104,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     offload_after: Annotated[int, Meta(ge=2, le=1_000_000)] = 50
     offload_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 10.0
     offload_max_entries: Annotated[int, Meta(ge=1, le=65_536)] = 4096
-    log: Annotated[str, Meta(min_length=1)] = "-"
-    log_format: Literal["auto", "json", "console"] = "auto"
+    log: (
+        Annotated[str, Meta(min_length=1)]
+        | Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)]
+    ) = STDOUT
+    log_format: Literal["auto", "json", "console", "eve"] = "auto"
     log_allowed: bool = False
     log_interval_s: Seconds = 10.0
     log_events_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
@@ -112,6 +122,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     verify_rules_s: Seconds = 30.0
     reinstall_rules: bool = True
     control_socket: str = "/run/nfq-guard/control.sock"
+
+    @property
+    def logs(self) -> tuple[str, ...]:
+        """The outputs of the log, each once."""
+        names = (self.log,) if isinstance(self.log, str) else self.log
+        return tuple(dict.fromkeys(names))
 
     @property
     def queue_numbers(self) -> range:
@@ -203,8 +219,9 @@ def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hin
         return f"{plain}, not empty" if meta.min_length else plain
     if get_origin(hint) is tuple:
         return f"an array, each {expected_value(get_args(hint)[0])}"
-    if get_origin(hint) is UnionType:
-        return " or ".join(expected_value(kind) for kind in get_args(hint))
+    if get_origin(hint) in {UnionType, Union}:
+        kinds = [expected_value(kind) for kind in get_args(hint)]
+        return (", or " if any("," in kind for kind in kinds) else " or ").join(kinds)
     return _KINDS[hint]
 
 

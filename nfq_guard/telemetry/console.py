@@ -13,7 +13,6 @@ from nfq_guard.telemetry.events import (
     Totals,
     name_of,
     own_fields,
-    timestamp,
 )
 from nfq_guard.telemetry.palette import ACTION_STYLES, LEVEL_STYLES, Style, styled, takes_colour
 
@@ -28,7 +27,8 @@ class Console:
     def __call__(self, _logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
         """Render one event (a structlog processor)."""
         event = event_dict["event"]
-        line = self._packet(event) if isinstance(event, PacketJudged) else self._note(event)
+        packet = isinstance(event, PacketJudged)
+        line = self._packet(event) if packet else self._note(event, event_dict["at"])
         return line.encode("utf-8", "replace")
 
     def _packet(self, event: PacketJudged) -> str:
@@ -51,7 +51,7 @@ class Console:
             f"{event.hook} {interfaces} rule={event.rule}{proof}{count}"
         )
 
-    def _note(self, event: Event) -> str:
+    def _note(self, event: Event, at: str) -> str:
         totals = isinstance(event, Totals)
         fields = " ".join(
             f"{name}={_words(value)}"
@@ -59,7 +59,7 @@ class Console:
             if value not in ([], {}) and not (totals and value == 0)
         )
         return (
-            f"{timestamp()[11:23]} {self._styled(f'{event.level:<10}', LEVEL_STYLES[event.level])} "
+            f"{at[11:23]} {self._styled(f'{event.level:<10}', LEVEL_STYLES[event.level])} "
             f"{name_of(type(event)):<14} {fields}"
         )
 

@@ -14,6 +14,7 @@ class FieldInfo(NamedTuple):
         name: As in JSON.
         description: One sentence.
         unit: `bytes`, `packets`, ..., or empty.
+        ecs: The field of the Elastic Common Schema that takes the value; empty without one.
         optional: Whether the field may be absent.
         nullable: Whether it may be null.
         values: The values of an enumeration; empty for other types.
@@ -24,6 +25,7 @@ class FieldInfo(NamedTuple):
     name: str
     description: str
     unit: str
+    ecs: str
     optional: bool
     nullable: bool
     values: tuple[str, ...]
@@ -45,6 +47,7 @@ def describe(struct: type[msgspec.Struct]) -> Iterator[FieldInfo]:
 
 def _field(field: msgspec.inspect.Field) -> FieldInfo:
     description = ""
+    keywords: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     kinds: list[msgspec.inspect.Type] = [field.type]
     values: list[str] = []
@@ -56,6 +59,7 @@ def _field(field: msgspec.inspect.Field) -> FieldInfo:
             case msgspec.inspect.Metadata():
                 schema = kind.extra_json_schema or {}
                 description = description or str(schema.get("description", ""))
+                keywords |= schema
                 extra |= kind.extra or {}
                 kinds.append(kind.type)
             case msgspec.inspect.UnionType():
@@ -73,7 +77,8 @@ def _field(field: msgspec.inspect.Field) -> FieldInfo:
     return FieldInfo(
         name=field.encode_name,
         description=description,
-        unit=str(extra.get("unit", "")),
+        unit=str(keywords.get("unit", "")),
+        ecs=str(keywords.get("ecs", "")),
         optional=not field.required,
         nullable=nullable,
         values=tuple(extra.get("values", values)),

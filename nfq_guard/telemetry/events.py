@@ -28,15 +28,22 @@ _U32: Final = 0xFFFFFFFF
 _COUNT_MAX: Final = 1 << 53
 
 
-def _text(description: str) -> msgspec.Meta:
-    return msgspec.Meta(description=description)
+def _text(description: str, *, ecs: str = "") -> msgspec.Meta:
+    return msgspec.Meta(description=description, extra_json_schema=_keywords("", ecs))
 
 
 def _number(
-    description: str, unit: str = "", *, low: int = 0, high: int = _COUNT_MAX
+    description: str, unit: str = "", *, low: int = 0, high: int = _COUNT_MAX, ecs: str = ""
 ) -> msgspec.Meta:
-    extra = {"unit": unit} if unit else None
-    return msgspec.Meta(ge=low, le=high, description=description, extra=extra)
+    return msgspec.Meta(
+        ge=low, le=high, description=description, extra_json_schema=_keywords(unit, ecs)
+    )
+
+
+def _keywords(unit: str, ecs: str) -> dict[str, str] | None:
+    """Keywords of ours in the JSON Schema: the unit, and the field of the Elastic Common Schema."""
+    found = {key: value for key, value in (("unit", unit), ("ecs", ecs)) if value}
+    return found or None
 
 
 def timestamp(at: float | None = None) -> str:
@@ -153,25 +160,42 @@ class PacketJudged(
     """
 
     timestamp: Annotated[
-        str, _text("When the packet, or the last of several, was judged: ISO 8601, UTC.")
+        str,
+        _text(
+            "When the packet, or the last of several, was judged: ISO 8601, UTC.", ecs="@timestamp"
+        ),
     ]
     mode: Annotated[Mode, _text("Whether verdicts are carried out.")]
     queue: Annotated[int, _number("Number of the queue.", high=_U16)]
     hook: Annotated[str, _text("The netfilter hook at which the packet was queued.")]
-    indev: Annotated[str, _text("The interface it came in by; empty for none.")]
-    outdev: Annotated[str, _text("The interface it would leave by; empty for none.")]
+    indev: Annotated[
+        str,
+        _text(
+            "The interface it came in by; empty for none.", ecs="observer.ingress.interface.name"
+        ),
+    ]
+    outdev: Annotated[
+        str,
+        _text(
+            "The interface it would leave by; empty for none.", ecs="observer.egress.interface.name"
+        ),
+    ]
     mark: Annotated[int, _number("The packet mark.", high=_U32)]
-    family: Annotated[int, _number("IP version; 0 where it cannot be read.", high=6)]
-    proto: Annotated[str, _text("Transport protocol by name, or its number.")]
-    src: Annotated[str | None, _text("Source address.")]
-    dst: Annotated[str | None, _text("Destination address.")]
-    sport: Annotated[int, _number("Source port.", high=_U16)] | None
-    dport: Annotated[int, _number("Destination port.", high=_U16)] | None
+    family: Annotated[
+        int, _number("IP version; 0 where it cannot be read.", high=6, ecs="network.type")
+    ]
+    proto: Annotated[
+        str, _text("Transport protocol by name, or its number.", ecs="network.transport")
+    ]
+    src: Annotated[str | None, _text("Source address.", ecs="source.ip")]
+    dst: Annotated[str | None, _text("Destination address.", ecs="destination.ip")]
+    sport: Annotated[int, _number("Source port.", high=_U16, ecs="source.port")] | None
+    dport: Annotated[int, _number("Destination port.", high=_U16, ecs="destination.port")] | None
     tcp_flags: Annotated[str | None, _text("TCP flags, the letters FSRPAUEC in this order.")]
     seq: Annotated[int, _number("TCP sequence number.", high=_U32)] | None
     ack: Annotated[int, _number("TCP acknowledgement number.", high=_U32)] | None
     payload: Annotated[int, _number("Data after the transport header.", "bytes")] | None
-    reason: Annotated[Reason, _text("Why the packet is INVALID.")]
+    reason: Annotated[Reason, _text("Why the packet is INVALID.", ecs="event.reason")]
     breach: Annotated[BrokenBound | None, _text("The bound that it broke.")]
     state: Annotated[
         str | None,
@@ -182,9 +206,9 @@ class PacketJudged(
     direction: Annotated[DirectionName | None, _text("Direction of the packet in its flow.")]
     status: Annotated[int, _number("Status bits of the conntrack entry (IPS_*).", high=_U32)] | None
     ct_mark: Annotated[int, _number("Mark of the conntrack entry.", high=_U32)] | None
-    rule: Annotated[str, _text("The rule that decided.")]
+    rule: Annotated[str, _text("The rule that decided.", ecs="rule.name")]
     action: Annotated[Action, _text("Its action.")]
-    verdict: Annotated[Verdict, _text("The verdict that was sent to the kernel.")]
+    verdict: Annotated[Verdict, _text("The verdict that was sent to the kernel.", ecs="event.type")]
     would: Annotated[Verdict, _text("The verdict in mode enforce.")]
     shadow: Annotated[
         ShadowDecision | None, _text("The decision of the policy on trial, where it differs.")
@@ -192,9 +216,15 @@ class PacketJudged(
     lookup_error: Annotated[
         str | None, _text("Name of the errno, for a packet whose flow lookup failed.")
     ] = None
-    count: Annotated[int, _number("Packets that this event stands for.", "packets", low=1)] = 1
+    count: Annotated[
+        int, _number("Packets that this event stands for.", "packets", low=1, ecs="network.packets")
+    ] = 1
     first: Annotated[
-        str | None, _text("When the first of several packets was judged; absent for one packet.")
+        str | None,
+        _text(
+            "When the first of several packets was judged; absent for one packet.",
+            ecs="event.start",
+        ),
     ] = None
     distances: (
         Annotated[
@@ -232,6 +262,14 @@ class PacketJudged(
             " there are several."
         ),
     ] = None
+    community_id: Annotated[
+        str | None,
+        _text(
+            "Community ID of the flow, version 1, as Zeek, Suricata and Wireshark compute it;"
+            " absent where the headers cannot be read.",
+            ecs="network.community_id",
+        ),
+    ] = None
 
 
 class _Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -243,7 +281,7 @@ class _Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
 class _WorkerProcess(_Queued, frozen=True, kw_only=True, omit_defaults=True):
     """An event about one worker process."""
 
-    pid: Annotated[int, _number("Process id of the worker.")]
+    pid: Annotated[int, _number("Process id of the worker.", ecs="process.pid")]
 
 
 class Totals(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -316,7 +354,7 @@ class DaemonFailed(Event, frozen=True, kw_only=True, omit_defaults=True, tag="da
     """An error ends the daemon."""
 
     level: ClassVar[Level] = "error"
-    problem: Annotated[str, _text("The error.")]
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
     traceback: Annotated[str | None, _text("Where it was raised, for a bug of the daemon.")] = None
 
 
@@ -325,7 +363,7 @@ class Note(Event, frozen=True, kw_only=True, omit_defaults=True, tag="note"):
     """A note for the operator, at the start."""
 
     level: ClassVar[Level] = "warning"
-    text: Annotated[str, _text("One sentence.")]
+    text: Annotated[str, _text("One sentence.", ecs="message")]
 
 
 @final
@@ -397,7 +435,7 @@ class RulesCheckFailed(Event, frozen=True, kw_only=True, tag="rules_check_failed
     """The rules could not be checked or reinstalled."""
 
     level: ClassVar[Level] = "error"
-    problem: Annotated[str, _text("The error.")]
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
 
 
 @final
@@ -405,7 +443,7 @@ class RulesLeftBehind(Event, frozen=True, kw_only=True, tag="rules_left_behind")
     """The rules could not be removed at the end."""
 
     level: ClassVar[Level] = "error"
-    problem: Annotated[str, _text("The error.")]
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
 
 
 @final
@@ -446,7 +484,7 @@ class ReloadCrashed(Event, frozen=True, kw_only=True, tag="reload_crashed"):
     """A bug of the daemon was hit while it read the policy; the policy in force stays."""
 
     level: ClassVar[Level] = "error"
-    traceback: Annotated[str, _text("Where it was raised.")]
+    traceback: Annotated[str, _text("Where it was raised.", ecs="error.stack_trace")]
 
 
 @final
@@ -462,7 +500,7 @@ class MetricsFileFailed(Event, frozen=True, kw_only=True, tag="metrics_file_fail
     """The metrics file could not be written; logged once until a write succeeds."""
 
     level: ClassVar[Level] = "warning"
-    problem: Annotated[str, _text("The error.")]
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
 
 
 @final
@@ -514,7 +552,7 @@ class WorkerRestartFailed(_Queued, frozen=True, kw_only=True, tag="worker_restar
     """A new worker process could not be started; it is tried again."""
 
     level: ClassVar[Level] = "error"
-    problem: Annotated[str, _text("The error.")]
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
 
 
 @final
@@ -534,8 +572,8 @@ class SupervisionFailed(Event, frozen=True, kw_only=True, tag="supervision_faile
 
     level: ClassVar[Level] = "error"
     queue: Annotated[int, _number("Queue of the worker.", high=_U16)]
-    problem: Annotated[str, _text("The exception.")]
-    traceback: Annotated[str, _text("Where it was raised.")]
+    problem: Annotated[str, _text("The exception.", ecs="error.message")]
+    traceback: Annotated[str, _text("Where it was raised.", ecs="error.stack_trace")]
     since_last: Annotated[int, _number("How many since the last such event.")]
 
 
@@ -544,8 +582,8 @@ class HousekeepingFailed(Event, frozen=True, kw_only=True, tag="housekeeping_fai
     """A bug of the daemon was hit in work that is done at intervals; limited in rate."""
 
     level: ClassVar[Level] = "error"
-    problem: Annotated[str, _text("The exception.")]
-    traceback: Annotated[str, _text("Where it was raised.")]
+    problem: Annotated[str, _text("The exception.", ecs="error.message")]
+    traceback: Annotated[str, _text("Where it was raised.", ecs="error.stack_trace")]
     since_last: Annotated[int, _number("How many since the last such event.")]
 
 
@@ -554,7 +592,7 @@ class JudgingFailed(_Queued, frozen=True, kw_only=True, tag="judging_failed"):
     """A bug of the daemon was hit while it judged a packet, which got the fail-mode verdict."""
 
     level: ClassVar[Level] = "error"
-    problem: Annotated[str, _text("The exception.")]
+    problem: Annotated[str, _text("The exception.", ecs="error.message")]
     where: Annotated[str, _text("File and line.")]
     hook: Annotated[int, _number("Number of the hook at which the packet was queued.")]
     octets: Annotated[str, _text("The first bytes of the packet, in hexadecimal.")]
@@ -566,8 +604,8 @@ class EventFailed(Event, frozen=True, kw_only=True, tag="event_failed"):
     """A bug of the daemon was hit while it wrote an event; logged the first time."""
 
     level: ClassVar[Level] = "error"
-    problem: Annotated[str, _text("The exception.")]
-    traceback: Annotated[str, _text("Where it was raised.")]
+    problem: Annotated[str, _text("The exception.", ecs="error.message")]
+    traceback: Annotated[str, _text("Where it was raised.", ecs="error.stack_trace")]
 
 
 @final
@@ -626,7 +664,7 @@ class OffloadFailed(Event, frozen=True, kw_only=True, tag="offload_failed"):
     """A flow could not be offloaded to the kernel; logged once for each problem."""
 
     level: ClassVar[Level] = "warning"
-    problem: Annotated[str, _text("The error.")]
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
 
 
 @final
@@ -716,17 +754,19 @@ def name_of(event: type[Event]) -> str:
     return str(event.__struct_config__.tag)
 
 
-def all_fields(event: Event) -> dict[str, Any]:
+def all_fields(event: Event, at: str | None = None) -> dict[str, Any]:
     """All fields of an event, in the order and the form of JSON.
 
-    The time of an event that is not `packet_judged` is the time of the call.
+    Args:
+        event: The event.
+        at: The time of an event other than `packet_judged`, which has its own; None for now.
     """
     if isinstance(event, PacketJudged):
         found: dict[str, Any] = msgspec.to_builtins(event)
         return found
     return {
         "event": name_of(type(event)),
-        "timestamp": timestamp(),
+        "timestamp": at or timestamp(),
         **own_fields(event),
         "level": event.level,
     }

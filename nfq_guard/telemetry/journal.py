@@ -60,7 +60,7 @@ class JournalRenderer:
         ]
         if kind in _MESSAGE_ID:
             parts.append(_field("MESSAGE_ID", _MESSAGE_ID[kind]))
-        for key, value in all_fields(event).items():
+        for key, value in all_fields(event, event_dict["at"]).items():
             _flatten(f"NFQ_{key.upper()}", value, parts)
         return b"".join(parts)
 

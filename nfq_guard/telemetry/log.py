@@ -1,7 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Writes events by structlog: one JSON object a line, unless another renderer is given."""
+"""Writes events by structlog to every output of the log, each in the format of its renderer.
 
-from typing import BinaryIO, Final, cast, final
+An output that blocks, fails or is gone loses lines, and only its own: the oldest of its bounded
+ring (`telemetry.sink`). The others are told how many, at most once a minute.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import BinaryIO, Final, NamedTuple, cast, final
 
 import msgspec
 import structlog
@@ -23,59 +28,191 @@ from nfq_guard.telemetry.sink import LineSink
 
 _encode: Final = msgspec.json.Encoder().encode
 _TAG_OF_A_PACKET: Final = b'{"event":"packet_judged",'
+# Least time between two events about lost lines.
+_LOST_S: Final = 60.0
+_FOLLOW_S: Final = 1.0
+
+
+def json_octets(event: Event, at: str | None = None) -> bytes:
+    """One event as JSON; `at` as for `all_fields`."""
+    return _encode(event if isinstance(event, PacketJudged) else all_fields(event, at))
+
+
+def json_line(_logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
+    """Render one event as JSON (a structlog processor)."""
+    return json_octets(event_dict["event"], event_dict["at"])
+
+
+class Output(NamedTuple):
+    """One output of the log.
+
+    Attributes:
+        sink: Takes the lines.
+        render: Makes a line of `event`, written `at` a time: `json_line`, `eve.eve_line`, a
+            `Console` or a `JournalRenderer`.
+        name: As in the setting `log`.
+        prefix: Precedes each line: what tells a worker's lines for one output of the daemon from
+            those for another.
+    """
+
+    sink: LineSink
+    render: Processor = json_line
+    name: str = "-"
+    prefix: bytes = b""
+
+
+@final
+class _Prefixed:
+    """The part of a file that structlog uses, with a prefix to each line."""
+
+    def __init__(self, sink: LineSink, prefix: bytes) -> None:
+        self._sink = sink
+        self._prefix = prefix
+
+    def write(self, line: bytes) -> int:
+        return self._sink.write(self._prefix + line)
+
+    def flush(self) -> None:
+        """Do nothing; `EventLog.push` writes."""
 
 
 @final
 class EventLog:
-    """Writes events into a sink; `LineSink.push` writes them to the file.
+    """Writes events into sinks; `push` writes them to the files.
 
     Attributes:
+        outputs: Where the events go.
         last_error: The last event of level error: its time as `at`, its name as `event`, and its
             fields. None while there was none.
-        recording: Takes the events of packets instead of the sink, and what says how many are
-            missing besides the sink; None without a file of events.
+        recording: Takes the events of packets instead of the outputs, and what says how many are
+            missing besides them; None without a file of events.
     """
 
     def __init__(
         self,
-        sink: LineSink,
-        render: Processor | None = None,
+        to: LineSink | Sequence[Output],
         recording: Recording | None = None,
+        recorded: Callable[[Event], bytes] = json_octets,
     ) -> None:
-        """Render by `Console`, by `JournalRenderer`, or, by default, as JSON."""
+        """Write to `to`; to a sink alone as JSON.
+
+        Args:
+            to: The outputs.
+            recording: The file of events.
+            recorded: Makes a line of `recording` of an event.
+        """
+        self.outputs: tuple[Output, ...] = (Output(to),) if isinstance(to, LineSink) else tuple(to)
         self.last_error: dict[str, object] | None = None
         self.recording = recording
+        self._recorded = recorded
+        self._sinks = tuple(dict.fromkeys(output.sink for output in self.outputs))
+        self._lost_logged = 0
+        self._lost_at = float("-inf")
+        self._follow_at = float("-inf")
         # BytesLogger uses the file's write and flush, and nothing else of it.
-        self._logger = structlog.wrap_logger(
-            structlog.BytesLogger(cast("BinaryIO", sink)),
-            processors=[render or json_line],
-            wrapper_class=structlog.BoundLoggerBase,
-        ).bind()
+        self._loggers = [
+            structlog.wrap_logger(
+                structlog.BytesLogger(cast("BinaryIO", _file_of(output))),
+                processors=[output.render],
+                wrapper_class=structlog.BoundLoggerBase,
+            ).bind()
+            for output in self.outputs
+        ]
+
+    @property
+    def dropped(self) -> int:
+        """Lines that are lost."""
+        return sum(sink.dropped for sink in self._all)
+
+    @property
+    def errors(self) -> int:
+        """Failed writes."""
+        return sum(sink.errors for sink in self._all)
+
+    @property
+    def _all(self) -> tuple[LineSink, ...]:
+        recording = self.recording
+        return self._sinks if recording is None else (*self._sinks, recording.sink)
 
     def emit(self, event: Event) -> None:
         """Write one event."""
+        at = timestamp()
         if event.level == "error":
             self.last_error = {
-                "at": timestamp(),
+                "at": at,
                 "event": name_of(type(event)),
                 **own_fields(event),
             }
         if self.recording is not None:
             if isinstance(event, PacketJudged):
-                self.recording.write_packets(_encode(event), event.count)
+                self.recording.write_packets(self._recorded(event), event.count)
                 return
             if isinstance(event, EventsSuppressed | AllowedUnrecorded | LogLinesDropped):
-                self.recording.write_gap(_encode(all_fields(event)))
-        # How the wrapper finds a method of the logger that it wraps.
-        self._logger._proxy_to_logger(event.level, cast("str", event))  # noqa: SLF001 - for wrappers' use
+                self.recording.write_gap(self._recorded(event))
+        for logger in self._loggers:
+            # How the wrapper finds a method of the logger that it wraps.
+            logger._proxy_to_logger(event.level, cast("str", event), at=at)  # noqa: SLF001 - for wrappers' use
+
+    def for_worker(self, sink: LineSink) -> "EventLog":
+        """The log of a worker process, whose lines `sink` takes to `write_of_worker`."""
+        outputs = [
+            output._replace(sink=sink, prefix=bytes((place,)))
+            for place, output in enumerate(self.outputs)
+        ]
+        return EventLog(outputs, self.recording, self._recorded)
+
+    def write_of_worker(self, line: bytes) -> None:
+        """Write a line of a worker into the output that it is for."""
+        self.outputs[line[0]].sink.write(line[1:])
+
+    def push(self, now: float) -> None:
+        """Write what is queued, as far as that is possible without blocking.
+
+        Once a second, open a file again that was renamed or removed.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        for sink in self._sinks:
+            sink.push(now)
+        if now >= self._follow_at:
+            self._follow_at = now + _FOLLOW_S
+            for sink in self._sinks:
+                sink.follow()
+        if self.recording is not None:
+            self.recording.push(now)
+
+    def log_lost(self, now: float) -> None:
+        """Log how many lines are missing, once any output takes lines, at most once a minute.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        dropped = self.dropped
+        if dropped == self._lost_logged or now < self._lost_at:
+            return
+        sinks = self._all
+        if all(sink.waiting for sink in sinks):
+            return
+        self._lost_at = now + _LOST_S
+        last_error = next((sink.last_error for sink in sinks if sink.last_error), "")
+        lines = dropped - self._lost_logged
+        self._lost_logged = dropped
+        self.emit(LogLinesDropped(lines=lines, last_error=last_error))
+
+    def reopen(self) -> None:
+        """Open files by their names again, after a rotation."""
+        for sink in self._sinks:
+            sink.reopen()
+
+    def close(self, now: float) -> None:
+        """Write what can be written, and close everything."""
+        for sink in self._all:
+            sink.close(now)
 
 
-def json_line(_logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:
-    """Render one event as JSON (a structlog processor)."""
-    event = event_dict["event"]
-    if isinstance(event, PacketJudged):
-        return _encode(event)
-    return _encode(all_fields(event))
+def _file_of(output: Output) -> LineSink | _Prefixed:
+    return _Prefixed(output.sink, output.prefix) if output.prefix else output.sink
 
 
 def json_fields(event: PacketJudged) -> bytes:

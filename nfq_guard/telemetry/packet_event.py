@@ -10,6 +10,7 @@ from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, Nat
 from nfq_guard.names import DirectionName, address, direction, hook, protocol, tcp_flags, tcp_state
 from nfq_guard.policy.fields import leaks
+from nfq_guard.telemetry.community_id import community_id
 from nfq_guard.telemetry.events import (
     AnsweredPacket,
     BrokenBound,
@@ -128,6 +129,7 @@ def packet_judged(
         leak=leaks(packet, snapshot, finding),
         window=window,
         caused_by=caused_by,
+        community_id=community_id(packet, queued.octets),
     )
 
 

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Reads the events of packets back from JSON Lines, the daemon's or those of `journalctl -o json`.
+"""Reads the events of packets back from JSON Lines: the daemon's, also as EVE, and the journal's.
+
+Entries of the journal are those that `journalctl -o json` prints.
 
 The file may be damaged or hostile. A line that is not an event, or has a value that the daemon
 cannot have written, is skipped and counted. A line longer than any event is skipped without being
@@ -42,6 +44,8 @@ _LONGEST_FOLD_S: Final = 86_400 + 3600
 _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
 # A field that each entry of `journalctl -o json` has, and no event.
 _JOURNAL_MARK: Final = b'"__REALTIME_TIMESTAMP"'
+# How a line of the format `eve` begins, and no other.
+_EVE_START: Final = b'{"timestamp":'
 _PACKET_JUDGED: Final = name_of(PacketJudged)
 _SUPPRESSED: Final = name_of(EventsSuppressed)
 _KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)
@@ -66,6 +70,10 @@ class _AsWritten(PacketJudged, frozen=True, kw_only=True, tag=_PACKET_JUDGED):
 
 class _Name(msgspec.Struct):
     event: str
+
+
+class _Eve(msgspec.Struct):
+    nfq_guard: msgspec.Raw
 
 
 class ReadEvent(NamedTuple):
@@ -146,6 +154,7 @@ class EventReader:
         self.others = 0
         self.unrecorded = Unrecorded()
         self._event = msgspec.json.Decoder(_AsWritten)
+        self._eve = msgspec.json.Decoder(_Eve)
         self._name = msgspec.json.Decoder(_Name)
         self._gap = msgspec.json.Decoder(_Gap)
 
@@ -173,7 +182,9 @@ class EventReader:
     def _read_line(self, line: bytes) -> ReadEvent | None:
         from_journal = _JOURNAL_MARK in line
         try:
-            if from_journal:
+            if line.startswith(_EVE_START):
+                line = bytes(self._eve.decode(line).nfq_guard)
+            elif from_journal:
                 line = self._of_journal(line)
             event = self._event.decode(line)
             when = _checked(event)

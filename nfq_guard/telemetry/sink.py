@@ -30,11 +30,19 @@ class LineSink:
         last_error: The error of the last failed write; empty without one.
     """
 
-    def __init__(self, target: Path | int, *, ring_bytes: int = _RING_BYTES) -> None:
+    def __init__(
+        self, target: Path | int, *, ring_bytes: int = _RING_BYTES, datagrams: bool = False
+    ) -> None:
         """Write to a file, which is created or appended to, or to an open descriptor.
 
-        A path of a socket, such as the journal's, gets each line as one datagram, and so does a
-        descriptor of a socket that preserves message boundaries.
+        A path of a socket gets each line as one datagram, and so does a descriptor of a socket that
+        preserves message boundaries.
+
+        Args:
+            target: The file or descriptor.
+            ring_bytes: Bound of the lines that wait.
+            datagrams: Whether the path is of a socket, such as the journal's, which may not be
+                there yet.
 
         Raises:
             OSError: The file cannot be opened.
@@ -49,7 +57,7 @@ class LineSink:
         self._rest = b""
         self._retry_at = 0.0
         self._socket: socket.socket | None = None
-        self._datagrams = False
+        self._datagrams = datagrams
         self._fd = self._open()
 
     @property
@@ -111,7 +119,7 @@ class LineSink:
         Returns the size of the file.
         """
         mine = os.fstat(self._fd)
-        if not isinstance(self._target, Path):
+        if self._socket is not None or not isinstance(self._target, Path):
             return mine.st_size
         try:
             named: os.stat_result | None = self._target.stat()
@@ -137,7 +145,7 @@ class LineSink:
 
     def _open(self) -> int:
         if isinstance(self._target, Path):
-            if self._target.is_socket():
+            if self._datagrams or self._target.is_socket():
                 self._datagrams = True
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 return self._socket.fileno()

@@ -15,7 +15,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.shadow import disagreement
-from nfq_guard.telemetry.events import AllowedUnrecorded, Event, all_fields
+from nfq_guard.telemetry.events import AllowedUnrecorded, Event, all_fields, timestamp
 from nfq_guard.telemetry.journal import JournalRenderer
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.reader import EventReader
@@ -49,7 +49,7 @@ def _lines() -> bytes:
 
 def _entry(event: Event) -> bytes:
     """The event as `journalctl -o json` prints it."""
-    datagram: bytes = JournalRenderer()(None, "info", {"event": event})
+    datagram: bytes = JournalRenderer()(None, "info", {"event": event, "at": timestamp()})
     entry: dict[str, Any] = {"__REALTIME_TIMESTAMP": "1767323045000006"}
     for line in datagram.decode().splitlines():
         key, _, value = line.partition("=")

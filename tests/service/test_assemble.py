@@ -149,13 +149,26 @@ def test_a_vanished_control_socket_is_logged(tmp_path: Path, port: int, loop: Lo
     close()
 
 
-@pytest.mark.parametrize("form", ["json", "console"])
-def test_a_log_in_a_file(tmp_path: Path, form: str) -> None:
-    settings = msgspec.structs.replace(Settings(), log=str(tmp_path / "log"), log_format=form)
-    sink, make_log = open_log(settings)
-    make_log(sink).emit(Note(text="hello"))
-    sink.close(0)
-    assert ("{" in (tmp_path / "log").read_text()) is (form == "json")
+@pytest.mark.parametrize(
+    ("form", "start"),
+    [("json", '{"event":"note"'), ("auto", '{"event":"note"'), ("eve", '{"timestamp":')],
+)
+def test_a_log_in_several_files(tmp_path: Path, form: str, start: str) -> None:
+    names = tuple(str(tmp_path / name) for name in ("one", "two", "one"))
+    events = open_log(msgspec.structs.replace(Settings(), log=names, log_format=form))
+    events.emit(Note(text="hello"))
+    events.close(0)
+    for name in names:
+        (line,) = Path(name).read_text().splitlines()
+        assert line.startswith(start)
+
+
+def test_a_log_for_people(tmp_path: Path) -> None:
+    name = str(tmp_path / "log")
+    events = open_log(msgspec.structs.replace(Settings(), log=name, log_format="console"))
+    events.emit(Note(text="hello"))
+    events.close(0)
+    assert "{" not in Path(name).read_text()
 
 
 def test_a_log_that_cannot_be_opened(tmp_path: Path) -> None:
@@ -199,7 +212,6 @@ def test_a_queue_whose_worker_cannot_be_made_is_unbound(
             queue_num=QUEUE,
             policy=default_policy(),
             events=events,
-            sink=sink,
             loop=loop,
             notes=[],
             instance="test",

@@ -140,7 +140,6 @@ class Served:
                 judge=self.judge,
                 stats=Stats(),
                 events=events,
-                sink=self.sink,
                 limiter=EventLimiter(interval_s=100, events_per_s=0),
                 budget=8,
             ),

@@ -65,7 +65,7 @@ def test_all_mistakes_at_once() -> None:
         "daemon.batch: expected a whole number from 1 to 1024, found 'many'",
         "daemon.queue_length: expected a whole number from 1 to 1048576, found 1.5",
         "daemon.reinstall_rules: expected true or false, found 1",
-        "daemon.log: expected a string, not empty, found ''",
+        "daemon.log: expected a string, not empty, or an array, each a string, not empty, found ''",
         "daemon.queues: expected A-B with 0 <= A <= B <= 65535 and at most 32 queues, such as "
         "'0-3', found '3-1'",
         "daemon.metrics_listen: expected HOST:PORT, such as '127.0.0.1:9477', found '9477'",

@@ -64,7 +64,6 @@ def worker(
         judge=engine,
         stats=Stats(),
         events=EventLog(sink, recording=recording),
-        sink=sink,
         limiter=EventLimiter(interval_s=0, events_per_s=1000),
         budget=3,
         history=history,

@@ -74,7 +74,6 @@ def worker(
         judge=Engine(policy=policy, flows=flows, mode=Mode.ENFORCE, drops_failures=drops),
         stats=Stats(),
         events=EventLog(sink),
-        sink=sink,
         limiter=EventLimiter(interval_s=10, events_per_s=100),
         budget=64,
     )

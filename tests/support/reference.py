@@ -4,6 +4,7 @@
 `tests/cli/test_reference.py` holds the pages to the code.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -40,6 +41,7 @@ from nfq_guard.service.control.commands import ModeRecord
 from nfq_guard.service.settings import RELOADED, TABLE, Settings, expected_value
 from nfq_guard.service.worker.history import DumpedFlowRecord
 from nfq_guard.telemetry.event_fields import FieldInfo, describe
+from nfq_guard.telemetry.event_schema import event_schema
 from nfq_guard.telemetry.events import EVENTS, Event, PacketJudged, Reloaded, name_of
 from nfq_guard.telemetry.metric_table import METRICS
 from nfq_guard.whatif import result
@@ -85,6 +87,7 @@ def pages() -> dict[str, str]:
         "settings.md": _page("Settings", _settings()),
         "events.md": _page("Events", _events()),
         "metrics.md": _page("Metrics", _metrics()),
+        "events.schema.json": json.dumps(event_schema(), indent=1, ensure_ascii=False) + "\n",
         "exit-statuses.md": _page("Exit statuses", _exit_statuses()),
         "json.md": _page("JSON of the commands", _json()),
     }
@@ -133,6 +136,18 @@ def _settings() -> Iterator[str]:
 def _events() -> Iterator[str]:
     yield "The daemon writes one event per line. Every event has `event`, its name, and a"
     yield "`timestamp`; every event except `packet_judged` also has `level`."
+    yield "[events.schema.json](events.schema.json) is the JSON Schema of one event."
+    yield ""
+    yield "The column ECS names the field of the [Elastic Common"
+    yield "Schema](https://www.elastic.co/guide/en/ecs/current/) that takes the value. `event` is"
+    yield "`event.action`, `timestamp` is `@timestamp` and `level` is `log.level`. Two values have"
+    yield "other words there: `network.type` is `ipv4` for `family` 4 and `ipv6` for 6, and"
+    yield "`event.type` is `denied` for the `verdict` drop and `allowed` for accept. All other"
+    yield "fields belong under a name of your own, such as `nfq_guard.breach.distance`."
+    yield ""
+    yield 'With `log_format = "eve"` each line is an object of EVE JSON, the format of Suricata,'
+    yield "and the event is its field `nfq_guard`. A dropped packet has the `event_type` `drop`,"
+    yield "everything else `nfq_guard`."
     yield ""
     for event in EVENTS:
         level = "" if event is PacketJudged else f" Level: {event.level}."
@@ -142,7 +157,7 @@ def _events() -> Iterator[str]:
         yield ""
         rows = list(_event_rows(describe(event)))
         if rows:
-            yield from _table(("field", "unit", "may be", "meaning"), rows)
+            yield from _table(("field", "unit", "may be", "ECS", "meaning"), rows)
 
 
 def _event_rows(fields: Iterable[FieldInfo], prefix: str = "") -> Iterator[tuple[str, ...]]:
@@ -154,7 +169,8 @@ def _event_rows(fields: Iterable[FieldInfo], prefix: str = "") -> Iterator[tuple
         values = ", ".join(f"`{value}`" for value in field.values)
         meaning = f"{field.description} One of {values}." if values else field.description
         name = "one field a counter" if field.flattened else f"`{prefix}{field.name}`"
-        yield name, field.unit, ", ".join(may_be), meaning
+        ecs = f"`{field.ecs}`" if field.ecs else ""
+        yield name, field.unit, ", ".join(may_be), ecs, meaning
         yield from _event_rows(field.parts, f"{prefix}{field.name}.")
 
 

@@ -12,15 +12,13 @@ import pytest
 
 from benchmarks import readme
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
-from nfq_guard.engine import Judgment, Mode
-from nfq_guard.finding import Finding, Reason
+from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.lab.outcome import Mitigation
 from nfq_guard.lab.scenarios import SCENARIOS
-from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.telemetry.events import all_fields
 from nfq_guard.telemetry.packet_event import packet_judged
-from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Queued
+from tests.support.judgments import judgment
 from tests.systemd.conftest import Guest
 
 pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(240)]
@@ -135,15 +133,8 @@ def test_the_matrix_is_what_the_lab_expects() -> None:
 
 
 def test_the_event_has_the_fields_that_events_have() -> None:
-    judgment = Judgment(
-        Queued(b"", 0, "", "", 0, CHECKSUM_GOOD),
-        Malformed("no octets"),
-        None,
-        Finding(Reason.MALFORMED),
-        Decision(Action.DROP, "broken"),
-        0,
-    )
-    event = packet_judged(judgment, mode=Mode.DRY_RUN, queue_num=0, evidence=Evidence.BPF, when="")
+    made = judgment()
+    event = packet_judged(made, mode=Mode.DRY_RUN, queue_num=0, evidence=Evidence.BPF, when="")
     assert list(json.loads(marked("event"))) == list(all_fields(event))
 
 

@@ -29,7 +29,7 @@ from nfq_guard.telemetry.events import (
     name_of,
     timestamp,
 )
-from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.log import EventLog, Output
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.ip import decode
@@ -45,7 +45,7 @@ FIELDS = """
 
 def log(path: Path, *, console: bool = False, colour: bool = False) -> tuple[EventLog, LineSink]:
     sink = LineSink(path)
-    return EventLog(sink, Console(colour=colour) if console else None), sink
+    return EventLog([Output(sink, Console(colour=colour))] if console else sink), sink
 
 
 def event_of(*, count: int = 1, **changes: Any) -> PacketJudged:  # noqa: ANN401 - what `judgment` takes
@@ -100,6 +100,7 @@ def test_packet_judged(tmp_path: Path) -> None:
         "action": "drop",
         "verdict": "accept",
         "would": "drop",
+        "community_id": "1:3k1SoWXs/FltHw2aBCgUTgbDQF4=",
     }
 
 
@@ -130,7 +131,11 @@ def test_fields_are_those_of_the_schema(tmp_path: Path, count: int) -> None:
     events, sink = log(tmp_path / "log")
     events.emit(event_of(count=count))
     sink.close(0)
-    assert list(written(tmp_path / "log")) == FIELDS + ["count"] * (count > 1)
+    assert list(written(tmp_path / "log")) == [
+        *FIELDS,
+        *["count"] * (count > 1),
+        "community_id",
+    ]
 
 
 def test_unknown_flow() -> None:
@@ -154,7 +159,7 @@ def test_timestamp_is_utc() -> None:
 def test_any_packet_makes_an_event(octets: bytes) -> None:
     event = event_of(packet=decode(octets))
     line = msgspec.json.encode(event)
-    assert set(orjson.loads(line)) - {"leak"} == set(FIELDS)
+    assert set(orjson.loads(line)) - {"leak", "community_id"} == set(FIELDS)
     assert ("leak" in orjson.loads(line)) == event.leak
     assert msgspec.json.decode(line, type=PacketJudged) == event
 
@@ -250,6 +255,7 @@ def test_fields_of_the_reference() -> None:
         "leak",
         "window",
         "caused_by",
+        "community_id",
     ]
     assert fields["in"].values == ()
     assert fields["sport"].nullable
@@ -263,6 +269,7 @@ def test_fields_of_the_reference() -> None:
         "leak",
         "window",
         "caused_by",
+        "community_id",
     ]
     assert set(fields["verdict"].values) == {"drop", "accept"}
     parts = {part.name: part for part in fields["breach"].parts}

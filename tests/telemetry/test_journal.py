@@ -11,7 +11,7 @@ from nfq_guard.flow import Evidence
 from nfq_guard.telemetry import journal
 from nfq_guard.telemetry.events import ReloadCrashed
 from nfq_guard.telemetry.journal import JournalRenderer, stdout_is_the_journal
-from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.log import EventLog, Output
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from tests.support.judgments import judgment
@@ -42,7 +42,7 @@ def journald(tmp_path: Path) -> socket.socket:
 
 def test_packet_as_fields(tmp_path: Path, journald: socket.socket) -> None:
     sink = LineSink(tmp_path / "socket")
-    events = EventLog(sink, JournalRenderer())
+    events = EventLog([Output(sink, JournalRenderer())])
     event = packet_judged(
         judgment(),
         mode=Mode.ENFORCE,

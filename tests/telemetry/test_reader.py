@@ -17,7 +17,8 @@ from nfq_guard.policy.default import default_model
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.report.page import page
 from nfq_guard.report.summary import Summary, add_event
-from nfq_guard.telemetry.events import PacketJudged, all_fields
+from nfq_guard.telemetry.eve import eve_octets
+from nfq_guard.telemetry.events import AllowedUnrecorded, PacketJudged, all_fields
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.reader import LINE_MAX_BYTES, EventReader
 from nfq_guard.whatif.events import recorded
@@ -134,6 +135,15 @@ def test_other_events_and_empty_lines() -> None:
     numbers, reader = read(b'{"event":"started"}\n\n  \n' + line())
     assert numbers == [4]
     assert (reader.lines, reader.others, reader.skipped) == (4, 1, 0)
+
+
+def test_eve_json() -> None:
+    reader = EventReader()
+    damaged = eve_octets(EVENT).replace(b'"nfq_guard"', b'"other"')
+    lines = [eve_octets(EVENT), eve_octets(AllowedUnrecorded(packets=5)), damaged]
+    (found,) = reader.read(io.BytesIO(b"\n".join(lines)))
+    assert found.event.src == EVENT.src
+    assert (reader.others, reader.unrecorded.allowed, reader.skipped) == (1, 5, 1)
 
 
 def test_a_last_line_without_an_end() -> None:

@@ -117,12 +117,10 @@ class Supervisor:
         read: Callable[[], LoadedPolicy],
         open_queue: Callable[[int, Mode], Open],
         inherited: Callable[[int], set[int]],
-        make_log: Callable[[LineSink], EventLog],
         mode: Mode,
         unjudged_mark: int,
         loop: Loop,
         events: EventLog,
-        sink: LineSink,
     ) -> None:
         """Start nothing before `begin`.
 
@@ -132,24 +130,20 @@ class Supervisor:
             read: Reads the policy again, in a worker.
             open_queue: Binds a queue, in a worker, in a mode.
             inherited: The descriptors of this process that a worker needs to bind its queue.
-            make_log: Makes a worker's log, in the format of the daemon's.
             mode: The mode to begin in.
             unjudged_mark: Mark bits that the rules set on a packet before they queue it.
             loop: The loop of the daemon.
-            events: The log of the daemon.
-            sink: Writes the lines of all processes.
+            events: The log of the daemon, which takes the lines of all processes.
         """
         self._handles = [WorkerHandle(number) for number in queues]
         self._loaded = loaded
         self._read = read
         self._open_queue = open_queue
         self._inherited = inherited
-        self._make_log = make_log
         self._mode = mode
         self._unjudged_mark = unjudged_mark
         self._loop = loop
         self._events = events
-        self._sink = sink
         self._reload: _Reload | None = None
         self._reloads = 0
         self._dumps: dict[int, _Dump] = {}
@@ -293,7 +287,7 @@ class Supervisor:
             ours.close()
             theirs.close()
             raise
-        self._sink.push(time.monotonic())
+        self._events.push(time.monotonic())
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             pid = os.fork()
@@ -330,12 +324,11 @@ class Supervisor:
         """Run the worker, in the child process."""
         kept = {end.fileno(), log_fd} | self._inherited(queue_num)
         detach(f"nfq-guard/{queue_num}", kept)
-        sink = LineSink(log_fd)
-        events = self._make_log(sink)
-        WorkerProcess(end, sink, events, self._loaded, self._read).run(
+        events = self._events.for_worker(LineSink(log_fd))
+        WorkerProcess(end, events, self._loaded, self._read).run(
             self._open_queue(queue_num, self._mode)
         )
-        sink.close(time.monotonic())
+        events.close(time.monotonic())
 
     def _receive(self, handle: WorkerHandle) -> None:
         channel = handle.channel
@@ -386,8 +379,8 @@ class Supervisor:
             self._loop.forget_if_watched(log.fileno())
             return
         for line in lines:
-            self._sink.write(line + b"\n")
-        self._sink.push(time.monotonic())
+            self._events.write_of_worker(line + b"\n")
+        self._events.push(time.monotonic())
 
     def _exited(self, handle: WorkerHandle) -> None:
         """Handle a worker's exit. Its last records are already in the sockets: take them first."""

@@ -42,7 +42,6 @@ from nfq_guard.service.supervisor.messages import (
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.events import MessageRefused
 from nfq_guard.telemetry.log import EventLog
-from nfq_guard.telemetry.sink import LineSink
 
 REPORT_S: Final = 0.25
 # Flows in one message of a dump.
@@ -54,7 +53,7 @@ _SERVICE_SIGNALS: Final = (
     signal.SIGUSR1,
 )
 
-Open = Callable[[LoadedPolicy, EventLog, LineSink, Loop, list[str]], QueueServer]
+Open = Callable[[LoadedPolicy, EventLog, Loop, list[str]], QueueServer]
 
 
 @final
@@ -64,7 +63,6 @@ class WorkerProcess:
     def __init__(
         self,
         end: socket.socket,
-        sink: LineSink,
         events: EventLog,
         loaded: LoadedPolicy,
         read: Callable[[], LoadedPolicy],
@@ -73,8 +71,7 @@ class WorkerProcess:
 
         Args:
             end: The worker's end of the channel.
-            sink: Takes log lines to the daemon.
-            events: Events over `sink`.
+            events: Takes events to the log of the daemon.
             loaded: The policy to begin with.
             read: Reads the policy again.
         """
@@ -87,7 +84,6 @@ class WorkerProcess:
                 )
             ),
         )
-        self._sink = sink
         self._events = events
         self._loaded = loaded
         self._read = read
@@ -98,7 +94,7 @@ class WorkerProcess:
         """Serve until ordered to stop, or until the daemon has ended."""
         notes: list[str] = []
         try:
-            serving = open_queue(self._loaded, self._events, self._sink, self._loop, notes)
+            serving = open_queue(self._loaded, self._events, self._loop, notes)
         except NfqGuardError as error:
             self._channel.send(Failed(problem=str(error), exit_status=error.exit_status))
             return

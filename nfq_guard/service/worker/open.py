@@ -25,7 +25,6 @@ from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
-from nfq_guard.telemetry.sink import LineSink
 
 _SYSCTLS: Final = Path("/proc/sys/net/netfilter")
 
@@ -35,7 +34,6 @@ def open_queue(
     queue_num: int,
     policy: Policy,
     events: EventLog,
-    sink: LineSink,
     loop: Loop,
     notes: list[str],
     instance: str,
@@ -48,7 +46,6 @@ def open_queue(
         queue_num: Number of the queue.
         policy: The policy to begin with.
         events: The log of events.
-        sink: Writes the lines of `events`.
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.
@@ -95,7 +92,6 @@ def open_queue(
             judge=engine,
             stats=stats,
             events=events,
-            sink=sink,
             limiter=EventLimiter(
                 interval_s=settings.log_interval_s, events_per_s=settings.log_events_per_s
             ),

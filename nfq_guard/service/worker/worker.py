@@ -25,7 +25,6 @@ from nfq_guard.telemetry.events import (
     EventsSuppressed,
     JudgingFailed,
     KernelDroppedPackets,
-    LogLinesDropped,
     LookupsFailed,
     PacketJudged,
     exception_texts,
@@ -35,7 +34,6 @@ from nfq_guard.telemetry.limiter import EventLimiter, Fold
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.packet_event import packet_judged
-from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.packet import RST, Packet, Queued, Segment, flow_key
 
 # Least time between two log lines about failed lookups, seconds.
@@ -98,7 +96,6 @@ class Worker:
         judge: Judge,
         stats: Stats,
         events: EventLog,
-        sink: LineSink,
         limiter: EventLimiter,
         budget: int,
         history: FlowHistory | None = None,
@@ -113,7 +110,6 @@ class Worker:
             judge: Judges the packets; its mode and its policy may change between two batches.
             stats: Holds the counters of the queue.
             events: The log of events.
-            sink: Writes the lines of `events`, once a batch.
             limiter: Limits the events of packets.
             budget: Most packets in one batch.
             history: Keeps the last events of each flow; None to keep none.
@@ -126,7 +122,6 @@ class Worker:
         self._judge = judge
         self._safe_judge = SafeJudge(judge, report=self._report)
         self._events = events
-        self._sinks = [sink] if events.recording is None else [sink, events.recording.sink]
         self._limiter = limiter
         self._budget = budget
         self._history = history
@@ -139,7 +134,6 @@ class Worker:
         self._logged_suppressed = 0
         self._logged_file_full = 0
         self._log_suppressed_at = float("-inf")
-        self._logged_lost_lines = 0
         self._logged_lookup_errors = 0
         self._log_lookup_errors_at = float("-inf")
         try:
@@ -210,8 +204,8 @@ class Worker:
             self._log_unrecorded(now)
         if now >= self._log_suppressed_at:
             self._log_suppressed(now)
-        self._log_lost_lines()
-        self._push(now)
+        self._events.log_lost(now)
+        self._events.push(now)
 
     def refresh(self) -> QueueCounters | None:
         """Copy the counters of the kernel and of our parts into `stats`.
@@ -228,8 +222,8 @@ class Worker:
         counters["lookup_errors"] = self._judge.lookup_errors
         counters["buffer_overruns"] = reader.lost
         counters["events_suppressed"] = self._limiter.suppressed + self._unrecorded
-        counters["log_lines_dropped"] = sum(sink.dropped for sink in self._sinks)
-        counters["log_errors"] = sum(sink.errors for sink in self._sinks)
+        counters["log_lines_dropped"] = self._events.dropped
+        counters["log_errors"] = self._events.errors
         kernel = self.kernel_counters()
         if kernel is not None:
             counters["queue_full_drops"] = kernel.queue_dropped
@@ -266,7 +260,7 @@ class Worker:
         self._emit(self._limiter.rest(now))
         self._log_unrecorded(now)
         self._log_suppressed(now)
-        self._push(now)
+        self._events.push(now)
         if self._offloader is not None:
             self._offloader.close(now)
         if self._counter_file is not None:
@@ -296,7 +290,7 @@ class Worker:
                 self._allowed += 1
         if due:
             self._emit(due)
-            self._push(now)
+            self._events.push(now)
 
     def _link_reset(self, judgment: Judgment, now: float) -> None:
         """Remember a packet that gets through; find the one that an RST answers."""
@@ -399,26 +393,11 @@ class Worker:
         self._logged_suppressed = suppressed
         self._logged_file_full = file_full
 
-    def _log_lost_lines(self) -> None:
-        """Log how many lines are missing, once the log takes lines again."""
-        dropped = sum(sink.dropped for sink in self._sinks)
-        if dropped > self._logged_lost_lines and not any(sink.waiting for sink in self._sinks):
-            lines = dropped - self._logged_lost_lines
-            last_error = next((sink.last_error for sink in self._sinks if sink.last_error), "")
-            self._events.emit(LogLinesDropped(lines=lines, last_error=last_error))
-            self._logged_lost_lines = dropped
-
     @property
     def _unrecorded(self) -> int:
         """Packets without an event because the file of events had its full size."""
         recording = self._events.recording
         return 0 if recording is None else recording.suppressed
-
-    def _push(self, now: float) -> None:
-        """Write what the log and the file of events have queued."""
-        self._sinks[0].push(now)
-        if self._events.recording is not None:
-            self._events.recording.push(now)
 
     def _report(self, failure: Failure) -> None:
         self._events.emit(

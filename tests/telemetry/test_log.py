@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: MIT
+"""Several outputs at once: none delays or loses what is another's."""
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from nfq_guard.telemetry.console import Console
+from nfq_guard.telemetry.eve import eve_line, eve_octets
+from nfq_guard.telemetry.events import Note
+from nfq_guard.telemetry.journal import JournalRenderer
+from nfq_guard.telemetry.log import EventLog, Output
+from nfq_guard.telemetry.recording import Recording
+from nfq_guard.telemetry.sink import LineSink
+
+RING = 2000
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reading, writing = os.pipe()
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def note(number: int) -> Note:
+    return Note(text=f"{number:0100}")
+
+
+def test_each_output_has_its_format(tmp_path: Path) -> None:
+    journal = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    journal.bind(str(tmp_path / "journal"))
+    journal.settimeout(5)
+    log = EventLog(
+        [
+            Output(LineSink(tmp_path / "json")),
+            Output(LineSink(tmp_path / "eve"), eve_line),
+            Output(LineSink(tmp_path / "text"), Console(colour=False)),
+            Output(LineSink(tmp_path / "journal", datagrams=True), JournalRenderer()),
+        ]
+    )
+    log.emit(Note(text="hello"))
+    log.push(0)
+    with journal:
+        assert b"NFQ_TEXT=hello\n" in journal.recv(1 << 16)
+    log.close(1)
+    assert lines(tmp_path / "json")[0]["text"] == "hello"
+    assert lines(tmp_path / "eve")[0]["nfq_guard"]["text"] == "hello"
+    assert (tmp_path / "text").read_text().endswith("note           text=hello\n")
+
+
+@pytest.mark.parametrize("broken", ["pipe", "full", "journal"])
+def test_a_broken_output_harms_no_other(tmp_path: Path, pipe: tuple[int, int], broken: str) -> None:
+    """A pipe that nobody reads, a full disk, and a journal that is gone."""
+    targets: dict[str, Path | int] = {"pipe": pipe[1], "full": Path("/dev/full")}
+    target = targets.get(broken, tmp_path / "gone")
+    bad = LineSink(target, ring_bytes=RING, datagrams=broken == "journal")
+    log = EventLog([Output(bad), Output(LineSink(tmp_path / "good"))])
+    written = 0
+    while not log.dropped:
+        log.emit(note(written))
+        log.push(written)
+        written += 1
+    assert bad.waiting <= RING // 100 + 1
+    log.log_lost(written)
+    log.push(written)
+    *notes, lost = lines(tmp_path / "good")
+    assert [int(one["text"]) for one in notes] == list(range(written))
+    assert (lost["event"], lost["lines"]) == ("log_lines_dropped", 1)
+    assert bool(lost["last_error"]) is (broken != "pipe")
+    log.close(written + 1)
+
+
+def test_a_lost_line_is_logged_at_most_once_a_minute(tmp_path: Path) -> None:
+    bad = LineSink(Path("/dev/full"), ring_bytes=RING)
+    log = EventLog([Output(bad), Output(LineSink(tmp_path / "good"))])
+    for second in range(121):
+        for number in range(30):
+            log.emit(note(number))
+        log.push(second)
+        log.log_lost(second)
+    log.push(121)
+    told = [one["lines"] for one in lines(tmp_path / "good") if one["event"] != "note"]
+    assert len(told) == 3
+    # What the last event itself displaced is not in it.
+    assert log.dropped - 1 <= sum(told) <= log.dropped
+    log.close(122)
+
+
+def test_no_output_takes_lines(tmp_path: Path) -> None:
+    """What is lost is said once one takes lines again."""
+    (tmp_path / "log").symlink_to("/dev/full")
+    sink = LineSink(tmp_path / "log", ring_bytes=RING)
+    log = EventLog(sink)
+    for number in range(50):
+        log.emit(note(number))
+    log.push(0)
+    log.log_lost(0)
+    assert sink.errors
+    (tmp_path / "log").unlink()
+    log.push(1)  # finds another file by the name
+    log.push(2)
+    log.log_lost(2)
+    log.push(3)
+    *_, lost = lines(tmp_path / "log")
+    assert lost["lines"] == log.dropped > 0
+    log.close(4)
+
+
+def test_a_file_that_was_removed_or_renamed_is_made_again(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    log = EventLog(LineSink(path))
+    for now, name in enumerate(("log.1", "log.2")):
+        path.rename(tmp_path / name)
+        if now:
+            (tmp_path / name).unlink()
+        log.push(2 * now)
+        log.emit(note(now))
+        log.push(2 * now + 1)
+        assert [int(one["text"]) for one in lines(path)] == [now]
+    log.close(9)
+
+
+def test_lines_of_a_worker_reach_the_output_that_they_are_for(tmp_path: Path) -> None:
+    log = EventLog(
+        [Output(LineSink(tmp_path / "json")), Output(LineSink(tmp_path / "eve"), eve_line)]
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    worker = log.for_worker(LineSink(theirs.fileno()))
+    worker.emit(Note(text="one\ntwo"))
+    worker.push(0)
+    with ours, theirs:
+        for _ in log.outputs:
+            log.write_of_worker(ours.recv(1 << 16) + b"\n")
+        worker.close(0)
+    log.close(0)
+    assert lines(tmp_path / "json")[0]["text"] == "one\ntwo"
+    assert lines(tmp_path / "eve")[0]["nfq_guard"]["text"] == "one\ntwo"
+
+
+def test_the_file_of_events_has_the_format_of_the_log(tmp_path: Path) -> None:
+    recording = Recording(tmp_path / "events", 1 << 20)
+    log = EventLog([], recording, eve_octets)
+    recording.write_gap(eve_octets(Note(text="gap")))
+    log.push(0)
+    assert lines(tmp_path / "events")[0]["event_type"] == "nfq_guard"
+    log.close(0)
