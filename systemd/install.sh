@@ -12,6 +12,7 @@ prefix=${PREFIX:-/usr/local}
 python=${PYTHON:-/usr/bin/python3}
 home=$prefix/lib/nfq-guard
 units=/etc/systemd/system
+catalogue=/usr/local/lib/systemd/catalog/nfq-guard.catalog
 say() { printf 'nfq-guard: %s\n' "$*"; }
 fail() { printf 'nfq-guard: %s\n' "$*" >&2; exit "$status"; }
 
@@ -36,7 +37,8 @@ if [ "$1" = uninstall ]; then
     [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf \
-        /etc/logrotate.d/nfq-guard /run/nfq-guard
+        /etc/logrotate.d/nfq-guard /run/nfq-guard "$catalogue"
+    journalctl --update-catalog >/dev/null 2>&1 || true
     remove_old
     ! running || systemctl daemon-reload
     say "removed; left in place: /etc/nfq-guard, /var/log/nfq-guard, /var/lib/nfq-guard, user nfq-guard"
@@ -91,6 +93,10 @@ remove_old
 mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d /etc/logrotate.d
 cp "$here/nfq-guard.logrotate" /etc/logrotate.d/nfq-guard
 cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
+# What `journalctl -x` says of each event.
+mkdir -p "$(dirname "$catalogue")"
+cp "$here/nfq-guard.catalog" "$catalogue"
+journalctl --update-catalog >/dev/null 2>&1 || say "journalctl cannot read the catalogue of messages"
 cp "$here/nfq-guard.sysusers" /etc/sysusers.d/nfq-guard.conf
 systemd-sysusers nfq-guard.conf 2>/dev/null || id nfq-guard >/dev/null 2>&1 ||
     useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin nfq-guard

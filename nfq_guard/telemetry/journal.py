@@ -19,14 +19,50 @@ from nfq_guard.telemetry.events import Event, Level, PacketJudged, all_fields, n
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 
-# Message ids (journalctl MESSAGE_ID=...): random, and they must never change.
-_MESSAGE_ID: Final = {
+# Message ids (journalctl MESSAGE_ID=...): random, and they must never change. `journalctl -x` shows
+# the text that the catalogue has for each.
+MESSAGE_IDS: Final = {
     "packet_judged": "f7dcd2909eaa463ea456a70aa5ccaab4",
     "started": "2b99cd1fae1b421186895681da0e939e",
     "stopped": "4f120bf72ac8437f9eb2e4e3f0dbbe7a",
-    "judging_failed": "77db872f8df547318d75674fe35ba102",
-    "kernel_dropped_packets": "8393a1d276d64af8a9a178a9ff5c2640",
+    "counters": "443f38ee16b545b00041cc79b8806ae5",
+    "daemon_failed": "f70802ac36895ec622bf83f5ec4d8fa9",
+    "note": "d1d2ef76a38d88db73a1e78690c7d943",
+    "host_accepts": "877bd2121139455c978e41e1000cdbd3",
+    "host_takes": "0b23335601ef9b0e7d07d4e7d9ced1e0",
+    "mode_changed": "af9133f5f2089a6a311dacc8c2e9cc63",
+    "rules_installed": "3f56871024dcc57267468aa18b15e79b",
+    "rules_removed": "ae63d15c8701f867d538c455fc489c06",
+    "rules_changed": "1c7b0708ebed39834efeea08c7ad715d",
+    "rules_contested": "7fc6b298f4850422568e27ee24ee068f",
+    "rules_restored": "8ae2d0ccc1ad2ad59419712daf0c7e6d",
+    "rules_check_failed": "62250056a880046d998e37b9d753963f",
+    "rules_left_behind": "a19c0e702dd1cc24b517e564c9333406",
+    "reloaded": "2eff16abb6dd96ed9d9542ce0d0c7397",
     "reload_failed": "b497501137e84264a6a65ef417180929",
+    "reload_crashed": "7f25a0d81128601eb8776351b2600296",
+    "control_socket_restored": "78d7f898342c74ab46557ee9e02d1f9b",
+    "metrics_file_failed": "421411a5e7dc6d1249920eb3dfa9ee37",
+    "worker_failed": "c6e14a6a29e2021624a6de9427dfe54e",
+    "worker_ended": "c05653fa4ac60369d718276ff7747d19",
+    "worker_stuck": "b60ac5d03b2251a412ea70bf875f6ebc",
+    "worker_killed": "3b24b9ed2f4d2372ae795fd212b47689",
+    "worker_left_behind": "f7cb3fd1ebf08ab0908b094412942af1",
+    "worker_restarted": "d20917682fa3fbf989407e4b04e3a0e4",
+    "worker_restart_failed": "e9f20ec629bbed1b1a7330e569aed8fb",
+    "message_refused": "b2b298d6aa4d4f584aa2f78d44f7dc18",
+    "supervision_failed": "4a4eb35f5efddd9bdd79b44f7b41ce89",
+    "housekeeping_failed": "cecb0480f7418812e7198161b4811cf6",
+    "judging_failed": "77db872f8df547318d75674fe35ba102",
+    "event_failed": "fde2c288141df277854def59f181c2a4",
+    "kernel_dropped_packets": "8393a1d276d64af8a9a178a9ff5c2640",
+    "lookups_failed": "80de6f2323024fec510153bde0228b4b",
+    "events_suppressed": "7effa206802f1aeffa54aace8336973f",
+    "allowed_unrecorded": "496831350f4c76715414e41d6f6e91f8",
+    "log_lines_dropped": "68f1f638bdd8a30d74e5442db66729f2",
+    "offload_failed": "31ab9ae1c84bd94ba9d79da364fc8a75",
+    "offloaded": "409c0124574c0d7b078cdcfc38bb0c53",
+    "stopped_under_load": "5bab1402d8d3706b6deaf908111a9def",
 }
 # Length of the time at the start of a console line; the journal has the time as a field.
 _TIME: Final = 13
@@ -56,10 +92,9 @@ class JournalRenderer:
         parts = [
             _field("MESSAGE", self._message(logger, name, event_dict).decode()[_TIME:]),
             _field("PRIORITY", _PRIORITY[event.level]),
+            _field("MESSAGE_ID", MESSAGE_IDS[kind]),
             b"SYSLOG_IDENTIFIER=nfq-guard\n",
         ]
-        if kind in _MESSAGE_ID:
-            parts.append(_field("MESSAGE_ID", _MESSAGE_ID[kind]))
         for key, value in all_fields(event, event_dict["at"]).items():
             _flatten(f"NFQ_{key.upper()}", value, parts)
         return b"".join(parts)

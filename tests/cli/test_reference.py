@@ -10,12 +10,16 @@ import pytest
 
 from nfq_guard import errors
 from nfq_guard.cli import COMMANDS
-from tests.support.reference import DIRECTORY, pages
+from tests.support.reference import CATALOGUE, DIRECTORY, catalogue, pages
 
 
 @pytest.mark.parametrize("name", pages())
 def test_page_is_that_of_the_code(name: str) -> None:
     assert (DIRECTORY / name).read_text(encoding="utf-8") == pages()[name], "run `make reference`"
+
+
+def test_catalogue_is_that_of_the_code() -> None:
+    assert CATALOGUE.read_text(encoding="utf-8") == catalogue(), "run `make reference`"
 
 
 def test_no_other_page() -> None:

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 import os
+import re
+import shutil
 import socket
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,12 +12,13 @@ import pytest
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.telemetry import journal
-from nfq_guard.telemetry.events import ReloadCrashed
-from nfq_guard.telemetry.journal import JournalRenderer, stdout_is_the_journal
+from nfq_guard.telemetry.events import EVENTS, ReloadCrashed, name_of
+from nfq_guard.telemetry.journal import MESSAGE_IDS, JournalRenderer, stdout_is_the_journal
 from nfq_guard.telemetry.log import EventLog, Output
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from tests.support.judgments import judgment
+from tests.support.reference import CATALOGUE
 
 
 def fields_of(datagram: bytes) -> dict[str, str]:
@@ -65,6 +69,27 @@ def test_packet_as_fields(tmp_path: Path, journald: socket.socket) -> None:
     assert packet["MESSAGE"].startswith("drop       seq-over")
     assert (failure["PRIORITY"], failure["NFQ_TRACEBACK"]) == ("3", "one\ntwo=2\n")
     sink.close(0)
+
+
+def test_each_event_has_a_message_id_of_its_own() -> None:
+    assert list(MESSAGE_IDS) == [name_of(event) for event in EVENTS]
+    assert len(set(MESSAGE_IDS.values())) == len(EVENTS)
+    assert all(re.fullmatch("[0-9a-f]{32}", found) for found in MESSAGE_IDS.values())
+
+
+def test_the_catalogue_is_one(tmp_path: Path) -> None:
+    """Journalctl compiles it, and has a text for each event."""
+    folder = tmp_path / "usr/lib/systemd/catalog"
+    folder.mkdir(parents=True)
+    (tmp_path / "var/lib/systemd/catalog").mkdir(parents=True)
+    shutil.copy(CATALOGUE, folder)
+    root = f"--root={tmp_path}"
+    subprocess.run(["journalctl", root, "--update-catalog"], check=True, capture_output=True)
+    words = ["journalctl", root, "--list-catalog"]
+    found = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    listed = {line.split()[0] for line in found.splitlines()}
+    assert listed == set(MESSAGE_IDS.values())
+    assert all("nfq_guard: " in line for line in found.splitlines())
 
 
 def test_journal_restarts(tmp_path: Path, journald: socket.socket) -> None:
