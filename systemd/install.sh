@@ -31,12 +31,13 @@ remove_old() {
 
 if [ "$1" = uninstall ]; then
     if running; then
-        systemctl disable --quiet --now nfq-guard.service 2>/dev/null || true
+        systemctl disable --quiet --now nfq-guard-metrics.socket nfq-guard.service 2>/dev/null || true
         systemctl stop 'nfq-guard@*.service' 2>/dev/null || true
     fi
     [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
-        "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" /etc/sysusers.d/nfq-guard.conf \
+        "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" \
+        "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket /etc/sysusers.d/nfq-guard.conf \
         /etc/logrotate.d/nfq-guard /run/nfq-guard "$catalogue"
     journalctl --update-catalog >/dev/null 2>&1 || true
     remove_old
@@ -89,6 +90,7 @@ else
 fi
 sed "s|/usr/local|$prefix|" "$here/nfq-guard.service" >"$units/nfq-guard.service"
 cp "$units/nfq-guard.service" "$units/nfq-guard@.service"
+cp "$here/nfq-guard-metrics.socket" "$units/nfq-guard-metrics.socket"
 remove_old
 mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d /etc/logrotate.d
 cp "$here/nfq-guard.logrotate" /etc/logrotate.d/nfq-guard
@@ -103,7 +105,7 @@ systemd-sysusers nfq-guard.conf 2>/dev/null || id nfq-guard >/dev/null 2>&1 ||
 
 if running; then
     systemctl daemon-reload
-    systemctl enable --quiet nfq-guard.service
+    systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket
     systemctl restart nfq-guard.service
     say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
 fi
@@ -111,6 +113,7 @@ cat <<EOF
   packets:     tail -F /var/log/nfq-guard/events.jsonl
   other notes: journalctl -u nfq-guard -f
   state:       nfq-guard status
+  metrics:     http://127.0.0.1:9477/metrics, and /healthz
   to enforce:  nfq-guard mode enforce, until the next start; permanently: set
                mode = "enforce" in /etc/nfq-guard/nfq-guard.toml, then
                systemctl reload nfq-guard

@@ -21,6 +21,7 @@ from nfq_guard.wire.packet import (
 _ATTRIBUTES_AT: Final = 20
 _PACKET_HEADER: Final = 1
 _MARK: Final = 3
+_TIMESTAMP: Final = 4
 _INDEV: Final = 5
 _OUTDEV: Final = 6
 _PAYLOAD: Final = 10
@@ -88,6 +89,22 @@ def length_of(messages: bytes, start: int) -> int:
 def is_error(messages: bytes, start: int) -> bool:
     """Whether the message at `start` may be an error; the low byte of a packet's type is 0."""
     return messages[start + _TYPE_AT + _LOW] == NLMSG_ERROR
+
+
+def stamp_of(messages: bytes, start: int, end: int) -> int:
+    """When the kernel received the packet of a message, in microseconds of the Unix epoch.
+
+    0 without a time: the kernel takes one only while a program asks for it, such as a capture.
+    """
+    at = start + _ATTRIBUTES_AT
+    last = end - 20
+    while at <= last:
+        length = messages[at + _LOW] | messages[at + _HIGH] << 8
+        if messages[at + 2 + _LOW] == _TIMESTAMP:
+            # Seconds and microseconds of 64 bits each, whose high halves are 0 until 2106.
+            return _number(messages, at + 4) * 1_000_000 + _number(messages, at + 12)
+        at += max(length + 3 & ~3, 4)
+    return 0
 
 
 def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> tuple[int, Queued]:

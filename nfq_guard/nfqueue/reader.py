@@ -21,7 +21,13 @@ from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.netlink.owner import process_of
 from nfq_guard.nfqueue import counters, requests
-from nfq_guard.nfqueue.message import InterfaceNames, is_error, length_of, packet_of
+from nfq_guard.nfqueue.message import (
+    InterfaceNames,
+    is_error,
+    length_of,
+    packet_of,
+    stamp_of,
+)
 from nfq_guard.nfqueue.receive import SLOTS, Inbox, reason
 from nfq_guard.wire.packet import Queued
 
@@ -40,6 +46,8 @@ class QueueReader:
         socket: A duplicate of the library's socket, for epoll and for verdicts.
         lost: How often reading gave ENOBUFS: the socket buffer overran since the last read.
         verdict_errors: Verdicts for packets that were gone, as after an interface was flushed.
+        stamp_us: When the kernel received the first packet of the last batch, in microseconds of
+            the Unix epoch; 0 where that is unknown.
         refused: Queue flags that this kernel does not have, by name.
     """
 
@@ -69,6 +77,7 @@ class QueueReader:
         self.queue_num = queue_num
         self.lost = 0
         self.verdict_errors = 0
+        self.stamp_us = 0
         self.refused: list[str] = []
         self._names = InterfaceNames()
         self._queue = _opened()
@@ -116,6 +125,7 @@ class QueueReader:
         inbox = self._inbox
         slot_bytes = inbox.slot_bytes
         left = budget
+        self.stamp_us = 0
         while left > 0:
             wanted = min(left, SLOTS)
             count = self._receive(wanted, _DONTWAIT, None)
@@ -131,6 +141,8 @@ class QueueReader:
                 if is_error(octets, start):
                     self._note_error(octets[start:end])
                 else:
+                    if not ids:
+                        self.stamp_us = stamp_of(octets, start, end)
                     packet_id, queued = packet_of(octets, start, end, names)
                     ids.append(packet_id)
                     batch.append(queued)

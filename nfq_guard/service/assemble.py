@@ -24,6 +24,7 @@ from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import load_ahead
 from nfq_guard.service import last_good
+from nfq_guard.service.activation import METRICS, take_sockets
 from nfq_guard.service.config import LoadedPolicy, load_policy_for, prepared
 from nfq_guard.service.control.commands import Commands, ControlledDaemon
 from nfq_guard.service.control.server import ControlServer
@@ -36,7 +37,7 @@ from nfq_guard.service.notify import Notifier
 from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
 from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open
-from nfq_guard.service.supervisor.workers import InProcess, QueueState, Workers
+from nfq_guard.service.supervisor.workers import InProcess, Workers
 from nfq_guard.service.unit import only_from_here
 from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
@@ -50,9 +51,11 @@ from nfq_guard.telemetry.events import (
     Note,
     exception_texts,
 )
+from nfq_guard.telemetry.exposition import Exposition, MetricsFile, Observed
+from nfq_guard.telemetry.http import MetricsServer
+from nfq_guard.telemetry.http import listen as listen_http
 from nfq_guard.telemetry.journal import SOCKET, JournalRenderer, stdout_is_the_journal
 from nfq_guard.telemetry.log import EventLog, Output, json_line, json_octets
-from nfq_guard.telemetry.metrics import Exposition, MetricsFile, serve
 from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
@@ -71,6 +74,7 @@ _LISTEN_NOTE: Final = (
     "reached from other hosts only where the unit has IPAddressAllow= with their networks; "
     "`nfq-guard check` tells"
 )
+_OBSERVE_S: Final = 1.0
 _FOLLOW_S: Final = 1.0
 
 GiveUp = Callable[[Settings, Path | None], list[str]]
@@ -80,11 +84,8 @@ GiveUp = Callable[[Settings, Path | None], list[str]]
 class ObservedDaemon(ControlledDaemon, Protocol):
     """The part of the daemon that its endpoints use."""
 
-    def queues(self) -> list[QueueState]:
-        """Every queue, with its numbers."""
-
-    def counters(self) -> dict[str, int]:
-        """Counters of the daemon, by name."""
+    def observed(self, now: float) -> Observed:
+        """What the metrics show at `now`, monotonic seconds."""
 
 
 def _keep_privileges(_settings: Settings, _path: Path | None) -> list[str]:
@@ -320,8 +321,7 @@ def open_endpoints(
         _open_control(settings, daemon, loop, events, notes, stack)
         for note in notes:
             events.emit(Note(text=note))
-        if settings.metrics_listen or settings.metrics_file:
-            _open_metrics(settings, daemon, loop, events, stack)
+        _open_metrics(settings, daemon, loop, events, stack)
         return stack.pop_all().close
 
 
@@ -349,13 +349,13 @@ def _open_control(
 def _open_metrics(
     settings: Settings, daemon: ObservedDaemon, loop: Loop, events: EventLog, stack: ExitStack
 ) -> None:
-    exposition = Exposition(
-        lambda: {queue.queue_num: queue.stats for queue in daemon.queues()}, daemon.counters
-    )
+    listeners = take_sockets(METRICS)
+    for listener in listeners:
+        stack.callback(listener.close)
     address = parse_listen(settings.metrics_listen)
     if address is not None:
         try:
-            stack.callback(serve(exposition, *address))
+            listeners.append(listen_http(*address))
             if os.environ.get(_UNDER_SYSTEMD) and not only_from_here(settings):
                 text = f"{settings.metrics_listen} is {_LISTEN_NOTE}"
                 events.emit(Note(text=text))
@@ -366,6 +366,17 @@ def _open_metrics(
             raise UsageError(
                 f"daemon.metrics_listen: {settings.metrics_listen}: {error.strerror}{more}"
             ) from None
+        stack.callback(listeners[-1].close)
+    if not listeners and not settings.metrics_file:
+        return
+    exposition = Exposition(daemon.observed(time.monotonic()))
+
+    def observe(now: float) -> None:
+        exposition.observed = daemon.observed(now)
+
+    loop.every(_OBSERVE_S, observe)
+    for listener in listeners:
+        stack.callback(MetricsServer(listener, exposition).close)
     if settings.metrics_file:
         try:
             file = MetricsFile(

@@ -29,6 +29,7 @@ from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of, mark_in, spec_of
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
+from nfq_guard.service.observe import observed
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
@@ -50,6 +51,7 @@ from nfq_guard.telemetry.events import (
     exception_texts,
     timestamp,
 )
+from nfq_guard.telemetry.exposition import Observed
 from nfq_guard.telemetry.log import EventLog
 
 _SECOND_S: Final = 1.0
@@ -277,6 +279,19 @@ class Daemon:
             "worker_restarts": sum(queue.restarts for queue in self.queues()),
             "messages_refused": self._workers.messages_refused,
         }
+
+    def observed(self, now: float) -> Observed:
+        """What the metrics show; counts are at most a second old."""
+        return observed(
+            now,
+            settings=self._settings,
+            queues=self._workers.queues(),
+            counters=self.counters(),
+            loaded=self.reloader.loaded,
+            rules=self._monitor.status(),
+            last_reload=self.reloader.last,
+            events=self._events,
+        )
 
     def status(self) -> Status:
         """The response to the control command `status`; counts are at most a second old."""

@@ -72,8 +72,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             A rotation needs no signal.
         events_file_max_bytes: Size at which the file of events takes no more of them until it is
             rotated; packets without an event are counted.
-        metrics_listen: Address and port of the endpoint /metrics, such as `127.0.0.1:9477`; empty
-            for none.
+        metrics_listen: Address and port of an endpoint with /metrics and /healthz, such as
+            `127.0.0.1:9477`, for a daemon without `nfq-guard-metrics.socket`; empty for none.
         metrics_file: File for the textfile collector of node_exporter; empty for none.
         rules: Whether the daemon installs and removes its rules in the packet filter itself
             (`install`), or another program does, and the daemon puts them back when they were

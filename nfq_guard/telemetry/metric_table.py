@@ -14,17 +14,32 @@ class Kind(StrEnum):
 
     COUNTER = "counter"
     GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Part(StrEnum):
+    """A part of a daemon that not every daemon has; without it, its metrics have no series."""
+
+    SHADOW = "a policy on trial"
+    OFFLOAD = "`offload`"
+    RATE_LIMIT = "`max_rate_pps`"
+    KERNEL_DROP = "the fail mode `kernel-drop`"
+    WORKERS = "several queues"
+    KERNEL_COUNTERS = "the kernel's counters of queues, where the daemon may read them"
+    RULES = "rules of the daemon's own, once they were verified"
+    RELOAD = "a reload, once there was one"
 
 
 class Metric(NamedTuple):
     """One metric.
 
     Attributes:
-        kind: Counter or gauge.
+        kind: Counter, gauge or histogram.
         name: The name in `status` and in events, without `nfq_guard_` and `_total`.
         help: One sentence.
         unit: What is counted; empty for a number without a unit.
         labels: Names of its labels; none for a number of the daemon and not of a queue.
+        part: What the daemon must have for the metric to exist; None for nothing.
     """
 
     kind: Kind
@@ -32,6 +47,7 @@ class Metric(NamedTuple):
     help: str
     unit: str
     labels: tuple[str, ...] = _QUEUE
+    part: Part | None = None
 
     @property
     def full_name(self) -> str:
@@ -45,6 +61,13 @@ JUDGED: Final = Metric(
     "Packets by reason and action.",
     "packets",
     ("queue", "reason", "action"),
+)
+RULES: Final = Metric(
+    Kind.COUNTER,
+    "rule_packets",
+    "Packets by the rule that decided; the rule `...` has those of further rules.",
+    "packets",
+    ("queue", "rule"),
 )
 QUEUE_COUNTERS: Final = (
     Metric(Kind.COUNTER, "packets", "Packets read from the queue.", "packets"),
@@ -89,12 +112,14 @@ QUEUE_COUNTERS: Final = (
         "queue_full_drops",
         "Packets that the kernel dropped because the queue was full.",
         "packets",
+        part=Part.KERNEL_COUNTERS,
     ),
     Metric(
         Kind.COUNTER,
         "buffer_full_drops",
         "Packets that the kernel dropped because the socket buffer was full.",
         "packets",
+        part=Part.KERNEL_COUNTERS,
     ),
     Metric(Kind.COUNTER, "buffer_overruns", "Reads that failed with ENOBUFS.", "reads"),
     Metric(
@@ -108,48 +133,56 @@ QUEUE_COUNTERS: Final = (
         "shadow_would_pass",
         "Packets that the policy drops and the policy on trial accepts.",
         "packets",
+        part=Part.SHADOW,
     ),
     Metric(
         Kind.COUNTER,
         "shadow_would_drop",
         "Packets that the policy accepts and the policy on trial drops.",
         "packets",
+        part=Part.SHADOW,
     ),
     Metric(
         Kind.COUNTER,
         "shadow_differs_otherwise",
         "Packets to which the policy on trial gives another action or mark, but the same verdict.",
         "packets",
+        part=Part.SHADOW,
     ),
     Metric(
         Kind.COUNTER,
         "offloaded_flows",
         "Flows whose remaining packets were left to the kernel to drop.",
         "flows",
+        part=Part.OFFLOAD,
     ),
     Metric(
         Kind.COUNTER,
         "offload_drops",
         "Packets of offloaded flows that the kernel dropped.",
         "packets",
+        part=Part.OFFLOAD,
     ),
     Metric(
         Kind.COUNTER,
         "offload_refused",
         "Flows not offloaded because the policy may accept some of their packets.",
         "flows",
+        part=Part.OFFLOAD,
     ),
     Metric(
         Kind.COUNTER,
         "offload_full",
         "Flows not offloaded because as many as allowed are offloaded.",
         "flows",
+        part=Part.OFFLOAD,
     ),
     Metric(
         Kind.COUNTER,
         "offload_errors",
         "Changes of the offloaded flows that the kernel refused.",
         "changes",
+        part=Part.OFFLOAD,
     ),
     Metric(
         Kind.COUNTER,
@@ -179,6 +212,7 @@ DAEMON_COUNTERS: Final = (
         "Packets above max_rate_pps, which the kernel left to the fail mode.",
         "packets",
         (),
+        part=Part.RATE_LIMIT,
     ),
     Metric(
         Kind.COUNTER,
@@ -186,6 +220,7 @@ DAEMON_COUNTERS: Final = (
         "Packets that were not judged and that the fail mode kernel-drop dropped.",
         "packets",
         (),
+        part=Part.KERNEL_DROP,
     ),
     Metric(Kind.COUNTER, "reloads", "Reloads that put a new policy in force.", "reloads", ()),
     Metric(
@@ -195,13 +230,21 @@ DAEMON_COUNTERS: Final = (
         "reloads",
         (),
     ),
-    Metric(Kind.COUNTER, "worker_restarts", "Workers that were started again.", "workers", ()),
+    Metric(
+        Kind.COUNTER,
+        "worker_restarts",
+        "Workers that were started again.",
+        "workers",
+        (),
+        part=Part.WORKERS,
+    ),
     Metric(
         Kind.COUNTER,
         "messages_refused",
         "Messages between the daemon and its workers that could not be decoded.",
         "messages",
         (),
+        part=Part.WORKERS,
     ),
 )
 GAUGES: Final = (
@@ -210,9 +253,14 @@ GAUGES: Final = (
         "queue_waiting_packets",
         "Packets that wait in the kernel for a verdict.",
         "packets",
+        part=Part.KERNEL_COUNTERS,
     ),
     Metric(
-        Kind.GAUGE, "offload_entries", "Flows whose packets the kernel drops at present.", "flows"
+        Kind.GAUGE,
+        "offload_entries",
+        "Flows whose packets the kernel drops at present.",
+        "flows",
+        part=Part.OFFLOAD,
     ),
     Metric(Kind.GAUGE, "enforcing", "1 in mode enforce, 0 in dry-run.", ""),
     Metric(
@@ -229,5 +277,122 @@ EVIDENCE: Final = Metric(
     "",
     ("queue", "evidence"),
 )
-METRICS: Final = (JUDGED, *QUEUE_COUNTERS, *DAEMON_COUNTERS, *GAUGES, EVIDENCE)
-"""All metrics, in the order of the exposition."""
+HISTOGRAMS: Final = (
+    Metric(
+        Kind.HISTOGRAM,
+        "judge_latency_seconds",
+        "Time from reading a packet to the end of sending its verdict.",
+        "seconds",
+    ),
+    Metric(
+        Kind.HISTOGRAM,
+        "queue_latency_seconds",
+        "How long the first packet of a batch waited since the kernel received it; only for packets"
+        " that the kernel stamps with a time, as it does while another program captures.",
+        "seconds",
+    ),
+    Metric(
+        Kind.HISTOGRAM,
+        "breach_distance_bytes",
+        "How far packets are beyond the bound that they broke.",
+        "bytes",
+        ("queue", "bound"),
+    ),
+)
+JUDGE_LATENCY, QUEUE_LATENCY, BREACH_DISTANCE = HISTOGRAMS
+WORKER_PROCESSES: Final = (
+    Metric(
+        Kind.COUNTER,
+        "worker_cpu_seconds",
+        "CPU time of the worker that runs at present.",
+        "seconds",
+        part=Part.WORKERS,
+    ),
+    Metric(
+        Kind.GAUGE,
+        "worker_resident_memory_bytes",
+        "Resident memory of the worker.",
+        "bytes",
+        part=Part.WORKERS,
+    ),
+    Metric(
+        Kind.GAUGE,
+        "worker_open_fds",
+        "Descriptors that the worker has open.",
+        "",
+        part=Part.WORKERS,
+    ),
+)
+OUTPUTS: Final = (
+    Metric(
+        Kind.COUNTER,
+        "log_output_lines_dropped",
+        "Log lines of all processes that this output of the log lost.",
+        "lines",
+        ("output",),
+    ),
+    Metric(
+        Kind.COUNTER,
+        "log_output_errors",
+        "Failed writes to this output of the log.",
+        "writes",
+        ("output",),
+    ),
+)
+INFOS: Final = (
+    Metric(Kind.GAUGE, "build_info", "Versions; always 1.", "", ("version", "python")),
+    Metric(Kind.GAUGE, "kernel_info", "The running kernel; always 1.", "", ("release",)),
+    Metric(Kind.GAUGE, "policy_info", "The policy in force; always 1.", "", ("source", "digest")),
+    Metric(
+        Kind.GAUGE,
+        "shadow_policy_info",
+        "The policy on trial; always 1.",
+        "",
+        ("source", "digest"),
+        Part.SHADOW,
+    ),
+)
+DAEMON_GAUGES: Final = (
+    Metric(
+        Kind.GAUGE, "queues_serving", "Queues whose packets are judged at present.", "queues", ()
+    ),
+    Metric(Kind.GAUGE, "queues", "Queues that the daemon is to serve.", "queues", ()),
+    Metric(
+        Kind.GAUGE,
+        "rules_in_place",
+        "1 where the last check found the rules as configured, else 0.",
+        "",
+        (),
+        Part.RULES,
+    ),
+    Metric(
+        Kind.GAUGE,
+        "last_reload_timestamp_seconds",
+        "When the last reload ended, in seconds of the Unix epoch.",
+        "seconds",
+        (),
+        Part.RELOAD,
+    ),
+    Metric(
+        Kind.GAUGE,
+        "last_reload_success",
+        "1 where the last reload put a policy in force, 0 where it was refused.",
+        "",
+        (),
+        Part.RELOAD,
+    ),
+)
+METRICS: Final = (
+    JUDGED,
+    RULES,
+    *QUEUE_COUNTERS,
+    *DAEMON_COUNTERS,
+    *OUTPUTS,
+    *GAUGES,
+    EVIDENCE,
+    *DAEMON_GAUGES,
+    *INFOS,
+    *WORKER_PROCESSES,
+)
+"""All counters and gauges, in the order of the exposition. After them come `HISTOGRAMS`, and of the
+daemon's process `process_*`, as of every client library."""

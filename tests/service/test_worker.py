@@ -35,6 +35,7 @@ class FakeQueue:
         self.verdict_errors = 0
         self.messages = 0
         self.waiting = list(enumerate(packets, 1))
+        self.stamp_us = 0
         self.verdicts: list[tuple[int, int, int | None]] = []
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from nfq_guard.engine import Mode
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.status import Status
-from nfq_guard.service.supervisor.workers import QueueState, WorkerState
+from nfq_guard.telemetry.exposition import Observed
 from nfq_guard.telemetry.metrics import Stats
+from tests.support.observed import observed
 from tests.support.status import daemon_status
 
 
@@ -34,10 +35,5 @@ class FakeDaemon:
         self.mode = mode
         done(self.rules_problem)
 
-    def queues(self) -> list[QueueState]:
-        return [
-            QueueState(queue_num=7, pid=1, state=WorkerState.SERVING, restarts=0, stats=self.stats)
-        ]
-
-    def counters(self) -> dict[str, int]:
-        return {"reloads": 3}
+    def observed(self, now: float) -> Observed:
+        return observed(self.stats, at=now, counters={"reloads": 3})

@@ -44,7 +44,7 @@ from nfq_guard.telemetry.event_fields import FieldInfo, describe
 from nfq_guard.telemetry.event_schema import event_schema
 from nfq_guard.telemetry.events import EVENTS, Event, PacketJudged, Reloaded, name_of
 from nfq_guard.telemetry.journal import MESSAGE_IDS
-from nfq_guard.telemetry.metric_table import METRICS
+from nfq_guard.telemetry.metric_table import HISTOGRAMS, METRICS
 from nfq_guard.whatif import result
 
 _TREE: Final = Path(__file__).parents[2]
@@ -203,11 +203,20 @@ def _event_rows(fields: Iterable[FieldInfo], prefix: str = "") -> Iterator[tuple
 
 
 def _metrics() -> Iterator[str]:
-    yield "The metrics of `metrics_listen` and `metrics_file`. The labels `reason` and `action`"
-    yield "take only the values that [the event `packet_judged`](events.md) has."
+    yield "The metrics of `nfq-guard-metrics.socket`, `metrics_listen` and `metrics_file`. The"
+    yield "labels `reason`, `action` and `bound` take only the values that [the event"
+    yield "`packet_judged`](events.md) has. Numbers are at most a second old. A metric of something"
+    yield "that a daemon does not have, as the last column says, has no series."
+    yield ""
+    yield "Beside these there are `process_cpu_seconds_total`, `process_resident_memory_bytes`,"
+    yield "`process_virtual_memory_bytes`, `process_open_fds`, `process_max_fds` and"
+    yield "`process_start_time_seconds` of the daemon's process, as of every client library."
+    yield ""
+    yield "`/healthz` responds with 200, or with 503 and one problem a line: a queue is not served,"
+    yield "the rules are not as configured, or the packet loop hangs."
     yield ""
     yield from _table(
-        ("metric", "kind", "labels", "unit", "meaning"),
+        ("metric", "kind", "labels", "unit", "meaning", "only with"),
         (
             (
                 f"`{metric.full_name}`",
@@ -215,8 +224,9 @@ def _metrics() -> Iterator[str]:
                 ", ".join(f"`{label}`" for label in metric.labels),
                 metric.unit,
                 metric.help,
+                "" if metric.part is None else metric.part.value,
             )
-            for metric in METRICS
+            for metric in (*METRICS, *HISTOGRAMS)
         ),
     )
 

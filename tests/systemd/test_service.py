@@ -72,7 +72,7 @@ def test_exposure_and_syntax(guest: Guest) -> None:
     found = re.search(r"Overall exposure level for nfq-guard.service: ([\d.]+)", rated)
     assert found is not None
     assert float(found[1]) <= 1.2
-    for unit in ("nfq-guard.service", "nfq-guard@.service"):
+    for unit in ("nfq-guard.service", "nfq-guard@.service", "nfq-guard-metrics.socket"):
         assert guest.sh(f"systemd-analyze verify /etc/systemd/system/{unit}") == ""
 
 
@@ -86,11 +86,71 @@ def test_its_group_reads_the_counters_of_the_queues(guest: Guest) -> None:
     assert guest.sh(f"stat -c %G {file}").strip() == "root"
 
 
-def test_metrics_over_http_need_their_drop_in(guest: Guest) -> None:
-    guest.configure('mode = "dry-run"\nmetrics_listen = "127.0.0.1:9477"')
+def fetched(guest: Guest, path: str, port: int = 9477) -> str:
+    """The status of a response, or the class of the error, and its text."""
+    code = (
+        "import sys, urllib.request as r\n"
+        f"try: a = r.urlopen('http://127.0.0.1:{port}{path}')\n"
+        "except r.HTTPError as e: a = e\n"
+        "except OSError as e: sys.exit(type(e.reason).__name__)\n"
+        "print(a.status, a.read().decode())"
+    )
+    return guest.sh(f'python3 -c "{code}"', check=False).strip()
+
+
+def test_metrics_by_default(guest: Guest) -> None:
+    """On loopback, by a socket of systemd; the daemon opens none, and none starts the daemon."""
+    assert fetched(guest, "/healthz") == "200 ok"
+    assert fetched(guest, "/").startswith("404")
+    text = fetched(guest, "/metrics")
+    assert text.startswith("200")
+    assert 'nfq_guard_packets_total{queue="0"}' in text
+    assert "nfq_guard_rules_in_place 1.0" in text
+    families = guest.show("RestrictAddressFamilies")
+    assert "AF_INET" not in families
+    guest.sh("systemctl stop nfq-guard")
+    assert fetched(guest, "/healthz") == "ConnectionRefusedError"
+    assert guest.show("ActiveState") == "inactive"
+    guest.sh("systemctl start nfq-guard")
+    assert fetched(guest, "/healthz") == "200 ok"
+    guest.sh("kill -9 $(systemctl show --value -p MainPID nfq-guard)")
+    guest.until(lambda: fetched(guest, "/healthz") == "200 ok", "the restarted daemon serves")
+
+
+def test_a_journal_that_is_gone(guest: Guest) -> None:
+    """It delays no packet; events are there again once it is."""
+    guest.configure('mode = "dry-run"\nlog_interval_s = 0')
+    guest.sh("systemctl restart nfq-guard")
+    units = "systemd-journald{,-dev-log,-audit}.socket systemd-journald.service"
+
+    def judged() -> int:
+        status = json.loads(guest.sh("nfq-guard status --format json"))
+        return int(status["queues"][0]["packets"])
+
+    def strays(port: int) -> None:
+        guest.sh(f"python3 -c '{_STRAYS}' {port}")
+
+    guest.sh(f"systemctl stop {units}; rm -f /run/systemd/journal/socket")
+    try:
+        strays(30_000)
+        guest.until(lambda: judged() >= 5, "packets are judged without a journal")
+        assert int(
+            json.loads(guest.sh("nfq-guard status --format json"))["queues"][0]["log_errors"]
+        )
+    finally:
+        guest.sh(f"systemctl start {units}")
+    pid = guest.show("MainPID")
+    guest.until(
+        lambda: any(one.get("NFQ_SPORT") == "30000" for one in journal(guest, pid)),
+        "events from before are in the journal",
+    )
+
+
+def test_metrics_listen_needs_its_drop_in(guest: Guest) -> None:
+    guest.configure('mode = "dry-run"\nmetrics_listen = "127.0.0.1:9478"')
     guest.sh("systemctl restart nfq-guard", check=False)
     told = guest.sh("journalctl -u nfq-guard --no-pager -n 20")
-    assert "daemon.metrics_listen: 127.0.0.1:9477" in told
+    assert "daemon.metrics_listen: 127.0.0.1:9478" in told
     assert "unless its unit has metrics.conf" in told
     drop_in = "/etc/systemd/system/nfq-guard.service.d/metrics.conf"
     guest.sh(
@@ -98,10 +158,7 @@ def test_metrics_over_http_need_their_drop_in(guest: Guest) -> None:
         "systemctl daemon-reload; systemctl reset-failed nfq-guard; systemctl restart nfq-guard"
     )
     try:
-        read = (
-            "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9477/metrics').status)"
-        )
-        assert guest.sh(f'python3 -c "{read}"').strip() == "200"
+        assert fetched(guest, "/metrics", 9478).startswith("200")
     finally:
         guest.sh(f"rm {drop_in}; systemctl daemon-reload")
 

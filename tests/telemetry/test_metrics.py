@@ -1,15 +1,56 @@
 # SPDX-License-Identifier: MIT
-import urllib.request
+import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from nfq_guard.finding import Reason
-from nfq_guard.policy.decision import Action
-from nfq_guard.telemetry.metric_table import METRICS, PREFIX
-from nfq_guard.telemetry.metrics import Exposition, MetricsFile, Stats, serve
+from nfq_guard.finding import BOUNDS, Breach, Finding, Reason
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.seqno import Seq
+from nfq_guard.telemetry import metric_table
+from nfq_guard.telemetry.exposition import Exposition, MetricsFile
+from nfq_guard.telemetry.metric_table import HISTOGRAMS, METRICS, PREFIX, Part
+from nfq_guard.telemetry.metrics import Buckets, Stats
 from tests.support.judgments import DROP_TRANSLATED, LOG_REST, judgment
+from tests.support.observed import observed
+
+INFOS = {metric.name: metric.labels for metric in metric_table.INFOS}
+
+
+def whole() -> Exposition:
+    """Of a daemon that has every part."""
+    stats = Stats()
+    stats.count([judgment()])
+    stats.queue_us.add(5, 1)
+    return Exposition(
+        observed(
+            stats,
+            gauges=dict.fromkeys([one.name for one in metric_table.DAEMON_GAUGES], 1.0),
+            infos=INFOS,
+            outputs={"journal": (3, 1), "-": (0, 0)},
+            parts=frozenset(Part),
+        )
+    )
+
+
+def _order(label: tuple[str, str]) -> int:
+    return ("queue", label[0] if label[0] != "le" else "", "le").index(label[0])
+
+
+def samples(exposition: Exposition) -> dict[tuple[str, ...], float]:
+    """Values by name and values of labels, the queue first and the end of a class last."""
+    return {
+        (
+            sample.name.removeprefix(PREFIX),
+            *(value for _, value in sorted(sample.labels.items(), key=_order)),
+        ): sample.value
+        for family in text_string_to_metric_families(exposition.text().decode())
+        for sample in family.samples
+    }
 
 
 def test_runs_are_counted() -> None:
@@ -25,39 +66,130 @@ def test_runs_are_counted() -> None:
 
 
 def test_all_series_exist_from_the_start() -> None:
-    text = Exposition(lambda: {7: Stats()}).text().decode()
-    families = {one.name: one for one in text_string_to_metric_families(text)}
-    judged = families["nfq_guard_judged_packets"]
-    assert len(judged.samples) == len(Reason) * len(Action)
-    assert all(name.startswith("nfq_guard_") for name in families)
+    found = samples(Exposition(observed(Stats())))
+    judged = [name for name in found if name[0] == "judged_packets_total"]
+    assert len(judged) == len(Reason) * len(Action)
+    assert ("breach_distance_bytes_count", "7", "seq-over") in found
+
+
+def test_what_the_daemon_does_not_have_has_no_series() -> None:
+    """Neither a zero of an offload that is off, nor the wait of packets without a time."""
+    names = {name for name, *_ in samples(Exposition(observed(Stats())))}
+    parts = {metric.full_name for metric in METRICS if metric.part is not None}
+    assert not names & {name.removeprefix(PREFIX) for name in parts}
+    assert "queue_latency_seconds_count" not in names
+    assert "rule_packets_total" not in names
 
 
 def test_the_exposition_is_the_table() -> None:
     """The same metrics in the same order, with their help, kind and labels."""
-    found = list(Exposition(lambda: {7: Stats()}).collect())
-    assert [(one.name, one.documentation, one.type) for one in found] == [
-        (PREFIX + metric.name, metric.help, metric.kind.value) for metric in METRICS
+    found = list(whole().collect())
+    expected = (*METRICS, *HISTOGRAMS)
+    own = found[: len(expected)]
+    assert [(one.name, one.documentation, one.type) for one in own] == [
+        (PREFIX + metric.name, metric.help, metric.kind.value) for metric in expected
     ]
-    for family, metric in zip(found, METRICS, strict=True):
+    for family, metric in zip(own, expected, strict=True):
         assert metric.help.endswith(".")
         for sample in family.samples:
-            assert sample.name == metric.full_name
-            assert tuple(sample.labels) == metric.labels
+            assert sample.name.startswith(metric.full_name)
+            assert tuple(sample.labels)[: len(metric.labels)] == metric.labels
+    assert {one.name.partition("_")[0] for one in found[len(expected) :]} == {"process"}
 
 
-def test_http_endpoint(unused_port: int) -> None:
+def test_promtool_finds_nothing() -> None:
+    words = ["promtool", "check", "metrics"]
+    done = subprocess.run(words, input=whole().text(), capture_output=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_rules_have_a_bound() -> None:
+    """A policy of thousands of rules, or thousands of policies, make a bounded number of series."""
     stats = Stats()
-    stats.counters["packets"] = 42
-    stop = serve(Exposition(lambda: {7: stats}), "127.0.0.1", unused_port)
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{unused_port}/metrics", timeout=5) as answer:
-            assert b'nfq_guard_packets_total{queue="7"} 42.0' in answer.read()
-    finally:
-        stop()
+    for number in range(1000):
+        stats.count([judgment(decision=Decision(Action.DROP, f"rule {number}"))])
+    found = samples(Exposition(observed(stats)))
+    rules = {name[2]: value for name, value in found.items() if name[0] == "rule_packets_total"}
+    assert len(rules) == 257
+    assert (rules["rule 0"], rules["..."]) == (1, 744)
+
+
+@given(st.lists(st.integers(0, 1 << 40), max_size=20))
+def test_classes_hold_every_value(values: list[int]) -> None:
+    found = Buckets()
+    for value in values:
+        found.add(value, 2)
+    assert sum(found.counts) == 2 * len(values)
+    assert found.total == 2 * sum(values)
+    for bits in range(33):
+        assert sum(found.counts[: bits + 1]) == 2 * sum(value < 1 << bits for value in values)
+
+
+@pytest.mark.parametrize("distance", [1, 15, 16, 1000, 1023, 1024, 1 << 31])
+def test_distances_are_in_their_class(distance: int) -> None:
+    stats = Stats()
+    made = judgment()
+    made.finding = Finding(
+        Reason.ACK_OVER, Breach(Reason.ACK_OVER, Seq(distance), Seq(0), distance)
+    )
+    stats.count([made])
+    found = samples(Exposition(observed(stats)))
+    classes = {
+        float(name[3]): value
+        for name, value in found.items()
+        if name[:3] == ("breach_distance_bytes_bucket", "7", "ack-over")
+    }
+    assert all((value == 1) is (distance <= end) for end, value in classes.items())
+    assert found["breach_distance_bytes_sum", "7", "ack-over"] == distance
+
+
+def test_latencies_are_in_seconds() -> None:
+    stats = Stats()
+    stats.judge_us.add(31, 3)
+    stats.judge_us.add(2_000_000, 1)
+    found = samples(Exposition(observed(stats)))
+    assert found["judge_latency_seconds_bucket", "7", "3.2e-05"] == 3
+    assert found["judge_latency_seconds_bucket", "7", "1.048576"] == 3
+    assert found["judge_latency_seconds_bucket", "7", "2.097152"] == 4
+    assert found["judge_latency_seconds_sum", "7"] == pytest.approx(2.000093)
+
+
+def test_the_numbers_of_a_worker_are_added_to_those_of_the_one_before() -> None:
+    """As JSON carries them between processes."""
+    before, now, both = Stats(), Stats(), Stats()
+    for stats, times in ((before, 2), (now, 3)):
+        stats.count([judgment()] * times)
+        stats.judge_us.add(40, times)
+        stats.counters["packets"] = times
+    plain = msgspec.json.decode(msgspec.json.encode(now.plain()))
+    both.sum_of(before, plain)
+    copied = both.copy()
+    both.count([judgment()])
+    assert copied.counters["packets"] == 5
+    assert sum(copied.distances[Reason.SEQ_OVER].counts) == 5
+    assert copied.judge_us.total == 200
+    assert set(copied.distances) == set(BOUNDS)
+
+
+def test_several_workers_are_in_one_exposition() -> None:
+    one, other = Stats(), Stats()
+    one.counters["packets"], other.counters["packets"] = 5, 6
+    found = samples(Exposition(observed(one, other, parts=frozenset({Part.WORKERS}))))
+    assert (found["packets_total", "7"], found["packets_total", "8"]) == (5, 6)
+    assert found["worker_open_fds", "8"] > 0
+    assert ("process_open_fds",) in found
+
+
+def test_a_queue_without_a_worker_has_no_process() -> None:
+    exposition = Exposition(observed(Stats(), parts=frozenset({Part.WORKERS})))
+    (queue,) = exposition.observed.queues
+    for pid in (0, 1 << 22):  # none, and one that has ended
+        exposition.observed = exposition.observed._replace(queues=(queue._replace(pid=pid),))
+        assert ("worker_open_fds", "7") not in samples(exposition)
 
 
 def test_textfile(tmp_path: Path) -> None:
-    Exposition(lambda: {7: Stats()}).write(tmp_path / "nfq_guard.prom")
+    Exposition(observed(Stats())).write(tmp_path / "nfq_guard.prom")
     assert "nfq_guard_packets_total" in (tmp_path / "nfq_guard.prom").read_text()
 
 
@@ -65,7 +197,7 @@ def test_failed_write_of_the_file_is_reported_once(tmp_path: Path) -> None:
     """It raises nothing, and is reported again after a success."""
     told: list[str] = []
     path = tmp_path / "there" / "guard.prom"
-    file = MetricsFile(Exposition(dict), path, told.append)
+    file = MetricsFile(Exposition(observed()), path, told.append)
     file.write(1.0)
     file.write(2.0)
     assert told == ["No such file or directory"]
@@ -81,4 +213,4 @@ def test_failed_write_of_the_file_is_reported_once(tmp_path: Path) -> None:
 
 def test_a_device_is_not_replaced_by_a_file() -> None:
     with pytest.raises(FileExistsError, match="not a regular file"):
-        MetricsFile(Exposition(dict), Path("/dev/full"), print)
+        MetricsFile(Exposition(observed()), Path("/dev/full"), print)

@@ -135,6 +135,7 @@ class Numbers(_Message, frozen=True, tag="numbers"):
         gauges: By name.
         evidence: Where flows are looked up.
         evidence_reason: Why there is no better evidence.
+        histograms: As `Stats.plain` gives them.
         messages_refused: Orders that were dropped.
         last_error: The last event of level error.
     """
@@ -145,6 +146,7 @@ class Numbers(_Message, frozen=True, tag="numbers"):
     gauges: dict[str, float]
     evidence: Evidence
     evidence_reason: str | None
+    histograms: dict[str, list[int]]
     messages_refused: int
     last_error: dict[str, object] | None
 

@@ -55,6 +55,7 @@ class Reader(Protocol):
 
     queue_num: int
     lost: int
+    stamp_us: int
     verdict_errors: int
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
@@ -185,6 +186,7 @@ class Worker:
             verdicts.append(verdict)
             marks.append(mark)
         self._verdicts.send(ids, verdicts, marks)
+        self._count_times(now, len(ids))
         self.stats.counters["packets"] += len(ids)
         self.stats.count(judgments)
         self._log_judgments(judgments, now)
@@ -266,6 +268,18 @@ class Worker:
         if self._counter_file is not None:
             self._counter_file.close()
             self._counter_file = None
+
+    def _count_times(self, read_at: float, packets: int) -> None:
+        """Count how long judging took and, where that is known, how long the first packet waited.
+
+        The wait ends when the batch was read: what judging took is added to the time since.
+        """
+        took_us = int((time.monotonic() - read_at) * 1e6)
+        self.stats.judge_us.add(took_us, packets)
+        stamp_us = self._reader.stamp_us
+        if stamp_us:
+            now_us = time.clock_gettime_ns(time.CLOCK_REALTIME) // 1000
+            self.stats.queue_us.add(max(0, now_us - took_us - stamp_us), 1)
 
     def _resync_offload(self) -> None:
         """Remove the flows that were offloaded under another mode or policy."""

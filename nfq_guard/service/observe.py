@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: MIT
+"""What the metrics and /healthz say of a daemon at one moment."""
+
+import os
+import platform
+from datetime import datetime
+
+from nfq_guard import __version__
+from nfq_guard.nfqueue.counters import QUEUES
+from nfq_guard.service.config import LoadedPolicy
+from nfq_guard.service.settings import Settings
+from nfq_guard.service.status import ReloadStatus, RulesState, RulesStatus
+from nfq_guard.service.supervisor.workers import QueueState, WorkerState
+from nfq_guard.telemetry.exposition import Observed, ObservedQueue
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.metric_table import Part
+
+_VERIFIED = frozenset({RulesState.CORRECT, RulesState.DIFFER})
+
+
+def observed(
+    now: float,
+    *,
+    settings: Settings,
+    queues: list[QueueState],
+    counters: dict[str, int],
+    loaded: LoadedPolicy,
+    rules: RulesStatus,
+    last_reload: ReloadStatus | None,
+    events: EventLog,
+) -> Observed:
+    """All that a scrape shows, as values that do not change.
+
+    Args:
+        now: Monotonic seconds.
+        settings: The settings of the daemon.
+        queues: Its queues.
+        counters: Its own counters.
+        loaded: The policy in force.
+        rules: What the last check found of the rules.
+        last_reload: The last reload.
+        events: The log.
+    """
+    serving = sum(queue.state is WorkerState.SERVING for queue in queues)
+    gauges = {"queues": float(len(queues)), "queues_serving": float(serving)}
+    if rules.state in _VERIFIED:
+        gauges["rules_in_place"] = float(rules.state is RulesState.CORRECT)
+    if last_reload is not None:
+        ended = datetime.fromisoformat(last_reload.at).timestamp()
+        gauges["last_reload_timestamp_seconds"] = ended
+        gauges["last_reload_success"] = float(not last_reload.mistakes)
+    infos = {
+        "build_info": (__version__, platform.python_version()),
+        "kernel_info": (os.uname().release,),
+        "policy_info": (loaded.facts.source, loaded.facts.digest),
+    }
+    if loaded.shadow is not None:
+        infos["shadow_policy_info"] = (loaded.shadow.source, loaded.shadow.digest)
+    return Observed(
+        at=now,
+        queues=tuple(
+            ObservedQueue(queue.queue_num, queue.pid, queue.stats.copy()) for queue in queues
+        ),
+        counters=counters,
+        gauges=gauges,
+        infos=infos,
+        outputs={
+            output.name: (output.sink.dropped, output.sink.errors) for output in events.outputs
+        },
+        parts=_parts(settings, loaded, rules, last_reload),
+        problems=tuple(_problems(queues, rules)),
+    )
+
+
+def _parts(
+    settings: Settings,
+    loaded: LoadedPolicy,
+    rules: RulesStatus,
+    last_reload: ReloadStatus | None,
+) -> frozenset[Part]:
+    has = {
+        Part.SHADOW: loaded.shadow is not None,
+        Part.OFFLOAD: settings.offload,
+        Part.RATE_LIMIT: settings.max_rate_pps > 0,
+        Part.KERNEL_DROP: settings.fail_mode == "kernel-drop",
+        Part.WORKERS: len(settings.queue_numbers) > 1,
+        Part.KERNEL_COUNTERS: os.access(QUEUES, os.R_OK),
+        Part.RULES: rules.state in _VERIFIED,
+        Part.RELOAD: last_reload is not None,
+    }
+    return frozenset(part for part, there in has.items() if there)
+
+
+def _problems(queues: list[QueueState], rules: RulesStatus) -> list[str]:
+    found = [
+        f"queue {queue.queue_num} is {queue.state.value}"
+        for queue in queues
+        if queue.state is not WorkerState.SERVING
+    ]
+    if rules.state is RulesState.DIFFER:
+        found += [f"rules: {difference}" for difference in rules.differences]
+    return found

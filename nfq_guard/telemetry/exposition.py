@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: MIT
+"""The numbers of a daemon in Prometheus's text format, by prometheus_client, imported on demand.
+
+The loop of the daemon hands over an `Observed` about once a second; a scrape, in another thread,
+reads only that. No packet, and no number of scrapes, can add a series or make the daemon count.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+from nfq_guard.flow import Evidence
+from nfq_guard.telemetry import metric_table as table
+from nfq_guard.telemetry.metric_table import Kind, Metric, Part
+from nfq_guard.telemetry.metrics import Buckets, Stats
+
+if TYPE_CHECKING:
+    from prometheus_client.core import (
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        HistogramMetricFamily,
+    )
+    from prometheus_client.core import Metric as Family
+
+# Rules with a series of their own, and the name of what all others have together.
+_RULES_MAX: Final = 256
+_OTHER_RULES: Final = "..."
+_MICROSECOND: Final = 1e-6
+# By the number of bits of a value: the ends of the classes that are shown. 32 us to 16.8 s, and
+# 15 bytes to half of the number space.
+_LATENCY_BITS: Final = range(5, 25)
+_DISTANCE_BITS: Final = (4, 8, 10, 11, 12, 13, 14, 16, 18, 20, 22, 24, 26, 28, 30, 31)
+# Without that of a replay.
+_OF_KERNEL: Final = tuple(each for each in Evidence if each is not Evidence.REPLAY)
+# The name of a process's number in prometheus_client, by ours.
+_OF_PROCESS: Final = {
+    "worker_cpu_seconds": "process_cpu_seconds",
+    "worker_resident_memory_bytes": "process_resident_memory_bytes",
+    "worker_open_fds": "process_open_fds",
+}
+
+Samples = Iterable[tuple[list[str], float]]
+
+
+class ObservedQueue(NamedTuple):
+    """One queue.
+
+    Attributes:
+        queue_num: Its number.
+        pid: The process that serves it; 0 for none.
+        stats: Its numbers; nobody changes them.
+    """
+
+    queue_num: int
+    pid: int
+    stats: Stats
+
+
+class Observed(NamedTuple):
+    """What a scrape shows: a daemon at one moment.
+
+    Attributes:
+        at: When, monotonic seconds.
+        queues: Its queues.
+        counters: Counters of the daemon, by name; missing ones are 0.
+        gauges: Gauges of the daemon, by name.
+        infos: The values of the labels of each info metric, by name.
+        outputs: Lines dropped and failed writes of each output of the log.
+        parts: What the daemon has.
+        problems: Why it is not healthy, one sentence each.
+    """
+
+    at: float
+    queues: tuple[ObservedQueue, ...]
+    counters: Mapping[str, int]
+    gauges: Mapping[str, float]
+    infos: Mapping[str, tuple[str, ...]]
+    outputs: Mapping[str, tuple[int, int]]
+    parts: frozenset[Part]
+    problems: tuple[str, ...]
+
+
+@final
+class Exposition:
+    """An `Observed` in Prometheus's text format.
+
+    Attributes:
+        observed: What is shown; replaced as a whole.
+    """
+
+    def __init__(self, observed: Observed) -> None:
+        """Show `observed`."""
+        self.observed = observed
+        self._rendered: tuple[Observed, bytes] | None = None
+
+    def collect(self) -> Iterator["Family"]:
+        """The metrics of one scrape; prometheus_client calls it."""
+        observed = self.observed
+        for metric in table.METRICS:
+            if metric.part is None or metric.part in observed.parts:
+                samples = list(self._samples(metric, observed))
+                if samples:
+                    yield _family(metric, samples)
+        for metric in table.HISTOGRAMS:
+            yield from _histogram(metric, observed)
+        yield from _process(os.getpid())
+
+    def text(self) -> bytes:
+        """The exposition; made once for each `observed`, however many scrapes there are."""
+        # prometheus_client takes 65 ms to import, and there may never be a scrape.
+        from prometheus_client import generate_latest  # noqa: PLC0415 - see above
+
+        observed = self.observed
+        rendered = self._rendered
+        if rendered is None or rendered[0] is not observed:
+            rendered = self._rendered = observed, generate_latest(self)
+        return rendered[1]
+
+    def write(self, path: Path) -> None:
+        """Write the exposition for node_exporter's textfile collector, atomically."""
+        from prometheus_client import write_to_textfile  # noqa: PLC0415 - see `text`
+
+        write_to_textfile(str(path), self)
+
+    def _samples(self, metric: Metric, observed: Observed) -> Samples:
+        """The samples of a counter or gauge."""
+        name = metric.name
+        if metric is table.JUDGED:
+            return _judged(observed)
+        if metric is table.RULES:
+            return _rules(observed)
+        if metric is table.EVIDENCE:
+            return (
+                ([str(one.queue_num), each], float(one.stats.evidence is each))
+                for one in observed.queues
+                for each in _OF_KERNEL
+            )
+        if metric in table.QUEUE_COUNTERS:
+            return (([str(one.queue_num)], one.stats.counters[name]) for one in observed.queues)
+        if metric in table.GAUGES:
+            return (([str(one.queue_num)], one.stats.gauges[name]) for one in observed.queues)
+        if metric in table.WORKER_PROCESSES:
+            return _of_workers(_OF_PROCESS[name], observed)
+        if metric in table.OUTPUTS:
+            place = table.OUTPUTS.index(metric)
+            return (([output], counts[place]) for output, counts in observed.outputs.items())
+        if metric in table.INFOS:
+            labels = observed.infos.get(name)
+            return [] if labels is None else [(list(labels), 1)]
+        if metric in table.DAEMON_COUNTERS:
+            return [([], observed.counters.get(name, 0))]
+        value = observed.gauges.get(name)
+        return [] if value is None else [([], value)]
+
+
+def _of_workers(name: str, observed: Observed) -> Samples:
+    for one in observed.queues:
+        for family in _process(one.pid) if one.pid else ():
+            if family.name == name:
+                yield [str(one.queue_num)], family.samples[0].value
+
+
+def _process(pid: int) -> Iterable["Family"]:
+    """The numbers of a process, as every client library of Prometheus names them."""
+    from prometheus_client import ProcessCollector  # noqa: PLC0415 - see `Exposition.text`
+
+    return ProcessCollector(pid=partial(int, pid), registry=None).collect()
+
+
+def _judged(observed: Observed) -> Samples:
+    for one in observed.queues:
+        for reason, actions in one.stats.judged.items():
+            for action, packets in actions.items():
+                yield [str(one.queue_num), reason.value, action.value], packets
+
+
+def _rules(observed: Observed) -> Samples:
+    for one in observed.queues:
+        rules = list(one.stats.rules.items())
+        for rule, packets in rules[:_RULES_MAX]:
+            yield [str(one.queue_num), rule], packets
+        if len(rules) > _RULES_MAX:
+            rest = sum(packets for _, packets in rules[_RULES_MAX:])
+            yield [str(one.queue_num), _OTHER_RULES], rest
+
+
+def _family(metric: Metric, samples: Samples) -> "CounterMetricFamily | GaugeMetricFamily":
+    from prometheus_client.core import (  # noqa: PLC0415 - see `Exposition.text`
+        CounterMetricFamily,
+        GaugeMetricFamily,
+    )
+
+    make = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+    found = make(table.PREFIX + metric.name, metric.help, labels=metric.labels)
+    for labels, value in samples:
+        found.add_metric(labels, value)
+    return found
+
+
+def _histogram(metric: Metric, observed: Observed) -> Iterator["HistogramMetricFamily"]:
+    from prometheus_client.core import HistogramMetricFamily  # noqa: PLC0415 - see `Exposition.text`
+
+    name = table.PREFIX + metric.name
+    family = HistogramMetricFamily(name, metric.help, labels=metric.labels)
+    for one in observed.queues:
+        queue = str(one.queue_num)
+        if metric is table.JUDGE_LATENCY:
+            family.add_metric([queue], *_latency(one.stats.judge_us))
+        elif metric is table.QUEUE_LATENCY:
+            if any(one.stats.queue_us.counts):
+                family.add_metric([queue], *_latency(one.stats.queue_us))
+        else:
+            for bound, found in one.stats.distances.items():
+                family.add_metric([queue, bound.value], *_distance(found))
+    if family.samples:
+        yield family
+
+
+def _latency(found: Buckets) -> tuple[list[tuple[str, float]], float]:
+    """Classes in seconds: whole microseconds of n bits are below 2**n of them."""
+    ends = [(bits, (1 << bits) * _MICROSECOND) for bits in _LATENCY_BITS]
+    return _cumulated(found, ends), found.total * _MICROSECOND
+
+
+def _distance(found: Buckets) -> tuple[list[tuple[str, float]], float]:
+    """Classes in bytes: distances of n bits are at most 2**n - 1."""
+    ends = [(bits, float((1 << bits) - 1)) for bits in _DISTANCE_BITS]
+    return _cumulated(found, ends), float(found.total)
+
+
+def _cumulated(found: Buckets, ends: list[tuple[int, float]]) -> list[tuple[str, float]]:
+    shown = [(f"{end:.10g}", float(sum(found.counts[: bits + 1]))) for bits, end in ends]
+    return [*shown, ("+Inf", float(sum(found.counts)))]
+
+
+@final
+class MetricsFile:
+    """The file for node_exporter's textfile collector; a failed write never ends the daemon."""
+
+    def __init__(self, exposition: Exposition, path: Path, complain: Callable[[str], None]) -> None:
+        """Write nothing yet.
+
+        Args:
+            exposition: What to write.
+            path: The file.
+            complain: Called with the error of a failed write, once until a write succeeds.
+
+        Raises:
+            FileExistsError: The path exists and is not a regular file.
+        """
+        if path.exists() and not path.is_file():
+            raise FileExistsError(errno.EEXIST, "is not a regular file")
+        self._exposition = exposition
+        self._path = path
+        self._complain = complain
+        self._failing = False
+
+    def write(self, _now: float) -> None:
+        """Replace the file, or leave the old one if that fails."""
+        try:
+            self._exposition.write(self._path)
+        except OSError as error:
+            if not self._failing:
+                self._complain(error.strerror or str(error))
+            self._failing = True
+        else:
+            self._failing = False
+
+    def close(self) -> None:
+        """Remove the file, whose numbers are no longer true."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
