@@ -3,7 +3,10 @@
 
 import os
 import platform
+from collections.abc import Mapping
 from datetime import datetime
+from pathlib import Path
+from typing import Final
 
 from nfq_guard import __version__
 from nfq_guard.nfqueue.counters import QUEUES
@@ -15,7 +18,8 @@ from nfq_guard.telemetry.exposition import Observed, ObservedQueue
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metric_table import Part
 
-_VERIFIED = frozenset({RulesState.CORRECT, RulesState.DIFFER})
+_SYSCTLS: Final = Path("/proc/sys/net/netfilter")
+_VERIFIED: Final = frozenset({RulesState.CORRECT, RulesState.DIFFER})
 
 
 def observed(
@@ -45,6 +49,7 @@ def observed(
     gauges = {"queues": float(len(queues)), "queues_serving": float(serving)}
     if rules.state in _VERIFIED:
         gauges["rules_in_place"] = float(rules.state is RulesState.CORRECT)
+    gauges |= _conntrack()
     if last_reload is not None:
         ended = datetime.fromisoformat(last_reload.at).timestamp()
         gauges["last_reload_timestamp_seconds"] = ended
@@ -67,15 +72,27 @@ def observed(
         outputs={
             output.name: (output.sink.dropped, output.sink.errors) for output in events.outputs
         },
-        parts=_parts(settings, loaded, rules, last_reload),
+        parts=_parts(settings, loaded, gauges, last_reload),
         problems=tuple(_problems(queues, rules)),
     )
+
+
+def _conntrack() -> dict[str, float]:
+    """How full conntrack's table is; empty where that cannot be read."""
+    try:
+        count, limit = (
+            float((_SYSCTLS / name).read_text(encoding="ascii"))
+            for name in ("nf_conntrack_count", "nf_conntrack_max")
+        )
+    except (OSError, ValueError):
+        return {}
+    return {"conntrack_entries": count, "conntrack_entries_max": limit}
 
 
 def _parts(
     settings: Settings,
     loaded: LoadedPolicy,
-    rules: RulesStatus,
+    gauges: Mapping[str, float],
     last_reload: ReloadStatus | None,
 ) -> frozenset[Part]:
     has = {
@@ -85,7 +102,8 @@ def _parts(
         Part.KERNEL_DROP: settings.fail_mode == "kernel-drop",
         Part.WORKERS: len(settings.queue_numbers) > 1,
         Part.KERNEL_COUNTERS: os.access(QUEUES, os.R_OK),
-        Part.RULES: rules.state in _VERIFIED,
+        Part.CONNTRACK: "conntrack_entries" in gauges,
+        Part.RULES: "rules_in_place" in gauges,
         Part.RELOAD: last_reload is not None,
     }
     return frozenset(part for part, there in has.items() if there)

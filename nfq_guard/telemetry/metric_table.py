@@ -26,6 +26,7 @@ class Part(StrEnum):
     KERNEL_DROP = "the fail mode `kernel-drop`"
     WORKERS = "several queues"
     KERNEL_COUNTERS = "the kernel's counters of queues, where the daemon may read them"
+    CONNTRACK = "the kernel's counts of conntrack, where the daemon may read them"
     RULES = "rules of the daemon's own, once they were verified"
     RELOAD = "a reload, once there was one"
 
@@ -71,6 +72,13 @@ RULES: Final = Metric(
 )
 QUEUE_COUNTERS: Final = (
     Metric(Kind.COUNTER, "packets", "Packets read from the queue.", "packets"),
+    Metric(
+        Kind.COUNTER,
+        "escaped_packets",
+        "Packets of translated flows that were accepted and left untranslated, by the policy or in"
+        " dry-run.",
+        "packets",
+    ),
     Metric(
         Kind.COUNTER,
         "verdict_messages",
@@ -357,6 +365,22 @@ DAEMON_GAUGES: Final = (
         Kind.GAUGE, "queues_serving", "Queues whose packets are judged at present.", "queues", ()
     ),
     Metric(Kind.GAUGE, "queues", "Queues that the daemon is to serve.", "queues", ()),
+    Metric(
+        Kind.GAUGE,
+        "conntrack_entries",
+        "Entries of conntrack in the daemon's network namespace.",
+        "entries",
+        (),
+        Part.CONNTRACK,
+    ),
+    Metric(
+        Kind.GAUGE,
+        "conntrack_entries_max",
+        "How many entries conntrack may have.",
+        "entries",
+        (),
+        Part.CONNTRACK,
+    ),
     Metric(
         Kind.GAUGE,
         "rules_in_place",

@@ -10,10 +10,11 @@ from typing import Any, Final, final
 
 from nfq_guard.engine import Judgment
 from nfq_guard.finding import BOUNDS, Reason
-from nfq_guard.flow import Evidence
+from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, Evidence
 from nfq_guard.policy.decision import Action
 from nfq_guard.telemetry.metric_table import GAUGES, QUEUE_COUNTERS
 
+_TRANSLATED: Final = IPS_SRC_NAT | IPS_DST_NAT
 # Values of 32 bits, and one class for all that is longer.
 _CLASSES: Final = 34
 
@@ -93,6 +94,8 @@ class Stats:
                 run = 0
             last = judgment
             run += 1
+            if judgment.verdict and self._escapes(judgment):
+                self.counters["escaped_packets"] += 1
             breach = judgment.finding.breach
             if breach is not None:
                 self.distances[breach.bound].add(breach.distance, 1)
@@ -146,6 +149,11 @@ class Stats:
         copied.evidence = self.evidence
         copied.evidence_reason = self.evidence_reason
         return copied
+
+    def _escapes(self, judgment: Judgment) -> bool:
+        """Whether an accepted packet is of a translated flow: its verdict is not to translate."""
+        snapshot = judgment.snapshot
+        return snapshot is not None and bool(snapshot.status & _TRANSLATED)
 
     def _histograms(self) -> dict[str, Buckets]:
         of_bounds = {f"distance {bound.value}": found for bound, found in self.distances.items()}
