@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes pcapng with an interface for each link type and optional packet comments."""
+"""Writes pcapng with an interface for each link type and name, and optional packet comments."""
 
 import struct
 from typing import BinaryIO, Final
@@ -11,6 +11,7 @@ from nfq_guard.capture.pcapng import (
     BLOCK_INTERFACE,
     BLOCK_SECTION,
     OPTION_END,
+    OPTION_IF_NAME,
     OPTION_IF_TSRESOL,
 )
 
@@ -45,18 +46,27 @@ class PcapngWriter:
     def __init__(self, file: BinaryIO) -> None:
         """Write the section header to `file`, which the caller closes."""
         self._file = file
-        self._interfaces: dict[int, int] = {}
+        self._interfaces: dict[tuple[int, str], int] = {}
         application = _option(_OPTION_USER_APPLICATION, f"nfq-guard {__version__}".encode())
         header = struct.pack("<IHHQ", _BYTE_ORDER, 1, 0, _ANY_LENGTH)
         file.write(_block(BLOCK_SECTION, header + application + _END))
 
-    def write(self, frame: Frame, comment: str = "") -> None:
-        """Write one frame unchanged, except that a time before 1970 becomes 1970."""
-        interface = self._interfaces.get(frame.linktype)
+    def write(self, frame: Frame, comment: str = "", interface_name: str = "") -> None:
+        """Write one frame unchanged, except that a time before 1970 becomes 1970.
+
+        Args:
+            frame: The frame.
+            comment: Its comment, if not empty.
+            interface_name: The name of its interface, if known.
+        """
+        place = frame.linktype, interface_name
+        interface = self._interfaces.get(place)
         if interface is None:
-            interface = self._interfaces[frame.linktype] = len(self._interfaces)
-            resolution = _option(OPTION_IF_TSRESOL, _NANOSECONDS)
-            body = struct.pack("<HHI", frame.linktype, 0, 0) + resolution + _END
+            interface = self._interfaces[place] = len(self._interfaces)
+            options = _option(OPTION_IF_TSRESOL, _NANOSECONDS)
+            if interface_name:
+                options = _option(OPTION_IF_NAME, interface_name.encode()) + options
+            body = struct.pack("<HHI", frame.linktype, 0, 0) + options + _END
             self._file.write(_block(BLOCK_INTERFACE, body))
         time_ns = max(frame.time_ns, 0) & _ANY_LENGTH
         head = struct.pack(

@@ -1,16 +1,25 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard dump`: the flow history of the running daemon."""
+"""`nfq-guard dump`: the flow history of the running daemon, or its last INVALID packets."""
 
 import argparse
 import ipaddress
+import os
 import re
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
+from nfq_guard.capture.anonymise import Anonymiser
+from nfq_guard.capture.frame import Frame
+from nfq_guard.capture.links import RAW
+from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
-from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.names import endpoint
+from nfq_guard.service.worker.frames import PacketRecord
 from nfq_guard.telemetry.palette import Style
 
 Fields = dict[str, Any]
@@ -22,6 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "address", metavar="ADDRESS", nargs="?", help="only flows with this end, also ADDRESS:PORT"
     )
     parser.add_argument("--flows", type=int, metavar="N", help="the last N flows")
+    parser.add_argument(
+        "--pcap",
+        metavar="FILE",
+        help="write the last INVALID packets to FILE, pcapng with comments",
+    )
+    parser.add_argument("--packets", type=int, metavar="N", help="with --pcap: the last N packets")
+    parser.add_argument(
+        "--hash-addresses",
+        action="store_true",
+        help="with --pcap: replace addresses by hashes under a key that is thrown away",
+    )
     add_socket(parser)
     add_format(parser)
 
@@ -34,6 +54,10 @@ def run(args: argparse.Namespace) -> int:
     if args.address is not None:
         address, port = _end(args.address)
         asked["address"] = address
+    if args.pcap is not None:
+        return _save(args, asked, port)
+    if args.packets is not None or args.hash_addresses:
+        raise UsageError("--packets and --hash-addresses need --pcap FILE")
     if args.flows is not None:
         asked["flows"] = args.flows
     with connected(args) as client:
@@ -47,6 +71,29 @@ def run(args: argparse.Namespace) -> int:
             _show(flow)
     if not flows and args.format == "text":
         write_line("no flow was logged yet" if args.address is None else "no flow with that end")
+    return EXIT_OK
+
+
+def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) -> int:
+    if port is not None:
+        raise UsageError("--pcap takes an ADDRESS without a port")
+    if args.packets is not None:
+        asked["packets"] = args.packets
+    with connected(args) as client:
+        found = client.request("packets", **asked)
+    kept = [msgspec.convert(one, PacketRecord) for one in reversed(found)]
+    anonymiser = Anonymiser(os.urandom(32)) if args.hash_addresses else None
+    try:
+        with Path(args.pcap).open("wb") as file:
+            writer = PcapngWriter(file)
+            for number, one in enumerate(kept, 1):
+                octets = one.octets if anonymiser is None else anonymiser.packet(one.octets)
+                frame = Frame(number, one.time_ns, RAW, one.wire_len, octets, 0)
+                writer.write(frame, one.comment, one.interface)
+    except OSError as error:
+        raise OutputError(f"--pcap: {args.pcap}: {error.strerror}") from None
+    packets = f"{len(kept)} packet{'s' if len(kept) != 1 else ''}"
+    write_line(f"wrote {packets} to {args.pcap}")
     return EXIT_OK
 
 

@@ -260,9 +260,11 @@ class Daemon:
         self._events.reopen()
         self.reloader.request(respond)
 
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Respond with the flows seen last."""
-        self._workers.dump(address, flows, respond)
+    def dump(
+        self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
+    ) -> None:
+        """Respond with the flows seen last, or with the last packets."""
+        self._workers.dump(address, flows, respond, packets=packets)
 
     def queues(self) -> list[QueueState]:
         """How the queues are served."""

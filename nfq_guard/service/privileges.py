@@ -83,6 +83,8 @@ def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]
         if name:
             yield Path(name), os.W_OK
             yield Path(name).parent, _WRITE
+    if settings.capture_dir:
+        yield Path(settings.capture_dir), _WRITE
     for name in (settings.metrics_file, settings.control_socket):
         if name:
             yield Path(name).parent, _WRITE

@@ -72,6 +72,16 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             A rotation needs no signal.
         events_file_max_bytes: Size at which the file of events takes no more of them until it is
             rotated; packets without an event are counted.
+        capture_packets: INVALID packets of each queue that are kept in memory, for `nfq-guard dump
+            --pcap` and `capture_dir`; 0 for none. At most 500 a second are kept.
+        capture_payload: Whether kept packets have more than their headers, as far as `copy_bytes`.
+        capture_dir: Directory for files of kept packets, pcapng; empty for none.
+        capture_alert_packets: Packets of one reason within a second at which a file is written, at
+            most one a minute; so it is when the kernel drops packets, and when judging fails. 0 to
+            write all kept packets.
+        capture_files: How many files of each queue are kept.
+        capture_hash_addresses: Whether addresses in files are replaced by keyed hashes; the key is
+            new with each start.
         metrics_listen: Address and port of an endpoint with /metrics and /healthz, such as
             `127.0.0.1:9477`, for a daemon without `nfq-guard-metrics.socket`; empty for none.
         metrics_file: File for the textfile collector of node_exporter; empty for none.
@@ -114,6 +124,12 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_events_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     events_file: str = ""
     events_file_max_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 40)] = 256 << 20
+    capture_packets: Annotated[int, Meta(ge=0, le=65_536)] = 2048
+    capture_payload: bool = False
+    capture_dir: str = ""
+    capture_alert_packets: Annotated[int, Meta(ge=0, le=1_000_000)] = 20
+    capture_files: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    capture_hash_addresses: bool = False
     metrics_listen: str = ""
     metrics_file: str = ""
     rules: Literal["install", "keep", "none"] = "install"

@@ -694,6 +694,23 @@ class Offloaded(Event, frozen=True, kw_only=True, tag="offloaded"):
 
 
 @final
+class PacketsSaved(_Queued, frozen=True, kw_only=True, tag="packets_saved"):
+    """INVALID packets were written into a file of `capture_dir`."""
+
+    path: Annotated[str, _text("The file, pcapng.", ecs="file.path")]
+    packets: Annotated[int, _number("How many packets it has.", "packets")]
+    cause: Annotated[str, _text("Why it was written.")]
+
+
+@final
+class PacketsNotSaved(_Queued, frozen=True, kw_only=True, tag="packets_not_saved"):
+    """A file of `capture_dir` could not be written; logged once until one can."""
+
+    level: ClassVar[Level] = "warning"
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
+
+
+@final
 class StoppedUnderLoad(Event, frozen=True, kw_only=True, tag="stopped_under_load"):
     """A queue was still receiving packets when the time to drain it was over."""
 
@@ -744,6 +761,8 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     LogLinesDropped,
     OffloadFailed,
     Offloaded,
+    PacketsSaved,
+    PacketsNotSaved,
     StoppedUnderLoad,
 )
 """All events, in the order of the reference."""

@@ -24,9 +24,11 @@ SOCKET: Final = Path("/run/systemd/journal/socket")
 MESSAGE_IDS: Final = {
     "packet_judged": "f7dcd2909eaa463ea456a70aa5ccaab4",
     "started": "2b99cd1fae1b421186895681da0e939e",
+    "evidence_changed": "0757ed813499fc174bdbb9feffc63636",
     "stopped": "4f120bf72ac8437f9eb2e4e3f0dbbe7a",
     "counters": "443f38ee16b545b00041cc79b8806ae5",
     "daemon_failed": "f70802ac36895ec622bf83f5ec4d8fa9",
+    "config_refused": "cace1e9ea27c7fdc0e164dcf8300582c",
     "note": "d1d2ef76a38d88db73a1e78690c7d943",
     "host_accepts": "877bd2121139455c978e41e1000cdbd3",
     "host_takes": "0b23335601ef9b0e7d07d4e7d9ced1e0",
@@ -62,6 +64,8 @@ MESSAGE_IDS: Final = {
     "log_lines_dropped": "68f1f638bdd8a30d74e5442db66729f2",
     "offload_failed": "31ab9ae1c84bd94ba9d79da364fc8a75",
     "offloaded": "409c0124574c0d7b078cdcfc38bb0c53",
+    "packets_saved": "2273a39974316d3580157893cd2a30c3",
+    "packets_not_saved": "aebc1e759654621cf96b7c2d3b6f8e4f",
     "stopped_under_load": "5bab1402d8d3706b6deaf908111a9def",
 }
 # Length of the time at the start of a console line; the journal has the time as a field.

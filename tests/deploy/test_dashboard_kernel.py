@@ -199,7 +199,9 @@ def _distances(prometheus: Prometheus, found: Result) -> bool:
 
 def _median(_: Prometheus, found: Result) -> bool:
     """Within its class; bounds that nothing broke have none."""
-    medians = {bound: value for bound, value in _by(found, "bound").items() if not math.isnan(value)}
+    medians = {
+        bound: value for bound, value in _by(found, "bound").items() if not math.isnan(value)
+    }
     return set(medians) == {"seq-over"} and (1 << 16) < medians["seq-over"] < (1 << 18)
 
 

@@ -166,7 +166,7 @@ def test_a_response_to_a_closed_connection_is_discarded(served: Served) -> None:
 @pytest.mark.parametrize(
     ("request_line", "said"),
     [
-        (b'{"command": "stop"}\n', "expected one of ping, status, dump, reload, mode"),
+        (b'{"command": "stop"}\n', "expected one of ping, status, dump, packets, reload, mode"),
         (b'{"command": "ping", "arguments": {"x": 1}}\n', "ping takes no arguments, found 'x'"),
         (b'{"command": "mode"}\n', "mode: expected 'enforce' or 'dry-run', found nothing"),
         (
@@ -444,6 +444,7 @@ def test_every_command_is_in_the_table() -> None:
         "ping": False,
         "status": False,
         "dump": False,
+        "packets": False,
         "reload": True,
         "mode": True,
     }

@@ -14,7 +14,8 @@ from nfq_guard.engine import Mode
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.history import History
-from nfq_guard.service.worker.queue_server import GarbageCollection, QueueServer
+from nfq_guard.service.worker.packet_ring import PacketRing
+from nfq_guard.service.worker.queue_server import GarbageCollection, KeptPackets, QueueServer
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
@@ -149,6 +150,7 @@ class Served:
             events,
             self.loop,
             fail_open=fail_open,
+            packets=KeptPackets(PacketRing(0), None, payload=False),
             opened=opened,
         )
 

@@ -25,8 +25,10 @@ class FakeDaemon:
     def status(self) -> Status:
         return daemon_status(mode=self.mode, config="x" * self._status_bytes)
 
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        respond(Response.ok([address, flows]))
+    def dump(
+        self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
+    ) -> None:
+        respond(Response.ok([address, flows, *(["packets"] if packets else [])]))
 
     def reload(self, respond: Responder | None = None) -> None:
         self.reloads.append(respond)

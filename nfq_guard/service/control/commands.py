@@ -28,6 +28,8 @@ from nfq_guard.service.status import Status, encode
 
 # Most flows in the response to `dump`.
 _FLOWS_MAX: Final = 256
+# Most packets in the response to `packets`; with their comments about a kilobyte each at most.
+_PACKETS_MAX: Final = 2048
 
 A = TypeVar("A", bound=Struct)
 
@@ -38,8 +40,10 @@ class ControlledDaemon(Protocol):
     def status(self) -> Status:
         """The status of the daemon."""
 
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Respond with the flows seen last, of one address or of all."""
+    def dump(
+        self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
+    ) -> None:
+        """Respond with the flows seen last, or the last packets, of one address or of all."""
 
     def reload(self, respond: Responder | None = None) -> None:
         """Reload the policy; respond when the new one is in force or refused."""
@@ -65,6 +69,18 @@ class DumpArguments(Struct, frozen=True):
 
     address: str | None = None
     flows: Annotated[int, Meta(ge=1)] = _FLOWS_MAX
+
+
+class PacketsArguments(Struct, frozen=True):
+    """The arguments of `packets`.
+
+    Attributes:
+        address: Only packets with this address; None for all.
+        packets: Most packets in the response.
+    """
+
+    address: str | None = None
+    packets: Annotated[int, Meta(ge=1)] = _PACKETS_MAX
 
 
 class ReloadArguments(Struct, frozen=True):
@@ -122,6 +138,11 @@ def _dump(daemon: ControlledDaemon, arguments: DumpArguments, respond: Responder
     daemon.dump(arguments.address, min(arguments.flows, _FLOWS_MAX), respond)
 
 
+def _packets(daemon: ControlledDaemon, arguments: PacketsArguments, respond: Responder) -> None:
+    most = min(arguments.packets, _PACKETS_MAX)
+    daemon.dump(arguments.address, most, respond, packets=True)
+
+
 def _reload(daemon: ControlledDaemon, arguments: ReloadArguments, respond: Responder) -> None:
     if arguments.wait:
         daemon.reload(respond)
@@ -144,6 +165,7 @@ COMMANDS: Final[dict[str, Command[Any]]] = {
     "ping": Command(Nothing, changes=False, run=_ping),
     "status": Command(Nothing, changes=False, run=_status),
     "dump": Command(DumpArguments, changes=False, run=_dump),
+    "packets": Command(PacketsArguments, changes=False, run=_packets),
     "reload": Command(ReloadArguments, changes=True, run=_reload),
     "mode": Command(ModeArguments, changes=True, run=_mode),
 }

@@ -18,6 +18,7 @@ import msgspec
 
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
+from nfq_guard.service.worker.history import DumpEntry
 
 _RECORD_MAX_BYTES: Final = 1 << 19
 # A worker that sends many records must not keep the loop from the other descriptors.
@@ -81,12 +82,14 @@ class Dump(_Message, frozen=True, tag="dump"):
     Attributes:
         dump: Number of the dump, the same in each reply to it.
         address: Only flows with this address; None for all.
-        flows: How many flows at most.
+        flows: How many flows or packets at most.
+        packets: Whether packets are asked for instead of flows.
     """
 
     dump: int
     address: str | None
     flows: int
+    packets: bool
 
 
 Order = Stop | SetMode | Prepare | Commit | Abort | Dump
@@ -168,30 +171,17 @@ class Refused(_Message, frozen=True, tag="refused"):
 
 
 @final
-class FlowRecord(msgspec.Struct, frozen=True):
-    """One flow of a dump.
-
-    Attributes:
-        last: Time of its last event, as in events.
-        json: The flow as `nfq-guard dump` prints it.
-    """
-
-    last: str
-    json: bytes
-
-
-@final
 class Flows(_Message, frozen=True, tag="flows"):
     """A part of a dump.
 
     Attributes:
         dump: Which dump.
-        flows: Some flows.
+        flows: Some flows or packets.
         complete: Whether this was the last part.
     """
 
     dump: int
-    flows: list[FlowRecord]
+    flows: list[DumpEntry]
     complete: bool
 
 

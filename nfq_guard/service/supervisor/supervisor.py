@@ -40,7 +40,6 @@ from nfq_guard.service.supervisor.messages import (
     Commit,
     Dump,
     Failed,
-    FlowRecord,
     Flows,
     Numbers,
     Prepare,
@@ -63,6 +62,7 @@ from nfq_guard.service.supervisor.worker_main import (
     run_and_exit,
 )
 from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, WorkerState
+from nfq_guard.service.worker.history import DumpEntry, newest
 from nfq_guard.telemetry.events import (
     MessageRefused,
     Note,
@@ -222,11 +222,13 @@ class Supervisor:
         self._reload = _Reload(self._reloads, loaded, done, waiting, until)
         self._decide()
 
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
+    def dump(
+        self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
+    ) -> None:
         """Order all workers to dump; respond once all have replied or `_DUMP_S` is over."""
         self._dumps_begun += 1
         number = self._dumps_begun
-        order = Dump(dump=number, address=address, flows=flows)
+        order = Dump(dump=number, address=address, flows=flows, packets=packets)
         waiting = {
             handle.queue_num
             for handle in self._handles
@@ -507,8 +509,8 @@ class Supervisor:
         if dump.waiting:
             return
         del self._dumps[number]
-        dump.found.sort(key=lambda flow: flow.last, reverse=True)
-        dump.respond(Response.ok([orjson.Fragment(flow.json) for flow in dump.found[: dump.flows]]))
+        found = newest(dump.found, dump.flows)
+        dump.respond(Response.ok([orjson.Fragment(entry.json) for entry in found]))
 
     @contextmanager
     def _surviving(self, handle: WorkerHandle) -> Iterator[None]:
@@ -553,7 +555,7 @@ class _Dump:
         self.respond = respond
         self.waiting = waiting
         self.until = until
-        self.found: list[FlowRecord] = []
+        self.found: list[DumpEntry] = []
 
 
 def _error_of(failure: Failed) -> Exception:

@@ -26,7 +26,6 @@ from nfq_guard.service.supervisor.messages import (
     Commit,
     Dump,
     Failed,
-    FlowRecord,
     Flows,
     Numbers,
     Order,
@@ -39,12 +38,13 @@ from nfq_guard.service.supervisor.messages import (
     WorkerChannel,
     worker_channel,
 )
+from nfq_guard.service.worker.history import DumpEntry
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.events import MessageRefused
 from nfq_guard.telemetry.log import EventLog
 
 REPORT_S: Final = 0.25
-# Flows in one message of a dump.
+# Flows or packets in one message of a dump.
 _FLOWS_A_MESSAGE: Final = 16
 _SERVICE_SIGNALS: Final = (
     signal.SIGINT,
@@ -161,10 +161,18 @@ class WorkerProcess:
         self._loop.background(self._read, prepared, refused)
 
     def _dump(self, order: Dump, serving: QueueServer) -> None:
+        if order.packets:
+            serving.dump_packets(
+                order.address, order.flows, lambda found: self._send_dump(order, found)
+            )
+            return
         flows = [
-            FlowRecord(last=str(flow["last"]), json=orjson.dumps(flow))
+            DumpEntry(last=str(flow["last"]), json=orjson.dumps(flow))
             for flow in serving.flows(order.address, order.flows)
         ]
+        self._send_dump(order, flows)
+
+    def _send_dump(self, order: Dump, flows: list[DumpEntry]) -> None:
         while True:
             part, flows = flows[:_FLOWS_A_MESSAGE], flows[_FLOWS_A_MESSAGE:]
             self._channel.send(Flows(dump=order.dump, flows=part, complete=not flows))

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol, final
 
+import orjson
+
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
+from nfq_guard.service.worker.history import DumpEntry
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.metrics import Stats
 
@@ -110,8 +113,10 @@ class Workers(Protocol):
         policy was not adopted.
         """
 
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Respond with the flows seen last, within a bounded time."""
+    def dump(
+        self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
+    ) -> None:
+        """Respond with the flows seen last, or the last packets, within a bounded time."""
 
     def alive(self, now: float) -> bool:
         """Whether each queue is served, or may soon be."""
@@ -173,9 +178,18 @@ class InProcess:
         self._server.adopt(loaded.policy)
         done("")
 
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None:
-        """Respond at once."""
-        respond(Response.ok(self._server.flows(address, flows)))
+    def dump(
+        self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
+    ) -> None:
+        """Respond with flows at once, with packets soon."""
+
+        def done(found: list[DumpEntry]) -> None:
+            respond(Response.ok([orjson.Fragment(entry.json) for entry in found]))
+
+        if packets:
+            self._server.dump_packets(address, flows, done)
+        else:
+            respond(Response.ok(self._server.flows(address, flows)))
 
     def alive(self, now: float) -> bool:  # noqa: ARG002 - the loop that asks is the one that serves
         """Whether the queue is served: always."""

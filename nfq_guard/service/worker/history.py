@@ -10,6 +10,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Final, NamedTuple, TypedDict, final
 
+import msgspec
 import orjson
 
 from nfq_guard import names
@@ -20,6 +21,8 @@ from nfq_guard.telemetry.log import json_fields
 
 _FLOWS_MAX: Final = 256
 _EVENTS_MAX: Final = 8
+# Of all entries of a dump.
+_BYTES_MAX: Final = 3 << 20
 
 
 class EndsRecord(TypedDict):
@@ -78,6 +81,31 @@ class Pending(NamedTuple):
     packets: int
     last: str
     resets: int
+
+
+class DumpEntry(msgspec.Struct, frozen=True):
+    """One flow or packet of a dump.
+
+    Attributes:
+        last: By which entries are ordered: the time of the last event of a flow, as in events, or
+            the time of a packet.
+        json: As the response has it.
+    """
+
+    last: str
+    json: bytes
+
+
+def newest(entries: Iterable[DumpEntry], most: int) -> list[DumpEntry]:
+    """The last entries, the last first: at most `most`, and as many as a response has room for."""
+    found: list[DumpEntry] = []
+    size = 0
+    for entry in sorted(entries, key=lambda entry: entry.last, reverse=True)[:most]:
+        size += len(entry.json)
+        if size > _BYTES_MAX:
+            break
+        found.append(entry)
+    return found
 
 
 @final

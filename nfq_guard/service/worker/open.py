@@ -17,10 +17,12 @@ from nfq_guard.policy.decision import Policy
 from nfq_guard.service.firewall_spec import unjudged_mark
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.settings import Settings
+from nfq_guard.service.worker.capture_files import CaptureFiles
 from nfq_guard.service.worker.evidence import EvidenceFollower
 from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.offload import open_offloader
-from nfq_guard.service.worker.queue_server import QueueServer
+from nfq_guard.service.worker.packet_ring import PacketRing
+from nfq_guard.service.worker.queue_server import KeptPackets, QueueServer
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
@@ -86,6 +88,7 @@ def open_queue(
         )
         stats = Stats()
         history = History()
+        ring = PacketRing(settings.capture_packets)
         worker = Worker(
             reader=reader,
             verdicts=VerdictSender(reader.socket, queue_num),
@@ -99,7 +102,22 @@ def open_queue(
             history=history,
             log_allowed=settings.log_allowed,
             offloader=open_offloader(settings, engine, stats, events),
+            ring=ring,
         )
+        files = None
+        if settings.capture_dir:
+            files = CaptureFiles(
+                Path(settings.capture_dir),
+                queue_num,
+                ring,
+                stats,
+                loop,
+                events.emit,
+                alert_packets=settings.capture_alert_packets,
+                files_max=settings.capture_files,
+                payload=settings.capture_payload,
+                hash_addresses=settings.capture_hash_addresses,
+            )
         return QueueServer(
             reader,
             worker,
@@ -108,6 +126,7 @@ def open_queue(
             events,
             loop,
             fail_open=fail_open,
+            packets=KeptPackets(ring, files, payload=settings.capture_payload),
             opened=stack.pop_all(),
         )
 

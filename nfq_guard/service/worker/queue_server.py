@@ -3,14 +3,20 @@
 
 import gc
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final, Protocol, final
+from typing import Final, Never, Protocol, final
+
+import msgspec
 
 from nfq_guard.engine import Mode
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.worker.history import DumpedFlowRecord, History
+from nfq_guard.service.worker.capture_files import CaptureFiles
+from nfq_guard.service.worker.frames import records
+from nfq_guard.service.worker.history import DumpedFlowRecord, DumpEntry, History, newest
+from nfq_guard.service.worker.packet_ring import PacketRing
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import StoppedUnderLoad
 from nfq_guard.telemetry.log import EventLog
@@ -84,6 +90,34 @@ class GarbageCollection:
 
 
 @final
+class KeptPackets:
+    """The last packets of a queue, and what is done with them.
+
+    Attributes:
+        ring: The packets.
+        files: Writes files of them; None for none.
+        payload: Whether they have more than their headers.
+    """
+
+    def __init__(self, ring: PacketRing, files: CaptureFiles | None, *, payload: bool) -> None:
+        self.ring = ring
+        self.files = files
+        self.payload = payload
+
+    def entries(self, end: str | None, most: int) -> list[DumpEntry]:
+        """The last packets, those of one address or of all, the last first."""
+        epoch_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
+        found = records(self.ring.batches(), epoch_ns, payload=self.payload, end=end)
+        return newest(
+            (
+                DumpEntry(last=f"{one.time_ns:020}", json=msgspec.json.encode(one))
+                for one in deque(found, maxlen=most)
+            ),
+            most,
+        )
+
+
+@final
 class QueueServer:
     """Serves one queue: in the daemon itself, or in a worker process for each of several queues.
 
@@ -91,6 +125,7 @@ class QueueServer:
         queue: The bound queue.
         worker: Processes its packets.
         history: The events of its packets by flow.
+        packets: Its last packets.
     """
 
     def __init__(
@@ -103,6 +138,7 @@ class QueueServer:
         loop: Loop,
         *,
         fail_open: bool,
+        packets: KeptPackets,
         opened: ExitStack,
     ) -> None:
         """Nothing happens before `begin`.
@@ -115,12 +151,14 @@ class QueueServer:
             events: The log of events.
             loop: The loop that calls the worker.
             fail_open: Whether packets pass when the queue is full; in dry-run they always do.
+            packets: Keeps the last packets.
             opened: The queue and everything that was opened for it; closed by `finish`.
         """
         self.queue = queue
         self.worker = worker
         self.history = history
         self._evidence = evidence
+        self.packets = packets
         self._events = events
         self._loop = loop
         self._fail_open = fail_open
@@ -133,9 +171,20 @@ class QueueServer:
         self._loop.every(_TICK_S, self.worker.tick)
         self._loop.every(_TICK_S, self._garbage.tick)
         self._evidence.begin()
+        if self.packets.files is not None:
+            self._loop.every(_TICK_S, self.packets.files.tick)
         self.set_mode(self.worker.mode, self.worker.unjudged_mark)
         self.worker.process_batch()  # reads the kernel's responses to the queue's flags
         self._garbage.begin()
+
+    def dump_packets(
+        self, end: str | None, most: int, done: Callable[[list[DumpEntry]], None]
+    ) -> None:
+        """Call `done` from the loop with the last packets, the last first.
+
+        A thread puts them into words: thousands would keep packets waiting.
+        """
+        self._loop.background(lambda: self.packets.entries(end, most), done, _raise)
 
     def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
         """Switch the mode between two batches; the next packet is judged in `mode`.
@@ -177,3 +226,7 @@ class QueueServer:
         self.worker.refresh()
         self._opened.close()
         self.worker.close(time.monotonic())
+
+
+def _raise(error: Exception) -> Never:
+    raise error

@@ -17,6 +17,7 @@ from nfq_guard.policy.shadow import Difference
 from nfq_guard.resets import Passed, Resets
 from nfq_guard.service.worker.history import Pending
 from nfq_guard.service.worker.offload import Offloader
+from nfq_guard.service.worker.packet_ring import PacketRing
 from nfq_guard.service.worker.safe_judge import Failure, Judge, SafeJudge
 from nfq_guard.telemetry.events import (
     AllowedUnrecorded,
@@ -102,6 +103,7 @@ class Worker:
         history: FlowHistory | None = None,
         log_allowed: bool = False,
         offloader: Offloader | None = None,
+        ring: PacketRing | None = None,
     ) -> None:
         """Read no packet before `process_batch`.
 
@@ -116,6 +118,7 @@ class Worker:
             history: Keeps the last events of each flow; None to keep none.
             log_allowed: Whether packets that the policy allows have events.
             offloader: Has the kernel drop floods; None without offload.
+            ring: Keeps the last packets; None to keep none.
         """
         self.stats = stats
         self._reader = reader
@@ -127,6 +130,7 @@ class Worker:
         self._budget = budget
         self._history = history
         self._offloader = offloader
+        self._ring = ring
         self._log_allowed = log_allowed
         self._resets = Resets()
         self._allowed = 0
@@ -190,6 +194,8 @@ class Worker:
         self.stats.counters["packets"] += len(ids)
         self.stats.count(judgments)
         self._log_judgments(judgments, now)
+        if self._ring is not None:
+            self._ring.add(judgments, now)
         if self._offloader is not None:
             self._offloader.process_batch(judgments, now)
         return len(ids)

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Replaces the addresses of a packet by keyed hashes of them, also in what an ICMP error quotes.
+
+The same address has the same replacement under one key, so that flows stay flows. IPv4 addresses
+become ones of 64.0.0.0/2, IPv6 addresses ones of fd00::/8. Checksums that were right stay right,
+and those that were wrong stay wrong. Of a packet that cannot be decoded only the IP header is left.
+"""
+
+import hashlib
+from typing import Final, final
+
+from nfq_guard.flow import IPV4, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import IcmpMessage, Packet
+
+# Offsets of the source address, and lengths of the fixed header, by the version of IP.
+_ADDRESSES_AT: Final = {4: 12, 6: 8}
+_FIXED: Final = {4: 20, 6: 40}
+_IPV4_SUM_AT: Final = 10
+# Offsets of checksums in transport headers.
+_SUM_AT: Final = {PROTO_TCP: 16, PROTO_UDP: 6, PROTO_ICMP: 2, PROTO_ICMPV6: 2}
+_ICMP_HEADER: Final = 8
+
+
+@final
+class Anonymiser:
+    """Replaces addresses under one key."""
+
+    def __init__(self, key: bytes) -> None:
+        """Use `key`, at most 64 octets, which nobody else must learn."""
+        self._key = key
+
+    def address(self, address: bytes) -> bytes:
+        """The replacement of an address of 4 or 16 octets."""
+        hashed = hashlib.blake2b(address, key=self._key, digest_size=len(address)).digest()
+        # 127 is the loopback, which no packet on a wire has.
+        first = 0xFD if len(address) == 16 else 64 + hashed[0] % 63
+        return bytes((first,)) + hashed[1:]
+
+    def packet(self, octets: bytes) -> bytes:
+        """The packet, from its IP header on, with other addresses."""
+        found = bytearray(octets)
+        version = octets[0] >> 4 if octets else 0
+        fixed = _FIXED.get(version, 0)
+        if len(octets) < fixed or not fixed:
+            return b""
+        packet = decode(octets)
+        changed = self._replace(found, 0)
+        if version == 4:
+            _adjust(found, _IPV4_SUM_AT, changed)
+        if not isinstance(packet, Packet):
+            return bytes(found[:fixed])
+        if packet.fragment_offset:
+            return bytes(found)
+        # An ICMP checksum of IPv4 does not cover the addresses.
+        covered = 0 if packet.proto == PROTO_ICMP else changed
+        if isinstance(packet.l4, IcmpMessage) and packet.l4.is_error:
+            covered += self._quoted(found, packet.l4_offset + _ICMP_HEADER)
+        at = _SUM_AT.get(packet.proto)
+        if at is not None:
+            self._adjust_transport(found, packet, packet.l4_offset + at, covered)
+        return bytes(found)
+
+    def _replace(self, octets: bytearray, start: int) -> int:
+        """Replace both addresses of the IP header at `start`; how its sum of words changed."""
+        version = octets[start] >> 4
+        size = 4 if version == 4 else 16
+        begin = start + _ADDRESSES_AT[version]
+        end = begin + 2 * size
+        before = _sum_of(octets[begin:end])
+        for at in (begin, begin + size):
+            octets[at : at + size] = self.address(bytes(octets[at : at + size]))
+        return _sum_of(octets[begin:end]) - before
+
+    def _quoted(self, octets: bytearray, start: int) -> int:
+        """Replace the addresses of a quoted packet; how the sum of its words changed."""
+        if len(octets) <= start or len(octets) < start + _FIXED.get(octets[start] >> 4, 1 << 16):
+            del octets[start:]
+            return 0
+        before = _sum_of(octets[start:])
+        changed = self._replace(octets, start)
+        if octets[start] >> 4 == 4:
+            _adjust(octets, start + _IPV4_SUM_AT, changed)
+        return _sum_of(octets[start:]) - before
+
+    def _adjust_transport(self, octets: bytearray, packet: Packet, at: int, changed: int) -> None:
+        absent = (
+            packet.family == IPV4 and packet.proto == PROTO_UDP and octets[at : at + 2] == b"\0\0"
+        )
+        if len(octets) >= at + 2 and not absent:
+            _adjust(octets, at, changed)
+
+
+def _sum_of(octets: bytes | bytearray) -> int:
+    """The sum of 16-bit words; an odd last octet is a high half."""
+    padded = bytes(octets) + bytes(len(octets) & 1)
+    return sum(padded[at] << 8 | padded[at + 1] for at in range(0, len(padded), 2))
+
+
+def _adjust(octets: bytearray, at: int, changed: int) -> None:
+    """Change the checksum at `at` as the sum of the words that it covers changed (RFC 1624)."""
+    total = (0xFFFF - int.from_bytes(octets[at : at + 2]) + changed) % 0xFFFF
+    octets[at : at + 2] = (0xFFFF - total).to_bytes(2)
