@@ -77,6 +77,7 @@ test | bench)
     need util-linux program setpriv
     need valgrind program valgrind
     need git program git
+    need prometheus program promtool
     ;;
 *) fail "usage: bootstrap.sh run|test|bench|packages|give-back" ;;
 esac
@@ -85,6 +86,8 @@ if [ -n "$missing" ]; then
     command -v apt-get >/dev/null || fail "please install what these Debian packages provide:$missing"
     [ "$(id -u)" = 0 ] || fail "please run once: sudo apt-get install$missing"
     say "installing Debian packages:$missing"
+    # Its programs are wanted, not a server on this host.
+    case $missing in *prometheus*) systemctl mask prometheus.service >/dev/null 2>&1 || true ;; esac
     apt-get update -qq
     # shellcheck disable=SC2086 # a list of words
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null

@@ -18,6 +18,7 @@ from nfq_guard.service.settings import TABLE, Settings, parse_listen
 _WRITABLE: Final = ("/run/nfq-guard", "/var/lib/nfq-guard", "/var/log/nfq-guard")
 _LISTEN: Final = f"{TABLE}.metrics_listen"
 _FILE: Final = f"{TABLE}.metrics_file"
+_CAPTURE_DIR: Final = f"{TABLE}.capture_dir"
 
 
 @final
@@ -88,13 +89,14 @@ def mistakes(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
                 f"{unit} with IPAddressAllow= and the networks that may connect",
                 shown(settings.metrics_listen),
             )
-    if settings.metrics_file and not _may_write(settings.metrics_file, sandbox):
-        yield Mistake(
-            _FILE,
-            f"a file in {', '.join(sandbox.writable or ())}, or a drop-in for {unit} with "
-            "ReadWritePaths=",
-            shown(settings.metrics_file),
-        )
+    for key, what, path in _written(settings):
+        if not _may_write(path, sandbox):
+            yield Mistake(
+                key,
+                f"a {what} in {', '.join(sandbox.writable or ())}, or a drop-in for {unit} with "
+                "ReadWritePaths=",
+                shown(path),
+            )
 
 
 def cautions(settings: Settings, source: str) -> Iterator[Caution]:
@@ -111,15 +113,24 @@ def cautions(settings: Settings, source: str) -> Iterator[Caution]:
             f"{settings.metrics_listen} is reached from this host only where the service unit runs "
             "the daemon; a drop-in with IPAddressAllow= names the networks that may connect",
         )
-    file = settings.metrics_file
-    if file and not _may_write(file, Sandbox()):
-        yield Caution(
-            _FILE,
-            source,
-            "",
-            f"the service unit may write only in {', '.join(_WRITABLE)}; a drop-in with "
-            f"ReadWritePaths= adds the directory of {file}",
-        )
+    for key, what, path in _written(settings):
+        if not _may_write(path, Sandbox()):
+            of_file = "of " if what == "file" else ""
+            yield Caution(
+                key,
+                source,
+                "",
+                f"the service unit may write only in {', '.join(_WRITABLE)}; a drop-in with "
+                f"ReadWritePaths= adds the directory {of_file}{path}",
+            )
+
+
+def _written(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Settings that name what the daemon writes: key, kind and path."""
+    if settings.metrics_file:
+        yield _FILE, "file", settings.metrics_file
+    if settings.capture_dir:
+        yield _CAPTURE_DIR, "directory", settings.capture_dir
 
 
 def only_from_here(settings: Settings) -> bool:

@@ -145,6 +145,7 @@ def test_defaults_name_the_file_that_does_not_exist(
         ('metrics_listen = "127.0.0.1:9477"', ""),
         ('metrics_listen = "localhost:9477"', ""),
         ('metrics_file = "/var/lib/node_exporter/guard.prom"', "ReadWritePaths="),
+        ('capture_dir = "/srv/captures"', "adds the directory /srv/captures"),
         ('metrics_file = "/var/lib/nfq-guard/guard.prom"', ""),
     ],
 )
