@@ -23,6 +23,7 @@ from nfq_guard.flows import bpf, exchange
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.worker.packet_ring import PacketRing
 from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
@@ -131,6 +132,7 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
         events=EventLog(sink),
         limiter=EventLimiter(interval_s=1e9, events_per_s=1000),
         budget=budget,
+        ring=PacketRing(2048),
     )
 
 

@@ -46,8 +46,10 @@ class QueueReader:
         socket: A duplicate of the library's socket, for epoll and for verdicts.
         lost: How often reading gave ENOBUFS: the socket buffer overran since the last read.
         verdict_errors: Verdicts for packets that were gone, as after an interface was flushed.
-        stamp_us: When the kernel received the first packet of the last batch, in microseconds of
-            the Unix epoch; 0 where that is unknown.
+        wants_stamp: Whether to look for the time of the first packet of a batch, which costs as
+            much as reading it.
+        stamp_us: When the kernel received that packet, in microseconds of the Unix epoch; 0 where
+            it did not take the time.
         refused: Queue flags that this kernel does not have, by name.
     """
 
@@ -78,6 +80,7 @@ class QueueReader:
         self.lost = 0
         self.verdict_errors = 0
         self.stamp_us = 0
+        self.wants_stamp = False
         self.refused: list[str] = []
         self._names = InterfaceNames()
         self._queue = _opened()
@@ -125,7 +128,7 @@ class QueueReader:
         inbox = self._inbox
         slot_bytes = inbox.slot_bytes
         left = budget
-        self.stamp_us = 0
+        stamp = self.wants_stamp
         while left > 0:
             wanted = min(left, SLOTS)
             count = self._receive(wanted, _DONTWAIT, None)
@@ -141,7 +144,7 @@ class QueueReader:
                 if is_error(octets, start):
                     self._note_error(octets[start:end])
                 else:
-                    if not ids:
+                    if stamp and not ids:
                         self.stamp_us = stamp_of(octets, start, end)
                     packet_id, queued = packet_of(octets, start, end, names)
                     ids.append(packet_id)

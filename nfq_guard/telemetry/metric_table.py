@@ -289,14 +289,14 @@ HISTOGRAMS: Final = (
     Metric(
         Kind.HISTOGRAM,
         "judge_latency_seconds",
-        "Time from reading a packet to the end of sending its verdict.",
+        "Time from reading a packet to the end of sending its verdict, of one batch in eight.",
         "seconds",
     ),
     Metric(
         Kind.HISTOGRAM,
         "queue_latency_seconds",
-        "How long the first packet of a batch waited since the kernel received it; only for packets"
-        " that the kernel stamps with a time, as it does while another program captures.",
+        "How long packets waited since the kernel received them, of one batch in eight; only while"
+        " the kernel stamps packets with a time, as it does for a program that captures.",
         "seconds",
     ),
     Metric(

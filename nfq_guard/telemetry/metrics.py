@@ -15,8 +15,9 @@ from nfq_guard.policy.decision import Action
 from nfq_guard.telemetry.metric_table import GAUGES, QUEUE_COUNTERS
 
 _TRANSLATED: Final = IPS_SRC_NAT | IPS_DST_NAT
-# Values of 32 bits, and one class for all that is longer.
+# Values of up to 33 bits: 2.4 hours in microseconds.
 _CLASSES: Final = 34
+LONGEST: Final = (1 << 33) - 1
 
 
 @final
@@ -24,7 +25,7 @@ class Buckets:
     """How many values have how many bits: the classes end at powers of two.
 
     Attributes:
-        counts: Values by their number of bits; the last has those of 33 bits and more.
+        counts: Values by their number of bits.
         total: Sum of the values.
     """
 
@@ -35,8 +36,8 @@ class Buckets:
         self.total = 0
 
     def add(self, value: int, times: int) -> None:
-        """Count a value, not negative, `times` times."""
-        self.counts[min(value.bit_length(), _CLASSES - 1)] += times
+        """Count a value from 0 to `LONGEST`, `times` times."""
+        self.counts[value.bit_length()] += times
         self.total += value * times
 
     def plain(self) -> list[int]:
@@ -94,8 +95,10 @@ class Stats:
                 run = 0
             last = judgment
             run += 1
-            if judgment.verdict and self._escapes(judgment):
-                self.counters["escaped_packets"] += 1
+            if judgment.verdict:
+                snapshot = judgment.snapshot
+                if snapshot is not None and snapshot.status & _TRANSLATED:
+                    self.counters["escaped_packets"] += 1
             breach = judgment.finding.breach
             if breach is not None:
                 self.distances[breach.bound].add(breach.distance, 1)
@@ -149,11 +152,6 @@ class Stats:
         copied.evidence = self.evidence
         copied.evidence_reason = self.evidence_reason
         return copied
-
-    def _escapes(self, judgment: Judgment) -> bool:
-        """Whether an accepted packet is of a translated flow: its verdict is not to translate."""
-        snapshot = judgment.snapshot
-        return snapshot is not None and bool(snapshot.status & _TRANSLATED)
 
     def _histograms(self) -> dict[str, Buckets]:
         of_bounds = {f"distance {bound.value}": found for bound, found in self.distances.items()}

@@ -46,10 +46,10 @@ _OPEN: Final = (
 )
 # The last segment of each is INVALID, and how many such flows there are.
 _FLOWS: Final = {
-    "seq-over": ((*_OPEN, "< P. 300000:300001(1) ack 101 win 512"), 5),
-    "no-entry": (("> R 1:1(0)",), 3),
+    "seq-over": ((*_OPEN, "< P. 300000:300001(1) ack 101 win 512"), 20),
+    "no-entry": (("> R 1:1(0)",), 12),
     # To the port that is translated.
-    "bad-transition": (("> S 0:0(0)", "> . 1:1(0) ack 1"), 2),
+    "bad-transition": (("> S 0:0(0)", "> . 1:1(0) ack 1"), 8),
 }
 _COUNTS: Final = {reason: number for reason, (_, number) in _FLOWS.items()}
 _ALL: Final = sum(_COUNTS.values())
@@ -227,9 +227,9 @@ _EXPECTED: Final[dict[str, tuple[Callable[[Prometheus, Result], bool], ...]]] = 
     "Escaped in the last hour": (_escaped("1h", "increase"),),
     "Conntrack table": (_share,),
     "INVALID packets by reason": (_packets("reason", _COUNTS),),
-    "INVALID packets by action": (_packets("action", {"drop": 5, "log": 5}),),
+    "INVALID packets by action": (_packets("action", {"drop": 20, "log": 20}),),
     "Packets since the start": (_table,),
-    "By rule": (_packets("rule", {"far": 5, "default": 5}),),
+    "By rule": (_packets("rule", {"far": 20, "default": 20}),),
     "Escaped": (_escaped("1m", "rate"),),
     "Distance beyond the bound": (_distances,),
     "Distance, median by bound": (_median,),

@@ -4,7 +4,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_guard.nfqueue.message import InterfaceNames, packet_of
+from nfq_guard.nfqueue.message import InterfaceNames, packet_of, stamp_of
 from nfq_guard.wire.packet import (
     CHECKSUM_GOOD,
     CHECKSUM_UNFINISHED,
@@ -82,3 +82,20 @@ def test_any_octets_are_read(message: bytes) -> None:
     packet_id, queued = alone(message)
     assert 0 <= packet_id < 1 << 32
     assert len(queued.octets) <= len(message)
+
+
+def test_the_time_of_a_packet() -> None:
+    """Microseconds; 0 where the kernel took none, or the attribute is cut."""
+    stamp = (4, struct.pack("!QQ", 1_700_000_000, 123_456))
+    message = message_of(HEADER, (5, struct.pack("!I", 1)), stamp, PAYLOAD)
+    assert stamp_of(message, 0, len(message)) == 1_700_000_000_123_456
+    without = message_of(HEADER, PAYLOAD)
+    assert stamp_of(without, 0, len(without)) == 0
+    cut = message_of(HEADER, stamp)[:-1]
+    assert stamp_of(cut, 0, len(cut)) == 0
+
+
+@given(st.binary(max_size=80))
+def test_the_time_in_any_octets(octets: bytes) -> None:
+    message = bytes(20) + octets
+    assert stamp_of(message, 0, len(message)) >= 0

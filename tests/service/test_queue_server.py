@@ -73,6 +73,7 @@ class FakeQueue:
     def __init__(self, packets: int) -> None:
         self.queue_num = 7
         self.lost = 0
+        self.wants_stamp = False
         self.stamp_us = 0
         self.verdict_errors = 0
         self.messages = 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 import errno
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class FakeQueue:
         self.verdict_errors = 0
         self.messages = 0
         self.waiting = list(enumerate(packets, 1))
+        self.wants_stamp = False
         self.stamp_us = 0
         self.verdicts: list[tuple[int, int, int | None]] = []
 
@@ -112,6 +114,26 @@ def test_any_bytes_get_a_verdict(packets: list[bytes]) -> None:
     assert [number for number, _, _ in queue.verdicts] == list(range(1, len(packets) + 1))
     one.tick(0)
     assert one.stats.counters["judging_failures"] == 0
+    one.close(0)
+
+
+def test_times_are_taken_of_one_batch_in_eight(tmp_path: Path) -> None:
+    """Its packets, and the wait of the first where the kernel took the time."""
+    queue = FakeQueue(*(queued(b"a") for _ in range(3 * 16)))
+    one = worker(queue, tmp_path / "log", FakeEngine())
+    wanted = []
+    for number in range(16):
+        wanted.append(queue.wants_stamp)
+        if queue.wants_stamp:
+            ahead = number > 8  # a clock that was set back since
+            queue.stamp_us = (time.time_ns() // 1000) + (10**9 if ahead else -5_000_000)
+        one.process_batch()
+        queue.stamp_us = 0
+    assert [number for number, asked in enumerate(wanted) if asked] == [7, 15]
+    assert sum(one.stats.judge_us.counts) == 6
+    assert sum(one.stats.queue_us.counts) == 2
+    assert one.stats.queue_us.counts[0] == 1
+    assert one.stats.queue_us.total >= 5_000_000
     one.close(0)
 
 

@@ -14,7 +14,7 @@ from nfq_guard.seqno import Seq
 from nfq_guard.telemetry import metric_table
 from nfq_guard.telemetry.exposition import Exposition, MetricsFile
 from nfq_guard.telemetry.metric_table import HISTOGRAMS, METRICS, PREFIX, Part
-from nfq_guard.telemetry.metrics import Buckets, Stats
+from nfq_guard.telemetry.metrics import LONGEST, Buckets, Stats
 from tests.support.judgments import DROP_TRANSLATED, LOG_REST, judgment
 from tests.support.observed import observed
 
@@ -114,7 +114,7 @@ def test_rules_have_a_bound() -> None:
     assert (rules["rule 0"], rules["..."]) == (1, 744)
 
 
-@given(st.lists(st.integers(0, 1 << 40), max_size=20))
+@given(st.lists(st.integers(0, LONGEST), max_size=20))
 def test_classes_hold_every_value(values: list[int]) -> None:
     found = Buckets()
     for value in values:
