@@ -27,6 +27,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         cannot_run("needs root: it makes network namespaces")
 
 
+@pytest.fixture(autouse=True)
+def _reload_signals() -> Iterator[None]:
+    """`main(["run"])` ignores them; what a later test starts must not inherit that."""
+    yield
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def namespace() -> Iterator[Callable[[str], Namespace]]:
     """Make network namespaces by label; all are removed at the end."""
