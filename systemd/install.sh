@@ -39,6 +39,7 @@ if [ "$1" = uninstall ]; then
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" \
         "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket /etc/sysusers.d/nfq-guard.conf \
         /etc/logrotate.d/nfq-guard /run/nfq-guard "$catalogue"
+    rmdir "$units/nfq-guard.service.wants" 2>/dev/null || true
     journalctl --update-catalog >/dev/null 2>&1 || true
     remove_old
     ! running || systemctl daemon-reload
