@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: MIT
+"""In which order a daemon begins and ends, whatever fails on the way, with fakes for its parts."""
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import orjson
+import pytest
+
+from nfq_guard.engine import Mode
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.firewall import Difference, RuleCounters
+from nfq_guard.flow import Evidence
+from nfq_guard.service.config import LoadedPolicy, load_policy_for
+from nfq_guard.service.control.protocol import Responder
+from nfq_guard.service.daemon import Daemon, Parts
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.notify import Notifier
+from nfq_guard.service.settings import Settings
+from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, WorkerState
+from nfq_guard.telemetry.events import Event
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.sink import LineSink
+
+LIMIT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Change:
+    done: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
+class FakeWorkers:
+    """Two queues, served by nobody."""
+
+    evidence = Evidence.BPF
+    messages_refused = 0
+
+    def __init__(self, story: "Story") -> None:
+        self._story = story
+        self.hurried: Callable[[], bool] = bool
+
+    def begin(self, started_at: float) -> ServedQueues:
+        assert started_at > 0
+        self._story.happened("queues served")
+        return ServedQueues(queues=[3, 4], pids=[1, 2])
+
+    def queues(self) -> list[QueueState]:
+        return [
+            QueueState(
+                queue_num=number, pid=1, state=WorkerState.SERVING, restarts=0, stats=Stats()
+            )
+            for number in (3, 4)
+        ]
+
+    def refresh(self) -> None:
+        self._story.happened("counts read")
+
+    def last_error(self) -> dict[str, object] | None:
+        return None
+
+    def set_mode(self, mode: Mode) -> None: ...
+
+    def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None: ...
+
+    def dump(self, address: str | None, flows: int, respond: Responder) -> None: ...
+
+    def alive(self, now: float) -> bool:
+        return now > 0
+
+    def finish(self, hurried: Callable[[], bool]) -> None:
+        self.hurried = hurried
+        self._story.happened("queues unbound")
+
+
+class FakeRules:
+    """Rules of nobody; `install` and `remove` run in threads of the loop."""
+
+    def __init__(self, story: "Story") -> None:
+        self._story = story
+        self.may_remove = threading.Event()
+        self.may_remove.set()
+
+    def install(self) -> Change:
+        self._story.happened("rules installed")
+        return Change(done=["made a chain"])
+
+    def remove(self) -> Change:
+        self._story.happened("removal begun")
+        assert self.may_remove.wait(LIMIT_S)
+        self._story.happened("rules removed")
+        return Change()
+
+    def verify(self) -> Sequence[Difference]:
+        return ()
+
+    def generation(self) -> int | None:
+        return 1
+
+    def rule_counters(self) -> RuleCounters:
+        return RuleCounters()
+
+
+class Story:
+    """What happened, in order: calls of the fakes, and what systemd was told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.lines: list[str] = []
+        self.fails: dict[str, Exception] = {}
+        self.then: dict[str, Callable[[], None]] = {}
+        self.workers = FakeWorkers(self)
+        self.rules = FakeRules(self)
+        self._log = folder / "log"
+        self._manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._manager.bind(str(folder / "notify"))
+        self._manager.settimeout(0)
+        self._notifier = Notifier(str(folder / "notify"), str(300_000))
+
+    def happened(self, line: str) -> None:
+        self.told()
+        self.lines += [f"event {name}" for name in self.events()[self._seen() :]]
+        self.lines.append(line)
+        self.then.pop(line, lambda: None)()
+        if line in self.fails:
+            raise self.fails[line]
+
+    def _seen(self) -> int:
+        return sum(line.startswith("event ") for line in self.lines)
+
+    def events(self) -> list[str]:
+        if not self._log.exists():
+            return []
+        return [orjson.loads(line)["event"] for line in self._log.read_bytes().splitlines()]
+
+    def told(self) -> None:
+        """Take what systemd was told by now."""
+        while True:
+            try:
+                words = self._manager.recv(1000).decode()
+            except BlockingIOError:
+                return
+            if words != "WATCHDOG=1" or "STOPPING=1" in self.lines:
+                self.lines.append(words.partition("\n")[0])
+
+    def run(self, *, rules: Literal["install", "keep", "none"] = "install") -> None:
+        """Run a daemon to its end."""
+        settings = Settings(rules=rules, verify_rules_s=0, control_socket="")
+        sink = LineSink(self._log)
+
+        def open_more(_: Daemon) -> Callable[[], None]:
+            self.happened("endpoints opened")
+            return lambda: self.happened("endpoints closed")
+
+        def survey() -> Event:
+            self.happened("survey begun")
+            time.sleep(0.2)
+            self.happened("survey ended")
+            raise NfqGuardError("not here")
+
+        try:
+            with Loop() as loop:
+                Daemon(
+                    Parts(
+                        settings=settings,
+                        source="file",
+                        workers=self.workers,
+                        loop=loop,
+                        events=EventLog(sink),
+                        sink=sink,
+                        rules=self.rules,
+                        loaded=load_policy_for(Settings(), None),
+                        read=lambda: load_policy_for(Settings(), None),
+                        notifier=self._notifier,
+                        open_more=open_more,
+                        survey=survey,
+                    )
+                ).run()
+        finally:
+            sink.close(0)
+            self.told()
+            self.lines += [f"event {name}" for name in self.events()[self._seen() :]]
+
+    def at(self, line: str) -> int:
+        return self.lines.index(line)
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+@pytest.fixture
+def story(tmp_path: Path) -> Iterator[Story]:
+    one = Story(tmp_path)
+    yield one
+    one.close()
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_what_was_done_is_undone_in_reverse(story: Story) -> None:
+    """Rules exist only while queues are served; the endpoints are there to the last."""
+    # Before the loop runs, so that it does not depend on the time of a thread.
+    story.then["rules installed"] = terminate
+    story.run()
+    begun = ["queues served", "endpoints opened", "rules installed"]
+    ended = ["rules removed", "queues unbound", "endpoints closed"]
+    assert [line for line in story.lines if line in {*begun, *ended}] == begun + ended
+    assert story.at("STOPPING=1") < story.at("removal begun")
+    assert story.at("counts read") < story.at("removal begun"), "counts that went with the rules"
+    assert story.at("event stopped") > story.at("queues unbound")
+    assert "event daemon_failed" not in story.lines
+    assert story.workers.hurried() is False
+
+
+def test_ready_is_said_once_rules_are_installed(story: Story) -> None:
+    """And the watchdog is not fed once the daemon is ending."""
+
+    def stop_soon() -> None:
+        threading.Timer(0.5, terminate).start()
+
+    story.then["rules installed"] = stop_soon
+    story.run()
+    assert story.at("rules installed") < story.at("event started")
+    assert story.at("READY=1") < story.at("STOPPING=1")
+    assert "WATCHDOG=1" not in story.lines
+    assert "event note" in story.lines, "the survey that failed"
+
+
+def test_threads_end_before_rules_are_removed(story: Story) -> None:
+    """One of them may be about to install the rules again."""
+    story.then["survey begun"] = terminate
+    story.run()
+    assert story.at("survey ended") < story.at("removal begun")
+
+
+def test_rules_of_others_are_left_alone(story: Story) -> None:
+    """With `rules = "none"` they are neither installed nor removed."""
+    story.then["endpoints opened"] = terminate
+    story.run(rules="none")
+    assert not {"rules installed", "rules removed"} & set(story.lines)
+    assert story.at("queues unbound") < story.at("endpoints closed")
+
+
+@pytest.mark.parametrize(
+    ("where", "undone"),
+    [
+        ("queues served", ["queues unbound"]),
+        ("endpoints opened", ["queues unbound"]),
+        ("rules installed", ["removal begun", "rules removed", "queues unbound"]),
+    ],
+)
+@pytest.mark.parametrize("error", [NfqGuardError("no such thing"), ZeroDivisionError("oh")])
+def test_a_step_that_fails(story: Story, where: str, undone: list[str], error: Exception) -> None:
+    """The reason is in the log before anything is undone, and what was done is undone."""
+    story.fails[where] = error
+    with pytest.raises(type(error), match=str(error)):
+        story.run()
+    after = story.lines[story.at(where) + 1 :]
+    failed = after.index("event daemon_failed")
+    assert all(after.index(line) > failed for line in undone)
+    assert "READY=1" not in story.lines
+    assert after.count("STOPPING=1") == 1
+    assert ("endpoints closed" in after) is (where == "rules installed")
+
+
+@pytest.mark.parametrize("where", ["removal begun", "queues unbound", "endpoints closed"])
+def test_a_step_of_the_end_that_fails(story: Story, where: str) -> None:
+    """The other steps are taken all the same."""
+    story.then["rules installed"] = terminate
+    story.fails[where] = NfqGuardError("it does not go")
+    if where == "removal begun":
+        story.run()  # told as rules left behind
+        assert "event rules_left_behind" in story.lines
+    else:
+        with pytest.raises(NfqGuardError, match="it does not go"):
+            story.run()
+    assert {"removal begun", "queues unbound", "endpoints closed"} <= set(story.lines)
+    assert "event stopped" in story.lines
+
+
+def test_a_second_sigterm_shortens_the_wait(story: Story) -> None:
+    """For rules whose removal does not end; the workers are told to hurry."""
+    story.rules.may_remove.clear()
+    story.then["rules installed"] = terminate
+    story.then["removal begun"] = terminate
+    story.run()
+    assert "rules removed" not in story.lines
+    assert "event rules_left_behind" in story.lines
+    assert story.workers.hurried() is True
+    assert story.at("queues unbound") < story.at("endpoints closed")
+    story.rules.may_remove.set()
