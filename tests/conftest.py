@@ -26,8 +26,35 @@ for _number, _handler in (
         signal.signal(_number, _handler)
 
 
+# Set by coverage.py for processes that tests start.
+_COVERAGE = "COVERAGE_PROCESS_CONFIG"
+_coverage_of_children: dict[str, str] = {}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Coverage counts what fixed tests reach, and not what random ones may.
+
+    Measuring a process costs a good half of its time, so children are measured only where a floor
+    depends on them.
+    """
+    for item in items:
+        if item.get_closest_marker("hypothesis"):
+            item.add_marker("no_cover")
+
+
+def _choose_coverage_of_children(item: pytest.Item) -> None:
+    if _COVERAGE in os.environ:
+        _coverage_of_children[_COVERAGE] = os.environ[_COVERAGE]
+    if item.path.parent.name == "service" and not item.get_closest_marker("no_cover"):
+        os.environ.update(_coverage_of_children)
+    else:
+        os.environ.pop(_COVERAGE, None)
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A kernel test needs root."""
+    _choose_coverage_of_children(item)
     if item.get_closest_marker("kernel") and os.geteuid() != 0:
         cannot_run("needs root: it makes network namespaces")
 

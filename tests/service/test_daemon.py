@@ -16,7 +16,7 @@ import pytest
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import Difference, RuleCounters
+from nfq_guard.firewall import Difference, RuleCounters, RulesSpec
 from nfq_guard.flow import Evidence
 from nfq_guard.service.config import LoadedPolicy, load_policy_for
 from nfq_guard.service.control.protocol import Responder
@@ -68,11 +68,13 @@ class FakeWorkers:
     def last_error(self) -> dict[str, object] | None:
         return None
 
-    def set_mode(self, mode: Mode) -> None: ...
+    def set_mode(self, mode: Mode, unjudged_mark: int) -> None: ...
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None: ...
 
-    def dump(self, address: str | None, flows: int, respond: Responder) -> None: ...
+    def dump(
+        self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
+    ) -> None: ...
 
     def alive(self, now: float) -> bool:
         return now > 0
@@ -87,6 +89,7 @@ class FakeRules:
 
     def __init__(self, story: "Story") -> None:
         self._story = story
+        self.spec = RulesSpec()
         self.may_remove = threading.Event()
         self.may_remove.set()
 
@@ -175,7 +178,6 @@ class Story:
                         workers=self.workers,
                         loop=loop,
                         events=EventLog(sink),
-                        sink=sink,
                         rules=self.rules,
                         loaded=load_policy_for(Settings(), None),
                         read=lambda: load_policy_for(Settings(), None),

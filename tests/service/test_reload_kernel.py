@@ -66,6 +66,7 @@ def reload_often(
     return outcomes
 
 
+@pytest.mark.no_cover  # thousands of what others do once
 def test_two_thousand_reloads_under_load(namespace: Make, tmp_path: Path) -> None:
     inside = namespace("reload")
     queue = ["-j", "NFQUEUE", "--queue-num", str(QUEUE)]

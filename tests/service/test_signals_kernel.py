@@ -140,6 +140,7 @@ def test_to_a_daemon_that_was_stopped_for_long(namespace: Make, tmp_path: Path) 
     supervised.udp.close()
 
 
+@pytest.mark.no_cover  # a daemon for each signal
 @pytest.mark.timeout(600)
 def test_to_a_daemon_that_ends(namespace: Make, tmp_path: Path) -> None:
     """Each of the others ends it at once; its workers see that, and unbind their queues."""
