@@ -20,6 +20,15 @@ from nfq_guard.service.status import (
 from nfq_guard.telemetry.palette import Style
 
 _LABEL_WIDTH: Final = 12
+# Heals by the name of their counter; shown where there are any.
+_HEALS: Final = {
+    "heals": "heals made",
+    "would_heal": "would be made in enforce",
+    "heals_undone": "undone",
+    "heals_refused": "refused for the flow or the packet",
+    "heals_over_limit": "packets over a limit on heals",
+    "heal_errors": "refused by the kernel",
+}
 # Losses by the name of their counter; shown where there are any.
 _LOSSES: Final = {
     "queue_full_drops": "dropped because the queue was full",
@@ -174,12 +183,21 @@ def _queue(queue: QueueStatus) -> list[str]:
             f"{queue.count('packets')} in all, {queue.waiting} waiting",
         )
     ]
+    told += _heals(queue)
     told += [
         _line("", paint(f"{queue.count(name)} {text}", Style.YELLOW))
         for name, text in _LOSSES.items()
         if queue.count(name)
     ]
     return told
+
+
+def _heals(queue: QueueStatus) -> list[str]:
+    """What was healed, or would have been; no line without either."""
+    counts = [f"{queue.count(name)} {text}" for name, text in _HEALS.items() if queue.count(name)]
+    if not counts:
+        return []
+    return [_line("", f"{queue.healed_flows} flows healed at present; {', '.join(counts)}")]
 
 
 def _counted(status: Status) -> list[str]:

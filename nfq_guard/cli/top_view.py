@@ -454,9 +454,11 @@ def _alone(flow: Fields, width: int) -> list[Line]:
 def _queue_line(queue: QueueStatus) -> Line:
     drops = queue.count("queue_full_drops") + queue.count("buffer_full_drops")
     restarts = f", restarted {queue.restarts}x" if queue.restarts else ""
+    healed = f", {queue.healed_flows} flows healed" if queue.healed_flows else ""
     text = (
         f"queue {queue.queue} {queue.state}{restarts}: {queue.packets_per_s:.1f}/s, "
         f"{queue.count('packets')} in total, {queue.waiting} waiting, {drops} dropped by the kernel"
+        f"{healed}"
     )
     bad = queue.state != "serving" or drops
     return [Piece(text, (Style.RED,) if bad else ())]

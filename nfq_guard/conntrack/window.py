@@ -206,3 +206,20 @@ def rst_breach_of(
     if not before(seq, receiver.td_maxack):
         return None
     return rst_against(seq, receiver)
+
+
+def is_near(segment: Segment, sender: Peer, receiver: Peer, least: int) -> bool:
+    """Whether a segment is close to every bound of its window, also to those it does not break.
+
+    Close is a window of the other side, or `least` bytes where that is more. A blind sender meets
+    one bound by chance half of the time, but hardly all of them.
+    """
+    sack = acknowledged(segment, receiver)
+    window = max(least, receiver.td_maxwin)
+    ack_window = max(least, max_ack_window(sender.td_maxwin))
+    return not (
+        after(segment.seq, add(sender.td_maxend, window))
+        or before(segment.end, add(sender.td_end, -receiver.td_maxwin - window))
+        or after(sack, add(receiver.td_end, least))
+        or before(sack, add(receiver.td_end, -max_ack_window(sender.td_maxwin) - ack_window))
+    )

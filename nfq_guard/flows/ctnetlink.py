@@ -199,6 +199,22 @@ def _result(code: int, body: bytes, wanted: FlowTuple) -> LookupResult:
 
 
 def _request(wanted: FlowTuple, zone: int, sequence: int) -> bytes:
+    return request(_GET, 0, sequence, wanted, zone, b"")
+
+
+def request(
+    kind: int, flags: int, sequence: int, wanted: FlowTuple, zone: int, more: bytes
+) -> bytes:
+    """A request about one entry, which either direction's tuple names.
+
+    Args:
+        kind: As `netlink.messages.message` takes it.
+        flags: As `netlink.messages.message` takes it.
+        sequence: As `netlink.messages.message` takes it.
+        wanted: The tuple.
+        zone: Its conntrack zone.
+        more: Further attributes.
+    """
     src, dst = _ADDRESSES[len(wanted.src)]
     proto = attribute(_PROTO_NUM, bytes((wanted.proto,)))
     icmp = _ICMP_PARTS.get(wanted.proto)
@@ -223,7 +239,7 @@ def _request(wanted: FlowTuple, zone: int, sequence: int) -> bytes:
     if zone:
         body += attribute(_ZONE, _U16.pack(zone))
     family = socket.AF_INET if len(wanted.src) == 4 else socket.AF_INET6
-    return message(_GET, 0, sequence, family, 0, body)
+    return message(kind, flags, sequence, family, 0, body + more)
 
 
 def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:

@@ -20,6 +20,20 @@ DEFAULT_TABLE: Final[dict[str, object]] = {
             "reason": ["bad-flags", "bad-checksum", "malformed"],
             "action": "drop",
         },
+        {
+            "name": "lost-window",
+            "nat": ["snat", "dnat", "both"],
+            "rate": {"over": 1, "in_s": 60, "by": "segment"},
+            "action": "heal",
+        },
+        {
+            "name": "stuck",
+            "nat": ["snat", "dnat", "both"],
+            "evidence": ["kernel-log", "ctnetlink"],
+            "reason": ["seq-over", "ack-over", "seq-under", "ack-under", "unsupported"],
+            "rate": {"over": 4, "in_s": 60, "by": "segment"},
+            "action": "log",
+        },
         {"name": "translated", "nat": ["snat", "dnat", "both"], "action": "drop"},
         {
             "name": "window",

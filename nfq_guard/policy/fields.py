@@ -79,6 +79,7 @@ class DependsOn(Enum):
     PROTOCOL = "the protocol: the same in every packet unless its header is cut short"
     PORTS = "the ports: the same in every packet whose header is whole"
     ENTRY = "the translation, which does not change while the conntrack entry lives"
+    WINDOW = "where the flow was read: the same in every packet once that has the window"
     PACKET = "the packet, or the state of its flow, which any packet may change"
     HOST = "other rules of the host, which may treat each packet differently"
 
@@ -283,7 +284,7 @@ FIELDS: Final = (
         name="evidence",
         kind=Kind.WORD,
         code=_EVIDENCE,
-        depends_on=DependsOn.PACKET,
+        depends_on=DependsOn.WINDOW,
         says="Where the flow was read; `none` where no flow was found.",
         phrase="the evidence",
         words=tuple(str(evidence) for evidence in EVIDENCES),

@@ -2,9 +2,8 @@
 """The packets that a rule with the action `heal` matches.
 
 A heal ends conntrack's window check for one sender. So it is only for a segment that breaks a bound
-of the window by a few bytes, in a flow that is established in both directions. These conditions are
-part of every such rule, whether the file names them or not: any other packet goes on to the next
-rule.
+of the window by a few bytes, in a flow that both ends have opened. These conditions are part of
+every such rule, whether the file names them or not: any other packet goes on to the next rule.
 """
 
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Final
 
 from nfq_guard.errors import Mistake
 from nfq_guard.finding import BOUNDS, Reason
+from nfq_guard.flow import TcpState
 from nfq_guard.policy.fields import FIELD_BY_NAME
 from nfq_guard.policy.intervals import covers
 from nfq_guard.policy.model import Condition, Rule, condition_numbers
@@ -19,6 +19,13 @@ from nfq_guard.policy.values import one_of, parse_value
 
 # The longest distance that a rule heals unless it names another one, in bytes.
 HEAL_DISTANCE: Final = 65_535
+# A flow that closes needs its last segments as much as an established one.
+HEALED_STATES: Final = (
+    TcpState.ESTABLISHED,
+    TcpState.FIN_WAIT,
+    TcpState.CLOSE_WAIT,
+    TcpState.LAST_ACK,
+)
 
 
 def _condition(name: str, *words: str, negated: bool = False) -> Condition:
@@ -30,14 +37,15 @@ def _condition(name: str, *words: str, negated: bool = False) -> Condition:
 _REASONS: Final = _condition(
     "reason", *(str(reason) for reason in Reason if reason in BOUNDS - {Reason.RST_OUTSIDE})
 )
-_STATE: Final = _condition("state", "ESTABLISHED")
+_STATE: Final = _condition("state", *(state.name for state in HEALED_STATES))
 _STATUS: Final = _condition("status", "assured")
 # What a rule that heals may name at most, with the reason.
+_EVIDENCE: Final = _condition("evidence", "bpf", "replay")
 _LIMITS: Final = (
     (_REASONS, "only a segment outside of its window can be healed"),
-    (_STATE, "only an established flow can be healed"),
+    (_STATE, "only an open flow can be healed"),
     (_STATUS, "only an assured flow can be healed"),
-    (_condition("evidence", "bpf", "replay"), "other evidence has no window to measure with"),
+    (_EVIDENCE, "other evidence has no window to measure with"),
 )
 # What it has where it names nothing.
 _DEFAULTS: Final = (
@@ -45,6 +53,7 @@ _DEFAULTS: Final = (
     _condition("distance", f"1..{HEAL_DISTANCE}"),
     _STATE,
     _STATUS,
+    _EVIDENCE,
 )
 # What it never matches, whatever else it names.
 _NEVER: Final = (

@@ -13,13 +13,14 @@ The caller must ensure that the conntrack entry stays.
 from typing import Final, final
 
 from nfq_guard.finding import Finding, Reason
-from nfq_guard.flow import FlowSnapshot
+from nfq_guard.flow import Evidence, FlowSnapshot
 from nfq_guard.policy.fields import REASONS, DependsOn, name_of, number_of
 from nfq_guard.policy.matcher import CompiledPolicy, Plan, bits_of
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 _FIXED_IN_SEGMENTS: Final = frozenset({DependsOn.KEY, DependsOn.PROTOCOL, DependsOn.PORTS})
 _FIXED_WITH_ENTRY: Final = _FIXED_IN_SEGMENTS | {DependsOn.ENTRY}
+_FIXED_WITH_WINDOW: Final = _FIXED_WITH_ENTRY | {DependsOn.WINDOW}
 # A header that is cut short belongs to no flow that could be looked up, and has no ports, flags
 # or payload: those fields are absent, whichever the packet. Whether its protocol can be read
 # depends on where it was cut.
@@ -52,6 +53,8 @@ class OffloadCheck:
         fixed, impossible = _FIXED_IN_SEGMENTS, _NOT_OF_SEGMENTS
         if snapshot is not None:
             fixed, impossible = _FIXED_WITH_ENTRY, _NOT_WITH_ENTRY
+            if snapshot.evidence is Evidence.BPF:
+                fixed = _FIXED_WITH_WINDOW
         if not self._drops(queued, packet, snapshot, fixed, impossible):
             return False
         cut = Malformed("TCP header cut short", packet.family, packet.src, packet.dst, packet.proto)

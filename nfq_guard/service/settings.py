@@ -60,6 +60,13 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             packets are offloaded.
         offload_timeout_s: How long the kernel drops them; then one packet is judged again.
         offload_max_entries: Most flows that are offloaded at a time.
+        heal_flow_per_minute: Most heals of one flow a minute, by rules with the action `heal`.
+        heal_per_minute: Most heals of all flows of a queue a minute.
+        heal_max_flows: Most flows of a queue that are healed at a time.
+        heal_timeout_s: Time without an INVALID packet that the policy heals, after which a heal
+            is undone.
+        heal_both_directions: Whether a heal ends the window check of both senders of a flow, not
+            only of the one whose packet was INVALID.
         log: A file, `-` for standard output, or `journal`; or an array of several of them. One that
             blocks or fails delays neither packets nor the others.
         log_format: Format of the log, except in the journal, where each field is one of the entry;
@@ -114,6 +121,11 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     offload_after: Annotated[int, Meta(ge=2, le=1_000_000)] = 50
     offload_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 10.0
     offload_max_entries: Annotated[int, Meta(ge=1, le=65_536)] = 4096
+    heal_flow_per_minute: Annotated[int, Meta(ge=1, le=1000)] = 3
+    heal_per_minute: Annotated[int, Meta(ge=1, le=100_000)] = 300
+    heal_max_flows: Annotated[int, Meta(ge=1, le=65_536)] = 1024
+    heal_timeout_s: Annotated[float, Meta(ge=1, le=86_400)] = 600.0
+    heal_both_directions: bool = False
     log: (
         Annotated[str, Meta(min_length=1)]
         | Annotated[tuple[str, ...], Meta(min_length=1, max_length=8)]

@@ -100,6 +100,7 @@ class QueueStatus(Struct, frozen=True, kw_only=True):
         packets_per_s: Packets a second, over the last few seconds.
         waiting: Packets that wait in the kernel for a verdict.
         offload_entries: Flows whose INVALID packets the kernel drops by itself.
+        healed_flows: Flows of which conntrack does not check the window of a sender, after a heal.
         counters: Counters of the queue, by name.
     """
 
@@ -110,6 +111,7 @@ class QueueStatus(Struct, frozen=True, kw_only=True):
     packets_per_s: float
     waiting: int
     offload_entries: int
+    healed_flows: int
     counters: dict[str, int]
 
     def count(self, name: str) -> int:
@@ -247,6 +249,7 @@ def queue_status(queue: "QueueState", packets_per_s: float) -> QueueStatus:
         packets_per_s=packets_per_s,
         waiting=int(queue.stats.gauges["queue_waiting_packets"]),
         offload_entries=int(queue.stats.gauges["offload_entries"]),
+        healed_flows=int(queue.stats.gauges["healed_flows"]),
         counters=dict(queue.stats.counters),
     )
 

@@ -711,6 +711,41 @@ class PacketsNotSaved(_Queued, frozen=True, kw_only=True, tag="packets_not_saved
 
 
 @final
+class HealFailed(Event, frozen=True, kw_only=True, tag="heal_failed"):
+    """A flow could not be healed, or a heal not be undone; logged once for each problem."""
+
+    level: ClassVar[Level] = "warning"
+    problem: Annotated[str, _text("The error.", ecs="error.message")]
+
+
+@final
+class HealedFlow(msgspec.Struct, frozen=True, kw_only=True):
+    """One direction of a flow whose window conntrack no longer checks."""
+
+    src: Annotated[str | None, _text("Source address.")]
+    dst: Annotated[str | None, _text("Destination address.")]
+    sport: Annotated[int, _number("Source port.", high=_U16)]
+    dport: Annotated[int, _number("Destination port.", high=_U16)]
+
+
+@final
+class Healed(Event, frozen=True, kw_only=True, tag="healed"):
+    """Flows that were healed in the last second; only with a change."""
+
+    heals: Annotated[int, _number("Flows newly healed.")]
+    would_heal: Annotated[int, _number("Flows that mode enforce would have healed.")]
+    heals_undone: Annotated[int, _number("Flows whose window is checked again.")]
+    heals_refused: Annotated[
+        int, _number("Packets whose flow is gone or ends, or that are far from their window.")
+    ]
+    heals_over_limit: Annotated[
+        int, _number("Packets whose flow stayed because of a limit.", "packets")
+    ]
+    entries: Annotated[int, _number("Flows that are healed at present.")]
+    example: Annotated[HealedFlow | None, _text("The last flow that was, or would be, healed.")]
+
+
+@final
 class StoppedUnderLoad(Event, frozen=True, kw_only=True, tag="stopped_under_load"):
     """A queue was still receiving packets when the time to drain it was over."""
 
@@ -763,6 +798,8 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     Offloaded,
     PacketsSaved,
     PacketsNotSaved,
+    HealFailed,
+    Healed,
     StoppedUnderLoad,
 )
 """All events, in the order of the reference."""

@@ -66,6 +66,8 @@ MESSAGE_IDS: Final = {
     "offloaded": "409c0124574c0d7b078cdcfc38bb0c53",
     "packets_saved": "2273a39974316d3580157893cd2a30c3",
     "packets_not_saved": "aebc1e759654621cf96b7c2d3b6f8e4f",
+    "heal_failed": "94fd0f4a806546528ec2fe7b610c7c80",
+    "healed": "87bfd6534f024541ae0ebfd027f8ec0c",
     "stopped_under_load": "5bab1402d8d3706b6deaf908111a9def",
 }
 # Length of the time at the start of a console line; the journal has the time as a field.

@@ -194,6 +194,42 @@ QUEUE_COUNTERS: Final = (
     ),
     Metric(
         Kind.COUNTER,
+        "heals",
+        "Flows of which conntrack was told to stop checking the window of a sender.",
+        "flows",
+    ),
+    Metric(
+        Kind.COUNTER,
+        "would_heal",
+        "Flows that would have been healed in mode enforce.",
+        "flows",
+    ),
+    Metric(
+        Kind.COUNTER,
+        "heals_undone",
+        "Healed flows whose window conntrack was told to check again.",
+        "flows",
+    ),
+    Metric(
+        Kind.COUNTER,
+        "heals_refused",
+        "Flows not healed because the entry is gone or ends, or the packet is far from its window.",
+        "packets",
+    ),
+    Metric(
+        Kind.COUNTER,
+        "heals_over_limit",
+        "Packets of flows that were not healed because of a limit on heals.",
+        "packets",
+    ),
+    Metric(
+        Kind.COUNTER,
+        "heal_errors",
+        "Changes of healed flows that the kernel refused.",
+        "changes",
+    ),
+    Metric(
+        Kind.COUNTER,
         "events_suppressed",
         "Packets without an event because of the limit on all events.",
         "packets",
@@ -269,6 +305,9 @@ GAUGES: Final = (
         "Flows whose packets the kernel drops at present.",
         "flows",
         part=Part.OFFLOAD,
+    ),
+    Metric(
+        Kind.GAUGE, "healed_flows", "Flows of which the window of a sender is not checked.", "flows"
     ),
     Metric(Kind.GAUGE, "enforcing", "1 in mode enforce, 0 in dry-run.", ""),
     Metric(

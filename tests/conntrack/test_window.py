@@ -7,11 +7,15 @@ from dataclasses import replace
 import pytest
 
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.conntrack.window import is_near
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED,
     IP_CT_TCP_FLAG_SACK_PERM,
     IP_CT_TCP_FLAG_WINDOW_SCALE,
+    Peer,
 )
+from nfq_guard.seqno import seq as as_seq
+from nfq_guard.wire.packet import ACK, Segment
 from tests.support.flow import Flow
 
 
@@ -180,3 +184,35 @@ def test_max_retrans(make_flow: Callable[..., Flow]) -> None:
     flow = make_flow(sysctls=replace(DEFAULT_SYSCTLS, max_retrans=1)).opened()
     flow.passes("< . 1:1(0) ack 1 win 1000")
     assert flow.timeout_s == 300
+
+
+@pytest.mark.parametrize(
+    ("seq", "length", "ack", "near"),
+    [
+        # Up to a window of 1000 bytes beyond bound I, which is 11000, and not one more.
+        (12_000, 0, 5000, True),
+        (12_001, 0, 5000, False),
+        # Bound II is 9000.
+        (7990, 10, 5000, True),
+        (7989, 10, 5000, False),
+        # Bound III is 5000; beyond it `least` alone counts.
+        (10_000, 0, 5008, True),
+        (10_000, 0, 5009, False),
+        # Bound IV is 66,000 below that.
+        (10_000, 0, 5000 - 132_000, True),
+        (10_000, 0, 5000 - 132_001, False),
+    ],
+)
+def test_near_every_bound(seq: int, length: int, ack: int, near: bool) -> None:
+    sender = Peer(as_seq(10_000), as_seq(11_000), 500, as_seq(0), 0, 0)
+    receiver = Peer(as_seq(5000), as_seq(6000), 1000, as_seq(0), 0, 0)
+    segment = Segment(1, 2, as_seq(seq), as_seq(ack), ACK, 100, length, b"", 0)
+    assert is_near(segment, sender, receiver, 8) is near
+
+
+def test_near_in_a_distance_beyond_the_window() -> None:
+    sender = Peer(as_seq(10_000), as_seq(11_000), 500, as_seq(0), 0, 0)
+    receiver = Peer(as_seq(5000), as_seq(6000), 1000, as_seq(0), 0, 0)
+    segment = Segment(1, 2, as_seq(111_000), as_seq(105_000), ACK, 100, 0, b"", 0)
+    assert is_near(segment, sender, receiver, 100_000)
+    assert not is_near(segment, sender, receiver, 99_999)

@@ -94,7 +94,7 @@ def test_quiet(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert _run(capsys, str(path), "--quiet") == (0, "", "")
     status, out, _ = _run(capsys, str(path))
     assert status == 0
-    assert out == f"{path}: fine, 8 rules of preset:default, as the file has no [policy]\n"
+    assert out == f"{path}: fine, 10 rules of preset:default, as the file has no [policy]\n"
 
 
 def test_one_rule(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_defaults_name_the_file_that_does_not_exist(
     monkeypatch.setattr("nfq_guard.cli.check.DEFAULT_PATH", missing)
     status, out, _ = _run(capsys)
     assert status == 0
-    assert out == f"defaults: fine, 8 rules of preset:default; {missing} does not exist\n"
+    assert out == f"defaults: fine, 10 rules of preset:default; {missing} does not exist\n"
 
 
 @pytest.mark.parametrize(

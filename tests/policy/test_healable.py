@@ -56,7 +56,7 @@ def _action(
 )
 def test_a_settled_flow_near_its_window_is_healed(reason: Reason) -> None:
     assert _action(reason=reason) is Action.HEAL
-    assert _action(reason=reason, flags=ACK | FIN) is Action.HEAL
+    assert _action(reason=reason, flags=ACK | FIN, state=TcpState.LAST_ACK) is Action.HEAL
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_settled_flow_near_its_window_is_healed(reason: Reason) -> None:
         {"status": _SETTLED | IPS_DYING},
         {"status": _SETTLED | IPS_OFFLOAD},
         {"state": TcpState.SYN_RECV},
-        {"state": TcpState.FIN_WAIT},
+        {"state": TcpState.TIME_WAIT},
     ],
 )
 def test_any_other_packet_goes_on(packet: dict[str, Any]) -> None:
@@ -95,8 +95,9 @@ def test_what_the_file_names_is_kept() -> None:
         ("reason", False): ["ack-over"],
         ("distance", False): ["..100000"],
         ("tcp_flags", True): ["fin", "rst", "syn"],
-        ("state", False): ["ESTABLISHED"],
+        ("state", False): ["ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"],
         ("status", False): ["assured"],
+        ("evidence", False): ["bpf", "replay"],
         ("status", True): ["dying", "offload"],
     }
 
@@ -104,7 +105,7 @@ def test_what_the_file_names_is_kept() -> None:
 def test_limits_are_added_once() -> None:
     (rule,) = parse_policy(_table(), source="test").rules
     keys = [(condition.field.name, condition.negated) for condition in rule.conditions]
-    assert len(keys) == len(set(keys)) == 6
+    assert len(keys) == len(set(keys)) == 7
     assert {name for name, _ in keys} <= FIELD_BY_NAME.keys()
 
 
@@ -118,7 +119,11 @@ def test_limits_are_added_once() -> None:
         ),
         ("reason", ["ack-over", "bad-flags"], "found 'ack-over' and 'bad-flags'"),
         ("reason", "unsupported", "seq-over, ack-over, seq-under or ack-under: only a segment"),
-        ("state", ["ESTABLISHED", "FIN_WAIT"], "ESTABLISHED: only an established flow"),
+        (
+            "state",
+            ["ESTABLISHED", "CLOSE"],
+            "CLOSE_WAIT or LAST_ACK: only an open flow can be healed",
+        ),
         ("status", "seen-reply", "assured: only an assured flow can be healed, found 'seen-reply'"),
         ("evidence", "ctnetlink", "bpf or replay: other evidence has no window to measure with"),
     ],

@@ -98,5 +98,5 @@ def test_table_of_a_configuration(tmp_path: Path) -> None:
     table = {"include": "preset:default", "rule": [{"action": "log", "dport": 53}]}
     model = read_table(table, str(tmp_path / "p.toml")).model
     assert model is not None
-    assert len(model.rules) == 9
+    assert len(model.rules) == 11
     assert load_compiled("preset:default").model.rules == model.rules[1:]

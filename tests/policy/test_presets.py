@@ -21,7 +21,7 @@ from nfq_guard.policyfile import load_compiled, load_policy, preset_names
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Packet, Segment
 from tests.support.policies import Case
 
-PRESETS = ("default", "istio", "kube-proxy", "no-leak", "observe", "router", "strict")
+PRESETS = ("default", "heal", "istio", "kube-proxy", "no-leak", "observe", "router", "strict")
 
 
 def test_presets_are_shipped() -> None:

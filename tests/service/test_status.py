@@ -55,7 +55,8 @@ def test_json_keys() -> None:
     ]
     assert set(table["policy"]) == {"source", "hash", "rules", "restart_for"}
     assert set(table["rules"]) == {"state", "problem", "differences", "age_s"}
-    own = {"queue", "state", "pid", "restarts", "packets_per_s", "waiting", "offload_entries"}
+    own = {"queue", "state", "pid", "restarts", "packets_per_s", "waiting"}
+    own |= {"offload_entries", "healed_flows"}
     assert set(table["queues"][0]) == own | set(Stats().counters)
 
 

@@ -316,7 +316,8 @@ def _can_heal(case: Case, *, wide: bool) -> bool:
         breach.bound is not Reason.RST_OUTSIDE
         and (wide or breach.distance <= 65535)
         and flow.original.proto == 6
-        and flow.state == TcpState.ESTABLISHED
+        and flow.evidence in {"bpf", "replay"}
+        and TcpState(flow.state).name in {"ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"}
         and flow.status & (IPS_ASSURED | IPS_DYING | IPS_OFFLOAD) == IPS_ASSURED
         and not (
             isinstance(packet.l4, Segment) and (_flag(packet.l4, "rst") or _flag(packet.l4, "syn"))

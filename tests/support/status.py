@@ -25,6 +25,7 @@ def queue_status(number: int = 0, state: str = "serving", **counters: int) -> Qu
         packets_per_s=2.0,
         waiting=0,
         offload_entries=0,
+        healed_flows=0,
         counters={**Stats().counters, **counters},
     )
 

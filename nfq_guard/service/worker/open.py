@@ -9,6 +9,7 @@ from typing import Final
 from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.engine import Engine, Mode
+from nfq_guard.flow import Evidence
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.nfqueue.reader import QueueReader
@@ -19,6 +20,7 @@ from nfq_guard.service.loop import Loop
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker.capture_files import CaptureFiles
 from nfq_guard.service.worker.evidence import EvidenceFollower
+from nfq_guard.service.worker.heal import heals, open_healer
 from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.offload import open_offloader
 from nfq_guard.service.worker.packet_ring import PacketRing
@@ -68,6 +70,8 @@ def open_queue(
         stack.callback(source.close)
         if source.reason is not None:
             notes.append(source.reason)
+        if source.evidence is not Evidence.BPF and heals(policy):
+            notes.append("rules that heal never match: a heal takes the kernel's window")
         reader = QueueReader(
             queue_num,
             queue_length=settings.queue_length,
@@ -103,6 +107,7 @@ def open_queue(
             log_allowed=settings.log_allowed,
             offloader=open_offloader(settings, engine, stats, events),
             ring=ring,
+            healer=open_healer(settings, queue_num, engine, stats, events, notes),
         )
         files = None
         if settings.capture_dir:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """One queue's packets, batch by batch: read, judge, send verdicts, and only then log.
 
-A verdict never waits for a log, a metric or the offload.
+A verdict never waits for a log, a metric, a heal or the offload.
 """
 
 import errno
@@ -15,6 +15,7 @@ from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
 from nfq_guard.resets import Passed, Resets
+from nfq_guard.service.worker.heal import Healer
 from nfq_guard.service.worker.history import Pending
 from nfq_guard.service.worker.offload import Offloader
 from nfq_guard.service.worker.packet_ring import PacketRing
@@ -107,6 +108,7 @@ class Worker:
         log_allowed: bool = False,
         offloader: Offloader | None = None,
         ring: PacketRing | None = None,
+        healer: Healer | None = None,
     ) -> None:
         """Read no packet before `process_batch`.
 
@@ -122,6 +124,7 @@ class Worker:
             log_allowed: Whether packets that the policy allows have events.
             offloader: Has the kernel drop floods; None without offload.
             ring: Keeps the last packets; None to keep none.
+            healer: Heals flows; None where that is not possible.
         """
         self.stats = stats
         self._reader = reader
@@ -134,6 +137,7 @@ class Worker:
         self._history = history
         self._offloader = offloader
         self._ring = ring
+        self._healer = healer
         self._log_allowed = log_allowed
         self._resets = Resets()
         self._until_sample = _SAMPLED
@@ -166,13 +170,13 @@ class Worker:
         self._emit(self._limiter.rest(time.monotonic()))
         self._judge.mode = mode
         self.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
-        self._resync_offload()
+        self._resync()
 
     def adopt(self, policy: Policy) -> None:
         """Judge by another policy from the next batch on."""
         self._emit(self._limiter.rest(time.monotonic()))
         self._judge.policy = policy
-        self._resync_offload()
+        self._resync()
 
     def process_batch(self) -> int:
         """Judge at most `budget` waiting packets and send their verdicts. Returns their number."""
@@ -197,6 +201,8 @@ class Worker:
         self._until_sample -= 1
         if self._until_sample <= 1:
             self._sample_times(now, len(ids))
+        if self._healer is not None:
+            self._healer.process_batch(judgments, now)
         self.stats.counters["packets"] += len(ids)
         self.stats.count(judgments)
         self._log_judgments(judgments, now)
@@ -213,6 +219,8 @@ class Worker:
         self.refresh()
         if self._offloader is not None:
             self._offloader.tick(now)
+        if self._healer is not None:
+            self._healer.tick(now)
         self._log_lookup_errors(now)
         if now >= self._log_unrecorded_at:
             self._log_unrecorded(now)
@@ -270,10 +278,12 @@ class Worker:
         ]
 
     def close(self, now: float) -> None:
-        """Log what the limiter still holds, remove all offloaded flows, and close files."""
+        """Log what the limiter still holds, undo offloads and heals, and close files."""
         self._emit(self._limiter.rest(now))
         self._log_unrecorded(now)
         self._log_suppressed(now)
+        if self._healer is not None:
+            self._healer.close()
         self._events.push(now)
         if self._offloader is not None:
             self._offloader.close(now)
@@ -303,8 +313,13 @@ class Worker:
 
     def _resync_offload(self) -> None:
         """Remove the flows that were offloaded under another mode or policy."""
+
+    def _resync(self) -> None:
+        """Undo offloads and heals that another mode or policy asked for."""
         if self._offloader is not None:
             self._offloader.resync(time.monotonic())
+        if self._healer is not None:
+            self._healer.resync()
 
     def _log_judgments(self, judgments: list[Judgment], now: float) -> None:
         due: list[Fold] = []

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""The flag BE_LIBERAL of single TCP flows, through ctnetlink (kernel.md 3)."""
+
+import errno
+import struct
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.flow import (
+    IP_CT_TCP_FLAG_BE_LIBERAL,
+    Direction,
+    FlowSnapshot,
+    FlowTuple,
+)
+from nfq_guard.flows.ctnetlink import Netlink, request, snapshot_of
+from nfq_guard.netlink.connection import Connection
+from nfq_guard.netlink.messages import (
+    FAMILY_HEADER,
+    NLM_F_ACK,
+    NLMSG_ERROR,
+    attribute,
+    attributes,
+    error_in,
+    nested,
+)
+
+_NEW: Final = 1 << 8  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW: also the type of an entry
+_GET: Final = 1 << 8 | 1
+# CTA_*, and below CTA_PROTOINFO_TCP the flags of each direction.
+_PROTOINFO: Final = 4
+_ID: Final = 12
+_PROTOINFO_TCP: Final = 1
+_TCP_FLAGS: Final = {Direction.ORIGINAL: 4, Direction.REPLY: 5}
+_FLAGS_AND_MASK: Final = struct.Struct("BB")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LiberalFlow:
+    """One entry.
+
+    Attributes:
+        snapshot: The entry without its window.
+        identity: Differs between this entry and a later one with the same tuple.
+        liberal: The directions whose sender has the flag.
+    """
+
+    snapshot: FlowSnapshot
+    identity: bytes
+    liberal: frozenset[Direction]
+
+
+@final
+class LiberalFlag:
+    """Reads and sets the flag in the network namespace that it was made in; calls raise OSError."""
+
+    def __init__(self, connection: Netlink | None = None) -> None:
+        """Connect.
+
+        Args:
+            connection: Closed with this; a new one unless given.
+
+        Raises:
+            UnavailableError: The kernel has no netfilter netlink.
+        """
+        self._connection = connection or Connection()
+        self._sequence = 0
+
+    def read(self, wanted: FlowTuple, zone: int) -> LiberalFlow | None:
+        """The entry of a tuple; None without one, or where it cannot be read."""
+        body = self._ask(_GET, 0, wanted, zone, b"")
+        snapshot = snapshot_of(body, wanted)
+        if snapshot is None:
+            return None
+        entry = attributes(body[FAMILY_HEADER.size :])
+        tcp = attributes(attributes(entry.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b""))
+        liberal = frozenset(
+            direction
+            for direction, kind in _TCP_FLAGS.items()
+            if tcp.get(kind, b"\0")[0] & IP_CT_TCP_FLAG_BE_LIBERAL
+        )
+        return LiberalFlow(snapshot, entry.get(_ID, b""), liberal)
+
+    def write(
+        self, wanted: FlowTuple, zone: int, directions: frozenset[Direction], *, on: bool
+    ) -> None:
+        """Set or clear the flag of the senders of `directions`; ENOENT without the entry."""
+        flags = _FLAGS_AND_MASK.pack(
+            IP_CT_TCP_FLAG_BE_LIBERAL if on else 0, IP_CT_TCP_FLAG_BE_LIBERAL
+        )
+        tcp = (attribute(_TCP_FLAGS[direction], flags) for direction in sorted(directions))
+        self._ask(_NEW, NLM_F_ACK, wanted, zone, nested(_PROTOINFO, nested(_PROTOINFO_TCP, *tcp)))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def _ask(self, kind: int, flags: int, wanted: FlowTuple, zone: int, more: bytes) -> bytes:
+        """The body of the kernel's response: an entry, or nothing but an acknowledgement.
+
+        The kernel responds before `send` returns: a missing response was lost for lack of memory.
+        """
+        self._sequence = (self._sequence + 1) & 0x3FFFFFFF
+        self._connection.send(request(kind, flags, self._sequence, wanted, zone, more))
+        found: bytes | None = None
+        code = errno.ENOBUFS
+        # Stale responses cannot pile up: each call receives until none is left.
+        while True:
+            try:
+                received = self._connection.receive()
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                continue
+            if received is None:
+                break
+            for answer, sequence, body in received:
+                if sequence != self._sequence:
+                    continue
+                if answer == NLMSG_ERROR:
+                    code = error_in(body)
+                elif answer == _NEW:
+                    found, code = body, 0
+        if code:
+            raise OSError(code, errno.errorcode.get(code, str(code)))
+        return found or b""

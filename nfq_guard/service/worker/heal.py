@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: MIT
+"""Heals flows: conntrack no longer checks the window of one sender of one flow.
+
+A rule with the action `heal` drops its packet. Then the flow gets the flag BE_LIBERAL for the
+sender of the packet, so that the next copy passes and is translated. This is `be_liberal` for one
+sender of one flow instead of the whole host, and within limits: a number of heals a minute for each
+flow and for all, a number of flows at a time, and a packet that is close to every bound of its
+window (`conntrack.window.is_near`).
+
+A heal is undone when the policy has healed no packet of the flow for some time, when the mode or
+the policy ends heals, and at the end. What a killed daemon left is undone by the next one
+(`heal_record`). A flow that had the flag already is left alone.
+
+When conntrack starts a flow over, after a SYN that it ignored, the flag is lost; the next INVALID
+packet heals the flow again, within the same limits.
+"""
+
+import errno
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol, final
+
+from nfq_guard.conntrack.window import is_near
+from nfq_guard.engine import VERDICT_DROP, Judgment
+from nfq_guard.errors import UnavailableError
+from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_DYING,
+    IPS_OFFLOAD,
+    Direction,
+    FlowSnapshot,
+    FlowTuple,
+)
+from nfq_guard.flows.liberal import LiberalFlag, LiberalFlow
+from nfq_guard.names import address
+from nfq_guard.policy.decision import Action, Policy
+from nfq_guard.policy.healable import HEALED_STATES
+from nfq_guard.policy.matcher import CompiledPolicy
+from nfq_guard.service.settings import Settings
+from nfq_guard.service.worker.heal_record import HealedEntry, HealFile, HealRecord, NoRecord
+from nfq_guard.service.worker.safe_judge import Judge
+from nfq_guard.telemetry.events import Healed, HealedFlow, HealFailed
+from nfq_guard.telemetry.log import EventLog
+from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.wire.packet import Packet, Segment
+
+_MINUTE_S: Final = 60.0
+# Flows whose heals are counted at a time; the one counted first is forgotten first.
+_COUNTED_MAX: Final = 4096
+# Most packets a second that may lead to a heal; the kernel is asked for each of them.
+_CONSIDERED_MAX: Final = 512
+# Most heals that one tick undoes; each takes two requests to the kernel of some 10 us.
+_UNDONE_A_TICK: Final = 256
+# How long no heal is tried after the kernel refused one for a reason that is not the flow's.
+_PAUSE_S: Final = 5.0
+# How often a heal that the kernel refuses to undo is tried again.
+_TRIES: Final = 5
+# Errors that are about the flow: it is gone, or about to be.
+_OF_FLOW: Final = frozenset({errno.ENOENT, errno.EBUSY})
+_BOTH: Final = frozenset(Direction)
+_LOGGED: Final = ("heals", "would_heal", "heals_undone", "heals_refused", "heals_over_limit")
+
+_Key = tuple[int, int, bytes, bytes, int, int]
+
+
+class Liberal(Protocol):
+    """The part of `flows.liberal.LiberalFlag` in use here; calls raise OSError."""
+
+    def read(self, wanted: FlowTuple, zone: int) -> LiberalFlow | None:
+        """The entry of a tuple; ENOENT without one."""
+
+    def write(
+        self, wanted: FlowTuple, zone: int, directions: frozenset[Direction], *, on: bool
+    ) -> None:
+        """Set or clear the flag of the senders of `directions`."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Limits(NamedTuple):
+    """The settings of a healer.
+
+    Attributes:
+        flow_per_minute: Most heals of one flow a minute.
+        per_minute: Most heals a minute.
+        most: Most flows that are healed at a time.
+        timeout_s: Time without a packet that leads to a heal, after which a heal is undone.
+        both: Whether a heal is of both senders.
+    """
+
+    flow_per_minute: int
+    per_minute: int
+    most: int
+    timeout_s: float
+    both: bool
+
+
+@final
+class _Flow:
+    """A healed flow: its heal, when it is undone, and how often the kernel may still refuse."""
+
+    __slots__ = ("entry", "tries", "until")
+
+    def __init__(self, entry: HealedEntry, until: float) -> None:
+        self.entry = entry
+        self.until = until
+        self.tries = _TRIES
+
+
+@final
+class Healer:
+    """Heals flows of one queue."""
+
+    def __init__(
+        self,
+        liberal: Liberal,
+        record: HealRecord,
+        judge: Judge,
+        stats: Stats,
+        events: EventLog,
+        limits: Limits,
+    ) -> None:
+        """Undo the heals of a daemon that was killed.
+
+        Args:
+            liberal: The kernel's flag.
+            record: Keeps heals beyond the end of this process.
+            judge: Judges the packets of the queue; its policy and mode decide what is healed.
+            stats: Holds the counters.
+            events: Logs heals, at most once a second.
+            limits: The settings.
+        """
+        self._liberal = liberal
+        self._record = record
+        self._judge = judge
+        self._stats = stats
+        self._events = events
+        self._limits = limits
+        self._policy: Policy | None = None
+        self._heals = False
+        self._healed: dict[_Key, _Flow] = {}
+        self._window_end = 0.0
+        self._minute_end = 0.0
+        self._considered = 0
+        self._counted: dict[_Key, int] = {}
+        self._in_minute = 0
+        self._not_before = 0.0
+        self._problem = ""
+        self._example: FlowTuple | None = None
+        self._logged = dict.fromkeys(_LOGGED, 0)
+        self._undo_those_left()
+
+    def process_batch(self, judgments: Sequence[Judgment], now: float) -> None:
+        """Heal the flows of the packets that a rule heals; after verdicts."""
+        if self._judge.policy is not self._policy:
+            self._adopt()
+        if not self._heals:
+            return
+        if now >= self._window_end:
+            self._window_end = now + 1
+            self._considered = 0
+        for judgment in judgments:
+            if judgment.decision.action is Action.HEAL and self._considered < _CONSIDERED_MAX:
+                self._considered += 1
+                self._consider(judgment, now)
+
+    def tick(self, now: float) -> None:
+        """Housekeeping, about once a second."""
+        self.resync()
+        due = [key for key, flow in self._healed.items() if flow.until <= now]
+        if due:
+            self._undo(due[:_UNDONE_A_TICK])
+        self._stats.gauges["healed_flows"] = len(self._healed)
+        self._report()
+
+    def resync(self) -> None:
+        """Undo all heals where the mode or the policy no longer heals."""
+        self._adopt()
+        if self._healed and (not self._heals or self._judge.enforced_policy is None):
+            self._undo(list(self._healed))
+            self._stats.gauges["healed_flows"] = len(self._healed)
+
+    def close(self) -> None:
+        """Undo all heals and close."""
+        self._undo(list(self._healed))
+        self._stats.gauges["healed_flows"] = len(self._healed)
+        self._report()
+        self._record.close()
+        self._liberal.close()
+
+    def _adopt(self) -> None:
+        policy = self._judge.policy
+        if policy is not self._policy:
+            self._policy = policy
+            self._heals = heals(policy)
+
+    def _consider(self, judgment: Judgment, now: float) -> None:
+        packet = judgment.packet
+        snapshot = judgment.snapshot
+        breach = judgment.finding.breach
+        if not isinstance(packet, Packet) or snapshot is None or breach is None:
+            return
+        segment = packet.l4
+        if not isinstance(segment, Segment) or snapshot.peers is None:
+            return
+        key = _key(snapshot.zone, snapshot.original)
+        healed = self._healed.get(key)
+        if healed is not None:
+            healed.until = now + self._limits.timeout_s
+        sender = snapshot.peers[snapshot.direction]
+        receiver = snapshot.peers[1 - snapshot.direction]
+        counters = self._stats.counters
+        if not is_near(segment, sender, receiver, breach.distance):
+            counters["heals_refused"] += 1
+        elif not self._is_within_limits(key, now):
+            counters["heals_over_limit"] += 1
+        elif judgment.verdict != VERDICT_DROP:
+            self._would_heal(key, snapshot)
+        elif now >= self._not_before:
+            self._heal(key, snapshot, now)
+
+    def _is_within_limits(self, key: _Key, now: float) -> bool:
+        limits = self._limits
+        if now >= self._minute_end:
+            self._minute_end = now + _MINUTE_S
+            self._in_minute = 0
+            self._counted.clear()
+        return (
+            self._in_minute < limits.per_minute
+            and self._counted.get(key, 0) < limits.flow_per_minute
+            and (key in self._healed or len(self._healed) < limits.most)
+        )
+
+    def _count(self, key: _Key) -> None:
+        self._in_minute += 1
+        self._counted[key] = self._counted.pop(key, 0) + 1
+        if len(self._counted) > _COUNTED_MAX:
+            del self._counted[next(iter(self._counted))]
+
+    def _would_heal(self, key: _Key, snapshot: FlowSnapshot) -> None:
+        """Count a heal in dry-run, once a minute for each flow: it stays as it is."""
+        if key not in self._counted:
+            self._count(key)
+            self._stats.counters["would_heal"] += 1
+            self._example = snapshot.original
+
+    def _heal(self, key: _Key, snapshot: FlowSnapshot, now: float) -> None:
+        counters = self._stats.counters
+        original, zone = snapshot.original, snapshot.zone
+        try:
+            found = self._liberal.read(original, zone)
+            if found is None or not _can_be_healed(found.snapshot):
+                counters["heals_refused"] += 1
+                return
+            sender = frozenset({Direction(snapshot.direction)})
+            # A packet may have been queued before the flow was healed.
+            directions = (_BOTH if self._limits.both else sender) - found.liberal
+            if not sender <= directions:
+                return
+            before = self._healed.get(key)
+            entry = HealedEntry(zone, original, found.identity, directions)
+            self._record.add(entry)
+            self._liberal.write(original, zone, directions, on=True)
+        except OSError as error:
+            self._refused(error, now)
+            return
+        self._count(key)
+        counters["heals"] += 1
+        self._example = original
+        if before is not None and before.entry.identity == entry.identity:
+            entry = entry._replace(directions=directions | before.entry.directions)
+        self._healed[key] = _Flow(entry, now + self._limits.timeout_s)
+
+    def _refused(self, error: OSError, now: float) -> None:
+        if error.errno in _OF_FLOW:
+            self._stats.counters["heals_refused"] += 1
+            return
+        self._not_before = now + _PAUSE_S
+        self._failed(error)
+
+    def _undo(self, keys: Sequence[_Key]) -> None:
+        """Undo heals; those that the kernel refuses to undo stay for a few more ticks."""
+        for key in keys:
+            flow = self._healed[key]
+            try:
+                undone = self._clear(flow.entry)
+            except OSError as error:
+                self._failed(error)
+                flow.tries -= 1
+                if flow.tries:
+                    continue
+                undone = False
+            del self._healed[key]
+            self._stats.counters["heals_undone"] += undone
+        try:
+            self._record.replace([flow.entry for flow in self._healed.values()])
+        except OSError as error:
+            self._failed(error)
+
+    def _clear(self, entry: HealedEntry) -> bool:
+        """Whether the flow still had the flag from us, and has it no more."""
+        try:
+            found = self._liberal.read(entry.original, entry.zone)
+            if (
+                found is None
+                or found.identity != entry.identity
+                or found.snapshot.status & IPS_OFFLOAD
+            ):
+                return False
+            ours = entry.directions & found.liberal
+            if ours:
+                self._liberal.write(entry.original, entry.zone, ours, on=False)
+        except OSError as error:
+            if error.errno in _OF_FLOW:
+                return False
+            raise
+        return bool(ours)
+
+    def _undo_those_left(self) -> None:
+        try:
+            for entry in self._record.take():
+                self._stats.counters["heals_undone"] += self._clear(entry)
+        except OSError as error:
+            self._failed(error)
+
+    def _failed(self, error: OSError) -> None:
+        """Count an error; log a new problem once."""
+        self._stats.counters["heal_errors"] += 1
+        problem = error.strerror or str(error)
+        if problem != self._problem:
+            self._problem = problem
+            self._events.emit(HealFailed(problem=problem))
+
+    def _report(self) -> None:
+        counters = self._stats.counters
+        grown = {name: counters[name] - before for name, before in self._logged.items()}
+        if not any(grown.values()):
+            return
+        self._logged = {name: counters[name] for name in _LOGGED}
+        example = None
+        if self._example is not None:
+            flow = self._example
+            self._example = None
+            example = HealedFlow(
+                src=address(flow.src), dst=address(flow.dst), sport=flow.sport, dport=flow.dport
+            )
+        self._events.emit(Healed(**grown, entries=len(self._healed), example=example))
+
+
+def heals(policy: Policy) -> bool:
+    """Whether a policy has a rule that heals."""
+    return isinstance(policy, CompiledPolicy) and any(
+        rule.action is Action.HEAL for rule in policy.model.rules
+    )
+
+
+def _can_be_healed(snapshot: FlowSnapshot) -> bool:
+    """Whether a flow, as it is now, may be healed."""
+    bits = IPS_ASSURED | IPS_DYING | IPS_OFFLOAD
+    return snapshot.status & bits == IPS_ASSURED and snapshot.state in HEALED_STATES
+
+
+def _key(zone: int, original: FlowTuple) -> _Key:
+    return zone, original.proto, original.src, original.dst, original.sport, original.dport
+
+
+def open_healer(
+    settings: Settings,
+    queue_num: int,
+    judge: Judge,
+    stats: Stats,
+    events: EventLog,
+    notes: list[str],
+) -> Healer | None:
+    """Open a healer in the network namespace of the calling thread; None without ctnetlink.
+
+    Args:
+        settings: The settings of the daemon.
+        queue_num: Number of the queue.
+        judge: As `Healer` takes it.
+        stats: As `Healer` takes it.
+        events: As `Healer` takes it.
+        notes: Takes a line where heals could not be undone after a daemon that was killed.
+    """
+    try:
+        liberal = LiberalFlag()
+    except UnavailableError:
+        return None
+    record: HealRecord = NoRecord()
+    if settings.control_socket:
+        socket = Path(settings.control_socket)
+        path = socket.with_name(f"{socket.name}.healed-{queue_num}")
+        try:
+            record = HealFile(path)
+        except OSError as error:
+            notes.append(f"heals would outlive a daemon that is killed: {path}: {error.strerror}")
+    return Healer(
+        liberal,
+        record,
+        judge,
+        stats,
+        events,
+        Limits(
+            flow_per_minute=settings.heal_flow_per_minute,
+            per_minute=settings.heal_per_minute,
+            most=settings.heal_max_flows,
+            timeout_s=settings.heal_timeout_s,
+            both=settings.heal_both_directions,
+        ),
+    )

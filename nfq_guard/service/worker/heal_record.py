@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""A file of the flows that are healed, from which the next daemon undoes what a killed one left."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple, Protocol, final
+
+import msgspec
+
+from nfq_guard.flow import Direction, FlowTuple
+
+# More than as many heals as settings allow, and more than is read from a file of another origin.
+_LINES_MAX: Final = 1 << 17
+_LINE_BYTES: Final = 256
+_ADDRESS_BYTES: Final = frozenset({4, 16})
+
+
+class HealedEntry(NamedTuple):
+    """One heal.
+
+    Attributes:
+        zone: Conntrack zone of the flow.
+        original: Tuple of its original direction.
+        identity: `flows.liberal.LiberalFlow.identity`.
+        directions: The directions whose senders were healed.
+    """
+
+    zone: int
+    original: FlowTuple
+    identity: bytes
+    directions: frozenset[Direction]
+
+
+class HealRecord(Protocol):
+    """Keeps heals beyond the end of this process."""
+
+    def take(self) -> list[HealedEntry]:
+        """The heals of the processes before this one, which are forgotten."""
+
+    def add(self, entry: HealedEntry) -> None:
+        """Keep one more."""
+
+    def replace(self, entries: list[HealedEntry]) -> None:
+        """Keep these alone."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+@final
+class NoRecord:
+    """Keeps nothing."""
+
+    def take(self) -> list[HealedEntry]:
+        """Nothing."""
+        return []
+
+    def add(self, entry: HealedEntry) -> None:
+        """Do nothing."""
+
+    def replace(self, entries: list[HealedEntry]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    zone: int
+    src: bytes
+    dst: bytes
+    sport: int
+    dport: int
+    identity: bytes
+    directions: tuple[Direction, ...]
+
+
+_DECODER: Final = msgspec.json.Decoder(_Line)
+
+
+@final
+class HealFile:
+    """JSON lines, appended before the flow is changed; methods raise OSError."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the file.
+
+        Raises:
+            OSError: It cannot be opened, or it is not a regular file of this user.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        self._path = path
+        self._descriptor = os.open(path, flags, 0o600)
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            os.close(self._descriptor)
+            raise PermissionError(f"{path} is not a regular file of this user")
+
+    def take(self) -> list[HealedEntry]:
+        """As `HealRecord`; lines that cannot be read are skipped."""
+        with os.fdopen(os.dup(self._descriptor), "rb") as file:
+            file.seek(0)
+            lines = file.read(_LINES_MAX * _LINE_BYTES).splitlines()
+        found = [entry for line in lines if (entry := _entry(line)) is not None]
+        os.ftruncate(self._descriptor, 0)
+        return found
+
+    def add(self, entry: HealedEntry) -> None:
+        """As `HealRecord`."""
+        os.write(self._descriptor, _line(entry))
+
+    def replace(self, entries: list[HealedEntry]) -> None:
+        """As `HealRecord`."""
+        os.ftruncate(self._descriptor, 0)
+        os.write(self._descriptor, b"".join(_line(entry) for entry in entries))
+
+    def close(self) -> None:
+        """Close the file, and remove it where it is empty."""
+        if os.fstat(self._descriptor).st_size == 0:
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def _line(entry: HealedEntry) -> bytes:
+    flow = entry.original
+    line = _Line(
+        entry.zone,
+        flow.src,
+        flow.dst,
+        flow.sport,
+        flow.dport,
+        entry.identity,
+        tuple(sorted(entry.directions)),
+    )
+    return msgspec.json.encode(line) + b"\n"
+
+
+def _entry(line: bytes) -> HealedEntry | None:
+    try:
+        read = _DECODER.decode(line)
+    except msgspec.DecodeError:
+        return None
+    ports = (read.zone, read.sport, read.dport)
+    if (
+        len(read.src) not in _ADDRESS_BYTES
+        or len(read.src) != len(read.dst)
+        or not all(0 <= number <= 0xFFFF for number in ports)
+    ):
+        return None
+    original = FlowTuple(6, read.src, read.dst, read.sport, read.dport)
+    return HealedEntry(read.zone, original, read.identity, frozenset(read.directions))

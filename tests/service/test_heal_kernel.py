@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: MIT
+"""Flows whose window one forged RST has shifted: on real connections, queues and rules."""
+
+import json
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, TCP
+from scapy.layers.inet6 import IPv6
+
+from nfq_guard.flow import PROTO_TCP, Direction, FlowSnapshot, FlowTuple
+from nfq_guard.flows.bpf import BpfFlows
+from nfq_guard.flows.liberal import LiberalFlag
+from nfq_guard.lab.netns import Namespace, veth
+from nfq_guard.seqno import add
+from tests.support.queue import GuardProcess, typed, wait_for
+
+pytestmark = pytest.mark.kernel
+Make = Callable[[str], Namespace]
+
+ADDRESSES = {4: ("10.81.0.1", "10.81.0.2"), 6: ("fd81::1", "fd81::2")}
+DOMAINS = {4: socket.AF_INET, 6: socket.AF_INET6}
+ADVERTISED = 80
+SERVED = 8080
+# TCP retransmits after 0.2, 0.6 and 1.4 s; a connection that is not healed retransmits for minutes.
+PATIENCE_S = 20.0
+AT_ONCE = '[policy]\ninclude = "preset:heal"\n'
+RULE = ("-t", "mangle", "-A", "PREROUTING", "-m", "conntrack", "--ctstate", "INVALID")
+
+
+@dataclass
+class Connection:
+    """The two ends of a connection that the guarded host translates."""
+
+    client: socket.socket
+    server: socket.socket
+    original: FlowTuple
+
+    def ping(self) -> bool:
+        """Whether data arrives in both directions; False once the connection is reset."""
+        try:
+            for sender, receiver in ((self.client, self.server), (self.server, self.client)):
+                sender.sendall(b"12345678")
+                if receiver.recv(8, socket.MSG_WAITALL) != b"12345678":
+                    return False
+        except ConnectionError:
+            return False
+        return True
+
+
+class Site:
+    """A client, and a guarded host that redirects a port."""
+
+    def __init__(self, client: Namespace, guarded: Namespace) -> None:
+        lengths = {4: 24, 6: 64}
+        pairs = [
+            (f"{near}/{lengths[family]}", f"{far}/{lengths[family]}")
+            for family, (near, far) in ADDRESSES.items()
+        ]
+        veth(client, "c0", guarded, "g0", *pairs)
+        self.client = client
+        self.guarded = guarded
+        words = ("-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", str(ADVERTISED))
+        for program in ("iptables", "ip6tables"):
+            guarded.run(program, *words, "-j", "REDIRECT", "--to-ports", str(SERVED))
+            guarded.run(program, *RULE)
+        with guarded.entered():
+            self.flows = BpfFlows()
+            self.flag = LiberalFlag()
+
+    def close(self) -> None:
+        self.flows.close()
+        self.flag.close()
+
+    @contextmanager
+    def connections(self, family: int, count: int = 1) -> Iterator[list[Connection]]:
+        """Connections over which data went in both directions."""
+        near, far = ADDRESSES[family]
+        with ExitStack() as stack:
+            with self.guarded.entered():
+                listener = stack.enter_context(socket.socket(DOMAINS[family]))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((far, SERVED))
+            listener.listen(count)
+            made: list[Connection] = []
+            for _ in range(count):
+                with self.client.entered():
+                    client = stack.enter_context(socket.socket(DOMAINS[family]))
+                client.settimeout(PATIENCE_S)
+                client.connect((far, ADVERTISED))
+                server = stack.enter_context(listener.accept()[0])
+                server.settimeout(PATIENCE_S)
+                src, dst = (socket.inet_pton(DOMAINS[family], name) for name in (near, far))
+                port = client.getsockname()[1]
+                flow = FlowTuple(PROTO_TCP, src, dst, port, ADVERTISED)
+                made.append(Connection(client, server, flow))
+                assert made[-1].ping()
+            yield made
+
+    def snapshot(self, connection: Connection) -> FlowSnapshot:
+        with self.guarded.entered():
+            (found,) = self.flows.lookup([connection.original])
+        assert isinstance(found, FlowSnapshot)
+        return found
+
+    def liberal(self, connections: Sequence[Connection]) -> int:
+        """Connections of which a sender has the flag."""
+        found = [self.flag.read(connection.original, 0) for connection in connections]
+        return sum(bool(flow and flow.liberal) for flow in found)
+
+    def poison(self, connections: Sequence[Connection]) -> None:
+        """Send one RST for each, as from the client, as far beyond its window as conntrack takes.
+
+        No TCP accepts it. Conntrack takes the client's data to end there, and then ignores the
+        server's acknowledgements as too old, with the data that they come with.
+        """
+        with self.client.entered():
+            raw = {
+                family: socket.socket(domain, socket.SOCK_RAW, socket.IPPROTO_TCP)
+                for family, domain in DOMAINS.items()
+            }
+        for connection in connections:
+            flow = connection.original
+            found = self.snapshot(connection)
+            assert found.peers is not None
+            client, server = found.peers
+            family, layer = (4, IP) if len(flow.src) == 4 else (6, IPv6)
+            number = add(client.td_maxend, server.td_maxwin - 2)
+            near, far = ADDRESSES[family]
+            packet = layer(src=near, dst=far) / TCP(
+                sport=flow.sport, dport=flow.dport, flags="R", seq=number
+            )
+            raw[family].sendto(bytes(packet)[20 if family == 4 else 40 :], (far, 0))
+        for one in raw.values():
+            one.close()
+
+
+@pytest.fixture
+def site(namespace: Make) -> Iterator[Site]:
+    made = Site(namespace("client"), namespace("guarded"))
+    yield made
+    made.close()
+
+
+@contextmanager
+def guard(
+    site: Site,
+    path: Path,
+    *lines: str,
+    policy: str = "",
+    name: str = "one",
+    prefix: Sequence[str] = (),
+) -> Iterator[GuardProcess]:
+    """The daemon, in mode enforce, with rules of its own."""
+    config = path / f"{name}.toml"
+    settings = ["[daemon]", f'control_socket = "{socket_of(path, name)}"', "log_interval_s = 0"]
+    if not any(line.startswith("mode") for line in lines):
+        settings.append('mode = "enforce"')
+    config.write_text("\n".join([*settings, *lines, policy]))
+    words = ("--config", str(config))
+    with GuardProcess(site.guarded, path / f"{name}.log", *words, prefix=prefix) as process:
+        yield process.ready()
+
+
+def socket_of(path: Path, name: str = "one") -> Path:
+    return path / f"{name}.sock"
+
+
+def counters(path: Path, name: str = "one") -> dict[str, Any]:
+    """The status of the daemon's only queue."""
+    told = json.loads(typed(socket_of(path, name), "status", "--format", "json"))
+    (queue,) = told["queues"]
+    return dict(queue)
+
+
+def pings(connections: Sequence[Connection]) -> list[bool]:
+    """Whether each connection goes on, all tried at the same time; a hang is an exception."""
+    with ThreadPoolExecutor(len(connections)) as pool:
+        return list(pool.map(Connection.ping, connections))
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_one_forged_rst_neither_ends_nor_hangs_a_flow(
+    site: Site, tmp_path: Path, family: int
+) -> None:
+    with site.connections(family, 2) as (poisoned, other), guard(site, tmp_path) as process:
+        site.poison([poisoned])
+        for _ in range(3):
+            assert poisoned.ping()
+        assert other.ping()
+        assert (site.liberal([poisoned]), site.liberal([other])) == (1, 0)
+        told = counters(tmp_path)
+        assert (told["heals"], told["heal_errors"]) == (1, 0)
+        assert process.stop() == 0
+        assert site.liberal([poisoned, other]) == 0
+    judged = process.events("packet_judged")
+    assert {event["reason"] for event in judged} == {"ack-over"}
+    assert {(event["action"], event["rule"], event["verdict"]) for event in judged} == {
+        ("drop", "translated", "drop"),
+        ("heal", "lost-window", "drop"),
+    }
+    (healed,) = process.events("healed")[:1]
+    assert healed["example"]["dport"] == ADVERTISED
+    (stopped,) = process.events("stopped")
+    assert (stopped["heals"], stopped["heals_undone"]) == (1, 1)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_storm_of_forged_rst_costs_no_connection(site: Site, tmp_path: Path, family: int) -> None:
+    """Without the guard the host resets the same connections."""
+    with site.connections(family, 50) as plain:
+        site.poison(plain)
+        pings(plain)  # the acknowledgement of the answer is the first packet that is INVALID
+        lost = pings(plain).count(False)
+    assert lost > 0
+    with site.connections(family, 100) as guarded, guard(site, tmp_path) as process:
+        site.poison(guarded)
+        assert pings(guarded) == pings(guarded) == [True] * 100
+        assert site.liberal(guarded) > 0
+        assert process.stop() == 0
+        assert site.liberal(guarded) == 0
+
+
+def test_without_a_window_a_flow_ends_instead_of_hanging(site: Site, tmp_path: Path) -> None:
+    """The rule `stuck`: as without the guard, after some retransmissions."""
+    without_bpf = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
+    with site.connections(4) as (one,), guard(site, tmp_path, prefix=without_bpf) as process:
+        site.poison([one])
+        while one.ping():
+            pass
+        assert process.stop() == 0
+    assert {event["evidence"] for event in process.events("packet_judged")} == {"ctnetlink"}
+    assert "stuck" in {event["rule"] for event in process.events("packet_judged")}
+    notes = [event["text"] for event in process.events("note")]
+    assert any("rules that heal never match" in note for note in notes)
+
+
+def test_a_heal_is_undone_in_time_and_made_again(site: Site, tmp_path: Path) -> None:
+    lines = ("heal_timeout_s = 1", "heal_flow_per_minute = 100")
+    with site.connections(4) as (one,), guard(site, tmp_path, *lines, policy=AT_ONCE) as process:
+        for heals in (1, 2):
+            site.poison([one])
+            assert one.ping()
+            assert one.ping()
+            assert counters(tmp_path)["heals"] >= heals
+            wait_for(lambda: site.liberal([one]) == 0)
+        assert process.stop() == 0
+
+
+def test_the_next_daemon_undoes_what_a_killed_one_left(site: Site, tmp_path: Path) -> None:
+    with site.connections(4, 3) as made:
+        site.flag.write(made[2].original, 0, frozenset(Direction), on=True)
+        with guard(site, tmp_path, policy=AT_ONCE) as process:
+            site.poison(made[:2])
+            assert pings(made) == pings(made) == [True] * 3
+            assert process.stop(signal.SIGKILL) == -signal.SIGKILL
+        assert site.liberal(made) == 3
+        with guard(site, tmp_path, 'mode = "dry-run"', policy=AT_ONCE) as process:
+            wait_for(lambda: site.liberal(made) == 1)
+            assert process.stop() == 0
+        assert site.liberal(made[2:]) == 1
+    assert not list(tmp_path.glob("*.healed-*"))
+
+
+def test_dry_run_heals_nothing_and_says_what_it_would(site: Site, tmp_path: Path) -> None:
+    """The packet passes, and ends the connection, as without the guard."""
+    with (
+        site.connections(4) as (one,),
+        guard(site, tmp_path, 'mode = "dry-run"', policy=AT_ONCE) as process,
+    ):
+        site.poison([one])
+        while one.ping():
+            pass
+        assert site.liberal([one]) == 0
+        told = counters(tmp_path)
+        assert (told["heals"], told["would_heal"]) == (0, 1)
+        assert process.stop() == 0
+    event = process.events("packet_judged")[0]
+    assert (event["action"], event["verdict"], event["would"]) == ("heal", "accept", "drop")
+
+
+def test_a_flood_that_wants_heals_is_bounded(site: Site, tmp_path: Path) -> None:
+    lines = ("heal_per_minute = 5",)
+    with site.connections(4, 20) as made, guard(site, tmp_path, *lines, policy=AT_ONCE) as process:
+        site.poison(made)
+        for connection in made:
+            connection.client.sendall(b"12345678")
+            connection.server.sendall(b"12345678")
+        wait_for(lambda: counters(tmp_path)["heals_over_limit"] > 0)
+        assert site.liberal(made) <= 5
+        assert counters(tmp_path)["heals"] <= 5
+        assert process.stop() == 0
+        assert site.liberal(made) == 0
+
+
+def test_two_daemons_leave_no_flow_liberal(site: Site, tmp_path: Path) -> None:
+    """Each of them sees half of the packets."""
+    with (
+        site.connections(4, 10) as made,
+        guard(site, tmp_path, policy=AT_ONCE) as one,
+        guard(site, tmp_path, 'rules = "none"', "queue = 1", policy=AT_ONCE, name="two") as two,
+    ):
+        half = ("-m", "statistic", "--mode", "nth", "--every", "2", "--packet", "0")
+        to_second = ("-j", "NFQUEUE", "--queue-num", "1")
+        site.guarded.run("iptables", *RULE[:2], "-I", RULE[3], "1", *RULE[4:], *half, *to_second)
+        site.poison(made)
+        assert pings(made) == [True] * 10
+        assert pings(made) == [True] * 10
+        assert site.liberal(made) > 0
+        assert counters(tmp_path)["heals"] + counters(tmp_path, "two")["heals"] >= 10
+        assert one.stop() == 0
+        assert two.stop() == 0
+        assert site.liberal(made) == 0
+
+
+def test_only_our_flag_is_undone(site: Site, tmp_path: Path) -> None:
+    """Another program has set it for the other sender."""
+    lines = ("heal_both_directions = true",)
+    with site.connections(4) as (one,), guard(site, tmp_path, *lines, policy=AT_ONCE) as process:
+        site.flag.write(one.original, 0, frozenset({Direction.REPLY}), on=True)
+        site.poison([one])
+        assert one.ping()
+        assert one.ping()
+        healed = site.flag.read(one.original, 0)
+        assert healed is not None
+        assert healed.liberal == frozenset(Direction)
+        assert process.stop() == 0
+        left = site.flag.read(one.original, 0)
+        assert left is not None
+        assert left.liberal == {Direction.REPLY}
+
+
+def test_a_change_to_dry_run_undoes_all(site: Site, tmp_path: Path) -> None:
+    with site.connections(4) as (one,), guard(site, tmp_path, policy=AT_ONCE) as process:
+        site.poison([one])
+        assert one.ping()
+        assert one.ping()
+        assert site.liberal([one]) == 1
+        typed(socket_of(tmp_path), "mode", "dry-run")
+        wait_for(lambda: site.liberal([one]) == 0)
+        assert process.stop() == 0
+
+
+def test_absent_flows_and_foreign_zones_are_told_apart(site: Site) -> None:
+    with site.connections(4) as (one,):
+        found = site.flag.read(one.original, 0)
+        assert found is not None
+        assert found.liberal == frozenset()
+        with pytest.raises(OSError, match="ENOENT"):
+            site.flag.read(one.original, 9)
+        with pytest.raises(OSError, match="ENOENT"):
+            site.flag.write(one.original, 9, frozenset(Direction), on=True)

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: MIT
+"""The file of healed flows: what was written is read back, and nothing else is."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.flow import Direction, FlowTuple
+from nfq_guard.service.worker.heal_record import HealedEntry, HealFile
+
+_V4 = FlowTuple(6, b"\n\0\0\1", b"\n\0\0\2", 40_000, 443)
+_V6 = FlowTuple(6, bytes(15) + b"\1", bytes(15) + b"\2", 1, 65_535)
+_REPLY = frozenset({Direction.REPLY})
+ENTRIES = [
+    HealedEntry(0, _V4, b"\1\2\3\4", _REPLY),
+    HealedEntry(7, _V6, b"", frozenset(Direction)),
+]
+
+
+def test_entries_are_read_back_once(tmp_path: Path) -> None:
+    path = tmp_path / "healed"
+    first = HealFile(path)
+    for entry in ENTRIES:
+        first.add(entry)
+    second = HealFile(path)
+    assert second.take() == ENTRIES
+    assert second.take() == []
+    second.replace(ENTRIES[1:])
+    assert first.take() == ENTRIES[1:]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"not JSON",
+        b"\xff\xfe",
+        b"{}",
+        b"[1, 2]",
+        b'{"zone":0,"src":"CgAAAQ==","dst":"CgAA","sport":1,"dport":2,"identity":"","directions":[]}',
+        b'{"zone":0,"src":"CgAA","dst":"CgAA","sport":1,"dport":2,"identity":"","directions":[]}',
+        b'{"zone":-1,"src":"CgAAAQ==","dst":"CgAAAQ==","sport":1,"dport":2,"identity":"",'
+        b'"directions":[]}',
+        b'{"zone":0,"src":"CgAAAQ==","dst":"CgAAAQ==","sport":1,"dport":65536,"identity":"",'
+        b'"directions":[]}',
+        b'{"zone":0,"src":"CgAAAQ==","dst":"CgAAAQ==","sport":1,"dport":2,"identity":"",'
+        b'"directions":[2]}',
+    ],
+)
+def test_lines_that_are_not_ours_are_skipped(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "healed"
+    record = HealFile(path)
+    record.add(ENTRIES[0])
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    record.add(ENTRIES[1])
+    assert record.take() == ENTRIES
+
+
+def test_only_an_empty_file_is_removed(tmp_path: Path) -> None:
+    path = tmp_path / "healed"
+    record = HealFile(path)
+    record.add(ENTRIES[0])
+    record.close()
+    assert path.exists()
+    record = HealFile(path)
+    record.take()
+    record.close()
+    assert not path.exists()
+
+
+def test_a_planted_link_or_pipe_is_refused(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("mine")
+    link = tmp_path / "link"
+    link.symlink_to(target)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (link, pipe, tmp_path):
+        with pytest.raises(OSError, match=str(path)):
+            HealFile(path)
+    assert target.read_text() == "mine"
