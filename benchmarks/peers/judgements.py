@@ -19,7 +19,9 @@ from nfq_guard.flow import (
     FlowTuple,
     Peer,
 )
-from nfq_guard.policy.default import default_policy
+from nfq_guard.policy.default import DEFAULT_TABLE, default_policy
+from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
+from nfq_guard.policy.parse import parse_policy
 from nfq_guard.seqno import seq
 from nfq_guard.wire.packet import Queued
 
@@ -65,19 +67,29 @@ def _snapshot() -> FlowSnapshot:
     )
 
 
+def _without_heal() -> CompiledPolicy:
+    """The default policy without the rules about flows that conntrack has lost track of."""
+    rules = DEFAULT_TABLE["rule"]
+    if not isinstance(rules, list):
+        raise TypeError
+    kept = [rule for rule in rules if rule["name"] not in {"lost-window", "stuck"}]
+    return compile_policy(parse_policy({**DEFAULT_TABLE, "rule": kept}, source="benchmark"))
+
+
 def main() -> None:
     """Judge the packets while callgrind counts."""
     library = ctypes.CDLL(sys.argv[1])
     gc.disable()
-    for name, octets, snapshot in (
-        ("seq-over", _packet(1_000_000, _ACK), _snapshot()),
-        ("no-entry", _packet(1000, _SYN_ACK), None),
-        ("bad-flags", _packet(1000, _SYN_FIN), _snapshot()),
+    for name, octets, snapshot, policy in (
+        ("seq-over", _packet(1_000_000, _ACK), _snapshot(), _without_heal()),
+        ("seq-over-heal", _packet(1_000_000, _ACK), _snapshot(), default_policy()),
+        ("no-entry", _packet(1000, _SYN_ACK), None, _without_heal()),
+        ("bad-flags", _packet(1000, _SYN_FIN), _snapshot(), _without_heal()),
     ):
-        engine = Engine(policy=default_policy(), flows=_FixedFlows(snapshot), mode=Mode.ENFORCE)
+        engine = Engine(policy=policy, flows=_FixedFlows(snapshot), mode=Mode.ENFORCE)
         batch = [octets] * BATCH
         found = engine.judge(batch, now=1.0)[0].finding.reason
-        if found != name:
+        if not name.startswith(found):
             sys.exit(f"expected {name}, found {found}")
         for _ in range(50):
             engine.judge(batch, now=1.0)

@@ -17,11 +17,13 @@ import tempfile
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flows import bpf, exchange
 from nfq_guard.nfqueue.verdicts import VerdictSender
-from nfq_guard.policy.default import default_policy
+from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.parse import parse_policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.packet_ring import PacketRing
 from nfq_guard.service.worker.worker import Worker
@@ -110,6 +112,16 @@ def _pair() -> tuple[socket.socket, socket.socket]:
     return sender, receiver
 
 
+# The rules of the default policy for this reason, without those that heal.
+_POLICY: Final[dict[str, object]] = {
+    "rule": [
+        {"name": "translated", "nat": ["snat", "dnat", "both"], "action": "drop"},
+        {"name": "window", "reason": "seq-over", "action": "allow"},
+    ],
+    "default": "allow",
+}
+
+
 def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
     library = types.ModuleType("netfilterqueue")
     library.__dict__.update(NetfilterQueue=_Queue, COPY_PACKET=2, Packet=object)
@@ -123,7 +135,7 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
         reader=reader,
         verdicts=VerdictSender(reader.socket, 7),
         judge=Engine(
-            policy=default_policy(),
+            policy=compile_policy(parse_policy(_POLICY, source="benchmark")),
             flows=bpf.BpfFlows(program=_Program()),
             mode=Mode.ENFORCE,
             unjudged_mark=1,
