@@ -21,7 +21,17 @@ from nfq_guard.lab.pace import limit
 
 _READY_LIMIT_S: Final = 15.0
 _STOP_LIMIT_S: Final = 5.0
-_MODES: Final = {Mitigation.GUARD: "enforce", Mitigation.GUARD_DRY_RUN: "dry-run"}
+_MODES: Final = {
+    Mitigation.GUARD: "enforce",
+    Mitigation.GUARD_HEAL: "enforce",
+    Mitigation.GUARD_DRY_RUN: "dry-run",
+}
+# The policy of each unless the caller has one; empty for the default policy.
+_POLICIES: Final = {
+    Mitigation.GUARD: "",
+    Mitigation.GUARD_HEAL: '[policy]\ninclude = "preset:heal"\n',
+    Mitigation.GUARD_DRY_RUN: "",
+}
 
 # One event for each recorded packet, independent of this machine's own configuration.
 _CONFIG: Final = """\
@@ -45,9 +55,9 @@ class Guard:
 
         Args:
             router: The namespace to run it in.
-            mitigation: `GUARD` or `GUARD_DRY_RUN`.
+            mitigation: One of `outcome.GUARDED`.
             directory: An empty directory for its files, which `close` leaves in place.
-            policy: The table `[policy]` as TOML; empty for the default policy.
+            policy: The table `[policy]` as TOML; empty for that of the mitigation.
         """
         self._router = router
         self._overdue = False
@@ -55,7 +65,7 @@ class Guard:
         self._stderr = directory / "stderr"
         notify = directory / "notify"
         config = directory / "nfq-guard.toml"
-        config.write_text(_CONFIG + policy, encoding="utf-8")
+        config.write_text(_CONFIG + (policy or _POLICIES[mitigation]), encoding="utf-8")
         self._ready = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._ready.bind(str(notify))
         self._ready.settimeout(0.1)
@@ -145,7 +155,7 @@ class Guard:
         actions = stopped["actions"]
         return Report(
             queued=stopped["packets"],
-            drops=actions.get("drop", 0),
+            drops=actions.get("drop", 0) + actions.get("heal", 0),
             judged=tuple(event for event in events if event["event"] == "packet_judged"),
         )
 

@@ -18,6 +18,7 @@ class Mitigation(StrEnum):
     DROP_FORWARD = "drop-forward"
     DROP_INPUT = "drop-input"
     GUARD = "guard"
+    GUARD_HEAL = "guard-heal"
     GUARD_DRY_RUN = "guard-dry-run"
 
 
@@ -138,4 +139,5 @@ class Result:
         }
 
 
-GUARDED: Final = (Mitigation.GUARD, Mitigation.GUARD_DRY_RUN)
+GUARDED: Final = (Mitigation.GUARD, Mitigation.GUARD_HEAL, Mitigation.GUARD_DRY_RUN)
+ENFORCING: Final = (Mitigation.GUARD, Mitigation.GUARD_HEAL)

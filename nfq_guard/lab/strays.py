@@ -17,6 +17,8 @@ from nfq_guard.wire.packet import ACK, SYN
 
 # Distance from the last sequence number that conntrack still accepts.
 BEYOND_BYTES: Final = 10_000
+# Half of the sequence numbers that are above the window, which a forged one is likely among.
+FORGED_BYTES: Final = 1 << 30
 PAYLOAD: Final = b"stray segment beyond the window"
 
 
@@ -26,6 +28,8 @@ class Kind(StrEnum):
     SEQ_OVER = "beyond the window"
     OLD_DATA = "a late copy of the first answer"
     STALE_RST = "an RST below the acknowledged sequence number"
+    FORGED_FIN = "a FIN of a sender that does not know the sequence numbers"
+    FORGED_RST = "an RST of a sender that does not know the sequence numbers"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +131,9 @@ def build(stray: Stray, client: Side, server: Side) -> bytes:
             if data is None:
                 raise UnavailableError("the lab saw no answer that it could repeat")
             number, ack, flags, payload = data.seq, data.ack, "PA", data.payload
+        case Kind.FORGED_FIN | Kind.FORGED_RST:
+            number, ack, payload = add(sender.end, FORGED_BYTES), receiver.end, b""
+            flags = "FA" if stray.kind is Kind.FORGED_FIN else "R"
         case Kind.STALE_RST:
             number, ack, flags, payload = add(sender.isn, 1), receiver.end, "RA", b""
         case _:

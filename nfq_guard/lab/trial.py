@@ -17,10 +17,10 @@ from nfq_guard.lab import strays
 from nfq_guard.lab.guard import Guard, Report
 from nfq_guard.lab.mitigations import counted_invalid, dropped_by_rules, install
 from nfq_guard.lab.netns import Namespace
-from nfq_guard.lab.outcome import GUARDED, Mitigation, Outcome, Result
+from nfq_guard.lab.outcome import ENFORCING, GUARDED, Mitigation, Outcome, Result
 from nfq_guard.lab.pace import limit
 from nfq_guard.lab.peers import Client, serve, wait_for_server
-from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Scenario, Stage
+from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Change, Scenario, Stage
 from nfq_guard.lab.wiretap import Segment, Tap, settle
 
 # Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s.
@@ -138,7 +138,7 @@ class _Trial:
         if self._guard:
             self._guard.close()
             report = self._guard.report()
-            dropped = report.drops if self._mitigation is Mitigation.GUARD else 0
+            dropped = report.drops if self._mitigation in ENFORCING else 0
         return self._judge(stage, invalid=invalid, dropped=dropped, report=report)
 
     def _converse(self, stage: Stage, peers: ExitStack) -> None:
@@ -159,11 +159,14 @@ class _Trial:
         if self._replies[-1] != "connected":
             return
         self._replies.append(client.ask(_ANSWER_LIMIT_S))
-        for stray in stage.strays:
+        for step in stage.strays:
             if self._replies[-1] != "answered":
                 return
             self._check_cancelled()
-            self._send(stray)
+            if isinstance(step, Change):
+                step.make()
+            else:
+                self._send(step)
             for _ in range(2):
                 if self._replies[-1] == "answered":
                     self._replies.append(client.ask(_ANSWER_LIMIT_S))

@@ -123,6 +123,7 @@ def test_the_matrix_is_what_the_lab_expects() -> None:
         Mitigation.DROP_FORWARD,
         Mitigation.DROP_INPUT,
         Mitigation.GUARD,
+        Mitigation.GUARD_HEAL,
         Mitigation.GUARD_DRY_RUN,
     ]
     expected = [

@@ -5,10 +5,12 @@ from typing import Final
 
 from nfq_guard.lab.scenarios.asymmetric import Asymmetric
 from nfq_guard.lab.scenarios.base import Scenario
+from nfq_guard.lab.scenarios.broken_window_tracking import BrokenWindowTracking
 from nfq_guard.lab.scenarios.istio_redirect import IstioRedirect
 from nfq_guard.lab.scenarios.kube_proxy_dnat import KubeProxyDnat
 from nfq_guard.lab.scenarios.late_retransmission import LateRetransmission
 from nfq_guard.lab.scenarios.moby_hairpin import MobyHairpin
+from nfq_guard.lab.scenarios.rst_injection import RstInjection
 from nfq_guard.lab.scenarios.snat_reply import SnatReply
 
 _ALL: Final[tuple[Scenario, ...]] = (
@@ -18,5 +20,7 @@ _ALL: Final[tuple[Scenario, ...]] = (
     SnatReply(),
     Asymmetric(),
     LateRetransmission(),
+    BrokenWindowTracking(),
+    RstInjection(),
 )
 SCENARIOS: Final[dict[str, Scenario]] = {scenario.name: scenario for scenario in _ALL}

@@ -44,6 +44,9 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.GUARD: Expectation(
         Outcome.SURVIVED, "the flow is not translated, so the guard leaves it to the endpoints"
     ),
+    Mitigation.GUARD_HEAL: Expectation(
+        Outcome.SURVIVED, "the flow is not translated, so the guard leaves it to the endpoints"
+    ),
     Mitigation.GUARD_DRY_RUN: Expectation(
         Outcome.SURVIVED, "the guard would accept these packets in either mode"
     ),

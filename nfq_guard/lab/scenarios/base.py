@@ -24,6 +24,13 @@ class Link:
     interface: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of the network while the connection is open."""
+
+    make: Callable[[], None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """A complete network, ready for a connection.
@@ -36,7 +43,8 @@ class Stage:
         listen_on: Address that the server listens on.
         nat: The body of the router's nat table for iptables-restore; may be empty.
         links: The links to capture.
-        strays: The segments to send into the live connection, in order.
+        strays: The segments to send into the live connection, and the changes of the network, in
+            order.
         outer: Label of the link on which no source in `hidden` may appear; None if there is none.
         hidden: Sources that translation hides: an address, and a port or None for any port.
         extra_listener: A second address in the server's namespace, with a listener of its own.
@@ -51,7 +59,7 @@ class Stage:
     listen_on: Address
     nat: str
     links: tuple[Link, ...]
-    strays: tuple[Stray, ...]
+    strays: tuple[Stray | Change, ...]
     outer: str | None = None
     hidden: tuple[tuple[str, int | None], ...] = ()
     extra_listener: Address | None = None

@@ -42,6 +42,9 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.GUARD: Expectation(
         Outcome.SURVIVED, "the guard drops both, on the way in and on the way out"
     ),
+    Mitigation.GUARD_HEAL: Expectation(
+        Outcome.SURVIVED, "the guard drops both, on the way in and on the way out"
+    ),
     Mitigation.GUARD_DRY_RUN: Expectation(
         Outcome.RESET, "dry-run only records that the segment would be dropped"
     ),

@@ -39,6 +39,9 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.GUARD: Expectation(
         Outcome.SURVIVED, "the reply belongs to a translated flow, so the guard drops it"
     ),
+    Mitigation.GUARD_HEAL: Expectation(
+        Outcome.SURVIVED, "the reply belongs to a translated flow, so the guard drops it"
+    ),
     Mitigation.GUARD_DRY_RUN: Expectation(
         Outcome.RESET, "dry-run only records that the reply would be dropped"
     ),

@@ -46,6 +46,9 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.GUARD: Expectation(
         Outcome.SURVIVED, "both belong to a translated flow, so the guard drops them"
     ),
+    Mitigation.GUARD_HEAL: Expectation(
+        Outcome.SURVIVED, "both belong to a translated flow, so the guard drops them"
+    ),
     Mitigation.GUARD_DRY_RUN: Expectation(
         Outcome.RESET, "dry-run only records that the reply would be dropped"
     ),

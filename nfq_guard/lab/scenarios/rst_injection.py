@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: MIT
+"""Two forged segments of a sender who knows the ports, but no sequence number.
+
+A service has two pods. A connection to one of them is idle when a FIN and an RST with arbitrary
+sequence numbers arrive, as from the client. No TCP accepts them. Conntrack calls both INVALID, for
+they are far beyond the window. With be_liberal it takes both for true: the FIN moves the flow to
+FIN_WAIT, where every RST closes it, and the entry expires within seconds. The client's next request
+opens a new entry, which the service translates to the other pod, and that answers with RST.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
+from nfq_guard.lab.scenarios.base import Change, Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.strays import Kind, Stray
+
+_CLIENT: Final = "192.0.2.2"
+_PODS: Final = ("10.244.0.2", "10.244.0.3")
+_SERVICE: Final = "10.96.0.10"
+_MATCH: Final = f"-A PREROUTING -d {_SERVICE} -p tcp --dport 80"
+# The kernel's default of 10 s, shortened; the test waits until it is over.
+_CLOSE_S: Final = 1
+
+_NOT_TAKEN: Final = "conntrack calls both INVALID, so that they change nothing"
+_DROPPED: Final = "both are INVALID, and dropped"
+
+EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
+    Mitigation.NONE: Expectation(Outcome.SURVIVED, _NOT_TAKEN),
+    Mitigation.BE_LIBERAL: Expectation(
+        Outcome.RESET, "conntrack believes both and forgets the translation of the connection"
+    ),
+    Mitigation.DROP_PREROUTING: Expectation(Outcome.SURVIVED, _DROPPED),
+    Mitigation.DROP_FORWARD: Expectation(Outcome.SURVIVED, _NOT_TAKEN),
+    Mitigation.DROP_INPUT: Expectation(Outcome.SURVIVED, _NOT_TAKEN),
+    Mitigation.GUARD: Expectation(Outcome.SURVIVED, _DROPPED),
+    Mitigation.GUARD_HEAL: Expectation(
+        Outcome.SURVIVED, "both are too far from the window for a heal, and dropped"
+    ),
+    Mitigation.GUARD_DRY_RUN: Expectation(Outcome.SURVIVED, _NOT_TAKEN),
+}
+
+
+class RstInjection:
+    """The scenario that the module describes."""
+
+    name = "rst-injection"
+    summary = "a forged FIN and RST with arbitrary numbers, which be_liberal believes"
+
+    def build(self, make: MakeNamespace) -> Stage:
+        """Client, node, and one namespace with the addresses of both pods."""
+        client, node, pods = make("client"), routing(make("node")), make("pods")
+        join(client, "eth0", node, "eth0", f"{_CLIENT}/24", "192.0.2.1/24")
+        join(pods, "eth0", node, "cni0", f"{_PODS[0]}/24", "10.244.0.1/24")
+        pods.ip("addr", "add", f"{_PODS[1]}/24", "dev", "eth0")
+        client.ip("route", "add", "default", "via", "192.0.2.1")
+        pods.ip("route", "add", "default", "via", "10.244.0.1")
+        node.sysctl("netfilter.nf_conntrack_tcp_timeout_close", _CLOSE_S)
+        rules = (
+            f"{_MATCH} -m statistic --mode nth --every 2 --packet 0"
+            f" -j DNAT --to-destination {_PODS[0]}:8080",
+            f"{_MATCH} -j DNAT --to-destination {_PODS[1]}:8080",
+        )
+        forged = (
+            Stray(kind=kind, sender=client, tap="outer", from_client=True)
+            for kind in (Kind.FORGED_FIN, Kind.FORGED_RST)
+        )
+        return Stage(
+            router=node,
+            client=client,
+            server=pods,
+            connect_to=(_SERVICE, 80),
+            listen_on=(_PODS[0], 8080),
+            extra_listener=(_PODS[1], 8080),
+            nat="\n".join(rules),
+            links=(
+                Link(label="inner", namespace=node, interface="cni0"),
+                Link(label="outer", namespace=node, interface="eth0"),
+            ),
+            strays=(*forged, Change(lambda: time.sleep(_CLOSE_S + 1.5))),
+            outer="outer",
+            hidden=tuple((pod, None) for pod in _PODS),
+        )
+
+    def expected(self, kernel: KernelRules) -> Expectations:
+        """Where every RST closes a flow that closes already; else be_liberal loses nothing."""
+        if kernel.closing_takes_any_rst:
+            return EXPECTED
+        kept = Expectation(Outcome.SURVIVED, "the forged RST is below what was acknowledged")
+        return {**EXPECTED, Mitigation.BE_LIBERAL: kept}
