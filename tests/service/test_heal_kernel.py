@@ -71,9 +71,20 @@ class Site:
         for program in ("iptables", "ip6tables"):
             guarded.run(program, *words, "-j", "REDIRECT", "--to-ports", str(SERVED))
             guarded.run(program, *RULE)
+        self.zone = 0
         with guarded.entered():
             self.flows = BpfFlows()
             self.flag = LiberalFlag()
+
+    def move_to_zone(self, zone: int) -> None:
+        """Put all IPv4 flows that are still to come into a conntrack zone."""
+        for chain, option in (("PREROUTING", "-i"), ("OUTPUT", "-o")):
+            words = ("-t", "raw", "-A", chain, option, "g0", "-j", "CT", "--zone", str(zone))
+            self.guarded.run("iptables", *words)
+        self.zone = zone
+        self.flows.close()
+        with self.guarded.entered():
+            self.flows = BpfFlows((zone,))
 
     def close(self) -> None:
         self.flows.close()
@@ -112,7 +123,7 @@ class Site:
 
     def liberal(self, connections: Sequence[Connection]) -> int:
         """Connections of which a sender has the flag."""
-        found = [self.flag.read(connection.original, 0) for connection in connections]
+        found = [self.flag.read(connection.original, self.zone) for connection in connections]
         return sum(bool(flow and flow.liberal) for flow in found)
 
     def poison(self, connections: Sequence[Connection]) -> None:
@@ -335,6 +346,17 @@ def test_only_our_flag_is_undone(site: Site, tmp_path: Path) -> None:
         left = site.flag.read(one.original, 0)
         assert left is not None
         assert left.liberal == {Direction.REPLY}
+
+
+def test_a_flow_in_a_zone(site: Site, tmp_path: Path) -> None:
+    site.move_to_zone(7)
+    with site.connections(4) as (one,), guard(site, tmp_path, "zones = [0, 7]") as process:
+        site.poison([one])
+        for _ in range(3):
+            assert one.ping()
+        assert site.liberal([one]) == 1
+        assert process.stop() == 0
+        assert site.liberal([one]) == 0
 
 
 def test_a_change_to_dry_run_undoes_all(site: Site, tmp_path: Path) -> None:
