@@ -21,6 +21,7 @@ from nfq_guard.doctor import host
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.firewall.xtables import System
+from nfq_guard.flow import EvidenceChoice
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.matcher import compile_policy
@@ -79,13 +80,13 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_OK
     kernel = kernel_of(args.kernel).rules if args.kernel else rules_of(platform.release())
     try:
-        source, model, of_unit = _read(args.file)
+        source, model, choice, of_unit = _read(args.file)
     except ConfigError as error:
         if args.format == "text":
             raise
         write_line(_json({"source": error.source, "fine": False, "mistakes": error.mistakes}))
         return EXIT_USAGE
-    found = [*cautions(model, kernel), *of_unit]
+    found = [*cautions(model, kernel, choice), *of_unit]
     on_host = list(host.checks(compile_policy(model))) if args.host else None
     if args.format == "json":
         write_line(_json(_report(source, model, found, on_host, explain=args.explain)))
@@ -123,25 +124,27 @@ def attributes(docstring: str) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in _ATTRIBUTE.findall(cleandoc(docstring))}
 
 
-def _read(file: str | None) -> tuple[str, PolicyModel, list[Caution]]:
+def _read(file: str | None) -> tuple[str, PolicyModel, EvidenceChoice, list[Caution]]:
     """Read a preset, or a configuration file without any mistake.
 
-    Returns its source, its policy, and warnings about its settings.
+    Returns its source, its policy, the setting `evidence` where the policy is its own, and
+    warnings about its settings.
 
     Raises:
         ConfigError: It has mistakes, or settings that the service unit does not let work.
     """
     if file is not None and file.startswith(PRESET_PREFIX):
-        return file, load_policy(file), []
+        return file, load_policy(file), "auto", []
     path = None if file is None else Path(file)
     config = load_config(path)
     sandbox = unit.sandbox_of(path or DEFAULT_PATH, System())
-    if sandbox is None:
-        return config.source, config.model, list(unit.cautions(config.settings, config.source))
-    mistakes = list(unit.mistakes(config.settings, sandbox))
+    mistakes = [] if sandbox is None else list(unit.mistakes(config.settings, sandbox))
     if mistakes:
         raise ConfigError(config.source, mistakes)
-    return config.source, config.model, []
+    of_unit = [] if sandbox is not None else unit.cautions(config.settings, config.source)
+    own = config.model.source == config.source
+    choice: EvidenceChoice = config.settings.evidence if own else "auto"
+    return config.source, config.model, choice, list(of_unit)
 
 
 class ReportRecord(TypedDict):

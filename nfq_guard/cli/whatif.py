@@ -14,6 +14,7 @@ from nfq_guard.cli.recording import is_events, opened
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
+from nfq_guard.policy.decision import Action
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
@@ -168,6 +169,9 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
         title = f"policy {letter}: {policy.model.source}"
         yield paint(title, Style.BOLD)
         yield f"  would drop {_drops(tally)}, accept {tally.passes}"
+        heals = tally.by_action.get(Action.HEAL, 0)
+        if heals:
+            yield f"  {heals} of these drops would heal a flow"
         yield from _drop_lines(tally)
         if tally.missed:
             yield paint(

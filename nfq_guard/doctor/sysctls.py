@@ -72,7 +72,7 @@ def _be_liberal(values: Mapping[str, str]) -> Check:
         "sysctl.be_liberal",
         f"{on[0].rpartition('.')[2]}=1: segments outside the window are not INVALID; seq-over and "
         "ack-over never reach the guard",
-        f"set net.{on[0]}=0",
+        f"set net.{on[0]}=0; the guard heals single flows whose window conntrack has lost",
     )
 
 

@@ -6,11 +6,12 @@ makes unreachable may be missed.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, final
+from typing import Final, NamedTuple, final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.finding import Reason
-from nfq_guard.policy.fields import FIELD_BY_NAME, FIELDS, REASON, REASONS, Field
+from nfq_guard.flow import Evidence, EvidenceChoice
+from nfq_guard.policy.fields import EVIDENCES, FIELD_BY_NAME, FIELDS, REASON, REASONS, Field
 from nfq_guard.policy.intervals import (
     IntervalSet,
     complement,
@@ -35,6 +36,12 @@ from nfq_guard.policy.model import (
 )
 from nfq_guard.policy.values import one_of
 
+# What a daemon finds in a flow where the setting `evidence` allows no window.
+_WITHOUT_WINDOW: Final = {
+    "kernel-log": (Evidence.KERNEL_LOG, Evidence.CTNETLINK, Evidence.NONE),
+    "ctnetlink": (Evidence.CTNETLINK, Evidence.NONE),
+}
+
 
 class Caution(NamedTuple):
     """A warning of `check` about one rule, or one setting of the daemon.
@@ -56,13 +63,24 @@ class Caution(NamedTuple):
         return f"{self.key}{f' ({self.rule})' if self.rule else ''}: {self.text}"
 
 
-def cautions(model: PolicyModel, kernel: KernelRules) -> list[Caution]:
-    """The rules of `model` that can never match with kernels like `kernel`, in order."""
+def cautions(
+    model: PolicyModel, kernel: KernelRules, choice: EvidenceChoice = "auto"
+) -> list[Caution]:
+    """The rules of `model` that can never match, in order.
+
+    Args:
+        model: The policy.
+        kernel: With kernels like this.
+        choice: With this setting of the daemon. It is held against the rules of the file alone,
+            for presets serve every setting.
+    """
     found: list[Caution] = []
     earlier: list[Reach] = []
     for rule in model.rules:
         reach = Reach(rule)
         why = _never(reach, earlier, kernel)
+        if not why and rule.source == model.source:
+            why = _never_read(reach, choice)
         if why:
             text = f"can never match: {why}"
             found.append(Caution(rule.key, rule.source, rule.name, text))
@@ -195,6 +213,16 @@ def _never(reach: Reach, earlier: list[Reach], kernel: KernelRules) -> str:
     if not any(contains(reach.allowed(REASON.name), number) for number in possible):
         return f"kernels like {kernel.name} never report these reasons"
     return ""
+
+
+def _never_read(reach: Reach, choice: EvidenceChoice) -> str:
+    """Why the daemon never has the evidence that the rule takes; empty when it may."""
+    there = _WITHOUT_WINDOW.get(choice)
+    if there is None:
+        return ""
+    if any(contains(reach.allowed("evidence"), EVIDENCES.index(evidence)) for evidence in there):
+        return ""
+    return f"the setting daemon.evidence is {choice!r}, with which no window is read"
 
 
 def _unmet_need(reach: Reach, field: Field) -> str:

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_15, KERNEL_6_1
 from nfq_guard.finding import BOUNDS
+from nfq_guard.flow import EvidenceChoice
 from nfq_guard.policy.decision import Action
+from nfq_guard.policy.default import DEFAULT_TABLE
 from nfq_guard.policy.lint import cautions, lets_nothing_pass, value_covers
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.model import Interval, MarkBits, Pattern
@@ -165,3 +167,33 @@ def test_values_of_different_kinds_do_not_cover_each_other() -> None:
 
 def test_addresses_of_both_families_contradict_neither() -> None:
     assert _cautions({"src": ["10.0.0.0/8", "fd00::/8"], "family": 6}) == []
+
+
+@pytest.mark.parametrize(
+    ("choice", "rule", "warned"),
+    [
+        ("auto", {"action": "heal"}, False),
+        ("bpf", {"action": "heal"}, False),
+        ("kernel-log", {"action": "heal"}, True),
+        ("ctnetlink", {"action": "heal"}, True),
+        ("ctnetlink", {"action": "drop", "evidence": "kernel-log"}, True),
+        ("kernel-log", {"action": "drop", "evidence": "kernel-log"}, False),
+        ("ctnetlink", {"action": "drop", "dport": 1}, False),
+    ],
+)
+def test_a_rule_that_takes_a_window_needs_evidence_with_one(
+    choice: EvidenceChoice, rule: dict[str, object], warned: bool
+) -> None:
+    model = parse_policy({"default": "allow", "rule": [rule]}, source="x")
+    found = [str(caution) for caution in cautions(model, KERNEL_6_1, choice)]
+    why = f"the setting daemon.evidence is {choice!r}, with which no window is read"
+    expected = f"policy.rule[0] (rule[0]): can never match: {why}"
+    assert found == ([expected] if warned else [])
+
+
+def test_presets_serve_every_evidence() -> None:
+    table = {"include": "preset:default"}
+    included = parse_policy(
+        table, source="x", includes=lambda _reference, _within: ("preset:default", DEFAULT_TABLE)
+    )
+    assert cautions(included, KERNEL_6_1, "ctnetlink") == []
