@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The text of `nfq-guard status`."""
 
+from msgspec.structs import replace
+
 from nfq_guard.cli.status import lines
 from nfq_guard.engine import Mode
 from nfq_guard.service.status import ActingPolicy, PolicyFacts, ReloadStatus, RulesState
@@ -53,6 +55,14 @@ def test_losses_are_shown_where_there_are_any() -> None:
     assert "9 packets dropped by the fail mode" in shown
     assert "socket buffer" not in shown
     assert "above the rate" not in shown
+
+
+def test_heals_are_shown_where_there_are_any() -> None:
+    assert "heal" not in text()
+    queue = replace(queue_status(heals=3, heals_undone=1, heals_over_limit=4), healed_flows=2)
+    shown = text(queues=(queue,))
+    assert "2 flows healed at present; 3 heals made, 1 undone, 4 packets over a limit" in shown
+    assert "1 would be made in enforce" in text(queues=(queue_status(would_heal=1),))
 
 
 def test_a_policy_on_trial() -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 from typing import Any
 
+import msgspec
 import pytest
 
 from nfq_guard.cli.top_detail import window_lines
@@ -225,6 +226,14 @@ def test_a_window_of_another_version_is_left_out() -> None:
     assert list(window_lines(event(window={"sender_td_end": 1}), 80)) == []
     assert list(window_lines(event(src="nowhere", window=window()), 80)) == []
     assert list(window_lines(event(), 80)) == []
+
+
+def test_healed_flows_are_shown() -> None:
+    healed = msgspec.structs.replace(queue_status(), healed_flows=2)
+    fresh = View()
+    fresh.take(daemon_status(queues=(healed,)), [], 107.0)
+    shown = ["".join(piece.text for piece in line) for line in fresh.lines(24, 200)]
+    assert any(line.endswith(", 2 flows healed") for line in shown)
 
 
 def test_problems_are_shown(three: View) -> None:

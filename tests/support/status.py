@@ -51,7 +51,7 @@ def daemon_status(**changes: Any) -> Status:  # noqa: ANN401 - any field of a st
         rules=rules_status(RulesState.CORRECT),
         queues=(queue_status(),),
         reasons={},
-        actions={"drop": 0, "log": 0, "allow": 0},
+        actions={"drop": 0, "log": 0, "allow": 0, "heal": 0},
         decided_by={},
         counters={"reloads": 0, "reload_failures": 0, "shed_packets": 0, "unjudged_drops": 0},
         last_reload=None,
