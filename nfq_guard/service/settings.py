@@ -122,8 +122,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     offload_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 10.0
     offload_max_entries: Annotated[int, Meta(ge=1, le=65_536)] = 4096
     heal_flow_per_minute: Annotated[int, Meta(ge=1, le=1000)] = 3
-    heal_per_minute: Annotated[int, Meta(ge=1, le=100_000)] = 300
-    heal_max_flows: Annotated[int, Meta(ge=1, le=65_536)] = 1024
+    heal_per_minute: Annotated[int, Meta(ge=1, le=100_000)] = 6000
+    heal_max_flows: Annotated[int, Meta(ge=1, le=65_536)] = 8192
     heal_timeout_s: Annotated[float, Meta(ge=1, le=86_400)] = 600.0
     heal_both_directions: bool = False
     log: (

@@ -46,7 +46,7 @@ from nfq_guard.wire.packet import Packet, Segment
 
 _MINUTE_S: Final = 60.0
 # Flows whose heals are counted at a time; the one counted first is forgotten first.
-_COUNTED_MAX: Final = 4096
+_COUNTED_MAX: Final = 1 << 14
 # Most packets a second that may lead to a heal; the kernel is asked for each of them.
 _CONSIDERED_MAX: Final = 512
 # Most heals that one tick undoes; each takes two requests to the kernel of some 10 us.
