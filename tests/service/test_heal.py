@@ -425,6 +425,18 @@ def test_the_next_daemon_undoes_what_a_killed_one_left(tmp_path: Path) -> None:
     assert bench.kernel.closed
 
 
+def test_a_planted_record_is_told_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "healed-0"
+    (tmp_path / "target").write_text("mine")
+    path.symlink_to(tmp_path / "target")
+    bench = Bench(tmp_path / "log", record=HealFile(path))
+    bench.heal(1)
+    bench.healer.close()
+    assert (bench.healed(), bench.count("heal_errors")) == ([], 2)
+    assert (tmp_path / "target").read_text() == "mine"
+    assert "heal_failed" in bench.logged()
+
+
 def test_a_record_has_only_what_is_healed(tmp_path: Path) -> None:
     path = tmp_path / "healed-0"
     bench = Bench(tmp_path / "log", record=HealFile(path))
@@ -480,17 +492,11 @@ def test_the_event_has_what_grew(bench: Bench) -> None:
 
 
 @pytest.mark.kernel
-def test_without_a_control_socket_nothing_is_recorded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["", "socket"])
+def test_a_healer_that_heals_nothing_makes_no_file(tmp_path: Path, name: str) -> None:
     bench = Bench(tmp_path / "log")
-    notes: list[str] = []
-    events = EventLog(bench.sink)
-    settings = Settings(control_socket="")
-    healer = open_healer(settings, 0, bench.engine, bench.stats, events, notes)
+    settings = Settings(control_socket=name and str(tmp_path / name))
+    healer = open_healer(settings, 0, bench.engine, bench.stats, EventLog(bench.sink))
     assert healer is not None
     healer.close()
-    settings = Settings(control_socket=str(tmp_path / "absent" / "socket"))
-    healer = open_healer(settings, 0, bench.engine, bench.stats, events, notes)
-    assert healer is not None
-    healer.close()
-    (note,) = notes
-    assert note.startswith("heals would outlive a daemon that is killed: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]

@@ -28,6 +28,18 @@ def test_entries_are_read_back_once(tmp_path: Path) -> None:
     assert second.take() == []
     second.replace(ENTRIES[1:])
     assert first.take() == ENTRIES[1:]
+    first.close()
+    second.close()
+    assert not path.exists()
+
+
+def test_no_file_without_a_heal(tmp_path: Path) -> None:
+    path = tmp_path / "healed"
+    record = HealFile(path)
+    assert record.take() == []
+    record.replace([])
+    record.close()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(
@@ -79,5 +91,7 @@ def test_a_planted_link_or_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(pipe)
     for path in (link, pipe, tmp_path):
         with pytest.raises(OSError, match=str(path)):
-            HealFile(path)
+            HealFile(path).take()
+        with pytest.raises(OSError, match=str(path)):
+            HealFile(path).add(ENTRIES[0])
     assert target.read_text() == "mine"

@@ -366,22 +366,11 @@ def _key(zone: int, original: FlowTuple) -> _Key:
 
 
 def open_healer(
-    settings: Settings,
-    queue_num: int,
-    judge: Judge,
-    stats: Stats,
-    events: EventLog,
-    notes: list[str],
+    settings: Settings, queue_num: int, judge: Judge, stats: Stats, events: EventLog
 ) -> Healer | None:
     """Open a healer in the network namespace of the calling thread; None without ctnetlink.
 
-    Args:
-        settings: The settings of the daemon.
-        queue_num: Number of the queue.
-        judge: As `Healer` takes it.
-        stats: As `Healer` takes it.
-        events: As `Healer` takes it.
-        notes: Takes a line where heals could not be undone after a daemon that was killed.
+    Without a control socket, heals outlive a daemon that is killed: there is no place for a record.
     """
     try:
         liberal = LiberalFlag()
@@ -390,11 +379,7 @@ def open_healer(
     record: HealRecord = NoRecord()
     if settings.control_socket:
         socket = Path(settings.control_socket)
-        path = socket.with_name(f"{socket.name}.healed-{queue_num}")
-        try:
-            record = HealFile(path)
-        except OSError as error:
-            notes.append(f"heals would outlive a daemon that is killed: {path}: {error.strerror}")
+        record = HealFile(socket.with_name(f"{socket.name}.healed-{queue_num}"))
     return Healer(
         liberal,
         record,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A file of the flows that are healed, from which the next daemon undoes what a killed one left."""
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -81,24 +82,22 @@ _DECODER: Final = msgspec.json.Decoder(_Line)
 
 @final
 class HealFile:
-    """JSON lines, appended before the flow is changed; methods raise OSError."""
+    """JSON lines, appended before the flow is changed; methods raise OSError.
+
+    The file exists from the first heal on. It is refused unless it is a regular file of this user.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file.
-
-        Raises:
-            OSError: It cannot be opened, or it is not a regular file of this user.
-        """
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        """Open nothing before it is needed."""
         self._path = path
-        self._descriptor = os.open(path, flags, 0o600)
-        found = os.fstat(self._descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            os.close(self._descriptor)
-            raise PermissionError(f"{path} is not a regular file of this user")
+        self._descriptor = -1
 
     def take(self) -> list[HealedEntry]:
         """As `HealRecord`; lines that cannot be read are skipped."""
+        try:
+            self._open(0)
+        except FileNotFoundError:
+            return []
         with os.fdopen(os.dup(self._descriptor), "rb") as file:
             file.seek(0)
             lines = file.read(_LINES_MAX * _LINE_BYTES).splitlines()
@@ -108,18 +107,34 @@ class HealFile:
 
     def add(self, entry: HealedEntry) -> None:
         """As `HealRecord`."""
+        self._open(os.O_CREAT)
         os.write(self._descriptor, _line(entry))
 
     def replace(self, entries: list[HealedEntry]) -> None:
         """As `HealRecord`."""
-        os.ftruncate(self._descriptor, 0)
-        os.write(self._descriptor, b"".join(_line(entry) for entry in entries))
+        if self._descriptor >= 0:
+            os.ftruncate(self._descriptor, 0)
+            os.write(self._descriptor, b"".join(_line(entry) for entry in entries))
 
     def close(self) -> None:
         """Close the file, and remove it where it is empty."""
+        if self._descriptor < 0:
+            return
         if os.fstat(self._descriptor).st_size == 0:
             self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _open(self, create: int) -> None:
+        if self._descriptor >= 0:
+            return
+        flags = create | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o600)
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            os.close(descriptor)
+            raise PermissionError(errno.EPERM, "not a regular file of this user", str(self._path))
+        self._descriptor = descriptor
 
 
 def _line(entry: HealedEntry) -> bytes:

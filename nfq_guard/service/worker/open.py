@@ -107,7 +107,7 @@ def open_queue(
             log_allowed=settings.log_allowed,
             offloader=open_offloader(settings, engine, stats, events),
             ring=ring,
-            healer=open_healer(settings, queue_num, engine, stats, events, notes),
+            healer=open_healer(settings, queue_num, engine, stats, events),
         )
         files = None
         if settings.capture_dir:
