@@ -389,5 +389,11 @@ def _open_metrics(
                 f"daemon.metrics_file: {settings.metrics_file}: {error.strerror}"
             ) from None
         stack.callback(file.close)
-        file.write(time.monotonic())
-        loop.every(_METRICS_FILE_S, file.write)
+        try:
+            file.write()  # no packet is queued yet
+        except OSError as error:
+            file.wrote(error)
+        loop.every(
+            _METRICS_FILE_S,
+            lambda _now: loop.background(file.write, file.wrote, file.wrote),
+        )

@@ -7,6 +7,7 @@ reads only that. No packet, and no number of scrapes, can add a series or make t
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -239,7 +240,10 @@ def _cumulated(found: Buckets, ends: list[tuple[int, float]]) -> list[tuple[str,
 
 @final
 class MetricsFile:
-    """The file for node_exporter's textfile collector; a failed write never ends the daemon."""
+    """The file for node_exporter's textfile collector; a failed write never ends the daemon.
+
+    A disk may be slow, so that threads write: `write` is for them, and `wrote` for the loop.
+    """
 
     def __init__(self, exposition: Exposition, path: Path, complain: Callable[[str], None]) -> None:
         """Write nothing yet.
@@ -258,19 +262,28 @@ class MetricsFile:
         self._path = path
         self._complain = complain
         self._failing = False
+        self._closed = False
+        self._lock = threading.Lock()
 
-    def write(self, _now: float) -> None:
-        """Replace the file, or leave the old one if that fails."""
-        try:
-            self._exposition.write(self._path)
-        except OSError as error:
-            if not self._failing:
-                self._complain(error.strerror or str(error))
-            self._failing = True
-        else:
-            self._failing = False
+    def write(self) -> None:
+        """Replace the file, or leave the old one if that fails; nothing after `close`.
+
+        Raises:
+            OSError: The file cannot be written.
+        """
+        with self._lock:
+            if not self._closed:
+                self._exposition.write(self._path)
+
+    def wrote(self, error: Exception | None = None) -> None:
+        """Take note of the end of a `write`, and of its error."""
+        if error is not None and not self._failing:
+            strerror = error.strerror if isinstance(error, OSError) else ""
+            self._complain(strerror or str(error))
+        self._failing = error is not None
 
     def close(self) -> None:
         """Remove the file, whose numbers are no longer true."""
-        with suppress(OSError):
+        with self._lock, suppress(OSError):
+            self._closed = True
             self._path.unlink(missing_ok=True)

@@ -194,21 +194,37 @@ def test_textfile(tmp_path: Path) -> None:
 
 
 def test_failed_write_of_the_file_is_reported_once(tmp_path: Path) -> None:
-    """It raises nothing, and is reported again after a success."""
+    """And again after a success; after `close` nothing is written."""
     told: list[str] = []
     path = tmp_path / "there" / "guard.prom"
     file = MetricsFile(Exposition(observed()), path, told.append)
-    file.write(1.0)
-    file.write(2.0)
+
+    def write() -> None:
+        try:
+            file.write()
+        except OSError as error:
+            file.wrote(error)
+        else:
+            file.wrote()
+
+    write()
+    write()
     assert told == ["No such file or directory"]
     path.parent.mkdir()
-    file.write(3.0)
+    write()
     assert path.read_text(encoding="utf-8")
     path.unlink()
     path.parent.rmdir()
-    file.write(4.0)
-    assert len(told) == 2
+    write()
+    file.wrote(ValueError("again"))
+    assert told == ["No such file or directory"] * 2
+    path.parent.mkdir()
+    file.wrote()
+    file.wrote(ValueError("a bug"))
+    assert told[-1] == "a bug"
     file.close()
+    write()
+    assert not path.exists()
 
 
 def test_a_device_is_not_replaced_by_a_file() -> None:
