@@ -15,7 +15,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
-from nfq_guard.policy.model import PolicyModel
+from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN, PolicyModel
 from nfq_guard.policy.values import shown
 from nfq_guard.policyfile import ReadFile, read_file, read_shadow, read_table, read_toml
 from nfq_guard.service.settings import RELOADED, TABLE, Settings, parse_settings
@@ -79,6 +79,7 @@ class LoadedPolicy:
         facts: Of the acting policy.
         mode: The mode of the file, or of the command line where that names one.
         shadow: Of the policy on trial; None without one.
+        rule_names: Names of the rules of the acting policy, also of those that every policy has.
         restart_for: Names of the settings that changed in the file and take a restart.
         files: The content of every file that was read, by path.
     """
@@ -88,6 +89,7 @@ class LoadedPolicy:
     mode: Mode
     shadow: PolicyFacts | None = None
     restart_for: tuple[str, ...] = ()
+    rule_names: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -190,6 +192,7 @@ def prepared(config: Config, running: Settings, override: Override = _unchanged)
         mode=override(config.settings).mode,
         shadow=None if config.shadow is None else _facts(config.shadow.model),
         restart_for=tuple(changed),
+        rule_names=(*(rule.name for rule in config.model.rules), RULE_ON_UNKNOWN, RULE_DEFAULT),
         files=config.files,
     )
 

@@ -68,6 +68,7 @@ def observed(
         ),
         counters=counters,
         gauges=gauges,
+        rules=loaded.rule_names,
         infos=infos,
         outputs={
             output.name: (output.sink.dropped, output.sink.errors) for output in events.outputs

@@ -69,6 +69,7 @@ class Observed(NamedTuple):
         queues: Its queues.
         counters: Counters of the daemon, by name; missing ones are 0.
         gauges: Gauges of the daemon, by name.
+        rules: Names of the rules of the policy in force.
         infos: The values of the labels of each info metric, by name.
         outputs: Lines dropped and failed writes of each output of the log.
         parts: What the daemon has.
@@ -79,6 +80,7 @@ class Observed(NamedTuple):
     queues: tuple[ObservedQueue, ...]
     counters: Mapping[str, int]
     gauges: Mapping[str, float]
+    rules: tuple[str, ...]
     infos: Mapping[str, tuple[str, ...]]
     outputs: Mapping[str, tuple[int, int]]
     parts: frozenset[Part]
@@ -180,12 +182,14 @@ def _judged(observed: Observed) -> Samples:
 
 
 def _rules(observed: Observed) -> Samples:
+    """The rules in force first, also those without a packet: their rates begin at 0."""
     for one in observed.queues:
-        rules = list(one.stats.rules.items())
-        for rule, packets in rules[:_RULES_MAX]:
-            yield [str(one.queue_num), rule], packets
-        if len(rules) > _RULES_MAX:
-            rest = sum(packets for _, packets in rules[_RULES_MAX:])
+        packets = one.stats.rules
+        names = list(dict.fromkeys((*observed.rules, *packets)))
+        for rule in names[:_RULES_MAX]:
+            yield [str(one.queue_num), rule], packets.get(rule, 0)
+        if len(names) > _RULES_MAX:
+            rest = sum(packets.get(rule, 0) for rule in names[_RULES_MAX:])
             yield [str(one.queue_num), _OTHER_RULES], rest
 
 

@@ -20,6 +20,8 @@ from typing import Any, Final
 import pytest
 
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
+from nfq_guard.nfqueue.counters import QUEUES
+from nfq_guard.nfqueue.counters import parse as parse_counters
 from tests.deploy.test_prometheus import RULES, panels
 from tests.support.live import LiveConntrack
 from tests.support.queue import QUEUE, GuardProcess, wait_for
@@ -118,7 +120,12 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         # The kernel stamps packets with a time while a socket asks for it.
         stamped.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
         wait_for(lambda: prometheus.has("nfq_guard_rules_in_place == 1"))
-        _send(live)
+        translated = "-t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.77.7.7"
+        live.space.run("iptables", *translated.split())
+        _send(live, 0)
+        # The series is there from the first wait on that is known.
+        wait_for(lambda: prometheus.has("nfq_guard_queue_latency_seconds_count"))
+        _send(live, 1)
         total = f"sum(nfq_guard_judged_packets_total) == {_ALL}"
         wait_for(lambda: prometheus.has(total))
         wait_for(lambda: prometheus.has("instance_action:nfq_guard_judged_packets:rate5m > 0"))
@@ -127,14 +134,14 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         assert guard.stop() == 0
 
 
-def _send(live: LiveConntrack) -> None:
-    translated = "-t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.77.7.7"
-    live.space.run("iptables", *translated.split())
+def _send(live: LiveConntrack, part: int) -> None:
+    """Send half of the flows, each packet when the one before has its verdict."""
     for place, (reason, (lines, number)) in enumerate(_FLOWS.items()):
-        for serial in range(number):
+        for serial in range(part, number, 2):
             ports = (2000 + 100 * place + serial, 8080 if reason == "bad-transition" else 80)
             for line in lines:
                 live.put(Ends(ports=ports).octets(parse(line, PLACES["plain"])))
+                wait_for(lambda: parse_counters(QUEUES.read_text())[QUEUE].waiting == 0)
 
 
 def _value(found: Result) -> float:

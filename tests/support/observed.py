@@ -14,6 +14,7 @@ def observed(*stats: Stats, **changes: Any) -> Observed:  # noqa: ANN401 - field
         queues=tuple(ObservedQueue(7 + place, 1, one) for place, one in enumerate(stats)),
         counters={},
         gauges={},
+        rules=(),
         infos={},
         outputs={},
         parts=frozenset(),

@@ -114,6 +114,17 @@ def test_rules_have_a_bound() -> None:
     assert (rules["rule 0"], rules["..."]) == (1, 744)
 
 
+def test_rules_of_the_policy_exist_from_the_start() -> None:
+    """Also beside many rules of policies before it."""
+    stats = Stats()
+    for number in range(300):
+        stats.count([judgment(decision=Decision(Action.DROP, f"rule {number}"))])
+    found = samples(Exposition(observed(stats, rules=("new", "rule 299"))))
+    assert found["rule_packets_total", "7", "new"] == 0
+    assert found["rule_packets_total", "7", "rule 299"] == 1
+    assert found["rule_packets_total", "7", "..."] == 300 - 255
+
+
 @given(st.lists(st.integers(0, LONGEST), max_size=20))
 def test_classes_hold_every_value(values: list[int]) -> None:
     found = Buckets()
