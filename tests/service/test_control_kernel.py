@@ -68,7 +68,7 @@ def test_status_counts(operated: Operated) -> None:
     (queue,) = status["queues"]
     assert (queue["queue"], queue["state"], queue["packets"]) == (QUEUE, "serving", 120)
     assert queue["pid"] == status["pid"] == operated.guard.process.pid
-    assert status["actions"] == {"drop": 120, "log": 0, "allow": 0}
+    assert status["actions"] == {"drop": 120, "log": 0, "allow": 0, "heal": 0}
     assert status["decided_by"] == {"that-port": 120}
     assert sum(sum(one.values()) for one in status["reasons"].values()) == 120
     assert (status["mode"], status["fail_mode"]) == ("dry-run", "open")

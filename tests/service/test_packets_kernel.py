@@ -63,7 +63,8 @@ def test_packets_of_one_queue(namespace: Make, tmp_path: Path) -> None:
         GuardProcess(inside, tmp_path / "log", "--config", str(config)).ready() as guard,
     ):
         udp.send(30, size=100)
-        wait_for(lambda: len(udp.received()) > 0 and bool(guard.events("packets_saved")))
+        wait_for(lambda: bool(guard.events("packets_saved")))
+        assert len(udp.received()) == 30
         plain, hashed = tmp_path / "plain.pcapng", tmp_path / "hashed.pcapng"
         said = typed(control, "dump", "--pcap", str(plain), "--packets", "20")
         assert said == f"wrote 20 packets to {plain}\n"

@@ -300,8 +300,9 @@ def test_metrics_over_http(inside: Namespace, tmp_path: Path) -> None:
     ):
         udp.send(42)
         wait_for(lambda: idle(inside))
-        text = inside.run(sys.executable, "-c", code).stdout
-        assert f'nfq_guard_packets_total{{queue="{QUEUE}"}} 42.0' in text
+        packets = f'nfq_guard_packets_total{{queue="{QUEUE}"}} 42.0'
+        # They are at most a second old.
+        wait_for(lambda: packets in inside.run(sys.executable, "-c", code).stdout)
         assert guard.stop() == 0
 
 

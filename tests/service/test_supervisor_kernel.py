@@ -165,12 +165,20 @@ def test_one_set_of_metrics(supervised: Supervised) -> None:
     with supervised.start() as guard:
         supervised.send()
         wait_for(lambda: supervised.status()["actions"]["log"] == len(HOSTS))
-        code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:{port}').read().decode())"
-        text = supervised.namespace.run(sys.executable, "-c", code).stdout
-        assert "nfq_guard_worker_restarts_total 0.0" in text
-        lines = [line for line in text.splitlines() if line.startswith("nfq_guard_packets_total{")]
-        assert sum(float(line.split()[1]) for line in lines) == len(HOSTS)
-        assert len(lines) == len(QUEUES)
+        url = f"http://127.0.0.1:{port}/metrics"
+        code = f"import urllib.request as u; print(u.urlopen('{url}').read().decode())"
+
+        def values(name: str) -> list[float]:
+            text = supervised.namespace.run(sys.executable, "-c", code).stdout
+            found = [line for line in text.splitlines() if line.partition("{")[0] == name]
+            found += [line for line in text.splitlines() if line.startswith(f"{name} ")]
+            return [float(line.split()[-1]) for line in found]
+
+        # They are at most a second old.
+        wait_for(lambda: sum(values("nfq_guard_packets_total")) == len(HOSTS))
+        assert len(values("nfq_guard_packets_total")) == len(QUEUES)
+        assert values("nfq_guard_worker_restarts_total") == [0]
+        assert all(value > 1e6 for value in values("nfq_guard_worker_resident_memory_bytes"))
         assert guard.stop() == 0
 
 
