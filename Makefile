@@ -8,6 +8,7 @@ JOBS ?= 4
 FUZZ_SECONDS ?= 300
 PACKETS ?= 1000000
 SEED ?= 1
+PROTOCOL ?= tcp
 # Ends a recipe that may run as root: what it has made in a user's tree goes to that user.
 GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 
@@ -90,8 +91,8 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
 
-fuzz-kernel: ## run PACKETS (1000000) random packets through the live kernel and our conntrack (root)
-	$(BIN)/python -m tests.fuzz_kernel --packets $(PACKETS) --seed $(SEED)
+fuzz-kernel: ## run PACKETS (1000000) random packets of PROTOCOL (tcp) through the live kernel and our conntrack (root)
+	$(BIN)/python -m tests.fuzz_kernel --protocol $(PROTOCOL) --packets $(PACKETS) --seed $(SEED)
 
 fuzz-evidence: ## judge PACKETS INVALID packets by the kernel's window and by its log, and compare (root)
 	$(BIN)/python -m tests.fuzz_kernel.evidence --packets $(PACKETS) --seed $(SEED)

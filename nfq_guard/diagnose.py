@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Final
 
 from nfq_guard.conntrack import window
+from nfq_guard.conntrack.entry import INVALID, copied
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.log_text import Logged
+from nfq_guard.conntrack.sctp import SctpTracker, problem_of
 from nfq_guard.conntrack.states import (
     CLASS_ACK,
     CLASS_NAMES,
@@ -30,6 +32,7 @@ from nfq_guard.flow import (
     Evidence,
     FlowSnapshot,
     Hook,
+    SctpState,
     TcpState,
     is_icmp_request,
 )
@@ -43,11 +46,14 @@ from nfq_guard.wire.packet import (
     Malformed,
     Packet,
     Queued,
+    SctpPacket,
     Segment,
 )
 from nfq_guard.wire.tcp import highest_acknowledged
 
 _PREROUTING: Final = int(Hook.PREROUTING)
+# Older kernels have one more, which was not measured.
+_LAST_SCTP_STATE: Final = int(SctpState.HEARTBEAT_SENT)
 _FIRST_CLOSING: Final = int(TcpState.FIN_WAIT)
 _LAST_CLOSING: Final = int(TcpState.CLOSE)
 
@@ -63,6 +69,7 @@ _WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CLASS_NAMES
 _NOWHERE_TO_LOOK: Final = "no way to look the flow up"
 _ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
 _UNCHECKED: Final = "not copied whole; the kernel verified it, and did not find it right"
+_STATE_MOVED_ON: Final = "fits the state that the flow has by now"
 _MOVED_ON: Final = "fits the window that the flow has by now"
 _NO_WINDOW: Final = "the flow is known, its window is not"
 _NOT_LOGGED: Final = "the flow is known; the kernel's log of the packet was not found"
@@ -261,11 +268,17 @@ def _cause(
         if snapshot is None:
             return _without_entry(l4, sysctls.loose)
         return _diagnose_segment(l4, snapshot, kernel, sysctls)
+    if isinstance(l4, SctpPacket):
+        problem = problem_of(l4)
+        if problem:
+            return Finding(Reason.MALFORMED, None, problem)
     if evidence is Evidence.NONE:
         return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
-    if isinstance(l4, Datagram):
-        return Finding(Reason.RACED, None, _ENTRY_GONE)
-    return _diagnose_icmp(packet, l4, snapshot)
+    if isinstance(l4, IcmpMessage):
+        return _diagnose_icmp(packet, l4, snapshot)
+    if isinstance(l4, SctpPacket):
+        return _diagnose_sctp(l4, snapshot)
+    return Finding(Reason.RACED, None, _ENTRY_GONE)
 
 
 def _unsupported(packet: Packet) -> str:
@@ -308,6 +321,25 @@ def _diagnose_segment(
     if breach is None:
         return Finding(Reason.RACED, None, _MOVED_ON)
     return Finding(breach.bound, breach)
+
+
+def _diagnose_sctp(packet: SctpPacket, snapshot: FlowSnapshot | None) -> Finding:
+    tracker = SctpTracker()
+    if snapshot is None:
+        fits = tracker.open(packet) is not None
+    elif snapshot.association is None or snapshot.association.state > _LAST_SCTP_STATE:
+        return Finding(Reason.UNSUPPORTED, None, "the flow is known, its state is not")
+    else:
+        association = copied(snapshot.association)
+        # The kernel does not show which INITs it has seen; both is what an INVALID answer implies.
+        association.inits = 3
+        association.heartbeat_failed = False
+        fits = tracker.follow(association, packet, snapshot.direction) != INVALID
+    if not fits:
+        return Finding(tracker.reason, None, tracker.detail)
+    if not packet.whole:
+        return Finding(Reason.UNSUPPORTED, None, "not all of its chunks were captured")
+    return Finding(Reason.RACED, None, _ENTRY_GONE if snapshot is None else _STATE_MOVED_ON)
 
 
 def _diagnose_icmp(packet: Packet, message: IcmpMessage, snapshot: FlowSnapshot | None) -> Finding:

@@ -20,6 +20,7 @@ class Reason(StrEnum):
     NO_ENTRY = "no-entry"
     BAD_FLAGS = "bad-flags"
     BAD_CHECKSUM = "bad-checksum"
+    BAD_TAG = "bad-tag"
     MALFORMED = "malformed"
     ICMP_UNRELATED = "icmp-unrelated"
     ICMP_MISMATCH = "icmp-mismatch"

@@ -19,7 +19,9 @@ IPV6: Final = 6
 PROTO_ICMP: Final = 1
 PROTO_TCP: Final = 6
 PROTO_UDP: Final = 17
+PROTO_GRE: Final = 47
 PROTO_ICMPV6: Final = 58
+PROTO_SCTP: Final = 132
 
 
 class Direction(IntEnum):
@@ -52,6 +54,21 @@ class TcpState(IntEnum):
     TIME_WAIT = 7
     CLOSE = 8
     SYN_SENT2 = 9
+
+
+class SctpState(IntEnum):
+    """Conntrack's SCTP states, by their numbers in the kernel's user interface."""
+
+    NONE = 0
+    CLOSED = 1
+    COOKIE_WAIT = 2
+    COOKIE_ECHOED = 3
+    ESTABLISHED = 4
+    SHUTDOWN_SENT = 5
+    SHUTDOWN_RECD = 6
+    SHUTDOWN_ACK_SENT = 7
+    HEARTBEAT_SENT = 8
+    HEARTBEAT_ACKED = 9
 
 
 class CtState(StrEnum):
@@ -219,6 +236,56 @@ class Peer:
 
 @final
 @dataclass(init=False, slots=True)
+class Association:
+    """What conntrack knows of one SCTP association (kernel.md 1.14).
+
+    Attributes:
+        state: `SctpState` number.
+        tag_original: The verification tag that packets of the original direction carry; 0: unknown.
+        tag_reply: The same for the reply direction.
+        inits: Bit 0: an INIT of the original direction counts; bit 1: one of the reply direction.
+            This and what follows is not in the kernel's user interface.
+        heartbeat_failed: Whether the last HEARTBEAT carried another tag.
+        last_dir: Direction of that HEARTBEAT.
+    """
+
+    state: int
+    tag_original: int
+    tag_reply: int
+    inits: int
+    heartbeat_failed: bool
+    last_dir: int
+
+    def __init__(
+        self,
+        state: int = 0,
+        tag_original: int = 0,
+        tag_reply: int = 0,
+        inits: int = 0,
+        heartbeat_failed: bool = False,  # noqa: FBT001, FBT002 - as the values of the packet path
+        last_dir: int = 0,
+    ) -> None:
+        self.state = state
+        self.tag_original = tag_original
+        self.tag_reply = tag_reply
+        self.inits = inits
+        self.heartbeat_failed = heartbeat_failed
+        self.last_dir = last_dir
+
+    def tag(self, direction: int) -> int:
+        """The verification tag that packets of `direction` carry; 0: unknown."""
+        return self.tag_reply if direction else self.tag_original
+
+    def learn_tag(self, direction: int, tag: int) -> None:
+        """Take `tag` as the one that packets of `direction` carry."""
+        if direction:
+            self.tag_reply = tag
+        else:
+            self.tag_original = tag
+
+
+@final
+@dataclass(init=False, slots=True)
 class FlowSnapshot:
     """One conntrack entry, as it was when a packet of it was looked up.
 
@@ -245,6 +312,7 @@ class FlowSnapshot:
         retrans: How often the same segment was seen again.
         peer_flags: `IP_CT_*` bits of the senders of both directions, from evidence that has them
             without the window; else None.
+        association: Of an SCTP flow; None for other protocols.
     """
 
     evidence: Evidence
@@ -267,6 +335,7 @@ class FlowSnapshot:
     last_flags: int
     retrans: int
     peer_flags: tuple[int, int] | None
+    association: Association | None
 
     def __init__(
         self,
@@ -290,6 +359,7 @@ class FlowSnapshot:
         last_flags: int = 0,
         retrans: int = 0,
         peer_flags: tuple[int, int] | None = None,
+        association: Association | None = None,
     ) -> None:
         self.evidence = evidence
         self.direction = direction
@@ -311,6 +381,7 @@ class FlowSnapshot:
         self.last_flags = last_flags
         self.retrans = retrans
         self.peer_flags = peer_flags
+        self.association = association
 
     @property
     def nat(self) -> Nat:

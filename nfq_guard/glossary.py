@@ -3,7 +3,9 @@
 
 from typing import Final, NamedTuple
 
+from nfq_guard.conntrack.sctp import OTHER_INIT, SCTP_WITHOUT_ENTRY
 from nfq_guard.finding import Finding, Ignored, Reason
+from nfq_guard.flow import SctpState
 
 
 class Meaning(NamedTuple):
@@ -97,6 +99,12 @@ REASONS: Final = {
         "damaged in transit: the checksum does not match",
         "Its checksum does not match: it was damaged in transit. If this host sent it, the NIC "
         "had yet to compute the checksum: see --checksum.",
+    ),
+    Reason.BAD_TAG: Meaning(
+        "the verification tag of another SCTP association",
+        "Its verification tag is not the one that the two ends agreed on, and its receiver would "
+        "discard it (RFC 9260 8.5): it belongs to an earlier association between the same ports, "
+        "or its sender has not seen the association.",
     ),
     Reason.MALFORMED: Meaning(
         "headers that contradict themselves",
@@ -204,6 +212,20 @@ _OTHER_WAY: Final = (
     "The known flow began in the other direction: a new connection between the same ports begins "
     "at the other end while the entry of an older one is left."
 )
+_SCTP_WITHOUT_ENTRY: Final = (
+    "Only an INIT, a heartbeat or a SHUTDOWN ACK opens a flow of SCTP. Its entry has expired "
+    "(nf_conntrack_sctp_timeout_*, 210 s without a packet while established), was flushed or is on "
+    "another router; or its INIT took another path, as the second path of a multihomed association "
+    "does until its first heartbeat."
+)
+_SCTP_STATE: Final = (
+    "A heartbeat opened the flow, and such a chunk does not answer it: the answer took another "
+    "path, or the two ends share no association any more."
+)
+_NO_INIT: Final = (
+    "It answers an INIT that conntrack has not seen: the INIT took another path, or another one "
+    "has followed it."
+)
 _OLDER_FLOW: Final = (
     "It answers a SYN from the other end that conntrack has not seen, while the entry of another "
     "connection between the same ports is left: the SYN took another path."
@@ -216,6 +238,8 @@ def explained(finding: Finding, known: Circumstances) -> str:
         cause = _cause_without_entry(finding.detail, known)
         if cause is not None:
             return f"{_CANNOT_OPEN} {cause}"
+    if finding.reason is Reason.BAD_TAG and finding.detail == OTHER_INIT:
+        return _NO_INIT
     if finding.reason is Reason.BAD_TRANSITION:
         cause = _cause_of_transition(finding.detail)
         if cause is not None:
@@ -230,6 +254,8 @@ def _cause_without_entry(detail: str, known: Circumstances) -> str | None:
         return _UNTRANSLATED
     if detail.startswith("syn+ack "):
         return _SYN_ELSEWHERE
+    if detail in SCTP_WITHOUT_ENTRY:
+        return _SCTP_WITHOUT_ENTRY
     return _BEGAN_BEFORE if known.seen is False else None
 
 
@@ -238,4 +264,6 @@ def _cause_of_transition(detail: str) -> str | None:
         return _DIRECT_RETURN
     if detail.startswith("reply syn in "):
         return _OTHER_WAY
+    if detail.endswith(SctpState.HEARTBEAT_SENT.name):
+        return _SCTP_STATE
     return _OLDER_FLOW if detail.startswith("original syn+ack in ") else None

@@ -9,8 +9,10 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final, Literal
 
 from nfq_guard.flow import (
+    PROTO_GRE,
     PROTO_ICMP,
     PROTO_ICMPV6,
+    PROTO_SCTP,
     PROTO_TCP,
     PROTO_UDP,
     Direction,
@@ -18,7 +20,7 @@ from nfq_guard.flow import (
     Hook,
     TcpState,
 )
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, SctpPacket, Segment
 
 DirectionName = Literal["original", "reply"]
 
@@ -26,7 +28,9 @@ _PROTOCOLS: Final = {
     PROTO_ICMP: "icmp",
     PROTO_TCP: "tcp",
     PROTO_UDP: "udp",
+    PROTO_GRE: "gre",
     PROTO_ICMPV6: "icmpv6",
+    PROTO_SCTP: "sctp",
 }
 _PROTOCOL_NUMBERS: Final = {name: number for number, name in _PROTOCOLS.items()}
 _HOOKS: Final = tuple(member.name for member in Hook)
@@ -136,7 +140,7 @@ def endpoint_parts(text: str) -> tuple[bytes, int | None]:
 def ports(packet: Packet | Malformed) -> tuple[int | None, int | None]:
     """Source and destination port; None for a protocol without ports."""
     l4 = packet.l4 if isinstance(packet, Packet) else None
-    if isinstance(l4, Segment | Datagram):
+    if isinstance(l4, Segment | Datagram | SctpPacket):
         return l4.sport, l4.dport
     return None, None
 
@@ -148,8 +152,8 @@ def packet_ends(packet: Packet | Malformed) -> str:
 
 
 def tuple_ends(flow: FlowTuple) -> str:
-    """Source and destination of one direction of a flow; an ICMP flow has no ports."""
-    if flow.proto in {PROTO_TCP, PROTO_UDP}:
+    """Source and destination of one direction of a flow; a flow of ICMP or GRE has no ports."""
+    if flow.proto in {PROTO_TCP, PROTO_UDP, PROTO_SCTP}:
         source = endpoint(address(flow.src), flow.sport)
         return f"{source} > {endpoint(address(flow.dst), flow.dport)}"
     return f"{endpoint(address(flow.src), None)} > {endpoint(address(flow.dst), None)}"

@@ -7,14 +7,13 @@ A host that decapsulates has two conntrack entries, one of the outer packets and
 from typing import Final, NamedTuple
 
 from nfq_guard.capture.links import ETHERNET, RAW
-from nfq_guard.wire.packet import Datagram, Packet
+from nfq_guard.wire.packet import Datagram, GreHeader, Packet
 
 # Tunnels inside tunnels that are followed.
 MOST_NESTED: Final = 4
 
 _IPIP: Final = 4
 _IPV6_IN_IP: Final = 41
-_GRE: Final = 47
 # IANA's port, and the one that Linux used before.
 _VXLAN_PORTS: Final = frozenset({4789, 8472})
 _GENEVE_PORT: Final = 6081
@@ -48,13 +47,17 @@ def inner_of(packet: Packet, octets: bytes) -> Inner | None:
     l4 = packet.l4
     if isinstance(l4, Datagram):
         return _inner_of_datagram(l4, octets, start + _UDP_HEADER)
-    if l4 is not None or packet.fragment_offset or packet.more_fragments:
+    if packet.fragment_offset or packet.more_fragments:
+        return None
+    if isinstance(l4, GreHeader):
+        return _inner_of_gre(octets, start)
+    if l4 is not None:
         return None
     if packet.proto == _IPIP:
         return Inner("IPIP", RAW, start)
     if packet.proto == _IPV6_IN_IP:
         return Inner("IP6IP", RAW, start)
-    return _inner_of_gre(octets, start) if packet.proto == _GRE else None
+    return None
 
 
 def _inner_of_datagram(datagram: Datagram, octets: bytes, start: int) -> Inner | None:

@@ -8,7 +8,7 @@ from nfq_guard.cli.kernel_choice import HELP, kernel_of
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.errors import UsageError
-from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, TcpState
+from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, SctpState, TcpState
 from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policyfile import load_compiled
@@ -30,7 +30,15 @@ _OTHER_TIMEOUTS_S: Final = {
     "UDP": DEFAULT_SYSCTLS.udp_timeout_s,
     "UDP_STREAM": DEFAULT_SYSCTLS.udp_stream_timeout_s,
     "ICMP": DEFAULT_SYSCTLS.icmp_timeout_s,
+    "GRE": DEFAULT_SYSCTLS.gre_timeout_s,
+    "GRE_STREAM": DEFAULT_SYSCTLS.gre_stream_timeout_s,
     "GENERIC": DEFAULT_SYSCTLS.generic_timeout_s,
+}
+# Those of SCTP have a name in front; the kernel has a sysctl for these states alone.
+_SCTP_STATES: Final = {
+    f"SCTP_{state.name}": int(state)
+    for state in SctpState
+    if state not in {SctpState.NONE, SctpState.HEARTBEAT_ACKED}
 }
 _TCP_STATES: Final = tuple(state.name for state in TcpState if state is not TcpState.NONE)
 
@@ -157,11 +165,14 @@ def settings_of(
 
 def _sysctls(args: argparse.Namespace) -> Sysctls:
     tcp = list(DEFAULT_SYSCTLS.tcp_timeouts_s)
+    sctp = list(DEFAULT_SYSCTLS.sctp_timeouts_s)
     others = dict(_OTHER_TIMEOUTS_S)
     for text in args.timeout:
         name, seconds = _timeout(text)
         if name in _TCP_STATES:
             tcp[TcpState[name]] = seconds
+        elif name in _SCTP_STATES:
+            sctp[_SCTP_STATES[name]] = seconds
         else:
             others[name] = seconds
     return Sysctls(
@@ -175,6 +186,9 @@ def _sysctls(args: argparse.Namespace) -> Sysctls:
         unacknowledged_timeout_s=others["UNACKNOWLEDGED"],
         udp_timeout_s=others["UDP"],
         udp_stream_timeout_s=others["UDP_STREAM"],
+        sctp_timeouts_s=tuple(sctp),
+        gre_timeout_s=others["GRE"],
+        gre_stream_timeout_s=others["GRE_STREAM"],
         icmp_timeout_s=others["ICMP"],
         generic_timeout_s=others["GENERIC"],
     )
@@ -183,9 +197,11 @@ def _sysctls(args: argparse.Namespace) -> Sysctls:
 def _timeout(text: str) -> tuple[str, int]:
     name, _, seconds = text.partition("=")
     name = name.strip().upper().replace("-", "_")
-    if name not in _TCP_STATES and name not in _OTHER_TIMEOUTS_S:
-        known = ", ".join((*_TCP_STATES, *_OTHER_TIMEOUTS_S))
-        raise UsageError(f"--timeout: expected STATE=S with one of {known}, found {text!r}")
+    known = (*_TCP_STATES, *_SCTP_STATES, *_OTHER_TIMEOUTS_S)
+    if name not in known:
+        raise UsageError(
+            f"--timeout: expected STATE=S with one of {', '.join(known)}, found {text!r}"
+        )
     if not seconds.strip().isascii() or not seconds.strip().isdigit():
         raise UsageError(f"--timeout: expected whole seconds for {name}, found {seconds!r}")
     return name, int(seconds)

@@ -4,7 +4,7 @@
 from dataclasses import dataclass
 from typing import Final, final
 
-from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, FlowTuple, Peer
+from nfq_guard.flow import PROTO_TCP, Association, Evidence, FlowSnapshot, FlowTuple, Peer
 from nfq_guard.seqno import Seq
 
 # What a packet is to its flow.
@@ -48,6 +48,7 @@ class Entry:
         state: `flow.TcpState` number; 0 for other protocols.
         peers: Senders of the original and of the reply direction, changed in place; `NO_PEERS`
             for other protocols than TCP.
+        association: Of an SCTP flow, changed in place; None for other protocols.
         stream: Data of the replay for this flow; the tracker does not use it.
         last_dir: Direction of the last segment recorded. This and what follows as in
             `flow.FlowSnapshot`.
@@ -60,6 +61,7 @@ class Entry:
     status: int
     state: int
     peers: tuple[Peer, Peer]
+    association: Association | None
     stream: Companion | None
     last_dir: int
     last_index: int
@@ -79,6 +81,7 @@ class Entry:
         self.status = 0
         self.state = 0
         self.peers = peers
+        self.association = None
         self.stream = None
         self.last_dir = 0
         self.last_index = 0
@@ -93,6 +96,7 @@ class Entry:
     def snapshot(self, direction: int, now: float) -> FlowSnapshot:
         """The entry as a value, seen by a packet of `direction`."""
         peers = self.peers
+        association = self.association
         return FlowSnapshot(
             Evidence.REPLAY,
             direction,
@@ -113,7 +117,20 @@ class Entry:
             self.last_wscale,
             self.last_flags,
             self.retrans,
+            association=None if association is None else copied(association),
         )
+
+
+def copied(association: Association) -> Association:
+    """The same as a value of its own."""
+    return Association(
+        association.state,
+        association.tag_original,
+        association.tag_reply,
+        association.inits,
+        association.heartbeat_failed,
+        association.last_dir,
+    )
 
 
 def new_peer() -> Peer:

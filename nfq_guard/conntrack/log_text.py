@@ -13,7 +13,7 @@ from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import TcpState
 from nfq_guard.seqno import Seq, add
 
-_PREFIX: Final = re.compile(r"nf_ct_[a-z0-9_]+: ?")
+_PREFIX: Final = re.compile(r"nf_ct_[a-z0-9_]+: ?(?:nf_ct_sctp: )?")
 
 # Each of these, at its place in the text, names a reason. The long form of a bound is that of
 # kernels before 6.1, which print no number.
@@ -29,6 +29,9 @@ _REASONS: Final = (
     (re.compile(r"invalid tcp flag combination"), Reason.BAD_FLAGS),
     (re.compile(r"invalid checksum coverage"), Reason.MALFORMED),
     (re.compile(r"bad (?:hw icmp )?checksum|ICMPv6 checksum failed|bad CRC"), Reason.BAD_CHECKSUM),
+    (re.compile(r"verification tag check failed"), Reason.BAD_TAG),
+    (re.compile(r"Invalid, old_state"), Reason.BAD_TRANSITION),
+    (re.compile(r"do_basic_checks failed"), Reason.MALFORMED),
     (re.compile(r"truncated|short packet|invalid icmp type"), Reason.MALFORMED),
     (re.compile(r"outer daddr \S+ != inner"), Reason.ICMP_MISMATCH),
 )

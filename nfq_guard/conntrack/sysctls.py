@@ -8,6 +8,10 @@ from typing import Final, final
 # LAST_ACK TIME_WAIT CLOSE SYN_SENT2 (kernel.md 1.9; the last has no sysctl).
 TCP_TIMEOUTS_S: Final = (0, 120, 60, 432_000, 120, 60, 30, 120, 10, 120)
 
+# `sctp_timeouts_s` by `flow.SctpState` number: NONE CLOSED COOKIE_WAIT COOKIE_ECHOED ESTABLISHED
+# SHUTDOWN_SENT SHUTDOWN_RECD SHUTDOWN_ACK_SENT HEARTBEAT_SENT HEARTBEAT_ACKED (kernel.md 1.14).
+SCTP_TIMEOUTS_S: Final = (10, 10, 3, 3, 210, 3, 3, 3, 30, 210)
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,9 @@ class Sysctls:
         unacknowledged_timeout_s: Timeout of a flow with unacknowledged data, or a closed window.
         udp_timeout_s: Timeout of a UDP flow before its reply.
         udp_stream_timeout_s: Timeout of a UDP flow with packets both ways for over two seconds.
+        sctp_timeouts_s: Timeouts of SCTP flows, by `flow.SctpState` number.
+        gre_timeout_s: Timeout of a GRE flow before its reply.
+        gre_stream_timeout_s: Timeout of a GRE flow with packets both ways.
         icmp_timeout_s: Timeout of ICMP and ICMPv6 requests.
         generic_timeout_s: Timeout of protocols without a tracker.
     """
@@ -42,6 +49,9 @@ class Sysctls:
     unacknowledged_timeout_s: int = 300
     udp_timeout_s: int = 30
     udp_stream_timeout_s: int = 120
+    sctp_timeouts_s: tuple[int, ...] = SCTP_TIMEOUTS_S
+    gre_timeout_s: int = 30
+    gre_stream_timeout_s: int = 180
     icmp_timeout_s: int = 30
     generic_timeout_s: int = 600
 

@@ -26,6 +26,7 @@ from nfq_guard.conntrack.entry import (
     reverse,
 )
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.conntrack.sctp import SctpTracker, problem_of
 from nfq_guard.conntrack.states import FLAGS_PASS, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.tcp import TcpTracker
@@ -39,8 +40,10 @@ from nfq_guard.flow import (
     IPS_SEEN_REPLY,
     IPS_SRC_NAT,
     IPV4,
+    PROTO_GRE,
     PROTO_ICMP,
     PROTO_ICMPV6,
+    PROTO_SCTP,
     PROTO_TCP,
     PROTO_UDP,
     CtState,
@@ -53,7 +56,17 @@ from nfq_guard.flow import (
 )
 from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6
 from nfq_guard.wire.ipv6 import NO_NEXT_HEADER
-from nfq_guard.wire.packet import SYN, Datagram, IcmpMessage, Malformed, Packet, Segment, tuple_of
+from nfq_guard.wire.packet import (
+    SYN,
+    Datagram,
+    GreHeader,
+    IcmpMessage,
+    Malformed,
+    Packet,
+    SctpPacket,
+    Segment,
+    tuple_of,
+)
 from nfq_guard.wire.tcp import options_are_cut
 
 # The codes that `track` returns; CTSTATES[code] is the ctstate.
@@ -73,7 +86,14 @@ CTSTATES: Final = (
 # Multicast listener and neighbour discovery, which conntrack does not track (kernel.md 2).
 _UNTRACKED_V6: Final = (130, 131, 132, 133, 134, 135, 136, 143, 151, 152)
 # Flows of other protocols are kept by their addresses alone.
-_PROTOCOLS_WITH_A_TUPLE: Final = (PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6)
+_PROTOCOLS_WITH_A_TUPLE: Final = (
+    PROTO_TCP,
+    PROTO_UDP,
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_SCTP,
+    PROTO_GRE,
+)
 # How long a datagram flow must go both ways before it counts as a stream, seconds.
 _STREAM_AFTER_S: Final = 2
 # With fewer flows the table is not searched for expired ones.
@@ -109,6 +129,7 @@ class FlowTable:
                 were ASSURED, then the oldest.
         """
         self._tcp = TcpTracker(kernel, sysctls)
+        self._sctp = SctpTracker()
         self.ctstate: int = CT_INVALID
         self.reason: Reason | None = None
         self.ignored: Ignored | None = None
@@ -178,6 +199,10 @@ class FlowTable:
                 answer = self._datagram(packet, l4, now)
             elif isinstance(l4, IcmpMessage):
                 answer = self._icmp(packet, l4, now)
+            elif isinstance(l4, SctpPacket):
+                answer = self._sctp_packet(packet, l4, now)
+            elif isinstance(l4, GreHeader):
+                answer = self._gre(packet, l4, now)
             else:
                 answer = self._other(packet, now)
         self.ctstate = answer
@@ -325,11 +350,50 @@ class FlowTable:
         entry.expires = now + timeout
         return _passed(entry, direction)
 
-    def _other(self, packet: Packet, now: float) -> int:
-        """A protocol without a tracker here: flows between two addresses.
+    def _sctp_packet(self, packet: Packet, sctp: SctpPacket, now: float) -> int:
+        if problem_of(sctp):
+            return self._invalid(Reason.MALFORMED)
+        tracker = self._sctp
+        key = key_of(packet.src, packet.dst, sctp.sport, sctp.dport, PROTO_SCTP)
+        direction = 0
+        entry = self._find(key, now)
+        if entry is None:
+            association = tracker.open(sctp)
+            if association is None:
+                return self._invalid(tracker.reason)
+            entry = Entry(key, reverse(key), now, NO_PEERS)
+            entry.association = association
+            self._add(entry, now)
+        else:
+            direction = _direction(entry, key)
+            association = entry.association
+            assert association is not None  # noqa: S101 - every entry of SCTP has one
+            if tracker.follow(association, sctp, direction) == INVALID:
+                self.entry = entry
+                self.direction = direction
+                return self._invalid(tracker.reason)
+        self.entry = entry
+        self.direction = direction
+        if tracker.refreshes:
+            entry.expires = now + self._sysctls.sctp_timeouts_s[association.state]
+        code = _passed(entry, direction)
+        if tracker.assures:
+            entry.status |= IPS_ASSURED
+        return code
 
-        The kernel follows SCTP and GRE closer than that.
-        """
+    def _gre(self, packet: Packet, header: GreHeader, now: float) -> int:
+        key = key_of(packet.src, packet.dst, 0, header.call, PROTO_GRE)
+        reply = key_of(packet.dst, packet.src, header.call, 0, PROTO_GRE)
+        entry, direction = self._find_or_open(key, reply, now)
+        timeout = self._sysctls.gre_timeout_s
+        if entry.status & IPS_SEEN_REPLY:
+            timeout = self._sysctls.gre_stream_timeout_s
+            entry.status |= IPS_ASSURED
+        entry.expires = now + timeout
+        return _passed(entry, direction)
+
+    def _other(self, packet: Packet, now: float) -> int:
+        """A protocol without a tracker: flows between two addresses."""
         proto = packet.proto
         if packet.fragment_offset or (packet.family != IPV4 and proto == NO_NEXT_HEADER):
             return self._invalid(Reason.UNSUPPORTED)

@@ -13,6 +13,7 @@ from nfq_guard.flow import (
     PROTO_ICMP,
     PROTO_ICMPV6,
     PROTO_TCP,
+    Association,
     Direction,
     Evidence,
     FlowSnapshot,
@@ -54,6 +55,10 @@ _ICMP_PARTS: Final = {PROTO_ICMP: (4, 5, 6), PROTO_ICMPV6: (7, 8, 9)}
 _PROTOINFO_TCP: Final = 1
 _TCP_STATE: Final = 1
 _TCP_FLAGS: Final = (4, 5)
+_PROTOINFO_SCTP: Final = 3
+_SCTP_STATE: Final = 1
+_SCTP_TAG_ORIGINAL: Final = 2
+_SCTP_TAG_REPLY: Final = 3
 
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
@@ -250,11 +255,15 @@ def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
         reply = _tuple_of(entry[_TUPLE_REPLY])
         state = 0
         flags: tuple[int, int] | None = None
+        association: Association | None = None
         if _PROTOINFO in entry:
-            tcp = attributes(attributes(entry[_PROTOINFO]).get(_PROTOINFO_TCP, b""))
+            info = attributes(entry[_PROTOINFO])
+            tcp = attributes(info.get(_PROTOINFO_TCP, b""))
             state = tcp.get(_TCP_STATE, b"\0")[0]
             ours, theirs = (tcp.get(kind, b"\0")[0] for kind in _TCP_FLAGS)
             flags = ours, theirs
+            if _PROTOINFO_SCTP in info:
+                association = _association_of(info[_PROTOINFO_SCTP])
         zone = _U16.unpack(entry.get(_ZONE, bytes(2)))[0]
         status, mark, timeout_s = (
             _U32.unpack(entry.get(kind, bytes(4)))[0] for kind in (_STATUS, _MARK, _TIMEOUT)
@@ -264,8 +273,17 @@ def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
     direction = Direction.ORIGINAL if wanted == original else Direction.REPLY
     return FlowSnapshot(
         Evidence.CTNETLINK, int(direction), original, reply, status, mark, zone, timeout_s, state,
-        None, peer_flags=flags,
+        None, peer_flags=flags, association=association,
     )  # fmt: skip
+
+
+def _association_of(octets: bytes) -> Association:
+    parts = attributes(octets)
+    return Association(
+        parts[_SCTP_STATE][0],
+        int(_U32.unpack(parts[_SCTP_TAG_ORIGINAL])[0]),
+        int(_U32.unpack(parts[_SCTP_TAG_REPLY])[0]),
+    )
 
 
 def _tuple_of(octets: bytes) -> FlowTuple:

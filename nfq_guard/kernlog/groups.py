@@ -44,6 +44,7 @@ _ADVICE: Final = {
     Reason.BAD_FLAGS: "Drop it. If there are many, find who sends them.",
     Reason.BAD_CHECKSUM: "Look for the device or the tunnel that damages packets; on a virtual "
     "machine, for one that does not finish checksums (ethtool -K DEVICE tx off shows it).",
+    Reason.BAD_TAG: "Drop it, as the receiver would. If there are many, find who sends them.",
     Reason.MALFORMED: "Drop it. If there are many, find who sends them.",
     Reason.ICMP_UNRELATED: "Drop it, unless path MTU discovery fails for a flow that is not "
     "tracked.",

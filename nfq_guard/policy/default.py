@@ -37,7 +37,14 @@ DEFAULT_TABLE: Final[dict[str, object]] = {
         {"name": "translated", "nat": ["snat", "dnat", "both"], "action": "drop"},
         {
             "name": "window",
-            "reason": ["seq-over", "ack-over", "seq-under", "ack-under", "rst-outside"],
+            "reason": [
+                "seq-over",
+                "ack-over",
+                "seq-under",
+                "ack-under",
+                "rst-outside",
+                "bad-tag",
+            ],
             "action": "allow",
         },
         {"name": "transition", "reason": "bad-transition", "action": "allow"},

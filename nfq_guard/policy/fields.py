@@ -14,8 +14,10 @@ from nfq_guard.finding import BOUNDS, Finding, Reason
 from nfq_guard.flow import (
     IPV4,
     IPV6,
+    PROTO_GRE,
     PROTO_ICMP,
     PROTO_ICMPV6,
+    PROTO_SCTP,
     PROTO_TCP,
     PROTO_UDP,
     Direction,
@@ -51,6 +53,7 @@ from nfq_guard.wire.packet import (
     Malformed,
     Packet,
     Queued,
+    SctpPacket,
     Segment,
 )
 
@@ -180,13 +183,23 @@ FLAG_BITS: Final = (FIN, SYN, RST, PSH, ACK, URG, ECE, CWR)
 _WITH_BOUND: Final = from_intervals(
     [(number, number) for number, reason in enumerate(REASONS) if reason in BOUNDS]
 )
-_NAMED_PROTOCOLS: Final = (PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6)
+_NAMED_PROTOCOLS: Final = (
+    PROTO_TCP,
+    PROTO_UDP,
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_SCTP,
+    PROTO_GRE,
+)
 _TCP: Final = from_intervals([(PROTO_TCP, PROTO_TCP)])
 _TCP_OR_UDP: Final = from_intervals([(PROTO_TCP, PROTO_TCP), (PROTO_UDP, PROTO_UDP)])
+_WITH_PORTS: Final = from_intervals(
+    [(PROTO_TCP, PROTO_TCP), (PROTO_UDP, PROTO_UDP), (PROTO_SCTP, PROTO_SCTP)]
+)
 _NEEDS_PORTS: Final = Need(
     numbers=present(_LAST_PORT),
     field="proto",
-    others=_TCP_OR_UDP,
+    others=_WITH_PORTS,
     otherwise="a packet of this protocol has no ports",
 )
 _FAMILY_4: Final = from_intervals([(0, 0)])
@@ -374,7 +387,7 @@ FIELDS: Final = (
         kind=Kind.NUMBER,
         code=_SPORT,
         depends_on=DependsOn.PORTS,
-        says="Source port of TCP or UDP.",
+        says="Source port of TCP, UDP or SCTP.",
         phrase="the source port",
         highest=_LAST_PORT,
         needs=(_NEEDS_PORTS,),
@@ -384,7 +397,7 @@ FIELDS: Final = (
         kind=Kind.NUMBER,
         code=_DPORT,
         depends_on=DependsOn.PORTS,
-        says="Destination port of TCP or UDP.",
+        says="Destination port of TCP, UDP or SCTP.",
         phrase="the destination port",
         highest=_LAST_PORT,
         needs=(_NEEDS_PORTS,),
@@ -525,12 +538,14 @@ def _of_transport_header(code: int, packet: Packet | Malformed) -> int:
     if isinstance(packet, Malformed):
         return ABSENT
     l4 = packet.l4
-    if not isinstance(l4, Segment | Datagram):
+    if not isinstance(l4, Segment | Datagram | SctpPacket):
         return ABSENT
     if code == _SPORT:
         return l4.sport
     if code == _DPORT:
         return l4.dport
+    if isinstance(l4, SctpPacket):
+        return ABSENT
     if isinstance(l4, Datagram):
         return ABSENT if code == _TCP_FLAGS else int(l4.length > _UDP_HEADER)
     return l4.flags if code == _TCP_FLAGS else int(l4.payload_len > 0)

@@ -10,11 +10,12 @@ from typing import Final, final
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET, LINKS, LINUX_SLL, LINUX_SLL2, NO_PACKET
 from nfq_guard.capture.tunnels import inner_of
-from nfq_guard.flow import IPV4
+from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
 from nfq_guard.replay.copies import Copies
 from nfq_guard.wire.fragments import Reassembler, is_fragment
 from nfq_guard.wire.ip import decode
+from nfq_guard.wire.ipv6 import HOP_BY_HOP, is_discarded
 from nfq_guard.wire.packet import Malformed, Packet, Segment
 
 # Why a frame holds no packet for conntrack; fixed phrases.
@@ -35,6 +36,9 @@ _DROPPED_BY_IP: Final = frozenset(
         "IPv6 header cut short",
     }
 )
+_IPV6_HEADER: Final = 40
+# A longer packet of IPv6 is a super-packet, whose length field is 0.
+_LONGEST_V6: Final = _IPV6_HEADER + 0xFFFF
 # Captures of `any`, which show a packet on each interface that it passes.
 _COOKED: Final = frozenset({LINUX_SLL, LINUX_SLL2})
 
@@ -120,8 +124,12 @@ class PacketReader:
     def _is_dropped_before(self, packet: Packet | Malformed, octets: bytes) -> bool:
         """Whether the IP layer drops a packet before conntrack."""
         if isinstance(packet, Malformed):
-            return packet.problem in _DROPPED_BY_IP
-        return packet.family == IPV4 and not self.checksums.header_ok(octets)
+            if packet.problem in _DROPPED_BY_IP:
+                return True
+            return packet.family == IPV6 and is_discarded(octets)
+        if packet.family == IPV4:
+            return not self.checksums.header_ok(octets)
+        return is_discarded(octets)
 
     def _look_inside(self, frame: Frame, packet: Packet, octets: bytes) -> None:
         """Count a tunnel; what it carries becomes `_inner`."""
@@ -159,6 +167,8 @@ class PacketReader:
                     self.unknown_links.setdefault(frame.linktype, frame.number)
                 return b""
             octets = octets[start:]
+            if _states_no_payload(octets) and frame.wire_len <= _LONGEST_V6:
+                octets = octets[:_IPV6_HEADER]
         self.absent = ""
         if is_fragment(octets):
             octets = self._fragments.offer(octets, now)
@@ -171,3 +181,14 @@ class PacketReader:
         self.absent = why
         self.packet = None
         self.without_packet[why] = self.without_packet.get(why, 0) + 1
+
+
+def _states_no_payload(octets: bytes) -> bool:
+    """Whether an IPv6 header says that nothing follows it, and so not even a jumbo option."""
+    return (
+        len(octets) >= _IPV6_HEADER
+        and octets[0] >> 4 == IPV6
+        and octets[4] == 0
+        and octets[5] == 0
+        and octets[6] != HOP_BY_HOP
+    )

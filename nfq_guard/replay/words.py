@@ -4,13 +4,26 @@
 from typing import Final
 
 from nfq_guard.conntrack.entry import Key
+from nfq_guard.conntrack.sctp_states import CHUNK_NAMES
 from nfq_guard.finding import Breach, Finding
 from nfq_guard.flow import FlowTuple
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import protocol, tcp_flags, tcp_state, tuple_ends
 from nfq_guard.replay.doubt import Doubted
 from nfq_guard.replay.stream import Doubt
-from nfq_guard.wire.packet import ACK, Datagram, IcmpMessage, Malformed, Packet, Segment
+from nfq_guard.wire.packet import (
+    ACK,
+    Datagram,
+    GreHeader,
+    IcmpMessage,
+    Malformed,
+    Packet,
+    SctpPacket,
+    Segment,
+)
+
+# Names of more chunks of one packet say nothing new.
+_CHUNKS_NAMED: Final = 3
 
 
 def flag_letters(flags: int) -> str:
@@ -31,6 +44,10 @@ def gist(packet: Packet | Malformed) -> str:
     if isinstance(l4, IcmpMessage):
         quoted = "" if l4.quoted is None else f" about {tuple_ends(l4.quoted)}"
         return f"{protocol(packet.proto)} type {l4.type} code {l4.code}{quoted}"
+    if isinstance(l4, SctpPacket):
+        return f"sctp tag {l4.tag:#010x} {_chunks(l4)}"
+    if isinstance(l4, GreHeader) and l4.version == 1:
+        return f"gre call {l4.call}"
     return protocol(packet.proto)
 
 
@@ -38,6 +55,13 @@ def direction_text(key: Key) -> str:
     """A direction of a flow as `source > destination`."""
     src, dst, ports, proto = key
     return tuple_ends(FlowTuple(proto, src, dst, ports >> 16, ports & 0xFFFF))
+
+
+def _chunks(packet: SctpPacket) -> str:
+    names = [CHUNK_NAMES[chunk.type] for chunk in packet.chunks[: _CHUNKS_NAMED + 1]]
+    if len(names) > _CHUNKS_NAMED:
+        names[_CHUNKS_NAMED] = "..."
+    return ", ".join(names) or "without a chunk"
 
 
 def state_name(state: int) -> str | None:

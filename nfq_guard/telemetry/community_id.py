@@ -11,12 +11,11 @@ import hashlib
 import struct
 from typing import Final
 
-from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
+from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, PROTO_UDP
+from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, SctpPacket, Segment
 
 _SEED: Final = b"\0\0"
-_PROTO_SCTP: Final = 132
-_WITH_PORTS: Final = frozenset({PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6, _PROTO_SCTP})
+_WITH_PORTS: Final = frozenset({PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP})
 # Types of a request and of its reply, in both orders. All other messages go one way only.
 _ICMP_PAIRS: Final = ((8, 0), (13, 14), (15, 16), (10, 9), (17, 18))
 _ICMPV6_PAIRS: Final = ((128, 129), (133, 134), (135, 136), (130, 131), (139, 140), (144, 145))
@@ -26,29 +25,21 @@ _REPLIES: Final = {
 }
 
 
-def community_id(packet: Packet | Malformed, octets: bytes) -> str | None:
-    """The Community ID of a packet's flow; None where its addresses or ports cannot be read.
-
-    Args:
-        packet: The packet, decoded.
-        octets: The same as it was queued.
-    """
+def community_id(packet: Packet | Malformed) -> str | None:
+    """The Community ID of a packet's flow; None where its addresses or ports cannot be read."""
     if isinstance(packet, Malformed):
         return None
     one_way = False
     ports: tuple[int, int] | None = None
     l4 = packet.l4
-    if isinstance(l4, Segment | Datagram):
+    if isinstance(l4, Segment | Datagram | SctpPacket):
         ports = l4.sport, l4.dport
     elif isinstance(l4, IcmpMessage):
         reply = _REPLIES[packet.proto].get(l4.type)
         one_way = reply is None
         ports = l4.type, l4.code if reply is None else reply
     elif packet.proto in _WITH_PORTS:
-        # A later fragment has no ports; those of SCTP are not decoded.
-        if packet.fragment_offset or len(octets) < packet.l4_offset + 4:
-            return None
-        ports = struct.unpack_from("!HH", octets, packet.l4_offset)
+        return None  # a later fragment has no ports
     ends = [(packet.src, ports[0] if ports else 0), (packet.dst, ports[1] if ports else 0)]
     if not one_way:
         ends.sort()

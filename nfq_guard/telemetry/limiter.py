@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, final
 
 from nfq_guard.engine import Judgment
 from nfq_guard.flow import Evidence, FlowKey
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, Segment, flow_key
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, SctpPacket, Segment, flow_key
 
 _TABLE_MAX: Final = 4096
 # Distances in one event. A packet with one more begins another event.
@@ -200,6 +200,9 @@ def kind_of(judgment: Judgment) -> Kind:
     elif isinstance(l4, Datagram):
         ports = l4.sport << 16 | l4.dport
         numbers |= (1 if l4.length > _UDP_HEADER else 0) << 40 | 2 << 41
+    elif isinstance(l4, SctpPacket):
+        ports = l4.sport << 16 | l4.dport
+        numbers |= 5 << 41
     else:
         # Of an ICMP error the flow that it quotes.
         flow = flow_key(packet)

@@ -18,7 +18,7 @@ from nfq_guard.telemetry.events import (
     PacketJudged,
     ShadowDecision,
 )
-from nfq_guard.wire.packet import Datagram, Packet, Segment
+from nfq_guard.wire.packet import Datagram, Packet, SctpPacket, Segment
 
 _UDP_HEADER: Final = 8
 
@@ -74,6 +74,9 @@ def packet_judged(
             sport = l4.sport
             dport = l4.dport
             payload = l4.length - _UDP_HEADER
+        elif isinstance(l4, SctpPacket):
+            sport = l4.sport
+            dport = l4.dport
     nat = Nat.UNKNOWN
     state: str | None = None
     way: DirectionName | None = None
@@ -129,7 +132,7 @@ def packet_judged(
         leak=leaks(packet, snapshot, finding),
         window=window,
         caused_by=caused_by,
-        community_id=community_id(packet, queued.octets),
+        community_id=community_id(packet),
     )
 
 

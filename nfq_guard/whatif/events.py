@@ -12,6 +12,7 @@ from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IPS_DST_NAT,
     IPS_SRC_NAT,
+    PROTO_SCTP,
     PROTO_TCP,
     FlowSnapshot,
     FlowTuple,
@@ -30,7 +31,7 @@ from nfq_guard.seqno import seq
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.reader import ReadEvent
 from nfq_guard.whatif.recorded import Judged, Recorded
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, Queued, Segment
+from nfq_guard.wire.packet import Datagram, Malformed, Packet, Queued, SctpPacket, Segment
 
 _UDP_HEADER: Final = 8
 _NAT_STATUS: Final = {
@@ -89,7 +90,7 @@ def _packet(event: PacketJudged) -> Packet | Malformed:
     malformed = event.reason is Reason.MALFORMED and not event.leak
     if malformed or not src or not dst:
         return Malformed("", event.family, src, dst, proto)
-    l4: Segment | Datagram | None = None
+    l4: Segment | Datagram | SctpPacket | None = None
     if event.sport is not None and event.dport is not None:
         if event.tcp_flags is not None:
             flags = tcp_flag_bits(event.tcp_flags)
@@ -104,6 +105,8 @@ def _packet(event: PacketJudged) -> Packet | Malformed:
                 b"",
                 0,
             )
+        elif proto == PROTO_SCTP:
+            l4 = SctpPacket(event.sport, event.dport, 0, 0, (), False)  # noqa: FBT003 - whole
         else:
             l4 = Datagram(event.sport, event.dport, _UDP_HEADER + (event.payload or 0), 0)
     return Packet(event.family, src, dst, proto, 0, 0, 0, 0, False, l4)  # noqa: FBT003 - more_fragments

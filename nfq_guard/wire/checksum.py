@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Transport checksums (RFC 1071, RFC 9293 3.1, RFC 8200 8.1).
+"""Transport checksums (RFC 1071, RFC 9293 3.1, RFC 8200 8.1; of SCTP RFC 9260 6.8).
 
 A ones' complement sum of 16-bit words is the remainder of the whole number by 65535.
 """
@@ -8,7 +8,7 @@ from typing import Final
 from zlib import adler32
 
 from nfq_guard.flow import IPV4, PROTO_ICMP
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
+from nfq_guard.wire.packet import Datagram, GreHeader, IcmpMessage, Packet, SctpPacket, Segment
 
 _ONES: Final = 0xFFFF
 
@@ -17,6 +17,29 @@ _ONES: Final = 0xFFFF
 _ADDED_FROM: Final = 128
 _CHUNK: Final = 512
 _ADLER: Final = 65521
+
+# Of CRC32C, bits in reverse order (RFC 9260 appendix A).
+_POLYNOMIAL: Final = 0x82F63B78
+_SCTP_CHECKSUM_AT: Final = 8
+
+
+def _crc_of_octet(octet: int) -> int:
+    crc = octet
+    for _ in range(8):
+        crc = crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0)
+    return crc
+
+
+_CRC_TABLE: Final = tuple(_crc_of_octet(octet) for octet in range(256))
+
+
+def crc32c(octets: bytes) -> int:
+    """The CRC of SCTP; the field of the checksum has it with its lowest octet first."""
+    table = _CRC_TABLE
+    crc = 0xFFFFFFFF
+    for octet in octets:
+        crc = table[(crc ^ octet) & 0xFF] ^ crc >> 8
+    return crc ^ 0xFFFFFFFF
 
 
 def _sum(octets: bytes) -> int:
@@ -71,21 +94,28 @@ def header_checksum_ok(octets: bytes) -> bool:
 
 
 def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
-    """Whether the transport checksum is right; None when that is unknown.
+    """Whether the transport checksum is right by conntrack's way; None when that is unknown.
 
-    It is unknown for a fragment, for a protocol that is not decoded, and for a packet that was not
-    captured whole. A datagram without a checksum is right, in IPv6 too: conntrack accepts it
-    against RFC 8200.
+    It is unknown for a fragment without a transport header, for a protocol that is not decoded or
+    has none that conntrack verifies, and for a packet that was not captured whole. A datagram
+    without a checksum is right, in IPv6 too: conntrack accepts it against RFC 8200. It takes octets
+    behind the length of a datagram for part of it, and so a fragment of IPv6 that Linux does not
+    put together.
     """
     l4 = packet.l4
-    if l4 is None or packet.more_fragments or len(octets) < packet.length:
+    if l4 is None or len(octets) < packet.length:
+        return None
+    if packet.more_fragments and packet.family == IPV4:
         return None
     start = packet.l4_offset
     end = packet.length
-    if isinstance(l4, Datagram):
-        if l4.checksum == 0:
-            return True
-        end = start + l4.length
+    if isinstance(l4, SctpPacket):
+        at = start + _SCTP_CHECKSUM_AT
+        return l4.checksum == crc32c(octets[start:at] + bytes(4) + octets[at + 4 : end])
+    if isinstance(l4, GreHeader):
+        return None
+    if isinstance(l4, Datagram) and l4.checksum == 0:
+        return True
     if packet.proto == PROTO_ICMP:
         return _sum(octets[start:end]) == _ONES
     if start == (20 if packet.family == IPV4 else 40):
@@ -101,8 +131,11 @@ def checksum_unfinished(packet: Packet) -> bool:
     """Whether the field holds the sum of the pseudo-header alone, for the NIC to complete.
 
     With the length, as Linux leaves it, or without, as for a packet that the NIC also segments.
+    That of SCTP is left 0.
     """
     l4 = packet.l4
+    if isinstance(l4, SctpPacket):
+        return l4.checksum == 0
     if not isinstance(l4, Segment | Datagram | IcmpMessage):
         return False
     without_length = _pseudo_header(packet, 0)

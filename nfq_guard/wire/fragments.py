@@ -10,6 +10,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, final
 
+from nfq_guard.flow import PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
 from nfq_guard.wire.ipv6 import EXTENSIONS, FRAGMENT, skip_extensions
 
 # Seconds after which Linux gives up (sysctl ipfrag_time, nf_conntrack_frag6_timeout).
@@ -22,6 +23,14 @@ MEMORY_OCTETS: Final = 4 << 20
 _PIECE_COST: Final = 256
 
 _LONGEST: Final = 65_535
+
+# Octets of the transport header that the first fragment of IPv6 must hold, by protocol.
+_SHORTEST: Final = {PROTO_TCP: 20, PROTO_UDP: 8, PROTO_ICMPV6: 8}
+
+# What becomes of a fragment: taken; as if it had not come; or it ends its datagram.
+_TAKEN: Final = 0
+_REPEATED: Final = 1
+_DISCARD: Final = 2
 
 # Result of `offer` for a fragment that does not complete its datagram.
 WAITING: Final = b""
@@ -67,18 +76,54 @@ class _Fragment:
 
 @final
 class _Datagram:
-    """The fragments of one datagram so far."""
+    """The fragments of one datagram so far.
+
+    Attributes:
+        expires: When the datagram is given up.
+        pieces: Its fragments, as they came.
+        runs: Start and end of each run: fragments that came one behind the other in their order.
+        length: The highest end of any fragment.
+        ended: Whether the last fragment is known, and so the length.
+        received: Octets that are there.
+        cost: What it takes of the memory.
+    """
 
     def __init__(self, expires: float) -> None:
         self.expires = expires
         self.pieces: list[_Fragment] = []
-        self.length = -1
+        self.runs: list[list[int]] = []
+        self.length = 0
+        self.ended = False
         self.received = 0
         self.cost = 0
 
+    def place(self, start: int, end: int) -> int:
+        """Put a fragment into the runs: `_TAKEN`, `_REPEATED` or `_DISCARD`.
+
+        Linux takes one that lies within one run for repeated, and any other overlap for an attack.
+        """
+        runs = self.runs
+        place = 0
+        while place < len(runs) and runs[place][1] <= start:
+            place += 1
+        if place < len(runs):
+            first, last = runs[place]
+            if end <= first:
+                runs.insert(place, [start, end])
+                return _TAKEN
+            return _REPEATED if first <= start and end <= last else _DISCARD
+        if runs and runs[-1][1] == start:
+            runs[-1][1] = end
+        else:
+            runs.append([start, end])
+        return _TAKEN
+
 
 def is_fragment(octets: bytes) -> bool:
-    """Whether an IP packet is a fragment, as far as its headers were captured."""
+    """Whether an IP packet is a fragment, as far as its headers were captured.
+
+    In IPv6 one with a fragment header, even if it is the only one of its datagram.
+    """
     if len(octets) < 20:
         return False
     if octets[0] >> 4 == 4:
@@ -86,27 +131,27 @@ def is_fragment(octets: bytes) -> bool:
     if octets[0] >> 4 != 6 or len(octets) < 40 or octets[6] not in EXTENSIONS:
         return False
     extensions = skip_extensions(octets, True)  # noqa: FBT003 - positional on the packet path
-    if extensions is None or extensions.proto != FRAGMENT:
-        return False
-    at = extensions.offset
-    # An atomic fragment has neither an offset nor further fragments.
-    return bool(octets[at + 2] or octets[at + 3] & 0xF9)
+    return extensions is not None and extensions.proto == FRAGMENT
 
 
 def _read_v4(octets: bytes) -> _Fragment | None:
     header_len = (octets[0] & 15) << 2
     length = octets[2] << 8 | octets[3]
-    if header_len < 20 or header_len > len(octets) or length <= header_len:
+    if header_len < 20 or header_len > len(octets) or length < header_len:
         return None
     field = octets[6] << 8 | octets[7]
     key = octets[12:20] + octets[4:6] + octets[9:10]
+    more = field & 0x2000 != 0
+    size = length - header_len
+    if more:
+        size &= ~7  # Linux leaves the rest out
     return _Fragment(
         key,
         octets[:header_len],
         (field & 0x1FFF) << 3,
-        length - header_len,
-        field & 0x2000 != 0,
-        octets[header_len:length],
+        size,
+        more,
+        octets[header_len : header_len + size],
     )
 
 
@@ -117,7 +162,7 @@ def _read_v6(octets: bytes) -> _Fragment | None:
     at = extensions.offset
     announced = extensions.announced_at
     length = 40 + (octets[4] << 8 | octets[5])
-    if length <= at + 8:
+    if length < at + 8:
         return None
     field = octets[at + 2] << 8 | octets[at + 3]
     header = octets[:announced] + octets[at : at + 1] + octets[announced + 1 : at]
@@ -129,6 +174,15 @@ def _read_v6(octets: bytes) -> _Fragment | None:
         field & 1 == 1,
         octets[at + 8 : length],
     )
+
+
+def _lacks_transport(octets: bytes) -> bool:
+    """Whether the first fragment of an IPv6 datagram ends before its transport header does."""
+    extensions = skip_extensions(octets)
+    if extensions is None:
+        return False
+    end = 40 + (octets[4] << 8 | octets[5])
+    return extensions.offset + _SHORTEST.get(extensions.proto, 1) > end
 
 
 @final
@@ -157,31 +211,39 @@ class Reassembler:
             now: Seconds, on one clock for all calls.
 
         Returns:
-            The whole packet if this completes it, cut where a fragment's capture was cut;
+            The whole packet if this completes it, cut where a fragment's capture was cut; the
+            fragment itself where Linux gives its datagram up and hands it to conntrack as it is;
             `WAITING` otherwise.
         """
         self._expire(now)
         v4 = octets[0] >> 4 == 4
         fragment = _read_v4(octets) if v4 else _read_v6(octets)
-        if fragment is None or (fragment.more and fragment.length & 7):
+        if fragment is None:
             return WAITING
         key = fragment.key
         datagram = self._waiting.get(key)
         if datagram is not None and datagram.expires <= now:
             self._forget(key)
             datagram = None
+        if not v4:
+            if fragment.start == 0 and _lacks_transport(octets):
+                return octets
+            if fragment.more and fragment.length & 7:
+                if datagram is not None:
+                    self._forget(key)
+                return octets
         if datagram is None:
             if self.octets_held >= self._memory:
                 return WAITING
             datagram = _Datagram(now + (TIMEOUT_V4_S if v4 else TIMEOUT_V6_S))
             self._waiting[key] = datagram
-        if not self._take(datagram, fragment):
+        fate = self._take(datagram, fragment, v4=v4)
+        if fate == _DISCARD:
             self._forget(key)
-            return WAITING
-        if datagram.received != datagram.length:
-            return WAITING
-        self._forget(key)
-        return _whole(datagram, v4=v4)
+        elif fate == _TAKEN and datagram.ended and datagram.received == datagram.length:
+            self._forget(key)
+            return _whole(datagram, v4=v4)
+        return WAITING
 
     def _expire(self, now: float) -> None:
         # In order of arrival: a datagram of IPv6, which is kept longer, keeps expired ones of IPv4
@@ -195,25 +257,33 @@ class Reassembler:
     def _forget(self, key: bytes) -> None:
         self.octets_held -= self._waiting.pop(key).cost
 
-    def _take(self, datagram: _Datagram, fragment: _Fragment) -> bool:
-        """Add a fragment; False if the datagram can no longer be completed."""
+    def _take(self, datagram: _Datagram, fragment: _Fragment, *, v4: bool) -> int:
+        """Add a fragment: `_TAKEN`, `_REPEATED` or `_DISCARD`.
+
+        What contradicts an earlier fragment ends its datagram in IPv4 and is left out in IPv6.
+        """
+        wrong = _DISCARD if v4 else _REPEATED
         end = fragment.start + fragment.length
-        if end > _LONGEST or (0 <= datagram.length < end):
-            return False
-        for piece in datagram.pieces:
-            if fragment.start < piece.start + piece.length and piece.start < end:
-                # A repeated fragment is harmless; any other overlap discards the datagram.
-                return fragment.start == piece.start and fragment.length == piece.length
+        if not v4 and end > _LONGEST:
+            return wrong
         if not fragment.more:
-            if datagram.length >= 0 or any(p.start > fragment.start for p in datagram.pieces):
-                return False
-            datagram.length = end
+            if end < datagram.length or (datagram.ended and end != datagram.length):
+                return wrong
+            datagram.ended = True
+        elif end > datagram.length and datagram.ended:
+            return wrong
+        datagram.length = max(datagram.length, end)
+        if fragment.length == 0:
+            return wrong
+        fate = datagram.place(fragment.start, end)
+        if fate != _TAKEN:
+            return fate
         datagram.pieces.append(fragment)
         datagram.received += fragment.length
         cost = len(fragment.octets) + _PIECE_COST
         datagram.cost += cost
         self.octets_held += cost
-        return True
+        return _TAKEN
 
 
 def _whole(datagram: _Datagram, *, v4: bool) -> bytes:

@@ -6,19 +6,21 @@ from typing import Final
 
 from nfq_guard.flow import (
     IPV4,
+    PROTO_GRE,
     PROTO_ICMP,
     PROTO_ICMPV6,
+    PROTO_SCTP,
     PROTO_TCP,
     PROTO_UDP,
     FlowTuple,
 )
+from nfq_guard.wire.gre import decode_header
 from nfq_guard.wire.ipv6 import skip_extensions
-from nfq_guard.wire.packet import IcmpMessage
+from nfq_guard.wire.packet import GreHeader, IcmpMessage
 
 _HEADER: Final = struct.Struct("!BBHH")
 _PORTS: Final = struct.Struct("!HH")
-_PROTO_SCTP: Final = 132
-_WITH_PORTS: Final = (PROTO_TCP, PROTO_UDP, _PROTO_SCTP)
+_WITH_PORTS: Final = (PROTO_TCP, PROTO_UDP, PROTO_SCTP)
 _ICMP: Final = (PROTO_ICMP, PROTO_ICMPV6)
 
 # Errors quote the packet that caused them (kernel.md 2).
@@ -89,4 +91,7 @@ def _quoted_tuple(inner: bytes, family: int) -> FlowTuple | None:
             return None
         kind, code, _, identifier = _HEADER.unpack_from(inner, at)
         return FlowTuple(proto, src, dst, identifier, kind << 8 | code)
+    if proto == PROTO_GRE:
+        header = decode_header(inner, at, len(inner) - at)
+        return FlowTuple(proto, src, dst, 0, header.call) if isinstance(header, GreHeader) else None
     return FlowTuple(proto, src, dst, 0, 0)

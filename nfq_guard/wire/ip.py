@@ -8,10 +8,19 @@ only, captures are snapped, and Ethernet pads.
 import struct
 from typing import Final
 
-from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
-from nfq_guard.wire import icmp, tcp, udp
+from nfq_guard.flow import (
+    IPV4,
+    IPV6,
+    PROTO_GRE,
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_SCTP,
+    PROTO_TCP,
+    PROTO_UDP,
+)
+from nfq_guard.wire import gre, icmp, sctp, tcp, udp
 from nfq_guard.wire.ipv6 import HOP_BY_HOP, jumbo_length, skip_extensions
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Segment
+from nfq_guard.wire.packet import Malformed, Packet, Transport
 
 _IPV6: Final = struct.Struct("!IHBB16s16s")
 
@@ -19,6 +28,8 @@ _SNAPPED: Final = (
     tcp.SNAPPED_IN_HEADER,
     udp.SNAPPED_IN_HEADER,
     icmp.SNAPPED_IN_HEADER,
+    sctp.SNAPPED_IN_HEADER,
+    gre.SNAPPED_IN_HEADER,
 )
 
 
@@ -100,9 +111,9 @@ def _with_transport(
     fragment_offset: int,
     more: bool,  # noqa: FBT001 - positional on the packet path
 ) -> Packet | Malformed:
-    l4: Segment | Datagram | IcmpMessage | None = None
+    l4: Transport = None
     if fragment_offset == 0:
-        read = _transport(octets, family, proto, offset, length - offset, more)
+        read = _transport(octets, family, proto, offset, length - offset, more and family == IPV4)
         if isinstance(read, str):
             return Malformed(read, family, src, dst, proto, snapped=read in _SNAPPED)
         l4 = read
@@ -116,11 +127,15 @@ def _transport(
     offset: int,
     wire_len: int,
     more: bool,  # noqa: FBT001 - positional on the packet path
-) -> Segment | Datagram | IcmpMessage | str | None:
+) -> Transport | str:
     if proto == PROTO_TCP:
         return tcp.decode_segment(octets, offset, wire_len)
     if proto == PROTO_UDP:
         return udp.decode_datagram(octets, offset, wire_len, more)
     if proto == (PROTO_ICMP if family == IPV4 else PROTO_ICMPV6):
         return icmp.decode_message(octets, offset, wire_len, family)
+    if proto == PROTO_SCTP:
+        return sctp.decode_packet(octets, offset, wire_len)
+    if proto == PROTO_GRE:
+        return gre.decode_header(octets, offset, wire_len)
     return None

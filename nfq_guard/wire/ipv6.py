@@ -12,9 +12,15 @@ NO_NEXT_HEADER: Final = 59
 DESTINATION: Final = 60
 
 EXTENSIONS: Final = (HOP_BY_HOP, ROUTING, FRAGMENT, AUTHENTICATION, DESTINATION)
+_PAD_1: Final = 0
+_PAD_N: Final = 1
+_ROUTER_ALERT: Final = 5
+_CALIPSO: Final = 7
 _JUMBO_OPTION: Final = 0xC2
-# An attacker may chain headers to the end of the packet; no real packet has as many.
-_MOST_EXTENSIONS: Final = 32
+# Linux drops a packet with more options in its hop-by-hop header (sysctl max_hbh_opts_number), or
+# with more padding between two.
+_MOST_OPTIONS: Final = 8
+_MOST_PADDING: Final = 7
 
 
 @final
@@ -69,9 +75,7 @@ def skip_extensions(
     offset = 40
     fragment_offset = 0
     more = False
-    for _ in range(_MOST_EXTENSIONS):
-        if next_header not in EXTENSIONS:
-            return Extensions(next_header, offset, announced_at, fragment_offset, more)
+    while next_header in EXTENSIONS:
         if offset + 8 > size:
             return None
         following = octets[offset]
@@ -91,7 +95,7 @@ def skip_extensions(
         else:
             offset += (octets[offset + 1] + 1) << 3
         next_header = following
-    return None
+    return Extensions(next_header, offset, announced_at, fragment_offset, more)
 
 
 def jumbo_length(octets: bytes) -> int:
@@ -110,3 +114,73 @@ def jumbo_length(octets: bytes) -> int:
             return int.from_bytes(octets[at + 2 : at + 6], "big")
         at += 2 + length
     return 0
+
+
+def is_discarded(octets: bytes) -> bool:
+    """Whether Linux discards a packet for its IPv6 header before conntrack (kernel.md 2).
+
+    It does for a source that is a multicast group, for a destination that is one of a scope that
+    no packet on a link has, and for a hop-by-hop header that it cannot read or must not pass.
+
+    Args:
+        octets: The packet from its IPv6 header, which is whole.
+    """
+    if octets[8] == 0xFF or (octets[24] == 0xFF and octets[25] & 15 <= 1):
+        return True
+    if octets[6] != HOP_BY_HOP:
+        return False
+    end = 40 + (octets[4] << 8 | octets[5])
+    if end == 40:
+        end = len(octets)
+    if end < 48:
+        return True
+    if len(octets) < 48:
+        return False
+    size = (octets[41] + 1) << 3
+    if 40 + size > end:
+        return True
+    return 40 + size <= len(octets) and not _options_pass(octets, 42, 40 + size)
+
+
+def _options_pass(octets: bytes, at: int, end: int) -> bool:
+    """Whether Linux passes a packet with the hop-by-hop options from `at` to `end`."""
+    count = 0
+    padding = 0
+    while at < end:
+        kind = octets[at]
+        if kind == _PAD_1:
+            padding += 1
+            at += 1
+        else:
+            if at + 2 > end:
+                return False
+            length = octets[at + 1]
+            following = at + 2 + length
+            if following > end:
+                return False
+            if kind == _PAD_N:
+                padding += 2 + length
+                if any(octets[at + 2 : following]):
+                    return False
+            else:
+                count += 1
+                padding = 0
+                if not _option_passes(octets, kind, at, length) or count > _MOST_OPTIONS:
+                    return False
+            at = following
+        if padding > _MOST_PADDING:
+            return False
+    return True
+
+
+def _option_passes(octets: bytes, kind: int, at: int, length: int) -> bool:
+    if kind == _ROUTER_ALERT:
+        return length == 2
+    if kind == _CALIPSO:
+        return False
+    if kind == _JUMBO_OPTION:
+        stated = octets[4] << 8 | octets[5]
+        jumbo = int.from_bytes(octets[at + 2 : at + 6], "big")
+        return length == 4 and at & 3 == 2 and stated == 0 and jumbo > 0xFFFF
+    # The upper two bits say what to do with an option that is not known: 0 is to skip it.
+    return kind & 0xC0 == 0

@@ -5,7 +5,7 @@ The docstring of `nfq_guard.flow` gives the reason for dataclasses with a writte
 """
 
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, TypeAlias, final
 
 from nfq_guard.flow import (
     PROTO_ICMP,
@@ -151,6 +151,96 @@ class IcmpMessage:
 
 @final
 @dataclass(init=False, slots=True)
+class Chunk:
+    """The header of one SCTP chunk (RFC 9260 3.2).
+
+    Attributes:
+        type: Type of chunk (`wire.sctp`).
+        flags: The eight flag bits; their meaning depends on the type.
+        length: The length field, which counts the header but no padding; 0 to 3 in a broken one.
+        initiate_tag: Of INIT and INIT ACK; -1 in other chunks, and where it is not there.
+    """
+
+    type: int
+    flags: int
+    length: int
+    initiate_tag: int
+
+    def __init__(
+        self,
+        type: int,  # noqa: A002 - RFC 9260 calls it so
+        flags: int,
+        length: int,
+        initiate_tag: int,
+    ) -> None:
+        self.type = type
+        self.flags = flags
+        self.length = length
+        self.initiate_tag = initiate_tag
+
+
+@final
+@dataclass(init=False, slots=True)
+class SctpPacket:
+    """One SCTP common header, and the headers of its chunks.
+
+    Attributes:
+        sport: Source port.
+        dport: Destination port.
+        tag: The verification tag.
+        checksum: The checksum field.
+        chunks: In their order, up to one whose length is 0, and as far as captured.
+        whole: Whether the capture holds the headers of all chunks.
+    """
+
+    sport: int
+    dport: int
+    tag: int
+    checksum: int
+    chunks: tuple[Chunk, ...]
+    whole: bool
+
+    def __init__(
+        self,
+        sport: int,
+        dport: int,
+        tag: int,
+        checksum: int,
+        chunks: tuple[Chunk, ...],
+        whole: bool,  # noqa: FBT001 - positional on the packet path
+    ) -> None:
+        self.sport = sport
+        self.dport = dport
+        self.tag = tag
+        self.checksum = checksum
+        self.chunks = chunks
+        self.whole = whole
+
+
+@final
+@dataclass(init=False, slots=True)
+class GreHeader:
+    """One GRE header, as far as conntrack reads it.
+
+    Attributes:
+        version: 0, or 1 for PPTP.
+        call: The call identifier of version 1, which its receiver chose; else 0.
+    """
+
+    version: int
+    call: int
+
+    def __init__(self, version: int, call: int) -> None:
+        self.version = version
+        self.call = call
+
+
+# The transport header of a packet; None for other protocols and for later fragments.
+Transport: TypeAlias = Segment | Datagram | IcmpMessage | SctpPacket | GreHeader | None
+
+
+@final
+@dataclass(init=False, slots=True)
 class Packet:
     """One IP packet with its transport header.
 
@@ -176,7 +266,7 @@ class Packet:
     hop_limit: int
     fragment_offset: int
     more_fragments: bool
-    l4: Segment | Datagram | IcmpMessage | None
+    l4: Transport
 
     def __init__(
         self,
@@ -189,7 +279,7 @@ class Packet:
         hop_limit: int,
         fragment_offset: int,
         more_fragments: bool,  # noqa: FBT001 - positional on the packet path
-        l4: Segment | Datagram | IcmpMessage | None,
+        l4: Transport,
     ) -> None:
         self.family = family
         self.src = src
@@ -242,14 +332,15 @@ class Malformed:
 
 
 # A tuple of classes: a union would be made anew for each packet.
-_WITH_PORTS: Final = (Segment, Datagram)
+_WITH_PORTS: Final = (Segment, Datagram, SctpPacket)
 _ICMP: Final = (PROTO_ICMP, PROTO_ICMPV6)
 
 
 def tuple_of(packet: Packet) -> FlowTuple | None:
     """The tuple by which conntrack finds the flow of `packet`; None if it has none.
 
-    For an ICMP error that is what would answer the quoted packet (kernel.md 2).
+    For an ICMP error that is what would answer the quoted packet (kernel.md 2). GRE has its call
+    identifier in place of the destination port.
     """
     l4 = packet.l4
     if isinstance(l4, _WITH_PORTS):
@@ -262,6 +353,8 @@ def tuple_of(packet: Packet) -> FlowTuple | None:
             return FlowTuple(
                 packet.proto, packet.src, packet.dst, l4.identifier, l4.type << 8 | l4.code
             )
+    if isinstance(l4, GreHeader):
+        return FlowTuple(packet.proto, packet.src, packet.dst, 0, l4.call)
     return None
 
 

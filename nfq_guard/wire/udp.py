@@ -20,7 +20,9 @@ def decode_datagram(
 ) -> Datagram | str:
     """Decode the UDP header at `offset` of `octets`; a fixed phrase for one that is malformed.
 
-    The length field may exceed `wire_len` only in a first fragment.
+    The length field may exceed `wire_len` only in a first fragment of IPv4: one that reaches a rule
+    has passed conntrack by. It may be below `wire_len`: conntrack takes what follows as part of the
+    datagram.
     """
     if wire_len < 8:
         return "UDP header cut short"

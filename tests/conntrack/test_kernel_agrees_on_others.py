@@ -14,8 +14,10 @@ from nfq_guard.conntrack.table import CTSTATES, FlowTable
 from nfq_guard.flow import (
     IPS_ASSURED,
     IPS_SEEN_REPLY,
+    PROTO_GRE,
     PROTO_ICMP,
     PROTO_ICMPV6,
+    PROTO_SCTP,
     PROTO_TCP,
     PROTO_UDP,
     FlowTuple,
@@ -25,6 +27,7 @@ from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Packet
 from tests.support.live import LiveConntrack
 from tests.support.packets import A4, A6, B4, B6, C4, C6, error, icmp, ip, summed, tcp, udp
+from tests.support.sctp import chunk, init, sctp
 
 LINK_LOCAL = bytes.fromhex("fe80") + bytes(13) + b"\1"
 
@@ -32,6 +35,14 @@ Judge = Callable[[bytes], tuple[str, str]]
 
 
 ECHO = struct.pack("!HH", 77, 1) + b"data"
+PPTP = b"\x30\1\x88\x0b\0\0"
+
+
+def options(count: int) -> bytes:
+    """Headers with destination options in front of a datagram."""
+    kinds = [60] * (count - 1) + [PROTO_UDP]
+    return b"".join(bytes((kind, 0, 1, 4, 0, 0, 0, 0)) for kind in kinds)
+
 
 CASES: dict[str, list[bytes]] = {
     "datagrams both ways": [
@@ -149,6 +160,54 @@ CASES: dict[str, list[bytes]] = {
         ip(A4, B4, PROTO_TCP, tcp(A4, B4, 1, 2, 0x02)[20:36] + b"\1\2\0\0"),
         tcp(A4, B4, 1, 2, 0x02),
         tcp(A4, B4, 1, 2, 0x03),
+    ],
+    "SCTP from beginning to end": [
+        sctp(A4, B4, 1, 2, 0, init(1, 7)), sctp(B4, A4, 2, 1, 7, init(2, 9)),
+        sctp(A4, B4, 1, 2, 9, chunk(10, b"cookie"), chunk(0, bytes(13))),
+        sctp(B4, A4, 2, 1, 7, chunk(11), chunk(3, bytes(12))),
+        sctp(A4, B4, 1, 2, 9, chunk(7, bytes(4))), sctp(B4, A4, 2, 1, 7, chunk(8)),
+        sctp(A4, B4, 1, 2, 9, chunk(14)), sctp(A4, B4, 1, 2, 9, chunk(0)),
+    ],
+    "errors about SCTP": [
+        sctp(A6, B6, 1, 2, 0, init(1, 7)),
+        error(B6, A6, 1, sctp(A6, B6, 1, 2, 0, init(1, 7))),
+        error(B6, A6, 1, sctp(A6, B6, 1, 3, 0, init(1, 7))),
+        sctp(A4, B4, 1, 2, 0, init(1, 7)),
+        *(error(B4, A4, 3, sctp(A4, B4, 1, 2, 0, init(1, 7))[:length]) for length in (23, 24, 28)),
+    ],
+    "broken SCTP": [
+        ip(A4, B4, PROTO_SCTP, b""), ip(A6, B6, PROTO_SCTP, bytes(11)),
+        sctp(A4, B4, 1, 2, 0), sctp(A4, B4, 1, 2, 0, init(1, 7))[:-1] + b"\1",
+        sctp(A6, B6, 1, 2, 0, init(1, 7), chunk(0)), sctp(A6, B6, 1, 2, 0, chunk(0)),
+    ],
+    "GRE without keys": [
+        ip(A4, B4, PROTO_GRE, b"\0\0\x08\0" + bytes(20)),
+        ip(B4, A4, PROTO_GRE, b"\x20\0\x08\0\0\0\0\7" + bytes(20)),
+        ip(A4, B4, PROTO_GRE, b""), ip(A4, B4, PROTO_GRE, b"\0\1\x88\x0b\0\0\0"),
+    ],
+    "GRE of PPTP": [
+        ip(A6, B6, PROTO_GRE, PPTP + b"\0\7"), ip(B6, A6, PROTO_GRE, PPTP + b"\0\7"),
+        ip(A6, B6, PROTO_GRE, PPTP + b"\0\7"), ip(A4, B4, PROTO_GRE, PPTP + b"\0\0"),
+        ip(B4, A4, PROTO_GRE, PPTP + b"\0\0"), ip(A4, B4, PROTO_GRE, b"\0\1\x08\0" + bytes(4)),
+    ],
+    "errors about GRE": [
+        ip(A4, B4, PROTO_GRE, PPTP + b"\0\7"),
+        error(B4, A4, 3, ip(A4, B4, PROTO_GRE, PPTP + b"\0\7")),
+        error(B4, A4, 3, ip(A4, B4, PROTO_GRE, PPTP + b"\0\7")[:27]),
+        error(B4, A4, 3, ip(A4, B4, PROTO_GRE, PPTP + b"\0\x08")),
+        error(B4, A4, 3, ip(A4, B4, PROTO_GRE, b"\0\1\x08\0" + bytes(4))),
+    ],
+    "many extension headers": [
+        ip(A6, B6, 60, options(count) + udp(A6, B6, count, 2)[40:]) for count in (31, 32, 33, 200)
+    ],
+    "a datagram shorter than its packet": [
+        ip(src, dst, PROTO_UDP, octets)
+        for src, dst in ((A4, B4), (A6, B6))
+        for length in (8, 9, 12)
+        for octets in (
+            summed(src, dst, PROTO_UDP, struct.pack("!HHHH", 1, 2, length, 0) + b"abcd", 6),
+            summed(src, dst, PROTO_UDP, struct.pack("!HHHH", 1, 2, length, 0), 6) + b"abcd",
+        )
     ],
     "both ends the same": [
         udp(A4, A4, 9, 9), udp(A4, A4, 9, 9), icmp(A4, A4, 8, ECHO), icmp(A4, A4, 0, ECHO),

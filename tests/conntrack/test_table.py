@@ -350,8 +350,8 @@ def test_source_translation() -> None:
 def test_icmp_error_about_a_flow_without_ports() -> None:
     """Flows of other protocols are kept by their addresses; an error quotes their ports."""
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
-    sctp = 132
-    assert table.track(packet(A, B, sctp, None), 0.0) == CT_NEW
-    quoted = FlowTuple(sctp, A, B, 1000, 2000)
+    dccp = 33
+    assert table.track(packet(A, B, dccp, None), 0.0) == CT_NEW
+    quoted = FlowTuple(dccp, A, B, 1000, 2000)
     error = packet(B, A, PROTO_ICMP, IcmpMessage(3, 2, 0, 0, True, quoted))
     assert table.track(error, 0.0) == CT_RELATED

@@ -334,7 +334,7 @@ def test_udp_has_no_window() -> None:
 
 @pytest.mark.parametrize(("fragment", "detail"), [(8, "fragment"), (0, "protocol")])
 def test_unsupported(fragment: int, detail: str) -> None:
-    packet = Packet(IPV4, A, B, 132, 28, 20, 64, fragment, False, None)
+    packet = Packet(IPV4, A, B, 50, 28, 20, 64, fragment, False, None)
     found = finding(packet)
     assert found.reason is Reason.UNSUPPORTED
     assert found.detail.startswith(detail)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet import GRE, ICMP, IP, TCP, UDP
+from scapy.layers.sctp import SCTP
 
 from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Engine, Mode
 from nfq_guard.errors import ConfigError, Mistake
@@ -100,7 +101,7 @@ def test_one_lookup_a_batch_and_judgments_in_order() -> None:
     batch = [
         Queued(b"", 0, "", "", 0, CHECKSUM_GOOD),
         queued(IP() / TCP(sport=1, flags="R")),
-        queued(IP(proto=47)),
+        queued(IP(proto=50)),
         queued(IP() / TCP(sport=2, flags="SA")),
     ]
     judged = engine(flows).judge(batch, now=0.0)
@@ -152,7 +153,9 @@ def test_tuples() -> None:
     error = IP(src="10.0.0.9", dst="10.0.0.1") / ICMP(type=3) / there / TCP(sport=5, dport=6)
     assert of(error) == FlowTuple(6, b, a, 6, 5)
     assert of(there / ICMP(type=3) / b"") is None
-    assert of(IP(proto=47)) is None
+    assert of(IP(proto=50)) is None
+    assert of(there / GRE(version=1, proto=0x880B) / b"\0\0\0\7") == FlowTuple(47, a, b, 0, 7)
+    assert of(there / SCTP(sport=5, dport=6)) == FlowTuple(132, a, b, 5, 6)
 
 
 @given(st.lists(st.binary(max_size=80), max_size=8))

@@ -106,14 +106,14 @@ def test_overlap_gives_up_the_datagram() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        bytes(IP(flags="MF", frag=8188) / Raw(b"x" * 800)),
-        bytes(IP(flags="MF") / Raw(b"x" * 801)),
+        bytes(IP(flags="MF") / Raw(b"x" * 7)),
         bytes(IP(flags="MF")),
-        bytes(IPv6(nh=44) / IPv6ExtHdrFragment(m=1))[:48],
+        bytes(IP(frag=3)),
+        bytes(IPv6(nh=44, plen=4) / IPv6ExtHdrFragment(m=1)),
     ],
 )
 def test_impossible_piece(bad: bytes) -> None:
-    """Past 65535 octets, of an odd length, or empty."""
+    """Empty, or too short for its headers; of IPv4 also what is left out of an odd length."""
     reassembler = Reassembler()
     assert is_fragment(bad)
     assert reassembler.offer(bad, 0.0) == WAITING
@@ -156,9 +156,14 @@ def test_memory_is_bounded() -> None:
     assert reassembler.octets_held == 0
 
 
-def test_atomic_fragment_is_no_fragment() -> None:
+def test_the_only_fragment_of_its_datagram() -> None:
+    """It loses its fragment header, unless another has come with the same identification."""
     whole = bytes(IPv6() / IPv6ExtHdrFragment(offset=0, m=0) / UDP())
-    assert not is_fragment(whole)
+    assert is_fragment(whole)
+    assert Reassembler().offer(whole, 0.0) == bytes(IPv6() / UDP())
+    reassembler = Reassembler()
+    other = bytes(IPv6() / IPv6ExtHdrFragment(offset=9, m=0) / UDP())
+    assert [reassembler.offer(piece, 0.0) for piece in (other, whole)] == [WAITING, WAITING]
     assert not is_fragment(bytes(IP() / UDP()))
     assert not is_fragment(b"")
 
@@ -230,4 +235,77 @@ def test_a_last_fragment_in_front_of_another() -> None:
     assert reassembler.offer(piece_v4(1600, 800, more=True), 0.0) == WAITING
     assert len(reassembler) == 1
     assert reassembler.offer(piece_v4(0, 800, more=False), 0.0) == WAITING
+    assert len(reassembler) == 0
+
+
+def piece_v6(start: int, size: int, *, more: bool, proto: int = 17) -> bytes:
+    header = bytes((proto, 0)) + (start | int(more)).to_bytes(2) + bytes(4)
+    return bytes(IPv6(nh=44, plen=8 + size)) + header + bytes(size)
+
+
+def test_a_piece_of_an_odd_length() -> None:
+    """IPv4 leaves out what is past a multiple of eight; IPv6 gives the datagram up."""
+    reassembler = Reassembler()
+    assert reassembler.offer(piece_v4(0, 19, more=True), 0.0) == WAITING
+    whole = reassembler.offer(piece_v4(16, 9, more=False), 0.0)
+    assert len(whole) == 20 + 25
+    odd = piece_v6(16, 19, more=True)
+    assert reassembler.offer(odd, 0.0) == odd
+    assert reassembler.offer(piece_v6(0, 16, more=True), 0.0) == WAITING
+    assert reassembler.offer(odd, 0.0) == odd
+    assert len(reassembler) == 0
+
+
+@pytest.mark.parametrize(("proto", "size"), [(17, 7), (58, 7), (6, 19), (253, 0)])
+def test_a_first_piece_without_its_transport_header(proto: int, size: int) -> None:
+    """IPv6 hands it on as it is, and waits for another."""
+    reassembler = Reassembler()
+    assert reassembler.offer(piece_v6(24, 9, more=False, proto=proto), 0.0) == WAITING
+    short = piece_v6(0, size, more=True, proto=proto)
+    assert reassembler.offer(short, 0.0) == short
+    assert reassembler.offer(piece_v6(0, 24, more=True, proto=proto), 0.0) != WAITING
+
+
+def test_a_first_piece_that_ends_in_an_extension_header() -> None:
+    assert Reassembler().offer(piece_v6(0, 0, more=True, proto=60), 0.0) == WAITING
+
+
+def test_repeated_within_a_run() -> None:
+    """Harmless within fragments that came one behind the other, else it ends the datagram."""
+    for first, second, harmless in ((0, 16, True), (16, 0, False)):
+        reassembler = Reassembler()
+        for start in (first, second):
+            assert reassembler.offer(piece_v4(start, 16, more=True), 0.0) == WAITING
+        assert reassembler.offer(piece_v4(8, 16, more=True), 0.0) == WAITING
+        assert (len(reassembler) == 1) is harmless
+
+
+def test_contradictions_are_left_out_of_ipv6() -> None:
+    """Behind the end, a second end, or empty."""
+    reassembler = Reassembler()
+    for piece in (
+        piece_v6(16, 9, more=False),
+        piece_v6(16, 16, more=True),
+        piece_v6(24, 8, more=False),
+        piece_v6(8, 0, more=True),
+        piece_v6(65_528, 16, more=True),
+        piece_v6(16, 9, more=False),
+    ):
+        assert reassembler.offer(piece, 0.0) == WAITING
+    assert len(reassembler.offer(piece_v6(0, 16, more=True), 0.0)) == 40 + 25
+
+
+def test_an_end_in_a_repeated_piece() -> None:
+    """It counts, but does not complete the datagram."""
+    reassembler = Reassembler()
+    assert reassembler.offer(piece_v4(0, 16, more=True), 0.0) == WAITING
+    assert reassembler.offer(piece_v4(0, 16, more=False), 0.0) == WAITING
+    assert reassembler.offer(piece_v4(16, 8, more=False), 0.0) == WAITING
+    assert len(reassembler) == 0
+
+
+def test_an_end_before_an_end() -> None:
+    reassembler = Reassembler()
+    for start, size in ((16, 8), (8, 8)):
+        assert reassembler.offer(piece_v4(start, size, more=False), 0.0) == WAITING
     assert len(reassembler) == 0

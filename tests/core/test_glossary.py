@@ -29,6 +29,7 @@ def test_every_ignored_case_has_a_meaning() -> None:
         ("fin without an entry", Circumstances(seen=False), "began before conntrack watched"),
         ("rst without an entry", Circumstances(seen=True), "was flushed or is on another router"),
         ("ack without an entry", Circumstances(), "was flushed or is on another router"),
+        ("data without an entry", Circumstances(seen=True), "second path of a multihomed"),
     ],
 )
 def test_causes_of_a_packet_without_an_entry(detail: str, known: Circumstances, words: str) -> None:
@@ -45,10 +46,16 @@ def test_causes_of_a_packet_without_an_entry(detail: str, known: Circumstances, 
         ("reply syn in ESTABLISHED", "begins at the other end"),
         ("original syn+ack in CLOSE_WAIT", "the SYN took another path"),
         ("original none in ESTABLISHED", "cannot occur in that state"),
+        ("reply abort in HEARTBEAT_SENT", "does not answer it"),
     ],
 )
 def test_causes_of_a_wrong_transition(detail: str, words: str) -> None:
     assert words in explained(Finding(Reason.BAD_TRANSITION, None, detail), Circumstances())
+
+
+def test_an_answer_to_an_init_that_was_not_seen() -> None:
+    finding = Finding(Reason.BAD_TAG, None, "answers an INIT that was not seen")
+    assert "the INIT took another path" in explained(finding, Circumstances())
 
 
 def test_other_reasons_mean_the_same_always() -> None:

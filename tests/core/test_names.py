@@ -31,8 +31,8 @@ def test_every_number_survives_its_text(
 
 
 def test_names() -> None:
-    assert [names.protocol(number) for number in (1, 6, 17, 58, 132)] == [
-        "icmp", "tcp", "udp", "icmpv6", "132",
+    assert [names.protocol(number) for number in (1, 6, 17, 47, 58, 132, 50)] == [
+        "icmp", "tcp", "udp", "gre", "icmpv6", "sctp", "50",
     ]  # fmt: skip
     assert (names.hook(Hook.OUTPUT), names.hook(7)) == ("OUTPUT", "7")
     assert (names.tcp_flags(SYN | ACK), names.tcp_flags(FIN), names.tcp_flags(0)) == ("SA", "F", "")

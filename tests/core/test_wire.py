@@ -23,19 +23,30 @@ from scapy.packet import Raw
 from nfq_guard.flow import IPV4, IPV6, FlowTuple
 from nfq_guard.seqno import Seq
 from nfq_guard.wire import tcp
-from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished, header_checksum_ok
+from nfq_guard.wire.checksum import (
+    checksum_ok,
+    checksum_unfinished,
+    crc32c,
+    header_checksum_ok,
+)
 from nfq_guard.wire.icmp import is_error_v6
 from nfq_guard.wire.ip import decode
+from nfq_guard.wire.ipv6 import is_discarded
 from nfq_guard.wire.packet import (
     ACK,
     SYN,
+    Chunk,
     Datagram,
+    GreHeader,
     IcmpMessage,
     Malformed,
     Packet,
+    SctpPacket,
     Segment,
     flow_key,
+    tuple_of,
 )
+from tests.support.sctp import chunk, init, sctp
 
 V4 = IP(src="10.0.0.1", dst="10.0.0.2", ttl=9)
 V6 = IPv6(src="fd00::1", dst="fd00::2", hlim=9)
@@ -101,7 +112,9 @@ def test_ipv4_options_move_the_transport_header() -> None:
     octets = octets_of(IP(options=[Raw(b"\x01" * 4)]) / UDP(sport=53, dport=99) / b"x")
     packet = read(octets)
     assert packet.l4_offset == 24
-    assert packet.l4 == Datagram(53, 99, 9, packet.l4.checksum if packet.l4 else 0)
+    datagram = packet.l4
+    assert isinstance(datagram, Datagram)
+    assert (datagram.sport, datagram.dport, datagram.length) == (53, 99, 9)
 
 
 @pytest.mark.parametrize(
@@ -176,6 +189,7 @@ def test_fragments_hold_no_transport_header_but_the_first() -> None:
     assert first.more_fragments
     assert isinstance(first.l4, Datagram)
     assert checksum_ok(first, b"") is None
+    assert checksum_ok(first, bytes(3000)) is None
 
 
 def test_ipv6_extension_headers() -> None:
@@ -265,10 +279,17 @@ def test_icmp_error_that_quotes_too_little(inner: bytes) -> None:
 
 
 def test_icmp_error_quotes_another_protocol() -> None:
-    message = read(octets_of(V4 / ICMP(type=3) / IP(src="1.1.1.1", dst="2.2.2.2", proto=47))).l4
+    message = read(octets_of(V4 / ICMP(type=3) / IP(src="1.1.1.1", dst="2.2.2.2", proto=50))).l4
     assert isinstance(message, IcmpMessage)
     assert message.quoted is not None
-    assert (message.quoted.proto, message.quoted.sport) == (47, 0)
+    assert (message.quoted.proto, message.quoted.sport) == (50, 0)
+
+
+def test_icmp_error_quotes_too_little_of_an_echo() -> None:
+    quoted = octets_of(IP(proto=1)) + bytes(4)
+    message = read(octets_of(V4 / ICMP(type=3) / Raw(quoted))).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is None
 
 
 def test_icmpv6() -> None:
@@ -496,3 +517,167 @@ def test_unquoted_icmp_error_has_the_key_of_its_ends() -> None:
     assert flow_key(error) == flow_key(echo)
     later = read(octets_of(IP(src="10.0.0.1", dst="10.0.0.2", proto=1, frag=2) / Raw(bytes(8))))
     assert flow_key(later) == flow_key(echo)
+
+
+def ended(kind: int, body: bytes, family: int = IPV4) -> bytes:
+    """A packet of IP protocol `kind`."""
+    header = IP(proto=kind) if family == IPV4 else IPv6(nh=kind)
+    return octets_of(header / Raw(body))
+
+
+def test_sctp() -> None:
+    octets = sctp(HOST_1, HOST_2, 1, 2, 77, chunk(0, b"abcde", 3), init(2, 9), chunk(64))
+    packet = read(octets)
+    assert packet.l4 == SctpPacket(
+        1, 2, 77, crc32c(octets[20:28] + bytes(4) + octets[32:]),
+        (Chunk(0, 3, 9, -1), Chunk(2, 0, 20, 9), Chunk(64, 0, 4, -1)), True,
+    )  # fmt: skip
+    assert checksum_ok(packet, octets)
+    assert not checksum_unfinished(packet)
+    damaged = octets[:-1] + b"\1"
+    assert checksum_ok(read(damaged), damaged) is False
+    unfinished = octets[:28] + bytes(4) + octets[32:]
+    assert checksum_unfinished(read(unfinished))
+    assert tuple_of(packet) == FlowTuple(132, HOST_1, HOST_2, 1, 2)
+    assert flow_key(packet) == (132, HOST_1, HOST_2, 1, 2)
+
+
+def test_crc32c() -> None:
+    """The check value of the polynomial."""
+    assert crc32c(b"123456789") == 0xE3069283
+
+
+def test_sctp_ends_with_a_chunk_without_a_length() -> None:
+    octets = sctp(HOST_1, HOST_2, 1, 2, 77, chunk(0), b"\0\0\0\0", chunk(1))
+    found = read(octets).l4
+    assert isinstance(found, SctpPacket)
+    assert [one.length for one in found.chunks] == [4, 0]
+
+
+@pytest.mark.parametrize("captured", [31, 40, 51])
+def test_sctp_cut_by_the_capture(captured: int) -> None:
+    """In its header or in an INIT nothing can be said; behind that, chunks are missing."""
+    octets = sctp(HOST_1, HOST_2, 1, 2, 0, init(1, 9))
+    found = decode(octets[:captured])
+    assert isinstance(found, Malformed)
+    assert (found.problem, found.snapped) == ("capture ends inside the SCTP header", True)
+    two = read(sctp(HOST_1, HOST_2, 1, 2, 0, chunk(0, bytes(8)), chunk(3))[:36]).l4
+    assert isinstance(two, SctpPacket)
+    assert (len(two.chunks), two.whole) == (1, False)
+
+
+def test_sctp_cut_short() -> None:
+    assert problem(ended(132, bytes(11))) == "SCTP header cut short"
+    found = read(sctp(HOST_1, HOST_2, 1, 2, 0, init(1, 9)[:16])).l4
+    assert isinstance(found, SctpPacket)
+    assert found.chunks[0].initiate_tag == -1
+
+
+@pytest.mark.parametrize(
+    ("body", "header"),
+    [
+        (b"\0\0\x08\0" + bytes(20), GreHeader(0, 0)),
+        (b"\x30\x01\x88\x0b\0\4\0\7", GreHeader(1, 7)),
+        (b"\x30\x01\x88\x0b\0\4\0", GreHeader(0, 0)),
+        (b"", GreHeader(0, 0)),
+    ],
+)
+def test_gre(body: bytes, header: GreHeader) -> None:
+    packet = read(ended(47, body))
+    assert packet.l4 == header
+    assert flow_key(packet) == (47, packet.src, packet.dst, 0, 0)
+    assert checksum_ok(packet, ended(47, body)) is None
+    assert not checksum_unfinished(packet)
+
+
+def test_gre_that_is_refused() -> None:
+    assert problem(ended(47, b"\0\1\x08\0" + bytes(4))).startswith("GRE version 1")
+    found = decode(ended(47, b"\0\1\x88\x0b" + bytes(4))[:26])
+    assert isinstance(found, Malformed)
+    assert (found.problem, found.snapped) == ("capture ends inside the GRE header", True)
+
+
+@pytest.mark.parametrize(
+    ("body", "call"),
+    [(b"\0\1\x88\x0b\0\4\0\7", 7), (b"\0\0\x08\0", 0), (b"\0\1\x08\0" + bytes(4), None)],
+)
+def test_icmp_error_about_gre(body: bytes, call: int | None) -> None:
+    message = read(octets_of(V4 / ICMP(type=3) / Raw(ended(47, body)))).l4
+    assert isinstance(message, IcmpMessage)
+    assert (None if message.quoted is None else message.quoted.dport) == call
+
+
+def test_a_datagram_shorter_than_its_packet() -> None:
+    """Conntrack sums all that follows the IP header."""
+    whole = octets_of(V4 / UDP(sport=1, dport=2) / b"abcd")
+    short = whole[:24] + b"\0\x09" + whole[26:]
+    packet = read(short)
+    assert isinstance(packet.l4, Datagram)
+    assert packet.l4.length == 9
+    assert not checksum_ok(packet, short)
+    changed = bytearray(short)
+    changed[26:28] = (int.from_bytes(short[26:28]) + 3).to_bytes(2)
+    assert checksum_ok(read(bytes(changed)), bytes(changed))
+
+
+@pytest.mark.parametrize("count", [32, 33, 100])
+def test_any_number_of_extension_headers(count: int) -> None:
+    options = b"\1\4\0\0\0\0"
+    chain = b"".join(bytes((60 if left else 6, 0)) + options for left in reversed(range(count)))
+    packet = read(octets_of(IPv6(nh=60) / Raw(chain) / TCP(dport=80)))
+    assert packet.l4_offset == 40 + 8 * count
+    assert isinstance(packet.l4, Segment)
+
+
+def behind_options(options: bytes, *, stated: int | None = None) -> bytes:
+    """A datagram behind a hop-by-hop header with these options, padded by 0 to 7 octets."""
+    missing = -(2 + len(options)) % 8
+    if missing:
+        options += b"\0" if missing == 1 else bytes((1, missing - 2)) + bytes(missing - 2)
+    header = bytes((17, (2 + len(options)) // 8 - 1)) + options
+    whole = IPv6(nh=0, src="fd00::1", dst="fd00::2") / Raw(header) / Raw(bytes(UDP()))
+    octets = octets_of(whole)
+    return octets if stated is None else octets[:4] + stated.to_bytes(2) + octets[6:]
+
+
+ALERT = b"\5\2\0\0"
+SKIPPED = b"\x1e\2ab"
+
+
+@pytest.mark.parametrize(
+    ("octets", "discarded"),
+    [
+        (octets_of(IPv6() / UDP()), False),
+        (octets_of(IPv6(src="ff02::1") / UDP()), True),
+        (octets_of(IPv6(dst="ff02::1") / UDP()), False),
+        (octets_of(IPv6(dst="ff01::1") / UDP()), True),
+        (octets_of(IPv6(dst="ff10::1") / UDP()), True),
+        (behind_options(ALERT), False),
+        (behind_options(b"\5\4\0\0\0\0"), True),
+        (behind_options(SKIPPED * 8), False),
+        (behind_options(SKIPPED * 9), True),
+        (behind_options(b"\x5e\2ab"), True),
+        (behind_options(b"\7\x08" + bytes(8)), True),
+        (behind_options(b"\x9e\2ab"), True),
+        (behind_options(b"\xde\2ab"), True),
+        (behind_options(bytes(6)), False),
+        (behind_options(bytes(7) + SKIPPED), False),
+        (behind_options(bytes(8)), True),
+        (behind_options(b"\1\x05" + bytes(5) + SKIPPED), False),
+        (behind_options(b"\1\x06" + bytes(6)), True),
+        (behind_options(b"\1\4abcd"), True),
+        (behind_options(b"\x1e\x09abcd"), True),
+        (behind_options(b"\1\3" + bytes(3) + b"\x1e"), True),
+        (behind_options(b"\xc2\4" + (17).to_bytes(4)), True),
+        (behind_options(b"\xc2\4" + (70_000).to_bytes(4)), True),
+        (behind_options(b"\xc2\4" + (70_000).to_bytes(4), stated=0), False),
+        (behind_options(b"\xc2\5" + (70_000).to_bytes(5), stated=0), True),
+        (behind_options(b"\0\0\xc2\4" + (70_000).to_bytes(4), stated=0), True),
+        (behind_options(ALERT, stated=4), True),
+        (behind_options(SKIPPED * 4, stated=16), True),
+        (behind_options(b"\x5e\2ab")[:44], False),
+        (behind_options(b"\x5e\2ab" + SKIPPED * 3)[:50], False),
+    ],
+)
+def test_headers_for_which_linux_discards_a_packet(octets: bytes, discarded: bool) -> None:
+    assert is_discarded(octets) is discarded

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Long differential runs: `python -m tests.fuzz_kernel --packets 1000000 --seed 1`.
 
+With `--protocol`, packets of SCTP or GRE, or fragments, in place of TCP flows; what differs is
+printed then.
+
 Ends with status 1 when anything differed; each such flow, as short as it could be made, is written
 to a trace file that the regression test takes up.
 """
@@ -15,7 +18,10 @@ from typing import Final
 
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.finding import Ignored
+from tests.fuzz_kernel.bodies import SUBJECTS
 from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk, write_trace
+from tests.fuzz_kernel.fragments import run_fragments
+from tests.fuzz_kernel.others import OthersTally, run_others
 
 _TRACES: Final = Path(__file__).parents[1] / "conntrack" / "traces"
 _GIVE_UP_AFTER: Final = 20
@@ -25,6 +31,7 @@ def main() -> int:
     """Run chunks until enough packets were compared."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_kernel", description=__doc__)
     parser.add_argument("--packets", type=int, default=1_000_000, help="how many, in all")
+    parser.add_argument("--protocol", choices=("tcp", *SUBJECTS, "fragments"), default="tcp")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first-chunk", type=int, default=0, help="where to take a run up again")
     parser.add_argument("--state", type=Path, help="file that remembers how far the run got")
@@ -32,6 +39,8 @@ def main() -> int:
     args = parser.parse_args()
     # So that the namespace of the chunk is removed on the way out.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    if args.protocol != "tcp":
+        return _fuzz_others(args.protocol, args.packets, args.seed)
     chunk, done = args.first_chunk, 0
     if args.state and args.state.exists():
         kept = json.loads(args.state.read_text(encoding="ascii"))
@@ -58,6 +67,28 @@ def main() -> int:
         sys.stdout.flush()
     sys.stdout.write("\n")
     _report(tally)
+    return 1 if tally.failures else 0
+
+
+def _fuzz_others(name: str, packets: int, seed: int) -> int:
+    tally = OthersTally()
+    number = 0
+    while tally.packets < packets and len(tally.failures) < _GIVE_UP_AFTER:
+        size = min(CHUNK_PACKETS, packets - tally.packets)
+        if name == "fragments":
+            run_fragments(seed, number, tally, size)
+        else:
+            run_others(name, seed, number, tally, size)
+        number += 1
+    for failure in tally.failures:
+        sys.stdout.write(f"IPv{failure.family}: {'; '.join(failure.what)}\n")
+        sys.stdout.write("".join(f"  {step}\n" for step in failure.steps))
+    sys.stdout.write(f"{name}: {tally.packets} packets, {tally.flows} flows\n")
+    for place, count in sorted(tally.ctstates.items()):
+        sys.stdout.write(f"  {CTSTATES[place]:<24} {count}\n")
+    for reason, count in tally.causes.most_common():
+        sys.stdout.write(f"  {'passed' if reason is None else reason.value:<24} {count}\n")
+    sys.stdout.write(f"{len(tally.failures)} mismatches\n")
     return 1 if tally.failures else 0
 
 

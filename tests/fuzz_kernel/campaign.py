@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from nfq_guard.conntrack.kernel_rules import KernelRules, rules_of
 from nfq_guard.conntrack.sysctls import Sysctls
@@ -26,6 +26,7 @@ CHUNK_PACKETS: Final = 10_000
 _FLOWS_AT_ONCE: Final = 48
 _STEPS_OF_FLOW: Final = 60
 RUNNING_KERNEL: Final = rules_of(platform.release())
+_Any = TypeVar("_Any")
 _CHAOS: Final = (0.03, 0.15, 0.4, 0.8)
 
 
@@ -167,12 +168,13 @@ def shrink(
 
     kept = list(steps)
     if differs(kept):
-        kept = _simplify(_ddmin(kept[: found.step + 1], differs), differs)
+        kept = _simplify(ddmin(kept[: found.step + 1], differs), differs)
         differs(kept)
     return Failure(conditions, tuple(kept), found)
 
 
-def _ddmin(steps: list[Step], differs: Callable[[Sequence[Step]], bool]) -> list[Step]:
+def ddmin(steps: list[_Any], differs: Callable[[Sequence[_Any]], bool]) -> list[_Any]:
+    """The shortest list that still differs, by leaving out ever smaller parts."""
     size = max(1, len(steps) // 2)
     while True:
         at = 0

@@ -42,7 +42,7 @@ def test_all_mistakes_at_once() -> None:
         " found 'defualt' (did you mean 'default'?)",
         "policy.on_unknown: expected drop, log or allow, found 'dorp' (did you mean 'drop'?)",
         "policy.rule[0].reason[0]: expected one of seq-over, ack-over, seq-under, ack-under,"
-        " rst-outside, bad-transition, no-entry, bad-flags, bad-checksum, malformed,"
+        " rst-outside, bad-transition, no-entry, bad-flags, bad-checksum, bad-tag, malformed,"
         " icmp-unrelated, icmp-mismatch, raced or unsupported, found 'seq-ovr'"
         " (did you mean 'seq-over'?)",
         "policy.rule[1].name: expected a unique rule name,"
@@ -73,7 +73,7 @@ def test_all_mistakes_at_once() -> None:
         ("dport", "1024:2048", "(did you mean '1024..2048'?)"),
         ("dport", -1, "found -1"),
         ("dport", True, "found true"),
-        ("proto", "tpc", "proto: expected tcp, udp, icmp or icmpv6, or a number from 1 to 255"),
+        ("proto", "tpc", "proto: expected tcp, udp, icmp, icmpv6, sctp or gre, or a number from 1"),
         ("proto", "tpc", "(did you mean 'tcp'?)"),
         ("tcp_flags", "syn+ack", "expected some of fin, syn, rst, psh, ack, urg, ece or cwr"),
         ("tcp_flags", "SYN", "(did you mean 'syn'?)"),

@@ -19,7 +19,7 @@ from typing import Final, Self
 
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.flow import FlowSnapshot, FlowTuple
+from nfq_guard.flow import FlowSnapshot, FlowTuple, SctpState
 from nfq_guard.flows.open import open_flows
 from nfq_guard.lab.netns import Namespace
 from tests.support.kernel_log import KernelLog, speaking
@@ -56,7 +56,8 @@ class LiveConntrack:
     def __init__(self, sysctls: Sysctls, *, reads_log: bool = True) -> None:
         """Make it, set as `sysctls` say.
 
-        Heeded are be_liberal, loose, ignore_invalid_rst, max_retrans, and the timeout of CLOSE.
+        Heeded are be_liberal, loose, ignore_invalid_rst, max_retrans, the timeout of CLOSE, and
+        those of SCTP and GRE.
 
         Args:
             sysctls: Of the namespace.
@@ -87,6 +88,13 @@ class LiveConntrack:
                 ("netfilter/nf_conntrack_tcp_ignore_invalid_rst", int(sysctls.ignore_invalid_rst)),
                 ("netfilter/nf_conntrack_tcp_max_retrans", sysctls.max_retrans),
                 ("netfilter/nf_conntrack_tcp_timeout_close", sysctls.tcp_timeouts_s[8]),
+                ("netfilter/nf_conntrack_gre_timeout", sysctls.gre_timeout_s),
+                ("netfilter/nf_conntrack_gre_timeout_stream", sysctls.gre_stream_timeout_s),
+                *(
+                    (f"netfilter/nf_conntrack_sctp_timeout_{state.name.lower()}", timeout_s)
+                    for state, timeout_s in zip(SctpState, sysctls.sctp_timeouts_s, strict=True)
+                    if state not in {SctpState.NONE, SctpState.HEARTBEAT_ACKED}
+                ),
             ):
                 path = Path("/proc/sys/net", key)
                 if value or path.exists():  # ignore_invalid_rst came with 5.14
@@ -147,6 +155,12 @@ class LiveConntrack:
             return None
         dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
         return dscp - 1 if dscp else None
+
+    def send_all(self, octets: bytes) -> int | None:
+        """As `send`, for a packet that may come out in fragments."""
+        ctstate = self.send(octets)
+        self._drain()
+        return ctstate
 
     def put(self, octets: bytes) -> None:
         """Put one packet in, and wait for nothing."""

@@ -25,7 +25,15 @@ from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELDS, FLAG_BITS, FLAG_WORDS, Field, Kind
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.seqno import seq
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Queued, Segment
+from nfq_guard.wire.packet import (
+    Datagram,
+    IcmpMessage,
+    Malformed,
+    Packet,
+    Queued,
+    SctpPacket,
+    Segment,
+)
 
 Case = tuple[Queued, Packet | Malformed, FlowSnapshot | None, Finding]
 
@@ -94,11 +102,13 @@ def _packets() -> st.SearchStrategy[Packet | Malformed]:
         st.just(0),
     )
     datagram = st.builds(Datagram, ports, ports, st.sampled_from((8, 9, 100)), st.just(0))
+    sctp = st.builds(SctpPacket, ports, ports, st.just(1), st.just(2), st.just(()), st.just(True))
     icmp = st.just(IcmpMessage(3, 4, 0, 0, True, None))
     transports = st.one_of(
         segment.map(lambda l4: (6, l4)),
         segment.map(lambda l4: (6, l4)),
         datagram.map(lambda l4: (17, l4)),
+        sctp.map(lambda l4: (132, l4)),
         icmp.map(lambda l4: (1, l4)),
         st.sampled_from([(0, None), (47, None), (58, None)]),
     )
@@ -327,7 +337,7 @@ def _can_heal(case: Case, *, wide: bool) -> bool:
 
 def _port(packet: Packet | Malformed, end: int) -> int:
     l4 = packet.l4 if isinstance(packet, Packet) else None
-    if isinstance(l4, Segment | Datagram):
+    if isinstance(l4, Segment | Datagram | SctpPacket):
         return (l4.sport, l4.dport)[end]
     return 0
 
@@ -390,9 +400,11 @@ def _packet_holds(name: str, value: object, packet: Packet | Malformed) -> bool:
             l4 = packet.l4 if isinstance(packet, Packet) else None
             if isinstance(l4, Segment) and name == "tcp_flags":
                 return _flags_hold(str(value), l4.flags)
-            if not isinstance(l4, Segment | Datagram) or name == "tcp_flags":
+            if not isinstance(l4, Segment | Datagram | SctpPacket) or name == "tcp_flags":
                 return False
             if name == "payload":
+                if isinstance(l4, SctpPacket):
+                    return False
                 octets_of_data = l4.payload_len if isinstance(l4, Segment) else l4.length - 8
                 return (octets_of_data > 0) is value
             return _in_range(value, l4.sport if name == "sport" else l4.dport)

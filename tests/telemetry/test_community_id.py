@@ -53,7 +53,7 @@ PACKETS[-1].proto = 46
 
 
 def of(octets: bytes) -> str | None:
-    return community_id(decode(octets), octets)
+    return community_id(decode(octets))
 
 
 def test_the_same_as_wireshark(tmp_path: Path) -> None:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""Captures of SCTP, GRE and broken IPv6 headers."""
+
+import pytest
+
+from nfq_guard.capture.frame import Frame
+from nfq_guard.finding import Reason
+from nfq_guard.flow import PROTO_GRE
+from nfq_guard.replay.checksums import ChecksumMode
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.packets import DROPPED_BEFORE
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.replay.words import gist
+from nfq_guard.wire.ip import decode
+from tests.support.packets import A4, A6, B4, B6, ip, udp
+from tests.support.sctp import chunk, init, sctp
+
+_RAW = 101
+
+
+def replayed(*packets: bytes, checksums: ChecksumMode = ChecksumMode.AUTO) -> list[Outcome]:
+    """All frames, in a capture of packets a second apart."""
+    replayer = Replayer(ReplaySettings(every=True, checksums=checksums))
+    frames = [
+        Frame(number, number * 1_000_000_000, _RAW, len(octets), octets, 0)
+        for number, octets in enumerate(packets, 1)
+    ]
+    return [*replayer.replay(frames), *replayer.finish()]
+
+
+def association() -> list[bytes]:
+    return [
+        sctp(A4, B4, 5000, 2905, 0, init(1, 7)),
+        sctp(B4, A4, 2905, 5000, 7, init(2, 9)),
+        sctp(A4, B4, 5000, 2905, 9, chunk(10, b"cookie")),
+        sctp(B4, A4, 2905, 5000, 7, chunk(11)),
+    ]
+
+
+def test_an_association() -> None:
+    """Only the packet of another association is INVALID, and what it is is said."""
+    stray = sctp(B4, A4, 2905, 5000, 8, chunk(0, bytes(20)), chunk(3, bytes(12)))
+    outcomes = replayed(*association(), stray, sctp(A4, B4, 5000, 2905, 9, chunk(0, bytes(20))))
+    found = [None if one.finding is None else one.finding.reason for one in outcomes]
+    assert found == [None, None, None, None, Reason.BAD_TAG, None]
+    assert outcomes[4].packet is not None
+    assert gist(outcomes[4].packet) == "sctp tag 0x00000008 data, sack"
+
+
+def test_a_checksum_left_to_the_nic() -> None:
+    """It is 0 in a capture at the sender."""
+    unfinished = [octets[:28] + bytes(4) + octets[32:] for octets in association()]
+    assert all(one.finding is None for one in replayed(*unfinished))
+    verified = replayed(*unfinished, checksums=ChecksumMode.VERIFY)
+    assert {one.finding.reason for one in verified if one.finding} == {Reason.BAD_CHECKSUM}
+
+
+@pytest.mark.parametrize(
+    ("octets", "said"),
+    [
+        (sctp(A4, B4, 1, 2, 0), "sctp tag 0x00000000 without a chunk"),
+        (
+            sctp(A4, B4, 1, 2, 3, *(chunk(kind) for kind in (0, 0, 3, 0))),
+            "sctp tag 0x00000003 data, data, sack, ...",
+        ),
+        (ip(A4, B4, PROTO_GRE, b"\x30\1\x88\x0b\0\4\0\7"), "gre call 7"),
+        (ip(A4, B4, PROTO_GRE, bytes(8)), "gre"),
+    ],
+)
+def test_gist(octets: bytes, said: str) -> None:
+    assert gist(decode(octets)) == said
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        ip(b"\xff\2" + A6[2:], B6, 17, udp(A6, B6, 1, 2)[40:]),
+        ip(A6, B6, 0, b"\x11\0\xde\4abcd" + udp(A6, B6, 1, 2)[40:]),
+        ip(A6, B6, 0, b"\x11\5\1\4\0\0\0\0"),
+    ],
+)
+def test_ipv6_headers_that_come_to_no_rule(octets: bytes) -> None:
+    (outcome,) = replayed(octets)
+    assert (outcome.ctstate, outcome.absent) == (None, DROPPED_BEFORE)
+
+
+def test_an_ipv6_header_that_states_no_payload() -> None:
+    """Linux takes nothing behind it for part of the packet."""
+    whole = udp(A6, B6, 1, 2)
+    (outcome,) = replayed(whole[:4] + bytes(2) + whole[6:])
+    assert outcome.finding is not None
+    assert (outcome.finding.reason, outcome.finding.detail) == (
+        Reason.MALFORMED, "UDP header cut short",
+    )  # fmt: skip
