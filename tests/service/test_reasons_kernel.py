@@ -27,6 +27,7 @@ from tests.support.kernel_log import is_ignored, reason_of
 from tests.support.live import LiveConntrack
 from tests.support.packets import A4, A6, B4, B6, C4, C6, error, icmp, ip, tcp, udp
 from tests.support.queue import QUEUE, GuardProcess, wait_for
+from tests.support.sctp import chunk, init, sctp
 from tests.support.trace import PLACES, Ends, Step, parse
 
 pytestmark = pytest.mark.kernel
@@ -186,6 +187,16 @@ def _error(src: bytes, dst: bytes, quoted: bytes) -> bytes:
     return error(src, dst, 1 if len(src) == 16 else 3, quoted)
 
 
+def _association(one: bytes, other: bytes, port: int) -> list[bytes]:
+    """What sets up an association, whose packets back carry the tag 7."""
+    return [
+        sctp(one, other, port, 2, 0, init(1, 7)),
+        sctp(other, one, 2, port, 7, init(2, 9)),
+        sctp(one, other, port, 2, 9, chunk(10, b"cookie")),
+        sctp(other, one, 2, port, 7, chunk(11)),
+    ]
+
+
 _SPOILT = tcp(A4, B4, 1, 2, 0x02)[:36] + b"\1\2\0\0"
 _OTHERS: dict[str, tuple[list[bytes], Reason, bool]] = {
     "segment, checksum": ([_SPOILT], Reason.BAD_CHECKSUM, True),
@@ -229,6 +240,48 @@ _OTHERS: dict[str, tuple[list[bytes], Reason, bool]] = {
     ),
     "error of IPv6 to somebody else": (
         [udp(A6, B6, 1, 2), _error(B6, C6, udp(A6, B6, 1, 2))], Reason.ICMP_MISMATCH, True,
+    ),
+    "datagram shorter than its packet, checksum": (
+        [ip(A4, B4, 17, udp(A4, B4, 1, 2, b"")[20:] + b"more")], Reason.BAD_CHECKSUM, True,
+    ),
+    "SCTP of another association": (
+        [*_association(A4, B4, 5), sctp(B4, A4, 2, 5, 8, chunk(0, bytes(20)))], Reason.BAD_TAG,
+        True,
+    ),
+    "SCTP of another association, IPv6": (
+        [*_association(A6, B6, 5), sctp(B6, A6, 2, 5, 8, chunk(6))], Reason.BAD_TAG, False,
+    ),
+    "SCTP, INIT with a tag": ([sctp(A4, B4, 6, 2, 8, init(1, 7))], Reason.BAD_TAG, False),
+    "SCTP, INIT ACK without its INIT": (
+        [*_association(A4, B4, 7), sctp(B4, A4, 2, 7, 7, init(2, 99))], Reason.BAD_TAG, False,
+    ),
+    "SCTP without an entry": ([sctp(A4, B4, 8, 2, 8, chunk(0))], Reason.NO_ENTRY, False),
+    "SCTP that the state forbids": (
+        [sctp(A4, B4, 9, 2, 8, chunk(4)), sctp(B4, A4, 2, 9, 0, init(1, 7))],
+        Reason.BAD_TRANSITION, True,
+    ),
+    "SCTP, checksum": (
+        [sctp(A4, B4, 10, 2, 0, init(1, 7))[:-1] + b"\7"], Reason.BAD_CHECKSUM, True,
+    ),
+    "SCTP, header cut": ([ip(A6, B6, 132, bytes(11))], Reason.MALFORMED, True),
+    "SCTP, order of chunks": (
+        [sctp(A6, B6, 11, 2, 0, init(1, 7), chunk(0))], Reason.MALFORMED, True,
+    ),
+    "SCTP without a chunk": ([sctp(A4, B4, 12, 2, 0)], Reason.MALFORMED, False),
+    "SCTP, INIT cut": ([sctp(A4, B4, 13, 2, 0, init(1, 7)[:12])], Reason.MALFORMED, False),
+    "error about SCTP": (
+        [_error(B4, A4, sctp(A4, B4, 14, 2, 0, init(1, 7)))], Reason.ICMP_UNRELATED, False,
+    ),
+    "GRE version 1 without PPP": (
+        [ip(A4, B4, 47, b"\0\1\x08\0" + bytes(4))], Reason.MALFORMED, False,
+    ),
+    "GRE version 1 without PPP, IPv6": (
+        [ip(A6, B6, 47, b"\0\1\x08\0" + bytes(4))], Reason.MALFORMED, False,
+    ),
+    "nothing behind the headers of IPv6": ([ip(A6, B6, 59, b"")], Reason.UNSUPPORTED, False),
+    "header of IPv6 cut": ([ip(A6, B6, 60, b"\x11\7" + bytes(20))], Reason.MALFORMED, False),
+    "later fragment of IPv6 of an odd length": (
+        [ip(A6, B6, 44, b"\x11\0\0\x11\0\0\0\7" + bytes(9))], Reason.UNSUPPORTED, False,
     ),
 }  # fmt: skip
 
