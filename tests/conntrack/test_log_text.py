@@ -66,6 +66,18 @@ _ESTABLISHED = int(TcpState.ESTABLISHED)
         ("1: invalid icmp type ", Logged(Reason.MALFORMED)),
         ("58: ICMPv6 checksum failed ", Logged(Reason.BAD_CHECKSUM)),
         ("132: bad CRC ", Logged(Reason.BAD_CHECKSUM)),
+        ("132: nf_ct_sctp: bad CRC ", Logged(Reason.BAD_CHECKSUM)),
+        ("132: nf_ct_sctp: short packet ", Logged(Reason.MALFORMED)),
+        (
+            "132: verification tag check failed 11110000 vs 0 for dir 0 ",
+            Logged(Reason.BAD_TAG),
+        ),
+        ("132: Invalid, old_state 0, dir 1, type 1 ", Logged(Reason.BAD_TRANSITION)),
+        (
+            "132: do_basic_checks failed. chunk num 1, type 0, len 0 flag 1 ",
+            Logged(Reason.MALFORMED),
+        ),
+        ("136: checksum missing ", Logged(Reason.MALFORMED)),
         ("1: outer daddr 10.8.0.3 != inner 10.8.0.2 ", Logged(Reason.ICMP_MISMATCH)),
         ("58: outer daddr fd00::3 != inner fd00::2 ", Logged(Reason.ICMP_MISMATCH)),
     ],
