@@ -76,18 +76,22 @@ def place_of(streams: Streams, segment: Segment) -> Place | None:
 
 
 def doubt_of(
-    finding: Finding, place: Place | None, *, incomplete: bool, drops: bool
+    finding: Finding, place: Place | None, *, began: bool, incomplete: bool, drops: bool
 ) -> Doubted | None:
     """Why `finding` is in doubt; None where it is not.
 
     Args:
         finding: What conntrack's rules say of the packets in the file.
         place: The segment's place; None for other packets than TCP segments.
+        began: Whether the file holds the beginning of a packet's SCTP association; of another
+            packet, True.
         incomplete: Whether any stream of the file proves that frames are missing.
         drops: Whether the capture reports frames that it dropped.
     """
     if finding.reason in _BY_ITSELF:
         return None
+    if not began:
+        return Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
     if place is None:
         # The packet that opened the entry, or that an ICMP error quotes, may be among them.
         return _elsewhere(incomplete=incomplete, drops=drops)

@@ -35,6 +35,8 @@ class Outcome:
         cause: The INVALID packet that this RST answers; None for any other packet.
         doubted: Why the finding may be due to the capture; None where it stands.
         place: The segment's place in its stream, while the outcome is held.
+        began: Whether the file holds the beginning of its SCTP association; True for any other
+            packet.
         suspect: Its checksum, while it is uncertain whether it is a broken one.
         if_broken: The outcome if it is, while that is uncertain.
     """
@@ -53,6 +55,7 @@ class Outcome:
     cause: Passed | None
     doubted: Doubted | None
     place: Place | None
+    began: bool
     suspect: Suspect | None
     if_broken: "Outcome | None"
 
@@ -84,5 +87,6 @@ class Outcome:
         self.cause = None
         self.doubted = None
         self.place = None
+        self.began = True
         self.suspect = None
         self.if_broken = None

@@ -20,10 +20,10 @@ from typing import Final, final
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.tunnels import MOST_NESTED
 from nfq_guard.conntrack.entry import Key, key_of
-from nfq_guard.conntrack.table import CT_INVALID, CT_UNTRACKED, CTSTATES, FlowTable
+from nfq_guard.conntrack.table import CT_INVALID, CT_NEW, CT_UNTRACKED, CTSTATES, FlowTable
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding
-from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowSnapshot, Hook
+from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowKey, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_place
 from nfq_guard.replay.doubt import doubt_of, place_of
@@ -40,8 +40,11 @@ from nfq_guard.wire.packet import (
     Malformed,
     Packet,
     Queued,
+    SctpPacket,
     Segment,
+    flow_key,
 )
+from nfq_guard.wire.sctp import INIT
 from nfq_guard.wire.tcp import options_are_cut
 
 # What `Replayer.follow` answers when conntrack would see no packet in a frame.
@@ -104,6 +107,8 @@ class Replayer:
         self.drops = 0
         self.cut_options = 0
         self.translations = 0
+        # Of SCTP, those whose INIT is in the file.
+        self._associations: set[FlowKey] = set()
         self._held: deque[Outcome] = deque()
         self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
         self._engine = Engine(
@@ -224,8 +229,14 @@ class Replayer:
                 )
                 if suspect is not None:
                     suspect.watched = self.streams.watch(segment)
-        if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
-            self._link_reset(packet, packet.l4, frame.number)
+        if isinstance(packet, Packet):
+            l4 = packet.l4
+            if isinstance(l4, Segment):
+                self._link_reset(packet, l4, frame.number)
+            elif code == CT_NEW and isinstance(l4, SctpPacket) and l4.chunks[0].type == INIT:
+                if len(self._associations) >= self._settings.capacity:
+                    self._associations.clear()
+                self._associations.add(flow_key(packet))
         return code
 
     def _link_reset(self, packet: Packet, segment: Segment, frame: int) -> None:
@@ -316,6 +327,8 @@ class Replayer:
             rule = "" if self._policy is None else judgment.decision.rule
             passed = Passed(reader.now, judgment.finding.reason, rule, frame.number)
             self._resets.add(packet, packet.l4, passed)
+        elif isinstance(packet, Packet) and isinstance(packet.l4, SctpPacket):
+            outcome.began = flow_key(packet) in self._associations
         return outcome
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
@@ -336,6 +349,7 @@ class Replayer:
             doubted = doubt_of(
                 finding,
                 place,
+                began=outcome.began,
                 incomplete=self.streams.proofs > 0,
                 drops=self.drops > 0,
             )

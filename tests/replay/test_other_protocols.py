@@ -7,10 +7,12 @@ from nfq_guard.capture.frame import Frame
 from nfq_guard.finding import Reason
 from nfq_guard.flow import PROTO_GRE
 from nfq_guard.replay.checksums import ChecksumMode
+from nfq_guard.replay.doubt import Doubted
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import DROPPED_BEFORE
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.replay.stream import Doubt
 from nfq_guard.replay.words import gist
 from nfq_guard.wire.ip import decode
 from tests.support.packets import A4, A6, B4, B6, ip, udp
@@ -19,9 +21,12 @@ from tests.support.sctp import chunk, init, sctp
 _RAW = 101
 
 
-def replayed(*packets: bytes, checksums: ChecksumMode = ChecksumMode.AUTO) -> list[Outcome]:
+def replayed(
+    *packets: bytes, checksums: ChecksumMode = ChecksumMode.AUTO, capacity: int = 1000
+) -> list[Outcome]:
     """All frames, in a capture of packets a second apart."""
-    replayer = Replayer(ReplaySettings(every=True, checksums=checksums))
+    settings = ReplaySettings(every=True, checksums=checksums, capacity=capacity)
+    replayer = Replayer(settings)
     frames = [
         Frame(number, number * 1_000_000_000, _RAW, len(octets), octets, 0)
         for number, octets in enumerate(packets, 1)
@@ -46,6 +51,28 @@ def test_an_association() -> None:
     assert found == [None, None, None, None, Reason.BAD_TAG, None]
     assert outcomes[4].packet is not None
     assert gist(outcomes[4].packet) == "sctp tag 0x00000008 data, sack"
+
+
+@pytest.mark.parametrize("kept", [slice(0, 0), slice(2, 4)])
+def test_an_association_that_began_before(kept: slice) -> None:
+    """The kernel has its entry; the file does not show why it would have none."""
+    data = sctp(A4, B4, 5000, 2905, 9, chunk(0, bytes(20)))
+    *_, last = replayed(*association()[kept], data)
+    assert last.finding is not None
+    assert last.finding.reason is Reason.NO_ENTRY
+    assert last.doubted == Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
+
+
+def test_an_association_whose_entry_has_expired() -> None:
+    """Its beginning is in the file, so the finding stands; unless too many began since."""
+    packets = [*association(), *[udp(A4, B4, 1, 2)] * 220]
+    data = sctp(A4, B4, 5000, 2905, 9, chunk(0, bytes(20)))
+    *_, last = replayed(*packets, data)
+    assert last.finding is not None
+    assert (last.finding.reason, last.doubted) == (Reason.NO_ENTRY, None)
+    others = [sctp(A4, B4, 5000, port, 0, init(1, 7)) for port in range(3)]
+    *_, last = replayed(*packets, *others, data, capacity=2)
+    assert last.doubted == Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
 
 
 def test_a_checksum_left_to_the_nic() -> None:
