@@ -30,6 +30,7 @@ from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
+    association_words,
     breach_gist,
     bytes_of,
     doubt_sentence,
@@ -330,6 +331,8 @@ class _Telling:
 
 def _condition(before: FlowSnapshot) -> str:
     said = [state_name(before.state) or protocol(before.original.proto)]
+    if before.association is not None:
+        said += association_words(before.association)
     said.append("seen both ways" if before.status & IPS_SEEN_REPLY else "seen one way only")
     if before.status & IPS_ASSURED:
         said.append("assured")

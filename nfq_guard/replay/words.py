@@ -6,7 +6,7 @@ from typing import Final
 from nfq_guard.conntrack.entry import Key
 from nfq_guard.conntrack.sctp_states import CHUNK_NAMES
 from nfq_guard.finding import Breach, Finding
-from nfq_guard.flow import FlowTuple
+from nfq_guard.flow import Association, FlowTuple, SctpState
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import protocol, tcp_flags, tcp_state, tuple_ends
 from nfq_guard.replay.doubt import Doubted
@@ -67,6 +67,20 @@ def _chunks(packet: SctpPacket) -> str:
 def state_name(state: int) -> str | None:
     """A TCP state of conntrack by its number; None for 0, no state."""
     return tcp_state(state) if state else None
+
+
+def association_words(association: Association) -> list[str]:
+    """The state of an SCTP association, and its verification tags as far as they are known."""
+    words = [SctpState(association.state).name]
+    words += [
+        f"tag {tag:#010x} in the {direction} direction"
+        for direction, tag in (
+            ("original", association.tag_original),
+            ("reply", association.tag_reply),
+        )
+        if tag
+    ]
+    return words
 
 
 def bytes_of(count: int) -> str:

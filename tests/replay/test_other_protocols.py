@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Captures of SCTP, GRE and broken IPv6 headers."""
 
+from pathlib import Path
+
 import pytest
 
 from nfq_guard.capture.frame import Frame
+from nfq_guard.cli import main
 from nfq_guard.finding import Reason
 from nfq_guard.flow import PROTO_GRE
 from nfq_guard.replay.checksums import ChecksumMode
@@ -15,6 +18,7 @@ from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.stream import Doubt
 from nfq_guard.replay.words import gist
 from nfq_guard.wire.ip import decode
+from tests.support import captures
 from tests.support.packets import A4, A6, B4, B6, ip, udp
 from tests.support.sctp import chunk, init, sctp
 
@@ -51,6 +55,18 @@ def test_an_association() -> None:
     assert found == [None, None, None, None, Reason.BAD_TAG, None]
     assert outcomes[4].packet is not None
     assert gist(outcomes[4].packet) == "sctp tag 0x00000008 data, sack"
+
+
+def test_the_flow_of_a_stray_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packets = [*association(), sctp(B4, A4, 2905, 5000, 8, chunk(0, bytes(20)))]
+    path = tmp_path / "stray.pcap"
+    path.write_bytes(captures.pcap([(1, 0, octets) for octets in packets], linktype=_RAW))
+    assert main(["explain", str(path), "5"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "sctp, ESTABLISHED, tag 0x00000009 in the original direction, tag 0x00000007" in text
+    assert "receiver would discard it (RFC 9260 8.5)" in text
 
 
 @pytest.mark.parametrize("kept", [slice(0, 0), slice(2, 4)])
