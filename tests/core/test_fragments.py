@@ -109,6 +109,7 @@ def test_overlap_gives_up_the_datagram() -> None:
         bytes(IP(flags="MF") / Raw(b"x" * 7)),
         bytes(IP(flags="MF")),
         bytes(IP(frag=3)),
+        b"\x44" + bytes(IP(frag=3) / Raw(b"x" * 8))[1:],
         bytes(IPv6(nh=44, plen=4) / IPv6ExtHdrFragment(m=1)),
     ],
 )

@@ -11,10 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
-from nfq_guard.flow import Evidence, FlowTuple, LookupFailed
+from nfq_guard.flow import Association, Evidence, FlowTuple, LookupFailed
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows, snapshot_of
 from nfq_guard.lab.netns import Namespace
-from nfq_guard.netlink.messages import NLMSG_ERROR, attribute, message, messages, nested
+from nfq_guard.netlink.messages import (
+    FAMILY_HEADER,
+    NLMSG_ERROR,
+    attribute,
+    message,
+    messages,
+    nested,
+)
 from tests.support.lookups import answered
 
 WANTED = FlowTuple(6, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1000, 80)
@@ -99,6 +106,19 @@ def test_entry_and_absence(scripted: Scripted) -> None:
     assert found is not None
     assert (found.evidence, found.direction, found.original) == (Evidence.CTNETLINK, 0, WANTED)
     assert flows.lookup([WANTED]) == [None]
+
+
+def test_the_association_of_a_flow() -> None:
+    """Its state and tags come with the entry; cut short, the entry cannot be read."""
+    values = attribute(1, b"\4"), attribute(2, b"\0\0\0\7"), attribute(3, b"\0\0\0\x09")
+    for parts, read in ((values, True), (values[:2], False)):
+        info = nested(4, nested(3, *parts))
+        back = FlowTuple(6, WANTED.dst, WANTED.src, 80, 1000)
+        body = FAMILY_HEADER.pack(2, 0, 0) + _tuple(1, WANTED) + _tuple(2, back) + info
+        found = snapshot_of(body, WANTED)
+        assert (found is not None) is read
+        if found is not None:
+            assert found.association == Association(4, 7, 9)
 
 
 def test_lost_answer_is_requested_again(scripted: Scripted) -> None:

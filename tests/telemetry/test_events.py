@@ -33,8 +33,8 @@ from nfq_guard.telemetry.log import EventLog, Output
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import Malformed
-from tests.support.judgments import ALLOW_REST, judgment, snapshot
+from nfq_guard.wire.packet import Malformed, SctpPacket
+from tests.support.judgments import ALLOW_REST, judgment, segment, snapshot
 
 # The names and their order are an interface.
 FIELDS = """
@@ -142,6 +142,13 @@ def test_unknown_flow() -> None:
     found = event_of(reason=Reason.NO_ENTRY)
     assert (found.state, found.nat, found.direction) == (None, "unknown", None)
     assert (found.breach, found.evidence) == (None, "bpf")
+
+
+def test_a_packet_of_sctp() -> None:
+    packet = segment()
+    packet.proto, packet.l4 = 132, SctpPacket(5000, 2905, 1, 2, (), whole=True)
+    event = event_of(packet=packet)
+    assert (event.proto, event.sport, event.dport, event.state) == ("sctp", 5000, 2905, None)
 
 
 def test_malformed_packet() -> None:

@@ -4,7 +4,7 @@ from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.policy.shadow import disagreement
 from nfq_guard.seqno import seq
 from nfq_guard.telemetry.limiter import DISTANCES_MAX, EventLimiter, Fold
-from nfq_guard.wire.packet import SYN, Datagram, Malformed, Segment, flow_key
+from nfq_guard.wire.packet import SYN, Datagram, Malformed, SctpPacket, Segment, flow_key
 from tests.support.judgments import (
     CLIENT,
     DROP_TRANSLATED,
@@ -79,6 +79,10 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
     udp.proto, udp.l4 = 17, Datagram(40_000, 80, 8, 0)
     udp_with_data = segment()
     udp_with_data.proto, udp_with_data.l4 = 17, Datagram(40_000, 80, 9, 0)
+    sctp = segment()
+    sctp.proto, sctp.l4 = 132, SctpPacket(40_000, 80, 1, 2, (), whole=True)
+    other_port = segment()
+    other_port.proto, other_port.l4 = 132, SctpPacket(40_001, 80, 1, 2, (), whole=True)
     protocol = segment()
     protocol.proto, protocol.l4 = 47, None
     dying = snapshot()
@@ -91,6 +95,8 @@ def test_packets_that_a_policy_can_tell_apart_are_limited_separately() -> None:
         judgment(without_data),
         judgment(udp),
         judgment(udp_with_data),
+        judgment(sctp),
+        judgment(other_port),
         judgment(protocol),
         judgment(segment(src=SERVER, dst=CLIENT)),
         judgment(Malformed("cut short", 4, CLIENT, SERVER, 6)),
