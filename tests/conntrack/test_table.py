@@ -337,6 +337,25 @@ def test_translated_entry_takes_the_replies_to_its_new_tuple() -> None:
     assert entry.snapshot(1, 0.0).nat is Nat.DNAT
 
 
+def test_translation_seen_at_a_reply() -> None:
+    """What leaves as a reply of a known flow arrives as the reply that conntrack expects."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    talk = Conversation()
+    talk.client("S", 0)
+    table.track(decode(talk.frames[0].octets), 0.0)
+    arriving = key_of(C, A, 8080, 40000, PROTO_TCP)
+    assert table.translate(arriving, key_of(B, A, 80, 40000, PROTO_TCP))
+    answer = Conversation()
+    answer.server("SA", 0, 1)
+    octets = bytearray(answer.frames[0].octets)
+    octets[12:16] = C
+    octets[20:22] = (8080).to_bytes(2, "big")
+    assert table.track(decode(bytes(octets)), 0.0) == CT_ESTABLISHED
+    assert table.key == arriving
+    assert table.entry is not None
+    assert table.entry.snapshot(1, 0.0).nat is Nat.DNAT
+
+
 def test_source_translation() -> None:
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
     talk = Conversation()
