@@ -343,15 +343,15 @@ def test_translation_seen_at_a_reply() -> None:
     talk = Conversation()
     talk.client("S", 0)
     table.track(decode(talk.frames[0].octets), 0.0)
-    arriving = key_of(C, A, 8080, 40000, PROTO_TCP)
-    assert table.translate(arriving, key_of(B, A, 80, 40000, PROTO_TCP))
+    leaving = key_of(B, A, 80, 40000, PROTO_TCP)
+    assert table.translate(key_of(C, A, 8080, 40000, PROTO_TCP), leaving)
     answer = Conversation()
     answer.server("SA", 0, 1)
     octets = bytearray(answer.frames[0].octets)
     octets[12:16] = C
     octets[20:22] = (8080).to_bytes(2, "big")
     assert table.track(decode(bytes(octets)), 0.0) == CT_ESTABLISHED
-    assert table.key == arriving
+    assert table.key == leaving
     assert table.entry is not None
     assert table.entry.snapshot(1, 0.0).nat is Nat.DNAT
 
