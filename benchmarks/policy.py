@@ -42,7 +42,8 @@ class Line(NamedTuple):
 
 def measure() -> list[Line]:
     """Run all measurements."""
-    lines = [Line("default", 8, "translated", _cost(default_policy(), 1))]
+    default = default_policy()
+    lines = [Line("default", len(default.model.rules), "translated", _cost(default, 1))]
     for kind in ("networks", "names"):
         for rules in RULES:
             policy = _policy(kind, rules)
