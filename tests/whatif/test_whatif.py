@@ -13,6 +13,7 @@ from nfq_guard.finding import Reason
 from nfq_guard.whatif import conversations, tally
 from nfq_guard.whatif.tally import OTHERS
 from tests.support.captures import pcap
+from tests.support.events import event
 from tests.support.segments import ACK, SYN, tcp_ipv4
 
 ASYMMETRIC = {
@@ -159,6 +160,21 @@ def test_text(capsys: pytest.CaptureFixture[str], events: Path) -> None:
     assert "  would accept 1 that were followed by an RST (false negatives):" in lines
     assert "  only A would drop 6" in lines
     assert "  only B would drop 0" in lines
+
+
+def test_what_would_be_healed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The default policy heals at the second copy of a segment."""
+    path = tmp_path / "events.jsonl"
+    copies = [event(timestamp=f"2026-11-23T02:00:0{second}.000001Z") for second in range(3)]
+    other = event(timestamp="2026-11-23T02:00:04.000001Z", seq=9001)
+    path.write_bytes(b"\n".join(orjson.dumps(one) for one in [*copies, other]))
+    words = (str(path), "--policy", "preset:default")
+    (policy,) = _json(capsys, *words)["policies"]
+    assert policy["by_action"] == {"drop": 2, "heal": 2}
+    assert policy["by_rule"] == {"translated": 2, "lost-window": 2}
+    assert policy["drops"] == policy["least_drops"] == policy["most_drops"] == 4
+    assert main(["whatif", *words]) == 0
+    assert "2 of these drops would heal a flow" in capsys.readouterr().out
 
 
 def test_many_flows_in_text(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
