@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,9 @@ _SETTLE_LIMIT_S: Final = 2.0
 DIRECTORY_PREFIX: Final = "nfq-guard-lab-"
 
 
+MakeGuard = Callable[[Namespace, Mitigation, Path, str], Guard]
+
+
 class CancelledError(NfqGuardError):
     """The trial was cancelled."""
 
@@ -59,6 +62,7 @@ def run(
     keep: Keep,
     cancelled: threading.Event,
     policy: str = "",
+    make_guard: MakeGuard = Guard,
 ) -> Result:
     """Run `scenario` with `mitigation`.
 
@@ -69,13 +73,14 @@ def run(
         cancelled: Ends the trial early once set.
         policy: The guard's table `[policy]` as TOML; empty for the default policy. The expected
             outcome is always that of the default policy.
+        make_guard: Starts the daemon.
 
     Raises:
         UnavailableError: The lab lacks a program or a kernel feature.
         PrivilegeError: Not root.
         CancelledError: `cancelled` was set.
     """
-    with _Trial(scenario, mitigation, cancelled, policy) as trial:
+    with _Trial(scenario, mitigation, cancelled, policy, make_guard) as trial:
         result = trial.result()
         trial.save(keep)
     return result
@@ -90,7 +95,9 @@ class _Trial:
         mitigation: Mitigation,
         cancelled: threading.Event,
         policy: str,
+        make_guard: MakeGuard,
     ) -> None:
+        self._make_guard = make_guard
         self._cancelled = cancelled
         self._policy = policy
         self._scenario = scenario
@@ -124,7 +131,7 @@ class _Trial:
             directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-"))
             self._stack.callback(shutil.rmtree, directory)
             self._guard = self._stack.enter_context(
-                Guard(stage.router, self._mitigation, directory, self._policy)
+                self._make_guard(stage.router, self._mitigation, directory, self._policy)
             )
         self._taps = [Tap(link.namespace, link.interface, link.label) for link in stage.links]
         for tap in self._taps:
