@@ -5,19 +5,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
 from nfq_guard.errors import BusyError, UnavailableError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.pace import limit
 from nfq_guard.nfqueue import counters
 from nfq_guard.nfqueue import reader as reader_module
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.wire.packet import CHECKSUM_GOOD, CHECKSUM_UNFINISHED, CHECKSUM_UNVERIFIED
-from tests.support.queue import QUEUE, Datagrams, kernel_line, queue_udp
+from tests.support.queue import QUEUE, Datagrams, import_path, kernel_line, queue_udp
 
 pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
@@ -125,7 +125,7 @@ def test_super_packets_come_whole(namespace: Make) -> None:
     with bound(inside) as (reader, verdicts):
         client = inside.popen(sys.executable, "-c", code)
         longest = 0
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + limit(10)
         while longest <= 65_483 // 2 and time.monotonic() < deadline:
             ids, batch = reader.drain(64)
             verdicts.send(ids, [1] * len(ids), [None] * len(ids))
@@ -270,7 +270,7 @@ def test_privilege_is_named() -> None:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+        env={**os.environ, "PYTHONPATH": import_path()},
     )
     assert "CAP_NET_ADMIN" in done.stdout
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.pace import limit
 from tests.support.queue import (
     QUEUE,
     THAT_PORT_POLICY,
@@ -102,7 +103,7 @@ def test_stop_answers_the_packets_that_wait(inside: Namespace, tmp_path: Path) -
         assert kernel_line(inside).waiting == 900
         guard.process.send_signal(signal.SIGTERM)
         guard.process.send_signal(signal.SIGCONT)
-        assert guard.process.wait(timeout=10) == 0
+        assert guard.process.wait(timeout=limit(10)) == 0
         assert udp.received() == list(range(900))
 
 
@@ -110,7 +111,7 @@ def test_second_daemon_names_the_first(inside: Namespace, tmp_path: Path) -> Non
     words = ("--queue", str(QUEUE), "--no-rules")
     with GuardProcess(inside, tmp_path / "log", *words).ready() as first:
         with GuardProcess(inside, tmp_path / "second", *words) as second:
-            assert second.process.wait(timeout=10) == 75
+            assert second.process.wait(timeout=limit(10)) == 75
             (line,) = second.stderr().splitlines()
         port = kernel_line(inside).port_id
         assert line.startswith(f"nfq-guard: queue {QUEUE} is owned by netlink port {port}, python")
@@ -309,7 +310,7 @@ def test_metrics_over_http(inside: Namespace, tmp_path: Path) -> None:
 def test_mistakes_bind_nothing(inside: Namespace, tmp_path: Path) -> None:
     config = configured(tmp_path / "c", "queue_lenght = 3", 'fail_mode = "shut"')
     with GuardProcess(inside, tmp_path / "log", "--config", config) as guard:
-        assert guard.process.wait(timeout=10) == 2
+        assert guard.process.wait(timeout=limit(10)) == 2
         lines = guard.stderr().splitlines()
         assert [line.split(": ")[2] for line in lines] == [
             "daemon.queue_lenght",
@@ -329,7 +330,7 @@ def test_wrong_usage(
     inside: Namespace, tmp_path: Path, words: list[str], status: int, said: str
 ) -> None:
     with GuardProcess(inside, tmp_path / "log", *words) as guard:
-        assert guard.process.wait(timeout=10) == status
+        assert guard.process.wait(timeout=limit(10)) == status
         assert said in guard.stderr()
 
 

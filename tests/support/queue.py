@@ -85,7 +85,7 @@ class Datagrams:
         self.close()
 
 
-def _path() -> str:
+def import_path() -> str:
     """The tree before what the tests themselves import."""
     return os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
 
@@ -109,7 +109,7 @@ class GuardProcess:
                 namespace.argv([*prefix, sys.executable, "-m", "nfq_guard", "run", *words]),
                 stdout=out if stdout is None else stdout,
                 stderr=subprocess.PIPE,
-                env={**os.environ, "PYTHONPATH": _path(), **(env or {})},
+                env={**os.environ, "PYTHONPATH": import_path(), **(env or {})},
                 process_group=process_group,
             )
 
