@@ -20,26 +20,21 @@ _TREE: Final = _HERE.parent.parent
 _WHEELS: Final = _TREE / "build" / "wheels"
 _PYTHON: Final = "/usr/bin/python3"
 _CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
+# Set where this machine exists only for these tests, and has the service installed.
+_THIS_MACHINE: Final = "NFQ_GUARD_TEST_ON_THIS_MACHINE"
+_CLEAN: Final = ("env", "-i", "PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8")
 
 
 class Guest:
-    """A booted systemd in namespaces of its own."""
+    """A booted systemd: in namespaces of its own, or that of this machine."""
 
-    def __init__(self, state: Path) -> None:
-        self._state = state
-
-    def nested(self, *words: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(_HERE / "nested.sh"), str(self._state), *words],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=limit(timeout_s),
-        )
+    def __init__(self, *enter: str) -> None:
+        """Take the command before each command that is to be run inside."""
+        self._enter = enter
 
     def sh(self, script: str, *, check: bool = True, timeout_s: float = 60) -> str:
         """What a shell script prints inside, both streams."""
-        done = self.nested("sh", "bash", "-c", f"exec 2>&1; {script}", timeout_s=timeout_s)
+        done = _run(*self._enter, "bash", "-c", f"exec 2>&1; {script}", timeout_s=timeout_s)
         if check and done.returncode:
             pytest.fail(f"{script}: exit {done.returncode}: {done.stdout}{done.stderr}")
         return done.stdout
@@ -47,11 +42,6 @@ class Guest:
     def show(self, prop: str, unit: str = "nfq-guard") -> str:
         """One property of a unit."""
         return self.sh(f"systemctl show --value -p {prop} {unit}").strip()
-
-    @property
-    def console(self) -> str:
-        """What the inner systemd said itself."""
-        return (self._state / "console").read_text(encoding="utf-8", errors="replace")
 
     def install(self) -> str:
         """What `make install` does, with the wheels that were built before."""
@@ -71,6 +61,12 @@ class Guest:
                 journal = self.sh("journalctl -u nfq-guard --no-pager | tail -n 20", check=False)
                 pytest.fail(f"not within {limit_s:.0f} s: {what}\n{journal}")
             time.sleep(0.05)
+
+
+def _run(*words: str, timeout_s: float) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, check=False, capture_output=True, text=True, timeout=limit(timeout_s)
+    )
 
 
 def _impossible() -> str | None:
@@ -94,19 +90,26 @@ def _impossible() -> str | None:
 
 @pytest.fixture(scope="session")
 def booted() -> Iterator[Guest]:
-    """The guest, booted once, with the service installed and running."""
+    """The guest, booted once or this machine, with the service installed and running."""
     reason = _impossible()
     if reason is not None:
         cannot_run(reason)
+    if os.environ.get(_THIS_MACHINE):
+        machine = Guest(*_CLEAN)
+        machine.sh("systemctl enable --now nfq-guard")
+        yield machine
+        return
     state = Path(f"/tmp/nfqg-{os.getpid()}-systemd")  # noqa: S108 - its name ends in a cgroup's
-    guest = Guest(state)
+    nested = (str(_HERE / "nested.sh"), str(state))
     try:
-        up = guest.nested("up")
-        assert up.returncode == 0, guest.console[-2000:]
+        up = _run(*nested, "up", timeout_s=60)
+        console = state / "console"
+        assert up.returncode == 0, console.read_text(encoding="utf-8", errors="replace")[-2000:]
+        guest = Guest(*nested, "sh")
         guest.install()
         yield guest
     finally:
-        guest.nested("down")
+        _run(*nested, "down", timeout_s=60)
         shutil.rmtree(state, ignore_errors=True)
 
 

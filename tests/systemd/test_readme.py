@@ -15,13 +15,14 @@ from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.lab.outcome import Mitigation
+from nfq_guard.lab.pace import limit
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.telemetry.events import all_fields
 from nfq_guard.telemetry.packet_event import packet_judged
 from tests.support.judgments import judgment
 from tests.systemd.conftest import Guest
 
-pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(limit(240))]
 
 _TREE: Final = Path(__file__).parent.parent.parent
 _README: Final = (_TREE / "README.md").read_text(encoding="utf-8")

@@ -2,15 +2,22 @@
 """The service under a real systemd."""
 
 import json
+import os
 import re
+import sys
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from nfq_guard.lab.pace import limit
 from tests.systemd.conftest import Guest
 
-pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("systemd"), pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.xdist_group("systemd"),
+    pytest.mark.timeout(limit(180)),
+]
 
 # CAP_NET_ADMIN by its number.
 CAPABILITIES = 1 << 12
@@ -403,10 +410,26 @@ def test_rules_stay_over_a_restart(guest: Guest) -> None:
     assert guest.sh("iptables -t mangle -S") == before
 
 
-def test_stop_leaves_no_rule_behind(guest: Guest) -> None:
+def test_stop_leaves_nothing_behind(guest: Guest) -> None:
+    """No rule, no pin, no process, no socket, and no right on a file of /proc."""
     guest.sh("systemctl stop nfq-guard")
     assert rules(guest) == 0
     assert guest.show("Result") == "success"
+    assert guest.sh(f"ls -d {PINS} 2>/dev/null", check=False) == ""
+    assert guest.sh("pgrep -cu nfq-guard", check=False).strip() == "0"
+    assert guest.sh("ls -A /run/nfq-guard") == ""
+    assert guest.sh("nft list tables | grep nfq", check=False) == ""
+
+
+def test_as_installed_it_saves_a_connection(guest: Guest) -> None:
+    """By an instance in the namespace of the lab's node, and by the evidence of this host."""
+    tree = Path(__file__).parent.parent.parent
+    path = os.environ.get("PYTHONPATH", "")
+    words = f"PYTHONPATH={path} {sys.executable} -m tests.systemd.saved kube-proxy-dnat"
+    said = guest.sh(f"cd {tree} && {words}")
+    found = json.loads(said.splitlines()[-1])
+    by = evidence(guest)
+    assert found == {"outcome": "survived", "queued": 1, "dropped": 1, "evidence": by}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,14 @@ from typing import Any
 
 import pytest
 
+from nfq_guard.lab.pace import limit
 from tests.systemd.conftest import Guest
 
-pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("systemd"), pytest.mark.timeout(180)]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.xdist_group("systemd"),
+    pytest.mark.timeout(limit(180)),
+]
 
 
 def status(guest: Guest) -> dict[str, Any]:

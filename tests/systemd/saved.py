@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: MIT
+"""Runs a trial of the lab whose guard is an instance of the installed unit; prints what came of it.
+
+Run inside the machine that has the service, as root: `python -m tests.systemd.saved`. It prints the
+outcome and the evidence by which the packets were judged.
+"""
+
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from nfq_guard.lab.guard import Guard, Report
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.outcome import Mitigation
+from nfq_guard.lab.scenarios import SCENARIOS
+from nfq_guard.lab.trial import Keep, run
+
+_CONFIG = """\
+[daemon]
+mode = "enforce"
+control_socket = "/run/nfq-guard/{name}/control.sock"
+"""
+
+
+class Instance(Guard):
+    """`nfq-guard@NAMESPACE.service`, enforcing."""
+
+    def __init__(
+        self, router: Namespace, mitigation: Mitigation, directory: Path, policy: str = ""
+    ) -> None:
+        """Start the unit, which is ready when systemctl returns."""
+        del mitigation, directory
+        self._router = router
+        self._status: dict[str, Any] = {}
+        self._unit = f"nfq-guard@{router.name}.service"
+        self._file = Path(f"/etc/nfq-guard/{router.name}.toml")
+        self._file.write_text(_CONFIG.format(name=router.name) + policy, encoding="utf-8")
+        subprocess.run(["systemctl", "start", self._unit], check=True)
+
+    def wait_until_ready(self) -> None:
+        """It is."""
+
+    def close(self) -> None:
+        """Stop the unit, after which `report` is available."""
+        if not self._file.exists():
+            return
+        # As installed, not as the tests import it.
+        words = ("env", "-u", "PYTHONPATH", "nfq-guard", "status", "--format", "json")
+        socket = f"/run/nfq-guard/{self._router.name}/control.sock"
+        self._status = json.loads(self._router.run(*words, "--socket", socket).stdout)
+        subprocess.run(["systemctl", "stop", self._unit], check=True)
+        self._file.unlink()
+
+    def report(self) -> Report:
+        """Its counters when it was stopped."""
+        return Report(self._status["packets"], self._status["actions"].get("drop", 0), ())
+
+    @property
+    def evidence(self) -> str:
+        """By what it judged."""
+        return str(self._status["evidence"])
+
+
+def main() -> None:
+    """Print one JSON object."""
+    started: list[Instance] = []
+
+    def start(router: Namespace, mitigation: Mitigation, directory: Path, policy: str) -> Instance:
+        started.append(Instance(router, mitigation, directory, policy))
+        return started[-1]
+
+    result = run(
+        SCENARIOS[sys.argv[1]],
+        Mitigation.GUARD,
+        keep=Keep(),
+        cancelled=threading.Event(),
+        make_guard=start,
+    )
+    found = {"outcome": result.outcome, "queued": result.queued, "dropped": result.dropped}
+    sys.stdout.write(f"{json.dumps(found | {'evidence': started[0].evidence})}\n")
+
+
+if __name__ == "__main__":
+    main()
