@@ -68,6 +68,12 @@ wheels:
 		|| { tail -n 20 build/wheels/log; exit 1; }
 	$(BIN)/pip --disable-pip-version-check wheel --quiet --constraint constraints.txt \
 		--no-build-isolation --wheel-dir build/wheels "$$(echo build/wheels/nfq_guard-*.whl)[report]"
+	touch build/wheels/made
+
+# Not anew where `make test` has just built them.
+build/wheels/made: $(shell find nfq_guard -name '*.py' -o -name '*.o') pyproject.toml constraints.txt \
+		$(wildcard .venv/made)
+	@$(MAKE) --no-print-directory wheels
 
 # The wheel's tree, as it is installed.
 unpack:
@@ -99,13 +105,13 @@ fuzz-evidence: ## judge PACKETS INVALID packets by the kernel's window and by it
 
 kernels: ## run fuzz and lab on Debian's kernels in QEMU, and write docs/kernels.md, hours (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
-	@$(MAKE) --no-print-directory wheels && $(BIN)/python -m tests.kernels --page \
+	@$(MAKE) --no-print-directory build/wheels/made && $(BIN)/python -m tests.kernels --page \
 		--seed $(SEED) --packets $(PACKETS); $(GIVE_BACK)
 
 kernels-short: ## the same with fewer packets and trials, minutes, and no page (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
-	@$(MAKE) --no-print-directory wheels && $(BIN)/python -m tests.kernels --seed $(SEED) --short; \
-		$(GIVE_BACK)
+	@$(MAKE) --no-print-directory build/wheels/made \
+		&& $(BIN)/python -m tests.kernels --seed $(SEED) --short; $(GIVE_BACK)
 
 bench: ## measure the cost of each mitigation, about ten minutes (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench

@@ -2,21 +2,26 @@
 """Runs the tree on Debian's kernels, each booted in QEMU: `make kernels`, `make kernels-short`.
 
 Status 1 when a kernel could not be booted, differs from our rules for it, gives the guard less
-evidence than it gave before, or has a trial of the lab not as expected. Needs root and
-`make wheels`. The cache is KERNELS_DIR, ~/.cache/nfq-guard/kernels by default.
+evidence than it gave before, fails a test, or has a trial of the lab not as expected. Needs root
+and `make wheels`. The cache is KERNELS_DIR, ~/.cache/nfq-guard/kernels by default.
 """
 
 import argparse
+import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
+from packaging.requirements import Requirement
 
 from tests.kernels import page
 from tests.kernels.fetch import (
@@ -27,109 +32,173 @@ from tests.kernels.fetch import (
     fetch_root,
     install_programs,
     make_disk,
+    run,
     say,
 )
-from tests.kernels.machine import run
+from tests.kernels.machine import Machine
 from tests.kernels.outcome import Outcome
 
 _TREE: Final = Path(__file__).parents[2]
 _PAGE: Final = _TREE / "docs" / "kernels.md"
 _BUILD: Final = _TREE / "build"
+_LOGS: Final = _BUILD / "kernels"
 _SHORT_PACKETS: Final = 4_000
 _LONG_PACKETS: Final = 1_000_000
-# One trial of each kind: an attack that succeeds, and the guard against it, with and without NAT.
-_SHORT_MATRIX: Final = (("late-retransmission", "snat-reply"), ("none", "guard"))
 # An emulated machine fuzzes no fewer packets a second than this.
-_SLOWEST_PACKETS_S: Final = 100
-_LIMIT_S: Final = 1_800
+_SLOWEST_PACKETS_S: Final = 50
+# By how much the short form has for each.
+_LONGEST_FIRST: Final = ("6.1", "7", "5.10", "6.12")
+# For the rest of the job.
+_LIMIT_S: Final = {True: 1_200, False: 10_800}
+_POLL_S: Final = 0.5
 # What the tests in the machine need beside the wheels.
-_TEST_PACKAGES: Final = ("hypothesis", "pytest", "pytest-timeout")
+_TEST_PACKAGES: Final = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
+# What the machine gets of the tree.
+_FOLDERS: Final = ("bpf", "rules", "systemd", "tests")
+_FILES: Final = ("LICENSE", "README.md", "pyproject.toml")
 
 
 def main() -> int:
-    """Boot each kernel in turn, and write the page if it is wanted."""
+    """Boot the kernels, as many at a time as there are CPUs, and write the page if it is wanted."""
     parser = argparse.ArgumentParser(prog="python -m tests.kernels", description=__doc__)
     parser.add_argument("--short", action="store_true", help="a few minutes a kernel")
     parser.add_argument("--page", action="store_true", help="write docs/kernels.md")
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=list(KERNELS))
+    parser.add_argument("--step", nargs="+", help="run these steps of the job alone")
     parser.add_argument("--packets", type=int, help="fuzzed packets a kernel")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--machines", type=int, default=os.cpu_count(), help="at a time")
     args = parser.parse_args()
     # So that machines and folders are gone on the way out.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     packets = args.packets or (_SHORT_PACKETS if args.short else _LONG_PACKETS)
-    scenarios, mitigations = _SHORT_MATRIX if args.short else ((), ())
-    begun = time.monotonic()
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     install_programs()
     root = fetch_root(cache)
     kernels = fetch_kernels(cache, args.kernel)
-    job = {
-        "packets": packets,
-        "seed": args.seed,
-        "scenarios": scenarios,
-        "mitigations": mitigations,
-    }
-    outcomes = []
+    begun = time.monotonic()
+    job = {"short": args.short, "steps": args.step, "packets": packets, "seed": args.seed}
     with tempfile.TemporaryDirectory(prefix="nfq-guard-kernels-") as folder:
-        tree = Path(folder) / "tree.disk"
-        _make_tree(Path(folder) / "tree", tree, job)
-        for name, kernel in kernels.items():
-            outcomes.append(_run_one(name, kernel, root, tree, packets))
+        disk = Path(folder) / "root.disk"
+        _make_disk(root, Path(folder) / "root", disk, job)
+        limit_s = _LIMIT_S[args.short] + packets / _SLOWEST_PACKETS_S
+        outcomes = _run_all(kernels, disk, limit_s, args.machines)
     for outcome in outcomes:
         for line in outcome.problems():
             say(f"{outcome.name}: {line}")
-    say(f"{time.monotonic() - begun:.0f} s in all")
+    say(f"{time.monotonic() - begun:.0f} s in all, without downloads")
     if args.page:
         _PAGE.write_text(page.render(outcomes, args.seed), encoding="ascii")
         say(f"wrote {_PAGE.relative_to(_TREE)}")
     return 1 if any(outcome.problems() for outcome in outcomes) else 0
 
 
-def _run_one(name: str, kernel: Fetched, root: Path, tree: Path, packets: int) -> Outcome:
-    logs = _BUILD / "kernels"
-    logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{name}.log"
-    say(f"{name}: booting {kernel.release} ({kernel.version}), console in {log}")
-    outcome = Outcome(name, kernel.version)
-    begun = time.monotonic()
-    limit_s = _LIMIT_S + packets / _SLOWEST_PACKETS_S
-    try:
-        for record in run(kernel, root, tree, log, limit_s):
-            outcome.add(record)
-            if "seconds" in record and "scenario" not in record:
-                say(f"{name}: {record['step']}, {record['seconds']:.0f} s")
-    except subprocess.TimeoutExpired:
-        outcome.add({"step": "machine", "failed": f"it did not end within {limit_s:.0f} s"})
-    outcome.seconds = time.monotonic() - begun
-    say(f"{name}: {outcome}")
-    return outcome
+def _run_all(
+    kernels: dict[str, Fetched], disk: Path, limit_s: float, at_once: int
+) -> list[Outcome]:
+    """The outcomes, in the order of `kernels`.
+
+    Args:
+        kernels: What to boot.
+        disk: The root file system, with the tree.
+        limit_s: How long one machine may run.
+        at_once: How many machines run at a time.
+    """
+    _LOGS.mkdir(parents=True, exist_ok=True)
+    outcomes = {name: Outcome(name, kernel.version) for name, kernel in kernels.items()}
+    waiting = sorted(kernels.items(), key=lambda item: _LONGEST_FIRST.index(item[0]))
+    running: dict[str, tuple[Machine, float]] = {}
+    with ExitStack() as stack:
+        while waiting or running:
+            while waiting and len(running) < at_once:
+                name, kernel = waiting.pop(0)
+                log = _LOGS / f"{name}.log"
+                say(f"{name}: booting {kernel.release} ({kernel.version}), console in {log}")
+                machine = stack.enter_context(Machine(kernel, disk, log, limit_s))
+                running[name] = machine, time.monotonic()
+            time.sleep(_POLL_S)
+            for name, (machine, begun) in list(running.items()):
+                outcome = outcomes[name]
+                for record in machine.records():
+                    outcome.add(record)
+                    if "seconds" in record and "scenario" not in record:
+                        say(f"{name}: {record['step']}, {record['seconds']:.0f} s")
+                if machine.ended:
+                    if machine.timed_out:
+                        failed = f"it did not end within {limit_s:.0f} s"
+                        outcome.add({"step": "machine", "failed": failed})
+                    outcome.seconds = time.monotonic() - begun
+                    say(f"{name}: {outcome}")
+                    machine.close()
+                    del running[name]
+    return list(outcomes.values())
 
 
-def _make_tree(folder: Path, disk: Path, job: dict[str, Any]) -> None:
-    """The disk that becomes /guard: tests, and the wheels with what they need, unpacked."""
+def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> None:
+    """The root file system with the service installed, and with the tree in /guard.
+
+    It is installed here because that takes an emulated machine minutes.
+    """
+    if sys.version_info[:2] != (3, 11):
+        sys.exit(
+            "kernels: the machines have Debian 12's Python 3.11; please run: make PYTHON=python3.11"
+        )
+    run("cp", "-a", "--reflink=auto", str(debian), str(root))
+    _make_tree(root / "guard", job)
+    run(
+        "chroot",
+        str(root),
+        "env",
+        "WHEELS=/guard/build/wheels",
+        "/guard/systemd/install.sh",
+        "install",
+    )
+    make_disk(root, disk, "1500M")
+
+
+def _make_tree(folder: Path, job: dict[str, Any]) -> None:
+    """Tests, wheels, and the wheels unpacked with what the tests need."""
     wheels = sorted((_BUILD / "wheels").glob("*.whl"))
     if not wheels:
         sys.exit("kernels: no wheels; please run: make wheels")
-    if sys.version_info[:2] != (3, 11):
-        sys.exit("kernels: the machines run Debian 12: make .venv with PYTHON=python3.11")
-    folder.mkdir()
-    subprocess.run(
-        [
-            sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet",
-            "--constraint", "constraints.txt", "--target", str(folder / "site"), "--no-compile",
-            *map(str, wheels), *_TEST_PACKAGES,
-        ],
-        cwd=_TREE, check=True,
-    )  # fmt: skip
-    ignore = shutil.ignore_patterns("__pycache__", "captures", "traces")
-    shutil.copytree(_TREE / "tests", folder / "tests", ignore=ignore)
-    shutil.copy(_TREE / "pyproject.toml", folder)
-    shutil.copytree(_TREE / "bpf", folder / "bpf")
-    shutil.copytree(_TREE / "rules", folder / "rules")
+    site, built = folder / "site", folder / "build" / "wheels"
+    built.mkdir(parents=True)
+    for wheel in wheels:
+        shutil.copy(wheel, built)
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(site)
+    for source, name in _files_for_tests():
+        (site / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source, site / name)
+    ignore = shutil.ignore_patterns("__pycache__")
+    for part in _FOLDERS:
+        shutil.copytree(_TREE / part, folder / part, ignore=ignore)
+    for part in _FILES:
+        shutil.copy(_TREE / part, folder)
     (folder / "job.json").write_bytes(orjson.dumps(job))
-    make_disk(folder, disk, "600M")
+    # Each process of the emulated machine would compile its imports anew.
+    words = ["-m", "compileall", "-q", "-j", "0", "-x", "/scapy/contrib/", str(folder)]
+    run(sys.executable, *words, "--invalidation-mode", "unchecked-hash")
+
+
+def _files_for_tests() -> Iterator[tuple[Path, Path]]:
+    """Files of `_TEST_PACKAGES` in this .venv and of what they need, with their names in it."""
+    wanted, seen = list(_TEST_PACKAGES), set()
+    while wanted:
+        name = wanted.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        found = distribution(name)
+        for text in found.requires or ():
+            requirement = Requirement(text)
+            if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
+                wanted.append(requirement.name)
+        for file in found.files or ():
+            # Not the commands, which lie outside.
+            if ".." not in file.parts and file.suffix != ".pyc":
+                yield Path(file.locate()), Path(file)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from typing import Final
 _ROOT_SUITE: Final = "bookworm"
 _ROOT_PACKAGES: Final = (
     "bpftool", "conntrack", "ethtool", "iproute2", "ipset", "iptables", "kmod", "libbpf1",
-    "libnetfilter-queue1", "nftables", "procps", "python3", "systemd", "util-linux",
+    "libnetfilter-queue1", "logrotate", "nftables", "procps", "python3", "python3-venv", "systemd",
+    "util-linux",
 )  # fmt: skip
 # Program: the Debian package that has it.
 _PROGRAMS: Final = {
@@ -32,7 +33,6 @@ _PROGRAMS: Final = {
 }
 _SUITES: Final = ("bullseye-security", "bookworm-security", "trixie", "trixie-backports")
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_ROOT_SIZE: Final = "1500M"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,37 +94,36 @@ def cache_folder() -> Path:
 
 
 def install_programs() -> None:
-    """Install the Debian packages of the programs that are missing."""
+    """Install the Debian packages of what is missing."""
     path = os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [package for name, package in _PROGRAMS.items() if not shutil.which(name, path=path)]
+    if not Path(_KEYRING).exists():
+        missing.append("debian-archive-keyring")
     if not missing:
         return
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         sys.exit(f"kernels: please install what these Debian packages provide: {missing}")
     say(f"installing Debian packages: {' '.join(missing)}")
-    _run("apt-get", "-qq", "update")
-    _run("apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing)
+    run("apt-get", "-qq", "update")
+    run("apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing)
 
 
 def fetch_root(cache: Path) -> Path:
-    """The disk of the root file system, built unless the cache has it with these packages."""
-    disk, made = cache / "root.disk", cache / "root.packages"
+    """The folder of the root file system, built unless the cache has it with these packages."""
+    folder, made = cache / "root", cache / "root.packages"
     wanted = " ".join((_ROOT_SUITE, *_ROOT_PACKAGES))
-    if made.exists() and made.read_text(encoding="ascii") == wanted:
-        return disk
+    if folder.exists() and made.exists() and made.read_text(encoding="ascii") == wanted:
+        return folder
     say(f"building the root file system, Debian {_ROOT_SUITE}")
     made.unlink(missing_ok=True)
-    folder = cache / "root"
     shutil.rmtree(folder, ignore_errors=True)
-    _run(
+    run(
         "debootstrap", "--variant=minbase", f"--include={','.join(_ROOT_PACKAGES)}",
         _ROOT_SUITE, str(folder), _mirror(_ROOT_SUITE),
     )  # fmt: skip
     shutil.rmtree(folder / "var/cache/apt/archives")
-    make_disk(folder, disk, _ROOT_SIZE)
-    shutil.rmtree(folder)
     made.write_text(wanted, encoding="ascii")
-    return disk
+    return folder
 
 
 def fetch_kernels(cache: Path, names: list[str]) -> dict[str, Fetched]:
@@ -164,7 +163,7 @@ def _fetch_kernel(cache: Path, kernel: Kernel, folder: Path) -> None:
     for part in parts:
         _apt(cache, "apt-get", "-qq", "download", part, cwd=folder)
     for file in folder.glob("*.deb"):
-        _run("dpkg-deb", "-x", str(file), str(unpacked))
+        run("dpkg-deb", "-x", str(file), str(unpacked))
         file.unlink()
     (image,) = (path for path in unpacked.rglob("vmlinuz*") if path.is_file())
     (modules,) = [path for lib in ("lib", "usr/lib") for path in unpacked.glob(f"{lib}/modules/*")]
@@ -172,7 +171,7 @@ def _fetch_kernel(cache: Path, kernel: Kernel, folder: Path) -> None:
     (folder / "lib").mkdir()
     modules.parent.rename(folder / "lib" / "modules")
     shutil.rmtree(unpacked)
-    _run("depmod", "-b", str(folder), modules.name)
+    run("depmod", "-b", str(folder), modules.name)
     make_disk(folder / "lib" / "modules", folder / "modules.disk", "600M")
     (folder / "package").write_text(f"{package} {version}\n", encoding="ascii")
 
@@ -180,14 +179,14 @@ def _fetch_kernel(cache: Path, kernel: Kernel, folder: Path) -> None:
 def make_disk(folder: Path, disk: Path, size: str) -> None:
     """Write an ext4 file system that holds what is in `folder`."""
     disk.unlink(missing_ok=True)
-    _run("mke2fs", "-q", "-t", "ext4", "-d", str(folder), str(disk), size)
+    run("mke2fs", "-q", "-t", "ext4", "-d", str(folder), str(disk), size)
 
 
 def _mirror(suite: str) -> str:
     """Where this machine gets Debian from."""
     kind = "debian-security" if suite.endswith("-security") else "debian"
     if shutil.which("apt-get"):
-        sites = _run("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages")
+        sites = run("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages")
         for site in sorted(set(sites.split())):
             if site.rstrip("/").endswith(f"/{kind}"):
                 return site
@@ -208,10 +207,11 @@ def _apt(cache: Path, *words: str, cwd: Path | None = None) -> str:
         "APT::Sandbox::User": "root",
     }
     options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-    return _run(words[0], *options, *words[1:], cwd=cwd)
+    return run(words[0], *options, *words[1:], cwd=cwd)
 
 
-def _run(*words: str, cwd: Path | None = None) -> str:
+def run(*words: str, cwd: Path | None = None) -> str:
+    """What a command prints; the one line that names its failure ends this program."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, cwd=cwd, env=environment

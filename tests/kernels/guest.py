@@ -18,6 +18,7 @@ from typing import Any, Final
 import orjson
 
 from nfq_guard.conntrack.kernel_rules import rules_of
+from nfq_guard.flow import Evidence
 from nfq_guard.flows.open import open_flows
 from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import recognise
@@ -28,11 +29,49 @@ _REPORT: Final = Path("/dev/ttyS1")
 # A kernel module of a feature under test may be loaded by its first use only.
 _GIVE_UP_AFTER: Final = 5
 _SHORTEST_CHUNKS: Final = 8
+_WINDOW: Final = "tests/flows/test_bpf.py"
 # They need a compiler.
 _NOT_HERE: Final = (
-    "tests/flows/test_bpf.py::test_object_comes_from_its_source",
-    "tests/flows/test_bpf.py::test_kernels_before_6_11_know_zone_0_alone",
+    "test_object_comes_from_its_source",
+    "test_kernels_before_6_11_know_zone_0_alone",
 )
+_OF_ZONES: Final = "test_mark_and_zone"
+_NATIVE: Final = "tests/kernels/native_rules.py"
+_SHORT_NATIVE: Final = (
+    "test_the_file_is_what_the_defaults_render", "test_unjudged_packets",
+    "TestNative::test_with_the_daemon[closed]",
+)  # fmt: skip
+_LINKS: Final = "tests/kernels/netem_and_flowtables.py"
+# Queue, evidence, rules and daemon, in this order.
+_LIVE: Final = (
+    "tests/nfqueue/test_reader_kernel.py", "tests/flows/test_ctnetlink.py",
+    "tests/firewall/test_live.py", "tests/firewall/test_traffic.py",
+    "tests/service/test_run_kernel.py", "tests/service/test_worker_kernel.py",
+)  # fmt: skip
+_SHORT_LIVE: Final = 2
+# One trial of each kind: an attack that succeeds, and the guard against it, with and without NAT.
+_SHORT_MATRIX: Final = (
+    *("--scenario", "late-retransmission", "snat-reply"), *("--mitigation", "none", "guard"),
+)  # fmt: skip
+
+_SERVICE: Final = "tests/systemd/test_service.py"
+_SHORT_SERVICE: Final = (
+    "test_own_user_with_one_capability", "test_a_pin_lasts_as_long_as_the_service",
+    "test_reload_swaps_the_policy_or_keeps_the_old",
+    "test_a_loop_that_hangs_is_restarted_by_the_watchdog",
+    "test_as_installed_it_saves_a_connection", "test_stop_leaves_nothing_behind",
+)  # fmt: skip
+# Tests of the service that are about the window.
+_SERVICE_WITH_WINDOW: Final = (
+    "test_ready_means_queue_evidence_and_rules", "test_a_pin_lasts_as_long_as_the_service",
+    "test_an_old_pin_is_replaced", "test_a_pin_that_may_not_be_used_is_named",
+    "test_an_instance_serves_a_namespace",
+)  # fmt: skip
+# The installed service has an environment of its own.
+_CLEAN: Final = {"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+
+# Steps that the short form has on one kernel alone: Debian 12's own, the newest, the oldest.
+_SHORT_ONLY_ON: Final = {"service": "6.1.", "links": "7.", "live": "5.10."}
 
 Record = dict[str, Any]
 
@@ -40,16 +79,23 @@ Record = dict[str, Any]
 def main() -> None:
     """Run each step of the job and report it."""
     job: Record = orjson.loads((_TREE / "job.json").read_bytes())
+    is_short = job["short"]
     steps: dict[str, Callable[[], Iterator[Record]]] = {
         "kernel": _kernel,
         "evidence": _evidence,
         "fuzz": lambda: _fuzz(job["packets"], job["seed"]),
-        "bpf": _bpf_tests,
-        "native": _native_tests,
-        "matrix": lambda: _matrix(job["scenarios"], job["mitigations"]),
+        "window": _window_tests,
+        "native": lambda: _native_tests(is_short=is_short),
+        "live": lambda: iter([_tested(*_LIVE[: _SHORT_LIVE if is_short else None])]),
+        "links": lambda: iter([_tested(_LINKS, *(("-k", "4") if is_short else ()))]),
+        "matrix": lambda: _matrix(is_short=is_short),
+        "service": lambda: _service(is_short=is_short),
     }
+    wanted = [name for name in steps if _is_wanted(name, job)]
     with _REPORT.open("wb", buffering=0) as report:
-        for name, step in steps.items():
+        report.write(orjson.dumps({"step": "begin", "wanted": wanted}) + b"\n")
+        for name in wanted:
+            step = steps[name]
             begun = time.monotonic()
             sys.stdout.write(f"== {name}\n")
             sys.stdout.flush()
@@ -63,6 +109,12 @@ def main() -> None:
             seconds = round(time.monotonic() - begun, 1)
             report.write(orjson.dumps({"step": name, "seconds": seconds}) + b"\n")
         report.write(orjson.dumps({"step": "end"}) + b"\n")
+
+
+def _is_wanted(step: str, job: Record) -> bool:
+    if job["steps"]:
+        return step in job["steps"]
+    return not job["short"] or platform.release().startswith(_SHORT_ONLY_ON.get(step, ""))
 
 
 def _kernel() -> Iterator[Record]:
@@ -106,47 +158,75 @@ def _fuzz(packets: int, seed: int) -> Iterator[Record]:
     }
 
 
-def _bpf_tests() -> Iterator[Record]:
-    """The window as BPF reads it, held against arithmetic on packets.
-
-    Nothing on kernels where BPF cannot look into zones, of which the tests have one.
-    """
+def _window_tests() -> Iterator[Record]:
+    """The window as BPF reads it, held against arithmetic on packets."""
+    flows, why = open_flows()
+    flows.close()
+    if flows.evidence is not Evidence.BPF:
+        yield {"passed": True, "summary": "not run", "not_run": why}
+        return
+    left_out = list(_NOT_HERE)
     flows, why = open_flows((0, 1))
     flows.close()
-    if flows.evidence.value != "bpf":
-        yield {"passed": True, "summary": f"not run: {why}"}
-        return
-    words = [word for name in _NOT_HERE for word in ("--deselect", name)]
-    yield _tested("tests/flows/test_bpf.py", *words)
+    if flows.evidence is not Evidence.BPF:
+        left_out.append(_OF_ZONES)
+        yield {"not_run": f"{_OF_ZONES}: {why}"}
+    yield _tested(_WINDOW, *(f"--deselect={_WINDOW}::{name}" for name in left_out))
 
 
-def _native_tests() -> Iterator[Record]:
+def _native_tests(*, is_short: bool) -> Iterator[Record]:
     """The native nftables table, whose `queue` not every kernel has."""
-    yield _tested("tests/kernels/native_rules.py")
+    yield _tested(*(f"{_NATIVE}::{name}" for name in _SHORT_NATIVE) if is_short else (_NATIVE,))
+
+
+def _service(*, is_short: bool) -> Iterator[Record]:
+    """The service, installed on this machine, under the systemd that is its first process."""
+    os.environ["NFQ_GUARD_TEST_ON_THIS_MACHINE"] = "yes"
+    flows, why = open_flows()
+    flows.close()
+    words = [f"{_SERVICE}::{name}" for name in _SHORT_SERVICE] if is_short else [_SERVICE]
+    if flows.evidence is not Evidence.BPF:
+        words += [f"--deselect={_SERVICE}::{name}" for name in _SERVICE_WITH_WINDOW]
+        yield {"not_run": f"what is about the window: {why}"}
+    yield _tested(*words)
+    _output("systemctl", "restart", "nfq-guard")
+    status = orjson.loads(_output("nfq-guard", "status", "--format", "json"))
+    pid = _output("systemctl", "show", "--value", "-p", "MainPID", "nfq-guard").strip()
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    (held,) = (int(line.split()[1], 16) for line in lines if line.startswith("CapEff:"))
+    yield {"installed_evidence": status["evidence"], "capabilities": held}
+
+
+def _output(*words: str) -> str:
+    """What a command of the installed service prints; its complaint is on the console."""
+    return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=_CLEAN).stdout
 
 
 def _tested(*words: str) -> Record:
-    """Run tests; whether they passed, and pytest's last line."""
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=600",
-            *words,
-        ],
-        cwd=_TREE, capture_output=True, text=True, check=False,
+    """Run tests; whether they passed, which failed, and how many there were."""
+    command = [
+        *(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "timeout=600"),
+        *("--durations=10", *words),
+    ]
+    lines = [""]
+    with subprocess.Popen(
+        command, cwd=_TREE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"CI": "true"},
-    )  # fmt: skip
-    sys.stdout.write(done.stdout + done.stderr)
-    lines = done.stdout.strip().splitlines()
-    return {"passed": done.returncode == 0, "summary": lines[-1] if lines else done.stderr[-500:]}
+    ) as tests:  # fmt: skip
+        assert tests.stdout is not None
+        for line in tests.stdout:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            lines.append(line.strip())
+    summary = lines[-1].strip("= ").split(" in ")[0]
+    bad = [line for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    return {"passed": tests.returncode == 0, "summary": summary, "bad": bad}
 
 
-def _matrix(scenarios: list[str], mitigations: list[str]) -> Iterator[Record]:
+def _matrix(*, is_short: bool) -> Iterator[Record]:
     """The lab's trials, each with what was expected of it."""
     words = [sys.executable, "-m", "nfq_guard", "lab", "matrix", "--format", "json"]
-    if scenarios:
-        words += ["--scenario", *scenarios]
-    if mitigations:
-        words += ["--mitigation", *mitigations]
+    words += _SHORT_MATRIX if is_short else ()
     with subprocess.Popen(words, cwd=_TREE, stdout=subprocess.PIPE) as lab:
         assert lab.stdout is not None
         for line in lab.stdout:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Boots a kernel in QEMU, emulated, and collects what the job inside reports.
+"""Boots a kernel in QEMU, emulated, with systemd as its first process, and reads the job's report.
 
 The console of the machine goes to a log. Its second serial line carries the report, JSON lines.
 Disks are opened as snapshots, so that each run begins from the same state.
@@ -7,9 +7,9 @@ Disks are opened as snapshots, so that each run begins from the same state.
 
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final, Self
 
 import orjson
 
@@ -19,6 +19,8 @@ _MEMORY_MB: Final = 1500
 # What mounts the disks: Debian builds these as modules.
 _MODULES: Final = ("virtio_pci", "virtio_blk", "ext4")
 _DECOMPRESS: Final = {".xz": ("xz", "-dc"), ".zst": ("zstd", "-qdc")}
+# Of the program timeout, when it has ended the machine.
+_TIMED_OUT: Final = 124
 
 # The root is entered by switch_root: modules that the kernel asks for load from there.
 _INIT: Final = """\
@@ -29,79 +31,88 @@ $b mount -t sysfs sys /sys
 $b mount -t devtmpfs dev /dev
 for module in /modules/*; do $b insmod $module; done
 n=0
-until [ -b /dev/vdc ] || [ $n = 100 ]; do $b sleep 0.1; n=$((n + 1)); done
+until [ -b /dev/vdb ] || [ $n = 100 ]; do $b sleep 0.1; n=$((n + 1)); done
 $b mount -t ext4 /dev/vda /new || $b poweroff -f
-$b mkdir -p /new/usr/lib/modules /new/guard
+$b mkdir -p /new/usr/lib/modules
 $b mount -t ext4 /dev/vdb /new/usr/lib/modules
-$b mount -t ext4 /dev/vdc /new/guard
 for d in proc sys dev; do $b mount --move /$d /new/$d; done
 $b mount -t tmpfs tmp /new/tmp
 $b mount -t tmpfs run /new/run
-$b mount -t bpf bpf /new/sys/fs/bpf
-$b mkdir -p /new/run/netns /new/dev/pts
-$b mount -t devpts pts /new/dev/pts
-exec $b switch_root /new /bin/sh /guard/tests/kernels/first.sh
+$b mkdir -p /new/run/systemd/system
+$b cp -r /new/guard/tests/kernels/units/. /new/run/systemd/system
+exec $b switch_root /new /lib/systemd/systemd
 """
 
 
-def run(
-    kernel: Fetched, root: Path, tree: Path, log: Path, limit_s: float
-) -> Iterator[dict[str, Any]]:
-    """Boot `kernel` and yield the records of its report as they come.
+class Machine:
+    """A machine that has been started; `close` ends it.
 
-    Args:
-        kernel: What to boot.
-        root: The disk of the root file system.
-        tree: The disk with the job; it becomes /guard.
-        log: Where the console goes.
-        limit_s: When the machine is ended by force.
-
-    Raises:
-        subprocess.TimeoutExpired: It was.
+    Attributes:
+        ended: Whether it has turned itself off, or was ended because its time was over.
     """
-    with tempfile.TemporaryDirectory(prefix="nfq-guard-kernels-") as name:
-        folder = Path(name)
-        report = folder / "report"
-        report.touch()
-        disks = [
-            f"file={disk},format=raw,if=virtio,snapshot=on" for disk in (root, kernel.disk, tree)
-        ]
-        command = [
-            "nice", "-n", "10", "timeout", "--kill-after=5", str(limit_s), "qemu-system-x86_64",
-            "-accel", "tcg", "-cpu", "max", "-smp", "1", "-m", str(_MEMORY_MB),
-            "-display", "none", "-no-reboot", "-nic", "none",
-            "-serial", "stdio", "-serial", f"file:{report}",
-            "-kernel", str(kernel.image), "-initrd", str(_initramfs(kernel, folder)),
-            *(word for disk in disks for word in ("-drive", disk)),
-            "-append", "console=ttyS0 panic=-1 quiet mitigations=off",
-        ]  # fmt: skip
-        with log.open("wb") as console, report.open("rb") as lines:
-            machine = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+
+    def __init__(self, kernel: Fetched, root: Path, log: Path, limit_s: float) -> None:
+        """Boot `kernel`.
+
+        Args:
+            kernel: What to boot.
+            root: The disk of the root file system, which has the job in /guard.
+            log: Where the console goes.
+            limit_s: When the machine is ended by force.
+        """
+        self.ended = False
+        self._rest = b""
+        with ExitStack() as stack:
+            folder = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix="nfq-guard-kernels-"))
             )
-            try:
-                yield from _follow(machine, lines)
-            finally:
-                machine.terminate()
-                machine.wait()
-        if machine.returncode == 124:
-            raise subprocess.TimeoutExpired(command, limit_s)
+            report = folder / "report"
+            report.touch()
+            self._report = stack.enter_context(report.open("rb"))
+            disks = [
+                f"file={disk},format=raw,if=virtio,snapshot=on" for disk in (root, kernel.disk)
+            ]
+            command = [
+                "timeout", "--kill-after=5", str(limit_s),
+                "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-smp", "1",
+                "-m", str(_MEMORY_MB), "-display", "none", "-no-reboot", "-nic", "none",
+                "-serial", "stdio", "-serial", f"file:{report}",
+                "-kernel", str(kernel.image), "-initrd", str(_initramfs(kernel, folder)),
+                *(word for disk in disks for word in ("-drive", disk)),
+                "-append", "console=ttyS0 panic=-1 quiet mitigations=off systemd.unit=job.target "
+                "systemd.show_status=0 systemd.log_target=journal",
+            ]  # fmt: skip
+            with log.open("wb") as console:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
+                )
+            stack.callback(self._end)
+            self._stack = stack.pop_all()
 
+    def __enter__(self) -> Self:
+        return self
 
-def _follow(machine: "subprocess.Popen[bytes]", lines: BinaryIO) -> Iterator[dict[str, Any]]:
-    """Each line of the report, once it is whole, until the machine has ended."""
-    rest = b""
-    ended = False
-    while not ended:
-        try:
-            machine.wait(0.5)
-            ended = True
-        except subprocess.TimeoutExpired:
-            pass
-        *whole, rest = (rest + lines.read()).split(b"\n")
-        for line in whole:
-            record: dict[str, Any] = orjson.loads(line)
-            yield record
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the machine, if it still runs, and remove its files."""
+        self._stack.close()
+
+    def _end(self) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether it was ended by force, once it has ended."""
+        return self._process.poll() == _TIMED_OUT
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of the report that have come since the last call; sets `ended`."""
+        self.ended = self._process.poll() is not None
+        *whole, self._rest = (self._rest + self._report.read()).split(b"\n")
+        return [orjson.loads(line) for line in whole]
 
 
 def _initramfs(kernel: Fetched, folder: Path) -> Path:

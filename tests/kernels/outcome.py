@@ -4,10 +4,17 @@
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-# The evidence that the guard gets as root. Better is welcome, and then belongs here.
+# What the guard sees by, as root and as installed. Better is welcome, and then belongs here.
 EVIDENCE: Final = {"5.10": "ctnetlink", "6.1": "bpf", "6.12": "bpf", "7": "bpf"}
-_WORSE_TO_BETTER: Final = ("none", "ctnetlink", "bpf")
-_STEPS: Final = ("kernel", "evidence", "fuzz", "matrix")
+_WORSE_TO_BETTER: Final = ("none", "ctnetlink", "kernel-log", "bpf")
+# Those that run tests, by what is tested.
+TESTS: Final = {
+    "window": "the window",
+    "native": "the native table",
+    "live": "queue, evidence, rules and daemon",
+    "links": "netem and flowtables",
+    "service": "the service",
+}
 
 Record = dict[str, Any]
 
@@ -20,6 +27,7 @@ class Outcome:
         name: The kernel, as this fixture names it.
         version: Of its Debian package.
         seconds: From power on to power off.
+        wanted: The steps that were to be run.
         steps: The last report of each step, by its name.
         trials: The lab's results.
         failed: Steps that did not end, and why.
@@ -29,6 +37,7 @@ class Outcome:
     name: str
     version: str
     seconds: float = 0
+    wanted: list[str] = field(default_factory=list)
     steps: dict[str, Record] = field(default_factory=dict)
     trials: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
@@ -37,7 +46,9 @@ class Outcome:
     def add(self, record: Record) -> None:
         """Take in one line of the machine's report."""
         step = record["step"]
-        if step == "end":
+        if step == "begin":
+            self.wanted = record["wanted"]
+        elif step == "end":
             self.ended = True
         elif "failed" in record:
             self.failed[step] = record["failed"]
@@ -51,20 +62,24 @@ class Outcome:
         found = [f"{step} failed: {why}" for step, why in self.failed.items()]
         if not self.ended:
             found.append("the job did not come to its end; its console has the reason")
-        missing = [name for name in _STEPS if len(self.steps.get(name, ())) <= len(("step", "s"))]
+        missing = [
+            name for name in self.wanted if len(self.steps.get(name, ())) <= len(("step", "s"))
+        ]
         found += [f"{name} was not run" for name in missing if name not in self.failed]
-        evidence = self.steps.get("evidence", {}).get("evidence", "none")
         rank = _WORSE_TO_BETTER.index
-        if rank(evidence) < rank(EVIDENCE[self.name]):
-            why = self.steps.get("evidence", {}).get("why")
-            found.append(f"evidence is {evidence}, and was {EVIDENCE[self.name]}: {why}")
+        for name, key in (("evidence", "evidence"), ("service", "installed_evidence")):
+            evidence = self.steps.get(name, {}).get(key, "none")
+            if name in self.wanted and rank(evidence) < rank(EVIDENCE[self.name]):
+                why = self.steps.get(name, {}).get("why")
+                found.append(f"{name}: {evidence}, and was {EVIDENCE[self.name]}: {why}")
         found += [
             f"fuzz: {'; '.join(what)}" for what in self.steps.get("fuzz", {}).get("mismatches", ())
         ]
-        for name, what in (("bpf", "the window"), ("native", "the native table")):
+        for name, what in TESTS.items():
             tests = self.steps.get(name, {})
             if not tests.get("passed", True):
                 found.append(f"tests of {what}: {tests['summary']}")
+                found += [f"tests of {what}: {line}" for line in tests["bad"]]
         found += [
             f"{trial['scenario']} with {trial['mitigation']}: {trial['outcome']}, "
             f"expected {trial['expected']}"

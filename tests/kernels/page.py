@@ -1,74 +1,109 @@
 # SPDX-License-Identifier: MIT
 """docs/kernels.md, from what the kernels did."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
+from nfq_guard.capabilities import NET_ADMIN
 from nfq_guard.lab.outcome import Mitigation
 from nfq_guard.lab.scenarios import SCENARIOS
-from tests.kernels.outcome import Outcome
+from tests.kernels.outcome import TESTS, Outcome, Record
 
 _TRIALS: Final = len(SCENARIOS) * len(Mitigation)
 
 _HEAD: Final = """\
 # The kernels that people run
 
-Written by `tests/kernels`, which boots Debian's own kernels in QEMU (emulated, one CPU) and runs
-on each of them, as root:
+Written by `make kernels`, which boots Debian's own kernels in QEMU (emulated, one CPU), with Debian
+12 and its systemd, and runs on each of them:
 
-- the differential fuzz: random TCP segments through the kernel's conntrack and through ours, by
-  the rules of the generation named. Compared are the ctstate, the reason that the kernel logs, the
-  state, status and timeout of the entry and, where BPF reads it, every field of the window;
-- the tests of the window that BPF reads (`tests/flows/test_bpf.py`), where it can be read;
-- the native nftables table against no guard (`tests/kernels/native_rules.py`);
-- trials of the lab: a scenario with a mitigation each.
+- **fuzz**: random TCP segments through the kernel's conntrack and through ours, by the rules of the
+  generation named. Compared are the ctstate, the reason that the kernel logs, the state, status and
+  timeout of the entry and, where BPF reads it, every field of the window;
+- **window**: the tests of the window that BPF reads (`tests/flows/test_bpf.py`);
+- **native**: the native nftables table against no guard (`tests/kernels/native_rules.py`);
+- **live**: tests of the queue, of ctnetlink, of the rules and of the daemon in the kernel;
+- **links**: translated connections over a link on which netem delays, reorders and doubles packets,
+  and through a flowtable that is torn down (`tests/kernels/netem_and_flowtables.py`);
+- **service**: the service, installed from wheels by `systemd/install.sh`
+  (`tests/systemd/test_service.py`): its privileges, its pins, a connection of the lab that it
+  saves, reload, watchdog, `kill -9`, and what a stop leaves behind;
+- **lab**: trials, a scenario with a mitigation each.
 
-`make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all trials, which takes hours;
-`make kernels-short` runs a few of each and leaves this page alone. The table has the counts of the
-run that wrote it.
+`make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
+hours; `make kernels-short` runs a few of each and leaves this page alone. The tables have the
+counts of the run that wrote them.
 
 """
 _TAIL: Final = """
 ## Not run on these kernels
 
-- The service as a systemd unit, and with the unit's capabilities instead of root.
-- netem, flowtables.
-- The tests of the queue, of the rules of iptables and of the daemon, other than by way of the lab.
+- RPS, which takes a machine of several CPUs.
+- Programs with rules of their own, such as Docker and firewalld.
 - 5.14, 5.15 and 5.18: Debian has no such kernels. The rules of 5.15 are held against directed
   traces alone (`tests/conntrack/test_old_kernels.py`), and those of the others are not known.
 """
 
 
+def _step(name: str, key: str, *, absent: str = "-") -> Callable[[Outcome], str]:
+    """A cell: what a step reported."""
+    return lambda outcome: str(outcome.steps.get(name, {}).get(key, absent))
+
+
+def _kernel(outcome: Outcome) -> str:
+    release = outcome.steps.get("kernel", {}).get("release", outcome.name)
+    return f"{release} ({outcome.version})"
+
+
+def _capabilities(outcome: Outcome) -> str:
+    held = outcome.steps.get("service", {}).get("capabilities")
+    if held == 1 << NET_ADMIN:
+        return "CAP_NET_ADMIN alone"
+    return "-" if held is None else f"{held:#x}"
+
+
+def _fuzz(outcome: Outcome) -> Record:
+    return outcome.steps.get("fuzz", {})
+
+
+Column = tuple[str, Callable[[Outcome], str]]
+
+_SEEN: Final[tuple[Column, ...]] = (
+    ("kernel", _kernel),
+    ("generation", _step("kernel", "rules")),
+    ("evidence as root", _step("evidence", "evidence")),
+    ("evidence as installed", _step("service", "installed_evidence")),
+    ("capabilities as installed", _capabilities),
+)
+_RUN: Final[tuple[Column, ...]] = (
+    ("kernel", lambda outcome: outcome.name),
+    ("fuzzed packets", lambda outcome: f"{_fuzz(outcome).get('packets', 0):,}"),
+    ("mismatches", lambda outcome: str(len(_fuzz(outcome).get("mismatches", ())))),
+    ("window compared", lambda outcome: "yes" if _fuzz(outcome).get("windows") else "no"),
+    *((name, _step(name, "summary", absent="not run")) for name in TESTS),
+    ("lab trials", lambda outcome: f"{len(outcome.trials)} of {_TRIALS}"),
+    ("not as expected", lambda outcome: str(len(outcome.unexpected()))),
+)
+
+
 def render(outcomes: Sequence[Outcome], seed: int) -> str:
     """The page, for a run whose fuzz began with `seed`."""
-    rows = [
-        (
-            *("kernel", "generation", "evidence as root", "fuzzed packets", "mismatches"),
-            *("window compared", "window tests", "lab trials", "not as expected"),
-        ),
-        ("---",) * 9,
-    ]
-    for outcome in outcomes:
-        kernel, fuzz = outcome.steps.get("kernel", {}), outcome.steps.get("fuzz", {})
-        rows.append(
-            (
-                f"{kernel.get('release', outcome.name)} ({outcome.version})",
-                kernel.get("rules", "-"),
-                outcome.steps.get("evidence", {}).get("evidence", "-"),
-                f"{fuzz.get('packets', 0):,}",
-                str(len(fuzz.get("mismatches", ()))),
-                "yes" if fuzz.get("windows") else "no",
-                outcome.steps.get("bpf", {}).get("summary", "not run"),
-                f"{len(outcome.trials)} of {_TRIALS}",
-                str(len(outcome.unexpected())),
-            )
-        )
-    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
-    notes = [f"- {outcome.name}: {line}\n" for outcome in outcomes for line in outcome.problems()]
-    why = [
-        f"- {outcome.name}: no window: {said}\n"
+    notes = [
+        f"- {outcome.name}, {name}: not run: {said}\n"
         for outcome in outcomes
-        if (said := outcome.steps.get("evidence", {}).get("why"))
+        for name in TESTS
+        if (said := outcome.steps.get(name, {}).get("not_run"))
     ]
-    seeded = f"Seed of the fuzz: {seed}.\n\n"
-    return _HEAD + table + "\n" + seeded + "".join((*why, *notes)) + _TAIL
+    notes += [f"- {outcome.name}: {line}\n" for outcome in outcomes for line in outcome.problems()]
+    return "".join(
+        (
+            *(_HEAD, _table(_SEEN, outcomes), "\n", _table(_RUN, outcomes)),
+            *(f"\nSeed of the fuzz: {seed}.\n\n", *notes, _TAIL),
+        )
+    )
+
+
+def _table(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> str:
+    rows = [[title for title, _ in columns], ["---"] * len(columns)]
+    rows += [[cell(outcome) for _, cell in columns] for outcome in outcomes]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

@@ -1,10 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# The first process of the machine: runs the job, then turns the machine off.
+# Runs the job, then turns the machine off.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8
-export NO_COLOR=1 PYTHONPATH=/guard/site:/guard PYTHONDONTWRITEBYTECODE=1
+export NO_COLOR=1 PYTHONPATH=/guard/site:/guard
 exec </dev/null >/dev/console 2>&1
-ip link set lo up
 # Nobody makes the device file that would load it at its first use.
 modprobe tun
 cd /guard && python3 -m tests.kernels.guest
