@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import orjson
 from packaging.requirements import Requirement
@@ -53,6 +53,7 @@ _LIMIT_S: Final = {True: 1_200, False: 10_800}
 _POLL_S: Final = 0.5
 # What the tests in the machine need beside the wheels.
 _TEST_PACKAGES: Final = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
+_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 # What the machine gets of the tree.
 _FOLDERS: Final = ("bpf", "rules", "systemd", "tests")
 _FILES: Final = ("LICENSE", "README.md", "pyproject.toml")
@@ -64,7 +65,11 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="a few minutes a kernel")
     parser.add_argument("--page", action="store_true", help="write docs/kernels.md")
     parser.add_argument("--kernel", nargs="+", choices=KERNELS, default=list(KERNELS))
-    parser.add_argument("--step", nargs="+", help="run these steps of the job alone")
+    parser.add_argument(
+        "--step",
+        nargs="+",
+        help="run these steps alone, and keep what the last run found in others",
+    )
     parser.add_argument("--packets", type=int, help="fuzzed packets a kernel")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--machines", type=int, default=os.cpu_count(), help="at a time")
@@ -79,23 +84,28 @@ def main() -> int:
     kernels = fetch_kernels(cache, args.kernel)
     begun = time.monotonic()
     job = {"short": args.short, "steps": args.step, "packets": packets, "seed": args.seed}
-    with tempfile.TemporaryDirectory(prefix="nfq-guard-kernels-") as folder:
+    with tempfile.TemporaryDirectory(dir=cache, prefix="run-") as folder:
         disk = Path(folder) / "root.disk"
         _make_disk(root, Path(folder) / "root", disk, job)
         limit_s = _LIMIT_S[args.short] + packets / _SLOWEST_PACKETS_S
-        outcomes = _run_all(kernels, disk, limit_s, args.machines)
+        outcomes = _run_all(kernels, disk, limit_s, args.machines, keep=bool(args.step))
     for outcome in outcomes:
         for line in outcome.problems():
             say(f"{outcome.name}: {line}")
     say(f"{time.monotonic() - begun:.0f} s in all, without downloads")
     if args.page:
+        shown = {outcome.name: outcome for outcome in outcomes}
+        outcomes = [
+            shown.get(name) or _earlier(name, kernel.version)
+            for name, kernel in fetch_kernels(cache, list(KERNELS)).items()
+        ]
         _PAGE.write_text(page.render(outcomes, args.seed), encoding="ascii")
         say(f"wrote {_PAGE.relative_to(_TREE)}")
     return 1 if any(outcome.problems() for outcome in outcomes) else 0
 
 
 def _run_all(
-    kernels: dict[str, Fetched], disk: Path, limit_s: float, at_once: int
+    kernels: dict[str, Fetched], disk: Path, limit_s: float, at_once: int, *, keep: bool
 ) -> list[Outcome]:
     """The outcomes, in the order of `kernels`.
 
@@ -104,17 +114,23 @@ def _run_all(
         disk: The root file system, with the tree.
         limit_s: How long one machine may run.
         at_once: How many machines run at a time.
+        keep: Whether to add to what earlier runs found.
     """
     _LOGS.mkdir(parents=True, exist_ok=True)
-    outcomes = {name: Outcome(name, kernel.version) for name, kernel in kernels.items()}
+    outcomes = {
+        name: _earlier(name, kernel.version) if keep else Outcome(name, kernel.version)
+        for name, kernel in kernels.items()
+    }
     waiting = sorted(kernels.items(), key=lambda item: _LONGEST_FIRST.index(item[0]))
     running: dict[str, tuple[Machine, float]] = {}
+    reports: dict[str, BinaryIO] = {}
     with ExitStack() as stack:
         while waiting or running:
             while waiting and len(running) < at_once:
                 name, kernel = waiting.pop(0)
                 log = _LOGS / f"{name}.log"
                 say(f"{name}: booting {kernel.release} ({kernel.version}), console in {log}")
+                reports[name] = stack.enter_context(_report(name).open("ab" if keep else "wb"))
                 machine = stack.enter_context(Machine(kernel, disk, log, limit_s))
                 running[name] = machine, time.monotonic()
             time.sleep(_POLL_S)
@@ -122,6 +138,7 @@ def _run_all(
                 outcome = outcomes[name]
                 for record in machine.records():
                     outcome.add(record)
+                    reports[name].write(orjson.dumps(record) + b"\n")
                     if "seconds" in record and "scenario" not in record:
                         say(f"{name}: {record['step']}, {record['seconds']:.0f} s")
                 if machine.ended:
@@ -135,6 +152,19 @@ def _run_all(
     return list(outcomes.values())
 
 
+def _report(name: str) -> Path:
+    return _LOGS / f"{name}.jsonl"
+
+
+def _earlier(name: str, version: str) -> Outcome:
+    """What earlier runs reported of this kernel."""
+    outcome = Outcome(name, version)
+    if _report(name).exists():
+        for line in _report(name).read_bytes().splitlines():
+            outcome.add(orjson.loads(line))
+    return outcome
+
+
 def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> None:
     """The root file system with the service installed, and with the tree in /guard.
 
@@ -146,14 +176,8 @@ def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> Non
         )
     run("cp", "-a", "--reflink=auto", str(debian), str(root))
     _make_tree(root / "guard", job)
-    run(
-        "chroot",
-        str(root),
-        "env",
-        "WHEELS=/guard/build/wheels",
-        "/guard/systemd/install.sh",
-        "install",
-    )
+    environment = ("env", "-i", f"PATH={_PATH}", "WHEELS=/guard/build/wheels")
+    run("chroot", str(root), *environment, "/guard/systemd/install.sh", "install")
     make_disk(root, disk, "1500M")
 
 

@@ -27,7 +27,7 @@ class Outcome:
         name: The kernel, as this fixture names it.
         version: Of its Debian package.
         seconds: From power on to power off.
-        wanted: The steps that were to be run.
+        wanted: The steps that were to be run, by this run or an earlier one.
         steps: The last report of each step, by its name.
         trials: The lab's results.
         failed: Steps that did not end, and why.
@@ -47,7 +47,7 @@ class Outcome:
         """Take in one line of the machine's report."""
         step = record["step"]
         if step == "begin":
-            self.wanted = record["wanted"]
+            self._begin(record["wanted"])
         elif step == "end":
             self.ended = True
         elif "failed" in record:
@@ -56,6 +56,16 @@ class Outcome:
             self.trials.append(record)
         else:
             self.steps.setdefault(step, {}).update(record)
+
+    def _begin(self, wanted: list[str]) -> None:
+        """Forget what an earlier run found in the steps of this one."""
+        self.wanted = list(dict.fromkeys((*self.wanted, *wanted)))
+        self.ended = False
+        for name in wanted:
+            self.steps.pop(name, None)
+            self.failed.pop(name, None)
+        if "matrix" in wanted:
+            self.trials.clear()
 
     def problems(self) -> list[str]:
         """One line for each failure."""

@@ -81,3 +81,13 @@ def test_a_wanted_step_without_a_report_is_a_problem() -> None:
         if record["step"] != "links":
             outcome.add(record)
     assert outcome.problems() == ["links was not run"]
+
+
+def test_a_step_that_is_run_again_replaces_what_it_found() -> None:
+    outcome = ran({"step": "fuzz", "failed": "no memory"}, {"step": "begin", "wanted": ["fuzz"]})
+    assert "fuzz was not run" in outcome.problems()
+    fuzzed: dict[str, object] = {"packets": 9_000, "flows": 70, "windows": True, "mismatches": []}
+    for record in ({"step": "fuzz", **fuzzed}, {"step": "end"}):
+        outcome.add(record)
+    assert outcome.problems() == []
+    assert "| 9,000 | 0 | yes | 25 passed |" in page.render([outcome], _SEED)
