@@ -57,8 +57,6 @@ _SHORT_MATRIX: Final = (
 _SERVICE: Final = "tests/systemd/test_service.py"
 _SHORT_SERVICE: Final = (
     "test_own_user_with_one_capability", "test_a_pin_lasts_as_long_as_the_service",
-    "test_reload_swaps_the_policy_or_keeps_the_old",
-    "test_a_loop_that_hangs_is_restarted_by_the_watchdog",
     "test_as_installed_it_saves_a_connection", "test_stop_leaves_nothing_behind",
 )  # fmt: skip
 # Tests of the service that are about the window.
