@@ -16,9 +16,10 @@ from nfq_guard.conntrack.kernel_rules import guess_rules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.errors import BusyError
 from nfq_guard.finding import Reason
-from nfq_guard.flow import IPV4, IPV6
+from nfq_guard.flow import IPV4, IPV6, Evidence, EvidenceChoice
 from nfq_guard.flows import log_settings
 from nfq_guard.flows.kernel_log import KernelLog
+from nfq_guard.flows.open import open_lookup
 from tests.fuzz_kernel.compare import ends_of
 from tests.fuzz_kernel.evidence import Tally, run_chunk
 from tests.support.live import LiveConntrack
@@ -66,11 +67,17 @@ def live() -> Iterator[LiveConntrack]:
 class Guard:
     """A daemon that takes the kernel's log, in the namespace of `live`."""
 
-    def __init__(self, live: LiveConntrack, folder: Path, settings: str = "") -> None:
+    def __init__(
+        self,
+        live: LiveConntrack,
+        folder: Path,
+        settings: str = "",
+        evidence: EvidenceChoice = "kernel-log",
+    ) -> None:
         self.socket = folder / "socket"
         self.config = folder / "one.toml"
         self.config.write_text(
-            f'[daemon]\nqueue = {QUEUE}\nevidence = "kernel-log"\nlog_interval_s = 0\n'
+            f'[daemon]\nqueue = {QUEUE}\nevidence = "{evidence}"\nlog_interval_s = 0\n'
             f'control_socket = "{self.socket}"\nmode = "enforce"\n{settings}\n'
             '[policy]\ndefault = "log"\non_unknown = "log"\n'
         )
@@ -115,6 +122,23 @@ def test_reason_and_bound_come_from_the_log(live: LiveConntrack, tmp_path: Path)
     assert files() == []
 
 
+def test_the_choice_of_the_daemon(live: LiveConntrack, tmp_path: Path) -> None:
+    """The kernel's log where there is no window, and no sysctl is set where there is one."""
+    before = values()
+    flows, why = open_lookup()
+    flows.close()
+    has_window = flows.evidence is Evidence.BPF
+    guard = Guard(live, tmp_path, evidence="auto")
+    with guard.started().ready() as process:
+        (started,) = process.events("started")
+        assert started["evidence"] == ("bpf" if has_window else "kernel-log")
+        assert values() == (before if has_window else _ON)
+        if not has_window:
+            assert started["evidence_reason"] == f"the kernel's window cannot be read: {why}"
+        assert process.stop() == 0
+    assert values() == before
+
+
 def test_a_crash_and_the_next_start(live: LiveConntrack, tmp_path: Path) -> None:
     before = values()
     guard = Guard(live, tmp_path)
@@ -135,10 +159,15 @@ def test_it_follows_what_others_set(live: LiveConntrack, tmp_path: Path) -> None
     guard = Guard(live, tmp_path)
     with guard.started().ready() as process:
         setting = log_settings.SYSCTLS / "nf_conntrack_log_invalid"
+
+        def changes() -> list[dict[str, Any]]:
+            return process.events("evidence_changed")
+
         for value, evidence in (("0", "ctnetlink"), ("255", "kernel-log")):
             setting.write_text(value)
-            wait_for(lambda: guard.status()["evidence"] == evidence)  # noqa: B023 - called here
-            assert process.events("evidence_changed")[-1]["evidence"] == evidence
+            wait_for(lambda: evidence in [event["evidence"] for event in changes()])  # noqa: B023 - called here
+            assert changes()[-1]["evidence"] == evidence
+            assert guard.status()["evidence"] == evidence
         assert process.stop() == 0
     assert values()["nf_conntrack_log_invalid"] == "0"
 

@@ -246,6 +246,56 @@ def test_a_pin_that_may_not_be_used_is_named(guest: Guest, before_start: str, wo
         guest.sh(f"rm {drop_in}; systemctl daemon-reload")
 
 
+_LOG: Final = {
+    "nf_conntrack_log_invalid": "255",
+    "nf_log/2": "nfnetlink_log",
+    "nf_log/10": "nfnetlink_log",
+}
+
+
+def log_sysctls(guest: Guest) -> dict[str, str]:
+    """The sysctls of conntrack's log."""
+    paths = " ".join(f"/proc/sys/net/netfilter/{name}" for name in _LOG)
+    return dict(zip(_LOG, guest.sh(f"cat {paths}").split(), strict=True))
+
+
+def test_the_kernels_log_as_evidence(guest: Guest) -> None:
+    """Root turns it on before the start, also after a crash, and restores the sysctls at the stop."""
+    before = log_sysctls(guest)
+    assert before["nf_conntrack_log_invalid"] == "0"
+    guest.configure('evidence = "kernel-log"')
+    guest.sh("systemctl restart nfq-guard")
+    assert evidence(guest) == "kernel-log"
+    assert log_sysctls(guest) == _LOG
+    pid = guest.show("MainPID")
+    status = guest.sh(f"grep CapEff /proc/{pid}/status")
+    assert int(status.split()[1], 16) == CAPABILITIES
+    assert guest.sh("stat -c '%U %a' /run/nfq-guard-kernel-log").strip() == "root 755"
+    guest.sh(f"kill -9 {pid}")
+    guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
+    guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
+    assert evidence(guest) == "kernel-log"
+    assert log_sysctls(guest) == _LOG
+    guest.sh("systemctl stop nfq-guard")
+    assert log_sysctls(guest) == before
+    left = guest.sh("ls -d /run/nfq-guard-kernel-log", check=False)
+    assert left.strip().endswith("No such file or directory")
+
+
+def test_a_host_that_logs_invalid_packets_is_left_alone(guest: Guest) -> None:
+    setting = "net.netfilter.nf_conntrack_log_invalid"
+    guest.configure('evidence = "kernel-log"')
+    guest.sh(f"systemctl stop nfq-guard; sysctl -q {setting}=6; systemctl start nfq-guard")
+    try:
+        assert evidence(guest) == "ctnetlink"
+        assert guest.show("ActiveState") == "active"
+        told = guest.sh("journalctl -u nfq-guard --no-pager | tail -n 30")
+        assert "left alone: net.netfilter.nf_conntrack_log_invalid is 6 already" in told
+        assert guest.sh(f"sysctl -n {setting}").strip() == "6"
+    finally:
+        guest.sh(f"sysctl -q {setting}=0")
+
+
 def test_reload_swaps_the_policy_or_keeps_the_old(guest: Guest) -> None:
     pid = guest.show("MainPID")
     guest.configure('mode = "dry-run"', 'include = "preset:observe"')
