@@ -8,12 +8,16 @@ from typing import Final, final
 from nfq_guard.conntrack.kernel_rules import guess_rules
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.flow import Evidence, EvidenceChoice
-from nfq_guard.flows import log_settings
+from nfq_guard.flows import log_settings, pins
+from nfq_guard.flows.bpf import BpfFlows
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.kernel_log import KernelLog
 from nfq_guard.flows.libbpf import Program
-from nfq_guard.flows.open import NO_WINDOW, open_lookup
+from nfq_guard.flows.open import NO_WINDOW, Lookup, open_lookup
 
 ONE_QUEUE: Final = "the kernel's log serves one queue only"
+# Turns between two looks for a program that root has pinned.
+_PINS_TURNS: Final = 10
 _CHOSEN: Final = "chosen by the setting `evidence`"
 
 
@@ -25,6 +29,7 @@ class EvidenceSource:
         flows: Looks flows up.
         log: The kernel's log, where `flows` has no window and the kernel logs; else None.
         reason: Why there is no better evidence; None where there is none better.
+        note: What an operator should know at the start; None for nothing.
     """
 
     def __init__(
@@ -45,19 +50,21 @@ class EvidenceSource:
             ahead: As `open_lookup` takes it.
             queues: Number of the daemon's queues. The log has one reader, so it serves one queue.
         """
+        self._zones = zones
         self._instance = instance
         self._queues = queues
+        self._wants_window = choice in {"auto", "bpf"}
         self._wants_log = choice in {"auto", "kernel-log"}
+        self._turns = 0
         self.log: KernelLog | None = None
-        if choice in {"auto", "bpf"}:
-            self.flows, without = open_lookup(zones, instance, ahead)
+        self.flows: Lookup
+        if self._wants_window:
+            self.flows, self._without = open_lookup(zones, instance, ahead)
         else:
-            if isinstance(ahead, Program):
-                ahead.close()
-            self.flows, without = open_lookup(zones, ahead=_CHOSEN)
-        self._without = without
-        self.reason = without
+            self.flows, self._without = open_lookup(zones, ahead=_CHOSEN)
+        self.reason = None if self.flows.evidence is Evidence.BPF else self._without
         self.follow()
+        self.note = self._without if self.reason is None else self.reason
 
     @property
     def evidence(self) -> Evidence:
@@ -65,13 +72,34 @@ class EvidenceSource:
         return self.flows.evidence if self.log is None else Evidence.KERNEL_LOG
 
     def follow(self) -> None:
-        """Set `log` and `reason` as the host is by now; the caller closes a log that is no more."""
-        if self.flows.evidence is not Evidence.CTNETLINK:
-            self.log = None
+        """Set the attributes as the host is by now; the caller closes a log that is no more.
+
+        Called about once a second. Nothing is better than the window, and it stays readable.
+        """
+        netlink = self.flows
+        if not isinstance(netlink, CtnetlinkFlows):
             return
+        if self._turns % _PINS_TURNS == 0 and self._turns and self._wants_window:
+            pinned = self._pinned(netlink)
+            if pinned is not None:
+                self.flows = pinned
+                self.log = None
+                self.reason = None
+                return
+        self._turns += 1
         obstacle = self._use_log() if self._wants_log else None
         what = NO_WINDOW if self.log is not None else f"{NO_WINDOW}, only state and translation"
         self.reason = f"{what}: {self._without}" + ("" if obstacle is None else f"; {obstacle}")
+
+    def _pinned(self, netlink: CtnetlinkFlows) -> BpfFlows | None:
+        """The lookup by a program that root has pinned since."""
+        try:
+            program = pins.open_pinned(self._instance)
+            if program is None:
+                return None
+            return BpfFlows(self._zones, others=netlink, program=program)
+        except (NfqGuardError, OSError):
+            return None
 
     def _use_log(self) -> str | None:
         """Open or keep the log, or give it up; the reason why there is none, None if there is."""

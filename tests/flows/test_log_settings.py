@@ -14,6 +14,7 @@ from nfq_guard.conntrack.kernel_rules import guess_rules
 from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.flow import Evidence
 from nfq_guard.flows import log_settings
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.kernel_log import KernelLog
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.lab.netns import Namespace
@@ -47,6 +48,7 @@ def before(folder: Path, namespace: Callable[[str], Namespace]) -> Iterator[dict
     """The sysctls of a new network namespace, in which the test runs."""
     assert not folder.exists()
     with namespace("log").entered():
+        CtnetlinkFlows().close()  # loads the module of conntrack
         found = values()
         assert found["nf_conntrack_log_invalid"] == "0"
         yield found

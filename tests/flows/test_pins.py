@@ -18,6 +18,7 @@ from nfq_guard.flow import Evidence, FlowTuple
 from nfq_guard.flows import bpf, pins
 from nfq_guard.flows.libbpf import LoadError, Program
 from nfq_guard.flows.open import open_flows
+from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.service.config import DEFAULT_PATH
 
@@ -93,6 +94,22 @@ def test_a_pinned_program_looks_flows_up(files: Path) -> None:
     # Whoever has opened a pin keeps the program.
     assert flows.lookup([FlowTuple(6, bytes(4), bytes(4), 1, 2)]) == [None]
     flows.close()
+
+
+@pytest.mark.kernel
+def test_a_pin_that_root_makes_later_is_taken(files: Path) -> None:
+    assert left(files) == []
+    source = EvidenceSource("auto", zones=(0,), instance="one", ahead="refused at the start")
+    try:
+        assert source.evidence is Evidence.CTNETLINK
+        assert "refused at the start" in (source.reason or "")
+        pins.prepare("one", 1, "root")
+        for _ in range(10):
+            source.follow()
+        assert (source.flows.evidence, source.reason) == (Evidence.BPF, None)
+        assert source.flows.lookup([FlowTuple(6, bytes(4), bytes(4), 1, 2)]) == [None]
+    finally:
+        source.close()
 
 
 @pytest.mark.kernel

@@ -260,7 +260,7 @@ def log_sysctls(guest: Guest) -> dict[str, str]:
 
 
 def test_the_kernels_log_as_evidence(guest: Guest) -> None:
-    """Root turns it on before the start, also after a crash, and restores the sysctls at the stop."""
+    """Root turns it on before the start, also after a crash; a stop restores the sysctls."""
     before = log_sysctls(guest)
     assert before["nf_conntrack_log_invalid"] == "0"
     guest.configure('evidence = "kernel-log"')

@@ -58,7 +58,7 @@ class EvidenceFollower:
 
     def _tick(self, _now: float) -> None:
         source = self._source
-        before, log = source.evidence, source.log
+        before, flows, log = source.evidence, source.flows, source.log
         source.follow()
         if source.log is not log:
             if log is not None:
@@ -67,6 +67,7 @@ class EvidenceFollower:
                 log.close()
             if source.log is not None:
                 self._loop.watch(source.log.fileno(), source.log.read)
+        if source.flows is not flows or source.log is not log:
             self._engine.look_up_in(source.flows, source.log)
         self._report()
         if source.evidence is not before:

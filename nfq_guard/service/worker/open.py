@@ -68,8 +68,8 @@ def open_queue(
             queues=len(settings.queue_numbers),
         )
         stack.callback(source.close)
-        if source.reason is not None:
-            notes.append(source.reason)
+        if source.note is not None:
+            notes.append(source.note)
         if source.evidence is not Evidence.BPF and heals(policy):
             notes.append("rules that heal never match: a heal takes the kernel's window")
         reader = QueueReader(
