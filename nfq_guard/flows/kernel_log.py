@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads conntrack's log of INVALID packets through NFLOG, and pairs texts with queued packets.
+"""Reads conntrack's log of INVALID packets (kernel.md 1.12), and pairs texts with queued packets.
 
 The kernel sends the text of a packet before it queues the packet, so a text that has not come by
 the time the packet is read will not come: nothing here waits. A text and its packet are paired by

@@ -223,6 +223,14 @@ def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
                 shown(settings.queues),
             )
         )
+    if settings.evidence == "kernel-log" and len(settings.queue_numbers) > 1:
+        mistakes.append(
+            Mistake(
+                f"{TABLE}.evidence",
+                "another evidence with several queues, because the kernel's log serves one",
+                shown(settings.evidence),
+            )
+        )
     if settings.metrics_listen and parse_listen(settings.metrics_listen) is None:
         mistakes.append(
             Mistake(

@@ -72,6 +72,20 @@ def test_all_mistakes_at_once() -> None:
     ]
 
 
+def test_the_kernels_log_serves_one_queue() -> None:
+    assert parsed('evidence = "kernel-log"')[1] == []
+    assert parsed('evidence = "auto"\nqueues = "0-1"')[1] == []
+    _, mistakes = parsed('evidence = "kernel-log"\nqueues = "0-1"')
+    assert mistakes == [
+        "daemon.evidence: expected another evidence with several queues, because the kernel's log "
+        "serves one, found 'kernel-log'"
+    ]
+    _, mistakes = parsed('evidence = "procfs"')
+    assert mistakes == [
+        "daemon.evidence: expected 'auto' or 'bpf' or 'kernel-log' or 'ctnetlink', found 'procfs'"
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
