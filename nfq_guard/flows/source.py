@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final, final
 
 from nfq_guard.conntrack.kernel_rules import guess_rules
-from nfq_guard.errors import NfqGuardError
+from nfq_guard.errors import BusyError, NfqGuardError
 from nfq_guard.flow import Evidence, EvidenceChoice
 from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.bpf import BpfFlows
@@ -111,6 +111,9 @@ class EvidenceSource:
         elif self.log is None:
             try:
                 self.log = KernelLog(guess_rules(os.uname().release), log_settings.is_on)
+            except BusyError as error:
+                # It took the group between root's step and this one.
+                return f"{error}; `nfq-guard prepare` as root turns the kernel's log off for it"
             except NfqGuardError as error:
                 return str(error)
         return obstacle
