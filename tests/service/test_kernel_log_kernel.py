@@ -82,10 +82,13 @@ class Guard:
             '[policy]\ndefault = "log"\non_unknown = "log"\n'
         )
         self._live = live
-        self._log = folder / "log"
+        self._folder = folder
+        self._starts = 0
 
     def started(self) -> GuardProcess:
-        return GuardProcess(self._live.space, self._log, "--config", str(self.config))
+        self._starts += 1
+        log = self._folder / f"log{self._starts}"
+        return GuardProcess(self._live.space, log, "--config", str(self.config))
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(typed(self.socket, "status", "--format", "json"))
@@ -146,10 +149,8 @@ def test_a_crash_and_the_next_start(live: LiveConntrack, tmp_path: Path) -> None
         process.stop(signal.SIGKILL)
     assert values() == _ON
     assert len(files()) == 1
-    guard = Guard(live, tmp_path, 'log = "/dev/null"')
-    with guard.started() as process:
-        wait_for(guard.socket.exists)
-        wait_for(lambda: guard.status()["evidence"] == "kernel-log")
+    with guard.started().ready() as process:
+        assert guard.status()["evidence"] == "kernel-log"
         assert process.stop() == 0
     assert values() == before
     assert files() == []
