@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError, Mistake
-from nfq_guard.policy.decision import Policy
+from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN, PolicyModel
 from nfq_guard.policy.values import shown
@@ -79,6 +79,7 @@ class LoadedPolicy:
         facts: Of the acting policy.
         mode: The mode of the file, or of the command line where that names one.
         shadow: Of the policy on trial; None without one.
+        heals: Whether a rule or a default of the acting policy is `heal`.
         rule_names: Names of the rules of the acting policy, also of those that every policy has.
         restart_for: Names of the settings that changed in the file and take a restart.
         files: The content of every file that was read, by path.
@@ -89,6 +90,7 @@ class LoadedPolicy:
     mode: Mode
     shadow: PolicyFacts | None = None
     restart_for: tuple[str, ...] = ()
+    heals: bool = False
     rule_names: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -192,9 +194,15 @@ def prepared(config: Config, running: Settings, override: Override = _unchanged)
         mode=override(config.settings).mode,
         shadow=None if config.shadow is None else _facts(config.shadow.model),
         restart_for=tuple(changed),
+        heals=_heals(config.model),
         rule_names=(*(rule.name for rule in config.model.rules), RULE_ON_UNKNOWN, RULE_DEFAULT),
         files=config.files,
     )
+
+
+def _heals(model: PolicyModel) -> bool:
+    actions = {rule.action for rule in model.rules} | {model.default, model.on_unknown}
+    return Action.HEAL in actions
 
 
 def _facts(model: PolicyModel) -> PolicyFacts:

@@ -22,6 +22,7 @@ class Part(StrEnum):
 
     SHADOW = "a policy on trial"
     OFFLOAD = "`offload`"
+    HEAL = "a policy that heals"
     RATE_LIMIT = "`max_rate_pps`"
     KERNEL_DROP = "the fail mode `kernel-drop`"
     WORKERS = "several queues"
@@ -197,36 +198,42 @@ QUEUE_COUNTERS: Final = (
         "heals",
         "Flows of which conntrack was told to stop checking the window of a sender.",
         "flows",
+        part=Part.HEAL,
     ),
     Metric(
         Kind.COUNTER,
         "would_heal",
         "Flows that would have been healed in mode enforce.",
         "flows",
+        part=Part.HEAL,
     ),
     Metric(
         Kind.COUNTER,
         "heals_undone",
         "Healed flows whose window conntrack was told to check again.",
         "flows",
+        part=Part.HEAL,
     ),
     Metric(
         Kind.COUNTER,
         "heals_refused",
         "Flows not healed because the entry is gone or ends, or the packet is far from its window.",
         "packets",
+        part=Part.HEAL,
     ),
     Metric(
         Kind.COUNTER,
         "heals_over_limit",
         "Packets of flows that were not healed because of a limit on heals.",
         "packets",
+        part=Part.HEAL,
     ),
     Metric(
         Kind.COUNTER,
         "heal_errors",
         "Changes of healed flows that the kernel refused.",
         "changes",
+        part=Part.HEAL,
     ),
     Metric(
         Kind.COUNTER,

@@ -142,3 +142,20 @@ def test_a_mode_of_the_command_line_holds_whatever_the_file_says(file: Path) -> 
         return msgspec.structs.replace(settings, mode=Mode.DRY_RUN)
 
     assert load_policy_for(Settings(), file, override).mode is Mode.DRY_RUN
+
+
+@pytest.mark.parametrize(
+    ("policy", "heals"),
+    [
+        ('default = "log"\non_unknown = "log"\n', False),
+        (
+            'default = "log"\non_unknown = "log"\n[[policy.rule]]\nname = "far"\naction = "heal"\n',
+            True,
+        ),
+    ],
+)
+def test_rules_for_the_metrics(file: Path, policy: str, *, heals: bool) -> None:
+    file.write_text(f"[policy]\n{policy}", encoding="utf-8")
+    loaded = load_policy_for(Settings(), file, lambda settings: settings)
+    assert loaded.heals is heals
+    assert loaded.rule_names == (*["far"] * heals, "on-unknown", "default")

@@ -54,7 +54,7 @@ def test_a_healthy_daemon(tmp_path: Path) -> None:
     assert found.infos["policy_info"] == ("preset:default", "0123")
     assert (found.gauges["queues"], found.gauges["queues_serving"]) == (1, 1)
     assert found.gauges["rules_in_place"] == 1
-    assert not found.parts & {Part.SHADOW, Part.OFFLOAD, Part.WORKERS, Part.RELOAD}
+    assert not found.parts & {Part.SHADOW, Part.HEAL, Part.OFFLOAD, Part.WORKERS, Part.RELOAD}
 
 
 def test_numbers_do_not_change_afterwards(tmp_path: Path) -> None:
@@ -97,7 +97,14 @@ def test_the_last_reload(tmp_path: Path, mistakes: tuple[str, ...], success: int
 
 def test_parts_of_a_daemon(tmp_path: Path) -> None:
     settings = Settings(offload=True, max_rate_pps=5, fail_mode="kernel-drop", queues="0-1")
-    found = seen(tmp_path, settings=settings, loaded=replace(LOADED, shadow=FACTS))
-    expected = {Part.SHADOW, Part.OFFLOAD, Part.RATE_LIMIT, Part.KERNEL_DROP, Part.WORKERS}
+    found = seen(tmp_path, settings=settings, loaded=replace(LOADED, shadow=FACTS, heals=True))
+    expected = {
+        Part.HEAL,
+        Part.SHADOW,
+        Part.OFFLOAD,
+        Part.RATE_LIMIT,
+        Part.KERNEL_DROP,
+        Part.WORKERS,
+    }
     assert expected <= found.parts
     assert found.infos["shadow_policy_info"] == ("preset:default", "0123")
