@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The plots of the result page; each is None if the run has no data for it."""
+"""The plots of the result page, each small enough to be read on a phone.
+
+Every plot has at most five lines. Bars have a linear axis that begins at 0; where the longest would
+hide the shortest, points on a logarithmic axis take their place. Colours follow the page's theme.
+"""
 
 import io
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NamedTuple
 
 import matplotlib as mpl
 
@@ -11,267 +15,266 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks import evidence, latency, overhead, path, scaling
 from benchmarks.rows import Results, Row
 from benchmarks.survivors import CONNECTIONS
 
-_OURS: Final = "#1b6e9c"
-_OTHERS: Final = "#a8b3ba"
-_INK: Final = "#1c2429"
-# One marker for each mitigation, so that they differ without colour as well.
+# Colours that stand for those of the page; `svg` puts the page's own in their place.
+_INK: Final = "#010203"
+_GRID: Final = "#040506"
+_OURS: Final = "#070809"
+_OTHERS: Final = "#0a0b0c"
+_THEME: Final = {
+    _INK: "var(--ink)", _GRID: "var(--line)", _OURS: "var(--link)", _OTHERS: "var(--passed)",
+}  # fmt: skip
+# Colours with markers, so that lines differ without colour as well; readable on light and dark.
 _LINES: Final = (
-    ("#7a7a7a", "x"), ("#c77d0a", "s"), ("#b3261e", "v"), ("#d1679b", "^"), ("#6a51a3", "D"),
-    ("#74b3d8", "o"), ("#1b6e9c", "o"), ("#1c7a3f", "P"),
+    ("#8a8f94", "x"), ("#d0752c", "s"), ("#c4485a", "v"), ("#8f6fc0", "D"), ("#3d8fb5", "o"),
+)  # fmt: skip
+_WIDTH: Final = 4.4
+# Ratio of the longest to the shortest bar above which the short ones would be invisible.
+_LOG_FROM: Final = 50
+_OVERHEAD: Final = (
+    ("plain rules", ("none", "be_liberal", "DROP in PREROUTING", "DROP in FORWARD",
+                     "DROP in INPUT")),
+    ("the guard", ("none", "guard, dry-run", "guard, enforce", "guard, kernel-drop",
+                   "guard with offload")),
 )  # fmt: skip
 
 mpl.rcParams.update(
     {
-        "font.size": 9,
+        "font.size": 12,
+        "axes.titlesize": 12,
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": _INK,
+        "axes.labelcolor": _INK,
+        "axes.titlecolor": _INK,
+        "text.color": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
         "axes.grid": True,
-        "grid.color": "#e3e8eb",
+        "grid.color": _GRID,
         "axes.axisbelow": True,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
         "svg.fonttype": "none",
         "svg.hashsalt": "nfq_guard",
     }
 )
 
-Plot = Callable[[Results], Figure | None]
+
+class Plot(NamedTuple):
+    """One plot.
+
+    Attributes:
+        caption: What it shows.
+        figure: The drawing.
+    """
+
+    caption: str
+    figure: Figure
+
+
+Plots = Callable[[Results], Iterator[Plot]]
 
 
 def svg(figure: Figure) -> str:
-    """The figure as SVG for embedding."""
+    """The figure as SVG for embedding, in the colours of the page."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(out, format="svg", metadata={"Date": None})
     plt.close(figure)
     text = out.getvalue()
+    for sentinel, colour in _THEME.items():
+        text = text.replace(sentinel, colour)
     return text[text.index("<svg") :]
 
 
-# Ratio of the longest to the shortest bar above which the short ones would be invisible.
-_LOG_FROM: Final = 50
+def compact(value: float) -> str:
+    """A number with its thousands as a letter: 0.5, 20, 1k, 1.5M."""
+    if value == int(value) and abs(value) < 10_000 and value % 100:
+        return f"{value:,.0f}"
+    for unit, scale in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
 
 
-def _bars(axes: Axes, rows: Sequence[Row], unit: str) -> None:
-    """One bar per row, the cheapest at the top, with quartiles."""
-    ordered = sorted((row for row in rows if row.values), key=lambda row: -row.median)
+def _new(height: float) -> tuple[Figure, Axes]:
+    return plt.subplots(figsize=(_WIDTH, height), layout="constrained")
+
+
+def _bars(rows: Sequence[Row], unit: str, *, more_is_better: bool = False) -> Figure:
+    """A bar or point a row, the best at the top, with quartiles; the name stands above it."""
+    ordered = sorted(rows, key=lambda row: row.median, reverse=not more_is_better)
+    figure, axes = _new(0.62 * len(ordered) + 0.8)
+    medians = [row.median for row in ordered]
+    logarithmic = max(medians) > _LOG_FROM * min(medians) > 0
+    most = max(row.spread[1] for row in ordered)
     for at, row in enumerate(ordered):
         low, high = row.spread
-        axes.barh(
-            at,
-            row.median,
-            xerr=[[row.median - low], [high - row.median]],
-            color=_OURS if "guard" in row.variant else _OTHERS,
-            error_kw={"ecolor": _INK, "elinewidth": 1, "capsize": 2},
-        )
+        colour = _OURS if "guard" in row.variant else _OTHERS
+        error = [[row.median - low], [high - row.median]]
+        whisker = {"ecolor": _INK, "elinewidth": 1, "capsize": 3}
+        if logarithmic:
+            axes.errorbar(row.median, at, xerr=error, fmt="o", color=colour, ecolor=_INK, capsize=3)
+        else:
+            axes.barh(at, row.median, 0.4, xerr=error, color=colour, error_kw=whisker)
         axes.annotate(
-            f"{row.median:.3g}", (high, at), (5, 0), textcoords="offset points", va="center"
+            compact(row.median), (high, at), (6, 0), textcoords="offset points", va="center"
         )
-    axes.set_yticks(range(len(ordered)), [row.variant for row in ordered])
-    axes.grid(visible=False, axis="y")
-    if ordered and ordered[0].median > _LOG_FROM * ordered[-1].median > 0:
+        axes.text(0, at + 0.27, row.variant, va="bottom", transform=axes.get_yaxis_transform())
+    axes.set_yticks([])
+    axes.set_ylim(-0.5, len(ordered) - 0.1)
+    if logarithmic:
         axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(min(row.spread[0] for row in ordered) / 1.6, most * 4)
         unit += ", logarithmic"
+    else:
+        # The room for the last number is not part of the scale.
+        axes.set_xlim(0, most)
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= most])
+        axes.set_xlim(0, most * 1.25)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
     axes.set_xlabel(unit)
-    axes.set_xlim(left=0)
-    axes.margins(x=0.1)
-
-
-def packet_path(results: Results) -> Figure | None:
-    """CPU time of an INVALID packet, by program."""
-    ways = [
-        way
-        for way in (path.SATURATED, path.PACED, path.TRANSLATED)
-        if any(row.values for row in results.of(path.SECTION, f"CPU a packet, {way}"))
-    ]
-    if not ways:
-        return None
-    figure, all_axes = plt.subplots(
-        len(ways), 1, figsize=(8, 2.1 * len(ways) + 0.6), squeeze=False, layout="constrained"
-    )
-    for axes, way in zip(all_axes[:, 0], ways, strict=True):
-        rows = results.of(path.SECTION, f"CPU a packet, {way}")
-        _bars(axes, rows, "microseconds of CPU a packet")
-        axes.set_title(way, loc="left")
     return figure
 
 
-def added_latency(results: Results) -> Figure | None:
-    """Latency added to a packet, by program."""
-    kinds = ("added, median", "added, p99", "added, p99.9")
-    names = [row.variant for row in results.of(latency.SECTION, kinds[0]) if row.values]
-    if not names:
-        return None
-    figure, axes = plt.subplots(figsize=(8, 0.4 * len(names) + 1), layout="constrained")
-    for kind, marker in zip(kinds, ("o", "s", "^"), strict=True):
-        rows = [results.find(latency.SECTION, name, kind) for name in names]
-        axes.plot(
-            [row.median if row and row.values else float("nan") for row in rows],
-            range(len(names)),
-            marker,
-            color=_OURS,
-            label=kind.removeprefix("added, "),
-        )
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.margins(y=0.3)
-    axes.set_xscale("log")
-    axes.set_xlabel("microseconds added, log scale")
-    figure.legend(frameon=False, ncols=3, loc="outside upper right")
-    return figure
-
-
-def survival(results: Results) -> Figure | None:
-    """Connections that survive stray packets."""
-    rows = [row for row in results.of(overhead.SECTION, "survived") if row.x and row.values]
-    if not rows:
-        return None
-    worst: dict[str, float] = {}
-    for row in rows:
-        share = min(row.values) / CONNECTIONS * 100
-        worst[row.variant] = min(worst.get(row.variant, 100.0), share)
-    figure, axes = plt.subplots(figsize=(8, 0.35 * len(worst) + 0.8), layout="constrained")
-    names = list(worst)[::-1]
-    for at, name in enumerate(names):
-        axes.barh(at, worst[name], color=_OURS if "guard" in name else _OTHERS)
-        axes.text(worst[name] + 1, at, f"{worst[name]:.0f} %", va="center", color=_INK)
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlim(0, 112)
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel("percent of connections that live, worst round at any rate above 0")
-    return figure
-
-
-def _curves(axes: Axes, results: Results, metric: str, label: str) -> bool:
-    drawn = False
-    # From all rows, so that a mitigation looks the same in every plot.
-    names = dict.fromkeys(row.variant for row in results.of(overhead.SECTION))
-    for index, name in enumerate(names):
-        rows = sorted(
-            (
-                row
-                for row in results.of(overhead.SECTION, metric)
-                if row.variant == name and row.values
-            ),
-            key=lambda row: row.x or 0,
-        )
+def _curves(
+    axes: Axes, lines: Sequence[tuple[str, Sequence[Row]]], places: Sequence[float]
+) -> None:
+    """Lines with quartiles, over places of equal distance; an empty one keeps its colour."""
+    for (name, rows), (colour, marker) in zip(lines, _LINES, strict=False):
         if not rows:
             continue
-        colour, marker = _LINES[index % len(_LINES)]
-        axes.plot(
-            [row.x or 0 for row in rows],
-            [row.median for row in rows],
-            color=colour,
-            marker=marker,
-            markersize=4,
-            linewidth=2 if "guard" in name else 1,
-            label=name,
-        )
-        drawn = True
-    axes.set_xscale("symlog", linthresh=1000)
-    axes.set_xlabel("INVALID packets a second")
-    axes.set_title(label, loc="left")
-    axes.set_ylim(bottom=0)
-    return drawn
-
-
-def valid_traffic(results: Results) -> Figure | None:
-    """Requests and downloads beside INVALID packets."""
-    figure, all_axes = plt.subplots(2, 2, figsize=(9, 6.4), layout="constrained")
-    drawn = [
-        _curves(axes, results, metric, label)
-        for axes, metric, label in zip(
-            all_axes.flat,
-            ("goodput", "request p50", "request p99", "guard CPU"),
-            (
-                "download, Mbit/s",
-                "request, median, microseconds",
-                "request, p99, microseconds",
-                "the guard's own CPU, seconds a second",
-            ),
-            strict=True,
-        )
-    ]
-    if not any(drawn):
-        plt.close(figure)
-        return None
-    handles, labels = all_axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, ncols=4, loc="outside lower center")
-    return figure
-
-
-def scaling_curves(results: Results) -> Figure | None:
-    """The four curves."""
-    curves = (
-        (scaling.BATCH, scaling.COST, "log"),
-        (scaling.FLOWS_IN_TABLE, scaling.COST, "log"),
-        (scaling.RULES, scaling.COST, "log"),
-        (scaling.WORKERS, scaling.RATE, "linear"),
-    )
-    figure, all_axes = plt.subplots(2, 2, figsize=(9, 5.6), layout="constrained")
-    drawn = False
-    for axes, (what, metric, scale) in zip(all_axes.flat, curves, strict=True):
-        rows = sorted(
-            (
-                row
-                for row in results.of(scaling.SECTION, metric)
-                if row.variant == what and row.values
-            ),
-            key=lambda row: row.x or 0,
-        )
-        axes.set_title(what, loc="left")
-        axes.set_ylabel("packets a second" if metric == scaling.RATE else "microseconds a packet")
-        if not rows:
-            axes.text(0.5, 0.5, "not measured", ha="center", transform=axes.transAxes)
-            continue
-        drawn = True
-        middle = [row.median for row in rows]
         axes.errorbar(
-            [row.x or 0 for row in rows],
-            middle,
+            [places.index(row.x or 0) for row in rows],
+            [row.median for row in rows],
             yerr=[
                 [row.median - row.spread[0] for row in rows],
                 [row.spread[1] - row.median for row in rows],
             ],
-            color=_OURS,
-            marker="o",
+            color=colour,
+            marker=marker,
+            markersize=5,
             capsize=2,
+            linewidth=1.4,
+            label=name,
         )
-        axes.set_xscale(scale)
-        axes.set_ylim(bottom=0)
-    if not drawn:
-        plt.close(figure)
-        return None
-    return figure
+    axes.xaxis.set_major_locator(FixedLocator(range(len(places))))
+    axes.set_xticks(range(len(places)), [compact(place) for place in places])
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+    axes.set_ylim(bottom=0)
 
 
-def sources(results: Results) -> Figure | None:
+def _by_place(rows: Sequence[Row], variant: str) -> list[Row]:
+    """The measured rows of a variant, in the order of a curve."""
+    found = [row for row in rows if row.variant == variant and row.values]
+    return sorted(found, key=lambda row: row.x or 0)
+
+
+def packet_path(results: Results) -> Iterator[Plot]:
+    """CPU time of an INVALID packet, by program."""
+    for way in (path.SATURATED, path.PACED, path.TRANSLATED):
+        rows = [row for row in results.of(path.SECTION, f"CPU a packet, {way}") if row.values]
+        if rows:
+            yield Plot(
+                f"CPU time of the program itself, {way}; whiskers are quartiles.",
+                _bars(rows, "microseconds a packet"),
+            )
+
+
+def added_latency(results: Results) -> Iterator[Plot]:
+    """Latency added to a packet, by program."""
+    for kind in ("median", "p99", "p99.9"):
+        rows = [row for row in results.of(latency.SECTION, f"added, {kind}") if row.values]
+        if rows:
+            yield Plot(
+                f"What a queue adds to the way of a packet, {kind}.",
+                _bars(rows, "microseconds added"),
+            )
+
+
+def survival(results: Results) -> Iterator[Plot]:
+    """Connections that survive stray packets."""
+    rows = [row for row in results.of(overhead.SECTION, "survived") if row.x and row.values]
+    worst: dict[str, float] = {}
+    for row in rows:
+        share = min(row.values) / CONNECTIONS * 100
+        worst[row.variant] = min(worst.get(row.variant, 100.0), share)
+    if worst:
+        shares = [
+            Row(section="", variant=name, metric="", unit="", values=[share])
+            for name, share in worst.items()
+        ]
+        yield Plot(
+            "Connections at rest behind a translating router that live, in the worst round at any "
+            "rate of packets far over their window.",
+            _bars(shares, "percent", more_is_better=True),
+        )
+
+
+def valid_traffic(results: Results) -> Iterator[Plot]:
+    """Requests and downloads beside INVALID packets, the guard and plain rules apart."""
+    for metric, label in (
+        ("goodput", "download, Mbit/s"),
+        ("request p50", "request, median, microseconds"),
+        ("request p99", "request, p99, microseconds"),
+        ("guard CPU", "the guard's own CPU, seconds a second"),
+    ):
+        rows = [row for row in results.of(overhead.SECTION, metric) if row.values]
+        places = sorted({row.x or 0 for row in rows})
+        top = max((row.spread[1] for row in rows), default=0) * 1.05
+        for group, names in _OVERHEAD:
+            lines = [(name, _by_place(rows, name)) for name in names]
+            if not any(found for _, found in lines) or top <= 0:
+                continue
+            figure, axes = _new(3.6)
+            _curves(axes, lines, places)
+            axes.set_ylim(0, top)
+            axes.set_xlabel("INVALID packets a second")
+            figure.legend(
+                loc="outside lower left", frameon=False, ncols=2, handlelength=1, columnspacing=1
+            )
+            yield Plot(f"{label[0].upper()}{label[1:]}: {group}.", figure)
+
+
+def scaling_curves(results: Results) -> Iterator[Plot]:
+    """What bends the cost of a packet."""
+    for what, metric, label in (
+        (scaling.BATCH, scaling.COST, "microseconds a packet"),
+        (scaling.FLOWS_IN_TABLE, scaling.COST, "microseconds a packet"),
+        (scaling.RULES, scaling.COST, "microseconds a packet"),
+        (scaling.WORKERS, scaling.RATE, "packets a second"),
+    ):
+        rows = _by_place(results.of(scaling.SECTION, metric), what)
+        if not rows:
+            continue
+        figure, axes = _new(2.8)
+        _curves(axes, [(what, rows)], [row.x or 0 for row in rows])
+        axes.set_xlabel(what)
+        yield Plot(f"{label[0].upper()}{label[1:]} by {what}.", figure)
+
+
+def sources(results: Results) -> Iterator[Plot]:
     """Cost of a judgment with each source of evidence."""
-    rows = results.of(evidence.SECTION, evidence.JUDGEMENT)
-    if not any(row.values for row in rows):
-        return None
-    figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 0.8), layout="constrained")
-    _bars(axes, rows, "microseconds of CPU a judgement, the lookup in it")
-    return figure
+    rows = [row for row in results.of(evidence.SECTION, evidence.JUDGEMENT) if row.values]
+    for kind in ("compiled", "pure Python"):
+        found = [row for row in rows if row.variant.endswith(kind)]
+        if found:
+            yield Plot(
+                f"The judgement without the queue, {kind}.",
+                _bars(found, "microseconds of CPU, the lookup in it"),
+            )
 
 
-# By section: the caption and the plot.
-PLOTS: Final[dict[str, tuple[tuple[str, Plot], ...]]] = {
-    path.SECTION: (
-        ("CPU time of the program itself. All got the same packets; whiskers are quartiles.",
-         packet_path),
-    ),
-    latency.SECTION: (
-        ("What a queue adds to the way of a packet through the router.", added_latency),
-    ),
-    overhead.SECTION: (
-        ("Connections at rest behind a translating router, under packets far over their window.",
-         survival),
-        ("Valid traffic through the same router meanwhile.", valid_traffic),
-    ),
-    scaling.SECTION: (("What bends the cost of a packet.", scaling_curves),),
-    evidence.SECTION: (("The judgement without the queue.", sources),),
-}  # fmt: skip
+PLOTS: Final[dict[str, tuple[Plots, ...]]] = {
+    path.SECTION: (packet_path,),
+    latency.SECTION: (added_latency,),
+    overhead.SECTION: (survival, valid_traffic),
+    scaling.SECTION: (scaling_curves,),
+    evidence.SECTION: (sources,),
+}
