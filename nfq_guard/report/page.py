@@ -11,6 +11,7 @@ from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import REASONS
 from nfq_guard.names import endpoint
+from nfq_guard.report.hints import hints
 from nfq_guard.report.html import data_island, render
 from nfq_guard.report.island import flow_data
 from nfq_guard.report.summary import (
@@ -116,7 +117,7 @@ def page(
             summary.counts.resets, sum(read.event.count for read in resets)
         ),
         "reasons": [_reason(name, counts) for name, counts in ranked],
-        "hints": [],
+        "hints": hints(summary, findings),
         "services": [_service(name, counts) for name, counts in services[:_SERVICES_LISTED]],
         "services_left_out": _left_out(len(services), _SERVICES_LISTED),
         "distances": _distances(summary),

@@ -8,6 +8,7 @@ from enum import IntEnum
 from typing import Final, final
 
 from nfq_guard.conntrack.bounds import BoundCheck
+from nfq_guard.finding import Reason
 from nfq_guard.flow import Nat
 from nfq_guard.names import endpoint
 from nfq_guard.report.timeline import Timeline
@@ -25,6 +26,11 @@ _FLOW_EVENTS_MAX: Final = 200
 _FLOW_BOUNDS_MAX: Final = 20
 # Resets that are kept with the packet that they answer.
 _RESETS_MAX: Final = 200
+# Of one flow, sequence numbers in which a repetition is looked for.
+_FLOW_NUMBERS_MAX: Final = 64
+_PLACES_MAX: Final = 100
+# The largest window without the window scale option.
+_UNSCALED: Final = 65_535
 # Distances are counted by powers of two; the last exponent includes all larger ones.
 DISTANCE_CLASSES: Final = 33
 
@@ -109,6 +115,7 @@ class FlowSummary:
         furthest: The largest distance from a bound, in bytes; 0 if there is none.
         events: Its first events.
         left_out: Number of the events after those.
+        numbers: The first sequence numbers of its packets outside the window.
     """
 
     service: str
@@ -119,6 +126,7 @@ class FlowSummary:
     furthest: int = 0
     events: list[KeptEvent] = field(default_factory=list)
     left_out: int = 0
+    numbers: set[int] = field(default_factory=set)
 
 
 @final
@@ -140,6 +148,12 @@ class Summary:
         others: Packets of flows beyond that number.
         resets: The first events of RSTs that answered a packet.
         kept: Events that flows keep.
+        repeated: Packets outside the window with a sequence number that their flow had before.
+        beyond_unscaled: Packets over bound I whose receiver has shown no larger window than one
+            without window scaling.
+        flags: Packets by reason and TCP flags.
+        states: Packets by reason and TCP state.
+        checksum_places: Packets with a wrong checksum by the interface that they came in by.
     """
 
     counts: Counts = field(default_factory=Counts)
@@ -155,6 +169,11 @@ class Summary:
     others: int = 0
     resets: list[ReadEvent] = field(default_factory=list)
     kept: int = 0
+    repeated: int = 0
+    beyond_unscaled: int = 0
+    flags: Counter[tuple[str, str]] = field(default_factory=Counter)
+    states: Counter[tuple[str, str]] = field(default_factory=Counter)
+    checksum_places: Counter[str] = field(default_factory=Counter)
 
 
 def add_event(summary: Summary, read: ReadEvent) -> None:
@@ -182,9 +201,11 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
         flow.nat, flow.rule, flow.state = event.nat, event.rule, event.state
         flow.furthest = max(flow.furthest, furthest_of(event))
         _keep(summary, flow, read)
+        _note_repetition(summary, flow, event)
     for group in groups:
         if group is not None:
             group.add(read, fate)
+    _note_pattern(summary, event)
     if event.caused_by is not None:
         if len(summary.resets) < _RESETS_MAX:
             summary.resets.append(read)
@@ -192,6 +213,36 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
         for group in (summary.counts, cause, *groups):
             if group is not None:
                 group.resets += count
+
+
+def _note_pattern(summary: Summary, event: PacketJudged) -> None:
+    """Count what `hints` look for."""
+    if event.tcp_flags is not None:
+        summary.flags[event.reason, event.tcp_flags] += event.count
+    if event.state is not None:
+        summary.states[event.reason, event.state] += event.count
+    if event.reason is Reason.BAD_CHECKSUM:
+        place = event.indev or event.outdev
+        if place in summary.checksum_places or len(summary.checksum_places) < _PLACES_MAX:
+            summary.checksum_places[place] += event.count
+    window = event.window
+    if (
+        event.reason is Reason.SEQ_OVER
+        and window is not None
+        and window.receiver_td_maxwin <= _UNSCALED
+        and furthest_of(event) > _UNSCALED
+    ):
+        summary.beyond_unscaled += event.count
+
+
+def _note_repetition(summary: Summary, flow: FlowSummary, event: PacketJudged) -> None:
+    """Count packets outside the window that repeat a sequence number of their flow."""
+    if event.breach is None or event.seq is None or not event.payload:
+        return
+    if event.seq in flow.numbers:
+        summary.repeated += event.count
+    elif len(flow.numbers) < _FLOW_NUMBERS_MAX:
+        flow.numbers.add(event.seq)
 
 
 def server_of(event: PacketJudged) -> str:

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: MIT
+"""Hints at the root cause of INVALID packets, each with what speaks for it in the recording.
+
+A hint is no finding. Events show the packets that conntrack could not place, and not why: each rule
+below looks for a pattern that a known cause leaves, and says with which numbers it was found.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Final, NamedTuple
+
+from nfq_guard.finding import Reason
+from nfq_guard.report.summary import Summary
+
+# A pattern in fewer packets is chance.
+_LEAST_PACKETS: Final = 10
+_LEAST_FLOWS: Final = 10
+_BARS: Final = 90
+# The busiest bar counts as a burst from this multiple of the middle one on.
+_BURST: Final = 10
+_DATA_REASONS: Final = (Reason.SEQ_OVER, Reason.ACK_OVER, Reason.SEQ_UNDER, Reason.ACK_UNDER)
+
+
+class Hint(NamedTuple):
+    """A possible cause.
+
+    Attributes:
+        cause: What it may be.
+        evidence: What speaks for it here.
+        check: What would tell.
+    """
+
+    cause: str
+    evidence: str
+    check: str
+
+
+def hints(summary: Summary, findings: Sequence[Mapping[str, str]]) -> list[Hint]:
+    """The hints, in no order of likelihood.
+
+    Args:
+        summary: The events.
+        findings: The host's, as `doctor --format json` prints them.
+    """
+    found = [hint for rule in _RULES for hint in rule(summary)]
+    return [*found, *_overload(summary, findings)]
+
+
+def _packets(summary: Summary, *reasons: Reason) -> int:
+    return sum(summary.reasons[reason].packets for reason in reasons if reason in summary.reasons)
+
+
+def _is_many(part: int, whole: int, share: float) -> bool:
+    return part >= _LEAST_PACKETS and part >= share * whole
+
+
+def _late_originals(summary: Summary) -> Iterator[Hint]:
+    """Originals that a retransmission overtook come again with numbers that were seen."""
+    packets = _packets(summary, *_DATA_REASONS)
+    if _is_many(summary.repeated, packets, 0.2):
+        yield Hint(
+            "Late or repeated segments.",
+            f"{summary.repeated:,} of {packets:,} packets outside the window carry a sequence "
+            "number that an earlier packet of their flow had: the same data comes again.",
+            "Capture on both interfaces and look at the timestamp option: an original that a "
+            "retransmission overtook has the older one.",
+        )
+
+
+def _lost_window(summary: Summary) -> Iterator[Hint]:
+    """A tracker that missed a window update, or its scale, finds data too far ahead."""
+    packets = _packets(summary, Reason.SEQ_OVER)
+    if _is_many(summary.beyond_unscaled, packets, 0.2):
+        yield Hint(
+            "Conntrack does not know the real window.",
+            f"{summary.beyond_unscaled:,} of {packets:,} packets over bound I are beyond a window "
+            "of at most 65,535 bytes, as it is without window scaling: the handshake was not seen, "
+            "or its options were.",
+            "Look whether these flows began before conntrack was loaded, and whether a proxy or "
+            "another path carries their handshake.",
+        )
+
+
+def _unseen_side(summary: Summary) -> Iterator[Hint]:
+    """Acknowledged data that was never seen took another path."""
+    packets = _packets(summary, Reason.ACK_OVER)
+    half = summary.states[Reason.BAD_TRANSITION, "SYN_SENT"]
+    if _is_many(packets + half, summary.counts.packets, 0.3):
+        yield Hint(
+            "One direction takes another path.",
+            f"{packets:,} packets acknowledge data that was not seen, and {half:,} go on with a "
+            "handshake whose answer was not seen.",
+            "Compare the routes of both directions; direct server return and several uplinks do "
+            "this.",
+        )
+
+
+def _scan(summary: Summary) -> Iterator[Hint]:
+    """Scanners send one packet a flow, often with flags that no TCP combines."""
+    flags = _packets(summary, Reason.BAD_FLAGS)
+    flows = [flow.counts.packets for flow in summary.flows.values()]
+    single = sum(packets == 1 for packets in flows) + summary.others
+    if flags >= _LEAST_PACKETS:
+        yield Hint(
+            "A scan.",
+            f"{flags:,} packets have TCP flags that no TCP sends together.",
+            "Look at the sources: scans come from few, forged floods from many.",
+        )
+    elif len(flows) >= _LEAST_FLOWS and _is_many(single, summary.counts.packets, 0.8):
+        yield Hint(
+            "A scan or a forged flood.",
+            f"{single:,} of {summary.counts.packets:,} packets are the only one of their flow.",
+            "Look at the sources: scans come from few, forged floods from many.",
+        )
+
+
+def _expired(summary: Summary) -> Iterator[Hint]:
+    """The end of a connection whose entry is gone."""
+    packets = _packets(summary, Reason.NO_ENTRY)
+    ends = sum(
+        count
+        for (reason, flags), count in summary.flags.items()
+        if reason == Reason.NO_ENTRY and ("F" in flags or "R" in flags) and "S" not in flags
+    )
+    if _is_many(ends, packets, 0.5):
+        yield Hint(
+            "Entries expire before their connections end.",
+            f"{ends:,} of {packets:,} packets without an entry are a FIN or an RST: the end of a "
+            "connection that conntrack had forgotten, or the answer to a stray packet.",
+            "Compare the idle times of these services with the conntrack timeouts; see "
+            "conntrack -S for early_drop.",
+        )
+
+
+def _flushed(summary: Summary) -> Iterator[Hint]:
+    """All flows lose their entries at one moment after a failover, a flush or a restart."""
+    firsts = [
+        flow.counts.first
+        for flow in summary.flows.values()
+        if Reason.NO_ENTRY in flow.counts.reasons and flow.counts.first is not None
+    ]
+    if len(firsts) < _LEAST_FLOWS or summary.counts.first is None or summary.counts.last is None:
+        return
+    span = (summary.counts.last - summary.counts.first).total_seconds()
+    seconds = sorted(first.timestamp() for first in firsts)
+    near, begin = _densest(seconds, span / 20)
+    if span > 0 and near >= 0.8 * len(seconds):
+        yield Hint(
+            "The table was emptied: a failover, a flush or a restart.",
+            f"{near:,} of {len(seconds):,} flows without an entry have their first packet within "
+            f"{span / 20:,.0f} s of {span:,.0f}, from second {begin - seconds[0]:,.0f} on.",
+            "Look in the logs of that moment for a change of the active router, conntrack -F, or a "
+            "reload of the firewall.",
+        )
+
+
+def _densest(ordered: Sequence[float], width: float) -> tuple[int, float]:
+    """Most values within `width`, and the first of them."""
+    best, begin, low = 0, 0.0, 0
+    for high, value in enumerate(ordered):
+        while value - ordered[low] > width:
+            low += 1
+        if high - low + 1 > best:
+            best, begin = high - low + 1, ordered[low]
+    return best, begin
+
+
+def _damaged(summary: Summary) -> Iterator[Hint]:
+    """Wrong checksums come from one link, or from a NIC that has yet to compute them."""
+    packets = _packets(summary, Reason.BAD_CHECKSUM)
+    if _is_many(packets, summary.counts.packets, 0.05):
+        places = [place for place in summary.checksum_places if place]
+        where = f"all by {places[0]}" if len(places) == 1 else f"by {len(places)} interfaces"
+        yield Hint(
+            "A damaged link, or checksums that are not computed yet.",
+            f"{packets:,} packets have a wrong checksum, {where}.",
+            "Look at ethtool -S of the interface for errors, and at checksum offload of virtual "
+            "interfaces.",
+        )
+
+
+def _overload(summary: Summary, findings: Sequence[Mapping[str, str]]) -> Iterator[Hint]:
+    """Late processing on an overloaded CPU reorders and delays packets, in bursts."""
+    said = [
+        each["what"]
+        for each in findings
+        if str(each.get("id", "")).startswith("receive.") and each.get("status") in _BAD
+    ]
+    bars = summary.timeline.bars(_BARS)
+    heights = [] if bars is None else sorted(sum(bar) for bar in bars.heights)
+    is_burst = (
+        len(heights) >= _LEAST_FLOWS
+        and heights[-1] >= _LEAST_PACKETS
+        and heights[-1] >= _BURST * max(heights[len(heights) // 2], 1)
+        and len(summary.flows) >= _LEAST_FLOWS
+    )
+    if said or is_burst:
+        evidence = []
+        if is_burst and bars is not None:
+            evidence.append(
+                f"{heights[-1]:,.0f} packets of many flows came within {bars.width:,} s, and "
+                f"{heights[len(heights) // 2]:,.0f} in the middle of all such times"
+            )
+        if said:
+            evidence.append("the doctor found: " + "; ".join(said))
+        yield Hint(
+            "The receiver is overloaded.",
+            "; ".join(evidence) + ".",
+            "Look at /proc/net/softnet_stat, and spread the work by more receive queues or RPS: a "
+            "full backlog delays and drops packets, whose retransmissions then come too late.",
+        )
+
+
+_BAD: Final = frozenset({"warning", "problem"})
+_RULES: Final[tuple[Callable[[Summary], Iterator[Hint]], ...]] = (
+    _late_originals,
+    _lost_window,
+    _unseen_side,
+    _scan,
+    _expired,
+    _flushed,
+    _damaged,
+)

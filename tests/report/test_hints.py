@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: MIT
+"""Hints at causes: each pattern is found, with its numbers, and nothing is found in its absence."""
+
+import io
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from nfq_guard.report.hints import Hint, hints
+from nfq_guard.report.page import page
+from nfq_guard.report.summary import Summary, add_event
+from nfq_guard.telemetry.reader import EventReader
+from tests.support.events import event, window
+
+
+def at(second: float) -> str:
+    return f"2026-11-23T02:{int(second) // 60:02}:{int(second) % 60:02}Z"
+
+
+def summarise(events: Iterable[dict[str, Any]]) -> Summary:
+    found = Summary()
+    lines = b"\n".join(json.dumps(each).encode() for each in events)
+    for read in EventReader().read(io.BytesIO(lines)):
+        add_event(found, read)
+    return found
+
+
+def found(*events: dict[str, Any], doctor: Iterable[dict[str, str]] = ()) -> dict[str, Hint]:
+    return {hint.cause: hint for hint in hints(summarise(events), tuple(doctor))}
+
+
+def plain(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an event
+    """One of several packets that hint at nothing: three a flow, with numbers of their own."""
+    return event(
+        timestamp=at(number), seq=5000 + number, payload=100, dport=40000 + number // 3, **changes
+    )
+
+
+PLAIN = [plain(number) for number in range(30)]
+
+
+def test_nothing_hints_at_nothing() -> None:
+    assert found() == {}
+    assert found(*PLAIN) == {}
+    assert found(*PLAIN, doctor=[{"id": "receive.backlog", "status": "ok", "what": "fine"}]) == {}
+
+
+def test_segments_that_come_again() -> None:
+    again = [event(timestamp=at(number), seq=7000, payload=100) for number in range(12)]
+    hint = found(*PLAIN, *again)["Late or repeated segments."]
+    assert hint.evidence.startswith("11 of 42 packets outside the window carry a sequence number")
+    assert found(*PLAIN, *again[:10]) == {}, "too few"
+
+
+def test_a_window_without_its_scale() -> None:
+    far = {"bound": "seq-over", "actual": 99_000, "limit": 1, "distance": 98_999}
+    beyond = [plain(number, breach=far, window=window()) for number in range(10)]
+    hint = found(*beyond)["Conntrack does not know the real window."]
+    assert hint.evidence.startswith("10 of 10 packets over bound I are beyond a window of at most")
+    scaled = window(receiver_td_maxwin=1 << 20)
+    assert found(*(plain(number, breach=far, window=scaled) for number in range(10))) == {}
+
+
+def test_one_direction_alone() -> None:
+    over = {"bound": "ack-over", "actual": 2, "limit": 1, "distance": 1}
+    one_way = [plain(number, reason="ack-over", breach=over) for number in range(6)]
+    half = [
+        plain(number, reason="bad-transition", breach=None, state="SYN_SENT") for number in range(6)
+    ]
+    hint = found(*one_way, *half)["One direction takes another path."]
+    assert "6 packets acknowledge data that was not seen, and 6 go on with" in hint.evidence
+
+
+def test_flags_of_a_scanner() -> None:
+    scan = [plain(number, reason="bad-flags", breach=None, tcp_flags="FS") for number in range(10)]
+    assert found(*scan)["A scan."].evidence.startswith("10 packets have TCP flags")
+
+
+def test_one_packet_a_flow() -> None:
+    scan = [plain(3 * number, nat="none") for number in range(20)]
+    hint = found(*scan)["A scan or a forged flood."]
+    assert hint.evidence == "20 of 20 packets are the only one of their flow."
+
+
+def test_ends_of_forgotten_connections() -> None:
+    ends = [
+        plain(number, reason="no-entry", breach=None, tcp_flags=flags, state=None)
+        for number, flags in enumerate(["FA"] * 8 + ["R"] * 4 + ["SA"] * 5)
+    ]
+    hint = found(*ends)["Entries expire before their connections end."]
+    assert hint.evidence.startswith("12 of 17 packets without an entry are a FIN or an RST")
+
+
+def test_a_table_that_was_emptied() -> None:
+    lost = [
+        event(
+            timestamp=at(600 + number / 10),
+            dport=50000 + number,
+            reason="no-entry",
+            breach=None,
+            tcp_flags="A",
+            state=None,
+            count=3,
+            first=at(600 + number / 10),
+        )
+        for number in range(12)
+    ]
+    spread = [plain(second) for second in range(0, 1200, 10)]
+    hint = found(*lost, *spread)["The table was emptied: a failover, a flush or a restart."]
+    assert hint.evidence.startswith(
+        "12 of 12 flows without an entry have their first packet within"
+    )
+    slow = [each | {"timestamp": at(100 * number), "count": 1, "first": None}
+            for number, each in enumerate(lost)]  # fmt: skip
+    assert "The table was emptied: a failover, a flush or a restart." not in found(*slow, *spread)
+
+
+@pytest.mark.parametrize(("places", "where"), [(1, "all by eth0"), (3, "by 3 interfaces")])
+def test_damaged_packets(places: int, where: str) -> None:
+    bad = [
+        plain(number, reason="bad-checksum", breach=None, **{"in": f"eth{number % places}"})
+        for number in range(12)
+    ]
+    (hint,) = found(*bad).values()
+    assert hint.evidence == f"12 packets have a wrong checksum, {where}."
+
+
+def test_a_burst_over_many_flows() -> None:
+    calm = [plain(60 * number) for number in range(30)]
+    burst = [
+        event(timestamp=at(900), dport=60000 + number % 20, seq=number, payload=1)
+        for number in range(300)
+    ]
+    hint = found(*calm, *burst)["The receiver is overloaded."]
+    assert hint.evidence.startswith("301 packets of many flows came within 20 s, and 0")
+
+
+def test_what_the_doctor_found() -> None:
+    doctor = [
+        {"id": "receive.backlog", "status": "warning", "what": "700 packets dropped"},
+        {"id": "table.fill", "status": "problem", "what": "full"},
+    ]
+    hint = found(*PLAIN, doctor=doctor)["The receiver is overloaded."]
+    assert hint.evidence == "the doctor found: 700 packets dropped."
+
+
+def test_the_page_calls_them_hints() -> None:
+    scan = [plain(number, reason="bad-flags", breach=None) for number in range(10)]
+    html = page(summarise(scan), title="t")
+    assert "Hints, not findings" in html
+    assert "<dt>A scan.</dt>" in html
+    assert "To tell: Look at the sources" in html
+    assert "Possible causes" not in page(summarise(PLAIN), title="t")
