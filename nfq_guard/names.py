@@ -115,6 +115,20 @@ def address_bytes(text: str) -> bytes:
         raise ValueError(f"expected an IP address, found {text!r}") from None
 
 
+def visible(text: str) -> str:
+    """A text that a terminal shows as it is: what controls it stands as an escape, as in Python.
+
+    That is every character that is not printable: control characters, and those that change the
+    direction or the lines of a text. Texts from a capture, a recording or the kernel can have any.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def endpoint(host: str | None, port: int | None) -> str:
     """An address and a port: `10.0.0.1:80`, `[fd00::1]:80`, without a port the address alone."""
     if host is None:

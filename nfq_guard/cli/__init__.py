@@ -174,7 +174,11 @@ def _main(words: list[str], chosen: str | None) -> int:
         if args.debug:
             traceback.print_exc()
         else:
-            sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
+            # Imported here, so that no other command waits for it.
+            from nfq_guard.names import visible  # noqa: PLC0415
+
+            lines = (visible(line) for line in str(error).splitlines())
+            sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in lines))
         return error.exit_status
     except BrokenPipeError:
         # The reader of our output has exited, as `head` does.

@@ -18,7 +18,7 @@ from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
-from nfq_guard.names import endpoint
+from nfq_guard.names import endpoint, visible
 from nfq_guard.service.worker.frames import PacketRecord
 from nfq_guard.telemetry.palette import Style
 
@@ -138,7 +138,7 @@ def event_line(event: Fields) -> str:
     ack = f" ack {event['ack']}" if event["ack"] is not None else ""
     count = f" x{event['count']}" if "count" in event else ""
     would = "would " if event["would"] != event["verdict"] else ""
-    return (
+    return visible(
         f"{event['timestamp'][11:23]} {would}{event['action']} {event['reason']}{distance(event)}"
         f"{flags}{seq}{ack} from {endpoint(event['src'], event['sport'])}"
         f" {event['state'] or 'no state'} nat={event['nat']} rule={event['rule']}{count}"

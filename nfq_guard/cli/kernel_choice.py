@@ -7,6 +7,7 @@ from typing import Final
 
 from nfq_guard.cli.terminal import paint
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelGuess, guess_rules
+from nfq_guard.names import visible
 from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import LIVE, recognise
 from nfq_guard.telemetry.palette import Style
@@ -43,4 +44,4 @@ def kernel_of(name: str) -> KernelGuess:
 def warn(message: str) -> None:
     """Print a warning on standard error."""
     words = paint("warning:", Style.YELLOW, stream=sys.stderr)
-    sys.stderr.write(f"nfq-guard: {words} {message}\n")
+    sys.stderr.write(f"nfq-guard: {words} {visible(message)}\n")

@@ -80,9 +80,8 @@ def run(args: argparse.Namespace) -> int:
         gaps=[text for text in (reader.skipped_text(), *reader.unrecorded.texts()) if text],
         findings=findings,
     )
-    sys.stdout.write(
-        f"{args.output}: {summary.counts.packets} packets, {len(summary.flows)} flows\n"
-    )
+    name = printable(str(args.output))
+    sys.stdout.write(f"{name}: {summary.counts.packets} packets, {len(summary.flows)} flows\n")
     return EXIT_OK
 
 

@@ -8,6 +8,7 @@ from typing import TextIO
 
 import orjson
 
+from nfq_guard.names import visible
 from nfq_guard.telemetry.palette import Style, styled, takes_colour
 
 
@@ -22,8 +23,8 @@ def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as encodable text: bytes that are not UTF-8 become escape sequences."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    """A file name as text that a terminal shows: everything else becomes escape sequences."""
+    return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def columns() -> int | None:

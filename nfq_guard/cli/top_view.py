@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, final
 from nfq_guard.cli.dump import event_line
 from nfq_guard.cli.top_detail import window_lines
 from nfq_guard.engine import Mode
-from nfq_guard.names import endpoint
+from nfq_guard.names import endpoint, visible
 from nfq_guard.service.status import QueueStatus, RulesState, Status
 from nfq_guard.telemetry.palette import Style
 
@@ -471,9 +471,10 @@ def _cut(lines: list[Line], width: int) -> list[Line]:
         room = width
         pieces: Line = []
         for piece in line:
+            text = visible(piece.text)
             if room > 0:
-                pieces.append(Piece(piece.text[:room], piece.styles))
-            room -= len(piece.text)
+                pieces.append(Piece(text[:room], piece.styles))
+            room -= len(text)
         shown.append(pieces)
     return shown
 

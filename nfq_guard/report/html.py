@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from nfq_guard.errors import UnavailableError
+from nfq_guard.names import visible
 
 if TYPE_CHECKING:  # pages are not for the daemon, so jinja2 is not among what it needs
     from jinja2 import Environment
@@ -82,12 +83,18 @@ def data_island(value: object) -> "Markup":
     return markup(text)
 
 
+def _finalize(value: object) -> object:
+    """A value as the page shows it: of a text that is not markup, what controls it is visible."""
+    return visible(value) if type(value) is str else value
+
+
 @cache
 def _environment(folders: tuple[Path, ...]) -> "Environment":
     jinja2 = jinja()
     made: Environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([str(_TEMPLATES), *map(str, folders)]),
         autoescape=True,
+        finalize=_finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -11,7 +11,7 @@ from typing import Any, final
 
 from nfq_guard.conntrack.bounds import BoundCheck, Point
 from nfq_guard.glossary import BOUND_WORDS
-from nfq_guard.names import endpoint
+from nfq_guard.names import endpoint, visible
 from nfq_guard.report.summary import FlowName, FlowSummary, KeptEvent, fate_of, furthest_of
 from nfq_guard.seqno import distance
 
@@ -25,7 +25,7 @@ class _Words:
 
     def number(self, text: str | None) -> int:
         """The number of a text; None counts as empty."""
-        return self._numbers.setdefault(text or "", len(self._numbers))
+        return self._numbers.setdefault(visible(text or ""), len(self._numbers))
 
     def all(self) -> list[str]:
         """The texts, by their numbers."""

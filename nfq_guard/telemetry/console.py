@@ -6,7 +6,7 @@ from typing import final
 
 from structlog.typing import EventDict, WrappedLogger
 
-from nfq_guard.names import endpoint
+from nfq_guard.names import endpoint, visible
 from nfq_guard.telemetry.events import (
     Event,
     PacketJudged,
@@ -44,8 +44,7 @@ class Console:
         source = endpoint(event.src, event.sport)
         destination = endpoint(event.dst, event.dport)
         interfaces = f"{event.indev or '-'}>{event.outdev or '-'}"
-        return (
-            f"{event.timestamp[11:23]} {action} "
+        return f"{event.timestamp[11:23]} {action} " + visible(
             f"{event.reason:<14} {source:>21} > {destination:<21} "
             f"{event.proto}{flags:<4} nat={event.nat}{state} "
             f"{event.hook} {interfaces} rule={event.rule}{proof}{count}"
@@ -70,10 +69,12 @@ class Console:
 def _words(value: object) -> str:
     """The value of a field: a list as its items, a table as its entries that are not 0."""
     if isinstance(value, list):
-        return "; ".join(map(str, value))
+        return visible("; ".join(map(str, value)))
     if isinstance(value, dict):
-        return ", ".join(f"{name} {count}" for name, count in value.items() if count) or "none"
-    return str(value)
+        counts = ", ".join(f"{name} {count}" for name, count in value.items() if count)
+        return visible(counts) or "none"
+    # A traceback keeps its lines.
+    return "\n".join(map(visible, str(value).split("\n")))
 
 
 def wants_console(log_format: str, descriptor: int) -> bool:

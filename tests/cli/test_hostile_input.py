@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: MIT
+"""Inputs that are damaged, of another version, huge, or written to deceive.
+
+What a terminal gets holds no control character, whatever the input; the page, no markup.
+"""
+
+import gzip
+import json
+import resource
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+
+from nfq_guard.cli import main
+from nfq_guard.cli.dump import event_line
+from nfq_guard.cli.top_view import View, key_of
+from nfq_guard.names import visible
+from nfq_guard.service.status import ActingPolicy, RulesState
+from nfq_guard.telemetry.console import Console
+from nfq_guard.telemetry.events import (
+    DaemonFailed,
+    Event,
+    Note,
+    PacketJudged,
+    RulesChanged,
+    Stopped,
+)
+from tests.support import captures
+from tests.support.conversation import Conversation
+from tests.support.events import event
+from tests.support.status import daemon_status, rules_status
+from tests.support.top import flow, text
+
+# A colour, the same by one character, a title, a bell, another line, and text that runs backwards.
+EVIL: Final = "\x1b[31m\x9b31m\x1b]0;x\x07\r\b\x7f\u202e\u2066\u2028</script><script>alert(1)"
+_MEMORY_BYTES: Final = 400 << 20
+
+
+def is_clean(shown: str) -> bool:
+    """Whether a terminal would show a text as it is."""
+    return all(letter.isprintable() or letter == "\n" for letter in shown)
+
+
+def test_what_is_not_printable_stands_as_an_escape() -> None:
+    assert visible("plain text, dé\u0301jà vu") == "plain text, dé\u0301jà vu"
+    assert visible("a\x1b[0m\n\x9b\u202e") == r"a\x1b[0m\n\x9b\u202e"
+    assert is_clean(visible(EVIL))
+
+
+@pytest.mark.parametrize("colour", [False, True])
+@pytest.mark.parametrize(
+    "made",
+    [
+        msgspec.convert(event(rule=EVIL, **{"in": EVIL, "out": EVIL}), PacketJudged),
+        Note(text=EVIL),
+        RulesChanged(differences=(EVIL,), reinstalled=False),
+        DaemonFailed(problem=EVIL, traceback=f"line 1\nline 2 {EVIL}\n"),
+        Stopped(queues=[], reasons={}, actions={}, rules={EVIL: 1}, counters={}),
+    ],
+)
+def test_console(made: Event, colour: bool) -> None:
+    line = Console(colour=colour)(None, "", {"event": made}).decode()
+    # Its own colours end with the action or the level.
+    *_, shown = line.rsplit("\x1b[0m", 1)
+    assert is_clean(shown)
+    assert "alert(1)" in shown
+
+
+def test_top_and_dump() -> None:
+    status = daemon_status(
+        policy=ActingPolicy(source=EVIL, digest=EVIL, rules=1, restart_for=()),
+        rules=rules_status(RulesState.DIFFER, EVIL),
+        evidence=EVIL,
+        reasons={EVIL: {"drop": 3}},
+    )
+    made = flow(event(rule=EVIL, state=EVIL, nat=EVIL), reasons={EVIL: 3})
+    view = View()
+    view.take(status, [made], 1.0)
+    assert is_clean(text(view.lines(40, 300)))
+    view.choice.opened = key_of(made)
+    assert is_clean(text(view.lines(40, 300)))
+    view.problem = EVIL
+    assert is_clean(text(view.lines(40, 300)))
+    assert is_clean(event_line(made["events"][-1]))
+
+
+@pytest.fixture
+def capture(tmp_path: Path) -> str:
+    """A capture whose name, interface and comments are written to deceive."""
+    talk = Conversation()
+    talk.open()
+    talk.server("PA", 1, 1, length=100)
+    talk.server("PA", 9_000_000, 1, length=100)
+    talk.client("R", 1)
+    plain = tmp_path / "talk.pcap"
+    talk.save(plain)
+    octets = plain.read_bytes()
+    evil = EVIL.encode()
+    blocks = [
+        captures.section(),
+        captures.block(
+            1,
+            struct.pack("<HHI", 101, 0, 0)
+            + captures.options([(2, evil), (3, evil), (9, b"\x06"), (1, evil)]),
+        ),
+    ]
+    at = 24
+    while at < len(octets):
+        length = struct.unpack_from("<I", octets, at + 8)[0]
+        blocks.append(captures.enhanced(octets[at + 16 : at + 16 + length]))
+        at += 16 + length
+    path = tmp_path / f"{EVIL.replace('/', '')}.pcapng"
+    path.write_bytes(b"".join(blocks))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["replay"],
+        ["replay", "--all"],
+        ["replay", "--summary"],
+        ["replay", "--flows"],
+        ["replay", "--interface", EVIL],
+        ["replay", "--interface", "nowhere"],
+        ["replay", "--interface", EVIL + "x"],
+        ["whatif", "--policy", "preset:default"],
+        ["report", "-o", "page.html"],
+    ],
+)
+def test_captures(
+    capture: str,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, capture]) in {0, 2}
+    shown = capsys.readouterr()
+    assert is_clean(shown.out + shown.err)
+    assert shown.out or shown.err
+
+
+def test_explain(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for frame in ("5", "6", "999"):
+        assert main(["explain", capture, frame]) in {0, 2}
+        shown = capsys.readouterr()
+        assert is_clean(shown.out + shown.err)
+
+
+def test_two_captures_are_named(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["replay", "--all", capture, capture]) == 0
+    assert is_clean(capsys.readouterr().out)
+
+
+def of_other_versions() -> Iterator[dict[str, Any]]:
+    """An event of the first daemons, one of today, and ones of versions to come."""
+    first = event()
+    for name in ("mark", "status", "ct_mark"):
+        del first[name]
+    yield first
+    yield event()
+    yield event(hint="a field of tomorrow", window=None)
+    yield event(reason="of-tomorrow", breach=None)
+    yield {"event": "of_tomorrow", "anything": [1, {}]}
+
+
+Read = Callable[[Path], list[str]]
+READERS: Final = {
+    "whatif": ["whatif", "--policy", "preset:default"],
+    "report": ["report", "-o", "page.html"],
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_events_of_other_versions(
+    reader: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "events.jsonl"
+    log.write_text("".join(json.dumps(each) + "\n" for each in of_other_versions()))
+    assert main([*READERS[reader], str(log)]) == 0
+    shown = capsys.readouterr()
+    counted = "3 INVALID packets" if reader == "whatif" else "3 packets"
+    assert counted in shown.out
+    told = shown.err if reader == "whatif" else Path("page.html").read_text(encoding="utf-8")
+    assert "skipped 1 line" in told
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("packed", [False, True])
+def test_truncated_events(
+    reader: str,
+    packed: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What there is counts, and what is missing is said."""
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "events.jsonl"
+    whole = b"".join(json.dumps(event(seq=number)).encode() + b"\n" for number in range(2000))
+    log.write_bytes(gzip.compress(whole)[:-200] if packed else whole[:-200])
+    assert main([*READERS[reader], str(log)]) == 0
+    shown = capsys.readouterr()
+    told = (
+        shown.out
+        + shown.err
+        + "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("page.html"))
+    )
+    assert "not read to the end" in told if packed else "skipped 1 line" in told
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_hostile_events(
+    reader: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "events.jsonl"
+    evil = {"rule": EVIL, "in": EVIL, "out": EVIL}
+    lines = [
+        event(**evil),
+        event(**evil, shadow={"rule": EVIL, "action": "drop"}),
+        event(**evil, src=EVIL),
+        event(**evil, timestamp=EVIL),
+        event(**evil, lookup_error=EVIL),
+        {"event": EVIL},
+    ]
+    log.write_text("".join(json.dumps(each) + "\n" for each in lines))
+    assert main([*READERS[reader], str(log)]) == 0
+    shown = capsys.readouterr()
+    assert is_clean(shown.out + shown.err)
+    if reader == "report":
+        page = Path("page.html").read_text(encoding="utf-8")
+        assert "<script>alert" not in page
+        assert "\x1b" not in page
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("unit", [b"x" * 60_000 + b"\n", b"\0" * 65_536])
+def test_more_than_memory_has(reader: str, unit: bytes, tmp_path: Path) -> None:
+    """A gigabyte through a pipe, in lines or in one, between two events."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nfq_guard", *READERS[reader], "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(  # noqa: PLW1509 - no thread of ours holds a lock
+            resource.RLIMIT_DATA, (_MEMORY_BYTES, _MEMORY_BYTES)
+        ),
+    )
+    assert process.stdin is not None
+    line = json.dumps(event()).encode()
+    process.stdin.write(line + b"\n")
+    for _ in range((1 << 30) // len(unit)):
+        process.stdin.write(unit)
+    process.stdin.write(b"\n" + line + b"\n")
+    shown, _ = process.communicate(timeout=100)
+    assert process.returncode == 0, shown
+    assert b"2 INVALID packets" in shown or b"2 packets" in shown
