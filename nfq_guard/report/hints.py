@@ -73,8 +73,8 @@ def _lost_window(summary: Summary) -> Iterator[Hint]:
         yield Hint(
             "Conntrack does not know the real window.",
             f"{summary.beyond_unscaled:,} of {packets:,} packets over bound I are beyond a window "
-            "of at most 65,535 bytes, as it is without window scaling: the handshake was not seen, "
-            "or its options were.",
+            "of at most 65,535 bytes, as it is without window scaling: the handshake or its "
+            "options were not seen.",
             "Look whether these flows began before conntrack was loaded, and whether a proxy or "
             "another path carries their handshake.",
         )
@@ -143,7 +143,8 @@ def _flushed(summary: Summary) -> Iterator[Hint]:
     span = (summary.counts.last - summary.counts.first).total_seconds()
     seconds = sorted(first.timestamp() for first in firsts)
     near, begin = _densest(seconds, span / 20)
-    if span > 0 and near >= 0.8 * len(seconds):
+    # What was so from the beginning on says nothing of a moment.
+    if begin > summary.counts.first.timestamp() + span / 20 and near >= 0.8 * len(seconds):
         yield Hint(
             "The table was emptied: a failover, a flush or a restart.",
             f"{near:,} of {len(seconds):,} flows without an entry have their first packet within "

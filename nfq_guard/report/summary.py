@@ -151,7 +151,7 @@ class Summary:
         repeated: Packets outside the window with a sequence number that their flow had before.
         beyond_unscaled: Packets over bound I whose receiver has shown no larger window than one
             without window scaling.
-        flags: Packets by reason and TCP flags.
+        flags: Packets by reason and TCP flags, without RSTs whose cause is known.
         states: Packets by reason and TCP state.
         checksum_places: Packets with a wrong checksum by the interface that they came in by.
     """
@@ -217,7 +217,7 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
 
 def _note_pattern(summary: Summary, event: PacketJudged) -> None:
     """Count what `hints` look for."""
-    if event.tcp_flags is not None:
+    if event.tcp_flags is not None and event.caused_by is None:
         summary.flags[event.reason, event.tcp_flags] += event.count
     if event.state is not None:
         summary.states[event.reason, event.state] += event.count

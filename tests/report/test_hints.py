@@ -93,6 +93,15 @@ def test_ends_of_forgotten_connections() -> None:
     assert hint.evidence.startswith("12 of 17 packets without an entry are a FIN or an RST")
 
 
+def test_resets_of_a_known_cause_are_not_such_ends() -> None:
+    cause = {"timestamp": at(0), "reason": "seq-over", "rule": "r", "delay_us": 1}
+    resets = [
+        plain(number, reason="no-entry", breach=None, tcp_flags="R", caused_by=cause)
+        for number in range(20)
+    ]
+    assert found(*resets) == {}
+
+
 def test_a_table_that_was_emptied() -> None:
     lost = [
         event(
@@ -112,6 +121,9 @@ def test_a_table_that_was_emptied() -> None:
     assert hint.evidence.startswith(
         "12 of 12 flows without an entry have their first packet within"
     )
+    early = [each | {"timestamp": at(number / 10), "first": at(number / 10)}
+             for number, each in enumerate(lost)]  # fmt: skip
+    assert "The table was emptied: a failover, a flush or a restart." not in found(*early, *spread)
     slow = [each | {"timestamp": at(100 * number), "count": 1, "first": None}
             for number, each in enumerate(lost)]  # fmt: skip
     assert "The table was emptied: a failover, a flush or a restart." not in found(*slow, *spread)
@@ -150,6 +162,6 @@ def test_the_page_calls_them_hints() -> None:
     scan = [plain(number, reason="bad-flags", breach=None) for number in range(10)]
     html = page(summarise(scan), title="t")
     assert "Hints, not findings" in html
-    assert "<dt>A scan.</dt>" in html
+    assert "<dt>Perhaps: A scan.</dt>" in html
     assert "To tell: Look at the sources" in html
     assert "Possible causes" not in page(summarise(PLAIN), title="t")
