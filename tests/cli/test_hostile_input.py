@@ -65,7 +65,7 @@ def test_what_is_not_printable_stands_as_an_escape() -> None:
     ],
 )
 def test_console(made: Event, colour: bool) -> None:
-    line = Console(colour=colour)(None, "", {"event": made}).decode()
+    line = Console(colour=colour)(None, "", {"event": made, "at": "2026-01-01T00:00:00"}).decode()
     # Its own colours end with the action or the level.
     *_, shown = line.rsplit("\x1b[0m", 1)
     assert is_clean(shown)
