@@ -144,9 +144,12 @@ class Browser:
                 **({"text": text} if text and kind == "keyDown" else {}),
             )
 
-    def picture(self, path: Path) -> None:
-        """Write the whole page as a PNG."""
-        shot = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+    def picture(self, path: Path, width: int, height: int, top: int = 0) -> None:
+        """Write a part of the page as a PNG."""
+        clip = {"x": 0, "y": top, "width": width, "height": height, "scale": 1}
+        shot = self.call(
+            "Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip
+        )
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def printed(self) -> bytes:
