@@ -7,7 +7,7 @@ import sys
 from nfq_guard.cli.options import add_config, add_last_good
 from nfq_guard.errors import EXIT_OK, NfqGuardError
 from nfq_guard.flows import log_settings, pins
-from nfq_guard.service import proc_files
+from nfq_guard.service import passed_sockets, proc_files
 from nfq_guard.service.last_good import load_settings
 from nfq_guard.service.settings import Settings
 
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Provide the evidence that the settings ask for, and share files of /proc; or undo both."""
+    """Provide the evidence that the settings ask for, and share files and sockets; or undo it."""
     instance = pins.instance_of(args.config)
     if args.remove:
         proc_files.share(0)
@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.config, args.last_good)
     for problem in proc_files.share(pins.account(args.user).pw_gid):
         _complain(problem)
+    passed_sockets.leave()
     done = _provide(settings, instance, args.user)
     if not args.quiet:
         sys.stdout.write(f"{done}\n")

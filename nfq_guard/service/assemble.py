@@ -20,10 +20,11 @@ from structlog.typing import Processor
 from nfq_guard import capabilities
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError, UsageError
+from nfq_guard.firewall.legacy_tables import LegacyTables
 from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import load_ahead
-from nfq_guard.service import last_good
+from nfq_guard.service import last_good, passed_sockets
 from nfq_guard.service.activation import METRICS, take_sockets
 from nfq_guard.service.config import LoadedPolicy, load_policy_for, prepared
 from nfq_guard.service.control.commands import Commands, ControlledDaemon
@@ -124,6 +125,7 @@ def run(
         return load_policy_for(config.settings, path, override)
 
     with ExitStack() as stack:
+        sockets = [stack.enter_context(one) for one in passed_sockets.take()]
         for program in ahead.values():
             if isinstance(program, Program):
                 stack.callback(program.close)
@@ -177,6 +179,7 @@ def run(
                 read=read,
                 notifier=Notifier(),
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
+                jumps=LegacyTables(sockets).jumps,
                 survey=survey,
                 keep=None if last_good_at is None else partial(last_good.save, last_good_at),
                 refused="" if refused is None else str(refused),

@@ -85,6 +85,7 @@ class Parts:
         notifier: Notifies the service manager.
         open_more: Opens the control socket and the metrics endpoint, once all queues are served;
             what it returns closes them.
+        jumps: Where rules lead to our chain, see `RuleMonitor`.
         survey: Examines the rules of the host, in a thread; None to leave that out.
         keep: Keeps a policy that is in force as the last good one, in a thread; None to keep none.
         refused: The mistakes of the file, one a line, where `loaded` is the last good policy
@@ -102,6 +103,7 @@ class Parts:
     read: Callable[[], LoadedPolicy]
     notifier: Notifier
     open_more: Callable[["Daemon"], Callable[[], None]]
+    jumps: Callable[[], frozenset[tuple[int, int]] | None]
     survey: Callable[[], Event] | None
     keep: Callable[[LoadedPolicy], None] | None = None
     refused: str = ""
@@ -151,6 +153,7 @@ class Daemon:
             ours=self._keeps_rules,
             reinstall=self._keeps_rules and self._settings.reinstall_rules,
             fail=None if self._owns_rules else self._fail,
+            jumps=parts.jumps,
         )
 
     @property

@@ -9,6 +9,9 @@ Missing rules are installed again at once. Queued packets skip the rules behind 
 another tool has appended such rules, our jumps are moved behind them. Both repairs are limited in
 rate, because the other tool may in turn restore its own order.
 
+A daemon that may not read the rules of legacy iptables sees in the kernel whether they lead to its
+chain. If they no longer do, it ends, and its restart installs them.
+
 Where the daemon does not install the rules, the operator may have chosen other rules than ours.
 Rules that were never seen are then not reported as missing.
 """
@@ -43,6 +46,11 @@ _SAID_S: Final = 60.0
 _ENDING: Final = "the daemon is ending"
 # Checks in a row after which missing rules that cannot be put back end a daemon that keeps them.
 _FAILURES: Final = 3
+
+
+def _unknown() -> frozenset[tuple[int, int]] | None:
+    """For a daemon that can read its rules."""
+    return None
 
 
 class _Check(NamedTuple):
@@ -114,6 +122,7 @@ class RuleMonitor:
         ours: bool,
         reinstall: bool,
         fail: Callable[[Exception], None] | None = None,
+        jumps: Callable[[], frozenset[tuple[int, int]] | None] = _unknown,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check nothing before `check`.
@@ -126,6 +135,8 @@ class RuleMonitor:
             reinstall: Whether a check that finds a difference installs the rules again.
             fail: Called when missing rules cannot be installed again; None to continue without
                 them.
+            jumps: Returns where rules lead to our chain, as `LegacyTables.jumps`; for a daemon that
+                may not read them otherwise.
             clock: Monotonic seconds.
         """
         self.changes = 0
@@ -137,6 +148,9 @@ class RuleMonitor:
         self._reinstall = reinstall
         self._fail = fail
         self._clock = clock
+        self._jumps = jumps
+        self._in_place: frozenset[tuple[int, int]] = frozenset()
+        self._over = False
         self._expected = ours
         self._checking = False
         self._closed = False
@@ -156,6 +170,8 @@ class RuleMonitor:
 
     def watch(self, now: float) -> None:
         """Start a check if nftables' ruleset has changed since the last; costs a system call."""
+        if self._forbidden and not self._over:
+            self._look()
         if self._closed or self._checking or now < self._pause_until:
             return
         if self._rules.generation() != self._generation:
@@ -172,7 +188,7 @@ class RuleMonitor:
 
     def close(self) -> None:
         """Start no further check; one that is under way goes on in its thread."""
-        self._closed = True
+        self._closed = self._over = True
         waiting, self._wanted = self._wanted, []
         for _, done in waiting:
             done(_ENDING)
@@ -216,7 +232,7 @@ class RuleMonitor:
     def status(self) -> RulesStatus:
         """What is known of the rules."""
         if self._forbidden:
-            state = RulesState.FORBIDDEN
+            state = RulesState.IN_PLACE if self._in_place else RulesState.FORBIDDEN
         elif self._checked_at is None:
             state = RulesState.PENDING
         elif not self._expected:
@@ -230,6 +246,16 @@ class RuleMonitor:
             differences=self.differences,
             age_s=None if age is None else round(age, 1),
         )
+
+    def _look(self) -> None:
+        """End a daemon whose rules were in place and no longer are: its restart installs them."""
+        jumps = self._jumps()
+        if jumps is None:
+            return
+        if self._fail is not None and self._in_place - jumps:
+            self._over = True
+            self._fail(NfqGuardError("the rules are gone, and may not be put back from here"))
+        self._in_place = jumps
 
     def _check(self) -> _Check:
         """In a thread."""

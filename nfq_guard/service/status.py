@@ -57,6 +57,7 @@ class RulesState(StrEnum):
     DIFFER = "differ"
     FOREIGN = "not ours"
     FORBIDDEN = "not checked"
+    IN_PLACE = "in place"
     PENDING = "not checked yet"
 
 

@@ -183,6 +183,7 @@ class Story:
                         read=lambda: load_policy_for(Settings(), None),
                         notifier=self._notifier,
                         open_more=open_more,
+                        jumps=lambda: None,
                         survey=survey,
                     )
                 ).run()

@@ -49,6 +49,7 @@ class FakeRules:
         self.packets = RuleCounters()
         self.changed: int | None = 1
         self.takes_s = 0.0
+        self.jumps: frozenset[tuple[int, int]] | None = None
         self.now = 1000.0
 
     def generation(self) -> int | None:
@@ -92,6 +93,7 @@ class Monitored:
             ours=ours,
             reinstall=reinstall,
             fail=self._fail if keeps else None,
+            jumps=lambda: self.rules.jumps,
             clock=lambda: self.rules.now,
         )
 
@@ -410,3 +412,33 @@ def test_nothing_is_changed_at_the_end(make: Make) -> None:
     one.finish()
     assert outcomes == ["the daemon is ending"] * 2
     assert one.rules.installed == 0
+
+
+def test_jumps_that_are_gone_end_a_daemon_that_cannot_read_its_rules(make: Make) -> None:
+    """Once: what ends it is not repeated."""
+    one = make(reinstall=True, keeps=True)
+    one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
+    one.check()
+    one.watch(1)
+    assert one.state() is RulesState.FORBIDDEN
+    one.rules.jumps = frozenset({(2, 0), (2, 3)})
+    one.watch(1)
+    assert one.state() is RulesState.IN_PLACE
+    assert one.failure is None
+    one.rules.jumps = frozenset({(2, 3)})
+    one.watch(1)
+    assert "the rules are gone" in str(one.failure)
+    one.failure = None
+    one.rules.jumps = frozenset()
+    one.watch(1)
+    assert one.failure is None
+
+
+def test_jumps_that_were_never_there_or_are_not_known_end_nothing(make: Make) -> None:
+    one = make(reinstall=True, keeps=True)
+    one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
+    one.check()
+    for jumps in (frozenset(), frozenset({(2, 0)}), None):
+        one.rules.jumps = jumps
+        one.watch(1)
+    assert one.failure is None

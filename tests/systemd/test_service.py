@@ -449,6 +449,32 @@ def test_a_daemon_that_cannot_put_rules_back_is_restarted(guest: Guest) -> None:
         )
 
 
+def test_a_flush_of_legacy_rules_is_noticed(guest: Guest) -> None:
+    """The sandboxed daemon cannot use iptables-legacy; what it cannot do is said."""
+
+    def legacy() -> int:
+        return int(guest.sh("iptables-legacy-save | grep -c NFQUEUE", check=False))
+
+    guest.configure('mode = "enforce"\nfail_mode = "closed"\nbackend = "legacy"')
+    guest.sh("systemctl restart nfq-guard")
+    try:
+        pid = guest.show("MainPID")
+        guest.until(lambda: "in place" in guest.sh("nfq-guard status"), "the rules are seen")
+        before = legacy()
+        assert before
+        said = guest.sh("nfq-guard mode dry-run; echo $?")
+        assert "the rules keep their fail mode: " in said
+        assert said.splitlines()[-1] == "1"
+        guest.sh("iptables-legacy -t mangle -F PREROUTING")
+        guest.until(lambda: guest.show("MainPID") not in {pid, "0"}, "a new daemon")
+        guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
+        assert legacy() == before
+        guest.until(lambda: "in place" in guest.sh("nfq-guard status"), "the rules are seen again")
+    finally:
+        guest.sh("systemctl stop nfq-guard")
+        assert legacy() == 0
+
+
 def test_rules_stay_over_a_restart(guest: Guest) -> None:
     """In closed and kernel-drop packets that the policy drops would pass in between."""
     guest.configure('mode = "enforce"\nfail_mode = "closed"')

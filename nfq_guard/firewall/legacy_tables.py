@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: MIT
+"""Whether legacy iptables still leads packets to our chain, read from the kernel.
+
+iptables-legacy opens a raw socket, which takes CAP_NET_RAW. The kernel lets any IPv4 or IPv6 socket
+read the tables and asks for CAP_NET_ADMIN alone, so sockets that the daemon was given will do: a
+sandbox may keep it from opening its own.
+"""
+
+import ctypes
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final, NamedTuple, final
+
+from nfq_guard.firewall.spec import CHAIN
+
+# From the kernel's user interface (linux/netfilter_ipv4/ip_tables.h, linux/netfilter/x_tables.h).
+_GET_INFO: Final = 64
+_GET_ENTRIES: Final = 65
+_NAME_BYTES: Final = 32
+_INFO: Final = struct.Struct("=32s13I")
+_TARGET: Final = struct.Struct("=H29sB")
+_VERDICT: Final = struct.Struct("=i")
+# struct ipt_get_entries ends with the entries, which are aligned to 8 bytes.
+_HEAD_BYTES: Final = 40
+_HOOKS: Final = 5
+# A table that grows between its two reads is read anew.
+_ATTEMPTS: Final = 3
+
+
+class _Layout(NamedTuple):
+    """Where struct ipt_entry or ip6t_entry of a family has what.
+
+    Attributes:
+        level: Level of the socket option.
+        offsets: Of the two numbers `target_offset` and `next_offset`.
+    """
+
+    level: int
+    offsets: int
+
+
+_LAYOUTS: Final = {
+    socket.AF_INET: _Layout(socket.SOL_IP, 88),
+    socket.AF_INET6: _Layout(socket.IPPROTO_IPV6, 140),
+}
+
+
+@final
+class LegacyTables:
+    """The table mangle of legacy iptables, in the network namespace of each socket."""
+
+    def __init__(self, sockets: Sequence[socket.socket]) -> None:
+        """Read through `sockets`, at most one a family; they stay the caller's."""
+        self._sockets = tuple(sockets)
+
+    def jumps(self) -> frozenset[tuple[int, int]] | None:
+        """The families and hooks in which a jump leads to our chain; None if that is not known.
+
+        A chain without a rule that queues does not count.
+        """
+        found: set[tuple[int, int]] = set()
+        for one in self._sockets:
+            hooks = _jumps(one)
+            if hooks is None:
+                return None
+            found |= {(int(one.family), hook) for hook in hooks}
+        return frozenset(found)
+
+
+def _jumps(through: socket.socket) -> set[int] | None:
+    layout = _LAYOUTS[through.family]
+    for _ in range(_ATTEMPTS):
+        info = _read(through, layout.level, _GET_INFO, b"mangle".ljust(_INFO.size, b"\0"))
+        if info is None:
+            return None
+        numbers = _INFO.unpack(info)[1:]
+        size = numbers[-1]
+        head = struct.pack("=32sI", b"mangle", size).ljust(_HEAD_BYTES + size, b"\0")
+        table = _read(through, layout.level, _GET_ENTRIES, head)
+        if table is not None:
+            begins, ends = numbers[1 : 1 + _HOOKS], numbers[1 + _HOOKS : 1 + 2 * _HOOKS]
+            return _hooks_to_us(table[_HEAD_BYTES:], layout, begins, ends)
+    return None
+
+
+def _hooks_to_us(
+    table: bytes, layout: _Layout, begins: Sequence[int], ends: Sequence[int]
+) -> set[int]:
+    start = -1
+    queues = inside = False
+    targets: list[tuple[int, int]] = []
+    for offset, end, name, data in _entries(table, layout):
+        if name == b"ERROR":  # the head of a chain, with its name
+            inside = data.partition(b"\0")[0].decode("ascii", "replace") == CHAIN
+            start = end if inside else start
+        elif name == b"NFQUEUE":
+            queues = queues or inside
+        elif name == b"" and len(data) >= _VERDICT.size:
+            targets.append((offset, _VERDICT.unpack_from(data)[0]))
+    if not queues:
+        return set()
+    jumps = [offset for offset, verdict in targets if verdict == start]
+    return {
+        hook
+        for hook, (first, last) in enumerate(zip(begins, ends, strict=True))
+        if any(first <= offset <= last for offset in jumps)
+    }
+
+
+def _entries(table: bytes, layout: _Layout) -> Iterator[tuple[int, int, bytes, bytes]]:
+    """Each rule: its offset and end, and the name and the data of its target."""
+    offset = 0
+    while offset + layout.offsets + 4 <= len(table):
+        target, following = struct.unpack_from("=HH", table, offset + layout.offsets)
+        begin, end = offset + target, offset + following
+        if following == 0 or end > len(table) or begin + _TARGET.size > end:
+            return
+        name = _TARGET.unpack_from(table, begin)[1].partition(b"\0")[0]
+        yield offset, end, name, table[begin + _TARGET.size : end]
+        offset = end
+
+
+def _read(through: socket.socket, level: int, option: int, content: bytes) -> bytes | None:
+    """A socket option whose value says what to read; None where the kernel refuses.
+
+    `socket.getsockopt` passes no value in.
+    """
+    buffer = ctypes.create_string_buffer(content, len(content))
+    length = ctypes.c_uint(len(content))
+    library = ctypes.PyDLL(None)
+    refused = library.getsockopt(through.fileno(), level, option, buffer, ctypes.byref(length))
+    return None if refused else buffer.raw
