@@ -96,10 +96,61 @@ def diagnose(
         sysctls: The sysctls of that kernel; `loose`, `ignore_invalid_rst` and `checksum` are
             used here.
     """
-    finding = _cause(queued, packet, snapshot, evidence, kernel, sysctls)
-    if finding.reason is Reason.RACED and _is_unchecked(queued, packet, sysctls):
-        return Finding(Reason.BAD_CHECKSUM, None, _UNCHECKED)
-    return finding
+    if isinstance(packet, Malformed):
+        reason = Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED
+        return Finding(reason, None, packet.problem)
+    if packet.l4 is None:
+        return Finding(Reason.UNSUPPORTED, None, _unsupported(packet))
+    if queued.checksum == CHECKSUM_UNVERIFIED and queued.hook == _PREROUTING and sysctls.checksum:
+        # Conntrack verified it before it looked at the flow, whatever the packet's length.
+        damaged = _damaged(packet, queued.octets)
+        if damaged is not None:
+            return damaged
+    return _cause(packet, snapshot, evidence, kernel, sysctls)
+
+
+def _damaged(packet: Packet, octets: bytes) -> Finding | None:
+    """The finding on a wrong checksum; None where it is right or not verified.
+
+    Of a packet that was not copied whole the kernel tells: it does not report a checksum as
+    unverified once it was found right (kernel.md 5).
+    """
+    if len(octets) >= packet.length:
+        return Finding(Reason.BAD_CHECKSUM) if checksum_ok(packet, octets) is False else None
+    l4 = packet.l4
+    if isinstance(l4, Datagram) and l4.checksum == 0:
+        return None
+    return Finding(Reason.BAD_CHECKSUM, None, _UNCHECKED)
+
+
+def _cause(
+    packet: Packet,
+    snapshot: FlowSnapshot | None,
+    evidence: Evidence,
+    kernel: KernelRules,
+    sysctls: Sysctls,
+) -> Finding:
+    """The first cause that the headers and the flow show."""
+    l4 = packet.l4
+    if isinstance(l4, Segment):
+        if not FLAGS_PASS[l4.flags]:
+            return Finding(Reason.BAD_FLAGS)
+        if evidence is Evidence.NONE:
+            return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
+        if snapshot is None:
+            return _without_entry(l4, sysctls.loose)
+        return _diagnose_segment(l4, snapshot, kernel, sysctls)
+    if isinstance(l4, SctpPacket):
+        problem = problem_of(l4)
+        if problem:
+            return Finding(Reason.MALFORMED, None, problem)
+    if evidence is Evidence.NONE:
+        return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
+    if isinstance(l4, IcmpMessage):
+        return _diagnose_icmp(packet, l4, snapshot)
+    if isinstance(l4, SctpPacket):
+        return _diagnose_sctp(l4, snapshot)
+    return Finding(Reason.RACED, None, _ENTRY_GONE)
 
 
 def diagnose_logged(
@@ -220,65 +271,6 @@ def _silent_cause(
     if is_icmp_request(packet.proto, l4.type):
         return None
     return Finding(Reason.NO_ENTRY, None, _ONLY_SILENT)
-
-
-def _is_unchecked(queued: Queued, packet: Packet | Malformed, sysctls: Sysctls) -> bool:
-    """Whether conntrack verified the checksum of a packet too long to be copied whole.
-
-    The kernel does not report a checksum as unverified once it was found right (kernel.md 5).
-    """
-    if (
-        queued.checksum != CHECKSUM_UNVERIFIED
-        or queued.hook != _PREROUTING
-        or not sysctls.checksum
-        or isinstance(packet, Malformed)
-        or len(queued.octets) >= packet.length
-    ):
-        return False
-    l4 = packet.l4
-    return not (isinstance(l4, Datagram) and l4.checksum == 0)
-
-
-def _cause(
-    queued: Queued,
-    packet: Packet | Malformed,
-    snapshot: FlowSnapshot | None,
-    evidence: Evidence,
-    kernel: KernelRules,
-    sysctls: Sysctls,
-) -> Finding:
-    """The first cause that the octets and the flow show."""
-    if isinstance(packet, Malformed):
-        reason = Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED
-        return Finding(reason, None, packet.problem)
-    l4 = packet.l4
-    if l4 is None:
-        return Finding(Reason.UNSUPPORTED, None, _unsupported(packet))
-    if (
-        queued.checksum == CHECKSUM_UNVERIFIED
-        and queued.hook == _PREROUTING
-        and checksum_ok(packet, queued.octets) is False
-    ):
-        return Finding(Reason.BAD_CHECKSUM)
-    if isinstance(l4, Segment):
-        if not FLAGS_PASS[l4.flags]:
-            return Finding(Reason.BAD_FLAGS)
-        if evidence is Evidence.NONE:
-            return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
-        if snapshot is None:
-            return _without_entry(l4, sysctls.loose)
-        return _diagnose_segment(l4, snapshot, kernel, sysctls)
-    if isinstance(l4, SctpPacket):
-        problem = problem_of(l4)
-        if problem:
-            return Finding(Reason.MALFORMED, None, problem)
-    if evidence is Evidence.NONE:
-        return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
-    if isinstance(l4, IcmpMessage):
-        return _diagnose_icmp(packet, l4, snapshot)
-    if isinstance(l4, SctpPacket):
-        return _diagnose_sctp(l4, snapshot)
-    return Finding(Reason.RACED, None, _ENTRY_GONE)
 
 
 def _unsupported(packet: Packet) -> str:

@@ -121,6 +121,7 @@ class Engine:
         mode: May be switched between two batches.
         unjudged_mark: Mark bits that the rules set on every packet before they queue it, and that
             an accepted packet loses again; 0 for none. Follows the rules between two batches.
+        sysctls: The conntrack sysctls of the kernel; may be read anew between two batches.
         lookup_errors: Lookups that failed, since the start.
         last_lookup_error: The errno of the last one; 0 while none failed.
     """
@@ -145,12 +146,13 @@ class Engine:
             log: Has the kernel's reasons, where `flows` has no window; else None.
             mode: Whether decisions are carried out.
             kernel: The conntrack rules of the kernel that called the packets INVALID.
-            sysctls: The conntrack sysctls of that kernel.
+            sysctls: As the attribute.
             drops_failures: Whether a packet is dropped when judging it raises.
             unjudged_mark: As the attribute.
         """
         self.mode = mode
         self.unjudged_mark = unjudged_mark
+        self.sysctls = sysctls
         self.lookup_errors = 0
         self.last_lookup_error = 0
         self._policy = policy
@@ -159,7 +161,6 @@ class Engine:
         self._flows = flows
         self._log = log
         self._kernel = kernel
-        self._sysctls = sysctls
 
     @property
     def policy(self) -> Policy:
@@ -260,7 +261,7 @@ class Engine:
                     snapshot,
                     evidence,
                     self._kernel,
-                    self._sysctls,
+                    self.sysctls,
                     text,
                     log.silent,
                 )
@@ -294,7 +295,7 @@ class Engine:
         if unjudged:
             queued.mark &= ~unjudged  # the mark that others gave the packet
         if finding is None:
-            finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self._sysctls)
+            finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self.sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
         verdict = VERDICT_ACCEPT
         mark = None

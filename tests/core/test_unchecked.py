@@ -13,6 +13,7 @@ from nfq_guard.wire.packet import (
     ACK,
     CHECKSUM_GOOD,
     CHECKSUM_UNVERIFIED,
+    RST,
     Datagram,
     Packet,
     Queued,
@@ -27,8 +28,8 @@ def _udp(checksum: int = 1) -> Packet:
     return Packet(IPV4, _SRC, _DST, PROTO_UDP, 1428, 20, 64, 0, False, datagram)
 
 
-def _tcp() -> Packet:
-    segment = Segment(80, 5000, seq(1), seq(2), ACK, 100, 1400, b"", 1)
+def _tcp(flags: int = ACK) -> Packet:
+    segment = Segment(80, 5000, seq(1), seq(2), flags, 100, 1400, b"", 1)
     return Packet(IPV4, _SRC, _DST, PROTO_TCP, 1440, 20, 64, 0, False, segment)
 
 
@@ -48,6 +49,22 @@ def _reason(
 def test_nothing_else_can_be_the_cause(packet: Packet) -> None:
     assert _reason(packet) is Reason.BAD_CHECKSUM
     assert _reason(packet, copied=28) is Reason.BAD_CHECKSUM
+
+
+@pytest.mark.parametrize("copied", [256, 1440])
+@pytest.mark.parametrize(
+    ("checksum", "sysctls", "reason"),
+    [
+        (CHECKSUM_UNVERIFIED, DEFAULT_SYSCTLS, Reason.BAD_CHECKSUM),
+        (CHECKSUM_GOOD, DEFAULT_SYSCTLS, Reason.NO_ENTRY),
+        (CHECKSUM_UNVERIFIED, Sysctls(checksum=False), Reason.NO_ENTRY),
+    ],
+)
+def test_a_wrong_one_comes_before_what_the_flow_shows(
+    copied: int, checksum: int, sysctls: Sysctls, reason: Reason
+) -> None:
+    """As in conntrack, whether the packet was copied whole or not."""
+    assert _reason(_tcp(RST), copied=copied, checksum=checksum, sysctls=sysctls) is reason
 
 
 def test_the_kernel_found_it_right_or_did_not_look() -> None:

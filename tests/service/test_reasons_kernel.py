@@ -300,6 +300,22 @@ def test_other_packets(usual: Guarded, name: str) -> None:
         assert texts == []
 
 
+@pytest.mark.parametrize("size", [50, 1400])
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_no_reason_depends_on_the_length(usual: Guarded, *, size: int, spoilt: bool) -> None:
+    """A segment past the window, with a right and a wrong checksum, copied whole and not."""
+    ends = Ends(ports=(41000 + size + spoilt, 80))
+    for text in _OPEN:
+        assert usual.judge(ends.octets(parse(text))) == (None, [])
+    octets = ends.octets(parse(f"> P. 900000:{900_000 + size}({size}) ack 1"))
+    if spoilt:
+        octets = octets[:-1] + bytes([octets[-1] ^ 1])
+    event, texts = usual.judge(octets)
+    assert event is not None
+    assert event["reason"] == ("bad-checksum" if spoilt else "seq-over")
+    same_words(event, texts)
+
+
 def test_no_pickup_in_the_middle(tmp_path: Path) -> None:
     """With nf_conntrack_tcp_loose=0 an ACK without an entry is INVALID, and nothing is said."""
     for strict in guarded(Sysctls(loose=False), tmp_path):

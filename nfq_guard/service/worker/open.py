@@ -31,6 +31,8 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 
 _SYSCTLS: Final = Path("/proc/sys/net/netfilter")
+# How often they are read anew: an operator may change them while the daemon runs.
+_SYSCTLS_S: Final = 5.0
 
 
 def open_queue(
@@ -90,6 +92,7 @@ def open_queue(
             drops_failures=not fail_open,
             unjudged_mark=unjudged_mark(settings),
         )
+        loop.every(_SYSCTLS_S, lambda _: _reread(engine))
         stats = Stats()
         history = History()
         ring = PacketRing(settings.capture_packets)
@@ -134,6 +137,10 @@ def open_queue(
             packets=KeptPackets(ring, files, payload=settings.capture_payload),
             opened=stack.pop_all(),
         )
+
+
+def _reread(engine: Engine) -> None:
+    engine.sysctls = _sysctls()
 
 
 def _sysctls() -> Sysctls:
