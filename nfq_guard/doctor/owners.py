@@ -109,7 +109,17 @@ OWNERS: Final = (
         f"{_KEEP}: firewalld has no option to disable it",
         "keep it; the target of the zone decides (`firewall-cmd --zone=ZONE --set-target=DROP "
         "--permanent` drops in silence)",
-        prefixes=("firewalld", "INPUT_ZONES", "FORWARD_ZONES", "FWD", "IN_public"),
+        prefixes=(
+            "firewalld",
+            "INPUT_ZONES",
+            "FORWARD_ZONES",
+            "FORWARD_IN_ZONES",
+            "FORWARD_OUT_ZONES",
+            "FWDI_",
+            "FWDO_",
+            "FWD_",
+            "IN_public",
+        ),
         claims=_FILTER,
     ),
     Owner(
@@ -127,30 +137,41 @@ OWNERS: Final = (
         "mwan3",
         "mwan3",
         "keep it",
-        prefixes=("mwan3_",),
+        prefixes=("mwan3",),
     ),
     Owner(
         "csf",
         "CSF",
         'set PACKET_FILTER = "0" in /etc/csf/csf.conf, and let the guard decide',
-        prefixes=("INVDROP", "INVALID", "LOGDROPIN", "LOGDROPOUT", "LOCALINPUT", "LOCALOUTPUT"),
-        claims=_FILTER,
+        prefixes=("INVDROP", "LOGDROPIN", "LOGDROPOUT", "LOCALINPUT", "LOCALOUTPUT"),
+        claims=_FILTER | {"INVALID", "DENYIN", "DENYOUT"},
     ),
     Owner(
         "firehol",
         "FireHOL",
-        "set FIREHOL_DROP_INVALID=0 in firehol-defaults.conf, and let the guard decide",
-        "keep it; UNMATCHED_INPUT_POLICY, UNMATCHED_FORWARD_POLICY and UNMATCHED_OUTPUT_POLICY in "
+        "set FIREHOL_DROP_INVALID=0 in firehol-defaults.conf (FIREHOL_RULESET_MODE must not be "
+        "optimal, and each FIREHOL_DROP_ORPHAN_ setting has a rule of its own), and let the guard "
+        "decide",
+        "keep it; UNMATCHED_INPUT_POLICY, UNMATCHED_ROUTER_POLICY and UNMATCHED_OUTPUT_POLICY in "
         "firehol-defaults.conf set it",
-        words=("BLOCKED INVALID", "IN-unknown:", "OUT-unknown:", "PASS-unknown:"),
+        words=(
+            "BLOCKED INVALID",
+            "DROP INVALID INPUT:",
+            "DROP INVALID FORWARD:",
+            "DROP INVALID OUTPUT:",
+            "IN-unknown:",
+            "OUT-unknown:",
+            "PASS-unknown:",
+        ),
         claims=_FILTER,
     ),
     Owner(
         "shorewall",
         "Shorewall",
-        "set INVALID_DISPOSITION=CONTINUE in shorewall.conf, and let the guard decide",
+        "set INVALID_DISPOSITION=CONTINUE in shorewall.conf, take the action dropInvalid out of "
+        "DROP_DEFAULT and REJECT_DEFAULT, and let the guard decide",
         "keep it, or change REJECT to DROP in /etc/shorewall/policy: REJECT answers TCP with a RST",
-        prefixes=("shorewall", "dynamic", "sfilter", "smurfs", "logdrop", "logreject", "tcpflags"),
+        prefixes=("shorewall",),
         words=("Shorewall:",),
         claims=_FILTER,
     ),

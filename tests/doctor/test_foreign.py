@@ -273,16 +273,23 @@ def test_owners_are_recognised() -> None:
     assert chain("ISTIO_DROP") == "foreign.istio"
     assert chain("ufw6-before-input") == "foreign.ufw"
     assert chain("DOCKER-USER") == "foreign.docker"
-    assert chain("INVALID") == "foreign.csf"
-    assert chain("smurfs") == "foreign.shorewall"
+    assert chain("INVDROP") == "foreign.csf"
     assert chain("PVEFW-FORWARD") == "foreign.pve"
     assert chain("f2b-sshd") == "foreign.fail2ban"
     assert chain("MINE") == "foreign.plain"
     assert owner(f"-A FORWARD {drop}") == "foreign.plain"
+    for name in ("INVALID", "INVALID_DROP", "logdrop", "smurfs", "FWDLOG"):
+        assert chain(name) == "foreign.plain", "others have chains of this name too"
+    logs = ":LOGDROPIN - [0:0]\n"
+    assert owner(f"{logs}:INVALID - [0:0]\n-A INPUT -j INVALID\n-A INVALID {drop}") == "foreign.csf"
+    pair = ":shorewall - [0:0]\n:_net-loc - [0:0]\n-A FORWARD -j _net-loc\n"
+    assert owner(f"{pair}-A _net-loc {drop}") == "foreign.shorewall"
     beside = ":INPUT_ZONES - [0:0]\n"
     assert owner(f"{beside}-A INPUT {drop}") == "foreign.firewalld"
     logged = '-A INPUT -m limit --limit 1/sec -j LOG --log-prefix "IN-unknown:"\n'
     assert owner(f"{logged}-A FORWARD {drop}") == "foreign.firehol"
+    logged = '-A INPUT -j LOG --log-prefix "DROP INVALID INPUT:"\n'
+    assert owner(f"{logged}-A INPUT {drop}") == "foreign.firehol"
 
 
 def test_synproxy_is_left_alone() -> None:

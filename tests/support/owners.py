@@ -30,6 +30,7 @@ SETS: Final = (
     ("OpenWrt fw4, as shipped", "fw4-reject.nft"),
     ("OpenWrt fw4 with drop_invalid", "fw4-drop-invalid.nft"),
     ("mwan3", "mwan3.rules"),
+    ("mwan3, nftables", "mwan3.nft"),
     ("CSF", "csf.rules"),
     ("FireHOL", "firehol.rules"),
     ("Shorewall", "shorewall.rules"),
