@@ -273,6 +273,25 @@ def _silent_cause(
     return Finding(Reason.NO_ENTRY, None, _ONLY_SILENT)
 
 
+def detail_of(
+    reason: Reason, flags: int, direction: int | None = None, state: TcpState | None = None
+) -> str:
+    """The detail of a finding about a segment, from what an event tells of it; empty if none.
+
+    Args:
+        reason: The reason.
+        flags: The flags of the segment.
+        direction: The direction of the segment in its flow; None without one.
+        state: The state of that flow.
+    """
+    kind = SEGMENT_CLASS[flags]
+    if reason is Reason.NO_ENTRY:
+        return _WITHOUT_ENTRY[kind]
+    if reason is Reason.BAD_TRANSITION and direction is not None and state is not None:
+        return _TRANSITIONS[direction][kind][state]
+    return ""
+
+
 def _unsupported(packet: Packet) -> str:
     if packet.fragment_offset:
         return "fragment without a transport header"

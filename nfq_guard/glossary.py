@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What each reason, bound and ignored case means, for readers who have not met it before."""
 
+from enum import StrEnum
 from typing import Final, NamedTuple
 
 from nfq_guard.conntrack.sctp import OTHER_INIT, SCTP_WITHOUT_ENTRY
@@ -27,11 +28,29 @@ class Circumstances(NamedTuple):
         expired: Whether its entry had expired.
         seen: Whether earlier packets of its flow were seen.
         private: Whether a private source sends to a global destination.
+        gone: Whether its entry was there before, and should not have expired.
     """
 
     expired: bool | None = None
     seen: bool | None = None
     private: bool | None = None
+    gone: bool | None = None
+
+
+class Cause(StrEnum):
+    """Why a packet has the reason that it has, as far as a reason has several causes."""
+
+    UNTRANSLATED = "untranslated"
+    SYN_ELSEWHERE = "syn-elsewhere"
+    EXPIRED = "expired"
+    GONE = "gone"
+    BEGAN_BEFORE = "began-before"
+    DIRECT_RETURN = "direct-return"
+    OTHER_WAY = "other-way"
+    OLDER_FLOW = "older-flow"
+    SCTP_WITHOUT_ENTRY = "sctp-without-entry"
+    HEARTBEAT_ALONE = "heartbeat-alone"
+    NO_INIT = "no-init"
 
 
 class BoundWords(NamedTuple):
@@ -190,80 +209,112 @@ IGNORED: Final = {
     ),
 }
 
+CAUSES: Final = {
+    Cause.UNTRANSLATED: Meaning(
+        "without the translation of its flow",
+        "Its source is private and its destination is not: the translation of its flow has "
+        "expired, or it is the untranslated twin of a live flow that is known by other addresses.",
+    ),
+    Cause.SYN_ELSEWHERE: Meaning(
+        "the SYN took another path, or was forgotten",
+        "It answers a SYN that conntrack has not seen: the SYN took another path, as with "
+        "asymmetric routes, or its entry was flushed in between.",
+    ),
+    Cause.EXPIRED: Meaning(
+        "its entry had expired",
+        "The entry of its flow had expired before it came.",
+    ),
+    Cause.GONE: Meaning(
+        "its entry went before it could expire",
+        "The entry of its flow was there when the packet before it came, and that was too recent "
+        "for it to expire in its state: it was deleted or flushed, or the flow has closed since.",
+    ),
+    Cause.BEGAN_BEFORE: Meaning(
+        "its connection began before conntrack watched it",
+        "No earlier packet of its flow was seen: the connection began before conntrack watched it, "
+        "was flushed, or was handed over by a router that failed, or its other packets take "
+        "another path.",
+    ),
+    Cause.DIRECT_RETURN: Meaning(
+        "answers take another path (direct server return)",
+        "The answer to the SYN has not been seen, yet the client goes on as if it had come: "
+        "answers take another path, as with direct server return or asymmetric routes.",
+    ),
+    Cause.OTHER_WAY: Meaning(
+        "a new connection from the other end",
+        "The known flow began in the other direction: a new connection between the same ports "
+        "begins at the other end while the entry of an older one is left.",
+    ),
+    Cause.OLDER_FLOW: Meaning(
+        "the SYN took another path, and an older entry is left",
+        "It answers a SYN from the other end that conntrack has not seen, while the entry of "
+        "another connection between the same ports is left: the SYN took another path.",
+    ),
+    Cause.SCTP_WITHOUT_ENTRY: Meaning(
+        "no entry of its association, or another path of it",
+        "Only an INIT, a heartbeat or a SHUTDOWN ACK opens a flow of SCTP. Its entry has expired "
+        "(nf_conntrack_sctp_timeout_*, 210 s without a packet while established), was flushed or "
+        "is on another router; or its INIT took another path, as the second path of a multihomed "
+        "association does until its first heartbeat.",
+    ),
+    Cause.HEARTBEAT_ALONE: Meaning(
+        "the answer to a heartbeat took another path",
+        "A heartbeat opened the flow, and such a chunk does not answer it: the answer took another "
+        "path, or the two ends share no association any more.",
+    ),
+    Cause.NO_INIT: Meaning(
+        "its INIT took another path",
+        "It answers an INIT that conntrack has not seen: the INIT took another path, or another "
+        "one has followed it.",
+    ),
+}
+
 _CANNOT_OPEN: Final = "It belongs to no known flow, and a packet of its kind cannot open one."
-_UNTRANSLATED: Final = (
-    "Its source is private and its destination is not: the translation of its flow has expired, or "
-    "it is the untranslated twin of a live flow that is known by other addresses."
-)
-_SYN_ELSEWHERE: Final = (
-    "It answers a SYN that conntrack has not seen: the SYN took another path, as with asymmetric "
-    "routes, or its entry was flushed in between."
-)
-_EXPIRED: Final = "The entry of its flow had expired before it came."
-_BEGAN_BEFORE: Final = (
-    "No earlier packet of its flow was seen: the connection began before conntrack watched it, was "
-    "flushed, or was handed over by a router that failed, or its other packets take another path."
-)
-_DIRECT_RETURN: Final = (
-    "The answer to the SYN has not been seen, yet the client goes on as if it had come: answers "
-    "take another path, as with direct server return or asymmetric routes."
-)
-_OTHER_WAY: Final = (
-    "The known flow began in the other direction: a new connection between the same ports begins "
-    "at the other end while the entry of an older one is left."
-)
-_SCTP_WITHOUT_ENTRY: Final = (
-    "Only an INIT, a heartbeat or a SHUTDOWN ACK opens a flow of SCTP. Its entry has expired "
-    "(nf_conntrack_sctp_timeout_*, 210 s without a packet while established), was flushed or is on "
-    "another router; or its INIT took another path, as the second path of a multihomed association "
-    "does until its first heartbeat."
-)
-_SCTP_STATE: Final = (
-    "A heartbeat opened the flow, and such a chunk does not answer it: the answer took another "
-    "path, or the two ends share no association any more."
-)
-_NO_INIT: Final = (
-    "It answers an INIT that conntrack has not seen: the INIT took another path, or another one "
-    "has followed it."
-)
-_OLDER_FLOW: Final = (
-    "It answers a SYN from the other end that conntrack has not seen, while the entry of another "
-    "connection between the same ports is left: the SYN took another path."
-)
 
 
 def explained(finding: Finding, known: Circumstances) -> str:
     """What a reason means for one packet, with the cause as far as it is known."""
+    cause = cause_of(finding, known)
+    if cause is None:
+        return REASONS[finding.reason].sentences
+    sentences = CAUSES[cause].sentences
+    if finding.reason is not Reason.NO_ENTRY:
+        return sentences
+    if cause is Cause.EXPIRED and known.private:
+        sentences = f"{sentences} {CAUSES[Cause.UNTRANSLATED].sentences}"
+    return f"{_CANNOT_OPEN} {sentences}"
+
+
+def cause_of(finding: Finding, known: Circumstances) -> Cause | None:
+    """The cause behind the reason, as far as it is known."""
     if finding.reason is Reason.NO_ENTRY:
-        cause = _cause_without_entry(finding.detail, known)
-        if cause is not None:
-            return f"{_CANNOT_OPEN} {cause}"
+        return _cause_without_entry(finding.detail, known)
     if finding.reason is Reason.BAD_TAG and finding.detail == OTHER_INIT:
-        return _NO_INIT
+        return Cause.NO_INIT
     if finding.reason is Reason.BAD_TRANSITION:
-        cause = _cause_of_transition(finding.detail)
-        if cause is not None:
-            return cause
-    return REASONS[finding.reason].sentences
+        return _cause_of_transition(finding.detail)
+    return None
 
 
-def _cause_without_entry(detail: str, known: Circumstances) -> str | None:
+def _cause_without_entry(detail: str, known: Circumstances) -> Cause | None:
     if known.expired:
-        return f"{_EXPIRED} {_UNTRANSLATED}" if known.private else _EXPIRED
+        return Cause.EXPIRED
     if known.private:
-        return _UNTRANSLATED
+        return Cause.UNTRANSLATED
+    if known.gone:
+        return Cause.GONE
     if detail.startswith("syn+ack "):
-        return _SYN_ELSEWHERE
+        return Cause.SYN_ELSEWHERE
     if detail in SCTP_WITHOUT_ENTRY:
-        return _SCTP_WITHOUT_ENTRY
-    return _BEGAN_BEFORE if known.seen is False else None
+        return Cause.SCTP_WITHOUT_ENTRY
+    return Cause.BEGAN_BEFORE if known.seen is False else None
 
 
-def _cause_of_transition(detail: str) -> str | None:
+def _cause_of_transition(detail: str) -> Cause | None:
     if detail.startswith(("original ack in SYN_SENT", "original fin in SYN_SENT")):
-        return _DIRECT_RETURN
+        return Cause.DIRECT_RETURN
     if detail.startswith("reply syn in "):
-        return _OTHER_WAY
+        return Cause.OTHER_WAY
     if detail.endswith(SctpState.HEARTBEAT_SENT.name):
-        return _SCTP_STATE
-    return _OLDER_FLOW if detail.startswith("original syn+ack in ") else None
+        return Cause.HEARTBEAT_ALONE
+    return Cause.OLDER_FLOW if detail.startswith("original syn+ack in ") else None

@@ -18,9 +18,12 @@ from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
+from nfq_guard.finding import Reason
+from nfq_guard.glossary import CAUSES, REASONS
 from nfq_guard.names import endpoint, visible
 from nfq_guard.service.worker.frames import PacketRecord
 from nfq_guard.telemetry.palette import Style
+from nfq_guard.whatif.causes import cause_in_event
 
 Fields = dict[str, Any]
 
@@ -127,8 +130,28 @@ def _show(found: Fields) -> None:
     write_line(
         paint(f"{flow['proto']} {one} - {other}: {packets}, last {found['last']}", Style.BOLD)
     )
+    cause = cause_text(found["events"][-1])
+    if cause:
+        write_line(f"  {cause}")
     for event in found["events"]:
         write_line(f"  {event_line(event)}")
+
+
+def cause_text(event: Fields) -> str:
+    """What the reason of an event means, with its cause as far as the event tells it."""
+    reason = event["reason"]
+    if reason not in list(Reason):
+        return ""  # of a daemon of another version
+    meant = f"{reason}: {REASONS[Reason(reason)].phrase}"
+    cause = cause_in_event(
+        Reason(reason),
+        event["tcp_flags"],
+        event["direction"],
+        event["state"],
+        event["src"],
+        event["dst"],
+    )
+    return meant if cause is None else f"{meant}; {CAUSES[cause].phrase}"
 
 
 def event_line(event: Fields) -> str:

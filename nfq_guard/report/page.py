@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The page of recorded events: the answer first, then what it rests on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -9,9 +9,9 @@ from typing import Any, Final
 from nfq_guard import __version__
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
-from nfq_guard.glossary import REASONS
+from nfq_guard.glossary import CAUSES, REASONS, Cause
 from nfq_guard.names import endpoint
-from nfq_guard.report.hints import hints
+from nfq_guard.report.hints import Hint, hints
 from nfq_guard.report.html import data_island, render
 from nfq_guard.report.island import flow_data
 from nfq_guard.report.summary import (
@@ -37,6 +37,9 @@ _BARS_MAX: Final = 90
 _MARKS_MAX: Final = 60
 _TIME_LABELS: Final = 5
 _TICKS: Final = 6
+# As many flows that are met without an entry in so many seconds look like a flush.
+_LOST_AT_ONCE: Final = 10
+_LOST_WITHIN_S: Final = 3
 
 
 def write_page(
@@ -117,7 +120,7 @@ def page(
             summary.counts.resets, sum(read.event.count for read in resets)
         ),
         "reasons": [_reason(name, counts) for name, counts in ranked],
-        "hints": hints(summary, findings),
+        "hints": [*hints(summary, findings), *_causes(summary), *_lost_at_once(summary)],
         "services": [_service(name, counts) for name, counts in services[:_SERVICES_LISTED]],
         "services_left_out": _left_out(len(services), _SERVICES_LISTED),
         "distances": _distances(summary),
@@ -298,6 +301,38 @@ def _listed(numbers: Mapping[str, int]) -> str:
 
 def _reason(name: str, counts: Counts) -> dict[str, Any]:
     return _counts(counts) | {"name": name, "phrase": _phrase(name)}
+
+
+def _causes(summary: Summary) -> Iterator[Hint]:
+    """The causes that the events tell, the most frequent first."""
+
+    def packets_of(named: tuple[Cause, tuple[int, int]]) -> int:
+        return -named[1][0]
+
+    for cause, (packets, flows) in sorted(summary.causes.items(), key=packets_of):
+        meaning = CAUSES[cause]
+        yield Hint(
+            meaning.phrase,
+            f"{_counted(packets, 'packet')} of {_counted(flows, 'flow')}. {meaning.sentences}",
+            "nfq-guard explain on a capture of such a flow",
+        )
+
+
+def _lost_at_once(summary: Summary) -> Iterator[Hint]:
+    """Whether most flows without an entry were met first at the same time."""
+    within = {
+        second: sum(summary.lost[second + later] for later in range(_LOST_WITHIN_S))
+        for second in summary.lost
+    }
+    second, flows = max(within.items(), key=lambda pair: (pair[1], -pair[0]), default=(0, 0))
+    total = summary.lost.total()
+    if flows >= _LOST_AT_ONCE and 2 * flows >= total:
+        yield Hint(
+            "a flush of entries, or a failover",
+            f"{_number(flows)} of {_counted(total, 'flow')} without an entry were met first "
+            f"within {_LOST_WITHIN_S} s of {_moment(datetime.fromtimestamp(second, UTC))}",
+            "the host's log around that time: conntrack -F, a restart of the firewall, a failover",
+        )
 
 
 def _service(name: str, counts: Counts) -> dict[str, Any]:

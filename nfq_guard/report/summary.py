@@ -10,15 +10,18 @@ from typing import Final, final
 from nfq_guard.conntrack.bounds import BoundCheck
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Nat
+from nfq_guard.glossary import Cause
 from nfq_guard.names import endpoint
 from nfq_guard.report.timeline import Timeline
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.reader import ReadEvent
+from nfq_guard.whatif.causes import cause_in_event
 from nfq_guard.whatif.events import bounds_of
 
 # A port scan creates a flow with every packet; beyond this number, new flows count as `others`.
 _FLOWS_MAX: Final = 50_000
 _SERVICES_MAX: Final = 10_000
+_SECONDS_MAX: Final = 1_000_000
 # Events that are kept for the page, of all flows and of one.
 _EVENTS_MAX: Final = 100_000
 _FLOW_EVENTS_MAX: Final = 200
@@ -116,6 +119,8 @@ class FlowSummary:
         events: Its first events.
         left_out: Number of the events after those.
         numbers: The first sequence numbers of its packets outside the window.
+        causes: Its causes so far.
+        entry: The last state in which it was seen, and when, seconds since the epoch.
     """
 
     service: str
@@ -127,6 +132,8 @@ class FlowSummary:
     events: list[KeptEvent] = field(default_factory=list)
     left_out: int = 0
     numbers: set[int] = field(default_factory=set)
+    causes: set[Cause] = field(default_factory=set)
+    entry: tuple[str, float] | None = None
 
 
 @final
@@ -140,6 +147,8 @@ class Summary:
         escaped_until: When the last did.
         modes: Packets by mode.
         reasons: Packets by reason.
+        causes: By cause, where the events tell it: packets and flows.
+        lost: Flows by the second in which the first packet came that no entry was found for.
         services: Packets by service, at most a bounded number.
         rules: Packets by rule and action.
         timeline: Packets by time and `Fate`.
@@ -161,6 +170,8 @@ class Summary:
     escaped_until: datetime | None = None
     modes: Counter[str] = field(default_factory=Counter)
     reasons: dict[str, Counts] = field(default_factory=dict)
+    causes: dict[Cause, tuple[int, int]] = field(default_factory=dict)
+    lost: Counter[int] = field(default_factory=Counter)
     services: dict[str, Counts] = field(default_factory=dict)
     rules: Counter[tuple[str, str]] = field(default_factory=Counter)
     timeline: Timeline = field(default_factory=lambda: Timeline(len(Fate)))
@@ -194,6 +205,7 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
     flow = _flow(summary, event)
     service = server_of(event) if flow is None else flow.service
     groups = [_service(summary, service)]
+    _add_cause(summary, flow, read)
     if flow is None:
         summary.others += count
     else:
@@ -243,6 +255,36 @@ def _note_repetition(summary: Summary, flow: FlowSummary, event: PacketJudged) -
         summary.repeated += event.count
     elif len(flow.numbers) < _FLOW_NUMBERS_MAX:
         flow.numbers.add(event.seq)
+
+
+def _add_cause(summary: Summary, flow: FlowSummary | None, read: ReadEvent) -> None:
+    event = read.event
+    first = read.first.timestamp()
+    before = None
+    if flow is not None:
+        if flow.entry is not None:
+            before = flow.entry[0], first - flow.entry[1]
+        lost = event.reason is Reason.NO_ENTRY and event.reason not in flow.counts.reasons
+        if lost and (int(first) in summary.lost or len(summary.lost) < _SECONDS_MAX):
+            summary.lost[int(first)] += 1
+        if event.state is not None:
+            flow.entry = event.state, read.when.timestamp()
+    cause = cause_in_event(
+        event.reason,
+        event.tcp_flags,
+        event.direction,
+        event.state,
+        event.src,
+        event.dst,
+        before=before,
+    )
+    if cause is None:
+        return
+    packets, flows = summary.causes.get(cause, (0, 0))
+    if flow is not None and cause not in flow.causes:
+        flow.causes.add(cause)
+        flows += 1
+    summary.causes[cause] = packets + event.count, flows
 
 
 def server_of(event: PacketJudged) -> str:

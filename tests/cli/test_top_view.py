@@ -208,6 +208,7 @@ def test_the_selection_stays_within_the_list(three: View) -> None:
 def test_one_flow_alone(three: View) -> None:
     three.choice.opened = key_of(FLOWS[0])
     assert "enter back" in text(three.lines(24, 80))
+    assert "seq-over: data beyond the window" in text(three.lines(24, 80))
     three.take(status(936), FLOWS[1:], 106.0)
     assert "REASONS" in text(three.lines(24, 80)), "a flow that is gone closes"
 

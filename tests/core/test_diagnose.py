@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.states import CLASS_SYN
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
-from nfq_guard.diagnose import diagnose
+from nfq_guard.diagnose import detail_of, diagnose
 from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_MAXACK_SET,
@@ -403,3 +403,19 @@ def test_findings_survive_a_common_shift(
         assert (one.breach is None) == (other.breach is None)
         if one.breach is not None and other.breach is not None:
             assert one.breach.distance == other.breach.distance > 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "flags", "direction", "state", "detail"),
+    [
+        (Reason.NO_ENTRY, SYN | ACK, None, None, "syn+ack without an entry"),
+        (Reason.BAD_TRANSITION, SYN, 1, TcpState.CLOSE, "reply syn in CLOSE"),
+        (Reason.BAD_TRANSITION, SYN, None, None, ""),
+        (Reason.BAD_TRANSITION, SYN, 1, None, ""),
+        (Reason.SEQ_OVER, ACK, 0, TcpState.ESTABLISHED, ""),
+    ],
+)
+def test_the_detail_of_what_an_event_tells(
+    reason: Reason, flags: int, direction: int | None, state: TcpState | None, detail: str
+) -> None:
+    assert detail_of(reason, flags, direction, state) == detail

@@ -4,11 +4,23 @@
 import pytest
 
 from nfq_guard.finding import BOUNDS, Finding, Ignored, Reason
-from nfq_guard.glossary import BOUND_WORDS, IGNORED, REASONS, Circumstances, explained
+from nfq_guard.glossary import (
+    BOUND_WORDS,
+    CAUSES,
+    IGNORED,
+    REASONS,
+    Cause,
+    Circumstances,
+    explained,
+)
 
 
 def test_every_reason_has_a_meaning() -> None:
     assert set(REASONS) == set(Reason)
+
+
+def test_every_cause_has_a_meaning() -> None:
+    assert set(CAUSES) == set(Cause)
 
 
 def test_every_bound_has_words() -> None:
@@ -30,6 +42,7 @@ def test_every_ignored_case_has_a_meaning() -> None:
         ("rst without an entry", Circumstances(seen=True), "was flushed or is on another router"),
         ("ack without an entry", Circumstances(), "was flushed or is on another router"),
         ("data without an entry", Circumstances(seen=True), "second path of a multihomed"),
+        ("rst without an entry", Circumstances(gone=True), "was deleted or flushed"),
     ],
 )
 def test_causes_of_a_packet_without_an_entry(detail: str, known: Circumstances, words: str) -> None:

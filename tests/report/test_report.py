@@ -15,7 +15,7 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.finding import Reason
-from nfq_guard.glossary import REASONS
+from nfq_guard.glossary import CAUSES, REASONS, Cause
 from nfq_guard.report import summary
 from nfq_guard.report.page import page
 from nfq_guard.report.summary import Fate, Summary, add_event, server_of
@@ -430,3 +430,62 @@ def test_the_input_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["report", str(log), "-o", str(log)]) == 2
     assert "is the input file" in capsys.readouterr().err
     assert json.loads(log.read_bytes())["event"] == "packet_judged"
+
+
+def no_entry(second: int, port: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an event
+    fields: dict[str, Any] = {
+        "timestamp": f"2026-11-23T02:{second // 60:02}:{second % 60:02}.000000Z",
+        "src": "198.51.100.2",
+        "dport": port,
+        "reason": "no-entry",
+        "breach": None,
+        "state": None,
+        "nat": "unknown",
+        "direction": None,
+        "status": None,
+        "ct_mark": None,
+    }
+    return event(**fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"tcp_flags": "R", "src": "10.0.0.1", "dst": "8.8.8.8"}, Cause.UNTRANSLATED),
+        ({"tcp_flags": "SA"}, Cause.SYN_ELSEWHERE),
+        (
+            {"reason": "bad-transition", "state": "SYN_SENT", "direction": "original"},
+            Cause.DIRECT_RETURN,
+        ),
+        (
+            {"reason": "bad-transition", "state": "CLOSE", "direction": "reply", "tcp_flags": "S"},
+            Cause.OTHER_WAY,
+        ),
+        ({"reason": "bad-transition", "state": "CLOSE", "direction": "original"}, None),
+        ({"tcp_flags": "R"}, None),
+        ({"tcp_flags": None, "proto": "icmp", "sport": None, "dport": None}, None),
+    ],
+)
+def test_causes_that_an_event_tells(changes: dict[str, Any], cause: Cause | None) -> None:
+    text = rendered(no_entry(0, 1, **changes), no_entry(1, 1, **changes))
+    assert any(escape(one.sentences) in text for one in CAUSES.values()) == (cause is not None)
+    if cause is not None:
+        assert escape(CAUSES[cause].sentences) in text
+        assert "2 packets of 1 flow." in text
+
+
+@pytest.mark.parametrize(("gap_s", "cause"), [(11, Cause.EXPIRED), (9, Cause.GONE)])
+def test_causes_that_the_flow_before_tells(gap_s: int, cause: Cause) -> None:
+    """The timeout of CLOSE is 10 s."""
+    closed = {"state": "CLOSE", "timestamp": "2026-11-23T02:00:00.000000Z"}
+    text = rendered(event(src="198.51.100.2", dport=7, **closed), no_entry(gap_s, 7, tcp_flags="R"))
+    assert escape(CAUSES[cause].sentences) in text
+
+
+def test_flows_that_lost_their_entries_at_once() -> None:
+    """As after a flush; and not where they are spread over time."""
+    at_once = [no_entry(100 + port % 3, port) for port in range(1, 31)]
+    text = rendered(no_entry(0, 100), *at_once)
+    assert "30 of 31 flows without an entry were met first within 3 s of 2026-11-23 02:01" in text
+    spread = [no_entry(port * 5, port) for port in range(1, 31)]
+    assert "a flush of entries" not in rendered(*spread)
