@@ -114,7 +114,15 @@ def test_a_daemon_without_a_socket_reloads_a_file_that_has_no_mistakes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "file.toml"
-    with subprocess.Popen(["sleep", "60"]) as process:
+    # The signal may be ignored where the tests run.
+    waiting = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); print(flush=True); "
+        "signal.pause()"
+    )
+    command = [sys.executable, "-c", waiting]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
         words = ["reload", "--pid", str(process.pid), "--config", str(file)]
         file.write_text("[daemon]\nmode = 7\n", encoding="utf-8")
         assert main(words) == 2
