@@ -15,6 +15,8 @@ EXIT_NOT_RUNNING: Final = 3
 EXIT_UNAVAILABLE: Final = 69
 EXIT_BUSY: Final = 75
 EXIT_NO_PRIVILEGE: Final = 77
+# 128 plus SIGINT, the shell's convention.
+EXIT_INTERRUPTED: Final = 130
 
 EXIT_MEANINGS: Final = {
     EXIT_OK: "Success.",
@@ -24,6 +26,7 @@ EXIT_MEANINGS: Final = {
     EXIT_UNAVAILABLE: "A kernel feature or a program is missing; the message names it.",
     EXIT_BUSY: "The queue belongs to another process; the message names it.",
     EXIT_NO_PRIVILEGE: "A privilege is missing; the message names it.",
+    EXIT_INTERRUPTED: "Ctrl-C (SIGINT) ended it, also the daemon.",
 }
 
 
@@ -74,16 +77,19 @@ class Mistake(NamedTuple):
         key: Dotted path into the file, such as `policy.rule[2].reason`; empty for the whole file.
         expected: The values that are accepted.
         found: The value in the file, as the operator wrote it.
+        line: The line of the file with that key, from 1; 0 where it is not known.
     """
 
     key: str
     expected: str
     found: str
+    line: int = 0
 
     def __str__(self) -> str:
         """The mistake as `check` prints it, without the name of the file."""
         where = f"{self.key}: " if self.key else ""
-        return f"{where}expected {self.expected}, found {self.found}"
+        at = f" (line {self.line})" if self.line else ""
+        return f"{where}expected {self.expected}, found {self.found}{at}"
 
 
 class ConfigError(NfqGuardError):

@@ -35,10 +35,11 @@ _PROTOCOLS: Final = {
 _PROTOCOL_NUMBERS: Final = {name: number for number, name in _PROTOCOLS.items()}
 _HOOKS: Final = tuple(member.name for member in Hook)
 _STATES: Final = tuple(member.name for member in TcpState)
-_FLAG_LETTERS: Final = "FSRPAUEC"
+# In the order in which they are written, with their bits: SYN first.
+_FLAG_LETTERS: Final = "SFRPAUEC"
+_FLAG_BITS_OF: Final = dict(zip(_FLAG_LETTERS, (2, 1, 4, 8, 16, 32, 64, 128), strict=True))
 _FLAGS: Final = tuple(
-    "".join(letter for bit, letter in enumerate(_FLAG_LETTERS) if flags >> bit & 1)
-    for flags in range(256)
+    "".join(letter for letter, bit in _FLAG_BITS_OF.items() if flags & bit) for flags in range(256)
 )
 _FLAG_BITS: Final = {letters: flags for flags, letters in enumerate(_FLAGS)}
 _UNKNOWN_HOST: Final = "?"
@@ -66,15 +67,17 @@ def hook_number(text: str) -> int:
 
 
 def tcp_flags(flags: int) -> str:
-    """TCP flags in the order of their bits: `SA` for SYN and ACK, empty for none."""
+    """TCP flags, the letters SFRPAUEC in this order: `SA` for SYN and ACK, empty for none."""
     return _FLAGS[flags]
 
 
 def tcp_flag_bits(letters: str) -> int:
-    """The bits of TCP flags."""
+    """The bits of TCP flags, each at most once, in any order."""
     bits = _FLAG_BITS.get(letters)
     if bits is None:
-        raise ValueError(f"expected some of {_FLAG_LETTERS} in this order, found {letters!r}")
+        if len(set(letters)) != len(letters) or not set(letters) <= set(_FLAG_LETTERS):
+            raise ValueError(f"expected some of {_FLAG_LETTERS}, each once, found {letters!r}")
+        bits = sum(_FLAG_BITS_OF[letter] for letter in letters)
     return bits
 
 

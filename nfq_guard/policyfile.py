@@ -2,9 +2,10 @@
 """Policies on disk: files, and the presets that are part of the package."""
 
 import os
+import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Final, final
@@ -22,6 +23,10 @@ LARGEST_FILE_BYTES: Final = 1 << 20
 
 ReadFile = Callable[[str | Path], bytes]
 """Reads a whole file of a configuration; raises ConfigError where that fails."""
+
+# A table, or one of a list of tables; and a key at the beginning of a line.
+_HEADER: Final = re.compile(r"\s*\[(?P<list>\[?)\s*(?P<name>[\w\-.\s\"']+?)\s*\]")
+_KEY: Final = re.compile(r"\s*(?P<name>[\w-]+|\"[^\"]*\"|'[^']*')\s*=")
 
 _PRESETS: Final = resources.files("nfq_guard.policy") / "presets"
 
@@ -89,6 +94,49 @@ def parse_toml(content: bytes, source: str) -> dict[str, object]:
         raise ConfigError(source, [Mistake("", "valid TOML", type(error).__name__)]) from None
 
 
+def with_lines(mistakes: Iterable[Mistake], content: bytes) -> list[Mistake]:
+    """The mistakes with the lines of their keys in the file that `content` is of.
+
+    A key that the file has in another form than one a line, as in an inline table, has the line of
+    the table or key around it.
+    """
+    lines = _lines_of(content.decode("utf-8", "replace"))
+    return [
+        mistake if mistake.line else mistake._replace(line=_line_of(mistake.key, lines))
+        for mistake in mistakes
+    ]
+
+
+def _lines_of(text: str) -> dict[str, int]:
+    """The line of each table and key, by its dotted path, as mistakes name it."""
+    lines: dict[str, int] = {}
+    table = ""
+    count: dict[str, int] = {}
+    for number, line in enumerate(text.splitlines(), 1):
+        header = _HEADER.match(line)
+        key = _KEY.match(line)
+        if header is not None:
+            table = "".join(header["name"].split())
+            if header["list"]:
+                index = count.get(table, 0)
+                count[table] = index + 1
+                table = f"{table}[{index}]"
+            lines.setdefault(table, number)
+        elif key is not None:
+            name = key["name"].strip("\"'")
+            lines.setdefault(f"{table}.{name}" if table else name, number)
+    return lines
+
+
+def _line_of(key: str, lines: Mapping[str, int]) -> int:
+    """The line of a key, or of the nearest around it; 0 for a key of another file."""
+    while key:
+        if key in lines:
+            return lines[key]
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return 0
+
+
 def load_table(reference: str, read: ReadFile = read_file) -> tuple[str, Mapping[str, object]]:
     """Read a whole file, or the preset `preset:NAME`.
 
@@ -121,7 +169,14 @@ def load_policy(reference: str, read: ReadFile = read_file) -> PolicyModel:
     shown = reference if reference.startswith(PRESET_PREFIX) else str(Path(reference))
     if "policy" not in tables:
         raise ConfigError(shown, [Mistake("policy", "a table [policy]", "nothing")])
-    return parse_policy(tables["policy"], source=shown, includes=FileIncludes(source, shown, read))
+    try:
+        return parse_policy(
+            tables["policy"], source=shown, includes=FileIncludes(source, shown, read)
+        )
+    except ConfigError as error:
+        if reference.startswith(PRESET_PREFIX):
+            raise
+        raise ConfigError(error.source, with_lines(error.mistakes, read(reference))) from None
 
 
 def read_table(table: object, source: str, read: ReadFile = read_file) -> Reading:
@@ -157,8 +212,8 @@ def read_shadow(
         return load_compiled(reference, read)
     except ConfigError as error:
         mistakes += [
-            Mistake(f"daemon.shadow ({error.source}) {key}".strip(), expected, found)
-            for key, expected, found in error.mistakes
+            mistake._replace(key=f"daemon.shadow ({error.source}) {mistake.key}".strip())
+            for mistake in error.mistakes
         ]
         return None
 

@@ -11,10 +11,11 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from typing import Final, Never, Protocol, TextIO, cast
+from typing import TYPE_CHECKING, Final, Never, Protocol, TextIO, cast
 
 from nfq_guard import __version__
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
+from nfq_guard.cli.options import add_color
+from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
 
 
 class _CommandModule(Protocol):
@@ -53,12 +54,14 @@ COMMANDS: Final = {
 _DAEMON: Final = "run"
 # Errors of the device that receives the output; any other OSError is a bug.
 _OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-# 128 plus SIGINT, the shell's convention.
-_EXIT_INTERRUPTED: Final = 130
 # How argparse reports a word that is not among the choices, with the choices quoted or not.
 _NO_CHOICE: Final = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<known>.*)\)")
 _UNRECOGNIZED: Final = re.compile(r"unrecognized arguments: .*?(?P<found>--[^\s=]+)")
 _OPTION: Final = re.compile(r"(?<!\S)\[?(--[a-z][a-z-]*)")
+
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 
 class _Parser(argparse.ArgumentParser):
@@ -70,6 +73,10 @@ class _Parser(argparse.ArgumentParser):
     """
 
     chosen: argparse.ArgumentParser | None = None
+
+    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
+        """Write the help; unlike argparse's, a failure of the output is an error."""
+        (file or sys.stdout).write(self.format_help())
 
     def error(self, message: str) -> Never:
         """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""
@@ -98,29 +105,18 @@ def _parser(chosen: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("-V", "--version", action="version", version=f"nfq-guard {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    _add_color(parser)
+    add_color(parser)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
         )
         if name == chosen:
-            _add_color(sub)
+            add_color(sub)
             # Arguments that no parser takes are reported by the top-level parser.
             parser.chosen = sub
             _module(name).add_arguments(sub)
     return parser
-
-
-def _add_color(parser: argparse.ArgumentParser) -> None:
-    """Declare `--color`, which is accepted before and after the command."""
-    parser.add_argument(
-        "--color",
-        choices=("auto", "always", "never"),
-        # Otherwise the default of the command's parser would replace what stands before it.
-        default=argparse.SUPPRESS,
-        help="colours (default: auto, on a terminal)",
-    )
 
 
 def _command_in(words: Sequence[str]) -> str | None:
@@ -151,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _main(words, chosen)
     except KeyboardInterrupt:
-        return _EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
 
 
 def _main(words: list[str], chosen: str | None) -> int:
@@ -160,7 +156,16 @@ def _main(words: list[str], chosen: str | None) -> int:
     if not words:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
-    args = parser.parse_args(words)
+    try:
+        args = parser.parse_args(words)
+    except SystemExit as end:
+        # Help or the version may have been written; its output can fail as any other can.
+        status = int(end.code or 0)
+        if _flushed(status) == status:
+            raise
+        return EXIT_NOT_FINE
+    except OSError as error:
+        return _unwritable(error)
     if "color" in args:
         # Imported here, so that a command that writes no colours does not load it.
         from nfq_guard.telemetry.palette import choose_colour  # noqa: PLC0415
@@ -187,10 +192,23 @@ def _main(words: list[str], chosen: str | None) -> int:
     except OSError as error:
         if args.debug or error.errno not in _OUTPUT_ERRORS:
             raise
-        _discard_output()
-        sys.stderr.write(f"nfq-guard: cannot write the output: {error.strerror}\n")
-        return EXIT_NOT_FINE
+        return _unwritable(error)
     return status
+
+
+def _flushed(status: int) -> int:
+    """The status, or that of a standard output that cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        return _unwritable(error)
+    return status
+
+
+def _unwritable(error: OSError) -> int:
+    _discard_output()
+    sys.stderr.write(f"nfq-guard: cannot write the output: {error.strerror}\n")
+    return EXIT_NOT_FINE
 
 
 def _ignore_early_signals() -> None:

@@ -27,6 +27,7 @@ from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.schema import policy_schema
+from nfq_guard.policy.values import split_suggestion
 from nfq_guard.policyfile import PRESET_PREFIX, load_policy
 from nfq_guard.service import unit
 from nfq_guard.service.config import DEFAULT_PATH, DEFAULTS, load_config
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
     except ConfigError as error:
         if args.format == "text":
             raise
-        write_line(_json({"source": error.source, "fine": False, "mistakes": error.mistakes}))
+        mistakes = [_mistake(one) for one in error.mistakes]
+        write_line(_json({"source": error.source, "fine": False, "mistakes": mistakes}))
         return EXIT_USAGE
     found = [*cautions(model, kernel, choice), *of_unit]
     on_host = list(host.checks(compile_policy(model))) if args.host else None
@@ -147,6 +149,36 @@ def _read(file: str | None) -> tuple[str, PolicyModel, EvidenceChoice, list[Caut
     return config.source, config.model, choice, list(of_unit)
 
 
+class MistakeRecord(TypedDict):
+    """One mistake.
+
+    Attributes:
+        key: Dotted path into the file; empty for the whole file.
+        expected: The values that are accepted.
+        found: The value in the file.
+        suggestion: What may have been meant; empty if nothing is close.
+        line: Its line in the file, from 1; 0 where it is not known.
+    """
+
+    key: str
+    expected: str
+    found: str
+    suggestion: str
+    line: int
+
+
+def _mistake(mistake: Mistake) -> MistakeRecord:
+    found, of_found = split_suggestion(mistake.found)
+    expected, of_expected = split_suggestion(mistake.expected)
+    return {
+        "key": mistake.key,
+        "expected": expected,
+        "found": found,
+        "suggestion": of_found or of_expected,
+        "line": mistake.line,
+    }
+
+
 class ReportRecord(TypedDict):
     """The result of `check`.
 
@@ -164,7 +196,7 @@ class ReportRecord(TypedDict):
     source: str
     fine: bool
     rules: NotRequired[int]
-    mistakes: tuple[Mistake, ...]
+    mistakes: list[MistakeRecord]
     warnings: NotRequired[list[Caution]]
     sentences: NotRequired[list[str]]
     host: NotRequired[list[Check]]
@@ -182,7 +214,7 @@ def _report(
         "source": source,
         "fine": True,
         "rules": len(model.rules),
-        "mistakes": (),
+        "mistakes": [],
         "warnings": found,
     }
     if explain:
@@ -197,7 +229,7 @@ def _json(report: ReportRecord) -> str:
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, Mistake | Caution):
+    if isinstance(value, Caution):
         return value._asdict()
     raise TypeError
 

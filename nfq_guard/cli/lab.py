@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TypedDict
 
-from nfq_guard.cli.options import add_format
+from nfq_guard.cli.options import add_color, add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
 from nfq_guard.lab import demo, matrix
@@ -75,10 +75,12 @@ class CleanedRecord(TypedDict):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `list`, `run`, `matrix`, `demo` and `clean`."""
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    listing, one, many, _, cleaning = (
+    listing, one, many, showing, cleaning = (
         actions.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
         for name, summary in _ACTIONS.items()
     )
+    for action in (listing, one, many, showing, cleaning):
+        add_color(action)
     one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO", help=_one_of(SCENARIOS))
     one.add_argument(
         "--mitigation",

@@ -17,6 +17,17 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_color(parser: argparse.ArgumentParser) -> None:
+    """Declare `--color`, which is accepted before and after the command."""
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        # Otherwise the default of the command's parser would replace what stands before it.
+        default=argparse.SUPPRESS,
+        help="colours (default: auto, on a terminal)",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Declare `--config FILE`; its value is None for the default path."""
     parser.add_argument(

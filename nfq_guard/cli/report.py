@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     jinja()
     if len(args.policy) > _POLICIES_MAX:
         raise UsageError(f"--policy: expected at most {_POLICIES_MAX}, found {len(args.policy)}")
-    if args.output.exists() and args.events != "-" and args.output.samefile(args.events):
+    if args.events != "-" and _is_same(args.output, Path(args.events)):
         raise UsageError(f"{args.output}: is the input file")
     name = "standard input" if args.events == "-" else Path(args.events).name
     trial = Trial([load_compiled(reference) for reference in args.policy or _PRESETS])
@@ -110,3 +110,10 @@ def _findings(name: str) -> Iterator[dict[str, Any]]:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError:
         raise UsageError(f"{name}: expected the output of doctor --format json") from None
+
+
+def _is_same(output: Path, events: Path) -> bool:
+    try:
+        return output.samefile(events)
+    except OSError:
+        return False  # one of them is not there

@@ -8,7 +8,7 @@ import msgspec
 from nfq_guard.cli.options import add_config, add_last_good
 from nfq_guard.doctor import host
 from nfq_guard.engine import Mode
-from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from nfq_guard.service import assemble, privileges
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
 
@@ -37,15 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the daemon until SIGTERM or SIGINT."""
-    assemble.run(
+    """Run the daemon until SIGTERM, exit status 0, or SIGINT, exit status 130."""
+    interrupted = assemble.run(
         args.config,
         lambda settings: _overridden(settings, args),
         privileges.give_up,
         host.event,
         args.last_good,
     )
-    return EXIT_OK
+    return EXIT_INTERRUPTED if interrupted else EXIT_OK
 
 
 def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:

@@ -292,7 +292,7 @@ class _Reader:
     def _healing(self, rule: Rule) -> Rule | None:
         mistakes = heal_mistakes(rule)
         for mistake in mistakes:
-            self.note(*mistake)
+            self.note(mistake.key, mistake.expected, mistake.found)
         return None if mistakes else with_heal_limits(rule)
 
     def _nots(

@@ -17,6 +17,8 @@ _MARK: Final = re.compile(
 )
 _LONGEST_INTERFACE: Final = 15  # IFNAMSIZ without the terminating NUL
 _LONGEST_SHOWN: Final = 60
+# What `suggestion` appends.
+_SUGGESTED: Final = re.compile(r" \(did you mean (?P<quote>['\"])(?P<word>.*)(?P=quote)\?\)$")
 
 
 class ValueProblem(Exception):  # noqa: N818 - never leaves the parser, which makes it a Mistake
@@ -48,6 +50,12 @@ def suggestion(found: object, known: tuple[str, ...]) -> str:
     folded = {word.lower().replace("_", "-"): word for word in known}
     near = get_close_matches(plain, list(folded), n=1, cutoff=0.6)
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
+
+
+def split_suggestion(text: str) -> tuple[str, str]:
+    """A text without the suggestion that `suggestion` appended, and what it suggests."""
+    found = _SUGGESTED.search(text)
+    return (text, "") if found is None else (text[: found.start()], found["word"])
 
 
 def one_of(words: tuple[str, ...], conjunction: str = "or") -> str:

@@ -99,7 +99,7 @@ def run(
     give_up: GiveUp = _keep_privileges,
     survey: Callable[[], Event] | None = None,
     last_good_at: Path | None = None,
-) -> None:
+) -> bool:
     """Load the configuration and serve until SIGTERM or SIGINT.
 
     Args:
@@ -109,6 +109,9 @@ def run(
             `privileges.give_up`; by default all are kept.
         survey: Examines the rules of the host once the daemon has started.
         last_good_at: The file with the last good configuration; None for none.
+
+    Returns:
+        Whether it was SIGINT.
 
     Raises:
         NfqGuardError: The configuration has mistakes, or a part of the daemon cannot be made;
@@ -167,7 +170,7 @@ def run(
                     ahead.get(queue_num),
                 )
             )
-        Daemon(
+        daemon = Daemon(
             Parts(
                 settings=settings,
                 source=config.source,
@@ -185,7 +188,9 @@ def run(
                 refused="" if refused is None else str(refused),
                 last_good=last_good_of,
             )
-        ).run()
+        )
+        daemon.run()
+        return daemon.interrupted
 
 
 def _log_failed_housekeeping(events: EventLog) -> Callable[[Exception], None]:

@@ -17,7 +17,14 @@ from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN, PolicyModel
 from nfq_guard.policy.values import shown
-from nfq_guard.policyfile import ReadFile, read_file, read_shadow, read_table, read_toml
+from nfq_guard.policyfile import (
+    ReadFile,
+    read_file,
+    read_shadow,
+    read_table,
+    read_toml,
+    with_lines,
+)
 from nfq_guard.service.settings import RELOADED, TABLE, Settings, parse_settings
 from nfq_guard.service.status import PolicyFacts
 
@@ -132,7 +139,7 @@ def read_config(path: Path | None, read: ReadFile = read_file) -> ConfigReading:
         source=tables.source,
         settings=None if tables.mistakes else tables.settings,
         config=config,
-        mistakes=tuple(mistakes),
+        mistakes=tuple(with_lines(mistakes, files.get(tables.source, b""))),
     )
 
 

@@ -117,6 +117,7 @@ class Daemon:
     Attributes:
         mode: Whether decisions are carried out.
         fail_mode: The fail mode in the rules.
+        interrupted: Whether SIGINT ended it, as Ctrl-C does.
         reloader: The policy in force, and its reloads.
     """
 
@@ -136,6 +137,7 @@ class Daemon:
         self._failure: Exception | None = None
         self._hurried_at: float | None = None
         self._changing_rules = 0
+        self.interrupted = False
         self.reloader = Reloader(
             loaded=parts.loaded,
             read=parts.read,
@@ -341,12 +343,16 @@ class Daemon:
     def _watch_signals(self) -> None:
         loop = self._loop
         loop.on(signal.SIGTERM, self._stop_requested)
-        loop.on(signal.SIGINT, self._stop_requested)
+        loop.on(signal.SIGINT, self._interrupt)
         loop.on(signal.SIGHUP, self.reload)
         loop.on(signal.SIGUSR1, self._log_counters)
         loop.every(_SECOND_S, self._tick)
         if self._notifier.watchdog_s:
             loop.every(self._notifier.watchdog_s / 3, self._feed_watchdog)
+
+    def _interrupt(self) -> None:
+        self.interrupted = True
+        self._stop_requested()
 
     def _stop_requested(self) -> None:
         if self._loop.stopped:

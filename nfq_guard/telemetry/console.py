@@ -44,7 +44,7 @@ class Console:
         source = endpoint(event.src, event.sport)
         destination = endpoint(event.dst, event.dport)
         interfaces = f"{event.indev or '-'}>{event.outdev or '-'}"
-        return f"{event.timestamp[11:23]} {action} " + visible(
+        return f"{_moment(event.timestamp)} {action} " + visible(
             f"{event.reason:<14} {source:>21} > {destination:<21} "
             f"{event.proto}{flags:<4} nat={event.nat}{state} "
             f"{event.hook} {interfaces} rule={event.rule}{proof}{count}"
@@ -57,13 +57,16 @@ class Console:
             for name, value in own_fields(event).items()
             if value not in ([], {}) and not (totals and value == 0)
         )
-        return (
-            f"{at[11:23]} {self._styled(f'{event.level:<10}', LEVEL_STYLES[event.level])} "
-            f"{name_of(type(event)):<14} {fields}"
-        )
+        level = self._styled(f"{event.level:<10}", LEVEL_STYLES[event.level])
+        return f"{_moment(at)} {level} {name_of(type(event)):<14} {fields}"
 
     def _styled(self, text: str, style: Style) -> str:
         return styled(text, style) if self._colour else text
+
+
+def _moment(text: str) -> str:
+    """Date and time of a timestamp, to the millisecond, in UTC as it is."""
+    return f"{text[:10]} {text[11:23]}"
 
 
 def _words(value: object) -> str:

@@ -191,7 +191,7 @@ class PacketJudged(
     dst: Annotated[str | None, _text("Destination address.", ecs="destination.ip")]
     sport: Annotated[int, _number("Source port.", high=_U16, ecs="source.port")] | None
     dport: Annotated[int, _number("Destination port.", high=_U16, ecs="destination.port")] | None
-    tcp_flags: Annotated[str | None, _text("TCP flags, the letters FSRPAUEC in this order.")]
+    tcp_flags: Annotated[str | None, _text("TCP flags, the letters SFRPAUEC in this order.")]
     seq: Annotated[int, _number("TCP sequence number.", high=_U32)] | None
     ack: Annotated[int, _number("TCP acknowledgement number.", high=_U32)] | None
     payload: Annotated[int, _number("Data after the transport header.", "bytes")] | None

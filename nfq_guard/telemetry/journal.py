@@ -71,7 +71,7 @@ MESSAGE_IDS: Final = {
     "stopped_under_load": "5bab1402d8d3706b6deaf908111a9def",
 }
 # Length of the time at the start of a console line; the journal has the time as a field.
-_TIME: Final = 13
+_TIME: Final = 24
 _PRIORITY: Final[dict[Level, str]] = {"error": "3", "warning": "4", "info": "6"}
 
 

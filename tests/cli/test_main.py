@@ -207,3 +207,22 @@ def test_file_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixt
         assert main(words) == 0
         assert "caf\\" in capsys.readouterr().out
     assert main(["report", str(events), "-o", out]) == 0
+
+
+@pytest.mark.parametrize("words", [["--help"], ["rules", "--help"]])
+def test_help_that_cannot_be_written_is_an_error(words: list[str]) -> None:
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "nfq_guard", *words],
+            check=False,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert "cannot write the output" in done.stderr
+
+
+def test_color_after_an_action(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["lab", "list", "--color", "never"]) == 0
+    assert "kube-proxy-dnat" in capsys.readouterr().out

@@ -50,7 +50,7 @@ def test_names() -> None:
         (names.protocol_number, "٣"),
         (names.hook_number, ""),
         (names.hook_number, "1" * 5000),
-        (names.tcp_flag_bits, "AS"),
+        (names.tcp_flag_bits, "SS"),
         (names.tcp_flag_bits, "-"),
         (names.tcp_state_number, "OPEN"),
     ],
@@ -111,3 +111,18 @@ def test_ends_of_a_packet_and_of_a_flow() -> None:
     ends = (packet.src, packet.dst, 7, 8 << 8)
     assert names.tuple_ends(FlowTuple(PROTO_TCP, *ends)) == "10.0.0.1:7 > 10.0.0.2:2048"
     assert names.tuple_ends(FlowTuple(PROTO_ICMP, *ends)) == "10.0.0.1 > 10.0.0.2"
+
+
+def test_flags_are_written_in_their_usual_order_and_read_in_any() -> None:
+    """As events of earlier versions have them: FIN first."""
+    assert [names.tcp_flags(flags) for flags in (3, 0x12, 0x11, 0x14, 0)] == [
+        "SF",
+        "SA",
+        "FA",
+        "RA",
+        "",
+    ]
+    assert names.tcp_flag_bits("FS") == names.tcp_flag_bits("SF") == 3
+    for wrong in ("SS", "X", "s"):
+        with pytest.raises(ValueError, match="SFRPAUEC"):
+            names.tcp_flag_bits(wrong)

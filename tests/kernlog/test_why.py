@@ -200,7 +200,7 @@ def test_a_rule_gives_no_reason_but_flags_may() -> None:
     assert (plain["source"], plain["reason"], plain["tcp_flags"]) == ("rule", None, "RA")
     assert (plain["packets"], plain["first_line"], plain["last_line"]) == (2, 1, 2)
     assert "does not say why" in plain["meaning"]
-    assert (bad["reason"], bad["tcp_flags"]) == (Reason.BAD_FLAGS, "FS")
+    assert (bad["reason"], bad["tcp_flags"]) == (Reason.BAD_FLAGS, "SF")
     assert (udp["reason"], udp["tcp_flags"], udp["verdict"]) == (None, None, "not said")
 
 

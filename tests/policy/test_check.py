@@ -57,7 +57,9 @@ def test_mistakes_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         {
             "key": "policy.default",
             "expected": "drop, log or allow",
-            "found": "'dorp' (did you mean 'drop'?)",
+            "found": "'dorp'",
+            "suggestion": "drop",
+            "line": 2,
         }
     ]
 
@@ -160,3 +162,21 @@ def test_settings_that_the_unit_does_not_allow(
     assert bool(said) is bool(warned)
     key = setting.partition(" ")[0]
     assert not warned or f"warning: {path}: daemon.{key}: " in said
+
+
+def test_a_suggestion_has_a_field_of_its_own(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("[daemon]\nque = 1\nmode = 7\n", encoding="utf-8")
+    status, out, _ = _run(capsys, "--format", "json", str(path))
+    assert status == 2
+    unknown, mode = json.loads(out)["mistakes"]
+    assert unknown == {
+        "key": "daemon.que",
+        "expected": "a setting of the daemon",
+        "found": "unknown key 'que'",
+        "suggestion": "queue",
+        "line": 2,
+    }
+    assert (mode["suggestion"], mode["line"]) == ("", 3)

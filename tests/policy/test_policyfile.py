@@ -100,3 +100,32 @@ def test_table_of_a_configuration(tmp_path: Path) -> None:
     assert model is not None
     assert len(model.rules) == 11
     assert load_compiled("preset:default").model.rules == model.rules[1:]
+
+
+def test_the_lines_of_mistakes(tmp_path: Path) -> None:
+    """Of keys, and else of the nearest table or key around them."""
+    file = tmp_path / "p.toml"
+    file.write_text(
+        '[policy]\ndefault = "alow"\n\n[[policy.rule]]\nreason = "seq-over"\naction = "drop"\n'
+        '[[ policy . rule ]]\n"reason" = ["no-entry",\n "sec-over"]\n'
+        '[[policy.rule]]\nrate = { per_s = "x" }\naction = "drop"\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(ConfigError) as refused:
+        load_policy(str(file))
+    lines = {mistake.key: mistake.line for mistake in refused.value.mistakes}
+    assert lines["policy.default"] == 2
+    assert lines["policy.rule[1].reason[1]"] == 8
+    assert lines["policy.rule[1].action"] == 7
+    assert {line for key, line in lines.items() if key.startswith("policy.rule[2].rate")} == {11}
+    assert "policy.default: expected drop" in str(refused.value)
+    assert "'alow' (did you mean 'allow'?) (line 2)" in str(refused.value)
+
+
+def test_a_mistake_of_an_included_file_has_no_line(tmp_path: Path) -> None:
+    (tmp_path / "more.toml").write_text("[policy]\nnonsense = 1\n", encoding="utf-8")
+    file = tmp_path / "p.toml"
+    file.write_text('[policy]\ninclude = "more.toml"\n', encoding="utf-8")
+    with pytest.raises(ConfigError) as refused:
+        load_policy(str(file))
+    assert [one.line for one in refused.value.mistakes if "nonsense" in one.key] == [0]

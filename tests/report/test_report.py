@@ -489,3 +489,12 @@ def test_flows_that_lost_their_entries_at_once() -> None:
     assert "30 of 31 flows without an entry were met first within 3 s of 2026-11-23 02:01" in text
     spread = [no_entry(port * 5, port) for port in range(1, 31)]
     assert "a flush of entries" not in rendered(*spread)
+
+
+def test_events_that_are_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the page of an earlier run is."""
+    page = tmp_path / "page.html"
+    page.write_text("before", encoding="utf-8")
+    assert main(["report", str(tmp_path / "missing"), "-o", str(page)]) == 2
+    assert "missing" in capsys.readouterr().err
+    assert page.read_text(encoding="utf-8") == "before"

@@ -51,8 +51,8 @@ def test_unknown_table(file: Path) -> None:
 def test_tables_of_another_type(file: Path) -> None:
     file.write_text("daemon = 1\npolicy = 2\n")
     assert problem(file).splitlines() == [
-        "daemon: expected a table, found 1",
-        f"{file}: policy: expected a table, found 2",
+        "daemon: expected a table, found 1 (line 1)",
+        f"{file}: policy: expected a table, found 2 (line 2)",
     ]
 
 

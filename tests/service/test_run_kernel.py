@@ -75,7 +75,7 @@ def test_enforce_drops(inside: Namespace, tmp_path: Path) -> None:
     ):
         udp.send(150)
         wait_for(lambda: idle(inside) and bool(guard.events("packet_judged")))
-        assert guard.stop(signal.SIGINT) == 0
+        assert guard.stop(signal.SIGINT) == 130
         assert udp.received() == []
         judged = guard.events("packet_judged")
         assert sum(one.get("count", 1) for one in judged) == 150
@@ -87,7 +87,7 @@ def test_stop_on_a_quiet_queue(inside: Namespace, tmp_path: Path) -> None:
         log = tmp_path / f"log{number}"
         words = ("--queue", str(QUEUE), "--no-rules")
         with GuardProcess(inside, log, *words).ready() as guard:
-            assert guard.stop(number) == 0
+            assert guard.stop(number) == (130 if number == signal.SIGINT else 0)
             assert guard.events("stopped")
 
 

@@ -136,7 +136,7 @@ def test_to_a_daemon_that_was_stopped_for_long(namespace: Make, tmp_path: Path) 
         supervised.ask("reload", "--wait")
         assert supervised.pids() == before
         assert guard.events("worker_stuck") == []
-        assert guard.stop(signal.SIGINT) == 0
+        assert guard.stop(signal.SIGINT) == 130
     supervised.udp.close()
 
 

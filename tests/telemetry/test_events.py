@@ -188,7 +188,8 @@ def test_console_lines(tmp_path: Path) -> None:
     sink.close(0)
     first, second, third = (tmp_path / "log").read_text().splitlines()
     assert first == (
-        "03:04:05.000 would drop seq-over              10.0.0.1:40000 > 10.0.0.2:80           "
+        "2026-01-02 03:04:05.000 "
+        "would drop seq-over              10.0.0.1:40000 > 10.0.0.2:80           "
         "tcp PA  nat=dnat ESTABLISHED PREROUTING eth0>- rule=translated"
         "  5000 is 100 beyond 4900  x3"
     )

@@ -91,7 +91,7 @@ def test_an_event_survives() -> None:
         {"proto": "256"},
         {"proto": "TCP"},
         {"hook": "NOWHERE"},
-        {"tcp_flags": "AS"},
+        {"tcp_flags": "SS"},
         {"state": "OPEN"},
         {"direction": "sideways"},
         {"reason": "boredom"},
