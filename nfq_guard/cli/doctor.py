@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Final
 
 from nfq_guard.cli.options import add_config, add_format
-from nfq_guard.cli.terminal import paint
+from nfq_guard.cli.terminal import fitted, paint
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         [_configuration(reading)], examine(firewall, policy, reading.settings.evidence)
     ):
         counts[check.status] += 1
-        sys.stdout.write(_json(check) if args.format == "json" else check_text(check))
+        sys.stdout.write(_json(check) if args.format == "json" else fitted(check_text(check)))
     if args.format == "text":
         summary = ", ".join(f"{counts[status]} {status}" for status in Status)
         sys.stdout.write(f"\n{summary}\n")

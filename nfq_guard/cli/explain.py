@@ -9,7 +9,7 @@ from pathlib import Path
 from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.explain_text import explanation_text
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import printable, wants_colour, write_json
+from nfq_guard.cli.terminal import columns, fitted, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.replay.explanation import explain
 from nfq_guard.replay.explanation_record import explanation_object
@@ -42,5 +42,6 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         write_json(explanation_object(explanation))
     else:
-        sys.stdout.write(explanation_text(explanation, colour=wants_colour()))
+        text = explanation_text(explanation, colour=wants_colour(), columns=columns())
+        sys.stdout.write(fitted(text))
     return EXIT_OK

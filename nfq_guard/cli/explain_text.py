@@ -45,6 +45,7 @@ from nfq_guard.wire.packet import ACK, Packet, Segment
 from nfq_guard.wire.tcp import parse_options
 
 _WIDTH: Final = 78
+_LEAST_DRAWN: Final = 40
 _INDENT: Final = "    "
 _VERDICT_COLUMN: Final = 58
 _PAST_HEAD: Final = f"{_INDENT}{{}} {'time':>11}    {'packet':<34} {'ctstate':<24} state after it"
@@ -64,16 +65,24 @@ _ACTIONS: Final = {
 }
 
 
-def explanation_text(explanation: Explanation, *, colour: bool) -> str:
-    """The whole explanation, with a newline after each line."""
-    return "\n".join(_Telling(explanation, colour=colour).lines()) + "\n"
+def explanation_text(explanation: Explanation, *, colour: bool, columns: int | None = None) -> str:
+    """The whole explanation, with a newline after each line.
+
+    Args:
+        explanation: The explanation.
+        colour: Whether it is coloured.
+        columns: Width of the terminal, to which the number lines keep; None for none.
+    """
+    return "\n".join(_Telling(explanation, colour=colour, columns=columns).lines()) + "\n"
 
 
 @final
 class _Telling:
-    def __init__(self, explanation: Explanation, *, colour: bool) -> None:
+    def __init__(self, explanation: Explanation, *, colour: bool, columns: int | None) -> None:
         self._explanation = explanation
         self._colour = colour
+        room = _WIDTH if columns is None else columns - len(_INDENT)
+        self._drawn_width = max(_LEAST_DRAWN, min(_WIDTH, room))
 
     def lines(self) -> list[str]:
         explanation = self._explanation
@@ -286,7 +295,7 @@ class _Telling:
         if check.span is not None:
             begin, end = (distance(number, check.limit.seq) for number in check.span)
             span = (begin, max(begin, end))
-        drawn = draw(marks, upper=check.upper, width=_WIDTH, span=span)
+        drawn = draw(marks, upper=check.upper, width=self._drawn_width, span=span)
         return [head + verdict, *(f"{_INDENT}{line}" for line in drawn)]
 
     def _mark(self, point: Point, sign: str, check: BoundCheck) -> Mark:
