@@ -66,7 +66,8 @@ if [ -z "$wheels" ]; then
     rm -rf "$wheels" "$tree/build/install"
     "$python" -m venv "$tree/build/install"
     pip="$tree/build/install/bin/python -m pip --disable-pip-version-check --quiet"
-    $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build
+    $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build ||
+        fail "building the wheels needs the package registry; or name a folder with them: WHEELS=FOLDER"
     $pip wheel --constraint "$tree/constraints.txt" --no-build-isolation --no-deps \
         --wheel-dir "$wheels" netfilterqueue
     # Built from an sdist, because the build leaves compiled modules beside its sources.
@@ -109,6 +110,10 @@ if running; then
     systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket
     systemctl restart nfq-guard.service
     say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
+elif systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket 2>/dev/null; then
+    say "no systemd is running here, as in an image: enabled, it starts at the next boot"
+else
+    say "no systemd is running here, and it cannot be enabled: systemctl enable nfq-guard"
 fi
 cat <<EOF
   packets:     tail -F /var/log/nfq-guard/events.jsonl
