@@ -5,8 +5,10 @@ A host has rules of its own in iptables, of either backend, or in native nftable
 go to iptables wherever it has rules.
 """
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+from nfq_guard import capabilities
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.firewall.native import has_queue
 from nfq_guard.firewall.nft_program import listed
@@ -56,6 +58,8 @@ def choose(runner: Runner, families: tuple[Family, ...], before: Place | None = 
             return Choice(Native.NFTABLES, "iptables is not installed")
         raise UnavailableError("program iptables (Debian package iptables) is missing")
     loads = {one: _load(runner, one, families) for one in usable}
+    if before is not Backend.NFT and _is_hidden(runner, loads):
+        return Choice(Backend.LEGACY, "legacy has the table mangle, which may not be read here")
     if not any(load.own or load.foreign for load in loads.values()):
         native = _native_chains(runner) if has_queue(runner) else 0
         if native:
@@ -75,6 +79,19 @@ def choose(runner: Runner, families: tuple[Family, ...], before: Place | None = 
     if mine.foreign:
         return Choice(best, f"{best} holds {mine.foreign} rules and chains of others{also}")
     return Choice(best, f"neither backend holds rules, and iptables -V says {default}")
+
+
+def _is_hidden(runner: Runner, loads: Mapping[Backend, _Load]) -> bool:
+    """Whether our rules may be in legacy tables that this process cannot read.
+
+    To install them in the other backend would queue each packet twice.
+    """
+    return (
+        Backend.LEGACY in loads
+        and not runner.capabilities() >> capabilities.NET_RAW & 1
+        and not any(load.own for load in loads.values())
+        and runner.has_legacy_mangle()
+    )
 
 
 def choose_unprivileged(runner: Runner) -> Choice:

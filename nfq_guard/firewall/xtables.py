@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import subprocess
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
 
@@ -59,6 +59,9 @@ class Runner(Protocol):
     def has_nft_table(self, name: str) -> bool:
         """Whether nftables has this table of family inet; True also without the privilege."""
 
+    def has_legacy_mangle(self) -> bool:
+        """Whether legacy iptables has the table mangle; False where that cannot be read."""
+
     def locked(self) -> AbstractContextManager[None]:
         """Hold the lock of the rules, see `lock.held`."""
 
@@ -104,6 +107,14 @@ class System:
     def has_nft_table(self, name: str) -> bool:
         """Ask the kernel by netlink."""
         return has_table(name)
+
+    def has_legacy_mangle(self) -> bool:
+        """By the kernel's lists, which `nfq-guard prepare` opens to the daemon."""
+        names = set()
+        for file in ("ip_tables_names", "ip6_tables_names"):
+            with suppress(OSError):
+                names |= set(Path("/proc/thread-self/net", file).read_text("ascii").split())
+        return "mangle" in names
 
     def locked(self) -> AbstractContextManager[None]:
         """The lock of this machine."""

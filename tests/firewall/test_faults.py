@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from nfq_guard.capabilities import NET_ADMIN, NET_RAW
 from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import Backend, Family, Firewall, RulesSpec
+from nfq_guard.firewall.backends import choose
 from nfq_guard.firewall.xtables import Result, Xtables
 from tests.firewall.conftest import Host
 
@@ -63,6 +65,11 @@ class FakeSystem:
 
     def has_ipv6(self) -> bool:
         return self.ipv6
+
+    def has_legacy_mangle(self) -> bool:
+        return self.legacy_mangle
+
+    legacy_mangle = False
 
     def has_nft_table(self, name: str) -> bool:  # noqa: ARG002 - as of a Runner
         return False
@@ -248,3 +255,21 @@ def test_a_user_who_may_not_see_legacy_tables_installs_into_nft() -> None:
     assert len(changes.done) == 2
     assert all("legacy: not checked" in note for note in changes.notes)
     assert firewall.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("caps", "mangle", "before", "chosen"),
+    [
+        (1 << NET_ADMIN, True, None, Backend.LEGACY),
+        (1 << NET_ADMIN, True, Backend.NFT, Backend.NFT),
+        (1 << NET_ADMIN, False, None, Backend.NFT),
+        (1 << NET_ADMIN | 1 << NET_RAW, True, None, Backend.NFT),
+    ],
+)
+def test_rules_may_be_in_tables_that_this_process_cannot_read(
+    caps: int, mangle: bool, before: Backend | None, chosen: Backend
+) -> None:
+    system = FakeSystem()
+    system.caps = caps
+    system.legacy_mangle = mangle
+    assert choose(system, (Family.IPV4,), before).backend is chosen

@@ -81,6 +81,11 @@ class NftHost:
     def has_ipv6(self) -> bool:
         return False
 
+    def has_legacy_mangle(self) -> bool:
+        return self.legacy_mangle
+
+    legacy_mangle = False
+
     def has_nft_table(self, name: str) -> bool:
         return self.rules is not None and name == OURS
 

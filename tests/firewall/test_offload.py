@@ -34,6 +34,11 @@ class FakeNft:
     def locked(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    def has_legacy_mangle(self) -> bool:
+        return self.legacy_mangle
+
+    legacy_mangle = False
+
     def has_nft_table(self, name: str) -> bool:  # noqa: ARG002 - as of a Runner
         return self.table
 

@@ -55,6 +55,9 @@ class Systemctl:
     def has_nft_table(self, name: str) -> bool:
         raise AssertionError(name)
 
+    def has_legacy_mangle(self) -> bool:
+        raise AssertionError
+
     def locked(self) -> AbstractContextManager[None]:
         raise AssertionError
 

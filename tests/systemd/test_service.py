@@ -30,7 +30,9 @@ RULES: Final = 4
 
 def rules(guest: Guest) -> int:
     """How many of our rules hand packets to the queue."""
-    return int(guest.sh("cat <(iptables-save) <(ip6tables-save) | grep -c NFQUEUE", check=False))
+    # The programs warn where there are legacy tables too.
+    saved = "cat <(iptables-save) <(ip6tables-save) 2>/dev/null"
+    return int(guest.sh(f"{saved} | grep -c NFQUEUE", check=False).split()[-1])
 
 
 def journal(guest: Guest, pid: str) -> list[dict[str, str]]:
@@ -473,6 +475,18 @@ def test_a_flush_of_legacy_rules_is_noticed(guest: Guest) -> None:
     finally:
         guest.sh("systemctl stop nfq-guard")
         assert legacy() == 0
+
+
+def test_rules_beside_those_of_others_in_legacy_tables(guest: Guest) -> None:
+    """Root chooses legacy; the daemon, which cannot read it, must not install them again."""
+    others = "iptables-legacy -t mangle -A FORWARD -j ACCEPT"
+    guest.sh(f"systemctl stop nfq-guard; {others}; systemctl start nfq-guard")
+    try:
+        guest.until(lambda: "in place" in guest.sh("nfq-guard status"), "the rules are seen")
+        assert "NFQUEUE" in guest.sh("iptables-legacy-save")
+        assert rules(guest) == 0, "none in iptables-nft"
+    finally:
+        guest.sh("systemctl stop nfq-guard; iptables-legacy -t mangle -F FORWARD")
 
 
 def test_rules_stay_over_a_restart(guest: Guest) -> None:
