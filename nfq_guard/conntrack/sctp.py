@@ -190,6 +190,8 @@ class SctpTracker:
             if has_data:
                 return False
             if kind == HEARTBEAT:
+                if not self.refreshes:
+                    return False  # the second of this packet
                 association.heartbeat_failed = True
                 association.last_dir = direction
                 self.refreshes = False
@@ -199,7 +201,7 @@ class SctpTracker:
                 association.learn_tag(1 - direction, 0)
             else:
                 return False
-        elif kind == HEARTBEAT:
+        else:
             association.heartbeat_failed = False
         return True
 

@@ -371,6 +371,8 @@ class FlowTable:
             if tracker.follow(association, sctp, direction) == INVALID:
                 self.entry = entry
                 self.direction = direction
+                if tracker.assures:
+                    entry.status |= IPS_ASSURED
                 return self._invalid(tracker.reason)
         self.entry = entry
         self.direction = direction

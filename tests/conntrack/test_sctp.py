@@ -236,11 +236,30 @@ def test_a_heartbeat_with_another_tag_waits_for_its_answer() -> None:
     assert talk.send(0, SERVER, chunk(DATA)) == CT_ESTABLISHED
 
 
-def test_a_heartbeat_with_the_right_tag_ends_the_wait() -> None:
+@pytest.mark.parametrize("kind", [HEARTBEAT, HEARTBEAT_ACK])
+def test_a_heartbeat_with_the_right_tag_ends_the_wait(kind: int) -> None:
     talk = Talk().established()
     talk.send(0, 0x1234, chunk(HEARTBEAT))
-    assert talk.send(0, SERVER, chunk(HEARTBEAT)) == CT_ESTABLISHED
+    assert talk.send(0, SERVER, chunk(kind)) == CT_ESTABLISHED
     assert talk.send(1, 0x4321, chunk(HEARTBEAT_ACK)) == CT_INVALID
+
+
+def test_two_heartbeats_with_another_tag_in_one_packet() -> None:
+    talk = Talk().established()
+    assert talk.send(0, 0x1234, chunk(HEARTBEAT), chunk(HEARTBEAT)) == CT_INVALID
+    assert talk.refused(Reason.BAD_TAG, "verification tag of another association")
+
+
+def test_an_invalid_packet_keeps_what_its_first_chunks_did() -> None:
+    talk = Talk()
+    for direction, tag, one in (
+        (0, 0, init(1, CLIENT)), (1, CLIENT, init(2, SERVER)), (0, SERVER, chunk(COOKIE_ECHO)),
+    ):  # fmt: skip
+        talk.send(direction, tag, one)
+    assert talk.send(1, CLIENT, chunk(COOKIE_ACK), chunk(ABORT, b"", T)) == CT_INVALID
+    assert talk.state == "ESTABLISHED"
+    assert talk.snapshot is not None
+    assert talk.snapshot.status & IPS_ASSURED
 
 
 def test_what_the_diagnosis_cannot_know() -> None:
