@@ -8,7 +8,8 @@ wire in parentheses.
 from datetime import UTC, datetime
 from typing import Final, final
 
-from nfq_guard.cli.replay_text import counted, kernel_words
+from nfq_guard.cli.ladder_text import ladder
+from nfq_guard.cli.replay_text import kernel_words
 from nfq_guard.conntrack.bounds import BoundCheck, Point
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
@@ -23,7 +24,7 @@ from nfq_guard.flow import (
     Peer,
 )
 from nfq_guard.glossary import BOUND_WORDS, explained
-from nfq_guard.names import address, endpoint, packet_ends, protocol, tuple_ends
+from nfq_guard.names import address, endpoint, packet_ends, protocol
 from nfq_guard.policy.decision import Action
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
@@ -41,14 +42,13 @@ from nfq_guard.replay.words import (
 )
 from nfq_guard.seqno import Seq, distance
 from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
-from nfq_guard.wire.packet import ACK, Packet, Segment
+from nfq_guard.wire.packet import ACK, Segment
 from nfq_guard.wire.tcp import parse_options
 
 _WIDTH: Final = 78
 _LEAST_DRAWN: Final = 40
 _INDENT: Final = "    "
 _VERDICT_COLUMN: Final = 58
-_PAST_HEAD: Final = f"{_INDENT}{{}} {'time':>11}    {'packet':<34} {'ctstate':<24} state after it"
 _PEER_FLAGS: Final = (
     (IP_CT_TCP_FLAG_WINDOW_SCALE, "scales"),
     (IP_CT_TCP_FLAG_SACK_PERM, "sack"),
@@ -93,7 +93,7 @@ class _Telling:
             doubt = f"The finding is in doubt: {doubt_sentence(explanation.outcome.doubted)}."
             lines += [self._heading("The capture"), *_wrapped(doubt), ""]
         lines += [self._heading("The packet"), *self._packet(), ""]
-        lines += [self._heading("Its flow so far"), *self._flow(), ""]
+        lines += [self._heading("Its flow in the whole capture"), *self._flow(), ""]
         if explanation.before is not None and explanation.before.peers is not None:
             lines += [self._heading("What each side has shown before it"), *self._window(), ""]
         if explanation.checks:
@@ -176,25 +176,9 @@ class _Telling:
 
     def _flow(self) -> list[str]:
         explanation = self._explanation
+        lines = list(ladder(explanation.life, explanation.outcome.frame.number))
         if not explanation.first:
-            return [f"{_INDENT}This is the first packet of it in the capture."]
-        lines: list[str] = []
-        original = explanation.first[0].packet if explanation.before is None else None
-        if explanation.before is not None:
-            name = tuple_ends(explanation.before.original)
-        else:
-            name = packet_ends(original) if original is not None else ""
-        total = len(explanation.first) + len(explanation.last) + explanation.between
-        lines.append(f"{_INDENT}{name} (the original direction ->), {counted(total, 'packet')}:")
-        told = (*explanation.first, *explanation.last)
-        width = max(5, *(len(str(outcome.frame.number)) for outcome in told))
-        lines.append(self._styled(_PAST_HEAD.format("frame".rjust(width)), Style.DIM))
-        lines += [self._past(outcome, width) for outcome in explanation.first]
-        if explanation.between:
-            lines.append(
-                f"{_INDENT}{'':>{width}}  ... {counted(explanation.between, 'more packet')}"
-            )
-        lines += [self._past(outcome, width) for outcome in explanation.last]
+            lines.append(f"{_INDENT}This is the first packet of it in the capture.")
         if explanation.expired_s:
             lines.append(
                 f"{_INDENT}Its entry had expired {explanation.expired_s:.1f} s before this packet."
@@ -202,30 +186,6 @@ class _Telling:
         elif explanation.before is not None:
             lines.append(f"{_INDENT}{_condition(explanation.before)}")
         return lines
-
-    def _past(self, outcome: Outcome, width: int) -> str:
-        arrow = "->" if outcome.direction == 0 else "<-"
-        packet = outcome.packet
-        what = ""
-        if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
-            segment = packet.l4
-            side = outcome.direction
-            seq = self._explanation.relative(segment.seq, side)
-            ack = self._explanation.relative(segment.ack, 1 - side)
-            what = f"{flag_letters(segment.flags):<3} seq {seq}"
-            if segment.flags & ACK:
-                what += f" ack {ack}"
-            what += f" len {segment.payload_len}"
-        elif packet is not None:
-            what = gist(packet)
-        said = "" if outcome.ctstate is None else outcome.ctstate.value
-        if outcome.finding is not None:
-            said += f" {outcome.finding.reason.value}"
-        elif outcome.ignored is not None:
-            said += " (ignored)"
-        number = f"{outcome.frame.number:>{width}}"
-        line = f"{number} {outcome.now:>11.6f} {arrow} {what:<34} {said:<24} "
-        return f"{_INDENT}{line}{state_name(outcome.state) or ''}".rstrip()
 
     def _window(self) -> list[str]:
         before = self._explanation.before

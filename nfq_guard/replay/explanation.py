@@ -2,8 +2,8 @@
 """Explains one frame: its flow before the frame, the check, and the result under other kernels.
 
 The capture is read three times: to find the flow of the frame, to find out from the whole capture
-whether the finding is in doubt, and to follow all flows up to the frame. Only the history of that
-flow is kept, and of a long history only the first and the last packets.
+what became of the flow and whether the finding is in doubt, and to follow all flows up to the frame
+under the rules of every kernel. Of a long flow only some packets are kept.
 """
 
 from collections import deque
@@ -14,6 +14,7 @@ from typing import Final, final
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.reader import Capture
 from nfq_guard.conntrack.bounds import BoundCheck, rst_check, window_checks
+from nfq_guard.conntrack.entry import Key, reverse
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import BOUNDS, Ignored, Reason
@@ -21,13 +22,12 @@ from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
 from nfq_guard.glossary import Circumstances
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.intervals import is_global, is_private
-from nfq_guard.replay.copies import Copies
+from nfq_guard.replay.life import Life, flow_key
 from nfq_guard.replay.outcome import Outcome
-from nfq_guard.replay.packets import PacketReader
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.seqno import Seq, add
-from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Segment, tuple_of
+from nfq_guard.wire.packet import ACK, RST, SYN, Packet, Segment, tuple_of
 
 # The number of first and of last packets before the frame that are shown.
 FIRST_SHOWN: Final = 4
@@ -54,6 +54,7 @@ class Explanation:
         checks: The bounds that were checked; empty where no bound was.
         others: The outcome under each generation of kernels, in their order.
         isns: Where relative numbers begin, by direction.
+        life: The flow in the whole capture.
     """
 
     file: str
@@ -67,6 +68,7 @@ class Explanation:
     checks: tuple[BoundCheck, ...]
     others: tuple[tuple[str, Outcome], ...]
     isns: tuple[Seq | None, Seq | None]
+    life: Life
 
     @property
     def segment(self) -> Segment | None:
@@ -115,7 +117,7 @@ def _frames(name: str, number: int) -> Iterator[Frame]:
 class _History:
     """The packets of one flow as they go by."""
 
-    def __init__(self, flow: FlowTuple | None) -> None:
+    def __init__(self, flow: Key | None) -> None:
         self._flow = flow
         self.first: list[Outcome] = []
         self.last: deque[Outcome] = deque(maxlen=LAST_SHOWN)
@@ -123,15 +125,9 @@ class _History:
         # The first sequence number of each end, by its address and port.
         self.isns: dict[tuple[bytes, int], Seq] = {}
 
-    def takes(self, packet: Packet | Malformed | None) -> bool:
-        """Whether a packet belongs to the flow."""
-        wanted = self._flow
-        found = tuple_of(packet) if isinstance(packet, Packet) else None
-        if wanted is None or found is None or found.proto != wanted.proto:
-            return False
-        ends = ((found.src, found.sport), (found.dst, found.dport))
-        one, other = (wanted.src, wanted.sport), (wanted.dst, wanted.dport)
-        return ends in {(one, other), (other, one)}
+    def takes(self, key: Key | None) -> bool:
+        """Whether a packet of this direction belongs to the flow."""
+        return key is not None and self._flow in {key, reverse(key)}
 
     def add(self, outcome: Outcome) -> None:
         """Keep the packet if it is one of the first or of the last."""
@@ -141,7 +137,7 @@ class _History:
         else:
             self.last.append(outcome)
 
-    def learn(self, packet: Packet, *, trusted: bool) -> None:
+    def learn(self, key: Key, packet: Packet, *, trusted: bool) -> None:
         """Take a beginning of relative numbers from a segment.
 
         Only a segment that conntrack accepted, `trusted`, can change a known beginning.
@@ -149,7 +145,7 @@ class _History:
         segment = packet.l4
         if not isinstance(segment, Segment):
             return
-        one, other = (packet.src, segment.sport), (packet.dst, segment.dport)
+        one, other = (key[0], key[2] >> 16), (key[1], key[2] & 0xFFFF)
         if segment.flags & SYN and trusted:
             self.isns[one] = segment.seq
         elif not segment.flags & RST:
@@ -168,9 +164,10 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
         UsageError: It has no such frame.
     """
     settings = replace(settings, every=True)
-    flow = _flow_of(name, number, settings)
-    history = _History(flow)
-    settled = _settled(name, number, settings, policy)
+    flow, key = _flow_of(name, number, settings)
+    history = _History(key)
+    life = Life(key, number)
+    settled = _settled(name, number, settings, policy, life)
     broken = settled is not None and _has_bad_checksum(settled)
     chosen = Replayer(settings, policy)
     generations = {
@@ -193,11 +190,12 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
             if target:
                 others[generation] = replayer.outcome(frame, code)
         code = chosen.follow(frame)
-        if target or history.takes(chosen.reader.packet):
+        found = flow_key(chosen)
+        if target or history.takes(found):
             outcome = chosen.outcome(frame, code)
-            if isinstance(outcome.packet, Packet) and history.takes(outcome.packet):
+            if found is not None and isinstance(outcome.packet, Packet) and history.takes(found):
                 passed = outcome.ctstate is not CtState.INVALID and outcome.ignored is None
-                history.learn(outcome.packet, trusted=passed)
+                history.learn(found, outcome.packet, trusted=passed)
             if not target:
                 history.add(outcome)
     assert outcome is not None  # noqa: S101 - _frames ends with that frame or raises
@@ -225,37 +223,50 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
         checks=_checks(outcome, before, reason, settings.kernel),
         others=tuple((rules.name, others[rules.name]) for rules in KERNELS.values()),
         isns=_by_direction(history.isns, before, flow),
+        life=life,
     )
 
 
-def _flow_of(name: str, number: int, settings: ReplaySettings) -> FlowTuple | None:
-    """The tuple of the packet in a frame, if it holds one."""
-    reader = PacketReader(settings.checksums, Copies())
+def _flow_of(
+    name: str, number: int, settings: ReplaySettings
+) -> tuple[FlowTuple | None, Key | None]:
+    """The tuple of the packet in a frame, and its direction with the tuple before translation."""
+    replayer = Replayer(settings)
     for frame in _frames(name, number):
-        reader.read(frame)
-    packet = reader.packet
-    return tuple_of(packet) if isinstance(packet, Packet) else None
+        replayer.follow(frame)
+    packet = replayer.reader.packet
+    return tuple_of(packet) if isinstance(packet, Packet) else None, flow_key(replayer)
 
 
 def _has_bad_checksum(outcome: Outcome) -> bool:
     return outcome.finding is not None and outcome.finding.reason is Reason.BAD_CHECKSUM
 
 
-def _settled(name: str, number: int, settings: ReplaySettings, policy: Policy) -> Outcome | None:
+def _settled(
+    name: str, number: int, settings: ReplaySettings, policy: Policy, life: Life
+) -> Outcome | None:
     """The frame by what the whole capture shows; None where it is not INVALID."""
     replayer = Replayer(replace(settings, every=False), policy)
     capture = Capture(name)
+    found: Outcome | None = None
     try:
-        outcomes: list[Outcome] = []
         for frames in capture.batches():
-            outcomes = replayer.replay(frames)
-            if outcomes and outcomes[-1].frame.number >= number:
-                break
-        else:
-            replayer.drops = capture.drops
-            outcomes = replayer.finish()
+            outcomes: list[Outcome] = []
+            for frame in frames:
+                outcomes += replayer.replay([frame])
+                life.follow(replayer, frame.number)
+            found = found or _of_frame(outcomes, number)
+            life.settle(outcomes)
+        replayer.drops = capture.drops
+        outcomes = replayer.finish()
+        life.finish()
+        life.settle(outcomes)
     finally:
         capture.close()
+    return found or _of_frame(outcomes, number)
+
+
+def _of_frame(outcomes: list[Outcome], number: int) -> Outcome | None:
     return next((one for one in outcomes if one.frame.number == number), None)
 
 

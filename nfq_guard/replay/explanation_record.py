@@ -8,8 +8,10 @@ from nfq_guard.flow import FlowSnapshot, Peer
 from nfq_guard.names import direction, tuple_ends
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.frame_record import BreachRecord, FrameRecord, breach_object, record
+from nfq_guard.replay.life import Life, Step
 from nfq_guard.replay.outcome import Outcome
-from nfq_guard.replay.words import finding_sentence, state_name
+from nfq_guard.replay.words import direction_text, finding_sentence, flag_letters, state_name
+from nfq_guard.wire.packet import ACK, Segment
 
 
 class PeerRecord(TypedDict):
@@ -118,6 +120,69 @@ class KernelRecord(TypedDict):
     says: str | None
 
 
+class StepRecord(TypedDict):
+    """A packet of the flow.
+
+    Attributes:
+        number: Its number in the flow, from 1; those between are left out.
+        frame: Its frame.
+        sender: 0 for the end that sent the first packet of the flow in the capture, else 1.
+        flags: TCP flags by their letters; null where it is not TCP.
+        seq: Relative sequence number; null where it is not TCP.
+        ack: Relative acknowledgement number; null without the flag.
+        length: Bytes of data; null where it is not TCP.
+        ctstate: As in the frame.
+        ignored: As in the frame.
+        state: State of the flow after it.
+        reason: As in the frame.
+        doubt: As in the frame.
+    """
+
+    number: int
+    frame: int
+    sender: int
+    flags: str | None
+    seq: int | None
+    ack: int | None
+    length: int | None
+    ctstate: str
+    ignored: bool
+    state: str | None
+    reason: str | None
+    doubt: str | None
+
+
+class HoleRecord(TypedDict):
+    """A place where the capture differs from what the peers did.
+
+    Attributes:
+        kind: What differs, by the names of `doubt`.
+        frame: The frame that shows it.
+        missing: Bytes that are not in the capture, where they are known; else 0.
+    """
+
+    kind: str
+    frame: int
+    missing: int
+
+
+class LifeRecord(TypedDict):
+    """The flow in the whole capture.
+
+    Attributes:
+        flow: Its first packet in the capture, as `source > destination`.
+        packets: How many packets it has.
+        steps: The first ones, those around the frame, the last ones, and the first of those that
+            open or end the flow or are INVALID.
+        holes: Where the capture lacks frames or has them out of order; the first ones.
+    """
+
+    flow: str
+    packets: int
+    steps: list[StepRecord]
+    holes: list[HoleRecord]
+
+
 class ExplanationRecord(FrameRecord):
     """What `explain` adds to the fields of a frame.
 
@@ -130,6 +195,7 @@ class ExplanationRecord(FrameRecord):
         history_left_out: Frames of the flow between those.
         bounds: The bounds of the window.
         kernels: What the rules of the other kernels say.
+        life: The flow in the whole capture; null where the frame has none.
     """
 
     kernel: str
@@ -140,6 +206,7 @@ class ExplanationRecord(FrameRecord):
     history_left_out: int
     bounds: list[BoundRecord]
     kernels: list[KernelRecord]
+    life: LifeRecord | None
 
 
 def explanation_object(explanation: Explanation) -> ExplanationRecord:
@@ -156,6 +223,41 @@ def explanation_object(explanation: Explanation) -> ExplanationRecord:
         "history_left_out": explanation.between,
         "bounds": [_bound(check, explanation) for check in explanation.checks],
         "kernels": [_generation(name, outcome) for name, outcome in explanation.others],
+        "life": _life(explanation.life),
+    }
+
+
+def _life(life: Life) -> LifeRecord | None:
+    if life.left is None:
+        return None
+    return {
+        "flow": direction_text(life.left),
+        "packets": life.count,
+        "steps": [_step(life, step) for step in life.steps],
+        "holes": [
+            {"kind": proof.kind.value, "frame": proof.frame, "missing": proof.missing}
+            for proof in life.proofs
+        ],
+    }
+
+
+def _step(life: Life, step: Step) -> StepRecord:
+    l4 = step.packet.l4
+    segment = l4 if isinstance(l4, Segment) else None
+    acknowledges = segment is not None and segment.flags & ACK
+    return {
+        "number": step.number,
+        "frame": step.frame,
+        "sender": step.side,
+        "flags": None if segment is None else flag_letters(segment.flags),
+        "seq": None if segment is None else life.relative(segment.seq, step.side),
+        "ack": life.relative(segment.ack, 1 - step.side) if segment and acknowledges else None,
+        "length": None if segment is None else segment.payload_len,
+        "ctstate": step.ctstate.value,
+        "ignored": step.ignored,
+        "state": state_name(step.state),
+        "reason": None if step.reason is None else step.reason.value,
+        "doubt": None if step.doubted is None else step.doubted.kind.value,
     }
 
 

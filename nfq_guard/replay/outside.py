@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import final
 
 from nfq_guard.conntrack.entry import reverse
-from nfq_guard.replay.stream import Stream
+from nfq_guard.replay.stream import Jump, Side, Stream
 from nfq_guard.replay.words import direction_text
-from nfq_guard.seqno import distance
+from nfq_guard.seqno import after, distance
 
 
 @final
@@ -30,8 +30,9 @@ class Outside:
 def outside(streams: Iterable[Stream]) -> list[Outside]:
     """Segments that the host which saw the beginning of their flow may have called INVALID.
 
-    Each is farther ahead than the assumed scale allows, and its stream went on without it: the
-    receiver acknowledged less afterwards, or answered with an RST.
+    Each is farther ahead than the assumed scale allows, and its receiver did not take it: it
+    answered by an RST, or acknowledged what came afterwards in the place of the stream; or the
+    sender sent the same bytes again.
 
     Args:
         streams: Those that began before the capture.
@@ -44,10 +45,18 @@ def outside(streams: Iterable[Stream]) -> list[Outside]:
             found.extend(
                 Outside(frame=jump.frame, flow=flow, distance=distance(jump.seq, jump.start))
                 for jump in side.outside
-                if not jump.confirmed and stream.frames > jump.index
+                if _is_refused(side, jump)
             )
     found.sort(key=_frame_of)
     return found
+
+
+def _is_refused(side: Side, jump: Jump) -> bool:
+    if jump.confirmed:
+        return False
+    if jump.reset or jump.passed:
+        return True
+    return not jump.reached and after(side.acked, jump.start)
 
 
 def _frame_of(segment: Outside) -> int:

@@ -60,8 +60,12 @@ class Jump:
         start: Where the stream stood.
         index: Its position in the stream.
         frame: Its frame.
+        ack: What it acknowledges.
         confirmed: Whether the receiver acknowledged it, so that it belongs to the stream.
-        passed: Whether the stream went on without it.
+        reached: Whether the stream went on up to it.
+        passed: Whether the stream went on past it without its confirmation: its bytes were sent
+            again.
+        reset: Whether its receiver answered it by an RST.
     """
 
     def __init__(self, seq: Seq, end: Seq, start: Seq, index: int, frame: int) -> None:
@@ -71,8 +75,11 @@ class Jump:
         self.start = start
         self.index = index
         self.frame = frame
+        self.ack: Seq = Seq(0)
         self.confirmed = False
+        self.reached = False
         self.passed = False
+        self.reset = False
 
 
 @final

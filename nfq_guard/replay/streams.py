@@ -114,11 +114,7 @@ class Streams:
         if late:
             self._prove(stream, side, Doubt.OUT_OF_ORDER, index, frame, segment.seq, 0)
         if flags & RST:
-            if flags & ACK and not peer.known and not peer.asked_index:
-                peer.asked_ack, peer.asked_index, peer.asked_frame = segment.ack, index, frame
-            self.ahead = (side.known and after(segment.seq, side.end)) or (
-                flags & ACK != 0 and peer.known and after(segment.ack, peer.end)
-            )
+            self._reset(side, peer, segment, index, frame)
             return
         stream.alive = index
         if not side.known:
@@ -128,6 +124,8 @@ class Streams:
                 self.cut_openings += 1
         else:
             self._continue(stream, side, peer, segment.seq, segment.end, index, frame)
+            if self.jump is not None and self.jump.index == index:
+                self.jump.ack = segment.ack
             if side.watched and not harmed:
                 _repeat(side.watched, segment.seq, segment.end)
             if side.beyond or side.jumps:
@@ -138,6 +136,16 @@ class Streams:
         if side.scale > 0 and not flags & SYN:
             window <<= side.scale
         side.window = max(side.window, window)
+
+    def _reset(self, side: Side, peer: Side, segment: Segment, index: int, frame: int) -> None:
+        if peer.outside:
+            _answer_by_reset(peer.outside, segment)
+        acknowledges = segment.flags & ACK != 0
+        if acknowledges and not peer.known and not peer.asked_index:
+            peer.asked_ack, peer.asked_index, peer.asked_frame = segment.ack, index, frame
+        self.ahead = (side.known and after(segment.seq, side.end)) or (
+            acknowledges and peer.known and after(segment.ack, peer.end)
+        )
 
     def _side_of(
         self, entry: Entry | None, direction: int, key: Key, segment: Segment, frame: int
@@ -332,8 +340,9 @@ class Streams:
         jumps: list[Jump] = []
         for jump in side.jumps:
             if jump.index != index and not before(end, jump.seq):
-                jump.passed = True
-            else:
+                jump.reached = True
+                jump.passed = not before(end, jump.end)
+            if not jump.passed:
                 jumps.append(jump)
         side.jumps = jumps
 
@@ -412,6 +421,13 @@ class Streams:
     ) -> None:
         self.proofs += 1
         stream.prove(Proof(kind, index, frame, side.number, start, missing))
+
+
+def _answer_by_reset(jumps: list[Jump], segment: Segment) -> None:
+    """Mark those to which an RST is the answer, by its numbers (RFC 9293 3.10.7.1)."""
+    for jump in jumps:
+        if segment.seq == jump.ack or (segment.flags & ACK and segment.ack == jump.end):
+            jump.reset = True
 
 
 def _fill(gaps: list[Gap], seq: Seq, end: Seq) -> None:

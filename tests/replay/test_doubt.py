@@ -2,6 +2,7 @@
 """Findings that the capture may have caused are in doubt; facts are not."""
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from nfq_guard.replay.stream import Doubt
 from nfq_guard.wire.packet import RST, SYN, Packet, Segment
 from tests.support import captures
 from tests.support.conversation import RAW, Conversation
-from tests.support.healthy import renumbered, swapped, traffic, without
+from tests.support.healthy import download, renumbered, swapped, traffic, without
 
 
 def invalid(frames: list[Frame], *, strict: bool = False) -> list[Outcome]:
@@ -226,6 +227,57 @@ def test_healthy_flows_that_began_before() -> None:
     replayer.replay(renumbered(frames))
     assert len(replayer.streams.began_before) > 50
     assert outside(replayer.streams.began_before) == []
+
+
+@pytest.mark.parametrize("sack", [True, False])
+def test_healthy_downloads_from_their_middle(sack: bool) -> None:
+    """Data ahead of more than the assumed window, which is acknowledged once the gap is filled."""
+    rng = random.Random(5)  # noqa: S311 - reproducible, no secret
+    leaps = 0
+    for number in range(20):
+        frames = download(rng, 40000 + number, sack=sack)
+        for begin in (4, 12, len(frames) // 2):
+            replayer = Replayer(ReplaySettings())
+            replayer.replay(renumbered(frames[begin:]))
+            assert outside(replayer.streams.began_before) == []
+            leaps += sum(
+                len(side.outside) for one in replayer.streams.began_before for side in one.sides
+            )
+    assert leaps > 3
+
+
+@pytest.mark.parametrize("evidence", ["reset", "reset and acknowledged", "went on", "sent again"])
+def test_evidence_against_a_segment_in_the_middle(evidence: str) -> None:
+    talk = conversation()
+    del talk.frames[:3]
+    talk.server("PA", 500_001, 19, length=1000)
+    frame = len(talk.frames)
+    if evidence == "reset":
+        talk.client("R", 19)
+    elif evidence == "reset and acknowledged":
+        talk.client("RA", 19, 501_001)
+    elif evidence == "went on":
+        talk.server("PA", 1001, 19, length=1000)
+        talk.client("A", 19, 2001)
+    else:
+        for start in range(1001, 510_001, 1000):
+            talk.server("A", start, 19, length=1000)
+            talk.client("A", 19, start + 1000)
+    replayer = Replayer(ReplaySettings())
+    replayer.replay(renumbered(talk.frames))
+    assert [one.frame for one in outside(replayer.streams.began_before)] == [frame]
+
+
+def test_no_evidence_against_a_segment_in_the_middle() -> None:
+    """The capture ends, or an RST with other numbers ends the flow."""
+    for flags, seq in (("A", 19), ("R", 5)):
+        talk = conversation()
+        del talk.frames[:3]
+        talk.server("PA", 500_001, 19, length=1000)
+        talk.client(flags, seq, 1001)
+        replayer = Replayer(ReplaySettings())
+        replayer.replay(renumbered(talk.frames))
+        assert outside(replayer.streams.began_before) == []
 
 
 def _middle(frames: list[Frame]) -> list[Frame]:

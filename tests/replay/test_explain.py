@@ -60,8 +60,8 @@ def test_ack_of_unseen_data(talk: Conversation, explains: Explains) -> None:
     assert "INVALID ack-over" in text
     assert "flags A, seq 101 (51), ack 10008 (15008), 0 bytes of data" in text
     assert "window 502 shifted by 7: 64256 bytes" in text
-    assert "10.0.0.1:40000 > 10.0.0.2:80 (the original direction ->), 24 packets:" in text
-    assert "... 14 more packets" in text
+    assert "left 10.0.0.1:40000, right 10.0.0.2:80, 25 packets:" in text
+    assert "... 16 more packets" in text
     assert "III Does it acknowledge only what was sent?" in text
     assert "broken by 7 bytes" in text
     assert text.count("holds") == 3
@@ -219,7 +219,7 @@ def test_other_protocols(explains: Explains) -> None:
     assert "its protocol has no window" in " ".join(explains.text(talk).split())
     talk.add(bytes(IP(src="10.0.0.2", dst="10.0.0.1") / UDP(sport=53, dport=5)))
     text = explains.text(talk)
-    assert "10.0.0.1:5 > 10.0.0.2:53 (the original direction ->), 1 packet:" in text
+    assert "left 10.0.0.1:5, right 10.0.0.2:53, 2 packets:" in text
     assert explains.object(talk)["flow"]["peers"] == {"original": None, "reply": None}
 
 
@@ -228,7 +228,8 @@ def test_icmp_error(talk: Conversation, explains: Explains) -> None:
     talk.add(bytes(IP(src="10.9.9.9", dst="10.0.0.1") / ICMP(type=3, code=4) / quoted))
     text = explains.text(talk)
     assert "RELATED" in text
-    assert "24 packets" in text
+    assert "25 packets" in text
+    assert "<- icmp type 3 code 4 about" in text
 
 
 @pytest.mark.parametrize(

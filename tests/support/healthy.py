@@ -58,6 +58,47 @@ def connection(rng: random.Random, sport: int, start: float) -> list[Frame]:
     return talk.frames
 
 
+def download(rng: random.Random, sport: int, *, sack: bool) -> list[Frame]:
+    """One connection with any window scale, bursts up to its window, and runs of lost segments."""
+    scale = rng.choice([0, 7, 10, 12, 13, 14, 14])
+    room = min(rng.choice([60_000, 300_000, 600_000]), 65_535 << scale)
+    window = max(1, room >> scale)
+    step = 1e-5
+    options = [("MSS", 1460), ("WScale", scale), *([("SAckOK", b"")] if sack else [])]
+    talk = Conversation(
+        client_isn=rng.randrange(2**32), server_isn=rng.randrange(2**32), sport=sport
+    )
+    talk.client("S", 0, win=64240, options=options, wait=step)
+    talk.server("SA", 0, 1, win=65160, options=options, wait=step)
+    talk.client("A", 1, 1, win=window, wait=step)
+    talk.client("PA", 1, 1, length=100, win=window, wait=step)
+    sent, mine = 1, 101
+    for most in (10, rng.choice([60, 300])):
+        segments = min(room // MSS, most)
+        burst = [sent + MSS * place for place in range(segments)]
+        first = rng.randrange(segments)
+        lost = burst[first : first + rng.choice([0, 1, 40, 150])]
+        for number in burst:
+            if number in lost:
+                continue
+            talk.server("A", number, mine, length=MSS, wait=step)
+            if lost and number > lost[-1] and rng.random() < 0.2:
+                edges = [talk.isns[1] + lost[-1] + MSS, talk.isns[1] + number + MSS]
+                block = ("SAck", tuple(edge % 2**32 for edge in edges))
+                selective = [block] if sack else []
+                talk.client("A", mine, lost[0], win=window, options=selective, wait=step)
+        for number in lost:
+            talk.server("A", number, mine, length=MSS, wait=step)
+            if number != lost[-1] and rng.random() < 0.5:
+                talk.client("A", mine, number + MSS, win=window, wait=step)
+        sent = burst[-1] + MSS
+        talk.client("A", mine, sent, win=window, wait=step)
+    talk.server("FA", sent, mine, wait=step)
+    talk.client("FA", mine, sent + 1, win=window, wait=step)
+    talk.server("A", sent + 1, mine + 1, wait=step)
+    return talk.frames
+
+
 @functools.cache
 def _traffic(seed: int, connections: int, first_port: int) -> list[Frame]:
     rng = random.Random(seed)  # noqa: S311 - reproducible, no secret

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: MIT
+"""The whole life of one flow in a capture: its packets, and what the capture lacks of them.
+
+Of a long flow these are kept: the first packets, those around the frame that is explained, the last
+ones, and the first of those that open or end the flow or are INVALID.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Final, final
+
+from nfq_guard.conntrack.entry import Key, key_of, reverse
+from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.finding import Reason
+from nfq_guard.flow import CtState
+from nfq_guard.replay.doubt import Doubted
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.stream import Proof, Stream
+from nfq_guard.seqno import Seq, add
+from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Packet, Segment, tuple_of
+
+_FIRST: Final = 4
+_BEFORE: Final = 4
+_AFTER: Final = 4
+_LAST: Final = 4
+_MOST_MARKED: Final = 24
+
+
+@final
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One packet of the flow.
+
+    Attributes:
+        number: Its number in the flow, from 1.
+        frame: Its frame.
+        now: Seconds since the first frame.
+        side: Who sent it: 0 for the end that sent the first packet of the flow in the capture.
+        packet: The packet.
+        ctstate: What iptables would have matched.
+        ignored: Whether the flow took no note of it.
+        state: `TcpState` number of the flow after it; 0 without one.
+        reason: Why it is INVALID; set by what the whole capture shows.
+        doubted: Why that may be due to the capture.
+    """
+
+    number: int
+    frame: int
+    now: float
+    side: int
+    packet: Packet
+    ctstate: CtState
+    ignored: bool
+    state: int
+    reason: Reason | None = None
+    doubted: Doubted | None = None
+
+
+def flow_key(replayer: Replayer) -> Key | None:
+    """The direction of the last packet, with the tuple before translation; None without one."""
+    packet = replayer.reader.packet
+    if not isinstance(packet, Packet):
+        return None
+    if isinstance(packet.l4, Segment) and replayer.table.key is not None:
+        return replayer.table.key
+    wanted = tuple_of(packet)
+    if wanted is None:
+        return None
+    return key_of(wanted.src, wanted.dst, wanted.sport, wanted.dport, wanted.proto)
+
+
+@final
+class Life:
+    """Collects the packets of a flow as they go by.
+
+    Attributes:
+        count: How many packets it has.
+        left: Direction of its first packet; None before that.
+    """
+
+    def __init__(self, flow: Key | None, frame: int) -> None:
+        """Collect the packets of `flow`, in either direction, around `frame`."""
+        self.count = 0
+        self.left: Key | None = None
+        self._flow = flow
+        self._frame = frame
+        self._kept: dict[int, Step] = {}
+        self._marked = 0
+        self._before: deque[Step] = deque(maxlen=_BEFORE)
+        self._after = 0
+        self._last: deque[Step] = deque(maxlen=_LAST)
+        self._stream: Stream | None = None
+        # What puts single packets in doubt, beside the proofs of the stream.
+        self._more: list[Proof] = []
+        self._isns: dict[int, Seq] = {}
+
+    def follow(self, replayer: Replayer, frame: int) -> None:
+        """Take the last packet that `replayer` followed, if it belongs to the flow."""
+        key = flow_key(replayer)
+        packet = replayer.reader.packet
+        if key is None or not isinstance(packet, Packet):
+            return
+        if key != self._flow and reverse(key) != self._flow:
+            return
+        if self.left is None:
+            self.left = key
+        table = replayer.table
+        side = 0 if key == self.left else 1
+        self.count += 1
+        step = Step(
+            number=self.count,
+            frame=frame,
+            now=replayer.now,
+            side=side,
+            packet=packet,
+            ctstate=CTSTATES[table.ctstate],
+            ignored=table.ignored is not None,
+            state=table.state,
+        )
+        self._learn(step)
+        self._keep(step)
+        if frame == self._frame:
+            self._stream = replayer.streams.stream if table.key is not None else None
+
+    def _keep(self, step: Step) -> None:
+        if step.frame == self._frame:
+            for earlier in self._before:
+                self._kept[earlier.number] = earlier
+            self._kept[step.number] = step
+            return
+        if step.number <= _FIRST:
+            self._kept[step.number] = step
+        elif self._marked < _MOST_MARKED and _is_marked(step):
+            self._marked += 1
+            self._kept[step.number] = step
+        elif step.frame > self._frame and self._after < _AFTER:
+            self._after += 1
+            self._kept[step.number] = step
+        if step.frame < self._frame:
+            self._before.append(step)
+        self._last.append(step)
+
+    def _learn(self, step: Step) -> None:
+        """Take the beginning of relative numbers from a segment."""
+        segment = step.packet.l4
+        if not isinstance(segment, Segment):
+            return
+        if segment.flags & SYN and step.ctstate is not CtState.INVALID:
+            self._isns[step.side] = segment.seq
+        elif not segment.flags & RST:
+            # The first byte seen of a flow that was picked up in the middle is number 1.
+            syn = segment.flags & SYN
+            self._isns.setdefault(step.side, segment.seq if syn else add(segment.seq, -1))
+        if segment.flags & ACK:
+            self._isns.setdefault(1 - step.side, add(segment.ack, -1))
+
+    def relative(self, number: Seq, side: int) -> int:
+        """A number relative to the first one of an end, or itself where that was not seen."""
+        isn = self._isns.get(side)
+        if isn is None:
+            return number
+        gap = (number - isn) & 0xFFFFFFFF
+        return gap - (1 << 32) if gap >= 0xC0000000 else gap
+
+    def finish(self) -> None:
+        """The capture has ended."""
+        for step in self._last:
+            self._kept[step.number] = step
+
+    @property
+    def proofs(self) -> list[Proof]:
+        """What shows that frames are missing or out of order, the first of it."""
+        known = [] if self._stream is None else self._stream.proofs
+        more = [proof for proof in self._more if proof not in known]
+        return sorted((*known, *more), key=_frame_of)
+
+    @property
+    def steps(self) -> list[Step]:
+        """The packets that are kept, in their order."""
+        return [self._kept[number] for number in sorted(self._kept)]
+
+    def settle(self, outcomes: list[Outcome]) -> None:
+        """Take over what the whole capture says of INVALID packets."""
+        if not outcomes:
+            return
+        steps = {step.frame: step for step in (*self._kept.values(), *self._before, *self._last)}
+        for outcome in outcomes:
+            step = steps.get(outcome.frame.number)
+            if step is not None and outcome.finding is not None:
+                step.ctstate = CtState.INVALID
+                step.reason = outcome.finding.reason
+                step.doubted = outcome.doubted
+                proof = None if outcome.doubted is None else outcome.doubted.proof
+                if proof is not None and proof not in self._more:
+                    self._more.append(proof)
+
+
+def _is_marked(step: Step) -> bool:
+    segment = step.packet.l4
+    if step.ctstate is CtState.INVALID:
+        return True
+    return isinstance(segment, Segment) and segment.flags & (SYN | FIN | RST) != 0
+
+
+def _frame_of(proof: Proof) -> int:
+    return proof.frame
