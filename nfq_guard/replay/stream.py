@@ -57,10 +57,10 @@ class Jump:
     Attributes:
         seq: Its first sequence number.
         end: The one after its last.
+        ack: What it acknowledges.
         start: Where the stream stood.
         index: Its position in the stream.
         frame: Its frame.
-        ack: What it acknowledges.
         confirmed: Whether the receiver acknowledged it, so that it belongs to the stream.
         reached: Whether the stream went on up to it.
         passed: Whether the stream went on past it without its confirmation: its bytes were sent
@@ -68,14 +68,14 @@ class Jump:
         reset: Whether its receiver answered it by an RST.
     """
 
-    def __init__(self, seq: Seq, end: Seq, start: Seq, index: int, frame: int) -> None:
+    def __init__(self, seq: Seq, end: Seq, ack: Seq, start: Seq, index: int, frame: int) -> None:
         """A jump that nothing confirms yet."""
         self.seq = seq
         self.end = end
+        self.ack = ack
         self.start = start
         self.index = index
         self.frame = frame
-        self.ack: Seq = Seq(0)
         self.confirmed = False
         self.reached = False
         self.passed = False

@@ -123,9 +123,7 @@ class Streams:
                 side.scale = -1
                 self.cut_openings += 1
         else:
-            self._continue(stream, side, peer, segment.seq, segment.end, index, frame)
-            if self.jump is not None and self.jump.index == index:
-                self.jump.ack = segment.ack
+            self._continue(stream, side, peer, segment, index, frame)
             if side.watched and not harmed:
                 _repeat(side.watched, segment.seq, segment.end)
             if side.beyond or side.jumps:
@@ -250,9 +248,11 @@ class Streams:
             self._prove(stream, side, kind, asked, side.asked_frame, seq, 0)
 
     def _continue(
-        self, stream: Stream, side: Side, peer: Side, seq: Seq, end: Seq, index: int, frame: int
+        self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int, frame: int
     ) -> None:
         """Put a segment where it belongs in the stream of its sender."""
+        seq = segment.seq
+        end = segment.end
         ahead = (seq - side.end) & _MASK
         if ahead == 0:
             side.end = end
@@ -271,7 +271,7 @@ class Streams:
                 side.gaps.append(Gap(side.end, seq, index, frame))
             side.end = end
         else:
-            self._leap(stream, side, seq, end, index, frame)
+            self._leap(stream, side, segment, index, frame)
 
     def _reach(self, side: Side, peer: Side) -> int:
         """How far ahead of its stream a segment of `side` may be, by its peer's windows.
@@ -286,14 +286,16 @@ class Streams:
             window = max(window << self._assumed, side.flight)
         return 2 * window
 
-    def _leap(self, stream: Stream, side: Side, seq: Seq, end: Seq, index: int, frame: int) -> None:
+    def _leap(self, stream: Stream, side: Side, segment: Segment, index: int, frame: int) -> None:
+        seq = segment.seq
+        end = segment.end
         for known in side.jumps:
             if not (before(seq, known.seq) or after(seq, known.end)):
                 # It continues or repeats that one, and shares its fate.
                 known.end = later(end, known.end)
                 self.jump = known
                 return
-        jump = Jump(seq, end, side.end, index, frame)
+        jump = Jump(seq, end, segment.ack, side.end, index, frame)
         self.jump = jump
         if len(side.jumps) >= _MOST_OPEN:
             del side.jumps[0]
