@@ -13,7 +13,7 @@ PROTOCOL ?= tcp
 GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -96,6 +96,9 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	mkdir -p build/fuzz
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
+
+damage: ## run replay, explain and whatif on thousands of damaged captures, minutes
+	$(BIN)/python -m tests.damage_captures --seed $(SEED)
 
 fuzz-kernel: ## run PACKETS (1000000) random packets of PROTOCOL (tcp) through the live kernel and our conntrack (root)
 	$(BIN)/python -m tests.fuzz_kernel --protocol $(PROTOCOL) --packets $(PACKETS) --seed $(SEED)
