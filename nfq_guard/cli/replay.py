@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import orjson
 
@@ -21,7 +21,7 @@ from nfq_guard.cli import replay_run as replaying
 from nfq_guard.cli.kernel_choice import warn
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
-from nfq_guard.cli.replay_text import Table, comment, summary_lines
+from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lines
 from nfq_guard.cli.terminal import columns, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
@@ -34,6 +34,9 @@ from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.selection import Selection, parse_flow
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.summary import Summary
+
+if TYPE_CHECKING:
+    from nfq_guard.cli.replay_page import ReplayPage
 
 _DESCRIPTION: Final = """\
 Follow a capture with the rules of a chosen kernel's conntrack. For each packet that iptables
@@ -80,6 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--write", metavar="FILE", help="write the shown packets to FILE, pcapng with comments"
     )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="FILE",
+        help="also write the INVALID packets as an HTML page, as report draws events",
+    )
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--summary", action="store_true", help="show only the summary")
     only.add_argument(
@@ -122,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         if args.write:
             shows.append(_writer(args.write, captures, stack))
 
+        page = _page(args, captures, shows)
         selected = 0
 
         def take(outcomes: Sequence[Outcome]) -> None:
@@ -149,10 +159,28 @@ def run(args: argparse.Namespace) -> int:
             )
         _refuse_unknown_links(replayer, captures)
         _finish(args, summary, replayer, settings, progress.seconds, selected)
-        for capture in captures:
-            if capture.damage is not None:
-                warn(capture.damage)
+        damage = [capture.damage for capture in captures if capture.damage is not None]
+        for text in damage:
+            warn(text)
+        if page is not None:
+            name = ", ".join(printable(capture.name) for capture in captures)
+            notes = [*map(printable, damage), *capture_notes(summary, replayer)]
+            sys.stderr.write(f"nfq-guard: {page.write(name, settings, notes)}\n")
     return EXIT_OK
+
+
+def _page(
+    args: argparse.Namespace, captures: Sequence[Capture], shows: list[_Show]
+) -> "ReplayPage | None":
+    """The page of `--report`, which takes the selected outcomes too; None without one."""
+    if args.report is None:
+        return None
+    # Imported here: a replay without a page does not load what draws it.
+    from nfq_guard.cli.replay_page import ReplayPage  # noqa: PLC0415
+
+    page = ReplayPage(args.report, captures, args.policy)
+    shows.append(page.take)
+    return page
 
 
 def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:

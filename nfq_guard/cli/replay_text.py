@@ -221,7 +221,7 @@ def summary_lines(
         else (" (judged as untranslated: --assume-nat)")
     )
     block(f"What the policy says{assumed}", decisions)
-    notes = list(_notes(summary, replayer))
+    notes = list(capture_notes(summary, replayer))
     if notes:
         lines.extend(
             ("", styled("About the capture", Style.BOLD) if colour else "About the capture")
@@ -268,7 +268,7 @@ def _flow_notes(replayer: Replayer) -> Iterator[str]:
             yield f"  and {len(escapes) - _MOST_FLOWS:,} more"
 
 
-def _notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
+def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
     """What the capture itself leaves open."""
     for kind, count in summary.by_doubt.most_common():
         yield f"{counted(count, 'INVALID packet')} not counted above: {DOUBTS[kind]}"

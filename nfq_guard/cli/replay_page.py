@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: MIT
+"""The page of `replay --report`: the INVALID packets of captures, as `report` draws events."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, final
+
+from nfq_guard.capture.reader import Capture
+from nfq_guard.cli.replay_text import counted
+from nfq_guard.errors import UsageError
+from nfq_guard.policyfile import load_compiled
+from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.page_events import page_event
+from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.report.html import jinja
+from nfq_guard.report.page import write_page
+from nfq_guard.report.summary import Summary, add_event
+from nfq_guard.whatif.events import recorded
+from nfq_guard.whatif.result import result
+from nfq_guard.whatif.trial import Trial
+
+# What is compared when no policy is named.
+_PRESETS: Final = ("preset:default", "preset:kube-proxy", "preset:strict")
+
+
+@final
+class ReplayPage:
+    """Collects what the page shows."""
+
+    def __init__(self, path: Path, captures: Sequence[Capture], policy: str | None) -> None:
+        """Write to `path`; try `policy`, or the presets without one.
+
+        Raises:
+            UsageError: The file is one of the captures.
+            UnavailableError: The package jinja2 is not installed.
+        """
+        jinja()
+        for capture in captures:
+            source = Path(capture.name)
+            if path.exists() and source.exists() and path.samefile(source):
+                raise UsageError(f"--report: {path} is an input file")
+        self._path = path
+        self._summary = Summary()
+        self._trial = Trial([load_compiled(one) for one in ([policy] if policy else _PRESETS)])
+
+    def take(self, outcomes: Sequence[Outcome]) -> None:
+        """Add the INVALID packets among outcomes."""
+        for outcome in outcomes:
+            read = page_event(outcome)
+            if read is not None:
+                add_event(self._summary, read)
+                for packets in recorded(read):
+                    self._trial.take(packets)
+
+    def write(self, name: str, settings: ReplaySettings, gaps: Sequence[str]) -> str:
+        """Write the page of a whole replay.
+
+        Args:
+            name: The captures.
+            settings: How they were replayed.
+            gaps: What they leave open.
+
+        Returns:
+            What was written, in a few words.
+        """
+        self._trial.end()
+        doubt = settings.kernel_doubt or None
+        trial = result(self._trial, name, "capture", None, settings.kernel.name, doubt)
+        write_page(self._path, self._summary, title=name, trial=trial, gaps=gaps)
+        packets = counted(self._summary.counts.packets, "INVALID packet")
+        return f"{self._path}: {packets} in {counted(len(self._summary.flows), 'flow')}"
