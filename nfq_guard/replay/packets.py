@@ -82,6 +82,7 @@ class PacketReader:
         self.now = 0.0
         self._copies = copies
         self._fragments = Reassembler()
+        self._joined = False
         self._start_ns = -1
         self._last_ns = 0
 
@@ -128,7 +129,7 @@ class PacketReader:
                 return True
             return packet.family == IPV6 and is_discarded(octets)
         if packet.family == IPV4:
-            return not self.checksums.header_ok(octets)
+            return not self._joined and not self.checksums.header_ok(octets)
         return is_discarded(octets)
 
     def _look_inside(self, frame: Frame, packet: Packet, octets: bytes) -> None:
@@ -170,7 +171,13 @@ class PacketReader:
             if _states_no_payload(octets) and frame.wire_len <= _LONGEST_V6:
                 octets = octets[:_IPV6_HEADER]
         self.absent = ""
+        self._joined = False
         if is_fragment(octets):
+            if octets[0] >> 4 == 4 and not self.checksums.header_ok(octets):
+                self.absent = DROPPED_BEFORE
+                return b""
+            # The header of a datagram that was put together has no checksum of its own.
+            self._joined = True
             octets = self._fragments.offer(octets, now)
             if not octets:
                 self.absent = FRAGMENT_WAITS

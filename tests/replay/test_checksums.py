@@ -4,7 +4,8 @@
 from typing import Any
 
 import pytest
-from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet import IP, TCP, UDP, fragment
+from scapy.packet import Raw
 
 from nfq_guard.finding import Reason
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
@@ -218,6 +219,25 @@ def test_ignored_sums_are_those_of_headers_too() -> None:
     replayer = Replayer(ReplaySettings(checksums=ChecksumMode.IGNORE))
     replayer.replay(talk.frames)
     assert replayer.reader.without_packet == {}
+
+
+def test_datagram_in_fragments_has_the_headers_of_its_fragments() -> None:
+    """Each is held to its own checksum; that of the whole datagram was never sent."""
+    whole = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2) / Raw(bytes(3000))
+    talk = download()
+    for part in fragment(whole, 1400):
+        talk.add(bytes(part))
+    replayer = Replayer(ReplaySettings())
+    assert not replayer.replay(talk.frames)
+    assert replayer.reader.without_packet == {"a fragment whose datagram is not whole": 2}
+    broken = talk.frames[-1]
+    broken.octets = with_header_sum(broken.octets, b"\x12\x34")
+    replayer = Replayer(ReplaySettings())
+    assert not replayer.replay(talk.frames)
+    assert replayer.reader.without_packet == {
+        "a fragment whose datagram is not whole": 2,
+        "an IP header that the kernel throws away": 1,
+    }
 
 
 def test_packet_of_length_0_is_yet_to_be_cut() -> None:
