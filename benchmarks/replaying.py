@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Section: `nfq-guard replay` and tshark's TCP analysis on the same capture."""
+"""Section: `nfq-guard replay` and `tshark -q -z expert` on the same mixed capture."""
 
 import shutil
 import tempfile
@@ -8,33 +8,36 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks import contenders
-from benchmarks.replay import CONTESTANTS, cpu_seconds, write_capture
+from benchmarks.mixed import write_mixed
+from benchmarks.replay import CONTESTANTS, RIVAL, cost
 from benchmarks.rows import Results
 from benchmarks.site import REPO
 
 SECTION: Final = "replay"
-RATE: Final = "packets a second of CPU"
+RATE: Final = "frames a second of CPU"
 RATIO: Final = "times tshark"
-TSHARK: Final = "tshark"
+PEAK: Final = "peak memory"
 
 
 def run(results: Results, say: Callable[[str], None], *, quick: bool) -> None:
     """Run this section."""
     if shutil.which("tshark") is None:
-        results.missing(SECTION, TSHARK, "Debian package tshark is not installed")
+        results.missing(SECTION, RIVAL, "Debian package tshark is not installed")
         return
-    packets, rounds = (40_000, 1) if quick else (400_000, 3)
+    frames, rounds = (50_000, 1) if quick else (500_000, 3)
     tree = contenders.COMPILED if contenders.COMPILED.exists() else REPO
     with tempfile.TemporaryDirectory(prefix="nfqg-") as directory:
         capture = Path(directory, "capture.pcap")
         with capture.open("wb") as file:
-            written = write_capture(file, packets, packets // 200)
+            write_mixed(file, frames)
         for _ in range(rounds):
             rates: dict[str, float] = {}
             for name, command in CONTESTANTS.items():
-                rates[name] = written / cpu_seconds(command, capture, tree)
+                run = cost(command, capture, tree)
+                rates[name] = frames / run.cpu_s
                 results.add(SECTION, name, RATE, "1/s", rates[name])
-                say(f"replay, {name}: {rates[name]:,.0f} packets/s")
+                results.add(SECTION, name, PEAK, "MiB", run.peak_mib)
+                say(f"replay, {name}: {rates[name]:,.0f} frames/s")
             for name, rate in rates.items():
-                if name != TSHARK:
-                    results.add(SECTION, name, RATIO, "times", rate / rates[TSHARK])
+                if name != RIVAL:
+                    results.add(SECTION, name, RATIO, "times", rate / rates[RIVAL])

@@ -13,6 +13,7 @@ from typing import Final
 import pytest
 
 from benchmarks.__main__ import main
+from benchmarks.replay import RIVAL
 from nfq_guard.errors import EXIT_NO_PRIVILEGE, EXIT_NOT_FINE, EXIT_USAGE
 
 pytestmark = pytest.mark.kernel
@@ -104,7 +105,7 @@ def test_what_cannot_be_measured_is_no_figure(tmp_path: Path) -> None:
     )
     assert done.returncode == EXIT_NOT_FINE
     record = json.loads((out / "results.json").read_text())
-    (row,) = [row for row in record["rows"] if row["variant"] == "tshark"]
+    (row,) = [row for row in record["rows"] if row["variant"] == RIVAL]
     assert (row["values"], row["note"]) == ([], "Debian package tshark is not installed")
     assert {one["outcome"] for one in record["targets"]} == {"not measured"}
     assert "Debian package tshark is not installed" in (out / "index.html").read_text()
