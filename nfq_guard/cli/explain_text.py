@@ -34,6 +34,7 @@ from nfq_guard.replay.words import (
     association_words,
     breach_gist,
     bytes_of,
+    direction_text,
     doubt_sentence,
     finding_sentence,
     flag_letters,
@@ -177,6 +178,12 @@ class _Telling:
     def _flow(self) -> list[str]:
         explanation = self._explanation
         lines = list(ladder(explanation.life, explanation.outcome.frame.number))
+        escaped = explanation.life.escaped
+        if escaped is not None:
+            lines += _wrapped(
+                f"This packet fits the exact state of {direction_text(escaped)}: it escaped the "
+                "translation of that flow."
+            )
         if not explanation.first:
             lines.append(f"{_INDENT}This is the first packet of it in the capture.")
         if explanation.expired_s:

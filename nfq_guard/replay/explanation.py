@@ -259,7 +259,7 @@ def _settled(
             life.settle(outcomes)
         replayer.drops = capture.drops
         outcomes = replayer.finish()
-        life.finish()
+        life.finish(replayer)
         life.settle(outcomes)
     finally:
         capture.close()

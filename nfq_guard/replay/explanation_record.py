@@ -172,6 +172,7 @@ class LifeRecord(TypedDict):
     Attributes:
         flow: Its first packet in the capture, as `source > destination`.
         packets: How many packets it has.
+        escaped: The live flow whose translation this packet escaped; null where it did not.
         steps: The first ones, those around the frame, the last ones, and the first of those that
             open or end the flow or are INVALID.
         holes: Where the capture lacks frames or has them out of order; the first ones.
@@ -179,6 +180,7 @@ class LifeRecord(TypedDict):
 
     flow: str
     packets: int
+    escaped: str | None
     steps: list[StepRecord]
     holes: list[HoleRecord]
 
@@ -233,6 +235,7 @@ def _life(life: Life) -> LifeRecord | None:
     return {
         "flow": direction_text(life.left),
         "packets": life.count,
+        "escaped": None if life.escaped is None else direction_text(life.escaped),
         "steps": [_step(life, step) for step in life.steps],
         "holes": [
             {"kind": proof.kind.value, "frame": proof.frame, "missing": proof.missing}

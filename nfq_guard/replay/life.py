@@ -77,12 +77,15 @@ class Life:
     Attributes:
         count: How many packets it has.
         left: Direction of its first packet; None before that.
+        escaped: First direction of the live flow whose translation the packet in the frame
+            escaped; None where it did not.
     """
 
     def __init__(self, flow: Key | None, frame: int) -> None:
         """Collect the packets of `flow`, in either direction, around `frame`."""
         self.count = 0
         self.left: Key | None = None
+        self.escaped: Key | None = None
         self._flow = flow
         self._frame = frame
         self._kept: dict[int, Step] = {}
@@ -163,8 +166,11 @@ class Life:
         gap = (number - isn) & 0xFFFFFFFF
         return gap - (1 << 32) if gap >= 0xC0000000 else gap
 
-    def finish(self) -> None:
-        """The capture has ended."""
+    def finish(self, replayer: Replayer) -> None:
+        """The capture that `replayer` followed has ended."""
+        for one in replayer.streams.escapes.found:
+            if one.frame == self._frame:
+                self.escaped = one.of.original
         for step in self._last:
             self._kept[step.number] = step
 

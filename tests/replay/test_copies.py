@@ -174,6 +174,44 @@ def test_bridge_or_mirror_port(times: int) -> None:
     assert replayer.copies.copies == (times - 1) * len(talk.frames)
 
 
+@pytest.mark.parametrize("zero", [True, False])
+def test_mirror_of_packets_without_identification(zero: bool) -> None:
+    """IPv6, and IPv4 with the identification 0, as many hosts send it."""
+    talk = Conversation(family=4 if zero else 6)
+    talk.open()
+    for start in range(1, 20_001, 1000):
+        talk.server("A", start, 1, length=1000)
+        talk.client("A", 1, start + 1000)
+    talk.server("PA", 40_000_000, 1, length=31)
+    talk.client("R", 1)
+    frames: list[Frame] = []
+    for frame in talk.frames:
+        octets = numbered(frame.octets, 0) if zero else frame.octets
+        for copy in range(2):
+            time_ns = frame.time_ns + copy * 3_000
+            frames.append(Frame(len(frames) + 1, time_ns, 101, len(octets), octets, 0))
+    replayer, found = replayed(frames)
+    assert replayer.copies.copies == len(talk.frames)
+    assert [one.finding.reason for one in found if one.finding] == [Reason.SEQ_OVER]
+
+
+def test_repeated_acknowledgements_without_identification_are_no_mirror() -> None:
+    """A receiver asks for one lost segment again and again."""
+    talk = Conversation(family=6)
+    talk.open()
+    for start in range(1, 5_001, 1000):
+        talk.server("A", start, 1, length=1000)
+        talk.client("A", 1, start + 1000)
+    for start in range(6_001, 9_001, 1000):
+        talk.server("A", start, 1, length=1000)
+        talk.client("A", 1, 5_001, wait=0.0005)
+    talk.server("A", 5_001, 1, length=1000)
+    talk.client("A", 1, 9_001)
+    replayer, found = replayed(talk.frames)
+    assert found == []
+    assert replayer.packets == len(talk.frames)
+
+
 def test_repetition_by_the_network_is_judged() -> None:
     """One packet that comes twice is not a property of the capture."""
     talk = talk_of_service()
@@ -259,6 +297,9 @@ def test_escaped_packet_on_the_client_s_side(
     ]
     assert main(["replay", path]) == 0
     assert "1 packet escaped the translation of a live flow" in capsys.readouterr().out
+    assert main(["explain", path, str(len(talk.frames))]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "the exact state of 10.0.0.1:40000 > 10.0.0.2:80: it escaped the translation" in text
 
 
 def test_other_packets_from_elsewhere_escaped_nothing() -> None:
