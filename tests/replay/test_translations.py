@@ -185,7 +185,7 @@ def test_one_flow(kind: str, family: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "family"), CASES)
-@pytest.mark.parametrize("cut", range(7, 20))
+@pytest.mark.parametrize("cut", [7, 8, 9, 10, 15])
 def test_one_flow_from_its_middle(kind: str, family: int, cut: int) -> None:
     """From any frame on: that of either end, as it comes and as it leaves."""
     frames = routed(talk_of(family), KINDS[kind])[cut:]

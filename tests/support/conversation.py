@@ -9,13 +9,11 @@
 Sequence numbers are relative, as in packetdrill: 0 is the SYN of that side.
 """
 
+import struct
 from collections.abc import Sequence
 from pathlib import Path
+from socket import inet_aton
 from typing import TypedDict, Unpack
-
-from scapy.layers.inet import IP, TCP
-from scapy.layers.inet6 import IPv6
-from scapy.packet import Raw
 
 from nfq_guard.capture.frame import Frame
 from tests.support import captures
@@ -23,6 +21,13 @@ from tests.support import captures
 CLIENT, SERVER = "10.0.0.1", "10.0.0.2"
 SYN_OPTIONS = [("MSS", 1460), ("SAckOK", b""), ("WScale", 7)]
 RAW = 101
+_OPTIONS = {
+    "EOL": (0, ""),
+    "NOP": (1, ""),
+    "MSS": (2, "!H"),
+    "WScale": (3, "!B"),
+    "SAckOK": (4, ""),
+}
 
 
 class Extra(TypedDict, total=False):
@@ -32,6 +37,30 @@ class Extra(TypedDict, total=False):
     win: int
     options: Sequence[tuple[str, object]]
     wait: float
+
+
+def internet_sum(octets: bytes) -> int:
+    """The checksum of RFC 1071."""
+    number = int.from_bytes(octets + bytes(len(octets) & 1), "big")
+    return ~(number % 0xFFFF or (number and 0xFFFF)) & 0xFFFF
+
+
+def encoded(options: Sequence[tuple[str, object]]) -> bytes:
+    """TCP options as octets, padded; by their names in scapy."""
+    parts: list[bytes] = []
+    for name, value in options:
+        if name == "SAck":
+            assert isinstance(value, tuple)
+            parts.append(struct.pack(f"!BB{len(value)}I", 5, 2 + 4 * len(value), *value))
+        elif name == "Timestamp":
+            assert isinstance(value, tuple)
+            parts.append(struct.pack("!BBII", 8, 10, *value))
+        else:
+            kind, form = _OPTIONS[name]
+            body = struct.pack(form, value) if form else b""
+            parts.append(bytes([kind]) if kind < 2 else bytes([kind, 2 + len(body)]) + body)
+    whole = b"".join(parts)
+    return whole + bytes(-len(whole) % 4)
 
 
 class Conversation:
@@ -69,21 +98,29 @@ class Conversation:
         self.now += extra.get("wait", 0.01)
         ends = [(CLIENT, self.sport), (SERVER, 80)]
         (src, sport), (dst, dport) = ends if side == 0 else ends[::-1]
-        header = (
-            IP(src=src, dst=dst)
-            if self.family == 4
-            else IPv6(src=f"fd00::{src[-1]}", dst=f"fd00::{dst[-1]}")
+        options = encoded(extra.get("options", ()))
+        bits = sum(1 << "FSRPAUEC".index(letter) for letter in flags)
+        head = struct.pack(
+            "!HHIIBBH",
+            sport,
+            dport,
+            (self.isns[side] + seq) % 2**32,
+            0 if ack is None else (self.isns[1 - side] + ack) % 2**32,
+            20 + len(options) << 2,
+            bits,
+            extra.get("win", 502),
         )
-        segment = TCP(
-            sport=sport,
-            dport=dport,
-            flags=flags,
-            seq=(self.isns[side] + seq) % 2**32,
-            ack=0 if ack is None else (self.isns[1 - side] + ack) % 2**32,
-            window=extra.get("win", 502),
-            options=list(extra.get("options", ())),
-        )
-        self.add(bytes(header / segment / Raw(b"x" * extra.get("length", 0))))
+        tail = options + b"x" * extra.get("length", 0)
+        size = 20 + len(tail)
+        if self.family == 4:
+            addresses = inet_aton(src) + inet_aton(dst)
+            ip = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 1, 0, 64, 6, 0)
+            ip = ip[:10] + struct.pack("!H", internet_sum(ip + addresses)) + addresses
+        else:
+            addresses = b"".join(b"\xfd" + bytes(14) + bytes([int(end[-1])]) for end in (src, dst))
+            ip = struct.pack("!IHBB", 6 << 28, size, 6, 64) + addresses
+        field = internet_sum(addresses + struct.pack("!HH", 6, size) + head + bytes(4) + tail)
+        self.add(ip + head + struct.pack("!HH", field, 0) + tail)
 
     def add(self, octets: bytes, linktype: int = RAW) -> None:
         """Any frame."""
