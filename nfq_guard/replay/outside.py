@@ -9,6 +9,7 @@ from nfq_guard.conntrack.entry import reverse
 from nfq_guard.replay.stream import Jump, Side, Stream
 from nfq_guard.replay.words import direction_text
 from nfq_guard.seqno import after, distance
+from nfq_guard.wire.packet import FIN
 
 
 @final
@@ -31,8 +32,8 @@ def outside(streams: Iterable[Stream]) -> list[Outside]:
     """Segments that the host which saw the beginning of their flow may have called INVALID.
 
     Each is farther ahead than the assumed scale allows, and its receiver did not take it: it
-    answered by an RST, or acknowledged what came afterwards in the place of the stream; or the
-    sender sent the same bytes again.
+    answered by an RST, or acknowledged what came afterwards in the place of the stream and sent
+    data itself; or the sender sent the same bytes again, or ended its stream.
 
     Args:
         streams: Those that began before the capture.
@@ -45,18 +46,20 @@ def outside(streams: Iterable[Stream]) -> list[Outside]:
             found.extend(
                 Outside(frame=jump.frame, flow=flow, distance=distance(jump.seq, jump.start))
                 for jump in side.outside
-                if _is_refused(side, jump)
+                if _is_refused(stream, side, jump)
             )
     found.sort(key=_frame_of)
     return found
 
 
-def _is_refused(side: Side, jump: Jump) -> bool:
+def _is_refused(stream: Stream, side: Side, jump: Jump) -> bool:
     if jump.confirmed:
         return False
     if jump.reset or jump.passed:
         return True
-    return not jump.reached and after(side.acked, jump.start)
+    # A sender that fills a gap behind the segment does not end, and most receivers wait for it.
+    turned = after(stream.sides[1 - side.number].end, jump.answered) or stream.ended & FIN != 0
+    return turned and not jump.reached and after(side.acked, jump.start)
 
 
 def _frame_of(segment: Outside) -> int:

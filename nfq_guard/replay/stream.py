@@ -59,6 +59,7 @@ class Jump:
         end: The one after its last.
         ack: What it acknowledges.
         start: Where the stream stood.
+        answered: Where the stream of its receiver stood.
         index: Its position in the stream.
         frame: Its frame.
         confirmed: Whether the receiver acknowledged it, so that it belongs to the stream.
@@ -68,12 +69,15 @@ class Jump:
         reset: Whether its receiver answered it by an RST.
     """
 
-    def __init__(self, seq: Seq, end: Seq, ack: Seq, start: Seq, index: int, frame: int) -> None:
+    def __init__(
+        self, seq: Seq, end: Seq, ack: Seq, start: Seq, answered: Seq, index: int, frame: int
+    ) -> None:
         """A jump that nothing confirms yet."""
         self.seq = seq
         self.end = end
         self.ack = ack
         self.start = start
+        self.answered = answered
         self.index = index
         self.frame = frame
         self.confirmed = False

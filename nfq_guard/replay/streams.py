@@ -295,7 +295,8 @@ class Streams:
                 known.end = later(end, known.end)
                 self.jump = known
                 return
-        jump = Jump(seq, end, segment.ack, side.end, index, frame)
+        answered = stream.sides[1 - side.number].end
+        jump = Jump(seq, end, segment.ack, side.end, answered, index, frame)
         self.jump = jump
         if len(side.jumps) >= _MOST_OPEN:
             del side.jumps[0]

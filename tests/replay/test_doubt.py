@@ -246,7 +246,9 @@ def test_healthy_downloads_from_their_middle(sack: bool) -> None:
     assert leaps > 3
 
 
-@pytest.mark.parametrize("evidence", ["reset", "reset and acknowledged", "went on", "sent again"])
+@pytest.mark.parametrize(
+    "evidence", ["reset", "reset and acknowledged", "went on", "ended", "sent again"]
+)
 def test_evidence_against_a_segment_in_the_middle(evidence: str) -> None:
     talk = conversation()
     del talk.frames[:3]
@@ -256,9 +258,11 @@ def test_evidence_against_a_segment_in_the_middle(evidence: str) -> None:
         talk.client("R", 19)
     elif evidence == "reset and acknowledged":
         talk.client("RA", 19, 501_001)
-    elif evidence == "went on":
+    elif evidence in {"went on", "ended"}:
         talk.server("PA", 1001, 19, length=1000)
-        talk.client("A", 19, 2001)
+        talk.client("PA", 19, 2001, length=10 if evidence == "went on" else 0)
+        if evidence == "ended":
+            talk.server("FA", 2001, 19)
     else:
         for start in range(1001, 510_001, 1000):
             talk.server("A", start, 19, length=1000)
@@ -269,12 +273,14 @@ def test_evidence_against_a_segment_in_the_middle(evidence: str) -> None:
 
 
 def test_no_evidence_against_a_segment_in_the_middle() -> None:
-    """The capture ends, or an RST with other numbers ends the flow."""
-    for flags, seq in (("A", 19), ("R", 5)):
+    """The capture ends, an RST with other numbers ends the flow, or the gap may be filled."""
+    for flags, seq, ack in (("A", 19, 1001), ("R", 5, None), ("A", 19, 2001)):
         talk = conversation()
         del talk.frames[:3]
         talk.server("PA", 500_001, 19, length=1000)
-        talk.client(flags, seq, 1001)
+        if ack == 2001:
+            talk.server("A", 1001, 19, length=1000)
+        talk.client(flags, seq, ack)
         replayer = Replayer(ReplaySettings())
         replayer.replay(renumbered(talk.frames))
         assert outside(replayer.streams.began_before) == []

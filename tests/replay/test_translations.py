@@ -222,7 +222,7 @@ def test_stray_before_a_translation(kind: str, begins: int) -> None:
     left = cooked(mended(packet), OUTGOING)
     frames += [stray, Frame(0, stray.time_ns + 20_000, SLL, len(left), left, 0)]
     talk.server("PA", 7751, 541, length=40)
-    talk.client("A", 541, 7791)
+    talk.client("PA", 541, 7791, length=10)
     frames += routed(talk, KINDS[kind])[-4:]
     replayer, found = replayed(frames[begins:])
     assert replayer.translations == 1
