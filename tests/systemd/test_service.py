@@ -80,8 +80,7 @@ def test_exposure_and_syntax(guest: Guest) -> None:
     rated = guest.sh("systemd-analyze security nfq-guard --no-pager")
     found = re.search(r"Overall exposure level for nfq-guard.service: ([\d.]+)", rated)
     assert found is not None
-    # 0.1 of it is IPAddressAllow=localhost, for the connections of nfq-guard-metrics.socket.
-    assert float(found[1]) <= 1.3
+    assert float(found[1]) <= 1.2
     for unit in ("nfq-guard.service", "nfq-guard@.service", "nfq-guard-metrics.socket"):
         assert guest.sh(f"systemd-analyze verify /etc/systemd/system/{unit}") == ""
 
