@@ -228,12 +228,12 @@ def request(
             _PROTO_DPORT, _U16.pack(wanted.dport)
         )
     else:
-        identifier, kind, code = icmp
+        icmp_id, icmp_type, icmp_code = icmp
         ports = b"".join(
             (
-                attribute(identifier, _U16.pack(wanted.sport)),
-                attribute(kind, bytes((wanted.dport >> 8,))),
-                attribute(code, bytes((wanted.dport & 0xFF,))),
+                attribute(icmp_id, _U16.pack(wanted.sport)),
+                attribute(icmp_type, bytes((wanted.dport >> 8,))),
+                attribute(icmp_code, bytes((wanted.dport & 0xFF,))),
             )
         )
     body = nested(
