@@ -126,6 +126,8 @@ def unfit() -> str | None:
 
 
 def _change(instance: str) -> None:
+    if FOLDER.exists():
+        _check_owner()
     before = {name: _now(name) for name in _WANTED}
     if before[_LOG_INVALID] != _OFF:
         raise BusyError(
@@ -186,11 +188,15 @@ def _read() -> _Record | None:
         return None
 
 
+def _check_owner() -> None:
+    if FOLDER.lstat().st_uid != 0:
+        raise UnavailableError(f"{FOLDER} belongs to another user")
+
+
 def _write(record: _Record) -> None:
     try:
         FOLDER.mkdir(mode=0o755, exist_ok=True)
-        if FOLDER.lstat().st_uid != 0:
-            raise UnavailableError(f"{FOLDER} belongs to another user")
+        _check_owner()
         FOLDER.chmod(0o755)
         path = _path()
         new = path.with_suffix(".new")
