@@ -83,7 +83,11 @@ rm -rf "$home"
     --find-links "$wheels" --compile 'nfq-guard[report]'
 mkdir -p "$prefix/sbin" "$prefix/share/doc/nfq-guard" /etc/nfq-guard "$units"
 ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
-cp "$tree/README.md" "$tree/LICENSE" "$here/metrics.conf" "$prefix/share/doc/nfq-guard/"
+cp "$here/metrics.conf" "$prefix/share/doc/nfq-guard/"
+# With what README links to, so that its links work there too.
+(cd "$tree" && tar -c README.md LICENSE CHANGELOG.md CONTRIBUTING.md SECURITY.md docs deploy \
+    rules/policy/README.md systemd/README.md benchmarks/README.md benchmarks/results) \
+    | tar -x --no-same-owner -C "$prefix/share/doc/nfq-guard"
 
 if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
     say "keeping /etc/nfq-guard/nfq-guard.toml"

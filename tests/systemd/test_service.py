@@ -85,6 +85,14 @@ def test_exposure_and_syntax(guest: Guest) -> None:
         assert guest.sh(f"systemd-analyze verify /etc/systemd/system/{unit}") == ""
 
 
+def test_links_of_the_installed_readme(guest: Guest) -> None:
+    folder = "/usr/local/share/doc/nfq-guard"
+    links = set(re.findall(r"\]\((?!https?:|#)([^)#]+)", guest.sh(f"cat {folder}/README.md")))
+    assert len(links) > 5
+    for link in sorted(links):
+        guest.sh(f"test -e {folder}/{link}")
+
+
 def test_its_group_reads_the_counters_of_the_queues(guest: Guest) -> None:
     """Instead of a place in group root; and only while it runs."""
     file = "/proc/net/netfilter/nfnetlink_queue"
