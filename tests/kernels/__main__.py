@@ -55,8 +55,10 @@ _POLL_S: Final = 0.5
 _TEST_PACKAGES: Final = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 # What the machine gets of the tree.
-_FOLDERS: Final = ("bpf", "rules", "systemd", "tests")
-_FILES: Final = ("LICENSE", "README.md", "pyproject.toml")
+_FOLDERS: Final = ("benchmarks", "bpf", "deploy", "docs", "rules", "systemd", "tests")
+_FILES: Final = (
+    "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml",
+)  # fmt: skip
 
 
 def main() -> int:
