@@ -246,6 +246,7 @@ def test_what_the_policy_of_the_page_is_for(browser: Browser, page: Path, tmp_pa
     assert any("Content Security Policy" in text for text in browser.complaints())
 
 
+@pytest.mark.no_cover  # many events, all alike
 def test_a_hundred_thousand_events(browser: Browser, tmp_path: Path) -> None:
     """All of them are in the page, and it opens."""
     lines = (
