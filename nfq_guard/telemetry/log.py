@@ -161,9 +161,13 @@ class EventLog:
         ]
         return EventLog(outputs, self.recording, self._recorded)
 
-    def write_of_worker(self, line: bytes) -> None:
-        """Write a line of a worker into the output that it is for."""
-        self.outputs[line[0]].sink.write(line[1:])
+    def write_of_worker(self, line: bytes) -> bool:
+        """Write a line of a worker into the output that it is for. False: there is none such."""
+        place = line[0]
+        if place >= len(self.outputs):
+            return False
+        self.outputs[place].sink.write(line[1:])
+        return True
 
     def push(self, now: float) -> None:
         """Write what is queued, as far as that is possible without blocking.

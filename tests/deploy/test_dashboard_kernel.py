@@ -27,7 +27,8 @@ from tests.support.live import LiveConntrack
 from tests.support.queue import QUEUE, GuardProcess, wait_for
 from tests.support.trace import PLACES, Ends, parse
 
-pytestmark = pytest.mark.kernel
+# One process has the Prometheus.
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("dashboard")]
 
 _PROMETHEUS: Final = "127.0.0.1:9090"
 _GUARD: Final = "127.0.0.1:9477"

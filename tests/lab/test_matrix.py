@@ -20,7 +20,8 @@ from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Scenario
 from nfq_guard.lab.strays import BEYOND_BYTES, PAYLOAD
 from nfq_guard.lab.wiretap import read_segment
 
-pytestmark = pytest.mark.kernel
+# One process measures the trials, once.
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("matrix")]
 
 Records = dict[tuple[str, str], dict[str, Any]]
 

@@ -147,7 +147,7 @@ def test_to_a_daemon_that_ends(namespace: Make, tmp_path: Path) -> None:
     inside = namespace("sig")
     config = tmp_path / "c.toml"
     config.write_text('[daemon]\ncontrol_socket = ""\n')
-    caught = {signal.SIGTERM, signal.SIGINT}
+    caught: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT}
     goes_on = IGNORED | STOPPING | {signal.SIGHUP, signal.SIGUSR1}
     fatal = [number for number in ALL if number not in goes_on]
     # One queue each, and for some two, which makes them daemons of workers.
@@ -174,7 +174,7 @@ def test_to_a_daemon_that_ends(namespace: Make, tmp_path: Path) -> None:
                     assert guard.process.wait(PATIENCE_S) in {0, -number}, name_of(number)
                     continue
                 status = guard.process.wait(PATIENCE_S)
-                assert status == (0 if number in caught else -number), name_of(number)
+                assert status == caught.get(number, -number), name_of(number)
                 assert bool(guard.events("stopped")) is (number in caught)
     path = Path("/proc/net/netfilter/nfnetlink_queue")
     wait_for(lambda: inside.run("cat", str(path)).stdout == "", PATIENCE_S)

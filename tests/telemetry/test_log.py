@@ -141,7 +141,8 @@ def test_lines_of_a_worker_reach_the_output_that_they_are_for(tmp_path: Path) ->
     worker.push(0)
     with ours, theirs:
         for _ in log.outputs:
-            log.write_of_worker(ours.recv(1 << 16) + b"\n")
+            assert log.write_of_worker(ours.recv(1 << 16) + b"\n")
+        assert not log.write_of_worker(b"\2no such output\n")
         worker.close(0)
     log.close(0)
     assert lines(tmp_path / "json")[0]["text"] == "one\ntwo"

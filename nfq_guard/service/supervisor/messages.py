@@ -194,12 +194,16 @@ ReceivedT = TypeVar("ReceivedT")
 
 @final
 class RecordSocket:
-    """One end of a pair: sends and receives whole records without blocking."""
+    """One end of a pair: sends and receives whole records without blocking.
+
+    Attributes:
+        refuse: Takes the reason why a record is dropped.
+    """
 
     def __init__(self, end: socket.socket, refuse: Refuse) -> None:
         """Own `end`; `refuse` gets the reason why a record is dropped."""
         self._socket = end
-        self._refuse = refuse
+        self.refuse = refuse
         self._buffer = memoryview(bytearray(_RECORD_MAX_BYTES))
         end.settimeout(0)
         try:
@@ -245,7 +249,7 @@ class RecordSocket:
                 return found if taken else None
             taken += 1
             if flags & socket.MSG_TRUNC:
-                self._refuse(f"larger than {_RECORD_MAX_BYTES} bytes")
+                self.refuse(f"larger than {_RECORD_MAX_BYTES} bytes")
             else:
                 found.append(bytes(self._buffer[:size]))
         return found

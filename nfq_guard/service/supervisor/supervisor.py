@@ -381,7 +381,8 @@ class Supervisor:
             self._loop.forget_if_watched(log.fileno())
             return
         for line in lines:
-            self._events.write_of_worker(line + b"\n")
+            if not self._events.write_of_worker(line + b"\n"):
+                log.refuse("a line for an output that there is not")
         self._events.push(time.monotonic())
 
     def _exited(self, handle: WorkerHandle) -> None:
