@@ -14,7 +14,7 @@ from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
 from tests.doctor.conftest import RULES, Host
 from tests.support.queue import GuardProcess, wait_for
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("default-socket")]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ def test_late_ends_of_hidden_hosts(tmp_path: Path, preset: str, flags: int, *, l
     """No entry is left of the flow; the packet behind it shows that it has been decided."""
     config = tmp_path / "config.toml"
     config.write_text(
-        f'[daemon]\nmode = "enforce"\nbackend = "nft"\n[policy]\ninclude = "preset:{preset}"\n',
+        '[daemon]\nmode = "enforce"\nbackend = "nft"\ncontrol_socket = ""\n'
+        f'[policy]\ninclude = "preset:{preset}"\n',
         encoding="ascii",
     )
     with LiveConntrack(Sysctls(loose=False)) as live:

@@ -126,6 +126,8 @@ def configured(path: Path, *lines: str, policy: str) -> str:
     text = ["[daemon]", "offload = true", f"offload_after = {AFTER}", *lines]
     if not any(line.startswith("mode") for line in lines):
         text.append('mode = "enforce"')
+    if not any(line.startswith("control_socket") for line in lines):
+        text.append('control_socket = ""')
     path.write_text("\n".join([*text, policy]))
     return str(path)
 

@@ -102,7 +102,8 @@ class Guarded:
 def guarded(sysctls: Sysctls, tmp_path: Path) -> Iterator[Guarded]:
     config = tmp_path / "config.toml"
     config.write_text(
-        f"[daemon]\nqueue = {QUEUE}\nlog_interval_s = 0\nlog_events_per_s = 10000\n"
+        f"[daemon]\nqueue = {QUEUE}\ncontrol_socket = ''\n"
+        "log_interval_s = 0\nlog_events_per_s = 10000\n"
         'mode = "enforce"\n[policy]\ndefault = "log"\non_unknown = "log"\n'
     )
     with LiveConntrack(sysctls) as live:
