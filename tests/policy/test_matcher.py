@@ -6,12 +6,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.finding import Finding, Reason
-from nfq_guard.flow import PROTO_ICMP, PROTO_TCP, PROTO_UDP, Hook
+from nfq_guard.flow import PROTO_ICMP, PROTO_SCTP, PROTO_TCP, PROTO_UDP, Hook
 from nfq_guard.policy.matcher import MOST_REMEMBERED, compile_policy, matches_name
 from nfq_guard.policy.model import Pattern
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.seqno import seq
-from nfq_guard.wire.packet import ACK, Datagram, IcmpMessage, Malformed, Packet, Queued, Segment
+from nfq_guard.wire.packet import (
+    ACK,
+    Datagram,
+    IcmpMessage,
+    Malformed,
+    Packet,
+    Queued,
+    SctpPacket,
+    Segment,
+)
 from tests.support.policies import Case, Interpreter, cases, tables
 
 
@@ -129,7 +138,7 @@ def test_patterns(pattern: str, name: str, *, expected: bool) -> None:
 
 
 def test_fields_of_a_transport_header() -> None:
-    """A datagram has no flags, and a packet with broken headers has none of these fields."""
+    """A datagram has no flags, SCTP no payload either, and broken headers none of these fields."""
     rules: list[dict[str, object]] = [
         {"name": "flags", "action": "log", "tcp_flags": "ack"},
         {"name": "payload", "action": "log", "payload": True},
@@ -149,6 +158,9 @@ def test_fields_of_a_transport_header() -> None:
     assert rule(datagram(53, 8)) == "port"
     assert rule(datagram(54, 9)) == "payload"
     assert rule(datagram(54, 8)) == "default"
+    for dport, name in ((53, "port"), (54, "default")):
+        sctp = SctpPacket(1, dport, 7, 0, (), True)
+        assert rule(Packet(4, *ends, PROTO_SCTP, 60, 20, 64, 0, False, sctp)) == name
     icmp = IcmpMessage(3, 4, 0, 0, True, None)
     assert rule(Packet(4, *ends, PROTO_ICMP, 60, 20, 64, 0, False, icmp)) == "default"
     assert rule(Malformed("cut", 4, *ends, PROTO_UDP)) == "default"
