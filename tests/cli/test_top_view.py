@@ -18,7 +18,7 @@ def one(
     packets: int,
     distance: int | None,
     second: int,
-    **changes: Any,  # noqa: ANN401
+    **changes: Any,  # noqa: ANN401 - any field of an event
 ) -> dict[str, Any]:
     breach = distance and {"bound": "seq-over", "actual": 1, "limit": 1, "distance": distance}
     reason = "seq-over" if distance else "no-entry"

@@ -120,7 +120,7 @@ def test_an_instance_has_directories_of_its_own() -> None:
 
 def test_a_file_that_no_unit_uses() -> None:
     systemctl = Systemctl("nfq-guard.service", SHIPPED)
-    assert sandbox_of(Path("/root/nfq-guard.toml"), systemctl) is None
+    assert sandbox_of(Path("/srv/nfq-guard.toml"), systemctl) is None
     assert sandbox_of(Path("/etc/nfq-guard/blue.toml"), systemctl) is None
     systemctl = Systemctl("nfq-guard.service", SHIPPED, installed=False)
     assert sandbox_of(Path("/etc/nfq-guard/nfq-guard.toml"), systemctl) is None

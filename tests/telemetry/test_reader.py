@@ -24,6 +24,7 @@ from nfq_guard.telemetry.reader import LINE_MAX_BYTES, EventReader
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
+from tests.support.events import event
 from tests.support.judgments import judgment, snapshot
 
 EVENT: PacketJudged = packet_judged(
@@ -231,43 +232,8 @@ def test_folds_that_contradict_themselves_are_skipped(changes: dict[str, Any]) -
 
 
 def _fold() -> bytes:
-    return orjson.dumps(
-        {
-            "event": "packet_judged",
-            "timestamp": "2026-11-23T02:00:00.000001Z",
-            "mode": "dry-run",
-            "queue": 0,
-            "hook": "PREROUTING",
-            "in": "eth0",
-            "out": "",
-            "mark": 0,
-            "family": 4,
-            "proto": "tcp",
-            "src": "10.244.0.2",
-            "dst": "192.0.2.2",
-            "sport": 8080,
-            "dport": 40000,
-            "tcp_flags": "A",
-            "seq": 9000,
-            "ack": 1,
-            "payload": 0,
-            "reason": "seq-over",
-            "breach": {"bound": "seq-over", "actual": 9000, "limit": 1000, "distance": 8000},
-            "state": "ESTABLISHED",
-            "nat": "dnat",
-            "evidence": "bpf",
-            "direction": "reply",
-            "status": 14,
-            "ct_mark": 0,
-            "rule": "translated",
-            "action": "drop",
-            "verdict": "accept",
-            "would": "drop",
-            "count": 4,
-            "first": "2026-11-23T01:59:57.000001Z",
-            "distances": [[8000, 3], [9000, 1]],
-        }
-    )
+    span = {"first": "2026-11-23T01:59:57.000001Z", "distances": [[8000, 3], [9000, 1]]}
+    return orjson.dumps(event(status=14, count=4, **span))
 
 
 def test_a_fold_has_its_span_and_distances() -> None:
