@@ -2,83 +2,24 @@
 """The flag of single flows: answers that are lost, malformed or refusals, and the live kernel."""
 
 import errno
-import struct
-import sys
-from collections.abc import Callable
 
 import pytest
 
-from nfq_guard.flow import Direction, FlowTuple, TcpState
+from nfq_guard.flow import Direction, TcpState
 from nfq_guard.flows.liberal import LiberalFlag
-from nfq_guard.netlink.messages import NLMSG_ERROR, attribute, message, messages, nested
+from nfq_guard.netlink.messages import attribute, message, nested
+from tests.support.ctnetlink import ENTRY, WANTED, Answer, FakeConnection, entry, error
 
-WANTED = FlowTuple(6, bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2]), 1000, 80)
-_ENTRY = 0x100
 REPLY = frozenset({Direction.REPLY})
-
-
-def _tuple(kind: int, wanted: FlowTuple) -> bytes:
-    return nested(
-        kind,
-        nested(1, attribute(1, wanted.src), attribute(2, wanted.dst)),
-        nested(
-            2,
-            attribute(1, bytes((wanted.proto,))),
-            attribute(2, wanted.sport.to_bytes(2, "big")),
-            attribute(3, wanted.dport.to_bytes(2, "big")),
-        ),
-    )
-
-
-def _entry(sequence: int, more: bytes = b"") -> bytes:
-    back = FlowTuple(6, WANTED.dst, WANTED.src, 80, 1000)
-    return message(_ENTRY, 0, sequence, 2, 0, _tuple(1, WANTED) + _tuple(2, back) + more)
 
 
 def _liberal_entry(sequence: int) -> bytes:
     tcp = nested(1, attribute(1, b"\3"), attribute(4, b"\x0a\0"), attribute(5, b"\x02\0"))
-    return _entry(sequence, nested(4, tcp) + attribute(12, b"\0\0\0\x07"))
+    return entry(sequence, nested(4, tcp) + attribute(12, b"\0\0\0\x07"))
 
 
 def _malformed_entry(sequence: int) -> bytes:
-    return message(_ENTRY, 0, sequence, 2, 0, b"")
-
-
-def _error(sequence: int, code: int) -> bytes:
-    # An error has no family header: the number stands where that would be.
-    whole = bytearray(message(NLMSG_ERROR, 0, sequence, 0, 0, b""))
-    whole[16:20] = struct.pack("=i", -code)
-    return bytes(whole)
-
-
-Answer = Callable[[int], bytes] | OSError
-
-
-class FakeConnection:
-    """Answers each request by a script of datagrams and errors."""
-
-    def __init__(self, *turns: list[Answer]) -> None:
-        self._turns = iter(turns)
-        self._ready: list[bytes | OSError] = []
-        self.sent = b""
-        self.closed = False
-
-    def send(self, octets: bytes) -> None:
-        self.sent = octets
-        sequence = int.from_bytes(octets[8:12], sys.byteorder)
-        turn = next(self._turns)
-        self._ready = [one if isinstance(one, OSError) else one(sequence) for one in turn]
-
-    def receive(self) -> list[tuple[int, int, bytes]] | None:
-        if not self._ready:
-            return None
-        answer = self._ready.pop(0)
-        if isinstance(answer, OSError):
-            raise answer
-        return list(messages(answer))
-
-    def close(self) -> None:
-        self.closed = True
+    return message(ENTRY, 0, sequence, 2, 0, b"")
 
 
 def test_an_entry_with_the_flag() -> None:
@@ -91,7 +32,7 @@ def test_an_entry_with_the_flag() -> None:
 
 
 def test_an_entry_without_flags_or_without_tuples() -> None:
-    flag = LiberalFlag(FakeConnection([_entry], [_malformed_entry]))
+    flag = LiberalFlag(FakeConnection([entry], [_malformed_entry]))
     found = flag.read(WANTED, 0)
     assert found is not None
     assert (found.liberal, found.identity) == (frozenset(), b"")
@@ -112,12 +53,12 @@ def test_the_request_names_zone_flags_and_mask() -> None:
 
 
 def _success(sequence: int) -> bytes:
-    return _error(sequence, 0)
+    return error(sequence, 0)
 
 
 @pytest.mark.parametrize("code", [errno.ENOENT, errno.EPERM, errno.EBUSY])
 def test_a_refusal_is_raised(code: int) -> None:
-    flag = LiberalFlag(FakeConnection([lambda sequence: _error(sequence, code)]))
+    flag = LiberalFlag(FakeConnection([lambda sequence: error(sequence, code)]))
     with pytest.raises(OSError, match=errno.errorcode[code]) as caught:
         flag.write(WANTED, 0, REPLY, on=True)
     assert caught.value.errno == code
