@@ -2,6 +2,7 @@
 """ctnetlink that loses answers, sends malformed ones, refuses, or is missing."""
 
 import errno
+import sys
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
 from nfq_guard.flow import Association, Evidence, FlowTuple, LookupFailed
-from nfq_guard.flows.ctnetlink import CtnetlinkFlows, snapshot_of
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows, request, snapshot_of
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.netlink.messages import (
     FAMILY_HEADER,
@@ -142,3 +143,9 @@ def test_tuples_that_conntrack_cannot_have(namespace: Callable[[str], Namespace]
     assert flows.lookup(odd * 20) == [None] * 80
     assert flows.lookup([]) == []
     flows.close()
+
+
+@pytest.mark.parametrize("proto", [1, 6, 17, 58])
+def test_a_request_keeps_its_kind_whatever_the_protocol(proto: int) -> None:
+    octets = request(0x101, 0, 1, FlowTuple(proto, WANTED.src, WANTED.dst, 7, 0x0800), 0, b"")
+    assert octets[4:6] == (0x101).to_bytes(2, sys.byteorder)
