@@ -14,7 +14,7 @@ from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
 from tests.doctor.conftest import RULES, Host
 from tests.support.queue import GuardProcess, wait_for
 
-pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("default-socket")]
+pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.parametrize(
@@ -247,17 +247,9 @@ def test_a_queue_bound_by_another_process_is_a_problem(host: Host) -> None:
     assert f"(pid {os.getpid()})" in owner["what"]
 
 
-def test_the_queue_of_a_running_guard_is_ok(host: Host) -> None:
-    words = (sys.executable, "-m", "nfq_guard", "run", "--mode", "dry-run")
-    guard = host.ns.popen(*words, stderr=subprocess.DEVNULL)
-    try:
-        assert guard.stdout is not None
-        while '"started"' not in guard.stdout.readline():
-            assert guard.poll() is None
+def test_the_queue_of_a_running_guard_is_ok(host: Host, tmp_path: Path) -> None:
+    with GuardProcess(host.ns, tmp_path / "log", "--mode", "dry-run").ready():
         status, checks = host.examine()
-    finally:
-        guard.terminate()
-        guard.communicate(timeout=10)
     by_id = {check["id"]: check for check in checks}
     assert status == 0, checks
     assert by_id["queue.owner"]["status"] == "ok"

@@ -24,7 +24,7 @@ from tests.support.queue import (
 )
 
 # Some of its daemons listen at the default path: one after the other.
-pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("default-socket")]
+pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
 
 

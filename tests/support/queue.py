@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Packets through a real queue: rules, senders, and the daemon as a process."""
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
@@ -90,8 +93,25 @@ def import_path() -> str:
     return os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
 
 
+@contextmanager
+def default_socket() -> Iterator[None]:
+    """The host has one default control socket: who starts a daemon there waits for other tests."""
+    with (Path(tempfile.gettempdir()) / "nfq-guard-default-socket").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _names_a_socket(words: Sequence[str]) -> bool:
+    if "--config" not in words:
+        return False
+    config = Path(words[words.index("--config") + 1])
+    return config.exists() and "control_socket" in config.read_text(encoding="utf-8")
+
+
 class GuardProcess:
     """`nfq-guard run` in a namespace, its log in a file."""
+
+    _at_default: ClassVar[list["GuardProcess"]] = []
 
     def __init__(
         self,
@@ -104,6 +124,13 @@ class GuardProcess:
         process_group: int | None = None,
     ) -> None:
         self.log = log
+        self._resources = ExitStack()
+        if not _names_a_socket(words):
+            # Not for the second of one test, which is to find the socket taken.
+            if not self._at_default:
+                self._resources.enter_context(default_socket())
+            self._at_default.append(self)
+            self._resources.callback(self._at_default.remove, self)
         with log.open("ab") as out:
             self.process = subprocess.Popen(
                 namespace.argv([*prefix, sys.executable, "-m", "nfq_guard", "run", *words]),
@@ -119,8 +146,12 @@ class GuardProcess:
         return [event for event in found if name in {None, event["event"]}]
 
     def ready(self) -> Self:
-        wait_for(lambda: bool(self.events("started")) or self.process.poll() is not None)
-        assert self.process.poll() is None, self.stderr()
+        try:
+            wait_for(lambda: bool(self.events("started")) or self.process.poll() is not None)
+            assert self.process.poll() is None, self.stderr()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def stderr(self) -> str:
@@ -141,6 +172,7 @@ class GuardProcess:
             self.process.wait(timeout=limit(30))
         if self.process.stderr is not None:
             self.process.stderr.close()
+        self._resources.close()
 
 
 def typed(control_socket: Path, *words: str, status: int = 0) -> str:
