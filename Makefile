@@ -12,6 +12,9 @@ PROTOCOL ?= tcp
 # Ends a recipe that may run as root: what it has made in a user's tree goes to that user.
 GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 
+# Tests start some thousand interpreters. Without bytecode in the tree each compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference instructions unpack \
 	install uninstall clean
