@@ -2,7 +2,6 @@
 """Policies on disk: files, and the presets that are part of the package."""
 
 import os
-import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
 from nfq_guard.policy.model import PolicyModel
 from nfq_guard.policy.parse import Reading, parse_policy, read_policy
 from nfq_guard.policy.values import one_of, suggestion
+from nfq_guard.toml_lines import line_of, lines_of
 
 PRESET_PREFIX: Final = "preset:"
 # Hundreds of rules take some 50 kB.
@@ -23,10 +23,6 @@ LARGEST_FILE_BYTES: Final = 1 << 20
 
 ReadFile = Callable[[str | Path], bytes]
 """Reads a whole file of a configuration; raises ConfigError where that fails."""
-
-# A table, or one of a list of tables; and a key at the beginning of a line.
-_HEADER: Final = re.compile(r"\s*\[(?P<list>\[?)\s*(?P<name>[\w\-.\s\"']+?)\s*\]")
-_KEY: Final = re.compile(r"\s*(?P<name>[\w-]+|\"[^\"]*\"|'[^']*')\s*=")
 
 _PRESETS: Final = resources.files("nfq_guard.policy") / "presets"
 
@@ -97,44 +93,13 @@ def parse_toml(content: bytes, source: str) -> dict[str, object]:
 def with_lines(mistakes: Iterable[Mistake], content: bytes) -> list[Mistake]:
     """The mistakes with the lines of their keys in the file that `content` is of.
 
-    A key that the file has in another form than one a line, as in an inline table, has the line of
-    the table or key around it.
+    A key that the file lacks has the line of the table around it.
     """
-    lines = _lines_of(content.decode("utf-8", "replace"))
+    lines = lines_of(content.decode("utf-8", "replace"))
     return [
-        mistake if mistake.line else mistake._replace(line=_line_of(mistake.key, lines))
+        mistake if mistake.line else mistake._replace(line=line_of(mistake.key, lines))
         for mistake in mistakes
     ]
-
-
-def _lines_of(text: str) -> dict[str, int]:
-    """The line of each table and key, by its dotted path, as mistakes name it."""
-    lines: dict[str, int] = {}
-    table = ""
-    count: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), 1):
-        header = _HEADER.match(line)
-        key = _KEY.match(line)
-        if header is not None:
-            table = "".join(header["name"].split())
-            if header["list"]:
-                index = count.get(table, 0)
-                count[table] = index + 1
-                table = f"{table}[{index}]"
-            lines.setdefault(table, number)
-        elif key is not None:
-            name = key["name"].strip("\"'")
-            lines.setdefault(f"{table}.{name}" if table else name, number)
-    return lines
-
-
-def _line_of(key: str, lines: Mapping[str, int]) -> int:
-    """The line of a key, or of the nearest around it; 0 for a key of another file."""
-    while key:
-        if key in lines:
-            return lines[key]
-        key = key[: max(key.rfind("."), key.rfind("["), 0)]
-    return 0
 
 
 def load_table(reference: str, read: ReadFile = read_file) -> tuple[str, Mapping[str, object]]:

@@ -115,7 +115,7 @@ def test_the_lines_of_mistakes(tmp_path: Path) -> None:
         load_policy(str(file))
     lines = {mistake.key: mistake.line for mistake in refused.value.mistakes}
     assert lines["policy.default"] == 2
-    assert lines["policy.rule[1].reason[1]"] == 8
+    assert lines["policy.rule[1].reason[1]"] == 9
     assert lines["policy.rule[1].action"] == 7
     assert {line for key, line in lines.items() if key.startswith("policy.rule[2].rate")} == {11}
     assert "policy.default: expected drop" in str(refused.value)
