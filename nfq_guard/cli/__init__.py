@@ -5,16 +5,16 @@ import argparse
 import errno
 import importlib
 import os
-import re
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Never, Protocol, TextIO, cast
+from collections.abc import Iterable, Sequence
+from typing import Final, Protocol, TextIO, cast
 
 from nfq_guard import __version__
-from nfq_guard.cli.options import add_color
+from nfq_guard.cli.options import add_color, add_debug
+from nfq_guard.cli.parser import Parser
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
 
 
@@ -54,67 +54,25 @@ COMMANDS: Final = {
 _DAEMON: Final = "run"
 # Errors of the device that receives the output; any other OSError is a bug.
 _OUTPUT_ERRORS: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
-# How argparse reports a word that is not among the choices, with the choices quoted or not.
-_NO_CHOICE: Final = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<known>.*)\)")
-_UNRECOGNIZED: Final = re.compile(r"unrecognized arguments: .*?(?P<found>--[^\s=]+)")
-_OPTION: Final = re.compile(r"(?<!\S)\[?(--[a-z][a-z-]*)")
 
 
-if TYPE_CHECKING:
-    from _typeshed import SupportsWrite
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a usage error in one line, like every other error.
-
-    Attributes:
-        chosen: The parser of the chosen command, whose help an error refers to; None for this
-            parser's own.
-    """
-
-    chosen: argparse.ArgumentParser | None = None
-
-    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
-        """Write the help; unlike argparse's, a failure of the output is an error."""
-        (file or sys.stdout).write(self.format_help())
-
-    def error(self, message: str) -> Never:
-        """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""
-        parser = self.chosen or self
-        hint = _suggestion(message, parser)
-        self.exit(EXIT_USAGE, f"nfq-guard: {message}{hint} (see {parser.prog} --help)\n")
-
-
-def _suggestion(message: str, parser: argparse.ArgumentParser) -> str:
-    """The word that was meant, where argparse's message names one close to it."""
-    # Imported here, so that a command without a mistake does not load it.
-    from nfq_guard.policy.values import suggestion  # noqa: PLC0415
-
-    if (choice := _NO_CHOICE.search(message)) is not None:
-        known = tuple(word.strip("'") for word in choice["known"].split(", "))
-        return suggestion(choice["found"], known)
-    if (option := _UNRECOGNIZED.search(message)) is not None:
-        return suggestion(option["found"], tuple(_OPTION.findall(parser.format_help())))
-    return ""
-
-
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    parser = _Parser(
+def parser_of(commands: Iterable[str] = ()) -> Parser:
+    """The parser of the command line, with the arguments of these commands."""
+    parser = Parser(
         prog="nfq-guard",
         description="Judge conntrack's INVALID packets by the kernel's own TCP window.",
     )
     parser.add_argument("-V", "--version", action="version", version=f"nfq-guard {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     add_color(parser)
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    adding = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
-        sub = commands.add_parser(
+        sub = adding.add_parser(
             name, help=summary, description=f"{summary[0].upper()}{summary[1:]}."
         )
-        if name == chosen:
+        if name in commands:
+            add_debug(sub)
             add_color(sub)
-            # Arguments that no parser takes are reported by the top-level parser.
-            parser.chosen = sub
             _module(name).add_arguments(sub)
     return parser
 
@@ -152,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(words: list[str], chosen: str | None) -> int:
     _open_standard_streams()
-    parser = _parser(chosen if chosen in COMMANDS else None)
+    parser = parser_of([] if chosen is None else [chosen])
     if not words:
         parser.print_help(sys.stderr)
         return EXIT_USAGE
@@ -176,7 +134,7 @@ def _main(words: list[str], chosen: str | None) -> int:
         # A failure here is handled below; at interpreter exit it would only be printed.
         sys.stdout.flush()
     except NfqGuardError as error:
-        if args.debug:
+        if "debug" in args:
             traceback.print_exc()
         else:
             # Imported here, so that no other command waits for it.
@@ -190,7 +148,7 @@ def _main(words: list[str], chosen: str | None) -> int:
         _discard_output()
         return EXIT_NOT_FINE
     except OSError as error:
-        if args.debug or error.errno not in _OUTPUT_ERRORS:
+        if "debug" in args or error.errno not in _OUTPUT_ERRORS:
             raise
         return _unwritable(error)
     return status

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, TypedDict
 
-from nfq_guard.cli.options import add_color, add_format
+from nfq_guard.cli.options import add_color, add_debug, add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
 from nfq_guard.lab import demo, matrix
@@ -80,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         for name, summary in _ACTIONS.items()
     )
     for action in (listing, one, many, showing, cleaning):
+        add_debug(action)
         add_color(action)
     one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO", help=_one_of(SCENARIOS))
     one.add_argument(
@@ -90,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{_one_of(_MITIGATIONS)} (default: none)",
     )
     for option, choices, metavar in (
-        ("--scenario", list(SCENARIOS), "SCENARIO"),
+        ("--scenario", list(SCENARIOS), "NAME"),
         ("--mitigation", _MITIGATIONS, "M"),
     ):
         many.add_argument(

@@ -28,6 +28,16 @@ def add_color(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Declare `--debug`, which is accepted before and after the command."""
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="show the traceback of an error",
+    )
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Declare `--config FILE`; its value is None for the default path."""
     parser.add_argument(

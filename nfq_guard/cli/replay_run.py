@@ -11,6 +11,7 @@ from nfq_guard.errors import UsageError
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, SctpState, TcpState
 from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import CompiledPolicy
+from nfq_guard.policy.values import one_of
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.checksums import ChecksumMode
 from nfq_guard.replay.settings import DEFAULT_CAPACITY, DEFAULT_WSCALE, ReplaySettings
@@ -71,9 +72,10 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--assume-nat",
         choices=list(_NAT_STATUS),
+        metavar="NAT",
         default="none",
-        help="how the host translates these flows, for the policy; a capture does not tell "
-        "(default: %(default)s)",
+        help="how the host translates these flows, for the policy; a capture does not tell: "
+        f"{one_of(tuple(_NAT_STATUS))} (default: %(default)s)",
     )
     parser.add_argument(
         "--strict",

@@ -15,6 +15,7 @@ from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall,
 from nfq_guard.firewall.native import render as render_native
 from nfq_guard.firewall.render import render
 from nfq_guard.firewall.xtables import Runner, System
+from nfq_guard.policy.values import one_of
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
 from nfq_guard.service.last_good import load_settings
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
@@ -27,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("auto", *Backend, *Native),
-        help="auto: the backend that has the guard's rules, else the one that has other rules, "
+        metavar="NAME",
+        help="legacy, nft or nftables, or auto: the backend that has the guard's rules, else the "
+        "one that has other rules, "
         "else the one that iptables -V names; nftables: a native table",
     )
     parser.add_argument(
@@ -37,7 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     queues.add_argument("--queue", metavar="N", type=int, help="number of the queue")
     queues.add_argument("--queues", metavar="A:B", help="share the load among several queues")
     parser.add_argument(
-        "--fail-mode", choices=tuple(FailMode), help="treatment of packets that are not judged"
+        "--fail-mode",
+        choices=tuple(FailMode),
+        metavar="MODE",
+        help=f"treatment of packets that are not judged: {one_of(tuple(FailMode))}",
     )
     parser.add_argument(
         "--max-rate-pps", metavar="N", type=int, help="limit of queued packets per second"

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Behaviour common to all commands: one-line errors, exit statuses, and lost output."""
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nfq_guard import __version__
-from nfq_guard.cli import COMMANDS, main
+from nfq_guard.cli import COMMANDS, main, parser_of
+from nfq_guard.cli.parser import subparsers
 from tests.support.conversation import Conversation
 
 COMMAND = [sys.executable, "-m", "nfq_guard"]
@@ -34,6 +37,22 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
         (["run", "extra"], "unrecognized arguments: extra (see nfq-guard run --help)"),
         (["rules"], "the following arguments are required: ACTION (see nfq-guard rules --help)"),
         (["lab", "run", "nowhere"], "'nowhere'"),
+        (
+            ["lab", "run", "asymmetric", "--mitigatoin", "guard"],
+            "--mitigatoin guard (did you mean '--mitigation'?) (see nfq-guard lab run --help)",
+        ),
+        (["--verison"], "unrecognized arguments: --verison (did you mean '--version'?)"),
+        (["--debg", "check"], "unrecognized arguments: --debg (did you mean '--debug'?)"),
+        (
+            ["check", "--version"],
+            "--version (--version goes before the command) (see nfq-guard check --help)",
+        ),
+        (
+            ["replay", "--kernle"],
+            "unrecognized arguments: --kernle (did you mean '--kernel'?) (see nfq-guard replay",
+        ),
+        (["explain", "--", "--kernle"], "the following arguments are required: FRAME (see"),
+        (["explain", "--kern", "6.1"], "the following arguments are required: CAPTURE, FRAME (see"),
     ],
 )
 def test_a_usage_error_is_one_line(
@@ -71,8 +90,26 @@ def test_usual_ways_to_ask_for_help_and_version(
     assert capsys.readouterr().out.startswith(text)
 
 
-def test_debug_adds_a_traceback_and_keeps_the_status(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--debug", "run", "--config", "/nonexistent"]) == 2
+def test_a_suggestion_stands_instead_of_all_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["statsu"])
+    assert "choose from" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["nonsense"])
+    assert "choose from" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--debug", "run", "--config", "/nonexistent"],
+        ["run", "--config", "/nonexistent", "--debug"],
+    ],
+)
+def test_debug_adds_a_traceback_and_keeps_the_status(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    assert main(words) == 2
     said = capsys.readouterr().err
     assert said.startswith("Traceback ")
     assert "/nonexistent: " in said.splitlines()[-1]
@@ -179,14 +216,18 @@ def test_an_interrupt_during_imports_is_silent() -> None:
     assert (done.returncode, done.stderr) == (130, b"")
 
 
-@pytest.mark.parametrize("words", [[], ["lab", "run"], ["lab", "matrix"], ["replay"], ["run"]])
-def test_help_fits_a_terminal(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, words: list[str]
-) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
-    with pytest.raises(SystemExit):
-        main([*words, "--help"])
-    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+def helps(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """The help of a parser and of those below it."""
+    yield parser.format_help()
+    for sub in subparsers(parser).values():
+        yield from helps(sub)
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_help_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = [line for text in helps(parser_of(COMMANDS)) for line in text.splitlines()]
+    assert [line for line in lines if len(line) > width] == []
 
 
 def test_file_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

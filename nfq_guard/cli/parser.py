@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: MIT
+"""The parser of the command line: usage errors in one line, and what was meant."""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, Never
+
+from nfq_guard.errors import EXIT_USAGE
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
+
+# How argparse reports a word that is not among the choices, with the choices quoted or not.
+_NO_CHOICE: Final = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<known>.*)\)")
+_UNRECOGNIZED: Final = "unrecognized arguments: "
+_REQUIRED: Final = "the following arguments are required: "
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a usage error in one line, like every other error.
+
+    Attributes:
+        words: What this parser has parsed; None if it has parsed nothing.
+    """
+
+    words: Sequence[str] | None = None
+
+    # argparse declares a type for each kind of namespace, of which this command has one.
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Remember the words, for an error about them."""
+        self.words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self.words, namespace)
+
+    def print_help(self, file: "SupportsWrite[str] | None" = None) -> None:
+        """Write the help; unlike argparse's, a failure of the output is an error."""
+        (file or sys.stdout).write(self.format_help())
+
+    def error(self, message: str) -> Never:
+        """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""
+        parser = self.last()
+        if message.startswith(_REQUIRED) and (unknown := parser.unknown(self.words or ())):
+            # What is missing may be the value of the option that was mistyped.
+            message = _UNRECOGNIZED + unknown
+        self.exit(
+            EXIT_USAGE, f"nfq-guard: {self._meant(parser, message)} (see {parser.prog} --help)\n"
+        )
+
+    def last(self) -> "Parser":
+        """The parser of the command and action that were chosen, as far as any were."""
+        for sub in subparsers(self).values():
+            if isinstance(sub, Parser) and sub.words is not None:
+                return sub.last()
+        return self
+
+    def unknown(self, words: Iterable[str]) -> str:
+        """The first of the words that is an option, but none of this parser."""
+        known = options(self)
+        for word in words:
+            if word == "--":
+                break
+            name = word.partition("=")[0]
+            if word.startswith("--") and not any(option.startswith(name) for option in known):
+                return name
+        return ""
+
+    def _meant(self, parser: "Parser", message: str) -> str:
+        """The message with the word that was meant, where one is close to that in the message."""
+        # Imported here, so that a command without a mistake does not load it.
+        from nfq_guard.policy.values import suggestion  # noqa: PLC0415
+
+        if (choice := _NO_CHOICE.search(message)) is not None:
+            known = tuple(word.strip("'") for word in choice["known"].split(", "))
+            meant = suggestion(choice["found"], known)
+            # All choices are in the way of the one that was meant.
+            return (
+                f"{message[: choice.start()]}invalid choice: '{choice['found']}'{meant}"
+                if meant
+                else message
+            )
+        if message.startswith(_UNRECOGNIZED):
+            words = message.removeprefix(_UNRECOGNIZED).split(" ")
+            found = next((word.partition("=")[0] for word in words if word.startswith("-")), "")
+            if parser is not self and found in options(self):
+                return f"{message} ({found} goes before the command)"
+            return message + suggestion(found, (*options(parser), *options(self)))
+        return message
+
+
+def arguments(parser: argparse.ArgumentParser) -> list[argparse.Action]:
+    """The arguments of a parser, in the order of their declaration."""
+    return parser._actions  # noqa: SLF001 - argparse has no public list of them
+
+
+def options(parser: argparse.ArgumentParser) -> tuple[str, ...]:
+    """The long options of a parser."""
+    return tuple(
+        option
+        for action in arguments(parser)
+        for option in action.option_strings
+        if option.startswith("--")
+    )
+
+
+def subparsers(parser: argparse.ArgumentParser) -> Mapping[str, argparse.ArgumentParser]:
+    """The commands or actions of a parser, by name."""
+    for action in arguments(parser):
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - it has no public name
+            return action.choices
+    return {}
