@@ -32,7 +32,7 @@ _coverage_of_children: dict[str, str] = {}
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Coverage counts what fixed tests reach, and not what random ones may.
 
     Measuring a process costs a good half of its time, so children are measured only where a floor
@@ -41,6 +41,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("hypothesis"):
             item.add_marker("no_cover")
+        if config.getoption("loadgroup", False) and item.get_closest_marker("xdist_group"):
+            # A group that does not hold makes each worker start its machines and programs again.
+            assert "@" in item.nodeid, "pytest-xdist has put no test into a group"
 
 
 def _choose_coverage_of_children(item: pytest.Item) -> None:
