@@ -5,6 +5,7 @@ An output that blocks, fails or is gone loses lines, and only its own: the oldes
 ring (`telemetry.sink`). The others are told how many, at most once a minute.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import BinaryIO, Final, NamedTuple, cast, final
 
@@ -135,7 +136,10 @@ class EventLog:
         return self._sinks if recording is None else (*self._sinks, recording.sink)
 
     def emit(self, event: Event) -> None:
-        """Write one event."""
+        """Write one event.
+
+        What is judged of a packet waits for `push`; what a daemon says of itself does not.
+        """
         at = timestamp()
         if event.level == "error":
             self.last_error = {
@@ -152,6 +156,10 @@ class EventLog:
         for logger in self._loggers:
             # How the wrapper finds a method of the logger that it wraps.
             logger._proxy_to_logger(event.level, cast("str", event), at=at)  # noqa: SLF001 - for wrappers' use
+        if not isinstance(event, PacketJudged):
+            now = time.monotonic()
+            for sink in self._sinks:
+                sink.push(now)
 
     def for_worker(self, sink: LineSink) -> "EventLog":
         """The log of a worker process, whose lines `sink` takes to `write_of_worker`."""

@@ -3,6 +3,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,19 +103,20 @@ def test_no_output_takes_lines(tmp_path: Path) -> None:
     (tmp_path / "log").symlink_to("/dev/full")
     sink = LineSink(tmp_path / "log", ring_bytes=RING)
     log = EventLog(sink)
+    now = time.monotonic()
     for number in range(50):
         log.emit(note(number))
-    log.push(0)
-    log.log_lost(0)
+    log.push(now)
+    log.log_lost(now)
     assert sink.errors
     (tmp_path / "log").unlink()
-    log.push(1)  # finds another file by the name
-    log.push(2)
-    log.log_lost(2)
-    log.push(3)
+    log.push(now + 10)  # finds another file by the name
+    log.push(now + 20)
+    log.log_lost(now + 20)
+    log.push(now + 30)
     *_, lost = lines(tmp_path / "log")
     assert lost["lines"] == log.dropped > 0
-    log.close(4)
+    log.close(now + 40)
 
 
 def test_a_file_that_was_removed_or_renamed_is_made_again(tmp_path: Path) -> None:
