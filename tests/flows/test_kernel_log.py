@@ -59,8 +59,7 @@ def test_kernel_says_what_was_broken(routed: Routed, connect: Connector) -> None
     connection.exchange()
     with routed.router.entered(), KernelLog() as log, speaking(6):
         flows = BpfFlows()
-        (flow,) = answered(flows.lookup([connection.original]))
-        assert flow is not None
+        flow = _resting(flows, connection)
         assert flow.peers is not None
         client, server = flow.peers
         far = add(client.td_maxend, server.td_maxwin + 10_000)
