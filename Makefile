@@ -133,7 +133,7 @@ bench-quick: ## the same with fewer rounds, about a minute (root)
 instructions:
 	@PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks.instructions --check
 
-reference: ## generate docs/reference/ from the code
+reference: ## generate docs/reference/, man pages and completion from the code
 	$(BIN)/python -m tests.support.reference
 
 bpf: ## rebuild the BPF object from its source

@@ -76,6 +76,9 @@ test | bench)
     need systemd program systemd-analyze
     need util-linux program setpriv
     need valgrind program valgrind
+    need mandoc program mandoc
+    need zsh program zsh
+    need fish program fish
     need git program git
     need prometheus program promtool
     ;;

@@ -39,6 +39,7 @@ if [ "$1" = uninstall ]; then
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" \
         "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket /etc/sysusers.d/nfq-guard.conf \
         /etc/logrotate.d/nfq-guard /run/nfq-guard "$catalogue"
+    (cd "$tree/share" && find . -type f) | sed "s|^\.|$prefix/share|" | xargs -d '\n' rm -f
     rmdir "$units/nfq-guard.service.wants" 2>/dev/null || true
     journalctl --update-catalog >/dev/null 2>&1 || true
     remove_old
@@ -84,6 +85,8 @@ rm -rf "$home"
 mkdir -p "$prefix/sbin" "$prefix/share/doc/nfq-guard" /etc/nfq-guard "$units"
 ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
 cp "$here/metrics.conf" "$prefix/share/doc/nfq-guard/"
+# Man pages and completion.
+cp -r "$tree/share/." "$prefix/share/"
 # With what README links to, so that its links work there too.
 (cd "$tree" && tar -c README.md LICENSE CHANGELOG.md CONTRIBUTING.md SECURITY.md docs deploy \
     rules/policy/README.md systemd/README.md benchmarks/README.md benchmarks/results) \

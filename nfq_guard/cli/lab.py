@@ -82,7 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (listing, one, many, showing, cleaning):
         add_debug(action)
         add_color(action)
-    one.add_argument("scenario", choices=SCENARIOS, metavar="SCENARIO", help=_one_of(SCENARIOS))
+    one.add_argument(
+        "scenario", choices=list(SCENARIOS), metavar="SCENARIO", help=_one_of(SCENARIOS)
+    )
     one.add_argument(
         "--mitigation",
         choices=_MITIGATIONS,

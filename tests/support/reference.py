@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Generates docs/reference/ and the journal's catalogue from the code: `make reference`.
+"""Generates docs/reference/, share/ and the journal's catalogue from the code: `make reference`.
 
 `tests/cli/test_reference.py` holds the pages to the code.
 """
@@ -46,9 +46,12 @@ from nfq_guard.telemetry.events import EVENTS, Event, PacketJudged, Reloaded, na
 from nfq_guard.telemetry.journal import MESSAGE_IDS
 from nfq_guard.telemetry.metric_table import HISTOGRAMS, METRICS
 from nfq_guard.whatif import result
+from tests.support.completion import completions
+from tests.support.manpages import man_pages
 
 _TREE: Final = Path(__file__).parents[2]
 DIRECTORY: Final = _TREE / "docs" / "reference"
+SHARE: Final = _TREE / "share"
 CATALOGUE: Final = _TREE / "systemd" / "nfq-guard.catalog"
 
 # What prints the record, and the record.
@@ -143,22 +146,24 @@ def _settings() -> Iterator[str]:
     yield "described in [rules/policy/](../../rules/policy/README.md). A setting marked *restart*"
     yield "keeps its value until the daemon is restarted; a reload names it if it has changed."
     yield ""
+    yield from _table(
+        ("setting", "value", "default", "unit", "taken by", "meaning"), settings_rows()
+    )
+
+
+def settings_rows() -> Iterator[tuple[str, ...]]:
+    """The settings, each with its value, default, unit, when it is taken, and meaning."""
     texts = attributes(getdoc(Settings) or "")
     hints = get_type_hints(Settings, include_extras=True)
-    yield from _table(
-        ("setting", "value", "default", "unit", "taken by", "meaning"),
-        (
-            (
-                f"`{field.name}`",
-                expected_value(hints[field.name]),
-                f"`{orjson.dumps(field.default).decode()}`",
-                next((unit for end, unit in _UNITS.items() if field.name.endswith(end)), ""),
-                "reload" if field.name in RELOADED else "restart",
-                texts[field.name],
-            )
-            for field in msgspec.structs.fields(Settings)
-        ),
-    )
+    for field in msgspec.structs.fields(Settings):
+        yield (
+            f"`{field.name}`",
+            expected_value(hints[field.name]),
+            f"`{orjson.dumps(field.default).decode()}`",
+            next((unit for end, unit in _UNITS.items() if field.name.endswith(end)), ""),
+            "reload" if field.name in RELOADED else "restart",
+            texts[field.name],
+        )
 
 
 def _events() -> Iterator[str]:
@@ -365,11 +370,14 @@ _NAMES: Final[Mapping[object, str]] = {
 
 
 def main() -> None:
-    """Write the pages and the catalogue."""
+    """Write the pages, the catalogue, the man pages and the completion of the shells."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (DIRECTORY / name).write_text(text, encoding="utf-8")
     CATALOGUE.write_text(catalogue(), encoding="utf-8")
+    for name, text in (man_pages(settings_rows()) | completions()).items():
+        (SHARE / name).parent.mkdir(parents=True, exist_ok=True)
+        (SHARE / name).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -93,6 +93,12 @@ def test_links_of_the_installed_readme(guest: Guest) -> None:
         guest.sh(f"test -e {folder}/{link}")
 
 
+def test_man_pages_and_completion_are_found(guest: Guest) -> None:
+    for page in ("8/nfq-guard.8", "5/nfq-guard.toml.5", "5/nfq-guard-policy.5"):
+        guest.sh(f"test -s /usr/local/share/man/man{page}")
+    guest.sh("bash -n /usr/local/share/bash-completion/completions/nfq-guard")
+
+
 def test_its_group_reads_the_counters_of_the_queues(guest: Guest) -> None:
     """Instead of a place in group root; and only while it runs."""
     file = "/proc/net/netfilter/nfnetlink_queue"
@@ -647,7 +653,8 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     assert rules(guest) == 0
     left = guest.sh(
         "ls -d /etc/nfq-guard/nfq-guard.toml /usr/local/lib/nfq-guard /usr/local/sbin/nfq-guard "
-        "/etc/systemd/system/nfq-guard* /etc/logrotate.d/nfq-guard 2>/dev/null",
+        "/etc/systemd/system/nfq-guard* /etc/logrotate.d/nfq-guard "
+        "/usr/local/share/man/man*/nfq-guard* /usr/local/share/*/*/*nfq-guard* 2>/dev/null",
         check=False,
     )
     assert left.split() == ["/etc/nfq-guard/nfq-guard.toml", old]
