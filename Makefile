@@ -70,7 +70,7 @@ wheels:
 	$(BIN)/python -m build --no-isolation --outdir build/wheels . >build/wheels/log 2>&1 \
 		|| { tail -n 20 build/wheels/log; exit 1; }
 	$(BIN)/pip --disable-pip-version-check wheel --quiet --constraint constraints.txt \
-		--no-build-isolation --wheel-dir build/wheels "$$(echo build/wheels/nfq_guard-*.whl)[report]"
+		--no-build-isolation --wheel-dir build/wheels "$$(echo build/wheels/nfq_guard-*.whl)[lab,report]"
 	touch build/wheels/made
 
 # Not anew where `make test` has just built them.

@@ -172,7 +172,7 @@ test) groups="--group dev" purposes="run test" ;;
 bench) groups="--group dev --group bench" purposes="run test bench" ;;
 esac
 # shellcheck disable=SC2086 # a list of words
-HATCH_BUILD_NO_HOOKS=true $pip --editable . $groups
+HATCH_BUILD_NO_HOOKS=true $pip --editable ".[lab]" $groups
 printf '%s\n' "$place" "$interpreter" "$sum" "$purposes" >.venv/made.new
 mv .venv/made.new .venv/made
 making=

@@ -13,7 +13,7 @@ from typing import Final, TypedDict
 from nfq_guard.cli.options import add_color, add_debug, add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
-from nfq_guard.lab import demo, matrix
+from nfq_guard.lab import demo, matrix, strays
 from nfq_guard.lab.outcome import Mitigation, Outcome, Result
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.trial import Keep
@@ -137,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
+    strays.layers()
     matrix.check_requirements()  # before any head of a table
     if args.action == "demo":
         return demo.run(lambda text, tone: write_line(paint(text, *_TONES[tone])))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Stray segments, built with scapy from the sequence numbers of the live flow."""
 
+import importlib
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from types import ModuleType
 from typing import Final, assert_never
-
-from scapy.layers.inet import IP, TCP
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.lab.netns import Namespace
@@ -116,6 +116,20 @@ def follow(segments: Sequence[Segment]) -> tuple[Side, Side]:
     return client, server
 
 
+def layers() -> ModuleType:
+    """The module of scapy with the layers of IPv4 and TCP.
+
+    Raises:
+        UnavailableError: It is not installed; only the lab needs it.
+    """
+    try:
+        return importlib.import_module("scapy.layers.inet")
+    except ImportError:
+        raise UnavailableError(
+            "the lab needs the package scapy (pip install 'nfq-guard[lab]')"
+        ) from None
+
+
 def build(stray: Stray, client: Side, server: Side) -> bytes:
     """The octets of `stray`, IP header first, in the flow between `client` and `server`."""
     sender, receiver = (client, server) if stray.from_client else (server, client)
@@ -141,9 +155,10 @@ def build(stray: Stray, client: Side, server: Side) -> bytes:
     options: list[tuple[str, tuple[int, int] | None]] = []
     if sender.timestamps:
         options = [("NOP", None), ("NOP", None), ("Timestamp", sender.timestamps)]
+    inet = layers()
     return bytes(
-        IP(src=source[0], dst=receiver.address[0])
-        / TCP(
+        inet.IP(src=source[0], dst=receiver.address[0])
+        / inet.TCP(
             sport=source[1],
             dport=receiver.address[1],
             seq=number,

@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -267,3 +268,28 @@ def test_help_that_cannot_be_written_is_an_error(words: list[str]) -> None:
 def test_color_after_an_action(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["lab", "list", "--color", "never"]) == 0
     assert "kube-proxy-dnat" in capsys.readouterr().out
+
+
+def test_only_the_lab_needs_scapy() -> None:
+    """It is in an extra; everything else works where it is not installed."""
+    code = (
+        "import sys\n"
+        "class NotInstalled:\n"
+        "    def find_spec(name, *_):\n"
+        "        if name.partition('.')[0] == 'scapy': raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NotInstalled)\n"
+        "from nfq_guard.cli import COMMANDS, main, parser_of\n"
+        "parser_of(COMMANDS).format_help()\n"
+        "words = (['check', 'preset:default'], ['lab', 'list'], ['doctor'], ['lab', 'demo'])\n"
+        "print(*(main(one) for one in words))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    *shown, statuses = done.stdout.splitlines()
+    assert "kube-proxy-dnat" in "\n".join(shown)
+    # What doctor finds is a matter of the host.
+    assert re.fullmatch("0 0 [01] 69", statuses)
+    assert done.stderr == (
+        "nfq-guard: the lab needs the package scapy (pip install 'nfq-guard[lab]')\n"
+    )

@@ -55,7 +55,7 @@ _POLL_S: Final = 0.5
 _TEST_PACKAGES: Final = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 # What the machine gets of the tree.
-_FOLDERS: Final = ("benchmarks", "bpf", "deploy", "docs", "rules", "systemd", "tests")
+_FOLDERS: Final = ("benchmarks", "bpf", "deploy", "docs", "rules", "share", "systemd", "tests")
 _FILES: Final = (
     "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml",
 )  # fmt: skip
