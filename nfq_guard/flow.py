@@ -127,6 +127,8 @@ IP_CT_EXP_CHALLENGE_ACK: Final = 0x40
 IP_CT_TCP_SIMULTANEOUS_OPEN: Final = 0x80
 
 _NAT_BY_STATUS: Final = (Nat.NONE, Nat.SNAT, Nat.DNAT, Nat.BOTH)
+# The bits of `FlowSnapshot.status` that say so; `Nat.UNKNOWN` has none.
+NAT_STATUS: Final = {nat: number << 4 for number, nat in enumerate(_NAT_BY_STATUS)}
 
 
 @final

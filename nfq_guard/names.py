@@ -9,6 +9,10 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Final, Literal
 
 from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_DYING,
+    IPS_OFFLOAD,
+    IPS_SEEN_REPLY,
     PROTO_GRE,
     PROTO_ICMP,
     PROTO_ICMPV6,
@@ -23,6 +27,7 @@ from nfq_guard.flow import (
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, SctpPacket, Segment
 
 DirectionName = Literal["original", "reply"]
+StatusName = Literal["seen-reply", "assured", "dying", "offload"]
 
 _PROTOCOLS: Final = {
     PROTO_ICMP: "icmp",
@@ -42,6 +47,18 @@ _FLAGS: Final = tuple(
     "".join(letter for letter, bit in _FLAG_BITS_OF.items() if flags & bit) for flags in range(256)
 )
 _FLAG_BITS: Final = {letters: flags for flags, letters in enumerate(_FLAGS)}
+# In the order in which they are written; translation has a field of its own (`flow.Nat`).
+_STATUS_BITS: Final[dict[StatusName, int]] = {
+    "seen-reply": IPS_SEEN_REPLY,
+    "assured": IPS_ASSURED,
+    "dying": IPS_DYING,
+    "offload": IPS_OFFLOAD,
+}
+STATUS_NAMES: Final = tuple(_STATUS_BITS)
+_STATUSES: Final = tuple(
+    tuple(name for position, name in enumerate(_STATUS_BITS) if number >> position & 1)
+    for number in range(1 << len(_STATUS_BITS))
+)
 _UNKNOWN_HOST: Final = "?"
 
 
@@ -101,6 +118,29 @@ def direction(number: int) -> DirectionName:
 def direction_number(text: DirectionName) -> int:
     """The number of a direction."""
     return int(Direction.REPLY if text == "reply" else Direction.ORIGINAL)
+
+
+def flow_status(bits: int) -> tuple[StatusName, ...]:
+    """The status of a conntrack entry by name: `("seen-reply", "assured")`; other bits have none.
+
+    Args:
+        bits: `IPS_*` bits, as in `FlowSnapshot.status`.
+    """
+    return _STATUSES[status_number(bits)]
+
+
+def status_number(bits: int) -> int:
+    """The bits of a status that have a name, by position in `STATUS_NAMES`."""
+    # Bits 1, 2, 9 and 14.
+    return bits >> 1 & 3 | bits >> 7 & 4 | bits >> 11 & 8
+
+
+def flow_status_bits(names: tuple[StatusName, ...]) -> int:
+    """The `IPS_*` bits of a status."""
+    bits = 0
+    for name in names:
+        bits |= _STATUS_BITS[name]
+    return bits
 
 
 def address(packed: bytes) -> str | None:

@@ -8,7 +8,7 @@ from nfq_guard.cli.kernel_choice import HELP, kernel_of
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.errors import UsageError
-from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT, SctpState, TcpState
+from nfq_guard.flow import NAT_STATUS, SctpState, TcpState
 from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.values import one_of
@@ -16,13 +16,6 @@ from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.checksums import ChecksumMode
 from nfq_guard.replay.settings import DEFAULT_CAPACITY, DEFAULT_WSCALE, ReplaySettings
 from nfq_guard.wire.tcp import MAX_WINDOW_SCALE
-
-_NAT_STATUS: Final = {
-    "none": 0,
-    "snat": IPS_SRC_NAT,
-    "dnat": IPS_DST_NAT,
-    "both": IPS_SRC_NAT | IPS_DST_NAT,
-}
 
 # `--timeout` names beside the TCP states, with their defaults.
 _OTHER_TIMEOUTS_S: Final = {
@@ -71,11 +64,11 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--assume-nat",
-        choices=list(_NAT_STATUS),
+        choices=list(NAT_STATUS),
         metavar="NAT",
         default="none",
         help="how the host translates these flows, for the policy; a capture does not tell: "
-        f"{one_of(tuple(_NAT_STATUS))} (default: %(default)s)",
+        f"{one_of(tuple(NAT_STATUS))} (default: %(default)s)",
     )
     parser.add_argument(
         "--strict",
@@ -157,7 +150,7 @@ def settings_of(
         sysctls=_sysctls(args),
         checksums=ChecksumMode(args.checksum),
         capacity=args.flow_table,
-        nat_status=_NAT_STATUS[args.assume_nat],
+        nat_status=NAT_STATUS[args.assume_nat],
         every=every,
         strict=args.strict,
         decapsulate=decapsulate,

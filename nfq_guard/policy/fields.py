@@ -27,7 +27,7 @@ from nfq_guard.flow import (
     Nat,
     TcpState,
 )
-from nfq_guard.names import protocol
+from nfq_guard.names import STATUS_NAMES, protocol, status_number
 from nfq_guard.policy.intervals import (
     ABSENT,
     IPV4_ADDRESSES,
@@ -175,8 +175,6 @@ REASONS: Final = tuple(Reason)
 NATS: Final = tuple(Nat)
 EVIDENCES: Final = tuple(Evidence)
 FAMILIES: Final = ("4", "6")
-# By position in a number of `status`; `_of_flow` maps the bits of `FlowSnapshot.status` to them.
-STATUS_WORDS: Final = ("seen-reply", "assured", "dying", "offload")
 FLAG_WORDS: Final = ("fin", "syn", "rst", "psh", "ack", "urg", "ece", "cwr")
 FLAG_BITS: Final = (FIN, SYN, RST, PSH, ACK, URG, ECE, CWR)
 
@@ -290,8 +288,8 @@ FIELDS: Final = (
         depends_on=DependsOn.PACKET,
         says="Status of the conntrack entry.",
         phrase="the status of the flow",
-        words=STATUS_WORDS,
-        highest=(1 << len(STATUS_WORDS)) - 1,
+        words=STATUS_NAMES,
+        highest=(1 << len(STATUS_NAMES)) - 1,
     ),
     Field(
         name="evidence",
@@ -516,9 +514,7 @@ def _of_flow(code: int, snapshot: FlowSnapshot | None) -> int:
     if code == _STATE:
         return snapshot.state if snapshot.original.proto == PROTO_TCP else ABSENT
     if code == _STATUS:
-        status = snapshot.status
-        # Bits 1, 2, 9 and 14, by position in `STATUS_WORDS`.
-        return status >> 1 & 3 | status >> 7 & 4 | status >> 11 & 8
+        return status_number(snapshot.status)
     if code == _EVIDENCE:
         evidence = snapshot.evidence
         return _BPF_NUMBER if evidence is _BPF else _EVIDENCE_NUMBER[evidence]

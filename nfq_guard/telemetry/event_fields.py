@@ -18,6 +18,7 @@ class FieldInfo(NamedTuple):
         optional: Whether the field may be absent.
         nullable: Whether it may be null.
         values: The values of an enumeration; empty for other types.
+        array: Whether the value is an array.
         parts: The fields of an object; empty for other types.
         flattened: Whether the keys of the object are fields of the event themselves.
     """
@@ -29,6 +30,7 @@ class FieldInfo(NamedTuple):
     optional: bool
     nullable: bool
     values: tuple[str, ...]
+    array: bool
     parts: tuple["FieldInfo", ...]
     flattened: bool
 
@@ -53,6 +55,7 @@ def _field(field: msgspec.inspect.Field) -> FieldInfo:
     values: list[str] = []
     parts: tuple[FieldInfo, ...] = ()
     nullable = False
+    array = False
     while kinds:
         kind = kinds.pop(0)
         match kind:
@@ -70,6 +73,9 @@ def _field(field: msgspec.inspect.Field) -> FieldInfo:
                 values += [str(member.value) for member in kind.cls]
             case msgspec.inspect.LiteralType():
                 values += [str(value) for value in kind.values]
+            case msgspec.inspect.VarTupleType() | msgspec.inspect.ListType():
+                array = True
+                kinds.append(kind.item_type)
             case msgspec.inspect.StructType():
                 parts = tuple(describe(kind.cls))
             case _:
@@ -82,6 +88,7 @@ def _field(field: msgspec.inspect.Field) -> FieldInfo:
         optional=not field.required,
         nullable=nullable,
         values=tuple(extra.get("values", values)),
+        array=array,
         parts=parts,
         flattened=bool(extra.get("flattened")),
     )

@@ -15,7 +15,7 @@ import msgspec
 from nfq_guard.engine import Mode
 from nfq_guard.finding import BOUNDS, Reason
 from nfq_guard.flow import Evidence, Nat
-from nfq_guard.names import DirectionName
+from nfq_guard.names import DirectionName, StatusName
 from nfq_guard.policy.decision import Action
 
 Level = Literal["info", "warning", "error"]
@@ -204,7 +204,10 @@ class PacketJudged(
     nat: Annotated[Nat, _text("How the host translates its flow.")]
     evidence: Annotated[Evidence, _text("Where the flow was looked up.")]
     direction: Annotated[DirectionName | None, _text("Direction of the packet in its flow.")]
-    status: Annotated[int, _number("Status bits of the conntrack entry (IPS_*).", high=_U32)] | None
+    status: Annotated[
+        tuple[StatusName, ...] | None,
+        _text("Status of the conntrack entry, by the names that policies have for it."),
+    ]
     ct_mark: Annotated[int, _number("Mark of the conntrack entry.", high=_U32)] | None
     rule: Annotated[str, _text("The rule that decided.", ecs="rule.name")]
     action: Annotated[Action, _text("Its action.")]

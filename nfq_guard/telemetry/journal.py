@@ -126,6 +126,10 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
         }
         if parts:
             event[name] = parts
+    # A list of one value is a single field; an empty list leaves none.
+    status = event.get("status")
+    if isinstance(status, str) and not status.isdigit():
+        event["status"] = [status]
     pairs = event.get("distances")
     if pairs is not None:
         pairs = pairs if isinstance(pairs, list) else [pairs]
@@ -134,6 +138,8 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     for field in msgspec.structs.fields(PacketJudged):
         if field.required:
             event.setdefault(field.encode_name, "" if field.encode_name in {"in", "out"} else None)
+    if event["status"] is None and event["direction"] is not None:
+        event["status"] = []
     return event
 
 

@@ -8,7 +8,17 @@ from nfq_guard.conntrack.window import acknowledged
 from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import PROTO_TCP, Evidence, FlowSnapshot, Nat
-from nfq_guard.names import DirectionName, address, direction, hook, protocol, tcp_flags, tcp_state
+from nfq_guard.names import (
+    DirectionName,
+    StatusName,
+    address,
+    direction,
+    flow_status,
+    hook,
+    protocol,
+    tcp_flags,
+    tcp_state,
+)
 from nfq_guard.policy.fields import leaks
 from nfq_guard.telemetry.community_id import community_id
 from nfq_guard.telemetry.events import (
@@ -80,13 +90,13 @@ def packet_judged(
     nat = Nat.UNKNOWN
     state: str | None = None
     way: DirectionName | None = None
-    status: int | None = None
+    status: tuple[StatusName, ...] | None = None
     ct_mark: int | None = None
     if snapshot is not None:
         nat = snapshot.nat
         evidence = snapshot.evidence
         way = direction(snapshot.direction)
-        status = snapshot.status
+        status = flow_status(snapshot.status)
         ct_mark = snapshot.mark
         if snapshot.original.proto == PROTO_TCP:
             state = tcp_state(snapshot.state)

@@ -17,7 +17,9 @@ import msgspec
 from nfq_guard.finding import BOUNDS
 from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.names import (
+    StatusName,
     address_bytes,
+    flow_status,
     hook_number,
     protocol_number,
     tcp_flag_bits,
@@ -61,11 +63,17 @@ _Word = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 
 class _AsWritten(PacketJudged, frozen=True, kw_only=True, tag=_PACKET_JUDGED):
-    """`packet_judged`, without fields that the first daemons did not write."""
+    """`packet_judged`, as daemons have written it: the first ones without some of the fields."""
 
     mark: _Word = 0
-    status: _Word | None = None
+    # Earlier daemons wrote the `IPS_*` bits.
+    status: tuple[StatusName, ...] | _Word | None = None  # type: ignore[assignment] # until `__post_init__`
     ct_mark: _Word | None = None
+
+    def __post_init__(self) -> None:
+        """Give `status` the type of its base class."""
+        if isinstance(self.status, int):
+            msgspec.structs.force_setattr(self, "status", flow_status(self.status))
 
 
 class _Name(msgspec.Struct):

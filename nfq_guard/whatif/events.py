@@ -10,18 +10,17 @@ from typing import Final
 from nfq_guard.conntrack.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import (
-    IPS_DST_NAT,
-    IPS_SRC_NAT,
+    NAT_STATUS,
     PROTO_SCTP,
     PROTO_TCP,
     FlowSnapshot,
     FlowTuple,
-    Nat,
     Peer,
 )
 from nfq_guard.names import (
     address_bytes,
     direction_number,
+    flow_status_bits,
     hook_number,
     protocol_number,
     tcp_flag_bits,
@@ -34,13 +33,6 @@ from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, Queued, SctpPacket, Segment
 
 _UDP_HEADER: Final = 8
-_NAT_STATUS: Final = {
-    Nat.NONE: 0,
-    Nat.SNAT: IPS_SRC_NAT,
-    Nat.DNAT: IPS_DST_NAT,
-    Nat.BOTH: IPS_SRC_NAT | IPS_DST_NAT,
-    Nat.UNKNOWN: 0,
-}
 
 
 def recorded(read: ReadEvent) -> Iterator[Recorded]:
@@ -117,7 +109,7 @@ def _snapshot(event: PacketJudged, proto: int) -> FlowSnapshot | None:
         return None
     # An ICMP error has the state of the flow that it quotes.
     way = FlowTuple(proto if event.state is None else PROTO_TCP, b"", b"", 0, 0)
-    status = _NAT_STATUS[event.nat] if event.status is None else event.status
+    status = NAT_STATUS.get(event.nat, 0) | flow_status_bits(event.status or ())
     state = 0 if event.state is None else tcp_state_number(event.state)
     direction = direction_number(event.direction)
     return FlowSnapshot(

@@ -250,7 +250,7 @@ def test_hostile_events(
 
 
 @pytest.mark.parametrize("reader", READERS)
-@pytest.mark.parametrize("unit", [b"x" * 60_000 + b"\n", b"\0" * 65_536])
+@pytest.mark.parametrize("unit", [b"x" * 60_000 + b"\n", b"\0" * 65_536], ids=["lines", "zeros"])
 def test_more_than_memory_has(reader: str, unit: bytes, tmp_path: Path) -> None:
     """A gigabyte through a pipe, in lines or in one, between two events."""
     process = subprocess.Popen(

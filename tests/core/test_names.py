@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard import names
-from nfq_guard.flow import PROTO_ICMP, PROTO_TCP, Direction, FlowTuple, Hook, TcpState
+from nfq_guard.flow import (
+    IPS_ASSURED,
+    IPS_SEEN_REPLY,
+    IPS_SRC_NAT,
+    PROTO_ICMP,
+    PROTO_TCP,
+    Direction,
+    FlowTuple,
+    Hook,
+    TcpState,
+)
 from nfq_guard.wire.packet import ACK, FIN, SYN, Malformed, Packet
 from tests.support.judgments import segment
 
@@ -37,8 +47,22 @@ def test_names() -> None:
     assert (names.hook(Hook.OUTPUT), names.hook(7)) == ("OUTPUT", "7")
     assert (names.tcp_flags(SYN | ACK), names.tcp_flags(FIN), names.tcp_flags(0)) == ("SA", "F", "")
     assert names.tcp_state(TcpState.SYN_SENT2) == "SYN_SENT2"
+    assert names.flow_status(IPS_SEEN_REPLY | IPS_ASSURED | IPS_SRC_NAT) == (
+        "seen-reply",
+        "assured",
+    )
     assert [names.direction(way) for way in Direction] == ["original", "reply"]
     assert [names.direction_number(names.direction(way)) for way in Direction] == [0, 1]
+
+
+def test_status_by_name() -> None:
+    """Every name has a bit of its own, and a status survives its names."""
+    bits = [names.flow_status_bits((name,)) for name in names.STATUS_NAMES]
+    assert [names.status_number(bit) for bit in bits] == [1, 2, 4, 8]
+    assert [names.flow_status(bit) for bit in bits] == [(name,) for name in names.STATUS_NAMES]
+    for number in range(16):
+        status = sum(bit for position, bit in enumerate(bits) if number >> position & 1)
+        assert names.flow_status_bits(names.flow_status(status)) == status
 
 
 @pytest.mark.parametrize(

@@ -296,8 +296,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_page_compares_policies(tmp_path: Path) -> None:
     """The rule of kube-proxy would drop packets of a flow that lived on."""
     asymmetric = event(
-        reason="bad-transition", breach=None, nat="none", status=14, rule="all", action="log",
-        would="accept",
+        reason="bad-transition", breach=None, nat="none", rule="all", action="log", would="accept",
     )  # fmt: skip
     log = tmp_path / "events.jsonl"
     log.write_text("".join(json.dumps(asymmetric) + "\n" for _ in range(3)), encoding="utf-8")

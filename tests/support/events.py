@@ -31,7 +31,7 @@ def event(**changes: Any) -> dict[str, Any]:  # noqa: ANN401 - any field of an e
         "nat": "dnat",
         "evidence": "bpf",
         "direction": "reply",
-        "status": 46,
+        "status": ["seen-reply", "assured"],
         "ct_mark": 0,
         "rule": "translated",
         "action": "drop",

@@ -200,7 +200,8 @@ def _event_rows(fields: Iterable[FieldInfo], prefix: str = "") -> Iterator[tuple
             *(["null"] if field.nullable else []),
         ]
         values = ", ".join(f"`{value}`" for value in field.values)
-        meaning = f"{field.description} One of {values}." if values else field.description
+        amount = "Any of" if field.array else "One of"
+        meaning = f"{field.description} {amount} {values}." if values else field.description
         name = "one field a counter" if field.flattened else f"`{prefix}{field.name}`"
         ecs = f"`{field.ecs}`" if field.ecs else ""
         yield name, field.unit, ", ".join(may_be), ecs, meaning

@@ -70,7 +70,6 @@ def story() -> Iterator[dict[str, Any]]:
         reason="bad-checksum",
         breach=None,
         nat="none",
-        status=14,
     )
 
 

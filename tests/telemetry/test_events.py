@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from nfq_guard.engine import Mode
 from nfq_guard.finding import BOUNDS, Reason
 from nfq_guard.flow import Evidence, Peer
+from nfq_guard.names import STATUS_NAMES
 from nfq_guard.seqno import Seq
 from nfq_guard.telemetry.console import Console, wants_colour
 from nfq_guard.telemetry.event_fields import describe
@@ -94,7 +95,7 @@ def test_packet_judged(tmp_path: Path) -> None:
         "nat": "dnat",
         "evidence": "bpf",
         "direction": "original",
-        "status": 0x26,
+        "status": ["seen-reply", "assured"],
         "ct_mark": 0,
         "rule": "translated",
         "action": "drop",
@@ -280,6 +281,7 @@ def test_fields_of_the_reference() -> None:
         "community_id",
     ]
     assert set(fields["verdict"].values) == {"drop", "accept"}
+    assert set(fields["status"].values) == set(STATUS_NAMES)
     parts = {part.name: part for part in fields["breach"].parts}
     assert parts["distance"].unit == "bytes"
     assert set(parts["bound"].values) == set(BOUNDS)

@@ -5,11 +5,13 @@ import io
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nfq_guard.engine import VERDICT_ACCEPT, Judgment, Mode
 from nfq_guard.flow import Evidence
+from nfq_guard.names import flow_status, status_number
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
@@ -74,6 +76,22 @@ def test_other_events_are_skipped(judge_case: Case) -> None:
     packets, events = _read(b'{"event":"started"}', _event(judge_case))
     assert len(packets) == 1
     assert (events.others, events.skipped) == (1, 0)
+
+
+@pytest.mark.parametrize("bits", range(0, 1 << 15, 0x1F))
+def test_older_events_have_the_bits_of_the_status(bits: int, judge_case: Case) -> None:
+    """They are read as what today's daemon writes."""
+    reader = EventReader()
+    lines = [
+        _event(judge_case, direction="reply", status=status)
+        for status in (bits, list(flow_status(bits)))
+    ]
+    old, new = reader.read(io.BytesIO(b"\n".join(lines)))
+    assert old.event == new.event
+    (packet,) = recorded(old)
+    assert packet.judged is not None
+    assert packet.judged.snapshot is not None
+    assert status_number(packet.judged.snapshot.status) == status_number(bits)
 
 
 def test_older_events_without_marks_and_status(judge_case: Case) -> None:

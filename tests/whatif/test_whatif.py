@@ -25,7 +25,7 @@ ASYMMETRIC = {
     "state": "SYN_SENT",
     "nat": "none",
     "direction": "original",
-    "status": 0,
+    "status": [],
     "ct_mark": 0,
 }
 TRANSLATED = {
@@ -38,7 +38,7 @@ TRANSLATED = {
     "state": "ESTABLISHED",
     "nat": "dnat",
     "direction": "reply",
-    "status": 0x2E,
+    "status": ["seen-reply", "assured"],
     "ct_mark": 0,
 }
 RST_BACK = {
