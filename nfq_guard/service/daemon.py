@@ -24,6 +24,7 @@ from nfq_guard import __version__
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import FailMode
+from nfq_guard.service.changed_files import ChangedFiles
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of, mark_in, spec_of
@@ -137,6 +138,7 @@ class Daemon:
         self._failure: Exception | None = None
         self._hurried_at: float | None = None
         self._changing_rules = 0
+        self._files = ChangedFiles()
         self.interrupted = False
         self.reloader = Reloader(
             loaded=parts.loaded,
@@ -347,8 +349,26 @@ class Daemon:
         loop.on(signal.SIGHUP, self.reload)
         loop.on(signal.SIGUSR1, self._log_counters)
         loop.every(_SECOND_S, self._tick)
+        if self._settings.follow_files_s:
+            loop.after(self._settings.follow_files_s, self._follow_files)
         if self._notifier.watchdog_s:
             loop.every(self._notifier.watchdog_s / 3, self._feed_watchdog)
+
+    def _follow_files(self, _now: float) -> None:
+        """Reload files that have changed; the next look comes when this one is done."""
+        files = self.reloader.loaded.files
+
+        def looked(changed: bool) -> None:  # noqa: FBT001 - the result of a thread
+            if changed:
+                self.reload()
+            self._loop.after(self._settings.follow_files_s, self._follow_files)
+
+        def failed(error: Exception) -> None:
+            problem, _ = exception_texts(error)
+            self._events.emit(Note(text=f"the configuration could not be followed: {problem}"))
+            self._loop.after(self._settings.follow_files_s, self._follow_files)
+
+        self._loop.background(lambda: self._files.look(files), looked, failed)
 
     def _interrupt(self) -> None:
         self.interrupted = True

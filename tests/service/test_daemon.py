@@ -6,8 +6,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -154,9 +155,17 @@ class Story:
             if words != "WATCHDOG=1" or "STOPPING=1" in self.lines:
                 self.lines.append(words.partition("\n")[0])
 
-    def run(self, *, rules: Literal["install", "keep", "none"] = "install") -> None:
-        """Run a daemon to its end."""
-        settings = Settings(rules=rules, verify_rules_s=0, control_socket="")
+    def run(
+        self,
+        *,
+        rules: Literal["install", "keep", "none"] = "install",
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Run a daemon to its end, which follows `files` if there are any."""
+        settings = Settings(
+            rules=rules, verify_rules_s=0, control_socket="", follow_files_s=0.01 if files else 0
+        )
+        loaded = replace(load_policy_for(Settings(), None), files=files or {})
         sink = LineSink(self._log)
 
         def open_more(_: Daemon) -> Callable[[], None]:
@@ -179,8 +188,8 @@ class Story:
                         loop=loop,
                         events=EventLog(sink),
                         rules=self.rules,
-                        loaded=load_policy_for(Settings(), None),
-                        read=lambda: load_policy_for(Settings(), None),
+                        loaded=loaded,
+                        read=self.read,
                         notifier=self._notifier,
                         open_more=open_more,
                         jumps=lambda: None,
@@ -191,6 +200,23 @@ class Story:
             sink.close(0)
             self.told()
             self.lines += [f"event {name}" for name in self.events()[self._seen() :]]
+
+    def stop_at(self, *names: str) -> None:
+        """End the daemon once its log has these events."""
+
+        def wait() -> None:
+            until = time.monotonic() + LIMIT_S
+            while time.monotonic() < until:
+                if not Counter(names) - Counter(self.events()):
+                    break
+                time.sleep(0.01)
+            terminate()
+
+        threading.Thread(target=wait).start()
+
+    def read(self) -> LoadedPolicy:
+        self.happened("policy read")
+        return load_policy_for(Settings(), None)
 
     def at(self, line: str) -> int:
         return self.lines.index(line)
@@ -302,3 +328,20 @@ def test_a_second_sigterm_shortens_the_wait(story: Story) -> None:
     assert story.workers.hurried() is True
     assert story.at("queues unbound") < story.at("endpoints closed")
     story.rules.may_remove.set()
+
+
+def test_a_changed_file_is_reloaded(story: Story, tmp_path: Path) -> None:
+    """Nobody asks for it; a file of the configuration in force has other content."""
+    file = tmp_path / "c.toml"
+    file.write_bytes(b"new")
+    story.fails["policy read"] = NfqGuardError("a mistake")
+    story.then["rules installed"] = lambda: story.stop_at("reload_failed")
+    story.run(files={str(file): b"old"})
+    assert story.lines.count("policy read") == 1
+
+
+def test_files_that_cannot_be_compared_end_nothing(story: Story) -> None:
+    """The daemon says so, and looks again."""
+    story.then["rules installed"] = lambda: story.stop_at("note", "note", "note")
+    story.run(files={"\0": b""})
+    assert "policy read" not in story.lines
