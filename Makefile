@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -135,6 +135,16 @@ instructions:
 
 reference: ## generate docs/reference/, man pages and completion from the code
 	$(BIN)/python -m tests.support.reference
+
+manifests: ## write the Helm chart and the PrometheusRule of deploy/kubernetes from their sources
+	$(BIN)/python -m tests.support.chart
+
+# In an environment of its own, made once: the schemas are large.
+manifests-check: ## validate deploy/kubernetes against the schemas of Kubernetes 1.30 to 1.37
+	test -e build/manifests/made || { python3 -m venv build/manifests \
+		&& build/manifests/bin/pip --quiet --disable-pip-version-check install \
+			kubernetes-validate==1.37.0 && touch build/manifests/made; }
+	$(BIN)/python -m tests.support.manifests_check
 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
