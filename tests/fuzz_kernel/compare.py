@@ -69,10 +69,17 @@ _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
 _BESIDE_THE_POINT: Final = re.compile("lower(ed)? timeout to")
 _LOG: Final = guess_rules(platform.release()).log
 _STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
-# Both are cut to whole seconds, at moments a little apart; an emulated machine that paused was 2 s
-# off. Timeouts of different rules are 10 s apart or more.
-_TIMEOUT_SLACK_S: Final = 3
+# CLOCK_MONOTONIC_COARSE, which Python does not name. It advances with the ticks by which conntrack
+# counts timeouts: after a pause of an emulated machine both are behind until the next tick.
+_COARSE: Final = 6
+# Both timeouts are cut to whole seconds, and the two clocks may be a tick of 10 ms apart.
+_CUT_S: Final = 1.02
 _MASK: Final = 0xFFFFFFFF
+
+
+def _ticks_s() -> float:
+    """Now, by the clock of conntrack's timeouts."""
+    return time.clock_gettime(_COARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +166,8 @@ class Pair:
         self._texts_of = _TEXTS if kernel.old_segments_pass else _OLD_TEXTS
         self._sysctls = sysctls
         self._kernel = kernel
+        # How much later than we the kernel may have started a flow's timeout, by its longest pause.
+        self._late_s: dict[Ends, float] = {}
         self.table = FlowTable(kernel, sysctls)
 
     def step_all(self, steps: Sequence[tuple[Ends, Step]]) -> list[Outcome]:
@@ -167,12 +176,14 @@ class Pair:
         found: list[list[str]] = []
         answers: list[_Ours] = []
         flows: list[FlowTuple] = []
-        begun = time.monotonic()
+        now = 0.0
         for ends, step in steps:
             octets = ends.octets(step)
             packet = decode(octets)
-            ours = table.track(packet, time.monotonic(), None)
+            now = _ticks_s()
+            ours = table.track(packet, now, None)
             kernels = live.send(octets)
+            self._late_s[ends] = max(self._late_s.get(ends, 0), _ticks_s() - now)
             differences: list[str] = []
             if kernels != ours:
                 word = "lost" if kernels is None else CTSTATES[kernels]
@@ -185,11 +196,15 @@ class Pair:
         texts = self._texts()
         ours_after = table.lookup(flows)
         kernels_after = answered(live.flows.lookup(flows))
-        slack_s = _TIMEOUT_SLACK_S + time.monotonic() - begun
+        # Ours are counted from the last segment on.
+        elapsed_s = _ticks_s() - now
         for index, (ends, step) in enumerate(steps):
             differences = found[index]
             self._compare_reason(differences, answers[index], texts.get(ends.ports, []), step)
-            _compare_flow(differences, kernels_after[index], ours_after[index], slack_s)
+            _compare_flow(differences, kernels_after[index], ours_after[index])
+            differences += _compare_timeout(
+                kernels_after[index], ours_after[index], self._late_s[ends], elapsed_s
+            )
             if answers[index].ctstate == CT_INVALID and live.flows.evidence is Evidence.BPF:
                 snapshot = kernels_after[index]
                 if snapshot:
@@ -275,15 +290,12 @@ def _compare_flow(
     differences: list[str],
     kernels: FlowSnapshot | None,
     ours: FlowSnapshot | None,
-    slack_s: float,
 ) -> None:
     if kernels is None or ours is None:
         if kernels is not ours:
             word = "kernel has none" if kernels is None else "kernel has one"
             differences.append(f"entry: {word}")
         return
-    if abs(kernels.timeout_s - ours.timeout_s) > slack_s:
-        differences.append(f"timeout: kernel {kernels.timeout_s}, ours {ours.timeout_s}")
     if kernels.status & _STATUS != ours.status & _STATUS:
         differences.append(
             f"status: kernel {kernels.status & _STATUS:#x}, ours {ours.status & _STATUS:#x}"
@@ -303,6 +315,25 @@ def _compare_flow(
         theirs_peer, my_peer = kernels.peers[side], ours.peers[side]
         if theirs_peer != my_peer:
             differences.extend(_compare_peer(("original", "reply")[side], theirs_peer, my_peer))
+
+
+def _compare_timeout(
+    kernels: FlowSnapshot | None, ours: FlowSnapshot | None, late_s: float, elapsed_s: float
+) -> list[str]:
+    """The difference that measured times do not explain, if any.
+
+    Args:
+        kernels: The entry as the kernel has it.
+        ours: The entry as we have it.
+        late_s: How much later than ours the kernel's timeout may have been started.
+        elapsed_s: How much later than ours the kernel's timeout may have been read.
+    """
+    if kernels is None or ours is None:
+        return []
+    more_s = kernels.timeout_s - ours.timeout_s
+    if -(elapsed_s + _CUT_S) < more_s < late_s + _CUT_S:
+        return []
+    return [f"timeout: kernel {kernels.timeout_s}, ours {ours.timeout_s}"]
 
 
 def _compare_attribute(
