@@ -82,7 +82,8 @@ def main() -> int:
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     install_programs()
-    root = fetch_root(cache)
+    # The short form does without.
+    root = fetch_root(cache, with_owners=not args.short)
     kernels = fetch_kernels(cache, args.kernel)
     begun = time.monotonic()
     job = {"short": args.short, "steps": args.step, "packets": packets, "seed": args.seed}
@@ -180,7 +181,7 @@ def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> Non
     _make_tree(root / "guard", job)
     environment = ("env", "-i", f"PATH={_PATH}", "WHEELS=/guard/build/wheels")
     run("chroot", str(root), *environment, "/guard/systemd/install.sh", "install")
-    make_disk(root, disk, "1500M")
+    make_disk(root, disk, "3G")
 
 
 def _make_tree(folder: Path, job: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ _ROOT_PACKAGES: Final = (
     "libnetfilter-queue1", "logrotate", "nftables", "procps", "python3", "python3-venv", "systemd",
     "util-linux",
 )  # fmt: skip
+# For a machine that also runs programs with rules of their own.
+_OWNERS: Final = ("busybox-static", "dbus", "docker.io", "firewalld", "libpam-systemd", "ufw")
 # Program: the Debian package that has it.
 _PROGRAMS: Final = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -108,17 +110,24 @@ def install_programs() -> None:
     run("apt-get", "-qq", "install", "-y", "--no-install-recommends", *missing)
 
 
-def fetch_root(cache: Path) -> Path:
-    """The folder of the root file system, built unless the cache has it with these packages."""
-    folder, made = cache / "root", cache / "root.packages"
-    wanted = " ".join((_ROOT_SUITE, *_ROOT_PACKAGES))
+def fetch_root(cache: Path, *, with_owners: bool) -> Path:
+    """The folder of the root file system, built unless the cache has it with these packages.
+
+    Args:
+        cache: The cache.
+        with_owners: Whether to include programs that have packet filter rules of their own.
+    """
+    name = "root-owners" if with_owners else "root"
+    folder, made = cache / name, cache / f"{name}.packages"
+    packages = _ROOT_PACKAGES + (_OWNERS if with_owners else ())
+    wanted = " ".join((_ROOT_SUITE, *packages))
     if folder.exists() and made.exists() and made.read_text(encoding="ascii") == wanted:
         return folder
     say(f"building the root file system, Debian {_ROOT_SUITE}")
     made.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     run(
-        "debootstrap", "--variant=minbase", f"--include={','.join(_ROOT_PACKAGES)}",
+        "debootstrap", "--variant=minbase", f"--include={','.join(packages)}",
         _ROOT_SUITE, str(folder), _mirror(_ROOT_SUITE),
     )  # fmt: skip
     shutil.rmtree(folder / "var/cache/apt/archives")

@@ -19,7 +19,9 @@ import orjson
 
 from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.flow import Evidence
+from nfq_guard.flows import log_settings
 from nfq_guard.flows.open import open_flows
+from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import recognise
 from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk
@@ -42,12 +44,15 @@ _SHORT_NATIVE: Final = (
     "TestNative::test_with_the_daemon[closed]",
 )  # fmt: skip
 _LINKS: Final = "tests/kernels/netem_and_flowtables.py"
+_OWNERS: Final = "tests/kernels/owners.py"
 # Queue, evidence, rules and daemon, in this order.
 _LIVE: Final = (
     "tests/nfqueue/test_reader_kernel.py", "tests/flows/test_ctnetlink.py",
     "tests/firewall/test_live.py", "tests/firewall/test_traffic.py",
     "tests/service/test_run_kernel.py", "tests/service/test_worker_kernel.py",
+    "tests/service/test_kernel_log_kernel.py",
 )  # fmt: skip
+_BOTH_EVIDENCES: Final = "tests/service/test_kernel_log_kernel.py::test_the_two_sources_agree"
 _SHORT_LIVE: Final = 2
 # One trial of each kind: an attack that succeeds, and the guard against it, with and without NAT.
 _SHORT_MATRIX: Final = (
@@ -61,15 +66,19 @@ _SHORT_SERVICE: Final = (
 )  # fmt: skip
 # Tests of the service that are about the window.
 _SERVICE_WITH_WINDOW: Final = (
-    "test_ready_means_queue_evidence_and_rules", "test_a_pin_lasts_as_long_as_the_service",
-    "test_an_old_pin_is_replaced", "test_a_pin_that_may_not_be_used_is_named",
-    "test_an_instance_serves_a_namespace",
+    "test_a_pin_lasts_as_long_as_the_service", "test_an_old_pin_is_replaced",
+    "test_a_pin_that_may_not_be_used_is_named",
 )  # fmt: skip
 # The installed service has an environment of its own.
 _CLEAN: Final = {"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
 # Steps that the short form has on one kernel alone: Debian 12's own, the newest, the oldest.
 _SHORT_ONLY_ON: Final = {"service": "6.1.", "links": "7.", "live": "5.10."}
+
+# They take a root file system of their own.
+_LONG_ONLY: Final = ("owners",)
+# Whom the record of the log's sysctls names.
+_INSTANCE: Final = "kernels"
 
 Record = dict[str, Any]
 
@@ -84,14 +93,16 @@ def main() -> None:
         "fuzz": lambda: _fuzz(job["packets"], job["seed"]),
         "window": _window_tests,
         "native": lambda: _native_tests(is_short=is_short),
-        "live": lambda: iter([_tested(*_LIVE[: _SHORT_LIVE if is_short else None])]),
+        "live": lambda: _live_tests(is_short=is_short),
+        "owners": lambda: iter([_tested(_OWNERS)]),
         "links": lambda: iter([_tested(_LINKS, *(("-k", "4") if is_short else ()))]),
         "matrix": lambda: _matrix(is_short=is_short),
         "service": lambda: _service(is_short=is_short),
     }
     wanted = [name for name in steps if _is_wanted(name, job)]
     with _REPORT.open("wb", buffering=0) as report:
-        report.write(orjson.dumps({"step": "begin", "wanted": wanted}) + b"\n")
+        begin = {"step": "begin", "wanted": wanted, "short": is_short}
+        report.write(orjson.dumps(begin) + b"\n")
         for name in wanted:
             step = steps[name]
             begun = time.monotonic()
@@ -112,6 +123,8 @@ def main() -> None:
 def _is_wanted(step: str, job: Record) -> bool:
     if job["steps"]:
         return step in job["steps"]
+    if job["short"] and step in _LONG_ONLY:
+        return False
     return not job["short"] or platform.release().startswith(_SHORT_ONLY_ON.get(step, ""))
 
 
@@ -125,14 +138,21 @@ def _kernel() -> Iterator[Record]:
 
 
 def _evidence() -> Iterator[Record]:
-    """What the guard would see as root, asked in the same process as `doctor` asks."""
-    flows, why = open_flows()
-    yield {"evidence": flows.evidence.value, "why": why}
+    """What `run` as root has: the window, or the log that it turns on."""
+    flows, _ = open_flows()
     flows.close()
+    if flows.evidence is not Evidence.BPF:
+        log_settings.turn_on(_INSTANCE)
+    source = EvidenceSource("auto", zones=(0,), instance=_INSTANCE)
+    yield {"evidence": source.evidence.value, "why": source.reason}
+    source.close()
+    log_settings.turn_off(_INSTANCE)
 
 
 def _fuzz(packets: int, seed: int) -> Iterator[Record]:
     """Chunks have sysctls of their own, so a short run has several short ones."""
+    # Loads the modules that have those sysctls, where this step is the first.
+    open_flows()[0].close()
     tally = Tally()
     chunk = 0
     size = min(CHUNK_PACKETS, max(1, packets // _SHORTEST_CHUNKS))
@@ -175,6 +195,17 @@ def _window_tests() -> Iterator[Record]:
 def _native_tests(*, is_short: bool) -> Iterator[Record]:
     """The native nftables table, whose `queue` not every kernel has."""
     yield _tested(*(f"{_NATIVE}::{name}" for name in _SHORT_NATIVE) if is_short else (_NATIVE,))
+
+
+def _live_tests(*, is_short: bool) -> Iterator[Record]:
+    """The tests of what the kernel does with packets, for a machine whose modules are loaded."""
+    words = list(_LIVE[: _SHORT_LIVE if is_short else None])
+    flows, why = open_flows()
+    flows.close()
+    if flows.evidence is not Evidence.BPF:
+        words.append(f"--deselect={_BOTH_EVIDENCES}")
+        yield {"not_run": f"the two sources of evidence side by side: {why}"}
+    yield _tested(*words)
 
 
 def _service(*, is_short: bool) -> Iterator[Record]:

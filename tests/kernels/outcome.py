@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 # What the guard sees by, as root and as installed. Better is welcome, and then belongs here.
-EVIDENCE: Final = {"5.10": "ctnetlink", "6.1": "bpf", "6.12": "bpf", "7": "bpf"}
+EVIDENCE: Final = {"5.10": "kernel-log", "6.1": "bpf", "6.12": "bpf", "7": "bpf"}
 _WORSE_TO_BETTER: Final = ("none", "ctnetlink", "kernel-log", "bpf")
 # Those that run tests, by what is tested.
 TESTS: Final = {
@@ -13,6 +13,7 @@ TESTS: Final = {
     "native": "the native table",
     "live": "queue, evidence, rules and daemon",
     "links": "netem and flowtables",
+    "owners": "Docker, firewalld and ufw",
     "service": "the service",
 }
 
@@ -29,6 +30,7 @@ class Outcome:
         seconds: From power on to power off.
         wanted: The steps that were to be run, by this run or an earlier one.
         steps: The last report of each step, by its name.
+        short: Those of them that ran in the short form last.
         trials: The lab's results.
         failed: Steps that did not end, and why.
         ended: Whether the job came to its end.
@@ -39,6 +41,7 @@ class Outcome:
     seconds: float = 0
     wanted: list[str] = field(default_factory=list)
     steps: dict[str, Record] = field(default_factory=dict)
+    short: set[str] = field(default_factory=set)
     trials: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     ended: bool = False
@@ -47,7 +50,7 @@ class Outcome:
         """Take in one line of the machine's report."""
         step = record["step"]
         if step == "begin":
-            self._begin(record["wanted"])
+            self._begin(record["wanted"], is_short=record.get("short", False))
         elif step == "end":
             self.ended = True
         elif "failed" in record:
@@ -57,10 +60,13 @@ class Outcome:
         else:
             self.steps.setdefault(step, {}).update(record)
 
-    def _begin(self, wanted: list[str]) -> None:
+    def _begin(self, wanted: list[str], *, is_short: bool) -> None:
         """Forget what an earlier run found in the steps of this one."""
         self.wanted = list(dict.fromkeys((*self.wanted, *wanted)))
         self.ended = False
+        self.short.difference_update(wanted)
+        if is_short:
+            self.short.update(wanted)
         for name in wanted:
             self.steps.pop(name, None)
             self.failed.pop(name, None)

@@ -8,6 +8,7 @@ from nfq_guard.capabilities import NET_ADMIN
 from nfq_guard.lab.outcome import Mitigation
 from nfq_guard.lab.scenarios import SCENARIOS
 from tests.kernels.outcome import TESTS, Outcome, Record
+from tests.kernels.owners import SITUATIONS
 
 _TRIALS: Final = len(SCENARIOS) * len(Mitigation)
 
@@ -22,24 +23,36 @@ Written by `make kernels`, which boots Debian's own kernels in QEMU (emulated, o
   timeout of the entry and, where BPF reads it, every field of the window;
 - **window**: the tests of the window that BPF reads (`tests/flows/test_bpf.py`);
 - **native**: the native nftables table against no guard (`tests/kernels/native_rules.py`);
-- **live**: tests of the queue, of ctnetlink, of the rules and of the daemon in the kernel;
+- **live**: tests of the queue, of ctnetlink, of the rules, of the daemon and of its evidence by the
+  kernel's log;
 - **links**: translated connections over a link on which netem delays, reorders and doubles packets,
   and through a flowtable that is torn down (`tests/kernels/netem_and_flowtables.py`);
+- **owners**: Docker, firewalld and ufw themselves, each with the rules that it makes
+  (`tests/kernels/owners.py`);
 - **service**: the service, installed from wheels by `systemd/install.sh`
   (`tests/systemd/test_service.py`): its privileges, its pins, a connection of the lab that it
   saves, reload, watchdog, `kill -9`, and what a stop leaves behind;
 - **lab**: trials, a scenario with a mitigation each.
 
 `make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
-hours; `make kernels-short` runs a few of each and leaves this page alone. The tables have the
-counts of the run that wrote them.
+hours; `make kernels-short` runs a few of each and leaves this page alone. Steps can be run one by
+one; the tables have the counts of the last run of each.
 
+"""
+_OWNERS: Final = """
+## Programs with rules of their own
+
+Into each connection go segments that conntrack calls INVALID, as in the lab. `survived` without the
+guard is the program's own doing: firewalld drops such packets, forwarded ones too; ufw drops those
+for the host itself.
+
+| program | connection | without the guard | with it | shown on |
+| --- | --- | --- | --- | --- |
 """
 _TAIL: Final = """
 ## Not run on these kernels
 
 - RPS, which takes a machine of several CPUs.
-- Programs with rules of their own, such as Docker and firewalld.
 - 5.14, 5.15 and 5.18: Debian has no such kernels. The rules of 5.15 are held against directed
   traces alone (`tests/conntrack/test_old_kernels.py`), and those of the others are not known.
 """
@@ -48,6 +61,17 @@ _TAIL: Final = """
 def _step(name: str, key: str, *, absent: str = "-") -> Callable[[Outcome], str]:
     """A cell: what a step reported."""
     return lambda outcome: str(outcome.steps.get(name, {}).get(key, absent))
+
+
+def _tests(name: str) -> Callable[[Outcome], str]:
+    """A cell: what tests reported, and whether they were but a few."""
+
+    def cell(outcome: Outcome) -> str:
+        summary = _step(name, "summary", absent="not run")(outcome)
+        is_short = name in outcome.short and summary != "not run"
+        return f"{summary} (short form)" if is_short else summary
+
+    return cell
 
 
 def _kernel(outcome: Outcome) -> str:
@@ -80,7 +104,7 @@ _RUN: Final[tuple[Column, ...]] = (
     ("fuzzed packets", lambda outcome: f"{_fuzz(outcome).get('packets', 0):,}"),
     ("mismatches", lambda outcome: str(len(_fuzz(outcome).get("mismatches", ())))),
     ("window compared", lambda outcome: "yes" if _fuzz(outcome).get("windows") else "no"),
-    *((name, _step(name, "summary", absent="not run")) for name in TESTS),
+    *((name, _tests(name)) for name in TESTS),
     ("lab trials", lambda outcome: f"{len(outcome.trials)} of {_TRIALS}"),
     ("not as expected", lambda outcome: str(len(outcome.unexpected()))),
 )
@@ -98,9 +122,22 @@ def render(outcomes: Sequence[Outcome], seed: int) -> str:
     return "".join(
         (
             *(_HEAD, _table(_SEEN, outcomes), "\n", _table(_RUN, outcomes)),
-            *(f"\nSeed of the fuzz: {seed}.\n\n", *notes, _TAIL),
+            *(f"\nSeed of the fuzz: {seed}.\n\n", *notes, _owners(outcomes), _TAIL),
         )
     )
+
+
+def _owners(outcomes: Sequence[Outcome]) -> str:
+    """What connections through the rules of other programs came to, where that was run."""
+    names = [outcome.name for outcome in outcomes if outcome.steps.get("owners", {}).get("passed")]
+    if not names:
+        return ""
+    rows = "".join(
+        f"| {one.owner} | {one.connection} | {one.without} | {one.with_guard} | "
+        f"{', '.join(names)} |\n"
+        for one in SITUATIONS
+    )
+    return f"{_OWNERS}{rows}"
 
 
 def _table(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> str:

@@ -31,7 +31,7 @@ def test_an_unreachable_mirror_is_one_line(tmp_path: Path, programs: Path) -> No
         "echo 'I: Retrieving InRelease'; echo 'E: Failed getting release file' >&2; exit 1",
     )
     with pytest.raises(SystemExit) as ended:
-        fetch_root(tmp_path)
+        fetch_root(tmp_path, with_owners=False)
     assert ended.value.code == "kernels: debootstrap failed: Failed getting release file"
     assert not (tmp_path / "root.packages").exists()
 
@@ -56,4 +56,4 @@ def test_a_program_that_says_nothing_is_named_with_its_status(
     program(programs, "apt-get", "exit 0")
     program(programs, "debootstrap", "exit 3")
     with pytest.raises(SystemExit, match="kernels: debootstrap failed: status 3"):
-        fetch_root(tmp_path)
+        fetch_root(tmp_path, with_owners=False)

@@ -23,7 +23,8 @@ def records() -> list[dict[str, object]]:
         {"step": "native", "passed": True, "summary": "5 passed"},
         {"step": "live", "passed": True, "summary": "30 passed"},
         {"step": "links", "passed": True, "summary": "4 passed"},
-        {"step": "service", "passed": True, "summary": "6 passed"},
+        {"step": "owners", "passed": True, "summary": "6 passed"},
+        {"step": "service", "passed": True, "summary": "38 passed"},
         {"step": "service", "installed_evidence": "bpf", "capabilities": 0x1000},
         trial | {"expected": "saved", "outcome": "saved", "seconds": 1.0},
         {"step": "matrix", "status": 0, "seconds": 3.0},
@@ -52,8 +53,8 @@ def test_a_row_says_what_the_guard_sees() -> None:
 
 def test_a_row_counts_what_was_run() -> None:
     text = page.render([ran()], _SEED)
-    counts = "5,760 | 0 | yes | 25 passed | 5 passed | 30 passed | 4 passed | 6 passed | 1 of"
-    assert rows(text)[5].startswith(f"| 6.1 | {counts} ")
+    counts = "5,760 | 0 | yes | 25 passed | 5 passed | 30 passed | 4 passed | 6 passed | 38 passed"
+    assert rows(text)[5].startswith(f"| 6.1 | {counts} | 1 of ")
     assert rows(text)[5].endswith(" | 0 |")
     assert f"Seed of the fuzz: {_SEED}." in text
     assert "- 6.1" not in text
@@ -81,6 +82,20 @@ def test_a_wanted_step_without_a_report_is_a_problem() -> None:
         if record["step"] != "links":
             outcome.add(record)
     assert outcome.problems() == ["links was not run"]
+
+
+def test_steps_of_a_short_run_are_told() -> None:
+    outcome = ran({"step": "begin", "wanted": ["service"], "short": True})
+    for record in ({"step": "service", "passed": True, "summary": "4 passed"}, {"step": "end"}):
+        outcome.add(record)
+    assert "| 6 passed | 4 passed (short form) |" in page.render([outcome], _SEED)
+
+
+def test_what_programs_with_rules_showed_is_in_a_table_if_it_was_run() -> None:
+    row = "| Docker | the host to its own published port | reset | survived | 6.1 |"
+    assert row in rows(page.render([ran()], _SEED))
+    missing = ran({"step": "begin", "wanted": ["owners"]})
+    assert "| Docker |" not in page.render([missing], _SEED)
 
 
 def test_a_step_that_is_run_again_replaces_what_it_found() -> None:
