@@ -247,7 +247,9 @@ def _finish(
     if args.format == "text":
         lines = summary_lines(summary, replayer, settings, seconds, colour=wants_colour())
         gap = "" if args.summary else "\n"
-        if not summary.by_reason:
+        if summary.by_doubt and not summary.by_reason:
+            gap += "No packet is INVALID beyond doubt.\n\n"
+        elif not summary.by_reason:
             gap = "No packet is INVALID.\n\n"
         elif selected == 0:
             gap = "No INVALID packet is selected by --only and --flow.\n\n"

@@ -51,6 +51,7 @@ class Explanation:
         between: How many packets came between those two.
         before: The flow as it was before the frame; None without one.
         expired_s: How long before the frame it had expired; 0 if it had not.
+        after: The flow as the frame leaves it; None without one.
         checks: The bounds that were checked; empty where no bound was.
         others: The outcome under each generation of kernels, in their order.
         isns: Where relative numbers begin, by direction.
@@ -65,6 +66,7 @@ class Explanation:
     between: int
     before: FlowSnapshot | None
     expired_s: float
+    after: FlowSnapshot | None
     checks: tuple[BoundCheck, ...]
     others: tuple[tuple[str, Outcome], ...]
     isns: tuple[Seq | None, Seq | None]
@@ -220,6 +222,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
         between=history.count - len(history.first) - len(history.last),
         before=before,
         expired_s=expired_s,
+        after=None if flow is None else chosen.table.lookup([flow])[0],
         checks=_checks(outcome, before, reason, settings.kernel),
         others=tuple((rules.name, others[rules.name]) for rules in KERNELS.values()),
         isns=_by_direction(history.isns, before, flow),

@@ -3,7 +3,7 @@
 
 from typing import Final
 
-from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, CtState
+from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, CtState, FlowSnapshot, TcpState
 from nfq_guard.glossary import IGNORED
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.packets import (
@@ -14,7 +14,8 @@ from nfq_guard.replay.packets import (
     SNAPPED,
     UNKNOWN_LINK,
 )
-from nfq_guard.wire.packet import RST, SYN
+from nfq_guard.replay.words import state_name
+from nfq_guard.wire.packet import RST, SYN, Segment
 
 WHY_ABSENT: Final = {
     NOT_IP: "The frame holds no IP packet, such as ARP, so conntrack does not see it.",
@@ -66,9 +67,39 @@ def why_passed(explanation: Explanation) -> str:
         if segment.flags & RST:
             return f"{outcome.ctstate}: the flow is closing, and any RST is accepted then."
         return f"{outcome.ctstate}: its sender was not seen before, so its window begins here."
-    if all(check.holds for check in explanation.checks):
-        return f"{outcome.ctstate}: all bounds hold, and the segment moves the window on."
+    return f"{outcome.ctstate}: {_after_the_check(explanation, segment, before)}"
+
+
+def _after_the_check(explanation: Explanation, segment: Segment, before: FlowSnapshot) -> str:
+    """How the window check went, and what the segment changes."""
+    holds = all(check.holds for check in explanation.checks)
     peers = before.peers
-    if peers is not None and peers[before.direction].flags & IP_CT_TCP_FLAG_BE_LIBERAL:
-        return f"{outcome.ctstate}: a bound is broken, but its sender counts as liberal."
-    return f"{outcome.ctstate}: a bound is broken, but conntrack is set to be liberal."
+    if holds:
+        said = "all bounds hold"
+    elif peers is not None and peers[before.direction].flags & IP_CT_TCP_FLAG_BE_LIBERAL:
+        said = "a bound is broken, but its sender counts as liberal"
+    else:
+        said = "a bound is broken, but conntrack is set to be liberal"
+    if segment.flags & RST:
+        return f"{said}. {_what_the_rst_does(explanation, before)}"
+    return f"{said}, and the segment moves the window on." if holds else f"{said}."
+
+
+def _what_the_rst_does(explanation: Explanation, before: FlowSnapshot) -> str:
+    """What becomes of the flow whose RST passed the window check."""
+    after = explanation.after
+    if after is None:
+        return "The RST deletes the entry, as no packet of the other direction was seen."
+    expires = f"the entry expires {after.timeout_s} s from now"
+    if after.state == TcpState.CLOSE or before.peers is None:
+        return f"The RST closes the flow: {expires}."
+    exact = before.peers[1 - before.direction].td_maxack
+    relative = explanation.relative(exact, before.direction)
+    number = str(exact) if relative is None else f"{relative} ({exact})"
+    return (
+        f"Conntrack does not believe the RST: its sequence number is not {number}, the last one "
+        f"that the other side acknowledged (RFC 5961). The flow stays {state_name(after.state)}, "
+        f"but {expires}, unless a packet of the flow renews it, such as the challenge ACK of a "
+        "host that does not believe the RST either. Where the flow lives on in silence, its next "
+        "packet finds no entry, and no translation."
+    )

@@ -383,8 +383,13 @@ def test_nothing_invalid_and_nothing_selected_are_said(
 ) -> None:
     fine = Conversation()
     fine.open()
+    lossy = Conversation()
+    lossy.open()
+    lossy.client("A", 1, 1 + 100_000)
+    unsure = lossy.save(tmp_path / "lossy.pcap")
     for words, said in (
         ([fine.save(tmp_path / "fine.pcap")], "No packet is INVALID."),
+        ([unsure, "--summary"], "No packet is INVALID beyond doubt."),
         ([capture, "--only", "seq-over"], "No INVALID packet is selected by --only and --flow."),
         ([capture, "--only", "seq-over", "--summary"], "No INVALID packet is selected"),
     ):

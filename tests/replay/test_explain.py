@@ -131,6 +131,42 @@ def test_overshoot(talk: Conversation, explains: Explains) -> None:
     assert "by less than one window" in text
 
 
+@pytest.mark.parametrize(("kernel", "timeout_s"), [("5.10", 10), ("6.1", 10), ("6.12", 300)])
+def test_an_inexact_rst(
+    talk: Conversation, explains: Explains, kernel: str, timeout_s: int
+) -> None:
+    """In the window, but not at the acknowledged number: the flow stays, its entry ends soon."""
+    talk.server("R", 10_501)
+    text = " ".join(explains.text(talk, "--kernel", kernel).split())
+    assert "ESTABLISHED: all bounds hold. Conntrack does not believe the RST" in text
+    assert "is not 10001 (15001), the last one that the other side acknowledged" in text
+    assert f"The flow stays ESTABLISHED, but the entry expires {timeout_s} s from now" in text
+    assert "moves the window" not in text
+
+
+@pytest.mark.parametrize(("wait", "word"), [(9, "ESTABLISHED"), (11, "INVALID no-entry")])
+def test_what_follows_an_inexact_rst(
+    talk: Conversation, explains: Explains, wait: int, word: str
+) -> None:
+    """What the explanation of the RST says is what the next packet finds."""
+    talk.server("R", 10_501)
+    talk.client("FA", 101, 10_001, wait=wait)
+    assert explains.text(talk).splitlines()[0].endswith(word)
+
+
+def test_an_exact_rst(talk: Conversation, explains: Explains) -> None:
+    talk.server("R", 10_001)
+    text = " ".join(explains.text(talk).split())
+    assert "all bounds hold. The RST closes the flow: the entry expires 10 s from now." in text
+
+
+def test_an_rst_of_a_flow_without_an_answer(explains: Explains) -> None:
+    talk = Conversation()
+    talk.client("S", 0)
+    talk.client("R", 1)
+    assert "The RST deletes the entry" in explains.text(talk)
+
+
 @pytest.mark.parametrize(
     ("flags", "seq", "ack", "said"),
     [
