@@ -158,6 +158,11 @@ def address_bytes(text: str) -> bytes:
         raise ValueError(f"expected an IP address, found {text!r}") from None
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun: `1 packet`, `2,000 packets`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def visible(text: str) -> str:
     """A text that a terminal shows as it is: what controls it stands as an escape, as in Python.
 

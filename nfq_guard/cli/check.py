@@ -22,6 +22,7 @@ from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.firewall.xtables import System
 from nfq_guard.flow import EvidenceChoice
+from nfq_guard.names import counted
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.matcher import compile_policy
@@ -243,8 +244,7 @@ def _show(source: str, model: PolicyModel, found: list[Caution], *, explain: boo
         for sentence in policy_sentences(model):
             write_line(sentence)
         return
-    count = len(model.rules)
-    rules = "1 rule" if count == 1 else f"{count} rules"
+    rules = counted(len(model.rules), "rule")
     said = "" if model.source == source else f" of {model.source}, as the file has no [policy]"
     if source == DEFAULTS:
         said = f" of {model.source}; {DEFAULT_PATH} does not exist"

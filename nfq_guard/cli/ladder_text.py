@@ -4,9 +4,8 @@
 from collections.abc import Iterator
 from typing import Final
 
-from nfq_guard.cli.replay_text import counted
 from nfq_guard.conntrack.entry import Key
-from nfq_guard.names import address, endpoint
+from nfq_guard.names import address, counted, endpoint
 from nfq_guard.replay.life import Life, Step
 from nfq_guard.replay.stream import Doubt, Proof
 from nfq_guard.replay.words import bytes_of, flag_letters, gist, state_name

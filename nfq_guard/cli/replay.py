@@ -25,6 +25,7 @@ from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lin
 from nfq_guard.cli.terminal import columns, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
+from nfq_guard.names import counted
 from nfq_guard.replay.flow_list import flow_line, flow_record
 from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.listing import Listing
@@ -284,10 +285,11 @@ def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> No
     names = ", ".join(capture.name for capture in captures)
     links = ", ".join(name_of(number) for number in sorted(replayer.reader.unknown_links))
     known = ", ".join(dict.fromkeys(NAMES[number] for number in sorted(LINKS)))
+    unread = replayer.reader.without_packet[UNKNOWN_LINK]
     message = (
-        f"{names}: unsupported link type {links} in {replayer.reader.without_packet[UNKNOWN_LINK]} "
-        f"frames, first in frame {min(replayer.reader.unknown_links.values())} (supported: {known})"
+        f"{names}: unsupported link type {links} in {counted(unread, 'frame')}, first in frame "
+        f"{min(replayer.reader.unknown_links.values())} (supported: {known})"
     )
-    if replayer.reader.without_packet[UNKNOWN_LINK] == replayer.frames:
+    if unread == replayer.frames:
         raise CaptureError(message)
     warn(message)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Final, final
 
 from nfq_guard.capture.reader import Capture
-from nfq_guard.cli.replay_text import counted
 from nfq_guard.errors import UsageError
+from nfq_guard.names import counted
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.page_events import page_event

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, final
 
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.names import packet_ends
+from nfq_guard.names import counted, packet_ends
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.outside import outside
 from nfq_guard.replay.replayer import Replayer
@@ -137,11 +137,6 @@ def _reason(outcome: Outcome) -> str:
     if outcome.finding is None:
         return ""
     return outcome.finding.reason.value + ("" if outcome.doubted is None else "?")
-
-
-def counted(count: int, what: str) -> str:
-    """A count with its noun, in the plural if necessary."""
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 def comment(outcome: Outcome) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, final
 from nfq_guard.cli.dump import cause_text, event_line
 from nfq_guard.cli.top_detail import window_lines
 from nfq_guard.engine import Mode
-from nfq_guard.names import endpoint, visible
+from nfq_guard.names import counted, endpoint, visible
 from nfq_guard.service.status import QueueStatus, RulesState, Status
 from nfq_guard.telemetry.palette import Style
 
@@ -267,8 +267,7 @@ class View:
             shown.append([Piece(f"rules differ: {differences}", (Style.RED,))])
         resets = sum(queue.count("caused_resets") for queue in status.queues)
         if resets:
-            noun = "reset" if resets == 1 else "resets"
-            text = f"{resets} {noun} answered an INVALID packet that had got through"
+            text = f"{counted(resets, 'reset')} answered an INVALID packet that had got through"
             shown.append([Piece(text, (Style.RED,))])
         reasons = sorted(status.reasons.items(), key=lambda pair: -sum(pair[1].values()))
         counts = [

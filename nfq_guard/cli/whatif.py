@@ -14,6 +14,7 @@ from nfq_guard.cli.recording import is_events, opened
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.flow import Hook
+from nfq_guard.names import counted
 from nfq_guard.policy.decision import Action
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.outcome import Outcome
@@ -154,11 +155,11 @@ def _recorded(outcome: Outcome) -> Recorded | None:
 
 
 def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | None) -> Iterator[str]:
-    invalid = _counted(trial.invalid, "INVALID packet")
+    invalid = counted(trial.invalid, "INVALID packet")
     among = f" among {trial.packets}" if kind == "capture" else ""
     yield f"{recording}: {invalid}{among}"
     if trial.doubtful:
-        doubtful = _counted(trial.doubtful, "more packet")
+        doubtful = counted(trial.doubtful, "more packet")
         yield f"  {doubtful} in doubt because of the capture, not counted (see replay, --strict)"
     if unrecorded is not None:
         for text in unrecorded.texts():
@@ -204,7 +205,7 @@ def _drop_lines(tally: Tally) -> Iterator[str]:
         yield f"  {where}  {example.flow}  {example.reason}  rule {example.rule}"
     fates = tally.drop_fates
     if fates[Fate.LIVED]:
-        hit = _counted(fates[Fate.LIVED], "drop")
+        hit = counted(fates[Fate.LIVED], "drop")
         yield paint(f"  {hit} in flows that lived on (false positives):", Style.RED)
         yield from _ranked(tally.false_positives)
     rest = {
@@ -214,7 +215,7 @@ def _drop_lines(tally: Tally) -> Iterator[str]:
     }
     for words, count in rest.items():
         if count:
-            yield f"  {_counted(count, 'drop')} {words}"
+            yield f"  {counted(count, 'drop')} {words}"
 
 
 def _drops(tally: Tally) -> str:
@@ -222,10 +223,6 @@ def _drops(tally: Tally) -> str:
     if tally.exact:
         return str(tally.drops)
     return f"about {tally.drops} (between {tally.least_drops} and {tally.most_drops})"
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _ranked(counts: dict[str, int]) -> Iterator[str]:

@@ -22,7 +22,7 @@ from nfq_guard.flow import (
     LookupResult,
     answering,
 )
-from nfq_guard.netlink.connection import Connection
+from nfq_guard.netlink.connection import Connection, responses
 from nfq_guard.netlink.messages import (
     FAMILY_HEADER,
     NLMSG_ERROR,
@@ -161,24 +161,15 @@ class CtnetlinkFlows:
         requests = [_request(wanted, zone, first + index) for index, wanted in enumerate(tuples)]
         self._connection.send(b"".join(requests))
         answers: dict[int, tuple[int, bytes]] = {}
-        # Stale responses cannot pile up: each call receives until none is left.
-        while True:
-            try:
-                received = self._connection.receive()
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for kind, sequence, body in responses(self._connection):
+            index = sequence - first
+            if not 0 <= index < len(tuples):
                 continue
-            if received is None:
-                return answers
-            for kind, sequence, body in received:
-                index = sequence - first
-                if not 0 <= index < len(tuples):
-                    continue
-                if kind == NLMSG_ERROR:
-                    answers[index] = (error_in(body), b"")
-                elif kind == _ENTRY:
-                    answers[index] = (0, body)
+            if kind == NLMSG_ERROR:
+                answers[index] = (error_in(body), b"")
+            elif kind == _ENTRY:
+                answers[index] = (0, body)
+        return answers
 
     def close(self) -> None:
         """Close the connection."""

@@ -13,7 +13,7 @@ from nfq_guard.flow import (
     FlowTuple,
 )
 from nfq_guard.flows.ctnetlink import Netlink, request, snapshot_of
-from nfq_guard.netlink.connection import Connection
+from nfq_guard.netlink.connection import Connection, responses
 from nfq_guard.netlink.messages import (
     FAMILY_HEADER,
     NLM_F_ACK,
@@ -104,23 +104,13 @@ class LiberalFlag:
         self._connection.send(request(kind, flags, self._sequence, wanted, zone, more))
         found: bytes | None = None
         code = errno.ENOBUFS
-        # Stale responses cannot pile up: each call receives until none is left.
-        while True:
-            try:
-                received = self._connection.receive()
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
+        for answer, sequence, body in responses(self._connection):
+            if sequence != self._sequence:
                 continue
-            if received is None:
-                break
-            for answer, sequence, body in received:
-                if sequence != self._sequence:
-                    continue
-                if answer == NLMSG_ERROR:
-                    code = error_in(body)
-                elif answer == _NEW:
-                    found, code = body, 0
+            if answer == NLMSG_ERROR:
+                code = error_in(body)
+            elif answer == _NEW:
+                found, code = body, 0
         if code:
             raise OSError(code, errno.errorcode.get(code, str(code)))
         return found or b""

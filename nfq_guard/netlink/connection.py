@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: MIT
 """A netlink socket to netfilter, on which the kernel answers before `send` returns."""
 
+import errno
 import socket
+from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, Self, final
+from typing import Final, Protocol, Self, final
 
 from nfq_guard.errors import UnavailableError
 from nfq_guard.netlink.messages import NETLINK_NETFILTER, messages
@@ -73,3 +75,30 @@ class Connection:
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+class Receiver(Protocol):
+    """The part of `Connection` that `responses` uses."""
+
+    def receive(self) -> list[tuple[int, int, bytes]] | None:
+        """The messages of the next datagram; None when none waits."""
+
+
+def responses(connection: Receiver) -> Iterator[tuple[int, int, bytes]]:
+    """All messages that wait: type, sequence and body; those of lost datagrams are missing.
+
+    It ends when none is left, so that stale responses cannot pile up.
+
+    Raises:
+        OSError: The connection failed.
+    """
+    while True:
+        try:
+            received = connection.receive()
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            continue
+        if received is None:
+            return
+        yield from received

@@ -46,8 +46,9 @@ def suggestion(found: object, known: tuple[str, ...]) -> str:
     """` (did you mean 'x'?)` when `found` is close to one of `known`, else empty."""
     if not isinstance(found, str):
         return ""
-    plain = found.strip().lower().replace("_", "-").replace(" ", "-")
-    folded = {word.lower().replace("_", "-"): word for word in known}
+    # The hyphens before an option are in every option, and say nothing of which one was meant.
+    plain = found.strip().lower().replace("_", "-").replace(" ", "-").lstrip("-")
+    folded = {word.lower().replace("_", "-").lstrip("-"): word for word in known}
     near = get_close_matches(plain, list(folded), n=1, cutoff=0.6)
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 

@@ -10,7 +10,7 @@ from nfq_guard import __version__
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS, Cause
-from nfq_guard.names import endpoint
+from nfq_guard.names import counted, endpoint
 from nfq_guard.report.hints import Hint, hints
 from nfq_guard.report.html import data_island, render
 from nfq_guard.report.island import flow_data
@@ -143,10 +143,6 @@ def _number(number: float) -> str:
     return f"{number:,.0f}"
 
 
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _left_out(number: int, listed: int) -> str:
     return _number(number - listed) if number > listed else ""
 
@@ -184,7 +180,7 @@ def _subtitle(summary: Summary) -> str:
         (
             f"{_moment(counts.first)} to {_moment(counts.last)} UTC",
             " and ".join(sorted(summary.modes)),
-            _counted(counts.packets, "packet"),
+            counted(counts.packets, "packet"),
             flows if len(summary.flows) != 1 or summary.others else "1 flow",
         )
     )
@@ -204,27 +200,27 @@ def _verdict(summary: Summary) -> dict[str, str]:
         return {
             "level": "harm",
             "headline": "Yes: connections were reset.",
-            "sentence": f"{_counted(counts.resets, 'RST')} answered INVALID packets that got "
-            f"through. {_counted(escaped, 'packet')} of translated flows got through untranslated.",
+            "sentence": f"{counted(counts.resets, 'RST')} answered INVALID packets that got "
+            f"through. {counted(escaped, 'packet')} of translated flows got through untranslated.",
         }
     if escaped:
         return {
             "level": "risk",
             "headline": "Yes: packets got through untranslated.",
-            "sentence": f"{_counted(escaped, 'INVALID packet')} of translated flows. Each can make "
+            "sentence": f"{counted(escaped, 'INVALID packet')} of translated flows. Each can make "
             "its receiver reset a connection; no such reset was seen here.",
         }
     if dropped:
         return {
             "level": "calm",
             "headline": "No: what could do harm was dropped.",
-            "sentence": f"{_number(dropped)} of {_counted(counts.packets, 'INVALID packet')} were "
+            "sentence": f"{_number(dropped)} of {counted(counts.packets, 'INVALID packet')} were "
             "dropped, and none of a translated flow got through.",
         }
     return {
         "level": "calm",
         "headline": "No: no packet of a translated flow is among them.",
-        "sentence": f"{_counted(counts.packets, 'INVALID packet')} got through as a host without "
+        "sentence": f"{counted(counts.packets, 'INVALID packet')} got through as a host without "
         "translation would pass them.",
     }
 
@@ -253,7 +249,7 @@ def _answers(summary: Summary, policies: Sequence[PolicyRecord]) -> list[tuple[s
             "Which service?",
             service,
             f"{_share(weight(of_service), total)} {what}; "
-            f"{_counted(len(summary.services), 'service')} in all",
+            f"{counted(len(summary.services), 'service')} in all",
         ),
         ("Which reason?", reason, f"{_phrase(reason)}: {_share(weight(of_reason), total)} {what}"),
     ]
@@ -313,7 +309,7 @@ def _causes(summary: Summary) -> Iterator[Hint]:
         meaning = CAUSES[cause]
         yield Hint(
             meaning.phrase,
-            f"{_counted(packets, 'packet')} of {_counted(flows, 'flow')}. {meaning.sentences}",
+            f"{counted(packets, 'packet')} of {counted(flows, 'flow')}. {meaning.sentences}",
             "nfq-guard explain on a capture of such a flow",
         )
 
@@ -329,7 +325,7 @@ def _lost_at_once(summary: Summary) -> Iterator[Hint]:
     if flows >= _LOST_AT_ONCE and 2 * flows >= total:
         yield Hint(
             "a flush of entries, or a failover",
-            f"{_number(flows)} of {_counted(total, 'flow')} without an entry were met first "
+            f"{_number(flows)} of {counted(total, 'flow')} without an entry were met first "
             f"within {_LOST_WITHIN_S} s of {_moment(datetime.fromtimestamp(second, UTC))}",
             "the host's log around that time: conntrack -F, a restart of the firewall, a failover",
         )
@@ -439,9 +435,9 @@ def _timeline(summary: Summary) -> dict[str, Any] | None:
             if height:
                 parts.append((fate.name.lower(), f"{base:.2f}", f"{height:.2f}"))
         when = datetime.fromtimestamp(bars.start + index * bars.width, UTC)
-        counted = ", ".join(f"{heights[fate]:,.4g} {_WORDS[fate]}" for fate in Fate)
+        heights_text = ", ".join(f"{heights[fate]:,.4g} {_WORDS[fate]}" for fate in Fate)
         drawn.append(
-            {"x": f"{index + 0.07:.2f}", "parts": parts, "title": f"{when:%F %T}: {counted}"}
+            {"x": f"{index + 0.07:.2f}", "parts": parts, "title": f"{when:%F %T}: {heights_text}"}
         )
     between = next(
         (width for width in WIDTHS if number * bars.width <= _TIME_LABELS * width), WIDTHS[-1]

@@ -5,7 +5,7 @@
 add a series.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, final
 
 from nfq_guard.engine import Judgment
@@ -49,6 +49,24 @@ class Buckets:
         for bits in range(_CLASSES):
             self.counts[bits] = base.counts[bits] + plain[bits]
         self.total = base.total + plain[_CLASSES]
+
+
+@final
+class Growth:
+    """By how much some counters have grown, for an event about them."""
+
+    def __init__(self, counters: Mapping[str, int], names: Sequence[str]) -> None:
+        """Start at 0; `counters` are read at each `take`."""
+        self._counters = counters
+        self._taken = dict.fromkeys(names, 0)
+
+    def take(self) -> dict[str, int]:
+        """By how much each has grown since the last call; empty if none has."""
+        taken = self._taken
+        self._taken = {name: self._counters[name] for name in taken}
+        if self._taken == taken:
+            return {}
+        return {name: number - taken[name] for name, number in self._taken.items()}
 
 
 @final

@@ -42,6 +42,7 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
             ["lab", "run", "asymmetric", "--mitigatoin", "guard"],
             "--mitigatoin guard (did you mean '--mitigation'?) (see nfq-guard lab run --help)",
         ),
+        (["status", "--json"], "unrecognized arguments: --json (see nfq-guard status --help)"),
         (["--verison"], "unrecognized arguments: --verison (did you mean '--version'?)"),
         (["--debg", "check"], "unrecognized arguments: --debg (did you mean '--debug'?)"),
         (

@@ -55,6 +55,12 @@ def test_names() -> None:
     assert [names.direction_number(names.direction(way)) for way in Direction] == [0, 1]
 
 
+def test_a_number_with_its_noun() -> None:
+    assert [names.counted(number, "flow") for number in (0, 1, 2, 12_345)] == [
+        "0 flows", "1 flow", "2 flows", "12,345 flows",
+    ]  # fmt: skip
+
+
 def test_status_by_name() -> None:
     """Every name has a bit of its own, and a status survives its names."""
     bits = [names.flow_status_bits((name,)) for name in names.STATUS_NAMES]

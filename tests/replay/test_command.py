@@ -253,7 +253,7 @@ def test_unknown_link(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     path.write_bytes(captures.pcap([(1, 0, b"x" * 40)], linktype=189))
     assert main(["replay", str(path)]) == 2
     error = capsys.readouterr().err
-    assert "unsupported link type 189 (USB) in 1 frames, first in frame 1 (supported: BSD" in error
+    assert "unsupported link type 189 (USB) in 1 frame, first in frame 1 (supported: BSD" in error
     path.write_bytes(
         captures.section()
         + captures.interface(189)

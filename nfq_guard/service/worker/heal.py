@@ -41,7 +41,7 @@ from nfq_guard.service.worker.heal_record import HealedEntry, HealFile, HealReco
 from nfq_guard.service.worker.safe_judge import Judge
 from nfq_guard.telemetry.events import Healed, HealedFlow, HealFailed
 from nfq_guard.telemetry.log import EventLog
-from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.metrics import Growth, Stats
 from nfq_guard.wire.packet import Packet, Segment
 
 _MINUTE_S: Final = 60.0
@@ -148,7 +148,7 @@ class Healer:
         self._not_before = 0.0
         self._problem = ""
         self._example: FlowTuple | None = None
-        self._logged = dict.fromkeys(_LOGGED, 0)
+        self._growth = Growth(stats.counters, _LOGGED)
         self._undo_those_left()
 
     def process_batch(self, judgments: Sequence[Judgment], now: float) -> None:
@@ -333,11 +333,9 @@ class Healer:
             self._events.emit(HealFailed(problem=problem))
 
     def _report(self) -> None:
-        counters = self._stats.counters
-        grown = {name: counters[name] - before for name, before in self._logged.items()}
-        if not any(grown.values()):
+        grown = self._growth.take()
+        if not grown:
             return
-        self._logged = {name: counters[name] for name in _LOGGED}
         example = None
         if self._example is not None:
             flow = self._example

@@ -26,7 +26,7 @@ from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker.safe_judge import Judge
 from nfq_guard.telemetry.events import Offloaded, OffloadedFlow, OffloadFailed
 from nfq_guard.telemetry.log import EventLog
-from nfq_guard.telemetry.metrics import Stats
+from nfq_guard.telemetry.metrics import Growth, Stats
 from nfq_guard.wire.packet import Packet, Segment
 
 # Most flows that are counted within a second. Forged addresses can reach it; the daemon judges the
@@ -108,7 +108,7 @@ class Offloader:
         self._not_before = 0.0
         self._problem = ""
         self._example: _Key | None = None
-        self._logged = dict.fromkeys(_LOGGED, 0)
+        self._growth = Growth(stats.counters, _LOGGED)
 
     def process_batch(self, judgments: Sequence[Judgment], now: float) -> None:
         """Count dropped packets, and offload flows that keep bringing them; after verdicts."""
@@ -252,11 +252,9 @@ class Offloader:
             self._events.emit(OffloadFailed(problem=problem))
 
     def _report(self) -> None:
-        counters = self._stats.counters
-        grown = {name: counters[name] - before for name, before in self._logged.items()}
-        if not any(grown.values()):
+        grown = self._growth.take()
+        if not grown:
             return
-        self._logged = {name: counters[name] for name in _LOGGED}
         example = None
         if self._example is not None:
             hook, interface, src, dst, sport, dport = self._example
