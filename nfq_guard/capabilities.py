@@ -16,6 +16,16 @@ SYS_ADMIN: Final = 21
 PERFMON: Final = 38
 BPF: Final = 39
 
+_NAMES: Final = {
+    DAC_OVERRIDE: "CAP_DAC_OVERRIDE",
+    NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
+    NET_ADMIN: "CAP_NET_ADMIN",
+    NET_RAW: "CAP_NET_RAW",
+    SYS_ADMIN: "CAP_SYS_ADMIN",
+    PERFMON: "CAP_PERFMON",
+    BPF: "CAP_BPF",
+}
+
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
 # _LINUX_CAPABILITY_VERSION_3: sets of 64 bits, in two halves.
@@ -40,6 +50,15 @@ def _sets() -> dict[str, int]:
 def has(number: int) -> bool:
     """Whether the capability of this number is in effect."""
     return bool(effective() >> number & 1)
+
+
+def names(mask: int) -> list[str]:
+    """Capabilities by name, or by number those that nothing here is about, in numeric order."""
+    return [
+        _NAMES.get(number, f"capability {number}")
+        for number in range(_NUMBERS)
+        if mask >> number & 1
+    ]
 
 
 def keep_only(wanted: int) -> None:

@@ -20,7 +20,7 @@ from typing import Final, TypeVar, final
 
 import msgspec
 
-from nfq_guard import __version__
+from nfq_guard import __version__, capabilities
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import FailMode
@@ -407,6 +407,8 @@ class Daemon:
                 evidence=evidence,
                 evidence_reason=evidence_reason,
                 fail_mode=self.fail_mode.value,
+                uid=os.geteuid(),
+                capabilities=capabilities.names(capabilities.effective()),
             )
         )
         if self._parts.survey is not None:

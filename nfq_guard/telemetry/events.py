@@ -329,6 +329,8 @@ class Started(Event, frozen=True, kw_only=True, omit_defaults=True, tag="started
     evidence: Annotated[Evidence, _text("Where flows are looked up.")]
     evidence_reason: Annotated[str | None, _text("Why there is no better evidence.")] = None
     fail_mode: Annotated[str, _text("What happens to packets while no worker serves.")]
+    uid: Annotated[int, _number("User that the daemon runs as.")]
+    capabilities: Annotated[list[str], _text("All capabilities that the daemon has.")]
 
 
 @final

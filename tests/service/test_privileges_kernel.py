@@ -56,7 +56,9 @@ def test_what_it_keeps_is_enough(inside: Namespace, tmp_path: Path, backend: str
         "verify_rules_s = 0.2", 'control_socket = ""',
     ) as guard:  # fmt: skip
         assert privileges(guard.process.pid) == only(NET_ADMIN | NET_RAW)
-        assert guard.events("started")[0]["evidence"] == "bpf"
+        (started,) = guard.events("started")
+        assert started["evidence"] == "bpf"
+        assert (started["uid"], started["capabilities"]) == (0, ["CAP_NET_ADMIN", "CAP_NET_RAW"])
         assert guard.events("note") == []
         save = f"iptables-{backend}-save"
         assert "NFQ_GUARD" in inside.run(save).stdout
