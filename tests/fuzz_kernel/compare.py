@@ -333,7 +333,8 @@ def _compare_timeout(
     more_s = kernels.timeout_s - ours.timeout_s
     if -(elapsed_s + _CUT_S) < more_s < late_s + _CUT_S:
         return []
-    return [f"timeout: kernel {kernels.timeout_s}, ours {ours.timeout_s}"]
+    measured = f"started up to {late_s:.3f} s later, read up to {elapsed_s:.3f} s later"
+    return [f"timeout: kernel {kernels.timeout_s}, ours {ours.timeout_s}, {measured}"]
 
 
 def _compare_attribute(
