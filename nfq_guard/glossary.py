@@ -29,18 +29,21 @@ class Circumstances(NamedTuple):
         seen: Whether earlier packets of its flow were seen.
         private: Whether a private source sends to a global destination.
         gone: Whether its entry was there before, and should not have expired.
+        twin: Whether a live flow has its exact state, under other addresses.
     """
 
     expired: bool | None = None
     seen: bool | None = None
     private: bool | None = None
     gone: bool | None = None
+    twin: bool | None = None
 
 
 class Cause(StrEnum):
     """Why a packet has the reason that it has, as far as a reason has several causes."""
 
     UNTRANSLATED = "untranslated"
+    TWIN = "twin"
     SYN_ELSEWHERE = "syn-elsewhere"
     EXPIRED = "expired"
     GONE = "gone"
@@ -215,6 +218,11 @@ CAUSES: Final = {
         "Its source is private and its destination is not: the translation of its flow has "
         "expired, or it is the untranslated twin of a live flow that is known by other addresses.",
     ),
+    Cause.TWIN: Meaning(
+        "the untranslated twin of a live flow",
+        "It is the untranslated twin of a live flow, which has its exact state under other "
+        "addresses.",
+    ),
     Cause.SYN_ELSEWHERE: Meaning(
         "the SYN took another path, or was forgotten",
         "It answers a SYN that conntrack has not seen: the SYN took another path, as with "
@@ -297,6 +305,8 @@ def cause_of(finding: Finding, known: Circumstances) -> Cause | None:
 
 
 def _cause_without_entry(detail: str, known: Circumstances) -> Cause | None:
+    if known.twin:
+        return Cause.TWIN
     if known.expired:
         return Cause.EXPIRED
     if known.private:

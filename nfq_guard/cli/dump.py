@@ -5,6 +5,7 @@ import argparse
 import ipaddress
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS
-from nfq_guard.names import endpoint, visible
+from nfq_guard.names import counted, endpoint, visible
+from nfq_guard.report.hints import hints_of
 from nfq_guard.service.worker.frames import PacketRecord
 from nfq_guard.telemetry.palette import Style
+from nfq_guard.telemetry.reader import event_of
 from nfq_guard.whatif.causes import cause_in_event
 
 Fields = dict[str, Any]
@@ -95,8 +98,7 @@ def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) 
                 writer.write(frame, one.comment, one.interface)
     except OSError as error:
         raise OutputError(f"--pcap: {args.pcap}: {error.strerror}") from None
-    packets = f"{len(kept)} packet{'s' if len(kept) != 1 else ''}"
-    write_line(f"wrote {packets} to {args.pcap}")
+    write_line(f"wrote {counted(len(kept), 'packet')} to {args.pcap}")
     return EXIT_OK
 
 
@@ -126,13 +128,15 @@ def _show(found: Fields) -> None:
     # A flow without an address or a port has an empty text or a 0 there.
     one = endpoint(flow["a"] or None, flow["a_port"] or None)
     other = endpoint(flow["b"] or None, flow["b_port"] or None)
-    packets = f"{found['packets']} packet{'s' if found['packets'] != 1 else ''}"
+    packets = counted(found["packets"], "packet")
     write_line(
         paint(f"{flow['proto']} {one} - {other}: {packets}, last {found['last']}", Style.BOLD)
     )
     cause = cause_text(found["events"][-1])
     if cause:
         write_line(f"  {cause}")
+    for hint in hint_texts(found["events"]):
+        write_line(f"  {hint}")
     for event in found["events"]:
         write_line(f"  {event_line(event)}")
 
@@ -152,6 +156,12 @@ def cause_text(event: Fields) -> str:
         event["dst"],
     )
     return meant if cause is None else f"{meant}; {CAUSES[cause].phrase}"
+
+
+def hint_texts(events: Sequence[Fields]) -> list[str]:
+    """What may be behind the events of a flow, with what speaks for it."""
+    read = [one for one in map(event_of, events) if one is not None]
+    return [f"hint: {hint.text}" for hint in hints_of(read)]
 
 
 def event_line(event: Fields) -> str:

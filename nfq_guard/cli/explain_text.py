@@ -29,6 +29,7 @@ from nfq_guard.policy.decision import Action
 from nfq_guard.replay.explanation import Explanation
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.replay.outcome import Outcome
+from nfq_guard.replay.page_events import page_event
 from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
     association_words,
@@ -41,6 +42,7 @@ from nfq_guard.replay.words import (
     gist,
     state_name,
 )
+from nfq_guard.report.hints import hints_of
 from nfq_guard.seqno import Seq, distance
 from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
 from nfq_guard.wire.packet import ACK, Segment
@@ -100,6 +102,10 @@ class _Telling:
         if explanation.checks:
             lines += [self._heading("The check"), *self._checks(), ""]
         lines += [self._heading("So"), *self._verdict(), ""]
+        hints = hints_of(filter(None, map(page_event, explanation.life.invalid)))
+        if hints:
+            lines += [self._heading("What may be behind it, by all INVALID packets of the flow")]
+            lines += [*(line for hint in hints for line in _wrapped(hint.text)), ""]
         lines += [self._heading("Under other kernels"), *self._kernels()]
         if explanation.outcome.decision is not None:
             lines += ["", self._heading("What the policy does"), *self._policy()]

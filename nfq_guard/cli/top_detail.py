@@ -4,14 +4,13 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-import msgspec
-
 from nfq_guard.conntrack.bounds import BoundCheck
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import endpoint
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.seqno import distance
-from nfq_guard.telemetry.events import FlowWindow, PacketJudged, name_of
+from nfq_guard.telemetry.events import FlowWindow, PacketJudged
+from nfq_guard.telemetry.reader import event_of
 from nfq_guard.whatif.events import bounds_of
 
 # A number line is not narrower, so that its labels stand apart.
@@ -26,11 +25,11 @@ def window_lines(fields: dict[str, Any], width: int) -> Iterator[tuple[str, bool
         fields: The event of a packet, with its window, as `dump` has it.
         width: Columns.
     """
-    try:
-        event = msgspec.convert({"event": name_of(PacketJudged), **fields}, PacketJudged)
-        checks = bounds_of(event)
-    except (msgspec.ValidationError, ValueError):
-        return  # of a daemon of another version
+    read = event_of(fields)
+    if read is None:
+        return
+    event = read.event
+    checks = bounds_of(event)
     if event.window is not None:
         yield from ((line, False) for line in _windows(event, event.window, width))
     room = max(_LEAST, min(width - 2, _MOST))

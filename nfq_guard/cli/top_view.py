@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, NamedTuple, final
 
-from nfq_guard.cli.dump import cause_text, event_line
+from nfq_guard.cli.dump import cause_text, event_line, hint_texts
 from nfq_guard.cli.top_detail import window_lines
 from nfq_guard.engine import Mode
 from nfq_guard.names import counted, endpoint, visible
@@ -435,7 +435,8 @@ def _alone(flow: Fields, width: int) -> list[Line]:
         f"evidence {event['evidence']}; {_reasons(flow)}"
     )
     shown += [[Piece(text)] for text in _wrap(facts, width)]
-    shown += [[Piece(text)] for text in _wrap(cause_text(event), width)]
+    for told in (cause_text(event), *hint_texts(flow["events"])):
+        shown += [[Piece(text)] for text in _wrap(told, width)]
     if flow["resets"]:
         text = f"{flow['resets']} RST answered a packet of this flow that had got through"
         shown += [[Piece(part, (Style.RED,))] for part in _wrap(text, width)]

@@ -87,7 +87,12 @@ class Explanation:
         private = None
         if isinstance(packet, Packet):
             private = is_private(packet.src) and is_global(packet.dst)
-        return Circumstances(expired=self.expired_s > 0, seen=bool(self.first), private=private)
+        return Circumstances(
+            expired=self.expired_s > 0,
+            seen=bool(self.first),
+            private=private,
+            twin=self.life.escaped is not None,
+        )
 
     def relative(self, number: Seq, side: int) -> int | None:
         """A number relative to the first one of that side; None if that one was not seen."""

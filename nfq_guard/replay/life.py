@@ -25,6 +25,9 @@ _BEFORE: Final = 4
 _AFTER: Final = 4
 _LAST: Final = 4
 _MOST_MARKED: Final = 24
+# Frames of which it is known that they belong to the flow, and its INVALID packets that are kept.
+_MOST_FRAMES: Final = 100_000
+_MOST_INVALID: Final = 1000
 
 
 @final
@@ -77,6 +80,7 @@ class Life:
     Attributes:
         count: How many packets it has.
         left: Direction of its first packet; None before that.
+        invalid: Its INVALID packets, the first of them.
         escaped: First direction of the live flow whose translation the packet in the frame
             escaped; None where it did not.
     """
@@ -85,9 +89,11 @@ class Life:
         """Collect the packets of `flow`, in either direction, around `frame`."""
         self.count = 0
         self.left: Key | None = None
+        self.invalid: list[Outcome] = []
         self.escaped: Key | None = None
         self._flow = flow
         self._frame = frame
+        self._frames: set[int] = set()
         self._kept: dict[int, Step] = {}
         self._marked = 0
         self._before: deque[Step] = deque(maxlen=_BEFORE)
@@ -111,6 +117,8 @@ class Life:
         table = replayer.table
         side = 0 if key == self.left else 1
         self.count += 1
+        if len(self._frames) < _MOST_FRAMES:
+            self._frames.add(frame)
         step = Step(
             number=self.count,
             frame=frame,
@@ -192,7 +200,10 @@ class Life:
             return
         steps = {step.frame: step for step in (*self._kept.values(), *self._before, *self._last)}
         for outcome in outcomes:
-            step = steps.get(outcome.frame.number)
+            number = outcome.frame.number
+            if number in self._frames and len(self.invalid) < _MOST_INVALID:
+                self.invalid.append(outcome)
+            step = steps.get(number)
             if step is not None and outcome.finding is not None:
                 step.ctstate = CtState.INVALID
                 step.reason = outcome.finding.reason

@@ -5,11 +5,12 @@ A hint is no finding. Events show the packets that conntrack could not place, an
 below looks for a pattern that a known cause leaves, and says with which numbers it was found.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from nfq_guard.finding import Reason
-from nfq_guard.report.summary import Summary
+from nfq_guard.report.summary import Summary, add_event
+from nfq_guard.telemetry.reader import ReadEvent
 
 # A pattern in fewer packets is chance.
 _LEAST_PACKETS: Final = 10
@@ -33,6 +34,11 @@ class Hint(NamedTuple):
     evidence: str
     check: str
 
+    @property
+    def text(self) -> str:
+        """All of it, in full sentences."""
+        return f"{self.cause} {self.evidence} {self.check}"
+
 
 def hints(summary: Summary, findings: Sequence[Mapping[str, str]]) -> list[Hint]:
     """The hints, in no order of likelihood.
@@ -43,6 +49,14 @@ def hints(summary: Summary, findings: Sequence[Mapping[str, str]]) -> list[Hint]
     """
     found = [hint for rule in _RULES for hint in rule(summary)]
     return [*found, *_overload(summary, findings)]
+
+
+def hints_of(events: Iterable[ReadEvent]) -> list[Hint]:
+    """The hints in some events, such as those of one flow."""
+    summary = Summary()
+    for read in events:
+        add_event(summary, read)
+    return hints(summary, ())
 
 
 def _packets(summary: Summary, *reasons: Reason) -> int:

@@ -8,7 +8,7 @@ cannot have written, is skipped and counted. A line longer than any event is ski
 kept in memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, BinaryIO, Final, NamedTuple, final
 
@@ -88,7 +88,7 @@ class ReadEvent(NamedTuple):
     """One event.
 
     Attributes:
-        line: Its line, counted from 1.
+        line: Its line, counted from 1; 0 without one.
         when: Its time, in UTC.
         first: Time of the first packet that it stands for; `when` for one packet.
         event: Its fields; every value is one that `nfq_guard.names` can read.
@@ -237,6 +237,16 @@ class EventReader:
     def _skip(self) -> None:
         self.skipped += 1
         self.first_skipped = self.first_skipped or self.lines
+
+
+def event_of(fields: Mapping[str, Any]) -> ReadEvent | None:
+    """An event from its fields, as `dump` has it; None if a daemon of another version wrote it."""
+    try:
+        event = msgspec.convert({"event": _PACKET_JUDGED, **fields}, _AsWritten)
+        when = _checked(event)
+        return ReadEvent(0, when, _first(event, when), event)
+    except (msgspec.MsgspecError, ValueError, KeyError, OverflowError):
+        return None
 
 
 def _checked(event: PacketJudged) -> datetime:

@@ -43,6 +43,11 @@ def test_every_ignored_case_has_a_meaning() -> None:
         ("ack without an entry", Circumstances(), "was flushed or is on another router"),
         ("data without an entry", Circumstances(seen=True), "second path of a multihomed"),
         ("rst without an entry", Circumstances(gone=True), "was deleted or flushed"),
+        (
+            "rst without an entry",
+            Circumstances(expired=True, private=True, twin=True),
+            "cannot open one. It is the untranslated twin of a live flow, which has",
+        ),
     ],
 )
 def test_causes_of_a_packet_without_an_entry(detail: str, known: Circumstances, words: str) -> None:

@@ -300,6 +300,8 @@ def test_escaped_packet_on_the_client_s_side(
     assert main(["explain", path, str(len(talk.frames))]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "the exact state of 10.0.0.1:40000 > 10.0.0.2:80: it escaped the translation" in text
+    told = "It is the untranslated twin of a live flow, which has its exact state" in text
+    assert told is (flags != "PA"), "an RST is INVALID"
 
 
 def test_other_packets_from_elsewhere_escaped_nothing() -> None:
