@@ -109,7 +109,10 @@ def _names_a_socket(words: Sequence[str]) -> bool:
 
 
 class GuardProcess:
-    """`nfq-guard run` in a namespace, its log in a file."""
+    """`nfq-guard run` in a namespace; its log and its standard error are files.
+
+    A pipe that nobody reads could fill up, and would have to be closed by every test.
+    """
 
     _at_default: ClassVar[list["GuardProcess"]] = []
 
@@ -124,6 +127,7 @@ class GuardProcess:
         process_group: int | None = None,
     ) -> None:
         self.log = log
+        self._stderr = log.with_name(f"{log.name}.stderr")
         self._resources = ExitStack()
         if not _names_a_socket(words):
             # Not for the second of one test, which is to find the socket taken.
@@ -131,11 +135,11 @@ class GuardProcess:
                 self._resources.enter_context(default_socket())
             self._at_default.append(self)
             self._resources.callback(self._at_default.remove, self)
-        with log.open("ab") as out:
+        with log.open("ab") as out, self._stderr.open("wb") as complaints:
             self.process = subprocess.Popen(
                 namespace.argv([*prefix, sys.executable, "-m", "nfq_guard", "run", *words]),
                 stdout=out if stdout is None else stdout,
-                stderr=subprocess.PIPE,
+                stderr=complaints,
                 env={**os.environ, "PYTHONPATH": import_path(), **(env or {})},
                 process_group=process_group,
             )
@@ -157,8 +161,9 @@ class GuardProcess:
         return self
 
     def stderr(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read().decode()
+        """What it wrote until it ended."""
+        self.process.wait(timeout=limit(30))
+        return self._stderr.read_text(encoding="utf-8")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Signal it and wait; its exit status."""
@@ -172,8 +177,6 @@ class GuardProcess:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait(timeout=limit(30))
-        if self.process.stderr is not None:
-            self.process.stderr.close()
         self._resources.close()
 
 
