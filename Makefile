@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -135,6 +135,12 @@ instructions:
 
 reference: ## generate docs/reference/, man pages and completion from the code
 	$(BIN)/python -m tests.support.reference
+
+docs: ## build the documentation site in build/site/html
+	@$(BIN)/python -c 'import material' 2>/dev/null || $(BIN)/pip --disable-pip-version-check \
+		install --quiet --constraint constraints.txt --group docs
+	$(BIN)/python -m tests.support.site_pages
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 manifests: ## write the Helm chart and the PrometheusRule of deploy/kubernetes from their sources
 	$(BIN)/python -m tests.support.chart

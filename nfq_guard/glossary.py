@@ -21,6 +21,20 @@ class Meaning(NamedTuple):
     sentences: str
 
 
+class Consequences(NamedTuple):
+    """What follows from a packet of a reason that passes, and what to do.
+
+    Attributes:
+        translated: The harm where the flow is translated.
+        untranslated: The harm where it is not.
+        advice: What to do about such packets.
+    """
+
+    translated: str
+    untranslated: str
+    advice: str
+
+
 class Circumstances(NamedTuple):
     """What is known of a packet's flow beside the finding; None where it is unknown.
 
@@ -149,6 +163,85 @@ REASONS: Final = {
     Reason.UNSUPPORTED: Meaning(
         "cannot be judged: no evidence, or no diagnosis for the protocol",
         "Nothing more can be said about it.",
+    ),
+}
+
+_ESCAPES: Final = (
+    "It leaves with the wrong addresses. A host that gets it has no such connection and answers "
+    "with an RST, which ends the healthy one."
+)
+_NO_HARM: Final = "None: its receiver checks it by itself, and discards it where it is wrong."
+_ONE_PATH: Final = (
+    "Find out why conntrack misses packets of the flow: another path, a second router, offloads. "
+    "Until then drop it where the flow is translated, and allow it elsewhere, as the default "
+    "policy does."
+)
+_OLD: Final = (
+    "Drop it where the flow is translated: TCP sends again what matters. Kernels from 6.1 on do "
+    "not call it INVALID any more."
+)
+
+CONSEQUENCES: Final = {
+    Reason.SEQ_OVER: Consequences(_ESCAPES, _NO_HARM, _ONE_PATH),
+    Reason.ACK_OVER: Consequences(_ESCAPES, _NO_HARM, _ONE_PATH),
+    Reason.SEQ_UNDER: Consequences(_ESCAPES, _NO_HARM, _OLD),
+    Reason.ACK_UNDER: Consequences(_ESCAPES, _NO_HARM, _OLD),
+    Reason.RST_OUTSIDE: Consequences(
+        "It leaves with an address that translation should hide. Its receiver has no such "
+        "connection, and nothing answers an RST.",
+        "None: its receiver does not accept it.",
+        "Drop it where the flow is translated. Many of them from one source are forged.",
+    ),
+    Reason.BAD_TRANSITION: Consequences(
+        _ESCAPES,
+        "None where the endpoints see the whole connection: only conntrack misses a direction. "
+        "A drop would block a healthy connection.",
+        _ONE_PATH,
+    ),
+    Reason.NO_ENTRY: Consequences(
+        "Conntrack does not know the flow, so the guard cannot either. If a translation has "
+        "expired, the packet leaves with the inner address.",
+        "None: late FIN and RST close what is left at their receiver.",
+        "Include `preset:no-leak` on hosts that masquerade. Otherwise allow it; if healthy "
+        "connections have many of them, raise the timeout of the state or send keepalives.",
+    ),
+    Reason.BAD_FLAGS: Consequences(
+        "As without translation.", "None beyond what a scan learns.", "Drop it."
+    ),
+    Reason.BAD_CHECKSUM: Consequences(
+        "As without translation.",
+        "None: its receiver discards it, and TCP sends it again.",
+        "Drop it. If there are many, look for the faulty cable, NIC or driver.",
+    ),
+    Reason.BAD_TAG: Consequences(
+        "It leaves with the wrong addresses; its receiver answers an unknown association with "
+        "an ABORT that carries the wrong tag, or discards it.",
+        _NO_HARM,
+        "Drop it where the flow is translated, and allow it elsewhere.",
+    ),
+    Reason.MALFORMED: Consequences("As without translation.", _NO_HARM, "Drop it."),
+    Reason.ICMP_UNRELATED: Consequences(
+        "Conntrack does not know the flow, so the error is not translated and says nothing to "
+        "its receiver.",
+        "A drop may stop path-MTU discovery of a flow that conntrack does not know.",
+        "Allow it.",
+    ),
+    Reason.ICMP_MISMATCH: Consequences(
+        "As without translation.",
+        "None: its receiver has no socket for it.",
+        "Allow it, or find out who sends it.",
+    ),
+    Reason.RACED: Consequences(
+        _ESCAPES,
+        "None.",
+        "Drop it where the flow is translated: it is sent again, and then fits. It needs no care "
+        "otherwise.",
+    ),
+    Reason.UNSUPPORTED: Consequences(
+        _ESCAPES,
+        "Unknown.",
+        "See which evidence there is (`nfq-guard status`, `nfq-guard doctor`); `on_unknown` of the "
+        "policy decides.",
     ),
 }
 

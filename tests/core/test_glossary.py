@@ -7,6 +7,7 @@ from nfq_guard.finding import BOUNDS, Finding, Ignored, Reason
 from nfq_guard.glossary import (
     BOUND_WORDS,
     CAUSES,
+    CONSEQUENCES,
     IGNORED,
     REASONS,
     Cause,
@@ -17,6 +18,10 @@ from nfq_guard.glossary import (
 
 def test_every_reason_has_a_meaning() -> None:
     assert set(REASONS) == set(Reason)
+
+
+def test_every_reason_has_consequences() -> None:
+    assert set(CONSEQUENCES) == set(Reason)
 
 
 def test_every_cause_has_a_meaning() -> None:

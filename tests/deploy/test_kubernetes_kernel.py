@@ -143,7 +143,7 @@ def guard_a_node(place: Path, **image: Any) -> None:  # noqa: ANN401 - of `Pod`
             fresh = maps["nfq-guard"]["nfq-guard.toml"].replace("preset:default", "preset:observe")
             update(pod.volumes["config"], {"nfq-guard.toml": fresh})
             wait_for(lambda: bool(events(log, "reloaded")))
-            assert (pod.volumes["state"] / "last-good.json").exists()
+            wait_for((pod.volumes["state"] / "last-good.json").exists)
 
             assert "NFQUEUE" in live.space.run("iptables-save", "-t", "mangle").stdout
             ended = pod.run(live.space, daemon, *daemon["lifecycle"]["preStop"]["exec"]["command"])

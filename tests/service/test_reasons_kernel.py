@@ -27,45 +27,12 @@ from tests.support.kernel_log import is_ignored, reason_of
 from tests.support.live import LiveConntrack
 from tests.support.packets import A4, A6, B4, B6, C4, C6, error, icmp, ip, tcp, udp
 from tests.support.queue import QUEUE, GuardProcess, wait_for
+from tests.support.reason_traces import OPEN, REASON_TRACES
 from tests.support.sctp import chunk, init, sctp
 from tests.support.trace import PLACES, Ends, Step, parse
 
 pytestmark = pytest.mark.kernel
 
-_OPEN = (
-    "> S 0:0(0) win 65535 <mss 1460,sackOK,wscale 7>",
-    "< S. 0:0(0) ack 1 win 65535 <mss 1460,sackOK,wscale 7>",
-    "> . 1:1(0) ack 1 win 512",
-    "> P. 1:101(100) ack 1 win 512",
-    "< P. 1:201(200) ack 101 win 512",
-    "> . 101:101(0) ack 201 win 512",
-)
-# Each ends with the packet that is INVALID.
-_TRACES: dict[Reason, tuple[tuple[str, ...], ...]] = {
-    Reason.SEQ_OVER: (
-        (*_OPEN, "< P. 300000:300001(1) ack 101 win 512"),
-        (*_OPEN, "> R. 900000:900000(0) ack 201 win 0"),
-    ),
-    Reason.ACK_OVER: (
-        (*_OPEN, "< . 201:201(0) ack 102 win 512"),
-        (*_OPEN, "> . 101:101(0) ack 201 win 512 <sack 300:400>"),
-    ),
-    Reason.RST_OUTSIDE: (
-        (*_OPEN, "< R 200:200(0)"),
-        (*_OPEN, "> R. 1:1(0) ack 201 win 0"),
-    ),
-    Reason.BAD_TRANSITION: (
-        (*_OPEN, "> S. 101:101(0) ack 201"),
-        (*_OPEN, "< S 201:201(0)"),
-        ("> S 0:0(0)", "> . 1:1(0) ack 1"),
-    ),
-    Reason.NO_ENTRY: (("< S. 0:0(0) ack 1",), ("> F. 1:1(0) ack 1",), ("> R 1:1(0)",)),
-    Reason.BAD_FLAGS: (
-        (*_OPEN, "> SF 101:101(0)"),
-        (*_OPEN, "< - 201:201(0)"),
-        ("> SR 0:0(0)",),
-    ),
-}
 _QUERY = b"\0\7\0\1" + bytes(8)
 
 
@@ -143,9 +110,9 @@ def same_words(event: dict[str, Any], texts: list[str]) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("family", [IPV4, IPV6])
-@pytest.mark.parametrize("reason", _TRACES)
+@pytest.mark.parametrize("reason", REASON_TRACES)
 def test_segments(usual: Guarded, reason: Reason, family: int, place: str) -> None:
-    for serial, lines in enumerate(_TRACES[reason]):
+    for serial, lines in enumerate(REASON_TRACES[reason]):
         ends = ends_of(family, serial)
         steps = [parse(line, PLACES[place]) for line in lines]
         for step in steps[:-1]:
@@ -176,7 +143,7 @@ def test_random_flows(usual: Guarded, family: int) -> None:
                 continue
             same_words(event, texts)
             reasons[event["reason"]] = reasons.get(event["reason"], 0) + 1
-    assert set(reasons) == {reason.value for reason in _TRACES}
+    assert set(reasons) == {reason.value for reason in REASON_TRACES}
 
 
 def _after_an_ignored_syn(step: Step, texts: list[str]) -> bool:
@@ -306,7 +273,7 @@ def test_other_packets(usual: Guarded, name: str) -> None:
 def test_no_reason_depends_on_the_length(usual: Guarded, *, size: int, spoilt: bool) -> None:
     """A segment past the window, with a right and a wrong checksum, copied whole and not."""
     ends = Ends(ports=(41000 + size + spoilt, 80))
-    for text in _OPEN:
+    for text in OPEN:
         assert usual.judge(ends.octets(parse(text))) == (None, [])
     octets = ends.octets(parse(f"> P. 900000:{900_000 + size}({size}) ack 1"))
     if spoilt:

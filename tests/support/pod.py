@@ -105,7 +105,8 @@ class Pod:
         ]  # fmt: skip
 
     def _mounts(self, container: Container) -> str:
-        state = self._place / "state"
+        # No volume has such a name.
+        state = self._place / ".container"
         state.mkdir(exist_ok=True)
         lines = [
             f"mount -t tmpfs -o mode=755 tmpfs {state}",

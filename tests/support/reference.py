@@ -46,6 +46,7 @@ from nfq_guard.telemetry.events import EVENTS, Event, PacketJudged, Reloaded, na
 from nfq_guard.telemetry.journal import MESSAGE_IDS
 from nfq_guard.telemetry.metric_table import HISTOGRAMS, METRICS
 from nfq_guard.whatif import result
+from tests.support import reasons_page
 from tests.support.completion import completions
 from tests.support.manpages import man_pages
 
@@ -376,6 +377,7 @@ def main() -> None:
     for name, text in pages().items():
         (DIRECTORY / name).write_text(text, encoding="utf-8")
     CATALOGUE.write_text(catalogue(), encoding="utf-8")
+    reasons_page.PAGE.write_text(reasons_page.text(), encoding="utf-8")
     for name, text in (man_pages(settings_rows()) | completions()).items():
         (SHARE / name).parent.mkdir(parents=True, exist_ok=True)
         (SHARE / name).write_text(text, encoding="utf-8")
