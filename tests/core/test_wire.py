@@ -6,11 +6,8 @@ import struct
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP
+from scapy.layers.inet import ICMP, IP, TCP, UDP
 from scapy.layers.inet6 import (
-    ICMPv6DestUnreach,
-    ICMPv6EchoRequest,
-    ICMPv6ND_NS,
     IPv6,
     IPv6ExtHdrDestOpt,
     IPv6ExtHdrFragment,
@@ -20,53 +17,24 @@ from scapy.layers.inet6 import (
 from scapy.packet import Packet as Scapy
 from scapy.packet import Raw
 
-from nfq_guard.flow import IPV4, IPV6, FlowTuple
+from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.seqno import Seq
 from nfq_guard.wire import tcp
 from nfq_guard.wire.checksum import (
     checksum_ok,
     checksum_unfinished,
-    crc32c,
-    header_checksum_ok,
 )
-from nfq_guard.wire.icmp import is_error_v6
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.ipv6 import is_discarded
 from nfq_guard.wire.packet import (
     ACK,
     SYN,
-    Chunk,
     Datagram,
-    GreHeader,
-    IcmpMessage,
     Malformed,
     Packet,
-    SctpPacket,
     Segment,
-    flow_key,
-    tuple_of,
 )
-from tests.support.sctp import chunk, init, sctp
-
-V4 = IP(src="10.0.0.1", dst="10.0.0.2", ttl=9)
-V6 = IPv6(src="fd00::1", dst="fd00::2", hlim=9)
-HOST_1, HOST_2 = bytes([10, 0, 0, 1]), bytes([10, 0, 0, 2])
-
-
-def octets_of(packet: Scapy) -> bytes:
-    return bytes(packet)
-
-
-def read(octets: bytes) -> Packet:
-    packet = decode(octets)
-    assert isinstance(packet, Packet)
-    return packet
-
-
-def problem(octets: bytes) -> str:
-    packet = decode(octets)
-    assert isinstance(packet, Malformed)
-    return packet.problem
+from tests.support.octets import V4, V6, octets_of, problem, read
 
 
 @pytest.mark.parametrize(("header", "family"), [(V4, IPV4), (V6, IPV6)])
@@ -224,102 +192,6 @@ def test_hop_by_hop_header_cut_before_its_options() -> None:
     assert problem(octets_of(IPv6(nh=0, plen=0)) + b"\x06\x00") == "IPv6 extension header cut short"
 
 
-def test_icmp_of_the_other_family_is_no_icmp() -> None:
-    assert read(octets_of(IP(proto=58) / Raw(bytes(8)))).l4 is None
-
-
-def test_icmp_error_quotes_a_flow() -> None:
-    inner = IP(src="10.0.0.2", dst="10.9.9.9") / TCP(sport=80, dport=1234)
-    message = read(octets_of(V4 / ICMP(type=3, code=4) / inner)).l4
-    assert isinstance(message, IcmpMessage)
-    assert message.is_error
-    assert message.identifier == 0
-    assert message.quoted == FlowTuple(6, HOST_2, bytes([10, 9, 9, 9]), 80, 1234)
-
-
-def test_icmp_error_quotes_an_echo() -> None:
-    message = read(octets_of(V4 / ICMP(type=11) / V4 / ICMP(type=8, id=77))).l4
-    assert isinstance(message, IcmpMessage)
-    assert message.quoted == FlowTuple(1, HOST_1, HOST_2, 77, 8 << 8)
-
-
-@pytest.mark.parametrize(
-    "inner",
-    [TCP(sport=80, dport=1234), UDP(sport=80, dport=1234), ICMP(type=8, id=77)],
-)
-def test_an_icmp_error_counts_with_the_flow_that_it_quotes(inner: Scapy) -> None:
-    there = IP(src="10.0.0.1", dst="10.0.0.2") / inner
-    error = read(octets_of(IP(src="10.9.9.9", dst="10.0.0.1") / ICMP(type=3, code=4) / there))
-    assert flow_key(error) == flow_key(read(octets_of(there)))
-    other = IP(src="10.0.0.1", dst="10.0.0.3") / inner
-    assert flow_key(error) != flow_key(read(octets_of(other)))
-
-
-def test_the_identifier_of_a_query_does_not_make_another_flow() -> None:
-    """The sender chooses it: a flood must not get past a rate limit by that."""
-    keys = {flow_key(read(octets_of(V4 / ICMP(type=0, id=number)))) for number in range(5)}
-    assert len(keys) == 1
-
-
-@pytest.mark.parametrize(
-    "inner",
-    [
-        b"\x45" + bytes(10),
-        b"\x60" + bytes(40),
-        octets_of(IP(frag=1) / Raw(bytes(8))),
-        b"\x44" + octets_of(V4 / TCP())[1:],
-        octets_of(V4 / TCP())[:22],
-        octets_of(V4 / ICMP())[:24],
-    ],
-)
-def test_icmp_error_that_quotes_too_little(inner: bytes) -> None:
-    message = read(octets_of(V4 / ICMP(type=3) / Raw(inner))).l4
-    assert isinstance(message, IcmpMessage)
-    assert message.quoted is None
-
-
-def test_icmp_error_quotes_another_protocol() -> None:
-    message = read(octets_of(V4 / ICMP(type=3) / IP(src="1.1.1.1", dst="2.2.2.2", proto=50))).l4
-    assert isinstance(message, IcmpMessage)
-    assert message.quoted is not None
-    assert (message.quoted.proto, message.quoted.sport) == (50, 0)
-
-
-def test_icmp_error_quotes_too_little_of_an_echo() -> None:
-    quoted = octets_of(IP(proto=1)) + bytes(4)
-    message = read(octets_of(V4 / ICMP(type=3) / Raw(quoted))).l4
-    assert isinstance(message, IcmpMessage)
-    assert message.quoted is None
-
-
-def test_icmpv6() -> None:
-    inner = IPv6(src="fd00::2", dst="fd00::9") / IPv6ExtHdrDestOpt() / UDP(sport=5, dport=6)
-    message = read(octets_of(V6 / ICMPv6DestUnreach() / inner)).l4
-    assert isinstance(message, IcmpMessage)
-    assert message.quoted is not None
-    assert (message.quoted.proto, message.quoted.dport) == (17, 6)
-    echo = read(octets_of(V6 / ICMPv6EchoRequest(id=3))).l4
-    assert isinstance(echo, IcmpMessage)
-    assert (echo.is_error, echo.identifier) == (False, 3)
-    assert is_error_v6(137)
-    assert not is_error_v6(136)
-
-
-@pytest.mark.parametrize(
-    "inner",
-    [
-        b"\x60" + bytes(20),
-        octets_of(V4 / TCP()) + bytes(20),
-        octets_of(IPv6(nh=60, plen=2))[:40],
-        octets_of(V6 / IPv6ExtHdrFragment(offset=1)) + bytes(8),
-    ],
-)
-def test_icmpv6_error_that_quotes_too_little(inner: bytes) -> None:
-    message = read(octets_of(V6 / ICMPv6DestUnreach() / Raw(inner))).l4
-    assert isinstance(message, IcmpMessage)
-    assert message.quoted is None
-
-
 def test_options() -> None:
     octets = octets_of(
         V4
@@ -383,75 +255,6 @@ def test_highest_edge_wherever_on_the_circle(base: int) -> None:
     assert tcp.highest_acknowledged(b"\x05\x12" + blocks, ack) == (base + 40) % 2**32
 
 
-@pytest.mark.parametrize("octets", [octets_of(V4 / UDP() / b"abc"), octets_of(V6 / UDP() / b"abc")])
-def test_udp_checksum(octets: bytes) -> None:
-    assert checksum_ok(read(octets), octets)
-    broken = octets[:-1] + b"!"
-    assert checksum_ok(read(broken), broken) is False
-
-
-def test_udp_without_checksum() -> None:
-    """RFC 768 allows it; RFC 8200 does not, but conntrack accepts it."""
-    octets = octets_of(V4 / UDP(chksum=0) / b"abc")
-    assert checksum_ok(read(octets), octets)
-    octets = (
-        octets_of(V6)[:4]
-        + b"\x00\x08\x11\x09"
-        + octets_of(V6)[8:]
-        + b"\x00\x01\x00\x02\x00\x08\x00\x00"
-    )
-    assert checksum_ok(read(octets), octets)
-
-
-def test_icmp_checksum() -> None:
-    octets = octets_of(V4 / ICMP() / b"abc")
-    assert checksum_ok(read(octets), octets)
-    octets = octets_of(V6 / ICMPv6ND_NS())
-    assert checksum_ok(read(octets), octets)
-
-
-# Around those from which the sum is taken otherwise, header included.
-LENGTHS = (0, 1, 60, 99, 100, 101, 127, 128, 129, 499, 500, 511, 512, 513, 1023, 1024, 1459)
-
-
-@pytest.mark.parametrize("filling", [b"\0", b"\xff", b"\xff\0", b"\0\xff", b"\x5a\xa5\x13"])
-@pytest.mark.parametrize("family", [4, 6])
-def test_checksum_at_the_edges_of_lengths(family: int, filling: bytes) -> None:
-    """Odd ones too, and ones only."""
-    for length in LENGTHS:
-        header = (
-            IP(src="10.0.0.1", dst="10.0.0.2") if family == 4 else IPv6(src="fd00::1", dst="::1")
-        )
-        octets = bytes(header / TCP(sport=1, dport=2, flags="A") / (filling * 2000)[:length])
-        assert checksum_ok(read(octets), octets), length
-        place = len(octets) - 1
-        broken = octets[:place] + bytes([octets[place] ^ 0x10])
-        assert checksum_ok(read(broken), broken) is False, length
-
-
-def test_checksum_of_headers() -> None:
-    for header in (IP(src="10.0.0.1"), IP(src="10.0.0.1", options=[IPOption_NOP()] * 4)):
-        octets = bytes(header / TCP())
-        assert header_checksum_ok(octets)
-        assert header_checksum_ok(octets[:10] + b"\0\0" + octets[12:])
-        assert not header_checksum_ok(octets[:8] + bytes([octets[8] ^ 1]) + octets[9:])
-
-
-def test_no_checksum_where_there_is_no_transport_header() -> None:
-    octets = octets_of(IP(proto=47))
-    assert checksum_ok(read(octets), octets) is None
-    assert not checksum_unfinished(read(octets))
-
-
-def test_unfinished_checksum() -> None:
-    """The sum of the pseudo-header alone, which the NIC completes."""
-    octets = bytearray(octets_of(V4 / TCP(flags="A") / b"abc"))
-    partial = (10 << 8) * 2 + 1 + 2 + 6 + 23
-    octets[36:38] = partial.to_bytes(2, "big")
-    assert checksum_unfinished(read(bytes(octets)))
-    assert checksum_ok(read(bytes(octets)), bytes(octets)) is False
-
-
 @given(st.binary(max_size=120))
 def test_any_octets_decode(octets: bytes) -> None:
     """Any octets decode to a value, and its lengths are consistent."""
@@ -486,125 +289,6 @@ def test_flags_are_the_header_s_bits() -> None:
     segment = read(octets_of(V4 / TCP(flags="SA"))).l4
     assert isinstance(segment, Segment)
     assert segment.flags == SYN | ACK
-
-
-@given(
-    payload=st.binary(max_size=64).flatmap(
-        lambda head: st.integers(0, 5000).map(lambda size: (head * (size + 1))[:size])
-    ),
-    family=st.sampled_from([V4, V6]),
-)
-def test_checksum_of_any_length(payload: bytes, family: Scapy) -> None:
-    """Against scapy, which computes it another way; one flipped bit is detected."""
-    octets = octets_of(family / TCP() / Raw(payload))
-    assert checksum_ok(read(octets), octets)
-    broken = octets[:-1] + bytes([octets[-1] ^ 1])
-    assert checksum_ok(read(broken), broken) is False
-
-
-@pytest.mark.parametrize("size", [1, 255, 300, 511, 600, 1025, 2047, 3000])
-def test_checksum_of_any_size(size: int) -> None:
-    """Long packets are summed another way than short ones."""
-    octets = octets_of(V4 / UDP(sport=5, dport=6) / (b"\x5a\xc3\x01" * size)[:size])
-    assert checksum_ok(read(octets), octets) is True
-    broken = octets[:-1] + bytes([octets[-1] ^ 1])
-    assert checksum_ok(read(broken), broken) is False
-
-
-def test_unquoted_icmp_error_has_the_key_of_its_ends() -> None:
-    error = read(octets_of(V4 / ICMP(type=3, code=1)))
-    echo = read(octets_of(V4 / ICMP(type=8, id=77)))
-    assert flow_key(error) == flow_key(echo)
-    later = read(octets_of(IP(src="10.0.0.1", dst="10.0.0.2", proto=1, frag=2) / Raw(bytes(8))))
-    assert flow_key(later) == flow_key(echo)
-
-
-def ended(kind: int, body: bytes, family: int = IPV4) -> bytes:
-    """A packet of IP protocol `kind`."""
-    header = IP(proto=kind) if family == IPV4 else IPv6(nh=kind)
-    return octets_of(header / Raw(body))
-
-
-def test_sctp() -> None:
-    octets = sctp(HOST_1, HOST_2, 1, 2, 77, chunk(0, b"abcde", 3), init(2, 9), chunk(64))
-    packet = read(octets)
-    assert packet.l4 == SctpPacket(
-        1, 2, 77, crc32c(octets[20:28] + bytes(4) + octets[32:]),
-        (Chunk(0, 3, 9, -1), Chunk(2, 0, 20, 9), Chunk(64, 0, 4, -1)), True,
-    )  # fmt: skip
-    assert checksum_ok(packet, octets)
-    assert not checksum_unfinished(packet)
-    damaged = octets[:-1] + b"\1"
-    assert checksum_ok(read(damaged), damaged) is False
-    unfinished = octets[:28] + bytes(4) + octets[32:]
-    assert checksum_unfinished(read(unfinished))
-    assert tuple_of(packet) == FlowTuple(132, HOST_1, HOST_2, 1, 2)
-    assert flow_key(packet) == (132, HOST_1, HOST_2, 1, 2)
-
-
-def test_crc32c() -> None:
-    """The check value of the polynomial."""
-    assert crc32c(b"123456789") == 0xE3069283
-
-
-def test_sctp_ends_with_a_chunk_without_a_length() -> None:
-    octets = sctp(HOST_1, HOST_2, 1, 2, 77, chunk(0), b"\0\0\0\0", chunk(1))
-    found = read(octets).l4
-    assert isinstance(found, SctpPacket)
-    assert [one.length for one in found.chunks] == [4, 0]
-
-
-@pytest.mark.parametrize("captured", [31, 40, 51])
-def test_sctp_cut_by_the_capture(captured: int) -> None:
-    """In its header or in an INIT nothing can be said; behind that, chunks are missing."""
-    octets = sctp(HOST_1, HOST_2, 1, 2, 0, init(1, 9))
-    found = decode(octets[:captured])
-    assert isinstance(found, Malformed)
-    assert (found.problem, found.snapped) == ("capture ends inside the SCTP header", True)
-    two = read(sctp(HOST_1, HOST_2, 1, 2, 0, chunk(0, bytes(8)), chunk(3))[:36]).l4
-    assert isinstance(two, SctpPacket)
-    assert (len(two.chunks), two.whole) == (1, False)
-
-
-def test_sctp_cut_short() -> None:
-    assert problem(ended(132, bytes(11))) == "SCTP header cut short"
-    found = read(sctp(HOST_1, HOST_2, 1, 2, 0, init(1, 9)[:16])).l4
-    assert isinstance(found, SctpPacket)
-    assert found.chunks[0].initiate_tag == -1
-
-
-@pytest.mark.parametrize(
-    ("body", "header"),
-    [
-        (b"\0\0\x08\0" + bytes(20), GreHeader(0, 0)),
-        (b"\x30\x01\x88\x0b\0\4\0\7", GreHeader(1, 7)),
-        (b"\x30\x01\x88\x0b\0\4\0", GreHeader(0, 0)),
-        (b"", GreHeader(0, 0)),
-    ],
-)
-def test_gre(body: bytes, header: GreHeader) -> None:
-    packet = read(ended(47, body))
-    assert packet.l4 == header
-    assert flow_key(packet) == (47, packet.src, packet.dst, 0, 0)
-    assert checksum_ok(packet, ended(47, body)) is None
-    assert not checksum_unfinished(packet)
-
-
-def test_gre_that_is_refused() -> None:
-    assert problem(ended(47, b"\0\1\x08\0" + bytes(4))).startswith("GRE version 1")
-    found = decode(ended(47, b"\0\1\x88\x0b" + bytes(4))[:26])
-    assert isinstance(found, Malformed)
-    assert (found.problem, found.snapped) == ("capture ends inside the GRE header", True)
-
-
-@pytest.mark.parametrize(
-    ("body", "call"),
-    [(b"\0\1\x88\x0b\0\4\0\7", 7), (b"\0\0\x08\0", 0), (b"\0\1\x08\0" + bytes(4), None)],
-)
-def test_icmp_error_about_gre(body: bytes, call: int | None) -> None:
-    message = read(octets_of(V4 / ICMP(type=3) / Raw(ended(47, body)))).l4
-    assert isinstance(message, IcmpMessage)
-    assert (None if message.quoted is None else message.quoted.dport) == call
 
 
 def test_a_datagram_shorter_than_its_packet() -> None:

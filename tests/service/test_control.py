@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: MIT
-import itertools
 import os
 import resource
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,103 +16,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_guard.errors import BusyError, UsageError
 from nfq_guard.service.control import server as control
-from nfq_guard.service.control import socket_path as control_path
 from nfq_guard.service.control.commands import COMMANDS, Commands
-from nfq_guard.service.control.connection import (
-    INTEREST,
-    TRANSITIONS,
-    Connection,
-    Interest,
-    State,
-)
 from nfq_guard.service.control.protocol import Caller, Request, Response
-from nfq_guard.service.control.server import CONNECTIONS_MAX, ControlServer
-from nfq_guard.service.control.socket_path import exclusive, listen
-from nfq_guard.service.loop import Loop
+from nfq_guard.service.control.server import CONNECTIONS_MAX
 from nfq_guard.service.status import Status
+from tests.support.control import Served
 from tests.support.daemon import FakeDaemon
 
 Ask = Callable[[bytes], dict[str, Any]]
-
-
-class Served:
-    """A control socket, its loop turned by the test."""
-
-    def __init__(
-        self, path: Path, group: int | None = None, daemon: FakeDaemon | None = None
-    ) -> None:
-        self.path = path
-        self.loop = Loop()
-        self.daemon = daemon or FakeDaemon()
-        listener = listen(path, [])
-        assert listener is not None
-        self.restored = 0
-        commands = Commands(self.daemon, os.getgid() if group is None else group)
-        self.server = ControlServer(listener, path, self.loop, commands, self._restored)
-
-    def _restored(self) -> None:
-        self.restored += 1
-
-    def turns(self, count: int = 20) -> None:
-        for _ in range(count):
-            self.loop.turn(0.001)
-
-    def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.connect(str(self.path))
-        connection.settimeout(0)
-        return connection
-
-    def read(self, connection: socket.socket) -> list[dict[str, Any]]:
-        """The answers so far; none when there is nothing, an error when it was closed."""
-        octets = b""
-        while True:
-            self.turns(3)
-            try:
-                part = connection.recv(1 << 16)
-            except BlockingIOError:
-                break
-            if not part:
-                assert octets, "closed without a word"
-                break
-            octets += part
-        return [orjson.loads(line) for line in octets.splitlines()]
-
-    def read_lines(self, connection: socket.socket) -> list[bytes]:
-        """Whole lines that have arrived by now; the rest stays in the socket."""
-        self.turns(3)
-        try:
-            waiting = connection.recv(1 << 20, socket.MSG_PEEK)
-        except BlockingIOError:
-            return []
-        whole = waiting.rfind(b"\n") + 1
-        return connection.recv(whole).splitlines() if whole else []
-
-    def ask(self, octets: bytes) -> dict[str, Any]:
-        with self.connect() as connection:
-            connection.send(octets)
-            (answer,) = self.read(connection)
-            return answer
-
-    def closed(self, connection: socket.socket) -> bool:
-        self.turns(5)
-        try:
-            return connection.recv(1) == b""
-        except BlockingIOError:
-            return False
-
-    def close(self) -> None:
-        self.server.close()
-        self.loop.close()
-
-
-@pytest.fixture
-def served(tmp_path: Path) -> Iterator[Served]:
-    one = Served(tmp_path / "s")
-    yield one
-    one.close()
 
 
 def test_mode_of_the_socket(served: Served) -> None:
@@ -307,121 +217,6 @@ def test_supplementary_groups_are_read_from_the_kernel() -> None:
     assert "reload is for root" in said[1]
 
 
-def test_stale_socket_is_replaced(tmp_path: Path) -> None:
-    path = tmp_path / "s"
-    left = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    left.bind(str(path))
-    left.close()
-    served = Served(path)
-    assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
-    served.close()
-    assert not path.exists()
-
-
-def test_a_second_instance_is_refused(served: Served) -> None:
-    with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) listens at"):
-        listen(served.path, [])
-    served.turns()
-    assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
-
-
-@pytest.mark.parametrize("left_behind", [False, True])
-def test_one_of_many_concurrent_daemons_gets_the_path(tmp_path: Path, *, left_behind: bool) -> None:
-    """Daemons that find the socket of a killed one do not remove each other's."""
-    path = tmp_path / "s"
-    if left_behind:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as left:
-            left.bind(str(path))
-    code = (
-        "import sys, time; from pathlib import Path\n"
-        "from nfq_guard.errors import BusyError\n"
-        "from nfq_guard.service.control.socket_path import listen\n"
-        "print('ready', flush=True); sys.stdin.readline()\n"
-        "try: kept = listen(Path(sys.argv[1]), [])\n"
-        "except BusyError: print('busy', flush=True)\n"
-        "else: print('mine', flush=True); time.sleep(60)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(path)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(6)
-    ]
-    said: list[str] = []
-    for one in processes:
-        assert one.stdout is not None
-        assert one.stdout.readline() == "ready\n"
-    for one in processes:
-        assert one.stdin is not None
-        one.stdin.write("\n")
-        one.stdin.flush()
-    for one in processes:
-        assert one.stdout is not None
-        said.append(one.stdout.readline().strip())
-    for one in processes:
-        one.kill()
-        one.communicate()
-    assert sorted(said) == ["busy"] * 5 + ["mine"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["s"]
-
-
-def test_a_held_directory_lock_delays_only_briefly(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(control_path, "LOCK_WITHIN_S", 0.05)
-    with exclusive(tmp_path):
-        served = Served(tmp_path / "s")
-        assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
-        served.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_path_that_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("precious")
-    with pytest.raises(UsageError, match=r"daemon\.control_socket: expected a socket or nothing"):
-        listen(path, [])
-    assert path.read_text() == "precious"
-    with pytest.raises(UsageError, match="expected a socket or nothing"):
-        listen(tmp_path, [])
-    (tmp_path / "link").symlink_to(path)
-    with pytest.raises(UsageError, match="expected a socket or nothing"):
-        listen(tmp_path / "link", [])
-
-
-def test_paths_that_cannot_be_made(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="found no"):
-        listen(tmp_path / "missing" / "s", [])
-    with pytest.raises(UsageError, match="too long"):
-        listen(tmp_path / ("x" * 200), [])
-
-
-def test_without_its_directory_the_default_socket_is_skipped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "run" / "deep" / "control.sock"
-    monkeypatch.setattr(control_path, "DEFAULT", path)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    notes: list[str] = []
-    assert listen(path, notes) is None
-    assert "no control socket" in notes[0]
-
-
-def test_a_socket_that_replaced_ours_is_not_removed(tmp_path: Path) -> None:
-    served = Served(tmp_path / "s")
-    served.path.unlink()
-    other = Served(tmp_path / "s")
-    served.server.close()
-    assert other.ask(b'{"command": "ping"}\n')["return"] == "OK"
-    other.close()
-    served.loop.close()
-
-
 def test_a_mode_that_does_not_exist(served: Served) -> None:
     answer = served.ask(b'{"command": "mode", "arguments": {"mode": "on"}}\n')
     assert answer["message"] == "mode: expected 'enforce' or 'dry-run', found 'on'"
@@ -568,76 +363,6 @@ def test_a_reset_connection_is_forgotten(served: Served) -> None:
     served.turns(5)
     assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
 
-
-def test_a_vanished_socket_is_made_again(tmp_path: Path) -> None:
-    """Within about a second; connections that were open stay open."""
-    served = Served(tmp_path / "s")
-    with served.connect() as connection:
-        served.turns()
-        served.path.unlink()
-        deadline = time.monotonic() + 5
-        while not served.restored and time.monotonic() < deadline:
-            served.loop.turn(0.1)
-        assert served.restored == 1
-        assert stat.S_IMODE(served.path.stat().st_mode) == 0o660
-        assert served.ask(b'{"command": "ping"}\n')["return"] == "OK"
-        connection.send(b'{"command": "ping"}\n')
-        assert served.read(connection)
-    served.close()
-    assert not served.path.exists()
-
-
-def test_a_socket_whose_directory_is_gone_is_not_missed(tmp_path: Path) -> None:
-    """Nothing can be made there; the daemon goes on, and `close` finds nothing to remove."""
-    directory = tmp_path / "run"
-    directory.mkdir()
-    served = Served(directory / "s")
-    served.path.unlink()
-    directory.rmdir()
-    deadline = time.monotonic() + 1.3
-    while time.monotonic() < deadline:
-        served.loop.turn(0.1)
-    assert served.restored == 0
-    served.close()
-
-
-def test_transitions_are_total() -> None:
-    assert set(TRANSITIONS) == set(State) == set(INTEREST)
-    assert TRANSITIONS[State.CLOSED] == set()
-    assert all(State.CLOSED in TRANSITIONS[state] for state in set(State) - {State.CLOSED})
-
-
-@pytest.mark.parametrize(("before", "to"), list(itertools.product(State, State)))
-def test_every_transition(before: State, to: State) -> None:
-    """What the table forbids changes nothing; what it allows changes what the loop watches."""
-    ours, theirs = socket.socketpair()
-    with Loop() as loop, theirs:
-        called: list[Connection] = []
-        connection = Connection(ours, loop, called.append)
-        for step in PATHS[before]:
-            assert connection.move(step)
-        allowed = to is before or to in TRANSITIONS[before]
-        assert connection.move(to) is allowed
-        assert connection.state is (to if allowed else before)
-        if connection.state is not State.CLOSED:
-            loop.turn(0)
-            assert bool(called) is (INTEREST[connection.state] is Interest.WRITABLE)
-            called.clear()
-            theirs.send(b"x")
-            loop.turn(0)
-            assert bool(called) is (INTEREST[connection.state] is not Interest.NOTHING)
-            assert connection.move(State.CLOSED)
-
-
-PATHS = {
-    State.READING: (),
-    State.WAITING: (State.WAITING,),
-    State.QUEUED: (State.WAITING, State.QUEUED),
-    State.DEAF: (State.WAITING, State.DEAF),
-    State.WRITING: (State.WRITING,),
-    State.PARKED: (State.PARKED,),
-    State.CLOSED: (State.CLOSED,),
-}
 
 PIECES = (
     b'{"command": "ping"}\n',

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""ICMP and ICMPv6: which messages are errors, and the flow that an error quotes."""
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import (
+    ICMPv6DestUnreach,
+    ICMPv6EchoRequest,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+)
+from scapy.packet import Packet as Scapy
+from scapy.packet import Raw
+
+from nfq_guard.flow import FlowTuple
+from nfq_guard.wire.icmp import is_error_v6
+from nfq_guard.wire.packet import (
+    IcmpMessage,
+    flow_key,
+)
+from tests.support.octets import HOST_1, HOST_2, V4, V6, octets_of, read
+
+
+def test_icmp_of_the_other_family_is_no_icmp() -> None:
+    assert read(octets_of(IP(proto=58) / Raw(bytes(8)))).l4 is None
+
+
+def test_icmp_error_quotes_a_flow() -> None:
+    inner = IP(src="10.0.0.2", dst="10.9.9.9") / TCP(sport=80, dport=1234)
+    message = read(octets_of(V4 / ICMP(type=3, code=4) / inner)).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.is_error
+    assert message.identifier == 0
+    assert message.quoted == FlowTuple(6, HOST_2, bytes([10, 9, 9, 9]), 80, 1234)
+
+
+def test_icmp_error_quotes_an_echo() -> None:
+    message = read(octets_of(V4 / ICMP(type=11) / V4 / ICMP(type=8, id=77))).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted == FlowTuple(1, HOST_1, HOST_2, 77, 8 << 8)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [TCP(sport=80, dport=1234), UDP(sport=80, dport=1234), ICMP(type=8, id=77)],
+)
+def test_an_icmp_error_counts_with_the_flow_that_it_quotes(inner: Scapy) -> None:
+    there = IP(src="10.0.0.1", dst="10.0.0.2") / inner
+    error = read(octets_of(IP(src="10.9.9.9", dst="10.0.0.1") / ICMP(type=3, code=4) / there))
+    assert flow_key(error) == flow_key(read(octets_of(there)))
+    other = IP(src="10.0.0.1", dst="10.0.0.3") / inner
+    assert flow_key(error) != flow_key(read(octets_of(other)))
+
+
+def test_the_identifier_of_a_query_does_not_make_another_flow() -> None:
+    """The sender chooses it: a flood must not get past a rate limit by that."""
+    keys = {flow_key(read(octets_of(V4 / ICMP(type=0, id=number)))) for number in range(5)}
+    assert len(keys) == 1
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        b"\x45" + bytes(10),
+        b"\x60" + bytes(40),
+        octets_of(IP(frag=1) / Raw(bytes(8))),
+        b"\x44" + octets_of(V4 / TCP())[1:],
+        octets_of(V4 / TCP())[:22],
+        octets_of(V4 / ICMP())[:24],
+    ],
+)
+def test_icmp_error_that_quotes_too_little(inner: bytes) -> None:
+    message = read(octets_of(V4 / ICMP(type=3) / Raw(inner))).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is None
+
+
+def test_icmp_error_quotes_another_protocol() -> None:
+    message = read(octets_of(V4 / ICMP(type=3) / IP(src="1.1.1.1", dst="2.2.2.2", proto=50))).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is not None
+    assert (message.quoted.proto, message.quoted.sport) == (50, 0)
+
+
+def test_icmp_error_quotes_too_little_of_an_echo() -> None:
+    quoted = octets_of(IP(proto=1)) + bytes(4)
+    message = read(octets_of(V4 / ICMP(type=3) / Raw(quoted))).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is None
+
+
+def test_icmpv6() -> None:
+    inner = IPv6(src="fd00::2", dst="fd00::9") / IPv6ExtHdrDestOpt() / UDP(sport=5, dport=6)
+    message = read(octets_of(V6 / ICMPv6DestUnreach() / inner)).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is not None
+    assert (message.quoted.proto, message.quoted.dport) == (17, 6)
+    echo = read(octets_of(V6 / ICMPv6EchoRequest(id=3))).l4
+    assert isinstance(echo, IcmpMessage)
+    assert (echo.is_error, echo.identifier) == (False, 3)
+    assert is_error_v6(137)
+    assert not is_error_v6(136)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        b"\x60" + bytes(20),
+        octets_of(V4 / TCP()) + bytes(20),
+        octets_of(IPv6(nh=60, plen=2))[:40],
+        octets_of(V6 / IPv6ExtHdrFragment(offset=1)) + bytes(8),
+    ],
+)
+def test_icmpv6_error_that_quotes_too_little(inner: bytes) -> None:
+    message = read(octets_of(V6 / ICMPv6DestUnreach() / Raw(inner))).l4
+    assert isinstance(message, IcmpMessage)
+    assert message.quoted is None
+
+
+def test_unquoted_icmp_error_has_the_key_of_its_ends() -> None:
+    error = read(octets_of(V4 / ICMP(type=3, code=1)))
+    echo = read(octets_of(V4 / ICMP(type=8, id=77)))
+    assert flow_key(error) == flow_key(echo)
+    later = read(octets_of(IP(src="10.0.0.1", dst="10.0.0.2", proto=1, frag=2) / Raw(bytes(8))))
+    assert flow_key(later) == flow_key(echo)

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: MIT
+"""What tests of several parts of the service use."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.control import Served
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[Served]:
+    one = Served(tmp_path / "s")
+    yield one
+    one.close()
