@@ -27,7 +27,7 @@ class Anonymiser:
     """Replaces addresses under one key."""
 
     def __init__(self, key: bytes) -> None:
-        """Use `key`, at most 64 octets, which nobody else must learn."""
+        """Use the secret `key`, at most 64 bytes."""
         self._key = key
 
     def address(self, address: bytes) -> bytes:

@@ -11,7 +11,7 @@ from typing import Final, Protocol, final
 from nfq_guard.capture.frame import Frame, word
 from nfq_guard.capture.links import LINUX_SLL2
 
-# Bounds what a hostile file can make us remember, and what an error lists.
+# Bounds the memory that a hostile file can take, and the length of an error message.
 _MOST_KNOWN: Final = 1 << 12
 _MOST_LISTED: Final = 16
 # A number of 32 bits has no more digits.

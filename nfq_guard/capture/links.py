@@ -174,7 +174,7 @@ LINKS: Final[dict[int, Callable[[bytes], int]]] = {
     LINUX_SLL2: _sll2,
 }
 
-# Names of link types, for messages: those that can be read, and those that people come with.
+# Names of link types, for messages: those that can be read, and common ones that cannot.
 NAMES: Final[dict[int, str]] = {
     NULL: "BSD loopback",
     ETHERNET: "Ethernet",
@@ -216,6 +216,6 @@ NAMES: Final[dict[int, str]] = {
 
 
 def name_of(linktype: int) -> str:
-    """A link type as people know it, with its number."""
+    """A link type by number and, if known, name: `127 (radiotap)`."""
     name = NAMES.get(linktype)
     return str(linktype) if name is None else f"{linktype} ({name})"

@@ -307,8 +307,11 @@ class _Telling:
     def _policy(self) -> list[str]:
         decision = self._explanation.outcome.decision
         assert decision is not None  # noqa: S101 - lines asks first
+        does = _ACTIONS[decision.action]
+        if decision.action is Action.DROP and self._explanation.segment is None:
+            does = "the packet is dropped"
         action = self._styled(decision.action.value, ACTION_STYLES[decision.action])
-        return [f"{_INDENT}{action}, by the rule {decision.rule}: {_ACTIONS[decision.action]}."]
+        return [f"{_INDENT}{action}, by the rule {decision.rule}: {does}."]
 
 
 def _condition(before: FlowSnapshot) -> str:

@@ -41,7 +41,7 @@ class Segment:
         src: Source address and port.
         dst: Destination address and port.
         seq: Sequence number.
-        ack: Acknowledgment number.
+        ack: Acknowledgement number.
         flags: Flag bits.
         window: The window field, unscaled.
         payload: Its data.

@@ -25,7 +25,7 @@ class Disagreement:
         acting: Decision of the acting policy.
         shadow: Decision of the policy on trial.
         difference: How they differ; `OTHER` is a different action or mark for a packet that
-            both drop or both let pass.
+            both drop or both accept.
     """
 
     acting: Decision

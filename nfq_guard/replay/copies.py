@@ -47,18 +47,18 @@ DEPARTED: Final = 3
 
 @final
 class Sighting:
-    """Where a packet was first seen.
+    """The first sighting of a packet.
 
     Attributes:
-        time_ns: When.
-        frame: In which frame.
-        key: With which direction of a flow.
-        hop_limit: With which hop limit.
-        link: Behind which link header, and on which interface.
+        time_ns: When it was captured, nanoseconds since the epoch.
+        frame: Number of the frame.
+        key: Direction of its flow.
+        hop_limit: Its hop limit (TTL).
+        link: Its link header and interface (`link_place`).
     """
 
     def __init__(self, time_ns: int, frame: int, key: Key, hop_limit: int, link: bytes) -> None:
-        """State all of it."""
+        """Take every attribute as given."""
         self.time_ns = time_ns
         self.frame = frame
         self.key = key
@@ -103,7 +103,7 @@ class Copies:
         self._several = False
 
     def expect(self) -> None:
-        """Search the whole capture: its kind shows packets several times."""
+        """Search the whole capture, as captures of its kind show packets several times."""
         self._several = True
 
     @property

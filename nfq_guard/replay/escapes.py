@@ -25,7 +25,7 @@ class Untranslated:
     """
 
     def __init__(self, frame: int, key: Key, of: Stream) -> None:
-        """State all of it."""
+        """Take every attribute as given."""
         self.frame = frame
         self.key = key
         self.of = of
@@ -33,7 +33,7 @@ class Untranslated:
 
 @final
 class Escapes:
-    """Looks for them.
+    """Looks for packets that escaped the translation of a live flow.
 
     Attributes:
         found: The packets that escaped; the first ones.

@@ -21,7 +21,7 @@ class PeerRecord(TypedDict):
         td_end: Highest sequence number sent, plus one for SYN and FIN.
         td_maxend: Right edge of the window: the highest sequence number that the other end accepts.
         td_maxwin: Largest window offered, in bytes.
-        td_maxack: Highest acknowledgment number sent.
+        td_maxack: Highest acknowledgement number sent.
         td_scale: Window scale, as a shift.
         flags: The kernel's `IP_CT_TCP_FLAG_` bits.
     """

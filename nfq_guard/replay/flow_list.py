@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The TCP flows of a replay with what befell each."""
+"""The TCP flows of a replay, each with its packets and its end."""
 
 from typing import TypedDict
 
@@ -48,7 +48,7 @@ class ListedFlowRecord(TypedDict):
 
 
 def flow_record(stream: Stream, now: float) -> ListedFlowRecord:
-    """What befell a flow by `now`, the time of the last frame."""
+    """The record of a flow at `now`, the time of the last frame in seconds of the replay."""
     entry = stream.entry
     one, other = stream.sides
     return ListedFlowRecord(
@@ -70,7 +70,7 @@ def flow_record(stream: Stream, now: float) -> ListedFlowRecord:
 
 
 def flow_line(found: ListedFlowRecord) -> str:
-    """The same in one line."""
+    """A flow as one line of text."""
     notes = [f"{count} {reason}" for reason, count in found["invalid"].items()]
     if found["in_doubt"]:
         notes.append(f"{found['in_doubt']} INVALID in doubt")

@@ -96,14 +96,14 @@ class FrameRecord(TypedDict):
 
 
 def exact_seconds(time_ns: int) -> str:
-    """Seconds with nine decimals, which a float cannot hold for a time of our days."""
+    """Seconds with nine decimals; a float is too coarse for a time since the epoch."""
     sign = "-" if time_ns < 0 else ""
     seconds, rest = divmod(abs(time_ns), _SECOND_NS)
     return f"{sign}{seconds}.{rest:09d}"
 
 
 def breach_object(breach: Breach | None) -> BreachRecord | None:
-    """The proof as an object."""
+    """A broken bound as an object; None where no bound was broken."""
     if breach is None:
         return None
     return {
@@ -126,7 +126,7 @@ def _caused_by(outcome: Outcome) -> CausedByRecord | None:
 
 
 def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
-    """The object; with several `files` it names that of the frame."""
+    """The record of an outcome; with several `files` it names the one that has the frame."""
     packet = outcome.packet
     finding = outcome.finding
     decision = outcome.decision

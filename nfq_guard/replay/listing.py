@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The TCP streams of a replay that are to be listed, in the order of their beginning."""
+"""The TCP streams that a replay lists, in the order in which they began."""
 
 from typing import Final, final
 
@@ -14,8 +14,8 @@ class Listing:
     """The first streams.
 
     Attributes:
-        streams: These.
-        others: How many more there were.
+        streams: The streams.
+        others: Number of further streams, which are not listed.
     """
 
     def __init__(self) -> None:

@@ -50,7 +50,7 @@ class PacketReader:
     Attributes:
         frames: How many were read; the packets inside tunnels are not counted.
         without_packet: Frames in which conntrack sees no packet, by reason.
-        unknown_links: Link types that we cannot read, each with the first frame of it.
+        unknown_links: Link types that cannot be read, each with the number of its first frame.
         disordered: Frames with a time before that of the frame before them.
         tunnels: Packets that carry another packet, by the name of the tunnel.
         checksums: Judges transport checksums, and counts the wrong ones.
@@ -65,7 +65,12 @@ class PacketReader:
     """
 
     def __init__(self, checksums: ChecksumMode, copies: Copies) -> None:
-        """Nothing is read so far; `copies` is told of captures that show packets several times."""
+        """Start before the first frame.
+
+        Args:
+            checksums: What a wrong checksum means.
+            copies: Searches the whole capture where its kind shows packets several times.
+        """
         self.checksums = ChecksumJudge(checksums)
         self.frames = 0
         self.without_packet: dict[str, int] = {}

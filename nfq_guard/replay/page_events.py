@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""INVALID packets of a capture as the events that a page is made of."""
+"""INVALID packets of a capture as events, for the page and for hints."""
 
 from datetime import UTC, datetime
 from typing import Final
@@ -20,7 +20,7 @@ _LATEST_S: Final = 9_183_000_000
 def page_event(outcome: Outcome) -> ReadEvent | None:
     """The event of an outcome, as a daemon in dry-run would have written it.
 
-    None for a packet that is not INVALID, and for one that is so to the capture alone.
+    None for a packet that is not INVALID, and for one whose finding is in doubt.
     """
     packet = outcome.packet
     finding = outcome.finding

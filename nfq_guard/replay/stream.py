@@ -41,7 +41,7 @@ class Proof:
     def __init__(
         self, kind: Doubt, index: int, frame: int, sender: int, start: Seq, missing: int
     ) -> None:
-        """State all of it."""
+        """Take every attribute as given."""
         self.kind = kind
         self.index = index
         self.frame = frame

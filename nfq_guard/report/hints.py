@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Hints at the root cause of INVALID packets, each with what speaks for it in the recording.
 
-A hint is no finding. Events show the packets that conntrack could not place, and not why: each rule
-below looks for a pattern that a known cause leaves, and says with which numbers it was found.
+A hint is not a finding. Events show which packets conntrack could not place, but not why: each rule
+below looks for the pattern of a known cause, and states the numbers in which it was found.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,8 +26,8 @@ class Hint(NamedTuple):
 
     Attributes:
         cause: What it may be.
-        evidence: What speaks for it here.
-        check: What would tell.
+        evidence: What speaks for it in these events.
+        check: What would confirm or refute it.
     """
 
     cause: str
@@ -41,7 +41,7 @@ class Hint(NamedTuple):
 
 
 def hints(summary: Summary, findings: Sequence[Mapping[str, str]]) -> list[Hint]:
-    """The hints, in no order of likelihood.
+    """The hints, in no particular order.
 
     Args:
         summary: The events.

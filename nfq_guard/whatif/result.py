@@ -53,8 +53,8 @@ class DropsRecord(TypedDict):
         drops_by_peer: By source address, the sources with most of them.
         flows: Number of flows that they belong to.
         confirmed_drops: Those that were dropped when they were recorded.
-        false_positives: Those that were let pass, and whose flow lived on.
-        followed_by_rst: Those that were let pass, and were followed by an RST.
+        false_positives: Those that were accepted, and whose flow lived on.
+        followed_by_rst: Those that were accepted, and were followed by an RST.
         unknown: Those in flows of which nothing more is recorded.
         examples: The first ones of each reason.
     """
@@ -80,9 +80,9 @@ class PolicyRecord(DropsRecord):
         policy: The policy, as it was named.
         by_action: INVALID packets by action.
         by_rule: INVALID packets by the rule that decides.
-        passes: INVALID packets that would be let pass.
+        passes: INVALID packets that would be accepted.
         translated_passes: Those of translated flows, which leave untranslated.
-        false_negatives: Packets that would be let pass, were let pass, and were followed by an RST.
+        false_negatives: Packets that would be accepted, were accepted, and were followed by an RST.
     """
 
     policy: str
@@ -97,8 +97,8 @@ class PolicyDifferenceRecord(TypedDict):
     """How two policies differ: the packets that one of them alone would drop.
 
     Attributes:
-        only_a_drops: Packets that the first would drop and the second let pass.
-        only_b_drops: Packets that the second would drop and the first let pass.
+        only_a_drops: Packets that the first would drop and the second accept.
+        only_b_drops: Packets that the second would drop and the first accept.
     """
 
     only_a_drops: DropsRecord

@@ -270,6 +270,9 @@ def test_other_protocols(explains: Explains) -> None:
     text = explains.text(talk)
     assert "left 10.0.0.1:5, right 10.0.0.2:53, 2 packets:" in text
     assert explains.object(talk)["flow"]["peers"] == {"original": None, "reply": None}
+    talk.add(bytes(IP(src="10.0.0.2", dst="10.0.0.1") / UDP(sport=53, dport=5, chksum=1)))
+    text = explains.text(talk, "--checksum", "verify")
+    assert "by the rule broken: the packet is dropped.\n" in text, "UDP retransmits nothing"
 
 
 def test_icmp_error(talk: Conversation, explains: Explains) -> None:

@@ -5,7 +5,7 @@ A client reaches a service through one of two gateways, which both translate to 
 the middle of the connection its route changes to the second one, whose conntrack picks the flow up
 (tcp_loose=1). The server still answers through the first. There conntrack misses all that the
 client sends, so that each answer acknowledges data that conntrack has not seen (ACK over the upper
-bound). The window never recovers: whoever only drops INVALID packets blocks the connection.
+bound). The window never recovers: a rule that drops all INVALID packets blocks the connection.
 """
 
 from collections.abc import Mapping
