@@ -202,8 +202,9 @@ class TcpTracker:
         if not status & IPS_SEEN_REPLY:
             if kind == CLASS_RST:
                 return ACCEPT_LAST
-            if kind == CLASS_SYN and state == _SYN_SENT and move == _SYN_SENT:
-                # A repeated SYN does not extend the life of a flow without an answer.
+            if kind == CLASS_SYN and state == _SYN_SENT:
+                # A repeated SYN does not extend the life of a flow without an answer. The first SYN
+                # of the other end does not either: it counts as an answer only after this.
                 return ACCEPT
             if move == _ESTABLISHED and timeout > self._unacknowledged_s:
                 timeout = self._unacknowledged_s

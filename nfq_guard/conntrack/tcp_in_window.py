@@ -175,7 +175,7 @@ class SlidingWindow:
     def _shorten(self, entry: Entry, kind: int, direction: int, now: float) -> None:
         """Both ends closed outside the window: the flow is likely over (kernel.md 1.6)."""
         if entry.last_index in (CLASS_FIN, CLASS_RST) and entry.last_dir != direction:
-            if entry.expires - now > _SHORTENED_FROM_S:
+            if entry.expires - now > max(_SHORTENED_FROM_S, self._unacknowledged_s):
                 entry.expires = now + self._unacknowledged_s
         else:
             entry.last_index = kind

@@ -115,6 +115,13 @@ def test_simultaneous_open(flow: Flow) -> None:
     assert flow.state == "ESTABLISHED"
 
 
+def test_a_syn_of_the_other_end_does_not_extend_the_entry(flow: Flow) -> None:
+    flow.passes("> S 0:0(0) win 1000", "+50 < S 0:0(0) win 1000")
+    assert (flow.state, flow.timeout_s) == ("SYN_SENT2", 70)
+    flow.passes("+5 < S 0:0(0) win 1000")
+    assert (flow.state, flow.timeout_s) == ("SYN_SENT2", 120)
+
+
 def test_reply_ack_does_not_finish_a_plain_handshake(flow: Flow) -> None:
     flow.passes("> S 0:0(0) win 1000", "< S. 0:0(0) ack 1 win 1000", "< . 1:1(0) ack 1 win 1000")
     assert flow.state == "SYN_RECV"
