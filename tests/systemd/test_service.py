@@ -364,7 +364,7 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
         said = check("IPAddressAllow=10.0.0.0/8\nReadWritePaths=-/var/lib/node_exporter")
         assert said.splitlines()[-1] == "0"
     finally:
-        guest.sh(f"rm -r {drop_in}; systemctl daemon-reload")
+        guest.sh(f"rm {drop_in}/metrics.conf {drop_in}/more.conf; systemctl daemon-reload")
 
 
 def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
