@@ -2,6 +2,7 @@
 """Policies on disk: files, and the presets that are part of the package."""
 
 import os
+import re
 import stat
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +21,12 @@ from nfq_guard.toml_lines import line_of, lines_of
 PRESET_PREFIX: Final = "preset:"
 # Hundreds of rules take some 50 kB.
 LARGEST_FILE_BYTES: Final = 1 << 20
+
+# tomllib takes memory by the square of the parts of a key: 2.4 GB for one of 20,000. Keys of a
+# configuration have three. "++" gives nothing back, and a name has one beginning: no backtracking.
+_MOST_PARTS: Final = 16
+_PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY: Final = re.compile(rf"(?<![\w-])(?:{_PART}){{{_MOST_PARTS}}}")
 
 ReadFile = Callable[[str | Path], bytes]
 """Reads a whole file of a configuration; raises ConfigError where that fails."""
@@ -80,6 +87,10 @@ def parse_toml(content: bytes, source: str) -> dict[str, object]:
         column = error.start - (content.rfind(b"\n", 0, error.start) + 1) + 1
         found = f"the byte 0x{content[error.start]:02x}"
         raise ConfigError(source, [Mistake(f"{line}:{column}", "valid UTF-8", found)]) from None
+    for row, words in enumerate(text.split("\n"), 1):
+        if words.count(".") >= _MOST_PARTS and _LONG_KEY.search(words):
+            expected = f"keys of at most {_MOST_PARTS} parts"
+            raise ConfigError(source, [Mistake(f"{row}:1", expected, "more")])
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -29,6 +29,9 @@ def _said(path: Path) -> str:
         (b"a = " + b"9" * 5_000, "expected valid TOML, found"),
         (b"", "policy: expected a table [policy], found nothing"),
         (b"\0", "1:1: expected valid TOML, found"),
+        (b"[policy]\n" + b"a." * 1_000, "2:1: expected keys of at most 16 parts, found more"),
+        (b"[" + b'"a" . ' * 1_000, "1:1: expected keys of at most 16 parts, found more"),
+        (b"x = {" + b"'a'.b." * 800, "1:1: expected keys of at most 16 parts, found more"),
         (b"#" * ((1 << 20) + 1), "expected a file of at most 1 MiB, found more than 1048576 bytes"),
     ],
 )
@@ -36,6 +39,13 @@ def test_wrong_text(tmp_path: Path, octets: bytes, said: str) -> None:
     path = tmp_path / "p.toml"
     path.write_bytes(octets)
     assert _said(path).startswith(said)
+
+
+def test_long_values_are_no_long_keys(tmp_path: Path) -> None:
+    path = tmp_path / "p.toml"
+    value = "ends here... " * 30 + "10.0.0.0/8, " * 30
+    path.write_text(f"[policy] # {value}\nx = '{value}'\na.b.c = 1.5\n", encoding="ascii")
+    assert read_toml(path)["policy"] == {"x": value, "a": {"b": {"c": 1.5}}}
 
 
 def test_no_such_file(tmp_path: Path) -> None:
