@@ -22,6 +22,7 @@ from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS
 from nfq_guard.names import counted, endpoint, visible
+from nfq_guard.outfile import replacing
 from nfq_guard.report.hints import hints_of
 from nfq_guard.service.worker.frames import PacketRecord
 from nfq_guard.telemetry.palette import Style
@@ -90,7 +91,7 @@ def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) 
     kept = [msgspec.convert(one, PacketRecord) for one in reversed(found)]
     anonymiser = Anonymiser(os.urandom(32)) if args.hash_addresses else None
     try:
-        with Path(args.pcap).open("wb") as file:
+        with replacing(Path(args.pcap)) as file:
             writer = PcapngWriter(file)
             for number, one in enumerate(kept, 1):
                 octets = one.octets if anonymiser is None else anonymiser.packet(one.octets)

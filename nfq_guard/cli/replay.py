@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -26,6 +27,7 @@ from nfq_guard.cli.terminal import columns, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.names import counted
+from nfq_guard.outfile import replacing
 from nfq_guard.replay.flow_list import flow_line, flow_record
 from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.listing import Listing
@@ -212,7 +214,8 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
             Path(capture.name).exists() and path.samefile(capture.name) for capture in captures
         ):
             raise UsageError(f"--write: {name} is an input file")
-        file = path.open("wb")
+        output = replacing(path)
+        file = output.__enter__()
     except OSError as error:
         raise UsageError(f"--write: {name}: {error.strerror}") from None
 
@@ -225,13 +228,16 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
         except OSError as error:
             raise OutputError(f"--write: {name}: {error.strerror}") from None
 
-    def close() -> None:
+    def end(
+        kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        # Complete, it gets its name; after an exception, what had the name stays.
         try:
-            file.close()
-        except OSError as error:
-            raise OutputError(f"--write: {name}: {error.strerror}") from None
+            return output.__exit__(kind, error, trace)
+        except OSError as failed:
+            raise OutputError(f"--write: {name}: {failed.strerror}") from None
 
-    stack.callback(close)
+    stack.push(end)
     return write
 
 

@@ -11,6 +11,7 @@ from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS, Cause
 from nfq_guard.names import counted, endpoint
+from nfq_guard.outfile import replacing
 from nfq_guard.report.hints import Hint, hints
 from nfq_guard.report.html import data_island, render
 from nfq_guard.report.island import flow_data
@@ -69,24 +70,14 @@ def write_page(
 
 
 def _write(path: Path, text: str) -> None:
-    """Write a file, replacing an existing one only when complete.
+    """Write a file, which replaces an existing one only when complete.
 
     Raises:
         UsageError: It cannot be written.
     """
     try:
-        if path.exists() and not path.is_file():
-            # A pipe or a device cannot be replaced.
-            path.write_text(text, encoding="utf-8")
-            return
-        target = path.resolve()  # replaces the target of a link, not the link
-        unfinished = target.with_name(target.name + ".part")
-        try:
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.replace(target)
-        except OSError:
-            unfinished.unlink(missing_ok=True)
-            raise
+        with replacing(path) as file:
+            file.write(text.encode())
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
 

@@ -157,7 +157,9 @@ class CaptureFiles:
         unfinished = path.with_suffix(".part")
         count = 0
         try:
-            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640)
+            # What an earlier daemon left of it, or another user planted, is not written to.
+            unfinished.unlink(missing_ok=True)
+            handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
             with os.fdopen(handle, "wb") as file:
                 writer = PcapngWriter(file)
                 for record in records(batches, epoch_ns, payload=self._payload):
