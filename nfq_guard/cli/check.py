@@ -15,7 +15,7 @@ import orjson
 from nfq_guard.cli.doctor import check_text
 from nfq_guard.cli.kernel_choice import HELP, kernel_of
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import paint, write_line
+from nfq_guard.cli.terminal import paint, write_line, write_whole
 from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.doctor import host
 from nfq_guard.doctor.check import Check, Status
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command; exit status 0, 1 for warnings with `--strict`, 2 for mistakes."""
     if args.schema:
-        write_line(orjson.dumps(config_schema(), option=orjson.OPT_INDENT_2).decode())
+        write_whole(orjson.dumps(config_schema(), option=orjson.OPT_INDENT_2).decode())
         return EXIT_OK
     kernel = kernel_of(args.kernel).rules if args.kernel else rules_of(platform.release())
     try:
@@ -87,12 +87,12 @@ def run(args: argparse.Namespace) -> int:
         if args.format == "text":
             raise
         mistakes = [_mistake(one) for one in error.mistakes]
-        write_line(_json({"source": error.source, "fine": False, "mistakes": mistakes}))
+        write_whole(_json({"source": error.source, "fine": False, "mistakes": mistakes}))
         return EXIT_USAGE
     found = [*cautions(model, kernel, choice), *of_unit]
     on_host = list(host.checks(compile_policy(model))) if args.host else None
     if args.format == "json":
-        write_line(_json(_report(source, model, found, on_host, explain=args.explain)))
+        write_whole(_json(_report(source, model, found, on_host, explain=args.explain)))
     elif found or not args.quiet:
         _show(source, model, found, explain=args.explain)
     if args.format == "text":

@@ -69,11 +69,17 @@ def folded(line: str, width: int) -> list[str]:
 
 
 def write_line(text: str = "") -> None:
-    """Write one line to standard output and flush it."""
+    """Write a line for people, folded where the terminal is too narrow for it, and flush it."""
+    width = columns()
+    write_whole(text if width is None else "\n".join(folded(text, width)))
+
+
+def write_whole(text: str) -> None:
+    """Write a line for programs, whatever its length, and flush it."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def write_json(record: object) -> None:
     """Write one object as one line of JSON."""
-    write_line(orjson.dumps(record).decode())
+    write_whole(orjson.dumps(record).decode())
