@@ -174,11 +174,20 @@ def test_closed_standard_output_is_not_an_error() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_an_interrupt_is_exit_status_130(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("replay", "{}"),
+        ("why", "{}"),
+        ("whatif", "{}", "--policy", "preset:default"),
+        ("report", "{}", "-o", "/dev/null"),
+    ],
+)
+def test_an_interrupt_is_exit_status_130(tmp_path: Path, words: tuple[str, ...]) -> None:
     """A script must not mistake half of the output for all of it."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    words = ["replay", str(fifo)]
+    words = tuple(word.format(fifo) for word in words)
     with subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         with fifo.open("wb"):  # returns once it is being read
             process.send_signal(signal.SIGINT)
