@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -141,6 +141,9 @@ docs: ## build the documentation site in build/site/html
 		install --quiet --constraint constraints.txt --group docs
 	$(BIN)/python -m tests.support.site_pages
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+fleet: ## measure a Prometheus under synthetic nodes and write docs/fleet.md, two minutes (root)
+	$(BIN)/python -m tests.fleet --page
 
 manifests: ## write the Helm chart and the PrometheusRule of deploy/kubernetes from their sources
 	$(BIN)/python -m tests.support.chart
