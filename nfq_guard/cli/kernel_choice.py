@@ -8,7 +8,6 @@ from typing import Final
 from nfq_guard.cli.terminal import paint
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelGuess, guess_rules
 from nfq_guard.names import visible
-from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import LIVE, recognise
 from nfq_guard.telemetry.palette import Style
 
@@ -29,6 +28,9 @@ def kernel_of(name: str) -> KernelGuess:
         if guess.doubt:
             warn(f"--kernel {name}: the rules of {guess.rules.name} are a guess: {guess.doubt}")
         return guess
+    # Imported here: what examines the running kernel takes as long to load as a short replay.
+    from nfq_guard.probe.live import ask  # noqa: PLC0415
+
     found = recognise(ask())
     log = guess_rules(os.uname().release).log
     doubt = ""

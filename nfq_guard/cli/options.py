@@ -4,8 +4,6 @@
 import argparse
 from pathlib import Path
 
-from nfq_guard.service.config import DEFAULT_PATH
-
 
 def add_format(parser: argparse.ArgumentParser) -> None:
     """Declare `--format text|json`."""
@@ -40,6 +38,9 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Declare `--config FILE`; its value is None for the default path."""
+    # Imported here: most commands read no configuration.
+    from nfq_guard.service.config import DEFAULT_PATH  # noqa: PLC0415
+
     parser.add_argument(
         "--config",
         type=Path,
