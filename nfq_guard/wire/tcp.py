@@ -26,7 +26,7 @@ _TIMESTAMPS_ONLY: Final = b"\x01\x01\x08\x0a"
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(init=False, slots=True)
 class TcpOptions:
     """The options that conntrack or a reader of a capture needs; None where one is absent.
 
@@ -38,11 +38,25 @@ class TcpOptions:
         timestamps: TSval and TSecr.
     """
 
-    mss: int | None = None
-    window_scale: int | None = None
-    sack_permitted: bool = False
-    sack_blocks: tuple[tuple[Seq, Seq], ...] = ()
-    timestamps: tuple[int, int] | None = None
+    mss: int | None
+    window_scale: int | None
+    sack_permitted: bool
+    sack_blocks: tuple[tuple[Seq, Seq], ...]
+    timestamps: tuple[int, int] | None
+
+    def __init__(
+        self,
+        mss: int | None = None,
+        window_scale: int | None = None,
+        sack_permitted: bool = False,  # noqa: FBT001, FBT002 - positional on the packet path
+        sack_blocks: tuple[tuple[Seq, Seq], ...] = (),
+        timestamps: tuple[int, int] | None = None,
+    ) -> None:
+        self.mss = mss
+        self.window_scale = window_scale
+        self.sack_permitted = sack_permitted
+        self.sack_blocks = sack_blocks
+        self.timestamps = timestamps
 
 
 def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
@@ -121,16 +135,9 @@ def parse_options(options: bytes) -> TcpOptions:
                 left, right = _EDGES.unpack_from(options, edge)
                 blocks.append((Seq(left), Seq(right)))
         elif kind == OPTION_TIMESTAMPS and length == 10:
-            value, echo = _EDGES.unpack_from(options, at + 2)
-            timestamps = (value, echo)
+            timestamps = (_word(options, at + 2), _word(options, at + 6))
         at = _next_option(options, at + length)
-    return TcpOptions(
-        mss=mss,
-        window_scale=scale,
-        sack_permitted=permitted,
-        sack_blocks=tuple(blocks),
-        timestamps=timestamps,
-    )
+    return TcpOptions(mss, scale, permitted, tuple(blocks), timestamps)
 
 
 def highest_acknowledged(options: bytes, ack: Seq) -> Seq:
