@@ -52,6 +52,9 @@ class PcapScanner:
         number = self.frames
         end = len(buffer)
         start = 0
+        # The product is longer than the integers that compiled code multiplies in registers.
+        second = -1
+        second_ns = 0
         while start + 16 <= end:
             captured = word(buffer, start + 8, little)
             if captured > MAX_FRAME_BYTES:
@@ -61,11 +64,13 @@ class PcapScanner:
             if stop > end:
                 break
             number += 1
+            if word(buffer, start, little) != second:
+                second = word(buffer, start, little)
+                second_ns = second * 1_000_000_000
             frames.append(
                 Frame(
                     number,
-                    word(buffer, start, little) * 1_000_000_000
-                    + word(buffer, start + 4, little) * fraction_ns,
+                    second_ns + word(buffer, start + 4, little) * fraction_ns,
                     linktype,
                     word(buffer, start + 12, little),
                     buffer[start + 16 : stop],

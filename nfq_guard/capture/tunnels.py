@@ -15,8 +15,10 @@ MOST_NESTED: Final = 4
 _IPIP: Final = 4
 _IPV6_IN_IP: Final = 41
 # IANA's port, and the one that Linux used before.
-_VXLAN_PORTS: Final = frozenset({4789, 8472})
+_VXLAN_PORTS: Final = (4789, 8472)
 _GENEVE_PORT: Final = 6081
+# Datagrams to other ports carry no packet.
+PORTS: Final = (*_VXLAN_PORTS, _GENEVE_PORT)
 _UDP_HEADER: Final = 8
 _TRANSPARENT_ETHERNET: Final = 0x6558
 _INNER_LINKS: Final = {0x0800: RAW, 0x86DD: RAW, _TRANSPARENT_ETHERNET: ETHERNET}

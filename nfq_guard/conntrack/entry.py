@@ -50,6 +50,7 @@ class Entry:
             for other protocols than TCP.
         association: Of an SCTP flow, changed in place; None for other protocols.
         stream: Data of the replay for this flow; the tracker does not use it.
+        gone: Whether the flow table has dropped it.
         last_dir: Direction of the last segment recorded. This and what follows as in
             `flow.FlowSnapshot`.
     """
@@ -63,6 +64,7 @@ class Entry:
     peers: tuple[Peer, Peer]
     association: Association | None
     stream: Companion | None
+    gone: bool
     last_dir: int
     last_index: int
     last_seq: Seq
@@ -83,6 +85,7 @@ class Entry:
         self.peers = peers
         self.association = None
         self.stream = None
+        self.gone = False
         self.last_dir = 0
         self.last_index = 0
         self.last_seq = Seq(0)

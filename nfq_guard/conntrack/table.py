@@ -208,6 +208,57 @@ class FlowTable:
         self.ctstate = answer
         return answer
 
+    def has(self, entry: Entry, now: float) -> bool:
+        """Whether `entry` is still in the table, without a translation, and has not expired."""
+        return not (
+            entry.gone
+            or entry.status & (IPS_SRC_NAT | IPS_DST_NAT)
+            or (entry.expires <= now and self._expires)
+        )
+
+    def track_segment(
+        self, entry: Entry, direction: int, key: Key, segment: Segment, now: float
+    ) -> int:
+        """`track`, for a segment of a flow that the table `has`; no SYN, and no RST.
+
+        Args:
+            entry: Its flow.
+            direction: Its direction there.
+            key: The same direction.
+            segment: With flags that pass `states.FLAGS_PASS`, all its options, and no wrong
+                checksum.
+            now: As for `track`.
+        """
+        tcp = self._tcp
+        self._now = now
+        self.reason = None
+        self.ignored = None
+        self.entry = entry
+        self.direction = direction
+        self.key = key
+        outcome = tcp.follow(entry, segment, SEGMENT_CLASS[segment.flags], direction, now)
+        if outcome == INVALID:
+            self.reason = tcp.reason
+            answer = CT_INVALID
+        else:
+            if outcome == IGNORE:
+                self.ignored = tcp.ignored
+            answer = _passed(entry, direction)
+        self.ctstate = answer
+        return answer
+
+    def track_datagram(self, entry: Entry, direction: int, now: float) -> int:
+        """`track`, for a datagram of a flow that the table `has`, without a wrong checksum."""
+        self._now = now
+        self.reason = None
+        self.ignored = None
+        self.entry = entry
+        self.direction = direction
+        self.key = None
+        answer = self._refresh_datagrams(entry, direction, now)
+        self.ctstate = answer
+        return answer
+
     def snapshot(self) -> FlowSnapshot | None:
         """The flow of the last packet as it is after it; None if there is none.
 
@@ -343,6 +394,9 @@ class FlowTable:
         key = key_of(packet.src, packet.dst, sport, dport, PROTO_UDP)
         reply = key_of(packet.dst, packet.src, dport, sport, PROTO_UDP)
         entry, direction = self._find_or_open(key, reply, now)
+        return self._refresh_datagrams(entry, direction, now)
+
+    def _refresh_datagrams(self, entry: Entry, direction: int, now: float) -> int:
         timeout = self._sysctls.udp_timeout_s
         if entry.status & IPS_SEEN_REPLY and now - entry.created > _STREAM_AFTER_S:
             timeout = self._sysctls.udp_stream_timeout_s
@@ -477,6 +531,7 @@ class FlowTable:
     def _forget(self, entry: Entry) -> None:
         del self._entries[entry.original]
         self._entries.pop(entry.reply, None)
+        entry.gone = True
         self._count -= 1
 
     def _make_room(self, now: float) -> None:

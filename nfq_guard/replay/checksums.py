@@ -12,7 +12,12 @@ from enum import StrEnum
 from typing import Final, final
 
 from nfq_guard.replay.stream import Watched
-from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished, header_checksum_ok
+from nfq_guard.wire.checksum import (
+    checksum_ok,
+    checksum_unfinished,
+    header_checksum_ok,
+    sum_is_right,
+)
 from nfq_guard.wire.packet import RST, Packet, Segment
 
 # Sources whose checksums are counted. A scan from forged addresses would fill any table; the one
@@ -44,6 +49,7 @@ class Source:
         right: How many were right.
         wrong: How many were wrong in no form that offload explains.
         finishes_long: Whether one was right in a packet longer than an ordinary link carries.
+        gone: Whether it gave way to a source that was seen later.
     """
 
     def __init__(self) -> None:
@@ -51,6 +57,13 @@ class Source:
         self.right = 0
         self.wrong = 0
         self.finishes_long = False
+        self.gone = False
+
+    def take_right(self, length: int) -> None:
+        """Count a right one, of a packet of `length` octets."""
+        self.right += 1
+        if length > _LONGEST_ORDINARY:
+            self.finishes_long = True
 
 
 @final
@@ -78,14 +91,16 @@ class ChecksumJudge:
             receiver acknowledged.
         broken: Wrong sums that count as broken.
         unknown: Wrong sums of which the capture shows neither.
+        by_source: Whether checksums are counted by their source.
+        headers_right: IPv4 headers whose checksum was right.
     """
 
     def __init__(self, mode: ChecksumMode) -> None:
         """Judge by `mode`."""
         self._ignores = mode is ChecksumMode.IGNORE
-        self._auto = mode is ChecksumMode.AUTO
+        self.by_source = mode is ChecksumMode.AUTO
         self._sources: OrderedDict[bytes, Source] = OrderedDict()
-        self._headers_right = 0
+        self.headers_right = 0
         self._headers_wrong = 0
         self.suspect: Suspect | None = None
         self.forgiven = 0
@@ -103,19 +118,13 @@ class ChecksumJudge:
         right = checksum_ok(packet, octets)
         if right is None:
             return None
-        if not self._auto:
+        if not self.by_source:
             if not right:
                 self.broken += 1
             return right
-        source = self._sources.get(packet.src)
-        if source is None:
-            source = self._sources[packet.src] = Source()
-            if len(self._sources) > _MOST_SOURCES:
-                self._sources.popitem(last=False)
+        source = self.source_of(packet.src)
         if right:
-            source.right += 1
-            if packet.length > _LONGEST_ORDINARY:
-                source.finishes_long = True
+            source.take_right(packet.length)
             return True
         if _is_offload(packet, octets, source):
             self.forgiven += 1
@@ -135,6 +144,27 @@ class ChecksumJudge:
         self.suspect = Suspect(source)
         return None
 
+    def source_of(self, address: bytes) -> Source:
+        """The checksums that `address` sent."""
+        source = self._sources.get(address)
+        if source is None:
+            source = self._sources[address] = Source()
+            if len(self._sources) > _MOST_SOURCES:
+                self._sources.popitem(last=False)[1].gone = True
+        return source
+
+    def is_right(self, octets: bytes, addresses: int, start: int, end: int, proto: int) -> bool:
+        """Whether a whole packet has a right transport checksum, or it does not matter.
+
+        Args:
+            octets: What holds the packet.
+            addresses: Where the addresses start, which directly precede the transport header.
+            start: Where that starts.
+            end: Where the packet ends.
+            proto: Its protocol, TCP or UDP.
+        """
+        return self._ignores or sum_is_right(octets, addresses, start, end, proto)
+
     def header_ok(self, octets: bytes) -> bool:
         """Whether the checksum of an IPv4 header is right, or not to be held against the packet.
 
@@ -145,12 +175,12 @@ class ChecksumJudge:
         if octets[2] == 0 and octets[3] == 0:
             return True
         if header_checksum_ok(octets):
-            self._headers_right += 1
+            self.headers_right += 1
             return True
         self._headers_wrong += 1
         if self._ignores:
             return True
-        return self._auto and self._headers_right < _RIGHT_PER_WRONG * self._headers_wrong
+        return self.by_source and self.headers_right < _RIGHT_PER_WRONG * self._headers_wrong
 
     def is_broken(self, suspect: Suspect) -> bool:
         """Settle and count an uncertain checksum, by what the capture has shown since."""

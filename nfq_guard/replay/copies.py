@@ -90,8 +90,9 @@ class Copies:
         copies: How many copies there were, translated ones among them.
     """
 
-    def __init__(self) -> None:
-        """A search that has seen nothing."""
+    def __init__(self, searched: int = _SEARCHED) -> None:
+        """A search that ends after `searched` segments, if nothing shows that it must go on."""
+        self._searched = searched
         self.first: Sighting | None = None
         self.arriving: Key | None = None
         self.copies = 0
@@ -109,7 +110,7 @@ class Copies:
     @property
     def searches(self) -> bool:
         """Whether copies are still looked for."""
-        return self._several or self.copies > 0 or self._looked < _SEARCHED
+        return self._several or self.copies > 0 or self._looked < self._searched
 
     def look(
         self, packet: Packet, octets: bytes, key: Key, time_ns: int, frame: int, link: bytes

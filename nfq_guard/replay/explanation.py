@@ -254,7 +254,7 @@ def _settled(
     name: str, number: int, settings: ReplaySettings, policy: Policy, life: Life
 ) -> Outcome | None:
     """The frame by what the whole capture shows; None where it is not INVALID."""
-    replayer = Replayer(replace(settings, every=False), policy)
+    replayer = Replayer(replace(settings, every=False, watched=True), policy)
     capture = Capture(name)
     found: Outcome | None = None
     try:

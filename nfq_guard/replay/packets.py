@@ -91,19 +91,34 @@ class PacketReader:
         self._start_ns = -1
         self._last_ns = 0
 
-    def read(self, frame: Frame) -> Packet | Malformed | None:
-        """The packet in a frame, put together if it comes in fragments, without following it."""
+    def time_of(self, frame: Frame) -> float:
+        """Seconds from the first frame to `frame`."""
+        if self._start_ns < 0:
+            self._start_ns = frame.time_ns
+        return (frame.time_ns - self._start_ns) / 1_000_000_000
+
+    def pass_by(self, frame: Frame, now: float) -> None:
+        """Count a frame at `now` whose packet the caller reads."""
         self.frames += 1
         self.suspect = None
         self.inner = None
-        if self._start_ns < 0:
-            self._start_ns = frame.time_ns
-        self.now = (frame.time_ns - self._start_ns) / 1_000_000_000
+        self.now = now
         # Several files are merged by time: in them too, an earlier time means disorder.
         self.late = frame.time_ns < self._last_ns
         if self.late:
             self.disordered += 1
         self._last_ns = frame.time_ns
+
+    def take_whole(self, octets: bytes) -> None:
+        """Read the packet of the last frame: a whole one, with right checksums."""
+        self.octets = octets
+        self.packet = decode(octets)
+        self.absent = ""
+        self.checksum_ok = True
+
+    def read(self, frame: Frame) -> Packet | Malformed | None:
+        """The packet in a frame, put together if it comes in fragments, without following it."""
+        self.pass_by(frame, self.time_of(frame))
         if frame.interface or frame.source:
             self._copies.expect()
         octets = self._packet_octets(frame, self.now)

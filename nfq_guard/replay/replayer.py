@@ -20,7 +20,14 @@ from typing import Final, final
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.tunnels import MOST_NESTED
 from nfq_guard.conntrack.entry import Key, key_of
-from nfq_guard.conntrack.table import CT_INVALID, CT_NEW, CT_UNTRACKED, CTSTATES, FlowTable
+from nfq_guard.conntrack.table import (
+    CT_ESTABLISHED,
+    CT_INVALID,
+    CT_NEW,
+    CT_UNTRACKED,
+    CTSTATES,
+    FlowTable,
+)
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding
 from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowKey, FlowSnapshot, Hook
@@ -30,6 +37,7 @@ from nfq_guard.replay.doubt import doubt_of, place_of
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import COPIED, PacketReader
 from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.replay.shortcut import Shortcut
 from nfq_guard.replay.stream import Doubt, Proof
 from nfq_guard.replay.streams import Streams
 from nfq_guard.resets import Passed, Resets
@@ -111,6 +119,7 @@ class Replayer:
         self._associations: set[FlowKey] = set()
         self._held: deque[Outcome] = deque()
         self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
+        self._shortcut = Shortcut(self.table, self.reader.checksums)
         self._engine = Engine(
             policy=_Undecided() if policy is None else policy,
             flows=self.table,
@@ -158,10 +167,23 @@ class Replayer:
             say so.
         """
         every = self._settings.every
+        shortens = not (every or self._settings.watched)
         held = self._held
         reader = self.reader
         for frame in frames:
-            code = self.follow(frame)
+            if shortens and not self.copies.searches:
+                code = self._follow_shortcut(frame)
+                if code == CT_INVALID:
+                    reader.take_whole(frame.octets[self._shortcut.start :])
+                    held.append(self.outcome(frame, code))
+                if code != CT_NONE:
+                    continue
+                code = self.follow(frame)
+                entry = self.table.entry
+                if entry is not None and code in (CT_NEW, CT_ESTABLISHED):
+                    self._shortcut.learn(entry, self.table.direction)
+            else:
+                code = self.follow(frame)
             if code == CT_INVALID or every or reader.suspect is not None:
                 held.append(self.outcome(frame, code))
             if reader.inner is not None and self._settings.decapsulate:
@@ -171,6 +193,39 @@ class Replayer:
         while held and (len(held) > MOST_HELD or (after and reader.now - held[0].now > after)):
             self._settle(held.popleft(), shown)
         return shown
+
+    def _follow_shortcut(self, frame: Frame) -> int:
+        """`follow`, where the frame takes the shortcut; else `CT_NONE`, with nothing changed."""
+        reader = self.reader
+        now = reader.time_of(frame)
+        way = self._shortcut.find(frame, now)
+        if way is None:
+            return CT_NONE
+        self._cause = None
+        reader.pass_by(frame, now)
+        table = self.table
+        entry = way.entry
+        direction = way.direction
+        segment = self._shortcut.segment
+        if segment is None:
+            code = table.track_datagram(entry, direction, now)
+        else:
+            key = way.key
+            code = table.track_segment(entry, direction, key, segment, now)
+            if table.ignored is not None:
+                self.ignored += 1
+            self.streams.follow(
+                entry,
+                direction,
+                key,
+                segment,
+                frame.number,
+                False,  # noqa: FBT003 - positional on the packet path
+                reader.late,
+                False,  # noqa: FBT003 - as above
+            )
+        self.by_ctstate[code] += 1
+        return code
 
     def _follow_inner(self, held: deque[Outcome]) -> None:
         """Follow the packets inside the last one, as many as are nested."""

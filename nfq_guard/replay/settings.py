@@ -27,6 +27,7 @@ class ReplaySettings:
         nat_status: `flow.IPS_SRC_NAT` and `IPS_DST_NAT` bits that every flow is taken to
             have; a capture does not tell how the host translated.
         every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
+        watched: Whether the caller reads the packet of each frame from `Replayer.reader`.
         strict: Whether the capture counts as complete, so that no finding is in doubt.
         decapsulate: Whether the packets inside tunnels are followed too.
         assumed_wscale: Window scale of streams whose beginning is not in the file.
@@ -41,6 +42,7 @@ class ReplaySettings:
     capacity: int = DEFAULT_CAPACITY
     nat_status: int = 0
     every: bool = False
+    watched: bool = False
     strict: bool = False
     decapsulate: bool = False
     assumed_wscale: int = DEFAULT_WSCALE

@@ -12,10 +12,11 @@ from nfq_guard.wire.packet import Datagram, GreHeader, IcmpMessage, Packet, Sctp
 
 _ONES: Final = 0xFFFF
 
-# From here on Adler-32 adds the bytes, rather than Python as one number. Its low half is their sum
-# modulo 65521; the sum of 256 bytes is smaller than that, and so exact.
-_ADDED_FROM: Final = 128
-_CHUNK: Final = 512
+# From here on Adler-32 adds the bytes. Its low half is their sum modulo 65521; the sum of 256 bytes
+# is smaller than that, and so exact. A chunk is of an even number of bytes, and no longer than what
+# Python's own allocator takes.
+_ADDED_FROM: Final = 256
+_CHUNK: Final = 464
 _ADLER: Final = 65521
 
 # Of CRC32C, bits in reverse order (RFC 9260 appendix A).
@@ -42,54 +43,62 @@ def crc32c(octets: bytes) -> int:
     return crc ^ 0xFFFFFFFF
 
 
-def _sum(octets: bytes) -> int:
-    """The ones' complement sum: 0 for zeros only, else 1 to 65535."""
-    size = len(octets)
-    if size >= _ADDED_FROM:
-        number = _added(octets, size)
-    else:
-        number = int.from_bytes(octets, "big")
-        if size & 1:
-            number <<= 8
+def _sum(octets: bytes, start: int, end: int) -> int:
+    """The ones' complement sum from `start` to `end`: 0 for zeros only, else 1 to 65535."""
+    number = _added(octets, start, end)
     if number == 0:
         return 0
     return number % _ONES or _ONES
 
 
-def _added(octets: bytes, size: int) -> int:
+def _added(octets: bytes, start: int, end: int) -> int:
     """The sum of all 16-bit words, of high bytes and of low bytes apart."""
     high = 0
     low = 0
-    at = 0
-    while at < size:
-        chunk = octets[at : at + _CHUNK]
+    at = start
+    while end - at >= _ADDED_FROM:
+        chunk = octets[at : min(at + _CHUNK, end)]
         # Adler-32 begins at 1.
         first = (adler32(chunk[::2]) & 0xFFFF) - 1
         high += first
         low += ((adler32(chunk) & 0xFFFF) - 1 - first) % _ADLER
-        at += _CHUNK
+        at += len(chunk)
+    # By index, which compiled takes a third of the time that a large number takes.
+    while at + 4 <= end:
+        high += octets[at] + octets[at + 2]
+        low += octets[at + 1] + octets[at + 3]
+        at += 4
+    while at < end:
+        if at - start & 1:
+            low += octets[at]
+        else:
+            high += octets[at]
+        at += 1
     return (high << 8) + low
 
 
 def _pseudo_header(packet: Packet, wire_len: int) -> int:
-    return _sum(packet.src) + _sum(packet.dst) + packet.proto + wire_len
+    src = packet.src
+    dst = packet.dst
+    return _sum(src, 0, len(src)) + _sum(dst, 0, len(dst)) + packet.proto + wire_len
 
 
-def header_checksum_ok(octets: bytes) -> bool:
+def header_checksum_ok(octets: bytes, at: int = 0) -> bool:
     """Whether the checksum of an IPv4 header is right, or left to the NIC (RFC 791 3.1).
 
     Args:
-        octets: A packet of at least as many octets as its header states.
+        octets: What holds a packet, of at least as many octets as its header states.
+        at: Where the packet starts.
     """
-    if octets[10] == 0 and octets[11] == 0:
+    if octets[at + 10] == 0 and octets[at + 11] == 0:
         return True
-    if octets[0] != 0x45:
-        return _sum(octets[: (octets[0] & 15) << 2]) == _ONES
+    if octets[at] != 0x45:
+        return _sum(octets, at, at + ((octets[at] & 15) << 2)) == _ONES
     # By index, which compiled takes a quarter of the time.
-    high = octets[0] + octets[2] + octets[4] + octets[6] + octets[8]
-    low = octets[1] + octets[3] + octets[5] + octets[7] + octets[9]
-    high += octets[10] + octets[12] + octets[14] + octets[16] + octets[18]
-    low += octets[11] + octets[13] + octets[15] + octets[17] + octets[19]
+    high = octets[at] + octets[at + 2] + octets[at + 4] + octets[at + 6] + octets[at + 8]
+    low = octets[at + 1] + octets[at + 3] + octets[at + 5] + octets[at + 7] + octets[at + 9]
+    high += octets[at + 10] + octets[at + 12] + octets[at + 14] + octets[at + 16] + octets[at + 18]
+    low += octets[at + 11] + octets[at + 13] + octets[at + 15] + octets[at + 17] + octets[at + 19]
     return ((high << 8) + low) % _ONES == 0
 
 
@@ -117,14 +126,26 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
     if isinstance(l4, Datagram) and l4.checksum == 0:
         return True
     if packet.proto == PROTO_ICMP:
-        return _sum(octets[start:end]) == _ONES
+        return _sum(octets, start, end) == _ONES
     if start == (20 if packet.family == IPV4 else 40):
         # The addresses directly precede the segment, as in nearly every packet.
         addresses = 8 if packet.family == IPV4 else 32
-        total = _sum(octets[start - addresses : end]) + packet.proto + end - start
-    else:
-        total = _sum(octets[start:end]) + _pseudo_header(packet, end - start)
+        return sum_is_right(octets, start - addresses, start, end, packet.proto)
+    total = _sum(octets, start, end) + _pseudo_header(packet, end - start)
     return total % _ONES == 0
+
+
+def sum_is_right(octets: bytes, addresses: int, start: int, end: int, proto: int) -> bool:
+    """Whether the transport checksum is right where the addresses directly precede the segment.
+
+    Args:
+        octets: What holds the packet.
+        addresses: Where its addresses start.
+        start: Where its segment starts.
+        end: Where that ends.
+        proto: Its protocol.
+    """
+    return (_added(octets, addresses, end) + proto + end - start) % _ONES == 0
 
 
 def checksum_unfinished(packet: Packet) -> bool:
