@@ -17,6 +17,7 @@ from nfq_guard.wire.checksum import (
     checksum_unfinished,
     header_checksum_ok,
     sum_is_right,
+    sum_is_unfinished,
 )
 from nfq_guard.wire.packet import RST, Packet, Segment
 
@@ -91,14 +92,13 @@ class ChecksumJudge:
             receiver acknowledged.
         broken: Wrong sums that count as broken.
         unknown: Wrong sums of which the capture shows neither.
-        by_source: Whether checksums are counted by their source.
         headers_right: IPv4 headers whose checksum was right.
     """
 
     def __init__(self, mode: ChecksumMode) -> None:
         """Judge by `mode`."""
         self._ignores = mode is ChecksumMode.IGNORE
-        self.by_source = mode is ChecksumMode.AUTO
+        self._auto = mode is ChecksumMode.AUTO
         self._sources: OrderedDict[bytes, Source] = OrderedDict()
         self.headers_right = 0
         self._headers_wrong = 0
@@ -118,7 +118,7 @@ class ChecksumJudge:
         right = checksum_ok(packet, octets)
         if right is None:
             return None
-        if not self.by_source:
+        if not self._auto:
             if not right:
                 self.broken += 1
             return right
@@ -153,17 +153,39 @@ class ChecksumJudge:
                 self._sources.popitem(last=False)[1].gone = True
         return source
 
-    def is_right(self, octets: bytes, addresses: int, start: int, end: int, proto: int) -> bool:
-        """Whether a whole packet has a right transport checksum, or it does not matter.
+    def takes(
+        self,
+        source: Source,
+        octets: bytes,
+        packet: int,
+        addresses: int,
+        start: int,
+        end: int,
+        proto: int,
+    ) -> bool:
+        """Count the transport checksum of a whole packet, if it is right, unfinished or ignored.
 
         Args:
+            source: The checksums of its sender.
             octets: What holds the packet.
-            addresses: Where the addresses start, which directly precede the transport header.
+            packet: Where it starts.
+            addresses: Where its addresses start, which directly precede the transport header.
             start: Where that starts.
             end: Where the packet ends.
             proto: Its protocol, TCP or UDP.
+
+        Returns:
+            False for any other wrong checksum, which is not counted.
         """
-        return self._ignores or sum_is_right(octets, addresses, start, end, proto)
+        if self._ignores:
+            return True
+        if sum_is_right(octets, addresses, start, end, proto):
+            source.take_right(end - packet)
+            return True
+        if self._auto and sum_is_unfinished(octets, addresses, start, end, proto):
+            self.forgiven += 1
+            return True
+        return False
 
     def header_ok(self, octets: bytes) -> bool:
         """Whether the checksum of an IPv4 header is right, or not to be held against the packet.
@@ -180,7 +202,7 @@ class ChecksumJudge:
         self._headers_wrong += 1
         if self._ignores:
             return True
-        return self.by_source and self.headers_right < _RIGHT_PER_WRONG * self._headers_wrong
+        return self._auto and self.headers_right < _RIGHT_PER_WRONG * self._headers_wrong
 
     def is_broken(self, suspect: Suspect) -> bool:
         """Settle and count an uncertain checksum, by what the capture has shown since."""

@@ -2,9 +2,10 @@
 """The shortcut for most packets of a capture: they belong to a flow that is known already.
 
 A frame takes it if it is Ethernet with at most one VLAN tag, and holds a whole packet of TCP or UDP
-without IP options or extension headers, with right checksums, no SYN and no RST, and no tunnel, in
-an untranslated flow that the table has. Its flow is found by the octets of its addresses and ports,
-without decoding those. The outcome is that of `Replayer.follow`, which takes all other frames.
+without IP options or extension headers, with right or unfinished checksums, no SYN and no RST, and
+no tunnel, in an untranslated flow that the table has. Its flow is found by the octets of its
+addresses and ports, without decoding those. The outcome is that of `Replayer.follow`, which takes
+all other frames.
 """
 
 from typing import Final, final
@@ -42,7 +43,7 @@ class Way:
         entry: The flow.
         direction: The direction; 0 original, 1 reply.
         key: The same direction as a key.
-        source: The checksums of its sender; None until they are asked for.
+        source: The checksums of its sender; None before the first that counts.
     """
 
     def __init__(self, entry: Entry, direction: int) -> None:
@@ -78,14 +79,14 @@ class Shortcut:
         self._older: dict[bytes, Way] = {}
 
     def find(self, frame: Frame, now: float) -> Way | None:
-        """The flow and direction of a frame, which then counts as one with right checksums.
+        """The flow and direction of a frame, which then counts as one with such checksums.
 
         Args:
             frame: The frame.
             now: Seconds since the first frame.
 
         Returns:
-            None if the frame cannot take the shortcut; then nothing has changed.
+            None if the frame cannot take the shortcut; then nothing is counted.
         """
         octets = frame.octets
         if not self._locate(frame, octets) or not self._decode(octets):
@@ -98,19 +99,17 @@ class Shortcut:
         if segment is not None and (segment.flags & (SYN | RST) or not FLAGS_PASS[segment.flags]):
             return None
         start = self.start
-        addresses = self._addresses
-        end = self._end
-        checksums = self._checksums
         v4 = octets[start] == _IPV4_FIRST
         if v4 and not header_checksum_ok(octets, start):
             return None
-        if not checksums.is_right(octets, addresses, self._l4, end, self._proto):
+        checksums = self._checksums
+        source = way.source
+        if source is None or source.gone:
+            source = way.source = checksums.source_of(way.key[0])
+        if not checksums.takes(
+            source, octets, start, self._addresses, self._l4, self._end, self._proto
+        ):
             return None
-        if checksums.by_source:
-            source = way.source
-            if source is None or source.gone:
-                source = way.source = checksums.source_of(way.key[0])
-            source.take_right(end - start)
         if v4:
             checksums.headers_right += 1
         return way

@@ -150,6 +150,10 @@ class Streams:
     ) -> Side:
         """The sender of a segment; its stream is `_last` then."""
         known = None if entry is None else entry.stream
+        if isinstance(known, Stream) and not segment.flags & SYN:
+            # Nearly all segments.
+            self._last = known
+            return known.sides[known.reversed ^ direction]
         stream = known if isinstance(known, Stream) else self._find(key, segment, frame)
         earlier = stream.entry
         if stream is not known and entry is not None:

@@ -195,6 +195,21 @@ def test_odd_segments_go_the_general_way(name: str) -> None:
         assert_alike(numbered([*odd, last]), ReplaySettings(checksums=mode))
 
 
+@pytest.mark.parametrize("with_length", [False, True])
+def test_segments_with_unfinished_checksums_take_it(*, with_length: bool) -> None:
+    talk = conversation()
+    talk.client("PA", 101, 1750, length=40)
+    *frames, last = ethernet_of(talk)
+    octets = last.octets
+    pseudo = octets[26:34] + struct.pack("!HH", 6, (len(octets) - 34) * with_length)
+    field = ~internet_sum(pseudo) & 0xFFFF
+    unfinished = replace_octets(last, octets[:50] + struct.pack("!H", field) + octets[52:])
+    assert took([*frames, unfinished])
+    assert not took([*frames, unfinished], ReplaySettings(checksums=ChecksumMode.VERIFY))
+    for mode in ChecksumMode:
+        assert_alike([*frames, unfinished], ReplaySettings(checksums=mode))
+
+
 def test_frames_of_other_links_and_files_go_the_general_way() -> None:
     talk = conversation()
     *frames, last = ethernet_of(talk)
@@ -250,6 +265,9 @@ def datagrams(*octets: bytes) -> list[Frame]:
 def test_datagrams_of_a_known_flow_take_it() -> None:
     plain = datagram(1000, 53, b"question")
     assert took(datagrams(plain, plain))
+    unfinished = datagram(1000, 53, b"question", checksum=20 * 256 + 2 + 17 + 1 + 16)
+    assert_alike(datagrams(plain, unfinished), ReplaySettings())
+    assert took(datagrams(plain, unfinished))
     assert_alike(datagrams(plain, plain, plain), ReplaySettings())
 
 
