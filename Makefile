@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -118,6 +118,10 @@ kernels-short: ## the same with fewer packets and trials, minutes, and no page (
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
 	@$(MAKE) --no-print-directory build/wheels/made \
 		&& $(BIN)/python -m tests.kernels --seed $(SEED) --short; $(GIVE_BACK)
+
+container-test: ## build the image's root without a container engine and run a guard in it, minutes (root)
+	@PYTHON=$(PYTHON) ./bootstrap.sh test
+	@$(BIN)/python -m tests.container; $(GIVE_BACK)
 
 bench: ## measure the cost of each mitigation, about ten minutes (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench

@@ -128,7 +128,7 @@ def fetch_root(cache: Path, *, with_owners: bool) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     run(
         "debootstrap", "--variant=minbase", f"--include={','.join(packages)}",
-        _ROOT_SUITE, str(folder), _mirror(_ROOT_SUITE),
+        _ROOT_SUITE, str(folder), mirror(_ROOT_SUITE),
     )  # fmt: skip
     shutil.rmtree(folder / "var/cache/apt/archives")
     made.write_text(wanted, encoding="ascii")
@@ -191,7 +191,7 @@ def make_disk(folder: Path, disk: Path, size: str) -> None:
     run("mke2fs", "-q", "-t", "ext4", "-d", str(folder), str(disk), size)
 
 
-def _mirror(suite: str) -> str:
+def mirror(suite: str) -> str:
     """Where this machine gets Debian from."""
     kind = "debian-security" if suite.endswith("-security") else "debian"
     if shutil.which("apt-get"):
@@ -206,7 +206,7 @@ def _apt(cache: Path, *words: str, cwd: Path | None = None) -> str:
     folder = cache / "apt"
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    lines = [f"deb [signed-by={_KEYRING}] {_mirror(suite)} {suite} main\n" for suite in _SUITES]
+    lines = [f"deb [signed-by={_KEYRING}] {mirror(suite)} {suite} main\n" for suite in _SUITES]
     (folder / "sources.list").write_text("".join(lines), encoding="ascii")
     settings = {
         "Dir::Etc::sourcelist": folder / "sources.list",
