@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Rules that write the mark of unjudged packets, and networks that rules hide."""
+
+import json
+
+import pytest
+
+from nfq_guard.doctor import hidden, marks, nft_rules, path
+from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.rule_model import Act, MarkWrite, Truth
+from nfq_guard.policyfile import load_compiled
+from tests.support.listings import (
+    DROPPED,
+    FILTER,
+    STATE,
+    decides,
+    matching,
+    nft,
+    tables_of,
+    walk,
+)
+
+ALL = 0xFFFFFFFF
+
+
+@pytest.mark.parametrize(
+    ("rule", "write"),
+    [
+        ("-j MARK --set-xmark 0x4000/0x4000", MarkWrite(ALL & ~0x4000, 0x4000)),
+        ("-j MARK --set-xmark 0x1/0xffffffff", MarkWrite(0, 1)),
+        ("-j MARK --set-mark 1", MarkWrite(0, 1)),
+        ("-j MARK --set-mark 0x10/0xf", MarkWrite(ALL & ~0x1F, 0x10)),
+        ("-j MARK --set-xmark 0x0/0x1000", MarkWrite(ALL & ~0x1000, 0)),
+        ("-j MARK --and-mark 0xff", MarkWrite(0xFF, 0)),
+        ("-j MARK --or-mark 0x1000", MarkWrite(ALL & ~0x1000, 0x1000)),
+        ("-j MARK --xor-mark 0x1", MarkWrite(ALL, 1)),
+        ("-j MARK --set-xmark nonsense/0x1", MarkWrite(ALL & ~1, 0)),
+        ("-j MARK", None),
+        # An INVALID packet has no entry whose mark could be restored.
+        ("-j CONNMARK --set-xmark 0x1/0xffffffff", None),
+        ("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff", None),
+    ],
+)
+def test_how_iptables_writes_the_mark(rule: str, write: MarkWrite | None) -> None:
+    (found,) = tables_of(f"{FILTER}-A FORWARD {rule}\n")[0].chains["FORWARD"]
+    assert found.mark == write
+
+
+MARK = {"meta": {"key": "mark"}}
+
+
+@pytest.mark.parametrize(
+    ("value", "write"),
+    [
+        (1, MarkWrite(0, 1)),
+        (MARK, MarkWrite(ALL, 0)),
+        ({"|": [MARK, 0x10]}, MarkWrite(ALL & ~0x10, 0x10)),
+        ({"&": [MARK, 0xFF]}, MarkWrite(0xFF, 0)),
+        ({"^": [{"&": [MARK, 0xFF]}, 3]}, MarkWrite(0xFF, 3)),
+        ({"|": [MARK, {"jhash": {}}]}, MarkWrite(0, 0)),
+        ({"jhash": {"mod": 2}}, MarkWrite(0, 0)),
+        ({"map": {"key": STATE, "data": {"set": [["invalid", 5]]}}}, MarkWrite(0, 0)),
+        # The rule ends where it reads the mark of the entry that is not there.
+        ({"ct": {"key": "mark"}}, None),
+        ({"|": [{"ct": {"key": "mark"}}, 1]}, None),
+    ],
+)
+def test_how_nftables_writes_the_mark(value: object, write: MarkWrite | None) -> None:
+    rule = [{"mangle": {"key": MARK, "value": value}}, DROPPED]
+    tables = nft_rules.Ruleset(nft(rule)).tables()
+    rules = tables[0].chains["c"]
+    assert [each.mark for each in rules if each.mark is not None] == (
+        [] if write is None else [write]
+    )
+    decided = decides(list(path.walk(tables, 4)), "forward")
+    assert ((Act.DROP, Truth.YES) in decided) == (write is not None)
+
+
+def test_other_keys_than_the_mark_are_not_followed() -> None:
+    rule = [{"mangle": {"key": {"ct": {"key": "mark"}}, "value": MARK}}, DROPPED]
+    tables = nft_rules.Ruleset(nft(rule)).tables()
+    assert decides(list(path.walk(tables, 4)), "forward") == [(Act.DROP, Truth.YES)]
+
+
+def test_rules_that_write_the_mark_of_unjudged_packets() -> None:
+    def found(text: str) -> list[Check]:
+        return list(marks.marks(walk(text), 0x1000))
+
+    set_it = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n"
+    rules = "-A FORWARD -j MARK --or-mark 0x1000\n-A FORWARD -i e -j MARK --or-mark 0x1001\n"
+    (bad,) = found(set_it + rules)
+    assert (bad.status, "may set" in bad.what, "1 more" in bad.what) == (Status.WARNING, True, True)
+    (bad,) = found(f"{set_it}-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n")
+    assert (bad.status, "may clear" in bad.what) == (Status.WARNING, True)
+    for harmless in (
+        "-A FORWARD -j MARK --set-xmark 0x1/0xff\n",
+        "-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff\n",
+        "-A POSTROUTING -j MARK --set-xmark 0x1000/0x1000\n",
+        "-A POSTROUTING -j MARK --set-xmark 0x1/0xffffffff\n",
+        "-A FORWARD -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xffffffff\n",
+        "-A FORWARD -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff\n",
+    ):
+        (good,) = found(set_it + harmless)
+        assert good.status is Status.OK, harmless
+
+
+def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:
+    nat = (
+        "*nat\n:POSTROUTING ACCEPT [0:0]\n:POD - [0:0]\n"
+        "-A POSTROUTING -s 10.88.0.0/16 ! -o cni0 -j MASQUERADE\n"
+        "-A POSTROUTING -s 192.0.2.0/24 -j POD\n-A POD -j SNAT --to-source 203.0.113.9\n"
+        "-A POSTROUTING -o wan0 -j MASQUERADE\n"
+    )
+    where = {"family": "inet", "table": "n"}
+    base = {**where, "name": "c", "type": "nat", "hook": "postrouting", "prio": 100}
+    source = matching(
+        {"payload": {"protocol": "ip6", "field": "saddr"}},
+        {"prefix": {"addr": "fd00::", "len": 8}},
+    )
+    rule = {**where, "chain": "c", "expr": [source, {"masquerade": None}]}
+    native = nft_rules.Ruleset(json.dumps({"nftables": [{"chain": base}, {"rule": rule}]}))
+    tables = [*tables_of(nat), *native.tables()]
+    mets = [met for family in (4, 6) for met in path.walk(tables, family)]
+    assert {str(network) for network in hidden.networks(mets)} == {
+        "10.88.0.0/16",
+        "192.0.2.0/24",
+        "fd00::/8",
+    }
+    (leaks,) = hidden.checks(mets, load_compiled("preset:router"))
+    assert leaks.status is Status.NOTE
+    assert "preset:no-leak" in leaks.todo
+    assert "192.0.2.0/24, which is not private" in leaks.todo
+    (leaks,) = hidden.checks(mets, load_compiled("preset:no-leak"))
+    assert leaks.what.startswith("late RST and FIN of 192.0.2.0/24 leave untranslated")
+    (held,) = hidden.checks(mets, load_compiled("preset:strict"))
+    assert held.status is Status.OK
+    assert list(hidden.checks([], load_compiled("preset:strict"))) == []

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: MIT
+"""The doctor follows an INVALID segment through listings of nftables."""
+
+import json
+
+import pytest
+
+from nfq_guard.doctor import nft_rules, path
+from nfq_guard.doctor.check import Status
+from nfq_guard.doctor.path import Order
+from nfq_guard.doctor.rule_model import Act, Truth
+from tests.support.listings import (
+    ACCEPTED,
+    DROPPED,
+    NAME,
+    STATE,
+    decides,
+    masked,
+    matching,
+    nft,
+)
+
+SETS: list[object] = [
+    {"set": {"family": "inet", "table": "t", "name": "st", "elem": ["invalid", "new"]}},
+    {"set": {"family": "inet", "table": "t", "name": "empty"}},
+    {
+        "set": {
+            "family": "inet",
+            "table": "t",
+            "name": "timed",
+            "elem": [{"elem": {"val": "invalid", "timeout": 5}}],
+        }
+    },
+    {
+        "map": {
+            "family": "inet",
+            "table": "t",
+            "name": "vm",
+            "map": "verdict",
+            "elem": [["established", {"accept": None}], ["invalid", {"drop": None}]],
+        }
+    },
+]
+
+
+@pytest.mark.parametrize(
+    ("match", "truth"),
+    [
+        (matching(STATE, "invalid", "in"), Truth.YES),
+        (matching(STATE, ["invalid", "untracked"], "in"), Truth.YES),
+        (matching(STATE, ["established", "related"], "in"), Truth.NO),
+        (matching(STATE, ["established", "related", "new"], "!"), Truth.YES),
+        (matching(STATE, ["invalid", "new"], "!"), Truth.NO),
+        (matching(STATE, "invalid"), Truth.YES),
+        (matching(STATE, {"|": ["invalid", "new"]}), Truth.NO),
+        (matching(STATE, {"|": ["invalid", "new"]}, "!="), Truth.YES),
+        (matching(STATE, {"|": ["established", "related"]}, "!="), Truth.YES),
+        (matching(STATE, "invalid", "!="), Truth.NO),
+        (matching(STATE, {"set": ["invalid", "new"]}), Truth.YES),
+        (matching(STATE, {"set": ["established", "related"]}, "!="), Truth.YES),
+        (matching(STATE, {"set": ["established", "invalid"]}, "!="), Truth.NO),
+        (matching(STATE, 1), Truth.YES),
+        (matching(STATE, {"range": [0, 3]}), Truth.YES),
+        (matching(STATE, 8, "<"), Truth.YES),
+        (matching(STATE, 8, ">="), Truth.NO),
+        (matching(STATE, "@st"), Truth.YES),
+        (matching(STATE, "@timed"), Truth.YES),
+        (matching(STATE, "@empty"), Truth.NO),
+        (matching(STATE, "@missing"), Truth.NO),
+        (matching(masked("invalid"), "invalid"), Truth.YES),
+        (matching(masked(["invalid", "new"]), ["invalid", "new"]), Truth.NO),
+        (matching(masked(["invalid", "new"]), "invalid", "!="), Truth.NO),
+        (matching(masked(["established", "related"]), 0), Truth.YES),
+        (
+            matching({"concat": [STATE, NAME]}, {"set": [{"concat": ["invalid", "eth0"]}]}),
+            Truth.DEPENDS,
+        ),
+        (matching({"concat": [STATE, NAME]}, {"set": [{"concat": ["new", "eth0"]}]}), Truth.NO),
+        (matching({"concat": [STATE, NAME]}, {"set": [{"concat": ["invalid", "lo"]}]}), Truth.NO),
+        (matching({"concat": [STATE, NAME]}, {"set": ["odd"]}), Truth.DEPENDS),
+        (
+            matching(
+                {"concat": [STATE, {"meta": {"key": "l4proto"}}]},
+                {"set": [{"concat": ["invalid", "tcp"]}]},
+            ),
+            Truth.YES,
+        ),
+        (matching({"concat": [STATE, {"ct": {"key": "mark"}}]}, {"set": []}), Truth.NO),
+        (matching(NAME, "eth0"), Truth.DEPENDS),
+        (matching(NAME, "lo"), Truth.NO),
+        (matching(NAME, "lo", "!="), Truth.YES),
+        (matching({"meta": {"key": "l4proto"}}, {"set": ["tcp", "udp"]}), Truth.YES),
+        (matching({"meta": {"key": "l4proto"}}, 6), Truth.YES),
+        (matching({"meta": {"key": "l4proto"}}, {"range": [17, 20]}), Truth.NO),
+        (matching({"meta": {"key": "l4proto"}}, "tcp", "!="), Truth.NO),
+        (matching({"meta": {"key": "nfproto"}}, "ipv4"), Truth.YES),
+        (matching({"meta": {"key": "nfproto"}}, "ipv6"), Truth.NO),
+        (matching({"meta": {"key": "protocol"}}, "ip"), Truth.YES),
+        (matching({"meta": {"key": "pkttype"}}, "unicast"), Truth.DEPENDS),
+        (matching({"&": [{"meta": {"key": "mark"}}, 256]}, 256), Truth.DEPENDS),
+        (matching({"payload": {"protocol": "ip", "field": "protocol"}}, "tcp"), Truth.YES),
+        (matching({"payload": {"protocol": "ip", "field": "saddr"}}, "192.0.2.1"), Truth.DEPENDS),
+        (matching({"payload": {"protocol": "ip6", "field": "saddr"}}, "2001:db8::1"), Truth.NO),
+        (matching({"payload": {"protocol": "udp", "field": "dport"}}, 53), Truth.NO),
+        (matching({"payload": {"protocol": "tcp", "field": "flags"}}, "syn", "in"), Truth.DEPENDS),
+        (matching({"payload": {"base": "th", "offset": 0, "len": 16}}, 80), Truth.DEPENDS),
+        # Without an entry the rule ends, also where the match is negated.
+        (matching({"ct": {"key": "mark"}}, 5), Truth.NO),
+        (matching({"ct": {"key": "status"}}, "dnat", "!"), Truth.NO),
+        (matching({"&": [{"ct": {"key": "mark"}}, 1]}, 1, "!="), Truth.NO),
+        (matching({"fib": {"result": "oif", "flags": ["saddr"]}}, False), Truth.DEPENDS),
+        (matching(STATE, {"odd": 1}, "in"), Truth.DEPENDS),
+        (matching(STATE, {"odd": 1}), Truth.DEPENDS),
+        (matching(STATE, {"range": ["odd", 3]}), Truth.DEPENDS),
+        ({"limit": {"rate": 5, "per": "second"}}, Truth.DEPENDS),
+        ({"xt": {"type": "match", "name": "recent"}}, Truth.DEPENDS),
+    ],
+)
+def test_matches_of_nftables(match: object, truth: Truth) -> None:
+    tables = nft_rules.Ruleset(nft([match, {"drop": None}], more=SETS)).tables()
+    expected = [] if truth is Truth.NO else [(Act.DROP, truth)]
+    assert decides(list(path.walk(tables, 4)), "forward") == expected
+
+
+def _vmap(key: object, *pairs: object) -> dict[str, object]:
+    return {"vmap": {"key": key, "data": {"set": list(pairs)}}}
+
+
+@pytest.mark.parametrize(
+    ("vmap", "found"),
+    [
+        (_vmap(STATE, ["established", ACCEPTED], ["invalid", DROPPED]), [(Act.DROP, Truth.YES)]),
+        (_vmap(STATE, ["invalid", {"jump": {"target": "x"}}]), [(Act.DROP, Truth.YES)]),
+        (_vmap(STATE, ["invalid", {"goto": {"target": "x"}}]), [(Act.DROP, Truth.YES)]),
+        (_vmap(STATE, ["new", DROPPED]), []),
+        (_vmap(STATE, ["new", ACCEPTED], ["*", DROPPED]), [(Act.DROP, Truth.YES)]),
+        (_vmap(STATE, ["invalid", ACCEPTED], ["*", DROPPED]), [(Act.ACCEPT, Truth.YES)]),
+        ({"vmap": {"key": STATE, "data": "@vm"}}, [(Act.DROP, Truth.YES)]),
+        ({"vmap": {"key": STATE, "data": "@missing"}}, []),
+        (_vmap({"ct": {"key": "mark"}}, [1, DROPPED], ["*", DROPPED]), []),
+        (_vmap(NAME, ["lo", ACCEPTED], ["eth0", DROPPED]), [(Act.DROP, Truth.DEPENDS)]),
+        (
+            _vmap({"concat": [STATE, NAME]}, [{"concat": ["invalid", "eth0"]}, DROPPED]),
+            [(Act.DROP, Truth.DEPENDS)],
+        ),
+        (
+            _vmap({"numgen": {"mode": "inc", "mod": 2}}, [0, DROPPED], [1, ACCEPTED]),
+            [(Act.DROP, Truth.DEPENDS), (Act.ACCEPT, Truth.DEPENDS)],
+        ),
+    ],
+)
+def test_verdict_maps(vmap: object, found: list[tuple[Act, Truth]]) -> None:
+    tables = nft_rules.Ruleset(nft([vmap], more=SETS)).tables()
+    assert decides(list(path.walk(tables, 4)), "forward") == found
+
+
+@pytest.mark.parametrize(
+    ("verdict", "act"),
+    [
+        ({"reject": None}, Act.REJECT),
+        ({"reject": {"type": "icmpx", "expr": "port-unreachable"}}, Act.REJECT),
+        ({"reject": {"type": "tcp reset"}}, Act.RESET),
+        ({"queue": {"num": 3}}, Act.ELSEWHERE),
+        ({"queue": None}, Act.ELSEWHERE),
+        ({"tproxy": {"port": 50080}}, Act.ELSEWHERE),
+        ({"synproxy": {"mss": 1460}}, Act.ELSEWHERE),
+        ({"xt": None}, Act.UNKNOWN),
+        ({"xt": {"type": "target", "name": "STEAL"}}, Act.UNKNOWN),
+        ({"return": None}, None),
+        ({"continue": None}, None),
+        ({"log": {"prefix": "x: "}}, None),
+    ],
+)
+def test_verdicts_of_nftables(verdict: object, act: Act | None) -> None:
+    tables = nft_rules.Ruleset(nft([verdict])).tables()
+    found = decides(list(path.walk(tables, 4)), "forward")
+    assert found == ([] if act is None else [(act, Truth.YES)])
+
+
+def test_rules_of_nftables_in_words() -> None:
+    rules = [
+        [matching(STATE, ["invalid", "new"], "in"), {"counter": {}}, {"drop": None}],
+        [matching(NAME, {"set": ["a", "b"]}, "!="), {"reject": {"type": "tcp reset"}}],
+        [matching(masked("invalid"), 1), {"log": {"prefix": "x"}}, {"jump": {"target": "x"}}],
+        [_vmap(STATE, ["invalid", DROPPED]), {"queue": {"num": 1}}],
+        [
+            matching({"payload": {"protocol": "tcp", "field": "dport"}}, {"range": [1, 9]}),
+            {"reject": None},
+        ],
+        [
+            matching({"meta": {"key": "mark"}}, {"prefix": {"addr": "192.0.2.0", "len": 24}}),
+            {"vmap": {"key": STATE, "data": "@vm"}},
+            DROPPED,
+        ],
+        [matching({"concat": [STATE, NAME]}, {"elem": {"val": 1}}), {"x" * 200: None}],
+    ]
+    tables = nft_rules.Ruleset(nft(*rules)).tables()
+    texts = list(dict.fromkeys(rule.text for rule in tables[0].chains["c"]))
+    assert texts == [
+        "ct state invalid,new drop",
+        "iifname != { a, b } reject with tcp reset",
+        '(ct state & invalid) == 1 log prefix "x" jump x',
+        "ct state vmap { invalid : drop } queue",
+        "tcp dport 1-9 reject",
+        "meta mark 192.0.2.0/24 ct state vmap @vm drop",
+        "ct state . iifname 1 " + "x" * 96 + "...",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hook", "priority", "order"),
+    [
+        ("prerouting", -300, Order.UNTRACKED),
+        ("prerouting", -200, Order.UNTRACKED),
+        ("output", -160, Order.BEFORE),
+        ("output", -150, Order.TIED),
+        ("prerouting", -149, Order.AFTER),
+        ("forward", -300, Order.AFTER),
+        ("input", 0, Order.AFTER),
+    ],
+)
+def test_nftables_priorities(hook: str, priority: int, order: Order) -> None:
+    text = nft([matching(STATE, "invalid", "in"), DROPPED], hook=hook, priority=priority)
+    (met,) = path.walk(nft_rules.Ruleset(text).tables(), 6)
+    assert (met.order, met.hook) == (order, hook)
+
+
+def test_a_chain_after_one_that_drops_is_not_reached() -> None:
+    first = nft_rules.Ruleset(nft([DROPPED], priority=-1)).tables()
+    second = nft_rules.Ruleset(nft([{"reject": None}], priority=1, table="u")).tables()
+    assert decides(list(path.walk([*second, *first], 4)), "forward") == [(Act.DROP, Truth.YES)]
+    deny = nft_rules.Ruleset(nft([ACCEPTED], policy="drop")).tables()
+    assert decides(list(path.walk([*deny, *second], 4)), "forward") == [
+        (Act.ACCEPT, Truth.YES),
+        (Act.REJECT, Truth.YES),
+    ], "an accept ends its own base chain only"
+
+
+def test_our_native_table_is_not_foreign() -> None:
+    text = nft([matching(STATE, "invalid"), DROPPED], table="nfq_guard")
+    ruleset = nft_rules.Ruleset(text)
+    assert ruleset.ours
+    assert list(path.walk(ruleset.tables(), 4)) == []
+
+
+def test_chains_of_iptables_in_nfts_list_are_left_to_iptables() -> None:
+    where = {"family": "ip", "table": "security"}
+    base = {**where, "name": "OUTPUT", "type": "filter", "hook": "output", "prio": 150}
+    rule = {**where, "chain": "OUTPUT", "expr": [DROPPED], "comment": "theirs"}
+    text = json.dumps({"nftables": [{"chain": base}, {"rule": rule}]})
+    ruleset = nft_rules.Ruleset(text)
+    assert list(path.walk(ruleset.tables(), 4)) == []
+    (met,) = path.walk(ruleset.tables(frozenset({("ip", "security")})), 4)
+    assert met.finding.rule.text == 'drop comment "theirs"'
+    assert list(path.walk(ruleset.tables(frozenset({("ip", "security")})), 6)) == []
+
+
+def test_flow_tables() -> None:
+    text = json.dumps({"nftables": [{"flowtable": {"family": "ip", "table": "t", "name": "ft"}}]})
+    ruleset = nft_rules.Ruleset(text)
+    (check,) = nft_rules.flowtables(ruleset.flowtables)
+    assert check.status is Status.NOTE
+    assert list(nft_rules.flowtables([])) == []
