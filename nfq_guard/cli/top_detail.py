@@ -1,21 +1,52 @@
 # SPDX-License-Identifier: MIT
-"""The window of a flow, and the bounds on its number lines, for the detail pane of `top`."""
+"""The detail pane of `top`: one flow, its window, and the bounds on its number lines."""
 
 from collections.abc import Iterator
 from typing import Any, Final
 
+from nfq_guard.cli.dump import cause_text, event_line, hint_texts
+from nfq_guard.cli.top_flow import Fields, ends_of, last_event, reasons_text
+from nfq_guard.cli.top_layout import Line, Piece, wrap
 from nfq_guard.conntrack.bounds import BoundCheck
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import endpoint
 from nfq_guard.replay.number_line import ACTUAL, LIMIT, OTHER, Mark, draw
 from nfq_guard.seqno import distance
 from nfq_guard.telemetry.events import FlowWindow, PacketJudged
+from nfq_guard.telemetry.palette import Style
 from nfq_guard.telemetry.reader import event_of
 from nfq_guard.whatif.events import bounds_of
 
 # A number line is not narrower, so that its labels stand apart.
 _LEAST: Final = 40
 _MOST: Final = 100
+
+
+def detail(flow: Fields, width: int) -> list[Line]:
+    """One flow in detail: its packets, its windows, the number lines, and its events."""
+    event = last_event(flow)
+    shown: list[Line] = [[Piece(text, (Style.BOLD,))] for text in wrap(ends_of(flow), width)]
+    facts = (
+        f"{flow['packets']} packets since {flow['first'][:19]}, state {event['state'] or '-'}, "
+        f"nat {event['nat']}, {event['direction'] or 'unknown'} direction, "
+        f"evidence {event['evidence']}; {reasons_text(flow)}"
+    )
+    shown += [[Piece(text)] for text in wrap(facts, width)]
+    for told in (cause_text(event), *hint_texts(flow["events"])):
+        shown += [[Piece(text)] for text in wrap(told, width)]
+    if flow["resets"]:
+        text = f"{flow['resets']} RST answered a packet of this flow that had got through"
+        shown += [[Piece(part, (Style.RED,))] for part in wrap(text, width)]
+    judged = next((one for one in reversed(flow["events"]) if one.get("window")), None)
+    if judged is not None:
+        shown.append([])
+        for text, broken in window_lines(judged, width):
+            shown.append([Piece(text, (Style.YELLOW,) if broken else ())])
+    shown.append([])
+    for one in reversed(flow["events"]):
+        style = (Style.RED,) if "caused_by" in one else ()
+        shown += [[Piece(text, style)] for text in wrap(event_line(one), width)]
+    return shown
 
 
 def window_lines(fields: dict[str, Any], width: int) -> Iterator[tuple[str, bool]]:

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Final, final
 
 from nfq_guard.cli.terminal import wants_colour
-from nfq_guard.cli.top_view import View, key_of
+from nfq_guard.cli.top_flow import key_of
+from nfq_guard.cli.top_view import View
 from nfq_guard.telemetry.palette import Style
 
 _ESCAPE: Final = 27

@@ -6,35 +6,33 @@ colour marks what differs from the other flows, and what did harm.
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any, Final, NamedTuple, final
 
-from nfq_guard.cli.dump import cause_text, event_line, hint_texts
-from nfq_guard.cli.top_detail import window_lines
+from nfq_guard.cli.top_detail import detail
+from nfq_guard.cli.top_flow import (
+    Fields,
+    Key,
+    action_text,
+    distance_of,
+    distance_text,
+    ends_of,
+    escapes,
+    key_of,
+    last_event,
+    main_reason,
+    reasons_text,
+)
+from nfq_guard.cli.top_layout import Line, Piece, cut, fitting, spaced, wrap
+from nfq_guard.cli.top_rates import Meter
 from nfq_guard.engine import Mode
-from nfq_guard.names import counted, endpoint, visible
+from nfq_guard.names import counted
 from nfq_guard.service.status import QueueStatus, RulesState, Status
 from nfq_guard.telemetry.palette import Style
 
-Fields = dict[str, Any]
-Key = tuple[str, str, int, str, int]
-
-
-class Piece(NamedTuple):
-    """A part of a line."""
-
-    text: str
-    styles: tuple[Style, ...] = ()
-
-
-Line = list[Piece]
-
-# Rates are averages over this time.
-_WINDOW_S: Final = 3.0
-_SAMPLES_MAX: Final = 64
 _HISTORY_MAX: Final = 300
 _QUEUES_SHOWN: Final = 4
 _LEAST_WIDTH: Final = 20
@@ -108,47 +106,6 @@ class Choice:
     opened: Key | None = None
 
 
-@final
-class Meter:
-    """The rates at which counters grow, over the last `_WINDOW_S` seconds."""
-
-    def __init__(self) -> None:
-        self._samples: dict[object, deque[tuple[float, int]]] = {}
-        self._last: float | None = None
-
-    def note(self, numbers: dict[object, int], now: float, new: Container[object] = ()) -> None:
-        """Add a sample of all counters; those that are absent are forgotten.
-
-        Args:
-            numbers: The counters by name.
-            now: Monotonic seconds.
-            new: Names of counters that were 0 at the sample before.
-        """
-        kept: dict[object, deque[tuple[float, int]]] = {}
-        for name, number in numbers.items():
-            samples = self._samples.get(name)
-            if samples is None:
-                samples = deque(maxlen=_SAMPLES_MAX)
-                if self._last is not None and name in new:
-                    samples.append((self._last, 0))
-            elif number < samples[-1][1]:
-                samples = deque(maxlen=_SAMPLES_MAX)
-            samples.append((now, number))
-            while len(samples) > 2 and now - samples[1][0] >= _WINDOW_S:
-                samples.popleft()
-            kept[name] = samples
-        self._samples = kept
-        self._last = now
-
-    def rate(self, name: object) -> float | None:
-        """Growth per second; None before there are two samples."""
-        samples = self._samples.get(name)
-        if samples is None or len(samples) < 2:
-            return None
-        (began, before), (ended, after) = samples[0], samples[-1]
-        return (after - before) / (ended - began) if ended > began else None
-
-
 class _Column(NamedTuple):
     """A column of the table.
 
@@ -218,7 +175,7 @@ class View:
             Sort.LAST: lambda flow: flow["last"],
             Sort.PACKETS: lambda flow: flow["packets"],
             Sort.RATE: lambda flow: self._meter.rate(key_of(flow)) or 0.0,
-            Sort.DISTANCE: _distance,
+            Sort.DISTANCE: distance_of,
             Sort.RESETS: lambda flow: flow["resets"],
         }
         found.sort(key=order[self.choice.sort], reverse=True)
@@ -230,16 +187,16 @@ class View:
         if self._status is None:
             return [[Piece((self.problem or "waiting for the daemon")[:width])]][:height]
         if self.choice.helping:
-            shown: list[Line] = [[Piece(text)] for line in _HELP for text in _wrap(line, width)]
-            return _cut([*shown[: height - 1], [Piece("? back   q quit", (Style.CYAN,))]], width)
+            shown: list[Line] = [[Piece(text)] for line in _HELP for text in wrap(line, width)]
+            return cut([*shown[: height - 1], [Piece("? back   q quit", (Style.CYAN,))]], width)
         head = self._head(self._status, height, width)
         opened = self.choice.opened
         flow = next((one for one in self._flows if key_of(one) == opened), None)
         room = max(1, height - len(head) - 1)
-        body = self._table(room, width) if flow is None else _alone(flow, width)
+        body = self._table(room, width) if flow is None else detail(flow, width)
         shown = [*head, *body[:room]][: height - 1]
         shown += [[] for _ in range(height - 1 - len(shown))]
-        return _cut([*shown, self._foot(alone=flow is not None)], width)
+        return cut([*shown, self._foot(alone=flow is not None)], width)
 
     def _head(self, status: Status, height: int, width: int) -> list[Line]:
         enforcing = status.mode is Mode.ENFORCE
@@ -254,7 +211,7 @@ class View:
             f"fail mode {status.fail_mode}",
             f"policy {policy.source} ({policy.digest[:8]})",
         ]
-        shown: list[Line] = [[mode, *_fitting(parts, width - len(mode.text))]]
+        shown: list[Line] = [[mode, *fitting(parts, width - len(mode.text))]]
         if width >= _SPARK_WIDTH and height >= _SPARK_HEIGHT:
             shown.append(self._sparkline(width))
         shown += [_queue_line(queue) for queue in status.queues[:_QUEUES_SHOWN]]
@@ -277,7 +234,7 @@ class View:
         if not counts:
             shown.append([Piece("no INVALID packet so far")])
         else:
-            shown.append([Piece(text) for text in _spaced(counts, width)])
+            shown.append([Piece(text) for text in spaced(counts, width)])
         return [*shown, []] if height >= _SPARK_HEIGHT else shown
 
     def _sparkline(self, width: int) -> Line:
@@ -299,17 +256,17 @@ class View:
         rate = _Column(
             "RATE", 6, lambda flow: _rate_text(self._meter.rate(key_of(flow))), right=True
         )
-        flow = [_Column("FLOW", max(longest, 10), _ends_of)] if longest else []
+        flow = [_Column("FLOW", max(longest, 10), ends_of)] if longest else []
         chosen = [*flow, packets, rate]
         left = width - 1 - sum(column.width + 1 for column in chosen) - _LEAST_REASONS
         extra = [
             _Column("RESETS", 7, lambda flow: str(flow["resets"] or "-"), right=True),
-            _Column("ACTION", 10, _action),
+            _Column("ACTION", 10, action_text),
             _Column("LAST", 8, lambda flow: str(flow["last"])[11:19]),
-            _Column("BYTES", 10, _distance_text, right=True),
-            _Column("STATE", 11, lambda flow: str(_last(flow)["state"] or "-")),
-            _Column("NAT", 7, lambda flow: str(_last(flow)["nat"])),
-            _Column("RULE", 14, lambda flow: str(_last(flow)["rule"])),
+            _Column("BYTES", 10, distance_text, right=True),
+            _Column("STATE", 11, lambda flow: str(last_event(flow)["state"] or "-")),
+            _Column("NAT", 7, lambda flow: str(last_event(flow)["nat"])),
+            _Column("RULE", 14, lambda flow: str(last_event(flow)["rule"])),
         ]
         for column in extra:
             if left < column.width + 1:
@@ -319,13 +276,13 @@ class View:
         order = ("LAST", "FLOW", "PACKETS", "RATE", "RESETS", "ACTION", "BYTES", "STATE", "NAT")
         chosen.sort(key=lambda column: (*order, column.head).index(column.head))
         wide = max(_LEAST_REASONS + left, 5)
-        return [*chosen, _Column("REASONS", wide, lambda flow: _reasons(flow, wide))]
+        return [*chosen, _Column("REASONS", wide, lambda flow: reasons_text(flow, wide))]
 
     def _table(self, room: int, width: int) -> list[Line]:
         flows = self.flows()
         choice = self.choice
         choice.selected = max(0, min(choice.selected, len(flows) - 1))
-        longest = max((len(_ends_of(flow)) for flow in flows), default=10)
+        longest = max((len(ends_of(flow)) for flow in flows), default=10)
         # Where a flow is too long to stand beside its numbers, it has a line of its own above.
         beside = longest + _BESIDE_FLOW <= width
         columns = self._columns(width, longest if beside else 0)
@@ -334,7 +291,7 @@ class View:
             for column in columns
             if flows and column.head in {"ACTION", "STATE", "NAT", "RULE"}
         }
-        usual["REASONS"] = Counter(map(_main_reason, flows)).most_common(1)[0][0] if flows else ""
+        usual["REASONS"] = Counter(map(main_reason, flows)).most_common(1)[0][0] if flows else ""
         shown = [self._heading(columns)]
         above = 0 if beside else width
         blocks = [
@@ -358,9 +315,9 @@ class View:
         return pieces
 
     def _words(self, flow: Fields) -> str:
-        event = _last(flow)
+        event = last_event(flow)
         return " ".join(
-            (_ends_of(flow), *flow["reasons"], str(event["state"]), event["nat"], event["rule"])
+            (ends_of(flow), *flow["reasons"], str(event["state"]), event["nat"], event["rule"])
         ).lower()
 
     def _foot(self, *, alone: bool) -> Line:
@@ -396,9 +353,9 @@ def _block(
         selected: Whether the cursor is on the flow.
     """
     mark = Piece(">" if selected else " ", (Style.BOLD,))
-    escaped = _escapes(flow)
+    escaped = escapes(flow)
     if above:
-        for text in _wrap(_ends_of(flow), above - 1):
+        for text in wrap(ends_of(flow), above - 1):
             yield [mark, Piece(text, (Style.RED,) if escaped else ())]
             mark = Piece(" ")
     pieces = [mark]
@@ -410,7 +367,7 @@ def _block(
         elif column.head == "RESETS" and flow["resets"]:
             styles = (Style.RED, Style.BOLD)
         elif column.head in usual:
-            told = _main_reason(flow) if column.head == "REASONS" else text
+            told = main_reason(flow) if column.head == "REASONS" else text
             styles = (Style.YELLOW,) if told != usual[column.head] else ()
         pieces.append(Piece(_padded(text, column), styles))
         pieces.append(Piece(" "))
@@ -423,33 +380,6 @@ def _first_shown(heights: Sequence[int], selected: int, room: int) -> int:
     while first < selected and sum(heights[first : selected + 1]) > room:
         first += 1
     return first
-
-
-def _alone(flow: Fields, width: int) -> list[Line]:
-    """One flow in detail: its packets, its windows, the number line, and its events."""
-    event = _last(flow)
-    shown: list[Line] = [[Piece(text, (Style.BOLD,))] for text in _wrap(_ends_of(flow), width)]
-    facts = (
-        f"{flow['packets']} packets since {flow['first'][:19]}, state {event['state'] or '-'}, "
-        f"nat {event['nat']}, {event['direction'] or 'unknown'} direction, "
-        f"evidence {event['evidence']}; {_reasons(flow)}"
-    )
-    shown += [[Piece(text)] for text in _wrap(facts, width)]
-    for told in (cause_text(event), *hint_texts(flow["events"])):
-        shown += [[Piece(text)] for text in _wrap(told, width)]
-    if flow["resets"]:
-        text = f"{flow['resets']} RST answered a packet of this flow that had got through"
-        shown += [[Piece(part, (Style.RED,))] for part in _wrap(text, width)]
-    judged = next((one for one in reversed(flow["events"]) if one.get("window")), None)
-    if judged is not None:
-        shown.append([])
-        for text, broken in window_lines(judged, width):
-            shown.append([Piece(text, (Style.YELLOW,) if broken else ())])
-    shown.append([])
-    for one in reversed(flow["events"]):
-        style = (Style.RED,) if "caused_by" in one else ()
-        shown += [[Piece(text, style)] for text in _wrap(event_line(one), width)]
-    return shown
 
 
 def _queue_line(queue: QueueStatus) -> Line:
@@ -465,117 +395,10 @@ def _queue_line(queue: QueueStatus) -> Line:
     return [Piece(text, (Style.RED,) if bad else ())]
 
 
-def _cut(lines: list[Line], width: int) -> list[Line]:
-    """The lines, none wider than `width`."""
-    shown: list[Line] = []
-    for line in lines:
-        room = width
-        pieces: Line = []
-        for piece in line:
-            text = visible(piece.text)
-            if room > 0:
-                pieces.append(Piece(text[:room], piece.styles))
-            room -= len(text)
-        shown.append(pieces)
-    return shown
-
-
-def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width`, broken at blanks where that is possible."""
-    lines: list[str] = []
-    rest = text
-    while len(rest) > width:
-        at = rest.rfind(" ", 1, width + 1)
-        at = width if at <= 0 else at
-        lines.append(rest[:at])
-        rest = rest[at:].lstrip()
-    return [*lines, rest]
-
-
-def _spaced(texts: Sequence[str], width: int) -> list[str]:
-    """As many of the texts as fit into a line, with blanks between them."""
-    shown: list[str] = []
-    left = width
-    for text in texts:
-        part = f"   {text}" if shown else text
-        if shown and len(part) > left:
-            break
-        left -= len(part)
-        shown.append(part)
-    return shown
-
-
-def _fitting(texts: Sequence[str], width: int) -> list[Piece]:
-    return [Piece(text) for text in _spaced(["", *texts], width)]
-
-
 def _padded(text: str, column: _Column) -> str:
     text = text[: column.width]
     return text.rjust(column.width) if column.right else text.ljust(column.width)
 
 
-def _last(flow: Fields) -> Fields:
-    found: Fields = flow["events"][-1]
-    return found
-
-
-def _ends_of(flow: Fields) -> str:
-    event = _last(flow)
-    src, dst = endpoint(event["src"], event["sport"]), endpoint(event["dst"], event["dport"])
-    return f"{event['proto']} {src} > {dst}"
-
-
-def _action(flow: Fields) -> str:
-    event = _last(flow)
-    would = "would " if event["would"] != event["verdict"] else ""
-    return f"{would}{event['action']}"
-
-
-def _reasons(flow: Fields, width: int = 1 << 10) -> str:
-    """Reasons by their packets, the most frequent first, as many as fit."""
-    ranked = _ranked_reasons(flow)
-    if len(ranked) == 1:
-        return ranked[0][0]
-    total = sum(packets for _, packets in ranked)
-    shown = ranked[0][0]
-    shares = [f"{reason} {100 * packets // total}%" for reason, packets in ranked]
-    for number in range(1, len(shares) + 1):
-        text = ", ".join(shares[:number])
-        if len(text) <= width:
-            shown = text
-    return shown
-
-
-def _main_reason(flow: Fields) -> str:
-    return _ranked_reasons(flow)[0][0]
-
-
-def _ranked_reasons(flow: Fields) -> list[tuple[str, int]]:
-    return sorted(flow["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
-
-
-def _escapes(flow: Fields) -> bool:
-    """Whether a packet of its last event left untranslated."""
-    event = _last(flow)
-    translated = event["nat"] in {"snat", "dnat", "both"} or event.get("leak", False)
-    return bool(translated and event["verdict"] == "accept")
-
-
 def _rate_text(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:.1f}"
-
-
-def _distance(flow: Fields) -> int:
-    breach = _last(flow)["breach"]
-    return -1 if breach is None else int(breach["distance"])
-
-
-def _distance_text(flow: Fields) -> str:
-    distance = _distance(flow)
-    return "-" if distance < 0 else str(distance)
-
-
-def key_of(flow: Fields) -> Key:
-    """The key of a flow."""
-    found = flow["flow"]
-    return found["proto"], found["a"], found["a_port"], found["b"], found["b_port"]

@@ -19,7 +19,8 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.cli.dump import event_line
-from nfq_guard.cli.top_view import View, key_of
+from nfq_guard.cli.top_flow import key_of
+from nfq_guard.cli.top_view import View
 from nfq_guard.names import visible
 from nfq_guard.service.status import ActingPolicy, RulesState
 from nfq_guard.telemetry.console import Console

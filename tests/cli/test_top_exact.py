@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfq_guard import names
-from nfq_guard.cli.top_view import View, key_of
+from nfq_guard.cli.top_flow import key_of
+from nfq_guard.cli.top_view import View
 from nfq_guard.flow import FlowKey
 from tests.support.policies import Case, tables
 from tests.support.recording import CASES, LIMITS, TRAFFIC, Limits, Live, Traffic, compiled

@@ -5,7 +5,10 @@ import msgspec
 import pytest
 
 from nfq_guard.cli.top_detail import window_lines
-from nfq_guard.cli.top_view import Line, Meter, Sort, View, key_of
+from nfq_guard.cli.top_flow import key_of
+from nfq_guard.cli.top_layout import Line
+from nfq_guard.cli.top_rates import Meter
+from nfq_guard.cli.top_view import Sort, View
 from nfq_guard.service.status import RulesState, Status
 from nfq_guard.telemetry.palette import Style
 from tests.support.events import event, window

@@ -7,7 +7,8 @@
 from pathlib import Path
 from typing import Any, Final
 
-from nfq_guard.cli.top_view import View, key_of
+from nfq_guard.cli.top_flow import key_of
+from nfq_guard.cli.top_view import View
 from tests.support.events import event, window
 from tests.support.status import daemon_status, queue_status
 
