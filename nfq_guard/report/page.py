@@ -12,6 +12,7 @@ from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS, Cause
 from nfq_guard.names import counted, endpoint
 from nfq_guard.outfile import replacing
+from nfq_guard.report.charts import distances, timeline
 from nfq_guard.report.hints import Hint, hints
 from nfq_guard.report.html import data_island, render
 from nfq_guard.report.island import flow_data
@@ -22,7 +23,6 @@ from nfq_guard.report.summary import (
     FlowSummary,
     Summary,
 )
-from nfq_guard.report.timeline import WIDTHS
 from nfq_guard.telemetry.reader import ReadEvent
 from nfq_guard.whatif.result import PolicyRecord, TrialRecord
 
@@ -34,10 +34,6 @@ _RULES_LISTED: Final = 20
 _FINE: Final = "ok"
 # Names with their numbers in one cell of a table.
 _LISTED: Final = 3
-_BARS_MAX: Final = 90
-_MARKS_MAX: Final = 60
-_TIME_LABELS: Final = 5
-_TICKS: Final = 6
 # As many flows that are met without an entry in so many seconds look like a flush.
 _LOST_AT_ONCE: Final = 10
 _LOST_WITHIN_S: Final = 3
@@ -105,7 +101,7 @@ def page(
         "gaps": gaps,
         "policies": [_policy(each) for each in policies],
         "differences": _differences(trial),
-        "timeline": _timeline(summary),
+        "timeline": timeline(summary, days=_has_days(summary)),
         "resets": [_reset(read) for read in resets],
         "resets_left_out": _left_out(
             summary.counts.resets, sum(read.event.count for read in resets)
@@ -114,7 +110,7 @@ def page(
         "hints": [*hints(summary, findings), *_causes(summary), *_lost_at_once(summary)],
         "services": [_service(name, counts) for name, counts in services[:_SERVICES_LISTED]],
         "services_left_out": _left_out(len(services), _SERVICES_LISTED),
-        "distances": _distances(summary),
+        "distances": distances(summary),
         "flows": [_flow(name, flow) for name, flow in busiest[:_FLOWS_LISTED]],
         "flow_total": _number(len(busiest)),
         "others": _number(summary.others) if summary.others else "",
@@ -398,120 +394,3 @@ def _differences(trial: TrialRecord | None) -> list[dict[str, Any]]:
         ]
         found.append({"policy": policy["policy"], "drops": _estimated(alone), "flows": flows})
     return found
-
-
-def _span(seconds: int) -> str:
-    for unit, length in (("day", 86_400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length and seconds % length == 0:
-            number = seconds // length
-            return unit if number == 1 else f"{number} {unit}s"
-    return "second" if seconds == 1 else f"{seconds} seconds"
-
-
-def _timeline(summary: Summary) -> dict[str, Any] | None:
-    bars = summary.timeline.bars(_BARS_MAX)
-    if bars is None:
-        return None
-    number = len(bars.heights)
-    top = _round_up(max(sum(heights) for heights in bars.heights))
-    shape = "%H:%M:%S" if bars.width < 60 else "%H:%M"
-    if _has_days(summary):
-        shape = "%m-%d" if bars.width >= 86_400 else "%m-%d %H:%M"
-    drawn = []
-    for index, heights in enumerate(bars.heights):
-        base, parts = 100.0, []
-        for fate in Fate:
-            height = 100 * heights[fate] / top
-            base -= height
-            if height:
-                parts.append((fate.name.lower(), f"{base:.2f}", f"{height:.2f}"))
-        when = datetime.fromtimestamp(bars.start + index * bars.width, UTC)
-        heights_text = ", ".join(f"{heights[fate]:,.4g} {_WORDS[fate]}" for fate in Fate)
-        drawn.append(
-            {"x": f"{index + 0.07:.2f}", "parts": parts, "title": f"{when:%F %T}: {heights_text}"}
-        )
-    between = next(
-        (width for width in WIDTHS if number * bars.width <= _TIME_LABELS * width), WIDTHS[-1]
-    )
-    first_label = -(-bars.start // between) * between
-    labels = [
-        (
-            f"{100 * (moment - bars.start) / (number * bars.width):.2f}",
-            datetime.fromtimestamp(moment, UTC).strftime(shape),
-        )
-        for moment in range(first_label, bars.start + number * bars.width, between)
-    ] or [("0", datetime.fromtimestamp(bars.start, UTC).strftime(shape))]
-    marks = sorted(
-        {
-            f"{100 * (read.when.timestamp() - bars.start) / (number * bars.width):.1f}"
-            for read in summary.resets
-        },
-        key=float,
-    )
-    return {
-        "caption": f"packets in each {_span(bars.width)}, stacked by what became of them",
-        "span": _span(bars.width),
-        "spread": summary.counts.packets > 0,
-        "left_out": _number(summary.timeline.left_out) if summary.timeline.left_out else "",
-        "bars": drawn,
-        "marks": marks[:_MARKS_MAX],
-        "widest": f"{top:,.4g}",
-        "y": [("0", f"{top:,.4g}"), ("50", f"{top / 2:,.4g}"), ("100", "0")],
-        "x": labels,
-    }
-
-
-_WORDS: Final = {
-    Fate.ESCAPED: "got through untranslated",
-    Fate.PASSED: "got through",
-    Fate.DROPPED: "dropped",
-}
-
-
-def _round_up(number: float) -> float:
-    """The next of 1, 1.5, 2, 3, 4, 5, 6, 8 times a power of ten: at most a third above."""
-    scale = 1.0
-    while scale > number:
-        scale /= 10
-    while True:
-        for step in (1, 1.5, 2, 3, 4, 5, 6, 8):
-            if number <= step * scale * (1 + 1e-9):
-                return step * scale
-        scale *= 10
-
-
-def _distances(summary: Summary) -> dict[str, Any] | None:
-    """One strip of a row for each bound, over the classes that have packets."""
-    if not summary.distances:
-        return None
-    powers = [power for (_, power), packets in summary.distances.items() if packets]
-    classes = range(min(powers), max(powers) + 1)
-    rows = []
-    for bound in sorted({bound for bound, _ in summary.distances}):
-        counts = [summary.distances[bound, power] for power in classes]
-        most = max(counts)
-        cells = []
-        for power, packets in zip(classes, counts, strict=True):
-            title = f"{_binary(1 << power - 1)} to {_binary(1 << power)} bytes: {packets:,} packets"
-            cells.append((title, f"{max(3, 100 * packets / most) if packets else 0:.0f}"))
-        rows.append(
-            {
-                "bound": bound,
-                "packets": _number(sum(counts)),
-                "most": _number(most),
-                "caption": "; ".join(title for title, height in cells if height != "0"),
-                "cells": cells,
-            }
-        )
-    every = max(1, -(-len(classes) // _TICKS))
-    ticks = [
-        _binary(1 << power - 1) if index % every == 0 else "" for index, power in enumerate(classes)
-    ]
-    return {"rows": rows, "ticks": ticks}
-
-
-def _binary(number: int) -> str:
-    for unit, scale in (("G", 1 << 30), ("M", 1 << 20), ("k", 1 << 10)):
-        if number >= scale:
-            return f"{number // scale} {unit}"
-    return str(number)
