@@ -10,7 +10,7 @@ import resource
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -180,57 +180,50 @@ READERS: Final = {
 }
 
 
-@pytest.mark.parametrize("reader", READERS)
-def test_events_of_other_versions(
-    reader: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+Shown = tuple[str, str, str]
+
+
+@pytest.fixture
+def shown_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str, bytes], Shown]:
+    """What a reader shows of a recording: its output, its errors and its page, if it makes one."""
     monkeypatch.chdir(tmp_path)
-    log = tmp_path / "events.jsonl"
-    log.write_text("".join(json.dumps(each) + "\n" for each in of_other_versions()))
-    assert main([*READERS[reader], str(log)]) == 0
-    shown = capsys.readouterr()
-    counted = "3 INVALID packets" if reader == "whatif" else "3 packets"
-    assert counted in shown.out
-    told = shown.err if reader == "whatif" else Path("page.html").read_text(encoding="utf-8")
-    assert "skipped 1 line" in told
+
+    def shown_of(reader: str, octets: bytes) -> Shown:
+        Path("events.jsonl").write_bytes(octets)
+        assert main([*READERS[reader], "events.jsonl"]) == 0
+        shown = capsys.readouterr()
+        page = Path("page.html")
+        return shown.out, shown.err, page.read_text(encoding="utf-8") if page.exists() else ""
+
+    return shown_of
+
+
+def lines_of(events: Iterable[dict[str, Any]]) -> bytes:
+    return b"".join(json.dumps(each).encode() + b"\n" for each in events)
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_events_of_other_versions(reader: str, shown_of: Callable[[str, bytes], Shown]) -> None:
+    out, errors, page = shown_of(reader, lines_of(of_other_versions()))
+    assert ("3 INVALID packets" if reader == "whatif" else "3 packets") in out
+    assert "skipped 1 line" in (errors if reader == "whatif" else page)
 
 
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("packed", [False, True])
 def test_truncated_events(
-    reader: str,
-    packed: bool,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    reader: str, packed: bool, shown_of: Callable[[str, bytes], Shown]
 ) -> None:
     """What there is counts, and what is missing is said."""
-    monkeypatch.chdir(tmp_path)
-    log = tmp_path / "events.jsonl"
-    whole = b"".join(json.dumps(event(seq=number)).encode() + b"\n" for number in range(2000))
-    log.write_bytes(gzip.compress(whole)[:-200] if packed else whole[:-200])
-    assert main([*READERS[reader], str(log)]) == 0
-    shown = capsys.readouterr()
-    told = (
-        shown.out
-        + shown.err
-        + "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("page.html"))
-    )
+    whole = lines_of(event(seq=number) for number in range(2000))
+    told = "".join(shown_of(reader, gzip.compress(whole)[:-200] if packed else whole[:-200]))
     assert "not read to the end" in told if packed else "skipped 1 line" in told
 
 
 @pytest.mark.parametrize("reader", READERS)
-def test_hostile_events(
-    reader: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    log = tmp_path / "events.jsonl"
+def test_hostile_events(reader: str, shown_of: Callable[[str, bytes], Shown]) -> None:
     evil = {"rule": EVIL, "in": EVIL, "out": EVIL}
     lines = [
         event(**evil),
@@ -240,14 +233,10 @@ def test_hostile_events(
         event(**evil, lookup_error=EVIL),
         {"event": EVIL},
     ]
-    log.write_text("".join(json.dumps(each) + "\n" for each in lines))
-    assert main([*READERS[reader], str(log)]) == 0
-    shown = capsys.readouterr()
-    assert is_clean(shown.out + shown.err)
-    if reader == "report":
-        page = Path("page.html").read_text(encoding="utf-8")
-        assert "<script>alert" not in page
-        assert "\x1b" not in page
+    out, errors, page = shown_of(reader, lines_of(lines))
+    assert is_clean(out + errors)
+    assert "<script>alert" not in page
+    assert "\x1b" not in page
 
 
 @pytest.mark.parametrize("reader", READERS)

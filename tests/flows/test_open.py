@@ -70,6 +70,19 @@ def test_three_capabilities_are_enough(readable: Path) -> None:
     assert _ask(readable, *_nobody_with(*_ALL)) == ("bpf", "None")
 
 
+def _printed(readable: Path, program: str) -> str:
+    """What a program prints that another user can import the package in."""
+    done = subprocess.run(
+        [str(Path(sys.executable).resolve()), "-B", "-c", program],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(readable)},
+        timeout=30,
+    )
+    return done.stdout
+
+
 @pytest.mark.kernel
 def test_capabilities_can_be_dropped_once_it_is_open(readable: Path) -> None:
     program = (
@@ -80,15 +93,7 @@ def test_capabilities_can_be_dropped_once_it_is_open(readable: Path) -> None:
         "os.setresuid(65534, 65534, 65534)\n"
         "print(flows.evidence, flows.lookup([FlowTuple(6, bytes(4), bytes(4), 1, 2)]))\n"
     )
-    done = subprocess.run(
-        [str(Path(sys.executable).resolve()), "-B", "-c", program],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(readable)},
-        timeout=30,
-    )
-    assert done.stdout == "bpf [None]\n"
+    assert _printed(readable, program) == "bpf [None]\n"
 
 
 @pytest.mark.kernel
@@ -104,16 +109,8 @@ def test_ctnetlink_without_its_capability_fails_each_lookup(readable: Path) -> N
         "os.setresuid(65534, 65534, 65534)\n"
         "print(flows.lookup([wanted, wanted]))\n"
     )
-    done = subprocess.run(
-        [str(Path(sys.executable).resolve()), "-B", "-c", program],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(readable)},
-        timeout=30,
-    )
     failed = f"LookupFailed(code={errno.EPERM})"
-    assert done.stdout == f"[None]\n[{failed}, {failed}]\n"
+    assert _printed(readable, program) == f"[None]\n[{failed}, {failed}]\n"
 
 
 @pytest.mark.kernel

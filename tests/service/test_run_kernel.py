@@ -18,6 +18,7 @@ from tests.support.queue import (
     THAT_PORT_POLICY,
     Datagrams,
     GuardProcess,
+    configured,
     kernel_line,
     queue_udp,
     wait_for,
@@ -34,14 +35,6 @@ def inside(namespace: Make) -> Namespace:
     made = namespace("run")
     queue_udp(made)
     return made
-
-
-def configured(path: Path, *lines: str, policy: str = THAT_PORT_POLICY) -> str:
-    """A configuration file for our queue; its name."""
-    lines = (f'control_socket = "{path}.sock"', *lines)
-    text = "\n".join(["[daemon]", f"queue = {QUEUE}", 'rules = "none"', *lines])
-    path.write_text(f"{text}\n{policy}")
-    return str(path)
 
 
 def idle(namespace: Namespace) -> bool:

@@ -36,6 +36,13 @@ action = "drop"
 """
 
 
+def configured(path: Path, *lines: str, policy: str = THAT_PORT_POLICY) -> str:
+    """A configuration file for our queue, with a control socket beside it; its name."""
+    head = ("[daemon]", f"queue = {QUEUE}", 'rules = "none"', f'control_socket = "{path}.sock"')
+    path.write_text("\n".join([*head, *lines]) + "\n" + policy, encoding="utf-8")
+    return str(path)
+
+
 def queue_udp(namespace: Namespace, *, bypass: bool = True, chain: str = "OUTPUT") -> None:
     """Queue every UDP packet that the namespace sends."""
     words = ["-t", "mangle", "-A", chain, "-p", "udp", "-j", "NFQUEUE", "--queue-num", str(QUEUE)]

@@ -15,10 +15,10 @@ import pytest
 
 from nfq_guard.lab.netns import Namespace
 from tests.support.queue import (
-    QUEUE,
     THAT_PORT_POLICY,
     Datagrams,
     GuardProcess,
+    configured,
     kernel_line,
     queue_udp,
     wait_for,
@@ -38,12 +38,6 @@ def inside(namespace: Make) -> Namespace:
     made = namespace("live-events")
     queue_udp(made)
     return made
-
-
-def configured(path: Path, *lines: str, policy: str = THAT_PORT_POLICY) -> str:
-    head = ("[daemon]", f"queue = {QUEUE}", 'rules = "none"', f'control_socket = "{path}.sock"')
-    path.write_text("\n".join([*head, *lines]) + "\n" + policy)
-    return str(path)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
