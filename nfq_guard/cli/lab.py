@@ -13,7 +13,9 @@ from typing import Final, TypedDict
 from nfq_guard.cli.options import add_color, add_debug, add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, UsageError
+from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.lab import demo, matrix, strays
+from nfq_guard.lab.addresses import Family
 from nfq_guard.lab.outcome import Mitigation, Outcome, Result
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.trial import Keep
@@ -32,6 +34,11 @@ _LEGEND: Final = {
     Outcome.BLOCKED: "the connection hangs because the mitigation dropped its packets",
     Outcome.STALLED: "the connection hangs although the mitigation dropped nothing",
     Outcome.RESET: "the connection was reset",
+}
+_FAMILIES: Final[dict[str, tuple[Family, ...]]] = {
+    "4": (IPV4,),
+    "6": (IPV6,),
+    "both": (IPV4, IPV6),
 }
 _MITIGATIONS: Final = [mitigation.value for mitigation in Mitigation]
 _TONES: Final = {
@@ -104,6 +111,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             metavar=metavar,
             help=f"one or more of {', '.join(choices)} (default: all)",
         )
+    for action, families, values in (
+        (one, ("4", "6"), "IPv4 or IPv6"),
+        (many, tuple(_FAMILIES), "IPv4, IPv6 or both"),
+    ):
+        action.add_argument(
+            "--family", choices=families, default="4", help=f"{values} (default: 4)"
+        )
     for action in (one, many):
         action.add_argument(
             "--pcap", type=Path, metavar="DIR", help="write a capture of each link to DIR"
@@ -143,19 +157,22 @@ def _measure(args: argparse.Namespace) -> int:
         return demo.run(lambda text, tone: write_line(paint(text, *_TONES[tone])))
     as_json = args.format == "json"
     keep = Keep(pcap=_directory("--pcap", args.pcap), events=_directory("--events", args.events))
+    families = _FAMILIES[args.family]
     if args.action == "run":
-        task = matrix.Task(SCENARIOS[args.scenario], Mitigation(args.mitigation))
+        task = matrix.Task(SCENARIOS[args.scenario], Mitigation(args.mitigation), *families)
         results = matrix.run_all([task], keep)
         return show(results, write_record if as_json else _write_one)
     tasks = [
-        matrix.Task(SCENARIOS[scenario], Mitigation(mitigation))
+        matrix.Task(SCENARIOS[scenario], Mitigation(mitigation), family)
         for scenario in args.scenario
+        for family in families
         for mitigation in args.mitigation
     ]
     results = matrix.run_all(tasks, keep)
     if as_json:
         return show(results, write_record)
-    return show_table(results, [Mitigation(mitigation) for mitigation in args.mitigation])
+    mitigations = [Mitigation(mitigation) for mitigation in args.mitigation]
+    return show_table(results, mitigations, families)
 
 
 def _directory(option: str, path: Path | None) -> Path | None:
@@ -232,6 +249,7 @@ def write_record(result: Result) -> None:
 def _write_one(result: Result) -> None:
     rows = {
         "scenario": result.scenario,
+        "family": f"IPv{result.family}",
         "mitigation": result.mitigation.value,
         "outcome": paint(result.outcome.value, _STYLES[result.outcome]),
         "expected": f"{result.expected.value}: {result.why}",
@@ -249,15 +267,27 @@ def _write_one(result: Result) -> None:
         write_line(paint("not as expected", Style.RED, Style.BOLD))
 
 
-def show_table(results: Generator[Result, None, None], mitigations: Sequence[Mitigation]) -> int:
-    """Write one row a scenario, each once its last run has ended, then a legend."""
+def show_table(
+    results: Generator[Result, None, None],
+    mitigations: Sequence[Mitigation],
+    families: Sequence[Family] = (IPV4,),
+) -> int:
+    """Write one row a scenario and family, each once its last run has ended, then a legend.
+
+    With IPv4 alone there is no column of the family.
+    """
     heads = [_split(mitigation.value) for mitigation in mitigations]
     widths = [max(map(len, (*head, Outcome.SURVIVED.value))) for head in heads]
     first = max(map(len, SCENARIOS))
+
+    def start(scenario: str, family: str) -> tuple[str, ...]:
+        name = scenario.ljust(first)
+        return (name,) if tuple(families) == (IPV4,) else (name, family.ljust(3))
+
     for line in range(2):
         names = [head[line].ljust(width) for head, width in zip(heads, widths, strict=True)]
-        title = "scenario" if line else ""
-        write_line(paint("  ".join((title.ljust(first), *names)).rstrip(), Style.BOLD))
+        titles = ("scenario", "IPv") if line else ("", "")
+        write_line(paint("  ".join((*start(*titles), *names)).rstrip(), Style.BOLD))
     row: list[Result] = []
     completed: list[Result] = []
 
@@ -265,7 +295,8 @@ def show_table(results: Generator[Result, None, None], mitigations: Sequence[Mit
         row.append(result)
         if len(row) == len(mitigations):
             cells = [_cell(each, width) for each, width in zip(row, widths, strict=True)]
-            write_line("  ".join((result.scenario.ljust(first), *cells)).rstrip())
+            titles = start(result.scenario, str(result.family))
+            write_line("  ".join((*titles, *cells)).rstrip())
             completed.extend(row)
             row.clear()
 
@@ -277,8 +308,8 @@ def show_table(results: Generator[Result, None, None], mitigations: Sequence[Mit
     for result in completed:
         if not result.as_expected:
             text = (
-                f"! {result.scenario} with {result.mitigation}: expected {result.expected}, "
-                f"found {result.outcome}: {result.why}"
+                f"! {result.scenario} with {result.mitigation}, IPv{result.family}: "
+                f"expected {result.expected}, found {result.outcome}: {result.why}"
             )
             write_line(paint(text, Style.RED, Style.BOLD))
     return status

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.errors import PrivilegeError, UnavailableError
+from nfq_guard.flow import IPV4
 from nfq_guard.lab import netns
+from nfq_guard.lab.addresses import Family
 from nfq_guard.lab.outcome import Mitigation, Result
 from nfq_guard.lab.scenarios.base import Scenario
 from nfq_guard.lab.trial import DIRECTORY_PREFIX, Keep, run
@@ -32,6 +34,7 @@ class Task:
 
     scenario: Scenario
     mitigation: Mitigation
+    family: Family = IPV4
 
 
 def check_requirements() -> None:
@@ -78,7 +81,14 @@ def run_all(tasks: Iterable[Task], keep: Keep) -> Generator[Result, None, None]:
     pool = ThreadPoolExecutor(max_workers=_AT_ONCE)
     try:
         futures = [
-            pool.submit(run, task.scenario, task.mitigation, keep=keep, cancelled=cancelled)
+            pool.submit(
+                run,
+                task.scenario,
+                task.mitigation,
+                family=task.family,
+                keep=keep,
+                cancelled=cancelled,
+            )
             for task in tasks
         ]
         for future in futures:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.errors import UnavailableError
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import Mitigation
 
@@ -35,7 +36,7 @@ def rules(mitigation: Mitigation, nat: str) -> str:
     return "".join(f"*{table}\n{chr(10).join(lines)}\nCOMMIT\n" for table, lines in tables.items())
 
 
-def install(router: Namespace, mitigation: Mitigation, nat: str) -> None:
+def install(router: Namespace, plan: Plan, mitigation: Mitigation, nat: str) -> None:
     """Set up the router's translation and the rules or sysctl of `mitigation`.
 
     Does not start the guard.
@@ -43,21 +44,22 @@ def install(router: Namespace, mitigation: Mitigation, nat: str) -> None:
     Raises:
         UnavailableError: iptables is missing, or this kernel does not support a rule.
     """
+    restore = f"{plan.iptables}-restore"
     try:
-        router.run("iptables-restore", "-w", stdin=rules(mitigation, nat))
+        router.run(restore, "-w", stdin=rules(mitigation, nat))
     except subprocess.CalledProcessError as error:
         message = error.stderr.strip().splitlines()[0] if error.stderr else "no error message"
-        raise UnavailableError(f"iptables-restore in the lab: {message}") from None
+        raise UnavailableError(f"{restore} in the lab: {message}") from None
     if mitigation is Mitigation.BE_LIBERAL:
         router.sysctl("netfilter.nf_conntrack_tcp_be_liberal", 1)
 
 
-def dropped_by_rules(router: Namespace, mitigation: Mitigation) -> int:
+def dropped_by_rules(router: Namespace, plan: Plan, mitigation: Mitigation) -> int:
     """Packets dropped by the rule of `mitigation`."""
     if mitigation not in _DROP_RULES:
         return 0
     table, _ = _DROP_RULES[mitigation]
-    saved = router.run("iptables-save", "-c", "-t", table).stdout
+    saved = router.run(f"{plan.iptables}-save", "-c", "-t", table).stdout
     return sum(int(count) for count in _COUNTED_DROP.findall(saved))
 
 

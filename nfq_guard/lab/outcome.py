@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, TypedDict
 
+from nfq_guard.flow import IPV4
+from nfq_guard.lab.addresses import Family
 from nfq_guard.lab.wiretap import Segment
 
 
@@ -64,6 +66,7 @@ class ResultRecord(TypedDict):
         rst: Each RST captured on a link, as `link: source > destination`.
         leaks: Each segment captured on the outer link with a source that translation hides.
         why: The reason for `expected`.
+        family: Of the addresses: 4 or 6.
     """
 
     scenario: str
@@ -78,6 +81,7 @@ class ResultRecord(TypedDict):
     rst: list[str]
     leaks: list[str]
     why: str
+    family: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +103,7 @@ class Result:
         leaks: Each segment captured on the outer link with a source that translation hides.
         wire: All segments captured from the first stray on, in order.
         events: The guard's `packet_judged` events.
+        family: Of the addresses.
     """
 
     scenario: str
@@ -115,6 +120,7 @@ class Result:
     leaks: tuple[str, ...] = ()
     wire: tuple[Segment, ...] = field(default=(), repr=False)
     events: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    family: Family = IPV4
 
     @property
     def as_expected(self) -> bool:
@@ -136,6 +142,7 @@ class Result:
             "rst": list(self.rst),
             "leaks": list(self.leaks),
             "why": self.why,
+            "family": self.family,
         }
 
 

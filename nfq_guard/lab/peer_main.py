@@ -23,6 +23,10 @@ def _report(word: str) -> None:
     sys.stdout.flush()
 
 
+def _domain(address: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
 def _exit_at_end_of_stdin() -> None:
     sys.stdin.read()
     os._exit(0)
@@ -31,7 +35,7 @@ def _exit_at_end_of_stdin() -> None:
 def serve(address: str, port: int, size: int) -> None:
     """Answer requests, one connection after the other, until standard input ends."""
     threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
-    with socket.create_server((address, port)) as listener:
+    with socket.create_server((address, port), family=_domain(address)) as listener:
         _report("listening")
         while True:
             connection, _ = listener.accept()
@@ -46,7 +50,7 @@ def serve(address: str, port: int, size: int) -> None:
 
 def ask(address: str, port: int, size: int, rcvbuf: int) -> None:
     """Connect, then send one request for each line on standard input."""
-    with socket.socket() as connection:
+    with socket.socket(_domain(address)) as connection:
         if rcvbuf:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

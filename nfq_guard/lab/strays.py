@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Final, assert_never
 
 from nfq_guard.errors import UnavailableError
+from nfq_guard.flow import IPV6
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.wiretap import Address, Segment
 from nfq_guard.seqno import Seq, add, later
@@ -116,18 +117,19 @@ def follow(segments: Sequence[Segment]) -> tuple[Side, Side]:
     return client, server
 
 
-def layers() -> ModuleType:
-    """The module of scapy with the layers of IPv4 and TCP.
+def layers() -> tuple[ModuleType, ModuleType]:
+    """The modules of scapy with the layers of IPv4 and TCP, and with those of IPv6.
 
     Raises:
         UnavailableError: It is not installed; only the lab needs it.
     """
     try:
-        return importlib.import_module("scapy.layers.inet")
+        inet, inet6 = map(importlib.import_module, ("scapy.layers.inet", "scapy.layers.inet6"))
     except ImportError:
         raise UnavailableError(
             "the lab needs the package scapy (pip install 'nfq-guard[lab]')"
         ) from None
+    return inet, inet6
 
 
 def build(stray: Stray, client: Side, server: Side) -> bytes:
@@ -155,9 +157,10 @@ def build(stray: Stray, client: Side, server: Side) -> bytes:
     options: list[tuple[str, tuple[int, int] | None]] = []
     if sender.timestamps:
         options = [("NOP", None), ("NOP", None), ("Timestamp", sender.timestamps)]
-    inet = layers()
+    inet, inet6 = layers()
+    head = inet6.IPv6 if ":" in source[0] else inet.IP
     return bytes(
-        inet.IP(src=source[0], dst=receiver.address[0])
+        head(src=source[0], dst=receiver.address[0])
         / inet.TCP(
             sport=source[1],
             dport=receiver.address[1],
@@ -172,9 +175,13 @@ def build(stray: Stray, client: Side, server: Side) -> bytes:
 
 
 def send(namespace: Namespace, octets: bytes) -> None:
-    """Send an unchanged IPv4 packet from inside `namespace`, routed by its destination."""
+    """Send an unchanged packet from inside `namespace`, routed by its destination."""
+    if octets[0] >> 4 == IPV6:
+        domain, target = socket.AF_INET6, octets[24:40]
+    else:
+        domain, target = socket.AF_INET, octets[16:20]
     with (
         namespace.entered(),
-        socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
+        socket.socket(domain, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw,
     ):
-        raw.sendto(octets, (socket.inet_ntoa(octets[16:20]), 0))
+        raw.sendto(octets, (socket.inet_ntop(domain, target), 0))

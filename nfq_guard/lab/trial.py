@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.errors import NfqGuardError
+from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.lab import strays
+from nfq_guard.lab.addresses import PLANS, Family
 from nfq_guard.lab.guard import Guard, Report
 from nfq_guard.lab.mitigations import counted_invalid, dropped_by_rules, install
 from nfq_guard.lab.netns import Namespace
@@ -21,7 +23,7 @@ from nfq_guard.lab.outcome import ENFORCING, GUARDED, Mitigation, Outcome, Resul
 from nfq_guard.lab.pace import limit
 from nfq_guard.lab.peers import Client, serve, wait_for_server
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Change, Scenario, Stage
-from nfq_guard.lab.wiretap import Segment, Tap, settle
+from nfq_guard.lab.wiretap import Segment, Tap, read_segment, settle
 
 # Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s.
 _ANSWER_LIMIT_S: Final = 2.0
@@ -47,8 +49,10 @@ class Keep:
     """Directories for the recordings of a trial; None for no recording.
 
     Attributes:
-        pcap: For the captures, `SCENARIO-MITIGATION-LINK.pcap`.
-        events: For the guard's log, `SCENARIO-MITIGATION.jsonl`.
+        pcap: For the captures, `SCENARIO-MITIGATION-LINK.pcap`, of IPv6
+            `SCENARIO-MITIGATION-ipv6-LINK.pcap`.
+        events: For the guard's log, `SCENARIO-MITIGATION.jsonl`, of IPv6
+            `SCENARIO-MITIGATION-ipv6.jsonl`.
     """
 
     pcap: Path | None = None
@@ -59,6 +63,7 @@ def run(
     scenario: Scenario,
     mitigation: Mitigation,
     *,
+    family: Family = IPV4,
     keep: Keep,
     cancelled: threading.Event,
     policy: str = "",
@@ -69,6 +74,7 @@ def run(
     Args:
         scenario: The scenario.
         mitigation: The mitigation.
+        family: Of the addresses.
         keep: Where to leave recordings.
         cancelled: Ends the trial early once set.
         policy: The guard's table `[policy]` as TOML; empty for the default policy. The expected
@@ -80,7 +86,7 @@ def run(
         PrivilegeError: Not root.
         CancelledError: `cancelled` was set.
     """
-    with _Trial(scenario, mitigation, cancelled, policy, make_guard) as trial:
+    with _Trial(scenario, mitigation, family, cancelled, policy, make_guard) as trial:
         result = trial.result()
         trial.save(keep)
     return result
@@ -93,6 +99,7 @@ class _Trial:
         self,
         scenario: Scenario,
         mitigation: Mitigation,
+        family: Family,
         cancelled: threading.Event,
         policy: str,
         make_guard: MakeGuard,
@@ -102,11 +109,12 @@ class _Trial:
         self._policy = policy
         self._scenario = scenario
         self._mitigation = mitigation
+        self._plan = PLANS[family]
         self._began = time.monotonic()
         self._stack = ExitStack()
         self._guard: Guard | None = None
         self._taps: list[Tap] = []
-        self._sent: list[bytes] = []
+        self._sent: list[Segment] = []
         self._replies: list[str] = []
 
     def __enter__(self) -> "_Trial":
@@ -125,8 +133,8 @@ class _Trial:
 
     def result(self) -> Result:
         """Run the trial."""
-        stage = self._scenario.build(self._namespace)
-        install(stage.router, self._mitigation, stage.nat)
+        stage = self._scenario.build(self._namespace, self._plan)
+        install(stage.router, self._plan, self._mitigation, stage.nat)
         if self._mitigation in GUARDED:
             directory = Path(tempfile.mkdtemp(prefix=f"{DIRECTORY_PREFIX}{os.getpid()}-"))
             self._stack.callback(shutil.rmtree, directory)
@@ -139,7 +147,7 @@ class _Trial:
         with ExitStack() as peers:
             self._converse(stage, peers)
         settle(self._taps, quiet_s=0.01, limit_s=limit(_SETTLE_LIMIT_S))
-        dropped = dropped_by_rules(stage.router, self._mitigation)
+        dropped = dropped_by_rules(stage.router, self._plan, self._mitigation)
         invalid = counted_invalid(stage.router)
         report = Report(0, 0, ())
         if self._guard:
@@ -183,7 +191,9 @@ class _Trial:
         settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
         tap = next(tap for tap in self._taps if tap.label == stray.tap)
         octets = strays.build(stray, *strays.follow(tap.segments))
-        self._sent.append(octets)
+        segment = read_segment(octets, time_ns=0, link=stray.tap)
+        if segment is not None:
+            self._sent.append(segment)
         strays.send(stray.sender, octets)
         settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
         if self._guard:
@@ -210,6 +220,7 @@ class _Trial:
         expectation = self._scenario.expected(RUNNING_KERNEL)[self._mitigation]
         return Result(
             scenario=self._scenario.name,
+            family=self._plan.family,
             mitigation=self._mitigation,
             expected=expectation.outcome,
             outcome=outcome,
@@ -227,17 +238,18 @@ class _Trial:
 
     def _first_stray(self, passed: Sequence[Segment]) -> int:
         for index, segment in enumerate(passed):
-            if any(octets[24:28] == segment.seq.to_bytes(4) for octets in self._sent):
+            if any(sent.seq == segment.seq for sent in self._sent):
                 return index
         return len(passed)
 
     def _is_ours(self, segment: Segment) -> bool:
-        number = segment.seq.to_bytes(4)
-        return any(octets[24:28] == number and octets[33] & 4 for octets in self._sent)
+        return any(sent.is_rst and sent.seq == segment.seq for sent in self._sent)
 
     def save(self, keep: Keep) -> None:
         """Write the recordings that `keep` selects."""
         name = f"{self._scenario.name}-{self._mitigation}"
+        if self._plan.family == IPV6:
+            name += "-ipv6"
         if keep.pcap:
             for tap in self._taps:
                 tap.write_pcap(keep.pcap / f"{name}-{tap.label}.pcap")

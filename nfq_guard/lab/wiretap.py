@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from nfq_guard.flow import IPV6
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.names import endpoint
 from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import FIN, RST, SYN
 
 _ETH_P_ALL: Final = 0x0003
-_ETH_P_IP: Final = 0x0800
+_ETHERTYPES: Final = (0x0800, 0x86DD)
 _SO_TIMESTAMPNS: Final = 35  # the number of the socket option and of its control message
 _SO_RCVBUFFORCE: Final = 33  # not defined by the socket module
 _RECEIVE_BUFFER: Final = 8 << 20  # a trial moves well below 1 MB, and nothing may be lost
@@ -73,26 +75,33 @@ class Segment:
 
     def __str__(self) -> str:
         """Source and destination in tcpdump's notation."""
-        return f"{self.src[0]}:{self.src[1]} > {self.dst[0]}:{self.dst[1]}"
+        return f"{endpoint(*self.src)} > {endpoint(*self.dst)}"
 
 
 def read_segment(octets: bytes, *, time_ns: int, link: str) -> Segment | None:
-    """The TCP segment in an IPv4 packet; None for anything else.
+    """The TCP segment in an IPv4 or IPv6 packet; None for anything else.
 
-    Does not check lengths, because the packets come from this machine's own kernel.
+    Does not check lengths, because the packets come from this machine's own kernel, which sends TCP
+    over IPv6 without extension headers.
     """
-    if len(octets) < 40 or octets[0] >> 4 != 4 or octets[9] != socket.IPPROTO_TCP:
+    if len(octets) < 40:
         return None
-    start = (octets[0] & 15) * 4
-    length = int.from_bytes(octets[2:4])
+    if octets[0] >> 4 == IPV6:
+        domain, proto, start = socket.AF_INET6, octets[6], 40
+        length, src, dst = start + int.from_bytes(octets[4:6]), octets[8:24], octets[24:40]
+    else:
+        domain, proto, start = socket.AF_INET, octets[9], (octets[0] & 15) * 4
+        length, src, dst = int.from_bytes(octets[2:4]), octets[12:16], octets[16:20]
+    if proto != socket.IPPROTO_TCP or len(octets) < start + 20:
+        return None
     sport, dport, number, ack, offset, flags, window = struct.unpack_from("!HHIIBBH", octets, start)
     head = start + (offset >> 4) * 4
     wscale, timestamps = _options(octets[start + 20 : head])
     return Segment(
         time_ns=time_ns,
         link=link,
-        src=(socket.inet_ntoa(octets[12:16]), sport),
-        dst=(socket.inet_ntoa(octets[16:20]), dport),
+        src=(socket.inet_ntop(domain, src), sport),
+        dst=(socket.inet_ntop(domain, dst), dport),
         seq=Seq(number),
         ack=Seq(ack),
         flags=flags,
@@ -160,7 +169,7 @@ class Tap:
                 octets, control, _, address = self._socket.recvmsg(_LARGEST, 64)
             except BlockingIOError:
                 return len(self.segments) > before
-            if address[1] != _ETH_P_IP:
+            if address[1] not in _ETHERTYPES:
                 continue
             time_ns = 0
             for level, kind, value in control:

@@ -19,6 +19,8 @@ from typing import Final, NamedTuple
 import pytest
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.flow import IPV4
+from nfq_guard.lab.addresses import PLANS, Plan
 from nfq_guard.lab.netns import PREFIX, Namespace
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.pace import limit
@@ -29,9 +31,10 @@ from nfq_guard.lab.wiretap import checksums_in_software
 
 pytestmark = pytest.mark.timeout(limit(120))
 
-_HOST: Final = "192.0.2.10"
-_NEIGHBOUR: Final = "192.0.2.1"
-_INSIDE: Final = "10.0.0.2"
+_PLAN: Final = PLANS[IPV4]
+_HOST: Final = _PLAN.outside.host(10)
+_NEIGHBOUR: Final = _PLAN.outside.host(1)
+_INSIDE: Final = _PLAN.lan.host(2)
 _PORT: Final = 8080
 
 
@@ -73,8 +76,8 @@ class _Scenario:
         self._situation = situation
         self._stage = stage
 
-    def build(self, make: MakeNamespace) -> Stage:
-        del make
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
+        del make, plan
         return self._stage
 
     def expected(self, kernel: KernelRules) -> Expectations:
@@ -109,14 +112,14 @@ def _hold(situation: Situation, stage: Stage) -> None:
 @pytest.fixture(scope="module")
 def host() -> Iterator[Namespace]:
     with Adopted("host", 1) as adopted:
-        yield routing(adopted)
+        yield routing(adopted, _PLAN)
 
 
 @pytest.fixture(scope="module")
 def neighbour(host: Namespace) -> Iterator[Namespace]:
     """On the host's outer link."""
     with Namespace("neighbour") as outside:
-        join(host, "wan0", outside, "eth0", f"{_HOST}/24", f"{_NEIGHBOUR}/24")
+        join(host, "wan0", outside, "eth0", _PLAN.outside, (10, 1))
         outside.ip("route", "add", "default", "via", _HOST)
         yield outside
 
@@ -125,7 +128,7 @@ def neighbour(host: Namespace) -> Iterator[Namespace]:
 def inside(host: Namespace) -> Iterator[Namespace]:
     """On the host's inner link."""
     with Namespace("inside") as client:
-        join(host, "lan0", client, "eth0", "10.0.0.1/24", f"{_INSIDE}/24")
+        join(host, "lan0", client, "eth0", _PLAN.lan, (1, 2))
         client.ip("route", "add", "default", "via", "10.0.0.1")
         yield client
 

@@ -12,19 +12,18 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import (
     Link,
     MakeNamespace,
     Stage,
     join,
+    route,
     routing,
     without_path_filter,
 )
 from nfq_guard.lab.strays import Kind, Stray
-
-_CLIENT: Final = "10.1.0.2"
-_SERVER: Final = "10.2.0.2"
 
 _BLOCKED: Final = "it drops every packet from the client after its SYN, although they are valid"
 
@@ -59,22 +58,23 @@ class Asymmetric:
     name = "asymmetric"
     summary = "the router sees one direction of an untranslated connection, which must survive"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, router and server, and a second path from server to client."""
         client = without_path_filter(make("client"))
-        router = routing(make("router"))
+        router = routing(make("router"), plan)
         server = without_path_filter(make("server"))
-        join(client, "eth0", router, "eth0", f"{_CLIENT}/24", "10.1.0.1/24")
-        join(server, "eth0", router, "eth1", f"{_SERVER}/24", "10.2.0.1/24")
-        join(client, "eth1", server, "eth1", "10.3.0.2/24", "10.3.0.1/24")
-        client.ip("route", "add", "10.2.0.0/24", "via", "10.1.0.1")
-        server.ip("route", "add", "10.1.0.0/24", "via", "10.3.0.2")
+        join(client, "eth0", router, "eth0", plan.outside, (2, 1))
+        join(server, "eth0", router, "eth1", plan.far, (2, 1))
+        join(client, "eth1", server, "eth1", plan.second_outside, (2, 1))
+        route(client, str(plan.far), plan.outside.host(1))
+        route(server, str(plan.outside), plan.second_outside.host(2))
+        service = (plan.far.host(2), 80)
         return Stage(
             router=router,
             client=client,
             server=server,
-            connect_to=(_SERVER, 80),
-            listen_on=(_SERVER, 80),
+            connect_to=service,
+            listen_on=service,
             nat="",
             links=(
                 Link(label="ends", namespace=client, interface=None),

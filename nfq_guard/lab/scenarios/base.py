@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nfq_guard.conntrack.kernel_rules import KernelRules, rules_of
+from nfq_guard.flow import IPV6
+from nfq_guard.lab.addresses import Network, Plan
 from nfq_guard.lab.netns import Namespace, veth
 from nfq_guard.lab.outcome import Expectations
 from nfq_guard.lab.strays import Stray
@@ -73,7 +75,7 @@ class Scenario(Protocol):
     name: str
     summary: str
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Build the network with namespaces from `make`, whose caller removes them."""
 
     def expected(self, kernel: KernelRules) -> Expectations:
@@ -83,23 +85,56 @@ class Scenario(Protocol):
 RUNNING_KERNEL: Final = rules_of(platform.release())
 
 
-def routing(namespace: Namespace) -> Namespace:
+def routing(namespace: Namespace, plan: Plan) -> Namespace:
     """Enable forwarding and disable reverse path filtering; returns `namespace`."""
-    namespace.sysctl("ipv4.ip_forward", 1)
+    namespace.sysctl("ipv6.conf.all.forwarding" if plan.family == IPV6 else "ipv4.ip_forward", 1)
     return without_path_filter(namespace)
 
 
 def without_path_filter(namespace: Namespace) -> Namespace:
-    """Disable reverse path filtering, for asymmetric paths; returns `namespace`."""
+    """Disable reverse path filtering, for asymmetric paths; returns `namespace`.
+
+    IPv6 has none.
+    """
     namespace.sysctl("ipv4.conf.all.rp_filter", 0)
     namespace.sysctl("ipv4.conf.default.rp_filter", 0)
     return namespace
 
 
 def join(
-    left: Namespace, left_name: str, right: Namespace, right_name: str, here: str, there: str
+    left: Namespace,
+    left_name: str,
+    right: Namespace,
+    right_name: str,
+    network: Network,
+    hosts: tuple[int, int],
 ) -> None:
-    """Connect two namespaces by a link with complete checksums; addresses as `10.0.0.1/24`."""
+    """Connect two namespaces by a link with complete checksums.
+
+    Args:
+        left: One namespace.
+        left_name: Its interface.
+        right: The other namespace.
+        right_name: Its interface.
+        network: The network of the link.
+        hosts: The numbers of `left` and `right` in it.
+    """
+    if network.prefix.version == IPV6:
+        # A router can ask for a neighbour only once its link-local address is no longer tentative.
+        for namespace in (left, right):
+            namespace.sysctl("ipv6.conf.default.accept_dad", 0)
+    here, there = (network.interface(number) for number in hosts)
     veth(left, left_name, right, right_name, (here, there))
     checksums_in_software(left, left_name)
     checksums_in_software(right, right_name)
+
+
+def route(namespace: Namespace, destination: str, via: str) -> None:
+    """Route `destination`, a prefix or `default`, through the host `via`; replaces a route."""
+    family = "-6" if ":" in via else "-4"
+    namespace.ip(family, "route", "replace", destination, "via", via)
+
+
+def dnat(service: str, target: str, *, chain: str = "PREROUTING", port: int = 80) -> str:
+    """The rule that translates a service's address and port to `target`, an endpoint."""
+    return f"-A {chain} -d {service} -p tcp --dport {port} -j DNAT --to-destination {target}"

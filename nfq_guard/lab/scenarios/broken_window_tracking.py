@@ -12,23 +12,20 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import (
     Change,
     Link,
     MakeNamespace,
     Stage,
+    dnat,
     join,
+    route,
     routing,
     without_path_filter,
 )
-
-_CLIENT: Final = "192.0.2.2"
-_SERVER: Final = "10.244.0.2"
-_SERVICE: Final = "10.96.0.10"
-_DNAT: Final = (
-    f"-A PREROUTING -d {_SERVICE} -p tcp --dport 80 -j DNAT --to-destination {_SERVER}:8080"
-)
+from nfq_guard.names import endpoint
 
 _RESET: Final = (
     "the answer reaches the client with the server's address, and its RST hits the server"
@@ -62,37 +59,37 @@ class BrokenWindowTracking:
     name = "broken-window-tracking"
     summary = "conntrack misses what a client sends, and calls the answers INVALID"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client and server, and two gateways between them."""
         client = without_path_filter(make("client"))
-        router, second = routing(make("router")), routing(make("second"))
+        router, second = routing(make("router"), plan), routing(make("second"), plan)
         server = without_path_filter(make("server"))
-        join(client, "eth0", router, "eth0", f"{_CLIENT}/24", "192.0.2.1/24")
-        join(server, "eth0", router, "cni0", f"{_SERVER}/24", "10.244.0.1/24")
-        join(client, "eth1", second, "eth0", "198.51.100.2/24", "198.51.100.1/24")
-        join(server, "eth1", second, "cni0", "10.245.0.2/24", "10.245.0.1/24")
-        client.ip("route", "add", "default", "via", "192.0.2.1")
-        server.ip("route", "add", "default", "via", "10.244.0.1")
-        second.ip("route", "add", f"{_SERVER}/32", "via", "10.245.0.2")
-        second.run("iptables-restore", "-w", stdin=f"*nat\n{_DNAT}\nCOMMIT\n")
-
-        def change_route() -> None:
-            client.ip("route", "replace", "default", "via", "198.51.100.1")
+        join(client, "eth0", router, "eth0", plan.outside, (2, 1))
+        join(server, "eth0", router, "cni0", plan.pods, (2, 1))
+        join(client, "eth1", second, "eth0", plan.second_outside, (2, 1))
+        join(server, "eth1", second, "cni0", plan.second_pods, (2, 1))
+        route(client, "default", plan.outside.host(1))
+        route(server, "default", plan.pods.host(1))
+        route(second, plan.pods.host(2), plan.second_pods.host(2))
+        listening = (plan.pods.host(2), 8080)
+        service = plan.services.host(10)
+        translation = dnat(service, endpoint(*listening))
+        second.run(f"{plan.iptables}-restore", "-w", stdin=f"*nat\n{translation}\nCOMMIT\n")
 
         return Stage(
             router=router,
             client=client,
             server=server,
-            connect_to=(_SERVICE, 80),
-            listen_on=(_SERVER, 8080),
-            nat=_DNAT,
+            connect_to=(service, 80),
+            listen_on=listening,
+            nat=translation,
             links=(
                 Link(label="inner", namespace=router, interface="cni0"),
                 Link(label="outer", namespace=router, interface="eth0"),
             ),
-            strays=(Change(change_route),),
+            strays=(Change(lambda: route(client, "default", plan.second_outside.host(1))),),
             outer="outer",
-            hidden=((_SERVER, None),),
+            hidden=((listening[0], None),),
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:

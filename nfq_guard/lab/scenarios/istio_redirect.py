@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, without_path_filter
 from nfq_guard.lab.strays import Kind, Stray
 
-_POD: Final = "10.244.1.5"
-_APP: Final = (_POD, 80)
-_PROXY: Final = (_POD, 15006)
+_APP_PORT: Final = 80
+_PROXY_PORT: Final = 15006
 
 _LEAVES: Final = "the client's segment is dropped, but the proxy's leaves with port 15006"
 
@@ -57,27 +57,26 @@ class IstioRedirect:
     name = "istio-redirect"
     summary = "segments of a REDIRECTed connection bypass the sidecar, or leave with its port"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """A client and a pod on one link."""
         client, pod = make("client"), without_path_filter(make("pod"))
-        join(client, "eth0", pod, "eth0", "10.244.1.2/24", f"{_POD}/24")
+        join(client, "eth0", pod, "eth0", plan.pods, (2, 5))
+        app, proxy = ((plan.pods.host(5), port) for port in (_APP_PORT, _PROXY_PORT))
         return Stage(
             router=pod,
             client=client,
             server=pod,
-            connect_to=_APP,
-            listen_on=_PROXY,
-            nat=f"-A PREROUTING -p tcp --dport {_APP[1]} -j REDIRECT --to-ports {_PROXY[1]}",
+            connect_to=app,
+            listen_on=proxy,
+            nat=f"-A PREROUTING -p tcp --dport {_APP_PORT} -j REDIRECT --to-ports {_PROXY_PORT}",
             links=(Link(label="outer", namespace=pod, interface="eth0"),),
             strays=(
                 Stray(kind=Kind.SEQ_OVER, sender=client, tap="outer", from_client=True),
-                Stray(
-                    kind=Kind.SEQ_OVER, sender=pod, tap="outer", from_client=False, source=_PROXY
-                ),
+                Stray(kind=Kind.SEQ_OVER, sender=pod, tap="outer", from_client=False, source=proxy),
             ),
             outer="outer",
-            hidden=(_PROXY,),
-            extra_listener=_APP,
+            hidden=(proxy,),
+            extra_listener=app,
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:

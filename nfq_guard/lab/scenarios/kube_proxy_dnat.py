@@ -13,13 +13,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
-from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, dnat, join, route, routing
 from nfq_guard.lab.strays import Kind, Stray
-
-_CLIENT: Final = "192.0.2.2"
-_POD: Final = "10.244.0.2"
-_SERVICE: Final = "10.96.0.10"
+from nfq_guard.names import endpoint
 
 EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.NONE: Expectation(
@@ -50,27 +48,30 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
 }
 
 
-def network(make: MakeNamespace, kind: Kind, *, reply_bytes: int, client_rcvbuf: int) -> Stage:
+def network(
+    make: MakeNamespace, plan: Plan, kind: Kind, *, reply_bytes: int = 1_000, client_rcvbuf: int = 0
+) -> Stage:
     """Client, node and pod, with one stray from the pod."""
-    client, node, pod = make("client"), routing(make("node")), make("pod")
-    join(client, "eth0", node, "eth0", f"{_CLIENT}/24", "192.0.2.1/24")
-    join(pod, "eth0", node, "cni0", f"{_POD}/24", "10.244.0.1/24")
-    client.ip("route", "add", "default", "via", "192.0.2.1")
-    pod.ip("route", "add", "default", "via", "10.244.0.1")
+    client, node, pod = make("client"), routing(make("node"), plan), make("pod")
+    join(client, "eth0", node, "eth0", plan.outside, (2, 1))
+    join(pod, "eth0", node, "cni0", plan.pods, (2, 1))
+    route(client, "default", plan.outside.host(1))
+    route(pod, "default", plan.pods.host(1))
+    service, listening = plan.services.host(10), (plan.pods.host(2), 8080)
     return Stage(
         router=node,
         client=client,
         server=pod,
-        connect_to=(_SERVICE, 80),
-        listen_on=(_POD, 8080),
-        nat=f"-A PREROUTING -d {_SERVICE} -p tcp --dport 80 -j DNAT --to-destination {_POD}:8080",
+        connect_to=(service, 80),
+        listen_on=listening,
+        nat=dnat(service, endpoint(*listening)),
         links=(
             Link(label="inner", namespace=node, interface="cni0"),
             Link(label="outer", namespace=node, interface="eth0"),
         ),
         strays=(Stray(kind=kind, sender=pod, tap="inner", from_client=False),),
         outer="outer",
-        hidden=((_POD, None),),
+        hidden=((listening[0], None),),
         reply_bytes=reply_bytes,
         client_rcvbuf=client_rcvbuf,
     )
@@ -82,9 +83,9 @@ class KubeProxyDnat:
     name = "kube-proxy-dnat"
     summary = "reply of a DNATed service flow is forwarded with the pod's own address"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, node, pod."""
-        return network(make, Kind.SEQ_OVER, reply_bytes=1_000, client_rcvbuf=0)
+        return network(make, plan, Kind.SEQ_OVER)
 
     def expected(self, kernel: KernelRules) -> Expectations:
         """The same on every kernel: SEQ over the bound is INVALID on all of them."""

@@ -12,6 +12,7 @@ an ACK; there the kernel counts no INVALID packet.
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios import kube_proxy_dnat
 from nfq_guard.lab.scenarios.base import MakeNamespace, Stage
@@ -31,10 +32,10 @@ class LateRetransmission:
     name = "late-retransmission"
     summary = "the packet of Kubernetes #74839: INVALID before kernel 6.1, translated since"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, node and pod, with a long answer into a small buffer."""
         return kube_proxy_dnat.network(
-            make, Kind.OLD_DATA, reply_bytes=_REPLY_BYTES, client_rcvbuf=_RCVBUF_BYTES
+            make, plan, Kind.OLD_DATA, reply_bytes=_REPLY_BYTES, client_rcvbuf=_RCVBUF_BYTES
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
-from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, dnat, join, route, routing
 from nfq_guard.lab.strays import Kind, Stray
-
-_EXTERNAL: Final = "192.0.2.10"
-_CONTAINER: Final = "172.17.0.2"
+from nfq_guard.names import endpoint
 
 EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.NONE: Expectation(
@@ -54,29 +53,31 @@ class MobyHairpin:
     name = "moby-hairpin"
     summary = "a host connects to its own published port through its external address"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """A host with a container, and a neighbour that gives the host an external link."""
-        host, container, neighbour = routing(make("host")), make("container"), make("neighbour")
-        join(host, "eth0", neighbour, "eth0", f"{_EXTERNAL}/24", "192.0.2.1/24")
-        join(host, "docker0", container, "eth0", "172.17.0.1/16", f"{_CONTAINER}/16")
-        container.ip("route", "add", "default", "via", "172.17.0.1")
-        published = (
-            f"-d {_EXTERNAL}/32 -p tcp --dport 8080 -j DNAT --to-destination {_CONTAINER}:80"
-        )
+        host = routing(make("host"), plan)
+        container, neighbour = make("container"), make("neighbour")
+        join(host, "eth0", neighbour, "eth0", plan.outside, (10, 1))
+        join(host, "docker0", container, "eth0", plan.bridge, (1, 2))
+        route(container, "default", plan.bridge.host(1))
+        external, listening = plan.outside.host(10), (plan.bridge.host(2), 80)
         return Stage(
             router=host,
             client=host,
             server=container,
-            connect_to=(_EXTERNAL, 8080),
-            listen_on=(_CONTAINER, 80),
-            nat="\n".join(f"-A {chain} {published}" for chain in ("PREROUTING", "OUTPUT")),
+            connect_to=(external, 8080),
+            listen_on=listening,
+            nat="\n".join(
+                dnat(external, endpoint(*listening), chain=chain, port=8080)
+                for chain in ("PREROUTING", "OUTPUT")
+            ),
             links=(
                 Link(label="inner", namespace=host, interface="docker0"),
                 Link(label="outer", namespace=host, interface="eth0"),
             ),
             strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
             outer="outer",
-            hidden=((_CONTAINER, None),),
+            hidden=((listening[0], None),),
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:

@@ -13,14 +13,21 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
-from nfq_guard.lab.scenarios.base import Change, Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.scenarios.base import (
+    Change,
+    Link,
+    MakeNamespace,
+    Stage,
+    dnat,
+    join,
+    route,
+    routing,
+)
 from nfq_guard.lab.strays import Kind, Stray
+from nfq_guard.names import endpoint
 
-_CLIENT: Final = "192.0.2.2"
-_PODS: Final = ("10.244.0.2", "10.244.0.3")
-_SERVICE: Final = "10.96.0.10"
-_MATCH: Final = f"-A PREROUTING -d {_SERVICE} -p tcp --dport 80"
 # The kernel's default of 10 s, shortened; the test waits until it is over.
 _CLOSE_S: Final = 1
 
@@ -49,19 +56,21 @@ class RstInjection:
     name = "rst-injection"
     summary = "a forged FIN and RST with arbitrary numbers, which be_liberal believes"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, node, and one namespace with the addresses of both pods."""
-        client, node, pods = make("client"), routing(make("node")), make("pods")
-        join(client, "eth0", node, "eth0", f"{_CLIENT}/24", "192.0.2.1/24")
-        join(pods, "eth0", node, "cni0", f"{_PODS[0]}/24", "10.244.0.1/24")
-        pods.ip("addr", "add", f"{_PODS[1]}/24", "dev", "eth0")
-        client.ip("route", "add", "default", "via", "192.0.2.1")
-        pods.ip("route", "add", "default", "via", "10.244.0.1")
+        client, node, pods = make("client"), routing(make("node"), plan), make("pods")
+        join(client, "eth0", node, "eth0", plan.outside, (2, 1))
+        join(pods, "eth0", node, "cni0", plan.pods, (2, 1))
+        pods.ip("addr", "add", plan.pods.interface(3), "dev", "eth0")
+        route(client, "default", plan.outside.host(1))
+        route(pods, "default", plan.pods.host(1))
         node.sysctl("netfilter.nf_conntrack_tcp_timeout_close", _CLOSE_S)
+        service = plan.services.host(10)
+        one, other = ((plan.pods.host(number), 8080) for number in (2, 3))
+        every_second = "-m statistic --mode nth --every 2 --packet 0 -j DNAT"
         rules = (
-            f"{_MATCH} -m statistic --mode nth --every 2 --packet 0"
-            f" -j DNAT --to-destination {_PODS[0]}:8080",
-            f"{_MATCH} -j DNAT --to-destination {_PODS[1]}:8080",
+            dnat(service, endpoint(*one)).replace("-j DNAT", every_second),
+            dnat(service, endpoint(*other)),
         )
         forged = (
             Stray(kind=kind, sender=client, tap="outer", from_client=True)
@@ -71,9 +80,9 @@ class RstInjection:
             router=node,
             client=client,
             server=pods,
-            connect_to=(_SERVICE, 80),
-            listen_on=(_PODS[0], 8080),
-            extra_listener=(_PODS[1], 8080),
+            connect_to=(service, 80),
+            listen_on=one,
+            extra_listener=other,
             nat="\n".join(rules),
             links=(
                 Link(label="inner", namespace=node, interface="cni0"),
@@ -81,7 +90,7 @@ class RstInjection:
             ),
             strays=(*forged, Change(lambda: time.sleep(_CLOSE_S + 1.5))),
             outer="outer",
-            hidden=tuple((pod, None) for pod in _PODS),
+            hidden=((one[0], None), (other[0], None)),
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:

@@ -17,12 +17,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
-from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, routing
+from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, route, routing
 from nfq_guard.lab.strays import Kind, Stray
-
-_CLIENT: Final = "10.0.0.2"
-_SERVER: Final = "203.0.113.2"
 
 EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.NONE: Expectation(
@@ -61,18 +59,19 @@ class SnatReply:
     name = "snat-reply"
     summary = "reply to a masqueraded client stops at the router, which resets the server"
 
-    def build(self, make: MakeNamespace) -> Stage:
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, router, server."""
-        client, router, server = make("client"), routing(make("router")), make("server")
-        join(client, "eth0", router, "lan0", f"{_CLIENT}/24", "10.0.0.1/24")
-        join(server, "eth0", router, "wan0", f"{_SERVER}/24", "203.0.113.1/24")
-        client.ip("route", "add", "default", "via", "10.0.0.1")
+        client, router, server = make("client"), routing(make("router"), plan), make("server")
+        join(client, "eth0", router, "lan0", plan.lan, (2, 1))
+        join(server, "eth0", router, "wan0", plan.far, (2, 1))
+        route(client, "default", plan.lan.host(1))
+        listening = (plan.far.host(2), 443)
         return Stage(
             router=router,
             client=client,
             server=server,
-            connect_to=(_SERVER, 443),
-            listen_on=(_SERVER, 443),
+            connect_to=listening,
+            listen_on=listening,
             nat="-A POSTROUTING -o wan0 -j MASQUERADE",
             links=(
                 Link(label="inner", namespace=router, interface="lan0"),
@@ -83,7 +82,7 @@ class SnatReply:
                 Stray(kind=Kind.STALE_RST, sender=client, tap="inner", from_client=True),
             ),
             outer="outer",
-            hidden=((_CLIENT, None),),
+            hidden=((plan.lan.host(2), None),),
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:
