@@ -38,7 +38,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.seqno import Seq, add, distance
 from nfq_guard.wire.checksum import checksum_ok
-from nfq_guard.wire.icmp import LAST_TYPE_V4
+from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6, comes_from_link
 from nfq_guard.wire.packet import (
     CHECKSUM_UNVERIFIED,
     Datagram,
@@ -355,6 +355,9 @@ def _diagnose_sctp(packet: SctpPacket, snapshot: FlowSnapshot | None) -> Finding
 
 def _diagnose_icmp(packet: Packet, message: IcmpMessage, snapshot: FlowSnapshot | None) -> Finding:
     if message.is_error:
+        # Conntrack checks where a redirect comes from before it looks at what it quotes.
+        if message.type == REDIRECT_V6 and not comes_from_link(packet):
+            return Finding(Reason.MALFORMED, None, "redirect from a router that is not on the link")
         quoted = message.quoted
         if quoted is None:
             return Finding(Reason.ICMP_UNRELATED, None, "quotes too little of a packet")

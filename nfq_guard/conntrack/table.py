@@ -54,7 +54,7 @@ from nfq_guard.flow import (
     icmp_counterpart,
     is_icmp_request,
 )
-from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6
+from nfq_guard.wire.icmp import LAST_TYPE_V4, REDIRECT_V6, comes_from_link
 from nfq_guard.wire.ipv6 import NO_NEXT_HEADER
 from nfq_guard.wire.packet import (
     SYN,
@@ -466,7 +466,7 @@ class FlowTable:
             return self._invalid(Reason.MALFORMED)
         if not v4 and kind in _UNTRACKED_V6:
             return CT_UNTRACKED
-        if not v4 and kind == REDIRECT_V6 and not _is_link_local_redirect(packet):
+        if not v4 and kind == REDIRECT_V6 and not comes_from_link(packet):
             return self._invalid(Reason.MALFORMED)
         if message.is_error:
             return self._icmp_error(packet, message, now)
@@ -577,8 +577,3 @@ def _passed(entry: Entry, direction: int) -> int:
 
 def _key_of_tuple(flow: FlowTuple) -> Key:
     return key_of(flow.src, flow.dst, flow.sport, flow.dport, flow.proto)
-
-
-def _is_link_local_redirect(packet: Packet) -> bool:
-    """Whether a redirect can have come from a router on the link (RFC 4861 8.1)."""
-    return packet.hop_limit == 255 and packet.src[0] == 0xFE and packet.src[1] & 0xC0 == 0x80

@@ -16,7 +16,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.wire.gre import decode_header
 from nfq_guard.wire.ipv6 import skip_extensions
-from nfq_guard.wire.packet import GreHeader, IcmpMessage
+from nfq_guard.wire.packet import GreHeader, IcmpMessage, Packet
 
 _HEADER: Final = struct.Struct("!BBHH")
 _PORTS: Final = struct.Struct("!HH")
@@ -38,6 +38,11 @@ SNAPPED_IN_HEADER: Final = "capture ends inside the ICMP header"
 def is_error_v6(message_type: int) -> bool:
     """Whether conntrack relates an ICMPv6 message to a flow by what it quotes."""
     return message_type < 128 or message_type == REDIRECT_V6
+
+
+def comes_from_link(packet: Packet) -> bool:
+    """Whether an IPv6 redirect can have come from a router on the link (RFC 4861 8.1)."""
+    return packet.hop_limit == 255 and packet.src[0] == 0xFE and packet.src[1] & 0xC0 == 0x80
 
 
 def decode_message(octets: bytes, offset: int, wire_len: int, family: int) -> IcmpMessage | str:

@@ -30,6 +30,7 @@ from nfq_guard.flow import (
     Peer,
     TcpState,
 )
+from nfq_guard.names import address_bytes
 from nfq_guard.seqno import Seq, seq
 from nfq_guard.wire.packet import (
     ACK,
@@ -356,6 +357,25 @@ def test_icmp_errors() -> None:
     quoting_a = FlowTuple(PROTO_TCP, A, B, 1000, 80)
     found = finding(icmp(3, error=True, quoted=quoting_a), flow())
     assert found.reason is Reason.ICMP_MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("src", "hop_limit", "reason"),
+    [
+        ("fe80::1", 255, Reason.ICMP_UNRELATED),
+        ("febf::1", 255, Reason.ICMP_UNRELATED),
+        ("fe80::1", 254, Reason.MALFORMED),
+        ("fec0::1", 255, Reason.MALFORMED),
+        ("fd80::1", 255, Reason.MALFORMED),
+    ],
+)
+def test_a_redirect_comes_from_a_router_on_the_link(
+    src: str, hop_limit: int, reason: Reason
+) -> None:
+    message = IcmpMessage(137, 0, 0, 0, True, None)
+    ends = (address_bytes(src), address_bytes("fd00::2"))
+    packet = Packet(IPV6, *ends, PROTO_ICMPV6, 48, 40, hop_limit, 0, False, message)
+    assert finding(packet).reason is reason
 
 
 def test_icmp_messages() -> None:
