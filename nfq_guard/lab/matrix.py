@@ -24,8 +24,8 @@ from nfq_guard.lab.scenarios.base import Scenario
 from nfq_guard.lab.trial import DIRECTORY_PREFIX, Keep, run
 
 _PROGRAMS: Final = {"ip": "iproute2", "iptables-restore": "iptables"}
-# Trials mostly wait, so there may be more of them than CPUs.
-_AT_ONCE: Final = max(2, min(4, os.cpu_count() or 1))
+# Trials mostly wait, so there are more of them than CPUs.
+_AT_ONCE: Final = min(8, 2 * (os.cpu_count() or 1))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 """The two peers of a connection, each a process inside its namespace.
 
 `serve ADDRESS PORT BYTES` answers each request with BYTES of data on the same connection.
-`ask ADDRESS PORT BYTES RCVBUF` connects once and sends one request for each line on its standard
-input, which holds the number of seconds to wait for the answer. Both report each event as one
-word a line on standard output, and exit at the end of their standard input, so neither outlives
-the process that started it.
+`ask ADDRESS PORT BYTES RCVBUF OPENING` connects once and sends one request for each line on its
+standard input, which holds the number of seconds to wait for the answer. With the opening `fast`
+the SYN carries the first request (TCP Fast Open), with `plain` it does not. Both report each event
+as one word a line on standard output, and exit at the end of their standard input, so neither
+outlives the process that started it.
 """
 
 import os
@@ -13,9 +14,11 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 _CONNECT_TIMEOUT_S: Final = 3.0
+_REQUEST: Final = b"GET / HTTP/1.1\r\n\r\n"
 
 
 def _report(word: str) -> None:
@@ -36,6 +39,8 @@ def serve(address: str, port: int, size: int) -> None:
     """Answer requests, one connection after the other, until standard input ends."""
     threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
     with socket.create_server((address, port), family=_domain(address)) as listener:
+        # Without the sysctl of the same name a listener's queue for it has no effect.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 1)
         _report("listening")
         while True:
             connection, _ = listener.accept()
@@ -48,21 +53,35 @@ def serve(address: str, port: int, size: int) -> None:
                     _report("reset")
 
 
-def ask(address: str, port: int, size: int, rcvbuf: int) -> None:
+def ask(address: str, port: int, size: int, rcvbuf: int, opening: str) -> None:
     """Connect, then send one request for each line on standard input."""
+    is_requested = opening == "fast"
     with socket.socket(_domain(address)) as connection:
         if rcvbuf:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, rcvbuf)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(_CONNECT_TIMEOUT_S)
-        _report(_attempt(lambda: connection.connect((address, port)), "connected"))
+        if is_requested:
+            _report(_attempt(lambda: _open_fast(connection, (address, port)), "connected"))
+        else:
+            _report(_attempt(lambda: connection.connect((address, port)), "connected"))
         for line in sys.stdin:
             connection.settimeout(float(line))
-            _report(_attempt(lambda: _exchange(connection, size), "answered"))
+            step = _receive if is_requested else _exchange
+            _report(_attempt(partial(step, connection, size), "answered"))
+            is_requested = False
+
+
+def _open_fast(connection: socket.socket, server: tuple[str, int]) -> None:
+    connection.sendto(_REQUEST, socket.MSG_FASTOPEN, server)
 
 
 def _exchange(connection: socket.socket, size: int) -> None:
-    connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+    connection.sendall(_REQUEST)
+    _receive(connection, size)
+
+
+def _receive(connection: socket.socket, size: int) -> None:
     left = size
     while left:
         received = connection.recv(min(left, 65536))
@@ -83,11 +102,12 @@ def _attempt(act: Callable[[], None], word: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Run as the server or the client."""
-    role, address, port, *numbers = arguments
+    role, address, port, *words = arguments
     if role == "serve":
-        serve(address, int(port), int(numbers[0]))
+        serve(address, int(port), int(words[0]))
     else:
-        ask(address, int(port), int(numbers[0]), int(numbers[1]))
+        size, rcvbuf, opening = words
+        ask(address, int(port), int(size), int(rcvbuf), opening)
 
 
 if __name__ == "__main__":

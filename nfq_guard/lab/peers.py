@@ -81,10 +81,21 @@ class Client:
     """A client with one connection."""
 
     def __init__(
-        self, namespace: Namespace, address: str, port: int, size: int, rcvbuf: int
+        self,
+        namespace: Namespace,
+        address: str,
+        port: int,
+        size: int,
+        rcvbuf: int,
+        *,
+        is_fast: bool,
     ) -> None:
-        """Start the client, which connects and expects answers of `size` bytes."""
-        self._peer = Peer(namespace, "ask", address, str(port), str(size), str(rcvbuf))
+        """Start the client, which connects and expects answers of `size` bytes.
+
+        With `is_fast` its SYN carries the first request.
+        """
+        opening = "fast" if is_fast else "plain"
+        self._peer = Peer(namespace, "ask", address, str(port), str(size), str(rcvbuf), opening)
 
     def __enter__(self) -> Self:
         return self

@@ -43,6 +43,7 @@ class Stray:
         tap: Label of a link that carries the flow with the sender's addresses.
         from_client: Whether it travels in the direction of the requests.
         source: Its source, if it is not the sender's address on that link.
+        pause_s: How long the connection is idle before it, in seconds.
     """
 
     kind: Kind
@@ -50,6 +51,7 @@ class Stray:
     tap: str
     from_client: bool
     source: Address | None = None
+    pause_s: float = 0
 
 
 @dataclass(slots=True)

@@ -168,7 +168,13 @@ class _Trial:
             wait_for_server(listener)
         self._check_cancelled()
         client = peers.enter_context(
-            Client(stage.client, *stage.connect_to, size, stage.client_rcvbuf)
+            Client(
+                stage.client,
+                *stage.connect_to,
+                size,
+                stage.client_rcvbuf,
+                is_fast=stage.is_fast_open,
+            )
         )
         self._replies.append(client.connected())
         if self._replies[-1] != "connected":
@@ -188,6 +194,7 @@ class _Trial:
 
     def _send(self, stray: strays.Stray) -> None:
         """Send one stray and wait until the segments that it provokes have passed."""
+        time.sleep(stray.pause_s)
         settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
         tap = next(tap for tap in self._taps if tap.label == stray.tap)
         octets = strays.build(stray, *strays.follow(tap.segments))

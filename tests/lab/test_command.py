@@ -8,12 +8,17 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.cli import lab, main
+from nfq_guard.flow import IPV4
+from nfq_guard.lab.addresses import PLANS, Family
 from nfq_guard.lab.outcome import Mitigation, Outcome, Result
 from nfq_guard.lab.scenarios import SCENARIOS
 
 
-def result(mitigation: Mitigation, outcome: Outcome, expected: Outcome) -> Result:
+def result(
+    mitigation: Mitigation, outcome: Outcome, expected: Outcome, family: Family = IPV4
+) -> Result:
     return Result(
+        family=family,
         scenario="asymmetric",
         mitigation=mitigation,
         expected=expected,
@@ -44,7 +49,7 @@ def test_an_unexpected_outcome_sets_the_exit_status(
     assert [line["outcome"] for line in lines] == [each.outcome.value for each in results]
     assert set(lines[0]) >= {
         "scenario", "mitigation", "expected", "outcome", "invalid", "queued", "dropped",
-        "would_drop", "seconds",
+        "would_drop", "seconds", "family",
     }  # fmt: skip
 
 
@@ -58,6 +63,19 @@ def test_the_table_marks_and_explains_unexpected_outcomes(
     assert "expected survived, found reset: the reason" in text
     assert "\x1b" not in text
     assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_the_table_names_the_family_where_it_is_not_ipv4_alone(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    outcomes = (Outcome.SURVIVED, Outcome.SURVIVED)
+    results = (result(Mitigation.NONE, *outcomes, family) for family in PLANS)
+    assert lab.show_table(generate(*results), [Mitigation.NONE], tuple(PLANS)) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:4]]
+    assert rows == [
+        ["scenario", "IPv", "none"], ["asymmetric", "4", "survived"],
+        ["asymmetric", "6", "survived"],
+    ]  # fmt: skip
 
 
 def test_list_names_every_scenario(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,9 +2,11 @@
 """The state that the lab derives from a live flow, and the strays built from it."""
 
 import pytest
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
 
 from nfq_guard.errors import UnavailableError
+from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.strays import BEYOND_BYTES, Kind, Side, Stray, build, follow
 from nfq_guard.lab.wiretap import Segment, read_segment
@@ -12,6 +14,7 @@ from nfq_guard.seqno import Seq, add, distance
 
 CLIENT = ("192.0.2.2", 40_000)
 SERVER = ("192.0.2.1", 80)
+ENDS = {IPV4: (CLIENT, SERVER), IPV6: (("2001:db8::2", 40_000), ("2001:db8::1", 80))}
 
 # Plain, across 2**32, across 2**31.
 ORIGINS = [1_000, 2**32 - 500, 2**31 - 500]
@@ -20,7 +23,8 @@ ORIGINS = [1_000, 2**32 - 500, 2**31 - 500]
 def captured(source: tuple[str, int], flags: str, seq: int, ack: int, **more: object) -> Segment:
     """A segment as captured on the link."""
     payload = bytes(str(more.pop("payload", "")), "ascii")
-    target = SERVER if source == CLIENT else CLIENT
+    client, server = ENDS[IPV6 if ":" in source[0] else IPV4]
+    target = server if source == client else client
     tcp = TCP(
         sport=source[1],
         dport=target[1],
@@ -29,23 +33,25 @@ def captured(source: tuple[str, int], flags: str, seq: int, ack: int, **more: ob
         ack=ack % 2**32,
         **more,
     )
+    ip = IPv6 if ":" in source[0] else IP
     segment = read_segment(
-        bytes(IP(src=source[0], dst=target[0]) / tcp / payload), time_ns=7, link="wire"
+        bytes(ip(src=source[0], dst=target[0]) / tcp / payload), time_ns=7, link="wire"
     )
     assert segment is not None
     return segment
 
 
-def exchange(origin: int) -> list[Segment]:
+def exchange(origin: int, family: int = IPV4) -> list[Segment]:
     """One request of 10 bytes and one answer of 600; windows of 100 << 4 and 200 << 2."""
     scale4, scale2 = ([("WScale", shift), ("Timestamp", (shift, 9))] for shift in (4, 2))
+    client, server = ENDS[family]
     return [
-        captured(CLIENT, "S", origin, 0, window=5_000, options=scale4),
-        captured(SERVER, "SA", origin, origin + 1, window=6_000, options=scale2),
-        captured(CLIENT, "A", origin + 1, origin + 1, window=100),
-        captured(CLIENT, "PA", origin + 1, origin + 1, window=100, payload="r" * 10),
-        captured(SERVER, "PA", origin + 1, origin + 11, window=200, payload="a" * 600),
-        captured(CLIENT, "A", origin + 11, origin + 601, window=100),
+        captured(client, "S", origin, 0, window=5_000, options=scale4),
+        captured(server, "SA", origin, origin + 1, window=6_000, options=scale2),
+        captured(client, "A", origin + 1, origin + 1, window=100),
+        captured(client, "PA", origin + 1, origin + 1, window=100, payload="r" * 10),
+        captured(server, "PA", origin + 1, origin + 11, window=200, payload="a" * 600),
+        captured(client, "A", origin + 11, origin + 601, window=100),
     ]
 
 
@@ -61,10 +67,11 @@ def built(kind: Kind, client: Side, server: Side, *, from_client: bool = False) 
     return segment
 
 
+@pytest.mark.parametrize("family", ENDS)
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_the_state_of_both_sides(origin: int) -> None:
-    client, server = follow(exchange(origin))
-    assert (client.address, server.address) == (CLIENT, SERVER)
+def test_the_state_of_both_sides(origin: int, family: int) -> None:
+    client, server = follow(exchange(origin, family))
+    assert (client.address, server.address) == ENDS[family]
     assert client.end == add(Seq(origin), 11)
     assert server.end == add(Seq(origin), 601)
     assert client.maxwin == 5_000  # the SYN's window, which is never scaled
@@ -73,15 +80,16 @@ def test_the_state_of_both_sides(origin: int) -> None:
     assert server.timestamps == (2, 9)
 
 
+@pytest.mark.parametrize("family", ENDS)
 @pytest.mark.parametrize("origin", ORIGINS)
-def test_seq_over_is_more_than_a_receiver_window_past_the_bound(origin: int) -> None:
+def test_seq_over_is_more_than_a_receiver_window_past_the_bound(origin: int, family: int) -> None:
     """Conntrack merely ignores a segment up to one window past the bound (kernel.md 1.6 f)."""
-    client, server = follow(exchange(origin))
+    client, server = follow(exchange(origin, family))
     segment = built(Kind.SEQ_OVER, client, server)
     assert client.limit is not None
     assert distance(segment.seq, client.limit) == client.maxwin + BEYOND_BYTES
     assert segment.ack == client.end
-    assert (segment.src, segment.dst) == (SERVER, CLIENT)
+    assert (segment.dst, segment.src) == ENDS[family]
 
 
 @pytest.mark.parametrize("origin", ORIGINS)
@@ -109,6 +117,9 @@ def test_repeating_a_missing_answer_is_an_error() -> None:
         build(stray(Kind.OLD_DATA), *follow(exchange(1)[:3]))
 
 
-@pytest.mark.parametrize("octets", [b"", b"\x60" + bytes(60), bytes(IP() / (b"x" * 30))])
-def test_packets_other_than_tcp_over_ipv4_are_skipped(octets: bytes) -> None:
+@pytest.mark.parametrize(
+    "octets",
+    [b"", b"\x60" + bytes(60), bytes(IP() / (b"x" * 30)), bytes(IPv6() / UDP() / (b"x" * 30))],
+)
+def test_packets_other_than_tcp_are_skipped(octets: bytes) -> None:
     assert read_segment(octets, time_ns=0, link="") is None

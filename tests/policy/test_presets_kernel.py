@@ -9,6 +9,8 @@ import orjson
 import pytest
 
 from nfq_guard.cli import main
+from nfq_guard.flow import IPV4, IPV6
+from nfq_guard.lab.addresses import Family
 from nfq_guard.lab.outcome import Mitigation, Outcome, Result
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.lab.trial import Keep, run
@@ -53,10 +55,13 @@ NOTHING = Keep(pcap=None, events=None)
 KNOWN = 'i_know = "drops everything"\n'
 
 
-def _run(scenario: str, mitigation: Mitigation, preset: str, keep: Keep = NOTHING) -> Result:
+def _run(
+    scenario: str, mitigation: Mitigation, preset: str, keep: Keep = NOTHING, family: Family = IPV4
+) -> Result:
     return run(
         SCENARIOS[scenario],
         mitigation,
+        family=family,
         keep=keep,
         cancelled=threading.Event(),
         policy=f'[policy]\ninclude = "preset:{preset}"\n{KNOWN if preset == "strict" else ""}',
@@ -73,6 +78,13 @@ def test_outcome_of_each_preset(scenario: str) -> None:
     assert found == EXPECTED[scenario]
 
 
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_no_leak_stops_what_the_default_policy_cannot_know(family: Family) -> None:
+    """A late RST without an entry; the lab's matrix has the same scenario with `default`."""
+    result = _run("private-source", Mitigation.GUARD, "no-leak", family=family)
+    assert (result.outcome, result.dropped) == (Outcome.SURVIVED, 1)
+
+
 def test_whatif_names_the_flow_that_kube_proxy_would_break(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -87,5 +99,5 @@ def test_whatif_names_the_flow_that_kube_proxy_would_break(
     assert report["invalid"] == result.invalid
     assert report["policies"][1]["drops"] == 0
     (flow,) = report["difference"]["only_a_drops"]["false_positives"]["flows"]
-    assert flow.startswith("10.1.0.2:")
-    assert flow.endswith(" > 10.2.0.2:80")
+    assert flow.startswith("192.0.2.2:")
+    assert flow.endswith(" > 203.0.113.2:80")

@@ -52,6 +52,7 @@ class Stage:
         extra_listener: A second address in the server's namespace, with a listener of its own.
         reply_bytes: Size of an answer.
         client_rcvbuf: Receive buffer of the client in bytes; 0 for the kernel's default.
+        is_fast_open: Whether the client's SYN carries its first request.
     """
 
     router: Namespace
@@ -67,6 +68,7 @@ class Stage:
     extra_listener: Address | None = None
     reply_bytes: int = 1_000
     client_rcvbuf: int = 0
+    is_fast_open: bool = False
 
 
 class Scenario(Protocol):
@@ -129,10 +131,14 @@ def join(
     checksums_in_software(right, right_name)
 
 
-def route(namespace: Namespace, destination: str, via: str) -> None:
-    """Route `destination`, a prefix or `default`, through the host `via`; replaces a route."""
-    family = "-6" if ":" in via else "-4"
-    namespace.ip(family, "route", "replace", destination, "via", via)
+def route(namespace: Namespace, destination: str, via: str, *, is_better: bool = False) -> None:
+    """Route `destination`, a prefix or `default`, through the host `via`.
+
+    A better route is taken instead of the one that is there, which stays. When a route is deleted,
+    a connection that uses it may for a moment take 68 for the MTU, and send very small segments.
+    """
+    words = ("route", "add", destination, "via", via, "metric", "100" if is_better else "200")
+    namespace.ip("-6" if ":" in via else "-4", *words)
 
 
 def dnat(service: str, target: str, *, chain: str = "PREROUTING", port: int = 80) -> str:

@@ -14,18 +14,8 @@ from typing import Final
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
-from nfq_guard.lab.scenarios.base import (
-    Change,
-    Link,
-    MakeNamespace,
-    Stage,
-    dnat,
-    join,
-    route,
-    routing,
-    without_path_filter,
-)
-from nfq_guard.names import endpoint
+from nfq_guard.lab.scenarios.base import Change, Link, MakeNamespace, Stage
+from nfq_guard.lab.scenarios.two_gateways import TwoGateways
 
 _RESET: Final = (
     "the answer reaches the client with the server's address, and its RST hits the server"
@@ -60,36 +50,24 @@ class BrokenWindowTracking:
     summary = "conntrack misses what a client sends, and calls the answers INVALID"
 
     def build(self, make: MakeNamespace, plan: Plan) -> Stage:
-        """Client and server, and two gateways between them."""
-        client = without_path_filter(make("client"))
-        router, second = routing(make("router"), plan), routing(make("second"), plan)
-        server = without_path_filter(make("server"))
-        join(client, "eth0", router, "eth0", plan.outside, (2, 1))
-        join(server, "eth0", router, "cni0", plan.pods, (2, 1))
-        join(client, "eth1", second, "eth0", plan.second_outside, (2, 1))
-        join(server, "eth1", second, "cni0", plan.second_pods, (2, 1))
-        route(client, "default", plan.outside.host(1))
-        route(server, "default", plan.pods.host(1))
-        route(second, plan.pods.host(2), plan.second_pods.host(2))
-        listening = (plan.pods.host(2), 8080)
-        service = plan.services.host(10)
-        translation = dnat(service, endpoint(*listening))
-        second.run(f"{plan.iptables}-restore", "-w", stdin=f"*nat\n{translation}\nCOMMIT\n")
-
+        """Client and server, and two gateways between them; the first one is tested."""
+        network = TwoGateways.build(make, plan, "router", "second")
+        network.translate(network.second)
+        router = network.first
         return Stage(
             router=router,
-            client=client,
-            server=server,
-            connect_to=(service, 80),
-            listen_on=listening,
-            nat=translation,
+            client=network.client,
+            server=network.server,
+            connect_to=network.service,
+            listen_on=network.listening,
+            nat=network.translation,
             links=(
                 Link(label="inner", namespace=router, interface="cni0"),
                 Link(label="outer", namespace=router, interface="eth0"),
             ),
-            strays=(Change(lambda: route(client, "default", plan.second_outside.host(1))),),
+            strays=(Change(network.move_client),),
             outer="outer",
-            hidden=((listening[0], None),),
+            hidden=((network.listening[0], None),),
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:

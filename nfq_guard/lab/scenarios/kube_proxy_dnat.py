@@ -49,15 +49,21 @@ EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
 
 
 def network(
-    make: MakeNamespace, plan: Plan, kind: Kind, *, reply_bytes: int = 1_000, client_rcvbuf: int = 0
+    make: MakeNamespace,
+    plan: Plan,
+    kind: Kind | None,
+    *,
+    reply_bytes: int = 1_000,
+    client_rcvbuf: int = 0,
 ) -> Stage:
-    """Client, node and pod, with one stray from the pod."""
+    """Client, node and pod, with one stray from the pod, or none."""
     client, node, pod = make("client"), routing(make("node"), plan), make("pod")
     join(client, "eth0", node, "eth0", plan.outside, (2, 1))
     join(pod, "eth0", node, "cni0", plan.pods, (2, 1))
     route(client, "default", plan.outside.host(1))
     route(pod, "default", plan.pods.host(1))
     service, listening = plan.services.host(10), (plan.pods.host(2), 8080)
+    strays = (Stray(kind=kind, sender=pod, tap="inner", from_client=False),) if kind else ()
     return Stage(
         router=node,
         client=client,
@@ -69,7 +75,7 @@ def network(
             Link(label="inner", namespace=node, interface="cni0"),
             Link(label="outer", namespace=node, interface="eth0"),
         ),
-        strays=(Stray(kind=kind, sender=pod, tap="inner", from_client=False),),
+        strays=strays,
         outer="outer",
         hidden=((listening[0], None),),
         reply_bytes=reply_bytes,

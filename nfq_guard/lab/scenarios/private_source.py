@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: MIT
+"""A masqueraded client's late RST, which leaves when the router has forgotten the connection.
+
+The connection is idle for longer than the router keeps its entry. Then a late RST of the client
+comes. Conntrack has no entry for it and makes none for an RST: it is INVALID, so it is not
+masqueraded but leaves with the client's private address. The client's next request is picked up
+(tcp_loose=1) and masqueraded to the same address and port, so that the connection continues.
+
+Nothing about the RST tells that it would have been translated: without an entry it is like any late
+RST of a network without translation, which ends a connection that its peer still holds. The
+default policy lets it pass. The preset `no-leak` knows which networks the host hides, and drops it.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from nfq_guard.conntrack.kernel_rules import KernelRules
+from nfq_guard.lab.addresses import Plan
+from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
+from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, route, routing
+from nfq_guard.lab.strays import Kind, Stray
+
+# The kernel's default is five days.
+_ESTABLISHED_S: Final = 1
+_IDLE_S: Final = 2.5
+
+_LEAKED: Final = Expectation(
+    Outcome.LEAKED, "the late RST is forwarded with the client's private address"
+)
+_DROPPED: Final = Expectation(Outcome.SURVIVED, "the late RST is dropped")
+_ALLOWED: Final = Expectation(
+    Outcome.LEAKED,
+    "without an entry the late RST is of no translated flow, so the default policy allows it; the "
+    "preset no-leak drops it",
+)
+
+EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
+    Mitigation.NONE: _LEAKED,
+    Mitigation.BE_LIBERAL: _LEAKED,
+    Mitigation.DROP_PREROUTING: _DROPPED,
+    Mitigation.DROP_FORWARD: _DROPPED,
+    Mitigation.DROP_INPUT: _LEAKED,
+    Mitigation.GUARD: _ALLOWED,
+    Mitigation.GUARD_HEAL: _ALLOWED,
+    Mitigation.GUARD_DRY_RUN: _ALLOWED,
+}
+
+
+class PrivateSource:
+    """The scenario that the module describes."""
+
+    name = "private-source"
+    summary = "a late RST leaves with a private address, as its entry has expired"
+
+    def build(self, make: MakeNamespace, plan: Plan) -> Stage:
+        """Client, router, server."""
+        client, router, server = make("client"), routing(make("router"), plan), make("server")
+        join(client, "eth0", router, "lan0", plan.lan, (2, 1))
+        join(server, "eth0", router, "wan0", plan.far, (2, 1))
+        route(client, "default", plan.lan.host(1))
+        router.sysctl("netfilter.nf_conntrack_tcp_timeout_established", _ESTABLISHED_S)
+        listening = (plan.far.host(2), 443)
+        return Stage(
+            router=router,
+            client=client,
+            server=server,
+            connect_to=listening,
+            listen_on=listening,
+            nat="-A POSTROUTING -o wan0 -j MASQUERADE",
+            links=(
+                Link(label="inner", namespace=router, interface="lan0"),
+                Link(label="outer", namespace=router, interface="wan0"),
+            ),
+            strays=(
+                Stray(
+                    kind=Kind.STALE_RST,
+                    sender=client,
+                    tap="inner",
+                    from_client=True,
+                    pause_s=_IDLE_S,
+                ),
+            ),
+            outer="outer",
+            hidden=((plan.lan.host(2), None),),
+        )
+
+    def expected(self, kernel: KernelRules) -> Expectations:
+        """The same on every kernel."""
+        del kernel
+        return EXPECTED
