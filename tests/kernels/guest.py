@@ -255,12 +255,12 @@ def _tested(*words: str) -> Record:
 def _matrix(*, is_short: bool) -> Iterator[Record]:
     """The lab's trials, each with what was expected of it."""
     words = [sys.executable, "-m", "nfq_guard", "lab", "matrix", "--format", "json"]
-    words += _SHORT_MATRIX if is_short else ()
+    words += _SHORT_MATRIX if is_short else ("--family", "both")
     with subprocess.Popen(words, cwd=_TREE, stdout=subprocess.PIPE) as lab:
         assert lab.stdout is not None
         for line in lab.stdout:
             trial: Record = orjson.loads(line)
-            names = ("scenario", "mitigation", "expected", "outcome", "seconds")
+            names = ("scenario", "mitigation", "family", "expected", "outcome", "seconds")
             yield {name: trial[name] for name in names}
     yield {"status": lab.returncode}
 

@@ -97,8 +97,8 @@ class Outcome:
                 found.append(f"tests of {what}: {tests['summary']}")
                 found += [f"tests of {what}: {line}" for line in tests["bad"]]
         found += [
-            f"{trial['scenario']} with {trial['mitigation']}: {trial['outcome']}, "
-            f"expected {trial['expected']}"
+            f"{trial['scenario']} with {trial['mitigation']}, IPv{trial['family']}: "
+            f"{trial['outcome']}, expected {trial['expected']}"
             for trial in self.unexpected()
         ]
         status = self.steps.get("matrix", {}).get("status", 0)

@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from nfq_guard.capabilities import NET_ADMIN
+from nfq_guard.lab.addresses import PLANS
 from nfq_guard.lab.outcome import Mitigation
 from nfq_guard.lab.scenarios import SCENARIOS
 from tests.kernels.outcome import TESTS, Outcome, Record
 from tests.kernels.owners import SITUATIONS
 
-_TRIALS: Final = len(SCENARIOS) * len(Mitigation)
+_TRIALS: Final = len(SCENARIOS) * len(Mitigation) * len(PLANS)
 
 _HEAD: Final = """\
 # The kernels that people run
@@ -32,7 +33,7 @@ Written by `make kernels`, which boots Debian's own kernels in QEMU (emulated, o
 - **service**: the service, installed from wheels by `systemd/install.sh`
   (`tests/systemd/test_service.py`): its privileges, its pins, a connection of the lab that it
   saves, reload, watchdog, `kill -9`, and what a stop leaves behind;
-- **lab**: trials, a scenario with a mitigation each.
+- **lab**: trials, a scenario with a mitigation in a family each.
 
 `make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
 hours; `make kernels-short` runs a few of each and leaves this page alone. Steps can be run one by

@@ -11,7 +11,7 @@ _SEED: Final = 7
 
 def records() -> list[dict[str, object]]:
     """The report of a kernel on which everything is as expected."""
-    trial = {"step": "matrix", "scenario": "snat-reply", "mitigation": "guard"}
+    trial = {"step": "matrix", "scenario": "snat-reply", "mitigation": "guard", "family": 6}
     wanted = ["kernel", "evidence", "fuzz", *TESTS, "matrix"]
     return [
         {"step": "begin", "wanted": wanted},

@@ -14,11 +14,12 @@ from benchmarks import readme
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
-from nfq_guard.lab.outcome import Mitigation
+from nfq_guard.lab.addresses import PLANS
 from nfq_guard.lab.pace import limit
 from nfq_guard.lab.scenarios import SCENARIOS
 from nfq_guard.telemetry.events import all_fields
 from nfq_guard.telemetry.packet_event import packet_judged
+from tests.support import field_table
 from tests.support.judgments import judgment
 from tests.systemd.conftest import Guest
 
@@ -97,6 +98,10 @@ def test_the_demo_prints_what_readme_shows() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     said = without_numbers(done.stdout)
+    assert "connection reset by peer" in done.stdout
+    assert "No RST anywhere" in done.stdout
+    assert "bytes past it" in done.stdout
+    assert len(done.stdout.splitlines()) < 40
     assert [line for line in without_numbers(marked("demo")) if line not in said] == []
 
 
@@ -113,25 +118,13 @@ def test_install_is_what_the_service_tests_install() -> None:
 
 def test_the_matrix_is_what_the_lab_expects() -> None:
     """The lab's own tests hold these expectations against what happens."""
-    rows = [
-        [cell.strip(" *") for cell in line.strip("|").split("|")]
-        for line in marked("matrix").splitlines()
-    ]
-    order = [
-        Mitigation.NONE,
-        Mitigation.BE_LIBERAL,
-        Mitigation.DROP_PREROUTING,
-        Mitigation.DROP_FORWARD,
-        Mitigation.DROP_INPUT,
-        Mitigation.GUARD,
-        Mitigation.GUARD_HEAL,
-        Mitigation.GUARD_DRY_RUN,
-    ]
-    expected = [
-        [scenario.name, *(scenario.expected(KERNEL_6_1)[one].outcome.value for one in order)]
-        for scenario in SCENARIOS.values()
-    ]
-    assert rows[2:] == expected
+    expected = {
+        (name, mitigation.value, family): expectation.outcome.value
+        for name, scenario in SCENARIOS.items()
+        for mitigation, expectation in scenario.expected(KERNEL_6_1).items()
+        for family in PLANS
+    }
+    assert marked("matrix") == field_table.render(expected)
 
 
 def test_the_event_has_the_fields_that_events_have() -> None:
