@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -164,6 +164,9 @@ manifests-check: ## validate deploy/kubernetes against the schemas of Kubernetes
 		&& build/manifests/bin/pip --quiet --disable-pip-version-check install \
 			kubernetes-validate==1.37.0 && touch build/manifests/made; }
 	$(BIN)/python -m tests.support.manifests_check
+
+sbom: ## write build/sbom.json, what the guard runs with as installed in .venv, as CycloneDX
+	$(BIN)/python -m tests.support.sbom build/sbom.json
 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
