@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""Messages between the daemon and its workers: octets of any kind are taken or refused."""
+
+from collections.abc import Iterator
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nfq_guard.engine import Mode
+from nfq_guard.flow import Evidence
+from nfq_guard.service.supervisor.messages import (
+    DaemonChannel,
+    Failed,
+    Flows,
+    Numbers,
+    Prepared,
+    Ready,
+    RecordSocket,
+    Refused,
+    Report,
+    SetMode,
+    Stop,
+    daemon_channel,
+    pair,
+    worker_channel,
+)
+
+REPORTS: list[Report] = [
+    Ready(
+        socket_buffer_bytes=1 << 20,
+        flags_refused=["gso"],
+        evidence=Evidence.BPF,
+        evidence_reason=None,
+        notes=["a note"],
+    ),
+    Failed(problem="a problem", exit_status=75),
+    Numbers(
+        judged={"seq-over": {"drop": 3}},
+        rules={"one": 3},
+        counters={"packets": 3},
+        gauges={"waiting": 0.5},
+        evidence=Evidence.NONE,
+        evidence_reason="none",
+        histograms={"batch": [1, 2]},
+        messages_refused=0,
+        last_error={"event": "note"},
+    ),
+    Prepared(reload=1, digest="abc"),
+    Refused(reload=1, problem="a mistake"),
+    Flows(dump=1, flows=[], complete=True),
+]
+ENCODED = [msgspec.msgpack.encode(one) for one in REPORTS]
+
+
+class Ends:
+    """The daemon's end of a channel, and octets in the place of a worker."""
+
+    def __init__(self) -> None:
+        ours, theirs = pair()
+        self.refused: list[str] = []
+        self.channel: DaemonChannel = daemon_channel(ours, self.refused.append)
+        self.worker = RecordSocket(theirs, self.refused.append)
+
+    def take(self, record: bytes) -> list[Report]:
+        """What is received of one record."""
+        self.refused.clear()
+        assert self.worker.send(record)
+        found = self.channel.receive()
+        assert found is not None, "taken for the end of the worker"
+        assert len(found) + len(self.refused) == 1
+        return found
+
+
+@pytest.fixture(scope="module")
+def ends() -> Iterator[Ends]:
+    made = Ends()
+    yield made
+    made.channel.close()
+    made.worker.close()
+
+
+@pytest.mark.parametrize("report", REPORTS, ids=lambda one: type(one).__name__)
+def test_a_report_arrives_as_it_was_sent(ends: Ends, report: Report) -> None:
+    assert ends.take(msgspec.msgpack.encode(report)) == [report]
+
+
+def test_an_order_is_no_report(ends: Ends) -> None:
+    assert ends.take(msgspec.msgpack.encode(Stop())) == []
+    ours, theirs = pair()
+    refused: list[str] = []
+    worker = worker_channel(theirs, refused.append)
+    daemon = daemon_channel(ours, refused.append)
+    order = SetMode(mode=Mode.ENFORCE, unjudged_mark=0)
+    assert daemon.send(order)
+    assert worker.receive() == [order]
+    assert refused == []
+    daemon.close()
+    worker.close()
+
+
+def test_nesting_without_end_is_refused(ends: Ends) -> None:
+    """An object may be anything, and so as deep as its sender likes."""
+    deep = b"\x91" * 50_000 + b"\xc0"
+    whole = msgspec.msgpack.encode(REPORTS[2])
+    place = whole.index(b"\xa5event") - 1
+    assert ends.take(whole[:place] + b"\x81\xa1x" + deep) == []
+
+
+@given(st.binary(min_size=1, max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_octets_are_taken_or_refused(ends: Ends, record: bytes) -> None:
+    ends.take(record)
+
+
+@given(
+    st.sampled_from(ENCODED),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=4),
+    st.integers(1, 400),
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damaged_reports_are_taken_or_refused(
+    ends: Ends, record: bytes, damage: list[tuple[int, int]], kept: int
+) -> None:
+    octets = bytearray(record)
+    for at, value in damage:
+        octets[at % len(octets)] = value
+    ends.take(bytes(octets[:kept]))
