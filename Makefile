@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf fuzz damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf fuzz fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -102,6 +102,9 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 
 damage: ## run replay, explain and whatif on thousands of damaged captures, minutes
 	$(BIN)/python -m tests.damage_captures --seed $(SEED)
+
+fuzz-decode: ## decode PACKETS (1000000) random packets by the fast and by a slow decoder, and compare
+	$(BIN)/python -m tests.fuzz_decode --packets $(PACKETS) --seed $(SEED)
 
 fuzz-kernel: ## run PACKETS (1000000) random packets of PROTOCOL (tcp) through the live kernel and our conntrack (root)
 	$(BIN)/python -m tests.fuzz_kernel --protocol $(PROTOCOL) --packets $(PACKETS) --seed $(SEED)
