@@ -14,7 +14,7 @@ import socket
 import warnings
 from typing import Final, Self, final
 
-from netfilterqueue import COPY_PACKET, NetfilterQueue
+from netfilterqueue import COPY_NONE, NetfilterQueue
 from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard import capabilities
@@ -92,8 +92,11 @@ class QueueReader:
                     queue_num,
                     _never_called,
                     queue_length,
-                    COPY_PACKET,
-                    copy_bytes,
+                    # Nothing is queued yet: the library discards the packets that arrive while it
+                    # waits for the answers to its requests, and the batch verdict of a later packet
+                    # would decide about them.
+                    COPY_NONE,
+                    0,
                     socket_buffer_bytes,
                 )
             except OSError:
@@ -104,6 +107,7 @@ class QueueReader:
         self._receive = self._inbox.receive
         self.socket.send(requests.config_flags(queue_num, requests.CONFIG_GSO))
         self.set_fail_open(on=fail_open)
+        self.socket.send(requests.config_copy(queue_num, copy_bytes))
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,33 @@ def test_every_packet_once_in_order(namespace: Make) -> None:
         assert kernel_line(inside).waiting == 0
         assert udp.received() == [one - 1 for one in seen if one % 2]
         assert reader.verdict_errors == 0
+
+
+def test_packets_that_come_while_it_binds(namespace: Make) -> None:
+    """Each has an id that is read: none gets the batch verdict of a later one."""
+    inside = namespace("q")
+    queue_udp(inside)
+    done = threading.Event()
+
+    def flood(udp: Datagrams) -> None:
+        while not done.is_set():
+            udp.send(10)
+
+    with Datagrams(inside) as udp:
+        sender = threading.Thread(target=flood, args=(udp,))
+        sender.start()
+        try:
+            for _ in range(50):
+                with bound(inside, queue_length=8192) as (reader, verdicts):
+                    ids: list[int] = []
+                    while not ids:
+                        ids, _ = reader.drain(64)
+                    assert ids == list(range(1, len(ids) + 1))
+                    verdicts.send(ids, [1] * len(ids), [None] * len(ids))
+                    assert reader.refused == []
+        finally:
+            done.set()
+            sender.join()
 
 
 def test_hook_interface_and_mark(namespace: Make) -> None:
