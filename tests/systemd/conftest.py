@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """A real systemd with the service installed on it, as `make install` does it."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -26,10 +27,15 @@ _CLEAN: Final = ("env", "-i", "PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bi
 
 
 class Guest:
-    """A booted systemd: in namespaces of its own, or that of this machine."""
+    """A booted systemd: in namespaces of its own, or that of this machine.
 
-    def __init__(self, *enter: str) -> None:
+    Attributes:
+        init: Its process id, seen from outside.
+    """
+
+    def __init__(self, *enter: str, init: int = 1) -> None:
         """Take the command before each command that is to be run inside."""
+        self.init = init
         self._enter = enter
 
     def sh(self, script: str, *, check: bool = True, timeout_s: float = 60) -> str:
@@ -88,29 +94,36 @@ def _impossible() -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
-def booted() -> Iterator[Guest]:
-    """The guest, booted once or this machine, with the service installed and running."""
+@contextlib.contextmanager
+def boot() -> Iterator[Guest]:
+    """A guest with the service installed and running, until the end of `with`."""
     reason = _impossible()
     if reason is not None:
         cannot_run(reason)
-    if os.environ.get(_THIS_MACHINE):
-        machine = Guest(*_CLEAN)
-        machine.sh("systemctl enable --now nfq-guard")
-        yield machine
-        return
     state = Path(f"/tmp/nfqg-{os.getpid()}-systemd")  # noqa: S108 - its name ends in a cgroup's
     nested = (str(_HERE / "nested.sh"), str(state))
     try:
         up = _run(*nested, "up", timeout_s=60)
         console = state / "console"
         assert up.returncode == 0, console.read_text(encoding="utf-8", errors="replace")[-2000:]
-        guest = Guest(*nested, "sh")
+        guest = Guest(*nested, "sh", init=int((state / "init.pid").read_text(encoding="ascii")))
         guest.install()
         yield guest
     finally:
         _run(*nested, "down", timeout_s=60)
         shutil.rmtree(state, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def booted() -> Iterator[Guest]:
+    """The guest, booted once or this machine, with the service installed and running."""
+    if os.environ.get(_THIS_MACHINE):
+        machine = Guest(*_CLEAN)
+        machine.sh("systemctl enable --now nfq-guard")
+        yield machine
+        return
+    with boot() as made:
+        yield made
 
 
 @pytest.fixture

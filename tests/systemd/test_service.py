@@ -12,6 +12,7 @@ from typing import Final
 import pytest
 
 from nfq_guard.lab.pace import limit
+from tests.systemd import forbidden
 from tests.systemd.conftest import Guest
 
 pytestmark = [
@@ -79,6 +80,26 @@ def test_own_user_with_one_capability(guest: Guest) -> None:
         assert int(found[kind], 16) == CAPABILITIES
     assert found["NoNewPrivs"] == "1"
     assert found["Seccomp"] == "2"
+
+
+def test_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
+    """A program in the place of the daemon, with all that the unit gives it."""
+    unit = "/run/systemd/system/nfq-guard-forbidden.service"
+    tried = Path(forbidden.__file__).read_text(encoding="ascii")
+    guest.sh(
+        f"cat >/run/forbidden.py <<'END'\n{tried}\nEND\n"
+        f"sed -e '/^Exec/d; s/^Type=.*/Type=oneshot/; /^WatchdogSec/d; /^Restart=/d' "
+        "-e 's,^\\[Service\\],&\\nExecStart=/usr/bin/python3 -I /run/forbidden.py\\n"
+        f"StandardOutput=file:/run/forbidden.out,' /etc/systemd/system/nfq-guard.service >{unit}; "
+        "systemctl daemon-reload; systemctl start nfq-guard-forbidden"
+    )
+    try:
+        assert json.loads(guest.sh("cat /run/forbidden.out")) == list(forbidden.ALLOWED)
+    finally:
+        guest.sh(
+            f"rm -f {unit} /run/forbidden.py /run/forbidden.out /var/lib/nfq-guard/allowed; "
+            "systemctl daemon-reload"
+        )
 
 
 def test_exposure_and_syntax(guest: Guest) -> None:
