@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf fuzz fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -99,6 +99,12 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	mkdir -p build/fuzz
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
+
+faults: build/wheels/made ## inject faults for about 40 minutes, measure what they cost, write docs/faults.md (root)
+	$(BIN)/python -m tests.faults --seed $(SEED) --page
+
+faults-short: build/wheels/made ## the same a few times each, minutes, and no page (root)
+	$(BIN)/python -m tests.faults --seed $(SEED) --short
 
 damage: ## run replay, explain and whatif on thousands of damaged captures, minutes
 	$(BIN)/python -m tests.damage_captures --seed $(SEED)

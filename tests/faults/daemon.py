@@ -1,0 +1,538 @@
+# SPDX-License-Identifier: MIT
+"""Faults of a daemon in a network namespace, without systemd."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from nfq_guard.lab.netns import Namespace
+from nfq_guard.nfqueue.counters import parse
+from tests.faults.gateway import POLICY, Gateway, Stream, mutated
+from tests.faults.outcome import Outcome, ms
+from tests.support.queue import GuardProcess, import_path, wait_for
+
+_PPS: Final = 2000
+_LOST_NONE: Final = "nothing lost or let through"
+
+
+class Size(NamedTuple):
+    """How often the faults are injected."""
+
+    reloads: int
+    corrupted: int
+    packets: int
+    signals: int
+    starts: int
+    requests: int
+
+
+SHORT: Final = Size(reloads=20, corrupted=60, packets=5_000, signals=2, starts=2, requests=200)
+LONG: Final = Size(
+    reloads=1_000, corrupted=2_000, packets=1_000_000, signals=40, starts=20, requests=20_000
+)
+
+
+class Rig:
+    """A gateway of its own for one fault, its configuration and its daemon."""
+
+    def __init__(self, gateway: Gateway, folder: Path) -> None:
+        self.gateway = gateway
+        self.folder = folder
+        self.config = folder / "c.toml"
+        self.socket = folder / "s"
+
+    def text(self, *lines: str, policy: str = POLICY) -> str:
+        head = ["[daemon]", 'mode = "enforce"', f'control_socket = "{self.socket}"', *lines]
+        return "\n".join(head) + "\n" + policy
+
+    def start(self, *lines: str, log: str = "log") -> GuardProcess:
+        self.config.write_text(self.text(*lines))
+        host = self.gateway.host
+        return GuardProcess(host, self.folder / log, "--config", str(self.config))
+
+    def ask(self, command: str, **arguments: object) -> dict[str, Any]:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(60)
+            client.connect(str(self.socket))
+            request = {"command": command, "arguments": arguments}
+            client.sendall(json.dumps(request).encode() + b"\n")
+            with client.makefile("rb") as lines:
+                found: dict[str, Any] = json.loads(lines.readline())
+        return found
+
+
+@contextlib.contextmanager
+def rig(folder: Path) -> Iterator[Rig]:
+    """Two namespaces and a folder, for one fault."""
+    folder.mkdir()
+    with Namespace("peer") as peer, Namespace("host") as host, Gateway(peer, host) as gateway:
+        yield Rig(gateway, folder)
+
+
+class Account(NamedTuple):
+    """Where the packets of a stream went."""
+
+    sent: int
+    arrived: int
+    judged: int
+    dropped: int
+    shed: int
+    unjudged: int
+    discrepancy: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether each packet has exactly one fate, by counters that do not know of each other."""
+        fates = self.judged + self.shed + self.unjudged
+        return not self.discrepancy and self.unjudged >= 0 and fates == self.sent
+
+
+def account(stream: Stream, guard: GuardProcess, shed: int) -> Account:
+    """Of a daemon that served all of the stream and has stopped.
+
+    Args:
+        stream: Ended.
+        guard: Stopped.
+        shed: What the kernel says it dropped, as the queue was full or the buffer was.
+    """
+    (stopped,) = guard.events("stopped")
+    judged = stopped["packets"]
+    dropped = stopped["actions"].get("drop", 0)
+    # What arrived and was not judged passed by the fail mode.
+    unjudged = len(stream.arrived) - (judged - dropped)
+    return Account(
+        stream.sent, len(stream.arrived), judged, dropped, shed, unjudged, stream.discrepancy()
+    )
+
+
+def shed(namespace: Namespace) -> int:
+    """What the kernel has dropped of the queues."""
+    text = namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+    return sum(line.queue_dropped + line.user_dropped for line in parse(text).values())
+
+
+def _files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def _rss_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def reloads(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """F4."""
+    with at.start('fail_mode = "closed"', "queue_length = 8192").ready() as guard:
+        pid = guard.process.pid
+        for _ in range(10):
+            at.ask("reload", wait=True)
+        files, memory = _files(pid), _rss_kb(pid)
+        with at.gateway.stream(_PPS) as stream:
+            for _ in range(size.reloads):
+                assert at.ask("reload", wait=True)["return"] == "OK"
+        more_files, more_kb = _files(pid) - files, _rss_kb(pid) - memory
+        lost = shed(at.gateway.host)
+        assert guard.stop() == 0
+    told = account(stream, guard, lost)
+    gap = stream.longest_wait_s()
+    return Outcome(
+        "F4",
+        f"{size.reloads} reloads under {_PPS} packets/s",
+        "0 lost, longest gap 20 ms, no descriptor more, 1 MB more at most",
+        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, longest gap {ms(gap)}, "
+        f"{more_files} descriptors more, {more_kb} kB more",
+        not stream.lost() and not stream.leaked() and gap <= 0.02 and not more_files
+        and more_kb <= 1024,
+        told.exact,
+    )  # fmt: skip
+
+
+def corrupted(at: Rig, size: Size, rng: random.Random) -> Outcome:
+    """F5."""
+    slowest = 0.0
+    adopted = 0
+    with at.start('fail_mode = "closed"').ready() as guard:
+        good = at.config.read_bytes()
+        with at.gateway.stream(_PPS) as stream:
+            for _ in range(size.corrupted):
+                _corrupt(at.config, good, rng)
+                begun = time.monotonic()
+                answer = at.ask("reload", wait=True)
+                slowest = max(slowest, time.monotonic() - begun)
+                adopted += answer["return"] == "OK"
+        lost = shed(at.gateway.host)
+        assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+    told = account(stream, guard, lost)
+    failures = stopped["reload_failures"]
+    return Outcome(
+        "F5",
+        f"{size.corrupted} files: cut, bits flipped, empty, wrong types, 1 MB of one key, FIFO, "
+        "directory, link to itself, absent",
+        "all refused and counted, the old policy stays, 1 s each at most",
+        f"{failures} refused, {adopted} taken, {len(stream.lost())} lost, "
+        f"{len(stream.leaked())} let through, slowest {ms(slowest)}",
+        adopted == 0 and failures == size.corrupted and not stream.lost() and not stream.leaked()
+        and slowest <= 1,
+        told.exact,
+    )  # fmt: skip
+
+
+def _corrupt(config: Path, good: bytes, rng: random.Random) -> None:
+    """Put something in the place of the file that is no configuration."""
+    if config.is_dir() and not config.is_symlink():
+        config.rmdir()
+    else:
+        config.unlink(missing_ok=True)
+    # What has no mistake of its own gets one at its end.
+    mistake = b"\n[[\n"
+    kind = rng.randrange(9)
+    if kind == 0:
+        config.write_bytes(good[: rng.randrange(1, len(good))] + mistake)
+    elif kind == 1:
+        octets = bytearray(good)
+        for _ in range(rng.randrange(1, 5)):
+            octets[rng.randrange(len(octets))] ^= 1 << rng.randrange(8)
+        config.write_bytes(bytes(octets) + mistake)
+    elif kind == 2:
+        config.write_bytes(bytes(rng.randrange(1, 100)))
+    elif kind == 3:
+        wrong = rng.choice([b'"x"', b"1.5", b"[]", b"{}", b"1979-05-27", b"-1"])
+        config.write_bytes(b"[policy]\ndefault = " + wrong + b"\n")
+    elif kind == 4:
+        config.write_bytes(b'[policy]\ndefault = "' + b"a" * (1 << 20) + b'"\n')
+    elif kind == 5:
+        os.mkfifo(config)
+    elif kind == 6:
+        config.mkdir()
+    elif kind == 7:
+        config.symlink_to(config)
+
+
+def full_disk(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """F6."""
+    disk = at.folder / "disk"
+    disk.mkdir()
+    count = min(size.packets, 20_000)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=True)
+    try:
+        lines = ('fail_mode = "closed"', f'log = "{disk}/log"', "log_interval_s = 0")
+        with at.start(*lines, "log_events_per_s = 1000000") as guard:
+            wait_for(lambda: b"started" in _read(disk / "log"))
+            with at.gateway.stream(_PPS) as stream:
+                wait_for(lambda: stream.sent >= count, timeout_s=count / _PPS * 2 + 5)
+                (disk / "log").write_bytes(b"")
+                begun = time.monotonic()
+                wait_for(lambda: bool(_read(disk / "log").strip(b"\0")))
+                back = time.monotonic() - begun
+            (disk / "log").write_bytes(b"")
+            lost = shed(at.gateway.host)
+            assert guard.stop() == 0
+            stopped = _last(_read(disk / "log"), "stopped")
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    unaccounted = stream.sent - stopped["packets"] - lost
+    return Outcome(
+        "F6",
+        f"{stream.sent} packets, each with a line, to a log on a disk of 64 kB",
+        "0 lost, dropped lines counted, logging again within 1 s of space",
+        f"{len(stream.lost())} lost, {stopped.get('log_lines_dropped', 0)} lines dropped, "
+        f"logging again after {ms(back)}",
+        not stream.lost() and not stream.leaked() and stopped.get("log_lines_dropped", 0) > 0
+        and back <= 1,
+        not stream.discrepancy() and unaccounted == 0,
+    )  # fmt: skip
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+def _last(log: bytes, name: str) -> dict[str, Any]:
+    found = [line for line in log.splitlines() if f'"{name}"'.encode() in line]
+    event: dict[str, Any] = json.loads(found[-1].strip(b"\0"))
+    return event
+
+
+def stalled_log(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """F7."""
+    reading, writing = os.pipe()
+    count = min(size.packets, 20_000)
+    try:
+        at.config.write_text(at.text('fail_mode = "closed"', "log_interval_s = 0"))
+        with GuardProcess(
+            at.gateway.host, at.folder / "log", "--config", str(at.config), stdout=writing
+        ) as guard:
+            said = b""
+            while b'"started"' not in said:
+                said += os.read(reading, 1 << 16)
+            with at.gateway.stream(_PPS) as stream:
+                wait_for(lambda: stream.sent >= count, timeout_s=count / _PPS * 2 + 5)
+            lost = shed(at.gateway.host)
+            assert guard.stop() == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return Outcome(
+        "F7",
+        f"{stream.sent} packets while nobody reads the log",
+        _LOST_NONE,
+        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {lost} shed",
+        not stream.lost() and not stream.leaked() and not lost,
+        not stream.discrepancy(),
+    )
+
+
+def overflow(at: Rig, size: Size, _rng: random.Random, *, mode: str, fault: str) -> Outcome:
+    """F8 and F9: more than the queue, or the socket's buffer, takes; the daemon stands still."""
+    limits = ["queue_length = 256"] if fault == "F8" else ["socket_buffer_bytes = 8192"]
+    rounds = max(2, min(50, size.packets // 20_000))
+    with at.start(f'fail_mode = "{mode}"', *limits).ready() as guard:
+        with at.gateway.stream(4000) as stream:
+            for _ in range(rounds):
+                guard.process.send_signal(signal.SIGSTOP)
+                time.sleep(0.3)
+                guard.process.send_signal(signal.SIGCONT)
+                time.sleep(0.2)
+        lost = shed(at.gateway.host)
+        assert guard.stop() == 0
+    told = account(stream, guard, lost)
+    target = "nothing shed" if mode == "open" else "nothing let through"
+    held = lost == 0 if mode == "open" else told.unjudged == 0 and lost > 0
+    return Outcome(
+        fault,
+        f"{rounds} floods past the {'queue' if fault == 'F8' else 'buffer'}, fail mode {mode}, "
+        f"{told.sent} packets",
+        f"each packet has one fate, {target}, the daemon goes on",
+        f"{told.judged} judged ({told.dropped} dropped), {told.shed} shed, "
+        f"{told.unjudged} passed unjudged",
+        told.exact and held,
+        told.exact,
+    )
+
+
+def fuzz(at: Rig, size: Size, rng: random.Random) -> Outcome:
+    """F14."""
+    with at.start('fail_mode = "closed"', "queue_length = 65535").ready() as guard:
+        begun = time.monotonic()
+        for number in range(size.packets):
+            at.gateway.send_octets(mutated(rng, number))
+            if number % 500 == 499:
+                wait_for(lambda: at.gateway.waiting() < 10_000)
+        wait_for(lambda: at.gateway.waiting() == 0)
+        took = time.monotonic() - begun
+        lost = shed(at.gateway.host)
+        assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+    failures = stopped.get("judging_failures", 0)
+    return Outcome(
+        "F14",
+        f"{size.packets} mutated segments",
+        "no exception, no packet without a verdict",
+        f"{stopped['packets']} INVALID ones judged, {failures} exceptions, {lost} shed, 0 left "
+        f"without a verdict, {took:.0f} s",
+        not failures and not lost and stopped["packets"] > size.packets // 10,
+    )
+
+
+def signals(at: Rig, size: Size, rng: random.Random) -> Outcome:
+    """F16."""
+    slowest = 0.0
+    unclean = 0
+    for number in range(size.signals):
+        with at.start('fail_mode = "closed"', log=f"log{number}").ready() as guard:
+            for _ in range(20):
+                guard.process.send_signal(rng.choice([signal.SIGHUP, signal.SIGUSR1]))
+                time.sleep(rng.random() * 0.005)
+            begun = time.monotonic()
+            unclean += guard.stop() != 0
+            slowest = max(slowest, time.monotonic() - begun)
+    return Outcome(
+        "F16",
+        f"{size.signals} times SIGTERM at any moment, after {size.signals * 20} of SIGHUP and "
+        "SIGUSR1",
+        "all acted on; the end, with the removal of the rules, within 1 s",
+        f"{unclean} unclean, slowest end {ms(slowest)}",
+        not unclean and slowest <= 1,
+    )
+
+
+def second_instance(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """F17 and A10."""
+    statuses: list[int] = []
+    slowest = 0.0
+    named = 0
+    other = at.folder / "other.toml"
+    with at.start('fail_mode = "closed"').ready() as guard:
+        other.write_text(
+            at.text("queue = 9", 'fail_mode = "open"').replace(f"{at.socket}", f"{at.socket}2")
+        )
+        before = at.gateway.host.run("iptables-save").stdout
+        with at.gateway.stream(_PPS) as stream:
+            for number in range(size.starts):
+                begun = time.monotonic()
+                # In turn the same queue and socket, and others of its own.
+                config = at.config if number % 2 == 0 else other
+                second = at.gateway.host.popen(
+                    *(sys.executable, "-m", "nfq_guard", "run", "--config", str(config)),
+                    env={**os.environ, "PYTHONPATH": import_path()},
+                )
+                _, said = second.communicate(timeout=60)
+                statuses.append(second.returncode)
+                named += str(guard.process.pid) in said
+                slowest = max(slowest, time.monotonic() - begun)
+        lost = shed(at.gateway.host)
+        same = _rules(before) == _rules(at.gateway.host.run("iptables-save").stdout)
+        assert guard.stop() == 0
+    told = account(stream, guard, lost)
+    return Outcome(
+        "F17",
+        f"{size.starts} second daemons, on the same queue and on another",
+        "status 75 within 2 s, the owner named; the first loses nothing, its rules stay",
+        f"statuses {sorted(set(statuses))}, {named} named the owner, slowest {ms(slowest)}, "
+        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, rules "
+        f"{'the same' if same else 'changed'}",
+        set(statuses) == {75} and named == size.starts and slowest <= 2 and same
+        and not stream.lost() and not stream.leaked(),
+        told.exact,
+    )  # fmt: skip
+
+
+def _rules(saved: str) -> list[str]:
+    """Rules without counts and times."""
+    return [line for line in saved.splitlines() if line.startswith("-A")]
+
+
+def starts(at: Rig, size: Size, rng: random.Random) -> Outcome:
+    """F20."""
+    before = _rules(at.gateway.host.run("iptables-save").stdout)
+    dirty = 0
+    for number in range(size.starts):
+        mode = rng.choice(["open", "closed", "kernel-drop"])
+        with at.start(f'fail_mode = "{mode}"', log=f"log{number}").ready() as guard:
+            if rng.random() < 0.5:
+                guard.process.kill()
+                guard.process.wait()
+            else:
+                assert guard.stop() == 0
+        # What a killed daemon left the next one takes over, or this command removes.
+        words = (sys.executable, "-m", "nfq_guard", "rules", "remove", "--config", str(at.config))
+        at.gateway.host.run("env", f"PYTHONPATH={import_path()}", *words)
+        after = at.gateway.host.run("iptables-save").stdout
+        dirty += _rules(after) != before or "NFQ_GUARD" in after
+    return Outcome(
+        "F20",
+        f"{size.starts} starts, each ended by SIGTERM or SIGKILL, and `rules remove`",
+        "the rules of the host as before",
+        f"{dirty} with a difference",
+        not dirty,
+    )
+
+
+def control_abuse(at: Rig, size: Size, rng: random.Random) -> Outcome:
+    """F22."""
+    kinds = [
+        b"x" * 70_000,
+        b'{"command": "status"}\n' * 200,
+        b"{" * 30_000 + b"\n",
+        b"\xff\n" * 50,
+        b"",
+    ]
+    kept: list[socket.socket] = []
+    with at.start('fail_mode = "closed"').ready() as guard:
+        pid = guard.process.pid
+        memory = _rss_kb(pid)
+        with at.gateway.stream(_PPS) as stream:
+            for _ in range(size.requests):
+                client = socket.socket(socket.AF_UNIX)
+                client.settimeout(0)
+                with contextlib.suppress(OSError):
+                    client.connect(str(at.socket))
+                    client.send(rng.choice(kinds))
+                kept.append(client)
+                if len(kept) > 300:
+                    kept.pop(0).close()
+                time.sleep(0.0005)
+        for client in kept:
+            client.close()
+        more_kb = _rss_kb(pid) - memory
+        files = _files(pid)
+        lost = shed(at.gateway.host)
+        assert guard.stop() == 0
+    told = account(stream, guard, lost)
+    return Outcome(
+        "F22",
+        f"{size.requests} idle, malformed, oversized and unread requests, 300 clients at a time",
+        f"{_LOST_NONE}, memory and descriptors bounded",
+        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {more_kb} kB more, "
+        f"{files} descriptors",
+        not stream.lost() and not stream.leaked() and more_kb <= 8192 and files < 64,
+        told.exact,
+    )
+
+
+def bound_under_load(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """A4."""
+    sent = judged = dropped = arrived = leaked = lost = 0
+    exact = True
+    rules = (sys.executable, "-m", "nfq_guard", "rules", "install", "--config", str(at.config))
+    at.config.write_text(at.text('rules = "keep"', 'fail_mode = "closed"', "queue_length = 8192"))
+    at.gateway.host.run("env", f"PYTHONPATH={import_path()}", *rules)
+    lines = ('rules = "keep"', 'fail_mode = "closed"', "queue_length = 8192")
+    for number in range(size.starts):
+        with at.gateway.stream(8000) as stream:
+            guard = at.start(*lines, log=f"log{number}").ready()
+            time.sleep(0.3)
+        with guard:
+            text = at.gateway.host.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
+            (line,) = parse(text).values()
+            assert guard.stop() == 0
+        (stopped,) = guard.events("stopped")
+        sent += line.last_id
+        judged += stopped["packets"]
+        dropped += stopped["actions"].get("drop", 0)
+        arrived += len(stream.arrived)
+        leaked += len(stream.leaked())
+        lost += line.user_dropped
+        exact = exact and not stream.discrepancy()
+    return Outcome(
+        "A4",
+        f"{size.starts} binds under 8000 packets/s, fail mode closed, {sent} packets queued",
+        "each packet id has a verdict of its own or that of the fail mode",
+        f"{judged} judged, {lost} shed, {sent - judged - lost} never read, {leaked} let through",
+        leaked == 0 and arrived == judged - dropped,
+        exact,
+    )
+
+
+Fault = Callable[[Rig, Size, random.Random], Outcome]
+
+
+def _flood(mode: str, fault: str) -> Fault:
+    return lambda at, size, rng: overflow(at, size, rng, mode=mode, fault=fault)
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    "reloads": reloads,
+    "corrupted": corrupted,
+    "full-disk": full_disk,
+    "stalled-log": stalled_log,
+    "overflow-open": _flood("open", "F8"),
+    "overflow-closed": _flood("closed", "F8"),
+    "buffer-closed": _flood("closed", "F9"),
+    "fuzz": fuzz,
+    "signals": signals,
+    "second-instance": second_instance,
+    "starts": starts,
+    "control-abuse": control_abuse,
+    "bound-under-load": bound_under_load,
+}

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: MIT
+"""docs/faults.md, from what the faults came to."""
+
+import os
+import platform
+from collections.abc import Sequence
+from typing import Final
+
+from tests.faults.catalogue import CATALOGUE, Entry
+from tests.faults.outcome import Outcome
+
+_HEAD: Final = """\
+# What faults cost
+
+Written by `make faults`, which injects each fault into a running daemon, or into the service under
+a systemd of its own, while numbered INVALID packets arrive at a steady pace. Every fifth of them is
+one that the policy drops: where it arrives, it has passed without a judgement.
+
+"Exact" means that the counts agree to the packet: what the sender sent is what the host's rule
+before conntrack counted; what its rule after the guard counted is what the receiver got; and where
+the daemon lived to tell, each packet was judged, or shed by the kernel, or passed unjudged.
+
+`make faults-short` injects each a few times and leaves this page alone.
+
+"""
+_REASONS: Final = """
+## Targets that were missed
+
+"""
+_HELD: Final = """
+## The tests that hold each fault
+
+F are the faults that the guard was designed against, A those that a campaign found later. Where no
+test is named, there is none.
+
+| fault | what happens | held by |
+| --- | --- | --- |
+"""
+
+
+def line(outcome: Outcome) -> str:
+    """One outcome, for a terminal."""
+    exact = {None: "", True: ", exact", False: ", NOT EXACT"}[outcome.exact]
+    said = "met" if outcome.met else "MISSED"
+    return f"{outcome.fault:4}{said:7}{outcome.injected}: {outcome.measured}{exact}"
+
+
+def render(outcomes: Sequence[Outcome], seed: int) -> str:
+    """The page, of a run that began with `seed`."""
+    rows = ["| fault | injected | target | measured | met | exact |", "| --- " * 6 + "|"]
+    for one in outcomes:
+        exact = {None: "-", True: "yes", False: "no"}[one.exact]
+        cells = (
+            one.fault,
+            one.injected,
+            one.target,
+            one.measured,
+            "yes" if one.met else "no",
+            exact,
+        )
+        rows.append(f"| {' | '.join(cells)} |")
+    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
+    machine = (
+        f"\nLinux {platform.release()}, {os.cpu_count()} CPUs, load average at the end {load}; "
+        f"seed {seed}.\n"
+    )
+    missed = {one.fault for one in outcomes if not one.met}
+    reasons = [
+        f"- {entry.code}: {entry.reason}\n"
+        for entry in CATALOGUE
+        if entry.reason and entry.code in missed
+    ]
+    parts = [_HEAD, "\n".join(rows), "\n", machine]
+    if reasons:
+        parts += [_REASONS, *reasons]
+    return "".join([*parts, _HELD, *map(_held, CATALOGUE)])
+
+
+def _held(entry: Entry) -> str:
+    by = [f"`make faults`, {', '.join(entry.campaigns)}"] if entry.campaigns else []
+    by += [f"`{test}`" for test in entry.tests]
+    return f"| {entry.code} | {entry.what} | {'<br>'.join(by) or 'nothing: ' + entry.reason} |\n"

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: MIT
+"""A few faults of `make faults`, a few times each, of which the figures are counts."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults import daemon
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.mark.no_cover  # traffic of thousands of packets, which others test one by one
+@pytest.mark.parametrize(
+    "name", ["overflow-open", "overflow-closed", "buffer-closed", "bound-under-load"]
+)
+def test_each_packet_has_one_fate(name: str, tmp_path: Path) -> None:
+    size = daemon.SHORT._replace(starts=5)
+    with daemon.rig(tmp_path / "rig") as at:
+        outcome = daemon.FAULTS[name](at, size, random.Random(name))  # noqa: S311 - reproducible
+    assert outcome.exact, outcome
+    assert outcome.met, outcome
