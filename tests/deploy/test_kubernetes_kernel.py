@@ -145,12 +145,12 @@ def guard_a_node(place: Path, **image: Any) -> None:  # noqa: ANN401 - of `Pod`
             wait_for(lambda: bool(events(log, "reloaded")))
             wait_for((pod.volumes["state"] / "last-good.json").exists)
 
-            assert "NFQUEUE" in live.space.run("iptables-save", "-t", "mangle").stdout
+            assert "NFQUEUE" in live.space.run("iptables-nft-save", "-t", "mangle").stdout
             ended = pod.run(live.space, daemon, *daemon["lifecycle"]["preStop"]["exec"]["command"])
             assert ended.returncode == 0, ended.stderr
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=limit(30)) == 0, log.read_text()
-            assert "NFQUEUE" not in live.space.run("iptables-save", "-t", "mangle").stdout
+            assert "NFQUEUE" not in live.space.run("iptables-nft-save", "-t", "mangle").stdout
 
 
 def test_a_node(tmp_path: Path) -> None:
