@@ -13,6 +13,7 @@ from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import IPV4, IPV6
 from tests.fuzz_kernel.campaign import (
     CHUNK_PACKETS,
+    RUNNING_KERNEL,
     Failure,
     Tally,
     read_trace,
@@ -64,7 +65,7 @@ def test_random_flows(seed: int) -> None:
 def test_kept_traces(path: Path) -> None:
     """Flows that once differed, or that chance seldom makes."""
     conditions, steps = read_trace(path)
-    mismatch = run_trace(steps, conditions.family, KERNEL_6_1, conditions.sysctls)
+    mismatch = run_trace(steps, conditions.family, RUNNING_KERNEL, conditions.sysctls)
     assert mismatch is None, mismatch
 
 

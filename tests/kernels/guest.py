@@ -45,12 +45,13 @@ _SHORT_NATIVE: Final = (
 )  # fmt: skip
 _LINKS: Final = "tests/kernels/netem_and_flowtables.py"
 _OWNERS: Final = "tests/kernels/owners.py"
-# Queue, evidence, rules and daemon, in this order.
+# Queue, evidence, rules, daemon and conntrack, in this order.
 _LIVE: Final = (
     "tests/nfqueue/test_reader_kernel.py", "tests/flows/test_ctnetlink.py",
     "tests/firewall/test_live.py", "tests/firewall/test_traffic.py",
     "tests/service/test_run_kernel.py", "tests/service/test_worker_kernel.py",
     "tests/service/test_kernel_log_kernel.py",
+    "tests/conntrack/test_kernel_agrees.py::test_kept_traces",
 )  # fmt: skip
 _BOTH_EVIDENCES: Final = "tests/service/test_kernel_log_kernel.py::test_the_two_sources_agree"
 _SHORT_LIVE: Final = 2
