@@ -20,7 +20,9 @@ _ROOT_PACKAGES: Final = (
     "util-linux",
 )  # fmt: skip
 # For a machine that also runs programs with rules of their own.
-_OWNERS: Final = ("busybox-static", "dbus", "docker.io", "firewalld", "libpam-systemd", "ufw")
+_OWNERS: Final = (
+    "apparmor", "busybox-static", "dbus", "docker.io", "firewalld", "libpam-systemd", "ufw",
+)  # fmt: skip
 # Program: the Debian package that has it.
 _PROGRAMS: Final = {
     "qemu-system-x86_64": "qemu-system-x86",

@@ -70,6 +70,7 @@ _SERVICE_WITH_WINDOW: Final = (
     "test_a_pin_lasts_as_long_as_the_service", "test_an_old_pin_is_replaced",
     "test_a_pin_that_may_not_be_used_is_named",
 )  # fmt: skip
+_SERVICE_BY_LOG: Final = "test_the_kernels_log_as_evidence"
 # The installed service has an environment of its own.
 _CLEAN: Final = {"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
@@ -216,6 +217,8 @@ def _service(*, is_short: bool) -> Iterator[Record]:
     flows.close()
     words = [f"{_SERVICE}::{name}" for name in _SHORT_SERVICE] if is_short else [_SERVICE]
     if flows.evidence is not Evidence.BPF:
+        if is_short:
+            words.append(f"{_SERVICE}::{_SERVICE_BY_LOG}")
         words += [f"--deselect={_SERVICE}::{name}" for name in _SERVICE_WITH_WINDOW]
         yield {"not_run": f"what is about the window: {why}"}
     yield _tested(*words)
