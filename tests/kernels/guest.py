@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,10 +51,10 @@ _LIVE: Final = (
     "tests/nfqueue/test_reader_kernel.py", "tests/flows/test_ctnetlink.py",
     "tests/firewall/test_live.py", "tests/firewall/test_traffic.py",
     "tests/service/test_run_kernel.py", "tests/service/test_worker_kernel.py",
-    "tests/service/test_kernel_log_kernel.py",
     "tests/conntrack/test_kernel_agrees.py::test_kept_traces",
 )  # fmt: skip
-_BOTH_EVIDENCES: Final = "tests/service/test_kernel_log_kernel.py::test_the_two_sources_agree"
+_BY_LOG: Final = "tests/service/test_kernel_log_kernel.py"
+_BOTH_EVIDENCES: Final = f"{_BY_LOG}::test_the_two_sources_agree"
 _SHORT_LIVE: Final = 2
 # One trial of each kind: an attack that succeeds, and the guard against it, with and without NAT.
 _SHORT_MATRIX: Final = (
@@ -77,8 +78,9 @@ _CLEAN: Final = {"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG"
 # Steps that the short form has on one kernel alone: Debian 12's own, the newest, the oldest.
 _SHORT_ONLY_ON: Final = {"service": "6.1.", "links": "7.", "live": "5.10."}
 
-# They take a root file system of their own.
-_LONG_ONLY: Final = ("owners",)
+# Steps that the short form has not: the first takes minutes, the other a larger root file system.
+_LONG_ONLY: Final = ("log", "owners")
+_CONFIG: Final = Path("/etc/nfq-guard/nfq-guard.toml")
 # Whom the record of the log's sysctls names.
 _INSTANCE: Final = "kernels"
 
@@ -96,6 +98,7 @@ def main() -> None:
         "window": _window_tests,
         "native": lambda: _native_tests(is_short=is_short),
         "live": lambda: _live_tests(is_short=is_short),
+        "log": _log_tests,
         "owners": lambda: iter([_tested(_OWNERS)]),
         "links": lambda: iter([_tested(_LINKS, *(("-k", "4") if is_short else ()))]),
         "matrix": lambda: _matrix(is_short=is_short),
@@ -199,15 +202,34 @@ def _native_tests(*, is_short: bool) -> Iterator[Record]:
     yield _tested(*(f"{_NATIVE}::{name}" for name in _SHORT_NATIVE) if is_short else (_NATIVE,))
 
 
+@contextmanager
+def _prepared() -> Iterator[None]:
+    """As the tests expect a machine: conntrack is loaded, and no configuration is installed."""
+    open_flows()[0].close()
+    aside = _CONFIG.with_suffix(".aside")
+    _CONFIG.rename(aside)
+    try:
+        yield
+    finally:
+        aside.rename(_CONFIG)
+
+
 def _live_tests(*, is_short: bool) -> Iterator[Record]:
-    """The tests of what the kernel does with packets, for a machine whose modules are loaded."""
-    words = list(_LIVE[: _SHORT_LIVE if is_short else None])
-    flows, why = open_flows()
-    flows.close()
-    if flows.evidence is not Evidence.BPF:
-        words.append(f"--deselect={_BOTH_EVIDENCES}")
-        yield {"not_run": f"the two sources of evidence side by side: {why}"}
-    yield _tested(*words)
+    """The tests of what the kernel does with packets."""
+    with _prepared():
+        yield _tested(*_LIVE[: _SHORT_LIVE if is_short else None])
+
+
+def _log_tests() -> Iterator[Record]:
+    """The tests of the kernel's log as evidence, also where there is a window."""
+    with _prepared():
+        flows, why = open_flows()
+        flows.close()
+        words = [_BY_LOG]
+        if flows.evidence is not Evidence.BPF:
+            words.append(f"--deselect={_BOTH_EVIDENCES}")
+            yield {"not_run": f"the two sources of evidence side by side: {why}"}
+        yield _tested(*words)
 
 
 def _service(*, is_short: bool) -> Iterator[Record]:

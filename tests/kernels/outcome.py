@@ -12,6 +12,7 @@ TESTS: Final = {
     "window": "the window",
     "native": "the native table",
     "live": "queue, evidence, rules and daemon",
+    "log": "the kernel's log as evidence",
     "links": "netem and flowtables",
     "owners": "Docker, firewalld and ufw",
     "service": "the service",

@@ -24,8 +24,9 @@ Written by `make kernels`, which boots Debian's own kernels in QEMU (emulated, o
   timeout of the entry and, where BPF reads it, every field of the window;
 - **window**: the tests of the window that BPF reads (`tests/flows/test_bpf.py`);
 - **native**: the native nftables table against no guard (`tests/kernels/native_rules.py`);
-- **live**: tests of the queue, of ctnetlink, of the rules, of the daemon and of its evidence by the
-  kernel's log;
+- **live**: tests of the queue, of ctnetlink, of the rules and of the daemon in the kernel, and the
+  kept traces of conntrack;
+- **log**: the kernel's log as evidence (`tests/service/test_kernel_log_kernel.py`);
 - **links**: translated connections over a link on which netem delays, reorders and doubles packets,
   and through a flowtable that is torn down (`tests/kernels/netem_and_flowtables.py`);
 - **owners**: Docker, firewalld and ufw themselves, each with the rules that it makes

@@ -22,6 +22,7 @@ def records() -> list[dict[str, object]]:
         {"step": "window", "passed": True, "summary": "25 passed"},
         {"step": "native", "passed": True, "summary": "5 passed"},
         {"step": "live", "passed": True, "summary": "30 passed"},
+        {"step": "log", "passed": True, "summary": "11 passed"},
         {"step": "links", "passed": True, "summary": "4 passed"},
         {"step": "owners", "passed": True, "summary": "6 passed"},
         {"step": "service", "passed": True, "summary": "38 passed"},
@@ -53,8 +54,8 @@ def test_a_row_says_what_the_guard_sees() -> None:
 
 def test_a_row_counts_what_was_run() -> None:
     text = page.render([ran()], _SEED)
-    counts = "5,760 | 0 | yes | 25 passed | 5 passed | 30 passed | 4 passed | 6 passed | 38 passed"
-    assert rows(text)[5].startswith(f"| 6.1 | {counts} | 1 of ")
+    tests = "25 passed | 5 passed | 30 passed | 11 passed | 4 passed | 6 passed | 38 passed"
+    assert rows(text)[5].startswith(f"| 6.1 | 5,760 | 0 | yes | {tests} | 1 of ")
     assert rows(text)[5].endswith(" | 0 |")
     assert f"Seed of the fuzz: {_SEED}." in text
     assert "- 6.1" not in text
