@@ -3,20 +3,28 @@
 
 import argparse
 import json
+import shlex
 import sys
 from collections import Counter
 from dataclasses import asdict
 from itertools import chain
-from typing import Final
+from pathlib import Path
+from typing import Final, TypedDict
 
 from nfq_guard.cli.options import add_config, add_format
-from nfq_guard.cli.terminal import fitted, paint
+from nfq_guard.cli.terminal import columns, fitted, folded, paint
+from nfq_guard.doctor import collect, host_rules
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
-from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError
+from nfq_guard.doctor.plan import Guard, Plan, Step, plan
+from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, PrivilegeError
+from nfq_guard.firewall.xtables import System
+from nfq_guard.names import visible
 from nfq_guard.policy.matcher import compile_policy
-from nfq_guard.service.config import ConfigReading, read_config
+from nfq_guard.service import unit
+from nfq_guard.service.config import DEFAULT_PATH, ConfigReading, read_config
 from nfq_guard.service.firewall_spec import firewall_of
+from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.palette import Style
 
 _STYLES: Final = {
@@ -25,11 +33,19 @@ _STYLES: Final = {
     Status.WARNING: Style.YELLOW,
     Status.PROBLEM: Style.RED,
 }
+# Columns of a script.
+_SCRIPT: Final = 80
 _WIDTH: Final = max(len(status) for status in Status)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print, from what the host does with INVALID packets now, the steps to try the guard "
+        "beside that, to move over to it, and back",
+    )
     add_config(parser)
     add_format(parser)
 
@@ -39,6 +55,10 @@ def run(args: argparse.Namespace) -> int:
     reading = read_config(args.config)
     if reading.settings is None:
         raise ConfigError(reading.source, reading.mistakes)
+    if args.plan:
+        made = _plan(args.config or DEFAULT_PATH, reading.settings)
+        sys.stdout.write(_plan_json(made) if args.format == "json" else plan_text(made))
+        return EXIT_OK
     firewall = firewall_of(reading.settings)
     policy = compile_policy(reading.config.model) if reading.config is not None else None
     counts: Counter[Status] = Counter()
@@ -51,6 +71,86 @@ def run(args: argparse.Namespace) -> int:
         summary = ", ".join(f"{counts[status]} {status}" for status in Status)
         sys.stdout.write(f"\n{summary}\n")
     return EXIT_NOT_FINE if counts[Status.PROBLEM] else EXIT_OK
+
+
+def _plan(config: Path, settings: Settings) -> Plan:
+    rules = host_rules.read()
+    if rules.problems:
+        raise PrivilegeError(f"a plan needs all rules of this host: {rules.problems[0]}")
+    sandbox = unit.sandbox_of(config, System())
+    known = settings.control_socket not in {"", Settings().control_socket}
+    guard = Guard(
+        config=config if config.exists() else None,
+        socket=f" --socket {shlex.quote(settings.control_socket)}" if known else "",
+        unit="" if sandbox is None else sandbox.unit.removesuffix(".service"),
+        text=collect.text(config),
+    )
+    return plan(rules.path(), collect.sysctl_values(), collect.boot_files(), guard)
+
+
+class PlanStepRecord(TypedDict):
+    """A step of a plan.
+
+    Attributes:
+        what: What it does and why.
+        commands: What to run, as root in a shell; none where only words help.
+        stays: Whether the command runs until the end of the plan, in a terminal of its own.
+    """
+
+    what: str
+    commands: list[str]
+    stays: bool
+
+
+class PlanRecord(TypedDict):
+    """The steps from what the host does with INVALID packets now to the guard, and back.
+
+    Attributes:
+        found: What the host does now.
+        beside: To try the guard, while that goes on.
+        over: From there to the guard alone.
+        back: From anywhere to what the host does now; each command may be repeated.
+    """
+
+    found: list[str]
+    beside: list[PlanStepRecord]
+    over: list[PlanStepRecord]
+    back: list[PlanStepRecord]
+
+
+def _plan_json(made: Plan) -> str:
+    record: PlanRecord = {
+        "found": made.found,
+        "beside": [_step(step) for step in made.beside],
+        "over": [_step(step) for step in made.over],
+        "back": [_step(step) for step in made.back],
+    }
+    return json.dumps(record) + "\n"
+
+
+def _step(step: Step) -> PlanStepRecord:
+    return {"what": step.what, "commands": list(step.commands), "stays": step.stays}
+
+
+def plan_text(made: Plan) -> str:
+    """A plan as a script with comments, whose stages are run one at a time."""
+    lines = ["# What this host does with INVALID packets now:"]
+    lines += [line for found in made.found for line in _comment(f"  {found}")]
+    for title, steps in (
+        ("Try the guard beside that", made.beside),
+        ("Move over to the guard", made.over),
+        ("Back, from anywhere", made.back),
+    ):
+        lines += ["", f"# {title}"]
+        for step in steps:
+            lines += _comment(f"- {step.what}{', in another terminal' if step.stays else ''}")
+            lines += step.commands
+    return "\n".join(visible(line) for line in lines) + "\n"
+
+
+def _comment(text: str) -> list[str]:
+    """A comment of a script, in lines that a terminal has room for."""
+    return [f"# {line}" for line in folded(text, min(columns() or _SCRIPT, _SCRIPT) - 2)]
 
 
 def _configuration(reading: ConfigReading) -> Check:

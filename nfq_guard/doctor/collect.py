@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_guard.doctor.interfaces import Interface
+from nfq_guard.doctor.plan import RULE_FILES, SYSCTL_FILES
 from nfq_guard.doctor.sysctls import KEYS
 from nfq_guard.errors import UnavailableError
 from nfq_guard.firewall.xtables import System
@@ -47,6 +48,15 @@ def sysctl_values() -> dict[str, str]:
     """Values by key, of those `sysctls.KEYS` that the kernel has."""
     values = {key: text(SYSCTLS / key.replace(".", "/")).strip() for key in KEYS}
     return {key: value for key, value in values.items() if value}
+
+
+def boot_files() -> dict[str, str]:
+    """The texts of the files that restore rules and sysctls at boot, as far as they exist."""
+    paths = [Path(name) for name in RULE_FILES]
+    for name in SYSCTL_FILES:
+        path = Path(name)
+        paths += sorted(path.glob("*.conf")) if path.is_dir() else [path]
+    return {str(path): text(path) for path in paths if path.is_file()}
 
 
 def reverse_path_filters() -> dict[str, str]:

@@ -65,7 +65,7 @@ class Ruleset:
         self.ours = False
         self.flowtables: list[str] = []
         self._bases: dict[_Key, BaseChain] = {}
-        self._rules: dict[_Key, list[Sequence[Statement]]] = {}
+        self._rules: dict[_Key, list[tuple[int, Sequence[Statement]]]] = {}
         self._sets: dict[_Key, Sequence[Any]] = {}
         for item in json.loads(text)["nftables"]:
             for kind, value in item.items():
@@ -94,7 +94,7 @@ class Ruleset:
             expr = value["expr"]
             if "comment" in value:
                 expr = [*expr, {"comment": value["comment"]}]
-            self._rules.setdefault(key, []).append(expr)
+            self._rules.setdefault(key, []).append((value.get("handle", 0), expr))
 
     def tables(self, unread: frozenset[tuple[str, str]] = frozenset()) -> list[Table]:
         """The tables, once for each family of packets that they see.
@@ -121,7 +121,7 @@ class Ruleset:
             name=name,
             family=number,
             chains={
-                key[2]: [rule for expr in rules for rule in _rules(segment, expr)]
+                key[2]: [rule for numbered in rules for rule in _rules(segment, *numbered)]
                 for key, rules in self._rules.items()
                 if key[:2] == (family, name) and not is_own(key[2])
             },
@@ -133,10 +133,11 @@ class Ruleset:
                 and (key[:2] in unread or not _is_iptables(key, base))
             },
             own=name in _OWN_TABLES,
+            nft_family=family,
         )
 
 
-def _rules(segment: Segment, expr: Sequence[Statement]) -> Iterator[Rule]:
+def _rules(segment: Segment, handle: int, expr: Sequence[Statement]) -> Iterator[Rule]:
     """One rule for each verdict and each write to the mark."""
     text = nft_text.text(expr)
     conditions: list[Condition] = []
@@ -150,19 +151,20 @@ def _rules(segment: Segment, expr: Sequence[Statement]) -> Iterator[Rule]:
                 when, mark = segment.writes(value)
                 conditions.append(when)
                 if mark is not None:
-                    yield Rule(text, all_of(conditions), Act.GO_ON, mark=mark)
+                    yield Rule(text, all_of(conditions), Act.GO_ON, mark=mark, handle=handle)
             elif name == "vmap":
                 for when, verdict in segment.maps(value):
-                    yield _rule(text, [*conditions, when], next(iter(verdict.items())))
+                    when_all = all_of([*conditions, when])
+                    yield _rule(text, handle, when_all, next(iter(verdict.items())))
             elif name == "xt" and isinstance(value, dict) and value.get("type") == "match":
                 conditions.append(depends(str(value.get("name"))))
             elif name not in _PASSING:
-                yield _rule(text, conditions, (name, value))
+                yield _rule(text, handle, all_of(conditions), (name, value))
 
 
-def _rule(text: str, conditions: Sequence[Condition], verdict: tuple[str, Any]) -> Rule:
+def _rule(text: str, handle: int, when: Condition, verdict: tuple[str, Any]) -> Rule:
     act, target = _verdict(*verdict)
-    return Rule(text, all_of(conditions), act, target, own=is_own(target))
+    return Rule(text, when, act, target, own=is_own(target), handle=handle)
 
 
 def flowtables(names: Sequence[str]) -> Iterator[Check]:

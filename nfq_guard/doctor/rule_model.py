@@ -128,6 +128,7 @@ class Rule:
         target: The chain of a jump or goto; for ELSEWHERE and UNKNOWN what is named there.
         mark: How it writes the packet's mark.
         own: Whether it is a rule of ours.
+        handle: Its number in nftables; 0 elsewhere.
     """
 
     text: str
@@ -136,6 +137,7 @@ class Rule:
     target: str = ""
     mark: MarkWrite | None = None
     own: bool = False
+    handle: int = 0
 
 
 @final
@@ -168,6 +170,7 @@ class Table:
         chains: The rules of each chain, in order.
         bases: The base chains among them.
         own: Whether it is a table of ours.
+        nft_family: Its family in nftables, such as `inet`; empty elsewhere.
     """
 
     filter: str
@@ -176,3 +179,4 @@ class Table:
     chains: Mapping[str, list[Rule]] = field(default_factory=dict)
     bases: Mapping[str, BaseChain] = field(default_factory=dict)
     own: bool = False
+    nft_family: str = ""

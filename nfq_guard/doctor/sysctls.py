@@ -7,7 +7,7 @@ from typing import Final
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
 
 _CONNTRACK: Final = "netfilter.nf_conntrack_"
-_BE_LIBERAL: Final = (
+BE_LIBERAL: Final = (
     f"{_CONNTRACK}tcp_be_liberal",
     "ipv4.netfilter.ip_conntrack_tcp_be_liberal",
     f"{_CONNTRACK}tcp_no_window_check",  # OpenWrt
@@ -15,7 +15,7 @@ _BE_LIBERAL: Final = (
 _LOGGERS: Final = {"2": "IPv4", "10": "IPv6"}
 
 KEYS: Final = (
-    *_BE_LIBERAL,
+    *BE_LIBERAL,
     f"{_CONNTRACK}tcp_loose",
     f"{_CONNTRACK}checksum",
     f"{_CONNTRACK}log_invalid",
@@ -58,8 +58,8 @@ def sysctls(
 
 
 def _be_liberal(values: Mapping[str, str]) -> Check:
-    there = {key: values[key] for key in _BE_LIBERAL if key in values}
-    if not there.keys() - {_BE_LIBERAL[-1]}:
+    there = {key: values[key] for key in BE_LIBERAL if key in values}
+    if not there.keys() - {BE_LIBERAL[-1]}:
         return problem(
             "sysctl.be_liberal",
             "connection tracking is not loaded: nf_conntrack_tcp_be_liberal does not exist",

@@ -26,7 +26,7 @@ from typing import (
 import msgspec
 import orjson
 
-from nfq_guard.cli import check, lab, rules, top
+from nfq_guard.cli import check, doctor, lab, rules, top
 from nfq_guard.cli.check import attributes
 from nfq_guard.doctor.check import Check
 from nfq_guard.engine import Mode
@@ -71,6 +71,7 @@ _RECORDS: Final[tuple[tuple[str, type[object]], ...]] = (
         rules.ChangesRecord,
     ),
     ("`doctor --format json`: one object a check", Check),
+    ("`doctor --plan --format json`: one object", doctor.PlanRecord),
     ("`lab list --format json`: one object a scenario", lab.ScenarioRecord),
     ("`lab run --format json` and `lab matrix --format json`: one object a run", ResultRecord),
     ("`lab clean --format json`: one object", lab.CleanedRecord),

@@ -227,6 +227,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npo
 complete -c nfq-guard -n '_shtab_nfq_guard_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c nfq-guard -n '_shtab_nfq_guard_using doctor' -l debug -d 'show the traceback of an error'
 complete -c nfq-guard -n '_shtab_nfq_guard_using doctor' -l color -xka "auto always never" -d 'colours (default: auto, on a terminal)'
+complete -c nfq-guard -n '_shtab_nfq_guard_using doctor' -l plan -d 'print, from what the host does with INVALID packets now, the steps to try the guard beside that, to move over to it, and back'
 complete -c nfq-guard -n '_shtab_nfq_guard_using doctor' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'configuration (default: /etc/nfq-guard/nfq-guard.toml)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using doctor' -l format -xka "text json" -d 'text for people, JSON for programs (default: text)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npos -eq 0' -a lab -d 'reproduce the classic resets in network namespaces'
