@@ -49,6 +49,8 @@ if [ "$1" = uninstall ]; then
 fi
 
 status=69
+[ ! -e /lib/systemd/system/nfq-guard.service ] ||
+    fail "the Debian package nfq-guard is installed: apt remove nfq-guard"
 # The sandbox hides home directories from the service, so its interpreter must not be in one.
 real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python does not exist"
 case $real in
@@ -57,11 +59,17 @@ esac
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "PYTHON: $python is older than Python 3.11"
 
+
+# Nothing on this host changes until all that can fail before it has succeeded: a daemon of an earlier
+# version goes on with its own files meanwhile.
+new=$home.new
+made_by_root=
+trap '[ -z "$made_by_root" ] || "$tree/bootstrap.sh" give-back; rm -rf "$new"' EXIT
 wheels=${WHEELS:-}
 if [ -z "$wheels" ]; then
     PYTHON=$python "$tree/bootstrap.sh" packages
     # What is built belongs to the owner of the tree afterwards, who may not be root.
-    trap '"$tree/bootstrap.sh" give-back' EXIT
+    made_by_root=yes
     wheels=$tree/build/wheels
     say "building wheels in $wheels, with the packet path compiled"
     rm -rf "$wheels" "$tree/build/install"
@@ -69,53 +77,60 @@ if [ -z "$wheels" ]; then
     pip="$tree/build/install/bin/python -m pip --disable-pip-version-check --quiet"
     $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build ||
         fail "building the wheels needs the package registry; or name a folder with them: WHEELS=FOLDER"
-    $pip wheel --constraint "$tree/constraints.txt" --no-build-isolation --no-deps \
-        --wheel-dir "$wheels" netfilterqueue
     # Built from an sdist, because the build leaves compiled modules beside its sources.
-    "$tree/build/install/bin/python" -m build --outdir "$wheels" "$tree" >/dev/null
-    $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
-        --wheel-dir "$wheels" "$(echo "$wheels"/nfq_guard-*.whl)[report]"
+    { $pip wheel --constraint "$tree/constraints.txt" --no-build-isolation --no-deps \
+        --wheel-dir "$wheels" netfilterqueue &&
+        "$tree/build/install/bin/python" -m build --outdir "$wheels" "$tree" >/dev/null &&
+        $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
+            --wheel-dir "$wheels" "$(echo "$wheels"/nfq_guard-*.whl)[report]"; } ||
+        fail "the wheels cannot be built here; nothing is changed"
 fi
+PATH=$PATH:/usr/sbin:/sbin
+command -v iptables >/dev/null || command -v nft >/dev/null ||
+    fail "neither iptables nor nft is there: apt-get install iptables"
+"$python" -c 'import ensurepip, venv' 2>/dev/null ||
+    fail "PYTHON: $python makes no virtual environments: apt-get install python3-venv"
 
 say "installing into $home"
+rm -rf "$new"
+"$python" -m venv "$new"
+said=$("$new/bin/python" -m pip --disable-pip-version-check --quiet install --no-index \
+    --find-links "$wheels" --compile 'nfq-guard[report]' 2>&1) || {
+    printf '%s\n' "$said" >&2
+    fail "$wheels does not have all wheels for $("$python" -V) on $(uname -m); nothing is changed"
+}
+if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
+    "$new/bin/nfq-guard" check --quiet >/dev/null || {
+        status=2
+        fail "/etc/nfq-guard/nfq-guard.toml has mistakes; nothing is changed"
+    }
+fi
+# Nothing but the command names its place.
+sed -i "1s|$new|$home|" "$new/bin/nfq-guard"
 rm -rf "$home"
-"$python" -m venv "$home"
-"$home/bin/python" -m pip --disable-pip-version-check --quiet install --no-index \
-    --find-links "$wheels" --compile 'nfq-guard[report]'
-mkdir -p "$prefix/sbin" "$prefix/share/doc/nfq-guard" /etc/nfq-guard "$units"
+mv "$new" "$home"
+mkdir -p "$prefix/sbin" /etc/nfq-guard
 ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
-cp "$here/metrics.conf" "$prefix/share/doc/nfq-guard/"
-# Man pages and completion.
-cp -r "$tree/share/." "$prefix/share/"
-# With what README links to, so that its links work there too.
-(cd "$tree" && tar -c README.md LICENSE CHANGELOG.md CONTRIBUTING.md SECURITY.md docs deploy \
-    rules/policy/README.md systemd/README.md benchmarks/README.md benchmarks/results) \
-    | tar -x --no-same-owner -C "$prefix/share/doc/nfq-guard"
+"$here/files.sh" "" "$prefix" local
+remove_old
 
 if [ -e /etc/nfq-guard/nfq-guard.toml ]; then
     say "keeping /etc/nfq-guard/nfq-guard.toml"
 else
     cp "$here/nfq-guard.toml" /etc/nfq-guard/nfq-guard.toml
 fi
-sed "s|/usr/local|$prefix|" "$here/nfq-guard.service" >"$units/nfq-guard.service"
-cp "$units/nfq-guard.service" "$units/nfq-guard@.service"
-cp "$here/nfq-guard-metrics.socket" "$units/nfq-guard-metrics.socket"
-remove_old
-mkdir -p "$units/nfq-guard@.service.d" /etc/sysusers.d /etc/logrotate.d
-cp "$here/nfq-guard.logrotate" /etc/logrotate.d/nfq-guard
-cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
-# What `journalctl -x` says of each event.
-mkdir -p "$(dirname "$catalogue")"
-cp "$here/nfq-guard.catalog" "$catalogue"
-journalctl --update-catalog >/dev/null 2>&1 || say "journalctl cannot read the catalogue of messages"
-cp "$here/nfq-guard.sysusers" /etc/sysusers.d/nfq-guard.conf
+! command -v journalctl >/dev/null || journalctl --update-catalog >/dev/null 2>&1 ||
+    say "journalctl cannot read the catalogue of messages"
 systemd-sysusers nfq-guard.conf 2>/dev/null || id nfq-guard >/dev/null 2>&1 ||
     useradd --system --home-dir /nonexistent --shell /usr/sbin/nologin nfq-guard
 
-if running; then
+if ! command -v systemctl >/dev/null; then
+    say "this host has no systemd: have your init system run $prefix/sbin/nfq-guard run, as root"
+    exit 0
+elif running; then
     systemctl daemon-reload
     systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket
-    systemctl restart nfq-guard.service
+    systemctl restart nfq-guard.service || fail "it does not start: systemctl status nfq-guard"
     say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
 elif systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket 2>/dev/null; then
     say "no systemd is running here, as in an image: enabled, it starts at the next boot"

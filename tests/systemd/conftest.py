@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -49,10 +50,19 @@ class Guest:
         """One property of a unit."""
         return self.sh(f"systemctl show --value -p {prop} {unit}").strip()
 
-    def install(self) -> str:
-        """What `make install` does, with the wheels that were built before."""
-        install = f"{_TREE}/systemd/install.sh install"
-        return self.sh(f"PYTHON={_PYTHON} WHEELS={_WHEELS} {install}", timeout_s=120)
+    def install(self, before: str = "", *variables: str, check: bool = True) -> str:
+        """What `make install` does, with the wheels that were built before.
+
+        Args:
+            before: Commands before it, whose mounts end with it.
+            variables: Further ones of its environment.
+            check: Whether the test fails if it does.
+        """
+        words = " ".join((f"PYTHON={_PYTHON}", f"WHEELS={_WHEELS}", *variables))
+        script = f"{before}\n{words} {_TREE}/systemd/install.sh install"
+        return self.sh(
+            f"unshare --mount bash -ec {shlex.quote(script)}", check=check, timeout_s=120
+        )
 
     def configure(self, daemon: str, policy: str = 'include = "preset:default"') -> None:
         """Write the configuration file: lines for its two tables."""
@@ -95,8 +105,8 @@ def _impossible() -> str | None:
 
 
 @contextlib.contextmanager
-def boot() -> Iterator[Guest]:
-    """A guest with the service installed and running, until the end of `with`."""
+def boot(*, install: bool = True) -> Iterator[Guest]:
+    """A guest until the end of `with`: with the service installed and running, or without it."""
     reason = _impossible()
     if reason is not None:
         cannot_run(reason)
@@ -107,7 +117,8 @@ def boot() -> Iterator[Guest]:
         console = state / "console"
         assert up.returncode == 0, console.read_text(encoding="utf-8", errors="replace")[-2000:]
         guest = Guest(*nested, "sh", init=int((state / "init.pid").read_text(encoding="ascii")))
-        guest.install()
+        if install:
+            guest.install()
         yield guest
     finally:
         _run(*nested, "down", timeout_s=60)

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -670,6 +671,28 @@ def test_the_first_day_as_installed(guest: Guest, queues: str) -> None:
         assert found is not None, said
         assert int(found[1]) >= 5
         guest.sh(f"nfq-guard report {file} -o /tmp/report.html && test -s /tmp/report.html")
+
+
+def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
+    refused = partial(guest.install, check=False)
+    process = guest.show("MainPID")
+    old = "printf '#!/bin/sh\\nexit 1\\n' >/tmp/old; chmod +x /tmp/old"
+    hidden = "mount --bind /dev/null $(command -v iptables); mount --bind /dev/null /usr/sbin/nft"
+    assert "PYTHON: /tmp/old is older than Python 3.11" in refused(old, "PYTHON=/tmp/old")
+    assert "neither iptables nor nft is there" in refused(hidden)
+    said = refused("mkdir /tmp/empty", "WHEELS=/tmp/empty")
+    assert re.search(
+        r"^nfq-guard: /tmp/empty does not have all wheels for Python 3\.\S+ on \w+; nothing is",
+        said,
+        re.MULTILINE,
+    )
+    guest.configure("queue = 70000")
+    said = refused()
+    assert "daemon.queue: expected a whole number from 0 to 65535, found 70000 (line 2)" in said
+    assert "nfq-guard.toml has mistakes; nothing is changed" in said.splitlines()[-1]
+    assert guest.show("MainPID") == process
+    assert not guest.sh("ls -d /usr/local/lib/nfq-guard.new", check=False).startswith("/")
+    guest.sh("nfq-guard check preset:default")
 
 
 def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:

@@ -1,0 +1,40 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# files.sh ROOT PREFIX local|package: copy what belongs to the service beside the program and its
+# configuration: units, documentation, man pages, completion. Used by install.sh, and by the Debian
+# package, whose files lie where a distribution has its own.
+set -eu
+here=$(cd "$(dirname "$0")" && pwd)
+tree=$(dirname "$here")
+root=$1 prefix=$2
+case $3 in
+local)
+    units=$root/etc/systemd/system sysusers=$root/etc/sysusers.d
+    catalogue=$root/usr/local/lib/systemd/catalog zsh=$root$prefix/share/zsh/site-functions
+    ;;
+package)
+    units=$root/lib/systemd/system sysusers=$root/usr/lib/sysusers.d
+    catalogue=$root/usr/lib/systemd/catalog zsh=$root/usr/share/zsh/vendor-completions
+    ;;
+esac
+share=$root$prefix/share
+# copy SOURCE DESTINATION: a file that names the place of this installation.
+copy() { sed "s|/usr/local|$prefix|g" "$1" >"$2"; chmod 644 "$2"; }
+
+mkdir -p "$share/doc/nfq-guard" "$units/nfq-guard@.service.d" "$sysusers" "$catalogue" "$zsh" \
+    "$root/etc/logrotate.d"
+# With what README links to, so that its links work there too.
+(cd "$tree" && tar -c --exclude=deploy/debian README.md LICENSE CHANGELOG.md CONTRIBUTING.md \
+    SECURITY.md docs deploy rules/policy/README.md systemd/README.md benchmarks/README.md \
+    benchmarks/results) | tar -x --no-same-owner -C "$share/doc/nfq-guard"
+cp "$here/metrics.conf" "$share/doc/nfq-guard/"
+(cd "$tree/share" && tar -c man bash-completion fish) | tar -x --no-same-owner -C "$share"
+cp "$tree/share/zsh/site-functions/_nfq-guard" "$zsh/"
+copy "$here/nfq-guard.service" "$units/nfq-guard.service"
+copy "$here/nfq-guard.service" "$units/nfq-guard@.service"
+copy "$here/nfq-guard-metrics.socket" "$units/nfq-guard-metrics.socket"
+cp "$here/nfq-guard@.service.d/namespace.conf" "$units/nfq-guard@.service.d/"
+cp "$here/nfq-guard.sysusers" "$sysusers/nfq-guard.conf"
+cp "$here/nfq-guard.logrotate" "$root/etc/logrotate.d/nfq-guard"
+# What `journalctl -x` says of each event.
+copy "$here/nfq-guard.catalog" "$catalogue/nfq-guard.catalog"
