@@ -180,6 +180,14 @@ sbom: ## write build/sbom.json, what the guard runs with as installed in .venv, 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
 
+.PHONY: deb deb-test
+deb: ## build the Debian package in build/deb, for the Python of this Debian
+	@PYTHON=$(PYTHON) ./bootstrap.sh test && ./bootstrap.sh deb
+	@$(MAKE) --no-print-directory build/wheels/made && deploy/debian/build.sh build/wheels; $(GIVE_BACK)
+
+deb-test: deb ## install, upgrade and purge that package on a systemd in namespaces (root)
+	$(BIN)/pytest -q tests/systemd/deb.py
+
 install: ## install the service on this host and start it in dry-run (root)
 	@$(if $(filter-out file,$(origin PYTHON)),PYTHON=$(PYTHON)) systemd/install.sh install
 

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # bootstrap.sh run|test|bench: install what that purpose needs and is missing, and say what is done.
-# bootstrap.sh packages: the Debian packages alone, for `make install`.
+# bootstrap.sh packages|deb: the Debian packages alone, for `make install` and beside it `make deb`.
 # bootstrap.sh give-back: hand what root has made in another user's tree to that user.
 #
 # A Debian package is asked for only where what it brings (a program, a header, a library) is
@@ -61,6 +61,12 @@ need libnetfilter-queue-dev header libnetfilter_queue/libnetfilter_queue.h
 need libbpf1 library libbpf.so.1
 case $purpose in
 run | packages) ;;
+deb)
+    need chrpath program chrpath
+    need debhelper program dh
+    need dpkg-dev program dpkg-buildpackage
+    need lintian program lintian
+    ;;
 test | bench)
     need clang program clang
     need chromium-headless-shell browser
@@ -82,7 +88,7 @@ test | bench)
     need git program git
     need prometheus program promtool
     ;;
-*) fail "usage: bootstrap.sh run|test|bench|packages|give-back" ;;
+*) fail "usage: bootstrap.sh run|test|bench|packages|deb|give-back" ;;
 esac
 
 if [ -n "$missing" ]; then
@@ -98,7 +104,7 @@ fi
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "$python is $("$python" -V 2>&1), and Python 3.11 or later is needed: PYTHON=... names one"
 
-[ "$purpose" != packages ] || exit 0
+case $purpose in packages | deb) exit 0 ;; esac
 
 # Not the interpreter of an active .venv, which may be removed below.
 python=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""The Debian package: installed, upgraded and purged on a real systemd (`make deb-test`)."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.systemd.conftest import Guest, boot
+
+_BUILD: Final = Path(__file__).parents[2] / "build" / "deb"
+_CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
+_DPKG: Final = "DEBIAN_FRONTEND=noninteractive dpkg --force-confold"
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.fixture(scope="module")
+def package() -> Path:
+    (found,) = _BUILD.glob("nfq-guard_*.deb")
+    return found
+
+
+@pytest.fixture(scope="module")
+def older(package: Path) -> Path:
+    """The same with a lower version, another configuration file and a module that is gone since."""
+    folder = _BUILD / "older"
+    shutil.rmtree(folder, ignore_errors=True)
+    subprocess.run(["dpkg-deb", "-R", package, folder], check=True)
+    control = folder / "DEBIAN" / "control"
+    control.write_text(re.sub("(?m)^Version: .*", "Version: 0.0.9-1", control.read_text()))
+    config = folder / _CONFIG[1:]
+    config.write_text(config.read_text() + "\n# of the older version\n")
+    (folder / "usr/lib/nfq-guard/nfq_guard/gone.py").write_text("")
+    built = _BUILD / "older.deb"
+    subprocess.run(["dpkg-deb", "--root-owner-group", "-b", folder, built], check=True)
+    return built
+
+
+@pytest.fixture
+def machine() -> Iterator[Guest]:
+    with boot(install=False) as guest:
+        # An image for containers has one that forbids packages to start services.
+        guest.sh("rm -f /usr/sbin/policy-rc.d")
+        yield guest
+
+
+def rules(guest: Guest) -> int:
+    return int(guest.sh("iptables-save | grep -c NFQUEUE || true"))
+
+
+def test_lintian_has_no_error(package: Path) -> None:
+    lintian = shutil.which("lintian")
+    if lintian is None:
+        pytest.skip("lintian is not installed")
+    done = subprocess.run(
+        [lintian, "--allow-root", "--fail-on", "error,warning", package],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_install_upgrade_remove_and_purge(machine: Guest, package: Path, older: Path) -> None:
+    said = machine.sh(f"{_DPKG} -i {older}", timeout_s=120)
+    assert machine.show("ActiveState") == "active", said
+    assert machine.show("FragmentPath") == "/lib/systemd/system/nfq-guard.service"
+    assert machine.show("ActiveState", "nfq-guard-metrics.socket") == "active"
+    assert machine.sh("systemctl is-enabled nfq-guard nfq-guard-metrics.socket").split() == [
+        "enabled",
+        "enabled",
+    ]
+    assert '"mode":"dry-run"' in machine.sh("nfq-guard status --format json")
+    machine.sh("nfq-guard rules verify")
+    assert rules(machine) > 0
+    machine.sh("nfq-guard check")
+    machine.sh("logrotate --debug /etc/logrotate.d/nfq-guard")
+    machine.sh("test -s /usr/share/man/man8/nfq-guard.8.gz")
+    machine.sh("bash -n /usr/share/bash-completion/completions/nfq-guard")
+    machine.sh("nfq-guard report --help")
+    said = machine.sh("nfq-guard lab demo", check=False)
+    assert said == "nfq-guard: the lab needs the package scapy (pip install 'nfq-guard[lab]')\n"
+    process = machine.show("MainPID")
+
+    # The operator's configuration is kept, and in force with the new version.
+    machine.sh(f"sed -i 's/dry-run\"/enforce\"/' {_CONFIG}; systemctl reload nfq-guard")
+    machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
+    assert machine.show("ActiveState") == "active"
+    assert machine.show("MainPID") != process
+    assert '"mode":"enforce"' in machine.sh("nfq-guard status --format json")
+    assert "of the older version" in machine.sh(f"cat {_CONFIG}")
+    assert rules(machine) > 0
+    machine.sh("! find /usr/lib/nfq-guard -name '*gone*' | grep .")
+
+    # Over a broken configuration: the service starts with the last one that it took.
+    machine.sh(f"echo broken >>{_CONFIG}")
+    machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
+    assert machine.show("ActiveState") == "active"
+    assert "config_refused" in machine.sh("journalctl -u nfq-guard -o cat --no-pager")
+    assert rules(machine) > 0
+
+    machine.sh("dpkg -r nfq-guard", timeout_s=120)
+    assert machine.show("LoadState") == "not-found"
+    assert rules(machine) == 0
+    assert not machine.sh("ls -d /usr/lib/nfq-guard 2>/dev/null || true")
+    assert "broken" in machine.sh(f"cat {_CONFIG}")
+
+    machine.sh("dpkg -P nfq-guard", timeout_s=120)
+    left = "ls -d /etc/nfq-guard /etc/logrotate.d/nfq-guard /var/l*/nfq-guard /run/nfq-guard"
+    assert not machine.sh(f"{left} 2>/dev/null || true")
+    assert "no packages found" in machine.sh("dpkg-query -W nfq-guard", check=False)
+
+
+def test_it_is_not_installed_over_make_install(machine: Guest, package: Path) -> None:
+    said = machine.install("mount --bind /dev/null $(command -v systemctl)")
+    assert said.endswith("have your init system run /usr/local/sbin/nfq-guard run, as root\n")
+    machine.sh("nfq-guard check")
+    machine.install()
+    process = machine.show("MainPID")
+    said = machine.sh(f"{_DPKG} -i {package}", check=False, timeout_s=120)
+    assert "please run 'make uninstall' first" in said
+    assert machine.show("MainPID") == process
+    assert not machine.sh("ls -d /usr/lib/nfq-guard 2>/dev/null || true")
+    # And the other way round.
+    tree = Path(__file__).parents[2]
+    machine.sh(f"{tree}/systemd/install.sh uninstall", timeout_s=120)
+    machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
+    process = machine.show("MainPID")
+    said = machine.sh(f"{tree}/systemd/install.sh install", check=False, timeout_s=120)
+    assert said == "nfq-guard: the Debian package nfq-guard is installed: apt remove nfq-guard\n"
+    assert machine.show("MainPID") == process
