@@ -43,6 +43,8 @@ def test_the_page_says_what_was_missed_and_why() -> None:
     assert "| F6 | twice | c | d | yes | - |" in text
     assert re.search(r"^- F1: the outage", text, re.MULTILINE)
     assert "- F6" not in text
+    assert "short form:" not in text
+    assert "short form:" in page.render(outcomes, 3, short=True)
     assert page.line(outcomes[0]).startswith("F1  MISSED once: b, exact")
 
 

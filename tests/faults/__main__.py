@@ -48,7 +48,7 @@ def main() -> int:
     took = time.monotonic() - begun
     sys.stdout.write(f"{took:.0f} s, {sum(one.met for one in outcomes)} of {len(outcomes)} met\n")
     if args.page and not crashed:
-        _PAGE.write_text(page.render(outcomes, args.seed), encoding="ascii")
+        _PAGE.write_text(page.render(outcomes, args.seed, short=args.short), encoding="ascii")
     return 1 if crashed or any(one.exact is False for one in outcomes) else 0
 
 

@@ -45,8 +45,8 @@ def line(outcome: Outcome) -> str:
     return f"{outcome.fault:4}{said:7}{outcome.injected}: {outcome.measured}{exact}"
 
 
-def render(outcomes: Sequence[Outcome], seed: int) -> str:
-    """The page, of a run that began with `seed`."""
+def render(outcomes: Sequence[Outcome], seed: int, *, short: bool = False) -> str:
+    """The page, of a run that began with `seed`, in the short form or not."""
     rows = ["| fault | injected | target | measured | met | exact |", "| --- " * 6 + "|"]
     for one in outcomes:
         exact = {None: "-", True: "yes", False: "no"}[one.exact]
@@ -64,6 +64,8 @@ def render(outcomes: Sequence[Outcome], seed: int) -> str:
         f"\nLinux {platform.release()}, {os.cpu_count()} CPUs, load average at the end {load}; "
         f"seed {seed}.\n"
     )
+    if short:
+        machine += "This was the short form: a percentile is the largest of a few values.\n"
     missed = {one.fault for one in outcomes if not one.met}
     reasons = [
         f"- {entry.code}: {entry.reason}\n"

@@ -2,7 +2,6 @@
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from nfq_guard.nfqueue import reader as reader_module
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.wire.packet import CHECKSUM_GOOD, CHECKSUM_UNFINISHED, CHECKSUM_UNVERIFIED
-from tests.support.queue import QUEUE, Datagrams, import_path, kernel_line, queue_udp
+from tests.support.queue import PORT, QUEUE, Datagrams, import_path, kernel_line, queue_udp
 
 pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
@@ -56,31 +55,35 @@ def test_every_packet_once_in_order(namespace: Make) -> None:
         assert reader.verdict_errors == 0
 
 
+# Sends without a pause, in a process of its own: binding holds the lock of the interpreter.
+_FLOOD = f"""
+import socket
+out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+while True:
+    try:
+        out.sendto(b"x", ("127.0.0.1", {PORT}))
+    except OSError:
+        pass
+"""
+
+
 def test_packets_that_come_while_it_binds(namespace: Make) -> None:
     """Each has an id that is read: none gets the batch verdict of a later one."""
     inside = namespace("q")
     queue_udp(inside)
-    done = threading.Event()
-
-    def flood(udp: Datagrams) -> None:
-        while not done.is_set():
-            udp.send(10)
-
-    with Datagrams(inside) as udp:
-        sender = threading.Thread(target=flood, args=(udp,))
-        sender.start()
-        try:
-            for _ in range(50):
-                with bound(inside, queue_length=8192) as (reader, verdicts):
-                    ids: list[int] = []
-                    while not ids:
-                        ids, _ = reader.drain(64)
-                    assert ids == list(range(1, len(ids) + 1))
-                    verdicts.send(ids, [1] * len(ids), [None] * len(ids))
-                    assert reader.refused == []
-        finally:
-            done.set()
-            sender.join()
+    flood = inside.popen(sys.executable, "-c", _FLOOD)
+    try:
+        for _ in range(100):
+            with bound(inside, queue_length=8192) as (reader, verdicts):
+                ids: list[int] = []
+                while not ids:
+                    ids, _ = reader.drain(64)
+                assert ids == list(range(1, len(ids) + 1))
+                verdicts.send(ids, [1] * len(ids), [None] * len(ids))
+                assert reader.refused == []
+    finally:
+        flood.kill()
+        flood.communicate()
 
 
 def test_hook_interface_and_mark(namespace: Make) -> None:
