@@ -4,6 +4,9 @@
 Packets go through the rules, the queue, the daemon and its log; nothing is called directly. The
 words come by NFLOG (kernel.md 1.12), the bound that they print among them. Where the kernel says
 nothing (kernel.md 1.12, "silent"), the case says which reason it is.
+
+The daemon has the default policy, and only records what it would do (dry-run): each event is held
+against what that policy does about its reason.
 """
 
 import json
@@ -21,6 +24,7 @@ from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.finding import Reason
 from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, CtState, FlowTuple
+from nfq_guard.names import address
 from tests.fuzz_kernel.compare import ends_of
 from tests.fuzz_kernel.generate import next_step, start
 from tests.support.kernel_log import is_ignored, reason_of
@@ -33,20 +37,48 @@ from tests.support.trace import PLACES, Ends, Step, parse
 
 pytestmark = pytest.mark.kernel
 
+# What the default policy does about each reason: the rule and its action. None of these flows is
+# translated unless a test says so.
+_TREATMENT: dict[Reason, tuple[str, str]] = {
+    # Both ends check these themselves.
+    Reason.SEQ_OVER: ("window", "allow"),
+    Reason.ACK_OVER: ("window", "allow"),
+    Reason.RST_OUTSIDE: ("window", "allow"),
+    Reason.BAD_TAG: ("window", "allow"),
+    # One direction of a connection may take another path.
+    Reason.BAD_TRANSITION: ("transition", "allow"),
+    Reason.NO_ENTRY: ("no-entry", "allow"),
+    # Path MTU discovery depends on it.
+    Reason.ICMP_UNRELATED: ("icmp-unrelated", "allow"),
+    # Nobody has a socket for it.
+    Reason.ICMP_MISMATCH: ("icmp-mismatch", "allow"),
+    # No receiver takes these.
+    Reason.BAD_FLAGS: ("broken", "drop"),
+    Reason.BAD_CHECKSUM: ("broken", "drop"),
+    Reason.MALFORMED: ("broken", "drop"),
+    # A guard without evidence does not stop traffic.
+    Reason.UNSUPPORTED: ("on-unknown", "allow"),
+}
 _QUERY = b"\0\7\0\1" + bytes(8)
 
 
 class Guarded:
-    """The live conntrack with a daemon behind it that logs everything."""
+    """The live conntrack with a daemon behind it that logs everything.
+
+    Attributes:
+        live: The conntrack.
+        out: The last packet as it came out.
+    """
 
     def __init__(self, live: LiveConntrack, guard: GuardProcess) -> None:
         self.live = live
+        self.out = b""
         self._log = guard.log.open("rb")
         self._line = b""
 
     def judge(self, octets: bytes) -> tuple[dict[str, Any] | None, list[str]]:
         """The daemon's event about one packet, None if it saw none; and the kernel's words."""
-        out = self.live.send_through_queue(octets)
+        self.out = out = self.live.send_through_queue(octets)
         texts = [text for text, _ in self.live.log_texts() if "timeout to" not in text]
         dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
         # Written by a rule before that of the guard, which is the last one.
@@ -56,6 +88,10 @@ class Guarded:
         while event.get("event") != "packet_judged":
             wait_for(self._next_line)
             event = json.loads(self._line)
+        treatment = _TREATMENT[event["reason"]]
+        if event["nat"] in {"snat", "dnat", "both"}:
+            treatment = ("translated", "drop")
+        assert (event["rule"], event["action"]) == treatment, event
         return event, texts
 
     def _next_line(self) -> bool:
@@ -70,8 +106,8 @@ def guarded(sysctls: Sysctls, tmp_path: Path) -> Iterator[Guarded]:
     config = tmp_path / "config.toml"
     config.write_text(
         f"[daemon]\nqueue = {QUEUE}\ncontrol_socket = ''\n"
-        "log_interval_s = 0\nlog_events_per_s = 10000\n"
-        'mode = "enforce"\n[policy]\ndefault = "log"\non_unknown = "log"\n'
+        "log_interval_s = 0\nlog_events_per_s = 10000\nlog_allowed = true\n"
+        'mode = "dry-run"\n[policy]\ninclude = "preset:default"\n'
     )
     with LiveConntrack(sysctls) as live:
         words = ("--config", str(config))
@@ -155,6 +191,11 @@ def _error(src: bytes, dst: bytes, quoted: bytes) -> bytes:
     return error(src, dst, 1 if len(src) == 16 else 3, quoted)
 
 
+def _later_fragment(octets: bytes) -> bytes:
+    """The packet as one that does not begin with a header, whose ports it still seems to have."""
+    return octets[:6] + b"\0\7" + octets[8:]
+
+
 def _association(one: bytes, other: bytes, port: int) -> list[bytes]:
     """What sets up an association, whose packets back carry the tag 7."""
     return [
@@ -181,6 +222,79 @@ _OTHERS: dict[str, tuple[list[bytes], Reason, bool]] = {
     "segment, header too long": (
         [ip(A4, B4, PROTO_TCP, _SPOILT[20:32] + b"\x60" + bytes(7))], Reason.MALFORMED, True,
     ),
+    "segment of IPv6, header too short": (
+        [ip(A6, B6, PROTO_TCP, _SPOILT[20:32] + b"\x40" + bytes(7))], Reason.MALFORMED, True,
+    ),
+    "segment of IPv6, header too long": (
+        [ip(A6, B6, PROTO_TCP, _SPOILT[20:32] + b"\x60" + bytes(7))], Reason.MALFORMED, True,
+    ),
+    "datagram, header cut": ([ip(A4, B4, 17, b"\0\1\0\2\0\x08")], Reason.MALFORMED, True),
+    "datagram of IPv6, header cut": (
+        [ip(A6, B6, 17, b"\0\1\0\2\0\x08")], Reason.MALFORMED, True,
+    ),
+    "datagram, length below its header": (
+        [ip(A4, B4, 17, b"\0\1\0\2\0\7\1\2ab")], Reason.MALFORMED, True,
+    ),
+    "datagram of IPv6, checksum": (
+        [ip(A6, B6, 17, b"\0\1\0\2\0\x0a\1\2ab")], Reason.BAD_CHECKSUM, True,
+    ),
+    "datagram of IPv6, length": (
+        [ip(A6, B6, 17, b"\0\1\0\2\0\x63\1\2ab")], Reason.MALFORMED, True,
+    ),
+    "message, cut": ([ip(A4, B4, PROTO_ICMP, b"\x08\0\xf7\xff\0\0\0")], Reason.MALFORMED, False),
+    "message of IPv6, cut": (
+        [ip(A6, B6, PROTO_ICMPV6, b"\x80\0\0\0\0\0\0")], Reason.MALFORMED, False,
+    ),
+    "router solicitation": ([icmp(A4, B4, 10, bytes(4))], Reason.NO_ENTRY, False),
+    "timestamp reply that nobody asked for": (
+        [icmp(A4, B4, 14, _QUERY + bytes(4))], Reason.NO_ENTRY, False,
+    ),
+    "mask reply that nobody asked for": ([icmp(A4, B4, 18, _QUERY)], Reason.NO_ENTRY, False),
+    "message of IPv6, unknown type": ([icmp(A6, B6, 200, _QUERY)], Reason.NO_ENTRY, False),
+    "redirect about nothing": (
+        [error(B4, A4, 5, udp(A4, B4, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "redirect of IPv6, hop limit": (
+        [icmp(B6, A6, 137, bytes(36), hop_limit=64)], Reason.MALFORMED, True,
+    ),
+    "source quench about nothing": (
+        [error(B4, A4, 4, udp(A4, B4, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "time exceeded about nothing": (
+        [error(B4, A4, 11, udp(A4, B4, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "parameter problem about nothing": (
+        [error(B4, A4, 12, udp(A4, B4, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "packet too big about nothing": (
+        [error(B6, A6, 2, udp(A6, B6, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "time exceeded of IPv6 about nothing": (
+        [error(B6, A6, 3, udp(A6, B6, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "parameter problem of IPv6 about nothing": (
+        [error(B6, A6, 4, udp(A6, B6, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "error of IPv6, unknown type": (
+        [error(B6, A6, 100, udp(A6, B6, 1, 2))], Reason.ICMP_UNRELATED, False,
+    ),
+    "error of IPv6 that quotes too little": (
+        [udp(A6, B6, 1, 2), _error(B6, A6, udp(A6, B6, 1, 2)[:42])], Reason.ICMP_UNRELATED, False,
+    ),
+    "error that quotes a later fragment": (
+        [udp(A4, B4, 1, 2), _error(B4, A4, _later_fragment(udp(A4, B4, 1, 2)))],
+        Reason.ICMP_UNRELATED, False,
+    ),
+    "error about GRE": (
+        [_error(B4, A4, ip(A4, B4, 47, bytes(8)))], Reason.ICMP_UNRELATED, False,
+    ),
+    "error of IPv6 about SCTP": (
+        [_error(B6, A6, sctp(A6, B6, 15, 2, 0, init(1, 7)))], Reason.ICMP_UNRELATED, False,
+    ),
+    "SCTP of IPv6, checksum": (
+        [sctp(A6, B6, 16, 2, 0, init(1, 7))[:-1] + b"\7"], Reason.BAD_CHECKSUM, True,
+    ),
+    "SCTP of IPv6 without an entry": ([sctp(A6, B6, 17, 2, 8, chunk(0))], Reason.NO_ENTRY, False),
     "datagram, checksum": (
         [ip(A4, B4, 17, b"\0\1\0\2\0\x0a\1\2ab")], Reason.BAD_CHECKSUM, True,
     ),
@@ -246,6 +360,9 @@ _OTHERS: dict[str, tuple[list[bytes], Reason, bool]] = {
     "GRE version 1 without PPP, IPv6": (
         [ip(A6, B6, 47, b"\0\1\x08\0" + bytes(4))], Reason.MALFORMED, False,
     ),
+    "header of IPv6 that names one more, cut": (
+        [ip(A6, B6, 0, b"\x3c\0" + bytes(6))], Reason.MALFORMED, False,
+    ),
     "nothing behind the headers of IPv6": ([ip(A6, B6, 59, b"")], Reason.UNSUPPORTED, False),
     "header of IPv6 cut": ([ip(A6, B6, 60, b"\x11\7" + bytes(20))], Reason.MALFORMED, False),
     "later fragment of IPv6 of an odd length": (
@@ -287,6 +404,61 @@ def test_no_reason_depends_on_the_length(usual: Guarded, *, size: int, spoilt: b
 def test_no_pickup_in_the_middle(tmp_path: Path) -> None:
     """With nf_conntrack_tcp_loose=0 an ACK without an entry is INVALID, and nothing is said."""
     for strict in guarded(Sysctls(loose=False), tmp_path):
-        event, texts = strict.judge(Ends().octets(parse("> . 1:1(0) ack 1")))
-        assert event is not None
-        assert (event["reason"], texts) == ("no-entry", [])
+        for family in (IPV4, IPV6):
+            event, texts = strict.judge(ends_of(family, 1).octets(parse("> . 1:1(0) ack 1")))
+            assert event is not None
+            assert (event["reason"], texts) == ("no-entry", [])
+
+
+_D4, _D6 = b"\x0a\x04\0\1", bytes.fromhex("fd00") + bytes(11) + b"\x04\0\1"
+
+
+class Service:
+    """A service whose address D and port 80 are translated to port 8080 of B, for the client A."""
+
+    def __init__(self, guarded: Guarded, family: int, port: int) -> None:
+        six = family == IPV6
+        self._guarded = guarded
+        self.client, self.pod, self.address = (A6, B6, _D6) if six else (A4, B4, _D4)
+        target = f"[{address(self.pod)}]:8080" if six else f"{address(self.pod)}:8080"
+        words = ("-t", "nat", "-A", "PREROUTING", "-d", f"{address(self.address)}")
+        guarded.live.space.run(
+            "ip6tables" if six else "iptables", *words,
+            *("-p", "tcp", "--dport", "80", "-j", "DNAT", "--to-destination", target),
+        )  # fmt: skip
+        self.front = Ends(family, (self.client, self.address), (port, 80))
+        self.back = Ends(family, (self.client, self.pod), (port, 8080))
+        for line in OPEN:
+            ends = self.front if line.startswith(">") else self.back
+            assert guarded.judge(ends.octets(parse(line))) == (None, [])
+
+    def too_big(self, dst: bytes, quoted: bytes) -> bytes:
+        """A router's path MTU error to `dst`."""
+        six = len(dst) == 16
+        router = C6 if six else C4
+        return icmp(router, dst, 2 if six else 3, b"\0\0\5\x14" + quoted, 0 if six else 4)
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_packets_about_a_translated_flow(usual: Guarded, family: int) -> None:
+    """What is INVALID of a service's flow, and what the default policy does about it."""
+    service = Service(usual, family, 42_000)
+    reply = service.back.octets(parse("< P. 300000:300001(1) ack 101 win 512"))
+    event, _ = usual.judge(reply)
+    assert event is not None
+    # Dropped, as the client would answer it with a RST to the pod's own address.
+    assert (event["reason"], event["nat"], event["would"]) == ("seq-over", "dnat", "drop")
+    # That RST itself: no flow goes from the client to the pod's address and port. It is one of a
+    # client that talks to the pod directly as far as anyone can tell, and so allowed.
+    event, _ = usual.judge(service.back.octets(parse("> R 101:101(0)")))
+    assert event is not None
+    assert (event["reason"], event["nat"], event["would"]) == ("no-entry", None, "accept")
+    # An error about a reply as it left, untranslated: of no flow either. The pod needs it.
+    event, _ = usual.judge(service.too_big(service.pod, reply))
+    assert event is not None
+    assert (event["reason"], event["nat"], event["would"]) == ("icmp-unrelated", None, "accept")
+    # An error about a translated reply is translated itself, and not INVALID.
+    assert usual.judge(
+        service.too_big(service.address, service.front.octets(parse("< P. 201:301(100) ack 101")))
+    ) == (None, [])
+    assert service.pod in usual.out[:40]
