@@ -141,7 +141,7 @@ def inside(host: Namespace) -> Iterator[Namespace]:
         yield client
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def container(tmp_path_factory: pytest.TempPathFactory, host: Namespace) -> Iterator[Namespace]:
     """A container with a published port, whose image is a busybox."""
     archive = tmp_path_factory.mktemp("image") / "image.tar"
@@ -158,6 +158,8 @@ def container(tmp_path_factory: pytest.TempPathFactory, host: Namespace) -> Iter
         yield box
     _run("docker", "rm", "--force", "web")
     _run("systemctl", "stop", "docker.socket", "docker", "containerd")
+    # Its policy outlives it.
+    _run("iptables", "-P", "FORWARD", "ACCEPT")
 
 
 def _address(_container: Namespace) -> str:
@@ -169,45 +171,6 @@ def _links(host: Namespace, inner: str) -> tuple[Link, ...]:
         Link(label="inner", namespace=host, interface=inner),
         Link(label="outer", namespace=host, interface="wan0"),
     )
-
-
-def test_docker_host_to_its_own_published_port(
-    host: Namespace, neighbour: Namespace, container: Namespace
-) -> None:
-    del neighbour
-    address = _address(container)
-    stage = Stage(
-        router=host,
-        client=host,
-        server=container,
-        connect_to=(_HOST, _PORT),
-        listen_on=(address, 80),
-        nat="",
-        links=_links(host, "docker0"),
-        strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
-        outer="outer",
-        hidden=((address, None),),
-    )
-    _hold(SITUATIONS[0], stage)
-
-
-def test_docker_neighbour_to_a_published_port(
-    host: Namespace, neighbour: Namespace, container: Namespace
-) -> None:
-    address = _address(container)
-    stage = Stage(
-        router=host,
-        client=neighbour,
-        server=container,
-        connect_to=(_HOST, _PORT),
-        listen_on=(address, 80),
-        nat="",
-        links=_links(host, "docker0"),
-        strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
-        outer="outer",
-        hidden=((address, None),),
-    )
-    _hold(SITUATIONS[1], stage)
 
 
 def _outwards(host: Namespace, inner: str, client: Namespace, server: Namespace, own: str) -> Stage:
@@ -229,22 +192,59 @@ def _outwards(host: Namespace, inner: str, client: Namespace, server: Namespace,
     )
 
 
-def test_docker_container_to_a_neighbour(
-    host: Namespace, neighbour: Namespace, container: Namespace
-) -> None:
-    stage = _outwards(host, "docker0", container, neighbour, _address(container))
-    _hold(SITUATIONS[2], stage)
+class TestDocker:
+    def test_docker_host_to_its_own_published_port(
+        self, host: Namespace, neighbour: Namespace, container: Namespace
+    ) -> None:
+        del neighbour
+        address = _address(container)
+        stage = Stage(
+            router=host,
+            client=host,
+            server=container,
+            connect_to=(_HOST, _PORT),
+            listen_on=(address, 80),
+            nat="",
+            links=_links(host, "docker0"),
+            strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
+            outer="outer",
+            hidden=((address, None),),
+        )
+        _hold(SITUATIONS[0], stage)
 
+    def test_docker_neighbour_to_a_published_port(
+        self, host: Namespace, neighbour: Namespace, container: Namespace
+    ) -> None:
+        address = _address(container)
+        stage = Stage(
+            router=host,
+            client=neighbour,
+            server=container,
+            connect_to=(_HOST, _PORT),
+            listen_on=(address, 80),
+            nat="",
+            links=_links(host, "docker0"),
+            strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
+            outer="outer",
+            hidden=((address, None),),
+        )
+        _hold(SITUATIONS[1], stage)
 
-def test_doctor_names_the_chain_of_docker(container: Namespace) -> None:
-    """Its policy for forwarded packets is DROP."""
-    del container
-    words = ("nfq-guard", "doctor", "--format", "json")
-    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(words, check=False, capture_output=True, text=True, env=clean)
-    checks = [json.loads(line) for line in done.stdout.splitlines()]
-    told = [check["what"] for check in checks if check["id"] == "fate.forward"]
-    assert any("dropped by default" in what and "Docker" in what for what in told), done.stdout
+    def test_docker_container_to_a_neighbour(
+        self, host: Namespace, neighbour: Namespace, container: Namespace
+    ) -> None:
+        stage = _outwards(host, "docker0", container, neighbour, _address(container))
+        _hold(SITUATIONS[2], stage)
+
+    def test_doctor_names_the_chain_of_docker(self, container: Namespace) -> None:
+        """Its policy for forwarded packets is DROP."""
+        del container
+        words = ("nfq-guard", "doctor", "--format", "json")
+        clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        done = subprocess.run(words, check=False, capture_output=True, text=True, env=clean)
+        checks = [json.loads(line) for line in done.stdout.splitlines()]
+        told = [check["what"] for check in checks if check["id"] == "fate.forward"]
+        assert any("dropped by default" in what and "Docker" in what for what in told), done.stdout
 
 
 @contextmanager
