@@ -33,6 +33,7 @@ _REASONS: Final = (
     (re.compile(r"Invalid, old_state"), Reason.BAD_TRANSITION),
     (re.compile(r"do_basic_checks failed"), Reason.MALFORMED),
     (re.compile(r"checksum missing|truncated|short packet|invalid icmp type"), Reason.MALFORMED),
+    (re.compile(r"invalid saddr or hoplimit for redirect"), Reason.MALFORMED),
     (re.compile(r"outer daddr \S+ != inner"), Reason.ICMP_MISMATCH),
 )
 # Said of a packet that passes with its flow.

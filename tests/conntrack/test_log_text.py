@@ -78,6 +78,7 @@ _ESTABLISHED = int(TcpState.ESTABLISHED)
             Logged(Reason.MALFORMED),
         ),
         ("136: checksum missing ", Logged(Reason.MALFORMED)),
+        ("58: invalid saddr or hoplimit for redirect ", Logged(Reason.MALFORMED)),
         ("1: outer daddr 10.8.0.3 != inner 10.8.0.2 ", Logged(Reason.ICMP_MISMATCH)),
         ("58: outer daddr fd00::3 != inner fd00::2 ", Logged(Reason.ICMP_MISMATCH)),
     ],

@@ -241,9 +241,9 @@ _OTHERS: dict[str, tuple[list[bytes], Reason, bool]] = {
     "datagram of IPv6, length": (
         [ip(A6, B6, 17, b"\0\1\0\2\0\x63\1\2ab")], Reason.MALFORMED, True,
     ),
-    "message, cut": ([ip(A4, B4, PROTO_ICMP, b"\x08\0\xf7\xff\0\0\0")], Reason.MALFORMED, False),
+    "message, cut": ([ip(A4, B4, PROTO_ICMP, b"\x08\0\xf7\xff\0\0\0")], Reason.MALFORMED, True),
     "message of IPv6, cut": (
-        [ip(A6, B6, PROTO_ICMPV6, b"\x80\0\0\0\0\0\0")], Reason.MALFORMED, False,
+        [ip(A6, B6, PROTO_ICMPV6, b"\x80\0\0\0\0\0\0")], Reason.MALFORMED, True,
     ),
     "router solicitation": ([icmp(A4, B4, 10, bytes(4))], Reason.NO_ENTRY, False),
     "timestamp reply that nobody asked for": (
@@ -452,11 +452,15 @@ def test_packets_about_a_translated_flow(usual: Guarded, family: int) -> None:
     # client that talks to the pod directly as far as anyone can tell, and so allowed.
     event, _ = usual.judge(service.back.octets(parse("> R 101:101(0)")))
     assert event is not None
-    assert (event["reason"], event["nat"], event["would"]) == ("no-entry", None, "accept")
+    assert (event["reason"], event["nat"], event["would"]) == ("no-entry", "unknown", "accept")
     # An error about a reply as it left, untranslated: of no flow either. The pod needs it.
     event, _ = usual.judge(service.too_big(service.pod, reply))
     assert event is not None
-    assert (event["reason"], event["nat"], event["would"]) == ("icmp-unrelated", None, "accept")
+    assert (event["reason"], event["nat"], event["would"]) == (
+        "icmp-unrelated",
+        "unknown",
+        "accept",
+    )
     # An error about a translated reply is translated itself, and not INVALID.
     assert usual.judge(
         service.too_big(service.address, service.front.octets(parse("< P. 201:301(100) ack 101")))
