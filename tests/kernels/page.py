@@ -38,7 +38,7 @@ Written by `make kernels`, which boots Debian's own kernels in QEMU (emulated, o
 
 `make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
 hours; `make kernels-short` runs a few of each and leaves this page alone. Steps can be run one by
-one; the tables have the counts of the last run of each.
+one; the tables have the counts of the last run of each, some of an earlier state of the tree.
 
 """
 _OWNERS: Final = """
