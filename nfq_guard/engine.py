@@ -182,13 +182,19 @@ class Engine:
         """The policy whose decisions are carried out; None in dry-run."""
         return self._policy if self.mode is Mode.ENFORCE else None
 
+    @property
+    def unread_verdict(self) -> int:
+        """The verdict of a packet that was queued and never read."""
+        drops = self._drops_failures and self.mode is Mode.ENFORCE
+        return VERDICT_DROP if drops else VERDICT_ACCEPT
+
     def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
         """Verdict and mark of a packet whose judging raised.
 
         In dry-run it is accepted as a judged one, so that no later rule drops it as unjudged.
         """
         if self.mode is Mode.ENFORCE:
-            return VERDICT_DROP if self._drops_failures else VERDICT_ACCEPT, None
+            return self.unread_verdict, None
         unjudged = self.unjudged_mark
         return VERDICT_ACCEPT, queued.mark & ~unjudged if unjudged else None
 

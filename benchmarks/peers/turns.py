@@ -124,7 +124,7 @@ _POLICY: Final[dict[str, object]] = {
 
 def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
     library = types.ModuleType("netfilterqueue")
-    library.__dict__.update(NetfilterQueue=_Queue, COPY_NONE=0, Packet=object)
+    library.__dict__.update(NetfilterQueue=_Queue, COPY_PACKET=2, Packet=object)
     sys.modules["netfilterqueue"] = library
     _Queue.fd = queue.fileno()
     from nfq_guard.nfqueue.reader import QueueReader  # noqa: PLC0415 - not before the stand-in

@@ -14,7 +14,7 @@ import socket
 import warnings
 from typing import Final, Self, final
 
-from netfilterqueue import COPY_NONE, NetfilterQueue
+from netfilterqueue import COPY_PACKET, NetfilterQueue
 from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard import capabilities
@@ -50,6 +50,9 @@ class QueueReader:
             much as reading it.
         stamp_us: When the kernel received that packet, in microseconds of the Unix epoch; 0 where
             it did not take the time.
+        unread: Packets that were queued while the library waited for the answers to its requests,
+            and that it discarded: the ids from 1 on, which wait for a verdict all the same.
+            Negative until the first packet is read.
         refused: Queue flags that this kernel does not have, by name.
     """
 
@@ -80,6 +83,7 @@ class QueueReader:
         self.lost = 0
         self.verdict_errors = 0
         self.stamp_us = 0
+        self.unread = -1
         self.wants_stamp = False
         self.refused: list[str] = []
         self._names = InterfaceNames()
@@ -92,11 +96,9 @@ class QueueReader:
                     queue_num,
                     _never_called,
                     queue_length,
-                    # Nothing is queued yet: the library discards the packets that arrive while it
-                    # waits for the answers to its requests, and the batch verdict of a later packet
-                    # would decide about them.
-                    COPY_NONE,
-                    0,
+                    # At once: a bound queue that does not copy yet has its packets dropped.
+                    COPY_PACKET,
+                    copy_bytes,
                     socket_buffer_bytes,
                 )
             except OSError:
@@ -107,7 +109,6 @@ class QueueReader:
         self._receive = self._inbox.receive
         self.socket.send(requests.config_flags(queue_num, requests.CONFIG_GSO))
         self.set_fail_open(on=fail_open)
-        self.socket.send(requests.config_copy(queue_num, copy_bytes))
 
     def __enter__(self) -> Self:
         return self
@@ -157,6 +158,8 @@ class QueueReader:
             left -= count
             if count < wanted:
                 break
+        if self.unread < 0 and ids:
+            self.unread = ids[0] - 1
         return ids, batch
 
     def set_fail_open(self, *, on: bool) -> None:

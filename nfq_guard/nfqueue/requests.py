@@ -20,12 +20,10 @@ TYPE_VERDICT_BATCH: Final = 0x303
 _ATTR_VERDICT: Final = 2
 _ATTR_MARK: Final = 3
 _ATTR_CONFIG_COMMAND: Final = 1
-_ATTR_CONFIG_PARAMETERS: Final = 2
 _ATTR_CONFIG_MASK: Final = 4
 _ATTR_CONFIG_FLAGS: Final = 5
 
 _COMMAND_BIND: Final = 1
-_COPY_PACKET: Final = 2
 _ANY_FAMILY: Final = 0
 _WORD: Final = struct.Struct("!I")
 
@@ -41,12 +39,6 @@ def config_flags(queue_num: int, flag: int, *, on: bool = True) -> bytes:
     body = attribute(_ATTR_CONFIG_MASK, _WORD.pack(flag))
     body += attribute(_ATTR_CONFIG_FLAGS, _WORD.pack(flag if on else 0))
     return message(TYPE_CONFIG, 0, flag, _ANY_FAMILY, queue_num, body)
-
-
-def config_copy(queue_num: int, copy_bytes: int) -> bytes:
-    """Queue packets from now on, each with so many of its bytes."""
-    body = attribute(_ATTR_CONFIG_PARAMETERS, _WORD.pack(copy_bytes) + bytes((_COPY_PACKET,)))
-    return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
 
 
 def config_nothing() -> bytes:

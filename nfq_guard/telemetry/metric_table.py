@@ -130,6 +130,12 @@ QUEUE_COUNTERS: Final = (
         "packets",
         part=Part.KERNEL_COUNTERS,
     ),
+    Metric(
+        Kind.COUNTER,
+        "unread_packets",
+        "Packets queued while the daemon bound its queue, which got the verdict of the fail mode.",
+        "packets",
+    ),
     Metric(Kind.COUNTER, "buffer_overruns", "Reads that failed with ENOBUFS.", "reads"),
     Metric(
         Kind.COUNTER,

@@ -193,6 +193,7 @@ def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int, mark: int | None
     )
     packet = Queued(b"", Hook.PREROUTING, "eth0", "", 0x1003, CHECKSUM_GOOD)
     assert made.fail_verdict(packet) == (verdict, mark)
+    assert made.unread_verdict == verdict
 
 
 @pytest.mark.parametrize("mode", list(Mode))

@@ -25,14 +25,6 @@ def test_queue_number_is_in_network_order() -> None:
     assert requests.config_flags(0x0102, requests.CONFIG_GSO)[18:20] == b"\x01\x02"
 
 
-def test_packets_are_queued_with_so_many_bytes() -> None:
-    message = requests.config_copy(7, 256)
-    length, kind = struct.unpack_from("=IH", message)
-    assert (length, kind) == (len(message), 0x302)
-    # Five bytes, and three that fill the word.
-    assert message[20:] == struct.pack("=HH", 9, 2) + struct.pack("!IB", 256, 2) + bytes(3)
-
-
 def test_errors_are_told_from_packets() -> None:
     error = struct.pack("=IHHIIi", 36, 2, 0, 4, 0, -95) + bytes(16)
     assert requests.error_of(error) == (95, 4)

@@ -75,6 +75,7 @@ class FakeQueue:
         self.lost = 0
         self.wants_stamp = False
         self.stamp_us = 0
+        self.unread = 0
         self.verdict_errors = 0
         self.messages = 0
         self.refused: list[str] = []

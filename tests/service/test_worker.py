@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP, UDP
@@ -38,6 +39,7 @@ class FakeQueue:
         self.waiting = list(enumerate(packets, 1))
         self.wants_stamp = False
         self.stamp_us = 0
+        self.unread = 0
         self.verdicts: list[tuple[int, int, int | None]] = []
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
@@ -99,6 +101,26 @@ def test_dry_run_accepts_all(tmp_path: Path) -> None:
     assert [verdict for _, verdict, _ in queue.verdicts] == [1, 1, 1]
     first = events(tmp_path / "log")[-2]
     assert (first["verdict"], first["would"]) == ("accept", "drop")
+    one.close(0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "drops", "verdict"),
+    [(Mode.ENFORCE, True, 0), (Mode.ENFORCE, False, 1), (Mode.DRY_RUN, True, 1)],
+)
+def test_packets_that_were_never_read(
+    tmp_path: Path, mode: Mode, *, drops: bool, verdict: int
+) -> None:
+    """They get the verdict of the fail mode, before a batch verdict of later ones covers them."""
+    queue = FakeQueue(queued(b"a"), queued(b"a"))
+    queue.waiting = [(number + 3, packet) for number, packet in queue.waiting]
+    queue.unread = 3
+    one = worker(queue, tmp_path / "log", FakeEngine(mode, drops_failures=drops))
+    assert one.process_batch() == 2
+    answered = [(number, given) for number, given, _ in queue.verdicts]
+    assert answered == [(1, verdict), (2, verdict), (3, verdict), (4, 1), (5, 1)]
+    assert one.stats.counters["unread_packets"] == 3
+    assert one.process_batch() == 0
     one.close(0)
 
 

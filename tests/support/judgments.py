@@ -138,6 +138,11 @@ class FakeEngine:
             made.packet, made.finding = shown.packet, shown.finding
         return judgments
 
+    @property
+    def unread_verdict(self) -> int:
+        self._engine.mode = self.mode
+        return self._engine.unread_verdict
+
     def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
         self._engine.mode = self.mode
         return self._engine.fail_verdict(queued)

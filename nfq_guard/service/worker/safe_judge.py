@@ -40,6 +40,10 @@ class Judge(Protocol):
     def enforced_policy(self) -> Policy | None:
         """The policy whose decisions are carried out; None in dry-run."""
 
+    @property
+    def unread_verdict(self) -> int:
+        """The verdict of a packet that was queued and never read."""
+
     def judge(self, batch: Sequence[Queued], *, now: float) -> list[Judgment]:
         """Judge packets seen at `now`, monotonic seconds; one judgment each, in order."""
 

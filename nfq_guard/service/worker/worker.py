@@ -62,6 +62,7 @@ class Reader(Protocol):
     wants_stamp: bool
     stamp_us: int
     verdict_errors: int
+    unread: int
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
         """Read at most `budget` packets; their ids and the packets, in the order of the queue."""
@@ -183,6 +184,8 @@ class Worker:
         ids, batch = self._reader.drain(self._budget)
         if not ids:
             return 0
+        if self._reader.unread > 0:
+            self._answer_unread(self._reader.unread)
         now = time.monotonic()
         judged = self._safe_judge.judge(batch, now=now)
         verdicts: list[int] = []
@@ -215,6 +218,8 @@ class Worker:
     def tick(self, now: float) -> None:
         """Housekeeping, about once a second."""
         self._reader.forget_names()
+        if self._reader.unread < 0:
+            self._look_for_unread()
         self._emit(self._limiter.due(now))
         self.refresh()
         if self._offloader is not None:
@@ -228,6 +233,21 @@ class Worker:
             self._log_suppressed(now)
         self._events.log_lost(now)
         self._events.push(now)
+
+    def _look_for_unread(self) -> None:
+        """Answer packets that were never read, though no later packet tells of them."""
+        kernel = self.kernel_counters()
+        # What could be read of them tells by its id how many could not.
+        if not self.process_batch() and kernel is not None and kernel.waiting:
+            self._answer_unread(kernel.last_id)
+
+    def _answer_unread(self, packets: int) -> None:
+        """Answer the packets with the ids up to `packets`, before a batch verdict covers them."""
+        self._reader.unread = 0
+        ids = list(range(1, packets + 1))
+        verdict = self._judge.unread_verdict
+        self._verdicts.send(ids, [verdict] * packets, [None] * packets)
+        self.stats.counters["unread_packets"] += packets
 
     def refresh(self) -> QueueCounters | None:
         """Copy the counters of the kernel and of our parts into `stats`.
