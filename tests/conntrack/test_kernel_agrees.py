@@ -86,6 +86,28 @@ def test_expiry() -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("> S 0:0(0)", "+2.5 < S 0:0(0)"),
+        (
+            "> S 0:0(0) win 1000",
+            "< S. 0:0(0) ack 1 win 1000",
+            "> . 1:1(0) ack 1 win 1000",
+            "< F. 9000:9000(0) ack 1 win 1000",
+            "> P. 1:2(1) ack 1 win 1000",
+            "+2.5 < F. 9000:9000(0) ack 1 win 1000",
+            "> F. 9000:9000(0) ack 1 win 1000",
+        ),
+    ],
+    ids=["a SYN of the other end", "closing outside the window"],
+)
+def test_what_does_not_extend_an_entry(lines: tuple[str, ...]) -> None:
+    steps = [parse(line) for line in lines]
+    assert run_trace(steps, IPV4, RUNNING_KERNEL, DEFAULT_SYSCTLS) is None
+
+
+@pytest.mark.kernel
 def test_retransmissions_are_counted_in_an_octet() -> None:
     """After 256 of them the count is 0, and the timeout long again."""
     steps = [parse("> S 0:0(0)"), parse("< S. 0:0(0) ack 1"), parse("> . 1:1(0) ack 1")]

@@ -115,7 +115,8 @@ def test_simultaneous_open(flow: Flow) -> None:
     assert flow.state == "ESTABLISHED"
 
 
-def test_a_syn_of_the_other_end_does_not_extend_the_entry(flow: Flow) -> None:
+def test_a_syn_of_the_other_end_does_not_extend_the_entry(make_flow: Callable[..., Flow]) -> None:
+    flow = make_flow()
     flow.passes("> S 0:0(0) win 1000", "+50 < S 0:0(0) win 1000")
     assert (flow.state, flow.timeout_s) == ("SYN_SENT2", 70)
     flow.passes("+5 < S 0:0(0) win 1000")
