@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Captured frames in, outcomes out."""
 
+import gc
 import sys
 from collections.abc import Iterator
 
@@ -209,11 +210,13 @@ def test_memory_stays_flat() -> None:
     """A scan through far more flows than the table holds."""
     replayer = Replayer(ReplaySettings(capacity=2000, checksums=ChecksumMode.IGNORE))
     # What it keeps is objects; tracing their bytes would take twenty times as long.
+    gc.collect()  # what other tests left
     before = sys.getallocatedblocks()
     kept: list[int] = []
     for index, batch in enumerate(flood(40_000)):
         replayer.replay(batch)
         if index % 10 == 9:
+            gc.collect()
             kept.append(sys.getallocatedblocks() - before)
     assert len(replayer.table) <= 2000
     assert replayer.table.created == 40_000
