@@ -150,6 +150,10 @@ class LiveConntrack:
     def send(self, octets: bytes) -> int | None:
         """Put one packet in; the place of its ctstate in `CTSTATES`, None if it got lost."""
         os.write(self._inward, octets)
+        return self.came_out()
+
+    def came_out(self) -> int | None:
+        """The place in `CTSTATES` of a packet that has come out; None if none has."""
         out = self._read()
         if out is None:
             return None
