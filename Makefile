@@ -4,7 +4,7 @@
 BIN := .venv/bin
 PYTHON ?= python3
 # Test workers; kernel tests mostly wait, so there may be more of them than CPUs.
-JOBS ?= 5
+JOBS ?= 4
 FUZZ_SECONDS ?= 300
 PACKETS ?= 1000000
 SEED ?= 1
