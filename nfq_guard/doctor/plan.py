@@ -27,7 +27,8 @@ SYSCTL_FILES: Final = ("/etc/sysctl.conf", "/etc/sysctl.d")
 # Where a rule that must not hide packets from the guard goes meanwhile: behind every path from
 # PREROUTING.
 _BEHIND: Final = ("INPUT", "FORWARD")
-_KEPT: Final = "/root/nfq-guard-plan"
+# For a shell; nobody else may write there.
+_KEPT: Final = '"$HOME"/nfq-guard-plan'
 _DROPS: Final = re.compile(r"\bINVALID\b.*\bDROP\b|\binvalid\b.*\bdrop\b")
 
 

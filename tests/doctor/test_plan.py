@@ -180,6 +180,7 @@ class Site:
         """A command as root would type it, in the namespace."""
         search = f"{self.config.parent}:{os.environ['PATH']}:/usr/sbin:/sbin"
         environment = {**os.environ, "PATH": search, "PYTHONPATH": str(Path.cwd())}
+        environment["HOME"] = str(self.config.parent)
         done = subprocess.run(
             self.live.space.argv(["sh", "-ec", command]),
             capture_output=True,
