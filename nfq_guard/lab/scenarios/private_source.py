@@ -12,12 +12,14 @@ default policy lets it pass. The preset `no-leak` knows which networks the host 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
-from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, join, route, routing
+from nfq_guard.lab.scenarios.base import MakeNamespace, Stage
+from nfq_guard.lab.scenarios.masquerading import masquerading
 from nfq_guard.lab.strays import Kind, Stray
 
 # The kernel's default is five days.
@@ -54,35 +56,16 @@ class PrivateSource:
 
     def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, router, server."""
-        client, router, server = make("client"), routing(make("router"), plan), make("server")
-        join(client, "eth0", router, "lan0", plan.lan, (2, 1))
-        join(server, "eth0", router, "wan0", plan.far, (2, 1))
-        route(client, "default", plan.lan.host(1))
-        router.sysctl("netfilter.nf_conntrack_tcp_timeout_established", _ESTABLISHED_S)
-        listening = (plan.far.host(2), 443)
-        return Stage(
-            router=router,
-            client=client,
-            server=server,
-            connect_to=listening,
-            listen_on=listening,
-            nat="-A POSTROUTING -o wan0 -j MASQUERADE",
-            links=(
-                Link(label="inner", namespace=router, interface="lan0"),
-                Link(label="outer", namespace=router, interface="wan0"),
-            ),
-            strays=(
-                Stray(
-                    kind=Kind.STALE_RST,
-                    sender=client,
-                    tap="inner",
-                    from_client=True,
-                    pause_s=_IDLE_S,
-                ),
-            ),
-            outer="outer",
-            hidden=((plan.lan.host(2), None),),
+        stage = masquerading(make, plan)
+        stage.router.sysctl("netfilter.nf_conntrack_tcp_timeout_established", _ESTABLISHED_S)
+        late = Stray(
+            kind=Kind.STALE_RST,
+            sender=stage.client,
+            tap="inner",
+            from_client=True,
+            pause_s=_IDLE_S,
         )
+        return replace(stage, strays=(late,))
 
     def expected(self, kernel: KernelRules) -> Expectations:
         """The same on every kernel."""
