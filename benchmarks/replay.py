@@ -6,7 +6,7 @@
 The two run in turns, and the best run of each counts, because other load on the machine slows
 both. CPU seconds, user and system, of the whole process with its start. The growth table shows
 that our time is linear in frames, that it does not depend on how many conversations are open at
-once, and that memory does not grow with frames.
+once, and that memory grows with flows, up to the size of the table, and not with frames.
 `--tree` is where the package is unpacked, such as `build/compiled`; the source tree by default.
 """
 
