@@ -192,43 +192,34 @@ def _outwards(host: Namespace, inner: str, client: Namespace, server: Namespace,
     )
 
 
+def _published(host: Namespace, client: Namespace, container: Namespace) -> Stage:
+    """A connection of `client` to the port that Docker publishes for the container."""
+    address = _address(container)
+    return Stage(
+        router=host,
+        client=client,
+        server=container,
+        connect_to=(_HOST, _PORT),
+        listen_on=(address, 80),
+        nat="",
+        links=_links(host, "docker0"),
+        strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
+        outer="outer",
+        hidden=((address, None),),
+    )
+
+
 class TestDocker:
     def test_docker_host_to_its_own_published_port(
         self, host: Namespace, neighbour: Namespace, container: Namespace
     ) -> None:
         del neighbour
-        address = _address(container)
-        stage = Stage(
-            router=host,
-            client=host,
-            server=container,
-            connect_to=(_HOST, _PORT),
-            listen_on=(address, 80),
-            nat="",
-            links=_links(host, "docker0"),
-            strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
-            outer="outer",
-            hidden=((address, None),),
-        )
-        _hold(SITUATIONS[0], stage)
+        _hold(SITUATIONS[0], _published(host, host, container))
 
     def test_docker_neighbour_to_a_published_port(
         self, host: Namespace, neighbour: Namespace, container: Namespace
     ) -> None:
-        address = _address(container)
-        stage = Stage(
-            router=host,
-            client=neighbour,
-            server=container,
-            connect_to=(_HOST, _PORT),
-            listen_on=(address, 80),
-            nat="",
-            links=_links(host, "docker0"),
-            strays=(Stray(kind=Kind.SEQ_OVER, sender=container, tap="inner", from_client=False),),
-            outer="outer",
-            hidden=((address, None),),
-        )
-        _hold(SITUATIONS[1], stage)
+        _hold(SITUATIONS[1], _published(host, neighbour, container))
 
     def test_docker_container_to_a_neighbour(
         self, host: Namespace, neighbour: Namespace, container: Namespace
