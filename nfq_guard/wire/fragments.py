@@ -95,7 +95,7 @@ class _Datagram:
         self.length = 0
         self.ended = False
         self.received = 0
-        self.cost = 0
+        self.cost = _PIECE_COST  # of itself: none of its fragments may be taken
 
     def place(self, start: int, end: int) -> int:
         """Put a fragment into the runs: `_TAKEN`, `_REPEATED` or `_DISCARD`.
@@ -237,6 +237,7 @@ class Reassembler:
                 return WAITING
             datagram = _Datagram(now + (TIMEOUT_V4_S if v4 else TIMEOUT_V6_S))
             self._waiting[key] = datagram
+            self.octets_held += datagram.cost
         fate = self._take(datagram, fragment, v4=v4)
         if fate == _DISCARD:
             self._forget(key)

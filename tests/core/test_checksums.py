@@ -47,6 +47,12 @@ def test_icmp_checksum() -> None:
     assert checksum_ok(read(octets), octets)
 
 
+def test_icmp_message_of_zeros() -> None:
+    """Zeros add up to 0, and the complement of 0 is no right sum: the checksum would be all ones."""
+    octets = octets_of(IP(src="10.0.0.1", dst="10.0.0.2", proto=1) / Raw(bytes(8)))
+    assert checksum_ok(read(octets), octets) is False
+
+
 # Around those from which the sum is taken otherwise, header included.
 LENGTHS = (0, 1, 60, 99, 100, 101, 127, 128, 129, 499, 500, 511, 512, 513, 1023, 1024, 1459)
 

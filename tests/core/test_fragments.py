@@ -157,6 +157,18 @@ def test_memory_is_bounded() -> None:
     assert reassembler.octets_held == 0
 
 
+def test_datagrams_without_a_fragment_are_bounded() -> None:
+    """An empty fragment of IPv6 is left out, and its datagram waits for others."""
+    reassembler = Reassembler(memory=100_000)
+    for number in range(1_000):
+        empty = IPv6() / IPv6ExtHdrFragment(offset=1, m=1, id=number, nh=6)
+        assert reassembler.offer(bytes(empty), 0.0) == WAITING
+    assert 0 < len(reassembler) < 1_000
+    assert 100_000 <= reassembler.octets_held < 101_000
+    assert reassembler.offer(bytes(IPv6() / IPv6ExtHdrFragment(offset=1, m=1) / Raw(bytes(8))), 60.0) == WAITING
+    assert len(reassembler) == 1
+
+
 def test_the_only_fragment_of_its_datagram() -> None:
     """It loses its fragment header, unless another has come with the same identification."""
     whole = bytes(IPv6() / IPv6ExtHdrFragment(offset=0, m=0) / UDP())
