@@ -193,7 +193,9 @@ class PacketReader:
         self.absent = ""
         self._joined = False
         if is_fragment(octets):
-            if octets[0] >> 4 == 4 and not self.checksums.header_ok(octets):
+            # A header that was not captured whole has no checksum to hold it to.
+            v4 = octets[0] >> 4 == 4
+            if v4 and len(octets) >= (octets[0] & 15) << 2 and not self.checksums.header_ok(octets):
                 self.absent = DROPPED_BEFORE
                 return b""
             # The header of a datagram that was put together has no checksum of its own.

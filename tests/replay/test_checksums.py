@@ -4,7 +4,7 @@
 from typing import Any
 
 import pytest
-from scapy.layers.inet import IP, TCP, UDP, fragment
+from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP, fragment
 from scapy.packet import Raw
 
 from nfq_guard.finding import Reason
@@ -238,6 +238,18 @@ def test_datagram_in_fragments_has_the_headers_of_its_fragments() -> None:
         "a fragment whose datagram is not whole": 2,
         "an IP header that the kernel throws away": 1,
     }
+
+
+def test_fragment_whose_header_was_not_captured_whole() -> None:
+    """Its options are behind the end of the frame."""
+    whole = IP(src="10.0.0.1", dst="10.0.0.2", options=[IPOption_NOP()] * 40)
+    part = bytes(fragment(whole / UDP(sport=1, dport=2) / Raw(bytes(3000)), 1400)[0])
+    for length in (20, 21, 59):
+        talk = download()
+        talk.add(part[:length])
+        replayer = Replayer(ReplaySettings())
+        assert not replayer.replay(talk.frames)
+        assert replayer.reader.without_packet == {"a fragment whose datagram is not whole": 1}
 
 
 def test_packet_of_length_0_is_yet_to_be_cut() -> None:
