@@ -319,9 +319,10 @@ def _flag(segment: Segment, name: str) -> bool:
 def _can_heal(case: Case, *, wide: bool) -> bool:
     """Whether a rule that heals may match; `wide` where it names a distance itself."""
     _, packet, flow, finding = case
-    if flow is None or finding.breach is None or not isinstance(packet, Packet):
+    if flow is None or finding.breach is None:
         return False
     breach = finding.breach
+    segment = packet.l4 if isinstance(packet, Packet) else None
     return (
         breach.bound is not Reason.RST_OUTSIDE
         and (wide or breach.distance <= 65535)
@@ -329,9 +330,7 @@ def _can_heal(case: Case, *, wide: bool) -> bool:
         and flow.evidence in {"bpf", "replay"}
         and TcpState(flow.state).name in {"ESTABLISHED", "FIN_WAIT", "CLOSE_WAIT", "LAST_ACK"}
         and flow.status & (IPS_ASSURED | IPS_DYING | IPS_OFFLOAD) == IPS_ASSURED
-        and not (
-            isinstance(packet.l4, Segment) and (_flag(packet.l4, "rst") or _flag(packet.l4, "syn"))
-        )
+        and not (isinstance(segment, Segment) and (_flag(segment, "rst") or _flag(segment, "syn")))
     )
 
 
