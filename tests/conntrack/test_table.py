@@ -374,3 +374,20 @@ def test_icmp_error_about_a_flow_without_ports() -> None:
     quoted = FlowTuple(dccp, A, B, 1000, 2000)
     error = packet(B, A, PROTO_ICMP, IcmpMessage(3, 2, 0, 0, True, quoted))
     assert table.track(error, 0.0) == CT_RELATED
+
+
+def test_the_halves_of_a_translated_flow_become_one(table: FlowTable) -> None:
+    """The capture showed it before and behind a translation, and so as two flows."""
+    keys = []
+    for source in (A, C):
+        assert table.track(udp(source, B, 1, 2), 0.0) == CT_NEW
+        assert table.entry is not None
+        keys.append(table.entry.original)
+    second = table.entry
+    assert (len(table), table.created, table.joined) == (2, 2, None)
+    assert table.translate(keys[0], keys[1])
+    assert (len(table), table.created, table.joined is second) == (1, 1, False)
+    assert table.track(udp(B, C, 2, 1), 1.0) == CT_ESTABLISHED
+    assert table.entry is second
+    assert second is not None
+    assert (second.original, second.reply) == (keys[0], reverse(keys[1]))

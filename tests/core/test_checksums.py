@@ -48,7 +48,7 @@ def test_icmp_checksum() -> None:
 
 
 def test_icmp_message_of_zeros() -> None:
-    """Zeros add up to 0, and the complement of 0 is no right sum: the checksum would be all ones."""
+    """Zeros add up to 0, so the right checksum is all ones."""
     octets = octets_of(IP(src="10.0.0.1", dst="10.0.0.2", proto=1) / Raw(bytes(8)))
     assert checksum_ok(read(octets), octets) is False
 

@@ -165,7 +165,10 @@ def test_datagrams_without_a_fragment_are_bounded() -> None:
         assert reassembler.offer(bytes(empty), 0.0) == WAITING
     assert 0 < len(reassembler) < 1_000
     assert 100_000 <= reassembler.octets_held < 101_000
-    assert reassembler.offer(bytes(IPv6() / IPv6ExtHdrFragment(offset=1, m=1) / Raw(bytes(8))), 60.0) == WAITING
+    assert (
+        reassembler.offer(bytes(IPv6() / IPv6ExtHdrFragment(offset=1, m=1) / Raw(bytes(8))), 60.0)
+        == WAITING
+    )
     assert len(reassembler) == 1
 
 

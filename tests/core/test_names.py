@@ -61,6 +61,11 @@ def test_a_number_with_its_noun() -> None:
     ]  # fmt: skip
 
 
+def test_a_text_that_a_terminal_shows() -> None:
+    assert names.visible("eth0 ä") == "eth0 ä"
+    assert names.visible("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\\n"
+
+
 def test_status_by_name() -> None:
     """Every name has a bit of its own, and a status survives its names."""
     bits = [names.flow_status_bits((name,)) for name in names.STATUS_NAMES]
