@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
+import coverage
 import pytest
 from hypothesis import settings
 
@@ -30,20 +31,45 @@ for _number, _handler in (
 _COVERAGE = "COVERAGE_PROCESS_CONFIG"
 _coverage_of_children: dict[str, str] = {}
 
+# The directories whose tests are measured: those of the rooms that have a floor of coverage, beside
+# the tests with the mark `cover`. With MEASURE=all it is every test.
+_MEASURED = {"conntrack", "core", "flows", "policy", "service"}
+
+
+def _is_measured(item: pytest.Item) -> bool:
+    """Coverage counts what fixed tests reach, and not what random ones may."""
+    if item.get_closest_marker("hypothesis"):
+        return False
+    if item.path.parent.name in _MEASURED or item.get_closest_marker("cover"):
+        return True
+    return os.environ.get("MEASURE") == "all"
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Coverage counts what fixed tests reach, and not what random ones may.
-
-    Measuring a process costs a good half of its time, so children are measured only where a floor
-    depends on them.
-    """
+    """Measuring a process costs a good half of its time, so only what a floor needs is measured."""
     for item in items:
-        if item.get_closest_marker("hypothesis"):
+        if not _is_measured(item):
             item.add_marker("no_cover")
         if config.getoption("loadgroup", False) and item.get_closest_marker("xdist_group"):
             # A group that does not hold makes each worker start its machines and programs again.
             assert "@" in item.nodeid, "pytest-xdist has put no test into a group"
+
+
+# In a worker of pytest-xdist a test is measured three times: by coverage.py, which begins with the
+# process, and by pytest-cov twice, when it is loaded and with the session. The last one counts. A
+# test that is not to be measured stops the last, and the others would go on, at the same cost.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Keep coverage.py from beginning with the worker."""
+    os.environ.pop(_COVERAGE, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """End what pytest-cov began when it was loaded."""
+    if hasattr(session.config, "workerinput") and (first := coverage.Coverage.current()):
+        first.stop()
 
 
 def _choose_coverage_of_children(item: pytest.Item) -> None:

@@ -20,6 +20,9 @@ from nfq_guard.replay.settings import ReplaySettings
 from tests.support import captures
 from tests.support.conversation import SYN_OPTIONS, Conversation
 
+# They cover the parts of the table of conntrack that only a replay calls.
+pytestmark = pytest.mark.cover
+
 SLL = 113
 CLIENT, SERVICE, POD, ROUTER = (bytes([10, 0, 0, last]) for last in (1, 2, 8, 9))
 INCOMING, OUTGOING = 0, 4

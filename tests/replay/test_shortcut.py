@@ -27,6 +27,9 @@ from nfq_guard.replay.summary import Summary
 from nfq_guard.wire.packet import Packet, Segment
 from tests.support.conversation import Conversation
 
+# They cover the parts of checksums and of the table of conntrack that only a replay calls.
+pytestmark = pytest.mark.cover
+
 MACS = b"\x02\0\0\0\0\1\x02\0\0\0\0\2"
 ETHERNET = 1
 
