@@ -3,9 +3,9 @@
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 
-import coverage
 import pytest
 from hypothesis import settings
 
@@ -68,7 +68,11 @@ def pytest_xdist_setupnodes() -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
     """End what pytest-cov began when it was loaded."""
-    if hasattr(session.config, "workerinput") and (first := coverage.Coverage.current()):
+    if not hasattr(session.config, "workerinput") or "coverage" not in sys.modules:
+        return
+    import coverage  # noqa: PLC0415 - the machines of `make kernels` have none
+
+    if first := coverage.Coverage.current():
         first.stop()
 
 
