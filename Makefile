@@ -63,8 +63,9 @@ tests-pure:
 tests-kernel:
 	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m kernel --cov --cov-append --cov-report=
 
-# What has no floor is measured with MEASURE=all only.
+# What has no floor is measured, and shown, with MEASURE=all only.
 coverage:
+	@[ "$$MEASURE" != all ] || $(BIN)/coverage report --skip-covered --skip-empty
 	$(BIN)/coverage report --include="$$($(BIN)/python -m tests.support.modules core)" \
 		--show-missing --skip-covered --skip-empty --fail-under=100
 	$(BIN)/coverage report --include='nfq_guard/service/*' --skip-covered --skip-empty --fail-under=90
@@ -74,7 +75,7 @@ coverage:
 # are of no use, and looking for them takes half the time of the compiler.
 wheels:
 	rm -rf build/wheels && mkdir -p build/wheels
-	CFLAGS='-Wno-all' $(BIN)/python -m build --no-isolation --outdir build/wheels . >build/wheels/log 2>&1 \
+	CFLAGS="$$CFLAGS -Wno-all" $(BIN)/python -m build --no-isolation --outdir build/wheels . >build/wheels/log 2>&1 \
 		|| { tail -n 20 build/wheels/log; exit 1; }
 	$(BIN)/pip --disable-pip-version-check wheel --quiet --constraint constraints.txt \
 		--no-build-isolation --wheel-dir build/wheels "$$(echo build/wheels/nfq_guard-*.whl)[lab,report]"

@@ -32,7 +32,7 @@ _COVERAGE = "COVERAGE_PROCESS_CONFIG"
 _coverage_of_children: dict[str, str] = {}
 
 # The directories whose tests are measured: those of the rooms that have a floor of coverage, beside
-# the tests with the mark `cover`. With MEASURE=all it is every test.
+# the tests with the mark `cover`. With MEASURE=all it is every fixed test.
 _MEASURED = {"conntrack", "core", "flows", "policy", "service"}
 
 
