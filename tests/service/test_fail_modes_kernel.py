@@ -18,7 +18,7 @@ from nfq_guard.nfqueue.counters import QueueCounters, parse
 from tests.support.overrun import PLAIN, REDIRECTED, Connection, Overrun
 from tests.support.queue import GuardProcess, wait_for
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
 SENT = 60

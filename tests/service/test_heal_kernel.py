@@ -22,7 +22,7 @@ from nfq_guard.lab.netns import Namespace, veth
 from nfq_guard.seqno import add
 from tests.support.queue import GuardProcess, typed, wait_for
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
 ADDRESSES = {4: ("10.81.0.1", "10.81.0.2"), 6: ("fd81::1", "fd81::2")}

@@ -15,7 +15,7 @@ from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.settings import Settings
 from tests.support.queue import GuardProcess, wait_for
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
 # What `AmbientCapabilities` and `CapabilityBoundingSet` leave to the service.

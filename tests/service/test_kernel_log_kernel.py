@@ -26,7 +26,7 @@ from tests.support.live import LiveConntrack
 from tests.support.queue import QUEUE, GuardProcess, typed, wait_for
 from tests.support.trace import parse
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 
 _ON = {"nf_log/2": "nfnetlink_log", "nf_log/10": "nfnetlink_log", "nf_conntrack_log_invalid": "255"}
 _OPEN = (

@@ -24,7 +24,7 @@ from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace, veth
 from tests.support.queue import GuardProcess, wait_for
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
 ADDRESSES = {4: ("10.79.0.1", "10.79.0.2"), 6: ("fd79::1", "fd79::2")}

@@ -22,7 +22,7 @@ from tests.support.queue import (
 )
 from tests.support.supervised import HOSTS, Supervised, queue_all
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
 

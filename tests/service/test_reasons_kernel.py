@@ -35,7 +35,7 @@ from tests.support.reason_traces import OPEN, REASON_TRACES
 from tests.support.sctp import chunk, init, sctp
 from tests.support.trace import PLACES, Ends, Step, parse
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 
 # What the default policy does about each reason: the rule and its action. None of these flows is
 # translated unless a test says so.

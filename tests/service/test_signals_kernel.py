@@ -14,7 +14,7 @@ from nfq_guard.lab.netns import Namespace
 from tests.support.queue import GuardProcess, wait_for
 from tests.support.supervised import Supervised
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
 ALL = range(1, 65)
