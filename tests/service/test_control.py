@@ -97,6 +97,7 @@ def test_a_response_to_a_closed_connection_is_discarded(served: Served) -> None:
         (b"[" * 60_000 + b"\n", "expected {"),
         (b'{"command": "ping", "arguments": {"x": ' + b"[" * 60_000 + b"\n", "in JSON"),
     ],
+    ids=lambda value: value[:50].decode("utf-8", "replace") if isinstance(value, bytes) else "",
 )
 def test_mistaken_requests_get_the_reason(served: Served, request_line: bytes, said: str) -> None:
     answer = served.ask(request_line)

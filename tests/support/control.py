@@ -3,11 +3,13 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from nfq_guard.lab.pace import limit
 from nfq_guard.service.control.commands import Commands
 from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
@@ -69,9 +71,13 @@ class Served:
         return connection.recv(whole).splitlines() if whole else []
 
     def ask(self, octets: bytes) -> dict[str, Any]:
+        """The answer to one request; it waits where requests have spent their share of the time."""
+        deadline = time.monotonic() + limit(10)
         with self.connect() as connection:
             connection.send(octets)
-            (answer,) = self.read(connection)
+            while not (answers := self.read(connection)):
+                assert time.monotonic() < deadline, "no answer"
+            (answer,) = answers
             return answer
 
     def closed(self, connection: socket.socket) -> bool:
