@@ -18,6 +18,7 @@ from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.policy.decision import Decision, Policy
 from nfq_guard.policy.shadow import Disagreement, disagreement
+from nfq_guard.raw_rules import RawRules
 from nfq_guard.resets import Passed
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed, Packet, Queued, tuple_of
@@ -122,6 +123,7 @@ class Engine:
         unjudged_mark: Mark bits that the rules set on every packet before they queue it, and that
             an accepted packet loses again; 0 for none. Follows the rules between two batches.
         sysctls: The conntrack sysctls of the kernel; may be read anew between two batches.
+        raw_rules: The host's rules before conntrack, whose packets are not dropped; None for none.
         lookup_errors: Lookups that failed, since the start.
         last_lookup_error: The errno of the last one; 0 while none failed.
     """
@@ -153,6 +155,7 @@ class Engine:
         self.mode = mode
         self.unjudged_mark = unjudged_mark
         self.sysctls = sysctls
+        self.raw_rules: RawRules | None = None
         self.lookup_errors = 0
         self.last_lookup_error = 0
         self._policy = policy
@@ -303,6 +306,9 @@ class Engine:
         if finding is None:
             finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self.sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)
+        raw_rules = self.raw_rules
+        if raw_rules is not None:
+            decision = raw_rules.instead_of(decision, queued, packet, snapshot, finding)
         verdict = VERDICT_ACCEPT
         mark = None
         if self.mode is Mode.ENFORCE:
@@ -315,6 +321,8 @@ class Engine:
         differs = None
         if shadow is not None:
             other = shadow.decide(queued, packet, snapshot, finding, now)
+            if raw_rules is not None:
+                other = raw_rules.instead_of(other, queued, packet, snapshot, finding)
             differs = disagreement(decision, other)
         return Judgment(
             queued, packet, snapshot, finding, decision, verdict, mark, differs, lookup_error

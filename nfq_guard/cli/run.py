@@ -6,7 +6,7 @@ import argparse
 import msgspec
 
 from nfq_guard.cli.options import add_config, add_last_good
-from nfq_guard.doctor import host
+from nfq_guard.doctor import before_conntrack, host
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from nfq_guard.service import assemble, privileges
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
         privileges.give_up,
         host.event,
         args.last_good,
+        before_conntrack.read,
     )
     return EXIT_INTERRUPTED if interrupted else EXIT_OK
 

@@ -95,6 +95,7 @@ def lines(status: Status) -> list[str]:
         for name, text in _RULE_COUNTS.items()
         if status.count(name)
     ]
+    shown += _raw_rules(status)
     if status.shadow is not None:
         shown += [_line("shadow", _policy(status.shadow)), _line("", _on_trial(status))]
     shown += [_line("reload", _reload(status))]
@@ -150,6 +151,20 @@ def _rules(rules: RulesStatus) -> str:
         return paint(f"differ{when}: {differences}", Style.RED)
     problem = f": {rules.problem}" if rules.problem else ""
     return f"{state}{when}{problem}"
+
+
+def _raw_rules(status: Status) -> list[str]:
+    """The rules before conntrack for which the guard steps aside; no line without any."""
+    texts = [
+        *(f"not enforced where {rule}" for rule in status.raw_rules.one_sided),
+        *status.raw_rules.problems,
+    ]
+    label = "raw rules"
+    shown: list[str] = []
+    for text in texts:
+        shown.append(_line(label, paint(text, Style.YELLOW)))
+        label = ""
+    return shown
 
 
 def _reload(status: Status) -> str:

@@ -8,6 +8,7 @@ from typing import Final
 
 from nfq_guard import capabilities
 from nfq_guard.doctor import (
+    before_conntrack,
     collect,
     evidence,
     fate,
@@ -129,6 +130,8 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
             _holds_ours(tables) for (which, _), tables in rules.saved.items() if which is backend
         )
     ]
+    queues = range(firewall.spec.first_queue, firewall.spec.last_queue + 1)
+    yield from before_conntrack.checks(before_conntrack.read(queues))
     native = rules.native
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []

@@ -98,7 +98,7 @@ class Follower:
             if truth is Truth.NO or rule.own:
                 continue
             ends = Truth.NO
-            if rule.act in ENDS or rule.mark is not None:
+            if rule.act in ENDS or rule.mark is not None or rule.tracking is not None:
                 here = Finding(self._table, name, rule, truth=truth, on=rule.when.on)
                 _record(found, (name, place), here, rule, spared=spared)
             if rule.act in ENDS:

@@ -14,18 +14,21 @@ from nfq_guard.doctor.rule_model import (
     NEVER,
     NFT_SECURITY,
     PRIORITIES,
+    TCP,
     Act,
     BaseChain,
     Condition,
     MarkWrite,
     Rule,
     Table,
+    TrackingWrite,
     Truth,
     all_of,
     known,
 )
 from nfq_guard.firewall.saved import Saved, SavedRule, SavedTable, is_own, split
 from nfq_guard.firewall.spec import Backend, Family
+from nfq_guard.raw_rules import UNKNOWN_ZONE, UNTRACKED
 
 _HOOKS: Final = {
     "PREROUTING": "prerouting",
@@ -77,15 +80,15 @@ class _Option(NamedTuple):
         return " ".join((*words, *self.values))
 
 
-def tables(saved: Saved, backend: Backend, family: Family) -> list[Table]:
-    """The tables of one family in one backend."""
-    return [_table(table, backend, family) for table in saved.values() if table.readable]
+def tables(saved: Saved, backend: Backend, family: Family, protocol: str = TCP) -> list[Table]:
+    """The tables of one family in one backend, for a packet of one protocol."""
+    return [_table(table, backend, family, protocol) for table in saved.values() if table.readable]
 
 
-def _table(saved: SavedTable, backend: Backend, family: Family) -> Table:
+def _table(saved: SavedTable, backend: Backend, family: Family, protocol: str) -> Table:
     chains: dict[str, list[Rule]] = {name: [] for name in saved.policies}
     for rule in saved.rules:
-        chains.setdefault(rule.chain, []).append(_rule(rule, saved))
+        chains.setdefault(rule.chain, []).append(_rule(rule, saved, protocol))
     kind = "nat" if saved.name == "nat" else "filter"
     return Table(
         filter=str(backend),
@@ -108,31 +111,32 @@ def _priority(table: str, backend: Backend) -> int:
     return PRIORITIES.get(table, 0)
 
 
-def _rule(saved: SavedRule, table: SavedTable) -> Rule:
+def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
     matches, target = _options(saved.text)
     act, name = _act(target, table)
     return Rule(
         text=saved.text,
-        when=condition(matches),
+        when=condition(matches, protocol),
         act=act,
         target=name,
         mark=_mark(target),
+        tracking=_tracking(target),
         own=is_own(name) or is_own(saved.chain),
     )
 
 
-def condition(matches: list[_Option]) -> Condition:
-    """Whether an INVALID segment matches."""
+def condition(matches: list[_Option], protocol: str = TCP) -> Condition:
+    """Whether an INVALID packet of a protocol matches."""
     states = [option for option in matches if option.name in _STATES]
     return all_of(
         ALWAYS
         if option.module == "conntrack" and states and option not in states
-        else _match(option)
+        else _match(option, protocol)
         for option in matches
     )
 
 
-def _match(option: _Option) -> Condition:
+def _match(option: _Option, protocol: str) -> Condition:
     """One match; those of the module conntrack but the state need an entry."""
     if option.name in _STATES:
         named = option.values[0].split(",") if option.values else []
@@ -143,14 +147,14 @@ def _match(option: _Option) -> Condition:
         return _WITHOUT_ENTRY[option.module] or known(option.negated)
     if option.name in _ALWAYS:
         return ALWAYS
-    plain = _plain(option)
+    plain = _plain(option, protocol)
     return plain.negated if option.negated else plain
 
 
-def _plain(option: _Option) -> Condition:
+def _plain(option: _Option, protocol: str) -> Condition:
     value = option.values[0] if option.values else ""
     if option.name == "-p":
-        return known(value in {"tcp", "all"})
+        return known(value in {protocol, "all"})
     if option.name == "-i" and value == "lo":
         return NEVER
     if option.name == "-o" and value == "lo":
@@ -231,6 +235,22 @@ def _mark(target: list[_Option]) -> MarkWrite | None:
             case _:
                 pass
     return None
+
+
+def _tracking(target: list[_Option]) -> TrackingWrite | None:
+    """How the targets CT and NOTRACK have conntrack treat the packet."""
+    names = [option.name for option in target]
+    values = target[0].values if target else ()
+    if values == ("NOTRACK",) or (values == ("CT",) and "--notrack" in names):
+        return TrackingWrite(UNTRACKED)
+    if values != ("CT",):
+        return None
+    if "--zone-orig" in names:
+        return TrackingWrite(0)  # replies stay in zone 0
+    zone = _value(target, "--zone") or _value(target, "--zone-reply")
+    if zone is None:
+        return None
+    return TrackingWrite(int(zone) if zone.isdigit() else UNKNOWN_ZONE)
 
 
 def _value(options: list[_Option], name: str) -> str | None:

@@ -16,19 +16,32 @@ from nfq_guard.doctor.rule_model import (
     ALL_BITS,
     ALWAYS,
     NEVER,
+    TCP,
     Condition,
     MarkWrite,
+    TrackingWrite,
     Truth,
     all_of,
     any_of,
     depends,
     known,
 )
+from nfq_guard.raw_rules import UNKNOWN_ZONE
 
 _STATES: Final = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
-_NUMBERS: Final = {"tcp": 6, "ipv4": 2, "ipv6": 10, "ip": 0x0800, "ip6": 0x86DD}
-_OTHER_PROTOCOLS: Final = frozenset(
-    {"udp", "udplite", "icmp", "icmpv6", "sctp", "dccp", "igmp", "ah", "esp", "comp", "gre"}
+_NUMBERS: Final = {
+    "tcp": 6,
+    "icmp": 1,
+    "icmpv6": 58,
+    "ipv6-icmp": 58,
+    "sctp": 132,
+    "ipv4": 2,
+    "ipv6": 10,
+    "ip": 0x0800,
+    "ip6": 0x86DD,
+}
+_PROTOCOLS: Final = frozenset(
+    {"tcp", "udp", "udplite", "icmp", "icmpv6", "sctp", "dccp", "igmp", "ah", "esp", "comp", "gre"}
 )
 _LOOPBACK: Final = frozenset({"lo"})
 _OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
@@ -66,14 +79,17 @@ _Value = int | str | _Unknown | _NoEntry | tuple[Any, ...]
 class Segment:
     """An INVALID segment of one family, before the rules of one table."""
 
-    def __init__(self, family: int, sets: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(self, family: int, sets: Mapping[str, Sequence[Any]], protocol: str = TCP) -> None:
         """Describe it.
 
         Args:
             family: 4 or 6.
             sets: The elements of the table's named sets and maps.
+            protocol: Its protocol.
         """
         self._family = family
+        self._protocol = protocol
+        self._others = _PROTOCOLS - {protocol}
         self._sets = sets
 
     def matches(self, match: Mapping[str, Any]) -> Condition:
@@ -98,6 +114,7 @@ class Segment:
                 condition = _reworded(condition, f"{expression(vmap['key'])} {expression(left)}")
                 verdicts.append((_stated(condition, vmap["key"]), verdict))
         rest = any_of(condition for condition, _ in verdicts).negated
+        rest = _reworded(rest, f"{expression(vmap['key'])} *")
         verdicts += [(_stated(rest, vmap["key"]), verdict) for verdict in otherwise]
         return [] if isinstance(key, _NoEntry) else verdicts
 
@@ -108,6 +125,17 @@ class Segment:
         if mangle["key"] != {"meta": {"key": "mark"}}:
             return ALWAYS, None
         return ALWAYS, _write(mangle["value"])
+
+    @staticmethod
+    def zone(mangle: Mapping[str, Any]) -> TrackingWrite | None:
+        """How `ct zone set VALUE` has conntrack treat the packet; None for another statement."""
+        entry = mangle["key"].get("ct") if isinstance(mangle["key"], dict) else None
+        if not isinstance(entry, dict) or entry.get("key") != "zone":
+            return None
+        if entry.get("dir") == "original":
+            return TrackingWrite(0)  # replies stay in zone 0
+        zone = _number(mangle["value"])
+        return TrackingWrite(UNKNOWN_ZONE if zone is None else zone)
 
     def _compared(self, value: _Value, sign: str, right: Any) -> Condition:  # noqa: ANN401 - JSON
         if sign in {"in", "!"} or sign in _ORDERINGS:
@@ -139,7 +167,7 @@ class Segment:
                 return depends(expression(element))
             return known(low <= mine <= high)
         if isinstance(value, str) and isinstance(element, str):
-            return known(element == value)
+            return known(_NUMBERS.get(element, element) == mine)
         number = _number(element)
         return depends(expression(element)) if number is None else known(mine == number)
 
@@ -192,7 +220,7 @@ class Segment:
     def _meta(self, key: str) -> _Value:
         match key:
             case "l4proto":
-                return "tcp"
+                return self._protocol
             case "nfproto":
                 return f"ipv{self._family}"
             case "protocol":
@@ -204,10 +232,10 @@ class Segment:
 
     def _payload(self, payload: Mapping[str, Any]) -> _Value:
         protocol, field = payload.get("protocol", ""), payload.get("field", "")
-        if protocol == ("ip6" if self._family == 4 else "ip") or protocol in _OTHER_PROTOCOLS:
+        if protocol == ("ip6" if self._family == 4 else "ip") or protocol in self._others:
             return _NO_ENTRY
         if (protocol, field) in {("ip", "protocol"), ("ip6", "nexthdr")}:
-            return "tcp"
+            return self._protocol
         return _Unknown()
 
 

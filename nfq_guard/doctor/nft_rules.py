@@ -16,16 +16,20 @@ from nfq_guard.doctor.nft_match import Segment
 from nfq_guard.doctor.rule_model import (
     NFT_SECURITY,
     PRIORITIES,
+    TCP,
     Act,
     BaseChain,
     Condition,
     Rule,
     Table,
+    TrackingWrite,
     all_of,
     depends,
+    runs_before_conntrack,
 )
 from nfq_guard.firewall.saved import is_own
 from nfq_guard.firewall.spec import NATIVE_TABLE, OFFLOAD_TABLE
+from nfq_guard.raw_rules import UNTRACKED
 
 OUR_TABLE: Final = NATIVE_TABLE
 """The table of our native rules."""
@@ -36,7 +40,7 @@ _FAMILIES: Final = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _RATES: Final = frozenset({"limit", "quota", "ct count"})
 _PASSING: Final = frozenset(
     {
-        *("counter", "log", "notrack", "dup", "flow", "set", "map", "last", "secmark", "comment"),
+        *("counter", "log", "dup", "flow", "set", "map", "last", "secmark", "comment"),
         *("ct helper", "ct timeout", "ct expectation", "optstrip"),
     }
 )
@@ -96,26 +100,43 @@ class Ruleset:
                 expr = [*expr, {"comment": value["comment"]}]
             self._rules.setdefault(key, []).append((value.get("handle", 0), expr))
 
-    def tables(self, unread: frozenset[tuple[str, str]] = frozenset()) -> list[Table]:
+    def tables(
+        self, unread: frozenset[tuple[str, str]] = frozenset(), protocol: str = TCP
+    ) -> list[Table]:
         """The tables, once for each family of packets that they see.
 
         Args:
             unread: Tables with the name of an iptables table that iptables-nft cannot list, as
                 `("ip", "mangle")`. In all other tables iptables' own chains are skipped.
-            backend: The backend of our rules where they are not in our native table.
+            protocol: The protocol of the packet that is followed.
         """
         names = dict.fromkeys(key[:2] for key in self._rules)
         return [
-            self._table(family, name, number, unread)
+            self._table(family, name, number, unread, protocol)
             for family, name in names
             for number in _FAMILIES.get(family, ())
         ]
 
+    def early(self) -> list[tuple[str, str]]:
+        """The tables with chains before conntrack that are not of iptables, as (family, name)."""
+        return list(
+            dict.fromkeys(
+                key[:2]
+                for key, base in self._bases.items()
+                if runs_before_conntrack(base) and not _is_iptables(key, base)
+            )
+        )
+
     def _table(
-        self, family: str, name: str, number: int, unread: frozenset[tuple[str, str]]
+        self,
+        family: str,
+        name: str,
+        number: int,
+        unread: frozenset[tuple[str, str]],
+        protocol: str,
     ) -> Table:
         sets = {key[2]: each for key, each in self._sets.items() if key[:2] == (family, name)}
-        segment = Segment(number, sets)
+        segment = Segment(number, sets, protocol)
         return Table(
             filter="nftables",
             name=name,
@@ -150,8 +171,19 @@ def _rules(segment: Segment, handle: int, expr: Sequence[Statement]) -> Iterator
             elif name == "mangle":
                 when, mark = segment.writes(value)
                 conditions.append(when)
-                if mark is not None:
-                    yield Rule(text, all_of(conditions), Act.GO_ON, mark=mark, handle=handle)
+                zone = segment.zone(value)
+                if mark is not None or zone is not None:
+                    yield Rule(
+                        text,
+                        all_of(conditions),
+                        Act.GO_ON,
+                        mark=mark,
+                        tracking=zone,
+                        handle=handle,
+                    )
+            elif name == "notrack":
+                hidden = TrackingWrite(UNTRACKED)
+                yield Rule(text, all_of(conditions), Act.GO_ON, tracking=hidden, handle=handle)
             elif name == "vmap":
                 for when, verdict in segment.maps(value):
                     when_all = all_of([*conditions, when])

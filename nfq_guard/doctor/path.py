@@ -7,10 +7,8 @@ from enum import StrEnum
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.follow import Finding, Follower
-from nfq_guard.doctor.rule_model import NFT_SECURITY, TAKES, Act, Table
+from nfq_guard.doctor.rule_model import CONNTRACK_PRIORITY, NFT_SECURITY, TAKES, Act, Table
 from nfq_guard.firewall.spec import CHAIN
-
-_CONNTRACK_PRIORITY: Final = -200
 
 # By packet filter and hook: the table and priority where `rules install` adds our jump.
 _PLACES: Final = {
@@ -136,7 +134,7 @@ def _parts(
         yield Order.NEVER, 0, None
     elif base.hook not in _OUR_HOOKS:
         yield Order.AFTER, 0, None
-    elif base.priority <= _CONNTRACK_PRIORITY:
+    elif base.priority <= CONNTRACK_PRIORITY:
         yield Order.UNTRACKED, 0, None
     elif ours is None:
         # `rules install` adds our jump behind all rules of its table.

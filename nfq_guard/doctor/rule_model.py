@@ -14,8 +14,14 @@ from typing import Final, NamedTuple, final
 PRIORITIES: Final = {"raw": -300, "mangle": -150, "filter": 0, "security": 50}
 """Priorities of iptables' tables. nat's differs by hook; INVALID packets never reach it."""
 
+CONNTRACK_PRIORITY: Final = -200
+"""The priority of conntrack in PREROUTING and OUTPUT."""
+
 NFT_SECURITY: Final = 150
 """The priority of the table security of iptables-nft."""
+
+TCP: Final = "tcp"
+"""The protocol of the packet that is followed, where nothing else is said."""
 
 ALL_BITS: Final = 0xFFFFFFFF
 """The bits of a packet's mark."""
@@ -116,6 +122,12 @@ class MarkWrite(NamedTuple):
         return self.flip & bits == bits
 
 
+class TrackingWrite(NamedTuple):
+    """How a rule before conntrack has it treat a packet: `zone` as in `raw_rules.RawRule`."""
+
+    zone: int
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -127,6 +139,7 @@ class Rule:
         act: What it does.
         target: The chain of a jump or goto; for ELSEWHERE and UNKNOWN what is named there.
         mark: How it writes the packet's mark.
+        tracking: How it has conntrack treat the packet; None where it does not.
         own: Whether it is a rule of ours.
         handle: Its number in nftables; 0 elsewhere.
     """
@@ -136,6 +149,7 @@ class Rule:
     act: Act
     target: str = ""
     mark: MarkWrite | None = None
+    tracking: TrackingWrite | None = None
     own: bool = False
     handle: int = 0
 
@@ -180,3 +194,8 @@ class Table:
     bases: Mapping[str, BaseChain] = field(default_factory=dict)
     own: bool = False
     nft_family: str = ""
+
+
+def runs_before_conntrack(base: BaseChain) -> bool:
+    """Whether its packets are not tracked yet."""
+    return base.priority <= CONNTRACK_PRIORITY and base.hook in {"prerouting", "output"}

@@ -164,14 +164,17 @@ class Xtables:
                 return f"program {wanted} (Debian package iptables) is missing"
         return None
 
-    def save(self) -> Saved:
+    def save(self, *words: str) -> Saved:
         """What is live; empty where the kernel has no tables of this family and backend.
+
+        Args:
+            words: Options of the program, such as `-t raw`.
 
         Raises:
             PrivilegeError: The kernel refused.
             UnavailableError: The program is missing or fails.
         """
-        return parse(self._saved())
+        return parse(self._saved(*words))
 
     def rule_counters(self) -> rule_counters.RuleCounters:
         """The kernel's counters of our rules; zeros where it has no tables of this family.

@@ -21,6 +21,8 @@ from nfq_guard.policy.intervals import (
 # Names that decisions carry where no rule matched.
 RULE_DEFAULT: Final = "default"
 RULE_ON_UNKNOWN: Final = "on-unknown"
+# Carried where the rules of the host, not the packet, explain why it is INVALID (`raw_rules`).
+RULE_HIDDEN_HALF: Final = "hidden-half"
 
 # The value of `i_know` in a policy that drops every packet.
 I_KNOW: Final = "drops everything"
@@ -30,7 +32,7 @@ RULE_KEYS: Final = ("name", "comment", "action", "mark", "rate", "not", *FIELD_B
 RATE_KEYS: Final = ("over", "in_s", "by")
 
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-RESERVED_NAMES: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN)
+RESERVED_NAMES: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN, RULE_HIDDEN_HALF)
 # Most nested includes; deeper nesting is a mistake, even without a cycle.
 DEEPEST_INCLUDE: Final = 8
 # Rules of a policy with everything it includes: bounds its memory and the time of a reload.

@@ -316,8 +316,8 @@ class _Reader:
         if not isinstance(found, str) or _NAME.fullmatch(found) is None or found in RESERVED_NAMES:
             self.note(
                 where,
-                "a name of at most 64 letters, digits, '.', '_' and '-', other than default and"
-                " on-unknown",
+                "a name of at most 64 letters, digits, '.', '_' and '-', other than default,"
+                " on-unknown and hidden-half",
                 shown(found),
             )
             return ""

@@ -8,7 +8,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from nfq_guard.firewall.legacy_tables import LegacyTables
 from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import load_ahead
+from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import last_good, passed_sockets
 from nfq_guard.service.activation import METRICS, take_sockets
 from nfq_guard.service.config import LoadedPolicy, load_policy_for, prepared
@@ -93,12 +94,17 @@ def _keep_privileges(_settings: Settings, _path: Path | None) -> list[str]:
     return []
 
 
+def _no_raw_rules(_queues: Sequence[int]) -> RawReading:
+    return RawReading()
+
+
 def run(
     path: Path | None,
     override: Callable[[Settings], Settings],
     give_up: GiveUp = _keep_privileges,
     survey: Callable[[], Event] | None = None,
     last_good_at: Path | None = None,
+    raw_rules: Callable[[Sequence[int]], RawReading] = _no_raw_rules,
 ) -> bool:
     """Load the configuration and serve until SIGTERM or SIGINT.
 
@@ -108,6 +114,7 @@ def run(
         give_up: Gives up privileges of the whole process, after the steps that take them, as
             `privileges.give_up`; by default all are kept.
         survey: Examines the rules of the host once the daemon has started.
+        raw_rules: Reads the host's rules before conntrack; gets the numbers of our queues.
         last_good_at: The file with the last good configuration; None for none.
 
     Returns:
@@ -183,6 +190,7 @@ def run(
                 notifier=Notifier(),
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
                 jumps=LegacyTables(sockets).jumps,
+                raw_rules=partial(raw_rules, settings.queue_numbers),
                 survey=survey,
                 keep=None if last_good_at is None else partial(last_good.save, last_good_at),
                 refused="" if refused is None else str(refused),

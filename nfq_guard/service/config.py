@@ -15,7 +15,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError, Mistake
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.matcher import CompiledPolicy, compile_policy
-from nfq_guard.policy.model import RULE_DEFAULT, RULE_ON_UNKNOWN, PolicyModel
+from nfq_guard.policy.model import RESERVED_NAMES, PolicyModel
 from nfq_guard.policy.values import shown
 from nfq_guard.policyfile import (
     ReadFile,
@@ -202,7 +202,7 @@ def prepared(config: Config, running: Settings, override: Override = _unchanged)
         shadow=None if config.shadow is None else _facts(config.shadow.model),
         restart_for=tuple(changed),
         heals=_heals(config.model),
-        rule_names=(*(rule.name for rule in config.model.rules), RULE_ON_UNKNOWN, RULE_DEFAULT),
+        rule_names=(*(rule.name for rule in config.model.rules), *RESERVED_NAMES),
         files=config.files,
     )
 

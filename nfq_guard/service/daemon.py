@@ -24,6 +24,7 @@ from nfq_guard import __version__, capabilities
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import FailMode
+from nfq_guard.raw_rules import RawReading
 from nfq_guard.service.changed_files import ChangedFiles
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder
@@ -31,6 +32,7 @@ from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of, ma
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.observe import observed
+from nfq_guard.service.raw_rule_monitor import RawRuleMonitor
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
@@ -87,6 +89,7 @@ class Parts:
         open_more: Opens the control socket and the metrics endpoint, once all queues are served;
             what it returns closes them.
         jumps: Where rules lead to our chain, see `RuleMonitor`.
+        raw_rules: Reads the host's rules before conntrack, in a thread.
         survey: Examines the rules of the host, in a thread; None to leave that out.
         keep: Keeps a policy that is in force as the last good one, in a thread; None to keep none.
         refused: The mistakes of the file, one a line, where `loaded` is the last good policy
@@ -105,6 +108,7 @@ class Parts:
     notifier: Notifier
     open_more: Callable[["Daemon"], Callable[[], None]]
     jumps: Callable[[], frozenset[tuple[int, int]] | None]
+    raw_rules: Callable[[], RawReading]
     survey: Callable[[], Event] | None
     keep: Callable[[LoadedPolicy], None] | None = None
     refused: str = ""
@@ -158,6 +162,14 @@ class Daemon:
             reinstall=self._keeps_rules and self._settings.reinstall_rules,
             fail=None if self._owns_rules else self._fail,
             jumps=parts.jumps,
+        )
+
+        self._raw_rules = RawRuleMonitor(
+            parts.raw_rules,
+            parts.rules.generation,
+            parts.workers.set_raw_rules,
+            parts.events,
+            parts.loop,
         )
 
     @property
@@ -298,6 +310,7 @@ class Daemon:
             counters=self.counters(),
             loaded=self.reloader.loaded,
             rules=self._monitor.status(),
+            raw_rules=self._raw_rules.status(),
             last_reload=self.reloader.last,
             events=self._events,
         )
@@ -328,6 +341,7 @@ class Daemon:
             fail_mode=self.fail_mode.value,
             max_rate_pps=self._settings.max_rate_pps,
             rules=self._monitor.status(),
+            raw_rules=self._raw_rules.status(),
             queues=tuple(queue_status(queue, self._rates.of(queue.queue_num)) for queue in queues),
             reasons=sums.reasons,
             actions=sums.actions,
@@ -420,10 +434,12 @@ class Daemon:
         self._notifier.ready(numbers, last_good=self._parts.last_good)
         if not self._parts.refused:
             self._keep(loaded)
+        self._raw_rules.check(now)
         if self._settings.verify_rules_s:
             self._monitor.check(now)
-            self._loop.every(self._settings.verify_rules_s, self._monitor.check)
-            self._loop.every(_SECOND_S, self._monitor.watch)
+            for monitor in (self._monitor, self._raw_rules):
+                self._loop.every(self._settings.verify_rules_s, monitor.check)
+                self._loop.every(_SECOND_S, monitor.watch)
 
     def _keep(self, loaded: LoadedPolicy) -> None:
         keep = self._parts.keep

@@ -12,7 +12,7 @@ from nfq_guard import __version__
 from nfq_guard.nfqueue.counters import QUEUES
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.status import ReloadStatus, RulesState, RulesStatus
+from nfq_guard.service.status import RawRulesStatus, ReloadStatus, RulesState, RulesStatus
 from nfq_guard.service.supervisor.workers import QueueState, WorkerState
 from nfq_guard.telemetry.exposition import Observed, ObservedQueue
 from nfq_guard.telemetry.log import EventLog
@@ -30,6 +30,7 @@ def observed(
     counters: dict[str, int],
     loaded: LoadedPolicy,
     rules: RulesStatus,
+    raw_rules: RawRulesStatus,
     last_reload: ReloadStatus | None,
     events: EventLog,
 ) -> Observed:
@@ -42,6 +43,7 @@ def observed(
         counters: Its own counters.
         loaded: The policy in force.
         rules: What the last check found of the rules.
+        raw_rules: What was read of the rules before conntrack.
         last_reload: The last reload.
         events: The log.
     """
@@ -49,6 +51,7 @@ def observed(
     gauges = {"queues": float(len(queues)), "queues_serving": float(serving)}
     if rules.state in _VERIFIED:
         gauges["rules_in_place"] = float(rules.state is RulesState.CORRECT)
+    gauges["one_sided_raw_rules"] = float(len(raw_rules.one_sided))
     gauges |= _conntrack()
     if last_reload is not None:
         ended = datetime.fromisoformat(last_reload.at).timestamp()

@@ -77,6 +77,19 @@ class RulesStatus(Struct, frozen=True, kw_only=True):
     age_s: float | None
 
 
+class RawRulesStatus(Struct, frozen=True, kw_only=True):
+    """The host's rules before conntrack.
+
+    Attributes:
+        one_sided: Those that hide one direction of flows from conntrack, one sentence each. What
+            they make INVALID is not dropped.
+        problems: What could not be read of these rules.
+    """
+
+    one_sided: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
 class ReloadStatus(Struct, frozen=True, kw_only=True):
     """The outcome of a reload.
 
@@ -138,6 +151,7 @@ class Status(Struct, frozen=True, kw_only=True):
         max_rate_pps: Packets a second above which the kernel leaves packets to the fail mode;
             0 for no limit.
         rules: Our rules in the packet filter.
+        raw_rules: The host's rules before conntrack, and whether the guard steps aside for them.
         queues: Every queue.
         reasons: Packets by reason and action; reasons without packets are left out.
         actions: Packets by action.
@@ -160,6 +174,7 @@ class Status(Struct, frozen=True, kw_only=True):
     fail_mode: str
     max_rate_pps: int
     rules: RulesStatus
+    raw_rules: RawRulesStatus
     queues: tuple[QueueStatus, ...]
     reasons: dict[str, dict[str, int]]
     actions: dict[str, int]

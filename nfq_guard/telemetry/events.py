@@ -444,6 +444,23 @@ class RulesCheckFailed(Event, frozen=True, kw_only=True, tag="rules_check_failed
 
 
 @final
+class HalfHidden(Event, frozen=True, kw_only=True, tag="half_hidden"):
+    """Rules before conntrack hide one direction of flows from it: the guard steps aside.
+
+    The packets of the other direction are INVALID for that alone. The rule `hidden-half` allows
+    them, whatever the policy says.
+    """
+
+    level: ClassVar[Level] = "warning"
+    rules: Annotated[tuple[str, ...], _text("The rules, one sentence each.")]
+
+
+@final
+class HalfHiddenOver(Event, frozen=True, kw_only=True, tag="half_hidden_over"):
+    """No rule before conntrack hides one direction of flows from it any more."""
+
+
+@final
 class RulesLeftBehind(Event, frozen=True, kw_only=True, tag="rules_left_behind"):
     """The rules could not be removed at the end."""
 
@@ -776,6 +793,8 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     RulesContested,
     RulesRestored,
     RulesCheckFailed,
+    HalfHidden,
+    HalfHiddenOver,
     RulesLeftBehind,
     Reloaded,
     ReloadFailed,

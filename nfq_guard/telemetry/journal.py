@@ -39,6 +39,8 @@ MESSAGE_IDS: Final = {
     "rules_contested": "7fc6b298f4850422568e27ee24ee068f",
     "rules_restored": "8ae2d0ccc1ad2ad59419712daf0c7e6d",
     "rules_check_failed": "62250056a880046d998e37b9d753963f",
+    "half_hidden": "4974746723af406baa9b6980d0d304cc",
+    "half_hidden_over": "13562c566b06457bbd3e0b6e4a763339",
     "rules_left_behind": "a19c0e702dd1cc24b517e564c9333406",
     "reloaded": "2eff16abb6dd96ed9d9542ce0d0c7397",
     "reload_failed": "b497501137e84264a6a65ef417180929",

@@ -443,6 +443,14 @@ DAEMON_GAUGES: Final = (
     ),
     Metric(
         Kind.GAUGE,
+        "one_sided_raw_rules",
+        "Rules before conntrack that hide one direction of flows from it. The rule hidden-half "
+        "allows what they make INVALID.",
+        "",
+        (),
+    ),
+    Metric(
+        Kind.GAUGE,
         "last_reload_timestamp_seconds",
         "When the last reload ended, in seconds of the Unix epoch.",
         "seconds",

@@ -158,4 +158,4 @@ def test_rules_for_the_metrics(file: Path, policy: str, *, heals: bool) -> None:
     file.write_text(f"[policy]\n{policy}", encoding="utf-8")
     loaded = load_policy_for(Settings(), file, lambda settings: settings)
     assert loaded.heals is heals
-    assert loaded.rule_names == (*["far"] * heals, "on-unknown", "default")
+    assert loaded.rule_names == (*["far"] * heals, "default", "on-unknown", "hidden-half")

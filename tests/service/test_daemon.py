@@ -19,6 +19,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Difference, RuleCounters, RulesSpec
 from nfq_guard.flow import Evidence
+from nfq_guard.raw_rules import RawReading, RawRule
 from nfq_guard.service.config import LoadedPolicy, load_policy_for
 from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.daemon import Daemon, Parts
@@ -70,6 +71,8 @@ class FakeWorkers:
         return None
 
     def set_mode(self, mode: Mode, unjudged_mark: int) -> None: ...
+
+    def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None: ...
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None: ...
 
@@ -193,6 +196,7 @@ class Story:
                         notifier=self._notifier,
                         open_more=open_more,
                         jumps=lambda: None,
+                        raw_rules=RawReading,
                         survey=survey,
                     )
                 ).run()

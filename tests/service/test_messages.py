@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nfq_guard.engine import Mode
-from nfq_guard.flow import Evidence
+from nfq_guard.flow import IPV6, PROTO_TCP, Evidence, Hook
+from nfq_guard.raw_rules import MOST_RULES, Field, RawAct, RawRule, Span
 from nfq_guard.service.supervisor.messages import (
     DaemonChannel,
     Failed,
@@ -21,6 +22,7 @@ from nfq_guard.service.supervisor.messages import (
     Refused,
     Report,
     SetMode,
+    SetRawRules,
     Stop,
     daemon_channel,
     pair,
@@ -127,3 +129,17 @@ def test_damaged_reports_are_taken_or_refused(
     for at, value in damage:
         octets[at % len(octets)] = value
     ends.take(bytes(octets[:kept]))
+
+
+def test_as_many_raw_rules_as_there_may_be() -> None:
+    """One record has room for them."""
+    ours, theirs = pair()
+    ends = daemon_channel(ours, lambda _: None), worker_channel(theirs, lambda _: None)
+    spans = (Span(Field.SRC, ((bytes(16), b"\xff" * 16),) * 15, negated=True),) * 2
+    place = (IPV6, PROTO_TCP, Hook.OUTPUT, "raw")
+    rule = RawRule("a rule " * 30, *place, RawAct.TRACKING, 7, spans, (("eth0", True),))
+    order = SetRawRules(rules=(rule,) * (MOST_RULES + 12))
+    assert ends[0].send(order)
+    assert ends[1].receive() == [order]
+    for end in ends:
+        end.close()

@@ -12,7 +12,7 @@ from nfq_guard.policy.default import default_policy
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.observe import observed
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.status import PolicyFacts, ReloadStatus, RulesState
+from nfq_guard.service.status import PolicyFacts, RawRulesStatus, ReloadStatus, RulesState
 from nfq_guard.service.supervisor.workers import QueueState, WorkerState
 from nfq_guard.telemetry.exposition import Observed
 from nfq_guard.telemetry.log import EventLog, Output
@@ -39,6 +39,7 @@ def seen(tmp_path: Path, **changes: Any) -> Observed:  # noqa: ANN401 - argument
         "counters": {"reloads": 1},
         "loaded": LOADED,
         "rules": rules_status(RulesState.CORRECT),
+        "raw_rules": RawRulesStatus(),
         "last_reload": None,
         "events": events,
     }

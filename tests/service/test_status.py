@@ -46,6 +46,7 @@ def test_json_keys() -> None:
             "fail_mode",
             "max_rate_pps",
             "rules",
+            "raw_rules",
             "queues",
             "reasons",
             "actions",

@@ -21,6 +21,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.policy.default import default_policy
+from nfq_guard.raw_rules import RawRules
 from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import ACK, PSH, Malformed, Packet, Queued, Segment
 
@@ -115,6 +116,7 @@ class FakeEngine:
         self.lookup_errors = 0
         self.last_lookup_error = 0
         self.unjudged_mark = unjudged_mark
+        self.raw_rules: RawRules | None = None
         self._engine = Engine(
             policy=FirstByte(),
             flows=NoFlows(),

@@ -9,6 +9,7 @@ from nfq_guard.engine import Mode
 from nfq_guard.service.status import (
     ActingPolicy,
     QueueStatus,
+    RawRulesStatus,
     RulesState,
     RulesStatus,
     Status,
@@ -49,6 +50,7 @@ def daemon_status(**changes: Any) -> Status:  # noqa: ANN401 - any field of a st
         fail_mode="open",
         max_rate_pps=0,
         rules=rules_status(RulesState.CORRECT),
+        raw_rules=RawRulesStatus(),
         queues=(queue_status(),),
         reasons={},
         actions={"drop": 0, "log": 0, "allow": 0, "heal": 0},

@@ -18,6 +18,7 @@ import msgspec
 
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
+from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.worker.history import DumpEntry
 
 _RECORD_MAX_BYTES: Final = 1 << 19
@@ -48,6 +49,13 @@ class SetMode(_Message, frozen=True, tag="set-mode"):
 
     mode: Mode
     unjudged_mark: int
+
+
+@final
+class SetRawRules(_Message, frozen=True, tag="set-raw-rules"):
+    """Allow what these rules make INVALID, from the next turn on."""
+
+    rules: tuple[RawRule, ...]
 
 
 @final
@@ -92,7 +100,7 @@ class Dump(_Message, frozen=True, tag="dump"):
     packets: bool
 
 
-Order = Stop | SetMode | Prepare | Commit | Abort | Dump
+Order = Stop | SetMode | SetRawRules | Prepare | Commit | Abort | Dump
 
 
 @final

@@ -31,6 +31,7 @@ from nfq_guard.errors import (
     UnavailableError,
     UsageError,
 )
+from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.limited_event import LimitedEvent
@@ -49,6 +50,7 @@ from nfq_guard.service.supervisor.messages import (
     Refused,
     Report,
     SetMode,
+    SetRawRules,
     Stop,
     daemon_channel,
     pair,
@@ -142,6 +144,7 @@ class Supervisor:
         self._inherited = inherited
         self._mode = mode
         self._unjudged_mark = unjudged_mark
+        self._raw_rules: tuple[RawRule, ...] = ()
         self._loop = loop
         self._events = events
         self._reload: _Reload | None = None
@@ -206,6 +209,12 @@ class Supervisor:
         for handle in self._handles:
             self._insist(handle, SetMode(mode=mode, unjudged_mark=unjudged_mark))
 
+    def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:
+        """Order all workers to allow what these rules hide; also those that start later."""
+        self._raw_rules = rules
+        for handle in self._handles:
+            self._insist(handle, SetRawRules(rules=rules))
+
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Have each worker prepare the policy that the daemon read; if all can, have all adopt it.
 
@@ -263,7 +272,9 @@ class Supervisor:
     def _all_ended(self) -> bool:
         return not any(handle.pid for handle in self._handles)
 
-    def _insist(self, handle: WorkerHandle, order: SetMode | Prepare | Commit) -> bool:
+    def _insist(
+        self, handle: WorkerHandle, order: SetMode | SetRawRules | Prepare | Commit
+    ) -> bool:
         """Send an order that a worker must not miss; kill the worker if its channel is full.
 
         The process that replaces it begins with the policy and the mode in force.
@@ -356,6 +367,8 @@ class Supervisor:
                 handle.serving(report)
                 order = SetMode(mode=self._mode, unjudged_mark=self._unjudged_mark)
                 self._insist(handle, order)
+                if self._raw_rules:
+                    self._insist(handle, SetRawRules(rules=self._raw_rules))
                 if handle.restarts == 0 and handle is self._handles[0]:
                     for note in report.notes:
                         self._events.emit(Note(text=note))

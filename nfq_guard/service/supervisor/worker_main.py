@@ -34,6 +34,7 @@ from nfq_guard.service.supervisor.messages import (
     Ready,
     Refused,
     SetMode,
+    SetRawRules,
     Stop,
     WorkerChannel,
     worker_channel,
@@ -137,6 +138,8 @@ class WorkerProcess:
                 self._loop.stop()
             case SetMode():
                 serving.set_mode(order.mode, order.unjudged_mark)
+            case SetRawRules():
+                serving.set_raw_rules(order.rules)
             case Prepare():
                 self._prepare(order.reload)
             case Commit():

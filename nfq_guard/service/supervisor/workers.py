@@ -11,6 +11,7 @@ import orjson
 
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
+from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.control.protocol import Responder, Response
 from nfq_guard.service.worker.history import DumpEntry
@@ -106,6 +107,9 @@ class Workers(Protocol):
     def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
         """Judge in `mode` from the next turn on; accepted packets lose the bits `unjudged_mark`."""
 
+    def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:
+        """Allow what these rules before conntrack make INVALID, from the next turn on."""
+
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Adopt a policy soon, in all queues or in none.
 
@@ -172,6 +176,10 @@ class InProcess:
     def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
         """Switch at once."""
         self._server.set_mode(mode, unjudged_mark)
+
+    def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:
+        """Switch at once."""
+        self._server.set_raw_rules(rules)
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Switch at once."""

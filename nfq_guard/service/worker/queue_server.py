@@ -12,6 +12,7 @@ import msgspec
 
 from nfq_guard.engine import Mode
 from nfq_guard.policy.decision import Policy
+from nfq_guard.raw_rules import RawRule, RawRules
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.capture_files import CaptureFiles
 from nfq_guard.service.worker.frames import records
@@ -193,6 +194,10 @@ class QueueServer:
         """
         self.queue.set_fail_open(on=self._fail_open or mode is Mode.DRY_RUN)
         self.worker.set_mode(mode, unjudged_mark)
+
+    def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:
+        """Allow what these rules before conntrack make INVALID, from the next batch on."""
+        self.worker.set_raw_rules(RawRules(rules) if rules else None)
 
     def adopt(self, policy: Policy) -> None:
         """Judge by another policy from the next batch on."""

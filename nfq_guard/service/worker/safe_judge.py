@@ -12,6 +12,7 @@ from typing import Final, Protocol, final
 
 from nfq_guard.engine import Judgment, Mode
 from nfq_guard.policy.decision import Policy
+from nfq_guard.raw_rules import RawRules
 from nfq_guard.wire.packet import Queued
 
 # Bounds the set of reported crash sites; one bug has one site.
@@ -26,6 +27,7 @@ class Judge(Protocol):
         mode: May be switched between two batches.
         unjudged_mark: Mark bits that the rules set, see `Engine`; may follow them as well.
         policy: The acting policy; may be replaced between two batches.
+        raw_rules: The host's rules before conntrack, see `Engine`.
         lookup_errors: Flow lookups that failed so far.
         last_lookup_error: The errno of the last of them; 0 before the first.
     """
@@ -33,6 +35,7 @@ class Judge(Protocol):
     mode: Mode
     unjudged_mark: int
     policy: Policy
+    raw_rules: RawRules | None
     lookup_errors: int
     last_lookup_error: int
 

@@ -14,6 +14,7 @@ from nfq_guard.flow import FlowKey
 from nfq_guard.nfqueue.counters import CounterFile, QueueCounters
 from nfq_guard.policy.decision import Action, Policy
 from nfq_guard.policy.shadow import Difference
+from nfq_guard.raw_rules import RawRules
 from nfq_guard.resets import Passed, Resets
 from nfq_guard.service.worker.heal import Healer
 from nfq_guard.service.worker.history import Pending
@@ -171,6 +172,12 @@ class Worker:
         self._emit(self._limiter.rest(time.monotonic()))
         self._judge.mode = mode
         self.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
+        self._resync()
+
+    def set_raw_rules(self, rules: RawRules | None) -> None:
+        """Allow what rules before conntrack hide from the next batch on; None for no such rule."""
+        self._emit(self._limiter.rest(time.monotonic()))
+        self._judge.raw_rules = rules
         self._resync()
 
     def adopt(self, policy: Policy) -> None:
@@ -335,7 +342,7 @@ class Worker:
         """Remove the flows that were offloaded under another mode or policy."""
 
     def _resync(self) -> None:
-        """Undo offloads and heals that another mode or policy asked for."""
+        """Undo offloads and heals that another mode, policy or raw rules asked for."""
         if self._offloader is not None:
             self._offloader.resync(time.monotonic())
         if self._healer is not None:

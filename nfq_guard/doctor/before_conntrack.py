@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: MIT
+"""The rules of this host that run before conntrack, for `raw_rules` and for a check of the doctor.
+
+Conditions on addresses, ports and interfaces are taken from the words in which `follow` names what
+a rule depends on. Other conditions make a rule uncertain.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import ip_address, ip_network
+from typing import Final
+
+from nfq_guard.doctor import collect, iptables_rules, nft_rules
+from nfq_guard.doctor.check import Check, ok, warning
+from nfq_guard.doctor.follow import Finding, Follower
+from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
+from nfq_guard.errors import NfqGuardError, PrivilegeError
+from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
+from nfq_guard.firewall.saved import Saved
+from nfq_guard.firewall.xtables import System, Xtables
+from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, Hook
+from nfq_guard.raw_rules import Field, RawAct, RawReading, RawRule, RawRules, Span, bounded
+
+# The protocols whose packets are INVALID for what conntrack has not seen, by the words of iptables.
+_PROTOCOLS: Final = {
+    4: {"tcp": PROTO_TCP, "icmp": PROTO_ICMP, "sctp": PROTO_SCTP},
+    6: {"tcp": PROTO_TCP, "ipv6-icmp": PROTO_ICMPV6, "sctp": PROTO_SCTP},
+}
+_HOOKS: Final = {"prerouting": Hook.PREROUTING, "output": Hook.OUTPUT}
+_FIELDS: Final = {
+    "-s": Field.SRC,
+    "-d": Field.DST,
+    "--src-range": Field.SRC,
+    "--dst-range": Field.DST,
+    "--sport": Field.SPORT,
+    "--sports": Field.SPORT,
+    "--dport": Field.DPORT,
+    "--dports": Field.DPORT,
+    "saddr": Field.SRC,
+    "daddr": Field.DST,
+    "sport": Field.SPORT,
+    "dport": Field.DPORT,
+}
+_DEVICES: Final = frozenset({"-i", "-o", "iif", "iifname", "oif", "oifname"})
+_IPTABLES: Final = re.compile(r"(?P<not>! )?(?P<name>-\S+) (?P<value>\S+)$")
+_NFT: Final = re.compile(
+    r"(?:ip6?|tcp|sctp|th)? ?(?P<name>[sd]addr|[sd]port|[io]if(?:name)?) "
+    r"(?P<not>!= )?(?P<value>\{ .* \}|\S+)$"
+)
+_OPENING: Final = re.compile(
+    r"--tcp-flags FIN,SYN,RST,ACK SYN$|\(tcp flags & \(?fin[,| ]+syn[,| ]+rst[,| ]+ack\)?\) == syn$"
+)
+_LEGACY_NAMES: Final = {Family.IPV4: "ip_tables_names", Family.IPV6: "ip6_tables_names"}
+
+
+def read(queues: Sequence[int]) -> RawReading:
+    """The rules of this host before conntrack; reads no other table where that is possible.
+
+    Args:
+        queues: Our queues.
+    """
+    saved: dict[tuple[Backend, Family], Saved] = {}
+    problems: list[str] = []
+    for backend in Backend:
+        for family in BOTH_FAMILIES:
+            programs = Xtables(System(), backend, family)
+            try:
+                if _has_raw(backend, family) and programs.missing() is None:
+                    saved[backend, family] = programs.save("-t", "raw")
+            except NfqGuardError as error:
+                problems.append(str(error))
+    native: list[nft_rules.Ruleset] = []
+    try:
+        chains = collect.output("nft", "-j", "list", "chains")
+        early = [] if chains is None else nft_rules.Ruleset(chains).early()
+        for family_name, name in early:
+            listed = collect.output("nft", "-j", "list", "table", family_name, name)
+            if listed is not None:
+                native.append(nft_rules.Ruleset(listed))
+    except (ValueError, KeyError, TypeError) as error:
+        problems.append(f"nft list chains: {error}")
+    rules = of(saved, native, queues)
+    return RawReading(rules, describe(rules), tuple(dict.fromkeys(problems)))
+
+
+def _has_raw(backend: Backend, family: Family) -> bool:
+    """Whether there may be a table raw. Listing that of legacy iptables would create it.
+
+    Raises:
+        PrivilegeError: There may be one, and this user may not know.
+    """
+    if backend is Backend.NFT:
+        return True
+    names = collect.NET / _LEGACY_NAMES[family]
+    if names.exists() and not os.access(names, os.R_OK):
+        raise PrivilegeError(
+            f"whether iptables-legacy has a raw table cannot be read ({names.name})"
+        )
+    return "raw" in collect.text(names).split()
+
+
+def of(
+    saved: dict[tuple[Backend, Family], Saved],
+    native: Iterable[nft_rules.Ruleset],
+    queues: Sequence[int],
+) -> tuple[RawRule, ...]:
+    """The rules before conntrack among all these rules."""
+    rulesets = list(native)
+    found: list[RawRule] = []
+    for family, protocols in _PROTOCOLS.items():
+        for word, number in protocols.items():
+            tables: list[Table] = []
+            for (backend, each), texts in saved.items():
+                if int(each) == family:
+                    tables += iptables_rules.tables(texts, backend, each, word)
+            nft_word = "icmpv6" if word == "ipv6-icmp" else word
+            for ruleset in rulesets:
+                tables += [one for one in ruleset.tables(protocol=nft_word) if one.family == family]
+            found += _of_tables(tables, family, number, queues)
+    return bounded(found)
+
+
+def _of_tables(
+    tables: Sequence[Table], family: int, proto: int, queues: Sequence[int]
+) -> Iterator[RawRule]:
+    chains = [
+        (base.priority, table, chain, base.hook)
+        for table in tables
+        for chain, base in table.bases.items()
+        if not table.own and runs_before_conntrack(base)
+    ]
+    for _, table, chain, hook in sorted(chains, key=lambda each: each[0]):
+        returns = any(
+            rule.act in {Act.RETURN, Act.GOTO} for rules in table.chains.values() for rule in rules
+        )
+        for finding in Follower(table).base(chain).findings:
+            rule = _raw_rule(finding, family, proto, hook, queues, returns=returns)
+            if rule is not None:
+                yield rule
+
+
+def _raw_rule(
+    finding: Finding, family: int, proto: int, hook: str, queues: Sequence[int], *, returns: bool
+) -> RawRule | None:
+    rule = finding.rule
+    zone = 0
+    if rule.tracking is not None:
+        act, zone = RawAct.TRACKING, rule.tracking.zone
+    elif rule.act is Act.ELSEWHERE and rule.target in {f"queue {number}" for number in queues}:
+        act = RawAct.QUEUE
+    elif rule.act in ENDS:
+        act = RawAct.END
+    else:
+        return None  # it writes the mark
+    spans: list[Span] = []
+    devices: list[tuple[str, bool]] = []
+    certain = not (finding.spared and returns)
+    opening = False
+    if finding.truth is Truth.DEPENDS:
+        for word in finding.on:
+            read_word = _condition(word)
+            if _OPENING.match(word):
+                opening = True
+                continue
+            if isinstance(read_word, Span):
+                spans.append(read_word)
+            elif read_word is not None:
+                devices.append(read_word)
+            else:
+                certain = False
+    table = finding.table
+    return RawRule(
+        text=f"`{rule.text}` ({table.filter} table {table.name}, chain {finding.chain})",
+        family=family,
+        proto=proto,
+        hook=_HOOKS[hook],
+        chain=f"{table.filter} {table.name} {(finding.path or (finding.chain,))[-1]}",
+        act=act,
+        zone=zone,
+        spans=tuple(spans),
+        devices=tuple(devices),
+        certain=certain,
+        opening=opening,
+    )
+
+
+def _condition(word: str) -> Span | tuple[str, bool] | None:
+    """A condition on the header or the interface; None for any other."""
+    match = _IPTABLES.match(word) or _NFT.match(word)
+    if match is None:
+        return None
+    name, value, negated = match["name"], match["value"], match["not"] is not None
+    if name in _DEVICES:
+        device = value.strip('"')
+        plain = not set(device) & set("{}@,*") or device.endswith("*")
+        return (device.replace("*", "+"), negated) if plain else None
+    field = _FIELDS.get(name)
+    if field is None:
+        return None
+    try:
+        parts = value.strip("{ }").replace(" ", "").split(",")
+        return Span(field, tuple(_interval(field, part) for part in parts), negated)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _interval(field: Field, part: str) -> tuple[bytes, bytes]:
+    """The first and the last value that a word such as `10.0.0.0/8` or `80:90` stands for."""
+    if field in {Field.SRC, Field.DST}:
+        low, dash, high = part.partition("-")
+        if dash:
+            return ip_address(low).packed, ip_address(high).packed
+        network = ip_network(part, strict=False)
+        return network.network_address.packed, network.broadcast_address.packed
+    low, _, high = part.replace("-", ":").partition(":")
+    return int(low).to_bytes(2, "big"), int(high or low).to_bytes(2, "big")
+
+
+def checks(reading: RawReading) -> Iterator[Check]:
+    """Whether a rule before conntrack hides one half of the traffic."""
+    for text in reading.one_sided:
+        yield warning(
+            "tracking.half",
+            f"{text}: conntrack calls the visible half INVALID, and the daemon does not drop what "
+            "it matches",
+            "have a rule treat the other direction in the same way, or remove this one",
+        )
+    if not reading.one_sided:
+        yield ok("tracking.half", "no rule before conntrack hides one direction of flows from it")
+
+
+def describe(rules: Iterable[RawRule]) -> tuple[str, ...]:
+    """The one-sided rules, one sentence each."""
+    return tuple(
+        dict.fromkeys(
+            f"{rule.text} {_effect(rule)}{'' if rule.certain else ' (it may)'}"
+            for rule in RawRules(rules).one_sided()
+        )
+    )
+
+
+def _effect(rule: RawRule) -> str:
+    if rule.act is RawAct.QUEUE:
+        return "queues packets that conntrack has not seen yet"
+    direction = "hides one direction of flows from conntrack"
+    return direction if rule.zone < 0 else f"{direction}: their other direction is in another zone"

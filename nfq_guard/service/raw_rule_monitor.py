@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Follows the host's rules before conntrack: what they make INVALID is not dropped.
+
+The rules are read in a thread of the loop: at the start, each `verify_rules_s`, and as soon as the
+generation number of the nftables ruleset has changed. Reading takes a bounded share of CPU time.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Final, final
+
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.raw_rules import RawReading, RawRule
+from nfq_guard.service.loop import Loop
+from nfq_guard.service.status import RawRulesStatus
+from nfq_guard.telemetry.events import HalfHidden, HalfHiddenOver, Note, exception_texts
+from nfq_guard.telemetry.log import EventLog
+
+# Least time between two readings after changes, in seconds and in multiples of the time of one.
+_PAUSE_S: Final = 2.0
+_PAUSE_SHARE: Final = 50
+
+
+@final
+class RawRuleMonitor:
+    """Reads the rules, one reading at a time."""
+
+    def __init__(
+        self,
+        read: Callable[[], RawReading],
+        generation: Callable[[], int | None],
+        adopt: Callable[[tuple[RawRule, ...]], None],
+        events: EventLog,
+        loop: Loop,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Read nothing before `check`.
+
+        Args:
+            read: Reads the rules, in a thread.
+            generation: A number that changes with the rules, as `Rules.generation`.
+            adopt: Gets the rules whenever they have changed.
+            events: Logs that the guard steps aside, and that it no longer does.
+            loop: Runs the readings in its threads.
+            clock: Monotonic seconds.
+        """
+        self._read = read
+        self._generation_now = generation
+        self._adopt = adopt
+        self._events = events
+        self._loop = loop
+        self._clock = clock
+        self._reading = RawReading()
+        self._generation: int | None = None
+        self._busy = False
+        self._begun_at = 0.0
+        self._pause_until = -math.inf
+
+    def status(self) -> RawRulesStatus:
+        """What the last reading found."""
+        return RawRulesStatus(one_sided=self._reading.one_sided, problems=self._reading.problems)
+
+    def watch(self, now: float) -> None:
+        """Start a reading if nftables' ruleset has changed since the last; costs a system call."""
+        if now >= self._pause_until and self._generation_now() != self._generation:
+            self.check(now)
+
+    def check(self, _now: float) -> None:
+        """Start a reading unless one is under way."""
+        if self._busy:
+            return
+        self._busy = True
+        self._begun_at = self._clock()
+        self._generation = self._generation_now()
+        self._loop.background(self._read, self._taken, self._failed)
+
+    def _taken(self, reading: RawReading) -> None:
+        self._over()
+        before, self._reading = self._reading, reading
+        if reading.rules != before.rules:
+            self._adopt(reading.rules)
+        if reading.one_sided and reading.one_sided != before.one_sided:
+            self._events.emit(HalfHidden(rules=reading.one_sided))
+        elif before.one_sided and not reading.one_sided:
+            self._events.emit(HalfHiddenOver())
+
+    def _failed(self, error: Exception) -> None:
+        """The rules stay as they were read last."""
+        self._over()
+        problem = str(error) if isinstance(error, NfqGuardError) else exception_texts(error)[0]
+        text = f"the rules before conntrack could not be read: {problem}"
+        if (text,) != self._reading.problems:
+            self._reading = self._reading._replace(problems=(text,))
+            self._events.emit(Note(text=text))
+
+    def _over(self) -> None:
+        self._busy = False
+        now = self._clock()
+        self._pause_until = now + max(_PAUSE_S, _PAUSE_SHARE * (now - self._begun_at))

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: MIT
+"""Rules before conntrack that hide one half of a flow, and packets of the other half."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from nfq_guard.engine import VERDICT_ACCEPT, VERDICT_DROP, Engine, Mode
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import (
+    IPS_SEEN_REPLY,
+    IPV4,
+    PROTO_ICMP,
+    PROTO_TCP,
+    Direction,
+    Evidence,
+    FlowSnapshot,
+    FlowTuple,
+    Hook,
+)
+from nfq_guard.policy.decision import Action, Decision
+from nfq_guard.raw_rules import (
+    MOST_RULES,
+    UNTRACKED,
+    Field,
+    RawAct,
+    RawRule,
+    RawRules,
+    Span,
+    bounded,
+)
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import ACK, CHECKSUM_GOOD, RST, SYN, Packet, Queued, Segment
+from tests.support.judgments import CLIENT, SERVER, FirstByte, NoFlows, segment, snapshot
+from tests.support.packets import A4, A6, B4, ip, udp
+
+
+def port(field: Field, number: int) -> Span:
+    value = number.to_bytes(2, "big")
+    return Span(field, ((value, value),))
+
+
+REPLIES, REQUESTS = port(Field.SPORT, 80), port(Field.DPORT, 80)
+DROP = Decision(Action.DROP, "all")
+
+
+def rule(*spans: Span, **changes: Any) -> RawRule:  # noqa: ANN401 - fields of the rule
+    plain = RawRule(
+        "hides", IPV4, PROTO_TCP, Hook.PREROUTING, "raw", RawAct.TRACKING, UNTRACKED, spans
+    )
+    return replace(plain, **changes)
+
+
+def end(*spans: Span, **changes: Any) -> RawRule:  # noqa: ANN401 - as above
+    return rule(*spans, **({"act": RawAct.END, "zone": 0, "text": "ends"} | changes))
+
+
+def came(hook: Hook = Hook.PREROUTING, indev: str = "eth0", outdev: str = "") -> Queued:
+    return Queued(b"", hook, indev, outdev, 0, CHECKSUM_GOOD)
+
+
+def hiding(
+    *rules: RawRule,
+    queued: Queued | None = None,
+    packet: Packet | None = None,
+    flow: FlowSnapshot | None = None,
+) -> str | None:
+    """The text of the rule that hides the answers to a segment to port 80."""
+    found = RawRules(rules).hiding(queued or came(), packet or segment(), flow)
+    return None if found is None else found.text
+
+
+def test_hidden_replies() -> None:
+    assert hiding(rule(REPLIES)) == "hides"
+    # The rule is for the packet's own direction, so the packet would not be here.
+    assert hiding(rule(REQUESTS)) is None
+    assert hiding() is None
+
+
+@pytest.mark.parametrize("changes", [{"family": 6}, {"proto": PROTO_ICMP}, {"hook": Hook.FORWARD}])
+def test_rules_for_other_packets(changes: dict[str, Any]) -> None:
+    assert hiding(rule(REPLIES, **changes)) is None
+
+
+def test_the_answer_of_a_translated_flow() -> None:
+    """The flow's own reply tuple counts: it comes from a port that the packet does not show."""
+    flow = snapshot()
+    pod = port(Field.SPORT, flow.reply.sport)
+    assert flow.reply.sport != 80
+    assert hiding(rule(pod), flow=flow) == "hides"
+    assert hiding(rule(REPLIES), flow=flow) is None
+    flow.direction = Direction.REPLY
+    assert hiding(rule(REQUESTS), flow=flow) == "hides"
+
+
+def test_addresses() -> None:
+    assert hiding(rule(Span(Field.SRC, ((SERVER, SERVER),)))) == "hides"
+    assert hiding(rule(Span(Field.SRC, ((SERVER, SERVER),), negated=True))) is None
+    assert (
+        hiding(
+            rule(
+                Span(Field.DST, ((CLIENT[:3] + b"\0", CLIENT[:3] + b"\xff"), (bytes(4), bytes(4))))
+            )
+        )
+        == "hides"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "hides"),
+    [("eth0", True), ("eth+", True), ("eth1", False), ("wlan+", False)],
+)
+def test_the_answer_of_a_packet_that_this_host_sends(device: str, *, hides: bool) -> None:
+    """It comes in where the packet leaves."""
+    sent = came(Hook.OUTPUT, indev="", outdev="eth0")
+    found = hiding(rule(REPLIES, devices=((device, False),)), queued=sent)
+    assert (found is not None) is hides
+
+
+def test_an_interface_that_is_not_known_may_be_the_one() -> None:
+    assert hiding(rule(REPLIES, devices=(("eth1", False),))) == "hides"
+    assert hiding(rule(REPLIES, devices=(("eth1", True),))) == "hides"
+
+
+def test_the_answer_of_this_host() -> None:
+    """It leaves where the packet came in."""
+    answer = rule(REPLIES, hook=Hook.OUTPUT, devices=(("eth0", False),))
+    assert hiding(answer) == "hides"
+    assert hiding(answer, queued=came(indev="eth1")) is None
+    assert hiding(replace(answer, devices=(("eth0", True),))) is None
+
+
+def test_rules_in_front() -> None:
+    assert hiding(end(REPLIES), rule(REPLIES)) is None
+    # It ends its own chain only, and only where it matches for certain.
+    assert hiding(end(REPLIES, chain="other"), rule(REPLIES)) == "hides"
+    assert hiding(end(REPLIES, certain=False), rule(REPLIES)) == "hides"
+    # The first rule about tracking decides.
+    assert hiding(rule(REPLIES, zone=0), rule(REPLIES)) is None
+
+
+def test_zones() -> None:
+    both_ways = snapshot()
+    both_ways.status |= IPS_SEEN_REPLY
+    for one in (REPLIES, REQUESTS):
+        for flow in (None, both_ways):
+            # Neither a reply to the request that came in, nor one that another host sends.
+            rules = (
+                rule(one, zone=7, text="seven"),
+                rule(one, zone=7, text="seven", hook=Hook.OUTPUT),
+            )
+            flow_of = None if flow is None else untranslated(flow)
+            assert hiding(*rules, flow=flow_of) == "seven"
+    everything = (rule(zone=7), rule(zone=7, hook=Hook.OUTPUT))
+    assert hiding(*everything) is None
+    assert hiding(rule(REQUESTS, zone=0)) is None
+
+
+def untranslated(flow: FlowSnapshot) -> FlowSnapshot:
+    packet = segment()
+    flow.original = FlowTuple(PROTO_TCP, packet.src, packet.dst, 40_000, 80)
+    flow.reply = FlowTuple(PROTO_TCP, packet.dst, packet.src, 80, 40_000)
+    return flow
+
+
+def test_zones_that_may_differ() -> None:
+    """A flow that conntrack has seen in both directions has both in one zone."""
+    by_mark = rule(zone=7, certain=False)
+    assert hiding(by_mark) == "hides"
+    flow = untranslated(snapshot())
+    flow.status &= ~IPS_SEEN_REPLY
+    assert hiding(by_mark, flow=flow) == "hides"
+    flow.status |= IPS_SEEN_REPLY
+    assert hiding(by_mark, flow=flow) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "hides"), [(ACK, False), (SYN, True), (SYN | ACK, True), (RST, True)]
+)
+def test_a_rule_for_syns_alone(flags: int, *, hides: bool) -> None:
+    """Only what may answer a SYN is INVALID for it."""
+    packet = segment()
+    assert isinstance(packet.l4, Segment)
+    packet.l4.flags = flags
+    assert (hiding(rule(REPLIES, opening=True), packet=packet) is not None) is hides
+    assert RawRules([rule(REPLIES, opening=True)]).one_sided() == []
+
+
+def test_everything_is_queued_too_early() -> None:
+    assert hiding(rule(REQUESTS, act=RawAct.QUEUE, zone=0, text="queues")) == "queues"
+    assert hiding(rule(REPLIES, act=RawAct.QUEUE, zone=0)) is None
+
+
+def test_packets_without_a_tuple() -> None:
+    fragment = decode(udp(A4, B4, 1, 2)[:6] + b"\0\7" + udp(A4, B4, 1, 2)[8:])
+    assert isinstance(fragment, Packet)
+    assert hiding(rule(proto=fragment.proto), packet=fragment) is None
+
+
+ONE_SIDED: dict[str, tuple[list[RawRule], list[str]]] = {
+    "none": ([], []),
+    "replies only": ([rule(REPLIES)], ["hides"]),
+    "both": ([rule(REPLIES), rule(REQUESTS)], []),
+    "both, on the host": ([rule(REQUESTS), rule(REPLIES, hook=Hook.OUTPUT)], []),
+    "both, by interface": (
+        [
+            rule(devices=(("eth0", False),)),
+            rule(hook=Hook.OUTPUT, devices=(("eth0", False),)),
+        ],
+        [],
+    ),
+    "by one interface": ([rule(devices=(("eth0", False),))], ["hides"]),
+    "by other interfaces": ([rule(devices=(("eth0", True),), text="not")], ["not"]),
+    "sent only": ([rule(REPLIES, hook=Hook.OUTPUT)], ["hides"]),
+    "everything": ([rule()], []),
+    "the other in another zone": (
+        [rule(REPLIES, zone=7, text="seven"), rule(REQUESTS, zone=8, text="eight")],
+        ["seven", "eight"],
+    ),
+    "both in a zone": ([rule(REPLIES, zone=7), rule(REQUESTS, zone=7)], []),
+    "queued": ([rule(act=RawAct.QUEUE, zone=0, text="queues")], ["queues"]),
+    "an accept": ([end(REPLIES)], []),
+    "a range that is left out": (
+        [rule(Span(Field.SRC, ((A4, A4),), negated=True))],
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_SIDED)
+def test_one_sided(name: str) -> None:
+    rules, found = ONE_SIDED[name]
+    assert [each.text for each in RawRules(rules).one_sided()] == found
+
+
+def test_one_sided_in_ipv6() -> None:
+    server = Span(Field.SRC, ((A6, A6),))
+    one = rule(server, family=6)
+    assert RawRules([one]).one_sided() == [one]
+    other = rule(Span(Field.DST, ((A6, A6),)), family=6)
+    assert RawRules([one, other]).one_sided() == []
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_reasons(reason: Reason) -> None:
+    """What the packet itself shows counts as before."""
+    rules = RawRules([rule(REPLIES)])
+    own = {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.ICMP_MISMATCH}
+    found = rules.instead_of(DROP, came(), segment(), None, Finding(reason))
+    assert (found is DROP) is (reason in own)
+    if reason not in own:
+        assert (found.action, found.rule) == (Action.ALLOW, "hidden-half")
+
+
+def test_decisions_that_stay() -> None:
+    rules, finding = RawRules([rule(REPLIES)]), Finding(Reason.NO_ENTRY)
+    for action in (Action.ALLOW, Action.LOG):
+        passes = Decision(action, "rest")
+        assert rules.instead_of(passes, came(), segment(), None, finding) is passes
+    assert RawRules([]).instead_of(DROP, came(), segment(), None, finding) is DROP
+    broken = decode(ip(A4, B4, PROTO_TCP, b"")[:12])
+    assert rules.instead_of(DROP, came(), broken, None, finding) is DROP
+
+
+def test_the_engine_does_not_drop() -> None:
+    engine = Engine(policy=FirstByte(), flows=NoFlows(), mode=Mode.ENFORCE)
+    queued = Queued(b"D", Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)
+    finding = Finding(Reason.NO_ENTRY)
+
+    def verdict() -> tuple[int, str]:
+        packet = segment()
+        found = engine.judge_packet(queued, packet, None, Evidence.NONE, 0.0, finding=finding)
+        return found.verdict, found.decision.rule
+
+    dropped = verdict()
+    assert dropped[0] == VERDICT_DROP
+    engine.raw_rules = RawRules([rule(REPLIES)])
+    assert verdict() == (VERDICT_ACCEPT, "hidden-half")
+    engine.raw_rules = RawRules([rule(REQUESTS)])
+    assert verdict() == dropped
+
+
+def test_many_rules() -> None:
+    """What is beyond the bound may hide everything."""
+    few = [end(text=str(number)) for number in range(MOST_RULES)]
+    assert bounded(few) == tuple(few)
+    more = bounded([*few, rule(REQUESTS), rule(REQUESTS), rule(REQUESTS, hook=Hook.OUTPUT)])
+    assert len(more) == MOST_RULES + 2
+    assert hiding(*more[MOST_RULES:]) == "one of 3 more rules"
