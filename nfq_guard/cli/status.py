@@ -33,6 +33,7 @@ _HEALS: Final = {
 _LOSSES: Final = {
     "queue_full_drops": "dropped because the queue was full",
     "buffer_full_drops": "dropped because the socket buffer was full",
+    "buffer_full_passes": "passed unjudged because the socket buffer was full",
     "unread_packets": "queued while the daemon bound its queue: by the fail mode",
     "buffer_overruns": "overruns of the socket buffer",
     "verdict_errors": "verdicts for packets that were gone",
@@ -44,9 +45,10 @@ _LOSSES: Final = {
     "log_errors": "failed writes to the log",
 }
 
-# Counters of the daemon, as of the last check of its rules; shown where there are any.
+# Counters of the daemon, from its rules; shown where there are any.
 _RULE_COUNTS: Final = {
     "shed_packets": "packets above the rate left to the fail mode",
+    "queue_full_passes": "packets passed unjudged because the queue was full",
     "unjudged_drops": "packets dropped by the fail mode, because they were not judged",
 }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether legacy iptables still leads packets to our chain, read from the kernel.
+"""Whether legacy iptables still leads packets to our chain, and how many, read from the kernel.
 
 iptables-legacy opens a raw socket, which takes CAP_NET_RAW. The kernel lets any IPv4 or IPv6 socket
 read the tables and asks for CAP_NET_ADMIN alone, so sockets that the daemon was given will do: a
@@ -10,6 +10,7 @@ import ctypes
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple, final
 
 from nfq_guard.firewall.spec import CHAIN
@@ -21,6 +22,7 @@ _NAME_BYTES: Final = 32
 _INFO: Final = struct.Struct("=32s13I")
 _TARGET: Final = struct.Struct("=H29sB")
 _VERDICT: Final = struct.Struct("=i")
+_PACKETS: Final = struct.Struct("=Q")
 # struct ipt_get_entries ends with the entries, which are aligned to 8 bytes.
 _HEAD_BYTES: Final = 40
 _HOOKS: Final = 5
@@ -34,15 +36,19 @@ class _Layout(NamedTuple):
     Attributes:
         level: Level of the socket option.
         offsets: Of the two numbers `target_offset` and `next_offset`.
+        counter: Of the number of packets.
+        names: The file that lists the tables of the family.
     """
 
     level: int
     offsets: int
+    counter: int
+    names: str
 
 
 _LAYOUTS: Final = {
-    socket.AF_INET: _Layout(socket.SOL_IP, 88),
-    socket.AF_INET6: _Layout(socket.IPPROTO_IPV6, 140),
+    socket.AF_INET: _Layout(socket.SOL_IP, 88, 96, "ip_tables_names"),
+    socket.AF_INET6: _Layout(socket.IPPROTO_IPV6, 140, 152, "ip6_tables_names"),
 }
 
 
@@ -67,8 +73,63 @@ class LegacyTables:
             found |= {(int(one.family), hook) for hook in hooks}
         return frozenset(found)
 
+    def queued(self) -> int | None:
+        """Packets that the rules in our chain have led to a queue; None if that is not known."""
+        found = 0
+        for one in self._sockets:
+            layout = _LAYOUTS[one.family]
+            if not _has_mangle(layout):
+                continue
+            table = _table(one)
+            if table is None:
+                return None
+            found += sum(
+                _PACKETS.unpack_from(table.entries, rule.offset + layout.counter)[0]
+                for rule in _in_our_chain(table.entries, layout)
+                if rule.target == b"NFQUEUE"
+            )
+        return found
+
+
+def _has_mangle(layout: _Layout) -> bool:
+    """Whether the table is there, which the kernel otherwise makes for whoever reads it."""
+    try:
+        names = Path("/proc/thread-self/net", layout.names).read_text(encoding="ascii")
+    except OSError:
+        return False
+    return "mangle" in names.split()
+
+
+class _Table(NamedTuple):
+    """The entries of a table, and by hook where those of a built-in chain begin and end."""
+
+    entries: bytes
+    begins: Sequence[int]
+    ends: Sequence[int]
+
+
+class _Entry(NamedTuple):
+    """One rule: its offset, the offset of the next, and the name and the data of its target."""
+
+    offset: int
+    end: int
+    target: bytes
+    data: bytes
+
+    @property
+    def heads(self) -> str | None:
+        """The chain that it is the head of; None for a rule."""
+        if self.target != b"ERROR":
+            return None
+        return self.data.partition(b"\0")[0].decode("ascii", "replace")
+
 
 def _jumps(through: socket.socket) -> set[int] | None:
+    table = _table(through)
+    return None if table is None else _hooks_to_us(table, _LAYOUTS[through.family])
+
+
+def _table(through: socket.socket) -> _Table | None:
     layout = _LAYOUTS[through.family]
     for _ in range(_ATTEMPTS):
         info = _read(through, layout.level, _GET_INFO, b"mangle".ljust(_INFO.size, b"\0"))
@@ -80,36 +141,40 @@ def _jumps(through: socket.socket) -> set[int] | None:
         table = _read(through, layout.level, _GET_ENTRIES, head)
         if table is not None:
             begins, ends = numbers[1 : 1 + _HOOKS], numbers[1 + _HOOKS : 1 + 2 * _HOOKS]
-            return _hooks_to_us(table[_HEAD_BYTES:], layout, begins, ends)
+            return _Table(table[_HEAD_BYTES:], begins, ends)
     return None
 
 
-def _hooks_to_us(
-    table: bytes, layout: _Layout, begins: Sequence[int], ends: Sequence[int]
-) -> set[int]:
-    start = -1
-    queues = inside = False
-    targets: list[tuple[int, int]] = []
-    for offset, end, name, data in _entries(table, layout):
-        if name == b"ERROR":  # the head of a chain, with its name
-            inside = data.partition(b"\0")[0].decode("ascii", "replace") == CHAIN
-            start = end if inside else start
-        elif name == b"NFQUEUE":
-            queues = queues or inside
-        elif name == b"" and len(data) >= _VERDICT.size:
-            targets.append((offset, _VERDICT.unpack_from(data)[0]))
-    if not queues:
+def _hooks_to_us(table: _Table, layout: _Layout) -> set[int]:
+    entries = list(_entries(table.entries, layout))
+    if not any(one.target == b"NFQUEUE" for one in _in_our_chain(table.entries, layout)):
         return set()
-    jumps = [offset for offset, verdict in targets if verdict == start]
+    start = next(one.end for one in entries if one.heads == CHAIN)
+    jumps = [
+        one.offset
+        for one in entries
+        if one.target == b""
+        and len(one.data) >= _VERDICT.size
+        and _VERDICT.unpack_from(one.data)[0] == start
+    ]
     return {
         hook
-        for hook, (first, last) in enumerate(zip(begins, ends, strict=True))
+        for hook, (first, last) in enumerate(zip(table.begins, table.ends, strict=True))
         if any(first <= offset <= last for offset in jumps)
     }
 
 
-def _entries(table: bytes, layout: _Layout) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """Each rule: its offset and end, and the name and the data of its target."""
+def _in_our_chain(table: bytes, layout: _Layout) -> Iterator[_Entry]:
+    inside = False
+    for one in _entries(table, layout):
+        chain = one.heads
+        if chain is not None:
+            inside = chain == CHAIN
+        elif inside:
+            yield one
+
+
+def _entries(table: bytes, layout: _Layout) -> Iterator[_Entry]:
     offset = 0
     while offset + layout.offsets + 4 <= len(table):
         target, following = struct.unpack_from("=HH", table, offset + layout.offsets)
@@ -117,7 +182,7 @@ def _entries(table: bytes, layout: _Layout) -> Iterator[tuple[int, int, bytes, b
         if following == 0 or end > len(table) or begin + _TARGET.size > end:
             return
         name = _TARGET.unpack_from(table, begin)[1].partition(b"\0")[0]
-        yield offset, end, name, table[begin + _TARGET.size : end]
+        yield _Entry(offset, end, name, table[begin + _TARGET.size : end])
         offset = end
 
 

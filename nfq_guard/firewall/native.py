@@ -24,6 +24,7 @@ from nfq_guard.firewall.nft_program import Listed
 from nfq_guard.firewall.rule_counters import RuleCounters
 from nfq_guard.firewall.spec import (
     COMMENT,
+    NATIVE_CHAIN,
     NATIVE_TABLE,
     FailMode,
     Family,
@@ -57,7 +58,7 @@ def render(spec: RulesSpec, families: tuple[Family, ...]) -> str:
     """The table for `nft -f`, applied whole or not at all; it replaces an existing one."""
     lines = [f"table inet {NATIVE_TABLE}", f"delete table inet {NATIVE_TABLE}"]
     lines += [f"table inet {NATIVE_TABLE} {{", f"\tcounter {_SHED} {{ }}"]
-    lines += [f"\tcounter {_UNJUDGED} {{ }}", "\tchain judge {"]
+    lines += [f"\tcounter {_UNJUDGED} {{ }}", f"\tchain {NATIVE_CHAIN} {{"]
     lines += [f"\t\t{rule} {_comment()}" for rule in _judge(spec)]
     lines += ["\t}"]
     for base in _bases(spec, families):
@@ -82,8 +83,8 @@ def _bases(spec: RulesSpec, families: tuple[Family, ...]) -> tuple[_Base, ...]:
     received = f'{family}iifname != "lo" ct state invalid'
     sent = f"{family}ct state invalid"
     bases = (
-        _Base("prerouting", "prerouting", PRIORITY, f"{received} jump judge"),
-        _Base("output", "output", PRIORITY, f"{sent} jump judge"),
+        _Base("prerouting", "prerouting", PRIORITY, f"{received} jump {NATIVE_CHAIN}"),
+        _Base("output", "output", PRIORITY, f"{sent} jump {NATIVE_CHAIN}"),
     )
     if spec.fail_mode is not FailMode.KERNEL_DROP:
         return bases
@@ -108,7 +109,7 @@ def _judge(spec: RulesSpec) -> Iterator[str]:
     queues = f"{spec.first_queue}-{spec.last_queue}" if several else f"{spec.first_queue}"
     flags = [] if spec.fail_mode is FailMode.CLOSED else ["bypass"]
     flags += ["fanout"] if several and spec.cpu_fanout else []
-    yield f"queue num {queues} {','.join(flags)}".rstrip()
+    yield f"counter queue num {queues} {','.join(flags)}".rstrip()
 
 
 @final
@@ -229,7 +230,7 @@ class NativeTable:
         chains: dict[str, tuple[_Base | None, int]] = {
             base.name: (base, 1) for base in _bases(self._spec, self._families)
         }
-        chains["judge"] = (None, len(list(_judge(self._spec))))
+        chains[NATIVE_CHAIN] = (None, len(list(_judge(self._spec))))
         return chains
 
 

@@ -16,6 +16,9 @@ FALLBACK_CHAIN: Final = "NFQ_GUARD_DROP"
 NATIVE_TABLE: Final = "nfq_guard"
 """The nftables table, of family inet, with our rules on hosts whose own rules are native."""
 
+NATIVE_CHAIN: Final = "judge"
+"""The chain of that table whose last rule leads to the queue."""
+
 OFFLOAD_TABLE: Final = "nfq_guard_offload"
 """The nftables table, of family inet, in which the kernel drops offloaded flows."""
 

@@ -74,12 +74,19 @@ def error_in(body: bytes) -> int:
 
 def attributes(octets: bytes) -> dict[int, bytes]:
     """Payloads by type, up to an attribute that is cut short; of a repeated type the last one."""
-    found: dict[int, bytes] = {}
+    return dict(_each(octets))
+
+
+def elements(octets: bytes) -> Iterator[bytes]:
+    """Payloads of a list, whose attributes are all of one type, up to one that is cut short."""
+    return (payload for _, payload in _each(octets))
+
+
+def _each(octets: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + _ATTRIBUTE.size <= len(octets):
         length, kind = _ATTRIBUTE.unpack_from(octets, at)
         if length < _ATTRIBUTE.size or at + length > len(octets):
-            break
-        found[kind & _TYPE_MASK] = octets[at + _ATTRIBUTE.size : at + length]
+            return
+        yield kind & _TYPE_MASK, octets[at + _ATTRIBUTE.size : at + length]
         at += length + 3 & ~3
-    return found

@@ -33,6 +33,7 @@ from nfq_guard.wire.packet import Queued
 
 # Bytes of a message beside the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
+_ID_MASK: Final = 0xFFFFFFFF
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _FLAG_NAMES: Final = {requests.CONFIG_FAIL_OPEN: "fail-open", requests.CONFIG_GSO: "gso"}
 
@@ -53,6 +54,9 @@ class QueueReader:
         unread: Packets that were queued while the library waited for the answers to its requests,
             and that it discarded: the ids from 1 on, which wait for a verdict all the same.
             Negative until the first packet is read.
+        missing: Packets that were queued and of which no message came, because the buffer was full,
+            as the ids of later packets tell.
+        last_id: Id of the last packet that was read; 0 before the first.
         refused: Queue flags that this kernel does not have, by name.
     """
 
@@ -84,6 +88,8 @@ class QueueReader:
         self.verdict_errors = 0
         self.stamp_us = 0
         self.unread = -1
+        self.missing = 0
+        self.last_id = 0
         self.wants_stamp = False
         self.refused: list[str] = []
         self._names = InterfaceNames()
@@ -158,8 +164,12 @@ class QueueReader:
             left -= count
             if count < wanted:
                 break
-        if self.unread < 0 and ids:
-            self.unread = ids[0] - 1
+        if ids:
+            last = ids[-1]
+            if self.unread < 0:
+                self.unread = self.last_id = ids[0] - 1
+            self.missing += (last - self.last_id - len(ids)) & _ID_MASK
+            self.last_id = last
         return ids, batch
 
     def set_fail_open(self, *, on: bool) -> None:

@@ -6,10 +6,11 @@ What is opened for one queue is in `worker/open.py`, for a queue may have a proc
 
 import errno
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
@@ -21,9 +22,11 @@ from nfq_guard import capabilities
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError, UsageError
 from nfq_guard.firewall.legacy_tables import LegacyTables
+from nfq_guard.firewall.queued import queued_packets
 from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import load_ahead
+from nfq_guard.nfqueue.counters import CounterFile
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import last_good, passed_sockets
 from nfq_guard.service.activation import METRICS, take_sockets
@@ -36,6 +39,7 @@ from nfq_guard.service.firewall_spec import firewall_of, unjudged_mark
 from nfq_guard.service.limited_event import LimitedEvent
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
+from nfq_guard.service.passed import Numbered, PassedPackets, numbered_in
 from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
 from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open
@@ -191,6 +195,7 @@ def run(
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
                 jumps=LegacyTables(sockets).jumps,
                 raw_rules=partial(raw_rules, settings.queue_numbers),
+                passed=_passed_packets(settings, sockets, stack),
                 survey=survey,
                 keep=None if last_good_at is None else partial(last_good.save, last_good_at),
                 refused="" if refused is None else str(refused),
@@ -199,6 +204,35 @@ def run(
         )
         daemon.run()
         return daemon.interrupted
+
+
+def _passed_packets(
+    settings: Settings, sockets: Sequence[socket.socket], stack: ExitStack
+) -> PassedPackets:
+    """Counts by the kernel's counters, as far as this daemon may read them.
+
+    Args:
+        settings: The settings of the daemon.
+        sockets: Those that it was given to read legacy iptables, if any.
+        stack: Takes what closes those of its own.
+    """
+    through = list(sockets)
+    if not through:
+        for family in (socket.AF_INET, socket.AF_INET6):
+            # The sandbox of a service allows none, and a kernel may lack a family.
+            with suppress(OSError):
+                own = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+                through.append(own)
+    legacy = LegacyTables(through)
+    try:
+        file: CounterFile | None = stack.enter_context(CounterFile())
+    except OSError:
+        file = None
+
+    def numbered() -> Numbered | None:
+        return None if file is None else numbered_in(file, settings.queue_numbers)
+
+    return PassedPackets(lambda: queued_packets(legacy), numbered)
 
 
 def _log_failed_housekeeping(events: EventLog) -> Callable[[Exception], None]:

@@ -32,6 +32,7 @@ from nfq_guard.service.firewall_spec import Rules, RulesChange, fail_mode_of, ma
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.observe import observed
+from nfq_guard.service.passed import PassedPackets
 from nfq_guard.service.raw_rule_monitor import RawRuleMonitor
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
@@ -43,6 +44,7 @@ from nfq_guard.telemetry.events import (
     Counters,
     DaemonFailed,
     Event,
+    KernelPassedPackets,
     ModeChanged,
     Note,
     RulesInstalled,
@@ -90,6 +92,7 @@ class Parts:
             what it returns closes them.
         jumps: Where rules lead to our chain, see `RuleMonitor`.
         raw_rules: Reads the host's rules before conntrack, in a thread.
+        passed: Counts packets that passed because a queue was full.
         survey: Examines the rules of the host, in a thread; None to leave that out.
         keep: Keeps a policy that is in force as the last good one, in a thread; None to keep none.
         refused: The mistakes of the file, one a line, where `loaded` is the last good policy
@@ -109,6 +112,7 @@ class Parts:
     open_more: Callable[["Daemon"], Callable[[], None]]
     jumps: Callable[[], frozenset[tuple[int, int]] | None]
     raw_rules: Callable[[], RawReading]
+    passed: PassedPackets
     survey: Callable[[], Event] | None
     keep: Callable[[LoadedPolicy], None] | None = None
     refused: str = ""
@@ -162,7 +166,9 @@ class Daemon:
             reinstall=self._keeps_rules and self._settings.reinstall_rules,
             fail=None if self._owns_rules else self._fail,
             jumps=parts.jumps,
+            made_anew=self._rules_made_anew,
         )
+        self._logged_passed = 0
 
         self._raw_rules = RawRuleMonitor(
             parts.raw_rules,
@@ -227,6 +233,7 @@ class Daemon:
         else:
             self._started(served)
         self._loop.run()
+        self._count_passed()
         if self._failure is not None:
             raise self._failure
 
@@ -296,6 +303,7 @@ class Daemon:
             "reload_failures": self.reloader.refused,
             "rules_changed": self._monitor.changes,
             "shed_packets": self._monitor.packets.shed,
+            "queue_full_passes": self._parts.passed.count,
             "unjudged_drops": self._monitor.packets.unjudged,
             "worker_restarts": sum(queue.restarts for queue in self.queues()),
             "messages_refused": self._workers.messages_refused,
@@ -318,6 +326,7 @@ class Daemon:
     def status(self) -> Status:
         """The response to the control command `status`; counts are at most a second old."""
         self._workers.refresh()
+        self._count_passed()
         queues = self._workers.queues()
         sums = totals(queues)
         loaded = self.reloader.loaded
@@ -398,8 +407,32 @@ class Daemon:
 
     def _tick(self, now: float) -> None:
         self._rates.note(self.queues(), now)
+        self._count_passed()
         self._events.log_lost(now)
         self._events.push(now)
+
+    def _rules_made_anew(self) -> None:
+        self._parts.passed.forget()
+        self._count_passed()
+
+    def _count_passed(self) -> None:
+        """Count and log what passed unjudged; in the other fail modes the kernel drops it."""
+        passed = self._parts.passed
+        if self.fail_mode is FailMode.OPEN and not self._changing_rules:
+            passed.look()
+        else:
+            passed.forget()
+        buffer_full = sum(queue.stats.counters["buffer_full_passes"] for queue in self.queues())
+        total = passed.count + buffer_full
+        if total > self._logged_passed:
+            self._events.emit(
+                KernelPassedPackets(
+                    queue_full=passed.count,
+                    buffer_full=buffer_full,
+                    since_last=total - self._logged_passed,
+                )
+            )
+        self._logged_passed = total
 
     def _feed_watchdog(self, now: float) -> None:
         if self._workers.alive(now):
@@ -425,6 +458,7 @@ class Daemon:
                 capabilities=capabilities.names(capabilities.effective()),
             )
         )
+        self._rules_made_anew()
         if self._parts.survey is not None:
             self._loop.background(self._parts.survey, self._events.emit, self._survey_failed)
         now = time.monotonic()

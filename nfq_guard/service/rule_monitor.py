@@ -53,6 +53,10 @@ def _unknown() -> frozenset[tuple[int, int]] | None:
     return None
 
 
+def _nothing() -> None:
+    """For a daemon that keeps no count of its rules."""
+
+
 class _Check(NamedTuple):
     """The outcome of one check.
 
@@ -123,6 +127,7 @@ class RuleMonitor:
         reinstall: bool,
         fail: Callable[[Exception], None] | None = None,
         jumps: Callable[[], frozenset[tuple[int, int]] | None] = _unknown,
+        made_anew: Callable[[], None] = _nothing,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Check nothing before `check`.
@@ -137,6 +142,7 @@ class RuleMonitor:
                 them.
             jumps: Returns where rules lead to our chain, as `LegacyTables.jumps`; for a daemon that
                 may not read them otherwise.
+            made_anew: Called after rules were installed, which may count from 0 again.
             clock: Monotonic seconds.
         """
         self.changes = 0
@@ -149,6 +155,7 @@ class RuleMonitor:
         self._fail = fail
         self._clock = clock
         self._jumps = jumps
+        self._made_anew = made_anew
         self._in_place: frozenset[tuple[int, int]] = frozenset()
         self._over = False
         self._expected = ours
@@ -213,6 +220,7 @@ class RuleMonitor:
         self._checking = True
 
         def installed(change: RulesChange) -> None:
+            self._made_anew()
             self._events.emit(RulesInstalled(done=list(change.done), notes=list(change.notes)))
             end("")
 
@@ -279,6 +287,8 @@ class RuleMonitor:
         self._checked_at = now
         self._pause_until = now + max(_PAUSE_S, _PAUSE_SHARE * (now - self._begun_at))
         self._problem = check.problem
+        if check.reinstalled:
+            self._made_anew()
         if check.counted is not None:
             self._add(check.counted)
         if check.forbidden:

@@ -646,6 +646,20 @@ class KernelDroppedPackets(_Queued, frozen=True, kw_only=True, tag="kernel_dropp
 
 
 @final
+class KernelPassedPackets(Event, frozen=True, kw_only=True, tag="kernel_passed_packets"):
+    """Packets passed unjudged in the fail mode open, because more came than could be judged."""
+
+    level: ClassVar[Level] = "warning"
+    queue_full: Annotated[
+        int, _number("Passed because a queue was full, since the daemon started.", "packets")
+    ]
+    buffer_full: Annotated[
+        int, _number("Passed because a socket buffer was full, since then.", "packets")
+    ]
+    since_last: Annotated[int, _number("Passed since the last such event.", "packets")]
+
+
+@final
 class LookupsFailed(_Queued, frozen=True, kw_only=True, tag="lookups_failed"):
     """The kernel refused flow lookups; their packets were judged without evidence."""
 
@@ -814,6 +828,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     JudgingFailed,
     EventFailed,
     KernelDroppedPackets,
+    KernelPassedPackets,
     LookupsFailed,
     EventsSuppressed,
     AllowedUnrecorded,

@@ -132,6 +132,13 @@ QUEUE_COUNTERS: Final = (
     ),
     Metric(
         Kind.COUNTER,
+        "buffer_full_passes",
+        "Packets that passed unjudged because the socket buffer was full, in the fail mode open.",
+        "packets",
+        part=Part.KERNEL_COUNTERS,
+    ),
+    Metric(
+        Kind.COUNTER,
         "unread_packets",
         "Packets queued while the daemon bound its queue, which got the verdict of the fail mode.",
         "packets",
@@ -270,6 +277,14 @@ DAEMON_COUNTERS: Final = (
         "packets",
         (),
         part=Part.RATE_LIMIT,
+    ),
+    Metric(
+        Kind.COUNTER,
+        "queue_full_passes",
+        "Packets that passed unjudged because a queue was full, in the fail mode open.",
+        "packets",
+        (),
+        part=Part.KERNEL_COUNTERS,
     ),
     Metric(
         Kind.COUNTER,

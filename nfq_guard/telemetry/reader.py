@@ -29,6 +29,7 @@ from nfq_guard.telemetry.events import (
     AllowedUnrecorded,
     EventsSuppressed,
     KernelDroppedPackets,
+    KernelPassedPackets,
     LogLinesDropped,
     Offloaded,
     PacketJudged,
@@ -51,10 +52,18 @@ _EVE_START: Final = b'{"timestamp":'
 _PACKET_JUDGED: Final = name_of(PacketJudged)
 _SUPPRESSED: Final = name_of(EventsSuppressed)
 _KERNEL_DROPPED: Final = name_of(KernelDroppedPackets)
+_KERNEL_PASSED: Final = name_of(KernelPassedPackets)
 _OFFLOADED: Final = name_of(Offloaded)
 _ALLOWED: Final = name_of(AllowedUnrecorded)
 _GAPS: Final = frozenset(
-    {_SUPPRESSED, _KERNEL_DROPPED, _OFFLOADED, _ALLOWED, name_of(LogLinesDropped)}
+    {
+        _SUPPRESSED,
+        _KERNEL_DROPPED,
+        _KERNEL_PASSED,
+        _OFFLOADED,
+        _ALLOWED,
+        name_of(LogLinesDropped),
+    }
 )
 
 
@@ -106,6 +115,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
     Attributes:
         suppressed: Packets without an event because of the limit on all events.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
+        kernel_passed: Packets that passed unjudged, because more came than could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_lines: Lines that the log did not take; each may stand for any number of packets.
@@ -113,6 +123,7 @@ class Unrecorded(msgspec.Struct, kw_only=True):
 
     suppressed: int = 0
     kernel_dropped: int = 0
+    kernel_passed: int = 0
     offloaded: int = 0
     allowed: int = 0
     lost_lines: int = 0
@@ -128,6 +139,8 @@ class Unrecorded(msgspec.Struct, kw_only=True):
             found.append(f"{self.offloaded:,} packets have no event: the kernel dropped them")
         if self.kernel_dropped:
             found.append(f"{self.kernel_dropped:,} packets were never judged: the queue was full")
+        if self.kernel_passed:
+            found.append(f"{self.kernel_passed:,} packets passed unjudged: the queue was full")
         if self.lost_lines:
             found.append(f"{self.lost_lines:,} lines are lost: their packets are unknown")
         return found
@@ -227,6 +240,8 @@ class EventReader:
             unrecorded.suppressed += gap.packets
         elif name == _KERNEL_DROPPED:
             unrecorded.kernel_dropped += gap.since_last
+        elif name == _KERNEL_PASSED:
+            unrecorded.kernel_passed += gap.since_last
         elif name == _ALLOWED:
             unrecorded.allowed += gap.packets
         elif name == _OFFLOADED:

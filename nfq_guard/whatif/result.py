@@ -111,6 +111,7 @@ class UnrecordedRecord(TypedDict):
     Attributes:
         suppressed: Packets without an event because of the limit on all events.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
+        kernel_passed: Packets that passed unjudged, because more came than could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
         lost_lines: Lines that the log did not take; each may stand for any number of packets.
@@ -118,6 +119,7 @@ class UnrecordedRecord(TypedDict):
 
     suppressed: int
     kernel_dropped: int
+    kernel_passed: int
     offloaded: int
     allowed: int
     lost_lines: int
@@ -188,6 +190,7 @@ def result(
         else {
             "suppressed": unrecorded.suppressed,
             "kernel_dropped": unrecorded.kernel_dropped,
+            "kernel_passed": unrecorded.kernel_passed,
             "offloaded": unrecorded.offloaded,
             "allowed": unrecorded.allowed,
             "lost_lines": unrecorded.lost_lines,

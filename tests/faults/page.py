@@ -18,7 +18,8 @@ one that the policy drops: where it arrives, it has passed without a judgement.
 
 "Exact" means that the counts agree to the packet: what the sender sent is what the host's rule
 before conntrack counted; what its rule after the guard counted is what the receiver got; and where
-the daemon lived to tell, each packet was judged, or shed by the kernel, or passed unjudged.
+the daemon lived to tell, each packet was judged, or shed by the kernel, or passed unjudged
+and was counted by the daemon.
 
 `make faults-short` injects each a few times and leaves this page alone.
 

@@ -11,7 +11,8 @@ import pytest
 from nfq_guard import capabilities
 from nfq_guard.firewall import Backend, FailMode, Firewall, RulesSpec
 from nfq_guard.firewall.legacy_tables import LegacyTables
-from tests.firewall.conftest import Wire
+from nfq_guard.firewall.queued import queued_packets
+from tests.firewall.conftest import ADDRESSES, Wire
 
 pytestmark = pytest.mark.kernel
 
@@ -81,3 +82,29 @@ def test_it_takes_one_capability(tables: LegacyTables) -> None:
             os._exit(tables.jumps() == (BOTH if seen else None))
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 1
+
+
+def test_what_the_rules_have_queued_is_read_from_the_kernel(
+    wire: Wire, tables: LegacyTables, backend: Backend
+) -> None:
+    """Both hooks of both families, and nothing of the rules of others."""
+    guarded, peer = wire.guarded, wire.peer
+    assert queued_packets(LegacyTables([])) == 0
+    for port in (1, 2):
+        words = ("-p", "tcp", "--dport", str(port), "-j", "NFQUEUE", "--queue-bypass")
+        run(wire, f"iptables-{backend}", "-t", "mangle", "-A", "PREROUTING", *words)
+    firewall = Firewall(RulesSpec(), backend)
+    firewall.install()
+    for family, (there, here) in ADDRESSES.items():
+        peer.send_invalid(family, here, count=5)
+        guarded.send_invalid(family, there, count=3)
+        peer.send_invalid(family, here, count=2, port=1)
+    counted = [guarded.packets(backend, family, "-j NFQUEUE") for family in ADDRESSES]
+    assert sum(counted) >= 16
+    found = queued_packets(tables)
+    assert found is not None
+    saved = "".join(guarded.save(backend, family, counters=True) for family in ADDRESSES)
+    in_chain = [line for line in saved.splitlines() if "-A NFQ_GUARD " in line]
+    assert found == sum(int(line[1:].partition(":")[0]) for line in in_chain) >= 16
+    firewall.remove()
+    assert queued_packets(tables) == 0

@@ -25,6 +25,7 @@ from nfq_guard.service.control.protocol import Responder
 from nfq_guard.service.daemon import Daemon, Parts
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
+from nfq_guard.service.passed import PassedPackets
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, WorkerState
 from nfq_guard.telemetry.events import Event
@@ -117,6 +118,10 @@ class FakeRules:
         return RuleCounters()
 
 
+def none_passed() -> PassedPackets:
+    return PassedPackets(lambda: None, lambda: None)
+
+
 class Story:
     """What happened, in order: calls of the fakes, and what systemd was told."""
 
@@ -197,6 +202,7 @@ class Story:
                         open_more=open_more,
                         jumps=lambda: None,
                         raw_rules=RawReading,
+                        passed=none_passed(),
                         survey=survey,
                     )
                 ).run()

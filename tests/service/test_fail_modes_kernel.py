@@ -99,6 +99,13 @@ def test_stopped(faulty: Faulty, mode: FailMode) -> None:
         wait_for(faulty.idle)
         assert faulty.arrived() == QUEUE_LENGTH
         assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    # Every second packet is one of the translated flow, and the RST that answers it passes too.
+    passed = beyond + beyond // 2 if mode is FailMode.OPEN else 0
+    assert (stopped["queue_full_passes"], stopped["buffer_full_passes"]) == (passed, 0)
+    told = guard.events("kernel_passed_packets")
+    assert sum(one["since_last"] for one in told) == passed
+    assert bool(told) is (mode is FailMode.OPEN)
 
 
 @MODES

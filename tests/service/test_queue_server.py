@@ -76,6 +76,8 @@ class FakeQueue:
         self.wants_stamp = False
         self.stamp_us = 0
         self.unread = 0
+        self.missing = 0
+        self.last_id = 0
         self.verdict_errors = 0
         self.messages = 0
         self.refused: list[str] = []

@@ -15,6 +15,7 @@ from scapy.layers.inet import IP, TCP, UDP
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence, FlowKey, FlowTuple, LookupFailed, LookupResult
 from nfq_guard.flows.open import NoFlows
+from nfq_guard.nfqueue.counters import CounterFile
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.worker.worker import FlowHistory, Worker
@@ -40,6 +41,8 @@ class FakeQueue:
         self.wants_stamp = False
         self.stamp_us = 0
         self.unread = 0
+        self.missing = 0
+        self.last_id = 0
         self.verdicts: list[tuple[int, int, int | None]] = []
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
@@ -61,6 +64,7 @@ def worker(
     history: FlowHistory | None = None,
     log_allowed: bool = False,
     recording: Recording | None = None,
+    counter_file: CounterFile | None = None,
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
@@ -73,6 +77,7 @@ def worker(
         budget=3,
         history=history,
         log_allowed=log_allowed,
+        counter_file=counter_file,
     )
 
 
@@ -121,6 +126,36 @@ def test_packets_that_were_never_read(
     assert answered == [(1, verdict), (2, verdict), (3, verdict), (4, 1), (5, 1)]
     assert one.stats.counters["unread_packets"] == 3
     assert one.process_batch() == 0
+    one.close(0)
+
+
+def kernel_file(path: Path, *, buffer: int, last: int, waiting: int = 0) -> CounterFile:
+    line = f"    7   34  {waiting} 2  256  0 {buffer} {last} 1\n"
+    path.write_text(line, encoding="ascii")
+    return CounterFile(path)
+
+
+def test_what_was_neither_read_nor_dropped_has_passed(tmp_path: Path) -> None:
+    """Ids that are missing tell of it, and at the end the kernel's last id."""
+    queue = FakeQueue(queued(b"a"))
+    told = tmp_path / "queue"
+    file = kernel_file(told, buffer=4, last=10)
+    one = worker(queue, tmp_path / "log", FakeEngine(), counter_file=file)
+    counters = one.stats.counters
+    queue.missing, queue.last_id = 3, 10
+    one.refresh()
+    assert counters["buffer_full_passes"] == 0
+    queue.missing = 9
+    one.refresh()
+    assert counters["buffer_full_passes"] == 5
+    kernel_file(told, buffer=4, last=30, waiting=1).close()
+    for _ in range(2):  # packets under way may have the ids that were not read
+        one.refresh()
+        time.sleep(0.2)
+    assert counters["buffer_full_passes"] == 5
+    kernel_file(told, buffer=4, last=30).close()
+    one.refresh()
+    assert counters["buffer_full_passes"] == 25
     one.close(0)
 
 

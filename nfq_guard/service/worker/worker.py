@@ -45,6 +45,9 @@ _LOG_LOOKUP_ERRORS_S: Final = 60.0
 _LOG_SUPPRESSED_S: Final = 60.0
 # Least time between two about allowed packets without an event.
 _LOG_UNRECORDED_S: Final = 60.0
+# A queue whose last id has been the same for so long, in seconds, has no packet under way.
+_QUIET_S: Final = 0.1
+_ID_MASK: Final = 0xFFFFFFFF
 # Times are taken of one batch in so many: a packet alone costs a tenth less without.
 _SAMPLED: Final = 8
 # The counter of each way in which a policy on trial differs from the acting one.
@@ -64,6 +67,8 @@ class Reader(Protocol):
     stamp_us: int
     verdict_errors: int
     unread: int
+    missing: int
+    last_id: int
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
         """Read at most `budget` packets; their ids and the packets, in the order of the queue."""
@@ -111,6 +116,7 @@ class Worker:
         offloader: Offloader | None = None,
         ring: PacketRing | None = None,
         healer: Healer | None = None,
+        counter_file: CounterFile | None = None,
     ) -> None:
         """Read no packet before `process_batch`.
 
@@ -127,6 +133,8 @@ class Worker:
             offloader: Has the kernel drop floods; None without offload.
             ring: Keeps the last packets; None to keep none.
             healer: Heals flows; None where that is not possible.
+            counter_file: The kernel's counters, which `close` closes; None for those of the network
+                namespace of this thread.
         """
         self.stats = stats
         self._reader = reader
@@ -146,15 +154,14 @@ class Worker:
         self._allowed = 0
         self._log_unrecorded_at = float("-inf")
         self._logged_drops = 0
+        self._last_id = 0
+        self._quiet_since = time.monotonic()
         self._logged_suppressed = 0
         self._logged_file_full = 0
         self._log_suppressed_at = float("-inf")
         self._logged_lookup_errors = 0
         self._log_lookup_errors_at = float("-inf")
-        try:
-            self._counter_file: CounterFile | None = CounterFile()
-        except OSError:  # not readable by this user: events lack the kernel's counters
-            self._counter_file = None
+        self._counter_file = counter_file or _readable_counters()
 
     @property
     def mode(self) -> Mode:
@@ -251,6 +258,7 @@ class Worker:
     def _answer_unread(self, packets: int) -> None:
         """Answer the packets with the ids up to `packets`, before a batch verdict covers them."""
         self._reader.unread = 0
+        self._reader.last_id = max(self._reader.last_id, packets)
         ids = list(range(1, packets + 1))
         verdict = self._judge.unread_verdict
         self._verdicts.send(ids, [verdict] * packets, [None] * packets)
@@ -277,6 +285,7 @@ class Worker:
         if kernel is not None:
             counters["queue_full_drops"] = kernel.queue_dropped
             counters["buffer_full_drops"] = kernel.user_dropped
+            self._count_passed(kernel)
             self.stats.gauges["queue_waiting_packets"] = kernel.waiting
             self._log_drops(kernel)
         return kernel
@@ -416,6 +425,23 @@ class Worker:
             _, trace = exception_texts(error)
             self._events.emit(EventFailed(problem=repr(error), traceback=trace))
 
+    def _count_passed(self, kernel: QueueCounters) -> None:
+        """Count packets that had an id, were neither read nor dropped, and so passed unjudged.
+
+        No later packet tells of the last of them; where nothing is under way, the kernel's last id
+        does.
+        """
+        missing = self._reader.missing
+        now = time.monotonic()
+        if kernel.last_id != self._last_id or kernel.waiting:
+            self._last_id = kernel.last_id
+            self._quiet_since = now
+        elif self._reader.unread >= 0 and now - self._quiet_since >= _QUIET_S:
+            missing += (kernel.last_id - self._reader.last_id) & _ID_MASK
+        counters = self.stats.counters
+        passed = missing - kernel.user_dropped
+        counters["buffer_full_passes"] = max(counters["buffer_full_passes"], passed)
+
     def _log_drops(self, kernel: QueueCounters) -> None:
         """Log packets that the kernel dropped since the last call, if any."""
         drops = kernel.queue_dropped + kernel.user_dropped
@@ -500,3 +526,11 @@ def _answered(fold: Fold, epoch: float) -> AnsweredPacket | None:
         return None
     delay_us = round((fold.first - cause.at) * 1_000_000)
     return AnsweredPacket(timestamp(epoch + cause.at), cause.reason, cause.rule, delay_us)
+
+
+def _readable_counters() -> CounterFile | None:
+    """None where this user may not read them: events lack the kernel's counters."""
+    try:
+        return CounterFile()
+    except OSError:
+        return None

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: MIT
+"""Packets that passed because the queue was full, by counters that the test makes up."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.nfqueue.counters import CounterFile
+from nfq_guard.service.passed import Numbered, PassedPackets, numbered_in
+
+_LINES = "    0   {port}  0 2  256  {dropped} 0 {last} 1\n    5  12  0 2  256  1 9 10 1\n"
+
+
+class Kernel:
+    """Counts of a host that may change between the readings of one look."""
+
+    def __init__(self, owners: tuple[int, ...] = (7,)) -> None:
+        self.owners = owners
+        self.queued: int | None = 0
+        self.numbered: int | None = 0
+        self.meanwhile: Callable[[], None] = lambda: None
+        self.passed = PassedPackets(self._queued, self._numbered)
+
+    def _queued(self) -> int | None:
+        found = self.queued
+        self.meanwhile()
+        return found
+
+    def _numbered(self) -> Numbered | None:
+        return None if self.numbered is None else Numbered(self.owners, self.numbered)
+
+    def come(self, judged: int, passed: int = 0) -> None:
+        assert self.queued is not None
+        assert self.numbered is not None
+        self.queued += judged + passed
+        self.numbered += judged
+
+    def look(self) -> int:
+        self.passed.look()
+        return self.passed.count
+
+
+def test_what_no_queue_numbered_has_passed() -> None:
+    kernel = Kernel()
+    kernel.come(500, passed=90)  # before the first look: another daemon's, or nobody's
+    assert kernel.look() == 0
+    kernel.come(1000)
+    assert kernel.look() == 0
+    kernel.come(300, passed=25)
+    assert kernel.look() == kernel.look() == 25
+    kernel.come(0, passed=5)
+    assert kernel.look() == 30
+
+
+def test_packets_between_the_readings_never_make_it_larger() -> None:
+    kernel = Kernel()
+    kernel.look()
+    kernel.meanwhile = lambda: kernel.come(40, passed=1)
+    looks = [kernel.look() for _ in range(5)]
+    assert looks == [0, 0, 0, 0, 0]
+    kernel.meanwhile = lambda: None
+    assert kernel.look() == 5
+
+
+def test_the_first_reading_is_repeated_until_nothing_comes() -> None:
+    kernel = Kernel()
+    bursts = [3, 2, 1, 0]
+
+    def burst() -> None:
+        kernel.come(bursts.pop(0) if bursts else 0)
+
+    kernel.meanwhile = burst
+    kernel.look()
+    kernel.come(10, passed=4)
+    assert kernel.look() == 4
+
+
+def test_packets_never_stop_coming() -> None:
+    """The count begins too low by what came during one reading at most."""
+    kernel = Kernel()
+    kernel.meanwhile = lambda: kernel.come(2)
+    kernel.look()
+    kernel.meanwhile = lambda: None
+    kernel.come(50, passed=10)
+    assert 8 <= kernel.look() <= 10
+
+
+@pytest.mark.parametrize("what", ["queue", "rules", "number", "told"])
+def test_what_counts_from_0_again_is_no_passed_packet(what: str) -> None:
+    kernel = Kernel()
+    kernel.look()
+    kernel.come(100, passed=10)
+    assert kernel.look() == 10
+    if what == "queue":
+        kernel.owners, kernel.numbered = (8,), 0
+    elif what == "rules":
+        kernel.queued = 3
+    elif what == "number":
+        kernel.numbered = 1
+    else:
+        kernel.passed.forget()
+        assert kernel.queued is not None
+        kernel.queued += 1000
+    assert kernel.look() == 10
+    kernel.come(100, passed=7)
+    assert kernel.look() == 17
+
+
+def test_what_cannot_be_read_changes_nothing() -> None:
+    kernel = Kernel()
+    kernel.look()
+    kernel.come(5, passed=5)
+    kernel.queued, queued = None, kernel.queued
+    assert kernel.look() == 0
+    kernel.queued, kernel.numbered, numbered = queued, None, kernel.numbered
+    assert kernel.look() == 0
+    kernel.numbered = numbered
+
+    def rebind() -> None:
+        kernel.owners = (*kernel.owners, 1)
+
+    kernel.meanwhile = rebind
+    assert kernel.look() == 0
+
+    def wrap() -> None:
+        kernel.numbered = 0
+
+    kernel.meanwhile = wrap
+    assert kernel.look() == 0
+
+
+def test_lines_of_our_queues(tmp_path: Path) -> None:
+    path = tmp_path / "nfnetlink_queue"
+    path.write_text(_LINES.format(port=34, dropped=4, last=100), encoding="ascii")
+    file = CounterFile(path)
+    assert numbered_in(file, [0]) == Numbered((34,), 104)
+    assert numbered_in(file, [0, 5]) == Numbered((34, 12), 115)
+    assert numbered_in(file, [0, 1]) is None
+    file.close()
+    assert numbered_in(file, [0]) is None
