@@ -3,7 +3,8 @@
 
 A check runs other programs for tens of milliseconds, so it runs in a thread of the loop: each
 `verify_rules_s`, and as soon as the generation number of the nftables ruleset has changed. The
-checks take a bounded share of CPU time, however often the ruleset changes.
+checks take a bounded share of CPU time, however often the ruleset changes. The time that a check
+takes on the clock does not count: on a busy machine it is many times as long.
 
 Missing rules are installed again at once. Queued packets skip the rules behind our jumps; where
 another tool has appended such rules, our jumps are moved behind them. Both repairs are limited in
@@ -17,6 +18,7 @@ Rules that were never seen are then not reported as missing.
 """
 
 import math
+import resource
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, final
@@ -35,7 +37,7 @@ from nfq_guard.telemetry.events import (
 )
 from nfq_guard.telemetry.log import EventLog
 
-# Least time between two checks after changes, in seconds and in multiples of the time of a check.
+# Least time between two checks after changes: in seconds, and in multiples of a check's CPU time.
 _PAUSE_S: Final = 2.0
 _PAUSE_SHARE: Final = 50
 # How often rules are put back: a burst, then one in each interval.
@@ -57,6 +59,12 @@ def _nothing() -> None:
     """For a daemon that keeps no count of its rules."""
 
 
+def cpu_time() -> float:
+    """CPU seconds of this thread, and of all programs that this process has run to their end."""
+    programs = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.thread_time() + programs.ru_utime + programs.ru_stime
+
+
 class _Check(NamedTuple):
     """The outcome of one check.
 
@@ -66,6 +74,7 @@ class _Check(NamedTuple):
         reinstalled: Whether the rules were installed again.
         problem: Why the check or the reinstallation failed; empty where it did not.
         forbidden: Whether the problem is a missing privilege.
+        cpu_s: CPU seconds that it took.
     """
 
     counted: RuleCounters | None = None
@@ -73,6 +82,7 @@ class _Check(NamedTuple):
     reinstalled: bool = False
     problem: str = ""
     forbidden: bool = False
+    cpu_s: float = 0.0
 
     @property
     def moves(self) -> bool:
@@ -129,6 +139,7 @@ class RuleMonitor:
         jumps: Callable[[], frozenset[tuple[int, int]] | None] = _unknown,
         made_anew: Callable[[], None] = _nothing,
         clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = cpu_time,
     ) -> None:
         """Check nothing before `check`.
 
@@ -144,6 +155,7 @@ class RuleMonitor:
                 may not read them otherwise.
             made_anew: Called after rules were installed, which may count from 0 again.
             clock: Monotonic seconds.
+            cpu_clock: CPU seconds so far; called in the thread of a check.
         """
         self.changes = 0
         self.differences: tuple[str, ...] = ()
@@ -154,6 +166,7 @@ class RuleMonitor:
         self._reinstall = reinstall
         self._fail = fail
         self._clock = clock
+        self._cpu_clock = cpu_clock
         self._jumps = jumps
         self._made_anew = made_anew
         self._in_place: frozenset[tuple[int, int]] = frozenset()
@@ -267,6 +280,7 @@ class RuleMonitor:
 
     def _check(self) -> _Check:
         """In a thread."""
+        begun = self._cpu_clock()
         check = _Check()
         try:
             check = check._replace(counted=self._rules.rule_counters())
@@ -279,13 +293,15 @@ class RuleMonitor:
         except NfqGuardError as error:
             forbidden = isinstance(error, PrivilegeError)
             check = check._replace(problem=str(error), forbidden=forbidden)
-        return check
+        return check._replace(cpu_s=self._cpu_clock() - begun)
 
     def _checked(self, check: _Check) -> None:
         self._checking = False
         now = self._clock()
         self._checked_at = now
-        self._pause_until = now + max(_PAUSE_S, _PAUSE_SHARE * (now - self._begun_at))
+        # A worker process that ended meanwhile counts with all its life.
+        cpu_s = min(check.cpu_s, now - self._begun_at)
+        self._pause_until = now + max(_PAUSE_S, _PAUSE_SHARE * cpu_s)
         self._problem = check.problem
         if check.reinstalled:
             self._made_anew()

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What is logged and reported of our rules, with rules made up by the test."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +13,7 @@ import pytest
 from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import Backend, Difference, FailMode, Family, Kind, RuleCounters, RulesSpec
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.rule_monitor import RuleMonitor
+from nfq_guard.service.rule_monitor import RuleMonitor, cpu_time
 from nfq_guard.service.status import RulesState
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
@@ -49,6 +51,8 @@ class FakeRules:
         self.packets = RuleCounters()
         self.changed: int | None = 1
         self.takes_s = 0.0
+        self.takes_cpu_s = 0.0
+        self.cpu_s = 0.0
         self.jumps: frozenset[tuple[int, int]] | None = None
         self.now = 1000.0
 
@@ -57,6 +61,7 @@ class FakeRules:
 
     def verify(self) -> list[Difference]:
         self.now += self.takes_s
+        self.cpu_s += self.takes_cpu_s
         if self.error is not None:
             raise self.error
         return list(self.differences)
@@ -95,6 +100,7 @@ class Monitored:
             fail=self._fail if keeps else None,
             jumps=lambda: self.rules.jumps,
             clock=lambda: self.rules.now,
+            cpu_clock=lambda: self.rules.cpu_s,
         )
 
     def _fail(self, error: Exception) -> None:
@@ -286,14 +292,38 @@ def test_a_ruleset_that_changes_all_the_time_is_checked_now_and_then(make: Make)
     assert 20 <= checks <= 30
 
 
-def test_a_slow_check_makes_the_next_one_wait(make: Make) -> None:
+def test_a_costly_check_makes_the_next_one_wait(make: Make) -> None:
     """Its share of CPU time is bounded."""
     one = make(reinstall=True)
-    one.rules.takes_s = 1.0
+    one.rules.takes_s = one.rules.takes_cpu_s = 1.0
     one.check()
     one.rules.changed = 2
     assert not one.watch(40)
     assert one.watch(20)
+
+
+def test_a_busy_machine_does_not_make_the_next_check_wait(make: Make) -> None:
+    """A check that waits for its turn costs no more than another."""
+    one = make(reinstall=True)
+    one.rules.takes_s, one.rules.takes_cpu_s = 1.0, 0.03
+    one.check()
+    one.rules.changed = 2
+    assert one.watch(2.5)
+
+
+def test_a_process_that_ends_meanwhile_does_not_end_the_checks(make: Make) -> None:
+    """The CPU time of a worker's whole life may come with a check."""
+    one = make(reinstall=True)
+    one.rules.takes_s, one.rules.takes_cpu_s = 0.1, 86_400.0
+    one.check()
+    one.rules.changed = 2
+    assert one.watch(6)
+
+
+def test_programs_count_as_cpu_time() -> None:
+    before = cpu_time()
+    subprocess.run([sys.executable, "-c", "for _ in range(10**6): pass"], check=True)
+    assert cpu_time() - before > 0.01
 
 
 def test_rules_that_others_append_have_ours_moved_behind_them(make: Make) -> None:
