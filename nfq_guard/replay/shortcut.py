@@ -8,7 +8,7 @@ addresses and ports, without decoding those. The outcome is that of `Replayer.fo
 all other frames.
 """
 
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET
@@ -22,6 +22,9 @@ from nfq_guard.wire.checksum import header_checksum_ok
 from nfq_guard.wire.packet import RST, SYN, Segment
 from nfq_guard.wire.tcp import decode_segment
 
+if TYPE_CHECKING:
+    from mypy_extensions import i64
+
 # A VLAN tag, an IPv4 header and a UDP header with the Ethernet header.
 _SHORTEST: Final = 46
 _IPV4: Final = 0x0800
@@ -32,7 +35,7 @@ _IPV4_HEADER: Final = 20
 _IPV6_HEADER: Final = 40
 _UDP_HEADER: Final = 8
 # Directions remembered, of each protocol: those of one generation, and of the one before it.
-_GENERATION: Final = 16_384
+_GENERATION: Final = 4096
 
 
 @final
@@ -119,8 +122,10 @@ class Shortcut:
         size = len(octets)
         if size < _SHORTEST or frame.linktype != ETHERNET or frame.interface or frame.source:
             return False
-        start = 18 if octets[12] == 0x81 and octets[13] == 0 else 14
-        kind = octets[start - 2] << 8 | octets[start - 1]
+        start: i64 = 18 if octets[12] == 0x81 and octets[13] == 0 else 14
+        l4: i64
+        end: i64
+        kind: i64 = octets[start - 2] << 8 | octets[start - 1]
         if kind == _IPV4 and octets[start] == _IPV4_FIRST:
             if octets[start + 6] & 0x3F or octets[start + 7]:
                 return False
