@@ -64,7 +64,7 @@ def flow_record(stream: Stream, now: float) -> ListedFlowRecord:
         fin=bool(stream.ended & FIN),
         rst=bool(stream.ended & RST),
         renewed=stream.renewed or None,
-        invalid={reason.value: count for reason, count in stream.invalid.items()},
+        invalid={reason.value: count for reason, count in (stream.invalid or {}).items()},
         in_doubt=stream.in_doubt,
     )
 

@@ -185,7 +185,7 @@ class Life:
     @property
     def proofs(self) -> list[Proof]:
         """What shows that frames are missing or out of order, the first of it."""
-        known = [] if self._stream is None else self._stream.proofs
+        known = () if self._stream is None else self._stream.proofs
         more = [proof for proof in self._more if proof not in known]
         return sorted((*known, *more), key=_frame_of)
 

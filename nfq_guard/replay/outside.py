@@ -41,11 +41,13 @@ def outside(streams: Iterable[Stream]) -> list[Outside]:
     found: list[Outside] = []
     for stream in streams:
         for side in stream.sides:
+            if side.pending is None:
+                continue
             key = stream.original if side.number == 0 else reverse(stream.original)
             flow = direction_text(key)
             found.extend(
                 Outside(frame=jump.frame, flow=flow, distance=distance(jump.seq, jump.start))
-                for jump in side.outside
+                for jump in side.pending.outside
                 if _is_refused(stream, side, jump)
             )
     found.sort(key=_frame_of)

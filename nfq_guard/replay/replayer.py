@@ -423,8 +423,7 @@ class Replayer:
                 )
         if place is not None and finding is not None:
             if outcome.doubted is None:
-                invalid = place.stream.invalid
-                invalid[finding.reason] = invalid.get(finding.reason, 0) + 1
+                place.stream.count_invalid(finding.reason)
             else:
                 place.stream.in_doubt += 1
         outcome.place = None

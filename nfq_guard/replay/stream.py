@@ -152,6 +152,28 @@ class Gap:
 
 
 @final
+class Pending:
+    """What one end sent that waits for what comes next. Few ends ever have any.
+
+    Attributes:
+        gaps: Bytes that it skipped.
+        jumps: Its segments far ahead of its stream.
+        outside: Those under an assumed scale, of a stream that began before the capture; the
+            first ones.
+        beyond: Acknowledgements of more than it has sent in the file.
+        watched: Segments whose fate is awaited.
+    """
+
+    def __init__(self) -> None:
+        """Nothing so far."""
+        self.gaps: list[Gap] = []
+        self.jumps: list[Jump] = []
+        self.outside: list[Jump] = []
+        self.beyond: list[Beyond] = []
+        self.watched: list[Watched] = []
+
+
+@final
 class Side:
     """One end of a stream, as a sender.
 
@@ -167,6 +189,7 @@ class Side:
         scale: Its window scale; -1 where its SYN was not seen.
         flight: Most bytes that it had sent and its peer had not acknowledged; kept only where
             the peer's scale is unknown, which it bounds from below.
+        pending: What waits for what comes next; None before the first.
     """
 
     def __init__(self, number: int) -> None:
@@ -181,16 +204,18 @@ class Side:
         self.window = 0
         self.scale = -1
         self.flight = 0
-        self.gaps: list[Gap] = []
-        self.jumps: list[Jump] = []
-        # Jumps under an assumed scale, of a stream that began before the capture; the first ones.
-        self.outside: list[Jump] = []
-        self.beyond: list[Beyond] = []
-        self.watched: list[Watched] = []
+        self.pending: Pending | None = None
         # An acknowledgement that came before this end's first frame: number, index and frame.
         self.asked_ack: Seq = Seq(0)
         self.asked_index = 0
         self.asked_frame = 0
+
+    def awaits(self) -> Pending:
+        """What waits for what comes next, to be added to."""
+        pending = self.pending
+        if pending is None:
+            pending = self.pending = Pending()
+        return pending
 
 
 @final
@@ -202,7 +227,8 @@ class Stream(Companion):
         first_frame: That frame.
         frames: How many segments it has.
         alive: Position of the last segment that is no RST.
-        sides: Both ends, that of the first frame first.
+        one: The end that sent the first frame.
+        other: The other one.
         proofs: What shows that the file is incomplete or out of order; the first ones.
         reversed: 1 where the original direction of the conntrack entry is that of the second end.
         tainted_from: Smallest `Proof.index`; 0 while there is no proof.
@@ -212,7 +238,7 @@ class Stream(Companion):
         renewed: Frame of the first segment that got an entry of its own although the stream had
             one before, without a SYN: the earlier entry was gone. 0 without one.
         ended: The flags FIN and RST, where conntrack took them from the stream.
-        invalid: Its INVALID packets that are not in doubt, by reason.
+        invalid: Its INVALID packets that are not in doubt, by reason; None before the first.
         in_doubt: How many more are in doubt.
     """
 
@@ -222,33 +248,46 @@ class Stream(Companion):
         self.first_frame = first_frame
         self.frames = 0
         self.alive = 0
-        self.sides = (Side(0), Side(1))
-        self.proofs: list[Proof] = []
+        self.one = Side(0)
+        self.other = Side(1)
+        self.proofs: tuple[Proof, ...] = ()
         self.tainted_from = 0
         self.reversed = 0
         self.listed = False
         self.entry: Entry | None = None
         self.renewed = 0
         self.ended = 0
-        self.invalid: dict[Reason, int] = {}
+        self.invalid: dict[Reason, int] | None = None
         self.in_doubt = 0
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both ends, that of the first frame first."""
+        return self.one, self.other
 
     @property
     def began_before(self) -> bool:
         """Whether no SYN of either end is in the file."""
-        return not (self.sides[0].opened or self.sides[1].opened)
+        return not (self.one.opened or self.other.opened)
 
     @property
     def one_way(self) -> bool:
         """Whether one end answers another that the file does not show."""
-        one, other = self.sides
+        one = self.one
+        other = self.other
         return (one.known and not other.known and other.asked_index > 0) or (
             other.known and not one.known and one.asked_index > 0
         )
+
+    def count_invalid(self, reason: Reason) -> None:
+        """Count an INVALID packet that is not in doubt."""
+        if self.invalid is None:
+            self.invalid = {}
+        self.invalid[reason] = self.invalid.get(reason, 0) + 1
 
     def prove(self, proof: Proof) -> None:
         """Record that the file is incomplete or out of order."""
         if self.tainted_from == 0 or proof.index < self.tainted_from:
             self.tainted_from = proof.index
         if len(self.proofs) < _MOST_PROOFS:
-            self.proofs.append(proof)
+            self.proofs += (proof,)

@@ -15,7 +15,17 @@ from typing import Final, final
 from nfq_guard.conntrack.entry import Entry, Key, reverse
 from nfq_guard.replay.escapes import Escapes
 from nfq_guard.replay.listing import Listing
-from nfq_guard.replay.stream import Beyond, Doubt, Gap, Jump, Proof, Side, Stream, Watched
+from nfq_guard.replay.stream import (
+    Beyond,
+    Doubt,
+    Gap,
+    Jump,
+    Pending,
+    Proof,
+    Side,
+    Stream,
+    Watched,
+)
 from nfq_guard.seqno import Seq, after, before, distance, later
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 from nfq_guard.wire.tcp import highest_acknowledged, parse_options
@@ -98,7 +108,7 @@ class Streams:
         flags = segment.flags
         side = self._side_of(entry, direction, key, segment, frame)
         stream = self._last
-        peer = stream.sides[1 - side.number]
+        peer = stream.one if side.number else stream.other
         stream.frames += 1
         side.packets += 1
         index = stream.frames
@@ -124,10 +134,11 @@ class Streams:
                 self.cut_openings += 1
         else:
             self._continue(stream, side, peer, segment, index, frame)
-            if side.watched and not harmed:
-                _repeat(side.watched, segment.seq, segment.end)
-            if side.beyond or side.jumps:
-                self._advance(stream, side, segment.seq, index)
+            pending = side.pending
+            if pending is not None:
+                if not harmed:
+                    _repeat(pending.watched, segment.seq, segment.end)
+                self._advance(stream, side, pending, segment.seq, index)
         if flags & ACK:
             self._acknowledge(stream, side, peer, segment, index, frame)
         window = segment.window
@@ -136,8 +147,8 @@ class Streams:
         side.window = max(side.window, window)
 
     def _reset(self, side: Side, peer: Side, segment: Segment, index: int, frame: int) -> None:
-        if peer.outside:
-            _answer_by_reset(peer.outside, segment)
+        if peer.pending is not None:
+            _answer_by_reset(peer.pending.outside, segment)
         acknowledges = segment.flags & ACK != 0
         if acknowledges and not peer.known and not peer.asked_index:
             peer.asked_ack, peer.asked_index, peer.asked_frame = segment.ack, index, frame
@@ -153,8 +164,8 @@ class Streams:
         if isinstance(known, Stream) and not segment.flags & SYN:
             # Nearly all segments.
             self._last = known
-            return known.sides[known.reversed ^ direction]
-        stream = known if isinstance(known, Stream) else self._find(key, segment, frame)
+            return known.other if known.reversed ^ direction else known.one
+        stream = known if isinstance(known, Stream) else self._find(entry, key, segment, frame)
         earlier = stream.entry
         if stream is not known and entry is not None:
             entry.stream = stream
@@ -163,14 +174,13 @@ class Streams:
                 if earlier is not None and not (stream.renewed or segment.flags & SYN):
                     stream.renewed = frame
                 stream.entry = entry
-        one, other = stream.sides
         reversed_ = stream.reversed ^ direction if entry is not None else stream.original != key
-        side = other if reversed_ else one
+        side = stream.other if reversed_ else stream.one
         if segment.flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
             # The new connection's entry is not that of the one before it.
             stream.entry = earlier
-            stream = self._begin(key, segment, frame)
-            side = stream.sides[0]
+            stream = self._begin(entry, key, segment, frame)
+            side = stream.one
             if entry is not None:
                 entry.stream = stream
                 stream.reversed = direction
@@ -184,11 +194,11 @@ class Streams:
         stream = self.stream
         if stream is None or segment.flags & RST or segment.end == segment.seq:
             return None
-        side = stream.sides[self.sender]
+        watching = stream.sides[self.sender].awaits().watched
         watched = Watched(segment.seq, segment.end)
-        if len(side.watched) >= _MOST_OPEN:
-            del side.watched[0]
-        side.watched.append(watched)
+        if len(watching) >= _MOST_OPEN:
+            del watching[0]
+        watching.append(watched)
         return watched
 
     def drop(self, entry: Entry) -> None:
@@ -206,11 +216,11 @@ class Streams:
             stream.original == key and stream.one_way for key, stream in self._streams.items()
         )
 
-    def _find(self, key: Key, segment: Segment, frame: int) -> Stream:
+    def _find(self, entry: Entry | None, key: Key, segment: Segment, frame: int) -> Stream:
         stream = self._streams.get(key)
-        return self._begin(key, segment, frame) if stream is None else stream
+        return self._begin(entry, key, segment, frame) if stream is None else stream
 
-    def _begin(self, key: Key, segment: Segment, frame: int) -> Stream:
+    def _begin(self, entry: Entry | None, key: Key, segment: Segment, frame: int) -> Stream:
         """A stream that begins with `segment`."""
         stream = Stream(key, frame)
         streams = self._streams
@@ -220,7 +230,10 @@ class Streams:
                 if gone.original == old and gone.one_way:
                     self._gone_one_way += 1
         streams[key] = stream
-        streams[reverse(key)] = stream
+        opposite = reverse(key)
+        if entry is not None and entry.reply == opposite:
+            opposite = entry.reply  # one value for both tables
+        streams[opposite] = stream
         if self.listing is not None:
             self.listing.take(stream)
         if segment.flags & SYN:
@@ -267,12 +280,13 @@ class Streams:
                     side.flight = flight
         elif ahead >= _HALF:
             self.contiguous = True
-            if side.gaps:
-                _fill(side.gaps, seq, end)
+            if side.pending is not None:
+                _fill(side.pending.gaps, seq, end)
             side.end = later(end, side.end)
         elif ahead <= self._reach(side, peer):
-            if len(side.gaps) < _MOST_OPEN:
-                side.gaps.append(Gap(side.end, seq, index, frame))
+            gaps = side.awaits().gaps
+            if len(gaps) < _MOST_OPEN:
+                gaps.append(Gap(side.end, seq, index, frame))
             side.end = end
         else:
             self._leap(stream, side, segment, index, frame)
@@ -293,7 +307,9 @@ class Streams:
     def _leap(self, stream: Stream, side: Side, segment: Segment, index: int, frame: int) -> None:
         seq = segment.seq
         end = segment.end
-        for known in side.jumps:
+        pending = side.awaits()
+        jumps = pending.jumps
+        for known in jumps:
             if not (before(seq, known.seq) or after(seq, known.end)):
                 # It continues or repeats that one, and shares its fate.
                 known.end = later(end, known.end)
@@ -302,18 +318,18 @@ class Streams:
         answered = stream.sides[1 - side.number].end
         jump = Jump(seq, end, segment.ack, side.end, answered, index, frame)
         self.jump = jump
-        if len(side.jumps) >= _MOST_OPEN:
-            del side.jumps[0]
-        side.jumps.append(jump)
-        if stream.began_before and len(side.outside) < _MOST_OPEN:
-            side.outside.append(jump)
-        for beyond in side.beyond:
+        if len(jumps) >= _MOST_OPEN:
+            del jumps[0]
+        jumps.append(jump)
+        if stream.began_before and len(pending.outside) < _MOST_OPEN:
+            pending.outside.append(jump)
+        for beyond in pending.beyond:
             if not (before(beyond.ack, seq) or after(beyond.ack, end)):
                 beyond.genuine = True
-                self._confirm(stream, side, jump)
+                self._confirm(stream, side, pending, jump)
                 return
 
-    def _confirm(self, stream: Stream, side: Side, jump: Jump) -> None:
+    def _confirm(self, stream: Stream, side: Side, pending: Pending, jump: Jump) -> None:
         """The receiver has what the jump carries: all bytes before it are missing in the file."""
         jump.confirmed = True
         self._prove(
@@ -326,13 +342,15 @@ class Streams:
             max(0, distance(jump.seq, jump.start)),
         )
         side.end = later(jump.end, side.end)
-        side.jumps = [other for other in side.jumps if other is not jump]
+        pending.jumps = [other for other in pending.jumps if other is not jump]
 
-    def _advance(self, stream: Stream, side: Side, seq: Seq, index: int) -> None:
+    def _advance(self, stream: Stream, side: Side, pending: Pending, seq: Seq, index: int) -> None:
         """Settle what waited for this stream to move on."""
+        if not (pending.beyond or pending.jumps):
+            return
         end = side.end
         open_beyond: list[Beyond] = []
-        for beyond in side.beyond:
+        for beyond in pending.beyond:
             if beyond.genuine:
                 continue
             if before(end, beyond.ack):
@@ -343,15 +361,15 @@ class Streams:
             missing = 0 if late else max(0, distance(beyond.ack, beyond.start))
             kind = Doubt.OUT_OF_ORDER if late else Doubt.UNSEEN_DATA
             self._prove(stream, side, kind, beyond.index, beyond.frame, beyond.start, missing)
-        side.beyond = open_beyond
+        pending.beyond = open_beyond
         jumps: list[Jump] = []
-        for jump in side.jumps:
+        for jump in pending.jumps:
             if jump.index != index and not before(end, jump.seq):
                 jump.reached = True
                 jump.passed = not before(end, jump.end)
             if not jump.passed:
                 jumps.append(jump)
-        side.jumps = jumps
+        pending.jumps = jumps
 
     def _acknowledge(
         self,
@@ -373,28 +391,29 @@ class Streams:
             near = ahead <= self._reach(peer, side)
             beyond = Beyond(highest, peer.end, index, frame, near, highest != ack)
             self.beyond = beyond
-            for jump in peer.jumps:
+            pending = peer.awaits()
+            for jump in pending.jumps:
                 if after(highest, jump.seq) and not after(highest, jump.end):
                     beyond.genuine = True
-                    self._confirm(stream, peer, jump)
+                    self._confirm(stream, peer, pending, jump)
                     break
             if not beyond.genuine:
-                if len(peer.beyond) >= _MOST_OPEN:
-                    del peer.beyond[0]
-                peer.beyond.append(beyond)
+                if len(pending.beyond) >= _MOST_OPEN:
+                    del pending.beyond[0]
+                pending.beyond.append(beyond)
+        waiting = peer.pending
         if not after(ack, peer.end) and after(ack, peer.acked):
             peer.acked = ack
-            if peer.gaps:
-                self._acknowledge_gaps(stream, peer, ack)
-            if peer.watched:
-                _settle(peer.watched, ack)
-        if peer.beyond and self.beyond is None:
-            self._refute(peer, ack)
+            if waiting is not None:
+                self._acknowledge_gaps(stream, peer, waiting, ack)
+                _settle(waiting.watched, ack)
+        if waiting is not None and waiting.beyond and self.beyond is None:
+            _refute(waiting, ack)
 
-    def _acknowledge_gaps(self, stream: Stream, peer: Side, ack: Seq) -> None:
+    def _acknowledge_gaps(self, stream: Stream, peer: Side, pending: Pending, ack: Seq) -> None:
         """Gaps below `ack` were received: the frames are missing in the file alone."""
         rest: list[Gap] = []
-        for gap in peer.gaps:
+        for gap in pending.gaps:
             if not before(gap.start, ack):
                 rest.append(gap)
                 continue
@@ -404,17 +423,7 @@ class Streams:
             if before(reached, gap.end):
                 gap.start = reached
                 rest.append(gap)
-        peer.gaps = rest
-
-    def _refute(self, peer: Side, ack: Seq) -> None:
-        """Drop acknowledgements behind which their sender went back."""
-        rest: list[Beyond] = []
-        for beyond in peer.beyond:
-            if not beyond.selective and before(ack, beyond.ack):
-                beyond.refuted = True
-            else:
-                rest.append(beyond)
-        peer.beyond = rest
+        pending.gaps = rest
 
     def _prove(
         self,
@@ -435,6 +444,17 @@ def _answer_by_reset(jumps: list[Jump], segment: Segment) -> None:
     for jump in jumps:
         if segment.seq == jump.ack or (segment.flags & ACK and segment.ack == jump.end):
             jump.reset = True
+
+
+def _refute(pending: Pending, ack: Seq) -> None:
+    """Drop acknowledgements behind which their sender went back."""
+    rest: list[Beyond] = []
+    for beyond in pending.beyond:
+        if not beyond.selective and before(ack, beyond.ack):
+            beyond.refuted = True
+        else:
+            rest.append(beyond)
+    pending.beyond = rest
 
 
 def _fill(gaps: list[Gap], seq: Seq, end: Seq) -> None:
