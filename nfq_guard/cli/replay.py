@@ -2,6 +2,7 @@
 """`nfq-guard replay`: lists the INVALID packets of a capture, and the reasons."""
 
 import argparse
+import atexit
 import gc
 import sys
 from collections.abc import Callable, Sequence
@@ -124,6 +125,8 @@ def run(args: argparse.Namespace) -> int:
         # A replay creates millions of objects without reference cycles; the search costs 5 %.
         gc.disable()
         stack.callback(gc.enable)
+        # The search as the interpreter ends would find none either, for another 2 %.
+        atexit.register(gc.freeze)
         captures: list[Capture] = []
         for source, name in enumerate(args.captures):
             captures.append(Capture(name, source))
