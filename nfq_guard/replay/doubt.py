@@ -33,6 +33,8 @@ class Place:
         beyond: Set when it acknowledges bytes that the file did not hold.
         watched: Its own fate, where it carries something and continues its stream.
         ahead: Whether it is an RST ahead of what the file shows of either end.
+        reordered: Whether frames of its receiver, just before it, are not in the order of their
+            sequence numbers.
     """
 
     stream: Stream
@@ -42,6 +44,7 @@ class Place:
     beyond: Beyond | None
     watched: Watched | None
     ahead: bool
+    reordered: bool
 
 
 @final
@@ -72,6 +75,16 @@ def place_of(streams: Streams, segment: Segment) -> Place | None:
         streams.beyond,
         watched,
         streams.ahead,
+        _is_reordered(streams, stream),
+    )
+
+
+def _is_reordered(streams: Streams, stream: Stream) -> bool:
+    pending = stream.sides[1 - streams.sender].pending
+    return (
+        pending is not None
+        and pending.refilled > 0
+        and streams.index - pending.refilled <= REORDER_FRAMES
     )
 
 
@@ -104,6 +117,9 @@ def doubt_of(
     proof = _proof_near(place)
     if proof is not None:
         return Doubted(kind=proof.kind, proof=proof)
+    if finding.reason is Reason.ACK_OVER and beyond is None and place.reordered:
+        # The file holds what it acknowledges. Conntrack lost track of that by the order alone.
+        return Doubted(kind=Doubt.OUT_OF_ORDER)
     if beyond is not None and finding.reason is Reason.ACK_OVER:
         # The stream ends here, or its sender fell silent: nothing proves the number wrong.
         sender = 1 - place.sender

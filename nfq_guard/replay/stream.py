@@ -162,6 +162,8 @@ class Pending:
             first ones.
         beyond: Acknowledgements of more than it has sent in the file.
         watched: Segments whose fate is awaited.
+        refilled: Position in the stream of the last segment that ended a gap soon after the gap
+            began; 0 without one.
     """
 
     def __init__(self) -> None:
@@ -171,6 +173,7 @@ class Pending:
         self.outside: list[Jump] = []
         self.beyond: list[Beyond] = []
         self.watched: list[Watched] = []
+        self.refilled = 0
 
 
 @final

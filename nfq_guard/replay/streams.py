@@ -128,7 +128,7 @@ class Streams:
             return
         stream.alive = index
         if not side.known:
-            self._first(stream, side, peer, segment, index)
+            self._first(stream, side, peer, segment, index, frame)
             if cut and side.opened:
                 side.scale = -1
                 self.cut_openings += 1
@@ -242,7 +242,9 @@ class Streams:
             self.escapes.look(key, segment, frame)
         return stream
 
-    def _first(self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int) -> None:
+    def _first(
+        self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int, frame: int
+    ) -> None:
         """Start an end at its first segment."""
         seq = segment.seq
         end = segment.end
@@ -263,6 +265,11 @@ class Streams:
             if not before(end, ack) and before(seq, ack):
                 kind = Doubt.OUT_OF_ORDER
             self._prove(stream, side, kind, asked, side.asked_frame, seq, 0)
+        elif peer.opened and not side.opened and segment.flags & ACK:
+            ack = segment.ack
+            if after(ack, peer.start) and not after(ack, peer.end):
+                # It answers a SYN. Its own SYN, which went before, is not in the file.
+                self._prove(stream, side, Doubt.UNSEEN_HANDSHAKE, index, frame, seq, 0)
 
     def _continue(
         self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int, frame: int
@@ -280,8 +287,9 @@ class Streams:
                     side.flight = flight
         elif ahead >= _HALF:
             self.contiguous = True
-            if side.pending is not None:
-                _fill(side.pending.gaps, seq, end)
+            pending = side.pending
+            if pending is not None and _fill(pending.gaps, seq, end, index - REORDER_FRAMES):
+                pending.refilled = index
             side.end = later(end, side.end)
         elif ahead <= self._reach(side, peer):
             gaps = side.awaits().gaps
@@ -457,16 +465,23 @@ def _refute(pending: Pending, ack: Seq) -> None:
     pending.beyond = rest
 
 
-def _fill(gaps: list[Gap], seq: Seq, end: Seq) -> None:
-    """Take the bytes from `seq` to `end` out of the gaps."""
+def _fill(gaps: list[Gap], seq: Seq, end: Seq, since: int) -> bool:
+    """Take the bytes from `seq` to `end` out of the gaps.
+
+    Returns:
+        Whether that ended a gap which began at the position `since` or later.
+    """
+    soon = False
     for place in range(len(gaps) - 1, -1, -1):
         gap = gaps[place]
         if not before(gap.start, seq) and not after(gap.end, end):
+            soon = soon or gap.index >= since
             del gaps[place]
         elif not after(seq, gap.start) and after(end, gap.start):
             gap.start = end
         elif before(seq, gap.end) and not before(end, gap.end):
             gap.end = seq
+    return soon
 
 
 def _repeat(watched: list[Watched], seq: Seq, end: Seq) -> None:

@@ -86,6 +86,43 @@ def conversation() -> Conversation:
     return talk
 
 
+def answer_before_the_handshake() -> list[Frame]:
+    """TCP Fast Open: data in the SYN, and an answer to it before the handshake has ended."""
+    talk = Conversation()
+    talk.client("S", 0, win=65000, length=100)
+    talk.server("SA", 0, 101, win=65000)
+    for start in range(1, 6001, 1000):
+        talk.server("A", start, 101, length=1000)
+    for start in range(1, 6001, 1000):
+        talk.client("A", 101, start + 1000)
+    talk.server("FA", 6001, 101)
+    talk.client("FA", 101, 6002)
+    talk.server("A", 6002, 102)
+    return talk.frames
+
+
+def test_answer_before_the_handshake() -> None:
+    assert invalid(answer_before_the_handshake()) == []
+
+
+@pytest.mark.parametrize("missing", range(1, 17))
+def test_one_frame_missing_of_an_answer_before_the_handshake(missing: int) -> None:
+    frames = answer_before_the_handshake()
+    del frames[missing - 1]
+    found = invalid(renumbered(frames))
+    assert found or missing != 2
+    assert facts(found) == []
+
+
+@pytest.mark.parametrize("first", range(1, 16))
+def test_two_frames_swapped_of_an_answer_before_the_handshake(first: int) -> None:
+    frames = answer_before_the_handshake()
+    frames[first - 1 : first + 1] = reversed(frames[first - 1 : first + 1])
+    for number, frame in enumerate(frames):
+        frame.time_ns = 1_700_000_000_000_000_000 + number
+    assert facts(invalid(renumbered(frames))) == []
+
+
 def test_stray_is_a_fact() -> None:
     talk = conversation()
     stray(talk)
