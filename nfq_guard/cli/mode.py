@@ -4,6 +4,7 @@
 import argparse
 import sys
 
+from nfq_guard.cli import rules_of_root
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import write_json, write_line
@@ -21,10 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Switch the mode until the next start, which uses the configured mode again.
 
-    Exit status 1 if the rules could not follow: they keep the fail mode of the other mode.
+    As root, installs the rules of the new mode if the daemon may not. Exit status 1 if they could
+    not follow: they keep the fail mode of the other mode.
     """
     with connected(args) as client:
         message = client.request("mode", mode=args.mode)
+        if "problem" in message:
+            left = rules_of_root.install(client, args.socket, message.pop("problem"))
+            message |= {} if left is None else {"problem": left}
     if args.format == "json":
         write_json(message)
     else:

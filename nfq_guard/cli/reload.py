@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 
+from nfq_guard.cli import rules_of_root
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_config, add_format
 from nfq_guard.cli.terminal import write_json, write_line
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reload the policy; the current one stays if the new one is invalid.
 
-    Exit status 1 if the policy is refused, changed settings take a restart, or the rules could not
-    follow a changed mode.
+    As root, installs the rules of a changed mode if the daemon may not. Exit status 1 if the policy
+    is refused, changed settings take a restart, or the rules could not follow a changed mode.
     """
     if args.pid is not None:
         args.socket = of_process(args.pid)
@@ -46,6 +47,9 @@ def run(args: argparse.Namespace) -> int:
             return _signal(args)
     with connected(args) as client:
         message = client.request("reload", wait=args.wait)
+        if args.wait and "rules_problem" in message:
+            left = rules_of_root.install(client, args.socket, message.pop("rules_problem"))
+            message |= {} if left is None else {"rules_problem": left}
     restart_for = message.get("restart_for", ()) if args.wait else ()
     problem = message.get("rules_problem") if args.wait else None
     if args.format == "json":

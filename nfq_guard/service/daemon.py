@@ -22,7 +22,7 @@ import msgspec
 
 from nfq_guard import __version__, capabilities
 from nfq_guard.engine import Mode
-from nfq_guard.errors import NfqGuardError
+from nfq_guard.errors import NfqGuardError, UsageError
 from nfq_guard.firewall import FailMode
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service.changed_files import ChangedFiles
@@ -146,6 +146,7 @@ class Daemon:
         self._failure: Exception | None = None
         self._hurried_at: float | None = None
         self._changing_rules = 0
+        self._handed_over = False
         self._files = ChangedFiles()
         self.interrupted = False
         self.reloader = Reloader(
@@ -277,8 +278,31 @@ class Daemon:
         self._set_mode_of_workers()
         self._monitor.change(spec, changed)
 
+    def hand_rules_over(self) -> Settings:
+        """The settings that the rules should have, for root to install them.
+
+        Until `rules_installed`, packets lose the mark that the rules of either mode set.
+
+        Raises:
+            UsageError: The daemon changes its rules itself.
+        """
+        if not self._monitor.forbidden:
+            raise UsageError("the daemon changes its rules itself")
+        self._handed_over = True
+        self._set_mode_of_workers()
+        return msgspec.structs.replace(self._settings, mode=self.mode)
+
+    def rules_installed(self, fail_mode: FailMode) -> None:
+        """Root has installed the rules that were handed over, with this fail mode."""
+        self._handed_over = False
+        self.fail_mode = fail_mode
+        self._set_mode_of_workers()
+        done = f"the rules have fail mode {fail_mode}"
+        self._events.emit(RulesInstalled(done=[done], notes=["by root"]))
+
     def _set_mode_of_workers(self) -> None:
-        fail_mode = FailMode(self._settings.fail_mode) if self._changing_rules else self.fail_mode
+        changing = self._changing_rules or self._handed_over
+        fail_mode = FailMode(self._settings.fail_mode) if changing else self.fail_mode
         self._workers.set_mode(self.mode, mark_in(fail_mode))
 
     def reload(self, respond: Responder | None = None) -> None:

@@ -188,6 +188,11 @@ class RuleMonitor:
         self._seen = False
         self._wanted: list[tuple[RulesSpec, Callable[[str], None]]] = []
 
+    @property
+    def forbidden(self) -> bool:
+        """Whether the daemon lacks a privilege to read and change its rules."""
+        return self._forbidden
+
     def watch(self, now: float) -> None:
         """Start a check if nftables' ruleset has changed since the last; costs a system call."""
         if self._forbidden and not self._over:
@@ -239,6 +244,8 @@ class RuleMonitor:
 
         def failed(error: Exception) -> None:
             self._rules.spec = before
+            if isinstance(error, PrivilegeError):
+                self._forbid(str(error))
             end(str(error) or type(error).__name__)
 
         def end(problem: str) -> None:
@@ -308,9 +315,7 @@ class RuleMonitor:
         if check.counted is not None:
             self._add(check.counted)
         if check.forbidden:
-            # The daemon never regains a privilege: `status` says so, and no check follows.
-            self._forbidden = True
-            self._closed = True
+            self._forbid(check.problem)
         elif check.problem:
             self._events.emit(RulesCheckFailed(problem=check.problem))
         self._expected = self._expected or not (check.differences or check.problem)
@@ -318,6 +323,12 @@ class RuleMonitor:
             self._compare(check)
         self._give_up(check)
         self._change_next()
+
+    def _forbid(self, problem: str) -> None:
+        """The daemon never regains a privilege: `status` says so, and no check follows."""
+        self._problem = problem
+        self._forbidden = True
+        self._closed = True
 
     def _crashed(self, error: Exception) -> None:
         """A bug of ours, or no thread to be had."""

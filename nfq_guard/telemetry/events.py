@@ -397,7 +397,8 @@ class ModeChanged(Event, frozen=True, kw_only=True, omit_defaults=True, tag="mod
     fail_mode_until_restart: Annotated[
         str | None,
         _text(
-            "The fail mode that stays in the rules until a restart, where it is not that of `now`."
+            "The fail mode that stays in the rules until root installs others, at the latest at a "
+            "restart; absent where it is that of `now`."
         ),
     ] = None
     problem: Annotated[str | None, _text("Why the daemon could not change the rules.")] = None

@@ -11,15 +11,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nfq_guard.engine import Mode
+from nfq_guard.firewall import FailMode
 from nfq_guard.service.control import server as control
 from nfq_guard.service.control.commands import COMMANDS, Commands
 from nfq_guard.service.control.protocol import Caller, Request, Response
 from nfq_guard.service.control.server import CONNECTIONS_MAX
+from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Status
 from tests.support.control import Served
 from tests.support.daemon import FakeDaemon
@@ -47,6 +51,18 @@ def test_a_mode_that_the_rules_cannot_follow(served: Served) -> None:
     served.daemon.rules_problem = "a lock is held"
     answer = served.ask(b'{"command": "mode", "arguments": {"mode": "enforce"}}\n')
     assert answer["message"] == {"mode": "enforce", "problem": "a lock is held"}
+
+
+def test_root_installs_rules_that_the_daemon_may_not(served: Served) -> None:
+    wanted = b'{"command": "rules_wanted"}\n'
+    assert served.ask(wanted)["message"] == "the daemon changes its rules itself"
+    served.daemon.rules_problem = "CAP_NET_RAW is missing"
+    served.daemon.mode = Mode.ENFORCE
+    given = msgspec.convert(served.ask(wanted)["message"], Settings)
+    assert (given.mode, given.fail_mode) == (Mode.ENFORCE, "closed")
+    done = b'{"command": "rules_installed", "arguments": {"fail_mode": "closed"}}\n'
+    assert served.ask(done) == {"return": "OK", "message": "noted"}
+    assert served.daemon.fail_mode is FailMode.CLOSED
 
 
 def test_a_pending_reload_delays_only_its_own_client(served: Served) -> None:
@@ -243,6 +259,8 @@ def test_every_command_is_in_the_table() -> None:
         "packets": False,
         "reload": True,
         "mode": True,
+        "rules_wanted": True,
+        "rules_installed": True,
     }
 
 

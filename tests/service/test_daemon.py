@@ -16,8 +16,8 @@ import orjson
 import pytest
 
 from nfq_guard.engine import Mode
-from nfq_guard.errors import NfqGuardError
-from nfq_guard.firewall import Difference, RuleCounters, RulesSpec
+from nfq_guard.errors import NfqGuardError, PrivilegeError, UsageError
+from nfq_guard.firewall import UNJUDGED_MARK, Difference, FailMode, RuleCounters, RulesSpec
 from nfq_guard.flow import Evidence
 from nfq_guard.raw_rules import RawReading, RawRule
 from nfq_guard.service.config import LoadedPolicy, load_policy_for
@@ -51,6 +51,7 @@ class FakeWorkers:
     def __init__(self, story: "Story") -> None:
         self._story = story
         self.hurried: Callable[[], bool] = bool
+        self.marks: list[int] = []
 
     def begin(self, started_at: float) -> ServedQueues:
         assert started_at > 0
@@ -71,7 +72,8 @@ class FakeWorkers:
     def last_error(self) -> dict[str, object] | None:
         return None
 
-    def set_mode(self, mode: Mode, unjudged_mark: int) -> None: ...
+    def set_mode(self, _mode: Mode, unjudged_mark: int) -> None:
+        self.marks.append(unjudged_mark)
 
     def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None: ...
 
@@ -129,6 +131,7 @@ class Story:
         self.lines: list[str] = []
         self.fails: dict[str, Exception] = {}
         self.then: dict[str, Callable[[], None]] = {}
+        self.daemon: Daemon | None = None
         self.workers = FakeWorkers(self)
         self.rules = FakeRules(self)
         self._log = folder / "log"
@@ -168,15 +171,22 @@ class Story:
         *,
         rules: Literal["install", "keep", "none"] = "install",
         files: Mapping[str, bytes] | None = None,
+        fail_mode: FailMode = FailMode.OPEN,
     ) -> None:
         """Run a daemon to its end, which follows `files` if there are any."""
         settings = Settings(
-            rules=rules, verify_rules_s=0, control_socket="", follow_files_s=0.01 if files else 0
+            mode=Mode.DRY_RUN,
+            fail_mode=fail_mode.value,
+            rules=rules,
+            verify_rules_s=0,
+            control_socket="",
+            follow_files_s=0.01 if files else 0,
         )
         loaded = replace(load_policy_for(Settings(), None), files=files or {})
         sink = LineSink(self._log)
 
-        def open_more(_: Daemon) -> Callable[[], None]:
+        def open_more(daemon: Daemon) -> Callable[[], None]:
+            self.daemon = daemon
             self.happened("endpoints opened")
             return lambda: self.happened("endpoints closed")
 
@@ -338,6 +348,36 @@ def test_a_second_sigterm_shortens_the_wait(story: Story) -> None:
     assert story.workers.hurried() is True
     assert story.at("queues unbound") < story.at("endpoints closed")
     story.rules.may_remove.set()
+
+
+def test_root_installs_the_rules_that_a_mode_takes(story: Story) -> None:
+    """Until it has, packets lose the mark of the rules of either mode."""
+    problems: list[str] = []
+    modes: list[FailMode] = []
+    story.fails["rules installed"] = PrivilegeError("CAP_NET_RAW is missing")
+
+    def switch() -> None:
+        assert story.daemon is not None
+        with pytest.raises(UsageError, match="itself"):
+            story.daemon.hand_rules_over()
+        story.daemon.set_mode(Mode.ENFORCE, refused)
+
+    def refused(problem: str) -> None:
+        assert story.daemon is not None
+        problems.append(problem)
+        modes.append(story.daemon.fail_mode)
+        assert story.daemon.hand_rules_over().mode is Mode.ENFORCE
+        story.daemon.rules_installed(FailMode.KERNEL_DROP)
+        modes.append(story.daemon.fail_mode)
+        terminate()
+
+    story.then["endpoints opened"] = switch
+    story.run(rules="keep", fail_mode=FailMode.KERNEL_DROP)
+    assert problems == ["CAP_NET_RAW is missing"]
+    assert modes == [FailMode.OPEN, FailMode.KERNEL_DROP]
+    assert story.workers.marks == [UNJUDGED_MARK, 0, UNJUDGED_MARK, UNJUDGED_MARK]
+    changes = [name for name in story.events() if name in {"mode_changed", "rules_installed"}]
+    assert changes == ["mode_changed", "rules_installed"]
 
 
 def test_a_changed_file_is_reloaded(story: Story, tmp_path: Path) -> None:

@@ -431,6 +431,19 @@ def test_rules_that_cannot_be_changed_stay_what_they_should_be(make: Make) -> No
     assert one.rules.spec == RulesSpec()
 
 
+def test_rules_that_may_not_be_changed_are_for_root(make: Make) -> None:
+    """The privilege never comes back: later changes are refused for the same reason."""
+    outcomes: list[str] = []
+    one = make(reinstall=True)
+    one.rules.install_error = PrivilegeError("CAP_NET_RAW is missing")
+    for _ in range(2):
+        one.monitor.change(RulesSpec(fail_mode=FailMode.CLOSED), outcomes.append)
+        one.finish()
+        assert one.monitor.forbidden
+    assert outcomes == ["CAP_NET_RAW is missing"] * 2
+    assert one.monitor.status().state is RulesState.FORBIDDEN
+
+
 def test_nothing_is_changed_at_the_end(make: Make) -> None:
     """Neither what waits for a check then, nor what is asked for later."""
     outcomes: list[str] = []

@@ -4,7 +4,10 @@
 from collections.abc import Callable
 
 from nfq_guard.engine import Mode
+from nfq_guard.errors import UsageError
+from nfq_guard.firewall import FailMode
 from nfq_guard.service.control.protocol import Responder, Response
+from nfq_guard.service.settings import Settings
 from nfq_guard.service.status import Status
 from nfq_guard.telemetry.exposition import Observed
 from nfq_guard.telemetry.metrics import Stats
@@ -19,6 +22,7 @@ class FakeDaemon:
         self._status_bytes = status_bytes
         self.mode = Mode.DRY_RUN
         self.rules_problem = ""
+        self.fail_mode = FailMode.OPEN
         self.reloads: list[Responder | None] = []
         self.stats = Stats()
 
@@ -36,6 +40,15 @@ class FakeDaemon:
     def set_mode(self, mode: Mode, done: Callable[[str], None]) -> None:
         self.mode = mode
         done(self.rules_problem)
+
+    def hand_rules_over(self) -> Settings:
+        if not self.rules_problem:
+            raise UsageError("the daemon changes its rules itself")
+        return Settings(mode=self.mode, fail_mode="closed")
+
+    def rules_installed(self, fail_mode: FailMode) -> None:
+        self.rules_problem = ""
+        self.fail_mode = fail_mode
 
     def observed(self, now: float) -> Observed:
         return observed(self.stats, at=now, counters={"reloads": 3})

@@ -21,9 +21,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from nfq_guard.engine import Mode
+from nfq_guard.errors import UsageError
+from nfq_guard.firewall import FailMode
 from nfq_guard.policy.values import shown
 from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
-from nfq_guard.service.settings import expected_value
+from nfq_guard.service.settings import Settings, expected_value
 from nfq_guard.service.status import Status, encode
 
 # Most flows in the response to `dump`.
@@ -53,6 +55,16 @@ class ControlledDaemon(Protocol):
 
         `done` is called once the rules follow the mode, or with the reason why they do not.
         """
+
+    def hand_rules_over(self) -> Settings:
+        """The settings that the rules should have, for root to install them.
+
+        Raises:
+            UsageError: The daemon changes its rules itself.
+        """
+
+    def rules_installed(self, fail_mode: FailMode) -> None:
+        """Root has installed the rules that were handed over."""
 
 
 class Nothing(Struct, frozen=True):
@@ -111,6 +123,16 @@ class ModeRecord(TypedDict):
     problem: NotRequired[str]
 
 
+class InstalledArguments(Struct, frozen=True):
+    """The arguments of `rules_installed`.
+
+    Attributes:
+        fail_mode: The fail mode of the rules that the caller has installed.
+    """
+
+    fail_mode: FailMode
+
+
 @final
 class Command(NamedTuple, Generic[A]):
     """One command.
@@ -161,6 +183,22 @@ def _mode(daemon: ControlledDaemon, arguments: ModeArguments, respond: Responder
     daemon.set_mode(arguments.mode, done)
 
 
+def _rules_wanted(daemon: ControlledDaemon, _arguments: Nothing, respond: Responder) -> None:
+    try:
+        settings = daemon.hand_rules_over()
+    except UsageError as error:
+        respond(Response.error(str(error)))
+    else:
+        respond(Response.ok(msgspec.to_builtins(settings)))
+
+
+def _rules_installed(
+    daemon: ControlledDaemon, arguments: InstalledArguments, respond: Responder
+) -> None:
+    daemon.rules_installed(arguments.fail_mode)
+    respond(Response.ok("noted"))
+
+
 COMMANDS: Final[dict[str, Command[Any]]] = {
     "ping": Command(Nothing, changes=False, run=_ping),
     "status": Command(Nothing, changes=False, run=_status),
@@ -168,6 +206,8 @@ COMMANDS: Final[dict[str, Command[Any]]] = {
     "packets": Command(PacketsArguments, changes=False, run=_packets),
     "reload": Command(ReloadArguments, changes=True, run=_reload),
     "mode": Command(ModeArguments, changes=True, run=_mode),
+    "rules_wanted": Command(Nothing, changes=True, run=_rules_wanted),
+    "rules_installed": Command(InstalledArguments, changes=True, run=_rules_installed),
 }
 """Root, and the user that the daemon runs as, may send every command; members of the socket's
 group those that change nothing."""

@@ -108,7 +108,7 @@ def find(default: Path) -> tuple[Path, bool]:
     elsewhere = _is_elsewhere(default)
     if elsewhere or _is_missing(default):
         for path in sorted(default.parent.glob(f"*/{default.name}")):
-            if _is_here(path):
+            if is_here(path):
                 return path, True
     return default, not elsewhere
 
@@ -213,7 +213,7 @@ def _is_elsewhere(path: Path) -> bool:
     return _namespace_at(path) not in {"", network_namespace("self")}
 
 
-def _is_here(path: Path) -> bool:
+def is_here(path: Path) -> bool:
     """Whether the listener at `path` is known to be in this network namespace."""
     return _namespace_at(path) == network_namespace("self") != ""
 

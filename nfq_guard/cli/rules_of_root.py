@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""Rules that root installs for a daemon whose sandbox forbids it to change them.
+
+A daemon with CAP_NET_ADMIN alone cannot use iptables-legacy. The command that changes its mode, if
+root runs it, installs the rules of the new mode in its place.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from nfq_guard.errors import NfqGuardError
+from nfq_guard.service.control.client import Client, RefusedError
+from nfq_guard.service.control.socket_path import is_here
+from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
+from nfq_guard.service.settings import Settings
+
+
+def install(client: Client, path: Path, problem: str) -> str | None:
+    """Install the rules of the daemon's mode. Returns the problem that is left, or None.
+
+    Args:
+        client: A connection to the daemon.
+        path: Its control socket.
+        problem: Why the daemon could not install them.
+    """
+    if os.geteuid() != 0 or not is_here(path):
+        return problem
+    try:
+        settings = msgspec.convert(client.request("rules_wanted"), Settings)
+    except RefusedError:
+        return problem
+    try:
+        firewall_of(settings).install()
+    except NfqGuardError as error:
+        return f"{problem}; root could not install them either: {error}"
+    client.request("rules_installed", fail_mode=fail_mode_of(settings))
+    return None
