@@ -24,7 +24,7 @@ from nfq_guard.cli.kernel_choice import warn
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lines
-from nfq_guard.cli.terminal import columns, printable, wants_colour, write_json
+from nfq_guard.cli.terminal import columns, fitted, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.names import counted
@@ -264,7 +264,7 @@ def _finish(
             gap = "No packet is INVALID.\n\n"
         elif selected == 0:
             gap = "No INVALID packet is selected by --only and --flow.\n\n"
-        sys.stdout.write(gap + "\n".join(lines) + "\n")
+        sys.stdout.write(fitted(gap + "\n".join(lines) + "\n"))
     elif args.summary:
         whole = summary.as_object(replayer, settings, seconds)
         write_json(whole)

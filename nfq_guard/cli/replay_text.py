@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, final
 
+from nfq_guard.cli.terminal import folded
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.names import counted, packet_ends
 from nfq_guard.replay.outcome import Outcome
@@ -117,19 +118,24 @@ class Table:
                 self._widths[column] = max(self._widths[column], len(cell.text))
 
     def _line(self, cells: Sequence[_Cell]) -> str:
+        """The cells in columns; on a narrow terminal those of each row go on in the same lines."""
         assert self._widths is not None  # noqa: S101 - set with the first row
-        lines: list[list[str]] = [[]]
+        lines: list[str] = [""]
         used = 0
         for column, (cell, width) in enumerate(zip(cells, self._widths, strict=True)):
             if not width:
                 continue
-            padded = cell.text.rjust(width) if column in _RIGHT else cell.text.ljust(width)
-            if self._width is not None and used + len(padded.rstrip()) > self._width and used:
-                lines.append([" " * _INDENT])
+            if self._width is not None and used + width > self._width and used:
+                lines.append(" " * _INDENT + _GAP)
                 used = _INDENT + len(_GAP)
-            lines[-1].append(styled(padded, *cell.styles) if self._colour else padded)
-            used += len(padded) + len(_GAP)
-        return "\n".join(_GAP.join(parts).rstrip() for parts in lines)
+            text = styled(cell.text, *cell.styles) if self._colour else cell.text
+            blanks = " " * (width - len(cell.text))
+            lines[-1] += (f"{blanks}{text}" if column in _RIGHT else f"{text}{blanks}") + _GAP
+            used += width + len(_GAP)
+        whole = [line.rstrip() for line in lines]
+        if self._width is not None:
+            whole = [part for line in whole for part in folded(line, self._width)]
+        return "\n".join(line for line in whole if line)
 
 
 def _reason(outcome: Outcome) -> str:

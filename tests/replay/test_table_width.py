@@ -19,10 +19,16 @@ def test_rows_go_on_below_where_the_terminal_ends(
     talk.client("A", 1, 1)
     name = talk.save(tmp_path / "talk.pcap")
     words = {}
-    for width in (None, 120, 80):
+    table = ""
+    for width in (None, 120, 80, 60):
         monkeypatch.setattr("nfq_guard.cli.replay.columns", lambda width=width: width)
         assert main(["replay", name]) == 0
         table = capsys.readouterr().out.split("\n\n")[0]
         words[width] = table.split()
         assert all(len(line) <= (width or 1000) for line in table.splitlines())
-    assert words[None] == words[120] == words[80]
+    assert words[None] == words[120] == words[80] == words[60]
+    heads, rows = table.splitlines()[:4], table.splitlines()[4:]
+    for head, row, heading, cell in zip(
+        heads, rows, ("packet", "reason", "policy"), ("10.0.0.1", "ack-over", "allow"), strict=False
+    ):
+        assert head.index(heading) == row.index(cell), "the headings stand above their cells"
