@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Whether the policy lets SYNPROXY work.
 
-SYNPROXY answers a SYN with a cookie, outside conntrack. The ACK that ends the handshake belongs to
-no entry, so it is INVALID (tcp_loose=0), and SYNPROXY opens the flow when it sees it.
+SYNPROXY answers a SYN with a cookie, outside conntrack, so this SYN+ACK is INVALID. The ACK that
+ends the handshake belongs to no entry, so it is INVALID too (tcp_loose=0), and SYNPROXY opens the
+flow when it sees it.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.check import Check, ok, problem
 from nfq_guard.doctor.rule_model import Table
@@ -18,9 +19,41 @@ from nfq_guard.wire.packet import CHECKSUM_GOOD, Queued
 
 TARGET: Final = "SYNPROXY"
 
-# From 192.0.2.1:40000 to 192.0.2.2:443, flag ACK.
-_ACK: Final = bytes.fromhex(
-    "4500002800004000400600 00c0000201c0000202 9c4001bb0000000100000001 5010ffff00000000"
+
+@final
+class _Packet(NamedTuple):
+    """A packet of the handshake.
+
+    Attributes:
+        name: What it is called.
+        octets: The packet; the client is 192.0.2.1:40000, the server 192.0.2.2:443.
+        hook: Where the guard sees it.
+        match: What a policy has for it.
+    """
+
+    name: str
+    octets: bytes
+    hook: Hook
+    match: str
+
+
+_PACKETS: Final = (
+    _Packet(
+        "SYN+ACK with the cookie",
+        bytes.fromhex(
+            "4500002800004000400600 00c0000202c0000201 01bb9c400000000100000001 5012ffff00000000"
+        ),
+        Hook.OUTPUT,
+        'tcp_flags "syn ack", sport of SYNPROXY\'s ports',
+    ),
+    _Packet(
+        "ACK that ends a handshake",
+        bytes.fromhex(
+            "4500002800004000400600 00c0000201c0000202 9c4001bb0000000100000001 5010ffff00000000"
+        ),
+        Hook.PREROUTING,
+        'tcp_flags "ack !syn !rst !fin", dport of SYNPROXY\'s ports',
+    ),
 )
 
 
@@ -35,16 +68,20 @@ def used(tables: Iterable[Table]) -> bool:
 
 
 def checks(policy: Policy) -> Iterator[Check]:
-    """The decision of the policy for the ACK that ends a handshake."""
-    queued = Queued(_ACK, Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)
-    decision = policy.decide(queued, decode(_ACK), None, Finding(Reason.NO_ENTRY), 0.0)
-    if decision.drops:
-        yield problem(
-            "policy.synproxy",
-            f"the policy (rule {decision.rule}) drops the INVALID ACK that ends a handshake: "
-            "in enforce, no connection to a port of SYNPROXY opens",
-            'allow it before that rule: reason no-entry, tcp_flags "ack !syn !rst !fin", dport of '
-            "SYNPROXY's ports",
-        )
-    else:
-        yield ok("policy.synproxy", "the policy lets the ACK pass that SYNPROXY waits for")
+    """The decision of the policy for the INVALID packets of a handshake."""
+    fine = True
+    for packet in _PACKETS:
+        interfaces = ("eth0", "") if packet.hook is Hook.PREROUTING else ("", "eth0")
+        queued = Queued(packet.octets, packet.hook, *interfaces, 0, CHECKSUM_GOOD)
+        entry = Finding(Reason.NO_ENTRY)
+        decision = policy.decide(queued, decode(packet.octets), None, entry, 0.0)
+        if decision.drops:
+            fine = False
+            yield problem(
+                "policy.synproxy",
+                f"the policy (rule {decision.rule}) drops the INVALID {packet.name}: in enforce, "
+                "no connection to a port of SYNPROXY opens",
+                f"allow it before that rule: reason no-entry, {packet.match}",
+            )
+    if fine:
+        yield ok("policy.synproxy", "the policy lets the handshakes of SYNPROXY pass")

@@ -110,9 +110,32 @@ def test_router_records_leaks(judge_case: Case) -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_that_break_synproxy_say_so(name: str) -> None:
     """SYNPROXY opens a flow when it sees an ACK that belongs to none."""
-    (check,) = synproxy.checks(load_compiled(f"preset:{name}"))
+    checks = list(synproxy.checks(load_compiled(f"preset:{name}")))
     text = (Path("rules/policy") / f"{name}.toml").read_text()
-    assert (check.status is Status.PROBLEM) is ("# Breaks SYNPROXY" in text)
+    assert {check.status for check in checks} == {
+        Status.PROBLEM if "# Breaks SYNPROXY" in text else Status.OK
+    }
+
+
+def test_the_advice_on_synproxy_lets_it_work(tmp_path: Path) -> None:
+    rules = (
+        ("answers", 'tcp_flags = "syn ack"', "sport"),
+        ("handshakes", 'tcp_flags = "ack !syn !rst !fin"', "dport"),
+    )
+    lines = ['[policy]\ninclude = "preset:strict"\ni_know = "drops everything"\n']
+    lines += [
+        f'[[policy.rule]]\nname = "{name}"\nreason = "no-entry"\n{flags}\n{port} = 443\n'
+        'action = "allow"\n'
+        for name, flags, port in rules
+    ]
+    file = tmp_path / "policy.toml"
+    file.write_text("".join(lines), encoding="ascii")
+    todos = [check.todo for check in synproxy.checks(load_compiled("preset:strict"))]
+    for (_, flags, port), todo in zip(rules, todos, strict=True):
+        assert flags.replace(" = ", " ") in todo
+        assert port in todo
+    (check,) = synproxy.checks(load_compiled(str(file)))
+    assert check.status is Status.OK
 
 
 @pytest.mark.parametrize(
