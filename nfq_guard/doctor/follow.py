@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
-from nfq_guard.doctor.rule_model import ALWAYS, ENDS, Act, Rule, Table, Truth
+from nfq_guard.doctor.rule_model import ALWAYS, ENDS, Act, MarkTest, Rule, Table, Truth
 
 
 @final
@@ -23,6 +23,7 @@ class Finding:
         spared: Whether an earlier rule may have decided, so that the segment does not get there.
         state: Whether the rule, or a jump that leads to it, selects by conntrack state.
         default: Whether it is the policy of a base chain.
+        marks: The tests of the packet's mark among what that depends on.
     """
 
     table: Table
@@ -34,6 +35,7 @@ class Finding:
     spared: bool = False
     state: bool = False
     default: bool = False
+    marks: tuple[MarkTest, ...] = ()
 
     @property
     def certain(self) -> bool:
@@ -99,7 +101,9 @@ class Follower:
                 continue
             ends = Truth.NO
             if rule.act in ENDS or rule.mark is not None or rule.tracking is not None:
-                here = Finding(self._table, name, rule, truth=truth, on=rule.when.on)
+                here = Finding(
+                    self._table, name, rule, truth=truth, on=rule.when.on, marks=rule.when.marks
+                )
                 _record(found, (name, place), here, rule, spared=spared)
             if rule.act in ENDS:
                 ends = Truth.YES
@@ -135,6 +139,7 @@ def _lift(found: _Found, inner: Walk, jump: Rule, name: str, *, spared: bool) ->
             on=(*jump.when.on, *finding.on),
             spared=finding.spared,
             state=finding.state,
+            marks=(*jump.when.marks, *finding.marks),
         )
         _record(found, key, lifted, jump, spared=spared)
 
@@ -152,6 +157,7 @@ def _record(
         finding.on,
         spared=finding.spared or spared,
         state=finding.state or rule.when.state,
+        marks=finding.marks,
     )
     known = found.get(key)
     if known is None or _certainty(here) > _certainty(known):

@@ -53,7 +53,7 @@ def read() -> HostRules:
         try:
             rules.native = nft_rules.Ruleset(listed)
             rules.tables += rules.native.tables(_unread(rules))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
             rules.problems.append(f"nft list ruleset: {error}")
     return rules
 

@@ -18,6 +18,7 @@ from nfq_guard.doctor.rule_model import (
     Act,
     BaseChain,
     Condition,
+    MarkTest,
     MarkWrite,
     Rule,
     Table,
@@ -68,9 +69,18 @@ _PASSING: Final = frozenset(
 
 
 class _Option(NamedTuple):
-    """One option of a rule, such as `! --ctstate NEW` of the match module conntrack."""
+    """One option of a rule, such as `! --ctstate NEW` of the match module conntrack.
+
+    Attributes:
+        module: The match module.
+        instance: Which `-m` of the rule that is: a module may be there more than once.
+        name: The option's name.
+        values: Its values.
+        negated: Whether `!` precedes it.
+    """
 
     module: str
+    instance: int
     name: str
     values: tuple[str, ...]
     negated: bool
@@ -127,17 +137,17 @@ def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
 
 def condition(matches: list[_Option], protocol: str = TCP) -> Condition:
     """Whether an INVALID packet of a protocol matches."""
-    states = [option for option in matches if option.name in _STATES]
+    stated = {option.instance for option in matches if option.name in _STATES}
     return all_of(
         ALWAYS
-        if option.module == "conntrack" and states and option not in states
+        if option.module == "conntrack" and option.instance in stated and option.name not in _STATES
         else _match(option, protocol)
         for option in matches
     )
 
 
 def _match(option: _Option, protocol: str) -> Condition:
-    """One match; those of the module conntrack but the state need an entry."""
+    """One match; those of the module conntrack need an entry, but for the state beside them."""
     if option.name in _STATES:
         named = option.values[0].split(",") if option.values else []
         return known(("INVALID" in named) is not option.negated, state=True)
@@ -159,7 +169,15 @@ def _plain(option: _Option, protocol: str) -> Condition:
         return NEVER
     if option.name == "-o" and value == "lo":
         return NEVER
-    return Condition(Truth.DEPENDS, (str(option),))
+    return Condition(Truth.DEPENDS, (str(option),), marks=_mark_tests(option))
+
+
+def _mark_tests(option: _Option) -> tuple[MarkTest, ...]:
+    """A match on the packet's mark as a test of its bits; empty for any other."""
+    if (option.module, option.name) != ("mark", "--mark") or option.negated or not option.values:
+        return ()
+    value, slash, mask = option.values[0].partition("/")
+    return (MarkTest(_number(mask) if slash else ALL_BITS, _number(value)),)
 
 
 def _options(text: str) -> tuple[list[_Option], list[_Option]]:
@@ -175,7 +193,7 @@ def _options(text: str) -> tuple[list[_Option], list[_Option]]:
 
 
 def _split(text: str) -> Iterator[_Option]:
-    module = ""
+    module, instance = "", 0
     current: list[str] = []
     negated = next_negated = False
     for word in [*split(text), "-"]:
@@ -184,8 +202,8 @@ def _split(text: str) -> Iterator[_Option]:
         elif word.startswith("-") and not _is_value(word, current):
             if current:
                 if current[0] == "-m":
-                    module = " ".join(current[1:])
-                yield _Option(module, current[0], tuple(current[1:]), negated)
+                    module, instance = " ".join(current[1:]), instance + 1
+                yield _Option(module, instance, current[0], tuple(current[1:]), negated)
             current, negated, next_negated = [word], next_negated, False
         else:
             current.append(word)

@@ -18,6 +18,7 @@ from nfq_guard.doctor.rule_model import (
     NEVER,
     TCP,
     Condition,
+    MarkTest,
     MarkWrite,
     TrackingWrite,
     Truth,
@@ -44,6 +45,7 @@ _PROTOCOLS: Final = frozenset(
     {"tcp", "udp", "udplite", "icmp", "icmpv6", "sctp", "dccp", "igmp", "ah", "esp", "comp", "gre"}
 )
 _LOOPBACK: Final = frozenset({"lo"})
+_MARK: Final = {"meta": {"key": "mark"}}
 _OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
     "&": operator.and_,
     "|": operator.or_,
@@ -99,6 +101,8 @@ class Segment:
         if isinstance(value, _NoEntry):
             return NEVER
         condition = self._compared(value, sign, right)
+        if condition.truth is Truth.DEPENDS and sign == "==":
+            condition = condition._replace(marks=_mark_tests(left, right))
         return _stated(_reworded(condition, statement("match", match)), left)
 
     def maps(self, vmap: Mapping[str, Any]) -> list[tuple[Condition, Mapping[str, Any]]]:
@@ -118,13 +122,31 @@ class Segment:
         verdicts += [(_stated(rest, vmap["key"]), verdict) for verdict in otherwise]
         return [] if isinstance(key, _NoEntry) else verdicts
 
+    def has(self, expr: Any) -> Condition:  # noqa: ANN401 - JSON
+        """Whether an expression has a value; without one the rule ends."""
+        return NEVER if isinstance(self._value(_unwrapped(expr)), _NoEntry) else ALWAYS
+
     def writes(self, mangle: Mapping[str, Any]) -> tuple[Condition, MarkWrite | None]:
         """Whether a rule goes on after `KEY set VALUE`, and how that writes the mark."""
-        if _reads_entry(mangle["value"]):
+        value = mangle["value"]
+        if _reads_entry(value):
             return NEVER, None
-        if mangle["key"] != {"meta": {"key": "mark"}}:
+        if mangle["key"] != _MARK:
             return ALWAYS, None
-        return ALWAYS, _write(mangle["value"])
+        if isinstance(value, dict) and "map" in value:
+            return self._mapped(value["map"])
+        return ALWAYS, _write(value)
+
+    def _mapped(self, mapping: Mapping[str, Any]) -> tuple[Condition, MarkWrite]:
+        """`meta mark set KEY map { ... }`; the rule ends for a key that is not in the map."""
+        key = self._value(mapping["key"])
+        pairs = [
+            (self._equals(key, _unwrapped(left)), right)
+            for left, right in self._pairs(mapping["data"])
+        ]
+        when = _stated(any_of(condition for condition, _ in pairs), mapping["key"])
+        sure = [right for condition, right in pairs if condition.truth is Truth.YES]
+        return when, _write(sure[0]) if sure else MarkWrite(0, 0)
 
     @staticmethod
     def zone(mangle: Mapping[str, Any]) -> TrackingWrite | None:
@@ -263,9 +285,18 @@ def _reads_entry(expr: Any) -> bool:  # noqa: ANN401 - JSON
     return isinstance(expr, list) and any(_reads_entry(each) for each in expr)
 
 
+def _mark_tests(left: Any, right: Any) -> tuple[MarkTest, ...]:  # noqa: ANN401 - JSON
+    """A match on the packet's mark as a test of its bits; empty for any other."""
+    value, mask = _number(right), ALL_BITS
+    if isinstance(left, dict) and isinstance(left.get("&"), list) and len(left["&"]) == 2:
+        left, bits = left["&"]
+        mask = -1 if (number := _number(bits)) is None else number
+    return () if left != _MARK or value is None or mask < 0 else (MarkTest(mask, value),)
+
+
 def _write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON
     """`meta mark set VALUE`; a value that cannot be followed may write every bit."""
-    if value == {"meta": {"key": "mark"}}:
+    if value == _MARK:
         return MarkWrite(ALL_BITS, 0)
     number = _number(value)
     if number is not None:

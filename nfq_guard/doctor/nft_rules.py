@@ -8,12 +8,14 @@ value.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, final
 
-from nfq_guard.doctor import nft_text
+from nfq_guard.doctor import nft_text, nft_unnamed
 from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.nft_match import Segment
 from nfq_guard.doctor.rule_model import (
+    NEVER,
     NFT_SECURITY,
     PRIORITIES,
     TCP,
@@ -40,7 +42,7 @@ _FAMILIES: Final = {"ip": (4,), "ip6": (6,), "inet": (4, 6)}
 _RATES: Final = frozenset({"limit", "quota", "ct count"})
 _PASSING: Final = frozenset(
     {
-        *("counter", "log", "dup", "flow", "set", "map", "last", "secmark", "comment"),
+        *("counter", "log", "dup", "map", "last", "secmark", "comment"),
         *("ct helper", "ct timeout", "ct expectation", "optstrip"),
     }
 )
@@ -69,7 +71,7 @@ class Ruleset:
         self.ours = False
         self.flowtables: list[str] = []
         self._bases: dict[_Key, BaseChain] = {}
-        self._rules: dict[_Key, list[tuple[int, Sequence[Statement]]]] = {}
+        self._rules: dict[_Key, list[tuple[int, Sequence[Statement | str]]]] = {}
         self._sets: dict[_Key, Sequence[Any]] = {}
         for item in json.loads(text)["nftables"]:
             for kind, value in item.items():
@@ -136,16 +138,15 @@ class Ruleset:
         protocol: str,
     ) -> Table:
         sets = {key[2]: each for key, each in self._sets.items() if key[:2] == (family, name)}
-        segment = Segment(number, sets, protocol)
+        reader = _Reader(Segment(number, sets, protocol))
+        for key, rules in self._rules.items():
+            if key[:2] == (family, name) and not is_own(key[2]):
+                reader.read(key[2], rules)
         return Table(
             filter="nftables",
             name=name,
             family=number,
-            chains={
-                key[2]: [rule for numbered in rules for rule in _rules(segment, *numbered)]
-                for key, rules in self._rules.items()
-                if key[:2] == (family, name) and not is_own(key[2])
-            },
+            chains=reader.followed(),
             bases={
                 key[2]: base
                 for key, base in self._bases.items()
@@ -158,40 +159,96 @@ class Ruleset:
         )
 
 
-def _rules(segment: Segment, handle: int, expr: Sequence[Statement]) -> Iterator[Rule]:
-    """One rule for each verdict and each write to the mark."""
-    text = nft_text.text(expr)
-    conditions: list[Condition] = []
-    for statement in expr:
-        for name, value in statement.items():
-            if name == "match":
-                conditions.append(segment.matches(value))
-            elif name in _RATES:
-                conditions.append(depends(f"a {name}"))
-            elif name == "mangle":
-                when, mark = segment.writes(value)
-                conditions.append(when)
-                zone = segment.zone(value)
-                if mark is not None or zone is not None:
-                    yield Rule(
-                        text,
-                        all_of(conditions),
-                        Act.GO_ON,
-                        mark=mark,
-                        tracking=zone,
-                        handle=handle,
-                    )
-            elif name == "notrack":
-                hidden = TrackingWrite(UNTRACKED)
-                yield Rule(text, all_of(conditions), Act.GO_ON, tracking=hidden, handle=handle)
-            elif name == "vmap":
-                for when, verdict in segment.maps(value):
-                    when_all = all_of([*conditions, when])
-                    yield _rule(text, handle, when_all, next(iter(verdict.items())))
-            elif name == "xt" and isinstance(value, dict) and value.get("type") == "match":
-                conditions.append(depends(str(value.get("name"))))
-            elif name not in _PASSING:
-                yield _rule(text, handle, all_of(conditions), (name, value))
+@final
+class _Reader:
+    """Reads the chains of one table."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._segment = segment
+        self._chains: dict[str, list[Rule]] = {}
+
+    def read(self, chain: str, rules: Sequence[tuple[int, Sequence[Statement | str]]]) -> None:
+        """Take the rules of a chain, each with its handle."""
+        self._chains[chain] = [
+            rule for handle, expr in rules for rule in self._rules(chain, handle, expr)
+        ]
+
+    def followed(self) -> dict[str, list[Rule]]:
+        """The chains; a jump to one that is not listed cannot be followed."""
+        return {
+            name: [rule if self._leads(rule) else replace(rule, act=Act.UNKNOWN) for rule in rules]
+            for name, rules in self._chains.items()
+        }
+
+    def _leads(self, rule: Rule) -> bool:
+        jumps = rule.act in {Act.JUMP, Act.GOTO}
+        return not jumps or rule.own or rule.target in self._chains
+
+    def _rules(self, chain: str, handle: int, expr: Sequence[Statement | str]) -> Iterator[Rule]:
+        """One rule for each verdict and each write to the mark."""
+        text = nft_text.text(expr)
+        conditions: list[Condition] = []
+        for statement in expr:
+            if isinstance(statement, str):
+                yield self._listed(chain, text, handle, all_of(conditions), statement)
+                continue
+            for name, value in statement.items():
+                if name == "mangle":
+                    when, mark = self._segment.writes(value)
+                    zone = self._segment.zone(value)
+                    conditions.append(when)
+                    if mark is not None or zone is not None:
+                        written = Rule(text, all_of(conditions), Act.GO_ON, handle=handle)
+                        yield replace(written, mark=mark, tracking=zone)
+                elif name == "notrack":
+                    hidden = TrackingWrite(UNTRACKED)
+                    yield Rule(text, all_of(conditions), Act.GO_ON, tracking=hidden, handle=handle)
+                elif name == "vmap":
+                    for when, verdict in self._segment.maps(value):
+                        when_all = all_of([*conditions, when])
+                        yield _rule(text, handle, when_all, next(iter(verdict.items())))
+                else:
+                    more = list(self._conditions(name, value))
+                    conditions += more
+                    if not more and name not in _PASSING:
+                        yield _rule(text, handle, all_of(conditions), (name, value))
+
+    def _conditions(self, name: str, value: Any) -> Iterator[Condition]:  # noqa: ANN401 - JSON
+        """Whether a rule goes on after a statement; nothing where it always does, or decides."""
+        if name == "match":
+            yield self._segment.matches(value)
+        elif name in _RATES:
+            yield depends(f"a {name}")
+        elif name == "set":
+            yield from self._updated(value)
+        elif name == "flow":
+            yield NEVER  # ends the rule of a packet without an entry
+        elif name == "xt" and isinstance(value, dict) and value.get("type") == "match":
+            yield depends(str(value.get("name")))
+
+    def _updated(self, update: Mapping[str, Any]) -> Iterator[Condition]:
+        """Whether a rule goes on after it has updated a set."""
+        yield self._segment.has(update.get("elem"))
+        for each in update.get("stmt", ()):
+            yield from (depends(f"a {name}") for name in each if name in _RATES)
+
+    def _listed(self, chain: str, text: str, handle: int, when: Condition, statement: str) -> Rule:
+        """A statement that nft lists as text: a chain without a name, or one that is not known."""
+        found = nft_unnamed.chain_in(statement)
+        if found is None:
+            return Rule(text, when, Act.UNKNOWN, statement.partition(" ")[0], handle=handle)
+        verb, body = found
+        name = f"{chain}, {verb} of rule {handle}"
+        while name in self._chains:
+            name += "'"
+        rules = self._chains[name] = []
+        for line in nft_unnamed.lines(body, self._segment):
+            if isinstance(line.verdict, str):
+                rules.append(self._listed(name, line.text, handle, line.when, line.verdict))
+            elif line.verdict is not None:
+                (verdict,) = line.verdict.items()
+                rules.append(_rule(line.text, handle, line.when, verdict))
+        return Rule(text, when, Act.JUMP if verb == "jump" else Act.GOTO, name, handle=handle)
 
 
 def _rule(text: str, handle: int, when: Condition, verdict: tuple[str, Any]) -> Rule:

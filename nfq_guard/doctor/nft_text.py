@@ -11,9 +11,9 @@ _PLAIN: Final = frozenset({"accept", "drop", "return", "continue", "notrack"})
 _OPERATORS: Final = {"in": "", "==": "", "!": "! "}
 
 
-def text(expr: Sequence[Mapping[str, Any]]) -> str:
+def text(expr: Sequence[Mapping[str, Any] | str]) -> str:
     """A rule, without counters, and cut where it is long."""
-    words = (statement(name, value) for each in expr for name, value in each.items())
+    words = (word for each in expr for word in _statements(each))
     whole = " ".join(word for word in words if word)
     return whole if len(whole) <= _LIMIT else f"{whole[: _LIMIT - 3]}..."
 
@@ -71,12 +71,20 @@ def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a 
         case "reject":
             kind = value.get("expr", value.get("type", "")) if isinstance(value, dict) else ""
             return f"reject with {kind}" if kind else "reject"
+        case "set" if isinstance(value, dict) and "set" in value:
+            return f"{value.get('op', 'add')} {value['set']}"
         case "log" if isinstance(value, dict) and "prefix" in value:
             return f"log prefix {json.dumps(value['prefix'])}"
         case "comment":
             return f"comment {json.dumps(value)}"
         case _:
             return name
+
+
+def _statements(each: Mapping[str, Any] | str) -> list[str]:
+    if isinstance(each, str):  # what nft has no JSON for
+        return [" ".join(each.split())]
+    return [statement(name, value) for name, value in each.items()]
 
 
 def _pairs(data: Any) -> str:  # noqa: ANN401 - JSON

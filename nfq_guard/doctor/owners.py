@@ -50,6 +50,14 @@ SYNPROXY: Final = Owner(
     "and the rule drops what it did not answer",
 )
 
+_LEAKAGE: Final = Owner(
+    "fw4",
+    "OpenWrt fw4",
+    "keep it: it stops private addresses from leaving, as the preset no-leak does "
+    "(`option masq_allow_invalid` of the zone omits it)",
+    words=("Prevent NAT leakage",),
+)
+
 OWNERS: Final = (
     Owner(
         "kube-proxy",
@@ -125,9 +133,7 @@ OWNERS: Final = (
     Owner(
         "fw4",
         "OpenWrt fw4",
-        "set `option drop_invalid '0'` in /etc/config/firewall; keep the rule \"Prevent NAT "
-        'leakage" (`option masq_allow_invalid` of a zone), which stops private addresses from '
-        "leaving",
+        "set `option drop_invalid '0'` in /etc/config/firewall, and let the guard decide",
         "set `option input`, `option forward` to DROP in /etc/config/firewall: REJECT answers TCP "
         "with a RST, DROP only loses the packet",
         prefixes=("fw4",),
@@ -206,6 +212,8 @@ def owner_of(finding: Finding) -> Owner:
     """The owner of a rule, from the chains that lead to it, the nearest first, and its words."""
     if any("SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)):
         return SYNPROXY
+    if _any_word([finding.rule.text], _LEAKAGE):
+        return _LEAKAGE
     for name in (finding.chain, *finding.path, finding.rule.target, finding.table.name):
         for owner in OWNERS:
             if name.startswith(owner.prefixes or ("\0",)):

@@ -2,13 +2,22 @@
 """The path of an INVALID packet through the hooks of a host, before and after our rules."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.follow import Finding, Follower
-from nfq_guard.doctor.rule_model import CONNTRACK_PRIORITY, NFT_SECURITY, TAKES, Act, Table
+from nfq_guard.doctor.rule_model import (
+    CONNTRACK_PRIORITY,
+    NFT_SECURITY,
+    TAKES,
+    Act,
+    MarkTest,
+    Table,
+    Truth,
+)
 from nfq_guard.firewall.spec import CHAIN
+from nfq_guard.raw_rules import UNTRACKED
 
 # By packet filter and hook: the table and priority where `rules install` adds our jump.
 _PLACES: Final = {
@@ -76,6 +85,7 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     """
     here = [table for table in tables if table.family == family]
     followers = [(table, Follower(table)) for table in here]
+    carried = _Carried()
     for hook in HOOKS:
         ours = _ours(here, hook)
         attached = [
@@ -90,12 +100,50 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
             for order, start, end in _parts(table, chain, ours):
                 if taken and order in ON_THE_WAY:
                     continue
-                for finding in follower.base(chain, start, end).findings:
+                for followed in follower.base(chain, start, end).findings:
+                    finding = _tracked(carried.through(followed), order)
                     if finding.rule.act is Act.ACCEPT and _hides_nothing(order, table, hook, ours):
                         continue
                     yield Met(hook, order, finding)
                     sure = finding.certain and finding.rule.act in TAKES
                     taken = taken or (sure and order in ON_THE_WAY)
+
+
+def _tracked(finding: Finding, order: Order) -> Finding:
+    """A finding; `notrack` behind conntrack ends what is known: the packet is not INVALID then."""
+    tracking = finding.rule.tracking
+    if tracking is None or tracking.zone != UNTRACKED or order is Order.UNTRACKED:
+        return finding
+    return replace(finding, rule=replace(finding.rule, act=Act.UNKNOWN, target="notrack"))
+
+
+@final
+class _Carried:
+    """Marks that rules for INVALID packets have written, which later rules test."""
+
+    def __init__(self) -> None:
+        self._writes: list[Finding] = []
+
+    def through(self, finding: Finding) -> Finding:
+        """A finding, which selects INVALID packets if it tests the mark that they were given."""
+        if finding.rule.mark is not None:
+            if finding.certain and not finding.rule.mark.keep:
+                self._writes.clear()
+            if finding.state:
+                self._writes.append(finding)
+            return finding
+        given = [each for each in self._writes if _gives(each, finding.marks)]
+        if not given:
+            return finding
+        sure = given[-1].certain and len(finding.on) == len(finding.marks)
+        if sure:
+            return replace(finding, state=True, truth=Truth.YES, on=())
+        return replace(finding, state=True)
+
+
+def _gives(write: Finding, tests: Sequence[MarkTest]) -> bool:
+    mark = write.rule.mark
+    return bool(tests) and mark is not None and all(mark.passes(test) for test in tests)
 
 
 def _hides_nothing(order: Order, table: Table, hook: str, ours: _Place | None) -> bool:

@@ -35,6 +35,13 @@ class Truth(IntEnum):
     YES = 2
 
 
+class MarkTest(NamedTuple):
+    """A test of the packet's mark: `mark & mask == value`."""
+
+    mask: int
+    value: int
+
+
 @final
 class Condition(NamedTuple):
     """The matches of a rule.
@@ -43,11 +50,13 @@ class Condition(NamedTuple):
         truth: Whether the segment matches.
         on: What that depends on, such as `-s 192.0.2.0/24`.
         state: Whether the rule selects or excludes conntrack states.
+        marks: The tests of the packet's mark among what it depends on.
     """
 
     truth: Truth
     on: tuple[str, ...] = ()
     state: bool = False
+    marks: tuple[MarkTest, ...] = ()
 
     @property
     def negated(self) -> "Condition":
@@ -74,7 +83,8 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
     parts = (ALWAYS, *conditions)
     truth = min(part.truth for part in parts)
     on = tuple(word for part in parts for word in part.on) if truth is Truth.DEPENDS else ()
-    return Condition(truth, on, any(part.state for part in parts))
+    marks = tuple(test for part in parts for test in part.marks) if on else ()
+    return Condition(truth, on, any(part.state for part in parts), marks)
 
 
 def any_of(conditions: Iterable[Condition]) -> Condition:
@@ -116,6 +126,10 @@ class MarkWrite(NamedTuple):
     def clears(self, bits: int) -> bool:
         """Whether one of these bits is 0 afterwards where it was 1."""
         return (self.keep ^ self.flip) & bits != bits
+
+    def passes(self, test: MarkTest) -> bool:
+        """Whether a mark passes a test after it, whatever it was before."""
+        return not self.keep & test.mask and (self.flip ^ test.value) & test.mask == 0
 
     def sets(self, bits: int) -> bool:
         """Whether all of these bits are 1 afterwards where they were 0."""

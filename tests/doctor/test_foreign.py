@@ -77,7 +77,7 @@ def test_matches_of_iptables(rule: str, truth: Truth) -> None:
         ("STEAL", Act.UNKNOWN),
         ('LOG --log-prefix "-j DROP"', None),
         ("RETURN", None),
-        ("CT --notrack", Act.GO_ON),
+        ("CT --notrack", Act.UNKNOWN),
         ("", None),
     ],
 )

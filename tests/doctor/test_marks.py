@@ -12,8 +12,10 @@ from nfq_guard.policyfile import load_compiled
 from tests.support.listings import (
     DROPPED,
     FILTER,
+    NAME,
     STATE,
     decides,
+    fate_of,
     matching,
     nft,
     tables_of,
@@ -59,7 +61,7 @@ MARK = {"meta": {"key": "mark"}}
         ({"^": [{"&": [MARK, 0xFF]}, 3]}, MarkWrite(0xFF, 3)),
         ({"|": [MARK, {"jhash": {}}]}, MarkWrite(0, 0)),
         ({"jhash": {"mod": 2}}, MarkWrite(0, 0)),
-        ({"map": {"key": STATE, "data": {"set": [["invalid", 5]]}}}, MarkWrite(0, 0)),
+        ({"map": {"key": STATE, "data": {"set": [["new", 4], ["invalid", 5]]}}}, MarkWrite(0, 5)),
         # The rule ends where it reads the mark of the entry that is not there.
         ({"ct": {"key": "mark"}}, None),
         ({"|": [{"ct": {"key": "mark"}}, 1]}, None),
@@ -135,3 +137,46 @@ def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:
     (held,) = hidden.checks(mets, load_compiled("preset:strict"))
     assert held.status is Status.OK
     assert list(hidden.checks([], load_compiled("preset:strict"))) == []
+
+
+def test_a_mark_that_a_map_gives_to_some_packets() -> None:
+    data = {"set": [["eth0", 5]]}
+    rule = [{"mangle": {"key": MARK, "value": {"map": {"key": NAME, "data": data}}}}]
+    (found,) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
+    assert (found.mark, found.when.truth) == (MarkWrite(0, 0), Truth.DEPENDS)
+
+
+@pytest.mark.parametrize(
+    ("rules", "status"),
+    [
+        (("-j MARK --set-mark 5", "-m mark --mark 5 -j DROP"), Status.WARNING),
+        (("-j MARK --set-mark 5", "-m mark --mark 0x5/0xff -j DROP"), Status.WARNING),
+        (("-j MARK --set-mark 5", "-s 192.0.2.1 -m mark --mark 5 -j DROP"), Status.WARNING),
+        (("-j MARK --set-mark 5", "-m mark ! --mark 5 -j DROP"), Status.OK),
+        (("-j MARK --set-mark 5", "-m mark --mark 6 -j DROP"), Status.OK),
+        (("-j MARK --set-xmark 4/4", "-m mark --mark 5 -j DROP"), Status.OK),
+    ],
+)
+def test_a_mark_of_invalid_packets_that_a_later_rule_tests(
+    rules: tuple[str, str], status: Status
+) -> None:
+    """A rule for a mark that only INVALID packets were given is a rule for INVALID packets."""
+    write, test = rules
+    text = f"{FILTER}-A FORWARD -m conntrack --ctstate INVALID {write}\n-A FORWARD {test}\n"
+    check = fate_of(walk(text), "forward")
+    assert check.status is status
+    assert ("depends on: -s 192.0.2.1, --mark 5" in check.what) is ("-s" in test)
+    later = f"-A FORWARD -j MARK --set-mark 9\n-A FORWARD {test}\n"
+    text = f"{FILTER}-A FORWARD -m conntrack --ctstate INVALID {write}\n{later}"
+    assert fate_of(walk(text), "forward").status is Status.OK
+
+
+def test_a_mark_of_invalid_packets_that_leads_to_a_chain() -> None:
+    text = (
+        f"{FILTER}:MARKED - [0:0]\n-A FORWARD -m conntrack --ctstate INVALID -j MARK --set-mark 5\n"
+        "-A FORWARD -m mark --mark 5 -j MARKED\n"
+        "-A MARKED -p tcp -j REJECT --reject-with tcp-reset\n"
+    )
+    check = fate_of(walk(text), "forward")
+    assert check.status is Status.PROBLEM
+    assert "is reset by `-p tcp -j REJECT" in check.what

@@ -20,6 +20,8 @@ from tests.support.listings import (
     nft,
 )
 
+ADDRESS = {"payload": {"protocol": "ip", "field": "saddr"}}
+OTHER_ADDRESS = {"payload": {"protocol": "ip6", "field": "saddr"}}
 SETS: list[object] = [
     {"set": {"family": "inet", "table": "t", "name": "st", "elem": ["invalid", "new"]}},
     {"set": {"family": "inet", "table": "t", "name": "empty"}},
@@ -114,6 +116,12 @@ SETS: list[object] = [
         (matching(STATE, {"range": ["odd", 3]}), Truth.DEPENDS),
         ({"limit": {"rate": 5, "per": "second"}}, Truth.DEPENDS),
         ({"xt": {"type": "match", "name": "recent"}}, Truth.DEPENDS),
+        ({"set": {"op": "add", "elem": ADDRESS, "set": "@seen"}}, Truth.YES),
+        ({"set": {"op": "add", "elem": {"elem": {"val": ADDRESS}}, "set": "@seen"}}, Truth.YES),
+        ({"set": {"op": "add", "elem": OTHER_ADDRESS, "set": "@seen"}}, Truth.NO),
+        ({"set": {"elem": ADDRESS, "set": "@seen", "stmt": [{"limit": {}}]}}, Truth.DEPENDS),
+        ({"set": {"elem": ADDRESS, "set": "@seen", "stmt": [{"counter": {}}]}}, Truth.YES),
+        ({"flow": {"op": "add", "flowtable": "@ft"}}, Truth.NO),
     ],
 )
 def test_matches_of_nftables(match: object, truth: Truth) -> None:
@@ -261,3 +269,73 @@ def test_flow_tables() -> None:
     (check,) = nft_rules.flowtables(ruleset.flowtables)
     assert check.status is Status.NOTE
     assert list(nft_rules.flowtables([])) == []
+
+
+def test_an_update_of_a_set_in_words() -> None:
+    rule = [{"set": {"op": "add", "elem": ADDRESS, "set": "@seen"}}, DROPPED]
+    (found,) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
+    assert found.text == "add @seen drop"
+
+
+def _decided(*rules: object, policy: str = "accept") -> list[tuple[Act, Truth]]:
+    tables = nft_rules.Ruleset(nft(*rules, policy=policy)).tables()
+    return decides(list(path.walk(tables, 4)), "forward")
+
+
+JUMP, GOTO = "jump {{\n\t\t\t{}\n\t\t}}", "goto {{\n\t\t\t{}\n\t\t}}"
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ("drop", [(Act.DROP, Truth.YES)]),
+        ("counter packets 3 bytes 180 drop", [(Act.DROP, Truth.YES)]),
+        ('log prefix "a drop " level info drop comment "b"', [(Act.DROP, Truth.YES)]),
+        ("ct state established,related drop", []),
+        ("ct state != established,related drop", [(Act.DROP, Truth.YES)]),
+        ("ct state ! invalid drop", []),
+        ("ct state { invalid, new } drop", [(Act.DROP, Truth.YES)]),
+        ("meta l4proto tcp reject with tcp reset", [(Act.RESET, Truth.YES)]),
+        ("meta l4proto { udp, icmp } drop", []),
+        ("meta nfproto ipv6 drop", []),
+        ("reject", [(Act.REJECT, Truth.YES)]),
+        ("reject with icmpx admin-prohibited", [(Act.REJECT, Truth.YES)]),
+        ("ct mark 0x00000005 drop", []),
+        ("ip saddr 192.0.2.1 drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("ip saddr { 192.0.2.1,\n\t\t\t\t192.0.2.2 } drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("ct state & (invalid | new) != 0x0 drop", [(Act.DROP, Truth.DEPENDS)]),
+        ("ct state vmap { invalid : drop }", [(Act.UNKNOWN, Truth.DEPENDS)]),
+        ("queue to 3", [(Act.UNKNOWN, Truth.YES)]),
+        ("jump x", [(Act.DROP, Truth.YES)]),
+        ("goto elsewhere", [(Act.UNKNOWN, Truth.YES)]),
+        ("return\n\t\t\tdrop", []),
+        ("continue\n\t\t\tcounter packets 0 bytes 0", []),
+        ("ct state invalid jump {\n\t\t\t\tdrop\n\t\t\t}", [(Act.DROP, Truth.YES)]),
+        ("jump {\n\t\t\t\tdrop\n\t\t\t}", [(Act.DROP, Truth.YES)]),
+    ],
+)
+def test_a_chain_without_a_name(body: str, found: list[tuple[Act, Truth]]) -> None:
+    """Nft has no JSON for it but its text."""
+    assert _decided([matching(STATE, "invalid", "in"), JUMP.format(body)]) == found
+    assert _decided([matching(STATE, "new", "in"), JUMP.format(body)]) == []
+
+
+def test_a_chain_without_a_name_ends_a_chain_that_goes_to_it() -> None:
+    rules = ([GOTO.format("meta l4proto udp accept")], [ACCEPTED])
+    assert _decided(*rules, policy="drop") == [(Act.DROP, Truth.YES)]
+    rules = ([JUMP.format("meta l4proto udp accept")], [ACCEPTED])
+    assert _decided(*rules, policy="drop") == [(Act.ACCEPT, Truth.YES)]
+    twice = [[JUMP.format("return")], [JUMP.format("drop")]]
+    assert _decided(*twice) == [(Act.DROP, Truth.YES)]
+
+
+def test_a_statement_that_is_not_known_is_not_passed_over() -> None:
+    tables = nft_rules.Ruleset(nft(["frobnicate  the packet"])).tables()
+    (found,) = tables[0].chains["c"]
+    assert (found.act, found.target, found.text) == (
+        Act.UNKNOWN,
+        "frobnicate",
+        "frobnicate the packet",
+    )
+    assert _decided([{"jump": {"target": "__chain0"}}]) == [(Act.UNKNOWN, Truth.YES)]
+    assert _decided([{"notrack": None}], [DROPPED])[0] == (Act.UNKNOWN, Truth.YES)

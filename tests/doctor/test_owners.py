@@ -72,6 +72,11 @@ NFT_MATCHES = (
     'iifname != "lo"',
     'iif "lo"',
     'oifname { "lo" }',
+    "add @seen { ip saddr }",
+    "update @seen { ip saddr counter }",
+    "add @seen6 { ip6 saddr }",
+    "meta mark set ct state map { invalid : 5, new : 6 }",
+    "meta mark set ct state map { new : 6 }",
     "meta mark set ct mark",
     "meta mark set 5",
     "ct mark set 5",
@@ -90,6 +95,10 @@ IPTABLES_MATCHES = (
     "-m conntrack ! --ctstatus ASSURED",
     "-m conntrack --ctdir REPLY",
     "-m conntrack --ctproto 6",
+    "-m conntrack --ctstate INVALID -m conntrack --ctproto 6",
+    "-m conntrack --ctproto 6 -m conntrack ! --ctstate NEW",
+    "-m state --state INVALID -m conntrack ! --ctstatus ASSURED",
+    "-m conntrack ! --ctstate NEW -m conntrack ! --ctstate INVALID",
     "-m state --state INVALID",
     "-m state ! --state ESTABLISHED,RELATED",
     "-m connmark --mark 0x0",
@@ -127,6 +136,8 @@ def test_matches_of_nftables_agree_with_the_kernel(live: LiveConntrack) -> None:
     live.space.run(
         *("nft", "-f", "-"),
         stdin="table inet probe { set unwanted { type ct_state; elements = { invalid }; }\n"
+        "set seen { type ipv4_addr; flags dynamic; size 9; }\n"
+        "set seen6 { type ipv6_addr; flags dynamic; size 9; }\n"
         f"chain taken {{ }}\nchain fw {{ type filter hook forward priority 0;\n{rules}}}\n}}\n",
     )
     assert live.send(tcp(SRC, DST, 40000, 80, ACK)) == CTSTATES.index("INVALID")
@@ -198,4 +209,81 @@ def test_the_fate_of_a_forwarded_packet_is_what_the_kernel_does(
         if met.hook == "forward" and met.finding.rule.act in TAKES
     ]
     sure = next((met for met in mets if met.finding.truth is Truth.YES), None)
+    assert (None if sure is None else sure.finding.rule.act) is act
+
+
+# Table bodies; FORWARD and BEFORE stand for the heads of base chains.
+RULESETS = (
+    # Chains without a name, which nft's JSON has as text.
+    (
+        "chain c { FORWARD accept; "
+        "ct state invalid jump { meta l4proto tcp reject with tcp reset; }; }",
+        Act.RESET,
+    ),
+    (
+        "chain c { FORWARD drop; ct state invalid goto { meta l4proto udp accept; }; accept; }",
+        Act.DROP,
+    ),
+    (
+        "chain c { FORWARD accept; jump { ct state != { established, new } drop; }; }",
+        Act.DROP,
+    ),
+    ("chain c { FORWARD accept; ct state new jump { drop; }; }", None),
+    (
+        "chain c { FORWARD drop; ct state new accept; meta l4proto tcp jump { ct mark 0 return; "
+        "ct state vmap { new : drop }; accept; }; }",
+        None,
+    ),
+    # A mark that INVALID packets are given, and that a later rule tests.
+    (
+        "chain c { FORWARD accept; meta mark set ct state map { invalid : 7, new : 1 }; "
+        "meta mark 7 drop; }",
+        Act.DROP,
+    ),
+    (
+        "chain p { BEFORE 0; ct state invalid meta mark set meta mark | 0x10; }; "
+        "chain c { FORWARD accept; meta mark & 0x10 == 0x10 reject with tcp reset; }",
+        Act.RESET,
+    ),
+    (
+        "chain c { FORWARD accept; ct state invalid meta mark set 7; meta mark set 8; "
+        "meta mark 7 drop; }",
+        None,
+    ),
+    # After it the packet is no longer INVALID.
+    (
+        "chain p { BEFORE -160; ct state invalid notrack; }; "
+        "chain c { FORWARD accept; ct state invalid drop; }",
+        Act.UNKNOWN,
+    ),
+)
+HEADS = {
+    "FORWARD": "type filter hook forward priority 0; policy",
+    "BEFORE": "type filter hook prerouting priority",
+}
+
+
+@pytest.mark.parametrize(("chains", "act"), RULESETS)
+def test_the_fate_under_rules_that_are_hard_to_follow(
+    live: LiveConntrack, chains: str, act: Act | None
+) -> None:
+    for short, head in HEADS.items():
+        chains = chains.replace(short, head)
+    body = chains.replace("; ", "\n")
+    live.space.run("nft", "-f", "-", stdin=f"table inet mine {{\n{body}\n}}\n")
+    live.space.run(
+        *("nft", "-f", "-"),
+        stdin="table ip see { chain out { type filter hook output priority -300;\n"
+        "tcp flags rst counter\n}\n}\n",
+    )
+    out = live.send(tcp(SRC, DST, 40000, 80, ACK))
+    resets = _packets(live.space.run("nft", "-j", "list", "chain", "ip", "see", "out").stdout)
+    assert (out is None) is (act in {Act.DROP, Act.RESET})
+    assert (resets == [1]) is (act is Act.RESET)
+    mets = [
+        met
+        for met in path.walk(host_rules.read().tables, 4)
+        if met.finding.rule.act in TAKES and met.order in path.ON_THE_WAY
+    ]
+    sure = next((met for met in mets if met.finding.certain), None)
     assert (None if sure is None else sure.finding.rule.act) is act
