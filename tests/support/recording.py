@@ -121,11 +121,15 @@ class Live:
             for fold in self.limiter.pending()
         ]
 
-    def recorded(self) -> Iterator[ReadEvent]:
-        """Every event, the rest of the limiter's included, as it is read back."""
+    def lines(self) -> list[bytes]:
+        """Every event, the rest of the limiter's included, as the daemon writes it at its end."""
         self._emit(self.limiter.rest(EPOCH))
+        return self._lines
+
+    def recorded(self) -> Iterator[ReadEvent]:
+        """Every event, as it is read back."""
         reader = EventReader()
-        yield from reader.read(io.BytesIO(b"".join(self._lines)))
+        yield from reader.read(io.BytesIO(b"".join(self.lines())))
         assert reader.skipped == 0
 
     def _emit(self, folds: list[Fold]) -> None:
