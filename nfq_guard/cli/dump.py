@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard dump`: the flow history of the running daemon, or its last INVALID packets."""
+"""`nfq-guard dump`: the flows of the running daemon or of a recording, or the last packets."""
 
 import argparse
 import ipaddress
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import orjson
 
 from nfq_guard.capture.anonymise import Anonymiser
 from nfq_guard.capture.frame import Frame
@@ -17,7 +19,8 @@ from nfq_guard.capture.links import RAW
 from nfq_guard.capture.writer import PcapngWriter
 from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import paint, write_json, write_line
+from nfq_guard.cli.recording import is_capture, opened
+from nfq_guard.cli.terminal import paint, printable, write_json, write_line
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS
@@ -25,9 +28,12 @@ from nfq_guard.names import counted, endpoint, visible
 from nfq_guard.outfile import replacing
 from nfq_guard.report.hints import hints_of
 from nfq_guard.service.worker.frames import PacketRecord
+from nfq_guard.service.worker.history import History
 from nfq_guard.telemetry.palette import Style
-from nfq_guard.telemetry.reader import event_of
+from nfq_guard.telemetry.reader import EventReader, event_of
 from nfq_guard.whatif.causes import cause_in_event
+from nfq_guard.whatif.events import recorded
+from nfq_guard.wire.packet import flow_key
 
 Fields = dict[str, Any]
 
@@ -36,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument(
         "address", metavar="ADDRESS", nargs="?", help="only flows with this end, also ADDRESS:PORT"
+    )
+    parser.add_argument(
+        "--events",
+        metavar="FILE",
+        help="the flows of a file of events, plain or compressed, or of the journal (journalctl -o "
+        "json), instead of the daemon's; - reads standard input",
     )
     parser.add_argument("--flows", type=int, metavar="N", help="the last N flows")
     parser.add_argument(
@@ -62,13 +74,18 @@ def run(args: argparse.Namespace) -> int:
         address, port = _end(args.address)
         asked["address"] = address
     if args.pcap is not None:
+        if args.events is not None:
+            raise UsageError("--pcap: events have no packets, only the daemon has")
         return _save(args, asked, port)
     if args.packets is not None or args.hash_addresses:
         raise UsageError("--packets and --hash-addresses need --pcap FILE")
-    if args.flows is not None:
-        asked["flows"] = args.flows
-    with connected(args) as client:
-        flows = client.request("dump", **asked)
+    if args.events is not None:
+        flows = _of_recording(args, address, port)
+    else:
+        if args.flows is not None:
+            asked["flows"] = args.flows
+        with connected(args) as client:
+            flows = client.request("dump", **asked)
     if port is not None:
         flows = [found for found in flows if (address, port) in _ends(found["flow"])]
     for flow in flows:
@@ -77,8 +94,39 @@ def run(args: argparse.Namespace) -> int:
         else:
             _show(flow)
     if not flows and args.format == "text":
-        write_line("no flow was logged yet" if args.address is None else "no flow with that end")
+        none = "no event" if args.events is not None else "no flow was logged yet"
+        write_line(none if args.address is None else "no flow with that end")
     return EXIT_OK
+
+
+def _of_recording(args: argparse.Namespace, address: str, port: int | None) -> list[Fields]:
+    """The flows of a recording, the most recent first, each with its last events.
+
+    Raises:
+        UsageError: It cannot be read, or has no events.
+    """
+    if args.flows is not None and args.flows < 1:
+        raise UsageError(f"--flows: expected a whole number from 1, found {args.flows}")
+    history = History() if args.flows is None else History(args.flows)
+    reader = EventReader()
+    found = 0
+    with opened(args.events) as stream:
+        if is_capture(stream):
+            raise UsageError(f"{args.events}: a capture: use replay or whatif")
+        for read in reader.read(stream):
+            found += 1
+            event = read.event
+            ends = {(event.src, event.sport), (event.dst, event.dport)}
+            hosts = {event.src, event.dst}
+            if (address, port) in ends or (port is None and address in {"", *hosts}):
+                history.add(flow_key(next(recorded(read)).packet), event)
+    if not found and reader.lines:
+        raise UsageError(f"{args.events}: expected packet_judged events, found none")
+    for gap in (reader.skipped_text(), *reader.unrecorded.texts()):
+        if gap:
+            sys.stderr.write(f"nfq-guard: {printable(args.events)}: {gap}\n")
+    flows = history.flows(None, sys.maxsize)
+    return [msgspec.json.decode(orjson.dumps(flow), type=Fields) for flow in flows]
 
 
 def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) -> int:

@@ -217,6 +217,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using; and test $_shtab_nfq_guard_npo
 complete -c nfq-guard -n '_shtab_nfq_guard_using dump' -s h -l help -d 'show this help message and exit'
 complete -c nfq-guard -n '_shtab_nfq_guard_using dump' -l debug -d 'show the traceback of an error'
 complete -c nfq-guard -n '_shtab_nfq_guard_using dump' -l color -xka "auto always never" -d 'colours (default: auto, on a terminal)'
+complete -c nfq-guard -n '_shtab_nfq_guard_using dump' -l events -xka "(__fish_complete_path (commandline -ct))" -d 'the flows of a file of events, plain or compressed, or of the journal (journalctl -o json), instead of the daemon'"'"'s; - reads standard input'
 complete -c nfq-guard -n '_shtab_nfq_guard_using dump' -l flows -x -d 'the last N flows'
 complete -c nfq-guard -n '_shtab_nfq_guard_using dump' -l pcap -xka "(__fish_complete_path (commandline -ct))" -d 'write the last INVALID packets to FILE, pcapng with comments'
 complete -c nfq-guard -n '_shtab_nfq_guard_using dump' -l packets -x -d 'with --pcap: the last N packets'
