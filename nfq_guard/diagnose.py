@@ -32,6 +32,7 @@ from nfq_guard.flow import (
     Evidence,
     FlowSnapshot,
     Hook,
+    Peer,
     SctpState,
     TcpState,
     is_icmp_request,
@@ -65,6 +66,12 @@ _TRANSITIONS: Final = tuple(
     for direction in ("original", "reply")
 )
 _WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CLASS_NAMES)
+
+# Of an RST that breaks two bounds, by the second.
+_AFTER_A_SYN: Final = {
+    bound: f"or {bound.value}, if the segment before it was a SYN that conntrack ignored"
+    for bound in BOUNDS
+}
 
 _NOWHERE_TO_LOOK: Final = "no way to look the flow up"
 _ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
@@ -327,11 +334,30 @@ def _diagnose_segment(
                 segment.seq, state, snapshot.status, snapshot.last_index, receiver, kernel
             )
             if breach is not None:
-                return Finding(breach.bound, breach)
+                other = _other_candidate(segment, snapshot, kernel, sender, receiver)
+                return Finding(breach.bound, breach, other)
     breach = window.breach_of(segment, state, sender, receiver, kernel)
     if breach is None:
         return Finding(Reason.RACED, None, _MOVED_ON)
     return Finding(breach.bound, breach)
+
+
+def _other_candidate(
+    segment: Segment, snapshot: FlowSnapshot, kernel: KernelRules, sender: Peer, receiver: Peer
+) -> str:
+    """The reason that an RST outside its own bound may have instead; empty if there is none.
+
+    Right after an ignored SYN it is held to the window alone, and overwrites the trace of the SYN:
+    what is left are the numbers of that segment, which take up sequence space.
+    """
+    if (
+        kernel.rst_after_syn_checked
+        or snapshot.last_index != CLASS_RST
+        or snapshot.last_end == snapshot.last_seq
+    ):
+        return ""
+    breach = window.breach_of(segment, snapshot.state, sender, receiver, kernel)
+    return "" if breach is None else _AFTER_A_SYN[breach.bound]
 
 
 def _diagnose_sctp(packet: SctpPacket, snapshot: FlowSnapshot | None) -> Finding:

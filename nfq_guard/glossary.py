@@ -114,7 +114,9 @@ REASONS: Final = {
     Reason.RST_OUTSIDE: Meaning(
         "an RST from before what was acknowledged already",
         "The other side has acknowledged bytes beyond this RST already, so its receiver would "
-        "not accept it either: it is a late answer to an old segment, or forged.",
+        "not accept it either: it is a late answer to an old segment, or forged. Right after a SYN "
+        "that conntrack ignored, an RST is held to the window alone, and overwrites the trace of "
+        "that SYN: one that breaks both bounds may be INVALID for either, as its detail says.",
     ),
     Reason.BAD_TRANSITION: Meaning(
         "does not fit the state of its flow",

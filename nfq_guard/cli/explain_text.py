@@ -33,13 +33,13 @@ from nfq_guard.replay.page_events import page_event
 from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
     association_words,
-    breach_gist,
     bytes_of,
     direction_text,
     doubt_sentence,
     finding_sentence,
     flag_letters,
     gist,
+    gist_of,
     state_name,
 )
 from nfq_guard.report.hints import hints_of
@@ -299,7 +299,7 @@ class _Telling:
             if name == explanation.settings.kernel.name:
                 said = ", as above"
             elif finding is not None:
-                why = finding.detail if finding.breach is None else breach_gist(finding.breach)
+                why = gist_of(finding)
                 said = f": {why}" if why else ""
             lines.append(f"{_INDENT}{name:<5} {self._word(outcome)}{said}")
         return lines

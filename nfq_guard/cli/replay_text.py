@@ -15,12 +15,12 @@ from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.summary import Summary
 from nfq_guard.replay.words import (
     DOUBTS,
-    breach_gist,
     direction_text,
     doubt_gist,
     doubt_sentence,
     finding_sentence,
     gist,
+    gist_of,
     state_name,
 )
 from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
@@ -102,7 +102,7 @@ class Table:
         finding = outcome.finding
         why = outcome.absent
         if finding is not None:
-            why = finding.detail if finding.breach is None else breach_gist(finding.breach)
+            why = gist_of(finding)
             if outcome.doubted is not None:
                 why = ", ".join(filter(None, (why, doubt_gist(outcome.doubted))))
         elif outcome.ignored is not None:

@@ -135,4 +135,11 @@ def doubt_gist(doubted: Doubted) -> str:
 
 def finding_sentence(finding: Finding) -> str:
     """Why a packet is INVALID, without the reason's name; may be empty."""
-    return breach_sentence(finding.breach) if finding.breach is not None else finding.detail
+    sentence = "" if finding.breach is None else breach_sentence(finding.breach)
+    return ", ".join(filter(None, (sentence, finding.detail)))
+
+
+def gist_of(finding: Finding) -> str:
+    """The same in short."""
+    gist = "" if finding.breach is None else breach_gist(finding.breach)
+    return ", ".join(filter(None, (gist, finding.detail)))

@@ -6,7 +6,6 @@ import random
 import pytest
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
-from nfq_guard.conntrack.states import CLASS_RST
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.conntrack.table import CT_INVALID, FlowTable
 from nfq_guard.diagnose import diagnose
@@ -15,6 +14,8 @@ from nfq_guard.flow import IPV4, Evidence, FlowSnapshot, Hook, TcpState
 from nfq_guard.wire.packet import CHECKSUM_GOOD, SYN, Queued, tuple_of
 from tests.fuzz_kernel.compare import broken_bound, ends_of
 from tests.fuzz_kernel.generate import next_step, start
+from tests.support.reason_traces import AFTER_A_SYN
+from tests.support.trace import PLACES, parse
 
 HALF_OPEN = (TcpState.SYN_SENT, TcpState.SYN_RECV)
 
@@ -52,12 +53,11 @@ def test_random_flows(kernel: KernelRules) -> None:
             if answer != CT_INVALID:
                 continue
             finding = diagnose(queued, packet, snapshot, Evidence.REPLAY, kernel, DEFAULT_SYSCTLS)
-            last_index = snapshot.last_index if snapshot else None
-            if finding.reason is Reason.RST_OUTSIDE and last_index == CLASS_RST:
-                # It may have stood in the place of an ignored SYN, where it was not held
-                # against `td_maxack`.
+            if finding.reason is not table.reason:
+                # An RST after an ignored SYN: both candidates are named.
+                assert finding.reason is Reason.RST_OUTSIDE
+                assert finding.detail.startswith(f"or {table.reason}, "), finding.detail
                 continue
-            assert finding.reason is table.reason
             if finding.breach:
                 assert finding.breach.distance >= 1
                 # A SYN, and the first segment of a sender, set the window that they are held to.
@@ -71,3 +71,22 @@ def test_random_flows(kernel: KernelRules) -> None:
         Reason.BAD_FLAGS, Reason.NO_ENTRY,
     }  # fmt: skip
     assert ({Reason.SEQ_UNDER, Reason.ACK_UNDER} <= seen) is not kernel.old_segments_pass
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_rst_after_an_ignored_syn(place: str) -> None:
+    """The entry afterwards does not show the SYN: both candidates are named."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    queued = Queued(b"", Hook.PREROUTING, "", "", 0, CHECKSUM_GOOD)
+    ends = ends_of(IPV4, 1)
+    causes: list[Reason | None] = []
+    for line in AFTER_A_SYN:
+        packet = ends.packet(parse(line, PLACES[place]))
+        if table.track(packet, 0.0) == CT_INVALID:
+            found = diagnose(
+                queued, packet, table.snapshot(), Evidence.REPLAY, KERNEL_6_1, DEFAULT_SYSCTLS
+            )
+            assert found.reason is Reason.RST_OUTSIDE
+            assert found.detail.startswith("or ack-over, if ")
+            causes.append(table.reason)
+    assert causes == [Reason.ACK_OVER, Reason.RST_OUTSIDE]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_5_10, KERNEL_5_15, KERNEL_6_1, KernelRules
-from nfq_guard.conntrack.states import CLASS_SYN
+from nfq_guard.conntrack.states import CLASS_RST, CLASS_SYN
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.diagnose import detail_of, diagnose
 from nfq_guard.finding import Breach, Finding, Reason
@@ -234,6 +234,27 @@ def test_rst_after_an_ignored_syn() -> None:
     packet = tcp(RST, 600)
     assert finding(packet, known).reason is Reason.RACED
     assert finding(packet, known, kernel=KERNEL_5_10).reason is Reason.RST_OUTSIDE
+
+
+def test_rst_that_may_have_come_after_an_ignored_syn() -> None:
+    """Its own bound and one of the window are broken, and it overwrote what would tell which."""
+
+    def details(packet: Packet, kernel: KernelRules = KERNEL_6_1, **last: int) -> str:
+        known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET, last_index=CLASS_RST)
+        known.last_seq, known.last_end = seq(700), seq(last.get("end", 701))
+        known.last_index = last.get("index", CLASS_RST)
+        found = finding(packet, known, kernel=kernel)
+        assert found.reason is Reason.RST_OUTSIDE
+        assert found.breach is not None
+        return found.detail
+
+    both = tcp(RST | ACK, 600, ack=SERVER_END + 1)
+    assert details(both) == "or ack-over, if the segment before it was a SYN that conntrack ignored"
+    # Within its window it would have passed after a SYN.
+    assert details(tcp(RST, 600)) == ""
+    # Nor was it a SYN: that is still there, or has an end of its own.
+    assert details(both, index=3) == details(both, end=700) == ""
+    assert details(both, KERNEL_5_10) == ""
 
 
 def test_rst_where_the_sysctl_lets_any_through() -> None:

@@ -44,3 +44,13 @@ REASON_TRACES: Final[dict[Reason, tuple[tuple[str, ...], ...]]] = {
         ("> SR 0:0(0)",),
     ),
 }
+
+# The SYN is ignored, as the entry may be older than its connection. The RST is before what was
+# acknowledged, and acknowledges what was not sent: after the SYN the second alone is held against
+# it. A copy of it is held to the first.
+AFTER_A_SYN: Final = (
+    *OPEN,
+    "> S 900000:900000(0) win 512",
+    "< R. 100:100(0) ack 5000 win 0",
+    "< R. 100:100(0) ack 5000 win 0",
+)

@@ -104,8 +104,8 @@ def comment_of(judgment: Judgment) -> str:
             f": {words.actual} {breach.actual} is {breach.distance} bytes {words.outside}"
             f" {breach.limit}, {words.limit}"
         )
-    elif finding.detail:
-        said += f": {finding.detail}"
+    if finding.detail:
+        said += f"{':' if breach is None else ','} {finding.detail}"
     snapshot = judgment.snapshot
     if snapshot is not None:
         state = tcp_state(snapshot.state) if snapshot.original.proto == PROTO_TCP else "known"
