@@ -174,10 +174,10 @@ def _plain(option: _Option, protocol: str) -> Condition:
 
 def _mark_tests(option: _Option) -> tuple[MarkTest, ...]:
     """A match on the packet's mark as a test of its bits; empty for any other."""
-    if (option.module, option.name) != ("mark", "--mark") or option.negated or not option.values:
+    if (option.module, option.name) != ("mark", "--mark") or not option.values:
         return ()
     value, slash, mask = option.values[0].partition("/")
-    return (MarkTest(_number(mask) if slash else ALL_BITS, _number(value)),)
+    return (MarkTest(_number(mask) if slash else ALL_BITS, frozenset({_number(value)})),)
 
 
 def _options(text: str) -> tuple[list[_Option], list[_Option]]:

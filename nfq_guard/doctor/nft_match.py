@@ -101,8 +101,9 @@ class Segment:
         if isinstance(value, _NoEntry):
             return NEVER
         condition = self._compared(value, sign, right)
-        if condition.truth is Truth.DEPENDS and sign == "==":
-            condition = condition._replace(marks=_mark_tests(left, right))
+        if condition.truth is Truth.DEPENDS and sign in {"==", "!="}:
+            tests = _mark_tests(left, self._members(right), negated=sign == "!=")
+            condition = condition._replace(marks=tests)
         return _stated(_reworded(condition, statement("match", match)), left)
 
     def maps(self, vmap: Mapping[str, Any]) -> list[tuple[Condition, Mapping[str, Any]]]:
@@ -116,6 +117,9 @@ class Segment:
             else:
                 condition = self._equals(key, _unwrapped(left))
                 condition = _reworded(condition, f"{expression(vmap['key'])} {expression(left)}")
+                if condition.truth is Truth.DEPENDS:
+                    tests = _mark_tests(vmap["key"], [_unwrapped(left)], negated=False)
+                    condition = condition._replace(marks=tests)
                 verdicts.append((_stated(condition, vmap["key"]), verdict))
         rest = any_of(condition for condition, _ in verdicts).negated
         rest = _reworded(rest, f"{expression(vmap['key'])} *")
@@ -285,13 +289,16 @@ def _reads_entry(expr: Any) -> bool:  # noqa: ANN401 - JSON
     return isinstance(expr, list) and any(_reads_entry(each) for each in expr)
 
 
-def _mark_tests(left: Any, right: Any) -> tuple[MarkTest, ...]:  # noqa: ANN401 - JSON
+def _mark_tests(left: Any, right: Sequence[Any], *, negated: bool) -> tuple[MarkTest, ...]:  # noqa: ANN401 - JSON
     """A match on the packet's mark as a test of its bits; empty for any other."""
-    value, mask = _number(right), ALL_BITS
+    mask: int | None = ALL_BITS
     if isinstance(left, dict) and isinstance(left.get("&"), list) and len(left["&"]) == 2:
-        left, bits = left["&"]
-        mask = -1 if (number := _number(bits)) is None else number
-    return () if left != _MARK or value is None or mask < 0 else (MarkTest(mask, value),)
+        left, mask = left["&"][0], _number(left["&"][1])
+    values = {_number(each) for each in right}
+    numbers = frozenset(each for each in values if each is not None)
+    if left != _MARK or mask is None or len(numbers) != len(values):
+        return ()
+    return (MarkTest(mask, numbers, negated),)
 
 
 def _write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON

@@ -36,10 +36,11 @@ class Truth(IntEnum):
 
 
 class MarkTest(NamedTuple):
-    """A test of the packet's mark: `mark & mask == value`."""
+    """A test of the packet's mark: whether `mark & mask` is one of the values, or none of them."""
 
     mask: int
-    value: int
+    values: frozenset[int]
+    negated: bool = False
 
 
 @final
@@ -60,8 +61,10 @@ class Condition(NamedTuple):
 
     @property
     def negated(self) -> "Condition":
-        """The opposite."""
-        return Condition(Truth(Truth.YES - self.truth), self.on, self.state)
+        """The opposite; a mark that passes one of several tests says nothing of it."""
+        tests = self.marks if len(self.marks) == 1 else ()
+        opposite = tuple(test._replace(negated=not test.negated) for test in tests)
+        return Condition(Truth(Truth.YES - self.truth), self.on, self.state, opposite)
 
 
 ALWAYS: Final = Condition(Truth.YES)
@@ -129,7 +132,8 @@ class MarkWrite(NamedTuple):
 
     def passes(self, test: MarkTest) -> bool:
         """Whether a mark passes a test after it, whatever it was before."""
-        return not self.keep & test.mask and (self.flip ^ test.value) & test.mask == 0
+        found = self.flip & test.mask in test.values
+        return not self.keep & test.mask and found is not test.negated
 
     def sets(self, bits: int) -> bool:
         """Whether all of these bits are 1 afterwards where they were 0."""

@@ -10,6 +10,7 @@ from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.rule_model import Act, MarkWrite, Truth
 from nfq_guard.policyfile import load_compiled
 from tests.support.listings import (
+    ACCEPTED,
     DROPPED,
     FILTER,
     NAME,
@@ -153,6 +154,7 @@ def test_a_mark_that_a_map_gives_to_some_packets() -> None:
         (("-j MARK --set-mark 5", "-m mark --mark 0x5/0xff -j DROP"), Status.WARNING),
         (("-j MARK --set-mark 5", "-s 192.0.2.1 -m mark --mark 5 -j DROP"), Status.WARNING),
         (("-j MARK --set-mark 5", "-m mark ! --mark 5 -j DROP"), Status.OK),
+        (("-j MARK --set-mark 5", "-m mark ! --mark 0/0xf -j DROP"), Status.WARNING),
         (("-j MARK --set-mark 5", "-m mark --mark 6 -j DROP"), Status.OK),
         (("-j MARK --set-xmark 4/4", "-m mark --mark 5 -j DROP"), Status.OK),
     ],
@@ -180,3 +182,26 @@ def test_a_mark_of_invalid_packets_that_leads_to_a_chain() -> None:
     check = fate_of(walk(text), "forward")
     assert check.status is Status.PROBLEM
     assert "is reset by `-p tcp -j REJECT" in check.what
+
+
+@pytest.mark.parametrize(
+    ("test", "caught"),
+    [
+        ([matching(MARK, 5), DROPPED], True),
+        ([matching(MARK, 4), DROPPED], False),
+        ([matching(MARK, 4, "!="), DROPPED], True),
+        ([matching(MARK, 5, "!="), DROPPED], False),
+        ([matching(MARK, {"set": [4, 5]}), DROPPED], True),
+        ([matching(MARK, {"set": [4, 5]}, "!="), DROPPED], False),
+        ([matching(MARK, {"set": [{"range": [4, 5]}]}), DROPPED], False),
+        ([matching({"&": [MARK, 4]}, 4), DROPPED], True),
+        ([matching({"&": [MARK, {"jhash": {}}]}, 4), DROPPED], False),
+        ([matching(MARK, 1, "<"), DROPPED], False),
+        ([{"vmap": {"key": MARK, "data": {"set": [[4, ACCEPTED], [5, DROPPED]]}}}], True),
+        ([{"vmap": {"key": MARK, "data": {"set": [[4, DROPPED], [5, ACCEPTED]]}}}], False),
+    ],
+)
+def test_a_mark_of_invalid_packets_that_nftables_tests(test: list[object], *, caught: bool) -> None:
+    write = [matching(STATE, "invalid", "in"), {"mangle": {"key": MARK, "value": 5}}]
+    mets = list(path.walk(nft_rules.Ruleset(nft(write, test)).tables(), 4))
+    assert fate_of(mets, "forward").status is (Status.WARNING if caught else Status.OK)
