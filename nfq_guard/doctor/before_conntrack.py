@@ -72,13 +72,15 @@ def read(queues: Sequence[int]) -> RawReading:
                 problems.append(str(error))
     native: list[nft_rules.Ruleset] = []
     try:
-        chains = collect.output("nft", "-j", "list", "chains")
+        chains = collect.listed_by_nft("chains")
         early = [] if chains is None else nft_rules.Ruleset(chains).early()
         for family_name, name in early:
-            listed = collect.output("nft", "-j", "list", "table", family_name, name)
+            listed = collect.listed_by_nft("table", family_name, name)
             if listed is not None:
                 native.append(nft_rules.Ruleset(listed))
-    except (ValueError, KeyError, TypeError) as error:
+    except NfqGuardError as error:
+        problems.append(str(error))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         problems.append(f"nft list chains: {error}")
     rules = of(saved, native, queues)
     return RawReading(rules, describe(rules), tuple(dict.fromkeys(problems)))

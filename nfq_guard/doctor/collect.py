@@ -44,6 +44,24 @@ def output(*argv: str) -> str | None:
     return done.stdout if done.status == 0 else None
 
 
+def listed_by_nft(*words: str) -> str | None:
+    """The output of `nft -j list`; None where nft is not installed.
+
+    Raises:
+        UnavailableError: It is, and fails, as nft 1.0 does on a verdict map of ranges.
+    """
+    argv = ["nft", "-j", "list", *words]
+    system = System()
+    if not system.find(argv[0]):
+        return None
+    done = system.run(argv, "")
+    if done.status:
+        lines = done.stderr.strip().splitlines()
+        how = lines[0] if lines else f"ended with status {done.status}"
+        raise UnavailableError(f"{' '.join(argv)}: {how}")
+    return done.stdout
+
+
 def sysctl_values() -> dict[str, str]:
     """Values by key, of those `sysctls.KEYS` that the kernel has."""
     values = {key: text(SYSCTLS / key.replace(".", "/")).strip() for key in KEYS}

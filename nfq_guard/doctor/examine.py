@@ -150,9 +150,8 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
     yield from checks
     if not checks and not problems:
         yield ok("foreign", "no other rules take INVALID packets away")
-    yield from fate.checks(path)
-    for text in dict.fromkeys(problems):
-        yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
+    yield from fate.checks(path, complete=not rules.problems)
+    yield from foreign.unread(problems)
 
 
 def _order(firewall: Firewall) -> Iterator[Check]:

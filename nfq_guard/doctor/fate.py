@@ -36,12 +36,14 @@ class _Fate(NamedTuple):
     todo: str
 
 
-def checks(path: Iterable[Met]) -> Iterator[Check]:
+def checks(path: Iterable[Met], *, complete: bool = True) -> Iterator[Check]:
     """One check a hook, `fate.HOOK`.
 
     Args:
         path: What a packet meets in every hook, for both families, in order.
+        complete: Whether all rules could be read.
     """
+    beyond = "" if complete else ", as far as the rules could be read"
     by_hook: dict[str, dict[int, list[Met]]] = {hook: {4: [], 6: []} for hook in HOOKS}
     for met in path:
         if met.order in ON_THE_WAY and met.finding.rule.act in ENDS:
@@ -50,12 +52,8 @@ def checks(path: Iterable[Met]) -> Iterator[Check]:
         fates = {family: _fate(mets) for family, mets in by_family.items()}
         for fate in dict.fromkeys(fates.values()):
             families = [_FAMILIES[family] for family, each in fates.items() if each == fate]
-            yield _check(hook, " and ".join(families), fate)
-
-
-def _check(hook: str, families: str, fate: _Fate) -> Check:
-    what = f"an allowed packet ({families}) is {fate.text}"
-    return Check(f"fate.{hook}", fate.status, what, fate.todo)
+            what = f"an allowed packet ({' and '.join(families)}) is {fate.text}{beyond}"
+            yield Check(f"fate.{hook}", fate.status, what, fate.todo)
 
 
 def _fate(mets: Sequence[Met]) -> _Fate:

@@ -38,6 +38,16 @@ def checks(path: Iterable[Met]) -> Iterator[Check]:
             yield check
 
 
+def unread(problems: Iterable[str]) -> Iterator[Check]:
+    """One check for each source of rules that could not be read."""
+    for text in dict.fromkeys(problems):
+        yield note(
+            "foreign.unread",
+            f"some rules cannot be read: {text}",
+            "run it as root; where that fails too, another version of that program may list them",
+        )
+
+
 def _singles_out(met: Met) -> bool:
     """Whether a rule selects packets by their conntrack state, and decides."""
     finding = met.finding

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 from nfq_guard.doctor import fate, foreign, hidden, host_rules, synproxy
-from nfq_guard.doctor.check import Check, Status, note
+from nfq_guard.doctor.check import Check, Status
 from nfq_guard.policy.decision import Policy
 from nfq_guard.telemetry.events import HostAccepts, HostTakes
 
@@ -16,12 +16,11 @@ def checks(policy: Policy) -> Iterator[Check]:
     rules = host_rules.read()
     path = rules.path()
     yield from foreign.checks(path)
-    yield from fate.checks(path)
+    yield from fate.checks(path, complete=not rules.problems)
     if synproxy.used(rules.tables):
         yield from synproxy.checks(policy)
     yield from hidden.checks(path, policy)
-    for text in dict.fromkeys(rules.problems):
-        yield note("foreign.unread", f"some rules cannot be read: {text}", "run it as root")
+    yield from foreign.unread(rules.problems)
 
 
 def event() -> HostAccepts | HostTakes:
@@ -29,7 +28,7 @@ def event() -> HostAccepts | HostTakes:
     rules = host_rules.read()
     fates = [
         f"{check.id.removeprefix('fate.')}: {check.what}"
-        for check in fate.checks(rules.path())
+        for check in fate.checks(rules.path(), complete=not rules.problems)
         if check.status in _TAKEN
     ]
     unread = list(dict.fromkeys(rules.problems)) or None

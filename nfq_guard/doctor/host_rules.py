@@ -48,13 +48,15 @@ def read() -> HostRules:
                 rules.problems.append(str(error))
     for (backend, family), saved in rules.saved.items():
         rules.tables += iptables_rules.tables(saved, backend, family)
-    listed = collect.output("nft", "-j", "list", "ruleset")
-    if listed is not None:
-        try:
+    try:
+        listed = collect.listed_by_nft("ruleset")
+        if listed is not None:
             rules.native = nft_rules.Ruleset(listed)
             rules.tables += rules.native.tables(_unread(rules))
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            rules.problems.append(f"nft list ruleset: {error}")
+    except NfqGuardError as error:
+        rules.problems.append(str(error))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        rules.problems.append(f"nft list ruleset: {error}")
     return rules
 
 

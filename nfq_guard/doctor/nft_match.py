@@ -132,10 +132,11 @@ class Segment:
 
     def writes(self, mangle: Mapping[str, Any]) -> tuple[Condition, MarkWrite | None]:
         """Whether a rule goes on after `KEY set VALUE`, and how that writes the mark."""
-        value = mangle["value"]
-        if _reads_entry(value):
+        key, value = mangle["key"], mangle["value"]
+        other_header = "payload" in key and isinstance(self._value(key), _NoEntry)
+        if _reads_entry(value) or other_header:
             return NEVER, None
-        if mangle["key"] != _MARK:
+        if key != _MARK:
             return ALWAYS, None
         if isinstance(value, dict) and "map" in value:
             return self._mapped(value["map"])
@@ -143,14 +144,18 @@ class Segment:
 
     def _mapped(self, mapping: Mapping[str, Any]) -> tuple[Condition, MarkWrite]:
         """`meta mark set KEY map { ... }`; the rule ends for a key that is not in the map."""
+        sure = [right for condition, right in self._found(mapping) if condition.truth is Truth.YES]
+        return self.chooses(mapping), _write(sure[0]) if sure else MarkWrite(0, 0)
+
+    def chooses(self, mapping: Mapping[str, Any]) -> Condition:
+        """Whether a map has a value for the packet; without one the rule ends."""
+        found = any_of(condition for condition, _ in self._found(mapping))
+        return _stated(_reworded(found, expression(mapping["key"])), mapping["key"])
+
+    def _found(self, mapping: Mapping[str, Any]) -> list[tuple[Condition, Any]]:
         key = self._value(mapping["key"])
-        pairs = [
-            (self._equals(key, _unwrapped(left)), right)
-            for left, right in self._pairs(mapping["data"])
-        ]
-        when = _stated(any_of(condition for condition, _ in pairs), mapping["key"])
-        sure = [right for condition, right in pairs if condition.truth is Truth.YES]
-        return when, _write(sure[0]) if sure else MarkWrite(0, 0)
+        pairs = self._pairs(mapping["data"])
+        return [(self._equals(key, _unwrapped(left)), right) for left, right in pairs]
 
     @staticmethod
     def zone(mangle: Mapping[str, Any]) -> TrackingWrite | None:

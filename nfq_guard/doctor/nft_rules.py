@@ -219,6 +219,8 @@ class _Reader:
             yield self._segment.matches(value)
         elif name in _RATES:
             yield depends(f"a {name}")
+        elif name == "counter" and isinstance(value, dict) and "map" in value:
+            yield self._segment.chooses(value["map"])
         elif name == "set":
             yield from self._updated(value)
         elif name == "flow":

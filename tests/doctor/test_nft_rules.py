@@ -122,6 +122,22 @@ SETS: list[object] = [
         ({"set": {"elem": ADDRESS, "set": "@seen", "stmt": [{"limit": {}}]}}, Truth.DEPENDS),
         ({"set": {"elem": ADDRESS, "set": "@seen", "stmt": [{"counter": {}}]}}, Truth.YES),
         ({"flow": {"op": "add", "flowtable": "@ft"}}, Truth.NO),
+        (
+            {"counter": {"map": {"key": ADDRESS, "data": {"set": [["192.0.2.1", "n"]]}}}},
+            Truth.DEPENDS,
+        ),
+        ({"counter": {"map": {"key": OTHER_ADDRESS, "data": {"set": [["::1", "n"]]}}}}, Truth.NO),
+        ({"counter": {"map": {"key": STATE, "data": {"set": [["invalid", "n"]]}}}}, Truth.YES),
+        ({"counter": "n"}, Truth.YES),
+        (
+            {"mangle": {"key": {"payload": {"protocol": "ip", "field": "dscp"}}, "value": 8}},
+            Truth.YES,
+        ),
+        (
+            {"mangle": {"key": {"payload": {"protocol": "ip6", "field": "dscp"}}, "value": 8}},
+            Truth.NO,
+        ),
+        ({"mangle": {"key": {"ct": {"key": "mark"}}, "value": 8}}, Truth.YES),
     ],
 )
 def test_matches_of_nftables(match: object, truth: Truth) -> None:

@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: MIT
+"""What the programs of a host say, and that a program which fails is not passed over."""
+
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.doctor import collect
+from nfq_guard.errors import UnavailableError
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("echo 'netlink: Error: cache failed' >&2; exit 1", "netlink: Error: cache failed"),
+        ("kill -SEGV $$", "ended with status -11"),
+    ],
+)
+def test_an_nft_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, said: str
+) -> None:
+    """As nft 1.0 does on a verdict map of ranges. The rules are unknown then, not absent."""
+    nft = tmp_path / "nft"
+    nft.write_text(f"#!/bin/sh\n{script}\n", encoding="ascii")
+    nft.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(UnavailableError, match=f"^nft -j list ruleset: {said}"):
+        collect.listed_by_nft("ruleset")
