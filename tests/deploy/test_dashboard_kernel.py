@@ -40,6 +40,10 @@ on_unknown = "log"
 name = "far"
 reason = "seq-over"
 action = "drop"
+[[policy.rule]]
+name = "near"
+reason = "ack-over"
+action = "heal"
 """
 _OPEN: Final = (
     "> S 0:0(0) win 65535 <mss 1460,sackOK,wscale 7>",
@@ -50,12 +54,22 @@ _OPEN: Final = (
 # The last segment of each is INVALID, and how many such flows there are.
 _FLOWS: Final = {
     "seq-over": ((*_OPEN, "< P. 300000:300001(1) ack 101 win 512"), 20),
+    # A hundred bytes beyond what the other end has sent.
+    "ack-over": ((*_OPEN, "< . 1:1(0) ack 201 win 512"), 6),
     "no-entry": (("> R 1:1(0)",), 12),
     # To the port that is translated.
     "bad-transition": (("> S 0:0(0)", "> . 1:1(0) ack 1"), 8),
 }
 _COUNTS: Final = {reason: number for reason, (_, number) in _FLOWS.items()}
+_ACTIONS: Final = {
+    "seq-over": "drop",
+    "ack-over": "heal",
+    "no-entry": "log",
+    "bad-transition": "log",
+}
 _ALL: Final = sum(_COUNTS.values())
+# In bytes, of the packets outside a window.
+_DISTANCES: Final = {"seq-over": 233_765, "ack-over": 100}
 # asm-generic/socket.h; Python does not name it.
 _SO_TIMESTAMP: Final = 29
 
@@ -129,6 +143,8 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
         _send(live, 1)
         total = f"sum(nfq_guard_judged_packets_total) == {_ALL}"
         wait_for(lambda: prometheus.has(total))
+        healed = f"sum(nfq_guard_heals_total) == {_COUNTS['ack-over']}"
+        wait_for(lambda: prometheus.has(healed))
         wait_for(lambda: prometheus.has("instance_action:nfq_guard_judged_packets:rate5m > 0"))
         prometheus.at = time.clock_gettime(time.CLOCK_REALTIME)
         yield prometheus
@@ -181,6 +197,16 @@ def _total(function: str, window: str) -> str:
     return f"sum({function}(nfq_guard_judged_packets_total[{window}]))"
 
 
+def _increase(reason: str) -> Callable[[Prometheus, Result], bool]:
+    """As many as packets with that reason."""
+
+    def holds(prometheus: Prometheus, found: Result) -> bool:
+        per_packet = _value(prometheus.query(_total("increase", "1m"))) / _ALL
+        return _value(found) / per_packet == pytest.approx(_COUNTS[reason])
+
+    return holds
+
+
 def _escaped(window: str, function: str) -> Callable[[Prometheus, Result], bool]:
     def holds(prometheus: Prometheus, found: Result) -> bool:
         per_packet = _value(prometheus.query(_total(function, window))) / _ALL
@@ -191,26 +217,30 @@ def _escaped(window: str, function: str) -> Callable[[Prometheus, Result], bool]
 
 def _table(_: Prometheus, found: Result) -> bool:
     counts = {(series["reason"], series["action"]): value for series, value in found}
-    return counts == {
-        (reason, "drop" if reason == "seq-over" else "log"): number
-        for reason, number in _COUNTS.items()
-    }
+    return counts == {(reason, _ACTIONS[reason]): number for reason, number in _COUNTS.items()}
 
 
 def _distances(prometheus: Prometheus, found: Result) -> bool:
-    """All are of one class, which is below the distance that the traces have."""
+    """Of two classes, those of the distances that the traces have."""
     per_packet = _value(prometheus.query(_total("increase", "1m"))) / _ALL
     classes = {float(end): value / per_packet for end, value in _by(found, "le").items()}
-    expected = {end: 0 if end < 233_765 else _COUNTS["seq-over"] for end in classes}
+    expected = {
+        end: sum(_COUNTS[reason] for reason, distance in _DISTANCES.items() if distance <= end)
+        for end in classes
+    }
     return classes == pytest.approx(expected)
 
 
 def _median(_: Prometheus, found: Result) -> bool:
-    """Within its class; bounds that nothing broke have none."""
+    """Each within its class; bounds that nothing broke have none."""
     medians = {
         bound: value for bound, value in _by(found, "bound").items() if not math.isnan(value)
     }
-    return set(medians) == {"seq-over"} and (1 << 16) < medians["seq-over"] < (1 << 18)
+    return (
+        set(medians) == set(_DISTANCES)
+        and (1 << 16) < medians["seq-over"] < (1 << 18)
+        and (1 << 6) <= medians["ack-over"] <= (1 << 8)
+    )
 
 
 def _latency(_: Prometheus, found: Result) -> bool:
@@ -235,9 +265,9 @@ _EXPECTED: Final[dict[str, tuple[Callable[[Prometheus, Result], bool], ...]]] = 
     "Escaped in the last hour": (_escaped("1h", "increase"),),
     "Conntrack table": (_share,),
     "INVALID packets by reason": (_packets("reason", _COUNTS),),
-    "INVALID packets by action": (_packets("action", {"drop": 20, "log": 20}),),
+    "INVALID packets by action": (_packets("action", {"drop": 20, "heal": 6, "log": 20}),),
     "Packets since the start": (_table,),
-    "By rule": (_packets("rule", {"far": 20, "default": 20}),),
+    "By rule": (_packets("rule", {"far": 20, "near": 6, "default": 20}),),
     "Escaped": (_escaped("1m", "rate"),),
     "Distance beyond the bound": (_distances,),
     "Distance, median by bound": (_median,),
@@ -250,6 +280,8 @@ _EXPECTED: Final[dict[str, tuple[Callable[[Prometheus, Result], bool], ...]]] = 
     "CPU": (_positive,),
     "Memory": (_positive,),
     "Rules and reloads": (_nothing, _nothing),
+    "Heals": (_increase("ack-over"), _nothing, _nothing, _is(_COUNTS["ack-over"])),
+    "Packets that were not healed": (_nothing, _nothing),
 }
 
 
