@@ -45,13 +45,23 @@ def wrap(text: str, width: int) -> list[str]:
     return [*lines, rest]
 
 
-def spaced(texts: Sequence[str], width: int) -> list[str]:
-    """As many of the texts as fit into a line, with blanks between them."""
+def spaced(texts: Sequence[str], width: int, rest: str = "") -> list[str]:
+    """As many of the texts as fit into a line, with blanks between them.
+
+    Args:
+        texts: The texts.
+        width: Width of the line.
+        rest: What stands at the end instead of those that do not fit, with `{}` for their number.
+    """
     shown: list[str] = []
     left = width
-    for text in texts:
+    for place, text in enumerate(texts):
         part = f"   {text}" if shown else text
-        if shown and len(part) > left:
+        others = len(texts) - place - 1
+        need = len(part) + (len(f"   {rest.format(others)}") if rest and others else 0)
+        if shown and need > left:
+            if rest:
+                shown.append(f"   {rest.format(others + 1)}")
             break
         left -= len(part)
         shown.append(part)

@@ -42,6 +42,8 @@ _LEAST_REASONS: Final = 14
 _BESIDE_FLOW: Final = 1 + 1 + 7 + 1 + 6 + 1 + _LEAST_REASONS
 # Below these sizes there is no sparkline.
 _SPARK_WIDTH: Final = 60
+# On a screen that is lower, a flow in detail leaves out what is not about it, but for problems.
+_TALL: Final = 40
 _SPARK_HEIGHT: Final = 12
 _SPARK_COLUMNS: Final = 60
 _ASCII_BLOCKS: Final = " .:-=+*#%@"
@@ -192,6 +194,9 @@ class View:
         head = self._head(self._status, height, width)
         opened = self.choice.opened
         flow = next((one for one in self._flows if key_of(one) == opened), None)
+        if flow is not None and height < _TALL:  # the rest of the screen is for that flow
+            bad = [line for line in head[1:] if line and Style.RED in line[0].styles]
+            head = [head[0], *bad, []]
         room = max(1, height - len(head) - 1)
         body = self._table(room, width) if flow is None else detail(flow, width)
         shown = [*head, *body[:room]][: height - 1]
@@ -214,7 +219,7 @@ class View:
         shown: list[Line] = [[mode, *fitting(parts, width - len(mode.text))]]
         if width >= _SPARK_WIDTH and height >= _SPARK_HEIGHT:
             shown.append(self._sparkline(width))
-        shown += [_queue_line(queue) for queue in status.queues[:_QUEUES_SHOWN]]
+        shown += [_queue_line(queue, width) for queue in status.queues[:_QUEUES_SHOWN]]
         if len(status.queues) > _QUEUES_SHOWN:
             shown.append([Piece(f"and {len(status.queues) - _QUEUES_SHOWN} more queues")])
         if self.problem:
@@ -234,16 +239,16 @@ class View:
         if not counts:
             shown.append([Piece("no INVALID packet so far")])
         else:
-            shown.append([Piece(text) for text in spaced(counts, width)])
+            shown.append([Piece(text) for text in spaced(counts, width, "and {} more")])
         return [*shown, []] if height >= _SPARK_HEIGHT else shown
 
     def _sparkline(self, width: int) -> Line:
         """INVALID packets of each update, the last one on the right."""
         columns = min(_SPARK_COLUMNS, width - 30)
         growth = list(self._growth)[-columns:]
-        top = max(growth, default=0) or 1
+        top = max(growth, default=0)
         scale = len(self.blocks) - 1
-        bars = "".join(self.blocks[-(-number * scale // top)] for number in growth)
+        bars = "".join(self.blocks[-(-number * scale // max(top, 1))] for number in growth)
         return [
             Piece("INVALID "),
             Piece(bars.rjust(columns), (Style.CYAN,)),
@@ -382,15 +387,20 @@ def _first_shown(heights: Sequence[int], selected: int, room: int) -> int:
     return first
 
 
-def _queue_line(queue: QueueStatus) -> Line:
+def _queue_line(queue: QueueStatus, width: int) -> Line:
+    """As much about a queue as fits; drops are first where there are any."""
     drops = queue.count("queue_full_drops") + queue.count("buffer_full_drops")
     restarts = f", restarted {queue.restarts}x" if queue.restarts else ""
-    healed = f", {queue.healed_flows} flows healed" if queue.healed_flows else ""
-    text = (
-        f"queue {queue.queue} {queue.state}{restarts}: {queue.packets_per_s:.1f}/s, "
-        f"{queue.count('packets')} in total, {queue.waiting} waiting, {drops} dropped by the kernel"
-        f"{healed}"
-    )
+    parts = [f"{queue.count('packets')} in total"]
+    if queue.healed_flows:
+        parts.append(f"{counted(queue.healed_flows, 'flow')} healed")
+    parts.append(f"{queue.waiting} waiting")
+    parts.insert(0 if drops else len(parts), f"{drops} dropped by the kernel")
+    text = f"queue {queue.queue} {queue.state}{restarts}: {queue.packets_per_s:.1f}/s"
+    for part in parts:
+        if len(text) + len(part) + 2 > width:
+            break
+        text = f"{text}, {part}"
     bad = queue.state != "serving" or drops
     return [Piece(text, (Style.RED,) if bad else ())]
 

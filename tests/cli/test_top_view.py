@@ -9,11 +9,12 @@ from nfq_guard.cli.top_flow import key_of
 from nfq_guard.cli.top_layout import Line
 from nfq_guard.cli.top_rates import Meter
 from nfq_guard.cli.top_view import Sort, View
+from nfq_guard.finding import Reason
 from nfq_guard.service.status import RulesState, Status
 from nfq_guard.telemetry.palette import Style
 from tests.support.events import event, window
 from tests.support.status import daemon_status, queue_status, rules_status
-from tests.support.top import FOLDER, at, flow, pictures, text, view
+from tests.support.top import FOLDER, at, flow, flows, pictures, text, view
 
 
 def one(
@@ -250,8 +251,32 @@ def test_healed_flows_are_shown() -> None:
     healed = msgspec.structs.replace(queue_status(), healed_flows=2)
     fresh = View()
     fresh.take(daemon_status(queues=(healed,)), [], 107.0)
-    shown = ["".join(piece.text for piece in line) for line in fresh.lines(24, 200)]
-    assert any(line.endswith(", 2 flows healed") for line in shown)
+    shown = text(fresh.lines(24, 80))
+    assert "in total, 2 flows healed, 0 waiting\n" in shown
+    assert "at most 0 an update" not in shown, "there is no second update yet"
+    fresh.take(daemon_status(queues=(healed,)), [], 108.0)
+    assert "at most 0 an update" in text(fresh.lines(24, 80))
+
+
+def test_reasons_that_do_not_fit_are_counted() -> None:
+    fresh = View()
+    reasons = {str(reason): {"drop": 1000} for reason in Reason}
+    fresh.take(daemon_status(reasons=reasons), [], 107.0)
+    for width in (20, 80, 140, 300):
+        shown = text(fresh.lines(24, width))
+        named = sum(f"{reason} 1000 (" in shown for reason in reasons)
+        others = f"and {len(reasons) - named} more"
+        assert (others in shown) == (1 < named < len(reasons))
+
+
+def test_a_low_screen_is_for_the_opened_flow_and_for_problems() -> None:
+    made = view()
+    made.choice.opened = key_of(flows(0)[0])
+    made.problem = "the daemon is not running"
+    shown = text(made.lines(24, 80))
+    assert "in total" not in shown
+    assert "the daemon is not running" in shown
+    assert "in total" in text(made.lines(40, 80))
 
 
 def test_problems_are_shown(three: View) -> None:
