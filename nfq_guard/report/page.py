@@ -87,7 +87,7 @@ def page(
     findings: Sequence[Mapping[str, str]] = (),
 ) -> str:
     """The page as HTML; arguments as for `write_page`."""
-    resets = summary.resets[:_RESETS_LISTED]
+    resets = sorted(summary.resets, key=lambda read: read.first)[:_RESETS_LISTED]
     policies = [] if trial is None else trial["policies"]
     busiest = sorted(summary.flows.items(), key=_busiest)
     services = sorted(summary.services.items(), key=lambda named: -named[1].packets)
@@ -343,7 +343,7 @@ def _reset(read: ReadEvent) -> dict[str, str]:
     cause = event.caused_by
     assert cause is not None  # noqa: S101 - `summary.resets` has no other
     return {
-        "at": _precise(read.first),
+        "at": _precise(read.first) + (f" \u00d7{event.count:,}" if event.count > 1 else ""),
         "src": endpoint(event.src, event.sport),
         "dst": endpoint(event.dst, event.dport),
         "seq": str(event.seq),
@@ -361,7 +361,7 @@ def _policy(each: PolicyRecord) -> dict[str, str]:
     return {
         "policy": each["policy"],
         "drops": _estimated(each),
-        "accepts": _number(each["passes"]),
+        "saved": _number(each["followed_by_rst"]),
         "escapes": _number(each["translated_passes"]),
         "lived": _number(each["false_positives"]["packets"]),
         "missed": _number(each["false_negatives"]["packets"]),

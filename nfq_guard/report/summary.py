@@ -112,8 +112,8 @@ class FlowSummary:
     Attributes:
         service: The end that accepted the connection, or the likelier one.
         counts: Its packets.
-        nat: How the host translates it.
-        state: Its state at the last event.
+        nat: How the host translates it, by the last event that tells it.
+        state: Its state at the last event that has one.
         rule: The rule that decided last.
         furthest: The largest distance from a bound, in bytes; 0 if there is none.
         events: Its first events.
@@ -210,7 +210,12 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
         summary.others += count
     else:
         groups.append(flow.counts)
-        flow.nat, flow.rule, flow.state = event.nat, event.rule, event.state
+        flow.rule = event.rule
+        # An RST from an address that escaped its translation belongs to no entry.
+        if event.nat != Nat.UNKNOWN or not flow.nat:
+            flow.nat = event.nat
+        if event.state is not None:
+            flow.state = event.state
         flow.furthest = max(flow.furthest, furthest_of(event))
         _keep(summary, flow, read)
         _note_repetition(summary, flow, event)
@@ -269,6 +274,8 @@ def _add_cause(summary: Summary, flow: FlowSummary | None, read: ReadEvent) -> N
             summary.lost[int(first)] += 1
         if event.state is not None:
             flow.entry = event.state, read.when.timestamp()
+    if event.caused_by is not None:  # its cause is known
+        return
     cause = cause_in_event(
         event.reason,
         event.tcp_flags,

@@ -195,6 +195,17 @@ def test_the_ladder_links_a_reset_to_its_packet(shown: Browser) -> None:
     assert "answers seq-over of " in events
 
 
+def test_there_is_no_button_for_what_there_is_not(shown: Browser) -> None:
+    buttons = (
+        "[...document.querySelectorAll('.more')].filter(b => b.getClientRects().length).length"
+    )
+    assert shown.run(buttons) == 1, "there are more flows than 20"
+    shown.run("reason.value = 'bad-checksum'; reason.dispatchEvent(new Event('change'))")
+    shown.run("document.querySelector('#flows button.flow').click()")
+    assert shown.run("document.querySelectorAll('tr.open').length") == 1
+    assert shown.run(buttons) == 0
+
+
 def test_it_prints(shown: Browser) -> None:
     pdf = shown.printed()
     assert pdf.startswith(b"%PDF")

@@ -196,6 +196,39 @@ def test_a_reset_names_its_cause() -> None:
     assert flow[6] == 1
 
 
+def test_a_reset_tells_nothing_else_of_its_flow() -> None:
+    """It comes from an address that escaped its translation, of which there is no entry."""
+    cause = {
+        "timestamp": "2026-11-23T01:59:59.999Z",
+        "reason": "seq-over",
+        "rule": "translated",
+        "delay_us": 1000,
+    }
+    unknown = {"reason": "no-entry", "breach": None, "nat": "unknown", "state": None}
+    reset = event(tcp_flags="R", caused_by=cause, **unknown)
+    found = summarise([event(), reset])
+    (flow,) = found.flows.values()
+    assert (flow.nat, flow.state) == ("dnat", "ESTABLISHED")
+    assert found.causes == {}
+    assert summarise([event(), event(tcp_flags="R", **unknown)]).causes
+
+
+def test_resets_are_in_the_order_of_their_times() -> None:
+    """An event of several packets is written after those of later packets."""
+    cause = {
+        "timestamp": "2026-11-23T01:59:59.999Z",
+        "reason": "seq-over",
+        "rule": "translated",
+        "delay_us": 1000,
+    }
+    reset = {"tcp_flags": "R", "caused_by": cause}
+    late = event(timestamp="2026-11-23T02:00:05Z", **reset)
+    folded = event(timestamp="2026-11-23T02:00:06Z", first="2026-11-23T02:00:01Z", count=3, **reset)
+    html = rendered(late, folded)
+    at = re.findall(r'data-label="RST at">([^<]*)<', html)
+    assert at == ["2026-11-23 02:00:01.000 \u00d73", "2026-11-23 02:00:05.000"]
+
+
 def test_values_are_not_markup() -> None:
     nasty = "<script>alert(1)</script></style>\"'><img src=x onerror=alert(1)>"
     finding = {"id": nasty, "status": nasty, "what": nasty, "todo": nasty}
