@@ -69,15 +69,25 @@ def _is_many(part: int, whole: int, share: float) -> bool:
 
 def _late_originals(summary: Summary) -> Iterator[Hint]:
     """Originals that a retransmission overtook come again with numbers that were seen."""
-    packets = _packets(summary, *_DATA_REASONS)
-    if _is_many(summary.repeated, packets, 0.2):
-        yield Hint(
-            "Late or repeated segments.",
-            f"{summary.repeated:,} of {packets:,} packets outside the window carry a sequence "
-            "number that an earlier packet of their flow had: the same data comes again.",
-            "Capture on both interfaces and look at the timestamp option: an original that a "
-            "retransmission overtook has the older one.",
-        )
+    found = summary.repetition
+    if not _is_many(found.repeated, found.events, 0.2):
+        return
+    clocks = [f"{number:,} with {again}" for again, number in found.clocks.most_common()]
+    places = [
+        *(
+            f"{number:,} in the {name or 'unknown'} direction"
+            for name, number in found.directions.most_common()
+        ),
+        *(f"{number:,} in state {name or '-'}" for name, number in found.states.most_common()),
+    ]
+    yield Hint(
+        "Late or repeated segments.",
+        f"{found.repeated:,} of {found.events:,} segments outside the window carry a sequence "
+        f"number that an earlier one of their flow had: {', '.join(clocks)} in the timestamp "
+        f"option; {', '.join(places)}; {found.nearest:,} to {found.furthest:,} bytes off.",
+        "Capture on both interfaces: the same clock is that of a copy made on the way, a later one "
+        "of a retransmission, an earlier one of an original that a retransmission overtook.",
+    )
 
 
 def _lost_window(summary: Summary) -> Iterator[Hint]:

@@ -4,7 +4,7 @@
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 from typing import Final, final
 
 from nfq_guard.conntrack.bounds import BoundCheck
@@ -27,6 +27,8 @@ _EVENTS_MAX: Final = 100_000
 _FLOW_EVENTS_MAX: Final = 200
 # Of one flow, events whose bounds are kept.
 _FLOW_BOUNDS_MAX: Final = 20
+# The largest distance between two clocks of one sender, of which the order is known.
+_CLOCKS: Final = 1 << 31
 # Resets that are kept with the packet that they answer.
 _RESETS_MAX: Final = 200
 # Of one flow, sequence numbers in which a repetition is looked for.
@@ -104,6 +106,43 @@ class KeptEvent:
     bounds: tuple[BoundCheck, ...]
 
 
+class Again(StrEnum):
+    """How a segment came again, by the sender's clock in its timestamp option.
+
+    A copy that was made on the way has the clock of its original, a retransmission a later one. An
+    earlier clock is that of an original which a retransmission overtook.
+    """
+
+    COPY = "the same clock"
+    LATER = "a later clock"
+    EARLIER = "an earlier clock"
+    UNKNOWN = "no clock"
+
+
+@final
+@dataclass(slots=True)
+class Repetition:
+    """Events outside the window whose first packet has a number that their flow had before.
+
+    Attributes:
+        events: Events with a number, whether repeated or not.
+        repeated: Those whose number came before.
+        clocks: The repeated ones by how they came again.
+        directions: By direction; empty for an unknown one.
+        states: By the state of their flow; empty for an unknown one.
+        nearest: The shortest distance from a bound.
+        furthest: The longest.
+    """
+
+    events: int = 0
+    repeated: int = 0
+    clocks: Counter[Again] = field(default_factory=Counter)
+    directions: Counter[str] = field(default_factory=Counter)
+    states: Counter[str] = field(default_factory=Counter)
+    nearest: int = 0
+    furthest: int = 0
+
+
 @final
 @dataclass(slots=True)
 class FlowSummary:
@@ -118,7 +157,8 @@ class FlowSummary:
         furthest: The largest distance from a bound, in bytes; 0 if there is none.
         events: Its first events.
         left_out: Number of the events after those.
-        numbers: The first sequence numbers of its packets outside the window.
+        numbers: The first sequence numbers of its packets outside the window, each with the clock
+            that it came with last.
         causes: Its causes so far.
         entry: The last state in which it was seen, and when, seconds since the epoch.
     """
@@ -131,7 +171,7 @@ class FlowSummary:
     furthest: int = 0
     events: list[KeptEvent] = field(default_factory=list)
     left_out: int = 0
-    numbers: set[int] = field(default_factory=set)
+    numbers: dict[tuple[bool, int], int | None] = field(default_factory=dict)
     causes: set[Cause] = field(default_factory=set)
     entry: tuple[str, float] | None = None
 
@@ -157,7 +197,7 @@ class Summary:
         others: Packets of flows beyond that number.
         resets: The first events of RSTs that answered a packet.
         kept: Events that flows keep.
-        repeated: Packets outside the window with a sequence number that their flow had before.
+        repetition: Events outside the window whose segment came again.
         beyond_unscaled: Packets over bound I whose receiver has shown no larger window than one
             without window scaling.
         flags: Packets by reason and TCP flags, without RSTs whose cause is known.
@@ -180,7 +220,7 @@ class Summary:
     others: int = 0
     resets: list[ReadEvent] = field(default_factory=list)
     kept: int = 0
-    repeated: int = 0
+    repetition: Repetition = field(default_factory=Repetition)
     beyond_unscaled: int = 0
     flags: Counter[tuple[str, str]] = field(default_factory=Counter)
     states: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -253,13 +293,34 @@ def _note_pattern(summary: Summary, event: PacketJudged) -> None:
 
 
 def _note_repetition(summary: Summary, flow: FlowSummary, event: PacketJudged) -> None:
-    """Count packets outside the window that repeat a sequence number of their flow."""
+    """Count segments outside the window that repeat a sequence number of their flow.
+
+    Of several packets that share an event only the first one's number is known.
+    """
     if event.breach is None or event.seq is None or not event.payload:
         return
-    if event.seq in flow.numbers:
-        summary.repeated += event.count
+    found = summary.repetition
+    found.events += 1
+    number = endpoint(event.src, event.sport) < endpoint(event.dst, event.dport), event.seq
+    if number in flow.numbers:
+        found.repeated += 1
+        found.clocks[_again(flow.numbers[number], event.tcp_timestamp)] += 1
+        found.directions[event.direction or ""] += 1
+        found.states[event.state or ""] += 1
+        nearest = event.breach.distance
+        found.nearest = nearest if found.repeated == 1 else min(found.nearest, nearest)
+        found.furthest = max(found.furthest, furthest_of(event))
+        flow.numbers[number] = event.tcp_timestamp
     elif len(flow.numbers) < _FLOW_NUMBERS_MAX:
-        flow.numbers.add(event.seq)
+        flow.numbers[number] = event.tcp_timestamp
+
+
+def _again(before: int | None, now: int | None) -> Again:
+    if before is None or now is None:
+        return Again.UNKNOWN
+    if before == now:
+        return Again.COPY
+    return Again.LATER if (now - before) % (2 * _CLOCKS) < _CLOCKS else Again.EARLIER
 
 
 def _add_cause(summary: Summary, flow: FlowSummary | None, read: ReadEvent) -> None:

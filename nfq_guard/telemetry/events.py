@@ -265,6 +265,16 @@ class PacketJudged(
             " there are several."
         ),
     ] = None
+    tcp_timestamp: (
+        Annotated[
+            int,
+            _number(
+                "TSval of the segment's timestamp option, the sender's clock; of the first packet.",
+                high=_U32,
+            ),
+        ]
+        | None
+    ) = None
     community_id: Annotated[
         str | None,
         _text(

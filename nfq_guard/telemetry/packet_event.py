@@ -29,6 +29,7 @@ from nfq_guard.telemetry.events import (
     ShadowDecision,
 )
 from nfq_guard.wire.packet import Datagram, Packet, SctpPacket, Segment
+from nfq_guard.wire.tcp import timestamp_value
 
 _UDP_HEADER: Final = 8
 
@@ -70,6 +71,7 @@ def packet_judged(
     ack: int | None = None
     payload: int | None = None
     window: FlowWindow | None = None
+    clock: int | None = None
     if isinstance(packet, Packet):
         l4 = packet.l4
         if isinstance(l4, Segment):
@@ -80,6 +82,7 @@ def packet_judged(
             seq = l4.seq
             ack = l4.ack
             payload = l4.payload_len
+            clock = timestamp_value(l4.options)
         elif isinstance(l4, Datagram):
             sport = l4.sport
             dport = l4.dport
@@ -142,6 +145,7 @@ def packet_judged(
         leak=leaks(packet, snapshot, finding),
         window=window,
         caused_by=caused_by,
+        tcp_timestamp=clock,
         community_id=community_id(packet),
     )
 

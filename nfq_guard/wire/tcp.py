@@ -148,6 +148,17 @@ def parse_options(options: bytes) -> TcpOptions:
     return TcpOptions(mss, scale, permitted, tuple(blocks), timestamps)
 
 
+def timestamp_value(options: bytes) -> int | None:
+    """TSval of the timestamp option; None without one."""
+    at = _next_option(options, 0)
+    while at >= 0:
+        length = options[at + 1]
+        if options[at] == OPTION_TIMESTAMPS and length == 10:
+            return _word(options, at + 2)
+        at = _next_option(options, at + length)
+    return None
+
+
 def highest_acknowledged(options: bytes, ack: Seq) -> Seq:
     """The later of `ack` and the right edges of all SACK blocks (kernel.md 1.6 a)."""
     size = len(options)

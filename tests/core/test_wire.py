@@ -215,6 +215,7 @@ def test_options() -> None:
     assert options.timestamps == (3, 4)
     assert options.sack_blocks == ((10, 20), (30, 40))
     assert tcp.highest_acknowledged(segment.options, segment.seq) == 40
+    assert tcp.timestamp_value(segment.options) == 3
 
 
 @pytest.mark.parametrize(
@@ -233,6 +234,7 @@ def test_options_that_end_early_or_have_the_wrong_length(octets: bytes) -> None:
     assert tcp.parse_options(octets) == tcp.TcpOptions()
     padded = octets + b"\x00" * 12
     assert tcp.highest_acknowledged(padded, Seq(5)) == 5
+    assert tcp.timestamp_value(padded) is None
 
 
 @pytest.mark.parametrize(
@@ -240,6 +242,18 @@ def test_options_that_end_early_or_have_the_wrong_length(octets: bytes) -> None:
 )
 def test_sack_that_ends_early(octets: bytes) -> None:
     assert tcp.highest_acknowledged(octets, Seq(5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("octets", "value"),
+    [
+        (b"", None),
+        (b"\x01\x01\x08\x0a\xff\x00\x00\x01" + bytes(4), 0xFF000001),
+        (b"\x08\x09" + bytes(7) + b"\x08\x0a" + bytes(3) + b"\x02" + bytes(4), 2),
+    ],
+)
+def test_the_clock_of_a_segment(octets: bytes, value: int | None) -> None:
+    assert tcp.timestamp_value(octets) == value
 
 
 def test_timestamps_alone_acknowledge_nothing_more() -> None:

@@ -34,7 +34,7 @@ from nfq_guard.telemetry.log import EventLog, Output
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.ip import decode
-from nfq_guard.wire.packet import Malformed, SctpPacket
+from nfq_guard.wire.packet import Malformed, SctpPacket, Segment
 from tests.support.judgments import ALLOW_REST, judgment, segment, snapshot
 
 # The names and their order are an interface.
@@ -117,6 +117,14 @@ def test_the_window_of_a_flow(direction: int) -> None:
     assert event_of(flow=flow, reason=Reason.BAD_TRANSITION).window is None
     assert event_of(flow=flow, reason=Reason.RACED).window is not None
     assert event_of(flow=snapshot()).window is None
+
+
+def test_the_clock_of_a_segment() -> None:
+    packet = segment()
+    assert event_of(packet=packet).tcp_timestamp is None
+    assert isinstance(packet.l4, Segment)
+    packet.l4.options = b"\x01\x01\x08\x0a" + bytes((0, 0, 1, 2)) + bytes(4)
+    assert event_of(packet=packet).tcp_timestamp == 258
 
 
 def test_failed_lookup_leaves_no_evidence() -> None:
@@ -264,6 +272,7 @@ def test_fields_of_the_reference() -> None:
         "leak",
         "window",
         "caused_by",
+        "tcp_timestamp",
         "community_id",
     ]
     assert fields["in"].values == ()
@@ -278,6 +287,7 @@ def test_fields_of_the_reference() -> None:
         "leak",
         "window",
         "caused_by",
+        "tcp_timestamp",
         "community_id",
     ]
     assert set(fields["verdict"].values) == {"drop", "accept"}
