@@ -128,6 +128,11 @@ fuzz-kernel: ## run PACKETS (1000000) random packets of PROTOCOL (tcp) through t
 fuzz-evidence: ## judge PACKETS INVALID packets by the kernel's window and by its log, and compare (root)
 	$(BIN)/python -m tests.fuzz_kernel.evidence --packets $(PACKETS) --seed $(SEED)
 
+.PHONY: pictures
+pictures: ## run a guard in the lab, and make the pictures of docs/images of what it shows (root)
+	@command -v tmux >/dev/null || { echo 'make pictures needs tmux (apt-get install tmux)'; exit 1; }
+	$(BIN)/python -m tests.support.pictures
+
 # Fails, and leaves README alone, where an outcome is not the expected one.
 .PHONY: lab-matrix
 lab-matrix: ## run every scenario of the lab with every mitigation, IPv4 and IPv6, and write README's table (root)

@@ -219,13 +219,13 @@ def test_one_flow_alone(three: View) -> None:
 
 def test_the_detail_has_hints() -> None:
     """From the events of the flow alone; an event of a daemon of another version gives none."""
-    events = [event(timestamp=at(second), payload=100, count=6) for second in (1, 2, 3)]
+    events = [event(timestamp=at(second), payload=100, count=6) for second in range(13)]
     opened = flow(*events)
     shown = View()
-    shown.take(status(18), [opened], 1.0)
+    shown.take(status(78), [opened], 1.0)
     shown.choice.opened = key_of(opened)
     screen = " ".join(text(shown.lines(40, 120)).split())
-    assert "hint: Late or repeated segments. 12 of 18 packets outside the window carry" in screen
+    assert "hint: Late or repeated segments. 12 of 13 segments outside the window carry" in screen
     for each in opened["events"]:
         each["seq"] = "of another version"
     assert "hint:" not in text(shown.lines(40, 120))

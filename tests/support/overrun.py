@@ -25,13 +25,30 @@ _OURS = 0x5A5A
 
 
 class Connection:
-    """One connection of the peer's."""
+    """One connection of the peer's, and its sockets at the peer and at the host."""
 
-    def __init__(self, sport: int, dport: int, seq: int, ack: int) -> None:
+    def __init__(
+        self, sport: int, dport: int, seq: int, ack: int, ends: tuple[socket.socket, socket.socket]
+    ) -> None:
         self.sport = sport
         self.dport = dport
         self.seq = seq
         self.ack = ack
+        self.ends = ends
+
+    def exchange(self, octets: int) -> bool:
+        """Send data to the host and as much back; False once the connection was reset."""
+        one, other = self.ends
+        try:
+            for sender, receiver in ((one, other), (other, one)):
+                sender.sendall(bytes(octets))
+                if len(receiver.recv(octets, socket.MSG_WAITALL)) < octets:
+                    return False
+        except OSError:
+            return False
+        self.seq = (self.seq + octets) & 0xFFFFFFFF
+        self.ack = (self.ack + octets) & 0xFFFFFFFF
+        return True
 
 
 class Overrun:
@@ -61,13 +78,14 @@ class Overrun:
             made = socket.create_connection((HOST, port), timeout=5)
         listener = self._listeners[port == PLAIN]
         accepted, _ = listener.accept()
+        accepted.settimeout(5)
         self._sockets += [made, accepted]
         sport = made.getsockname()[1]
         while True:
             octets = self._raw.recv(4096)
             source, dest, seq, ack, _, flags, *_ = _TCP.unpack_from(octets, 20)
             if (source, dest) == (port, sport) and flags & 0x12 == 0x12:
-                return Connection(sport, port, ack, (seq + 1) & 0xFFFFFFFF)
+                return Connection(sport, port, ack, (seq + 1) & 0xFFFFFFFF, (made, accepted))
 
     def overrun(
         self, connections: Sequence[Connection], count: int, octets: int = 10 << 20
@@ -77,6 +95,15 @@ class Overrun:
             one = connections[number % len(connections)]
             seq = (one.seq + octets) & 0xFFFFFFFF
             self._raw.sendto(_segment(one, seq), (HOST, 0))
+
+    def send(
+        self, one: Connection, octets: int, *, data: int = 0, is_damaged: bool = False
+    ) -> None:
+        """Send one segment whose number is `octets` from the next one, with so much data."""
+        segment = _segment(one, (one.seq + octets) & 0xFFFFFFFF, data)
+        if is_damaged:  # with another checksum
+            segment = segment[:16] + bytes((segment[16] ^ 1,)) + segment[17:]
+        self._raw.sendto(segment, (HOST, 0))
 
     def arrived(self) -> int:
         """How many of them got through since the last call."""
@@ -99,15 +126,17 @@ class Overrun:
         self.close()
 
 
-def _segment(one: Connection, seq: int) -> bytes:
+def _segment(one: Connection, seq: int, data: int = 0) -> bytes:
     def packed(checksum: int) -> bytes:
         return _TCP.pack(one.sport, one.dport, seq, one.ack, 5 << 4, 0x10, 512, checksum, _OURS)
 
-    pseudo = socket.inet_aton(PEER) + socket.inet_aton(HOST) + struct.pack("!HH", 6, _TCP.size)
+    pseudo = (
+        socket.inet_aton(PEER) + socket.inet_aton(HOST) + struct.pack("!HH", 6, _TCP.size + data)
+    )
     total = sum(struct.unpack("!16H", pseudo + packed(0)))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return packed(~total & 0xFFFF)
+    return packed(~total & 0xFFFF) + bytes(data)
 
 
 def _listening(port: int) -> socket.socket:
