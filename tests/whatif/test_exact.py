@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfq_guard.cli.recording import opened
@@ -74,6 +74,8 @@ def rotated(folder: Path, pieces: Sequence[bytes], squeeze: Callable[[bytes], by
     return files
 
 
+# Each example compiles six policies and writes up to six files.
+@settings(max_examples=settings().max_examples // 3)
 @given(
     acting=tables(),
     trial=tables(),
