@@ -55,9 +55,11 @@ class SlidingWindow:
 
     def check(self, entry: Entry, segment: Segment, kind: int, direction: int, now: float) -> int:
         """Hold the segment against the window, and move the window by it (kernel.md 1.6)."""
-        peers = entry.peers
-        sender = peers[direction]
-        receiver = peers[1 - direction]
+        # By name: compiled, an index that is no constant makes a tuple of the pair.
+        if direction:
+            receiver, sender = entry.peers
+        else:
+            sender, receiver = entry.peers
         seq = segment.seq
         ack = segment.ack
         end = segment.end

@@ -165,7 +165,7 @@ class Streams:
             # Nearly all segments.
             self._last = known
             return known.other if known.reversed ^ direction else known.one
-        stream = known if isinstance(known, Stream) else self._find(entry, key, segment, frame)
+        stream = known if isinstance(known, Stream) else self._find(key, segment, frame)
         earlier = stream.entry
         if stream is not known and entry is not None:
             entry.stream = stream
@@ -179,7 +179,7 @@ class Streams:
         if segment.flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
             # The new connection's entry is not that of the one before it.
             stream.entry = earlier
-            stream = self._begin(entry, key, segment, frame)
+            stream = self._begin(key, segment, frame)
             side = stream.one
             if entry is not None:
                 entry.stream = stream
@@ -216,11 +216,11 @@ class Streams:
             stream.original == key and stream.one_way for key, stream in self._streams.items()
         )
 
-    def _find(self, entry: Entry | None, key: Key, segment: Segment, frame: int) -> Stream:
+    def _find(self, key: Key, segment: Segment, frame: int) -> Stream:
         stream = self._streams.get(key)
-        return self._begin(entry, key, segment, frame) if stream is None else stream
+        return self._begin(key, segment, frame) if stream is None else stream
 
-    def _begin(self, entry: Entry | None, key: Key, segment: Segment, frame: int) -> Stream:
+    def _begin(self, key: Key, segment: Segment, frame: int) -> Stream:
         """A stream that begins with `segment`."""
         stream = Stream(key, frame)
         streams = self._streams
@@ -230,10 +230,7 @@ class Streams:
                 if gone.original == old and gone.one_way:
                     self._gone_one_way += 1
         streams[key] = stream
-        opposite = reverse(key)
-        if entry is not None and entry.reply == opposite:
-            opposite = entry.reply  # one value for both tables
-        streams[opposite] = stream
+        streams[reverse(key)] = stream
         if self.listing is not None:
             self.listing.take(stream)
         if segment.flags & SYN:
