@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels with-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick reference docs fleet container-test manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels with-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick bench-replay reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -162,6 +162,13 @@ bench-quick: ## the same with fewer rounds, about a minute (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh bench
 	@$(MAKE) --no-print-directory wheels unpack \
 		&& PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks --quick; $(GIVE_BACK)
+
+bench-replay: ## measure the replay of captures alone, and put it into the newest results and README
+	@PYTHON=$(PYTHON) ./bootstrap.sh bench
+	@$(MAKE) --no-print-directory wheels unpack \
+		&& { PYTHONPATH=$(CURDIR) $(BIN)/python -m benchmarks --only replay \
+			--update "$$(ls -d benchmarks/results/*/ | tail -n 1)"; \
+		status=$$?; $(BIN)/python -m benchmarks.readme; (exit $$status); }; $(GIVE_BACK)
 
 # Fails when a judgement takes 5 % more instructions than on record.
 instructions:

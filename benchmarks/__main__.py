@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -38,6 +38,7 @@ SECTIONS: Final = (
     "evidence",
     "replay",
 )
+_UNPRIVILEGED: Final = frozenset({"replay"})
 _HERE: Final = Path(__file__).parent
 _NEEDED: Final = ("ip", "iptables", "gcc", "make")
 _INTERRUPTED: Final = 130
@@ -53,6 +54,12 @@ def _arguments() -> argparse.Namespace:
         type=Path,
         metavar="JSON",
         help="render from JSON without measuring: the text beside it, the page into --output",
+    )
+    parser.add_argument(
+        "--update",
+        type=Path,
+        metavar="DIR",
+        help="replace the sections that run in the results in DIR, and keep the others there",
     )
     return parser.parse_args()
 
@@ -71,7 +78,7 @@ def main() -> int:
             print(f"benchmarks: {args.render}: {why}", file=sys.stderr)
             return EXIT_USAGE
         return _write(args.render.parent, record, results, args.output)
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 and set(args.only) - _UNPRIVILEGED:
         print("benchmarks: needs root, because it creates network namespaces", file=sys.stderr)
         return EXIT_NO_PRIVILEGE
     missing = [name for name in _NEEDED if shutil.which(name) is None]
@@ -120,7 +127,34 @@ def _measure(args: argparse.Namespace) -> int:
         return _INTERRUPTED
     record["machine"]["load_after"] = list(os.getloadavg())
     record["machine"]["seconds"] = round(time.monotonic() - began, 1)
+    if args.update is not None:
+        record = updated(args.update / "results.json", record, results, args.only)
+        results = from_json(record["rows"])
+        return _write(args.update, record, results, args.output)
     return _write(args.output, record, results, args.output)
+
+
+def updated(
+    path: Path, record: dict[str, Any], results: Results, sections: Sequence[str]
+) -> dict[str, Any]:
+    """The results in `path` with `sections` from this run; `later` has what ran when."""
+    known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    kept = [row for row in known["rows"] if row["section"] not in sections]
+    ran = {**record["machine"], "warnings": record["warnings"]}
+    later = {**known.get("later", {}), **dict.fromkeys(sections, ran)}
+    return {**known, "rows": [*kept, *results.as_json()], "later": later}
+
+
+def warnings_of(record: dict[str, Any]) -> list[str]:
+    """What to say about the whole run, and about each section that ran later."""
+    return [
+        *record["warnings"],
+        *(
+            f"{name}: {warning}"
+            for name, ran in record.get("later", {}).items()
+            for warning in ran["warnings"]
+        ),
+    ]
 
 
 @contextlib.contextmanager
@@ -156,7 +190,7 @@ def _write(directory: Path, record: dict[str, Any], results: Results, page_direc
         for one in found
     ]
     directory.mkdir(parents=True, exist_ok=True)
-    said = text.report(results, found, record["warnings"])
+    said = text.report(results, found, warnings_of(record))
     (directory / "results.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     (directory / "results.txt").write_text(said, encoding="utf-8")
     print(said)
@@ -165,7 +199,7 @@ def _write(directory: Path, record: dict[str, Any], results: Results, page_direc
     else:
         from benchmarks import page  # noqa: PLC0415 - only where there is matplotlib
 
-        written = page.render(results, found, record["machine"], record["warnings"])
+        written = page.render(results, found, record["machine"], warnings_of(record))
         page_directory.mkdir(parents=True, exist_ok=True)
         (page_directory / "index.html").write_text(written, encoding="utf-8")
     print(f"written to {directory}", file=sys.stderr)

@@ -42,8 +42,9 @@ def section(record: dict[str, Any], folder: Path) -> str:
     """The text of the section."""
     machine = record["machine"]
     results = from_json(record["rows"])
+    later = "".join(f" ({name}: {of['when'][:10]})" for name, of in record.get("later", {}).items())
     lines = [
-        f"`make bench` of {machine['when'][:10]} on {machine['cpus']} CPUs, Linux "
+        f"`make bench` of {machine['when'][:10]}{later} on {machine['cpus']} CPUs, Linux "
         f"{machine['kernel']}, Python {machine['python']}; every figure is measured beside its "
         f"rivals in the same run, and all figures are in [{folder.name}]"
         f"({folder.relative_to(REPO)}/results.txt). Ratios carry over to other "

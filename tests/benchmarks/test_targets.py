@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
 """A target is met, missed, or not measured; never assumed."""
 
+import json
+from pathlib import Path
+
 import pytest
 
-from benchmarks import contenders, overhead, path, targets
+from benchmarks import contenders, overhead, path, readme, replaying, targets
+from benchmarks.__main__ import updated, warnings_of
+from benchmarks.replay import RIVAL
 from benchmarks.rows import Results
 from benchmarks.survivors import CONNECTIONS
 
@@ -48,3 +53,25 @@ def test_each_killed_connection_counts() -> None:
     assert (open_mode.measured, open_mode.outcome) == (21, "missed")
     assert open_mode.note == f"of {6 * CONNECTIONS}; 1 at 10,000 pps, 20 at 100,000 pps"
     assert judged(results, "connections killed, fail mode kernel-drop").measured == 21
+
+
+def test_one_section_measured_later(tmp_path: Path) -> None:
+    """It replaces its rows alone, and README says when it ran."""
+    earlier = Results()
+    earlier.add(path.SECTION, contenders.C, ACCEPTED, "us", 4.0)
+    earlier.add(replaying.SECTION, RIVAL, replaying.RATE, "1/s", 1.0)
+    machine = {"when": "2026-01-02T03:04:05", "cpus": 2, "kernel": "6.1", "python": "3.11"}
+    known = {"machine": machine, "warnings": ["old"], "rows": earlier.as_json()}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(known))
+    again = Results()
+    again.add(replaying.SECTION, RIVAL, replaying.RATE, "1/s", 2.0)
+    record = {"machine": {**machine, "when": "2026-02-03T04:05:06"}, "warnings": ["new"]}
+    found = updated(file, record, again, [replaying.SECTION])
+    assert [row["values"] for row in found["rows"]] == [[4.0], [2.0]]
+    assert warnings_of(found) == ["old", "replay: new"]
+    later = updated(file, {**record, "warnings": []}, again, [replaying.SECTION])
+    assert warnings_of(later) == ["old"]
+    assert found["machine"] == machine
+    text = readme.section(found, readme.newest())
+    assert text.startswith("`make bench` of 2026-01-02 (replay: 2026-02-03) on 2 CPUs")
