@@ -3,6 +3,7 @@
 
 from typing import Any
 
+from nfq_guard.finding import Reason
 from nfq_guard.names import endpoint
 
 Fields = dict[str, Any]
@@ -52,7 +53,9 @@ def main_reason(flow: Fields) -> str:
 
 
 def _ranked(flow: Fields) -> list[tuple[str, int]]:
-    return sorted(flow["reasons"].items(), key=lambda pair: (-pair[1], pair[0]))
+    return sorted(
+        flow["reasons"].items(), key=lambda pair: (-pair[1], pair[0] == Reason.NO_ENTRY, pair[0])
+    )
 
 
 def escapes(flow: Fields) -> bool:

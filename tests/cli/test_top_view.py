@@ -5,7 +5,7 @@ import msgspec
 import pytest
 
 from nfq_guard.cli.top_detail import window_lines
-from nfq_guard.cli.top_flow import key_of
+from nfq_guard.cli.top_flow import key_of, reasons_text
 from nfq_guard.cli.top_layout import Line
 from nfq_guard.cli.top_rates import Meter
 from nfq_guard.cli.top_view import Sort, View
@@ -156,6 +156,11 @@ def test_reasons_are_those_of_all_packets() -> None:
     found["reasons"] = {"no-entry": 1, "seq-over": 199}
     shown.take(status(200), [found], 1.0)
     assert "seq-over 99%" in text(shown.lines(24, 80))
+
+
+def test_the_packet_stands_before_the_reset_that_answers_it() -> None:
+    answered = flow(event(), reasons={"no-entry": 3, "seq-over": 3}, resets=3)
+    assert reasons_text(answered) == "seq-over 50%, no-entry 50%"
 
 
 def test_colour_marks_what_differs() -> None:
