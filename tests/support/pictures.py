@@ -159,7 +159,9 @@ def _draw_page(browser: Browser, page: Path, images: Path, all_of_it: Path) -> N
             browser.run("fate.value = 'resets'; fate.dispatchEvent(new Event('change'))")
             browser.run("document.querySelector('#flows button.flow').click()")
             browser.run("new Promise(done => setTimeout(done, 300))")
-            top = browser.run("document.querySelector('#flows-title').getBoundingClientRect().top")
+            top = browser.run(
+                "document.querySelector('#flows-title').getBoundingClientRect().top + scrollY"
+            )
             if width == _WIDTHS[0]:
                 browser.picture(images / f"report-flow-{theme}.png", width, 1100, int(top))
             height = browser.run("document.documentElement.scrollHeight")
