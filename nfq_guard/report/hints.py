@@ -83,10 +83,10 @@ def _late_originals(summary: Summary) -> Iterator[Hint]:
     yield Hint(
         "Late or repeated segments.",
         f"{found.repeated:,} of {found.events:,} segments outside the window carry a sequence "
-        f"number that an earlier one of their flow had: {', '.join(clocks)} in the timestamp "
-        f"option; {', '.join(places)}; {found.nearest:,} to {found.furthest:,} bytes off.",
-        "Capture on both interfaces: the same clock is that of a copy made on the way, a later one "
-        "of a retransmission, an earlier one of an original that a retransmission overtook.",
+        f"number that an earlier one of their flow had: {', '.join(clocks)}; "
+        f"{', '.join(places)}; {found.nearest:,} to {found.furthest:,} bytes off.",
+        "Capture on both interfaces: the same timestamp is that of a copy made on the way, a later "
+        "one of a retransmission, an earlier one of an original that a retransmission overtook.",
     )
 
 
@@ -96,9 +96,9 @@ def _lost_window(summary: Summary) -> Iterator[Hint]:
     if _is_many(summary.beyond_unscaled, packets, 0.2):
         yield Hint(
             "Conntrack does not know the real window.",
-            f"{summary.beyond_unscaled:,} of {packets:,} packets over bound I are beyond a window "
-            "of at most 65,535 bytes, as it is without window scaling: the handshake or its "
-            "options were not seen.",
+            f"{summary.beyond_unscaled:,} of {packets:,} packets over bound I are over 65,535 "
+            "bytes beyond a window that was never larger: it is young, or conntrack has not seen "
+            "its scale in the handshake.",
             "Look whether these flows began before conntrack was loaded, and whether a proxy or "
             "another path carries their handshake.",
         )

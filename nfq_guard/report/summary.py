@@ -113,10 +113,10 @@ class Again(StrEnum):
     earlier clock is that of an original which a retransmission overtook.
     """
 
-    COPY = "the same clock"
-    LATER = "a later clock"
-    EARLIER = "an earlier clock"
-    UNKNOWN = "no clock"
+    COPY = "the same timestamp"
+    LATER = "a later timestamp"
+    EARLIER = "an earlier timestamp"
+    UNKNOWN = "no timestamp to compare"
 
 
 @final

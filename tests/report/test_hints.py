@@ -52,7 +52,7 @@ def test_segments_that_come_again() -> None:
     hint = found(*PLAIN, *again)["Late or repeated segments."]
     assert hint.evidence == (
         "11 of 42 segments outside the window carry a sequence number that an earlier one of their "
-        "flow had: 11 with no clock in the timestamp option; 11 in the reply direction, "
+        "flow had: 11 with no timestamp to compare; 11 in the reply direction, "
         "11 in state ESTABLISHED; 8,000 to 8,000 bytes off."
     )
     assert found(*PLAIN, *again[:10]) == {}, "too few"
@@ -72,7 +72,10 @@ def test_how_segments_came_again(zero: int) -> None:
         for number, clock in enumerate(clocks)
     ]
     hint = found(*again)["Late or repeated segments."]
-    told = "4 with the same clock, 3 with a later clock, 2 with an earlier clock, 2 with no clock"
+    told = (
+        "4 with the same timestamp, 3 with a later timestamp, 2 with an earlier timestamp, "
+        "2 with no timestamp to compare"
+    )
     assert told in hint.evidence
 
 
@@ -88,7 +91,7 @@ def test_a_window_without_its_scale() -> None:
     far = {"bound": "seq-over", "actual": 99_000, "limit": 1, "distance": 98_999}
     beyond = [plain(number, breach=far, window=window()) for number in range(10)]
     hint = found(*beyond)["Conntrack does not know the real window."]
-    assert hint.evidence.startswith("10 of 10 packets over bound I are beyond a window of at most")
+    assert hint.evidence.startswith("10 of 10 packets over bound I are over 65,535 bytes beyond")
     scaled = window(receiver_td_maxwin=1 << 20)
     assert found(*(plain(number, breach=far, window=scaled) for number in range(10))) == {}
 

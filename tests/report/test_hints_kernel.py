@@ -143,13 +143,13 @@ _CAUSES: Final[list[Callable[[Lab, int], None]]] = [
             "Late or repeated segments.",
             _retransmissions,
             "12 of 18 segments outside the window carry a sequence number that an earlier one of "
-            "their flow had: 6 with the same clock, 6 with a later clock in the timestamp option; "
+            "their flow had: 6 with the same timestamp, 6 with a later timestamp; "
             "12 in the reply direction, 12 in state ESTABLISHED; ",
         ),
         (
             "Conntrack does not know the real window.",
             _lost_scale,
-            "12 of 12 packets over bound I are beyond a window of at most 65,535 bytes",
+            "12 of 12 packets over bound I are over 65,535 bytes beyond a window",
         ),
         (
             "One direction takes another path.",

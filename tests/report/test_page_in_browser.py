@@ -94,6 +94,18 @@ def test_it_fits_and_is_legible(browser: Browser, page: Path, width: int) -> Non
     assert smallest >= 12
 
 
+def test_a_narrow_table_has_its_labels(browser: Browser, page: Path) -> None:
+    """Also that of the events of an open flow, which is in a table itself."""
+    browser.screen(390)
+    browser.open(page)
+    browser.run("document.querySelector('#flows button.flow').click()")
+    for place in ("#flows td[data-label=service]", ".detail td[data-label=seq]"):
+        found = browser.run(
+            f"getComputedStyle(document.querySelector('{place}'), '::before').content"
+        )
+        assert found == f'"{place.split("=")[1][:-1]}"'
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_texts_stand_out(browser: Browser, page: Path, dark: bool) -> None:
     """The contrast of each text with what is behind it, as WCAG AA asks for: 4.5."""

@@ -112,8 +112,8 @@
     const row = make("tr", { "data-flow": flow.index },
       cell("flow", "lead", opener),
       cell("service", "", make("code", null, flow.service)),
-      cell("reasons", "", reasons.slice(0, 3).join(", ")
-        + (reasons.length > 3 ? ", and " + (reasons.length - 3) + " more" : "")),
+      cell("reasons", "", listed(reasons.length > 3
+        ? [...reasons.slice(0, 3), "and " + (reasons.length - 3) + " more"] : reasons)),
       cell("packets", "n", make("span", null, number(flow.packets), bar(flow))),
       cell("untranslated", "n", number(flow.fates[0])),
       cell("dropped", "n", number(flow.fates[2])),
@@ -123,6 +123,16 @@
     if (!opened) return [row];
     const detail = make("td", { colspan: table.tHead.rows[0].cells.length }, detailOf(flow));
     return [row, make("tr", { class: "open" }, detail)];
+  }
+
+  // Broken between the parts alone.
+  function listed(parts) {
+    const made = make("span", null);
+    parts.forEach((part, index) => {
+      const last = index === parts.length - 1;
+      made.append(make("span", { class: "whole" }, part + (last ? "" : ",")), last ? "" : " ");
+    });
+    return made;
   }
 
   function detailOf(flow) {
