@@ -16,7 +16,7 @@ import pytest
 
 from nfq_guard.cli import parser_of
 from nfq_guard.service.config import load_config
-from tests.support import reasons_page
+from tests.support import pictures, reasons_page
 
 if find_spec("yaml") is None and not os.environ.get("CI"):
     pytest.skip("needs PyYAML", allow_module_level=True)
@@ -132,3 +132,14 @@ def test_the_page_of_reasons_is_that_of_the_glossary() -> None:
 def test_pages_name_no_machine() -> None:
     for page in site_pages.pages():
         assert not re.search("/(root|home)/", read(page)), page
+
+
+def test_pictures_are_those_of_the_lab_run() -> None:
+    """`make pictures` makes each, and a page shows it."""
+    there = {path.name for path in (TREE / "docs" / "images").iterdir()}
+    shown = {
+        name
+        for page in site_pages.pages()
+        for name in re.findall(r"!\[[^\]]+\]\(images/([\w.-]+)\)", read(page))
+    }
+    assert there == shown == set(pictures.SHOWN)

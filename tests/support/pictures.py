@@ -2,7 +2,7 @@
 """The pictures of the documentation, made from a lab run: `make pictures`, two minutes, as root.
 
 The page of `report`, `top` and `explain` as they are, over what the lab has just made, in light and
-dark. Pictures of the whole page at three widths go into build/pictures, to look at.
+dark. All of them, and the whole page at three widths, are in build/pictures, to look at.
 """
 
 import argparse
@@ -24,6 +24,15 @@ from tests.support.lab_story import LabStory, lab_story
 from tests.support.queue import import_path
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
+# Those that the documentation shows; all are in build/pictures.
+SHOWN: Final = (
+    "report-1280-light.png",
+    "report-390-dark.png",
+    "report-flow-dark.png",
+    "top-dark.png",
+    "top-flow-light.png",
+    "explain-light.png",
+)
 _WIDTHS: Final = (1280, 768, 390)
 _COLUMNS: Final = 100
 # The colours of a terminal: the default ones, and those of SGR 31 to 36.
@@ -143,12 +152,14 @@ def draw(images: Path, all_of_it: Path, seconds: float) -> None:
         assert nfq_guard(["report", str(story.events), "-o", str(page), *words]) == 0
         shutil.copy(page, all_of_it)
         with Browser() as browser:
-            _draw_page(browser, page, images, all_of_it)
+            _draw_page(browser, page, all_of_it)
             for screen, text in screens.items():
-                _draw_terminal(browser, place, images, screen, text)
+                _draw_terminal(browser, place, all_of_it, screen, text)
+        for shown in SHOWN:
+            shutil.copy(all_of_it / shown, images)
 
 
-def _draw_page(browser: Browser, page: Path, images: Path, all_of_it: Path) -> None:
+def _draw_page(browser: Browser, page: Path, images: Path) -> None:
     for dark in (False, True):
         theme = "dark" if dark else "light"
         for width in _WIDTHS:
@@ -165,7 +176,7 @@ def _draw_page(browser: Browser, page: Path, images: Path, all_of_it: Path) -> N
             if width == _WIDTHS[0]:
                 browser.picture(images / f"report-flow-{theme}.png", width, 1100, int(top))
             height = browser.run("document.documentElement.scrollHeight")
-            browser.picture(all_of_it / f"page-{width}-{theme}.png", width, height)
+            browser.picture(images / f"page-{width}-{theme}.png", width, height)
 
 
 def _draw_terminal(browser: Browser, place: Path, images: Path, name: str, text: str) -> None:

@@ -1,23 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""Made-up events that tell a story, and their page.
-
-`python -m tests.support.story` draws the pictures of docs/report.md anew.
-"""
+"""Made-up events that tell a story, and their page."""
 
 import json
 import random
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
 from nfq_guard.cli import main
-from tests.support.browser import Browser
 from tests.support.events import event, window
 
 _NOON: Final = 1_764_331_200
-_IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
 
 
 def stamp(second: float) -> str:
@@ -79,22 +73,3 @@ def write(path: Path, events: Iterator[dict[str, Any]], *words: str) -> Path:
     page = path / "page.html"
     assert main(["report", str(log), "-o", str(page), *words]) == 0
     return page
-
-
-def draw(folder: Path) -> None:
-    """Write the pictures."""
-    with tempfile.TemporaryDirectory() as place, Browser() as browser:
-        page = write(Path(place), story(), "--title", "node-7")
-        browser.screen(1100)
-        browser.open(page)
-        browser.picture(folder / "report-light.png", 1100, 900)
-        browser.screen(1100, dark=True)
-        browser.open(page)
-        browser.run("document.querySelector('#flows button.flow').click()")
-        top = browser.run("document.querySelector('#flows-title').getBoundingClientRect().top")
-        browser.picture(folder / "report-flow-dark.png", 1100, 900, top)
-
-
-if __name__ == "__main__":
-    _IMAGES.mkdir(exist_ok=True)
-    draw(_IMAGES)
