@@ -546,6 +546,7 @@ class Daemon:
     def _end_background(self) -> None:
         """Wait for threads: a check might restore rules that are about to be removed."""
         self._monitor.close()
+        self._raw_rules.close()
         self._wait_for_threads()
 
     def _wait_for_threads(self) -> bool:

@@ -53,7 +53,7 @@ class RawRuleMonitor:
         self._clock = clock
         self._reading = RawReading()
         self._generation: int | None = None
-        self._busy = False
+        self._busy = self._closed = False
         self._begun_at = 0.0
         self._pause_until = -math.inf
 
@@ -68,12 +68,16 @@ class RawRuleMonitor:
 
     def check(self, _now: float) -> None:
         """Start a reading unless one is under way."""
-        if self._busy:
+        if self._busy or self._closed:
             return
         self._busy = True
         self._begun_at = self._clock()
         self._generation = self._generation_now()
         self._loop.background(self._read, self._taken, self._failed)
+
+    def close(self) -> None:
+        """Start no further reading; one that is under way goes on in its thread."""
+        self._closed = True
 
     def _taken(self, reading: RawReading) -> None:
         self._over()

@@ -117,3 +117,9 @@ def test_one_reading_at_a_time(monitored: Monitored) -> None:
     monitored.monitor.check(monitored.now)
     monitored.check()
     assert monitored.reads == 1
+
+
+def test_none_after_the_end(monitored: Monitored) -> None:
+    monitored.monitor.close()
+    monitored.check()
+    assert monitored.reads == 0

@@ -10,6 +10,7 @@ against what that policy does about its reason.
 """
 
 import json
+import platform
 import random
 import re
 from collections.abc import Iterator
@@ -19,19 +20,33 @@ from typing import Any
 
 import pytest
 
+from nfq_guard.conntrack.kernel_rules import guess_rules
 from nfq_guard.conntrack.states import CLASS_RST, SEGMENT_CLASS
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.conntrack.table import CTSTATES
+from nfq_guard.diagnose import diagnose
 from nfq_guard.finding import Reason
-from nfq_guard.flow import IPV4, IPV6, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, CtState, FlowTuple
+from nfq_guard.flow import (
+    IPV4,
+    IPV6,
+    PROTO_ICMP,
+    PROTO_ICMPV6,
+    PROTO_TCP,
+    CtState,
+    Evidence,
+    FlowTuple,
+    Hook,
+)
 from nfq_guard.names import address
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import CHECKSUM_GOOD, Queued
 from tests.fuzz_kernel.compare import ends_of
 from tests.fuzz_kernel.generate import next_step, start
 from tests.support.kernel_log import is_ignored, reason_of
 from tests.support.live import LiveConntrack
 from tests.support.packets import A4, A6, B4, B6, C4, C6, error, icmp, ip, tcp, udp
 from tests.support.queue import QUEUE, GuardProcess, wait_for
-from tests.support.reason_traces import OPEN, REASON_TRACES
+from tests.support.reason_traces import AFTER_A_SYN, OPEN, REASON_TRACES
 from tests.support.sctp import chunk, init, sctp
 from tests.support.trace import PLACES, Ends, Step, parse
 
@@ -48,6 +63,8 @@ _TREATMENT: dict[Reason, tuple[str, str]] = {
     # One direction of a connection may take another path.
     Reason.BAD_TRANSITION: ("transition", "allow"),
     Reason.NO_ENTRY: ("no-entry", "allow"),
+    # It is sent again, and then fits.
+    Reason.RACED: ("raced", "allow"),
     # Path MTU discovery depends on it.
     Reason.ICMP_UNRELATED: ("icmp-unrelated", "allow"),
     # Nobody has a socket for it.
@@ -102,11 +119,11 @@ class Guarded:
         self._log.close()
 
 
-def guarded(sysctls: Sysctls, tmp_path: Path) -> Iterator[Guarded]:
+def guarded(sysctls: Sysctls, tmp_path: Path, zones: str = "[0]") -> Iterator[Guarded]:
     config = tmp_path / "config.toml"
     config.write_text(
         f"[daemon]\nqueue = {QUEUE}\ncontrol_socket = ''\n"
-        "log_interval_s = 0\nlog_events_per_s = 10000\nlog_allowed = true\n"
+        f"zones = {zones}\nlog_interval_s = 0\nlog_events_per_s = 10000\nlog_allowed = true\n"
         'mode = "dry-run"\n[policy]\ninclude = "preset:default"\n'
     )
     with LiveConntrack(sysctls) as live:
@@ -159,6 +176,19 @@ def test_segments(usual: Guarded, reason: Reason, family: int, place: str) -> No
         assert event["evidence"] == "bpf"
         assert (event["family"], event["seq"]) == (family, steps[-1].seq)
         same_words(event, texts)
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_an_rst_after_an_ignored_syn(usual: Guarded, family: int) -> None:
+    """The kernel holds it to the window, and the entry no longer shows why (`diagnose`)."""
+    ends = ends_of(family, 900)
+    *before, first, second = [ends.octets(parse(line)) for line in AFTER_A_SYN]
+    for octets in before:
+        assert usual.judge(octets)[0] is None
+    for octets, cause in ((first, Reason.ACK_OVER), (second, Reason.RST_OUTSIDE)):
+        event, (text,) = usual.judge(octets)
+        assert event is not None
+        assert (event["reason"], reason_of(text)) == (Reason.RST_OUTSIDE, cause)
 
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
@@ -410,6 +440,77 @@ def test_no_pickup_in_the_middle(tmp_path: Path) -> None:
             assert (event["reason"], texts) == ("no-entry", [])
 
 
+@pytest.mark.parametrize(("zones", "found"), [("[0, 7]", 0), ("[7, 0]", 7)])
+def test_zones_in_order(tmp_path: Path, zones: str, found: int) -> None:
+    """A flow in a zone, and one with the same tuple in zone 0, whose window is elsewhere.
+
+    No packet says its zone: the first zone of the setting that has an entry counts.
+    """
+    for both in guarded(DEFAULT_SYSCTLS, tmp_path, zones):
+        for family, program in ((IPV4, "iptables"), (IPV6, "ip6tables")):
+            ends = ends_of(family, 1)
+            elsewhere = (9_000_000, 13_000_000)
+            for line in OPEN:
+                assert both.judge(ends.octets(parse(line, elsewhere))) == (None, [])
+            both.live.space.run(program, *_IN_ZONE)
+            for line in OPEN:
+                assert both.judge(ends.octets(parse(line))) == (None, [])
+            octets = ends.octets(parse("< P. 300000:300001(1) ack 101 win 512"))
+            event, (text,) = both.judge(octets)
+            assert event is not None
+            assert reason_of(text) == "seq-over"
+            # In zone 0 the same numbers are old, and old segments pass: nothing is wrong with it.
+            assert event["reason"] == ("seq-over" if found == 7 else "raced"), event
+            other = FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports)
+            assert both.live.snapshot(other) is not None
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_a_window_that_has_started_over(family: int) -> None:
+    """As after a flow left a flowtable (kernel.md 2): no window, and the old `td_maxack`.
+
+    This kernel has no flowtables. The windows of all flows start over as well when the first rule
+    about conntrack comes back; the kernels of Debian show the flowtable itself.
+    """
+    program = "iptables" if family == IPV4 else "ip6tables"
+    ends = ends_of(family, 1)
+    way = FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports)
+    with LiveConntrack(DEFAULT_SYSCTLS) as live:
+        for line in OPEN:
+            live.send(ends.octets(parse(line)))
+        rules = live.space.run(f"{program}-save", "-t", "mangle").stdout
+
+        def has_started_over() -> bool:
+            live.space.run(program, "-t", "mangle", "-F")
+            live.space.run(f"{program}-restore", stdin=rules)
+            found = live.snapshot(way)
+            assert found is not None
+            assert found.peers is not None
+            return [peer.td_maxwin for peer in found.peers] == [0, 0]
+
+        wait_for(has_started_over)
+        # An RST from before what was acknowledged is held against what is left.
+        octets = ends.octets(parse("> R. 1:1(0) ack 201 win 0"))
+        seen = live.judge(octets)
+        assert seen.ctstate is not None
+        assert CTSTATES[seen.ctstate] is CtState.INVALID
+        queued = Queued(octets, Hook.PREROUTING, "in0", "", 0, CHECKSUM_GOOD)
+        kernel = guess_rules(platform.release()).rules
+        found = diagnose(
+            queued, decode(octets), live.snapshot(way), Evidence.BPF, kernel, DEFAULT_SYSCTLS
+        )
+        assert found.reason is Reason.RST_OUTSIDE
+        assert [reason_of(text) for text in seen.texts] == [Reason.RST_OUTSIDE]
+        assert found.breach is not None
+        assert found.breach.distance == 100
+        # Data past the old window sets the new one.
+        passed = live.judge(ends.octets(parse("< P. 300000:300001(1) ack 101 win 512")))
+        assert passed.ctstate is not None
+        assert CTSTATES[passed.ctstate] is CtState.ESTABLISHED
+        assert passed.texts == ()
+
+
+_IN_ZONE = ("-t", "raw", "-A", "PREROUTING", "-j", "CT", "--zone", "7")
 _D4, _D6 = b"\x0a\x04\0\1", bytes.fromhex("fd00") + bytes(11) + b"\x04\0\1"
 
 
