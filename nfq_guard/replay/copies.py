@@ -15,7 +15,7 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import LINUX_SLL, LINUX_SLL2
-from nfq_guard.conntrack.entry import Key
+from nfq_guard.conntrack.entry import Key, reverse
 from nfq_guard.flow import IPV4
 from nfq_guard.wire.packet import ACK, SYN, Packet, Segment
 
@@ -55,6 +55,7 @@ class Sighting:
         key: Direction of its flow.
         hop_limit: Its hop limit (TTL).
         link: Its link header and interface (`link_place`).
+        strayed: Whether it was judged INVALID for want of an entry; set by the replayer.
     """
 
     def __init__(self, time_ns: int, frame: int, key: Key, hop_limit: int, link: bytes) -> None:
@@ -64,6 +65,7 @@ class Sighting:
         self.key = key
         self.hop_limit = hop_limit
         self.link = link
+        self.strayed = False
 
 
 @final
@@ -72,7 +74,7 @@ class _Departure:
 
     Attributes:
         arriving: The tuple with which they arrive.
-        links: Where they leave: link headers and interfaces, the first ones.
+        links: Where they leave: link headers and interfaces, the first ones; empty before one.
     """
 
     def __init__(self, arriving: Key) -> None:
@@ -86,6 +88,7 @@ class Copies:
 
     Attributes:
         first: The first sighting of the last packet, where it was seen before.
+        last: The sighting of the last packet that was `FIRST` or `DEPARTED`; None before one.
         arriving: The tuple with which the last packet arrived, where it is `DEPARTED`.
         copies: How many copies there were, translated ones among them.
     """
@@ -94,6 +97,7 @@ class Copies:
         """A search that ends after `searched` segments, if nothing shows that it must go on."""
         self._searched = searched
         self.first: Sighting | None = None
+        self.last: Sighting | None = None
         self.arriving: Key | None = None
         self.copies = 0
         self._recent: dict[bytes, Sighting] = {}
@@ -151,9 +155,11 @@ class Copies:
                     self.first = seen
                     self.copies += 1
                     return COPY
-            elif elsewhere and (_shares_end(key, seen.key) or _is_telling(segment)):
+            elif elsewhere and (
+                _shares_end(key, seen.key) or _is_telling(segment) or self._is_known(seen.key, key)
+            ):
                 return self._translated(seen, key, link)
-        sighting = Sighting(time_ns, frame, key, packet.hop_limit, link)
+        sighting = self.last = Sighting(time_ns, frame, key, packet.hop_limit, link)
         if self._several and name != _NO_ID:
             at = start + 20 + len(segment.options)
             content = numbers + octets[at : at + _PAYLOAD]
@@ -162,13 +168,13 @@ class Copies:
                 other is not None
                 and other.key != key
                 and (packet.hop_limit != other.hop_limit or link != other.link)
-                and _is_telling(segment)
+                and (_is_telling(segment) or self._is_known(other.key, key))
             ):
                 return self._translated(other, key, link)
             self._recent[content] = sighting
         self._recent[digest] = sighting
         departure = self._departures.get(key)
-        if departure is not None and link in departure.links:
+        if departure is not None and (link in departure.links or not departure.links):
             self.arriving = departure.arriving
             return DEPARTED
         return FIRST
@@ -181,14 +187,23 @@ class Copies:
             return None
         return seen
 
+    def _is_known(self, arriving: Key, leaving: Key) -> bool:
+        departure = self._departures.get(leaving)
+        return departure is not None and departure.arriving == arriving
+
     def _translated(self, seen: Sighting, key: Key, link: bytes) -> int:
         self.first = seen
         self.copies += 1
+        if self._is_known(key, seen.key):
+            return TRANSLATED  # its arrival, listed after it had left
         departure = self._departures.get(key)
         if departure is None:
             if len(self._departures) >= _MOST_TRANSLATED:
                 self._departures.clear()
             departure = self._departures[key] = _Departure(seen.key)
+            # Packets the other way are translated between the same tuples; where they leave, none
+            # of them has shown.
+            self._departures.setdefault(reverse(seen.key), _Departure(reverse(key)))
         if link not in departure.links and len(departure.links) < _MOST_LINKS:
             departure.links.append(link)
         return TRANSLATED

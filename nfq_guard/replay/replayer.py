@@ -29,7 +29,7 @@ from nfq_guard.conntrack.table import (
     FlowTable,
 )
 from nfq_guard.engine import Engine, Mode
-from nfq_guard.finding import Finding
+from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowKey, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_place
@@ -260,6 +260,8 @@ class Replayer:
         if self.copies.searches and isinstance(packet, Packet) and self._is_copy(frame, packet):
             return CT_NONE
         code = table.track(packet, reader.now, reader.checksum_ok)
+        if code == CT_INVALID and table.reason is Reason.NO_ENTRY and self.copies.last is not None:
+            self.copies.last.strayed = self.copies.last.frame == frame.number
         self.by_ctstate[code] += 1
         if table.ignored is not None:
             self.ignored += 1
@@ -321,6 +323,10 @@ class Replayer:
             _turn_back(packet, segment, copies.arriving)
             return False
         first = copies.first
+        if kind == TRANSLATED and first is not None and first.strayed:
+            # It left translated, so the host had an entry: earlier frames are missing or late.
+            self.streams.lack(first.key, segment, frame.number)
+            self.streams.lack(key, segment, frame.number)
         if kind == TRANSLATED and first is not None and self.table.translate(first.key, key):
             self.translations += 1
             if self.table.joined is not None:

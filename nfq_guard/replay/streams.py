@@ -210,6 +210,20 @@ class Streams:
                 if self._streams.get(key) is stream:
                     del self._streams[key]
 
+    def lack(self, key: Key, segment: Segment, frame: int) -> None:
+        """Record that the file hides from conntrack what the host knew of a stream.
+
+        Args:
+            key: A direction of it.
+            segment: A segment of that direction, judged without that.
+            frame: The frame that shows it.
+        """
+        stream = self._streams.get(key)
+        if stream is not None:
+            side = stream.one if stream.original == key else stream.other
+            kind = Doubt.UNSEEN_HANDSHAKE
+            self._prove(stream, side, kind, max(1, stream.frames), frame, segment.seq, 0)
+
     def one_way(self) -> int:
         """How many streams are seen one way only."""
         return self._gone_one_way + sum(

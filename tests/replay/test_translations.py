@@ -208,6 +208,35 @@ def test_frames_that_the_capture_lost(kind: str, seed: int) -> None:
     assert replayer.translations == 1
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_one_frame_that_the_capture_lost(kind: str) -> None:
+    """Of the handshake too: an answer that left translated had an entry."""
+    frames = routed(talk_of(), KINDS[kind])
+    for place in range(len(frames)):
+        _, found = replayed(frames[:place] + frames[place + 1 :])
+        assert [one for one in found if one.doubted is None] == [], place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_two_frames_that_the_capture_swapped(kind: str) -> None:
+    frames = routed(talk_of(), KINDS[kind])
+    for place in range(1, len(frames)):
+        pair = frames[place - 1 : place + 1]
+        _, found = replayed([*frames[: place - 1], *reversed(pair), *frames[place + 1 :]])
+        assert [one for one in found if one.doubted is None] == [], place
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_refused_connection(kind: str) -> None:
+    """The RST has the sequence number 0: only the SYN shows how its flow is translated."""
+    talk = Conversation(client_isn=ISNS["client_isn"], server_isn=0)
+    talk.client("S", 0, win=64240, options=SYN_OPTIONS)
+    talk.server("RA", 0, 1, win=0)
+    replayer, found = replayed(routed(talk, KINDS[kind]))
+    assert found == []
+    assert (replayer.table.created, replayer.copies.copies) == (1, 2)
+
+
 @pytest.mark.parametrize("kind", ["dnat", "dnat of both", "both ends"])
 @pytest.mark.parametrize("begins", [0, 9])
 def test_stray_before_a_translation(kind: str, begins: int) -> None:
