@@ -15,6 +15,7 @@ from nfq_guard.lab.scenarios.moby_hairpin import MobyHairpin
 from nfq_guard.lab.scenarios.path_mtu import PathMtu
 from nfq_guard.lab.scenarios.private_source import PrivateSource
 from nfq_guard.lab.scenarios.rst_injection import RstInjection
+from nfq_guard.lab.scenarios.service_path_mtu import ServicePathMtu
 from nfq_guard.lab.scenarios.snat_reply import SnatReply
 
 _ALL: Final[tuple[Scenario, ...]] = (
@@ -30,5 +31,6 @@ _ALL: Final[tuple[Scenario, ...]] = (
     Failover(),
     PrivateSource(),
     PathMtu(),
+    ServicePathMtu(),
 )
 SCENARIOS: Final[dict[str, Scenario]] = {scenario.name: scenario for scenario in _ALL}
