@@ -47,6 +47,8 @@ _LOG_SUPPRESSED_S: Final = 60.0
 _LOG_UNRECORDED_S: Final = 60.0
 # A queue whose last id has been the same for so long, in seconds, has no packet under way.
 _QUIET_S: Final = 0.1
+# Two readings of the clocks one after the other differ by less; a clock that is set by more.
+_SAME_EPOCH_S: Final = 0.001
 _ID_MASK: Final = 0xFFFFFFFF
 # Times are taken of one batch in so many: a packet alone costs a tenth less without.
 _SAMPLED: Final = 8
@@ -142,6 +144,7 @@ class Worker:
         self._judge = judge
         self._safe_judge = SafeJudge(judge, report=self._report)
         self._events = events
+        self._epoch = 0.0
         self._limiter = limiter
         self._budget = budget
         self._history = history
@@ -301,7 +304,7 @@ class Worker:
 
     def pending(self) -> list[Pending]:
         """The packets that have no event yet, because it stands for several."""
-        epoch = _epoch()
+        epoch = self._epoch = _epoch(self._epoch)
         return [
             Pending(
                 flow_key(fold.judgment.packet),
@@ -396,7 +399,7 @@ class Worker:
     def _emit(self, due: list[Fold]) -> None:
         if not due:
             return
-        epoch = _epoch()
+        epoch = self._epoch = _epoch(self._epoch)
         for fold in due:
             judgment = fold.judgment
             try:
@@ -514,9 +517,14 @@ class Worker:
         )
 
 
-def _epoch() -> float:
-    """The zero of the monotonic clock, in seconds of the time of day."""
-    return datetime.now(UTC).timestamp() - time.monotonic()
+def _epoch(before: float) -> float:
+    """The zero of the monotonic clock, in seconds of the time of day.
+
+    It stays what it was `before` while the clock was not set, so that all events give a packet the
+    same time.
+    """
+    epoch = datetime.now(UTC).timestamp() - time.monotonic()
+    return before if abs(epoch - before) < _SAME_EPOCH_S else epoch
 
 
 def _answered(fold: Fold, epoch: float) -> AnsweredPacket | None:
