@@ -2,11 +2,13 @@
 """The rules before conntrack, as read from what iptables-save and nft print."""
 
 import json
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nfq_guard.doctor import before_conntrack
+from nfq_guard.doctor import before_conntrack, collect
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.nft_rules import Ruleset
 from nfq_guard.firewall import Backend, Family
@@ -277,3 +279,14 @@ def test_tables_to_list() -> None:
     ]
     ruleset = Ruleset(json.dumps({"nftables": [{"chain": chain} for chain in chains]}))
     assert ruleset.early() == [("inet", "own")]
+
+
+def test_what_may_not_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whether iptables-legacy has a raw table is unknown to a user who may not read its list."""
+    for name in ("ip_tables_names", "ip6_tables_names"):
+        (tmp_path / name).write_text("mangle\n", encoding="ascii")
+    monkeypatch.setattr(collect, "NET", tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, _mode: tmp_path not in Path(path).parents)
+    problems = before_conntrack.read(QUEUES).problems
+    assert [text for text in problems if "ip_tables_names" in text]
+    assert [text for text in problems if "ip6_tables_names" in text]
