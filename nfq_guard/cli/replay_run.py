@@ -12,7 +12,6 @@ from nfq_guard.flow import NAT_STATUS, SctpState, TcpState
 from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.values import one_of
-from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.checksums import ChecksumMode
 from nfq_guard.replay.settings import DEFAULT_CAPACITY, DEFAULT_WSCALE, ReplaySettings
 from nfq_guard.wire.tcp import MAX_WINDOW_SCALE
@@ -208,4 +207,8 @@ def policy_of(args: argparse.Namespace) -> CompiledPolicy:
     Raises:
         ConfigError: It cannot be used.
     """
-    return load_compiled(args.policy) if args.policy else default_policy()
+    if not args.policy:
+        return default_policy()
+    from nfq_guard.policyfile import load_compiled  # noqa: PLC0415 - 8 ms, for a policy alone
+
+    return load_compiled(args.policy)
