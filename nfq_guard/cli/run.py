@@ -2,6 +2,7 @@
 """`nfq-guard run`: judges the packets of a queue until stopped."""
 
 import argparse
+from functools import partial
 
 import msgspec
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     interrupted = assemble.run(
         args.config,
         lambda settings: _overridden(settings, args),
-        privileges.give_up,
+        partial(privileges.give_up, last_good_at=args.last_good),
         host.event,
         args.last_good,
         before_conntrack.read,

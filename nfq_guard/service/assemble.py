@@ -44,7 +44,7 @@ from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
 from nfq_guard.service.supervisor.supervisor import Supervisor
 from nfq_guard.service.supervisor.worker_main import Open
 from nfq_guard.service.supervisor.workers import InProcess, Workers
-from nfq_guard.service.unit import only_from_here
+from nfq_guard.service.unit import UNDER_SYSTEMD, only_from_here
 from nfq_guard.service.worker.open import open_queue
 from nfq_guard.service.worker.queue_server import QueueServer
 from nfq_guard.telemetry.console import Console, wants_colour, wants_console
@@ -74,8 +74,6 @@ _RENDERERS: Final[dict[str, Processor]] = {
     "console": Console(colour=False),
 }
 _METRICS_FILE_S: Final = 15.0
-# Set by systemd in every service.
-_UNDER_SYSTEMD: Final = "INVOCATION_ID"
 _LISTEN_NOTE: Final = (
     "reached from other hosts only where the unit has IPAddressAllow= with their networks; "
     "`nfq-guard check` tells"
@@ -406,7 +404,7 @@ def _open_metrics(
     if address is not None:
         try:
             listeners.append(listen_http(*address))
-            if os.environ.get(_UNDER_SYSTEMD) and not only_from_here(settings):
+            if os.environ.get(UNDER_SYSTEMD) and not only_from_here(settings):
                 text = f"{settings.metrics_listen} is {_LISTEN_NOTE}"
                 events.emit(Note(text=text))
         except OSError as error:

@@ -3,7 +3,8 @@
 
 The user stays the one that started the daemon and owns its log, its metrics file and its control
 socket. The daemon keeps the capabilities that its sockets and its rules take; programs that it runs
-get no others.
+get no others. Outside of a service, which systemd puts in a sandbox, Landlock leaves it the
+directories that it writes to, and no other.
 """
 
 import os
@@ -12,18 +13,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from nfq_guard import capabilities
+from nfq_guard import capabilities, landlock
 from nfq_guard.errors import NfqGuardError, PrivilegeError
+from nfq_guard.firewall import lock
+from nfq_guard.flows import log_settings
 from nfq_guard.service.config import DEFAULT_PATH
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
+from nfq_guard.service.unit import UNDER_SYSTEMD
 
 _PRIVILEGED_PORTS: Final = 1024
 _READ: Final = os.R_OK
 _WRITE: Final = os.W_OK | os.X_OK
 
 
-def give_up(settings: Settings, config: Path | None) -> list[str]:
+# What iptables-legacy locks.
+_XTABLES_LOCK: Final = Path("/run/xtables.lock")
+
+
+def give_up(settings: Settings, config: Path | None, last_good_at: Path | None = None) -> list[str]:
     """Keep only what a daemon with these settings needs until it has stopped.
 
     Call it while the process has only one thread.
@@ -31,6 +39,7 @@ def give_up(settings: Settings, config: Path | None) -> list[str]:
     Args:
         settings: The settings of the daemon.
         config: Its configuration file, which a reload reads; None for the default.
+        last_good_at: The file with the last good configuration; None for none.
 
     Returns:
         Notes for the operator.
@@ -51,6 +60,12 @@ def give_up(settings: Settings, config: Path | None) -> list[str]:
             )
     try:
         capabilities.keep_only(kept)
+        if UNDER_SYSTEMD not in os.environ and not landlock.write_only_to(
+            _written(settings, last_good_at), _listened_on(settings)
+        ):
+            notes.append(
+                "the kernel has no Landlock: the daemon may write to more than its own directories"
+            )
     except OSError as error:
         raise PrivilegeError(error.strerror) from None
     return notes
@@ -65,6 +80,29 @@ def _needed(settings: Settings) -> int:
     if address is not None and address[1] < _PRIVILEGED_PORTS:
         kept |= 1 << capabilities.NET_BIND_SERVICE
     return kept
+
+
+def _listened_on(settings: Settings) -> Iterator[int]:
+    address = parse_listen(settings.metrics_listen)
+    if address is not None:
+        yield address[1]
+
+
+def _written(settings: Settings, last_good_at: Path | None) -> Iterator[Path]:
+    """What the daemon, or a program that it runs, writes to, or into."""
+    if os.geteuid() == 0:
+        with suppress(OSError):
+            lock.FOLDER.mkdir(mode=0o750, exist_ok=True)
+    yield lock.FOLDER
+    for path, mode in _files(settings, None):
+        if mode & os.W_OK:
+            yield path
+    if last_good_at is not None:
+        yield last_good_at.parent
+    yield from (_XTABLES_LOCK, Path(os.devnull))
+    if log_settings.FOLDER.exists():
+        # It restores at its end what it has set at its start.
+        yield from (log_settings.FOLDER, log_settings.SYSCTLS)
 
 
 def _load_modules(settings: Settings) -> None:

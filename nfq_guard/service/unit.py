@@ -14,6 +14,9 @@ from nfq_guard.policy.values import shown
 from nfq_guard.service.config import DEFAULT_PATH
 from nfq_guard.service.settings import TABLE, Settings, parse_listen
 
+UNDER_SYSTEMD: Final = "INVOCATION_ID"
+"""A variable that systemd sets in every service."""
+
 # RuntimeDirectory, StateDirectory and LogsDirectory of the unit.
 _WRITABLE: Final = ("/run/nfq-guard", "/var/lib/nfq-guard", "/var/log/nfq-guard")
 _LISTEN: Final = f"{TABLE}.metrics_listen"

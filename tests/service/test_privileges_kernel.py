@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What a daemon that root starts keeps of its privileges, and that this is enough."""
 
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -163,3 +165,30 @@ def test_a_process_that_may_not_change_its_bounding_set(inside: Namespace) -> No
         "env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code,
     )  # fmt: skip
     assert done.stdout.strip() == f"{NET_ADMIN:x}"
+
+
+def forbidden(own: Path, other: Path, *options: str) -> dict[str, list[str]]:
+    """What a process that has given up its privileges could do, and the notes for the operator."""
+    for folder in (own, other):
+        folder.mkdir()
+    (own / "kept").touch()
+    (other / "there").touch()
+    module = "tests.service.write_elsewhere"
+    words = [sys.executable, "-m", module, str(own), str(other), *options]
+    environment = {name: value for name, value in os.environ.items() if name != "INVOCATION_ID"}
+    done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+def test_without_systemd_it_writes_to_its_own_directories_alone(tmp_path: Path) -> None:
+    found = forbidden(tmp_path / "own", tmp_path / "other")
+    allowed = ["its log", "a file beside its log", "a program's write there", "reading"]
+    assert found == {"worked": allowed, "notes": []}
+
+
+def test_a_kernel_without_landlock(tmp_path: Path) -> None:
+    """It says so once, and nothing else changes."""
+    found = forbidden(tmp_path / "own", tmp_path / "other", "--without-landlock")
+    assert [note.partition(":")[0] for note in found["notes"]] == ["the kernel has no Landlock"]
+    assert {"writing elsewhere", "a TCP connection"} <= set(found["worked"])
