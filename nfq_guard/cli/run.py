@@ -2,16 +2,18 @@
 """`nfq-guard run`: judges the packets of a queue until stopped."""
 
 import argparse
+from collections.abc import Sequence
 from functools import partial
 
 import msgspec
 
 from nfq_guard.cli.options import add_config, add_last_good
-from nfq_guard.doctor import before_conntrack, host
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import assemble, privileges
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
+from nfq_guard.telemetry.events import Event
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,11 +45,27 @@ def run(args: argparse.Namespace) -> int:
         args.config,
         lambda settings: _overridden(settings, args),
         partial(privileges.give_up, last_good_at=args.last_good),
-        host.event,
+        _survey,
         args.last_good,
-        before_conntrack.read,
+        _raw_rules,
     )
     return EXIT_INTERRUPTED if interrupted else EXIT_OK
+
+
+# The doctor is imported in the threads that need it, after the start: a quarter of the CPU time of
+# the daemon's start would be that import, while no packet is judged.
+
+
+def _survey() -> Event:
+    from nfq_guard.doctor import host  # noqa: PLC0415 - see above
+
+    return host.event()
+
+
+def _raw_rules(queues: Sequence[int]) -> RawReading:
+    from nfq_guard.doctor import before_conntrack  # noqa: PLC0415 - see above
+
+    return before_conntrack.read(queues)
 
 
 def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
