@@ -70,6 +70,9 @@ coverage:
 		--show-missing --skip-covered --skip-empty --fail-under=100
 	$(BIN)/coverage report --include='nfq_guard/service/*' --skip-covered --skip-empty --fail-under=90
 
+# Neither the time nor the path of a build gets into its wheel.
+REPRODUCIBLE = SOURCE_DATE_EPOCH=1704067200 CFLAGS="$$CFLAGS -g0"
+
 # What a host gets, with all that it needs. By way of an sdist, because the build leaves compiled
 # modules beside the sources, where they would be taken instead of them. Warnings about generated C
 # are of no use, and looking for them takes half the time of the compiler. Nothing outside the one
@@ -79,7 +82,7 @@ wheels:
 	rm -rf build/wheels && mkdir -p build/wheels
 	CFLAGS="$$CFLAGS -Wno-all $(INLINED)" $(BIN)/python -m build --no-isolation --outdir build/wheels . >build/wheels/log 2>&1 \
 		|| { tail -n 20 build/wheels/log; exit 1; }
-	$(BIN)/pip --disable-pip-version-check wheel --quiet --constraint constraints.txt \
+	$(REPRODUCIBLE) $(BIN)/pip --disable-pip-version-check wheel --quiet --constraint constraints.txt \
 		--no-build-isolation --wheel-dir build/wheels "$$(echo build/wheels/nfq_guard-*.whl)[lab,report]"
 	touch build/wheels/made
 
@@ -201,6 +204,14 @@ sbom: ## write build/sbom.json, what the guard runs with as installed in .venv, 
 
 bpf: ## rebuild the BPF object from its source
 	$(MAKE) -C bpf
+
+.PHONY: pins reproducible
+pins: ## fetch what the guard runs with, and write its hashes to requirements.txt
+	rm -rf build/pins
+	$(BIN)/python -m tests.support.pins build/pins
+
+reproducible: ## build netfilterqueue and the BPF object twice, and compare byte for byte, a minute
+	$(BIN)/python -m tests.support.reproducible build/reproducible
 
 .PHONY: deb deb-test
 deb: ## build the Debian package in build/deb, for the Python of this Debian

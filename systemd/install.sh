@@ -5,6 +5,7 @@
 # PREFIX   installation prefix (/usr/local)
 # PYTHON   interpreter of the service (/usr/bin/python3)
 # WHEELS   folder with all wheels, for a host without network; by default they are built here
+# HASHES   no: take the packages of that folder whatever their hashes are
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 tree=$(dirname "$here")
@@ -78,8 +79,8 @@ if [ -z "$wheels" ]; then
     $pip install --constraint "$tree/constraints.txt" --upgrade pip cython setuptools build ||
         fail "building the wheels needs the package registry; or name a folder with them: WHEELS=FOLDER"
     # Built from an sdist, because the build leaves compiled modules beside its sources.
-    { $pip wheel --constraint "$tree/constraints.txt" --no-build-isolation --no-deps \
-        --wheel-dir "$wheels" netfilterqueue &&
+    { SOURCE_DATE_EPOCH=1704067200 CFLAGS="${CFLAGS:-} -g0" $pip wheel --no-build-isolation --no-deps \
+        --require-hashes --wheel-dir "$wheels" --requirement "$tree/requirements-source.txt" &&
         "$tree/build/install/bin/python" -m build --outdir "$wheels" "$tree" >/dev/null &&
         $pip wheel --constraint "$tree/constraints.txt" --find-links "$wheels" \
             --wheel-dir "$wheels" "$(echo "$wheels"/nfq_guard-*.whl)[report]"; } ||
@@ -94,8 +95,14 @@ command -v iptables >/dev/null || command -v nft >/dev/null ||
 say "installing into $home"
 rm -rf "$new"
 "$python" -m venv "$new"
-said=$("$new/bin/python" -m pip --disable-pip-version-check --quiet install --no-index \
-    --find-links "$wheels" --compile 'nfq-guard[report]' 2>&1) || {
+# By the hashes of what the registry has; netfilterqueue and nfq_guard were built on some host.
+install="$new/bin/python -m pip --disable-pip-version-check --quiet install --no-index --compile"
+said=$({ [ "${HASHES:-}" = no ] || $install --find-links "$wheels" --no-deps --require-hashes \
+    --requirement "$tree/requirements.txt"; } 2>&1) || {
+    printf '%s\n' "$said" >&2
+    fail "$wheels has other files than requirements.txt says; nothing is changed. HASHES=no takes them"
+}
+said=$($install --find-links "$wheels" 'nfq-guard[report]' 2>&1) || {
     printf '%s\n' "$said" >&2
     fail "$wheels does not have all wheels for $("$python" -V) on $(uname -m); nothing is changed"
 }
