@@ -2,7 +2,7 @@
 """The process that holds a netfilter socket."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,18 @@ from nfq_guard.netlink.messages import NETLINK_NETFILTER
 _SOCKETS: Final = Path("/proc/thread-self/net/netlink")
 _LOG_GROUPS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_log")
 UNKNOWN: Final = "unknown process"
+
+
+# By the inode of a socket: processes whose files are not visible any more.
+_remembered: dict[str, str] = {}
+
+
+def remember(port_ids: Iterable[int]) -> None:
+    """Name these processes now: Landlock is about to hide the files of all others."""
+    for port_id in port_ids:
+        name = process_of(port_id)
+        if name != UNKNOWN:
+            _remembered[_inode(port_id)] = name
 
 
 def process_of(port_id: int) -> str:
@@ -31,7 +43,7 @@ def process_of(port_id: int) -> str:
                 except OSError:
                     continue
                 return f"{name} (pid {process.name})"
-    return UNKNOWN
+    return _remembered.get(inode, UNKNOWN)
 
 
 def _inode(port_id: int) -> str:

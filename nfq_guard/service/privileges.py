@@ -17,6 +17,8 @@ from nfq_guard import capabilities, landlock
 from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.firewall import lock
 from nfq_guard.flows import log_settings
+from nfq_guard.netlink import owner
+from nfq_guard.nfqueue import counters
 from nfq_guard.service.config import DEFAULT_PATH
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
@@ -58,9 +60,12 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
             notes.append(
                 f"the daemon keeps CAP_DAC_OVERRIDE, because {barred} is not open to its user"
             )
+    alone = UNDER_SYSTEMD not in os.environ
+    if alone:
+        owner.remember(one.port_id for one in counters.all_queues().values())
     try:
         capabilities.keep_only(kept)
-        if UNDER_SYSTEMD not in os.environ and not landlock.write_only_to(
+        if alone and not landlock.write_only_to(
             _written(settings, last_good_at), _listened_on(settings)
         ):
             notes.append(
