@@ -113,7 +113,7 @@ fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
 
-faults: build/wheels/made ## inject faults for about 40 minutes, measure what they cost, write docs/faults.md (root)
+faults: build/wheels/made ## inject faults for about 11 minutes, measure what they cost, write docs/faults.md (root)
 	$(BIN)/python -m tests.faults --seed $(SEED) --page
 
 faults-short: build/wheels/made ## the same a few times each, minutes, and no page (root)

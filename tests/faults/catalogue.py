@@ -95,20 +95,27 @@ CATALOGUE: Final = (
     Entry(
         "F10",
         "conntrack's table is full",
-        reason="the limit is that of the whole host, which a test must leave alone",
+        ("full-table",),
+        reason="a machine whose limit is higher than the campaign fills",
     ),
     Entry(
         "F11",
         "the clock jumps",
-        reason="the clock is that of the whole host; the daemon takes time.monotonic alone, "
-        "which the lint rule on time.time holds",
+        ("clock-jumps",),
+        reason="a garbage collection or a log of many lines, on a busy machine",
     ),
     Entry(
         "F12",
         "the network namespace or an interface goes",
-        reason="not tested",
+        ("gone",),
+        reason="the end waits for the programs that remove the rules",
     ),
-    Entry("F13", "memory runs out", reason="the cgroups here have no controller of memory"),
+    Entry(
+        "F13",
+        "memory runs out",
+        reason="no campaign: the cgroups here have no controller of memory. A thread that cannot "
+        "begin for want of memory leaves its request unanswered, and the rules unchecked",
+    ),
     Entry(
         "F14",
         "packets of any content, through the kernel",

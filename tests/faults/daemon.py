@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
-from tests.faults.gateway import POLICY, Gateway, Stream, mutated
+from tests.faults.gateway import ALLOWED, POLICY, Gateway, Stream, mutated
 from tests.faults.outcome import Outcome, ms
 from tests.support.queue import GuardProcess, import_path, wait_for
 
@@ -33,12 +33,17 @@ class Size(NamedTuple):
     signals: int
     starts: int
     requests: int
+    entries: int
 
 
-SHORT: Final = Size(reloads=20, corrupted=60, packets=5_000, signals=2, starts=2, requests=200)
-LONG: Final = Size(
-    reloads=1_000, corrupted=2_000, packets=1_000_000, signals=40, starts=20, requests=20_000
+SHORT: Final = Size(
+    reloads=20, corrupted=60, packets=5_000, signals=2, starts=2, requests=200, entries=5_000
 )
+# The whole campaign takes about eleven minutes on a quiet machine.
+LONG: Final = Size(
+    reloads=1_000, corrupted=1_000, packets=400_000, signals=20, starts=10, requests=10_000,
+    entries=1 << 20,
+)  # fmt: skip
 
 
 class Rig:
@@ -54,10 +59,12 @@ class Rig:
         head = ["[daemon]", 'mode = "enforce"', f'control_socket = "{self.socket}"', *lines]
         return "\n".join(head) + "\n" + policy
 
-    def start(self, *lines: str, log: str = "log") -> GuardProcess:
+    def start(
+        self, *lines: str, log: str = "log", env: dict[str, str] | None = None
+    ) -> GuardProcess:
         self.config.write_text(self.text(*lines))
         host = self.gateway.host
-        return GuardProcess(host, self.folder / log, "--config", str(self.config))
+        return GuardProcess(host, self.folder / log, "--config", str(self.config), env=env)
 
     def ask(self, command: str, **arguments: object) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as client:
@@ -540,6 +547,103 @@ def bound_under_load(at: Rig, size: Size, _rng: random.Random) -> Outcome:
     )
 
 
+def full_table(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """F10. The limit is that of the whole host: it is reached, not changed."""
+    host = at.gateway.host
+    limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text(encoding="ascii"))
+    wanted = min(size.entries, limit)
+    host.sysctl("netfilter.nf_conntrack_udp_timeout", 600)
+    with at.start('fail_mode = "closed"', "queue_length = 8192").ready() as guard:
+        memory = _rss_kb(guard.process.pid)
+        with at.gateway.stream(_PPS) as stream:
+            at.gateway.fill_conntrack(wanted + wanted // 50)
+            entries = _number(host, "nf_conntrack_count")
+            time.sleep(0.5)
+        more_kb = _rss_kb(guard.process.pid) - memory
+        lost = shed(host)
+        assert guard.stop() == 0
+    told = account(stream, guard, lost)
+    return Outcome(
+        "F10",
+        f"{entries} entries of conntrack, of {limit} that it may have, while packets come",
+        f"{_LOST_NONE}, memory bounded",
+        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {more_kb} kB more",
+        not stream.lost() and not stream.leaked() and more_kb <= 4096 and entries >= wanted - 8,
+        told.exact,
+    )
+
+
+def _number(host: Namespace, name: str) -> int:
+    return int(host.run("cat", f"/proc/sys/net/netfilter/{name}").stdout)
+
+
+def clock_jumps(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """F11: only the wall clock jumps, as it does where it is set."""
+    library, offset = at.folder / "clock.so", at.folder / "offset"
+    source = Path(__file__).with_name("clock.c")
+    subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    offset.write_bytes(bytes(8))
+    env = {"LD_PRELOAD": str(library), "FAKE_CLOCK": str(offset)}
+    lines = ('fail_mode = "closed"', "log_interval_s = 0", "verify_rules_s = 1")
+    with at.start(*lines, env=env).ready() as guard:
+        with at.gateway.stream(_PPS) as stream:
+            for number in range(size.starts):
+                jump = (86_400, -86_400, 365 * 86_400, 0)[number % 4]
+                with offset.open("r+b") as file:
+                    file.write(jump.to_bytes(8, sys.byteorder, signed=True))
+                time.sleep(0.5)
+        age = at.ask("status")["message"]["rules"]["age_s"]
+        lost = shed(at.gateway.host)
+        assert guard.stop() == 0
+    told = account(stream, guard, lost)
+    days = {event["timestamp"][:10] for event in guard.events("packet_judged")}
+    gap = stream.longest_wait_s()
+    return Outcome(
+        "F11",
+        f"{size.starts} jumps of the wall clock by a day and a year, forwards and backwards",
+        f"{_LOST_NONE}, longest gap 20 ms, the rules are still checked, events follow the clock",
+        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, longest gap {ms(gap)}, "
+        f"rules checked {age} s ago, events of {len(days)} days",
+        not stream.lost() and not stream.leaked() and gap <= 0.02 and age <= 5 and len(days) > 1,
+        told.exact,
+    )
+
+
+def gone(at: Rig, size: Size, _rng: random.Random) -> Outcome:
+    """F12: an interface with packets in the queue, and the name of the network namespace."""
+    waiting, judged_after, errors, dead = 100, 0, 0, 0
+    gateway = at.gateway
+    with at.start('fail_mode = "closed"').ready() as guard:
+        for _ in range(size.starts):
+            guard.process.send_signal(signal.SIGSTOP)
+            for number in range(waiting):
+                gateway.send(number, ALLOWED)
+            wait_for(lambda: gateway.waiting() == waiting)
+            gateway.host.ip("link", "del", "h0")
+            wait_for(lambda: gateway.waiting() == 0)
+            guard.process.send_signal(signal.SIGCONT)
+            gateway.link()
+            dead += guard.process.poll() is not None
+            with gateway.stream(_PPS) as stream:
+                time.sleep(0.3)
+            judged_after += not stream.lost() and not stream.leaked() and not stream.discrepancy()
+        errors = at.ask("status")["message"]["queues"][0]["verdict_errors"]
+        gateway.host.close()
+        begun = time.monotonic()
+        unclean = guard.stop() != 0
+        took = time.monotonic() - begun
+    return Outcome(
+        "F12",
+        f"{size.starts} times the interface with {waiting} packets in the queue removed, and the "
+        "network namespace at the end",
+        "the daemon lives, judges what comes by the next interface, and ends within 1 s",
+        f"{dead} ended, {errors} verdicts came too late, {judged_after} of {size.starts} times all "
+        f"judged afterwards, end {ms(took)}",
+        not dead and not unclean and judged_after == size.starts and took <= 1,
+        judged_after == size.starts,
+    )
+
+
 Fault = Callable[[Rig, Size, random.Random], Outcome]
 
 
@@ -562,4 +666,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "starts": starts,
     "control-abuse": control_abuse,
     "bound-under-load": bound_under_load,
+    "full-table": full_table,
+    "clock-jumps": clock_jumps,
+    "gone": gone,
 }

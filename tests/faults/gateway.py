@@ -41,6 +41,7 @@ _SNDBUFFORCE: Final = 32
 _RST: Final = 0x04
 _SEGMENT: Final = struct.Struct("!HHIIBBHHH")
 _PSEUDO: Final = socket.inet_aton(PEER) + socket.inet_aton(HOST) + struct.pack("!HH", 6, 20)
+_PORTS: Final = 60_000
 _POLL_S: Final = 0.0005
 # So long after the last packet none is under way any more, on a link within one machine.
 _QUIET_S: Final = 0.3
@@ -74,10 +75,7 @@ class Gateway:
             # Neighbour discovery would be judged too.
             for which in ("all", "default"):
                 one.sysctl(f"ipv6.conf.{which}.disable_ipv6", 1)
-        veth(peer, "p0", host, "h0", (f"{PEER}/24", f"{HOST}/24"))
-        # Neither is INVALID, and neither may arrive in the middle of a measurement.
-        for one, other, link in ((peer, HOST, "p0"), (host, PEER, "h0")):
-            one.run("ping", "-q", "-c", "1", "-w", "5", "-I", link, other, check=False)
+        self.link()
         ports = ["-p", "tcp", "-m", "multiport", "--dports", f"{ALLOWED},{DENIED}"]
         host.run("iptables", "-t", "raw", "-I", "PREROUTING", *ports)
         host.run("iptables", "-t", "filter", "-I", "INPUT", *ports)
@@ -88,6 +86,24 @@ class Gateway:
         self.out.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, 1 << 25)
         self.arriving.setsockopt(socket.SOL_SOCKET, _RCVBUFFORCE, 1 << 26)
         self.arriving.settimeout(0.1)
+
+    def link(self) -> None:
+        """Make the link; it may have been removed since."""
+        veth(self.peer, "p0", self.host, "h0", (f"{PEER}/24", f"{HOST}/24"))
+        # Neither is INVALID, and neither may arrive in the middle of a measurement.
+        for one, other, link in ((self.peer, HOST, "p0"), (self.host, PEER, "h0")):
+            one.run("ping", "-q", "-c", "1", "-w", "5", "-I", link, other, check=False)
+
+    def fill_conntrack(self, flows: int) -> None:
+        """Send one datagram of each of so many flows."""
+        with (
+            self.peer.entered(),
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as out,
+        ):
+            out.setsockopt(socket.SOL_SOCKET, _SNDBUFFORCE, 1 << 25)
+            for number in range(flows):
+                ports = 1024 + number % _PORTS, 40000 + number // _PORTS
+                out.sendto(struct.pack("!HHHH", *ports, 8, 0), (HOST, 0))
 
     def counts(self) -> Counts:
         """What the host's own rules counted."""

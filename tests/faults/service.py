@@ -183,11 +183,11 @@ class Fault(NamedTuple):
 
 
 FAULTS: Final[dict[str, Fault]] = {
-    "killed-open": Fault(killed_open, 3, 50),
-    "killed-closed": Fault(killed_closed, 3, 50),
-    "stopped": Fault(stopped, 1, 10),
-    "restarted-open": Fault(restarted_open, 2, 50),
-    "restarted-closed": Fault(restarted_closed, 2, 50),
+    "killed-open": Fault(killed_open, 3, 25),
+    "killed-closed": Fault(killed_closed, 3, 25),
+    "stopped": Fault(stopped, 1, 5),
+    "restarted-open": Fault(restarted_open, 2, 25),
+    "restarted-closed": Fault(restarted_closed, 2, 25),
     "flushed": Fault(flushed, 1, 3),
 }
 
