@@ -57,7 +57,8 @@ _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
 # What the machine gets of the tree.
 _FOLDERS: Final = ("benchmarks", "bpf", "deploy", "docs", "rules", "share", "systemd", "tests")
 _FILES: Final = (
-    "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "pyproject.toml",
+    "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "constraints.txt",
+    "pyproject.toml", "requirements.txt", "requirements-source.txt",
 )  # fmt: skip
 
 
