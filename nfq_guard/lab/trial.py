@@ -20,13 +20,15 @@ from nfq_guard.lab.guard import Guard, Report
 from nfq_guard.lab.mitigations import counted_invalid, dropped_by_rules, install
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import ENFORCING, GUARDED, Mitigation, Outcome, Result
-from nfq_guard.lab.pace import limit
+from nfq_guard.lab.pace import limit, slowness
 from nfq_guard.lab.peers import Client, serve, wait_for_server
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Change, Scenario, Stage
 from nfq_guard.lab.wiretap import Segment, Tap, read_segment, settle
 
-# Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s.
+# Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s. A busy machine needs no more,
+# an emulated one does: the guard's verdict takes longer there, and a retransmission comes no later.
 _ANSWER_LIMIT_S: Final = 2.0
+_BUSY: Final = 4.0
 # A stray and the segments that it provokes pass within a millisecond, the guard's verdict within
 # a few.
 _QUIET_S: Final = 0.06
@@ -179,7 +181,8 @@ class _Trial:
         self._replies.append(client.connected())
         if self._replies[-1] != "connected":
             return
-        self._replies.append(client.ask(_ANSWER_LIMIT_S))
+        answer_limit_s = stage.answer_limit_s or _ANSWER_LIMIT_S * max(1.0, slowness() / _BUSY)
+        self._replies.append(client.ask(answer_limit_s))
         for step in stage.strays:
             if self._replies[-1] != "answered":
                 return
@@ -190,7 +193,7 @@ class _Trial:
                 self._send(step)
             for _ in range(2):
                 if self._replies[-1] == "answered":
-                    self._replies.append(client.ask(_ANSWER_LIMIT_S))
+                    self._replies.append(client.ask(answer_limit_s))
 
     def _send(self, stray: strays.Stray) -> None:
         """Send one stray and wait until the segments that it provokes have passed."""

@@ -53,6 +53,8 @@ class Stage:
         reply_bytes: Size of an answer.
         client_rcvbuf: Receive buffer of the client in bytes; 0 for the kernel's default.
         is_fast_open: Whether the client's SYN carries its first request.
+        answer_limit_s: How long the client waits for an answer, on any machine; None for a time by
+            the speed of the machine.
     """
 
     router: Namespace
@@ -69,6 +71,7 @@ class Stage:
     reply_bytes: int = 1_000
     client_rcvbuf: int = 0
     is_fast_open: bool = False
+    answer_limit_s: float | None = None
 
 
 class Scenario(Protocol):
