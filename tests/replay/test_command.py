@@ -133,6 +133,7 @@ def test_colours_on_a_terminal(
     capture: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     main(["replay", "--all", capture])
     assert "\x1b[31mack-over" in capsys.readouterr().out
