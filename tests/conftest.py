@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from hypothesis import settings
 
+from nfq_guard.firewall import lock
 from nfq_guard.lab.netns import Namespace
 from tests.support.missing import cannot_run
 
@@ -30,6 +31,8 @@ for _number, _handler in (
 # Set by coverage.py for processes that tests start.
 _COVERAGE = "COVERAGE_PROCESS_CONFIG"
 _coverage_of_children: dict[str, str] = {}
+# Where those leave their data. Landlock lets a daemon write there, and not into the tree.
+_DATA_OF_CHILDREN = lock.FOLDER / "coverage"
 
 # The directories whose tests are measured: those of the rooms that have a floor of coverage, beside
 # the tests with the mark `cover`. With MEASURE=all it is every fixed test.
@@ -76,9 +79,21 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         first.stop()
 
 
+def _leave_data_where_a_daemon_may() -> None:
+    from coverage.config import CoverageConfig  # noqa: PLC0415 - as above
+
+    _DATA_OF_CHILDREN.parent.mkdir(mode=0o750, exist_ok=True)
+    _DATA_OF_CHILDREN.mkdir(exist_ok=True)
+    config = CoverageConfig.deserialize(_coverage_of_children[_COVERAGE])
+    config.data_file = str(_DATA_OF_CHILDREN / ".coverage")
+    _coverage_of_children[_COVERAGE] = config.serialize()
+
+
 def _choose_coverage_of_children(item: pytest.Item) -> None:
-    if _COVERAGE in os.environ:
+    if _COVERAGE in os.environ and not _coverage_of_children:
         _coverage_of_children[_COVERAGE] = os.environ[_COVERAGE]
+        if os.geteuid() == 0:
+            _leave_data_where_a_daemon_may()
     if item.path.parent.name == "service" and not item.get_closest_marker("no_cover"):
         os.environ.update(_coverage_of_children)
     else:

@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
+from nfq_guard.finding import Reason
 from nfq_guard.nfqueue.counters import QUEUES
 from nfq_guard.nfqueue.counters import parse as parse_counters
 from nfq_guard.report.hints import Hint, hints
@@ -53,6 +54,13 @@ class Lab:
             self._live.put(Ends(ports=(2000 + flow, port)).octets(parse(line, PLACES["plain"])))
             wait_for(lambda: parse_counters(QUEUES.read_text())[QUEUE].waiting == 0)
 
+    def pour(self, port: int, flows: int, *lines: str) -> None:
+        """Send the packets of all flows at once."""
+        for flow in range(flows):
+            for line in lines:
+                self._live.put(Ends(ports=(2000 + flow, port)).octets(parse(line, PLACES["plain"])))
+        wait_for(lambda: parse_counters(QUEUES.read_text())[QUEUE].waiting == 0)
+
     def sysctl(self, name: str, value: int) -> None:
         self._live.space.run("sysctl", "-q", "-w", f"{name}={value}")
 
@@ -61,10 +69,17 @@ class Lab:
 
     def hints(self, *ports: int) -> dict[str, Hint]:
         """The hints in the events so far of those ports."""
+        return {hint.cause: hint for hint in hints(self._summary(*ports), ())}
+
+    def has(self, reason: Reason, port: int) -> bool:
+        """Whether an event of that port has the reason."""
+        return reason in self._summary(port).counts.reasons
+
+    def _summary(self, *ports: int) -> Summary:
         summaries: defaultdict[bool, Summary] = defaultdict(Summary)
         for read in EventReader().read(io.BytesIO(self._log.read_bytes())):
             add_event(summaries[{read.event.sport, read.event.dport} & {*ports} != set()], read)
-        return {hint.cause: hint for hint in hints(summaries[True], ())}
+        return summaries[True]
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +199,7 @@ def test_a_failover_and_an_overloaded_receiver(lab: Lab) -> None:
     """Both show against what was before and after; the run goes on until it was long enough."""
     calm, lost, burst = 1000, 1001, 1002
     lab.sysctl("net.netfilter.nf_conntrack_tcp_loose", 0)
+    _await_strictness(lab, 1003)
     for flow in range(12):
         lab.send(lost, flow, *OPEN)
     begin = time.monotonic()
@@ -193,8 +209,7 @@ def test_a_failover_and_an_overloaded_receiver(lab: Lab) -> None:
         lab.send(lost, flow, "> P. 101:201(100) ack 201 win 512")
     failover = "The table was emptied: a failover, a flush or a restart."
     # A full backlog delays segments of all flows, whose retransmissions then come beside them.
-    for flow in range(20):
-        lab.send(burst, flow, "> S 0:0(0)", *["> . 1:1(0) ack 1"] * 12)
+    lab.pour(burst, 20, "> S 0:0(0)", *["> . 1:1(0) ack 1"] * 12)
     overloaded = "The receiver is overloaded."
     _background(
         lab,
@@ -204,6 +219,16 @@ def test_a_failover_and_an_overloaded_receiver(lab: Lab) -> None:
     )
     assert lab.hints(calm, lost)[failover].evidence.startswith("12 of ")
     assert "packets of many flows came within 1 s" in lab.hints(calm, burst)[overloaded].evidence
+
+
+def _await_strictness(lab: Lab, port: int) -> None:
+    """Wait until the daemon, which reads sysctls every few seconds, knows of tcp_loose=0."""
+
+    def knows() -> bool:
+        lab.send(port, 0, "> . 1:1(0) ack 1")
+        return lab.has(Reason.NO_ENTRY, port)
+
+    wait_for(knows)
 
 
 def _background(lab: Lab, port: int, begin: float, until: Callable[[], bool]) -> None:
