@@ -288,3 +288,16 @@ def test_many_rules() -> None:
     more = bounded([*few, rule(REQUESTS), rule(REQUESTS), rule(REQUESTS, hook=Hook.OUTPUT)])
     assert len(more) == MOST_RULES + 2
     assert hiding(*more[MOST_RULES:]) == "one of 3 more rules"
+
+
+def test_a_policy_on_trial_does_not_drop_either() -> None:
+    policy = FirstByte()
+    policy.shadow = FirstByte()
+    engine = Engine(policy=policy, flows=NoFlows(), mode=Mode.DRY_RUN)
+    engine.raw_rules = RawRules([rule(REPLIES)])
+    queued = Queued(b"D", Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)
+    found = engine.judge_packet(
+        queued, segment(), None, Evidence.NONE, 0.0, finding=Finding(Reason.NO_ENTRY)
+    )
+    assert found.decision.rule == "hidden-half"
+    assert found.shadow is None

@@ -78,7 +78,7 @@ def judgment(
 class FirstByte:
     """A policy that drops what begins with D, marks M, and raises at X."""
 
-    shadow = None
+    shadow: Policy | None = None
 
     def decide(
         self,
