@@ -10,10 +10,12 @@ pod's healthy connection dies, and the client's next request fails.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.addresses import Plan
+from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
 from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, dnat, join, route, routing
 from nfq_guard.lab.strays import Kind, Stray
@@ -57,29 +59,35 @@ def network(
     client_rcvbuf: int = 0,
 ) -> Stage:
     """Client, node and pod, with one stray from the pod, or none."""
-    client, node, pod = make("client"), routing(make("node"), plan), make("pod")
+    client, node = make("client"), routing(make("node"), plan)
     join(client, "eth0", node, "eth0", plan.outside, (2, 1))
-    join(pod, "eth0", node, "cni0", plan.pods, (2, 1))
     route(client, "default", plan.outside.host(1))
+    stage = service(make, plan, client, node)
+    sender = stage.server
+    strays = (Stray(kind=kind, sender=sender, tap="inner", from_client=False),) if kind else ()
+    return replace(stage, strays=strays, reply_bytes=reply_bytes, client_rcvbuf=client_rcvbuf)
+
+
+def service(make: MakeNamespace, plan: Plan, client: Namespace, node: Namespace) -> Stage:
+    """A pod behind the node, which a client reaches by the address of a service; no strays."""
+    pod = make("pod")
+    join(pod, "eth0", node, "cni0", plan.pods, (2, 1))
     route(pod, "default", plan.pods.host(1))
-    service, listening = plan.services.host(10), (plan.pods.host(2), 8080)
-    strays = (Stray(kind=kind, sender=pod, tap="inner", from_client=False),) if kind else ()
+    address, listening = plan.services.host(10), (plan.pods.host(2), 8080)
     return Stage(
         router=node,
         client=client,
         server=pod,
-        connect_to=(service, 80),
+        connect_to=(address, 80),
         listen_on=listening,
-        nat=dnat(service, endpoint(*listening)),
+        nat=dnat(address, endpoint(*listening)),
         links=(
             Link(label="inner", namespace=node, interface="cni0"),
             Link(label="outer", namespace=node, interface="eth0"),
         ),
-        strays=strays,
+        strays=(),
         outer="outer",
         hidden=((listening[0], None),),
-        reply_bytes=reply_bytes,
-        client_rcvbuf=client_rcvbuf,
     )
 
 

@@ -9,13 +9,14 @@ to the pod. No remedy for INVALID packets touches it.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.lab.addresses import Plan
 from nfq_guard.lab.outcome import Expectation, Expectations, Mitigation, Outcome
-from nfq_guard.lab.scenarios.base import Link, MakeNamespace, Stage, dnat, join, route, routing
-from nfq_guard.names import endpoint
+from nfq_guard.lab.scenarios import kube_proxy_dnat
+from nfq_guard.lab.scenarios.base import MakeNamespace, Stage, join, route, routing
 
 _MTU: Final = "1300"
 _REPLY_BYTES: Final = 20_000
@@ -35,33 +36,15 @@ class ServicePathMtu:
 
     def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, hop, node and pod in a row."""
-        client, pod = make("client"), make("pod")
+        client = make("client")
         hop, node = routing(make("hop"), plan), routing(make("node"), plan)
         join(client, "eth0", hop, "eth0", plan.outside, (2, 1))
         join(hop, "eth1", node, "eth0", plan.far, (2, 1))
-        join(pod, "eth0", node, "cni0", plan.pods, (2, 1))
         hop.ip("link", "set", "eth0", "mtu", _MTU)
         route(client, "default", plan.outside.host(1))
         route(hop, "default", plan.far.host(1))
         route(node, "default", plan.far.host(2))
-        route(pod, "default", plan.pods.host(1))
-        service, listening = plan.services.host(10), (plan.pods.host(2), 8080)
-        return Stage(
-            router=node,
-            client=client,
-            server=pod,
-            connect_to=(service, 80),
-            listen_on=listening,
-            nat=dnat(service, endpoint(*listening)),
-            links=(
-                Link(label="inner", namespace=node, interface="cni0"),
-                Link(label="outer", namespace=node, interface="eth0"),
-            ),
-            strays=(),
-            outer="outer",
-            hidden=((listening[0], None),),
-            reply_bytes=_REPLY_BYTES,
-        )
+        return replace(kube_proxy_dnat.service(make, plan, client, node), reply_bytes=_REPLY_BYTES)
 
     def expected(self, kernel: KernelRules) -> Expectations:
         """The same on every kernel."""
