@@ -51,7 +51,8 @@ def observed(
     gauges = {"queues": float(len(queues)), "queues_serving": float(serving)}
     if rules.state in _VERIFIED:
         gauges["rules_in_place"] = float(rules.state is RulesState.CORRECT)
-    gauges["one_sided_raw_rules"] = float(len(raw_rules.one_sided))
+    if raw_rules.one_sided or not raw_rules.problems:
+        gauges["one_sided_raw_rules"] = float(len(raw_rules.one_sided))
     gauges |= _conntrack()
     if last_reload is not None:
         ended = datetime.fromisoformat(last_reload.at).timestamp()
@@ -109,6 +110,7 @@ def _parts(
         Part.KERNEL_COUNTERS: os.access(QUEUES, os.R_OK),
         Part.CONNTRACK: "conntrack_entries" in gauges,
         Part.RULES: "rules_in_place" in gauges,
+        Part.RAW_RULES: "one_sided_raw_rules" in gauges,
         Part.RELOAD: last_reload is not None,
     }
     return frozenset(part for part, there in has.items() if there)

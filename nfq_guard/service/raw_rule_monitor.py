@@ -13,13 +13,12 @@ from typing import Final, final
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.raw_rules import RawReading, RawRule
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.ruleset_pace import cpu_time, pause_s
 from nfq_guard.service.status import RawRulesStatus
 from nfq_guard.telemetry.events import HalfHidden, HalfHiddenOver, Note, exception_texts
 from nfq_guard.telemetry.log import EventLog
 
-# Least time between two readings after changes, in seconds and in multiples of the time of one.
-_PAUSE_S: Final = 2.0
-_PAUSE_SHARE: Final = 50
+_UNREAD: Final = RawReading(problems=("the rules before conntrack have not been read yet",))
 
 
 @final
@@ -34,6 +33,7 @@ class RawRuleMonitor:
         events: EventLog,
         loop: Loop,
         clock: Callable[[], float] = time.monotonic,
+        cpu_clock: Callable[[], float] = cpu_time,
     ) -> None:
         """Read nothing before `check`.
 
@@ -44,6 +44,7 @@ class RawRuleMonitor:
             events: Logs that the guard steps aside, and that it no longer does.
             loop: Runs the readings in its threads.
             clock: Monotonic seconds.
+            cpu_clock: CPU seconds so far; called in the thread of a reading.
         """
         self._read = read
         self._generation_now = generation
@@ -51,7 +52,9 @@ class RawRuleMonitor:
         self._events = events
         self._loop = loop
         self._clock = clock
-        self._reading = RawReading()
+        self._cpu_clock = cpu_clock
+        self._cpu_s = 0.0
+        self._reading = _UNREAD
         self._generation: int | None = None
         self._busy = self._closed = False
         self._begun_at = 0.0
@@ -73,11 +76,19 @@ class RawRuleMonitor:
         self._busy = True
         self._begun_at = self._clock()
         self._generation = self._generation_now()
-        self._loop.background(self._read, self._taken, self._failed)
+        self._loop.background(self._timed, self._taken, self._failed)
 
     def close(self) -> None:
         """Start no further reading; one that is under way goes on in its thread."""
         self._closed = True
+
+    def _timed(self) -> RawReading:
+        """In a thread."""
+        begun = self._cpu_clock()
+        try:
+            return self._read()
+        finally:
+            self._cpu_s = self._cpu_clock() - begun
 
     def _taken(self, reading: RawReading) -> None:
         self._over()
@@ -101,4 +112,4 @@ class RawRuleMonitor:
     def _over(self) -> None:
         self._busy = False
         now = self._clock()
-        self._pause_until = now + max(_PAUSE_S, _PAUSE_SHARE * (now - self._begun_at))
+        self._pause_until = now + pause_s(self._cpu_s, now - self._begun_at)

@@ -3,8 +3,7 @@
 
 A check runs other programs for tens of milliseconds, so it runs in a thread of the loop: each
 `verify_rules_s`, and as soon as the generation number of the nftables ruleset has changed. The
-checks take a bounded share of CPU time, however often the ruleset changes. The time that a check
-takes on the clock does not count: on a busy machine it is many times as long.
+checks take a bounded share of CPU time, however often the ruleset changes.
 
 Missing rules are installed again at once. Queued packets skip the rules behind our jumps; where
 another tool has appended such rules, our jumps are moved behind them. Both repairs are limited in
@@ -18,7 +17,6 @@ Rules that were never seen are then not reported as missing.
 """
 
 import math
-import resource
 import time
 from collections.abc import Callable
 from typing import Final, NamedTuple, final
@@ -27,6 +25,7 @@ from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.firewall import Difference, Kind, RuleCounters, RulesSpec
 from nfq_guard.service.firewall_spec import Rules, RulesChange
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.ruleset_pace import cpu_time, pause_s
 from nfq_guard.service.status import RulesState, RulesStatus
 from nfq_guard.telemetry.events import (
     RulesChanged,
@@ -37,9 +36,6 @@ from nfq_guard.telemetry.events import (
 )
 from nfq_guard.telemetry.log import EventLog
 
-# Least time between two checks after changes: in seconds, and in multiples of a check's CPU time.
-_PAUSE_S: Final = 2.0
-_PAUSE_SHARE: Final = 50
 # How often rules are put back: a burst, then one in each interval.
 _REPAIRS: Final = (10, 10.0)
 _MOVES: Final = (5, 600.0)
@@ -57,12 +53,6 @@ def _unknown() -> frozenset[tuple[int, int]] | None:
 
 def _nothing() -> None:
     """For a daemon that keeps no count of its rules."""
-
-
-def cpu_time() -> float:
-    """CPU seconds of this thread, and of all programs that this process has run to their end."""
-    programs = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.thread_time() + programs.ru_utime + programs.ru_stime
 
 
 class _Check(NamedTuple):
@@ -306,9 +296,7 @@ class RuleMonitor:
         self._checking = False
         now = self._clock()
         self._checked_at = now
-        # A worker process that ended meanwhile counts with all its life.
-        cpu_s = min(check.cpu_s, now - self._begun_at)
-        self._pause_until = now + max(_PAUSE_S, _PAUSE_SHARE * cpu_s)
+        self._pause_until = now + pause_s(check.cpu_s, now - self._begun_at)
         self._problem = check.problem
         if check.reinstalled:
             self._made_anew()

@@ -29,6 +29,7 @@ class Part(StrEnum):
     KERNEL_COUNTERS = "the kernel's counters of queues, where the daemon may read them"
     CONNTRACK = "the kernel's counts of conntrack, where the daemon may read them"
     RULES = "rules of the daemon's own, once they were verified"
+    RAW_RULES = "a host whose rules before conntrack were read"
     RELOAD = "a reload, once there was one"
 
 
@@ -463,6 +464,7 @@ DAEMON_GAUGES: Final = (
         "allows what they make INVALID.",
         "",
         (),
+        Part.RAW_RULES,
     ),
     Metric(
         Kind.GAUGE,

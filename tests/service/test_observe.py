@@ -87,6 +87,18 @@ def test_rules_that_were_not_verified(tmp_path: Path, state: RulesState) -> None
     assert Part.RULES not in found.parts
 
 
+def test_rules_before_conntrack(tmp_path: Path) -> None:
+    """What could not be read is unknown; what was found counts all the same."""
+    unread = RawRulesStatus(problems=("not read yet",))
+    found = seen(tmp_path, raw_rules=unread)
+    assert "one_sided_raw_rules" not in found.gauges
+    assert Part.RAW_RULES not in found.parts
+    for status in (unread, RawRulesStatus()):
+        known = RawRulesStatus(one_sided=("r",), problems=status.problems)
+        assert seen(tmp_path, raw_rules=known).gauges["one_sided_raw_rules"] == 1
+    assert seen(tmp_path).gauges["one_sided_raw_rules"] == 0
+
+
 @pytest.mark.parametrize(("mistakes", "success"), [((), 1), (("daemon.queue: ...",), 0)])
 def test_the_last_reload(tmp_path: Path, mistakes: tuple[str, ...], success: int) -> None:
     last = ReloadStatus(at="2026-01-02T03:04:05.000000Z", mistakes=mistakes)

@@ -28,6 +28,7 @@ class Monitored:
         self.generation: int | None = 1
         self.now = 1000.0
         self.takes_s = 0.0
+        self.cpu_s = 0.0
         self.reads = 0
         self.adopted: list[tuple[RawRule, ...]] = []
         self.loop = Loop()
@@ -40,11 +41,13 @@ class Monitored:
             EventLog(self._sink),
             self.loop,
             lambda: self.now,
+            lambda: self.cpu_s,
         )
 
     def _read(self) -> RawReading:
         self.reads += 1
-        self.now += self.takes_s
+        self.cpu_s += self.takes_s
+        self.now += 10 * self.takes_s  # of a busy machine
         if self.error is not None:
             raise self.error
         return self.reading
@@ -70,7 +73,9 @@ def monitored(tmp_path: Path) -> Iterator[Monitored]:
 
 
 def test_rules_come_and_go(monitored: Monitored) -> None:
+    assert monitored.monitor.status().problems  # unknown is not none
     monitored.check()
+    assert monitored.monitor.status().problems == ()
     assert monitored.adopted == []
     monitored.reading = RawReading((RULE,), ("it hides",))
     for _ in range(2):
@@ -105,7 +110,7 @@ def test_a_changed_ruleset_is_read_soon_and_not_too_often(monitored: Monitored) 
     assert monitored.reads == 1
     monitored.generation = 2
     monitored.check(watch=True)
-    assert monitored.reads == 1  # a reading took 0.1 s, so the next waits for 5 s
+    assert monitored.reads == 1  # a reading took 0.1 s of CPU time, so the next waits for 5 s
     monitored.now += 5.1
     monitored.check(watch=True)
     monitored.now += 5.1

@@ -13,7 +13,8 @@ import pytest
 from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import Backend, Difference, FailMode, Family, Kind, RuleCounters, RulesSpec
 from nfq_guard.service.loop import Loop
-from nfq_guard.service.rule_monitor import RuleMonitor, cpu_time
+from nfq_guard.service.rule_monitor import RuleMonitor
+from nfq_guard.service.ruleset_pace import cpu_time
 from nfq_guard.service.status import RulesState
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
