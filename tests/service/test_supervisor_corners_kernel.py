@@ -5,7 +5,6 @@ import fcntl
 import os
 import signal
 import socket
-import subprocess
 import sys
 import termios
 from collections.abc import Callable, Iterator
@@ -33,16 +32,6 @@ def supervised(namespace: Make, tmp_path: Path) -> Iterator[Supervised]:
     one = Supervised(inside, tmp_path)
     yield one
     one.udp.close()
-
-
-def begin(supervised: Supervised, *words: str) -> subprocess.Popen[str]:
-    """A command that speaks to the daemon, without waiting for its end."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "nfq_guard", *words, "--socket", str(supervised.socket)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def send_unreadable(end: socket.socket) -> None:
@@ -98,11 +87,10 @@ def test_a_worker_dies_during_a_reload(supervised: Supervised) -> None:
         pid = supervised.pids()[1]
         os.kill(pid, signal.SIGSTOP)
         supervised.configure("drop")
-        reload = begin(supervised, "reload", "--wait")
-        wait_for(reads.seen)
-        os.kill(pid, signal.SIGKILL)
-        _, problem = reload.communicate(timeout=60)
-        assert reload.returncode == 0, problem
+        with supervised.asked("reload", wait=True) as response:
+            wait_for(reads.seen)
+            os.kill(pid, signal.SIGKILL)
+            assert response()["return"] == "OK"
         judged_by_all(supervised, guard, "rule-drop")
         assert guard.stop() == 0
 
@@ -113,14 +101,13 @@ def test_a_worker_reads_another_policy_than_the_daemon(supervised: Supervised) -
         pid = supervised.pids()[1]
         supervised.configure("drop")
         os.kill(pid, signal.SIGSTOP)
-        with Reads(supervised.config) as reads:
-            reload = begin(supervised, "reload", "--wait")
+        with Reads(supervised.config) as reads, supervised.asked("reload", wait=True) as response:
             wait_for(reads.seen)
-        supervised.configure("allow")
-        os.kill(pid, signal.SIGCONT)
-        _, problem = reload.communicate(timeout=60)
-        assert reload.returncode == 1
-        assert "read another policy" in problem
+            supervised.configure("allow")
+            os.kill(pid, signal.SIGCONT)
+            answer = response()
+        assert answer["return"] == "NOK"
+        assert "read another policy" in str(answer["message"])
         wait_for(lambda: len(guard.events("reload_failed")) == 1)
         judged_by_all(supervised, guard, "rule-log")
         supervised.configure("drop")
@@ -137,13 +124,13 @@ def test_a_worker_during_a_dump(supervised: Supervised, number: signal.Signals |
         wait_for(lambda: len(guard.events("packet_judged")) == sent)
         pid = supervised.pids()[1]
         os.kill(pid, signal.SIGSTOP)
-        dump = begin(supervised, "dump", "--format", "json")
-        if number is not None:
-            wait_for(lambda: has_unread_order(pid))
-            os.kill(pid, number)
-        flows, problem = dump.communicate(timeout=60)
-        assert dump.returncode == 0, problem
-        assert 0 < len(flows.splitlines()) < len(HOSTS)
+        with supervised.asked("dump") as response:
+            if number is not None:
+                wait_for(lambda: has_unread_order(pid))
+                os.kill(pid, number)
+            answer = response()
+        assert answer["return"] == "OK"
+        assert 0 < len(answer["message"]) < len(HOSTS)
         wait_for(lambda: bool(guard.events("worker_restarted")) and supervised.all_serving())
         assert guard.stop() == 0
 

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Self
@@ -91,14 +91,24 @@ action = "{action}"
     def ask(self, *words: str, status: int = 0) -> str:
         return typed(self.socket, *words, status=status)
 
-    def status(self) -> dict[str, Any]:
-        """By the protocol itself: a new interpreter each time would take most of a test's time."""
+    @contextmanager
+    def asked(self, command: str, **arguments: object) -> Iterator[Callable[[], dict[str, Any]]]:
+        """Send a request, and have the response read later.
+
+        By the protocol itself: a new interpreter takes most of the time of a test, and longer than
+        a worker may be silent where the machine is busy.
+        """
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(30)
+            client.settimeout(60)
             client.connect(str(self.socket))
-            client.sendall(b'{"command": "status"}\n')
+            request = {"command": command} | ({"arguments": arguments} if arguments else {})
+            client.sendall(json.dumps(request).encode() + b"\n")
             with client.makefile("rb") as lines:
-                found: dict[str, Any] = json.loads(lines.readline())["message"]
+                yield lambda: json.loads(lines.readline())
+
+    def status(self) -> dict[str, Any]:
+        with self.asked("status") as response:
+            found: dict[str, Any] = response()["message"]
         return found
 
     def pids(self) -> list[int]:
