@@ -6,13 +6,16 @@ still ends the wait; with a flag alone it would be missed. Work that takes longe
 wait runs in a thread (`background`); its result reaches the loop through the same descriptor.
 """
 
+import _thread
 import functools
 import math
 import select
 import signal
 import socket
+import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable
 from types import FrameType
@@ -23,6 +26,8 @@ _EVENTS_MAX: Final = 32
 _DONE: Final = b"\0"
 # A descriptor whose call keeps raising must not take all CPU time while the daemon ends.
 _PAUSE_S: Final = 0.01
+# How often the loop looks for threads that ended without a result, while there are any.
+_LOOK_S: Final = 0.5
 
 T = TypeVar("T")
 
@@ -35,6 +40,19 @@ class _Timer:
         self.every_s = every_s
         self.at = at
         self.call = call
+
+
+@final
+class _Job:
+    """Work in a thread, which alone keeps `call` alive."""
+
+    __slots__ = ("call", "failed")
+
+    def __init__(
+        self, call: weakref.ref[functools.partial[None]], failed: Callable[[Exception], None]
+    ) -> None:
+        self.call = call
+        self.failed = failed
 
 
 @final
@@ -59,8 +77,10 @@ class Loop:
         # As of the end of the last round.
         self._now = time.monotonic()
         self._stopped = False
-        self._threads = 0
-        self._done: deque[Callable[[], None]] = deque()
+        self._jobs: list[_Job] = []
+        self._done: deque[tuple[_Job, Callable[[], None]]] = deque()
+        # Whether the timer that looks for threads without a result is set.
+        self._looking = False
         self._waker, self._woken = socket.socketpair()
         for end in (self._waker, self._woken):
             end.settimeout(0)
@@ -81,7 +101,7 @@ class Loop:
     @property
     def busy(self) -> bool:
         """Whether a thread of `background` has not finished yet."""
-        return self._threads > 0
+        return bool(self._jobs)
 
     def watch(self, fd: int, call: Callable[[], object]) -> None:
         """Call `call` whenever `fd` is readable or in error."""
@@ -105,21 +125,33 @@ class Loop:
     def background(
         self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]
     ) -> None:
-        """Do `work` in a thread; then the loop, if it still runs, calls `done` or `failed`."""
+        """Do `work` in a thread; then the loop, if it still runs, calls `done` or `failed`.
+
+        One of the two is called whatever becomes of the thread. Without memory it may not start, or
+        end before its first line, so `threading`, which waits for that line, would wait forever.
+        """
 
         def body() -> None:
+            # As in threads of `threading`, for debuggers and for coverage.
+            sys.settrace(threading.gettrace())
             try:
                 result = work()
             except Exception as error:  # noqa: BLE001 - handed to `failed`
-                self._finish(functools.partial(failed, error))
+                self._finish(job, functools.partial(failed, error))
             else:
-                self._finish(functools.partial(done, result))
+                self._finish(job, functools.partial(done, result))
 
-        self._threads += 1
+        # CPython 3.11 leaks a function that it has no memory to call, but not what wraps it.
+        call = functools.partial(body)
+        job = _Job(weakref.ref(call), failed)
+        self._jobs.append(job)
         try:
-            threading.Thread(target=body, name="background", daemon=True).start()
-        except RuntimeError as error:  # no further thread can be started
-            self._finish(functools.partial(failed, error))
+            _thread.start_new_thread(call, ())
+        except (RuntimeError, MemoryError) as error:  # no further thread can be started
+            self._finish(job, functools.partial(failed, error))
+        if not self._looking:
+            self._looking = True
+            self.after(_LOOK_S, self._look)
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
         """Call with the monotonic time about every `seconds`; missed calls are not made up for."""
@@ -220,12 +252,32 @@ class Loop:
             if call is not None:
                 call()
         while self._done:
-            self._threads -= 1
-            self._done.popleft()()
+            job, done = self._done.popleft()
+            self._jobs.remove(job)
+            done()
 
-    def _finish(self, call: Callable[[], None]) -> None:
+    def _look(self, _now: float) -> None:
+        """Fail the work of threads that have ended and left no result."""
+        # A thread that has ended adds no result after this line.
+        ended = [job for job in self._jobs if job.call() is None]
+        finished = [job for job, _ in list(self._done)]
+        for job in ended:
+            if job not in finished:
+                error = MemoryError("its thread ended without a result, for want of memory")
+                self._done.append((job, functools.partial(job.failed, error)))
+        # Also for a thread that ended between its result and waking the loop.
+        if self._done:
+            self._wake()
+        self._looking = bool(self._jobs)
+        if self._looking:
+            self.after(_LOOK_S, self._look)
+
+    def _finish(self, job: _Job, call: Callable[[], None]) -> None:
         """Have the loop call soon; from any thread."""
-        self._done.append(call)
+        self._done.append((job, call))
+        self._wake()
+
+    def _wake(self) -> None:
         try:
             self._waker.send(_DONE)
         except BlockingIOError:

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: MIT
+import _thread
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Final
 
 import pytest
 
@@ -165,16 +170,121 @@ def test_timers_survive_what_is_raised() -> None:
     assert {str(problem) for problem in problems} == {"no"}
 
 
-def test_threads_that_cannot_start_fail_in_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    def start(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError("none")])
+def test_threads_that_cannot_start_fail_in_the_loop(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_body: Callable[[], None], _args: tuple[()]) -> None:
+        raise error
 
-    monkeypatch.setattr(threading.Thread, "start", start)
+    monkeypatch.setattr(_thread, "start_new_thread", start)
     with Loop() as loop:
         failed: list[Exception] = []
         loop.background(time.monotonic, lambda _result: None, failed.append)
         assert loop.busy
         assert failed == []
         loop.turn(1)
-        assert [str(error) for error in failed] == ["can't start new thread"]
+        assert failed == [error]
         assert not loop.busy
+
+
+def test_a_thread_that_ends_before_its_first_line_fails_in_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[Callable[[], None]] = []
+
+    def start(body: Callable[[], None], _args: tuple[()]) -> None:
+        begun.append(body)
+
+    monkeypatch.setattr(_thread, "start_new_thread", start)
+    with Loop() as loop:
+        failed: list[Exception] = []
+        told: list[int] = []
+        soon = time.monotonic() + 60
+        loop.background(lambda: 1, told.append, failed.append)
+        loop.background(lambda: 2, told.append, failed.append)
+        # One that ends without a word, while another still works.
+        del begun[0]
+        assert loop.run_until(lambda: bool(failed), lambda: soon)
+        assert [type(error) for error in failed] == [MemoryError]
+        assert loop.busy
+        thread = threading.Thread(target=begun[0])
+        thread.start()
+        thread.join()
+        del begun[0]
+        assert loop.run_until(lambda: not loop.busy, lambda: soon)
+        assert told == [2]
+        # Later work is watched too.
+        loop.background(lambda: 3, told.append, failed.append)
+        del begun[0]
+        assert loop.run_until(lambda: not loop.busy, lambda: soon)
+        assert len(failed) == 2
+
+
+def test_what_one_thread_s_caller_raises_leaves_no_other_waiting() -> None:
+    problems: list[Exception] = []
+    with Loop(problems.append) as loop:
+        told: list[int] = []
+        both = threading.Barrier(3, timeout=60)
+
+        def raises(_result: int) -> None:
+            raise ValueError("no")
+
+        loop.background(both.wait, raises, problems.append)
+        loop.background(both.wait, told.append, problems.append)
+        both.wait()
+        soon = time.monotonic() + 60
+        assert loop.run_until(lambda: not loop.busy, lambda: soon)
+        assert [str(problem) for problem in problems] == ["no"]
+        assert len(told) == 1
+
+
+_NARROW: Final = """
+import contextlib, os, resource, sys, threading, time
+from nfq_guard.service.loop import Loop
+
+def size():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * 4096
+
+if sys.argv[1] == "nproc":
+    os.setgid(65534)
+    os.setuid(65534)
+    limits = [(resource.RLIMIT_NPROC, 1)] * 3
+else:
+    # From where no stack fits to where all of a thread does.
+    threading.stack_size(1 << 17)
+    limits = [(resource.RLIMIT_AS, size() + more) for more in range(0, 1 << 20, 1 << 13)]
+answers = []
+with Loop() as loop:
+    for which, limit in limits:
+        before = resource.getrlimit(which)
+        resource.setrlimit(which, (limit, before[1]))
+        with contextlib.suppress(MemoryError):
+            loop.background(int, answers.append, answers.append)
+            until = time.monotonic() + 30
+            assert loop.run_until(lambda: not loop.busy, lambda: until), answers
+        resource.setrlimit(which, before)
+kinds = sorted({type(one).__name__ + ": " + str(one) for one in answers})
+for line in (len(limits), len(answers), *kinds):
+    print(line)
+"""
+
+
+@pytest.mark.parametrize("limit", ["nproc", "as"])
+def test_threads_that_a_limit_of_the_process_forbids(limit: str) -> None:
+    if limit == "nproc" and os.geteuid():
+        pytest.skip("only root becomes another user, whose processes have a limit")
+    done = subprocess.run(
+        [sys.executable, "-c", _NARROW, limit],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    wanted, answered, *kinds = done.stdout.splitlines()
+    assert answered == wanted
+    assert "RuntimeError: can't start new thread" in kinds
+    if limit == "as":
+        assert "int: 0" in kinds
