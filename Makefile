@@ -4,7 +4,7 @@
 BIN := .venv/bin
 PYTHON ?= python3
 # Test workers; kernel tests mostly wait, so there may be more of them than CPUs.
-JOBS ?= 4
+JOBS ?= 6
 FUZZ_SECONDS ?= 300
 PACKETS ?= 1000000
 SEED ?= 1
@@ -64,8 +64,9 @@ tests-pure:
 	rm -rf $(CHILDREN)
 	$(BIN)/pytest -n 2 -m 'not kernel' --cov --cov-report=
 
+# Reading all test files takes longer than reading those that may have some of these.
 tests-kernel:
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup -m kernel --cov --cov-append --cov-report=
+	$(BIN)/pytest $$(grep -rlw --include='test_*.py' kernel tests) -n $(JOBS) --dist loadgroup -m kernel --cov --cov-append --cov-report=
 
 # What has no floor is measured, and shown, with MEASURE=all only.
 coverage:
@@ -106,7 +107,7 @@ unpack:
 COMPILED = PYTHONPATH=$(CURDIR)/build/compiled:$(CURDIR) $(BIN)/pytest -q -p no:randomly \
 	--override-ini=pythonpath=
 compiled: unpack
-	$(COMPILED) -n $(JOBS) -m 'not kernel' --ignore tests/service/test_worker.py \
+	$(COMPILED) -n 2 -m 'not kernel' --ignore tests/service/test_worker.py \
 		$$($(BIN)/python -m tests.support.modules tests)
 	$(COMPILED) -m kernel tests/nfqueue tests/service/test_worker_kernel.py tests/flows/test_bpf.py \
 		--deselect tests/flows/test_bpf.py::test_kernels_before_6_11_know_zone_0_alone

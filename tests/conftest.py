@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: MIT
 """What every test shares: real namespaces, and what to do where there are none."""
 
+import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -46,6 +49,17 @@ def _is_measured(item: pytest.Item) -> bool:
     if item.path.parent.name in _MEASURED or item.get_closest_marker("cover"):
         return True
     return os.environ.get("MEASURE") == "all"
+
+
+@functools.cache
+def _says_kernel(path: Path) -> bool:
+    return re.search(r"\bkernel\b", path.read_text(encoding="utf-8")) is not None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """`make tests-kernel` finds the files of its tests by a word."""
+    if item.get_closest_marker("kernel") and not _says_kernel(item.path):
+        raise pytest.UsageError(f"{item.nodeid} has the mark, and its file lacks the word: kernel")
 
 
 @pytest.hookimpl(trylast=True)

@@ -62,6 +62,7 @@ _SHORT_MATRIX: Final = (
 )  # fmt: skip
 
 _SERVICE: Final = "tests/systemd/test_service.py"
+_INSTALL: Final = "tests/systemd/test_install.py"
 _SHORT_SERVICE: Final = (
     "test_own_user_with_one_capability", "test_a_pin_lasts_as_long_as_the_service",
     "test_as_installed_it_saves_a_connection", "test_stop_leaves_nothing_behind",
@@ -237,7 +238,7 @@ def _service(*, is_short: bool) -> Iterator[Record]:
     os.environ["NFQ_GUARD_TEST_ON_THIS_MACHINE"] = "yes"
     flows, why = open_flows()
     flows.close()
-    words = [f"{_SERVICE}::{name}" for name in _SHORT_SERVICE] if is_short else [_SERVICE]
+    words = [f"{_SERVICE}::{name}" for name in _SHORT_SERVICE] if is_short else [_SERVICE, _INSTALL]
     if flows.evidence is not Evidence.BPF:
         if is_short:
             words.append(f"{_SERVICE}::{_SERVICE_BY_LOG}")

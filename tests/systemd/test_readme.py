@@ -23,7 +23,7 @@ from tests.support import field_table
 from tests.support.judgments import judgment
 from tests.systemd.conftest import Guest
 
-pytestmark = [pytest.mark.xdist_group("systemd"), pytest.mark.timeout(limit(240))]
+pytestmark = [pytest.mark.xdist_group("installed"), pytest.mark.timeout(limit(240))]
 
 _TREE: Final = Path(__file__).parent.parent.parent
 _README: Final = (_TREE / "README.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from tests.systemd.conftest import Guest
 
 pytestmark = [
     pytest.mark.kernel,
-    pytest.mark.xdist_group("systemd"),
+    pytest.mark.xdist_group("installed"),
     pytest.mark.timeout(limit(180)),
 ]
 

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""What `make install` puts where, refuses, and takes away again, under a real systemd."""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.lab.pace import limit
+from tests.systemd.conftest import Guest
+
+pytestmark = [
+    pytest.mark.kernel,
+    # Not on the machine of test_service.py, whose tests take the longest of all without a break.
+    pytest.mark.xdist_group("installed"),
+    pytest.mark.timeout(limit(180)),
+]
+
+
+def test_links_of_the_installed_readme(guest: Guest) -> None:
+    folder = "/usr/local/share/doc/nfq-guard"
+    links = set(re.findall(r"\]\((?!https?:|#)([^)#]+)", guest.sh(f"cat {folder}/README.md")))
+    assert len(links) > 5
+    for link in sorted(links):
+        guest.sh(f"test -e {folder}/{link}")
+
+
+def test_man_pages_and_completion_are_found(guest: Guest) -> None:
+    for page in ("8/nfq-guard.8", "5/nfq-guard.toml.5", "5/nfq-guard-policy.5"):
+        guest.sh(f"test -s /usr/local/share/man/man{page}")
+    guest.sh("bash -n /usr/local/share/bash-completion/completions/nfq-guard")
+
+
+def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
+    refused = partial(guest.install, check=False)
+    process = guest.show("MainPID")
+    old = "printf '#!/bin/sh\\nexit 1\\n' >/tmp/old; chmod +x /tmp/old"
+    hidden = "mount --bind /dev/null $(command -v iptables); mount --bind /dev/null /usr/sbin/nft"
+    assert "PYTHON: /tmp/old is older than Python 3.11" in refused(old, "PYTHON=/tmp/old")
+    assert "neither iptables nor nft is there" in refused(hidden)
+    said = refused("mkdir /tmp/empty", "WHEELS=/tmp/empty")
+    assert re.search(
+        r"^nfq-guard: /tmp/empty does not have all wheels for Python 3\.\S+ on \w+; nothing is",
+        said,
+        re.MULTILINE,
+    )
+    guest.configure("queue = 70000")
+    said = refused()
+    assert "daemon.queue: expected a whole number from 0 to 65535, found 70000 (line 2)" in said
+    assert "nfq-guard.toml has mistakes; nothing is changed" in said.splitlines()[-1]
+    assert guest.show("MainPID") == process
+    assert not guest.sh("ls -d /usr/local/lib/nfq-guard.new", check=False).startswith("/")
+    guest.sh("nfq-guard check preset:default")
+
+
+def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
+    """And a second install keeps that configuration."""
+    installer = Path(__file__).parent.parent.parent / "systemd" / "install.sh"
+    guest.configure('mode = "dry-run"\nqueue = 5')
+    guest.sh(f"{installer} uninstall")
+    old = "/etc/systemd/system/nfq-guard.service.d"
+    guest.sh(f"mkdir {old}; printf '[Service]\nExecReload=\n' >{old}/reload.conf")
+    assert "NFQUEUE" not in guest.sh("cat <(iptables-save) <(ip6tables-save)")
+    left = guest.sh(
+        "ls -d /etc/nfq-guard/nfq-guard.toml /usr/local/lib/nfq-guard /usr/local/sbin/nfq-guard "
+        "/etc/systemd/system/nfq-guard* /etc/logrotate.d/nfq-guard "
+        "/usr/local/share/man/man*/nfq-guard* /usr/local/share/*/*/*nfq-guard* 2>/dev/null",
+        check=False,
+    )
+    assert left.split() == ["/etc/nfq-guard/nfq-guard.toml", old]
+    said = guest.install()
+    assert not guest.sh(f"ls {old} 2>/dev/null", check=False)
+    assert "reload --wait" in guest.show("ExecReload")
+    assert "keeping /etc/nfq-guard/nfq-guard.toml" in said
+    assert "running in dry-run mode" in said
+    assert "nfq-guard mode enforce" in said
+    assert guest.show("ActiveState") == "active"
+    assert guest.sh("cat /proc/net/netfilter/nfnetlink_queue").split()[0] == "5"
