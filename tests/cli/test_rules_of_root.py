@@ -48,7 +48,7 @@ def daemon(path: Path, **messages: object) -> Iterator[list[str]]:
         yield asked
         with Client(path) as client, pytest.raises(Exception, match="not here"):
             client.request("bye")
-        thread.join(timeout=10)
+        thread.join(timeout=60)
         asked.pop()
 
 

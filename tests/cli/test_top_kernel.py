@@ -87,7 +87,7 @@ class Terminal:
             time.sleep(0.02)
 
     def ends(self) -> int:
-        status = self.process.wait(timeout=10)
+        status = self.process.wait(timeout=60)
         self.read()
         return status
 
@@ -97,7 +97,7 @@ class Terminal:
     def __exit__(self, *_: object) -> None:
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(timeout=10)
+            self.process.wait(timeout=60)
         os.close(self.main)
 
 

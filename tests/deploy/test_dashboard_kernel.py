@@ -97,7 +97,7 @@ class Prometheus:
 
     def get(self, path: str, **query: object) -> Any:  # noqa: ANN401 - JSON
         url = f"http://{_PROMETHEUS}/api/v1/{path}?{urllib.parse.urlencode(query)}"
-        with urllib.request.urlopen(url, timeout=30) as response:
+        with urllib.request.urlopen(url, timeout=60) as response:
             return json.load(response)["data"]
 
     def query(self, expression: str) -> Result:

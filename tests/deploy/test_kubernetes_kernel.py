@@ -98,7 +98,7 @@ def events(log: Path, name: str) -> list[dict[str, Any]]:
 
 
 def healthy(space: Namespace) -> bool:
-    with space.entered(), urllib.request.urlopen(_HEALTH, timeout=30) as response:
+    with space.entered(), urllib.request.urlopen(_HEALTH, timeout=60) as response:
         return bool(response.status == 200)
 
 

@@ -45,7 +45,7 @@ def daemon(
         yield process
     finally:
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def _arrive(wire: Wire, family: Family) -> int:
@@ -69,7 +69,7 @@ def test_judged_packets_pass_and_without_a_daemon_the_fail_mode_holds(
     with daemon(wire, mode, tmp_path) as process:
         assert _arrive(wire, family) == SENT
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         assert _arrive(wire, family) == when_dead
     with daemon(wire, mode, tmp_path):
         assert _arrive(wire, family) == SENT
@@ -83,7 +83,7 @@ def test_a_dead_dry_run_lets_packets_pass_whatever_the_fail_mode(
 ) -> None:
     with daemon(wire, FailMode.CLOSED, tmp_path, Mode.DRY_RUN) as process:
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         assert _arrive(wire, Family.IPV4) == SENT
 
 
@@ -117,13 +117,13 @@ def test_the_rules_follow_the_mode(
         switch(Mode.DRY_RUN)
         switch(Mode.ENFORCE)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         wait_for(lambda: queues(wire) == [])
         assert _arrive(wire, Family.IPV4) == 0
     with daemon(wire, fail_mode, tmp_path, Mode.ENFORCE, more) as process:
         switch(Mode.DRY_RUN)
         process.send_signal(signal.SIGKILL)
-        process.wait(timeout=10)
+        process.wait(timeout=60)
         assert _arrive(wire, Family.IPV4) == SENT
 
 

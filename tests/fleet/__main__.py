@@ -63,7 +63,7 @@ def one_node(place: Path) -> tuple[bytes, list[int]]:
         time.sleep(2)  # the numbers of the endpoint are a second old
         with (
             live.space.entered(),
-            urllib.request.urlopen(f"http://{_GUARD}/metrics", timeout=30) as response,
+            urllib.request.urlopen(f"http://{_GUARD}/metrics", timeout=60) as response,
         ):
             text = response.read()
         lines = [line for line in (place / "log").read_bytes().splitlines() if b"_judged" in line]

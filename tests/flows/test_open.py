@@ -49,7 +49,7 @@ def _ask(root: Path, *prefix: str, **environment: str) -> tuple[str, str]:
         text=True,
         cwd="/",
         env={"PYTHONPATH": str(root), "PATH": os.environ["PATH"], **environment},
-        timeout=30,
+        timeout=60,
     )
     assert done.stderr == ""
     evidence, _, line = done.stdout.strip().partition(" | ")
@@ -78,7 +78,7 @@ def _printed(readable: Path, program: str) -> str:
         capture_output=True,
         text=True,
         env={"PYTHONPATH": str(readable)},
-        timeout=30,
+        timeout=60,
     )
     return done.stdout
 

@@ -79,7 +79,7 @@ def test_all_endpoints_are_opened_and_closed(tmp_path: Path, port: int, loop: Lo
     text = made.metrics_file.read_text()
     assert 'nfq_guard_packets_total{queue="7"} 5.0' in text
     assert "nfq_guard_reloads_total 3.0" in text
-    with urllib.request.urlopen(made.url, timeout=5) as answer:  # noqa: S310 - our own http URL
+    with urllib.request.urlopen(made.url, timeout=60) as answer:  # noqa: S310 - our own http URL
         assert b'nfq_guard_packets_total{queue="7"} 5.0' in answer.read()
     assert [event["event"] for event in made.logged()] == ["note"]
     close()
@@ -239,7 +239,7 @@ def test_a_daemon_that_cannot_open_its_metrics_file_leaves_nothing(
     )
     before = inside.run("iptables-save").stdout
     with GuardProcess(inside, tmp_path / "log", "--config", str(config)) as guard:
-        assert guard.process.wait(timeout=20) == 2
+        assert guard.process.wait(timeout=60) == 2
         assert "daemon.metrics_file" in guard.stderr()
         (failed,) = guard.events("daemon_failed")
         assert "traceback" not in failed

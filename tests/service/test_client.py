@@ -32,7 +32,7 @@ def daemon(path: Path, *answers: bytes) -> Iterator[list[bytes]]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield requests
-        thread.join(timeout=10)
+        thread.join(timeout=60)
 
 
 def test_a_response_in_parts_and_two_in_one(tmp_path: Path) -> None:

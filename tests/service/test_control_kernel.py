@@ -150,7 +150,7 @@ def test_a_second_instance(operated: Operated, namespace: Make, tmp_path: Path) 
     config.write_text(text.replace(f"queue = {QUEUE}", f"queue = {QUEUE + 1}"))
     other = namespace("other")
     with GuardProcess(other, tmp_path / "log2", "--config", str(config)) as second:
-        assert second.process.wait(timeout=10) == 75
+        assert second.process.wait(timeout=60) == 75
         pid = operated.guard.process.pid
         assert second.stderr() == (
             f"nfq-guard: another nfq-guard (pid {pid}) listens at {operated.socket}\n"
@@ -160,7 +160,7 @@ def test_a_second_instance(operated: Operated, namespace: Make, tmp_path: Path) 
 
 def test_restart_after_a_kill(operated: Operated, tmp_path: Path) -> None:
     operated.guard.process.kill()
-    operated.guard.process.wait(timeout=10)
+    operated.guard.process.wait(timeout=60)
     assert operated.socket.exists()
     with GuardProcess(
         operated.namespace, tmp_path / "log2", "--config", str(operated.config)

@@ -78,7 +78,7 @@ def test_killed(faulty: Faulty, mode: FailMode) -> None:
         faulty.send(SENT)
         wait_for(lambda: faulty.line().waiting == SENT)
         guard.process.kill()
-        guard.process.wait(timeout=10)
+        guard.process.wait(timeout=60)
         assert faulty.arrived() == 0
         faulty.send(SENT)
         assert faulty.arrived() == (SENT if mode is FailMode.OPEN else 0)

@@ -131,5 +131,5 @@ def test_a_daemon_without_a_socket_reloads_a_file_that_has_no_mistakes(
         file.write_text("[daemon]\n", encoding="utf-8")
         assert main(words) == 0
         assert "no control socket" in capsys.readouterr().out
-        assert process.wait(timeout=10) == -signal.SIGHUP
+        assert process.wait(timeout=60) == -signal.SIGHUP
     assert main(words) == 3

@@ -46,7 +46,7 @@ class Reads:
         self.policy = load_policy_for(Settings(), None).policy
 
     def __call__(self) -> LoadedPolicy:
-        assert self.may.acquire(timeout=10)
+        assert self.may.acquire(timeout=60)
         self.count += 1
         if self.fault is not None:
             raise self.fault

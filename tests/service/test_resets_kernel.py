@@ -74,13 +74,13 @@ def test_the_reset_of_an_escaped_packet_names_it(
 
 
 def _scraped(host: Namespace) -> bytes:
-    with host.entered(), urllib.request.urlopen(f"http://{_METRICS}/metrics", timeout=30) as answer:
+    with host.entered(), urllib.request.urlopen(f"http://{_METRICS}/metrics", timeout=60) as answer:
         return bytes(answer.read())
 
 
 def _never_reads(host: Namespace) -> socket.socket:
     with host.entered():
-        client = socket.create_connection(("127.0.0.1", 9477), timeout=30)
+        client = socket.create_connection(("127.0.0.1", 9477), timeout=60)
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
     return client

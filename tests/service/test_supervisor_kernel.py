@@ -134,7 +134,7 @@ def test_workers_end_when_their_daemon_is_killed(supervised: Supervised) -> None
     with supervised.start() as guard:
         pids = supervised.pids()
         guard.process.kill()
-        guard.process.wait(timeout=10)
+        guard.process.wait(timeout=60)
         wait_for(lambda: not any(Path("/proc", str(pid)).exists() for pid in pids))
         assert supervised.bound() == {}
     with supervised.start("log2") as again:
@@ -150,7 +150,7 @@ def test_one_queue_of_somebody_else(supervised: Supervised, tmp_path: Path) -> N
         with GuardProcess(
             supervised.namespace, tmp_path / "log", "--config", str(supervised.config)
         ) as second:
-            assert second.process.wait(timeout=10) == 75
+            assert second.process.wait(timeout=60) == 75
             said = second.stderr()
             assert said.startswith(f"nfq-guard: queue {QUEUES[1]} is owned by")
             assert len(said.splitlines()) == 1

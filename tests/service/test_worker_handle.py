@@ -78,7 +78,7 @@ def test_a_worker_lives_while_it_serves_or_may_soon(
     handle.stuck()
     assert handle.state is WorkerState.STUCK
     assert not handle.alive(clock.now)
-    assert child.wait(30) == -signal.SIGKILL
+    assert child.wait(60) == -signal.SIGKILL
     theirs.close()
     handle.reap()
     handle.down(clock.now)

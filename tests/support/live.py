@@ -119,7 +119,7 @@ class LiveConntrack:
         self.flows, _ = open_flows()
         self._stack.callback(self.flows.close)
         self.log_texts()
-        self._drain()
+        self.drain()
 
     def _tun(self, name: str) -> int:
         handle = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -137,7 +137,8 @@ class LiveConntrack:
         """Take everything down again."""
         self._stack.close()
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
+        """Read all that came out, and forget it."""
         while self._read() is not None:
             pass
 
@@ -163,7 +164,7 @@ class LiveConntrack:
     def send_all(self, octets: bytes) -> int | None:
         """As `send`, for a packet that may come out in fragments."""
         ctstate = self.send(octets)
-        self._drain()
+        self.drain()
         return ctstate
 
     def put(self, octets: bytes) -> None:

@@ -26,7 +26,7 @@ class Served:
         self._server = MetricsServer(listener, self.exposition, lambda: self.now)
 
     def get(self, path: str, method: str = "GET") -> tuple[int, str, bytes]:
-        connection = http.client.HTTPConnection(*self.address, timeout=20)
+        connection = http.client.HTTPConnection(*self.address, timeout=60)
         connection.request(method, path)
         response = connection.getresponse()
         body = response.read()
@@ -34,7 +34,7 @@ class Served:
         return response.status, response.headers["Content-Type"], body
 
     def connect(self) -> socket.socket:
-        return socket.create_connection(self.address, timeout=20)
+        return socket.create_connection(self.address, timeout=60)
 
     def close(self) -> None:
         self._server.close()
