@@ -17,6 +17,22 @@ _NO_CHOICE: Final = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (
 _UNRECOGNIZED: Final = "unrecognized arguments: "
 _REQUIRED: Final = "the following arguments are required: "
 
+# Words that other programs have for what a command of ours does.
+_ALSO_CALLED: Final = {
+    "status": "verify",
+    "stat": "verify",
+    "check": "verify",
+    "list": "show",
+    "print": "show",
+    "add": "install",
+    "start": "install",
+    "load": "install",
+    "delete": "remove",
+    "uninstall": "remove",
+    "stop": "remove",
+    "flush": "remove",
+}
+
 
 class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, like every other error.
@@ -75,6 +91,9 @@ class Parser(argparse.ArgumentParser):
         if (choice := _NO_CHOICE.search(message)) is not None:
             known = tuple(word.strip("'") for word in choice["known"].split(", "))
             meant = suggestion(choice["found"], known)
+            other = _ALSO_CALLED.get(choice["found"])
+            if other in known:
+                meant = f" (did you mean {other!r}?)"
             # All choices are in the way of the one that was meant.
             return (
                 f"{message[: choice.start()]}invalid choice: '{choice['found']}'{meant}"

@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 from typing import TypedDict
 
@@ -83,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
         remarks = [] if args.quiet else firewall.remarks()
         if differences or not args.quiet:
             sys.stdout.write(_format_differences(differences, remarks, as_json=as_json))
+        if differences and not as_json:
+            sys.stdout.write(f"next: `{_install_command(args)}` repairs this\n")
         return EXIT_NOT_FINE if differences else EXIT_OK
     if args.action == "install":
         changes = firewall.install()
@@ -95,6 +98,27 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=as_json))
     return EXIT_OK
+
+
+def _install_command(args: argparse.Namespace) -> str:
+    """`rules install` with the options that this command was given."""
+    given = {
+        "--backend": args.backend,
+        "--family": args.family,
+        "--queue": args.queue,
+        "--queues": args.queues,
+        "--fail-mode": args.fail_mode,
+        "--max-rate-pps": args.max_rate_pps,
+        "--config": args.config,
+        "--last-good": args.last_good,
+    }
+    options = [
+        word
+        for option, value in given.items()
+        if value is not None
+        for word in (option, str(value))
+    ]
+    return shlex.join(["nfq-guard", "rules", "install", *options])
 
 
 def _kept(reason: str) -> Changes:

@@ -52,13 +52,15 @@ def styled(text: str, *styles: Style) -> str:
 def takes_colour(*, terminal: bool) -> bool:
     """Whether output may be coloured: never with NO_COLOR, else always with FORCE_COLOR.
 
-    Without either, output to a terminal that is not dumb.
+    CLICOLOR_FORCE is the other name of FORCE_COLOR, where it is not 0. Without these, output to a
+    terminal that is not dumb, unless CLICOLOR is 0.
     """
-    if os.environ.get("NO_COLOR"):
+    environment = os.environ
+    if environment.get("NO_COLOR"):
         return False
-    if os.environ.get("FORCE_COLOR"):
+    if environment.get("FORCE_COLOR") or environment.get("CLICOLOR_FORCE", "0") not in {"", "0"}:
         return True
-    return terminal and os.environ.get("TERM") != "dumb"
+    return terminal and environment.get("TERM") != "dumb" and environment.get("CLICOLOR") != "0"
 
 
 def choose_colour(when: str) -> None:

@@ -29,6 +29,8 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
         (["statsu"], "(did you mean 'status'?) (see nfq-guard --help)"),
         (["mode", "enforc"], "(did you mean 'enforce'?) (see nfq-guard mode --help)"),
         (["rules", "instal"], "(did you mean 'install'?)"),
+        (["rules", "status"], "invalid choice: 'status' (did you mean 'verify'?) (see nfq-guard r"),
+        (["rules", "uninstall"], "(did you mean 'remove'?)"),
         (["replay", "x", "--sumary"], "unrecognized arguments: --sumary (did you mean '--summary'"),
         (["check", "--nothing-like-it"], "unrecognized arguments: --nothing-like-it (see"),
         (
@@ -125,6 +127,8 @@ def test_debug_adds_a_traceback_and_keeps_the_status(
         ([], ["--color", "always"], {"NO_COLOR": "1", "TERM": "dumb"}, True),
         ([], ["--color=never"], {"FORCE_COLOR": "1"}, False),
         (["--color", "auto"], [], {"FORCE_COLOR": "1"}, True),
+        ([], [], {"CLICOLOR_FORCE": "1"}, True),
+        ([], [], {"CLICOLOR_FORCE": "0"}, False),
     ],
 )
 def test_colours_by_option_and_environment(

@@ -2,6 +2,7 @@
 """`nfq-guard rules` as an operator meets it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,38 @@ def test_install_verify_remove(guarded: Host, capsys: pytest.CaptureFixture[str]
         assert len(json.loads(capsys.readouterr().out)["done"]) == 2
         assert main(["rules", "remove"]) == 0
         assert capsys.readouterr().out == "nothing to change\n"
+
+
+@pytest.mark.kernel
+def test_verify_names_a_command_that_repairs(
+    guarded: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rules that are missing, stale, doubled, out of their place or left over."""
+    file = tmp_path / "the guard.toml"
+    file.write_text("[daemon]\nqueue = 7\n")
+    table = ["iptables-legacy", "-w", "-t", "mangle"]
+    damage = (
+        (),
+        ("-F", "NFQ_GUARD"),
+        ("-F", "PREROUTING"),
+        ("-A", "PREROUTING", "-m", "conntrack", "--ctstate", "INVALID", "-j", "NFQ_GUARD"),
+        ("-A", "NFQ_GUARD", "-j", "ACCEPT"),
+        ("-R", "NFQ_GUARD", "1", "-j", "NFQUEUE", "--queue-num", "9"),
+        ("-A", "PREROUTING", "-j", "MARK", "--set-mark", "1"),
+        ("-I", "FORWARD", "-j", "NFQ_GUARD"),
+    )
+    with guarded.ns.entered():
+        for words in damage:
+            if words:
+                guarded.ns.run(*table, *words)
+            given = ["--backend", "legacy", "--family", "4", "--config", str(file)]
+            assert main(["rules", "verify", *given]) == 1, words
+            *_, advice = capsys.readouterr().out.splitlines()
+            assert advice.startswith("next: `nfq-guard rules install "), words
+            assert f"'{file}'" in advice
+            assert main(shlex.split(advice.split("`")[1])[1:]) == 0
+            assert main(["rules", "verify", *given]) == 0, words
+            assert capsys.readouterr().out.endswith("rules OK\n")
 
 
 @pytest.mark.kernel

@@ -23,6 +23,8 @@ _CONFIGURATION: Final = "/etc/nfq-guard/nfq-guard.toml"
 _ENVIRONMENT: Final = {
     "NO_COLOR": "Not empty: no colours, unless `--color always` says otherwise.",
     "FORCE_COLOR": "Not empty: colours also where the output is no terminal.",
+    "CLICOLOR_FORCE": "Neither empty nor 0: the same.",
+    "CLICOLOR": "0: no colours on a terminal.",
 }
 _FILES: Final = {
     _CONFIGURATION: "Settings and policy of the daemon, nfq-guard.toml(5).",
