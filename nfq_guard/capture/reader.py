@@ -6,6 +6,7 @@ frames before the damage, which `Capture.damage` describes.
 """
 
 import heapq
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
@@ -59,6 +60,7 @@ class Capture:
             CaptureError: The file cannot be read, is empty or is not a capture.
             UnavailableError: A decompressor is missing.
         """
+        self._given = name
         self._octets = Source(name)
         self.name = self._octets.name
         self.damage: str | None = None
@@ -86,14 +88,14 @@ class Capture:
                 f"{self.name}: expected a pcap or pcapng capture, found JSON: events are for whatif"
                 " and report"
             )
+        convert = shlex.join(["editcap", "-F", "pcap", self._given, "OUT"])
         other = _OTHER_FORMATS.get(magic)
         if other is not None:
-            raise CaptureError(
-                f"{self.name}: a capture of {other}; convert it: editcap -F pcap {self.name} OUT"
-            )
+            raise CaptureError(f"{self.name}: a capture of {other}; convert it: {convert}")
         if magic not in pcap.MAGICS:
             msg = (
-                f"{self.name}: expected a pcap or pcapng capture, found {magic.hex(' ')} at byte 0"
+                f"{self.name}: expected a pcap or pcapng capture, found {magic.hex(' ')} at byte 0 "
+                f"(where it is a capture of another kind: {convert})"
             )
             raise CaptureError(msg)
         header = self._buffer[: pcap.HEADER_BYTES]

@@ -19,7 +19,9 @@ from nfq_guard.flow import (
     IP_CT_TCP_FLAG_SACK_PERM,
     IP_CT_TCP_FLAG_WINDOW_SCALE,
     IPS_ASSURED,
+    IPS_DST_NAT,
     IPS_SEEN_REPLY,
+    IPS_SRC_NAT,
     FlowSnapshot,
     Peer,
 )
@@ -32,6 +34,7 @@ from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.page_events import page_event
 from nfq_guard.replay.why_passed import WHY_ABSENT, why_passed
 from nfq_guard.replay.words import (
+    UNTRANSLATED,
     association_words,
     bytes_of,
     direction_text,
@@ -85,16 +88,17 @@ class _Telling:
         self._explanation = explanation
         self._colour = colour
         room = _WIDTH if columns is None else columns - len(_INDENT)
+        self._text_width = max(1, min(_WIDTH, room))
         self._drawn_width = max(_LEAST_DRAWN, min(_WIDTH, room))
 
     def lines(self) -> list[str]:
         explanation = self._explanation
         lines = [*self._title(), ""]
         if explanation.outcome.packet is None:
-            return lines + _wrapped(WHY_ABSENT[explanation.outcome.absent])
+            return lines + self._wrapped(WHY_ABSENT[explanation.outcome.absent])
         if explanation.outcome.doubted is not None:
             doubt = f"The finding is in doubt: {doubt_sentence(explanation.outcome.doubted)}."
-            lines += [self._heading("The capture"), *_wrapped(doubt), ""]
+            lines += [self._heading("The capture"), *self._wrapped(doubt), ""]
         lines += [self._heading("The packet"), *self._packet(), ""]
         lines += [self._heading("Its flow in the whole capture"), *self._flow(), ""]
         if explanation.before is not None and explanation.before.peers is not None:
@@ -105,7 +109,7 @@ class _Telling:
         hints = hints_of(filter(None, map(page_event, explanation.life.invalid)))
         if hints:
             lines += [self._heading("What may be behind it, by all INVALID packets of the flow")]
-            lines += [*(line for hint in hints for line in _wrapped(hint.text)), ""]
+            lines += [*(line for hint in hints for line in self._wrapped(hint.text)), ""]
         lines += [self._heading("Under other kernels"), *self._kernels()]
         if explanation.outcome.decision is not None:
             lines += ["", self._heading("What the policy does"), *self._policy()]
@@ -113,6 +117,17 @@ class _Telling:
 
     def _styled(self, text: str, *styles: Style) -> str:
         return styled(text, *styles) if self._colour else text
+
+    def _wrapped(self, text: str) -> list[str]:
+        lines: list[str] = []
+        line = ""
+        for word in text.split():
+            if line and len(line) + 1 + len(word) > self._text_width:
+                lines.append(_INDENT + line)
+                line = word
+            else:
+                line = f"{line} {word}".strip()
+        return [*lines, _INDENT + line] if line else lines
 
     def _heading(self, text: str) -> str:
         return self._styled(text, Style.BOLD)
@@ -186,7 +201,7 @@ class _Telling:
         lines = list(ladder(explanation.life, explanation.outcome.frame.number))
         escaped = explanation.life.escaped
         if escaped is not None:
-            lines += _wrapped(
+            lines += self._wrapped(
                 f"This packet fits the exact state of {direction_text(escaped)}: it escaped the "
                 "translation of that flow."
             )
@@ -284,11 +299,11 @@ class _Telling:
         explanation = self._explanation
         finding = explanation.outcome.finding
         if finding is None:
-            return _wrapped(why_passed(explanation))
+            return self._wrapped(why_passed(explanation))
         sentence = finding_sentence(finding)
         said = f"INVALID, {finding.reason.value}"
         said += f": {sentence}." if sentence else "."
-        return _wrapped(f"{said} {explained(finding, explanation.circumstances)}")
+        return self._wrapped(f"{said} {explained(finding, explanation.circumstances)}")
 
     def _kernels(self) -> list[str]:
         explanation = self._explanation
@@ -311,7 +326,12 @@ class _Telling:
         if decision.action is Action.DROP and self._explanation.segment is None:
             does = "the packet is dropped"
         action = self._styled(decision.action.value, ACTION_STYLES[decision.action])
-        return [f"{_INDENT}{action}, by the rule {decision.rule}: {does}."]
+        lines = [f"{_INDENT}{action}, by the rule {decision.rule}: {does}."]
+        snapshot = self._explanation.outcome.snapshot
+        if snapshot is not None and not snapshot.status & (IPS_SRC_NAT | IPS_DST_NAT):
+            # The policy that stops escaped packets asks for a translated flow.
+            lines.append(f"{_INDENT}({UNTRANSLATED})")
+        return lines
 
 
 def _condition(before: FlowSnapshot) -> str:
@@ -326,15 +346,3 @@ def _condition(before: FlowSnapshot) -> str:
 
 def _peer_flags(peer: Peer) -> str:
     return ", ".join(name for bit, name in _PEER_FLAGS if peer.flags & bit) or "-"
-
-
-def _wrapped(text: str) -> list[str]:
-    lines: list[str] = []
-    line = ""
-    for word in text.split():
-        if line and len(line) + 1 + len(word) > _WIDTH:
-            lines.append(_INDENT + line)
-            line = word
-        else:
-            line = f"{line} {word}".strip()
-    return [*lines, _INDENT + line] if line else lines

@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from nfq_guard.capture.frame import CaptureError
 from nfq_guard.capture.interfaces import InterfaceFilter
-from nfq_guard.capture.links import LINKS, NAMES, name_of
 from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.capture.source import STDIN
 from nfq_guard.capture.writer import PcapngWriter
@@ -27,13 +25,11 @@ from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lin
 from nfq_guard.cli.terminal import columns, fitted, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
-from nfq_guard.names import counted
 from nfq_guard.outfile import replacing
 from nfq_guard.replay.flow_list import flow_line, flow_record
 from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.listing import Listing
 from nfq_guard.replay.outcome import Outcome
-from nfq_guard.replay.packets import UNKNOWN_LINK
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.selection import Selection, parse_flow
 from nfq_guard.replay.settings import ReplaySettings
@@ -164,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
                 f"--interface: no frame of {args.interface!a}; there are frames of interface "
                 f"{interface.seen() or 'none'}"
             )
-        _refuse_unknown_links(replayer, captures)
+        replaying.refuse_unknown_links(replayer, [capture.name for capture in captures])
         _finish(args, summary, replayer, settings, progress.seconds, selected)
         damage = [capture.damage for capture in captures if capture.damage is not None]
         for text in damage:
@@ -282,24 +278,3 @@ def _list_flows(args: argparse.Namespace, replayer: Replayer) -> None:
             sys.stdout.write(flow_line(found) + "\n")
     if listing.others:
         warn(f"{listing.others} more flows are not listed")
-
-
-def _refuse_unknown_links(replayer: Replayer, captures: Sequence[Capture]) -> None:
-    """Raise if all frames have an unsupported link type; warn if some have.
-
-    Raises:
-        CaptureError: Every frame has an unsupported link type.
-    """
-    if not replayer.reader.unknown_links:
-        return
-    names = ", ".join(capture.name for capture in captures)
-    links = ", ".join(name_of(number) for number in sorted(replayer.reader.unknown_links))
-    known = ", ".join(dict.fromkeys(NAMES[number] for number in sorted(LINKS)))
-    unread = replayer.reader.without_packet[UNKNOWN_LINK]
-    message = (
-        f"{names}: unsupported link type {links} in {counted(unread, 'frame')}, first in frame "
-        f"{min(replayer.reader.unknown_links.values())} (supported: {known})"
-    )
-    if unread == replayer.frames:
-        raise CaptureError(message)
-    warn(message)

@@ -2,17 +2,23 @@
 """Arguments that `replay`, `explain` and `whatif` share."""
 
 import argparse
+from collections.abc import Sequence
 from typing import Final
 
-from nfq_guard.cli.kernel_choice import HELP, kernel_of
+from nfq_guard.capture.frame import CaptureError
+from nfq_guard.capture.links import LINKS, NAMES, name_of
+from nfq_guard.cli.kernel_choice import HELP, kernel_of, warn
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.errors import UsageError
 from nfq_guard.flow import NAT_STATUS, SctpState, TcpState
+from nfq_guard.names import counted
 from nfq_guard.policy.default import default_policy
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.values import one_of
 from nfq_guard.replay.checksums import ChecksumMode
+from nfq_guard.replay.packets import UNKNOWN_LINK
+from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import DEFAULT_CAPACITY, DEFAULT_WSCALE, ReplaySettings
 from nfq_guard.wire.tcp import MAX_WINDOW_SCALE
 
@@ -212,3 +218,23 @@ def policy_of(args: argparse.Namespace) -> CompiledPolicy:
     from nfq_guard.policyfile import load_compiled  # noqa: PLC0415 - 8 ms, for a policy alone
 
     return load_compiled(args.policy)
+
+
+def refuse_unknown_links(replayer: Replayer, names: Sequence[str]) -> None:
+    """Raise if all frames have an unsupported link type; warn if some have.
+
+    Raises:
+        CaptureError: Every frame has an unsupported link type.
+    """
+    if not replayer.reader.unknown_links:
+        return
+    links = ", ".join(name_of(number) for number in sorted(replayer.reader.unknown_links))
+    known = ", ".join(dict.fromkeys(NAMES[number] for number in sorted(LINKS)))
+    unread = replayer.reader.without_packet[UNKNOWN_LINK]
+    message = (
+        f"{', '.join(names)}: unsupported link type {links} in {counted(unread, 'frame')}, first "
+        f"in frame {min(replayer.reader.unknown_links.values())} (supported: {known})"
+    )
+    if unread == replayer.frames:
+        raise CaptureError(message)
+    warn(message)

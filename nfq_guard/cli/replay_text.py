@@ -15,6 +15,7 @@ from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.summary import Summary
 from nfq_guard.replay.words import (
     DOUBTS,
+    UNTRANSLATED,
     direction_text,
     doubt_gist,
     doubt_sentence,
@@ -216,11 +217,7 @@ def summary_lines(
         f"{action.value} (rule {rule})": count
         for (action, rule), count in summary.by_rule.most_common()
     }
-    assumed = (
-        ""
-        if replayer.translations or replayer.assumes_nat
-        else (" (judged as untranslated: --assume-nat)")
-    )
+    assumed = "" if replayer.translations or replayer.assumes_nat else f" ({UNTRANSLATED})"
     block(f"What the policy says{assumed}", decisions)
     notes = list(capture_notes(summary, replayer))
     if notes:

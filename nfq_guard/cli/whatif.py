@@ -20,6 +20,7 @@ from nfq_guard.policyfile import load_compiled
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
+from nfq_guard.replay.words import UNTRANSLATED
 from nfq_guard.resets import RESET_WITHIN_S
 from nfq_guard.telemetry.palette import Style
 from nfq_guard.telemetry.reader import EventReader, Unrecorded
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
     settings = replaying.settings_of(args, every=True, decapsulate=args.decapsulate)
     policies = [load_compiled(reference) for reference in args.policy]
     unrecorded = None
+    untranslated = False
     with opened(args.recording) as stream:
         kind = "events" if is_events(stream) else "capture"
         trial = Trial(policies, has_times=kind == "capture")
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if kind == "capture":
         if args.recording == STDIN:
             raise UsageError("standard input is a capture: name its file")
-        _run_capture(args.recording, trial, settings)
+        untranslated = _run_capture(args.recording, trial, settings)
     trial.end()
     if args.format == "json":
         replayed = (settings.kernel.name, settings.kernel_doubt or None)
@@ -93,6 +95,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in _lines(trial, printable(args.recording), kind, unrecorded):
             write_line(line)
+        if untranslated and trial.invalid:
+            write_line()
+            write_line(UNTRANSLATED)
     return EXIT_OK
 
 
@@ -112,7 +117,8 @@ def _run_events(recording: str, stream: BinaryIO, trial: Trial) -> Unrecorded:
     return reader.unrecorded
 
 
-def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> None:
+def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> bool:
+    """Process the packets of a capture; returns whether all flows were judged as untranslated."""
     capture = Capture(recording)
     replayer = Replayer(settings)
     try:
@@ -129,10 +135,12 @@ def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> None
             take(replayer.replay(frames))
         replayer.drops = capture.drops
         take(replayer.finish())
+        replaying.refuse_unknown_links(replayer, [capture.name])
     finally:
         capture.close()
     if capture.damage:
         sys.stderr.write(f"nfq-guard: {capture.damage}\n")
+    return not replayer.translations and not replayer.assumes_nat
 
 
 def _recorded(outcome: Outcome) -> Recorded | None:

@@ -102,6 +102,9 @@ def breach_gist(breach: Breach) -> str:
     return f"{words.actual} {bytes_of(breach.distance)} {words.outside} {breach.limit}"
 
 
+UNTRANSLATED: Final = "judged as untranslated: --assume-nat"
+"""Said beside what a policy decides, where a capture shows no translation and none is assumed."""
+
 DOUBTS: Final = {
     Doubt.UNSEEN_DATA: "the peer acknowledged bytes that are not in the capture",
     Doubt.UNSEEN_WINDOW: "the receiver accepted it: it had offered more room in a frame that is "

@@ -403,3 +403,23 @@ def test_a_file_that_cannot_be_written_to_its_end_is_named(
 ) -> None:
     assert main(["replay", capture, "--write", "/dev/full"]) == 1
     assert capsys.readouterr().err == "nfq-guard: --write: /dev/full: No space left on device\n"
+
+
+def test_every_reader_of_captures_refuses_an_unknown_link(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "usb.pcap"
+    path.write_bytes(captures.pcap([(1, 0, b"x" * 40)], linktype=189))
+    assert main(["whatif", str(path), "--policy", "preset:strict"]) == 2
+    assert "unsupported link type 189 (USB) in 1 frame" in capsys.readouterr().err
+
+
+def test_a_format_that_is_not_known_has_a_way_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An ERF capture has no magic number."""
+    path = tmp_path / "a capture.erf"
+    path.write_bytes(bytes(64))
+    for words in (["replay"], ["whatif", "--policy", "preset:strict"], ["explain"]):
+        assert main([*words, str(path), *(["1"] if words == ["explain"] else [])]) == 2
+        assert f"editcap -F pcap '{path}' OUT" in capsys.readouterr().err
