@@ -44,6 +44,7 @@ class Circumstances(NamedTuple):
         private: Whether a private source sends to a global destination.
         gone: Whether its entry was there before, and should not have expired.
         twin: Whether a live flow has its exact state, under other addresses.
+        unanswered: Whether no answer to the SYN of its flow was seen.
     """
 
     expired: bool | None = None
@@ -51,6 +52,7 @@ class Circumstances(NamedTuple):
     private: bool | None = None
     gone: bool | None = None
     twin: bool | None = None
+    unanswered: bool | None = None
 
 
 class Cause(StrEnum):
@@ -63,6 +65,7 @@ class Cause(StrEnum):
     GONE = "gone"
     BEGAN_BEFORE = "began-before"
     DIRECT_RETURN = "direct-return"
+    UNANSWERED = "unanswered"
     OTHER_WAY = "other-way"
     OLDER_FLOW = "older-flow"
     SCTP_WITHOUT_ENTRY = "sctp-without-entry"
@@ -91,14 +94,14 @@ class BoundWords(NamedTuple):
 REASONS: Final = {
     Reason.SEQ_OVER: Meaning(
         "data beyond the window that the receiver offered",
-        "The sender went past the last byte that the receiver had offered room for. Most often "
-        "conntrack missed a window update that took another path, or the segment belongs to "
-        "another connection between the same ports.",
+        "The sender went past the last byte that the receiver had offered room for. Possible "
+        "causes: conntrack missed a window update that took another path, or the segment belongs "
+        "to another connection between the same ports.",
     ),
     Reason.ACK_OVER: Meaning(
         "acknowledges data that the other side has not sent",
-        "It acknowledges data that conntrack has not seen the other side send. Most often that "
-        "data took another path, or was in a segment that was itself INVALID.",
+        "It acknowledges data that conntrack has not seen the other side send. Possible "
+        "causes: that data took another path, or was in a segment that was itself INVALID.",
     ),
     Reason.SEQ_UNDER: Meaning(
         "old data, below the window (kernels before 6.1)",
@@ -120,8 +123,8 @@ REASONS: Final = {
     ),
     Reason.BAD_TRANSITION: Meaning(
         "does not fit the state of its flow",
-        "Such a segment cannot occur in that state. Most often conntrack sees one direction only, "
-        "or an old segment of an earlier connection arrives.",
+        "Such a segment cannot occur in that state. Possible causes: conntrack sees one direction "
+        "only, or an old segment of an earlier connection arrives.",
     ),
     Reason.NO_ENTRY: Meaning(
         "belongs to no known flow and cannot open one",
@@ -343,6 +346,12 @@ CAUSES: Final = {
         "The answer to the SYN has not been seen, yet the client goes on as if it had come: "
         "answers take another path, as with direct server return or asymmetric routes.",
     ),
+    Cause.UNANSWERED: Meaning(
+        "no answer to the SYN was seen, so no room is known",
+        "The answer to the SYN has not been seen, so conntrack knows of no room beyond the SYN. "
+        "Either answers take another path, as with direct server return or asymmetric routes, and "
+        "the connection has gone on, or the segment does not belong to this connection.",
+    ),
     Cause.OTHER_WAY: Meaning(
         "a new connection from the other end",
         "The known flow began in the other direction: a new connection between the same ports "
@@ -396,6 +405,8 @@ def cause_of(finding: Finding, known: Circumstances) -> Cause | None:
         return Cause.NO_INIT
     if finding.reason is Reason.BAD_TRANSITION:
         return _cause_of_transition(finding.detail)
+    if finding.reason is Reason.SEQ_OVER and known.unanswered:
+        return Cause.UNANSWERED
     return None
 
 

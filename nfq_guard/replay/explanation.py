@@ -92,6 +92,7 @@ class Explanation:
             seen=bool(self.first),
             private=private,
             twin=self.life.escaped is not None,
+            unanswered=None if self.before is None else self.before.state == TcpState.SYN_SENT,
         )
 
     def relative(self, number: Seq, side: int) -> int | None:

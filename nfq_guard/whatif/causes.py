@@ -17,7 +17,7 @@ from nfq_guard.names import (
 )
 from nfq_guard.policy.intervals import is_global, is_private
 
-_CAUSED: Final = frozenset({Reason.NO_ENTRY, Reason.BAD_TRANSITION})
+_CAUSED: Final = frozenset({Reason.NO_ENTRY, Reason.BAD_TRANSITION, Reason.SEQ_OVER})
 
 
 def cause_in_event(
@@ -50,6 +50,7 @@ def cause_in_event(
         expired=expired,
         private=is_private(address_bytes(src)) and is_global(address_bytes(dst)),
         gone=None if expired is None else not expired,
+        unanswered=state == TcpState.SYN_SENT.name,
     )
     detail = detail_of(
         reason,

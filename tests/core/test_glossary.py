@@ -76,6 +76,19 @@ def test_causes_of_a_wrong_transition(detail: str, words: str) -> None:
     assert words in explained(Finding(Reason.BAD_TRANSITION, None, detail), Circumstances())
 
 
+@pytest.mark.parametrize(
+    ("unanswered", "words"),
+    [(True, "The answer to the SYN has not been seen"), (False, "Possible causes"), (None, "room")],
+)
+def test_data_beyond_the_window_of_a_flow_without_an_answer(
+    unanswered: bool | None, words: str
+) -> None:
+    known = Circumstances(unanswered=unanswered)
+    text = explained(Finding(Reason.SEQ_OVER), known)
+    assert words in text
+    assert ("window update" in text) is not (unanswered is True)
+
+
 def test_an_answer_to_an_init_that_was_not_seen() -> None:
     finding = Finding(Reason.BAD_TAG, None, "answers an INIT that was not seen")
     assert "the INIT took another path" in explained(finding, Circumstances())

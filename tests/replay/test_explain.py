@@ -250,6 +250,10 @@ CLIENT, SERVER, PRIVATE = "198.51.100.10", "203.0.113.20", "10.88.0.8"
         ([(SERVER, CLIENT, "FA")], "began before conntrack watched it"),
         ([(PRIVATE, CLIENT, "R")], "the untranslated twin of a live flow"),
         ([(CLIENT, SERVER, "S"), (CLIENT, SERVER, "A")], "as with direct server return"),
+        (
+            [(CLIENT, SERVER, "S"), (CLIENT, SERVER, "R")],
+            "conntrack knows of no room beyond the SYN",
+        ),
     ],
 )
 def test_causes_by_what_the_capture_shows(
@@ -258,7 +262,8 @@ def test_causes_by_what_the_capture_shows(
     talk = Conversation()
     for src, dst, flags in segments:
         ports = {"sport": 40000, "dport": 443} if src == CLIENT else {"sport": 443, "dport": 40000}
-        talk.add(bytes(IP(src=src, dst=dst) / TCP(**ports, flags=flags, seq=1000, ack=500)))
+        seq = 2000 if flags == "R" and src == CLIENT else 1000
+        talk.add(bytes(IP(src=src, dst=dst) / TCP(**ports, flags=flags, seq=seq, ack=500)))
     assert cause in " ".join(explains.text(talk).split())
 
 

@@ -494,6 +494,8 @@ def no_entry(second: int, port: int, **changes: Any) -> dict[str, Any]:  # noqa:
             Cause.OTHER_WAY,
         ),
         ({"reason": "bad-transition", "state": "CLOSE", "direction": "original"}, None),
+        ({"reason": "seq-over", "state": "SYN_SENT", "tcp_flags": "R"}, Cause.UNANSWERED),
+        ({"reason": "seq-over", "state": "ESTABLISHED", "tcp_flags": "R"}, None),
         ({"tcp_flags": "R"}, None),
         ({"tcp_flags": None, "proto": "icmp", "sport": None, "dport": None}, None),
     ],
