@@ -196,6 +196,8 @@ def cause_text(event: Fields) -> str:
     if reason not in list(Reason):
         return ""  # of a daemon of another version
     meant = f"{reason}: {REASONS[Reason(reason)].phrase}"
+    if event_of(event) is None:
+        return meant
     cause = cause_in_event(
         Reason(reason),
         event["tcp_flags"],

@@ -73,14 +73,15 @@ def test_console(made: Event, colour: bool) -> None:
     assert "alert(1)" in shown
 
 
-def test_top_and_dump() -> None:
+@pytest.mark.parametrize("reason", ["seq-over", "bad-transition", "no-entry"])
+def test_top_and_dump(reason: str) -> None:
     status = daemon_status(
         policy=ActingPolicy(source=EVIL, digest=EVIL, rules=1, restart_for=()),
         rules=rules_status(RulesState.DIFFER, EVIL),
         evidence=EVIL,
         reasons={EVIL: {"drop": 3}},
     )
-    made = flow(event(rule=EVIL, state=EVIL, nat=EVIL), reasons={EVIL: 3})
+    made = flow(event(reason=reason, rule=EVIL, state=EVIL, nat=EVIL), reasons={EVIL: 3})
     view = View()
     view.take(status, [made], 1.0)
     assert is_clean(text(view.lines(40, 300)))
