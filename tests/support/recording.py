@@ -55,6 +55,7 @@ class Live:
         stats: The numbers of `status`.
         history: The flows of `dump` and `top`.
         flows: Packets of each flow by reason.
+        epoch: The time of day at which its monotonic clock was 0; a step of the clock changes it.
     """
 
     def __init__(
@@ -76,6 +77,8 @@ class Live:
         self.stats = Stats()
         self.history = History()
         self.flows: dict[FlowKey, Counter[str]] = {}
+        self.epoch = EPOCH
+        self._now = 0.0
         self._acting = acting
         self._trial = trial
         self._mode = mode
@@ -83,9 +86,9 @@ class Live:
 
     def run(self, packets: list[Case], traffic: Traffic) -> None:
         """Judge the traffic; what the limiter holds in the end has no event yet."""
-        now = 0.0
         for number, pause in traffic:
-            now += pause
+            self._now += pause
+            now = self._now
             self._emit(self.limiter.due(now))
             queued, packet, snapshot, finding = packets[number % len(packets)]
             acting = self._acting.decide(queued, packet, snapshot, finding, now)
@@ -115,7 +118,7 @@ class Live:
                 flow_key(fold.judgment.packet),
                 fold.judgment.finding.reason,
                 fold.count,
-                timestamp(EPOCH + fold.last),
+                timestamp(self.epoch + fold.last),
                 0 if fold.judgment.cause is None else fold.count,
             )
             for fold in self.limiter.pending()
@@ -141,12 +144,12 @@ class Live:
                 mode=self._mode,
                 queue_num=0,
                 evidence=Evidence.BPF,
-                when=timestamp(EPOCH + fold.last),
+                when=timestamp(self.epoch + fold.last),
                 count=fold.count,
-                first=timestamp(EPOCH + fold.first) if fold.count > 1 else None,
+                first=timestamp(self.epoch + fold.first) if fold.count > 1 else None,
                 distances=fold.distances,
                 caused_by=cause
-                and AnsweredPacket(timestamp(EPOCH + cause.at), cause.reason, cause.rule, 0),
+                and AnsweredPacket(timestamp(self.epoch + cause.at), cause.reason, cause.rule, 0),
             )
             self.history.add(flow_key(judgment.packet), event)
             self._lines.append(orjson.dumps(all_fields(event)) + b"\n")

@@ -2,18 +2,23 @@
 """What `whatif` says of a recording is what a policy on trial counted live."""
 
 import gzip
+import io
 import itertools
+import json
 import lzma
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from random import Random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfq_guard.cli.recording import opened
+from nfq_guard.names import flow_status_bits
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.shadow import Difference
+from nfq_guard.report.summary import Summary, add_event
 from nfq_guard.telemetry.reader import EventReader
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.tally import Tally
@@ -124,6 +129,88 @@ def test_whatif_equals_the_live_counters_over_rotations_and_a_restart(
         drops = sum(live.drops[number] for live in lives)
         assert drops - suppressed <= tally.drops <= drops
         assert joined.tallies[number].drops == tally.drops
+
+
+def older(line: bytes) -> bytes:
+    """A line as the first daemons wrote it."""
+    fields = json.loads(line)
+    for name in ("mark", "ct_mark"):
+        if not fields.get(name):
+            fields.pop(name, None)
+    if fields.get("status") is not None:
+        fields["status"] = flow_status_bits(tuple(fields["status"]))
+    return json.dumps(fields).encode() + b"\n"
+
+
+def newer(line: bytes) -> bytes:
+    """A line of a daemon with a field that this one does not know."""
+    return line.rstrip()[:-1] + b', "unheard_of": {"event": ["packet_judged", 1]}}\n'
+
+
+def eve(line: bytes) -> bytes:
+    """A line in the format `eve`."""
+    return b'{"timestamp":"2026-01-02T03:04:05Z","nfq_guard":' + line.rstrip() + b"}\n"
+
+
+# Each example compiles up to eight policies.
+@settings(max_examples=settings().max_examples // 3)
+@given(
+    acting=tables(),
+    trial=tables(),
+    packets=CASES,
+    workers=st.lists(TRAFFIC, min_size=1, max_size=3),
+    limits=LIMITS,
+    step=st.tuples(st.integers(0, 60), st.sampled_from([-4e8, -3600.0, -0.5, 0.5, 1e5, 4e8])),
+    order=st.randoms(use_true_random=False),
+    versions=st.lists(st.sampled_from([bytes, older, newer, eve]), min_size=1, max_size=5),
+    lost=st.integers(0, 2000),
+)
+def test_whatif_and_report_equal_the_live_counters_over_a_file_in_disorder(
+    acting: dict[str, object],
+    trial: dict[str, object],
+    packets: list[Case],
+    workers: list[Traffic],
+    limits: Limits,
+    step: tuple[int, float],
+    order: Random,
+    versions: list[Callable[[bytes], bytes]],
+    lost: int,
+) -> None:
+    """Several workers, of several versions, write one file; the clock is set; the end is cut."""
+    lives = [Live(compiled(acting), compiled(trial), limits) for _ in workers]
+    for live, traffic in zip(lives, workers, strict=True):
+        live.run(packets, traffic[: step[0]])
+        live.epoch += step[1]
+        live.run(packets, traffic[step[0] :])
+    queues = [live.lines() for live in lives]
+    turns = [number for number, lines in enumerate(queues) for _ in lines]
+    order.shuffle(turns)
+    sources = [iter(lines) for lines in queues]
+    plain = [next(sources[number]) for number in turns]
+    lines = [write(line) for line, write in zip(plain, itertools.cycle(versions), strict=False)]
+    cut = 0
+    if lines:
+        kept = lines[-1][: max(0, len(lines[-1]) - lost)]
+        if len(kept) < len(lines[-1]) - 1:
+            cut = json.loads(plain[-1]).get("count", 1)
+        lines[-1] = kept
+    again = Trial([compiled(acting), compiled(trial)])
+    summary = Summary()
+    reader = EventReader()
+    for read in reader.read(io.BytesIO(b"".join(lines))):
+        add_event(summary, read)
+        for taken in recorded(read):
+            again.take(taken)
+    again.end()
+    assert reader.skipped == (cut > 0 and bool(lines[-1]))
+    missing = cut + sum(live.limiter.suppressed for live in lives)
+    assert again.packets + missing == sum(map(len, workers))
+    assert summary.counts.packets == again.packets
+    resets = sum(live.resets for live in lives)
+    assert resets - missing <= summary.counts.resets <= resets
+    for number, tally in enumerate(again.tallies):
+        drops = sum(live.drops[number] for live in lives)
+        assert drops - missing <= tally.drops <= drops
 
 
 @given(
