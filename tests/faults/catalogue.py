@@ -35,8 +35,8 @@ CATALOGUE: Final = (
             f"{_SERVICE}test_rules_after_a_kill",
             "tests/service/test_fail_modes_kernel.py::test_killed",
         ),
-        "the outage is RestartSec, three programs in Python one after the other (rules, pins, "
-        "daemon), and their imports; it grows with the load of the machine",
+        "the outage is up to 250 ms of systemd, to which it rounds its timers, and the start of a "
+        "program in Python, mostly its imports; it grows with the load of the machine",
     ),
     Entry(
         "F2",
@@ -113,8 +113,11 @@ CATALOGUE: Final = (
     Entry(
         "F13",
         "memory runs out",
-        reason="no campaign: the cgroups here have no controller of memory. A thread that cannot "
-        "begin for want of memory leaves its request unanswered, and the rules unchecked",
+        ("memory",),
+        (
+            "tests/service/test_loop.py::test_threads_that_a_limit_of_the_process_forbids",
+            "tests/service/test_loop.py::test_a_thread_that_ends_before_its_first_line_fails_in_the_loop",
+        ),
     ),
     Entry(
         "F14",

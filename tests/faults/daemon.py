@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import resource
 import signal
 import socket
 import subprocess
@@ -644,6 +645,52 @@ def gone(at: Rig, size: Size, _rng: random.Random) -> Outcome:
     )
 
 
+def memory(at: Rig, size: Size, rng: random.Random) -> Outcome:
+    """F13: no more memory than the daemon has, or a little more, while it is to reload."""
+    answered = taken = 0
+    slowest = 0.0
+    rounds = size.starts * 5
+    lines = ('fail_mode = "closed"', "queue_length = 8192", "verify_rules_s = 1")
+    with at.start(*lines).ready() as guard:
+        pid = guard.process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_DATA)
+        with at.gateway.stream(_PPS) as stream:
+            for number in range(rounds):
+                # Each needs more than the one before, which has left its own.
+                count = 100 + 800 * number // rounds
+                rules = (f'[[policy.rule]]\nsport = {n}\naction = "log"\n' for n in range(count))
+                at.config.write_text(at.text(*lines, policy=f"{POLICY}{''.join(rules)}"))
+                more = rng.choice([-(1 << 20), 0, 1 << 14, 1 << 16, 1 << 20, 9 << 20])
+                resource.prlimit(pid, resource.RLIMIT_DATA, (_data_bytes(pid) + more, before[1]))
+                begun = time.monotonic()
+                with contextlib.suppress(ValueError, OSError):
+                    taken += at.ask("reload", wait=True)["return"] == "OK"
+                    answered += 1
+                slowest = max(slowest, time.monotonic() - begun)
+                resource.prlimit(pid, resource.RLIMIT_DATA, before)
+                assert guard.process.poll() is None, "the daemon ended"
+            last = at.ask("reload", wait=True)
+            assert last["return"] == "OK", last
+            wait_for(lambda: at.ask("status")["message"]["rules"]["age_s"] < 2)
+        lost = shed(at.gateway.host)
+        assert guard.stop() == 0
+    told = account(stream, guard, lost)
+    return Outcome(
+        "F13",
+        f"{rounds} reloads with at most 9 MB more memory than the daemon has",
+        f"{_LOST_NONE}, each reload answered within 2 s, the last one taken, the rules checked",
+        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {answered} answered, "
+        f"{taken} taken, slowest {ms(slowest)}",
+        not stream.lost() and not stream.leaked() and answered == rounds and slowest <= 2,
+        told.exact,
+    )
+
+
+def _data_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmData:")[2].split()[0]) * 1024
+
+
 Fault = Callable[[Rig, Size, random.Random], Outcome]
 
 
@@ -669,4 +716,5 @@ FAULTS: Final[dict[str, Fault]] = {
     "full-table": full_table,
     "clock-jumps": clock_jumps,
     "gone": gone,
+    "memory": memory,
 }
