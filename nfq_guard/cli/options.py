@@ -58,3 +58,18 @@ def add_last_good(parser: argparse.ArgumentParser) -> None:
         help="where the daemon keeps each configuration that it takes; used if the present one "
         "has mistakes",
     )
+
+
+def add_result(parser: argparse.ArgumentParser, when: str) -> None:
+    """Declare what says whether rules stay after a service ended; `when` they are removed."""
+    parser.add_argument(
+        "--after",
+        metavar="RESULT",
+        help=f"{when}: the service's result ($SERVICE_RESULT of systemd); unless it is "
+        "success, the rules of the fail modes closed and kernel-drop stay",
+    )
+    parser.add_argument(
+        "--unit",
+        metavar="NAME",
+        help=f"{when}: the rules stay while systemd restarts this unit",
+    )

@@ -3,11 +3,14 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
 
-from nfq_guard.cli.options import add_config, add_last_good
-from nfq_guard.errors import EXIT_OK, NfqGuardError
+from nfq_guard.cli.options import add_config, add_last_good, add_result
+from nfq_guard.cli.rules import removed
+from nfq_guard.errors import EXIT_OK, ConfigError, NfqGuardError
 from nfq_guard.flows import log_settings, pins
 from nfq_guard.service import passed_sockets, proc_files
+from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.last_good import load_settings
 from nfq_guard.service.settings import Settings
 
@@ -22,21 +25,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"the user that the daemon runs as (default: {pins.USER})",
     )
+    parser.add_argument(
+        "--rules", action="store_true", help="first install the rules, or with --remove remove them"
+    )
+    add_result(parser, "with --remove --rules")
     parser.add_argument("--remove", action="store_true", help="remove what this command made")
     parser.add_argument("--quiet", action="store_true", help="print nothing on success")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Provide the evidence that the settings ask for, and share files and sockets; or undo it."""
+    """Install rules, provide the evidence that the settings ask for, share files; or undo it."""
     instance = pins.instance_of(args.config)
     if args.remove:
-        proc_files.share(0)
-        try:
-            pins.remove(instance)
-        finally:
-            log_settings.turn_off(instance)
+        with ExitStack() as stack:
+            stack.callback(log_settings.turn_off, instance)
+            stack.callback(pins.remove, instance)
+            stack.callback(proc_files.share, 0)
+            if args.rules:
+                _remove_rules(args)
         return EXIT_OK
     settings = load_settings(args.config, args.last_good)
+    if args.rules:
+        try:
+            firewall_of(settings).install()
+        except NfqGuardError as error:
+            _complain(str(error))
     for problem in proc_files.share(pins.account(args.user).pw_gid):
         _complain(problem)
     passed_sockets.leave()
@@ -44,6 +57,15 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         sys.stdout.write(f"{done}\n")
     return EXIT_OK
+
+
+def _remove_rules(args: argparse.Namespace) -> None:
+    try:
+        settings: Settings | None = load_settings(args.config, args.last_good)
+    except ConfigError as error:
+        _complain(str(error))
+        settings = None
+    removed(settings, args.after, args.unit)
 
 
 def _provide(settings: Settings, instance: str, user: str) -> str:
@@ -75,4 +97,4 @@ def _provide(settings: Settings, instance: str, user: str) -> str:
 
 
 def _complain(problem: str) -> None:
-    sys.stderr.write(f"nfq-guard: {problem}\n")
+    sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in problem.splitlines()))

@@ -9,7 +9,7 @@ from typing import TypedDict
 
 import msgspec
 
-from nfq_guard.cli.options import add_config, add_format, add_last_good
+from nfq_guard.cli.options import add_config, add_format, add_last_good, add_result
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Native
@@ -51,17 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_config(parser)
     add_last_good(parser)
-    parser.add_argument(
-        "--after",
-        metavar="RESULT",
-        help="with remove: the service's result ($SERVICE_RESULT of systemd); unless it is "
-        "success, the rules of the fail modes closed and kernel-drop stay",
-    )
-    parser.add_argument(
-        "--unit",
-        metavar="NAME",
-        help="with remove: the rules stay while systemd restarts this unit",
-    )
+    add_result(parser, "with remove")
     parser.add_argument("--quiet", action="store_true", help="print nothing on success")
     add_format(parser)
 
@@ -89,12 +79,8 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_NOT_FINE if differences else EXIT_OK
     if args.action == "install":
         changes = firewall.install()
-    elif args.unit is not None and restarts(args.unit, System()):
-        changes = _kept(f"systemd restarts {args.unit}")
-    elif _rules_stay(settings, args.after):
-        changes = _kept(f"fail mode {fail_mode_of(settings)} applies after the result {args.after}")
     else:
-        changes = firewall.remove()
+        changes = removed(settings, args.after, args.unit)
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=as_json))
     return EXIT_OK
@@ -119,6 +105,27 @@ def _install_command(args: argparse.Namespace) -> str:
         for word in (option, str(value))
     ]
     return shlex.join(["nfq-guard", "rules", "install", *options])
+
+
+def removed(settings: Settings | None, result: str | None, unit: str | None) -> Changes:
+    """Remove the rules, unless they must stay.
+
+    Args:
+        settings: Those of the configuration; None where it cannot be read. After a failure of the
+            service, the rules then stay if those that are installed drop unjudged packets: they are
+            those of the last good configuration.
+        result: The service's result, as systemd names it; None where no service ended.
+        unit: The rules stay while systemd restarts this unit.
+    """
+    firewall = firewall_of(Settings() if settings is None else settings)
+    if unit is not None and restarts(unit, System()):
+        return _kept(f"systemd restarts {unit}")
+    if settings is None:
+        if result not in {None, "success"} and firewall.holds_back():
+            return _kept(f"the configuration cannot be read after the result {result}")
+    elif _rules_stay(settings, result):
+        return _kept(f"fail mode {fail_mode_of(settings)} applies after the result {result}")
+    return firewall.remove()
 
 
 def _kept(reason: str) -> Changes:
@@ -164,19 +171,9 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _remove_without_settings(args: argparse.Namespace, error: ConfigError) -> int:
-    """A configuration that has become invalid must not prevent the removal.
-
-    After a failure of the service it does, if the installed rules drop unjudged packets: they are
-    those of the last good configuration.
-    """
+    """A configuration that has become invalid must not prevent the removal."""
     sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
-    firewall = firewall_of(Settings())
-    if args.unit is not None and restarts(args.unit, System()):
-        changes = _kept(f"systemd restarts {args.unit}")
-    elif args.after not in {None, "success"} and firewall.holds_back():
-        changes = _kept(f"the configuration cannot be read after the result {args.after}")
-    else:
-        changes = firewall.remove()
+    changes = removed(None, args.after, args.unit)
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
     return EXIT_OK
