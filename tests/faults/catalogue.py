@@ -185,7 +185,7 @@ CATALOGUE: Final = (
             "tests/service/test_control.py::test_thousands_of_clients_leave_nothing",
         ),
     ),
-    Entry("F23", "long connections over a restart", reason="not tested"),
+    Entry("F23", "long connections over a restart", ("connections",)),
     Entry(
         "A1",
         "a local user holds the lock of the rules",

@@ -181,8 +181,9 @@ class Stream:
                 octets = self._gateway.arriving.recv(2048)
             except TimeoutError:
                 continue
-            last = time.monotonic()
+            # There may be other connections.
             if struct.unpack_from("!H", octets, 22)[0] in {ALLOWED, DENIED}:
+                last = time.monotonic()
                 self.arrived.add(struct.unpack_from("!I", octets, 24)[0])
                 self.arrived_at.append(last)
 

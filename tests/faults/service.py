@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from nfq_guard.lab.netns import PREFIX, Namespace
+from tests.faults.connections import Connections
 from tests.faults.gateway import POLICY, Gap, Gateway
 from tests.faults.outcome import Outcome, ms, percentile
 from tests.systemd.conftest import Guest, boot
@@ -48,7 +49,7 @@ class Rig:
 
     def __init__(self, guest: Guest, gateway: Gateway) -> None:
         self.guest = guest
-        self._gateway = gateway
+        self.gateway = gateway
 
     def inject(self, fail_mode: str, script: str, times: int, spacing_s: float) -> Run:
         """Run `script`, with $PID, several times under load."""
@@ -57,7 +58,7 @@ class Rig:
         guest.sh("systemctl reset-failed nfq-guard; systemctl restart nfq-guard")
         before = self._rules()
         faults: list[float] = []
-        with self._gateway.stream(_PPS) as stream:
+        with self.gateway.stream(_PPS) as stream:
             time.sleep(_BEFORE_S)
             for _ in range(times):
                 # A pid of 0 would stand for the process group of this program.
@@ -156,6 +157,25 @@ def restarted_closed(at: Rig, times: int) -> Outcome:
     )
 
 
+def connections(at: Rig, times: int) -> Outcome:
+    """F23."""
+    count = 100
+    with Connections(at.gateway, count) as flows:
+        killed = at.inject("open", "kill -9 $PID", times, 1.5)
+        restarted = at.inject("open", "systemctl restart nfq-guard", times, 1)
+        health = flows.health()
+    return Outcome(
+        "F23",
+        f"{times} times SIGKILL and {times} times systemctl restart under {count} healthy "
+        "connections, fail mode open",
+        "none broken, no number lost or out of order, no stall over 1 s",
+        f"{health.broken} broken, {health.answers} numbers answered, longest stall "
+        f"{ms(health.stall_s)}",
+        not health.broken and health.stall_s <= 1 and health.answers > count,
+        killed.exact and restarted.exact,
+    )
+
+
 def flushed(at: Rig, times: int) -> Outcome:
     """A5."""
     run = at.inject("closed", "iptables -t mangle -F", times, 8)
@@ -188,6 +208,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "stopped": Fault(stopped, 1, 5),
     "restarted-open": Fault(restarted_open, 2, 25),
     "restarted-closed": Fault(restarted_closed, 2, 25),
+    "connections": Fault(connections, 1, 10),
     "flushed": Fault(flushed, 1, 3),
 }
 
