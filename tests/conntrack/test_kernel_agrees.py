@@ -2,6 +2,8 @@
 """Our conntrack against the live one: the same packets, the same words, the same window."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing import Pipe, get_context
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,7 @@ from tests.fuzz_kernel.campaign import (
     write_trace,
 )
 from tests.fuzz_kernel.compare import Pair, ends_of, run_trace
+from tests.fuzz_kernel.remote import Machine, serve
 from tests.support.live import LiveConntrack
 from tests.support.trace import Ends, Step, parse
 
@@ -58,6 +61,27 @@ def test_random_flows(seed: int) -> None:
     assert tally.packets >= 2 * CHUNK_PACKETS
     assert set(MET) <= set(tally.causes)
     assert {CT_NEW, CT_ESTABLISHED, CT_INVALID} <= set(tally.ctstates)
+
+
+@pytest.mark.kernel
+def test_random_flows_over_a_line() -> None:
+    """As the kernels in emulated machines are fuzzed: what differs is found, and nothing else."""
+    here, there = Pipe()
+    process = get_context("fork").Process(target=serve, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    machine = Machine(here)
+    right, wrong, live = Tally(), Tally(), Tally()
+    other = replace(RUNNING_KERNEL, overshoot_moves_end=not RUNNING_KERNEL.overshoot_moves_end)
+    run_chunk(1, 0, right, 3_000, RUNNING_KERNEL, machine.conntrack)
+    run_chunk(1, 0, wrong, 3_000, other, machine.conntrack)
+    machine.end({})
+    process.join()
+    run_chunk(1, 0, live, 3_000)
+    assert right == live
+    assert not right.failures, described(right.failures)
+    assert wrong.failures
+    assert process.exitcode == 0
 
 
 @pytest.mark.kernel

@@ -4,6 +4,9 @@
 With `--protocol`, packets of SCTP or GRE, or fragments, in place of TCP flows; what differs is
 printed then.
 
+With `--machine`, the kernel is that of an emulated machine (`tests.kernels`), which is given the
+results at the end.
+
 Ends with status 1 when anything differed; each such flow, as short as it could be made, is written
 to a trace file that the regression test takes up.
 """
@@ -13,18 +16,30 @@ import json
 import signal
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
 
+from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.finding import Ignored
 from tests.fuzz_kernel.bodies import SUBJECTS
-from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk, write_trace
+from tests.fuzz_kernel.campaign import (
+    CHUNK_PACKETS,
+    RUNNING_KERNEL,
+    Tally,
+    run_chunk,
+    write_trace,
+)
 from tests.fuzz_kernel.fragments import run_fragments
 from tests.fuzz_kernel.others import OthersTally, run_others
+from tests.fuzz_kernel.remote import Machine
+from tests.support.live import LiveConntrack
 
 _TRACES: Final = Path(__file__).parents[1] / "conntrack" / "traces"
 _GIVE_UP_AFTER: Final = 20
+# Each has sysctls of its own, so a short run has several short ones.
+_CHUNKS_AT_LEAST: Final = 8
 
 
 def main() -> int:
@@ -36,6 +51,7 @@ def main() -> int:
     parser.add_argument("--first-chunk", type=int, default=0, help="where to take a run up again")
     parser.add_argument("--state", type=Path, help="file that remembers how far the run got")
     parser.add_argument("--traces", type=Path, default=_TRACES, help="where failing flows go")
+    parser.add_argument("--machine", type=int, help="file descriptor of the line to a machine")
     args = parser.parse_args()
     # So that the namespace of the chunk is removed on the way out.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
@@ -45,11 +61,16 @@ def main() -> int:
     if args.state and args.state.exists():
         kept = json.loads(args.state.read_text(encoding="ascii"))
         args.seed, chunk, done = kept["seed"], kept["next_chunk"], kept["packets"]
+    machine = Machine(Connection(args.machine)) if args.machine is not None else None
+    kernel = rules_of(machine.release) if machine else RUNNING_KERNEL
+    conntrack = machine.conntrack if machine else LiveConntrack
+    size = min(CHUNK_PACKETS, max(1, args.packets // _CHUNKS_AT_LEAST))
     tally = Tally(packets=done)
     begun = time.monotonic()
     while tally.packets < args.packets and len(tally.failures) < _GIVE_UP_AFTER:
         known = len(tally.failures)
-        run_chunk(args.seed, chunk, tally, min(CHUNK_PACKETS, args.packets - tally.packets))
+        left = args.packets - tally.packets
+        run_chunk(args.seed, chunk, tally, min(size, left), kernel, conntrack)
         for number, failure in enumerate(tally.failures[known:], known + 1):
             args.traces.mkdir(parents=True, exist_ok=True)
             path = args.traces / f"seed{args.seed}-chunk{chunk}-{number}.trace"
@@ -67,6 +88,15 @@ def main() -> int:
         sys.stdout.flush()
     sys.stdout.write("\n")
     _report(tally)
+    if machine:
+        machine.end(
+            {
+                "packets": tally.packets,
+                "flows": tally.flows,
+                "windows": tally.windows,
+                "mismatches": [list(failure.mismatch.what) for failure in tally.failures],
+            }
+        )
     return 1 if tally.failures else 0
 
 

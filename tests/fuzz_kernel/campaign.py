@@ -9,6 +9,7 @@ import platform
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -19,7 +20,7 @@ from nfq_guard.finding import Ignored, Reason
 from nfq_guard.flow import IPV4, IPV6, Evidence, FlowSnapshot
 from tests.fuzz_kernel.compare import Mismatch, Pair, ends_of, first_mismatch
 from tests.fuzz_kernel.generate import next_step, start
-from tests.support.live import LiveConntrack
+from tests.support.live import Conntrack, LiveConntrack
 from tests.support.trace import Ends, Step, parse
 
 CHUNK_PACKETS: Final = 10_000
@@ -90,13 +91,20 @@ def conditions_of(rng: random.Random, kernel: KernelRules = RUNNING_KERNEL) -> C
     )
 
 
-def run_chunk(seed: int, number: int, tally: Tally, packets: int = CHUNK_PACKETS) -> None:
-    """Run chunk `number` of `seed` and add it to `tally`."""
+def run_chunk(
+    seed: int,
+    number: int,
+    tally: Tally,
+    packets: int = CHUNK_PACKETS,
+    kernel: KernelRules = RUNNING_KERNEL,
+    conntrack: Callable[[Sysctls], AbstractContextManager[Conntrack]] = LiveConntrack,
+) -> None:
+    """Run chunk `number` of `seed` by the rules of `kernel` and add it to `tally`."""
     rng = random.Random(f"{seed}/{number}")  # noqa: S311 - chance that comes again
-    conditions = conditions_of(rng, RUNNING_KERNEL)
-    with LiveConntrack(conditions.sysctls) as live:
-        tally.windows = live.flows.evidence is Evidence.BPF
-        pair = Pair(live, RUNNING_KERNEL, conditions.sysctls)
+    conditions = conditions_of(rng, kernel)
+    with conntrack(conditions.sysctls) as live:
+        tally.windows = live.evidence is Evidence.BPF
+        pair = Pair(live, kernel, conditions.sysctls)
         serial = 0
         stop_at = tally.packets + packets
         while tally.packets < stop_at:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Our conntrack and the kernel's, side by side over the same packets."""
 
-import platform
 import re
 import time
 from collections.abc import Sequence
@@ -30,8 +29,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import CHECKSUM_UNVERIFIED, Packet, Queued, Segment
-from tests.support.live import LiveConntrack
-from tests.support.lookups import answered
+from tests.support.live import Conntrack, LiveConntrack
 from tests.support.trace import Ends, Step
 
 # What the kernel's log says for each reason and ignored case; the first group is the number that it
@@ -67,19 +65,10 @@ _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
     Reason.ACK_UNDER: -1,
 }
 _BESIDE_THE_POINT: Final = re.compile("lower(ed)? timeout to")
-_LOG: Final = guess_rules(platform.release()).log
 _STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
-# CLOCK_MONOTONIC_COARSE, which Python does not name. It advances with the ticks by which conntrack
-# counts timeouts: after a pause of an emulated machine both are behind until the next tick.
-_COARSE: Final = 6
 # Both timeouts are cut to whole seconds, and the two clocks may be a tick of 10 ms apart.
 _CUT_S: Final = 1.02
 _MASK: Final = 0xFFFFFFFF
-
-
-def _ticks_s() -> float:
-    """Now, by the clock of conntrack's timeouts."""
-    return time.clock_gettime(_COARSE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,9 +148,10 @@ def broken_bound(table: FlowTable, packet: Packet, snapshot: FlowSnapshot | None
 class Pair:
     """The two trackers, and flows that run through both of them."""
 
-    def __init__(self, live: LiveConntrack, kernel: KernelRules, sysctls: Sysctls) -> None:
+    def __init__(self, live: Conntrack, kernel: KernelRules, sysctls: Sysctls) -> None:
         """Put the live kernel beside our rules for it."""
         self._live = live
+        self._log = guess_rules(live.release).log
         self._silent_new = not sysctls.loose
         self._texts_of = _TEXTS if kernel.old_segments_pass else _OLD_TEXTS
         self._sysctls = sysctls
@@ -172,63 +162,45 @@ class Pair:
 
     def step_all(self, steps: Sequence[tuple[Ends, Step]]) -> list[Outcome]:
         """Send one segment of each of several flows."""
-        live, table = self._live, self.table
+        table = self.table
+        packets = [ends.octets(step) for ends, step in steps]
+        flows = [FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports) for ends, _ in steps]
+        played = self._live.play(packets, flows)
         found: list[list[str]] = []
-        answers: list[_Ours] = []
-        flows: list[FlowTuple] = []
-        now = 0.0
-        for ends, step in steps:
-            octets = ends.octets(step)
+        ours: list[_Ours] = []
+        for (ends, _), octets, answer in zip(steps, packets, played.answers, strict=True):
             packet = decode(octets)
-            now = _ticks_s()
-            ours = table.track(packet, now, None)
-            kernels = live.send(octets)
-            self._late_s[ends] = max(self._late_s.get(ends, 0), _ticks_s() - now)
+            ctstate = table.track(packet, answer.before_s, None)
+            late_s = answer.after_s - answer.before_s
+            self._late_s[ends] = max(self._late_s.get(ends, 0), late_s)
             differences: list[str] = []
-            if kernels != ours:
-                word = "lost" if kernels is None else CTSTATES[kernels]
-                differences.append(f"ctstate: kernel {word}, ours {CTSTATES[ours]}")
+            if answer.ctstate != ctstate:
+                word = "lost" if answer.ctstate is None else CTSTATES[answer.ctstate]
+                differences.append(f"ctstate: kernel {word}, ours {CTSTATES[ctstate]}")
             found.append(differences)
             assert isinstance(packet, Packet)
             breach = broken_bound(table, packet, table.snapshot())
-            answers.append(_Ours(ours, table.reason or table.ignored, breach))
-            flows.append(FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports))
-        texts = self._texts()
+            ours.append(_Ours(ctstate, table.reason or table.ignored, breach))
+        texts = _by_ports(played.texts)
         ours_after = table.lookup(flows)
-        kernels_after = answered(live.flows.lookup(flows))
         # Ours are counted from the last segment on.
-        elapsed_s = _ticks_s() - now
+        elapsed_s = played.read_s - played.answers[-1].before_s
         for index, (ends, step) in enumerate(steps):
-            differences = found[index]
-            self._compare_reason(differences, answers[index], texts.get(ends.ports, []), step)
-            _compare_flow(differences, kernels_after[index], ours_after[index])
+            differences, snapshot = found[index], played.entries[index]
+            self._compare_reason(differences, ours[index], texts.get(ends.ports, []), step)
+            _compare_flow(differences, snapshot, ours_after[index])
             differences += _compare_timeout(
-                kernels_after[index], ours_after[index], self._late_s[ends], elapsed_s
+                snapshot, ours_after[index], self._late_s[ends], elapsed_s
             )
-            if answers[index].ctstate == CT_INVALID and live.flows.evidence is Evidence.BPF:
-                snapshot = kernels_after[index]
+            if ours[index].ctstate == CT_INVALID and self._live.evidence is Evidence.BPF:
                 if snapshot:
                     # It was looked up by the way that the flow began.
                     snapshot.direction ^= step.direction
-                self._compare_diagnosis(differences, answers[index], ends.octets(step), snapshot)
+                self._compare_diagnosis(differences, ours[index], packets[index], snapshot)
         return [
-            Outcome(ours_after[index], answers[index].ctstate, answers[index].cause, found[index])
+            Outcome(ours_after[index], ours[index].ctstate, ours[index].cause, found[index])
             for index in range(len(steps))
         ]
-
-    def _texts(self) -> dict[tuple[int, int], list[str]]:
-        texts: dict[tuple[int, int], list[str]] = {}
-        for text, octets in self._live.log_texts():
-            if _BESIDE_THE_POINT.search(text):
-                continue
-            packet = decode(octets)
-            assert isinstance(packet, Packet)
-            assert isinstance(packet.l4, Segment)
-            ports = packet.l4.sport, packet.l4.dport
-            # The third octet from the end tells the two addresses of `ends_of` apart.
-            there = packet.src[-3] == 1
-            texts.setdefault(ports if there else ports[::-1], []).append(text)
-        return texts
 
     def _compare_reason(
         self,
@@ -239,7 +211,7 @@ class Pair:
     ) -> None:
         cause = answer.cause
         if cause is Reason.NO_ENTRY and (
-            Reason.NO_ENTRY in _LOG.silent or (self._silent_new and step.flags & 0x17 == 0x10)
+            Reason.NO_ENTRY in self._log.silent or (self._silent_new and step.flags & 0x17 == 0x10)
         ):
             if texts:
                 differences.append(f"reason: kernel {texts}, ours is silent")
@@ -252,7 +224,7 @@ class Pair:
         match = pattern.search(texts[0]) if len(texts) == 1 else None
         if match is None:
             differences.append(f"reason: kernel {texts}, ours {pattern.pattern!r}")
-        elif _LOG.prints_bounds and cause in _PRINTED_PAST_LIMIT:
+        elif self._log.prints_bounds and cause in _PRINTED_PAST_LIMIT:
             assert answer.breach is not None
             printed = (answer.breach.limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
             if int(match[1]) != printed:
@@ -284,6 +256,22 @@ class Pair:
         anybody can look.
         """
         return snapshot is not None and snapshot.last_index == CLASS_RST
+
+
+def _by_ports(texts: Sequence[tuple[str, bytes]]) -> dict[tuple[int, int], list[str]]:
+    """What the log says of each flow, by the ports of its original direction."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for text, octets in texts:
+        if _BESIDE_THE_POINT.search(text):
+            continue
+        packet = decode(octets)
+        assert isinstance(packet, Packet)
+        assert isinstance(packet.l4, Segment)
+        ports = packet.l4.sport, packet.l4.dport
+        # The third octet from the end tells the two addresses of `ends_of` apart.
+        there = packet.src[-3] == 1
+        found.setdefault(ports if there else ports[::-1], []).append(text)
+    return found
 
 
 def _compare_flow(

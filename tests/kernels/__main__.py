@@ -42,10 +42,10 @@ _TREE: Final = Path(__file__).parents[2]
 _PAGE: Final = _TREE / "docs" / "kernels.md"
 _BUILD: Final = _TREE / "build"
 _LOGS: Final = _BUILD / "kernels"
-_SHORT_PACKETS: Final = 4_000
+_SHORT_PACKETS: Final = 20_000
 _LONG_PACKETS: Final = 1_000_000
 # An emulated machine fuzzes no fewer packets a second than this.
-_SLOWEST_PACKETS_S: Final = 50
+_SLOWEST_PACKETS_S: Final = 300
 # By how much the short form has for each.
 _LONGEST_FIRST: Final = ("6.1", "7", "5.10", "6.12")
 # For the rest of the job.
@@ -87,12 +87,15 @@ def main() -> int:
     root = fetch_root(cache, with_owners=not args.short)
     kernels = fetch_kernels(cache, args.kernel)
     begun = time.monotonic()
-    job = {"short": args.short, "steps": args.step, "packets": packets, "seed": args.seed}
+    job = {"short": args.short, "steps": args.step}
     with tempfile.TemporaryDirectory(dir=cache, prefix="run-") as folder:
         disk = Path(folder) / "root.disk"
         _make_disk(root, Path(folder) / "root", disk, job)
         limit_s = _LIMIT_S[args.short] + packets / _SLOWEST_PACKETS_S
-        outcomes = _run_all(kernels, disk, limit_s, args.machines, keep=bool(args.step))
+        fuzz = ["--packets", str(packets), "--seed", str(args.seed)]
+        if args.step and "fuzz" not in args.step:
+            fuzz.clear()
+        outcomes = _run_all(kernels, disk, limit_s, args.machines, fuzz, keep=bool(args.step))
     for outcome in outcomes:
         for line in outcome.problems():
             say(f"{outcome.name}: {line}")
@@ -109,7 +112,13 @@ def main() -> int:
 
 
 def _run_all(
-    kernels: dict[str, Fetched], disk: Path, limit_s: float, at_once: int, *, keep: bool
+    kernels: dict[str, Fetched],
+    disk: Path,
+    limit_s: float,
+    at_once: int,
+    fuzz: list[str],
+    *,
+    keep: bool,
 ) -> list[Outcome]:
     """The outcomes, in the order of `kernels`.
 
@@ -118,6 +127,7 @@ def _run_all(
         disk: The root file system, with the tree.
         limit_s: How long one machine may run.
         at_once: How many machines run at a time.
+        fuzz: Arguments of `tests.fuzz_kernel`; none for a job without it.
         keep: Whether to add to what earlier runs found.
     """
     _LOGS.mkdir(parents=True, exist_ok=True)
@@ -135,7 +145,9 @@ def _run_all(
                 log = _LOGS / f"{name}.log"
                 say(f"{name}: booting {kernel.release} ({kernel.version}), console in {log}")
                 reports[name] = stack.enter_context(_report(name).open("ab" if keep else "wb"))
-                machine = stack.enter_context(Machine(kernel, disk, log, limit_s))
+                traces = ("--traces", str(_LOGS / f"{name}.traces")) if fuzz else ()
+                one = Machine(kernel, disk, log, limit_s, (*fuzz, *traces))
+                machine = stack.enter_context(one)
                 running[name] = machine, time.monotonic()
             time.sleep(_POLL_S)
             for name, (machine, begun) in list(running.items()):

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,13 +26,14 @@ from nfq_guard.flows.open import open_flows
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import recognise
-from tests.fuzz_kernel.campaign import CHUNK_PACKETS, Tally, run_chunk
+from tests.fuzz_kernel.remote import serve
+from tests.support.queue import wait_for
 
 _TREE: Final = Path("/guard")
 _REPORT: Final = Path("/dev/ttyS1")
+# To the fuzz of the host.
+_LINE: Final = Path("/dev/vport0p1")
 # A kernel module of a feature under test may be loaded by its first use only.
-_GIVE_UP_AFTER: Final = 5
-_SHORTEST_CHUNKS: Final = 8
 _WINDOW: Final = "tests/flows/test_bpf.py"
 # They need a compiler.
 _NOT_HERE: Final = (
@@ -95,7 +97,7 @@ def main() -> None:
     steps: dict[str, Callable[[], Iterator[Record]]] = {
         "kernel": _kernel,
         "evidence": _evidence,
-        "fuzz": lambda: _fuzz(job["packets"], job["seed"]),
+        "fuzz": _fuzz,
         "window": _window_tests,
         "native": lambda: _native_tests(is_short=is_short),
         "live": lambda: _live_tests(is_short=is_short),
@@ -155,31 +157,12 @@ def _evidence() -> Iterator[Record]:
     log_settings.turn_off(_INSTANCE)
 
 
-def _fuzz(packets: int, seed: int) -> Iterator[Record]:
-    """Chunks have sysctls of their own, so a short run has several short ones."""
-    # Loads the modules that have those sysctls, where this step is the first.
+def _fuzz() -> Iterator[Record]:
+    """Play what `tests.fuzz_kernel` of the host sends, which reports at the end."""
+    # Loads the modules that have the sysctls, where this step is the first.
     open_flows()[0].close()
-    tally = Tally()
-    chunk = 0
-    size = min(CHUNK_PACKETS, max(1, packets // _SHORTEST_CHUNKS))
-    begun = time.monotonic()
-    while tally.packets < packets and len(tally.failures) < _GIVE_UP_AFTER:
-        run_chunk(seed, chunk, tally, min(size, packets - tally.packets))
-        chunk += 1
-        rate = tally.packets / (time.monotonic() - begun)
-        sys.stdout.write(f"{tally.packets} packets, {rate:.0f}/s\n")
-        sys.stdout.flush()
-    for failure in tally.failures:
-        sys.stdout.write(f"{failure.conditions}\n")
-        sys.stdout.write("".join(f"  {step}\n" for step in failure.steps))
-        sys.stdout.write(f"  {'; '.join(failure.mismatch.what)}\n")
-    what = [list(failure.mismatch.what) for failure in tally.failures]
-    yield {
-        "packets": tally.packets,
-        "flows": tally.flows,
-        "windows": tally.windows,
-        "mismatches": what,
-    }
+    wait_for(_LINE.exists)
+    yield serve(Connection(os.open(_LINE, os.O_RDWR | os.O_CLOEXEC)))
 
 
 def _window_tests() -> Iterator[Record]:

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: MIT
 """Boots a kernel in QEMU, emulated, with systemd as its first process, and reads the job's report.
 
-The console of the machine goes to a log. Its second serial line carries the report, JSON lines.
+The console of the machine goes to a log. Its second serial line carries the report, JSON lines; a
+port of virtio-serial leads to the fuzz, which runs here and plays packets there.
 Disks are opened as snapshots, so that each run begins from the same state.
 """
 
+import socket
 import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final, Self
@@ -53,7 +57,9 @@ class Machine:
         ended: Whether it has turned itself off, or was ended because its time was over.
     """
 
-    def __init__(self, kernel: Fetched, root: Path, log: Path, limit_s: float) -> None:
+    def __init__(
+        self, kernel: Fetched, root: Path, log: Path, limit_s: float, fuzz: Sequence[str]
+    ) -> None:
         """Boot `kernel`.
 
         Args:
@@ -61,6 +67,7 @@ class Machine:
             root: The disk of the root file system, which has the job in /guard.
             log: Where the console goes.
             limit_s: When the machine is ended by force.
+            fuzz: Arguments of `tests.fuzz_kernel`; none for a job without it.
         """
         self.ended = False
         self._rest = b""
@@ -74,6 +81,9 @@ class Machine:
             disks = [
                 f"file={disk},format=raw,if=virtio,snapshot=on" for disk in (root, kernel.disk)
             ]
+            line, far_end = socket.socketpair()
+            stack.callback(line.close)
+            stack.callback(far_end.close)
             command = [
                 "timeout", "--kill-after=5", str(limit_s),
                 "qemu-system-x86_64", "-accel", "tcg", "-cpu", _CPU, "-smp", "1",
@@ -81,14 +91,27 @@ class Machine:
                 "-serial", "stdio", "-serial", f"file:{report}",
                 "-kernel", str(kernel.image), "-initrd", str(_initramfs(kernel, folder)),
                 *(word for disk in disks for word in ("-drive", disk)),
+                "-device", "virtio-serial", "-chardev", f"socket,id=fuzz,fd={far_end.fileno()}",
+                "-device", "virtserialport,chardev=fuzz",
                 "-append", "console=ttyS0 panic=-1 quiet mitigations=off systemd.unit=job.target "
                 "systemd.show_status=0 systemd.log_target=journal",
             ]  # fmt: skip
             with log.open("wb") as console:
                 self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT
-                )
-            stack.callback(self._end)
+                    command, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT,
+                    pass_fds=[far_end.fileno()],
+                )  # fmt: skip
+            stack.callback(_end, self._process)
+            if fuzz:
+                words = ["-m", "tests.fuzz_kernel", "--machine", str(line.fileno()), *fuzz]
+                with log.with_suffix(".fuzz.log").open("wb") as output:
+                    process = subprocess.Popen(
+                        [sys.executable, *words], pass_fds=[line.fileno()],
+                        stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+                    )  # fmt: skip
+                stack.callback(_end, process)
+            line.close()
+            far_end.close()
             self._stack = stack.pop_all()
 
     def __enter__(self) -> Self:
@@ -101,10 +124,6 @@ class Machine:
         """End the machine, if it still runs, and remove its files."""
         self._stack.close()
 
-    def _end(self) -> None:
-        self._process.terminate()
-        self._process.wait()
-
     @property
     def timed_out(self) -> bool:
         """Whether it was ended by force, once it has ended."""
@@ -115,6 +134,11 @@ class Machine:
         self.ended = self._process.poll() is not None
         *whole, self._rest = (self._rest + self._report.read()).split(b"\n")
         return [orjson.loads(line) for line in whole]
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    process.wait()
 
 
 def _initramfs(kernel: Fetched, folder: Path) -> Path:

@@ -10,16 +10,19 @@ it through ctnetlink.
 
 import fcntl
 import os
+import platform
 import select
 import struct
+import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.flow import FlowSnapshot, FlowTuple, SctpState
+from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, SctpState
 from nfq_guard.flows.open import open_flows
 from nfq_guard.lab.netns import Namespace
 from tests.support.kernel_log import KernelLog, speaking
@@ -29,6 +32,9 @@ _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
 _MTU: Final = 65000
 _PACKET_MAX: Final = 1 << 16
+# CLOCK_MONOTONIC_COARSE, which Python does not name. It advances with the ticks by which conntrack
+# counts timeouts: after a pause of an emulated machine both are behind until the next tick.
+_COARSE: Final = 6
 # DSCP of each ctstate: its place in CTSTATES, and one, so that 0 is "no rule saw it".
 _DSCP: Final = {state: place + 1 for place, state in enumerate(CTSTATES)}
 
@@ -46,12 +52,67 @@ class Seen:
     texts: tuple[str, ...]
 
 
+def ticks_s() -> float:
+    """Now, by the clock of conntrack's timeouts."""
+    return time.clock_gettime(_COARSE)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What became of one packet of several.
+
+    Attributes:
+        before_s: When it was put in, by the clock of conntrack's timeouts.
+        after_s: When it had come out.
+        ctstate: As in `Seen`.
+    """
+
+    before_s: float
+    after_s: float
+    ctstate: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What the kernel made of several packets.
+
+    Attributes:
+        answers: One for each packet.
+        texts: The kernel's log lines, each with its packet.
+        entries: The flows that were asked for, after the last packet.
+        read_s: When the entries had been read.
+    """
+
+    answers: list[Answer]
+    texts: list[tuple[str, bytes]]
+    entries: list[FlowSnapshot | None]
+    read_s: float
+
+
+class Conntrack(Protocol):
+    """A kernel's conntrack, of this machine or of another."""
+
+    @property
+    def release(self) -> str:
+        """The release of the kernel."""
+
+    @property
+    def evidence(self) -> Evidence:
+        """What its entries are read by."""
+
+    def play(self, packets: Sequence[bytes], flows: Sequence[FlowTuple]) -> Played:
+        """Put packets in, one after the other, and collect all that the kernel says of them."""
+
+
 class LiveConntrack:
     """One namespace with its own conntrack, freshly made.
 
     Attributes:
         space: The namespace.
+        release: The release of the kernel.
     """
+
+    release: Final = platform.release()
 
     def __init__(self, sysctls: Sysctls, *, reads_log: bool = True) -> None:
         """Make it, set as `sysctls` say.
@@ -186,6 +247,22 @@ class LiveConntrack:
     def log_texts(self) -> list[tuple[str, bytes]]:
         """The kernel's log lines since the last call, each with its packet."""
         return [] if self._log is None else self._log.read()
+
+    @property
+    def evidence(self) -> Evidence:
+        """What `flows` reads entries by."""
+        return self.flows.evidence
+
+    def play(self, packets: Sequence[bytes], flows: Sequence[FlowTuple]) -> Played:
+        """Put packets in, one after the other, and collect all that the kernel says of them."""
+        answers = []
+        for octets in packets:
+            before_s = ticks_s()
+            ctstate = self.send(octets)
+            answers.append(Answer(before_s, ticks_s(), ctstate))
+        texts = self.log_texts()
+        entries = answered(self.flows.lookup(flows))
+        return Played(answers, texts, entries, ticks_s())
 
     def judge(self, octets: bytes) -> Seen:
         """Put one packet in, and collect all that the kernel says about it at once."""
