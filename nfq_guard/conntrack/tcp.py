@@ -58,6 +58,7 @@ _RST_CLOSES: Final = 0
 _RST_CHECKED: Final = 1
 _RST_CHECKED_KEEPS_STATE: Final = 2
 _RST_INVALID: Final = 3
+_RST_PASSES_KEEPS_STATE: Final = 4
 
 
 @final
@@ -175,6 +176,8 @@ class TcpTracker:
             return INVALID
         if fate == _RST_CLOSES:
             return self._accept(entry, CLASS_RST, direction, state, _CLOSE, now)
+        if fate == _RST_PASSES_KEEPS_STATE:
+            return self._accept(entry, CLASS_RST, direction, state, state, now)
         move = state if fate == _RST_CHECKED_KEEPS_STATE else _CLOSE
         return self._checked(entry, segment, CLASS_RST, direction, state, move, now)
 
@@ -257,15 +260,11 @@ class TcpTracker:
             follows_own_data = (
                 last_index == CLASS_ACK and entry.last_dir == direction and seq == entry.last_end
             )
-            return _RST_CHECKED if follows_own_data else _RST_CHECKED_KEEPS_STATE
-        if segment.ack == entry.last_end and (
-            (
-                entry.status & IPS_SEEN_REPLY
-                and last_index == CLASS_SYN
-                and entry.last_dir != direction
-            )
-            or (not entry.status & IPS_ASSURED and last_index == CLASS_ACK)
-        ):
+            if follows_own_data:
+                return _RST_CHECKED
+            answers = _answers_let_through(entry, segment, direction)
+            return _RST_PASSES_KEEPS_STATE if answers else _RST_CHECKED_KEEPS_STATE
+        if _answers_let_through(entry, segment, direction):
             return _RST_CLOSES
         if (
             kernel.rst_after_challenge_ack
@@ -275,6 +274,15 @@ class TcpTracker:
         ):
             return _RST_CLOSES
         return _RST_CHECKED
+
+
+def _answers_let_through(entry: Entry, segment: Segment, direction: int) -> bool:
+    """Whether an RST answers a SYN or an ACK that was let through without a look at it."""
+    if segment.ack != entry.last_end:
+        return False
+    if entry.last_index == CLASS_SYN:
+        return entry.status & IPS_SEEN_REPLY != 0 and entry.last_dir != direction
+    return not entry.status & IPS_ASSURED and entry.last_index == CLASS_ACK
 
 
 def _is_over(entry: Entry, direction: int) -> bool:

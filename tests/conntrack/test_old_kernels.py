@@ -15,6 +15,7 @@ from nfq_guard.conntrack.kernel_rules import (
     KernelRules,
 )
 from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.flow import TcpState
 from tests.support.flow import Flow
 
 ALL = pytest.mark.parametrize("kernel", KERNELS.values(), ids=lambda kernel: kernel.name)
@@ -100,6 +101,19 @@ def test_rst_after_an_ignored_syn(make_flow: MakeFlow, kernel: KernelRules) -> N
     flow.see("> S 90000:90000(0) win 1000")
     answer = flow.see("< R. 0:0(0) ack 90001")
     assert answer == ("INVALID rst-outside" if kernel is KERNEL_5_10 else "ESTABLISHED")
+
+
+@ALL
+def test_rst_that_answers_an_ignored_syn(make_flow: MakeFlow, kernel: KernelRules) -> None:
+    """5.10 passes one above `td_maxack` without the window check, and keeps the state."""
+    flow = make_flow(kernel).opened()
+    assert flow.see("> S 5000:5000(0) win 1000") == "ESTABLISHED ignored state"
+    assert flow.see("< R. 900000:900000(0) ack 5001 win 1000") == "ESTABLISHED"
+    snapshot = flow.table.snapshot()
+    assert snapshot is not None
+    stays = kernel.rst_after_syn_checked
+    assert snapshot.state == (TcpState.ESTABLISHED if stays else TcpState.CLOSE)
+    assert snapshot.timeout_s == 10
 
 
 @ALL
