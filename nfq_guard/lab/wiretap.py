@@ -28,6 +28,7 @@ _LINKTYPE_RAW: Final = 101
 _PCAP_MAGIC_NS: Final = 0xA1B23C4D
 
 _SIOCETHTOOL: Final = 0x8946
+_ETHTOOL_GLINK: Final = 0x0A
 _ETHTOOL_STXCSUM: Final = 0x17
 
 Address = tuple[str, int]
@@ -215,7 +216,19 @@ def checksums_in_software(namespace: Namespace, interface: str) -> None:
 
     This also disables segmentation offload, which depends on checksum offload.
     """
-    value = ctypes.create_string_buffer(struct.pack("@II", _ETHTOOL_STXCSUM, 0))
+    _ethtool(namespace, interface, _ETHTOOL_STXCSUM)
+
+
+def announce_carrier(namespace: Namespace, interface: str) -> None:
+    """Let the kernel act on the carrier of an interface now, not within a second.
+
+    Only then are its IPv6 addresses in service. Kernels before 6.0 do so in their own time.
+    """
+    _ethtool(namespace, interface, _ETHTOOL_GLINK)
+
+
+def _ethtool(namespace: Namespace, interface: str, command: int) -> None:
+    value = ctypes.create_string_buffer(struct.pack("@II", command, 0))
     request = struct.pack("@16sP8x", interface.encode(), ctypes.addressof(value))
     with namespace.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         fcntl.ioctl(handle, _SIOCETHTOOL, request)

@@ -12,7 +12,7 @@ from nfq_guard.lab.addresses import Network, Plan
 from nfq_guard.lab.netns import Namespace, veth
 from nfq_guard.lab.outcome import Expectations
 from nfq_guard.lab.strays import Stray
-from nfq_guard.lab.wiretap import Address, checksums_in_software
+from nfq_guard.lab.wiretap import Address, announce_carrier, checksums_in_software
 
 MakeNamespace = Callable[[str], Namespace]
 
@@ -130,8 +130,12 @@ def join(
             namespace.sysctl("ipv6.conf.default.accept_dad", 0)
     here, there = (network.interface(number) for number in hosts)
     veth(left, left_name, right, right_name, (here, there))
-    checksums_in_software(left, left_name)
-    checksums_in_software(right, right_name)
+    for namespace, name in ((left, left_name), (right, right_name)):
+        checksums_in_software(namespace, name)
+        if network.prefix.version == IPV6:
+            # Else the SYN waits for a neighbour, TCP takes that for the time of the path, and for
+            # two seconds it repeats nothing.
+            announce_carrier(namespace, name)
 
 
 def route(namespace: Namespace, destination: str, via: str, *, is_better: bool = False) -> None:
