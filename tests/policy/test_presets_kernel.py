@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The presets on the real kernel, in the lab's networks."""
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -82,6 +83,24 @@ def test_outcome_of_each_preset(scenario: str) -> None:
 def test_no_leak_stops_what_the_default_policy_cannot_know(family: Family) -> None:
     """A late RST without an entry; the lab's matrix has the same scenario with `default`."""
     result = _run("private-source", Mitigation.GUARD, "no-leak", family=family)
+    assert (result.outcome, result.dropped) == (Outcome.SURVIVED, 1)
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_a_rule_stops_the_reset_of_a_reply_that_went_around_the_node(family: Family) -> None:
+    """The rule of docs/hosts.md; the lab's matrix has the same scenario with `default`."""
+    text = (Path(__file__).parents[2] / "docs" / "hosts.md").read_text("utf-8")
+    (policy,) = (
+        one for one in re.findall(r"```toml\n(.*?)```", text, re.DOTALL) if '"pods"' in one
+    )
+    result = run(
+        SCENARIOS["pod-reset"],
+        Mitigation.GUARD,
+        family=family,
+        keep=NOTHING,
+        cancelled=threading.Event(),
+        policy=policy,
+    )
     assert (result.outcome, result.dropped) == (Outcome.SURVIVED, 1)
 
 

@@ -13,6 +13,7 @@ from nfq_guard.lab.scenarios.kube_proxy_dnat import KubeProxyDnat
 from nfq_guard.lab.scenarios.late_retransmission import LateRetransmission
 from nfq_guard.lab.scenarios.moby_hairpin import MobyHairpin
 from nfq_guard.lab.scenarios.path_mtu import PathMtu
+from nfq_guard.lab.scenarios.pod_reset import PodReset
 from nfq_guard.lab.scenarios.private_source import PrivateSource
 from nfq_guard.lab.scenarios.rst_injection import RstInjection
 from nfq_guard.lab.scenarios.service_path_mtu import ServicePathMtu
@@ -29,6 +30,7 @@ _ALL: Final[tuple[Scenario, ...]] = (
     RstInjection(),
     FastOpen(),
     Failover(),
+    PodReset(),
     PrivateSource(),
     PathMtu(),
     ServicePathMtu(),
