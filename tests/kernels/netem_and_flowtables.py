@@ -6,13 +6,17 @@ packets, and through a flowtable that takes their packets past conntrack and the
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from nfq_guard.flow import IPS_OFFLOAD, FlowTuple
+from nfq_guard.flow import IPS_OFFLOAD, Direction, FlowSnapshot, FlowTuple, Peer
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
+from nfq_guard.flows.liberal import LiberalFlag
+from nfq_guard.seqno import Seq
 from tests.flows.conftest import PORTS, Connection, Connector, Routed, connect, routed
+from tests.support.late_healer import LIMITS, LateHealer, judged
 from tests.support.lookups import answered
 from tests.support.queue import GuardProcess
 
@@ -86,10 +90,56 @@ def test_a_flowtable_that_is_torn_down(
     assert stopped["actions"].get("drop", 0) == 0
 
 
+def test_an_offloaded_flow_is_left_alone(
+    routed: Routed, connect: Connector, tmp_path: Path
+) -> None:
+    """Whether it was offloaded before the heal or after it; the kernel gives it the flag itself."""
+    offloaded, healed = (connect(4, PORTS["dnat"]) for _ in range(2))
+    for connection in (offloaded, healed):
+        connection.exchange()
+    with routed.router.entered():
+        flag = LiberalFlag()
+    late = LateHealer(routed.router, tmp_path / "log")
+    try:
+        packets = [judged(_with_window(routed, each.original)) for each in (offloaded, healed)]
+        late.heal(packets[1])
+        assert late.counts() == (1, 0, 0, 0)
+        routed.router.run("nft", "-f", "-", stdin=_FLOWTABLE)
+        for connection in (offloaded, healed):
+            connection.exchange()
+            assert _status(routed, connection.original) & IPS_OFFLOAD
+        late.heal(packets[0])
+        assert late.counts() == (1, 0, 1, 0)
+        late.tick(LIMITS.timeout_s + 1)
+        assert late.counts() == (1, 0, 1, 0)
+        # While it is offloaded, ctnetlink does not show the flags of a flow.
+        routed.router.run("nft", "delete", "table", "inet", "fast")
+        for connection in (offloaded, healed):
+            found = flag.read(connection.original, 0)
+            assert found is not None
+            assert found.liberal == frozenset(Direction)
+            _survived(connection)
+    finally:
+        late.close()
+        flag.close()
+
+
+def _with_window(routed: Routed, flow: FlowTuple) -> FlowSnapshot:
+    """The entry of a flow, with a window that an old kernel does not show."""
+    found = _entry(routed, flow)
+    client = Peer(Seq(1000), Seq(1500), 1000, Seq(2000), 0, 0)
+    server = Peer(Seq(2000), Seq(2500), 1000, Seq(1000), 0, 0)
+    return replace(found, peers=(client, server))
+
+
 def _status(routed: Routed, flow: FlowTuple) -> int:
+    return _entry(routed, flow).status
+
+
+def _entry(routed: Routed, flow: FlowTuple) -> FlowSnapshot:
     with routed.router.entered():
         lookup = CtnetlinkFlows((0,))
         (found,) = answered(lookup.lookup([flow]))
     lookup.close()
     assert found is not None
-    return found.status
+    return found

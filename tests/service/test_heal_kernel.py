@@ -2,24 +2,30 @@
 """Flows whose window one forged RST has shifted: on real connections, queues and rules."""
 
 import json
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from netfilterqueue import NetfilterQueue
 from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
-from nfq_guard.flow import PROTO_TCP, Direction, FlowSnapshot, FlowTuple
+from nfq_guard import capabilities
+from nfq_guard.flow import PROTO_TCP, Direction, FlowSnapshot, FlowTuple, TcpState
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.liberal import LiberalFlag
 from nfq_guard.lab.netns import Namespace, veth
-from nfq_guard.seqno import add
+from nfq_guard.lab.strays import send
+from nfq_guard.lab.wiretap import announce_carrier
+from nfq_guard.seqno import Seq, add
+from tests.support.late_healer import LIMITS, LateHealer, judged
 from tests.support.queue import GuardProcess, typed, wait_for
 
 pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
@@ -32,6 +38,10 @@ SERVED = 8080
 # TCP retransmits after 0.2, 0.6 and 1.4 s; a connection that is not healed retransmits for minutes.
 PATIENCE_S = 20.0
 AT_ONCE = '[policy]\ninclude = "preset:heal"\n'
+HELD_QUEUE = 9
+# linux/tcp.h; Python does not name them.
+_TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
+_TCP_SEND_QUEUE, _TCP_REPAIR_OFF_NO_WP = 2, -1
 RULE = ("-t", "mangle", "-A", "PREROUTING", "-m", "conntrack", "--ctstate", "INVALID")
 
 
@@ -65,6 +75,8 @@ class Site:
             for family, (near, far) in ADDRESSES.items()
         ]
         veth(client, "c0", guarded, "g0", *pairs)
+        announce_carrier(client, "c0")
+        announce_carrier(guarded, "g0")
         self.client = client
         self.guarded = guarded
         words = ("-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", str(ADVERTISED))
@@ -125,6 +137,77 @@ class Site:
         """Connections of which a sender has the flag."""
         found = [self.flag.read(connection.original, self.zone) for connection in connections]
         return sum(bool(flow and flow.liberal) for flow in found)
+
+    def directions(self, connection: Connection) -> frozenset[Direction]:
+        """The senders of a connection that have the flag."""
+        found = self.flag.read(connection.original, self.zone)
+        assert found is not None
+        return found.liberal
+
+    def forget(self, connection: Connection) -> None:
+        """Delete its entry."""
+        self.guarded.run("conntrack", "-D", *_words(connection.original))
+
+    def insert(self, connection: Connection, zone: int) -> None:
+        """Make an entry with its tuple; conntrack(8) gives both senders the flag."""
+        words = ("-I", *_words(connection.original), "--zone", str(zone), "--timeout", "60")
+        self.guarded.run("conntrack", *words, "--state", "ESTABLISHED", "--status", "ASSURED")
+
+    def hold(self, connection: Connection, stack: ExitStack) -> None:
+        """Have a valid packet of a connection wait in a queue that nobody reads."""
+        port = str(connection.original.sport)
+        words = ("-p", "tcp", "--sport", port, "-j", "NFQUEUE", "--queue-num", str(HELD_QUEUE))
+        self.guarded.run("iptables", "-I", "INPUT", *words)
+        with self.guarded.entered():
+            queue = NetfilterQueue()
+            queue.bind(HELD_QUEUE, lambda _: None)
+        stack.callback(queue.unbind)
+        connection.client.sendall(b"12345678")
+        counters = Path("/proc/net/netfilter/nfnetlink_queue")
+        wait_for(lambda: self.guarded.run("cat", str(counters)).stdout.split()[2] == "1")
+
+    def entries(self) -> int:
+        """Entries in memory, also those that have been deleted and are still in use."""
+        return int(self.guarded.run("cat", "/proc/sys/net/netfilter/nf_conntrack_count").stdout)
+
+    def resync(self, connection: Connection) -> None:
+        """A SYN that conntrack ignores, its SYN+ACK and the ACK of that, which reach nobody.
+
+        They begin where the connection is, so that its packets are in the window that they open.
+        """
+        flow = connection.original
+        family, layer = (4, IP) if len(flow.src) == 4 else (6, IPv6)
+        near, far = ADDRESSES[family]
+        client, server = map(_next_number, (connection.client, connection.server))
+        forth, back = layer(src=near, dst=far), layer(src=far, dst=near)
+        ports = {"sport": flow.sport, "dport": ADVERTISED, "window": 64_000}
+        syn = forth / TCP(**ports, flags="S", seq=add(client, -1))
+        ack = forth / TCP(**ports, flags="A", seq=client, ack=server)
+        ports = {"sport": SERVED, "dport": flow.sport, "window": 64_000}
+        answer = back / TCP(**ports, flags="SA", seq=add(server, -1), ack=client)
+        program = "iptables" if family == 4 else "ip6tables"
+        rules = [
+            (("-t", "filter"), ("INPUT", "-p", "tcp", "-j", "DROP")),
+            (("-t", "mangle"), ("POSTROUTING", "-p", "tcp", "-j", "DROP")),
+        ]
+        for table, rule in rules:
+            self.guarded.run(program, *table, "-I", *rule)
+        send(self.client, bytes(syn))
+        wait_for(lambda: self.dropped(program) == 1)
+        # It was dropped behind conntrack.
+        with pytest.raises(PermissionError):
+            send(self.guarded, bytes(answer))
+        assert self.snapshot(connection).state == TcpState.SYN_RECV
+        send(self.client, bytes(ack))
+        wait_for(lambda: self.dropped(program) == 2)
+        assert self.snapshot(connection).state == TcpState.ESTABLISHED
+        for table, rule in rules:
+            self.guarded.run(program, *table, "-D", *rule)
+
+    def dropped(self, program: str) -> int:
+        """Packets that the rules of the table filter have dropped."""
+        saved = self.guarded.run(f"{program}-save", "-c", "-t", "filter").stdout
+        return sum(int(each) for each in re.findall(r"^\[(\d+):.*-j DROP$", saved, re.MULTILINE))
 
     def poison(self, connections: Sequence[Connection]) -> None:
         """Send one RST for each, as from the client, as far beyond its window as conntrack takes.
@@ -189,6 +272,22 @@ def counters(path: Path, name: str = "one") -> dict[str, Any]:
     told = json.loads(typed(socket_of(path, name), "status", "--format", "json"))
     (queue,) = told["queues"]
     return dict(queue)
+
+
+def _next_number(end: socket.socket) -> Seq:
+    """The sequence number of the next octet that a socket sends."""
+    end.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+    end.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR_QUEUE, _TCP_SEND_QUEUE)
+    number = end.getsockopt(socket.IPPROTO_TCP, _TCP_QUEUE_SEQ)
+    end.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, _TCP_REPAIR_OFF_NO_WP)
+    return Seq(number & 0xFFFFFFFF)
+
+
+def _words(flow: FlowTuple) -> tuple[str, ...]:
+    """A tuple as arguments of conntrack(8)."""
+    near, far = ADDRESSES[4]
+    words = ("-p", "tcp", "-s", near, "-d", far)
+    return (*words, "--sport", str(flow.sport), "--dport", str(flow.dport))
 
 
 def pings(connections: Sequence[Connection]) -> list[bool]:
@@ -357,6 +456,95 @@ def test_a_flow_in_a_zone(site: Site, tmp_path: Path) -> None:
         assert site.liberal([one]) == 1
         assert process.stop() == 0
         assert site.liberal([one]) == 0
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_resync_takes_the_flag_and_the_budget_gives_it_back(
+    site: Site, tmp_path: Path, family: int
+) -> None:
+    """A SYN that conntrack ignored, and a SYN+ACK that answers it, start its windows over."""
+    lines = ("heal_flow_per_minute = 2",)
+    with (
+        site.connections(family, 2) as (one, other),
+        guard(site, tmp_path, *lines, policy=AT_ONCE) as process,
+    ):
+        assert site.liberal([one, other]) == 0
+        for heals in (1, 2):
+            site.poison([one])
+            assert one.ping()
+            assert one.ping()
+            assert site.directions(one) == {Direction.ORIGINAL}
+            assert counters(tmp_path)["heals"] == heals
+            site.resync(one)
+            assert not site.directions(one)
+        site.poison([one])
+        for end in (one.client, one.server):
+            end.sendall(b"12345678")
+        wait_for(lambda: counters(tmp_path)["heals_over_limit"] > 0)
+        assert not site.directions(one)
+        assert (counters(tmp_path)["heals"], counters(tmp_path)["heal_errors"]) == (2, 0)
+        assert other.ping()
+        assert process.stop() == 0
+        assert site.liberal([one, other]) == 0
+
+
+def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Path) -> None:
+    """A flow that is gone, dying, of another zone, replaced, or closed to us."""
+    with site.connections(4, 4) as (one, gone, dying, other), ExitStack() as stack:
+        late = LateHealer(site.guarded, tmp_path / "log")
+        stack.callback(late.close)
+        packets = [judged(site.snapshot(each)) for each in (one, gone, dying, other)]
+        assert site.liberal([one, gone, dying, other]) == 0
+
+        before = site.entries()
+        site.forget(gone)
+        wait_for(lambda: site.entries() == before - 1)
+        late.heal(packets[1])
+        assert late.counts() == (0, 0, 1, 0)
+
+        # A queued packet holds the entry, which is dying from its deletion on.
+        site.hold(dying, stack)
+        site.forget(dying)
+        late.heal(packets[2])
+        assert site.entries() == before - 1
+        assert late.counts() == (0, 0, 2, 0)
+
+        # The same tuple in zone 9 is another flow, which stays as it is.
+        site.insert(other, zone=9)
+        site.flag.write(other.original, 9, frozenset(Direction), on=False)
+        late.heal(judged(replace(site.snapshot(other), zone=8)))
+        assert late.counts() == (0, 0, 3, 0)
+        late.heal(packets[3])
+        assert late.counts() == (1, 0, 3, 0)
+        foreign = site.flag.read(other.original, 9)
+        assert foreign is not None
+        assert not foreign.liberal
+        assert site.directions(other) == {Direction.REPLY}
+
+        # The kernel refuses all of it: nothing is healed, and what is healed stays to be undone.
+        with ThreadPoolExecutor(1, initializer=give_up_net_admin) as pool:
+            pool.submit(late.heal, packets[0]).result()
+            assert late.counts() == (1, 0, 3, 1)
+            pool.submit(late.tick, LIMITS.timeout_s + 1).result()
+            assert late.counts() == (1, 0, 3, 2)
+        assert (site.liberal([one]), site.liberal([other])) == (0, 1)
+        late.tick(LIMITS.timeout_s + 1)
+        assert late.counts() == (1, 1, 3, 2)
+        assert site.liberal([other]) == 0
+
+        # Another flow has come in the place of a healed one, and has the flag from someone else.
+        late.heal(packets[0], LIMITS.timeout_s + 2)
+        assert site.liberal([one]) == 1
+        site.forget(one)
+        site.insert(one, zone=0)
+        late.tick(3 * LIMITS.timeout_s)
+        assert late.counts() == (2, 1, 3, 2)
+        assert site.directions(one) == frozenset(Direction)
+
+
+def give_up_net_admin() -> None:
+    """In the calling thread alone."""
+    capabilities.keep_only(capabilities.effective() & ~(1 << capabilities.NET_ADMIN))
 
 
 def test_a_change_to_dry_run_undoes_all(site: Site, tmp_path: Path) -> None:
