@@ -43,7 +43,7 @@ $b mkdir -p /new/usr/lib/modules
 $b mount -t ext4 /dev/vdb /new/usr/lib/modules
 for d in proc sys dev; do $b mount --move /$d /new/$d; done
 $b mount -t tmpfs tmp /new/tmp
-$b mount -t tmpfs run /new/run
+$b mount -t tmpfs -o mode=755 run /new/run
 $b mkdir -p /new/run/systemd/system
 $b cp -r /new/guard/tests/kernels/units/. /new/run/systemd/system
 exec $b switch_root /new /lib/systemd/systemd
