@@ -170,9 +170,9 @@ def reloads(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         "F4",
         f"{size.reloads} reloads under {_PPS} packets/s",
         "0 lost, longest gap 20 ms, no descriptor more, 1 MB more at most",
-        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, longest gap {ms(gap)}, "
+        f"{stream.harm()}, longest gap {ms(gap)}, "
         f"{more_files} descriptors more, {more_kb} kB more",
-        not stream.lost() and not stream.leaked() and gap <= 0.02 and more_files <= 0
+        stream.unharmed and gap <= 0.02 and more_files <= 0
         and more_kb <= 1024,
         told.exact,
     )  # fmt: skip
@@ -201,9 +201,9 @@ def corrupted(at: Rig, size: Size, rng: random.Random) -> Outcome:
         f"{size.corrupted} files: cut, bits flipped, empty, wrong types, 1 MB of one key, FIFO, "
         "directory, link to itself, absent",
         "all refused and counted, the old policy stays, 1 s each at most",
-        f"{failures} refused, {adopted} taken, {len(stream.lost())} lost, "
-        f"{len(stream.leaked())} let through, slowest {ms(slowest)}",
-        adopted == 0 and failures == size.corrupted and not stream.lost() and not stream.leaked()
+        f"{failures} refused, {adopted} taken, {stream.harm()}, "
+        f"slowest {ms(slowest)}",
+        adopted == 0 and failures == size.corrupted and stream.unharmed
         and slowest <= 1,
         told.exact,
     )  # fmt: skip
@@ -269,7 +269,7 @@ def full_disk(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         "0 lost, dropped lines counted, logging again within 1 s of space",
         f"{len(stream.lost())} lost, {stopped.get('log_lines_dropped', 0)} lines dropped, "
         f"logging again after {ms(back)}",
-        not stream.lost() and not stream.leaked() and back <= 1,
+        stream.unharmed and back <= 1,
         not stream.discrepancy() and unaccounted == 0,
     )  # fmt: skip
 
@@ -312,8 +312,8 @@ def stalled_log(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         "F7",
         f"{stream.sent} packets while nobody reads the log",
         _LOST_NONE,
-        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {lost} shed",
-        not stream.lost() and not stream.leaked() and not lost,
+        f"{stream.harm()}, {lost} shed",
+        stream.unharmed and not lost,
         not stream.discrepancy(),
     )
 
@@ -433,10 +433,10 @@ def second_instance(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         f"{size.starts} second daemons, on the same queue and on another",
         "status 75 within 2 s, the owner named; the first loses nothing, its rules stay",
         f"statuses {sorted(set(statuses))}, {named} named the owner, slowest {ms(slowest)}, "
-        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, rules "
+        f"{stream.harm()}, rules "
         f"{'the same' if same else 'changed'}",
         set(statuses) == {75} and named == size.starts and slowest <= 2 and same
-        and not stream.lost() and not stream.leaked(),
+        and stream.unharmed,
         told.exact,
     )  # fmt: skip
 
@@ -507,9 +507,8 @@ def control_abuse(at: Rig, size: Size, rng: random.Random) -> Outcome:
         "F22",
         f"{size.requests} idle, malformed, oversized and unread requests, 300 clients at a time",
         f"{_LOST_NONE}, memory and descriptors bounded",
-        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {more_kb} kB more, "
-        f"{files} descriptors",
-        not stream.lost() and not stream.leaked() and more_kb <= 8192 and files < 64,
+        f"{stream.harm()}, {more_kb} kB more, {files} descriptors",
+        stream.unharmed and more_kb <= 8192 and files < 64,
         told.exact,
     )
 
@@ -568,8 +567,8 @@ def full_table(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         "F10",
         f"{entries} entries of conntrack, of {limit} that it may have, while packets come",
         f"{_LOST_NONE}, memory bounded",
-        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {more_kb} kB more",
-        not stream.lost() and not stream.leaked() and more_kb <= 4096 and entries >= wanted - 8,
+        f"{stream.harm()}, {more_kb} kB more",
+        stream.unharmed and more_kb <= 4096 and entries >= wanted - 8,
         told.exact,
     )
 
@@ -603,9 +602,9 @@ def clock_jumps(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         "F11",
         f"{size.starts} jumps of the wall clock by a day and a year, forwards and backwards",
         f"{_LOST_NONE}, longest gap 20 ms, the rules are still checked, events follow the clock",
-        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, longest gap {ms(gap)}, "
+        f"{stream.harm()}, longest gap {ms(gap)}, "
         f"rules checked {age} s ago, events of {len(days)} days",
-        not stream.lost() and not stream.leaked() and gap <= 0.02 and age <= 5 and len(days) > 1,
+        stream.unharmed and gap <= 0.02 and age <= 5 and len(days) > 1,
         told.exact,
     )
 
@@ -627,7 +626,7 @@ def gone(at: Rig, size: Size, _rng: random.Random) -> Outcome:
             dead += guard.process.poll() is not None
             with gateway.stream(_PPS) as stream:
                 time.sleep(0.3)
-            judged_after += not stream.lost() and not stream.leaked() and not stream.discrepancy()
+            judged_after += stream.unharmed and not stream.discrepancy()
         errors = at.ask("status")["message"]["queues"][0]["verdict_errors"]
         gateway.host.close()
         begun = time.monotonic()
@@ -679,9 +678,8 @@ def memory(at: Rig, size: Size, rng: random.Random) -> Outcome:
         "F13",
         f"{rounds} reloads with at most 9 MB more memory than the daemon has",
         f"{_LOST_NONE}, each reload answered within 2 s, the last one taken, the rules checked",
-        f"{len(stream.lost())} lost, {len(stream.leaked())} let through, {answered} answered, "
-        f"{taken} taken, slowest {ms(slowest)}",
-        not stream.lost() and not stream.leaked() and answered == rounds and slowest <= 2,
+        f"{stream.harm()}, {answered} answered, {taken} taken, slowest {ms(slowest)}",
+        stream.unharmed and answered == rounds and slowest <= 2,
         told.exact,
     )
 

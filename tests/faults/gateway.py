@@ -211,6 +211,15 @@ class Stream:
         """Numbers of packets to `DENIED` that arrived."""
         return sorted(number for number in self.arrived if port_of(number) == DENIED)
 
+    @property
+    def unharmed(self) -> bool:
+        """Whether none was lost, and none let through that was to be dropped."""
+        return not self.lost() and not self.leaked()
+
+    def harm(self) -> str:
+        """How many were lost and how many let through, in words."""
+        return f"{len(self.lost())} lost, {len(self.leaked())} let through"
+
     def gaps(self, faults: list[float]) -> list[Gap]:
         """What each fault cost; `faults` are their times."""
         lost = [self.sent_at[number] for number in self.lost()]

@@ -46,7 +46,7 @@ _SHORT_PACKETS: Final = 20_000
 _LONG_PACKETS: Final = 1_000_000
 # An emulated machine fuzzes no fewer packets a second than this.
 _SLOWEST_PACKETS_S: Final = 300
-# By how much the short form has for each.
+# By how long the short form takes for each.
 _LONGEST_FIRST: Final = ("6.1", "7", "5.10", "6.12")
 # For the rest of the job.
 _LIMIT_S: Final = {True: 1_200, False: 10_800}

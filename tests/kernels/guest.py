@@ -33,7 +33,6 @@ _TREE: Final = Path("/guard")
 _REPORT: Final = Path("/dev/ttyS1")
 # To the fuzz of the host.
 _LINE: Final = Path("/dev/vport0p1")
-# A kernel module of a feature under test may be loaded by its first use only.
 _WINDOW: Final = "tests/flows/test_bpf.py"
 # They need a compiler.
 _NOT_HERE: Final = (
