@@ -58,13 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the action; exit status 1 if `verify` finds a difference."""
-    try:
-        settings = _settings(args)
-    except ConfigError as error:
-        if args.action != "remove":
-            raise
-        return _remove_without_settings(args, error)
-    firewall = firewall_of(settings)
+    if args.action == "remove":
+        return _remove(args)
+    firewall = firewall_of(_settings(args))
     as_json = args.format == "json"
     if args.action == "show":
         sys.stdout.write(_show_json(firewall) if as_json else firewall.show())
@@ -77,12 +73,22 @@ def run(args: argparse.Namespace) -> int:
         if differences and not as_json:
             sys.stdout.write(f"next: `{_install_command(args)}` repairs this\n")
         return EXIT_NOT_FINE if differences else EXIT_OK
-    if args.action == "install":
-        changes = firewall.install()
-    else:
-        changes = removed(settings, args.after, args.unit)
+    changes = firewall.install()
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=as_json))
+    return EXIT_OK
+
+
+def _remove(args: argparse.Namespace) -> int:
+    """A configuration that has become invalid must not prevent the removal."""
+    settings: Settings | None = None
+    try:
+        settings = _settings(args)
+    except ConfigError as error:
+        sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
+    changes = removed(settings, args.after, args.unit)
+    if not args.quiet:
+        sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
     return EXIT_OK
 
 
@@ -168,15 +174,6 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise UsageError(f"queues: expected A:B with {QUEUES}, found {args.queues!r}")
         changes["queues"] = args.queues
     return msgspec.structs.replace(load_settings(args.config, args.last_good), **changes)
-
-
-def _remove_without_settings(args: argparse.Namespace, error: ConfigError) -> int:
-    """A configuration that has become invalid must not prevent the removal."""
-    sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
-    changes = removed(None, args.after, args.unit)
-    if not args.quiet:
-        sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
-    return EXIT_OK
 
 
 class FamilyRecord(TypedDict):
