@@ -66,7 +66,8 @@ tests-pure:
 
 # Reading all test files takes longer than reading those that may have some of these.
 tests-kernel:
-	$(BIN)/pytest $$(grep -rlw --include='test_*.py' kernel tests) -n $(JOBS) --dist loadgroup -m kernel --cov --cov-append --cov-report=
+	$(BIN)/pytest $$(grep -rlw --include='test_*.py' kernel tests) -n $(JOBS) \
+		--dist loadgroup -m kernel --cov --cov-append --cov-report=
 
 # What has no floor is measured, and shown, with MEASURE=all only.
 coverage:
