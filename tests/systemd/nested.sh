@@ -87,7 +87,9 @@ boot)
     ;;
 sh)
     shift
-    exec nsenter -t "$(cat "$dir/init.pid")" -a "$@"
+    # As root has it there, whatever PATH the tests have.
+    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
+        exec nsenter -t "$(cat "$dir/init.pid")" -a "$@"
     ;;
 down)
     init=$(cat "$dir/init.pid")
