@@ -41,7 +41,8 @@ class LiberalFlow:
 
     Attributes:
         snapshot: The entry without its window.
-        identity: Differs between this entry and a later one with the same tuple.
+        identity: The kernel's id of the entry. A later one with the same tuple has another id,
+            unless it took the same memory.
         liberal: The directions whose sender has the flag.
     """
 
