@@ -124,6 +124,7 @@ def test_the_rules_follow_the_mode(
         switch(Mode.DRY_RUN)
         process.send_signal(signal.SIGKILL)
         process.wait(timeout=60)
+        wait_for(lambda: queues(wire) == [])
         assert _arrive(wire, Family.IPV4) == SENT
 
 
