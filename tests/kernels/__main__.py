@@ -10,6 +10,7 @@ import argparse
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ from typing import Any, BinaryIO, Final
 import orjson
 from packaging.requirements import Requirement
 
-from tests.kernels import page
+from tests.kernels import page, record
 from tests.kernels.fetch import (
     KERNELS,
     Fetched,
@@ -71,7 +72,7 @@ def main() -> int:
     parser.add_argument(
         "--step",
         nargs="+",
-        help="run these steps alone, and keep what the last run found in others",
+        help="run these steps alone; the page keeps what earlier runs found in others",
     )
     parser.add_argument("--packets", type=int, help="fuzzed packets a kernel")
     parser.add_argument("--seed", type=int, default=1)
@@ -87,7 +88,7 @@ def main() -> int:
     root = fetch_root(cache, with_owners=not args.short)
     kernels = fetch_kernels(cache, args.kernel)
     begun = time.monotonic()
-    job = {"short": args.short, "steps": args.step}
+    job = {"short": args.short, "steps": args.step, "tree": _state_of_the_tree()}
     with tempfile.TemporaryDirectory(dir=cache, prefix="run-") as folder:
         disk = Path(folder) / "root.disk"
         _make_disk(root, Path(folder) / "root", disk, job)
@@ -95,30 +96,20 @@ def main() -> int:
         fuzz = ["--packets", str(packets), "--seed", str(args.seed)]
         if args.step and "fuzz" not in args.step:
             fuzz.clear()
-        outcomes = _run_all(kernels, disk, limit_s, args.machines, fuzz, keep=bool(args.step))
+        outcomes = _run_all(kernels, disk, limit_s, args.machines, fuzz)
     for outcome in outcomes:
         for line in outcome.problems():
             say(f"{outcome.name}: {line}")
     say(f"{time.monotonic() - begun:.0f} s in all, without downloads")
     if args.page:
-        shown = {outcome.name: outcome for outcome in outcomes}
-        outcomes = [
-            shown.get(name) or _earlier(name, kernel.version)
-            for name, kernel in fetch_kernels(cache, list(KERNELS)).items()
-        ]
-        _PAGE.write_text(page.render(outcomes, args.seed), encoding="ascii")
+        record.write(outcomes)
+        _PAGE.write_text(page.render(record.read(), args.seed), encoding="ascii")
         say(f"wrote {_PAGE.relative_to(_TREE)}")
     return 1 if any(outcome.problems() for outcome in outcomes) else 0
 
 
 def _run_all(
-    kernels: dict[str, Fetched],
-    disk: Path,
-    limit_s: float,
-    at_once: int,
-    fuzz: list[str],
-    *,
-    keep: bool,
+    kernels: dict[str, Fetched], disk: Path, limit_s: float, at_once: int, fuzz: list[str]
 ) -> list[Outcome]:
     """The outcomes, in the order of `kernels`.
 
@@ -128,13 +119,9 @@ def _run_all(
         limit_s: How long one machine may run.
         at_once: How many machines run at a time.
         fuzz: Arguments of `tests.fuzz_kernel`; none for a job without it.
-        keep: Whether to add to what earlier runs found.
     """
     _LOGS.mkdir(parents=True, exist_ok=True)
-    outcomes = {
-        name: _earlier(name, kernel.version) if keep else Outcome(name, kernel.version)
-        for name, kernel in kernels.items()
-    }
+    outcomes = {name: Outcome(name, kernel.version) for name, kernel in kernels.items()}
     waiting = sorted(kernels.items(), key=lambda item: _LONGEST_FIRST.index(item[0]))
     running: dict[str, tuple[Machine, float]] = {}
     reports: dict[str, BinaryIO] = {}
@@ -144,7 +131,7 @@ def _run_all(
                 name, kernel = waiting.pop(0)
                 log = _LOGS / f"{name}.log"
                 say(f"{name}: booting {kernel.release} ({kernel.version}), console in {log}")
-                reports[name] = stack.enter_context(_report(name).open("ab" if keep else "wb"))
+                reports[name] = stack.enter_context((_LOGS / f"{name}.jsonl").open("wb"))
                 traces = ("--traces", str(_LOGS / f"{name}.traces")) if fuzz else ()
                 one = Machine(kernel, disk, log, limit_s, (*fuzz, *traces))
                 machine = stack.enter_context(one)
@@ -152,11 +139,11 @@ def _run_all(
             time.sleep(_POLL_S)
             for name, (machine, begun) in list(running.items()):
                 outcome = outcomes[name]
-                for record in machine.records():
-                    outcome.add(record)
-                    reports[name].write(orjson.dumps(record) + b"\n")
-                    if "seconds" in record and "scenario" not in record:
-                        say(f"{name}: {record['step']}, {record['seconds']:.0f} s")
+                for line in machine.records():
+                    outcome.add(line)
+                    reports[name].write(orjson.dumps(line) + b"\n")
+                    if "seconds" in line and "scenario" not in line:
+                        say(f"{name}: {line['step']}, {line['seconds']:.0f} s")
                 if machine.ended:
                     if machine.timed_out:
                         failed = f"it did not end within {limit_s:.0f} s"
@@ -168,17 +155,11 @@ def _run_all(
     return list(outcomes.values())
 
 
-def _report(name: str) -> Path:
-    return _LOGS / f"{name}.jsonl"
-
-
-def _earlier(name: str, version: str) -> Outcome:
-    """What earlier runs reported of this kernel."""
-    outcome = Outcome(name, version)
-    if _report(name).exists():
-        for line in _report(name).read_bytes().splitlines():
-            outcome.add(orjson.loads(line))
-    return outcome
+def _state_of_the_tree() -> str:
+    """The commit, and whether there are changes; `-` where the tree is not a checkout."""
+    words = ("git", "-c", "safe.directory=*", "describe", "--always", "--exclude=*", "--dirty")
+    done = subprocess.run(words, cwd=_TREE, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "-"
 
 
 def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> None:

@@ -108,7 +108,7 @@ def main() -> None:
     }
     wanted = [name for name in steps if _is_wanted(name, job)]
     with _REPORT.open("wb", buffering=0) as report:
-        begin = {"step": "begin", "wanted": wanted, "short": is_short}
+        begin = {"step": "begin", "wanted": wanted, "short": is_short, "tree": job["tree"]}
         report.write(orjson.dumps(begin) + b"\n")
         for name in wanted:
             step = steps[name]

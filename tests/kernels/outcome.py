@@ -2,7 +2,7 @@
 """What a run on one kernel found, and what of it is a failure."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Self
 
 # What the guard sees by, as root and as installed. Better is welcome, and then belongs here.
 EVIDENCE: Final = {"5.10": "kernel-log", "6.1": "bpf", "6.12": "bpf", "7": "bpf"}
@@ -29,11 +29,12 @@ class Outcome:
         name: The kernel, as this fixture names it.
         version: Of its Debian package.
         seconds: From power on to power off.
-        wanted: The steps that were to be run, by this run or an earlier one.
+        wanted: The steps that were to be run, by one run or several.
         steps: The last report of each step, by its name.
         short: Those of them that ran in the short form last.
         trials: The lab's results.
         failed: Steps that did not end, and why.
+        trees: The state of the tree that ran each step last, by its commit.
         ended: Whether the job came to its end.
     """
 
@@ -45,13 +46,14 @@ class Outcome:
     short: set[str] = field(default_factory=set)
     trials: list[Record] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
+    trees: dict[str, str] = field(default_factory=dict)
     ended: bool = False
 
     def add(self, record: Record) -> None:
         """Take in one line of the machine's report."""
         step = record["step"]
         if step == "begin":
-            self._begin(record["wanted"], is_short=record.get("short", False))
+            self._begin(record["wanted"], record["tree"], is_short=record["short"])
         elif step == "end":
             self.ended = True
         elif "failed" in record:
@@ -61,18 +63,32 @@ class Outcome:
         else:
             self.steps.setdefault(step, {}).update(record)
 
-    def _begin(self, wanted: list[str], *, is_short: bool) -> None:
-        """Forget what an earlier run found in the steps of this one."""
-        self.wanted = list(dict.fromkeys((*self.wanted, *wanted)))
+    def _begin(self, wanted: list[str], tree: str, *, is_short: bool) -> None:
+        self._forget(wanted)
+        self.trees.update(dict.fromkeys(wanted, tree))
         self.ended = False
-        self.short.difference_update(wanted)
         if is_short:
             self.short.update(wanted)
+
+    def _forget(self, wanted: list[str]) -> None:
+        """Have these steps run anew, without what an earlier run found in them."""
+        self.wanted = list(dict.fromkeys((*self.wanted, *wanted)))
+        self.short.difference_update(wanted)
         for name in wanted:
             self.steps.pop(name, None)
             self.failed.pop(name, None)
         if "matrix" in wanted:
             self.trials.clear()
+
+    def take_over(self, later: Self) -> None:
+        """Replace what was found in the steps that a later run ran."""
+        self._forget(later.wanted)
+        self.steps.update(later.steps)
+        self.short.update(later.short)
+        self.trials.extend(later.trials)
+        self.failed.update(later.failed)
+        self.trees.update(later.trees)
+        self.ended = later.ended
 
     def problems(self) -> list[str]:
         """One line for each failure."""

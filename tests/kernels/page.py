@@ -38,7 +38,8 @@ Written by `make kernels`, which boots Debian's own kernels in QEMU (emulated, o
 
 `make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
 hours; `make kernels-short` runs a few of each and leaves this page alone. Steps can be run one by
-one; the tables have the counts of the last run of each, some of an earlier state of the tree.
+one, as `python -m tests.kernels --page --kernel 6.1 --step fuzz`; the tables have what the last run
+of each found, which is on record in `docs/kernels.jsonl`.
 
 """
 _OWNERS: Final = """
@@ -50,6 +51,12 @@ for the host itself.
 
 | program | connection | without the guard | with it | shown on |
 | --- | --- | --- | --- | --- |
+"""
+_HEAD_OF_RUNS: Final = """
+## When each was run
+
+By which commit, and how long it took in the emulated machine.
+
 """
 _TAIL: Final = """
 ## Not run on these kernels
@@ -92,6 +99,18 @@ def _fuzz(outcome: Outcome) -> Record:
     return outcome.steps.get("fuzz", {})
 
 
+def _run(name: str) -> Callable[[Outcome], str]:
+    """A cell: the state of the tree that ran a step, and how long that took."""
+
+    def cell(outcome: Outcome) -> str:
+        seconds = outcome.steps.get(name, {}).get("seconds")
+        if seconds is None:
+            return "-"
+        return f"{outcome.trees[name]}, {seconds / 60:.1f} min"
+
+    return cell
+
+
 Column = tuple[str, Callable[[Outcome], str]]
 
 _SEEN: Final[tuple[Column, ...]] = (
@@ -101,7 +120,7 @@ _SEEN: Final[tuple[Column, ...]] = (
     ("evidence as installed", _step("service", "installed_evidence")),
     ("capabilities as installed", _capabilities),
 )
-_RUN: Final[tuple[Column, ...]] = (
+_FOUND: Final[tuple[Column, ...]] = (
     ("kernel", lambda outcome: outcome.name),
     ("fuzzed packets", lambda outcome: f"{_fuzz(outcome).get('packets', 0):,}"),
     ("mismatches", lambda outcome: str(len(_fuzz(outcome).get("mismatches", ())))),
@@ -109,6 +128,11 @@ _RUN: Final[tuple[Column, ...]] = (
     *((name, _tests(name)) for name in TESTS),
     ("lab trials", lambda outcome: f"{len(outcome.trials)} of {_TRIALS}"),
     ("not as expected", lambda outcome: str(len(outcome.unexpected()))),
+)
+_RUNS: Final[tuple[Column, ...]] = (
+    ("kernel", lambda outcome: outcome.name),
+    *((name, _run(name)) for name in ("fuzz", *TESTS)),
+    ("lab", _run("matrix")),
 )
 
 
@@ -123,8 +147,9 @@ def render(outcomes: Sequence[Outcome], seed: int) -> str:
     notes += [f"- {outcome.name}: {line}\n" for outcome in outcomes for line in outcome.problems()]
     return "".join(
         (
-            *(_HEAD, _table(_SEEN, outcomes), "\n", _table(_RUN, outcomes)),
-            *(f"\nSeed of the fuzz: {seed}.\n\n", *notes, _owners(outcomes), _TAIL),
+            *(_HEAD, _table(_SEEN, outcomes), "\n", _table(_FOUND, outcomes)),
+            *(f"\nSeed of the fuzz: {seed}.\n\n", *notes, _owners(outcomes)),
+            *(_HEAD_OF_RUNS, _table(_RUNS, outcomes), _TAIL),
         )
     )
 

@@ -1,20 +1,26 @@
 # SPDX-License-Identifier: MIT
 """The page on the kernels tells what was run on them, and what went wrong."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
-from tests.kernels import page
+from tests.kernels import page, record
 from tests.kernels.outcome import TESTS, Outcome
 
 _SEED: Final = 7
 
 
+def begun(*wanted: str, short: bool = False) -> dict[str, object]:
+    """The first line of a report."""
+    return {"step": "begin", "wanted": wanted, "short": short, "tree": "0123abc"}
+
+
 def records() -> list[dict[str, object]]:
     """The report of a kernel on which everything is as expected."""
     trial = {"step": "matrix", "scenario": "snat-reply", "mitigation": "guard", "family": 6}
-    wanted = ["kernel", "evidence", "fuzz", *TESTS, "matrix"]
     return [
-        {"step": "begin", "wanted": wanted},
+        begun("kernel", "evidence", "fuzz", *TESTS, "matrix"),
         {"step": "kernel", "release": "6.1.0-9-cloud-amd64", "version": "#1", "rules": "6.1"},
         {"step": "kernel", "asked": "6.1"},
         {"step": "evidence", "evidence": "bpf", "why": None},
@@ -33,12 +39,17 @@ def records() -> list[dict[str, object]]:
     ]
 
 
+def reported(lines: Iterable[dict[str, object]], *, version: str = "6.1.1-1") -> Outcome:
+    """A kernel that reported this."""
+    outcome = Outcome("6.1", version)
+    for line in lines:
+        outcome.add(line)
+    return outcome
+
+
 def ran(*extra: dict[str, object]) -> Outcome:
     """That kernel, and what else it reported."""
-    outcome = Outcome("6.1", "6.1.1-1")
-    for record in (*records(), *extra):
-        outcome.add(record)
-    return outcome
+    return reported((*records(), *extra))
 
 
 def rows(text: str) -> list[str]:
@@ -78,32 +89,67 @@ def test_what_went_wrong_is_named_below_the_tables() -> None:
 
 
 def test_a_wanted_step_without_a_report_is_a_problem() -> None:
-    outcome = Outcome("6.1", "6.1.1-1")
-    for record in records():
-        if record["step"] != "links":
-            outcome.add(record)
+    outcome = reported(line for line in records() if line["step"] != "links")
     assert outcome.problems() == ["links was not run"]
 
 
 def test_steps_of_a_short_run_are_told() -> None:
-    outcome = ran({"step": "begin", "wanted": ["service"], "short": True})
-    for record in ({"step": "service", "passed": True, "summary": "4 passed"}, {"step": "end"}):
-        outcome.add(record)
+    outcome = ran(begun("service", short=True))
+    for line in ({"step": "service", "passed": True, "summary": "4 passed"}, {"step": "end"}):
+        outcome.add(line)
     assert "| 6 passed | 4 passed (short form) |" in page.render([outcome], _SEED)
 
 
 def test_what_programs_with_rules_showed_is_in_a_table_if_it_was_run() -> None:
     row = "| Docker | the host to its own published port | reset | survived | 6.1 |"
     assert row in rows(page.render([ran()], _SEED))
-    missing = ran({"step": "begin", "wanted": ["owners"]})
+    missing = ran(begun("owners"))
     assert "| Docker |" not in page.render([missing], _SEED)
 
 
 def test_a_step_that_is_run_again_replaces_what_it_found() -> None:
-    outcome = ran({"step": "fuzz", "failed": "no memory"}, {"step": "begin", "wanted": ["fuzz"]})
+    outcome = ran({"step": "fuzz", "failed": "no memory"}, begun("fuzz"))
     assert "fuzz was not run" in outcome.problems()
     fuzzed: dict[str, object] = {"packets": 9_000, "flows": 70, "windows": True, "mismatches": []}
-    for record in ({"step": "fuzz", **fuzzed}, {"step": "end"}):
-        outcome.add(record)
+    for line in ({"step": "fuzz", **fuzzed}, {"step": "end"}):
+        outcome.add(line)
     assert outcome.problems() == []
     assert "| 9,000 | 0 | yes | 25 passed |" in page.render([outcome], _SEED)
+
+
+def later(packets: int) -> Outcome:
+    """A run of one step, on that kernel."""
+    fuzz = {"step": "fuzz", "packets": packets, "windows": True, "mismatches": [], "seconds": 90.0}
+    return reported((begun("fuzz") | {"tree": "4567def"}, fuzz, {"step": "end"}))
+
+
+def test_steps_that_ran_one_by_one_are_put_together(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.jsonl"
+    record.write([ran(), Outcome("7", "7.3-1")], file)
+    record.write([later(9_000)], file)
+    (old, newest) = record.read(file)
+    assert newest == Outcome("7", "7.3-1")
+    assert old.steps == ran().steps | later(9_000).steps
+    assert old.trials == ran().trials
+    assert old.problems() == []
+    text = page.render([old], _SEED)
+    assert "| 9,000 | 0 | yes | 25 passed |" in text
+    assert rows(text)[-1].startswith("| 6.1 | 4567def, 1.5 min | -")
+    assert rows(text)[-1].endswith("| 0123abc, 0.1 min |")
+
+
+def test_a_newer_package_of_a_kernel_begins_anew(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.jsonl"
+    record.write([ran()], file)
+    newer = reported(records()[:3], version="6.1.2-1")
+    record.write([newer], file)
+    assert record.read(file) == [newer]
+
+
+def test_a_run_of_few_steps_shows_what_failed_in_it(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.jsonl"
+    record.write([ran()], file)
+    record.write([reported((begun("links"), {"step": "links", "failed": "no netem"}))], file)
+    (found,) = record.read(file)
+    assert found.problems()[0] == "links failed: no netem"
+    assert found.trees["links"] == "0123abc"
