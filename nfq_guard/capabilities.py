@@ -4,6 +4,7 @@
 import ctypes
 import errno
 import os
+import pwd
 import struct
 from pathlib import Path
 from typing import Final
@@ -26,8 +27,11 @@ _NAMES: Final = {
     BPF: "CAP_BPF",
 }
 
+_PR_SET_KEEPCAPS: Final = 8
 _PR_CAPBSET_DROP: Final = 24
 _PR_SET_NO_NEW_PRIVS: Final = 38
+_PR_CAP_AMBIENT: Final = 47
+_PR_CAP_AMBIENT_RAISE: Final = 2
 # _LINUX_CAPABILITY_VERSION_3: sets of 64 bits, in two halves.
 _CAPABILITY_VERSION: Final = 0x20080522
 _NUMBERS: Final = 64
@@ -61,14 +65,16 @@ def names(mask: int) -> list[str]:
     ]
 
 
-def keep_only(wanted: int) -> None:
+def keep_only(wanted: int, user: pwd.struct_passwd | None = None) -> None:
     """Give up all capabilities but `wanted`, for good; no program run later has others.
 
     Call it while the process has only one thread. It gives no capability that is not held. The
-    capabilities that programs inherit stay unchanged.
+    capabilities that programs inherit stay unchanged, except for `user`.
 
     Args:
         wanted: A bit mask by capability number.
+        user: The user to become, with all groups of that user, which takes root. Programs run
+            later inherit what is kept: those of root would have it without.
 
     Raises:
         OSError: The kernel refused.
@@ -86,13 +92,25 @@ def keep_only(wanted: int) -> None:
         _refused()
     held = [sets.get(name, 0) for name in ("CapEff:", "CapPrm:", "CapInh:")]
     kept = [each & wanted for each in held]
-    if kept == held:
+    if user is not None:
+        if libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0):
+            _refused()
+        os.initgroups(user.pw_name, user.pw_gid)
+        os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
+        os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)
+        kept[2] = kept[1]
+    elif kept == held:
         return  # a sandbox may forbid the next call
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)
     low = struct.pack("=III", *(each & 0xFFFFFFFF for each in kept))
     high = struct.pack("=III", *(each >> 32 for each in kept))
     if libc.capset(header, low + high):
         _refused()
+    for number in range(_NUMBERS if user is not None else 0):
+        if kept[2] >> number & 1 and libc.prctl(
+            _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, number, 0, 0
+        ):
+            _refused()
 
 
 def _refused() -> None:

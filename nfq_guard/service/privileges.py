@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: MIT
 """The privileges that a daemon keeps after the steps that take root.
 
-The user stays the one that started the daemon and owns its log, its metrics file and its control
-socket. The daemon keeps the capabilities that its sockets and its rules take; programs that it runs
-get no others. Outside of a service, which systemd puts in a sandbox, Landlock leaves it the
-directories that it writes to, and no other.
+A daemon that root starts becomes the user of the setting `user`, if there is one. It keeps the
+capabilities that its sockets and its rules take; programs that it runs get no others. Outside of a
+service, which systemd puts in a sandbox, Landlock leaves it the directories that it writes to, and
+no other.
 """
 
 import os
+import pwd
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from nfq_guard import capabilities, landlock
-from nfq_guard.errors import NfqGuardError, PrivilegeError
-from nfq_guard.firewall import lock
+from nfq_guard.errors import NfqGuardError, PrivilegeError, UsageError
+from nfq_guard.firewall import Backend, lock
 from nfq_guard.flows import log_settings
 from nfq_guard.netlink import owner
 from nfq_guard.nfqueue import counters
@@ -47,14 +48,21 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
         Notes for the operator.
 
     Raises:
-        PrivilegeError: The kernel refused.
+        PrivilegeError: The kernel refused, or another user than root is to become another one.
+        UsageError: The host has no such user.
     """
+    user = _other_user(settings)
     if settings.rules == "install":
         _load_modules(settings)
     kept = _needed(settings)
     notes: list[str] = []
+    if user is not None:
+        _give_runtime_directory(user)
     if capabilities.has(capabilities.DAC_OVERRIDE):
-        barred = _barred_without(kept, list(_files(settings, config)))
+        wanted = list(_files(settings, config))
+        if user is not None:
+            wanted += _files_of_root(settings)
+        barred = _barred_without(kept, user, wanted)
         if barred is not None:
             kept |= 1 << capabilities.DAC_OVERRIDE
             notes.append(
@@ -64,7 +72,7 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
     if alone:
         owner.remember(one.port_id for one in counters.all_queues().values())
     try:
-        capabilities.keep_only(kept)
+        capabilities.keep_only(kept, user)
         if alone and not landlock.write_only_to(
             _written(settings, last_good_at), _listened_on(settings)
         ):
@@ -74,6 +82,32 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
     except OSError as error:
         raise PrivilegeError(error.strerror) from None
     return notes
+
+
+def _other_user(settings: Settings) -> pwd.struct_passwd | None:
+    """The user to become; None to stay the one that started the daemon."""
+    if not settings.user:
+        return None
+    try:
+        user = pwd.getpwnam(settings.user)
+    except KeyError:
+        raise UsageError(
+            f"daemon.user: expected a user of this host, found {settings.user!r}"
+        ) from None
+    if user.pw_uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise PrivilegeError(f"daemon.user: only root may become {settings.user}")
+    return user
+
+
+def _give_runtime_directory(user: pwd.struct_passwd) -> None:
+    """As systemd does with the `RuntimeDirectory` of the unit."""
+    try:
+        lock.FOLDER.mkdir(mode=0o750, exist_ok=True)
+        os.chown(lock.FOLDER, user.pw_uid, user.pw_gid, follow_symlinks=False)
+    except OSError as error:
+        raise UsageError(f"{lock.FOLDER} cannot be given to {user.pw_name}: {error}") from None
 
 
 def _needed(settings: Settings) -> int:
@@ -133,14 +167,28 @@ def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]
             yield Path(name).parent, _WRITE
 
 
-def _barred_without(kept: int, wanted: list[tuple[Path, int]]) -> Path | None:
-    """The first existing file that a process with the capabilities `kept` cannot access."""
+def _files_of_root(settings: Settings) -> Iterator[tuple[Path, int]]:
+    """What only root may be able to access of the rest, and the access that the daemon needs."""
+    # It imports some modules after its start.
+    yield from ((Path(__file__), _READ), (Path(os.__file__), _READ))
+    if settings.rules != "none":
+        yield lock.FOLDER, _WRITE
+        if firewall_of(settings).described_choice().backend is Backend.LEGACY:
+            yield _XTABLES_LOCK, _READ | os.W_OK
+    if log_settings.FOLDER.exists():
+        yield log_settings.FOLDER, _WRITE
+
+
+def _barred_without(
+    kept: int, user: pwd.struct_passwd | None, wanted: list[tuple[Path, int]]
+) -> Path | None:
+    """The first existing file that `user` with the capabilities `kept` cannot access."""
     existing = [(path, mode) for path, mode in wanted if path.exists()]
     child = os.fork()
     if child == 0:
         status = 0
         try:
-            capabilities.keep_only(kept)
+            capabilities.keep_only(kept, user)
             for number, (path, mode) in enumerate(existing, 1):
                 if not os.access(path, mode):
                     status = number

@@ -102,6 +102,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             of the nftables ruleset they are verified within seconds.
         reinstall_rules: Whether rules that were changed or removed are installed again.
         control_socket: Path of the control socket; empty for none.
+        user: The user that a daemon started by root becomes, with the groups of that user, after
+            the steps that take root; empty to stay root. Of files that this user may not access,
+            the log names the first, and the daemon keeps CAP_DAC_OVERRIDE.
         follow_files_s: Interval at which the configuration and the files that it includes are read,
             and reloaded if their content changed, as that of a ConfigMap does; 0 for never.
     """
@@ -152,6 +155,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     verify_rules_s: Seconds = 30.0
     reinstall_rules: bool = True
     control_socket: str = "/run/nfq-guard/control.sock"
+    user: str = ""
     follow_files_s: Seconds = 0.0
 
     @property

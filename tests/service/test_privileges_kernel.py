@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 from nfq_guard.lab.netns import Namespace
-from tests.support.queue import QUEUE, GuardProcess, wait_for
+from tests.support.queue import QUEUE, GuardProcess, import_path, wait_for
 
 pytestmark = pytest.mark.kernel
 
@@ -131,6 +131,110 @@ def test_a_directory_of_another_user_keeps_the_right_to_it(
         assert (theirs / "guard.prom").exists()
         assert guard.stop() == 0
     assert not (theirs / "guard.prom").exists()
+
+
+# A host on which any user may run this interpreter: a machine for tests may have it in the home of
+# root. Its /run is its own.
+OPEN_HOST = (
+    "set -e; mount -t tmpfs run /run\n"
+    "path=$1; shift\n"
+    "until [ $path = / ]; do\n"
+    "  path=$(dirname $path)\n"
+    "  [ $(($(stat -c 0%a $path) & 1)) = 0 ] || continue\n"
+    "  mkdir -p /run/over$path/upper /run/over$path/work\n"
+    "  over=lowerdir=$path,upperdir=/run/over$path/upper,workdir=/run/over$path/work\n"
+    "  mount -t overlay -o $over overlay $path\n"
+    "  chmod o+x $path\n"
+    "done\n"
+    "install -d -o nobody /run/theirs\n"
+    'exec "$@"'
+)
+
+
+def guard_of(user: str, namespace: Namespace, tmp_path: Path, *lines: str) -> GuardProcess:
+    """A daemon of root that becomes this user. Its configuration is where that user can read it."""
+    config = configured(
+        tmp_path / "config.toml",
+        f'user = "{user}"',
+        'metrics_file = "/run/theirs/guard.prom"',
+        *lines,
+    )
+    prefix = ("unshare", "--mount", "sh", "-c", OPEN_HOST, "sh", os.__file__)
+    script = 'cp "$0" /run/config.toml; exec "$@"'
+    return GuardProcess(
+        namespace, tmp_path / "log", "--config", "/run/config.toml",
+        prefix=(*prefix, "sh", "-c", script, config),
+    ).ready()  # fmt: skip
+
+
+def test_it_becomes_the_user_that_is_set(inside: Namespace, tmp_path: Path) -> None:
+    """With its evidence, its rules, their repair and removal, its files and a reload."""
+    with guard_of("nobody", inside, tmp_path, 'backend = "nft"', "verify_rules_s = 0.2") as guard:
+        pid = guard.process.pid
+        kept = NET_ADMIN | NET_RAW
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+        found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+        assert found["Uid"].split() == [str(NOBODY)] * 4
+        assert set(found["Gid"].split() + found["Groups"].split()) == {str(NOBODY)}
+        # Programs that it runs inherit them.
+        names = ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb")
+        assert {int(found[name], 16) for name in names} == {kept}
+        assert found["NoNewPrivs"] == "1"
+        (started,) = guard.events("started")
+        assert (started["uid"], started["evidence"]) == (NOBODY, "bpf")
+        assert guard.events("note") == []
+        run = Path(f"/proc/{pid}/root/run")
+        assert (run / "nfq-guard/control.sock").stat().st_uid == NOBODY
+        assert (run / "theirs/guard.prom").exists()
+        inside.run("iptables-nft", "-t", "mangle", "-F")
+        wait_for(lambda: "NFQUEUE" in inside.run("iptables-nft-save").stdout)
+        guard.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(guard.events("reloaded")))
+        assert guard.stop() == 0
+    assert "NFQ_GUARD" not in inside.run("iptables-nft-save").stdout
+
+
+def test_what_the_user_may_not_access_is_named(inside: Namespace, tmp_path: Path) -> None:
+    """The lock of iptables-legacy is root's."""
+    with guard_of("nobody", inside, tmp_path, 'backend = "legacy"') as guard:
+        (note,) = guard.events("note")
+        assert "CAP_DAC_OVERRIDE, because /run/xtables.lock is not open" in note["text"]
+        assert "NFQ_GUARD" in inside.run("iptables-legacy-save").stdout
+        assert guard.stop() == 0
+    assert "NFQ_GUARD" not in inside.run("iptables-legacy-save").stdout
+
+
+def test_the_user_restores_the_sysctls_of_the_log(inside: Namespace, tmp_path: Path) -> None:
+    words = ("sysctl", "-n", "net.netfilter.nf_conntrack_log_invalid")
+    lines = ('backend = "nft"', 'evidence = "kernel-log"')
+    with guard_of("nobody", inside, tmp_path, *lines) as guard:
+        assert guard.events("started")[0]["evidence"] == "kernel-log"
+        notes = [note["text"] for note in guard.events("note")]
+        assert any("because /run/nfq-guard-kernel-log is not open" in note for note in notes), notes
+        assert inside.run(*words).stdout == "255\n"
+        assert guard.stop() == 0
+    assert inside.run(*words).stdout == "0\n"
+
+
+@pytest.mark.parametrize(
+    ("user", "prefix", "status", "complaint"),
+    [
+        ("nosuch", (), 2, "daemon.user: expected a user of this host, found 'nosuch'"),
+        ("root", ("setpriv", "--reuid=65534"), 77, "daemon.user: only root may become root"),
+    ],
+)
+def test_a_user_that_it_cannot_become(
+    inside: Namespace, tmp_path: Path, user: str, prefix: Sequence[str], status: int, complaint: str
+) -> None:
+    """Nothing is installed."""
+    config = configured(tmp_path / "config.toml", f'user = "{user}"', 'control_socket = ""')
+    words = ("unshare", "--mount", "sh", "-c", OPEN_HOST, "sh", os.__file__, "sh", "-c")
+    script = 'cp "$0" /run/config.toml; exec "$@"'
+    environment = ("env", f"PYTHONPATH={import_path()}")
+    daemon = (sys.executable, "-m", "nfq_guard", "run", "--config", "/run/config.toml")
+    done = inside.run(*words, script, config, *prefix, *environment, *daemon, check=False)
+    assert (done.returncode, done.stderr) == (status, f"nfq-guard: {complaint}\n")
+    assert "NFQ_GUARD" not in inside.run("iptables-nft-save").stdout
 
 
 def test_no_program_gains_what_was_given_up(inside: Namespace) -> None:
