@@ -19,8 +19,9 @@ _UNSTATED: Final = {"netfilterqueue": "MIT", "jinja2": "BSD-3-Clause"}
 
 def licence_of(one: Distribution) -> str:
     """The SPDX expression of a package."""
-    stated = one.metadata["License-Expression"]
-    return stated or _UNSTATED[canonicalize_name(one.metadata["Name"])]
+    if "License-Expression" in one.metadata:
+        return one.metadata["License-Expression"]
+    return _UNSTATED[canonicalize_name(one.metadata["Name"])]
 
 
 def needed(name: str, extras: tuple[str, ...] = ("",)) -> Iterator[Distribution]:

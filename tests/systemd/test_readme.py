@@ -2,6 +2,7 @@
 """What README says is so: its commands run, its outputs are what comes out."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -109,6 +110,7 @@ def test_install_is_what_the_service_tests_install() -> None:
     told = subprocess.run(
         ["make", "--no-print-directory", "-n", "install"],
         cwd=_TREE,
+        env={name: value for name, value in os.environ.items() if name != "PYTHON"},
         check=True,
         capture_output=True,
         text=True,
