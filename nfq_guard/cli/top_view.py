@@ -153,7 +153,7 @@ class View:
         }
         total = sum(numbers.values())
         numbers |= {key_of(flow): flow["packets"] for flow in flows}
-        numbers[None] = total
+        numbers |= {queue.queue: queue.count("packets") for queue in status.queues}
         until = datetime.fromisoformat(status.since) + timedelta(seconds=status.uptime_s)
         new = {
             key_of(flow)
@@ -205,7 +205,7 @@ class View:
 
     def _head(self, status: Status, height: int, width: int) -> list[Line]:
         enforcing = status.mode is Mode.ENFORCE
-        total = sum(queue.packets_per_s for queue in status.queues)
+        total = sum(map(self._queue_rate, status.queues))
         policy = status.policy
         mode = Piece(
             f"nfq-guard {status.mode}", (Style.BOLD, Style.GREEN if enforcing else Style.YELLOW)
@@ -219,7 +219,10 @@ class View:
         shown: list[Line] = [[mode, *fitting(parts, width - len(mode.text))]]
         if width >= _SPARK_WIDTH and height >= _SPARK_HEIGHT:
             shown.append(self._sparkline(width))
-        shown += [_queue_line(queue, width) for queue in status.queues[:_QUEUES_SHOWN]]
+        shown += [
+            _queue_line(queue, self._queue_rate(queue), width)
+            for queue in status.queues[:_QUEUES_SHOWN]
+        ]
         if len(status.queues) > _QUEUES_SHOWN:
             shown.append([Piece(f"and {len(status.queues) - _QUEUES_SHOWN} more queues")])
         if self.problem:
@@ -241,6 +244,11 @@ class View:
         else:
             shown.append([Piece(text) for text in spaced(counts, width, "and {} more")])
         return [*shown, []] if height >= _SPARK_HEIGHT else shown
+
+    def _queue_rate(self, queue: QueueStatus) -> float:
+        """Over the time of all rates here; before the second response, what the daemon says."""
+        rate = self._meter.rate(queue.queue)
+        return queue.packets_per_s if rate is None else rate
 
     def _sparkline(self, width: int) -> Line:
         """INVALID packets of each update, the last one on the right."""
@@ -387,7 +395,7 @@ def _first_shown(heights: Sequence[int], selected: int, room: int) -> int:
     return first
 
 
-def _queue_line(queue: QueueStatus, width: int) -> Line:
+def _queue_line(queue: QueueStatus, rate: float, width: int) -> Line:
     """As much about a queue as fits; drops are first where there are any."""
     drops = queue.count("queue_full_drops") + queue.count("buffer_full_drops")
     restarts = f", restarted {queue.restarts}x" if queue.restarts else ""
@@ -396,7 +404,7 @@ def _queue_line(queue: QueueStatus, width: int) -> Line:
         parts.append(f"{counted(queue.healed_flows, 'flow')} healed")
     parts.append(f"{queue.waiting} waiting")
     parts.insert(0 if drops else len(parts), f"{drops} dropped by the kernel")
-    text = f"queue {queue.queue} {queue.state}{restarts}: {queue.packets_per_s:.1f}/s"
+    text = f"queue {queue.queue} {queue.state}{restarts}: {rate:.1f}/s"
     for part in parts:
         if len(text) + len(part) + 2 > width:
             break

@@ -64,6 +64,17 @@ def styles(lines: list[Line], text: str) -> set[Style]:
     }
 
 
+def test_all_rates_are_over_one_time(three: View) -> None:
+    """35 packets in 5 s, whatever the daemon's own figure is, which is over another time."""
+    shown = text(three.lines(24, 80))
+    assert "7.0 packets/s" in shown
+    assert "queue 0 serving: 7.0/s" in shown
+    assert "seq-over 935 (7.0/s)" in shown
+    first = View()
+    first.take(status(900), FLOWS, 100.0)
+    assert "2.0 packets/s" in text(first.lines(24, 80))
+
+
 @pytest.mark.parametrize("name", pictures())
 def test_pictures(name: str) -> None:
     """`python -m tests.support.top` writes them anew."""
