@@ -20,6 +20,12 @@ CONFIG: Final = TREE / "mkdocs.yml"
 LINK: Final = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)")
 _IMAGE: Final = re.compile(r"!\[[^\]]*\]\(([^)\s]+)\)")
 _FENCE: Final = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_STYLE: Final = """\
+/* At least 12 px; and the last column, which explains, is wide enough to be read on a phone. */
+.md-typeset table:not([class]) code { font-size: .6rem; }
+.md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
+.md-typeset table:not([class]) td:last-child:not(:first-child) { min-width: 14rem; }
+"""
 # Where a link to a folder without a README leads.
 _FIRST: Final = {"docs/reference": "docs/reference/settings.md"}
 
@@ -77,6 +83,7 @@ def lay_out(place: Path) -> None:
                 shutil.copy(TREE / path, place / path)
         (place / page).parent.mkdir(parents=True, exist_ok=True)
         (place / page).write_text(text, encoding="utf-8")
+    (place / "site.css").write_text(_STYLE, encoding="ascii")
 
 
 if __name__ == "__main__":
