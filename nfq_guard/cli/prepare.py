@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             _complain(str(error))
     for problem in proc_files.share(pins.account(args.user).pw_gid):
         _complain(problem)
-    passed_sockets.leave()
+    passed_sockets.leave_tables()
     done = _provide(settings, instance, args.user)
     if not args.quiet:
         sys.stdout.write(f"{done}\n")

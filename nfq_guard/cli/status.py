@@ -34,7 +34,7 @@ _LOSSES: Final = {
     "queue_full_drops": "dropped because the queue was full",
     "buffer_full_drops": "dropped because the socket buffer was full",
     "buffer_full_passes": "passed unjudged because the socket buffer was full",
-    "unread_packets": "queued while the daemon bound its queue: by the fail mode",
+    "unread_packets": "queued meanwhile, or read by a killed daemon: by the fail mode",
     "buffer_overruns": "overruns of the socket buffer",
     "verdict_errors": "verdicts for packets that were gone",
     "judging_failures": "packets that could not be judged",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The process that holds a netfilter socket."""
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -44,6 +45,11 @@ def process_of(port_id: int) -> str:
                     continue
                 return f"{name} (pid {process.name})"
     return _remembered.get(inode, UNKNOWN)
+
+
+def is_socket_of(fd: int, port_id: int) -> bool:
+    """Whether a file is the netfilter socket of a port id, in this network namespace."""
+    return _inode(port_id) == str(os.fstat(fd).st_ino)
 
 
 def _inode(port_id: int) -> str:

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Reads one queue that netfilterqueue bound; the only module that imports that library.
 
-The library binds the queue, owns the socket and unbinds. Everything else is done on a duplicate of
-its socket, because the library lacks it: queue flags, the state of checksums, counts of ENOBUFS and
-of failed verdicts, a budget a turn, many messages a call. Read by the library, which makes an
-object a packet, an accepted packet costs 2.1 times the CPU of a C program that only accepts; read
-here, about as much as in that program (benchmarks/README.md).
+The library opens the socket and binds the queue. From then on the socket is the reader's, because
+the library lacks the rest: queue flags, the state of checksums, counts of ENOBUFS and of failed
+verdicts, a budget a turn, many messages a call, and a queue that outlives the process. Read by the
+library, which makes an object a packet, an accepted packet costs 2.1 times the CPU of a C program
+that only accepts; read here, about as much as in that program (benchmarks/README.md).
 """
 
 import errno
 import os
 import socket
 import warnings
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, Self, final
 
 from netfilterqueue import COPY_PACKET, NetfilterQueue
@@ -19,7 +21,7 @@ from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
-from nfq_guard.netlink.owner import process_of
+from nfq_guard.netlink.owner import is_socket_of, process_of
 from nfq_guard.nfqueue import counters, requests
 from nfq_guard.nfqueue.message import (
     InterfaceNames,
@@ -34,6 +36,8 @@ from nfq_guard.wire.packet import Queued
 # Bytes of a message beside the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
 _ID_MASK: Final = 0xFFFFFFFF
+# asm-generic/socket.h; Python does not name it.
+_SO_RCVBUFFORCE: Final = 33
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _FLAG_NAMES: Final = {requests.CONFIG_FAIL_OPEN: "fail-open", requests.CONFIG_GSO: "gso"}
 
@@ -44,16 +48,17 @@ class QueueReader:
 
     Attributes:
         queue_num: Its number.
-        socket: A duplicate of the library's socket, for epoll and for verdicts.
+        socket: The socket that owns the queue, for epoll and for verdicts.
+        taken_over: Whether an earlier process bound the queue.
         lost: How often reading gave ENOBUFS: the socket buffer overran since the last read.
         verdict_errors: Verdicts for packets that were gone, as after an interface was flushed.
         wants_stamp: Whether to look for the time of the first packet of a batch, which costs as
             much as reading it.
         stamp_us: When the kernel received that packet, in microseconds of the Unix epoch; 0 where
             it did not take the time.
-        unread: Packets that were queued while the library waited for the answers to its requests,
-            and that it discarded: the ids from 1 on, which wait for a verdict all the same.
-            Negative until the first packet is read.
+        unread: The highest id of packets that wait for a verdict and were read elsewhere: by the
+            library, which discards them while it waits for the answers to its requests, or by the
+            process from which the queue was taken over. Negative until the first packet is read.
         missing: Packets that were queued and of which no message came, because the buffer was full,
             as the ids of later packets tell.
         last_id: Id of the last packet that was read; 0 before the first.
@@ -68,8 +73,9 @@ class QueueReader:
         copy_bytes: int = 256,
         socket_buffer_bytes: int = 4 << 20,
         fail_open: bool = True,
+        kept: socket.socket | None = None,
     ) -> None:
-        """Bind the queue in the calling thread's network namespace.
+        """Bind the queue in the calling thread's network namespace, or take it over.
 
         Args:
             queue_num: Number of the queue.
@@ -77,6 +83,7 @@ class QueueReader:
             copy_bytes: Bytes of each packet that the kernel copies.
             socket_buffer_bytes: Requested size; the kernel doubles it for its own needs.
             fail_open: Whether packets pass when the queue or the buffer is full.
+            kept: The socket of an earlier process, which is closed where the queue is not its own.
 
         Raises:
             BusyError: Another process owns this queue.
@@ -93,24 +100,17 @@ class QueueReader:
         self.wants_stamp = False
         self.refused: list[str] = []
         self._names = InterfaceNames()
-        self._queue = _opened()
-        with warnings.catch_warnings():
-            # The buffer is smaller than requested; a note in the log says so.
-            warnings.simplefilter("ignore", RuntimeWarning)
-            try:
-                self._queue.bind(
-                    queue_num,
-                    _never_called,
-                    queue_length,
-                    # At once: a bound queue that does not copy yet has its packets dropped.
-                    COPY_PACKET,
-                    copy_bytes,
-                    socket_buffer_bytes,
-                )
-            except OSError:
-                raise _why_not(self._queue, queue_num) from None
-        os.set_inheritable(self._queue.get_fd(), False)  # noqa: FBT003 - its only spelling
-        self.socket = socket.socket(fileno=os.dup(self._queue.get_fd()))
+        self.taken_over = kept is not None and _owns(kept, queue_num)
+        if kept is not None and not self.taken_over:
+            # Where it cannot be seen whose the queue is.
+            with suppress(OSError):
+                kept.send(requests.config_unbind(queue_num))
+            kept.close()
+        if kept is not None and self.taken_over:
+            self.socket = kept
+            self._configure(queue_length, copy_bytes, socket_buffer_bytes)
+        else:
+            self.socket = _bound(queue_num, queue_length, copy_bytes, socket_buffer_bytes)
         self._inbox = Inbox(self.socket.fileno(), copy_bytes + _OVERHEAD)
         self._receive = self._inbox.receive
         self.socket.send(requests.config_flags(queue_num, requests.CONFIG_GSO))
@@ -167,7 +167,7 @@ class QueueReader:
         if ids:
             last = ids[-1]
             if self.unread < 0:
-                self.unread = self.last_id = ids[0] - 1
+                self.unread = self.last_id = ids[0] - 1 & _ID_MASK
             self.missing += (last - self.last_id - len(ids)) & _ID_MASK
             self.last_id = last
         return ids, batch
@@ -181,9 +181,18 @@ class QueueReader:
         self._names.forget()
 
     def close(self) -> None:
-        """Unbind; packets that still wait are dropped by the kernel."""
-        self._queue.unbind()
+        """Close the socket.
+
+        If nobody else has it, that unbinds the queue, and the kernel drops packets that still wait.
+        """
         self.socket.close()
+
+    def _configure(self, queue_length: int, copy_bytes: int, buffer_bytes: int) -> None:
+        """What the library does when it binds."""
+        self.socket.send(requests.config_copy(self.queue_num, copy_bytes))
+        self.socket.send(requests.config_length(self.queue_num, queue_length))
+        with suppress(OSError):  # in another user namespace; a note in the log says so
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
 
     def _has_lost(self) -> bool:
         """Whether the last read failed because messages were lost; False: nothing waits."""
@@ -199,10 +208,47 @@ class QueueReader:
         if found is None or found[0] == 0:
             return
         name = _FLAG_NAMES.get(found[1])
+        if found == (errno.ENOENT, requests.UNREAD):
+            return  # there was no such packet
         if name is None:
             self.verdict_errors += 1
         elif name not in self.refused:
             self.refused.append(name)
+
+
+def _bound(
+    queue_num: int, queue_length: int, copy_bytes: int, socket_buffer_bytes: int
+) -> socket.socket:
+    """The socket of a queue that the library has bound, as `QueueReader`."""
+    queue = _opened()
+    with warnings.catch_warnings():
+        # The buffer is smaller than requested; a note in the log says so.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        try:
+            queue.bind(
+                queue_num,
+                _never_called,
+                queue_length,
+                # At once: a bound queue that does not copy yet has its packets dropped.
+                COPY_PACKET,
+                copy_bytes,
+                socket_buffer_bytes,
+            )
+        except OSError:
+            raise _why_not(queue, queue_num) from None
+    bound = socket.socket(fileno=os.dup(queue.get_fd()))
+    # The library's object unbinds its queue when it goes, which compiled is after its last use. It
+    # does so here, with another file in the place of its socket.
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), queue.get_fd(), inheritable=False)
+    queue.unbind()
+    return bound
+
+
+def _owns(kept: socket.socket, queue_num: int) -> bool:
+    """Whether this socket owns the queue, in the calling thread's network namespace."""
+    holder = counters.owner(queue_num)
+    return holder is not None and is_socket_of(kept.fileno(), holder.port_id)
 
 
 def _never_called(_packet: KernelPacket) -> None:

@@ -20,15 +20,23 @@ TYPE_VERDICT_BATCH: Final = 0x303
 _ATTR_VERDICT: Final = 2
 _ATTR_MARK: Final = 3
 _ATTR_CONFIG_COMMAND: Final = 1
+_ATTR_CONFIG_PARAMETERS: Final = 2
+_ATTR_CONFIG_LENGTH: Final = 3
 _ATTR_CONFIG_MASK: Final = 4
 _ATTR_CONFIG_FLAGS: Final = 5
 
 _COMMAND_BIND: Final = 1
+_COMMAND_UNBIND: Final = 2
 _ANY_FAMILY: Final = 0
 _WORD: Final = struct.Struct("!I")
 
 CONFIG_FAIL_OPEN: Final = 1
 CONFIG_GSO: Final = 4
+# The sequence of the verdict for all packets up to an id; there may be none. It is no flag.
+UNREAD: Final = 3
+
+_COPY_PACKET: Final = 2
+_COPY: Final = struct.Struct("!IB")
 
 
 def config_flags(queue_num: int, flag: int, *, on: bool = True) -> bytes:
@@ -39,6 +47,24 @@ def config_flags(queue_num: int, flag: int, *, on: bool = True) -> bytes:
     body = attribute(_ATTR_CONFIG_MASK, _WORD.pack(flag))
     body += attribute(_ATTR_CONFIG_FLAGS, _WORD.pack(flag if on else 0))
     return message(TYPE_CONFIG, 0, flag, _ANY_FAMILY, queue_num, body)
+
+
+def config_unbind(queue_num: int) -> bytes:
+    """Unbind a queue, which the kernel refuses unless the sender's socket owns it."""
+    body = attribute(_ATTR_CONFIG_COMMAND, bytes((_COMMAND_UNBIND, 0, 0, 0)))
+    return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
+
+
+def config_copy(queue_num: int, copy_bytes: int) -> bytes:
+    """Have the first `copy_bytes` of each packet copied."""
+    body = attribute(_ATTR_CONFIG_PARAMETERS, _COPY.pack(copy_bytes, _COPY_PACKET))
+    return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
+
+
+def config_length(queue_num: int, packets: int) -> bytes:
+    """Let so many packets wait."""
+    body = attribute(_ATTR_CONFIG_LENGTH, _WORD.pack(packets))
+    return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
 
 
 def config_nothing() -> bytes:
@@ -67,6 +93,15 @@ def verdict(kind: int, queue_num: int, verdict_number: int, mark: int | None) ->
     body = b"" if mark is None else attribute(_ATTR_MARK, _WORD.pack(mark))
     body += attribute(_ATTR_VERDICT, _WORD.pack(verdict_number) + bytes(4))
     return message(kind, 0, 0, _ANY_FAMILY, queue_num, body)[:-4]
+
+
+def verdict_up_to(queue_num: int, verdict_number: int, last: int) -> bytes:
+    """A verdict for every packet that waits and has an id up to `last`, if there is one.
+
+    Where there is none, the kernel answers with ENOENT and the sequence `UNREAD`.
+    """
+    body = attribute(_ATTR_VERDICT, _WORD.pack(verdict_number) + _WORD.pack(last))
+    return message(TYPE_VERDICT_BATCH, 0, UNREAD, _ANY_FAMILY, queue_num, body)
 
 
 def error_of(answer: bytes) -> tuple[int, int] | None:

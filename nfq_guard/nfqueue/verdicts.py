@@ -66,6 +66,11 @@ class VerdictSender:
         self.messages += len(parts)
         self._send(b"".join(parts))
 
+    def send_up_to(self, last: int, verdict: int) -> None:
+        """Send `verdict` for every packet that waits with an id up to `last`, if there is one."""
+        self.messages += 1
+        self._send(requests.verdict_up_to(self._queue_num, verdict, last))
+
     def _message(self, kind: int, verdict: int, mark: int | None) -> bytes:
         # One number: hashing and comparing a tuple of three takes longer than all the rest.
         key = kind << 1 | verdict

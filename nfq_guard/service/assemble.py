@@ -137,7 +137,8 @@ def run(
         return load_policy_for(config.settings, path, override)
 
     with ExitStack() as stack:
-        sockets = [stack.enter_context(one) for one in passed_sockets.take()]
+        sockets = [stack.enter_context(one) for one in passed_sockets.take(passed_sockets.TABLES)]
+        keeper = passed_sockets.QueueKeeper()
         for program in ahead.values():
             if isinstance(program, Program):
                 stack.callback(program.close)
@@ -148,6 +149,8 @@ def run(
         recording = events.recording
         loop = stack.enter_context(Loop(_log_failed_housekeeping(events)))
         if len(settings.queue_numbers) > 1:
+            if keeper.kept is not None:
+                keeper.kept.close()
             if recording is not None:
                 # The workers write into it. A worker that is restarted must inherit the right file,
                 # and the daemon must not keep a removed one open.
@@ -177,6 +180,7 @@ def run(
                     notes,
                     instance,
                     ahead.get(queue_num),
+                    keeper,
                 )
             )
         daemon = Daemon(

@@ -33,6 +33,7 @@ CATALOGUE: Final = (
         (
             f"{_SERVICE}test_a_daemon_that_is_killed_is_restarted",
             f"{_SERVICE}test_rules_after_a_kill",
+            f"{_SERVICE}test_packets_wait_for_the_next_daemon",
             "tests/service/test_fail_modes_kernel.py::test_killed",
         ),
         "the outage is up to 250 ms of systemd, to which it rounds its timers, and the start of a "
@@ -52,9 +53,13 @@ CATALOGUE: Final = (
         "F3",
         "the service is restarted",
         ("restarted-open", "restarted-closed"),
-        (f"{_SERVICE}test_rules_stay_over_a_restart",),
+        (
+            f"{_SERVICE}test_rules_stay_over_a_restart",
+            f"{_SERVICE}test_packets_wait_for_the_next_daemon",
+        ),
         "no process serves the queue between the old daemon and the new one, which has its own "
-        "start to do; the rules stay, and in fail mode closed no packet is let through",
+        "start to do, after steps of root before it; in fail mode closed the packets wait, and are "
+        "lost where the queue is full",
     ),
     Entry(
         "F4",

@@ -14,7 +14,7 @@ import struct
 import threading
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple, Self
 
 from nfq_guard.lab.netns import Namespace, veth
@@ -60,6 +60,8 @@ class Gap(NamedTuple):
     lost: int
     # From when the first of them was sent until the last was.
     outage_s: float
+    # The longest time in which none of all packets arrived.
+    wait_s: float
     # Packets to `DENIED` that did arrive, and how long after the fault the last of them was sent.
     leaked: int
     leak_s: float
@@ -235,6 +237,7 @@ class Stream:
                 Gap(
                     lost=len(missing),
                     outage_s=missing[-1] - missing[0] if missing else 0.0,
+                    wait_s=_longest([when for when in self.arrived_at if begin <= when < end]),
                     leaked=len(passed),
                     leak_s=max(0.0, passed[-1] - at) if passed else 0.0,
                 )
@@ -243,9 +246,7 @@ class Stream:
 
     def longest_wait_s(self) -> float:
         """The longest time in which none arrived."""
-        return max(
-            (later - earlier for earlier, later in itertools.pairwise(self.arrived_at)), default=0.0
-        )
+        return _longest(self.arrived_at)
 
     def discrepancy(self) -> str:
         """Where sender, rules and receiver do not agree, or nothing."""
@@ -254,6 +255,11 @@ class Stream:
         if came != self.sent or passed != len(self.arrived):
             return f"sent {self.sent}, came {came}, passed {passed}, received {len(self.arrived)}"
         return ""
+
+
+def _longest(times: Sequence[float]) -> float:
+    """The longest of the times between two of these, which are in order."""
+    return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
 def port_of(number: int) -> int:

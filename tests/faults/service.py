@@ -102,13 +102,12 @@ def killed_open(at: Rig, times: int) -> Outcome:
 def killed_closed(at: Rig, times: int) -> Outcome:
     """F1 in fail mode closed."""
     run = at.inject("closed", "kill -9 $PID", times, 2.5)
-    outage = run.of(lambda one: one.outage_s)
+    outage = run.of(lambda one: one.wait_s)
     return Outcome(
         "F1",
         f"{times} times SIGKILL, fail mode closed, {_PPS} packets/s",
         "outage 600 ms at most (99 %), nothing let through, rules intact",
-        f"outage {ms(outage[0])} (median), {ms(outage[1])} (99 %), {run.leaked} let through, "
-        f"rules {_same(run)}",
+        f"{_outage(run)}, {run.leaked} let through, rules {_same(run)}",
         outage[1] <= 0.6 and not run.leaked and run.same_rules,
         run.exact and not run.leaked,
     )
@@ -117,13 +116,12 @@ def killed_closed(at: Rig, times: int) -> Outcome:
 def stopped(at: Rig, times: int) -> Outcome:
     """F2."""
     run = at.inject("closed", "kill -STOP $PID", times, 5)
-    outage = run.of(lambda one: one.outage_s)
+    outage = run.of(lambda one: one.wait_s)
     return Outcome(
         "F2",
         f"{times} times SIGSTOP, fail mode closed, WatchdogSec={_WATCHDOG_S:.0f}s",
         "back within 2.5 s (99 %), nothing let through",
-        f"back after {outage[0]:.2f} s (median), {outage[1]:.2f} s (99 %), {run.leaked} let "
-        f"through, rules {_same(run)}",
+        f"{_outage(run)}, {run.leaked} let through, rules {_same(run)}",
         outage[1] <= _WATCHDOG_S + 0.5 and not run.leaked and run.same_rules,
         run.exact and not run.leaked,
     )
@@ -144,14 +142,13 @@ def restarted_open(at: Rig, times: int) -> Outcome:
 
 def restarted_closed(at: Rig, times: int) -> Outcome:
     """F3 in fail mode closed, and A9."""
-    run = at.inject("closed", "systemctl restart nfq-guard", times, 1)
-    outage = run.of(lambda one: one.outage_s)
+    run = at.inject("closed", "systemctl restart nfq-guard", times, 2)
+    outage = run.of(lambda one: one.wait_s)
     return Outcome(
         "F3",
         f"{times} times systemctl restart, fail mode closed, {_PPS} packets/s",
         "outage 100 ms at most, nothing let through",
-        f"outage {ms(outage[0])} (median), {ms(outage[1])} (99 %), {run.leaked} let through, "
-        f"rules {_same(run)}",
+        f"{_outage(run)}, {run.leaked} let through, rules {_same(run)}",
         outage[1] <= 0.1 and not run.leaked and run.same_rules,
         run.exact and not run.leaked,
     )
@@ -188,6 +185,12 @@ def flushed(at: Rig, times: int) -> Outcome:
         f"{_same(run)}",
         leak[1] <= 10 and run.same_rules,
     )
+
+
+def _outage(run: Run) -> str:
+    """For how long nothing arrived, and what was lost of it, in words."""
+    median, most = run.of(lambda one: one.wait_s)
+    return f"outage {ms(median)} (median), {ms(most)} (99 %), {run.lost} lost at most in each"
 
 
 def _same(run: Run) -> str:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -85,6 +86,64 @@ def test_packets_that_come_while_it_binds(namespace: Make) -> None:
     finally:
         flood.kill()
         flood.communicate()
+
+
+def kept_of(reader: QueueReader | socket.socket) -> socket.socket:
+    """The socket of a reader that is to end, as systemd would keep it."""
+    return socket.socket(fileno=os.dup(reader.fileno()))
+
+
+def test_packets_wait_for_the_next_reader(namespace: Make) -> None:
+    """What nobody read is read; what was read and not answered is known by its last id."""
+    inside = namespace("q")
+    queue_udp(inside, bypass=False)
+    with Datagrams(inside) as udp, inside.entered():
+        with QueueReader(QUEUE, copy_bytes=128, queue_length=5) as first:
+            udp.send(4)
+            ids, _ = first.drain(3)
+            VerdictSender(first.socket, QUEUE).send(ids[:1], [1], [None])
+            kept = kept_of(first)
+        udp.send(2)
+        assert kernel_line(inside).waiting == 5
+        with QueueReader(QUEUE, copy_bytes=100, queue_length=7, kept=kept) as second:
+            assert (second.taken_over, second.unread) == (True, -1)
+            udp.send(2, size=1000)
+            verdicts = VerdictSender(second.socket, QUEUE)
+            ids, batch = second.drain(64)
+            assert ids == [4, 5, 6, 7, 8]
+            assert len(batch[-1].octets) == kernel_line(inside).copy_bytes == 100
+            assert (second.unread, second.missing) == (3, 0)
+            for _ in range(2):  # the second time there is none
+                verdicts.send_up_to(3, 0)
+            assert kernel_line(inside).waiting == 5
+            verdicts.send(ids, [1] * 5, [None] * 5)
+            assert second.drain(64) == ([], [])
+            assert second.verdict_errors == 0
+            assert udp.received() == [0, 3, 0, 1, 0, 1]
+        assert QUEUE not in counters.all_queues()
+
+
+def test_the_socket_of_another_queue_is_closed(namespace: Make) -> None:
+    """And one that cannot be seen to own the queue gives it up."""
+    inside = namespace("q")
+    with inside.entered():
+        with QueueReader(QUEUE + 1) as other:
+            kept = kept_of(other)
+            with QueueReader(QUEUE, kept=kept) as reader:
+                assert (reader.taken_over, kept.fileno()) == (False, -1)
+                assert {QUEUE, QUEUE + 1} <= counters.all_queues().keys()
+                kept = kept_of(reader)
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            kept_of(kept) as again,  # systemd's
+        ):
+            patch.setattr(counters, "owner", lambda _: None)
+            with QueueReader(QUEUE, kept=kept) as reader:
+                assert not reader.taken_over
+                patch.undo()
+                owner = counters.owner(QUEUE)
+                assert owner is not None
+                assert owner.port_id not in {0, again.getsockname()[0]}
 
 
 def test_hook_interface_and_mark(namespace: Make) -> None:

@@ -78,6 +78,7 @@ class FakeQueue:
         self.unread = 0
         self.missing = 0
         self.last_id = 0
+        self.taken_over = False
         self.verdict_errors = 0
         self.messages = 0
         self.refused: list[str] = []
@@ -107,6 +108,9 @@ class FakeQueue:
         assert len(ids) == len(verdicts) == len(marks)
         self.answered += len(ids)
 
+    def send_up_to(self, last: int, verdict: int) -> None:
+        raise AssertionError((last, verdict))
+
     def set_fail_open(self, *, on: bool) -> None:
         self.fail_open.append(on)
 
@@ -126,11 +130,25 @@ class UnchangingEvidence:
         pass
 
 
+class FakeKeeper:
+    """Keeps the number of a file, as systemd keeps the file."""
+
+    def __init__(self) -> None:
+        self.kept: int | None = None
+
+    def keep(self, fd: int) -> None:
+        self.kept = fd
+
+    def forget(self) -> None:
+        self.kept = None
+
+
 class Served:
     """A server of a fake queue, its loop turned by the test."""
 
     def __init__(self, log: Path, packets: int = 0, *, fail_open: bool = False) -> None:
         self.queue = FakeQueue(packets)
+        self.keeper = FakeKeeper()
         self.loop = Loop()
         self.sink = LineSink(log)
         self.log = log
@@ -156,6 +174,7 @@ class Served:
             fail_open=fail_open,
             packets=KeptPackets(PacketRing(0), None, payload=False),
             opened=opened,
+            keeper=self.keeper,
         )
 
     def logged(self) -> str:
@@ -211,11 +230,15 @@ def test_a_hurried_end_leaves_packets_to_the_kernel(make: Callable[..., Served])
 
 @pytest.mark.parametrize("fail_open", [False, True])
 def test_a_queue_fails_open_in_dry_run(make: Callable[..., Served], *, fail_open: bool) -> None:
-    """And in enforce mode as the fail mode says."""
+    """And in enforce mode as the fail mode says; it is kept where packets would be lost."""
     one = make(fail_open=fail_open)
     one.server.begin()
+    kept = None if fail_open else one.queue.fileno()
+    assert one.keeper.kept == kept
     one.server.set_mode(Mode.DRY_RUN, 0)
+    assert one.keeper.kept is None
     one.server.set_mode(Mode.ENFORCE, 0x1000)
+    assert one.keeper.kept == kept
     assert one.queue.fail_open == [fail_open, True, fail_open]
     assert (one.judge.mode, one.judge.unjudged_mark) == (Mode.ENFORCE, 0x1000)
     assert one.server.worker.stats.gauges["enforcing"] == 1.0

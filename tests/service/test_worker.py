@@ -43,6 +43,7 @@ class FakeQueue:
         self.unread = 0
         self.missing = 0
         self.last_id = 0
+        self.taken_over = False
         self.verdicts: list[tuple[int, int, int | None]] = []
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
@@ -54,6 +55,9 @@ class FakeQueue:
 
     def send(self, ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
         self.verdicts += zip(ids, verdicts, marks, strict=True)
+
+    def send_up_to(self, last: int, verdict: int) -> None:
+        self.verdicts += [(number, verdict, None) for number in range(1, last + 1)]
 
 
 def worker(

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The worker on a real queue, with a policy or a lookup that raises."""
 
+import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -111,6 +113,32 @@ def test_lookup_that_raises(namespace: Make, tmp_path: Path) -> None:
         assert udp.received() == list(range(100))
         assert kernel_line(inside).waiting == 0
         one.close(0)
+
+
+def test_packets_that_a_killed_daemon_had_read(namespace: Make, tmp_path: Path) -> None:
+    """They get the verdict of the fail mode and are counted; the others are judged."""
+    inside = namespace("q")
+    queue_udp(inside)
+    with Datagrams(inside) as udp, inside.entered():
+        for later in (0, 2):
+            with QueueReader(QUEUE) as killed:
+                udp.send(5)
+                ids, _ = killed.drain(4)
+                VerdictSender(killed.socket, QUEUE).send(ids[:2], [1, 1], [None] * 2)
+                kept = socket.socket(fileno=os.dup(killed.fileno()))
+                if not later:
+                    killed.drain(1)
+            with QueueReader(QUEUE, kept=kept) as reader:
+                one = worker(reader, tmp_path / "log", EveryThirdRaises(), Nothing(), drops=True)
+                udp.send(later)
+                one.tick(0)
+                assert kernel_line(inside).waiting == 0
+                assert one.stats.counters["unread_packets"] == (2 if later else 3)
+                assert one.stats.counters["packets"] == (3 if later else 0)
+                one.tick(1)
+                assert one.stats.counters["verdict_errors"] == 0
+                one.close(2)
+            assert udp.received() == [0, 1]
 
 
 def test_packets_that_the_library_discarded(namespace: Make, tmp_path: Path) -> None:

@@ -588,6 +588,47 @@ def test_rules_stay_over_a_restart(guest: Guest) -> None:
     assert guest.sh("iptables -t mangle -S") == before
 
 
+_QUEUED: Final = "/proc/net/netfilter/nfnetlink_queue"
+
+
+def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
+    """In closed the queue stays bound over a restart and a kill, and no longer than that."""
+
+    def judged(count: int) -> bool:
+        status = json.loads(guest.sh("nfq-guard status --format json", check=False))
+        return bool(status["queues"][0]["packets"] == count)
+
+    def again(script: str) -> None:
+        guest.sh("systemctl reset-failed nfq-guard")
+        # Packets that come while no daemon is there, each of which is one of ours.
+        guest.sh(f"{script}; python3 -c '{_STRAYS}' 30000")
+        guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
+        guest.until(lambda: judged(5), "the packets are judged")
+        assert guest.sh(f"cat {_QUEUED}").split()[1] == owner
+
+    guest.configure('mode = "enforce"\nfail_mode = "closed"', 'default = "log"')
+    guest.sh("systemctl restart nfq-guard")
+    owner = guest.sh(f"cat {_QUEUED}").split()[1]
+    kept = int(guest.show("NFileDescriptorStore"))
+    again("systemctl restart --no-block nfq-guard; while pgrep -u nfq-guard >/dev/null; do :; done")
+    again("kill -9 $(systemctl show --value -p MainPID nfq-guard)")
+    assert int(guest.show("NFileDescriptorStore")) == kept
+    guest.sh("systemctl stop nfq-guard")
+    assert guest.sh(f"cat {_QUEUED}") == ""
+    guest.sh("systemctl start nfq-guard")
+    # Where they pass while nobody has bound the queue, nobody has.
+    guest.configure('mode = "enforce"\nfail_mode = "open"', 'default = "log"')
+    guest.sh("systemctl restart nfq-guard")
+    guest.until(lambda: int(guest.show("NFileDescriptorStore")) == kept - 1, "the queue is let go")
+    guest.configure('mode = "enforce"\nfail_mode = "closed"\nqueue = 5', 'default = "log"')
+    guest.sh("systemctl restart nfq-guard")
+    guest.until(lambda: int(guest.show("NFileDescriptorStore")) == kept, "the queue is kept")
+    guest.configure('mode = "enforce"\nfail_mode = "closed"\nqueue = 6', 'default = "log"')
+    guest.sh("systemctl restart nfq-guard")
+    guest.until(lambda: guest.sh(f"cat {_QUEUED}").split()[::9] == ["6"], "the old one is let go")
+    assert int(guest.show("NFileDescriptorStore")) == kept
+
+
 def test_stop_leaves_nothing_behind(guest: Guest) -> None:
     """No rule, no pin, no process, no socket, and no right on a file of /proc."""
     guest.sh("systemctl stop nfq-guard")

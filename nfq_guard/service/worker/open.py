@@ -17,6 +17,7 @@ from nfq_guard.nfqueue.verdicts import VerdictSender
 from nfq_guard.policy.decision import Policy
 from nfq_guard.service.firewall_spec import unjudged_mark
 from nfq_guard.service.loop import Loop
+from nfq_guard.service.passed_sockets import QueueKeeper
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.worker.capture_files import CaptureFiles
 from nfq_guard.service.worker.evidence import EvidenceFollower
@@ -44,6 +45,7 @@ def open_queue(
     notes: list[str],
     instance: str,
     ahead: Program | str | None = None,
+    keeper: QueueKeeper | None = None,
 ) -> QueueServer:
     """Bind a queue and open everything that judging takes; if a step fails, undo all steps.
 
@@ -56,6 +58,7 @@ def open_queue(
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.
         ahead: As `open_flows` takes it.
+        keeper: Keeps the queue bound over a restart of the service; None where nothing can.
 
     Raises:
         NfqGuardError: The queue cannot be bound, or a kernel feature that is required is missing.
@@ -80,6 +83,7 @@ def open_queue(
             copy_bytes=settings.copy_bytes,
             socket_buffer_bytes=settings.socket_buffer_bytes,
             fail_open=fail_open or settings.mode is Mode.DRY_RUN,
+            kept=None if keeper is None else keeper.kept,
         )
         stack.callback(reader.close)
         engine = Engine(
@@ -135,6 +139,7 @@ def open_queue(
             loop,
             fail_open=fail_open,
             packets=KeptPackets(ring, files, payload=settings.capture_payload),
+            keeper=keeper,
             opened=stack.pop_all(),
         )
 

@@ -59,6 +59,16 @@ class FollowedEvidence(Protocol):
         """Follow them no more."""
 
 
+class Keeper(Protocol):
+    """The part of `passed_sockets.QueueKeeper` that a server uses."""
+
+    def keep(self, fd: int) -> None:
+        """Keep the socket of the queue open after the end of this process."""
+
+    def forget(self) -> None:
+        """Keep none."""
+
+
 @final
 class GarbageCollection:
     """Garbage collection on the clock instead of by allocations, from `begin` to `end`.
@@ -141,6 +151,7 @@ class QueueServer:
         fail_open: bool,
         packets: KeptPackets,
         opened: ExitStack,
+        keeper: Keeper | None = None,
     ) -> None:
         """Nothing happens before `begin`.
 
@@ -154,6 +165,7 @@ class QueueServer:
             fail_open: Whether packets pass when the queue is full; in dry-run they always do.
             packets: Keeps the last packets.
             opened: The queue and everything that was opened for it; closed by `finish`.
+            keeper: Keeps the queue bound after that; None where nothing can.
         """
         self.queue = queue
         self.worker = worker
@@ -164,6 +176,7 @@ class QueueServer:
         self._loop = loop
         self._fail_open = fail_open
         self._opened = opened
+        self._keeper = keeper
         self._garbage = GarbageCollection()
 
     def begin(self) -> None:
@@ -192,7 +205,14 @@ class QueueServer:
 
         `unjudged_mark` are the mark bits that the rules set on a packet before they queue it.
         """
-        self.queue.set_fail_open(on=self._fail_open or mode is Mode.DRY_RUN)
+        passes = self._fail_open or mode is Mode.DRY_RUN
+        self.queue.set_fail_open(on=passes)
+        if self._keeper is not None:
+            # Packets pass a queue that nobody has bound; in the other fail modes they are lost.
+            if passes:
+                self._keeper.forget()
+            else:
+                self._keeper.keep(self.queue.fileno())
         self.worker.set_mode(mode, unjudged_mark)
 
     def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:

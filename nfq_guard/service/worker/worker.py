@@ -71,6 +71,7 @@ class Reader(Protocol):
     unread: int
     missing: int
     last_id: int
+    taken_over: bool
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
         """Read at most `budget` packets; their ids and the packets, in the order of the queue."""
@@ -86,6 +87,9 @@ class Verdicts(Protocol):
 
     def send(self, ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
         """Send the verdicts of one batch; a mark of None leaves the packet's mark alone."""
+
+    def send_up_to(self, last: int, verdict: int) -> None:
+        """Send one verdict for every packet that waits and has an id up to `last`."""
 
 
 class FlowHistory(Protocol):
@@ -258,13 +262,21 @@ class Worker:
         if not self.process_batch() and kernel is not None and kernel.waiting:
             self._answer_unread(kernel.last_id)
 
-    def _answer_unread(self, packets: int) -> None:
-        """Answer the packets with the ids up to `packets`, before a batch verdict covers them."""
-        self._reader.unread = 0
-        self._reader.last_id = max(self._reader.last_id, packets)
-        ids = list(range(1, packets + 1))
-        verdict = self._judge.unread_verdict
-        self._verdicts.send(ids, [verdict] * packets, [None] * packets)
+    def _answer_unread(self, last: int) -> None:
+        """Answer the packets with the ids up to `last`, before a batch verdict covers them."""
+        reader = self._reader
+        reader.unread = 0
+        reader.last_id = max(reader.last_id, last)
+        before = self.kernel_counters()
+        self._verdicts.send_up_to(last, self._judge.unread_verdict)
+        after = self.kernel_counters()
+        packets = last
+        if reader.taken_over:
+            # Those before them have had their verdicts.
+            packets = 0
+            if before is not None and after is not None:
+                came = (after.last_id - before.last_id) & _ID_MASK
+                packets = max(0, before.waiting + came - after.waiting)
         self.stats.counters["unread_packets"] += packets
 
     def refresh(self) -> QueueCounters | None:

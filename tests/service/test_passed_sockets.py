@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: MIT
+"""Sockets that systemd keeps, with a socket of the test in the place of systemd's."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_guard.service.passed_sockets import QUEUE, TABLES, QueueKeeper, take
+
+
+@pytest.fixture
+def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        yield manager
+
+
+def test_a_queue_is_kept_until_it_is_forgotten(manager: socket.socket) -> None:
+    keeper = QueueKeeper()
+    assert keeper.kept is None
+    with socket.socket() as bound:
+        keeper.keep(bound.fileno())
+        text, files, _, _ = socket.recv_fds(manager, 4096, 2)
+        (copy,) = files
+        # An error of the socket, as after an overrun, must not have systemd close it.
+        assert text.decode().split("\n") == ["FDSTORE=1", "FDPOLL=0", f"FDNAME={QUEUE}"]
+        assert os.fstat(copy).st_ino == os.fstat(bound.fileno()).st_ino
+        os.close(copy)
+    keeper.forget()
+    text, files, _, _ = socket.recv_fds(manager, 4096, 2)
+    assert text.decode().split("\n") == ["FDSTOREREMOVE=1", f"FDNAME={QUEUE}"]
+    assert files == []
+
+
+def test_without_a_manager(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    keeper = QueueKeeper()
+    keeper.keep(0)
+    keeper.forget()
+    assert take(TABLES) == []
+
+
+_CODE = """
+import os, sys
+os.environ["LISTEN_PID"] = str(os.getpid())
+from nfq_guard.service.passed_sockets import TABLES, QueueKeeper, take
+tables, kept = take(TABLES), QueueKeeper().kept
+print([one.fileno() for one in tables], kept and kept.fileno(), os.get_inheritable(3))
+"""
+
+
+@pytest.mark.parametrize(
+    ("names", "taken"),
+    [
+        (f"{TABLES}:{QUEUE}", "[3] 4 False"),
+        (f"{QUEUE}:other", "[] 3 False"),
+        (f"{TABLES}:{TABLES}", "[3, 4] None False"),
+        ("other:metrics", "[] None True"),
+    ],
+)
+def test_each_is_taken_by_its_name(names: str, taken: str) -> None:
+    with socket.socket() as one, socket.socket() as two:
+        shell = f'exec 3<&{one.fileno()} 4<&{two.fileno()}; exec "$@"'
+        done = subprocess.run(
+            ["bash", "-c", shell, "bash", sys.executable, "-c", _CODE],
+            env={**os.environ, "LISTEN_FDNAMES": names},
+            pass_fds=(one.fileno(), two.fileno()),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    assert done.stdout.strip() == taken
