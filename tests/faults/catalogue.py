@@ -123,6 +123,8 @@ CATALOGUE: Final = (
             "tests/service/test_loop.py::test_threads_that_a_limit_of_the_process_forbids",
             "tests/service/test_loop.py::test_a_thread_that_ends_before_its_first_line_fails_in_the_loop",
         ),
+        "a daemon that gets no memory for a packet ends, as in F1; the limit of the campaign is up "
+        "to 1 MB less than what the daemon has already",
     ),
     Entry(
         "F14",
