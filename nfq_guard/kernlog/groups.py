@@ -60,6 +60,10 @@ _ASK_CONNTRACK: Final = (
     "Let conntrack log its own reasons from now on: sysctl "
     "net.netfilter.nf_conntrack_log_invalid=255."
 )
+_INVALID_RULE: Final = (
+    "By its prefix, the rule is one for packets that conntrack calls INVALID. The line does not "
+    "say why conntrack does so."
+)
 _RULE_LOGGED: Final = (
     "A rule of the packet filter logged it, with a prefix of its own. The line does not say why "
     "the rule matched, nor whether conntrack called the packet INVALID."
@@ -247,7 +251,7 @@ class Groups:
         if group is None:
             group = flows[flow] = _Group(packet)
             self._flows += 1
-        group.packets += 1
+        group.packets += packet.times
         group.last_line = packet.line
 
     def records(self) -> list[LoggedRecord]:
@@ -300,7 +304,7 @@ def _meaning(case: Case) -> str:
             kind = f"{REASONS[case.reason].sentences} {_BAD_FLAGS} "
         elif case.flags is not None:
             kind = f"{_KINDS[SEGMENT_CLASS[case.flags]]} "
-        return kind + _RULE_LOGGED
+        return kind + (_INVALID_RULE if "invalid" in case.prefix.lower() else _RULE_LOGGED)
     if case.reason is not None:
         return _OVERSHOOT if case.ignored is not None else REASONS[case.reason].sentences
     return _UNKNOWN_TEXT if case.ignored is None else IGNORED[case.ignored]

@@ -19,9 +19,23 @@ LINE_MAX_BYTES: Final = 1 << 14
 
 # What syslog, dmesg and the journal put before the text of the kernel.
 _HEADER: Final = re.compile(
-    r"(?:[^=]{0,200}?\bkernel: ?|kern *:\w{1,8} *: ?)?"
-    r"(?:\[(?: *\d{1,12}\.\d{1,9}|\w{3} \w{3} [ \d]\d [\d:]{8} \d{4})\] ?)?"
+    r"(?:<\d{1,3}>(?:1 )?)?"
+    # syslog in either format, and every short form of journalctl
+    r"(?:[^=]{0,200}?\bkernel(?:\[\d{1,10}\])?(?:: ?| - - - )"
+    # dmesg --decode, dmesg --time-format iso
+    r"|kern *:\w{1,8} *: ?|\d{4}-\d\d-\d\dT[\d:]{8},\d{1,9}[+-][\d:]{4,5} "
+    # ulogd, and syslog without the name of the program
+    r"|\w{3} [ \d]\d [\d:]{8} \S{1,255} (?:\w{1,64}\[\d{1,10}\]: ?)?"
+    # journalctl -o export, verbose and json-pretty
+    r'|\s*(?:MESSAGE=|"MESSAGE" : "))?'
+    r"(?:message repeated (?P<times>\d{1,9}) times: \[ ?)?"
+    r"(?:\[(?: *\d{1,12}\.\d{1,9}| *\+\d{1,12}\.\d{1,9}|\w{3} ?[ \d]\d [\d:]{5}"
+    r"|\w{3} \w{3} [ \d]\d [\d:]{8} \d{4})(?: <[ +\d.]{1,20}>)?\] ?)?"
+    # the processor or task that wrote it
+    r"(?:\[ *[CT]\d{1,10}\] ?)?"
 )
+# What journalctl -o json-seq and json-sse put before an entry.
+_BEFORE_ENTRY: Final = (b"\x1e", b"data: ")
 _PACKET: Final = re.compile(r"IN=(\S{0,15}) OUT=(\S{0,15}) ")
 _PROTOCOL: Final = re.compile(r"[A-Za-z0-9]{1,8}")
 _FLAGS: Final = {
@@ -53,6 +67,7 @@ class LoggedPacket(NamedTuple):
         seq: Sequence number; None where the line has none.
         ack: Acknowledgement number; None where the line has none.
         options: TCP options.
+        times: How many times in a row syslog got the line.
     """
 
     line: int
@@ -66,6 +81,7 @@ class LoggedPacket(NamedTuple):
     seq: int | None
     ack: int | None
     options: bytes
+    times: int = 1
 
 
 class _Entry(msgspec.Struct):
@@ -90,7 +106,7 @@ class LogReader:
         self._decoder = msgspec.json.Decoder(_Entry)
 
     def read(self, stream: BinaryIO) -> Iterator[LoggedPacket]:
-        """The packets of a log in any form: dmesg, syslog, `journalctl`, also `-o json`."""
+        """The packets of a log in any form: dmesg, syslog, ulogd, `journalctl`, also `-o json`."""
         while line := stream.readline(LINE_MAX_BYTES):
             self.lines += 1
             if len(line) == LINE_MAX_BYTES and not line.endswith(b"\n"):
@@ -109,6 +125,9 @@ class LogReader:
                 yield packet
 
     def _text(self, line: bytes) -> str:
+        for before in _BEFORE_ENTRY:
+            if line.startswith(before + b"{"):
+                line = line.removeprefix(before)
         if line.startswith(b"{"):
             try:
                 message = self._decoder.decode(line).message
@@ -141,7 +160,11 @@ def _packet(line: int, text: str, found: re.Match[str]) -> LoggedPacket | None:
     flags = sum(bit for name, bit in _FLAGS.items() if name in words) if whole else None
     options = _OPTIONS.search(body)
     header = _HEADER.match(text)
-    start = header.end() if header is not None and header.end() <= found.start() else 0
+    start = 0
+    times = 1
+    if header is not None and header.end() <= found.start():
+        start = header.end()
+        times = int(header["times"] or 1)
     return LoggedPacket(
         line,
         text[start : found.start()],
@@ -154,6 +177,7 @@ def _packet(line: int, text: str, found: re.Match[str]) -> LoggedPacket | None:
         seq if tcp else None,
         ack if tcp and flags is not None and flags & ACK else None,
         bytes.fromhex(options[1]) if options is not None and len(options[1]) % 2 == 0 else b"",
+        times,
     )
 
 

@@ -50,6 +50,22 @@ def records(*lines: str, **bounds: int) -> list[LoggedRecord]:
         "Nov 28 07:00:00 router kernel: ",
         "Nov 28 07:00:00 router kernel: [   12.345678] ",
         "2026-11-28T07:00:00.123456+00:00 router kernel: [12345.678901] ",
+        "<4>[   12.345678] ",
+        "<4>Nov 28 07:00:00 router kernel: ",
+        "<4>1 2026-11-28T07:00:00.123456+00:00 router kernel - - - [   12.345678] ",
+        "Sat Nov 28 07:00:00 2026 kern.warn kernel: [   12.345678] ",
+        "Sat 2026-11-28 07:00:00 UTC router kernel[0]: ",
+        "[   12.345678] router kernel: ",
+        "[   12.345678][    C1] ",
+        "Nov 28 07:00:00 router kernel: [   12.345678][  T123] ",
+        "[   12.345678 <    0.000012>] ",
+        "[Nov28 07:00] ",
+        "[  +0.000123] ",
+        "2026-11-28T07:00:00,123456+00:00 ",
+        "Nov  8 07:00:00 router ulogd[812]: ",
+        "Nov 28 07:00:00 router ",
+        "MESSAGE=",
+        '\t"MESSAGE" : "',
     ],
 )
 @pytest.mark.parametrize("text", ["nf_ct_proto_6: invalid new ", "[UFW BLOCK] ", "INVALID: "])
@@ -74,6 +90,23 @@ def test_entries_of_the_journal() -> None:
     reader, packets = read(text + "{\n" + deep)
     assert [packet.flags for packet in packets] == [RST, RST]
     assert (reader.lines, reader.skipped) == (7, 0)
+
+
+@pytest.mark.parametrize("before", ["\x1e", "data: "])
+def test_entries_of_the_journal_as_a_sequence(before: str) -> None:
+    entry = {"MESSAGE": tcp("nf_ct_proto_6: invalid new ")}
+    (packet,) = read(f"{before}{json.dumps(entry)}\n")[1]
+    assert packet.text == "nf_ct_proto_6: invalid new "
+
+
+def test_a_line_that_syslog_folded() -> None:
+    line = tcp("nf_ct_proto_6: invalid new ")
+    header = "Nov 28 07:00:00 router kernel: "
+    (record,) = records(
+        f"{header}[   12.345678] {line}",
+        f"{header}message repeated 4 times: [ [   12.345678] {line.rstrip()}]\n",
+    )
+    assert (record["packets"], record["reason"]) == (5, Reason.NO_ENTRY)
 
 
 def test_other_packets() -> None:
@@ -202,6 +235,10 @@ def test_a_rule_gives_no_reason_but_flags_may() -> None:
     assert "does not say why" in plain["meaning"]
     assert (bad["reason"], bad["tcp_flags"]) == (Reason.BAD_FLAGS, "SF")
     assert (udp["reason"], udp["tcp_flags"], udp["verdict"]) == (None, None, "not said")
+    assert (
+        "By its prefix, the rule is one for packets that conntrack calls INVALID"
+        in (udp["meaning"])
+    )
 
 
 def test_memory_is_bounded() -> None:
