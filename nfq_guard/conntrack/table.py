@@ -216,16 +216,15 @@ class FlowTable:
             or (entry.expires <= now and self._expires)
         )
 
-    def track_segment(
-        self, entry: Entry, direction: int, key: Key, segment: Segment, now: float
-    ) -> int:
+    def track_segment(self, entry: Entry, direction: int, segment: Segment, now: float) -> int:
         """`track`, for a segment of a flow that the table `has`; no SYN, and no RST.
+
+        `key` is not set: its tuple would be made anew for each segment.
 
         Args:
             entry: Its flow.
             direction: Its direction there.
-            key: The same direction.
-            segment: With flags that pass `states.FLAGS_PASS`, all its options, and no wrong
+            segment: With flags that pass `states.FLAGS_PASS`, its SACK blocks, and no wrong
                 checksum.
             now: As for `track`.
         """
@@ -235,7 +234,7 @@ class FlowTable:
         self.ignored = None
         self.entry = entry
         self.direction = direction
-        self.key = key
+        self.key = None
         outcome = tcp.follow(entry, segment, SEGMENT_CLASS[segment.flags], direction, now)
         if outcome == INVALID:
             self.reason = tcp.reason

@@ -38,7 +38,7 @@ from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import COPIED, PacketReader
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.shortcut import Shortcut
-from nfq_guard.replay.stream import Doubt, Proof
+from nfq_guard.replay.stream import Doubt, Proof, Stream
 from nfq_guard.replay.streams import Streams
 from nfq_guard.resets import Passed, Resets
 from nfq_guard.seqno import Seq
@@ -128,6 +128,8 @@ class Replayer:
             sysctls=settings.sysctls,
         )
         self.by_ctstate = [0] * len(CTSTATES)
+        # Those of them that `by_ctstate` counts at the end of a batch.
+        self._established = 0
         self.ignored = 0
         self.resets: list[tuple[int, Passed]] = []
         self.caused_resets = 0
@@ -188,6 +190,8 @@ class Replayer:
                 held.append(self.outcome(frame, code))
             if reader.inner is not None and self._settings.decapsulate:
                 self._follow_inner(held)
+        self.by_ctstate[CT_ESTABLISHED] += self._established
+        self._established = 0
         shown: list[Outcome] = []
         after = self._settings.settle_after_s
         while held and (len(held) > MOST_HELD or (after and reader.now - held[0].now > after)):
@@ -210,21 +214,16 @@ class Replayer:
         if segment is None:
             code = table.track_datagram(entry, direction, now)
         else:
-            key = way.key
-            code = table.track_segment(entry, direction, key, segment, now)
+            code = table.track_segment(entry, direction, segment, now)
             if table.ignored is not None:
                 self.ignored += 1
-            self.streams.follow(
-                entry,
-                direction,
-                key,
-                segment,
-                frame.number,
-                False,  # noqa: FBT003 - positional on the packet path
-                reader.late,
-                False,  # noqa: FBT003 - as above
-            )
-        self.by_ctstate[code] += 1
+            stream = entry.stream
+            assert isinstance(stream, Stream)  # noqa: S101 - set by the segment that was learnt from
+            self.streams.follow_known(stream, direction, segment, frame.number, reader.late)
+        if code == CT_ESTABLISHED:
+            self._established += 1
+        else:
+            self.by_ctstate[code] += 1
         return code
 
     def _follow_inner(self, held: deque[Outcome]) -> None:

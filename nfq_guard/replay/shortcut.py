@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Final, final
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET
 from nfq_guard.capture.tunnels import PORTS
-from nfq_guard.conntrack.entry import Entry, Key
+from nfq_guard.conntrack.entry import Entry
 from nfq_guard.conntrack.states import FLAGS_PASS
 from nfq_guard.conntrack.table import FlowTable
 from nfq_guard.flow import PROTO_TCP, PROTO_UDP
 from nfq_guard.replay.checksums import ChecksumJudge, Source
+from nfq_guard.seqno import Seq
 from nfq_guard.wire.checksum import header_checksum_ok
 from nfq_guard.wire.packet import RST, SYN, Segment
-from nfq_guard.wire.tcp import decode_segment
+from nfq_guard.wire.tcp import decode_into
 
 if TYPE_CHECKING:
     from mypy_extensions import i64
@@ -45,7 +46,6 @@ class Way:
     Attributes:
         entry: The flow.
         direction: The direction; 0 original, 1 reply.
-        key: The same direction as a key.
         source: The checksums of its sender; None before the first that counts.
     """
 
@@ -53,7 +53,6 @@ class Way:
         """The way of packets of `direction`."""
         self.entry = entry
         self.direction = direction
-        self.key: Key = entry.reply if direction else entry.original
         self.source: Source | None = None
 
 
@@ -62,7 +61,8 @@ class Shortcut:
     """Finds the flows of packets that may take the shortcut.
 
     Attributes:
-        segment: The segment of the last frame that took it; None for a datagram.
+        segment: The segment of the last frame that took it, changed by the next one, with those of
+            its options that count; None for a datagram.
         start: Where its packet starts in the frame.
     """
 
@@ -72,6 +72,7 @@ class Shortcut:
         self.start = 0
         self._table = table
         self._checksums = checksums
+        self._segment = Segment(0, 0, Seq(0), Seq(0), 0, 0, 0, b"", 0)
         # Addresses, ports and protocol of the last frame; empty where it cannot take the shortcut.
         self._ends = b""
         self._proto = 0
@@ -108,7 +109,8 @@ class Shortcut:
         checksums = self._checksums
         source = way.source
         if source is None or source.gone:
-            source = way.source = checksums.source_of(way.key[0])
+            sent = way.entry.reply if way.direction else way.entry.original
+            source = way.source = checksums.source_of(sent[0])
         if not checksums.takes(
             source, octets, start, self._addresses, self._l4, self._end, self._proto
         ):
@@ -151,11 +153,8 @@ class Shortcut:
         self._ends = octets[self._addresses : l4 + 4]
         room = self._end - l4
         if self._proto == PROTO_TCP:
-            segment = decode_segment(octets, l4, room)
-            if isinstance(segment, Segment):
-                self.segment = segment
-                return True
-            return False
+            self.segment = self._segment
+            return decode_into(self._segment, octets, l4, room)
         if self._proto != PROTO_UDP or (octets[l4 + 2] << 8 | octets[l4 + 3]) in PORTS:
             return False
         self.segment = None

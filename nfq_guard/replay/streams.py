@@ -105,9 +105,47 @@ class Streams:
             late: Whether its time is before that of the frame before it.
             harmed: Whether its checksum is in doubt, so that it is no proof of a repetition.
         """
-        flags = segment.flags
         side = self._side_of(entry, direction, key, segment, frame)
         stream = self._last
+        if segment.flags & _ENDS and entry is not None:
+            stream.ended |= segment.flags & _ENDS
+        self._take(stream, side, segment, frame, cut, late, harmed)
+
+    def follow_known(
+        self,
+        stream: Stream,
+        direction: int,
+        segment: Segment,
+        frame: int,
+        late: bool,  # noqa: FBT001 - positional on the packet path
+    ) -> None:
+        """`follow`, for a whole segment that is no SYN.
+
+        Args:
+            stream: The stream of its conntrack entry.
+            direction: Its direction there.
+            segment: As for `follow`, as are those below.
+            frame: Number of its frame.
+            late: Whether its time is before that of the frame before it.
+        """
+        ends = segment.flags & _ENDS
+        if ends:
+            stream.ended |= ends
+        side = stream.other if stream.reversed ^ direction else stream.one
+        self._take(stream, side, segment, frame, False, late, False)  # noqa: FBT003 - as above
+
+    def _take(
+        self,
+        stream: Stream,
+        side: Side,
+        segment: Segment,
+        frame: int,
+        cut: bool,  # noqa: FBT001 - positional on the packet path
+        late: bool,  # noqa: FBT001 - as above
+        harmed: bool,  # noqa: FBT001 - as above
+    ) -> None:
+        """Take a segment of a known sender into account."""
+        flags = segment.flags
         peer = stream.one if side.number else stream.other
         stream.frames += 1
         side.packets += 1
@@ -119,8 +157,6 @@ class Streams:
         self.jump = None
         self.beyond = None
         self.ahead = False
-        if flags & _ENDS and entry is not None:
-            stream.ended |= flags & _ENDS
         if late:
             self._prove(stream, side, Doubt.OUT_OF_ORDER, index, frame, segment.seq, 0)
         if flags & RST:

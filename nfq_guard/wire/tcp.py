@@ -100,6 +100,45 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
     )
 
 
+def decode_into(segment: Segment, octets: bytes, offset: int, wire_len: int) -> bool:
+    """`decode_segment`, into a segment that exists already.
+
+    Options that are timestamps alone are left out: what follows a flow does not read them.
+
+    Args:
+        segment: Changed in place.
+        octets: What holds the segment, whole.
+        offset: Where it starts.
+        wire_len: Its octets.
+
+    Returns:
+        False for a segment that `decode_segment` refuses; `segment` is as it was then.
+    """
+    if wire_len < 20:
+        return False
+    at: i64 = offset
+    header_len = octets[at + 12] >> 4 << 2
+    if header_len < 20 or header_len > wire_len:
+        return False
+    segment.sport = octets[at] << 8 | octets[at + 1]
+    segment.dport = octets[at + 2] << 8 | octets[at + 3]
+    segment.seq = Seq(_word(octets, offset + 4))
+    segment.ack = Seq(_word(octets, offset + 8))
+    segment.flags = octets[at + 13]
+    segment.window = octets[at + 14] << 8 | octets[at + 15]
+    segment.payload_len = wire_len - header_len
+    segment.checksum = octets[at + 16] << 8 | octets[at + 17]
+    plain = header_len == 20 or (
+        header_len == 32
+        and octets[at + 20] == OPTION_NOP
+        and octets[at + 21] == OPTION_NOP
+        and octets[at + 22] == OPTION_TIMESTAMPS
+        and octets[at + 23] == 10
+    )
+    segment.options = b"" if plain else octets[offset + 20 : offset + header_len]
+    return True
+
+
 def _word(octets: bytes, at: int) -> int:
     first: i64 = octets[at]
     second: i64 = octets[at + 1]

@@ -379,3 +379,36 @@ SKIPPED = b"\x1e\2ab"
 )
 def test_headers_for_which_linux_discards_a_packet(octets: bytes, discarded: bool) -> None:
     assert is_discarded(octets) is discarded
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from(
+        [[], [("NOP", None), ("NOP", None), ("Timestamp", (1, 2))], [("SAck", (5, 9))]]
+    ),
+    st.binary(max_size=40),
+)
+def test_decoding_into_a_segment(
+    number: int, options: list[tuple[str, object]], payload: bytes
+) -> None:
+    """As `decode_segment`, but for timestamps, which nothing that follows a flow reads."""
+    whole = bytes(TCP(seq=number, ack=~number & 0xFFFFFFFF, options=options) / payload)
+    wanted = tcp.decode_segment(b"abc" + whole, 3, len(whole))
+    assert isinstance(wanted, Segment)
+    found = Segment(0, 0, Seq(0), Seq(0), 0, 0, 0, b"x", 0)
+    assert tcp.decode_into(found, b"abc" + whole, 3, len(whole))
+    if len(options) == 3:
+        wanted.options = b""
+    assert found == wanted
+
+
+@pytest.mark.parametrize(
+    ("octets", "wire_len"),
+    [(bytes(TCP()), 19), (bytes(TCP(dataofs=4)), 20), (bytes(TCP(dataofs=6)), 20)],
+)
+def test_segments_that_cannot_be_decoded_into_one(octets: bytes, wire_len: int) -> None:
+    before = Segment(1, 2, Seq(3), Seq(4), 5, 6, 7, b"x", 8)
+    found = Segment(1, 2, Seq(3), Seq(4), 5, 6, 7, b"x", 8)
+    assert isinstance(tcp.decode_segment(octets, 0, wire_len), str)
+    assert not tcp.decode_into(found, octets, 0, wire_len)
+    assert found == before
