@@ -2,7 +2,6 @@
 """Files that a command writes for its caller, in a directory that others may write too."""
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,7 +34,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
                 raise FileExistsError(0, "replaced while it was opened", str(path))
             yield file
         return
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    unfinished = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
     # Made with the caller's umask.
     file = unfinished.open("xb")
     try:

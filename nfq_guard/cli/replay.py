@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-import orjson
-
 from nfq_guard.capture.interfaces import InterfaceFilter
 from nfq_guard.capture.reader import Capture, merged
 from nfq_guard.capture.source import STDIN
@@ -27,7 +25,6 @@ from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.outfile import replacing
 from nfq_guard.replay.flow_list import flow_line, flow_record
-from nfq_guard.replay.frame_record import record
 from nfq_guard.replay.listing import Listing
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
@@ -191,6 +188,10 @@ def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
     if args.summary or args.flows:
         return []
     if args.format == "json":
+        # Imported here: orjson takes a twentieth of the start of a replay, with what it imports.
+        import orjson  # noqa: PLC0415
+
+        from nfq_guard.replay.frame_record import record  # noqa: PLC0415
 
         def show_json(outcomes: Sequence[Outcome]) -> None:
             lines = [orjson.dumps(record(outcome, files)) for outcome in outcomes]
