@@ -6,6 +6,7 @@ A setting that the file does not name has its default here.
 
 import re
 from collections.abc import Mapping
+from enum import Enum
 from types import UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -252,8 +253,8 @@ def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hin
     """What a setting or an argument takes, in words."""
     if get_origin(hint) is Literal:
         return " or ".join(repr(value) for value in get_args(hint))
-    if isinstance(hint, type) and issubclass(hint, Mode):
-        return " or ".join(repr(mode.value) for mode in Mode)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return " or ".join(repr(one.value) for one in hint)
     if get_origin(hint) is Annotated:
         kind, meta = get_args(hint)
         plain = expected_value(kind)

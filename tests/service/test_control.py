@@ -96,6 +96,14 @@ def test_a_response_to_a_closed_connection_is_discarded(served: Served) -> None:
         (b'{"command": "ping", "arguments": {"x": 1}}\n', "ping takes no arguments, found 'x'"),
         (b'{"command": "mode"}\n', "mode: expected 'enforce' or 'dry-run', found nothing"),
         (
+            b'{"command": "rules_installed"}\n',
+            "fail_mode: expected 'open' or 'closed' or 'kernel-drop', found nothing",
+        ),
+        (
+            b'{"command": "rules_installed", "arguments": {"fail_mode": "x"}}\n',
+            "fail_mode: expected 'open' or 'closed' or 'kernel-drop', found 'x'",
+        ),
+        (
             b'{"command": "reload", "arguments": {"wait": 1}}\n',
             "wait: expected true or false",
         ),
