@@ -16,7 +16,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels with-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick bench-replay reference docs fleet container-test manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels with-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-inputs fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick bench-replay reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -113,14 +113,14 @@ compiled: unpack
 	$(COMPILED) -m kernel tests/nfqueue tests/service/test_worker_kernel.py tests/flows/test_bpf.py \
 		--deselect tests/flows/test_bpf.py::test_kernels_before_6_11_know_zone_0_alone
 
-fuzz: ## fuzz the replay of captures, coverage-guided, for FUZZ_SECONDS (300)
+fuzz: fuzz-inputs fuzz-decode ## fuzz the replay of captures too, coverage-guided, for FUZZ_SECONDS (300)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \
 		|| $(BIN)/pip --disable-pip-version-check install --quiet 'atheris>=3'
 	mkdir -p build/fuzz
 	cd build/fuzz && PYTHONPATH=$(CURDIR) $(CURDIR)/$(BIN)/python $(CURDIR)/tests/fuzz_replay.py \
 		--seconds $(FUZZ_SECONDS)
 
-faults: build/wheels/made ## inject faults for about 11 minutes, measure what they cost, write docs/faults.md (root)
+faults: build/wheels/made ## inject faults for about 21 minutes, measure what they cost, write docs/faults.md (root)
 	$(BIN)/python -m tests.faults --seed $(SEED) --page
 
 faults-short: build/wheels/made ## the same a few times each, minutes, and no page (root)
@@ -128,6 +128,9 @@ faults-short: build/wheels/made ## the same a few times each, minutes, and no pa
 
 damage: ## run replay, explain and whatif on thousands of damaged captures, minutes
 	$(BIN)/python -m tests.damage_captures --seed $(SEED)
+
+fuzz-inputs: ## damage PACKETS (1000000) configurations, requests, messages, events and log lines, and read them
+	$(BIN)/python -m tests.fuzz_inputs --inputs $(PACKETS) --seed $(SEED)
 
 fuzz-decode: ## decode PACKETS (1000000) random packets by the fast and by a slow decoder, and compare
 	$(BIN)/python -m tests.fuzz_decode --packets $(PACKETS) --seed $(SEED)
