@@ -11,6 +11,7 @@ from typing import Final, final
 from nfq_guard.cli.ladder_text import ladder
 from nfq_guard.cli.replay_text import kernel_words
 from nfq_guard.conntrack.bounds import BoundCheck, Point
+from nfq_guard.finding import Reason
 from nfq_guard.flow import (
     IP_CT_TCP_FLAG_BE_LIBERAL,
     IP_CT_TCP_FLAG_CLOSE_INIT,
@@ -177,8 +178,26 @@ class _Telling:
         )
         lines.append(f"{_INDENT}{self._offer(segment, side)}")
         return lines
+        lines += self._checksum()
 
     def _offer(self, segment: Segment, side: int) -> str:
+    def _checksum(self) -> list[str]:
+        explanation = self._explanation
+        finding = explanation.outcome.finding
+        if not explanation.wrong_sum or (
+            finding is not None and finding.reason is Reason.BAD_CHECKSUM
+        ):
+            return []
+        if explanation.unfinished:
+            return self._wrapped(
+                "checksum unfinished, as a sender leaves it to its NIC; where the host received "
+                "the packet so, it is INVALID (--checksum verify)"
+            )
+        return self._wrapped(
+            "checksum wrong, and not held against the packet: it may be the capture's "
+            "(--checksum verify holds it)"
+        )
+
         before = self._explanation.before
         said = f"window {segment.window}"
         peers = None if before is None else before.peers

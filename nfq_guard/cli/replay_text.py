@@ -293,6 +293,12 @@ def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
     if any(wrong.values()):
         parts = ", ".join(f"{count:,} {name}" for name, count in wrong.items() if count)
         yield f"wrong checksums: {parts}; --checksum verify takes all for broken, ignore none"
+    if checksums.unanswered:
+        yield (
+            f"{counted(checksums.unanswered, 'SYN')} without an answer and with an unfinished "
+            "checksum: in a capture at the sender that is offload; at the receiver, such a SYN is "
+            "INVALID (--checksum verify)"
+        )
     began = replayer.streams.began_before
     if began:
         yield f"{counted(len(began), 'flow')} began before the capture"

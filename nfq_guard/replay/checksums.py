@@ -5,13 +5,16 @@ A packet captured on the host that sends it goes by before the NIC computes its 
 into segments; one captured on the host that receives it may have been merged from several. A wrong
 sum is forgiven where its form shows that. Any other is uncertain until the capture has shown more:
 a receiver acknowledges what arrived whole, and a sender repeats what did not.
+
+A SYN in such a form is all that a receiver sees of a sender whose checksums nothing finishes on the
+way. Where nothing answers it and its sender shows nothing else, the file fits both.
 """
 
 from collections import OrderedDict
 from enum import StrEnum
 from typing import Final, final
 
-from nfq_guard.replay.stream import Watched
+from nfq_guard.replay.stream import Side, Watched
 from nfq_guard.wire.checksum import (
     checksum_ok,
     checksum_unfinished,
@@ -19,7 +22,7 @@ from nfq_guard.wire.checksum import (
     sum_is_right,
     sum_is_unfinished,
 )
-from nfq_guard.wire.packet import RST, Packet, Segment
+from nfq_guard.wire.packet import FIN, RST, SYN, URG, Packet, Segment
 
 # Sources whose checksums are counted. A scan from forged addresses would fill any table; the one
 # that was seen longest ago goes first.
@@ -50,6 +53,7 @@ class Source:
         right: How many were right.
         wrong: How many were wrong in no form that offload explains.
         finishes_long: Whether one was right in a packet longer than an ordinary link carries.
+        offloads: Whether one was in a form that offload leaves, in another packet than a SYN.
         gone: Whether it gave way to a source that was seen later.
     """
 
@@ -58,6 +62,7 @@ class Source:
         self.right = 0
         self.wrong = 0
         self.finishes_long = False
+        self.offloads = False
         self.gone = False
 
     def take_right(self, length: int) -> None:
@@ -83,15 +88,32 @@ class Suspect:
 
 
 @final
+class Opening:
+    """A SYN whose checksum is as offload leaves it, of a source that showed no other such packet.
+
+    Attributes:
+        source: The checksums of its sender.
+        peer: The end that it goes to.
+    """
+
+    def __init__(self, source: Source, peer: Side) -> None:
+        """Take every attribute as given."""
+        self.source = source
+        self.peer = peer
+
+
+@final
 class ChecksumJudge:
     """Tells broken checksums from unfinished ones.
 
     Attributes:
         suspect: Set where the last packet's checksum is uncertain.
+        opener: Sender of the last packet, where that is the SYN of an `Opening`.
         forgiven: Wrong sums in a form that offload leaves, and those of packets that their
             receiver acknowledged.
         broken: Wrong sums that count as broken.
         unknown: Wrong sums of which the capture shows neither.
+        unanswered: SYNs among these, in a form that offload leaves, which nothing answered.
         headers_right: IPv4 headers whose checksum was right.
     """
 
@@ -103,16 +125,19 @@ class ChecksumJudge:
         self.headers_right = 0
         self._headers_wrong = 0
         self.suspect: Suspect | None = None
+        self.opener: Source | None = None
         self.forgiven = 0
         self.broken = 0
         self.unknown = 0
+        self.unanswered = 0
 
     def ok(self, packet: Packet, octets: bytes) -> bool | None:
         """Whether the transport checksum is right; None where it is not to be judged.
 
-        An uncertain one gives None and sets `suspect`.
+        An uncertain one gives None and sets `suspect`, or `opener`.
         """
         self.suspect = None
+        self.opener = None
         if self._ignores:
             return None
         right = checksum_ok(packet, octets)
@@ -126,14 +151,22 @@ class ChecksumJudge:
         if right:
             source.take_right(packet.length)
             return True
+        segment = packet.l4
         if _is_offload(packet, octets, source):
+            if (
+                isinstance(segment, Segment)
+                and segment.flags & (SYN | FIN | RST | URG) == SYN
+                and not source.offloads
+            ):
+                self.opener = source
+                return None
+            source.offloads = True
             self.forgiven += 1
             return None
         source.wrong += 1
         if source.wrong > _MOST_WRONG and source.right < source.wrong:
             self.unknown += 1
             return None
-        segment = packet.l4
         if isinstance(segment, Segment) and segment.flags & RST:
             # Nothing acknowledges an RST, and following a broken one would end its flow.
             if _finishes(source):
@@ -183,9 +216,19 @@ class ChecksumJudge:
             source.take_right(end - packet)
             return True
         if self._auto and sum_is_unfinished(octets, addresses, start, end, proto):
+            source.offloads = True
             self.forgiven += 1
             return True
         return False
+
+    def settle(self, opening: Opening) -> None:
+        """Count the checksum of a SYN, by what the capture has shown since."""
+        peer = opening.peer
+        if peer.packets or peer.asked_index or opening.source.offloads:
+            self.forgiven += 1
+        else:
+            self.unknown += 1
+            self.unanswered += 1
 
     def header_ok(self, octets: bytes) -> bool:
         """Whether the checksum of an IPv4 header is right, or not to be held against the packet.

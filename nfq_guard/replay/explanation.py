@@ -27,6 +27,7 @@ from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.seqno import Seq, add
+from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished
 from nfq_guard.wire.packet import ACK, RST, SYN, Packet, Segment, tuple_of
 
 # The number of first and of last packets before the frame that are shown.
@@ -56,6 +57,8 @@ class Explanation:
         others: The outcome under each generation of kernels, in their order.
         isns: Where relative numbers begin, by direction.
         life: The flow in the whole capture.
+        wrong_sum: Whether its transport checksum is wrong.
+        unfinished: Whether that has the form in which a sender leaves it to the NIC.
     """
 
     file: str
@@ -71,6 +74,8 @@ class Explanation:
     others: tuple[tuple[str, Outcome], ...]
     isns: tuple[Seq | None, Seq | None]
     life: Life
+    wrong_sum: bool
+    unfinished: bool
 
     @property
     def segment(self) -> Segment | None:
@@ -218,6 +223,8 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
         expired_s = max(0.0, chosen.now - then - before.timeout_s)
     if expired_s:
         before = None
+    packet = outcome.packet
+    wrong = isinstance(packet, Packet) and checksum_ok(packet, chosen.reader.octets) is False
     reason = chosen.table.reason if outcome.ctstate is CtState.INVALID else None
     return Explanation(
         file=name,
@@ -233,6 +240,8 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
         others=tuple((rules.name, others[rules.name]) for rules in KERNELS.values()),
         isns=_by_direction(history.isns, before, flow),
         life=life,
+        wrong_sum=wrong,
+        unfinished=wrong and isinstance(packet, Packet) and checksum_unfinished(packet),
     )
 
 

@@ -32,6 +32,7 @@ from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowKey, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.replay.checksums import ChecksumJudge, Opening
 from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_place
 from nfq_guard.replay.doubt import doubt_of, place_of
 from nfq_guard.replay.outcome import Outcome
@@ -118,6 +119,7 @@ class Replayer:
         # Of SCTP, those whose INIT is in the file.
         self._associations: set[FlowKey] = set()
         self._held: deque[Outcome] = deque()
+        self._openings: deque[Opening] = deque()
         self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
         self._shortcut = Shortcut(self.table, self.reader.checksums)
         self._engine = Engine(
@@ -243,6 +245,8 @@ class Replayer:
         shown: list[Outcome] = []
         while self._held:
             self._settle(self._held.popleft(), shown)
+        while self._openings:
+            self.reader.checksums.settle(self._openings.popleft())
         return shown
 
     def follow(self, frame: Frame) -> int:
@@ -285,6 +289,7 @@ class Replayer:
                 )
                 if suspect is not None:
                     suspect.watched = self.streams.watch(segment)
+                self._await_answer(reader.checksums)
         if isinstance(packet, Packet):
             l4 = packet.l4
             if isinstance(l4, Segment):
@@ -294,6 +299,17 @@ class Replayer:
                     self._associations.clear()
                 self._associations.add(flow_key(packet))
         return code
+
+    def _await_answer(self, checksums: ChecksumJudge) -> None:
+        """Keep the last packet's checksum open, where it is the SYN of an `Opening`."""
+        opener = checksums.opener
+        streams = self.streams
+        if opener is None or streams.stream is None:
+            return
+        peer = streams.stream.sides[1 - streams.sender]
+        self._openings.append(Opening(opener, peer))
+        if len(self._openings) > MOST_HELD:
+            checksums.settle(self._openings.popleft())
 
     def _link_reset(self, packet: Packet, segment: Segment, frame: int) -> None:
         """Find the INVALID packet that an RST answers."""

@@ -84,7 +84,8 @@ class SummaryRecord(TypedDict):
         one_way: Flows of which one end alone is in the capture, although the other answered.
         cut_options: TCP segments in whose options the capture ends, so that some are unknown.
         cut_openings: SYNs among them: flows whose window scale is unknown are held to no window.
-        checksums: Wrong transport checksums: `forgiven`, `broken` and `unknown`.
+        checksums: Wrong transport checksums: `forgiven`, `broken` and `unknown`; `unanswered` are
+            those of the unknown that are unfinished and of SYNs without an answer.
         began_before: Flows whose beginning is not in the capture.
         outside: Segments of those that are outside any window under an assumed scale: the host
             that saw the beginning may have called them INVALID.
@@ -208,6 +209,7 @@ class Summary:
                 "forgiven": replayer.reader.checksums.forgiven,
                 "broken": replayer.reader.checksums.broken,
                 "unknown": replayer.reader.checksums.unknown,
+                "unanswered": replayer.reader.checksums.unanswered,
             },
             "began_before": len(replayer.streams.began_before),
             "outside": [

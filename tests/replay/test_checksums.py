@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Unfinished checksums are told from broken ones."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP, fragment
 from scapy.packet import Raw
 
+from nfq_guard.cli import main
 from nfq_guard.finding import Reason
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
 from nfq_guard.replay.replayer import Replayer
@@ -148,6 +150,71 @@ def test_repeated_segment_was_broken() -> None:
     found, checksums = reasons(talk)
     assert found == [Reason.BAD_CHECKSUM]
     assert (checksums.forgiven, checksums.broken, checksums.unknown) == (0, 1, 0)
+
+
+def unfinished(talk: Conversation) -> None:
+    """Leave the checksum of the last frame to the NIC."""
+    frame = talk.frames[-1]
+    octets = frame.octets
+    words = sum(int.from_bytes(octets[at : at + 2], "big") for at in range(12, 20, 2))
+    field = (words + 6 + len(octets) - 20) % 0xFFFF
+    frame.octets = octets[:36] + field.to_bytes(2, "big") + octets[38:]
+
+
+def syns(count: int = 3) -> Conversation:
+    """SYNs whose checksums nothing finished, by all that the file shows."""
+    talk = Conversation()
+    for _ in range(count):
+        talk.client("S", 0, win=65000, wait=1.0)
+        unfinished(talk)
+    return talk
+
+
+def counts(talk: Conversation) -> tuple[int, int, int, int]:
+    found, checksums = reasons(talk)
+    assert found == []
+    return checksums.forgiven, checksums.broken, checksums.unknown, checksums.unanswered
+
+
+def test_unanswered_syns_may_be_at_the_sender_or_broken_at_the_receiver() -> None:
+    assert counts(syns()) == (0, 0, 3, 3)
+
+
+def test_answered_syn_was_whole() -> None:
+    """Whatever answers, a RST too; or its sender goes on, where it alone is in the file."""
+    talk = syns()
+    talk.server("SA", 0, 1, win=65000)
+    assert counts(talk) == (3, 0, 0, 0)
+    talk = syns()
+    talk.server("RA", 0, 1)
+    assert counts(talk) == (3, 0, 0, 0)
+    talk = syns(1)
+    talk.client("A", 1, 1)
+    _, checksums = reasons(talk)
+    assert (checksums.forgiven, checksums.unknown) == (1, 0)
+
+
+def test_unanswered_syn_of_a_host_that_offloads() -> None:
+    talk = syns()
+    other = Conversation(sport=40001)
+    other.client("PA", 1, 1, length=100)
+    unfinished(other)
+    talk.frames += other.frames
+    assert counts(talk) == (4, 0, 0, 0)
+
+
+def test_unanswered_syns_are_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capture = syns().save(tmp_path / "syns.pcap")
+    assert main(["replay", capture]) == 0
+    out = capsys.readouterr().out
+    assert "3 unknown, followed as right; --checksum verify" in out
+    assert "3 SYNs without an answer and with an unfinished checksum" in out
+    assert main(["explain", capture, "1"]) == 0
+    assert "checksum unfinished, as a sender leaves it to its NIC" in capsys.readouterr().out
+    assert main(["explain", capture, "1", "--checksum", "verify"]) == 0
+    out = capsys.readouterr().out
+    assert "INVALID bad-checksum" in out
+    assert "checksum unfinished" not in out
 
 
 def test_broken_rst_ends_no_flow() -> None:
