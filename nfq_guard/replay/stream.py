@@ -278,8 +278,8 @@ class Stream(Companion):
         """Whether one end answers another that the file does not show."""
         one = self.one
         other = self.other
-        return (one.known and not other.known and other.asked_index > 0) or (
-            other.known and not one.known and one.asked_index > 0
+        return (one.known and not other.packets and other.asked_index > 0) or (
+            other.known and not one.packets and one.asked_index > 0
         )
 
     def count_invalid(self, reason: Reason) -> None:

@@ -61,6 +61,17 @@ def test_a_flow_that_goes_on_after_its_entry_is_gone(
     assert flow["renewed"] is None
 
 
+def test_an_end_that_only_resets_is_in_the_capture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the client of a stray segment does: no direction is missing."""
+    talk = Conversation()
+    talk.server("PA", 1, 1, length=10)
+    talk.client("R", 1)
+    (flow,) = listed(talk, tmp_path, capsys)
+    assert (flow["packets"], flow["answers"], flow["one_way"]) == (1, 1, False)
+
+
 def test_a_new_connection_between_the_same_ports_is_another_flow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
