@@ -88,6 +88,7 @@ class _Telling:
     def __init__(self, explanation: Explanation, *, colour: bool, columns: int | None) -> None:
         self._explanation = explanation
         self._colour = colour
+        self._columns = columns
         room = _WIDTH if columns is None else columns - len(_INDENT)
         self._text_width = max(1, min(_WIDTH, room))
         self._drawn_width = max(_LEAST_DRAWN, min(_WIDTH, room))
@@ -177,10 +178,9 @@ class _Telling:
             f"seq {self._number(segment.seq, side)}{ack}, {bytes_of(segment.payload_len)} of data"
         )
         lines.append(f"{_INDENT}{self._offer(segment, side)}")
-        return lines
         lines += self._checksum()
+        return lines
 
-    def _offer(self, segment: Segment, side: int) -> str:
     def _checksum(self) -> list[str]:
         explanation = self._explanation
         finding = explanation.outcome.finding
@@ -198,6 +198,7 @@ class _Telling:
             "(--checksum verify holds it)"
         )
 
+    def _offer(self, segment: Segment, side: int) -> str:
         before = self._explanation.before
         said = f"window {segment.window}"
         peers = None if before is None else before.peers
@@ -289,10 +290,16 @@ class _Telling:
         words = BOUND_WORDS[check.bound]
         if check.holds:
             room = f"{bytes_of(check.room)} to spare" if check.room else "just"
-            verdict = self._styled(f"holds, {room}", Style.GREEN)
+            said = f"holds, {room}"
+            verdict = self._styled(said, Style.GREEN)
         else:
-            verdict = self._styled(f"broken by {bytes_of(-check.room)}", Style.RED, Style.BOLD)
-        head = f"{words.numeral:<3} {words.question}".ljust(_VERDICT_COLUMN)
+            said = f"broken by {bytes_of(-check.room)}"
+            verdict = self._styled(said, Style.RED, Style.BOLD)
+        head = f"{words.numeral:<3} {words.question}"
+        if self._columns is not None and _VERDICT_COLUMN + len(said) > self._columns:
+            heads = [head, f"{_INDENT}{verdict}"]
+        else:
+            heads = [head.ljust(_VERDICT_COLUMN) + verdict]
         marks = []
         if check.other is not None:
             marks.append(self._mark(check.other, OTHER, check))
@@ -303,7 +310,7 @@ class _Telling:
             begin, end = (distance(number, check.limit.seq) for number in check.span)
             span = (begin, max(begin, end))
         drawn = draw(marks, upper=check.upper, width=self._drawn_width, span=span)
-        return [head + verdict, *(f"{_INDENT}{line}" for line in drawn)]
+        return [*heads, *(f"{_INDENT}{line}" for line in drawn)]
 
     def _mark(self, point: Point, sign: str, check: BoundCheck) -> Mark:
         # After an expression such as `td_end - 67584`, a relative number could read as a term.

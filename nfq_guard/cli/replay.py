@@ -276,6 +276,8 @@ def _list_flows(args: argparse.Namespace, replayer: Replayer) -> None:
         if args.format == "json":
             write_json(found)
         else:
-            sys.stdout.write(flow_line(found) + "\n")
+            sys.stdout.write(fitted(flow_line(found) + "\n"))
+    if listing.streams and args.format == "text":
+        sys.stdout.write("\n")
     if listing.others:
         warn(f"{listing.others} more flows are not listed")
