@@ -28,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--short", action="store_true", help="each a few times, about a minute")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--soak", type=int, metavar="SECONDS", help="the time of the soak")
     parser.add_argument("--page", action="store_true", help="write docs/faults.md")
     parser.add_argument("--no-systemd", action="store_true", help="leave the service out")
     parser.add_argument("--fault", action="append", choices=names, help="only these")
@@ -38,7 +39,10 @@ def main() -> int:
     begun = time.monotonic()
     outcomes: list[Outcome] = []
     crashed = 0
-    for found in _outcomes(wanted, short=args.short, seed=args.seed):
+    size = daemon.SHORT if args.short else daemon.LONG
+    if args.soak:
+        size = size._replace(soak_s=args.soak)
+    for found in _outcomes(wanted, size, short=args.short, seed=args.seed):
         if found is None:
             crashed += 1
             continue
@@ -52,13 +56,14 @@ def main() -> int:
     return 1 if crashed or any(one.exact is False for one in outcomes) else 0
 
 
-def _outcomes(wanted: list[str], *, short: bool, seed: int) -> Iterator[Outcome | None]:
+def _outcomes(
+    wanted: list[str], size: daemon.Size, *, short: bool, seed: int
+) -> Iterator[Outcome | None]:
     with tempfile.TemporaryDirectory(prefix="nfqg-faults-") as folder:
         for name in wanted:
             if name not in daemon.FAULTS:
                 continue
             rng = random.Random(f"{seed} {name}")  # noqa: S311 - reproducible, no secret
-            size = daemon.SHORT if short else daemon.LONG
             try:
                 with daemon.rig(Path(folder, name)) as at:
                     yield daemon.FAULTS[name](at, size, rng)

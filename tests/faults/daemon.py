@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
+from tests.faults import inputs, soak
 from tests.faults.gateway import ALLOWED, POLICY, Gateway, Stream, mutated
 from tests.faults.outcome import Outcome, ms
 from tests.support.queue import GuardProcess, import_path, wait_for
@@ -35,15 +36,25 @@ class Size(NamedTuple):
     starts: int
     requests: int
     entries: int
+    soak_s: int
+    inputs: int
 
 
 SHORT: Final = Size(
-    reloads=20, corrupted=60, packets=5_000, signals=2, starts=2, requests=200, entries=5_000
+    reloads=20,
+    corrupted=60,
+    packets=5_000,
+    signals=2,
+    starts=2,
+    requests=200,
+    entries=5_000,
+    soak_s=6,
+    inputs=3_000,
 )
-# The whole campaign takes about eleven minutes on a quiet machine.
+# The whole campaign takes about 21 minutes on a quiet machine, ten of them the soak.
 LONG: Final = Size(
     reloads=1_000, corrupted=1_000, packets=400_000, signals=20, starts=10, requests=10_000,
-    entries=1 << 20,
+    entries=1 << 20, soak_s=600, inputs=300_000,
 )  # fmt: skip
 
 
@@ -722,4 +733,9 @@ FAULTS: Final[dict[str, Fault]] = {
     "clock-jumps": clock_jumps,
     "gone": gone,
     "memory": memory,
+    "decoding": inputs.decoding,
+    "damaged-inputs": inputs.damaged,
+    "bombs": inputs.bombs,
+    "metrics-clients": inputs.metrics_clients,
+    "soak": soak.soak,
 }

@@ -162,6 +162,8 @@ class Stream:
         self.sent_at: array[float] = array("d")
         self.arrived: set[int] = set()
         self.arrived_at: array[float] = array("d")
+        # From when each was sent until it arrived, in the order of arrival.
+        self.delays: array[float] = array("d")
         self._threads = [threading.Thread(target=one) for one in (self._receive, self._send)]
         for thread in self._threads:
             thread.start()
@@ -186,8 +188,10 @@ class Stream:
             # There may be other connections.
             if struct.unpack_from("!H", octets, 22)[0] in {ALLOWED, DENIED}:
                 last = time.monotonic()
-                self.arrived.add(struct.unpack_from("!I", octets, 24)[0])
+                number = struct.unpack_from("!I", octets, 24)[0]
+                self.arrived.add(number)
                 self.arrived_at.append(last)
+                self.delays.append(last - self.sent_at[number])
 
     def end(self) -> None:
         self._ending.set()

@@ -28,6 +28,14 @@ _REASONS: Final = """
 ## Targets that were missed
 
 """
+_SOAK: Final = """
+## The soak
+
+The daemon over the minutes of F21; `python -m tests.faults --fault soak --soak SECONDS` draws it
+anew.
+
+![memory, descriptors and delay](soak.svg)
+"""
 _HELD: Final = """
 ## The tests that hold each fault
 
@@ -76,6 +84,8 @@ def render(outcomes: Sequence[Outcome], seed: int, *, short: bool = False) -> st
     parts = [_HEAD, "\n".join(rows), "\n", machine]
     if reasons:
         parts += [_REASONS, *reasons]
+    if any(one.fault == "F21" for one in outcomes):
+        parts.append(_SOAK)
     return "".join([*parts, _HELD, *map(_held, CATALOGUE)])
 
 
