@@ -33,6 +33,7 @@ class Place:
         beyond: Set when it acknowledges bytes that the file did not hold.
         watched: Its own fate, where it carries something and continues its stream.
         ahead: Whether it is an RST ahead of what the file shows of either end.
+        untracked: Whether conntrack had no entry for its stream up to it.
         reordered: Whether frames of its receiver, just before it, are not in the order of their
             sequence numbers.
     """
@@ -44,6 +45,7 @@ class Place:
     beyond: Beyond | None
     watched: Watched | None
     ahead: bool
+    untracked: bool
     reordered: bool
 
 
@@ -75,6 +77,7 @@ def place_of(streams: Streams, segment: Segment) -> Place | None:
         streams.beyond,
         watched,
         streams.ahead,
+        not stream.tracked,
         _is_reordered(streams, stream),
     )
 
@@ -134,9 +137,18 @@ def doubt_of(
         return Doubted(kind=Doubt.UNSEEN_WINDOW)
     if drops:
         return Doubted(kind=Doubt.CAPTURE_DROPS)
-    if place.index == 1:
+    if place.index == 1 or place.untracked or _lacks_one_answer(place):
         return _elsewhere(incomplete=incomplete, drops=drops)
     return None
+
+
+def _lacks_one_answer(place: Place) -> bool:
+    """Whether all that the stream lacks of its other end may be one segment, as its SYN+ACK.
+
+    Of an end that the host does not see, there is more.
+    """
+    peer = place.stream.sides[1 - place.sender]
+    return not peer.packets and peer.asked_index > 0 and not peer.went_on
 
 
 def _elsewhere(*, incomplete: bool, drops: bool) -> Doubted | None:

@@ -193,6 +193,8 @@ class Side:
         flight: Most bytes that it had sent and its peer had not acknowledged; kept only where
             the peer's scale is unknown, which it bounds from below.
         pending: What waits for what comes next; None before the first.
+        went_on: Whether its peer acknowledged more than one segment of it before the file shows
+            anything of it.
     """
 
     def __init__(self, number: int) -> None:
@@ -208,6 +210,7 @@ class Side:
         self.scale = -1
         self.flight = 0
         self.pending: Pending | None = None
+        self.went_on = False
         # An acknowledgement that came before this end's first frame: number, index and frame.
         self.asked_ack: Seq = Seq(0)
         self.asked_index = 0
@@ -235,6 +238,7 @@ class Stream(Companion):
         proofs: What shows that the file is incomplete or out of order; the first ones.
         reversed: 1 where the original direction of the conntrack entry is that of the second end.
         tainted_from: Smallest `Proof.index`; 0 while there is no proof.
+        tracked: Whether conntrack had an entry for it so far.
         listed: Whether it is one of `Listing.streams`.
         entry: Its conntrack entry, the last one; None where conntrack had none. Only a listed
             stream has it: the two refer to each other, and would outlive their place in the table.
@@ -256,6 +260,7 @@ class Stream(Companion):
         self.proofs: tuple[Proof, ...] = ()
         self.tainted_from = 0
         self.reversed = 0
+        self.tracked = False
         self.listed = False
         self.entry: Entry | None = None
         self.renewed = 0

@@ -107,7 +107,8 @@ class Streams:
         """
         side = self._side_of(entry, direction, key, segment, frame)
         stream = self._last
-        if segment.flags & _ENDS and entry is not None:
+        if entry is not None:
+            stream.tracked = True
             stream.ended |= segment.flags & _ENDS
         self._take(stream, side, segment, frame, cut, late, harmed)
 
@@ -439,6 +440,8 @@ class Streams:
         if not peer.known:
             if not peer.asked_index:
                 peer.asked_ack, peer.asked_index, peer.asked_frame = ack, index, frame
+            elif after(ack, peer.asked_ack):
+                peer.went_on = True
             return
         highest = highest_acknowledged(segment.options, ack)
         ahead = (highest - peer.end) & _MASK

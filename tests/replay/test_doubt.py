@@ -379,3 +379,38 @@ def test_small_snaplen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (summary["flows"], summary["cut_options"], summary["cut_openings"]) == (1, 2, 2)
     assert main(["replay", path]) == 0
     assert "inside the TCP options of 2 segments, 2 of them SYNs" in capsys.readouterr().out
+
+
+def damaged_beside(talk: Conversation) -> list[Frame]:
+    """The frames of `talk`, in a capture that lacks frames of another flow."""
+    other = download(random.Random(1), 50_000, sack=True)  # noqa: S311 - reproducible, no secret
+    return renumbered([*without(other, 0.2, 1), *talk.frames])
+
+
+def test_answer_that_is_missing_where_the_capture_ends() -> None:
+    """A client acknowledges more than a SYN+ACK of a server that the host does not see."""
+    talk = Conversation()
+    talk.client("S", 0)
+    talk.client("A", 1, 1)
+    talk.client("PA", 1, 1, length=10)
+    assert [one.finding and one.finding.reason for one in facts(invalid(talk.frames))] == [
+        Reason.BAD_TRANSITION
+    ] * 2
+    assert facts(invalid(damaged_beside(talk))) == []
+    talk.client("A", 11, 500)
+    assert len(facts(invalid(damaged_beside(talk)))) == 3
+
+
+def test_ends_of_a_flow_of_which_a_filter_left_nothing_else() -> None:
+    """What opened its entry may be among the missing frames; not where there was an entry."""
+    talk = Conversation()
+    talk.server("FA", 1, 1)
+    talk.client("FA", 1, 2)
+    talk.server("R", 2)
+    assert len(facts(invalid(talk.frames))) == 3
+    assert facts(invalid(damaged_beside(talk))) == []
+    gone = Conversation()
+    gone.client("A", 1, 1)
+    gone.server("A", 1, 1)
+    gone.client("FA", 1, 1, wait=6 * 86_400)
+    assert len(facts(invalid(damaged_beside(gone)))) == 1
