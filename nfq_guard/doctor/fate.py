@@ -59,9 +59,9 @@ def checks(path: Iterable[Met], *, complete: bool = True) -> Iterator[Check]:
 def _fate(mets: Sequence[Met]) -> _Fate:
     """The fate of packets that meet these rules, in order."""
     taking = [met for met in mets if met.finding.rule.act in TAKES]
-    sure = next((met for met in taking if met.finding.truth is Truth.YES), None)
-    aimed = [met for met in taking if met.finding.state and met is not sure]
-    other = [met for met in taking if not met.finding.state and met is not sure]
+    sure = next((met for met in taking if _is_sure(met, mets)), None)
+    aimed = [met for met in taking if _is_aimed(met) and met is not sure]
+    other = [met for met in taking if not _is_aimed(met) and met is not sure]
     if sure is not None and not sure.finding.spared:
         return _Fate(_severity([sure]), _by(sure) + _means(sure), owners.todo(sure.finding))
     if sure is not None:
@@ -75,8 +75,39 @@ def _fate(mets: Sequence[Met]) -> _Fate:
         names = list(dict.fromkeys(met.finding.chain for met in other))
         chains = ", ".join(names[:_MOST]) + (" and more" if len(names) > _MOST else "")
         text = f"accepted, unless a rule for other properties takes it in {chains}"
-        return _Fate(Status.OK, text + _dependence(other), "")
+        return _Fate(Status.OK, text + _dependence(mets), "")
     return _Fate(Status.OK, "accepted", "")
+
+
+def _is_sure(met: Met, mets: Sequence[Met]) -> bool:
+    """Whether a rule takes INVALID packets, all of them or those that earlier rules have left.
+
+    What earlier rules accept without looking at the conntrack entry they accept of INVALID packets
+    as well: the rule then singles nothing out.
+    """
+    finding = met.finding
+    if finding.truth is not Truth.YES:
+        return False
+    return not finding.spared or _is_aimed(met) or not _may_pass(met, mets)
+
+
+def _may_pass(met: Met, mets: Sequence[Met]) -> bool:
+    """Whether an earlier rule of the base chain may have accepted what a rule takes."""
+    finding = met.finding
+    rules = finding.table.chains[finding.chain]
+    if finding.path or any(rule.act in {Act.RETURN, Act.GOTO} for rule in rules):
+        return True
+    return any(
+        each.finding.rule.act is Act.ACCEPT
+        and each.finding.table is finding.table
+        and finding.chain in (each.finding.chain, *each.finding.path)
+        for each in mets
+    )
+
+
+def _is_aimed(met: Met) -> bool:
+    """Whether a rule takes INVALID packets for being INVALID, by name or for want of an entry."""
+    return met.finding.state or met.finding.untracked
 
 
 def _severity(mets: Sequence[Met]) -> Status:

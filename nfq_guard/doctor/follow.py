@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Follows an INVALID segment through the rules of one table, on every way that it may take."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
@@ -24,6 +25,8 @@ class Finding:
         state: Whether the rule, or a jump that leads to it, selects by conntrack state.
         default: Whether it is the policy of a base chain.
         marks: The tests of the packet's mark among what that depends on.
+        untracked: Whether it takes what is left, of all packets or of some interfaces, and an
+            earlier rule would have let the segment pass if it had a conntrack entry.
     """
 
     table: Table
@@ -36,6 +39,7 @@ class Finding:
     state: bool = False
     default: bool = False
     marks: tuple[MarkTest, ...] = ()
+    untracked: bool = False
 
     @property
     def certain(self) -> bool:
@@ -49,14 +53,18 @@ class Walk(NamedTuple):
     Attributes:
         findings: What it may meet there, in order.
         ends: Whether a rule there decides, so that the segment does not return.
+        accepts: What each rule depends on that accepts there but for the lack of an entry.
     """
 
     findings: tuple[Finding, ...]
     ends: Truth
+    accepts: tuple[tuple[str, ...], ...] = ()
 
 
 _NOTHING: Final = Walk((), Truth.NO)
+_INTERFACE: Final = re.compile(r"(! )?-[io] \S+|[io]if(name)?( \. [io]if(name)?)* (?!\. ).+")
 _Found = dict[tuple[str, int], Finding]
+_Passed = tuple[tuple[str, ...], ...]
 
 
 @final
@@ -79,6 +87,7 @@ class Follower:
             Rule("policy drop", ALWAYS, Act.DROP),
             spared=walk.ends is not Truth.NO,
             default=True,
+            untracked=bool(walk.accepts),
         )
         return Walk((*walk.findings, deny), Truth.YES)
 
@@ -93,31 +102,49 @@ class Follower:
 
     def _walk(self, name: str, places: Iterable[int]) -> Walk:
         found: _Found = {}
+        accepts: list[tuple[str, ...]] = []
+        returns: list[tuple[str, ...]] = []
         may_end = may_return = spared = False
         for place in places:
             rule = self._table.chains[name][place]
             truth = rule.when.truth
             if truth is Truth.NO or rule.own:
+                if rule.when.tracked is not None:
+                    accepts += [(*rule.when.tracked, *on) for on in self._accepts(rule)]
+                    returns += [rule.when.tracked] if rule.act is Act.RETURN else []
                 continue
+            passed = (*accepts, *returns)
             ends = Truth.NO
             if rule.act in ENDS or rule.mark is not None or rule.tracking is not None:
                 here = Finding(
                     self._table, name, rule, truth=truth, on=rule.when.on, marks=rule.when.marks
                 )
-                _record(found, (name, place), here, rule, spared=spared)
+                _record(found, (name, place), here, rule, passed, spared=spared)
             if rule.act in ENDS:
                 ends = Truth.YES
             elif rule.act in {Act.JUMP, Act.GOTO}:
                 inner = self._chain(rule.target)
-                _lift(found, inner, rule, name, spared=spared)
+                _lift(found, inner, rule, name, passed, spared=spared)
                 ends = inner.ends
+                accepts += [(*rule.when.on, *on) for on in inner.accepts]
             leaves = rule.act in {Act.RETURN, Act.GOTO}
             may_end = may_end or ends is not Truth.NO
             may_return = may_return or (leaves and ends is not Truth.YES)
             if truth is Truth.YES and (ends is Truth.YES or leaves):
-                return Walk(tuple(found.values()), _ends(may_end, may_return=may_return))
+                done = _ends(may_end, may_return=may_return)
+                return Walk(tuple(found.values()), done, tuple(accepts))
             spared = spared or leaves or ends is not Truth.NO
-        return Walk(tuple(found.values()), _ends(may_end, may_return=True))
+        return Walk(tuple(found.values()), _ends(may_end, may_return=True), tuple(accepts))
+
+    def _accepts(self, rule: Rule) -> Sequence[tuple[str, ...]]:
+        """What the accepts of a rule, or of the chain that it leads to, depend on."""
+        if rule.act is Act.ACCEPT:
+            return [()]
+        if rule.act not in {Act.JUMP, Act.GOTO}:
+            return []
+        inner = self._chain(rule.target)
+        accepting = [each for each in inner.findings if each.rule.act is Act.ACCEPT]
+        return [*inner.accepts, *(each.on for each in accepting)]
 
 
 def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a truth value
@@ -126,7 +153,9 @@ def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a trut
     return Truth.DEPENDS if may_return else Truth.YES
 
 
-def _lift(found: _Found, inner: Walk, jump: Rule, name: str, *, spared: bool) -> None:
+def _lift(
+    found: _Found, inner: Walk, jump: Rule, name: str, passed: _Passed, *, spared: bool
+) -> None:
     """Add the findings of a chain, on the conditions of the jump to it."""
     for finding in inner.findings:
         key = (finding.chain, id(finding.rule))
@@ -140,12 +169,19 @@ def _lift(found: _Found, inner: Walk, jump: Rule, name: str, *, spared: bool) ->
             spared=finding.spared,
             state=finding.state,
             marks=(*jump.when.marks, *finding.marks),
+            untracked=finding.untracked,
         )
-        _record(found, key, lifted, jump, spared=spared)
+        _record(found, key, lifted, jump, passed, spared=spared)
 
 
 def _record(
-    found: _Found, key: tuple[str, int], finding: Finding, rule: Rule, *, spared: bool
+    found: _Found,
+    key: tuple[str, int],
+    finding: Finding,
+    rule: Rule,
+    passed: _Passed,
+    *,
+    spared: bool,
 ) -> None:
     """Keep the most certain of the ways that lead to a rule."""
     here = Finding(
@@ -158,10 +194,23 @@ def _record(
         spared=finding.spared or spared,
         state=finding.state or rule.when.state,
         marks=finding.marks,
+        untracked=_is_default(finding, passed),
     )
     known = found.get(key)
     if known is None or _certainty(here) > _certainty(known):
         found[key] = here
+
+
+def _is_default(finding: Finding, passed: _Passed) -> bool:
+    """Whether a rule takes what is left after these accepts.
+
+    A rule for other properties, such as a banned address, aims at those packets.
+    """
+    on = set(finding.on)
+    if not all(_INTERFACE.fullmatch(word) for word in on):
+        return False
+    interfaces = ({word for word in each if _INTERFACE.fullmatch(word)} for each in passed)
+    return finding.untracked or any(not on or not each or each & on for each in interfaces)
 
 
 def _certainty(finding: Finding) -> tuple[bool, Truth, bool]:

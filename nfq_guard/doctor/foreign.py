@@ -81,7 +81,7 @@ def _check(group: list[Met]) -> Check | None:
         case Order.SHADOWED:
             return note(name, f"{where}, {met.order}: queued packets skip it")
         case Order.NEVER:
-            return note(name, f"{where}, {met.order}: it has no effect", "remove it")
+            return note(name, f"{where}, {met.order}: it has no effect")
         case _ if met.finding.rule.act is Act.RESET:
             return problem(
                 name,

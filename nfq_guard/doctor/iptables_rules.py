@@ -5,7 +5,7 @@ An INVALID packet has no conntrack entry attached, so the matches that need one 
 `CONNMARK --restore-mark` leaves the packet's mark alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Final, NamedTuple
 
 from nfq_guard.doctor.rule_model import (
@@ -13,6 +13,7 @@ from nfq_guard.doctor.rule_model import (
     ALWAYS,
     NEVER,
     NFT_SECURITY,
+    NO_ENTRY,
     PRIORITIES,
     TCP,
     Act,
@@ -40,10 +41,13 @@ _HOOKS: Final = {
 }
 _STATES: Final = frozenset({"--ctstate", "--state"})
 _ALWAYS: Final = frozenset({"--comment", "--nfacct-name"})
+_PROTOCOLS: Final = frozenset(
+    {"tcp", "udp", "udplite", "icmp", "icmp6", "sctp", "dccp", "ah", "esp", "comment"}
+)
 _WITHOUT_ENTRY: Final = {
     # Match modules that use the conntrack entry: their result without one, unless negated.
-    "connmark": NEVER,
-    "connbytes": NEVER,
+    "connmark": NO_ENTRY,
+    "connbytes": NO_ENTRY,
     "helper": None,
     "connlabel": None,
 }
@@ -152,7 +156,7 @@ def _match(option: _Option, protocol: str) -> Condition:
         named = option.values[0].split(",") if option.values else []
         return known(("INVALID" in named) is not option.negated, state=True)
     if option.module == "conntrack":
-        return NEVER
+        return NO_ENTRY
     if option.module in _WITHOUT_ENTRY:
         return _WITHOUT_ENTRY[option.module] or known(option.negated)
     if option.name in _ALWAYS:
@@ -187,9 +191,15 @@ def _options(text: str) -> tuple[list[_Option], list[_Option]]:
     for option in _split(text):
         if option.name in {"-j", "-g"} or target:
             target.append(option)
-        elif option.name != "-m":
+        else:
             matches.append(option)
-    return matches, target
+    used = {option.instance for option in matches if option.name != "-m"}
+    return [each for each in matches if each.name != "-m" or _asks(each, used)], target
+
+
+def _asks(module: _Option, used: Container[int]) -> bool:
+    """Whether `-m MODULE` is a match of its own, as `-m socket` is, without an option."""
+    return module.instance not in used and module.module not in _PROTOCOLS
 
 
 def _split(text: str) -> Iterator[_Option]:

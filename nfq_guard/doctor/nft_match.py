@@ -16,6 +16,7 @@ from nfq_guard.doctor.rule_model import (
     ALL_BITS,
     ALWAYS,
     NEVER,
+    NO_ENTRY,
     TCP,
     Condition,
     MarkTest,
@@ -99,7 +100,7 @@ class Segment:
         left, right, sign = match["left"], match["right"], match["op"]
         value = self._value(left)
         if isinstance(value, _NoEntry):
-            return NEVER
+            return NO_ENTRY if _reads_entry(left) else NEVER
         condition = self._compared(value, sign, right)
         if condition.truth is Truth.DEPENDS and sign in {"==", "!="}:
             tests = _mark_tests(left, self._members(right), negated=sign == "!=")
@@ -276,7 +277,10 @@ def _reworded(condition: Condition, on: str) -> Condition:
 
 
 def _stated(condition: Condition, left: Any) -> Condition:  # noqa: ANN401 - JSON
-    return condition._replace(state=condition.state or _names_state(left))
+    if not _names_state(left):
+        return condition
+    alone = condition.truth is Truth.NO and "concat" not in left
+    return condition._replace(state=True, tracked=() if alone else None)
 
 
 def _names_state(expr: Any) -> bool:  # noqa: ANN401 - JSON

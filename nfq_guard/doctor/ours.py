@@ -61,5 +61,5 @@ def remarks(found: Sequence[Difference]) -> Iterator[Check]:
         if each.kind is Kind.POLICY_SKIPPED:
             todo = "replace the policy by a rule, which stands before ours"
         else:
-            todo = "restrict that rule to other packets where the guard should judge them"
+            todo = "where the guard should judge them, have that rule leave INVALID packets to it"
         yield warning("rules.order", str(each), todo)

@@ -20,6 +20,7 @@ class Owner(NamedTuple):
         name: Display name.
         invalid: The recommended action on its rules for INVALID packets.
         denied: The recommended action on its default deny, where a separate switch controls it.
+        policy: The same for the policy of a built-in chain, where that is another one.
         prefixes: Prefixes of the names of its chains or tables.
         words: What its comments and log prefixes contain.
         claims: The built-in chains to which it adds rules and policies that do not name it.
@@ -29,6 +30,7 @@ class Owner(NamedTuple):
     name: str
     invalid: str
     denied: str = ""
+    policy: str = ""
     prefixes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     claims: frozenset[str] = frozenset()
@@ -36,12 +38,17 @@ class Owner(NamedTuple):
 
 _KEEP_DENY: Final = (
     "keep it; to let packets of some flow through, accept INVALID packets by its addresses and "
-    "ports before it"
+    "ports before it, in its own chain"
 )
 _FILTER: Final = frozenset({"INPUT", "FORWARD", "OUTPUT"})
 _KEEP: Final = "keep it, and expect the same packets to be dropped whatever the policy allows"
 
-PLAIN: Final = Owner("plain", "a plain rule", "remove it, and let the guard's policy decide")
+PLAIN: Final = Owner(
+    "plain",
+    "a plain rule",
+    "find out what installs it and what it protects: a program would put it back. The guard's "
+    "policy can decide in its place if it is a rule of your own, for INVALID packets only",
+)
 
 SYNPROXY: Final = Owner(
     "synproxy",
@@ -63,7 +70,7 @@ OWNERS: Final = (
         "kube-proxy",
         "kube-proxy",
         f"{_KEEP}: kube-proxy omits the rule only with --conntrack-tcp-be-liberal "
-        "(conntrack.tcpBeLiberal), which blinds the guard to windows",
+        "(conntrack.tcpBeLiberal), which blinds the guard to windows, or in nftables mode",
         prefixes=("KUBE-FORWARD", "KUBE-FIREWALL", "KUBE-SERVICES", "KUBE-PROXY", "kube-proxy"),
     ),
     Owner(
@@ -98,8 +105,11 @@ OWNERS: Final = (
         "docker",
         "Docker",
         _KEEP,
+        "keep it: it closes the ports that are not published. To let INVALID packets of some flow "
+        "through, mark them by its addresses and ports and set bridge-accept-fwmark in "
+        "daemon.json, or accept them in chain DOCKER-USER (not with nftables)",
         'keep it, or set "ip-forward-no-drop": true in daemon.json, which leaves the policy of '
-        "FORWARD alone",
+        "FORWARD alone; rules for ports that are not published stay",
         prefixes=("DOCKER", "docker-bridges"),
         claims=frozenset({"FORWARD"}),
     ),
@@ -202,6 +212,47 @@ OWNERS: Final = (
         "keep it: it stops banned addresses",
         prefixes=("f2b-",),
     ),
+    Owner(
+        "netavark",
+        "Podman (netavark)",
+        f"{_KEEP}: it stops untranslated packets of containers from leaving, and netavark has no "
+        'switch for it but firewall_driver = "none" in containers.conf, which ends port forwarding',
+        prefixes=("NETAVARK", "netavark"),
+    ),
+    Owner(
+        "nixos",
+        "the NixOS firewall",
+        f"{_KEEP}: networking.firewall has no option for it",
+        "keep it; networking.firewall.extraCommands (with nftables: extraInputRules, "
+        "extraForwardRules) adds accepts before it",
+        prefixes=("nixos-",),
+    ),
+    Owner(
+        "foomuuri",
+        "Foomuuri",
+        "accept packets in a section `invalid` of /etc/foomuuri/*.conf, and let the guard decide "
+        "on those",
+        prefixes=("foomuuri",),
+    ),
+    Owner(
+        "unifi",
+        "UniFi",
+        f"{_KEEP}: UniFi Network installs it as a built-in policy (Block Invalid Traffic)",
+        prefixes=("UBIOS_",),
+    ),
+    Owner(
+        "antrea",
+        "Antrea",
+        f"{_KEEP}: it belongs to a network policy",
+        prefixes=("ANTREA-", "antrea"),
+    ),
+    Owner(
+        "neutron",
+        "OpenStack Neutron",
+        f"{_KEEP}: it belongs to the security group of a port, and has no switch but disabling "
+        "port security, which ends all of its rules",
+        prefixes=("neutron-",),
+    ),
     Owner("cni", "a CNI plugin", "keep it", prefixes=("CNI-", "FLANNEL-")),
     Owner("libvirt", "libvirt", "keep it", prefixes=("LIBVIRT_", "libvirt_network")),
     Owner("tailscale", "Tailscale", "keep it", prefixes=("ts-",)),
@@ -229,7 +280,8 @@ def todo(finding: Finding) -> str:
     owner = owner_of(finding)
     if finding.state or owner is SYNPROXY:
         return owner.invalid
-    return owner.denied or _KEEP_DENY
+    policy = owner.policy if finding.default else ""
+    return policy or owner.denied or _KEEP_DENY
 
 
 def _claimant(finding: Finding) -> Owner | None:

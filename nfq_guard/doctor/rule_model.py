@@ -52,12 +52,15 @@ class Condition(NamedTuple):
         on: What that depends on, such as `-s 192.0.2.0/24`.
         state: Whether the rule selects or excludes conntrack states.
         marks: The tests of the packet's mark among what it depends on.
+        tracked: What the rest of the match depends on, where only the segment's lack of a conntrack
+            entry, or its state, fails it; a packet of a known connection may match then.
     """
 
     truth: Truth
     on: tuple[str, ...] = ()
     state: bool = False
     marks: tuple[MarkTest, ...] = ()
+    tracked: tuple[str, ...] | None = None
 
     @property
     def negated(self) -> "Condition":
@@ -69,6 +72,8 @@ class Condition(NamedTuple):
 
 ALWAYS: Final = Condition(Truth.YES)
 NEVER: Final = Condition(Truth.NO)
+NO_ENTRY: Final = Condition(Truth.NO, tracked=())
+"""A match on the conntrack entry, of which an INVALID packet has none."""
 
 
 def depends(on: str) -> Condition:
@@ -78,7 +83,8 @@ def depends(on: str) -> Condition:
 
 def known(holds: bool, *, state: bool = False) -> Condition:  # noqa: FBT001 - a truth value
     """A match whose result is known."""
-    return Condition(Truth.YES if holds else Truth.NO, (), state)
+    tracked = () if state and not holds else None
+    return Condition(Truth.YES if holds else Truth.NO, (), state, tracked=tracked)
 
 
 def all_of(conditions: Iterable[Condition]) -> Condition:
@@ -87,7 +93,12 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
     truth = min(part.truth for part in parts)
     on = tuple(word for part in parts for word in part.on) if truth is Truth.DEPENDS else ()
     marks = tuple(test for part in parts for test in part.marks) if on else ()
-    return Condition(truth, on, any(part.state for part in parts), marks)
+    state = any(part.state for part in parts)
+    failed = [part for part in parts if part.truth is Truth.NO]
+    tracked: tuple[str, ...] | None = None
+    if failed and all(part.tracked is not None for part in failed):
+        tracked = tuple(word for part in parts for word in part.tracked or part.on)
+    return Condition(truth, on, state, marks, tracked)
 
 
 def any_of(conditions: Iterable[Condition]) -> Condition:

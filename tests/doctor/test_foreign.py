@@ -54,6 +54,8 @@ def _forward(*rules: str, chains: str = "") -> list[tuple[Act, Truth]]:
         ("-p tcp -m tcp ! --dport 22", Truth.DEPENDS),
         ("-m limit --limit 1/sec", Truth.DEPENDS),
         ("-m set --match-set blocked src", Truth.DEPENDS),
+        ("-m socket", Truth.DEPENDS),
+        ("-p tcp -m tcp", Truth.YES),
         ("", Truth.YES),
     ],
 )
@@ -138,6 +140,76 @@ def test_default_deny_is_told_with_its_chain() -> None:
     assert "unless an earlier rule decides; depends on: -i lan0" in check.what
     check = fate_of(walk(FILTER + established + "-A FORWARD -j DROP\n"), "forward")
     assert "dropped by default: `-j DROP`" in check.what
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        "FORWARD -o br0 {known} -j ACCEPT;FORWARD ! -i br0 -o br0 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD -m connmark --mark 0x1 -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD -m set --match-set pods dst {known} -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD {known} -j X;X -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD -j X;X {known} -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD -j X;X {known} -j Y;Y -i br1 -j ACCEPT;FORWARD -i br1 -j DROP",
+        "FORWARD -o br0 -j X;X {known} -j RETURN;X -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -o br0 -j X;X -i br1 -j DROP",
+    ],
+)
+def test_a_drop_of_what_no_rule_accepted_by_state(rules: str) -> None:
+    text = "".join(f"-A {rule}\n" for rule in rules.split(";"))
+    known = "-m conntrack --ctstate RELATED,ESTABLISHED"
+    chains = ":X - [0:0]\n:Y - [0:0]\n"
+    check = fate_of(walk(FILTER + chains + text.replace("{known}", known)), "forward")
+    assert check.status is Status.WARNING
+    assert "is accepted, or dropped by default: `" in check.what
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        # It takes packets of connections as well.
+        "FORWARD -i br1 -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD -i br1 -j ACCEPT;FORWARD -j DROP",
+        "FORWARD -m rpfilter -j X;FORWARD -o br0 -j DROP;X -j ACCEPT",
+        "FORWARD -o br0 -j DROP;FORWARD {known} -j ACCEPT",
+        "FORWARD -o br1 {known} -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD -p udp {known} -j ACCEPT;FORWARD -o br0 -j DROP",
+        "FORWARD {known} -j RETURN;X -j DROP",
+        "FORWARD -j X;X {known} -j RETURN;FORWARD -o br0 -j DROP",
+        # It is aimed at something else.
+        "FORWARD {known} -j ACCEPT;FORWARD -s 192.0.2.66/32 -j DROP",
+        "FORWARD {known} -j ACCEPT;FORWARD -i br0 -p tcp -m tcp --dport 22 -j DROP",
+    ],
+)
+def test_a_drop_that_singles_nothing_out(rules: str) -> None:
+    text = "".join(f"-A {rule}\n" for rule in rules.split(";"))
+    known = "-m conntrack --ctstate RELATED,ESTABLISHED"
+    check = fate_of(walk(f"{FILTER}:X - [0:0]\n{text.replace('{known}', known)}"), "forward")
+    assert check.status is Status.OK
+
+
+def test_a_default_after_accepts_that_all_end_in_drops() -> None:
+    text = f"{FILTER}:X - [0:0]\n-A FORWARD -i br0 -j X\n-A X -j DROP\n-A FORWARD -j DROP\n"
+    assert "is dropped by default: `-j DROP`" in fate_of(walk(text), "forward").what
+    accepts = text.replace("-A X -j DROP", "-A X -p tcp -m tcp --dport 80 -j ACCEPT")
+    assert fate_of(walk(accepts), "forward").status is Status.OK
+
+
+def test_a_reverse_path_filter_is_no_default_deny() -> None:
+    chain = f"{MANGLE}:RP - [0:0]\n-A PREROUTING -j RP\n-A RP -j DROP\n"
+    filters = chain.replace("-A RP", "-A RP -m rpfilter --validmark -j RETURN\n-A RP", 1)
+    assert fate_of(walk(chain), "prerouting").status is Status.WARNING
+    assert fate_of(walk(filters), "prerouting").status is Status.OK
+
+
+def test_advice_never_takes_away_what_a_program_installs() -> None:
+    drop = "-m conntrack --ctstate INVALID -j DROP\n"
+    for chain in ("NETAVARK_FORWARD", "nixos-fw", "UBIOS_WAN_LAN_USER", "neutron-x", "MINE"):
+        text = f"{FILTER}:{chain} - [0:0]\n-A FORWARD -j {chain}\n-A {chain} {drop}"
+        (check,) = foreign.checks(walk(text))
+        assert "remove" not in check.todo
+        assert check.todo
 
 
 def test_reject_and_drop_are_told_apart() -> None:
@@ -245,6 +317,10 @@ def test_owners_are_recognised() -> None:
     assert chain("INVDROP") == "foreign.csf"
     assert chain("PVEFW-FORWARD") == "foreign.pve"
     assert chain("f2b-sshd") == "foreign.fail2ban"
+    assert chain("NETAVARK_FORWARD") == "foreign.netavark"
+    assert chain("nixos-fw") == "foreign.nixos"
+    assert chain("UBIOS_WAN_LAN_USER") == "foreign.unifi"
+    assert chain("neutron-openvswi-i1a2b3c4d-5") == "foreign.neutron"
     assert chain("MINE") == "foreign.plain"
     assert owner(f"-A FORWARD {drop}") == "foreign.plain"
     for name in ("INVALID", "INVALID_DROP", "logdrop", "smurfs", "FWDLOG"):

@@ -9,11 +9,13 @@ import pytest
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.doctor import host_rules, iptables_rules, nft_rules, path
+from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.rule_model import TAKES, Act, Truth, known
 from nfq_guard.firewall import Backend, Family
 from nfq_guard.firewall.saved import parse
-from nfq_guard.wire.packet import ACK
+from nfq_guard.wire.packet import ACK, SYN
 from tests.support import owners
+from tests.support.listings import fate_of
 from tests.support.live import LiveConntrack
 from tests.support.packets import tcp
 
@@ -210,6 +212,41 @@ def test_the_fate_of_a_forwarded_packet_is_what_the_kernel_does(
     ]
     sure = next((met for met in mets if met.finding.truth is Truth.YES), None)
     assert (None if sure is None else sure.finding.rule.act) is act
+
+
+# Rule sets under which a forwarded packet of a known connection passes and an INVALID one does not,
+# and the names in them that stand for those of the test.
+STATEFUL = (
+    ("docker.nft", {"docker0": "out0"}),
+    ("docker-28.rules", {"docker0": "out0"}),
+    ("libvirt.nft", {"virbr0": "out0", "192.168.122.0": "198.51.100.0"}),
+    ("netavark.nft", {"10.88.0.0/16": "198.51.100.0/24"}),
+    ("netavark.rules", {"10.88.0.0/16": "198.51.100.0/24"}),
+    ("foomuuri.nft", {"eth1": "in0", "eth0": "out0"}),
+    ("unifi.rules", {"eth8": "in0"}),
+    ("calico.nft", {"cali0ab": "in0"}),
+)
+
+
+@pytest.mark.parametrize(("name", "names"), STATEFUL)
+def test_what_only_packets_with_an_entry_survive_is_told(
+    live: LiveConntrack, name: str, names: dict[str, str]
+) -> None:
+    # The acknowledgement number of `tcp` is 0: the one that follows these.
+    live.send_all(tcp(SRC, DST, 40000, 80, SYN, seq=0xFFFFFFFF))
+    live.send_all(tcp(DST, SRC, 80, 40000, SYN | ACK, seq=0xFFFFFFFF))
+    text = (owners.RULES / name).read_text(encoding="ascii")
+    for theirs, ours in names.items():
+        text = text.replace(theirs, ours)
+    if name.endswith(".nft"):
+        live.space.run("nft", "-f", "-", stdin=text)
+    else:
+        live.space.run("iptables-legacy-restore", stdin=text)
+    known_one = live.send(tcp(SRC, DST, 40000, 80, ACK, seq=0))
+    assert known_one == CTSTATES.index("ESTABLISHED")
+    assert live.send(tcp(SRC, DST, 40001, 80, ACK)) is None
+    check = fate_of(list(path.walk(host_rules.read().tables, 4)), "forward")
+    assert check.status is Status.WARNING
 
 
 # Table bodies; FORWARD and BEFORE stand for the heads of base chains.

@@ -18,12 +18,20 @@ RULES: Final = TREE / "tests" / "doctor" / "rules"
 
 SETS: Final = (
     ("kube-proxy", "kube-proxy.rules"),
+    ("kube-proxy, nftables", "kube-proxy.nft"),
     ("kube-router", "kube-router.rules"),
     ("Istio", "istio.rules"),
     ("Calico, iptables", "calico.rules"),
     ("Calico, nftables", "calico.nft"),
     ("Cilium", "cilium.rules"),
+    ("Antrea", "antrea.rules"),
     ("Docker", "docker.rules"),
+    ("Docker without a policy", "docker-28.rules"),
+    ("Docker, nftables", "docker.nft"),
+    ("Podman", "netavark.rules"),
+    ("Podman, nftables", "netavark.nft"),
+    ("libvirt", "libvirt.nft"),
+    ("OpenStack Neutron", "neutron.rules"),
     ("firewalld", "firewalld.nft"),
     ("firewalld, iptables", "firewalld.rules"),
     ("ufw", "ufw.rules"),
@@ -35,8 +43,14 @@ SETS: Final = (
     ("FireHOL", "firehol.rules"),
     ("Shorewall", "shorewall.rules"),
     ("Proxmox VE", "pve.rules"),
+    ("Proxmox VE, nftables", "pve.nft"),
+    ("NixOS", "nixos.rules"),
+    ("NixOS, nftables", "nixos.nft"),
+    ("Foomuuri", "foomuuri.nft"),
+    ("UniFi", "unifi.rules"),
     ("VyOS", "vyos.nft"),
     ("fail2ban", "fail2ban.rules"),
+    ("fail2ban, nftables", "fail2ban.nft"),
     ("SYNPROXY", "synproxy.rules"),
     ("rules of one's own", "plain.nft"),
 )
@@ -51,7 +65,8 @@ after a change, `python -m tests.support.owners` as root writes it anew.
 
 The packet followed is a TCP segment that conntrack calls INVALID, that the guard's policy allows,
 and that did not arrive on the loopback interface. A rule is reached for sure, or "depends on" what
-the segment alone decides, such as an address. Hooks where nothing takes the segment are left out.
+the segment alone decides, such as an address. Hooks where nothing takes the segment for being
+INVALID are left out; "by default" is a rule that takes what no earlier rule accepted by state.
 
 | owner | what becomes of the packet |
 |---|---|
@@ -91,7 +106,7 @@ def page() -> str:
             f"{check['status']}: {check['id'].removeprefix('fate.')}: {_cell(check['what'])}"
             for check in fates
         )
-        rows.append(f"| [{title}](#{_anchor(title)}) | {says or 'accepted in every hook'} |\n")
+        rows.append(f"| [{title}](#{_anchor(title)}) | {says or 'as of any other packet'} |\n")
         sections.append(_section(title, name, checks))
     return _HEAD + "".join(rows) + "".join(sections)
 
@@ -101,7 +116,7 @@ def _section(title: str, name: str, checks: list[dict[str, str]]) -> str:
     lines = [f"- {check['status']} `{check['id']}`: {check['what']}" for check in checks]
     todos = dict.fromkeys(check["todo"] for check in checks if check["todo"])
     advice = [f"- Advice: {todo}" for todo in todos]
-    said = "\n".join([*(lines or ["- nothing: all of them pass"]), *advice])
+    said = "\n".join([*(lines or ["- nothing: INVALID packets fare as all others"]), *advice])
     return f"\n## {title}\n\n```\n{rules}\n```\n\n{said}\n"
 
 
