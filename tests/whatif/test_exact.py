@@ -19,6 +19,7 @@ from nfq_guard.names import flow_status_bits
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.policy.shadow import Difference
 from nfq_guard.report.summary import Summary, add_event
+from nfq_guard.telemetry.journal import JournalRenderer
 from nfq_guard.telemetry.reader import EventReader
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.tally import Tally
@@ -152,6 +153,23 @@ def eve(line: bytes) -> bytes:
     return b'{"timestamp":"2026-01-02T03:04:05Z","nfq_guard":' + line.rstrip() + b"}\n"
 
 
+RENDERER = JournalRenderer()
+
+
+def journalled(line: bytes) -> bytes:
+    """An event that the daemon wrote to the journal, as `journalctl -o json` prints it."""
+    (read,) = EventReader().read(io.BytesIO(line))
+    entry: dict[str, str | list[str]] = {"__REALTIME_TIMESTAMP": "1767323045000000"}
+    for field in RENDERER(None, "", {"event": read.event, "at": ""}).decode().splitlines():
+        key, _, value = field.partition("=")
+        known = entry.get(key)
+        if known is not None:  # more than one value of a field
+            entry[key] = [*([known] if isinstance(known, str) else known), value]
+        elif value:
+            entry[key] = value
+    return json.dumps(entry).encode() + b"\n"
+
+
 # Each example compiles up to eight policies.
 @settings(max_examples=settings().max_examples // 3)
 @given(
@@ -162,7 +180,9 @@ def eve(line: bytes) -> bytes:
     limits=LIMITS,
     step=st.tuples(st.integers(0, 60), st.sampled_from([-4e8, -3600.0, -0.5, 0.5, 1e5, 4e8])),
     order=st.randoms(use_true_random=False),
-    versions=st.lists(st.sampled_from([bytes, older, newer, eve]), min_size=1, max_size=5),
+    versions=st.lists(
+        st.sampled_from([bytes, older, newer, eve, journalled]), min_size=1, max_size=5
+    ),
     lost=st.integers(0, 2000),
 )
 def test_whatif_and_report_equal_the_live_counters_over_a_file_in_disorder(
