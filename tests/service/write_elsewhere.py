@@ -14,6 +14,27 @@ from pathlib import Path
 
 from nfq_guard.service import privileges
 from nfq_guard.service.settings import Settings
+from tests.systemd.forbidden import FORBIDDEN
+
+# What a user id of root's is enough for.
+OF_ROOT = (
+    "reading /etc/shadow",
+    "signalling others",
+    "root's user id",
+)
+_OF_CAPABILITIES = (
+    "a raw socket",
+    "a packet socket",
+    "reading memory of others",
+    "loading a BPF program",
+    "pinning",
+    "tracing",
+    "a network namespace",
+    "mounting",
+    "a module",
+    "the clock",
+    "the host name",
+)
 
 
 def _bound(port: int) -> None:
@@ -85,11 +106,14 @@ def _works(attempt: Callable[[], object]) -> bool:
 
 if __name__ == "__main__":
     folder, elsewhere = map(Path, sys.argv[1:3])
-    if sys.argv[3:]:
+    options = sys.argv[3:]
+    user = "nobody" if "--user" in options else ""
+    if "--without-landlock" in options:
         _without_landlock()
     with socket.create_server(("127.0.0.1", 0)) as heard:
         made = _attempts(folder, elsewhere, heard)
-        settings = Settings(log=str(folder / "log"), control_socket="", rules="none")
+        made |= {name: FORBIDDEN[name] for name in (*_OF_CAPABILITIES, *OF_ROOT)}
+        settings = Settings(log=str(folder / "log"), control_socket="", rules="none", user=user)
         notes = privileges.give_up(settings, None)
         worked = [name for name, attempt in made.items() if _works(attempt)]
     sys.stdout.write(json.dumps({"worked": worked, "notes": notes}))
