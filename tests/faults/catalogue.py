@@ -261,6 +261,7 @@ CATALOGUE: Final = (
     Entry(
         "A8",
         "a forged RST makes a live flow hang",
+        ("attacked",),
         tests=(
             "tests/service/test_heal_kernel.py::test_one_forged_rst_neither_ends_nor_hangs_a_flow",
             "tests/service/test_heal_kernel.py::test_a_storm_of_forged_rst_costs_no_connection",

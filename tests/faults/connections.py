@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Self
 
 from tests.faults.gateway import HOST, Gateway
 
-_PORT: Final = 7500
+PORT: Final = 7500
 _EVERY_S: Final = 0.05
 _NUMBER: Final = struct.Struct("!Q")
 # An answer that is under way at the end has so much time.
@@ -53,13 +53,13 @@ class Connections:
         self._stall_s = 0.0
         self._selector = self._stack.enter_context(selectors.DefaultSelector())
         with gateway.host.entered():
-            listener = self._stack.enter_context(socket.create_server((HOST, _PORT), backlog=count))
+            listener = self._stack.enter_context(socket.create_server((HOST, PORT), backlog=count))
         self._flows: list[_Flow] = []
         for _ in range(count):
             with gateway.peer.entered():
                 near = self._stack.enter_context(socket.socket())
             near.settimeout(10)
-            near.connect((HOST, _PORT))
+            near.connect((HOST, PORT))
             far = self._stack.enter_context(listener.accept()[0])
             for end in (near, far):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -70,6 +70,11 @@ class Connections:
             self._selector.register(far, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    @property
+    def ports(self) -> list[int]:
+        """The peer's port of each connection; the host's is `PORT`."""
+        return [flow.channel.getsockname()[1] for flow in self._flows]
 
     def health(self) -> Health:
         """What became of them; all are ended."""

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
-from tests.faults import inputs, soak
+from tests.faults import attack, inputs, soak
 from tests.faults.gateway import ALLOWED, POLICY, Gateway, Stream, mutated
 from tests.faults.outcome import Outcome, ms
 from tests.support.queue import GuardProcess, import_path, wait_for
@@ -72,9 +72,13 @@ class Rig:
         return "\n".join(head) + "\n" + policy
 
     def start(
-        self, *lines: str, log: str = "log", env: dict[str, str] | None = None
+        self,
+        *lines: str,
+        log: str = "log",
+        env: dict[str, str] | None = None,
+        policy: str = POLICY,
     ) -> GuardProcess:
-        self.config.write_text(self.text(*lines))
+        self.config.write_text(self.text(*lines, policy=policy))
         host = self.gateway.host
         return GuardProcess(host, self.folder / log, "--config", str(self.config), env=env)
 
@@ -733,6 +737,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "clock-jumps": clock_jumps,
     "gone": gone,
     "memory": memory,
+    "attacked": attack.attacked,
     "decoding": inputs.decoding,
     "damaged-inputs": inputs.damaged,
     "bombs": inputs.bombs,

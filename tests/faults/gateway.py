@@ -273,15 +273,16 @@ def port_of(number: int) -> int:
 
 def segment(number: int, port: int) -> bytes:
     """A whole TCP header of an RST, with the number as its sequence number."""
+    sport = 20000 + number % 512
+    return checksummed(_SEGMENT.pack(sport, port, number, 0, 5 << 4, _RST, 0, 0, 0))
 
-    def packed(checksum: int) -> bytes:
-        sport = 20000 + number % 512
-        return _SEGMENT.pack(sport, port, number, 0, 5 << 4, _RST, 0, checksum, 0)
 
-    total = sum(struct.unpack("!16H", _PSEUDO + packed(0)))
+def checksummed(header: bytes) -> bytes:
+    """A TCP header of 20 bytes from the peer to the host, with its checksum in place of 0."""
+    total: int = sum(struct.unpack("!16H", _PSEUDO + header))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
-    return packed(~total & 0xFFFF)
+    return header[:16] + (~total & 0xFFFF).to_bytes(2, "big") + header[18:]
 
 
 def mutated(rng: random.Random, number: int) -> bytes:

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: MIT
+"""A8, and its kind: forged INVALID packets for every live connection, while all are dropped."""
+
+import random
+import socket
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, PROTO_TCP, FlowSnapshot, FlowTuple
+from nfq_guard.flows.ctnetlink import CtnetlinkFlows
+from tests.faults.connections import PORT, Connections, Health
+from tests.faults.gateway import HOST, PEER, checksummed
+from tests.faults.outcome import Outcome, ms
+
+if TYPE_CHECKING:
+    from tests.faults.daemon import Rig, Size
+
+_CONNECTIONS: Final = 50
+# Flags of what is forged: RST, RST with ACK, ACK, FIN with SYN, SYN with ACK, none.
+_FORGED: Final = (0x04, 0x14, 0x10, 0x03, 0x12, 0x00)
+_HEAL: Final = """
+[policy]
+default = "drop"
+on_unknown = "log"
+[[policy.rule]]
+name = "again"
+rate = { over = 1, in_s = 60, by = "segment" }
+action = "heal"
+"""
+_DROP_ALL: Final = """
+[policy]
+default = "drop"
+on_unknown = "drop"
+i_know = "drops everything"
+"""
+
+
+class _Round(NamedTuple):
+    sent: int
+    judged: int
+    offloaded: int
+    liberal: int
+    more_kb: int
+    health: Health
+
+
+def attacked(at: "Rig", size: "Size", rng: random.Random) -> Outcome:
+    """A8."""
+    heal = _attack(at, _HEAL, size.packets // 2, rng)
+    drop = _attack(at, _DROP_ALL, size.packets // 2, rng)
+    broken = heal.health.broken + drop.health.broken
+    stall_s = max(heal.health.stall_s, drop.health.stall_s)
+    more_kb = max(heal.more_kb, drop.more_kb)
+    return Outcome(
+        "A8",
+        f"{heal.sent + drop.sent} forged packets for {_CONNECTIONS} live connections at a time, "
+        "under a policy that heals and drops, and under one that drops all and so offloads",
+        "no connection broken, none stalls for 1 s, none left unchecked, 8 MB more at most",
+        f"{broken} broken, {heal.health.answers + drop.health.answers} numbers answered, longest "
+        f"stall {ms(stall_s)}; {heal.judged + drop.judged} INVALID packets judged, "
+        f"{heal.offloaded} and {drop.offloaded} flows offloaded, {heal.liberal + drop.liberal} "
+        f"directions unchecked, {more_kb} kB more",
+        not broken and stall_s <= 1 and not heal.liberal and not drop.liberal and more_kb <= 8192
+        and not heal.offloaded and drop.offloaded > 0 and heal.judged > heal.sent // 4,
+    )  # fmt: skip
+
+
+def _attack(at: "Rig", policy: str, packets: int, rng: random.Random) -> _Round:
+    sent = 0
+    lines = ('fail_mode = "closed"', "queue_length = 8192", "offload = true", "offload_after = 5")
+    with (
+        at.start(*lines, policy=policy, log=f"log{len(policy)}").ready() as guard,
+        Connections(at.gateway, _CONNECTIONS) as flows,
+    ):
+        memory = _rss_kb(guard.process.pid)
+        ports = flows.ports
+        while sent < packets:
+            for port in ports:
+                header = struct.pack(
+                    "!HHIIBBHHH",
+                    *(port, PORT, rng.randrange(1 << 32), rng.randrange(1 << 32)),
+                    *(5 << 4, rng.choice(_FORGED), rng.randrange(1 << 16), 0, 0),
+                )
+                at.gateway.out.sendto(checksummed(header), (HOST, 0))
+                sent += 1
+            time.sleep(0.005)
+        more_kb = _rss_kb(guard.process.pid) - memory
+        liberal = _liberal(at, ports)
+        health = flows.health()
+        assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    return _Round(sent, stopped["packets"], stopped["offloaded_flows"], liberal, more_kb, health)
+
+
+def _rss_kb(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def _liberal(at: "Rig", ports: list[int]) -> int:
+    """How many directions of the connections conntrack does not check."""
+    source, target = map(socket.inet_aton, (PEER, HOST))
+    with at.gateway.host.entered():
+        flows = CtnetlinkFlows()
+    try:
+        found = flows.lookup([FlowTuple(PROTO_TCP, source, target, port, PORT) for port in ports])
+    finally:
+        flows.close()
+    entries = [one for one in found if isinstance(one, FlowSnapshot)]
+    assert len(entries) == len(ports)
+    return sum(
+        bool(flags & IP_CT_TCP_FLAG_BE_LIBERAL) for one in entries for flags in one.peer_flags or ()
+    )
