@@ -215,7 +215,8 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
         try:
             good[key] = msgspec.convert(value, hints[key])
         except msgspec.ValidationError:
-            mistakes.append(Mistake(path, expected_value(hints[key]), shown(value)))
+            found = shown(value) + suggestion(value, _words(hints[key]))
+            mistakes.append(Mistake(path, expected_value(hints[key]), found))
     settings = Settings(**good)
     _check_texts(settings, mistakes)
     return settings
@@ -251,10 +252,9 @@ def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
 
 def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives it
     """What a setting or an argument takes, in words."""
-    if get_origin(hint) is Literal:
-        return " or ".join(repr(value) for value in get_args(hint))
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return " or ".join(repr(one.value) for one in hint)
+    words = _words(hint)
+    if words:
+        return " or ".join(map(repr, words))
     if get_origin(hint) is Annotated:
         kind, meta = get_args(hint)
         plain = expected_value(kind)
@@ -267,6 +267,15 @@ def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hin
         kinds = [expected_value(kind) for kind in get_args(hint)]
         return (", or " if any("," in kind for kind in kinds) else " or ").join(kinds)
     return _KINDS[hint]
+
+
+def _words(hint: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type, as `get_type_hints` gives it
+    """The values of a setting that takes one of a few words; else empty."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return tuple(one.value for one in hint)
+    return ()
 
 
 _KINDS: Final[dict[object, str]] = {

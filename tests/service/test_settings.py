@@ -72,6 +72,17 @@ def test_all_mistakes_at_once() -> None:
     ]
 
 
+def test_a_word_that_is_nearly_right_is_suggested() -> None:
+    _, mistakes = parsed('mode = "enforc"\nfail_mode = "kernel_drop"\nbackend = "nftable"')
+    assert mistakes == [
+        "daemon.mode: expected 'enforce' or 'dry-run', found 'enforc' (did you mean 'enforce'?)",
+        "daemon.fail_mode: expected 'open' or 'closed' or 'kernel-drop', found 'kernel_drop' "
+        "(did you mean 'kernel-drop'?)",
+        "daemon.backend: expected 'auto' or 'legacy' or 'nft' or 'nftables', found 'nftable' "
+        "(did you mean 'nftables'?)",
+    ]
+
+
 def test_the_kernels_log_serves_one_queue() -> None:
     assert parsed('evidence = "kernel-log"')[1] == []
     assert parsed('evidence = "auto"\nqueues = "0-1"')[1] == []
