@@ -149,7 +149,7 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
     checks = list(foreign.checks(path))
     yield from checks
     if not checks and not problems:
-        yield ok("foreign", "no other rules take INVALID packets away")
+        yield ok("foreign", "no other rules single out INVALID packets by their state")
     yield from fate.checks(path, complete=not rules.problems)
     yield from foreign.unread(problems)
 

@@ -61,5 +61,8 @@ def remarks(found: Sequence[Difference]) -> Iterator[Check]:
         if each.kind is Kind.POLICY_SKIPPED:
             todo = "replace the policy by a rule, which stands before ours"
         else:
-            todo = "where the guard should judge them, have that rule leave INVALID packets to it"
+            todo = (
+                "keep it where a program installs it; a rule of your own can leave INVALID packets "
+                "to the guard"
+            )
         yield warning("rules.order", str(each), todo)
