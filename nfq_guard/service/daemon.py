@@ -570,4 +570,5 @@ class Daemon:
             self._events.emit(RulesLeftBehind(problem="their removal does not end"))
 
     def _log_stopped(self) -> None:
+        self._events.log_lost(time.monotonic(), ending=True)
         self._events.emit(self._totals(Stopped))

@@ -194,17 +194,18 @@ class EventLog:
         if self.recording is not None:
             self.recording.push(now)
 
-    def log_lost(self, now: float) -> None:
+    def log_lost(self, now: float, *, ending: bool = False) -> None:
         """Log how many lines are missing, once any output takes lines, at most once a minute.
 
         Args:
             now: Monotonic seconds.
+            ending: Whether there is no later time for it.
         """
         dropped = self.dropped
-        if dropped == self._lost_logged or now < self._lost_at:
+        if dropped == self._lost_logged or (now < self._lost_at and not ending):
             return
         sinks = self._all
-        if all(sink.waiting for sink in sinks):
+        if all(sink.waiting for sink in sinks) and not ending:
             return
         self._lost_at = now + _LOST_S
         last_error = next((sink.last_error for sink in sinks if sink.last_error), "")

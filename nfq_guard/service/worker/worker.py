@@ -336,6 +336,7 @@ class Worker:
         if self._healer is not None:
             self._healer.close()
         self._events.push(now)
+        self._events.log_lost(now, ending=True)
         if self._offloader is not None:
             self._offloader.close(now)
         if self._counter_file is not None:
