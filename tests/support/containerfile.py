@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from tests.support.chroot import run_in
+
 _BASE: Final = "debian:"
 _SLIM: Final = "-slim"
 _LEFT_OUT: Final = ("doc", "info", "locale", "man")
-# What a container engine gives to the build: name resolution, and pip's settings of this host.
-_OF_THE_HOST: Final = ("/etc/resolv.conf", "/etc/pip.conf", "/etc/xdg/pip", "/etc/ssl/certs")
 
 
 @dataclass
@@ -68,7 +68,7 @@ def build(file: Path, context: Path, place: Path, mirror: str) -> Stage:
             continue
         assert stage is not None, f"{word} before FROM"
         if word == "RUN":
-            _run(stage, rest, place)
+            run_in(stage.root, rest, place / "log", workdir=stage.workdir)
         elif word == "COPY":
             _copy(stage, rest, context, stages)
         elif word == "WORKDIR":
@@ -104,28 +104,6 @@ def _base(image: str, place: Path, mirror: str) -> Path:
         )
         (base / "made").touch()
     return base
-
-
-def _run(stage: Stage, command: str, place: Path) -> None:
-    """Run a command as an engine does: with processes, devices and network."""
-    steps = ["mount -t proc proc proc", "mount --rbind /dev dev"]
-    for path in map(Path, _OF_THE_HOST):
-        if not path.exists():
-            continue
-        here = f".{path}"
-        make = f"mkdir -p {here}" if path.is_dir() else f"mkdir -p .{path.parent}; touch {here}"
-        steps += [make, f"mount --bind {path} {here}"]
-    inner = shlex.join(["chroot", ".", "sh", "-euc", f"cd {stage.workdir}; {command}"])
-    log = place / "log"
-    with log.open("ab") as out:
-        done = subprocess.run(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-euc",
-             "; ".join([f"cd {stage.root}", *steps, f"exec {inner}"])],
-            stdout=out,
-            stderr=out,
-            check=False,
-        )  # fmt: skip
-    assert done.returncode == 0, f"{command}: see {log}"
 
 
 def _copy(stage: Stage, words: str, context: Path, stages: dict[str, Stage]) -> None:

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: MIT
+"""Runs commands in the root of another system, as a container engine does in a build."""
+
+import shlex
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+# What an engine gives to the build: name resolution, and pip's settings of this host.
+_NAMES: Final = (Path("/etc/resolv.conf"),)
+_REGISTRY: Final = (Path("/etc/pip.conf"), Path("/etc/xdg/pip"), Path("/etc/ssl/certs"))
+# An installation of ca-certificates writes there; what it writes is gone with the command.
+_OVERLAY: Final = """\
+mkdir -p {there}; over=$(mktemp -d); mount -t tmpfs tmpfs $over; mkdir $over/upper $over/work
+mount -t overlay -o lowerdir={path},upperdir=$over/upper,workdir=$over/work overlay {there}
+umount -l $over; rmdir $over"""
+
+
+def run_in(
+    root: Path,
+    command: str,
+    log: Path,
+    *,
+    workdir: str = "/",
+    binds: Iterable[Path] = (),
+    registry: bool = True,
+) -> None:
+    """Run a shell command with processes, devices, the kernel's files and network of the host.
+
+    Args:
+        root: The root, from which the mounts are gone afterwards.
+        command: For `sh -eu`.
+        log: A file that its output is appended to.
+        workdir: Where it runs.
+        binds: Further directories of the host, found by the same path and writable.
+        registry: Whether pip has this host's settings and certificates.
+    """
+    steps = ["mount -t proc proc proc", "mount --rbind /dev dev", "mount --rbind /sys sys"]
+    for path in (*_NAMES, *(_REGISTRY if registry else ())):
+        there = shlex.quote(f".{path}")
+        if path.is_dir():
+            steps.append(_OVERLAY.format(there=there, path=shlex.quote(str(path))))
+        elif path.exists():
+            steps.append(f"mkdir -p {shlex.quote(f'.{path.parent}')}; touch {there}")
+            steps.append(f"mount --bind {shlex.quote(str(path))} {there}")
+            steps.append(f"mount -o remount,bind,ro {there}")
+    for path in binds:
+        there = shlex.quote(f".{path}")
+        steps.append(f"mkdir -p {there}; mount --bind {shlex.quote(str(path))} {there}")
+    inner = shlex.join(["chroot", ".", "sh", "-euc", f"cd {shlex.quote(workdir)}; {command}"])
+    script = "\n".join([f"cd {shlex.quote(str(root))}", *steps, f"exec {inner}"])
+    with log.open("ab") as out:
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            check=False,
+        )
+    assert done.returncode == 0, f"{command}: see {log}"
