@@ -231,6 +231,12 @@ deb: ## build the Debian package in build/deb, for the Python of this Debian
 deb-test: deb ## install, upgrade and purge that package on a systemd in namespaces (root)
 	$(BIN)/pytest -q tests/systemd/deb.py
 
+.PHONY: releases
+releases: ## build, test and install on Debian 13 and unstable, with their Pythons, an hour (root)
+	@PYTHON=$(PYTHON) ./bootstrap.sh test
+	@command -v debootstrap >/dev/null || { echo 'make releases needs debootstrap (apt-get install debootstrap)'; exit 1; }
+	@$(BIN)/python -m tests.releases; $(GIVE_BACK)
+
 install: ## install the service on this host and start it in dry-run (root)
 	@$(if $(filter-out file,$(origin PYTHON)),PYTHON=$(PYTHON)) systemd/install.sh install
 

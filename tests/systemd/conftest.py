@@ -6,7 +6,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,11 +18,13 @@ from tests.support.missing import cannot_run
 
 _HERE: Final = Path(__file__).parent
 _TREE: Final = _HERE.parent.parent
-_WHEELS: Final = _TREE / "build" / "wheels"
+WHEELS: Final = _TREE / "build" / "wheels"
 _PYTHON: Final = "/usr/bin/python3"
 _CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
 # Set where this machine exists only for these tests, and has the service installed.
 _THIS_MACHINE: Final = "NFQ_GUARD_TEST_ON_THIS_MACHINE"
+# The root of another release of Debian, whose systemd is to be booted.
+_ROOT: Final = Path(os.environ.get("NFQ_GUARD_TEST_ROOT") or "/")
 _CLEAN: Final = ("env", "-i", "PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8")
 
 
@@ -58,7 +59,7 @@ class Guest:
             variables: Further ones of its environment.
             check: Whether the test fails if it does.
         """
-        words = " ".join((f"PYTHON={_PYTHON}", f"WHEELS={_WHEELS}", *variables))
+        words = " ".join((f"PYTHON={_PYTHON}", f"WHEELS={WHEELS}", *variables))
         script = f"{before}\n{words} {_TREE}/systemd/install.sh install"
         return self.sh(
             f"unshare --mount bash -ec {shlex.quote(script)}", check=check, timeout_s=120
@@ -89,17 +90,17 @@ def _impossible() -> str | None:
     """Why no systemd can be booted here, or None."""
     if os.geteuid() != 0:
         return "needs root: it boots a systemd"
-    if not Path("/lib/systemd/systemd").exists():
+    if not (_ROOT / "lib/systemd/systemd").exists():
         return "Debian package systemd is missing"
-    if not list(_WHEELS.glob("nfq_guard-*.whl")):
+    if not list(WHEELS.glob("nfq_guard-*.whl")):
         return "no wheels in build/wheels: run `make wheels` first"
-    version = subprocess.run(
-        [_PYTHON, "-c", "import sys; print(*sys.version_info[:2])"],
+    tag = subprocess.run(
+        ["chroot", _ROOT, _PYTHON, "-c", "import sys; print('cp%d%d' % sys.version_info[:2])"],
         check=False,
         capture_output=True,
         text=True,
-    ).stdout.split()
-    if version != [str(part) for part in sys.version_info[:2]]:
+    ).stdout.strip()
+    if not list(WHEELS.glob(f"nfq_guard-*-{tag}-*.whl")):
         return f"{_PYTHON} is not the version that the wheels were built for"
     return None
 

@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: MIT
 # nested.sh DIR up|sh CMD...|down: a real systemd in namespaces of its own, on an overlay of this
-# machine's root, with DIR for its state. It shares nothing with the host but the kernel: no device
+# machine's root, or of the directory NFQ_GUARD_TEST_ROOT, with DIR for its state. It shares nothing with the host but the kernel: no device
 # nodes (a guest's systemd changes their owner), no network, its own cgroup.
 set -eu
 dir=$1; shift
@@ -45,7 +45,7 @@ boot)
     mount -t tmpfs -o size=2g,mode=755 tmpfs "$state"
     mkdir "$state/upper" "$state/work" "$root"
     mount -t overlay overlay \
-        -o "lowerdir=/,upperdir=$state/upper,workdir=$state/work" "$root"
+        -o "lowerdir=${NFQ_GUARD_TEST_ROOT:-/},upperdir=$state/upper,workdir=$state/work" "$root"
     mount -t proc proc "$root/proc"
     # Sysctls: read-only where they are the host's, writable where they are the namespace's.
     mount --bind "$root/proc/sys" "$root/proc/sys"
@@ -87,9 +87,9 @@ boot)
     ;;
 sh)
     shift
-    # As root has it there, whatever PATH the tests have.
-    PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin \
-        exec nsenter -t "$(cat "$dir/init.pid")" -a "$@"
+    # The environment of root there, whatever the tests have.
+    exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root \
+        LANG=C.UTF-8 nsenter -t "$(cat "$dir/init.pid")" -a "$@"
     ;;
 down)
     init=$(cat "$dir/init.pid")
