@@ -24,7 +24,7 @@ from tests.support.chroot import run_in
 
 _TREE: Final = Path(__file__).parents[2]
 _PLACE: Final = "~/.cache/nfq-guard/releases"
-_SUITES: Final = ("trixie", "sid")
+_SUITES: Final = ("trixie",)
 # As on a host of that release: systemd, and what the package depends on.
 _MACHINE: Final = (
     "dbus", "iproute2", "iptables", "kmod", "libbpf1", "libnetfilter-queue1", "logrotate", "man-db",
