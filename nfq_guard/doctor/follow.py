@@ -2,7 +2,8 @@
 """Follows an INVALID segment through the rules of one table, on every way that it may take."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
@@ -53,18 +54,19 @@ class Walk(NamedTuple):
     Attributes:
         findings: What it may meet there, in order.
         ends: Whether a rule there decides, so that the segment does not return.
-        accepts: What each rule depends on that accepts there but for the lack of an entry.
+        accepts: The interfaces for which rules there accept but for the lack of an entry.
     """
 
     findings: tuple[Finding, ...]
     ends: Truth
-    accepts: tuple[tuple[str, ...], ...] = ()
+    accepts: frozenset[str] = frozenset()
 
 
 _NOTHING: Final = Walk((), Truth.NO)
 _INTERFACE: Final = re.compile(r"(! )?-[io] \S+|[io]if(name)?( \. [io]if(name)?)* (?!\. ).+")
 _Found = dict[tuple[str, int], Finding]
-_Passed = tuple[tuple[str, ...], ...]
+_ALL: Final = frozenset({""})
+"""The interfaces of a rule that names none."""
 
 
 @final
@@ -102,18 +104,20 @@ class Follower:
 
     def _walk(self, name: str, places: Iterable[int]) -> Walk:
         found: _Found = {}
-        accepts: list[tuple[str, ...]] = []
-        returns: list[tuple[str, ...]] = []
+        accepts: set[str] = set()
+        passed: set[str] = set()
         may_end = may_return = spared = False
         for place in places:
             rule = self._table.chains[name][place]
             truth = rule.when.truth
             if truth is Truth.NO or rule.own:
                 if rule.when.tracked is not None:
-                    accepts += [(*rule.when.tracked, *on) for on in self._accepts(rule)]
-                    returns += [rule.when.tracked] if rule.act is Act.RETURN else []
+                    lost = _interfaces(rule.when.tracked, self._accepts(rule))
+                    accepts |= lost
+                    passed |= (
+                        _interfaces(rule.when.tracked, _ALL) if rule.act is Act.RETURN else lost
+                    )
                 continue
-            passed = (*accepts, *returns)
             ends = Truth.NO
             if rule.act in ENDS or rule.mark is not None or rule.tracking is not None:
                 here = Finding(
@@ -126,25 +130,33 @@ class Follower:
                 inner = self._chain(rule.target)
                 _lift(found, inner, rule, name, passed, spared=spared)
                 ends = inner.ends
-                accepts += [(*rule.when.on, *on) for on in inner.accepts]
+                lost = _interfaces(rule.when.on, inner.accepts)
+                accepts |= lost
+                passed |= lost
             leaves = rule.act in {Act.RETURN, Act.GOTO}
             may_end = may_end or ends is not Truth.NO
             may_return = may_return or (leaves and ends is not Truth.YES)
             if truth is Truth.YES and (ends is Truth.YES or leaves):
                 done = _ends(may_end, may_return=may_return)
-                return Walk(tuple(found.values()), done, tuple(accepts))
+                return Walk(tuple(found.values()), done, frozenset(accepts))
             spared = spared or leaves or ends is not Truth.NO
-        return Walk(tuple(found.values()), _ends(may_end, may_return=True), tuple(accepts))
+        return Walk(tuple(found.values()), _ends(may_end, may_return=True), frozenset(accepts))
 
-    def _accepts(self, rule: Rule) -> Sequence[tuple[str, ...]]:
-        """What the accepts of a rule, or of the chain that it leads to, depend on."""
+    def _accepts(self, rule: Rule) -> frozenset[str]:
+        """The interfaces for which a rule, or the chain that it leads to, accepts."""
         if rule.act is Act.ACCEPT:
-            return [()]
+            return _ALL
         if rule.act not in {Act.JUMP, Act.GOTO}:
-            return []
+            return frozenset()
         inner = self._chain(rule.target)
         accepting = [each for each in inner.findings if each.rule.act is Act.ACCEPT]
-        return [*inner.accepts, *(each.on for each in accepting)]
+        return inner.accepts.union(*(_interfaces(each.on, _ALL) for each in accepting))
+
+
+def _interfaces(on: Iterable[str], inner: frozenset[str]) -> frozenset[str]:
+    """The interfaces for which something under these conditions holds; empty for never."""
+    words = frozenset(word for word in on if _INTERFACE.fullmatch(word))
+    return (inner - _ALL) | words if words and inner else inner
 
 
 def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a truth value
@@ -154,7 +166,7 @@ def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a trut
 
 
 def _lift(
-    found: _Found, inner: Walk, jump: Rule, name: str, passed: _Passed, *, spared: bool
+    found: _Found, inner: Walk, jump: Rule, name: str, passed: AbstractSet[str], *, spared: bool
 ) -> None:
     """Add the findings of a chain, on the conditions of the jump to it."""
     for finding in inner.findings:
@@ -179,7 +191,7 @@ def _record(
     key: tuple[str, int],
     finding: Finding,
     rule: Rule,
-    passed: _Passed,
+    passed: AbstractSet[str],
     *,
     spared: bool,
 ) -> None:
@@ -201,16 +213,17 @@ def _record(
         found[key] = here
 
 
-def _is_default(finding: Finding, passed: _Passed) -> bool:
+def _is_default(finding: Finding, passed: AbstractSet[str]) -> bool:
     """Whether a rule takes what is left after these accepts.
 
     A rule for other properties, such as a banned address, aims at those packets.
     """
-    on = set(finding.on)
+    on = finding.on
     if not all(_INTERFACE.fullmatch(word) for word in on):
         return False
-    interfaces = ({word for word in each if _INTERFACE.fullmatch(word)} for each in passed)
-    return finding.untracked or any(not on or not each or each & on for each in interfaces)
+    if not passed or finding.untracked:
+        return finding.untracked
+    return not on or not passed.isdisjoint((*on, ""))
 
 
 def _certainty(finding: Finding) -> tuple[bool, Truth, bool]:
