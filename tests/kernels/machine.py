@@ -86,7 +86,7 @@ class Machine:
             stack.callback(far_end.close)
             command = [
                 "timeout", "--kill-after=5", str(limit_s),
-                "qemu-system-x86_64", "-accel", "tcg", "-cpu", _CPU, "-smp", "1",
+                "qemu-system-x86_64", "-accel", "tcg,thread=single", "-cpu", _CPU, "-smp", "2",
                 "-m", str(_MEMORY_MB), "-display", "none", "-no-reboot", "-nic", "none",
                 "-serial", "stdio", "-serial", f"file:{report}",
                 "-kernel", str(kernel.image), "-initrd", str(_initramfs(kernel, folder)),

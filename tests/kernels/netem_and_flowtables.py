@@ -5,6 +5,7 @@ Translated connections under an enforcing guard: over a link that delays, reorde
 packets, and through a flowtable that takes their packets past conntrack and then is torn down.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,11 @@ _SERVED = 400_000
 # Of 1 in 4 packets the delay is left out, so that it overtakes those before.
 _LATE = ("delay", "15ms", "10ms", "reorder", "25%", "duplicate", "10%")
 _RST = 0x04
+_RPS = """\
+for device in lan wan; do
+	echo $1 >/sys/class/net/$device/queues/rx-0/rps_cpus
+done
+"""
 _FLOWTABLE = """\
 table inet fast {
 	flowtable links {
@@ -53,10 +59,15 @@ def _survived(connection: Connection) -> None:
     assert not [packet for packet in connection.packets() if packet.flags & _RST]
 
 
+@pytest.mark.parametrize("spread", [False, True], ids=["", "rps"])
 @pytest.mark.parametrize("family", [4, 6])
 def test_a_link_that_reorders(
-    routed: Routed, connect: Connector, guard: GuardProcess, family: int
+    routed: Routed, connect: Connector, guard: GuardProcess, family: int, *, spread: bool
 ) -> None:
+    """Also where the router has other CPUs take what arrives (RPS)."""
+    handed_over = _handed_over()
+    if spread:
+        routed.router.run("sh", "-ec", _RPS, "sh", f"{_all_cpus():x}")
     routed.server.run("tc", "qdisc", "add", "dev", "eth0", "root", "netem", *_LATE)
     try:
         connection = connect(family, PORTS["dnat"])
@@ -72,6 +83,7 @@ def test_a_link_that_reorders(
     finally:
         routed.server.run("tc", "qdisc", "del", "dev", "eth0", "root")
     assert guard.stop() == 0
+    assert (_handed_over() > handed_over) is spread
 
 
 @pytest.mark.parametrize("family", [4, 6])
@@ -122,6 +134,18 @@ def test_an_offloaded_flow_is_left_alone(
     finally:
         late.close()
         flag.close()
+
+
+def _all_cpus() -> int:
+    cpus = os.cpu_count() or 1
+    assert cpus > 1, "RPS takes a machine of several CPUs"
+    return (1 << cpus) - 1
+
+
+def _handed_over() -> int:
+    """How often a CPU took packets from another one: `received_rps` of /proc/net/softnet_stat."""
+    lines = Path("/proc/net/softnet_stat").read_text(encoding="ascii").splitlines()
+    return sum(int(line.split()[9], 16) for line in lines)
 
 
 def _with_window(routed: Routed, flow: FlowTuple) -> FlowSnapshot:
