@@ -156,10 +156,17 @@ def _run_all(
 
 
 def _state_of_the_tree() -> str:
-    """The commit, and whether there are changes; `-` where the tree is not a checkout."""
-    words = ("git", "-c", "safe.directory=*", "describe", "--always", "--exclude=*", "--dirty")
-    done = subprocess.run(words, cwd=_TREE, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "-"
+    """The commit, and whether there are changes; `-` where the tree is not a checkout.
+
+    What this program writes is no change.
+    """
+    git = ("git", "-C", str(_TREE), "-c", "safe.directory=*")
+    words = (*git, "rev-parse", "--short", "HEAD")
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    changes = subprocess.run(
+        (*git, "diff", "--quiet", "HEAD", "--", ".", ":!docs/kernels.*"), check=False
+    ).returncode
+    return f"{commit or '-'}{', changed' if commit and changes else ''}"
 
 
 def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> None:
