@@ -1,17 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""Downloads Debian's kernels and builds the root file system they boot, once, into a cache folder.
+"""Downloads kernels and builds the root file system they boot, once, into a cache folder.
+
+Kernels are Debian's, and those of Ubuntu whose generation of conntrack no kernel of Debian has.
 
 apt works with lists and a package cache of its own, so that the machine's are left as they are.
 """
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
+from urllib.request import urlopen
 
 _ROOT_SUITE: Final = "bookworm"
 _ROOT_PACKAGES: Final = (
@@ -35,30 +41,60 @@ _PROGRAMS: Final = {
     "xz": "xz-utils",
     "zstd": "zstd",
 }
-_SUITES: Final = ("bullseye-security", "bookworm-security", "trixie", "trixie-backports")
-_KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """Whose kernels they are.
+
+    Attributes:
+        name: Its name.
+        suites: Where the kernels are.
+    """
+
+    name: str
+    suites: tuple[str, ...]
+
+
+DEBIAN: Final = Distribution(
+    "Debian", ("bullseye-security", "bookworm-security", "trixie", "trixie-backports")
+)
+UBUNTU: Final = Distribution("Ubuntu", ("focal-updates", "jammy-updates", "noble-updates"))
+_DEBIAN_KEYS: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+_UBUNTU_MIRROR: Final = "http://archive.ubuntu.com/ubuntu"
+# Debian 12 has no package of Ubuntu's keys. This has the archive's key of 2018,
+# F6EC B376 2474 EDA9 D21B  7022 8719 20D1 991B C93C.
+_UBUNTU_KEYS: Final = "ubuntu-keyring_2021.03.26_all.deb"
+_UBUNTU_KEYS_SHA256: Final = "0d0e7ed6b112f5d03eabf3c7eb01ebdacf9c57714b279e90495cfc58c8c4520f"
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One kernel of Debian.
+    """One kernel of a distribution.
 
     Attributes:
         name: As `--kernel` of this fixture takes it.
         package: Pattern of the package's name; the newest that matches is taken.
+        distribution: Whose it is.
     """
 
     name: str
     package: re.Pattern[str]
+    distribution: Distribution
 
 
+# By age.
 KERNELS: Final = {
-    name: Kernel(name, re.compile(pattern))
-    for name, pattern in (
-        ("5.10", r"linux-image-5\.10\.0-\d+-cloud-amd64"),
-        ("6.1", r"linux-image-6\.1\.0-\d+-cloud-amd64"),
-        ("6.12", r"linux-image-6\.12\.\d+\+deb13-cloud-amd64"),
-        ("7", r"linux-image-7\.[\d.]+\+deb13-cloud-amd64"),
+    name: Kernel(name, re.compile(pattern), distribution)
+    for name, pattern, distribution in (
+        ("5.10", r"linux-image-5\.10\.0-\d+-cloud-amd64", DEBIAN),
+        ("5.14", r"linux-image-5\.14\.0-\d+-oem", UBUNTU),
+        ("5.15", r"linux-image-5\.15\.0-\d+-generic", UBUNTU),
+        ("5.19", r"linux-image-5\.19\.0-\d+-generic", UBUNTU),
+        ("6.1", r"linux-image-6\.1\.0-\d+-cloud-amd64", DEBIAN),
+        ("6.8", r"linux-image-6\.8\.0-\d+-generic", UBUNTU),
+        ("6.12", r"linux-image-6\.12\.\d+\+deb13-cloud-amd64", DEBIAN),
+        ("7", r"linux-image-7\.[\d.]+\+deb13-cloud-amd64", DEBIAN),
     )
 }
 
@@ -101,7 +137,7 @@ def install_programs() -> None:
     """Install the Debian packages of what is missing."""
     path = os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [package for name, package in _PROGRAMS.items() if not shutil.which(name, path=path)]
-    if not Path(_KEYRING).exists():
+    if not _DEBIAN_KEYS.exists():
         missing.append("debian-archive-keyring")
     if not missing:
         return
@@ -139,15 +175,17 @@ def fetch_root(cache: Path, *, with_owners: bool) -> Path:
 
 def fetch_kernels(cache: Path, names: list[str]) -> dict[str, Fetched]:
     """The kernels, downloaded where the cache lacks them."""
-    lists_read = False
+    lists_read = set()
     fetched = {}
     for name in names:
         folder = cache / "kernels" / name
         if not (folder / "package").exists():
-            if not lists_read:
-                _apt(cache, "apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")
-                lists_read = True
-            _fetch_kernel(cache, KERNELS[name], folder)
+            distribution = KERNELS[name].distribution
+            apt = partial(_apt, cache, distribution)
+            if distribution not in lists_read:
+                apt("apt-get", "-qq", "-o", "APT::Update::Error-Mode=any", "update")
+                lists_read.add(distribution)
+            _fetch_kernel(apt, KERNELS[name], folder)
         (modules,) = (folder / "lib" / "modules").iterdir()
         version = (folder / "package").read_text(encoding="ascii").split()[1]
         fetched[name] = Fetched(
@@ -156,23 +194,28 @@ def fetch_kernels(cache: Path, names: list[str]) -> dict[str, Fetched]:
     return fetched
 
 
-def _fetch_kernel(cache: Path, kernel: Kernel, folder: Path) -> None:
-    found = _apt(cache, "apt-cache", "search", "--names-only", "^linux-image-").splitlines()
+def _fetch_kernel(apt: Callable[..., str], kernel: Kernel, folder: Path) -> None:
+    found = apt("apt-cache", "search", "--names-only", "^linux-image-").splitlines()
     packages = [line.split()[0] for line in found if kernel.package.fullmatch(line.split()[0])]
     if not packages:
-        sys.exit(f"kernels: no package of Debian matches {kernel.package.pattern}")
+        sys.exit(
+            f"kernels: no package of {kernel.distribution.name} matches {kernel.package.pattern}"
+        )
     package = max(packages, key=lambda name: [int(part) for part in re.findall(r"\d+", name)])
     say(f"downloading {package}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    # From 7.x on the image and the modules are packages of their own.
-    depends = _apt(cache, "apt-cache", "depends", package)
+    # From 7.x on Debian's image and modules are packages of their own, as Ubuntu's are, which has
+    # rarer modules in one more.
+    depends = apt("apt-cache", "depends", package)
     parts = [package, *re.findall(r"Depends: (linux-(?:binary|modules)-\S+)", depends)]
-    shown = _apt(cache, "apt-cache", "show", "--no-all-versions", package)
+    more = package.replace("linux-image", "linux-modules-extra")
+    parts += apt("apt-cache", "search", "--names-only", f"^{re.escape(more)}$").split()[:1]
+    shown = apt("apt-cache", "show", "--no-all-versions", package)
     (version,) = re.findall(r"^Version: (\S+)", shown, re.MULTILINE)
     unpacked = folder / "unpacked"
     for part in parts:
-        _apt(cache, "apt-get", "-qq", "download", part, cwd=folder)
+        apt("apt-get", "-qq", "download", part, cwd=folder)
     for file in folder.glob("*.deb"):
         run("dpkg-deb", "-x", str(file), str(unpacked))
         file.unlink()
@@ -183,7 +226,7 @@ def _fetch_kernel(cache: Path, kernel: Kernel, folder: Path) -> None:
     modules.parent.rename(folder / "lib" / "modules")
     shutil.rmtree(unpacked)
     run("depmod", "-b", str(folder), modules.name)
-    make_disk(folder / "lib" / "modules", folder / "modules.disk", "600M")
+    make_disk(folder / "lib" / "modules", folder / "modules.disk", "1200M")
     (folder / "package").write_text(f"{package} {version}\n", encoding="ascii")
 
 
@@ -193,8 +236,10 @@ def make_disk(folder: Path, disk: Path, size: str) -> None:
     run("mke2fs", "-q", "-t", "ext4", "-d", str(folder), str(disk), size)
 
 
-def mirror(suite: str) -> str:
-    """Where this machine gets Debian from."""
+def mirror(suite: str, distribution: Distribution = DEBIAN) -> str:
+    """Where this machine gets Debian from, or any machine Ubuntu."""
+    if distribution is UBUNTU:
+        return _UBUNTU_MIRROR
     kind = "debian-security" if suite.endswith("-security") else "debian"
     if shutil.which("apt-get"):
         sites = run("apt-get", "indextargets", "--format", "$(SITE)", "Created-By: Packages")
@@ -204,11 +249,15 @@ def mirror(suite: str) -> str:
     return f"http://deb.debian.org/{kind}"
 
 
-def _apt(cache: Path, *words: str, cwd: Path | None = None) -> str:
-    folder = cache / "apt"
+def _apt(cache: Path, distribution: Distribution, *words: str, cwd: Path | None = None) -> str:
+    folder = cache / f"apt-{distribution.name.lower()}"
     for part in ("lists/partial", "cache/archives/partial"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    lines = [f"deb [signed-by={_KEYRING}] {mirror(suite)} {suite} main\n" for suite in _SUITES]
+    keyring = _DEBIAN_KEYS if distribution is DEBIAN else _ubuntu_keys(cache)
+    lines = [
+        f"deb [signed-by={keyring}] {mirror(suite, distribution)} {suite} main\n"
+        for suite in distribution.suites
+    ]
     (folder / "sources.list").write_text("".join(lines), encoding="ascii")
     settings = {
         "Dir::Etc::sourcelist": folder / "sources.list",
@@ -219,6 +268,23 @@ def _apt(cache: Path, *words: str, cwd: Path | None = None) -> str:
     }
     options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
     return run(words[0], *options, *words[1:], cwd=cwd)
+
+
+def _ubuntu_keys(cache: Path) -> Path:
+    """The keys of Ubuntu's archive, from a package whose content is known."""
+    folder = cache / "ubuntu-keyring"
+    if not folder.exists():
+        address = f"{_UBUNTU_MIRROR}/pool/main/u/ubuntu-keyring/{_UBUNTU_KEYS}"
+        package = cache / _UBUNTU_KEYS
+        try:
+            with urlopen(address, timeout=60) as response:  # noqa: S310 - the address is ours
+                package.write_bytes(response.read())
+        except OSError as error:
+            sys.exit(f"kernels: {address} cannot be downloaded: {error}")
+        if hashlib.sha256(package.read_bytes()).hexdigest() != _UBUNTU_KEYS_SHA256:
+            sys.exit(f"kernels: {address} is not the package with Ubuntu's keys")
+        run("dpkg-deb", "-x", str(package), str(folder))
+    return folder / "usr/share/keyrings/ubuntu-archive-keyring.gpg"
 
 
 def run(*words: str, cwd: Path | None = None) -> str:

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 # What the guard sees by, as root and as installed. Better is welcome, and then belongs here.
-EVIDENCE: Final = {"5.10": "kernel-log", "6.1": "bpf", "6.12": "bpf", "7": "bpf"}
+EVIDENCE: Final = {
+    **dict.fromkeys(("5.10", "5.14", "5.15"), "kernel-log"),
+    **dict.fromkeys(("5.19", "6.1", "6.8", "6.12", "7"), "bpf"),
+}
 _WORSE_TO_BETTER: Final = ("none", "ctnetlink", "kernel-log", "bpf")
 # Those that run tests, by what is tested.
 TESTS: Final = {
