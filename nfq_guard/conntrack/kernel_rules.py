@@ -19,13 +19,16 @@ class KernelRules:
         old_segments_pass: Whether a segment below the window (bounds II and IV), or at most one
             receiver window above it, is ignored instead of INVALID.
         overshoot_moves_end: Whether that last case advances `td_end`.
+        overshoot_moves_liberal: Whether it does so too where the window is not enforced.
         closing_takes_any_rst: Whether an RST is accepted unchecked once the flow is closing.
         ignores_invalid_rst: Whether the sysctl `nf_conntrack_tcp_ignore_invalid_rst` exists, and
             an RST with sequence number 0 in a flow that is not settled goes to the window check.
         rst_after_syn_checked: Whether an RST is held against `td_maxack` after an ignored SYN.
-        reinit_by_any_segment: Whether any later segment re-initialises a half-open peer; else
-            only one with SYN does, and takes window scaling from both if it is the answer and not
-            both requested it.
+        rst_answers_own_syn: Whether an RST passes as the answer to a SYN of its own side too.
+        reinit_by_any_segment: Whether any later segment re-initialises a half-open peer, and leaves
+            its window scaling; else only one with SYN does.
+        any_syn_unscales: Whether a SYN of either side takes window scaling from both if not both
+            requested it; else only the answer does.
         rst_after_challenge_ack: Whether an RST that answers a challenge ACK is let through.
         invalid_close_shortens: Whether INVALID segments with FIN or RST from both ends bring the
             timeout of a settled flow down.
@@ -36,10 +39,13 @@ class KernelRules:
     name: str
     old_segments_pass: bool
     overshoot_moves_end: bool
+    overshoot_moves_liberal: bool
     closing_takes_any_rst: bool
     ignores_invalid_rst: bool
     rst_after_syn_checked: bool
+    rst_answers_own_syn: bool
     reinit_by_any_segment: bool
+    any_syn_unscales: bool
     rst_after_challenge_ack: bool
     invalid_close_shortens: bool
     inexact_rst_spares_timeout: bool
@@ -49,10 +55,13 @@ KERNEL_5_10: Final = KernelRules(
     name="5.10",
     old_segments_pass=False,
     overshoot_moves_end=False,
+    overshoot_moves_liberal=False,
     closing_takes_any_rst=False,
     ignores_invalid_rst=False,
     rst_after_syn_checked=True,
+    rst_answers_own_syn=False,
     reinit_by_any_segment=True,
+    any_syn_unscales=True,
     rst_after_challenge_ack=False,
     invalid_close_shortens=False,
     inexact_rst_spares_timeout=False,
@@ -63,14 +72,25 @@ KERNEL_5_14: Final = replace(
     closing_takes_any_rst=True,
     ignores_invalid_rst=True,
     rst_after_syn_checked=False,
+    rst_answers_own_syn=True,
 )
-KERNEL_5_15: Final = replace(KERNEL_5_14, name="5.15", overshoot_moves_end=True)
-KERNEL_5_18: Final = replace(KERNEL_5_15, name="5.18", reinit_by_any_segment=False)
+KERNEL_5_15: Final = replace(
+    KERNEL_5_14, name="5.15", overshoot_moves_end=True, rst_answers_own_syn=False
+)
+KERNEL_5_18: Final = replace(
+    KERNEL_5_14,
+    name="5.18",
+    overshoot_moves_end=True,
+    reinit_by_any_segment=False,
+    rst_after_challenge_ack=True,
+)
 KERNEL_6_1: Final = replace(
     KERNEL_5_18,
     name="6.1",
     old_segments_pass=True,
-    rst_after_challenge_ack=True,
+    overshoot_moves_liberal=True,
+    rst_answers_own_syn=False,
+    any_syn_unscales=False,
     invalid_close_shortens=True,
 )
 KERNEL_6_12: Final = replace(KERNEL_6_1, name="6.12", inexact_rst_spares_timeout=True)
@@ -111,9 +131,10 @@ class _Since(NamedTuple):
 
 
 # Kernels before 5.10 were not measured; the first row stands in for them. A row holds for its
-# series as maintained: 5.15 and 5.19 took over the advance of `td_end` late.
-# of 6.12 came to its stable series late; 6.18.44 and 7.2.13 have those of 6.1 (kernel.md 1.7).
-# Which release after 6.1 began to log a segment that may not open a flow is not known (1.4).
+# series as maintained: 5.15 and 5.19 took over the advance of `td_end` late. What is new in the
+# generation of 6.12 came to its stable series late; 6.18.44 and 7.2.13 have the rules of 6.1
+# (kernel.md 1.7). Which release after 6.1 began to log a segment that may not open a flow is not
+# known (1.4).
 _SINCE: Final = (
     _Since((0, 0, 0), KERNEL_5_10, _LOG_5_10),
     _Since((5, 14, 0), KERNEL_5_14, _LOG_5_10),

@@ -262,9 +262,9 @@ class TcpTracker:
             )
             if follows_own_data:
                 return _RST_CHECKED
-            answers = _answers_let_through(entry, segment, direction)
+            answers = self._answers_let_through(entry, segment, direction)
             return _RST_PASSES_KEEPS_STATE if answers else _RST_CHECKED_KEEPS_STATE
-        if _answers_let_through(entry, segment, direction):
+        if self._answers_let_through(entry, segment, direction):
             return _RST_CLOSES
         if (
             kernel.rst_after_challenge_ack
@@ -275,14 +275,15 @@ class TcpTracker:
             return _RST_CLOSES
         return _RST_CHECKED
 
-
-def _answers_let_through(entry: Entry, segment: Segment, direction: int) -> bool:
-    """Whether an RST answers a SYN or an ACK that was let through without a look at it."""
-    if segment.ack != entry.last_end:
-        return False
-    if entry.last_index == CLASS_SYN:
-        return entry.status & IPS_SEEN_REPLY != 0 and entry.last_dir != direction
-    return not entry.status & IPS_ASSURED and entry.last_index == CLASS_ACK
+    def _answers_let_through(self, entry: Entry, segment: Segment, direction: int) -> bool:
+        """Whether an RST answers a SYN or an ACK that was let through without a look at it."""
+        if segment.ack != entry.last_end:
+            return False
+        if entry.last_index == CLASS_SYN:
+            return entry.status & IPS_SEEN_REPLY != 0 and (
+                entry.last_dir != direction or self._kernel.rst_answers_own_syn
+            )
+        return not entry.status & IPS_ASSURED and entry.last_index == CLASS_ACK
 
 
 def _is_over(entry: Entry, direction: int) -> bool:

@@ -48,7 +48,9 @@ class SlidingWindow:
         self._kernel = kernel
         self._old_segments_pass = kernel.old_segments_pass
         self._overshoot_moves_end = kernel.overshoot_moves_end
+        self._overshoot_moves_liberal = kernel.overshoot_moves_liberal
         self._any_reinitialises = kernel.reinit_by_any_segment
+        self._any_syn_unscales = kernel.any_syn_unscales
         self._close_shortens = kernel.invalid_close_shortens
         self._liberal = sysctls.be_liberal
         self._unacknowledged_s = sysctls.unacknowledged_timeout_s
@@ -138,7 +140,7 @@ class SlidingWindow:
         take_options(sender, segment)
         if (
             scaling
-            and (direction == 1 or self._any_reinitialises)
+            and (direction == 1 or self._any_syn_unscales)
             and not (sender.flags & receiver.flags & IP_CT_TCP_FLAG_WINDOW_SCALE)
         ):
             sender.td_scale = receiver.td_scale = 0
@@ -157,14 +159,16 @@ class SlidingWindow:
         sender = entry.peers[direction]
         receiver = entry.peers[1 - direction]
         ignored = window.ignored_for(bound, end, sack, sender, receiver, self._kernel)
+        is_liberal = self._liberal or sender.flags & IP_CT_TCP_FLAG_BE_LIBERAL
         if (
             bound is Reason.SEQ_OVER
             and self._overshoot_moves_end
+            and (self._overshoot_moves_liberal or not is_liberal)
             and window.is_overshoot(end, sack, sender, receiver)
         ):
             sender.td_end = end
             sender.flags |= IP_CT_TCP_FLAG_DATA_UNACKNOWLEDGED
-        if self._liberal or sender.flags & IP_CT_TCP_FLAG_BE_LIBERAL:
+        if is_liberal:
             return ACCEPT
         if ignored is not None:
             self.ignored = ignored

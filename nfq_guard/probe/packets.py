@@ -42,9 +42,9 @@ def packet_of(index: int, segment: ProbeSegment, first: tuple[int, int]) -> byte
     flags = segment.flags | (0 if segment.ack is None else ACK)
     header = struct.pack(
         "!HHIIBBHHH", sport, dport, (mine + segment.seq) & _MASK, ack,
-        5 << 4, flags, segment.window, 0, 0,
+        (5 + len(segment.options) // 4) << 4, flags, segment.window, 0, 0,
     )  # fmt: skip
-    body = header + bytes(segment.length)
+    body = header + segment.options + bytes(segment.length)
     pseudo = src + dst + struct.pack("!HH", PROTO_TCP, len(body))
     return _ip(src, dst, PROTO_TCP, _with_sum(body, _TCP_SUM, pseudo))
 

@@ -24,6 +24,7 @@ class ProbeSegment(NamedTuple):
         ack: Acknowledgement, counted from the other side's first one; None without.
         length: Bytes of data.
         window: Window field.
+        options: TCP options, a multiple of four bytes.
     """
 
     reply: bool
@@ -32,6 +33,7 @@ class ProbeSegment(NamedTuple):
     ack: int | None = None
     length: int = 0
     window: int = _WINDOW
+    options: bytes = b""
 
 
 class Question(NamedTuple):
@@ -42,6 +44,7 @@ class Question(NamedTuple):
         differs: The behaviour in words, for a kernel that follows no known generation.
         segments: What is sent.
         answers: By the name of the generation.
+        without: The answer of rules without `field`, where every generation answers otherwise.
         first: The first sequence numbers of both sides.
         timed: Whether the timeout is part of the answer.
     """
@@ -52,6 +55,7 @@ class Question(NamedTuple):
     answers: Mapping[str, str]
     first: tuple[int, int] = (1_000_000, 5_000_000)
     timed: bool = False
+    without: str = ""
 
 
 def _from_client(flags: int, seq: int, ack: int | None = None, length: int = 0) -> ProbeSegment:
@@ -62,6 +66,8 @@ def _from_server(flags: int, seq: int, ack: int | None = None, length: int = 0) 
     return ProbeSegment(True, flags, seq, ack, length)  # noqa: FBT003 - a field of the tuple
 
 
+_MSS: Final = bytes((2, 4, 5, 180))
+_SCALED: Final = _MSS + bytes((1, 3, 3, 7))
 _SYN: Final = _from_client(SYN, 0)
 _HALF_OPEN: Final = (_SYN, _from_server(SYN | ACK, 0, 1))
 _OPEN: Final = (*_HALF_OPEN, _from_client(ACK, 1, 1), _from_server(ACK, 1, 1))
@@ -106,6 +112,25 @@ QUESTIONS: Final = (
             "5.18": "....x.",
             "6.1": "......",
             "6.12": "......",
+        },
+    ),
+    Question(
+        field="overshoot_moves_liberal",
+        differs="the timeout after data just above the window of a flow picked up in the middle",
+        timed=True,
+        segments=(
+            _from_client(ACK, 1, 1),
+            _from_server(ACK, 1, 1),
+            _from_client(ACK, 1, 1),
+            _from_client(PSH | ACK, 1002, 1, 498),
+        ),
+        answers={
+            "5.10": ".... 432000",
+            "5.14": ".... 432000",
+            "5.15": ".... 432000",
+            "5.18": ".... 432000",
+            "6.1": ".... 300",
+            "6.12": ".... 300",
         },
     ),
     Question(
@@ -155,6 +180,19 @@ QUESTIONS: Final = (
         },
     ),
     Question(
+        field="rst_answers_own_syn",
+        differs="an RST that follows a SYN of its own side",
+        segments=(_SYN, _from_server(SYN, 0), _from_server(RST, 500_000)),
+        answers={
+            "5.10": "..x",
+            "5.14": "...",
+            "5.15": "..x",
+            "5.18": "...",
+            "6.1": "..x",
+            "6.12": "..x",
+        },
+    ),
+    Question(
         field="reinit_by_any_segment",
         differs="data far above the window of a half-open flow",
         segments=(*_HALF_OPEN, _from_server(PSH | ACK, 5000, 1, 100)),
@@ -168,6 +206,26 @@ QUESTIONS: Final = (
         },
     ),
     Question(
+        field="any_syn_unscales",
+        differs="data far above the window after a second SYN without window scaling",
+        segments=(
+            _SYN._replace(options=_SCALED),
+            _from_server(SYN | ACK, 0, 1)._replace(options=_SCALED),
+            _from_client(SYN | ACK, 1, 1)._replace(options=_MSS),
+            _from_server(ACK, 1, 2),
+            _from_client(PSH | ACK, 50_000, 1, 100),
+        ),
+        # Where any segment re-initialises, the second SYN does not.
+        answers={
+            "5.10": ".....",
+            "5.14": ".....",
+            "5.15": ".....",
+            "5.18": "....x",
+            "6.1": ".....",
+            "6.12": ".....",
+        },
+    ),
+    Question(
         field="rst_after_challenge_ack",
         differs="an RST that answers a challenge ACK",
         segments=(_SYN, _from_server(ACK, 700, 9000), _from_client(RST, 9000)),
@@ -175,10 +233,11 @@ QUESTIONS: Final = (
             "5.10": "...",
             "5.14": "...",
             "5.15": "...",
-            "5.18": "..x",
+            "5.18": "...",
             "6.1": "...",
             "6.12": "...",
         },
+        without="..x",
     ),
     Question(
         field="invalid_close_shortens",

@@ -60,6 +60,8 @@ def recognise(answers: Sequence[str]) -> Recognised:
         others = [name for name, theirs in question.answers.items() if theirs == answer]
         if others:
             changed[question.field] = getattr(KERNELS[others[-1]], question.field)
+        elif answer == question.without:
+            changed[question.field] = False
         else:
             unexplained.append(question.differs)
     if not differences:

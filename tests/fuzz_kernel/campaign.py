@@ -126,6 +126,8 @@ def _run_flows(
     """Some flows side by side, a segment of each in turn; those that differed, and how."""
     failed: list[tuple[_Flow, list[str]]] = []
     for _ in range(_STEPS_OF_FLOW):
+        if not flows:
+            break  # none agreed
         steps = []
         for flow in flows:
             step = next_step(rng, flow.snapshot, flow.numbers, flow.chaos)

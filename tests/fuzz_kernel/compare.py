@@ -54,8 +54,8 @@ _OLD_TEXTS: Final[dict[str, re.Pattern[str]]] = {
     Reason.ACK_OVER: re.compile("ACK is over the upper bound"),
     Reason.SEQ_UNDER: re.compile("SEQ is under the lower bound"),
     Reason.ACK_UNDER: re.compile("ACK is under the lower bound"),
-    Reason.BAD_TRANSITION: re.compile("invalid state"),
-    Ignored.STATE: re.compile("invalid packet ignored in state"),
+    Reason.BAD_TRANSITION: re.compile(f"invalid state|{_TEXTS[Reason.BAD_TRANSITION].pattern}"),
+    Ignored.STATE: re.compile(f"invalid packet ignored in state|{_TEXTS[Ignored.STATE].pattern}"),
 }
 # The number printed is the first that fails, ours the last that passes.
 _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
