@@ -16,8 +16,8 @@ _TRIALS: Final = len(SCENARIOS) * len(Mitigation) * len(PLANS)
 _HEAD: Final = """\
 # The kernels that people run
 
-Written by `make kernels`, which boots Debian's own kernels, and by name Ubuntu's, in QEMU (emulated,
-two CPUs in one thread), with Debian 12 and its systemd, and runs on each of them:
+Written by `make kernels`, which boots Debian's own kernels, and by name Ubuntu's, in QEMU
+(emulated, two CPUs in one thread), with Debian 12 and its systemd, and runs on each of them:
 
 - **fuzz**: random TCP segments through the kernel's conntrack and through ours, by the rules of the
   generation named. Compared are the ctstate, the reason that the kernel logs, the state, status and
@@ -28,7 +28,8 @@ two CPUs in one thread), with Debian 12 and its systemd, and runs on each of the
   kept traces of conntrack;
 - **log**: the kernel's log as evidence (`tests/service/test_kernel_log_kernel.py`);
 - **links**: translated connections over a link on which netem delays, reorders and doubles packets,
-  also with RPS, and through a flowtable that is torn down (`tests/kernels/netem_and_flowtables.py`);
+  also with RPS, and through a flowtable that is torn down
+  (`tests/kernels/netem_and_flowtables.py`);
 - **owners**: Docker, firewalld and ufw themselves, each with the rules that it makes
   (`tests/kernels/owners.py`);
 - **service**: the service, installed from wheels by `systemd/install.sh`
@@ -38,8 +39,8 @@ two CPUs in one thread), with Debian 12 and its systemd, and runs on each of the
 
 `make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
 hours; `make kernels-short` runs a few of each and leaves this page alone. Steps can be run one by
-one, as `python -m tests.kernels --page --kernel 5.15 --step fuzz`; the tables have what the last run
-of each found, which is on record in `docs/kernels.jsonl`.
+one, as `python -m tests.kernels --page --kernel 5.15 --step fuzz`; the tables have what the last
+run of each found, which is on record in `docs/kernels.jsonl`.
 
 """
 _OWNERS: Final = """
@@ -61,9 +62,9 @@ By which commit, and how long it took in the emulated machine.
 _TAIL: Final = """
 ## What the kernels stand for
 
-5.14 and 5.19 are Ubuntu's, no longer maintained, and stand for their generations of conntrack. RHEL 9
-has a 5.14 too, with changes of later kernels, and could not be run: `nfq-guard doctor` asks a kernel
-itself. 5.15 is that of Ubuntu 22.04, 6.8 that of 24.04.
+5.14 and 5.19 are Ubuntu's, no longer maintained, and stand for their generations of conntrack.
+RHEL 9 has a 5.14 too, with changes of later kernels, and could not be run: `nfq-guard doctor` asks
+a kernel itself. 5.15 is that of Ubuntu 22.04, 6.8 that of 24.04.
 """
 
 
