@@ -69,6 +69,7 @@ def worker(
     log_allowed: bool = False,
     recording: Recording | None = None,
     counter_file: CounterFile | None = None,
+    events_per_s: int = 1000,
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
@@ -77,7 +78,7 @@ def worker(
         judge=engine,
         stats=Stats(),
         events=EventLog(sink, recording=recording),
-        limiter=EventLimiter(interval_s=0, events_per_s=1000),
+        limiter=EventLimiter(interval_s=0, events_per_s=events_per_s),
         budget=3,
         history=history,
         log_allowed=log_allowed,
@@ -200,7 +201,7 @@ def test_times_are_taken_of_one_batch_in_eight(tmp_path: Path) -> None:
 
 def test_suppressed_events_are_logged(tmp_path: Path) -> None:
     queue = FakeQueue(*(queued(b"D") for _ in range(1100)))
-    one = worker(queue, tmp_path / "log", FakeEngine())
+    one = worker(queue, tmp_path / "log", FakeEngine(), events_per_s=10)
     while one.process_batch():
         pass
     one.tick(100)
@@ -214,7 +215,7 @@ def test_events_of_packets_go_into_the_file_of_events(tmp_path: Path) -> None:
     queue = FakeQueue(*(queued(b"D") for _ in range(1100)))
     log, file = tmp_path / "log", tmp_path / "events.jsonl"
     recording = Recording(file, 1 << 20)
-    one = worker(queue, log, FakeEngine(), recording=recording)
+    one = worker(queue, log, FakeEngine(), recording=recording, events_per_s=10)
     while one.process_batch():
         pass
     one.tick(100)
