@@ -247,7 +247,8 @@ def test_no_program_gains_what_was_given_up(inside: Namespace) -> None:
         "assert capabilities.effective() == 1 << capabilities.NET_ADMIN\n"
         "subprocess.run(['grep', '-E', 'CapEff|CapBnd|NoNewPrivs', '/proc/self/status'])\n"
     )
-    told = inside.run("env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code).stdout.split()
+    environment = ("env", f"PYTHONPATH={import_path()}")
+    told = inside.run(*environment, sys.executable, "-c", code).stdout.split()
     assert told == [
         "CapEff:",
         f"{NET_ADMIN:016x}",
@@ -267,7 +268,7 @@ def test_a_process_that_may_not_change_its_bounding_set(inside: Namespace) -> No
     )
     done = inside.run(
         "setpriv", "--bounding-set=-setpcap,-bpf", "--inh-caps=-all", "--",
-        "env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code,
+        "env", f"PYTHONPATH={import_path()}", sys.executable, "-c", code,
     )  # fmt: skip
     assert done.stdout.strip() == f"{NET_ADMIN:x}"
 

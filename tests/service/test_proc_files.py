@@ -4,13 +4,13 @@
 import pwd
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import QUEUES
 from nfq_guard.service import proc_files
+from tests.support.queue import import_path
 
 pytestmark = pytest.mark.kernel
 
@@ -54,7 +54,7 @@ def test_a_refusal_is_one_line_for_each_file(inside: Namespace) -> None:
     code = "from nfq_guard.service import proc_files\nprint(*proc_files.share(65534), sep='\\n')"
     done = inside.run(
         "setpriv", "--bounding-set=-chown", "--inh-caps=-all", "--",
-        "env", f"PYTHONPATH={Path.cwd()}", sys.executable, "-c", code,
+        "env", f"PYTHONPATH={import_path()}", sys.executable, "-c", code,
     )  # fmt: skip
     lines = done.stdout.splitlines()
     expected = "/proc/net/netfilter/nfnetlink_queue stays root's: Operation not permitted"
