@@ -5,7 +5,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, Never
+from typing import TYPE_CHECKING, Any, Final, Never
 
 from nfq_guard.errors import EXIT_USAGE
 
@@ -43,6 +43,10 @@ class Parser(argparse.ArgumentParser):
 
     words: Sequence[str] | None = None
 
+    def __init__(self, **keywords: Any) -> None:  # noqa: ANN401 - as of ArgumentParser
+        """Take options by their whole names alone: `--mod enforce` is a mistake, not a mode."""
+        super().__init__(**keywords, allow_abbrev=False)
+
     # argparse declares a type for each kind of namespace, of which this command has one.
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
@@ -79,7 +83,7 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 break
             name = word.partition("=")[0]
-            if word.startswith("--") and not any(option.startswith(name) for option in known):
+            if word.startswith("--") and name not in known:
                 return name
         return ""
 

@@ -46,6 +46,11 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
         ),
         (["status", "--json"], "unrecognized arguments: --json (see nfq-guard status --help)"),
         (["--verison"], "unrecognized arguments: --verison (did you mean '--version'?)"),
+        # An option in part is not taken for it.
+        (
+            ["run", "--mod", "enforce"],
+            "unrecognized arguments: --mod enforce (did you mean '--mode'?)",
+        ),
         (["--debg", "check"], "unrecognized arguments: --debg (did you mean '--debug'?)"),
         (
             ["check", "--version"],
@@ -56,7 +61,10 @@ SPEAKING = ["check", "--explain-rule", "preset:default"]
             "unrecognized arguments: --kernle (did you mean '--kernel'?) (see nfq-guard replay",
         ),
         (["explain", "--", "--kernle"], "the following arguments are required: FRAME (see"),
-        (["explain", "--kern", "6.1"], "the following arguments are required: CAPTURE, FRAME (see"),
+        (
+            ["explain", "--kern", "6.1"],
+            "unrecognized arguments: --kern (did you mean '--kernel'?) (see nfq-guard explain",
+        ),
     ],
 )
 def test_a_usage_error_is_one_line(
