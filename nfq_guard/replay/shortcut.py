@@ -36,7 +36,7 @@ _IPV4_HEADER: Final = 20
 _IPV6_HEADER: Final = 40
 _UDP_HEADER: Final = 8
 # Directions remembered, of each protocol: those of one generation, and of the one before it.
-_GENERATION: Final = 4096
+_GENERATION: Final = 16_384
 
 
 @final
