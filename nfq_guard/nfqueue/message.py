@@ -120,7 +120,8 @@ def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> t
     while at <= last:
         length = messages[at + _LOW] | messages[at + _HIGH] << 8
         kind = messages[at + 2 + _LOW]
-        if kind == _PAYLOAD:
+        # Compiled code refuses a slice that ends before it begins.
+        if kind == _PAYLOAD and length > 4:
             octets = messages[at + 4 : min(at + length, end)]
         elif kind == _PACKET_HEADER and at < last:
             packet_id = _number(messages, at)

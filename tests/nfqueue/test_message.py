@@ -53,6 +53,15 @@ def test_the_length_of_a_payload_that_is_padded() -> None:
     assert read(HEADER, (10, b"E" * 43), (14, b"\0\0\0\4")).octets == b"E" * 43
 
 
+def test_a_payload_shorter_than_its_own_header() -> None:
+    """As no kernel sends it."""
+    whole = message_of(HEADER, PAYLOAD)
+    at = len(message_of(HEADER)) + 1  # padded, as it is not the last
+    assert struct.unpack_from("=HH", whole, at) == (46, 10)
+    damaged = whole[:at] + struct.pack("=H", 2) + whole[at + 2 :]
+    assert alone(damaged) == (99, Queued(b"", 3, "", "", 0, CHECKSUM_GOOD))
+
+
 def test_checksum_state() -> None:
     assert read(HEADER, (14, b"\0\0\0\4"), PAYLOAD).checksum == CHECKSUM_UNVERIFIED
     assert read(HEADER, (14, b"\0\0\0\7"), PAYLOAD).checksum == CHECKSUM_UNFINISHED
