@@ -142,6 +142,8 @@ class GuardProcess:
                 self._resources.enter_context(default_socket())
             self._at_default.append(self)
             self._resources.callback(self._at_default.remove, self)
+        # The log may have those of an earlier daemon.
+        self._starts_before = len(self.events("started")) if log.exists() else 0
         with log.open("ab") as out, self._stderr.open("wb") as complaints:
             self.process = subprocess.Popen(
                 namespace.argv([*prefix, sys.executable, "-m", "nfq_guard", "run", *words]),
@@ -160,12 +162,16 @@ class GuardProcess:
 
     def ready(self) -> Self:
         try:
-            wait_for(lambda: bool(self.events("started")) or self.process.poll() is not None)
+            wait_for(self._has_started_or_ended)
             assert self.process.poll() is None, self.stderr()
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def _has_started_or_ended(self) -> bool:
+        started = len(self.events("started")) > self._starts_before
+        return started or self.process.poll() is not None
 
     def stderr(self) -> str:
         """What it wrote until it ended."""
