@@ -57,6 +57,8 @@ def test_every_packet_once_in_order(namespace: Make) -> None:
 
 
 # Sends without a pause, in a process of its own: binding holds the lock of the interpreter.
+# Python does not name it.
+_NETLINK_NETFILTER = 12
 _FLOOD = f"""
 import socket
 out = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -73,7 +75,12 @@ def test_packets_that_come_while_it_binds(namespace: Make) -> None:
     inside = namespace("q")
     queue_udp(inside)
     flood = inside.popen(sys.executable, "-c", _FLOOD)
+    with inside.entered():
+        first_address = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
     try:
+        # With it taken, each reader gets an address of its own. Otherwise a CPU that was about to
+        # queue a packet to one reader sends it to the next.
+        first_address.bind((os.getpid(), 0))
         for _ in range(100):
             with bound(inside, queue_length=8192) as (reader, verdicts):
                 ids: list[int] = []
@@ -84,6 +91,7 @@ def test_packets_that_come_while_it_binds(namespace: Make) -> None:
                 verdicts.send(ids, [1] * len(ids), [None] * len(ids))
                 assert reader.refused == []
     finally:
+        first_address.close()
         flood.kill()
         flood.communicate()
 
