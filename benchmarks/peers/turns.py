@@ -10,6 +10,7 @@ import ctypes
 import functools
 import gc
 import mmap
+import os
 import socket
 import struct
 import sys
@@ -126,7 +127,8 @@ def _worker(directory: Path, queue: socket.socket, budget: int) -> Worker:
     library = types.ModuleType("netfilterqueue")
     library.__dict__.update(NetfilterQueue=_Queue, COPY_PACKET=2, Packet=object)
     sys.modules["netfilterqueue"] = library
-    _Queue.fd = queue.fileno()
+    # The reader takes it from the library.
+    _Queue.fd = os.dup(queue.fileno())
     from nfq_guard.nfqueue.reader import QueueReader  # noqa: PLC0415 - not before the stand-in
 
     sink = LineSink(directory / "log")
