@@ -4,7 +4,7 @@
 import pytest
 
 from nfq_guard.doctor import foreign, nft_rules
-from nfq_guard.doctor.check import Status
+from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.path import Order
 from nfq_guard.doctor.rule_model import Act, Table, Truth
 from nfq_guard.firewall import Backend
@@ -142,6 +142,17 @@ def test_default_deny_is_told_with_its_chain() -> None:
     assert "dropped by default: `-j DROP`" in check.what
 
 
+def forwarded_by(rules: str) -> Check:
+    """The fate of forwarded packets by rules of FORWARD and of two chains, X and Y.
+
+    `{known}` in a rule is a match of packets of connections.
+    """
+    text = "".join(f"-A {rule}\n" for rule in rules.split(";"))
+    known = "-m conntrack --ctstate RELATED,ESTABLISHED"
+    chains = ":X - [0:0]\n:Y - [0:0]\n"
+    return fate_of(walk(FILTER + chains + text.replace("{known}", known)), "forward")
+
+
 @pytest.mark.parametrize(
     "rules",
     [
@@ -157,10 +168,7 @@ def test_default_deny_is_told_with_its_chain() -> None:
     ],
 )
 def test_a_drop_of_what_no_rule_accepted_by_state(rules: str) -> None:
-    text = "".join(f"-A {rule}\n" for rule in rules.split(";"))
-    known = "-m conntrack --ctstate RELATED,ESTABLISHED"
-    chains = ":X - [0:0]\n:Y - [0:0]\n"
-    check = fate_of(walk(FILTER + chains + text.replace("{known}", known)), "forward")
+    check = forwarded_by(rules)
     assert check.status is Status.WARNING
     assert "is accepted, or dropped by default: `" in check.what
 
@@ -183,9 +191,7 @@ def test_a_drop_of_what_no_rule_accepted_by_state(rules: str) -> None:
     ],
 )
 def test_a_drop_that_singles_nothing_out(rules: str) -> None:
-    text = "".join(f"-A {rule}\n" for rule in rules.split(";"))
-    known = "-m conntrack --ctstate RELATED,ESTABLISHED"
-    check = fate_of(walk(f"{FILTER}:X - [0:0]\n{text.replace('{known}', known)}"), "forward")
+    check = forwarded_by(rules)
     assert check.status is Status.OK
 
 

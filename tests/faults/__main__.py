@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from tests.faults import daemon, page, service
+from tests.faults import daemon, page, rig, service
 from tests.faults.outcome import Outcome
 
 _PAGE: Final = Path(__file__).parents[2] / "docs" / "faults.md"
@@ -39,7 +39,7 @@ def main() -> int:
     begun = time.monotonic()
     outcomes: list[Outcome] = []
     crashed = 0
-    size = daemon.SHORT if args.short else daemon.LONG
+    size = rig.SHORT if args.short else rig.LONG
     if args.soak:
         size = size._replace(soak_s=args.soak)
     for found in _outcomes(wanted, size, short=args.short, seed=args.seed):
@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _outcomes(
-    wanted: list[str], size: daemon.Size, *, short: bool, seed: int
+    wanted: list[str], size: rig.Size, *, short: bool, seed: int
 ) -> Iterator[Outcome | None]:
     with tempfile.TemporaryDirectory(prefix="nfqg-faults-") as folder:
         for name in wanted:
@@ -65,7 +65,7 @@ def _outcomes(
                 continue
             rng = random.Random(f"{seed} {name}")  # noqa: S311 - reproducible, no secret
             try:
-                with daemon.rig(Path(folder, name)) as at:
+                with rig.rig(Path(folder, name)) as at:
                     yield daemon.FAULTS[name](at, size, rng)
             except Exception:  # noqa: BLE001 - the other faults are still to be injected
                 sys.stderr.write(f"{name}: {traceback.format_exc()}\n")

@@ -5,17 +5,14 @@ import random
 import socket
 import struct
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from nfq_guard.flow import IP_CT_TCP_FLAG_BE_LIBERAL, PROTO_TCP, FlowSnapshot, FlowTuple
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from tests.faults.connections import PORT, Connections, Health
 from tests.faults.gateway import HOST, PEER, checksummed
 from tests.faults.outcome import Outcome, ms
-
-if TYPE_CHECKING:
-    from tests.faults.daemon import Rig, Size
+from tests.faults.rig import Rig, Size, rss_kb
 
 _CONNECTIONS: Final = 50
 # Flags of what is forged: RST, RST with ACK, ACK, FIN with SYN, SYN with ACK, none.
@@ -48,7 +45,7 @@ class _Round(NamedTuple):
     health: Health
 
 
-def attacked(at: "Rig", size: "Size", rng: random.Random) -> Outcome:
+def attacked(at: Rig, size: Size, rng: random.Random) -> Outcome:
     """A8."""
     heal = _attack(at, _HEAL, size.packets // 2, rng)
     drop = _attack(at, _DROP_ALL, size.packets // 2, rng)
@@ -70,7 +67,7 @@ def attacked(at: "Rig", size: "Size", rng: random.Random) -> Outcome:
     )  # fmt: skip
 
 
-def _attack(at: "Rig", policy: str, packets: int, rng: random.Random) -> _Round:
+def _attack(at: Rig, policy: str, packets: int, rng: random.Random) -> _Round:
     sent = 0
     lines = ('fail_mode = "closed"', "queue_length = 8192", "offload = true", "offload_after = 5")
     with (
@@ -82,7 +79,7 @@ def _attack(at: "Rig", policy: str, packets: int, rng: random.Random) -> _Round:
         memory = 0
         while sent < packets:
             if not memory and sent >= packets // 2:
-                memory = _rss_kb(guard.process.pid)
+                memory = rss_kb(guard.process.pid)
             for port in ports:
                 # About half the space away from what is right, so that no window has it.
                 far = [
@@ -96,7 +93,7 @@ def _attack(at: "Rig", policy: str, packets: int, rng: random.Random) -> _Round:
                 at.gateway.out.sendto(checksummed(header), (HOST, 0))
                 sent += 1
             time.sleep(0.005)
-        more_kb = _rss_kb(guard.process.pid) - memory
+        more_kb = rss_kb(guard.process.pid) - memory
         liberal = _liberal(at, ports)
         health = flows.health()
         assert guard.stop() == 0
@@ -104,7 +101,7 @@ def _attack(at: "Rig", policy: str, packets: int, rng: random.Random) -> _Round:
     return _Round(sent, stopped["packets"], stopped["offloaded_flows"], liberal, more_kb, health)
 
 
-def _numbers(at: "Rig", ports: set[int]) -> dict[int, tuple[int, int]]:
+def _numbers(at: Rig, ports: set[int]) -> dict[int, tuple[int, int]]:
     """Sequence and acknowledgement number of each connection now, by the peer's port."""
     found: dict[int, tuple[int, int]] = {}
     with at.gateway.peer.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as tap:
@@ -118,12 +115,7 @@ def _numbers(at: "Rig", ports: set[int]) -> dict[int, tuple[int, int]]:
     return found
 
 
-def _rss_kb(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0])
-
-
-def _liberal(at: "Rig", ports: list[int]) -> int:
+def _liberal(at: Rig, ports: list[int]) -> int:
     """How many directions of the connections conntrack does not check."""
     source, target = map(socket.inet_aton, (PEER, HOST))
     with at.gateway.host.entered():

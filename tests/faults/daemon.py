@@ -11,159 +11,20 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
 from tests.faults import attack, inputs, soak
-from tests.faults.gateway import ALLOWED, POLICY, Gateway, Stream, mutated
+from tests.faults.gateway import ALLOWED, POLICY, mutated
 from tests.faults.outcome import Outcome, ms
+from tests.faults.rig import Rig, Size, account, files, rss_kb, shed
 from tests.support.queue import GuardProcess, import_path, wait_for
 
 _PPS: Final = 2000
 _LOST_NONE: Final = "nothing lost or let through"
-
-
-class Size(NamedTuple):
-    """How often the faults are injected."""
-
-    reloads: int
-    corrupted: int
-    packets: int
-    signals: int
-    starts: int
-    requests: int
-    entries: int
-    soak_s: int
-    inputs: int
-
-
-SHORT: Final = Size(
-    reloads=20,
-    corrupted=60,
-    packets=5_000,
-    signals=2,
-    starts=2,
-    requests=200,
-    entries=5_000,
-    soak_s=6,
-    inputs=3_000,
-)
-# The whole campaign takes about 21 minutes on a quiet machine, ten of them the soak.
-LONG: Final = Size(
-    reloads=1_000, corrupted=1_000, packets=400_000, signals=20, starts=10, requests=10_000,
-    entries=1 << 20, soak_s=600, inputs=300_000,
-)  # fmt: skip
-
-
-class Rig:
-    """A gateway of its own for one fault, its configuration and its daemon."""
-
-    def __init__(self, gateway: Gateway, folder: Path) -> None:
-        self.gateway = gateway
-        self.folder = folder
-        self.config = folder / "c.toml"
-        self.socket = folder / "s"
-
-    def text(self, *lines: str, policy: str = POLICY) -> str:
-        head = ["[daemon]", 'mode = "enforce"', f'control_socket = "{self.socket}"', *lines]
-        return "\n".join(head) + "\n" + policy
-
-    def start(
-        self,
-        *lines: str,
-        log: str = "log",
-        env: dict[str, str] | None = None,
-        policy: str = POLICY,
-    ) -> GuardProcess:
-        self.config.write_text(self.text(*lines, policy=policy))
-        host = self.gateway.host
-        return GuardProcess(host, self.folder / log, "--config", str(self.config), env=env)
-
-    def ask(self, command: str, **arguments: object) -> dict[str, Any]:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(60)
-            client.connect(str(self.socket))
-            request = {"command": command, "arguments": arguments}
-            client.sendall(json.dumps(request).encode() + b"\n")
-            with client.makefile("rb") as lines:
-                found: dict[str, Any] = json.loads(lines.readline())
-        return found
-
-
-@contextlib.contextmanager
-def rig(folder: Path) -> Iterator[Rig]:
-    """Two namespaces and a folder, for one fault."""
-    folder.mkdir()
-    with Namespace("peer") as peer, Namespace("host") as host, Gateway(peer, host) as gateway:
-        yield Rig(gateway, folder)
-
-
-class Account(NamedTuple):
-    """Where the packets of a stream went."""
-
-    sent: int
-    arrived: int
-    judged: int
-    dropped: int
-    shed: int
-    unjudged: int
-    counted: int
-    discrepancy: str
-
-    @property
-    def exact(self) -> bool:
-        """Whether each packet has exactly one fate, by counters that do not know of each other."""
-        fates = self.judged + self.shed + self.unjudged
-        return (
-            not self.discrepancy
-            and self.unjudged >= 0
-            and fates == self.sent
-            and self.counted == self.unjudged
-        )
-
-
-def account(stream: Stream, guard: GuardProcess, shed: int) -> Account:
-    """Of a daemon that served all of the stream and has stopped.
-
-    Args:
-        stream: Ended.
-        guard: Stopped.
-        shed: What the kernel says it dropped, as the queue was full or the buffer was.
-    """
-    (stopped,) = guard.events("stopped")
-    judged = stopped["packets"]
-    dropped = stopped["actions"].get("drop", 0)
-    # What arrived and was not judged passed by the fail mode. The daemon counts it in another way.
-    unjudged = len(stream.arrived) - (judged - dropped)
-    counted = stopped.get("queue_full_passes", 0) + stopped.get("buffer_full_passes", 0)
-    return Account(
-        sent=stream.sent,
-        arrived=len(stream.arrived),
-        judged=judged,
-        dropped=dropped,
-        shed=shed,
-        unjudged=unjudged,
-        counted=counted,
-        discrepancy=stream.discrepancy(),
-    )
-
-
-def shed(namespace: Namespace) -> int:
-    """What the kernel has dropped of the queues."""
-    text = namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
-    return sum(line.queue_dropped + line.user_dropped for line in parse(text).values())
-
-
-def _files(pid: int) -> int:
-    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def _rss_kb(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(status.partition("VmRSS:")[2].split()[0])
 
 
 def reloads(at: Rig, size: Size, _rng: random.Random) -> Outcome:
@@ -172,11 +33,11 @@ def reloads(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         pid = guard.process.pid
         for _ in range(10):
             at.ask("reload", wait=True)
-        files, memory = _files(pid), _rss_kb(pid)
+        files_before, memory = files(pid), rss_kb(pid)
         with at.gateway.stream(_PPS) as stream:
             for _ in range(size.reloads):
                 assert at.ask("reload", wait=True)["return"] == "OK"
-        more_files, more_kb = _files(pid) - files, _rss_kb(pid) - memory
+        more_files, more_kb = files(pid) - files_before, rss_kb(pid) - memory
         lost = shed(at.gateway.host)
         assert guard.stop() == 0
     told = account(stream, guard, lost)
@@ -499,7 +360,7 @@ def control_abuse(at: Rig, size: Size, rng: random.Random) -> Outcome:
     kept: list[socket.socket] = []
     with at.start('fail_mode = "closed"').ready() as guard:
         pid = guard.process.pid
-        memory = _rss_kb(pid)
+        memory = rss_kb(pid)
         with at.gateway.stream(_PPS) as stream:
             for _ in range(size.requests):
                 client = socket.socket(socket.AF_UNIX)
@@ -513,8 +374,8 @@ def control_abuse(at: Rig, size: Size, rng: random.Random) -> Outcome:
                 time.sleep(0.0005)
         for client in kept:
             client.close()
-        more_kb = _rss_kb(pid) - memory
-        files = _files(pid)
+        more_kb = rss_kb(pid) - memory
+        open_files = files(pid)
         lost = shed(at.gateway.host)
         assert guard.stop() == 0
     told = account(stream, guard, lost)
@@ -522,8 +383,8 @@ def control_abuse(at: Rig, size: Size, rng: random.Random) -> Outcome:
         "F22",
         f"{size.requests} idle, malformed, oversized and unread requests, 300 clients at a time",
         f"{_LOST_NONE}, memory and descriptors bounded",
-        f"{stream.harm()}, {more_kb} kB more, {files} descriptors",
-        stream.unharmed and more_kb <= 8192 and files < 64,
+        f"{stream.harm()}, {more_kb} kB more, {open_files} descriptors",
+        stream.unharmed and more_kb <= 8192 and open_files < 64,
         told.exact,
     )
 
@@ -569,12 +430,12 @@ def full_table(at: Rig, size: Size, _rng: random.Random) -> Outcome:
     wanted = min(size.entries, limit)
     host.sysctl("netfilter.nf_conntrack_udp_timeout", 600)
     with at.start('fail_mode = "closed"', "queue_length = 8192").ready() as guard:
-        memory = _rss_kb(guard.process.pid)
+        memory = rss_kb(guard.process.pid)
         with at.gateway.stream(_PPS) as stream:
             at.gateway.fill_conntrack(wanted + wanted // 50)
             entries = _number(host, "nf_conntrack_count")
             time.sleep(0.5)
-        more_kb = _rss_kb(guard.process.pid) - memory
+        more_kb = rss_kb(guard.process.pid) - memory
         lost = shed(host)
         assert guard.stop() == 0
     told = account(stream, guard, lost)

@@ -9,22 +9,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from nfq_guard.wire.ip import decode
 from tests import fuzz_inputs
 from tests.faults.outcome import Outcome, ms
+from tests.faults.rig import Rig, Size
 from tests.support import reference_decoder
 from tests.support.queue import import_path
-
-if TYPE_CHECKING:
-    from tests.faults.daemon import Rig, Size
 
 _METRICS: Final = 9477
 _PPS: Final = 2000
 
 
-def decoding(_at: "Rig", size: "Size", rng: random.Random) -> Outcome:
+def decoding(_at: Rig, size: Size, rng: random.Random) -> Outcome:
     """F15."""
     different = 0
     begun = time.monotonic()
@@ -40,7 +38,7 @@ def decoding(_at: "Rig", size: "Size", rng: random.Random) -> Outcome:
     )
 
 
-def damaged(_at: "Rig", size: "Size", rng: random.Random) -> Outcome:
+def damaged(_at: Rig, size: Size, rng: random.Random) -> Outcome:
     """A11, and whatever else is read from others."""
     seed = rng.randrange(1 << 32)
     try:
@@ -68,7 +66,7 @@ _BOMBS: Final = (
 )
 
 
-def bombs(at: "Rig", _size: "Size", _rng: random.Random) -> Outcome:
+def bombs(at: Rig, _size: Size, _rng: random.Random) -> Outcome:
     """A7: each in a process that may have 256 MB, and once by a reload of a running daemon."""
     slowest = 0.0
     refused = taken = 0
@@ -104,7 +102,7 @@ def _check(config: Path) -> int:
     ).returncode
 
 
-def metrics_clients(at: "Rig", size: "Size", _rng: random.Random) -> Outcome:
+def metrics_clients(at: Rig, size: Size, _rng: random.Random) -> Outcome:
     """A3: connections that say nothing, one after the other and all at once."""
     count = min(400, size.requests)
     lines = ('fail_mode = "closed"', f'metrics_listen = "127.0.0.1:{_METRICS}"')

@@ -9,14 +9,12 @@ import random
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
+from tests.faults.gateway import Stream
 from tests.faults.outcome import Outcome, percentile
+from tests.faults.rig import Rig, Size
 from tests.support.queue import wait_for
-
-if TYPE_CHECKING:
-    from tests.faults.daemon import Rig, Size
-    from tests.faults.gateway import Stream
 
 PICTURE: Final = Path(__file__).parents[2] / "docs" / "soak.svg"
 _PPS: Final = 2000
@@ -36,7 +34,7 @@ class Sample(NamedTuple):
     delay_ms: float
 
 
-def soak(at: "Rig", size: "Size", rng: random.Random) -> Outcome:
+def soak(at: Rig, size: Size, rng: random.Random) -> Outcome:
     """F21."""
     samples: list[Sample] = []
     sent = lost = leaked = 0
@@ -88,12 +86,12 @@ def soak(at: "Rig", size: "Size", rng: random.Random) -> Outcome:
     )
 
 
-def _rules(at: "Rig") -> list[str]:
+def _rules(at: Rig) -> list[str]:
     saved = at.gateway.host.run("iptables-save").stdout
     return [line for line in saved.splitlines() if line.startswith("-A")]
 
 
-def _sample(pid: int, minutes: float, stream: "Stream") -> Sample:
+def _sample(pid: int, minutes: float, stream: Stream) -> Sample:
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return Sample(
         minutes=minutes,

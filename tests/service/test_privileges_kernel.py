@@ -184,7 +184,7 @@ def test_it_becomes_the_user_that_is_set(inside: Namespace, tmp_path: Path) -> N
         (started,) = guard.events("started")
         assert (started["uid"], started["evidence"]) == (NOBODY, "bpf")
         assert guard.events("note") == []
-        run = Path(f"/proc/{pid}/root/run")
+        run = Path("/proc", str(pid), "root", "run")
         assert (run / "nfq-guard/control.sock").stat().st_uid == NOBODY
         assert (run / "theirs/guard.prom").exists()
         inside.run("iptables-nft", "-t", "mangle", "-F")

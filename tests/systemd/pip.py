@@ -43,5 +43,5 @@ def test_pip(machine: Guest) -> None:
 def test_pipx(machine: Guest) -> None:
     said = machine.sh(f"pipx install --pip-args='{_OFFLINE}' nfq-guard")
     assert "installed package nfq-guard" in said
-    works(machine, "/root/.local/bin/nfq-guard")
-    machine.sh("pipx uninstall nfq-guard; ! ls /root/.local/bin/nfq-guard")
+    works(machine, "~/.local/bin/nfq-guard")
+    machine.sh("pipx uninstall nfq-guard; ! ls ~/.local/bin/nfq-guard")
