@@ -4,9 +4,11 @@
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from nfq_guard.errors import OutputError, UsageError
 
 # Only root can put a name into these, and their links may lead to regular files.
 _DIRECTORIES_OF_STREAMS: Final = frozenset(map(Path, ("/dev", "/dev/fd", "/proc/self/fd")))
@@ -46,6 +48,30 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def output(path: Path, name: str) -> Iterator[BinaryIO]:
+    """As `replacing`, with errors for the operator.
+
+    Args:
+        path: The file.
+        name: What errors call it.
+
+    Raises:
+        UsageError: It cannot be opened.
+        OutputError: It cannot be written to its end.
+    """
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(replacing(path))
+        except OSError as error:
+            raise UsageError(f"{name}: cannot be written: {error.strerror}") from None
+        try:
+            yield file
+            stack.close()
+        except OSError as error:
+            raise OutputError(f"{name}: cannot be written: {error.strerror}") from None
 
 
 def _is_stream(path: Path) -> bool:

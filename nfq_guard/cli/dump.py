@@ -21,11 +21,11 @@ from nfq_guard.cli.daemon import add_socket, connected
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import paint, printable, write_json, write_line
-from nfq_guard.errors import EXIT_OK, OutputError, UsageError
+from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS
 from nfq_guard.names import counted, endpoint, visible
-from nfq_guard.outfile import replacing
+from nfq_guard.outfile import output
 from nfq_guard.report.hints import hints_of
 from nfq_guard.service.worker.frames import PacketRecord
 from nfq_guard.service.worker.history import History
@@ -138,15 +138,12 @@ def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) 
         found = client.request("packets", **asked)
     kept = [msgspec.convert(one, PacketRecord) for one in reversed(found)]
     anonymiser = Anonymiser(os.urandom(32)) if args.hash_addresses else None
-    try:
-        with replacing(Path(args.pcap)) as file:
-            writer = PcapngWriter(file)
-            for number, one in enumerate(kept, 1):
-                octets = one.octets if anonymiser is None else anonymiser.packet(one.octets)
-                frame = Frame(number, one.time_ns, RAW, one.wire_len, octets, 0)
-                writer.write(frame, one.comment, one.interface)
-    except OSError as error:
-        raise OutputError(f"--pcap: {args.pcap}: {error.strerror}") from None
+    with output(Path(args.pcap), f"--pcap: {args.pcap}") as file:
+        writer = PcapngWriter(file)
+        for number, one in enumerate(kept, 1):
+            octets = one.octets if anonymiser is None else anonymiser.packet(one.octets)
+            frame = Frame(number, one.time_ns, RAW, one.wire_len, octets, 0)
+            writer.write(frame, one.comment, one.interface)
     write_line(f"wrote {counted(len(kept), 'packet')} to {args.pcap}")
     return EXIT_OK
 

@@ -218,7 +218,7 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
         output = replacing(path)
         file = output.__enter__()
     except OSError as error:
-        raise UsageError(f"--write: {name}: {error.strerror}") from None
+        raise UsageError(f"--write: {name}: cannot be written: {error.strerror}") from None
 
     writer = PcapngWriter(file)
 
@@ -227,7 +227,7 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
             for outcome in outcomes:
                 writer.write(outcome.frame, comment(outcome))
         except OSError as error:
-            raise OutputError(f"--write: {name}: {error.strerror}") from None
+            raise OutputError(f"--write: {name}: cannot be written: {error.strerror}") from None
 
     def end(
         kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -236,7 +236,7 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
         try:
             return output.__exit__(kind, error, trace)
         except OSError as failed:
-            raise OutputError(f"--write: {name}: {failed.strerror}") from None
+            raise OutputError(f"--write: {name}: cannot be written: {failed.strerror}") from None
 
     stack.push(end)
     return write

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_guard import __version__
-from nfq_guard.errors import UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.glossary import CAUSES, REASONS, Cause
 from nfq_guard.names import counted, endpoint
-from nfq_guard.outfile import replacing
+from nfq_guard.outfile import output
 from nfq_guard.report.charts import distances, timeline
 from nfq_guard.report.hints import Hint, hints
 from nfq_guard.report.html import data_island, render
@@ -59,23 +58,13 @@ def write_page(
         findings: The host's, as `doctor --format json` prints them.
 
     Raises:
-        UsageError: The file cannot be written.
+        UsageError: The file cannot be opened.
+        OutputError: It cannot be written to its end.
         UnavailableError: The package jinja2 is not installed.
     """
-    _write(path, page(summary, title=title, trial=trial, gaps=gaps, findings=findings))
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file, which replaces an existing one only when complete.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
-    try:
-        with replacing(path) as file:
-            file.write(text.encode())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be written: {error.strerror}") from None
+    text = page(summary, title=title, trial=trial, gaps=gaps, findings=findings)
+    with output(path, str(path)) as file:
+        file.write(text.encode())
 
 
 def page(

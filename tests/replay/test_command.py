@@ -288,9 +288,10 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], words: list[str], messa
     assert error.count("\n") == 1
 
 
-def test_unwritable_file(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["replay", "--write", "/nowhere/x", capture]) == 2
-    assert "--write: /nowhere/x: No such file" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["--write", "--report"])
+def test_unwritable_file(capture: str, capsys: pytest.CaptureFixture[str], option: str) -> None:
+    assert main(["replay", option, "/nowhere/x", capture]) == 2
+    assert "/nowhere/x: cannot be written: No such file" in capsys.readouterr().err
 
 
 def test_timeouts(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -398,11 +399,14 @@ def test_nothing_invalid_and_nothing_selected_are_said(
         assert capsys.readouterr().out.startswith(said)
 
 
+@pytest.mark.parametrize("option", ["--write", "--report"])
 def test_a_file_that_cannot_be_written_to_its_end_is_named(
-    capture: str, capsys: pytest.CaptureFixture[str]
+    capture: str, capsys: pytest.CaptureFixture[str], option: str
 ) -> None:
-    assert main(["replay", capture, "--write", "/dev/full"]) == 1
-    assert capsys.readouterr().err == "nfq-guard: --write: /dev/full: No space left on device\n"
+    assert main(["replay", capture, option, "/dev/full"]) == 1
+    error = capsys.readouterr().err
+    assert "/dev/full: cannot be written: No space left on device" in error
+    assert error.count("\n") == 1
 
 
 def test_every_reader_of_captures_refuses_an_unknown_link(

@@ -156,7 +156,7 @@ def test_metrics_by_default(guest: Guest) -> None:
 
 
 def test_metrics_after_many_restarts(guest: Guest) -> None:
-    """systemd refuses a unit its sixth start within ten seconds, by default."""
+    """By default, systemd refuses a unit its sixth start within ten seconds."""
     guest.sh("for each in 1 2 3 4 5 6 7; do systemctl restart nfq-guard; done")
     assert fetched(guest, "/healthz") == "200 ok"
 
