@@ -165,14 +165,14 @@ CATALOGUE: Final = (
     Entry(
         "F18",
         "the daemon is killed while a child of it lives",
-        tests=(
-            "tests/service/test_supervisor_kernel.py::test_workers_end_when_their_daemon_is_killed",
-        ),
+        ("outlived",),
+        ("tests/service/test_supervisor_kernel.py::test_workers_end_when_their_daemon_is_killed",),
     ),
     Entry(
         "F19",
         "judging a packet raises",
-        tests=(
+        ("judging-raises",),
+        (
             "tests/service/test_worker_kernel.py::test_policy_that_raises",
             "tests/service/test_worker_kernel.py::test_lookup_that_raises",
         ),
