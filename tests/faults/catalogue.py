@@ -315,7 +315,7 @@ CATALOGUE: Final = (
         tests=(
             "tests/telemetry/test_limiter.py::test_table_is_bounded_and_nothing_is_lost",
             "tests/policy/test_parse.py::test_long_values_are_cut",
+            "tests/policy/test_rates.py::test_all_rules_share_a_bound",
         ),
-        reason="the sum over many rules with a rate is not tested",
     ),
 )

@@ -3,10 +3,14 @@
 
 import pytest
 
-from nfq_guard.policy.model import Rate, RateKey
-from nfq_guard.policy.rates import RateLimit
+from nfq_guard.finding import Finding, Reason
+from nfq_guard.policy.decision import Action
+from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.model import PolicyModel, Rate, RateKey, Rule
+from nfq_guard.policy.rates import MOST_KEYS, MOST_KEYS_IN_ALL, RateLimit
 from nfq_guard.seqno import seq
 from nfq_guard.wire.packet import ACK, FIN, PSH, Datagram, Malformed, Packet, Segment, flow_key
+from tests.support.judgments import queued
 
 
 def _packet(
@@ -61,6 +65,26 @@ def test_least_recently_seen_is_evicted() -> None:
     assert len(limit._windows) == 2  # the bound is on memory, which nothing else shows
     assert limit.matches(a, 0.0)
     assert not limit.matches(b, 0.0)
+
+
+@pytest.mark.parametrize("rules", [1, 16, 17, 1000])
+def test_all_rules_share_a_bound(rules: int) -> None:
+    """A source that comes again within a window is forgotten once too many others came."""
+    kept = min(MOST_KEYS, MOST_KEYS_IN_ALL // rules)
+    rate = Rate(over=1, in_s=60.0, by=RateKey.SOURCE, negated=False)
+    rule = Rule(name="r", key="", source="", action=Action.DROP, rate=rate)
+    model = PolicyModel(
+        source="", rules=(rule,) * rules, on_unknown=Action.ALLOW, default=Action.ALLOW
+    )
+    finding = Finding(Reason.NO_ENTRY)
+    for others, expected in ((kept - 1, Action.DROP), (kept, Action.ALLOW)):
+        policy = compile_policy(model)
+        sources = [bytes([10, 0, *divmod(number, 256)]) for number in (0, *range(1, others + 1), 0)]
+        decisions = [
+            policy.decide(queued(b""), _packet(src=source), None, finding, 0.0)
+            for source in sources
+        ]
+        assert decisions[-1].action is expected
 
 
 @pytest.mark.parametrize("negated", [False, True])
