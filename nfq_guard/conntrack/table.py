@@ -50,6 +50,7 @@ from nfq_guard.flow import (
     Evidence,
     FlowSnapshot,
     FlowTuple,
+    TcpState,
     answering,
     icmp_counterpart,
     is_icmp_request,
@@ -296,6 +297,17 @@ class FlowTable:
         if entry is None or entry.original != arriving or opposite is not None:
             return False
         return self._join(entry, None, arriving, reverse(leaving))
+
+    def answer(self, opening: Key, reply: Key) -> bool:
+        """Record that the answer to a SYN which came as `opening` comes as `reply`.
+
+        Returns:
+            Whether that is a translation, of a flow without an answer so far.
+        """
+        entry = self._entries.get(opening)
+        if entry is None or entry.state != TcpState.SYN_SENT or reply in self._entries:
+            return False
+        return self._join(entry, None, opening, reply)
 
     def _join(self, entry: Entry, other: Entry | None, original: Key, reply: Key) -> bool:
         """Give an entry the tuples of a translation; `other`, its second half, is dropped."""

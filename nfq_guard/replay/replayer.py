@@ -35,6 +35,7 @@ from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.replay.checksums import ChecksumJudge, Opening
 from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_place
 from nfq_guard.replay.doubt import doubt_of, place_of
+from nfq_guard.replay.halves import Halves
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.packets import COPIED, PacketReader
 from nfq_guard.replay.settings import ReplaySettings
@@ -46,6 +47,7 @@ from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import (
     CHECKSUM_GOOD,
     CHECKSUM_UNVERIFIED,
+    SYN,
     Malformed,
     Packet,
     Queued,
@@ -121,6 +123,7 @@ class Replayer:
         self._held: deque[Outcome] = deque()
         self._openings: deque[Opening] = deque()
         self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
+        self._halves = Halves()
         self._shortcut = Shortcut(self.table, self.reader.checksums)
         self._engine = Engine(
             policy=_Undecided() if policy is None else policy,
@@ -262,6 +265,7 @@ class Replayer:
         table = self.table
         if self.copies.searches and isinstance(packet, Packet) and self._is_copy(frame, packet):
             return CT_NONE
+        self._pair(packet)
         code = table.track(packet, reader.now, reader.checksum_ok)
         if code == CT_INVALID and table.reason is Reason.NO_ENTRY and self.copies.last is not None:
             self.copies.last.strayed = self.copies.last.frame == frame.number
@@ -299,6 +303,18 @@ class Replayer:
                     self._associations.clear()
                 self._associations.add(flow_key(packet))
         return code
+
+    def _pair(self, packet: Packet | Malformed) -> None:
+        """Record the translation of a flow whose SYN+ACK, this one, has another tuple."""
+        if not isinstance(packet, Packet):
+            return
+        segment = packet.l4
+        if not isinstance(segment, Segment) or not segment.flags & SYN:
+            return
+        key = key_of(packet.src, packet.dst, segment.sport, segment.dport, PROTO_TCP)
+        opening = self._halves.opening_of(segment, key)
+        if opening is not None and self.table.answer(opening, key):
+            self.translations += 1
 
     def _await_answer(self, checksums: ChecksumJudge) -> None:
         """Keep the last packet's checksum open, where it is the SYN of an `Opening`."""

@@ -356,6 +356,27 @@ def test_translation_seen_at_a_reply() -> None:
     assert table.entry.snapshot(1, 0.0).nat is Nat.DNAT
 
 
+def test_the_answer_to_a_syn_has_another_tuple() -> None:
+    """A capture of what comes in alone shows no more of a translation (`FlowTable.answer`)."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    opening = key_of(A, B, 40000, 80, PROTO_TCP)
+    other = key_of(C, A, 8080, 40000, PROTO_TCP)
+    assert not table.answer(opening, other), "no entry"
+    talk = Conversation()
+    talk.client("S", 0)
+    table.track(decode(talk.frames[0].octets), 0.0)
+    assert not table.answer(opening, reverse(opening)), "no translation"
+    assert table.answer(opening, other)
+    answer = Conversation()
+    answer.server("SA", 0, 1)
+    octets = bytearray(answer.frames[0].octets)
+    octets[12:16] = C
+    octets[20:22] = (8080).to_bytes(2, "big")
+    assert table.track(decode(bytes(octets)), 0.0) == CT_ESTABLISHED
+    assert table.key == reverse(opening)
+    assert not table.answer(opening, key_of(C, A, 1, 2, PROTO_TCP)), "it has its answer"
+
+
 def test_source_translation() -> None:
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
     talk = Conversation()

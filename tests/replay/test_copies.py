@@ -71,9 +71,9 @@ class AnyCapture:
         self.show(numbered(octets, frame.number), frame.time_ns + 20_000, OUTGOING)
 
 
-def talk_of_service() -> Conversation:
+def talk_of_service(client_isn: int = 1000) -> Conversation:
     """From the client to 10.0.0.2, as the client sees it, with 1,500 bytes of answer."""
-    talk = Conversation()
+    talk = Conversation(client_isn=client_isn)
     talk.open()
     talk.client("PA", 1, 1, length=18)
     talk.server("A", 1, 19)
@@ -117,6 +117,21 @@ def test_both_sides_of_a_translation_are_one_flow() -> None:
     assert replayer.copies.copies == len(talk.frames)
     assert (replayer.table.created, replayer.translations) == (1, 1)
     assert not replayer.streams.began_before
+
+
+@pytest.mark.parametrize("kind", [INCOMING, OUTGOING])
+def test_one_half_of_each_packet_of_a_translation(kind: int) -> None:
+    """As `-Q in` and `-Q out` capture it: the answer has another tuple."""
+    talk = talk_of_service(0xFFFFFFFF)
+    shown = [frame for frame in node(talk) if frame.octets[1] == kind]
+    replayer, found = replayed(shown)
+    assert found == []
+    assert (replayer.packets, replayer.copies.copies) == (len(talk.frames), 0)
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+    assert replayer.streams.one_way() == 0
+    snapshot = replayer.table.snapshot()
+    assert snapshot is not None
+    assert snapshot.nat is Nat.DNAT
 
 
 def test_stray_that_escapes_is_judged_once_and_by_the_translation() -> None:

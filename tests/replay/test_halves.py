@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Which SYN a SYN+ACK with another tuple answers."""
+
+from nfq_guard.conntrack.entry import Key, key_of
+from nfq_guard.flow import PROTO_TCP
+from nfq_guard.replay.halves import Halves
+from nfq_guard.seqno import seq
+from nfq_guard.wire.packet import ACK, RST, SYN, Segment
+
+
+def key(port: int) -> Key:
+    return key_of(b"\n\0\0\1", b"\n\0\0\2", port, 80, PROTO_TCP)
+
+
+def segment(number: int, ack: int, flags: int) -> Segment:
+    return Segment(1, 2, seq(number), seq(ack), flags, 100, 0, b"", 0)
+
+
+def opened(*numbers: int) -> Halves:
+    found = Halves()
+    for port, number in enumerate(numbers):
+        assert found.opening_of(segment(number, 0, SYN), key(port)) is None
+    return found
+
+
+def answered(found: Halves, ack: int, flags: int = SYN | ACK) -> Key | None:
+    return found.opening_of(segment(7, ack, flags), key(9))
+
+
+def test_the_number_tells() -> None:
+    found = opened(70_000, 80_000, 0xFFFFFFFF)
+    assert answered(found, 80_001) == key(1)
+    assert answered(found, 0) == key(2)
+    assert answered(found, 80_002) is None
+    assert answered(found, 80_001, SYN | ACK | RST) is None
+
+
+def test_a_small_number_does_not() -> None:
+    assert answered(opened(1), 2) is None
+
+
+def test_a_syn_that_comes_again() -> None:
+    found = opened(70_000)
+    found.opening_of(segment(70_000, 0, SYN), key(0))
+    assert answered(found, 70_001) == key(0)
+
+
+def test_two_flows_with_one_number() -> None:
+    found = opened(70_000, 70_000)
+    assert answered(found, 70_001) is None
+    found.opening_of(segment(70_000, 0, SYN), key(1))
+    assert answered(found, 70_001) is None
+
+
+def test_the_oldest_is_forgotten() -> None:
+    found = Halves(most=2)
+    for port, number in enumerate((70_000, 80_000, 90_000)):
+        found.opening_of(segment(number, 0, SYN), key(port))
+    assert [answered(found, number) for number in (70_001, 80_001)] == [None, key(1)]
