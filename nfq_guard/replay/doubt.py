@@ -34,6 +34,7 @@ class Place:
         watched: Its own fate, where it carries something and continues its stream.
         ahead: Whether it is an RST ahead of what the file shows of either end.
         untracked: Whether conntrack had no entry for its stream up to it.
+        unseen: Whether, besides, the file lacks the beginning of its stream.
         reordered: Whether frames of its receiver, just before it, are not in the order of their
             sequence numbers.
     """
@@ -46,6 +47,7 @@ class Place:
     watched: Watched | None
     ahead: bool
     untracked: bool
+    unseen: bool
     reordered: bool
 
 
@@ -78,6 +80,7 @@ def place_of(streams: Streams, segment: Segment) -> Place | None:
         watched,
         streams.ahead,
         not stream.tracked,
+        not (stream.tracked or stream.strayed) and stream.began_before,
         _is_reordered(streams, stream),
     )
 
@@ -106,7 +109,8 @@ def doubt_of(
     """
     if finding.reason in _BY_ITSELF:
         return None
-    if not began:
+    if not began or (place is not None and place.unseen and finding.reason is Reason.NO_ENTRY):
+        # The host that saw the beginning may have had an entry.
         return Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
     if place is None:
         # The packet that opened the entry, or that an ICMP error quotes, may be among them.

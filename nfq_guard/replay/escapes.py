@@ -58,15 +58,17 @@ class Escapes:
         else:
             opened[src, ports >> 16] = stream
 
-    def look(self, key: Key, segment: Segment, frame: int) -> None:
+    def look(self, key: Key, segment: Segment, frame: int) -> bool:
         """Whether a packet without a stream answers the exact state of one with another tuple."""
         _, dst, ports, _ = key
         stream = self._opened.get((dst, ports & 0xFFFF))
-        if stream is None or len(self.found) >= _MOST_UNTRANSLATED:
-            return
+        if stream is None:
+            return False
         # An RST without ACK has the number that its peer expects.
         number = segment.ack if segment.flags & ACK else segment.seq
         for side in stream.sides:
             if side.known and side.opened and number in (side.end, side.acked):
-                self.found.append(Untranslated(frame, key, stream))
-                return
+                if len(self.found) < _MOST_UNTRANSLATED:
+                    self.found.append(Untranslated(frame, key, stream))
+                return True
+        return False

@@ -333,6 +333,9 @@ class Replayer:
         if cause is None:
             return
         self._cause = cause
+        stream = self.streams.stream
+        if stream is not None and stream.frames == 1:
+            stream.strayed = True
         self.caused_resets += 1
         if len(self.resets) < MOST_RESETS:
             self.resets.append((frame, cause))

@@ -239,6 +239,8 @@ class Stream(Companion):
         reversed: 1 where the original direction of the conntrack entry is that of the second end.
         tainted_from: Smallest `Proof.index`; 0 while there is no proof.
         tracked: Whether conntrack had an entry for it so far.
+        strayed: Whether it began with a packet of another stream, which escaped translation, or
+            with the RST that answers such a packet.
         listed: Whether it is one of `Listing.streams`.
         entry: Its conntrack entry, the last one; None where conntrack had none. Only a listed
             stream has it: the two refer to each other, and would outlive their place in the table.
@@ -261,6 +263,7 @@ class Stream(Companion):
         self.tainted_from = 0
         self.reversed = 0
         self.tracked = False
+        self.strayed = False
         self.listed = False
         self.entry: Entry | None = None
         self.renewed = 0

@@ -288,7 +288,7 @@ class Streams:
         if segment.flags & SYN:
             self.escapes.opened(stream, key, segment.flags)
         else:
-            self.escapes.look(key, segment, frame)
+            stream.strayed = self.escapes.look(key, segment, frame)
         return stream
 
     def _first(
