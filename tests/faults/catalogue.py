@@ -66,7 +66,8 @@ CATALOGUE: Final = (
         "reloads under load",
         ("reloads",),
         ("tests/service/test_reload_kernel.py::test_two_thousand_reloads_under_load",),
-        "memory grows by 1 to 2 MB over the first thousand reloads, and no more over the next five thousand",
+        "memory grows by 1 to 2 MB over the first thousand reloads, and no more over the next five "
+        "thousand",
     ),
     Entry(
         "F5",
