@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 DAC_OVERRIDE: Final = 1
+DAC_READ_SEARCH: Final = 2
 NET_BIND_SERVICE: Final = 10
 NET_ADMIN: Final = 12
 NET_RAW: Final = 13
@@ -19,6 +20,7 @@ BPF: Final = 39
 
 _NAMES: Final = {
     DAC_OVERRIDE: "CAP_DAC_OVERRIDE",
+    DAC_READ_SEARCH: "CAP_DAC_READ_SEARCH",
     NET_BIND_SERVICE: "CAP_NET_BIND_SERVICE",
     NET_ADMIN: "CAP_NET_ADMIN",
     NET_RAW: "CAP_NET_RAW",

@@ -55,6 +55,8 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
     if settings.rules == "install":
         _load_modules(settings)
     kept = _needed(settings)
+    if settings.pods_dir and (user is not None or os.geteuid() != 0):
+        kept |= 1 << capabilities.DAC_READ_SEARCH
     notes: list[str] = []
     if user is not None:
         _give_runtime_directory(user)

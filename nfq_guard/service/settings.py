@@ -80,6 +80,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
             A rotation needs no signal.
         events_file_max_bytes: Size at which the file of events takes no more of them until it is
             rotated; packets without an event are counted.
+        pods_dir: Directory of the results that the container runtime's CNI library keeps, such as
+            `/var/lib/cni/results`, by which events name the pods of a Kubernetes node; empty for
+            none. Its files are root's: a daemon of another user needs CAP_DAC_READ_SEARCH.
         capture_packets: INVALID packets of each queue that are kept in memory, for `nfq-guard dump
             --pcap` and `capture_dir`; 0 for none. At most 500 a second are kept.
         capture_payload: Whether kept packets have more than their headers, as far as `copy_bytes`.
@@ -142,6 +145,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     log_events_per_s: Annotated[int, Meta(ge=0, le=1_000_000)] = 1000
     events_file: str = ""
     events_file_max_bytes: Annotated[int, Meta(ge=1 << 16, le=1 << 40)] = 256 << 20
+    pods_dir: str = ""
     capture_packets: Annotated[int, Meta(ge=0, le=65_536)] = 2048
     capture_payload: bool = False
     capture_dir: str = ""
@@ -246,6 +250,14 @@ def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
                 f"{TABLE}.metrics_listen",
                 "HOST:PORT, such as '127.0.0.1:9477'",
                 shown(settings.metrics_listen),
+            )
+        )
+    if settings.pods_dir and (settings.pods_dir[0] != "/" or "\0" in settings.pods_dir):
+        mistakes.append(
+            Mistake(
+                f"{TABLE}.pods_dir",
+                "an absolute path, such as '/var/lib/cni/results'",
+                shown(settings.pods_dir),
             )
         )
 

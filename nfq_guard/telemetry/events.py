@@ -145,6 +145,21 @@ class ShadowDecision(msgspec.Struct, frozen=True, gc=False):
     action: Annotated[Action, _text("Its action.")]
 
 
+@final
+class Pod(msgspec.Struct, frozen=True, gc=False):
+    """A pod of Kubernetes on this node, by the files of `pods_dir`."""
+
+    namespace: Annotated[str, _text("Its namespace.")]
+    name: Annotated[str, _text("Its name.")]
+    container: Annotated[
+        str,
+        _text(
+            "Id of its sandbox, the container with the network namespace that all containers of the"
+            " pod share."
+        ),
+    ]
+
+
 class PacketJudged(
     Event,
     frozen=True,
@@ -283,6 +298,14 @@ class PacketJudged(
             ecs="network.community_id",
         ),
     ] = None
+    src_pod: Annotated[
+        Pod | None,
+        _text(
+            "The pod that has the source address when the event is written, where the setting"
+            " `pods_dir` has it."
+        ),
+    ] = None
+    dst_pod: Annotated[Pod | None, _text("As `src_pod`, of the destination address.")] = None
 
 
 class _Queued(Event, frozen=True, kw_only=True, omit_defaults=True):
@@ -707,6 +730,19 @@ class LogLinesDropped(Event, frozen=True, kw_only=True, tag="log_lines_dropped")
 
 
 @final
+class PodsUnread(Event, frozen=True, kw_only=True, tag="pods_unread"):
+    """Some or all pods have no name in events; logged once for each problem."""
+
+    level: ClassVar[Level] = "warning"
+    problem: Annotated[
+        str, _text("Why `pods_dir`, or one of its files, cannot be used.", ecs="error.message")
+    ]
+    files: Annotated[
+        int, _number("Files that are skipped at present; 0 where the directory cannot be read.")
+    ]
+
+
+@final
 class OffloadFailed(Event, frozen=True, kw_only=True, tag="offload_failed"):
     """A flow could not be offloaded to the kernel; logged once for each problem."""
 
@@ -844,6 +880,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
     EventsSuppressed,
     AllowedUnrecorded,
     LogLinesDropped,
+    PodsUnread,
     OffloadFailed,
     Offloaded,
     PacketsSaved,

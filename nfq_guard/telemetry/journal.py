@@ -65,6 +65,7 @@ MESSAGE_IDS: Final = {
     "events_suppressed": "7effa206802f1aeffa54aace8336973f",
     "allowed_unrecorded": "496831350f4c76715414e41d6f6e91f8",
     "log_lines_dropped": "68f1f638bdd8a30d74e5442db66729f2",
+    "pods_unread": "c593295070de43558724fcf2a9f3dcd0",
     "offload_failed": "31ab9ae1c84bd94ba9d79da364fc8a75",
     "offloaded": "409c0124574c0d7b078cdcfc38bb0c53",
     "packets_saved": "2273a39974316d3580157893cd2a30c3",
@@ -121,7 +122,7 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     }
     if event.get("event") != name_of(PacketJudged):
         return event if "event" in event else {"event": ""}
-    for name in ("breach", "shadow", "window", "caused_by"):
+    for name in ("breach", "shadow", "window", "caused_by", "src_pod", "dst_pod"):
         parts = {
             key.removeprefix(f"{name}_"): event.pop(key)
             for key in tuple(event)

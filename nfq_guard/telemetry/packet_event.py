@@ -2,7 +2,10 @@
 """From a judgment to its event."""
 
 import errno
+from collections.abc import Mapping
 from typing import Final
+
+import msgspec
 
 from nfq_guard.conntrack.window import acknowledged
 from nfq_guard.engine import VERDICT_DROP, Judgment, Mode
@@ -26,6 +29,7 @@ from nfq_guard.telemetry.events import (
     BrokenBound,
     FlowWindow,
     PacketJudged,
+    Pod,
     ShadowDecision,
 )
 from nfq_guard.wire.packet import Datagram, Packet, SctpPacket, Segment
@@ -148,6 +152,21 @@ def packet_judged(
         tcp_timestamp=clock,
         community_id=community_id(packet),
     )
+
+
+def with_pods(event: PacketJudged, judgment: Judgment, pods: Mapping[bytes, Pod]) -> PacketJudged:
+    """The event of a judgment with the pods at both ends of the packet, where they are known.
+
+    Args:
+        event: The event.
+        judgment: The packet, judged.
+        pods: Pods by the octets of an address.
+    """
+    src = pods.get(judgment.packet.src)
+    dst = pods.get(judgment.packet.dst)
+    if src is None and dst is None:
+        return event
+    return msgspec.structs.replace(event, src_pod=src, dst_pod=dst)
 
 
 def _breach(finding: Finding) -> BrokenBound | None:

@@ -205,6 +205,22 @@ def test_what_the_user_may_not_access_is_named(inside: Namespace, tmp_path: Path
     assert "NFQ_GUARD" not in inside.run("iptables-legacy-save").stdout
 
 
+def test_the_user_reads_the_pods_of_root(inside: Namespace, tmp_path: Path) -> None:
+    """By the right to read alone. What is wrong with a file takes reading it."""
+    results = tmp_path / "results"
+    results.mkdir(mode=0o700)
+    (results / "net-bad-eth0").touch(mode=0o600)
+    lines = ('backend = "nft"', f'pods_dir = "{results}"')
+    with guard_of("nobody", inside, tmp_path, *lines) as guard:
+        (started,) = guard.events("started")
+        assert started["capabilities"] == ["CAP_DAC_READ_SEARCH", "CAP_NET_ADMIN", "CAP_NET_RAW"]
+        wait_for(lambda: bool(guard.events("pods_unread")))
+        (unread,) = guard.events("pods_unread")
+        assert unread["problem"] == "'net-bad-eth0': it is no JSON of the kind cniCacheV1"
+        assert unread["files"] == 1
+        assert guard.stop() == 0
+
+
 def test_the_user_restores_the_sysctls_of_the_log(inside: Namespace, tmp_path: Path) -> None:
     words = ("sysctl", "-n", "net.netfilter.nf_conntrack_log_invalid")
     lines = ('backend = "nft"', 'evidence = "kernel-log"')

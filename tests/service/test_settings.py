@@ -83,6 +83,15 @@ def test_a_word_that_is_nearly_right_is_suggested() -> None:
     ]
 
 
+@pytest.mark.parametrize("path", ["results", "./results", "~/results", "/var/\\u0000results"])
+def test_pods_are_in_an_absolute_path(path: str) -> None:
+    _, (mistake,) = parsed(f'pods_dir = "{path}"')
+    expected = "daemon.pods_dir: expected an absolute path, such as '/var/lib/cni/results', found "
+    assert mistake.startswith(expected)
+    assert mistake.isprintable()
+    assert parsed('pods_dir = "/var/lib/cni/results"')[1] == []
+
+
 def test_the_kernels_log_serves_one_queue() -> None:
     assert parsed('evidence = "kernel-log"')[1] == []
     assert parsed('evidence = "auto"\nqueues = "0-1"')[1] == []

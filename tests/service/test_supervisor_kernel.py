@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
 """Several queues, one worker process each, in namespaces of their own."""
 
+import json
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nfq_guard.lab.netns import Namespace
-from tests.support.queue import GuardProcess, wait_for
+from tests.support.cni import write
+from tests.support.queue import PORT, GuardProcess, wait_for
 from tests.support.supervised import HOSTS, QUEUES, Supervised, queue_all
 
 pytestmark = pytest.mark.kernel
@@ -203,3 +206,44 @@ def test_many_reloads_under_load(supervised: Supervised) -> None:
     assert stopped["reloads"] == reloads
     assert set(stopped["rules"]) <= {"rule-log", "rule-allow"}
     assert sum(stopped["rules"].values()) == sent
+
+
+def test_each_worker_names_the_pods_of_the_node(supervised: Supervised, tmp_path: Path) -> None:
+    """Also one that comes while it runs. The directory itself comes after the daemon."""
+    results = tmp_path / "results"
+    inside = supervised.namespace
+    inside.run("ip", "address", "add", "10.244.0.1/16", "dev", "lo")
+    supervised.configure("log", f'pods_dir = "{results}"')
+    hosts = [f"10.244.0.{number}" for number in range(2, 26)]
+    with supervised.start() as guard:
+
+        def judged() -> list[dict[str, Any]]:
+            """The events of one packet to each host."""
+            start = guard.log.stat().st_size
+            for host in hosts:
+                supervised.udp.sender.sendto(b"1234", (host, PORT))
+
+            def lines() -> list[bytes]:
+                fresh = guard.log.read_bytes()[start:].splitlines(keepends=True)
+                return [line for line in fresh if b"packet_judged" in line and line[-1:] == b"\n"]
+
+            wait_for(lambda: len(lines()) == len(hosts))
+            return [json.loads(line) for line in lines()]
+
+        def named(end: str) -> dict[str, int]:
+            """Of packets with a pod at this end: the queue by destination."""
+            return {one["dst"]: one["queue"] for one in judged() if end in one}
+
+        wait_for(lambda: bool(guard.events("pods_unread")))
+        (unread,) = guard.events("pods_unread")
+        assert (unread["files"], str(results) in unread["problem"]) == (0, True)
+        results.mkdir(mode=0o700)
+        write(results, "front-0", "10.244.0.1/16", container="f0")
+        wait_for(lambda: set(named("src_pod").values()) == set(QUEUES))
+        write(results, "cart-7", "10.244.0.7/16", container="c7")
+        wait_for(lambda: list(named("dst_pod")) == ["10.244.0.7"])
+        (one,) = [event for event in judged() if event["dst"] == "10.244.0.7"]
+        assert one["src_pod"] == {"namespace": "shop", "name": "front-0", "container": "f0"}
+        assert one["dst_pod"] == {"namespace": "shop", "name": "cart-7", "container": "c7"}
+        assert len(guard.events("pods_unread")) == 1
+        assert guard.stop() == 0

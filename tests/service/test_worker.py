@@ -19,7 +19,7 @@ from nfq_guard.nfqueue.counters import CounterFile
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.worker.worker import FlowHistory, Worker
-from nfq_guard.telemetry.events import PacketJudged
+from nfq_guard.telemetry.events import PacketJudged, Pod
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
@@ -362,6 +362,23 @@ def stray_and_reset(flags: str = "R") -> tuple[Queued, Queued]:
         sport=40000, dport=80, flags=flags, seq=900, ack=0
     )
     return queued(bytes(stray / b"data")), queued(bytes(reset))
+
+
+def test_pods_are_those_of_the_time_of_the_event(tmp_path: Path) -> None:
+    packet = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2))
+    queue = FakeQueue(*[queued(packet)] * 3)
+    one = worker(queue, tmp_path / "log", FakeEngine(), log_allowed=True)
+    one._budget = 1
+    pod = Pod("shop", "cart-0", "c0")
+    for pods in (None, {bytes((10, 0, 0, 2)): pod}, {}):
+        if pods is not None:
+            one.set_pods(pods)
+        one.process_batch()
+    before, named, after = events(tmp_path / "log")
+    assert named["dst_pod"] == {"namespace": "shop", "name": "cart-0", "container": "c0"}
+    assert not {"src_pod", "dst_pod"} & (before.keys() | after.keys())
+    assert "src_pod" not in named
+    one.close(0)
 
 
 def test_a_reset_is_linked_to_the_packet_that_it_answers(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from nfq_guard.telemetry.events import (
     FlowWindow,
     JudgingFailed,
     PacketJudged,
+    Pod,
     RulesInstalled,
     Stopped,
     all_fields,
@@ -31,11 +32,11 @@ from nfq_guard.telemetry.events import (
     timestamp,
 )
 from nfq_guard.telemetry.log import EventLog, Output
-from nfq_guard.telemetry.packet_event import packet_judged
+from nfq_guard.telemetry.packet_event import packet_judged, with_pods
 from nfq_guard.telemetry.sink import LineSink
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import Malformed, SctpPacket, Segment
-from tests.support.judgments import ALLOW_REST, judgment, segment, snapshot
+from tests.support.judgments import ALLOW_REST, CLIENT, SERVER, judgment, segment, snapshot
 
 # The names and their order are an interface.
 FIELDS = """
@@ -125,6 +126,23 @@ def test_the_clock_of_a_segment() -> None:
     assert isinstance(packet.l4, Segment)
     packet.l4.options = b"\x01\x01\x08\x0a" + bytes((0, 0, 1, 2)) + bytes(4)
     assert event_of(packet=packet).tcp_timestamp == 258
+
+
+def test_pods_of_both_ends() -> None:
+    """An end without one has no field, and an event without any is as it was."""
+    judged = judgment(packet=segment(src=CLIENT, dst=SERVER))
+    plain = event_of(packet=segment(src=CLIENT, dst=SERVER))
+    cart, shop = Pod("shop", "cart-0", "c0"), Pod("shop", "front-1", "f1")
+    assert with_pods(plain, judged, {b"\x0a\0\0\x63": cart}) is plain
+    one = with_pods(plain, judged, {CLIENT: cart})
+    assert (one.src_pod, one.dst_pod) == (cart, None)
+    assert all_fields(one) == all_fields(plain) | {
+        "src_pod": {"namespace": "shop", "name": "cart-0", "container": "c0"}
+    }
+    both = with_pods(plain, judged, {CLIENT: cart, SERVER: shop})
+    assert (both.src_pod, both.dst_pod) == (cart, shop)
+    malformed = judgment(packet=Malformed("truncated"))
+    assert with_pods(plain, malformed, {CLIENT: cart}) is plain
 
 
 def test_failed_lookup_leaves_no_evidence() -> None:
@@ -274,6 +292,8 @@ def test_fields_of_the_reference() -> None:
         "caused_by",
         "tcp_timestamp",
         "community_id",
+        "src_pod",
+        "dst_pod",
     ]
     assert fields["in"].values == ()
     assert fields["sport"].nullable
@@ -289,6 +309,8 @@ def test_fields_of_the_reference() -> None:
         "caused_by",
         "tcp_timestamp",
         "community_id",
+        "src_pod",
+        "dst_pod",
     ]
     assert set(fields["verdict"].values) == {"drop", "accept"}
     assert set(fields["status"].values) == set(STATUS_NAMES)

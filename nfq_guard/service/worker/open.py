@@ -25,8 +25,10 @@ from nfq_guard.service.worker.heal import heals, open_healer
 from nfq_guard.service.worker.history import History
 from nfq_guard.service.worker.offload import open_offloader
 from nfq_guard.service.worker.packet_ring import PacketRing
+from nfq_guard.service.worker.pods import PodFiles, PodFollower
 from nfq_guard.service.worker.queue_server import KeptPackets, QueueServer
 from nfq_guard.service.worker.worker import Worker
+from nfq_guard.telemetry.events import Event
 from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
@@ -116,6 +118,16 @@ def open_queue(
             ring=ring,
             healer=open_healer(settings, queue_num, engine, stats, events),
         )
+        pods = None
+        if settings.pods_dir:
+            # One process of several says what it cannot read.
+            says = queue_num == settings.queue_numbers[0]
+            pods = PodFollower(
+                PodFiles(Path(settings.pods_dir)).read,
+                worker.set_pods,
+                events.emit if says else _say_nothing,
+                loop,
+            )
         files = None
         if settings.capture_dir:
             files = CaptureFiles(
@@ -140,8 +152,13 @@ def open_queue(
             fail_open=fail_open,
             packets=KeptPackets(ring, files, payload=settings.capture_payload),
             keeper=keeper,
+            pods=pods,
             opened=stack.pop_all(),
         )
+
+
+def _say_nothing(_event: Event) -> None:
+    return
 
 
 def _reread(engine: Engine) -> None:

@@ -69,6 +69,13 @@ class Keeper(Protocol):
         """Keep none."""
 
 
+class FollowedPods(Protocol):
+    """The part of `pods.PodFollower` that a server uses."""
+
+    def begin(self) -> None:
+        """Follow the pods of this node."""
+
+
 @final
 class GarbageCollection:
     """Garbage collection on the clock instead of by allocations, from `begin` to `end`.
@@ -152,6 +159,7 @@ class QueueServer:
         packets: KeptPackets,
         opened: ExitStack,
         keeper: Keeper | None = None,
+        pods: FollowedPods | None = None,
     ) -> None:
         """Nothing happens before `begin`.
 
@@ -166,6 +174,7 @@ class QueueServer:
             packets: Keeps the last packets.
             opened: The queue and everything that was opened for it; closed by `finish`.
             keeper: Keeps the queue bound after that; None where nothing can.
+            pods: Follows the pods that events name; None to name none.
         """
         self.queue = queue
         self.worker = worker
@@ -177,6 +186,7 @@ class QueueServer:
         self._fail_open = fail_open
         self._opened = opened
         self._keeper = keeper
+        self._pods = pods
         self._garbage = GarbageCollection()
 
     def begin(self) -> None:
@@ -185,6 +195,8 @@ class QueueServer:
         self._loop.every(_TICK_S, self.worker.tick)
         self._loop.every(_TICK_S, self._garbage.tick)
         self._evidence.begin()
+        if self._pods is not None:
+            self._pods.begin()
         if self.packets.files is not None:
             self._loop.every(_TICK_S, self.packets.files.tick)
         self.set_mode(self.worker.mode, self.worker.unjudged_mark)

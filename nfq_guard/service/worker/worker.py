@@ -6,6 +6,7 @@ A verdict never waits for a log, a metric, a heal or the offload.
 
 import errno
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final, Protocol, final
 
@@ -30,13 +31,14 @@ from nfq_guard.telemetry.events import (
     KernelDroppedPackets,
     LookupsFailed,
     PacketJudged,
+    Pod,
     exception_texts,
     timestamp,
 )
 from nfq_guard.telemetry.limiter import EventLimiter, Fold
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import LONGEST, Stats
-from nfq_guard.telemetry.packet_event import packet_judged
+from nfq_guard.telemetry.packet_event import packet_judged, with_pods
 from nfq_guard.wire.packet import RST, Packet, Queued, Segment, flow_key
 
 # Least time between two log lines about failed lookups, seconds.
@@ -156,6 +158,7 @@ class Worker:
         self._ring = ring
         self._healer = healer
         self._log_allowed = log_allowed
+        self._pods: Mapping[bytes, Pod] | None = None
         self._resets = Resets()
         self._until_sample = _SAMPLED
         self._allowed = 0
@@ -199,6 +202,10 @@ class Worker:
         self._emit(self._limiter.rest(time.monotonic()))
         self._judge.policy = policy
         self._resync()
+
+    def set_pods(self, pods: Mapping[bytes, Pod]) -> None:
+        """Name the pods at the ends of packets, by the octets of addresses, in events."""
+        self._pods = pods
 
     def process_batch(self) -> int:
         """Judge at most `budget` waiting packets and send their verdicts. Returns their number."""
@@ -427,6 +434,8 @@ class Worker:
                     distances=fold.distances,
                     caused_by=_answered(fold, epoch),
                 )
+                if self._pods is not None:
+                    event = with_pods(event, judgment, self._pods)
                 self._events.emit(event)
                 if self._history is not None:
                     self._history.add(flow_key(judgment.packet), event)
