@@ -154,6 +154,10 @@ def test_mounts_are_where_the_daemon_looks() -> None:
         mount = paths[str(Path(file).parent)]
         assert not mount.read_only
         assert volumes[mount.name].empty_dir is not None
+    pods = volumes[paths[settings().pods_dir].name].host_path
+    assert pods is not None
+    assert str(pods.path) == settings().pods_dir
+    assert paths[settings().pods_dir].read_only
     assert settings().logs == ("-",), "the root is read-only"
     assert not settings().events_file
 

@@ -22,6 +22,7 @@ from nfq_guard import capabilities
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
+from tests.support.cni import write
 from tests.support.kustomize import KUBERNETES, build, by_identity
 from tests.support.live import LiveConntrack
 from tests.support.pod import Pod, update
@@ -34,6 +35,7 @@ _TREE: Final = Path(__file__).parents[2]
 _HEALTH: Final = "http://127.0.0.1:9477/healthz"
 # The last one is INVALID, and the flow is translated.
 _ESCAPES: Final = ("> S 0:0(0) win 65535", "> . 1:1(0) ack 1")
+_ENDS: Final = Ends(ports=(2000, 8080))
 _SERVICE: Final = "-t nat -A PREROUTING -p tcp --dport 8080 -j DNAT --to-destination 10.77.7.7"
 # The kernel of the tests may lack the statement `queue` of nftables, and a test does not wait long.
 _CHANGES: Final = {
@@ -125,8 +127,12 @@ def guard_a_node(place: Path, **image: Any) -> None:  # noqa: ANN401 - of `Pod`
             assert refused.returncode != 0, f"{name} is not needed"
         done = pod.run(live.space, prepare)
         assert "1 of the BPF program" in done.stdout, done.stderr
+        write(pod.volumes["pods"], "client-0", "10.1.0.1/24")
+        (pod.volumes["pods"] / "cbr0-left-behind-eth0").touch()
         with running(pod, live.space, daemon, log) as process:
             assert healthy(live.space)
+            # Says that the directory was read.
+            wait_for(lambda: bool(events(log, "pods_unread")))
             (started,) = events(log, "started")
             assert (started["mode"], started["evidence"]) == ("enforce", "bpf")
             held = sets(process)
@@ -134,11 +140,12 @@ def guard_a_node(place: Path, **image: Any) -> None:  # noqa: ANN401 - of `Pod`
             assert held["NoNewPrivs"] == "1"
             live.space.run("iptables", *_SERVICE.split())
             for line in _ESCAPES:
-                live.put(Ends(ports=(2000, 8080)).octets(parse(line, PLACES["plain"])))
+                live.put(_ENDS.octets(parse(line, PLACES["plain"])))
             wait_for(lambda: bool(events(log, "packet_judged")))
             (judged,) = events(log, "packet_judged")
             assert (judged["nat"], judged["evidence"]) == ("dnat", "bpf")
             assert (judged["rule"], judged["verdict"]) == ("translated", "drop")
+            assert (judged["src_pod"]["name"], "dst_pod" in judged) == ("client-0", False)
 
             fresh = maps["nfq-guard"]["nfq-guard.toml"].replace("preset:default", "preset:observe")
             update(pod.volumes["config"], {"nfq-guard.toml": fresh})

@@ -65,8 +65,9 @@ class Pod:
     ) -> Path:
         if "hostPath" in volume:
             path = str(volume["hostPath"]["path"])
-            assert path.startswith(_BPF_FILES), path
-            here = Path(f"{self._bpf}{path.removeprefix(_BPF_FILES)}")
+            here = self._place / str(volume["name"])
+            if path.startswith(_BPF_FILES):
+                here = Path(f"{self._bpf}{path.removeprefix(_BPF_FILES)}")
             if volume["hostPath"]["type"] == "DirectoryOrCreate":
                 here.mkdir(mode=0o755, exist_ok=True)
             assert here.is_dir()
