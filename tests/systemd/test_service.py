@@ -190,21 +190,30 @@ def test_a_journal_that_is_gone(guest: Guest) -> None:
     )
 
 
-def test_metrics_listen_needs_its_drop_in(guest: Guest) -> None:
-    guest.configure('mode = "dry-run"\nmetrics_listen = "127.0.0.1:9478"')
+def test_settings_that_need_a_drop_in(guest: Guest) -> None:
+    """The files of the container runtime are root's. What is wrong with one takes reading it."""
+    results = "/var/lib/cni/results"
+    guest.sh(f"install -d -m 700 {results}; install -m 600 /dev/null {results}/net-left-eth0")
+    listen = 'metrics_listen = "127.0.0.1:9478"'
+    guest.configure(f'mode = "dry-run"\n{listen}\npods_dir = "{results}"')
     guest.sh("systemctl restart nfq-guard", check=False)
     told = guest.sh("journalctl -u nfq-guard --no-pager -n 20")
     assert "daemon.metrics_listen: 127.0.0.1:9478" in told
     assert "unless its unit has metrics.conf" in told
-    drop_in = "/etc/systemd/system/nfq-guard.service.d/metrics.conf"
+    drop_ins = "/etc/systemd/system/nfq-guard.service.d"
     guest.sh(
-        f"install -D /usr/local/share/doc/nfq-guard/metrics.conf {drop_in}; "
+        f"install -Dt {drop_ins} /usr/local/share/doc/nfq-guard/{{metrics,pods}}.conf; "
         "systemctl daemon-reload; systemctl reset-failed nfq-guard; systemctl restart nfq-guard"
     )
     try:
         assert fetched(guest, "/metrics", 9478).startswith("200")
+        unread = event(guest, guest.show("MainPID"), "pods_unread")
+        assert (unread["NFQ_FILES"], "no JSON" in unread["NFQ_PROBLEM"]) == ("1", True)
     finally:
-        guest.sh(f"rm {drop_in}; systemctl daemon-reload")
+        guest.sh(
+            f"rm -r {drop_ins}/metrics.conf {drop_ins}/pods.conf /var/lib/cni; "
+            "systemctl daemon-reload"
+        )
 
 
 def pins(guest: Guest, instance: str = "nfq-guard") -> list[str]:
