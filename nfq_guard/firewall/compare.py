@@ -116,9 +116,16 @@ def _takers(should: TableRules, table: SavedTable, place: str) -> Iterator[tuple
     for number, rule in enumerate(table.of(place), start=1):
         if rule.target == should.chain:
             return
-        if may_take_invalid(rule.text) and table.ends(rule):
+        taker = table.taker(rule) if may_take_invalid(rule.text) else None
+        if taker is rule:
             detail = f"rule {number} `{rule.text}` ends the chain: what it matches is not judged"
             yield Kind.TAKEN_BEFORE, detail
+        elif taker is not None:
+            yield (
+                Kind.TAKEN_BEFORE,
+                f"rule {number} leads to `{taker.text}` in chain {taker.chain}: what that matches "
+                "is not judged",
+            )
 
 
 def _policy(table: SavedTable, place: str) -> Iterator[tuple[Kind, str]]:

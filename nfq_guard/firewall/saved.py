@@ -12,9 +12,8 @@ from nfq_guard.firewall.spec import CHAIN
 _HIDDEN: Final = re.compile(r"# Table `(\w+)' is incompatible")
 
 # Targets after which the packet leaves the table. Others (MARK, TEE, LOG, ...) continue.
-_TERMINAL: Final = frozenset(
-    {"ACCEPT", "DROP", "REJECT", "QUEUE", "NFQUEUE", "TPROXY", "SYNPROXY", "STOLEN"}
-)
+_TERMINAL: Final = frozenset({"ACCEPT", "QUEUE", "NFQUEUE", "TPROXY", "SYNPROXY", "STOLEN"})
+_DROPPING: Final = frozenset({"DROP", "REJECT"})
 # Matches on the conntrack entry, which an INVALID packet lacks.
 _NEEDS_ENTRY: Final = frozenset({"--ctstatus", "--ctorigsrc", "--ctorigdst", "--ctdir"})
 
@@ -75,21 +74,32 @@ class SavedTable:
         """Rules outside our chains that lead into one of them."""
         return [rule for rule in self.rules if not is_own(rule.chain) and is_own(rule.target)]
 
-    def ends(self, rule: SavedRule) -> bool:
-        """Whether `rule` may end the traversal of its built-in chain, by itself or by a jump."""
+    def taker(self, rule: SavedRule) -> SavedRule | None:
+        """The rule that ends the built-in chain for INVALID packets: `rule`, or one it leads to.
+
+        A drop for other properties, such as a failed path filter, is none.
+        """
         if "-g" in split(rule.text):
-            return True
-        waiting = [rule]
-        seen: set[str] = set()
+            return rule
+        waiting = [(rule, False)]
+        seen: set[tuple[str, bool]] = set()
         while waiting:
-            target = waiting.pop().target
-            if target in self.policies:
-                if target not in seen and not is_own(target):
-                    seen.add(target)
-                    waiting += [one for one in self.of(target) if may_take_invalid(one.text)]
-            elif target in _TERMINAL or (target == "RETURN" and not seen):
-                return True
-        return False
+            one, stated = waiting.pop(0)
+            stated = stated or _state_matches(one.text) is True
+            if one.target in self.policies:
+                if (one.target, stated) not in seen and not is_own(one.target):
+                    seen.add((one.target, stated))
+                    waiting += [
+                        (each, stated)
+                        for each in self.of(one.target)
+                        if may_take_invalid(each.text)
+                    ]
+            elif one.target in _DROPPING:
+                if stated or (one is rule and split(one.text)[0] == "-j"):
+                    return one
+            elif one.target in _TERMINAL or (one.target == "RETURN" and one is rule):
+                return one
+        return None
 
     def foreign_count(self) -> int:
         """The number of rules and chains that are not ours."""

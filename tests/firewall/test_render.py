@@ -133,6 +133,10 @@ def test_saved_rules_are_read_whoever_wrote_them() -> None:
         ("-j TEE --gateway 10.0.0.1", set()),
         ("-i lo -j ACCEPT", set()),
         ("! -i lo -j ACCEPT", {Kind.TAKEN_BEFORE}),
+        ("-j DROP", {Kind.TAKEN_BEFORE}),
+        ("-m rpfilter --invert -j DROP", set()),
+        ("-j PATHS", set()),
+        ("-m conntrack ! --ctstate NEW,RELATED,ESTABLISHED -j PATHS", {Kind.TAKEN_BEFORE}),
         ("-m connmark ! --mark 0x0 -j ACCEPT", set()),
         ("-m conntrack --ctstate ESTABLISHED -j ACCEPT", set()),
         ("-m conntrack --ctstatus SNAT -j ACCEPT", set()),
@@ -144,12 +148,26 @@ def test_a_rule_before_ours_that_takes_invalid_packets_is_named(
 ) -> None:
     live = parse(
         "*mangle\n:PREROUTING ACCEPT [0:0]\n:DIVERT - [0:0]\n:MARKS - [0:0]\n:LOOP - [0:0]\n"
-        f":NFQ_GUARD - [0:0]\n-A PREROUTING {rule}\n-A PREROUTING -j NFQ_GUARD\n"
+        f":PATHS - [0:0]\n:NFQ_GUARD - [0:0]\n-A PREROUTING {rule}\n-A PREROUTING -j NFQ_GUARD\n"
         "-A PREROUTING -j DROP\n-A DIVERT -j MARKS\n-A DIVERT -j ACCEPT\n"
-        "-A MARKS -j MARK --set-xmark 0x2/0x2\n-A MARKS -j RETURN\n-A LOOP -j LOOP\nCOMMIT\n"
+        "-A MARKS -j MARK --set-xmark 0x2/0x2\n-A MARKS -j RETURN\n-A LOOP -j LOOP\n"
+        "-A PATHS -m rpfilter -j RETURN\n-A PATHS -j DROP\nCOMMIT\n"
     )
     found = remarks(wanted(RulesSpec(), Backend.NFT), live, Family.IPV4, Backend.NFT)
     assert {one.kind for one in found} == kinds
+
+
+def test_the_rule_that_takes_invalid_packets_is_named_with_its_chain() -> None:
+    live = parse(
+        "*mangle\n:PREROUTING ACCEPT [0:0]\n:PROXY - [0:0]\n:NFQ_GUARD - [0:0]\n"
+        "-A PREROUTING -j PROXY\n-A PREROUTING -j NFQ_GUARD\n"
+        "-A PROXY -p tcp -m mark --mark 0x200 -j TPROXY --on-port 9\nCOMMIT\n"
+    )
+    (found,) = remarks(wanted(RulesSpec(), Backend.NFT), live, Family.IPV4, Backend.NFT)
+    assert found.detail == (
+        "rule 1 leads to `-p tcp -m mark --mark 0x200 -j TPROXY --on-port 9` in chain PROXY: "
+        "what that matches is not judged"
+    )
 
 
 def test_a_policy_that_our_verdict_skips_is_named() -> None:
