@@ -66,7 +66,8 @@ def _fate(mets: Sequence[Met]) -> _Fate:
         return _Fate(_severity([sure]), _by(sure) + _means(sure), owners.todo(sure.finding))
     if sure is not None:
         earlier = _dependence(mets[: mets.index(sure)])
-        text = f"{_by(sure)}, unless an earlier rule decides{earlier}{_means(sure)}"
+        such = _such(sure, [met for met in aimed if met in mets[: mets.index(sure)]])
+        text = f"{_by(sure)}, unless an earlier rule decides{such}{earlier}{_means(sure)}"
         return _Fate(_severity([sure, *aimed]), text, owners.todo(sure.finding))
     if aimed:
         text = f"accepted, or {_by(aimed[0])}{_dependence(aimed)}{_means(aimed[0])}"
@@ -128,6 +129,16 @@ def _by(met: Met) -> str:
     place = f"{finding.table.filter} table {finding.table.name}, chain {finding.chain}{name}"
     when = ", before the guard sees it" if met.order is Order.BEFORE else ""
     return f"{_WORDS[finding.rule.act]}{sent} {by} `{finding.rule.text}` ({place}){when}"
+
+
+def _such(sure: Met, aimed: Sequence[Met]) -> str:
+    """The rule that takes those of some interfaces before one that takes the rest otherwise."""
+    for finding in (met.finding for met in aimed):
+        if finding.rule.act is not sure.finding.rule.act and finding.by_interface:
+            return (
+                f" ({_WORDS[finding.rule.act]} by `{finding.rule.text}` in chain {finding.chain})"
+            )
+    return ""
 
 
 def _means(met: Met) -> str:

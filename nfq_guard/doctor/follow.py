@@ -47,6 +47,11 @@ class Finding:
         """Whether every such segment meets this rule."""
         return self.truth is Truth.YES and not self.spared
 
+    @property
+    def by_interface(self) -> bool:
+        """Whether nothing but the packet's interfaces decides whether it matches."""
+        return all(_INTERFACE.fullmatch(word) for word in self.on)
+
 
 class Walk(NamedTuple):
     """The result of following the segment through a chain.
@@ -218,12 +223,11 @@ def _is_default(finding: Finding, passed: AbstractSet[str]) -> bool:
 
     A rule for other properties, such as a banned address, aims at those packets.
     """
-    on = finding.on
-    if not all(_INTERFACE.fullmatch(word) for word in on):
+    if not finding.by_interface:
         return False
     if not passed or finding.untracked:
         return finding.untracked
-    return not on or not passed.isdisjoint((*on, ""))
+    return not finding.on or not passed.isdisjoint((*finding.on, ""))
 
 
 def _certainty(finding: Finding) -> tuple[bool, Truth, bool]:

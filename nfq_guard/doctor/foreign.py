@@ -94,11 +94,12 @@ def _check(group: list[Met]) -> Check | None:
 
 
 def _where(group: list[Met]) -> str:
-    """The owner, effect and place of a group of rules."""
+    """The owner, effect and place of a group of rules; the chain where most packets meet one."""
     finding = group[0].finding
     families = " and ".join(sorted({_FAMILIES[met.finding.table.family] for met in group}))
     hooks = "/".join(sorted({met.hook for met in group})).upper()
-    chains = list(dict.fromkeys(met.finding.chain for met in group))
+    most = sorted(group, key=lambda met: not met.finding.by_interface)
+    chains = list(dict.fromkeys(met.finding.chain for met in most))
     more = len(chains) - 1
     chain = f"{chains[0]} and {more} more" if more else chains[0]
     sent = f" to {finding.rule.target}" if finding.rule.act is Act.ELSEWHERE else ""

@@ -106,10 +106,10 @@ OWNERS: Final = (
         "Docker",
         _KEEP,
         "keep it: it closes the ports that are not published. To let INVALID packets of some flow "
-        "through, mark them by its addresses and ports and set bridge-accept-fwmark in "
-        "daemon.json, or accept them in chain DOCKER-USER (not with nftables)",
-        'keep it, or set "ip-forward-no-drop": true in daemon.json, which leaves the policy of '
-        "FORWARD alone; rules for ports that are not published stay",
+        "through, accept them by its addresses and ports in chain DOCKER-USER, or with nftables "
+        "mark them and set bridge-accept-fwmark in daemon.json",
+        'keep it, or from Docker 28 on set "ip-forward-no-drop": true in daemon.json, which leaves '
+        "the policy of FORWARD alone; rules for ports that are not published stay",
         prefixes=("DOCKER", "docker-bridges"),
         claims=frozenset({"FORWARD"}),
     ),
@@ -165,9 +165,8 @@ OWNERS: Final = (
     Owner(
         "firehol",
         "FireHOL",
-        "set FIREHOL_DROP_INVALID=0 in firehol-defaults.conf (FIREHOL_RULESET_MODE must not be "
-        "optimal, and each FIREHOL_DROP_ORPHAN_ setting has a rule of its own), and let the guard "
-        "decide",
+        f"{_KEEP}: without it (FIREHOL_DROP_INVALID=0 and each FIREHOL_DROP_ORPHAN_ setting 0 in "
+        "firehol-defaults.conf) UNMATCHED_INPUT_POLICY and UNMATCHED_ROUTER_POLICY drop them",
         "keep it; UNMATCHED_INPUT_POLICY, UNMATCHED_ROUTER_POLICY and UNMATCHED_OUTPUT_POLICY in "
         "firehol-defaults.conf set it",
         words=(
@@ -184,12 +183,48 @@ OWNERS: Final = (
     Owner(
         "shorewall",
         "Shorewall",
-        "set INVALID_DISPOSITION=CONTINUE in shorewall.conf, take the action dropInvalid out of "
-        "DROP_DEFAULT and REJECT_DEFAULT, and let the guard decide",
+        "remove Invalid(DROP) from /etc/shorewall/rules and dropInvalid from the actions "
+        "DROP_DEFAULT and REJECT_DEFAULT of shorewall.conf, leave INVALID_DISPOSITION=CONTINUE, "
+        "and accept in section INVALID of the rules what the guard is to decide on: else the "
+        "policy drops it",
         "keep it, or change REJECT to DROP in /etc/shorewall/policy: REJECT answers TCP with a RST",
         prefixes=("shorewall",),
         words=("Shorewall:",),
         claims=_FILTER,
+    ),
+    Owner(
+        "arno",
+        "arno-iptables-firewall",
+        f"{_KEEP}: arno-iptables-firewall has no option for it. Rules of FORWARD_CHAIN and "
+        "INPUT_CHAIN in /etc/arno-iptables-firewall/custom-rules run before it, and can accept "
+        "INVALID packets of some flow by its addresses and ports",
+        "keep it; to let packets of some flow through, accept INVALID packets by its addresses and "
+        "ports in FORWARD_CHAIN or INPUT_CHAIN, in /etc/arno-iptables-firewall/custom-rules",
+        prefixes=("VALID_CHK", "POST_INPUT_DROP_CHAIN", "EXT_INPUT_CHAIN", "BASE_INPUT_CHAIN"),
+        words=("AIF:",),
+        claims=_FILTER,
+    ),
+    Owner(
+        "apf",
+        "APF",
+        'set PKT_SANITY_INV="0" in conf.apf, and let the guard decide',
+        prefixes=("IN_SANITY", "OUT_SANITY", "TGALLOW", "TGDENY"),
+        claims=_FILTER,
+    ),
+    Owner(
+        "uif",
+        "uif",
+        "accept packets by lines of slin+, slfw+ and slout+ in section stateless of "
+        "/etc/uif/uif.conf, and let the guard decide on those",
+        prefixes=("STATELESSINPUT", "STATELESSFORWARD", "STATELESSOUTPUT", "STATENOTNEW"),
+    ),
+    Owner(
+        "network-manager",
+        "NetworkManager",
+        _KEEP,
+        "keep it: it closes a shared network (ipv4.method shared). firewall-backend=none in "
+        "NetworkManager.conf omits it, and with it the network's masquerade",
+        prefixes=("nm-sh",),
     ),
     Owner(
         "pve",

@@ -10,7 +10,7 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.doctor.check import Status
-from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
+from nfq_guard.firewall import Backend, Family
 from nfq_guard.lab.netns import Namespace
 
 RULES = Path(__file__).parent / "rules"
@@ -26,8 +26,10 @@ class Host:
     def load(self, backend: Backend, name: str) -> None:
         """Append other programs' rules for both families."""
         text = (RULES / name).read_text(encoding="ascii")
-        for family in BOTH_FAMILIES:
-            self.restore(backend, family, text)
+        self.restore(backend, Family.IPV4, text)
+        for old, new in (("icmp-host-prohibited", "icmp6-adm-prohibited"), ("h icmp-", "h icmp6-")):
+            text = text.replace(old, new)
+        self.restore(backend, Family.IPV6, text)
 
     def restore(self, backend: Backend, family: Family, text: str) -> None:
         base = "iptables" if family is Family.IPV4 else "ip6tables"

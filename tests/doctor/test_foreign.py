@@ -142,6 +142,28 @@ def test_default_deny_is_told_with_its_chain() -> None:
     assert "dropped by default: `-j DROP`" in check.what
 
 
+def test_an_earlier_rule_that_does_otherwise_is_named() -> None:
+    known = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
+    invalid = "-m conntrack --ctstate INVALID -j DROP"
+    smurfs = ":S - [0:0]\n-A FORWARD -m conntrack --ctstate INVALID,NEW -j S\n"
+    smurfs += "-A S -s 224.0.0.0/4 -j DROP\n"
+    reset = f"-A FORWARD {known}\n-A FORWARD -j {RESET}\n"
+    text = f"{FILTER}{smurfs}-A FORWARD -i eth0 {invalid}\n{reset}"
+    what = fate_of(walk(text), "forward").what
+    assert (
+        f"unless an earlier rule decides (dropped by `-i eth0 {invalid}` in chain FORWARD)" in what
+    )
+    what = fate_of(walk(f"{FILTER}{smurfs}{reset}"), "forward").what
+    assert "unless an earlier rule decides; depends on: -s 224.0.0.0/4" in what, "for a property"
+
+
+def test_the_chain_that_is_named_is_one_for_all_packets() -> None:
+    text = f"{FILTER}:S - [0:0]\n-A FORWARD -m conntrack --ctstate INVALID,NEW -j S\n"
+    text += "-A S -s 224.0.0.0/4 -j DROP\n-A FORWARD -m conntrack --ctstate INVALID -j DROP\n"
+    (check,) = foreign.checks(walk(text))
+    assert "chain FORWARD and 1 more" in check.what
+
+
 def forwarded_by(rules: str) -> Check:
     """The fate of forwarded packets by rules of FORWARD and of two chains, X and Y.
 
@@ -327,6 +349,10 @@ def test_owners_are_recognised() -> None:
     assert chain("nixos-fw") == "foreign.nixos"
     assert chain("UBIOS_WAN_LAN_USER") == "foreign.unifi"
     assert chain("neutron-openvswi-i1a2b3c4d-5") == "foreign.neutron"
+    assert chain("POST_INPUT_DROP_CHAIN") == "foreign.arno"
+    assert chain("IN_SANITY") == "foreign.apf"
+    assert chain("STATELESSFORWARD") == "foreign.uif"
+    assert chain("nm-sh-fwd-eth1") == "foreign.network-manager"
     assert chain("MINE") == "foreign.plain"
     assert owner(f"-A FORWARD {drop}") == "foreign.plain"
     for name in ("INVALID", "INVALID_DROP", "logdrop", "smurfs", "FWDLOG"):

@@ -177,10 +177,21 @@ def _by_match(matches: Sequence[str], results: Sequence[Truth | bool]) -> dict[s
         ("kube-proxy.rules", Act.DROP, False),
         ("kube-router.rules", None, True),
         ("docker.rules", Act.DROP, False),
+        ("docker-20.rules", Act.DROP, False),
+        ("netavark-1.4.rules", None, True),
+        ("libvirt.rules", None, True),
+        ("network-manager.nft", None, True),
+        ("firewalld.nft", Act.DROP, False),
+        ("firewalld.rules", Act.DROP, False),
+        ("ufw.rules", Act.DROP, False),
         ("fw4-reject.nft", Act.RESET, False),
         ("fw4-drop-invalid.nft", Act.DROP, False),
         ("firehol.rules", Act.DROP, False),
         ("shorewall.rules", Act.RESET, False),
+        ("arno.rules", Act.DROP, False),
+        ("apf.rules", None, True),
+        ("uif.nft", Act.DROP, False),
+        ("ferm.rules", Act.DROP, False),
         ("pve.rules", Act.DROP, False),
         ("vyos.nft", Act.DROP, False),
         ("mwan3.rules", None, True),
@@ -216,16 +227,39 @@ def test_the_fate_of_a_forwarded_packet_is_what_the_kernel_does(
 
 # Rule sets under which a forwarded packet of a known connection passes and an INVALID one does not,
 # and the names in them that stand for those of the test.
-STATEFUL = (
+STATEFUL: tuple[tuple[str, dict[str, str]], ...] = (
     ("docker.nft", {"docker0": "out0"}),
+    ("docker-20.rules", {"docker0": "out0"}),
     ("docker-28.rules", {"docker0": "out0"}),
+    ("firehol.rules", {"eth1": "in0", "eth0": "out0"}),
+    ("firewalld.rules", {"eth0": "in0", "eth1": "out0"}),
+    ("ufw.rules", {"eth0": "in0", "eth1": "out0"}),
+    ("arno.rules", {"eth0": "in0", "eth1": "out0", "192.0.2.0/24": "198.51.100.0/24"}),
+    ("ferm.rules", {}),
+    ("uif.nft", {}),
+    ("libvirt.rules", {"virbr0": "out0", "192.168.122.0": "198.51.100.0"}),
     ("libvirt.nft", {"virbr0": "out0", "192.168.122.0": "198.51.100.0"}),
+    ("network-manager.nft", {"eth1": "out0", "192.0.2.0/24": "198.51.100.0/24"}),
     ("netavark.nft", {"10.88.0.0/16": "198.51.100.0/24"}),
     ("netavark.rules", {"10.88.0.0/16": "198.51.100.0/24"}),
     ("foomuuri.nft", {"eth1": "in0", "eth0": "out0"}),
     ("unifi.rules", {"eth8": "in0"}),
     ("calico.nft", {"cali0ab": "in0"}),
 )
+
+
+def test_what_shorewall_does_between_interfaces_that_it_knows(live: LiveConntrack) -> None:
+    """Reset by default, but dropped between these two; the doctor says both."""
+    text = (owners.RULES / "shorewall.rules").read_text(encoding="ascii")
+    text = text.replace("eth0", "in0").replace("eth1", "out0")
+    live.space.run("iptables-legacy-restore", stdin=text)
+    assert live.send(tcp(SRC, DST, 40000, 80, ACK)) is None
+    counted = live.space.run("iptables-legacy-save", "-c", "-t", "filter").stdout
+    rule = "-p tcp -m conntrack --ctstate INVALID -j DROP"
+    assert f"[1:40] -A net-loc {rule}" in counted
+    check = fate_of(list(path.walk(host_rules.read().tables, 4)), "forward")
+    assert check.status is Status.PROBLEM
+    assert f"(dropped by `{rule}` in chain net-loc)" in check.what
 
 
 @pytest.mark.parametrize(("name", "names"), STATEFUL)

@@ -4,12 +4,13 @@
 `python -m tests.support.owners` writes the page anew, as root.
 """
 
+import io
 import json
-import subprocess
-import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Final
 
+from nfq_guard.cli import main
 from nfq_guard.lab.netns import Namespace
 
 TREE: Final = Path(__file__).parents[2]
@@ -25,12 +26,16 @@ SETS: Final = (
     ("Calico, nftables", "calico.nft"),
     ("Cilium", "cilium.rules"),
     ("Antrea", "antrea.rules"),
+    ("Docker 20.10", "docker-20.rules"),
     ("Docker", "docker.rules"),
     ("Docker without a policy", "docker-28.rules"),
     ("Docker, nftables", "docker.nft"),
+    ("Podman 4.3", "netavark-1.4.rules"),
     ("Podman", "netavark.rules"),
     ("Podman, nftables", "netavark.nft"),
-    ("libvirt", "libvirt.nft"),
+    ("libvirt, iptables", "libvirt.rules"),
+    ("libvirt, nftables", "libvirt.nft"),
+    ("NetworkManager, shared", "network-manager.nft"),
     ("OpenStack Neutron", "neutron.rules"),
     ("firewalld", "firewalld.nft"),
     ("firewalld, iptables", "firewalld.rules"),
@@ -42,6 +47,10 @@ SETS: Final = (
     ("CSF", "csf.rules"),
     ("FireHOL", "firehol.rules"),
     ("Shorewall", "shorewall.rules"),
+    ("arno-iptables-firewall", "arno.rules"),
+    ("APF with PKT_SANITY_INV", "apf.rules"),
+    ("uif", "uif.nft"),
+    ("ferm", "ferm.rules"),
     ("Proxmox VE", "pve.rules"),
     ("Proxmox VE, nftables", "pve.nft"),
     ("NixOS", "nixos.rules"),
@@ -55,13 +64,41 @@ SETS: Final = (
     ("rules of one's own", "plain.nft"),
 )
 
+MADE: Final = {
+    "apf.rules": "APF 9.7 with PKT_SANITY_INV=1, for a server",
+    "arno.rules": "arno-iptables-firewall 2.1.1, for a router",
+    "docker-20.rules": "Docker 20.10.24 with a published port",
+    "fail2ban.nft": "fail2ban 1.0.2 with the action nftables",
+    "fail2ban.rules": "fail2ban 1.0.2 with the action iptables-multiport",
+    "ferm.rules": "ferm 2.5.1 with Debian's ferm.conf",
+    "firehol.rules": "FireHOL 3.1.7, for a router",
+    "firewalld.nft": "firewalld 1.3.3 with the zones external and internal",
+    "firewalld.rules": "firewalld 1.3.3 with FirewallBackend=iptables",
+    "libvirt.rules": "libvirt 9.0.0 with the network default",
+    "netavark-1.4.rules": "netavark 1.4.0 with a published port",
+    "network-manager.nft": "NetworkManager 1.42.4 with ipv4.method shared",
+    "shorewall.rules": "Shorewall 5.2.8 with its example two-interfaces",
+    "ufw.rules": "ufw 0.36.2 with an allowed port and an allowed route",
+    "uif.nft": "uif 1.99.0 with Debian's uif.conf",
+}
+"""The program of Debian 12 that loaded a rule set in a namespace; the others are written by hand.
+
+Rules of other protocols and of translation, log rules, and chains and jumps without effect are cut.
+"""
+
 _HEAD: Final = """\
 # Other programs' rules
 
-Rules in the style of each program, as a test loads them into a network namespace (IPv4 where they
+Rules of each program, as a test loads them into a network namespace (IPv4 where they
 are iptables rules), and what `nfq-guard doctor` then says of them, with the guard's own rules
 installed and `fail_mode = "kernel-drop"`. The test compares this page with the doctor's output;
 after a change, `python -m tests.support.owners` as root writes it anew.
+
+Rules "as loaded by" a version were loaded by that program itself, of Debian 12, in a namespace with
+the interfaces eth0 (outside) and eth1 (inside), and read from the kernel. Cut are rules of other
+protocols and of address translation, log rules by which nothing is recognised, rules for lists of
+ports and addresses, and chains and jumps without effect. The other rule sets are written by hand,
+in the style of the program's published sources.
 
 The packet followed is a TCP segment that conntrack calls INVALID, that the guard's policy allows,
 and that did not arrive on the loopback interface. A rule is reached for sure, or "depends on" what
@@ -82,15 +119,11 @@ def findings(name: str) -> list[dict[str, str]]:
         else:
             space.run("iptables-legacy-restore", "-w", stdin=text)
         config = ("--config", str(TREE / "tests" / "doctor" / "kernel-drop.toml"))
-        guard = (sys.executable, "-m", "nfq_guard")
-        space.run(*guard, "rules", "install", "--backend", "legacy", *config)
-        done = subprocess.run(
-            space.argv([*guard, "doctor", "--format", "json", *config]),
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-    checks = [json.loads(line) for line in done.stdout.splitlines()]
+        said = io.StringIO()
+        with space.entered(), redirect_stdout(said):
+            main(["rules", "install", "--quiet", "--backend", "legacy", *config])
+            main(["doctor", "--format", "json", *config])
+    checks = [json.loads(line) for line in said.getvalue().splitlines()]
     wanted = ("foreign", "fate.", "rules.mark", "rules.order")
     return [check for check in checks if check["id"].startswith(wanted) and check["status"] != "ok"]
 
@@ -117,7 +150,8 @@ def _section(title: str, name: str, checks: list[dict[str, str]]) -> str:
     todos = dict.fromkeys(check["todo"] for check in checks if check["todo"])
     advice = [f"- Advice: {todo}" for todo in todos]
     said = "\n".join([*(lines or ["- nothing: INVALID packets fare as all others"]), *advice])
-    return f"\n## {title}\n\n```\n{rules}\n```\n\n{said}\n"
+    made = f"As loaded by {MADE[name]}:\n\n" if name in MADE else ""
+    return f"\n## {title}\n\n{made}```\n{rules}\n```\n\n{said}\n"
 
 
 def _cell(what: str) -> str:
