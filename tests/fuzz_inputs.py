@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Damages what the daemon and its commands read from others: `make fuzz-inputs`.
 
-Configurations, control requests, messages between processes, netlink messages, events and lines of
-the kernel's log: each is read or refused in the way that its reader declares. Ends with status 1 at
-the first input that raises anything else, and prints it.
+Configurations, control requests, messages between processes, netlink messages, events, lines of the
+kernel's log and files of the container runtime: each is read or refused in the way that its reader
+declares. Ends with status 1 at the first input that raises anything else, and prints it.
 """
 
 import argparse
 import contextlib
 import io
+import json
 import os
 import random
 import sys
@@ -32,9 +33,11 @@ from nfq_guard.policyfile import preset_names
 from nfq_guard.service.config import load_config
 from nfq_guard.service.control.commands import COMMANDS
 from nfq_guard.service.supervisor.messages import daemon_channel, pair, worker_channel
+from nfq_guard.service.worker.pods import PodFiles
 from nfq_guard.telemetry.reader import EventReader
 from tests.kernlog.test_why import tcp
 from tests.service.test_messages import ENCODED
+from tests.support.cni import cached, write
 from tests.support.control import Served
 from tests.support.ctnetlink import WANTED, entry
 from tests.support.event_examples import examples
@@ -66,6 +69,7 @@ def targets(folder: Path, stack: contextlib.ExitStack) -> dict[str, Target]:
         "netlink": _netlink(),
         "log": _log(),
         "events": _events(),
+        "pods": _pods(folder),
     }
 
 
@@ -161,6 +165,22 @@ def _events() -> Target:
         list(EventReader().read(io.BytesIO(octets)))
 
     return Target(read, [msgspec.json.encode(one) + b"\n" for one in examples()])
+
+
+def _pods(folder: Path) -> Target:
+    place = folder / "results"
+    place.mkdir()
+    file = write(place, "cart-0", "10.0.0.1/24", "fd00::1/64")
+
+    def read(octets: bytes) -> None:
+        file.write_bytes(octets)
+        found = PodFiles(place).read()
+        assert found is not None
+        assert found.skipped == bool(found.problem)
+        for pod in found.pods.values():
+            assert f"{pod.namespace}{pod.name}{pod.container}".isprintable()
+
+    return Target(read, [file.read_bytes(), json.dumps(cached("other", "::1/128")).encode()])
 
 
 _NUMBERS: Final = (b"0", b"-1", b"65536", b"4294967296", b"9" * 40, b"1e308", b"null", b"[]", b'""')
