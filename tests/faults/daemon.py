@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
-from tests.faults import attack, inputs, inside, soak
+from tests.faults import attack, inputs, inside, soak, transfers
 from tests.faults.gateway import ALLOWED, POLICY, mutated
 from tests.faults.outcome import Outcome, ms
 from tests.faults.rig import Rig, Size, account, files, rss_kb, shed
@@ -600,6 +600,7 @@ FAULTS: Final[dict[str, Fault]] = {
     "memory": memory,
     "outlived": inside.outlived,
     "judging-raises": inside.judging_raises,
+    "transfers": transfers.transfers,
     "attacked": attack.attacked,
     "decoding": inputs.decoding,
     "damaged-inputs": inputs.damaged,

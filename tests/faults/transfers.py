@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: MIT
+"""Healthy transfers through a router that translates, over a link that loses and reorders.
+
+The same transfers run without a guard and with it in each of its modes, in turn. A guard that
+dropped a segment which its receiver wanted would make them slower, or end them. Kernels before 6.1
+call late copies INVALID; later ones leave them out of account, so that the guard sees few packets.
+"""
+
+import contextlib
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from nfq_guard.lab.netns import Namespace, veth
+from nfq_guard.lab.wiretap import checksums_in_software
+from tests.faults.outcome import Outcome, ms, percentile
+from tests.faults.relay import DOUBLED, LATE, LOST
+from tests.faults.rig import Rig, Size
+from tests.support.queue import GuardProcess, wait_for
+
+_CLIENT: Final = "10.79.0.1"
+_ROUTER: Final = ("10.79.0.254", "10.80.0.254")
+_SERVER: Final = "10.80.0.1"
+_PORT: Final = 7600
+_SIZE: Final = 60_000
+_CONTENT: Final = bytes(range(256)) * (_SIZE // 256) + bytes(_SIZE % 256)
+_BUFFER: Final = 32_768
+_AT_ONCE: Final = 25
+_ROUNDS: Final = 4
+_LIMIT_S: Final = 60.0
+# What two runs without a guard may differ by.
+_NOISE: Final = 0.1
+_MODES: Final = {
+    "no guard": None,
+    "dry-run": ('mode = "dry-run"',),
+    "enforce": ('mode = "enforce"',),
+    "enforce with offload": ('mode = "enforce"', "offload = true", "offload_after = 2"),
+    "no guard again": None,
+}
+
+
+class _Run(NamedTuple):
+    """So many transfers: seconds of each that ended well, and of all together."""
+
+    times: list[float]
+    broken: int
+    took_s: float
+    judged: int
+    dropped: int
+
+
+def transfers(at: Rig, size: Size, rng: random.Random) -> Outcome:
+    """Connections that must live: with the guard as without."""
+    count = max(_AT_ONCE, size.transfers // _ROUNDS)
+    runs: dict[str, list[_Run]] = {mode: [] for mode in _MODES}
+    for number in range(_ROUNDS):
+        for mode, lines in _MODES.items():
+            seed = rng.randrange(1 << 32)
+            with _path(seed) as (client, router, server):
+                run = _run(client, server, count, at, router, f"{number} {mode}", lines)
+            runs[mode].append(run)
+    goodput = {mode: statistics.median(_goodput(run) for run in runs[mode]) for mode in _MODES}
+    late = {mode: percentile(sorted(_times(runs[mode])), 0.99) for mode in _MODES}
+    broken = {mode: sum(run.broken for run in runs[mode]) for mode in _MODES}
+    judged = sum(run.judged for mode in _MODES for run in runs[mode])
+    dropped = sum(run.dropped for mode in _MODES for run in runs[mode])
+    least = min(goodput["no guard"], goodput["no guard again"]) * (1 - _NOISE)
+    most = max(late["no guard"], late["no guard again"]) * (1 + _NOISE)
+    guarded = [mode for mode, lines in _MODES.items() if lines]
+    said = ", ".join(
+        f"{mode} {goodput[mode] / 1e6:.2f} MB/s and {ms(late[mode])}" for mode in _MODES
+    )
+    return Outcome(
+        "healthy",
+        f"{count * _ROUNDS} transfers a mode, of {_SIZE // 1000} kB there and back, by a router "
+        f"that masquerades, over a link that loses {LOST:.0%}, doubles {DOUBLED:.0%}, delays "
+        f"{LATE:.0%} by up to 0.5 s and reorders",
+        "none broken; goodput and 99th percentile of the time within 10 % of those without a guard",
+        f"{sum(broken.values())} broken; {said}; of {judged} INVALID packets {dropped} dropped",
+        not any(broken.values())
+        and all(goodput[mode] >= least and late[mode] <= most for mode in guarded),
+    )  # fmt: skip
+
+
+def _goodput(run: _Run) -> float:
+    return 2 * len(run.times) * _SIZE / run.took_s
+
+
+def _times(runs: list[_Run]) -> list[float]:
+    return [each for run in runs for each in run.times]
+
+
+@contextlib.contextmanager
+def _path(seed: int) -> Iterator[tuple[Namespace, Namespace, Namespace]]:
+    """Client, router and server, and the bad link between the first two."""
+    with (
+        Namespace("client") as client,
+        Namespace("relay") as relay,
+        Namespace("router") as router,
+        Namespace("server") as server,
+    ):
+        for one in (client, relay, router, server):
+            one.sysctl("ipv6.conf.all.disable_ipv6", 1)
+            one.sysctl("ipv6.conf.default.disable_ipv6", 1)
+        veth(client, "c0", relay, "near")
+        veth(relay, "far", router, "lan")
+        veth(router, "wan", server, "s0", (f"{_ROUTER[1]}/24", f"{_SERVER}/24"))
+        client.ip("addr", "add", f"{_CLIENT}/24", "dev", "c0")
+        router.ip("addr", "add", f"{_ROUTER[0]}/24", "dev", "lan")
+        client.ip("route", "add", "default", "via", _ROUTER[0])
+        # The relay takes whole frames, with their checksums.
+        for one, link in ((client, "c0"), (router, "lan"), (router, "wan"), (server, "s0")):
+            checksums_in_software(one, link)
+        router.sysctl("ipv4.ip_forward", 1)
+        router.run("iptables", "-t", "nat", "-A", "POSTROUTING", "-o", "wan", "-j", "MASQUERADE")
+        words = (sys.executable, "-m", "tests.faults.relay", "near", "far", str(seed))
+        with relay.popen(*words, stdin=subprocess.PIPE, stdout=None, stderr=None) as passing:
+            assert passing.stdin is not None
+            try:
+                # Until both links are in service and the relay runs.
+                wait_for(lambda: _is_refused(client))
+                yield client, router, server
+            finally:
+                passing.stdin.close()
+
+
+def _is_refused(client: Namespace) -> bool:
+    """Whether the server answers, where nobody listens yet."""
+    with client.entered():
+        channel = socket.socket()
+    with channel:
+        channel.settimeout(0.5)
+        try:
+            channel.connect((_SERVER, _PORT))
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+    return False
+
+
+def _run(
+    client: Namespace,
+    server: Namespace,
+    count: int,
+    at: Rig,
+    router: Namespace,
+    name: str,
+    lines: tuple[str, ...] | None,
+) -> _Run:
+    if lines is None:
+        return _transfer(client, server, count)
+    config, log = at.folder / f"{name}.toml", at.folder / name
+    head = ("[daemon]", f'control_socket = "{at.folder / "r"}"', 'fail_mode = "closed"', *lines)
+    config.write_text("\n".join(head) + '\n[policy]\ninclude = "preset:default"\n')
+    with GuardProcess(router, log, "--config", str(config)).ready() as guard:
+        run = _transfer(client, server, count)
+        assert guard.stop() == 0
+    (stopped,) = guard.events("stopped")
+    dropped = stopped["actions"].get("drop", 0) if lines != _MODES["dry-run"] else 0
+    return run._replace(judged=stopped["packets"], dropped=dropped)
+
+
+def _transfer(client: Namespace, server: Namespace, count: int) -> _Run:
+    """So many transfers, `_AT_ONCE` at a time."""
+    with server.entered():
+        listener = socket.create_server((_SERVER, _PORT), backlog=count)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+    serving = threading.Thread(target=_serve, args=(listener, count))
+    serving.start()
+    left = iter(range(count))
+    times: list[float] = []
+    begun = time.monotonic()
+    fetching = [
+        threading.Thread(target=_fetch_all, args=(client, left, times)) for _ in range(_AT_ONCE)
+    ]
+    for thread in fetching:
+        thread.start()
+    for thread in fetching:
+        thread.join()
+    took = time.monotonic() - begun
+    # It no longer waits for a connection that never came.
+    with contextlib.suppress(OSError):
+        listener.shutdown(socket.SHUT_RDWR)
+    serving.join()
+    listener.close()
+    return _Run(times, count - len(times), took, 0, 0)
+
+
+def _serve(listener: socket.socket, count: int) -> None:
+    answering = []
+    for _ in range(count):
+        try:
+            channel, _ = listener.accept()
+        except OSError:
+            break
+        thread = threading.Thread(target=_answer, args=(channel,))
+        thread.start()
+        answering.append(thread)
+    for thread in answering:
+        thread.join()
+
+
+def _answer(channel: socket.socket) -> None:
+    with channel, contextlib.suppress(OSError):
+        channel.settimeout(_LIMIT_S)
+        if _whole(channel):
+            channel.sendall(_CONTENT)
+
+
+def _fetch_all(client: Namespace, left: Iterator[int], times: list[float]) -> None:
+    for _ in left:
+        begun = time.monotonic()
+        with client.entered():
+            channel = socket.socket()
+        with channel, contextlib.suppress(OSError):
+            channel.settimeout(_LIMIT_S)
+            # With a small window, what is late is soon below it.
+            channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
+            channel.connect((_SERVER, _PORT))
+            channel.sendall(_CONTENT)
+            channel.shutdown(socket.SHUT_WR)
+            if _whole(channel):
+                times.append(time.monotonic() - begun)
+
+
+def _whole(channel: socket.socket) -> bool:
+    """Whether what comes until the end of the stream is what was sent."""
+    parts = []
+    while part := channel.recv(1 << 16):
+        parts.append(part)
+    return b"".join(parts) == _CONTENT
