@@ -150,7 +150,7 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
     yield from checks
     if not checks and not problems:
         yield ok("foreign", "no other rules single out INVALID packets by their state")
-    yield from fate.checks(path, complete=not rules.problems)
+    yield from fate.checks(path, unnamed=rules.unnamed(), complete=not rules.problems)
     yield from foreign.unread(problems)
 
 

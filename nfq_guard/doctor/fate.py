@@ -29,31 +29,55 @@ class _Fate(NamedTuple):
         status: Its severity.
         text: What becomes of them.
         todo: The recommended action.
+        named: Whether a rule takes the packets by their conntrack state.
     """
 
     status: Status
     text: str
     todo: str
+    named: bool = False
 
 
-def checks(path: Iterable[Met], *, complete: bool = True) -> Iterator[Check]:
+def checks(
+    path: Iterable[Met], *, unnamed: Iterable[Met] = (), complete: bool = True
+) -> Iterator[Check]:
     """One check a hook, `fate.HOOK`.
 
     Args:
         path: What a packet meets in every hook, for both families, in order.
+        unnamed: The same without the rules that name INVALID packets, of `removed`.
         complete: Whether all rules could be read.
     """
     beyond = "" if complete else ", as far as the rules could be read"
-    by_hook: dict[str, dict[int, list[Met]]] = {hook: {4: [], 6: []} for hook in HOOKS}
-    for met in path:
-        if met.order in ON_THE_WAY and met.finding.rule.act in ENDS:
-            by_hook[met.hook][met.finding.table.family].append(met)
-    for hook, by_family in by_hook.items():
-        fates = {family: _fate(mets) for family, mets in by_family.items()}
+    next_ones = _by_hook(unnamed)
+    for hook, by_family in _by_hook(path).items():
+        fates = {
+            family: _with_next(_fate(mets), next_ones[hook][family])
+            for family, mets in by_family.items()
+        }
         for fate in dict.fromkeys(fates.values()):
             families = [_FAMILIES[family] for family, each in fates.items() if each == fate]
             what = f"an allowed packet ({' and '.join(families)}) is {fate.text}{beyond}"
             yield Check(f"fate.{hook}", fate.status, what, fate.todo)
+
+
+def _with_next(fate: _Fate, unnamed: Sequence[Met]) -> _Fate:
+    """The fate, with the rule that takes the packets where the one that names them is gone."""
+    sure = [met for met in unnamed if met.finding.rule.act in TAKES and _is_sure(met, unnamed)]
+    if not fate.named or not sure:
+        return fate
+    met = next((each for each in sure if not each.finding.spared), sure[-1])
+    unless = ", unless an earlier rule decides" if met.finding.spared else ""
+    return fate._replace(text=f"{fate.text}; without that rule {_by(met)}{unless}{_means(met)}")
+
+
+def _by_hook(path: Iterable[Met]) -> dict[str, dict[int, list[Met]]]:
+    """What decides in each hook, by family."""
+    by_hook: dict[str, dict[int, list[Met]]] = {hook: {4: [], 6: []} for hook in HOOKS}
+    for met in path:
+        if met.order in ON_THE_WAY and met.finding.rule.act in ENDS:
+            by_hook[met.hook][met.finding.table.family].append(met)
+    return by_hook
 
 
 def _fate(mets: Sequence[Met]) -> _Fate:
@@ -63,12 +87,17 @@ def _fate(mets: Sequence[Met]) -> _Fate:
     aimed = [met for met in taking if _is_aimed(met) and met is not sure]
     other = [met for met in taking if not _is_aimed(met) and met is not sure]
     if sure is not None and not sure.finding.spared:
-        return _Fate(_severity([sure]), _by(sure) + _means(sure), owners.todo(sure.finding))
+        return _Fate(
+            _severity([sure]),
+            _by(sure) + _means(sure),
+            owners.todo(sure.finding),
+            sure.finding.state,
+        )
     if sure is not None:
         earlier = _dependence(mets[: mets.index(sure)])
         such = _such(sure, [met for met in aimed if met in mets[: mets.index(sure)]])
         text = f"{_by(sure)}, unless an earlier rule decides{such}{earlier}{_means(sure)}"
-        return _Fate(_severity([sure, *aimed]), text, owners.todo(sure.finding))
+        return _Fate(_severity([sure, *aimed]), text, owners.todo(sure.finding), sure.finding.state)
     if aimed:
         text = f"accepted, or {_by(aimed[0])}{_dependence(aimed)}{_means(aimed[0])}"
         return _Fate(_severity(aimed), text, owners.todo(aimed[0].finding))

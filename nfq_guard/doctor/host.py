@@ -16,7 +16,7 @@ def checks(policy: Policy) -> Iterator[Check]:
     rules = host_rules.read()
     path = rules.path()
     yield from foreign.checks(path)
-    yield from fate.checks(path, complete=not rules.problems)
+    yield from fate.checks(path, unnamed=rules.unnamed(), complete=not rules.problems)
     if synproxy.used(rules.tables):
         yield from synproxy.checks(policy)
     yield from hidden.checks(path, policy)
@@ -28,7 +28,7 @@ def event() -> HostAccepts | HostTakes:
     rules = host_rules.read()
     fates = [
         f"{check.id.removeprefix('fate.')}: {check.what}"
-        for check in fate.checks(rules.path(), complete=not rules.problems)
+        for check in fate.checks(rules.path(), unnamed=rules.unnamed(), complete=not rules.problems)
         if check.status in _TAKEN
     ]
     unread = list(dict.fromkeys(rules.problems)) or None

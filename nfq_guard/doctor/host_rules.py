@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Reads the rules of every packet filter of this host, in the calling thread's namespace."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import final
 
-from nfq_guard.doctor import collect, iptables_rules, nft_rules, path
+from nfq_guard.doctor import collect, iptables_rules, nft_rules, path, removed
 from nfq_guard.doctor.path import Met
 from nfq_guard.doctor.rule_model import Table
 from nfq_guard.errors import NfqGuardError
@@ -32,7 +33,15 @@ class HostRules:
 
     def path(self) -> list[Met]:
         """What an INVALID packet of each family meets in every hook."""
-        return [met for family in BOTH_FAMILIES for met in path.walk(self.tables, int(family))]
+        return _path(self.tables)
+
+    def unnamed(self) -> list[Met]:
+        """The same without the rules that take INVALID packets by name."""
+        return _path(removed.without_named(self.tables))
+
+
+def _path(tables: Sequence[Table]) -> list[Met]:
+    return [met for family in BOTH_FAMILIES for met in path.walk(tables, int(family))]
 
 
 def read() -> HostRules:

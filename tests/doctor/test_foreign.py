@@ -3,12 +3,12 @@
 
 import pytest
 
-from nfq_guard.doctor import foreign, nft_rules
+from nfq_guard.doctor import fate, foreign, nft_rules, path, removed
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.path import Order
 from nfq_guard.doctor.rule_model import Act, Table, Truth
 from nfq_guard.firewall import Backend
-from tests.support.listings import FILTER, decides, fate_of, nft, walk
+from tests.support.listings import FILTER, decides, fate_of, nft, tables_of, walk
 
 MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:NFQ_GUARD - [0:0]\n"
 OURS = "-A PREROUTING -m conntrack --ctstate INVALID -j NFQ_GUARD\n"
@@ -155,6 +155,39 @@ def test_an_earlier_rule_that_does_otherwise_is_named() -> None:
     )
     what = fate_of(walk(f"{FILTER}{smurfs}{reset}"), "forward").what
     assert "unless an earlier rule decides; depends on: -s 224.0.0.0/4" in what, "for a property"
+
+
+@pytest.mark.parametrize(
+    ("rules", "then"),
+    [
+        ("FORWARD {invalid} -j DROP;FORWARD {known} -j ACCEPT;FORWARD -j REJECT", "rejected"),
+        ("FORWARD {invalid} -j X;X -j DROP;FORWARD {known} -j ACCEPT;FORWARD -j DROP", "dropped"),
+        ("FORWARD {invalid} -g X;X -j DROP;FORWARD {known} -j ACCEPT;FORWARD -j Y;Y -j DROP", ""),
+        (
+            "FORWARD {invalid} -j DROP;FORWARD {known} -j ACCEPT;FORWARD -i eth0 -j ACCEPT;"
+            "FORWARD -j DROP",
+            "dropped by default: `-j DROP` (legacy table filter, chain FORWARD), unless an earlier",
+        ),
+        ("FORWARD {invalid} -j X;X -i eth0 -j DROP;FORWARD {invalid} -j DROP", None),
+        ("FORWARD {invalid} -j DROP", None),
+        ("FORWARD {known} -j ACCEPT;FORWARD -j DROP", None),
+    ],
+)
+def test_what_takes_packets_where_the_rule_that_names_them_is_gone(
+    rules: str, then: str | None
+) -> None:
+    matches = {"known": "-m conntrack --ctstate RELATED,ESTABLISHED"}
+    lines = "".join(f"-A {rule}\n" for rule in rules.split(";"))
+    text = lines.format(invalid="-m conntrack --ctstate INVALID", **matches)
+    tables = tables_of(f"{FILTER}:X - [0:0]\n:Y - [0:0]\n{text}")
+    unnamed = list(path.walk(removed.without_named(tables), 4))
+    (check,) = (
+        each
+        for each in fate.checks(list(path.walk(tables, 4)), unnamed=unnamed)
+        if each.id == "fate.forward" and "IPv6" not in each.what
+    )
+    assert ("; without that rule " in check.what) is (then is not None)
+    assert f"; without that rule {then}" in check.what or then is None
 
 
 def test_the_chain_that_is_named_is_one_for_all_packets() -> None:

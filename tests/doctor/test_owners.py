@@ -8,7 +8,7 @@ import pytest
 
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.doctor import host_rules, iptables_rules, nft_rules, path
+from nfq_guard.doctor import fate, host_rules, iptables_rules, nft_rules, path
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.rule_model import TAKES, Act, Truth, known
 from nfq_guard.firewall import Backend, Family
@@ -223,6 +223,23 @@ def test_the_fate_of_a_forwarded_packet_is_what_the_kernel_does(
     ]
     sure = next((met for met in mets if met.finding.truth is Truth.YES), None)
     assert (None if sure is None else sure.finding.rule.act) is act
+
+
+@pytest.mark.parametrize(
+    ("name", "takes"), [("ferm.rules", True), ("firehol.rules", True), ("kube-proxy.rules", False)]
+)
+def test_what_is_said_of_packets_without_the_rule_that_names_them(
+    live: LiveConntrack, name: str, *, takes: bool
+) -> None:
+    text = (owners.RULES / name).read_text(encoding="ascii")
+    live.space.run("iptables-legacy-restore", stdin=text)
+    rules = host_rules.read()
+    checks = fate.checks(rules.path(), unnamed=rules.unnamed())
+    (what,) = (each.what for each in checks if each.id == "fate.forward" and "IPv4" in each.what)
+    assert ("; without that rule dropped by default" in what) is takes
+    lines = [line for line in text.splitlines() if "INVALID" not in line or "LOG" in line]
+    live.space.run("iptables-legacy-restore", stdin="\n".join([*lines, ""]))
+    assert (live.send(tcp(SRC, DST, 40000, 80, ACK)) is None) is takes
 
 
 # Rule sets under which a forwarded packet of a known connection passes and an INVALID one does not,
