@@ -259,7 +259,8 @@ STATEFUL: tuple[tuple[str, dict[str, str]], ...] = (
     ("network-manager.nft", {"eth1": "out0", "192.0.2.0/24": "198.51.100.0/24"}),
     ("netavark.nft", {"10.88.0.0/16": "198.51.100.0/24"}),
     ("netavark.rules", {"10.88.0.0/16": "198.51.100.0/24"}),
-    ("foomuuri.nft", {"eth1": "in0", "eth0": "out0"}),
+    # No route leads back to the sender here.
+    ("foomuuri.nft", {"eth1": "in0", "eth0": "out0", "jump rpfilter_drop": "return"}),
     ("unifi.rules", {"eth8": "in0"}),
     ("calico.nft", {"cali0ab": "in0"}),
 )

@@ -74,16 +74,20 @@ MADE: Final = {
     "firehol.rules": "FireHOL 3.1.7, for a router",
     "firewalld.nft": "firewalld 1.3.3 with the zones external and internal",
     "firewalld.rules": "firewalld 1.3.3 with FirewallBackend=iptables",
+    "foomuuri.nft": "Foomuuri 0.27 of Debian 13 with the zones public and internal",
     "libvirt.rules": "libvirt 9.0.0 with the network default",
     "netavark-1.4.rules": "netavark 1.4.0 with a published port",
+    "netavark.nft": "netavark 1.14.0 of Debian 13 with its driver nftables",
+    "netavark.rules": "netavark 1.14.0 of Debian 13 with its driver iptables",
     "network-manager.nft": "NetworkManager 1.42.4 with ipv4.method shared",
     "shorewall.rules": "Shorewall 5.2.8 with its example two-interfaces",
     "ufw.rules": "ufw 0.36.2 with an allowed port and an allowed route",
     "uif.nft": "uif 1.99.0 with Debian's uif.conf",
 }
-"""The program of Debian 12 that loaded a rule set in a namespace; the others are written by hand.
+"""The program, of Debian 12 if no other is named, that loaded a rule set in a namespace.
 
-Rules of other protocols and of translation, log rules, and chains and jumps without effect are cut.
+The other sets are written by hand. Rules of other protocols and of translation, log rules, and
+chains and jumps without effect are cut.
 """
 
 _HEAD: Final = """\
@@ -94,11 +98,11 @@ are iptables rules), and what `nfq-guard doctor` then says of them, with the gua
 installed and `fail_mode = "kernel-drop"`. The test compares this page with the doctor's output;
 after a change, `python -m tests.support.owners` as root writes it anew.
 
-Rules "as loaded by" a version were loaded by that program itself, of Debian 12, in a namespace with
-the interfaces eth0 (outside) and eth1 (inside), and read from the kernel. Cut are rules of other
-protocols and of address translation, log rules by which nothing is recognised, rules for lists of
-ports and addresses, and chains and jumps without effect. The other rule sets are written by hand,
-in the style of the program's published sources.
+Rules "as loaded by" a version were loaded by that program itself, of Debian 12 if no other is
+named, in a namespace with the interfaces eth0 (outside) and eth1 (inside), and read from the
+kernel. Cut are rules of other protocols and of address translation, log rules by which nothing is
+recognised, rules for lists of ports and addresses, and chains and jumps without effect. The other
+rule sets are written by hand, in the style of the program's published sources.
 
 The packet followed is a TCP segment that conntrack calls INVALID, that the guard's policy allows,
 and that did not arrive on the loopback interface. A rule is reached for sure, or "depends on" what
