@@ -63,7 +63,8 @@ def checks(
 
 def _with_next(fate: _Fate, unnamed: Sequence[Met]) -> _Fate:
     """The fate, with the rule that takes the packets where the one that names them is gone."""
-    sure = [met for met in unnamed if met.finding.rule.act in TAKES and _is_sure(met, unnamed)]
+    taking = [met for met in unnamed if met.finding.rule.act in TAKES and not met.finding.state]
+    sure = [met for met in taking if _is_sure(met, unnamed)]
     if not fate.named or not sure:
         return fate
     met = next((each for each in sure if not each.finding.spared), sure[-1])

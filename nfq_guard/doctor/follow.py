@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple, final
 
-from nfq_guard.doctor.rule_model import ALWAYS, ENDS, TAKES, Act, MarkTest, Rule, Table, Truth
+from nfq_guard.doctor.rule_model import ALWAYS, ENDS, Act, MarkTest, Rule, Table, Truth
 
 
 @final
@@ -97,12 +97,6 @@ class Follower:
             untracked=bool(walk.accepts),
         )
         return Walk((*walk.findings, deny), Truth.YES)
-
-    def takes(self, chain: str) -> bool:
-        """Whether every segment that gets to a chain is taken there."""
-        walk = self._chain(chain)
-        acts = {finding.rule.act for finding in walk.findings if finding.rule.act in ENDS}
-        return walk.ends is Truth.YES and acts <= TAKES
 
     def _chain(self, name: str) -> Walk:
         walk = self._walks.get(name)

@@ -161,10 +161,18 @@ def test_an_earlier_rule_that_does_otherwise_is_named() -> None:
     ("rules", "then"),
     [
         ("FORWARD {invalid} -j DROP;FORWARD {known} -j ACCEPT;FORWARD -j REJECT", "rejected"),
-        ("FORWARD {invalid} -j X;X -j DROP;FORWARD {known} -j ACCEPT;FORWARD -j DROP", "dropped"),
+        (
+            "FORWARD {invalid} -j X;X -j DROP;FORWARD {known} -j ACCEPT;FORWARD -j REJECT",
+            "rejected with an ICMP error by default: `-j REJECT` (legacy table filter, chain F",
+        ),
+        (
+            "FORWARD {invalid} -j MARK --set-xmark 0x7/0xffffffff;"
+            "FORWARD -m mark --mark 0x7 -j DROP",
+            None,
+        ),
         ("FORWARD {invalid} -g X;X -j DROP;FORWARD {known} -j ACCEPT;FORWARD -j Y;Y -j DROP", ""),
         (
-            "FORWARD {invalid} -j DROP;FORWARD {known} -j ACCEPT;FORWARD -i eth0 -j ACCEPT;"
+            "FORWARD {invalid} -j DROP;FORWARD {known} -j X;X -j ACCEPT;FORWARD -i eth0 -j ACCEPT;"
             "FORWARD -j DROP",
             "dropped by default: `-j DROP` (legacy table filter, chain FORWARD), unless an earlier",
         ),
