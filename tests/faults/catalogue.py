@@ -319,4 +319,11 @@ CATALOGUE: Final = (
             "tests/policy/test_rates.py::test_all_rules_share_a_bound",
         ),
     ),
+    Entry(
+        "T1",
+        "a link that loses, doubles, delays and reorders what healthy connections send",
+        ("transfers",),
+        ("tests/kernels/netem_and_flowtables.py::test_a_link_that_reorders",),
+        "runs of some seconds differ; a daemon that has just started reads the rules of the host",
+    ),
 )

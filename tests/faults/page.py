@@ -39,8 +39,8 @@ anew.
 _HELD: Final = """
 ## The tests that hold each fault
 
-F are the faults that the guard was designed against, A those that a campaign found later. Where no
-test is named, there is none.
+F are the faults that the guard was designed against, A those that a campaign found later, T what
+healthy traffic must not suffer. Where no test is named, there is none.
 
 | fault | what happens | held by |
 | --- | --- | --- |

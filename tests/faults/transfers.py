@@ -56,7 +56,7 @@ class _Run(NamedTuple):
 
 
 def transfers(at: Rig, size: Size, rng: random.Random) -> Outcome:
-    """Connections that must live: with the guard as without."""
+    """T1."""
     count = max(_AT_ONCE, size.transfers // _ROUNDS)
     runs: dict[str, list[_Run]] = {mode: [] for mode in _MODES}
     for number in range(_ROUNDS):
@@ -77,7 +77,7 @@ def transfers(at: Rig, size: Size, rng: random.Random) -> Outcome:
         f"{mode} {goodput[mode] / 1e6:.2f} MB/s and {ms(late[mode])}" for mode in _MODES
     )
     return Outcome(
-        "healthy",
+        "T1",
         f"{count * _ROUNDS} transfers a mode, of {_SIZE // 1000} kB there and back, by a router "
         f"that masquerades, over a link that loses {LOST:.0%}, doubles {DOUBLED:.0%}, delays "
         f"{LATE:.0%} by up to 0.5 s and reorders",
