@@ -310,6 +310,16 @@ def test_opening_with_cut_options_holds_no_window(captured: int) -> None:
     assert all(peer.flags & IP_CT_TCP_FLAG_BE_LIBERAL for peer in table.entry.peers)
 
 
+def answer_of_c() -> Packet | Malformed:
+    """The SYN+ACK that `A` gets, as it is before translation: from port 8080 of `C`."""
+    answer = Conversation()
+    answer.server("SA", 0, 1)
+    octets = bytearray(answer.frames[0].octets)
+    octets[12:16] = C
+    octets[20:22] = (8080).to_bytes(2, "big")
+    return decode(bytes(octets))
+
+
 def test_translated_entry_takes_the_replies_to_its_new_tuple() -> None:
     """A capture shows a packet before and after translation (`FlowTable.translate`)."""
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
@@ -324,12 +334,7 @@ def test_translated_entry_takes_the_replies_to_its_new_tuple() -> None:
     assert not table.translate(arriving, arriving), "no translation"
     assert table.translate(arriving, leaving)
     assert not table.translate(arriving, leaving), "no news"
-    answer = Conversation()
-    answer.server("SA", 0, 1)
-    octets = bytearray(answer.frames[0].octets)
-    octets[12:16] = C
-    octets[20:22] = (8080).to_bytes(2, "big")
-    assert table.track(decode(bytes(octets)), 0.0) == CT_ESTABLISHED
+    assert table.track(answer_of_c(), 0.0) == CT_ESTABLISHED
     assert table.direction == 1
     assert table.key == reverse(arriving)
     entry = table.entry
@@ -345,12 +350,7 @@ def test_translation_seen_at_a_reply() -> None:
     table.track(decode(talk.frames[0].octets), 0.0)
     leaving = key_of(B, A, 80, 40000, PROTO_TCP)
     assert table.translate(key_of(C, A, 8080, 40000, PROTO_TCP), leaving)
-    answer = Conversation()
-    answer.server("SA", 0, 1)
-    octets = bytearray(answer.frames[0].octets)
-    octets[12:16] = C
-    octets[20:22] = (8080).to_bytes(2, "big")
-    assert table.track(decode(bytes(octets)), 0.0) == CT_ESTABLISHED
+    assert table.track(answer_of_c(), 0.0) == CT_ESTABLISHED
     assert table.key == leaving
     assert table.entry is not None
     assert table.entry.snapshot(1, 0.0).nat is Nat.DNAT
@@ -367,12 +367,7 @@ def test_the_answer_to_a_syn_has_another_tuple() -> None:
     table.track(decode(talk.frames[0].octets), 0.0)
     assert not table.answer(opening, reverse(opening)), "no translation"
     assert table.answer(opening, other)
-    answer = Conversation()
-    answer.server("SA", 0, 1)
-    octets = bytearray(answer.frames[0].octets)
-    octets[12:16] = C
-    octets[20:22] = (8080).to_bytes(2, "big")
-    assert table.track(decode(bytes(octets)), 0.0) == CT_ESTABLISHED
+    assert table.track(answer_of_c(), 0.0) == CT_ESTABLISHED
     assert table.key == reverse(opening)
     assert not table.answer(opening, key_of(C, A, 1, 2, PROTO_TCP)), "it has its answer"
 
