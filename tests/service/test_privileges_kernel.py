@@ -134,22 +134,22 @@ def test_a_directory_of_another_user_keeps_the_right_to_it(
     assert not (theirs / "guard.prom").exists()
 
 
-# A host on which any user may run this interpreter: a machine for tests may have it in the home of
-# root. Its /run is its own.
-OPEN_HOST = (
+# A host on which any user may run this interpreter and read this tree: a machine for tests may have
+# them in the home of root. Its /run is its own.
+SCRIPT = (
     "set -e; mount -t tmpfs run /run\n"
-    "path=$1; shift\n"
-    "until [ $path = / ]; do\n"
+    'for path in "$1" "$2"; do until [ $path = / ]; do\n'
     "  path=$(dirname $path)\n"
     "  [ $(($(stat -c 0%a $path) & 1)) = 0 ] || continue\n"
     "  mkdir -p /run/over$path/upper /run/over$path/work\n"
     "  over=lowerdir=$path,upperdir=/run/over$path/upper,workdir=/run/over$path/work\n"
     "  mount -t overlay -o $over overlay $path\n"
     "  chmod o+x $path\n"
-    "done\n"
+    "done; done; shift 2\n"
     "install -d -o nobody /run/theirs\n"
     'exec "$@"'
 )
+OPEN_HOST = ("unshare", "--mount", "sh", "-c", SCRIPT, "sh", os.__file__, __file__)
 
 
 def guard_of(user: str, namespace: Namespace, tmp_path: Path, *lines: str) -> GuardProcess:
@@ -160,11 +160,10 @@ def guard_of(user: str, namespace: Namespace, tmp_path: Path, *lines: str) -> Gu
         'metrics_file = "/run/theirs/guard.prom"',
         *lines,
     )
-    prefix = ("unshare", "--mount", "sh", "-c", OPEN_HOST, "sh", os.__file__)
     script = 'cp "$0" /run/config.toml; exec "$@"'
     return GuardProcess(
         namespace, tmp_path / "log", "--config", "/run/config.toml",
-        prefix=(*prefix, "sh", "-c", script, config),
+        prefix=(*OPEN_HOST, "sh", "-c", script, config),
     ).ready()  # fmt: skip
 
 
@@ -245,7 +244,7 @@ def test_a_user_that_it_cannot_become(
 ) -> None:
     """Nothing is installed."""
     config = configured(tmp_path / "config.toml", f'user = "{user}"', 'control_socket = ""')
-    words = ("unshare", "--mount", "sh", "-c", OPEN_HOST, "sh", os.__file__, "sh", "-c")
+    words = (*OPEN_HOST, "sh", "-c")
     script = 'cp "$0" /run/config.toml; exec "$@"'
     environment = ("env", f"PYTHONPATH={import_path()}")
     daemon = (sys.executable, "-m", "nfq_guard", "run", "--config", "/run/config.toml")
@@ -318,10 +317,8 @@ def test_another_user_reads_nothing_of_root_either() -> None:
         f'exec env -u INVOCATION_ID PYTHONPATH={import_path()} "$0" -m '
         "tests.service.write_elsewhere /run/theirs/own /run/theirs/other --user"
     )
-    words = ["unshare", "--mount", "sh", "-c", OPEN_HOST, "sh", os.__file__]
-    done = subprocess.run(
-        [*words, "sh", "-ec", script, sys.executable], check=True, capture_output=True, text=True
-    )
+    words = (*OPEN_HOST, "sh", "-ec", script, sys.executable)
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
     found: dict[str, list[str]] = json.loads(done.stdout)
     assert found == {"worked": ALLOWED, "notes": []}
 
