@@ -14,6 +14,7 @@ from hypothesis import settings
 
 from nfq_guard.firewall import lock
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.pace import limit
 from tests.support.missing import cannot_run
 
 settings.register_profile("fast", max_examples=100, deadline=None)
@@ -64,10 +65,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Measuring a process costs a good half of its time, so only what a floor needs is measured."""
+    """Measuring a process costs a good half of its time, so only what a floor needs is measured.
+
+    A test of the kernel has the time that this machine needs.
+    """
     for item in items:
         if not _is_measured(item):
             item.add_marker("no_cover")
+        if item.get_closest_marker("kernel") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(limit(120)))
         if config.getoption("loadgroup", False) and item.get_closest_marker("xdist_group"):
             # A group that does not hold makes each worker start its machines and programs again.
             assert "@" in item.nodeid, "pytest-xdist has put no test into a group"

@@ -67,7 +67,7 @@ def test_random_flows(seed: int) -> None:
 def test_random_flows_over_a_line() -> None:
     """As the kernels in emulated machines are fuzzed: what differs is found, and nothing else."""
     here, there = Pipe()
-    process = get_context("fork").Process(target=serve, args=(there,), daemon=True)
+    process = get_context("spawn").Process(target=serve, args=(there,), daemon=True)
     process.start()
     there.close()
     machine = Machine(here)
