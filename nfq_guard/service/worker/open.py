@@ -59,7 +59,7 @@ def open_queue(
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.
-        ahead: As `open_flows` takes it.
+        ahead: As `open_lookup` takes it.
         keeper: Keeps the queue bound over a restart of the service; None where nothing can.
 
     Raises:
