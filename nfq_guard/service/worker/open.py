@@ -126,6 +126,7 @@ def open_queue(
                 PodFiles(Path(settings.pods_dir)).read,
                 worker.set_pods,
                 events.emit if says else _say_nothing,
+                stats.gauges,
                 loop,
             )
         files = None
