@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # resolution and secrets may be long.
 MAX_FRAME_BYTES: Final = 1 << 20
 MAX_BLOCK_BYTES: Final = 1 << 24
+# Times this far from the epoch, nanoseconds, are damage too: the years 1385 and 2554.
+MAX_TIME_NS: Final = 1 << 64
 
 
 def word(octets: bytes, at: int, little: bool) -> int:  # noqa: FBT001 - on the packet path
@@ -54,7 +56,8 @@ class Frame:
 
     Attributes:
         number: 1-based position in its file, or in the merged order of several files.
-        time_ns: Nanoseconds since the epoch; a record without a time has its predecessor's.
+        time_ns: Nanoseconds since the epoch, within `MAX_TIME_NS`; a record without such a time
+            has its predecessor's.
         linktype: LINKTYPE_* number of its interface.
         wire_len: Length of the frame on the wire, in octets.
         octets: The captured octets, link header first; may be shorter than `wire_len`.

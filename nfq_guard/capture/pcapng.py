@@ -8,6 +8,7 @@ from typing import Final, final
 from nfq_guard.capture.frame import (
     MAX_BLOCK_BYTES,
     MAX_FRAME_BYTES,
+    MAX_TIME_NS,
     BrokenRecordError,
     Frame,
     word,
@@ -135,6 +136,8 @@ class PcapngScanner:
                     if interface.tick_ns
                     else ticks * _NANO // interface.ticks_per_s
                 ) + interface.offset_ns
+                if not -MAX_TIME_NS < time_ns < MAX_TIME_NS:
+                    time_ns = self._last_ns
                 self._last_ns = time_ns
                 self.frames += 1
                 frames.append(
@@ -241,6 +244,8 @@ class PcapngScanner:
             raise BrokenRecordError(start, f"undeclared interface {index}")
         interface = self._interfaces[index]
         time_ns = (high << 32 | low) * _NANO // interface.ticks_per_s + interface.offset_ns
+        if not -MAX_TIME_NS < time_ns < MAX_TIME_NS:
+            time_ns = self._last_ns
         self._append(frames, interface, time_ns, wire_len, block[28 : 28 + captured], index)
 
     def _append(

@@ -98,6 +98,20 @@ def test_pcapng(write: Callable[..., str], order: str) -> None:
     assert frames[3].wire_len == 60
 
 
+@pytest.mark.parametrize("offset", [-(1 << 63), 0, (1 << 63) - 1])
+def test_pcapng_with_times_that_no_calendar_has(write: Callable[..., str], offset: int) -> None:
+    """Such a frame has the time of the one before it."""
+    file = (
+        made.section()
+        + made.interface(1)
+        + made.interface(1, tsoffset=offset)
+        + made.enhanced(A, 5_000_000)
+        + made.enhanced(B, (1 << 64) - 1, number=1)
+        + made.obsolete(C, (1 << 64) - 1, number=1)
+    )
+    assert [frame.time_ns for frame in frames_of(write(file))] == [5 * 10**9] * 3
+
+
 def test_each_section_has_its_own_interfaces(write: Callable[..., str]) -> None:
     """The second section has the other byte order and its own interface 0."""
     file = (
