@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Judges transport checksums in captures, where most wrong ones were never computed.
+"""Transport checksums in captures, where a wrong one is most often an unfinished one.
 
-A packet is captured on its sender before the NIC computes the checksum or segments the packet, and
-on its receiver possibly after several packets were merged. A wrong checksum of such a form is
-ignored. Any other is uncertain until later frames decide: a receiver acknowledges intact data, and
-a sender retransmits damaged data.
+A packet captured on the host that sends it goes by before the NIC computes its checksum or cuts it
+into segments; one captured on the host that receives it may have been merged from several. A wrong
+sum is forgiven where its form shows that. Any other is uncertain until the capture has shown more:
+a receiver acknowledges what arrived whole, and a sender repeats what did not.
 
-If a sender's checksums are never completed on the way, its SYNs are all that the receiver sees. An
-unanswered SYN of such a form, from a sender without other packets, is therefore undecided.
+A SYN in such a form is all that a receiver sees of a sender whose checksums nothing finishes on the
+way. Where nothing answers it and its sender shows nothing else, the file fits both.
+
+The same holds for the header of an IPv4 packet, which the IP layer throws away if its checksum is
+wrong: a segment that is acknowledged was not thrown away.
 """
 
 from collections import OrderedDict
@@ -24,16 +27,18 @@ from nfq_guard.wire.checksum import (
 )
 from nfq_guard.wire.packet import FIN, RST, SYN, URG, Packet, Segment
 
-# Bounds the sources whose checksums are counted: a scan from forged addresses would fill any table.
-# The source that appeared first is evicted.
+# Sources whose checksums are counted. A scan from forged addresses would fill any table; the one
+# that was seen longest ago goes first.
 _MOST_SOURCES: Final = 65_536
-# Longest packet of an ordinary link, octets. A longer one was merged or is yet to be segmented,
-# unless its source also sends such packets with correct checksums.
+# Longest packet of an ordinary link; a longer one has been merged or is yet to be cut, unless its
+# source is known to send such packets with right sums.
 _LONGEST_ORDINARY: Final = 1500
-# Checksums of a source count as computed while, of those that offload does not explain, at least
-# three are correct for each wrong one.
+# A source is believed to finish its checksums while three of four that offload does not explain are
+# right.
 _RIGHT_PER_WRONG: Final = 3
-# Above this number, a source with mostly wrong checksums is not examined packet by packet.
+# Packets whose IPv4 header has a wrong checksum, of which the fate is awaited.
+_MOST_HEADERS: Final = 16
+# From here on, a source with mostly wrong sums is not examined packet by packet.
 _MOST_WRONG: Final = 64
 
 
@@ -47,26 +52,28 @@ class ChecksumMode(StrEnum):
 
 @final
 class Source:
-    """Checksum statistics of one source address.
+    """The checksums that one address sent.
 
     Attributes:
-        right: Number of correct checksums.
-        wrong: Number of wrong checksums that offload does not explain.
-        finishes_long: Whether a packet longer than an ordinary link carries had a correct checksum.
-        offloads: Whether a packet other than a SYN had a checksum as offload leaves it.
-        gone: Whether the source was evicted.
+        right: How many were right.
+        wrong: How many were wrong in no form that offload explains.
+        finishes_long: Whether one was right in a packet longer than an ordinary link carries.
+        offloads: Whether one was in a form that offload leaves, in another packet than a SYN.
+        headers: The fates of its packets with a wrong checksum of the IPv4 header; the first ones.
+        gone: Whether it gave way to a source that was seen later.
     """
 
     def __init__(self) -> None:
-        """Start without any packet."""
+        """A source that sent nothing so far."""
         self.right = 0
         self.wrong = 0
         self.finishes_long = False
         self.offloads = False
+        self.headers: list[Watched] = []
         self.gone = False
 
     def take_right(self, length: int) -> None:
-        """Count a correct checksum of a packet of `length` octets."""
+        """Count a right one, of a packet of `length` octets."""
         self.right += 1
         if length > _LONGEST_ORDINARY:
             self.finishes_long = True
@@ -74,27 +81,34 @@ class Source:
 
 @final
 class Suspect:
-    """A packet that may have been damaged, by its wrong checksum.
+    """A packet whose wrong checksum may be a broken one.
 
     Attributes:
-        source: Statistics of its sender, which later packets update.
-        watched: Whether it was acknowledged or repeated; None if it carries nothing to acknowledge.
-            Set by the replayer.
+        source: The checksums of its sender, which go on counting.
+        header: Whether it is the checksum of the IPv4 header.
+        watched: Its fate, where it carries something to acknowledge.
     """
 
-    def __init__(self, source: Source) -> None:
-        """Create it for a packet of `source`."""
+    def __init__(self, source: Source, *, header: bool) -> None:
+        """A packet of `source`."""
         self.source = source
+        self.header = header
         self.watched: Watched | None = None
+
+    def watch(self, watched: Watched) -> None:
+        """Await the fate of the packet."""
+        self.watched = watched
+        if self.header and len(self.source.headers) < _MOST_HEADERS:
+            self.source.headers.append(watched)
 
 
 @final
 class Opening:
-    """A SYN with a checksum as offload leaves it, from a source without another such packet.
+    """A SYN whose checksum is as offload leaves it, of a source that showed no other such packet.
 
     Attributes:
         source: The checksums of its sender.
-        peer: The end that receives it.
+        peer: The end that it goes to.
     """
 
     def __init__(self, source: Source, peer: Side) -> None:
@@ -105,17 +119,17 @@ class Opening:
 
 @final
 class ChecksumJudge:
-    """Distinguishes damaged packets from packets whose checksum was not computed yet.
+    """Tells broken checksums from unfinished ones.
 
     Attributes:
-        suspect: The last packet, if its checksum is uncertain.
-        opener: Sender of the last packet, if that packet is the SYN of an `Opening`.
-        forgiven: Wrong checksums that offload explains, and those of packets that their receiver
-            acknowledged.
-        broken: Wrong checksums of packets that count as damaged.
-        unknown: Wrong checksums for which the capture proves neither.
-        unanswered: Unanswered SYNs among `unknown` whose checksum offload explains.
-        headers_right: IPv4 headers with a correct checksum.
+        suspect: Set where the last packet's checksum is uncertain.
+        opener: Sender of the last packet, where that is the SYN of an `Opening`.
+        forgiven: Wrong sums in a form that offload leaves, and those of packets that their
+            receiver acknowledged.
+        broken: Wrong sums that count as broken.
+        unknown: Wrong sums of which the capture shows neither.
+        unanswered: SYNs among these, in a form that offload leaves, which nothing answered.
+        headers_right: IPv4 headers whose checksum was right.
     """
 
     def __init__(self, mode: ChecksumMode) -> None:
@@ -133,9 +147,9 @@ class ChecksumJudge:
         self.unanswered = 0
 
     def ok(self, packet: Packet, octets: bytes) -> bool | None:
-        """Whether the transport checksum is correct; None if it is not to be judged.
+        """Whether the transport checksum is right; None where it is not to be judged.
 
-        For an uncertain checksum, returns None and sets `suspect` or `opener`.
+        An uncertain one gives None and sets `suspect`, or `opener`.
         """
         self.suspect = None
         self.opener = None
@@ -169,17 +183,31 @@ class ChecksumJudge:
             self.unknown += 1
             return None
         if isinstance(segment, Segment) and segment.flags & RST:
-            # An RST is never acknowledged, and following a damaged one would end its flow.
+            # Nothing acknowledges an RST, and following a broken one would end its flow.
             if _finishes(source):
                 self.broken += 1
                 return False
             self.unknown += 1
             return None
-        self.suspect = Suspect(source)
+        self.suspect = Suspect(source, header=False)
         return None
 
+    def doubt_header(self, packet: Packet) -> Suspect | None:
+        """A packet whose IPv4 header has a wrong checksum, if it may have arrived all the same."""
+        self.opener = None
+        if not self._auto or not isinstance(packet.l4, Segment):
+            return None
+        return Suspect(self.source_of(packet.src), header=True)
+
+    def is_thrown_away(self, suspect: Suspect) -> bool:
+        """Settle the checksum of an IPv4 header; it is forgiven where one like it arrived."""
+        if any(watched.acknowledged for watched in suspect.source.headers):
+            self.forgiven += 1
+            return False
+        return True
+
     def source_of(self, address: bytes) -> Source:
-        """The statistics of `address`, created if necessary."""
+        """The checksums that `address` sent."""
         source = self._sources.get(address)
         if source is None:
             source = self._sources[address] = Source()
@@ -197,19 +225,19 @@ class ChecksumJudge:
         end: int,
         proto: int,
     ) -> bool:
-        """Count the transport checksum of a whole packet if it is correct, unfinished or ignored.
+        """Count the transport checksum of a whole packet, if it is right, unfinished or ignored.
 
         Args:
-            source: Statistics of its sender.
-            octets: Octets that contain the packet.
-            packet: Offset of its IP header.
-            addresses: Offset of its addresses.
-            start: Offset of its transport header.
-            end: Offset of its end.
+            source: The checksums of its sender.
+            octets: What holds the packet.
+            packet: Where it starts.
+            addresses: Where its addresses start, which directly precede the transport header.
+            start: Where that starts.
+            end: Where the packet ends.
             proto: Its protocol, TCP or UDP.
 
         Returns:
-            False for any other wrong checksum, which it does not count.
+            False for any other wrong checksum, which is not counted.
         """
         if self._ignores:
             return True
@@ -223,7 +251,7 @@ class ChecksumJudge:
         return False
 
     def settle(self, opening: Opening) -> None:
-        """Count the checksum of a SYN by what later frames showed."""
+        """Count the checksum of a SYN, by what the capture has shown since."""
         peer = opening.peer
         if peer.packets or peer.asked_index or opening.source.offloads:
             self.forgiven += 1
@@ -232,11 +260,11 @@ class ChecksumJudge:
             self.unanswered += 1
 
     def header_ok(self, octets: bytes) -> bool:
-        """Whether the checksum of an IPv4 header is correct or to be ignored.
+        """Whether the checksum of an IPv4 header is right, or not to be held against the packet.
 
-        Tools that rewrite addresses leave wrong checksums in most packets of a file; if most are
-        correct, a wrong one means damage. A packet of length 0 is yet to be segmented, and each
-        segment gets a header of its own.
+        Tools that rewrite addresses leave wrong ones behind, in most packets of a file; where most
+        are right, a wrong one was damaged on the way. A packet of length 0 is yet to be cut into
+        segments, each with a header of its own.
         """
         if octets[2] == 0 and octets[3] == 0:
             return True
@@ -249,12 +277,12 @@ class ChecksumJudge:
         return self._auto and self.headers_right < _RIGHT_PER_WRONG * self._headers_wrong
 
     def is_broken(self, suspect: Suspect) -> bool:
-        """Decide and count an uncertain checksum by what later frames showed."""
+        """Settle and count an uncertain checksum, by what the capture has shown since."""
         watched = suspect.watched
         if watched is not None and watched.acknowledged:
             self.forgiven += 1
             return False
-        if _finishes(suspect.source):
+        if _finishes(suspect.source) and not (watched is not None and watched.forgotten):
             self.broken += 1
             return True
         self.unknown += 1
@@ -262,12 +290,12 @@ class ChecksumJudge:
 
 
 def _finishes(source: Source) -> bool:
-    """Whether the capture has packets of `source` with computed checksums."""
+    """Whether the capture shows packets of `source` with finished checksums."""
     return source.right >= _RIGHT_PER_WRONG * source.wrong
 
 
 def _is_offload(packet: Packet, octets: bytes, source: Source) -> bool:
-    """Whether segmentation or checksum offload explains a wrong checksum."""
+    """Whether a wrong checksum has a form that segmentation or checksum offload leaves."""
     if packet.length > _LONGEST_ORDINARY and not source.finishes_long:
         return True
     if octets[0] >> 4 == 4 and octets[2] == 0 and octets[3] == 0:

@@ -1,42 +1,48 @@
 # SPDX-License-Identifier: MIT
 """Whether a finding may be due to the capture rather than to conntrack.
 
-The kernel saw all packets in their order; a file contains those that the capture kept, in the order
-of the capture's queues. `replay.streams` records evidence of such differences. A finding is in
-doubt if a difference can explain it; a stray far outside its stream is not in doubt.
+The kernel saw the packets; a file shows those that the capture kept, in the order that the
+capture's queues gave. `replay.streams` records what proves the difference. A finding is in doubt
+where such a difference can explain it; a stray far outside its stream is not.
 """
 
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
+from nfq_guard.conntrack.sysctls import TCP_TIMEOUTS_S
 from nfq_guard.finding import Finding, Reason
+from nfq_guard.flow import TcpState
 from nfq_guard.replay.stream import Beyond, Doubt, Jump, Proof, Stream, Watched
 from nfq_guard.replay.streams import REORDER_FRAMES, Streams
 from nfq_guard.wire.packet import Segment
 
-# Proven by the packet alone, whatever the file lacks.
+# The packet alone proves these, whatever else the file lacks.
 _BY_ITSELF = frozenset(
     {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.UNSUPPORTED}
 )
+
+_CLOSE_S: Final = TCP_TIMEOUTS_S[TcpState.CLOSE]
 
 
 @final
 @dataclass(slots=True)
 class Place:
-    """The position of an INVALID segment in its stream, kept until later frames decide.
+    """Where in its stream an INVALID segment was, kept until the stream has shown more.
 
     Attributes:
         stream: Its stream.
         sender: 0 or 1, as in `Stream.sides`.
-        index: Its position in the stream.
-        jump: Set if it is far ahead of its stream.
-        beyond: Set if it acknowledges bytes that were not in the file so far.
-        watched: Whether it was acknowledged or repeated; set if it continues its stream and takes
-            up sequence space.
-        ahead: Whether it is an RST ahead of the stream of either end.
+        index: Its position there.
+        jump: Set when it is far ahead of its stream.
+        beyond: Set when it acknowledges bytes that the file did not hold.
+        watched: Its own fate, where it carries something and continues its stream.
+        heard: How many segments its receiver had sent.
+        ahead: Whether it is an RST ahead of what the file shows of either end.
         untracked: Whether conntrack had no entry for its stream up to it.
-        unseen: Whether, in addition, the beginning of its stream is not in the file.
-        reordered: Whether frames of its receiver just before it are out of order.
+        unseen: Whether the file lacks the beginning of its stream, and the host that saw it may
+            have an entry.
+        reordered: Whether frames of its receiver, just before it, are not in the order of their
+            sequence numbers.
     """
 
     stream: Stream
@@ -45,6 +51,7 @@ class Place:
     jump: Jump | None
     beyond: Beyond | None
     watched: Watched | None
+    heard: int
     ahead: bool
     untracked: bool
     unseen: bool
@@ -58,15 +65,15 @@ class Doubted:
 
     Attributes:
         kind: The kind of difference between the file and what the kernel saw.
-        proof: The nearest evidence of it; None if no single frame shows it.
+        proof: The nearest place that shows it; None where no single frame does.
     """
 
     kind: Doubt
     proof: Proof | None = None
 
 
-def place_of(streams: Streams, segment: Segment) -> Place | None:
-    """The place of the last segment that `streams` followed."""
+def place_of(streams: Streams, segment: Segment, now: float) -> Place | None:
+    """The place of the last segment that `streams` followed, at `now`, seconds as in `Outcome`."""
     stream = streams.stream
     if stream is None:
         return None
@@ -78,11 +85,24 @@ def place_of(streams: Streams, segment: Segment) -> Place | None:
         streams.jump,
         streams.beyond,
         watched,
+        stream.sides[1 - streams.sender].packets,
         streams.ahead,
         not stream.tracked,
-        not (stream.tracked or stream.strayed) and stream.began_before,
+        _is_unseen(streams, stream, now),
         _is_reordered(streams, stream),
     )
+
+
+def _is_unseen(streams: Streams, stream: Stream, now: float) -> bool:
+    """Whether a stream may have an entry on a host that saw its beginning.
+
+    An entry made in the middle of the stream, whose answers are not in the file, ends sooner: at
+    the first RST, and when it is silent for minutes instead of days.
+    """
+    if stream.strayed or not stream.began_before:
+        return False
+    answered = stream.sides[1 - streams.sender].packets > 0
+    return not (stream.tracked and answered) or now - stream.killed_at < _CLOSE_S
 
 
 def _is_reordered(streams: Streams, stream: Stream) -> bool:
@@ -97,13 +117,13 @@ def _is_reordered(streams: Streams, stream: Stream) -> bool:
 def doubt_of(
     finding: Finding, place: Place | None, *, began: bool, incomplete: bool, drops: bool
 ) -> Doubted | None:
-    """Why `finding` is in doubt; None if it is not.
+    """Why `finding` is in doubt; None where it is not.
 
     Args:
-        finding: The finding by conntrack's rules from the packets in the file.
-        place: The segment's place; None for a packet other than a TCP segment.
-        began: Whether the file holds the beginning of the packet's SCTP association; True for a
-            packet of another protocol.
+        finding: What conntrack's rules say of the packets in the file.
+        place: The segment's place; None for other packets than TCP segments.
+        began: Whether the file holds the beginning of a packet's SCTP association; of another
+            packet, True.
         incomplete: Whether any stream of the file proves that frames are missing.
         drops: Whether the capture reports frames that it dropped.
     """
@@ -113,7 +133,7 @@ def doubt_of(
         # The host that saw the beginning may have had an entry.
         return Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
     if place is None:
-        # A missing frame may be the one that opened the entry or that the ICMP error quotes.
+        # The packet that opened the entry, or that an ICMP error quotes, may be among them.
         return _elsewhere(incomplete=incomplete, drops=drops)
     jump = place.jump
     if jump is not None and not jump.confirmed:
@@ -125,19 +145,18 @@ def doubt_of(
     if proof is not None:
         return Doubted(kind=proof.kind, proof=proof)
     if finding.reason is Reason.ACK_OVER and beyond is None and place.reordered:
-        # The acknowledged data is in the file. Conntrack rejects it because of the order alone.
+        # The file holds what it acknowledges. Conntrack lost track of that by the order alone.
         return Doubted(kind=Doubt.OUT_OF_ORDER)
     if beyond is not None and finding.reason is Reason.ACK_OVER:
-        # The stream ends here, or its sender fell silent: nothing disproves the number.
+        # The stream ends here, or its sender fell silent: nothing proves the number wrong.
         sender = 1 - place.sender
         missing = (beyond.ack - beyond.start) & 0xFFFFFFFF
         own = Proof(Doubt.UNSEEN_DATA, place.index, beyond.frame, sender, beyond.start, missing)
         return Doubted(kind=Doubt.UNSEEN_DATA, proof=own)
     if place.ahead and place.stream.alive < place.index:
-        # The stream has no later segment that would show it to be forged.
+        # Nothing of its stream follows that would show it to be forged.
         return Doubted(kind=Doubt.UNSEEN_DATA)
-    watched = place.watched
-    if finding.reason is Reason.SEQ_OVER and watched is not None and watched.acknowledged:
+    if finding.reason is Reason.SEQ_OVER and _may_have_room(place):
         return Doubted(kind=Doubt.UNSEEN_WINDOW)
     if drops:
         return Doubted(kind=Doubt.CAPTURE_DROPS)
@@ -146,10 +165,23 @@ def doubt_of(
     return None
 
 
-def _lacks_one_answer(place: Place) -> bool:
-    """Whether the stream may lack just one segment of its other end, such as the SYN+ACK.
+def _may_have_room(place: Place) -> bool:
+    """Whether a segment beyond the window may have been within one that the file does not show.
 
-    An end that the host never sees lacks more than one.
+    No healthy sender goes on beyond the window. Only what its receiver does next tells which of
+    the two it is.
+    """
+    watched = place.watched
+    if watched is None or watched.repeated:
+        return False
+    silent = place.stream.sides[1 - place.sender].packets == place.heard
+    return watched.acknowledged or watched.forgotten or silent
+
+
+def _lacks_one_answer(place: Place) -> bool:
+    """Whether all that the stream lacks of its other end may be one segment, as its SYN+ACK.
+
+    Of an end that the host does not see, there is more.
     """
     peer = place.stream.sides[1 - place.sender]
     return not peer.packets and peer.asked_index > 0 and not peer.went_on

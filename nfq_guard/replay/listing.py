@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The TCP streams that a replay lists, in order of their beginning."""
+"""The TCP streams that a replay lists, in the order in which they began."""
 
 from typing import Final, final
 
 from nfq_guard.replay.stream import Stream
 
-# Maximum number of listed streams.
+# Streams that are listed at most.
 MOST_LISTED: Final = 10_000
 
 
@@ -19,12 +19,12 @@ class Listing:
     """
 
     def __init__(self) -> None:
-        """Start with an empty list."""
+        """An empty list."""
         self.streams: list[Stream] = []
         self.others = 0
 
     def take(self, stream: Stream) -> None:
-        """Add a new stream unless the list is full."""
+        """List a stream that begins, unless the list is full."""
         if len(self.streams) < MOST_LISTED:
             self.streams.append(stream)
             stream.listed = True

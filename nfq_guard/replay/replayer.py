@@ -10,7 +10,7 @@
 
 Each frame is decoded to an IP packet, fragments are reassembled, and each whole packet goes through
 the flow table. Only packets to be shown become an `Outcome`. An outcome is held until later frames
-decide whether the capture is complete there (`replay.doubt`, `replay.checksums`); outcomes are
+have shown whether the capture is complete there (`replay.doubt`, `replay.checksums`); outcomes are
 returned in the order of their frames.
 """
 
@@ -37,7 +37,7 @@ from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_pl
 from nfq_guard.replay.doubt import doubt_of, place_of
 from nfq_guard.replay.halves import Halves
 from nfq_guard.replay.outcome import Outcome
-from nfq_guard.replay.packets import COPIED, PacketReader
+from nfq_guard.replay.packets import COPIED, DROPPED_BEFORE, PacketReader
 from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.replay.shortcut import Shortcut
 from nfq_guard.replay.stream import Doubt, Proof, Stream
@@ -47,6 +47,7 @@ from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import (
     CHECKSUM_GOOD,
     CHECKSUM_UNVERIFIED,
+    RST,
     SYN,
     Malformed,
     Packet,
@@ -58,10 +59,10 @@ from nfq_guard.wire.packet import (
 from nfq_guard.wire.sctp import INIT
 from nfq_guard.wire.tcp import options_are_cut
 
-# Result of `Replayer.follow` if conntrack would see no packet in the frame.
+# What `Replayer.follow` answers when conntrack would see no packet in a frame.
 CT_NONE: Final = -1
 
-# Maximum number of held outcomes; beyond it the oldest is settled with what is known.
+# Outcomes held at most; then the oldest is settled by what is known.
 MOST_RESETS: Final = 1_000
 MOST_HELD: Final = 20_000
 
@@ -70,7 +71,7 @@ _PREROUTING: Final = int(Hook.PREROUTING)
 
 @final
 class _Undecided:
-    """The policy of replays without one: it allows everything."""
+    """A policy for replays in which only the reason is of interest."""
 
     shadow = None
 
@@ -95,20 +96,21 @@ class Replayer:
 
     Attributes:
         table: The flows.
-        reader: Extracts the packet of each frame.
-        by_ctstate: Number of packets that conntrack saw, by `conntrack.table` code.
-        ignored: Number of these that left their flow unchanged.
-        streams: The TCP streams as the capture shows them.
-        drops: Frames that the capture itself reports as dropped; set by the caller.
-        cut_options: TCP segments whose options were not captured completely.
-        copies: Finds frames that repeat a packet; these are not judged.
+        reader: Takes the packet out of each frame.
+        by_ctstate: How many packets conntrack saw, by `conntrack.table` code.
+        ignored: How many of them were ignored.
+        streams: What the capture shows of each TCP stream.
+        drops: Frames that the capture itself reports as dropped; set by the reader's owner.
+        cut_options: TCP segments in whose options the capture ends.
+        copies: Looks for frames that show a packet again; those are not judged.
         translations: Flows whose address translation the capture shows.
-        resets: The first RSTs that answer an INVALID packet, each by its frame and that packet.
-        caused_resets: Number of RSTs that answer an INVALID packet.
+        resets: RSTs that answer an INVALID packet, the first ones; each with its frame and that
+            packet.
+        caused_resets: How many there are.
     """
 
     def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
-        """Begin with an empty table; without a policy every packet is allowed."""
+        """Begin with an empty table; without a policy nothing is decided."""
         self._settings = settings
         self._policy = policy
         self.copies = Copies()
@@ -117,7 +119,7 @@ class Replayer:
         self.drops = 0
         self.cut_options = 0
         self.translations = 0
-        # SCTP flows whose INIT is in the file.
+        # Of SCTP, those whose INIT is in the file.
         self._associations: set[FlowKey] = set()
         self._held: deque[Outcome] = deque()
         self._openings: deque[Opening] = deque()
@@ -132,7 +134,7 @@ class Replayer:
             sysctls=settings.sysctls,
         )
         self.by_ctstate = [0] * len(CTSTATES)
-        # Packets that `by_ctstate` counts at the end of a batch.
+        # Those of them that `by_ctstate` counts at the end of a batch.
         self._established = 0
         self.ignored = 0
         self.resets: list[tuple[int, Passed]] = []
@@ -147,7 +149,7 @@ class Replayer:
 
     @property
     def now(self) -> float:
-        """Time of the last frame, in seconds since the first."""
+        """Seconds since the first frame, at the last one."""
         return self.reader.now
 
     @property
@@ -203,7 +205,7 @@ class Replayer:
         return shown
 
     def _follow_shortcut(self, frame: Frame) -> int:
-        """`follow` for a frame that can take the shortcut; else `CT_NONE`, and nothing changes."""
+        """`follow`, where the frame takes the shortcut; else `CT_NONE`, with nothing changed."""
         reader = self.reader
         now = reader.time_of(frame)
         way = self._shortcut.find(frame, now)
@@ -231,7 +233,7 @@ class Replayer:
         return code
 
     def _follow_inner(self, held: deque[Outcome]) -> None:
-        """Follow the packets inside the last one, at every depth."""
+        """Follow the packets inside the last one, as many as are nested."""
         reader = self.reader
         for _ in range(MOST_NESTED):
             frame = reader.inner
@@ -243,7 +245,7 @@ class Replayer:
                 held.append(self.outcome(frame, code))
 
     def finish(self) -> list[Outcome]:
-        """End the capture, and return the outcomes that were still held."""
+        """End the capture: the outcomes that were still held."""
         shown: list[Outcome] = []
         while self._held:
             self._settle(self._held.popleft(), shown)
@@ -252,9 +254,9 @@ class Replayer:
         return shown
 
     def follow(self, frame: Frame) -> int:
-        """Follow one frame; returns a code of `conntrack.table`, or `CT_NONE`.
+        """Follow one frame: a code of `conntrack.table`, or `CT_NONE`.
 
-        A packet whose checksum is uncertain is followed as an intact one.
+        A packet whose checksum is in doubt is followed as a whole one.
         """
         reader = self.reader
         self._cause = None
@@ -266,36 +268,21 @@ class Replayer:
             return CT_NONE
         self._pair(packet)
         code = table.track(packet, reader.now, reader.checksum_ok)
+        if code == CT_INVALID and reader.suspect is not None and reader.suspect.header:
+            # It fits no flow: nothing speaks for its arrival.
+            reader.suspect = None
+            reader.no_packet(DROPPED_BEFORE)
+            return CT_NONE
         if code == CT_INVALID and table.reason is Reason.NO_ENTRY and self.copies.last is not None:
             self.copies.last.strayed = self.copies.last.frame == frame.number
         self.by_ctstate[code] += 1
         if table.ignored is not None:
             self.ignored += 1
-        key = table.key
-        if key is not None and isinstance(packet, Packet):
-            segment = packet.l4
-            if isinstance(segment, Segment):
-                suspect = reader.suspect
-                harmed = suspect is not None or reader.checksum_ok is False
-                cut = options_are_cut(packet, segment)
-                if cut:
-                    self.cut_options += 1
-                self.streams.follow(
-                    table.entry,
-                    table.direction,
-                    key,
-                    segment,
-                    frame.number,
-                    cut,
-                    reader.late,
-                    harmed,
-                )
-                if suspect is not None:
-                    suspect.watched = self.streams.watch(segment)
-                self._await_answer(reader.checksums)
         if isinstance(packet, Packet):
             l4 = packet.l4
             if isinstance(l4, Segment):
+                if table.key is not None:
+                    self._follow_segment(packet, l4, table.key, frame.number)
                 self._link_reset(packet, l4, frame.number)
             elif code == CT_NEW and isinstance(l4, SctpPacket) and l4.chunks[0].type == INIT:
                 if len(self._associations) >= self._settings.capacity:
@@ -303,8 +290,35 @@ class Replayer:
                 self._associations.add(flow_key(packet))
         return code
 
+    def _follow_segment(self, packet: Packet, segment: Segment, key: Key, frame: int) -> None:
+        """Put the last segment into its stream, which tells more of it later."""
+        reader = self.reader
+        suspect = reader.suspect
+        harmed = suspect is not None or reader.checksum_ok is False
+        cut = options_are_cut(packet, segment)
+        if cut:
+            self.cut_options += 1
+        table = self.table
+        self.streams.follow(
+            table.entry, table.direction, key, segment, frame, cut, reader.late, harmed
+        )
+        if suspect is not None:
+            watched = self.streams.watch(segment)
+            if watched is not None:
+                suspect.watch(watched)
+        self._await_answer(reader.checksums)
+        if segment.flags & RST:
+            self._note_end()
+
+    def _note_end(self) -> None:
+        """Record that the last segment, an RST, ended its entry at once."""
+        entry = self.table.entry
+        stream = self.streams.stream
+        if entry is not None and stream is not None and entry.gone:
+            stream.killed_at = self.now
+
     def _pair(self, packet: Packet | Malformed) -> None:
-        """Record the translation of a flow, given its SYN+ACK with another tuple."""
+        """Record the translation of a flow whose SYN+ACK, this one, has another tuple."""
         if not isinstance(packet, Packet):
             return
         segment = packet.l4
@@ -316,7 +330,7 @@ class Replayer:
             self.translations += 1
 
     def _await_answer(self, checksums: ChecksumJudge) -> None:
-        """Keep the last packet's checksum undecided if it is the SYN of an `Opening`."""
+        """Keep the last packet's checksum open, where it is the SYN of an `Opening`."""
         opener = checksums.opener
         streams = self.streams
         if opener is None or streams.stream is None:
@@ -340,7 +354,7 @@ class Replayer:
             self.resets.append((frame, cause))
 
     def _is_copy(self, frame: Frame, packet: Packet) -> bool:
-        """Whether the frame repeats a packet; records a translation."""
+        """Whether the frame shows a packet again; a translation is recorded."""
         segment = packet.l4
         if not isinstance(segment, Segment):
             return False
@@ -357,8 +371,7 @@ class Replayer:
             return False
         first = copies.first
         if kind == TRANSLATED and first is not None and first.strayed:
-            # The packet left translated, so the host had an entry: earlier frames are missing or
-            # late.
+            # It left translated, so the host had an entry: earlier frames are missing or late.
             self.streams.lack(first.key, segment, frame.number)
             self.streams.lack(key, segment, frame.number)
         if kind == TRANSLATED and first is not None and self.table.translate(first.key, key):
@@ -393,8 +406,11 @@ class Replayer:
         outcome.cause = self._cause
         if reader.suspect is not None:
             outcome.suspect = reader.suspect
-            outcome.if_broken = self._invalid(frame, packet, CHECKSUM_UNVERIFIED)
-            outcome.if_broken.cause = self._cause
+            if reader.suspect.header:
+                outcome.if_broken = Outcome(frame, None, None, reader.now, DROPPED_BEFORE)
+            else:
+                outcome.if_broken = self._invalid(frame, packet, CHECKSUM_UNVERIFIED)
+                outcome.if_broken.cause = self._cause
         return outcome
 
     def _invalid(self, frame: Frame, packet: Packet | Malformed, checksum: int) -> Outcome:
@@ -402,7 +418,7 @@ class Replayer:
         reader = self.reader
         snapshot = self.table.snapshot()
         if snapshot is not None:
-            # This value was made for the call and does not change afterwards.
+            # This value was made for the call and is not changed from here on.
             snapshot.status |= self._settings.nat_status
         queued = Queued(reader.octets, _PREROUTING, "", "", 0, checksum)
         judgment = self._engine.judge_packet(queued, packet, snapshot, Evidence.REPLAY, reader.now)
@@ -418,7 +434,7 @@ class Replayer:
             direction=0 if snapshot is None else snapshot.direction,
         )
         if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
-            outcome.place = place_of(self.streams, packet.l4)
+            outcome.place = place_of(self.streams, packet.l4, reader.now)
             rule = "" if self._policy is None else judgment.decision.rule
             passed = Passed(reader.now, judgment.finding.reason, rule, frame.number)
             self._resets.add(packet, packet.l4, passed)
@@ -427,13 +443,20 @@ class Replayer:
         return outcome
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
-        """Decide what was uncertain about an outcome; append the outcome if it is to be shown."""
+        """Settle what was uncertain about an outcome; append the outcome if it is to be shown."""
         outcome = held
         suspect = held.suspect
         if suspect is not None and held.if_broken is not None:
-            if self.reader.checksums.is_broken(suspect):
+            checksums = self.reader.checksums
+            if suspect.header:
+                if checksums.is_thrown_away(suspect):
+                    outcome = held.if_broken
+                    self._uncount(held)
+                    self.reader.count_absent(DROPPED_BEFORE)
+            elif checksums.is_broken(suspect):
                 outcome = held.if_broken
-                self._recount(held)
+                self._uncount(held)
+                self.by_ctstate[CT_INVALID] += 1
             held.suspect = None
             held.if_broken = None
         finding = outcome.finding
@@ -450,7 +473,7 @@ class Replayer:
             )
             outcome.doubted = doubted
             if doubted is not None and doubted.kind is Doubt.UNSEEN_WINDOW and place is not None:
-                # From here on conntrack's window lags, which explains the findings that follow.
+                # Conntrack's window lags from here on; the findings after it follow from that.
                 place.stream.prove(
                     Proof(
                         Doubt.UNSEEN_WINDOW,
@@ -469,17 +492,16 @@ class Replayer:
         outcome.place = None
         shown.append(outcome)
 
-    def _recount(self, followed: Outcome) -> None:
-        """Count a packet as INVALID instead of with its previous ctstate."""
+    def _uncount(self, followed: Outcome) -> None:
+        """Take back the count of a packet's ctstate."""
         assert followed.ctstate is not None  # noqa: S101 - it was followed
         self.by_ctstate[CTSTATES.index(followed.ctstate)] -= 1
-        self.by_ctstate[CT_INVALID] += 1
         if followed.ignored is not None:
             self.ignored -= 1
 
 
 def _turn_back(packet: Packet, segment: Segment, arriving: Key) -> None:
-    """Replace a translated packet's tuple by the one with which it arrived and was judged."""
+    """Give a translated packet the tuple with which it arrived, and was judged."""
     packet.src, packet.dst, ports, _ = arriving
     segment.sport = ports >> 16
     segment.dport = ports & 0xFFFF

@@ -112,8 +112,8 @@ def harmed(talk: Conversation) -> None:
     frame.octets = bytes(octets)
 
 
-def download() -> Conversation:
-    talk = Conversation()
+def download(sport: int = 40000) -> Conversation:
+    talk = Conversation(sport=sport)
     talk.open()
     for start in range(1, 5001, 1000):
         talk.server("A", start, 1, length=1000)
@@ -267,6 +267,53 @@ def test_broken_ip_header_reaches_no_rule() -> None:
     replayer = Replayer(ReplaySettings())
     assert [*replayer.replay(talk.frames), *replayer.finish()] == []
     assert replayer.reader.without_packet == {"an IP header that the kernel throws away": 2}
+
+
+def test_broken_ip_header_that_fits_no_flow() -> None:
+    talk = download()
+    talk.server("FA", 1, 1)
+    broken = bytearray(with_header_sum(talk.frames[-1].octets, b"\x12\x34"))
+    broken[15] = 77
+    talk.frames[-1].octets = bytes(broken)
+    replayer = Replayer(ReplaySettings())
+    assert [*replayer.replay(talk.frames), *replayer.finish()] == []
+    assert replayer.reader.without_packet == {"an IP header that the kernel throws away": 1}
+
+
+@pytest.mark.parametrize("place", range(7))
+def test_header_sum_of_a_segment_that_arrived(place: int) -> None:
+    """A tool left it behind: the receiver acknowledged what it would have lost."""
+    talk = Conversation()
+    talk.open()
+    for start in (1, 1001):
+        talk.server("A", start, 1, length=1000)
+        talk.client("A", 1, start + 1000)
+    frame = talk.frames[place]
+    frame.octets = with_header_sum(frame.octets, b"\x12\x34")
+    replayer = Replayer(ReplaySettings())
+    frames = download(50_000).frames + talk.frames
+    assert [*replayer.replay(frames), *replayer.finish()] == []
+    carries = place in {0, 1, 3, 5}
+    thrown = {} if carries else {"an IP header that the kernel throws away": 1}
+    assert replayer.reader.without_packet == thrown
+    assert replayer.reader.checksums.forgiven == carries
+    assert replayer.packets == len(frames) - (not carries)
+
+
+def test_headers_of_a_host_whose_segments_arrive() -> None:
+    """Where one segment of it arrived, so did the acknowledgements before it."""
+    talk = Conversation()
+    talk.open()
+    talk.client("A", 1, 1)
+    talk.client("PA", 1, 1, length=10)
+    talk.server("A", 1, 11)
+    for frame in talk.frames[2:5]:
+        frame.octets = with_header_sum(frame.octets, b"\x12\x34")
+    replayer = Replayer(ReplaySettings())
+    frames = download(50_000).frames + talk.frames
+    assert [*replayer.replay(frames), *replayer.finish()] == []
+    assert replayer.reader.without_packet == {}
+    assert replayer.reader.checksums.forgiven == 3
 
 
 def test_header_sums_that_a_tool_left_behind() -> None:

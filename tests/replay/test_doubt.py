@@ -187,6 +187,45 @@ def test_window_that_is_not_in_the_capture() -> None:
     assert facts(found) == []
 
 
+def unanswered(segments: int) -> Conversation:
+    """A sender far beyond the only window that the file shows, with no answer in it."""
+    talk = Conversation()
+    talk.client("S", 0, win=1000)
+    talk.server("SA", 0, 1, win=1000)
+    talk.client("A", 1, 1, win=1000)
+    for number in range(segments):
+        talk.server("A", 1 + 1000 * number, 1, length=1000)
+    return talk
+
+
+@pytest.mark.parametrize("segments", [100, 2500])
+def test_windows_that_are_not_in_the_capture(segments: int) -> None:
+    """Nothing shows that its receiver refused any of it, however much is in flight."""
+    talk = unanswered(segments)
+    found = invalid(talk.frames)
+    assert len(found) > segments // 2
+    assert facts(found) == []
+    talk.client("A", 1, 1 + 1000 * segments, win=1000)
+    assert facts(invalid(talk.frames)) == []
+
+
+def test_segment_beyond_the_window_that_its_receiver_does_not_take() -> None:
+    talk = unanswered(100)
+    talk.client("A", 1, 1001, win=1000)
+    assert Reason.SEQ_OVER in [
+        one.finding and one.finding.reason for one in facts(invalid(talk.frames))
+    ]
+
+
+def test_jump_to_what_its_receiver_waits_for() -> None:
+    """All before it is missing in the file: its receiver acknowledged that."""
+    talk = conversation()
+    talk.server("PA", 5_000_001, 19, length=1000)
+    talk.client("A", 19, 5_000_001)
+    found = invalid(talk.frames)
+    assert [one.doubted and one.doubted.kind for one in found] == [Doubt.UNSEEN_DATA] * 2
+
+
 def test_strict_doubts_nothing() -> None:
     found = invalid(without(traffic(1), 0.05, 1), strict=True)
     assert found
@@ -415,3 +454,23 @@ def test_ends_of_a_flow_that_began_before_the_capture(begins_with: str) -> None:
     gone.server("A", 1, 1)
     gone.client("FA", 1, 1, wait=6 * 86_400)
     assert len(facts(invalid(damaged_beside(gone)))) == 1
+
+
+@pytest.mark.parametrize("wait", [0.01, 11.0])
+def test_end_behind_an_rst_in_a_flow_that_began_before_the_capture(wait: float) -> None:
+    """An RST ends an entry without an answer at once; one that has seen more lasts ten seconds."""
+    talk = Conversation()
+    talk.server("PA", 1, 1, length=50)
+    talk.client("R", 1)
+    talk.server("FA", 51, 1, wait=wait)
+    assert len(invalid(talk.frames)) == 1
+    assert len(facts(invalid(talk.frames))) == (wait > 10)
+
+
+def test_end_of_one_direction_that_began_before_the_capture() -> None:
+    """Silent for longer than an entry without answers lasts, not longer than one with them."""
+    talk = Conversation()
+    talk.server("PA", 1, 1, length=50)
+    talk.server("FA", 51, 1, wait=400.0)
+    assert len(invalid(talk.frames)) == 1
+    assert facts(invalid(talk.frames)) == []

@@ -47,7 +47,6 @@ def test_json_keys() -> None:
             "max_rate_pps",
             "rules",
             "raw_rules",
-            "pods",
             "queues",
             "reasons",
             "actions",
