@@ -15,8 +15,9 @@ from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import columns, paint, write_json, write_line
 from nfq_guard.errors import EXIT_OK, UnavailableError, UsageError
 from nfq_guard.finding import Breach
-from nfq_guard.kernlog.groups import Groups, LoggedRecord
+from nfq_guard.kernlog.groups import Groups, LoggedRecord, notice_records
 from nfq_guard.kernlog.lines import LogReader
+from nfq_guard.kernlog.notices import Notice
 from nfq_guard.names import endpoint
 from nfq_guard.replay.words import breach_gist
 from nfq_guard.seqno import Seq
@@ -34,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Explain the packets in the kernel's log: those that conntrack logged itself "
         "(net.netfilter.nf_conntrack_log_invalid) with their reason, those of LOG rules, such as "
-        "[UFW BLOCK], with what their line proves."
+        "[UFW BLOCK], with what their line proves; and what the kernel says of packets and lines "
+        "that it only counts, such as those that a full conntrack table dropped."
     )
     parser.add_argument(
         "log",
@@ -58,13 +60,16 @@ def run(args: argparse.Namespace) -> int:
         for packet in reader.read(stream):
             groups.add(packet)
     records = groups.records()
+    noticed = notice_records(reader.notices)
     if args.format == "json":
-        for record in records:
+        for record in (*records, *noticed):
             write_json(record)
     else:
         for _, same in groupby(records, _case):
             _show(list(same))
-        if not records:
+        for notice, record in zip(reader.notices, noticed, strict=True):
+            _show_notice(notice, record)
+        if not (records or noticed):
             write_line(f"no packet in {reader.lines} lines")
     if reader.skipped:
         sys.stderr.write(
@@ -133,15 +138,25 @@ def _show(records: list[LoggedRecord]) -> None:
     write_line()
 
 
+def _show_notice(notice: Notice, record: LoggedRecord) -> None:
+    count = record["packets"]
+    verdict = ", dropped" if notice.dropped else ""
+    counted = f"{count} {notice.unit}{'s' if count != 1 else ''}"
+    write_line(paint(f"{notice.title}{verdict}: {counted}", Style.BOLD))
+    _paragraph("  Kernel: ", _quoted(record["text"]))
+    _paragraph("  Meaning: ", notice.meaning)
+    _paragraph("  Next: ", notice.next)
+    write_line(f"  {_lines(record)}")
+    write_line()
+
+
 def _verdict(record: LoggedRecord) -> str:
     verdict = record["verdict"]
     return "INVALID" if verdict == "invalid" else verdict
 
 
 def _flow(record: LoggedRecord) -> str:
-    lines = f"line {record['first_line']}"
-    if record["last_line"] != record["first_line"]:
-        lines = f"lines {record['first_line']} to {record['last_line']}"
+    lines = _lines(record)
     if record["proto"] is None:
         return f"other flows: {_packets(record['packets'])}, {lines}"
     source = endpoint(record["src"], record["sport"])
@@ -154,6 +169,12 @@ def _flow(record: LoggedRecord) -> str:
         )
         gist = f", {breach_gist(breach)}"
     return f"{ends}: {_packets(record['packets'])}, {lines}{gist}"
+
+
+def _lines(record: LoggedRecord) -> str:
+    if record["last_line"] == record["first_line"]:
+        return f"line {record['first_line']}"
+    return f"lines {record['first_line']} to {record['last_line']}"
 
 
 def _packets(count: int) -> str:

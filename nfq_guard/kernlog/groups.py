@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The packets of a log by reason and flow, with what each reason means and what to do next."""
 
+from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple, TypedDict, final
 
 from nfq_guard.conntrack.log_text import is_conntrack_log, parse_ignored, parse_log
@@ -17,6 +18,7 @@ from nfq_guard.conntrack.states import (
 from nfq_guard.finding import Breach, Ignored, Reason
 from nfq_guard.glossary import IGNORED, REASONS
 from nfq_guard.kernlog.lines import LoggedPacket
+from nfq_guard.kernlog.notices import Notice, Noticed
 from nfq_guard.names import tcp_flags
 from nfq_guard.seqno import Seq, distance
 from nfq_guard.wire.tcp import highest_acknowledged
@@ -26,7 +28,8 @@ MAX_FLOWS: Final = 10_000
 # And more reasons than this together: rules may have any number of prefixes.
 MAX_CASES: Final = 1000
 
-Verdict = Literal["invalid", "passes", "depends on the kernel", "not said"]
+Verdict = Literal["invalid", "passes", "dropped", "depends on the kernel", "not said"]
+Source = Literal["conntrack", "rule", "kernel"]
 
 _ADVICE: Final = {
     Reason.SEQ_OVER: "Check that both directions of the flow pass this host, and that no offload "
@@ -68,6 +71,10 @@ _RULE_LOGGED: Final = (
     "A rule of the packet filter logged it, with a prefix of its own. The line does not say why "
     "the rule matched, nor whether conntrack called the packet INVALID."
 )
+_TRACED: Final = (
+    "A TRACE rule follows the packet: each rule and policy that it meets has a line, so that these "
+    "are lines, not packets. They show its way, not whether conntrack called it INVALID."
+)
 _KINDS: Final = {
     CLASS_SYN: "Its flags open a connection.",
     CLASS_SYNACK: "Its flags answer a SYN.",
@@ -107,15 +114,17 @@ class LoggedRecord(TypedDict):
     """The packets of one flow that were logged for one reason.
 
     Attributes:
-        source: Who wrote the text: conntrack itself or a rule of the packet filter.
-        text: Conntrack's text or the rule's prefix, of the first packet.
+        source: Who wrote the text: conntrack itself or a rule of the packet filter, of a packet
+            that the line has; or the kernel, of packets or lines that it only counts.
+        text: Conntrack's text or the rule's prefix, of the first packet; else the kernel's.
         verdict: What the line says of conntrack's verdict.
         reason: Why conntrack calls the packets INVALID; null where the line does not prove it.
         ignored: Why the packets pass without being taken into account; null for other packets.
-        packets: How many there are.
+        packets: How many there are; of lines that are left out or lost, how many lines.
         first_line: Line of the first.
         last_line: Line of the last.
-        proto: Protocol; null for packets of flows beyond those that are listed.
+        proto: Protocol; null for packets of flows beyond those that are listed, and where the
+            kernel only counts.
         src: Source address; null as `proto`.
         sport: Source port; null without one.
         dst: Destination address; null as `proto`.
@@ -126,7 +135,7 @@ class LoggedRecord(TypedDict):
         next: What to do next.
     """
 
-    source: Literal["conntrack", "rule"]
+    source: Source
     text: str
     verdict: Verdict
     reason: Reason | None
@@ -158,7 +167,7 @@ class Case(NamedTuple):
         flags: TCP flags of a packet that a rule logged.
     """
 
-    source: Literal["conntrack", "rule"]
+    source: Source
     prefix: str
     verdict: Verdict
     reason: Reason | None
@@ -304,6 +313,8 @@ def _meaning(case: Case) -> str:
             kind = f"{REASONS[case.reason].sentences} {_BAD_FLAGS} "
         elif case.flags is not None:
             kind = f"{_KINDS[SEGMENT_CLASS[case.flags]]} "
+        if case.prefix.startswith("TRACE: "):
+            return kind + _TRACED
         return kind + (_INVALID_RULE if "invalid" in case.prefix.lower() else _RULE_LOGGED)
     if case.reason is not None:
         return _OVERSHOOT if case.ignored is not None else REASONS[case.reason].sentences
@@ -317,3 +328,29 @@ def _next(case: Case, src: str) -> str:
     if case.verdict == "passes":
         return "Nothing: the packet was forwarded with its flow."
     return capture if case.reason is None else f"{_ADVICE[case.reason]} {capture}"
+
+
+def notice_records(notices: Mapping[Notice, Noticed]) -> list[LoggedRecord]:
+    """One record a kind of line without a packet."""
+    return [
+        LoggedRecord(
+            source="kernel",
+            text=noticed.text,
+            verdict="dropped" if notice.dropped else "not said",
+            reason=None,
+            ignored=None,
+            packets=noticed.count,
+            first_line=noticed.first_line,
+            last_line=noticed.last_line,
+            proto=None,
+            src=None,
+            sport=None,
+            dst=None,
+            dport=None,
+            tcp_flags=None,
+            breach=None,
+            meaning=notice.meaning,
+            next=notice.next,
+        )
+        for notice, noticed in notices.items()
+    ]

@@ -11,6 +11,7 @@ from typing import BinaryIO, Final, NamedTuple, final
 
 import msgspec
 
+from nfq_guard.kernlog.notices import Notice, Noticed, notice_at
 from nfq_guard.names import address, address_bytes
 from nfq_guard.wire.packet import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG
 
@@ -25,9 +26,9 @@ _HEADER: Final = re.compile(
     # dmesg --decode, dmesg --time-format iso
     r"|kern *:\w{1,8} *: ?|\d{4}-\d\d-\d\dT[\d:]{8},\d{1,9}[+-][\d:]{4,5} "
     # ulogd, and syslog without the name of the program
-    r"|\w{3} [ \d]\d [\d:]{8} \S{1,255} (?:\w{1,64}\[\d{1,10}\]: ?)?"
-    # journalctl -o export, verbose and json-pretty
-    r'|\s*(?:MESSAGE=|"MESSAGE" : "))?'
+    r"|\w{3} [ \d]\d [\d:]{8} \S{1,255} (?P<program>\w{1,64}\[\d{1,10}\]: ?)?"
+    # journalctl -o export, verbose and json-pretty; dmesg --json
+    r'|\s*(?:MESSAGE=|"(?:MESSAGE|msg)" ?: "))?'
     r"(?:message repeated (?P<times>\d{1,9}) times: \[ ?)?"
     r"(?:\[(?: *\d{1,12}\.\d{1,9}| *\+\d{1,12}\.\d{1,9}|\w{3} ?[ \d]\d [\d:]{5}"
     r"|\w{3} \w{3} [ \d]\d [\d:]{8} \d{4})(?: <[ +\d.]{1,20}>)?\] ?)?"
@@ -85,9 +86,19 @@ class LoggedPacket(NamedTuple):
 
 
 class _Entry(msgspec.Struct):
-    """What is read of an entry of `journalctl -o json`; MESSAGE is a list if it is not UTF-8."""
+    """What is read of a line that is a JSON object.
 
-    message: str | list[int] = msgspec.field(default="", name="MESSAGE")
+    Attributes:
+        journal: The text, of `journalctl -o json`; a list if it is not UTF-8.
+        message: The same, of shippers such as Filebeat.
+        msg: Of rsyslog.
+        log: Of container runtimes.
+    """
+
+    journal: str | list[int] = msgspec.field(default="", name="MESSAGE")
+    message: str = ""
+    msg: str = ""
+    log: str = ""
 
 
 @final
@@ -98,11 +109,13 @@ class LogReader:
         lines: How many lines were read.
         skipped: How many of them begin as a packet's line but have no whole packet, or are too
             long.
+        notices: What lines without a packet say of packets or of lines.
     """
 
     def __init__(self) -> None:
         self.lines = 0
         self.skipped = 0
+        self.notices: dict[Notice, Noticed] = {}
         self._decoder = msgspec.json.Decoder(_Entry)
 
     def read(self, stream: BinaryIO) -> Iterator[LoggedPacket]:
@@ -117,6 +130,7 @@ class LogReader:
             text = self._text(line)
             found = _PACKET.search(text)
             if found is None:
+                self._note(text)
                 continue
             packet = _packet(self.lines, text, found)
             if packet is None:
@@ -124,13 +138,25 @@ class LogReader:
             else:
                 yield packet
 
+    def _note(self, text: str) -> None:
+        header = _HEADER.match(text)
+        said = None if header is None else notice_at(text, header.end())
+        if header is None or said is None or header["program"]:
+            return
+        times = int(header["times"] or 1)
+        notice, found = said
+        noticed = self.notices.setdefault(notice, Noticed(found[0], self.lines))
+        noticed.count += times * int(found.groupdict().get("count") or 1)
+        noticed.last_line = self.lines
+
     def _text(self, line: bytes) -> str:
         for before in _BEFORE_ENTRY:
             if line.startswith(before + b"{"):
                 line = line.removeprefix(before)
         if line.startswith(b"{"):
             try:
-                message = self._decoder.decode(line).message
+                entry = self._decoder.decode(line)
+                message = entry.journal or entry.message or entry.msg or entry.log
                 line = message.encode() if isinstance(message, str) else bytes(message)
             except (msgspec.MsgspecError, ValueError, RecursionError):
                 return ""  # not an entry of the journal

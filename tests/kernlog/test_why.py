@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from nfq_guard.cli import main
 from nfq_guard.finding import Ignored, Reason
-from nfq_guard.kernlog.groups import MAX_CASES, Groups, LoggedRecord
+from nfq_guard.kernlog.groups import MAX_CASES, Groups, LoggedRecord, notice_records
 from nfq_guard.kernlog.lines import LINE_MAX_BYTES, LoggedPacket, LogReader
 from nfq_guard.wire.packet import ACK, RST
 
@@ -66,6 +66,10 @@ def records(*lines: str, **bounds: int) -> list[LoggedRecord]:
         "Nov 28 07:00:00 router ",
         "MESSAGE=",
         '\t"MESSAGE" : "',
+        '         "msg": "',
+        "2026-11-28T07:00:00+0000 router kernel: ",
+        "1795849200.123456 router kernel: ",
+        "Nov 28 07:00:00 router.example.net kernel: ",
     ],
 )
 @pytest.mark.parametrize("text", ["nf_ct_proto_6: invalid new ", "[UFW BLOCK] ", "INVALID: "])
@@ -97,6 +101,83 @@ def test_entries_of_the_journal_as_a_sequence(before: str) -> None:
     entry = {"MESSAGE": tcp("nf_ct_proto_6: invalid new ")}
     (packet,) = read(f"{before}{json.dumps(entry)}\n")[1]
     assert packet.text == "nf_ct_proto_6: invalid new "
+
+
+@pytest.mark.parametrize("name", ["message", "msg", "log"])
+def test_lines_of_other_shippers(name: str) -> None:
+    line = "Nov 28 07:00:00 router kernel: " + tcp("[UFW BLOCK] ")
+    (packet,) = read(json.dumps({"host": "router", name: line}) + "\n")[1]
+    assert packet.text == "[UFW BLOCK] "
+
+
+NOTICED = {
+    "conntrack table full": (
+        "nf_conntrack: table full, dropping packet",
+        "nf_conntrack: nf_conntrack: table full, dropping packet",
+        "nf_conntrack: nf_conntrack: table full in netns 4026531840, dropping packet",
+        "ip_conntrack: table full, dropping packet.",
+    ),
+    "expectation table full": ("nf_conntrack: expectation table full",),
+    "queue full": ("nf_queue: full at 1024 entries, dropping packets(s)",),
+    "lines left out by the kernel": (
+        "net_ratelimit: 1 callbacks suppressed",
+        "__nf_conntrack_alloc: 1 callbacks suppressed",
+    ),
+    "lines lost by the log": (
+        "** 1 printk messages dropped **",
+        "/dev/kmsg buffer overrun, some messages lost.",
+    ),
+}
+HEADERS = ["", "[   12.345678] ", "Nov 28 07:00:00 router kernel: [   12.345678] ", "<4>"]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+@pytest.mark.parametrize("title", NOTICED)
+def test_what_the_kernel_says_of_packets_without_a_line(title: str, header: str) -> None:
+    texts = NOTICED[title]
+    reader, packets = read("".join(f"{header}{text}\n" for text in texts))
+    assert packets == []
+    ((notice, noticed),) = reader.notices.items()
+    assert (notice.title, noticed.count, noticed.last_line) == (title, len(texts), len(texts))
+    (record,) = notice_records(reader.notices)
+    assert record.keys() == LoggedRecord.__required_keys__
+    assert (record["source"], record["reason"]) == ("kernel", None)
+    assert record["verdict"] == ("dropped" if notice.dropped else "not said")
+
+
+def test_how_many_the_kernel_says() -> None:
+    full = "nf_conntrack: table full, dropping packet"
+    reader, _ = read(
+        "Nov 28 07:00:00 router kernel: net_ratelimit: 39 callbacks suppressed\n"
+        "Nov 28 07:00:05 router kernel: net_ratelimit: 2 callbacks suppressed\n"
+        f"Nov 28 07:00:06 router kernel: message repeated 4 times: [ {full}]\n"
+        "Nov 28 07:00:06 router systemd-journald[300]: Missed 3 kernel messages\n"
+        + json.dumps({"MESSAGE": full, "_TRANSPORT": "kernel"})
+        + "\n"
+    )
+    counts = {notice.title: noticed.count for notice, noticed in reader.notices.items()}
+    assert counts == {
+        "lines left out by the kernel": 41,
+        "conntrack table full": 5,
+        "lines lost by the log": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "usb 1-1: 5 callbacks suppressed",
+        "Nov 28 07:00:00 router sshd[7]: nf_conntrack: table full, dropping packet",
+        "audit: net_ratelimit: 5 callbacks suppressed",
+    ],
+)
+def test_lines_of_others_are_no_notices(line: str) -> None:
+    assert read(f"{line}\n")[0].notices == {}
+
+
+def test_trace_lines_are_no_packets() -> None:
+    (record,) = records(tcp("TRACE: mangle:PREROUTING:rule:1 "))
+    assert "these are lines, not packets" in record["meaning"]
 
 
 def test_a_line_that_syslog_folded() -> None:
@@ -282,6 +363,16 @@ def test_text_of_more_rules_than_are_kept(
     log = tmp_path / "kern.log"
     log.write_text("".join(tcp(f"rule {number}: ") for number in range(MAX_CASES + 5)))
     assert "other lines: 5 packets\n" in run(capsys, str(log))
+
+
+def test_text_of_what_the_kernel_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = tmp_path / "kern.log"
+    log.write_text("nf_conntrack: table full, dropping packet\n" * 2)
+    text = run(capsys, str(log))
+    assert text.startswith("conntrack table full, dropped: 2 packets\n")
+    assert "\n  lines 1 to 2\n" in text
+    rows = run(capsys, str(log), "--format", "json").splitlines()
+    assert [json.loads(row)["packets"] for row in rows] == [2]
 
 
 def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
