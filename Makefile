@@ -8,6 +8,7 @@ JOBS ?= 6
 FUZZ_SECONDS ?= 300
 PACKETS ?= 1000000
 SEED ?= 1
+SETS ?= 2000
 PROTOCOL ?= tcp
 # Ends a recipe that may run as root: what it has made in a user's tree goes to that user.
 GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
@@ -16,7 +17,7 @@ GIVE_BACK = status=$$?; ./bootstrap.sh give-back; exit $$status
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gate without-wheels with-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-inputs fuzz-decode damage fuzz-kernel fuzz-evidence kernels kernels-short bench bench-quick bench-replay reference docs fleet container-test manifests manifests-check instructions unpack \
+.PHONY: help demo test gate without-wheels with-wheels lint types imports unit tests-pure tests-kernel coverage wheels compiled sbom bpf faults faults-short fuzz fuzz-inputs fuzz-decode damage fuzz-kernel fuzz-evidence fuzz-rules kernels kernels-short bench bench-quick bench-replay reference docs fleet container-test manifests manifests-check instructions unpack \
 	install uninstall clean
 
 help: ## show this list
@@ -140,6 +141,9 @@ fuzz-kernel: ## run PACKETS (1000000) random packets of PROTOCOL (tcp) through t
 
 fuzz-evidence: ## judge PACKETS INVALID packets by the kernel's window and by its log, and compare (root)
 	$(BIN)/python -m tests.fuzz_kernel.evidence --packets $(PACKETS) --seed $(SEED)
+
+fuzz-rules: ## load SETS (2000) random rule sets of hosts, and hold what doctor says of an INVALID packet against the kernel (root)
+	$(BIN)/python -m tests.fuzz_rules --sets $(SETS) --seed $(SEED)
 
 .PHONY: pictures
 pictures: ## run a guard in the lab, and make the pictures of docs/images of what it shows (root)

@@ -144,7 +144,11 @@ def _read(file: str | None) -> tuple[str, PolicyModel, EvidenceChoice, list[Caut
     mistakes = [] if sandbox is None else list(unit.mistakes(config.settings, sandbox))
     if mistakes:
         raise ConfigError(config.source, mistakes)
-    of_unit = [] if sandbox is not None else unit.cautions(config.settings, config.source)
+    of_unit = (
+        unit.cautions(config.settings, config.source)
+        if sandbox is None
+        else unit.unread_pods(config.settings, config.source, sandbox)
+    )
     own = config.model.source == config.source
     choice: EvidenceChoice = config.settings.evidence if own else "auto"
     return config.source, config.model, choice, list(of_unit)

@@ -98,6 +98,7 @@ def lines(status: Status) -> list[str]:
         if status.count(name)
     ]
     shown += _raw_rules(status)
+    shown += _pods(status)
     if status.shadow is not None:
         shown += [_line("shadow", _policy(status.shadow)), _line("", _on_trial(status))]
     shown += [_line("reload", _reload(status))]
@@ -166,6 +167,19 @@ def _raw_rules(status: Status) -> list[str]:
     for text in texts:
         shown.append(_line(label, paint(text, Style.YELLOW)))
         label = ""
+    return shown
+
+
+def _pods(status: Status) -> list[str]:
+    """The pods that events name; no line without `pods_dir`."""
+    pods = status.pods
+    if pods is None:
+        return []
+    if not pods.read:
+        return [_line("pods", paint("pods_dir has not been read: events name none", Style.YELLOW))]
+    shown = [_line("pods", f"events name those of {pods.addresses} addresses")]
+    if pods.skipped:
+        shown.append(_line("", paint(f"{pods.skipped} files of pods_dir skipped", Style.YELLOW)))
     return shown
 
 

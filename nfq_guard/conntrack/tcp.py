@@ -40,7 +40,6 @@ from nfq_guard.flow import (
 from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import Segment
 
-_NONE: Final = int(TcpState.NONE)
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _SYN_RECV: Final = int(TcpState.SYN_RECV)
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)

@@ -200,9 +200,6 @@ class _Reader:
                     if mark is not None or zone is not None:
                         written = Rule(text, all_of(conditions), Act.GO_ON, handle=handle)
                         yield replace(written, mark=mark, tracking=zone)
-                elif name == "notrack":
-                    hidden = TrackingWrite(UNTRACKED)
-                    yield Rule(text, all_of(conditions), Act.GO_ON, tracking=hidden, handle=handle)
                 elif name == "vmap":
                     for when, verdict in self._segment.maps(value):
                         when_all = all_of([*conditions, when])
@@ -254,6 +251,8 @@ class _Reader:
 
 
 def _rule(text: str, handle: int, when: Condition, verdict: tuple[str, Any]) -> Rule:
+    if verdict[0] == "notrack":
+        return Rule(text, when, Act.GO_ON, tracking=TrackingWrite(UNTRACKED), handle=handle)
     act, target = _verdict(*verdict)
     return Rule(text, when, act, target, own=is_own(target), handle=handle)
 

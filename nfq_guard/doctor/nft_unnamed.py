@@ -10,20 +10,39 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, final
 
 from nfq_guard.doctor.nft_match import Segment
-from nfq_guard.doctor.rule_model import ALWAYS, NEVER, Condition, all_of, depends
+from nfq_guard.doctor.rule_model import ALWAYS, NO_ENTRY, Condition, all_of, depends
 
 _CHAIN: Final = re.compile(r"(?:(.*)\s)?(jump|goto) \{(.*)\}", re.DOTALL)
 _NOISE: Final = re.compile(
     r'comment "[^"]*"|counter(?: packets \d+ bytes \d+| name \S+)?'
     r'|log(?: (?:prefix "[^"]*"|(?:level|group|snaplen|queue-threshold|flags) \S+))*'
+    r"|ct \w+ set (?:meta mark|\w+)(?!\S)"
 )
 _VERDICT: Final = re.compile(
-    r"(?:(.*)\s)?(accept|drop|return|continue|(?:jump|goto) \S+|reject(?: with .*)?|queue(?: .*)?)",
+    r"(?:(.*)\s)?(accept|drop|return|continue|notrack|(?:jump|goto) \S+|reject(?: with .*)?"
+    r"|(?:queue|synproxy|fwd)(?: .*)?)",
     re.DOTALL,
 )
+_STATE: Final = {"ct": {"key": "state"}}
+_COUNTED: Final = re.compile(r"(counter) packets \d+ bytes \d+")
+# Matches that stand alone: in a concatenation a dot is beside them, in a computation an operator.
 _MATCH: Final = re.compile(
-    r"(ct|meta) (state|l4proto|nfproto) (?:(!=|!|==) )?(\{[^}]*\}|(?!&|and|vmap)[\w,]+)(?:\s+|$)"
+    r"(?<!\S)(?<!\. )"
+    r"(?:(?P<kind>ct|meta) (?P<key>state|l4proto|nfproto)|(?P<name>[io]if(?:name)?)) "
+    r'(?:(?P<sign>!=|!|==) )?(?P<values>\{[^}]*\}|"[^"]*"|(?!&|and |xor |or |vmap |set )[\w,]+)'
+    r"(?!\S)(?! \.)"
 )
+_BITS: Final = r"\w+(?: \| \w+)*"
+_MASKED: Final = re.compile(
+    rf"(?<!\S)(?<!\. )ct state & (?:\((?P<mask>{_BITS})\)|(?P<bit>\w+)) "
+    rf"(?P<sign>==|!=) (?P<values>{_BITS})(?!\S)"
+)
+_MAPPED: Final = re.compile(
+    r"(?:(?P<before>.*)\s)?(?P<kind>ct|meta) (?P<key>state|l4proto|nfproto) "
+    r"vmap \{(?P<pairs>[^{}]*)\}",
+    re.DOTALL,
+)
+_OF_ENTRY: Final = re.compile(r"(?<!\S)ct (?!state |\w+ set )")
 
 
 @final
@@ -51,14 +70,17 @@ def chain_in(statement: str) -> tuple[str, str] | None:
 def lines(body: str, segment: Segment) -> Iterator[Line]:
     """The rules of a chain."""
     for text in _split(body):
-        words = " ".join(text.split())
-        nested = _CHAIN.fullmatch(text)
+        words = _COUNTED.sub(r"\1", " ".join(text.split()))
+        rest = _NOISE.sub(" ", text).strip()
+        nested = _CHAIN.fullmatch(rest)
         if nested is not None:
             yield Line(words, _condition(nested[1], segment), f"{nested[2]} {{{nested[3]}}}")
             continue
-        rest = _NOISE.sub(" ", text).strip()
         found = _VERDICT.fullmatch(rest)
-        if " vmap " in rest:
+        mapped = _MAPPED.fullmatch(rest)
+        if mapped is not None:
+            yield from _mapped(words, mapped, segment)
+        elif " vmap " in rest:
             head = rest.partition(" vmap ")[0]
             yield Line(words, depends(words)._replace(state="ct state" in head), "vmap")
         elif found is None:
@@ -81,23 +103,39 @@ def _split(body: str) -> Iterator[str]:
 
 
 def _condition(text: str | None, segment: Segment) -> Condition:
-    rest = (text or "").strip()
+    rest = text or ""
     conditions = [ALWAYS]
-    while (found := _MATCH.match(rest)) is not None:
-        left = {found[1]: {"key": found[2]}}
-        conditions.append(segment.matches(_match(left, found[3] or "", found[4])))
-        rest = rest[found.end() :]
-    if rest.startswith("ct ") and not rest.startswith("ct state "):
-        conditions.append(NEVER)
-    elif rest:
-        condition = depends(" ".join(rest.split()))
-        conditions.append(condition._replace(state="ct state " in rest))
+    for found in _MATCH.finditer(rest):
+        key = {"key": found["key"] or found["name"]}
+        own = {found["kind"] or "meta": key}
+        conditions.append(segment.matches(_match(own, found["sign"] or "", found["values"])))
+    for found in _MASKED.finditer(rest):
+        mask = (found["mask"] or found["bit"]).split(" | ")
+        left: object = {"&": [_STATE, {"|": mask}]}
+        right = {"|": found["values"].split(" | ")}
+        conditions.append(segment.matches({"left": left, "op": found["sign"], "right": right}))
+    words = " ".join(_MASKED.sub("", _MATCH.sub("", rest)).split())
+    if _OF_ENTRY.search(words):
+        conditions.append(NO_ENTRY)
+    elif words:
+        condition = depends(words)
+        conditions.append(condition._replace(state="ct state " in words))
     return all_of(conditions)
+
+
+def _mapped(words: str, mapped: re.Match[str], segment: Segment) -> Iterator[Line]:
+    """A rule that ends in a verdict map, once for each verdict."""
+    before = _condition(mapped["before"], segment)
+    pairs = [pair.partition(" : ") for pair in " ".join(mapped["pairs"].split()).split(", ")]
+    data = {"set": [[key, {"verdict": verdict}] for key, _, verdict in pairs]}
+    vmap = {"key": {mapped["kind"]: {"key": mapped["key"]}}, "data": data}
+    for when, verdict in segment.maps(vmap):
+        yield Line(words, all_of([before, when]), _verdict(verdict["verdict"]))
 
 
 def _match(left: object, sign: str, values: str) -> dict[str, object]:
     """A match as in nft's JSON."""
-    words = [word for word in re.split(r"[\s,{}]+", values) if word]
+    words = [word for word in re.split(r'[\s,{}"]+', values) if word]
     if values.startswith("{"):
         return {"left": left, "op": sign or "==", "right": {"set": words}}
     right: object = words if len(words) > 1 else words[0]
@@ -106,7 +144,7 @@ def _match(left: object, sign: str, values: str) -> dict[str, object]:
 
 def _verdict(text: str) -> Mapping[str, Any] | str:
     word, _, rest = text.partition(" ")
-    if word in {"accept", "drop", "return", "continue"}:
+    if word in {"accept", "drop", "return", "continue", "notrack"}:
         return {word: None}
     if word in {"jump", "goto"}:
         return {word: {"target": rest}}

@@ -4,6 +4,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import groupby
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.follow import Finding, Follower
@@ -95,18 +96,57 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
             for chain, base in table.bases.items()
             if base.hook == hook
         ]
+        attached.sort(key=lambda each: each[0])
         taken = False
-        for _, table, follower, chain in sorted(attached, key=lambda each: each[0]):
-            for order, start, end in _parts(table, chain, ours):
-                if taken and order in ON_THE_WAY:
-                    continue
-                for followed in follower.base(chain, start, end).findings:
-                    finding = _tracked(carried.through(followed), order)
-                    if finding.rule.act is Act.ACCEPT and _hides_nothing(order, table, hook, ours):
-                        continue
-                    yield Met(hook, order, finding)
-                    sure = finding.certain and finding.rule.act in TAKES
-                    taken = taken or (sure and order in ON_THE_WAY)
+        for _, tied in groupby(attached, key=lambda each: each[0]):
+            mets = [
+                list(_met(hook, table, follower, chain, ours, carried))
+                for _, table, follower, chain in tied
+            ]
+            if taken:
+                mets = [[met for met in each if met.order not in ON_THE_WAY] for each in mets]
+            taken = taken or any(_takes(met) for each in mets for met in each)
+            yield from _unordered(mets)
+
+
+def _met(
+    hook: str,
+    table: Table,
+    follower: Follower,
+    chain: str,
+    ours: "_Place | None",
+    carried: "_Carried",
+) -> Iterator[Met]:
+    """What a packet may meet in one base chain."""
+    for order, start, end in _parts(table, chain, ours):
+        for followed in follower.base(chain, start, end).findings:
+            finding = _tracked(carried.through(followed), order)
+            if finding.rule.act is Act.ACCEPT and _hides_nothing(order, table, hook, ours):
+                continue
+            yield Met(hook, order, finding)
+
+
+def _takes(met: Met) -> bool:
+    """Whether no packet goes on after this rule."""
+    certain = met.finding.certain and met.finding.rule.act in TAKES
+    return certain and met.order in ON_THE_WAY
+
+
+def _unordered(mets: Sequence[Sequence[Met]]) -> Iterator[Met]:
+    """What base chains of the same priority have: the kernel defines no order among these.
+
+    Each may take what another one would; the one that resets comes first.
+    """
+    taking = [each for each in mets if any(_takes(met) for met in each)]
+    for each in sorted(mets, key=lambda each: not any(_resets(met) for met in each)):
+        others = [other for other in taking if other is not each]
+        for met in each:
+            spared = bool(others) and met.order in ON_THE_WAY
+            yield replace(met, finding=replace(met.finding, spared=True)) if spared else met
+
+
+def _resets(met: Met) -> bool:
+    return _takes(met) and met.finding.rule.act is Act.RESET
 
 
 def _tracked(finding: Finding, order: Order) -> Finding:

@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, final
+from typing import final
 
 from nfq_guard.firewall.render import TableRules
 from nfq_guard.firewall.saved import Saved, SavedTable, is_own, may_take_invalid, meaning
@@ -26,10 +26,6 @@ class Kind(StrEnum):
     LEFTOVER = "leftover"
     TAKEN_BEFORE = "taken-before"
     POLICY_SKIPPED = "policy-skipped"
-
-
-REMARKS: Final = frozenset({Kind.TAKEN_BEFORE, Kind.POLICY_SKIPPED})
-"""Rules of other programs in the chains of our jumps; an installation does not change them."""
 
 
 @final

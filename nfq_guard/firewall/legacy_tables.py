@@ -18,7 +18,6 @@ from nfq_guard.firewall.spec import CHAIN
 # From the kernel's user interface (linux/netfilter_ipv4/ip_tables.h, linux/netfilter/x_tables.h).
 _GET_INFO: Final = 64
 _GET_ENTRIES: Final = 65
-_NAME_BYTES: Final = 32
 _INFO: Final = struct.Struct("=32s13I")
 _TARGET: Final = struct.Struct("=H29sB")
 _VERDICT: Final = struct.Struct("=i")

@@ -12,8 +12,6 @@ from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.libbpf import LoadError, Program
 from nfq_guard.flows.unavailable import Host, missing_capabilities, unavailable_reason
 
-NO_WINDOW: Final = "the kernel's window cannot be read"
-
 
 @final
 class NoFlows:
@@ -33,7 +31,7 @@ Lookup: TypeAlias = BpfFlows | CtnetlinkFlows | NoFlows
 
 
 def load_ahead(count: int) -> list[Program] | str:
-    """Load `count` programs while this process may, for `open_flows` after it has given that up.
+    """Load `count` programs while this process may, for `open_lookup` after it has given that up.
 
     Returns:
         The programs, to be closed by the caller; or why none can be loaded.
@@ -53,21 +51,6 @@ def load_ahead(count: int) -> list[Program] | str:
     for program in loaded:
         program.close()
     return why
-
-
-def open_flows(
-    zones: Sequence[int] = (0,),
-    instance: str | None = None,
-    ahead: Program | str | None = None,
-) -> tuple[Lookup, str | None]:
-    """The best lookup of this host, and one line on what is missing or refused, else None.
-
-    As `open_lookup`, with the reason as a whole sentence.
-    """
-    flows, why = open_lookup(zones, instance, ahead)
-    if why is not None and isinstance(flows, CtnetlinkFlows):
-        why = f"{NO_WINDOW}, only state and translation: {why}"
-    return flows, why
 
 
 def open_lookup(
@@ -125,9 +108,9 @@ def _open_pinned(
     """The lookup by a pinned program; without one, what to add to why none can be loaded.
 
     Args:
-        zones: As `open_flows`.
+        zones: As `open_lookup`.
         netlink: For other protocols.
-        instance: As `open_flows`.
+        instance: As `open_lookup`.
         refused: Takes one line if there are pins, but none that may be used.
     """
     try:

@@ -13,12 +13,13 @@ from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.kernel_log import KernelLog
 from nfq_guard.flows.libbpf import Program
-from nfq_guard.flows.open import NO_WINDOW, Lookup, open_lookup
+from nfq_guard.flows.open import Lookup, open_lookup
 
 ONE_QUEUE: Final = "the kernel's log serves one queue only"
 # Turns between two looks for a program that root has pinned.
 _PINS_TURNS: Final = 10
 _CHOSEN: Final = "chosen by the setting `evidence`"
+_NO_WINDOW: Final = "the kernel's window cannot be read"
 
 
 @final
@@ -88,7 +89,7 @@ class EvidenceSource:
                 return
         self._turns += 1
         obstacle = self._use_log() if self._wants_log else None
-        what = NO_WINDOW if self.log is not None else f"{NO_WINDOW}, only state and translation"
+        what = _NO_WINDOW if self.log is not None else f"{_NO_WINDOW}, only state and translation"
         self.reason = f"{what}: {self._without}" + ("" if obstacle is None else f"; {obstacle}")
 
     def _pinned(self, netlink: CtnetlinkFlows) -> BpfFlows | None:

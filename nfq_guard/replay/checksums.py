@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Transport checksums in captures, where a wrong one is most often an unfinished one.
+"""Judges transport checksums in captures, where most wrong ones were never computed.
 
-A packet captured on the host that sends it goes by before the NIC computes its checksum or cuts it
-into segments; one captured on the host that receives it may have been merged from several. A wrong
-sum is forgiven where its form shows that. Any other is uncertain until the capture has shown more:
-a receiver acknowledges what arrived whole, and a sender repeats what did not.
+A packet is captured on its sender before the NIC computes the checksum or segments the packet, and
+on its receiver possibly after several packets were merged. A wrong checksum of such a form is
+ignored. Any other is uncertain until later frames decide: a receiver acknowledges intact data, and
+a sender retransmits damaged data.
 
-A SYN in such a form is all that a receiver sees of a sender whose checksums nothing finishes on the
-way. Where nothing answers it and its sender shows nothing else, the file fits both.
+If a sender's checksums are never completed on the way, its SYNs are all that the receiver sees. An
+unanswered SYN of such a form, from a sender without other packets, is therefore undecided.
 
-The same holds for the header of an IPv4 packet, which the IP layer throws away if its checksum is
-wrong: a segment that is acknowledged was not thrown away.
+The same holds for the header of an IPv4 packet, which the IP layer drops if its checksum is wrong:
+a segment that is acknowledged was not dropped.
 """
 
 from collections import OrderedDict
@@ -27,18 +27,18 @@ from nfq_guard.wire.checksum import (
 )
 from nfq_guard.wire.packet import FIN, RST, SYN, URG, Packet, Segment
 
-# Sources whose checksums are counted. A scan from forged addresses would fill any table; the one
-# that was seen longest ago goes first.
+# Bounds the sources whose checksums are counted: a scan from forged addresses would fill any table.
+# The source that appeared first is evicted.
 _MOST_SOURCES: Final = 65_536
-# Longest packet of an ordinary link; a longer one has been merged or is yet to be cut, unless its
-# source is known to send such packets with right sums.
+# Longest packet of an ordinary link, octets. A longer one was merged or is yet to be segmented,
+# unless its source also sends such packets with correct checksums.
 _LONGEST_ORDINARY: Final = 1500
-# A source is believed to finish its checksums while three of four that offload does not explain are
-# right.
+# Checksums of a source count as computed while, of those that offload does not explain, at least
+# three are correct for each wrong one.
 _RIGHT_PER_WRONG: Final = 3
-# Packets whose IPv4 header has a wrong checksum, of which the fate is awaited.
+# Maximum number of watched packets of a source whose IPv4 header has a wrong checksum.
 _MOST_HEADERS: Final = 16
-# From here on, a source with mostly wrong sums is not examined packet by packet.
+# Above this number, a source with mostly wrong checksums is not examined packet by packet.
 _MOST_WRONG: Final = 64
 
 
@@ -52,19 +52,19 @@ class ChecksumMode(StrEnum):
 
 @final
 class Source:
-    """The checksums that one address sent.
+    """Checksum statistics of one source address.
 
     Attributes:
-        right: How many were right.
-        wrong: How many were wrong in no form that offload explains.
-        finishes_long: Whether one was right in a packet longer than an ordinary link carries.
-        offloads: Whether one was in a form that offload leaves, in another packet than a SYN.
-        headers: The fates of its packets with a wrong checksum of the IPv4 header; the first ones.
-        gone: Whether it gave way to a source that was seen later.
+        right: Number of correct checksums.
+        wrong: Number of wrong checksums that offload does not explain.
+        finishes_long: Whether a packet longer than an ordinary link carries had a correct checksum.
+        offloads: Whether a packet other than a SYN had a checksum as offload leaves it.
+        headers: The first packets with a wrong checksum of the IPv4 header, watched.
+        gone: Whether the source was evicted.
     """
 
     def __init__(self) -> None:
-        """A source that sent nothing so far."""
+        """Start without any packet."""
         self.right = 0
         self.wrong = 0
         self.finishes_long = False
@@ -73,7 +73,7 @@ class Source:
         self.gone = False
 
     def take_right(self, length: int) -> None:
-        """Count a right one, of a packet of `length` octets."""
+        """Count a correct checksum of a packet of `length` octets."""
         self.right += 1
         if length > _LONGEST_ORDINARY:
             self.finishes_long = True
@@ -81,22 +81,22 @@ class Source:
 
 @final
 class Suspect:
-    """A packet whose wrong checksum may be a broken one.
+    """A packet that may have been damaged, by its wrong checksum.
 
     Attributes:
-        source: The checksums of its sender, which go on counting.
+        source: Statistics of its sender, which later packets update.
         header: Whether it is the checksum of the IPv4 header.
-        watched: Its fate, where it carries something to acknowledge.
+        watched: Whether it was acknowledged or repeated; None if it carries nothing to acknowledge.
     """
 
     def __init__(self, source: Source, *, header: bool) -> None:
-        """A packet of `source`."""
+        """Create it for a packet of `source`."""
         self.source = source
         self.header = header
         self.watched: Watched | None = None
 
     def watch(self, watched: Watched) -> None:
-        """Await the fate of the packet."""
+        """Use `watched` to decide about the packet."""
         self.watched = watched
         if self.header and len(self.source.headers) < _MOST_HEADERS:
             self.source.headers.append(watched)
@@ -104,11 +104,11 @@ class Suspect:
 
 @final
 class Opening:
-    """A SYN whose checksum is as offload leaves it, of a source that showed no other such packet.
+    """A SYN with a checksum as offload leaves it, from a source without another such packet.
 
     Attributes:
         source: The checksums of its sender.
-        peer: The end that it goes to.
+        peer: The end that receives it.
     """
 
     def __init__(self, source: Source, peer: Side) -> None:
@@ -119,17 +119,17 @@ class Opening:
 
 @final
 class ChecksumJudge:
-    """Tells broken checksums from unfinished ones.
+    """Distinguishes damaged packets from packets whose checksum was not computed yet.
 
     Attributes:
-        suspect: Set where the last packet's checksum is uncertain.
-        opener: Sender of the last packet, where that is the SYN of an `Opening`.
-        forgiven: Wrong sums in a form that offload leaves, and those of packets that their
-            receiver acknowledged.
-        broken: Wrong sums that count as broken.
-        unknown: Wrong sums of which the capture shows neither.
-        unanswered: SYNs among these, in a form that offload leaves, which nothing answered.
-        headers_right: IPv4 headers whose checksum was right.
+        suspect: The last packet, if its checksum is uncertain.
+        opener: Sender of the last packet, if that packet is the SYN of an `Opening`.
+        forgiven: Wrong checksums that offload explains, and those of packets that their receiver
+            acknowledged.
+        broken: Wrong checksums of packets that count as damaged.
+        unknown: Wrong checksums for which the capture proves neither.
+        unanswered: Unanswered SYNs among `unknown` whose checksum offload explains.
+        headers_right: IPv4 headers with a correct checksum.
     """
 
     def __init__(self, mode: ChecksumMode) -> None:
@@ -147,9 +147,9 @@ class ChecksumJudge:
         self.unanswered = 0
 
     def ok(self, packet: Packet, octets: bytes) -> bool | None:
-        """Whether the transport checksum is right; None where it is not to be judged.
+        """Whether the transport checksum is correct; None if it is not to be judged.
 
-        An uncertain one gives None and sets `suspect`, or `opener`.
+        For an uncertain checksum, returns None and sets `suspect` or `opener`.
         """
         self.suspect = None
         self.opener = None
@@ -183,7 +183,7 @@ class ChecksumJudge:
             self.unknown += 1
             return None
         if isinstance(segment, Segment) and segment.flags & RST:
-            # Nothing acknowledges an RST, and following a broken one would end its flow.
+            # An RST is never acknowledged, and following a damaged one would end its flow.
             if _finishes(source):
                 self.broken += 1
                 return False
@@ -193,21 +193,21 @@ class ChecksumJudge:
         return None
 
     def doubt_header(self, packet: Packet) -> Suspect | None:
-        """A packet whose IPv4 header has a wrong checksum, if it may have arrived all the same."""
+        """A packet with a wrong checksum of its IPv4 header, if it may have arrived."""
         self.opener = None
         if not self._auto or not isinstance(packet.l4, Segment):
             return None
         return Suspect(self.source_of(packet.src), header=True)
 
     def is_thrown_away(self, suspect: Suspect) -> bool:
-        """Settle the checksum of an IPv4 header; it is forgiven where one like it arrived."""
+        """Decide about the checksum of an IPv4 header; ignore it if a similar packet arrived."""
         if any(watched.acknowledged for watched in suspect.source.headers):
             self.forgiven += 1
             return False
         return True
 
     def source_of(self, address: bytes) -> Source:
-        """The checksums that `address` sent."""
+        """The statistics of `address`, created if necessary."""
         source = self._sources.get(address)
         if source is None:
             source = self._sources[address] = Source()
@@ -225,19 +225,19 @@ class ChecksumJudge:
         end: int,
         proto: int,
     ) -> bool:
-        """Count the transport checksum of a whole packet, if it is right, unfinished or ignored.
+        """Count the transport checksum of a whole packet if it is correct, unfinished or ignored.
 
         Args:
-            source: The checksums of its sender.
-            octets: What holds the packet.
-            packet: Where it starts.
-            addresses: Where its addresses start, which directly precede the transport header.
-            start: Where that starts.
-            end: Where the packet ends.
+            source: Statistics of its sender.
+            octets: Octets that contain the packet.
+            packet: Offset of its IP header.
+            addresses: Offset of its addresses.
+            start: Offset of its transport header.
+            end: Offset of its end.
             proto: Its protocol, TCP or UDP.
 
         Returns:
-            False for any other wrong checksum, which is not counted.
+            False for any other wrong checksum, which it does not count.
         """
         if self._ignores:
             return True
@@ -251,7 +251,7 @@ class ChecksumJudge:
         return False
 
     def settle(self, opening: Opening) -> None:
-        """Count the checksum of a SYN, by what the capture has shown since."""
+        """Count the checksum of a SYN by what later frames showed."""
         peer = opening.peer
         if peer.packets or peer.asked_index or opening.source.offloads:
             self.forgiven += 1
@@ -260,11 +260,11 @@ class ChecksumJudge:
             self.unanswered += 1
 
     def header_ok(self, octets: bytes) -> bool:
-        """Whether the checksum of an IPv4 header is right, or not to be held against the packet.
+        """Whether the checksum of an IPv4 header is correct or to be ignored.
 
-        Tools that rewrite addresses leave wrong ones behind, in most packets of a file; where most
-        are right, a wrong one was damaged on the way. A packet of length 0 is yet to be cut into
-        segments, each with a header of its own.
+        Tools that rewrite addresses leave wrong checksums in most packets of a file; if most are
+        correct, a wrong one means damage. A packet of length 0 is yet to be segmented, and each
+        segment gets a header of its own.
         """
         if octets[2] == 0 and octets[3] == 0:
             return True
@@ -277,7 +277,7 @@ class ChecksumJudge:
         return self._auto and self.headers_right < _RIGHT_PER_WRONG * self._headers_wrong
 
     def is_broken(self, suspect: Suspect) -> bool:
-        """Settle and count an uncertain checksum, by what the capture has shown since."""
+        """Decide and count an uncertain checksum by what later frames showed."""
         watched = suspect.watched
         if watched is not None and watched.acknowledged:
             self.forgiven += 1
@@ -290,12 +290,12 @@ class ChecksumJudge:
 
 
 def _finishes(source: Source) -> bool:
-    """Whether the capture shows packets of `source` with finished checksums."""
+    """Whether the capture has packets of `source` with computed checksums."""
     return source.right >= _RIGHT_PER_WRONG * source.wrong
 
 
 def _is_offload(packet: Packet, octets: bytes, source: Source) -> bool:
-    """Whether a wrong checksum has a form that segmentation or checksum offload leaves."""
+    """Whether segmentation or checksum offload explains a wrong checksum."""
     if packet.length > _LONGEST_ORDINARY and not source.finishes_long:
         return True
     if octets[0] >> 4 == 4 and octets[2] == 0 and octets[3] == 0:

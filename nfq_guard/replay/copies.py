@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Recognises frames that show one packet again: copies, and the same packet after translation.
+"""Recognises frames that repeat a packet: copies, and the packet after address translation.
 
-A capture on `any`, on a bridge, of several interfaces or of a mirror port shows a packet several
-times, and on a host that translates once with each of its tuples. The kernel judges it once, where
-it first arrives.
+A capture on `any`, on a bridge, on a mirror port or of several interfaces contains a packet several
+times; on a host that translates, once with each of its tuples. The kernel judges the packet once,
+where it first arrives.
 
-Address translation and routing change addresses, ports, the hop limit, checksums, and of a SYN the
-MSS. They leave the identification of an IPv4 packet, and the sequence numbers, flags and window of
-its segment; these are what a packet is recognised by. A packet without an identification, or with
-one that was rewritten, is recognised by its options and its payload besides.
+Address translation and routing change addresses, ports, the hop limit, checksums, and the MSS of a
+SYN. They do not change the identification of an IPv4 packet, or the sequence numbers, flags and
+window of its segment; these fields identify the packet. If the identification is absent or was
+rewritten, options and payload are compared as well.
 """
 
 from typing import Final, final
@@ -19,29 +19,29 @@ from nfq_guard.conntrack.entry import Key, reverse
 from nfq_guard.flow import IPV4
 from nfq_guard.wire.packet import ACK, SYN, Packet, Segment
 
-# A host forwards a packet within this time, nanoseconds.
+# Within this time a host forwards a packet, nanoseconds.
 _WITHIN_NS: Final = 50_000_000
-# And shows one without an identification again within this; a retransmission takes longer.
+# Within this time a packet without an identification appears again; a retransmission takes longer.
 _AT_ONCE_NS: Final = 2_000_000
-# Frames between those that drop what is older than `_WITHIN_NS` at least.
+# Packets remembered in one generation. The two last generations are searched.
 _GENERATION: Final = 2048
-# An ordinary capture of one interface without a single copy so far is not searched further.
+# After this many segments without a copy, an ordinary capture of one interface is not searched.
 _SEARCHED: Final = 4096
-# Of a mirror or a bridge, at least one in so many packets is a repetition in the same place.
+# On a mirror port or a bridge, at least one packet in so many is a repetition in the same place.
 _REPEATED_SHARE: Final = 3
 _NO_ID: Final = b"\0\0"
-# Octets of payload that recognise a packet.
+# Octets of payload that are compared.
 _PAYLOAD: Final = 24
-# Both ends of a packet are taken as translated only where its numbers are no small ones.
+# Small sequence numbers are not random, and other connections may have the same.
 _LEAST_NUMBER: Final = 0xFFFF
 _MOST_TRANSLATED: Final = 65_536
 _MOST_LINKS: Final = 8
 
-# What `Copies.look` answers.
+# Results of `Copies.look`.
 FIRST: Final = 0
 COPY: Final = 1
 TRANSLATED: Final = 2
-# Not seen before, though it is already translated: its arrival is not in the capture.
+# Not seen before, but already translated: its arrival is not in the capture.
 DEPARTED: Final = 3
 
 
@@ -55,7 +55,7 @@ class Sighting:
         key: Direction of its flow.
         hop_limit: Its hop limit (TTL).
         link: Its link header and interface (`link_place`).
-        strayed: Whether it was judged INVALID for want of an entry; set by the replayer.
+        strayed: Whether it was judged INVALID because it had no entry; set by the replayer.
     """
 
     def __init__(self, time_ns: int, frame: int, key: Key, hop_limit: int, link: bytes) -> None:
@@ -70,11 +70,12 @@ class Sighting:
 
 @final
 class _Departure:
-    """How the packets of a direction arrive that leave with another tuple.
+    """The arrival of packets that leave with another tuple.
 
     Attributes:
         arriving: The tuple with which they arrive.
-        links: Where they leave: link headers and interfaces, the first ones; empty before one.
+        links: The first few places where they leave, by link header and interface; empty if
+            unknown.
     """
 
     def __init__(self, arriving: Key) -> None:
@@ -87,14 +88,14 @@ class Copies:
     """Looks for copies of TCP segments.
 
     Attributes:
-        first: The first sighting of the last packet, where it was seen before.
-        last: The sighting of the last packet that was `FIRST` or `DEPARTED`; None before one.
-        arriving: The tuple with which the last packet arrived, where it is `DEPARTED`.
-        copies: How many copies there were, translated ones among them.
+        first: The first sighting of the last packet; None if it was not seen before.
+        last: The sighting of the last packet with the result `FIRST` or `DEPARTED`.
+        arriving: The tuple with which the last packet arrived, if its result is `DEPARTED`.
+        copies: Number of copies, including translated ones.
     """
 
     def __init__(self, searched: int = _SEARCHED) -> None:
-        """A search that ends after `searched` segments, if nothing shows that it must go on."""
+        """Stop after `searched` segments unless the capture turns out to contain copies."""
         self._searched = searched
         self.first: Sighting | None = None
         self.last: Sighting | None = None
@@ -108,12 +109,12 @@ class Copies:
         self._several = False
 
     def expect(self) -> None:
-        """Search the whole capture, as captures of its kind show packets several times."""
+        """Search the whole capture, because captures of its kind contain copies."""
         self._several = True
 
     @property
     def searches(self) -> bool:
-        """Whether copies are still looked for."""
+        """Whether the search continues."""
         return self._several or self.copies > 0 or self._looked < self._searched
 
     def look(
@@ -123,18 +124,18 @@ class Copies:
 
         Args:
             packet: The packet.
-            octets: The same, from the IP header on.
+            octets: The octets of the packet, IP header first.
             key: Its direction (`conntrack.entry.key_of`).
             time_ns: When it was captured.
             frame: Its frame.
-            link: Its link header and interface, in whatever form.
+            link: Its link header and interface, from `link_place`.
 
         Returns:
             `FIRST`; `COPY`, or `TRANSLATED` if it was seen with another tuple, with `first` set;
             or `DEPARTED`, with `arriving` set.
         """
         segment = packet.l4
-        assert isinstance(segment, Segment)  # noqa: S101 - the caller's promise
+        assert isinstance(segment, Segment)  # noqa: S101 - required of the caller
         self.first = None
         self._looked += 1
         if len(self._recent) >= _GENERATION:
@@ -195,30 +196,30 @@ class Copies:
         self.first = seen
         self.copies += 1
         if self._is_known(key, seen.key):
-            return TRANSLATED  # its arrival, listed after it had left
+            return TRANSLATED  # the arrival, listed after the departure
         departure = self._departures.get(key)
         if departure is None:
             if len(self._departures) >= _MOST_TRANSLATED:
                 self._departures.clear()
             departure = self._departures[key] = _Departure(seen.key)
-            # Packets the other way are translated between the same tuples; where they leave, none
-            # of them has shown.
+            # Packets of the other direction are translated between the same tuples. Their place of
+            # departure is not known yet.
             self._departures.setdefault(reverse(seen.key), _Departure(reverse(key)))
         if link not in departure.links and len(departure.links) < _MOST_LINKS:
             departure.links.append(link)
         return TRANSLATED
 
     def _is_mirrored(self) -> bool:
-        """Whether packets come again in the same place as a rule.
+        """Whether packets are commonly repeated in the same place.
 
-        A bridge or a mirror port shows them so; a single repetition is the network's.
+        That is so on a bridge or a mirror port. A single repetition comes from the network.
         """
         self._repeated += 1
         return _REPEATED_SHARE * self._repeated >= self._looked
 
 
 def link_place(frame: Frame, header_len: int) -> bytes:
-    """What tells the places apart where a capture shows packets: link header and interface.
+    """The place where a frame was captured: its link header and interface.
 
     Args:
         frame: The frame.
@@ -226,7 +227,7 @@ def link_place(frame: Frame, header_len: int) -> bytes:
     """
     octets = frame.octets
     place = octets[:header_len]
-    # Behind a short address, cooked headers have octets that nobody wrote.
+    # After a short address, a cooked header has uninitialised octets.
     if frame.linktype == LINUX_SLL2:
         place = octets[: 12 + octets[11]]
     elif frame.linktype == LINUX_SLL:
@@ -237,7 +238,7 @@ def link_place(frame: Frame, header_len: int) -> bytes:
 
 
 def _is_telling(segment: Segment) -> bool:
-    """Whether no other connection has the numbers of a segment by chance."""
+    """Whether another connection is unlikely to have the same sequence numbers by chance."""
     if segment.seq <= _LEAST_NUMBER:
         return False
     if segment.flags & ACK:
@@ -246,7 +247,7 @@ def _is_telling(segment: Segment) -> bool:
 
 
 def _shares_end(one: Key, other: Key) -> bool:
-    """Whether two directions have an end in common, or the same ports.
+    """Whether two directions share an end or have the same ports.
 
     Translation changes one end of a packet, or both addresses and no port, as for a host that
     reaches itself by its public address.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Whether a finding may be due to the capture rather than to conntrack.
 
-The kernel saw the packets; a file shows those that the capture kept, in the order that the
-capture's queues gave. `replay.streams` records what proves the difference. A finding is in doubt
-where such a difference can explain it; a stray far outside its stream is not.
+The kernel saw all packets in their order; a file contains those that the capture kept, in the order
+of the capture's queues. `replay.streams` records evidence of such differences. A finding is in
+doubt if a difference can explain it; a stray far outside its stream is not in doubt.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from nfq_guard.replay.stream import Beyond, Doubt, Jump, Proof, Stream, Watched
 from nfq_guard.replay.streams import REORDER_FRAMES, Streams
 from nfq_guard.wire.packet import Segment
 
-# The packet alone proves these, whatever else the file lacks.
+# Proven by the packet alone, whatever the file lacks.
 _BY_ITSELF = frozenset(
     {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.UNSUPPORTED}
 )
@@ -27,22 +27,22 @@ _CLOSE_S: Final = TCP_TIMEOUTS_S[TcpState.CLOSE]
 @final
 @dataclass(slots=True)
 class Place:
-    """Where in its stream an INVALID segment was, kept until the stream has shown more.
+    """The position of an INVALID segment in its stream, kept until later frames decide.
 
     Attributes:
         stream: Its stream.
         sender: 0 or 1, as in `Stream.sides`.
-        index: Its position there.
-        jump: Set when it is far ahead of its stream.
-        beyond: Set when it acknowledges bytes that the file did not hold.
-        watched: Its own fate, where it carries something and continues its stream.
-        heard: How many segments its receiver had sent.
-        ahead: Whether it is an RST ahead of what the file shows of either end.
+        index: Its position in the stream.
+        jump: Set if it is far ahead of its stream.
+        beyond: Set if it acknowledges bytes that were not in the file so far.
+        watched: Whether it was acknowledged or repeated; set if it continues its stream and takes
+            up sequence space.
+        heard: Number of segments that its receiver had sent.
+        ahead: Whether it is an RST ahead of the stream of either end.
         untracked: Whether conntrack had no entry for its stream up to it.
-        unseen: Whether the file lacks the beginning of its stream, and the host that saw it may
+        unseen: Whether the beginning of its stream is not in the file, and a host that saw it may
             have an entry.
-        reordered: Whether frames of its receiver, just before it, are not in the order of their
-            sequence numbers.
+        reordered: Whether frames of its receiver just before it are out of order.
     """
 
     stream: Stream
@@ -65,7 +65,7 @@ class Doubted:
 
     Attributes:
         kind: The kind of difference between the file and what the kernel saw.
-        proof: The nearest place that shows it; None where no single frame does.
+        proof: The nearest evidence of it; None if no single frame shows it.
     """
 
     kind: Doubt
@@ -117,13 +117,13 @@ def _is_reordered(streams: Streams, stream: Stream) -> bool:
 def doubt_of(
     finding: Finding, place: Place | None, *, began: bool, incomplete: bool, drops: bool
 ) -> Doubted | None:
-    """Why `finding` is in doubt; None where it is not.
+    """Why `finding` is in doubt; None if it is not.
 
     Args:
-        finding: What conntrack's rules say of the packets in the file.
-        place: The segment's place; None for other packets than TCP segments.
-        began: Whether the file holds the beginning of a packet's SCTP association; of another
-            packet, True.
+        finding: The finding by conntrack's rules from the packets in the file.
+        place: The segment's place; None for a packet other than a TCP segment.
+        began: Whether the file holds the beginning of the packet's SCTP association; True for a
+            packet of another protocol.
         incomplete: Whether any stream of the file proves that frames are missing.
         drops: Whether the capture reports frames that it dropped.
     """
@@ -133,7 +133,7 @@ def doubt_of(
         # The host that saw the beginning may have had an entry.
         return Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
     if place is None:
-        # The packet that opened the entry, or that an ICMP error quotes, may be among them.
+        # A missing frame may be the one that opened the entry or that the ICMP error quotes.
         return _elsewhere(incomplete=incomplete, drops=drops)
     jump = place.jump
     if jump is not None and not jump.confirmed:
@@ -145,16 +145,16 @@ def doubt_of(
     if proof is not None:
         return Doubted(kind=proof.kind, proof=proof)
     if finding.reason is Reason.ACK_OVER and beyond is None and place.reordered:
-        # The file holds what it acknowledges. Conntrack lost track of that by the order alone.
+        # The acknowledged data is in the file. Conntrack rejects it because of the order alone.
         return Doubted(kind=Doubt.OUT_OF_ORDER)
     if beyond is not None and finding.reason is Reason.ACK_OVER:
-        # The stream ends here, or its sender fell silent: nothing proves the number wrong.
+        # The stream ends here, or its sender fell silent: nothing disproves the number.
         sender = 1 - place.sender
         missing = (beyond.ack - beyond.start) & 0xFFFFFFFF
         own = Proof(Doubt.UNSEEN_DATA, place.index, beyond.frame, sender, beyond.start, missing)
         return Doubted(kind=Doubt.UNSEEN_DATA, proof=own)
     if place.ahead and place.stream.alive < place.index:
-        # Nothing of its stream follows that would show it to be forged.
+        # The stream has no later segment that would show it to be forged.
         return Doubted(kind=Doubt.UNSEEN_DATA)
     if finding.reason is Reason.SEQ_OVER and _may_have_room(place):
         return Doubted(kind=Doubt.UNSEEN_WINDOW)
@@ -168,8 +168,8 @@ def doubt_of(
 def _may_have_room(place: Place) -> bool:
     """Whether a segment beyond the window may have been within one that the file does not show.
 
-    No healthy sender goes on beyond the window. Only what its receiver does next tells which of
-    the two it is.
+    A healthy sender does not go on beyond the window. Only the receiver's next segments show which
+    of the two it is.
     """
     watched = place.watched
     if watched is None or watched.repeated:
@@ -179,9 +179,9 @@ def _may_have_room(place: Place) -> bool:
 
 
 def _lacks_one_answer(place: Place) -> bool:
-    """Whether all that the stream lacks of its other end may be one segment, as its SYN+ACK.
+    """Whether the stream may lack just one segment of its other end, such as the SYN+ACK.
 
-    Of an end that the host does not see, there is more.
+    An end that the host never sees lacks more than one.
     """
     peer = place.stream.sides[1 - place.sender]
     return not peer.packets and peer.asked_index > 0 and not peer.went_on

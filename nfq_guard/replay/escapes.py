@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Packets that left or came with the untranslated address of an end of a live flow.
+"""Finds packets that carry the untranslated address of an end of a live flow.
 
-On the outer side of a translation the file holds the flow by its public address. A packet from
-the inner address that fits the exact state of such a flow is part of it, and escaped translation.
+A capture on the outer side of a translation shows the flow with its public address. A packet with
+the inner address that matches the exact state of such a flow belongs to it and escaped translation.
 """
 
 from typing import Final, final
@@ -21,7 +21,7 @@ class Untranslated:
     Attributes:
         frame: Its frame.
         key: Its direction.
-        of: The stream that it belongs to, by its acknowledgement.
+        of: The stream that it belongs to, by its acknowledgement number.
     """
 
     def __init__(self, frame: int, key: Key, of: Stream) -> None:
@@ -36,14 +36,14 @@ class Escapes:
     """Looks for packets that escaped the translation of a live flow.
 
     Attributes:
-        found: The packets that escaped; the first ones.
+        found: The first packets that escaped.
     """
 
     def __init__(self, capacity: int) -> None:
-        """Remember at most `capacity` ends that opened a stream."""
+        """Remember at most `capacity` ends that opened a stream; the oldest are evicted."""
         self.found: list[Untranslated] = []
         self._capacity = capacity
-        # The stream that an end opened last, by its address and port.
+        # The last stream that each end opened, by address and port.
         self._opened: dict[tuple[bytes, int], Stream] = {}
 
     def opened(self, stream: Stream, key: Key, flags: int) -> None:
@@ -59,12 +59,12 @@ class Escapes:
             opened[src, ports >> 16] = stream
 
     def look(self, key: Key, segment: Segment, frame: int) -> bool:
-        """Whether a packet without a stream answers the exact state of one with another tuple."""
+        """Whether a packet without a stream matches the exact state of one with another tuple."""
         _, dst, ports, _ = key
         stream = self._opened.get((dst, ports & 0xFFFF))
         if stream is None:
             return False
-        # An RST without ACK has the number that its peer expects.
+        # An RST without ACK carries the sequence number that its peer expects.
         number = segment.ack if segment.flags & ACK else segment.seq
         for side in stream.sides:
             if side.known and side.opened and number in (side.end, side.acked):

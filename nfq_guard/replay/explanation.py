@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Explains one frame: its flow before the frame, the check, and the result under other kernels.
 
-The capture is read three times: to find the flow of the frame, to find out from the whole capture
-what became of the flow and whether the finding is in doubt, and to follow all flows up to the frame
-under the rules of every kernel. Of a long flow only some packets are kept.
+The capture is read three times: to find the flow of the frame, to learn from the whole capture how
+the flow went on and whether the finding is in doubt, and to follow all flows up to the frame under
+the rules of every kernel. Only some packets of a long flow are kept.
 """
 
 from collections import deque
@@ -48,17 +48,17 @@ class Explanation:
         outcome: The outcome of the frame under the chosen kernel.
         settings: How the capture was replayed.
         first: The first packets of the flow, before this one.
-        last: The last ones before this one.
-        between: How many packets came between those two.
-        before: The flow as it was before the frame; None without one.
+        last: The last packets of the flow before this one.
+        between: Number of packets between `first` and `last`.
+        before: The flow before the frame; None without a flow.
         expired_s: How long before the frame it had expired; 0 if it had not.
-        after: The flow as the frame leaves it; None without one.
-        checks: The bounds that were checked; empty where no bound was.
+        after: The flow after the frame; None without a flow.
+        checks: The bounds that were checked; empty if none was.
         others: The outcome under each generation of kernels, in their order.
-        isns: Where relative numbers begin, by direction.
+        isns: The origin of relative sequence numbers, by direction.
         life: The flow in the whole capture.
         wrong_sum: Whether its transport checksum is wrong.
-        unfinished: Whether that has the form in which a sender leaves it to the NIC.
+        unfinished: Whether that checksum is one that the sender left to the NIC to compute.
     """
 
     file: str
@@ -87,7 +87,7 @@ class Explanation:
 
     @property
     def circumstances(self) -> Circumstances:
-        """What the capture shows of the frame's flow beside the finding."""
+        """What the capture shows about the frame's flow besides the finding."""
         packet = self.outcome.packet
         private = None
         if isinstance(packet, Packet):
@@ -101,17 +101,17 @@ class Explanation:
         )
 
     def relative(self, number: Seq, side: int) -> int | None:
-        """A number relative to the first one of that side; None if that one was not seen."""
+        """A sequence number relative to the first one of that side; None if that is unknown."""
         isn = self.isns[side]
         if isn is None:
             return None
-        # Data far before the beginning has a negative number, not one near 2**32.
+        # Data before the origin has a negative number, not one near 2**32.
         gap = (number - isn) & 0xFFFFFFFF
         return gap - (1 << 32) if gap >= 0xC0000000 else gap
 
 
 def _frames(name: str, number: int) -> Iterator[Frame]:
-    """The frames up to one."""
+    """The frames up to `number`, inclusive."""
     capture = Capture(name)
     try:
         for frames in capture.batches():
@@ -128,14 +128,14 @@ def _frames(name: str, number: int) -> Iterator[Frame]:
 
 @final
 class _History:
-    """The packets of one flow as they go by."""
+    """Collects the packets of one flow."""
 
     def __init__(self, flow: Key | None) -> None:
         self._flow = flow
         self.first: list[Outcome] = []
         self.last: deque[Outcome] = deque(maxlen=LAST_SHOWN)
         self.count = 0
-        # The first sequence number of each end, by its address and port.
+        # The first sequence number of each end, by address and port.
         self.isns: dict[tuple[bytes, int], Seq] = {}
 
     def takes(self, key: Key | None) -> bool:
@@ -143,7 +143,7 @@ class _History:
         return key is not None and self._flow in {key, reverse(key)}
 
     def add(self, outcome: Outcome) -> None:
-        """Keep the packet if it is one of the first or of the last."""
+        """Keep the packet if it is among the first or the last."""
         self.count += 1
         if len(self.first) < FIRST_SHOWN:
             self.first.append(outcome)
@@ -151,9 +151,9 @@ class _History:
             self.last.append(outcome)
 
     def learn(self, key: Key, packet: Packet, *, trusted: bool) -> None:
-        """Take a beginning of relative numbers from a segment.
+        """Take the origin of relative sequence numbers from a segment.
 
-        Only a segment that conntrack accepted, `trusted`, can change a known beginning.
+        Only a segment that conntrack accepted (`trusted`) can change a known origin.
         """
         segment = packet.l4
         if not isinstance(segment, Segment):
@@ -162,7 +162,7 @@ class _History:
         if segment.flags & SYN and trusted:
             self.isns[one] = segment.seq
         elif not segment.flags & RST:
-            # The first byte seen of a flow that was picked up in the middle is number 1.
+            # In a flow that was picked up in the middle, the first byte seen is number 1.
             syn = segment.flags & SYN
             self.isns.setdefault(one, segment.seq if syn else add(segment.seq, -1))
         if segment.flags & ACK:
@@ -174,7 +174,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
 
     Raises:
         CaptureError: The file cannot be read.
-        UsageError: It has no such frame.
+        UsageError: The capture has no such frame.
     """
     settings = replace(settings, every=True)
     flow, key = _flow_of(name, number, settings)
@@ -211,7 +211,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
                 history.learn(found, outcome.packet, trusted=passed)
             if not target:
                 history.add(outcome)
-    assert outcome is not None  # noqa: S101 - _frames ends with that frame or raises
+    assert outcome is not None  # noqa: S101 - _frames ends with this frame or raises
     others[settings.kernel.name] = outcome
     if broken:
         others = {rules: one.if_broken or one for rules, one in others.items()}
@@ -263,7 +263,7 @@ def _has_bad_checksum(outcome: Outcome) -> bool:
 def _settled(
     name: str, number: int, settings: ReplaySettings, policy: Policy, life: Life
 ) -> Outcome | None:
-    """The frame by what the whole capture shows; None where it is not INVALID."""
+    """The outcome of the frame in view of the whole capture; None if it is not INVALID."""
     replayer = Replayer(replace(settings, every=False, watched=True), policy)
     capture = Capture(name)
     found: Outcome | None = None
@@ -291,7 +291,7 @@ def _of_frame(outcomes: list[Outcome], number: int) -> Outcome | None:
 def _checks(
     outcome: Outcome, before: FlowSnapshot | None, reason: Reason | None, kernel: KernelRules
 ) -> tuple[BoundCheck, ...]:
-    """The bounds that conntrack held against the packet; `reason` is conntrack's."""
+    """The bounds that conntrack checked; `reason` is conntrack's."""
     packet = outcome.packet
     segment = packet.l4 if isinstance(packet, Packet) else None
     if before is None or not isinstance(segment, Segment):

@@ -35,7 +35,7 @@ class PeerRecord(TypedDict):
 
 
 class PeersRecord(TypedDict):
-    """Both ends of a TCP flow; null where the flow is not TCP.
+    """Both ends of a TCP flow; null if the flow is not TCP.
 
     Attributes:
         original: The end that opened the flow.
@@ -47,7 +47,7 @@ class PeersRecord(TypedDict):
 
 
 class FlowRecord(TypedDict):
-    """The flow as it was before the packet.
+    """The flow before the packet.
 
     Attributes:
         original: Source and destination of its original direction.
@@ -70,9 +70,9 @@ class PointRecord(TypedDict):
     """A sequence number with its name.
 
     Attributes:
-        name: What it is, such as `td_end`.
+        name: Its name, such as `td_end`.
         seq: The number.
-        relative: The number relative to the first of its end; null where that is not known.
+        relative: The number relative to the first one of its end; null if that is unknown.
     """
 
     name: str
@@ -81,15 +81,15 @@ class PointRecord(TypedDict):
 
 
 class BoundRecord(TypedDict):
-    """One bound of the window with the packet held against it.
+    """One bound of the window, checked against the packet.
 
     Attributes:
         bound: The bound.
-        actual: The number of the packet.
-        limit: The number that it is held against.
-        holds: Whether the packet keeps the bound.
-        distance: Bytes by which it breaks the bound, else 0.
-        room: Bytes that are left before it would break the bound, else 0.
+        actual: The number in the packet.
+        limit: The number that it is compared with.
+        holds: Whether the packet is within the bound.
+        distance: Bytes by which the packet exceeds the bound, else 0.
+        room: Bytes left within the bound, else 0.
     """
 
     bound: str
@@ -109,7 +109,7 @@ class KernelRecord(TypedDict):
         ignored: As in the frame.
         reason: As in the frame.
         breach: As in the frame.
-        says: The same as a sentence.
+        says: The result as a sentence.
     """
 
     kernel: str
@@ -124,13 +124,13 @@ class StepRecord(TypedDict):
     """A packet of the flow.
 
     Attributes:
-        number: Its number in the flow, from 1; those between are left out.
+        number: Its number in the flow, from 1; omitted packets leave gaps.
         frame: Its frame.
         sender: 0 for the end that sent the first packet of the flow in the capture, else 1.
-        flags: TCP flags by their letters; null where it is not TCP.
-        seq: Relative sequence number; null where it is not TCP.
+        flags: TCP flags by their letters; null if it is not TCP.
+        seq: Relative sequence number; null if it is not TCP.
         ack: Relative acknowledgement number; null without the flag.
-        length: Bytes of data; null where it is not TCP.
+        length: Bytes of data; null if it is not TCP.
         ctstate: As in the frame.
         ignored: As in the frame.
         state: State of the flow after it.
@@ -153,12 +153,12 @@ class StepRecord(TypedDict):
 
 
 class HoleRecord(TypedDict):
-    """A place where the capture differs from what the peers did.
+    """A place where the capture differs from what the peers exchanged.
 
     Attributes:
-        kind: What differs, by the names of `doubt`.
+        kind: The kind of difference, named as in `doubt`.
         frame: The frame that shows it.
-        missing: Bytes that are not in the capture, where they are known; else 0.
+        missing: Bytes that are not in the capture; 0 if none or unknown.
     """
 
     kind: str
@@ -171,11 +171,11 @@ class LifeRecord(TypedDict):
 
     Attributes:
         flow: Its first packet in the capture, as `source > destination`.
-        packets: How many packets it has.
-        escaped: The live flow whose translation this packet escaped; null where it did not.
-        steps: The first ones, those around the frame, the last ones, and the first of those that
+        packets: Number of its packets.
+        escaped: The live flow whose translation this packet escaped; null if it did not.
+        steps: The first packets, those around the frame, the last ones, and the first of those that
             open or end the flow or are INVALID.
-        holes: Where the capture lacks frames or has them out of order; the first ones.
+        holes: The first places where frames are missing or out of order.
     """
 
     flow: str
@@ -190,14 +190,14 @@ class ExplanationRecord(FrameRecord):
 
     Attributes:
         kernel: The kernel whose rules were used.
-        kernel_doubt: Why those are a guess at the kernel that was asked for; null if they are not.
-        flow: The flow before the packet; null where it has none.
-        expired_s: How long before the packet its flow had expired, in seconds; null if it had not.
+        kernel_doubt: Why the requested kernel may follow other rules; null if it follows these.
+        flow: The flow before the packet; null without a flow.
+        expired_s: Seconds since the flow had expired; null if it had not.
         history: Frames of the flow before the packet: the first and the last ones.
         history_left_out: Frames of the flow between those.
         bounds: The bounds of the window.
-        kernels: What the rules of the other kernels say.
-        life: The flow in the whole capture; null where the frame has none.
+        kernels: The results under the rules of the other kernels.
+        life: The flow in the whole capture; null without a flow.
     """
 
     kernel: str
@@ -212,7 +212,7 @@ class ExplanationRecord(FrameRecord):
 
 
 def explanation_object(explanation: Explanation) -> ExplanationRecord:
-    """The record of the frame as `replay` has it, and what `explain` adds."""
+    """The record of the frame as in `replay`, with the fields that `explain` adds."""
     told = (*explanation.first, *explanation.last)
     return {
         **record(explanation.outcome, (explanation.file,)),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The TCP flows of a replay, each with its packets and its end."""
+"""The TCP flows of a replay, each with its packet counts and final state."""
 
 from typing import TypedDict
 
@@ -13,7 +13,7 @@ class ListedFlowRecord(TypedDict):
     """A TCP flow of a replay.
 
     Attributes:
-        flow: The flow as its first packet goes, as `source > destination`.
+        flow: The direction of its first packet, as `source > destination`.
         first_frame: Frame of that packet.
         packets: Packets from the end that sent the first one.
         answers: Packets from the other end.
@@ -21,14 +21,14 @@ class ListedFlowRecord(TypedDict):
             without an entry.
         expired: Whether its entry had expired by the end of the capture.
         began_before: Whether its beginning is not in the capture.
-        one_way: Whether one end alone is in the capture, although the other answered.
+        one_way: Whether the capture has only one end of it, although the other end answered.
         translated: Whether the capture shows the address translation of the flow.
-        fin: Whether conntrack took a FIN of it.
-        rst: Whether conntrack took an RST of it.
-        renewed: Frame in which it went on, with a new entry, after its entry was gone; null
-            without one. A host that translates may have sent that packet untranslated.
+        fin: Whether conntrack accepted a FIN of it.
+        rst: Whether conntrack accepted an RST of it.
+        renewed: Frame in which it continued with a new entry after its entry had gone; null without
+            one. A translating host may have forwarded that packet untranslated.
         invalid: INVALID packets by reason, without those in doubt.
-        in_doubt: INVALID packets that are in doubt because of the capture.
+        in_doubt: INVALID packets whose finding is in doubt because of the capture.
     """
 
     flow: str
@@ -75,7 +75,7 @@ def flow_line(found: ListedFlowRecord) -> str:
     if found["in_doubt"]:
         notes.append(f"{found['in_doubt']} INVALID in doubt")
     if found["renewed"] is not None:
-        notes.append(f"went on in frame {found['renewed']} after its entry was gone")
+        notes.append(f"continued in frame {found['renewed']} after its entry had gone")
     for name, text in (
         ("began_before", "began before the capture"),
         ("one_way", "one way only"),

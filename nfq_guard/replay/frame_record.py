@@ -20,7 +20,7 @@ class BreachRecord(TypedDict):
     Attributes:
         bound: The bound.
         actual: Sequence number of the packet that broke it.
-        limit: The sequence number that it was held against.
+        limit: The sequence number that it was compared with.
         distance: Bytes from `limit` to `actual`.
     """
 
@@ -36,7 +36,7 @@ class CausedByRecord(TypedDict):
     Attributes:
         frame: Its frame.
         reason: Why it is INVALID.
-        delay_s: Time from it to the RST, in seconds.
+        delay_s: Time from that packet to the RST, in seconds.
     """
 
     frame: int
@@ -57,18 +57,18 @@ class FrameRecord(TypedDict):
         proto: Protocol: `tcp`, `udp`, `icmp`, or its number.
         ctstate: What `-m conntrack --ctstate` matches: `NEW`, `ESTABLISHED`, `RELATED`, `INVALID`
             or `UNTRACKED`; null where conntrack would see no packet.
-        ignored: Whether conntrack left the packet's flow as it was.
+        ignored: Whether conntrack left the packet's flow unchanged.
         reason: Why the packet is INVALID; null for any other.
-        breach: The bound that it broke; null where none was.
+        breach: The bound that it broke; null if none was broken.
         state: State of the flow after the packet.
         action: The action of the policy for an INVALID packet.
         rule: The rule that decides.
-        detail: More about the reason; null where there is no more.
-        doubt: Why the packet may be INVALID to this capture alone: `unseen-data`, `unseen-window`,
-            `unseen-handshake`, `out-of-order`, `frames-missing` or `capture-drops`; null where the
-            finding stands.
+        detail: More about the reason; null if there is no more.
+        doubt: Why the packet may be INVALID only because of gaps in this capture: `unseen-data`,
+            `unseen-window`, `unseen-handshake`, `out-of-order`, `frames-missing` or
+            `capture-drops`; null if the finding is certain.
         doubt_detail: The doubt as a sentence, with the frame and the bytes; null without a doubt.
-        absent: Why conntrack would see no packet in this frame; null where it does.
+        absent: Why conntrack would see no packet in this frame; null if it would see one.
         caused_by: The INVALID packet that this RST answers; null for any other packet.
         file: The capture, when several are replayed together.
     """
@@ -103,7 +103,7 @@ def exact_seconds(time_ns: int) -> str:
 
 
 def breach_object(breach: Breach | None) -> BreachRecord | None:
-    """A broken bound as an object; None where no bound was broken."""
+    """A broken bound as an object; None if no bound was broken."""
     if breach is None:
         return None
     return {
@@ -126,7 +126,7 @@ def _caused_by(outcome: Outcome) -> CausedByRecord | None:
 
 
 def record(outcome: Outcome, files: Sequence[str]) -> FrameRecord:
-    """The record of an outcome; with several `files` it names the one that has the frame."""
+    """The record of an outcome; with several `files` it names the file of the frame."""
     packet = outcome.packet
     finding = outcome.finding
     decision = outcome.decision

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Finds the SYN that a SYN+ACK with another tuple answers.
 
-A capture of what comes in alone, or of what goes out, shows one direction of a translated flow as
-it is before translation and the other as it is after. Only the numbers tell that they are one: a
-SYN+ACK acknowledges the number of its SYN.
+A capture of incoming packets only, or of outgoing ones, shows one direction of a translated flow
+before translation and the other after it. Only the sequence numbers connect the two: a SYN+ACK
+acknowledges the number of its SYN.
 """
 
 from typing import Final, final
@@ -13,24 +13,24 @@ from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 
 _MOST: Final = 65_536
-# Small numbers are no random ones, and others may have the same.
+# Small sequence numbers are not random, and other connections may have the same.
 _LEAST_NUMBER: Final = 0xFFFF
 
 
 @final
 class Halves:
-    """The SYNs of a capture, the last ones."""
+    """The last SYNs of a capture."""
 
     def __init__(self, most: int = _MOST) -> None:
         """Remember `most` SYNs."""
         self._most = most
-        # By the number that acknowledges it; None where SYNs of two flows have it.
+        # By the number that acknowledges the SYN; None if SYNs of two flows have that number.
         self._opening: dict[Seq, Key | None] = {}
 
     def opening_of(self, segment: Segment, key: Key) -> Key | None:
         """The direction of the only SYN that a SYN+ACK answers; None if there is none.
 
-        A SYN is remembered, and answers None.
+        A SYN is remembered; the result is None.
 
         Args:
             segment: With the flag SYN.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The whole life of one flow in a capture: its packets, and what the capture lacks of them.
 
-Of a long flow these are kept: the first packets, those around the frame that is explained, the last
-ones, and the first of those that open or end the flow or are INVALID.
+Of a long flow, the first packets are kept, those around the frame that is explained, the last ones,
+and the first of those that open or end the flow or are INVALID.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ _BEFORE: Final = 4
 _AFTER: Final = 4
 _LAST: Final = 4
 _MOST_MARKED: Final = 24
-# Frames of which it is known that they belong to the flow, and its INVALID packets that are kept.
+# Bounds on the remembered frames of the flow, and on the kept INVALID packets.
 _MOST_FRAMES: Final = 100_000
 _MOST_INVALID: Final = 1000
 
@@ -39,12 +39,13 @@ class Step:
         number: Its number in the flow, from 1.
         frame: Its frame.
         now: Seconds since the first frame.
-        side: Who sent it: 0 for the end that sent the first packet of the flow in the capture.
+        side: Its sender: 0 for the end that sent the first packet of the flow in the capture, else
+            1.
         packet: The packet.
         ctstate: What iptables would have matched.
-        ignored: Whether the flow took no note of it.
+        ignored: Whether it left the flow unchanged.
         state: `TcpState` number of the flow after it; 0 without one.
-        reason: Why it is INVALID; set by what the whole capture shows.
+        reason: Why it is INVALID, in view of the whole capture.
         doubted: Why that may be due to the capture.
     """
 
@@ -75,14 +76,14 @@ def flow_key(replayer: Replayer) -> Key | None:
 
 @final
 class Life:
-    """Collects the packets of a flow as they go by.
+    """Collects the packets of a flow.
 
     Attributes:
-        count: How many packets it has.
+        count: Number of its packets.
         left: Direction of its first packet; None before that.
-        invalid: Its INVALID packets, the first of them.
-        escaped: First direction of the live flow whose translation the packet in the frame
-            escaped; None where it did not.
+        invalid: The first of its INVALID packets.
+        escaped: First direction of the live flow whose translation the explained packet escaped;
+            None if it did not.
     """
 
     def __init__(self, flow: Key | None, frame: int) -> None:
@@ -100,7 +101,7 @@ class Life:
         self._after = 0
         self._last: deque[Step] = deque(maxlen=_LAST)
         self._stream: Stream | None = None
-        # What puts single packets in doubt, beside the proofs of the stream.
+        # Evidence that puts single packets in doubt, besides the proofs of the stream.
         self._more: list[Proof] = []
         self._isns: dict[int, Seq] = {}
 
@@ -153,21 +154,21 @@ class Life:
         self._last.append(step)
 
     def _learn(self, step: Step) -> None:
-        """Take the beginning of relative numbers from a segment."""
+        """Take the origin of relative sequence numbers from a segment."""
         segment = step.packet.l4
         if not isinstance(segment, Segment):
             return
         if segment.flags & SYN and step.ctstate is not CtState.INVALID:
             self._isns[step.side] = segment.seq
         elif not segment.flags & RST:
-            # The first byte seen of a flow that was picked up in the middle is number 1.
+            # In a flow that was picked up in the middle, the first byte seen is number 1.
             syn = segment.flags & SYN
             self._isns.setdefault(step.side, segment.seq if syn else add(segment.seq, -1))
         if segment.flags & ACK:
             self._isns.setdefault(1 - step.side, add(segment.ack, -1))
 
     def relative(self, number: Seq, side: int) -> int:
-        """A number relative to the first one of an end, or itself where that was not seen."""
+        """A sequence number relative to the first one of an end; unchanged if that is unknown."""
         isn = self._isns.get(side)
         if isn is None:
             return number
@@ -175,7 +176,7 @@ class Life:
         return gap - (1 << 32) if gap >= 0xC0000000 else gap
 
     def finish(self, replayer: Replayer) -> None:
-        """The capture that `replayer` followed has ended."""
+        """Evaluate the flow after the last frame that `replayer` followed."""
         for one in replayer.streams.escapes.found:
             if one.frame == self._frame:
                 self.escaped = one.of.original
@@ -184,18 +185,18 @@ class Life:
 
     @property
     def proofs(self) -> list[Proof]:
-        """What shows that frames are missing or out of order, the first of it."""
+        """The first proofs that frames are missing or out of order."""
         known = () if self._stream is None else self._stream.proofs
         more = [proof for proof in self._more if proof not in known]
         return sorted((*known, *more), key=_frame_of)
 
     @property
     def steps(self) -> list[Step]:
-        """The packets that are kept, in their order."""
+        """The packets that are kept, in order."""
         return [self._kept[number] for number in sorted(self._kept)]
 
     def settle(self, outcomes: list[Outcome]) -> None:
-        """Take over what the whole capture says of INVALID packets."""
+        """Update the kept INVALID packets in view of the whole capture."""
         if not outcomes:
             return
         steps = {step.frame: step for step in (*self._kept.values(), *self._before, *self._last)}

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The TCP streams that a replay lists, in the order in which they began."""
+"""The TCP streams that a replay lists, in order of their beginning."""
 
 from typing import Final, final
 
 from nfq_guard.replay.stream import Stream
 
-# Streams that are listed at most.
+# Maximum number of listed streams.
 MOST_LISTED: Final = 10_000
 
 
@@ -19,12 +19,12 @@ class Listing:
     """
 
     def __init__(self) -> None:
-        """An empty list."""
+        """Start with an empty list."""
         self.streams: list[Stream] = []
         self.others = 0
 
     def take(self, stream: Stream) -> None:
-        """List a stream that begins, unless the list is full."""
+        """Add a new stream unless the list is full."""
         if len(self.streams) < MOST_LISTED:
             self.streams.append(stream)
             stream.listed = True

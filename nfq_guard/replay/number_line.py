@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A piece of the sequence space as text: marks in their order, roughly to scale.
+"""Draws a part of the sequence space as text: marks in order, roughly to scale.
 
 ====================:=======|..................*
                     td_end 501 (1501)          seq 312001 (313001)
@@ -16,7 +16,7 @@ OTHER: Final = ":"
 ACTUAL: Final = "*"
 SPAN: Final = "#"
 
-# Columns between two marks that are not the same number, and before the first and after the last.
+# Columns between marks of different numbers, and before the first and after the last mark.
 _LEAST_GAP: Final = 2
 _MARGIN: Final = 4
 
@@ -28,8 +28,8 @@ class Mark:
 
     Attributes:
         at: Bytes from the limit, negative before it.
-        sign: The character that stands for it.
-        label: What is written below it.
+        sign: Its character on the line.
+        label: The text below it.
     """
 
     at: int
@@ -38,7 +38,7 @@ class Mark:
 
 
 def columns(numbers: list[int], width: int) -> dict[int, int]:
-    """A column for each number: in order, apart from each other, otherwise to scale."""
+    """A column for each number: in order, at a minimum distance, otherwise to scale."""
     ordered = sorted(set(numbers))
     if len(ordered) == 1:
         return {ordered[0]: width // 2}
@@ -61,8 +61,8 @@ def draw(
     """The line, and below it the labels in as few lines as they need.
 
     Args:
-        marks: The limit is at 0; of two at one place the later is seen.
-        upper: Whether what is right of the limit is outside, else what is left of it.
+        marks: The marks, with the limit at 0; of two marks in one place the later one is drawn.
+        upper: Whether the outside is to the right of the limit; else it is to the left.
         width: Columns.
         span: Where the segment begins and ends, bytes from the limit.
     """

@@ -20,25 +20,25 @@ class Outcome:
     """The outcome of one frame.
 
     Attributes:
-        frame: The frame; of a datagram in fragments the one that completed it.
-        packet: The packet in it, put together; None if there is none.
+        frame: The frame; for a fragmented datagram the one that completed it.
+        packet: The packet, reassembled; None if there is none.
         ctstate: What iptables would have matched; None where conntrack would see no packet.
-        absent: Why there is no packet for conntrack, a fixed phrase; else empty.
-        ignored: Why the packet left its flow unchanged; None where it did not.
+        absent: Why conntrack sees no packet, a fixed phrase; else empty.
+        ignored: Why the packet left its flow unchanged; None if it did not.
         snapshot: Its flow after the packet; None without a flow, and for packets that are not
             judged.
         finding: Why it is INVALID.
         decision: The decision of the policy.
         state: `TcpState` number of its flow after it; 0 without one.
-        direction: In its flow; 0 original, 1 reply.
+        direction: Its direction in its flow; 0 original, 1 reply.
         now: Seconds since the first frame of the replay.
         cause: The INVALID packet that this RST answers; None for any other packet.
-        doubted: Why the finding may be due to the capture; None where it stands.
+        doubted: Why the finding may be due to the capture; None if it is certain.
         place: The segment's place in its stream, while the outcome is held.
-        began: Whether the file holds the beginning of its SCTP association; True for any other
-            packet.
-        suspect: A checksum of it, while it is uncertain whether it is a broken one.
-        if_broken: The outcome if it is, while that is uncertain.
+        began: Whether the file holds the beginning of its SCTP association; True for other
+            protocols.
+        suspect: Its checksum, while it is undecided whether the packet was damaged.
+        if_broken: The outcome if the packet was damaged, while that is undecided.
     """
 
     frame: Frame

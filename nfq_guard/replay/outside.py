@@ -29,14 +29,14 @@ class Outside:
 
 
 def outside(streams: Iterable[Stream]) -> list[Outside]:
-    """Segments that the host which saw the beginning of their flow may have called INVALID.
+    """Segments that a host may have called INVALID if it saw the beginning of their flow.
 
-    Each is farther ahead than the assumed scale allows, and its receiver did not take it: it
-    answered by an RST, or acknowledged what came afterwards in the place of the stream and sent
-    data itself; or the sender sent the same bytes again, or ended its stream.
+    Each is farther ahead than the assumed window scale allows and was not accepted. Evidence of the
+    latter: the receiver answered with an RST, or acknowledged later data of the stream and sent
+    data itself; or the sender repeated the bytes or ended its stream.
 
     Args:
-        streams: Those that began before the capture.
+        streams: Streams that began before the capture.
     """
     found: list[Outside] = []
     for stream in streams:
@@ -59,7 +59,8 @@ def _is_refused(stream: Stream, side: Side, jump: Jump) -> bool:
         return False
     if jump.reset or jump.passed:
         return True
-    # A sender that fills a gap behind the segment does not end, and most receivers wait for it.
+    # A sender that still has to fill a gap before the segment does not close, and most receivers
+    # wait.
     turned = after(stream.sides[1 - side.number].end, jump.answered) or stream.ended & FIN != 0
     return turned and not jump.reached and after(side.acked, jump.start)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The packet in each frame of a capture, as conntrack would get it.
+"""Extracts the packet of each frame of a capture, as conntrack would see it.
 
-The link layer is taken off, fragments are put together, the checksum is judged, and what the IP
-layer throws away is left out.
+Strips the link layer, reassembles fragments, judges the checksum, and omits packets that the IP
+layer discards.
 """
 
 from typing import Final, final
@@ -26,7 +26,7 @@ DROPPED_BEFORE: Final = "an IP header that the kernel throws away"
 COPIED: Final = "a copy of an earlier frame"
 SNAPPED: Final = "the capture ends inside the headers"
 
-# Problems of IP headers themselves (wire.ip), which the IP layer finds first.
+# Problems of the IP header itself (wire.ip), for which the IP layer drops the packet.
 _DROPPED_BY_IP: Final = frozenset(
     {
         "IP version neither 4 nor 6",
@@ -37,9 +37,9 @@ _DROPPED_BY_IP: Final = frozenset(
     }
 )
 _IPV6_HEADER: Final = 40
-# A longer packet of IPv6 is a super-packet, whose length field is 0.
+# A longer IPv6 packet is a super-packet, whose length field is 0.
 _LONGEST_V6: Final = _IPV6_HEADER + 0xFFFF
-# Captures of `any`, which show a packet on each interface that it passes.
+# Captures on `any` contain a packet once for each interface that it passes.
 _COOKED: Final = frozenset({LINUX_SLL, LINUX_SLL2})
 
 
@@ -48,19 +48,19 @@ class PacketReader:
     """Reads the frames of one replay.
 
     Attributes:
-        frames: How many were read; the packets inside tunnels are not counted.
-        without_packet: Frames in which conntrack sees no packet, by reason.
-        unknown_links: Link types that cannot be read, each with the number of its first frame.
-        disordered: Frames with a time before that of the frame before them.
-        tunnels: Packets that carry another packet, by the name of the tunnel.
+        frames: Number of frames read; packets inside tunnels do not count.
+        without_packet: Number of frames without a packet for conntrack, by phrase.
+        unknown_links: Link types that are not supported, each with the number of its first frame.
+        disordered: Number of frames that are older than the frame before them.
+        tunnels: Number of packets that carry another packet, by the name of the tunnel.
         checksums: Judges transport checksums, and counts the wrong ones.
-        packet: The packet of the last frame; None if it holds none.
-        octets: The same from the IP header on.
-        absent: Why it holds none; a fixed phrase, or empty.
-        checksum_ok: Whether its transport checksum is right; None where that is not judged.
-        suspect: Its checksum, where that is uncertain.
-        inner: The packet that it carries, as a frame; None if it is no tunnel's.
-        late: Whether its time is before that of the frame before it.
+        packet: The packet of the last frame; None without one.
+        octets: The octets of that packet, IP header first.
+        absent: Why the last frame has no packet; a fixed phrase, or empty.
+        checksum_ok: Whether its transport checksum is correct; None if that is not judged.
+        suspect: Its checksum, if that is uncertain.
+        inner: The packet that it carries, as a frame; None if it carries none.
+        late: Whether the last frame is older than the frame before it.
         now: Seconds since the first frame.
     """
 
@@ -69,7 +69,8 @@ class PacketReader:
 
         Args:
             checksums: What a wrong checksum means.
-            copies: Searches the whole capture where its kind shows packets several times.
+            copies: Searches for copies; told to search the whole capture if captures of its kind
+                have them.
         """
         self.checksums = ChecksumJudge(checksums)
         self.frames = 0
@@ -98,26 +99,26 @@ class PacketReader:
         return (frame.time_ns - self._start_ns) / 1_000_000_000
 
     def pass_by(self, frame: Frame, now: float) -> None:
-        """Count a frame at `now` whose packet the caller reads."""
+        """Count a frame at `now` whose packet the caller decodes."""
         self.frames += 1
         self.suspect = None
         self.inner = None
         self.now = now
-        # Several files are merged by time: in them too, an earlier time means disorder.
+        # Several files are merged by time, so an earlier time means disorder there too.
         self.late = frame.time_ns < self._last_ns
         if self.late:
             self.disordered += 1
         self._last_ns = frame.time_ns
 
     def take_whole(self, octets: bytes) -> None:
-        """Read the packet of the last frame: a whole one, with right checksums."""
+        """Decode the packet of the last frame, which is whole and has correct checksums."""
         self.octets = octets
         self.packet = decode(octets)
         self.absent = ""
         self.checksum_ok = True
 
     def read(self, frame: Frame) -> Packet | Malformed | None:
-        """The packet in a frame, put together if it comes in fragments, without following it."""
+        """The packet in a frame, reassembled if necessary. Does not follow it in conntrack."""
         self.pass_by(frame, self.time_of(frame))
         if frame.interface or frame.source:
             self._copies.expect()
@@ -159,7 +160,7 @@ class PacketReader:
         return is_discarded(octets)
 
     def _look_inside(self, frame: Frame, packet: Packet, octets: bytes) -> None:
-        """Count a tunnel; what it carries becomes `_inner`."""
+        """Count a tunnel; the packet that it carries becomes `inner`."""
         inner = inner_of(packet, octets)
         if inner is None:
             return
@@ -180,7 +181,7 @@ class PacketReader:
             and octets[13] == 0
             and octets[14] == 0x45
         ):
-            # Nearly all frames are of this kind; they need no search for VLAN tags.
+            # Nearly all frames are of this kind, and need no search for VLAN tags.
             octets = octets[14:]
         else:
             if frame.linktype in _COOKED:
@@ -199,12 +200,12 @@ class PacketReader:
         self.absent = ""
         self._joined = False
         if is_fragment(octets):
-            # A header that was not captured whole has no checksum to hold it to.
+            # The checksum of a header that was not captured whole cannot be verified.
             v4 = octets[0] >> 4 == 4
             if v4 and len(octets) >= (octets[0] & 15) << 2 and not self.checksums.header_ok(octets):
                 self.absent = DROPPED_BEFORE
                 return b""
-            # The header of a datagram that was put together has no checksum of its own.
+            # The header of a reassembled datagram has no checksum of its own.
             self._joined = True
             octets = self._fragments.offer(octets, now)
             if not octets:
@@ -212,7 +213,7 @@ class PacketReader:
         return octets
 
     def no_packet(self, why: str) -> None:
-        """Count the last frame as one without a packet for conntrack."""
+        """Count the last frame as one without a packet for conntrack, for the reason `why`."""
         self.absent = why
         self.packet = None
         self.count_absent(why)
@@ -223,7 +224,7 @@ class PacketReader:
 
 
 def _states_no_payload(octets: bytes) -> bool:
-    """Whether an IPv6 header says that nothing follows it, and so not even a jumbo option."""
+    """Whether an IPv6 header states an empty payload, and has no jumbo option."""
     return (
         len(octets) >= _IPV6_HEADER
         and octets[0] >> 4 == IPV6

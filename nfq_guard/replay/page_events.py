@@ -13,14 +13,14 @@ from nfq_guard.telemetry.reader import ReadEvent
 from nfq_guard.wire.packet import Queued
 
 _QUEUED: Final = Queued(b"", int(Hook.PREROUTING), "", "", 0, 0)
-# A damaged file may hold any time; beyond this one, the year 2261, dates do not survive all uses.
+# A damaged file may contain any time. Dates after this one, in the year 2261, overflow elsewhere.
 _LATEST_S: Final = 9_183_000_000
 
 
 def page_event(outcome: Outcome) -> ReadEvent | None:
     """The event of an outcome, as a daemon in dry-run would have written it.
 
-    None for a packet that is not INVALID, and for one whose finding is in doubt.
+    None if the packet is not INVALID or its finding is in doubt.
     """
     packet = outcome.packet
     finding = outcome.finding

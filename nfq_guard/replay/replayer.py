@@ -10,7 +10,7 @@
 
 Each frame is decoded to an IP packet, fragments are reassembled, and each whole packet goes through
 the flow table. Only packets to be shown become an `Outcome`. An outcome is held until later frames
-have shown whether the capture is complete there (`replay.doubt`, `replay.checksums`); outcomes are
+decide whether the capture is complete there (`replay.doubt`, `replay.checksums`); outcomes are
 returned in the order of their frames.
 """
 
@@ -59,10 +59,10 @@ from nfq_guard.wire.packet import (
 from nfq_guard.wire.sctp import INIT
 from nfq_guard.wire.tcp import options_are_cut
 
-# What `Replayer.follow` answers when conntrack would see no packet in a frame.
+# Result of `Replayer.follow` if conntrack would see no packet in the frame.
 CT_NONE: Final = -1
 
-# Outcomes held at most; then the oldest is settled by what is known.
+# Maximum number of held outcomes; beyond it the oldest is settled with what is known.
 MOST_RESETS: Final = 1_000
 MOST_HELD: Final = 20_000
 
@@ -71,7 +71,7 @@ _PREROUTING: Final = int(Hook.PREROUTING)
 
 @final
 class _Undecided:
-    """A policy for replays in which only the reason is of interest."""
+    """The policy of replays without one: it allows everything."""
 
     shadow = None
 
@@ -96,21 +96,20 @@ class Replayer:
 
     Attributes:
         table: The flows.
-        reader: Takes the packet out of each frame.
-        by_ctstate: How many packets conntrack saw, by `conntrack.table` code.
-        ignored: How many of them were ignored.
-        streams: What the capture shows of each TCP stream.
-        drops: Frames that the capture itself reports as dropped; set by the reader's owner.
-        cut_options: TCP segments in whose options the capture ends.
-        copies: Looks for frames that show a packet again; those are not judged.
+        reader: Extracts the packet of each frame.
+        by_ctstate: Number of packets that conntrack saw, by `conntrack.table` code.
+        ignored: Number of these that left their flow unchanged.
+        streams: The TCP streams as the capture shows them.
+        drops: Frames that the capture itself reports as dropped; set by the caller.
+        cut_options: TCP segments whose options were not captured completely.
+        copies: Finds frames that repeat a packet; these are not judged.
         translations: Flows whose address translation the capture shows.
-        resets: RSTs that answer an INVALID packet, the first ones; each with its frame and that
-            packet.
-        caused_resets: How many there are.
+        resets: The first RSTs that answer an INVALID packet, each by its frame and that packet.
+        caused_resets: Number of RSTs that answer an INVALID packet.
     """
 
     def __init__(self, settings: ReplaySettings, policy: Policy | None = None) -> None:
-        """Begin with an empty table; without a policy nothing is decided."""
+        """Begin with an empty table; without a policy every packet is allowed."""
         self._settings = settings
         self._policy = policy
         self.copies = Copies()
@@ -119,7 +118,7 @@ class Replayer:
         self.drops = 0
         self.cut_options = 0
         self.translations = 0
-        # Of SCTP, those whose INIT is in the file.
+        # SCTP flows whose INIT is in the file.
         self._associations: set[FlowKey] = set()
         self._held: deque[Outcome] = deque()
         self._openings: deque[Opening] = deque()
@@ -134,7 +133,7 @@ class Replayer:
             sysctls=settings.sysctls,
         )
         self.by_ctstate = [0] * len(CTSTATES)
-        # Those of them that `by_ctstate` counts at the end of a batch.
+        # Packets that `by_ctstate` counts at the end of a batch.
         self._established = 0
         self.ignored = 0
         self.resets: list[tuple[int, Passed]] = []
@@ -149,7 +148,7 @@ class Replayer:
 
     @property
     def now(self) -> float:
-        """Seconds since the first frame, at the last one."""
+        """Time of the last frame, in seconds since the first."""
         return self.reader.now
 
     @property
@@ -205,7 +204,7 @@ class Replayer:
         return shown
 
     def _follow_shortcut(self, frame: Frame) -> int:
-        """`follow`, where the frame takes the shortcut; else `CT_NONE`, with nothing changed."""
+        """`follow` for a frame that can take the shortcut; else `CT_NONE`, and nothing changes."""
         reader = self.reader
         now = reader.time_of(frame)
         way = self._shortcut.find(frame, now)
@@ -233,7 +232,7 @@ class Replayer:
         return code
 
     def _follow_inner(self, held: deque[Outcome]) -> None:
-        """Follow the packets inside the last one, as many as are nested."""
+        """Follow the packets inside the last one, at every depth."""
         reader = self.reader
         for _ in range(MOST_NESTED):
             frame = reader.inner
@@ -245,7 +244,7 @@ class Replayer:
                 held.append(self.outcome(frame, code))
 
     def finish(self) -> list[Outcome]:
-        """End the capture: the outcomes that were still held."""
+        """End the capture, and return the outcomes that were still held."""
         shown: list[Outcome] = []
         while self._held:
             self._settle(self._held.popleft(), shown)
@@ -254,9 +253,9 @@ class Replayer:
         return shown
 
     def follow(self, frame: Frame) -> int:
-        """Follow one frame: a code of `conntrack.table`, or `CT_NONE`.
+        """Follow one frame; returns a code of `conntrack.table`, or `CT_NONE`.
 
-        A packet whose checksum is in doubt is followed as a whole one.
+        A packet whose checksum is uncertain is followed as an intact one.
         """
         reader = self.reader
         self._cause = None
@@ -291,7 +290,7 @@ class Replayer:
         return code
 
     def _follow_segment(self, packet: Packet, segment: Segment, key: Key, frame: int) -> None:
-        """Put the last segment into its stream, which tells more of it later."""
+        """Add the last segment to its stream, whose later segments decide about it."""
         reader = self.reader
         suspect = reader.suspect
         harmed = suspect is not None or reader.checksum_ok is False
@@ -318,7 +317,7 @@ class Replayer:
             stream.killed_at = self.now
 
     def _pair(self, packet: Packet | Malformed) -> None:
-        """Record the translation of a flow whose SYN+ACK, this one, has another tuple."""
+        """Record the translation of a flow, given its SYN+ACK with another tuple."""
         if not isinstance(packet, Packet):
             return
         segment = packet.l4
@@ -330,7 +329,7 @@ class Replayer:
             self.translations += 1
 
     def _await_answer(self, checksums: ChecksumJudge) -> None:
-        """Keep the last packet's checksum open, where it is the SYN of an `Opening`."""
+        """Keep the last packet's checksum undecided if it is the SYN of an `Opening`."""
         opener = checksums.opener
         streams = self.streams
         if opener is None or streams.stream is None:
@@ -354,7 +353,7 @@ class Replayer:
             self.resets.append((frame, cause))
 
     def _is_copy(self, frame: Frame, packet: Packet) -> bool:
-        """Whether the frame shows a packet again; a translation is recorded."""
+        """Whether the frame repeats a packet; records a translation."""
         segment = packet.l4
         if not isinstance(segment, Segment):
             return False
@@ -371,7 +370,8 @@ class Replayer:
             return False
         first = copies.first
         if kind == TRANSLATED and first is not None and first.strayed:
-            # It left translated, so the host had an entry: earlier frames are missing or late.
+            # The packet left translated, so the host had an entry: earlier frames are missing or
+            # late.
             self.streams.lack(first.key, segment, frame.number)
             self.streams.lack(key, segment, frame.number)
         if kind == TRANSLATED and first is not None and self.table.translate(first.key, key):
@@ -418,7 +418,7 @@ class Replayer:
         reader = self.reader
         snapshot = self.table.snapshot()
         if snapshot is not None:
-            # This value was made for the call and is not changed from here on.
+            # This value was made for the call and does not change afterwards.
             snapshot.status |= self._settings.nat_status
         queued = Queued(reader.octets, _PREROUTING, "", "", 0, checksum)
         judgment = self._engine.judge_packet(queued, packet, snapshot, Evidence.REPLAY, reader.now)
@@ -443,7 +443,7 @@ class Replayer:
         return outcome
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
-        """Settle what was uncertain about an outcome; append the outcome if it is to be shown."""
+        """Decide what was uncertain about an outcome; append the outcome if it is to be shown."""
         outcome = held
         suspect = held.suspect
         if suspect is not None and held.if_broken is not None:
@@ -473,7 +473,7 @@ class Replayer:
             )
             outcome.doubted = doubted
             if doubted is not None and doubted.kind is Doubt.UNSEEN_WINDOW and place is not None:
-                # Conntrack's window lags from here on; the findings after it follow from that.
+                # From here on conntrack's window lags, which explains the findings that follow.
                 place.stream.prove(
                     Proof(
                         Doubt.UNSEEN_WINDOW,
@@ -493,7 +493,7 @@ class Replayer:
         shown.append(outcome)
 
     def _uncount(self, followed: Outcome) -> None:
-        """Take back the count of a packet's ctstate."""
+        """Undo the count of a packet's ctstate."""
         assert followed.ctstate is not None  # noqa: S101 - it was followed
         self.by_ctstate[CTSTATES.index(followed.ctstate)] -= 1
         if followed.ignored is not None:
@@ -501,7 +501,7 @@ class Replayer:
 
 
 def _turn_back(packet: Packet, segment: Segment, arriving: Key) -> None:
-    """Give a translated packet the tuple with which it arrived, and was judged."""
+    """Replace a translated packet's tuple by the one with which it arrived and was judged."""
     packet.src, packet.dst, ports, _ = arriving
     segment.sport = ports >> 16
     segment.dport = ports & 0xFFFF

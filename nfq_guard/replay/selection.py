@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which outcomes are shown: by reason, and by flow."""
+"""Selects the outcomes to show, by reason and by flow."""
 
 from dataclasses import dataclass
 from typing import Final, final
@@ -20,14 +20,14 @@ class FlowFilter:
 
     Attributes:
         one: Address and port of an end.
-        other: Those of the other.
+        other: Address and port of the other end.
     """
 
     one: tuple[bytes, int | None]
     other: tuple[bytes, int | None]
 
     def matches(self, outcome: Outcome) -> bool:
-        """Whether the packet belongs to the flow; an ICMP error does by what it quotes."""
+        """Whether the packet belongs to the flow; an ICMP error by the packet that it quotes."""
         packet = outcome.packet
         wanted = tuple_of(packet) if isinstance(packet, Packet) else None
         if wanted is None:
@@ -44,10 +44,10 @@ def _is(wanted: tuple[bytes, int | None], end: tuple[bytes, int]) -> bool:
 
 
 def parse_flow(text: str) -> FlowFilter:
-    """Read `A:p-B:p`; IPv6 addresses in brackets, a port may be missing or `*`.
+    """Parse `A:p-B:p`; IPv6 addresses are in brackets, a port may be absent or `*`.
 
     Raises:
-        UsageError: it is written otherwise.
+        UsageError: `text` has another form.
     """
     one, _, other = text.partition("-")
     try:
@@ -59,7 +59,7 @@ def parse_flow(text: str) -> FlowFilter:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is shown.
+    """The outcomes to show.
 
     Attributes:
         reasons: Only these; empty for all.

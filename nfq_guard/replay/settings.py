@@ -9,7 +9,7 @@ from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
 from nfq_guard.replay.checksums import ChecksumMode
 
 DEFAULT_CAPACITY: Final = 262_144
-# Window scale that is assumed where no SYN was seen: what Linux offers by default.
+# Window scale that is assumed without a SYN: the one that Linux offers by default.
 DEFAULT_WSCALE: Final = 7
 
 
@@ -20,18 +20,18 @@ class ReplaySettings:
 
     Attributes:
         kernel: The conntrack rules to follow.
-        kernel_doubt: Why the kernel that was asked for may follow others; empty if there is none.
-        sysctls: How that kernel is set.
+        kernel_doubt: Why the requested kernel may follow other rules; empty if it follows these.
+        sysctls: The settings of that kernel.
         checksums: What a wrong checksum means.
         capacity: Most flows held at once (`conntrack.table.FlowTable`).
-        nat_status: `flow.IPS_SRC_NAT` and `IPS_DST_NAT` bits that every flow is taken to
-            have; a capture does not tell how the host translated.
-        every: Whether `Replayer.replay` gives every frame, not the INVALID ones only.
+        nat_status: `flow.IPS_SRC_NAT` and `IPS_DST_NAT` bits that are assumed for every flow; a
+            capture does not show how the host translated.
+        every: Whether `Replayer.replay` returns every frame, not only the INVALID ones.
         watched: Whether the caller reads the packet of each frame from `Replayer.reader`.
-        strict: Whether the capture counts as complete, so that no finding is in doubt.
+        strict: Whether the capture counts as complete: then no finding is in doubt.
         decapsulate: Whether the packets inside tunnels are followed too.
         assumed_wscale: Window scale of streams whose beginning is not in the file.
-        settle_after_s: How long outcomes are held at most, seconds of capture; 0 for the whole
+        settle_after_s: Maximum time that outcomes are held, seconds of capture; 0 for the whole
             capture.
     """
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The shortcut for most packets of a capture: they belong to a flow that is known already.
+"""The shortcut for most packets of a capture, which belong to a known flow.
 
 A frame takes it if it is Ethernet with at most one VLAN tag, and holds a whole packet of TCP or UDP
 without IP options or extension headers, with right or unfinished checksums, no SYN and no RST, and
 no tunnel, in an untranslated flow that the table has. Its flow is found by the octets of its
-addresses and ports, without decoding those. The outcome is that of `Replayer.follow`, which takes
+addresses and ports, without decoding them. The result is that of `Replayer.follow`, which handles
 all other frames.
 """
 
@@ -26,7 +26,7 @@ from nfq_guard.wire.tcp import decode_into
 if TYPE_CHECKING:
     from mypy_extensions import i64
 
-# A VLAN tag, an IPv4 header and a UDP header with the Ethernet header.
+# Ethernet header, VLAN tag, IPv4 header and UDP header.
 _SHORTEST: Final = 46
 _IPV4: Final = 0x0800
 _IPV6: Final = 0x86DD
@@ -35,7 +35,7 @@ _IPV4_FIRST: Final = 0x45
 _IPV4_HEADER: Final = 20
 _IPV6_HEADER: Final = 40
 _UDP_HEADER: Final = 8
-# Directions remembered, of each protocol: those of one generation, and of the one before it.
+# Directions remembered in one generation, by protocol; the two last generations are kept.
 _GENERATION: Final = 16_384
 
 
@@ -46,11 +46,11 @@ class Way:
     Attributes:
         entry: The flow.
         direction: The direction; 0 original, 1 reply.
-        source: The checksums of its sender; None before the first that counts.
+        source: Checksum statistics of its sender; None before the first packet that counts.
     """
 
     def __init__(self, entry: Entry, direction: int) -> None:
-        """The way of packets of `direction`."""
+        """Create it for the packets of `direction`."""
         self.entry = entry
         self.direction = direction
         self.source: Source | None = None
@@ -61,13 +61,13 @@ class Shortcut:
     """Finds the flows of packets that may take the shortcut.
 
     Attributes:
-        segment: The segment of the last frame that took it, changed by the next one, with those of
-            its options that count; None for a datagram.
-        start: Where its packet starts in the frame.
+        segment: The segment of the last frame that took the shortcut, with the options that
+            conntrack reads; None for a datagram. The next frame overwrites it.
+        start: Offset of its IP packet in the frame.
     """
 
     def __init__(self, table: FlowTable, checksums: ChecksumJudge) -> None:
-        """Know no flow so far."""
+        """Start without any flow."""
         self.segment: Segment | None = None
         self.start = 0
         self._table = table
@@ -83,7 +83,7 @@ class Shortcut:
         self._older: dict[bytes, Way] = {}
 
     def find(self, frame: Frame, now: float) -> Way | None:
-        """The flow and direction of a frame, which then counts as one with such checksums.
+        """The flow and direction of a frame, whose checksum is then counted.
 
         Args:
             frame: The frame.
@@ -163,7 +163,7 @@ class Shortcut:
         return _UDP_HEADER <= length <= room and (octets[l4 + 6] or octets[l4 + 7]) != 0
 
     def learn(self, entry: Entry, direction: int) -> None:
-        """Remember the flow of the last frame, if frames like it may take the shortcut."""
+        """Remember the flow of the last frame if frames like it may take the shortcut."""
         if self._ends:
             self._remember(self._ends, Way(entry, direction))
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""One TCP stream as a capture shows it, and what proves that the capture differs from the peers.
+"""One TCP stream as a capture shows it, and evidence that the capture is incomplete.
 
-`replay.streams` follows the segments and fills these in; `replay.doubt` reads them.
+`replay.streams` fills these types in; `replay.doubt` reads them.
 """
 
 from enum import StrEnum
@@ -28,15 +28,15 @@ class Doubt(StrEnum):
 
 @final
 class Proof:
-    """One place where the file differs from what the peers did.
+    """One place where the file differs from what the peers exchanged.
 
     Attributes:
-        kind: What the file shows.
+        kind: The kind of difference.
         index: Position in the stream, from 1: findings from here on may be due to it.
         frame: Number of the frame that shows it.
-        sender: 0 or 1: whose frames are missing or late, as in `Stream.sides`.
+        sender: The end whose frames are missing or late: 0 or 1, as in `Stream.sides`.
         start: First sequence number that is missing; with `missing` 0, the place of disorder.
-        missing: Missing bytes; 0 where none or an unknown number of them is.
+        missing: Missing bytes; 0 if none or an unknown number.
     """
 
     def __init__(
@@ -57,23 +57,23 @@ class Jump:
 
     Attributes:
         seq: Its first sequence number.
-        end: The one after its last.
-        ack: What it acknowledges.
-        start: Where the stream stood.
-        answered: Where the stream of its receiver stood.
+        end: Sequence number after its last byte.
+        ack: Its acknowledgement number.
+        start: End of the stream before it.
+        answered: End of its receiver's stream before it.
         index: Its position in the stream.
         frame: Its frame.
-        confirmed: Whether the receiver acknowledged it, so that it belongs to the stream.
-        reached: Whether the stream went on up to it.
-        passed: Whether the stream went on past it without its confirmation: its bytes were sent
-            again.
-        reset: Whether its receiver answered it by an RST.
+        confirmed: Whether the receiver acknowledged it; then it belongs to the stream.
+        reached: Whether the stream has reached it.
+        passed: Whether the stream went past it although it was not confirmed: its bytes were
+            repeated.
+        reset: Whether its receiver answered it with an RST.
     """
 
     def __init__(
         self, seq: Seq, end: Seq, ack: Seq, start: Seq, answered: Seq, index: int, frame: int
     ) -> None:
-        """A jump that nothing confirms yet."""
+        """Create it unconfirmed."""
         self.seq = seq
         self.end = end
         self.ack = ack
@@ -89,17 +89,17 @@ class Jump:
 
 @final
 class Beyond:
-    """An acknowledgement of bytes that the file does not hold so far.
+    """An acknowledgement of bytes that are not in the file so far.
 
     Attributes:
         ack: The number acknowledged.
-        start: Where the acknowledged stream stood.
+        start: End of the acknowledged stream before it.
         index: Its position in the stream.
         frame: Its frame.
-        near: Whether a window of the peer reaches so far.
+        near: Whether it is within a window of the peer.
         selective: Whether the number is from a SACK block, not from the acknowledgement field.
-        genuine: Whether the acknowledged stream proved it right.
-        refuted: Whether its sender later acknowledged less, which no receiver does.
+        genuine: Whether the acknowledged stream confirmed it.
+        refuted: Whether its sender later acknowledged less, which a receiver never does.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Beyond:
         near: bool,  # noqa: FBT001 - positional on the packet path
         selective: bool,  # noqa: FBT001 - as above
     ) -> None:
-        """An acknowledgement that nothing proves yet."""
+        """Create it unconfirmed."""
         self.ack = ack
         self.start = start
         self.index = index
@@ -124,18 +124,18 @@ class Beyond:
 
 @final
 class Watched:
-    """A segment whose fate is awaited: acknowledged as it is, or sent once more.
+    """A segment that is watched until it is acknowledged or repeated.
 
     Attributes:
         seq: Its first sequence number.
         end: The one after its last.
-        acknowledged: Whether its receiver took it: acknowledged before it was sent again.
-        repeated: Whether it was sent again, unharmed, before it was acknowledged.
-        forgotten: Whether it was given up for others, so that neither is known.
+        acknowledged: Whether its receiver acknowledged it before it was repeated.
+        repeated: Whether it was repeated, undamaged, before it was acknowledged.
+        forgotten: Whether it was evicted, so that neither is known.
     """
 
     def __init__(self, seq: Seq, end: Seq) -> None:
-        """A segment that nothing is known of yet."""
+        """Create it undecided."""
         self.seq = seq
         self.end = end
         self.acknowledged = False
@@ -145,7 +145,7 @@ class Watched:
 
 @final
 class Gap:
-    """Bytes that were skipped: lost on the way, late, or missing in the file."""
+    """Bytes that were skipped: lost on the way, late, or missing from the file."""
 
     def __init__(self, start: Seq, end: Seq, index: int, frame: int) -> None:
         self.start = start
@@ -156,21 +156,21 @@ class Gap:
 
 @final
 class Pending:
-    """What one end sent that waits for what comes next. Few ends ever have any.
+    """Undecided segments of one end. Few ends ever have any.
 
     Attributes:
-        gaps: Bytes that it skipped.
+        gaps: Bytes that the end skipped.
         jumps: Its segments far ahead of its stream.
-        outside: Those under an assumed scale, of a stream that began before the capture; the
-            first ones.
-        beyond: Acknowledgements of more than it has sent in the file.
-        watched: Segments whose fate is awaited.
-        refilled: Position in the stream of the last segment that ended a gap soon after the gap
-            began; 0 without one.
+        outside: The first such segments under an assumed scale, if the stream began before the
+            capture.
+        beyond: Acknowledgements of more than it sent in the file.
+        watched: Segments that are neither acknowledged nor repeated yet.
+        refilled: Position in the stream of the last segment that closed a gap soon after it opened;
+            0 without one.
     """
 
     def __init__(self) -> None:
-        """Nothing so far."""
+        """Start empty."""
         self.gaps: list[Gap] = []
         self.jumps: list[Jump] = []
         self.outside: list[Jump] = []
@@ -185,23 +185,22 @@ class Side:
 
     Attributes:
         number: 0 for the end that sent the first frame, else 1.
-        packets: How many segments it sent.
-        known: Whether it sent anything else than an RST.
+        packets: Number of segments that it sent.
+        known: Whether it sent anything other than an RST.
         opened: Whether its SYN is in the file.
         start: Its first sequence number in the file.
-        end: The one after the last that belongs to its stream.
-        acked: The highest that its peer acknowledged of what is in the file.
+        end: Sequence number after the last byte of its stream.
+        acked: Highest acknowledgement number of its peer, up to the bytes that are in the file.
         window: The largest window that it offered, in bytes; unscaled with `scale` -1.
-        scale: Its window scale; -1 where its SYN was not seen.
-        flight: Most bytes that it had sent and its peer had not acknowledged; kept only where
-            the peer's scale is unknown, which it bounds from below.
-        pending: What waits for what comes next; None before the first.
-        went_on: Whether its peer acknowledged more than one segment of it before the file shows
-            anything of it.
+        scale: Its window scale; -1 if its SYN was not seen.
+        flight: Most unacknowledged bytes that it had sent; kept only if the peer's scale is
+            unknown, which it bounds from below.
+        pending: Its undecided segments; None before the first.
+        went_on: Whether its peer acknowledged more than one segment of it before its first frame.
     """
 
     def __init__(self, number: int) -> None:
-        """An end that nothing is known of."""
+        """Start without any segment."""
         self.number = number
         self.packets = 0
         self.known = False
@@ -220,7 +219,7 @@ class Side:
         self.asked_frame = 0
 
     def awaits(self) -> Pending:
-        """What waits for what comes next, to be added to."""
+        """Its undecided segments, created if necessary."""
         pending = self.pending
         if pending is None:
             pending = self.pending = Pending()
@@ -232,32 +231,34 @@ class Stream(Companion):
     """One connection as the capture shows it.
 
     Attributes:
-        original: Key of the end that sent its first frame.
-        first_frame: That frame.
-        frames: How many segments it has.
-        alive: Position of the last segment that is no RST.
+        original: Direction of its first frame.
+        first_frame: Number of its first frame.
+        frames: Number of its segments.
+        alive: Position of the last segment other than an RST.
         one: The end that sent the first frame.
-        other: The other one.
-        proofs: What shows that the file is incomplete or out of order; the first ones.
-        reversed: 1 where the original direction of the conntrack entry is that of the second end.
-        tainted_from: Smallest `Proof.index`; 0 while there is no proof.
+        other: The other end.
+        proofs: The first proofs that the file is incomplete or out of order.
+        reversed: 1 if the original direction of the conntrack entry is that of the second end, else
+            0.
+        tainted_from: Smallest `Proof.index`; 0 without a proof.
         tracked: Whether conntrack had an entry for it so far.
-        strayed: Whether it began with a packet of another stream, which escaped translation, or
-            with the RST that answers such a packet.
+        strayed: Whether it began with a packet of another stream that escaped translation, or with
+            the RST that answers such a packet.
         listed: Whether it is one of `Listing.streams`.
-        entry: Its conntrack entry, the last one; None where conntrack had none. Only a listed
-            stream has it: the two refer to each other, and would outlive their place in the table.
+        entry: Its last conntrack entry; None without one. Set only for a listed stream: the two
+            refer to each other, and would outlive their place in the table.
         killed_at: When an RST ended its entry before any answer was seen, in seconds since the
             first frame; far in the past without one.
-        renewed: Frame of the first segment that got an entry of its own although the stream had
-            one before, without a SYN: the earlier entry was gone. 0 without one.
-        ended: The flags FIN and RST, where conntrack took them from the stream.
-        invalid: Its INVALID packets that are not in doubt, by reason; None before the first.
-        in_doubt: How many more are in doubt.
+        renewed: Frame of the first segment other than a SYN that created an entry although the
+            stream had one before: the earlier entry had gone. 0 without one.
+        ended: The flags FIN and RST that conntrack accepted from the stream.
+        invalid: Number of its INVALID packets that are not in doubt, by reason; None before the
+            first.
+        in_doubt: Number of its INVALID packets that are in doubt.
     """
 
     def __init__(self, original: Key, first_frame: int) -> None:
-        """A stream without any segment."""
+        """Start without any segment."""
         self.original = original
         self.first_frame = first_frame
         self.frames = 0
@@ -279,17 +280,17 @@ class Stream(Companion):
 
     @property
     def sides(self) -> tuple[Side, Side]:
-        """Both ends, that of the first frame first."""
+        """Both ends, the sender of the first frame first."""
         return self.one, self.other
 
     @property
     def began_before(self) -> bool:
-        """Whether no SYN of either end is in the file."""
+        """Whether the file has no SYN of either end."""
         return not (self.one.opened or self.other.opened)
 
     @property
     def one_way(self) -> bool:
-        """Whether one end answers another that the file does not show."""
+        """Whether one end answers an end that the file does not show."""
         one = self.one
         other = self.other
         return (one.known and not other.packets and other.asked_index > 0) or (

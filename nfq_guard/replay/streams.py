@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""Follows each TCP stream of a capture by what the capture itself shows, apart from conntrack.
+"""Follows each TCP stream of a capture independently of conntrack's rules.
 
-A capture is not what the kernel saw: frames are lost, filtered or listed out of order. Two honest
-peers leave proof of that in the file. A receiver acknowledges only data that it has, so an
-acknowledgement of bytes that are not in the file says that frames are missing; and a sender
-continues where it stopped, so data behind a gap that is acknowledged says the same. A segment that
-fits neither stream, such as a stray from a connection long gone, leaves no such proof.
+A capture may lack frames that the kernel saw, or have them out of order. The file then contains
+proof of that, provided that both peers follow TCP. A receiver acknowledges only data that it has
+received, so an acknowledgement of bytes that are not in the file proves that frames are missing. A
+sender continues where it stopped, so acknowledged data after a gap proves the same. A segment that
+fits neither stream, such as a stray of a former connection, leaves no such proof.
 
 `Streams.follow` takes every segment and records the proof; `replay.doubt` reads it.
 """
@@ -30,7 +30,7 @@ from nfq_guard.seqno import Seq, after, before, distance, later
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 from nfq_guard.wire.tcp import highest_acknowledged, parse_options
 
-# Frames of one stream within which a capture's own queues may change their order.
+# Distance within which the queues of a capture may reorder the frames of one stream.
 REORDER_FRAMES: Final = 8
 _MOST_OPEN: Final = 16
 # Segments in flight whose fate is awaited: those of a window of a megabyte.
@@ -46,27 +46,27 @@ class Streams:
 
     Attributes:
         stream: Stream of the last segment; None before the first.
-        sender: Who sent it: 0 or 1, as in `Stream.sides`.
+        sender: Sender of the last segment: 0 or 1, as in `Stream.sides`.
         index: Position of the last segment in its stream.
         contiguous: Whether it continues or repeats its stream.
-        jump: Set when the last segment is far ahead of its stream.
-        beyond: Set when the last segment acknowledges bytes that are not in the file so far.
-        ahead: Whether it is an RST ahead of what the file shows of its stream or of its peer's.
-        proofs: How many `Proof`s there were, of all streams.
+        jump: Set if the last segment is far ahead of its stream.
+        beyond: Set if the last segment acknowledges bytes that are not in the file so far.
+        ahead: Whether it is an RST ahead of its own stream or of its peer's.
+        proofs: Number of `Proof`s in all streams.
         escapes: Packets that escaped the translation of their flow.
-        cut_openings: SYNs whose options are not whole in the capture.
-        began_before: Streams whose beginning the file lacks; bounded by `capacity`.
-        listing: Keeps the streams to be listed; None where none are.
+        cut_openings: Number of SYNs whose options were not captured completely.
+        began_before: Streams whose beginning is not in the file; bounded by `capacity`.
+        listing: The streams to be listed; None if none are.
     """
 
     def __init__(self, capacity: int, assumed_wscale: int) -> None:
-        """Hold at most `capacity` streams; the ones that began first go first.
+        """Hold at most `capacity` streams; the ones that began first are evicted.
 
         Args:
-            capacity: How many streams.
-            assumed_wscale: Window scale where no SYN was seen.
+            capacity: Maximum number of streams.
+            assumed_wscale: Window scale that is assumed without a SYN.
         """
-        # By their first direction alone: with both, a tenth more memory.
+        # By the first direction only: both directions would take a tenth more memory.
         self._streams: dict[Key, Stream] = {}
         self._capacity = capacity
         self._assumed = assumed_wscale
@@ -104,9 +104,9 @@ class Streams:
             key: The same direction (`conntrack.entry.key_of`).
             segment: The segment.
             frame: Number of its frame.
-            cut: Whether its options are not whole in the capture.
-            late: Whether its time is before that of the frame before it.
-            harmed: Whether its checksum is in doubt, so that it is no proof of a repetition.
+            cut: Whether its options were not captured completely.
+            late: Whether it is older than the frame before it.
+            harmed: Whether its checksum is in doubt; then it does not prove a repetition.
         """
         side = self._side_of(entry, direction, key, segment, frame)
         stream = self._last
@@ -123,14 +123,14 @@ class Streams:
         frame: int,
         late: bool,  # noqa: FBT001 - positional on the packet path
     ) -> None:
-        """`follow`, for a whole segment that is no SYN.
+        """`follow` for a whole segment that is not a SYN.
 
         Args:
             stream: The stream of its conntrack entry.
             direction: Its direction there.
-            segment: As for `follow`, as are those below.
+            segment: The segment.
             frame: Number of its frame.
-            late: Whether its time is before that of the frame before it.
+            late: Whether it is older than the frame before it.
         """
         ends = segment.flags & _ENDS
         if ends:
@@ -199,7 +199,7 @@ class Streams:
     def _side_of(
         self, entry: Entry | None, direction: int, key: Key, segment: Segment, frame: int
     ) -> Side:
-        """The sender of a segment; its stream is `_last` then."""
+        """The sender of a segment; sets `_last` to its stream."""
         known = None if entry is None else entry.stream
         if isinstance(known, Stream) and not segment.flags & SYN:
             # Nearly all segments.
@@ -217,7 +217,7 @@ class Streams:
         reversed_ = stream.reversed ^ direction if entry is not None else stream.original != key
         side = stream.other if reversed_ else stream.one
         if segment.flags & (SYN | ACK) == SYN and side.known and segment.seq != side.start:
-            # The new connection's entry is not that of the one before it.
+            # A new connection has an entry of its own.
             stream.entry = earlier
             stream = self._begin(key, segment, frame)
             side = stream.one
@@ -230,7 +230,7 @@ class Streams:
         return side
 
     def watch(self, segment: Segment) -> Watched | None:
-        """Await the fate of the last segment; None if it carries nothing to acknowledge."""
+        """Watch the last segment; None if it carries nothing to acknowledge."""
         stream = self.stream
         if stream is None or segment.flags & RST or segment.end == segment.seq:
             return None
@@ -243,7 +243,7 @@ class Streams:
         return watched
 
     def drop(self, entry: Entry) -> None:
-        """Forget the stream of an entry that was the second half of another."""
+        """Remove the stream of an entry that turned out to be half of another flow."""
         stream = entry.stream
         if isinstance(stream, Stream):
             self.began_before = [one for one in self.began_before if one is not stream]
@@ -251,11 +251,11 @@ class Streams:
                 del self._streams[stream.original]
 
     def lack(self, key: Key, segment: Segment, frame: int) -> None:
-        """Record that the file hides from conntrack what the host knew of a stream.
+        """Record that conntrack's model lacks what the host knew about a stream.
 
         Args:
             key: A direction of it.
-            segment: A segment of that direction, judged without that.
+            segment: A segment of that direction, judged without that knowledge.
             frame: The frame that shows it.
         """
         stream = self._known(key)
@@ -265,7 +265,7 @@ class Streams:
             self._prove(stream, side, kind, max(1, stream.frames), frame, segment.seq, 0)
 
     def one_way(self) -> int:
-        """How many streams are seen one way only."""
+        """Number of streams of which only one direction was seen."""
         return self._gone_one_way + sum(stream.one_way for stream in self._streams.values())
 
     def _find(self, key: Key, segment: Segment, frame: int) -> Stream:
@@ -297,7 +297,7 @@ class Streams:
     def _first(
         self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int, frame: int
     ) -> None:
-        """Start an end at its first segment."""
+        """Initialise an end from its first segment."""
         seq = segment.seq
         end = segment.end
         side.known = True
@@ -311,7 +311,7 @@ class Streams:
             self.began_before.append(stream)
         asked = side.asked_index
         if asked and (side.opened or peer.opened):
-            # The peer answered this end before the file shows anything of it.
+            # The peer answered this end before the end's first frame.
             ack = side.asked_ack
             kind = Doubt.UNSEEN_HANDSHAKE
             if not before(end, ack) and before(seq, ack):
@@ -320,13 +320,13 @@ class Streams:
         elif peer.opened and not side.opened and segment.flags & ACK:
             ack = segment.ack
             if after(ack, peer.start) and not after(ack, peer.end):
-                # It answers a SYN. Its own SYN, which went before, is not in the file.
+                # It answers a SYN, but its own SYN is not in the file.
                 self._prove(stream, side, Doubt.UNSEEN_HANDSHAKE, index, frame, seq, 0)
 
     def _continue(
         self, stream: Stream, side: Side, peer: Side, segment: Segment, index: int, frame: int
     ) -> None:
-        """Put a segment where it belongs in the stream of its sender."""
+        """Add a segment to the stream of its sender."""
         seq = segment.seq
         end = segment.end
         ahead = (seq - side.end) & _MASK
@@ -352,14 +352,13 @@ class Streams:
             self._leap(stream, side, segment, index, frame)
 
     def _reach(self, side: Side, peer: Side) -> int:
-        """How far ahead of its stream a segment of `side` may be, by its peer's windows.
+        """Bytes by which a segment of `side` may be ahead of its stream, by its peer's windows.
 
-        Twice the largest window that the file shows: a larger one may have been offered in a
-        frame that is missing.
+        That is twice the largest window in the file: a missing frame may have offered a larger one.
         """
         window = peer.window
         if not window:
-            return _HALF  # it has offered none so far that the file shows
+            return _HALF  # the file shows no offer so far
         if peer.scale < 0:
             window = max(window << self._assumed, side.flight)
         return 2 * window
@@ -371,7 +370,7 @@ class Streams:
         jumps = pending.jumps
         for known in jumps:
             if not (before(seq, known.seq) or after(seq, known.end)):
-                # It continues or repeats that one, and shares its fate.
+                # It continues or repeats a known jump, and is treated like it.
                 known.end = later(end, known.end)
                 self.jump = known
                 return
@@ -390,7 +389,7 @@ class Streams:
                 return
 
     def _confirm(self, stream: Stream, side: Side, pending: Pending, jump: Jump) -> None:
-        """The receiver has what the jump carries: all bytes before it are missing in the file."""
+        """The receiver acknowledged the jump: all bytes before it are missing in the file."""
         jump.confirmed = True
         self._prove(
             stream,
@@ -405,7 +404,7 @@ class Streams:
         pending.jumps = [other for other in pending.jumps if other is not jump]
 
     def _advance(self, stream: Stream, side: Side, pending: Pending, seq: Seq, index: int) -> None:
-        """Settle what waited for this stream to move on."""
+        """Decide what waited for this stream to advance."""
         if not (pending.beyond or pending.jumps):
             return
         end = side.end
@@ -473,7 +472,7 @@ class Streams:
             _refute(waiting, ack)
 
     def _acknowledge_gaps(self, stream: Stream, peer: Side, pending: Pending, ack: Seq) -> None:
-        """Gaps below `ack` were received: the frames are missing in the file alone."""
+        """Gaps below `ack` were received: only the file lacks the frames."""
         rest: list[Gap] = []
         for gap in pending.gaps:
             if not before(gap.start, ack):
@@ -502,14 +501,14 @@ class Streams:
 
 
 def _answer_by_reset(jumps: list[Jump], segment: Segment) -> None:
-    """Mark those to which an RST is the answer, by its numbers (RFC 9293 3.10.7.1)."""
+    """Mark the jumps that an RST answers, by its numbers (RFC 9293 3.10.7.1)."""
     for jump in jumps:
         if segment.seq == jump.ack or (segment.flags & ACK and segment.ack == jump.end):
             jump.reset = True
 
 
 def _refute(pending: Pending, ack: Seq) -> None:
-    """Drop acknowledgements behind which their sender went back."""
+    """Drop acknowledgements that their sender took back."""
     rest: list[Beyond] = []
     for beyond in pending.beyond:
         if not beyond.selective and before(ack, beyond.ack):
@@ -520,10 +519,10 @@ def _refute(pending: Pending, ack: Seq) -> None:
 
 
 def _fill(gaps: list[Gap], seq: Seq, end: Seq, since: int) -> bool:
-    """Take the bytes from `seq` to `end` out of the gaps.
+    """Remove the bytes from `seq` to `end` from the gaps.
 
     Returns:
-        Whether that ended a gap which began at the position `since` or later.
+        Whether that closed a gap that opened at the position `since` or later.
     """
     soon = False
     for place in range(len(gaps) - 1, -1, -1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a whole replay came to."""
+"""Summarises a replay."""
 
 from collections import Counter
 from typing import Final, TypedDict, final
@@ -16,14 +16,14 @@ from nfq_guard.replay.stream import Doubt
 from nfq_guard.replay.words import direction_text
 from nfq_guard.wire.packet import Packet, tuple_of
 
-# Flows with INVALID packets that are counted by name. A scan makes each packet a flow of its own;
-# from here on they are counted together as `OTHER_FLOWS`.
+# Bounds the flows with INVALID packets that are counted by name, because each packet of a scan is a
+# flow of its own. Further flows are counted together as `OTHER_FLOWS`.
 _MOST_FLOWS: Final = 10_000
 OTHER_FLOWS: Final = "others"
 
 
 def flow_name(outcome: Outcome) -> str:
-    """The flow of an INVALID packet, as its original direction goes where that is known."""
+    """The flow of an INVALID packet, by its original direction if that is known."""
     packet = outcome.packet
     if outcome.snapshot is not None:
         return tuple_ends(outcome.snapshot.original)
@@ -53,7 +53,8 @@ class UntranslatedRecord(TypedDict):
     Attributes:
         frame: Its frame.
         flow: Its direction, as `source > destination`.
-        of: The flow that it belongs to by its acknowledgement, as its first packet goes.
+        of: The flow that it belongs to by its acknowledgement number, by the direction of its first
+            packet.
     """
 
     frame: int
@@ -69,29 +70,30 @@ class SummaryRecord(TypedDict):
         packets: Packets that conntrack would see.
         flows: Flows that were created.
         kernel: The kernel whose rules were used.
-        kernel_doubt: Why those are a guess at the kernel that was asked for; null if they are not.
-        span_s: Time of capture from the first frame to the last, in seconds.
-        seconds: How long the replay took.
+        kernel_doubt: Why the requested kernel may follow other rules; null if it follows these.
+        span_s: Time from the first frame to the last, in seconds.
+        seconds: Duration of the replay.
         ctstate: Packets by ctstate.
-        ignored: Packets that left their flow as it was.
-        without_packet: Frames without a packet for conntrack, by why.
-        disordered: Frames with a time before that of the frame before them.
+        ignored: Packets that left their flow unchanged.
+        without_packet: Frames without a packet for conntrack, by reason.
+        disordered: Frames that are older than the frame before them.
         drops: Frames that the capture itself reports as dropped.
         tunnels: Packets that carry another packet, by the name of the tunnel.
         copies: Frames that show an earlier packet again; they are not judged.
         translations: Flows whose address translation the capture shows.
         untranslated: Packets that escaped the translation of their flow.
-        one_way: Flows of which one end alone is in the capture, although the other answered.
-        cut_options: TCP segments in whose options the capture ends, so that some are unknown.
-        cut_openings: SYNs among them: flows whose window scale is unknown are held to no window.
+        one_way: Flows of which the capture has only one end, although the other end answered.
+        cut_options: TCP segments whose options were not captured completely.
+        cut_openings: SYNs among these. The window scale of their flows is unknown, so no window is
+            checked.
         checksums: Wrong transport checksums: `forgiven`, `broken` and `unknown`; `unanswered` are
-            those of the unknown that are unfinished and of SYNs without an answer.
+            those of `unknown` that belong to unanswered SYNs with an unfinished checksum.
         began_before: Flows whose beginning is not in the capture.
-        outside: Segments of those that are outside any window under an assumed scale: the host
+        outside: Segments of these flows that are outside any window under an assumed scale: a host
             that saw the beginning may have called them INVALID.
         caused_resets: RSTs that answer an INVALID packet, as a host answers a stray segment.
-        doubt: INVALID packets that are in doubt because of the capture, by why. `reason`, `action`,
-            `rule` and `flow` do not count them.
+        doubt: INVALID packets whose finding is in doubt because of the capture, by kind of doubt.
+            `reason`, `action`, `rule` and `flow` do not count them.
         reason: INVALID packets by reason.
         action: INVALID packets by action.
         rule: INVALID packets by the rule that decided.
@@ -130,18 +132,18 @@ class SummaryRecord(TypedDict):
 
 @final
 class Summary:
-    """Counts INVALID packets as they come.
+    """Counts INVALID packets.
 
     Attributes:
-        by_reason: How many, by reason.
-        by_action: How many, by action of the policy.
-        by_rule: How many, by action and by the rule that decides.
-        by_flow: How many, by flow; bounded.
-        by_doubt: How many are in doubt, by why; the other counts leave them out.
+        by_reason: Packets by reason.
+        by_action: Packets by action of the policy.
+        by_rule: Packets by action and by the rule that decides.
+        by_flow: Packets by flow; bounded.
+        by_doubt: Packets in doubt, by kind; the other counts exclude them.
     """
 
     def __init__(self) -> None:
-        """Begin at nothing."""
+        """Begin at zero."""
         self.by_reason: Counter[Reason] = Counter()
         self.by_action: Counter[Action] = Counter()
         self.by_rule: Counter[tuple[Action, str]] = Counter()
@@ -149,7 +151,7 @@ class Summary:
         self.by_doubt: Counter[Doubt] = Counter()
 
     def add(self, outcome: Outcome) -> None:
-        """Count an outcome; one that is not INVALID counts nowhere here."""
+        """Count an outcome if it is INVALID."""
         finding = outcome.finding
         if finding is None:
             return
@@ -168,12 +170,12 @@ class Summary:
     def as_object(
         self, replayer: Replayer, settings: ReplaySettings, seconds: float
     ) -> SummaryRecord:
-        """For programs: everything, one object.
+        """The summary as a JSON object.
 
         Args:
-            replayer: After its last frame.
-            settings: What it was made with.
-            seconds: How long it took.
+            replayer: The replayer, after its last frame.
+            settings: Its settings.
+            seconds: Duration of the replay.
         """
         return {
             "frames": replayer.frames,

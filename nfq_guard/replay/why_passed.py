@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Why a frame holds no packet for conntrack, or one that is not INVALID, in full sentences."""
+"""Explains in full sentences why a frame has no packet for conntrack, or why it is not INVALID."""
 
 from typing import Final
 
@@ -25,16 +25,16 @@ WHY_ABSENT: Final = {
         "frame with the last missing fragment is the one that is judged."
     ),
     DROPPED_BEFORE: (
-        "Its IP header is broken: the kernel's IP layer throws the packet away before conntrack or "
+        "Its IP header is broken: the kernel's IP layer discards the packet before conntrack or "
         "any rule sees it."
     ),
     COPIED: (
-        "The capture shows a packet that it has shown before: on another interface, in a mirror, "
+        "The frame repeats an earlier packet: on another interface, in a mirror, "
         "or after address translation. The kernel judges it once, where it first arrives."
     ),
     SNAPPED: (
-        "The capture holds too little of the frame to read its headers: it was taken with too "
-        "small a snapshot length."
+        "The frame was not captured far enough to read its headers: the snapshot length was "
+        "too small."
     ),
 }
 
@@ -71,7 +71,7 @@ def why_passed(explanation: Explanation) -> str:
 
 
 def _after_the_check(explanation: Explanation, segment: Segment, before: FlowSnapshot) -> str:
-    """How the window check went, and what the segment changes."""
+    """The result of the window check, and the effect of the segment."""
     holds = all(check.holds for check in explanation.checks)
     peers = before.peers
     if holds:
@@ -86,7 +86,7 @@ def _after_the_check(explanation: Explanation, segment: Segment, before: FlowSna
 
 
 def _what_the_rst_does(explanation: Explanation, before: FlowSnapshot) -> str:
-    """What becomes of the flow whose RST passed the window check."""
+    """The effect of an RST that passed the window check on its flow."""
     after = explanation.after
     if after is None:
         return "The RST deletes the entry, as no packet of the other direction was seen."
@@ -97,9 +97,9 @@ def _what_the_rst_does(explanation: Explanation, before: FlowSnapshot) -> str:
     relative = explanation.relative(exact, before.direction)
     number = str(exact) if relative is None else f"{relative} ({exact})"
     return (
-        f"Conntrack does not believe the RST: its sequence number is not {number}, the last one "
-        f"that the other side acknowledged (RFC 5961). The flow stays {state_name(after.state)}, "
-        f"but {expires}, unless a packet of the flow renews it, such as the challenge ACK of a "
-        "host that does not believe the RST either. Where the flow lives on in silence, its next "
-        "packet finds no entry, and no translation."
+        f"Conntrack does not close the flow: the RST's sequence number is not {number}, the last "
+        "one that the other side acknowledged (RFC 5961). The flow stays "
+        f"{state_name(after.state)}, but {expires}, unless a packet of the flow renews it, such as "
+        "the challenge ACK of a host that does not accept the RST either. If the flow is idle for "
+        "longer, its next packet has no entry and is not translated."
     )

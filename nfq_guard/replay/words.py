@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Packets and findings in a few words."""
+"""Short texts about packets and findings."""
 
 from typing import Final
 
@@ -22,7 +22,7 @@ from nfq_guard.wire.packet import (
     Segment,
 )
 
-# Names of more chunks of one packet say nothing new.
+# Chunks of one packet that are named.
 _CHUNKS_NAMED: Final = 3
 
 
@@ -97,22 +97,22 @@ def breach_sentence(breach: Breach) -> str:
 
 
 def breach_gist(breach: Breach) -> str:
-    """The proof beside `gist`, which has the number itself."""
+    """The proof in short, next to `gist`, which has the number itself."""
     words = BOUND_WORDS[breach.bound]
     return f"{words.actual} {bytes_of(breach.distance)} {words.outside} {breach.limit}"
 
 
 UNTRANSLATED: Final = "judged as untranslated: --assume-nat"
-"""Said beside what a policy decides, where a capture shows no translation and none is assumed."""
+"""Printed next to a decision if the capture shows no translation and none is assumed."""
 
 DOUBTS: Final = {
     Doubt.UNSEEN_DATA: "the peer acknowledged bytes that are not in the capture",
     Doubt.UNSEEN_WINDOW: "its stream goes on here: the receiver had offered more room in a frame "
     "that is not in the capture",
-    Doubt.UNSEEN_HANDSHAKE: "the handshake is not whole in the capture",
-    Doubt.OUT_OF_ORDER: "the capture does not list the frames in their order",
-    Doubt.FRAMES_MISSING: "frames of other flows are missing in the capture, and what this packet "
-    "answers may be among them",
+    Doubt.UNSEEN_HANDSHAKE: "the capture lacks a part of the handshake",
+    Doubt.OUT_OF_ORDER: "the frames of the capture are out of order",
+    Doubt.FRAMES_MISSING: "frames of other flows are missing from the capture, possibly "
+    "one that this packet answers",
     Doubt.CAPTURE_DROPS: "the capture reports dropped frames",
 }
 
@@ -130,7 +130,7 @@ def doubt_sentence(doubted: Doubted) -> str:
 
 
 def doubt_gist(doubted: Doubted) -> str:
-    """Why a finding is in doubt, beside its numbers."""
+    """Why a finding is in doubt, in short."""
     proof = doubted.proof
     where = "" if proof is None else f" by frame {proof.frame}"
     return f"in doubt: {doubted.kind}{where}"
@@ -143,6 +143,6 @@ def finding_sentence(finding: Finding) -> str:
 
 
 def gist_of(finding: Finding) -> str:
-    """The same in short."""
+    """Why a packet is INVALID, in short; may be empty."""
     gist = "" if finding.breach is None else breach_gist(finding.breach)
     return ", ".join(filter(None, (gist, finding.detail)))

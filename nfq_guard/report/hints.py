@@ -18,7 +18,6 @@ _LEAST_FLOWS: Final = 10
 _BARS: Final = 90
 # The busiest bar counts as a burst from this multiple of the middle one on.
 _BURST: Final = 10
-_DATA_REASONS: Final = (Reason.SEQ_OVER, Reason.ACK_OVER, Reason.SEQ_UNDER, Reason.ACK_UNDER)
 
 
 class Hint(NamedTuple):

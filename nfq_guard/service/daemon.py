@@ -37,7 +37,15 @@ from nfq_guard.service.raw_rule_monitor import RawRuleMonitor
 from nfq_guard.service.reload import Reloader
 from nfq_guard.service.rule_monitor import RuleMonitor
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.status import ActingPolicy, Rates, ReloadStatus, Status, queue_status, totals
+from nfq_guard.service.status import (
+    ActingPolicy,
+    Rates,
+    ReloadStatus,
+    Status,
+    pods_status,
+    queue_status,
+    totals,
+)
 from nfq_guard.service.supervisor.workers import QueueState, ServedQueues, Workers, least_evidence
 from nfq_guard.telemetry.events import (
     ConfigRefused,
@@ -375,6 +383,7 @@ class Daemon:
             max_rate_pps=self._settings.max_rate_pps,
             rules=self._monitor.status(),
             raw_rules=self._raw_rules.status(),
+            pods=pods_status(queues) if self._settings.pods_dir else None,
             queues=tuple(queue_status(queue, self._rates.of(queue.queue_num)) for queue in queues),
             reasons=sums.reasons,
             actions=sums.actions,

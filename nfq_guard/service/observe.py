@@ -104,6 +104,7 @@ def _parts(
         Part.SHADOW: loaded.shadow is not None,
         Part.OFFLOAD: settings.offload,
         Part.HEAL: loaded.heals,
+        Part.PODS: bool(settings.pods_dir),
         Part.RATE_LIMIT: settings.max_rate_pps > 0,
         Part.KERNEL_DROP: settings.fail_mode == "kernel-drop",
         Part.WORKERS: len(settings.queue_numbers) > 1,

@@ -90,6 +90,21 @@ class RawRulesStatus(Struct, frozen=True, kw_only=True):
     problems: tuple[str, ...] = ()
 
 
+class PodsStatus(Struct, frozen=True, kw_only=True):
+    """The files of `pods_dir`, by which events name pods.
+
+    Attributes:
+        read: Whether the last reading of the directory succeeded.
+        addresses: Addresses of which events name the pod.
+        skipped: Files that could not be used, or are beyond a bound; the event `pods_unread` has
+            the first problem.
+    """
+
+    read: bool
+    addresses: int
+    skipped: int
+
+
 class ReloadStatus(Struct, frozen=True, kw_only=True):
     """The outcome of a reload.
 
@@ -152,6 +167,7 @@ class Status(Struct, frozen=True, kw_only=True):
             0 for no limit.
         rules: Our rules in the packet filter.
         raw_rules: The host's rules before conntrack, and whether the guard steps aside for them.
+        pods: The files of `pods_dir`; null without that setting.
         queues: Every queue.
         reasons: Packets by reason and action; reasons without packets are left out.
         actions: Packets by action.
@@ -175,6 +191,7 @@ class Status(Struct, frozen=True, kw_only=True):
     max_rate_pps: int
     rules: RulesStatus
     raw_rules: RawRulesStatus
+    pods: PodsStatus | None = None
     queues: tuple[QueueStatus, ...]
     reasons: dict[str, dict[str, int]]
     actions: dict[str, int]
@@ -267,6 +284,16 @@ def queue_status(queue: "QueueState", packets_per_s: float) -> QueueStatus:
         offload_entries=int(queue.stats.gauges["offload_entries"]),
         healed_flows=int(queue.stats.gauges["healed_flows"]),
         counters=dict(queue.stats.counters),
+    )
+
+
+def pods_status(queues: "list[QueueState]") -> PodsStatus:
+    """Of the first queue: each worker reads the same files."""
+    gauges = queues[0].stats.gauges
+    return PodsStatus(
+        read=bool(gauges["pods_dir_read"]),
+        addresses=int(gauges["pod_addresses"]),
+        skipped=int(gauges["pod_files_skipped"]),
     )
 
 

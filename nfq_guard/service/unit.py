@@ -3,7 +3,7 @@
 
 import ipaddress
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple, final
 
@@ -12,16 +12,18 @@ from nfq_guard.firewall.xtables import Runner
 from nfq_guard.policy.lint import Caution
 from nfq_guard.policy.values import shown
 from nfq_guard.service.config import DEFAULT_PATH
-from nfq_guard.service.settings import TABLE, Settings, parse_listen
+from nfq_guard.service.settings import JOURNAL, STDOUT, TABLE, Settings, parse_listen
 
 UNDER_SYSTEMD: Final = "INVOCATION_ID"
 """A variable that systemd sets in every service."""
 
 # RuntimeDirectory, StateDirectory and LogsDirectory of the unit.
 _WRITABLE: Final = ("/run/nfq-guard", "/var/lib/nfq-guard", "/var/log/nfq-guard")
+# What PrivateTmp= and ProtectHome= replace by directories of the unit's own, or hide.
+_TEMPORARY: Final = ("/tmp", "/var/tmp")  # noqa: S108 - names
+_HOMES: Final = ("/home", "/root", "/run/user")
 _LISTEN: Final = f"{TABLE}.metrics_listen"
-_FILE: Final = f"{TABLE}.metrics_file"
-_CAPTURE_DIR: Final = f"{TABLE}.capture_dir"
+_READS_ALL: Final = "cap_dac_read_search"
 
 
 @final
@@ -33,14 +35,16 @@ class Sandbox(NamedTuple):
         sockets: Families of sockets that it may open; None for all.
         networks: Networks that it may exchange packets with; None for all.
         writable: Directories in which it may write; None for all.
-        hidden: Directories of its own in place of those of the host.
+        hidden: Directories of the host that it does not see, or sees without their files.
+        reads_all: Whether it may read the files of root.
     """
 
     unit: str = ""
     sockets: tuple[str, ...] | None = ("AF_UNIX", "AF_NETLINK")
     networks: tuple[str, ...] | None = ()
     writable: tuple[str, ...] | None = _WRITABLE
-    hidden: tuple[str, ...] = ("/tmp", "/var/tmp")  # noqa: S108 - which PrivateTmp= replaces
+    hidden: tuple[str, ...] = (*_TEMPORARY, *_HOMES)
+    reads_all: bool = False
 
 
 def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
@@ -54,13 +58,16 @@ def sandbox_of(config: Path, runner: Runner) -> Sandbox | None:
         return None
     denied = has.get("IPAddressDeny", "")
     strict = has.get("ProtectSystem") == "strict"
+    bounding = has.get("CapabilityBoundingSet", _READS_ALL).split()
     owned = [f"/{kind}/{name}" for kind, key in _DIRECTORIES for name in has.get(key, "").split()]
     return Sandbox(
         unit=f"{unit}.service",
         sockets=tuple(has.get("RestrictAddressFamilies", "").split()) or None,
         networks=tuple(has.get("IPAddressAllow", "").split()) if denied else None,
         writable=(*owned, *_paths(has.get("ReadWritePaths", ""))) if strict else None,
-        hidden=Sandbox().hidden if has.get("PrivateTmp") == "yes" else (),
+        hidden=tuple(_hidden(has)),
+        reads_all=_READS_ALL in has.get("AmbientCapabilities", "").split()
+        or (has.get("User", "root") in {"", "root", "0"} and _READS_ALL in bounding),
     )
 
 
@@ -69,6 +76,16 @@ _DIRECTORIES: Final = (
     ("var/lib", "StateDirectory"),
     ("var/log", "LogsDirectory"),
 )
+
+
+def _hidden(has: Mapping[str, str]) -> Iterator[str]:
+    """The directories that the properties of a unit hide."""
+    if has.get("PrivateTmp", "no") != "no":
+        yield from _TEMPORARY
+    if has.get("ProtectHome", "no") in {"yes", "tmpfs"}:
+        yield from _HOMES
+    yield from _paths(has.get("InaccessiblePaths", ""))
+    yield from (path.partition(":")[0] for path in _paths(has.get("TemporaryFileSystem", "")))
 
 
 def _paths(text: str) -> list[str]:
@@ -95,9 +112,16 @@ def mistakes(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
     for key, what, path in _written(settings):
         if not _may_write(path, sandbox):
             yield Mistake(
-                key,
-                f"a {what} in {', '.join(sandbox.writable or ())}, or a drop-in for {unit} with "
-                "ReadWritePaths=",
+                f"{TABLE}.{key}",
+                f"a {what} in {', '.join(sandbox.writable or ('a directory that it sees',))}, or a "
+                f"drop-in for {unit} with ReadWritePaths=",
+                shown(path),
+            )
+    for key, what, path in _read(settings):
+        if _is_hidden(path, sandbox):
+            yield Mistake(
+                f"{TABLE}.{key}",
+                f"a {what} that {unit} sees: its sandbox hides {', '.join(sandbox.hidden)}",
                 shown(path),
             )
 
@@ -117,10 +141,10 @@ def cautions(settings: Settings, source: str) -> Iterator[Caution]:
             "the daemon; a drop-in with IPAddressAllow= names the networks that may connect",
         )
     for key, what, path in _written(settings):
-        if not _may_write(path, Sandbox()):
+        if key in _ELSEWHERE and not _may_write(path, Sandbox()):
             of_file = "of " if what == "file" else ""
             yield Caution(
-                key,
+                f"{TABLE}.{key}",
                 source,
                 "",
                 f"the service unit may write only in {', '.join(_WRITABLE)}; a drop-in with "
@@ -128,12 +152,45 @@ def cautions(settings: Settings, source: str) -> Iterator[Caution]:
             )
 
 
+# What a daemon without the unit seldom writes for itself alone.
+_ELSEWHERE: Final = frozenset({"metrics_file", "capture_dir"})
+
+
+def unread_pods(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[Caution]:
+    """Whether the daemon in a sandbox may not read `pods_dir`: events name no pods then."""
+    if not settings.pods_dir or sandbox.reads_all:
+        return
+    yield Caution(
+        f"{TABLE}.pods_dir",
+        source,
+        "",
+        f"{sandbox.unit} may not read files of root, as those in {settings.pods_dir} are, so "
+        "events name no pod; the drop-in pods.conf lets it "
+        f"(AmbientCapabilities={_READS_ALL.upper()})",
+    )
+
+
 def _written(settings: Settings) -> Iterator[tuple[str, str, str]]:
     """Settings that name what the daemon writes: key, kind and path."""
-    if settings.metrics_file:
-        yield _FILE, "file", settings.metrics_file
-    if settings.capture_dir:
-        yield _CAPTURE_DIR, "directory", settings.capture_dir
+    for name in settings.logs:
+        if name not in {STDOUT, JOURNAL}:
+            yield "log", "file", name
+    for key, what, path in (
+        ("events_file", "file", settings.events_file),
+        ("metrics_file", "file", settings.metrics_file),
+        ("capture_dir", "directory", settings.capture_dir),
+        ("control_socket", "socket", settings.control_socket),
+    ):
+        if path:
+            yield key, what, path
+
+
+def _read(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """Settings that name what the daemon reads: key, kind and path."""
+    if settings.shadow and ":" not in settings.shadow:
+        yield "shadow", "file", settings.shadow
+    if settings.pods_dir:
+        yield "pods_dir", "directory", settings.pods_dir
 
 
 def only_from_here(settings: Settings) -> bool:
@@ -144,10 +201,16 @@ def only_from_here(settings: Settings) -> bool:
 
 def _may_write(file: str, sandbox: Sandbox) -> bool:
     path = PurePosixPath(file)
-    if any(path.is_relative_to(folder) for folder in sandbox.hidden):
+    if _is_hidden(file, sandbox):
         return False
+    if path.is_relative_to("/dev"):
+        return True  # ProtectSystem=strict leaves it out
     writable = sandbox.writable
     return writable is None or any(path.is_relative_to(folder) for folder in writable)
+
+
+def _is_hidden(file: str, sandbox: Sandbox) -> bool:
+    return any(PurePosixPath(file).is_relative_to(folder) for folder in sandbox.hidden)
 
 
 def _reaches_others(sandbox: Sandbox) -> bool:

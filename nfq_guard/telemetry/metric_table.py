@@ -23,6 +23,7 @@ class Part(StrEnum):
     SHADOW = "a policy on trial"
     OFFLOAD = "`offload`"
     HEAL = "a policy that heals"
+    PODS = "`pods_dir`"
     RATE_LIMIT = "`max_rate_pps`"
     KERNEL_DROP = "the fail mode `kernel-drop`"
     WORKERS = "several queues"
@@ -338,6 +339,28 @@ GAUGES: Final = (
     ),
     Metric(
         Kind.GAUGE, "healed_flows", "Flows of which the window of a sender is not checked.", "flows"
+    ),
+    Metric(
+        Kind.GAUGE,
+        "pods_dir_read",
+        "1 where the last reading of the directory succeeded, else 0: events name no pods then.",
+        "",
+        part=Part.PODS,
+    ),
+    Metric(
+        Kind.GAUGE,
+        "pod_addresses",
+        "Addresses of which events name the pod.",
+        "addresses",
+        part=Part.PODS,
+    ),
+    Metric(
+        Kind.GAUGE,
+        "pod_files_skipped",
+        "Files of the directory that could not be used, or are beyond a bound. Events do not name "
+        "their pods.",
+        "files",
+        part=Part.PODS,
     ),
     Metric(Kind.GAUGE, "enforcing", "1 in mode enforce, 0 in dry-run.", ""),
     Metric(

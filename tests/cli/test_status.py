@@ -5,7 +5,7 @@ from msgspec.structs import replace
 
 from nfq_guard.cli.status import lines
 from nfq_guard.engine import Mode
-from nfq_guard.service.status import ActingPolicy, PolicyFacts, ReloadStatus, RulesState
+from nfq_guard.service.status import ActingPolicy, PodsStatus, PolicyFacts, ReloadStatus, RulesState
 from tests.support.status import daemon_status, queue_status, rules_status
 
 
@@ -63,6 +63,15 @@ def test_heals_are_shown_where_there_are_any() -> None:
     shown = text(queues=(queue,))
     assert "2 flows healed at present; 3 heals made, 1 undone, 4 packets over a limit" in shown
     assert "1 would be made in enforce" in text(queues=(queue_status(would_heal=1),))
+
+
+def test_the_pods_that_events_name() -> None:
+    assert "pods" not in text()
+    shown = text(pods=PodsStatus(read=True, addresses=9, skipped=2))
+    assert "events name those of 9 addresses" in shown
+    assert "2 files of pods_dir skipped" in shown
+    assert "skipped" not in text(pods=PodsStatus(read=True, addresses=9, skipped=0))
+    assert "has not been read" in text(pods=PodsStatus(read=False, addresses=0, skipped=0))
 
 
 def test_a_policy_on_trial() -> None:

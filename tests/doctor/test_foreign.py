@@ -8,7 +8,7 @@ from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.path import Order
 from nfq_guard.doctor.rule_model import Act, Table, Truth
 from nfq_guard.firewall import Backend
-from tests.support.listings import FILTER, decides, fate_of, nft, tables_of, walk
+from tests.support.listings import DROPPED, FILTER, decides, fate_of, nft, tables_of, walk
 
 MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:NFQ_GUARD - [0:0]\n"
 OURS = "-A PREROUTING -m conntrack --ctstate INVALID -j NFQ_GUARD\n"
@@ -328,6 +328,24 @@ def test_the_order_within_our_own_table() -> None:
     assert order(MANGLE + THEIRS, *later) == [Order.BEFORE]
     forward = THEIRS.replace("PREROUTING", "FORWARD")
     assert order(MANGLE + forward + OURS) == [Order.AFTER]
+
+
+def test_chains_of_one_priority_have_no_order() -> None:
+    """A reset that may come first is told, whichever of the two is listed first."""
+    reset = nft_rules.Ruleset(nft([{"reject": {"type": "tcp reset"}}], table="theirs"))
+    deny = FILTER.replace("FORWARD ACCEPT", "FORWARD DROP")
+    for mets in (
+        walk(deny, *reset.tables()),
+        list(path.walk([*reset.tables(), *tables_of(deny)], 4)),
+    ):
+        assert [act for act, _ in decides(mets, "forward")] == [Act.RESET, Act.DROP]
+        check = fate_of(mets, "forward")
+        assert check.status is Status.PROBLEM
+        assert "reset by default" in check.what
+        assert "unless an earlier rule decides" in check.what
+    later = nft_rules.Ruleset(nft([DROPPED], table="theirs", priority=1)).tables()
+    check = fate_of(walk(deny, *later), "forward")
+    assert "unless" not in check.what
 
 
 def test_a_rule_is_placed_by_the_jump_that_leads_to_it() -> None:

@@ -17,7 +17,7 @@ from nfq_guard.errors import PrivilegeError, UnavailableError, UsageError
 from nfq_guard.flow import Evidence, FlowTuple
 from nfq_guard.flows import bpf, pins
 from nfq_guard.flows.libbpf import LoadError, Program
-from nfq_guard.flows.open import open_flows
+from nfq_guard.flows.open import open_lookup
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.service.config import DEFAULT_PATH
@@ -53,7 +53,7 @@ def refusal(instance: str = "one") -> str:
     """Why the pins of an instance are refused; a process with every capability loads instead."""
     with pytest.raises(UnavailableError) as raised:
         pins.open_pinned(instance)
-    flows, note = open_flows((0,), instance)
+    flows, note = open_lookup((0,), instance)
     flows.close()
     assert flows.evidence is Evidence.BPF
     assert note == str(raised.value)
@@ -86,7 +86,7 @@ def test_only_the_user_reaches_a_pin_and_root_owns_its_files(files: Path) -> Non
 @pytest.mark.kernel
 def test_a_pinned_program_looks_flows_up(files: Path) -> None:
     pins.prepare("one", 1, "root")
-    flows, note = open_flows((0,), "one")
+    flows, note = open_lookup((0,), "one")
     assert (flows.evidence, note) == (Evidence.BPF, None)
     assert flows.lookup([FlowTuple(6, bytes(4), bytes(4), 1, 2)]) == [None]
     pins.remove("one")
@@ -264,7 +264,7 @@ def test_without_the_library_there_is_no_pin(monkeypatch: pytest.MonkeyPatch) ->
 
     pins.prepare("one", 1, "root")
     monkeypatch.setattr(Program, "open_pinned", missing)
-    flows, note = open_flows((0,), "one")
+    flows, note = open_lookup((0,), "one")
     flows.close()
     assert note is not None
     assert "Debian package libbpf1" in note
@@ -285,7 +285,7 @@ def test_something_else_under_a_pins_name_is_refused(files: Path) -> None:
     (pin(files) / "program").unlink()
     os.link(pin(files) / "memory", pin(files) / "program")
     (pin(files) / "memory").chmod(0o640)
-    flows, note = open_flows((0,), "one")
+    flows, note = open_lookup((0,), "one")
     flows.close()
     assert flows.evidence is Evidence.BPF
     assert note == "the pinned program cannot be run: BPF_PROG_TEST_RUN: Invalid argument"
@@ -393,7 +393,7 @@ def test_without_pin_and_program_the_next_evidence_is_used(
         pins.prepare("one", 1, "root")
         (pin(files) / "program").chmod(0o666)
     monkeypatch.setattr(bpf, "load", refuse)
-    flows, note = open_flows((0,), "one")
+    flows, note = open_lookup((0,), "one")
     flows.close()
     assert flows.evidence is Evidence.CTNETLINK
     assert note is not None

@@ -16,7 +16,6 @@ from tests.support.trace import Step
 _MASK: Final = 0xFFFFFFFF
 _ACK: Final = 0x10
 _SYN: Final = 0x02
-_RST: Final = 0x04
 
 # Flag combinations by how a flow behaves, with weights.
 _ORDERLY: Final = ((0x10, 50), (0x18, 10), (0x02, 6), (0x12, 6), (0x11, 8), (0x04, 4), (0x14, 5))

@@ -22,7 +22,7 @@ import orjson
 from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.flow import Evidence
 from nfq_guard.flows import log_settings
-from nfq_guard.flows.open import open_flows
+from nfq_guard.flows.open import open_lookup
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import recognise
@@ -146,7 +146,7 @@ def _kernel() -> Iterator[Record]:
 
 def _evidence() -> Iterator[Record]:
     """What `run` as root has: the window, or the log that it turns on."""
-    flows, _ = open_flows()
+    flows, _ = open_lookup()
     flows.close()
     if flows.evidence is not Evidence.BPF:
         log_settings.turn_on(_INSTANCE)
@@ -159,20 +159,20 @@ def _evidence() -> Iterator[Record]:
 def _fuzz() -> Iterator[Record]:
     """Play what `tests.fuzz_kernel` of the host sends, which reports at the end."""
     # Loads the modules that have the sysctls, where this step is the first.
-    open_flows()[0].close()
+    open_lookup()[0].close()
     wait_for(_LINE.exists)
     yield serve(Connection(os.open(_LINE, os.O_RDWR | os.O_CLOEXEC)))
 
 
 def _window_tests() -> Iterator[Record]:
     """The window as BPF reads it, held against arithmetic on packets."""
-    flows, why = open_flows()
+    flows, why = open_lookup()
     flows.close()
     if flows.evidence is not Evidence.BPF:
         yield {"passed": True, "summary": "not run", "not_run": why}
         return
     left_out = list(_NOT_HERE)
-    flows, why = open_flows((0, 1))
+    flows, why = open_lookup((0, 1))
     flows.close()
     if flows.evidence is not Evidence.BPF:
         left_out.append(_OF_ZONES)
@@ -188,7 +188,7 @@ def _native_tests(*, is_short: bool) -> Iterator[Record]:
 @contextmanager
 def _prepared() -> Iterator[None]:
     """As the tests expect a machine: conntrack is loaded, and no configuration is installed."""
-    open_flows()[0].close()
+    open_lookup()[0].close()
     aside = _CONFIG.with_suffix(".aside")
     _CONFIG.rename(aside)
     try:
@@ -206,7 +206,7 @@ def _live_tests(*, is_short: bool) -> Iterator[Record]:
 def _log_tests() -> Iterator[Record]:
     """The tests of the kernel's log as evidence, also where there is a window."""
     with _prepared():
-        flows, why = open_flows()
+        flows, why = open_lookup()
         flows.close()
         words = [_BY_LOG]
         if flows.evidence is not Evidence.BPF:
@@ -218,7 +218,7 @@ def _log_tests() -> Iterator[Record]:
 def _service(*, is_short: bool) -> Iterator[Record]:
     """The service, installed on this machine, under the systemd that is its first process."""
     os.environ["NFQ_GUARD_TEST_ON_THIS_MACHINE"] = "yes"
-    flows, why = open_flows()
+    flows, why = open_lookup()
     flows.close()
     words = [f"{_SERVICE}::{name}" for name in _SHORT_SERVICE] if is_short else [_SERVICE, _INSTALL]
     if flows.evidence is not Evidence.BPF:

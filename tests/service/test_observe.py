@@ -99,6 +99,11 @@ def test_rules_before_conntrack(tmp_path: Path) -> None:
     assert seen(tmp_path).gauges["one_sided_raw_rules"] == 0
 
 
+def test_files_of_pods_have_series_where_they_are_read(tmp_path: Path) -> None:
+    assert Part.PODS not in seen(tmp_path).parts
+    assert Part.PODS in seen(tmp_path, settings=Settings(pods_dir="/var/lib/cni/results")).parts
+
+
 @pytest.mark.parametrize(("mistakes", "success"), [((), 1), (("daemon.queue: ...",), 0)])
 def test_the_last_reload(tmp_path: Path, mistakes: tuple[str, ...], success: int) -> None:
     last = ReloadStatus(at="2026-01-02T03:04:05.000000Z", mistakes=mistakes)

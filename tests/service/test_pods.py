@@ -246,6 +246,7 @@ class Followed:
         self.now = 1000.0
         self.adopted: list[Pods] = []
         self.said: list[Event] = []
+        self.gauges: dict[str, float] = {}
         self.loop = Loop()
         self.error: Exception | None = None
         files = PodFiles(place)
@@ -256,12 +257,22 @@ class Followed:
             return files.read()
 
         self.follower = PodFollower(
-            read, self.adopted.append, self.said.append, self.loop, lambda: self.now
+            read,
+            self.adopted.append,
+            self.said.append,
+            self.gauges,
+            self.loop,
+            lambda: self.now,
         )
 
     def look(self) -> None:
         self.follower.begin()
         assert self.loop.run_until(lambda: not self.loop.busy, lambda: time.monotonic() + limit(60))
+
+    def counts(self) -> tuple[float, ...]:
+        """Whether the directory was read, the addresses of pods, and the files skipped."""
+        names = ("pods_dir_read", "pod_addresses", "pod_files_skipped")
+        return tuple(self.gauges[name] for name in names)
 
     def problems(self) -> list[str]:
         """What was said since the last call."""
@@ -296,6 +307,20 @@ def test_a_missing_directory_is_said_once_and_tried_again(followed: Followed) ->
     followed.place.with_name("gone").rename(followed.place)
     followed.look()
     assert followed.adopted[-1]
+
+
+def test_what_was_read_is_counted(followed: Followed) -> None:
+    followed.look()
+    assert followed.counts() == (0, 0, 0)
+    followed.place.mkdir()
+    write(followed.place, "cart-0", "10.0.0.1/24", "fd00::1/64")
+    (followed.place / "a").touch()
+    for _ in range(3):  # nothing has changed in the last one
+        followed.look()
+        assert followed.counts() == (1, 2, 1)
+    followed.place.rename(followed.place.with_name("gone"))
+    followed.look()
+    assert followed.counts() == (0, 0, 0)
 
 
 def test_nothing_is_adopted_where_nothing_has_changed(followed: Followed) -> None:

@@ -47,6 +47,7 @@ def test_json_keys() -> None:
             "max_rate_pps",
             "rules",
             "raw_rules",
+            "pods",
             "queues",
             "reasons",
             "actions",

@@ -237,6 +237,8 @@ def test_each_worker_names_the_pods_of_the_node(supervised: Supervised, tmp_path
         wait_for(lambda: bool(guard.events("pods_unread")))
         (unread,) = guard.events("pods_unread")
         assert (unread["files"], str(results) in unread["problem"]) == (0, True)
+        unread_pods = {"read": False, "addresses": 0, "skipped": 0}
+        assert supervised.status()["pods"] == unread_pods
         results.mkdir(mode=0o700)
         write(results, "front-0", "10.244.0.1/16", container="f0")
         wait_for(lambda: set(named("src_pod").values()) == set(QUEUES))
@@ -246,4 +248,7 @@ def test_each_worker_names_the_pods_of_the_node(supervised: Supervised, tmp_path
         assert one["src_pod"] == {"namespace": "shop", "name": "front-0", "container": "f0"}
         assert one["dst_pod"] == {"namespace": "shop", "name": "cart-7", "container": "c7"}
         assert len(guard.events("pods_unread")) == 1
+        (results / "broken").touch()
+        counted = {"read": True, "addresses": 2, "skipped": 1}
+        wait_for(lambda: supervised.status()["pods"] == counted)
         assert guard.stop() == 0

@@ -8,7 +8,7 @@ import pytest
 
 from nfq_guard.firewall.xtables import Result
 from nfq_guard.service.settings import Settings
-from nfq_guard.service.unit import mistakes, only_from_here, sandbox_of
+from nfq_guard.service.unit import mistakes, only_from_here, sandbox_of, unread_pods
 
 # As `systemctl show` tells it of the unit, with no drop-in.
 SHIPPED = {
@@ -18,6 +18,10 @@ SHIPPED = {
     "RestrictAddressFamilies": "AF_NETLINK AF_UNIX",
     "ProtectSystem": "strict",
     "PrivateTmp": "yes",
+    "ProtectHome": "yes",
+    "User": "nfq-guard",
+    "AmbientCapabilities": "cap_net_admin",
+    "CapabilityBoundingSet": "cap_net_admin",
     "ReadWritePaths": "",
     "RuntimeDirectory": "nfq-guard",
     "StateDirectory": "nfq-guard",
@@ -107,12 +111,80 @@ def test_a_file(properties: dict[str, str], file: str, keys: list[str]) -> None:
     assert refused(properties, metrics_file=file) == keys
 
 
+@pytest.mark.parametrize("key", ["log", "events_file", "metrics_file", "control_socket"])
+@pytest.mark.parametrize(
+    ("properties", "path", "fine"),
+    [
+        ({}, "/var/log/nfq-guard/x", True),
+        ({}, "/dev/null", True),
+        ({}, "/var/log/x", False),
+        ({}, "/tmp/x", False),  # noqa: S108 - a name, no file
+        ({"ProtectSystem": "no"}, "/root/x", False),
+        ({"ProtectSystem": "no", "ProtectHome": "read-only"}, "/home/x", True),
+        ({"ProtectSystem": "no", "InaccessiblePaths": "-/srv/a /srv/b"}, "/srv/b/x", False),
+        ({"ProtectSystem": "no", "TemporaryFileSystem": "/srv:ro"}, "/srv/x", False),
+        ({"ProtectSystem": "no"}, "/srv/x", True),
+    ],
+)
+def test_each_path_that_the_daemon_writes(
+    key: str, properties: dict[str, str], path: str, *, fine: bool
+) -> None:
+    assert refused(properties, **{key: path}) == ([] if fine else [f"daemon.{key}"])
+
+
+def test_outputs_of_the_log_that_are_no_files() -> None:
+    assert (
+        refused({}, log="-") == refused({}, log="journal") == refused({}, control_socket="") == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "fine"),
+    [
+        ("shadow", "/etc/nfq-guard/trial.toml", True),
+        ("shadow", "preset:strict", True),
+        ("shadow", "/root/trial.toml", False),
+        ("pods_dir", "/var/lib/cni/results", True),
+        ("pods_dir", "/home/cni/results", False),
+    ],
+)
+def test_each_path_that_the_daemon_reads(key: str, path: str, *, fine: bool) -> None:
+    assert refused({}, **{key: path}) == ([] if fine else [f"daemon.{key}"])
+
+
+READS_ALL = "cap_net_admin cap_dac_read_search"
+
+
+@pytest.mark.parametrize(
+    ("properties", "reads"),
+    [
+        ({}, False),
+        ({"CapabilityBoundingSet": READS_ALL}, False),
+        ({"AmbientCapabilities": READS_ALL, "CapabilityBoundingSet": READS_ALL}, True),
+        ({"User": "", "CapabilityBoundingSet": READS_ALL}, True),
+        ({"User": "root"}, False),
+    ],
+)
+def test_a_unit_that_may_not_read_the_files_of_pods(
+    properties: dict[str, str], *, reads: bool
+) -> None:
+    systemctl = Systemctl("nfq-guard.service", SHIPPED | properties)
+    sandbox = sandbox_of(Path("/etc/nfq-guard/nfq-guard.toml"), systemctl)
+    assert sandbox is not None
+    said = list(unread_pods(Settings(pods_dir="/var/lib/cni/results"), "a file", sandbox))
+    assert [one.key for one in said] == ([] if reads else ["daemon.pods_dir"])
+    assert all("pods.conf" in one.text for one in said)
+    assert not list(unread_pods(Settings(), "a file", sandbox))
+
+
 def test_an_instance_has_directories_of_its_own() -> None:
     blue = {key: "nfq-guard/blue" for key in SHIPPED if key.endswith("Directory")}
     systemctl = Systemctl("nfq-guard@blue.service", SHIPPED | blue)
     sandbox = sandbox_of(Path("/etc/nfq-guard/blue.toml"), systemctl)
     assert sandbox is not None
-    settings = Settings(metrics_file="/var/lib/nfq-guard/guard.prom")
+    settings = Settings(
+        metrics_file="/var/lib/nfq-guard/guard.prom", control_socket="/run/nfq-guard/blue/a.sock"
+    )
     (mistake,) = mistakes(settings, sandbox)
     assert "/var/lib/nfq-guard/blue" in mistake.expected
     assert "nfq-guard@blue.service" in mistake.expected

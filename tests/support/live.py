@@ -23,7 +23,7 @@ from typing import Final, Protocol, Self
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.flow import Evidence, FlowSnapshot, FlowTuple, SctpState
-from nfq_guard.flows.open import open_flows
+from nfq_guard.flows.open import open_lookup
 from nfq_guard.lab.netns import Namespace
 from tests.support.kernel_log import KernelLog, speaking
 from tests.support.lookups import answered
@@ -177,7 +177,7 @@ class LiveConntrack:
         if reads_log:
             self._log = self._stack.enter_context(KernelLog())
             self._stack.enter_context(speaking())
-        self.flows, _ = open_flows()
+        self.flows, _ = open_lookup()
         self._stack.callback(self.flows.close)
         self.log_texts()
         self.drain()

@@ -59,7 +59,7 @@ def open_queue(
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.
-        ahead: As `open_flows` takes it.
+        ahead: As `open_lookup` takes it.
         keeper: Keeps the queue bound over a restart of the service; None where nothing can.
 
     Raises:
@@ -126,6 +126,7 @@ def open_queue(
                 PodFiles(Path(settings.pods_dir)).read,
                 worker.set_pods,
                 events.emit if says else _say_nothing,
+                stats.gauges,
                 loop,
             )
         files = None

@@ -17,7 +17,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias, final
 
@@ -251,6 +251,7 @@ class PodFollower:
         read: Callable[[], PodReading | None],
         adopt: Callable[[Pods], None],
         say: Callable[[Event], None],
+        gauges: MutableMapping[str, float],
         loop: Loop,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -260,12 +261,14 @@ class PodFollower:
             read: As `PodFiles.read`; called in a thread.
             adopt: Gets the pods whenever they were read.
             say: Logs an event.
+            gauges: Get `pods_dir_read`, `pod_addresses` and `pod_files_skipped`.
             loop: Runs the readings in its threads.
             clock: Monotonic seconds.
         """
         self._read = read
         self._adopt = adopt
         self._say = say
+        self._gauges = gauges
         self._loop = loop
         self._clock = clock
         self._cpu_s = 0.0
@@ -292,6 +295,7 @@ class PodFollower:
         if reading is not None:
             self._adopt(reading.pods)
             self._problem, self._skipped = reading.problem, reading.skipped
+            self._count(len(reading.pods), read=True)
         self._over()
 
     def _failed(self, error: Exception) -> None:
@@ -299,7 +303,13 @@ class PodFollower:
         self._adopt({})
         self._problem = str(error) if isinstance(error, OSError) else exception_texts(error)[0]
         self._skipped = 0
+        self._count(0, read=False)
         self._over()
+
+    def _count(self, addresses: int, *, read: bool) -> None:
+        self._gauges["pods_dir_read"] = float(read)
+        self._gauges["pod_addresses"] = addresses
+        self._gauges["pod_files_skipped"] = self._skipped
 
     def _over(self) -> None:
         now = self._clock()

@@ -370,9 +370,6 @@ class Worker:
             waited_us = now_us - took_us - stamp_us
             self.stats.queue_us.add(min(max(0, waited_us), LONGEST), 1)
 
-    def _resync_offload(self) -> None:
-        """Remove the flows that were offloaded under another mode or policy."""
-
     def _resync(self) -> None:
         """Undo offloads and heals that another mode, policy or raw rules asked for."""
         if self._offloader is not None:
