@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The rules of this host that run before conntrack, for `raw_rules` and for a check of the doctor.
 
-Conditions on addresses, ports and interfaces are taken from the words in which `follow` names what
-a rule depends on. Other conditions make a rule uncertain.
+Conditions on addresses, ports and interfaces are parsed from the texts in which `follow` names the
+conditions of a rule. Any other condition makes a rule uncertain.
 """
 
 import os
@@ -22,7 +22,8 @@ from nfq_guard.firewall.xtables import System, Xtables
 from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, Hook
 from nfq_guard.raw_rules import Field, RawAct, RawReading, RawRule, RawRules, Span, bounded
 
-# The protocols whose packets are INVALID for what conntrack has not seen, by the words of iptables.
+# Protocols with packets that are INVALID if conntrack missed a part of their flow, by iptables'
+# names.
 _PROTOCOLS: Final = {
     4: {"tcp": PROTO_TCP, "icmp": PROTO_ICMP, "sctp": PROTO_SCTP},
     6: {"tcp": PROTO_TCP, "ipv6-icmp": PROTO_ICMPV6, "sctp": PROTO_SCTP},
@@ -55,7 +56,7 @@ _LEGACY_NAMES: Final = {Family.IPV4: "ip_tables_names", Family.IPV6: "ip6_tables
 
 
 def read(queues: Sequence[int]) -> RawReading:
-    """The rules of this host before conntrack; reads no other table where that is possible.
+    """The rules of this host that run before conntrack; reads other tables only if it must.
 
     Args:
         queues: Our queues.
@@ -87,10 +88,10 @@ def read(queues: Sequence[int]) -> RawReading:
 
 
 def _has_raw(backend: Backend, family: Family) -> bool:
-    """Whether there may be a table raw. Listing that of legacy iptables would create it.
+    """Whether there may be a table raw. Listing it with legacy iptables would create it.
 
     Raises:
-        PrivilegeError: There may be one, and this user may not know.
+        PrivilegeError: This user cannot read whether there is one.
     """
     if backend is Backend.NFT:
         return True
@@ -107,7 +108,7 @@ def of(
     native: Iterable[nft_rules.Ruleset],
     queues: Sequence[int],
 ) -> tuple[RawRule, ...]:
-    """The rules before conntrack among all these rules."""
+    """The rules among these that run before conntrack."""
     rulesets = list(native)
     found: list[RawRule] = []
     for family, protocols in _PROTOCOLS.items():
@@ -208,7 +209,7 @@ def _condition(word: str) -> Span | tuple[str, bool] | None:
 
 
 def _interval(field: Field, part: str) -> tuple[bytes, bytes]:
-    """The first and the last value that a word such as `10.0.0.0/8` or `80:90` stands for."""
+    """The first and the last value of a range such as `10.0.0.0/8` or `80:90`."""
     if field in {Field.SRC, Field.DST}:
         low, dash, high = part.partition("-")
         if dash:

@@ -44,7 +44,7 @@ def note(name: str, what: str, todo: str = "") -> Check:
 
 
 def warning(name: str, what: str, todo: str) -> Check:
-    """The guard works, but does not see or decide everything that its operator expects."""
+    """The guard works, but does not see or decide all packets that its operator expects."""
     return Check(name, Status.WARNING, what, todo)
 
 

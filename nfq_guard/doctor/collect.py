@@ -48,7 +48,7 @@ def listed_by_nft(*words: str) -> str | None:
     """The output of `nft -j list`; None where nft is not installed.
 
     Raises:
-        UnavailableError: It is, and fails, as nft 1.0 does on a verdict map of ranges.
+        UnavailableError: nft failed, as nft 1.0 does on a verdict map of ranges.
     """
     argv = ["nft", "-j", "list", *words]
     system = System()
@@ -63,13 +63,13 @@ def listed_by_nft(*words: str) -> str | None:
 
 
 def sysctl_values() -> dict[str, str]:
-    """Values by key, of those `sysctls.KEYS` that the kernel has."""
+    """Values by key, for those of `sysctls.KEYS` that the kernel has."""
     values = {key: text(SYSCTLS / key.replace(".", "/")).strip() for key in KEYS}
     return {key: value for key, value in values.items() if value}
 
 
 def boot_files() -> dict[str, str]:
-    """The texts of the files that restore rules and sysctls at boot, as far as they exist."""
+    """The contents of the existing files that restore rules and sysctls at boot, by path."""
     paths = [Path(name) for name in RULE_FILES]
     for name in SYSCTL_FILES:
         path = Path(name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The best available source of flow windows, and the capabilities that it takes."""
+"""The best available source of flow windows, and the capabilities that it needs."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -44,11 +44,11 @@ def capabilities(effective: int) -> Iterator[Check]:
 def evidence(
     best: Evidence, unavailable_reason: str | None, choice: EvidenceChoice, no_log: str | None
 ) -> Check:
-    """The evidence that a daemon has, and why it has nothing better.
+    """The evidence that a daemon would have, and why no better one.
 
     Args:
         best: The best lookup that could be opened.
-        unavailable_reason: Why nothing better could.
+        unavailable_reason: Why no better lookup could be opened.
         choice: The setting `evidence`.
         no_log: Why the kernel's log cannot be used; None if it can.
     """

@@ -52,7 +52,7 @@ def examine(
     Args:
         firewall: Our rules as configured.
         choice: The setting `evidence`.
-        policy: The policy as configured; None where it has mistakes.
+        policy: The policy as configured; None if it has mistakes.
     """
     rules = host_rules.read()
     proxied = synproxy.used(rules.tables)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of an INVALID packet that the policy allows, hook by hook."""
+"""The fate of an INVALID packet that the policy allows, hook by hook."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, final
@@ -27,7 +27,7 @@ class _Fate(NamedTuple):
 
     Attributes:
         status: Its severity.
-        text: What becomes of them.
+        text: The fate, as the end of a sentence.
         todo: The recommended action.
         named: Whether a rule takes the packets by their conntrack state.
     """
@@ -44,8 +44,8 @@ def checks(
     """One check a hook, `fate.HOOK`.
 
     Args:
-        path: What a packet meets in every hook, for both families, in order.
-        unnamed: The same without the rules that name INVALID packets, of `removed`.
+        path: The rules that a packet meets in every hook, for both families, in order.
+        unnamed: The same without the rules that name INVALID packets (see `removed`).
         complete: Whether all rules could be read.
     """
     beyond = "" if complete else ", as far as the rules could be read"
@@ -62,7 +62,7 @@ def checks(
 
 
 def _with_next(fate: _Fate, unnamed: Sequence[Met]) -> _Fate:
-    """The fate, with the rule that takes the packets where the one that names them is gone."""
+    """The fate, and the rule that would take the packets without the one that names them."""
     taking = [met for met in unnamed if met.finding.rule.act in TAKES and not met.finding.state]
     sure = [met for met in taking if _is_sure(met, unnamed)]
     if not fate.named or not sure:
@@ -73,7 +73,7 @@ def _with_next(fate: _Fate, unnamed: Sequence[Met]) -> _Fate:
 
 
 def _by_hook(path: Iterable[Met]) -> dict[str, dict[int, list[Met]]]:
-    """What decides in each hook, by family."""
+    """The deciding rules of each hook, by family."""
     by_hook: dict[str, dict[int, list[Met]]] = {hook: {4: [], 6: []} for hook in HOOKS}
     for met in path:
         if met.order in ON_THE_WAY and met.finding.rule.act in ENDS:
@@ -111,10 +111,10 @@ def _fate(mets: Sequence[Met]) -> _Fate:
 
 
 def _is_sure(met: Met, mets: Sequence[Met]) -> bool:
-    """Whether a rule takes INVALID packets, all of them or those that earlier rules have left.
+    """Whether a rule takes all INVALID packets, or all that earlier rules have left.
 
-    What earlier rules accept without looking at the conntrack entry they accept of INVALID packets
-    as well: the rule then singles nothing out.
+    An earlier rule that accepts without a test of the conntrack entry accepts INVALID packets as
+    well; the later rule then does not single them out.
     """
     finding = met.finding
     if finding.truth is not Truth.YES:
@@ -123,7 +123,7 @@ def _is_sure(met: Met, mets: Sequence[Met]) -> bool:
 
 
 def _may_pass(met: Met, mets: Sequence[Met]) -> bool:
-    """Whether an earlier rule of the base chain may have accepted what a rule takes."""
+    """Whether an earlier rule of the base chain may have accepted the packets that a rule takes."""
     finding = met.finding
     rules = finding.table.chains[finding.chain]
     if finding.path or any(rule.act in {Act.RETURN, Act.GOTO} for rule in rules):
@@ -137,7 +137,7 @@ def _may_pass(met: Met, mets: Sequence[Met]) -> bool:
 
 
 def _is_aimed(met: Met) -> bool:
-    """Whether a rule takes INVALID packets for being INVALID, by name or for want of an entry."""
+    """Whether a rule takes packets because they are INVALID, by name or for lack of an entry."""
     return met.finding.state or met.finding.untracked
 
 
@@ -162,7 +162,7 @@ def _by(met: Met) -> str:
 
 
 def _such(sure: Met, aimed: Sequence[Met]) -> str:
-    """The rule that takes those of some interfaces before one that takes the rest otherwise."""
+    """An earlier rule that treats the packets of some interfaces differently."""
     for finding in (met.finding for met in aimed):
         if finding.rule.act is not sure.finding.rule.act and finding.by_interface:
             return (

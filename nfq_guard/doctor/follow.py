@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Follows an INVALID segment through the rules of one table, on every way that it may take."""
+"""Follows an INVALID segment through the rules of one table, along every possible path."""
 
 import re
 from collections.abc import Iterable
@@ -13,21 +13,21 @@ from nfq_guard.doctor.rule_model import ALWAYS, ENDS, Act, MarkTest, Rule, Table
 @final
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that the segment may match, and on which conditions it gets there.
+    """A rule that the segment may match, and the conditions under which it reaches the rule.
 
     Attributes:
         table: The rule's table.
         chain: Its chain.
-        rule: The rule; for the policy of a base chain one without matches.
+        rule: The rule; a rule without matches stands for the policy of a base chain.
         path: The chains that lead to it, the nearest first.
         truth: Whether the rule and the jumps that lead to it match: YES or DEPENDS.
-        on: What that depends on.
-        spared: Whether an earlier rule may have decided, so that the segment does not get there.
+        on: The conditions of that.
+        spared: Whether an earlier rule may decide, so that the segment does not reach this one.
         state: Whether the rule, or a jump that leads to it, selects by conntrack state.
         default: Whether it is the policy of a base chain.
-        marks: The tests of the packet's mark among what that depends on.
-        untracked: Whether it takes what is left, of all packets or of some interfaces, and an
-            earlier rule would have let the segment pass if it had a conntrack entry.
+        marks: The tests of the packet's mark among these conditions.
+        untracked: Whether it takes the remaining packets, of all interfaces or of some, and an
+            earlier rule would have accepted the segment if it had a conntrack entry.
     """
 
     table: Table
@@ -49,7 +49,7 @@ class Finding:
 
     @property
     def by_interface(self) -> bool:
-        """Whether nothing but the packet's interfaces decides whether it matches."""
+        """Whether the match depends on the packet's interfaces only."""
         return all(_INTERFACE.fullmatch(word) for word in self.on)
 
 
@@ -57,9 +57,9 @@ class Walk(NamedTuple):
     """The result of following the segment through a chain.
 
     Attributes:
-        findings: What it may meet there, in order.
+        findings: The rules that it may match there, in order.
         ends: Whether a rule there decides, so that the segment does not return.
-        accepts: The interfaces for which rules there accept but for the lack of an entry.
+        accepts: The interfaces on which rules there would accept the segment if it had an entry.
     """
 
     findings: tuple[Finding, ...]
@@ -79,12 +79,12 @@ class Follower:
     """Follows the segment through one table; each chain is followed once."""
 
     def __init__(self, table: Table) -> None:
-        """Begin with no chain followed."""
+        """Start before any chain."""
         self._table = table
         self._walks: dict[str, Walk] = {}
 
     def base(self, chain: str, start: int = 0, end: int | None = None) -> Walk:
-        """A part of a base chain; its policy applies if the part reaches to the end."""
+        """Follow a part of a base chain; the policy applies if the part includes the end."""
         walk = self._walk(chain, range(len(self._table.chains[chain]))[start:end])
         if end is not None or walk.ends is Truth.YES or not self._table.bases[chain].denies:
             return walk
@@ -101,7 +101,7 @@ class Follower:
     def _chain(self, name: str) -> Walk:
         walk = self._walks.get(name)
         if walk is None:
-            # A loop of jumps, which the kernel refuses, decides nothing.
+            # A loop of jumps decides nothing; the kernel refuses it anyway.
             self._walks[name] = _NOTHING
             walk = self._walk(name, range(len(self._table.chains.get(name, ()))))
             self._walks[name] = walk
@@ -148,7 +148,7 @@ class Follower:
         return Walk(tuple(found.values()), _ends(may_end, may_return=True), frozenset(accepts))
 
     def _accepts(self, rule: Rule) -> frozenset[str]:
-        """The interfaces for which a rule, or the chain that it leads to, accepts."""
+        """The interfaces on which a rule, or the chain that it leads to, accepts."""
         if rule.act is Act.ACCEPT:
             return _ALL
         if rule.act not in {Act.JUMP, Act.GOTO}:
@@ -159,7 +159,7 @@ class Follower:
 
 
 def _interfaces(on: Iterable[str], inner: frozenset[str]) -> frozenset[str]:
-    """The interfaces for which something under these conditions holds; empty for never."""
+    """The interfaces on which these conditions can hold; empty for none."""
     words = frozenset(word for word in on if _INTERFACE.fullmatch(word))
     return (inner - _ALL) | words if words and inner else inner
 
@@ -173,7 +173,7 @@ def _ends(may_end: bool, *, may_return: bool) -> Truth:  # noqa: FBT001 - a trut
 def _lift(
     found: _Found, inner: Walk, jump: Rule, name: str, passed: AbstractSet[str], *, spared: bool
 ) -> None:
-    """Add the findings of a chain, on the conditions of the jump to it."""
+    """Add the findings of a chain, under the conditions of the jump to it."""
     for finding in inner.findings:
         key = (finding.chain, id(finding.rule))
         lifted = Finding(
@@ -200,7 +200,7 @@ def _record(
     *,
     spared: bool,
 ) -> None:
-    """Keep the most certain of the ways that lead to a rule."""
+    """Keep the most certain path to a rule."""
     here = Finding(
         finding.table,
         finding.chain,
@@ -219,9 +219,9 @@ def _record(
 
 
 def _is_default(finding: Finding, passed: AbstractSet[str]) -> bool:
-    """Whether a rule takes what is left after these accepts.
+    """Whether a rule takes the packets that remain after these accepts.
 
-    A rule for other properties, such as a banned address, aims at those packets.
+    A rule with another condition, such as a banned address, does not.
     """
     if not finding.by_interface:
         return False

@@ -17,7 +17,7 @@ def checks(path: Iterable[Met]) -> Iterator[Check]:
     """One check for each group of rules with the same owner, table, order and effect.
 
     Args:
-        path: What a packet meets in every hook, for both families.
+        path: The rules that a packet meets in every hook, for both families.
     """
     groups: dict[tuple[object, ...], list[Met]] = {}
     for met in path:
@@ -94,7 +94,7 @@ def _check(group: list[Met]) -> Check | None:
 
 
 def _where(group: list[Met]) -> str:
-    """The owner, effect and place of a group of rules; the chain where most packets meet one."""
+    """The owner, effect and place of a group of rules, by the chain that most packets pass."""
     finding = group[0].finding
     families = " and ".join(sorted({_FAMILIES[met.finding.table.family] for met in group}))
     hooks = "/".join(sorted({met.hook for met in group})).upper()

@@ -20,13 +20,13 @@ TARGETS: Final = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
 
 Network = IPv4Network | IPv6Network
 
-# The source of a rule, as `follow` names what a rule depends on.
+# The source address of a rule, in the form of `follow`'s conditions.
 _SOURCE: Final = re.compile(r"(?:-s|ip6? saddr) ([0-9a-f:.]+(?:/\d+)?)$")
 _OUTSIDE: Final = {4: bytes((198, 51, 100, 1)), 6: bytes.fromhex("2001") + bytes(13) + b"\x01"}
 
 
 def networks(path: Iterable[Met]) -> dict[Network, str]:
-    """The source networks of the rules that translate them, each with its rule."""
+    """The source networks that rules translate, each with its rule."""
     found: dict[Network, str] = {}
     for met in path:
         finding = met.finding
@@ -71,7 +71,7 @@ def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
 
 
 def _late_rst(network: Network) -> bytes:
-    """A RST of the network's first host to an address outside."""
+    """An RST from the network's first host to an outside address."""
     src, dst = (network.network_address + 1).packed, _OUTSIDE[network.version]
     body = struct.pack("!HHIIBBHHH", 443, 40000, 1, 0, 5 << 4, RST, 0, 0, 0)
     if network.version == 4:

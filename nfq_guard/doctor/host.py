@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the other rules of this host do with a packet that the policy allows, without the rest."""
+"""The part of the diagnosis that concerns other programs' rules, for the daemon."""
 
 from collections.abc import Iterator
 
@@ -24,7 +24,7 @@ def checks(policy: Policy) -> Iterator[Check]:
 
 
 def event() -> HostAccepts | HostTakes:
-    """The same as an event of the daemon."""
+    """The result of `checks` as an event."""
     rules = host_rules.read()
     fates = [
         f"{check.id.removeprefix('fate.')}: {check.what}"

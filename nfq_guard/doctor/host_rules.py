@@ -32,11 +32,11 @@ class HostRules:
     problems: list[str] = field(default_factory=list)
 
     def path(self) -> list[Met]:
-        """What an INVALID packet of each family meets in every hook."""
+        """The rules that an INVALID packet of each family meets in every hook."""
         return _path(self.tables)
 
     def unnamed(self) -> list[Met]:
-        """The same without the rules that take INVALID packets by name."""
+        """The path without the rules that take INVALID packets by name."""
         return _path(removed.without_named(self.tables))
 
 

@@ -13,12 +13,13 @@ from typing import Final, final
 
 from nfq_guard.doctor.check import Check, note, ok, warning
 
-# One CPU with this share of the interrupts counts as doing all the receive work, provided that
-# there were enough interrupts to tell.
+# A CPU with this share of the interrupts counts as doing all receive work, if there were enough
+# interrupts for a conclusion.
 _LOPSIDED: Final = 0.9
 _ENOUGH: Final = 10_000
 
-# Interrupts of transmit-only queues and of anything but packets; `TxRx` serves both directions.
+# Interrupts of transmit-only queues, and those that do not concern packets; `TxRx` serves both
+# directions.
 _NOT_RECEIVING: Final = re.compile(
     r"(output|config|control|async|mgmnt|[-.]tx)(?!rx)", re.IGNORECASE
 )

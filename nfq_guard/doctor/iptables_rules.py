@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Translates the output of iptables-save for `follow`: what each rule does to an INVALID segment.
+"""Translates the output of iptables-save for `follow`.
 
 An INVALID packet has no conntrack entry attached, so the matches that need one fail, and
 `CONNMARK --restore-mark` leaves the packet's mark alone.
@@ -77,7 +77,7 @@ class _Option(NamedTuple):
 
     Attributes:
         module: The match module.
-        instance: Which `-m` of the rule that is: a module may be there more than once.
+        instance: The index of its `-m` in the rule: a module may occur more than once.
         name: The option's name.
         values: Its values.
         negated: Whether `!` precedes it.
@@ -151,7 +151,7 @@ def condition(matches: list[_Option], protocol: str = TCP) -> Condition:
 
 
 def _match(option: _Option, protocol: str) -> Condition:
-    """One match; those of the module conntrack need an entry, but for the state beside them."""
+    """One match. Those of the module conntrack need an entry, except for the state."""
     if option.name in _STATES:
         named = option.values[0].split(",") if option.values else []
         return known(("INVALID" in named) is not option.negated, state=True)
@@ -198,7 +198,7 @@ def _options(text: str) -> tuple[list[_Option], list[_Option]]:
 
 
 def _asks(module: _Option, used: Container[int]) -> bool:
-    """Whether `-m MODULE` is a match of its own, as `-m socket` is, without an option."""
+    """Whether `-m MODULE` without options is a match of its own, such as `-m socket`."""
     return module.instance not in used and module.module not in _PROTOCOLS
 
 

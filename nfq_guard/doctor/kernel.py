@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel: which packets it calls INVALID, and its type information."""
+"""Checks of the kernel: its conntrack rules and its type information."""
 
 from typing import Final
 
@@ -31,10 +31,10 @@ def rules(release: str, found: Recognised | str) -> Check:
         return warning(
             "kernel.rules",
             "this kernel follows no known generation of rules: the nearest is "
-            f"{found.nearest.name}, from which it differs in what it makes of {what}",
+            f"{found.nearest.name}, but it differs in {what}",
             "replay captures of this host with --kernel live",
         )
-    known = f"this kernel, asked by packets of its own, follows the rules of {found.rules.name}"
+    known = f"this kernel, tested with packets, follows the rules of {found.rules.name}"
     if guess is not None and guess.rules != found.rules:
         return note(
             "kernel.rules",
@@ -52,7 +52,7 @@ def _guess(release: str) -> KernelGuess | None:
 
 
 def reasons(release: str, found: Recognised | str) -> Check:
-    """Which reasons this kernel can produce (kernel.md 1.11); arguments as for `rules`."""
+    """The reasons that this kernel can produce (kernel.md 1.11). Takes the arguments of `rules`."""
     guess = _guess(release)
     if not isinstance(found, str):
         rules, doubt = found.rules, ""

@@ -11,8 +11,8 @@ from nfq_guard.doctor.path import Met, Order
 def marks(path: Iterable[Met], unjudged: int) -> Iterator[Check]:
     """Whether a rule after ours changes the bits `unjudged` of a packet's mark.
 
-    Our rules set them right before the queue, and the verdict clears them, so a rule before ours
-    has no effect on them.
+    Our rules set these bits directly before the queue, and the verdict clears them, so a rule
+    before ours has no effect on them.
     """
     set_by: list[str] = []
     cleared_by: list[str] = []

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The features of the running kernel: built in, loaded, to be loaded, or missing.
+"""The features of the running kernel: built in, loaded, loaded on demand, or missing.
 
-A module that is not loaded yet is not missing: the kernel loads those that the guard needs at their
-first use. The modules that can be loaded are listed in the modules' directory of the running
-kernel. The list is more exact than the configuration, because distributions may ship modules in
-other packages.
+A module that is not loaded yet is not missing: the kernel loads the modules that the guard needs on
+demand. The modules that can be loaded are listed in the modules' directory of the running kernel.
+The list is more exact than the configuration, because distributions may ship modules in other
+packages.
 """
 
 import gzip
@@ -22,7 +22,7 @@ class Feature(NamedTuple):
 
     Attributes:
         option: Option of the kernel's configuration.
-        module: The module, where it is one.
+        module: Name of the module if it is not built in.
         use: What it provides.
     """
 
@@ -47,8 +47,8 @@ KERNEL_LOG: Final = Feature(
 )
 _NFT_QUEUE: Final = Feature("CONFIG_NFT_QUEUE", "nft_queue", "native nft rules that queue")
 
-# By the ID or ID_LIKE of /etc/os-release: the package that has the modules which are not in the
-# smallest installation. `{}` is the kernel's release.
+# The package with the modules that a minimal installation lacks, by ID or ID_LIKE of
+# /etc/os-release. `{}` is the kernel's release.
 _PACKAGES: Final = (
     ("ubuntu", "linux-modules-extra-{}"),
     ("debian", "linux-image-{}"),
@@ -70,12 +70,11 @@ class KernelFiles:
         release: Its release.
         options: Its configuration, without options that are not set; None if it cannot be read.
         available: Modules in its directory of modules; None if there is no such directory.
-        builtin: Features that are modules in other kernels and are built into this one.
+        builtin: Modules of other kernels that are built into this one.
         loaded: Modules that are loaded now.
-        disabled: Modules that modprobe does not load by itself, each with the file that disables
-            it.
-        may_load: Whether the kernel still loads modules at all.
-        package: The package that has further modules; empty if the distribution is not known.
+        disabled: Modules that are excluded from automatic loading, each with the file that does so.
+        may_load: Whether the kernel accepts modules at all.
+        package: The package with further modules; empty if the distribution is unknown.
     """
 
     release: str
@@ -114,15 +113,15 @@ class KernelFiles:
         )
 
     def is_built_in(self, feature: Feature) -> bool:
-        """Whether the kernel has it without a module."""
+        """Whether the feature is built into the kernel."""
         if self.options is not None and self.options.get(feature.option) == "y":
             return True
         return feature.module in self.builtin
 
     def unavailable(self, feature: Feature) -> tuple[str, str] | None:
-        """Why the feature is missing and cannot be loaded, and what helps; None if it can.
+        """Why the feature is missing and cannot be loaded, and the remedy; None if it is available.
 
-        Where neither the configuration nor the modules can be read, nothing is known against it.
+        A feature counts as available if neither the configuration nor the modules can be read.
         """
         if self.is_built_in(feature) or feature.module in self.loaded:
             return None
@@ -144,8 +143,8 @@ class KernelFiles:
             )
         if name in self.disabled:
             return (
-                f"the module {name} is not loaded, and {self.disabled[name]} keeps it from loading "
-                "by itself",
+                f"the module {name} is not loaded, and {self.disabled[name]} excludes it from "
+                "automatic loading",
                 f"load it: modprobe {name}",
             )
         return None
@@ -163,7 +162,7 @@ class KernelFiles:
         )
 
     def is_pending(self, feature: Feature) -> bool:
-        """Whether it is a module that will be loaded at its first use."""
+        """Whether the feature is a module that will be loaded on demand."""
         return (
             self.available is not None
             and feature.module in self.available
@@ -184,12 +183,13 @@ def features(files: KernelFiles) -> Iterator[Check]:
     if unknown and any(feature.module not in files.loaded for feature in NEEDED):
         yield note(
             "kernel.options",
-            "cannot tell what the kernel has: /proc/config.gz, /boot and /lib/modules say nothing",
+            "the features of the kernel are unknown: neither /proc/config.gz nor /boot nor "
+            "/lib/modules describes them",
         )
     elif not missing and pending:
         yield ok(
             "kernel.options",
-            "the kernel has all that is needed; will be loaded by itself: " + ", ".join(pending),
+            "the kernel has all that is needed; loaded on demand: " + ", ".join(pending),
         )
     elif not missing:
         yield ok("kernel.options", "the kernel has all that is needed")
@@ -217,7 +217,7 @@ def queues(files: KernelFiles, *, present: bool) -> Check:
     if files.is_pending(_QUEUE) or (files.options or {}).get(_QUEUE.option) == "m":
         return ok(
             "kernel.nfqueue",
-            "the module nfnetlink_queue is not loaded yet; it will be loaded by itself when the "
+            "the module nfnetlink_queue is not loaded yet; the kernel loads it when the "
             "guard starts",
         )
     return note(
@@ -229,7 +229,7 @@ def queues(files: KernelFiles, *, present: bool) -> Check:
 
 
 def _options(root: Path, release: str) -> dict[str, str] | None:
-    """From /proc/config.gz, /boot or the directory of modules; None if none of them has it."""
+    """The configuration from /proc/config.gz, /boot or the modules; None without one."""
     text = ""
     try:
         packed = (root / "proc/config.gz").read_bytes()
@@ -243,7 +243,7 @@ def _options(root: Path, release: str) -> dict[str, str] | None:
 
 
 def _names(text: str) -> frozenset[str]:
-    """Names of modules in modules.dep or modules.builtin; file names may have dashes for lines."""
+    """Names of modules in modules.dep or modules.builtin; file names may have `-` for `_`."""
     return frozenset(
         _SUFFIX.sub("", line.partition(":")[0].rpartition("/")[2]).replace("-", "_")
         for line in text.splitlines()

@@ -63,7 +63,7 @@ _ORDERINGS: Final[Mapping[str, Callable[[int, int], bool]]] = {
 @final
 @dataclass(frozen=True, slots=True)
 class _Unknown:
-    """A value that depends on the packet and is not one of `never`."""
+    """A value that depends on the packet, but is not one of `never`."""
 
     never: frozenset[str] = frozenset()
 
@@ -71,7 +71,7 @@ class _Unknown:
 @final
 @dataclass(frozen=True, slots=True)
 class _NoEntry:
-    """A value that an INVALID packet does not have: the rule ends."""
+    """A value that an INVALID packet lacks, which ends the rule."""
 
 
 _NO_ENTRY: Final = _NoEntry()
@@ -80,10 +80,10 @@ _Value = int | str | _Unknown | _NoEntry | tuple[Any, ...]
 
 @final
 class Segment:
-    """An INVALID segment of one family, before the rules of one table."""
+    """An INVALID segment of one family, matched against the rules of one table."""
 
     def __init__(self, family: int, sets: Mapping[str, Sequence[Any]], protocol: str = TCP) -> None:
-        """Describe it.
+        """Describe the segment.
 
         Args:
             family: 4 or 6.
@@ -128,11 +128,11 @@ class Segment:
         return [] if isinstance(key, _NoEntry) else verdicts
 
     def has(self, expr: Any) -> Condition:  # noqa: ANN401 - JSON
-        """Whether an expression has a value; without one the rule ends."""
+        """Whether an expression has a value; if it has none, the rule ends."""
         return NEVER if isinstance(self._value(_unwrapped(expr)), _NoEntry) else ALWAYS
 
     def writes(self, mangle: Mapping[str, Any]) -> tuple[Condition, MarkWrite | None]:
-        """Whether a rule goes on after `KEY set VALUE`, and how that writes the mark."""
+        """Whether a rule continues after `KEY set VALUE`, and the write to the mark."""
         key, value = mangle["key"], mangle["value"]
         other_header = "payload" in key and isinstance(self._value(key), _NoEntry)
         if _reads_entry(value) or other_header:
@@ -144,7 +144,7 @@ class Segment:
         return ALWAYS, _write(value)
 
     def _mapped(self, mapping: Mapping[str, Any]) -> tuple[Condition, MarkWrite]:
-        """`meta mark set KEY map { ... }`; the rule ends for a key that is not in the map."""
+        """The effect of `meta mark set KEY map { ... }`; an absent key ends the rule."""
         sure = [right for condition, right in self._found(mapping) if condition.truth is Truth.YES]
         return self.chooses(mapping), _write(sure[0]) if sure else MarkWrite(0, 0)
 
@@ -160,7 +160,7 @@ class Segment:
 
     @staticmethod
     def zone(mangle: Mapping[str, Any]) -> TrackingWrite | None:
-        """How `ct zone set VALUE` has conntrack treat the packet; None for another statement."""
+        """The effect of `ct zone set VALUE` on tracking; None for another statement."""
         entry = mangle["key"].get("ct") if isinstance(mangle["key"], dict) else None
         if not isinstance(entry, dict) or entry.get("key") != "zone":
             return None
@@ -272,7 +272,7 @@ class Segment:
 
 
 def _reworded(condition: Condition, on: str) -> Condition:
-    """A match that depends on the packet, in the words of the whole match."""
+    """A match that depends on the packet, with the text of the whole match."""
     return condition._replace(on=(on,)) if condition.truth is Truth.DEPENDS else condition
 
 
@@ -311,7 +311,7 @@ def _mark_tests(left: Any, right: Sequence[Any], *, negated: bool) -> tuple[Mark
 
 
 def _write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON
-    """`meta mark set VALUE`; a value that cannot be followed may write every bit."""
+    """The effect of `meta mark set VALUE`; an unknown value may write every bit."""
     if value == _MARK:
         return MarkWrite(ALL_BITS, 0)
     number = _number(value)
@@ -340,7 +340,7 @@ def _unwrapped(element: Any) -> Any:  # noqa: ANN401 - JSON
 
 
 def _number(value: Any) -> int | None:  # noqa: ANN401 - JSON
-    """The number that a constant stands for; states, and lists of them, are bits."""
+    """The numeric value of a constant; states and lists of states are bits."""
     if isinstance(value, dict):
         value = value.get("|") if len(value) == 1 else None
     if isinstance(value, list):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Translates the output of `nft -j list ruleset` for `follow`: what becomes of an INVALID segment.
+"""Translates the output of `nft -j list ruleset` for `follow`.
 
 The tables of iptables-nft, which the output includes, are left to `iptables_rules`. An expression
 that reads the conntrack entry ends its rule, as an INVALID packet has none; only `ct state` has a
@@ -120,7 +120,7 @@ class Ruleset:
         ]
 
     def early(self) -> list[tuple[str, str]]:
-        """The tables with chains before conntrack that are not of iptables, as (family, name)."""
+        """The tables with chains before conntrack, except those of iptables, as (family, name)."""
         return list(
             dict.fromkeys(
                 key[:2]
@@ -168,7 +168,7 @@ class _Reader:
         self._chains: dict[str, list[Rule]] = {}
 
     def read(self, chain: str, rules: Sequence[tuple[int, Sequence[Statement | str]]]) -> None:
-        """Take the rules of a chain, each with its handle."""
+        """Add the rules of a chain, each with its handle."""
         self._chains[chain] = [
             rule for handle, expr in rules for rule in self._rules(chain, handle, expr)
         ]
@@ -211,7 +211,7 @@ class _Reader:
                         yield _rule(text, handle, all_of(conditions), (name, value))
 
     def _conditions(self, name: str, value: Any) -> Iterator[Condition]:  # noqa: ANN401 - JSON
-        """Whether a rule goes on after a statement; nothing where it always does, or decides."""
+        """The conditions under which a rule continues after a statement; none if it always does."""
         if name == "match":
             yield self._segment.matches(value)
         elif name in _RATES:
@@ -226,13 +226,13 @@ class _Reader:
             yield depends(str(value.get("name")))
 
     def _updated(self, update: Mapping[str, Any]) -> Iterator[Condition]:
-        """Whether a rule goes on after it has updated a set."""
+        """The conditions under which a rule continues after the update of a set."""
         yield self._segment.has(update.get("elem"))
         for each in update.get("stmt", ()):
             yield from (depends(f"a {name}") for name in each if name in _RATES)
 
     def _listed(self, chain: str, text: str, handle: int, when: Condition, statement: str) -> Rule:
-        """A statement that nft lists as text: a chain without a name, or one that is not known."""
+        """A statement that nft lists as text: an unnamed chain, or an unknown statement."""
         found = nft_unnamed.chain_in(statement)
         if found is None:
             return Rule(text, when, Act.UNKNOWN, statement.partition(" ")[0], handle=handle)

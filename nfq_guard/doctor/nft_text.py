@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rules of nftables in words, from nft's JSON: short, for messages, and not meant to be loaded."""
+"""Short texts of nftables rules from nft's JSON, for messages; not meant to be loaded."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _OPERATORS: Final = {"in": "", "==": "", "!": "! "}
 
 
 def text(expr: Sequence[Mapping[str, Any] | str]) -> str:
-    """A rule, without counters, and cut where it is long."""
+    """The text of a rule, without counters, shortened if it is long."""
     words = (word for each in expr for word in _statements(each))
     whole = " ".join(word for word in words if word)
     return whole if len(whole) <= _LIMIT else f"{whole[: _LIMIT - 3]}..."
@@ -82,7 +82,7 @@ def statement(name: str, value: Any) -> str:  # noqa: ANN401 - JSON; one text a 
 
 
 def _statements(each: Mapping[str, Any] | str) -> list[str]:
-    if isinstance(each, str):  # what nft has no JSON for
+    if isinstance(each, str):  # a statement without a JSON form
         return [" ".join(each.split())]
     return [statement(name, value) for name, value in each.items()]
 

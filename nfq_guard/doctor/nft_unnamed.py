@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Chains without a name, `jump { ... }`, which nft's JSON has as text.
+"""Parses chains without a name, `jump { ... }`, which nft's JSON contains as text.
 
-The text is read as far as a rule's verdict and the matches that do not depend on the packet; any
-other match depends on it.
+Only a rule's verdict and the matches that do not depend on the packet are parsed; any other match
+counts as depending on it.
 """
 
 import re
@@ -52,8 +52,8 @@ class Line(NamedTuple):
     Attributes:
         text: The rule.
         when: Its matches.
-        verdict: A verdict as in nft's JSON; the text of one that cannot be followed, and of a chain
-            without a name; None for a rule without one.
+        verdict: A verdict as in nft's JSON; the text of an unknown verdict or of an unnamed chain;
+            None for a rule without a verdict.
     """
 
     text: str
@@ -62,7 +62,7 @@ class Line(NamedTuple):
 
 
 def chain_in(statement: str) -> tuple[str, str] | None:
-    """`jump` or `goto` with the text of the chain; None if it is another statement."""
+    """`jump` or `goto` with the text of the chain; None for another statement."""
     found = _CHAIN.fullmatch(statement.strip())
     return None if found is None else (found[2], found[3])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Programs whose rules drop or divert INVALID packets, and the switch of each for that.
+"""Programs whose rules drop or divert INVALID packets, and how to configure each.
 
 A program is recognised by the names of its chains and tables, or by its log prefixes and comments.
 """
@@ -20,10 +20,10 @@ class Owner(NamedTuple):
         name: Display name.
         invalid: The recommended action on its rules for INVALID packets.
         denied: The recommended action on its default deny, where a separate switch controls it.
-        policy: The same for the policy of a built-in chain, where that is another one.
+        policy: The recommended action on the policy of a built-in chain, if it differs.
         prefixes: Prefixes of the names of its chains or tables.
-        words: What its comments and log prefixes contain.
-        claims: The built-in chains to which it adds rules and policies that do not name it.
+        words: Texts in its comments and log prefixes.
+        claims: The built-in chains to which it adds rules and policies that cannot be recognised.
     """
 
     id: str
@@ -145,7 +145,7 @@ OWNERS: Final = (
         "OpenWrt fw4",
         "set `option drop_invalid '0'` in /etc/config/firewall, and let the guard decide",
         "set `option input`, `option forward` to DROP in /etc/config/firewall: REJECT answers TCP "
-        "with a RST, DROP only loses the packet",
+        "with an RST, DROP only loses the packet",
         prefixes=("fw4",),
         words=("!fw4",),
     ),
@@ -187,7 +187,8 @@ OWNERS: Final = (
         "DROP_DEFAULT and REJECT_DEFAULT of shorewall.conf, leave INVALID_DISPOSITION=CONTINUE, "
         "and accept in section INVALID of the rules what the guard is to decide on: else the "
         "policy drops it",
-        "keep it, or change REJECT to DROP in /etc/shorewall/policy: REJECT answers TCP with a RST",
+        "keep it, or change REJECT to DROP in /etc/shorewall/policy: REJECT answers TCP with an "
+        "RST",
         prefixes=("shorewall",),
         words=("Shorewall:",),
         claims=_FILTER,
@@ -238,7 +239,7 @@ OWNERS: Final = (
         "vyos",
         "VyOS",
         "run `delete firewall global-options state-policy invalid`, and let the guard decide",
-        "keep it, or change `default-action` of that chain: reject answers TCP with a RST",
+        "keep it, or change `default-action` of that chain: reject answers TCP with an RST",
         prefixes=("vyos_", "VYOS_"),
     ),
     Owner(
@@ -295,7 +296,7 @@ OWNERS: Final = (
 
 
 def owner_of(finding: Finding) -> Owner:
-    """The owner of a rule, from the chains that lead to it, the nearest first, and its words."""
+    """The owner of a rule, by the chains that lead to it, the nearest first, and by its texts."""
     if any("SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)):
         return SYNPROXY
     if _any_word([finding.rule.text], _LEAKAGE):

@@ -59,7 +59,7 @@ class Met:
 
 
 ON_THE_WAY: Final = frozenset({Order.BEFORE, Order.TIED, Order.AFTER})
-"""The orders of rules that a packet meets which the policy allows, or would allow."""
+"""The orders of rules that apply to a packet that the policy allows, or would allow."""
 
 
 @final
@@ -78,7 +78,7 @@ class _Place(NamedTuple):
 
 
 def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
-    """Everything that a packet of one family may meet in each hook, in the order of the path.
+    """The rules that a packet of one family may meet in each hook, in the order of the path.
 
     Args:
         tables: The tables of all packet filters.
@@ -150,7 +150,7 @@ def _resets(met: Met) -> bool:
 
 
 def _tracked(finding: Finding, order: Order) -> Finding:
-    """A finding; `notrack` behind conntrack ends what is known: the packet is not INVALID then."""
+    """Adjust a finding for `notrack` after conntrack: the packet is no longer INVALID then."""
     tracking = finding.rule.tracking
     if tracking is None or tracking.zone != UNTRACKED or order is Order.UNTRACKED:
         return finding
@@ -165,7 +165,7 @@ class _Carried:
         self._writes: list[Finding] = []
 
     def through(self, finding: Finding) -> Finding:
-        """A finding, which selects INVALID packets if it tests the mark that they were given."""
+        """A finding, which selects INVALID packets if it tests a mark that such a rule wrote."""
         if finding.rule.mark is not None:
             if finding.certain and not finding.rule.mark.keep:
                 self._writes.clear()
@@ -187,7 +187,7 @@ def _gives(write: Finding, tests: Sequence[MarkTest]) -> bool:
 
 
 def _hides_nothing(order: Order, table: Table, hook: str, ours: _Place | None) -> bool:
-    """Whether an accept before our rules is in another table: it ends its own only."""
+    """Whether an accept before our rules is in another table: it ends only its own table."""
     if order is not Order.BEFORE:
         return False
     if ours is not None:
@@ -225,7 +225,7 @@ def _parts(
     elif base.priority <= CONNTRACK_PRIORITY:
         yield Order.UNTRACKED, 0, None
     elif ours is None:
-        # `rules install` adds our jump behind all rules of its table.
+        # `rules install` adds our jump after all rules of its table.
         name, priority = _PLACES[table.filter][base.hook]
         order = Order.BEFORE if table.name == name else _order(base.priority, priority)
         yield order, 0, None

@@ -24,10 +24,10 @@ RULE_FILES: Final = (
     "/etc/nftables.conf",
 )
 SYSCTL_FILES: Final = ("/etc/sysctl.conf", "/etc/sysctl.d")
-# Where a rule that must not hide packets from the guard goes meanwhile: behind every path from
-# PREROUTING.
+# Chains to which a rule moves that must not hide packets from the guard: they follow every path
+# from PREROUTING.
 _BEHIND: Final = ("INPUT", "FORWARD")
-# For a shell; nobody else may write there.
+# A path for a shell; only root can write there.
 _KEPT: Final = '"$HOME"/nfq-guard-plan'
 _DROPS: Final = re.compile(r"\bINVALID\b.*\bDROP\b|\binvalid\b.*\bdrop\b")
 
@@ -39,8 +39,8 @@ class Step:
 
     Attributes:
         what: What it does and why, in one line.
-        commands: What to run, as root in a shell; none where only words help.
-        stays: Whether the command runs until the end of the plan, in a terminal of its own.
+        commands: Commands for a root shell; empty if the step cannot be scripted.
+        stays: Whether the command keeps running until the end of the plan, in its own terminal.
     """
 
     what: str
@@ -55,9 +55,9 @@ class Plan:
 
     Attributes:
         found: The present handling, one line each.
-        beside: To try the guard, while the present handling goes on.
-        over: From there to the guard alone.
-        back: From anywhere to the present handling; each command may be repeated.
+        beside: Steps to try the guard while the present handling stays.
+        over: Steps from there to the guard alone.
+        back: Steps from any stage to the present handling; each command may be repeated.
     """
 
     found: list[str] = field(default_factory=list)
@@ -71,10 +71,10 @@ class Guard(NamedTuple):
     """The guard of the host.
 
     Attributes:
-        config: Its configuration file; None where there is none, and the defaults hold.
-        socket: The words that name its control socket to a command; empty for the default.
-        unit: The unit that runs it; empty where there is none.
-        text: The text of that file.
+        config: Its configuration file; None if the defaults apply.
+        socket: The option that names its control socket to a command; empty for the default.
+        unit: The unit that runs it; empty without one.
+        text: The contents of the configuration file.
     """
 
     config: Path | None
@@ -84,7 +84,7 @@ class Guard(NamedTuple):
 
 
 class _Moves(NamedTuple):
-    """What the plan has of one part of the handling, in each of its stages."""
+    """The steps of the plan for one part of the present handling, by stage."""
 
     found: str
     beside: tuple[Step, ...] = ()
@@ -98,9 +98,9 @@ def plan(
     """Make the plan.
 
     Args:
-        path: What an INVALID packet of both families meets in every hook.
+        path: The rules that an INVALID packet of both families meets in every hook.
         sysctls: Values by key of `sysctls.KEYS`.
-        files: The texts of `RULE_FILES` and of the files of `SYSCTL_FILES`, as far as they exist.
+        files: The contents of the existing files of `RULE_FILES` and `SYSCTL_FILES`, by path.
         guard: The guard of the host.
     """
     made = Plan()
@@ -135,7 +135,7 @@ def _start(guard: Guard) -> Iterator[Step]:
     events = "/var/log/nfq-guard/events.jsonl"
     compared = (f"nfq-guard whatif {events} --policy preset:default",) if guard.unit else ()
     yield Step(
-        "look at what it records, for a day or a week of usual traffic",
+        "review what it records, for a day or a week of usual traffic",
         (f"nfq-guard status{guard.socket}", *compared),
     )
 
@@ -159,7 +159,7 @@ def _stop(guard: Guard) -> Iterator[Step]:
 
 
 def _mode(guard: Guard, mode: str) -> tuple[str, ...]:
-    """The commands that put a mode into the file."""
+    """The commands that write a mode into the file."""
     if guard.config is None:
         return ()
     file = shlex.quote(str(guard.config))
@@ -177,7 +177,7 @@ def _mode(guard: Guard, mode: str) -> tuple[str, ...]:
 
 
 def _rules(path: Iterable[Met]) -> Iterator[_Moves]:
-    """What to do about each rule that takes INVALID packets away."""
+    """The steps for each rule that takes INVALID packets."""
     seen: set[tuple[object, ...]] = set()
     for met in path:
         finding = met.finding
@@ -239,7 +239,7 @@ def _iptables(met: Met, found: str, *, hidden: bool) -> _Moves:
         ),
     )
     if not hidden or met.hook != "prerouting":
-        over = Step("take the rule out: the policy decides instead", (remove,))
+        over = Step("remove the rule: the policy decides instead", (remove,))
         return _Moves(found, over=(over,), back=(back,))
     there = f"{program} -w -t filter"
     moved = tuple(f"{there} -I {chain} 1 {words}" for chain in _BEHIND)
@@ -250,10 +250,12 @@ def _iptables(met: Met, found: str, *, hidden: bool) -> _Moves:
     return _Moves(
         found,
         beside=(
-            Step("move the rule behind the guard, which else sees no packet", (*moved, remove)),
+            Step(
+                "move the rule behind the guard, which would not see the packets", (*moved, remove)
+            ),
         ),
-        over=(Step("take the moved rule out: the policy decides instead", unmoved),),
-        back=(back, Step("take the moved rule out, if it is still there", unmoved)),
+        over=(Step("remove the moved rule: the policy decides instead", unmoved),),
+        back=(back, Step("remove the moved rule, if it is still there", unmoved)),
     )
 
 
@@ -265,7 +267,7 @@ def _native(met: Met, found: str, *, hidden: bool) -> _Moves:
         return _Moves(
             found,
             beside=(Step(f"the guard sees no packet that the rule takes before it: {todo}"),),
-            over=(Step("take the rule out: the policy decides instead"),),
+            over=(Step("remove the rule: the policy decides instead"),),
             back=(Step("put the rule and the priority back"),),
         )
     chain = f"{table.nft_family} {table.name} {finding.chain}"
@@ -273,19 +275,19 @@ def _native(met: Met, found: str, *, hidden: bool) -> _Moves:
     return _Moves(
         found,
         over=(
-            # A chain that is listed can be loaded again as it was.
+            # The listing of a chain can be loaded again.
             Step(
-                "keep the chain as it is in a file",
+                "save the chain to a file",
                 (f"{{ echo 'flush chain {chain}'; nft list chain {chain}; }} >{kept}",),
             ),
             Step(
-                "take the rule out: the policy decides instead",
+                "remove the rule: the policy decides instead",
                 (f"nft delete rule {chain} handle {finding.rule.handle}",),
             ),
         ),
         back=(
             Step(
-                "load the chain as it was, where it was kept",
+                "load the saved chain, if there is one",
                 (f"! test -e {kept} || nft -f {kept}",),
             ),
         ),
@@ -293,7 +295,7 @@ def _native(met: Met, found: str, *, hidden: bool) -> _Moves:
 
 
 def _is_plain(words: str) -> bool:
-    """Whether a shell takes the words of a rule as they are."""
+    """Whether the words of a rule need no quoting in a shell."""
     return re.fullmatch(r"[\w./:,= -]*", words) is not None
 
 

@@ -14,7 +14,7 @@ def queue(
 
     Args:
         number: The queue's number.
-        counters: The kernel's counters; None if no process has bound the queue.
+        counters: The kernel's counters; None if the queue is not bound.
         owner: The process that has bound it, as `netlink.owner.process_of` formats it.
         ours: Whether that process is a guard.
     """

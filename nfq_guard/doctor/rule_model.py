@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Packet filter rules as they concern one packet: a TCP segment that conntrack calls INVALID.
+"""Packet filter rules from the view of one packet: a TCP segment that conntrack calls INVALID.
 
 `iptables_rules` and `nft_rules` translate the rules of a host into these types. Each match has been
-decided already, to yes, no or "depends", so `follow` needs to know neither syntax. The segment did
-not arrive on the loopback interface and has no conntrack entry attached, as no INVALID packet has.
+evaluated to yes, no or "depends" already, so `follow` depends on neither syntax. The segment did
+not arrive on the loopback interface and, like every INVALID packet, has no conntrack entry
+attached.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +22,7 @@ NFT_SECURITY: Final = 150
 """The priority of the table security of iptables-nft."""
 
 TCP: Final = "tcp"
-"""The protocol of the packet that is followed, where nothing else is said."""
+"""The default protocol of the packet that is followed."""
 
 ALL_BITS: Final = 0xFFFFFFFF
 """The bits of a packet's mark."""
@@ -49,11 +50,11 @@ class Condition(NamedTuple):
 
     Attributes:
         truth: Whether the segment matches.
-        on: What that depends on, such as `-s 192.0.2.0/24`.
+        on: The conditions of that, such as `-s 192.0.2.0/24`.
         state: Whether the rule selects or excludes conntrack states.
         marks: The tests of the packet's mark among what it depends on.
-        tracked: What the rest of the match depends on, where only the segment's lack of a conntrack
-            entry, or its state, fails it; a packet of a known connection may match then.
+        tracked: The conditions of the rest of the match, if it fails only because the segment has
+            no conntrack entry or is INVALID; a packet of a known connection may match then.
     """
 
     truth: Truth
@@ -64,7 +65,7 @@ class Condition(NamedTuple):
 
     @property
     def negated(self) -> "Condition":
-        """The opposite; a mark that passes one of several tests says nothing of it."""
+        """The negation; it keeps a test of the mark only if that is the sole condition."""
         tests = self.marks if len(self.marks) == 1 else ()
         opposite = tuple(test._replace(negated=not test.negated) for test in tests)
         return Condition(Truth(Truth.YES - self.truth), self.on, self.state, opposite)
@@ -73,7 +74,7 @@ class Condition(NamedTuple):
 ALWAYS: Final = Condition(Truth.YES)
 NEVER: Final = Condition(Truth.NO)
 NO_ENTRY: Final = Condition(Truth.NO, tracked=())
-"""A match on the conntrack entry, of which an INVALID packet has none."""
+"""A match on the conntrack entry, which an INVALID packet lacks."""
 
 
 def depends(on: str) -> Condition:
@@ -110,7 +111,7 @@ def any_of(conditions: Iterable[Condition]) -> Condition:
 
 
 class Act(StrEnum):
-    """What a rule does to a packet that it matches."""
+    """The effect of a rule on a packet that matches."""
 
     GO_ON = "goes on"
     ACCEPT = "accepts"
@@ -128,7 +129,7 @@ ENDS: Final = frozenset({Act.ACCEPT, Act.DROP, Act.RESET, Act.REJECT, Act.ELSEWH
 """The acts after which no later rule of the base chain applies to the packet."""
 
 TAKES: Final = ENDS - {Act.ACCEPT}
-"""The acts after which it may never arrive."""
+"""The acts after which the packet may never arrive."""
 
 
 class MarkWrite(NamedTuple):
@@ -138,21 +139,21 @@ class MarkWrite(NamedTuple):
     flip: int
 
     def clears(self, bits: int) -> bool:
-        """Whether one of these bits is 0 afterwards where it was 1."""
+        """Whether the write can change one of these bits from 1 to 0."""
         return (self.keep ^ self.flip) & bits != bits
 
     def passes(self, test: MarkTest) -> bool:
-        """Whether a mark passes a test after it, whatever it was before."""
+        """Whether every mark passes a test after this write."""
         found = self.flip & test.mask in test.values
         return not self.keep & test.mask and found is not test.negated
 
     def sets(self, bits: int) -> bool:
-        """Whether all of these bits are 1 afterwards where they were 0."""
+        """Whether the write can change all of these bits from 0 to 1."""
         return self.flip & bits == bits
 
 
 class TrackingWrite(NamedTuple):
-    """How a rule before conntrack has it treat a packet: `zone` as in `raw_rules.RawRule`."""
+    """The effect of a rule before conntrack on tracking: `zone` as in `raw_rules.RawRule`."""
 
     zone: int
 
@@ -165,12 +166,12 @@ class Rule:
     Attributes:
         text: The rule as listed.
         when: Its matches.
-        act: What it does.
-        target: The chain of a jump or goto; for ELSEWHERE and UNKNOWN what is named there.
-        mark: How it writes the packet's mark.
-        tracking: How it has conntrack treat the packet; None where it does not.
+        act: Its effect.
+        target: The chain of a jump or goto; for ELSEWHERE and UNKNOWN the target's name.
+        mark: Its write to the packet's mark; None without one.
+        tracking: Its effect on tracking; None without one.
         own: Whether it is a rule of ours.
-        handle: Its number in nftables; 0 elsewhere.
+        handle: Its handle in nftables; 0 elsewhere.
     """
 
     text: str
@@ -209,7 +210,7 @@ class Table:
     Attributes:
         filter: The packet filter: `legacy`, `nft` (both iptables) or `nftables`.
         name: The table's name.
-        family: The packets that it is read for: 4 or 6.
+        family: The family of packets for which it was read: 4 or 6.
         chains: The rules of each chain, in order.
         bases: The base chains among them.
         own: Whether it is a table of ours.
@@ -226,5 +227,5 @@ class Table:
 
 
 def runs_before_conntrack(base: BaseChain) -> bool:
-    """Whether its packets are not tracked yet."""
+    """Whether packets in this chain are not tracked yet."""
     return base.priority <= CONNTRACK_PRIORITY and base.hook in {"prerouting", "output"}

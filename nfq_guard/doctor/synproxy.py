@@ -25,10 +25,10 @@ class _Packet(NamedTuple):
     """A packet of the handshake.
 
     Attributes:
-        name: What it is called.
+        name: Its name in messages.
         octets: The packet; the client is 192.0.2.1:40000, the server 192.0.2.2:443.
         hook: Where the guard sees it.
-        match: What a policy has for it.
+        match: The conditions of a policy rule that match it.
     """
 
     name: str

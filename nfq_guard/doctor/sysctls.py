@@ -34,7 +34,7 @@ def sysctls(
     Args:
         values: Values by key of `KEYS`; absent where the kernel lacks the sysctl.
         synproxy: Whether a rule of the host uses SYNPROXY.
-        logs_for: The daemon for which the kernel logs INVALID packets; None if that is not so.
+        logs_for: The daemon for which the kernel logs INVALID packets; None without one.
     """
     yield _be_liberal(values)
     yield from _loose(values, synproxy=synproxy)

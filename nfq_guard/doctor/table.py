@@ -40,7 +40,8 @@ def counters(sums: dict[str, int]) -> Iterator[Check]:
     if not sums:
         return
     failed = sums.get("insert_failed", 0)
-    # A packet that loses the race counts in both columns, one that finds the table full in `drop`.
+    # A packet that loses the race counts in both columns; a packet that is dropped because the
+    # table is full counts in `drop` only.
     full = max(0, sums.get("drop", 0) - failed)
     early = sums.get("early_drop", 0)
     if full or early:

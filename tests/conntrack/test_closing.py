@@ -133,7 +133,7 @@ def test_any_rst_closes_a_flow_that_is_closing(flow: Flow) -> None:
 
 
 def test_refused(flow: Flow) -> None:
-    """A RST in answer to the SYN ends the entry: nothing was ever there."""
+    """An RST in answer to the SYN ends the entry: nothing was ever there."""
     flow.passes("> S 0:0(0) win 1000")
     assert flow.see("< R. 0:0(0) ack 1 win 0") == "ESTABLISHED"
     assert flow.state == "gone"

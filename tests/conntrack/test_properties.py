@@ -123,7 +123,7 @@ def test_judgments_do_not_depend_on_where_the_numbers_begin(
 def _first_flow(found: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
     """Up to where the flow is opened again.
 
-    A RST may then acknowledge an end that has shown nothing, of which conntrack has number 0.
+    An RST may then acknowledge an end that has shown nothing, of which conntrack has number 0.
     """
     for index, (*_, state) in enumerate(found):
         if index and state in (TcpState.NONE, TcpState.SYN_SENT):

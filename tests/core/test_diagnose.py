@@ -218,7 +218,7 @@ def test_order_of_the_bounds() -> None:
 
 @SHIFTS
 def test_rst_outside(shift: int) -> None:
-    """A RST from before what the other side has acknowledged (RFC 5961)."""
+    """An RST from before what the other side has acknowledged (RFC 5961)."""
     known = flow(shift=shift, server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     maxack = CLIENT_END - 300
     assert finding(tcp(RST, maxack - 1, shift=shift), known) == Finding(

@@ -74,11 +74,11 @@ def problems(machine: Machine) -> list[Check]:
 def test_what_loading_will_mend_is_no_problem(debian: Machine) -> None:
     checks = debian.checks()
     assert checks["kernel.options"].status is Status.OK
-    assert "will be loaded by itself: nf_conntrack, nf_conntrack_netlink, nfnetlink_queue, " in (
+    assert "loaded on demand: nf_conntrack, nf_conntrack_netlink, nfnetlink_queue, " in (
         checks["kernel.options"].what
     )
     assert checks["kernel.nfqueue"].status is Status.OK
-    assert "loaded by itself when the guard starts" in checks["kernel.nfqueue"].what
+    assert "the kernel loads it when the guard starts" in checks["kernel.nfqueue"].what
     assert "CONFIG_NFT_QUEUE is not set" in checks["kernel.nft_queue"].what
 
 
@@ -182,7 +182,7 @@ def test_a_container_shows_nothing_of_its_kernel(tmp_path: Path) -> None:
     machine = Machine(tmp_path, "6.6.0")
     checks = machine.checks()
     assert {one.status for one in checks.values()} == {Status.NOTE}
-    assert "cannot tell what the kernel has" in checks["kernel.options"].what
+    assert "the features of the kernel are unknown" in checks["kernel.options"].what
     assert "not known" in checks["kernel.nfqueue"].what
 
 
@@ -202,7 +202,7 @@ def test_modprobe_may_refuse(debian: Machine, line: str, *, keeps: bool) -> None
     found = problems(debian)
     assert bool(found) == keeps
     for check in found:
-        assert "/etc/modprobe.d/site.conf keeps it from loading by itself" in check.what
+        assert "/etc/modprobe.d/site.conf excludes it from automatic loading" in check.what
         assert check.todo == "load it: modprobe nfnetlink_queue"
 
 

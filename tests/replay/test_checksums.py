@@ -181,7 +181,7 @@ def test_unanswered_syns_may_be_at_the_sender_or_broken_at_the_receiver() -> Non
 
 
 def test_answered_syn_was_whole() -> None:
-    """Whatever answers, a RST too; or its sender goes on, where it alone is in the file."""
+    """Whatever answers, an RST too; or its sender goes on, where it alone is in the file."""
     talk = syns()
     talk.server("SA", 0, 1, win=65000)
     assert counts(talk) == (3, 0, 0, 0)

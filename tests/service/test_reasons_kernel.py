@@ -549,7 +549,7 @@ def test_packets_about_a_translated_flow(usual: Guarded, family: int) -> None:
     reply = service.back.octets(parse("< P. 300000:300001(1) ack 101 win 512"))
     event, _ = usual.judge(reply)
     assert event is not None
-    # Dropped, as the client would answer it with a RST to the pod's own address.
+    # Dropped, as the client would answer it with an RST to the pod's own address.
     assert (event["reason"], event["nat"], event["would"]) == ("seq-over", "dnat", "drop")
     # That RST itself: no flow goes from the client to the pod's address and port. It is one of a
     # client that talks to the pod directly as far as anyone can tell, and so allowed.
