@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Replaces the addresses of a packet by keyed hashes of them, also in what an ICMP error quotes.
+"""Replaces the addresses of a packet, also of one quoted by an ICMP error, with keyed hashes.
 
-The same address has the same replacement under one key, so that flows stay flows. IPv4 addresses
-become ones of 64.0.0.0/2, IPv6 addresses ones of fd00::/8. Checksums that were right stay right,
-and those that were wrong stay wrong. Of a packet that cannot be decoded only the IP header is left.
+Under one key an address always has the same replacement, so flows remain recognisable. IPv4
+addresses map into 64.0.0.0/2, IPv6 addresses into fd00::/8. Correct checksums stay correct, and
+wrong ones stay wrong. A packet that cannot be decoded is reduced to its IP header.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ _ICMP_HEADER: Final = 8
 
 @final
 class Anonymiser:
-    """Replaces addresses under one key."""
+    """Replaces addresses with hashes under one key."""
 
     def __init__(self, key: bytes) -> None:
         """Use the secret `key`, at most 64 bytes."""
@@ -33,12 +33,12 @@ class Anonymiser:
     def address(self, address: bytes) -> bytes:
         """The replacement of an address of 4 or 16 octets."""
         hashed = hashlib.blake2b(address, key=self._key, digest_size=len(address)).digest()
-        # 127 is the loopback, which no packet on a wire has.
+        # 127 is the loopback network, which never appears on a wire.
         first = 0xFD if len(address) == 16 else 64 + hashed[0] % 63
         return bytes((first,)) + hashed[1:]
 
     def packet(self, octets: bytes) -> bytes:
-        """The packet, from its IP header on, with other addresses."""
+        """The packet with replaced addresses; both begin with the IP header."""
         found = bytearray(octets)
         version = octets[0] >> 4 if octets else 0
         fixed = _FIXED.get(version, 0)
@@ -62,7 +62,7 @@ class Anonymiser:
         return bytes(found)
 
     def _replace(self, octets: bytearray, start: int) -> int:
-        """Replace both addresses of the IP header at `start`; how its sum of words changed."""
+        """Replace both addresses of the IP header at `start`; returns the change of its sum."""
         version = octets[start] >> 4
         size = 4 if version == 4 else 16
         begin = start + _ADDRESSES_AT[version]
@@ -73,7 +73,7 @@ class Anonymiser:
         return _sum_of(octets[begin:end]) - before
 
     def _quoted(self, octets: bytearray, start: int) -> int:
-        """Replace the addresses of a quoted packet; how the sum of its words changed."""
+        """Replace the addresses of a quoted packet; returns the change of its word sum."""
         if len(octets) <= start or len(octets) < start + _FIXED.get(octets[start] >> 4, 1 << 16):
             del octets[start:]
             return 0
@@ -98,6 +98,6 @@ def _sum_of(octets: bytes | bytearray) -> int:
 
 
 def _adjust(octets: bytearray, at: int, changed: int) -> None:
-    """Change the checksum at `at` as the sum of the words that it covers changed (RFC 1624)."""
+    """Update the checksum at `at` by the change of the words that it covers (RFC 1624)."""
     total = (0xFFFF - int.from_bytes(octets[at : at + 2]) + changed) % 0xFFFF
     octets[at : at + 2] = (0xFFFF - total).to_bytes(2)

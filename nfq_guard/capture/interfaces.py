@@ -2,7 +2,7 @@
 """Keeps the frames of one interface, by its name in a pcapng file or by its number.
 
 A number is the index of an interface in its pcapng file, from 0, over all its sections. In a Linux
-cooked capture (version 2) it is the index that the kernel gave the interface; each frame has it.
+cooked capture (version 2) it is the kernel's index of the interface, which each frame contains.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from nfq_guard.capture.links import LINUX_SLL2
 # Bounds the memory that a hostile file can take, and the length of an error message.
 _MOST_KNOWN: Final = 1 << 12
 _MOST_LISTED: Final = 16
-# A number of 32 bits has no more digits.
+# Digits of a number of 32 bits.
 _MOST_DIGITS: Final = 10
 
 
@@ -27,14 +27,14 @@ class Named(Protocol):
 
 @final
 class InterfaceFilter:
-    """Takes the frames of one interface of each file.
+    """Selects the frames of one interface of each file.
 
     Attributes:
-        kept: How many frames were taken.
+        kept: Number of frames selected.
     """
 
     def __init__(self, wanted: str, captures: Sequence[Named]) -> None:
-        """Look for an interface of `captures`, which frames name by their `source`."""
+        """Select an interface of `captures`; `Frame.source` is an index into them."""
         digits = wanted.isascii() and wanted.isdigit() and len(wanted) <= _MOST_DIGITS
         self._wanted = wanted
         self._number = int(wanted) if digits else -1

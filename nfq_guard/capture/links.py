@@ -141,8 +141,8 @@ def _ipv6(octets: bytes) -> int:
 
 
 def _nflog(octets: bytes) -> int:
-    # Attributes are in the capturing host's byte order, which the header does not state. It
-    # follows from the length of the first attribute, which is always below 256.
+    # Attributes are in the capturing host's byte order, which the header does not state. The length
+    # of the first attribute shows it, because it is always below 256.
     start, end = 4, len(octets)
     order = ">" if end >= 8 and octets[4] == 0 and octets[5] else "<"
     head = struct.Struct(order + "HH")
@@ -174,7 +174,7 @@ LINKS: Final[dict[int, Callable[[bytes], int]]] = {
     LINUX_SLL2: _sll2,
 }
 
-# Names of link types, for messages: those that can be read, and common ones that cannot.
+# Names of link types for messages: the supported ones, and common ones that are not.
 NAMES: Final[dict[int, str]] = {
     NULL: "BSD loopback",
     ETHERNET: "Ethernet",

@@ -133,7 +133,7 @@ class Source:
         self._damage: DamagedError | None = None
         self._errors: tuple[type[Exception], ...] = ()
         try:
-            # Stays open until `close`: the caller decides how long the capture is read.
+            # Stays open until `close`, because the caller decides how long to read.
             self._file: BinaryIO = (
                 os.fdopen(sys.stdin.fileno(), "rb", buffering=0, closefd=False)
                 if name == STDIN

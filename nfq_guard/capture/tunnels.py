@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Packets inside packets: VXLAN, GENEVE, GRE and IP in IP (RFC 7348, 8926, 2784, 2890, 2003, 2473).
 
-A host that decapsulates has two conntrack entries, one of the outer packets and one of the inner.
+A host that decapsulates has two conntrack entries, one for the outer packets and one for the inner.
 """
 
 from typing import Final, NamedTuple
@@ -9,12 +9,12 @@ from typing import Final, NamedTuple
 from nfq_guard.capture.links import ETHERNET, RAW
 from nfq_guard.wire.packet import Datagram, GreHeader, Packet
 
-# Tunnels inside tunnels that are followed.
+# Maximum depth of nested tunnels that are followed.
 MOST_NESTED: Final = 4
 
 _IPIP: Final = 4
 _IPV6_IN_IP: Final = 41
-# IANA's port, and the one that Linux used before.
+# The port of IANA, and the one that Linux used before.
 _VXLAN_PORTS: Final = (4789, 8472)
 _GENEVE_PORT: Final = 6081
 # Datagrams to other ports carry no packet.
@@ -25,12 +25,12 @@ _INNER_LINKS: Final = {0x0800: RAW, 0x86DD: RAW, _TRANSPARENT_ETHERNET: ETHERNET
 
 
 class Inner(NamedTuple):
-    """The packet inside a packet.
+    """The packet inside another packet.
 
     Attributes:
-        tunnel: What carries it, by its usual name.
-        linktype: LINKTYPE_* number of what is inside.
-        start: Where it starts in the octets of the outer packet.
+        tunnel: Usual name of the tunnel.
+        linktype: LINKTYPE_* number of the inner packet.
+        start: Its offset in the octets of the outer packet.
     """
 
     tunnel: str
@@ -39,11 +39,11 @@ class Inner(NamedTuple):
 
 
 def inner_of(packet: Packet, octets: bytes) -> Inner | None:
-    """What a packet carries; None if it is no tunnel, or one whose header cannot be read.
+    """The inner packet; None without a tunnel, or if the tunnel's header cannot be read.
 
     Args:
         packet: The outer packet, decoded and whole.
-        octets: The same, from the IP header on.
+        octets: The octets of the outer packet, IP header first.
     """
     start = packet.l4_offset
     l4 = packet.l4

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The addresses of the lab, as one plan for each family.
 
-A network has the same name and the same hosts in both plans, so that a scenario is written once.
+Networks and hosts have the same names in both plans, so a scenario is written once.
 """
 
 from dataclasses import dataclass
@@ -46,14 +46,14 @@ class Plan:
 
     Attributes:
         family: 4 or 6.
-        outside: Of clients, and the external network of a host.
-        second_outside: A second way to the clients.
-        far: Of servers that a gateway's clients connect to.
-        lan: Of a gateway's clients.
-        pods: Of pods.
-        second_pods: A second way to the pods.
-        services: Virtual addresses, which only translation makes reachable.
-        bridge: Of containers.
+        outside: The network of clients, and the external network of a host.
+        second_outside: A second path to the clients.
+        far: The network of servers to which a gateway's clients connect.
+        lan: The network of a gateway's clients.
+        pods: The network of pods.
+        second_pods: A second path to the pods.
+        services: Virtual addresses, reachable only through translation.
+        bridge: The network of containers.
     """
 
     family: Family

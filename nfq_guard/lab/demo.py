@@ -80,7 +80,7 @@ def _with(result: Result, write: Write) -> None:
 
 
 def _wire(segments: Sequence[Segment], write: Write, begin: Sequence[Segment] = ()) -> None:
-    """Print the first segments on the links; times count from the first of `begin`, if any."""
+    """Print the first segments on the links; times are relative to the first of `begin`, if any."""
     start_ns = next((segment.time_ns for segment in (*begin, *segments)), 0)
     for segment in segments[:_MAX_SEGMENTS]:
         remark, tone = _remark(segment)

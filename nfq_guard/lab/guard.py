@@ -26,14 +26,14 @@ _MODES: Final = {
     Mitigation.GUARD_HEAL: "enforce",
     Mitigation.GUARD_DRY_RUN: "dry-run",
 }
-# The policy of each unless the caller has one; empty for the default policy.
+# The default `[policy]` table by mitigation; empty for the default policy.
 _POLICIES: Final = {
     Mitigation.GUARD: "",
     Mitigation.GUARD_HEAL: '[policy]\ninclude = "preset:heal"\n',
     Mitigation.GUARD_DRY_RUN: "",
 }
 
-# One event for each recorded packet, independent of this machine's own configuration.
+# Records one event a packet, independently of this machine's configuration.
 _CONFIG: Final = """\
 [daemon]
 log = "-"
@@ -170,7 +170,7 @@ class Report:
 
     Attributes:
         queued: Packets judged.
-        drops: Of these, packets whose action drops them, whatever the mode.
+        drops: Packets judged whose action drops them, in either mode.
         judged: The `packet_judged` events.
     """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Creates, links, enters and removes network namespaces.
 
-A namespace's name contains the pid of its creator, which tells the leftovers of a crash from
-namespaces in use (`stale`).
+A namespace's name contains the pid of its creator, which distinguishes the leftovers of a crash
+from namespaces in use (`stale`).
 """
 
 import ctypes

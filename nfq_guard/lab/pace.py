@@ -7,16 +7,16 @@ import time
 from functools import cache
 from typing import Final
 
-# How long an interpreter takes to start where the lab's limits were measured, seconds.
+# Start time of an interpreter on the machine where the lab's limits were measured, seconds.
 _REFERENCE_S: Final = 0.05
 _MOST: Final = 40.0
 
 
 @cache
 def slowness() -> float:
-    """How many times slower than the reference this machine starts a process; at least 1.
+    """The start time of a process relative to the reference machine; at least 1.
 
-    Measured once, by the start of an interpreter. An emulated machine is 10 to 20 times slower.
+    Measured once, with an interpreter. An emulated machine is 10 to 20 times slower.
     """
     begun = time.monotonic()
     subprocess.run([sys.executable, "-c", "import orjson"], check=True)
@@ -24,5 +24,5 @@ def slowness() -> float:
 
 
 def limit(seconds: float) -> float:
-    """A limit of `seconds` on the reference machine, as long as it must be on this one."""
+    """A limit of `seconds` on the reference machine, scaled to this one."""
     return seconds * slowness()

@@ -39,7 +39,7 @@ def serve(address: str, port: int, size: int) -> None:
     """Answer requests, one connection after the other, until standard input ends."""
     threading.Thread(target=_exit_at_end_of_stdin, daemon=True).start()
     with socket.create_server((address, port), family=_domain(address)) as listener:
-        # Without the sysctl of the same name a listener's queue for it has no effect.
+        # The listener's queue has no effect unless the sysctl of the same name is set.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 1)
         _report("listening")
         while True:

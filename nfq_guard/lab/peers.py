@@ -11,7 +11,7 @@ from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
 
 _START_LIMIT_S: Final = 10.0
-# Grace beyond a peer's own timeout, for a busy machine.
+# Added to a peer's own timeout, for a busy machine.
 _SLACK_S: Final = 5.0
 
 
@@ -41,7 +41,7 @@ class Peer:
         self._process.communicate()
 
     def receive(self, limit_s: float, what: str) -> str:
-        """The next event that the peer reports; `what` names it in an error.
+        """The next event that the peer reports; an error names it `what`.
 
         Raises:
             UnavailableError: Nothing came within `limit_s`, or the peer has exited.

@@ -18,7 +18,7 @@ from nfq_guard.wire.packet import ACK, SYN
 
 # Distance from the last sequence number that conntrack still accepts.
 BEYOND_BYTES: Final = 10_000
-# Half of the sequence numbers that are above the window, which a forged one is likely among.
+# In the middle of the sequence numbers above the window, as a typical forged number is.
 FORGED_BYTES: Final = 1 << 30
 PAYLOAD: Final = b"stray segment beyond the window"
 
@@ -40,7 +40,7 @@ class Stray:
     Attributes:
         kind: What is wrong with it.
         sender: Namespace that sends it.
-        tap: Label of a link that carries the flow with the sender's addresses.
+        tap: Label of a link on which the flow has the sender's addresses.
         from_client: Whether it travels in the direction of the requests.
         source: Its source, if it is not the sender's address on that link.
         pause_s: How long the connection is idle before it, in seconds.

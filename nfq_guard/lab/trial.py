@@ -25,8 +25,9 @@ from nfq_guard.lab.peers import Client, serve, wait_for_server
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Change, Scenario, Stage
 from nfq_guard.lab.wiretap import Segment, Tap, read_segment, settle
 
-# Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s. A busy machine needs no more,
-# an emulated one does: the guard's verdict takes longer there, and a retransmission comes no later.
+# Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s. That suffices on a busy
+# machine, but not on an emulated one, where the guard's verdict takes longer and retransmissions
+# come no later.
 _ANSWER_LIMIT_S: Final = 2.0
 _BUSY: Final = 4.0
 # A stray and the segments that it provokes pass within a millisecond, the guard's verdict within
@@ -51,9 +52,9 @@ class Keep:
     """Directories for the recordings of a trial; None for no recording.
 
     Attributes:
-        pcap: For the captures, `SCENARIO-MITIGATION-LINK.pcap`, of IPv6
+        pcap: For captures, named `SCENARIO-MITIGATION-LINK.pcap`, or with IPv6
             `SCENARIO-MITIGATION-ipv6-LINK.pcap`.
-        events: For the guard's log, `SCENARIO-MITIGATION.jsonl`, of IPv6
+        events: For the guard's log, named `SCENARIO-MITIGATION.jsonl`, or with IPv6
             `SCENARIO-MITIGATION-ipv6.jsonl`.
     """
 

@@ -220,9 +220,9 @@ def checksums_in_software(namespace: Namespace, interface: str) -> None:
 
 
 def announce_carrier(namespace: Namespace, interface: str) -> None:
-    """Let the kernel act on the carrier of an interface now, not within a second.
+    """Make the kernel process the carrier state of an interface now, not within a second.
 
-    Only then are its IPv6 addresses in service. Kernels before 6.0 do so in their own time.
+    Its IPv6 addresses are usable only after that. Kernels before 6.0 ignore the request.
     """
     _ethtool(namespace, interface, _ETHTOOL_GLINK)
 

@@ -3,9 +3,9 @@
 
 Requests pass the router, answers take another path, and there is no translation. The router has
 seen the SYN but never the SYN+ACK, so every further packet from the client is INVALID: in SYN_SENT
-the opener must not send an ACK. The packets themselves are valid, and without translation they do
-no harm; dropping them breaks the connection. The stray, beyond the server's window, is for the
-endpoint to judge: the server answers it with an ACK.
+the opener must not send an ACK. The packets are valid, and without translation they do no harm;
+dropping them breaks the connection. The stray, beyond the server's window, is left to the endpoint:
+the server answers it with an ACK.
 """
 
 from collections.abc import Mapping

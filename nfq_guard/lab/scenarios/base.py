@@ -49,12 +49,12 @@ class Stage:
             order.
         outer: Label of the link on which no source in `hidden` may appear; None if there is none.
         hidden: Sources that translation hides: an address, and a port or None for any port.
-        extra_listener: A second address in the server's namespace, with a listener of its own.
+        extra_listener: A second address in the server's namespace with its own listener.
         reply_bytes: Size of an answer.
         client_rcvbuf: Receive buffer of the client in bytes; 0 for the kernel's default.
         is_fast_open: Whether the client's SYN carries its first request.
-        answer_limit_s: How long the client waits for an answer, on any machine; None for a time by
-            the speed of the machine.
+        answer_limit_s: Time that the client waits for an answer, in seconds; None for a limit that
+            depends on the speed of the machine.
     """
 
     router: Namespace
@@ -125,7 +125,7 @@ def join(
         hosts: The numbers of `left` and `right` in it.
     """
     if network.prefix.version == IPV6:
-        # A router can ask for a neighbour only once its link-local address is no longer tentative.
+        # A router can solicit a neighbour only when its link-local address is no longer tentative.
         for namespace in (left, right):
             namespace.sysctl("ipv6.conf.default.accept_dad", 0)
     here, there = (network.interface(number) for number in hosts)
@@ -133,16 +133,16 @@ def join(
     for namespace, name in ((left, left_name), (right, right_name)):
         checksums_in_software(namespace, name)
         if network.prefix.version == IPV6:
-            # Else the SYN waits for a neighbour, TCP takes that for the time of the path, and for
-            # two seconds it repeats nothing.
+            # Otherwise the SYN waits for neighbour discovery, TCP takes that as the round-trip
+            # time, and does not retransmit for two seconds.
             announce_carrier(namespace, name)
 
 
 def route(namespace: Namespace, destination: str, via: str, *, is_better: bool = False) -> None:
     """Route `destination`, a prefix or `default`, through the host `via`.
 
-    A better route is taken instead of the one that is there, which stays. When a route is deleted,
-    a connection that uses it may for a moment take 68 for the MTU, and send very small segments.
+    The new route has precedence over an existing one, which stays. If a route were deleted, a
+    connection that uses it could briefly take 68 as its MTU and send very small segments.
     """
     words = ("route", "add", destination, "via", via, "metric", "100" if is_better else "200")
     namespace.ip("-6" if ":" in via else "-4", *words)

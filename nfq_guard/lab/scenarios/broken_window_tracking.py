@@ -3,8 +3,8 @@
 
 A client reaches a service through one of two gateways, which both translate to the same server. In
 the middle of the connection its route changes to the second one, whose conntrack picks the flow up
-(tcp_loose=1). The server still answers through the first. There conntrack misses all that the
-client sends, so that each answer acknowledges data that conntrack has not seen (ACK over the upper
+(tcp_loose=1). The server still answers through the first. Conntrack there misses everything that
+the client sends, so each answer acknowledges data that conntrack has not seen (ACK over the upper
 bound). The window never recovers: a rule that drops all INVALID packets blocks the connection.
 """
 
@@ -68,7 +68,7 @@ class BrokenWindowTracking:
             strays=(Change(network.move_client),),
             outer="outer",
             hidden=((network.listening[0], None),),
-            # Before the kernel of `unhealed` lets the answer pass.
+            # Shorter than the time after which a kernel of `unhealed` accepts the answer.
             answer_limit_s=None if RUNNING_KERNEL.old_segments_pass else 2.0,
         )
 

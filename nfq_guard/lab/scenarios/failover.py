@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A connection that another gateway takes over, whose conntrack has never seen it.
+"""A connection moves to another gateway, whose conntrack has never seen it.
 
 Two gateways translate the same service to the same server. In the middle of a connection its route
 changes to the second one, in both directions. Conntrack there picks the connection up at a segment

@@ -2,10 +2,10 @@
 """A server that answers before the handshake has ended (TCP Fast Open).
 
 The client's SYN carries its request, and the ACK that ends the handshake is lost. The answer is
-longer than a segment. Until it sees an ACK of the client, conntrack does not know what the client
-has offered, and only the answer's first segment is within its bound. The others are past it by less
-than a receiver window, so that kernels since 6.1 merely ignore them: they are translated and not
-INVALID. Kernels before 5.17 let any segment begin the window anew in that state.
+longer than a segment. Until conntrack sees an ACK of the client, it does not know the client's
+window, and only the answer's first segment is within the bound. The others exceed it by less than a
+receiver window, so kernels since 6.1 only ignore them: they are translated and not INVALID. Kernels
+before 5.17 restart the window at any segment in that state.
 """
 
 from collections.abc import Mapping

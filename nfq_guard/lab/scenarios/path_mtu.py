@@ -57,7 +57,7 @@ class PathMtu:
         route(client, "default", plan.outside.host(1))
         route(server, "default", plan.far.host(1))
         route(router, plan.far.host(2), plan.pods.host(2))
-        # What the hop sends by itself.
+        # Packets that the hop itself sends.
         family = f"-{plan.family}"
         hop.ip(family, "rule", "add", "iif", "lo", "to", plan.far.host(2), "lookup", "100")
         hop.ip(family, "route", "add", plan.far.host(2), "via", plan.lan.host(1), "table", "100")

@@ -3,9 +3,8 @@
 
 The reply of `kube-proxy-dnat` does not pass the node that translates the connection but another
 one, which knows nothing of it, so the client receives it with the pod's own address. The same
-happens when the node itself let it pass, because nothing was there to drop it. The client has no
-connection to the pod and answers with an RST that carries exactly the sequence number that the pod
-expects next.
+happens if the node itself forwarded it, because nothing dropped it. The client has no connection to
+the pod and answers with an RST that carries exactly the sequence number that the pod expects next.
 
 That RST does pass the node. Its addresses are the client's and the pod's, and the connection that
 the node knows goes from the client to the service: conntrack finds no entry, makes none for an RST,

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""A masqueraded client's late RST, which leaves when the router has forgotten the connection.
+"""A masqueraded client's late RST leaves after the router's entry has expired.
 
-The connection is idle for longer than the router keeps its entry. Then a late RST of the client
-comes. Conntrack has no entry for it and makes none for an RST: it is INVALID, so it is not
-masqueraded but leaves with the client's private address. The client's next request is picked up
-(tcp_loose=1) and masqueraded to the same address and port, so that the connection continues.
+The connection is idle for longer than the router keeps its entry. Then the client sends a late RST.
+Conntrack has no entry for it and makes none for an RST: it is INVALID, so it is not masqueraded but
+leaves with the client's private address. The client's next request is picked up (tcp_loose=1) and
+masqueraded to the same address and port, so that the connection continues.
 
-Nothing about the RST tells that it would have been translated: without an entry it is like any late
-RST of a network without translation, which ends a connection that its peer still holds. The
-default policy lets it pass. The preset `no-leak` knows which networks the host hides, and drops it.
+Nothing in the RST shows that it would have been translated: without an entry it is like any late
+RST of an untranslated network, which ends a connection that its peer still holds. The default
+policy allows it. The preset `no-leak` names the networks that the host hides, and drops it.
 """
 
 from collections.abc import Mapping

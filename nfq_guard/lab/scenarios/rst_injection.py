@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Two forged segments of a sender who knows the ports, but no sequence number.
+"""Two segments forged by a sender that knows the ports, but not the sequence numbers.
 
 A service has two pods. A connection to one of them is idle when a FIN and an RST with arbitrary
-sequence numbers arrive, as from the client. No TCP accepts them. Conntrack calls both INVALID, for
-they are far beyond the window. With be_liberal it takes both for true: the FIN moves the flow to
+sequence numbers arrive, as from the client. No TCP accepts them. Conntrack calls both INVALID,
+because they are far beyond the window. With be_liberal it accepts both: the FIN moves the flow to
 FIN_WAIT, where every RST closes it, and the entry expires within seconds. The client's next request
 opens a new entry, which the service translates to the other pod, and that answers with RST.
 """
@@ -28,7 +28,7 @@ from nfq_guard.lab.scenarios.base import (
 from nfq_guard.lab.strays import Kind, Stray
 from nfq_guard.names import endpoint
 
-# The kernel's default of 10 s, shortened; the test waits until it is over.
+# The kernel's default is 10 s; shortened, because the trial waits for it.
 _CLOSE_S: Final = 1
 
 _NOT_TAKEN: Final = "conntrack calls both INVALID, so that they change nothing"
@@ -37,7 +37,7 @@ _DROPPED: Final = "both are INVALID, and dropped"
 EXPECTED: Final[Mapping[Mitigation, Expectation]] = {
     Mitigation.NONE: Expectation(Outcome.SURVIVED, _NOT_TAKEN),
     Mitigation.BE_LIBERAL: Expectation(
-        Outcome.RESET, "conntrack believes both and forgets the translation of the connection"
+        Outcome.RESET, "conntrack accepts both and forgets the translation of the connection"
     ),
     Mitigation.DROP_PREROUTING: Expectation(Outcome.SURVIVED, _DROPPED),
     Mitigation.DROP_FORWARD: Expectation(Outcome.SURVIVED, _NOT_TAKEN),
@@ -94,7 +94,7 @@ class RstInjection:
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:
-        """Where every RST closes a flow that closes already; else be_liberal loses nothing."""
+        """Only where every RST closes a closing flow does be_liberal lose the connection."""
         if kernel.closing_takes_any_rst:
             return EXPECTED
         kept = Expectation(Outcome.SURVIVED, "the forged RST is below what was acknowledged")

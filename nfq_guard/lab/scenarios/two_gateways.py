@@ -24,12 +24,12 @@ class TwoGateways:
 
     Attributes:
         client: The client.
-        first: The gateway that the routes of both name.
-        second: The other gateway, which translates, too.
+        first: The gateway of both routes.
+        second: The other gateway, which translates as well.
         server: The server.
         service: The address that the client connects to.
         listening: The address that it is translated to.
-        translation: The rule of both gateways that does so.
+        translation: The rule of both gateways for that.
         plan: The addresses.
     """
 
@@ -51,7 +51,7 @@ class TwoGateways:
         for number, (gateway, (outer, inner)) in enumerate(zip(gateways, sides, strict=True)):
             join(client, f"eth{number}", gateway, "eth0", outer, (2, 1))
             join(server, f"eth{number}", gateway, "cni0", inner, (2, 1))
-        # The peers keep the addresses of the first way.
+        # The peers keep the addresses of the first path.
         route(gateways[1], plan.outside.host(2), plan.second_outside.host(2))
         route(gateways[1], plan.pods.host(2), plan.second_pods.host(2))
         route(client, "default", plan.outside.host(1))
@@ -69,7 +69,7 @@ class TwoGateways:
         )
 
     def translate(self, gateway: Namespace) -> None:
-        """Load the translation into the gateway whose rules the trial does not load."""
+        """Load the translation into the gateway that the trial does not configure."""
         rules = f"*nat\n{self.translation}\nCOMMIT\n"
         gateway.run(f"{self.plan.iptables}-restore", "-w", stdin=rules)
 
