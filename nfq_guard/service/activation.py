@@ -6,7 +6,7 @@ import socket
 from typing import Final
 
 _FIRST: Final = 3
-# Of the unit that `make install` installs (FileDescriptorName=).
+# FileDescriptorName= in the unit that `make install` installs.
 METRICS: Final = "metrics"
 
 

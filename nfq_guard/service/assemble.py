@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Composition root of the daemon: makes every part from the settings, and ties them together.
+"""Composition root of the daemon: creates its parts from the settings and connects them.
 
-What is opened for one queue is in `worker/open.py`, for a queue may have a process of its own.
+`worker/open.py` opens the parts of one queue, because each queue may have its own process.
 """
 
 import errno
@@ -66,7 +66,7 @@ from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
 _STDOUT: Final = 1
-# Of a file, and of an output that is no terminal.
+# For a file, and for an output that is not a terminal.
 _RENDERERS: Final[dict[str, Processor]] = {
     "auto": json_line,
     "json": json_line,
@@ -75,21 +75,21 @@ _RENDERERS: Final[dict[str, Processor]] = {
 }
 _METRICS_FILE_S: Final = 15.0
 _LISTEN_NOTE: Final = (
-    "reached from other hosts only where the unit has IPAddressAllow= with their networks; "
-    "`nfq-guard check` tells"
+    "reachable from other hosts only if the unit has IPAddressAllow= with their networks; "
+    "see `nfq-guard check`"
 )
 _OBSERVE_S: Final = 1.0
 _FOLLOW_S: Final = 1.0
 
 GiveUp = Callable[[Settings, Path | None], list[str]]
-"""Gives privileges up; returns notes for the operator."""
+"""Gives up privileges; returns notes for the operator."""
 
 
 class ObservedDaemon(ControlledDaemon, Protocol):
     """The part of the daemon that its endpoints use."""
 
     def observed(self, now: float) -> Observed:
-        """What the metrics show at `now`, monotonic seconds."""
+        """The values for the metrics at `now`, monotonic seconds."""
 
 
 def _keep_privileges(_settings: Settings, _path: Path | None) -> list[str]:
@@ -117,7 +117,7 @@ def run(
             `privileges.give_up`; by default all are kept.
         survey: Examines the rules of the host once the daemon has started.
         raw_rules: Reads the host's rules before conntrack; gets the numbers of our queues.
-        last_good_at: The file with the last good configuration; None for none.
+        last_good_at: The file with the last good configuration; None to use none.
 
     Returns:
         Whether it was SIGINT.
@@ -211,12 +211,12 @@ def run(
 def _passed_packets(
     settings: Settings, sockets: Sequence[socket.socket], stack: ExitStack
 ) -> PassedPackets:
-    """Counts by the kernel's counters, as far as this daemon may read them.
+    """Counter of passed packets, from the kernel's counters that this daemon can read.
 
     Args:
         settings: The settings of the daemon.
-        sockets: Those that it was given to read legacy iptables, if any.
-        stack: Takes what closes those of its own.
+        sockets: Inherited sockets for legacy iptables, if any.
+        stack: Closes the sockets that this function opens.
     """
     through = list(sockets)
     if not through:
@@ -296,7 +296,7 @@ def _open_recording(settings: Settings) -> Recording | None:
 
 
 def _load_ahead(settings: Settings) -> dict[int, Program | str]:
-    """By queue: the BPF program, or why there is none; empty if only a pinned one can be run."""
+    """The BPF program of each queue, or why there is none; empty if only a pinned one can run."""
     if not capabilities.has(capabilities.BPF) or settings.evidence not in {"auto", "bpf"}:
         return {}
     numbers = settings.queue_numbers
@@ -309,18 +309,18 @@ def _load_ahead(settings: Settings) -> dict[int, Program | str]:
 def _turn_log_on(
     settings: Settings, instance: str, ahead: dict[int, Program | str], stack: ExitStack
 ) -> list[str]:
-    """Have the kernel log where the settings, or the lack of a window, ask for it.
+    """Turn the kernel's log on if the settings or the lack of a window require it.
 
     A daemon that is not root's leaves that to `nfq-guard prepare`.
 
     Args:
         settings: The settings of the daemon.
         instance: Its name.
-        ahead: The BPF programs that were loaded, or why there are none.
-        stack: Takes what restores the sysctls.
+        ahead: The BPF programs that were loaded, or why none was.
+        stack: Restores the sysctls when it closes.
 
     Returns:
-        Why the kernel does not log although it should, if so.
+        Why the kernel does not log although it should; else None.
     """
     wanted = settings.evidence == "kernel-log" or (
         settings.evidence == "auto" and any(isinstance(each, str) for each in ahead.values())
@@ -336,7 +336,7 @@ def _turn_log_on(
 
 
 def _descriptors(ahead: Program | str | None, recording: Recording | None) -> set[int]:
-    """What a worker process needs of what the daemon has open."""
+    """The open descriptors of the daemon that a worker process needs."""
     of_program = set(ahead.descriptors) if isinstance(ahead, Program) else set()
     return of_program if recording is None else of_program | {recording.sink.fileno()}
 
@@ -348,7 +348,7 @@ def _opener(
     instance: str,
     ahead: Program | str | None,
 ) -> Open:
-    """What a worker process calls, after the fork, to open its queue in `mode`."""
+    """A function that opens a queue in `mode`, called by a worker process after the fork."""
     current = msgspec.structs.replace(settings, mode=mode)
 
     def open_it(
@@ -362,9 +362,9 @@ def _opener(
 def open_endpoints(
     settings: Settings, daemon: ObservedDaemon, loop: Loop, events: EventLog, notes: list[str]
 ) -> Callable[[], None]:
-    """Open the control socket, the metrics endpoint and the metrics file; where one fails, none.
+    """Open the control socket, the metrics endpoint and the metrics file: all of them or none.
 
-    Returns what closes them, in reverse order.
+    Returns a stack that closes them in reverse order.
 
     Raises:
         NfqGuardError: One of them cannot be opened.

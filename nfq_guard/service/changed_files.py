@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Notices that files of the configuration have other content than before.
+"""Detects changes in the contents of the configuration files.
 
-A ConfigMap of Kubernetes replaces its files with nobody to ask for a reload.
+Kubernetes replaces the files of a ConfigMap without a request for a reload.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from nfq_guard.policyfile import ReadFile, read_file
 
 @final
 class ChangedFiles:
-    """Compares files with what they held at the last look."""
+    """Compares files with their contents at the last `look`."""
 
     def __init__(self, read: ReadFile = read_file) -> None:
         """Read nothing before `look`.
@@ -30,8 +30,8 @@ class ChangedFiles:
         A file that cannot be read counts as changed once, and again when it can be read.
 
         Args:
-            loaded: The files of the configuration in force, with the content that was read then. A
-                file that was not looked at before is compared with it.
+            loaded: The files of the configuration in force, with the contents that were read. A
+                file that no earlier call compared is compared with these.
         """
         now = {name: self._content(name) for name in loaded}
         changed = any(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The configuration file: the tables `[daemon]` and `[policy]`, loaded whole or refused whole.
 
-The daemon, `check` and `doctor` all load it by `read_config`, so that what `check` calls fine is
-what the daemon starts with.
+The daemon, `check` and `doctor` all use `read_config`, so the daemon starts with every
+configuration that `check` accepts.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from nfq_guard.service.settings import RELOADED, TABLE, Settings, parse_settings
 from nfq_guard.service.status import PolicyFacts
 
 DEFAULT_PATH: Final = Path("/etc/nfq-guard/nfq-guard.toml")
-# The source of a configuration where the file does not exist.
+# The source of a configuration without a file.
 DEFAULTS: Final = "defaults"
 _POLICY_TABLE: Final = "policy"
 
@@ -46,7 +46,7 @@ class Config:
         source: The file as the operator named it, or `defaults`.
         settings: The table `[daemon]`.
         model: The table `[policy]`, or the default policy of a file without one.
-        shadow: The policy on trial, which the setting `shadow` names.
+        shadow: The policy on trial, named by the setting `shadow`; None without one.
         files: The content of every file that was read, by path.
     """
 
@@ -64,9 +64,9 @@ class ConfigReading:
 
     Attributes:
         source: The file as the operator named it, or `defaults`.
-        settings: The table `[daemon]`; None where that table, or the file outside of the two
-            tables, has mistakes.
-        config: Everything; None where there is any mistake.
+        settings: The table `[daemon]`; None if that table, or the file outside of both tables, has
+            mistakes.
+        config: The whole configuration; None if it has any mistake.
         mistakes: All mistakes of the settings, of the policy and of the policy on trial.
     """
 
@@ -79,16 +79,16 @@ class ConfigReading:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedPolicy:
-    """A policy ready to be adopted, with the one on trial.
+    """A policy ready for adoption, with the one on trial.
 
     Attributes:
-        policy: Ready for packets; holds the policy on trial.
-        facts: Of the acting policy.
-        mode: The mode of the file, or of the command line where that names one.
-        shadow: Of the policy on trial; None without one.
+        policy: The compiled policy, including the policy on trial.
+        facts: Facts about the acting policy.
+        mode: The mode of the command line, or else of the file.
+        shadow: Facts about the policy on trial; None without one.
         heals: Whether a rule or a default of the acting policy is `heal`.
-        rule_names: Names of the rules of the acting policy, also of those that every policy has.
-        restart_for: Names of the settings that changed in the file and take a restart.
+        rule_names: Names of the rules of the acting policy, including the built-in ones.
+        restart_for: Names of settings that changed in the file and require a restart.
         files: The content of every file that was read, by path.
     """
 
@@ -103,7 +103,7 @@ class LoadedPolicy:
 
     @property
     def digest(self) -> str:
-        """Of both policies together."""
+        """The digest of both policies together."""
         return self.facts.digest + ("" if self.shadow is None else self.shadow.digest)
 
 
@@ -111,7 +111,7 @@ def read_config(path: Path | None, read: ReadFile = read_file) -> ConfigReading:
     """Read a configuration and collect every mistake in it.
 
     Args:
-        path: The file; None for the one in /etc, or for the defaults where that does not exist.
+        path: The file; None for the one in /etc, or the defaults if that does not exist.
         read: Reads each file.
 
     Raises:
@@ -156,7 +156,7 @@ def load_config(path: Path | None, read: ReadFile = read_file) -> Config:
 
 
 def load_settings(path: Path | None) -> Settings:
-    """Load the settings alone, whatever the policy looks like; argument as `read_config`.
+    """Load only the settings, even if the policy has mistakes; argument as `read_config`.
 
     Raises:
         ConfigError: With every mistake outside of the table `[policy]`.
@@ -188,7 +188,7 @@ def prepared(config: Config, running: Settings, override: Override = _unchanged)
     Args:
         config: The configuration.
         running: The settings of the file with which the daemon runs, or starts.
-        override: Applies the command line, whose mode holds whatever the file says.
+        override: Applies the command line, whose mode has precedence over the file.
     """
     changed = [
         name

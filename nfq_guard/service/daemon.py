@@ -70,12 +70,12 @@ from nfq_guard.telemetry.log import EventLog
 _SECOND_S: Final = 1.0
 # Changing rules takes tens of milliseconds, unless another program holds the lock of xtables.
 _RULES_S: Final = 10.0
-# What is left of a wait after a second SIGTERM.
+# Remaining time of a wait after a second SIGTERM.
 _HURRIED_S: Final = 1.0
 
 
 def _ignore(_problem: str) -> None:
-    """For a caller that does not wait for the rules."""
+    """Does nothing, for a caller that does not wait for the rules."""
 
 
 TotalsT = TypeVar("TotalsT", bound=Totals)
@@ -93,19 +93,19 @@ class Parts:
         loop: The loop, in the main thread.
         events: The log of events.
         rules: Our rules in the packet filter.
-        loaded: The policy to begin with.
+        loaded: The initial policy.
         read: Reads the policy again, or raises NfqGuardError.
         notifier: Notifies the service manager.
-        open_more: Opens the control socket and the metrics endpoint, once all queues are served;
-            what it returns closes them.
+        open_more: Opens the control socket and the metrics endpoint once all queues are served;
+            returns a stack that closes them.
         jumps: Where rules lead to our chain, see `RuleMonitor`.
         raw_rules: Reads the host's rules before conntrack, in a thread.
         passed: Counts packets that passed because a queue was full.
         survey: Examines the rules of the host, in a thread; None to leave that out.
-        keep: Keeps a policy that is in force as the last good one, in a thread; None to keep none.
-        refused: The mistakes of the file, one a line, where `loaded` is the last good policy
-            instead; empty where it is of the file.
-        last_good: When a daemon took `loaded`, where that is the last good policy.
+        keep: Saves the policy in force as the last good one, in a thread; None to save none.
+        refused: The mistakes of the file, one a line, if `loaded` is the last good policy; empty if
+            `loaded` is from the file.
+        last_good: When a daemon adopted `loaded`, if that is the last good policy.
     """
 
     settings: Settings
@@ -129,7 +129,7 @@ class Parts:
 
 @final
 class Daemon:
-    """Runs until SIGTERM or SIGINT; carries out control requests (`control.commands.Guard`).
+    """Runs until SIGTERM or SIGINT, and carries out control requests (`ControlledDaemon`).
 
     Attributes:
         mode: Whether decisions are carried out.
@@ -139,7 +139,7 @@ class Daemon:
     """
 
     def __init__(self, parts: Parts) -> None:
-        """Begin nothing before `run`."""
+        """Start nothing before `run`."""
         self.mode = parts.settings.mode
         self.fail_mode = fail_mode_of(parts.settings)
         self._parts = parts
@@ -199,8 +199,8 @@ class Daemon:
         """Serve until SIGTERM or SIGINT.
 
         Raises:
-            NfqGuardError: A queue could not be served, or the rules could not be installed. What
-                had been done is undone.
+            NfqGuardError: A queue could not be served, or the rules could not be installed.
+                Completed steps are undone.
         """
         self._since = timestamp()
         self._started_at = time.monotonic()
@@ -236,7 +236,7 @@ class Daemon:
                     self._started(served)
 
             undo.callback(self._remove_rules)
-            undo.callback(self._workers.refresh)  # what the rules counted goes with them
+            undo.callback(self._workers.refresh)  # the rules' counters vanish with them
             undo.callback(self._end_background)
             self._loop.background(self._parts.rules.install, installed, self._fail)
         else:
@@ -281,7 +281,7 @@ class Daemon:
         if not self._keeps_rules or (spec.fail_mode is self.fail_mode and not self._changing_rules):
             ended()
             return
-        # Before the rules set their mark, and until they no longer do, packets lose it.
+        # Packets lose the mark from before the rules set it until after they stop setting it.
         self._changing_rules += 1
         self._set_mode_of_workers()
         self._monitor.change(spec, changed)
@@ -301,7 +301,7 @@ class Daemon:
         return msgspec.structs.replace(self._settings, mode=self.mode)
 
     def rules_installed(self, fail_mode: FailMode) -> None:
-        """Root has installed the rules that were handed over, with this fail mode."""
+        """Note that root has installed the rules that were handed over, with this fail mode."""
         self._handed_over = False
         self.fail_mode = fail_mode
         self._set_mode_of_workers()
@@ -321,7 +321,7 @@ class Daemon:
     def dump(
         self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
     ) -> None:
-        """Respond with the flows seen last, or with the last packets."""
+        """Respond with the most recent flows or packets."""
         self._workers.dump(address, flows, respond, packets=packets)
 
     def queues(self) -> list[QueueState]:
@@ -342,7 +342,7 @@ class Daemon:
         }
 
     def observed(self, now: float) -> Observed:
-        """What the metrics show; counts are at most a second old."""
+        """The values for the metrics; counts are at most a second old."""
         return observed(
             now,
             settings=self._settings,
@@ -411,7 +411,7 @@ class Daemon:
             loop.every(self._notifier.watchdog_s / 3, self._feed_watchdog)
 
     def _follow_files(self, _now: float) -> None:
-        """Reload files that have changed; the next look comes when this one is done."""
+        """Reload changed files; the next check starts after this one has ended."""
         files = self.reloader.loaded.files
 
         def looked(changed: bool) -> None:  # noqa: FBT001 - the result of a thread
@@ -449,7 +449,7 @@ class Daemon:
         self._count_passed()
 
     def _count_passed(self) -> None:
-        """Count and log what passed unjudged; in the other fail modes the kernel drops it."""
+        """Count and log packets that passed unjudged; in other fail modes the kernel drops them."""
         passed = self._parts.passed
         if self.fail_mode is FailMode.OPEN and not self._changing_rules:
             passed.look()

@@ -27,7 +27,7 @@ _FAMILIES: Final = {"4": (Family.IPV4,), "6": (Family.IPV6,), "both": BOTH_FAMIL
 
 
 class RulesChange(Protocol):
-    """What `Rules.install` and `Rules.remove` changed."""
+    """The changes made by `Rules.install` or `Rules.remove`."""
 
     @property
     def done(self) -> Sequence[str]:
@@ -54,13 +54,13 @@ class Rules(Protocol):
         """Remove the rules."""
 
     def verify(self) -> Sequence[Difference]:
-        """Every difference between the installed rules and those that should be."""
+        """Every difference between the installed and the required rules."""
 
     def generation(self) -> int | None:
         """A number that changes with the rules; None if the kernel does not report one."""
 
     def rule_counters(self) -> RuleCounters:
-        """What the kernel counted at the rules since they were made."""
+        """The kernel's counters of the rules since they were created."""
 
 
 def fail_mode_of(settings: Settings) -> FailMode:
@@ -82,12 +82,12 @@ def spec_of(settings: Settings) -> RulesSpec:
 
 
 def unjudged_mark(settings: Settings) -> int:
-    """The mark bits that the rules set on a packet before they queue it; 0 where they set none."""
+    """The mark bits that the rules set on a packet before they queue it; 0 for none."""
     return mark_in(fail_mode_of(settings))
 
 
 def mark_in(fail_mode: FailMode) -> int:
-    """As `unjudged_mark`, of rules that are installed for a fail mode."""
+    """`unjudged_mark` of rules that are installed for a fail mode."""
     return UNJUDGED_MARK if fail_mode is FailMode.KERNEL_DROP else 0
 
 

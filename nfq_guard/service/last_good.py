@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The last good configuration: a copy of the files that a daemon took, for a start without them.
+"""The last good configuration: a copy of the files that a daemon loaded.
 
-A reload refuses a file with mistakes, and the daemon carries on with what it took last. With the
-copy a restart does so too, and says so. The daemon writes the copy, and steps of its unit that root
-runs read it, so root takes nothing from it but settings.
+After a reload that refuses a file with mistakes, the daemon continues with the configuration in
+force. With the copy a restart does so as well, and reports it. The daemon writes the copy, and
+steps of its unit that run as root read it, so these use nothing but settings from it.
 """
 
 import os
@@ -20,16 +20,16 @@ from nfq_guard.service.config import load_settings as load_settings_alone
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.events import timestamp
 
-# Base64 of the files that may be read.
+# Upper bound: Base64 of all files that may be read.
 _LARGEST_BYTES: Final = LARGEST_FILE_BYTES * 4
 
 
 @final
 class Copy(msgspec.Struct, frozen=True, kw_only=True):
-    """A configuration that a daemon took.
+    """A configuration that a daemon loaded.
 
     Attributes:
-        at: When, in the form of timestamps of events.
+        at: When it was loaded, in the format of event timestamps.
         files: The content of every file, by path.
     """
 
@@ -37,7 +37,7 @@ class Copy(msgspec.Struct, frozen=True, kw_only=True):
     files: dict[str, bytes]
 
     def read(self, path: str | Path) -> bytes:
-        """The content that the file had (`policyfile.ReadFile`).
+        """The saved content of the file (`policyfile.ReadFile`).
 
         Raises:
             ConfigError: The configuration did not include it.
@@ -54,9 +54,9 @@ class Found(NamedTuple):
     """A configuration to start with.
 
     Attributes:
-        config: The one on disk, or the last good one.
-        refused: Why the one on disk cannot be used; None where it is `config`.
-        at: When a daemon took the last good one; empty where `config` is on disk.
+        config: The configuration on disk, or the last good one.
+        refused: Why the configuration on disk cannot be used; None if it is `config`.
+        at: When a daemon loaded the last good one; empty if `config` is on disk.
     """
 
     config: Config
@@ -72,7 +72,7 @@ def load(path: Path | None, copy: Path | None) -> Found:
         copy: The file in which `save` keeps the last good configuration; None for none.
 
     Raises:
-        ConfigError: With every mistake of the configuration, where there is no last good one.
+        ConfigError: With every mistake of the configuration, if there is no last good one.
     """
     try:
         return Found(load_config(path))
@@ -85,7 +85,7 @@ def load(path: Path | None, copy: Path | None) -> Found:
 
 
 def load_settings(path: Path | None, copy: Path | None) -> Settings:
-    """The settings with which a daemon starts; those of the file whatever its policy looks like.
+    """The settings with which a daemon starts: those of the file, even if its policy has mistakes.
 
     Raises:
         ConfigError: With every mistake outside of the table `[policy]`.
@@ -99,7 +99,7 @@ def load_settings(path: Path | None, copy: Path | None) -> Settings:
 
 
 def save(copy: Path, loaded: LoadedPolicy) -> None:
-    """Keep a configuration as the last good one, whole or not at all.
+    """Save a configuration as the last good one, atomically.
 
     Raises:
         OSError: It cannot be written.
@@ -118,7 +118,7 @@ def save(copy: Path, loaded: LoadedPolicy) -> None:
 
 
 def _read(copy: Path) -> Copy | None:
-    """The last good configuration; None where there is none that can be read."""
+    """The last good configuration; None if there is none or it cannot be read."""
     try:
         content = read_file(copy, _LARGEST_BYTES)
         return msgspec.json.decode(content, type=Copy)

@@ -22,9 +22,9 @@ from types import FrameType
 from typing import Final, Self, TypeVar, final
 
 _EVENTS_MAX: Final = 32
-# No signal has this number: a thread is done.
+# Not a signal number: announces that a thread has finished.
 _DONE: Final = b"\0"
-# A descriptor whose call keeps raising must not take all CPU time while the daemon ends.
+# A descriptor whose call keeps raising must not use all CPU time while the daemon ends.
 _PAUSE_S: Final = 0.01
 # How often the loop looks for threads that ended without a result, while there are any.
 _LOOK_S: Final = 0.5
@@ -44,7 +44,7 @@ class _Timer:
 
 @final
 class _Job:
-    """Work in a thread, which alone keeps `call` alive."""
+    """Work in a thread; the thread holds the only reference to `call`."""
 
     __slots__ = ("call", "failed")
 
@@ -72,9 +72,9 @@ class Loop:
         self._signals: dict[int, Callable[[], None]] = {}
         self._before: dict[int, object] = {}
         self._timers: list[_Timer] = []
-        # When the first of them is due.
+        # When the first timer is due.
         self._due = math.inf
-        # As of the end of the last round.
+        # The time at the end of the last round.
         self._now = time.monotonic()
         self._stopped = False
         self._jobs: list[_Job] = []
@@ -119,20 +119,20 @@ class Loop:
             self.forget(fd)
 
     def writing(self, fd: int, *, only: bool) -> None:
-        """Watch `fd` for writing instead of reading, or for reading again."""
+        """Watch `fd` for writing, or for reading again."""
         self._epoll.modify(fd, select.EPOLLOUT if only else select.EPOLLIN)
 
     def background(
         self, work: Callable[[], T], done: Callable[[T], None], failed: Callable[[Exception], None]
     ) -> None:
-        """Do `work` in a thread; then the loop, if it still runs, calls `done` or `failed`.
+        """Do `work` in a thread; then the loop calls `done` or `failed`, if it still runs.
 
-        One of the two is called whatever becomes of the thread. Without memory it may not start, or
-        end before its first line, so `threading`, which waits for that line, would wait forever.
+        One of the two is called even if the thread fails. Without memory the thread may not start,
+        or may end before its first line; `threading` waits for that line, and would wait forever.
         """
 
         def body() -> None:
-            # As in threads of `threading`, for debuggers and for coverage.
+            # As `threading` does, for debuggers and for coverage.
             sys.settrace(threading.gettrace())
             try:
                 result = work()
@@ -141,7 +141,8 @@ class Loop:
             else:
                 self._finish(job, functools.partial(done, result))
 
-        # CPython 3.11 leaks a function that it has no memory to call, but not what wraps it.
+        # Out of memory, CPython 3.11 leaks the function that it cannot call, but not the wrapped
+        # one.
         call = functools.partial(body)
         job = _Job(weakref.ref(call), failed)
         self._jobs.append(job)
@@ -154,7 +155,7 @@ class Loop:
             self.after(_LOOK_S, self._look)
 
     def every(self, seconds: float, call: Callable[[float], None]) -> None:
-        """Call with the monotonic time about every `seconds`; missed calls are not made up for."""
+        """Call with the monotonic time about every `seconds`; missed calls are skipped."""
         self._add(seconds, seconds, call)
 
     def after(self, seconds: float, call: Callable[[float], None]) -> None:
@@ -162,21 +163,21 @@ class Loop:
         self._add(0.0, seconds, call)
 
     def on(self, number: signal.Signals, call: Callable[[], None]) -> None:
-        """Call from the loop, never from within other code, when the signal arrived."""
+        """Call from the loop, never from within other code, after the signal has arrived."""
         self._before[number] = signal.signal(number, _ignore)
         self._signals[number] = call
 
     def stop(self) -> None:
-        """Have `run` return after this round."""
+        """Make `run` return after this round."""
         self._stopped = True
 
     def run(self) -> None:
-        """Go round until `stop` is called; not at all if it was called before."""
+        """Run until `stop` is called; return at once if it was called before."""
         while not self._stopped:
             self.turn(None)
 
     def run_until(self, done: Callable[[], bool], until: Callable[[], float]) -> bool:
-        """Go round until `done()`, at most until the monotonic time `until()`, whatever is raised.
+        """Run until `done()`, at most until the monotonic time `until()`, despite exceptions.
 
         Both functions are called before each round. Returns the last result of `done`.
         """
@@ -194,7 +195,7 @@ class Loop:
         return True
 
     def turn(self, wait_s: float | None) -> None:
-        """One round: wait for something, at most `wait_s`, and call what is due."""
+        """One round: wait for an event, at most `wait_s`, and call what is due."""
         if self._due < math.inf:
             until = max(0.0, self._due - self._now)
             wait_s = until if wait_s is None else min(wait_s, until)
@@ -257,15 +258,15 @@ class Loop:
             done()
 
     def _look(self, _now: float) -> None:
-        """Fail the work of threads that have ended and left no result."""
-        # A thread that has ended adds no result after this line.
+        """Report the failure of threads that have ended without a result."""
+        # A thread that has ended adds no result after this point.
         ended = [job for job in self._jobs if job.call() is None]
         finished = [job for job, _ in list(self._done)]
         for job in ended:
             if job not in finished:
-                error = MemoryError("its thread ended without a result, for want of memory")
+                error = MemoryError("its thread ended without a result: out of memory")
                 self._done.append((job, functools.partial(job.failed, error)))
-        # Also for a thread that ended between its result and waking the loop.
+        # Also for a thread that ended after its result but before it woke the loop.
         if self._done:
             self._wake()
         self._looking = bool(self._jobs)
@@ -273,7 +274,7 @@ class Loop:
             self.after(_LOOK_S, self._look)
 
     def _finish(self, job: _Job, call: Callable[[], None]) -> None:
-        """Have the loop call soon; from any thread."""
+        """Make the loop call soon; may be used from any thread."""
         self._done.append((job, call))
         self._wake()
 
@@ -287,4 +288,4 @@ class Loop:
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Python writes to the wakeup descriptor only for signals that have a handler."""
+    """A handler that does nothing: Python writes to the wakeup descriptor only if there is one."""

@@ -20,20 +20,20 @@ class Notifier:
     """
 
     def __init__(self, address: str | None = None, watchdog_usec: str | None = None) -> None:
-        """Take both from the environment unless given."""
+        """Take the arguments from the environment unless given."""
         self._address = os.environ.get("NOTIFY_SOCKET", "") if address is None else address
         usec = os.environ.get("WATCHDOG_USEC", "") if watchdog_usec is None else watchdog_usec
         self.watchdog_s: Final = int(usec) / 1e6 if usec.isdigit() and self._address else 0.0
         self._stopping = False
 
     def ready(self, queues: Sequence[int], *, last_good: str = "") -> None:
-        """Say that all queues are served and the rules are installed.
+        """Report that all queues are served and the rules are installed.
 
         `last_good` is the time of the configuration that is used instead of one with mistakes.
         """
         numbers = ", ".join(str(number) for number in queues)
         instead = (
-            f"; the configuration has mistakes, used is that of {last_good}" if last_good else ""
+            f"; the configuration has mistakes, using that of {last_good}" if last_good else ""
         )
         self._send("READY=1", f"STATUS=queue {numbers}: serving{instead}")
 
@@ -42,15 +42,15 @@ class Notifier:
         self._send("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """Say that a reload begins."""
+        """Report the start of a reload."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def reloaded(self) -> None:
-        """Say that the reload has ended, whether the policy was adopted or refused."""
+        """Report the end of a reload, whether the policy was adopted or refused."""
         self._send("READY=1")
 
     def stopping(self) -> None:
-        """Say that the daemon is ending."""
+        """Report that the daemon is ending."""
         self._send("STOPPING=1")
         self._stopping = True
 

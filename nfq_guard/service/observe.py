@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the metrics and /healthz say of a daemon at one moment."""
+"""The state of a daemon at one moment, for the metrics and /healthz."""
 
 import os
 import platform
@@ -34,7 +34,7 @@ def observed(
     last_reload: ReloadStatus | None,
     events: EventLog,
 ) -> Observed:
-    """All that a scrape shows, as values that do not change.
+    """The values of one scrape, which do not change afterwards.
 
     Args:
         now: Monotonic seconds.
@@ -42,8 +42,8 @@ def observed(
         queues: Its queues.
         counters: Its own counters.
         loaded: The policy in force.
-        rules: What the last check found of the rules.
-        raw_rules: What was read of the rules before conntrack.
+        rules: The result of the last check of the rules.
+        raw_rules: The rules before conntrack.
         last_reload: The last reload.
         events: The log.
     """
@@ -83,7 +83,7 @@ def observed(
 
 
 def _conntrack() -> dict[str, float]:
-    """How full conntrack's table is; empty where that cannot be read."""
+    """The fill level of conntrack's table; empty if it cannot be read."""
     try:
         count, limit = (
             float((_SYSCTLS / name).read_text(encoding="ascii"))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """Counts the packets that passed unjudged because the queue was full, in the fail mode open.
 
-The kernel counts none of them. Each one was counted by the rule that leads to the queue, and then
-the queue neither numbered nor dropped it: what the rules have counted, less what the queues have
-numbered and dropped, grows by one with each such packet.
+The kernel does not count these packets. The rule that leads to the queue counts each of them, but
+the queue neither numbers nor drops it. The rules' count, less the packets that the queues have
+numbered or dropped, therefore grows by one with each such packet.
 
-The counts are read one after the other while packets come. What the queues have counted is read
-before and after what the rules have: packets in between can only make the result smaller, and it is
-exact when none came in between.
+The counters cannot be read at one moment while packets arrive. The queues' counters are read before
+and after the rules' counters: packets in between can only make the result smaller, and it is exact
+if there were none.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,15 +15,15 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.nfqueue.counters import CounterFile
 
-# How often the first reading is repeated until no packet came in between.
+# Maximum number of first readings, repeated until no packet came in between.
 _ATTEMPTS: Final = 10
 
 
 class Numbered(NamedTuple):
-    """What the kernel has counted at our queues.
+    """The kernel's counters of our queues.
 
     Attributes:
-        owners: The sockets that they are bound to.
+        owners: The sockets to which they are bound.
         packets: Packets that they have numbered or dropped.
     """
 
@@ -32,7 +32,7 @@ class Numbered(NamedTuple):
 
 
 def numbered_in(file: CounterFile, queues: Sequence[int]) -> Numbered | None:
-    """What the kernel has counted at `queues`; None while not all of them are bound."""
+    """The kernel's counters of `queues`; None while not all of them are bound."""
     try:
         lines = file.read_all()
     except OSError:
@@ -47,7 +47,7 @@ def numbered_in(file: CounterFile, queues: Sequence[int]) -> Numbered | None:
 
 
 class _Reading(NamedTuple):
-    """What the rules have counted, and what the queues had before and after it was read."""
+    """The rules' count, and the queues' counts before and after it."""
 
     before: Numbered
     queued: int
@@ -56,7 +56,7 @@ class _Reading(NamedTuple):
 
 @final
 class PassedPackets:
-    """The count; never decreases, and never exceeds what has passed.
+    """Counts these packets; the count never decreases, and never exceeds the true number.
 
     Attributes:
         count: Packets that passed because a queue was full.
@@ -68,8 +68,8 @@ class PassedPackets:
         """Count from the first `look` on.
 
         Args:
-            queued: What the rules have counted since they were made; None if that is not known.
-            numbered: What the queues have; None while one of them is not bound.
+            queued: Reads the rules' count since they were created; None if that is unknown.
+            numbered: Reads the queues' counts; None while one of them is not bound.
         """
         self.count = 0
         self._queued = queued
@@ -81,7 +81,7 @@ class PassedPackets:
         self._earlier = 0
 
     def look(self) -> None:
-        """Read the counts of the kernel."""
+        """Read the kernel's counters."""
         read = self._read()
         if read is not None and self._anew(read):
             for _ in range(_ATTEMPTS):
@@ -108,11 +108,11 @@ class PassedPackets:
         if before is None or after is None or queued is None:
             return None
         if before.owners != after.owners or after.packets < before.packets:
-            return None  # a queue was bound meanwhile, or a number of 32 bits began anew
+            return None  # a queue was bound meanwhile, or a 32-bit counter wrapped
         return _Reading(before, queued, after)
 
     def _anew(self, read: _Reading) -> bool:
-        """Whether a queue was bound anew, the rules were made anew, or a number began anew."""
+        """Whether a queue was rebound, the rules were recreated, or a counter wrapped."""
         return (
             read.before.owners != self._owners
             or read.queued < self._seen
@@ -120,5 +120,5 @@ class PassedPackets:
         )
 
     def forget(self) -> None:
-        """Begin anew at the next look: the rules were made anew, or the fail mode was another."""
+        """Restart at the next `look`: the rules were recreated, or the fail mode changed."""
         self._owners = ()

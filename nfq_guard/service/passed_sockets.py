@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Sockets that systemd keeps for the daemon: sd_pid_notify_with_fds(3), sd_listen_fds(3).
 
-The start of the service, as root, leaves some. The sandbox lets the daemon open no socket of the
-Internet. To read the tables of legacy iptables it needs one, through which it sends nothing.
+The start of the service, which runs as root, leaves sockets for legacy iptables: the daemon needs
+an Internet socket to read the tables, sends nothing through it, and its sandbox forbids it to open
+one.
 
-The daemon leaves the socket of its queue, which is bound as long as anybody has that socket.
+The daemon leaves the socket of its queue, which stays bound while any process holds that socket.
 Packets then wait in the queue from the end of one daemon to the start of the next.
 """
 
@@ -22,9 +23,9 @@ _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 def leave_tables() -> None:
-    """Leave one socket a family with systemd, in place of those of an earlier start.
+    """Store one socket a family in systemd, replacing those of an earlier start.
 
-    Does nothing outside of a service, without legacy iptables, and for a family that is missing.
+    Does nothing outside a service, without legacy iptables, or for a missing family.
     """
     if not os.environ.get("NOTIFY_SOCKET") or not System().find("iptables-legacy-save"):
         return
@@ -39,32 +40,32 @@ def leave_tables() -> None:
 
 @final
 class QueueKeeper:
-    """Has systemd keep the queue bound after the end of this process.
+    """Keeps the queue bound after the end of this process, by a socket that systemd holds.
 
     Attributes:
-        kept: The socket of the queue of the process before this one, if there was one.
+        kept: The queue socket of the previous process, if there was one.
     """
 
     def __init__(self) -> None:
-        """Take what an earlier process left."""
+        """Take the socket that an earlier process left."""
         self.kept: socket.socket | None = None
         for one in take(QUEUE):
             self.forget()
             self.kept = one
 
     def keep(self, fd: int) -> None:
-        """Have systemd keep the socket; of one that it has already it takes no second copy."""
+        """Store the socket in systemd, which keeps no second copy of one that it has."""
         _store(QUEUE, [fd])
 
     def forget(self) -> None:
-        """Have systemd close what it keeps of the queue. A process that has the socket goes on."""
+        """Make systemd close its socket of the queue. A process that holds it is unaffected."""
         _remove(QUEUE)
 
 
 def take(name: str) -> list[socket.socket]:
-    """The sockets of that name that were left for this process, once.
+    """The sockets of that name that were left for this process; returned once.
 
-    Programs that it runs do not inherit them.
+    Child processes do not inherit them.
     """
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
@@ -78,7 +79,7 @@ def take(name: str) -> list[socket.socket]:
 
 
 def _store(name: str, files: list[int]) -> None:
-    # Without FDPOLL=0 systemd would close one that has an error, as after an overrun.
+    # Without FDPOLL=0 systemd would close a socket with an error, such as after an overrun.
     _notify(f"FDSTORE=1\nFDPOLL=0\nFDNAME={name}", files)
 
 
@@ -89,7 +90,7 @@ def _remove(name: str) -> None:
 def _notify(text: str, files: list[int]) -> None:
     """Send to systemd, if there is one. An error is ignored.
 
-    Without the sockets the daemon says that it does not see the rules, or binds its queue anew.
+    Without the sockets the daemon reports that it cannot see the rules, or rebinds its queue.
     """
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The privileges that a daemon keeps after the steps that take root.
+"""The privileges that a daemon keeps after the steps that require root.
 
 A daemon that root starts becomes the user of the setting `user`, if there is one. It keeps the
-capabilities that its sockets and its rules take; programs that it runs get no others. Outside of a
-service, which systemd puts in a sandbox, Landlock leaves it the directories that it writes to, and
-no other.
+capabilities that its sockets and its rules require; its child processes get no others. Outside the
+sandbox of the systemd service, Landlock restricts it to the directories that it writes to.
 """
 
 import os
@@ -30,25 +29,25 @@ _READ: Final = os.R_OK
 _WRITE: Final = os.W_OK | os.X_OK
 
 
-# What iptables-legacy locks.
+# The lock file of iptables-legacy.
 _XTABLES_LOCK: Final = Path("/run/xtables.lock")
 
 
 def give_up(settings: Settings, config: Path | None, last_good_at: Path | None = None) -> list[str]:
-    """Keep only what a daemon with these settings needs until it has stopped.
+    """Keep only the privileges that a daemon with these settings needs until it has stopped.
 
     Call it while the process has only one thread.
 
     Args:
         settings: The settings of the daemon.
-        config: Its configuration file, which a reload reads; None for the default.
+        config: Its configuration file, which reloads read; None for the default.
         last_good_at: The file with the last good configuration; None for none.
 
     Returns:
         Notes for the operator.
 
     Raises:
-        PrivilegeError: The kernel refused, or another user than root is to become another one.
+        PrivilegeError: The kernel refused, or a user other than root is to become another user.
         UsageError: The host has no such user.
     """
     user = _other_user(settings)
@@ -79,7 +78,7 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
             _written(settings, last_good_at), _listened_on(settings)
         ):
             notes.append(
-                "the kernel has no Landlock: the daemon may write to more than its own directories"
+                "the kernel has no Landlock: the daemon is not restricted to its own directories"
             )
     except OSError as error:
         raise PrivilegeError(error.strerror) from None
@@ -87,7 +86,7 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
 
 
 def _other_user(settings: Settings) -> pwd.struct_passwd | None:
-    """The user to become; None to stay the one that started the daemon."""
+    """The user to become; None to remain the user that started the daemon."""
     if not settings.user:
         return None
     try:
@@ -104,7 +103,7 @@ def _other_user(settings: Settings) -> pwd.struct_passwd | None:
 
 
 def _give_runtime_directory(user: pwd.struct_passwd) -> None:
-    """As systemd does with the `RuntimeDirectory` of the unit."""
+    """Give the directory to the user, as systemd does with a `RuntimeDirectory`."""
     try:
         lock.FOLDER.mkdir(mode=0o750, exist_ok=True)
         os.chown(lock.FOLDER, user.pw_uid, user.pw_gid, follow_symlinks=False)
@@ -130,7 +129,7 @@ def _listened_on(settings: Settings) -> Iterator[int]:
 
 
 def _written(settings: Settings, last_good_at: Path | None) -> Iterator[Path]:
-    """What the daemon, or a program that it runs, writes to, or into."""
+    """Files and directories that the daemon, or a program that it runs, writes to."""
     if os.geteuid() == 0:
         with suppress(OSError):
             lock.FOLDER.mkdir(mode=0o750, exist_ok=True)
@@ -142,18 +141,18 @@ def _written(settings: Settings, last_good_at: Path | None) -> Iterator[Path]:
         yield last_good_at.parent
     yield from (_XTABLES_LOCK, Path(os.devnull))
     if log_settings.FOLDER.exists():
-        # It restores at its end what it has set at its start.
+        # At its end it restores the sysctls that it set.
         yield from (log_settings.FOLDER, log_settings.SYSCTLS)
 
 
 def _load_modules(settings: Settings) -> None:
-    """Let iptables load its modules: the legacy programs do that themselves, which takes root."""
+    """Let iptables load its modules: the legacy programs do so themselves, which requires root."""
     with suppress(NfqGuardError):
         firewall_of(settings).load_modules()
 
 
 def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]]:
-    """What the daemon opens, creates or replaces while it runs, and the access that this takes."""
+    """Files that the daemon opens, creates or replaces while it runs, and the access needed."""
     yield config or DEFAULT_PATH, _READ
     if settings.shadow and ":" not in settings.shadow:
         yield Path(settings.shadow), _READ
@@ -170,8 +169,8 @@ def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]
 
 
 def _files_of_root(settings: Settings) -> Iterator[tuple[Path, int]]:
-    """What only root may be able to access of the rest, and the access that the daemon needs."""
-    # It imports some modules after its start.
+    """The other files that possibly only root can access, each with the access needed."""
+    # The daemon imports some modules after its start.
     yield from ((Path(__file__), _READ), (Path(os.__file__), _READ))
     if settings.rules != "none":
         yield lock.FOLDER, _WRITE

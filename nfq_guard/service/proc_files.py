@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Makes files of /proc readable for the group of the daemon, which is not in group root.
+"""Makes files of /proc readable for the group of a daemon that is not in group root.
 
-The kernel makes these files readable for root and its group only. They belong to a network
-namespace, and exist once their module is loaded.
+Only root and its group can read these files by default. They belong to a network namespace, and
+exist once their module is loaded.
 """
 
 import os
@@ -19,7 +19,7 @@ _TABLES: Final = ("ip_tables_names", "ip6_tables_names")
 
 
 def share(group: int) -> list[str]:
-    """Let `group` read the counters of the queues, and which tables legacy iptables has.
+    """Let `group` read the counters of the queues and the names of legacy iptables' tables.
 
     Args:
         group: The number of the group; 0 restores the original access.
@@ -29,10 +29,10 @@ def share(group: int) -> list[str]:
     """
     try:
         with closing(Connection()) as connection:
-            # Has the kernel load the module, without which the file does not exist.
+            # Makes the kernel load the module; without it the file does not exist.
             connection.send(requests.config_nothing())
     except (NfqGuardError, OSError):
-        # The daemon names what is missing.
+        # The daemon reports what is missing.
         return []
     return list(_changed(group))
 
@@ -45,4 +45,5 @@ def _changed(group: int) -> Iterator[str]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            yield f"{Path('/proc/net') / path.relative_to(net)} stays root's: {error.strerror}"
+            name = Path("/proc/net") / path.relative_to(net)
+            yield f"{name} remains readable by root only: {error.strerror}"

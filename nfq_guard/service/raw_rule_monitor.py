@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Follows the host's rules before conntrack: what they make INVALID is not dropped.
+"""Follows the host's rules before conntrack: packets that they make INVALID are not dropped.
 
 The rules are read in a thread of the loop: at the start, each `verify_rules_s`, and as soon as the
 generation number of the nftables ruleset has changed. Reading takes a bounded share of CPU time.
@@ -40,8 +40,8 @@ class RawRuleMonitor:
         Args:
             read: Reads the rules, in a thread.
             generation: A number that changes with the rules, as `Rules.generation`.
-            adopt: Gets the rules whenever they have changed.
-            events: Logs that the guard steps aside, and that it no longer does.
+            adopt: Called with the rules whenever they have changed.
+            events: Logs when the guard starts and stops sparing such packets.
             loop: Runs the readings in its threads.
             clock: Monotonic seconds.
             cpu_clock: CPU seconds so far; called in the thread of a reading.
@@ -61,11 +61,11 @@ class RawRuleMonitor:
         self._pause_until = -math.inf
 
     def status(self) -> RawRulesStatus:
-        """What the last reading found."""
+        """The result of the last reading."""
         return RawRulesStatus(one_sided=self._reading.one_sided, problems=self._reading.problems)
 
     def watch(self, now: float) -> None:
-        """Start a reading if nftables' ruleset has changed since the last; costs a system call."""
+        """Start a reading if nftables' ruleset has changed; costs a system call."""
         if now >= self._pause_until and self._generation_now() != self._generation:
             self.check(now)
 
@@ -79,11 +79,11 @@ class RawRuleMonitor:
         self._loop.background(self._timed, self._taken, self._failed)
 
     def close(self) -> None:
-        """Start no further reading; one that is under way goes on in its thread."""
+        """Start no further reading; one that is under way continues in its thread."""
         self._closed = True
 
     def _timed(self) -> RawReading:
-        """In a thread."""
+        """Read the rules, in a thread."""
         begun = self._cpu_clock()
         try:
             return self._read()
@@ -101,7 +101,7 @@ class RawRuleMonitor:
             self._events.emit(HalfHiddenOver())
 
     def _failed(self, error: Exception) -> None:
-        """The rules stay as they were read last."""
+        """Keep the rules of the last reading."""
         self._over()
         problem = str(error) if isinstance(error, NfqGuardError) else exception_texts(error)[0]
         text = f"the rules before conntrack could not be read: {problem}"

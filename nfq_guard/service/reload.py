@@ -2,7 +2,7 @@
 """Reloads the policy while packets are judged.
 
 The policy is read in a thread, then adopted by all workers or by none. A reload that is requested
-during another one begins after that one, because the file may have changed since it was read. All
+during another one starts after it, because the file may have changed since it was read. All
 requests that arrive during a reload share the next one.
 """
 
@@ -56,15 +56,15 @@ class Reloader:
 
         Args:
             loaded: The policy in force at the start.
-            read: Reads the policy, in a thread; raises NfqGuardError where it has mistakes.
+            read: Reads the policy, in a thread; raises NfqGuardError if it has mistakes.
             workers: Adopt the policy.
             loop: The loop in which a policy is adopted.
             events: Logs outcomes.
             notifier: Notifies the service manager of each reload.
             keep: Called with each policy that is adopted.
-            set_mode: Called with the mode of the file when a reload finds it changed, and with
-                what it calls when the rules follow the mode, or cannot. Otherwise the mode stays
-                that of the control socket.
+            set_mode: Called when a reload finds another mode in the file, with that mode and a
+                function that it calls once the rules follow the mode or cannot. Otherwise a mode
+                that was set by the control socket stays.
         """
         self.loaded = loaded
         self.last: ReloadStatus | None = None
@@ -86,7 +86,7 @@ class Reloader:
         return self._current is not None
 
     def request(self, respond: Responder | None = None) -> None:
-        """Reload the policy, now or after the reload that is under way; respond when it ended."""
+        """Reload the policy, now or after the reload under way; respond when that has ended."""
         responders = [] if respond is None else [respond]
         if self._current is None:
             self._begin(responders)
@@ -134,7 +134,7 @@ class Reloader:
         if isinstance(error, NfqGuardError):
             self._refuse(str(error))
             return
-        # A bug that a policy file triggers must not end a daemon that has a valid policy.
+        # A bug that a policy file triggers must not end a daemon with a valid policy.
         problem, trace = exception_texts(error)
         self._events.emit(ReloadCrashed(traceback=trace))
         self._refuse(problem)
@@ -149,7 +149,7 @@ class Reloader:
             self._end(Response.error(problem))
 
     def _end(self, response: Response) -> None:
-        """Respond, and begin the next reload; a responder that raises holds up neither."""
+        """Respond, and start the next reload; a responder that raises prevents neither."""
         responders = self._current or []
         self._current = None
         with ExitStack() as steps:

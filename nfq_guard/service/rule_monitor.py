@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Verifies that our rules are still installed, and puts them back; other tools may change them.
+"""Verifies that our rules are still installed, and restores them; other tools may change them.
 
 A check runs other programs for tens of milliseconds, so it runs in a thread of the loop: each
 `verify_rules_s`, and as soon as the generation number of the nftables ruleset has changed. The
 checks take a bounded share of CPU time, however often the ruleset changes.
 
-Missing rules are installed again at once. Queued packets skip the rules behind our jumps; where
-another tool has appended such rules, our jumps are moved behind them. Both repairs are limited in
-rate, because the other tool may in turn restore its own order.
+Missing rules are installed again at once. Queued packets skip the rules after our jumps; if another
+tool has appended such rules, our jumps are moved behind them. Both repairs are limited in rate,
+because the other tool may in turn restore its own order.
 
-A daemon that may not read the rules of legacy iptables sees in the kernel whether they lead to its
-chain. If they no longer do, it ends, and its restart installs them.
+A daemon that is not allowed to list the rules of legacy iptables reads in the kernel whether they
+lead to its chain. If they no longer do, it ends, and its restart installs them.
 
 Where the daemon does not install the rules, the operator may have chosen other rules than ours.
 Rules that were never seen are then not reported as missing.
@@ -36,33 +36,34 @@ from nfq_guard.telemetry.events import (
 )
 from nfq_guard.telemetry.log import EventLog
 
-# How often rules are put back: a burst, then one in each interval.
+# Rate limit of restorations: a burst, then one in each interval.
 _REPAIRS: Final = (10, 10.0)
 _MOVES: Final = (5, 600.0)
 # Moves are logged no more often than this.
 _SAID_S: Final = 60.0
 _ENDING: Final = "the daemon is ending"
-# Checks in a row after which missing rules that cannot be put back end a daemon that keeps them.
+# Consecutive checks that find missing rules and cannot restore them, after which a daemon that
+# keeps the rules ends.
 _FAILURES: Final = 3
 
 
 def _unknown() -> frozenset[tuple[int, int]] | None:
-    """For a daemon that can read its rules."""
+    """The place of the jumps is unknown: for a daemon that can list its rules."""
     return None
 
 
 def _nothing() -> None:
-    """For a daemon that keeps no count of its rules."""
+    """Does nothing: for a daemon that keeps no count of its rules."""
 
 
 class _Check(NamedTuple):
     """The outcome of one check.
 
     Attributes:
-        counted: What the kernel counted at the rules; None where that could not be read.
-        differences: Every difference between the installed rules and those that should be.
+        counted: The kernel's counters of the rules; None if they could not be read.
+        differences: Every difference between the installed and the required rules.
         reinstalled: Whether the rules were installed again.
-        problem: Why the check or the reinstallation failed; empty where it did not.
+        problem: Why the check or the reinstallation failed; empty if it did not.
         forbidden: Whether the problem is a missing privilege.
         cpu_s: CPU seconds that it took.
     """
@@ -87,7 +88,7 @@ class _Check(NamedTuple):
 
 @final
 class Budget:
-    """How often something may be done: a burst, then once in each interval."""
+    """A rate limit: a burst, then once in each interval."""
 
     def __init__(self, burst: int, interval_s: float) -> None:
         """Begin with the whole burst available."""
@@ -97,7 +98,7 @@ class Budget:
         self._since = -math.inf
 
     def take(self, now: float) -> bool:
-        """Whether it may be done at `now`, monotonic seconds; counts it."""
+        """Whether the action is allowed at `now`, monotonic seconds; counts it."""
         earned = (now - self._since) / self._interval_s
         self._left = min(float(self._burst), self._left + earned)
         self._since = now
@@ -113,8 +114,8 @@ class RuleMonitor:
 
     Attributes:
         changes: Checks that found a difference.
-        differences: What the last check found, one sentence each.
-        packets: What the kernel counted at the rules by the last check; never decreases.
+        differences: The result of the last check, one sentence a difference.
+        packets: The kernel's count of packets at the rules, as of the last check; never decreases.
     """
 
     def __init__(
@@ -142,8 +143,8 @@ class RuleMonitor:
             fail: Called when missing rules cannot be installed again; None to continue without
                 them.
             jumps: Returns where rules lead to our chain, as `LegacyTables.jumps`; for a daemon that
-                may not read them otherwise.
-            made_anew: Called after rules were installed, which may count from 0 again.
+                is not allowed to list them.
+            made_anew: Called after an installation, which may reset the rules' counters.
             clock: Monotonic seconds.
             cpu_clock: CPU seconds so far; called in the thread of a check.
         """
@@ -184,7 +185,7 @@ class RuleMonitor:
         return self._forbidden
 
     def watch(self, now: float) -> None:
-        """Start a check if nftables' ruleset has changed since the last; costs a system call."""
+        """Start a check if nftables' ruleset has changed; costs a system call."""
         if self._forbidden and not self._over:
             self._look()
         if self._closed or self._checking or now < self._pause_until:
@@ -202,16 +203,16 @@ class RuleMonitor:
         self._loop.background(self._check, self._checked, self._crashed)
 
     def close(self) -> None:
-        """Start no further check; one that is under way goes on in its thread."""
+        """Start no further check; one that is under way continues in its thread."""
         self._closed = self._over = True
         waiting, self._wanted = self._wanted, []
         for _, done in waiting:
             done(_ENDING)
 
     def change(self, spec: RulesSpec, done: Callable[[str], None]) -> None:
-        """Install other rules, after what is under way.
+        """Install other rules, after the check or change under way.
 
-        `done` is called with an empty string, or with the reason why the rules stay as they were.
+        `done` is called with an empty string, or with the reason why the rules did not change.
         """
         if self._closed:
             done(self._problem or _ENDING)
@@ -248,7 +249,7 @@ class RuleMonitor:
         self._loop.background(self._rules.install, installed, failed)
 
     def status(self) -> RulesStatus:
-        """What is known of the rules."""
+        """The known state of the rules."""
         if self._forbidden:
             state = RulesState.IN_PLACE if self._in_place else RulesState.FORBIDDEN
         elif self._checked_at is None:
@@ -266,13 +267,15 @@ class RuleMonitor:
         )
 
     def _look(self) -> None:
-        """End a daemon whose rules were in place and no longer are: its restart installs them."""
+        """End the daemon if its rules have vanished: its restart installs them."""
         jumps = self._jumps()
         if jumps is None:
             return
         if self._fail is not None and self._in_place - jumps:
             self._over = True
-            self._fail(NfqGuardError("the rules are gone, and may not be put back from here"))
+            self._fail(
+                NfqGuardError("the rules are gone, and this daemon is not allowed to restore them")
+            )
         self._in_place = jumps
 
     def _check(self) -> _Check:
@@ -313,13 +316,13 @@ class RuleMonitor:
         self._change_next()
 
     def _forbid(self, problem: str) -> None:
-        """The daemon never regains a privilege: `status` says so, and no check follows."""
+        """Stop checking: the daemon never regains a privilege. `status` reports it."""
         self._problem = problem
         self._forbidden = True
         self._closed = True
 
     def _crashed(self, error: Exception) -> None:
-        """A bug of ours, or no thread to be had."""
+        """Handle a bug of ours, or the lack of a thread."""
         self._checked(_Check(problem=f"{type(error).__name__}: {error}"))
 
     def _compare(self, check: _Check) -> None:
@@ -348,12 +351,12 @@ class RuleMonitor:
             self._events.emit(RulesContested(differences=check.sentences()))
 
     def _give_up(self, check: _Check) -> None:
-        """End a daemon whose rules are missing and cannot be put back: its restart may."""
+        """End the daemon if missing rules cannot be restored: its restart may succeed."""
         missing = {Kind.MISSING_CHAIN, Kind.MISSING_JUMP, Kind.MISSING_RULE}
         gone = bool(missing & {difference.kind for difference in check.differences})
         if not check.problem:
             self._seen = True
-        # Who could read the rules before and may not now has lost sight of them.
+        # A daemon that could read the rules before cannot see them any more.
         gone = gone or (check.forbidden and self._seen)
         if self._fail is None or not gone or not check.problem:
             self._failures = 0
@@ -362,11 +365,11 @@ class RuleMonitor:
         self._generation = None  # `watch` does not wait for a change
         if check.forbidden or self._failures >= _FAILURES:
             self._closed = True
-            problem = f"the rules are gone and cannot be put back: {check.problem}"
+            problem = f"the rules are gone and cannot be restored: {check.problem}"
             self._fail(NfqGuardError(problem))
 
     def _add(self, counted: RuleCounters) -> None:
-        """Add what was counted since the last check; rules that were made anew count from 0."""
+        """Add the packets counted since the last check; recreated rules count from 0."""
         before = self._counted
         if counted.shed < before.shed or counted.unjudged < before.unjudged:
             before = RuleCounters()

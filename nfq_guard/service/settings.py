@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The settings of the daemon, which are the table `[daemon]` of the configuration file.
+"""The settings of the daemon: the table `[daemon]` of the configuration file.
 
-A setting that the file does not name has its default here.
+A setting that is absent from the file has the default given here.
 """
 
 import re
@@ -19,11 +19,11 @@ from nfq_guard.flow import EvidenceChoice
 from nfq_guard.policy.values import shown, suggestion
 
 TABLE: Final = "daemon"
-# The settings that a reload takes: the policy on trial is adopted together with the acting one.
+# The settings that a reload applies: the policy on trial is adopted together with the acting one.
 RELOADED: Final = frozenset({"mode", "shadow"})
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-# Outputs of the log that are no files.
+# Outputs of the log other than files.
 STDOUT: Final = "-"
 JOURNAL: Final = "journal"
 
@@ -37,80 +37,83 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         mode: `enforce` carries decisions out; `dry-run` accepts every packet and only logs what
             `enforce` would do.
         shadow: A file or preset with a policy on trial: it decides about every packet, and events
-            and metrics say where its decision differs, but it is never carried out. Empty for none.
+            and metrics show where its decision differs, but its decisions are never carried out.
+            Empty for none.
         queue: Number of the queue.
         queues: Several queues instead, such as `0-3`; empty for the one of `queue`.
         cpu_fanout: With several queues, choose among them by CPU instead of by pair of addresses.
-        evidence: Where flows are looked up: `bpf` reads the kernel's own window, `kernel-log` has
-            the reason from the kernel's log of the packet and the rest from `ctnetlink`, which
-            alone does not know which bound of the window a segment broke. `auto` takes the first of
-            these that the host offers.
+        evidence: The source of a flow's state: `bpf` reads the kernel's own window; `kernel-log`
+            takes the reason from the kernel's log of the packet and the rest from `ctnetlink`;
+            `ctnetlink` alone cannot tell which bound of the window a segment broke. `auto` takes
+            the first of these that the host offers.
         zones: Conntrack zones in which flows are looked up, in order.
         fail_mode: The treatment of packets that are not judged: `open` accepts them, `closed` drops
             them, and `kernel-drop` leaves them to a rule in a later table that drops INVALID
             packets with our mark. In dry-run they are accepted whatever the fail mode.
-        queue_length: Packets that may wait in the kernel; also the most that a hung daemon delays.
+        queue_length: Maximum number of packets that wait in the kernel, and thus that a hung daemon
+            delays.
         copy_bytes: Bytes of each packet that the kernel passes to the daemon.
         socket_buffer_bytes: Size of the receive buffer of the queue's socket.
-        batch: Most packets that are judged in one batch.
+        batch: Maximum number of packets that are judged in one batch.
         max_rate_pps: Rate of INVALID packets above which the kernel leaves packets to the fail
             mode before they reach the queue; 0 for no limit.
-        offload: Whether the kernel drops further INVALID packets of a flow by itself for a while,
-            where the policy would drop every one of them and the flow brings many.
+        offload: Whether the kernel itself temporarily drops further INVALID packets of a flow that
+            has many of them, if the policy would drop every one.
         offload_after: Packets of one flow that must be dropped within a second before its further
             packets are offloaded.
-        offload_timeout_s: How long the kernel drops them; then one packet is judged again.
-        offload_max_entries: Most flows that are offloaded at a time.
-        heal_flow_per_minute: Most heals of one flow a minute, by rules with the action `heal`.
-        heal_per_minute: Most heals of all flows of a queue a minute.
-        heal_max_flows: Most flows of a queue that are healed at a time.
+        offload_timeout_s: Time for which the kernel drops them; then one packet is judged again.
+        offload_max_entries: Maximum number of flows that are offloaded at a time.
+        heal_flow_per_minute: Maximum number of heals of one flow a minute, by rules with the action
+            `heal`.
+        heal_per_minute: Maximum number of heals a minute, of all flows of a queue.
+        heal_max_flows: Maximum number of flows of a queue that are healed at a time.
         heal_timeout_s: Time without an INVALID packet that the policy heals, after which a heal
             is undone.
         heal_both_directions: Whether a heal ends the window check of both senders of a flow, not
             only of the one whose packet was INVALID.
-        log: A file, `-` for standard output, or `journal`; or an array of several of them. One that
-            blocks or fails delays neither packets nor the others.
-        log_format: Format of the log, except in the journal, where each field is one of the entry;
-            `auto` is `console` on a terminal and `json` elsewhere, `eve` is Suricata's EVE JSON,
+        log: A file, `-` for standard output, or `journal`; or an array of several outputs. An
+            output that blocks or fails delays neither packets nor the other outputs.
+        log_format: Format of the log, except in the journal, whose entries have native fields;
+            `auto` is `console` on a terminal and `json` elsewhere; `eve` is Suricata's EVE JSON,
             also in `events_file`.
-        log_allowed: Whether packets that the policy allows have events too, as `whatif` needs them.
-        log_interval_s: Least time between two events of one flow; 0 for no limit.
-        log_events_per_s: Most events of packets a second, of all flows together.
+        log_allowed: Whether packets that the policy allows have events too; `whatif` needs these.
+        log_interval_s: Minimum time between two events of one flow; 0 for no limit.
+        log_events_per_s: Maximum number of events of packets a second, of all flows together.
         events_file: File for the events of packets, JSON lines, instead of the log; empty for none.
             A rotation needs no signal.
-        events_file_max_bytes: Size at which the file of events takes no more of them until it is
-            rotated; packets without an event are counted.
-        pods_dir: Directory of the results that the container runtime's CNI library keeps, such as
-            `/var/lib/cni/results`, by which events name the pods of a Kubernetes node; empty for
-            none. Its files are root's: a daemon of another user needs CAP_DAC_READ_SEARCH.
+        events_file_max_bytes: Maximum size of the events file; at this size nothing is written
+            until it is rotated, and packets without an event are counted.
+        pods_dir: Directory with the results of the container runtime's CNI library, such as
+            `/var/lib/cni/results`, from which events name the pods of a Kubernetes node; empty for
+            none. Its files belong to root: a daemon of another user needs CAP_DAC_READ_SEARCH.
         capture_packets: INVALID packets of each queue that are kept in memory, for `nfq-guard dump
             --pcap` and `capture_dir`; 0 for none. At most 500 a second are kept.
-        capture_payload: Whether kept packets have more than their headers, as far as `copy_bytes`.
+        capture_payload: Whether kept packets include their payload, up to `copy_bytes`.
         capture_dir: Directory for files of kept packets, pcapng; empty for none.
         capture_alert_packets: Packets of one reason within a second at which a file is written, at
-            most one a minute; so it is when the kernel drops packets, and when judging fails. 0 to
-            write all kept packets.
-        capture_files: How many files of each queue are kept.
-        capture_hash_addresses: Whether addresses in files are replaced by keyed hashes; the key is
-            new with each start.
+            most one a minute. A file is also written when the kernel drops packets and when judging
+            fails. 0 to write all kept packets.
+        capture_files: Number of files that are kept for each queue.
+        capture_hash_addresses: Whether addresses in files are replaced by keyed hashes, with a new
+            key at each start.
         metrics_listen: Address and port of an endpoint with /metrics and /healthz, such as
             `127.0.0.1:9477`, for a daemon without `nfq-guard-metrics.socket`; empty for none.
         metrics_file: File for the textfile collector of node_exporter; empty for none.
-        rules: Whether the daemon installs and removes its rules in the packet filter itself
-            (`install`), or another program does, and the daemon puts them back when they were
-            changed meanwhile (`keep`) or not (`none`).
-        backend: Where the rules are: in iptables of the variant `legacy` or `nft`, or in a native
-            table of `nftables`; `auto` chooses by the rules that exist.
-        families: Families of addresses for which the rules are installed.
-        verify_rules_s: Interval at which the rules are verified; 0 for never. After a change
-            of the nftables ruleset they are verified within seconds.
+        rules: Whether the daemon installs and removes its rules in the packet filter (`install`);
+            or another program does, and the daemon restores rules that were changed meanwhile
+            (`keep`) or not (`none`).
+        backend: The packet filter of the rules: iptables of the variant `legacy` or `nft`, or a
+            native table of `nftables`; `auto` chooses by the existing rules.
+        families: Address families for which the rules are installed.
+        verify_rules_s: Interval at which the rules are verified; 0 for never. They are also
+            verified within seconds after a change of the nftables ruleset.
         reinstall_rules: Whether rules that were changed or removed are installed again.
         control_socket: Path of the control socket; empty for none.
-        user: The user that a daemon started by root becomes, with the groups of that user, after
-            the steps that take root; empty to stay root. Of files that this user may not access,
-            the log names the first, and the daemon keeps CAP_DAC_OVERRIDE.
-        follow_files_s: Interval at which the configuration and the files that it includes are read,
-            and reloaded if their content changed, as that of a ConfigMap does; 0 for never.
+        user: The user that a daemon started by root becomes, with its groups, after the steps that
+            require root; empty to stay root. If this user cannot access a file that the daemon
+            needs, the daemon keeps CAP_DAC_OVERRIDE, and the log names the first such file.
+        follow_files_s: Interval at which the configuration and the files that it includes are
+            checked, and reloaded if their content has changed, for a ConfigMap; 0 for never.
     """
 
     mode: Mode = Mode.DRY_RUN
@@ -177,9 +180,9 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return parse_queues(self.queues) or range(0)
 
 
-# Each queue has a process of about 30 MB; a mistyped `0-30000` would take the host down.
+# Each queue has a process of about 30 MB; a mistyped `0-30000` would exhaust the host's memory.
 _WORKERS_MAX: Final = 32
-# What `parse_queues` accepts, for messages.
+# The input that `parse_queues` accepts, for messages.
 QUEUES: Final = f"0 <= A <= B <= 65535 and at most {_WORKERS_MAX} queues"
 
 
@@ -205,7 +208,7 @@ def parse_listen(text: str) -> tuple[str, int] | None:
 def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Settings:
     """Read the table `[daemon]`, and add every mistake in it to `mistakes`.
 
-    The result has the default in place of each mistaken value; it is not for use where there are
+    The result has the default in place of each mistaken value; it must not be used if there are
     mistakes.
     """
     hints = get_type_hints(Settings, include_extras=True)
@@ -227,7 +230,7 @@ def parse_settings(table: Mapping[str, Any], mistakes: list[Mistake]) -> Setting
 
 
 def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
-    """Check what the type of a setting does not express."""
+    """Check constraints that the type of a setting does not express."""
     if settings.queues and parse_queues(settings.queues) is None:
         mistakes.append(
             Mistake(
@@ -263,7 +266,7 @@ def _check_texts(settings: Settings, mistakes: list[Mistake]) -> None:
 
 
 def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives it
-    """What a setting or an argument takes, in words."""
+    """The values that a setting or an argument accepts, in words."""
     words = _words(hint)
     if words:
         return " or ".join(map(repr, words))
@@ -282,7 +285,7 @@ def expected_value(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hin
 
 
 def _words(hint: Any) -> tuple[str, ...]:  # noqa: ANN401 - a type, as `get_type_hints` gives it
-    """The values of a setting that takes one of a few words; else empty."""
+    """The values of a setting that accepts one of a few words; else empty."""
     if get_origin(hint) is Literal:
         return get_args(hint)
     if isinstance(hint, type) and issubclass(hint, Enum):

@@ -21,13 +21,13 @@ from nfq_guard.telemetry.metrics import Stats
 if TYPE_CHECKING:  # `supervisor.workers` imports `config`, which imports this module
     from nfq_guard.service.supervisor.workers import QueueState
 
-# Samples that a rate is taken from, one about each second.
+# Number of samples for a rate, about one a second.
 _SAMPLES: Final = 6
 _COUNTERS: Final = "counters"
 
 
 class PolicyFacts(Struct, frozen=True, kw_only=True):
-    """What logs and `status` show of a policy.
+    """The facts about a policy that logs and `status` show.
 
     Attributes:
         source: The file or preset of the policy.
@@ -44,14 +44,14 @@ class ActingPolicy(PolicyFacts, frozen=True, kw_only=True):
     """The policy in force.
 
     Attributes:
-        restart_for: Names of the settings that changed in the file and take a restart.
+        restart_for: Names of the settings that changed in the file and require a restart.
     """
 
     restart_for: tuple[str, ...]
 
 
 class RulesState(StrEnum):
-    """What the last check found of our rules in the packet filter."""
+    """The result of the last check of our rules in the packet filter."""
 
     CORRECT = "as configured"
     DIFFER = "differ"
@@ -65,8 +65,8 @@ class RulesStatus(Struct, frozen=True, kw_only=True):
     """Our rules in the packet filter.
 
     Attributes:
-        state: What the last check found.
-        problem: Why that check failed; empty where it did not.
+        state: The result of the last check.
+        problem: Why that check failed; empty if it did not.
         differences: Every difference that it found, one sentence each.
         age_s: Seconds since that check; null before the first.
     """
@@ -81,9 +81,9 @@ class RawRulesStatus(Struct, frozen=True, kw_only=True):
     """The host's rules before conntrack.
 
     Attributes:
-        one_sided: Those that hide one direction of flows from conntrack, one sentence each. What
-            they make INVALID is not dropped.
-        problems: What could not be read of these rules.
+        one_sided: Rules that hide one direction of flows from conntrack, one sentence each. Packets
+            that they make INVALID are not dropped.
+        problems: The reasons why some of these rules could not be read.
     """
 
     one_sided: tuple[str, ...] = ()
@@ -128,8 +128,8 @@ class QueueStatus(Struct, frozen=True, kw_only=True):
         restarts: Number of restarts of its worker.
         packets_per_s: Packets a second, over the last few seconds.
         waiting: Packets that wait in the kernel for a verdict.
-        offload_entries: Flows whose INVALID packets the kernel drops by itself.
-        healed_flows: Flows of which conntrack does not check the window of a sender, after a heal.
+        offload_entries: Flows whose INVALID packets the kernel itself drops.
+        healed_flows: Flows with a sender whose window conntrack does not check after a heal.
         counters: Counters of the queue, by name.
     """
 
@@ -160,17 +160,19 @@ class Status(Struct, frozen=True, kw_only=True):
         config: The configuration file as the operator named it, or `defaults`.
         policy: The policy in force.
         shadow: The policy on trial; null without one.
-        evidence: Where flows are looked up: `bpf`, `kernel-log`, `ctnetlink` or `none`.
-        evidence_reason: Why there is no better evidence; null where there is none better.
+        evidence: The source of a flow's state: `bpf`, `kernel-log`, `ctnetlink` or `none`.
+        evidence_reason: Why there is no better evidence; null if there is none.
         fail_mode: The fail mode: `open`, `closed` or `kernel-drop`.
-        max_rate_pps: Packets a second above which the kernel leaves packets to the fail mode;
-            0 for no limit.
+        max_rate_pps: Packets a second above which the kernel leaves packets to the fail mode; 0 for
+            no limit.
         rules: Our rules in the packet filter.
-        raw_rules: The host's rules before conntrack, and whether the guard steps aside for them.
+        raw_rules: The host's rules before conntrack, and whether the guard spares packets because
+            of them.
         pods: The files of `pods_dir`; null without that setting.
         queues: Every queue.
-        reasons: Packets by reason and action; reasons without packets are left out.
-        actions: Packets by action.
+        reasons: Packets by reason and action; reasons without packets are omitted.
+        actions: Packets
+        by action.
         decided_by: Packets by the rule that decided.
         counters: Counters of the daemon, by name.
         last_reload: The last reload; null before the first.
@@ -201,7 +203,7 @@ class Status(Struct, frozen=True, kw_only=True):
     last_error: dict[str, Any] | None
 
     def count(self, name: str) -> int:
-        """One counter; 0 where the daemon does not know it."""
+        """One counter; 0 if the daemon does not have it."""
         return self.counters.get(name, 0)
 
 
@@ -213,21 +215,21 @@ def encode(status: Status) -> dict[str, Any]:
 
 
 def decode(table: object) -> Status:
-    """Read what `encode` made.
+    """Decode the result of `encode`.
 
     Raises:
-        NfqGuardError: It is of another version and lacks a field.
+        NfqGuardError: It lacks a field, because the daemon has another version.
     """
     try:
         folded = _fold(Status, table)
         folded["queues"] = [_fold(QueueStatus, queue) for queue in folded.get("queues", ())]
         return msgspec.convert(folded, Status)
     except (msgspec.ValidationError, TypeError) as error:
-        raise NfqGuardError(f"the daemon's status is of another version: {error}") from None
+        raise NfqGuardError(f"the daemon has another version: {error}") from None
 
 
 def _unfold(table: dict[str, Any]) -> dict[str, Any]:
-    """Put counters beside the fields, in the place of the field `counters`."""
+    """Replace the field `counters` by its members."""
     unfolded: dict[str, Any] = {}
     for name, value in table.items():
         if name == _COUNTERS:
@@ -238,7 +240,7 @@ def _unfold(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fold(kind: type[Struct], table: object) -> dict[str, Any]:
-    """Collect the numbers beside the fields of `kind` as its field `counters`."""
+    """Collect the numbers that are not fields of `kind` in its field `counters`."""
     plain = msgspec.convert(table, dict[str, Any])
     fields = kind.__struct_encode_fields__
     folded = {name: value for name, value in plain.items() if name in fields}

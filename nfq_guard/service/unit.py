@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the sandbox of the service unit keeps a daemon from doing, for `check`."""
+"""Restrictions of the service unit's sandbox on a daemon, for `check`."""
 
 import ipaddress
 import re
@@ -28,15 +28,19 @@ _READS_ALL: Final = "cap_dac_read_search"
 
 @final
 class Sandbox(NamedTuple):
-    """What a unit lets its service do.
+    """The restrictions of a unit on its service.
 
     Attributes:
         unit: The name of the unit; empty for the unit as shipped.
         sockets: Families of sockets that it may open; None for all.
-        networks: Networks that it may exchange packets with; None for all.
+        networks: Networks with which it may exchange packets; None for all.
         writable: Directories in which it may write; None for all.
+<<<<<<< HEAD
         hidden: Directories of the host that it does not see, or sees without their files.
         reads_all: Whether it may read the files of root.
+=======
+        hidden: Directories that the unit replaces with private ones.
+>>>>>>> 6626d1f (Write the service's texts in plain English)
     """
 
     unit: str = ""
@@ -89,12 +93,12 @@ def _hidden(has: Mapping[str, str]) -> Iterator[str]:
 
 
 def _paths(text: str) -> list[str]:
-    """The paths of a property; `-` and `+` before one say what to do if it is missing."""
+    """The paths of a property, without the prefixes `-` and `+`."""
     return [re.sub(r"^[-+]+", "", word) for word in text.split()]
 
 
 def mistakes(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
-    """Settings that do not work in a sandbox."""
+    """The settings that do not work in a sandbox."""
     unit = sandbox.unit
     address = parse_listen(settings.metrics_listen)
     if address is not None:
@@ -129,7 +133,7 @@ def mistakes(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
 def cautions(settings: Settings, source: str) -> Iterator[Caution]:
     """Settings of the file `source` that work in the unit, as shipped, only with a drop-in.
 
-    For a file that the unit does not use, as `sandbox_of` says: another program may run the daemon.
+    For a file that the unit does not use (see `sandbox_of`): another program may run the daemon.
     """
     address = parse_listen(settings.metrics_listen)
     if address is not None and not _host(address[0]).is_loopback:
@@ -137,7 +141,7 @@ def cautions(settings: Settings, source: str) -> Iterator[Caution]:
             _LISTEN,
             source,
             "",
-            f"{settings.metrics_listen} is reached from this host only where the service unit runs "
+            f"{settings.metrics_listen} is reachable only from this host if the service unit runs "
             "the daemon; a drop-in with IPAddressAllow= names the networks that may connect",
         )
     for key, what, path in _written(settings):
@@ -171,6 +175,7 @@ def unread_pods(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[C
 
 
 def _written(settings: Settings) -> Iterator[tuple[str, str, str]]:
+<<<<<<< HEAD
     """Settings that name what the daemon writes: key, kind and path."""
     for name in settings.logs:
         if name not in {STDOUT, JOURNAL}:
@@ -191,6 +196,13 @@ def _read(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield "shadow", "file", settings.shadow
     if settings.pods_dir:
         yield "pods_dir", "directory", settings.pods_dir
+=======
+    """Settings that name files or directories that the daemon writes: key, kind and path."""
+    if settings.metrics_file:
+        yield _FILE, "file", settings.metrics_file
+    if settings.capture_dir:
+        yield _CAPTURE_DIR, "directory", settings.capture_dir
+>>>>>>> 6626d1f (Write the service's texts in plain English)
 
 
 def only_from_here(settings: Settings) -> bool:
@@ -221,7 +233,7 @@ def _reaches_others(sandbox: Sandbox) -> bool:
 
 
 def _host(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address; of a name other than `localhost`, one that is reached from elsewhere."""
+    """The address; for a name other than `localhost`, an address that other hosts can reach."""
     try:
         return ipaddress.ip_address(text)
     except ValueError:

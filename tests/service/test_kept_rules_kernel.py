@@ -101,4 +101,4 @@ def test_a_daemon_that_cannot_put_them_back_ends(kept: Kept, tmp_path: Path) -> 
             assert guard.process.wait(timeout=60) == 1
         except subprocess.TimeoutExpired:
             pytest.fail("it goes on without rules")
-        assert "the rules are gone and cannot be put back" in guard.stderr()
+        assert "the rules are gone and cannot be restored" in guard.stderr()

@@ -126,27 +126,27 @@ def with_addresses(*texts: Any) -> str:  # noqa: ANN401 - what JSON can hold
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ("", "no JSON of the kind"),
-        ("no JSON", "no JSON of the kind"),
-        ("[]", "no JSON of the kind"),
-        ("null", "no JSON of the kind"),
-        ("\0" * 4096, "no JSON of the kind"),
-        (deep(30_000), "no JSON of the kind"),
-        ('{"kind": "\\ud800"}', "no JSON of the kind"),
-        (b'{"kind": "cniCacheV1", "containerId": "\xff"}', "no JSON of the kind"),
-        (changed(kind="cniCacheV2"), "no JSON of the kind"),
-        (changed(cniArgs=[["K8S_POD_NAME"]]), "no JSON of the kind"),
-        (changed(cniArgs={"K8S_POD_NAME": "x"}), "no JSON of the kind"),
-        (changed(result=[1]), "no JSON of the kind"),
-        (with_addresses(1), "no JSON of the kind"),
+        ("", "not JSON of the kind"),
+        ("no JSON", "not JSON of the kind"),
+        ("[]", "not JSON of the kind"),
+        ("null", "not JSON of the kind"),
+        ("\0" * 4096, "not JSON of the kind"),
+        (deep(30_000), "not JSON of the kind"),
+        ('{"kind": "\\ud800"}', "not JSON of the kind"),
+        (b'{"kind": "cniCacheV1", "containerId": "\xff"}', "not JSON of the kind"),
+        (changed(kind="cniCacheV2"), "not JSON of the kind"),
+        (changed(cniArgs=[["K8S_POD_NAME"]]), "not JSON of the kind"),
+        (changed(cniArgs={"K8S_POD_NAME": "x"}), "not JSON of the kind"),
+        (changed(result=[1]), "not JSON of the kind"),
+        (with_addresses(1), "not JSON of the kind"),
         (changed(padding="x" * pods.FILE_BYTES_MAX), "more than 65536 bytes"),
-        (of_pod("shop", "cart\n0"), "no name of Kubernetes"),
-        (of_pod("shop", "\x1b[31mcart"), "no name of Kubernetes"),
-        (of_pod("shop", "cart-0\n"), "no name of Kubernetes"),
-        (of_pod("Shop", "cart-0"), "no name of Kubernetes"),
-        (of_pod("shop", "../cart"), "no name of Kubernetes"),
-        (of_pod("shop", "c" * 254), "no name of Kubernetes"),
-        (of_pod("shop", ""), "no name of Kubernetes"),
+        (of_pod("shop", "cart\n0"), "no valid Kubernetes name"),
+        (of_pod("shop", "\x1b[31mcart"), "no valid Kubernetes name"),
+        (of_pod("shop", "cart-0\n"), "no valid Kubernetes name"),
+        (of_pod("Shop", "cart-0"), "no valid Kubernetes name"),
+        (of_pod("shop", "../cart"), "no valid Kubernetes name"),
+        (of_pod("shop", "c" * 254), "no valid Kubernetes name"),
+        (of_pod("shop", ""), "no valid Kubernetes name"),
         (changed(containerId=""), "no id"),
         (changed(containerId="a\x00"), "no id"),
         (changed(containerId="a" * 129), "no id"),
@@ -185,7 +185,7 @@ def test_what_is_no_regular_file_is_not_opened(
     found = read(place)
     assert named(found) == {"10.0.0.1": "good"}
     assert (found.skipped, found.problem) == (
-        1, "'net-\\udcff\\n-eth0': it is no regular file",
+        1, "'net-\\udcff\\n-eth0': not a regular file",
     )  # fmt: skip
 
 
@@ -335,9 +335,7 @@ def test_problems_are_said_once_and_at_most_once_a_minute(followed: Followed) ->
     (followed.place / "a").touch()
     followed.look()
     followed.look()
-    assert followed.said == [
-        PodsUnread(problem="'a': it is no JSON of the kind cniCacheV1", files=1)
-    ]
+    assert followed.said == [PodsUnread(problem="'a': not JSON of the kind cniCacheV1", files=1)]
     tick(followed.place)
     (followed.place / "b").touch()
     followed.now += 59
@@ -347,7 +345,7 @@ def test_problems_are_said_once_and_at_most_once_a_minute(followed: Followed) ->
     followed.now += 1
     followed.look()
     assert followed.said[1:] == [
-        PodsUnread(problem="'b': it is no JSON of the kind cniCacheV1", files=2)
+        PodsUnread(problem="'b': not JSON of the kind cniCacheV1", files=2)
     ]
 
 

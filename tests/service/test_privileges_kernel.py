@@ -215,7 +215,7 @@ def test_the_user_reads_the_pods_of_root(inside: Namespace, tmp_path: Path) -> N
         assert started["capabilities"] == ["CAP_DAC_READ_SEARCH", "CAP_NET_ADMIN", "CAP_NET_RAW"]
         wait_for(lambda: bool(guard.events("pods_unread")))
         (unread,) = guard.events("pods_unread")
-        assert unread["problem"] == "'net-bad-eth0': it is no JSON of the kind cniCacheV1"
+        assert unread["problem"] == "'net-bad-eth0': not JSON of the kind cniCacheV1"
         assert unread["files"] == 1
         assert guard.stop() == 0
 

@@ -57,6 +57,10 @@ def test_a_refusal_is_one_line_for_each_file(inside: Namespace) -> None:
         "env", f"PYTHONPATH={import_path()}", sys.executable, "-c", code,
     )  # fmt: skip
     lines = done.stdout.splitlines()
-    expected = "/proc/net/netfilter/nfnetlink_queue stays root's: Operation not permitted"
+    expected = (
+        "/proc/net/netfilter/nfnetlink_queue remains readable by root only: Operation not permitted"
+    )
     assert lines[0] == expected
-    assert all(line.endswith("stays root's: Operation not permitted") for line in lines)
+    assert all(
+        line.endswith("remains readable by root only: Operation not permitted") for line in lines
+    )

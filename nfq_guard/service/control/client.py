@@ -83,7 +83,7 @@ class Client:
 
 
 def connect_error(path: Path, error: OSError) -> NfqGuardError:
-    """The error for the operator where `connect` failed with `error`."""
+    """The error for the operator if `connect` failed with `error`."""
     if isinstance(error, PermissionError):
         return PrivilegeError(f"only root and the group of the daemon may connect to {path}")
     if isinstance(error, FileNotFoundError):

@@ -28,9 +28,9 @@ from nfq_guard.service.control.protocol import Caller, Request, Responder, Respo
 from nfq_guard.service.settings import Settings, expected_value
 from nfq_guard.service.status import Status, encode
 
-# Most flows in the response to `dump`.
+# Maximum number of flows in the response to `dump`.
 _FLOWS_MAX: Final = 256
-# Most packets in the response to `packets`; with their comments about a kilobyte each at most.
+# Maximum number of packets in the response to `packets`, each up to about a kilobyte.
 _PACKETS_MAX: Final = 2048
 
 A = TypeVar("A", bound=Struct)
@@ -45,7 +45,7 @@ class ControlledDaemon(Protocol):
     def dump(
         self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
     ) -> None:
-        """Respond with the flows seen last, or the last packets, of one address or of all."""
+        """Respond with the most recent flows or packets, of one address or of all."""
 
     def reload(self, respond: Responder | None = None) -> None:
         """Reload the policy; respond when the new one is in force or refused."""
@@ -64,7 +64,7 @@ class ControlledDaemon(Protocol):
         """
 
     def rules_installed(self, fail_mode: FailMode) -> None:
-        """Root has installed the rules that were handed over."""
+        """Note that root has installed the rules that were handed over."""
 
 
 class Nothing(Struct, frozen=True):
@@ -76,7 +76,7 @@ class DumpArguments(Struct, frozen=True):
 
     Attributes:
         address: Only flows with this address; None for all.
-        flows: Most flows in the response.
+        flows: Maximum number of flows in the response.
     """
 
     address: str | None = None
@@ -88,7 +88,7 @@ class PacketsArguments(Struct, frozen=True):
 
     Attributes:
         address: Only packets with this address; None for all.
-        packets: Most packets in the response.
+        packets: Maximum number of packets in the response.
     """
 
     address: str | None = None
@@ -116,7 +116,7 @@ class ModeRecord(TypedDict):
 
     Attributes:
         mode: The mode in which packets are judged from now on.
-        problem: Why the rules keep the fail mode that they had; absent where they follow the mode.
+        problem: Why the rules keep their fail mode; absent if they follow the mode.
     """
 
     mode: Annotated[str, Mode]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One connection of the control socket: its state, and which states may follow."""
+"""One connection of the control socket: its state, and the legal transitions."""
 
 import socket
 import time
@@ -12,14 +12,14 @@ from nfq_guard.service.loop import Loop
 
 
 class State(Enum):
-    """What happens with a connection."""
+    """The state of a connection."""
 
     READING = auto()
     """No complete request has arrived."""
     QUEUED = auto()
-    """The next request has arrived, and is taken in a later turn of the loop."""
+    """The next request has arrived, and is carried out in a later turn of the loop."""
     WAITING = auto()
-    """A request is carried out; what arrives meanwhile is kept."""
+    """A request is being carried out; further input is buffered."""
     DEAF = auto()
     """As WAITING, but nothing is read: the input has ended, or the share of CPU time is spent."""
     WRITING = auto()
@@ -31,7 +31,7 @@ class State(Enum):
 
 
 class Interest(Enum):
-    """The readiness that the loop watches a socket for."""
+    """The readiness for which the loop watches a socket."""
 
     NOTHING = auto()
     READABLE = auto()
@@ -48,8 +48,8 @@ TRANSITIONS: Final = {
     State.CLOSED: set[State](),
 }
 
-# A queued request is taken when the socket is writable. That is in the next turn, so that each
-# connection gets one request a turn, unless the client has not read the responses before.
+# A queued request is taken when the socket is writable: in the next turn, so that each connection
+# has one request a turn, or later if the client has not read the earlier responses.
 INTEREST: Final = {
     State.READING: Interest.READABLE,
     State.QUEUED: Interest.WRITABLE,
@@ -67,9 +67,9 @@ class Connection:
 
     Attributes:
         caller: The process at the other end.
-        state: Changed by `move` alone.
+        state: Changed only by `move`.
         input: Bytes that have arrived and are not yet used.
-        input_ended: Whether nothing more will be read.
+        input_ended: Whether no more input will be read.
         output: The rest of a response that is not sent yet.
         active_at: When the client last sent or read something, monotonic seconds.
     """
@@ -113,7 +113,7 @@ class Connection:
 
     @property
     def settled(self) -> State:
-        """The state that follows where no request is carried out."""
+        """The next state if no request is being carried out."""
         if self.output:
             return State.WRITING
         if b"\n" in self.input:
@@ -121,7 +121,7 @@ class Connection:
         return State.CLOSED if self.input_ended else State.READING
 
     def move(self, to: State) -> bool:
-        """Change the state, and what the loop watches for; False where `TRANSITIONS` forbids it."""
+        """Change the state and the watched readiness; False if `TRANSITIONS` forbids it."""
         if to is self.state:
             return True
         if to not in TRANSITIONS[self.state]:
@@ -135,7 +135,7 @@ class Connection:
         return True
 
     def receive(self, most: int) -> int:
-        """Read at most `most` bytes into `input`. Returns how many; 0 at the end of the input.
+        """Read at most `most` bytes into `input`. Returns their number; 0 at the end of the input.
 
         Raises:
             BlockingIOError: Nothing has arrived.

@@ -29,7 +29,7 @@ CONNECTIONS_MAX: Final = 16
 REQUEST_MAX_BYTES: Final = 1 << 16
 RESPONSE_MAX_BYTES: Final = 4 << 20
 IDLE_S: Final = 30.0
-# The share of CPU time for requests, and how much of it can be saved up for a burst.
+# The share of CPU time for requests, and the seconds that can accumulate for a burst.
 _SHARE: Final = 0.1
 _SAVED_MAX_S: Final = 0.05
 _PARKED_S: Final = 0.02
@@ -126,7 +126,7 @@ class ControlServer:
         self._saved_s -= time.thread_time() - began
 
     def _overspent(self, now: float) -> bool:
-        """Whether requests have spent their share of the time."""
+        """Whether requests have used up their share of CPU time."""
         self._saved_s = min(_SAVED_MAX_S, self._saved_s + _SHARE * (now - self._saved_at))
         self._saved_at = now
         return self._saved_s < 0
@@ -156,7 +156,7 @@ class ControlServer:
             self._take(connection)
 
     def _keep_input(self, connection: Connection) -> None:
-        """Keep what arrives while a request is carried out."""
+        """Buffer the input that arrives while a request is carried out."""
         connection.receive(REQUEST_MAX_BYTES)
         if len(connection.input) > REQUEST_MAX_BYTES:
             self.dropped += 1
@@ -191,7 +191,7 @@ class ControlServer:
         )
 
     def _refuse(self, connection: Connection, reason: str) -> None:
-        """Respond to what is not a request; what follows it is not trusted, so the input ends."""
+        """Respond to input that is not a request. The rest is not trusted, so the input ends."""
         connection.input_ended = True
         connection.input = b""
         self._respond(connection, Response.error(reason))
@@ -217,7 +217,7 @@ class ControlServer:
         self._move(connection, connection.settled)
 
     def _move(self, connection: Connection, to: State) -> None:
-        """Change the state; a transition that is not legal, a bug, costs only the connection."""
+        """Change the state; an illegal transition is a bug, and closes only this connection."""
         if not connection.move(to):
             self.dropped += 1
             to = State.CLOSED
@@ -229,7 +229,7 @@ class ControlServer:
         self._connections.discard(connection)
 
     def _tick(self, now: float) -> None:
-        """Close idle connections, and make a socket file again that has vanished."""
+        """Close idle connections, and recreate a socket file that has vanished."""
         for connection in list(self._connections):
             if now - connection.active_at > IDLE_S and not connection.busy:
                 self.dropped += 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Takes the control socket's path in the file system, unless another daemon has it."""
+"""Binds the control socket to its path, unless another daemon uses the path."""
 
 import fcntl
 import os
@@ -31,9 +31,9 @@ _LISTENING: Final = "00010000"
 def listen(path: Path, notes: list[str]) -> socket.socket | None:
     """Listen at `path`.
 
-    Returns None, and adds a line to `notes`, where the daemon goes without a control socket: that
-    is where `path` is the default, and its directory is missing or a daemon in another network
-    namespace has it.
+    Returns None, and adds a line to `notes`, if the daemon runs without a control socket. That is
+    the case if `path` is the default, and its directory is missing or a daemon in another network
+    namespace uses it.
 
     A socket without a listening process, as a killed daemon leaves it, is replaced.
 
@@ -55,7 +55,7 @@ def listen(path: Path, notes: list[str]) -> socket.socket | None:
 
 
 def relisten(path: Path) -> socket.socket | None:
-    """Listen again at a path that has vanished, without waiting for anything; None if that fails.
+    """Listen again at a path that has vanished, without blocking; None if that fails.
 
     The packet loop calls this, so a lock that another process holds is not waited for.
     """
@@ -68,8 +68,8 @@ def relisten(path: Path) -> socket.socket | None:
 def exclusive(directory: Path, within_s: float | None = None) -> Iterator[None]:
     """Hold the lock under which a daemon takes or removes a socket in `directory`.
 
-    Any process that may read the directory could hold the lock for ever, so it is waited for no
-    longer than `within_s`, by default `LOCK_WITHIN_S`; after that the body runs without it.
+    Any process that can read the directory could hold the lock forever. The wait for it is
+    therefore limited to `within_s`, by default `LOCK_WITHIN_S`; then the body runs without it.
 
     Raises:
         OSError: The directory cannot be read.
@@ -91,7 +91,7 @@ def exclusive(directory: Path, within_s: float | None = None) -> Iterator[None]:
 
 
 def network_namespace(pid: int | str) -> str:
-    """The network namespace of a process, as /proc names it; empty where that is not readable."""
+    """The network namespace of a process, as named in /proc; empty if that is not readable."""
     try:
         return str(Path("/proc", str(pid), "ns/net").readlink())
     except OSError:
@@ -99,11 +99,11 @@ def network_namespace(pid: int | str) -> str:
 
 
 def find(default: Path) -> tuple[Path, bool]:
-    """The socket of the daemon in this network namespace, and whether it is there.
+    """The socket of the daemon in this network namespace, and whether it may be there.
 
-    Instances listen in directories beside `default`, each under the name that `default` has. The
-    result is `default` where no daemon is known to be in this namespace; False says that the one
-    at `default` is known to be in another.
+    Instances listen in directories next to `default`, each with the file name of `default`. The
+    result is `default` if no daemon is known to be in this namespace; False means that the one at
+    `default` is known to be in another.
     """
     elsewhere = _is_elsewhere(default)
     if elsewhere or _is_missing(default):
@@ -114,7 +114,7 @@ def find(default: Path) -> tuple[Path, bool]:
 
 
 def of_process(pid: int) -> Path | None:
-    """The control socket at which a process listens; None without one, or where it is not seen."""
+    """The control socket at which a process listens; None without one, or if it is not visible."""
     process = Path("/proc", str(pid))
     links: set[str] = set()
     try:
@@ -135,12 +135,12 @@ def of_process(pid: int) -> Path | None:
 
 
 def _temporary(path: Path, pid: int) -> Path:
-    """The name under which a process binds the socket that it then links to `path`."""
+    """The temporary name of a socket that a process then links to `path`."""
     return path.with_name(f".{path.name}.{pid}")
 
 
 def _is_missing(path: Path) -> bool:
-    """Whether nothing is at `path`; false where this process may not look."""
+    """Whether nothing is at `path`; false if this process cannot find out."""
     try:
         return not path.exists()
     except PermissionError:
@@ -219,7 +219,7 @@ def is_here(path: Path) -> bool:
 
 
 def _namespace_at(path: Path) -> str:
-    """The network namespace of the listener at `path`; empty where it is not known."""
+    """The network namespace of the listener at `path`; empty if unknown."""
     try:
         with _connect(path) as connection:
             return network_namespace(caller_of(connection).pid)

@@ -2,11 +2,11 @@
 """Messages between the daemon and its worker processes, and the channel that carries them.
 
 Each message is a class: the daemon sends an `Order`, a worker a `Report`. On the wire a message is
-one MessagePack record of a SOCK_SEQPACKET pair. Neither side blocks on the other: a record for
-which the buffer has no room is lost, and `send` returns False.
+one MessagePack record of a SOCK_SEQPACKET pair. Neither side blocks: a record for which the buffer
+has no room is dropped, and `send` returns False.
 
-A record that is truncated, cannot be decoded or has an unknown type is dropped, and `refuse` gets a
-description of the mistake; no exception is raised.
+A record that is truncated, cannot be decoded or has an unknown type is dropped, and `refuse` is
+called with a description; no exception is raised.
 """
 
 import errno
@@ -22,7 +22,7 @@ from nfq_guard.raw_rules import RawRule
 from nfq_guard.service.worker.history import DumpEntry
 
 _RECORD_MAX_BYTES: Final = 1 << 19
-# A worker that sends many records must not keep the loop from the other descriptors.
+# A worker that sends many records must not starve the other descriptors of the loop.
 _RECORDS_A_TURN: Final = 64
 _BUFFER_BYTES: Final = 4 << 20
 # asm-generic/socket.h; Python does not name it.
@@ -53,7 +53,7 @@ class SetMode(_Message, frozen=True, tag="set-mode"):
 
 @final
 class SetRawRules(_Message, frozen=True, tag="set-raw-rules"):
-    """Allow what these rules make INVALID, from the next turn on."""
+    """Allow packets that these rules make INVALID, from the next turn on."""
 
     rules: tuple[RawRule, ...]
 
@@ -90,8 +90,8 @@ class Dump(_Message, frozen=True, tag="dump"):
     Attributes:
         dump: Number of the dump, the same in each reply to it.
         address: Only flows with this address; None for all.
-        flows: How many flows or packets at most.
-        packets: Whether packets are asked for instead of flows.
+        flows: Maximum number of flows or packets.
+        packets: Whether packets are requested instead of flows.
     """
 
     dump: int
@@ -109,10 +109,11 @@ class Ready(_Message, frozen=True, tag="ready"):
 
     Attributes:
         socket_buffer_bytes: Receive buffer of the queue's socket, as granted.
-        flags_refused: Flags of the queue that the kernel does not know.
+        flags_refused: Flags of the queue that the kernel does not support.
         evidence: Where flows are looked up.
-        evidence_reason: Why there is no better evidence; None where there is none better.
-        notes: What an operator should know.
+        evidence_reason: Why there is no better evidence; None if there is none.
+        notes: Notes for
+        the operator.
     """
 
     socket_buffer_bytes: int
@@ -137,7 +138,7 @@ class Failed(_Message, frozen=True, tag="failed"):
 
 @final
 class Numbers(_Message, frozen=True, tag="numbers"):
-    """What the worker counted since it started (`telemetry.metrics.Stats`).
+    """The counts of the worker since its start (`telemetry.metrics.Stats`).
 
     Attributes:
         judged: Packets by reason and action.
@@ -146,7 +147,7 @@ class Numbers(_Message, frozen=True, tag="numbers"):
         gauges: By name.
         evidence: Where flows are looked up.
         evidence_reason: Why there is no better evidence.
-        histograms: As `Stats.plain` gives them.
+        histograms: As returned by `Stats.plain`.
         messages_refused: Orders that were dropped.
         last_error: The last event of level error.
     """
@@ -183,8 +184,8 @@ class Flows(_Message, frozen=True, tag="flows"):
     """A part of a dump.
 
     Attributes:
-        dump: Which dump.
-        flows: Some flows or packets.
+        dump: Number of the dump.
+        flows: A part of the flows or packets.
         complete: Whether this was the last part.
     """
 
@@ -232,7 +233,7 @@ class RecordSocket:
         return True
 
     def receive(self, at_most: int | None = _RECORDS_A_TURN) -> list[bytes] | None:
-        """The records that have arrived; None once the other end is closed and no record is left.
+        """The received records; None once the other end is closed and no record is left.
 
         With `at_most` None there is no limit to their number.
         """
@@ -281,7 +282,7 @@ class Channel(Generic[SentT, ReceivedT]):
         self._records = RecordSocket(end, refuse)
         self._decoder = decoder
         self._refuse = refuse
-        # Fields of events may hold anything that their renderer can print.
+        # Fields of events may have any type that their renderer can print.
         self._encoder = msgspec.msgpack.Encoder(enc_hook=str)
 
     def fileno(self) -> int:

@@ -82,7 +82,7 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.sink import LineSink
 
 _SUPERVISE_S: Final = 0.05
-# A longer time between two rounds means that the daemon itself was stopped or had no CPU time.
+# A longer time between two rounds means that the daemon itself was stopped or starved of CPU time.
 _PAUSED_S: Final = 0.5
 # A worker takes at most two seconds to send the verdicts of the packets in its queue.
 _FINISH_S: Final = 3.0
@@ -128,11 +128,11 @@ class Supervisor:
 
         Args:
             queues: Their numbers.
-            loaded: The policy to begin with.
+            loaded: The initial policy.
             read: Reads the policy again, in a worker.
             open_queue: Binds a queue, in a worker, in a mode.
             inherited: The descriptors of this process that a worker needs to bind its queue.
-            mode: The mode to begin in.
+            mode: The initial mode.
             unjudged_mark: Mark bits that the rules set on a packet before they queue it.
             loop: The loop of the daemon.
             events: The log of the daemon, which takes the lines of all processes.
@@ -162,9 +162,9 @@ class Supervisor:
         return self._messages.count + sum(handle.messages_refused for handle in self._handles)
 
     def begin(self, started_at: float) -> ServedQueues:
-        """Fork all workers, and wait until all serve or the loop is to stop."""
+        """Fork all workers, and wait until all serve their queue or the loop is stopped."""
         gc.collect()
-        gc.freeze()  # what exists is shared with the workers, and stays so
+        gc.freeze()  # existing objects stay shared with the workers
         for handle in self._handles:
             handle.stats.gauges["start_time_seconds"] = started_at
             try:
@@ -191,7 +191,7 @@ class Supervisor:
         )
 
     def queues(self) -> list[QueueState]:
-        """How the queues are served, as of the last report of each worker."""
+        """The state of the queues, as of the last report of each worker."""
         return [handle.described() for handle in self._handles]
 
     def refresh(self) -> None:
@@ -210,13 +210,13 @@ class Supervisor:
             self._insist(handle, SetMode(mode=mode, unjudged_mark=unjudged_mark))
 
     def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:
-        """Order all workers to allow what these rules hide; also those that start later."""
+        """Order all workers, also later ones, to allow packets that these rules hide."""
         self._raw_rules = rules
         for handle in self._handles:
             self._insist(handle, SetRawRules(rules=rules))
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
-        """Have each worker prepare the policy that the daemon read; if all can, have all adopt it.
+        """Make each worker prepare the policy that the daemon read, then all adopt it or none.
 
         A starting worker is included: it was forked with the previous policy.
         """
@@ -249,11 +249,11 @@ class Supervisor:
         self._dumps[number] = _Dump(flows, respond, waiting, time.monotonic() + _DUMP_S)
 
     def alive(self, now: float) -> bool:
-        """Whether each queue is served, or may soon be."""
+        """Whether each queue is served or is about to be."""
         return all(handle.alive(now) for handle in self._handles)
 
     def finish(self, hurried: Callable[[], bool]) -> None:
-        """Order all workers to stop; kill those that do not within a bound, or once `hurried`."""
+        """Order all workers to stop; kill those that still run after a bound, or once `hurried`."""
         self._finishing = True
         for handle in self._handles:
             handle.send(Stop())
@@ -275,9 +275,9 @@ class Supervisor:
     def _insist(
         self, handle: WorkerHandle, order: SetMode | SetRawRules | Prepare | Commit
     ) -> bool:
-        """Send an order that a worker must not miss; kill the worker if its channel is full.
+        """Send an order that must not be lost; kill the worker if its channel is full.
 
-        The process that replaces it begins with the policy and the mode in force.
+        Its replacement starts with the policy and the mode in force.
         """
         if handle.pid == 0:
             return False
@@ -395,11 +395,11 @@ class Supervisor:
             return
         for line in lines:
             if not self._events.write_of_worker(line + b"\n"):
-                log.refuse("a line for an output that there is not")
+                log.refuse("a line for an unknown output")
         self._events.push(time.monotonic())
 
     def _exited(self, handle: WorkerHandle) -> None:
-        """Handle a worker's exit. Its last records are already in the sockets: take them first."""
+        """Handle a worker's exit; reads its last records from the sockets first."""
         self._loop.forget(handle.pidfd)
         pid = handle.pid
         how = handle.reap()
@@ -429,7 +429,7 @@ class Supervisor:
             self._answer_dump(number, dump)
 
     def _supervise(self, now: float) -> None:
-        """Kill stuck workers, restart ended ones, and end dumps and reloads that take too long."""
+        """Kill stuck workers, restart exited ones, and end overdue dumps and reloads."""
         paused_s = now - self._supervised_at - _SUPERVISE_S
         self._supervised_at = now
         for handle in self._handles:
@@ -464,13 +464,13 @@ class Supervisor:
             self._events.emit(WorkerRestarted(queue=handle.queue_num, pid=handle.pid))
 
     def _may_fork(self, handle: WorkerHandle, now: float) -> bool:
-        """Whether a fork is safe now: no reload is under way, and no thread of the loop runs.
+        """Whether a fork is safe now: no reload is under way, and no thread of the loop is running.
 
-        A process forked while a thread holds a lock never gets that lock. Threads that the loop
-        started end soon, so a restart waits for them, up to a bound. The thread of the metrics
-        endpoint never ends, but a worker uses no lock of prometheus_client or of the socket server,
-        and the C library and the interpreter renew their locks in the child. A worker that hangs
-        all the same is killed as stuck and restarted.
+        A lock that a thread holds during a fork is never released in the child. Threads of the loop
+        end soon, so a restart waits for them, up to a bound. The thread of the metrics endpoint
+        never ends, but a worker uses no lock of prometheus_client or of the socket server, and the
+        C library and the interpreter reinitialise their locks in the child. A worker that hangs
+        nevertheless is killed as stuck and restarted.
         """
         if self._reload is not None:
             return False
@@ -528,7 +528,7 @@ class Supervisor:
 
     @contextmanager
     def _surviving(self, handle: WorkerHandle) -> Iterator[None]:
-        """Log an exception; raised, it would end the daemon and all workers."""
+        """Log an exception instead of raising it, which would end the daemon and all workers."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - see above
@@ -573,7 +573,7 @@ class _Dump:
 
 
 def _error_of(failure: Failed) -> Exception:
-    """The reason why a worker could not start, as an error of the daemon."""
+    """A worker's failure to start, as an error of the daemon."""
     kind = _ERRORS.get(failure.exit_status)
     return RuntimeError(failure.problem) if kind is None else kind(failure.problem)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One queue of several as the daemon sees it: its worker process, running or to be restarted."""
+"""The daemon's handle on one queue: its worker process, running or to be restarted."""
 
 import os
 import signal
@@ -20,15 +20,15 @@ from nfq_guard.service.supervisor.messages import (
 from nfq_guard.service.supervisor.workers import QueueState, WorkerState
 from nfq_guard.telemetry.metrics import Stats
 
-# A worker reports four times a second; one that is silent for so long is stuck.
+# A worker reports four times a second; one that is silent for longer than this is stuck.
 STUCK_S: Final = 2.0
-# Binding a queue and loading BPF takes a tenth of it on a busy machine.
+# Binding a queue and loading BPF takes a tenth of this on a busy machine.
 _START_S: Final = 10.0
-# A queue that no worker served for so long is a fault that the service manager should see.
+# A queue without a worker for longer than this is a fault for the service manager.
 _HOPELESS_S: Final = 30.0
 _FIRST_DELAY_S: Final = 0.1
 _LONGEST_DELAY_S: Final = 5.0
-# After so long a time of service the next restart is as quick as the first.
+# After this time of service the next restart is as quick as the first.
 _STEADY_S: Final = 10.0
 
 
@@ -42,18 +42,17 @@ class WorkerHandle:
         pidfd: Its pidfd; -1 for none.
         state: How the queue is served.
         restarts: Processes after the first one.
-        restart_at: When to start the next process, monotonic seconds; while there is none.
-        stats: Counts of all its processes.
+        restart_at: When to start the next process, monotonic seconds; valid while there is none.
+        stats: Sums over all its processes.
         messages_refused: Orders that its processes dropped.
-        channel: To the process.
-        log: Its log lines, one a record.
+        channel: The channel to the process. log: Its log lines, one a record.
         last_error: Its last event of level error.
-        failure: Why the process that runs or ran last could not start.
-        ready: What the process reported once it served.
+        failure: Why the current or the last process could not start.
+        ready: The process's report that it serves the queue; None before.
     """
 
     def __init__(self, queue_num: int) -> None:
-        """Begin without a process."""
+        """Start without a process."""
         now = time.monotonic()
         self.queue_num = queue_num
         self.pid = 0
@@ -76,7 +75,7 @@ class WorkerHandle:
         self._unserved_since = now
 
     def started(self, pid: int, pidfd: int, channel: DaemonChannel, log: RecordSocket) -> None:
-        """Supervise a process that was just forked."""
+        """Supervise a newly forked process."""
         self.pid = pid
         self.pidfd = pidfd
         self.channel = channel
@@ -87,15 +86,15 @@ class WorkerHandle:
         self._heard_at = time.monotonic()
 
     def heard(self) -> None:
-        """Note that the process reported."""
+        """Record that the process reported."""
         self._heard_at = time.monotonic()
 
     def excuse(self, seconds: float) -> None:
-        """Do not count the last `seconds` as silence: the daemon itself did not run."""
+        """Do not count the last `seconds` as silence, because the daemon itself did not run."""
         self._heard_at += seconds
 
     def serving(self, ready: Ready) -> None:
-        """Note that the queue is served."""
+        """Record that the queue is served."""
         self.ready = ready
         self.stats.evidence = ready.evidence
         self.stats.evidence_reason = ready.evidence_reason
@@ -109,16 +108,16 @@ class WorkerHandle:
         self.last_error = numbers.last_error or self.last_error
 
     def silent(self, now: float) -> bool:
-        """Whether there is a process that has not reported for too long."""
+        """Whether there is a process whose last report is too old."""
         if self.pid == 0:
             return False
         limit = _START_S if self.state is WorkerState.STARTING else STUCK_S
         return now - self._heard_at > limit
 
     def alive(self, now: float) -> bool:
-        """Whether the queue is served, or may soon be.
+        """Whether the queue is served or is about to be.
 
-        A stuck worker has been sent SIGKILL; while it does not end, nothing can serve its queue.
+        A stuck worker has been sent SIGKILL; until it ends, nothing can serve its queue.
         """
         if self.state is WorkerState.SERVING:
             return True
@@ -143,7 +142,7 @@ class WorkerHandle:
     def reap(self) -> str:
         """Reap the exited process. Returns how it ended, for example `exit status 1`.
 
-        Never raises. The channels stay open for what the process still reported; `down` follows.
+        Never raises. The channels stay open for the last reports of the process; `down` follows.
         """
         pid, self.pid = self.pid, 0
         pidfd, self.pidfd = self.pidfd, -1
@@ -151,9 +150,9 @@ class WorkerHandle:
             os.close(pidfd)
         try:
             reaped, status = os.waitpid(pid, os.WNOHANG)
-        except OSError:  # SIGCHLD was ignored when the daemon was started: the kernel reaps
+        except OSError:  # the daemon inherited SIGCHLD ignored: the kernel reaps
             return "unknown exit status"
-        # 0: a debugger is attached to the process and has yet to take its status.
+        # 0: an attached debugger has not collected the status yet.
         return ending(status) if reaped else "unknown exit status"
 
     def down(self, now: float) -> None:
@@ -170,12 +169,12 @@ class WorkerHandle:
         self.postpone(now)
 
     def postpone(self, now: float) -> None:
-        """Plan the next start, each time later than the time before, within a bound."""
+        """Plan the next start, with a delay that grows up to a bound."""
         self.restart_at = now + self._delay_s
         self._delay_s = min(2 * self._delay_s, _LONGEST_DELAY_S)
 
     def described(self) -> QueueState:
-        """For status and metrics."""
+        """The state of the queue, for status and metrics."""
         return QueueState(
             queue_num=self.queue_num,
             pid=self.pid,
@@ -194,7 +193,7 @@ class WorkerHandle:
 def ending(status: int) -> str:
     """How a process ended, from its wait status.
 
-    The signals 32, 33 and 35 to 63 have no name.
+    Signals 32, 33 and 35 to 63 have no name.
     """
     code = os.waitstatus_to_exitcode(status)
     if code >= 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The program of a worker process: serves one of several queues by the orders of the daemon.
+"""The program of a worker process, which serves one of several queues for the daemon.
 
 Signals to the service reach its workers too. Workers ignore them, because a worker must serve until
 the rules are removed. When the daemon has ended, a worker sends the verdicts of all waiting packets
@@ -45,7 +45,7 @@ from nfq_guard.telemetry.events import MessageRefused
 from nfq_guard.telemetry.log import EventLog
 
 REPORT_S: Final = 0.25
-# Flows or packets in one message of a dump.
+# Maximum number of flows or packets in one message of a dump.
 _FLOWS_A_MESSAGE: Final = 16
 _PR_SET_NAME: Final = 15
 _SERVICE_SIGNALS: Final = (
@@ -74,7 +74,7 @@ class WorkerProcess:
         Args:
             end: The worker's end of the channel.
             events: Takes events to the log of the daemon.
-            loaded: The policy to begin with.
+            loaded: The initial policy.
             read: Reads the policy again.
         """
         self._refused = LimitedEvent(events)
@@ -185,9 +185,10 @@ class WorkerProcess:
 
 
 def detach(name: str, keep: set[int]) -> None:
-    """Become a worker right after the fork, signals blocked: close the daemon's descriptors.
+    """Become a worker after the fork, with signals blocked: close the daemon's descriptors.
 
-    Objects of the daemon whose descriptors are closed here live on in frames that never return.
+    Objects of the daemon whose descriptors are closed here stay referenced by frames that never
+    return.
 
     Args:
         name: The process's name in `ps`.
@@ -203,7 +204,8 @@ def detach(name: str, keep: set[int]) -> None:
             except OSError:  # the listing's own
                 continue
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Landlock lets nobody write to /proc/self/comm. A name is only for people: failing is no harm.
+    # Landlock forbids writing to /proc/self/comm. The name is only informative, so failure is
+    # harmless.
     ctypes.CDLL(None).prctl(_PR_SET_NAME, name.encode("ascii")[:15], 0, 0, 0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The interface of the parts that serve queues, and the one that serves in this process."""
+"""The interface of the parts that serve queues, and the implementation in this process."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from nfq_guard.telemetry.metrics import Stats
 
 
 class WorkerState(StrEnum):
-    """How a queue is served.
+    """The state of a queue.
 
     A stuck worker did not report for too long. It was sent SIGKILL and has not ended yet.
     """
@@ -39,9 +39,9 @@ class QueueState:
     Attributes:
         queue_num: Its number.
         pid: The process that serves it; 0 for none.
-        state: How it is served.
+        state: Its state.
         restarts: Processes after the first one.
-        stats: Counts of all these processes; to be read only.
+        stats: Sums over all these processes; read-only.
     """
 
     queue_num: int
@@ -54,14 +54,14 @@ class QueueState:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServedQueues:
-    """How the queues are served at the start, for the event `started`.
+    """The queues and their processes at the start, for the event `started`.
 
     Attributes:
         queue: The queue, if the daemon's own process serves one.
         queues: The queues, if worker processes serve them.
         pids: Those processes.
         socket_buffer_bytes: Receive buffer of a queue's socket, as granted.
-        flags_refused: Flags of the queue that the kernel does not know.
+        flags_refused: Flags of the queue that the kernel does not support.
     """
 
     queue: int | None = None
@@ -72,7 +72,7 @@ class ServedQueues:
 
 
 def least_evidence(queues: Sequence[QueueState]) -> tuple[Evidence, str | None]:
-    """Where the flows of that queue are looked up which has the least; and why not better."""
+    """The evidence of the queue with the least, and why it has no better."""
     ranks = list(Evidence)
     stats = max((queue.stats for queue in queues), key=lambda each: ranks.index(each.evidence))
     return stats.evidence, stats.evidence_reason
@@ -83,7 +83,7 @@ class Workers(Protocol):
 
     @property
     def messages_refused(self) -> int:
-        """Messages between processes that were dropped."""
+        """Number of messages between processes that were dropped."""
 
     def begin(self, started_at: float) -> ServedQueues:
         """Serve all queues. Returns once all are served.
@@ -96,7 +96,7 @@ class Workers(Protocol):
         """
 
     def queues(self) -> list[QueueState]:
-        """How the queues are served."""
+        """The state of the queues."""
 
     def refresh(self) -> None:
         """Update the counts, without waiting for other processes."""
@@ -108,7 +108,7 @@ class Workers(Protocol):
         """Judge in `mode` from the next turn on; accepted packets lose the bits `unjudged_mark`."""
 
     def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:
-        """Allow what these rules before conntrack make INVALID, from the next turn on."""
+        """Allow packets that these rules before conntrack make INVALID, from the next turn on."""
 
     def adopt(self, loaded: LoadedPolicy, done: Callable[[str], None]) -> None:
         """Adopt a policy soon, in all queues or in none.
@@ -120,10 +120,10 @@ class Workers(Protocol):
     def dump(
         self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
     ) -> None:
-        """Respond with the flows seen last, or the last packets, within a bounded time."""
+        """Respond with the most recent flows or packets, within a bounded time."""
 
     def alive(self, now: float) -> bool:
-        """Whether each queue is served, or may soon be."""
+        """Whether each queue is served or is about to be."""
 
     def finish(self, hurried: Callable[[], bool]) -> None:
         """Send the verdicts of waiting packets, within a bounded time, and unbind all queues.
@@ -189,7 +189,7 @@ class InProcess:
     def dump(
         self, address: str | None, flows: int, respond: Responder, *, packets: bool = False
     ) -> None:
-        """Respond with flows at once, with packets soon."""
+        """Respond with flows at once, or with packets soon."""
 
         def done(found: list[DumpEntry]) -> None:
             respond(Response.ok([orjson.Fragment(entry.json) for entry in found]))
@@ -204,5 +204,5 @@ class InProcess:
         return True
 
     def finish(self, hurried: Callable[[], bool]) -> None:
-        """Drain and unbind."""
+        """Drain and unbind the queue."""
         self._server.finish(hurried)

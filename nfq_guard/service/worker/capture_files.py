@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Files of the INVALID packets of one queue, written at an alert or all the time.
+"""Writes the INVALID packets of one queue to files, at an alert or continuously.
 
 An alert is a burst of one reason, packets that the kernel dropped, or a judgment that failed. Its
-file is written `_AFTER_S` later, with what came before and after. A thread of the loop writes, so
-that a slow or full disk delays no packet.
+file is written `_AFTER_S` later, and has the packets before and after the alert. A thread of the
+loop writes, so a slow or full disk delays no packet.
 """
 
 import os
@@ -22,7 +22,7 @@ from nfq_guard.telemetry.events import Event, PacketsNotSaved, PacketsSaved
 from nfq_guard.telemetry.metrics import Stats
 
 _AFTER_S: Final = 2.0
-# Least time between two files of alerts, and the longest until packets are in a file otherwise.
+# Minimum time between two files of alerts; without alerts, maximum time until packets are written.
 _PAUSE_S: Final = 60.0
 _COUNTERS: Final = ("queue_full_drops", "buffer_full_drops", "judging_failures")
 
@@ -60,16 +60,17 @@ class CaptureFiles:
         """Write nothing before `tick`.
 
         Args:
-            directory: Where the files are.
+            directory: Directory of the files.
             queue_num: The queue.
             ring: Its packets.
             stats: Its numbers.
-            loop: Runs what writes.
-            emit: Takes events.
+            loop: Runs the writing thread.
+            emit: Logs an event.
             alert_packets: Packets of one reason within a second that are an alert; 0 to write all
-                packets, alert or not.
-            files_max: How many files of the queue are kept.
-            payload: Whether packets have more than their headers.
+                packets.
+            files_max: Number of files of the queue that are kept.
+            payload: Whether packets include
+            their payload.
             hash_addresses: Whether addresses are replaced.
         """
         self._directory = directory
@@ -82,7 +83,7 @@ class CaptureFiles:
         self._alert_packets = alert_packets
         self._files_max = files_max
         self._payload = payload
-        # The same address is the same in all files of this process.
+        # An address has the same replacement in all files of this process.
         self._anonymiser = Anonymiser(os.urandom(32)) if hash_addresses else None
         self._before = self._counted()
         self._due: tuple[float, str] | None = None
@@ -93,7 +94,7 @@ class CaptureFiles:
         self._failing = False
 
     def tick(self, now: float) -> None:
-        """Look for an alert, and begin to write what is due; to be called once a second."""
+        """Check for an alert, and start to write a file if one is due; called once a second."""
         cause = self._cause(now)
         if cause and self._due is None and not self._alert_packets:
             self._due = now, cause
@@ -103,7 +104,7 @@ class CaptureFiles:
             self._begin(now, self._due[1])
 
     def _cause(self, now: float) -> str:
-        """Why a file is to be written; empty for no reason."""
+        """Why a file is to be written; empty if none is."""
         before, self._before = self._before, self._counted()
         if not self._alert_packets:
             new = self._ring.added - self._written_added
@@ -153,11 +154,11 @@ class CaptureFiles:
         self._loop.background(lambda: self._write(path, batches, epoch_ns), saved, failed)
 
     def _write(self, path: Path, batches: Batches, epoch_ns: int) -> int:
-        """In a thread. Returns the number of packets."""
+        """Write a file, in a thread. Returns the number of packets."""
         unfinished = path.with_suffix(".part")
         count = 0
         try:
-            # What an earlier daemon left of it, or another user planted, is not written to.
+            # Never write to a file that an earlier daemon left or another user planted.
             unfinished.unlink(missing_ok=True)
             handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
             with os.fdopen(handle, "wb") as file:

@@ -26,11 +26,11 @@ class EvidenceFollower:
         events: EventLog,
         loop: Loop,
     ) -> None:
-        """Do nothing before `begin`, but say in `stats` which evidence there is.
+        """Record the evidence in `stats`; do nothing else before `begin`.
 
         Args:
             source: The evidence.
-            engine: Judges by it.
+            engine: Judges the packets of the queue.
             stats: The numbers of the queue.
             queue_num: Its number.
             events: The log of events.
@@ -46,13 +46,13 @@ class EvidenceFollower:
         self._report()
 
     def begin(self) -> None:
-        """Read the log from the loop, and follow changes."""
+        """Read the log from the loop, and follow changes of the host."""
         if self._source.log is not None:
             self._loop.watch(self._source.log.fileno(), self._source.log.read)
         self._loop.every(_FOLLOW_S, self._tick)
 
     def end(self) -> None:
-        """Read the log no more; the source is still open."""
+        """Stop reading the log; the source stays open."""
         if self._source.log is not None:
             self._loop.forget_if_watched(self._source.log.fileno())
 

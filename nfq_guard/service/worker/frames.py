@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From judgments to frames of a capture, each with a comment that says what was found."""
+"""Converts judgments to frames of a capture, each with a comment on the finding."""
 
 from collections.abc import Iterable, Iterator
 from typing import Final
@@ -15,10 +15,10 @@ from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
 _NS: Final = 1_000_000_000
 _UDP_HEADER: Final = 8
 _ICMP_HEADER: Final = 8
-# Of a packet whose headers cannot be read: the longest fixed IP header and a TCP header.
+# For a packet whose headers cannot be read: the longest fixed IP header and a TCP header.
 _UNREAD: Final = 60
 _LEAVING: Final = frozenset({Hook.OUTPUT, Hook.POSTROUTING})
-# What an ICMP error quotes beside the IP header: ports and sequence number (RFC 792).
+# Octets that an ICMP error quotes after the IP header: ports and sequence number (RFC 792).
 _QUOTED: Final = 8
 
 Batches = Iterable[tuple[float, list[Judgment]]]
@@ -29,9 +29,9 @@ class PacketRecord(msgspec.Struct, frozen=True):
 
     Attributes:
         time_ns: When it was read, nanoseconds of the Unix epoch.
-        interface: The interface it came in by, or, at a hook where packets leave, goes out by.
+        interface: The incoming interface, or the outgoing one at a hook for leaving packets.
         wire_len: Octets of the whole packet.
-        octets: From the IP header on; in JSON in base64.
+        octets: The kept octets, IP header first; base64 in JSON.
         comment: Reason, numbers, flow, rule and verdict.
     """
 
@@ -48,9 +48,9 @@ def records(
     """The packets, the oldest first.
 
     Args:
-        batches: As `PacketRing.batches` gives them.
+        batches: From `PacketRing.batches`.
         epoch_ns: The Unix time at which the monotonic clock was 0.
-        payload: Whether to keep what the kernel copied beyond the headers.
+        payload: Whether to include the payload, as far as the kernel copied it.
         end: Only packets with this address; None for all.
     """
     for read_at, judgments in batches:
@@ -63,7 +63,7 @@ def records(
             octets = queued.octets
             leaves = queued.hook in _LEAVING
             yield PacketRecord(
-                # Packets of a batch have one time; their order is that of the queue.
+                # Packets of a batch have the same time, and the order of the queue.
                 time_ns=time_ns + place,
                 interface=(queued.outdev if leaves else queued.indev) or queued.outdev,
                 wire_len=packet.length if isinstance(packet, Packet) else len(octets),
@@ -73,7 +73,7 @@ def records(
 
 
 def headers_len(judgment: Judgment) -> int:
-    """Octets up to the payload; of an ICMP error, with the headers that it quotes."""
+    """Octets up to the payload; for an ICMP error, including the quoted headers."""
     packet = judgment.packet
     octets = judgment.queued.octets
     if not isinstance(packet, Packet):
@@ -94,7 +94,7 @@ def headers_len(judgment: Judgment) -> int:
 
 
 def comment_of(judgment: Judgment) -> str:
-    """What was found, in one line."""
+    """The finding in one line."""
     finding = judgment.finding
     said = f"INVALID {finding.reason.value}"
     breach = finding.breach

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Heals flows: conntrack no longer checks the window of one sender of one flow.
+"""Heals flows: disables conntrack's window check for one sender of one flow.
 
-A rule with the action `heal` drops its packet. Then the flow gets the flag BE_LIBERAL for the
-sender of the packet, so that the next copy passes and is translated. This is `be_liberal` for one
-sender of one flow instead of the whole host, and within limits: a number of heals a minute for each
-flow and for all, a number of flows at a time, and a packet that is close to every bound of its
-window (`conntrack.window.is_near`).
+A rule with the action `heal` drops its packet and sets the flag BE_LIBERAL for the packet's sender
+in its flow, so that the retransmission passes and is translated. This is `be_liberal` for one
+sender of one flow instead of the whole host, and it is limited: to a number of heals a minute, for
+each flow and for all, to a number of flows at a time, and to packets that are close to every bound
+of their window (`conntrack.window.is_near`).
 
-A heal is undone when the policy has healed no packet of the flow for some time, when the mode or
-the policy ends heals, and at the end. What a killed daemon left is undone by the next one
-(`heal_record`). A flow that had the flag already is left alone.
+A heal is undone after some time without a packet of the flow that the policy heals, when the mode
+or the policy ends heals, and when the daemon ends. Heals of a killed daemon are undone by the next
+one (`heal_record`). A flow that had the flag already is not changed.
 
-When conntrack starts a flow over, after a SYN that it ignored, the flag is lost; the next INVALID
-packet heals the flow again, within the same limits.
+If conntrack restarts a flow, after a SYN that it ignored, the flag is lost; the next INVALID packet
+heals the flow again, within the same limits.
 """
 
 import errno
@@ -45,17 +45,18 @@ from nfq_guard.telemetry.metrics import Growth, Stats
 from nfq_guard.wire.packet import Packet, Segment
 
 _MINUTE_S: Final = 60.0
-# Flows whose heals are counted at a time; the one counted first is forgotten first.
+# Maximum number of flows whose heals are counted; the oldest is evicted.
 _COUNTED_MAX: Final = 1 << 14
-# Most packets a second that may lead to a heal; the kernel is asked for each of them.
+# Maximum number of packets a second that may lead to a heal; each takes a request to the kernel.
 _CONSIDERED_MAX: Final = 512
-# Most heals that one tick undoes; each takes two requests to the kernel of some 10 us.
+# Maximum number of heals that one tick undoes; each takes two requests to the kernel of about 10
+# us.
 _UNDONE_A_TICK: Final = 256
-# How long no heal is tried after the kernel refused one for a reason that is not the flow's.
+# Time without heals after the kernel refused one for a reason that does not concern the flow.
 _PAUSE_S: Final = 5.0
-# How often a heal that the kernel refuses to undo is tried again.
+# Maximum number of attempts to undo a heal.
 _TRIES: Final = 5
-# Errors that are about the flow: it is gone, or about to be.
+# Errors that concern the flow: it has gone or is about to.
 _OF_FLOW: Final = frozenset({errno.ENOENT, errno.EBUSY})
 _BOTH: Final = frozenset(Direction)
 _LOGGED: Final = ("heals", "would_heal", "heals_undone", "heals_refused", "heals_over_limit")
@@ -82,11 +83,12 @@ class Limits(NamedTuple):
     """The settings of a healer.
 
     Attributes:
-        flow_per_minute: Most heals of one flow a minute.
-        per_minute: Most heals a minute.
-        most: Most flows that are healed at a time.
+        flow_per_minute: Maximum number of heals of one flow a minute.
+        per_minute: Maximum number of
+        heals a minute.
+        most: Maximum number of flows that are healed at a time.
         timeout_s: Time without a packet that leads to a heal, after which a heal is undone.
-        both: Whether a heal is of both senders.
+        both: Whether a heal applies to both senders.
     """
 
     flow_per_minute: int
@@ -98,7 +100,7 @@ class Limits(NamedTuple):
 
 @final
 class _Flow:
-    """A healed flow: its heal, when it is undone, and how often the kernel may still refuse."""
+    """A healed flow: its heal, when it is undone, and the remaining attempts to undo it."""
 
     __slots__ = ("entry", "tries", "until")
 
@@ -126,7 +128,7 @@ class Healer:
         Args:
             liberal: The kernel's flag.
             record: Keeps heals beyond the end of this process.
-            judge: Judges the packets of the queue; its policy and mode decide what is healed.
+            judge: Judges the packets of the queue; its policy and mode determine the heals.
             stats: Holds the counters.
             events: Logs heals, at most once a second.
             limits: The settings.
@@ -152,7 +154,7 @@ class Healer:
         self._undo_those_left()
 
     def process_batch(self, judgments: Sequence[Judgment], now: float) -> None:
-        """Heal the flows of the packets that a rule heals; after verdicts."""
+        """Heal the flows of packets whose rule says so; called after the verdicts."""
         if self._judge.policy is not self._policy:
             self._adopt()
         if not self._heals:
@@ -175,7 +177,7 @@ class Healer:
         self._report()
 
     def resync(self) -> None:
-        """Undo all heals where the mode or the policy no longer heals."""
+        """Undo all heals if the mode or the policy no longer heals."""
         self._adopt()
         if self._healed and (not self._heals or self._judge.enforced_policy is None):
             self._undo(list(self._healed))
@@ -239,7 +241,7 @@ class Healer:
             del self._counted[next(iter(self._counted))]
 
     def _would_heal(self, key: _Key, snapshot: FlowSnapshot) -> None:
-        """Count a heal in dry-run, once a minute for each flow: it stays as it is."""
+        """Count a heal that dry-run omits, once a minute for each flow."""
         if key not in self._counted:
             self._count(key)
             self._stats.counters["would_heal"] += 1
@@ -280,7 +282,7 @@ class Healer:
         self._failed(error)
 
     def _undo(self, keys: Sequence[_Key]) -> None:
-        """Undo heals; those that the kernel refuses to undo stay for a few more ticks."""
+        """Undo heals; if the kernel refuses, try again for a few more ticks."""
         for key in keys:
             flow = self._healed[key]
             try:
@@ -299,7 +301,7 @@ class Healer:
             self._failed(error)
 
     def _clear(self, entry: HealedEntry) -> bool:
-        """Whether the flow still had the flag from us, and has it no more."""
+        """Clear the flag. Returns whether the flow still had the flag from us."""
         try:
             found = self._liberal.read(entry.original, entry.zone)
             if (
@@ -354,7 +356,7 @@ def heals(policy: Policy) -> bool:
 
 
 def _can_be_healed(snapshot: FlowSnapshot) -> bool:
-    """Whether a flow, as it is now, may be healed."""
+    """Whether a flow may be healed in its current state."""
     bits = IPS_ASSURED | IPS_DYING | IPS_OFFLOAD
     return snapshot.status & bits == IPS_ASSURED and snapshot.state in HEALED_STATES
 
@@ -368,7 +370,7 @@ def open_healer(
 ) -> Healer | None:
     """Open a healer in the network namespace of the calling thread; None without ctnetlink.
 
-    Without a control socket, heals outlive a daemon that is killed: there is no place for a record.
+    Without a control socket there is no place for a record, so the heals of a killed daemon stay.
     """
     try:
         liberal = LiberalFlag()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A file of the flows that are healed, from which the next daemon undoes what a killed one left."""
+"""A file with the healed flows, by which a daemon undoes the heals of a killed predecessor."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ import msgspec
 
 from nfq_guard.flow import Direction, FlowTuple
 
-# More than as many heals as settings allow, and more than is read from a file of another origin.
+# Exceeds the number of heals that the settings allow, and bounds what is read from a foreign file.
 _LINES_MAX: Final = 1 << 17
 _LINE_BYTES: Final = 256
 _ADDRESS_BYTES: Final = frozenset({4, 16})
@@ -37,13 +37,13 @@ class HealRecord(Protocol):
     """Keeps heals beyond the end of this process."""
 
     def take(self) -> list[HealedEntry]:
-        """The heals of the processes before this one, which are forgotten."""
+        """Remove and return the heals of earlier processes."""
 
     def add(self, entry: HealedEntry) -> None:
-        """Keep one more."""
+        """Add a heal."""
 
     def replace(self, entries: list[HealedEntry]) -> None:
-        """Keep these alone."""
+        """Keep only these heals."""
 
     def close(self) -> None:
         """Close it."""
@@ -51,7 +51,7 @@ class HealRecord(Protocol):
 
 @final
 class NoRecord:
-    """Keeps nothing."""
+    """A record that keeps nothing."""
 
     def take(self) -> list[HealedEntry]:
         """Nothing."""
@@ -88,12 +88,12 @@ class HealFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """Open nothing before it is needed."""
+        """Open the file only when it is needed."""
         self._path = path
         self._descriptor = -1
 
     def take(self) -> list[HealedEntry]:
-        """As `HealRecord`; lines that cannot be read are skipped."""
+        """As `HealRecord`; invalid lines are skipped."""
         try:
             self._open(0)
         except FileNotFoundError:
@@ -117,7 +117,7 @@ class HealFile:
             os.write(self._descriptor, b"".join(_line(entry) for entry in entries))
 
     def close(self) -> None:
-        """Close the file, and remove it where it is empty."""
+        """Close the file, and remove it if it is empty."""
         if self._descriptor < 0:
             return
         if os.fstat(self._descriptor).st_size == 0:

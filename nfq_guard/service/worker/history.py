@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The last events of each flow, for `nfq-guard dump` and `top`.
 
-The history gets only events that are written, and their rate is limited (`telemetry.limiter`). It
+The history contains only events that are logged, whose rate is limited (`telemetry.limiter`). It
 holds a bounded number of flows, with the last few events of each. A flood of forged flows evicts
-the flow that was seen longest ago.
+the least recently seen flow.
 """
 
 from collections import OrderedDict, deque
@@ -21,7 +21,7 @@ from nfq_guard.telemetry.log import json_fields
 
 _FLOWS_MAX: Final = 256
 _EVENTS_MAX: Final = 8
-# Of all entries of a dump.
+# Bound on all entries of a dump, in bytes.
 _BYTES_MAX: Final = 3 << 20
 
 
@@ -30,9 +30,9 @@ class EndsRecord(TypedDict):
 
     Attributes:
         proto: Protocol: `tcp`, `udp`, `icmp`, or its number.
-        a: Address of one end; empty where the packets have no address.
+        a: Address of one end; empty if the packets have no address.
         a_port: Its port; 0 without one.
-        b: Address of the other end; empty where the packets have no address.
+        b: Address of the other end; empty if the packets have no address.
         b_port: Its port; 0 without one.
     """
 
@@ -50,8 +50,9 @@ class DumpedFlowRecord(TypedDict):
         flow: Its protocol and its ends.
         first: Time of its first event, as in events.
         last: Time of its last event, as in events.
-        packets: Its packets so far, also those whose events are no longer kept or not due yet.
-        reasons: The same by reason.
+        packets: Number of its packets, including those whose events are no longer kept or not due
+        yet.
+        reasons: These packets by reason.
         resets: RSTs among them that answered an INVALID packet.
         events: Its last events, the oldest first.
     """
@@ -71,9 +72,9 @@ class Pending(NamedTuple):
     Attributes:
         key: The flow.
         reason: Why they are INVALID.
-        packets: How many.
+        packets: Number of packets.
         last: When the last was judged, as in events.
-        resets: How many of them answered an INVALID packet.
+        resets: RSTs among them that answered an INVALID packet.
     """
 
     key: FlowKey
@@ -87,9 +88,8 @@ class DumpEntry(msgspec.Struct, frozen=True):
     """One flow or packet of a dump.
 
     Attributes:
-        last: By which entries are ordered: the time of the last event of a flow, as in events, or
-            the time of a packet.
-        json: As the response has it.
+        last: The sort key: the time of a flow's last event, as in events, or the time of a packet.
+        json: The entry as in the response.
     """
 
     last: str
@@ -97,7 +97,7 @@ class DumpEntry(msgspec.Struct, frozen=True):
 
 
 def newest(entries: Iterable[DumpEntry], most: int) -> list[DumpEntry]:
-    """The last entries, the last first: at most `most`, and as many as a response has room for."""
+    """The latest entries, newest first: at most `most`, and as many as fit into a response."""
     found: list[DumpEntry] = []
     size = 0
     for entry in sorted(entries, key=lambda entry: entry.last, reverse=True)[:most]:
@@ -148,12 +148,13 @@ class History:
     def flows(
         self, address: str | None, limit: int, pending: Iterable[Pending] = ()
     ) -> list[DumpedFlowRecord]:
-        """The flows, the one seen last first.
+        """The flows, most recently seen first.
 
         Args:
             address: Only flows with this end; None for all.
-            limit: At most so many.
-            pending: Packets that have no event yet; those of flows without any do not count.
+            limit: Maximum number of flows.
+            pending: Packets that have no event yet; ignored for
+            flows without an event.
         """
         waiting: dict[FlowKey, list[Pending]] = {}
         for some in pending:

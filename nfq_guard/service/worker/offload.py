@@ -29,13 +29,13 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Growth, Stats
 from nfq_guard.wire.packet import Packet, Segment
 
-# Most flows that are counted within a second. Forged addresses can reach it; the daemon judges the
-# packets of flows that come later in that second.
+# Maximum number of flows that are counted within a second. Forged addresses can reach it; the
+# daemon then judges the packets of later flows itself.
 _COUNTED_MAX: Final = 4096
-# Most flows a second that are checked against the policy; the same bound holds for offloads.
+# Maximum number of flows a second that are checked against the policy, and that are offloaded.
 _CHECKED_MAX: Final = 512
 _WINDOW_S: Final = 1.0
-# How long no offload is tried after the kernel refused one.
+# Time without offloads after the kernel refused one.
 _PAUSE_S: Final = 5.0
 # The counters in the event that is logged at most once a second.
 _LOGGED: Final = ("offloaded_flows", "offload_drops", "offload_refused", "offload_full")
@@ -74,7 +74,7 @@ class Offloader:
         timeout_s: float,
         most: int,
     ) -> None:
-        """Nothing is offloaded before a packet is dropped.
+        """Offload nothing before a packet is dropped.
 
         Args:
             sets: The kernel's sets of flows.
@@ -83,7 +83,7 @@ class Offloader:
             events: Logs offloads, at most once a second.
             after: Packets of one flow that must be dropped within a second before it is offloaded.
             timeout_s: Longest time for which a flow is offloaded.
-            most: Most flows that are offloaded at a time.
+            most: Maximum number of flows that are offloaded at a time.
         """
         self._sets = sets
         self._judge = judge
@@ -101,7 +101,7 @@ class Offloader:
         self._counts: dict[_Key, int] = {}
         self._staying: set[_Key] = set()
         self._checked = 0
-        # Until when each flow is offloaded; and until when, after that, one packet is enough to
+        # The end of each flow's offload, and the time until which one packet then suffices to
         # offload it again.
         self._offloaded: dict[_Key, float] = {}
         self._recent: dict[_Key, float] = {}
@@ -111,7 +111,7 @@ class Offloader:
         self._growth = Growth(stats.counters, _LOGGED)
 
     def process_batch(self, judgments: Sequence[Judgment], now: float) -> None:
-        """Count dropped packets, and offload flows that keep bringing them; after verdicts."""
+        """Count dropped packets, and offload flows with many of them; called after the verdicts."""
         if not self.resync(now):
             return
         if now >= self._window_end:
@@ -143,7 +143,7 @@ class Offloader:
         self._report()
 
     def resync(self, now: float) -> bool:
-        """Remove all flows from the kernel's sets where mode or policy changed.
+        """Remove all flows from the kernel's sets if mode or policy changed.
 
         Returns whether flows may be offloaded.
         """
@@ -171,7 +171,7 @@ class Offloader:
         self._sets.close()
 
     def _is_due(self, key: _Key, now: float) -> bool:
-        """Count a dropped packet. Returns whether its flow has brought enough of them."""
+        """Count a dropped packet. Returns whether its flow has had enough of them."""
         if key in self._staying:
             return False
         until = self._offloaded.get(key)
@@ -186,7 +186,7 @@ class Offloader:
         return count >= self._after
 
     def _seconds(self, key: _Key, judgment: Judgment) -> float:
-        """For how many seconds the flow may be offloaded; 0 for not at all."""
+        """Seconds for which the flow may be offloaded; 0 for not at all."""
         packet = judgment.packet
         snapshot = judgment.snapshot
         if self._check is None or not isinstance(packet, Packet) or self._checked >= _CHECKED_MAX:
@@ -237,7 +237,7 @@ class Offloader:
         try:
             self._sets.clear()
         except OSError as error:
-            # A table that does not exist holds nothing.
+            # Without a table there is nothing to remove.
             if error.errno != errno.ENOENT:
                 self._stale = True
                 self._not_before = now + _PAUSE_S
@@ -245,7 +245,7 @@ class Offloader:
             self._failed(error)
 
     def _failed(self, error: OSError, *, missing: str = "") -> None:
-        """Log a new problem once; where the table does not exist, log `missing`, if anything."""
+        """Log a new problem once; without a table, log `missing` unless that is empty."""
         problem = missing if error.errno == errno.ENOENT else error.strerror or str(error)
         if problem and problem != self._problem:
             self._problem = problem
@@ -293,7 +293,7 @@ def _key(judgment: Judgment) -> _Key | None:
 def open_offloader(
     settings: Settings, judge: Judge, stats: Stats, events: EventLog
 ) -> Offloader | None:
-    """Open an offloader in the network namespace of the calling thread; None where it is off.
+    """Open an offloader in the network namespace of the calling thread; None if offload is off.
 
     Raises:
         UnavailableError: The kernel has no netfilter netlink.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Opens everything that serves one queue, in the process that serves it."""
+"""Opens all parts that serve one queue, in the process that serves it."""
 
 import os
 from contextlib import ExitStack
@@ -34,7 +34,7 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 
 _SYSCTLS: Final = Path("/proc/sys/net/netfilter")
-# How often they are read anew: an operator may change them while the daemon runs.
+# Interval at which they are read again: an operator may change them while the daemon runs.
 _SYSCTLS_S: Final = 5.0
 
 
@@ -49,18 +49,18 @@ def open_queue(
     ahead: Program | str | None = None,
     keeper: QueueKeeper | None = None,
 ) -> QueueServer:
-    """Bind a queue and open everything that judging takes; if a step fails, undo all steps.
+    """Bind a queue and open all parts that judging needs; if a step fails, undo all steps.
 
     Args:
-        settings: The settings of the daemon, with the mode to begin in.
+        settings: The settings of the daemon, with the initial mode.
         queue_num: Number of the queue.
-        policy: The policy to begin with.
+        policy: The initial policy.
         events: The log of events.
         loop: The loop that will serve the queue.
         notes: Takes one line for each feature that this host lacks.
         instance: The daemon's name, by which its BPF program is pinned.
         ahead: As `open_lookup` takes it.
-        keeper: Keeps the queue bound over a restart of the service; None where nothing can.
+        keeper: Keeps the queue bound across a restart of the service; None without one.
 
     Raises:
         NfqGuardError: The queue cannot be bound, or a kernel feature that is required is missing.
@@ -120,7 +120,7 @@ def open_queue(
         )
         pods = None
         if settings.pods_dir:
-            # One process of several says what it cannot read.
+            # Of several processes, only one reports what it cannot read.
             says = queue_num == settings.queue_numbers[0]
             pods = PodFollower(
                 PodFiles(Path(settings.pods_dir)).read,
@@ -169,7 +169,7 @@ def _reread(engine: Engine) -> None:
 def _sysctls() -> Sysctls:
     """The sysctls of this network namespace that a diagnosis depends on.
 
-    One that cannot be read counts as the kernel's default.
+    A sysctl that cannot be read counts as the kernel's default.
     """
     return Sysctls(
         loose=_is_set("nf_conntrack_tcp_loose", default=True),

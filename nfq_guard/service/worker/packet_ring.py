@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The last INVALID packets of one queue, always at hand, for `dump --pcap` and files of evidence.
+"""The last INVALID packets of one queue, for `dump --pcap` and capture files.
 
-A batch costs one entry: the ring keeps the judgments that exist anyway, and everything else is
-done when somebody asks for them. Packets are kept up to a rate, because a flood would replace what
-came before it within seconds, and because freeing a judgment that has left the CPU's caches costs
-as much as judging it.
+A batch costs one entry: the ring keeps the existing judgments, and all other work is deferred until
+they are requested. The rate of kept packets is limited, because a flood would replace all earlier
+packets within seconds, and because freeing a judgment that has left the CPU's caches costs as much
+as judging the packet.
 """
 
 from collections import deque
@@ -21,8 +21,8 @@ class PacketRing:
     """Keeps batches of judgments, a bounded number of packets in all.
 
     Attributes:
-        packets_max: How many are kept.
-        added: Packets that were kept, since the start.
+        packets_max: Maximum number of kept packets.
+        added: Packets kept since the start.
         skipped: Packets that were not kept because of the rate.
     """
 
@@ -57,5 +57,5 @@ class PacketRing:
             self._held -= len(oldest)
 
     def batches(self) -> list[tuple[float, list[Judgment]]]:
-        """What is kept, the oldest first: when each batch was read, and its judgments."""
+        """The kept batches, oldest first: when each was read, and its judgments."""
         return list(self._batches)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The pods of this node by address, from the files that the container runtime keeps.
 
-containerd and CRI-O connect pods through libcni, which has a file of each interface that it made,
-`/var/lib/cni/results/<network>-<container id>-<interface>`, until the pod is gone: a JSON object of
-the kind `cniCacheV1` (containernetworking/cni, libcni/api.go).
+containerd and CRI-O connect pods through libcni. For each interface that it created, libcni keeps a
+file `/var/lib/cni/results/<network>-<container id>-<interface>` until the pod is deleted: a JSON
+object of the kind `cniCacheV1` (containernetworking/cni, libcni/api.go).
 
-Files are read in threads of the loop, and again only where the directory or a file has changed.
-What cannot be used is skipped, and said at most once a minute. Runtimes leave files behind, so
-there may be many more of them than pods: each bound below keeps the newest.
+Files are read in threads of the loop, and read again only if the directory or a file has changed.
+Unusable files are skipped, and reported at most once a minute. Runtimes leave files behind, so
+there may be many more files than pods: each bound below keeps the newest.
 """
 
 import heapq
@@ -28,7 +28,7 @@ from nfq_guard.service.ruleset_pace import cpu_time, pause_s
 from nfq_guard.telemetry.events import Event, Pod, PodsUnread, exception_texts
 
 _KIND: Final = "cniCacheV1"
-# Files of the loopback interface, which every pod has, and which have no address of the pod.
+# Files of the loopback interface, which every pod has, and which contain no address of the pod.
 _LOOPBACK: Final = "-lo"
 NAMES_MAX: Final = 16_384
 FILES_MAX: Final = 4096
@@ -66,13 +66,14 @@ _decode: Final = msgspec.json.Decoder(_Cached).decode
 
 
 class _File(NamedTuple):
-    """What one file has.
+    """The contents of one file.
 
     Attributes:
         stamp: Changes with the file.
-        addresses: Of the pod.
-        pod: The pod; None for a file of no pod, and for one that is skipped.
-        problem: Why it is skipped; empty if it is not.
+        addresses: Addresses of the pod.
+        pod: The pod; None for a file without a pod, and for a
+        skipped file.
+        problem: Why the file is skipped; empty if it is not.
     """
 
     stamp: _Stamp
@@ -82,12 +83,13 @@ class _File(NamedTuple):
 
 
 class PodReading(NamedTuple):
-    """What a directory has.
+    """The contents of a directory.
 
     Attributes:
         pods: The pods.
-        skipped: Files that could not be used, or are beyond a bound.
-        problem: One of them, with its problem; empty for none.
+        skipped: Number of files that are unusable or beyond a bound.
+        problem: One of these files,
+        with its problem; empty for none.
     """
 
     pods: Pods
@@ -97,7 +99,7 @@ class PodReading(NamedTuple):
 
 @final
 class PodFiles:
-    """Reads a directory of libcni's results; for one thread at a time."""
+    """Reads a directory of libcni's results; not thread-safe."""
 
     def __init__(self, directory: Path) -> None:
         """Read nothing before `read`."""
@@ -107,10 +109,10 @@ class PodFiles:
         self._settled = False
 
     def read(self) -> PodReading | None:
-        """The pods; None where nothing has changed since the last reading.
+        """The pods; None if nothing has changed since the last reading.
 
         Raises:
-            OSError: The directory cannot be read. The next call reads it as the first one does.
+            OSError: The directory cannot be read. The next call reads everything again.
         """
         try:
             descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -134,20 +136,21 @@ class PodFiles:
             if known is None or known.stamp != _stamp(status):
                 known = _file(directory, name, status)
             self._files[name] = known
-        # libcni makes a file before it has written it: the directory does not change once more.
+        # libcni creates a file before it writes it, and the directory does not change a second
+        # time.
         self._settled = same and all(before.get(name) is one for name, one in self._files.items())
         self._stamp = stamp
         return _reading(self._files, beyond)
 
 
 def _listed(directory: int) -> tuple[list[tuple[str, os.stat_result]], int]:
-    """The newest files, the newest first, and the number of others."""
+    """The newest files, newest first, and the number of others."""
     found: list[tuple[str, os.stat_result]] = []
     beyond = 0
     with os.scandir(directory) as entries:
         for number, entry in enumerate(entries):
             if number >= NAMES_MAX:
-                beyond = 1  # of them, nothing more is known
+                beyond = 1  # the number of further files is unknown
                 break
             if entry.name.endswith(_LOOPBACK):
                 continue
@@ -167,7 +170,7 @@ def _file(directory: int, name: str, status: os.stat_result) -> _File:
     stamp = _stamp(status)
     try:
         if not stat.S_ISREG(status.st_mode):
-            return _File(stamp, (), None, "it is no regular file")
+            return _File(stamp, (), None, "not a regular file")
         addresses, pod = _parse(_content(directory, name))
     except OSError as error:
         return _File(stamp, (), None, error.strerror or str(error))
@@ -180,7 +183,7 @@ def _content(directory: int, name: str) -> bytes:
     descriptor = os.open(name, _OPEN_FILE, dir_fd=directory)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise ValueError("it is no regular file")
+            raise ValueError("not a regular file")
         content = os.read(descriptor, FILE_BYTES_MAX + 1)
     finally:
         os.close(descriptor)
@@ -196,15 +199,15 @@ def _parse(content: bytes) -> tuple[tuple[bytes, ...], Pod | None]:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         cached = _Cached()
     if cached.kind != _KIND:
-        raise ValueError(f"it is no JSON of the kind {_KIND}")
+        raise ValueError(f"not JSON of the kind {_KIND}")
     given = dict(cached.cni_args or ())
     pod = Pod(
         given.get("K8S_POD_NAMESPACE", ""), given.get("K8S_POD_NAME", ""), cached.container_id
     )
     if not pod.namespace and not pod.name:
-        return (), None  # of a container without Kubernetes
+        return (), None  # a container without Kubernetes
     if not (_NAME.fullmatch(pod.namespace) and _NAME.fullmatch(pod.name)):
-        raise ValueError("its pod has no name of Kubernetes")
+        raise ValueError("its pod has no valid Kubernetes name")
     if not _CONTAINER.fullmatch(pod.container):
         raise ValueError("its container has no id")
     texts = [one.address for one in (cached.result and cached.result.ips) or ()]
@@ -213,8 +216,8 @@ def _parse(content: bytes) -> tuple[tuple[bytes, ...], Pod | None]:
     try:
         found = [ipaddress.ip_interface(text).ip for text in texts]
     except ValueError:
-        raise ValueError("an address of it is none") from None
-    # Other addresses may be those of several pods.
+        raise ValueError("an address is invalid") from None
+    # Several pods may share an address of another kind.
     own = (
         one.packed
         for one in found
@@ -224,7 +227,7 @@ def _parse(content: bytes) -> tuple[tuple[bytes, ...], Pod | None]:
 
 
 def _reading(files: Mapping[str, _File], beyond: int) -> PodReading:
-    """The pods of files, the newest first: an address is that of the newest."""
+    """The pods of these files, newest first; an address belongs to the newest."""
     pods: dict[bytes, Pod] = {}
     skipped = beyond
     problem = f"there are more than {FILES_MAX} files" if beyond else ""
@@ -244,7 +247,7 @@ def _reading(files: Mapping[str, _File], beyond: int) -> PodReading:
 
 @final
 class PodFollower:
-    """Has the pods read again and again, one reading at a time."""
+    """Reads the pods periodically, one reading at a time."""
 
     def __init__(
         self,
@@ -259,7 +262,8 @@ class PodFollower:
 
         Args:
             read: As `PodFiles.read`; called in a thread.
-            adopt: Gets the pods whenever they were read.
+            adopt: Called with the pods of each
+            reading.
             say: Logs an event.
             gauges: Get `pods_dir_read`, `pod_addresses` and `pod_files_skipped`.
             loop: Runs the readings in its threads.
@@ -279,7 +283,7 @@ class PodFollower:
         self._say_at = -math.inf
 
     def begin(self, _now: float = 0.0) -> None:
-        """Begin a reading; the next one follows after a pause."""
+        """Start a reading; the next one follows after a pause."""
         self._begun_at = self._clock()
         self._loop.background(self._timed, self._taken, self._failed)
 
@@ -299,7 +303,7 @@ class PodFollower:
         self._over()
 
     def _failed(self, error: Exception) -> None:
-        """An address may be another pod's by now, so none has a name."""
+        """Forget all pods, because an address may belong to another pod by now."""
         self._adopt({})
         self._problem = str(error) if isinstance(error, OSError) else exception_texts(error)[0]
         self._skipped = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Serves one bound queue from the loop; at the end, within a bound, until the queue is empty."""
+"""Serves one bound queue from the loop; at the end until the queue is empty, within a bound."""
 
 import gc
 import time
@@ -22,7 +22,7 @@ from nfq_guard.service.worker.worker import Worker
 from nfq_guard.telemetry.events import StoppedUnderLoad
 from nfq_guard.telemetry.log import EventLog
 
-# The longest time for which `finish` sends verdicts; under a flood the queue is never empty.
+# Maximum time for which `finish` sends verdicts; under a flood the queue is never empty.
 _DRAIN_S: Final = 2.0
 _TICK_S: Final = 1.0
 # The oldest generation of the garbage collector that a tick collects.
@@ -56,7 +56,7 @@ class FollowedEvidence(Protocol):
         """Follow changes of the evidence."""
 
     def end(self) -> None:
-        """Follow them no more."""
+        """Stop following changes."""
 
 
 class Keeper(Protocol):
@@ -66,7 +66,7 @@ class Keeper(Protocol):
         """Keep the socket of the queue open after the end of this process."""
 
     def forget(self) -> None:
-        """Keep none."""
+        """Keep no socket."""
 
 
 class FollowedPods(Protocol):
@@ -78,10 +78,10 @@ class FollowedPods(Protocol):
 
 @final
 class GarbageCollection:
-    """Garbage collection on the clock instead of by allocations, from `begin` to `end`.
+    """Garbage collection by time instead of by allocations, from `begin` to `end`.
 
-    Judging makes no reference cycles: its values are freed when the last reference goes. The
-    collector's own trigger, a few hundred new values, would fire twice a batch and find nothing;
+    Judging creates no reference cycles: its values are freed with the last reference. The
+    collector's own trigger, a few hundred new objects, would fire twice a batch and find nothing;
     that took a seventh of the CPU time of a packet.
     """
 
@@ -94,7 +94,7 @@ class GarbageCollection:
         gc.disable()
 
     def tick(self, _now: float) -> None:
-        """Collect the young generations; once a minute all objects made since `begin`."""
+        """Collect the young generations, and once a minute all objects created since `begin`."""
         self._ticks += 1
         if self._ticks % _FULL_COLLECTION_TICKS:
             gc.collect(_YOUNG)
@@ -109,12 +109,12 @@ class GarbageCollection:
 
 @final
 class KeptPackets:
-    """The last packets of a queue, and what is done with them.
+    """The last packets of a queue, and the files that contain them.
 
     Attributes:
         ring: The packets.
         files: Writes files of them; None for none.
-        payload: Whether they have more than their headers.
+        payload: Whether dumps include the payload of packets.
     """
 
     def __init__(self, ring: PacketRing, files: CaptureFiles | None, *, payload: bool) -> None:
@@ -123,7 +123,7 @@ class KeptPackets:
         self.payload = payload
 
     def entries(self, end: str | None, most: int) -> list[DumpEntry]:
-        """The last packets, those of one address or of all, the last first."""
+        """The last packets, of one address or of all, newest first."""
         epoch_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - time.monotonic_ns()
         found = records(self.ring.batches(), epoch_ns, payload=self.payload, end=end)
         return newest(
@@ -161,20 +161,22 @@ class QueueServer:
         keeper: Keeper | None = None,
         pods: FollowedPods | None = None,
     ) -> None:
-        """Nothing happens before `begin`.
+        """Do nothing before `begin`.
 
         Args:
             queue: The bound queue.
             worker: Processes its packets.
             history: Keeps the events of `worker` by flow.
-            evidence: Follows changes of where its flows are looked up.
+            evidence: Follows changes of the evidence.
             events: The log of events.
             loop: The loop that calls the worker.
             fail_open: Whether packets pass when the queue is full; in dry-run they always do.
             packets: Keeps the last packets.
-            opened: The queue and everything that was opened for it; closed by `finish`.
-            keeper: Keeps the queue bound after that; None where nothing can.
-            pods: Follows the pods that events name; None to name none.
+            opened: The queue and all that was opened for it; closed by `finish`.
+            keeper: Keeps the
+            queue bound afterwards; None without one.
+            pods: Follows the pods that events name; None
+            to name none.
         """
         self.queue = queue
         self.worker = worker
@@ -206,9 +208,9 @@ class QueueServer:
     def dump_packets(
         self, end: str | None, most: int, done: Callable[[list[DumpEntry]], None]
     ) -> None:
-        """Call `done` from the loop with the last packets, the last first.
+        """Call `done` from the loop with the last packets, newest first.
 
-        A thread puts them into words: thousands would keep packets waiting.
+        A thread formats them: thousands would delay packets.
         """
         self._loop.background(lambda: self.packets.entries(end, most), done, _raise)
 
@@ -220,7 +222,8 @@ class QueueServer:
         passes = self._fail_open or mode is Mode.DRY_RUN
         self.queue.set_fail_open(on=passes)
         if self._keeper is not None:
-            # Packets pass a queue that nobody has bound; in the other fail modes they are lost.
+            # In fail mode open, packets pass a queue that is not bound; in the other modes they are
+            # lost.
             if passes:
                 self._keeper.forget()
             else:
@@ -228,7 +231,7 @@ class QueueServer:
         self.worker.set_mode(mode, unjudged_mark)
 
     def set_raw_rules(self, rules: tuple[RawRule, ...]) -> None:
-        """Allow what these rules before conntrack make INVALID, from the next batch on."""
+        """Allow packets that these rules before conntrack make INVALID, from the next batch on."""
         self.worker.set_raw_rules(RawRules(rules) if rules else None)
 
     def adopt(self, policy: Policy) -> None:
@@ -236,7 +239,7 @@ class QueueServer:
         self.worker.adopt(policy)
 
     def flows(self, address: str | None, limit: int) -> list[DumpedFlowRecord]:
-        """At most `limit` flows, the one seen last first; only those with `address` unless None."""
+        """At most `limit` flows, most recent first; only those with `address` unless None."""
         return self.history.flows(address, limit, self.worker.pending())
 
     def finish(self, hurried: Callable[[], bool]) -> None:

@@ -15,7 +15,7 @@ from nfq_guard.policy.decision import Policy
 from nfq_guard.raw_rules import RawRules
 from nfq_guard.wire.packet import Queued
 
-# Bounds the set of reported crash sites; one bug has one site.
+# Bounds the set of reported crash sites.
 _SITES_MAX: Final = 64
 _REPORTED_BYTES: Final = 128
 
@@ -25,9 +25,10 @@ class Judge(Protocol):
 
     Attributes:
         mode: May be switched between two batches.
-        unjudged_mark: Mark bits that the rules set, see `Engine`; may follow them as well.
+        unjudged_mark: Mark bits that the rules set (see `Engine`); may be replaced between two
+            batches.
         policy: The acting policy; may be replaced between two batches.
-        raw_rules: The host's rules before conntrack, see `Engine`.
+        raw_rules: The host's rules before conntrack (see `Engine`).
         lookup_errors: Flow lookups that failed so far.
         last_lookup_error: The errno of the last of them; 0 before the first.
     """
@@ -51,7 +52,7 @@ class Judge(Protocol):
         """Judge packets seen at `now`, monotonic seconds; one judgment each, in order."""
 
     def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
-        """Verdict and mark of a packet whose judging raised; a mark of None leaves it alone."""
+        """Verdict and mark of a packet whose judging raised; None leaves the mark unchanged."""
 
 
 @final
@@ -76,7 +77,7 @@ class Failure:
 
 @final
 class SafeJudge:
-    """Judges batches; where the engine raises, packet by packet.
+    """Judges batches; if the engine raises, packet by packet.
 
     Attributes:
         failures: Packets whose judging raised, since the start.

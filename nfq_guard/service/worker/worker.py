@@ -41,20 +41,20 @@ from nfq_guard.telemetry.metrics import LONGEST, Stats
 from nfq_guard.telemetry.packet_event import packet_judged, with_pods
 from nfq_guard.wire.packet import RST, Packet, Queued, Segment, flow_key
 
-# Least time between two log lines about failed lookups, seconds.
+# Minimum time between two log lines about failed lookups, seconds.
 _LOG_LOOKUP_ERRORS_S: Final = 60.0
-# Least time between two about packets without an event because of a limit.
+# Minimum time between two log lines about packets without an event because of a limit, seconds.
 _LOG_SUPPRESSED_S: Final = 60.0
-# Least time between two about allowed packets without an event.
+# Minimum time between two log lines about allowed packets without an event, seconds.
 _LOG_UNRECORDED_S: Final = 60.0
-# A queue whose last id has been the same for so long, in seconds, has no packet under way.
+# A queue whose last id has not changed for this time, in seconds, has no packet in transit.
 _QUIET_S: Final = 0.1
-# Two readings of the clocks one after the other differ by less; a clock that is set by more.
+# Consecutive readings of the two clocks differ by less, unless the clock was set.
 _SAME_EPOCH_S: Final = 0.001
 _ID_MASK: Final = 0xFFFFFFFF
-# Times are taken of one batch in so many: a packet alone costs a tenth less without.
+# One batch in so many is timed: a single packet costs a tenth less without timing.
 _SAMPLED: Final = 8
-# The counter of each way in which a policy on trial differs from the acting one.
+# Counters of the ways in which a policy on trial differs from the acting one.
 _DIFFERENCES: Final = {
     Difference.ONLY_ACTING_DROPS: "shadow_would_pass",
     Difference.ONLY_SHADOW_DROPS: "shadow_would_drop",
@@ -76,7 +76,7 @@ class Reader(Protocol):
     taken_over: bool
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
-        """Read at most `budget` packets; their ids and the packets, in the order of the queue."""
+        """Read at most `budget` packets; returns ids and packets, in the order of the queue."""
 
     def forget_names(self) -> None:
         """Forget the cached names of interfaces."""
@@ -88,10 +88,10 @@ class Verdicts(Protocol):
     messages: int
 
     def send(self, ids: list[int], verdicts: list[int], marks: list[int | None]) -> None:
-        """Send the verdicts of one batch; a mark of None leaves the packet's mark alone."""
+        """Send the verdicts of one batch; None leaves a packet's mark unchanged."""
 
     def send_up_to(self, last: int, verdict: int) -> None:
-        """Send one verdict for every packet that waits and has an id up to `last`."""
+        """Send one verdict for all waiting packets with an id up to `last`."""
 
 
 class FlowHistory(Protocol):
@@ -131,18 +131,18 @@ class Worker:
         Args:
             reader: Reads packets from the queue.
             verdicts: Sends verdicts to the kernel.
-            judge: Judges the packets; its mode and its policy may change between two batches.
+            judge: Judges the packets; its mode and policy may change between two batches.
             stats: Holds the counters of the queue.
             events: The log of events.
             limiter: Limits the events of packets.
-            budget: Most packets in one batch.
+            budget: Maximum number of packets in one batch.
             history: Keeps the last events of each flow; None to keep none.
             log_allowed: Whether packets that the policy allows have events.
             offloader: Has the kernel drop floods; None without offload.
             ring: Keeps the last packets; None to keep none.
-            healer: Heals flows; None where that is not possible.
-            counter_file: The kernel's counters, which `close` closes; None for those of the network
-                namespace of this thread.
+            healer: Heals flows; None if that is not possible.
+            counter_file: The kernel's counters, closed by `close`; None for those of this thread's
+                network namespace.
         """
         self.stats = stats
         self._reader = reader
@@ -192,7 +192,7 @@ class Worker:
         self._resync()
 
     def set_raw_rules(self, rules: RawRules | None) -> None:
-        """Allow what rules before conntrack hide from the next batch on; None for no such rule."""
+        """Allow packets that these rules before conntrack hide, from the next batch on."""
         self._emit(self._limiter.rest(time.monotonic()))
         self._judge.raw_rules = rules
         self._resync()
@@ -263,14 +263,14 @@ class Worker:
         self._events.push(now)
 
     def _look_for_unread(self) -> None:
-        """Answer packets that were never read, though no later packet tells of them."""
+        """Send verdicts for packets that could not be read, even without a later packet."""
         kernel = self.kernel_counters()
-        # What could be read of them tells by its id how many could not.
+        # The id of the next packet that can be read shows how many could not.
         if not self.process_batch() and kernel is not None and kernel.waiting:
             self._answer_unread(kernel.last_id)
 
     def _answer_unread(self, last: int) -> None:
-        """Answer the packets with the ids up to `last`, before a batch verdict covers them."""
+        """Send verdicts for unread packets up to `last`, before a batch verdict covers them."""
         reader = self._reader
         reader.unread = 0
         reader.last_id = max(reader.last_id, last)
@@ -279,7 +279,7 @@ class Worker:
         after = self.kernel_counters()
         packets = last
         if reader.taken_over:
-            # Those before them have had their verdicts.
+            # Earlier packets already have their verdicts.
             packets = 0
             if before is not None and after is not None:
                 came = (after.last_id - before.last_id) & _ID_MASK
@@ -287,9 +287,9 @@ class Worker:
         self.stats.counters["unread_packets"] += packets
 
     def refresh(self) -> QueueCounters | None:
-        """Copy the counters of the kernel and of our parts into `stats`.
+        """Copy the counters of the kernel and of the parts into `stats`.
 
-        Returns the kernel's counters of this queue; None where they cannot be read.
+        Returns the kernel's counters of this queue; None if they cannot be read.
         """
         if self._offloader is not None:
             self._offloader.refresh()
@@ -313,7 +313,7 @@ class Worker:
         return kernel
 
     def kernel_counters(self) -> QueueCounters | None:
-        """The kernel's counters of this queue; None where they cannot be read."""
+        """The kernel's counters of this queue; None if they cannot be read."""
         if self._counter_file is None:
             return None
         try:
@@ -322,7 +322,7 @@ class Worker:
             return None
 
     def pending(self) -> list[Pending]:
-        """The packets that have no event yet, because it stands for several."""
+        """The packets whose event is not due yet, because it will stand for several."""
         epoch = self._epoch = _epoch(self._epoch)
         return [
             Pending(
@@ -351,10 +351,10 @@ class Worker:
             self._counter_file = None
 
     def _sample_times(self, read_at: float, packets: int) -> None:
-        """Count how long judging took and, where that is known, how long the first packet waited.
+        """Record the judging time and, if known, the waiting time of the first packet.
 
-        The last batch but one of a sample has the reader look for the time of the last. The wait
-        ends when the batch was read, so what judging took is not part of it.
+        The batch before a timed one makes the reader extract the next timestamp. The waiting time
+        ends when the batch is read, so it excludes judging.
         """
         reader = self._reader
         if self._until_sample == 1:
@@ -398,7 +398,7 @@ class Worker:
             self._events.push(now)
 
     def _link_reset(self, judgment: Judgment, now: float) -> None:
-        """Remember a packet that gets through; find the one that an RST answers."""
+        """Remember an accepted packet; find the packet that an RST answers."""
         packet = judgment.packet
         if not isinstance(packet, Packet):
             return
@@ -440,7 +440,7 @@ class Worker:
                 self._failed_event(error)
 
     def _failed_event(self, error: Exception) -> None:
-        """Count an event that failed because of a bug; log the first one with its traceback."""
+        """Count an event that failed because of a bug; log the first with its traceback."""
         counters = self.stats.counters
         counters["event_failures"] += 1
         if counters["event_failures"] == 1:
@@ -448,10 +448,10 @@ class Worker:
             self._events.emit(EventFailed(problem=repr(error), traceback=trace))
 
     def _count_passed(self, kernel: QueueCounters) -> None:
-        """Count packets that had an id, were neither read nor dropped, and so passed unjudged.
+        """Count packets that got an id but were neither read nor dropped, and so passed unjudged.
 
-        No later packet tells of the last of them; where nothing is under way, the kernel's last id
-        does.
+        The gap after the last read packet shows only in the kernel's last id, once no packet is in
+        transit.
         """
         missing = self._reader.missing
         now = time.monotonic()
@@ -496,14 +496,14 @@ class Worker:
         self._log_lookup_errors_at = now + _LOG_LOOKUP_ERRORS_S
 
     def _log_unrecorded(self, now: float) -> None:
-        """Log how many packets were allowed without an event since the last such line."""
+        """Log the number of packets that were allowed without an event since the last such line."""
         if self._allowed:
             self._events.emit(AllowedUnrecorded(packets=self._allowed))
             self._allowed = 0
         self._log_unrecorded_at = now + _LOG_UNRECORDED_S
 
     def _log_suppressed(self, now: float) -> None:
-        """Log how many packets have no event because of a limit since the last such line."""
+        """Log the number of packets without an event because of a limit."""
         suppressed = self._limiter.suppressed
         file_full = self._unrecorded
         by_rate = suppressed - self._logged_suppressed
@@ -519,7 +519,7 @@ class Worker:
 
     @property
     def _unrecorded(self) -> int:
-        """Packets without an event because the file of events had its full size."""
+        """Packets without an event because the events file had reached its maximum size."""
         recording = self._events.recording
         return 0 if recording is None else recording.suppressed
 
@@ -539,15 +539,14 @@ class Worker:
 def _epoch(before: float) -> float:
     """The zero of the monotonic clock, in seconds of the time of day.
 
-    It stays what it was `before` while the clock was not set, so that all events give a packet the
-    same time.
+    It stays `before` unless the clock was set, so that all events give a packet the same time.
     """
     epoch = datetime.now(UTC).timestamp() - time.monotonic()
     return before if abs(epoch - before) < _SAME_EPOCH_S else epoch
 
 
 def _answered(fold: Fold, epoch: float) -> AnsweredPacket | None:
-    """The packet that the first RST of an event answers; `epoch` is the zero of its clock."""
+    """The packet that the first RST of an event answers; `epoch` is the zero of the clock."""
     cause = fold.judgment.cause
     if cause is None:
         return None
@@ -556,7 +555,7 @@ def _answered(fold: Fold, epoch: float) -> AnsweredPacket | None:
 
 
 def _readable_counters() -> CounterFile | None:
-    """None where this user may not read them: events lack the kernel's counters."""
+    """The kernel's counters; None if this user cannot read them, and events lack them."""
     try:
         return CounterFile()
     except OSError:
