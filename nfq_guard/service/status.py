@@ -171,8 +171,7 @@ class Status(Struct, frozen=True, kw_only=True):
         pods: The files of `pods_dir`; null without that setting.
         queues: Every queue.
         reasons: Packets by reason and action; reasons without packets are omitted.
-        actions: Packets
-        by action.
+        actions: Packets by action.
         decided_by: Packets by the rule that decided.
         counters: Counters of the daemon, by name.
         last_reload: The last reload; null before the first.

@@ -35,12 +35,8 @@ class Sandbox(NamedTuple):
         sockets: Families of sockets that it may open; None for all.
         networks: Networks with which it may exchange packets; None for all.
         writable: Directories in which it may write; None for all.
-<<<<<<< HEAD
-        hidden: Directories of the host that it does not see, or sees without their files.
+        hidden: Directories of the host that the unit hides, or whose files it hides.
         reads_all: Whether it may read the files of root.
-=======
-        hidden: Directories that the unit replaces with private ones.
->>>>>>> 6626d1f (Write the service's texts in plain English)
     """
 
     unit: str = ""
@@ -175,8 +171,7 @@ def unread_pods(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[C
 
 
 def _written(settings: Settings) -> Iterator[tuple[str, str, str]]:
-<<<<<<< HEAD
-    """Settings that name what the daemon writes: key, kind and path."""
+    """Settings that name files or directories that the daemon writes: key, kind and path."""
     for name in settings.logs:
         if name not in {STDOUT, JOURNAL}:
             yield "log", "file", name
@@ -196,13 +191,6 @@ def _read(settings: Settings) -> Iterator[tuple[str, str, str]]:
         yield "shadow", "file", settings.shadow
     if settings.pods_dir:
         yield "pods_dir", "directory", settings.pods_dir
-=======
-    """Settings that name files or directories that the daemon writes: key, kind and path."""
-    if settings.metrics_file:
-        yield _FILE, "file", settings.metrics_file
-    if settings.capture_dir:
-        yield _CAPTURE_DIR, "directory", settings.capture_dir
->>>>>>> 6626d1f (Write the service's texts in plain English)
 
 
 def only_from_here(settings: Settings) -> bool:
