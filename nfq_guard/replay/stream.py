@@ -165,6 +165,7 @@ class Pending:
             capture.
         beyond: Acknowledgements of more than it sent in the file.
         watched: Segments that are neither acknowledged nor repeated yet.
+        watched_to: The end of the farthest of them.
         refilled: Position in the stream of the last segment that closed a gap soon after it opened;
             0 without one.
     """
@@ -176,6 +177,7 @@ class Pending:
         self.outside: list[Jump] = []
         self.beyond: list[Beyond] = []
         self.watched: list[Watched] = []
+        self.watched_to: Seq = Seq(0)
         self.refilled = 0
 
 

@@ -176,7 +176,7 @@ class Streams:
             self._continue(stream, side, peer, segment, index, frame)
             pending = side.pending
             if pending is not None:
-                if not harmed:
+                if pending.watched and not harmed and before(segment.seq, pending.watched_to):
                     _repeat(pending.watched, segment.seq, segment.end)
                 self._advance(stream, side, pending, segment.seq, index)
         if flags & ACK:
@@ -234,8 +234,11 @@ class Streams:
         stream = self.stream
         if stream is None or segment.flags & RST or segment.end == segment.seq:
             return None
-        watching = stream.sides[self.sender].awaits().watched
+        pending = stream.sides[self.sender].awaits()
+        watching = pending.watched
         watched = Watched(segment.seq, segment.end)
+        if not watching or after(watched.end, pending.watched_to):
+            pending.watched_to = watched.end
         if len(watching) >= _MOST_WATCHED:
             watching[0].forgotten = True
             del watching[0]

@@ -107,8 +107,8 @@ UNTRANSLATED: Final = "judged as untranslated: --assume-nat"
 
 DOUBTS: Final = {
     Doubt.UNSEEN_DATA: "the peer acknowledged bytes that are not in the capture",
-    Doubt.UNSEEN_WINDOW: "its stream goes on here: the receiver had offered more room in a frame "
-    "that is not in the capture",
+    Doubt.UNSEEN_WINDOW: "its stream goes on here: the receiver may have offered more room in a "
+    "frame that is not in the capture",
     Doubt.UNSEEN_HANDSHAKE: "the capture lacks a part of the handshake",
     Doubt.OUT_OF_ORDER: "the frames of the capture are out of order",
     Doubt.FRAMES_MISSING: "frames of other flows are missing from the capture, possibly "
