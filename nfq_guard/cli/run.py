@@ -10,6 +10,7 @@ import msgspec
 from nfq_guard.cli.options import add_config, add_last_good
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import assemble, privileges
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
@@ -56,16 +57,16 @@ def run(args: argparse.Namespace) -> int:
 # the daemon's start would be that import, while no packet is judged.
 
 
-def _survey() -> Event:
+def _survey(copy: LegacyCopy) -> Event:
     from nfq_guard.doctor import host  # noqa: PLC0415 - see above
 
-    return host.event()
+    return host.event(copy)
 
 
-def _raw_rules(queues: Sequence[int]) -> RawReading:
+def _raw_rules(queues: Sequence[int], copy: LegacyCopy) -> RawReading:
     from nfq_guard.doctor import before_conntrack  # noqa: PLC0415 - see above
 
-    return before_conntrack.read(queues)
+    return before_conntrack.read(queues, copy)
 
 
 def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final
 
-from nfq_guard.doctor import collect, iptables_rules, nft_rules
+from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules
 from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.follow import Finding, Follower
 from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
 from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
+from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
 from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, Hook
@@ -55,11 +56,12 @@ _OPENING: Final = re.compile(
 _LEGACY_NAMES: Final = {Family.IPV4: "ip_tables_names", Family.IPV6: "ip6_tables_names"}
 
 
-def read(queues: Sequence[int]) -> RawReading:
+def read(queues: Sequence[int], copy: LegacyCopy | None = None) -> RawReading:
     """The rules of this host that run before conntrack; reads other tables only if it must.
 
     Args:
         queues: Our queues.
+        copy: The tables of legacy iptables, for a process that cannot run its programs.
     """
     saved: dict[tuple[Backend, Family], Saved] = {}
     problems: list[str] = []
@@ -67,7 +69,10 @@ def read(queues: Sequence[int]) -> RawReading:
         for family in BOTH_FAMILIES:
             programs = Xtables(System(), backend, family)
             try:
-                if _has_raw(backend, family) and programs.missing() is None:
+                if backend is Backend.LEGACY and copy is not None and copy.has(family):
+                    tables = host_rules.of_copy(copy, family, problems, ["raw"])
+                    saved[backend, family] = tables
+                elif _has_raw(backend, family) and programs.missing() is None:
                     saved[backend, family] = programs.save("-t", "raw")
             except NfqGuardError as error:
                 problems.append(str(error))

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from nfq_guard.doctor import fate, foreign, hidden, host_rules, synproxy
 from nfq_guard.doctor.check import Check, Status
+from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.policy.decision import Policy
 from nfq_guard.telemetry.events import HostAccepts, HostTakes
 
@@ -23,9 +24,9 @@ def checks(policy: Policy) -> Iterator[Check]:
     yield from foreign.unread(rules.problems)
 
 
-def event() -> HostAccepts | HostTakes:
-    """The result of `checks` as an event."""
-    rules = host_rules.read()
+def event(copy: LegacyCopy | None = None) -> HostAccepts | HostTakes:
+    """The result of `checks` as an event; `copy` is as in `host_rules.read`."""
+    rules = host_rules.read(copy)
     fates = [
         f"{check.id.removeprefix('fate.')}: {check.what}"
         for check in fate.checks(rules.path(), unnamed=rules.unnamed(), complete=not rules.problems)

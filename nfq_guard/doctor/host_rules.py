@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Reads the rules of every packet filter of this host, in the calling thread's namespace."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -10,6 +10,7 @@ from nfq_guard.doctor.path import Met
 from nfq_guard.doctor.rule_model import Table
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
+from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
 
@@ -44,14 +45,20 @@ def _path(tables: Sequence[Table]) -> list[Met]:
     return [met for family in BOTH_FAMILIES for met in path.walk(tables, int(family))]
 
 
-def read() -> HostRules:
-    """Read all rules; what cannot be read is named in `problems`."""
+def read(copy: LegacyCopy | None = None) -> HostRules:
+    """Read all rules; what cannot be read is named in `problems`.
+
+    Args:
+        copy: The tables of legacy iptables, for a process that cannot run its programs.
+    """
     rules = HostRules()
     for backend in Backend:
         for family in BOTH_FAMILIES:
             programs = Xtables(System(), backend, family)
             try:
-                if programs.missing() is None:
+                if backend is Backend.LEGACY and copy is not None and copy.has(family):
+                    rules.saved[backend, family] = of_copy(copy, family, rules.problems)
+                elif programs.missing() is None:
                     rules.saved[backend, family] = programs.save()
             except NfqGuardError as error:
                 rules.problems.append(str(error))
@@ -67,6 +74,29 @@ def read() -> HostRules:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         rules.problems.append(f"nft list ruleset: {error}")
     return rules
+
+
+def of_copy(
+    copy: LegacyCopy, family: Family, problems: list[str], names: Container[str] | None = None
+) -> Saved:
+    """The tables of a copy; one that the kernel has otherwise by now is a problem.
+
+    Args:
+        copy: The copy, which has the family.
+        family: The family.
+        problems: Get that problem.
+        names: The tables; None for all.
+    """
+    problems += [
+        f"the rules of iptables-legacy for IPv{int(family)} in table {name} have changed since the "
+        "service started, and the daemon may not read them: a restart of the service has them read "
+        "anew"
+        for name in copy.changed(family)
+        if names is None or name in names
+    ]
+    return {
+        name: table for name, table in copy.saved(family).items() if names is None or name in names
+    }
 
 
 def _unread(rules: HostRules) -> frozenset[tuple[str, str]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whether legacy iptables still leads packets to our chain, and how many, read from the kernel.
+"""What the kernel has in the tables of legacy iptables: jumps to our chain, counts, and digests.
 
 iptables-legacy opens a raw socket, which takes CAP_NET_RAW. The kernel lets any IPv4 or IPv6 socket
 read the tables and asks for CAP_NET_ADMIN alone, so sockets that the daemon was given will do: a
@@ -7,6 +7,7 @@ sandbox may keep it from opening its own.
 """
 
 import ctypes
+import hashlib
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -16,12 +17,14 @@ from typing import Final, NamedTuple, final
 from nfq_guard.firewall.spec import CHAIN
 
 # From the kernel's user interface (linux/netfilter_ipv4/ip_tables.h, linux/netfilter/x_tables.h).
+_MANGLE: Final = "mangle"
 _GET_INFO: Final = 64
 _GET_ENTRIES: Final = 65
 _INFO: Final = struct.Struct("=32s13I")
 _TARGET: Final = struct.Struct("=H29sB")
 _VERDICT: Final = struct.Struct("=i")
 _PACKETS: Final = struct.Struct("=Q")
+_COUNTER_BYTES: Final = 16
 # struct ipt_get_entries ends with the entries, which are aligned to 8 bytes.
 _HEAD_BYTES: Final = 40
 _HOOKS: Final = 5
@@ -77,7 +80,7 @@ class LegacyTables:
         found = 0
         for one in self._sockets:
             layout = _LAYOUTS[one.family]
-            if not _has_mangle(layout):
+            if _MANGLE not in _names(layout):
                 continue
             table = _table(one)
             if table is None:
@@ -90,13 +93,31 @@ class LegacyTables:
         return found
 
 
-def _has_mangle(layout: _Layout) -> bool:
-    """Whether the table is there, which the kernel otherwise makes for whoever reads it."""
+def digests(through: socket.socket) -> dict[str, str]:
+    """Of each table of the socket's family: changes with its rules, and not with their counters.
+
+    A table that cannot be read is left out.
+    """
+    layout = _LAYOUTS[through.family]
+    found: dict[str, str] = {}
+    for name in _names(layout):
+        table = _table(through, name)
+        if table is not None:
+            entries = bytearray(table.entries)
+            for one in _entries(table.entries, layout):
+                start = one.offset + layout.counter
+                entries[start : start + _COUNTER_BYTES] = bytes(_COUNTER_BYTES)
+            found[name] = hashlib.sha256(entries).hexdigest()
+    return found
+
+
+def _names(layout: _Layout) -> list[str]:
+    """The tables that are there; the kernel makes others for whoever reads them."""
     try:
         names = Path("/proc/thread-self/net", layout.names).read_text(encoding="ascii")
     except OSError:
-        return False
-    return "mangle" in names.split()
+        return []
+    return names.split()
 
 
 class _Table(NamedTuple):
@@ -128,15 +149,15 @@ def _jumps(through: socket.socket) -> set[int] | None:
     return None if table is None else _hooks_to_us(table, _LAYOUTS[through.family])
 
 
-def _table(through: socket.socket) -> _Table | None:
+def _table(through: socket.socket, name: str = _MANGLE) -> _Table | None:
     layout = _LAYOUTS[through.family]
     for _ in range(_ATTEMPTS):
-        info = _read(through, layout.level, _GET_INFO, b"mangle".ljust(_INFO.size, b"\0"))
+        info = _read(through, layout.level, _GET_INFO, name.encode().ljust(_INFO.size, b"\0"))
         if info is None:
             return None
         numbers = _INFO.unpack(info)[1:]
         size = numbers[-1]
-        head = struct.pack("=32sI", b"mangle", size).ljust(_HEAD_BYTES + size, b"\0")
+        head = struct.pack("=32sI", name.encode(), size).ljust(_HEAD_BYTES + size, b"\0")
         table = _read(through, layout.level, _GET_ENTRIES, head)
         if table is not None:
             begins, ends = numbers[1 : 1 + _HOOKS], numbers[1 + _HOOKS : 1 + 2 * _HOOKS]

@@ -174,7 +174,7 @@ class Xtables:
             PrivilegeError: The kernel refused.
             UnavailableError: The program is missing or fails.
         """
-        return parse(self._saved(*words))
+        return parse(self.text(*words))
 
     def rule_counters(self) -> rule_counters.RuleCounters:
         """The kernel's counters of our rules; zeros where it has no tables of this family.
@@ -183,7 +183,7 @@ class Xtables:
             PrivilegeError: The kernel refused.
             UnavailableError: The program is missing or fails.
         """
-        return rule_counters.parse(self._saved("-c"))
+        return rule_counters.parse(self.text("-c"))
 
     def restore(self, text: str) -> None:
         """Load `text`, leaving what it does not name.
@@ -199,7 +199,13 @@ class Xtables:
             if result.status:
                 raise self._failure(program, result, text)
 
-    def _saved(self, *words: str) -> str:
+    def text(self, *words: str) -> str:
+        """As `save`, as the program prints it.
+
+        Raises:
+            PrivilegeError: The kernel refused.
+            UnavailableError: The program is missing or fails.
+        """
         program = self._needed("-save")
         result = self._runner.run([program, *words], "")
         if result.status:

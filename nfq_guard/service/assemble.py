@@ -21,6 +21,7 @@ from structlog.typing import Processor
 from nfq_guard import capabilities
 from nfq_guard.engine import Mode
 from nfq_guard.errors import NfqGuardError, UsageError
+from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.legacy_tables import LegacyTables
 from nfq_guard.firewall.queued import queued_packets
 from nfq_guard.flows import log_settings, pins
@@ -96,7 +97,7 @@ def _keep_privileges(_settings: Settings, _path: Path | None) -> list[str]:
     return []
 
 
-def _no_raw_rules(_queues: Sequence[int]) -> RawReading:
+def _no_raw_rules(_queues: Sequence[int], _copy: LegacyCopy) -> RawReading:
     return RawReading()
 
 
@@ -104,9 +105,9 @@ def run(
     path: Path | None,
     override: Callable[[Settings], Settings],
     give_up: GiveUp = _keep_privileges,
-    survey: Callable[[], Event] | None = None,
+    survey: Callable[[LegacyCopy], Event] | None = None,
     last_good_at: Path | None = None,
-    raw_rules: Callable[[Sequence[int]], RawReading] = _no_raw_rules,
+    raw_rules: Callable[[Sequence[int], LegacyCopy], RawReading] = _no_raw_rules,
 ) -> bool:
     """Load the configuration and serve until SIGTERM or SIGINT.
 
@@ -115,8 +116,9 @@ def run(
         override: Applies the command line to the settings of the file.
         give_up: Gives up privileges of the whole process, after the steps that take them, as
             `privileges.give_up`; by default all are kept.
-        survey: Examines the rules of the host once the daemon has started.
-        raw_rules: Reads the host's rules before conntrack; gets the numbers of our queues.
+        survey: Examines the rules of the host once the daemon has started; gets what root has
+            read of them.
+        raw_rules: Reads the host's rules before conntrack; gets the numbers of our queues as well.
         last_good_at: The file with the last good configuration; None to use none.
 
     Returns:
@@ -138,6 +140,7 @@ def run(
 
     with ExitStack() as stack:
         sockets = [stack.enter_context(one) for one in passed_sockets.take(passed_sockets.TABLES)]
+        copy = LegacyCopy(passed_sockets.take_rules(), sockets)
         keeper = passed_sockets.QueueKeeper()
         for program in ahead.values():
             if isinstance(program, Program):
@@ -196,9 +199,9 @@ def run(
                 notifier=Notifier(),
                 open_more=lambda daemon: open_endpoints(settings, daemon, loop, events, notes),
                 jumps=LegacyTables(sockets).jumps,
-                raw_rules=partial(raw_rules, settings.queue_numbers),
+                raw_rules=partial(raw_rules, settings.queue_numbers, copy),
                 passed=_passed_packets(settings, sockets, stack),
-                survey=survey,
+                survey=None if survey is None else partial(survey, copy),
                 keep=None if last_good_at is None else partial(last_good.save, last_good_at),
                 refused="" if refused is None else str(refused),
                 last_good=last_good_of,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Sockets that systemd keeps for the daemon: sd_pid_notify_with_fds(3), sd_listen_fds(3).
+"""Files that systemd keeps for the daemon: sd_pid_notify_with_fds(3), sd_listen_fds(3).
 
 The start of the service, which runs as root, leaves sockets for legacy iptables: the daemon needs
 an Internet socket to read the tables, sends nothing through it, and its sandbox forbids it to open
-one.
+one. The sockets show only whether the rules have changed, so it also leaves a copy of them.
 
 The daemon leaves the socket of its queue, which stays bound while any process holds that socket.
 Packets then wait in the queue from the end of one daemon to the start of the next.
@@ -14,16 +14,18 @@ import socket
 from contextlib import ExitStack, suppress
 from typing import Final, final
 
+from nfq_guard.firewall import legacy_copy
 from nfq_guard.firewall.xtables import System
 
 TABLES: Final = "nfq-guard-tables"
 QUEUE: Final = "nfq-guard-queue"
+RULES: Final = "nfq-guard-rules"
 _FIRST: Final = 3
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
 def leave_tables() -> None:
-    """Store one socket a family in systemd, replacing those of an earlier start.
+    """Store one socket a family and a copy of the tables, replacing those of an earlier start.
 
     Does nothing outside a service, without legacy iptables, or for a missing family.
     """
@@ -36,6 +38,13 @@ def leave_tables() -> None:
                 sockets.append(stack.enter_context(socket.socket(family, socket.SOCK_DGRAM)))
         _remove(TABLES)
         _store(TABLES, [one.fileno() for one in sockets])
+    _remove(RULES)
+    content = legacy_copy.made()
+    if content:
+        with os.fdopen(os.memfd_create(RULES), "wb") as file:
+            file.write(content)
+            file.flush()
+            _store(RULES, [file.fileno()])
 
 
 @final
@@ -67,15 +76,27 @@ def take(name: str) -> list[socket.socket]:
 
     Child processes do not inherit them.
     """
+    found = [socket.socket(fileno=number) for number in _left(name)]
+    for one in found:
+        one.set_inheritable(False)
+    return found
+
+
+def take_rules() -> bytes:
+    """The copy that was left for this process, once; empty for none."""
+    content = b""
+    for number in _left(RULES):
+        with suppress(OSError), os.fdopen(number, "rb") as file:
+            # The offset is that of the process which wrote it.
+            content = os.pread(file.fileno(), legacy_copy.CONTENT_BYTES_MAX, 0)
+    return content
+
+
+def _left(name: str) -> list[int]:
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    found = []
-    for number, each in enumerate(names, _FIRST):
-        if each == name:
-            found.append(socket.socket(fileno=number))
-            found[-1].set_inheritable(False)
-    return found
+    return [number for number, each in enumerate(names, _FIRST) if each == name]
 
 
 def _store(name: str, files: list[int]) -> None:

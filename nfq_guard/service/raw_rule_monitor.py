@@ -99,6 +99,9 @@ class RawRuleMonitor:
             self._events.emit(HalfHidden(rules=reading.one_sided))
         elif before.one_sided and not reading.one_sided:
             self._events.emit(HalfHiddenOver())
+        for problem in reading.problems:
+            if problem not in before.problems:
+                self._events.emit(Note(text=f"rules before conntrack are not known: {problem}"))
 
     def _failed(self, error: Exception) -> None:
         """Keep the rules of the last reading."""

@@ -2,16 +2,20 @@
 """The jumps to our chain, as the kernel has them in the tables of legacy iptables."""
 
 import os
+import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from nfq_guard import capabilities
-from nfq_guard.firewall import Backend, FailMode, Firewall, RulesSpec
+from nfq_guard.doctor import before_conntrack
+from nfq_guard.firewall import Backend, FailMode, Family, Firewall, RulesSpec, legacy_copy
+from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.legacy_tables import LegacyTables
 from nfq_guard.firewall.queued import queued_packets
+from nfq_guard.raw_rules import RawReading
 from tests.firewall.conftest import ADDRESSES, Wire
 
 pytestmark = pytest.mark.kernel
@@ -82,6 +86,64 @@ def test_it_takes_one_capability(tables: LegacyTables) -> None:
             os._exit(tables.jumps() == (BOTH if seen else None))
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 1
+
+
+NOTRACK = ("-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--sport", "80", "-j", "CT", "--notrack")
+
+
+@pytest.mark.parametrize("program", ["iptables-legacy", "ip6tables-legacy"])
+def test_a_copy_has_the_rules_for_a_daemon_that_may_not_read_them(wire: Wire, program: str) -> None:
+    """It knows by CAP_NET_ADMIN alone whether they are as they were; counts do not matter."""
+    family = Family.IPV6 if program.startswith("ip6") else Family.IPV4
+    here = ADDRESSES[family][1]
+    with ExitStack() as stack, wire.guarded.ns.entered():
+        stack.callback(run, wire, program, "-t", "raw", "-F")
+        run(wire, program, *NOTRACK)
+        run(wire, program, "-t", "raw", "-A", "PREROUTING", "-m", "limit", "-j", "RETURN")
+        sockets = [
+            stack.enter_context(socket.socket(domain, socket.SOCK_DGRAM))
+            for domain in (socket.AF_INET, socket.AF_INET6)
+        ]
+        copy = LegacyCopy(legacy_copy.made(), sockets)
+        wire.peer.send_invalid(family, here, count=3)
+
+        def unprivileged() -> RawReading:
+            return in_child(lambda: before_conntrack.read([0], copy), 1 << capabilities.NET_ADMIN)
+
+        reading = unprivileged()
+        assert [rule.text for rule in reading.rules] == [
+            "`-p tcp -m tcp --sport 80 -j CT --notrack` (legacy table raw, chain PREROUTING)"
+        ]
+        assert reading.one_sided
+        assert not [text for text in reading.problems if "have changed" in text]
+        run(wire, program, "-t", "raw", "-D", "PREROUTING", "2")
+        reading = unprivileged()
+        (problem,) = [text for text in reading.problems if "have changed" in text]
+        assert f"IPv{int(family)} in table raw" in problem
+        assert reading.one_sided, "what is known of them is from then"
+        assert copy.changed(family) == ["raw"]
+        assert LegacyCopy(legacy_copy.made(), sockets).changed(family) == []
+        assert "raw" in LegacyCopy(legacy_copy.made(), []).changed(family)
+    assert not LegacyCopy(b"", []).has(family)
+
+
+def in_child(read: Callable[[], RawReading], kept: int) -> RawReading:
+    """The result of a child that has only these capabilities."""
+    mine, theirs = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            capabilities.keep_only(kept)
+            os.write(theirs, pickle.dumps(read()))
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    with os.fdopen(mine, "rb") as file:
+        content = file.read()
+    os.waitpid(child, 0)
+    found = pickle.loads(content)  # noqa: S301 - of our own child
+    assert isinstance(found, RawReading)
+    return found
 
 
 def test_what_the_rules_have_queued_is_read_from_the_kernel(

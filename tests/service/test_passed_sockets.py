@@ -10,7 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from nfq_guard.service.passed_sockets import QUEUE, TABLES, QueueKeeper, take
+from nfq_guard.service.passed_sockets import (
+    QUEUE,
+    RULES,
+    TABLES,
+    QueueKeeper,
+    leave_tables,
+    take,
+    take_rules,
+)
 
 
 @pytest.fixture
@@ -39,21 +47,73 @@ def test_a_queue_is_kept_until_it_is_forgotten(manager: socket.socket) -> None:
     assert files == []
 
 
+@pytest.mark.parametrize("content", [b"the rules", b""])
+def test_a_copy_of_the_rules_is_left(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    """In place of one of an earlier start; an empty one is not left."""
+    monkeypatch.setattr("nfq_guard.firewall.legacy_copy.made", lambda: content)
+    monkeypatch.setattr("nfq_guard.firewall.xtables.System.find", lambda *_: True)
+    leave_tables()
+    names, left = [], []
+    for _ in range(3 + bool(content)):
+        text, files, _, _ = socket.recv_fds(manager, 4096, 2)
+        names.append(text.decode().split("\n")[-1])
+        left += [(names[-1], file) for file in files]
+    assert names == [f"FDNAME={name}" for name in (TABLES, TABLES, RULES, RULES)][: len(names)]
+    for name, file in left:
+        if name == f"FDNAME={RULES}":
+            assert os.pread(file, 99, 0) == content
+        os.close(file)
+
+
 def test_without_a_manager(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     keeper = QueueKeeper()
     keeper.keep(0)
     keeper.forget()
+    leave_tables()
     assert take(TABLES) == []
+    assert take_rules() == b""
 
 
 _CODE = """
 import os, sys
 os.environ["LISTEN_PID"] = str(os.getpid())
-from nfq_guard.service.passed_sockets import TABLES, QueueKeeper, take
+from nfq_guard.service.passed_sockets import TABLES, QueueKeeper, take, take_rules
 tables, kept = take(TABLES), QueueKeeper().kept
 print([one.fileno() for one in tables], kept and kept.fileno(), os.get_inheritable(3))
 """
+_RULES_CODE = """
+import os
+os.environ["LISTEN_PID"] = str(os.getpid())
+from nfq_guard.service.passed_sockets import take_rules
+print(take_rules().decode())
+try:
+    os.fstat(3)
+except OSError:
+    print("closed")
+"""
+
+
+def test_the_copy_is_taken_from_its_beginning() -> None:
+    """Also by a second process, which has the same file."""
+    with os.fdopen(os.memfd_create("rules"), "wb") as file:
+        file.write(b"the rules")
+        file.flush()
+        for _ in range(2):
+            done = subprocess.run(
+                [
+                    *("bash", "-c", f'exec 3<&{file.fileno()}; exec "$@"', "bash"),
+                    *(sys.executable, "-c", _RULES_CODE),
+                ],
+                env={**os.environ, "LISTEN_FDNAMES": RULES},
+                pass_fds=(file.fileno(),),
+                capture_output=True,
+                text=True,
+                check=True,
+            )
+            assert done.stdout.split("\n") == ["the rules", "closed", ""]
 
 
 @pytest.mark.parametrize(

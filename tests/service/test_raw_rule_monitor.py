@@ -90,6 +90,14 @@ def test_rules_come_and_go(monitored: Monitored) -> None:
     assert monitored.events() == ["half_hidden", "half_hidden_over"]
 
 
+def test_what_could_not_be_read_is_said_once(monitored: Monitored) -> None:
+    for problems in (("old",), ("old",), ("old", "new"), (), ("new",)):
+        monitored.reading = RawReading((), (), problems)
+        monitored.check()
+        assert monitored.monitor.status().problems == problems
+    assert monitored.events() == ["note", "note", "note"]
+
+
 def test_a_failure_keeps_the_rules(monitored: Monitored) -> None:
     monitored.reading = RawReading((RULE,), ("it hides",))
     monitored.check()

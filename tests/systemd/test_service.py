@@ -388,8 +388,17 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
         assert said.splitlines()[-1] == "2"
         said = check("IPAddressAllow=10.0.0.0/8\nReadWritePaths=-/var/lib/node_exporter")
         assert said.splitlines()[-1] == "0"
+        guest.configure('pods_dir = "/var/lib/cni/results"\nlog = "/root/log"')
+        said = check("ProtectSystem=no")
+        assert "daemon.log: expected" in said
+        guest.configure('pods_dir = "/var/lib/cni/results"')
+        said = check("")
+        assert "nfq-guard.service may not read files of root" in said
+        assert said.splitlines()[-1] == "0"
+        guest.sh(f"cp /usr/local/share/doc/nfq-guard/pods.conf {drop_in}")
+        assert "files of root" not in check("")
     finally:
-        guest.sh(f"rm {drop_in}/metrics.conf {drop_in}/more.conf; systemctl daemon-reload")
+        guest.sh(f"rm -f {drop_in}/*.conf; systemctl daemon-reload")
 
 
 def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
@@ -590,6 +599,27 @@ def test_rules_beside_those_of_others_in_legacy_tables(guest: Guest) -> None:
         assert rules(guest) == 0, "none in iptables-nft"
     finally:
         guest.sh("systemctl stop nfq-guard; iptables-legacy -t mangle -F FORWARD")
+
+
+def test_rules_of_legacy_iptables_before_conntrack(guest: Guest) -> None:
+    """Root reads them at the start; the daemon sees whether they are as they were."""
+    raw = "iptables-legacy -t raw"
+    guest.configure("verify_rules_s = 1")
+    guest.sh(
+        f"systemctl stop nfq-guard; {raw} -A PREROUTING -p tcp --sport 4444 -j CT --notrack; "
+        "systemctl start nfq-guard"
+    )
+    try:
+        found = "not enforced where `-p tcp -m tcp --sport 4444 -j CT --notrack`"
+        guest.until(lambda: found in guest.sh("nfq-guard status"), "the rule is known")
+        assert "have changed" not in guest.sh("nfq-guard status")
+        guest.sh(f"{raw} -A PREROUTING -p tcp --sport 5555 -j CT --notrack")
+        changed = "table raw have changed since the service started"
+        guest.until(lambda: changed in guest.sh("nfq-guard status"), "the change is seen")
+        guest.sh("systemctl restart nfq-guard")
+        guest.until(lambda: "--sport 5555" in guest.sh("nfq-guard status"), "it is read anew")
+    finally:
+        guest.sh(f"systemctl stop nfq-guard; {raw} -F PREROUTING")
 
 
 def test_rules_stay_over_a_restart(guest: Guest) -> None:
