@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Final
 import orjson
 from packaging.requirements import Requirement
 
+from tests.container.image import build_root
 from tests.kernels import page, record
 from tests.kernels.fetch import (
     DEBIAN,
@@ -185,6 +186,10 @@ def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> Non
         )
     run("cp", "-a", "--reflink=auto", str(debian), str(root))
     _make_tree(root / "guard", job)
+    if "container" in job["steps"] if job["steps"] else not job["short"]:
+        say("building the container's image")
+        image = root / "guard" / "build" / "image.tar"
+        run("tar", "-C", str(build_root().root), "--numeric-owner", "-cf", str(image), ".")
     environment = ("env", "-i", f"PATH={_PATH}", "WHEELS=/guard/build/wheels")
     run("chroot", str(root), *environment, "/guard/systemd/install.sh", "install")
     make_disk(root, disk, "3G")

@@ -47,6 +47,7 @@ _SHORT_NATIVE: Final = (
 )  # fmt: skip
 _LINKS: Final = "tests/kernels/netem_and_flowtables.py"
 _OWNERS: Final = "tests/kernels/owners.py"
+_CONTAINER: Final = "tests/kernels/container.py"
 # Queue, evidence, rules, daemon and conntrack, in this order.
 _LIVE: Final = (
     "tests/nfqueue/test_reader_kernel.py", "tests/flows/test_ctnetlink.py",
@@ -80,8 +81,8 @@ _CLEAN: Final = {"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG"
 # Steps that the short form has on one kernel alone: Debian 12's own, the newest, the oldest.
 _SHORT_ONLY_ON: Final = {"service": "6.1.", "links": "7.", "live": "5.10."}
 
-# Steps that the short form has not: the first takes minutes, the other a larger root file system.
-_LONG_ONLY: Final = ("log", "owners")
+# Steps that the short form has not: the first takes minutes, the others a larger root file system.
+_LONG_ONLY: Final = ("log", "owners", "container")
 _CONFIG: Final = Path("/etc/nfq-guard/nfq-guard.toml")
 # Whom the record of the log's sysctls names.
 _INSTANCE: Final = "kernels"
@@ -102,6 +103,7 @@ def main() -> None:
         "live": lambda: _live_tests(is_short=is_short),
         "log": _log_tests,
         "owners": lambda: iter([_tested(_OWNERS)]),
+        "container": _container_tests,
         "links": lambda: iter([_tested(_LINKS, *(("-k", "4") if is_short else ()))]),
         "matrix": lambda: _matrix(is_short=is_short),
         "service": lambda: _service(is_short=is_short),
@@ -213,6 +215,12 @@ def _log_tests() -> Iterator[Record]:
             words.append(f"--deselect={_BOTH_EVIDENCES}")
             yield {"not_run": f"the two sources of evidence side by side: {why}"}
         yield _tested(*words)
+
+
+def _container_tests() -> Iterator[Record]:
+    """The tests of the guard in a container, which has the host's configuration folder."""
+    with _prepared():
+        yield _tested(_CONTAINER)
 
 
 def _service(*, is_short: bool) -> Iterator[Record]:

@@ -18,6 +18,7 @@ TESTS: Final = {
     "log": "the kernel's log as evidence",
     "links": "netem and flowtables",
     "owners": "Docker, firewalld and ufw",
+    "container": "the guard as a container of Docker",
     "service": "the service",
 }
 

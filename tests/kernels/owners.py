@@ -11,7 +11,7 @@ import os
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -101,19 +101,15 @@ def _run(*words: str) -> str:
     return done.stdout.strip()
 
 
-def _outcomes(situation: Situation, stage: Stage) -> Mapping[Mitigation, Outcome]:
+def outcome_of(situation: Situation, stage: Stage, mitigation: Mitigation) -> Outcome:
+    """What becomes of a connection of the stage."""
     scenario = _Scenario(situation, stage)
-    return {
-        mitigation: run(scenario, mitigation, keep=Keep(), cancelled=threading.Event()).outcome
-        for mitigation in (Mitigation.NONE, Mitigation.GUARD)
-    }
+    return run(scenario, mitigation, keep=Keep(), cancelled=threading.Event()).outcome
 
 
 def _hold(situation: Situation, stage: Stage) -> None:
-    assert _outcomes(situation, stage) == {
-        Mitigation.NONE: situation.without,
-        Mitigation.GUARD: situation.with_guard,
-    }
+    expected = {Mitigation.NONE: situation.without, Mitigation.GUARD: situation.with_guard}
+    assert {each: outcome_of(situation, stage, each) for each in expected} == expected
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +188,7 @@ def _outwards(host: Namespace, inner: str, client: Namespace, server: Namespace,
     )
 
 
-def _published(host: Namespace, client: Namespace, container: Namespace) -> Stage:
+def published(host: Namespace, client: Namespace, container: Namespace) -> Stage:
     """A connection of `client` to the port that Docker publishes for the container."""
     address = _address(container)
     return Stage(
@@ -214,12 +210,12 @@ class TestDocker:
         self, host: Namespace, neighbour: Namespace, container: Namespace
     ) -> None:
         del neighbour
-        _hold(SITUATIONS[0], _published(host, host, container))
+        _hold(SITUATIONS[0], published(host, host, container))
 
     def test_docker_neighbour_to_a_published_port(
         self, host: Namespace, neighbour: Namespace, container: Namespace
     ) -> None:
-        _hold(SITUATIONS[1], _published(host, neighbour, container))
+        _hold(SITUATIONS[1], published(host, neighbour, container))
 
     def test_docker_container_to_a_neighbour(
         self, host: Namespace, neighbour: Namespace, container: Namespace

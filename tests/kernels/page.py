@@ -32,6 +32,8 @@ Written by `make kernels`, which boots Debian's own kernels, and by name Ubuntu'
   (`tests/kernels/netem_and_flowtables.py`);
 - **owners**: Docker, firewalld and ufw themselves, each with the rules that it makes
   (`tests/kernels/owners.py`);
+- **container**: the guard as a container of Docker, by the commands of its README, beside a port
+  that Docker publishes (`tests/kernels/container.py`);
 - **service**: the service, installed from wheels by `systemd/install.sh`
   (`tests/systemd/test_service.py`): its privileges, its pins, a connection of the lab that it
   saves, reload, watchdog, `kill -9`, and what a stop leaves behind;
