@@ -189,7 +189,7 @@ def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> Non
     if "container" in job["steps"] if job["steps"] else not job["short"]:
         say("building the container's image")
         image = root / "guard" / "build" / "image.tar"
-        run("tar", "-C", str(build_root().root), "--numeric-owner", "-cf", str(image), ".")
+        run("tar", "-C", str(build_root()), "--numeric-owner", "-cf", str(image), ".")
     environment = ("env", "-i", f"PATH={_PATH}", "WHEELS=/guard/build/wheels")
     run("chroot", str(root), *environment, "/guard/systemd/install.sh", "install")
     make_disk(root, disk, "3G")

@@ -20,8 +20,8 @@ from nfq_guard.flows.open import open_flows
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import Mitigation, Outcome
 from nfq_guard.lab.pace import limit
+from tests.container.image import settings
 from tests.kernels.owners import SITUATIONS, container, host, neighbour, outcome_of, published
-from tests.support.containerfile import instructions
 from tests.support.queue import wait_for
 
 __all__ = ["container", "host", "neighbour"]
@@ -49,15 +49,14 @@ def _status() -> dict[str, Any]:
     return answer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="class")
 def guard(container: Namespace) -> Iterator[None]:
     """The image as `docker build` would leave it, and the two containers of the README."""
     del container
     text = (_FOLDER / "README.md").read_text(encoding="utf-8")
     build, start = (part.split("```")[0] for part in text.split("```sh\n")[1:])
     image = shlex.split(build)[shlex.split(build).index("--tag") + 1]
-    settings = dict(instructions((_FOLDER / "Containerfile").read_text(encoding="utf-8")))
-    changes = [f"--change={name} {settings[name]}" for name in ("ENTRYPOINT", "CMD")]
+    changes = [f"--change={name} {settings()[name]}" for name in ("ENTRYPOINT", "CMD")]
     _run("docker", "import", *changes, str(_IMAGE), image)
     *lines, last = start.replace("\\\n", " ").strip().splitlines()
     assert last == "docker exec nfq-guard nfq-guard status"
@@ -74,36 +73,37 @@ def guard(container: Namespace) -> Iterator[None]:
         _run("docker", "rm", "--force", _GUARD)
 
 
-def test_as_started_it_has_the_window_and_changes_nothing(
-    guard: None, host: Namespace, neighbour: Namespace, container: Namespace
-) -> None:
-    """The dry-run of the shipped configuration: the connection dies as it does without a guard."""
-    del guard
-    flows, _ = open_flows()
-    flows.close()
-    found = _status()
-    assert found["mode"] == "dry-run"
-    assert found["evidence"] == (flows.evidence if flows.evidence is Evidence.BPF else "ctnetlink")
-    stage = published(host, neighbour, container)
-    assert outcome_of(_TO_A_NEIGHBOUR, stage, Mitigation.NONE) is Outcome.RESET
-    (queue,) = _status()["queues"]
-    assert queue["packets"] > 0
+class TestContainer:
+    def test_as_started_it_has_the_window_and_changes_nothing(
+        self, guard: None, host: Namespace, neighbour: Namespace, container: Namespace
+    ) -> None:
+        """In the shipped dry-run the connection dies as it does without a guard."""
+        del guard
+        flows, _ = open_flows()
+        flows.close()
+        found = _status()
+        assert found["mode"] == "dry-run"
+        assert found["evidence"] == (
+            flows.evidence if flows.evidence is Evidence.BPF else "ctnetlink"
+        )
+        stage = published(host, neighbour, container)
+        assert outcome_of(_TO_A_NEIGHBOUR, stage, Mitigation.NONE) is Outcome.RESET
+        (queue,) = _status()["queues"]
+        assert queue["packets"] > 0
 
+    def test_it_saves_a_connection_to_a_published_port(
+        self, guard: None, host: Namespace, neighbour: Namespace, container: Namespace
+    ) -> None:
+        """A changed mode is taken over by itself."""
+        del guard
+        text = _CONFIG.read_text(encoding="utf-8")
+        _CONFIG.write_text(text.replace('mode = "dry-run"', 'mode = "enforce"'), encoding="utf-8")
+        wait_for(lambda: _status().get("mode") == "enforce")
+        stage = published(host, neighbour, container)
+        assert outcome_of(_TO_A_NEIGHBOUR, stage, Mitigation.NONE) is Outcome.SURVIVED
 
-def test_it_saves_a_connection_to_a_published_port(
-    guard: None, host: Namespace, neighbour: Namespace, container: Namespace
-) -> None:
-    """A changed mode is taken over by itself."""
-    del guard
-    text = _CONFIG.read_text(encoding="utf-8")
-    _CONFIG.write_text(text.replace('mode = "dry-run"', 'mode = "enforce"'), encoding="utf-8")
-    wait_for(lambda: _status().get("mode") == "enforce")
-    stage = published(host, neighbour, container)
-    assert outcome_of(_TO_A_NEIGHBOUR, stage, Mitigation.NONE) is Outcome.SURVIVED
-
-
-def test_stopped_it_leaves_no_rule(guard: None) -> None:
-    del guard
-    assert "nfq_guard" in _run("nft", "list", "tables")
-    _run("docker", "stop", _GUARD)
-    assert "nfq_guard" not in _run("nft", "list", "tables")
+    def test_stopped_it_leaves_no_rule(self, guard: None) -> None:
+        del guard
+        assert "nfq_guard" in _run("nft", "list", "tables")
+        _run("docker", "stop", _GUARD)
+        assert "nfq_guard" not in _run("nft", "list", "tables")
