@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The Containerfile is read as `make container-test` reads it, and is held against the tree."""
 
+import json
 import shlex
 from pathlib import Path
 from typing import Final
 
 from nfq_guard import __version__
 from tests.support.containerfile import instructions
+from tests.support.seccomp_profile import FOR_ROOT, PROFILE, allowed
 
 TREE: Final = Path(__file__).parents[2]
 _FOLDER: Final = TREE / "deploy" / "container"
@@ -41,3 +43,13 @@ def test_readme_names_the_version() -> None:
     text = (_FOLDER / "README.md").read_text(encoding="utf-8")
     assert f"nfq-guard:{__version__}" in text
     assert f"nfq-guard:{__version__}" in _TEXT
+
+
+def test_the_profile_allows_what_the_unit_does() -> None:
+    """A later systemd may know more system calls than the one that it was written with."""
+    profile = json.loads(PROFILE.read_text(encoding="ascii"))
+    (rule,) = profile["syscalls"]
+    assert (profile["defaultAction"], rule["action"]) == ("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW")
+    assert set(rule["names"]) <= set(allowed())
+    assert {"bpf", "recvmmsg", "sendmsg", *FOR_ROOT} <= set(rule["names"])
+    assert not {"mount", "ptrace", "reboot", "setuid"} & set(rule["names"])
