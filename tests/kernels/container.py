@@ -16,7 +16,7 @@ from typing import Any, Final
 import pytest
 
 from nfq_guard.flow import Evidence
-from nfq_guard.flows.open import open_flows
+from nfq_guard.flows.open import open_lookup
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.outcome import Mitigation, Outcome
 from nfq_guard.lab.pace import limit
@@ -79,7 +79,7 @@ class TestContainer:
     ) -> None:
         """In the shipped dry-run the connection dies as it does without a guard."""
         del guard
-        flows, _ = open_flows()
+        flows, _ = open_lookup()
         flows.close()
         found = _status()
         assert found["mode"] == "dry-run"

@@ -31,6 +31,7 @@ def records() -> list[dict[str, object]]:
         {"step": "log", "passed": True, "summary": "11 passed"},
         {"step": "links", "passed": True, "summary": "4 passed"},
         {"step": "owners", "passed": True, "summary": "6 passed"},
+        {"step": "container", "passed": True, "summary": "3 passed"},
         {"step": "service", "passed": True, "summary": "38 passed"},
         {"step": "service", "installed_evidence": "bpf", "capabilities": 0x1000},
         trial | {"expected": "saved", "outcome": "saved", "seconds": 1.0},
@@ -65,7 +66,9 @@ def test_a_row_says_what_the_guard_sees() -> None:
 
 def test_a_row_counts_what_was_run() -> None:
     text = page.render([ran()], _SEED)
-    tests = "25 passed | 5 passed | 30 passed | 11 passed | 4 passed | 6 passed | 38 passed"
+    tests = (
+        "25 passed | 5 passed | 30 passed | 11 passed | 4 passed | 6 passed | 3 passed | 38 passed"
+    )
     assert rows(text)[5].startswith(f"| 6.1 | 5,760 | 0 | yes | {tests} | 1 of ")
     assert rows(text)[5].endswith(" | 0 |")
     assert f"Seed of the fuzz: {_SEED}." in text
@@ -97,7 +100,7 @@ def test_steps_of_a_short_run_are_told() -> None:
     outcome = ran(begun("service", short=True))
     for line in ({"step": "service", "passed": True, "summary": "4 passed"}, {"step": "end"}):
         outcome.add(line)
-    assert "| 6 passed | 4 passed (short form) |" in page.render([outcome], _SEED)
+    assert "| 3 passed | 4 passed (short form) |" in page.render([outcome], _SEED)
 
 
 def test_what_programs_with_rules_showed_is_in_a_table_if_it_was_run() -> None:
