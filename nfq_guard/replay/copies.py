@@ -157,7 +157,7 @@ class Copies:
                     self.copies += 1
                     return COPY
             elif elsewhere and (
-                _shares_end(key, seen.key) or _is_telling(segment) or self._is_known(seen.key, key)
+                shares_end(key, seen.key) or _is_telling(segment) or self._is_known(seen.key, key)
             ):
                 return self._translated(seen, key, link)
         sighting = self.last = Sighting(time_ns, frame, key, packet.hop_limit, link)
@@ -246,7 +246,7 @@ def _is_telling(segment: Segment) -> bool:
     return segment.flags & SYN != 0
 
 
-def _shares_end(one: Key, other: Key) -> bool:
+def shares_end(one: Key, other: Key) -> bool:
     """Whether two directions share an end or have the same ports.
 
     Translation changes one end of a packet, or both addresses and no port, as for a host that

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Finds the SYN that a SYN+ACK with another tuple answers.
+"""Finds the other direction of a translated flow where it has another tuple.
 
 A capture of incoming packets only, or of outgoing ones, shows one direction of a translated flow
 before translation and the other after it. Only the sequence numbers connect the two: a SYN+ACK
-acknowledges the number of its SYN.
+acknowledges the number of its SYN. In a flow that began before the capture, a segment begins at the
+number that the one before it acknowledged, and acknowledges its end.
 """
 
 from typing import Final, final
 
-from nfq_guard.conntrack.entry import Key
+from nfq_guard.conntrack.entry import Key, reverse
+from nfq_guard.replay.copies import shares_end
 from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 
@@ -19,11 +21,16 @@ _LEAST_NUMBER: Final = 0xFFFF
 
 @final
 class Halves:
-    """The last SYNs of a capture."""
+    """The last SYNs of a capture, and the last segments of flows that are seen one way only."""
 
     def __init__(self, most: int = _MOST) -> None:
-        """Remember `most` SYNs."""
+        """Remember `most` SYNs, and as many segments."""
         self._most = most
+        # By the numbers that answer the segment: sequence and acknowledgement number. None if
+        # segments of two directions await the same answer.
+        self._awaiting: dict[int, Key | None] = {}
+        # By both directions: the numbers that made them likely to be one flow.
+        self._likely: dict[tuple[Key, Key], int] = {}
         # By the number that acknowledges the SYN; None if SYNs of two flows have that number.
         self._opening: dict[Seq, Key | None] = {}
 
@@ -47,4 +54,36 @@ class Halves:
                 self._opening[number] = key
             if len(self._opening) > self._most:
                 del self._opening[next(iter(self._opening))]
+        return None
+
+    def half_of(self, segment: Segment, key: Key) -> Key | None:
+        """The direction of the flow that a segment answers by both of its numbers.
+
+        One answer is proof if the two directions share an end; otherwise it takes two. The segment
+        is remembered.
+
+        Args:
+            segment: With the flag ACK, neither SYN nor RST, of a flow seen one way only so far.
+            key: Its direction.
+        """
+        seq, ack = segment.seq, segment.ack
+        if seq <= _LEAST_NUMBER or ack <= _LEAST_NUMBER:
+            return None
+        awaited = ack << 32 | segment.end
+        if self._awaiting.get(awaited, key) != key:
+            self._awaiting[awaited] = None
+        else:
+            self._awaiting[awaited] = key
+        if len(self._awaiting) > self._most:
+            del self._awaiting[next(iter(self._awaiting))]
+        numbers = seq << 32 | ack
+        other = self._awaiting.get(numbers)
+        if other is None or other == key:
+            return None
+        if shares_end(key, reverse(other)):
+            return other
+        if self._likely.setdefault((other, key), numbers) != numbers:
+            return other
+        if len(self._likely) > self._most:
+            self._likely.clear()
         return None

@@ -30,3 +30,7 @@ class Listing:
             stream.listed = True
         else:
             self.others += 1
+
+    def drop(self, stream: Stream) -> None:
+        """Remove a stream that turned out to be a part of another."""
+        self.streams = [one for one in self.streams if one is not stream]

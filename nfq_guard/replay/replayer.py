@@ -19,7 +19,7 @@ from typing import Final, final
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.tunnels import MOST_NESTED
-from nfq_guard.conntrack.entry import Key, key_of
+from nfq_guard.conntrack.entry import Key, key_of, reverse
 from nfq_guard.conntrack.table import (
     CT_ESTABLISHED,
     CT_INVALID,
@@ -45,6 +45,7 @@ from nfq_guard.replay.streams import Streams
 from nfq_guard.resets import Passed, Resets
 from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import (
+    ACK,
     CHECKSUM_GOOD,
     CHECKSUM_UNVERIFIED,
     RST,
@@ -140,6 +141,8 @@ class Replayer:
         self.caused_resets = 0
         self._resets = Resets()
         self._cause: Passed | None = None
+        # Whether the other direction of the last segment's flow may have another tuple.
+        self._awaits_half = False
 
     @property
     def frames(self) -> int:
@@ -187,7 +190,7 @@ class Replayer:
                     continue
                 code = self.follow(frame)
                 entry = self.table.entry
-                if entry is not None and code in (CT_NEW, CT_ESTABLISHED):
+                if entry is not None and code in (CT_NEW, CT_ESTABLISHED) and not self._awaits_half:
                     self._shortcut.learn(entry, self.table.direction)
             else:
                 code = self.follow(frame)
@@ -259,6 +262,7 @@ class Replayer:
         """
         reader = self.reader
         self._cause = None
+        self._awaits_half = False
         packet = reader.read(frame)
         if packet is None:
             return CT_NONE
@@ -308,6 +312,26 @@ class Replayer:
         self._await_answer(reader.checksums)
         if segment.flags & RST:
             self._note_end()
+        elif table.entry is not None and segment.flags & (SYN | ACK) == ACK:
+            self._look_for_half(segment, key, frame)
+
+    def _look_for_half(self, segment: Segment, key: Key, frame: int) -> None:
+        """Join the flow of the last segment with the one of which it is the other direction."""
+        streams = self.streams
+        stream = streams.stream
+        if stream is None or not stream.is_half(streams.sender):
+            return
+        self._awaits_half = True
+        other = self._halves.half_of(segment, key)
+        table = self.table
+        if other is None or not streams.is_half(other) or not table.translate(key, reverse(other)):
+            return
+        self.translations += 1
+        assert table.joined is not None  # noqa: S101 - both directions had an entry
+        streams.drop(table.joined)
+        table.joined = None
+        late = self.reader.late
+        streams.follow(None, 0, reverse(other), segment, frame, False, late, False)  # noqa: FBT003
 
     def _note_end(self) -> None:
         """Record that the last segment, an RST, ended its entry at once."""

@@ -13,6 +13,8 @@ from nfq_guard.seqno import Seq
 
 _MOST_PROOFS: Final = 16
 _NEVER: Final = -1e12
+# Segments of one direction among which the other direction is looked for.
+_MOST_OF_HALF: Final = 64
 
 
 class Doubt(StrEnum):
@@ -297,6 +299,14 @@ class Stream(Companion):
         other = self.other
         return (one.known and not other.packets and other.asked_index > 0) or (
             other.known and not one.packets and one.asked_index > 0
+        )
+
+    def is_half(self, sender: int) -> bool:
+        """Whether only `sender` is seen, and the other direction may have another tuple."""
+        return (
+            self.frames <= _MOST_OF_HALF
+            and self.began_before
+            and not (self.strayed or self.sides[1 - sender].packets)
         )
 
     def count_invalid(self, reason: Reason) -> None:

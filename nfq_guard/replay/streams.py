@@ -250,6 +250,8 @@ class Streams:
         stream = entry.stream
         if isinstance(stream, Stream):
             self.began_before = [one for one in self.began_before if one is not stream]
+            if stream.listed and self.listing is not None:
+                self.listing.drop(stream)
             if self._streams.get(stream.original) is stream:
                 del self._streams[stream.original]
 
@@ -274,6 +276,11 @@ class Streams:
     def _find(self, key: Key, segment: Segment, frame: int) -> Stream:
         stream = self._known(key)
         return self._begin(key, segment, frame) if stream is None else stream
+
+    def is_half(self, key: Key) -> bool:
+        """Whether the direction is seen alone, and the other one may have another tuple."""
+        stream = self._streams.get(key)
+        return stream is not None and stream.is_half(0)
 
     def _known(self, key: Key) -> Stream | None:
         stream = self._streams.get(key)

@@ -57,3 +57,56 @@ def test_the_oldest_is_forgotten() -> None:
     for port, number in enumerate((70_000, 80_000, 90_000)):
         found.opening_of(segment(number, 0, SYN), key(port))
     assert [answered(found, number) for number in (70_001, 80_001)] == [None, key(1)]
+
+
+def half(found: Halves, number: int, ack: int, way: Key) -> Key | None:
+    return found.half_of(Segment(1, 2, seq(number), seq(ack), ACK, 100, 10, b"", 0), way)
+
+
+def far(port: int) -> Key:
+    """A direction that shares no end with those of `key`."""
+    return key_of(b"\n\0\0\7", b"\n\0\0\x08", 443, port, PROTO_TCP)
+
+
+NEAR = key_of(b"\n\0\0\x09", b"\n\0\0\1", 443, 7, PROTO_TCP)
+
+
+def test_one_answer_to_a_half_with_the_same_end() -> None:
+    found = Halves()
+    assert half(found, 70_000, 90_000, key(7)) is None
+    assert half(found, 90_001, 70_010, NEAR) is None
+    assert half(found, 90_000, 70_011, NEAR) is None
+    assert half(found, 90_000, 70_010, key(7)) is None
+    assert half(found, 90_000, 70_010, NEAR) == key(7)
+
+
+def test_two_answers_to_a_half_with_other_ends() -> None:
+    found = Halves()
+    half(found, 70_000, 90_000, key(7))
+    assert half(found, 90_000, 70_010, far(1)) is None
+    assert half(found, 90_000, 70_010, far(1)) is None, "the same answer"
+    half(found, 70_010, 90_010, key(7))
+    assert half(found, 90_010, 70_020, far(1)) == key(7)
+
+
+def test_small_numbers_are_no_answer() -> None:
+    found = Halves()
+    half(found, 70_000, 9, key(7))
+    assert half(found, 9, 70_010, NEAR) is None
+
+
+def test_the_oldest_segment_is_forgotten() -> None:
+    found = Halves(most=2)
+    for number in (70_000, 80_000):
+        half(found, number, 90_000, key(7))
+    half(found, 90_000, 80_010, far(1))
+    assert half(found, 90_000, 70_010, NEAR) is None
+
+
+def test_likely_halves_are_forgotten_together() -> None:
+    found = Halves(most=2)
+    for port in (1, 2, 3):
+        half(found, 70_000, 90_000, key(7))
+        half(found, 90_000, 70_010, far(port))
+    half(found, 70_010, 90_010, key(7))
+    assert half(found, 90_010, 70_020, far(3)) is None

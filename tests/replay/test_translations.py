@@ -10,9 +10,12 @@ from scapy.layers.inet import IP, TCP
 from scapy.layers.inet6 import IPv6
 
 from nfq_guard.capture.frame import Frame
+from nfq_guard.capture.links import ETHERNET
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Nat
 from nfq_guard.policy.default import default_policy
+from nfq_guard.replay.copies import Copies
+from nfq_guard.replay.listing import Listing
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.outside import outside
 from nfq_guard.replay.replayer import Replayer
@@ -235,6 +238,78 @@ def test_refused_connection(kind: str) -> None:
     replayer, found = replayed(routed(talk, KINDS[kind]))
     assert found == []
     assert (replayer.table.created, replayer.copies.copies) == (1, 2)
+
+
+def one_sided(frames: list[Frame], kind: int) -> list[Frame]:
+    """What comes in alone, or what goes out."""
+    return [frame for frame in frames if frame.octets[1] == kind]
+
+
+@pytest.mark.parametrize("side", [INCOMING, OUTGOING])
+@pytest.mark.parametrize(("kind", "family"), CASES)
+def test_both_halves_from_the_middle_of_a_flow(kind: str, family: int, side: int) -> None:
+    """A capture of one direction of an interface: no SYN joins its halves, their numbers do."""
+    frames = one_sided(routed(talk_of(family), KINDS[kind]), side)[4:]
+    replayer, found = replayed(frames)
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (1, 1)
+    assert len(replayer.streams.began_before) == 1
+    assert replayer.streams.one_way() == 0
+    (stream,) = replayer.streams.began_before
+    assert stream.one.packets + stream.other.packets >= len(frames) - 2
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
+    """Each finds its own, also where one end alone sends."""
+    halves: list[Frame] = []
+    for number in range(20):
+        talk = Conversation(
+            client_isn=0x9123_4567 + 7919 * number,
+            server_isn=0xA234_5678 + 104_729 * number,
+            sport=40_000 + number,
+        )
+        talk.now += number * 0.001
+        sent = 1
+        for _ in range(30):
+            for _ in range(2):
+                talk.server("A", sent, 1, length=1000)
+                sent += 1000
+            talk.client("A", 1, sent)
+            if not bulk:
+                talk.isns = (talk.isns[0] + 10, talk.isns[1])
+        halves += one_sided(routed(talk, KINDS["dnat of both"]), INCOMING)
+    halves.sort(key=lambda frame: frame.time_ns)
+    replayer, found = replayed(halves)
+    assert found == []
+    assert (replayer.table.created, replayer.translations) == (20, 20)
+    # On a link on which most packets take the shortcut, those of one half do not yet.
+    for frame in halves:
+        frame.octets = bytes(12) + frame.octets[14:]
+        frame.linktype = ETHERNET
+    replayer = Replayer(ReplaySettings())
+    replayer.copies = Copies(searched=0)
+    listing = replayer.streams.listing = Listing()
+    assert [*replayer.replay(renumbered(halves)), *replayer.finish()] == []
+    assert (replayer.table.created, replayer.translations) == (20, 20)
+    assert len(listing.streams) == 20
+
+
+def test_halves_that_more_than_one_flow_may_have() -> None:
+    """Two directions await the same answer: nothing is proven, and both stay one way only."""
+    frames: list[Frame] = []
+    for port in (40_000, 40_001):
+        talk = talk_of()
+        talk.sport = port
+        for frame in one_sided(routed(talk, KINDS["dnat of both"]), INCOMING)[5:]:
+            octets = bytearray(frame.octets)
+            at = 16 + (20 if octets[36] << 8 | octets[37] != 8080 else 22)
+            octets[at : at + 2] = port.to_bytes(2, "big")
+            frames.append(Frame(0, frame.time_ns, SLL, len(octets), bytes(octets), 0))
+    client = [frame for frame in frames if frame.octets[38:40] == b"\0\x50"]
+    server = [frame for frame in frames if frame.octets[38:40] != b"\0\x50"]
+    replayer, _ = replayed(client + server)
+    assert (replayer.table.created, replayer.translations) == (4, 0)
 
 
 @pytest.mark.parametrize("kind", ["dnat", "dnat of both", "both ends"])
