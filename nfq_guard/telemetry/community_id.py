@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Community ID version 1: the name of a flow by which Zeek, Suricata, Wireshark and others join.
+"""Community ID version 1: the flow identifier that Zeek, Suricata, Wireshark and others share.
 
 It is "1:" and the SHA-1 of the flow's tuple in base64, the same for both directions, with seed 0
-(github.com/corelight/community-id-spec). An ICMP message counts with its own type and code in place
-of ports, also an error that quotes a packet of another flow.
+(github.com/corelight/community-id-spec). For an ICMP message its own type and code stand in place
+of ports, also for an error that quotes a packet of another flow.
 """
 
 import base64
@@ -16,7 +16,7 @@ from nfq_guard.wire.packet import Datagram, IcmpMessage, Malformed, Packet, Sctp
 
 _SEED: Final = b"\0\0"
 _WITH_PORTS: Final = frozenset({PROTO_TCP, PROTO_UDP, PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP})
-# Types of a request and of its reply, in both orders. All other messages go one way only.
+# Types of a request and of its reply, in both orders. All other messages are one-way.
 _ICMP_PAIRS: Final = ((8, 0), (13, 14), (15, 16), (10, 9), (17, 18))
 _ICMPV6_PAIRS: Final = ((128, 129), (133, 134), (135, 136), (130, 131), (139, 140), (144, 145))
 _REPLIES: Final = {
@@ -26,7 +26,7 @@ _REPLIES: Final = {
 
 
 def community_id(packet: Packet | Malformed) -> str | None:
-    """The Community ID of a packet's flow; None where its addresses or ports cannot be read."""
+    """The Community ID of a packet's flow; None if its addresses or ports cannot be read."""
     if isinstance(packet, Malformed):
         return None
     one_way = False

@@ -65,12 +65,12 @@ class Console:
 
 
 def _moment(text: str) -> str:
-    """Date and time of a timestamp, to the millisecond, in UTC as it is."""
+    """Date and time of a timestamp, to the millisecond, in UTC."""
     return f"{text[:10]} {text[11:23]}"
 
 
 def _words(value: object) -> str:
-    """The value of a field: a list as its items, a table as its entries that are not 0."""
+    """The text of a field's value: a list by its items, a table by its nonzero entries."""
     if isinstance(value, list):
         return visible("; ".join(map(str, value)))
     if isinstance(value, dict):

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Renders events as Suricata's EVE JSON (docs.suricata.io, EVE JSON format; etc/schema.json).
 
-A dropped packet is an object of `event_type` "drop", with Suricata's names for what both programs
-know. Everything else, such as a packet that passed, has the type "nfq_guard": no type of Suricata's
-says it. The object `nfq_guard` is the whole event in each case, as the format `json` writes it.
+A dropped packet is an object of `event_type` "drop", with Suricata's names for the fields that both
+programs have. All other events, such as a packet that passed, have the type "nfq_guard", because
+Suricata has no type for them. The object `nfq_guard` is always the whole event, as in the format
+`json`.
 """
 
 from typing import Any, Final
@@ -18,7 +19,7 @@ from nfq_guard.wire.packet import ACK, FIN, PSH, RST, SYN, URG
 OBJECT: Final = "nfq_guard"
 
 _UDP_HEADER: Final = 8
-# Where Suricata's name is not ours in capitals.
+# Suricata's names that are not ours in capitals.
 _PROTOCOLS: Final = {"icmpv6": "IPv6-ICMP"}
 _DIRECTIONS: Final = {"original": "to_server", "reply": "to_client"}
 _FLAGS: Final = (
@@ -61,7 +62,7 @@ def eve(event: Event, at: str | None = None) -> Fields:
 
 
 def _packet(event: PacketJudged) -> Fields:
-    """What every packet has, without what this one lacks."""
+    """The fields of a packet, without those that it lacks."""
     found: Fields = {
         "in_iface": event.indev or None,
         "src_ip": event.src,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The fields of each event, walked: for the reference, and for a test that holds it."""
+"""Lists the fields of each event, for the reference and its test."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -36,9 +36,9 @@ class FieldInfo(NamedTuple):
 
 
 def describe(struct: type[msgspec.Struct]) -> Iterator[FieldInfo]:
-    """The fields of an event, or of an object in one, in their order.
+    """The fields of an event, or of an object in one, in order.
 
-    Beside these every event has `event`, its name, and every event but `packet_judged` has
+    In addition every event has `event`, its name, and every event except `packet_judged` has
     `timestamp` and `level`.
     """
     found = msgspec.inspect.type_info(struct)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The JSON Schema of the events, from their classes: for the reference, and for who reads events.
+"""The JSON Schema of the events, derived from their classes.
 
 The keyword `unit` is the unit of a number, and `ecs` the field of the Elastic Common Schema that
 takes the value.
@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 
 
 def event_schema() -> Schema:
-    """The schema of one event. Later versions may have further fields, which it allows."""
+    """The schema of one event. It allows further fields, which later versions may have."""
     refs, found = msgspec.json.schema_components(EVENTS, ref_template=_REF)
     for schema in found.values():
         schema["description"] = cleandoc(schema.get("description", ""))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The events of the daemon, one class each; `telemetry.log` writes them, `telemetry.reader` reads.
+"""The events of the daemon, one class each, which `telemetry.log` writes.
 
-The names of events and fields, and the order of fields, are an interface: programs read them.
-A field with a default is absent from an event where it has that value; every other field is
-always present. `telemetry.event_fields` walks `EVENTS` for the reference.
+The names of events and fields, and the order of fields, are an interface. A field with a default is
+absent from an event if it has that value; every other field is always present.
+`telemetry.event_fields` lists `EVENTS` for the reference.
 """
 
 import traceback
@@ -24,7 +24,7 @@ Verdict = Literal["drop", "accept"]
 _BOUND_VALUES: Final = [str(reason) for reason in Reason if reason in BOUNDS]
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFFFFFF
-# A count beyond this is not the daemon's: it could not have seen so many packets.
+# No daemon can have counted more packets than this.
 _COUNT_MAX: Final = 1 << 53
 
 
@@ -47,7 +47,7 @@ def _keywords(unit: str, ecs: str) -> dict[str, str] | None:
 
 
 def timestamp(at: float | None = None) -> str:
-    """The time of day as events carry it: ISO 8601, UTC, microseconds.
+    """The time of day in the format of events: ISO 8601, UTC, microseconds.
 
     Args:
         at: Seconds since the epoch; None for now.
@@ -57,7 +57,7 @@ def timestamp(at: float | None = None) -> str:
 
 
 def exception_texts(error: BaseException) -> tuple[str, str]:
-    """An exception as events carry it: one line, and the traceback."""
+    """The texts of an exception for events: one line, and the traceback."""
     return f"{type(error).__name__}: {error}", "".join(traceback.format_exception(error))
 
 
@@ -65,7 +65,7 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_f
     """Any event.
 
     Attributes:
-        level: How serious it is, the same for all events of a class.
+        level: Its severity, the same for all events of a class.
     """
 
     level: ClassVar[Level] = "info"
@@ -91,7 +91,7 @@ class BrokenBound(msgspec.Struct, frozen=True, gc=False):
 
 @final
 class FlowWindow(msgspec.Struct, frozen=True, gc=False):
-    """What conntrack knew of both ends of a TCP flow when it held the packet against the window."""
+    """Conntrack's state of both ends of a TCP flow when it checked the packet."""
 
     sender_td_end: Annotated[
         int, _number("Highest number that the packet's sender had sent.", high=_U32)
@@ -129,7 +129,7 @@ class FlowWindow(msgspec.Struct, frozen=True, gc=False):
 
 @final
 class AnsweredPacket(msgspec.Struct, frozen=True, gc=False):
-    """An INVALID packet that got through, and that an RST answers."""
+    """An INVALID packet that was accepted, and that an RST answers."""
 
     timestamp: Annotated[str, _text("When it was judged: ISO 8601, UTC.")]
     reason: Annotated[Reason, _text("Why it is INVALID.")]
@@ -139,7 +139,7 @@ class AnsweredPacket(msgspec.Struct, frozen=True, gc=False):
 
 @final
 class ShadowDecision(msgspec.Struct, frozen=True, gc=False):
-    """What the policy on trial decides where it differs from the policy in force."""
+    """The decision of the policy on trial, if it differs from that of the policy in force."""
 
     rule: Annotated[str, _text("The rule that decided.")]
     action: Annotated[Action, _text("Its action.")]
@@ -147,7 +147,7 @@ class ShadowDecision(msgspec.Struct, frozen=True, gc=False):
 
 @final
 class Pod(msgspec.Struct, frozen=True, gc=False):
-    """A pod of Kubernetes on this node, by the files of `pods_dir`."""
+    """A pod of Kubernetes on this node, from the files in `pods_dir`."""
 
     namespace: Annotated[str, _text("Its namespace.")]
     name: Annotated[str, _text("Its name.")]
@@ -169,7 +169,7 @@ class PacketJudged(
     tag="packet_judged",
     rename={"indev": "in", "outdev": "out"},
 ):
-    """A packet was judged, or `count` packets that no policy can tell apart by another field.
+    """A packet was judged, or `count` packets that are the same for every policy.
 
     A field that a packet does not have, such as `seq` of a UDP datagram, is null.
     """
@@ -321,7 +321,7 @@ class _WorkerProcess(_Queued, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Totals(Event, frozen=True, kw_only=True, omit_defaults=True):
-    """What was counted since the start."""
+    """Counts since the start."""
 
     queues: Annotated[list[int], _text("Numbers of the queues.")]
     reasons: Annotated[dict[str, int], _text("Packets by reason.")]
@@ -368,7 +368,7 @@ class Started(Event, frozen=True, kw_only=True, omit_defaults=True, tag="started
 
 @final
 class EvidenceChanged(Event, frozen=True, kw_only=True, omit_defaults=True, tag="evidence_changed"):
-    """Flows are looked up elsewhere from now on."""
+    """The source of flow lookups has changed."""
 
     level: ClassVar[Level] = "warning"
     queue: Annotated[int, _text("Number of the queue.")]
@@ -384,7 +384,7 @@ class Stopped(Totals, frozen=True, kw_only=True, omit_defaults=True, tag="stoppe
 
 @final
 class Counters(Totals, frozen=True, kw_only=True, omit_defaults=True, tag="counters"):
-    """An operator asked for the counters by SIGUSR1."""
+    """The counters, requested by SIGUSR1."""
 
 
 @final
@@ -406,7 +406,7 @@ class Note(Event, frozen=True, kw_only=True, omit_defaults=True, tag="note"):
 
 @final
 class HostAccepts(Event, frozen=True, kw_only=True, omit_defaults=True, tag="host_accepts"):
-    """At the start: no rule of the host takes a packet that the policy allows."""
+    """At the start: no rule of the host affects packets that the policy allows."""
 
     unread: Annotated[list[str] | None, _text("Rules that could not be read.")] = None
 
@@ -458,7 +458,7 @@ class RulesChanged(Event, frozen=True, kw_only=True, tag="rules_changed"):
 
 @final
 class RulesContested(Event, frozen=True, kw_only=True, tag="rules_contested"):
-    """Another program keeps adding rules behind our jumps; queued packets skip them for now."""
+    """Another program keeps adding rules behind our jumps; queued packets skip them meanwhile."""
 
     level: ClassVar[Level] = "warning"
     differences: Annotated[tuple[str, ...], _text("One sentence for each difference.")]
@@ -479,10 +479,10 @@ class RulesCheckFailed(Event, frozen=True, kw_only=True, tag="rules_check_failed
 
 @final
 class HalfHidden(Event, frozen=True, kw_only=True, tag="half_hidden"):
-    """Rules before conntrack hide one direction of flows from it: the guard steps aside.
+    """Rules before conntrack hide one direction of flows from it, so the guard spares the other.
 
-    The packets of the other direction are INVALID for that alone. The rule `hidden-half` allows
-    them, whatever the policy says.
+    The packets of the other direction are INVALID only because of that. The rule `hidden-half`
+    allows them, whatever the policy says.
     """
 
     level: ClassVar[Level] = "warning"
@@ -491,7 +491,7 @@ class HalfHidden(Event, frozen=True, kw_only=True, tag="half_hidden"):
 
 @final
 class HalfHiddenOver(Event, frozen=True, kw_only=True, tag="half_hidden_over"):
-    """No rule before conntrack hides one direction of flows from it any more."""
+    """No rule before conntrack hides one direction of flows any longer."""
 
 
 @final
@@ -537,7 +537,7 @@ class ReloadFailed(Event, frozen=True, kw_only=True, tag="reload_failed"):
 
 @final
 class ReloadCrashed(Event, frozen=True, kw_only=True, tag="reload_crashed"):
-    """A bug of the daemon was hit while it read the policy; the policy in force stays."""
+    """A bug of the daemon occurred while it read the policy; the policy in force stays."""
 
     level: ClassVar[Level] = "error"
     traceback: Annotated[str, _text("Where it was raised.", ecs="error.stack_trace")]
@@ -545,7 +545,7 @@ class ReloadCrashed(Event, frozen=True, kw_only=True, tag="reload_crashed"):
 
 @final
 class ControlSocketRestored(Event, frozen=True, kw_only=True, tag="control_socket_restored"):
-    """The control socket had vanished from the file system, and was made again."""
+    """The control socket had vanished from the file system, and was recreated."""
 
     level: ClassVar[Level] = "warning"
     path: Annotated[str, _text("Its path.")]
@@ -584,7 +584,7 @@ class WorkerStuck(_WorkerProcess, frozen=True, kw_only=True, tag="worker_stuck")
 
 @final
 class WorkerKilled(_WorkerProcess, frozen=True, kw_only=True, tag="worker_killed"):
-    """A worker did not end in time when the daemon ended, and was killed."""
+    """A worker did not end in time while the daemon was ending, and was killed."""
 
     level: ClassVar[Level] = "error"
 
@@ -605,7 +605,7 @@ class WorkerRestarted(_WorkerProcess, frozen=True, kw_only=True, tag="worker_res
 
 @final
 class WorkerRestartFailed(_Queued, frozen=True, kw_only=True, tag="worker_restart_failed"):
-    """A new worker process could not be started; it is tried again."""
+    """A new worker process could not be started; the daemon will try again."""
 
     level: ClassVar[Level] = "error"
     problem: Annotated[str, _text("The error.", ecs="error.message")]
@@ -624,7 +624,7 @@ class MessageRefused(Event, frozen=True, kw_only=True, omit_defaults=True, tag="
 
 @final
 class SupervisionFailed(Event, frozen=True, kw_only=True, tag="supervision_failed"):
-    """A bug of the daemon was hit while it handled a worker; limited in rate."""
+    """A bug of the daemon occurred while it handled a worker; limited in rate."""
 
     level: ClassVar[Level] = "error"
     queue: Annotated[int, _number("Queue of the worker.", high=_U16)]
@@ -635,7 +635,7 @@ class SupervisionFailed(Event, frozen=True, kw_only=True, tag="supervision_faile
 
 @final
 class HousekeepingFailed(Event, frozen=True, kw_only=True, tag="housekeeping_failed"):
-    """A bug of the daemon was hit in work that is done at intervals; limited in rate."""
+    """A bug of the daemon occurred in periodic work; limited in rate."""
 
     level: ClassVar[Level] = "error"
     problem: Annotated[str, _text("The exception.", ecs="error.message")]
@@ -645,7 +645,7 @@ class HousekeepingFailed(Event, frozen=True, kw_only=True, tag="housekeeping_fai
 
 @final
 class JudgingFailed(_Queued, frozen=True, kw_only=True, tag="judging_failed"):
-    """A bug of the daemon was hit while it judged a packet, which got the fail-mode verdict."""
+    """A bug of the daemon occurred while it judged a packet, which got the fail-mode verdict."""
 
     level: ClassVar[Level] = "error"
     problem: Annotated[str, _text("The exception.", ecs="error.message")]
@@ -657,7 +657,7 @@ class JudgingFailed(_Queued, frozen=True, kw_only=True, tag="judging_failed"):
 
 @final
 class EventFailed(Event, frozen=True, kw_only=True, tag="event_failed"):
-    """A bug of the daemon was hit while it wrote an event; logged the first time."""
+    """A bug of the daemon occurred while it wrote an event; logged once."""
 
     level: ClassVar[Level] = "error"
     problem: Annotated[str, _text("The exception.", ecs="error.message")]
@@ -681,7 +681,7 @@ class KernelDroppedPackets(_Queued, frozen=True, kw_only=True, tag="kernel_dropp
 
 @final
 class KernelPassedPackets(Event, frozen=True, kw_only=True, tag="kernel_passed_packets"):
-    """Packets passed unjudged in the fail mode open, because more came than could be judged."""
+    """Packets passed unjudged in fail mode open, because more arrived than could be judged."""
 
     level: ClassVar[Level] = "warning"
     queue_full: Annotated[
@@ -722,7 +722,7 @@ class AllowedUnrecorded(Event, frozen=True, kw_only=True, tag="allowed_unrecorde
 
 @final
 class LogLinesDropped(Event, frozen=True, kw_only=True, tag="log_lines_dropped"):
-    """The log did not take some lines; they are lost."""
+    """Some lines were lost because the log did not accept them."""
 
     level: ClassVar[Level] = "warning"
     lines: Annotated[int, _number("How many since the last such event.", "lines")]
@@ -731,7 +731,7 @@ class LogLinesDropped(Event, frozen=True, kw_only=True, tag="log_lines_dropped")
 
 @final
 class PodsUnread(Event, frozen=True, kw_only=True, tag="pods_unread"):
-    """Some or all pods have no name in events; logged once for each problem."""
+    """Some or all pods are not named in events; logged once for each problem."""
 
     level: ClassVar[Level] = "warning"
     problem: Annotated[
@@ -764,7 +764,7 @@ class OffloadedFlow(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class Offloaded(Event, frozen=True, kw_only=True, tag="offloaded"):
-    """Flows and packets that the kernel drops by itself, in the last second; only with a change."""
+    """Flows offloaded and packets dropped by the kernel in the last second; only after a change."""
 
     offloaded_flows: Annotated[int, _number("Flows newly left to the kernel.")]
     offload_drops: Annotated[int, _number("Packets that the kernel dropped.", "packets")]
@@ -787,7 +787,7 @@ class PacketsSaved(_Queued, frozen=True, kw_only=True, tag="packets_saved"):
 
 @final
 class PacketsNotSaved(_Queued, frozen=True, kw_only=True, tag="packets_not_saved"):
-    """A file of `capture_dir` could not be written; logged once until one can."""
+    """A file of `capture_dir` could not be written; logged once until a write succeeds."""
 
     level: ClassVar[Level] = "warning"
     problem: Annotated[str, _text("The error.", ecs="error.message")]
@@ -795,7 +795,7 @@ class PacketsNotSaved(_Queued, frozen=True, kw_only=True, tag="packets_not_saved
 
 @final
 class HealFailed(Event, frozen=True, kw_only=True, tag="heal_failed"):
-    """A flow could not be healed, or a heal not be undone; logged once for each problem."""
+    """A flow could not be healed, or a heal could not be undone; logged once for each problem."""
 
     level: ClassVar[Level] = "warning"
     problem: Annotated[str, _text("The error.", ecs="error.message")]
@@ -813,7 +813,7 @@ class HealedFlow(msgspec.Struct, frozen=True, kw_only=True):
 
 @final
 class Healed(Event, frozen=True, kw_only=True, tag="healed"):
-    """Flows that were healed in the last second; only with a change."""
+    """Flows healed in the last second; only after a change."""
 
     heals: Annotated[int, _number("Flows newly healed.")]
     would_heal: Annotated[int, _number("Flows that mode enforce would have healed.")]
@@ -830,7 +830,7 @@ class Healed(Event, frozen=True, kw_only=True, tag="healed"):
 
 @final
 class StoppedUnderLoad(Event, frozen=True, kw_only=True, tag="stopped_under_load"):
-    """A queue was still receiving packets when the time to drain it was over."""
+    """A queue was still receiving packets when the time to drain it ended."""
 
     level: ClassVar[Level] = "warning"
     waited_s: Annotated[float, _text("How long it was drained, seconds.")]
@@ -893,7 +893,7 @@ EVENTS: Final[tuple[type[Event], ...]] = (
 
 
 def name_of(event: type[Event]) -> str:
-    """The name of an event, as its `event` field carries it."""
+    """The name of an event: the value of its field `event`."""
     return str(event.__struct_config__.tag)
 
 

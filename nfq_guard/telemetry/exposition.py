@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The numbers of a daemon in Prometheus's text format, by prometheus_client, imported on demand.
+"""The metrics of a daemon in Prometheus's text format, by prometheus_client, imported on demand.
 
 The loop of the daemon hands over an `Observed` about once a second; a scrape, in another thread,
-reads only that. No packet, and no number of scrapes, can add a series or make the daemon count.
+reads only that. Neither packets nor scrapes can add a series or cause work in the loop.
 """
 
 import errno
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     )
     from prometheus_client.core import Metric as Family
 
-# Rules with a series of their own, and the name of what all others have together.
+# Maximum number of rules with their own series, and the name of the series of all others.
 _RULES_MAX: Final = 256
 _OTHER_RULES: Final = "..."
 _MICROSECOND: Final = 1e-6
-# By the number of bits of a value: the ends of the classes that are shown. 32 us to 16.8 s, and
-# 15 bytes to half of the number space.
+# Upper bounds of the exported buckets, as numbers of bits: 32 us to 16.8 s, and 15 bytes to half of
+# the number space.
 _LATENCY_BITS: Final = range(5, 25)
 _DISTANCE_BITS: Final = (4, 8, 10, 11, 12, 13, 14, 16, 18, 20, 22, 24, 26, 28, 30, 31)
-# Without that of a replay.
+# All evidence except that of a replay.
 _OF_KERNEL: Final = tuple(each for each in Evidence if each is not Evidence.REPLAY)
-# The name of a process's number in prometheus_client, by ours.
+# The names of process metrics in prometheus_client, by ours.
 _OF_PROCESS: Final = {
     "worker_cpu_seconds": "process_cpu_seconds",
     "worker_resident_memory_bytes": "process_resident_memory_bytes",
@@ -53,7 +53,7 @@ class ObservedQueue(NamedTuple):
     Attributes:
         queue_num: Its number.
         pid: The process that serves it; 0 for none.
-        stats: Its numbers; nobody changes them.
+        stats: Its numbers; read-only.
     """
 
     queue_num: int
@@ -62,17 +62,17 @@ class ObservedQueue(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What a scrape shows: a daemon at one moment.
+    """The data of a scrape: a daemon at one moment.
 
     Attributes:
-        at: When, monotonic seconds.
+        at: The moment, monotonic seconds.
         queues: Its queues.
         counters: Counters of the daemon, by name; missing ones are 0.
         gauges: Gauges of the daemon, by name.
         rules: Names of the rules of the policy in force.
         infos: The values of the labels of each info metric, by name.
         outputs: Lines dropped and failed writes of each output of the log.
-        parts: What the daemon has.
+        parts: The parts that the daemon has.
         problems: Why it is not healthy, one sentence each.
     """
 
@@ -92,7 +92,7 @@ class Exposition:
     """An `Observed` in Prometheus's text format.
 
     Attributes:
-        observed: What is shown; replaced as a whole.
+        observed: The data to show; replaced as a whole.
     """
 
     def __init__(self, observed: Observed) -> None:
@@ -113,8 +113,8 @@ class Exposition:
         yield from _process(os.getpid())
 
     def text(self) -> bytes:
-        """The exposition; made once for each `observed`, however many scrapes there are."""
-        # prometheus_client takes 65 ms to import, and there may never be a scrape.
+        """The exposition; rendered once for each `observed`."""
+        # Importing prometheus_client takes 65 ms, and there may never be a scrape.
         from prometheus_client import generate_latest  # noqa: PLC0415 - see above
 
         observed = self.observed
@@ -168,7 +168,7 @@ def _of_workers(name: str, observed: Observed) -> Samples:
 
 
 def _process(pid: int) -> Iterable["Family"]:
-    """The numbers of a process, as every client library of Prometheus names them."""
+    """The metrics of a process, with the names that all Prometheus client libraries use."""
     from prometheus_client import ProcessCollector  # noqa: PLC0415 - see `Exposition.text`
 
     return ProcessCollector(pid=partial(int, pid), registry=None).collect()
@@ -182,7 +182,7 @@ def _judged(observed: Observed) -> Samples:
 
 
 def _rules(observed: Observed) -> Samples:
-    """The rules in force first, also those without a packet: their rates begin at 0."""
+    """The rules in force first, including those without a packet, so that rates begin at 0."""
     for one in observed.queues:
         packets = one.stats.rules
         names = list(dict.fromkeys((*observed.rules, *packets)))
@@ -226,13 +226,13 @@ def _histogram(metric: Metric, observed: Observed) -> Iterator["HistogramMetricF
 
 
 def _latency(found: Buckets) -> tuple[list[tuple[str, float]], float]:
-    """Classes in seconds: whole microseconds of n bits are below 2**n of them."""
+    """Buckets in seconds: a number of microseconds with n bits is below 2**n."""
     ends = [(bits, (1 << bits) * _MICROSECOND) for bits in _LATENCY_BITS]
     return _cumulated(found, ends), found.total * _MICROSECOND
 
 
 def _distance(found: Buckets) -> tuple[list[tuple[str, float]], float]:
-    """Classes in bytes: distances of n bits are at most 2**n - 1."""
+    """Buckets in bytes: a distance with n bits is at most 2**n - 1."""
     ends = [(bits, float((1 << bits) - 1)) for bits in _DISTANCE_BITS]
     return _cumulated(found, ends), float(found.total)
 
@@ -246,14 +246,14 @@ def _cumulated(found: Buckets, ends: list[tuple[int, float]]) -> list[tuple[str,
 class MetricsFile:
     """The file for node_exporter's textfile collector; a failed write never ends the daemon.
 
-    A disk may be slow, so that threads write: `write` is for them, and `wrote` for the loop.
+    A disk may be slow, so threads call `write`; the loop calls `wrote`.
     """
 
     def __init__(self, exposition: Exposition, path: Path, complain: Callable[[str], None]) -> None:
         """Write nothing yet.
 
         Args:
-            exposition: What to write.
+            exposition: The metrics to write.
             path: The file.
             complain: Called with the error of a failed write, once until a write succeeds.
 
@@ -270,7 +270,7 @@ class MetricsFile:
         self._lock = threading.Lock()
 
     def write(self) -> None:
-        """Replace the file, or leave the old one if that fails; nothing after `close`.
+        """Replace the file, or keep the old one if that fails; do nothing after `close`.
 
         Raises:
             OSError: The file cannot be written.
@@ -280,7 +280,7 @@ class MetricsFile:
                 self._exposition.write(self._path)
 
     def wrote(self, error: Exception | None = None) -> None:
-        """Take note of the end of a `write`, and of its error."""
+        """Record the end of a `write`, and its error."""
         if error is not None and not self._failing:
             strerror = error.strerror if isinstance(error, OSError) else ""
             self._complain(strerror or str(error))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Serves /metrics and /healthz over HTTP from a thread of its own.
+"""Serves /metrics and /healthz over HTTP from a separate thread.
 
-Clients must never delay packets: the thread reads only what the loop has handed over, and renders
-it once, however many clients there are. There are at most `CONNECTIONS_MAX` of them, each has
-`CLIENT_S` in all, and a request has at most `REQUEST_MAX_BYTES`. A response ends the connection.
+Clients must never delay packets: the thread reads only data that the loop has handed over, and
+renders it once for all clients. There are at most `CONNECTIONS_MAX` clients, each is served for at
+most `CLIENT_S`, and a request has at most `REQUEST_MAX_BYTES`. A response ends the connection.
 """
 
 import selectors
@@ -20,7 +20,7 @@ from nfq_guard.telemetry.exposition import Exposition
 CONNECTIONS_MAX: Final = 32
 CLIENT_S: Final = 10.0
 REQUEST_MAX_BYTES: Final = 8192
-# An `Observed` comes once a second; a loop that hands over none for so long hangs.
+# An `Observed` arrives once a second; after this time without one the loop counts as hung.
 HUNG_S: Final = 5.0
 
 _METHODS: Final = frozenset({"GET", "HEAD"})
@@ -31,7 +31,7 @@ _READ_BYTES: Final = 4096
 
 
 def respond(request: bytes, exposition: Exposition, now: float) -> bytes:
-    """The response to a request, whose head is complete."""
+    """The response to a request with a complete head."""
     words = request.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
     kind = _PLAIN
     if len(words) != 3 or not words[2].startswith("HTTP/1."):
@@ -67,7 +67,7 @@ def _health(exposition: Exposition, now: float) -> tuple[HTTPStatus, bytes]:
 
 @final
 class _Client:
-    """One connection: its request so far, then what is left of the response."""
+    """One connection: its request so far, then the rest of the response."""
 
     __slots__ = ("channel", "left", "request", "until")
 
@@ -88,7 +88,7 @@ class MetricsServer:
         exposition: Exposition,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin to serve; own the socket.
+        """Begin to serve; takes ownership of the socket.
 
         Args:
             listener: Bound and listening.
@@ -122,7 +122,7 @@ class MetricsServer:
             end.close()
 
     def _turn(self) -> bool:
-        """Do what is ready; false once `close` was called."""
+        """Serve the ready connections; false once `close` was called."""
         for key, _ in self._selector.select(_TICK_S):
             if key.fileobj is self._woken:
                 return False
@@ -143,7 +143,7 @@ class MetricsServer:
             return
         channel.settimeout(0)
         if len(self._clients) >= CONNECTIONS_MAX:
-            # The oldest has had the most time.
+            # Evict the oldest connection.
             self._drop(min(self._clients.values(), key=lambda client: client.until))
         self._clients[channel.fileno()] = _Client(channel, self._clock() + CLIENT_S)
         self._selector.register(channel, selectors.EVENT_READ)

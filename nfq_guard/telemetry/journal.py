@@ -19,8 +19,8 @@ from nfq_guard.telemetry.events import Event, Level, PacketJudged, all_fields, n
 
 SOCKET: Final = Path("/run/systemd/journal/socket")
 
-# Message ids (journalctl MESSAGE_ID=...): random, and they must never change. `journalctl -x` shows
-# the text that the catalogue has for each.
+# Message ids (journalctl MESSAGE_ID=...): random, and must never change. `journalctl -x` shows the
+# catalogue text of each.
 MESSAGE_IDS: Final = {
     "packet_judged": "f7dcd2909eaa463ea456a70aa5ccaab4",
     "started": "2b99cd1fae1b421186895681da0e939e",
@@ -74,7 +74,7 @@ MESSAGE_IDS: Final = {
     "healed": "87bfd6534f024541ae0ebfd027f8ec0c",
     "stopped_under_load": "5bab1402d8d3706b6deaf908111a9def",
 }
-# Length of the time at the start of a console line; the journal has the time as a field.
+# Length of the timestamp at the start of a console line; in the journal it is a field.
 _TIME: Final = 24
 _PRIORITY: Final[dict[Level, str]] = {"error": "3", "warning": "4", "info": "6"}
 
@@ -111,7 +111,7 @@ class JournalRenderer:
 
 
 def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The event of an entry as `journalctl -o json` prints it, all values as texts.
+    """The event of an entry as `journalctl -o json` prints it; all values are strings.
 
     An entry that is not of the daemon has the name `""`.
     """
@@ -138,7 +138,7 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     if pairs is not None:
         pairs = pairs if isinstance(pairs, list) else [pairs]
         event["distances"] = [str(pair).split(" ") for pair in pairs]
-    # The renderer leaves null out; systemd, what is empty.
+    # The renderer omits null; systemd omits empty values.
     for field in msgspec.structs.fields(PacketJudged):
         if field.required:
             event.setdefault(field.encode_name, "" if field.encode_name in {"in", "out"} else None)
@@ -148,7 +148,7 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flatten(key: str, value: Any, parts: list[bytes]) -> None:  # noqa: ANN401 - what JSON can hold
-    """An object becomes one field for each of its keys, a list one field for each of its values."""
+    """Add an object as one field for each key, and a list as one field for each value."""
     if isinstance(value, dict):
         for name, inner in value.items():
             word = "".join(letter if letter.isalnum() else "_" for letter in str(name).upper())

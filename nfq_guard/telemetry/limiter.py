@@ -3,12 +3,12 @@
 
 The first packet of its kind becomes an event at once. Further packets of the same kind within the
 interval are folded into one event with their number, due at the end of the interval. Packets of a
-kind are of one flow and have the same value in every policy field, except for the distance from a
-bound: the event has the number of packets of each distance. A policy therefore decides about the
+kind belong to one flow and have the same value in every policy field, except for the distance from
+a bound: the event has the number of packets of each distance. A policy therefore decides about the
 event as about each of its packets.
 
-Two bounds hold against a flood of forged flows, each with a first packet: the table evicts the
-kind whose last event is the oldest, and all kinds together have a limit of events per second.
+Two bounds limit a flood of forged flows, each with a first packet: the table evicts the kind with
+the oldest last event, and all kinds together have a limit of events per second.
 """
 
 from collections import OrderedDict
@@ -19,7 +19,7 @@ from nfq_guard.flow import Evidence, FlowKey
 from nfq_guard.wire.packet import Datagram, Malformed, Packet, SctpPacket, Segment, flow_key
 
 _TABLE_MAX: Final = 4096
-# Distances in one event. A packet with one more begins another event.
+# Maximum number of distances in one event. A packet with another distance begins a new event.
 DISTANCES_MAX: Final = 64
 _UDP_HEADER: Final = 8
 _BPF: Final = Evidence.BPF
@@ -32,12 +32,12 @@ class Fold:
     """Packets of one kind that become one event.
 
     Attributes:
-        judgment: The first packet, which represents all. Keeping the last one would free a judgment
-            that has left the CPU's caches with every packet, which costs as much as judging it.
+        judgment: The first packet, which represents all. To keep the last one would free a judgment
+            that has left the CPU's caches for every packet, which costs as much as judging it.
         count: Number of packets.
         first: When the first was judged, monotonic seconds.
         last: When the last was judged.
-        distances: Packets by distance from the bound; None where all have the same or none.
+        distances: Packets by distance from the bound; None if all have the same distance or none.
     """
 
     __slots__ = ("count", "distances", "first", "judgment", "last")
@@ -62,7 +62,7 @@ class Fold:
         distances = self.distances
         if distances is None:
             breach = self.judgment.finding.breach
-            assert breach is not None  # noqa: S101 - packets of one kind have one or have none
+            assert breach is not None  # noqa: S101 - either all packets of a kind have one or none has
             if distance == breach.distance:
                 return True
             distances = self.distances = {breach.distance: self.count}
@@ -87,7 +87,7 @@ class _Interval:
 
 @final
 class EventLimiter:
-    """Decides which judgments become an event at once, later as one of several, or not at all.
+    """Decides whether a judgment becomes an event, is folded into a later one, or is dropped.
 
     Attributes:
         suppressed: Packets without an event because of the limit on all events.
@@ -99,7 +99,7 @@ class EventLimiter:
         """Set the limits.
 
         Args:
-            interval_s: Least time between two events of a kind of packets; 0 for no limit.
+            interval_s: Minimum time between two events of a kind of packets; 0 for no limit.
             events_per_s: Limit of all events.
             table_max: Size of the table, in kinds.
         """
@@ -140,7 +140,7 @@ class EventLimiter:
         return self._due(due, now)
 
     def due(self, now: float) -> list[Fold]:
-        """The events of intervals that are over; to be called about once a second.
+        """The events of intervals that have ended; called about once a second.
 
         After such an event another interval begins. A kind without packets in its interval is
         forgotten, so that its next packet counts as its first.
@@ -157,7 +157,7 @@ class EventLimiter:
         return self._due(due, now)
 
     def pending(self) -> list[Fold]:
-        """The packets without an event so far, as they are now."""
+        """The packets that have no event so far."""
         return [interval.fold for interval in self._kinds.values() if interval.fold is not None]
 
     def rest(self, now: float) -> list[Fold]:
@@ -167,7 +167,7 @@ class EventLimiter:
         return self._due(folds, now)
 
     def _due(self, folds: list[Fold], now: float) -> list[Fold]:
-        """The elements of `folds` that the limit of all events allows."""
+        """The elements of `folds` that the limit on all events allows."""
         if now - self._second >= 1:
             self._second = now
             self._left = self._events_per_s
@@ -179,17 +179,17 @@ class EventLimiter:
 
 
 def kind_of(judgment: Judgment) -> Kind:
-    """Equal for two packets of one flow that no policy can tell apart but by their distance.
+    """A key that is equal for packets of one flow that policies distinguish by distance only.
 
     The rule and the verdict are part of it, and so are the decision of a policy on trial and
-    whether an RST answers a packet. Members of enumerations are there by identity: their hash is
-    computed by Python code.
+    whether an RST answers a packet. Enumeration members are represented by identity, because their
+    hash is computed by Python code.
     """
     packet = judgment.packet
     queued = judgment.queued
     snapshot = judgment.snapshot
     shadow = judgment.shadow
-    # Small numbers share one: each object in a tuple costs an allocation and a hash.
+    # Small numbers share one integer: each object in a tuple costs an allocation and a hash.
     numbers = packet.proto << 16 | packet.family << 12 | queued.hook << 8 | judgment.verdict
     ports = 0
     flow: FlowKey | None = None
@@ -204,7 +204,7 @@ def kind_of(judgment: Judgment) -> Kind:
         ports = l4.sport << 16 | l4.dport
         numbers |= 5 << 41
     else:
-        # Of an ICMP error the flow that it quotes.
+        # For an ICMP error, the flow that it quotes.
         flow = flow_key(packet)
         if isinstance(packet, Malformed):
             numbers |= 3 << 41

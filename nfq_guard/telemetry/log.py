@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Writes events by structlog to every output of the log, each in the format of its renderer.
 
-An output that blocks, fails or is gone loses lines, and only its own: the oldest of its bounded
-ring (`telemetry.sink`). The others are told how many, at most once a minute.
+An output that blocks, fails or is gone loses only its own lines: the oldest of its bounded ring
+(`telemetry.sink`). The number of lost lines is logged at most once a minute.
 """
 
 import time
@@ -29,7 +29,7 @@ from nfq_guard.telemetry.sink import LineSink
 
 _encode: Final = msgspec.json.Encoder().encode
 _TAG_OF_A_PACKET: Final = b'{"event":"packet_judged",'
-# Least time between two events about lost lines.
+# Minimum time between two events about lost lines, seconds.
 _LOST_S: Final = 60.0
 _FOLLOW_S: Final = 1.0
 
@@ -48,12 +48,12 @@ class Output(NamedTuple):
     """One output of the log.
 
     Attributes:
-        sink: Takes the lines.
-        render: Makes a line of `event`, written `at` a time: `json_line`, `eve.eve_line`, a
-            `Console` or a `JournalRenderer`.
+        sink: Writes the lines.
+        render: Renders an event: `json_line`, `eve.eve_line`, a `Console`
+        or a `JournalRenderer`.
         name: As in the setting `log`.
-        prefix: Precedes each line: what tells a worker's lines for one output of the daemon from
-            those for another.
+        prefix: Precedes each line of a worker, and identifies the output of the daemon that the
+            line is for.
     """
 
     sink: LineSink
@@ -64,7 +64,7 @@ class Output(NamedTuple):
 
 @final
 class _Prefixed:
-    """The part of a file that structlog uses, with a prefix to each line."""
+    """The part of a file that structlog uses; adds a prefix to each line."""
 
     def __init__(self, sink: LineSink, prefix: bytes) -> None:
         self._sink = sink
@@ -82,11 +82,11 @@ class EventLog:
     """Writes events into sinks; `push` writes them to the files.
 
     Attributes:
-        outputs: Where the events go.
+        outputs: The outputs of events.
         last_error: The last event of level error: its time as `at`, its name as `event`, and its
-            fields. None while there was none.
-        recording: Takes the events of packets instead of the outputs, and what says how many are
-            missing besides them; None without a file of events.
+            fields. None before the first.
+        recording: Takes the events of packets instead of the outputs, and the events that count
+            missing ones; None without an events file.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class EventLog:
         recording: Recording | None = None,
         recorded: Callable[[Event], bytes] = json_octets,
     ) -> None:
-        """Write to `to`; to a sink alone as JSON.
+        """Write to `to`; a single sink gets JSON.
 
         Args:
             to: The outputs.
             recording: The file of events.
-            recorded: Makes a line of `recording` of an event.
+            recorded: Renders an event for `recording`.
         """
         self.outputs: tuple[Output, ...] = (Output(to),) if isinstance(to, LineSink) else tuple(to)
         self.last_error: dict[str, object] | None = None
@@ -110,7 +110,7 @@ class EventLog:
         self._lost_logged = 0
         self._lost_at = float("-inf")
         self._follow_at = float("-inf")
-        # BytesLogger uses the file's write and flush, and nothing else of it.
+        # BytesLogger uses only `write` and `flush` of the file.
         self._loggers = [
             structlog.wrap_logger(
                 structlog.BytesLogger(cast("BinaryIO", _file_of(output))),
@@ -122,12 +122,12 @@ class EventLog:
 
     @property
     def dropped(self) -> int:
-        """Lines that are lost."""
+        """Number of lost lines."""
         return sum(sink.dropped for sink in self._all)
 
     @property
     def errors(self) -> int:
-        """Failed writes."""
+        """Number of failed writes."""
         return sum(sink.errors for sink in self._all)
 
     @property
@@ -138,7 +138,7 @@ class EventLog:
     def emit(self, event: Event) -> None:
         """Write one event.
 
-        What is judged of a packet waits for `push`; what a daemon says of itself does not.
+        Events of packets wait for `push`; events of the daemon itself are written at once.
         """
         at = timestamp()
         if event.level == "error":
@@ -154,7 +154,7 @@ class EventLog:
             if isinstance(event, EventsSuppressed | AllowedUnrecorded | LogLinesDropped):
                 self.recording.write_gap(self._recorded(event))
         for logger in self._loggers:
-            # How the wrapper finds a method of the logger that it wraps.
+            # The wrapper's way to find a method of the wrapped logger.
             logger._proxy_to_logger(event.level, cast("str", event), at=at)  # noqa: SLF001 - for wrappers' use
         if not isinstance(event, PacketJudged):
             now = time.monotonic()
@@ -162,7 +162,7 @@ class EventLog:
                 sink.push(now)
 
     def for_worker(self, sink: LineSink) -> "EventLog":
-        """The log of a worker process, whose lines `sink` takes to `write_of_worker`."""
+        """The log of a worker process; `sink` carries its lines to `write_of_worker`."""
         outputs = [
             output._replace(sink=sink, prefix=bytes((place,)))
             for place, output in enumerate(self.outputs)
@@ -170,7 +170,7 @@ class EventLog:
         return EventLog(outputs, self.recording, self._recorded)
 
     def write_of_worker(self, line: bytes) -> bool:
-        """Write a line of a worker into the output that it is for. False: there is none such."""
+        """Write a line of a worker to its output. False if there is no such output."""
         place = line[0]
         if place >= len(self.outputs):
             return False
@@ -178,9 +178,9 @@ class EventLog:
         return True
 
     def push(self, now: float) -> None:
-        """Write what is queued, as far as that is possible without blocking.
+        """Write queued lines, as far as possible without blocking.
 
-        Once a second, open a file again that was renamed or removed.
+        Once a second, reopen a file that was renamed or removed.
 
         Args:
             now: Monotonic seconds.
@@ -195,7 +195,7 @@ class EventLog:
             self.recording.push(now)
 
     def log_lost(self, now: float, *, ending: bool = False) -> None:
-        """Log how many lines are missing, once any output takes lines, at most once a minute.
+        """Log the number of lost lines, at most once a minute, once any output accepts lines.
 
         Args:
             now: Monotonic seconds.
@@ -214,12 +214,12 @@ class EventLog:
         self.emit(LogLinesDropped(lines=lines, last_error=last_error))
 
     def reopen(self) -> None:
-        """Open files by their names again, after a rotation."""
+        """Reopen the files by name, after a rotation."""
         for sink in self._sinks:
             sink.reopen()
 
     def close(self, now: float) -> None:
-        """Write what can be written, and close everything."""
+        """Write as much as possible, and close all outputs."""
         for sink in self._all:
             sink.close(now)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every metric: the exposition, the counters of `status` and events, and the reference follow."""
+"""The table of metrics, for the exposition, `status`, events and the reference."""
 
 from enum import StrEnum
 from typing import Final, NamedTuple
@@ -18,7 +18,7 @@ class Kind(StrEnum):
 
 
 class Part(StrEnum):
-    """A part of a daemon that not every daemon has; without it, its metrics have no series."""
+    """An optional part of a daemon; without the part its metrics have no series."""
 
     SHADOW = "a policy on trial"
     OFFLOAD = "`offload`"
@@ -41,9 +41,9 @@ class Metric(NamedTuple):
         kind: Counter, gauge or histogram.
         name: The name in `status` and in events, without `nfq_guard_` and `_total`.
         help: One sentence.
-        unit: What is counted; empty for a number without a unit.
-        labels: Names of its labels; none for a number of the daemon and not of a queue.
-        part: What the daemon must have for the metric to exist; None for nothing.
+        unit: The unit, or the thing counted; empty for a number without a unit.
+        labels: Names of its labels; none for a number of the whole daemon.
+        part: The part without which the metric has no series; None if it always has one.
     """
 
     kind: Kind
@@ -55,7 +55,7 @@ class Metric(NamedTuple):
 
     @property
     def full_name(self) -> str:
-        """As in the exposition."""
+        """The name in the exposition."""
         return PREFIX + self.name + ("_total" if self.kind is Kind.COUNTER else "")
 
 

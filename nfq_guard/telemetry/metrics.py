@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The numbers of one queue's worker; `exposition` shows them to others.
+"""The numbers of one queue's worker, which `exposition` exports.
 
 `metric_table` defines them. Reasons, actions and bounds exist from the start, so that no packet can
 add a series.
@@ -22,7 +22,7 @@ LONGEST: Final = (1 << 33) - 1
 
 @final
 class Buckets:
-    """How many values have how many bits: the classes end at powers of two.
+    """A histogram with powers of two as bounds: counts values by their number of bits.
 
     Attributes:
         counts: Values by their number of bits.
@@ -41,11 +41,11 @@ class Buckets:
         self.total += value * times
 
     def plain(self) -> list[int]:
-        """The counts, and the sum last."""
+        """The counts, followed by the sum."""
         return [*self.counts, self.total]
 
     def sum_of(self, base: "Buckets", plain: list[int]) -> None:
-        """Set this to the sum of `base` and what `plain` gave."""
+        """Set this to the sum of `base` and a result of `plain`."""
         for bits in range(_CLASSES):
             self.counts[bits] = base.counts[bits] + plain[bits]
         self.total = base.total + plain[_CLASSES]
@@ -53,7 +53,7 @@ class Buckets:
 
 @final
 class Growth:
-    """By how much some counters have grown, for an event about them."""
+    """The increase of some counters, for an event about them."""
 
     def __init__(self, counters: Mapping[str, int], names: Sequence[str]) -> None:
         """Start at 0; `counters` are read at each `take`."""
@@ -61,7 +61,7 @@ class Growth:
         self._taken = dict.fromkeys(names, 0)
 
     def take(self) -> dict[str, int]:
-        """By how much each has grown since the last call; empty if none has."""
+        """The increase of each since the last call; empty if there is none."""
         taken = self._taken
         self._taken = {name: self._counters[name] for name in taken}
         if self._taken == taken:
@@ -79,9 +79,9 @@ class Stats:
         counters: By name; they never decrease.
         gauges: By name.
         evidence: Where flows are looked up.
-        evidence_reason: Why there is no better evidence; None where there is none better.
+        evidence_reason: Why there is no better evidence; None if there is none.
         judge_us: Microseconds from reading a packet to its verdict.
-        queue_us: Microseconds that the first packet of a batch waited, where that is known.
+        queue_us: Microseconds that the first packet of a batch waited, if known.
         distances: Bytes beyond each bound.
     """
 
@@ -101,7 +101,7 @@ class Stats:
         }
 
     def count(self, judgments: Sequence[Judgment]) -> None:
-        """Count a batch by runs of equal reason and rule: hashing an enum costs more."""
+        """Count a batch by runs of equal reason and rule, because hashing an enum costs more."""
         run = 0
         last: Judgment | None = None
         for judgment in judgments:
@@ -124,7 +124,7 @@ class Stats:
             self._add(last, run)
 
     def plain(self) -> dict[str, Any]:
-        """The numbers in the form of JSON, without the pairs that have no packet."""
+        """The numbers for JSON, without pairs that have no packet."""
         judged = {
             reason.value: {
                 action.value: packets for action, packets in by_action.items() if packets
@@ -142,7 +142,7 @@ class Stats:
         }
 
     def sum_of(self, base: "Stats", plain: dict[str, Any]) -> None:
-        """Set the numbers to the sum of `base` and `plain`; the rest is as in `plain`."""
+        """Set the numbers to the sum of `base` and `plain`, and all else to that of `plain`."""
         self.evidence = Evidence(plain["evidence"])
         self.evidence_reason = plain["evidence_reason"]
         for reason, by_action in self.judged.items():

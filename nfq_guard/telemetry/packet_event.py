@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""From a judgment to its event."""
+"""Converts a judgment to its event."""
 
 import errno
 from collections.abc import Mapping
@@ -54,12 +54,12 @@ def packet_judged(
 
     Args:
         judgment: The packet, judged.
-        mode: The mode it was judged in.
-        queue_num: The queue that it came from.
+        mode: The mode in which it was judged.
+        queue_num: The queue from which it came.
         evidence: Where flows are looked up, for a packet without a snapshot.
-        when: Its `timestamp()`, or that of the last packet of several.
+        when: `timestamp()` of the packet, or of the last one.
         count: Packets that the event stands for.
-        first: That of the first packet of several.
+        first: `timestamp()` of the first of several packets.
         distances: Packets by distance, where the distances of several packets differ.
         caused_by: The packet that this RST answers.
     """
@@ -155,7 +155,7 @@ def packet_judged(
 
 
 def with_pods(event: PacketJudged, judgment: Judgment, pods: Mapping[bytes, Pod]) -> PacketJudged:
-    """The event of a judgment with the pods at both ends of the packet, where they are known.
+    """The event of a judgment with the pods at both ends of the packet, as far as known.
 
     Args:
         event: The event.
@@ -177,7 +177,7 @@ def _breach(finding: Finding) -> BrokenBound | None:
 
 
 def _window(segment: Segment, snapshot: FlowSnapshot | None, finding: Finding) -> FlowWindow | None:
-    """The window that a segment was held against; None where the reason is another."""
+    """The window against which a segment was checked; None for other reasons."""
     if snapshot is None or snapshot.peers is None:
         return None
     if finding.breach is None and finding.reason is not Reason.RACED:

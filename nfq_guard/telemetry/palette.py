@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Text attributes of a terminal, and what each colour stands for, in logs and in commands."""
+"""Text attributes of a terminal, and the meaning of colours in logs and commands."""
 
 import os
 from enum import Enum
@@ -52,8 +52,8 @@ def styled(text: str, *styles: Style) -> str:
 def takes_colour(*, terminal: bool) -> bool:
     """Whether output may be coloured: never with NO_COLOR, else always with FORCE_COLOR.
 
-    CLICOLOR_FORCE is the other name of FORCE_COLOR, where it is not 0. Without these, output to a
-    terminal that is not dumb, unless CLICOLOR is 0.
+    CLICOLOR_FORCE, unless 0, is equivalent to FORCE_COLOR. Without these, output to a terminal is
+    coloured unless the terminal is dumb or CLICOLOR is 0.
     """
     environment = os.environ
     if environment.get("NO_COLOR"):
@@ -64,9 +64,9 @@ def takes_colour(*, terminal: bool) -> bool:
 
 
 def choose_colour(when: str) -> None:
-    """Override the environment: `always` or `never`; `auto` leaves it as it is.
+    """Override the environment with `always` or `never`; `auto` changes nothing.
 
-    The choice is kept in the environment, so that it holds for workers too.
+    The choice is stored in the environment, so that workers inherit it.
     """
     if when == "always":
         os.environ.pop("NO_COLOR", None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads the events of packets back from JSON Lines: the daemon's, also as EVE, and the journal's.
+"""Reads events of packets from JSON Lines: those of the daemon, also as EVE, or of the journal.
 
 Entries of the journal are those that `journalctl -o json` prints.
 
@@ -39,15 +39,15 @@ from nfq_guard.telemetry.journal import fields_of
 
 # An event is shorter than a tenth of this.
 LINE_MAX_BYTES: Final = 1 << 16
-# Times beyond these are not the clock of a host, and some do not survive a change of time zone.
+# Plausible times of a host's clock; some times beyond them overflow in other time zones.
 _FIRST_YEAR: Final = 1970
 _LAST_YEAR: Final = 2261
-# The longest `log_interval_s`, plus the delay of a busy daemon.
+# Maximum of `log_interval_s`, plus the delay of a busy daemon.
 _LONGEST_FOLD_S: Final = 86_400 + 3600
 _ADDRESS_BYTES: Final = {IPV4: 4, IPV6: 16}
-# A field that each entry of `journalctl -o json` has, and no event.
+# A field of every entry of `journalctl -o json`, but of no event.
 _JOURNAL_MARK: Final = b'"__REALTIME_TIMESTAMP"'
-# How a line of the format `eve` begins, and no other.
+# The beginning of a line in the format `eve`, and of no other line.
 _EVE_START: Final = b'{"timestamp":'
 _PACKET_JUDGED: Final = name_of(PacketJudged)
 _SUPPRESSED: Final = name_of(EventsSuppressed)
@@ -72,7 +72,7 @@ _Word = Annotated[int, msgspec.Meta(ge=0, le=0xFFFFFFFF)]
 
 
 class _AsWritten(PacketJudged, frozen=True, kw_only=True, tag=_PACKET_JUDGED):
-    """`packet_judged`, as daemons have written it: the first ones without some of the fields."""
+    """`packet_judged` of any release: early ones lack some fields."""
 
     mark: _Word = 0
     # Earlier daemons wrote the `IPS_*` bits.
@@ -99,7 +99,7 @@ class ReadEvent(NamedTuple):
     Attributes:
         line: Its line, counted from 1; 0 without one.
         when: Its time, in UTC.
-        first: Time of the first packet that it stands for; `when` for one packet.
+        first: Time of the first packet that it represents; `when` for one packet.
         event: Its fields; every value is one that `nfq_guard.names` can read.
     """
 
@@ -110,7 +110,7 @@ class ReadEvent(NamedTuple):
 
 
 class Unrecorded(msgspec.Struct, kw_only=True):
-    """What the recording says is missing from it.
+    """Packets that a recording reports as missing.
 
     Attributes:
         suppressed: Packets without an event because of the limit on all events.
@@ -163,12 +163,13 @@ class EventReader:
         lines: Lines read, empty ones included.
         skipped: Lines that are not events.
         first_skipped: Number of the first of them; 0 without any.
-        others: Events that are not `packet_judged`.
-        unrecorded: What these say is missing.
+        others: Number of events other than `packet_judged`.
+        unrecorded: The missing packets by
+        these events.
     """
 
     def __init__(self) -> None:
-        """Begin with nothing read."""
+        """Start before the first line."""
         self.lines = 0
         self.skipped = 0
         self.first_skipped = 0
@@ -218,7 +219,7 @@ class EventReader:
             return None
 
     def _of_journal(self, line: bytes) -> bytes:
-        """The event of an entry of the journal, as the daemon writes it into a file."""
+        """The event of a journal entry, in the form that the daemon writes to a file."""
         fields = fields_of(msgspec.json.decode(line, type=dict[str, Any]))
         if fields["event"] != _PACKET_JUDGED:
             gap = msgspec.convert(fields, _Gap, strict=False)
@@ -255,7 +256,7 @@ class EventReader:
 
 
 def event_of(fields: Mapping[str, Any]) -> ReadEvent | None:
-    """An event from its fields, as `dump` has it; None if a daemon of another version wrote it."""
+    """An event from its fields, as in `dump`; None if a daemon of another version wrote it."""
     try:
         event = msgspec.convert({"event": _PACKET_JUDGED, **fields}, _AsWritten)
         when = _checked(event)
@@ -265,13 +266,13 @@ def event_of(fields: Mapping[str, Any]) -> ReadEvent | None:
 
 
 def _checked(event: PacketJudged) -> datetime:
-    """Check what the types do not express.
+    """Check constraints that the types do not express.
 
     Returns:
         The time of the event.
 
     Raises:
-        ValueError: A text has none of its values.
+        ValueError: A string is not one of its values.
         KeyError: There is an address, but no family.
         OverflowError: The time cannot be expressed in UTC.
     """

@@ -2,8 +2,8 @@
 """Writes the lines of the log: a bounded ring in front of a file that may be full, slow or gone.
 
 After the constructor no call raises or blocks. A line that cannot be written stays in
-the ring. When the ring is full, the oldest line is dropped and counted: a flood of packets, each
-with a line, may be faster than the reader of the log.
+the ring. When the ring is full, the oldest line is dropped and counted: a flood of packets may
+cause lines faster than the log can be read.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import Final, final
 
 _RING_BYTES: Final = 1 << 20
 _WRITE_BYTES: Final = 1 << 16
-# Least time between two attempts after a failure: each attempt costs a system call.
+# Minimum time between two attempts after a failure, seconds: each attempt costs a system call.
 _RETRY_S: Final = 0.5
 
 
@@ -25,8 +25,9 @@ class LineSink:
     """Queues whole lines, which `push` writes. `write` and `flush` are for structlog's loggers.
 
     Attributes:
-        dropped: Lines that are lost.
-        errors: Failed writes, not counting those that would have blocked.
+        dropped: Number of lost lines.
+        errors: Number of failed writes, except those that would have
+        blocked.
         last_error: The error of the last failed write; empty without one.
     """
 
@@ -35,14 +36,14 @@ class LineSink:
     ) -> None:
         """Write to a file, which is created or appended to, or to an open descriptor.
 
-        A path of a socket gets each line as one datagram, and so does a descriptor of a socket that
-        preserves message boundaries.
+        A socket given by path, or by a descriptor that preserves message boundaries, gets each line
+        as one datagram.
 
         Args:
             target: The file or descriptor.
-            ring_bytes: Bound of the lines that wait.
-            datagrams: Whether the path is of a socket, such as the journal's, which may not be
-                there yet.
+            ring_bytes: Bound on the waiting lines.
+            datagrams: Whether the path is that of a socket,
+            such as the journal's, which may not exist yet.
 
         Raises:
             OSError: The file cannot be opened.
@@ -62,7 +63,7 @@ class LineSink:
 
     @property
     def waiting(self) -> int:
-        """Lines in the ring."""
+        """Number of lines in the ring."""
         return len(self._ring) + bool(self._rest)
 
     def write(self, line: bytes) -> int:
@@ -102,7 +103,7 @@ class LineSink:
         return self._fd
 
     def reopen(self) -> None:
-        """Open the file by its name again, after a rotation; a failure keeps the old one open."""
+        """Reopen the file by name, after a rotation; on failure the old one stays open."""
         if self._socket is not None or isinstance(self._target, int):
             return
         try:
@@ -114,7 +115,7 @@ class LineSink:
         self._fd = fd
 
     def follow(self) -> int:
-        """Open the file by its name again if another file, or none, has that name now.
+        """Reopen the file by name if another file, or none, has that name now.
 
         Returns the size of the file.
         """
@@ -131,7 +132,7 @@ class LineSink:
         return mine.st_size
 
     def close(self, now: float) -> None:
-        """Write what can be written, and close; the lines that are left count as dropped."""
+        """Write as much as possible, and close; remaining lines count as dropped."""
         self._retry_at = 0.0
         self.push(now)
         self.dropped += self.waiting
