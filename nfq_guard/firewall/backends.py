@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Chooses where our rules go. Rules in two packet filters would see each packet twice.
+"""Chooses the packet filter for our rules. Rules in two filters would see each packet twice.
 
-A host has rules of its own in iptables, of either backend, or in native nftables, or in both. Ours
-go to iptables wherever it has rules.
+A host has its own rules in iptables, of either backend, in native nftables, or in both. Ours go to
+iptables if it has rules.
 """
 
 from collections.abc import Mapping
@@ -37,14 +37,14 @@ class _Load(NamedTuple):
 def choose(runner: Runner, families: tuple[Family, ...], before: Place | None = None) -> Choice:
     """Choose the backend for our rules.
 
-    The backend that already has our rules; else the one of iptables with more rules of other
-    programs; else native nftables, if it has rules of other programs, or iptables is missing; else
-    the backend of the program `iptables`.
+    The backend that already has our rules; else that of iptables with more rules of other programs;
+    else native nftables if it has rules of other programs or iptables is missing; else the backend
+    of the program `iptables`.
 
     Args:
         runner: Access to the system.
         families: The families to look at.
-        before: The last choice, to which a flush of all rules makes no difference.
+        before: The previous choice, which is kept if all rules have been flushed.
 
     Raises:
         UnavailableError: iptables is not installed, and nftables cannot be used.
@@ -84,7 +84,7 @@ def choose(runner: Runner, families: tuple[Family, ...], before: Place | None = 
 def _is_hidden(runner: Runner, loads: Mapping[Backend, _Load]) -> bool:
     """Whether our rules may be in legacy tables that this process cannot read.
 
-    To install them in the other backend would queue each packet twice.
+    Installing them in the other backend would queue each packet twice.
     """
     return (
         Backend.LEGACY in loads
@@ -143,7 +143,7 @@ def _rank(load: _Load, is_default: bool) -> tuple[bool, bool, int, bool]:  # noq
 
 
 def _seen(tables: Xtables) -> Saved:
-    """The live rules; empty without the privilege, as for legacy tables without CAP_NET_RAW."""
+    """The live rules; empty without the privilege, such as CAP_NET_RAW for legacy tables."""
     try:
         return tables.save()
     except PrivilegeError:

@@ -85,7 +85,7 @@ def differences(
 def remarks(
     wanted: tuple[TableRules, ...], live: Saved, family: Family, backend: Backend
 ) -> list[Difference]:
-    """What others do in the chains of our jumps that changes what we see, or what we let pass."""
+    """Other programs' rules in the chains of our jumps that affect the packets we see or accept."""
     found: list[Difference] = []
     for should in wanted:
         if not should.last:

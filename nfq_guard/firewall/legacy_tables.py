@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""What the kernel has in the tables of legacy iptables: jumps to our chain, counts, and digests.
+"""Reads the tables of legacy iptables from the kernel: jumps to our chain, counts, and digests.
 
-iptables-legacy opens a raw socket, which takes CAP_NET_RAW. The kernel lets any IPv4 or IPv6 socket
-read the tables and asks for CAP_NET_ADMIN alone, so sockets that the daemon was given will do: a
-sandbox may keep it from opening its own.
+iptables-legacy opens a raw socket, which requires CAP_NET_RAW. The kernel allows the tables to be
+read through any IPv4 or IPv6 socket with CAP_NET_ADMIN alone, so inherited sockets suffice for a
+daemon whose sandbox forbids it to open its own.
 """
 
 import ctypes
@@ -28,17 +28,18 @@ _COUNTER_BYTES: Final = 16
 # struct ipt_get_entries ends with the entries, which are aligned to 8 bytes.
 _HEAD_BYTES: Final = 40
 _HOOKS: Final = 5
-# A table that grows between its two reads is read anew.
+# A table that grows between its two reads is read again.
 _ATTEMPTS: Final = 3
 
 
 class _Layout(NamedTuple):
-    """Where struct ipt_entry or ip6t_entry of a family has what.
+    """The layout of struct ipt_entry or ip6t_entry.
 
     Attributes:
         level: Level of the socket option.
-        offsets: Of the two numbers `target_offset` and `next_offset`.
-        counter: Of the number of packets.
+        offsets: Offset of the two numbers `target_offset` and
+        `next_offset`.
+        counter: Offset of the number of packets.
         names: The file that lists the tables of the family.
     """
 
@@ -59,11 +60,11 @@ class LegacyTables:
     """The table mangle of legacy iptables, in the network namespace of each socket."""
 
     def __init__(self, sockets: Sequence[socket.socket]) -> None:
-        """Read through `sockets`, at most one a family; they stay the caller's."""
+        """Read through `sockets`, at most one a family; the caller closes them."""
         self._sockets = tuple(sockets)
 
     def jumps(self) -> frozenset[tuple[int, int]] | None:
-        """The families and hooks in which a jump leads to our chain; None if that is not known.
+        """The families and hooks in which a jump leads to our chain; None if unknown.
 
         A chain without a rule that queues does not count.
         """
@@ -76,7 +77,7 @@ class LegacyTables:
         return frozenset(found)
 
     def queued(self) -> int | None:
-        """Packets that the rules in our chain have led to a queue; None if that is not known."""
+        """Number of packets that the rules in our chain have queued; None if unknown."""
         found = 0
         for one in self._sockets:
             layout = _LAYOUTS[one.family]
@@ -94,9 +95,9 @@ class LegacyTables:
 
 
 def digests(through: socket.socket) -> dict[str, str]:
-    """Of each table of the socket's family: changes with its rules, and not with their counters.
+    """A digest of each table of the socket's family, which ignores counters.
 
-    A table that cannot be read is left out.
+    A table that cannot be read is omitted.
     """
     layout = _LAYOUTS[through.family]
     found: dict[str, str] = {}
@@ -112,7 +113,7 @@ def digests(through: socket.socket) -> dict[str, str]:
 
 
 def _names(layout: _Layout) -> list[str]:
-    """The tables that are there; the kernel makes others for whoever reads them."""
+    """The existing tables; reading a missing one would make the kernel create it."""
     try:
         names = Path("/proc/thread-self/net", layout.names).read_text(encoding="ascii")
     except OSError:
@@ -121,7 +122,7 @@ def _names(layout: _Layout) -> list[str]:
 
 
 class _Table(NamedTuple):
-    """The entries of a table, and by hook where those of a built-in chain begin and end."""
+    """The entries of a table, and the range of each built-in chain by hook."""
 
     entries: bytes
     begins: Sequence[int]
@@ -138,7 +139,7 @@ class _Entry(NamedTuple):
 
     @property
     def heads(self) -> str | None:
-        """The chain that it is the head of; None for a rule."""
+        """The chain whose head this entry is; None for a rule."""
         if self.target != b"ERROR":
             return None
         return self.data.partition(b"\0")[0].decode("ascii", "replace")
@@ -207,9 +208,9 @@ def _entries(table: bytes, layout: _Layout) -> Iterator[_Entry]:
 
 
 def _read(through: socket.socket, level: int, option: int, content: bytes) -> bytes | None:
-    """A socket option whose value says what to read; None where the kernel refuses.
+    """Read a socket option whose value selects what to read; None if the kernel refuses.
 
-    `socket.getsockopt` passes no value in.
+    `socket.getsockopt` cannot pass a value.
     """
     buffer = ctypes.create_string_buffer(content, len(content))
     length = ctypes.c_uint(len(content))

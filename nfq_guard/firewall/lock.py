@@ -18,7 +18,7 @@ from typing import Final
 from nfq_guard.errors import BusyError, UnavailableError
 
 FOLDER: Final = Path("/run/nfq-guard")
-# The programs that follow included, this is less than TimeoutStartSec of the service.
+# Together with the programs that follow, less than TimeoutStartSec of the service.
 PATIENCE_S: Final = 4.0
 _PAUSE_S: Final = 0.02
 
@@ -28,8 +28,9 @@ def held(folder: Path = FOLDER, patience_s: float = PATIENCE_S) -> Iterator[None
     """Hold the lock of the calling thread's network namespace.
 
     Args:
-        folder: Where the file is; it is made if it is missing.
-        patience_s: How long to wait for another holder.
+        folder: Directory of the file; created if it is missing.
+        patience_s: Maximum time to wait
+        for another holder, seconds.
 
     Raises:
         BusyError: Another process held it throughout; it is named.
@@ -49,7 +50,7 @@ def held(folder: Path = FOLDER, patience_s: float = PATIENCE_S) -> Iterator[None
 
 
 def _locked(path: Path, patience_s: float) -> int:
-    """The open file, once it is locked and still the file of that name."""
+    """The open file, locked and still the file of that name."""
     deadline = time.monotonic() + patience_s
     path.parent.mkdir(mode=0o750, exist_ok=True)
     while True:
@@ -73,14 +74,14 @@ def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     lock = os.open(path, flags, 0o600)
     if os.geteuid() == 0:
-        # The directory may be the daemon's, which must be able to open the file too.
+        # The directory may belong to the daemon, which must be able to open the file too.
         owner = path.parent.stat()
         os.fchown(lock, owner.st_uid, owner.st_gid)
     return lock
 
 
 def _is_at(path: Path, lock: int) -> bool:
-    """Whether the file was not removed by its last holder meanwhile."""
+    """Whether the file still has its name: the last holder may have removed it."""
     try:
         return path.stat().st_ino == os.fstat(lock).st_ino
     except OSError as error:
@@ -90,7 +91,7 @@ def _is_at(path: Path, lock: int) -> bool:
 
 
 def _holder(inode: int) -> str:
-    """The process that holds the lock of a file, by the kernel's list."""
+    """The process that holds the lock of a file, from the kernel's list."""
     with suppress(OSError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             words = line.split()

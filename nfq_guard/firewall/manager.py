@@ -34,7 +34,7 @@ from nfq_guard.firewall.xtables import (
 
 BOTH_FAMILIES: Final = (Family.IPV4, Family.IPV6)
 
-# Our rules can be in the tables of the fail mode that needs the most tables.
+# The backend's tables that our rules can be in, by the fail mode that needs the most.
 _EVERYTHING: Final = RulesSpec(fail_mode=FailMode.KERNEL_DROP)
 
 # Other programs change the tables too, and a rule may have disappeared before we delete it.
@@ -61,10 +61,10 @@ def _nobody(_ours: range) -> Mapping[int, str]:
 
 @final
 class Firewall:
-    """Our rules, wanted and live.
+    """Our required and installed rules.
 
     Attributes:
-        spec: The wanted rules; may be replaced between two calls.
+        spec: The required rules; may be replaced between two calls.
         families: The families to manage.
     """
 
@@ -79,7 +79,7 @@ class Firewall:
         """Store the arguments.
 
         Args:
-            spec: The wanted rules.
+            spec: The required rules.
             backend: None: `backends.choose` decides later.
             families: The families to manage.
             runner: Access to the system.
@@ -107,9 +107,9 @@ class Firewall:
         return choice
 
     def show(self) -> str:
-        """The rules as `iptables-restore --noflush` or `nft -f` takes them, with the choice.
+        """The input for `iptables-restore --noflush` or `nft -f`, with the choice of the backend.
 
-        Needs no privilege, but cannot determine without it which backend has rules, and notes that.
+        Needs no privilege, but notes that without it the backend with rules cannot be determined.
         """
         choice = self.described_choice()
         lines = [f"# backend {choice.backend}: {choice.why}\n"]
@@ -128,14 +128,14 @@ class Firewall:
         return f"# IPv{family}: {program} --noflush\n{render(self.spec, backend)}"
 
     def described_choice(self) -> Choice:
-        """As `choice`, or a best guess without the privilege to read the rules."""
+        """`choice`, or a guess without the privilege to read the rules."""
         try:
             return self.choice()
         except NfqGuardError:
             return choose_unprivileged(self._runner)
 
     def load_modules(self) -> None:
-        """Have the legacy programs load their modules, which takes more privileges than a change.
+        """Make the legacy programs load their modules, which takes more privileges than a change.
 
         Does nothing for the other backend, whose modules the kernel loads.
 
@@ -198,7 +198,7 @@ class Firewall:
         return Changes(tuple(done), tuple(notes))
 
     def verify(self) -> list[Difference]:
-        """Every difference between the live and the wanted rules; empty if there is none.
+        """Every difference between the installed and the required rules; empty if there is none.
 
         Raises:
             UnavailableError: iptables is not installed.
@@ -230,18 +230,18 @@ class Firewall:
         backend = self.choice().backend
         found: list[Difference] = []
         if backend is Native.NFTABLES:
-            return found  # a base chain of our own has no rules of others
+            return found  # our own base chain has no foreign rules
         for tables in self._usable(backend, []):
             should = wanted(self.spec, backend)
             found += remarks(should, tables.save(), tables.family, backend)
         return found
 
     def generation(self) -> int | None:
-        """A number that differs once nftables or iptables-nft changed rules; None if unknown."""
+        """A number that changes with the rules of nftables or iptables-nft; None if unknown."""
         return nft_query.generation()
 
     def holds_back(self) -> bool:
-        """Whether the installed rules drop packets that are not judged, whatever the specification.
+        """Whether the installed rules drop packets that are not judged, whatever `spec` says.
 
         Raises:
             PrivilegeError: A capability is missing.
@@ -300,7 +300,7 @@ class Firewall:
         return Changes(tuple(done), tuple(notes))
 
     def _refuse_owned_by_another(self) -> None:
-        """Leave rules alone that lead to queues of another daemon than ours.
+        """Raise if the installed rules lead to queues of another daemon.
 
         Raises:
             BusyError: Such a daemon is running; it is named.
@@ -338,7 +338,7 @@ class Firewall:
     def _install_family(
         self, tables: Xtables, undo: list[tuple[Xtables, Saved]], notes: list[str]
     ) -> list[str] | None:
-        """Change and verify until nothing differs, because other programs may interfere.
+        """Change and verify until there is no difference, because other programs may interfere.
 
         Returns None if the kernel has no tables of the family.
         """
@@ -401,11 +401,11 @@ class Firewall:
 
 
 def _queues_of(tables: Xtables) -> list[int]:
-    """The queues to which our installed rules lead; of a range, the first."""
+    """The queues to which our installed rules lead; for a range, the first."""
     try:
         saved = tables.save()
     except NfqGuardError:
-        return []  # who cannot read them cannot change them
+        return []  # without the privilege to read them, a change fails too
     return [
         int(number)
         for table in saved.values()
@@ -416,7 +416,7 @@ def _queues_of(tables: Xtables) -> list[int]:
 
 
 def _readable(tables: Xtables, should: tuple[TableRules, ...]) -> Saved:
-    """The live rules, provided that the tables that we need can be read.
+    """The installed rules; raises unless all tables that we need can be read.
 
     Raises:
         UnavailableError: One of them cannot be read.
@@ -451,12 +451,12 @@ def _leftovers(tables: Xtables) -> list[Difference]:
     try:
         return differences((), tables.save(), tables.family, tables.backend)
     except PrivilegeError:
-        # Legacy tables require one more capability than the daemon has.
+        # Legacy tables require a capability that the daemon lacks.
         return []
 
 
 def _summary(found: list[Difference]) -> str:
-    """The changes made for these differences, one sentence per kind."""
+    """The changes made for these differences, one sentence a kind."""
     kinds = dict.fromkeys(difference.kind for difference in found)
     if not set(kinds) - {Kind.MISSING_CHAIN, Kind.MISSING_JUMP}:
         return "installed our chains and jumps"

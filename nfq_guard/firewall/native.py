@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Our rules as a native nftables table, for hosts whose own rules are native.
 
-The table has base chains of its own right after mangle: every mark that others set there is on the
-packet when it is queued, and a verdict skips no rule of theirs. `nft -f` applies the table whole or
-not at all.
+The table has its own base chains directly after mangle: every mark that other programs set there is
+on the packet when it is queued, and a verdict skips none of their rules. `nft -f` applies the table
+atomically.
 
-In the fail mode kernel-drop the mark of unjudged packets is set right before the queue. Chains at
-the next priority drop what still has it, before any routing decision.
+In fail mode kernel-drop the mark of unjudged packets is set directly before the queue. Chains at
+the next priority drop packets that still have it, before any routing decision.
 
-Each rule's comment has a digest of the whole text, by which `verify` tells our rules from others,
-and from those of another configuration, without a comparison of nft's output, which differs by
+Each rule's comment has a digest of the whole text. By it `verify` distinguishes our rules from
+others and from those of another configuration. Nft's output is not compared, because it differs by
 release.
 """
 
@@ -39,7 +39,7 @@ PRIORITY: Final = -149
 _WHAT: Final = "nftables"
 _SHED: Final = "shed"
 _UNJUDGED: Final = "unjudged"
-# Chains of the fail mode kernel-drop.
+# Chains of fail mode kernel-drop.
 _DROPPING: Final = ("unjudged_received", "unjudged_sent")
 _DIGEST: Final = "DIGEST"
 _PROBE: Final = f"table inet {NATIVE_TABLE}_probe {{ chain c {{ queue num 0 bypass; }}; }}\n"
@@ -55,7 +55,7 @@ class _Base(NamedTuple):
 
 
 def render(spec: RulesSpec, families: tuple[Family, ...]) -> str:
-    """The table for `nft -f`, applied whole or not at all; it replaces an existing one."""
+    """The input for `nft -f`, applied atomically; it replaces an existing table."""
     lines = [f"table inet {NATIVE_TABLE}", f"delete table inet {NATIVE_TABLE}"]
     lines += [f"table inet {NATIVE_TABLE} {{", f"\tcounter {_SHED} {{ }}"]
     lines += [f"\tcounter {_UNJUDGED} {{ }}", f"\tchain {NATIVE_CHAIN} {{"]
@@ -70,7 +70,7 @@ def render(spec: RulesSpec, families: tuple[Family, ...]) -> str:
 
 
 def has_queue(runner: Runner) -> bool:
-    """Whether the kernel and nft know the statement `queue` (CONFIG_NFT_QUEUE)."""
+    """Whether the kernel and nft support the statement `queue` (CONFIG_NFT_QUEUE)."""
     return runner.find("nft") and runner.run(["nft", "-c", "-f", "-"], _PROBE).status == 0
 
 
@@ -114,7 +114,7 @@ def _judge(spec: RulesSpec) -> Iterator[str]:
 
 @final
 class NativeTable:
-    """The wanted and the live table in the namespace of the calling thread."""
+    """The required and the installed table in the namespace of the calling thread."""
 
     def __init__(self, runner: Runner, spec: RulesSpec, families: tuple[Family, ...]) -> None:
         """Store the arguments; nothing is run."""
@@ -123,7 +123,7 @@ class NativeTable:
         self._families = families
 
     def is_there(self) -> bool:
-        """Whether a table of this name is loaded; True also without the privilege to ask."""
+        """Whether a table of this name is loaded; True also without the privilege to find out."""
         return self._runner.has_nft_table(NATIVE_TABLE)
 
     def install(self) -> list[str]:
@@ -147,7 +147,7 @@ class NativeTable:
         return [f"nft: {done} the table inet {NATIVE_TABLE}"]
 
     def verify(self) -> list[Difference]:
-        """Every difference between the live and the wanted table.
+        """Every difference between the installed and the required table.
 
         Raises:
             PrivilegeError: The kernel refused.
@@ -159,7 +159,7 @@ class NativeTable:
         return list(_differences(live, render(self._spec, self._families), self._wanted()))
 
     def leftover(self) -> list[Difference]:
-        """The difference of a table that should not be there."""
+        """The difference that reports a table that should not exist."""
         if not self.is_there():
             return []
         return [_difference(Kind.LEFTOVER, "", "the rules of this configuration are elsewhere")]
@@ -178,7 +178,7 @@ class NativeTable:
         return [f"nft: removed the table inet {NATIVE_TABLE}"]
 
     def rule_counters(self) -> RuleCounters:
-        """The kernel's counters of our rules; zeros where the table is not there.
+        """The kernel's counters of our rules; zeros without the table.
 
         Raises:
             PrivilegeError: The kernel refused.
@@ -193,7 +193,7 @@ class NativeTable:
         return RuleCounters(shed=packets.get(_SHED, 0), unjudged=packets.get(_UNJUDGED, 0))
 
     def queues(self) -> list[int]:
-        """The queues to which the live table leads; of a range, the first.
+        """The queues to which the installed table leads; for a range, the first.
 
         Raises:
             PrivilegeError: The kernel refused.
@@ -202,7 +202,7 @@ class NativeTable:
         return [_first(statement.get("num", 0)) for statement in self._queue_statements()]
 
     def holds_back(self) -> bool:
-        """Whether the live table drops packets that are not judged.
+        """Whether the installed table drops packets that are not judged.
 
         Raises:
             PrivilegeError: The kernel refused.
@@ -226,7 +226,7 @@ class NativeTable:
         ]
 
     def _wanted(self) -> dict[str, tuple[_Base | None, int]]:
-        """By chain: what a base chain must be, and the number of its rules."""
+        """By chain: the required properties of a base chain, and the number of its rules."""
         chains: dict[str, tuple[_Base | None, int]] = {
             base.name: (base, 1) for base in _bases(self._spec, self._families)
         }

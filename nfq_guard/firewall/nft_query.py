@@ -21,8 +21,8 @@ _GENERATION_ID: Final = 1
 def generation() -> int | None:
     """The generation number of the nftables ruleset, which every change increments.
 
-    None where the kernel has no nftables, or without the privilege to query. iptables-nft changes
-    it too, iptables-legacy does not.
+    None if the kernel has no nftables, or without the privilege to query. iptables-nft changes it
+    too, iptables-legacy does not.
     """
     try:
         with Connection() as connection:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Our nftables table, with which the kernel itself drops further INVALID packets of a flow.
+"""Our nftables table, in which the kernel itself drops further INVALID packets of a flow.
 
 Four sets, by hook and family, hold one direction of a TCP flow each: interface, addresses and
 ports, as on the wire there. Their elements time out. An INVALID packet that is in a set is counted
@@ -42,10 +42,10 @@ SETS: Final = tuple(set_name(hook, family) for hook in _HOOKS for family in _FAM
 
 
 def render(most: int) -> str:
-    """The table for `nft -f`, applied whole or not at all; it replaces an existing one.
+    """The input for `nft -f`, applied atomically; it replaces an existing table.
 
     Args:
-        most: Elements that each set may have.
+        most: Maximum number of elements in each set.
     """
     lines = [f"table inet {TABLE}", f"delete table inet {TABLE}", f"table inet {TABLE} {{"]
     lines += [f"\tcounter {COUNTER} {{ }}"]
@@ -77,10 +77,10 @@ def render(most: int) -> str:
 
 @final
 class OffloadTable:
-    """The wanted and the live table in the namespace of the calling thread."""
+    """The required and the installed table in the namespace of the calling thread."""
 
     def __init__(self, runner: Runner, most: int | None) -> None:
-        """`most` elements a set; None: there should be no table."""
+        """Require sets of `most` elements; None requires that there is no table."""
         self._runner = runner
         self._most = most
 
@@ -99,7 +99,7 @@ class OffloadTable:
         return [f"nft: installed the table inet {TABLE}"]
 
     def verify(self) -> list[Difference]:
-        """Every difference between the live and the wanted table.
+        """Every difference between the installed and the required table.
 
         Raises:
             PrivilegeError: The kernel refused.
@@ -127,7 +127,7 @@ class OffloadTable:
         return [f"nft: removed the table inet {TABLE}"]
 
     def _live(self) -> Listed | None:
-        """The table as nft lists it, without elements; None where it does not exist."""
+        """The table as nft lists it, without elements; None if it does not exist."""
         return nft_program.table(self._runner, TABLE, _WHAT)
 
     def _nft(self, words: list[str], text: str) -> None:
@@ -135,7 +135,7 @@ class OffloadTable:
 
 
 def _differences(live: Listed, most: int) -> Iterator[Difference]:
-    """Every difference, by name, place and comment; rules of other programs lack our comment."""
+    """Every difference, by name, place and comment; foreign rules lack our comment."""
     chains = {one["chain"]["name"]: one["chain"] for one in live if "chain" in one}
     sets = {one["set"]["name"]: one["set"] for one in live if "set" in one}
     rules = [one["rule"] for one in live if "rule" in one]

@@ -65,9 +65,9 @@ class OneWay:
 
     Attributes:
         hook: `Hook.PREROUTING` or `Hook.OUTPUT`.
-        interface: Name of the interface that its packets come in or go out by.
+        interface: Name of the interface by which its packets arrive or leave.
         src: Source address, 4 or 16 octets.
-        dst: Destination address, as long.
+        dst: Destination address, of the same length.
         sport: Source port.
         dport: Destination port.
     """
@@ -82,7 +82,7 @@ class OneWay:
 
 @final
 class OffloadSets:
-    """The sets of the network namespace that this was created in; the table may come and go."""
+    """The sets in the network namespace of the creator; the table may appear and vanish."""
 
     def __init__(self) -> None:
         """Connect to the kernel.
@@ -99,7 +99,7 @@ class OffloadSets:
         A flow whose interface no longer exists is skipped.
 
         Args:
-            flows: At most `MOST_IN_ONE`.
+            flows: At most `MOST_IN_ONE` flows.
 
         Raises:
             OSError: ENOENT: no table of ours; ENFILE: a set is full; EPERM: CAP_NET_ADMIN is
@@ -176,7 +176,7 @@ class OffloadSets:
                 _raise(content)
 
     def _answers(self) -> list[tuple[int, bytes]]:
-        """The kernel's answers to the last message; answers to earlier ones are skipped."""
+        """The kernel's responses to the last message; earlier responses are skipped."""
         found: list[tuple[int, bytes]] = []
         while (received := self._connection.receive()) is not None:
             found += [
@@ -190,7 +190,7 @@ def _of_set(name: str) -> bytes:
 
 
 def _raise(content: bytes) -> None:
-    """Raise the error in an answer, if it has one."""
+    """Raise the error in a response, if there is one."""
     code = error_in(content)
     if code:
         raise OSError(code, os.strerror(code))

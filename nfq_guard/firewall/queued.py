@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""How many packets our rules have led to a queue, read from the kernel in a fifth of a millisecond.
+"""Reads from the kernel how many packets our rules have queued, in a fifth of a millisecond.
 
-The programs take tens of milliseconds for it, in which thousands of packets may come.
+The programs take tens of milliseconds, in which thousands of packets may arrive.
 """
 
 from typing import Final
@@ -41,9 +41,9 @@ _CHAINS: Final = (
 
 
 def queued_packets(legacy: LegacyTables) -> int | None:
-    """Packets that our rules have led to a queue since they were made; None if that is not known.
+    """Number of packets that our rules have queued since they were created; None if unknown.
 
-    The rules of every backend count, those of legacy iptables as far as `legacy` sees them.
+    Sums over all backends; legacy iptables counts as far as `legacy` can read it.
     """
     before = generation()
     try:
@@ -52,7 +52,7 @@ def queued_packets(legacy: LegacyTables) -> int | None:
     except (UnavailableError, OSError):
         found = 0
         before = None
-    # A ruleset that changes meanwhile may be read half.
+    # A ruleset that changes meanwhile may be read inconsistently.
     if generation() != before:
         return None
     of_legacy = legacy.queued()
@@ -62,7 +62,7 @@ def queued_packets(legacy: LegacyTables) -> int | None:
 
 
 def _of_chain(connection: Connection, family: int, table: str, chain: str) -> int:
-    """Of one chain; 0 where it is not there.
+    """The packets of one chain; 0 without the chain.
 
     Raises:
         OSError: The kernel refuses.
@@ -83,7 +83,7 @@ def _of_chain(connection: Connection, family: int, table: str, chain: str) -> in
 
 
 def _queued(expressions: bytes) -> int:
-    """What the counter of a rule says that leads to a queue; 0 for every other rule."""
+    """The counter of a rule that leads to a queue; 0 for other rules."""
     packets = 0
     queues = False
     for expression in map(attributes, elements(expressions)):

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: MIT
 """The rules as text for iptables-restore: a pure function of the specification and the backend.
 
-A jump matches INVALID itself, so a valid packet costs one comparison in each hook and never enters
-our chain. mangle is the first table with a ctstate, and it sees the packets that escape translation
+A jump itself matches INVALID, so a valid packet costs one comparison in each hook and never enters
+our chain. mangle is the first table with a ctstate, and sees the packets that escape translation
 (kernel.md 5). Packets on the loopback interface were judged in OUTPUT already.
 
-A verdict, and `--queue-bypass` without a daemon, continue at the next table: rules behind ours in
-the same chain are skipped. Each jump to a queue is therefore the last rule of its chain.
+After a verdict, and with `--queue-bypass` without a daemon, a packet continues at the next table
+and skips the rules after ours in the same chain. Each jump to a queue is therefore the last rule of
+its chain.
 
-iptables-nft does not route a packet again whose mark changed in mangle OUTPUT if the chain ends in
-a queue (kernel.md 5). With that backend sent packets are queued in the table security, which comes
-after filter.
+If mangle OUTPUT ends in a queue, iptables-nft does not reroute a packet whose mark changed there
+(kernel.md 5). With that backend, outgoing packets are queued in the table security, after filter.
 
-In the fail mode kernel-drop our chain marks a packet before it queues it, and the verdict takes the
-mark away. A packet that still has it in the table filter was not judged, and is dropped before any
+In fail mode kernel-drop our chain marks a packet before it queues it, and the verdict clears the
+mark. A packet that still has the mark in the table filter was not judged, and is dropped before any
 other rule there accepts it.
 
-The rules of both families are the same, because none names an address.
+The rules of both families are the same, because none contains an address.
 """
 
 from dataclasses import dataclass, replace
@@ -61,7 +61,7 @@ class TableRules:
 
 
 def wanted(spec: RulesSpec, backend: Backend) -> tuple[TableRules, ...]:
-    """All our chains and jumps, in the order in which they are loaded.
+    """All our chains and jumps, in loading order.
 
     The fallback comes last, so that no packet reaches it before the queue exists.
     """
@@ -94,16 +94,16 @@ def wanted(spec: RulesSpec, backend: Backend) -> tuple[TableRules, ...]:
 
 
 def render(spec: RulesSpec, backend: Backend) -> str:
-    """The text that installs `wanted` where none of our rules exist."""
+    """The text that installs `wanted` if none of our rules exist."""
     return "".join(table_text(table) for table in wanted(spec, backend))
 
 
 def table_text(table: TableRules, before: tuple[str, ...] = ()) -> str:
-    """One table for `iptables-restore --noflush`, applied whole or not at all.
+    """One table for `iptables-restore --noflush`, applied atomically.
 
     Args:
-        table: The wanted chain and jumps.
-        before: Commands that come first, such as deletions.
+        table: The required chain and jumps.
+        before: Preceding commands, such as deletions.
     """
     lines = [f"*{table.table}", f":{table.chain} - [0:0]", *before]
     lines += [f"-A {table.chain} {rule}" for rule in table.rules]

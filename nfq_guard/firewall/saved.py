@@ -27,7 +27,7 @@ class SavedRule:
     """One live rule.
 
     Attributes:
-        chain: The chain it is in.
+        chain: Its chain.
         text: The rule without `-A CHAIN`.
     """
 
@@ -53,8 +53,8 @@ class SavedTable:
         name: Its name.
         policies: Each chain with its policy; `-` for a user-defined chain.
         rules: All rules, in order.
-        readable: False for a table made with nft that iptables cannot show; policies and rules
-            are empty then.
+        readable: False for a table of nft that iptables cannot list; policies and rules are empty
+            then.
     """
 
     name: str
@@ -75,9 +75,9 @@ class SavedTable:
         return [rule for rule in self.rules if not is_own(rule.chain) and is_own(rule.target)]
 
     def taker(self, rule: SavedRule) -> SavedRule | None:
-        """The rule that ends the built-in chain for INVALID packets: `rule`, or one it leads to.
+        """The rule that ends the built-in chain for INVALID packets: `rule` or one it jumps to.
 
-        A drop for other properties, such as a failed path filter, is none.
+        A drop with another condition, such as a failed path filter, does not count.
         """
         if "-g" in split(rule.text):
             return rule
@@ -118,7 +118,7 @@ def is_own(chain: str) -> bool:
 def parse(text: str) -> Saved:
     """Read the output of iptables-save; unknown lines are skipped.
 
-    iptables-nft says in a comment which tables it cannot show.
+    iptables-nft names the tables that it cannot list in a comment.
     """
     tables: Saved = {}
     table = SavedTable("")
@@ -148,11 +148,11 @@ def _state_matches(rule: str) -> bool | None:
 
 
 def may_take_invalid(rule: str) -> bool:
-    """Whether a rule may match an INVALID packet; True where this is not known."""
+    """Whether a rule may match an INVALID packet; True if unknown."""
     words = split(rule)
     if _state_matches(rule) is False or _NEEDS_ENTRY & set(words):
         return False
-    # connmark matches no packet without an entry; the loopback interface is left out by ours.
+    # connmark matches no packet without an entry; our rules exclude the loopback interface.
     loopback = any(
         words[at : at + 2] == ["-i", "lo"] and words[at - 1 : at] != ["!"]
         for at in range(len(words))
@@ -172,8 +172,8 @@ def split(rule: str) -> list[str]:
 def meaning(rule: str) -> Meaning:
     """The options of a rule, normalised.
 
-    `-m NAME` is left out, because its options imply it. A rate becomes whole microseconds a packet,
-    which is what the kernel stores and iptables-save converts back.
+    `-m NAME` is omitted, because its options imply it. A rate becomes whole microseconds a packet,
+    which the kernel stores and iptables-save converts back.
     """
     return frozenset(tuple(words) for words in _options(rule) if words[0] != "-m")
 

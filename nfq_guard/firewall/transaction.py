@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The input of iptables-restore that turns the live rules into the wanted ones.
+"""Input for iptables-restore that changes the installed rules into the required ones.
 
-Each function returns text, empty if nothing has to change. A table is committed whole or not at
-all; the tables of a family follow one another in one run of the program.
+Each function returns text, empty if nothing has to change. A table is committed atomically; the
+tables of a family follow one another in one run of the program.
 """
 
 from nfq_guard.firewall.render import TableRules, table_text
@@ -12,7 +12,7 @@ from nfq_guard.firewall.saved import Saved, SavedTable
 def install(wanted: tuple[TableRules, ...], live: Saved) -> str:
     """Install our chains and jumps, whatever their current state.
 
-    The text does not name foreign rules, so they and their counters stay.
+    The text does not contain foreign rules, so they and their counters stay.
     """
     kept = {should.table: should.chain for should in wanted}
     texts: list[str] = []
@@ -36,7 +36,7 @@ def _removal(table: SavedTable) -> str:
 
 
 def _cleaned(table: SavedTable, keep: str) -> list[str]:
-    """Commands that delete our jumps and our chains but `keep`, which the caller declares."""
+    """Commands that delete our jumps and our chains, except `keep`, which the caller declares."""
     chains = [chain for chain in table.own_chains() if chain != keep]
     return [
         *(f":{chain} - [0:0]" for chain in chains),
@@ -46,7 +46,7 @@ def _cleaned(table: SavedTable, keep: str) -> list[str]:
 
 
 def own_of(before: Saved) -> str:
-    """Restore our rules from `before`, each jump first or last; none of ours may be present."""
+    """Restore our rules from `before`, each jump first or last, if none of ours exists."""
     texts: list[str] = []
     for table in before.values():
         chains = table.own_chains()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs the iptables programs: which are installed, their output, and their errors.
+"""Runs the iptables programs, and interprets their output and errors.
 
 They act on the network namespace of the calling thread.
 """
@@ -60,10 +60,10 @@ class Runner(Protocol):
         """Whether nftables has this table of family inet; True also without the privilege."""
 
     def has_legacy_mangle(self) -> bool:
-        """Whether legacy iptables has the table mangle; False where that cannot be read."""
+        """Whether legacy iptables has the table mangle; False if that cannot be read."""
 
     def locked(self) -> AbstractContextManager[None]:
-        """Hold the lock of the rules, see `lock.held`."""
+        """Hold the lock of the rules (`lock.held`)."""
 
 
 @final
@@ -71,7 +71,7 @@ class System:
     """The programs of this machine."""
 
     def find(self, program: str) -> bool:
-        """Whether PATH or an sbin directory has it."""
+        """Whether PATH or an sbin directory contains it."""
         return shutil.which(program, path=_search_path()) is not None
 
     def run(self, argv: list[str], stdin: str) -> Result:
@@ -97,19 +97,19 @@ class System:
         return Result(done.returncode, done.stdout, done.stderr)
 
     def capabilities(self) -> int:
-        """Those of the calling thread."""
+        """The capabilities of the calling thread."""
         return capabilities.effective()
 
     def has_ipv6(self) -> bool:
-        """The file is there when the kernel has IPv6 and it is not switched off at boot."""
+        """Whether /proc has the file, which exists unless IPv6 is missing or disabled at boot."""
         return Path("/proc/thread-self/net/if_inet6").exists()
 
     def has_nft_table(self, name: str) -> bool:
-        """Ask the kernel by netlink."""
+        """Query the kernel by netlink."""
         return has_table(name)
 
     def has_legacy_mangle(self) -> bool:
-        """By the kernel's lists, which `nfq-guard prepare` opens to the daemon."""
+        """Read the kernel's lists, which `nfq-guard prepare` makes readable for the daemon."""
         names = set()
         for file in ("ip_tables_names", "ip6_tables_names"):
             with suppress(OSError):
@@ -117,7 +117,7 @@ class System:
         return "mangle" in names
 
     def locked(self) -> AbstractContextManager[None]:
-        """The lock of this machine."""
+        """Hold the lock of this machine."""
         return lock.held()
 
 
@@ -135,16 +135,16 @@ class Xtables:
     """
 
     def __init__(self, runner: Runner, backend: Backend, family: Family) -> None:
-        """Name the programs; nothing is run."""
+        """Store the arguments; nothing is run."""
         self.backend = backend
         self.family = family
         self._runner = runner
         self._base = f"{'iptables' if family is Family.IPV4 else 'ip6tables'}"
 
     def program(self, suffix: str) -> str | None:
-        """The program, such as `-save`, of this backend; None when there is none.
+        """The program of this backend with a suffix such as `-save`; None without one.
 
-        Where a distribution has only one backend, its programs may carry no backend in the name.
+        If a distribution has only one backend, its programs' names may not contain the backend.
         """
         named = f"{self._base}-{self.backend}{suffix}"
         if self._runner.find(named):
@@ -155,7 +155,7 @@ class Xtables:
         return None
 
     def missing(self) -> str | None:
-        """Why this family cannot be used with this backend; None when it can."""
+        """Why this family cannot be used with this backend; None if it can."""
         if self.family is Family.IPV6 and not self._runner.has_ipv6():
             return "the kernel has no IPv6 here"
         for suffix in ("-save", "-restore"):
@@ -165,7 +165,7 @@ class Xtables:
         return None
 
     def save(self, *words: str) -> Saved:
-        """What is live; empty where the kernel has no tables of this family and backend.
+        """The installed rules; empty if the kernel has no tables of this family and backend.
 
         Args:
             words: Options of the program, such as `-t raw`.
@@ -177,7 +177,7 @@ class Xtables:
         return parse(self.text(*words))
 
     def rule_counters(self) -> rule_counters.RuleCounters:
-        """The kernel's counters of our rules; zeros where it has no tables of this family.
+        """The kernel's counters of our rules; zeros if it has no tables of this family.
 
         Raises:
             PrivilegeError: The kernel refused.
@@ -186,11 +186,11 @@ class Xtables:
         return rule_counters.parse(self.text("-c"))
 
     def restore(self, text: str) -> None:
-        """Load `text`, leaving what it does not name.
+        """Load `text`; rules that it does not contain stay.
 
         Raises:
             PrivilegeError: The kernel refused.
-            UnavailableError: A program, a table or an extension is missing, named where it can be.
+            UnavailableError: A program, a table or an extension is missing, named if known.
         """
         if text:
             program = self._needed("-restore")
@@ -233,7 +233,7 @@ class Xtables:
         return UnavailableError(f"{program}: {said}")
 
     def _unsupported(self, text: str) -> str | None:
-        """Which kernel option the rules of `text` lack, found by trying one extension at a time."""
+        """The kernel option that `text` lacks, found by trying one extension at a time."""
         for what, option, rule in _EXTENSIONS:
             if rule.split(" --", 1)[0] not in text:
                 continue
@@ -262,9 +262,9 @@ _EXTENSIONS: Final = (
 
 
 def flavour(runner: Runner, base: str = "iptables") -> Backend | None:
-    """The backend of the plain program, by what `-V` says; None where there is no program.
+    """The backend of the plain program, from the output of `-V`; None without the program.
 
-    A program from before the split (1.8) says nothing of either and is a legacy one.
+    The output of programs before 1.8 names no backend; they are legacy ones.
     """
     if not runner.find(base):
         return None
@@ -273,7 +273,7 @@ def flavour(runner: Runner, base: str = "iptables") -> Backend | None:
 
 
 def require_privilege(runner: Runner, backend: Place) -> None:
-    """Check the capabilities before anything is tried.
+    """Check the capabilities in advance.
 
     Raises:
         PrivilegeError: A capability is missing, named.
@@ -298,7 +298,7 @@ def needed_caps(backend: Place) -> str:
 
 
 def family_is_missing(error: UnavailableError) -> bool:
-    """Whether the kernel has no packet filter for the family, and did not just refuse a rule."""
+    """Whether the kernel lacks the family's packet filter, rather than having refused a rule."""
     return _says(str(error), _FAMILY_MISSING)
 
 

@@ -68,8 +68,8 @@ class LoadedProgram(Protocol):
 class BpfFlows:
     """`engine.FlowLookup` on the flow table of the calling thread's network namespace.
 
-    Not for two threads at once, nor for both sides of a fork: they would share one memory. `load`
-    needs capabilities; lookups need none.
+    Not thread-safe, and not for both sides of a fork, which would share its memory. `load` needs
+    capabilities; lookups need none.
     """
 
     evidence: Final = Evidence.BPF
@@ -81,12 +81,13 @@ class BpfFlows:
         others: CtnetlinkFlows | None = None,
         program: LoadedProgram | None = None,
     ) -> None:
-        """Load the program and try it.
+        """Load the program and test it.
 
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
-            others: Looks up tuples of other protocols than TCP and UDP; without it their lookup
-                fails. Closed with this, but not if the construction fails.
+            others: Looks up
+            tuples of other protocols than TCP and UDP; without it their lookup fails. Closed with
+                this, but not if the construction fails.
             program: Closed with this, also if the construction fails; `load()` unless given.
 
         Raises:
@@ -100,7 +101,7 @@ class BpfFlows:
         memory = self._program.memory
         HEADER.pack_into(memory, 0, 0, ticks_per_second(), 0)
         self._exchange = Exchange(memory, self._program.run)
-        # An empty run: whether the kernel runs the program, and the size of its options.
+        # An empty run shows whether the kernel runs the program, and the size of its options.
         code = self._program.run()
         if code < 0:
             self._program.close()
@@ -128,7 +129,7 @@ class BpfFlows:
         return results
 
     def _ask_again(self, tuples: Sequence[FlowTuple], results: list[LookupResult]) -> None:
-        """Look up in the further zones what was not found, and elsewhere what BPF cannot look up.
+        """Look up missing tuples in the other zones, and tuples that BPF cannot look up elsewhere.
 
         A lookup that failed in one zone has failed unless another zone has the entry.
         """

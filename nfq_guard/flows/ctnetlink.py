@@ -62,7 +62,8 @@ _SCTP_TAG_REPLY: Final = 3
 
 _U16: Final = struct.Struct(">H")
 _U32: Final = struct.Struct(">I")
-# Requests sent before responses are read; so many responses fit the smallest usual socket buffer.
+# Requests sent before responses are read; this number of responses fits the smallest usual socket
+# buffer.
 _BATCH: Final = 32
 
 
@@ -73,7 +74,7 @@ class Netlink(Protocol):
         """Send messages."""
 
     def receive(self) -> list[tuple[int, int, bytes]] | None:
-        """The messages of the next datagram; None when none waits."""
+        """The messages of the next datagram; None if none waits."""
 
     def close(self) -> None:
         """Close it."""
@@ -81,12 +82,12 @@ class Netlink(Protocol):
 
 @final
 class CtnetlinkFlows:
-    """`engine.FlowLookup` on the flow table of the network namespace that it was made in."""
+    """`engine.FlowLookup` on the flow table of the network namespace in which it was created."""
 
     evidence: Final = Evidence.CTNETLINK
 
     def __init__(self, zones: Sequence[int] = (0,), *, connection: Netlink | None = None) -> None:
-        """Connect, and try a lookup.
+        """Connect, and test a lookup.
 
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
@@ -118,7 +119,7 @@ class CtnetlinkFlows:
             )
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> list[LookupResult]:
-        """One result a tuple, in order; None also where conntrack cannot have an entry.
+        """One result a tuple, in order; None also if conntrack cannot have an entry.
 
         A lookup that failed in one zone has failed unless another zone has the entry.
         """
@@ -148,10 +149,10 @@ class CtnetlinkFlows:
         return [_result(*answers[index], wanted) for index, wanted in enumerate(tuples)]
 
     def _ask(self, tuples: Sequence[FlowTuple], zone: int) -> dict[int, tuple[int, bytes]]:
-        """By position in `tuples`: an errno and nothing, or 0 and the body of an entry.
+        """By position in `tuples`: an errno without a body, or 0 and the body of an entry.
 
-        The kernel responds before `send` returns, so that there is no need to wait: a missing
-        response was lost for lack of memory.
+        The kernel responds before `send` returns, so there is no need to wait: a missing response
+        was lost for lack of memory.
 
         Raises:
             OSError: The connection failed.
@@ -177,10 +178,10 @@ class CtnetlinkFlows:
 
 
 def _is_trackable(wanted: FlowTuple) -> bool:
-    """Whether conntrack can have an entry for it.
+    """Whether conntrack can have an entry for a tuple.
 
-    It has none for an ICMP message that is neither a request nor a reply; a lookup of one gives
-    EINVAL, which would look like a failure.
+    It has none for an ICMP message that is neither a request nor a reply; its lookup gives EINVAL,
+    which would look like a failure.
     """
     return wanted.proto not in _ICMP_PARTS or answering(wanted).dport != wanted.dport
 
@@ -201,7 +202,7 @@ def _request(wanted: FlowTuple, zone: int, sequence: int) -> bytes:
 def request(
     kind: int, flags: int, sequence: int, wanted: FlowTuple, zone: int, more: bytes
 ) -> bytes:
-    """A request about one entry, which either direction's tuple names.
+    """A request about one entry, identified by the tuple of either direction.
 
     Args:
         kind: As `netlink.messages.message` takes it.
@@ -239,7 +240,7 @@ def request(
 
 
 def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
-    """Read one entry, found for `wanted`; None when it lacks a tuple or cannot be read."""
+    """Parse one entry, found for `wanted`; None if it lacks a tuple or cannot be parsed."""
     entry = attributes(body[FAMILY_HEADER.size :])
     try:
         original = _tuple_of(entry[_TUPLE_ORIG])

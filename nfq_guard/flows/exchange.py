@@ -2,8 +2,8 @@
 """The memory shared with the BPF program: writes requests, reads responses.
 
 The layout is that of `struct exchange` in bpf/ct_lookup.bpf.c. The caller supplies the function
-that runs the program. Responses are read by index: `struct` would make a tuple of 33 and box every
-number in it, which in compiled code costs an eighth of the time of a packet.
+that runs the program. Responses are read by index: `struct` would create a tuple of 33 and box
+every number, which in compiled code costs an eighth of the time of a packet.
 """
 
 import errno
@@ -27,8 +27,8 @@ from nfq_guard.seqno import Seq
 # Tuples that one run of the program can look up.
 BATCH: Final = 64
 
-# The layout of `struct exchange` and of what it is made of, in bytes: `STRUCT_MEMBER` is the offset
-# of a member. A test holds all of it against the type information of the object file.
+# The layout of `struct exchange` and its parts, in bytes: STRUCT_MEMBER is the offset of a member.
+# A test compares it with the type information of the object file.
 EXCHANGE_REQUESTS: Final = 12
 EXCHANGE_ANSWERS: Final = EXCHANGE_REQUESTS + BATCH * 40
 EXCHANGE_SIZE: Final = EXCHANGE_ANSWERS + BATCH * 112
@@ -75,7 +75,7 @@ _PACK_IPV6: Final = REQUEST_IPV6.pack
 _TUPLE_IPV4: Final = 12
 _TUPLE_IPV6: Final = 36
 
-# Offsets of the bytes of a number in the byte order of this machine, the lowest first: 16 bits, 32.
+# Offsets of the bytes of 16-bit and 32-bit numbers in this machine's byte order, lowest first.
 _LITTLE: Final = sys.byteorder == "little"
 _H0: Final = 0 if _LITTLE else 1
 _H1: Final = 1 - _H0
@@ -90,10 +90,10 @@ _NO_ENTRY: Final = _WORDS - errno.ENOENT
 
 @final
 class Exchange:
-    """Looks tuples up, a batch a run of the program.
+    """Looks up tuples, one batch for each run of the program.
 
     Attributes:
-        missing: Number of the last tuples that were not found or could not be looked up.
+        missing: Number of tuples of the last call that were not found or could not be looked up.
     """
 
     def __init__(self, memory: mmap.mmap, run: Callable[[], int]) -> None:
@@ -111,7 +111,7 @@ class Exchange:
     def ask(self, tuples: Sequence[FlowTuple], zone: int) -> list[LookupResult]:
         """Look up at most `BATCH` tuples in a zone; one result each, in order.
 
-        A snapshot holds the requested tuple itself; the program returns the other one. When the
+        A snapshot contains the requested tuple itself; the program returns the other one. If the
         kernel does not run the program, for example for lack of memory, every lookup has failed.
         """
         self._put(tuples, zone)
@@ -160,7 +160,7 @@ class Exchange:
 
 
 def _answer(answers: bytes, at: int, wanted: FlowTuple) -> FlowSnapshot:
-    """The answer at `at`, found for `wanted`."""
+    """The result at `at`, found for `wanted`."""
     direction = answers[at + ANSWER_DIR]
     size = len(wanted.src)
     src = answers[at + ANSWER_SRC : at + ANSWER_SRC + size]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Reads conntrack's log of INVALID packets (kernel.md 1.12), and pairs texts with queued packets.
 
-The kernel sends the text of a packet before it queues the packet, so a text that has not come by
-the time the packet is read will not come: nothing here waits. A text and its packet are paired by
-the bytes that no rule between conntrack's hook and ours changes. `log_settings` turns the log on.
+The kernel sends the text about a packet before it queues the packet, so a text that is absent when
+the packet is read will not arrive, and no wait is needed. A text and its packet are paired by the
+bytes that no rule between conntrack's hook and ours changes. `log_settings` turns the log on.
 """
 
 import errno
@@ -31,7 +31,7 @@ from nfq_guard.netlink.messages import (
 )
 from nfq_guard.wire.packet import Queued
 
-# Conntrack logs to this group and to no other.
+# The only group to which conntrack logs.
 GROUP: Final = 0
 _SUBSYSTEM: Final = 4 << 8
 _PACKET: Final = _SUBSYSTEM | 0
@@ -53,17 +53,17 @@ _U16: Final = struct.Struct(">H")
 _ANY_FAMILY: Final = 0
 _MASK: Final = 0xFFFFFFFF
 
-# Bytes of each packet: headers with options, and those of IPv6 with some extension headers.
+# Bytes of each packet that are copied: headers with options, or IPv6 with some extension headers.
 _COPY_BYTES: Final = 256
 _BUFFER_BYTES: Final = 4 << 20
-# Texts that wait for their packets. The queue holds 4096 packets by default.
+# Maximum number of texts that wait for their packets. The queue holds 4096 packets by default.
 _TEXTS_MAX: Final = 16_384
-# Most messages read at once, beside so many a packet.
+# Maximum number of messages read at once, in addition to some for each packet.
 _READ_MAX: Final = 256
 _READ_A_PACKET: Final = 16
-# Texts whose meaning is kept: those of kernels before 6.1 have no numbers.
+# Maximum number of texts whose meaning is cached: before kernel 6.1 texts contain no numbers.
 _MEANINGS_MAX: Final = 1024
-# How long after a loss the packets of that time may still be in the queue.
+# Time after a loss during which affected packets may still be in the queue, seconds.
 _DOUBT_S: Final = 5.0
 _NOTHING: Final[frozenset[Reason]] = frozenset()
 
@@ -75,13 +75,13 @@ class Netlink(Protocol):
         """The descriptor for epoll."""
 
     def enlarge(self, buffer_bytes: int) -> None:
-        """Have so much room for messages that wait."""
+        """Request a receive buffer of this size."""
 
     def send(self, octets: bytes) -> None:
         """Send messages."""
 
     def receive(self) -> list[tuple[int, int, bytes]] | None:
-        """The messages of the next datagram; None when none waits."""
+        """The messages of the next datagram; None if none waits."""
 
     def close(self) -> None:
         """Close it."""
@@ -92,8 +92,9 @@ class _Text:
     """The newest text about packets of one identity.
 
     Attributes:
-        logged: What it says.
-        packets: Packets that it was said of and that were not seen in the queue yet.
+        logged: Its meaning.
+        packets: Packets that it is about and that were not read from the queue
+        yet.
     """
 
     __slots__ = ("logged", "packets")
@@ -105,10 +106,10 @@ class _Text:
 
 @final
 class KernelLog:
-    """`engine.PacketLog` of the network namespace that it was made in; it owns the group.
+    """`engine.PacketLog` of the network namespace in which it was created; it owns the group.
 
     Attributes:
-        lost: Messages that the kernel sent and that did not arrive.
+        lost: Messages that the kernel sent but that did not arrive.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class KernelLog:
         self._next = -1
         self._behind = False
         self._silent: frozenset[Reason] | None = None
-        # What was logged before may lack.
+        # Earlier messages may be missing.
         self._doubt_until = clock() + _DOUBT_S
         self._connection = connection or Connection()
         try:
@@ -150,7 +151,7 @@ class KernelLog:
             self._configure(attribute(_CONFIG_COMMAND, _BIND))
             self._configure(
                 attribute(_CONFIG_MODE, _MODE.pack(_COPY_BYTES, _COPY_PACKET))
-                # Each message at once: it must be here before its packet.
+                # Deliver each message immediately: it must arrive before its packet.
                 + attribute(_CONFIG_THRESHOLD, _U32.pack(1))
                 + attribute(_CONFIG_TIMEOUT, _U32.pack(0))
                 + attribute(_CONFIG_FLAGS, _U16.pack(_NUMBERED))
@@ -170,7 +171,7 @@ class KernelLog:
         return self._connection.fileno()
 
     def texts(self, batch: Sequence[Queued]) -> list[Logged | None]:
-        """What the kernel logged about each packet; None where there is no text."""
+        """The kernel's text about each packet; None without one."""
         self.read(_READ_MAX + _READ_A_PACKET * len(batch))
         self._silent = None
         texts = self._texts
@@ -188,9 +189,10 @@ class KernelLog:
         return found
 
     def silent(self) -> frozenset[Reason]:
-        """The reasons of which the kernel says nothing; empty while a missing text proves nothing.
+        """The reasons that the kernel does not log; empty while a missing text proves nothing.
 
-        That is for a while after the start and after a loss, and while the kernel does not log.
+        That is the case for some time after the start and after a loss, and while the kernel does
+        not log.
         """
         if self._silent is None:
             sure = not self._behind and self._clock() >= self._doubt_until and self._is_on()
@@ -198,14 +200,14 @@ class KernelLog:
         return self._silent
 
     def read(self, at_most: int = _READ_MAX) -> None:
-        """Read messages that wait, so that there is room for others; does not wait."""
+        """Read waiting messages to make room for others; does not block."""
         for _ in range(at_most):
             try:
                 received = self._connection.receive()
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise
-                # What was lost is counted by the numbers of the messages.
+                # Lost messages are counted by their sequence numbers.
                 self._doubt()
                 continue
             if received is None:
@@ -236,7 +238,7 @@ class KernelLog:
             return
         texts = self._texts
         key = identity(parts.get(_PAYLOAD, b""))
-        # The newest at the end.
+        # Move the newest to the end.
         text = texts.pop(key, None) or _Text()
         text.logged = logged
         text.packets += 1
@@ -245,7 +247,7 @@ class KernelLog:
             del texts[next(iter(texts))]
 
     def _meaning(self, text: str) -> Logged | None:
-        """What a text says; None unless it says that a packet is INVALID."""
+        """The meaning of a text; None unless it says that a packet is INVALID."""
         meanings = self._meanings
         if text in meanings:
             return meanings[text]
@@ -266,7 +268,7 @@ class KernelLog:
 
 
 def _check(code: int) -> None:
-    """Raise what the kernel's response to a request means, unless it is 0."""
+    """Raise the error of the kernel's response to a request, if any."""
     if code == 0:
         return
     if code == errno.EPERM and not capabilities.has(capabilities.NET_ADMIN):
@@ -280,10 +282,10 @@ def _check(code: int) -> None:
 
 
 def identity(octets: bytes) -> bytes:
-    """What a packet has in common with itself at a later hook, and hardly any other packet has.
+    """Bytes by which a packet is recognised at a later hook.
 
-    Without what rules of the mangle table change (TOS, TTL), and without checksums, which are
-    computed late.
+    Excludes fields that the mangle table can change (TOS, TTL), and checksums, which are computed
+    late.
     """
     if not octets:
         return b""

@@ -19,7 +19,7 @@ LIBRARY: Final = "libbpf.so.1"
 
 _WARNING: Final = 0
 _LINE_MAX: Final = 1024
-# Warnings kept of one load; a failing load of our program prints about ten.
+# Maximum number of warnings kept from one load; a failing load of our program prints about ten.
 _WARNINGS_MAX: Final = 64
 _VERIFIER_LOG_SIZE: Final = 1 << 16
 # The program reads no packet, but a test run demands more than an Ethernet header.
@@ -50,7 +50,7 @@ class LoadError(Exception):
 
 
 class _OpenOptions(ctypes.Structure):
-    """The first members of `struct bpf_object_open_opts`; `size` tells libbpf how many."""
+    """The first members of `struct bpf_object_open_opts`; `size` states their length."""
 
     _fields_ = (("size", ctypes.c_size_t), ("object_name", ctypes.c_char_p))
 
@@ -99,7 +99,7 @@ _SIGNATURES: Final[dict[str, tuple[type | None, tuple[type, ...]]]] = {
     "bpf_prog_test_run_opts": (ctypes.c_int, (ctypes.c_int, _POINTER)),
 }
 
-# A va_list is passed as a pointer on every architecture that has both ctypes and BPF.
+# A va_list is passed as a pointer on every architecture with both ctypes and BPF.
 _PrintFunction = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _warnings: list[str] = []
 
@@ -107,7 +107,7 @@ _warnings: list[str] = []
 def _keep(level: int, form: bytes, arguments: int) -> int:
     if level == _WARNING and len(_warnings) < _WARNINGS_MAX:
         line = ctypes.create_string_buffer(_LINE_MAX)
-        # NULL names the C library of this process.
+        # NULL means the C library of this process.
         vsnprintf = ctypes.PyDLL(None).vsnprintf
         vsnprintf(line, ctypes.c_size_t(_LINE_MAX), form, ctypes.c_void_p(arguments))
         text = line.value.decode("utf-8", "replace").strip()
@@ -122,7 +122,7 @@ _print_function: Final = _PrintFunction(_keep)
 def _library() -> ctypes.PyDLL:
     """libbpf, with its functions declared.
 
-    Calls hold the interpreter's lock: a run takes tens of microseconds, and getting the lock back
+    Calls hold the interpreter's lock: a run takes tens of microseconds, but reacquiring the lock
     from a busy thread can take milliseconds.
 
     Raises:
@@ -141,25 +141,25 @@ def _library() -> ctypes.PyDLL:
 
 
 class Program:
-    """A program in the kernel and its global variables; not for use by two threads.
+    """A program in the kernel and its global variables; not thread-safe.
 
     Attributes:
         memory: The program's global variables, shared with it.
         run: Runs it once, in the calling thread's network namespace; returns 0 or a negative errno.
         descriptors: The file descriptors of the program and of its memory.
-        closing: What `close` closes.
+        closing: Closed by `close`.
     """
 
     def __init__(
         self, descriptor: int, memory_fd: int, memory_size: int, opened: ExitStack
     ) -> None:
-        """Use a program that is open; `load` and `open_pinned` make one.
+        """Use an open program; `load` and `open_pinned` create instances.
 
         Args:
             descriptor: File descriptor of the program.
             memory_fd: File descriptor of the map that holds its global variables.
             memory_size: Bytes of the global variables.
-            opened: Closes the descriptors; taken over unless this fails.
+            opened: Closes the descriptors; taken over unless the construction fails.
         """
         # This mapping outlives the descriptor.
         self.memory = mmap.mmap(memory_fd, memory_size)
@@ -171,8 +171,8 @@ class Program:
             data_in=ctypes.addressof(self._packet),
             data_size_in=_PACKET_SIZE,
         )
-        # The function once more, without declared types: converting the arguments of each call
-        # would take as long as all the rest of it.
+        # The same function without declared types: conversion of the arguments would take as long
+        # as the rest of the call.
         self.run: Callable[[], int] = functools.partial(
             _library()["bpf_prog_test_run_opts"], descriptor, ctypes.byref(self._options)
         )
@@ -199,7 +199,8 @@ class Program:
             stack.callback(library.bpf_object__close, found)
             loaded = _load(library, found, name.encode())
             variables = library.bpf_object__find_map_by_name(found, b".bss")
-            # Two duplicates, which a child can inherit, instead of all descriptors of libbpf.
+            # Two duplicates, which a child process can inherit, instead of all descriptors of
+            # libbpf.
             with ExitStack() as opened:
                 descriptor = os.dup(loaded)
                 opened.callback(os.close, descriptor)
@@ -209,10 +210,10 @@ class Program:
 
     @classmethod
     def open_pinned(cls, program: Path, memory: Path, memory_size: int) -> Self:
-        """Open what `pin` pinned. It takes rights on the two files, but no capability.
+        """Open a pinned program. Requires rights on the two files, but no capability.
 
         Args:
-            program: The program's pin, of which this process must be allowed to read.
+            program: The program's pin, which this process must be allowed to read.
             memory: The pin of its global variables, to be read and written.
             memory_size: Bytes of the global variables.
 
@@ -226,7 +227,7 @@ class Program:
             return cls(descriptor, memory_fd, memory_size, stack)
 
     def pin(self, program: Path, memory: Path) -> None:
-        """Keep program and global variables in the kernel, under these names in a BPF file system.
+        """Pin program and global variables under these names in a BPF file system.
 
         Raises:
             OSError: The kernel refused; the file is named.
@@ -237,7 +238,7 @@ class Program:
                 raise OSError(-code, os.strerror(-code), str(path))
 
     def close(self) -> None:
-        """Close it; `run` must not be called afterwards. A program that is not pinned ends."""
+        """Close the program; `run` must not be called afterwards. An unpinned program is freed."""
         self.closing.close()
 
 

@@ -41,8 +41,8 @@ class LiberalFlow:
 
     Attributes:
         snapshot: The entry without its window.
-        identity: The kernel's id of the entry. A later one with the same tuple has another id,
-            unless it took the same memory.
+        identity: The kernel's id of the entry. A later entry with the same tuple has another id,
+            unless it reuses the memory.
         liberal: The directions whose sender has the flag.
     """
 
@@ -53,7 +53,7 @@ class LiberalFlow:
 
 @final
 class LiberalFlag:
-    """Reads and sets the flag in the network namespace that it was made in; calls raise OSError."""
+    """Reads and sets the flag in the network namespace of its creation; calls raise OSError."""
 
     def __init__(self, connection: Netlink | None = None) -> None:
         """Connect.
@@ -68,7 +68,7 @@ class LiberalFlag:
         self._sequence = 0
 
     def read(self, wanted: FlowTuple, zone: int) -> LiberalFlow | None:
-        """The entry of a tuple; None without one, or where it cannot be read."""
+        """The entry of a tuple; None without one, or if it cannot be parsed."""
         body = self._ask(_GET, 0, wanted, zone, b"")
         snapshot = snapshot_of(body, wanted)
         if snapshot is None:
@@ -97,7 +97,7 @@ class LiberalFlag:
         self._connection.close()
 
     def _ask(self, kind: int, flags: int, wanted: FlowTuple, zone: int, more: bytes) -> bytes:
-        """The body of the kernel's response: an entry, or nothing but an acknowledgement.
+        """The body of the kernel's response: an entry, or empty for an acknowledgement.
 
         The kernel responds before `send` returns: a missing response was lost for lack of memory.
         """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Has conntrack log INVALID packets to NFLOG, and restores the sysctls that this takes.
+"""Makes conntrack log INVALID packets to NFLOG, and restores the sysctls afterwards.
 
-Root sets the sysctls before the daemon starts, or the daemon itself where it runs as root. What
-they were is in a file that only root can write, one a network namespace, until they are restored:
-at the stop, or, after a crash, by the next start. A host that logs INVALID packets already, or has
-another reader of NFLOG, is left alone.
+Root sets the sysctls before the daemon starts, or the daemon does so if it runs as root. Until they
+are restored, at the stop or after a crash at the next start, their old values are in a file that
+only root can write, one for each network namespace. Nothing changes on a host that already logs
+INVALID packets or has another reader of NFLOG.
 """
 
 import os
@@ -27,10 +27,10 @@ _NAMESPACE: Final = Path("/proc/thread-self/ns/net")
 
 _LOG_INVALID: Final = "nf_conntrack_log_invalid"
 _LOGGER: Final = "nfnetlink_log"
-# Of every protocol.
+# Log packets of every protocol.
 _ALL: Final = "255"
 _OFF: Final = "0"
-# In the order in which they are set: the log goes on last, and off first.
+# In the order of setting: the log is turned on last, and off first.
 _WANTED: Final = {"nf_log/2": _LOGGER, "nf_log/10": _LOGGER, _LOG_INVALID: _ALL}
 
 
@@ -39,7 +39,7 @@ class _Record(msgspec.Struct, frozen=True):
 
     Attributes:
         instance: The daemon for which the sysctls are set.
-        before: What each of them was.
+        before: The old value of each sysctl.
     """
 
     instance: str
@@ -47,18 +47,19 @@ class _Record(msgspec.Struct, frozen=True):
 
 
 def turn_on(instance: str) -> None:
-    """Have the kernel log, for the daemon `instance` in this network namespace.
+    """Turn the kernel's log on for the daemon `instance` in this network namespace.
 
     Raises:
-        NfqGuardError: It is not done, and nothing is changed; the message says why.
+        NfqGuardError: It was not possible, and nothing has changed; the message says why.
     """
     if os.geteuid() != 0:
         raise PrivilegeError("turning on the kernel's log takes root")
-    # Loads the module of conntrack, without which it has no sysctls.
+    # Loads conntrack's module; without it there are no sysctls.
     CtnetlinkFlows((0,)).close()
     record = _read()
     try:
-        # The group first: its module has the logger, and nobody else must get our log.
+        # Check the group first: its module has the logger, and no other program may receive our
+        # log.
         group = KernelLog(guess_rules(os.uname().release), is_on)
     except BusyError:
         holder = reader_of_log(GROUP) or UNKNOWN
@@ -79,7 +80,7 @@ def turn_on(instance: str) -> None:
 def turn_off(instance: str) -> None:
     """Restore the sysctls that `turn_on` changed for `instance`, if it did.
 
-    Those that another program has changed since stay as they are.
+    Sysctls that another program has changed since are not restored.
 
     Raises:
         UnavailableError: The kernel refused.
@@ -107,13 +108,13 @@ def is_on() -> bool:
 
 
 def logs_for() -> str | None:
-    """The daemon for which the kernel logs; None if it does not, or on another's behalf."""
+    """The daemon for which the kernel logs; None if it does not log, or not for a daemon."""
     record = _read()
     return record.instance if record is not None and is_on() else None
 
 
 def unfit() -> str | None:
-    """Why the kernel's log could not be turned on here; None if it could, or is on already."""
+    """Why the kernel's log cannot be turned on here; None if it can or is on already."""
     if logs_for() is not None:
         return None
     now = _now(_LOG_INVALID)
@@ -155,18 +156,18 @@ def _restore(record: _Record) -> None:
         except OSError as error:
             raise UnavailableError(f"{SYSCTLS / name} cannot be restored: {error}") from None
     _path().unlink(missing_ok=True)
-    # Where another network namespace has a file, the directory stays.
+    # The directory stays if another network namespace has a file there.
     with suppress(OSError):
         FOLDER.rmdir()
 
 
 def _differing() -> list[str]:
-    """The sysctls that are not as the log takes them."""
+    """The sysctls that lack the value that the log requires."""
     return [name for name, value in _WANTED.items() if _now(name) != value]
 
 
 def _now(name: str) -> str:
-    """The value of a sysctl; empty where it cannot be read."""
+    """The value of a sysctl; empty if it cannot be read."""
     try:
         return (SYSCTLS / name).read_text(encoding="ascii").strip()
     except OSError:

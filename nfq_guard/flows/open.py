@@ -15,12 +15,12 @@ from nfq_guard.flows.unavailable import Host, missing_capabilities, unavailable_
 
 @final
 class NoFlows:
-    """The lookup of a host that has none."""
+    """The lookup of a host without one."""
 
     evidence: Final = Evidence.NONE
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> list[FlowSnapshot | None]:
-        """None for each tuple, with no meaning: `evidence` is NONE."""
+        """None for each tuple; that proves nothing, because `evidence` is NONE."""
         return [None] * len(tuples)
 
     def close(self) -> None:
@@ -31,14 +31,14 @@ Lookup: TypeAlias = BpfFlows | CtnetlinkFlows | NoFlows
 
 
 def load_ahead(count: int) -> list[Program] | str:
-    """Load `count` programs while this process may, for `open_lookup` after it has given that up.
+    """Load `count` programs in advance, for `open_lookup` after privileges have been given up.
 
     Returns:
         The programs, to be closed by the caller; or why none can be loaded.
     """
     loaded: list[Program] = []
     try:
-        # Loads the modules of conntrack, without which the kernel has no lookup function.
+        # Loads conntrack's modules; without them the kernel has no lookup function.
         CtnetlinkFlows((0,)).close()
         while len(loaded) < count:
             loaded.append(bpf.load())
@@ -58,17 +58,17 @@ def open_lookup(
     instance: str | None = None,
     ahead: Program | str | None = None,
 ) -> tuple[Lookup, str | None]:
-    """The best lookup of this host, and why it is not a better one, or what was refused; else None.
+    """The best lookup of this host, and why there is no better one or what was refused, else None.
 
-    BPF comes first, by a program that root has pinned for this daemon, or else by one that this
+    BPF has precedence, with a program that root has pinned for this daemon, or else one that this
     process loads. The caller closes the lookup. Lookups through BPF need no capability once this
     has returned; ctnetlink needs CAP_NET_ADMIN for each lookup.
 
     Args:
         zones: Conntrack zones to try for each tuple, in order; at least one.
         instance: The daemon whose pins to use (`pins.instance_of`); None: no pins.
-        ahead: A program of `load_ahead`, used before any other and closed with the lookup, or why
-            there is none; None: not tried.
+        ahead: A program of `load_ahead`, preferred and closed with the lookup, or why there is
+            none; None if that was not tried.
     """
     try:
         netlink = CtnetlinkFlows(zones)
@@ -105,13 +105,13 @@ def open_lookup(
 def _open_pinned(
     zones: Sequence[int], netlink: CtnetlinkFlows, instance: str, refused: list[str]
 ) -> tuple[BpfFlows | None, str]:
-    """The lookup by a pinned program; without one, what to add to why none can be loaded.
+    """The lookup by a pinned program, or an addition to the reason why none can be loaded.
 
     Args:
         zones: As `open_lookup`.
-        netlink: For other protocols.
+        netlink: The lookup for other protocols.
         instance: As `open_lookup`.
-        refused: Takes one line if there are pins, but none that may be used.
+        refused: Gets a line if there are pins, but none that may be used.
     """
     try:
         program = pins.open_pinned(instance)

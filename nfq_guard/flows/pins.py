@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Pins of our BPF program: root loads it, a daemon with CAP_NET_ADMIN alone runs it.
 
-Loading takes capabilities up to CAP_SYS_ADMIN; opening a pin takes rights on its files only. A run
-writes to the program's global variables, so two processes cannot share one: each queue has a pin of
-its own.
+Loading requires capabilities up to CAP_SYS_ADMIN; opening a pin requires only rights on its files.
+A run writes to the program's global variables, so two processes cannot share a program: each queue
+has its own pin.
 
 Below /sys/fs/bpf, `nfq-guard/INSTANCE/HASH-N` holds pin N of the program with that hash, as two
 files: `program` and `memory`. Everything belongs to root; only the directory of a pin belongs to
 the daemon's user, so that members of its group, who may read the status, cannot write to `memory`.
-The hash keeps a daemon from a program of another version.
+The hash prevents a daemon from using a program of another version.
 """
 
 import errno
@@ -50,7 +50,7 @@ def instance_of(config: Path | None) -> str:
     Args:
         config: None for the default configuration.
     """
-    # The BPF file system takes no dots.
+    # The BPF file system does not allow dots.
     return _DEFAULT_INSTANCE if config is None else config.stem.replace(".", "_")
 
 
@@ -70,11 +70,11 @@ def account(user: str) -> pwd.struct_passwd:
 
 
 def prepare(instance: str, count: int, user: str = USER) -> Path:
-    """Pin the program `count` times, instead of whatever is pinned for `instance`.
+    """Pin the program `count` times, replacing all pins of `instance`.
 
     Args:
-        instance: As `instance_of` has it.
-        count: One for each queue.
+        instance: From `instance_of`.
+        count: Number of queues.
         user: Name of the daemon's user.
 
     Returns:
@@ -86,7 +86,7 @@ def prepare(instance: str, count: int, user: str = USER) -> Path:
     owner = account(user)
     _require_bpf_files()
     folder = BPF_FILES / _HOME / instance
-    # Loads the modules of conntrack, without which the kernel has no lookup function.
+    # Loads conntrack's modules; without them the kernel has no lookup function.
     CtnetlinkFlows((0,)).close()
     with ExitStack() as undo:
         try:
@@ -106,7 +106,7 @@ def prepare(instance: str, count: int, user: str = USER) -> Path:
 
 
 def remove(instance: str) -> None:
-    """Remove all pins of `instance`; processes that have opened them keep their programs.
+    """Remove all pins of `instance`; processes that have opened a pin keep the program.
 
     Raises:
         UnavailableError: The kernel refused.
@@ -116,13 +116,13 @@ def remove(instance: str) -> None:
             shutil.rmtree(BPF_FILES / _HOME / instance)
     except OSError as error:
         raise UnavailableError(f"the pins cannot be removed: {error}") from None
-    # Where another instance has pins, the directory stays.
+    # The directory stays if another instance has pins.
     with suppress(OSError):
         (BPF_FILES / _HOME).rmdir()
 
 
 def open_pinned(instance: str) -> Program | None:
-    """Open a pin of `instance` that no process holds, and hold it until the program is closed.
+    """Open an unused pin of `instance`, and hold it until the program is closed.
 
     Returns:
         None if this process sees no pins of that instance.
@@ -154,7 +154,7 @@ def _open_one(folder: Path, names: list[str]) -> Program:
 
 
 def _open(folder: Path, pin: Path) -> Program | None:
-    """None if another process holds it."""
+    """Open one pin; None if another process holds it."""
     for problem in _problems(folder, pin):
         raise UnavailableError(f"{problem}: the pin is not used")
     with ExitStack() as stack:
@@ -172,12 +172,12 @@ def _open(folder: Path, pin: Path) -> Program | None:
 
 
 def _problems(folder: Path, pin: Path) -> Iterator[str]:
-    """Why a pin must not be trusted: a user other than root and this process's could change it."""
+    """Why a pin must not be trusted: other users than root and ours could change it."""
     for path, owners, forbidden in (
         (folder, {0}, 0o022),
         (pin, {0, os.geteuid()}, 0o022),
         (pin / _PROGRAM, {0}, 0o022),
-        # Each group member would need to search `pin`, which only its owner may.
+        # Group members would need to search `pin`, which only its owner may do.
         (pin / _MEMORY, {0}, 0o002),
     ):
         try:
@@ -217,10 +217,10 @@ def _require_bpf_files() -> None:
 
 
 def _make(folder: Path, group: int) -> None:
-    """Make a directory of root's that the daemon may search, or take the one that is there.
+    """Create a directory of root that the daemon may search, or use the existing one.
 
     Raises:
-        UnavailableError: Others than root could change what is there.
+        UnavailableError: Users other than root could change the existing one.
     """
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)

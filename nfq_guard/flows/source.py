@@ -16,7 +16,7 @@ from nfq_guard.flows.libbpf import Program
 from nfq_guard.flows.open import Lookup, open_lookup
 
 ONE_QUEUE: Final = "the kernel's log serves one queue only"
-# Turns between two looks for a program that root has pinned.
+# Turns between two searches for a program that root has pinned.
 _PINS_TURNS: Final = 10
 _CHOSEN: Final = "chosen by the setting `evidence`"
 _NO_WINDOW: Final = "the kernel's window cannot be read"
@@ -29,8 +29,9 @@ class EvidenceSource:
     Attributes:
         flows: Looks flows up.
         log: The kernel's log, where `flows` has no window and the kernel logs; else None.
-        reason: Why there is no better evidence; None where there is none better.
-        note: What an operator should know at the start; None for nothing.
+        reason: Why there is no better evidence; None if there is none.
+        note: A note for the
+        operator at the start; None without one.
     """
 
     def __init__(
@@ -73,9 +74,9 @@ class EvidenceSource:
         return self.flows.evidence if self.log is None else Evidence.KERNEL_LOG
 
     def follow(self) -> None:
-        """Set the attributes as the host is by now; the caller closes a log that is no more.
+        """Update the attributes to the state of the host; the caller closes a log that is replaced.
 
-        Called about once a second. Nothing is better than the window, and it stays readable.
+        Called about once a second. The window is the best evidence, and stays readable.
         """
         netlink = self.flows
         if not isinstance(netlink, CtnetlinkFlows):
@@ -93,7 +94,7 @@ class EvidenceSource:
         self.reason = f"{what}: {self._without}" + ("" if obstacle is None else f"; {obstacle}")
 
     def _pinned(self, netlink: CtnetlinkFlows) -> BpfFlows | None:
-        """The lookup by a program that root has pinned since."""
+        """The lookup by a program that root has pinned meanwhile."""
         try:
             program = pins.open_pinned(self._instance)
             if program is None:
@@ -103,7 +104,7 @@ class EvidenceSource:
             return None
 
     def _use_log(self) -> str | None:
-        """Open or keep the log, or give it up; the reason why there is none, None if there is."""
+        """Open, keep or close the log. Returns the reason why there is none, else None."""
         if self._queues > 1:
             return ONE_QUEUE
         obstacle = log_settings.obstacle(self._instance)
@@ -113,7 +114,7 @@ class EvidenceSource:
             try:
                 self.log = KernelLog(guess_rules(os.uname().release), log_settings.is_on)
             except BusyError as error:
-                # It took the group between root's step and this one.
+                # Another program bound the group between root's step and this one.
                 return f"{error}; `nfq-guard prepare` as root turns the kernel's log off for it"
             except NfqGuardError as error:
                 return str(error)

@@ -30,7 +30,7 @@ _REFUSED: Final = frozenset({errno.EPERM, errno.EACCES})
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """What availability depends on.
+    """The facts on which availability depends.
 
     Attributes:
         capabilities: The effective set, as a bit mask.
@@ -54,7 +54,7 @@ class Host:
 
     @classmethod
     def here(cls) -> Self:
-        """The facts of this process on this machine."""
+        """The facts about this process and this machine."""
         return cls(
             capabilities=capabilities.effective(),
             is_init_user_namespace=(
@@ -74,7 +74,7 @@ class Host:
 
 
 def missing_capabilities(host: Host) -> str:
-    """The missing capabilities of those that BPF needs, as a sentence; empty if none is."""
+    """The capabilities that BPF needs and that are missing, as a sentence; empty if none is."""
     missing = [name for name, number in _CAPABILITIES.items() if not host.has(number)]
     if not missing:
         return ""
@@ -82,10 +82,10 @@ def missing_capabilities(host: Host) -> str:
 
 
 def unavailable_reason(error: LoadError, host: Host) -> str:
-    """What must change for the program to load; the likeliest cause where several fit."""
+    """What must change for the program to load; the likeliest of several possible causes."""
     if error.code == 0 and not error.warnings:
         return f"{LIBRARY} is missing or too old (Debian package libbpf1): {error}"
-    # What no capability mends comes first.
+    # Causes that no capability remedies come first.
     if not host.has_btf:
         return "kernel option CONFIG_DEBUG_INFO_BTF is missing (no /sys/kernel/btf/vmlinux)"
     if host.is_conntrack_module and not host.has_module_btf:
@@ -121,7 +121,7 @@ def unavailable_reason(error: LoadError, host: Host) -> str:
 
 
 def _jit_setting() -> str:
-    # Visible in the initial network namespace only, and not where the JIT is always on.
+    # Visible only in the initial network namespace, and not if the JIT is always on.
     return _text(Path("/proc/sys/net/core/bpf_jit_enable")).strip()
 
 

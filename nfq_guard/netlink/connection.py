@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A netlink socket to netfilter, on which the kernel answers before `send` returns."""
+"""A netlink socket to netfilter, on which the kernel responds before `send` returns."""
 
 import errno
 import socket
@@ -17,10 +17,10 @@ _SO_RCVBUFFORCE: Final = 33
 
 @final
 class Connection:
-    """A connection to the kernel, in the network namespace that it was opened in."""
+    """A connection to the kernel, in the network namespace in which it was opened."""
 
     def __init__(self) -> None:
-        """Open it.
+        """Open the connection.
 
         Raises:
             UnavailableError: The kernel has no netfilter netlink.
@@ -40,8 +40,8 @@ class Connection:
         return self._socket.fileno()
 
     def enlarge(self, buffer_bytes: int) -> None:
-        """Have at least about so much room for messages that wait, as far as the kernel grants."""
-        with suppress(PermissionError):  # another user namespace than the host's
+        """Request a receive buffer of about this size, as far as the kernel grants it."""
+        with suppress(PermissionError):  # not in the host's user namespace
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
             return
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
@@ -56,15 +56,15 @@ class Connection:
         """Send messages; the kernel has handled them when this returns.
 
         Raises:
-            OSError: The kernel did not take them.
+            OSError: The kernel did not accept them.
         """
         self._socket.send(octets)
 
     def receive(self) -> list[tuple[int, int, bytes]] | None:
-        """The messages of the next datagram: type, sequence and body; None when none waits.
+        """The messages of the next datagram: type, sequence and body; None if none waits.
 
         Raises:
-            OSError: ENOBUFS: datagrams were lost; those that were not can still be received.
+            OSError: ENOBUFS: datagrams were lost; others can still be received.
         """
         try:
             datagram = self._socket.recv(_DATAGRAM_MAX)
@@ -81,13 +81,13 @@ class Receiver(Protocol):
     """The part of `Connection` that `responses` uses."""
 
     def receive(self) -> list[tuple[int, int, bytes]] | None:
-        """The messages of the next datagram; None when none waits."""
+        """The messages of the next datagram; None if none waits."""
 
 
 def responses(connection: Receiver) -> Iterator[tuple[int, int, bytes]]:
-    """All messages that wait: type, sequence and body; those of lost datagrams are missing.
+    """All waiting messages: type, sequence and body; those of lost datagrams are missing.
 
-    It ends when none is left, so that stale responses cannot pile up.
+    Reads until none is left, so that stale responses cannot accumulate.
 
     Raises:
         OSError: The connection failed.

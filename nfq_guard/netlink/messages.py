@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Netfilter's netlink messages: headers, attributes and errors, built and read."""
+"""Builds and parses netfilter's netlink messages: headers, attributes and errors."""
 
 import errno
 import struct
@@ -35,7 +35,7 @@ def message(kind: int, flags: int, sequence: int, family: int, resource: int, bo
     Args:
         kind: Subsystem in the high byte, message type in the low one.
         flags: `NLM_F_*` besides NLM_F_REQUEST.
-        sequence: Returned in the answer.
+        sequence: Returned in the response.
         family: Address family.
         resource: Number of the queue or log group; the subsystem in a batch; else 0.
         body: Attributes.
@@ -51,7 +51,7 @@ def message(kind: int, flags: int, sequence: int, family: int, resource: int, bo
 
 
 def messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """Type, sequence and body of each message in `datagram`, up to one that is cut short."""
+    """Type, sequence and body of each message in `datagram`, up to a truncated one."""
     at = 0
     while at + HEADER.size <= len(datagram):
         length, kind, _, sequence, _ = HEADER.unpack_from(datagram, at)
@@ -64,7 +64,7 @@ def messages(datagram: bytes) -> Iterator[tuple[int, int, bytes]]:
 def error_in(body: bytes) -> int:
     """The errno in the body of an NLMSG_ERROR message, 0 for an acknowledgement.
 
-    One that is cut short is EBADMSG.
+    A truncated message gives EBADMSG.
     """
     if len(body) < _ERROR.size:
         return errno.EBADMSG
@@ -73,12 +73,12 @@ def error_in(body: bytes) -> int:
 
 
 def attributes(octets: bytes) -> dict[int, bytes]:
-    """Payloads by type, up to an attribute that is cut short; of a repeated type the last one."""
+    """Payloads by type, up to a truncated attribute; for a repeated type the last one."""
     return dict(_each(octets))
 
 
 def elements(octets: bytes) -> Iterator[bytes]:
-    """Payloads of a list, whose attributes are all of one type, up to one that is cut short."""
+    """Payloads of a list, whose attributes all have one type, up to a truncated one."""
     return (payload for _, payload in _each(octets))
 
 

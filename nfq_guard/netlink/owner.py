@@ -16,12 +16,12 @@ _LOG_GROUPS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_log")
 UNKNOWN: Final = "unknown process"
 
 
-# By the inode of a socket: processes whose files are not visible any more.
+# Processes by the inode of their socket, whose files are no longer visible.
 _remembered: dict[str, str] = {}
 
 
 def remember(port_ids: Iterable[int]) -> None:
-    """Name these processes now: Landlock is about to hide the files of all others."""
+    """Look up these processes now, before Landlock hides the files of all others."""
     for port_id in port_ids:
         name = process_of(port_id)
         if name != UNKNOWN:
@@ -31,7 +31,7 @@ def remember(port_ids: Iterable[int]) -> None:
 def process_of(port_id: int) -> str:
     """The process that holds the netfilter socket of a port id, for example `suricata (pid 711)`.
 
-    A port id is often, but not always, a process id. The socket's inode is looked up among the open
+    A port id is often, but not always, a process id. The socket's inode is searched among the open
     files of all processes whose files are visible.
     """
     inode = _inode(port_id)
@@ -72,7 +72,7 @@ def _holds(process: Path, wanted: str) -> bool:
 
 
 def reader_of_log(group: int) -> str | None:
-    """The process that reads an NFLOG group; None if it is not read, or that is not visible."""
+    """The process that reads an NFLOG group; None if there is none, or it is not visible."""
     try:
         lines = _LOG_GROUPS.read_text(encoding="ascii").splitlines()
     except OSError:

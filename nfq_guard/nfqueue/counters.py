@@ -33,7 +33,7 @@ class QueueCounters:
 
 
 def parse(text: str) -> dict[int, QueueCounters]:
-    """Read the text of that file, by queue number."""
+    """Parse the text of that file, by queue number."""
     found: dict[int, QueueCounters] = {}
     for line in text.splitlines():
         columns = line.split()
@@ -56,10 +56,10 @@ class CounterFile:
     """The kernel's file, kept open: it stays readable after privileges are dropped."""
 
     def __init__(self, path: Path = QUEUES) -> None:
-        """Open it.
+        """Open the file.
 
         Raises:
-            OSError: The file is not there (no NFQUEUE in this kernel) or not readable.
+            OSError: The file does not exist (no NFQUEUE in this kernel) or is not readable.
         """
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 

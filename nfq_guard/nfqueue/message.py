@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reads the kernel's packet messages (kernel.md 5), attribute by attribute and by index.
+"""Parses the kernel's packet messages (kernel.md 5), attribute by attribute and by index.
 
 When compiled, the whole walk costs less than one call of the library's accessor of one attribute.
 """
@@ -35,7 +35,7 @@ _HIGH: Final = 1 - _LOW
 # Offsets of the low half of a message's 32-bit length, and of its type.
 _LENGTH_AT: Final = 0 if sys.byteorder == "little" else 2
 _TYPE_AT: Final = 4
-# Most names kept; hosts that create interfaces all day use ever new indexes.
+# Maximum number of cached names; a host that keeps creating interfaces uses ever new indexes.
 _NAMES_MAX: Final = 4096
 
 # `Queued.checksum` by the bits of _SKB_INFO; an unfinished checksum is never verified either.
@@ -57,7 +57,7 @@ class InterfaceNames:
         self._names: dict[int, str] = {}
 
     def of(self, index: int) -> str:
-        """The name; empty for index 0, which stands for no interface."""
+        """The name; empty for index 0, which means no interface."""
         if not index:
             return ""
         name = self._names.get(index)
@@ -71,7 +71,7 @@ class InterfaceNames:
         if len(self._names) >= _NAMES_MAX:
             self.forget()
         try:
-            # A name may hold any bytes, and must not break the log.
+            # A name may contain any bytes, and must not break the log.
             octets = os.fsencode(socket.if_indextoname(index))
             name = octets.decode("utf-8", "backslashreplace")
         except (OSError, OverflowError):  # the interface is gone
@@ -81,7 +81,7 @@ class InterfaceNames:
 
 
 def length_of(messages: bytes, start: int) -> int:
-    """Length of the message at `start` by its header; no message of a queue is over 65,535."""
+    """Length of the message at `start`, from its header; no message of a queue exceeds 65,535."""
     at = start + _LENGTH_AT
     return messages[at + _LOW] | messages[at + _HIGH] << 8
 
@@ -94,7 +94,7 @@ def is_error(messages: bytes, start: int) -> bool:
 def stamp_of(messages: bytes, start: int, end: int) -> int:
     """When the kernel received the packet of a message, in microseconds of the Unix epoch.
 
-    0 without a time: the kernel takes one only while a program asks for it, such as a capture.
+    0 without a timestamp: the kernel takes one only while a program requests it, such as a capture.
     """
     at = start + _ATTRIBUTES_AT
     last = end - 20
@@ -110,7 +110,7 @@ def stamp_of(messages: bytes, start: int, end: int) -> int:
 def packet_of(messages: bytes, start: int, end: int, names: InterfaceNames) -> tuple[int, Queued]:
     """The id and the packet of the message from `start` to `end`.
 
-    Values without an attribute are 0 or empty.
+    Values of absent attributes are 0 or empty.
     """
     packet_id = hook = indev = outdev = mark = bits = 0
     octets = b""

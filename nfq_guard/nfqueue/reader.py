@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Reads one queue that netfilterqueue bound; the only module that imports that library.
 
-The library opens the socket and binds the queue. From then on the socket is the reader's, because
-the library lacks the rest: queue flags, the state of checksums, counts of ENOBUFS and of failed
-verdicts, a budget a turn, many messages a call, and a queue that outlives the process. Read by the
-library, which makes an object a packet, an accepted packet costs 2.1 times the CPU of a C program
-that only accepts; read here, about as much as in that program (benchmarks/README.md).
+The library opens the socket and binds the queue. Then the reader uses the socket itself, because
+the library lacks queue flags, the state of checksums, counts of ENOBUFS and of failed verdicts, a
+budget for each turn, several messages in one call, and a queue that outlives the process. The
+library creates an object for each packet, with which an accepted packet costs 2.1 times the CPU of
+a C program that only accepts; read here, it costs about as much as in that program
+(benchmarks/README.md).
 """
 
 import errno
@@ -33,7 +34,7 @@ from nfq_guard.nfqueue.message import (
 from nfq_guard.nfqueue.receive import SLOTS, Inbox, reason
 from nfq_guard.wire.packet import Queued
 
-# Bytes of a message beside the packet: headers and every attribute that the kernel may add.
+# Bytes of a message besides the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
 _ID_MASK: Final = 0xFFFFFFFF
 # asm-generic/socket.h; Python does not name it.
@@ -50,19 +51,20 @@ class QueueReader:
         queue_num: Its number.
         socket: The socket that owns the queue, for epoll and for verdicts.
         taken_over: Whether an earlier process bound the queue.
-        lost: How often reading gave ENOBUFS: the socket buffer overran since the last read.
-        verdict_errors: Verdicts for packets that were gone, as after an interface was flushed.
-        wants_stamp: Whether to look for the time of the first packet of a batch, which costs as
-            much as reading it.
-        stamp_us: When the kernel received that packet, in microseconds of the Unix epoch; 0 where
-            it did not take the time.
+        lost: Number of reads that gave ENOBUFS: the socket buffer had overrun since the last read.
+        verdict_errors: Verdicts for packets that no longer existed, as after an interface was
+            flushed.
+        wants_stamp: Whether to extract the timestamp of the first packet of a batch, which costs as
+            much as reading the packet.
+        stamp_us: When the kernel received that packet, in microseconds of the Unix epoch; 0 without
+            a timestamp.
         unread: The highest id of packets that wait for a verdict and were read elsewhere: by the
             library, which discards them while it waits for the answers to its requests, or by the
             process from which the queue was taken over. Negative until the first packet is read.
-        missing: Packets that were queued and of which no message came, because the buffer was full,
-            as the ids of later packets tell.
+        missing: Packets that were queued but whose message was lost because the buffer was full, by
+            the ids of later packets.
         last_id: Id of the last packet that was read; 0 before the first.
-        refused: Queue flags that this kernel does not have, by name.
+        refused: Queue flags that this kernel does not support, by name.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class QueueReader:
             copy_bytes: Bytes of each packet that the kernel copies.
             socket_buffer_bytes: Requested size; the kernel doubles it for its own needs.
             fail_open: Whether packets pass when the queue or the buffer is full.
-            kept: The socket of an earlier process, which is closed where the queue is not its own.
+            kept: The socket of an earlier process; closed if it does not own the queue.
 
         Raises:
             BusyError: Another process owns this queue.
@@ -102,7 +104,7 @@ class QueueReader:
         self._names = InterfaceNames()
         self.taken_over = kept is not None and _owns(kept, queue_num)
         if kept is not None and not self.taken_over:
-            # Where it cannot be seen whose the queue is.
+            # If the owner of the queue is not visible.
             with suppress(OSError):
                 kept.send(requests.config_unbind(queue_num))
             kept.close()
@@ -128,11 +130,11 @@ class QueueReader:
         return self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
 
     def fileno(self) -> int:
-        """For epoll."""
+        """The descriptor for epoll."""
         return self.socket.fileno()
 
     def drain(self, budget: int) -> tuple[list[int], list[Queued]]:
-        """The packets that wait at the socket, at most `budget`, with their ids in order."""
+        """Read the packets that wait at the socket, at most `budget`, with their ids, in order."""
         ids: list[int] = []
         batch: list[Queued] = []
         names = self._names
@@ -177,25 +179,26 @@ class QueueReader:
         self.socket.send(requests.config_flags(self.queue_num, requests.CONFIG_FAIL_OPEN, on=on))
 
     def forget_names(self) -> None:
-        """Look interface names up again: an interface may have been renamed."""
+        """Forget cached interface names: an interface may have been renamed."""
         self._names.forget()
 
     def close(self) -> None:
         """Close the socket.
 
-        If nobody else has it, that unbinds the queue, and the kernel drops packets that still wait.
+        Unless another process holds it, that unbinds the queue, and the kernel drops waiting
+        packets.
         """
         self.socket.close()
 
     def _configure(self, queue_length: int, copy_bytes: int, buffer_bytes: int) -> None:
-        """What the library does when it binds."""
+        """Configure the queue as the library does when it binds."""
         self.socket.send(requests.config_copy(self.queue_num, copy_bytes))
         self.socket.send(requests.config_length(self.queue_num, queue_length))
-        with suppress(OSError):  # in another user namespace; a note in the log says so
+        with suppress(OSError):  # in another user namespace; a note in the log reports it
             self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
 
     def _has_lost(self) -> bool:
-        """Whether the last read failed because messages were lost; False: nothing waits."""
+        """Whether the last read failed because messages were lost; False if nothing waits."""
         code = reason()
         if code == errno.ENOBUFS:
             self.lost += 1
@@ -219,17 +222,17 @@ class QueueReader:
 def _bound(
     queue_num: int, queue_length: int, copy_bytes: int, socket_buffer_bytes: int
 ) -> socket.socket:
-    """The socket of a queue that the library has bound, as `QueueReader`."""
+    """The socket of a queue that the library has bound; arguments and errors as `QueueReader`."""
     queue = _opened()
     with warnings.catch_warnings():
-        # The buffer is smaller than requested; a note in the log says so.
+        # The buffer is smaller than requested; a note in the log reports it.
         warnings.simplefilter("ignore", RuntimeWarning)
         try:
             queue.bind(
                 queue_num,
                 _never_called,
                 queue_length,
-                # At once: a bound queue that does not copy yet has its packets dropped.
+                # Immediately: packets of a bound queue that does not copy yet are dropped.
                 COPY_PACKET,
                 copy_bytes,
                 socket_buffer_bytes,
@@ -237,8 +240,8 @@ def _bound(
         except OSError:
             raise _why_not(queue, queue_num) from None
     bound = socket.socket(fileno=os.dup(queue.get_fd()))
-    # The library's object unbinds its queue when it goes, which compiled is after its last use. It
-    # does so here, with another file in the place of its socket.
+    # The library's object unbinds its queue when it is freed, in compiled code after its last use.
+    # That happens here, with another file in place of its socket.
     with Path(os.devnull).open("rb") as nothing:
         os.dup2(nothing.fileno(), queue.get_fd(), inheritable=False)
     queue.unbind()
@@ -252,7 +255,7 @@ def _owns(kept: socket.socket, queue_num: int) -> bool:
 
 
 def _never_called(_packet: KernelPacket) -> None:
-    """The callback that the library demands; nothing is read through it."""
+    """The callback that the library requires; nothing is read through it."""
 
 
 def _opened() -> NetfilterQueue:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Receives many netlink messages in one system call, which Python's sockets cannot.
 
-One by one, eight messages cost half as much again. The count also tells that no more wait, for
-which Python needs one more call that ends in an exception.
+One at a time, eight messages cost half as much again. The count also shows that no more wait;
+Python needs another call for that, which ends in an exception.
 """
 
 import ctypes
@@ -47,11 +47,11 @@ class Inbox:
 
     Attributes:
         room: The slots, one after another; each message is at the start of its slot.
-        slot_bytes: Size of a slot; longer messages are cut.
-        receive: Receives messages into the slots. Takes the most that it may receive (`SLOTS` or
-            less), flags as `socket.recv` has, and None for no time limit. Returns how many it
-            received, or -1 with the errno in `reason`. Fewer than the most: no more wait, or
-            the next call fails.
+        slot_bytes: Size of a slot; longer messages are truncated.
+        receive: Receives messages into the slots. Takes the maximum number (`SLOTS` or less), flags
+            as of `socket.recv`, and None for no time limit. Returns the number received, or -1 with
+            the errno in `reason`. With fewer than the maximum, no more wait, or the next call
+            fails.
     """
 
     def __init__(self, fd: int, slot_bytes: int) -> None:
@@ -67,8 +67,8 @@ class Inbox:
             header = self._messages[number].header
             header.buffers = ctypes.addressof(self._buffers[number])
             header.buffer_count = 1
-        # With the interpreter's lock held, because the call does not wait. Its arguments are made
-        # once and their types are not declared: converting them takes as long as all the rest.
+        # Holds the interpreter's lock, because the call does not block. Its arguments are created
+        # once and their types are not declared: conversion would take as long as all the rest.
         self.receive: Callable[[int, int, None], int] = functools.partial(
             ctypes.PyDLL(None, use_errno=True).recvmmsg, fd, ctypes.byref(self._messages)
         )

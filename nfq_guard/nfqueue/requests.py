@@ -32,7 +32,7 @@ _WORD: Final = struct.Struct("!I")
 
 CONFIG_FAIL_OPEN: Final = 1
 CONFIG_GSO: Final = 4
-# The sequence of the verdict for all packets up to an id; there may be none. It is no flag.
+# Sequence of the verdict for all packets up to an id, of which there may be none. Not a flag.
 UNREAD: Final = 3
 
 _COPY_PACKET: Final = 2
@@ -56,19 +56,19 @@ def config_unbind(queue_num: int) -> bytes:
 
 
 def config_copy(queue_num: int, copy_bytes: int) -> bytes:
-    """Have the first `copy_bytes` of each packet copied."""
+    """Set the number of bytes of each packet that are copied."""
     body = attribute(_ATTR_CONFIG_PARAMETERS, _COPY.pack(copy_bytes, _COPY_PACKET))
     return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
 
 
 def config_length(queue_num: int, packets: int) -> bytes:
-    """Let so many packets wait."""
+    """Set the maximum number of waiting packets."""
     body = attribute(_ATTR_CONFIG_LENGTH, _WORD.pack(packets))
     return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, queue_num, body)
 
 
 def config_nothing() -> bytes:
-    """A request that changes nothing; the kernel loads its module to refuse or take it."""
+    """A request that changes nothing; the kernel loads its module to handle it."""
     return message(TYPE_CONFIG, 0, 0, _ANY_FAMILY, 0, b"")
 
 
@@ -96,9 +96,9 @@ def verdict(kind: int, queue_num: int, verdict_number: int, mark: int | None) ->
 
 
 def verdict_up_to(queue_num: int, verdict_number: int, last: int) -> bytes:
-    """A verdict for every packet that waits and has an id up to `last`, if there is one.
+    """A verdict for all waiting packets with an id up to `last`.
 
-    Where there is none, the kernel answers with ENOENT and the sequence `UNREAD`.
+    If there is none, the kernel responds with ENOENT and the sequence `UNREAD`.
     """
     body = attribute(_ATTR_VERDICT, _WORD.pack(verdict_number) + _WORD.pack(last))
     return message(TYPE_VERDICT_BATCH, 0, UNREAD, _ANY_FAMILY, queue_num, body)

@@ -11,7 +11,8 @@ from typing import Final, Protocol, final
 
 from nfq_guard.nfqueue import requests
 
-# Marks come from the policy, which is small; still bounded, and emptied at the bound.
+# Bounds the cache by mark, which is emptied at the bound. Marks come from the policy, so few are
+# usual.
 _PREPARED_MAX: Final = 256
 
 
@@ -67,12 +68,13 @@ class VerdictSender:
         self._send(b"".join(parts))
 
     def send_up_to(self, last: int, verdict: int) -> None:
-        """Send `verdict` for every packet that waits with an id up to `last`, if there is one."""
+        """Send `verdict` for all waiting packets with an id up to `last`."""
         self.messages += 1
         self._send(requests.verdict_up_to(self._queue_num, verdict, last))
 
     def _message(self, kind: int, verdict: int, mark: int | None) -> bytes:
-        # One number: hashing and comparing a tuple of three takes longer than all the rest.
+        # One integer, because hashing and comparing a tuple of three takes longer than all the
+        # rest.
         key = kind << 1 | verdict
         if mark is not None:
             key = key << 33 | 1 << 32 | mark
