@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Conntrack as the kernel does it, without the kernel; written from measurements of it."""
+"""A model of the kernel's conntrack, written from measurements."""

@@ -19,7 +19,7 @@ class Point:
     Attributes:
         name: As kernel.md calls it, or the field of the segment.
         seq: The number.
-        side: Whose sequence space it counts in: the direction of that sender.
+        side: The sequence space that it counts in, by the direction of the sender.
     """
 
     name: str
@@ -30,15 +30,15 @@ class Point:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundCheck:
-    """One bound, and where a segment is to it.
+    """One bound, and the position of a segment relative to it.
 
     Attributes:
-        bound: Which one, one of `finding.BOUNDS`.
+        bound: The bound, one of `finding.BOUNDS`.
         actual: The segment's number.
         limit: The last number that passes.
         upper: Whether numbers beyond the limit are outside, else those before it.
         other: A third number of the same space, to orient the reader.
-        span: Where the segment begins and ends, for the bounds on what it carries.
+        span: Beginning and end of the segment, for the bounds on its data.
         room: Bytes from `actual` to the limit; negative outside.
     """
 
@@ -64,7 +64,7 @@ def _check(
     other: Point | None = None,
     span: tuple[Seq, Seq] | None = None,
 ) -> BoundCheck:
-    """A check from its numbers, and of both the name and the side."""
+    """A check from its numbers, each with its name and side."""
     return BoundCheck(
         bound=breach.bound,
         actual=Point(name=actual[0], seq=breach.actual, side=actual[1]),
@@ -90,7 +90,7 @@ def window_checks(
     Args:
         segment: The segment.
         before: Its flow, before it.
-        sack: What it acknowledges; None to find it in the segment, with its options.
+        sack: The number that it acknowledges; None to take it from the segment and its options.
     """
     if before.peers is None:
         return []

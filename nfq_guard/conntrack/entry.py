@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One conntrack entry, and what the trackers say about a packet of it."""
+"""One conntrack entry, and the results of the trackers for its packets."""
 
 from dataclasses import dataclass
 from typing import Final, final
@@ -7,7 +7,7 @@ from typing import Final, final
 from nfq_guard.flow import PROTO_TCP, Association, Evidence, FlowSnapshot, FlowTuple, Peer
 from nfq_guard.seqno import Seq
 
-# What a packet is to its flow.
+# The result for a packet of a flow.
 ACCEPT: Final = 0
 IGNORE: Final = 1
 INVALID: Final = 2
@@ -20,12 +20,12 @@ Key = tuple[bytes, bytes, int, int]
 
 
 def key_of(src: bytes, dst: bytes, sport: int, dport: int, proto: int) -> Key:
-    """What the flow table finds an entry by: one direction of a flow."""
+    """The key of an entry in the flow table: one direction of a flow."""
     return (src, dst, sport << 16 | dport, proto)
 
 
 def reverse(key: Key) -> Key:
-    """The key of packets that go the other way between the same ends."""
+    """The key of packets in the other direction."""
     src, dst, ports, proto = key
     return (dst, src, (ports & 0xFFFF) << 16 | ports >> 16, proto)
 
@@ -125,7 +125,7 @@ class Entry:
 
 
 def copied(association: Association) -> Association:
-    """The same as a value of its own."""
+    """An independent copy."""
     return Association(
         association.state,
         association.tag_original,
@@ -137,7 +137,7 @@ def copied(association: Association) -> Association:
 
 
 def new_peer() -> Peer:
-    """One end of a flow that has shown nothing so far."""
+    """One end of a flow of which nothing is known."""
     return Peer(Seq(0), Seq(0), 0, Seq(0), 0, 0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What each generation of kernels calls INVALID (kernel.md 1.11)."""
+"""The packets that each generation of kernels calls INVALID (kernel.md 1.11)."""
 
 import re
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ class KernelRules:
         old_segments_pass: Whether a segment below the window (bounds II and IV), or at most one
             receiver window above it, is ignored instead of INVALID.
         overshoot_moves_end: Whether that last case advances `td_end`.
-        overshoot_moves_liberal: Whether it does so too where the window is not enforced.
+        overshoot_moves_liberal: Whether it also does so if the window is not enforced.
         closing_takes_any_rst: Whether an RST is accepted unchecked once the flow is closing.
         ignores_invalid_rst: Whether the sysctl `nf_conntrack_tcp_ignore_invalid_rst` exists, and
             an RST with sequence number 0 in a flow that is not settled goes to the window check.
@@ -108,8 +108,8 @@ class KernelLog:
 
     Attributes:
         prints_bounds: Whether the text of a bound has the first number that fails.
-        silent: The reasons that have no text. Where NO_ENTRY has one, an ACK that `tcp_loose`
-            forbids to open a flow still has none.
+        silent: The reasons without a text. Even if NO_ENTRY has one, an ACK that `tcp_loose`
+            forbids to open a flow has none.
     """
 
     prints_bounds: bool
@@ -123,7 +123,7 @@ _LOG_6_12: Final = KernelLog(prints_bounds=True, silent=_SILENT - {Reason.NO_ENT
 
 
 class _Since(NamedTuple):
-    """The release from which on a generation holds."""
+    """The first release of a generation."""
 
     release: tuple[int, int, int]
     rules: KernelRules
@@ -153,7 +153,7 @@ _RELEASE: Final = re.compile(
     r"(?P<major>[0-9]{1,3})\.(?P<minor>[0-9]{1,3})(?:\.(?P<patch>[0-9]{1,4}))?"
     r"(?P<vendor>[-+._~][-+._~A-Za-z0-9]*)?"
 )
-# Characters of an unknown release that its error repeats.
+# Characters of an unknown release that the error message quotes.
 _SHOWN: Final = 40
 _CANDIDATE: Final = re.compile(r"-rc[0-9]+\+?")
 
@@ -166,8 +166,8 @@ class KernelGuess:
     Attributes:
         rules: The rules of the generation.
         log: The form of its log.
-        doubt: Why that kernel may follow other rules; empty for the name of a generation and for
-            a release of the kernel's own developers that is known.
+        doubt: Why that kernel may follow other rules; empty for the name of a generation and for a
+            known mainline or stable release.
     """
 
     rules: KernelRules
@@ -195,7 +195,7 @@ def guess_rules(release: str) -> KernelGuess:
 
 
 def rules_of(release: str) -> KernelRules:
-    """The rules of a kernel release, or of the generation of that name, as `guess_rules` has them.
+    """The rules of a kernel release or of a generation, as by `guess_rules`.
 
     Raises:
         UsageError: `release` is neither.

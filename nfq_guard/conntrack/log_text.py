@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Parses conntrack's log texts about packets, in the spelling of every kernel (kernel.md 1.12).
 
-Conntrack ends each text with a space. Where that is missing, the text was cut off, and so may be
-the number at its end.
+Conntrack ends each text with a space. Without it the text was truncated, possibly within the number
+at its end.
 """
 
 import re
@@ -15,8 +15,8 @@ from nfq_guard.seqno import Seq, add
 
 _PREFIX: Final = re.compile(r"nf_ct_[a-z0-9_]+: ?(?:nf_ct_sctp: )?")
 
-# Each of these, at its place in the text, names a reason. The long form of a bound is that of
-# kernels before 6.1, which print no number.
+# Each of these, in its place in the text, identifies a reason. Kernels before 6.1 print the long
+# form of a bound, without a number.
 _REASONS: Final = (
     (re.compile(r"SEQ is over (?:upper bound \d+|the upper bound)"), Reason.SEQ_OVER),
     (re.compile(r"ACK is over (?:upper bound \d+|the upper bound)"), Reason.ACK_OVER),
@@ -36,14 +36,14 @@ _REASONS: Final = (
     (re.compile(r"invalid saddr or hoplimit for redirect"), Reason.MALFORMED),
     (re.compile(r"outer daddr \S+ != inner"), Reason.ICMP_MISMATCH),
 )
-# Said of a packet that passes with its flow.
+# Texts about a packet that passes with its flow.
 _IGNORED: Final = (
     (re.compile(r"packet \(index \d+\) in dir \d+ ignored|invalid packet ignored"), Ignored.STATE),
     (re.compile(r"ignored ACK under lower bound"), Ignored.ACK_UNDER),
     (re.compile(r"SEQ is under lower bound"), Ignored.SEQ_UNDER),
     (re.compile(r"challenge-ack ignored"), Ignored.CHALLENGE_ACK),
 )
-# Said beside the reason of a packet that does not pass.
+# Additional texts about a packet that does not pass.
 _BESIDE: Final = re.compile(r"timeout to ")
 _LIMIT: Final = re.compile(r"over upper bound (\d{1,10}) ")
 _EXCESS: Final = re.compile(r"(\d{1,10}) bytes more than expected")
@@ -59,12 +59,12 @@ class Logged:
     """Why conntrack calls a packet INVALID, by its own log.
 
     Attributes:
-        reason: None for a text that is not known, or was cut off before it said enough.
-        limit: The last number that passes, where the text has the broken bound.
-        excess: Bytes from `td_maxend` to the end of the segment, plus one, where the text has
-            that instead.
-        transition: Direction, class and state of a segment that the state table forbids, where
-            the text has them.
+        reason: The reason; None for an unknown text or one that was truncated too early.
+        limit: The last number that passes, if the text has the broken bound.
+        excess: Bytes from
+        `td_maxend` to the end of the segment, plus one, if the text has that instead.
+        transition: Direction, class and state of a segment that the state table forbids, if the
+            text has them.
     """
 
     reason: Reason | None
@@ -77,7 +77,7 @@ _UNKNOWN: Final = Logged(None)
 
 
 def parse_log(text: str, *, old_segments_pass: bool) -> Logged | None:
-    """Read one text as NFLOG has it; None if it does not say why a packet is INVALID.
+    """Parse one text from NFLOG; None if it does not say why a packet is INVALID.
 
     Args:
         text: The prefix of the NFLOG message, with the space at its end.
@@ -114,7 +114,7 @@ def parse_ignored(text: str) -> Ignored | None:
 
 
 def is_conntrack_log(text: str) -> bool:
-    """Whether a text begins as those of conntrack do."""
+    """Whether a text begins like those of conntrack."""
     return _PREFIX.match(text) is not None
 
 

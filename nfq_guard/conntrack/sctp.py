@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The SCTP tracker: how a packet is treated, and how it changes its association (kernel.md 1.14).
 
-A diagnosis runs the same code on a copy of what the kernel knows of the association.
+A diagnosis runs the same code on a copy of the kernel's state of the association.
 """
 
 from typing import Final, final
@@ -34,7 +34,7 @@ _HEARTBEAT_SENT: Final = int(SctpState.HEARTBEAT_SENT)
 # Chunks that stand alone in their packet, and those that come first in it (RFC 9260 6.10).
 _ALONE: Final = (INIT, INIT_ACK, SHUTDOWN_COMPLETE)
 _FIRST: Final = (COOKIE_ECHO, COOKIE_ACK)
-# A packet with one of these is not held to the tag of its direction as a whole.
+# For a packet with one of these, the tag of its direction is not checked as a whole.
 _TAGGED_BY_CHUNK: Final = frozenset(
     {INIT, HEARTBEAT, HEARTBEAT_ACK, ABORT, SHUTDOWN_ACK, COOKIE_ECHO, SHUTDOWN_COMPLETE}
 )
@@ -61,7 +61,7 @@ SCTP_WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CHUNK_N
 
 
 def problem_of(packet: SctpPacket) -> str:
-    """What is wrong with the order or the length of chunks, a fixed phrase; empty if nothing is."""
+    """The problem with the order or length of chunks, a fixed phrase; empty if none."""
     alone = False
     for place, chunk in enumerate(packet.chunks):
         kind = chunk.type
@@ -81,7 +81,7 @@ class SctpTracker:
 
     Attributes:
         reason: Why the last INVALID packet is INVALID.
-        detail: The same in a fixed phrase; may be empty.
+        detail: A fixed phrase with more detail; may be empty.
         refreshes: Whether the last accepted packet extends the life of its entry.
         assures: Whether it makes its entry ASSURED.
     """
@@ -94,7 +94,7 @@ class SctpTracker:
         self.assures = False
 
     def open(self, packet: SctpPacket) -> Association | None:
-        """The association that a packet opens, as it is after the packet; None if it opens none.
+        """The association that a packet opens, after the packet; None if it opens none.
 
         `reason` says why it opens none.
         """
@@ -111,7 +111,7 @@ class SctpTracker:
         if self._take(association, packet, 0, True) == ACCEPT:  # noqa: FBT003 - as `_take`
             return association
         if self.reason is Reason.BAD_TAG and packet.chunks[0].type != INIT:
-            # There is no association that the tag could be held against.
+            # There is no association yet whose tag could be compared.
             self._refuse(Reason.NO_ENTRY, SCTP_WITHOUT_ENTRY[packet.chunks[0].type])
         return None
 
@@ -181,7 +181,7 @@ class SctpTracker:
     ) -> bool:
         """Take a heartbeat into account; whether it may carry `tag`.
 
-        An end that does not know the tags yet, after a new path or a restart, learns them so.
+        That is how an end learns the tags after a new path or a restart.
         """
         known = association.tag(direction)
         if known == 0:
@@ -212,7 +212,7 @@ class SctpTracker:
         direction: int,
         fresh: bool,  # noqa: FBT001 - positional on the packet path
     ) -> int:
-        """Take the tag of an INIT or INIT ACK, unless that contradicts what is known."""
+        """Learn the tag of an INIT or INIT ACK, unless it contradicts a known one."""
         if chunk.initiate_tag < 0:
             return self._refuse(Reason.MALFORMED, _INIT_CUT)
         other = 1 - direction

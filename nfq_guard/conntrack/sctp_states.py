@@ -18,7 +18,7 @@ from nfq_guard.wire.sctp import (
     SHUTDOWN_COMPLETE,
 )
 
-# What the table may answer beside a `SctpState`.
+# Results of the table besides a `SctpState`.
 MOVE_INVALID: Final = 10
 
 _SYMBOLS: Final = {

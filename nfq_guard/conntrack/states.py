@@ -6,7 +6,7 @@ from typing import Final
 from nfq_guard.flow import TcpState
 from nfq_guard.wire.packet import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG
 
-# Classes of segment, by the kernel's numbers: what `last_index` holds.
+# Classes of segment, by the kernel's numbers in `last_index`.
 CLASS_SYN: Final = 0
 CLASS_SYNACK: Final = 1
 CLASS_FIN: Final = 2
@@ -15,7 +15,7 @@ CLASS_RST: Final = 4
 CLASS_NONE: Final = 5
 CLASS_NAMES: Final = ("syn", "syn+ack", "fin", "ack", "rst", "none")
 
-# What the table may answer beside a `TcpState`.
+# Results of the table besides a `TcpState`.
 MOVE_INVALID: Final = 10
 MOVE_IGNORE: Final = 11
 
@@ -87,6 +87,6 @@ def _class_of(flags: int) -> int:
     return CLASS_ACK if flags & ACK else CLASS_NONE
 
 
-# By the eight flag bits: the class of a segment, and whether conntrack takes the combination.
+# By the eight flag bits: the class of a segment, and whether conntrack accepts the combination.
 SEGMENT_CLASS: Final = tuple(_class_of(flags) for flags in range(256))
 FLAGS_PASS: Final = tuple(flags & _CONTROL in _PASSING for flags in range(256))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The sysctls that conntrack judges by, as one value (`net.netfilter.nf_conntrack_*`)."""
+"""The sysctls of conntrack that affect its verdicts (`net.netfilter.nf_conntrack_*`)."""
 
 from dataclasses import dataclass
 from typing import Final, final
@@ -22,7 +22,7 @@ class Sysctls:
         be_liberal: Whether only RST are checked against the window.
         loose: Whether a flow may be picked up in the middle.
         ignore_invalid_rst: Whether an RST below `td_maxack` goes to the window check instead of
-            INVALID; kernels before 5.14 do not have it.
+            being INVALID; absent before kernel 5.14.
         checksum: Whether a wrong checksum makes a packet INVALID.
         expires: Whether entries expire at all; False replays a capture without timeouts.
         max_retrans: Retransmissions of a segment after which `max_retrans_timeout_s` holds.

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""The flow table: packets in, ctstates out, as the kernel's hook at PREROUTING gives them.
+"""The flow table: packets in, ctstates out, as in the kernel's PREROUTING hook.
 
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
     code = table.track(packet, now)
     if code == CT_INVALID:
         finding = diagnose(queued, packet, table.snapshot(), Evidence.REPLAY, kernel, sysctls)
 
-`track` returns a number and leaves further results in attributes, because making an object for each
-packet would cost more than judging the packet.
+`track` returns a number and stores further results in attributes, because an object for each packet
+would cost more than judging the packet.
 """
 
 from collections.abc import Sequence
@@ -86,7 +86,7 @@ CTSTATES: Final = (
 
 # Multicast listener and neighbour discovery, which conntrack does not track (kernel.md 2).
 _UNTRACKED_V6: Final = (130, 131, 132, 133, 134, 135, 136, 143, 151, 152)
-# Flows of other protocols are kept by their addresses alone.
+# Flows of other protocols are identified by their addresses only.
 _PROTOCOLS_WITH_A_TUPLE: Final = (
     PROTO_TCP,
     PROTO_UDP,
@@ -95,7 +95,7 @@ _PROTOCOLS_WITH_A_TUPLE: Final = (
     PROTO_SCTP,
     PROTO_GRE,
 )
-# How long a datagram flow must go both ways before it counts as a stream, seconds.
+# Time after which a datagram flow with packets both ways counts as a stream, seconds.
 _STREAM_AFTER_S: Final = 2
 # With fewer flows the table is not searched for expired ones.
 _SWEEP_FROM: Final = 1024
@@ -108,25 +108,25 @@ class FlowTable:
     Attributes:
         ctstate: The code that `track` returned for the last packet.
         reason: Why the last packet is INVALID; None when it is not.
-        ignored: Why the packet left its flow unchanged ("ignored" in the kernel's log); None where
-            it did not.
-        entry: The last packet's flow; None without one, and for an INVALID packet that did not get
-            as far as a flow.
-        direction: Of the last packet in its flow; 0 original, 1 reply.
+        ignored: Why the packet left its flow unchanged ("ignored" in the kernel's log); None if it
+            did not.
+        entry: The last packet's flow; None without one, and for a packet that was INVALID before
+            its lookup.
+        direction: Direction of the last packet in its flow; 0 original, 1 reply.
         key: The direction of a TCP segment in its flow, with the tuple of the original direction
             or its reverse; None for any other packet, and for a segment that is INVALID by itself.
-        created: How many flows were opened so far.
-        joined: The entry that `translate` dropped last, as the second half of a flow; None before.
+        created: Number of flows opened so far.
+        joined: The entry that `translate` last dropped as the second half of a flow; None before.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls, capacity: int = 262_144) -> None:
-        """An empty table.
+        """Start with an empty table.
 
         Args:
             kernel: The conntrack rules to follow.
             sysctls: The conntrack sysctls.
-            capacity: Most flows held at once, each about 800 bytes. A scan of ports would fill
-                any table; when it is full, expired flows go first, then the oldest that never
+            capacity: Maximum number of flows, each about 800 bytes. A port scan would fill any
+                table; when it is full, expired flows are evicted first, then the oldest that never
                 were ASSURED, then the oldest.
         """
         self._tcp = TcpTracker(kernel, sysctls)
@@ -146,7 +146,7 @@ class FlowTable:
         self._sweep_at = min(self._capacity, _SWEEP_FROM)
         self._packet: Packet | Malformed | None = None
         self._now = 0.0
-        # Each entry under the keys of both of its directions.
+        # Each entry, by the keys of both directions.
         self._entries: dict[Key, Entry] = {}
         self._count = 0
 
@@ -171,7 +171,7 @@ class FlowTable:
         now: float,
         checksum_ok: bool | None = None,  # noqa: FBT001 - positional on the packet path
     ) -> int:
-        """Follow one whole packet; fragments must be reassembled, and packets in order of the wire.
+        """Follow one whole packet; fragments must be reassembled, and packets in wire order.
 
         Args:
             packet: As decoded.
@@ -218,9 +218,9 @@ class FlowTable:
         )
 
     def track_segment(self, entry: Entry, direction: int, segment: Segment, now: float) -> int:
-        """`track`, for a segment of a flow that the table `has`; no SYN, and no RST.
+        """`track` for a segment, other than a SYN or RST, of a flow that the table `has`.
 
-        `key` is not set: its tuple would be made anew for each segment.
+        `key` is not set, which would create a tuple for each segment.
 
         Args:
             entry: Its flow.
@@ -248,7 +248,7 @@ class FlowTable:
         return answer
 
     def track_datagram(self, entry: Entry, direction: int, now: float) -> int:
-        """`track`, for a datagram of a flow that the table `has`, without a wrong checksum."""
+        """`track` for a datagram of a flow that the table `has`, without a wrong checksum."""
         self._now = now
         self.reason = None
         self.ignored = None
@@ -260,10 +260,10 @@ class FlowTable:
         return answer
 
     def snapshot(self) -> FlowSnapshot | None:
-        """The flow of the last packet as it is after it; None if there is none.
+        """The flow of the last packet, after the packet; None without one.
 
-        For an INVALID packet this is the flow that its tuple finds, for an ICMP error the one that
-        the packet it quotes belongs to.
+        For an INVALID packet this is the flow of its tuple; for an ICMP error, that of the quoted
+        packet.
         """
         entry = self.entry
         if entry is not None:
@@ -277,8 +277,8 @@ class FlowTable:
     def translate(self, arriving: Key, leaving: Key) -> bool:
         """Record that packets which arrive as `arriving` leave as `leaving`.
 
-        Both directions of the flow then belong to one entry: the older one, where each side of the
-        translation had one, because a capture may show them in any order.
+        Both directions of the flow then belong to one entry. If each side of the translation had an
+        entry, because a capture may show them in any order, the older one is kept.
 
         Returns:
             Whether the translation was recorded: the entries had none so far.
@@ -290,7 +290,7 @@ class FlowTable:
         opposite = entries.get(reverse(leaving))
         same = entries.get(leaving)
         if opposite is not None and opposite is not entry and opposite.original == reverse(leaving):
-            # These are replies: its packets leave as the reverse of `arriving`.
+            # These are replies: the original packets leave as the reverse of `arriving`.
             return self._join(opposite, entry, opposite.original, arriving)
         if same is not None and same is not entry and same.original == leaving:
             return self._join(same, entry, arriving, same.reply)
@@ -299,10 +299,10 @@ class FlowTable:
         return self._join(entry, None, arriving, reverse(leaving))
 
     def answer(self, opening: Key, reply: Key) -> bool:
-        """Record that the answer to a SYN which came as `opening` comes as `reply`.
+        """Record that the reply to a SYN with the tuple `opening` has the tuple `reply`.
 
         Returns:
-            Whether that is a translation, of a flow without an answer so far.
+            Whether that is a translation of a flow without a reply so far.
         """
         entry = self._entries.get(opening)
         if entry is None or entry.state != TcpState.SYN_SENT or reply in self._entries:
@@ -310,7 +310,7 @@ class FlowTable:
         return self._join(entry, None, opening, reply)
 
     def _join(self, entry: Entry, other: Entry | None, original: Key, reply: Key) -> bool:
-        """Give an entry the tuples of a translation; `other`, its second half, is dropped."""
+        """Set the tuples of a translated entry; drop `other`, its second half."""
         if _is_translated(entry) or (other is not None and _is_translated(other)):
             return False
         if other is not None:
@@ -331,9 +331,9 @@ class FlowTable:
         return True
 
     def lookup(self, tuples: Sequence[FlowTuple]) -> Sequence[FlowSnapshot | None]:
-        """The flows that tuples belong to, in either direction (`engine.FlowLookup`).
+        """The flows of tuples, in either direction (`engine.FlowLookup`).
 
-        Entries that had expired when the last packet came are not found.
+        Entries that had expired by the time of the last packet are not found.
         """
         return [self._snapshot_of(_key_of_tuple(flow)) for flow in tuples]
 
@@ -378,7 +378,7 @@ class FlowTable:
         if direction == 1 and entry.status & (IPS_SRC_NAT | IPS_DST_NAT):
             self.key = reverse(entry.original)
         if segment.flags & SYN and options_are_cut(packet, segment):
-            # Which scale this end offers is unknown, as in a flow picked up in the middle.
+            # The scale of this end is unknown, as in a flow picked up in the middle.
             for peer in entry.peers:
                 peer.flags |= IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL
         if outcome == INVALID:
@@ -504,7 +504,7 @@ class FlowTable:
         if entry is None:
             return self._invalid(Reason.ICMP_UNRELATED)
         self.entry = entry
-        # The error goes against the packet that it quotes.
+        # The error travels against the direction of the quoted packet.
         self.direction = 1 - _direction(entry, key)
         if packet.dst != quoted.src:
             return self._invalid(Reason.ICMP_MISMATCH)
@@ -518,7 +518,7 @@ class FlowTable:
         return entry
 
     def _find_or_open(self, key: Key, reply: Key, now: float) -> tuple[Entry, int]:
-        """The flow of a packet that carries no state of its own, and the packet's direction."""
+        """The flow of a packet of a stateless protocol, and the packet's direction."""
         direction = 0
         entry = self._find(key, now)
         if entry is not None:
@@ -546,7 +546,7 @@ class FlowTable:
         self._count -= 1
 
     def _make_room(self, now: float) -> None:
-        """Forget what has expired, and where the table stays full, a sixteenth of it.
+        """Remove expired flows, and if the table stays full, a sixteenth of it.
 
         A search of all flows happens only after many were added, which bounds its cost per flow.
         """
@@ -566,7 +566,7 @@ class FlowTable:
 
 
 def _direction(entry: Entry, key: Key) -> int:
-    """Which way `key` goes in its flow; a flow of one end with itself is all replies."""
+    """The direction of `key` in its flow; in a flow of one end with itself all are replies."""
     return 1 if entry.reply == key else 0
 
 
@@ -579,7 +579,7 @@ def _is_assured(entry: Entry) -> bool:
 
 
 def _passed(entry: Entry, direction: int) -> int:
-    """The ctstate of a packet that its flow takes; a reply makes the flow one of both ways."""
+    """The ctstate of a packet that its flow accepts; a reply marks the flow as seen both ways."""
     if direction == 1:
         entry.status |= IPS_SEEN_REPLY
         return CT_ESTABLISHED

@@ -52,7 +52,7 @@ _SYN_SENT2: Final = int(TcpState.SYN_SENT2)
 # A SYN in these opens the next flow, or is ignored.
 _OVER: Final = (_TIME_WAIT, _CLOSE)
 
-# Treatment of an RST that the table lets close the flow (kernel.md 1.7).
+# Treatment of an RST that the state table allows (kernel.md 1.7).
 _RST_CLOSES: Final = 0
 _RST_CHECKED: Final = 1
 _RST_CHECKED_KEEPS_STATE: Final = 2
@@ -97,8 +97,8 @@ class TcpTracker:
             sender.td_maxend = end
             take_options(sender, segment)
         else:
-            # The window scales of a flow picked up in the middle are unknown, so neither side is
-            # held to a window.
+            # The window scales of a flow picked up in the middle are unknown, so no window is
+            # enforced.
             sender.td_maxend = add(end, sender.td_maxwin)
             sender.flags = receiver.flags = IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL
 
@@ -147,7 +147,7 @@ class TcpTracker:
         move: int,
         now: float,
     ) -> int:
-        """Make `move` out of `state`, if the window lets the segment pass."""
+        """Change `state` by `move` if the segment is within the window."""
         sliding = self._sliding
         outcome = sliding.check(entry, segment, kind, direction, now)
         if outcome != ACCEPT:
@@ -224,7 +224,7 @@ class TcpTracker:
         entry.last_end = segment.end
         entry.last_win = segment.window
         if kind == CLASS_SYN and direction == 0:
-            # The SYN may be right and the state of the entry stale: remember what the SYN offers.
+            # The SYN may be valid and the entry stale: remember the values of the SYN.
             offer = new_peer()
             take_options(offer, segment)
             entry.last_wscale = offer.td_scale
@@ -275,7 +275,7 @@ class TcpTracker:
         return _RST_CHECKED
 
     def _answers_let_through(self, entry: Entry, segment: Segment, direction: int) -> bool:
-        """Whether an RST answers a SYN or an ACK that was let through without a look at it."""
+        """Whether an RST answers a SYN or an ACK that was accepted without a check."""
         if segment.ack != entry.last_end:
             return False
         if entry.last_index == CLASS_SYN:
@@ -286,7 +286,7 @@ class TcpTracker:
 
 
 def _is_over(entry: Entry, direction: int) -> bool:
-    """Whether a SYN opens the next flow: this one was closed, or reset by the same side."""
+    """Whether a SYN opens a new flow: this one was closed, or reset by the same side."""
     return (entry.peers[0].flags | entry.peers[1].flags) & IP_CT_TCP_FLAG_CLOSE_INIT != 0 or (
         entry.last_dir == direction and entry.last_index == CLASS_RST
     )
@@ -303,7 +303,7 @@ def _answers_challenge(entry: Entry, direction: int, state: int) -> bool:
 
 
 def _answers_ignored_syn(entry: Entry, segment: Segment, kind: int, direction: int) -> bool:
-    """Whether a SYN+ACK proves that a SYN which was ignored was right (kernel.md 1.8)."""
+    """Whether a SYN+ACK proves that an ignored SYN was valid (kernel.md 1.8)."""
     return (
         kind == CLASS_SYNACK
         and entry.last_index == CLASS_SYN
@@ -313,7 +313,7 @@ def _answers_ignored_syn(entry: Entry, segment: Segment, kind: int, direction: i
 
 
 def _resync(entry: Entry, direction: int) -> None:
-    """Start over from the SYN that was ignored; its SYN+ACK goes in `direction`."""
+    """Restart the flow from the ignored SYN; its SYN+ACK travels in `direction`."""
     entry.last_flags &= ~IP_CT_EXP_CHALLENGE_ACK
     asking = entry.peers[1 - direction]
     asking.td_end = asking.td_maxend = entry.last_end

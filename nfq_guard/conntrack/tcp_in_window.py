@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The window of a flow as segments go by: held against each, and moved by it (kernel.md 1.6)."""
+"""Checks each segment of a flow against the window, and updates the window (kernel.md 1.6)."""
 
 from typing import Final, final
 
@@ -28,7 +28,7 @@ _SYN_RECV: Final = int(TcpState.SYN_RECV)
 
 _MASK: Final = 0xFFFFFFFF
 
-# A shorter timeout after INVALID segments that close is worth it only from here on, seconds.
+# Timeouts up to this are not shortened after INVALID segments that close, seconds.
 _SHORTENED_FROM_S: Final = 120
 
 
@@ -37,12 +37,13 @@ class SlidingWindow:
     """Checks segments of any number of flows by one kernel's rules.
 
     Attributes:
-        reason: The bound for which the last INVALID segment is so.
-        ignored: Why the last ignored segment is so.
+        reason: The bound that the last INVALID segment broke.
+        ignored: Why the last ignored segment
+        was ignored.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls) -> None:
-        """Check by the rules of `kernel`, set as `sysctls` say."""
+        """Check by the rules of `kernel` and the values of `sysctls`."""
         self.reason: Reason | None = None
         self.ignored: Ignored | None = None
         self._kernel = kernel
@@ -56,8 +57,8 @@ class SlidingWindow:
         self._unacknowledged_s = sysctls.unacknowledged_timeout_s
 
     def check(self, entry: Entry, segment: Segment, kind: int, direction: int, now: float) -> int:
-        """Hold the segment against the window, and move the window by it (kernel.md 1.6)."""
-        # By name: compiled, an index that is no constant makes a tuple of the pair.
+        """Check the segment against the window, and update the window (kernel.md 1.6)."""
+        # By name: in compiled code, a variable index would create a tuple of the pair.
         if direction:
             receiver, sender = entry.peers
         else:
@@ -105,7 +106,7 @@ class SlidingWindow:
     def _meet(
         self, entry: Entry, segment: Segment, kind: int, direction: int, end: Seq, sack: Seq
     ) -> bool:
-        """Learn about a sender not seen before; whether its segment passes without a check."""
+        """Initialise a new sender; returns whether its segment passes without a check."""
         sender = entry.peers[direction]
         receiver = entry.peers[1 - direction]
         if segment.flags & SYN:
@@ -120,7 +121,7 @@ class SlidingWindow:
         return False
 
     def _is_reinitialised(self, entry: Entry, segment: Segment, direction: int, end: Seq) -> bool:
-        """Whether a half-open sender starts over with this segment."""
+        """Whether this segment re-initialises a half-open sender."""
         state = entry.state
         if not after(end, entry.peers[direction].td_end):
             return False
@@ -155,7 +156,7 @@ class SlidingWindow:
         sack: Seq,
         now: float,
     ) -> int:
-        """A segment that breaks `bound`."""
+        """The result for a segment that breaks `bound`."""
         sender = entry.peers[direction]
         receiver = entry.peers[1 - direction]
         ignored = window.ignored_for(bound, end, sack, sender, receiver, self._kernel)
@@ -189,7 +190,7 @@ class SlidingWindow:
 
 
 def take_options(peer: Peer, segment: Segment) -> None:
-    """What the options of a SYN say about its sender; without any it stays as it was."""
+    """Update a sender from the options of its SYN; without options nothing changes."""
     if not segment.options:
         return
     options = parse_options(segment.options)
@@ -205,7 +206,7 @@ def take_options(peer: Peer, segment: Segment) -> None:
 def _move_window(
     sender: Peer, receiver: Peer, segment: Segment, ack: Seq, sack: Seq, end: Seq
 ) -> None:
-    """Update both sides by a segment inside the window (kernel.md 1.6 g)."""
+    """Update both sides from a segment inside the window (kernel.md 1.6 g)."""
     flags = segment.flags
     win = segment.window if flags & SYN else segment.window << sender.td_scale
     spanned = win + ((sack - ack) & _MASK)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The bounds of a TCP window, and which of them a segment breaks first (kernel.md 1.6 and 1.7).
+"""The bounds of a TCP window, and the first one that a segment breaks (kernel.md 1.6 and 1.7).
 
 Bound  holds when                                   broken: INVALID       broken: ignored
 I      seq  <= sender.td_maxend                     SEQ_OVER              OVERSHOOT (from 6.1)
@@ -8,7 +8,7 @@ III    sack <= receiver.td_end                      ACK_OVER              -
 IV     sack >= receiver.td_end - max_ack_window     ACK_UNDER (to 5.15)   ACK_UNDER (from 6.1)
 RST    seq  >= receiver.td_maxack                   RST_OUTSIDE           -
 
-The tracker of a replay, the diagnosis and `explain` all decide by the functions below.
+The tracker of a replay, the diagnosis and `explain` all use the functions below.
 """
 
 from typing import Final
@@ -34,7 +34,7 @@ _ACK_UNDER: Final = Reason.ACK_UNDER
 
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
-# How far an acknowledgement may lag whatever the window is, in bytes.
+# Bytes by which an acknowledgement may lag, whatever the window.
 _LEAST_ACK_WINDOW: Final = 66000
 
 
@@ -56,12 +56,12 @@ def highest_ack(segment: Segment, receiver: Peer) -> Seq:
 
 
 def acknowledged(segment: Segment, receiver: Peer) -> Seq:
-    """What the segment counts as acknowledging: all that was sent when it has no ACK."""
+    """The number that the segment acknowledges; without an ACK, all data that was sent."""
     return highest_ack(segment, receiver) if has_ack(segment) else receiver.td_end
 
 
 def stands_at_td_end(segment: Segment, state: int) -> bool:
-    """Whether the check takes the sender's `td_end` for `seq` and `end`: RST with `seq` 0."""
+    """Whether the check uses the sender's `td_end` for `seq` and `end`: an RST with `seq` 0."""
     return state == _SYN_SENT and segment.seq == 0 and segment.flags & RST != 0
 
 
@@ -78,7 +78,7 @@ def first_breach(
     Args:
         seq: Its sequence number.
         end: The number after its last byte.
-        sack: What it acknowledges (`acknowledged`).
+        sack: The number that it acknowledges (`acknowledged`).
         sender: Its sender.
         receiver: The other side; while its `td_maxwin` is 0, none was seen and bound II holds.
         old_segments_pass: `KernelRules.old_segments_pass`; it decides the order of II and III.
@@ -107,7 +107,7 @@ def _is_ack_under(sack: Seq, sender: Peer, receiver: Peer) -> bool:
 
 
 def is_overshoot(end: Seq, sack: Seq, sender: Peer, receiver: Peer) -> bool:
-    """Whether a segment over bound I ends within one receiver window of it, all else in order."""
+    """Whether a segment over bound I is within one receiver window of it, and breaks no other."""
     return (
         receiver.td_maxwin != 0
         and (end - sender.td_maxend + 1) & 0xFFFFFFFF <= receiver.td_maxwin
@@ -120,7 +120,7 @@ def is_overshoot(end: Seq, sack: Seq, sender: Peer, receiver: Peer) -> bool:
 def ignored_for(
     bound: Reason, end: Seq, sack: Seq, sender: Peer, receiver: Peer, kernel: KernelRules
 ) -> Ignored | None:
-    """Why a segment that breaks `bound` first is not INVALID for it; None when it is."""
+    """Why a segment that breaks `bound` first is ignored; None if it is INVALID."""
     if not kernel.old_segments_pass or bound is _ACK_OVER:
         return None
     if bound is _SEQ_UNDER:
@@ -131,7 +131,7 @@ def ignored_for(
 
 
 def against(bound: Reason, seq: Seq, end: Seq, sack: Seq, sender: Peer, receiver: Peer) -> Breach:
-    """The numbers of a segment at one of the four bounds, whether or not it breaks that one."""
+    """The numbers of a segment at one of the four bounds, broken or not."""
     if bound is _SEQ_OVER:
         limit = sender.td_maxend
         return Breach(bound, seq, limit, distance(seq, limit))
@@ -155,7 +155,7 @@ def breach_of(
         state: `flow.TcpState` number of its flow.
         sender: Its sender.
         receiver: The other side.
-        kernel: Whose rules hold.
+        kernel: The conntrack rules.
     """
     seq = segment.seq
     end = segment.end
@@ -169,19 +169,19 @@ def breach_of(
 
 
 def rst_is_held(receiver: Peer, last_index: int, kernel: KernelRules) -> bool:
-    """Whether an RST is held against `receiver.td_maxack` at all (kernel.md 1.7)."""
+    """Whether an RST is checked against `receiver.td_maxack` at all (kernel.md 1.7)."""
     return receiver.flags & IP_CT_TCP_FLAG_MAXACK_SET != 0 and (
         last_index != CLASS_SYN or kernel.rst_after_syn_checked
     )
 
 
 def is_settled(state: int, status: int) -> bool:
-    """Whether a flow is ESTABLISHED and ASSURED, where an RST is held to more."""
+    """Whether a flow is ESTABLISHED and ASSURED, for which an RST is checked more strictly."""
     return state == _ESTABLISHED and status & IPS_ASSURED != 0
 
 
 def rst_against(seq: Seq, receiver: Peer) -> Breach:
-    """The numbers of an RST at its bound, whether or not it breaks it."""
+    """The numbers of an RST at its bound, broken or not."""
     limit = receiver.td_maxack
     return Breach(Reason.RST_OUTSIDE, seq, limit, distance(limit, seq))
 
@@ -189,7 +189,7 @@ def rst_against(seq: Seq, receiver: Peer) -> Breach:
 def rst_breach_of(
     seq: Seq, state: int, status: int, last_index: int, receiver: Peer, kernel: KernelRules
 ) -> Breach | None:
-    """An RST from before what the other side has acknowledged already; None if it is not.
+    """The breach of an RST below the number that the other side has acknowledged; None without one.
 
     Args:
         seq: Its sequence number.
@@ -209,10 +209,10 @@ def rst_breach_of(
 
 
 def is_near(segment: Segment, sender: Peer, receiver: Peer, least: int) -> bool:
-    """Whether a segment is close to every bound of its window, also to those it does not break.
+    """Whether a segment is close to every bound of its window, broken or not.
 
-    Close is a window of the other side, or `least` bytes where that is more. A blind sender meets
-    one bound by chance half of the time, but hardly all of them.
+    Close means within a window of the other side, or `least` bytes if that is more. A blind sender
+    meets one bound by chance half of the time, but rarely all of them.
     """
     sack = acknowledged(segment, receiver)
     window = max(least, receiver.td_maxwin)
