@@ -28,8 +28,8 @@ class _CommandModule(Protocol):
         """Run the command; returns the exit status."""
 
 
-# Each command with its line in `nfq-guard --help`. Its module is imported only when the command
-# is run, so that the daemon does not load the others.
+# Each command with its line in `nfq-guard --help`. A command's module is imported only when it
+# runs, so the daemon does not load the others.
 COMMANDS: Final = {
     "run": "judge the packets of a queue until stopped",
     "check": "check a policy or configuration file and report every mistake",
@@ -125,7 +125,7 @@ def _main(words: list[str], chosen: str | None) -> int:
     except OSError as error:
         return _unwritable(error)
     if "color" in args:
-        # Imported here, so that a command that writes no colours does not load it.
+        # Imported here, because most commands write no colours.
         from nfq_guard.telemetry.palette import choose_colour  # noqa: PLC0415
 
         choose_colour(args.color)
@@ -137,14 +137,14 @@ def _main(words: list[str], chosen: str | None) -> int:
         if "debug" in args:
             traceback.print_exc()
         else:
-            # Imported here, so that no other command waits for it.
+            # Imported here, because only errors need it.
             from nfq_guard.names import visible  # noqa: PLC0415
 
             lines = (visible(line) for line in str(error).splitlines())
             sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in lines))
         return error.exit_status
     except BrokenPipeError:
-        # The reader of our output has exited, as `head` does.
+        # The reader of the output, such as `head`, has exited.
         _discard_output()
         return EXIT_NOT_FINE
     except OSError as error:
@@ -155,7 +155,7 @@ def _main(words: list[str], chosen: str | None) -> int:
 
 
 def _flushed(status: int) -> int:
-    """The status, or that of a standard output that cannot be written."""
+    """The status, or the status of an output error if standard output cannot be flushed."""
     try:
         sys.stdout.flush()
     except OSError as error:

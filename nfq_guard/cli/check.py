@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--schema", action="store_true", help="print the JSON Schema of the file, for editors"
     )
-    parser.add_argument("--strict", action="store_true", help="exit 1 when there are warnings")
+    parser.add_argument("--strict", action="store_true", help="exit 1 if there are warnings")
     parser.add_argument("--quiet", action="store_true", help="print nothing without warnings")
     parser.add_argument(
         "--kernel",
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host",
         action="store_true",
-        help="say what the other rules of this host do with packets that the policy allows",
+        help="show what the other rules of this host do with packets that the policy allows",
     )
     add_format(parser)
 
@@ -130,11 +130,11 @@ def attributes(docstring: str) -> dict[str, str]:
 def _read(file: str | None) -> tuple[str, PolicyModel, EvidenceChoice, list[Caution]]:
     """Read a preset, or a configuration file without any mistake.
 
-    Returns its source, its policy, the setting `evidence` where the policy is its own, and
+    Returns its source, its policy, the setting `evidence` if the policy is in the file, and
     warnings about its settings.
 
     Raises:
-        ConfigError: It has mistakes, or settings that the service unit does not let work.
+        ConfigError: It has mistakes, or settings that do not work in the service unit.
     """
     if file is not None and file.startswith(PRESET_PREFIX):
         return file, load_policy(file), "auto", []
@@ -161,8 +161,8 @@ class MistakeRecord(TypedDict):
         key: Dotted path into the file; empty for the whole file.
         expected: The values that are accepted.
         found: The value in the file.
-        suggestion: What may have been meant; empty if nothing is close.
-        line: Its line in the file, from 1; 0 where it is not known.
+        suggestion: A similar valid value; empty without one.
+        line: Its line in the file, from 1; 0 if unknown.
     """
 
     key: str
@@ -191,11 +191,11 @@ class ReportRecord(TypedDict):
         source: The file or preset.
         fine: Whether it can be used.
         rules: Number of rules; absent with mistakes.
-        mistakes: Everything that is wrong.
+        mistakes: All mistakes.
         warnings: Rules and settings that deserve a look; absent with mistakes.
         sentences: The policy in plain sentences, with `--explain-rule`.
-        host: What the other rules of this host do with allowed packets, with `--host`; checks as
-            in `doctor --format json`.
+        host: The effect of the host's other rules on allowed packets, with `--host`; checks as in
+            `doctor --format json`.
     """
 
     source: str

@@ -23,8 +23,8 @@ def add_socket(parser: argparse.ArgumentParser) -> None:
 def connected(args: argparse.Namespace) -> Client:
     """Connect to the daemon that the command line names, or that of this network namespace.
 
-    A line on standard error names a daemon that is not the one at the default path, or is in
-    another network namespace. The socket is kept in `args` for the next connection.
+    A line on standard error names a daemon that is not at the default path, or is in another
+    network namespace. The socket is stored in `args` for the next connection.
     """
     if args.socket is None:
         args.socket, here = find(DEFAULT)

@@ -33,7 +33,7 @@ _STYLES: Final = {
     Status.WARNING: Style.YELLOW,
     Status.PROBLEM: Style.RED,
 }
-# Columns of a script.
+# Width of a script.
 _SCRIPT: Final = 80
 _WIDTH: Final = max(len(status) for status in Status)
 
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="print, from what the host does with INVALID packets now, the steps to try the guard "
-        "beside that, to move over to it, and back",
+        help="print the steps from the host's present handling of INVALID packets: to try the "
+        "guard beside it, to switch to the guard, and back",
     )
     add_config(parser)
     add_format(parser)
@@ -93,8 +93,8 @@ class PlanStepRecord(TypedDict):
 
     Attributes:
         what: What it does and why.
-        commands: What to run, as root in a shell; none where only words help.
-        stays: Whether the command runs until the end of the plan, in a terminal of its own.
+        commands: Commands for a root shell; empty if the step cannot be scripted.
+        stays: Whether the command keeps running until the end of the plan, in its own terminal.
     """
 
     what: str
@@ -103,13 +103,15 @@ class PlanStepRecord(TypedDict):
 
 
 class PlanRecord(TypedDict):
-    """The steps from what the host does with INVALID packets now to the guard, and back.
+    """The steps from the host's present handling of INVALID packets to the guard, and back.
 
     Attributes:
-        found: What the host does now.
-        beside: To try the guard, while that goes on.
-        over: From there to the guard alone.
-        back: From anywhere to what the host does now; each command may be repeated.
+        found: The present handling.
+        beside: Steps to try the guard while the present handling
+        stays.
+        over: Steps from there to the guard alone.
+        back: Steps from any stage to the present
+        handling; each command may be repeated.
     """
 
     found: list[str]
@@ -134,12 +136,12 @@ def _step(step: Step) -> PlanStepRecord:
 
 def plan_text(made: Plan) -> str:
     """A plan as a script with comments, whose stages are run one at a time."""
-    lines = ["# What this host does with INVALID packets now:"]
+    lines = ["# The host's present handling of INVALID packets:"]
     lines += [line for found in made.found for line in _comment(f"  {found}")]
     for title, steps in (
-        ("Try the guard beside that", made.beside),
-        ("Move over to the guard", made.over),
-        ("Back, from anywhere", made.back),
+        ("Try the guard beside it", made.beside),
+        ("Switch to the guard", made.over),
+        ("Back, from any stage", made.back),
     ):
         lines += ["", f"# {title}"]
         for step in steps:
@@ -149,7 +151,7 @@ def plan_text(made: Plan) -> str:
 
 
 def _comment(text: str) -> list[str]:
-    """A comment of a script, in lines that a terminal has room for."""
+    """A comment of a script, in lines that fit into a terminal."""
     return [f"# {line}" for line in folded(text, min(columns() or _SCRIPT, _SCRIPT) - 2)]
 
 
@@ -170,7 +172,7 @@ def _json(check: Check) -> str:
 
 
 def check_text(check: Check) -> str:
-    """A check in one line, and what to do about it in another."""
+    """A check in one line, and the recommended action in another."""
     status = paint(f"{check.status:<{_WIDTH}}", _STYLES[check.status])
     lines = f"{status}  {check.id}: {check.what}\n"
     if check.todo:

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hash-addresses",
         action="store_true",
-        help="with --pcap: replace addresses by hashes under a key that is thrown away",
+        help="with --pcap: replace addresses with hashes under a key that is discarded",
     )
     add_socket(parser)
     add_format(parser)
@@ -149,7 +149,7 @@ def _save(args: argparse.Namespace, asked: dict[str, object], port: int | None) 
 
 
 def _end(text: str) -> tuple[str, int | None]:
-    """The address, and the port if there is one, of `ADDRESS` or `ADDRESS:PORT`.
+    """Parse `ADDRESS` or `ADDRESS:PORT`; the port is None without one.
 
     Raises:
         UsageError: It is neither.
@@ -171,7 +171,7 @@ def _ends(flow: Fields) -> set[tuple[str, int]]:
 
 def _show(found: Fields) -> None:
     flow = found["flow"]
-    # A flow without an address or a port has an empty text or a 0 there.
+    # Without an address or a port the fields of a flow are empty or 0.
     one = endpoint(flow["a"] or None, flow["a_port"] or None)
     other = endpoint(flow["b"] or None, flow["b_port"] or None)
     packets = counted(found["packets"], "packet")
@@ -188,10 +188,10 @@ def _show(found: Fields) -> None:
 
 
 def cause_text(event: Fields) -> str:
-    """What the reason of an event means, with its cause as far as the event tells it."""
+    """The meaning of an event's reason, with the cause as far as the event shows it."""
     reason = event["reason"]
     if reason not in list(Reason):
-        return ""  # of a daemon of another version
+        return ""  # from a daemon of another version
     meant = f"{reason}: {REASONS[Reason(reason)].phrase}"
     if event_of(event) is None:
         return meant
@@ -207,7 +207,7 @@ def cause_text(event: Fields) -> str:
 
 
 def hint_texts(events: Sequence[Fields]) -> list[str]:
-    """What may be behind the events of a flow, with what speaks for it."""
+    """Possible causes of a flow's events, with their evidence."""
     read = [one for one in map(event_of, events) if one is not None]
     return [f"hint: {hint.text}" for hint in hints_of(read)]
 

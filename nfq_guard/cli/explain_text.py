@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Formats an explanation as text of at most 100 columns.
 
-Sequence numbers are relative to the first one of each side, as in Wireshark, with the number on the
-wire in parentheses.
+Sequence numbers are relative to the first one of each side, as in Wireshark; the absolute number
+follows in parentheses.
 """
 
 from datetime import UTC, datetime
@@ -78,7 +78,7 @@ def explanation_text(explanation: Explanation, *, colour: bool, columns: int | N
     Args:
         explanation: The explanation.
         colour: Whether it is coloured.
-        columns: Width of the terminal, to which the number lines keep; None for none.
+        columns: Width of the terminal, which bounds the number lines; None for none.
     """
     return "\n".join(_Telling(explanation, colour=colour, columns=columns).lines()) + "\n"
 
@@ -104,13 +104,17 @@ class _Telling:
         lines += [self._heading("The packet"), *self._packet(), ""]
         lines += [self._heading("Its flow in the whole capture"), *self._flow(), ""]
         if explanation.before is not None and explanation.before.peers is not None:
-            lines += [self._heading("What each side has shown before it"), *self._window(), ""]
+            lines += [
+                self._heading("What conntrack knew of each side before it"),
+                *self._window(),
+                "",
+            ]
         if explanation.checks:
             lines += [self._heading("The check"), *self._checks(), ""]
         lines += [self._heading("So"), *self._verdict(), ""]
         hints = hints_of(filter(None, map(page_event, explanation.life.invalid)))
         if hints:
-            lines += [self._heading("What may be behind it, by all INVALID packets of the flow")]
+            lines += [self._heading("Possible causes, by all INVALID packets of the flow")]
             lines += [*(line for hint in hints for line in self._wrapped(hint.text)), ""]
         lines += [self._heading("Under other kernels"), *self._kernels()]
         if explanation.outcome.decision is not None:
@@ -163,7 +167,7 @@ class _Telling:
     def _packet(self) -> list[str]:
         explanation = self._explanation
         packet = explanation.outcome.packet
-        assert packet is not None  # noqa: S101 - lines ends before
+        assert packet is not None  # noqa: S101 - `lines` returned before
         lines = [f"{_INDENT}{packet_ends(packet)}, {protocol(packet.proto)}"]
         segment = explanation.segment
         if segment is None:
@@ -237,7 +241,7 @@ class _Telling:
 
     def _window(self) -> list[str]:
         before = self._explanation.before
-        assert before is not None  # noqa: S101 - lines asks first
+        assert before is not None  # noqa: S101 - `lines` checked it
         assert before.peers is not None  # noqa: S101 - as above
         names = (
             endpoint(address(before.original.src), before.original.sport),
@@ -272,7 +276,7 @@ class _Telling:
         ]
 
     def _known(self, peer: Peer, number: Seq, side: int) -> str:
-        """A number of a peer; `-` until a window of the peer has been seen."""
+        """A number of a peer; `-` before a window of the peer was seen."""
         return self._number(number, side) if peer.td_maxwin else "-"
 
     def _maxack(self, peer: Peer, side: int) -> str:
@@ -313,7 +317,7 @@ class _Telling:
         return [*heads, *(f"{_INDENT}{line}" for line in drawn)]
 
     def _mark(self, point: Point, sign: str, check: BoundCheck) -> Mark:
-        # After an expression such as `td_end - 67584`, a relative number could read as a term.
+        # After an expression such as `td_end - 67584`, a relative number could be read as a term.
         equals = " = " if " - " in point.name else " "
         return Mark(
             at=distance(point.seq, check.limit.seq),
@@ -347,7 +351,7 @@ class _Telling:
 
     def _policy(self) -> list[str]:
         decision = self._explanation.outcome.decision
-        assert decision is not None  # noqa: S101 - lines asks first
+        assert decision is not None  # noqa: S101 - `lines` checked it
         does = _ACTIONS[decision.action]
         if decision.action is Action.DROP and self._explanation.segment is None:
             does = "the packet is dropped"
@@ -355,7 +359,7 @@ class _Telling:
         lines = [f"{_INDENT}{action}, by the rule {decision.rule}: {does}."]
         snapshot = self._explanation.outcome.snapshot
         if snapshot is not None and not snapshot.status & (IPS_SRC_NAT | IPS_DST_NAT):
-            # The policy that stops escaped packets asks for a translated flow.
+            # The policy that stops escaped packets requires a translated flow.
             lines.append(f"{_INDENT}({UNTRANSLATED})")
         return lines
 
@@ -364,7 +368,11 @@ def _condition(before: FlowSnapshot) -> str:
     said = [state_name(before.state) or protocol(before.original.proto)]
     if before.association is not None:
         said += association_words(before.association)
-    said.append("seen both ways" if before.status & IPS_SEEN_REPLY else "seen one way only")
+    said.append(
+        "seen in both directions"
+        if before.status & IPS_SEEN_REPLY
+        else "seen in one direction only"
+    )
     if before.status & IPS_ASSURED:
         said.append("assured")
     return f"Before this packet: {', '.join(said)}."

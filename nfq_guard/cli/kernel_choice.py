@@ -18,17 +18,17 @@ HELP: Final = (
 
 
 def kernel_of(name: str) -> KernelGuess:
-    """The rules of the kernel `name`; warns where they are a guess.
+    """The rules of the kernel `name`; warns if they are a guess.
 
     Raises:
-        NfqGuardError: `name` is no kernel, or the running kernel cannot be examined.
+        NfqGuardError: `name` is not a kernel, or the running kernel cannot be examined.
     """
     if name != LIVE:
         guess = guess_rules(name)
         if guess.doubt:
             warn(f"--kernel {name}: the rules of {guess.rules.name} are a guess: {guess.doubt}")
         return guess
-    # Imported here: what examines the running kernel takes as long to load as a short replay.
+    # Imported here: the probe of the running kernel takes as long to load as a short replay.
     from nfq_guard.probe.live import ask  # noqa: PLC0415
 
     found = recognise(ask())

@@ -61,7 +61,7 @@ class ScenarioRecord(TypedDict):
 
     Attributes:
         scenario: Its name.
-        summary: What happens in it, in one sentence.
+        summary: Its story in one sentence.
     """
 
     scenario: str
@@ -69,7 +69,7 @@ class ScenarioRecord(TypedDict):
 
 
 class CleanedRecord(TypedDict):
-    """What `lab clean` did.
+    """The result of `lab clean`.
 
     Attributes:
         removed: Each namespace and directory that was removed, as `namespace NAME` or
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _measure(args: argparse.Namespace) -> int:
     strays.layers()
-    matrix.check_requirements()  # before any head of a table
+    matrix.check_requirements()  # before the head of the table
     if args.action == "demo":
         return demo.run(lambda text, tone: write_line(paint(text, *_TONES[tone])))
     as_json = args.format == "json"

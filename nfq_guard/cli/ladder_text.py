@@ -29,7 +29,7 @@ def ladder(life: Life, frame: int) -> Iterator[str]:
     """The lines; `frame` is marked.
 
     Each packet has its frame, its time, an arrow from its sender with flags, relative sequence
-    number, length and acknowledgement, and what conntrack makes of it.
+    number, length and acknowledgement, and conntrack's verdict.
     """
     if life.left is None:
         return
@@ -71,7 +71,7 @@ def _rung(life: Life, step: Step, frame: int) -> str:
 
 
 def _packet(life: Life, step: Step) -> str:
-    """What a packet is, no longer than an arrow has room for."""
+    """A packet in short, to fit on an arrow."""
     segment = step.packet.l4
     if not isinstance(segment, Segment):
         return gist(step.packet)[: _ARROW - 3]

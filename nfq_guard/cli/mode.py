@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Switch the mode until the next start, which uses the configured mode again.
 
-    As root, installs the rules of the new mode if the daemon may not. Exit status 1 if they could
-    not follow: they keep the fail mode of the other mode.
+    As root, installs the rules of the new mode if the daemon is not allowed to. Exit status 1 if
+    that fails: the rules then keep the fail mode of the other mode.
     """
     with connected(args) as client:
         message = client.request("mode", mode=args.mode)

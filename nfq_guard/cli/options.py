@@ -20,7 +20,7 @@ def add_color(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--color",
         choices=("auto", "always", "never"),
-        # Otherwise the default of the command's parser would replace what stands before it.
+        # Otherwise the default of the command's parser would override an option before the command.
         default=argparse.SUPPRESS,
         help="colours (default: auto, on a terminal)",
     )
@@ -55,13 +55,13 @@ def add_last_good(parser: argparse.ArgumentParser) -> None:
         "--last-good",
         type=Path,
         metavar="FILE",
-        help="where the daemon keeps each configuration that it takes; used if the present one "
+        help="where the daemon saves each configuration that it loads; used if the present one "
         "has mistakes",
     )
 
 
 def add_result(parser: argparse.ArgumentParser, when: str) -> None:
-    """Declare what says whether rules stay after a service ended; `when` they are removed."""
+    """Declare the options by which rules stay; `when` says when they are removed."""
     parser.add_argument(
         "--after",
         metavar="RESULT",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The parser of the command line: usage errors in one line, and what was meant."""
+"""The parser of the command line: usage errors in one line, with a suggestion."""
 
 import argparse
 import re
@@ -12,12 +12,12 @@ from nfq_guard.errors import EXIT_USAGE
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-# How argparse reports a word that is not among the choices, with the choices quoted or not.
+# Argparse's message about a word that is not among the choices, quoted or not.
 _NO_CHOICE: Final = re.compile(r"invalid choice: '(?P<found>.*)' \(choose from (?P<known>.*)\)")
 _UNRECOGNIZED: Final = "unrecognized arguments: "
 _REQUIRED: Final = "the following arguments are required: "
 
-# Words that other programs have for what a command of ours does.
+# Names that other programs use for our commands.
 _ALSO_CALLED: Final = {
     "status": "verify",
     "stat": "verify",
@@ -38,16 +38,16 @@ class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, like every other error.
 
     Attributes:
-        words: What this parser has parsed; None if it has parsed nothing.
+        words: The words that this parser has parsed; None before.
     """
 
     words: Sequence[str] | None = None
 
     def __init__(self, **keywords: Any) -> None:  # noqa: ANN401 - as of ArgumentParser
-        """Take options by their whole names alone: `--mod enforce` is a mistake, not a mode."""
+        """Accept only complete option names: `--mod enforce` is a mistake, not a mode."""
         super().__init__(**keywords, allow_abbrev=False)
 
-    # argparse declares a type for each kind of namespace, of which this command has one.
+    # argparse declares an overload for each kind of namespace; this command uses one.
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
     ) -> tuple[argparse.Namespace, list[str]]:
@@ -63,21 +63,21 @@ class Parser(argparse.ArgumentParser):
         """Write the message with a reference to the help, and exit with `EXIT_USAGE`."""
         parser = self.last()
         if message.startswith(_REQUIRED) and (unknown := parser.unknown(self.words or ())):
-            # What is missing may be the value of the option that was mistyped.
+            # The missing argument may belong to a mistyped option.
             message = _UNRECOGNIZED + unknown
         self.exit(
             EXIT_USAGE, f"nfq-guard: {self._meant(parser, message)} (see {parser.prog} --help)\n"
         )
 
     def last(self) -> "Parser":
-        """The parser of the command and action that were chosen, as far as any were."""
+        """The parser of the chosen command and action, as far as they were given."""
         for sub in subparsers(self).values():
             if isinstance(sub, Parser) and sub.words is not None:
                 return sub.last()
         return self
 
     def unknown(self, words: Iterable[str]) -> str:
-        """The first of the words that is an option, but none of this parser."""
+        """The first word that is an option unknown to this parser."""
         known = options(self)
         for word in words:
             if word == "--":
@@ -88,8 +88,8 @@ class Parser(argparse.ArgumentParser):
         return ""
 
     def _meant(self, parser: "Parser", message: str) -> str:
-        """The message with the word that was meant, where one is close to that in the message."""
-        # Imported here, so that a command without a mistake does not load it.
+        """The message with a suggestion, if a known word is close to the one in the message."""
+        # Imported here, because only mistakes need it.
         from nfq_guard.policy.values import suggestion  # noqa: PLC0415
 
         if (choice := _NO_CHOICE.search(message)) is not None:
@@ -98,7 +98,7 @@ class Parser(argparse.ArgumentParser):
             other = _ALSO_CALLED.get(choice["found"])
             if other in known:
                 meant = f" (did you mean {other!r}?)"
-            # All choices are in the way of the one that was meant.
+            # Replace the list of all choices by the suggestion.
             return (
                 f"{message[: choice.start()]}invalid choice: '{choice['found']}'{meant}"
                 if meant

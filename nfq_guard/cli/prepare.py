@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard prepare`: the part of the daemon's start that takes root."""
+"""`nfq-guard prepare`: the part of the daemon's start that requires root."""
 
 import argparse
 import sys
@@ -69,7 +69,7 @@ def _remove_rules(args: argparse.Namespace) -> None:
 
 
 def _provide(settings: Settings, instance: str, user: str) -> str:
-    """Provide the best evidence that takes root; what was done, as a line."""
+    """Provide the best evidence that requires root; returns a line about it."""
     count = len(settings.queue_numbers)
     refusal: NfqGuardError | None = None
     if settings.evidence in {"auto", "bpf"}:

@@ -21,7 +21,7 @@ _BUFFER_BYTES: Final = 1 << 16
 
 @final
 class _Decompressed(io.RawIOBase):
-    """A source as a raw stream, which ends where the source is damaged."""
+    """A source as a raw stream that ends at damage."""
 
     def __init__(self, source: Source) -> None:
         self.damage = ""
@@ -63,12 +63,12 @@ def opened(name: str) -> Iterator[io.BufferedReader]:
 
 
 def is_capture(stream: io.BufferedReader) -> bool:
-    """Whether a stream that was just opened is a capture."""
+    """Whether a newly opened stream is a capture."""
     magic = stream.peek(4)[:4]
     return magic in pcap.MAGICS or magic == pcapng.MAGIC
 
 
 def is_events(stream: io.BufferedReader) -> bool:
-    """Whether a stream that was just opened may be events: JSON, or nothing."""
+    """Whether a newly opened stream may contain events: JSON, or nothing."""
     start = stream.peek(64)[:64].lstrip()
     return start.startswith(b"{") or not start

@@ -38,8 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Reload the policy; the current one stays if the new one is invalid.
 
-    As root, installs the rules of a changed mode if the daemon may not. Exit status 1 if the policy
-    is refused, changed settings take a restart, or the rules could not follow a changed mode.
+    As root, installs the rules of a changed mode if the daemon is not allowed to. Exit status 1 if
+    the policy is refused, changed settings require a restart, or the rules could not follow a
+    changed mode.
     """
     if args.pid is not None:
         args.socket = of_process(args.pid)
@@ -57,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
     elif args.wait:
         write_line(f"policy {message['policy']} with {message['rules']} rules is in force")
         if "mode" in message:
-            write_line(f"mode is {message['mode']}, as the file says now")
+            write_line(f"mode is {message['mode']}, as the file now says")
         for name in restart_for:
-            sys.stderr.write(f"nfq-guard: daemon.{name} changed too; it takes a restart\n")
+            sys.stderr.write(f"nfq-guard: daemon.{name} changed too; that requires a restart\n")
         if problem is not None:
             sys.stderr.write(f"nfq-guard: the rules keep their fail mode: {problem}\n")
     else:
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _signal(args: argparse.Namespace) -> int:
-    """Have a daemon without a control socket reload a file that has no mistakes."""
+    """Make a daemon without a control socket reload a file without mistakes."""
     load_config(args.config)
     try:
         os.kill(args.pid, signal.SIGHUP)

@@ -91,8 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     only.add_argument(
         "--flows",
         action="store_true",
-        help="list the TCP flows with what befell them, also those that went on after their entry "
-        "was gone; then the summary",
+        help="list the TCP flows with their packets and final state, also those that outlived "
+        "their entry; then the summary",
     )
     add_format(parser)
     replaying.add_decapsulate(parser)
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         # A replay creates millions of objects without reference cycles; the search costs 5 %.
         gc.disable()
         stack.callback(gc.enable)
-        # The search as the interpreter ends would find none either, for another 2 %.
+        # The search at the end of the interpreter would cost another 2 %.
         atexit.register(gc.freeze)
         captures: list[Capture] = []
         for source, name in enumerate(args.captures):
@@ -172,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
 def _page(
     args: argparse.Namespace, captures: Sequence[Capture], shows: list[_Show]
 ) -> "ReplayPage | None":
-    """The page of `--report`, which takes the selected outcomes too; None without one."""
+    """The page of `--report`, which gets the selected outcomes too; None without one."""
     if args.report is None:
         return None
     # Imported here: a replay without a page does not load what draws it.
@@ -232,7 +232,7 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
     def end(
         kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
-        # Complete, it gets its name; after an exception, what had the name stays.
+        # A complete file gets its name; after an exception, an existing file stays.
         try:
             return output.__exit__(kind, error, trace)
         except OSError as failed:
@@ -270,7 +270,7 @@ def _finish(
 
 def _list_flows(args: argparse.Namespace, replayer: Replayer) -> None:
     listing = replayer.streams.listing
-    assert listing is not None  # noqa: S101 - run asked for it
+    assert listing is not None  # noqa: S101 - requested by `run`
     for stream in listing.streams:
         found = flow_record(stream, replayer.now)
         if args.format == "json":

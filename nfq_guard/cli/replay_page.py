@@ -19,13 +19,13 @@ from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
 
-# What is compared when no policy is named.
+# The policies that are compared by default.
 _PRESETS: Final = ("preset:default", "preset:kube-proxy", "preset:strict")
 
 
 @final
 class ReplayPage:
-    """Collects what the page shows."""
+    """Collects the contents of the page."""
 
     def __init__(self, path: Path, captures: Sequence[Capture], policy: str | None) -> None:
         """Write to `path`; try `policy`, or the presets without one.
@@ -58,10 +58,10 @@ class ReplayPage:
         Args:
             name: The captures.
             settings: How they were replayed.
-            gaps: What they leave open.
+            gaps: Notes on what the captures lack.
 
         Returns:
-            What was written, in a few words.
+            A short text about the page.
         """
         self._trial.end()
         doubt = settings.kernel_doubt or None

@@ -22,7 +22,7 @@ from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import DEFAULT_CAPACITY, DEFAULT_WSCALE, ReplaySettings
 from nfq_guard.wire.tcp import MAX_WINDOW_SCALE
 
-# `--timeout` names beside the TCP states, with their defaults.
+# Names for `--timeout` besides the TCP states, with their defaults.
 _OTHER_TIMEOUTS_S: Final = {
     "MAX_RETRANS": DEFAULT_SYSCTLS.max_retrans_timeout_s,
     "UNACKNOWLEDGED": DEFAULT_SYSCTLS.unacknowledged_timeout_s,
@@ -33,7 +33,7 @@ _OTHER_TIMEOUTS_S: Final = {
     "GRE_STREAM": DEFAULT_SYSCTLS.gre_stream_timeout_s,
     "GENERIC": DEFAULT_SYSCTLS.generic_timeout_s,
 }
-# Those of SCTP have a name in front; the kernel has a sysctl for these states alone.
+# SCTP states have a prefix; the kernel has sysctls for these states only.
 _SCTP_STATES: Final = {
     f"SCTP_{state.name}": int(state)
     for state in SctpState
@@ -64,15 +64,15 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "--checksum",
         choices=[mode.value for mode in ChecksumMode],
         default=ChecksumMode.AUTO.value,
-        help="wrong checksums: tell unfinished from broken ones, take all for broken, or look at "
-        "none (default: %(default)s)",
+        help="wrong checksums: distinguish unfinished from broken ones, treat all as broken, or "
+        "ignore them (default: %(default)s)",
     )
     parser.add_argument(
         "--assume-nat",
         choices=list(NAT_STATUS),
         metavar="NAT",
         default="none",
-        help="how the host translates these flows, for the policy; a capture does not tell: "
+        help="how the host translates these flows, for the policy; a capture does not show it: "
         f"{one_of(tuple(NAT_STATUS))} (default: %(default)s)",
     )
     parser.add_argument(
@@ -134,7 +134,7 @@ def add_decapsulate(parser: argparse.ArgumentParser) -> None:
 def settings_of(
     args: argparse.Namespace, *, every: bool = False, decapsulate: bool = False
 ) -> ReplaySettings:
-    """The settings that the arguments ask for; warns where the kernel's rules are a guess.
+    """The settings by the arguments; warns if the kernel's rules are a guess.
 
     Raises:
         UsageError: A value is not valid.

@@ -51,10 +51,10 @@ class Table:
 
         Args:
             files: Named in each row, if there are any.
-            every: Whether there are packets that are not INVALID among them.
+            every: Whether the outcomes include packets that are not INVALID.
             colour: Whether to colour them.
-            width: Columns of the terminal; a row that is wider goes on in lines below it. None
-                for no bound.
+            width: Columns of the terminal; a wider row continues in lines below it. None for no
+                bound.
         """
         self._files = files
         self._every = every
@@ -107,7 +107,7 @@ class Table:
             if outcome.doubted is not None:
                 why = ", ".join(filter(None, (why, doubt_gist(outcome.doubted))))
         elif outcome.ignored is not None:
-            why = "ignored: its flow takes no note of it"
+            why = "ignored: its flow is unchanged"
         if self._files:
             return f"{self._files[outcome.frame.source]}: {why}".removesuffix(": ")
         return why
@@ -119,7 +119,7 @@ class Table:
                 self._widths[column] = max(self._widths[column], len(cell.text))
 
     def _line(self, cells: Sequence[_Cell]) -> str:
-        """The cells in columns; on a narrow terminal those of each row go on in the same lines."""
+        """The cells in columns; on a narrow terminal all rows are broken at the same cells."""
         assert self._widths is not None  # noqa: S101 - set with the first row
         lines: list[str] = [""]
         used = 0
@@ -140,14 +140,14 @@ class Table:
 
 
 def _reason(outcome: Outcome) -> str:
-    """The reason, with a question mark where it is in doubt."""
+    """The reason, with a question mark if it is in doubt."""
     if outcome.finding is None:
         return ""
     return outcome.finding.reason.value + ("" if outcome.doubted is None else "?")
 
 
 def comment(outcome: Outcome) -> str:
-    """The comment of a packet that is written to a file, in one line."""
+    """The one-line comment of a packet in a written file."""
     finding = outcome.finding
     ctstate = outcome.ctstate
     if finding is None:
@@ -172,7 +172,7 @@ def comment(outcome: Outcome) -> str:
 
 
 def kernel_words(settings: ReplaySettings) -> str:
-    """The rules that hold, and whether they are a guess."""
+    """The rules in use, and whether they are a guess."""
     return f"{settings.kernel.name} (a guess)" if settings.kernel_doubt else settings.kernel.name
 
 
@@ -239,7 +239,7 @@ def _resets(replayer: Replayer) -> dict[str, int]:
 
 
 def _flow_notes(replayer: Replayer) -> Iterator[str]:
-    """What the capture shows of its flows beside the packets that are judged."""
+    """Notes on the flows, in addition to the judged packets."""
     if replayer.reader.tunnels:
         kinds = ", ".join(f"{name} {count:,}" for name, count in replayer.reader.tunnels.items())
         what = "judged too" if replayer.decapsulates else "not judged: --decapsulate"
@@ -247,13 +247,13 @@ def _flow_notes(replayer: Replayer) -> Iterator[str]:
     if replayer.copies.copies:
         yield f"{counted(replayer.copies.copies, 'frame')} show an earlier packet again: not judged"
     if replayer.translations:
-        yield f"{counted(replayer.translations, 'flow')} with address translation, judged so"
+        yield f"{counted(replayer.translations, 'flow')} with address translation"
     streams = replayer.streams
     one_way = streams.one_way()
     if one_way:
         yield (
-            f"{counted(one_way, 'flow')} seen one way only: the host is on an asymmetric route, "
-            "or the capture has a filter or the wrong interface"
+            f"{counted(one_way, 'flow')} seen in one direction only: the host is on an asymmetric "
+            "route, or the capture has a filter or the wrong interface"
         )
     escapes = streams.escapes.found
     if escapes:
@@ -267,7 +267,7 @@ def _flow_notes(replayer: Replayer) -> Iterator[str]:
 
 
 def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
-    """What the capture itself leaves open."""
+    """Notes on what the capture lacks."""
     for kind, count in summary.by_doubt.most_common():
         yield f"{counted(count, 'INVALID packet')} not counted above: {DOUBTS[kind]}"
     if replayer.drops:
@@ -282,17 +282,17 @@ def capture_notes(summary: Summary, replayer: Replayer) -> Iterator[str]:
         yield (
             "the capture ends inside the TCP options of "
             f"{counted(replayer.cut_options, 'segment')}, "
-            f"{replayer.streams.cut_openings:,} of them SYNs: their flows are held to no window"
+            f"{replayer.streams.cut_openings:,} of them SYNs: no window is checked for their flows"
         )
     checksums = replayer.reader.checksums
     wrong = {
         "forgiven as offload": checksums.forgiven,
         "broken": checksums.broken,
-        "unknown, followed as right": checksums.unknown,
+        "unknown, treated as correct": checksums.unknown,
     }
     if any(wrong.values()):
         parts = ", ".join(f"{count:,} {name}" for name, count in wrong.items() if count)
-        yield f"wrong checksums: {parts}; --checksum verify takes all for broken, ignore none"
+        yield f"wrong checksums: {parts}; --checksum verify treats all as broken, ignore none"
     if checksums.unanswered:
         yield (
             f"{counted(checksums.unanswered, 'SYN')} without an answer and with an unfinished "

@@ -21,7 +21,7 @@ from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
 
-# What is compared when no policy is named.
+# The policies that are compared by default.
 _PRESETS: Final = ("preset:default", "preset:kube-proxy", "preset:strict")
 _POLICIES_MAX: Final = 8
 _FINDINGS_MAX: Final = 1000
@@ -116,4 +116,4 @@ def _is_same(output: Path, events: Path) -> bool:
     try:
         return output.samefile(events)
     except OSError:
-        return False  # one of them is not there
+        return False  # one of them does not exist

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    """A configuration that has become invalid must not prevent the removal."""
+    """Remove the rules, even if the configuration has become invalid."""
     settings: Settings | None = None
     try:
         settings = _settings(args)
@@ -93,7 +93,7 @@ def _remove(args: argparse.Namespace) -> int:
 
 
 def _install_command(args: argparse.Namespace) -> str:
-    """`rules install` with the options that this command was given."""
+    """`rules install` with the options of this command."""
     given = {
         "--backend": args.backend,
         "--family": args.family,
@@ -117,10 +117,10 @@ def removed(settings: Settings | None, result: str | None, unit: str | None) -> 
     """Remove the rules, unless they must stay.
 
     Args:
-        settings: Those of the configuration; None where it cannot be read. After a failure of the
-            service, the rules then stay if those that are installed drop unjudged packets: they are
-            those of the last good configuration.
-        result: The service's result, as systemd names it; None where no service ended.
+        settings: The settings; None if the configuration cannot be read. The installed rules are
+            then those of the last good configuration, and after a failure of the service they stay
+            if they drop unjudged packets.
+        result: The service's result, as named by systemd; None without a service.
         unit: The rules stay while systemd restarts this unit.
     """
     firewall = firewall_of(Settings() if settings is None else settings)
@@ -193,8 +193,8 @@ class ShownRecord(TypedDict):
 
     Attributes:
         backend: The backend.
-        why: Why it was chosen.
-        offload: Flows that the kernel may be asked to drop at a time; null without offload.
+        why: The reason for the choice.
+        offload: Maximum number of offloaded flows; null without offload.
         families: The rules of each family.
     """
 
@@ -225,7 +225,7 @@ class RuleDifferenceRecord(TypedDict):
     The kinds `taken-before` and `policy-skipped` are remarks: they do not make the status 1.
 
     Attributes:
-        kind: What kind of difference it is.
+        kind: The kind of difference.
         family: 4 or 6.
         backend: The backend.
         table: Name of the table.
@@ -242,7 +242,7 @@ class RuleDifferenceRecord(TypedDict):
 
 
 class ChangesRecord(TypedDict):
-    """What `rules install` and `rules remove` did.
+    """The result of `rules install` and `rules remove`.
 
     Attributes:
         done: Each change, one sentence each.

@@ -18,7 +18,7 @@ from nfq_guard.service.settings import Settings
 
 
 def install(client: Client, path: Path, problem: str) -> str | None:
-    """Install the rules of the daemon's mode. Returns the problem that is left, or None.
+    """Install the rules of the daemon's mode. Returns the remaining problem, or None.
 
     Args:
         client: A connection to the daemon.

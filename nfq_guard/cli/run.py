@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_INTERRUPTED if interrupted else EXIT_OK
 
 
-# The doctor is imported in the threads that need it, after the start: a quarter of the CPU time of
-# the daemon's start would be that import, while no packet is judged.
+# The doctor is imported after the start, in the threads that need it: the import would take a
+# quarter of the CPU time of the start, during which no packet is judged.
 
 
 def _survey(copy: LegacyCopy) -> Event:

@@ -20,7 +20,7 @@ from nfq_guard.service.status import (
 from nfq_guard.telemetry.palette import Style
 
 _LABEL_WIDTH: Final = 12
-# Heals by the name of their counter; shown where there are any.
+# Texts of heals by their counter; shown unless 0.
 _HEALS: Final = {
     "heals": "heals made",
     "would_heal": "would be made in enforce",
@@ -29,14 +29,14 @@ _HEALS: Final = {
     "heals_over_limit": "packets over a limit on heals",
     "heal_errors": "refused by the kernel",
 }
-# Losses by the name of their counter; shown where there are any.
+# Texts of losses by their counter; shown unless 0.
 _LOSSES: Final = {
     "queue_full_drops": "dropped because the queue was full",
     "buffer_full_drops": "dropped because the socket buffer was full",
     "buffer_full_passes": "passed unjudged because the socket buffer was full",
     "unread_packets": "queued meanwhile, or read by a killed daemon: by the fail mode",
     "buffer_overruns": "overruns of the socket buffer",
-    "verdict_errors": "verdicts for packets that were gone",
+    "verdict_errors": "verdicts for packets that no longer existed",
     "judging_failures": "packets that could not be judged",
     "lookup_errors": "flow lookups that failed",
     "event_failures": "events that could not be written",
@@ -45,7 +45,7 @@ _LOSSES: Final = {
     "log_errors": "failed writes to the log",
 }
 
-# Counters of the daemon, from its rules; shown where there are any.
+# Texts of the daemon's counters of its rules; shown unless 0.
 _RULE_COUNTS: Final = {
     "shed_packets": "packets above the rate left to the fail mode",
     "queue_full_passes": "packets passed unjudged because the queue was full",
@@ -82,7 +82,7 @@ def lines(status: Status) -> list[str]:
         _line("config", status.config),
     ]
     shown += [
-        _line("", f"daemon.{name} changed in the file; it takes a restart")
+        _line("", f"daemon.{name} changed in the file; that requires a restart")
         for name in policy.restart_for
     ]
     shown += [
@@ -119,7 +119,7 @@ def _policy(policy: PolicyFacts) -> str:
 
 
 def _on_trial(status: Status) -> str:
-    """How the decisions of the policy on trial differ from those of the policy in force."""
+    """The differences between the policy on trial and the policy in force."""
     counts = [
         sum(queue.count(name) for queue in status.queues)
         for name in ("shadow_would_drop", "shadow_would_pass", "shadow_differs_otherwise")
@@ -157,7 +157,7 @@ def _rules(rules: RulesStatus) -> str:
 
 
 def _raw_rules(status: Status) -> list[str]:
-    """The rules before conntrack for which the guard steps aside; no line without any."""
+    """The rules before conntrack because of which the guard spares packets; no line without any."""
     texts = [
         *(f"not enforced where {rule}" for rule in status.raw_rules.one_sided),
         *status.raw_rules.problems,
@@ -225,7 +225,7 @@ def _queue(queue: QueueStatus) -> list[str]:
 
 
 def _heals(queue: QueueStatus) -> list[str]:
-    """What was healed, or would have been; no line without either."""
+    """The heals, and those that enforce would make; no line without any."""
     counts = [f"{queue.count(name)} {text}" for name, text in _HEALS.items() if queue.count(name)]
     if not counts:
         return []

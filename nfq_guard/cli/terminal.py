@@ -11,7 +11,7 @@ from nfq_guard.names import visible
 from nfq_guard.telemetry.palette import Style, styled, takes_colour
 
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;]*m")
-# A word with the blanks around it.
+# A word with its surrounding blanks.
 _WORD: Final = re.compile(r"\s*\S+\s*")
 
 
@@ -26,7 +26,7 @@ def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as text that a terminal shows: everything else becomes escape sequences."""
+    """A file name with escape sequences for everything that a terminal cannot show."""
     return visible(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
@@ -36,7 +36,7 @@ def columns() -> int | None:
 
 
 def fitted(text: str) -> str:
-    """Lines with further ones where the terminal on standard output is too narrow for them."""
+    """The lines, folded if the terminal on standard output is too narrow for them."""
     width = columns()
     if width is None:
         return text
@@ -60,14 +60,14 @@ def folded(line: str, width: int) -> list[str]:
             parts[-1] = parts[-1].rstrip()
             parts.append(indent)
             used = len(indent)
-            word = word.lstrip()  # noqa: PLW2901 - the blanks before it are the end of the line
+            word = word.lstrip()  # noqa: PLW2901 - the blanks before it end the line
         parts[-1] += word
         used += len(_ESCAPE.sub("", word))
     return [*parts[:-1], parts[-1].rstrip()]
 
 
 def write_line(text: str = "") -> None:
-    """Write a line for people, folded where the terminal is too narrow for it, and flush it."""
+    """Write a line for people, folded to the width of the terminal, and flush it."""
     width = columns()
     write_whole(text if width is None else "\n".join(folded(text, width)))
 

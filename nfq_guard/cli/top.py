@@ -24,8 +24,9 @@ class UpdateRecord(TypedDict):
     """One update of `top`.
 
     Attributes:
-        status: The daemon, as `status` prints it.
-        flows: At most 200 flows, the one seen last first, as `dump` prints them.
+        status: The daemon, as printed by `status`.
+        flows: At most 200 flows, most recent first, as
+        printed by `dump`.
     """
 
     status: Annotated[dict[str, Any], Status]

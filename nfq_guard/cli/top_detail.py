@@ -17,7 +17,7 @@ from nfq_guard.telemetry.palette import Style
 from nfq_guard.telemetry.reader import event_of
 from nfq_guard.whatif.events import bounds_of
 
-# A number line is not narrower, so that its labels stand apart.
+# Minimum width of a number line, so that its labels do not collide.
 _LEAST: Final = 40
 _MOST: Final = 100
 
@@ -53,7 +53,7 @@ def window_lines(fields: dict[str, Any], width: int) -> Iterator[tuple[str, bool
     """Both windows, and the packet at each bound: lines, and whether a bound is broken there.
 
     Args:
-        fields: The event of a packet, with its window, as `dump` has it.
+        fields: The event of a packet, with its window, as in `dump`.
         width: Columns.
     """
     read = event_of(fields)
@@ -95,6 +95,6 @@ def _bound(check: BoundCheck, width: int) -> Iterator[str]:
 
 def _mark(check: BoundCheck, sign: str) -> Mark:
     point = {LIMIT: check.limit, ACTUAL: check.actual}.get(sign, check.other)
-    assert point is not None  # noqa: S101 - the caller asks for a point that there is
+    assert point is not None  # noqa: S101 - the caller requests an existing point
     label = f"{point.name} = {point.seq}"
     return Mark(at=distance(point.seq, check.limit.seq), sign=sign, label=label)

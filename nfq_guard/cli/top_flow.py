@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One flow of `top`, as the daemon dumps it, in texts."""
+"""Texts about one flow of `top`."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def ends_of(flow: Fields) -> str:
 
 
 def action_text(flow: Fields) -> str:
-    """What the policy does with its last packet, or would do in enforce."""
+    """The action of the policy for its last packet, or the action in enforce."""
     event = last_event(flow)
     would = "would " if event["would"] != event["verdict"] else ""
     return f"{would}{event['action']}"
@@ -66,13 +66,13 @@ def escapes(flow: Fields) -> bool:
 
 
 def distance_of(flow: Fields) -> int:
-    """How far its last packet is beyond the bound that it broke, in bytes; -1 for none."""
+    """Bytes by which its last packet exceeds the bound that it broke; -1 for none."""
     breach = last_event(flow)["breach"]
     return -1 if breach is None else int(breach["distance"])
 
 
 def distance_text(flow: Fields) -> str:
-    """The same as text; `-` for none."""
+    """The distance as text; `-` for none."""
     distance = distance_of(flow)
     return "-" if distance < 0 else str(distance)
 

@@ -34,7 +34,7 @@ def cut(lines: list[Line], width: int) -> list[Line]:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width`, broken at blanks where that is possible."""
+    """Lines of at most `width`, broken at blanks if possible."""
     lines: list[str] = []
     rest = text
     while len(rest) > width:
@@ -51,7 +51,7 @@ def spaced(texts: Sequence[str], width: int, rest: str = "") -> list[str]:
     Args:
         texts: The texts.
         width: Width of the line.
-        rest: What stands at the end instead of those that do not fit, with `{}` for their number.
+        rest: A text that replaces those that do not fit, with `{}` for their number.
     """
     shown: list[str] = []
     left = width
@@ -69,5 +69,5 @@ def spaced(texts: Sequence[str], width: int, rest: str = "") -> list[str]:
 
 
 def fitting(texts: Sequence[str], width: int) -> list[Piece]:
-    """The pieces of a line that goes on with as many of the texts as fit."""
+    """The pieces of a line, followed by as many of the texts as fit."""
     return [Piece(text) for text in spaced(["", *texts], width)]

@@ -36,13 +36,13 @@ from nfq_guard.telemetry.palette import Style
 _HISTORY_MAX: Final = 300
 _QUEUES_SHOWN: Final = 4
 _LEAST_WIDTH: Final = 20
-# The longest reason.
+# Width of the longest reason.
 _LEAST_REASONS: Final = 14
-# What a flow has beside it at least: the cursor, PACKETS, RATE, REASONS, and blanks.
+# Minimum width besides the flow: the cursor, PACKETS, RATE, REASONS, and blanks.
 _BESIDE_FLOW: Final = 1 + 1 + 7 + 1 + 6 + 1 + _LEAST_REASONS
 # Below these sizes there is no sparkline.
 _SPARK_WIDTH: Final = 60
-# On a screen that is lower, a flow in detail leaves out what is not about it, but for problems.
+# On a lower screen, the detail of a flow omits everything else except problems.
 _TALL: Final = 40
 _SPARK_HEIGHT: Final = 12
 _SPARK_COLUMNS: Final = 60
@@ -113,8 +113,8 @@ class _Column(NamedTuple):
 
     Attributes:
         head: Its heading.
-        width: Characters; the column of flows and the last one take what is left.
-        value: The text of a flow.
+        width: Characters; the column of flows and the last one take the rest.
+        value: Returns the text for a flow.
         right: Whether it is aligned to the right.
     """
 
@@ -194,7 +194,7 @@ class View:
         head = self._head(self._status, height, width)
         opened = self.choice.opened
         flow = next((one for one in self._flows if key_of(one) == opened), None)
-        if flow is not None and height < _TALL:  # the rest of the screen is for that flow
+        if flow is not None and height < _TALL:  # the rest of the screen shows that flow
             bad = [line for line in head[1:] if line and Style.RED in line[0].styles]
             head = [head[0], *bad, []]
         room = max(1, height - len(head) - 1)
@@ -246,7 +246,7 @@ class View:
         return [*shown, []] if height >= _SPARK_HEIGHT else shown
 
     def _queue_rate(self, queue: QueueStatus) -> float:
-        """Over the time of all rates here; before the second response, what the daemon says."""
+        """The rate over the time of all rates; before the second response, the daemon's own."""
         rate = self._meter.rate(queue.queue)
         return queue.packets_per_s if rate is None else rate
 
@@ -296,7 +296,7 @@ class View:
         choice = self.choice
         choice.selected = max(0, min(choice.selected, len(flows) - 1))
         longest = max((len(ends_of(flow)) for flow in flows), default=10)
-        # Where a flow is too long to stand beside its numbers, it has a line of its own above.
+        # A flow that is too long to fit beside its numbers has its own line above them.
         beside = longest + _BESIDE_FLOW <= width
         columns = self._columns(width, longest if beside else 0)
         usual = {
@@ -321,7 +321,7 @@ class View:
         for column in columns:
             marked = column.head == self.choice.sort.value
             styles = (Style.BOLD, Style.CYAN) if marked else (Style.BOLD,)
-            # The mark takes the place of the blank after the heading.
+            # The mark replaces the blank after the heading.
             text = column.head if column.right else f"{column.head}{'v' if marked else ''}"
             after = "v" if marked and column.right else " "
             pieces.append(Piece(_padded(text, column) + after, styles))
@@ -361,7 +361,7 @@ def _block(
     Args:
         flow: The flow.
         columns: The columns.
-        usual: Of some columns, the value that most flows have.
+        usual: The most frequent value of some columns.
         above: Width of the line for the flow's ends; 0 where these are in a column.
         selected: Whether the cursor is on the flow.
     """
@@ -388,7 +388,7 @@ def _block(
 
 
 def _first_shown(heights: Sequence[int], selected: int, room: int) -> int:
-    """The first flow on the screen, so that the selected one is there whole."""
+    """The first flow on the screen, such that the selected one is completely visible."""
     first = 0
     while first < selected and sum(heights[first : selected + 1]) > room:
         first += 1
@@ -396,7 +396,7 @@ def _first_shown(heights: Sequence[int], selected: int, room: int) -> int:
 
 
 def _queue_line(queue: QueueStatus, rate: float, width: int) -> Line:
-    """As much about a queue as fits; drops are first where there are any."""
+    """As much about a queue as fits, drops first."""
     drops = queue.count("queue_full_drops") + queue.count("buffer_full_drops")
     restarts = f", restarted {queue.restarts}x" if queue.restarts else ""
     parts = [f"{queue.count('packets')} in total"]

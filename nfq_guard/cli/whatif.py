@@ -227,7 +227,7 @@ def _drop_lines(tally: Tally) -> Iterator[str]:
 
 
 def _drops(tally: Tally) -> str:
-    """The number of drops, with its bounds where it is an estimate."""
+    """The number of drops, with its bounds if it is an estimate."""
     if tally.exact:
         return str(tally.drops)
     return f"about {tally.drops} (between {tally.least_drops} and {tally.most_drops})"

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what was logged; as JSON Lines, one object a reason and flow."""
+    """Print the logged packets; as JSON Lines, one object a reason and flow."""
     if args.journal == (args.log is not None):
         raise UsageError("expected FILE, - or --journal")
     reader = LogReader()
@@ -182,7 +182,7 @@ def _packets(count: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """A text of the log, safe for a terminal."""
+    """A text of the log, made safe for a terminal."""
     return ascii(text.strip()[:_TEXT_SHOWN])
 
 

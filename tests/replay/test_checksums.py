@@ -207,7 +207,7 @@ def test_unanswered_syns_are_explained(tmp_path: Path, capsys: pytest.CaptureFix
     capture = syns().save(tmp_path / "syns.pcap")
     assert main(["replay", capture]) == 0
     out = capsys.readouterr().out
-    assert "3 unknown, followed as right; --checksum verify" in out
+    assert "3 unknown, treated as correct; --checksum verify" in out
     assert "3 SYNs without an answer and with an unfinished checksum" in out
     assert main(["explain", capture, "1"]) == 0
     assert "checksum unfinished, as a sender leaves it to its NIC" in capsys.readouterr().out

@@ -356,7 +356,7 @@ def test_one_way_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     summary = json.loads(capsys.readouterr().out)
     assert (summary["one_way"], summary["doubt"]) == (1, {})
     assert main(["replay", path]) == 0
-    assert "1 flow seen one way only" in capsys.readouterr().out
+    assert "1 flow seen in one direction only" in capsys.readouterr().out
 
 
 def test_untracked_packets_are_left_alone() -> None:

@@ -65,7 +65,7 @@ def test_from_the_first_packet_to_the_last(ladder: Ladder) -> None:
         "          7     0.0600 A 19 ack 1001 ------------------> ESTABLISHED",
         "  >       8     0.0700 <---------- PA 10000000+31 ack 19 INVALID seq-over",
         "          9     0.0800 R 19 ---------------------------> CLOSE",
-        "    Before this packet: ESTABLISHED, seen both ways, assured.",
+        "    Before this packet: ESTABLISHED, seen in both directions, assured.",
     ]
 
 

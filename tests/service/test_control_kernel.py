@@ -103,7 +103,7 @@ def test_reload_and_its_outcome(operated: Operated) -> None:
     assert before["last_reload"] is None
     operated.configure(THAT_PORT_POLICY.replace('"drop"', '"log"'), "queue_length = 77")
     said = operated.type("reload", "--wait", status=1)
-    assert "daemon.queue_length changed too; it takes a restart" in said
+    assert "daemon.queue_length changed too; that requires a restart" in said
     middle = operated.status()
     assert middle["policy"]["hash"] != before["policy"]["hash"]
     assert middle["policy"]["rules"] == 1
