@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address, ip_network
 from typing import Final
 
-from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules
+from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules, owners
 from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.follow import Finding, Follower
 from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
@@ -179,7 +179,7 @@ def _raw_rule(
                 certain = False
     table = finding.table
     return RawRule(
-        text=f"`{rule.text}` ({table.filter} table {table.name}, chain {finding.chain})",
+        text=f"`{rule.text}` ({owners.place(finding)})",
         family=family,
         proto=proto,
         hook=_HOOKS[hook],
@@ -232,7 +232,7 @@ def checks(reading: RawReading) -> Iterator[Check]:
             "tracking.half",
             f"{text}: conntrack calls the visible half INVALID, and the daemon does not drop what "
             "it matches",
-            "have a rule treat the other direction in the same way, or remove this one",
+            owners.todo_untracked(text),
         )
     if not reading.one_sided:
         yield ok("tracking.half", "no rule before conntrack hides one direction of flows from it")

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, Status
-from nfq_guard.doctor.owners import PLAIN, SYNPROXY, owner_of
+from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import HOOKS, ON_THE_WAY, Met, Order
 from nfq_guard.doctor.rule_model import ENDS, TAKES, Act, Truth
 
@@ -152,13 +152,11 @@ def _severity(mets: Sequence[Met]) -> Status:
 
 def _by(met: Met) -> str:
     finding = met.finding
-    owner = owner_of(finding)
-    name = "" if owner is PLAIN else f"; {owner.name}"
     sent = f" ({finding.rule.target})" if finding.rule.target else ""
     by = "by" if finding.state else "by default:"
-    place = f"{finding.table.filter} table {finding.table.name}, chain {finding.chain}{name}"
     when = ", before the guard sees it" if met.order is Order.BEFORE else ""
-    return f"{_WORDS[finding.rule.act]}{sent} {by} `{finding.rule.text}` ({place}){when}"
+    rule = f"`{finding.rule.text}` ({owners.place(finding)})"
+    return f"{_WORDS[finding.rule.act]}{sent} {by} {rule}{when}"
 
 
 def _such(sure: Met, aimed: Sequence[Met]) -> str:

@@ -3,8 +3,8 @@
 
 from collections.abc import Iterable, Iterator
 
+from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, ok, warning
-from nfq_guard.doctor.owners import PLAIN, owner_of
 from nfq_guard.doctor.path import Met, Order
 
 
@@ -48,10 +48,7 @@ def marks(path: Iterable[Met], unjudged: int) -> Iterator[Check]:
 
 def _text(met: Met) -> str:
     finding = met.finding
-    owner = owner_of(finding)
-    name = "" if owner is PLAIN else f"; {owner.name}"
-    where = f"{finding.table.filter} table {finding.table.name}, chain {finding.chain}{name}"
-    return f"`{finding.rule.text}` ({where})"
+    return f"`{finding.rule.text}` ({owners.place(finding)})"
 
 
 def _first(texts: list[str]) -> str:

@@ -21,6 +21,7 @@ class Owner(NamedTuple):
         invalid: The recommended action on its rules for INVALID packets.
         denied: The recommended action on its default deny, where a separate switch controls it.
         policy: The recommended action on the policy of a built-in chain, if it differs.
+        untracked: The recommended action on its rules that hide one direction from conntrack.
         prefixes: Prefixes of the names of its chains or tables.
         words: Texts in its comments and log prefixes.
         claims: The built-in chains to which it adds rules and policies that cannot be recognised.
@@ -31,6 +32,7 @@ class Owner(NamedTuple):
     invalid: str
     denied: str = ""
     policy: str = ""
+    untracked: str = ""
     prefixes: tuple[str, ...] = ()
     words: tuple[str, ...] = ()
     claims: frozenset[str] = frozenset()
@@ -57,12 +59,22 @@ SYNPROXY: Final = Owner(
     "and the rule drops what it did not answer",
 )
 
-_LEAKAGE: Final = Owner(
-    "fw4",
-    "OpenWrt fw4",
-    "keep it: it stops private addresses from leaving, as the preset no-leak does "
-    "(`option masq_allow_invalid` of the zone omits it)",
-    words=("Prevent NAT leakage",),
+_LEAKAGES: Final = tuple(
+    Owner(
+        program,
+        f"OpenWrt {program}",
+        "keep it: it stops private addresses from leaving, as the preset no-leak does "
+        "(`option masq_allow_invalid` of the zone omits it)",
+        words=(f"!{program}: Prevent NAT leakage",),
+    )
+    for program in ("fw3", "fw4")
+)
+_DROP_INVALID: Final = (
+    "set `option drop_invalid '0'` in /etc/config/firewall, and let the guard decide"
+)
+_REJECTS: Final = (
+    "set `option input`, `option forward` to DROP in /etc/config/firewall: REJECT answers TCP "
+    "with an RST, DROP only loses the packet"
 )
 
 OWNERS: Final = (
@@ -92,6 +104,8 @@ OWNERS: Final = (
         "calico",
         "Calico",
         "set disableConntrackInvalidCheck in FelixConfiguration, and let the guard decide",
+        untracked="set bpfHostConntrackBypass: false in FelixConfiguration, and conntrack sees "
+        "whole connections",
         prefixes=("cali-", "cali", "calico"),
     ),
     Owner(
@@ -99,6 +113,7 @@ OWNERS: Final = (
         "Cilium",
         "see Cilium's own drops with `cilium monitor --type drop`: its BPF programs track "
         "connections beside conntrack",
+        untracked="keep it: it is for the packets of Cilium's proxy",
         prefixes=("CILIUM_", "OLD_CILIUM_", "cilium"),
     ),
     Owner(
@@ -143,11 +158,42 @@ OWNERS: Final = (
     Owner(
         "fw4",
         "OpenWrt fw4",
-        "set `option drop_invalid '0'` in /etc/config/firewall, and let the guard decide",
-        "set `option input`, `option forward` to DROP in /etc/config/firewall: REJECT answers TCP "
-        "with an RST, DROP only loses the packet",
+        _DROP_INVALID,
+        _REJECTS,
         prefixes=("fw4",),
         words=("!fw4",),
+    ),
+    Owner(
+        "fw3",
+        "OpenWrt fw3",
+        _DROP_INVALID,
+        _REJECTS,
+        words=("!fw3",),
+        claims=_FILTER,
+    ),
+    Owner(
+        "ipfire",
+        "IPFire",
+        f"{_KEEP}: its firewall options only have a switch for the log (DROP_CTINVALID)",
+        prefixes=("CTINVALID", "POLICYFWD", "POLICYIN", "FORWARDFW", "INPUTFW"),
+        words=("DROP_CTINVALID",),
+        claims=_FILTER | {"CONNTRACK"},
+    ),
+    Owner(
+        "vyatta",
+        "EdgeOS or VyOS 1.3",
+        "run `delete firewall state-policy invalid`, or delete the rule with `state invalid` of "
+        "that rule set, and let the guard decide",
+        "keep it, or change `default-action` of that rule set: reject answers TCP with an RST",
+        prefixes=("VYATTA_",),
+        claims=_FILTER,
+    ),
+    Owner(
+        "firewalla",
+        "Firewalla",
+        f"{_KEEP}: it has no switch for it",
+        prefixes=("FW_FORWARD", "FW_FIREWALL", "FW_INPUT"),
+        claims=_FILTER,
     ),
     Owner(
         "mwan3",
@@ -289,6 +335,22 @@ OWNERS: Final = (
         "port security, which ends all of its rules",
         prefixes=("neutron-",),
     ),
+    Owner(
+        "weave",
+        "Weave Net",
+        _KEEP,
+        "keep it: it belongs to network policies (EXPECT_NPC=0 of weave-net ends those)",
+        prefixes=("WEAVE",),
+        words=("-o weave ",),
+    ),
+    Owner(
+        "incus",
+        "Incus or LXD",
+        _KEEP,
+        "keep it: it belongs to an ACL of the network (security.acls), which accepts known "
+        "connections and what its rules allow by addresses and ports",
+        prefixes=("aclfwd.", "aclin.", "aclout.", "acl.", "incus", "lxd"),
+    ),
     Owner("cni", "a CNI plugin", "keep it", prefixes=("CNI-", "FLANNEL-")),
     Owner("libvirt", "libvirt", "keep it", prefixes=("LIBVIRT_", "libvirt_network")),
     Owner("tailscale", "Tailscale", "keep it", prefixes=("ts-",)),
@@ -299,8 +361,9 @@ def owner_of(finding: Finding) -> Owner:
     """The owner of a rule, by the chains that lead to it, the nearest first, and by its texts."""
     if any("SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)):
         return SYNPROXY
-    if _any_word([finding.rule.text], _LEAKAGE):
-        return _LEAKAGE
+    for leakage in _LEAKAGES:
+        if _any_word([finding.rule.text], leakage):
+            return leakage
     for name in (finding.chain, *finding.path, finding.rule.target, finding.table.name):
         for owner in OWNERS:
             if name.startswith(owner.prefixes or ("\0",)):
@@ -309,6 +372,21 @@ def owner_of(finding: Finding) -> Owner:
         if any(word in finding.rule.text for word in owner.words):
             return owner
     return _claimant(finding) or PLAIN
+
+
+def place(finding: Finding) -> str:
+    """The table and chain of a rule, with its owner where that is known."""
+    owner = owner_of(finding)
+    name = "" if owner is PLAIN else f"; {owner.name}"
+    return f"{finding.table.filter} table {finding.table.name}, chain {finding.chain}{name}"
+
+
+def todo_untracked(text: str) -> str:
+    """The recommended action on a rule that hides one direction, from a text with its `place`."""
+    for owner in OWNERS:
+        if f"; {owner.name})" in text:
+            return owner.untracked or f"keep it: {owner.name} would put it back"
+    return "have a rule treat the other direction in the same way, or remove this one"
 
 
 def todo(finding: Finding) -> str:

@@ -260,6 +260,7 @@ def test_the_check() -> None:
     reading = RawReading(tuple(half), said)
     checks = list(before_conntrack.checks(reading))
     assert [check.status for check in checks] == [Status.WARNING] * 2
+    assert "treat the other direction" in checks[0].todo
     (fine,) = before_conntrack.checks(RawReading())
     assert (fine.id, fine.status) == ("tracking.half", Status.OK)
     queued = of_iptables("-A PREROUTING -j NFQUEUE --queue-num 3")
@@ -268,6 +269,25 @@ def test_the_check() -> None:
         "-A PREROUTING -s 0.0.0.1 -j NOTRACK", "-A PREROUTING -d 0.0.0.1 -j NOTRACK"
     )
     assert before_conntrack.describe(whole) == ()
+
+
+@pytest.mark.parametrize(
+    ("chain", "comment", "words"),
+    [
+        ("cali-PREROUTING", "cali:n", "bpfHostConntrackBypass"),
+        ("CILIUM_PRE_raw", "cilium: proxy", "keep it"),
+        ("MORE", "!fw3", "OpenWrt fw3 would put it back"),
+    ],
+)
+def test_no_advice_removes_what_a_program_installs(chain: str, comment: str, words: str) -> None:
+    rules = of_iptables(
+        f":{chain} - [0:0]",
+        f"-A PREROUTING -j {chain}",
+        f'-A {chain} -s 0.0.0.1 -m comment --comment "{comment}" -j NOTRACK',
+    )
+    reading = RawReading(tuple(rules), before_conntrack.describe(rules))
+    (check,) = before_conntrack.checks(reading)
+    assert words in check.todo
 
 
 def test_tables_to_list() -> None:

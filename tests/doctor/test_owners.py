@@ -262,6 +262,11 @@ STATEFUL: tuple[tuple[str, dict[str, str]], ...] = (
     # No route leads back to the sender here.
     ("foomuuri.nft", {"eth1": "in0", "eth0": "out0", "jump rpfilter_drop": "return"}),
     ("unifi.rules", {"eth8": "in0"}),
+    ("weave.rules", {"-o weave": "-o out0"}),
+    ("incus.nft", {"incusbr0": "out0"}),
+    ("ipfire.rules", {}),
+    ("firewalla.rules", {}),
+    ("vyatta.rules", {"eth0": "in0"}),
     ("calico.nft", {"cali0ab": "in0"}),
 )
 

@@ -22,10 +22,13 @@ SETS: Final = (
     ("kube-proxy, nftables", "kube-proxy.nft"),
     ("kube-router", "kube-router.rules"),
     ("Istio", "istio.rules"),
+    ("Istio, ambient", "istio-ambient.rules"),
     ("Calico, iptables", "calico.rules"),
     ("Calico, nftables", "calico.nft"),
+    ("Calico, eBPF", "calico-bpf.rules"),
     ("Cilium", "cilium.rules"),
     ("Antrea", "antrea.rules"),
+    ("Weave Net", "weave.rules"),
     ("Docker 20.10", "docker-20.rules"),
     ("Docker", "docker.rules"),
     ("Docker without a policy", "docker-28.rules"),
@@ -35,6 +38,7 @@ SETS: Final = (
     ("Podman, nftables", "netavark.nft"),
     ("libvirt, iptables", "libvirt.rules"),
     ("libvirt, nftables", "libvirt.nft"),
+    ("Incus", "incus.nft"),
     ("NetworkManager, shared", "network-manager.nft"),
     ("OpenStack Neutron", "neutron.rules"),
     ("firewalld", "firewalld.nft"),
@@ -42,6 +46,7 @@ SETS: Final = (
     ("ufw", "ufw.rules"),
     ("OpenWrt fw4, as shipped", "fw4-reject.nft"),
     ("OpenWrt fw4 with drop_invalid", "fw4-drop-invalid.nft"),
+    ("OpenWrt fw3 with drop_invalid", "fw3.rules"),
     ("mwan3", "mwan3.rules"),
     ("mwan3, nftables", "mwan3.nft"),
     ("CSF", "csf.rules"),
@@ -56,7 +61,10 @@ SETS: Final = (
     ("NixOS", "nixos.rules"),
     ("NixOS, nftables", "nixos.nft"),
     ("Foomuuri", "foomuuri.nft"),
+    ("IPFire", "ipfire.rules"),
+    ("Firewalla", "firewalla.rules"),
     ("UniFi", "unifi.rules"),
+    ("EdgeOS", "vyatta.rules"),
     ("VyOS", "vyos.nft"),
     ("fail2ban", "fail2ban.rules"),
     ("fail2ban, nftables", "fail2ban.nft"),
@@ -128,7 +136,7 @@ def findings(name: str) -> list[dict[str, str]]:
             main(["rules", "install", "--quiet", "--backend", "legacy", *config])
             main(["doctor", "--format", "json", *config])
     checks = [json.loads(line) for line in said.getvalue().splitlines()]
-    wanted = ("foreign", "fate.", "rules.mark", "rules.order")
+    wanted = ("foreign", "fate.", "rules.mark", "rules.order", "tracking.half")
     return [check for check in checks if check["id"].startswith(wanted) and check["status"] != "ok"]
 
 
