@@ -17,15 +17,19 @@ from collections import OrderedDict
 from enum import StrEnum
 from typing import Final, final
 
+from nfq_guard.capture.links import LINKS, NO_PACKET
+from nfq_guard.capture.tunnels import inner_of
 from nfq_guard.replay.stream import Side, Watched
 from nfq_guard.wire.checksum import (
     checksum_ok,
     checksum_unfinished,
     header_checksum_ok,
+    right_once_finished,
     sum_is_right,
     sum_is_unfinished,
 )
-from nfq_guard.wire.packet import FIN, RST, SYN, URG, Packet, Segment
+from nfq_guard.wire.ip import decode
+from nfq_guard.wire.packet import FIN, RST, SYN, URG, Datagram, Packet, Segment
 
 # Bounds the sources whose checksums are counted: a scan from forged addresses would fill any table.
 # The source that appeared first is evicted.
@@ -303,4 +307,22 @@ def _is_offload(packet: Packet, octets: bytes, source: Source) -> bool:
     segment = packet.l4
     if isinstance(segment, Segment) and segment.checksum == 0:
         return True
-    return checksum_unfinished(packet)
+    return checksum_unfinished(packet) or _is_outer_of_offload(packet, octets)
+
+
+def _is_outer_of_offload(packet: Packet, octets: bytes) -> bool:
+    """Whether a tunnel's checksum fits the segment inside as the NIC will finish it."""
+    inner = inner_of(packet, octets)
+    if inner is None:
+        return False
+    offset = LINKS[inner.linktype](octets[inner.start :])
+    if offset == NO_PACKET:
+        return False
+    start = inner.start + offset
+    inside = decode(octets[start:])
+    if not isinstance(inside, Packet) or not isinstance(inside.l4, Segment | Datagram):
+        return False
+    at = start + inside.l4_offset
+    return checksum_unfinished(inside) and right_once_finished(
+        packet, octets, at, inside.l4.checksum
+    )

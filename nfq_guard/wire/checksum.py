@@ -141,6 +141,23 @@ def sum_is_unfinished(octets: bytes, addresses: int, start: int, end: int, proto
     return field == (without_length + end - start) % _ONES or field == without_length % _ONES
 
 
+def right_once_finished(packet: Packet, octets: bytes, inside: int, field: int) -> bool:
+    """Whether a checksum will be right once the NIC has finished one inside the payload.
+
+    Linux computes the checksum of a tunnel's datagram ahead of that: the segment inside will add up
+    to the opposite of its pseudo-header.
+
+    Args:
+        packet: The outer packet.
+        octets: The same.
+        inside: Where the transport header of the inner packet starts.
+        field: The checksum there, which is unfinished.
+    """
+    start = packet.l4_offset
+    total = _sum(octets, start, inside) + _pseudo_header(packet, packet.length - start)
+    return (total - field) % _ONES == 0
+
+
 def checksum_unfinished(packet: Packet) -> bool:
     """Whether the field holds the sum of the pseudo-header alone, for the NIC to complete.
 

@@ -5,7 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scapy.contrib.geneve import GENEVE
 from scapy.layers.inet import IP, TCP, UDP, IPOption_NOP, fragment
+from scapy.layers.l2 import Ether
+from scapy.layers.vxlan import VXLAN
+from scapy.packet import Packet as Layer
 from scapy.packet import Raw
 
 from nfq_guard.cli import main
@@ -252,6 +256,33 @@ def test_broken_datagram_at_the_receiver() -> None:
         talk.add(octets)
     found, _ = reasons(talk)
     assert found == [Reason.BAD_CHECKSUM]
+
+
+def tunnelled(tunnel: Layer, inside: bytes) -> bytes:
+    """A datagram whose checksum is right once that of the segment inside is finished."""
+    whole = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / tunnel / Ether() / IP(GOOD))
+    assert whole.endswith(GOOD)
+    return whole[: -len(GOOD)] + inside
+
+
+@pytest.mark.parametrize(
+    "tunnel",
+    [UDP(dport=4789) / VXLAN(vni=7), UDP(dport=6081) / GENEVE(vni=7, proto=0x6558)],
+    ids=["vxlan", "geneve"],
+)
+def test_outer_checksum_that_the_inner_one_will_complete(tunnel: Layer) -> None:
+    """Linux leaves it so in a tunnel's datagrams, of a host that finishes those of others."""
+    plain = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=9, dport=53) / b"hello")
+    answers = judge(
+        ChecksumMode.AUTO,
+        *[plain] * 12,
+        tunnelled(tunnel, GOOD),
+        tunnelled(tunnel, UNFINISHED),
+        tunnelled(tunnel, BROKEN),
+        tunnelled(tunnel, bytes(len(GOOD))),
+        tunnelled(tunnel, with_checksum(pseudo_sum())[:-1] + b"?"),
+    )
+    assert answers == [*[True] * 13, None, False, False, None]
 
 
 def with_header_sum(octets: bytes, field: bytes) -> bytes:
