@@ -98,16 +98,19 @@ class _Xz:
 
 def _zstd(raw: _Counted, name: str) -> tuple[_Reads, type[Exception]]:
     """A zstd reader and its error type, from Python 3.14's library or the package zstandard."""
-    module: Any
-    if sys.version_info >= (3, 14):
-        module = importlib.import_module("compression.zstd")
+    in_library = sys.version_info >= (3, 14)
+    try:
+        module: Any = importlib.import_module("compression.zstd" if in_library else "zstandard")
+    except ImportError:
+        needed = (
+            "a Python that was built with it"
+            if in_library
+            else "the package zstandard (pip install 'nfq-guard[zstd]')"
+        )
+        raise UnavailableError(f"{name}: zstd needs {needed}") from None
+    if in_library:
         options = {module.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
         return module.ZstdFile(raw, options=options), module.ZstdError
-    try:
-        module = importlib.import_module("zstandard")
-    except ImportError:
-        msg = f"{name}: zstd needs the package zstandard (pip install 'nfq-guard[zstd]')"
-        raise UnavailableError(msg) from None
     reader = module.ZstdDecompressor(max_window_size=1 << _ZSTD_WINDOW_LOG).stream_reader(
         raw, read_across_frames=True
     )

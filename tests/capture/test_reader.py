@@ -175,13 +175,11 @@ def test_compressed_and_broken(
     assert damage is not None
 
 
-def test_zstd_without_the_package(
-    write: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_zstd(write: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     name = write(zstd(made.pcap([(1, 0, A)])))
     monkeypatch.setitem(sys.modules, "zstandard", None)
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
-    with pytest.raises(UnavailableError, match=r"zstd needs the package zstandard"):
+    with pytest.raises(UnavailableError, match=r"zstd needs (the package zstandard|a Python)"):
         Capture(name)
 
 

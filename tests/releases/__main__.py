@@ -24,7 +24,11 @@ from tests.support.chroot import run_in
 
 _TREE: Final = Path(__file__).parents[2]
 _PLACE: Final = "~/.cache/nfq-guard/releases"
-_SUITES: Final = ("trixie",)
+_SUITES: Final = ("trixie", "forky")
+# Of all of them; an older debootstrap does not know the names of later ones.
+_SCRIPT: Final = "/usr/share/debootstrap/scripts/sid"
+# Packages are signed all the same; a release that is not stable yet expires in a week.
+_MIRROR: Final = 'Acquire::Check-Valid-Until "false";\n'
 # As on a host of that release: systemd, and what the package depends on.
 _MACHINE: Final = (
     "dbus", "iproute2", "iptables", "kmod", "libbpf1", "libnetfilter-queue1", "logrotate", "man-db",
@@ -94,8 +98,10 @@ class Release:
         for root in (self._machine, self._builder):
             shutil.rmtree(root, ignore_errors=True)
         words = ["debootstrap", "--variant=minbase", self.suite, str(self._machine)]
+        words += [mirror(self.suite), _SCRIPT]
         with self._log.open("ab") as log:
-            subprocess.run([*words, mirror(self.suite)], check=True, stdout=log, stderr=log)
+            subprocess.run(words, check=True, stdout=log, stderr=log)
+        (self._machine / "etc/apt/apt.conf.d/mirror").write_text(_MIRROR, encoding="ascii")
         packages = " ".join(_MACHINE)
         run_in(
             self._machine,
