@@ -236,7 +236,7 @@ deb-test: deb ## install, upgrade and purge that package on a systemd in namespa
 	$(BIN)/pytest -q tests/systemd/deb.py
 
 .PHONY: releases
-releases: ## build, test and install on Debian 13 with its Python, half an hour (root)
+releases: ## build, test and install on Debian 13 and the next, with their Pythons, an hour (root)
 	@PYTHON=$(PYTHON) ./bootstrap.sh test
 	@command -v debootstrap >/dev/null || { echo 'make releases needs debootstrap (apt-get install debootstrap)'; exit 1; }
 	@$(BIN)/python -m tests.releases; $(GIVE_BACK)
