@@ -146,7 +146,7 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
         yield from marks.marks(path, firewall.spec.unjudged_mark)
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
-    checks = list(foreign.checks(path))
+    checks = [*foreign.checks(path), *foreign.bridged(rules.bridged)]
     yield from checks
     if not checks and not problems:
         yield ok("foreign", "no other rules single out INVALID packets by their state")

@@ -6,9 +6,10 @@ from typing import Final
 
 from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, note, problem, warning
+from nfq_guard.doctor.follow import Follower
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import Met, Order
-from nfq_guard.doctor.rule_model import ENDS, TAKES, Act
+from nfq_guard.doctor.rule_model import ENDS, TAKES, Act, Table
 
 _FAMILIES: Final = {4: "IPv4", 6: "IPv6"}
 
@@ -36,6 +37,25 @@ def checks(path: Iterable[Met]) -> Iterator[Check]:
         check = _check(group)
         if check is not None:
             yield check
+
+
+def bridged(tables: Iterable[Table]) -> Iterator[Check]:
+    """Rules of the bridge family that single out INVALID packets."""
+    for table in tables:
+        follower = Follower(table)
+        mets = [
+            Met(base.hook, Order.AFTER, finding)
+            for chain, base in table.bases.items()
+            for finding in follower.base(chain).findings
+        ]
+        group = [met for met in mets if _singles_out(met) and met.finding.rule.act in TAKES]
+        if group:
+            yield note(
+                f"foreign.{owner_of(group[0].finding).id}",
+                f"{_where(group)}: packets that this host only bridges, and that the guard does "
+                "not see",
+                owners.todo(group[0].finding),
+            )
 
 
 def unread(problems: Iterable[str]) -> Iterator[Check]:
@@ -96,7 +116,7 @@ def _check(group: list[Met]) -> Check | None:
 def _where(group: list[Met]) -> str:
     """The owner, effect and place of a group of rules, by the chain that most packets pass."""
     finding = group[0].finding
-    families = " and ".join(sorted({_FAMILIES[met.finding.table.family] for met in group}))
+    families = " and ".join(sorted({_family(met) for met in group}))
     hooks = "/".join(sorted({met.hook for met in group})).upper()
     most = sorted(group, key=lambda met: not met.finding.by_interface)
     chains = list(dict.fromkeys(met.finding.chain for met in most))
@@ -108,3 +128,8 @@ def _where(group: list[Met]) -> str:
         f"{finding.table.filter} table {finding.table.name}, chain {chain} (hook {hooks}, "
         f"{families})"
     )
+
+
+def _family(met: Met) -> str:
+    table = met.finding.table
+    return "bridge" if table.nft_family == "bridge" else _FAMILIES[table.family]

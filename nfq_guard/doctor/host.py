@@ -17,6 +17,7 @@ def checks(policy: Policy) -> Iterator[Check]:
     rules = host_rules.read()
     path = rules.path()
     yield from foreign.checks(path)
+    yield from foreign.bridged(rules.bridged)
     yield from fate.checks(path, unnamed=rules.unnamed(), complete=not rules.problems)
     if synproxy.used(rules.tables):
         yield from synproxy.checks(policy)

@@ -24,12 +24,14 @@ class HostRules:
         saved: The tables of iptables, by backend and family.
         native: The ruleset of nft; None where it could not be listed.
         tables: All of them, as `follow` needs them.
+        bridged: Those of the bridge family, which the guard's packets do not meet.
         problems: Sources that could not be read.
     """
 
     saved: dict[tuple[Backend, Family], Saved] = field(default_factory=dict)
     native: nft_rules.Ruleset | None = None
     tables: list[Table] = field(default_factory=list)
+    bridged: list[Table] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def path(self) -> list[Met]:
@@ -69,6 +71,7 @@ def read(copy: LegacyCopy | None = None) -> HostRules:
         if listed is not None:
             rules.native = nft_rules.Ruleset(listed)
             rules.tables += rules.native.tables(_unread(rules))
+            rules.bridged += rules.native.bridged()
     except NfqGuardError as error:
         rules.problems.append(str(error))
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -119,6 +119,11 @@ class Ruleset:
             for number in _FAMILIES.get(family, ())
         ]
 
+    def bridged(self) -> list[Table]:
+        """The tables of the bridge family, which see packets that this host only bridges."""
+        names = dict.fromkeys(key[:2] for key in self._rules if key[0] == "bridge")
+        return [self._table(family, name, 4, frozenset(), TCP) for family, name in names]
+
     def early(self) -> list[tuple[str, str]]:
         """The tables with chains before conntrack, except those of iptables, as (family, name)."""
         return list(

@@ -28,6 +28,8 @@ _PLACES: Final = {
 }
 
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
+_INGRESS: Final = "ingress"
+"""A hook of one device, before all others and before conntrack."""
 _OUR_HOOKS: Final = ("prerouting", "output")
 
 
@@ -87,7 +89,7 @@ def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     here = [table for table in tables if table.family == family]
     followers = [(table, Follower(table)) for table in here]
     carried = _Carried()
-    for hook in HOOKS:
+    for hook in (_INGRESS, *HOOKS):
         ours = _ours(here, hook)
         attached = [
             (base.priority, table, follower, chain)
@@ -220,6 +222,8 @@ def _parts(
     base = table.bases[chain]
     if base.kind == "nat":
         yield Order.NEVER, 0, None
+    elif base.hook == _INGRESS:
+        yield Order.UNTRACKED, 0, None
     elif base.hook not in _OUR_HOOKS:
         yield Order.AFTER, 0, None
     elif base.priority <= CONNTRACK_PRIORITY:

@@ -8,7 +8,17 @@ from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.path import Order
 from nfq_guard.doctor.rule_model import Act, Table, Truth
 from nfq_guard.firewall import Backend
-from tests.support.listings import DROPPED, FILTER, decides, fate_of, nft, tables_of, walk
+from tests.support.listings import (
+    DROPPED,
+    FILTER,
+    STATE,
+    decides,
+    fate_of,
+    matching,
+    nft,
+    tables_of,
+    walk,
+)
 
 MANGLE = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:NFQ_GUARD - [0:0]\n"
 OURS = "-A PREROUTING -m conntrack --ctstate INVALID -j NFQ_GUARD\n"
@@ -346,6 +356,27 @@ def test_chains_of_one_priority_have_no_order() -> None:
     later = nft_rules.Ruleset(nft([DROPPED], table="theirs", priority=1)).tables()
     check = fate_of(walk(deny, *later), "forward")
     assert "unless" not in check.what
+
+
+def test_rules_of_a_device_run_before_conntrack() -> None:
+    rules = ([matching(STATE, "invalid", "in"), DROPPED], [matching(STATE, "new", "in"), DROPPED])
+    tables = nft_rules.Ruleset(nft(*rules, hook="ingress")).tables()
+    (check,) = foreign.checks(path.walk(tables, 4))
+    assert check.status is Status.PROBLEM
+    assert "hook INGRESS" in check.what
+    assert "no packet is tracked" in check.what
+    assert all(fate_of(list(path.walk(tables, 4)), hook).status is Status.OK for hook in path.HOOKS)
+
+
+def test_rules_for_bridged_packets_are_no_concern_of_the_guard() -> None:
+    text = nft([matching(STATE, "invalid", "in"), DROPPED], table="proxmox-firewall-guests")
+    ruleset = nft_rules.Ruleset(text.replace('"inet"', '"bridge"'))
+    assert ruleset.tables() == []
+    (check,) = foreign.bridged(ruleset.bridged())
+    assert (check.id, check.status) == ("foreign.pve", Status.NOTE)
+    assert "(hook FORWARD, bridge): packets that this host only bridges" in check.what
+    plain = nft([DROPPED]).replace('"inet"', '"bridge"')
+    assert list(foreign.bridged(nft_rules.Ruleset(plain).bridged())) == []
 
 
 def test_a_rule_is_placed_by_the_jump_that_leads_to_it() -> None:

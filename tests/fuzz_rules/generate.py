@@ -312,6 +312,9 @@ class _Maker:
             policy = rng.choice(("accept", "accept", "drop"))
             head = f"type filter hook {hook} priority {priority}; policy {policy};"
             chains.append(self._chain(f"base{number}", head, helpers))
+        if family == "inet" and rng.random() < 0.05:
+            head = "type filter hook ingress device in0 priority 0; policy accept;"
+            chains.append(self._chain("device", head, ()))
         states = ", ".join(rng.sample(_STATES, rng.randint(1, 3)))
         sets = (
             f"set wanted {{ type ct_state; elements = {{ {states} }}; }}",
