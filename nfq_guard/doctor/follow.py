@@ -124,7 +124,8 @@ class Follower:
                     )
                 continue
             ends = Truth.NO
-            if rule.act in ENDS or rule.mark is not None or rule.tracking is not None:
+            writes = rule.mark is not None or rule.tracking is not None or rule.fills
+            if rule.act in ENDS or writes:
                 here = Finding(
                     self._table, name, rule, truth=truth, on=rule.when.on, marks=rule.when.marks
                 )

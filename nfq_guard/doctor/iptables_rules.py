@@ -134,6 +134,7 @@ def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
         act=act,
         target=name,
         mark=_mark(target),
+        fills=_fills(matches, target),
         tracking=_tracking(target),
         own=is_own(name) or is_own(saved.chain),
     )
@@ -142,9 +143,16 @@ def _rule(saved: SavedRule, table: SavedTable, protocol: str) -> Rule:
 def condition(matches: list[_Option], protocol: str = TCP) -> Condition:
     """Whether an INVALID packet of a protocol matches."""
     stated = {option.instance for option in matches if option.name in _STATES}
+    # `recent --set` always holds.
+    hold = {option.instance for option in matches if _adds(option)}
     return all_of(
         ALWAYS
-        if option.module == "conntrack" and option.instance in stated and option.name not in _STATES
+        if option.instance in hold
+        or (
+            option.module == "conntrack"
+            and option.instance in stated
+            and option.name not in _STATES
+        )
         else _match(option, protocol)
         for option in matches
     )
@@ -279,6 +287,22 @@ def _tracking(target: list[_Option]) -> TrackingWrite | None:
     if zone is None:
         return None
     return TrackingWrite(int(zone) if zone.isdigit() else UNKNOWN_ZONE)
+
+
+def _fills(matches: list[_Option], target: list[_Option]) -> str:
+    """The match that holds once the match `recent --set` or the target SET has added the packet."""
+    kept = {option.instance for option in matches if _adds(option)}
+    for option in matches:
+        if option.instance in kept and option.name == "--name":
+            return str(option)
+    for option in target:
+        if option.name == "--add-set":
+            return " ".join(("--match-set", *option.values))
+    return ""
+
+
+def _adds(option: _Option) -> bool:
+    return (option.module, option.name) == ("recent", "--set")
 
 
 def _value(options: list[_Option], name: str) -> str | None:

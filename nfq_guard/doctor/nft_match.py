@@ -15,6 +15,7 @@ from nfq_guard.doctor.nft_text import expression, statement
 from nfq_guard.doctor.rule_model import (
     ALL_BITS,
     ALWAYS,
+    ANY_MARK,
     NEVER,
     NO_ENTRY,
     TCP,
@@ -146,7 +147,7 @@ class Segment:
     def _mapped(self, mapping: Mapping[str, Any]) -> tuple[Condition, MarkWrite]:
         """The effect of `meta mark set KEY map { ... }`; an absent key ends the rule."""
         sure = [right for condition, right in self._found(mapping) if condition.truth is Truth.YES]
-        return self.chooses(mapping), _write(sure[0]) if sure else MarkWrite(0, 0)
+        return self.chooses(mapping), _write(sure[0]) if sure else ANY_MARK
 
     def chooses(self, mapping: Mapping[str, Any]) -> Condition:
         """Whether a map has a value for the packet; without one the rule ends."""
@@ -324,12 +325,13 @@ def _write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON
             if operand is not None:
                 match kind:
                     case "&":
-                        return MarkWrite(before.keep & operand, before.flip & operand)
+                        written = (before.keep & operand, before.flip & operand)
                     case "|":
-                        return MarkWrite(before.keep & ~operand, before.flip | operand)
+                        written = (before.keep & ~operand, before.flip | operand)
                     case _:
-                        return MarkWrite(before.keep, before.flip ^ operand)
-    return MarkWrite(0, 0)
+                        written = (before.keep, before.flip ^ operand)
+                return MarkWrite(*written, known=before.known)
+    return ANY_MARK
 
 
 def _unwrapped(element: Any) -> Any:  # noqa: ANN401 - JSON

@@ -198,7 +198,12 @@ class _Reader:
                 yield self._listed(chain, text, handle, all_of(conditions), statement)
                 continue
             for name, value in statement.items():
-                if name == "mangle":
+                if name == "set" and value.get("op") in {"add", "update"}:
+                    conditions += self._updated(value)
+                    fills = f"{nft_text.expression(value.get('elem'))} {value.get('set')}"
+                    when_all = all_of(conditions)
+                    yield Rule(text, when_all, Act.GO_ON, fills=fills, handle=handle)
+                elif name == "mangle":
                     when, mark = self._segment.writes(value)
                     zone = self._segment.zone(value)
                     conditions.append(when)

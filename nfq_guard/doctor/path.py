@@ -82,10 +82,27 @@ class _Place(NamedTuple):
 def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     """The rules that a packet of one family may meet in each hook, in the order of the path.
 
+    A rule for the packets of a set selects INVALID ones if another rule adds these to it.
+
     Args:
         tables: The tables of all packet filters.
         family: 4 or 6.
     """
+    mets = list(_walk(tables, family))
+    filled = {(_sets_of(met), met.finding.rule.fills) for met in mets if met.finding.state}
+    for met in mets:
+        asked = {(_sets_of(met), word) for word in met.finding.on}
+        aimed = not met.finding.state and not filled.isdisjoint(asked)
+        yield replace(met, finding=replace(met.finding, state=True)) if aimed else met
+
+
+def _sets_of(met: Met) -> tuple[str, str]:
+    """Where the sets of a rule are: in its table, or anywhere for iptables."""
+    table = met.finding.table
+    return (table.nft_family, table.name) if table.nft_family else ("", "")
+
+
+def _walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
     here = [table for table in tables if table.family == family]
     followers = [(table, Follower(table)) for table in here]
     carried = _Carried()

@@ -133,10 +133,11 @@ TAKES: Final = ENDS - {Act.ACCEPT}
 
 
 class MarkWrite(NamedTuple):
-    """A write to the packet's mark: `mark = mark & keep ^ flip`."""
+    """A write to the packet's mark: `mark = mark & keep ^ flip`, or to an unknown value."""
 
     keep: int
     flip: int
+    known: bool = True
 
     def clears(self, bits: int) -> bool:
         """Whether the write can change one of these bits from 1 to 0."""
@@ -145,11 +146,15 @@ class MarkWrite(NamedTuple):
     def passes(self, test: MarkTest) -> bool:
         """Whether every mark passes a test after this write."""
         found = self.flip & test.mask in test.values
-        return not self.keep & test.mask and found is not test.negated
+        return self.known and not self.keep & test.mask and found is not test.negated
 
     def sets(self, bits: int) -> bool:
         """Whether the write can change all of these bits from 0 to 1."""
         return self.flip & bits == bits
+
+
+ANY_MARK: Final = MarkWrite(0, 0, known=False)
+"""A write of a value that is not known."""
 
 
 class TrackingWrite(NamedTuple):
@@ -169,6 +174,8 @@ class Rule:
         act: Its effect.
         target: The chain of a jump or goto; for ELSEWHERE and UNKNOWN the target's name.
         mark: Its write to the packet's mark; None without one.
+        fills: The match, in the words of `Condition.on`, that holds once this rule has added the
+            packet to a set; empty where it adds nothing.
         tracking: Its effect on tracking; None without one.
         own: Whether it is a rule of ours.
         handle: Its handle in nftables; 0 elsewhere.
@@ -179,6 +186,7 @@ class Rule:
     act: Act
     target: str = ""
     mark: MarkWrite | None = None
+    fills: str = ""
     tracking: TrackingWrite | None = None
     own: bool = False
     handle: int = 0

@@ -358,6 +358,18 @@ def test_chains_of_one_priority_have_no_order() -> None:
     assert "unless" not in check.what
 
 
+def test_a_set_of_senders_of_invalid_packets() -> None:
+    def aimed(fills: str, asks: str, state: str = "INVALID") -> bool:
+        rules = f"-A FORWARD -m conntrack --ctstate {state} {fills}\n-A FORWARD {asks} -j DROP\n"
+        return fate_of(walk(FILTER + rules), "forward").status is Status.WARNING
+
+    assert aimed("-j SET --add-set bad src", "-m set --match-set bad src")
+    assert aimed("-m recent --set --name bad", "-m recent --update --name bad")
+    assert not aimed("-j SET --add-set bad src", "-m set --match-set good src")
+    assert not aimed("-j SET --add-set bad src", "-m set --match-set bad src", "NEW")
+    assert aimed("-m recent --set --name bad -j DROP", "-s 192.0.2.1")
+
+
 def test_rules_of_a_device_run_before_conntrack() -> None:
     rules = ([matching(STATE, "invalid", "in"), DROPPED], [matching(STATE, "new", "in"), DROPPED])
     tables = nft_rules.Ruleset(nft(*rules, hook="ingress")).tables()

@@ -289,8 +289,9 @@ def test_flow_tables() -> None:
 
 def test_an_update_of_a_set_in_words() -> None:
     rule = [{"set": {"op": "add", "elem": ADDRESS, "set": "@seen"}}, DROPPED]
-    (found,) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
-    assert found.text == "add @seen drop"
+    (adds, drops) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
+    assert drops.text == "add @seen drop"
+    assert (adds.act, adds.fills) == (Act.GO_ON, "ip saddr @seen")
 
 
 def _decided(*rules: object, policy: str = "accept") -> list[tuple[Act, Truth]]:

@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: MIT
 """What the doctor says of random rule sets is what the kernel does with an INVALID packet."""
 
+from collections.abc import Iterator
+
 import pytest
 
+from nfq_guard.doctor import host_rules, path
+from nfq_guard.doctor.check import Status
+from nfq_guard.doctor.rule_model import Act
 from tests.fuzz_rules.__main__ import run
+from tests.fuzz_rules.compare import Outcome, Router
+from tests.fuzz_rules.generate import Part, RuleSet
+from tests.support.listings import fate_of
 
 pytestmark = pytest.mark.kernel
 
@@ -13,3 +21,54 @@ def test_random_rule_sets(seed: int) -> None:
     """`make fuzz-rules` runs many more."""
     tally = run(10, seed)
     assert tally.failures == []
+
+
+@pytest.fixture(scope="module")
+def router() -> Iterator[Router]:
+    with Router() as made:
+        yield made
+
+
+def _table(*chains: str) -> str:
+    sets = "set bad { type ipv4_addr; flags dynamic,timeout; size 9; timeout 1m; }"
+    return "\n".join(("table inet fz {", sets, *chains, "}\n"))
+
+
+HEAD = "type filter hook forward priority 0; policy accept;"
+# Rules by which an INVALID packet adds its sender to a list of those whose packets are dropped.
+LISTS = (
+    Part(
+        "nft",
+        _table(
+            f"chain c {{ {HEAD}\nct state invalid add @bad {{ ip saddr }}\nip saddr @bad drop\n}}"
+        ),
+    ),
+    Part(
+        "nft",
+        _table(
+            "chain drops { drop\n}",
+            "chain notes { update @bad { ip saddr timeout 10s }\n}",
+            "chain early { type filter hook prerouting priority 0;\nct state invalid jump notes\n}",
+            f"chain c {{ {HEAD}\nip saddr @bad jump drops\n}}",
+        ),
+    ),
+    Part(
+        "iptables-legacy",
+        "*filter\n-A FORWARD -m conntrack --ctstate INVALID -m recent --name bad --set\n"
+        "-A FORWARD -m recent --name bad --rcheck --seconds 60 -j DROP\nCOMMIT\n",
+    ),
+)
+
+
+@pytest.mark.parametrize("part", LISTS)
+def test_a_list_that_invalid_packets_fill(router: Router, part: Part) -> None:
+    rules = RuleSet([part])
+    port = router.open(4)
+    try:
+        assert router.load(rules)
+        assert router.outcome(4, port) == Outcome(Act.DROP, None)
+        check = fate_of(list(path.walk(host_rules.read().tables, 4)), "forward")
+    finally:
+        router.clear(rules)
+    assert check.status is Status.WARNING
+    assert "or dropped by" in check.what

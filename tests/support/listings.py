@@ -27,7 +27,7 @@ def decides(mets: Sequence[Met], hook: str) -> list[tuple[Act, Truth]]:
     return [
         (met.finding.rule.act, Truth.YES if met.finding.certain else Truth.DEPENDS)
         for met in mets
-        if met.hook == hook
+        if met.hook == hook and met.finding.rule.act is not Act.GO_ON
     ]
 
 
