@@ -1,22 +1,44 @@
 # SPDX-License-Identifier: MIT
 """Finds why conntrack called a packet INVALID, from the packet and its flow (kernel.md 1.13).
 
-The flow is looked up after the kernel has decided, but an INVALID packet leaves the window as it
-was, so the first bound that the packet breaks is the one that the kernel named. Where no bound is
-broken any more, other packets of the flow came between: `raced`.
+The flow is looked up after the kernel has decided, but an INVALID packet does not change the
+window, so the first bound that the packet breaks is the kernel's reason. If no bound is broken any
+more, other packets of the flow arrived in between: `raced`.
 """
 
 from collections.abc import Callable
 from typing import Final
 
 from nfq_guard.conntrack import window
+from nfq_guard.conntrack.details import (
+    AFTER_A_SYN,
+    ENTRY_GONE,
+    FAR_REDIRECT,
+    ICMP_TYPE_ABOVE,
+    MOVED_ON,
+    NO_DIAGNOSIS,
+    NO_LOOKUP,
+    NO_STATE,
+    NO_TRANSPORT,
+    NO_WINDOW,
+    NOT_ALL_CHUNKS,
+    NOT_LOGGED,
+    NOT_REQUESTED,
+    ONLY_SILENT,
+    QUOTES_NO_ENTRY,
+    QUOTES_OTHER_SENDER,
+    SHORT_QUOTE,
+    STATE_MOVED_ON,
+    TRANSITIONS,
+    UNCHECKED,
+    WITHOUT_ENTRY,
+)
 from nfq_guard.conntrack.entry import INVALID, copied
 from nfq_guard.conntrack.kernel_rules import KernelRules
 from nfq_guard.conntrack.log_text import Logged
 from nfq_guard.conntrack.sctp import SctpTracker, problem_of
 from nfq_guard.conntrack.states import (
     CLASS_ACK,
-    CLASS_NAMES,
     CLASS_RST,
     CLASS_SYN,
     FLAGS_PASS,
@@ -53,34 +75,10 @@ from nfq_guard.wire.packet import (
 from nfq_guard.wire.tcp import highest_acknowledged
 
 _PREROUTING: Final = int(Hook.PREROUTING)
-# Older kernels have one more, which was not measured.
+# Older kernels have a further state, which was not measured.
 _LAST_SCTP_STATE: Final = int(SctpState.HEARTBEAT_SENT)
 _FIRST_CLOSING: Final = int(TcpState.FIN_WAIT)
 _LAST_CLOSING: Final = int(TcpState.CLOSE)
-
-# Details, by direction, class of segment and state: composed once.
-_TRANSITIONS: Final = tuple(
-    tuple(
-        tuple(f"{direction} {name} in {state.name}" for state in TcpState) for name in CLASS_NAMES
-    )
-    for direction in ("original", "reply")
-)
-_WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CLASS_NAMES)
-
-# Of an RST that breaks two bounds, by the second.
-_AFTER_A_SYN: Final = {
-    bound: f"or {bound.value}, if the segment before it was a SYN that conntrack ignored"
-    for bound in BOUNDS
-}
-
-_NOWHERE_TO_LOOK: Final = "no way to look the flow up"
-_ENTRY_GONE: Final = "entry gone since, in another zone, or the rule runs before conntrack"
-_UNCHECKED: Final = "not copied whole; the kernel verified it, and did not find it right"
-_STATE_MOVED_ON: Final = "fits the state that the flow has by now"
-_MOVED_ON: Final = "fits the window that the flow has by now"
-_NO_WINDOW: Final = "the flow is known, its window is not"
-_NOT_LOGGED: Final = "the flow is known; the kernel's log of the packet was not found"
-_ONLY_SILENT: Final = "the only reason that the kernel does not log"
 
 
 def diagnose(
@@ -94,9 +92,9 @@ def diagnose(
     """Name the reason, and prove it.
 
     Args:
-        queued: The packet as it came: its hook and checksum state decide whether the checksum
-            is held against it, as conntrack does in PREROUTING only.
-        packet: The same, decoded.
+        queued: The packet as queued: its hook and checksum state decide whether the checksum is
+            verified, which conntrack does only in PREROUTING.
+        packet: The decoded packet.
         snapshot: Its flow; for an ICMP error the flow of the quoted packet.
         evidence: The source of the snapshot; with NONE a missing snapshot proves nothing.
         kernel: The conntrack rules of the kernel that called the packet INVALID.
@@ -117,17 +115,17 @@ def diagnose(
 
 
 def _damaged(packet: Packet, octets: bytes) -> Finding | None:
-    """The finding on a wrong checksum; None where it is right or not verified.
+    """The finding on a wrong checksum; None if it is correct or not verified.
 
-    Of a packet that was not copied whole the kernel tells: it does not report a checksum as
-    unverified once it was found right (kernel.md 5).
+    If a packet was not copied whole, the kernel's report decides: it does not report a checksum as
+    unverified after it was found correct (kernel.md 5).
     """
     if len(octets) >= packet.length:
         return Finding(Reason.BAD_CHECKSUM) if checksum_ok(packet, octets) is False else None
     l4 = packet.l4
     if isinstance(l4, Datagram) and l4.checksum == 0:
         return None
-    return Finding(Reason.BAD_CHECKSUM, None, _UNCHECKED)
+    return Finding(Reason.BAD_CHECKSUM, None, UNCHECKED)
 
 
 def _cause(
@@ -143,7 +141,7 @@ def _cause(
         if not FLAGS_PASS[l4.flags]:
             return Finding(Reason.BAD_FLAGS)
         if evidence is Evidence.NONE:
-            return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
+            return Finding(Reason.UNSUPPORTED, None, NO_LOOKUP)
         if snapshot is None:
             return _without_entry(l4, sysctls.loose)
         return _diagnose_segment(l4, snapshot, kernel, sysctls)
@@ -152,12 +150,12 @@ def _cause(
         if problem:
             return Finding(Reason.MALFORMED, None, problem)
     if evidence is Evidence.NONE:
-        return Finding(Reason.UNSUPPORTED, None, _NOWHERE_TO_LOOK)
+        return Finding(Reason.UNSUPPORTED, None, NO_LOOKUP)
     if isinstance(l4, IcmpMessage):
         return _diagnose_icmp(packet, l4, snapshot)
     if isinstance(l4, SctpPacket):
         return _diagnose_sctp(l4, snapshot)
-    return Finding(Reason.RACED, None, _ENTRY_GONE)
+    return Finding(Reason.RACED, None, ENTRY_GONE)
 
 
 def diagnose_logged(
@@ -170,10 +168,10 @@ def diagnose_logged(
     text: Logged | None,
     silent: Callable[[], frozenset[Reason]],
 ) -> Finding:
-    """Name the reason by what the kernel logged about the packet, where it has no window to show.
+    """Name the reason from the kernel's log of the packet, for evidence without a window.
 
     Args:
-        queued: As `diagnose` takes it, and so are the five that follow.
+        queued: As for `diagnose`, like the next five.
         packet: The packet.
         snapshot: Its flow.
         evidence: The source of the snapshot.
@@ -187,12 +185,12 @@ def diagnose_logged(
     if text is not None:
         reason = text.reason
         return finding if reason is None else _as_logged(finding, packet, snapshot, text, reason)
-    if finding.reason is Reason.RACED or finding.detail == _NO_WINDOW:
+    if finding.reason is Reason.RACED or finding.detail == NO_WINDOW:
         silent_cause = _silent_cause(packet, sysctls.loose, silent())
         if silent_cause is not None:
             return silent_cause
-    if finding.detail == _NO_WINDOW:
-        return Finding(Reason.UNSUPPORTED, None, _NOT_LOGGED)
+    if finding.detail == NO_WINDOW:
+        return Finding(Reason.UNSUPPORTED, None, NOT_LOGGED)
     return finding
 
 
@@ -203,10 +201,10 @@ def _as_logged(
     text: Logged,
     reason: Reason,
 ) -> Finding:
-    """The finding that the kernel's text makes; the detail of our own where the two agree."""
+    """The finding from the kernel's text, with our own detail if the two agree."""
     if text.transition is not None:
         direction, kind, state = text.transition
-        return Finding(reason, None, _TRANSITIONS[direction][kind][state])
+        return Finding(reason, None, TRANSITIONS[direction][kind][state])
     if reason in BOUNDS:
         l4 = packet.l4 if isinstance(packet, Packet) else None
         breach = _logged_breach(l4, snapshot, text, reason) if isinstance(l4, Segment) else None
@@ -217,9 +215,9 @@ def _as_logged(
 def _logged_breach(
     segment: Segment, snapshot: FlowSnapshot | None, text: Logged, reason: Reason
 ) -> Breach | None:
-    """The bound by its number in the text; None without one, or where the segment is within it.
+    """The breach from the number in the text; None without one, or if the segment is within.
 
-    A helper that shifts sequence numbers makes a segment look as if it were within.
+    A conntrack helper that shifts sequence numbers makes a segment appear within the bound.
     """
     if text.excess is not None:
         limit = add(segment.end, 1 - text.excess)
@@ -228,7 +226,7 @@ def _logged_breach(
     else:
         return None
     if reason is Reason.SEQ_OVER:
-        # Without its entry a segment with number 0 may stand there too.
+        # Without its entry a segment with number 0 may be at `td_end` too.
         state = int(TcpState.SYN_SENT) if snapshot is None else snapshot.state
         if window.stands_at_td_end(segment, state):
             return None
@@ -242,7 +240,7 @@ def _logged_breach(
 
 
 def _acknowledged(segment: Segment, snapshot: FlowSnapshot | None, limit: Seq) -> Seq:
-    """What conntrack held against the bound: SACK counts if the other side permitted it."""
+    """The number that conntrack compared: SACK counts if the other side permitted it."""
     flags = None if snapshot is None else snapshot.peer_flags
     if snapshot is not None and flags is not None:
         counts = flags[1 - snapshot.direction] & IP_CT_TCP_FLAG_SACK_PERM != 0
@@ -257,9 +255,9 @@ def _silent_cause(
     loose: bool,  # noqa: FBT001 - as `_without_entry`
     silent: frozenset[Reason],
 ) -> Finding | None:
-    """The cause of a packet that the kernel does not log, if there is one that can be its cause.
+    """The finding on a packet without a text, if an unlogged reason is possible.
 
-    The entry that was found is newer than the packet then.
+    An entry that was found is then newer than the packet.
     """
     if not silent or isinstance(packet, Malformed):
         return None
@@ -270,20 +268,20 @@ def _silent_cause(
             possible = not loose
         else:
             possible = kind != CLASS_SYN and Reason.NO_ENTRY in silent
-        return Finding(Reason.NO_ENTRY, None, _ONLY_SILENT) if possible else None
+        return Finding(Reason.NO_ENTRY, None, ONLY_SILENT) if possible else None
     if not isinstance(l4, IcmpMessage):
         return None
     if l4.is_error:
-        return Finding(Reason.ICMP_UNRELATED, None, _ONLY_SILENT)
+        return Finding(Reason.ICMP_UNRELATED, None, ONLY_SILENT)
     if is_icmp_request(packet.proto, l4.type):
         return None
-    return Finding(Reason.NO_ENTRY, None, _ONLY_SILENT)
+    return Finding(Reason.NO_ENTRY, None, ONLY_SILENT)
 
 
 def detail_of(
     reason: Reason, flags: int, direction: int | None = None, state: TcpState | None = None
 ) -> str:
-    """The detail of a finding about a segment, from what an event tells of it; empty if none.
+    """The detail of a finding about a segment, from the fields of an event; empty if none.
 
     Args:
         reason: The reason.
@@ -293,24 +291,24 @@ def detail_of(
     """
     kind = SEGMENT_CLASS[flags]
     if reason is Reason.NO_ENTRY:
-        return _WITHOUT_ENTRY[kind]
+        return WITHOUT_ENTRY[kind]
     if reason is Reason.BAD_TRANSITION and direction is not None and state is not None:
-        return _TRANSITIONS[direction][kind][state]
+        return TRANSITIONS[direction][kind][state]
     return ""
 
 
 def _unsupported(packet: Packet) -> str:
     if packet.fragment_offset:
-        return "fragment without a transport header"
-    return "protocol without a diagnosis"
+        return NO_TRANSPORT
+    return NO_DIAGNOSIS
 
 
 def _without_entry(segment: Segment, loose: bool) -> Finding:  # noqa: FBT001 - packet path
     kind = SEGMENT_CLASS[segment.flags]
     if kind == CLASS_SYN or (kind == CLASS_ACK and loose):
         # Either would have opened an entry.
-        return Finding(Reason.RACED, None, _ENTRY_GONE)
-    return Finding(Reason.NO_ENTRY, None, _WITHOUT_ENTRY[kind])
+        return Finding(Reason.RACED, None, ENTRY_GONE)
+    return Finding(Reason.NO_ENTRY, None, WITHOUT_ENTRY[kind])
 
 
 def _diagnose_segment(
@@ -320,15 +318,15 @@ def _diagnose_segment(
     state = snapshot.state
     kind = SEGMENT_CLASS[segment.flags]
     if MOVES[direction][kind][state] == MOVE_INVALID:
-        return Finding(Reason.BAD_TRANSITION, None, _TRANSITIONS[direction][kind][state])
+        return Finding(Reason.BAD_TRANSITION, None, TRANSITIONS[direction][kind][state])
     peers = snapshot.peers
     if peers is None:
-        return Finding(Reason.UNSUPPORTED, None, _NO_WINDOW)
+        return Finding(Reason.UNSUPPORTED, None, NO_WINDOW)
     sender = peers[direction]
     receiver = peers[1 - direction]
     if kind == CLASS_RST:
         if kernel.closing_takes_any_rst and _FIRST_CLOSING <= state <= _LAST_CLOSING:
-            return Finding(Reason.RACED, None, _MOVED_ON)
+            return Finding(Reason.RACED, None, MOVED_ON)
         if not (kernel.ignores_invalid_rst and sysctls.ignore_invalid_rst):
             breach = window.rst_breach_of(
                 segment.seq, state, snapshot.status, snapshot.last_index, receiver, kernel
@@ -338,17 +336,17 @@ def _diagnose_segment(
                 return Finding(breach.bound, breach, other)
     breach = window.breach_of(segment, state, sender, receiver, kernel)
     if breach is None:
-        return Finding(Reason.RACED, None, _MOVED_ON)
+        return Finding(Reason.RACED, None, MOVED_ON)
     return Finding(breach.bound, breach)
 
 
 def _other_candidate(
     segment: Segment, snapshot: FlowSnapshot, kernel: KernelRules, sender: Peer, receiver: Peer
 ) -> str:
-    """The reason that an RST outside its own bound may have instead; empty if there is none.
+    """The other possible reason of an RST outside its bound; empty if there is none.
 
-    Right after an ignored SYN it is held to the window alone, and overwrites the trace of the SYN:
-    what is left are the numbers of that segment, which take up sequence space.
+    Directly after an ignored SYN, only the window is checked, and the RST overwrites the record of
+    the SYN except for its numbers, which take up sequence space.
     """
     if (
         kernel.rst_after_syn_checked
@@ -357,7 +355,7 @@ def _other_candidate(
     ):
         return ""
     breach = window.breach_of(segment, snapshot.state, sender, receiver, kernel)
-    return "" if breach is None else _AFTER_A_SYN[breach.bound]
+    return "" if breach is None else AFTER_A_SYN[breach.bound]
 
 
 def _diagnose_sctp(packet: SctpPacket, snapshot: FlowSnapshot | None) -> Finding:
@@ -365,35 +363,35 @@ def _diagnose_sctp(packet: SctpPacket, snapshot: FlowSnapshot | None) -> Finding
     if snapshot is None:
         fits = tracker.open(packet) is not None
     elif snapshot.association is None or snapshot.association.state > _LAST_SCTP_STATE:
-        return Finding(Reason.UNSUPPORTED, None, "the flow is known, its state is not")
+        return Finding(Reason.UNSUPPORTED, None, NO_STATE)
     else:
         association = copied(snapshot.association)
-        # The kernel does not show which INITs it has seen; both is what an INVALID answer implies.
+        # The kernel does not show which INITs it has seen; an INVALID answer implies both.
         association.inits = 3
         association.heartbeat_failed = False
         fits = tracker.follow(association, packet, snapshot.direction) != INVALID
     if not fits:
         return Finding(tracker.reason, None, tracker.detail)
     if not packet.whole:
-        return Finding(Reason.UNSUPPORTED, None, "not all of its chunks were captured")
-    return Finding(Reason.RACED, None, _ENTRY_GONE if snapshot is None else _STATE_MOVED_ON)
+        return Finding(Reason.UNSUPPORTED, None, NOT_ALL_CHUNKS)
+    return Finding(Reason.RACED, None, ENTRY_GONE if snapshot is None else STATE_MOVED_ON)
 
 
 def _diagnose_icmp(packet: Packet, message: IcmpMessage, snapshot: FlowSnapshot | None) -> Finding:
     if message.is_error:
-        # Conntrack checks where a redirect comes from before it looks at what it quotes.
+        # Conntrack checks the origin of a redirect before the quoted packet.
         if message.type == REDIRECT_V6 and not comes_from_link(packet):
-            return Finding(Reason.MALFORMED, None, "redirect from a router that is not on the link")
+            return Finding(Reason.MALFORMED, None, FAR_REDIRECT)
         quoted = message.quoted
         if quoted is None:
-            return Finding(Reason.ICMP_UNRELATED, None, "quotes too little of a packet")
+            return Finding(Reason.ICMP_UNRELATED, None, SHORT_QUOTE)
         if snapshot is None:
-            return Finding(Reason.ICMP_UNRELATED, None, "quotes a flow without an entry")
+            return Finding(Reason.ICMP_UNRELATED, None, QUOTES_NO_ENTRY)
         if packet.dst != quoted.src:
-            return Finding(Reason.ICMP_MISMATCH, None, "quotes a packet of another sender")
-        return Finding(Reason.RACED, None, _MOVED_ON)
+            return Finding(Reason.ICMP_MISMATCH, None, QUOTES_OTHER_SENDER)
+        return Finding(Reason.RACED, None, MOVED_ON)
     if packet.family == IPV4 and message.type > LAST_TYPE_V4:
-        return Finding(Reason.MALFORMED, None, "ICMP type above 18")
+        return Finding(Reason.MALFORMED, None, ICMP_TYPE_ABOVE)
     if snapshot is None and not is_icmp_request(packet.proto, message.type):
-        return Finding(Reason.NO_ENTRY, None, "ICMP message that no request asked for")
-    return Finding(Reason.RACED, None, _ENTRY_GONE)
+        return Finding(Reason.NO_ENTRY, None, NOT_REQUESTED)
+    return Finding(Reason.RACED, None, ENTRY_GONE)

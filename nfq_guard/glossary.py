@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: MIT
-"""What each reason, bound and ignored case means, for readers who have not met it before."""
+"""The meaning of each reason, bound and ignored case, for readers new to them."""
 
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from nfq_guard.conntrack.sctp import OTHER_INIT, SCTP_WITHOUT_ENTRY
+from nfq_guard.conntrack.details import (
+    AFTER_HEARTBEAT,
+    ANSWERS_OTHER_SYN,
+    ANSWERS_UNSEEN_SYN,
+    GOES_ON_UNANSWERED,
+    OPENS_FROM_OTHER_END,
+    OTHER_INIT,
+    SCTP_WITHOUT_ENTRY,
+)
 from nfq_guard.finding import Finding, Ignored, Reason
-from nfq_guard.flow import SctpState
 
 
 class Meaning(NamedTuple):
     """What a reason means.
 
     Attributes:
-        phrase: In a few words that complete "the packet ..." or name what it is.
-        sentences: In full, with the most frequent causes.
+        phrase: A few words that complete "the packet ..." or name it.
+        sentences: The full
+        explanation, with the most frequent causes.
     """
 
     phrase: str
@@ -22,12 +30,12 @@ class Meaning(NamedTuple):
 
 
 class Consequences(NamedTuple):
-    """What follows from a packet of a reason that passes, and what to do.
+    """The consequences of accepting a packet of a reason, and the recommended action.
 
     Attributes:
         translated: The harm where the flow is translated.
         untranslated: The harm where it is not.
-        advice: What to do about such packets.
+        advice: The recommended action.
     """
 
     translated: str
@@ -36,7 +44,7 @@ class Consequences(NamedTuple):
 
 
 class Circumstances(NamedTuple):
-    """What is known of a packet's flow beside the finding; None where it is unknown.
+    """What is known about a packet's flow besides the finding; None means unknown.
 
     Attributes:
         expired: Whether its entry had expired.
@@ -56,7 +64,7 @@ class Circumstances(NamedTuple):
 
 
 class Cause(StrEnum):
-    """Why a packet has the reason that it has, as far as a reason has several causes."""
+    """The causes behind a reason, for reasons that have several."""
 
     UNTRANSLATED = "untranslated"
     TWIN = "twin"
@@ -78,9 +86,9 @@ class BoundWords(NamedTuple):
 
     Attributes:
         numeral: Its number in kernel.md 1.6.
-        question: Answered with yes where the bound holds.
+        question: A question; yes means that the bound holds.
         actual: Name of the segment's number.
-        outside: On which side of the limit that number breaks the bound.
+        outside: The side of the limit on which that number breaks the bound.
         limit: What the limit is.
     """
 
@@ -385,7 +393,7 @@ _CANNOT_OPEN: Final = "It belongs to no known flow, and a packet of its kind can
 
 
 def explained(finding: Finding, known: Circumstances) -> str:
-    """What a reason means for one packet, with the cause as far as it is known."""
+    """The meaning of a reason for one packet, with the cause if known."""
     cause = cause_of(finding, known)
     if cause is None:
         return REASONS[finding.reason].sentences
@@ -398,7 +406,7 @@ def explained(finding: Finding, known: Circumstances) -> str:
 
 
 def cause_of(finding: Finding, known: Circumstances) -> Cause | None:
-    """The cause behind the reason, as far as it is known."""
+    """The cause behind the reason; None if unknown."""
     if finding.reason is Reason.NO_ENTRY:
         return _cause_without_entry(finding.detail, known)
     if finding.reason is Reason.BAD_TAG and finding.detail == OTHER_INIT:
@@ -419,7 +427,7 @@ def _cause_without_entry(detail: str, known: Circumstances) -> Cause | None:
         return Cause.UNTRANSLATED
     if known.gone:
         return Cause.GONE
-    if detail.startswith("syn+ack "):
+    if detail in ANSWERS_UNSEEN_SYN:
         return Cause.SYN_ELSEWHERE
     if detail in SCTP_WITHOUT_ENTRY:
         return Cause.SCTP_WITHOUT_ENTRY
@@ -427,10 +435,10 @@ def _cause_without_entry(detail: str, known: Circumstances) -> Cause | None:
 
 
 def _cause_of_transition(detail: str) -> Cause | None:
-    if detail.startswith(("original ack in SYN_SENT", "original fin in SYN_SENT")):
+    if detail in GOES_ON_UNANSWERED:
         return Cause.DIRECT_RETURN
-    if detail.startswith("reply syn in "):
+    if detail in OPENS_FROM_OTHER_END:
         return Cause.OTHER_WAY
-    if detail.endswith(SctpState.HEARTBEAT_SENT.name):
+    if detail in AFTER_HEARTBEAT:
         return Cause.HEARTBEAT_ALONE
-    return Cause.OLDER_FLOW if detail.startswith("original syn+ack in ") else None
+    return Cause.OLDER_FLOW if detail in ANSWERS_OTHER_SYN else None

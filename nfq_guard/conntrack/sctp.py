@@ -6,8 +6,19 @@ A diagnosis runs the same code on a copy of the kernel's state of the associatio
 
 from typing import Final, final
 
+from nfq_guard.conntrack.details import (
+    EMPTY_CHUNK,
+    INIT_CUT,
+    NO_CHUNK,
+    NOT_ALONE,
+    NOT_FIRST,
+    OTHER_INIT,
+    OTHER_TAG,
+    SCTP_TRANSITIONS,
+    SCTP_WITHOUT_ENTRY,
+)
 from nfq_guard.conntrack.entry import ACCEPT, INVALID
-from nfq_guard.conntrack.sctp_states import CHUNK_NAMES, MOVE_INVALID, SCTP_MOVES
+from nfq_guard.conntrack.sctp_states import MOVE_INVALID, SCTP_MOVES
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Association, SctpState
 from nfq_guard.wire.packet import Chunk, SctpPacket
@@ -41,24 +52,6 @@ _TAGGED_BY_CHUNK: Final = frozenset(
 # A packet with one of these opens no entry.
 _NEVER_OPEN: Final = frozenset({ABORT, COOKIE_ACK, SHUTDOWN_COMPLETE})
 
-_OTHER_TAG: Final = "verification tag of another association"
-OTHER_INIT: Final = "answers an INIT that was not seen"
-_NO_CHUNK: Final = "no chunk"
-_INIT_CUT: Final = "INIT chunk cut short"
-_EMPTY_CHUNK: Final = "chunk of length 0"
-_NOT_ALONE: Final = "a chunk that must be alone is not"
-_NOT_FIRST: Final = "a chunk that must come first does not"
-
-# Details, by direction, type of chunk and state: composed once.
-_TRANSITIONS: Final = tuple(
-    tuple(
-        tuple(f"{direction} {name} in {state.name}" for state in SctpState) for name in CHUNK_NAMES
-    )
-    for direction in ("original", "reply")
-)
-
-SCTP_WITHOUT_ENTRY: Final = tuple(f"{name} without an entry" for name in CHUNK_NAMES)
-
 
 def problem_of(packet: SctpPacket) -> str:
     """The problem with the order or length of chunks, a fixed phrase; empty if none."""
@@ -67,11 +60,11 @@ def problem_of(packet: SctpPacket) -> str:
         kind = chunk.type
         alone = alone or kind in _ALONE
         if chunk.length == 0:
-            return _EMPTY_CHUNK
+            return EMPTY_CHUNK
         if place and alone:
-            return _NOT_ALONE
+            return NOT_ALONE
         if place and kind in _FIRST:
-            return _NOT_FIRST
+            return NOT_FIRST
     return ""
 
 
@@ -139,19 +132,19 @@ class SctpTracker:
         self.assures = False
         chunks = packet.chunks
         if not chunks:
-            return self._refuse(Reason.MALFORMED, _NO_CHUNK)
+            return self._refuse(Reason.MALFORMED, NO_CHUNK)
         kinds = {chunk.type for chunk in chunks}
         has_data = DATA in kinds
         tag = packet.tag
         if kinds.isdisjoint(_TAGGED_BY_CHUNK) and tag != association.tag(direction):
-            return self._refuse(Reason.BAD_TAG, _OTHER_TAG)
+            return self._refuse(Reason.BAD_TAG, OTHER_TAG)
         for chunk in chunks:
             kind = chunk.type
             if not _has_tag(association, chunk, tag, direction):
-                return self._refuse(Reason.BAD_TAG, _OTHER_TAG)
+                return self._refuse(Reason.BAD_TAG, OTHER_TAG)
             if kind in (HEARTBEAT, HEARTBEAT_ACK):
                 if not self._probe(association, kind, tag, direction, has_data):
-                    return self._refuse(Reason.BAD_TAG, _OTHER_TAG)
+                    return self._refuse(Reason.BAD_TAG, OTHER_TAG)
                 if not self.refreshes:
                     continue
             elif kind == COOKIE_ACK:
@@ -159,7 +152,7 @@ class SctpTracker:
             state = association.state
             move = SCTP_MOVES[direction][kind][state]
             if move == MOVE_INVALID:
-                return self._refuse(Reason.BAD_TRANSITION, _TRANSITIONS[direction][kind][state])
+                return self._refuse(Reason.BAD_TRANSITION, SCTP_TRANSITIONS[direction][kind][state])
             if kind in (INIT, INIT_ACK) and (
                 self._initiate(association, chunk, direction, fresh) == INVALID
             ):
@@ -214,7 +207,7 @@ class SctpTracker:
     ) -> int:
         """Learn the tag of an INIT or INIT ACK, unless it contradicts a known one."""
         if chunk.initiate_tag < 0:
-            return self._refuse(Reason.MALFORMED, _INIT_CUT)
+            return self._refuse(Reason.MALFORMED, INIT_CUT)
         other = 1 - direction
         mine = association.inits >> direction & 1
         theirs = association.inits >> other & 1

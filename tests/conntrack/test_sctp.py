@@ -266,7 +266,7 @@ def test_what_the_diagnosis_cannot_know() -> None:
     """A packet whose last chunks were not copied, and one that fits by the time of the lookup."""
     talk = Talk().established()
     talk.send(0, SERVER, chunk(DATA, bytes(40)), chunk(DATA, bytes(40)))
-    assert talk.finding == Finding(Reason.RACED, None, "fits the state that the flow has by now")
+    assert talk.finding == Finding(Reason.RACED, None, "fits the current state of the flow")
     whole = talk.octets
     talk.octets = whole[:-30]
     assert talk.finding.reason is Reason.RACED
