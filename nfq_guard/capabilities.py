@@ -59,7 +59,7 @@ def has(number: int) -> bool:
 
 
 def names(mask: int) -> list[str]:
-    """Capabilities by name, or by number those that nothing here is about, in numeric order."""
+    """Names of capabilities, or numbers of those unknown here, in numeric order."""
     return [
         _NAMES.get(number, f"capability {number}")
         for number in range(_NUMBERS)
@@ -68,15 +68,15 @@ def names(mask: int) -> list[str]:
 
 
 def keep_only(wanted: int, user: pwd.struct_passwd | None = None) -> None:
-    """Give up all capabilities but `wanted`, for good; no program run later has others.
+    """Give up all capabilities except `wanted`, permanently, also for child processes.
 
-    Call it while the process has only one thread. It gives no capability that is not held. The
-    capabilities that programs inherit stay unchanged, except for `user`.
+    Call it while the process has only one thread. It cannot add capabilities. The inheritable
+    capabilities stay unchanged, unless `user` is given.
 
     Args:
         wanted: A bit mask by capability number.
-        user: The user to become, with all groups of that user, which takes root. Programs run
-            later inherit what is kept: those of root would have it without.
+        user: The user to become, with all its groups; requires root. Child processes then inherit
+            the kept capabilities, as those of root do anyway.
 
     Raises:
         OSError: The kernel refused.
@@ -85,8 +85,8 @@ def keep_only(wanted: int, user: pwd.struct_passwd | None = None) -> None:
     sets = _sets()
     for number in range(_NUMBERS):
         if not wanted >> number & 1 and libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0):
-            # EINVAL: this kernel has no more of them. EPERM: only CAP_SETPCAP may do it, and the
-            # next call keeps programs from gaining any all the same.
+            # EINVAL: this kernel has no further capabilities. EPERM: CAP_SETPCAP is missing, but
+            # the next call prevents programs from gaining any.
             if ctypes.get_errno() not in {errno.EINVAL, errno.EPERM}:
                 _refused()
             break

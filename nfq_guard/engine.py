@@ -66,12 +66,12 @@ class Judgment:
     Attributes:
         queued: The packet as it came.
         packet: The packet decoded.
-        snapshot: Its flow; None without an entry, without a lookup, or where the lookup failed.
+        snapshot: Its flow; None without an entry, without a lookup, or if the lookup failed.
         finding: Why it is INVALID.
         decision: The decision of the policy.
         verdict: `VERDICT_DROP` or `VERDICT_ACCEPT`; unlike `decision` it depends on the mode.
-        mark: Packet mark to set with the verdict; None leaves it alone.
-        shadow: The decision of a policy on trial, where it differs; else None.
+        mark: Packet mark to set with the verdict; None leaves it unchanged.
+        shadow: The decision of a policy on trial if it differs; else None.
         lookup_error: The errno of a lookup that failed, else 0.
         cause: The packet that this RST answers, once the worker has looked; else None.
     """
@@ -121,11 +121,11 @@ class Engine:
     Attributes:
         mode: May be switched between two batches.
         unjudged_mark: Mark bits that the rules set on every packet before they queue it, and that
-            an accepted packet loses again; 0 for none. Follows the rules between two batches.
-        sysctls: The conntrack sysctls of the kernel; may be read anew between two batches.
+            are cleared in an accepted packet; 0 for none. May be replaced between two batches.
+        sysctls: The conntrack sysctls of the kernel; may be replaced between two batches.
         raw_rules: The host's rules before conntrack, whose packets are not dropped; None for none.
         lookup_errors: Lookups that failed, since the start.
-        last_lookup_error: The errno of the last one; 0 while none failed.
+        last_lookup_error: The errno of the last failed lookup; 0 before the first.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Engine:
         Args:
             policy: Decides about each finding.
             flows: Looks flows up.
-            log: Has the kernel's reasons, where `flows` has no window; else None.
+            log: The kernel's log, if `flows` has no window; else None.
             mode: Whether decisions are carried out.
             kernel: The conntrack rules of the kernel that called the packets INVALID.
             sysctls: As the attribute.
@@ -176,7 +176,7 @@ class Engine:
         self._shadow = policy.shadow
 
     def look_up_in(self, flows: FlowLookup, log: PacketLog | None) -> None:
-        """Judge by other evidence from the next batch on."""
+        """Use other evidence from the next batch on."""
         self._flows = flows
         self._log = log
 
@@ -194,7 +194,7 @@ class Engine:
     def fail_verdict(self, queued: Queued) -> tuple[int, int | None]:
         """Verdict and mark of a packet whose judging raised.
 
-        In dry-run it is accepted as a judged one, so that no later rule drops it as unjudged.
+        In dry-run it is accepted like a judged packet, so that no later rule drops it as unjudged.
         """
         if self.mode is Mode.ENFORCE:
             return self.unread_verdict, None
@@ -244,7 +244,7 @@ class Engine:
         failed: dict[int, int],
         now: float,
     ) -> list[Judgment]:
-        """As `judge`, with the errno of each failed lookup by its packet's index, and with the log.
+        """`judge`, with the errno of each failed lookup by its packet's index, and with the log.
 
         The evidence of a packet whose reason the log has is the log.
         """
@@ -298,11 +298,11 @@ class Engine:
             evidence: The content of the snapshot; NONE without a lookup or where it failed.
             now: Monotonic seconds.
             lookup_error: The errno of a lookup that failed; 0 if none did.
-            finding: Why it is INVALID, where that is known; None to diagnose it.
+            finding: Why it is INVALID, if known; None to diagnose it.
         """
         unjudged = self.unjudged_mark
         if unjudged:
-            queued.mark &= ~unjudged  # the mark that others gave the packet
+            queued.mark &= ~unjudged  # the packet's mark as set by other programs
         if finding is None:
             finding = diagnose(queued, packet, snapshot, evidence, self._kernel, self.sysctls)
         decision = self._policy.decide(queued, packet, snapshot, finding, now)

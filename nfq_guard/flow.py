@@ -2,9 +2,9 @@
 """A flow: its tuple, its state, its window, and how this host translates it.
 
 Values on the packet path (`Peer`, `FlowSnapshot` and those of `wire.packet`) are dataclasses
-with a written-out `__init__`: compiled, such a constructor takes 30 ns where a frozen
-dataclass takes 550. So nothing enforces that they stay as they are. Only `conntrack` assigns to
-the attributes of a `Peer`, and only to those of its own entries; a snapshot holds copies.
+with a written-out `__init__`: compiled, such a constructor takes 30 ns, that of a frozen dataclass
+550. Their immutability is therefore not enforced. Only `conntrack` assigns to the attributes of a
+`Peer`, and only to those of its own entries; a snapshot holds copies.
 """
 
 from dataclasses import dataclass
@@ -92,7 +92,7 @@ class Nat(StrEnum):
 
 
 class Evidence(StrEnum):
-    """Where the window of a flow was read, or what stands in for it.
+    """The source of a flow's window, or its substitute.
 
     KERNEL_LOG: the entry without its window, and the reason from the kernel's log of the packet.
     """
@@ -104,7 +104,7 @@ class Evidence(StrEnum):
     NONE = "none"
 
 
-# The evidence that an operator may choose; `auto` is the best that the host offers.
+# The evidence that an operator can choose; `auto` is the best that the host offers.
 EvidenceChoice = Literal["auto", "bpf", "kernel-log", "ctnetlink"]
 
 # Bits of `FlowSnapshot.status`, by the kernel's names (nf_conntrack_common.h).
@@ -207,7 +207,7 @@ def answering(sent: FlowTuple) -> FlowTuple:
 @final
 @dataclass(init=False, slots=True)
 class Peer:
-    """What one end of a TCP flow has shown so far (kernel.md 1.1).
+    """The state of one end of a TCP flow (kernel.md 1.1).
 
     Attributes:
         td_end: Highest sequence number sent, plus one for SYN and FIN.
@@ -239,7 +239,7 @@ class Peer:
 @final
 @dataclass(init=False, slots=True)
 class Association:
-    """What conntrack knows of one SCTP association (kernel.md 1.14).
+    """Conntrack's state of one SCTP association (kernel.md 1.14).
 
     Attributes:
         state: `SctpState` number.
@@ -289,11 +289,11 @@ class Association:
 @final
 @dataclass(init=False, slots=True)
 class FlowSnapshot:
-    """One conntrack entry, as it was when a packet of it was looked up.
+    """One conntrack entry at the time of a packet's lookup.
 
     Attributes:
         evidence: The source of the snapshot.
-        direction: Of the packet that was looked up; 0 original, 1 reply.
+        direction: Direction of the packet that was looked up; 0 original, 1 reply.
         original: Tuple of the original direction.
         reply: Tuple of the reply direction; differs from the mirrored `original` under NAT.
         status: `IPS_*` bits.
@@ -314,7 +314,7 @@ class FlowSnapshot:
         retrans: How often the same segment was seen again.
         peer_flags: `IP_CT_*` bits of the senders of both directions, from evidence that has them
             without the window; else None.
-        association: Of an SCTP flow; None for other protocols.
+        association: The association of an SCTP flow; None for other protocols.
     """
 
     evidence: Evidence
@@ -387,7 +387,7 @@ class FlowSnapshot:
 
     @property
     def nat(self) -> Nat:
-        """How the host translates this flow; known from the status bits alone."""
+        """How the host translates this flow, from the status bits."""
         return _NAT_BY_STATUS[self.status >> 4 & 3]
 
 
@@ -406,5 +406,5 @@ class LookupFailed:
         self.code = code
 
 
-# What a lookup of one tuple gives; None: conntrack has no entry.
+# The result of the lookup of one tuple; None if conntrack has no entry.
 LookupResult: TypeAlias = FlowSnapshot | LookupFailed | None

@@ -48,10 +48,10 @@ class Entry:
         state: `flow.TcpState` number; 0 for other protocols.
         peers: Senders of the original and of the reply direction, changed in place; `NO_PEERS`
             for other protocols than TCP.
-        association: Of an SCTP flow, changed in place; None for other protocols.
+        association: The association of an SCTP flow, changed in place; None for other protocols.
         stream: Data of the replay for this flow; the tracker does not use it.
         gone: Whether the flow table has dropped it.
-        last_dir: Direction of the last segment recorded. This and what follows as in
+        last_dir: Direction of the last segment recorded. This and the fields below are as in
             `flow.FlowSnapshot`.
     """
 

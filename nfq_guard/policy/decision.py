@@ -11,10 +11,10 @@ from nfq_guard.wire.packet import Malformed, Packet, Queued
 
 
 class Action(StrEnum):
-    """What happens to a packet.
+    """The action on a packet.
 
-    `log` accepts and records it, `allow` accepts and counts it. `heal` drops it and has conntrack
-    stop checking the window of its sender in this one flow, so that the next copy passes.
+    `log` accepts and records it, `allow` accepts and counts it. `heal` drops it and disables
+    conntrack's window check for its sender in this flow, so that the retransmission passes.
     """
 
     DROP = "drop"
@@ -36,7 +36,7 @@ class Decision:
     Attributes:
         action: What to do.
         rule: Name of the rule.
-        mark: Packet mark to set with the verdict; None leaves it alone.
+        mark: Packet mark to set with the verdict; None leaves it unchanged.
         drops: `Action.drops` of `action`.
     """
 
@@ -57,7 +57,7 @@ class Policy(Protocol):
 
     @property
     def shadow(self) -> "Policy | None":
-        """A policy on trial beside this one, whose decisions are reported and never carried out."""
+        """A policy on trial, whose decisions are reported but never carried out."""
 
     def decide(
         self,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The policy of a daemon whose configuration has none.
 
-`rules/policy/default.toml` is the same policy with the reason for each rule; a test holds the two
-equal. It is code as well, so that the daemon protects without reading another file.
+`rules/policy/default.toml` is the same policy with the reason for each rule; a test compares the
+two. It is also code, so that the daemon protects without reading another file.
 """
 
 from typing import Final

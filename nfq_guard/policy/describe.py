@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""A policy in plain sentences, one for each rule.
+"""Describes a policy in plain sentences, one for each rule.
 
-A sentence has all of the content of its rule and nothing else; a test parses it back.
+A sentence contains exactly the content of its rule; a test parses it back.
 """
 
 from typing import Final
@@ -34,7 +34,7 @@ CLAUSE_BREAK: Final = "; and "
 
 
 def policy_sentences(model: PolicyModel) -> list[str]:
-    """A sentence for each rule, in order, then one for what happens when none matches."""
+    """A sentence for each rule, in order, followed by one for packets that no rule matches."""
     sentences = [rule_sentence(rule) for rule in model.rules]
     otherwise = "Where no rule matches" if model.rules else "Always"
     if model.on_unknown is not model.default:

@@ -59,7 +59,7 @@ from nfq_guard.wire.packet import (
 
 
 class Kind(Enum):
-    """How the values of a field are written."""
+    """The syntax of a field's values."""
 
     WORD = "one of a few words"
     STATUS = "one of a few words, of which a flow can have several"
@@ -72,10 +72,10 @@ class Kind(Enum):
 
 
 class DependsOn(Enum):
-    """What a field depends on, among the INVALID packets of one direction of a TCP flow.
+    """The facts that a field depends on, for INVALID packets of one direction of a TCP flow.
 
-    A TCP header that is cut short has no ports, flags or payload, and is not looked up: fields
-    that depend on any of these are absent in it.
+    A truncated TCP header has no ports, flags or payload, and its flow is not looked up: fields
+    that depend on any of these are absent.
     """
 
     KEY = "hook, interface and addresses: the same in every packet"
@@ -90,12 +90,12 @@ class DependsOn(Enum):
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """A packet with certain numbers in one field has certain numbers in another one.
+    """A constraint: certain numbers in one field imply certain numbers in another.
 
     Attributes:
         numbers: The numbers of the row's own field.
         field: Name of the other field.
-        others: The numbers that the packet then has there.
+        others: The implied numbers of that field.
         otherwise: Why a rule with other numbers can never match.
     """
 
@@ -112,17 +112,17 @@ class Field:
 
     Attributes:
         name: The key in the file.
-        kind: How its values are written.
-        code: The way in which `number_of` or `name_of` takes it from a packet.
-        depends_on: What decides its value.
+        kind: The syntax of its values.
+        code: Selects how `number_of` or `name_of` extracts it from a packet.
+        depends_on: The facts that determine its value.
         says: A description, for the table of keys and the schema.
-        phrase: How a printed sentence names it: "the reason".
+        phrase: Its name in printed sentences: "the reason".
         words: For `WORD` and `STATUS` the words, each standing for its position; for a `SWITCH`
             two clauses, for false and for true; for a `NUMBER` the names of some numbers.
         numbers: For a `NUMBER` with names: the numbers that they stand for, in the same order.
-        lowest: Smallest number that may be written.
+        lowest: Smallest number that a file may contain.
         highest: Largest number that a packet can have here.
-        needs: What a packet with this field has in other fields.
+        needs: Constraints on other fields of a packet with this field.
     """
 
     name: str
@@ -469,7 +469,7 @@ _UDP_HEADER: Final = 8
 
 
 def name_of(code: int, queued: Queued) -> str:
-    """The interface that a `PATTERN` field of this code is matched with; empty without one."""
+    """The interface to which a `PATTERN` field of this code applies; empty without one."""
     return queued.indev if code == _IN else queued.outdev
 
 
@@ -480,9 +480,9 @@ def number_of(
     snapshot: FlowSnapshot | None,
     finding: Finding,
 ) -> int:
-    """The number that a packet has in the field of this code; `ABSENT` when it has none.
+    """The number of a packet in the field of this code; `ABSENT` if it has none.
 
-    One chain of comparisons, because that is what mypyc compiles best.
+    A chain of comparisons, because mypyc compiles that best.
     """
     if code <= _CT_MARK:
         return _of_flow(code, snapshot)
@@ -553,7 +553,7 @@ def _of_transport_header(code: int, packet: Packet | Malformed) -> int:
 def leaks(packet: Packet | Malformed, snapshot: FlowSnapshot | None, finding: Finding) -> bool:
     """Whether a private source sends to a global destination without a flow.
 
-    False where the flow could not be looked up (reason `unsupported`).
+    False if the flow could not be looked up (reason `unsupported`).
     """
     return (
         snapshot is None

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The packets that a rule with the action `heal` matches.
 
-A heal ends conntrack's window check for one sender. So it is only for a segment that breaks a bound
-of the window by a few bytes, in a flow that both ends have opened. These conditions are part of
-every such rule, whether the file names them or not: any other packet goes on to the next rule.
+A heal disables conntrack's window check for one sender. It is therefore limited to segments that
+break a bound of the window by a few bytes, in a flow that both ends have opened. These conditions
+are part of every such rule, whether or not the file contains them: any other packet continues to
+the next rule.
 """
 
 from dataclasses import replace
@@ -17,9 +18,9 @@ from nfq_guard.policy.intervals import covers
 from nfq_guard.policy.model import Condition, Rule, condition_numbers
 from nfq_guard.policy.values import one_of, parse_value
 
-# The longest distance that a rule heals unless it names another one, in bytes.
+# Default maximum distance that a rule heals, in bytes.
 HEAL_DISTANCE: Final = 65_535
-# A flow that closes needs its last segments as much as an established one.
+# A closing flow needs its last segments as much as an established one.
 HEALED_STATES: Final = (
     TcpState.ESTABLISHED,
     TcpState.FIN_WAIT,
@@ -39,7 +40,7 @@ _REASONS: Final = _condition(
 )
 _STATE: Final = _condition("state", *(state.name for state in HEALED_STATES))
 _STATUS: Final = _condition("status", "assured")
-# What a rule that heals may name at most, with the reason.
+# The values that a rule may have at most to heal, each with the reason.
 _EVIDENCE: Final = _condition("evidence", "bpf", "replay")
 _LIMITS: Final = (
     (_REASONS, "only a segment outside of its window can be healed"),
@@ -47,7 +48,7 @@ _LIMITS: Final = (
     (_STATUS, "only an assured flow can be healed"),
     (_EVIDENCE, "other evidence has no window to measure with"),
 )
-# What it has where it names nothing.
+# The values of a rule without the condition.
 _DEFAULTS: Final = (
     _REASONS,
     _condition("distance", f"1..{HEAL_DISTANCE}"),
@@ -55,7 +56,7 @@ _DEFAULTS: Final = (
     _STATUS,
     _EVIDENCE,
 )
-# What it never matches, whatever else it names.
+# The values that such a rule never matches.
 _NEVER: Final = (
     _condition("status", "dying", "offload", negated=True),
     _condition("tcp_flags", "rst", "syn", negated=True),
@@ -63,7 +64,7 @@ _NEVER: Final = (
 
 
 def heal_mistakes(rule: Rule) -> list[Mistake]:
-    """What `rule`, which heals, names and cannot heal; keys are of its file."""
+    """The conditions of `rule` that cannot be healed, as mistakes in its file."""
     found: list[Mistake] = []
     for condition in rule.conditions:
         for limit, why in _LIMITS:
@@ -79,7 +80,7 @@ def heal_mistakes(rule: Rule) -> list[Mistake]:
 
 
 def with_heal_limits(rule: Rule) -> Rule:
-    """`rule`, which heals, with every condition that it must have."""
+    """`rule`, which heals, with all conditions that it must have."""
     conditions = list(rule.conditions)
     for wanted in _DEFAULTS:
         if not any(_same_key(condition, wanted) for condition in conditions):

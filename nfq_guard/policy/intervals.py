@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Interval sets: sets of whole numbers as sorted bounds, which most conditions come down to.
+"""Interval sets: sets of integers as sorted bounds, the form of most conditions.
 
 `(a, b, c, d)` contains a <= n < b and c <= n < d. The number -1 stands for "the packet has no
 value here" in every field, so a set can contain that too, and the negation of a condition is the

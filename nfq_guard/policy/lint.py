@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reachability: rules that no packet can match, and policies that let nothing pass.
+"""Reachability: finds rules that no packet can match, and policies that let nothing pass.
 
 Sound but incomplete: there are no false positives, but rules that only a combination of fields
 makes unreachable may be missed.
@@ -36,7 +36,7 @@ from nfq_guard.policy.model import (
 )
 from nfq_guard.policy.values import one_of
 
-# What a daemon finds in a flow where the setting `evidence` allows no window.
+# The evidence of a daemon if the setting `evidence` excludes the window.
 _WITHOUT_WINDOW: Final = {
     "kernel-log": (Evidence.KERNEL_LOG, Evidence.CTNETLINK, Evidence.NONE),
     "ctnetlink": (Evidence.CTNETLINK, Evidence.NONE),
@@ -48,7 +48,7 @@ class Caution(NamedTuple):
 
     Attributes:
         key: Path of the rule or setting, such as `policy.rule[2]`.
-        source: File or preset that has it.
+        source: File or preset that contains it.
         rule: Name of the rule; empty for a setting.
         text: The warning, without a full stop.
     """
@@ -70,9 +70,9 @@ def cautions(
 
     Args:
         model: The policy.
-        kernel: With kernels like this.
-        choice: With this setting of the daemon. It is held against the rules of the file alone,
-            for presets serve every setting.
+        kernel: The rules of the kernel.
+        choice: The setting `evidence`. It is compared with the
+        rules of the file only, because presets serve every setting.
     """
     found: list[Caution] = []
     earlier: list[Reach] = []
@@ -112,7 +112,7 @@ class Reach:
 
     Attributes:
         rule: The rule.
-        numbers: The numbers that it allows, for each field with interval sets that it names.
+        numbers: The numbers that it allows, for each of its fields with interval sets.
         others: Its conditions on names and marks.
     """
 
@@ -135,13 +135,13 @@ class Reach:
 
     @property
     def contradiction(self) -> str:
-        """A field of which the rule allows no number; empty when there is none."""
+        """A field of which the rule allows no number; empty without one."""
         return next((name for name, numbers in self.numbers.items() if not numbers), "")
 
     def not_covered(self, other: "Reach") -> list[str] | None:
         """The fields on which `other` matches packets that this rule does not, two at most.
 
-        None when names, marks or a rate decide instead.
+        None if names, marks or a rate decide instead.
         """
         if self.rule.rate is not None:
             return None
@@ -158,7 +158,7 @@ class Reach:
 
 
 def shadowing(reach: Reach, earlier: Sequence[Reach]) -> tuple[Rule, ...]:
-    """The earlier rules that together match every packet of `reach`; empty when it is reachable."""
+    """The earlier rules that together match every packet of `reach`; empty if it is reachable."""
     partial: dict[str, list[Reach]] = {}
     for candidate in earlier:
         missing = candidate.not_covered(reach)
@@ -196,7 +196,7 @@ def value_covers(outer: Value, inner: Value) -> bool:
 
 
 def _never(reach: Reach, earlier: list[Reach], kernel: KernelRules) -> str:
-    """Why no packet reaches the rule; empty when one may."""
+    """Why no packet reaches the rule; empty if one may."""
     if reach.contradiction:
         return f"its conditions on {reach.contradiction} contradict each other"
     for field in FIELDS:
@@ -216,7 +216,7 @@ def _never(reach: Reach, earlier: list[Reach], kernel: KernelRules) -> str:
 
 
 def _never_read(reach: Reach, choice: EvidenceChoice) -> str:
-    """Why the daemon never has the evidence that the rule takes; empty when it may."""
+    """Why the daemon never has the evidence that the rule requires; empty if it may."""
     there = _WITHOUT_WINDOW.get(choice)
     if there is None:
         return ""
@@ -226,7 +226,7 @@ def _never_read(reach: Reach, choice: EvidenceChoice) -> str:
 
 
 def _unmet_need(reach: Reach, field: Field) -> str:
-    """Why no packet has both the numbers of `field` that the rule allows and what they need."""
+    """Why no packet meets the rule's condition on `field` and its constraints."""
     numbers = reach.allowed(field.name)
     why = ""
     for need in field.needs:
@@ -237,7 +237,7 @@ def _unmet_need(reach: Reach, field: Field) -> str:
 
 
 def _final_rules(model: PolicyModel) -> Iterable[Rule]:
-    """`on_unknown` and `default` as the rules that they amount to."""
+    """`on_unknown` and `default` in the form of rules."""
     position = REASONS.index(Reason.UNSUPPORTED)
     unsupported = Condition(
         field=REASON,

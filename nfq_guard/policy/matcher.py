@@ -30,8 +30,8 @@ from nfq_guard.policy.model import (
 from nfq_guard.policy.rates import MOST_KEYS, MOST_KEYS_IN_ALL, RateLimit
 from nfq_guard.wire.packet import Malformed, Packet, Queued
 
-# Names or marks whose rules an index keeps. A host has few of either; when a sender or a rule
-# makes up marks, the cache is emptied and filled again.
+# Maximum number of names or marks that an index caches. A host has few of either; if a sender or a
+# rule generates marks, the cache is emptied and filled again.
 MOST_REMEMBERED: Final = 1024
 
 
@@ -43,12 +43,12 @@ class IntervalIndex:
         code: The field's, for `number_of`.
         depends_on: The field's.
         possible: The rules that some number meets, a bit each.
-        certain: The rules that every number meets, and its absence, a bit each.
-        uncertain: The others.
+        certain: The rules that every number and its absence meet, a bit each.
+        uncertain: The other rules.
     """
 
     def __init__(self, field: Field, sets: Sequence[IntervalSet]) -> None:
-        """Cut the numbers at every bound; `sets` has what each rule allows, in rule order."""
+        """Divide the numbers at every bound; `sets` has the allowed numbers of each rule."""
         self.code = field.code
         self.depends_on = field.depends_on
         self.possible = bits_of([bool(numbers) for numbers in sets])
@@ -166,7 +166,7 @@ class Plan:
 
 @final
 class CompiledPolicy:
-    """Decides as the rules of a model would from top to bottom, at the cost of a few look-ups.
+    """Decides like the rules of a model from top to bottom, but with a few look-ups.
 
     Rules with a rate count packets, so an instance belongs to one stream of packets.
 
@@ -232,7 +232,7 @@ class CompiledPolicy:
         snapshot: FlowSnapshot | None,
         finding: Finding,
     ) -> list[Decision]:
-        """Every decision that the packet may get, whatever the rates have counted before."""
+        """Every decision that the packet may get, whatever the state of the rates."""
         plan = self.plans[finding.reason]
         live = self._live(plan, queued, packet, snapshot, finding)
         found: list[Decision] = []
@@ -254,7 +254,7 @@ class CompiledPolicy:
         now: float,
         count: int,
     ) -> list[tuple[Decision, int]]:
-        """Decide about `count` packets like `packet`, all at `now`: how many get each decision."""
+        """Decide about `count` packets like `packet`; returns the number for each decision."""
         plan = self.plans[finding.reason]
         live = self._live(plan, queued, packet, snapshot, finding)
         found: list[tuple[Decision, int]] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A policy as the operator wrote it, without mistakes: its keys, its values, its rules.
+"""A valid policy as the operator wrote it: its keys, values and rules.
 
 Nothing here is on the packet path.
 """
@@ -18,10 +18,10 @@ from nfq_guard.policy.intervals import (
     intersection,
 )
 
-# Names that decisions carry where no rule matched.
+# Names in decisions if no rule matched.
 RULE_DEFAULT: Final = "default"
 RULE_ON_UNKNOWN: Final = "on-unknown"
-# Carried where the rules of the host, not the packet, explain why it is INVALID (`raw_rules`).
+# The name if rules of the host, not the packet, are the reason why it is INVALID (`raw_rules`).
 RULE_HIDDEN_HALF: Final = "hidden-half"
 
 # The value of `i_know` in a policy that drops every packet.
@@ -33,9 +33,9 @@ RATE_KEYS: Final = ("over", "in_s", "by")
 
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 RESERVED_NAMES: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN, RULE_HIDDEN_HALF)
-# Most nested includes; deeper nesting is a mistake, even without a cycle.
+# Maximum depth of includes; deeper nesting is a mistake, even without a cycle.
 DEEPEST_INCLUDE: Final = 8
-# Rules of a policy with everything it includes: bounds its memory and the time of a reload.
+# Maximum number of rules including includes: bounds the memory and the time of a reload.
 MOST_RULES: Final = 1000
 LONGEST_COMMENT: Final = 500
 LARGEST_COUNT: Final = 1_000_000
@@ -94,7 +94,7 @@ class Condition:
 
 
 class RateKey(StrEnum):
-    """What a rate counts packets by."""
+    """The key by which a rate counts packets."""
 
     FLOW = "flow"
     SOURCE = "source"
@@ -125,7 +125,7 @@ class Rule:
     """One rule: `action` is taken when all conditions hold.
 
     Attributes:
-        name: As decisions carry it.
+        name: Its name in decisions.
         key: Path in its file, such as `policy.rule[2]`.
         source: The file or preset that defines it.
         action: What to do.
@@ -153,9 +153,9 @@ class PolicyModel:
     Attributes:
         source: The file, as the operator named it.
         rules: First match wins.
-        on_unknown: What happens to a packet that no rule matched and that could not be judged
-            (reason `unsupported`).
-        default: What happens to any other packet that no rule matched.
+        on_unknown: The action on a packet that no rule matched and that could not be judged (reason
+            `unsupported`).
+        default: The action on any other packet that no rule matched.
         i_know: Whether the file confirms that all packets are to be dropped.
     """
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Whether a policy drops every INVALID packet that one direction of a flow can bring.
+"""Decides whether a policy drops every INVALID packet that one direction of a flow can have.
 
-A kernel that drops the rest of a flow's INVALID packets looks at interface, addresses and ports
-only. So a flow may be offloaded only where the policy would drop each of its packets, whatever
+The kernel drops the further INVALID packets of an offloaded flow by interface, addresses and ports
+only. A flow may therefore be offloaded only if the policy would drop each of its packets, whatever
 their flags, length, mark or reason. Conservative: True is always safe, False may be a missed
 opportunity.
 
-The column `depends_on` of the field table says which fields are the same in all these packets.
-The caller must ensure that the conntrack entry stays.
+The column `depends_on` of the field table shows which fields are the same in all these packets. The
+caller must ensure that the conntrack entry stays.
 """
 
 from typing import Final, final
@@ -21,21 +21,20 @@ from nfq_guard.wire.packet import Malformed, Packet, Queued
 _FIXED_IN_SEGMENTS: Final = frozenset({DependsOn.KEY, DependsOn.PROTOCOL, DependsOn.PORTS})
 _FIXED_WITH_ENTRY: Final = _FIXED_IN_SEGMENTS | {DependsOn.ENTRY}
 _FIXED_WITH_WINDOW: Final = _FIXED_WITH_ENTRY | {DependsOn.WINDOW}
-# A header that is cut short belongs to no flow that could be looked up, and has no ports, flags
-# or payload: those fields are absent, whichever the packet. Whether its protocol can be read
-# depends on where it was cut.
+# The flow of a truncated header cannot be looked up, and ports, flags and payload are absent,
+# whatever the packet. Whether its protocol can be read depends on where it was truncated.
 _FIXED_IN_CUT_HEADERS: Final = frozenset(DependsOn) - {DependsOn.PROTOCOL, DependsOn.HOST}
 # Reasons that a TCP segment cannot have, and cannot have while its entry lives.
 _NOT_OF_SEGMENTS: Final = frozenset({Reason.MALFORMED, Reason.ICMP_UNRELATED, Reason.ICMP_MISMATCH})
 _NOT_WITH_ENTRY: Final = _NOT_OF_SEGMENTS | {Reason.NO_ENTRY}
 _NOT_OF_CUT_HEADERS: Final = frozenset(REASONS) - {Reason.MALFORMED}
-# For `number_of`; fields that depend on the finding are not fixed.
+# A placeholder for `number_of`; fields that depend on the finding are not fixed.
 _ANY_FINDING: Final = Finding(Reason.MALFORMED)
 
 
 @final
 class OffloadCheck:
-    """Checks flows against one policy; for a few flows a second, not for every packet."""
+    """Checks flows against one policy; too slow for every packet."""
 
     def __init__(self, policy: CompiledPolicy) -> None:
         """Check against `policy`; its rates are not counted."""
@@ -47,8 +46,8 @@ class OffloadCheck:
         Args:
             queued: The packet as it was queued.
             packet: A TCP segment.
-            snapshot: Its flow, which must stay while the result is used; None when it has
-                no entry, so that an entry may appear at any moment.
+            snapshot: Its flow, which must stay while the result is used; None without an entry,
+                which may then appear at any moment.
         """
         fixed, impossible = _FIXED_IN_SEGMENTS, _NOT_OF_SEGMENTS
         if snapshot is not None:

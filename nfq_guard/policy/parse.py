@@ -38,7 +38,7 @@ from nfq_guard.policy.values import ValueProblem, one_of, parse_value, shown, su
 
 _NAME: Final = re.compile(NAME_PATTERN)
 _ACTIONS: Final = tuple(str(action) for action in Action)
-# What can happen to a packet that no rule matched: a heal takes a rule, which limits it.
+# The possible actions if no rule matched. A heal requires a rule, which limits it.
 _LAST_ACTIONS: Final = tuple(str(action) for action in Action if action is not Action.HEAL)
 
 

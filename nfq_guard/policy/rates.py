@@ -7,13 +7,13 @@ from nfq_guard.flow import FlowKey
 from nfq_guard.policy.model import Rate, RateKey
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Malformed, Packet, Segment, flow_key
 
-# Keys that one rule counts at a time, and all rules of a policy together: a key takes 180 bytes. A
-# sender with forged addresses can fill the table; the least recently seen key is evicted first, and
-# starts again within the limit when it returns.
+# Maximum number of keys of one rule, and of all rules of a policy: a key takes 180 bytes. A sender
+# with forged addresses can fill the table; the least recently seen key is evicted, and starts anew
+# when it returns.
 MOST_KEYS: Final = 4096
 MOST_KEYS_IN_ALL: Final = 65_536
 
-# The flags of a segment that its copies have too; others may change with a retransmission.
+# The flags that all copies of a segment share; a retransmission may change others.
 _SAME_FLAGS: Final = SYN | ACK | FIN | RST
 # A segment with its flow: source and destination, ports, `seq`, `ack`, `end`, and flags.
 _SegmentKey = tuple[bytes, bytes, int, int, int, int, int, int]
@@ -74,13 +74,13 @@ class RateLimit:
         elif not 0 <= now - window.start < self._in_s:
             window.start = now
             window.count = 0
-        # The key that was seen last is at the end.
+        # The most recently seen key is at the end.
         self._windows[key] = window
         return window
 
 
 def _segment_key(packet: Packet | Malformed) -> FlowKey | _SegmentKey:
-    """The same for each copy of a TCP segment; a packet of any other kind has that of its flow."""
+    """A key shared by all copies of a TCP segment; for other packets, that of the flow."""
     l4 = packet.l4 if isinstance(packet, Packet) else None
     if not isinstance(l4, Segment):
         return flow_key(packet)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How the decisions of a policy on trial differ from those of the acting one."""
+"""Compares the decisions of a policy on trial with those of the acting one."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -39,9 +39,9 @@ class Disagreement:
 
 
 def disagreement(acting: Decision, shadow: Decision) -> Disagreement | None:
-    """How `shadow` differs from `acting`; None when both come to the same.
+    """The difference between `shadow` and `acting`; None if both have the same effect.
 
-    The names of the rules do not count.
+    The names of the rules are ignored.
     """
     if shadow.action is acting.action and shadow.mark == acting.mark:
         return None

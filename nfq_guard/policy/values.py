@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Values of a rule's keys, as parsed from the file, and the words that mistakes share."""
+"""Parses the values of a rule's keys, and composes the texts that mistakes share."""
 
 import ipaddress
 import re
@@ -17,12 +17,12 @@ _MARK: Final = re.compile(
 )
 _LONGEST_INTERFACE: Final = 15  # IFNAMSIZ without the terminating NUL
 _LONGEST_SHOWN: Final = 60
-# What `suggestion` appends.
+# The text that `suggestion` appends.
 _SUGGESTED: Final = re.compile(r" \(did you mean (?P<quote>['\"])(?P<word>.*)(?P=quote)\?\)$")
 
 
 class ValueProblem(Exception):  # noqa: N818 - never leaves the parser, which makes it a Mistake
-    """A value that the key does not take, with the values that it takes and a suggestion."""
+    """A value that the key does not accept, with the accepted values and a suggestion."""
 
     def __init__(self, expected: str, hint: str = "") -> None:
         self.expected = expected
@@ -46,7 +46,7 @@ def suggestion(found: object, known: tuple[str, ...]) -> str:
     """` (did you mean 'x'?)` when `found` is close to one of `known`, else empty."""
     if not isinstance(found, str):
         return ""
-    # The hyphens before an option are in every option, and say nothing of which one was meant.
+    # Leading hyphens are common to all options, and are ignored.
     plain = found.strip().lower().replace("_", "-").replace(" ", "-").lstrip("-")
     folded = {word.lower().replace("_", "-").lstrip("-"): word for word in known}
     near = get_close_matches(plain, list(folded), n=1, cutoff=0.6)
@@ -54,7 +54,7 @@ def suggestion(found: object, known: tuple[str, ...]) -> str:
 
 
 def split_suggestion(text: str) -> tuple[str, str]:
-    """A text without the suggestion that `suggestion` appended, and what it suggests."""
+    """A text without the appended suggestion, and the suggested word."""
     found = _SUGGESTED.search(text)
     return (text, "") if found is None else (text[: found.start()], found["word"])
 
@@ -68,7 +68,7 @@ def parse_value(field: Field, item: object) -> Value:
     """Parse one value of `field`.
 
     Raises:
-        ValueProblem: The field does not take it.
+        ValueProblem: The field does not accept it.
     """
     match field.kind:
         case Kind.WORD | Kind.STATUS:
@@ -176,7 +176,7 @@ def _pattern(item: object) -> Pattern:
     if not isinstance(item, str) or not item or any(c in "/:" or c.isspace() for c in item):
         raise ValueProblem(expected)
     if item.endswith("+"):
-        # iptables writes a prefix this way.
+        # The notation of iptables for a prefix.
         raise ValueProblem(expected, f" (did you mean '{item[:-1]}*'?)")
     if len(item.replace("*", "")) > _LONGEST_INTERFACE:
         raise ValueProblem(f"a name of at most {_LONGEST_INTERFACE} characters")

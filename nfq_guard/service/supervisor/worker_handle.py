@@ -45,7 +45,8 @@ class WorkerHandle:
         restart_at: When to start the next process, monotonic seconds; valid while there is none.
         stats: Sums over all its processes.
         messages_refused: Orders that its processes dropped.
-        channel: The channel to the process. log: Its log lines, one a record.
+        channel: The channel to the process.
+        log: Its log lines, one a record.
         last_error: Its last event of level error.
         failure: Why the current or the last process could not start.
         ready: The process's report that it serves the queue; None before.
