@@ -16,7 +16,7 @@ class Row:
     Attributes:
         section: Section of the benchmark, such as `path`.
         variant: What was measured, such as `guard, compiled`.
-        metric: The quantity, such as `cpu_per_packet`.
+        metric: The quantity, such as `CPU a lookup`.
         unit: Unit of the values, such as `us`.
         x: The point on a curve, such as packets a second; None if there is no curve.
         values: One per round, in order; empty if the quantity could not be measured.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Injects faults into the guard on the live kernel and measures what they cost: `make faults`.
 
-Status 1 where the counts do not agree to the packet, or packets of a closed guard were let through.
-A missed figure of time does not fail the run: the table says so. Needs root, and `make wheels` for
-the faults of the service, which run under a systemd of their own.
+Exit status 1 if the counts do not agree to the packet, or if a closed guard let packets through. A
+missed time target does not fail the run; the table shows it. Needs root, and `make wheels` for the
+faults of the service, which run under a separate systemd.
 """
 
 import argparse
@@ -23,7 +23,7 @@ _PAGE: Final = Path(__file__).parents[2] / "docs" / "faults.md"
 
 
 def main() -> int:
-    """Inject the faults that were asked for, print each outcome, and write the page if wanted."""
+    """Inject the requested faults, print each outcome, and write the page if requested."""
     names = [*daemon.FAULTS, *service.FAULTS]
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--short", action="store_true", help="each a few times, about a minute")

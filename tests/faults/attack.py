@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A8, and its kind: forged INVALID packets for every live connection, while all are dropped."""
+"""A8 and similar attacks: forged INVALID packets for every live connection."""
 
 import random
 import socket
@@ -15,9 +15,9 @@ from tests.faults.outcome import Outcome, ms
 from tests.faults.rig import Rig, Size, rss_kb
 
 _CONNECTIONS: Final = 50
-# Flags of what is forged: RST, RST with ACK, ACK, FIN with SYN, SYN with ACK, none.
+# Flags of forged segments: RST, RST with ACK, ACK, FIN with SYN, SYN with ACK, none.
 _FORGED: Final = (0x04, 0x14, 0x10, 0x03, 0x12, 0x00)
-# linux/if_ether.h: ETH_P_ALL, which also has what is sent.
+# linux/if_ether.h: ETH_P_ALL, which includes outgoing frames.
 _ALL: Final = 0x0003
 _HEAL: Final = """
 [policy]
@@ -81,7 +81,7 @@ def _attack(at: Rig, policy: str, packets: int, rng: random.Random) -> _Round:
             if not memory and sent >= packets // 2:
                 memory = rss_kb(guard.process.pid)
             for port in ports:
-                # About half the space away from what is right, so that no window has it.
+                # About half the number space away from the right number, outside any window.
                 far = [
                     (one + (1 << 31) + rng.randrange(1 << 29)) % (1 << 32) for one in numbers[port]
                 ]
@@ -102,7 +102,7 @@ def _attack(at: Rig, policy: str, packets: int, rng: random.Random) -> _Round:
 
 
 def _numbers(at: Rig, ports: set[int]) -> dict[int, tuple[int, int]]:
-    """Sequence and acknowledgement number of each connection now, by the peer's port."""
+    """Current sequence and acknowledgement numbers of each connection, by the peer's port."""
     found: dict[int, tuple[int, int]] = {}
     with at.gateway.peer.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM) as tap:
         tap.bind(("p0", _ALL))
@@ -116,7 +116,7 @@ def _numbers(at: Rig, ports: set[int]) -> dict[int, tuple[int, int]]:
 
 
 def _liberal(at: Rig, ports: list[int]) -> int:
-    """How many directions of the connections conntrack does not check."""
+    """Number of directions of the connections that conntrack does not check."""
     source, target = map(socket.inet_aton, (PEER, HOST))
     with at.gateway.host.entered():
         flows = CtnetlinkFlows()

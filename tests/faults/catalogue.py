@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each fault, the campaigns of `make faults` that inject it, and the tests that hold the rest."""
+"""Each fault, with the campaigns of `make faults` that inject it and the tests that cover it."""
 
 from typing import Final, NamedTuple
 
@@ -12,7 +12,7 @@ class Entry(NamedTuple):
         what: What happens.
         campaigns: Names for `python -m tests.faults --fault`.
         tests: Node ids of pytest.
-        reason: Why a target is missed, or why no test holds the fault.
+        reason: Why a target is missed, or why no test covers the fault.
     """
 
     code: str

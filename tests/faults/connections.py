@@ -14,17 +14,18 @@ from tests.faults.gateway import HOST, Gateway
 PORT: Final = 7500
 _EVERY_S: Final = 0.05
 _NUMBER: Final = struct.Struct("!Q")
-# An answer that is under way at the end has so much time.
+# Time limit for an answer that is outstanding at the end, seconds.
 _LAST_S: Final = 5.0
 
 
 class Health(NamedTuple):
-    """What became of all connections.
+    """The result for all connections.
 
     Attributes:
-        broken: How many were reset, closed or answered wrongly.
-        answers: How many numbers came back.
-        stall_s: The longest that one waited for an answer.
+        broken: Number that were reset, closed or answered wrongly.
+        answers: Number of answers
+        received.
+        stall_s: Longest wait for an answer, seconds.
     """
 
     broken: int
@@ -33,7 +34,7 @@ class Health(NamedTuple):
 
 
 class _Flow:
-    """One connection: a number at a time, of which the other end sends a copy."""
+    """One connection, which sends one number at a time; the other end echoes it."""
 
     def __init__(self, channel: socket.socket) -> None:
         self.channel = channel
@@ -44,7 +45,7 @@ class _Flow:
 
 
 class Connections:
-    """So many connections, which exchange numbers until the end of `with`."""
+    """A number of connections, which exchange numbers until the end of `with`."""
 
     def __init__(self, gateway: Gateway, count: int) -> None:
         self._stack = contextlib.ExitStack()
@@ -77,7 +78,7 @@ class Connections:
         return [flow.channel.getsockname()[1] for flow in self._flows]
 
     def health(self) -> Health:
-        """What became of them; all are ended."""
+        """Close all connections, and return the result."""
         self._ending.set()
         self._thread.join()
         return Health(self._broken, self._answers, self._stall_s)

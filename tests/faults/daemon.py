@@ -86,12 +86,12 @@ def corrupted(at: Rig, size: Size, rng: random.Random) -> Outcome:
 
 
 def _corrupt(config: Path, good: bytes, rng: random.Random) -> None:
-    """Put something in the place of the file that is no configuration."""
+    """Replace the file with something that is not a configuration."""
     if config.is_dir() and not config.is_symlink():
         config.rmdir()
     else:
         config.unlink(missing_ok=True)
-    # What has no mistake of its own gets one at its end.
+    # Append a mistake if there is none yet.
     mistake = b"\n[[\n"
     kind = rng.randrange(9)
     if kind == 0:
@@ -224,7 +224,7 @@ def overflow(at: Rig, size: Size, _rng: random.Random, *, mode: str, fault: str)
 
 
 def _quiet(at: Rig) -> None:
-    """Wait until the daemon has looked at a queue in which nothing happens."""
+    """Wait until the daemon has seen the queue idle."""
     for _ in range(2):
         at.ask("status")
         time.sleep(0.2)
@@ -290,7 +290,7 @@ def second_instance(at: Rig, size: Size, _rng: random.Random) -> Outcome:
         with at.gateway.stream(_PPS) as stream:
             for number in range(size.starts):
                 begun = time.monotonic()
-                # In turn the same queue and socket, and others of its own.
+                # Alternately with the same queue and socket, and with its own.
                 config = at.config if number % 2 == 0 else other
                 second = at.gateway.host.popen(
                     *(sys.executable, "-m", "nfq_guard", "run", "--config", str(config)),
@@ -334,7 +334,7 @@ def starts(at: Rig, size: Size, rng: random.Random) -> Outcome:
                 guard.process.wait()
             else:
                 assert guard.stop() == 0
-        # What a killed daemon left the next one takes over, or this command removes.
+        # The next daemon takes over the rules of a killed one, or this command removes them.
         words = (sys.executable, "-m", "nfq_guard", "rules", "remove", "--config", str(at.config))
         at.gateway.host.run("env", f"PYTHONPATH={import_path()}", *words)
         after = at.gateway.host.run("iptables-save").stdout
@@ -424,7 +424,7 @@ def bound_under_load(at: Rig, size: Size, _rng: random.Random) -> Outcome:
 
 
 def full_table(at: Rig, size: Size, _rng: random.Random) -> Outcome:
-    """F10. The limit is that of the whole host: it is reached, not changed."""
+    """F10. The limit applies to the whole host: it is reached, not changed."""
     host = at.gateway.host
     limit = int(Path("/proc/sys/net/netfilter/nf_conntrack_max").read_text(encoding="ascii"))
     wanted = min(size.entries, limit)
@@ -454,7 +454,7 @@ def _number(host: Namespace, name: str) -> int:
 
 
 def clock_jumps(at: Rig, size: Size, _rng: random.Random) -> Outcome:
-    """F11: only the wall clock jumps, as it does where it is set."""
+    """F11: only the wall clock jumps, as when it is set."""
     library, offset = at.folder / "clock.so", at.folder / "offset"
     source = Path(__file__).with_name("clock.c")
     subprocess.run(["cc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
@@ -521,7 +521,7 @@ def gone(at: Rig, size: Size, _rng: random.Random) -> Outcome:
 
 
 def memory(at: Rig, size: Size, rng: random.Random) -> Outcome:
-    """F13: no more memory than the daemon has, or a little more, while it is to reload."""
+    """F13: no memory beyond the daemon's own, or a little more, during a reload."""
     answered = taken = 0
     slowest = 0.0
     rounds = size.starts * 5
@@ -533,7 +533,7 @@ def memory(at: Rig, size: Size, rng: random.Random) -> Outcome:
         before = resource.prlimit(pid, resource.RLIMIT_DATA)
         with at.gateway.stream(_PPS) as stream:
             for number in range(rounds):
-                # Each needs more than the one before, which has left its own.
+                # Each needs more memory than the previous one, which left its own allocated.
                 count = 100 + 800 * number // rounds
                 rules = (f'[[policy.rule]]\nsport = {n}\naction = "log"\n' for n in range(count))
                 at.config.write_text(at.text(*lines, policy=f"{POLICY}{''.join(rules)}"))

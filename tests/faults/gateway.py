@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A guarded host behind a link, numbered INVALID packets to it, and counts not made by the guard.
+"""A guarded host behind a link, numbered INVALID packets to it, and independent counts.
 
-The packets are RST segments of no connection: conntrack calls them INVALID, and nothing answers
-them. Those to `ALLOWED` pass every policy used here, those to `DENIED` none, so that one of these
-that arrives has passed without a judgement.
+The packets are RST segments without a connection: conntrack calls them INVALID, and nothing answers
+them. Every policy used here allows those to `ALLOWED` and drops those to `DENIED`, so a packet to
+`DENIED` that arrives has passed without a judgment.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ name = "denied"
 dport = {DENIED}
 action = "drop"
 """
-# One packet in so many is one to `DENIED`.
+# One packet in so many goes to `DENIED`.
 _DENIED_SHARE: Final = 5
 _RCVBUFFORCE: Final = 33
 _SNDBUFFORCE: Final = 32
@@ -43,12 +43,12 @@ _SEGMENT: Final = struct.Struct("!HHIIBBHHH")
 _PSEUDO: Final = socket.inet_aton(PEER) + socket.inet_aton(HOST) + struct.pack("!HH", 6, 20)
 _PORTS: Final = 60_000
 _POLL_S: Final = 0.0005
-# So long after the last packet none is under way any more, on a link within one machine.
+# Time after the last packet by which all have arrived, on a link within one machine, seconds.
 _QUIET_S: Final = 0.3
 
 
 class Counts(NamedTuple):
-    """Packets by the rules of the host, before conntrack and after all that the guard does."""
+    """Packets by the rules of the host, before conntrack and after the guard."""
 
     came: int
     passed: int
@@ -58,11 +58,11 @@ class Gap(NamedTuple):
     """Packets to `ALLOWED` that did not arrive, after one fault."""
 
     lost: int
-    # From when the first of them was sent until the last was.
+    # Time between the sending of the first and of the last of them.
     outage_s: float
-    # The longest time in which none of all packets arrived.
+    # The longest time without any arrival.
     wait_s: float
-    # Packets to `DENIED` that did arrive, and how long after the fault the last of them was sent.
+    # Packets to `DENIED` that arrived, and the time from the fault to the sending of the last.
     leaked: int
     leak_s: float
 
@@ -74,7 +74,7 @@ class Gateway:
         self.host = host
         self.peer = peer
         for one in (peer, host):
-            # Neighbour discovery would be judged too.
+            # Neighbour discovery would be judged as well.
             for which in ("all", "default"):
                 one.sysctl(f"ipv6.conf.{which}.disable_ipv6", 1)
         self.link()
@@ -90,14 +90,14 @@ class Gateway:
         self.arriving.settimeout(0.1)
 
     def link(self) -> None:
-        """Make the link; it may have been removed since."""
+        """Create the link, also after it was removed."""
         veth(self.peer, "p0", self.host, "h0", (f"{PEER}/24", f"{HOST}/24"))
-        # Neither is INVALID, and neither may arrive in the middle of a measurement.
+        # Neither is INVALID, but neither may occur during a measurement.
         for one, other, link in ((self.peer, HOST, "p0"), (self.host, PEER, "h0")):
             one.run("ping", "-q", "-c", "1", "-w", "5", "-I", link, other, check=False)
 
     def fill_conntrack(self, flows: int) -> None:
-        """Send one datagram of each of so many flows."""
+        """Send one datagram in each of a number of flows."""
         with (
             self.peer.entered(),
             socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP) as out,
@@ -108,7 +108,7 @@ class Gateway:
                 out.sendto(struct.pack("!HHHH", *ports, 8, 0), (HOST, 0))
 
     def counts(self) -> Counts:
-        """What the host's own rules counted."""
+        """The counters of the host's own rules."""
 
         def first(table: str, chain: str) -> int:
             words = ("iptables", "-w", "-t", table, "-nvxL", chain)
@@ -127,12 +127,12 @@ class Gateway:
         self.out.sendto(segment(number, port), (HOST, 0))
 
     def send_octets(self, octets: bytes) -> None:
-        """Any octets, after an IPv4 header that says TCP."""
+        """Send arbitrary octets after an IPv4 header with protocol TCP."""
         self.out.sendto(octets, (HOST, 0))
 
     @contextlib.contextmanager
     def stream(self, pps: int) -> Iterator["Stream"]:
-        """Send `pps` packets a second meanwhile, and wait at the end until all have arrived."""
+        """Send `pps` packets a second during the block, and then wait until all have arrived."""
         stream = Stream(self, pps)
         try:
             yield stream
@@ -151,7 +151,7 @@ class Gateway:
 
 
 class Stream:
-    """Numbered packets: when each was sent, and which of them arrived."""
+    """Numbered packets, with their times of sending and arrival."""
 
     def __init__(self, gateway: Gateway, pps: int) -> None:
         self._gateway = gateway
@@ -162,7 +162,7 @@ class Stream:
         self.sent_at: array[float] = array("d")
         self.arrived: set[int] = set()
         self.arrived_at: array[float] = array("d")
-        # From when each was sent until it arrived, in the order of arrival.
+        # The delay of each packet, in the order of arrival.
         self.delays: array[float] = array("d")
         self._threads = [threading.Thread(target=one) for one in (self._receive, self._send)]
         for thread in self._threads:
@@ -185,7 +185,7 @@ class Stream:
                 octets = self._gateway.arriving.recv(2048)
             except TimeoutError:
                 continue
-            # There may be other connections.
+            # Other connections may exist.
             if struct.unpack_from("!H", octets, 22)[0] in {ALLOWED, DENIED}:
                 last = time.monotonic()
                 number = struct.unpack_from("!I", octets, 24)[0]
@@ -219,19 +219,19 @@ class Stream:
 
     @property
     def unharmed(self) -> bool:
-        """Whether none was lost, and none let through that was to be dropped."""
+        """Whether no packet was lost, and none passed that was to be dropped."""
         return not self.lost() and not self.leaked()
 
     def harm(self) -> str:
-        """How many were lost and how many let through, in words."""
+        """The numbers of lost and of wrongly passed packets, as text."""
         return f"{len(self.lost())} lost, {len(self.leaked())} let through"
 
     def gaps(self, faults: list[float]) -> list[Gap]:
-        """What each fault cost; `faults` are their times."""
+        """The cost of each fault; `faults` are their times."""
         lost = [self.sent_at[number] for number in self.lost()]
         leaked = [self.sent_at[number] for number in self.leaked()]
         found: list[Gap] = []
-        # Packets in the queue were sent before the fault.
+        # Packets that were in the queue had been sent before the fault.
         begins = [at - 0.05 for at in faults]
         for place, (begin, at) in enumerate(zip(begins, faults, strict=True)):
             end = begins[place + 1] if place + 1 < len(begins) else float("inf")
@@ -249,11 +249,11 @@ class Stream:
         return found
 
     def longest_wait_s(self) -> float:
-        """The longest time in which none arrived."""
+        """The longest time without an arrival."""
         return _longest(self.arrived_at)
 
     def discrepancy(self) -> str:
-        """Where sender, rules and receiver do not agree, or nothing."""
+        """The disagreement of sender, rules and receiver; empty if there is none."""
         now = self._gateway.counts()
         came, passed = now.came - self._before.came, now.passed - self._before.passed
         if came != self.sent or passed != len(self.arrived):
@@ -262,7 +262,7 @@ class Stream:
 
 
 def _longest(times: Sequence[float]) -> float:
-    """The longest of the times between two of these, which are in order."""
+    """The longest interval between consecutive times."""
     return max((later - earlier for earlier, later in itertools.pairwise(times)), default=0.0)
 
 
@@ -286,7 +286,7 @@ def checksummed(header: bytes) -> bytes:
 
 
 def mutated(rng: random.Random, number: int) -> bytes:
-    """A segment of which any octets were changed, cut off or appended, but for its port."""
+    """A segment with random octets changed, removed or appended, except for its port."""
     octets = bytearray(segment(number, rng.choice([ALLOWED, DENIED])))
     for _ in range(rng.randrange(1, 8)):
         octets[rng.choice([*range(2), *range(4, 20)])] = rng.randrange(256)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Faults of what others write: packets in the process, configurations, events, metrics clients."""
+"""Faulty input: packets decoded in the process, configurations, events, metrics clients."""
 
 import contextlib
 import os
@@ -39,7 +39,7 @@ def decoding(_at: Rig, size: Size, rng: random.Random) -> Outcome:
 
 
 def damaged(_at: Rig, size: Size, rng: random.Random) -> Outcome:
-    """A11, and whatever else is read from others."""
+    """A11 and other foreign input."""
     seed = rng.randrange(1 << 32)
     try:
         counts = fuzz_inputs.fuzz(seed, size.inputs)
@@ -56,7 +56,7 @@ def damaged(_at: Rig, size: Size, rng: random.Random) -> Outcome:
     )
 
 
-# What takes gigabytes where it is parsed: 40 kB of one key, arrays in arrays, one long number.
+# Inputs that take gigabytes to parse naively: 40 kB of one key, nested arrays, one long number.
 _BOMBS: Final = (
     "[policy]\n" + "a." * 20_000 + "b = 1\n",
     "a = " + "[" * 20_000 + "]" * 20_000 + "\n",
@@ -67,7 +67,7 @@ _BOMBS: Final = (
 
 
 def bombs(at: Rig, _size: Size, _rng: random.Random) -> Outcome:
-    """A7: each in a process that may have 256 MB, and once by a reload of a running daemon."""
+    """A7: each in a process limited to 256 MB, and once in a reload of a running daemon."""
     slowest = 0.0
     refused = taken = 0
     with at.start('fail_mode = "closed"').ready() as guard:
@@ -103,7 +103,7 @@ def _check(config: Path) -> int:
 
 
 def metrics_clients(at: Rig, size: Size, _rng: random.Random) -> Outcome:
-    """A3: connections that say nothing, one after the other and all at once."""
+    """A3: silent connections, one after the other and all at once."""
     count = min(400, size.requests)
     lines = ('fail_mode = "closed"', f'metrics_listen = "127.0.0.1:{_METRICS}"')
     clients: list[socket.socket] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Faults within the daemon: judging that raises, and a program of its own that outlives it."""
+"""Faults within the daemon: an exception while judging, and a child process that outlives it."""
 
 import os
 import random
@@ -16,9 +16,9 @@ from tests.faults.rig import Rig, Size, shed
 from tests.support.queue import import_path, wait_for
 
 _PPS: Final = 2000
-# Judging one packet in so many raises.
+# One packet in so many raises an exception.
 _RAISING: Final = 7
-# Python runs it before the daemon. The number of a packet is its sequence number.
+# Run by Python before the daemon. The number of a packet is its sequence number.
 _DEFECT: Final = f"""
 from nfq_guard.policy.matcher import CompiledPolicy
 sound = CompiledPolicy.decide
@@ -119,7 +119,7 @@ def outlived(at: Rig, size: Size, _rng: random.Random) -> Outcome:
 
 
 def _stand_ins(pid: int) -> list[int]:
-    """What a process runs in place of its programs, once there is something."""
+    """The stand-ins that a process runs instead of its programs, once there are any."""
     found: list[int] = []
 
     def sleep() -> bool:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a fault came to."""
+"""The outcome of a fault."""
 
 import dataclasses
 import math
@@ -12,9 +12,10 @@ class Outcome:
 
     Attributes:
         fault: Its code, as in `tests/faults/catalogue.py`.
-        injected: How often, and of what, in words.
-        target: What was to hold.
-        measured: What was.
+        injected: Number and kind of injections, as text.
+        target: The target.
+        measured: The measured
+        value.
         met: Whether the target was reached.
         exact: Whether the counts of sender, rules, queue and receiver agreed to the packet.
     """
@@ -28,7 +29,7 @@ class Outcome:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """The value that `share` of all do not exceed, one of them."""
+    """The value among them that `share` of all do not exceed."""
     ordered = sorted(values)
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 

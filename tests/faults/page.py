@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""docs/faults.md, from what the faults came to."""
+"""Renders docs/faults.md from the outcomes."""
 
 import os
 import platform
@@ -48,14 +48,14 @@ healthy traffic must not suffer. Where no test is named, there is none.
 
 
 def line(outcome: Outcome) -> str:
-    """One outcome, for a terminal."""
+    """One outcome as a line for a terminal."""
     exact = {None: "", True: ", exact", False: ", NOT EXACT"}[outcome.exact]
     said = "met" if outcome.met else "MISSED"
     return f"{outcome.fault:4}{said:7}{outcome.injected}: {outcome.measured}{exact}"
 
 
 def render(outcomes: Sequence[Outcome], seed: int, *, short: bool = False) -> str:
-    """The page, of a run that began with `seed`, in the short form or not."""
+    """The page, for a run with `seed`, in the short form or not."""
     rows = ["| fault | injected | target | measured | met | exact |", "| --- " * 6 + "|"]
     for one in outcomes:
         exact = {None: "-", True: "yes", False: "no"}[one.exact]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Passes frames between two interfaces as a bad link does: `python -m tests.faults.relay A B SEED`.
+"""Emulates a bad link between two interfaces: `python -m tests.faults.relay A B SEED`.
 
-Each frame may be lost, doubled and delayed on its own, so that later ones overtake it. It ends with
-its standard input.
+Each frame may be lost, duplicated and delayed independently, so later frames may overtake it. The
+program exits at the end of its standard input.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from typing import Final
 
 LOST: Final = 0.01
 DOUBLED: Final = 0.02
-# One in so many is late by up to `_LATE_S`: its copy was sent again meanwhile.
+# One frame in so many is late by up to `_LATE_S`: it was retransmitted meanwhile.
 LATE: Final = 0.01
 _DELAY_S: Final = (0.001, 0.006)
 _LATE_S: Final = 0.5
@@ -25,7 +25,7 @@ _RCVBUFFORCE: Final = 33
 
 
 def main() -> None:
-    """Pass frames until the standard input ends."""
+    """Pass frames until the end of standard input."""
     near, far, seed = sys.argv[1:]
     rng = random.Random(seed)  # noqa: S311 - reproducible, no secret
     one, other = _link(near), _link(far)
@@ -56,7 +56,7 @@ def _link(name: str) -> socket.socket:
 
 
 def _frames(link: socket.socket) -> list[bytes]:
-    """What came in by a link; not what this program sent."""
+    """The frames received on a link, without those that this program sent."""
     frames: list[bytes] = []
     while len(frames) < 64:
         try:
@@ -69,7 +69,7 @@ def _frames(link: socket.socket) -> list[bytes]:
 
 
 def _delays(rng: random.Random, frame: bytes) -> list[float]:
-    """How long each copy of a frame is under way, seconds; none of a lost one."""
+    """The delay of each copy of a frame, seconds; empty for a lost frame."""
     if frame[12:14] == _ETHERTYPE_ARP:
         return [0.0]
     if rng.random() < LOST:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What faults are injected into: a gateway, its daemon, and an account of its packets."""
+"""The target of faults: a gateway, its daemon, and the accounting of its packets."""
 
 import contextlib
 import json
@@ -15,7 +15,7 @@ from tests.support.queue import GuardProcess
 
 
 class Size(NamedTuple):
-    """How often the faults are injected."""
+    """The number of injections."""
 
     reloads: int
     corrupted: int
@@ -49,7 +49,7 @@ LONG: Final = Size(
 
 
 class Rig:
-    """A gateway of its own for one fault, its configuration and its daemon."""
+    """A separate gateway for one fault, with its configuration and its daemon."""
 
     def __init__(self, gateway: Gateway, folder: Path) -> None:
         self.gateway = gateway
@@ -92,7 +92,7 @@ def rig(folder: Path) -> Iterator[Rig]:
 
 
 class Account(NamedTuple):
-    """Where the packets of a stream went."""
+    """The fates of a stream's packets."""
 
     sent: int
     arrived: int
@@ -105,7 +105,7 @@ class Account(NamedTuple):
 
     @property
     def exact(self) -> bool:
-        """Whether each packet has exactly one fate, by counters that do not know of each other."""
+        """Whether each packet has exactly one fate, by independent counters."""
         fates = self.judged + self.shed + self.unjudged
         return (
             not self.discrepancy
@@ -116,17 +116,18 @@ class Account(NamedTuple):
 
 
 def account(stream: Stream, guard: GuardProcess, shed: int) -> Account:
-    """Of a daemon that served all of the stream and has stopped.
+    """The account of a stopped daemon that served the whole stream.
 
     Args:
-        stream: Ended.
-        guard: Stopped.
-        shed: What the kernel says it dropped, as the queue was full or the buffer was.
+        stream: The stream, ended.
+        guard: The daemon, stopped.
+        shed: The kernel's count of packets
+        dropped at a full queue or buffer.
     """
     (stopped,) = guard.events("stopped")
     judged = stopped["packets"]
     dropped = stopped["actions"].get("drop", 0)
-    # What arrived and was not judged passed by the fail mode. The daemon counts it in another way.
+    # Packets that arrived unjudged passed by the fail mode. The daemon counts them in another way.
     unjudged = len(stream.arrived) - (judged - dropped)
     counted = stopped.get("queue_full_passes", 0) + stopped.get("buffer_full_passes", 0)
     return Account(
@@ -142,17 +143,17 @@ def account(stream: Stream, guard: GuardProcess, shed: int) -> Account:
 
 
 def shed(namespace: Namespace) -> int:
-    """What the kernel has dropped of the queues."""
+    """The packets that the kernel dropped from the queues."""
     text = namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
     return sum(line.queue_dropped + line.user_dropped for line in parse(text).values())
 
 
 def files(pid: int) -> int:
-    """How many files a process has open."""
+    """Number of open files of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def rss_kb(pid: int) -> int:
-    """Memory of a process that is in use, in KiB."""
+    """Resident memory of a process, in KiB."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
     return int(status.partition("VmRSS:")[2].split()[0])

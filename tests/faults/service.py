@@ -18,12 +18,12 @@ from tests.systemd.conftest import Guest, boot
 
 _PPS: Final = 4000
 _WATCHDOG_S: Final = 2.0
-# The first packets of a stream meet a fresh queue, and the last fault needs its time too.
+# Time before the first and after the last fault of a stream, seconds.
 _BEFORE_S: Final = 0.5
 
 
 class Run(NamedTuple):
-    """What some faults of one kind cost."""
+    """The cost of several faults of one kind."""
 
     gaps: list[Gap]
     sent: int
@@ -61,12 +61,13 @@ class Rig:
         with self.gateway.stream(_PPS) as stream:
             time.sleep(_BEFORE_S)
             for _ in range(times):
-                # A pid of 0 would stand for the process group of this program.
+                # A pid of 0 would mean the process group of this program.
                 guest.until(lambda: guest.show("ActiveState") == "active", "the service is up")
                 pid = int(guest.show("MainPID"))
                 assert pid > 1
                 guest.sh("systemctl reset-failed nfq-guard")
-                # The shell inside takes its time to come up: the clock is the same in there.
+                # The shell inside starts slowly, so it reports the time itself: the clock is the
+                # same.
                 told = guest.sh(f"PID={pid}; cut -d' ' -f1 /proc/uptime; {script}")
                 faults.append(_monotonic(float(told.split()[0])))
                 time.sleep(spacing_s)
@@ -188,7 +189,7 @@ def flushed(at: Rig, times: int) -> Outcome:
 
 
 def _outage(run: Run) -> str:
-    """For how long nothing arrived, and what was lost of it, in words."""
+    """The time without an arrival, and the losses, as text."""
     median, most = run.of(lambda one: one.wait_s)
     return f"outage {ms(median)} (median), {ms(most)} (99 %), {run.lost} lost at most in each"
 
@@ -198,7 +199,7 @@ def _same(run: Run) -> str:
 
 
 class Fault(NamedTuple):
-    """A fault, and how often it is injected in the short and in the long form."""
+    """A fault, and the number of injections in the short and in the long form."""
 
     inject: Callable[[Rig, int], Outcome]
     short: int

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """F21: hours of traffic, reloads, flushed rules and rotated logs; memory, files and delays.
 
-The packets come in rounds, so that what the campaign itself keeps of them is bounded. At the end of
-each round the daemon is measured, and all measurements are drawn into docs/soak.svg.
+The packets are sent in rounds, so that the campaign's own memory is bounded. The daemon is measured
+at the end of each round, and all measurements are drawn in docs/soak.svg.
 """
 
 import random
@@ -20,7 +20,7 @@ PICTURE: Final = Path(__file__).parents[2] / "docs" / "soak.svg"
 _PPS: Final = 2000
 _ROUNDS: Final = 60
 _PAUSE_S: Final = 0.25
-# Memory that grows until tables and pools have their size is no leak.
+# Growth until tables and pools have reached their size is not a leak.
 _WARM: Final = 0.2
 
 
@@ -57,7 +57,7 @@ def soak(at: Rig, size: Size, rng: random.Random) -> Outcome:
             sent += stream.sent
             lost += len(stream.lost())
             leaked += len(stream.leaked())
-            # Not under load: what passes without rules is counted by none.
+            # Without load, because packets that pass without rules are not counted.
             at.gateway.host.run("iptables", "-t", "mangle", "-F")
             wait_for(lambda: _rules(at) == before)
             samples.append(_sample(guard.process.pid, (time.monotonic() - begun) / 60, stream))
@@ -70,7 +70,7 @@ def soak(at: Rig, size: Size, rng: random.Random) -> Outcome:
         statistics.median(one.delay_ms for one in part) for part in (warm[:third], warm[-third:])
     )
     drift = late / early - 1
-    # Programs that the daemon has just run may hold a few.
+    # Recent child processes of the daemon may hold a few.
     more_files = min(one.files for one in warm[-third:]) - min(one.files for one in warm[:third])
     return Outcome(
         "F21",
@@ -102,7 +102,7 @@ def _sample(pid: int, minutes: float, stream: Stream) -> Sample:
 
 
 def _slope(x: list[float], y: list[float]) -> float:
-    """Of the line of least squares; 0 through a single point."""
+    """The slope of the least-squares line; 0 for a single point."""
     return statistics.linear_regression(x, y).slope if len(x) > 1 else 0.0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A few faults of `make faults`, a few times each, of which the figures are counts."""
+"""Some faults of `make faults` whose figures are counts, a few times each."""
 
 import random
 from pathlib import Path

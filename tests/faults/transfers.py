@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Healthy transfers through a router that translates, over a link that loses and reorders.
+"""Healthy transfers through a translating router, over a link that loses and reorders packets.
 
-The same transfers run without a guard and with it in each of its modes, in turn. A guard that
-dropped a segment which its receiver wanted would make them slower, or end them. Kernels before 6.1
-call late copies INVALID; later ones leave them out of account, so that the guard sees few packets.
+The same transfers run alternately without a guard and with it in each of its modes. A guard that
+dropped a segment that its receiver needs would slow the transfer down or end it. Kernels before 6.1
+call late copies INVALID; later ones ignore them, so the guard sees few packets.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _BUFFER: Final = 32_768
 _AT_ONCE: Final = 25
 _ROUNDS: Final = 4
 _LIMIT_S: Final = 60.0
-# What two runs without a guard may differ by.
+# Accepted difference between two runs without a guard.
 _NOISE: Final = 0.1
 _MODES: Final = {
     "no guard": None,
@@ -46,7 +46,7 @@ _MODES: Final = {
 
 
 class _Run(NamedTuple):
-    """So many transfers: seconds of each that ended well, and of all together."""
+    """A number of transfers: the duration of each successful one, and of all together."""
 
     times: list[float]
     broken: int
@@ -98,7 +98,7 @@ def _times(runs: list[_Run]) -> list[float]:
 
 @contextlib.contextmanager
 def _path(seed: int) -> Iterator[tuple[Namespace, Namespace, Namespace]]:
-    """Client, router and server, and the bad link between the first two."""
+    """Client, router and server, with the bad link between the first two."""
     with (
         Namespace("client") as client,
         Namespace("relay") as relay,
@@ -123,7 +123,7 @@ def _path(seed: int) -> Iterator[tuple[Namespace, Namespace, Namespace]]:
         with relay.popen(*words, stdin=subprocess.PIPE, stdout=None, stderr=None) as passing:
             assert passing.stdin is not None
             try:
-                # Until both links are in service and the relay runs.
+                # Wait until both links are up and the relay runs.
                 wait_for(lambda: _is_refused(client))
                 yield client, router, server
             finally:
@@ -131,7 +131,7 @@ def _path(seed: int) -> Iterator[tuple[Namespace, Namespace, Namespace]]:
 
 
 def _is_refused(client: Namespace) -> bool:
-    """Whether the server answers, where nobody listens yet."""
+    """Whether the server answers with a refusal, because nothing listens yet."""
     with client.entered():
         channel = socket.socket()
     with channel:
@@ -168,7 +168,7 @@ def _run(
 
 
 def _transfer(client: Namespace, server: Namespace, count: int) -> _Run:
-    """So many transfers, `_AT_ONCE` at a time."""
+    """Run a number of transfers, `_AT_ONCE` at a time."""
     with server.entered():
         listener = socket.create_server((_SERVER, _PORT), backlog=count)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
@@ -185,7 +185,7 @@ def _transfer(client: Namespace, server: Namespace, count: int) -> _Run:
     for thread in fetching:
         thread.join()
     took = time.monotonic() - begun
-    # It no longer waits for a connection that never came.
+    # Stop waiting for a connection that was never opened.
     with contextlib.suppress(OSError):
         listener.shutdown(socket.SHUT_RDWR)
     serving.join()
@@ -221,7 +221,7 @@ def _fetch_all(client: Namespace, left: Iterator[int], times: list[float]) -> No
             channel = socket.socket()
         with channel, contextlib.suppress(OSError):
             channel.settimeout(_LIMIT_S)
-            # With a small window, what is late is soon below it.
+            # With a small window, late segments are soon below it.
             channel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
             channel.connect((_SERVER, _PORT))
             channel.sendall(_CONTENT)
@@ -231,7 +231,7 @@ def _fetch_all(client: Namespace, left: Iterator[int], times: list[float]) -> No
 
 
 def _whole(channel: socket.socket) -> bool:
-    """Whether what comes until the end of the stream is what was sent."""
+    """Whether the received stream equals the sent data."""
     parts = []
     while part := channel.recv(1 << 16):
         parts.append(part)

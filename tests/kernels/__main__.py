@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Runs the tree on Debian's kernels, each booted in QEMU: `make kernels`, `make kernels-short`.
 
-Status 1 when a kernel could not be booted, differs from our rules for it, gives the guard less
-evidence than it gave before, fails a test, or has a trial of the lab not as expected. Needs root
-and `make wheels`. The cache is KERNELS_DIR, ~/.cache/nfq-guard/kernels by default.
+Exit status 1 if a kernel could not be booted, differs from our rules for it, gives the guard less
+evidence than before, fails a test, or has an unexpected outcome of a lab trial. Needs root and
+`make wheels`. The cache is KERNELS_DIR, ~/.cache/nfq-guard/kernels by default.
 """
 
 import argparse
@@ -47,18 +47,18 @@ _BUILD: Final = _TREE / "build"
 _LOGS: Final = _BUILD / "kernels"
 _SHORT_PACKETS: Final = 20_000
 _LONG_PACKETS: Final = 1_000_000
-# An emulated machine fuzzes no fewer packets a second than this.
+# Lower bound of the packets a second that an emulated machine fuzzes.
 _SLOWEST_PACKETS_S: Final = 300
 _DEBIANS: Final = [name for name, one in KERNELS.items() if one.distribution is DEBIAN]
-# By how long the short form takes for each.
+# Time limit of the short form for each kernel, seconds.
 _LONGEST_FIRST: Final = ("6.1", "7", "5.10", "6.12")
-# For the rest of the job.
+# Time limit for the rest of the job, seconds.
 _LIMIT_S: Final = {True: 1_200, False: 10_800}
 _POLL_S: Final = 0.5
-# What the tests in the machine need beside the wheels.
+# Packages that the tests in the machine need in addition to the wheels.
 _TEST_PACKAGES: Final = ("hypothesis", "pytest", "pytest-timeout", "pytest-xdist")
 _PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"
-# What the machine gets of the tree.
+# The parts of the tree that are copied into the machine.
 _FOLDERS: Final = ("benchmarks", "bpf", "deploy", "docs", "rules", "share", "systemd", "tests")
 _FILES: Final = (
     "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "README.md", "SECURITY.md", "constraints.txt",
@@ -83,13 +83,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--machines", type=int, default=os.cpu_count(), help="at a time")
     args = parser.parse_args()
-    # So that machines and folders are gone on the way out.
+    # Raise, so that machines and folders are removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     packets = args.packets or (_SHORT_PACKETS if args.short else _LONG_PACKETS)
     cache = cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
     install_programs()
-    # The short form does without.
+    # The short form omits it.
     root = fetch_root(cache, with_owners=not args.short)
     kernels = fetch_kernels(cache, args.kernel)
     begun = time.monotonic()
@@ -119,10 +119,10 @@ def _run_all(
     """The outcomes, in the order of `kernels`.
 
     Args:
-        kernels: What to boot.
+        kernels: The kernels to boot.
         disk: The root file system, with the tree.
-        limit_s: How long one machine may run.
-        at_once: How many machines run at a time.
+        limit_s: Time limit of one machine, seconds.
+        at_once: Number of machines that run at a time.
         fuzz: Arguments of `tests.fuzz_kernel`; none for a job without it.
     """
     _LOGS.mkdir(parents=True, exist_ok=True)
@@ -162,9 +162,9 @@ def _run_all(
 
 
 def _state_of_the_tree() -> str:
-    """The commit, and whether there are changes; `-` where the tree is not a checkout.
+    """The commit, and whether there are changes; `-` if the tree is not a checkout.
 
-    What this program writes is no change.
+    Files that this program writes do not count as changes.
     """
     git = ("git", "-C", str(_TREE), "-c", "safe.directory=*")
     words = (*git, "rev-parse", "--short", "HEAD")
@@ -178,7 +178,7 @@ def _state_of_the_tree() -> str:
 def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> None:
     """The root file system with the service installed, and with the tree in /guard.
 
-    It is installed here because that takes an emulated machine minutes.
+    It is installed here, because installation in an emulated machine takes minutes.
     """
     if sys.version_info[:2] != (3, 11):
         sys.exit(
@@ -196,7 +196,7 @@ def _make_disk(debian: Path, root: Path, disk: Path, job: dict[str, Any]) -> Non
 
 
 def _make_tree(folder: Path, job: dict[str, Any]) -> None:
-    """Tests, wheels, and the wheels unpacked with what the tests need."""
+    """Tests, wheels, and the unpacked wheels with the packages that the tests need."""
     wheels = sorted((_BUILD / "wheels").glob("*.whl"))
     if not wheels:
         sys.exit("kernels: no wheels; please run: make wheels")
@@ -215,13 +215,13 @@ def _make_tree(folder: Path, job: dict[str, Any]) -> None:
     for part in _FILES:
         shutil.copy(_TREE / part, folder)
     (folder / "job.json").write_bytes(orjson.dumps(job))
-    # Each process of the emulated machine would compile its imports anew.
+    # Otherwise each process in the emulated machine would compile its imports again.
     words = ["-m", "compileall", "-q", "-j", "0", "-x", "/scapy/contrib/", str(folder)]
     run(sys.executable, *words, "--invalidation-mode", "unchecked-hash")
 
 
 def _files_for_tests() -> Iterator[tuple[Path, Path]]:
-    """Files of `_TEST_PACKAGES` in this .venv and of what they need, with their names in it."""
+    """Files of `_TEST_PACKAGES` and their dependencies in this .venv, with their relative names."""
     wanted, seen = list(_TEST_PACKAGES), set()
     while wanted:
         name = wanted.pop()
@@ -234,7 +234,7 @@ def _files_for_tests() -> Iterator[tuple[Path, Path]]:
             if not requirement.marker or requirement.marker.evaluate({"extra": ""}):
                 wanted.append(requirement.name)
         for file in found.files or ():
-            # Not the commands, which lie outside.
+            # Commands are outside of it, and not needed.
             if ".." not in file.parts and file.suffix != ".pyc":
                 yield Path(file.locate()), Path(file)
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Downloads kernels and builds the root file system they boot, once, into a cache folder.
+"""Downloads kernels and builds their root file system, once, into a cache folder.
 
-Kernels are Debian's, and those of Ubuntu whose generation of conntrack no kernel of Debian has.
+The kernels are Debian's, and Ubuntu's for generations of conntrack that Debian lacks.
 
-apt works with lists and a package cache of its own, so that the machine's are left as they are.
+apt uses its own lists and package cache, so those of the machine do not change.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ _ROOT_PACKAGES: Final = (
     "libnetfilter-queue1", "logrotate", "nftables", "procps", "python3", "python3-venv", "systemd",
     "util-linux",
 )  # fmt: skip
-# For a machine that also runs programs with rules of their own.
+# Additional packages for a machine that also runs other firewall programs.
 _OWNERS: Final = (
     "apparmor", "busybox-static", "dbus", "docker.io", "firewalld", "libpam-systemd", "ufw",
 )  # fmt: skip
-# Program: the Debian package that has it.
+# Required programs, each with its Debian package.
 _PROGRAMS: Final = {
     "qemu-system-x86_64": "qemu-system-x86",
     "busybox": "busybox-static",
@@ -45,11 +45,11 @@ _PROGRAMS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Distribution:
-    """Whose kernels they are.
+    """A distribution of kernels.
 
     Attributes:
         name: Its name.
-        suites: Where the kernels are.
+        suites: The suites that contain the kernels.
     """
 
     name: str
@@ -62,8 +62,8 @@ DEBIAN: Final = Distribution(
 UBUNTU: Final = Distribution("Ubuntu", ("focal-updates", "jammy-updates", "noble-updates"))
 _DEBIAN_KEYS: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 _UBUNTU_MIRROR: Final = "http://archive.ubuntu.com/ubuntu"
-# Debian 12 has no package of Ubuntu's keys. This has the archive's key of 2018,
-# F6EC B376 2474 EDA9 D21B  7022 8719 20D1 991B C93C.
+# Debian 12 has no package with Ubuntu's keys. This one has the archive's key of 2018, F6EC B376
+# 2474 EDA9 D21B  7022 8719 20D1 991B C93C.
 _UBUNTU_KEYS: Final = "ubuntu-keyring_2021.03.26_all.deb"
 _UBUNTU_KEYS_SHA256: Final = "0d0e7ed6b112f5d03eabf3c7eb01ebdacf9c57714b279e90495cfc58c8c4520f"
 
@@ -73,9 +73,9 @@ class Kernel:
     """One kernel of a distribution.
 
     Attributes:
-        name: As `--kernel` of this fixture takes it.
-        package: Pattern of the package's name; the newest that matches is taken.
-        distribution: Whose it is.
+        name: Its name for `--kernel`.
+        package: Pattern of the package's name; the newest match is used.
+        distribution: Its distribution.
     """
 
     name: str
@@ -106,7 +106,7 @@ class Fetched:
     Attributes:
         release: Its `uname -r`.
         version: The version of its Debian package.
-        image: The file that boots.
+        image: The file to boot.
         modules: The folder of its modules.
         disk: A disk whose root holds that folder.
     """
@@ -125,7 +125,7 @@ def say(text: str) -> None:
 
 
 def cache_folder() -> Path:
-    """`KERNELS_DIR`, or the place that the XDG base directories give."""
+    """`KERNELS_DIR`, or a folder by the XDG base directories."""
     chosen = os.environ.get("KERNELS_DIR")
     if chosen:
         return Path(chosen)
@@ -134,7 +134,7 @@ def cache_folder() -> Path:
 
 
 def install_programs() -> None:
-    """Install the Debian packages of what is missing."""
+    """Install the Debian packages of missing programs."""
     path = os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     missing = [package for name, package in _PROGRAMS.items() if not shutil.which(name, path=path)]
     if not _DEBIAN_KEYS.exists():
@@ -149,11 +149,11 @@ def install_programs() -> None:
 
 
 def fetch_root(cache: Path, *, with_owners: bool) -> Path:
-    """The folder of the root file system, built unless the cache has it with these packages.
+    """The folder of the root file system, which is built unless it is in the cache.
 
     Args:
         cache: The cache.
-        with_owners: Whether to include programs that have packet filter rules of their own.
+        with_owners: Whether to include other programs that install packet filter rules.
     """
     name = "root-owners" if with_owners else "root"
     folder, made = cache / name, cache / f"{name}.packages"
@@ -174,7 +174,7 @@ def fetch_root(cache: Path, *, with_owners: bool) -> Path:
 
 
 def fetch_kernels(cache: Path, names: list[str]) -> dict[str, Fetched]:
-    """The kernels, downloaded where the cache lacks them."""
+    """The kernels, downloaded unless they are in the cache."""
     lists_read = set()
     fetched = {}
     for name in names:
@@ -205,8 +205,8 @@ def _fetch_kernel(apt: Callable[..., str], kernel: Kernel, folder: Path) -> None
     say(f"downloading {package}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    # From 7.x on Debian's image and modules are packages of their own, as Ubuntu's are, which has
-    # rarer modules in one more.
+    # From 7.x on, Debian's image and modules are separate packages, like Ubuntu's, which has rarer
+    # modules in a third one.
     depends = apt("apt-cache", "depends", package)
     parts = [package, *re.findall(r"Depends: (linux-(?:binary|modules)-\S+)", depends)]
     more = package.replace("linux-image", "linux-modules-extra")
@@ -231,13 +231,13 @@ def _fetch_kernel(apt: Callable[..., str], kernel: Kernel, folder: Path) -> None
 
 
 def make_disk(folder: Path, disk: Path, size: str) -> None:
-    """Write an ext4 file system that holds what is in `folder`."""
+    """Write an ext4 file system with the contents of `folder`."""
     disk.unlink(missing_ok=True)
     run("mke2fs", "-q", "-t", "ext4", "-d", str(folder), str(disk), size)
 
 
 def mirror(suite: str, distribution: Distribution = DEBIAN) -> str:
-    """Where this machine gets Debian from, or any machine Ubuntu."""
+    """The mirror of Debian that this machine uses, or the general one of Ubuntu."""
     if distribution is UBUNTU:
         return _UBUNTU_MIRROR
     kind = "debian-security" if suite.endswith("-security") else "debian"
@@ -271,7 +271,7 @@ def _apt(cache: Path, distribution: Distribution, *words: str, cwd: Path | None 
 
 
 def _ubuntu_keys(cache: Path) -> Path:
-    """The keys of Ubuntu's archive, from a package whose content is known."""
+    """The keys of Ubuntu's archive, from a package with a known digest."""
     folder = cache / "ubuntu-keyring"
     if not folder.exists():
         address = f"{_UBUNTU_MIRROR}/pool/main/u/ubuntu-keyring/{_UBUNTU_KEYS}"
@@ -288,14 +288,14 @@ def _ubuntu_keys(cache: Path) -> Path:
 
 
 def run(*words: str, cwd: Path | None = None) -> str:
-    """What a command prints; the one line that names its failure ends this program."""
+    """The output of a command; a failure ends this program with one line."""
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
     done = subprocess.run(
         words, capture_output=True, text=True, check=False, cwd=cwd, env=environment
     )
     if done.returncode:
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        # apt and debootstrap mark what went wrong, and give advice after it.
+        # apt and debootstrap mark errors, and print advice after them.
         errors = [line for line in said if line.startswith("E: ")] or said[-1:]
         why = errors[0].removeprefix("E: ") if errors else f"status {done.returncode}"
         sys.exit(f"kernels: {words[0]} failed: {why}")

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The job inside the machine: what this kernel does, as JSON lines on the second serial line.
+"""The job inside the machine; reports as JSON lines on the second serial line.
 
-`job.json` beside the tree says how much of it to run. A step that fails is reported as failed and
-the next one runs.
+`job.json` next to the tree selects the steps. A failed step is reported, and the next one runs.
 """
 
 import os
@@ -31,10 +30,10 @@ from tests.support.queue import wait_for
 
 _TREE: Final = Path("/guard")
 _REPORT: Final = Path("/dev/ttyS1")
-# To the fuzz of the host.
+# The port to the fuzz on the host.
 _LINE: Final = Path("/dev/vport0p1")
 _WINDOW: Final = "tests/flows/test_bpf.py"
-# They need a compiler.
+# These tests need a compiler.
 _NOT_HERE: Final = (
     "test_object_comes_from_its_source",
     "test_kernels_before_6_11_know_zone_0_alone",
@@ -48,7 +47,7 @@ _SHORT_NATIVE: Final = (
 _LINKS: Final = "tests/kernels/netem_and_flowtables.py"
 _OWNERS: Final = "tests/kernels/owners.py"
 _CONTAINER: Final = "tests/kernels/container.py"
-# Queue, evidence, rules, daemon and conntrack, in this order.
+# Tests of queue, evidence, rules, daemon and conntrack, in this order.
 _LIVE: Final = (
     "tests/nfqueue/test_reader_kernel.py", "tests/flows/test_ctnetlink.py",
     "tests/firewall/test_live.py", "tests/firewall/test_traffic.py",
@@ -58,7 +57,7 @@ _LIVE: Final = (
 _BY_LOG: Final = "tests/service/test_kernel_log_kernel.py"
 _BOTH_EVIDENCES: Final = f"{_BY_LOG}::test_the_two_sources_agree"
 _SHORT_LIVE: Final = 2
-# One trial of each kind: an attack that succeeds, and the guard against it, with and without NAT.
+# One trial of each kind: a successful attack, and the guard against it, with and without NAT.
 _SHORT_MATRIX: Final = (
     *("--scenario", "late-retransmission", "snat-reply"), *("--mitigation", "none", "guard"),
 )  # fmt: skip
@@ -69,22 +68,22 @@ _SHORT_SERVICE: Final = (
     "test_own_user_with_one_capability", "test_a_pin_lasts_as_long_as_the_service",
     "test_as_installed_it_saves_a_connection", "test_stop_leaves_nothing_behind",
 )  # fmt: skip
-# Tests of the service that are about the window.
+# Tests of the service that need the window.
 _SERVICE_WITH_WINDOW: Final = (
     "test_a_pin_lasts_as_long_as_the_service", "test_an_old_pin_is_replaced",
     "test_a_pin_that_may_not_be_used_is_named",
 )  # fmt: skip
 _SERVICE_BY_LOG: Final = "test_the_kernels_log_as_evidence"
-# The installed service has an environment of its own.
+# The environment of the installed service.
 _CLEAN: Final = {"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
 
-# Steps that the short form has on one kernel alone: Debian 12's own, the newest, the oldest.
+# Steps that the short form runs on one kernel only: Debian 12's own, the newest, the oldest.
 _SHORT_ONLY_ON: Final = {"service": "6.1.", "links": "7.", "live": "5.10."}
 
 # Steps that the short form has not: the first takes minutes, the others a larger root file system.
 _LONG_ONLY: Final = ("log", "owners", "container")
 _CONFIG: Final = Path("/etc/nfq-guard/nfq-guard.toml")
-# Whom the record of the log's sysctls names.
+# The instance in the record of the log's sysctls.
 _INSTANCE: Final = "kernels"
 
 Record = dict[str, Any]
@@ -138,7 +137,7 @@ def _is_wanted(step: str, job: Record) -> bool:
 
 
 def _kernel() -> Iterator[Record]:
-    """Its release, and the rules that it was asked for; they must be those of its release."""
+    """The release, and the rules by the probe, which must be those of the release."""
     release = platform.release()
     yield {"release": release, "version": platform.version(), "rules": rules_of(release).name}
     found = recognise(ask())
@@ -147,7 +146,7 @@ def _kernel() -> Iterator[Record]:
 
 
 def _evidence() -> Iterator[Record]:
-    """What `run` as root has: the window, or the log that it turns on."""
+    """The evidence of `run` as root: the window, or the log that it turns on."""
     flows, _ = open_lookup()
     flows.close()
     if flows.evidence is not Evidence.BPF:
@@ -159,15 +158,15 @@ def _evidence() -> Iterator[Record]:
 
 
 def _fuzz() -> Iterator[Record]:
-    """Play what `tests.fuzz_kernel` of the host sends, which reports at the end."""
-    # Loads the modules that have the sysctls, where this step is the first.
+    """Play the packets that `tests.fuzz_kernel` on the host sends."""
+    # Loads the modules with the sysctls, if this step is the first.
     open_lookup()[0].close()
     wait_for(_LINE.exists)
     yield serve(Connection(os.open(_LINE, os.O_RDWR | os.O_CLOEXEC)))
 
 
 def _window_tests() -> Iterator[Record]:
-    """The window as BPF reads it, held against arithmetic on packets."""
+    """The window from BPF, compared with arithmetic on packets."""
     flows, why = open_lookup()
     flows.close()
     if flows.evidence is not Evidence.BPF:
@@ -183,13 +182,13 @@ def _window_tests() -> Iterator[Record]:
 
 
 def _native_tests(*, is_short: bool) -> Iterator[Record]:
-    """The native nftables table, whose `queue` not every kernel has."""
+    """The native nftables table; not every kernel has its statement `queue`."""
     yield _tested(*(f"{_NATIVE}::{name}" for name in _SHORT_NATIVE) if is_short else (_NATIVE,))
 
 
 @contextmanager
 def _prepared() -> Iterator[None]:
-    """As the tests expect a machine: conntrack is loaded, and no configuration is installed."""
+    """Prepare the machine for the tests: conntrack is loaded, and no configuration is installed."""
     open_lookup()[0].close()
     aside = _CONFIG.with_suffix(".aside")
     _CONFIG.rename(aside)
@@ -200,7 +199,7 @@ def _prepared() -> Iterator[None]:
 
 
 def _live_tests(*, is_short: bool) -> Iterator[Record]:
-    """The tests of what the kernel does with packets."""
+    """The tests of the kernel's treatment of packets."""
     with _prepared():
         yield _tested(*_LIVE[: _SHORT_LIVE if is_short else None])
 
@@ -244,12 +243,12 @@ def _service(*, is_short: bool) -> Iterator[Record]:
 
 
 def _output(*words: str) -> str:
-    """What a command of the installed service prints; its complaint is on the console."""
+    """The output of a command of the installed service; its errors go to the console."""
     return subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=_CLEAN).stdout
 
 
 def _tested(*words: str) -> Record:
-    """Run tests; whether they passed, which failed, and how many there were."""
+    """Run tests; returns whether they passed, the failed ones, and their number."""
     command = [
         *(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-o", "timeout=600"),
         *("--durations=10", *words),
@@ -270,7 +269,7 @@ def _tested(*words: str) -> Record:
 
 
 def _matrix(*, is_short: bool) -> Iterator[Record]:
-    """The lab's trials, each with what was expected of it."""
+    """The lab's trials, each with its expected outcome."""
     words = [sys.executable, "-m", "nfq_guard", "lab", "matrix", "--format", "json"]
     words += _SHORT_MATRIX if is_short else ("--family", "both")
     with subprocess.Popen(words, cwd=_TREE, stdout=subprocess.PIPE) as lab:

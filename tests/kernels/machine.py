@@ -2,8 +2,8 @@
 """Boots a kernel in QEMU, emulated, with systemd as its first process, and reads the job's report.
 
 The console of the machine goes to a log. Its second serial line carries the report, JSON lines; a
-port of virtio-serial leads to the fuzz, which runs here and plays packets there.
-Disks are opened as snapshots, so that each run begins from the same state.
+port of virtio-serial connects to the fuzz, which runs here and plays packets there. Disks are
+opened as snapshots, so each run begins from the same state.
 """
 
 import socket
@@ -20,15 +20,15 @@ import orjson
 from tests.kernels.fetch import Fetched
 
 _MEMORY_MB: Final = 1500
-# What mounts the disks: Debian builds these as modules.
+# Modules that mount the disks.
 _MODULES: Final = ("virtio_pci", "virtio_blk", "ext4")
 _DECOMPRESS: Final = {".xz": ("xz", "-dc"), ".zst": ("zstd", "-qdc")}
-# All that QEMU emulates, but with page tables of four levels: a walk of five takes longer.
+# All that QEMU emulates, but with page tables of four levels, because a walk of five takes longer.
 _CPU: Final = "max,la57=off"
-# Of the program timeout, when it has ended the machine.
+# Exit status of `timeout` after it has ended the machine.
 _TIMED_OUT: Final = 124
 
-# The root is entered by switch_root: modules that the kernel asks for load from there.
+# switch_root enters the root, so modules on demand load from there.
 _INIT: Final = """\
 #!/bin/busybox sh
 b=/bin/busybox
@@ -54,7 +54,7 @@ class Machine:
     """A machine that has been started; `close` ends it.
 
     Attributes:
-        ended: Whether it has turned itself off, or was ended because its time was over.
+        ended: Whether it has powered off, or was ended after its time limit.
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class Machine:
         """Boot `kernel`.
 
         Args:
-            kernel: What to boot.
-            root: The disk of the root file system, which has the job in /guard.
-            log: Where the console goes.
-            limit_s: When the machine is ended by force.
+            kernel: The kernel to boot.
+            root: The disk of the root file system, with the job in
+            /guard.
+            log: File for the console.
+            limit_s: Time limit of the machine, seconds.
             fuzz: Arguments of `tests.fuzz_kernel`; none for a job without it.
         """
         self.ended = False
@@ -126,11 +127,11 @@ class Machine:
 
     @property
     def timed_out(self) -> bool:
-        """Whether it was ended by force, once it has ended."""
+        """Whether it was ended by its time limit; valid once it has ended."""
         return self._process.poll() == _TIMED_OUT
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of the report that have come since the last call; sets `ended`."""
+        """New lines of the report since the last call; sets `ended`."""
         self.ended = self._process.poll() is not None
         *whole, self._rest = (self._rest + self._report.read()).split(b"\n")
         return [orjson.loads(line) for line in whole]
@@ -142,7 +143,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _initramfs(kernel: Fetched, folder: Path) -> Path:
-    """What the kernel starts with: a busybox, and the modules that mount the disks."""
+    """The initramfs: a busybox, and the modules that mount the disks."""
     content = folder / "initramfs"
     for name in ("bin", "proc", "sys", "dev", "new", "modules"):
         (content / name).mkdir(parents=True)
@@ -168,7 +169,7 @@ def _initramfs(kernel: Fetched, folder: Path) -> Path:
 
 
 def _load_order(modules: Path) -> list[Path]:
-    """Files to load, each after those that it needs; what is built in has none."""
+    """Module files, each after its dependencies; built-in modules have none."""
     needs: dict[str, list[str]] = {}
     for line in (modules / "modules.dep").read_text(encoding="ascii").splitlines():
         file, _, others = line.partition(":")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The native table in a kernel with nftables' `queue`; run by name in the machine.
+"""The native table, in a kernel with nftables' statement `queue`; run by name in the machine.
 
-The comparisons of `tests/support/no_harm.py` on a host whose own rules are native, and what becomes
-of unjudged packets in each fail mode.
+The comparisons of `tests/support/no_harm.py` on a host with native rules, and the fate of unjudged
+packets in each fail mode.
 """
 
 from collections.abc import Iterator
@@ -47,7 +47,7 @@ def crossroads() -> Iterator[Crossroads]:
 
 
 class TestNative(NoHarm):
-    """With the native table, which the daemon chooses by itself."""
+    """With the native table, which the daemon itself chooses."""
 
 
 def _install(spec: RulesSpec) -> Changes:
@@ -96,7 +96,7 @@ def test_unjudged_packets(crossroads: Crossroads, mode: FailMode) -> None:
             counted = firewall.rule_counters().unjudged
         finally:
             firewall.remove()
-    # Copies are made before us, so they leave in every mode.
+    # Copies are made before our table, so they leave in every mode.
     originals = [one for one in seen if one.place != "up3"]
     assert bool(originals) is (mode is FailMode.OPEN)
     assert (counted > 0) is (mode is FailMode.KERNEL_DROP)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What a kernel with netem and flowtables shows; run by name in the machine.
+"""Tests for a kernel with netem and flowtables; run by name in the machine.
 
 Translated connections under an enforcing guard: over a link that delays, reorders and doubles
-packets, and through a flowtable that takes their packets past conntrack and then is torn down.
+packets, and through a flowtable, which bypasses conntrack and is then torn down.
 """
 
 import os
@@ -25,7 +25,7 @@ from tests.support.queue import GuardProcess
 __all__ = ["connect", "routed"]
 
 _SERVED = 400_000
-# Of 1 in 4 packets the delay is left out, so that it overtakes those before.
+# 1 in 4 packets is not delayed, so that it overtakes earlier ones.
 _LATE = ("delay", "15ms", "10ms", "reorder", "25%", "duplicate", "10%")
 _RST = 0x04
 _RPS = """\
@@ -55,7 +55,7 @@ def guard(routed: Routed, tmp_path: Path) -> Iterator[GuardProcess]:
 
 
 def _survived(connection: Connection) -> None:
-    """It still carries data both ways, and nobody has reset it."""
+    """Whether it still carries data in both directions."""
     connection.exchange()
     assert not [packet for packet in connection.packets() if packet.flags & _RST]
 
@@ -65,9 +65,9 @@ def _survived(connection: Connection) -> None:
 def test_a_link_that_reorders(
     routed: Routed, connect: Connector, guard: GuardProcess, family: int, *, spread: bool
 ) -> None:
-    """Also where the router has other CPUs take what arrives (RPS)."""
+    """Also if the router distributes received packets to other CPUs (RPS)."""
     handed_over = _handed_over()
-    # The router is that of the test before.
+    # The router is still that of the previous test.
     routed.router.run("sh", "-ec", _RPS, "sh", f"{_all_cpus() if spread else 0:x}")
     routed.server.run("tc", "qdisc", "add", "dev", "eth0", "root", "netem", *_LATE)
     try:
@@ -108,7 +108,7 @@ def test_an_offloaded_flow_is_left_alone(
 ) -> None:
     """Whether it was offloaded before the heal or after it.
 
-    The kernel gives it the flag itself, for both directions, but 5.10 takes it away.
+    The kernel itself sets the flag, for both directions, but 5.10 clears it.
     """
     offloaded, healed = (connect(4, PORTS["dnat"]) for _ in range(2))
     for connection in (offloaded, healed):
@@ -159,7 +159,7 @@ def _liberal(flag: LiberalFlag, connection: Connection) -> frozenset[Direction]:
 
 
 def _with_window(routed: Routed, flow: FlowTuple) -> FlowSnapshot:
-    """The entry of a flow, with a window that an old kernel does not show."""
+    """The entry of a flow, with a made-up window for a kernel that does not show it."""
     found = _entry(routed, flow)
     client = Peer(Seq(1000), Seq(1500), 1000, Seq(2000), 0, 0)
     server = Peer(Seq(2000), Seq(2500), 1000, Seq(1000), 0, 0)

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""What a run on one kernel found, and what of it is a failure."""
+"""The results of a run on one kernel, and its failures."""
 
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
-# What the guard sees by, as root and as installed. Better is welcome, and then belongs here.
+# Expected evidence of the guard, as root and as installed. If a kernel gives better, update this.
 EVIDENCE: Final = {
     **dict.fromkeys(("5.10", "5.14", "5.15"), "kernel-log"),
     **dict.fromkeys(("5.19", "6.1", "6.8", "6.12", "7"), "bpf"),
 }
 _WORSE_TO_BETTER: Final = ("none", "ctnetlink", "kernel-log", "bpf")
-# Those that run tests, by what is tested.
+# Steps that run tests, by subject.
 TESTS: Final = {
     "window": "the window",
     "native": "the native table",
@@ -30,16 +30,16 @@ class Outcome:
     """The reports of one kernel.
 
     Attributes:
-        name: The kernel, as this fixture names it.
-        version: Of its Debian package.
+        name: Name of the kernel.
+        version: Version of its Debian package.
         seconds: From power on to power off.
-        wanted: The steps that were to be run, by one run or several.
+        wanted: The requested steps, of one run or several.
         steps: The last report of each step, by its name.
-        short: Those of them that ran in the short form last.
+        short: Steps that last ran in the short form.
         trials: The lab's results.
-        failed: Steps that did not end, and why.
+        failed: Steps that did not complete, and why.
         trees: The state of the tree that ran each step last, by its commit.
-        ended: Whether the job came to its end.
+        ended: Whether the job ran to its end.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Outcome:
     ended: bool = False
 
     def add(self, record: Record) -> None:
-        """Take in one line of the machine's report."""
+        """Process one line of the machine's report."""
         step = record["step"]
         if step == "begin":
             self._begin(record["wanted"], record["tree"], is_short=record["short"])
@@ -75,7 +75,7 @@ class Outcome:
             self.short.update(wanted)
 
     def _forget(self, wanted: list[str]) -> None:
-        """Have these steps run anew, without what an earlier run found in them."""
+        """Discard earlier results of these steps."""
         self.wanted = list(dict.fromkeys((*self.wanted, *wanted)))
         self.short.difference_update(wanted)
         for name in wanted:
@@ -85,7 +85,7 @@ class Outcome:
             self.trials.clear()
 
     def take_over(self, later: Self) -> None:
-        """Replace what was found in the steps that a later run ran."""
+        """Replace the results of the steps that a later run repeated."""
         self._forget(later.wanted)
         self.steps.update(later.steps)
         self.short.update(later.short)
@@ -132,7 +132,7 @@ class Outcome:
         return [trial for trial in self.trials if trial["outcome"] != trial["expected"]]
 
     def __str__(self) -> str:
-        """One line on all of it."""
+        """The outcome in one line."""
         fuzz = self.steps.get("fuzz", {})
         return (
             f"evidence {self.steps.get('evidence', {}).get('evidence')}, "

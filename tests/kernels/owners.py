@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Docker, firewalld and ufw themselves, with the rules that they make; run by name in the machine.
+"""The real Docker, firewalld and ufw, with their own rules; run by name in the machine.
 
-Each is the router of a scenario of the lab, in the machine's own network namespace, without the
-guard and with it. firewalld drops what is INVALID in INPUT and in FORWARD, ufw in INPUT, Docker
-nowhere: the outcomes follow from that.
+Each is the router of a lab scenario, in the machine's own network namespace, without the guard and
+with it. firewalld drops INVALID packets in INPUT and FORWARD, ufw in INPUT, Docker nowhere: the
+outcomes follow from that.
 """
 
 import json
@@ -46,7 +46,7 @@ _PORT: Final = 8080
 
 
 class Situation(NamedTuple):
-    """A connection through a program's rules, and what a stray segment does to it."""
+    """A connection through a program's rules, and the effect of a stray segment on it."""
 
     owner: str
     connection: str
@@ -66,7 +66,7 @@ SITUATIONS: Final = (
 
 
 class Adopted(Namespace):
-    """The network namespace of a process, under a name that `close` takes away again."""
+    """The network namespace of a process, under a name that `close` removes."""
 
     def __init__(self, label: str, pid: int) -> None:
         self.name = f"{PREFIX}-{os.getpid()}-{label}"
@@ -74,7 +74,7 @@ class Adopted(Namespace):
 
 
 class _Scenario:
-    """A stage that is there already, with the expectations of a situation."""
+    """An existing stage, with the expectations of a situation."""
 
     summary = ""
 
@@ -114,7 +114,7 @@ def _hold(situation: Situation, stage: Stage) -> None:
 
 @pytest.fixture(scope="module")
 def host() -> Iterator[Namespace]:
-    """It does not forward yet: only where Docker turns that on does it make FORWARD deny."""
+    """A host that does not forward yet: Docker denies in FORWARD only if it enables forwarding."""
     with Adopted("host", 1) as adopted:
         yield without_path_filter(adopted)
 
@@ -154,7 +154,7 @@ def container(tmp_path_factory: pytest.TempPathFactory, host: Namespace) -> Iter
         yield box
     _run("docker", "rm", "--force", "web")
     _run("systemctl", "stop", "docker.socket", "docker", "containerd")
-    # Its policy outlives it.
+    # The policy outlives Docker.
     _run("iptables", "-P", "FORWARD", "ACCEPT")
 
 
@@ -224,7 +224,7 @@ class TestDocker:
         _hold(SITUATIONS[2], stage)
 
     def test_doctor_names_the_chain_of_docker(self, container: Namespace) -> None:
-        """Its policy for forwarded packets is DROP."""
+        """Docker's policy for forwarded packets is DROP."""
         del container
         words = ("nfq-guard", "doctor", "--format", "json")
         clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -264,7 +264,7 @@ _MASQUERADE: Final = "*nat\n:POSTROUTING - [0:0]\n-A POSTROUTING -o wan0 -j MASQ
 
 @contextmanager
 def _ufw() -> Iterator[None]:
-    """As its manual sets up masquerading."""
+    """Set up masquerading as in ufw's manual."""
     rules, defaults = Path("/etc/ufw/before.rules"), Path("/etc/default/ufw")
     rules.write_text(_MASQUERADE + rules.read_text(encoding="utf-8"), encoding="utf-8")
     text = defaults.read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""docs/kernels.md, from what the kernels did."""
+"""Renders docs/kernels.md from the results of the kernels."""
 
 from collections.abc import Callable, Sequence
 from typing import Final
@@ -71,12 +71,12 @@ a kernel itself. 5.15 is that of Ubuntu 22.04, 6.8 that of 24.04.
 
 
 def _step(name: str, key: str, *, absent: str = "-") -> Callable[[Outcome], str]:
-    """A cell: what a step reported."""
+    """A cell with the report of a step."""
     return lambda outcome: str(outcome.steps.get(name, {}).get(key, absent))
 
 
 def _tests(name: str) -> Callable[[Outcome], str]:
-    """A cell: what tests reported, and whether they were but a few."""
+    """A cell with the results of tests, and whether they were the short form."""
 
     def cell(outcome: Outcome) -> str:
         summary = _step(name, "summary", absent="not run")(outcome)
@@ -103,7 +103,7 @@ def _fuzz(outcome: Outcome) -> Record:
 
 
 def _run(name: str) -> Callable[[Outcome], str]:
-    """A cell: the state of the tree that ran a step, and how long that took."""
+    """A cell with the state of the tree that ran a step, and the duration."""
 
     def cell(outcome: Outcome) -> str:
         seconds = outcome.steps.get(name, {}).get("seconds")
@@ -140,7 +140,7 @@ _RUNS: Final[tuple[Column, ...]] = (
 
 
 def render(outcomes: Sequence[Outcome], seed: int) -> str:
-    """The page, for a run whose fuzz began with `seed`."""
+    """The page, for a run with the fuzz seed `seed`."""
     notes = [
         f"- {outcome.name}, {name}: not run: {said}\n"
         for outcome in outcomes
@@ -158,7 +158,7 @@ def render(outcomes: Sequence[Outcome], seed: int) -> str:
 
 
 def _owners(outcomes: Sequence[Outcome]) -> str:
-    """What connections through the rules of other programs came to, where that was run."""
+    """The outcomes of connections through the rules of other programs, if that step was run."""
     names = [outcome.name for outcome in outcomes if outcome.steps.get("owners", {}).get("passed")]
     if not names:
         return ""

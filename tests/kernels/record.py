@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""docs/kernels.jsonl: what each kernel's steps found when they ran last, a kernel a line.
+"""docs/kernels.jsonl: the last results of each kernel's steps, one kernel a line.
 
-A long form of all steps on all kernels takes hours, so steps may be run one by one, and the page
-is made from what they found together.
+The long form of all steps on all kernels takes hours, so steps may be run separately, and the page
+combines their results.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,15 @@ _FILE: Final = Path(__file__).parents[2] / "docs" / "kernels.jsonl"
 
 
 def read(file: Path = _FILE) -> list[Outcome]:
-    """What is on record, in the order of the kernels' ages."""
+    """The recorded results, in the order of the kernels' ages."""
     found = msgspec.json.Decoder(Outcome).decode_lines(file.read_bytes()) if file.exists() else ()
     return sorted(found, key=lambda outcome: list(KERNELS).index(outcome.name))
 
 
 def write(outcomes: Sequence[Outcome], file: Path = _FILE) -> None:
-    """Put what a run found in place of what is on record of its steps.
+    """Replace the recorded results of the steps of a run.
 
-    Of a newer package of a kernel, nothing that an older one did holds.
+    Results of an older package of a kernel are discarded.
     """
     known = {outcome.name: outcome for outcome in read(file)}
     for outcome in outcomes:

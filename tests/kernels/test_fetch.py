@@ -10,7 +10,7 @@ from tests.kernels.fetch import fetch_kernels, fetch_root
 
 @pytest.fixture
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of programs that come before those of the machine."""
+    """A folder of programs that precede those of the machine in PATH."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page on the kernels tells what was run on them, and what went wrong."""
+"""The page on the kernels shows the steps that were run, and failures."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +41,7 @@ def records() -> list[dict[str, object]]:
 
 
 def reported(lines: Iterable[dict[str, object]], *, version: str = "6.1.1-1") -> Outcome:
-    """A kernel that reported this."""
+    """A kernel with these reports."""
     outcome = Outcome("6.1", version)
     for line in lines:
         outcome.add(line)
@@ -49,7 +49,7 @@ def reported(lines: Iterable[dict[str, object]], *, version: str = "6.1.1-1") ->
 
 
 def ran(*extra: dict[str, object]) -> Outcome:
-    """That kernel, and what else it reported."""
+    """That kernel, with further reports."""
     return reported((*records(), *extra))
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A headless Chromium that shows files, driven by its DevTools protocol over two pipes."""
+"""A headless Chromium that shows files, controlled by its DevTools protocol over two pipes."""
 
 import base64
 import fcntl
@@ -31,7 +31,7 @@ class Browser:
         self._profile = tempfile.TemporaryDirectory(prefix="nfqg-browser-")
         commands, self._write = os.pipe()
         self._read, answers = os.pipe()
-        # Out of the way of the two numbers that the browser expects.
+        # Move the pipes away from the two numbers that the browser expects.
         commands, answers = (_moved_up(one) for one in (commands, answers))
         null = os.open(os.devnull, os.O_RDWR)
         self.pid = os.posix_spawn(
@@ -77,7 +77,7 @@ class Browser:
         os.close(self._read)
         os.kill(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        for _attempt in range(50):  # its children write into the profile until they end as well
+        for _attempt in range(50):  # its child processes write into the profile until they exit
             try:
                 self._profile.cleanup()
             except OSError:
@@ -157,7 +157,7 @@ class Browser:
         return base64.b64decode(self.call("Page.printToPDF", printBackground=True)["data"])
 
     def complaints(self) -> list[str]:
-        """What the browser logged about the page since `open`: errors, violations of its policy."""
+        """The browser's log about the page since `open`: errors, violations of its policy."""
         self.call("Runtime.evaluate", expression="0")
         found = []
         for event in self._events:

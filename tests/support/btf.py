@@ -11,7 +11,7 @@ _BTF_TYPE = struct.Struct("<III")
 _BTF_MEMBER = struct.Struct("<III")
 _BTF_MAGIC = 0xEB9F
 _STRUCT = 4
-# Bytes after the type record: fixed, and for each of its `vlen` entries; none for other kinds.
+# Bytes after the type record: fixed ones, and for each of its `vlen` entries; none for other kinds.
 _FIXED = {1: 4, 3: 12, 14: 4, 17: 4}
 _PER_ENTRY = {_STRUCT: 12, 5: 12, 6: 8, 13: 8, 15: 12, 19: 12}
 
@@ -25,7 +25,7 @@ class Layout:
 
 
 def structs(image: bytes) -> dict[str, Layout]:
-    """By name, those of a little-endian object; unnamed ones are left out."""
+    """The named structs of a little-endian object, by name."""
     btf = _section(image, b".BTF")
     magic, _, _, header_len, type_off, type_len, str_off, _ = _BTF_HEADER.unpack_from(btf)
     assert magic == _BTF_MAGIC

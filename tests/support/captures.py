@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Builds capture files octet by octet, so that the tests hold the reader against the formats."""
+"""Builds capture files octet by octet, so that tests compare the reader with the formats."""
 
 import struct
 from collections.abc import Iterable, Sequence

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Writes what of `deploy/kubernetes` follows from another file: `python -m tests.support.chart`.
+"""Generates the derived files of `deploy/kubernetes`: `python -m tests.support.chart`.
 
 The PrometheusRule has the rules of `deploy/prometheus`. The templates of the Helm chart are the
-objects of the kustomization `overlays/kube-proxy-monitored`, with a value of the chart in some
+objects of the kustomization `overlays/kube-proxy-monitored`, with values of the chart in some
 places.
 """
 
@@ -27,7 +27,7 @@ _IMAGE: Final = "image: nfq-guard:0.1.0"
 
 
 def write() -> None:
-    """Write all of them, and remove templates that are none any more."""
+    """Write all files, and remove obsolete templates."""
     found = files()
     for path in set((CHART / "templates").iterdir()) - set(found):
         path.unlink()
@@ -38,7 +38,7 @@ def write() -> None:
 def files() -> dict[Path, str]:
     """The text of each file."""
     found = {_RULE: _HEAD + _dump(_prometheus_rule())}
-    # The kustomization that the templates come from reads the file from disk.
+    # The kustomization behind the templates reads the file from disk.
     objects = [_prometheus_rule_in(each) for each in build(_SOURCE)]
     found[CHART / "Chart.yaml"] = _HEAD + _dump(
         {
@@ -108,7 +108,7 @@ def _values(objects: list[Object]) -> str:
 
 
 class _Placeholders:
-    """Values of the chart in place of parts of an object."""
+    """Replaces parts of an object by values of the chart."""
 
     def __init__(self) -> None:
         self._texts: dict[str, str] = {}
@@ -140,7 +140,7 @@ def _template(each: Object) -> str:
         (expression,) = each["spec"]["scopeSelector"]["matchExpressions"]
         expression["values"] = [put("{{ toJson .Values.priorityClassName }}")]
     if each["kind"] in _MONITORING:
-        # Templates of Prometheus have the same braces.
+        # Prometheus's templates use the same braces.
         text = put.filled(_escaped(_dump(each)))
         return _HEAD + "{{- if .Values.monitoring.enabled }}\n" + text + "{{- end }}\n"
     return _HEAD + put.filled(_dump(each))
@@ -151,11 +151,11 @@ def _escaped(text: str) -> str:
 
 
 def render(values: Any, namespace: str = "nfq-guard") -> list[Object]:  # noqa: ANN401 - YAML
-    """The objects of the chart, by the part of Helm's language that the templates use.
+    """The objects of the chart, rendered by the subset of Helm's language that the templates use.
 
     Args:
-        values: As of `values.yaml`.
-        namespace: Of the release.
+        values: Values as in `values.yaml`.
+        namespace: Namespace of the release.
     """
     return [
         one
@@ -200,7 +200,7 @@ def _value(text: str, values: Any, namespace: str) -> Any:  # noqa: ANN401 - YAM
     assert words is not None, text
     found: Any = values if words[1] == "Values" else {"Namespace": namespace}
     for name in words[2].split(".")[1:]:
-        found = found[name]  # what the values lack is a mistake here, and nothing in Helm
+        found = found[name]  # a missing value is an error here, but empty in Helm
     return found
 
 

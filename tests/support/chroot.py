@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Runs commands in the root of another system, as a container engine does in a build."""
+"""Runs commands in another root, as a container engine does in a build."""
 
 import shlex
 import subprocess
@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-# What an engine gives to the build: name resolution, and pip's settings of this host.
+# Provided by an engine for a build: name resolution, and pip's settings of this host.
 _NAMES: Final = (Path("/etc/resolv.conf"),)
 _REGISTRY: Final = (Path("/etc/pip.conf"), Path("/etc/xdg/pip"), Path("/etc/ssl/certs"))
-# An installation of ca-certificates writes there; what it writes is gone with the command.
+# An installation of ca-certificates writes there; its files vanish with the command.
 _OVERLAY: Final = """\
 mkdir -p {there}; over=$(mktemp -d); mount -t tmpfs tmpfs $over; mkdir $over/upper $over/work
 mount -t overlay -o lowerdir={path},upperdir=$over/upper,workdir=$over/work overlay {there}
@@ -26,14 +26,16 @@ def run_in(
     binds: Iterable[Path] = (),
     registry: bool = True,
 ) -> None:
-    """Run a shell command with processes, devices, the kernel's files and network of the host.
+    """Run a shell command with the host's processes, devices, kernel files and network.
 
     Args:
-        root: The root, from which the mounts are gone afterwards.
-        command: For `sh -eu`.
-        log: A file that its output is appended to.
-        workdir: Where it runs.
-        binds: Further directories of the host, found by the same path and writable.
+        root: The root; all mounts are removed afterwards.
+        command: Script for `sh -eu`.
+        log: A file
+        to which its output is appended.
+        workdir: Its working directory.
+        binds: Further directories
+        of the host, at the same path and writable.
         registry: Whether pip has this host's settings and certificates.
     """
     steps = ["mount -t proc proc proc", "mount --rbind /dev dev", "mount --rbind /sys sys"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files as containerd and CRI-O have libcni keep of each interface of a pod."""
+"""Files that libcni keeps for each interface of a pod under containerd and CRI-O."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ def cached(
     container: str = "",
     interface: str = "eth0",
 ) -> dict[str, Any]:
-    """The object in a file; `addresses` with the length of their prefix."""
+    """The object in a file; `addresses` include the prefix length."""
     container = container or hashlib.sha256(pod.encode()).hexdigest()
     return {
         "kind": "cniCacheV1",

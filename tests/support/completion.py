@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Generates the completion of the shells from the parser of the command line (`make reference`)."""
+"""Generates shell completion from the parser of the command line (`make reference`)."""
 
 import argparse
 from collections.abc import Iterator
@@ -8,13 +8,13 @@ from typing import Final
 from nfq_guard.cli import COMMANDS, parser_of
 from nfq_guard.cli.parser import arguments, subparsers
 
-# The shell, and the file below share/ in which it looks for the completion of `nfq-guard`.
+# The shells, each with the file below share/ where it searches for our completion.
 FILES: Final = {
     "bash": "bash-completion/completions/nfq-guard",
     "zsh": "zsh/site-functions/_nfq-guard",
     "fish": "fish/vendor_completions.d/nfq-guard.fish",
 }
-# The words for a value in the help that stand for a file and for a directory.
+# Metavars in the help that mean a file and a directory.
 _OF_FILES: Final = frozenset({"FILE", "PATH", "CAPTURE", "EVENTS", "EVENTS|CAPTURE"})
 _OF_DIRECTORIES: Final = frozenset({"DIR"})
 
@@ -26,7 +26,7 @@ def completions() -> dict[str, str]:
 
     parser = parser_of(COMMANDS)
     for name, sub in subparsers(parser).items():
-        # The line of a list, where a description may be a paragraph.
+        # The first line of a description, which may be a paragraph.
         sub.description = COMMANDS[name]
     for action in _all_arguments(parser):
         if action.metavar in _OF_FILES:

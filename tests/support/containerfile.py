@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Carries a Containerfile out without a container engine, as root: the roots of its stages.
+"""Executes a Containerfile without a container engine, as root, and builds its stages' roots.
 
-It knows the instructions that ours has and refuses every other. A base image is made by debootstrap
-from Debian's packages, without the documentation that the slim images leave out.
+Supports only the instructions of our Containerfile. Base images are built by debootstrap from
+Debian's packages, without the documentation that the slim images omit.
 """
 
 import json
@@ -48,13 +48,14 @@ def instructions(text: str) -> Iterator[tuple[str, str]]:
 
 
 def build(file: Path, context: Path, place: Path, mirror: str) -> Stage:
-    """Build all stages in `place`; the last one.
+    """Build all stages in `place`; returns the last one.
 
     Args:
         file: The Containerfile.
-        context: The directory that COPY takes files from.
-        place: A directory for roots; base images that it has are taken.
-        mirror: Of Debian.
+        context: The source directory of COPY.
+        place: A directory for roots; existing base images in
+        it are reused.
+        mirror: Mirror of Debian.
     """
     stages: dict[str, Stage] = {}
     stage: Stage | None = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A control socket whose loop the test turns."""
+"""A control socket whose loop is driven by the test."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ from tests.support.daemon import FakeDaemon
 
 
 class Served:
-    """A control socket, its loop turned by the test."""
+    """A control socket whose loop is driven by the test."""
 
     def __init__(
         self, path: Path, group: int | None = None, daemon: FakeDaemon | None = None
@@ -46,7 +46,7 @@ class Served:
         return connection
 
     def read(self, connection: socket.socket) -> list[dict[str, Any]]:
-        """The answers so far; none when there is nothing, an error when it was closed."""
+        """The responses so far, possibly none; raises if the connection was closed."""
         octets = b""
         while True:
             self.turns(3)
@@ -61,7 +61,7 @@ class Served:
         return [orjson.loads(line) for line in octets.splitlines()]
 
     def read_lines(self, connection: socket.socket) -> list[bytes]:
-        """Whole lines that have arrived by now; the rest stays in the socket."""
+        """Whole lines that have arrived; the rest stays in the socket."""
         self.turns(3)
         try:
             waiting = connection.recv(1 << 20, socket.MSG_PEEK)
@@ -71,7 +71,7 @@ class Served:
         return connection.recv(whole).splitlines() if whole else []
 
     def ask(self, octets: bytes) -> dict[str, Any]:
-        """The answer to one request; it waits where requests have spent their share of the time."""
+        """The response to one request; waits if requests have used up their share of CPU time."""
         deadline = time.monotonic() + limit(10)
         with self.connect() as connection:
             connection.send(octets)

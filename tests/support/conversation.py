@@ -123,13 +123,13 @@ class Conversation:
         self.add(ip + head + struct.pack("!HH", field, 0) + tail)
 
     def add(self, octets: bytes, linktype: int = RAW) -> None:
-        """Any frame."""
+        """Add any frame."""
         number = len(self.frames) + 1
         time_ns = round(self.now * 1_000_000) * 1000
         self.frames.append(Frame(number, time_ns, linktype, len(octets), octets, 0))
 
     def save(self, path: Path) -> str:
-        """Write a classic capture; its name."""
+        """Write a classic capture; returns its name."""
         records = [
             (frame.time_ns // 10**9, frame.time_ns // 1000 % 10**6, frame.octets)
             for frame in self.frames

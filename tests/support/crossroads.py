@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A host with several uplinks, whose rules of others choose the route of INVALID packets by marks.
+"""A host with several uplinks, on which foreign rules route INVALID packets by marks.
 
 `Crossroads.observe` sends INVALID segments through the host and from it, and returns every segment
 that leaves it: where, in which order, and with which mark. A chain of the test
@@ -24,21 +24,21 @@ _PROXY_PORT: Final = 15001
 # A mark above these is reported as this value of the DSCP field.
 _OTHER: Final = 63
 _HOST_MAC: Final = "02:00:00:00:00:aa"
-# Longer than a loaded machine takes to forward a packet that it has.
+# Longer than a loaded machine takes to forward a packet, seconds.
 _QUIET_S: Final = 0.3
 _PATIENCE_S: Final = 20.0
 
-# Source ports of segments, by the rule of others that takes them.
+# Source ports of segments, by the foreign rule that applies.
 _PLAIN: Final = (1000, 1008)
 _RECEIVED: Final = (1001, 1002, 1003, 1004, 1005, 1006, 1007)
 _SENT: Final = (1011, 1012, 1013, 1014, 1016, 1017)
 _COPIES: Final = 3
-# PACKET_OUTGOING: what the tapped end itself sends.
+# PACKET_OUTGOING: packets that the tapped end itself sends.
 _OUTGOING: Final = 4
 
 
 class Seen(NamedTuple):
-    """A segment that left the host; one that was delivered in it is answered by an RST.
+    """A segment that left the host; one that was delivered locally is answered by an RST.
 
     Attributes:
         place: Name of the host's interface by which it left.
@@ -63,7 +63,7 @@ def _length(family: Family) -> int:
     return 24 if family is Family.IPV4 else 64
 
 
-# The rules of others in iptables' syntax, for both families; `{gateway}` is on the third uplink.
+# Foreign rules in iptables' syntax, for both families; `{gateway}` is on the third uplink.
 _MANGLE: Final = """\
 *mangle
 :DIVERT - [0:0]
@@ -88,7 +88,7 @@ _MANGLE: Final = """\
 COMMIT
 """
 
-# The same in nftables; copies take a table for each family.
+# The same in nftables; copies need a table for each family.
 _NATIVE_MANGLE: Final = f"""\
 table inet others {{
 \tchain prerouting {{
@@ -198,7 +198,7 @@ class Crossroads:
             veth(self.host, name, other, far, *pairs)
             mac = f"02:00:00:00:00:{network:02x}"
             other.ip("link", "set", far, "address", mac)
-            # Permanent neighbours, for discovery takes its time; a new address forgets them.
+            # Permanent neighbours, because discovery takes time; a new address removes them.
             self.host.ip("link", "set", name, "address", _HOST_MAC)
             for family in FAMILIES:
                 gateway = _address(family, network, 2)
@@ -210,7 +210,7 @@ class Crossroads:
             self._peer.ip("route", "add", "default", "via", near, "dev", "peer")
 
     def _route(self) -> None:
-        """The main table leads to the first uplink, marks to others."""
+        """Route by the main table to the first uplink, and by marks to the others."""
         ip = self.host.ip
         for family in FAMILIES:
             six = ("-6",) if family is Family.IPV6 else ()
@@ -219,7 +219,7 @@ class Crossroads:
                 ip(*six, "route", "add", "default", "via", gateway, "table", table)
             everything = "0.0.0.0/0" if family is Family.IPV4 else "::/0"
             ip(*six, "route", "add", "local", everything, "dev", "lo", "table", "100")
-            # Exact marks, as most programs write them, and masks; the last must see no packet.
+            # Exact marks, as most programs use, and masks; the last must match no packet.
             rules = (("0x1", "101"), ("0x2/0xf", "101"), ("0x4", "100"))
             for mark, table in (*rules, (f"{UNJUDGED_MARK:#x}/{UNJUDGED_MARK:#x}", "103")):
                 ip(*six, "rule", "add", "fwmark", mark, "lookup", table)
@@ -242,7 +242,7 @@ class Crossroads:
         self.host.run("nft", "-f", "-", stdin=text)
 
     def observe(self, expected: int | None = None) -> list[Seen]:
-        """Send all segments, and return what came of them, in order for each flow and place."""
+        """Send all segments, and return those seen, in order for each flow and place."""
         with self.cross() as crossing:
             return crossing.seen(expected)
 
@@ -299,7 +299,7 @@ class Crossroads:
                         there = _address(family, network, 1)
                         here = self._source(inside, family)
                         segment = _segment(family, here, there, sport, dport, number)
-                        with suppress(PermissionError):  # a rule that drops it says so
+                        with suppress(PermissionError):  # the error of a rule that drops it
                             raws[inside, family].sendto(segment, (there, 0))
                         number += 1
         return range(begin, number)
@@ -316,7 +316,7 @@ class Crossing:
         self._sent = sent
 
     def seen(self, expected: int | None = None) -> list[Seen]:
-        """What came of the segments, in order for each flow and place.
+        """The segments seen, in order for each flow and place.
 
         Args:
             expected: The number of segments to wait for; None to wait until none follows.

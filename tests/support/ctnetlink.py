@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ctnetlink by a script: the connection, and the messages that it answers with."""
+"""A scripted ctnetlink: the connection, and its response messages."""
 
 import struct
 import sys
@@ -31,7 +31,7 @@ def entry(sequence: int, more: bytes = b"") -> bytes:
 
 
 def error(sequence: int, code: int) -> bytes:
-    # An error has no family header: the number stands where that would be.
+    # An error has no family header: the errno is in its place.
     whole = bytearray(message(NLMSG_ERROR, 0, sequence, 0, 0, b""))
     whole[16:20] = struct.pack("=i", -code)
     return bytes(whole)
@@ -41,7 +41,7 @@ Answer = Callable[[int], bytes] | OSError
 
 
 class FakeConnection:
-    """Answers each request by a script of datagrams and errors."""
+    """Responds to each request from a script of datagrams and errors."""
 
     def __init__(self, *turns: list[Answer]) -> None:
         self._turns = iter(turns)

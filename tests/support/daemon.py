@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A daemon without queues, for what is opened beside it."""
+"""A daemon without queues, for tests of its endpoints."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from tests.support.status import daemon_status
 
 
 class FakeDaemon:
-    """Keeps the requests for a reload; the test responds to them."""
+    """Collects reload requests; the test responds to them."""
 
     def __init__(self, status_bytes: int = 10_000) -> None:
         self._status_bytes = status_bytes

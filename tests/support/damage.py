@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Captures of every kind that the tests can make, damaged in every way; seeded.
+"""Captures of every kind, damaged in many ways; reproducible by a seed.
 
-Whatever is done to a file, a command either reads what can be read or refuses it by name.
-`Crash` says which damaged file a command failed on.
+Whatever the damage, a command must read the intact part or refuse the file by name. `Crash`
+describes a damaged file on which a command failed.
 """
 
 import gzip
@@ -35,11 +35,11 @@ _EXTREMES: Final = (0, 1, 3, 0x7F, 0xFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000
 
 
 class Crash(NamedTuple):
-    """A command that ended otherwise than it should.
+    """A command that ended in an unexpected way.
 
     Attributes:
         source: The capture.
-        damage: What was done to it.
+        damage: The damage.
         words: The command, without the file.
         what: How it ended.
         octets: The damaged file.
@@ -123,7 +123,7 @@ def sources(seed: int) -> Iterator[tuple[str, bytes]]:
 
 
 def _ends_of_records(octets: bytes) -> list[int]:
-    """Where the records of a capture end; of one that is compressed, nothing is known."""
+    """The ends of a capture's records; empty for a compressed capture."""
     ends: list[int] = []
     magic = octets[:4]
     if magic in {b"\xd4\xc3\xb2\xa1", b"\xa1\xb2\x3c\x4d"}:
@@ -150,7 +150,7 @@ def cuts(octets: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def changes(octets: bytes, rng: random.Random) -> Iterator[tuple[str, bytes]]:
-    """Random damage, without end."""
+    """An infinite sequence of random damage."""
     ends = _ends_of_records(octets) or [0]
     while True:
         damaged = bytearray(octets)
@@ -229,7 +229,7 @@ class Bench:
         return None
 
     def _run(self, words: Sequence[str]) -> str:
-        """How a command ended wrongly; empty if it did not."""
+        """How a command failed; empty if it did not."""
         self.runs += 1
         out, err = io.StringIO(), io.StringIO()
         try:

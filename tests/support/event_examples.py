@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An example of each event, made from its class."""
+"""Examples of each event, generated from its class."""
 
 from enum import Enum
 from typing import Any, Final
@@ -10,7 +10,7 @@ from nfq_guard.telemetry.events import EVENTS, Event
 
 
 def examples() -> list[Event]:
-    """Each event twice: with the fields that are always there alone, and with all fields."""
+    """Each event twice: with mandatory fields only, and with all fields."""
     return [_struct(event, full=full) for event in EVENTS for full in (False, True)]
 
 

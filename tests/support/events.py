@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Events of packets as a daemon writes them, for what reads them."""
+"""Events of packets as a daemon writes them, for tests of readers."""
 
 from typing import Any
 

@@ -35,7 +35,7 @@ def read(records: Iterable[Mapping[str, Any]]) -> Outcomes:
 
 
 def render(outcomes: Outcomes) -> str:
-    """The table; a row is for all families, unless their outcomes differ."""
+    """The table; a row covers all families unless their outcomes differ."""
     lines = [f"| scenario | {' | '.join(_HEADS.values())} |", "|---" * (len(_HEADS) + 1) + "|"]
     for scenario in SCENARIOS:
         rows = {
@@ -54,7 +54,7 @@ def _cell(outcome: str) -> str:
 
 
 def main(path: str) -> None:
-    """Write the table of the results in the file `path` into README."""
+    """Write the table of the results in the file `path` to README."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     table = render(read(json.loads(line) for line in lines))
     text = _README.read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A flow to talk to in the words of a trace."""
+"""A flow that is driven by lines of a trace."""
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
@@ -10,7 +10,7 @@ from tests.support.trace import PLACES, Ends, Step, parse
 
 
 class Flow:
-    """One flow; its segments are written as in `tests.support.trace`, numbers relative."""
+    """One flow; its segments are written as in `tests.support.trace`, with relative numbers."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Flow:
         self._last: Step | None = None
 
     def see(self, line: str) -> str:
-        """Say what a segment is: "NEW", "INVALID seq-over", "ESTABLISHED ignored state"."""
+        """The verdict on a segment: "NEW", "INVALID seq-over", "ESTABLISHED ignored state"."""
         step = parse(line, self.numbers)
         if self._pair:
             (outcome,) = self._pair.step_all([(self._ends, step)])
@@ -51,7 +51,7 @@ class Flow:
             assert self.see(line) in ("NEW", "ESTABLISHED"), line
 
     def opened(self, window_scale: int | None = None) -> "Flow":
-        """Open it with a handshake; both windows are 1000 octets, not scaled."""
+        """Open the flow with a handshake; both windows are 1000 octets, unscaled."""
         options = "" if window_scale is None else f" <sackOK,nop,wscale {window_scale}>"
         self.passes(
             f"> S 0:0(0) win 1000{options}",
@@ -63,7 +63,7 @@ class Flow:
 
     @property
     def over_by(self) -> int:
-        """Octets by which the last segment broke its bound, with the flow as it is after it."""
+        """Octets by which the last segment broke its bound, by the flow after it."""
         assert self._last is not None
         breach = broken_bound(self.table, self._ends.packet(self._last), self.table.snapshot())
         assert breach is not None

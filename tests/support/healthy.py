@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Healthy TCP traffic as a router captures it: loss on the way and retransmission included.
+"""Healthy TCP traffic as captured on a router, with loss and retransmissions.
 
-Nothing in it is INVALID to conntrack. `without` and `swapped` make of it what a capture may.
+Conntrack calls none of it INVALID. `without` and `swapped` alter it as a capture may.
 """
 
 import functools
@@ -112,7 +112,7 @@ def _traffic(seed: int, connections: int, first_port: int) -> list[Frame]:
 
 
 def traffic(seed: int, connections: int = 12, first_port: int = 40000) -> list[Frame]:
-    """Several connections from ports of their own, mixed by time."""
+    """Several connections from different ports, merged by time."""
     return renumbered(_traffic(seed, connections, first_port))
 
 
@@ -135,8 +135,8 @@ def swapped(frames: Sequence[Frame], share: float, seed: int, *, keeps_times: bo
 
     Args:
         frames: As captured.
-        share: Of all places.
-        seed: Of the choice.
+        share: Share of all places.
+        seed: Seed of the choice.
         keeps_times: Whether each frame keeps its time, so that times go back; else the times stay
             in order.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Judgments made by hand, for what comes after judging."""
+"""Hand-made judgments, for tests of the steps after judging."""
 
 from collections.abc import Sequence
 
@@ -76,7 +76,7 @@ def judgment(
 
 
 class FirstByte:
-    """A policy that drops what begins with D, marks M, and raises at X."""
+    """A policy that drops packets beginning with D, marks those with M, and raises at X."""
 
     shadow: Policy | None = None
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The kernel's own words on why it called a packet INVALID, through NFLOG (kernel.md 1.12).
+"""The kernel's own texts on why it called a packet INVALID, through NFLOG (kernel.md 1.12).
 
-It speaks when `nf_conntrack_log_invalid` is set and nfnetlink_log is the logger, both settings
-of the network namespace; `speaking` sets them for a while. Only one reader may have the group.
+The kernel logs if `nf_conntrack_log_invalid` is set and nfnetlink_log is the logger, both settings
+of the network namespace; `speaking` sets them temporarily. The group has only one reader.
 """
 
 import errno
@@ -29,7 +29,7 @@ from nfq_guard.netlink.messages import (
     messages,
 )
 
-# Conntrack logs to this group, and to no other.
+# The only group to which conntrack logs.
 _GROUP: Final = 0
 _SUBSYSTEM: Final = 4 << 8  # NFNL_SUBSYS_ULOG
 _PACKET: Final = _SUBSYSTEM | 0
@@ -50,20 +50,20 @@ _BUFFER_SIZE: Final = 1 << 21
 _NF_LOG: Final = Path("/proc/sys/net/netfilter")
 _ALL_PROTOCOLS: Final = 255
 
-# Said of packets that conntrack accepts without looking further; on 6.x so are the two "under".
+# Texts about packets that conntrack accepts without further checks; on 6.x also the two "under".
 _IGNORED: Final = ("ignored", "more than expected")
 
 
 @final
 class KernelLog:
-    """Reads NFLOG group 0 of the network namespace that it was made in."""
+    """Reads NFLOG group 0 of the network namespace in which it was created."""
 
     def __init__(self) -> None:
         """Bind the group.
 
         Raises:
             PrivilegeError: CAP_NET_ADMIN is missing.
-            BusyError: Somebody else has the group, such as ulogd.
+            BusyError: Another program has the group, such as ulogd.
             UnavailableError: The kernel has no nfnetlink_log.
         """
         self._socket = socket.socket(
@@ -75,7 +75,7 @@ class KernelLog:
             self._configure(attribute(_CFG_CMD, _CMD_BIND))
             self._configure(
                 attribute(_CFG_MODE, struct.pack(">IBx", _COPY_RANGE, _COPY_PACKET))
-                # Each line at once: the text comes before the packet is queued.
+                # Deliver each line immediately: the text precedes the queued packet.
                 + attribute(_CFG_QTHRESH, struct.pack(">I", 1))
                 + attribute(_CFG_TIMEOUT, struct.pack(">I", 0))
             )
@@ -87,7 +87,8 @@ class KernelLog:
         self._socket.send(message(_CONFIG, NLM_F_ACK, 1, socket.AF_UNSPEC, _GROUP, body))
         code = errno.ENODATA
         try:
-            # The kernel acknowledges before `send` returns; packets may lie before that.
+            # The kernel acknowledges before `send` returns; packets may precede the
+            # acknowledgement.
             while code == errno.ENODATA:
                 datagram = self._socket.recv(_DATAGRAM_MAX, socket.MSG_DONTWAIT)
                 for kind, _, answer in messages(datagram):
@@ -115,7 +116,7 @@ class KernelLog:
         return self._socket.fileno()
 
     def read(self) -> list[tuple[str, bytes]]:
-        """What came since the last call: the text, and the packet from its IP header on.
+        """The lines since the last call: the text, and the packet with its IP header first.
 
         Does not wait. Lines that were lost because they were not read in time are not reported.
         """
@@ -136,7 +137,7 @@ class KernelLog:
                     found.append((text.strip(), parts.get(_PAYLOAD, b"")))
 
     def close(self) -> None:
-        """Give the group back."""
+        """Release the group."""
         self._socket.close()
 
 
@@ -146,17 +147,17 @@ def is_ignored(text: str) -> bool:
 
 
 def reason_of(text: str) -> Reason | None:
-    """The reason that a log text stands for; None when it names none, or no INVALID packet."""
+    """The reason in a log text; None if it has none, or is not about an INVALID packet."""
     logged = parse_log(f"{text} ", old_segments_pass=True)
     return None if logged is None else logged.reason
 
 
 @contextmanager
 def speaking(protocol: int = _ALL_PROTOCOLS) -> Iterator[None]:
-    """Have the kernel explain itself to NFLOG in the current network namespace, and stop after.
+    """Turn the kernel's log to NFLOG on in the current network namespace, and off afterwards.
 
-    For namespaces of the lab and of tests: the setting slows a host under a flood, and it takes
-    the logger from whoever had it.
+    Only for namespaces of the lab and of tests: the setting slows a host under a flood, and
+    replaces its logger.
 
     Args:
         protocol: IP protocol number; 255 is every one.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The parts of Kubernetes' API that our manifests use, as types that know no other field.
+"""The parts of Kubernetes' API that our manifests use, as types that reject any other field.
 
-`make manifests-check` holds the manifests against the published schemas of several versions, which
-takes a download. This finds a misspelt or misplaced field without one.
+`make manifests-check` validates the manifests against the published schemas of several versions,
+which requires a download. This finds a misspelt or misplaced field offline.
 """
 
 from typing import Annotated, Any, Literal

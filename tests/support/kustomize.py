@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Renders the kustomizations of `deploy/kubernetes`, as `kustomize build` does.
 
-It knows what those use and refuses everything else. `make manifests-check` compares it with the
-real program where that is installed.
+Supports only what they use. `make manifests-check` compares it with the real program if that is
+installed.
 """
 
 import copy
@@ -20,7 +20,7 @@ _KINDS: Final = {
     "kustomize.config.k8s.io/v1beta1": "Kustomization",
     "kustomize.config.k8s.io/v1alpha1": "Component",
 }
-# What identifies an item of a list; lists without are replaced whole.
+# Keys that identify an item of a list; other lists are replaced as a whole.
 _MERGED_BY: Final = {
     "containers": "name",
     "initContainers": "name",
@@ -121,7 +121,7 @@ def _merged(old: Any, new: Any, key: str = "") -> Any:  # noqa: ANN401 - YAML
 
 
 def by_identity(objects: list[Object]) -> dict[tuple[str, str], Object]:
-    """The objects by kind and name, each of which is there once."""
+    """The objects by kind and name, which must be unique."""
     found = {(each["kind"], each["metadata"]["name"]): each for each in objects}
     assert len(found) == len(objects)
     return found

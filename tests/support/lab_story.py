@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A lab run that tells a story: resets in dry-run, none in mode enforce.
+"""A lab run for demonstration: resets in dry-run, none in mode enforce.
 
 Clients keep connections to a service that the host translates. A broken device on their way sends
 segments beyond the window, old ones once more, and damaged ones. The kernel, its conntrack, the
@@ -28,13 +28,14 @@ _OLD: Final = -(8 << 20)
 
 
 class LabStory:
-    """A story that is being told.
+    """A demonstration in progress.
 
     Attributes:
         events: The guard's log.
         capture: What the host's interface received and sent, after `write_capture`.
-        control_socket: Of the guard.
-        died: Connections of clients that were reset.
+        control_socket: Control socket of the guard.
+        died: Number of client connections that were
+        reset.
     """
 
     def __init__(self, place: Path, overrun: Overrun, host: Namespace, tap: Tap) -> None:
@@ -56,26 +57,26 @@ class LabStory:
         )
 
     def go_on(self, seconds: float) -> None:
-        """Let the clients and the broken device send for so long."""
+        """Let the clients and the broken device send for a time."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             self._step()
             time.sleep(_STEP_S)
 
     def enforce(self) -> None:
-        """Change to mode enforce, with connections that have lived until then."""
-        time.sleep(_STEP_S)  # the last RST may be on its way
+        """Switch to mode enforce, with connections that are still alive."""
+        time.sleep(_STEP_S)  # the last RST may be in transit
         for place in range(len(self._clients)):
             self._exchange(place)
         typed(self.control_socket, "mode", "enforce")
 
     def write_capture(self) -> None:
-        """Write what there is so far."""
+        """Write the capture so far."""
         self._tap.drain()
         self._tap.write_pcap(self.capture)
 
     def _exchange(self, place: int) -> Connection:
-        """Exchange data over a connection; one that was reset counts, and has a successor."""
+        """Exchange data over a connection; a reset one is counted and replaced."""
         if not self._clients[place].exchange(self._numbers.randrange(100, 3000)):
             self.died += 1
             self._clients[place] = self._overrun.connect(REDIRECTED)

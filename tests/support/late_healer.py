@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A healer on the kernel's ctnetlink, which heals at a time of the test's choice."""
+"""A healer on the kernel's ctnetlink that heals when the test decides."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +40,7 @@ class LateHealer:
         self._healer = Healer(flag, NoRecord(), engine, self._stats, EventLog(self._sink), LIMITS)
 
     def heal(self, judgment: Judgment, now: float = 0.0) -> None:
-        """What follows the verdict on a packet."""
+        """Run the healer's step after the verdict on a packet."""
         self._healer.process_batch([judgment], now)
 
     def tick(self, now: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Listings of rules, and what a followed packet meets in them."""
+"""Listings of rules, and the rules that a followed packet meets."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def walk(text: str, *more: Table, backend: Backend = Backend.LEGACY) -> list[Met
 
 
 def decides(mets: Sequence[Met], hook: str) -> list[tuple[Act, Truth]]:
-    """What the packet may meet in a hook that decides, and whether it surely does."""
+    """The deciding rules that the packet may meet in a hook, and whether it certainly does."""
     return [
         (met.finding.rule.act, Truth.YES if met.finding.certain else Truth.DEPENDS)
         for met in mets

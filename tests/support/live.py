@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The live kernel's conntrack as something to put packets into and ask about each.
+"""The live kernel's conntrack: takes packets, and returns its verdict on each.
 
 A namespace with two TUN interfaces. A packet written to the first goes through PREROUTING, where
 conntrack sees it and a rule writes its ctstate into the DSCP field, is routed and comes out of
-the second: all of it before `write` returns, so that nothing needs waiting for. The kernel's own
-reason arrives on NFLOG, the entry is read through BPF, on kernels without
-it through ctnetlink.
+the second: all of it before `write` returns, so no wait is needed. The kernel's own reason arrives
+on NFLOG; the entry is read through BPF, or through ctnetlink on kernels without it.
 """
 
 import fcntl
@@ -41,10 +40,10 @@ _DSCP: Final = {state: place + 1 for place, state in enumerate(CTSTATES)}
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the kernel made of one packet.
+    """The kernel's treatment of one packet.
 
     Attributes:
-        ctstate: Its place in `CTSTATES`; None when the packet did not come out.
+        ctstate: Index in `CTSTATES`; None if the packet did not come out.
         texts: The kernel's log lines about it.
     """
 
@@ -59,7 +58,7 @@ def ticks_s() -> float:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of one packet of several.
+    """The result for one packet of several.
 
     Attributes:
         before_s: When it was put in, by the clock of conntrack's timeouts.
@@ -74,12 +73,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """What the kernel made of several packets.
+    """The kernel's treatment of several packets.
 
     Attributes:
         answers: One for each packet.
         texts: The kernel's log lines, each with its packet.
-        entries: The flows that were asked for, after the last packet.
+        entries: The requested flows, after the last packet.
         read_s: When the entries had been read.
     """
 
@@ -98,14 +97,14 @@ class Conntrack(Protocol):
 
     @property
     def evidence(self) -> Evidence:
-        """What its entries are read by."""
+        """The source of its entries."""
 
     def play(self, packets: Sequence[bytes], flows: Sequence[FlowTuple]) -> Played:
         """Put packets in, one after the other, and collect all that the kernel says of them."""
 
 
 class LiveConntrack:
-    """One namespace with its own conntrack, freshly made.
+    """A new namespace with its own conntrack.
 
     Attributes:
         space: The namespace.
@@ -115,14 +114,14 @@ class LiveConntrack:
     release: Final = platform.release()
 
     def __init__(self, sysctls: Sysctls, *, reads_log: bool = True) -> None:
-        """Make it, set as `sysctls` say.
+        """Create it with `sysctls`.
 
-        Heeded are be_liberal, loose, ignore_invalid_rst, max_retrans, the timeout of CLOSE, and
-        those of SCTP and GRE.
+        Applies be_liberal, loose, ignore_invalid_rst, max_retrans, the timeout of CLOSE, and those
+        of SCTP and GRE.
 
         Args:
             sysctls: Of the namespace.
-            reads_log: Whether this reads the kernel's log, or leaves it to who is tested.
+            reads_log: Whether this object reads the kernel's log; else the code under test may.
         """
         self._stack = ExitStack()
         self._log: KernelLog | None = None
@@ -168,12 +167,12 @@ class LiveConntrack:
             f"-A PREROUTING -i in0 -m conntrack --ctstate {state} -j DSCP --set-dscp {dscp}\n"
             for state, dscp in _DSCP.items()
         )
-        # What the kernel itself has to say on an interface, such as router solicitations.
+        # Packets of the kernel itself, such as router solicitations.
         drop_own = "-A OUTPUT -o out0 -j DROP\n-A OUTPUT -o in0 -j DROP\n"
         for restore in ("iptables-restore", "ip6tables-restore"):
             space.run(restore, stdin=f"*mangle\n{rules}{drop_own}COMMIT\n")
         self._stack.enter_context(space.entered())
-        # The log first: its module is loaded by that, and `speaking` needs it.
+        # Open the log first, which loads the module that `speaking` needs.
         if reads_log:
             self._log = self._stack.enter_context(KernelLog())
             self._stack.enter_context(speaking())
@@ -195,11 +194,11 @@ class LiveConntrack:
         self.close()
 
     def close(self) -> None:
-        """Take everything down again."""
+        """Remove everything."""
         self._stack.close()
 
     def drain(self) -> None:
-        """Read all that came out, and forget it."""
+        """Read and discard all packets that came out."""
         while self._read() is not None:
             pass
 
@@ -229,7 +228,7 @@ class LiveConntrack:
         return ctstate
 
     def put(self, octets: bytes) -> None:
-        """Put one packet in, and wait for nothing."""
+        """Put one packet in without waiting."""
         os.write(self._inward, octets)
 
     def send_through_queue(self, octets: bytes, wait_s: float = 10) -> bytes:
@@ -265,7 +264,7 @@ class LiveConntrack:
         return Played(answers, texts, entries, ticks_s())
 
     def judge(self, octets: bytes) -> Seen:
-        """Put one packet in, and collect all that the kernel says about it at once."""
+        """Put one packet in, and collect all of the kernel's results at once."""
         ctstate = self.send(octets)
         return Seen(ctstate, tuple(text for text, _ in self.log_texts()))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tests that cannot run where they are asked to."""
+"""Handles tests that cannot run here."""
 
 import os
 from typing import NoReturn

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which modules are compiled and which are the core, by the lists in pyproject.toml.
+"""The compiled modules and the core, from the lists in pyproject.toml.
 
 `python -m tests.support.modules core` prints the files of the core, `tests` the directories with
 the tests of compiled modules.
@@ -21,7 +21,7 @@ def _tool() -> dict[str, Any]:
 
 
 def compiled() -> list[str]:
-    """The dotted names of the modules that a wheel has as machine code."""
+    """The dotted names of the modules that are compiled in a wheel."""
     patterns = _tool()["hatch"]["build"]["targets"]["wheel"]["hooks"]["mypyc"]["include"]
     names = []
     for pattern in patterns:

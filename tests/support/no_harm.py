@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Each packet that the guard lets pass takes the way that it takes without the guard."""
+"""Verifies that each packet that the guard accepts takes the same path as without the guard."""
 
 import signal
 import sys
@@ -23,9 +23,9 @@ Configure = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def without(crossroads: Crossroads) -> list[Seen]:
-    """What is seen without the guard."""
+    """The segments seen without the guard."""
     seen = crossroads.observe()
-    # The rules of others do what they are for: all uplinks are used, and packets are copied.
+    # The foreign rules are effective: all uplinks are used, and packets are copied.
     assert {one.place for one in seen} == {"up1", "up2", "up3", "inner"}
     assert {one.mark for one in seen} == {0, 1, 2, 3, 5, 6}
     assert {one.family for one in seen} == set(FAMILIES)
@@ -44,7 +44,7 @@ def configure(tmp_path: Path) -> Configure:
 
 
 class NoHarm:
-    """The comparisons; a subclass has a fixture `crossroads` with rules of others loaded."""
+    """The comparisons; a subclass has a fixture `crossroads` with foreign rules loaded."""
 
     @pytest.mark.parametrize(
         ("mode", "fail_mode", "policy"),
@@ -90,7 +90,7 @@ class NoHarm:
     def test_with_a_full_queue(
         self, crossroads: Crossroads, without: list[Seen], configure: Configure, tmp_path: Path
     ) -> None:
-        """Packets that find it full pass at once, the others later; all of them take their way."""
+        """Packets that find the queue full pass at once, others later; all take the same path."""
         file = configure("enforce", f"queue_length = {_SHORT_QUEUE}")
         with GuardProcess(
             crossroads.host, tmp_path / "log", "--config", str(file)

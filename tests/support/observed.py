@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a scrape shows, made by hand."""
+"""Hand-made data of a scrape."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from nfq_guard.telemetry.metrics import Stats
 
 
 def observed(*stats: Stats, **changes: Any) -> Observed:  # noqa: ANN401 - fields of `Observed`
-    """Of a daemon whose queues, from 7 on, have these numbers; it has nothing else."""
+    """The state of a daemon whose queues, from 7 on, have these numbers, and nothing else."""
     nothing = Observed(
         at=0.0,
         queues=tuple(ObservedQueue(7 + place, 1, one) for place, one in enumerate(stats)),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """A host with live TCP connections, and a peer that overruns their windows: real INVALID packets.
 
-The peer reads the sequence numbers of its own connections from what comes back, and sends
-segments that lie beyond the window by a distance of its choice. The host counts those that got
-through its packet filter.
+The peer reads the sequence numbers of its own connections from the packets that it receives, and
+sends segments beyond the window by a chosen distance. The host counts those that passed its packet
+filter.
 """
 
 import socket
@@ -20,7 +20,7 @@ REDIRECTED = 8080
 PLAIN = 9090
 _RCVBUFFORCE = 33
 _TCP = struct.Struct("!HHIIBBHHH")
-# Urgent pointers without the flag mean nothing to TCP: by this the host knows our segments.
+# An urgent pointer without the flag has no meaning in TCP; by it the host recognises our segments.
 _OURS = 0x5A5A
 
 
@@ -52,7 +52,7 @@ class Connection:
 
 
 class Overrun:
-    """Two namespaces, `host` with the packet filter and `peer`, and what goes between them."""
+    """Two namespaces, `host` with the packet filter and `peer`, and the packets between them."""
 
     def __init__(self, peer: Namespace, host: Namespace) -> None:
         self.peer = peer
@@ -69,7 +69,8 @@ class Overrun:
             self._arriving = _raw()
         with peer.entered():
             self._raw = _raw()
-        # Nothing else in the namespace tracks connections, and the kernel only does when asked.
+        # Nothing else in the namespace requires connection tracking, without which the kernel does
+        # none.
         host.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
 
     def connect(self, port: int) -> Connection:
@@ -99,14 +100,14 @@ class Overrun:
     def send(
         self, one: Connection, octets: int, *, data: int = 0, is_damaged: bool = False
     ) -> None:
-        """Send one segment whose number is `octets` from the next one, with so much data."""
+        """Send one segment `octets` away from the next expected number, with data."""
         segment = _segment(one, (one.seq + octets) & 0xFFFFFFFF, data)
         if is_damaged:  # with another checksum
             segment = segment[:16] + bytes((segment[16] ^ 1,)) + segment[17:]
         self._raw.sendto(segment, (HOST, 0))
 
     def arrived(self) -> int:
-        """How many of them got through since the last call."""
+        """The number of segments that passed since the last call."""
         count = 0
         while True:
             try:

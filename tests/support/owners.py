@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""docs/owners.md: rule sets in the style of each program, loaded, and what the doctor says of them.
+"""Renders docs/owners.md: loads rule sets in the style of each program, and runs the doctor.
 
 `python -m tests.support.owners` writes the page anew, as root.
 """
@@ -123,7 +123,7 @@ INVALID are left out; "by default" is a rule that takes what no earlier rule acc
 
 
 def findings(name: str) -> list[dict[str, str]]:
-    """The doctor's checks on a rule set that has something to say."""
+    """The doctor's noteworthy checks on a rule set."""
     with Namespace("owners") as space:
         text = (RULES / name).read_text(encoding="ascii")
         if name.endswith(".nft"):
@@ -141,7 +141,7 @@ def findings(name: str) -> list[dict[str, str]]:
 
 
 def page() -> str:
-    """The page, from the doctor's output of now."""
+    """The page, from the doctor's current output."""
     rows: list[str] = []
     sections: list[str] = []
     for title, name in SETS:

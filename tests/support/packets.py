@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Whole IP packets of any protocol, made by hand, with right checksums unless asked otherwise."""
+"""Hand-made IP packets of any protocol, with correct checksums by default."""
 
 import struct
 
@@ -21,7 +21,7 @@ def ip(src: bytes, dst: bytes, proto: int, body: bytes, hop_limit: int = 64) -> 
 
 
 def summed(src: bytes, dst: bytes, proto: int, body: bytes, at: int) -> bytes:
-    """`body` with its checksum, which stands at octet `at`, made right."""
+    """`body` with a correct checksum at octet `at`."""
     pseudo = b"" if proto == PROTO_ICMP else src + dst + struct.pack("!II", len(body), proto)
     body = body[:at] + b"\0\0" + body[at + 2 :]
     return body[:at] + folded(pseudo + body).to_bytes(2) + body[at + 2 :]
@@ -35,7 +35,7 @@ def udp(src: bytes, dst: bytes, sport: int, dport: int, payload: bytes = b"x") -
 def icmp(
     src: bytes, dst: bytes, kind: int, rest: bytes, code: int = 0, hop_limit: int = 64
 ) -> bytes:
-    """`rest` is what follows the checksum: the identifier and so on."""
+    """An ICMP message; `rest` follows the checksum: the identifier and so on."""
     proto = PROTO_ICMPV6 if len(src) == 16 else PROTO_ICMP
     body = summed(src, dst, proto, bytes((kind, code, 0, 0)) + rest, 2)
     return ip(src, dst, proto, body, hop_limit)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The pictures of the documentation, made from a lab run: `make pictures`, two minutes, as root.
+"""Generates the pictures of the documentation from a lab run: `make pictures`, as root.
 
-The page of `report`, `top` and `explain` as they are, over what the lab has just made, in light and
-dark. All of them, and the whole page at three widths, are in build/pictures, to look at.
+Shows the page of `report`, `top` and `explain` on data of a new lab run, in light and dark. All
+pictures, and the whole page at three widths, are in build/pictures.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from tests.support.lab_story import LabStory, lab_story
 from tests.support.queue import import_path
 
 IMAGES: Final = Path(__file__).parents[2] / "docs" / "images"
-# Those that the documentation shows; all are in build/pictures.
+# Pictures in the documentation; all are in build/pictures.
 SHOWN: Final = (
     "report-1280-light.png",
     "report-390-dark.png",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes what an installed guard runs with, pinned by hashes: `make pins`.
+"""Writes the dependencies of an installed guard, pinned by hashes: `make pins`.
 
 The versions are those of constraints.txt. For each Python and machine that the guard is installed
 on, pip fetches the wheels. Of netfilterqueue there are none: its source has a file of its own.
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 
 
 def fetch(folder: Path) -> None:
-    """Have pip download every file that an installation may take."""
+    """Make pip download every file that an installation may use."""
     known = versions()
     wheels = [f"{name}=={known[name]}" for name in PACKAGES if name != SOURCE]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]

@@ -48,7 +48,7 @@ _DISTANCES = (1, 2, 1459, 1460, 100_000)
 
 
 def cases() -> st.SearchStrategy[Case]:
-    """A packet with everything that a policy looks at."""
+    """A packet with all facts that a policy uses."""
     queued = st.builds(
         Queued,
         st.just(b""),
@@ -62,12 +62,12 @@ def cases() -> st.SearchStrategy[Case]:
 
 
 def diagnosed_cases() -> st.SearchStrategy[Case]:
-    """Those that `diagnose` can give."""
+    """Cases with findings that `diagnose` can return."""
     return cases().filter(_can_be_diagnosed).map(_of_its_flow)
 
 
 def _can_be_diagnosed(case: Case) -> bool:
-    """A broken packet is malformed, and nothing else is known of it."""
+    """Whether the finding is possible: a broken packet is malformed, without further facts."""
     _, packet, snapshot, finding = case
     malformed = finding.reason is Reason.MALFORMED
     if isinstance(packet, Malformed):
@@ -76,7 +76,7 @@ def _can_be_diagnosed(case: Case) -> bool:
 
 
 def _of_its_flow(case: Case) -> Case:
-    """Only an ICMP error is not of the protocol of its flow."""
+    """Whether packet and flow have the same protocol, as all do except ICMP errors."""
     _, packet, snapshot, _ = case
     if (
         snapshot is not None
@@ -317,7 +317,7 @@ def _flag(segment: Segment, name: str) -> bool:
 
 
 def _can_heal(case: Case, *, wide: bool) -> bool:
-    """Whether a rule that heals may match; `wide` where it names a distance itself."""
+    """Whether a rule that heals may match; `wide` if the rule has a condition on the distance."""
     _, packet, flow, finding = case
     if flow is None or finding.breach is None:
         return False

@@ -24,7 +24,7 @@ QUEUE = 7
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 PORT = 9999
-# Drops what is sent to the port, and logs the rest.
+# Drops packets to the port, and logs the rest.
 THAT_PORT_POLICY = f"""
 [policy]
 default = "log"
@@ -37,7 +37,7 @@ action = "drop"
 
 
 def configured(path: Path, *lines: str, policy: str = THAT_PORT_POLICY) -> str:
-    """A configuration file for our queue, with a control socket beside it; its name."""
+    """Write a configuration for our queue, with a control socket next to it; returns its path."""
     head = ("[daemon]", f"queue = {QUEUE}", 'rules = "none"', f'control_socket = "{path}.sock"')
     path.write_text("\n".join([*head, *lines]) + "\n" + policy, encoding="utf-8")
     return str(path)
@@ -51,7 +51,7 @@ def queue_udp(namespace: Namespace, *, bypass: bool = True, chain: str = "OUTPUT
 
 
 def kernel_line(namespace: Namespace) -> QueueCounters:
-    """The kernel's own line about our queue."""
+    """The kernel's line about our queue."""
     text = namespace.run("cat", "/proc/net/netfilter/nfnetlink_queue").stdout
     return parse(text)[QUEUE]
 
@@ -65,7 +65,7 @@ class Datagrams:
             self.receiver = socket.socket(family, socket.SOCK_DGRAM)
             self.sender = socket.socket(family, socket.SOCK_DGRAM)
         self.receiver.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 1 << 24)
-        # Packets that wait in the queue still count against their sender.
+        # Packets that wait in the queue still count against their sender's buffer.
         self.sender.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 1 << 24)
         self.receiver.bind((host, PORT))
         self.receiver.setblocking(False)
@@ -96,13 +96,13 @@ class Datagrams:
 
 
 def import_path() -> str:
-    """The tree before what the tests themselves import."""
+    """The import path, with the tree first."""
     return os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
 
 
 @contextmanager
 def default_socket() -> Iterator[None]:
-    """The host has one default control socket: who starts a daemon there waits for other tests."""
+    """Serialise tests that start a daemon at the host's default control socket."""
     with (Path(tempfile.gettempdir()) / "nfq-guard-default-socket").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -118,7 +118,7 @@ def _names_a_socket(words: Sequence[str]) -> bool:
 class GuardProcess:
     """`nfq-guard run` in a namespace; its log and its standard error are files.
 
-    A pipe that nobody reads could fill up, and would have to be closed by every test.
+    An unread pipe could fill up, and every test would have to close it.
     """
 
     _at_default: ClassVar[list["GuardProcess"]] = []
@@ -137,12 +137,12 @@ class GuardProcess:
         self._stderr = log.with_name(f"{log.name}.stderr")
         self._resources = ExitStack()
         if not _names_a_socket(words):
-            # Not for the second of one test, which is to find the socket taken.
+            # Not for the second daemon of a test, which must find the socket in use.
             if not self._at_default:
                 self._resources.enter_context(default_socket())
             self._at_default.append(self)
             self._resources.callback(self._at_default.remove, self)
-        # The log may have those of an earlier daemon.
+        # The log may contain events of an earlier daemon.
         self._starts_before = len(self.events("started")) if log.exists() else 0
         with log.open("ab") as out, self._stderr.open("wb") as complaints:
             self.process = subprocess.Popen(
@@ -155,7 +155,8 @@ class GuardProcess:
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         lines = self.log.read_bytes().splitlines()
-        # A test may wait for one event among thousands, and parse them again with each look.
+        # A test may wait for one event among thousands, and would otherwise parse all of them each
+        # time.
         word = f'"{name}"'.encode() if name else b""
         found = [json.loads(line) for line in lines if word in line and line.endswith(b"}")]
         return [event for event in found if name in {None, event["event"]}]
@@ -174,12 +175,12 @@ class GuardProcess:
         return started or self.process.poll() is not None
 
     def stderr(self) -> str:
-        """What it wrote until it ended."""
+        """Its standard error until it ended."""
         self.process.wait(timeout=limit(30))
         return self._stderr.read_text(encoding="utf-8")
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Signal it and wait; its exit status."""
+        """Send a signal and wait; returns the exit status."""
         self.process.send_signal(number)
         return self.process.wait(timeout=limit(30))
 
@@ -194,7 +195,7 @@ class GuardProcess:
 
 
 def typed(control_socket: Path, *words: str, status: int = 0) -> str:
-    """The output of a command that speaks to a daemon; of one that fails, its complaint."""
+    """The output of a command for a daemon; its error message if it fails."""
     done = subprocess.run(
         [sys.executable, "-m", "nfq_guard", *words, "--socket", str(control_socket)],
         capture_output=True,
@@ -206,7 +207,7 @@ def typed(control_socket: Path, *words: str, status: int = 0) -> str:
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Wait until it holds; fail when it does not within `timeout_s` on the reference machine."""
+    """Wait until the condition holds; fail after `timeout_s`, scaled to this machine."""
     limit_s = limit(timeout_s)
     deadline = time.monotonic() + limit_s
     while not condition():
