@@ -109,18 +109,19 @@ REASONS: Final = {
     Reason.ACK_OVER: Meaning(
         "acknowledges data that the other side has not sent",
         "It acknowledges data that conntrack has not seen the other side send. Possible "
-        "causes: that data took another path, or was in a segment that was itself INVALID.",
+        "causes: that data took another path, or was in a segment that was itself INVALID; or an "
+        "earlier forged segment has moved the window.",
     ),
     Reason.SEQ_UNDER: Meaning(
         "old data, below the window (kernels before 6.1)",
-        "All of its data is older than one window: a late retransmission. The receiver would "
-        "discard it and send an ACK; kernels before 6.1 call it INVALID, and a NAT host then "
-        "forwards it untranslated.",
+        "All of its data is older than one window, as that of a late retransmission is. The "
+        "receiver would discard it and send an ACK; kernels before 6.1 call it INVALID, and a NAT "
+        "host then forwards it untranslated.",
     ),
     Reason.ACK_UNDER: Meaning(
         "an acknowledgement below the window (kernels before 6.1)",
-        "Its acknowledgement is older than any window of this flow: an ACK delayed in the "
-        "network. Kernels before 6.1 call it INVALID.",
+        "Its acknowledgement is older than any window of this flow, as that of an ACK which the "
+        "network has delayed is. Kernels before 6.1 call it INVALID.",
     ),
     Reason.RST_OUTSIDE: Meaning(
         "an RST from before what was acknowledged already",
@@ -136,24 +137,25 @@ REASONS: Final = {
     ),
     Reason.NO_ENTRY: Meaning(
         "belongs to no known flow and cannot open one",
-        "It belongs to no known flow, and a packet of its kind cannot open one. The entry has "
-        "expired (CLOSE lasts 10 s, LAST_ACK 30 s, TIME_WAIT 120 s), was flushed or is on another "
-        "router; or the SYN took another path.",
+        "It belongs to no known flow, and a packet of its kind cannot open one. Possible causes: "
+        "the entry has expired (by default CLOSE lasts 10 s, LAST_ACK 30 s, TIME_WAIT 120 s), was "
+        "flushed or is on another router; the SYN took another path; or there is no connection, "
+        "as with a scan or the answer to a forged SYN.",
     ),
     Reason.BAD_FLAGS: Meaning(
         "TCP flags that contradict each other",
         "No TCP sends this combination of flags; scanners do.",
     ),
     Reason.BAD_CHECKSUM: Meaning(
-        "damaged in transit: the checksum does not match",
-        "Its checksum does not match: it was damaged in transit. If this host sent it, the NIC "
-        "had yet to compute the checksum: see --checksum.",
+        "the checksum does not match",
+        "Its checksum does not match: it was damaged in transit, or made wrong. If this host sent "
+        "it, the NIC had yet to compute the checksum: see --checksum.",
     ),
     Reason.BAD_TAG: Meaning(
         "the verification tag of another SCTP association",
         "Its verification tag is not the one that the two ends agreed on, and its receiver would "
         "discard it (RFC 9260 8.5): it belongs to an earlier association between the same ports, "
-        "or its sender has not seen the association.",
+        "its sender has not seen the association, or it is forged.",
     ),
     Reason.MALFORMED: Meaning(
         "headers that contradict themselves",
@@ -161,8 +163,8 @@ REASONS: Final = {
     ),
     Reason.ICMP_UNRELATED: Meaning(
         "an ICMP error about an unknown flow",
-        "It is an ICMP error about a packet of an unknown flow: no host here sent that packet, or "
-        "the entry has expired.",
+        "It is an ICMP error about a packet of an unknown flow: no host here sent that packet, it "
+        "took another path, or the entry has expired or was flushed.",
     ),
     Reason.ICMP_MISMATCH: Meaning(
         "an ICMP error sent to a host other than the quoted sender",
@@ -320,9 +322,10 @@ IGNORED: Final = {
 
 CAUSES: Final = {
     Cause.UNTRANSLATED: Meaning(
-        "without the translation of its flow",
-        "Its source is private and its destination is not: the translation of its flow has "
-        "expired, or it is the untranslated twin of a live flow that is known by other addresses.",
+        "from a private source to a global destination",
+        "Its source is private and its destination is not. If this host translates that source, "
+        "the translation of its flow has expired or was deleted, or it is the untranslated twin "
+        "of a live flow that is known by other addresses.",
     ),
     Cause.TWIN: Meaning(
         "the untranslated twin of a live flow",
@@ -330,29 +333,33 @@ CAUSES: Final = {
         "addresses.",
     ),
     Cause.SYN_ELSEWHERE: Meaning(
-        "the SYN took another path, or was forgotten",
-        "It answers a SYN that conntrack has not seen: the SYN took another path, as with "
-        "asymmetric routes, or its entry was flushed in between.",
+        "answers a SYN that conntrack does not know",
+        "It answers a SYN that conntrack does not know: the SYN took another path, as with "
+        "asymmetric routes, its entry was flushed in between, or nobody here sent it: its source "
+        "was forged.",
     ),
     Cause.EXPIRED: Meaning(
-        "its entry had expired",
-        "The entry of its flow had expired before it came.",
+        "its flow was last seen longer ago than its entry lasts",
+        "Its flow was last seen longer ago than an entry in its state lasts: the entry had expired "
+        "before it came.",
     ),
     Cause.GONE: Meaning(
-        "its entry went before it could expire",
+        "its entry went before the default timeout",
         "The entry of its flow was there when the packet before it came, and that was too recent "
-        "for it to expire in its state: it was deleted or flushed, or the flow has closed since.",
+        "for it to expire in its state by default: it was deleted or flushed, the flow has closed "
+        "since, or this host has shorter timeouts.",
     ),
     Cause.BEGAN_BEFORE: Meaning(
-        "its connection began before conntrack watched it",
+        "no earlier packet of its flow was seen",
         "No earlier packet of its flow was seen: the connection began before conntrack watched it, "
-        "was flushed, or was handed over by a router that failed, or its other packets take "
-        "another path.",
+        "was flushed, or was handed over by a router that failed, its other packets take another "
+        "path, or there is no connection, as with a scan.",
     ),
     Cause.DIRECT_RETURN: Meaning(
-        "answers take another path (direct server return)",
-        "The answer to the SYN has not been seen, yet the client goes on as if it had come: "
-        "answers take another path, as with direct server return or asymmetric routes.",
+        "no answer to the SYN was seen, yet the client goes on",
+        "The answer to the SYN has not been seen, yet the client goes on as if it had come. "
+        "Either answers take another path, as with direct server return or asymmetric routes, or "
+        "it belongs to an older connection between the same ports.",
     ),
     Cause.UNANSWERED: Meaning(
         "no answer to the SYN was seen, so no room is known",
@@ -363,12 +370,13 @@ CAUSES: Final = {
     Cause.OTHER_WAY: Meaning(
         "a new connection from the other end",
         "The known flow began in the other direction: a new connection between the same ports "
-        "begins at the other end while the entry of an older one is left.",
+        "begins at the other end while the entry of an older one is left, or the SYN is forged.",
     ),
     Cause.OLDER_FLOW: Meaning(
-        "the SYN took another path, and an older entry is left",
+        "answers a SYN that was not seen, and an older entry is left",
         "It answers a SYN from the other end that conntrack has not seen, while the entry of "
-        "another connection between the same ports is left: the SYN took another path.",
+        "another connection between the same ports is left: the SYN took another path, or its "
+        "source was forged.",
     ),
     Cause.SCTP_WITHOUT_ENTRY: Meaning(
         "no entry of its association, or another path of it",
@@ -400,7 +408,7 @@ def explained(finding: Finding, known: Circumstances) -> str:
     sentences = CAUSES[cause].sentences
     if finding.reason is not Reason.NO_ENTRY:
         return sentences
-    if cause is Cause.EXPIRED and known.private:
+    if cause in {Cause.EXPIRED, Cause.GONE} and known.private:
         sentences = f"{sentences} {CAUSES[Cause.UNTRANSLATED].sentences}"
     return f"{_CANNOT_OPEN} {sentences}"
 
@@ -423,12 +431,12 @@ def _cause_without_entry(detail: str, known: Circumstances) -> Cause | None:
         return Cause.TWIN
     if known.expired:
         return Cause.EXPIRED
-    if known.private:
-        return Cause.UNTRANSLATED
     if known.gone:
         return Cause.GONE
     if detail in ANSWERS_UNSEEN_SYN:
         return Cause.SYN_ELSEWHERE
+    if known.private:
+        return Cause.UNTRANSLATED
     if detail in SCTP_WITHOUT_ENTRY:
         return Cause.SCTP_WITHOUT_ENTRY
     return Cause.BEGAN_BEFORE if known.seen is False else None

@@ -48,6 +48,12 @@ def test_every_ignored_case_has_a_meaning() -> None:
         ("ack without an entry", Circumstances(), "was flushed or is on another router"),
         ("data without an entry", Circumstances(seen=True), "second path of a multihomed"),
         ("rst without an entry", Circumstances(gone=True), "was deleted or flushed"),
+        ("rst without an entry", Circumstances(gone=True), "shorter timeouts"),
+        ("rst without an entry", Circumstances(gone=True, private=True), "untranslated twin"),
+        ("syn+ack without an entry", Circumstances(private=True), "the SYN took another path"),
+        ("syn+ack without an entry", Circumstances(), "its source was forged"),
+        ("fin without an entry", Circumstances(seen=False), "as with a scan"),
+        ("rst without an entry", Circumstances(private=True), "If this host translates"),
         (
             "rst without an entry",
             Circumstances(expired=True, private=True, twin=True),

@@ -224,7 +224,7 @@ def test_expired_entry(talk: Conversation, explains: Explains) -> None:
     assert "INVALID no-entry" in text
     assert "Its entry had expired 30.0 s before this packet." in text
     assert explains.object(talk)["expired_s"] == 30.0
-    assert "The entry of its flow had expired before it came." in " ".join(text.split())
+    assert "the entry had expired before it came." in " ".join(text.split())
 
 
 def test_hints_at_what_is_behind_it(talk: Conversation, explains: Explains) -> None:
