@@ -73,7 +73,7 @@ class Source:
         self.wrong = 0
         self.finishes_long = False
         self.offloads = False
-        self.headers: list[Watched] = []
+        self.headers: tuple[Watched, ...] = ()
         self.gone = False
 
     def take_right(self, length: int) -> None:
@@ -103,7 +103,7 @@ class Suspect:
         """Use `watched` to decide about the packet."""
         self.watched = watched
         if self.header and len(self.source.headers) < _MOST_HEADERS:
-            self.source.headers.append(watched)
+            self.source.headers += (watched,)
 
 
 @final

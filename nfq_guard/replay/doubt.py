@@ -139,7 +139,9 @@ def doubt_of(
     if jump is not None and not jump.confirmed:
         return None
     beyond = place.beyond
-    if beyond is not None and (beyond.refuted or not (beyond.near or beyond.genuine)):
+    if beyond is not None and (
+        beyond.refuted or not (beyond.near or beyond.genuine or beyond.forgotten)
+    ):
         return None
     proof = _proof_near(place)
     if proof is not None:

@@ -98,10 +98,12 @@ class Beyond:
         start: End of the acknowledged stream before it.
         index: Its position in the stream.
         frame: Its frame.
-        near: Whether it is within a window of the peer.
+        near: Whether it is within a window of the peer, or of another acknowledgement that it
+            continues or that continues it.
         selective: Whether the number is from a SACK block, not from the acknowledgement field.
         genuine: Whether the acknowledged stream confirmed it.
         refuted: Whether its sender later acknowledged less, which a receiver never does.
+        forgotten: Whether it was given up for others, so that neither is known.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Beyond:
         self.selective = selective
         self.genuine = False
         self.refuted = False
+        self.forgotten = False
 
 
 @final

@@ -35,6 +35,8 @@ REORDER_FRAMES: Final = 8
 _MOST_OPEN: Final = 16
 # Segments in flight whose fate is awaited: those of a window of a megabyte.
 _MOST_WATCHED: Final = 1024
+# Acknowledgements that wait for the bytes.
+_MOST_BEYOND: Final = 256
 _ENDS: Final = FIN | RST
 _MASK: Final = 0xFFFFFFFF
 _HALF: Final = 0x80000000
@@ -459,7 +461,8 @@ class Streams:
         highest = highest_acknowledged(segment.options, ack)
         ahead = (highest - peer.end) & _MASK
         if ahead != 0 and ahead < _HALF:
-            near = ahead <= self._reach(peer, side)
+            reach = self._reach(peer, side)
+            near = ahead <= reach
             beyond = Beyond(highest, peer.end, index, frame, near, highest != ack)
             self.beyond = beyond
             pending = peer.awaits()
@@ -469,9 +472,7 @@ class Streams:
                     self._confirm(stream, peer, pending, jump)
                     break
             if not beyond.genuine:
-                if len(pending.beyond) >= _MOST_OPEN:
-                    del pending.beyond[0]
-                pending.beyond.append(beyond)
+                _await_bytes(pending.beyond, beyond, reach)
         waiting = peer.pending
         if not after(ack, peer.end) and after(ack, peer.acked):
             peer.acked = ack
@@ -515,6 +516,22 @@ def _answer_by_reset(jumps: list[Jump], segment: Segment) -> None:
     for jump in jumps:
         if segment.seq == jump.ack or (segment.flags & ACK and segment.ack == jump.end):
             jump.reset = True
+
+
+def _await_bytes(waiting: list[Beyond], beyond: Beyond, reach: int) -> None:
+    """Add an acknowledgement to those that wait for the bytes.
+
+    Receivers go on step by step: one that continues the last within a window supports both.
+    """
+    if waiting:
+        last = waiting[-1]
+        step = distance(beyond.ack, last.ack)
+        if 0 < step <= reach and not (last.selective or beyond.selective):
+            last.near = beyond.near = True
+    if len(waiting) >= _MOST_BEYOND:
+        waiting[0].forgotten = True
+        del waiting[0]
+    waiting.append(beyond)
 
 
 def _refute(pending: Pending, ack: Seq) -> None:

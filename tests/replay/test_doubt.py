@@ -226,6 +226,28 @@ def test_jump_to_what_its_receiver_waits_for() -> None:
     assert [one.doubted and one.doubted.kind for one in found] == [Doubt.UNSEEN_DATA] * 2
 
 
+@pytest.mark.parametrize("answers", [20, 400])
+@pytest.mark.parametrize("step", [100_000, 200_000])
+def test_acknowledgements_of_a_transfer_that_is_not_in_the_capture(answers: int, step: int) -> None:
+    """The end of the transfer alone is, behind any number of them."""
+    talk = conversation()
+    for number in range(1, answers + 1):
+        talk.client("A", 19, 1001 + step * number)
+    if step > 2 * 502 << 7:
+        talk.server("PA", 1001 + step * answers, 19, length=10)
+        talk.client("A", 19, 1011 + step * answers)
+    found = invalid(talk.frames)
+    assert len(found) >= answers
+    assert facts(found) == []
+
+
+def test_acknowledgement_that_comes_twice_is_no_series() -> None:
+    talk = conversation()
+    for ack in (1001, 5_000_001, 5_000_001, 1001):
+        talk.client("A", 19, ack)
+    assert len(facts(invalid(talk.frames))) == 2
+
+
 def test_strict_doubts_nothing() -> None:
     found = invalid(without(traffic(1), 0.05, 1), strict=True)
     assert found
