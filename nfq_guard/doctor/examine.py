@@ -139,18 +139,18 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
         differences = firewall.verify() if places else []
     except NfqGuardError as error:
         problems.append(str(error))
-    path = rules.path()
+    path, unnamed = rules.path(), rules.unnamed()
     yield ours.ours(places, differences, complete=not problems)
     yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
         yield from marks.marks(path, firewall.spec.unjudged_mark)
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
-    checks = [*foreign.checks(path), *foreign.bridged(rules.bridged)]
+    checks = [*foreign.checks(path, unnamed=unnamed), *foreign.bridged(rules.bridged)]
     yield from checks
     if not checks and not problems:
         yield ok("foreign", "no other rules single out INVALID packets by their state")
-    yield from fate.checks(path, unnamed=rules.unnamed(), complete=not rules.problems)
+    yield from fate.checks(path, unnamed=unnamed, complete=not rules.problems)
     yield from foreign.unread(problems)
 
 

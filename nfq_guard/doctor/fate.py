@@ -6,6 +6,7 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.follow import Finding
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import HOOKS, ON_THE_WAY, Met, Order
 from nfq_guard.doctor.rule_model import ENDS, TAKES, Act, Truth
@@ -29,13 +30,11 @@ class _Fate(NamedTuple):
         status: Its severity.
         text: The fate, as the end of a sentence.
         todo: The recommended action.
-        named: Whether a rule takes the packets by their conntrack state.
     """
 
     status: Status
     text: str
     todo: str
-    named: bool = False
 
 
 def checks(
@@ -49,11 +48,10 @@ def checks(
         complete: Whether all rules could be read.
     """
     beyond = "" if complete else ", as far as the rules could be read"
-    next_ones = _by_hook(unnamed)
+    next_ones = takers(unnamed)
     for hook, by_family in _by_hook(path).items():
         fates = {
-            family: _with_next(_fate(mets), next_ones[hook][family])
-            for family, mets in by_family.items()
+            family: _fate(mets, next_ones.get((hook, family))) for family, mets in by_family.items()
         }
         for fate in dict.fromkeys(fates.values()):
             families = [_FAMILIES[family] for family, each in fates.items() if each == fate]
@@ -61,15 +59,55 @@ def checks(
             yield Check(f"fate.{hook}", fate.status, what, fate.todo)
 
 
-def _with_next(fate: _Fate, unnamed: Sequence[Met]) -> _Fate:
-    """The fate, and the rule that would take the packets without the one that names them."""
-    taking = [met for met in unnamed if met.finding.rule.act in TAKES and not met.finding.state]
-    sure = [met for met in taking if _is_sure(met, unnamed)]
-    if not fate.named or not sure:
-        return fate
-    met = next((each for each in sure if not each.finding.spared), sure[-1])
-    unless = ", unless an earlier rule decides" if met.finding.spared else ""
-    return fate._replace(text=f"{fate.text}; without that rule {_by(met)}{unless}{_means(met)}")
+def takers(unnamed: Iterable[Met]) -> dict[tuple[str, int], Met]:
+    """The rule that takes INVALID packets where none names them, by hook and family.
+
+    Args:
+        unnamed: The path without the rules that name INVALID packets (see `removed`).
+    """
+    found: dict[tuple[str, int], Met] = {}
+    for hook, by_family in _by_hook(unnamed).items():
+        for family, mets in by_family.items():
+            taking = [met for met in mets if met.finding.rule.act in TAKES]
+            sure = [met for met in taking if not met.finding.state and _is_sure(met, mets)]
+            if sure:
+                first = next((met for met in sure if not met.finding.spared), sure[-1])
+                found[hook, family] = first
+    return found
+
+
+def advice(finding: Finding, behind: Met | None) -> str:
+    """The recommended action on a rule that names INVALID packets.
+
+    Args:
+        finding: The rule.
+        behind: The rule that would take the same packets, of `takers`.
+    """
+    todo = owners.todo(finding)
+    # An owner's own way to accept packets comes before its default.
+    if behind is None or todo.startswith("keep it") or "accept" in todo:
+        return todo
+    rule = behind.finding.rule
+    return (
+        f"{todo}. First accept, by addresses and ports, the INVALID packets that the guard is to "
+        f"decide on: `{rule.text}` behind it {rule.act} all others{_means(behind)}"
+    )
+
+
+def _taken(sure: Met, how: str, severity: Status, behind: Met | None) -> _Fate:
+    """The fate of packets that a rule surely takes.
+
+    Args:
+        sure: The rule.
+        how: How it takes them.
+        severity: The severity.
+        behind: The rule that would take them without that one, if it names INVALID packets.
+    """
+    if not sure.finding.state or behind is None:
+        return _Fate(severity, how, owners.todo(sure.finding))
+    unless = ", unless an earlier rule decides" if behind.finding.spared else ""
+    text = f"{how}; without that rule {_by(behind)}{unless}{_means(behind)}"
+    return _Fate(severity, text, advice(sure.finding, behind))
 
 
 def _by_hook(path: Iterable[Met]) -> dict[str, dict[int, list[Met]]]:
@@ -81,24 +119,19 @@ def _by_hook(path: Iterable[Met]) -> dict[str, dict[int, list[Met]]]:
     return by_hook
 
 
-def _fate(mets: Sequence[Met]) -> _Fate:
+def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
     """The fate of packets that meet these rules, in order."""
     taking = [met for met in mets if met.finding.rule.act in TAKES]
     sure = next((met for met in taking if _is_sure(met, mets)), None)
     aimed = [met for met in taking if _is_aimed(met) and met is not sure]
     other = [met for met in taking if not _is_aimed(met) and met is not sure]
     if sure is not None and not sure.finding.spared:
-        return _Fate(
-            _severity([sure]),
-            _by(sure) + _means(sure),
-            owners.todo(sure.finding),
-            sure.finding.state,
-        )
+        return _taken(sure, _by(sure) + _means(sure), _severity([sure]), behind)
     if sure is not None:
         earlier = _dependence(mets[: mets.index(sure)])
         such = _such(sure, [met for met in aimed if met in mets[: mets.index(sure)]])
         text = f"{_by(sure)}, unless an earlier rule decides{such}{earlier}{_means(sure)}"
-        return _Fate(_severity([sure, *aimed]), text, owners.todo(sure.finding), sure.finding.state)
+        return _taken(sure, text, _severity([sure, *aimed]), behind)
     if aimed:
         text = f"accepted, or {_by(aimed[0])}{_dependence(aimed)}{_means(aimed[0])}"
         return _Fate(_severity(aimed), text, owners.todo(aimed[0].finding))

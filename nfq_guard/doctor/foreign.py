@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Checks on other programs' rules that single out INVALID packets, by owner and place."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from nfq_guard.doctor import owners
+from nfq_guard.doctor import fate, owners
 from nfq_guard.doctor.check import Check, note, problem, warning
 from nfq_guard.doctor.follow import Follower
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
@@ -14,12 +14,14 @@ from nfq_guard.doctor.rule_model import ENDS, TAKES, Act, Table
 _FAMILIES: Final = {4: "IPv4", 6: "IPv6"}
 
 
-def checks(path: Iterable[Met]) -> Iterator[Check]:
+def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Check]:
     """One check for each group of rules with the same owner, table, order and effect.
 
     Args:
         path: The rules that a packet meets in every hook, for both families.
+        unnamed: The same without the rules that name INVALID packets (see `removed`).
     """
+    behind = fate.takers(unnamed)
     groups: dict[tuple[object, ...], list[Met]] = {}
     for met in path:
         finding = met.finding
@@ -34,7 +36,7 @@ def checks(path: Iterable[Met]) -> Iterator[Check]:
         )
         groups.setdefault(key, []).append(met)
     for group in groups.values():
-        check = _check(group)
+        check = _check(group, behind)
         if check is not None:
             yield check
 
@@ -74,12 +76,13 @@ def _singles_out(met: Met) -> bool:
     return finding.state and finding.rule.act in ENDS and not finding.default
 
 
-def _check(group: list[Met]) -> Check | None:
+def _check(group: list[Met], behind: Mapping[tuple[str, int], Met]) -> Check | None:
     met = group[0]
     owner = owner_of(met.finding)
     name = f"foreign.{owner.id}"
     where = _where(group)
-    todo = owners.todo(met.finding)
+    taken = (behind.get((each.hook, each.finding.table.family)) for each in group)
+    todo = fate.advice(met.finding, next((each for each in taken if each is not None), None))
     takes = met.finding.rule.act in TAKES
     if met.finding.rule.act is Act.ACCEPT and met.order is not Order.BEFORE:
         return None

@@ -15,10 +15,10 @@ _TAKEN = frozenset({Status.WARNING, Status.PROBLEM})
 def checks(policy: Policy) -> Iterator[Check]:
     """The doctor's checks `fate`, `foreign` and `policy`."""
     rules = host_rules.read()
-    path = rules.path()
-    yield from foreign.checks(path)
+    path, unnamed = rules.path(), rules.unnamed()
+    yield from foreign.checks(path, unnamed=unnamed)
     yield from foreign.bridged(rules.bridged)
-    yield from fate.checks(path, unnamed=rules.unnamed(), complete=not rules.problems)
+    yield from fate.checks(path, unnamed=unnamed, complete=not rules.problems)
     if synproxy.used(rules.tables):
         yield from synproxy.checks(policy)
     yield from hidden.checks(path, policy)

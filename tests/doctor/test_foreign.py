@@ -282,6 +282,38 @@ def test_a_reverse_path_filter_is_no_default_deny() -> None:
     assert fate_of(walk(filters), "prerouting").status is Status.OK
 
 
+def test_advice_on_a_rule_tells_what_stands_behind_it() -> None:
+    """Without it, what the guard is to decide on would be dropped or reset all the same."""
+    chains = ":ufw-before-forward - [0:0]\n"
+    named = (
+        "-A FORWARD -j ufw-before-forward\n"
+        "-A ufw-before-forward -m conntrack --ctstate INVALID -j DROP\n"
+        "-A ufw-before-forward -m conntrack --ctstate ESTABLISHED -j ACCEPT\n"
+    )
+    for last, words in (
+        ("", "let the guard decide"),
+        (
+            f"-A FORWARD -p tcp -j {RESET}\n",
+            "behind it resets all others; the RST ends the connection",
+        ),
+        ("-A FORWARD -j DROP\n", "`-j DROP` behind it drops all others"),
+    ):
+        tables = tables_of(FILTER + chains + named + last)
+        mets, unnamed = (
+            list(path.walk(each, 4)) for each in (tables, removed.without_named(tables))
+        )
+        (check,) = (
+            each
+            for each in fate.checks(mets, unnamed=unnamed)
+            if each.id == "fate.forward" and "IPv4" in each.what
+        )
+        (other,) = foreign.checks(mets, unnamed=unnamed)
+        assert check.todo == other.todo
+        assert words in check.todo
+        assert "before.rules" in check.todo
+        assert ("First accept" in check.todo) is bool(last)
+
+
 def test_advice_never_takes_away_what_a_program_installs() -> None:
     drop = "-m conntrack --ctstate INVALID -j DROP\n"
     for chain in ("NETAVARK_FORWARD", "nixos-fw", "UBIOS_WAN_LAN_USER", "neutron-x", "MINE"):
