@@ -85,7 +85,8 @@ def _plan(config: Path, settings: Settings) -> Plan:
         unit="" if sandbox is None else sandbox.unit.removesuffix(".service"),
         text=collect.text(config),
     )
-    return plan(rules.path(), collect.sysctl_values(), collect.boot_files(), guard)
+    values, files = collect.sysctl_values(), collect.boot_files()
+    return plan(rules.path(), values, files, guard, rules.unnamed())
 
 
 class PlanStepRecord(TypedDict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
-from nfq_guard.doctor import owners
+from nfq_guard.doctor import fate
 from nfq_guard.doctor.owners import PLAIN, owner_of
 from nfq_guard.doctor.path import Met, Order
 from nfq_guard.doctor.rule_model import TAKES
@@ -93,7 +93,11 @@ class _Moves(NamedTuple):
 
 
 def plan(
-    path: Iterable[Met], sysctls: Mapping[str, str], files: Mapping[str, str], guard: Guard
+    path: Iterable[Met],
+    sysctls: Mapping[str, str],
+    files: Mapping[str, str],
+    guard: Guard,
+    unnamed: Iterable[Met] = (),
 ) -> Plan:
     """Make the plan.
 
@@ -102,9 +106,10 @@ def plan(
         sysctls: Values by key of `sysctls.KEYS`.
         files: The contents of the existing files of `RULE_FILES` and `SYSCTL_FILES`, by path.
         guard: The guard of the host.
+        unnamed: The path without the rules that name INVALID packets (see `removed`).
     """
     made = Plan()
-    moves = [*_rules(path), *_liberal(sysctls, files)]
+    moves = [*_rules(path, fate.takers(unnamed)), *_liberal(sysctls, files)]
     restored = [name for name in RULE_FILES if _DROPS.search(files.get(name, ""))]
     for move in moves:
         made.found.append(move.found)
@@ -176,7 +181,7 @@ def _mode(guard: Guard, mode: str) -> tuple[str, ...]:
     )
 
 
-def _rules(path: Iterable[Met]) -> Iterator[_Moves]:
+def _rules(path: Iterable[Met], behind: Mapping[tuple[str, int], Met]) -> Iterator[_Moves]:
     """The steps for each rule that takes INVALID packets."""
     seen: set[tuple[object, ...]] = set()
     for met in path:
@@ -191,10 +196,10 @@ def _rules(path: Iterable[Met]) -> Iterator[_Moves]:
         key = (table.filter, family, table.name, finding.chain, finding.rule.text)
         if key not in seen:
             seen.add(key)
-            yield _rule(met)
+            yield _rule(met, behind.get((met.hook, table.family)))
 
 
-def _rule(met: Met) -> _Moves:
+def _rule(met: Met, behind: Met | None) -> _Moves:
     finding = met.finding
     table, rule = finding.table, finding.rule
     native = table.filter == "nftables"
@@ -206,8 +211,11 @@ def _rule(met: Met) -> _Moves:
         f"{rule.text}"
     )
     hidden = met.order in {Order.BEFORE, Order.UNTRACKED, Order.TIED}
+    todo = fate.advice(finding, behind)
     if owner is not PLAIN:
-        return _of_owner(found, owners.todo(finding), owner.name, hidden=hidden)
+        return _of_owner(found, todo, owner.name, hidden=hidden)
+    if behind is not None and not hidden:
+        return _Moves(found, over=(Step(f"the rule: {todo}"),))
     if native:
         return _native(met, found, hidden=hidden)
     return _iptables(met, found, hidden=hidden)

@@ -15,7 +15,7 @@ import pytest
 from nfq_guard.cli.doctor import plan_text
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.doctor import iptables_rules, nft_rules, path
+from nfq_guard.doctor import iptables_rules, nft_rules, path, removed
 from nfq_guard.doctor.plan import Guard, Plan, plan
 from nfq_guard.doctor.rule_model import Table
 from nfq_guard.firewall import Backend, Family
@@ -45,7 +45,8 @@ def planned(
     files: dict[str, str] | None = None,
     guard: Guard = UNIT,
 ) -> Plan:
-    return plan(path.walk(rules, 4), sysctls or {}, files or {}, guard)
+    unnamed = path.walk(removed.without_named(rules), 4)
+    return plan(path.walk(rules, 4), sysctls or {}, files or {}, guard, unnamed)
 
 
 def commands(steps: Sequence[Any]) -> list[str]:
@@ -91,6 +92,16 @@ def test_a_rule_of_a_program_is_changed_by_its_switch() -> None:
     assert made.found[0].startswith("a rule of ufw in nft table filter, chain ufw-x, IPv4: ")
     assert "before.rules" in made.over[-1].what
     assert not any("iptables" in command for command in commands(made.over))
+
+
+def test_a_rule_before_a_default_deny_stays_until_packets_are_accepted() -> None:
+    """To remove it alone would change nothing."""
+    rules = f"*filter\n:FORWARD DROP [0:0]\n-A FORWARD {RULE}\n"
+    made = planned(tables(rules))
+    assert "`policy drop` behind it drops all others" in made.over[-1].what
+    assert not any("iptables" in command for command in commands([*made.over, *made.back]))
+    made = planned(tables(rules.replace("FORWARD DROP", "FORWARD ACCEPT")))
+    assert any("iptables" in command for command in commands(made.over))
 
 
 def test_a_rule_of_a_program_before_the_guard_hides_its_packets() -> None:
