@@ -169,6 +169,7 @@ class Pending:
         outside: The first such segments under an assumed scale, if the stream began before the
             capture.
         beyond: Acknowledgements of more than it sent in the file.
+        refuted: The last of these that their sender went back from.
         watched: Segments that are neither acknowledged nor repeated yet.
         watched_to: The end of the farthest of them.
         refilled: Position in the stream of the last segment that closed a gap soon after it opened;
@@ -181,6 +182,7 @@ class Pending:
         self.jumps: list[Jump] = []
         self.outside: list[Jump] = []
         self.beyond: list[Beyond] = []
+        self.refuted: list[Beyond] = []
         self.watched: list[Watched] = []
         self.watched_to: Seq = Seq(0)
         self.refilled = 0

@@ -80,6 +80,8 @@ class Streams:
         self.jump: Jump | None = None
         self.beyond: Beyond | None = None
         self.ahead = False
+        # Whether the last segment was acknowledged in a frame before it.
+        self._answered = False
         self.proofs = 0
         self.cut_openings = 0
         self.escapes = Escapes(capacity)
@@ -163,6 +165,7 @@ class Streams:
         self.jump = None
         self.beyond = None
         self.ahead = False
+        self._answered = False
         if late:
             self._prove(stream, side, Doubt.OUT_OF_ORDER, index, frame, segment.seq, 0)
         if flags & RST:
@@ -239,6 +242,9 @@ class Streams:
         pending = stream.sides[self.sender].awaits()
         watching = pending.watched
         watched = Watched(segment.seq, segment.end)
+        if self._answered:
+            watched.acknowledged = True
+            return watched
         if not watching or after(watched.end, pending.watched_to):
             pending.watched_to = watched.end
         if len(watching) >= _MOST_WATCHED:
@@ -356,7 +362,10 @@ class Streams:
                 pending.refilled = index
             side.end = later(end, side.end)
         elif ahead <= self._reach(side, peer):
-            gaps = side.awaits().gaps
+            pending = side.awaits()
+            gaps = pending.gaps
+            if pending.refuted:
+                self._restore(stream, side, pending, seq)
             if len(gaps) < _MOST_OPEN:
                 gaps.append(Gap(side.end, seq, index, frame))
             side.end = end
@@ -374,6 +383,19 @@ class Streams:
         if peer.scale < 0:
             window = max(window << self._assumed, side.flight)
         return 2 * window
+
+    def _restore(self, stream: Stream, side: Side, pending: Pending, seq: Seq) -> None:
+        """Believe acknowledgements up to where the stream goes on, behind bytes that are missing.
+
+        Late acknowledgements of less, behind which their sender seems to go back, are listed there.
+        """
+        for beyond in pending.refuted:
+            if beyond.ack == seq:
+                beyond.refuted = False
+                beyond.genuine = True
+                missing = max(0, distance(beyond.ack, beyond.start))
+                kind = Doubt.UNSEEN_DATA
+                self._prove(stream, side, kind, beyond.index, beyond.frame, beyond.start, missing)
 
     def _leap(self, stream: Stream, side: Side, segment: Segment, index: int, frame: int) -> None:
         seq = segment.seq
@@ -428,6 +450,8 @@ class Streams:
                 open_beyond.append(beyond)
                 continue
             beyond.genuine = True
+            if beyond.ack == end:
+                self._answered = True
             late = before(seq, beyond.ack) and index - beyond.index <= REORDER_FRAMES
             missing = 0 if late else max(0, distance(beyond.ack, beyond.start))
             kind = Doubt.OUT_OF_ORDER if late else Doubt.UNSEEN_DATA
@@ -540,9 +564,11 @@ def _refute(pending: Pending, ack: Seq) -> None:
     for beyond in pending.beyond:
         if not beyond.selective and before(ack, beyond.ack):
             beyond.refuted = True
+            pending.refuted.append(beyond)
         else:
             rest.append(beyond)
     pending.beyond = rest
+    del pending.refuted[:-_MOST_OPEN]
 
 
 def _fill(gaps: list[Gap], seq: Seq, end: Seq, since: int) -> bool:

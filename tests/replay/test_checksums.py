@@ -331,6 +331,19 @@ def test_header_sum_of_a_segment_that_arrived(place: int) -> None:
     assert replayer.packets == len(frames) - (not carries)
 
 
+def test_acknowledgement_that_the_capture_lists_before_the_data() -> None:
+    talk = download()
+    talk.server("PA", 5001, 1, length=100)
+    talk.frames[-1].octets = with_checksum(0xBEEF, talk.frames[-1].octets)
+    talk.client("A", 1, 5101)
+    early, late = talk.frames[-1], talk.frames[-2]
+    early.time_ns, late.time_ns = late.time_ns, early.time_ns
+    talk.frames[-2:] = [early, late]
+    found, checksums = reasons(talk)
+    assert Reason.BAD_CHECKSUM not in found
+    assert (checksums.forgiven, checksums.broken) == (1, 0)
+
+
 def test_headers_of_a_host_whose_segments_arrive() -> None:
     """Where one segment of it arrived, so did the acknowledgements before it."""
     talk = Conversation()

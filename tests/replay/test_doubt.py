@@ -241,6 +241,18 @@ def test_acknowledgements_of_a_transfer_that_is_not_in_the_capture(answers: int,
     assert facts(found) == []
 
 
+def test_late_acknowledgements_of_less_refute_nothing() -> None:
+    """The stream goes on at the number that was acknowledged, so that it was right."""
+    talk = conversation()
+    for ack in (2001, 1001, 1001):
+        talk.client("A", 19, ack)
+    talk.server("PA", 2001, 19, length=500)
+    talk.client("A", 19, 2501)
+    found = invalid(talk.frames)
+    assert found[0].frame.number == 8
+    assert facts(found) == []
+
+
 def test_acknowledgement_that_comes_twice_is_no_series() -> None:
     talk = conversation()
     for ack in (1001, 5_000_001, 5_000_001, 1001):
