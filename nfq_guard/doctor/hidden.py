@@ -21,7 +21,11 @@ TARGETS: Final = frozenset({"MASQUERADE", "SNAT", "NETMAP"})
 Network = IPv4Network | IPv6Network
 
 # The source address of a rule, in the form of `follow`'s conditions.
-_SOURCE: Final = re.compile(r"(?:-s|ip6? saddr) ([0-9a-f:.]+(?:/\d+)?)$")
+_NETWORK: Final = r"[0-9a-f:.]+(?:/\d+)?"
+_SOURCE: Final = re.compile(rf"(?:-s|ip6? saddr) (?:\{{ )?({_NETWORK}(?:, {_NETWORK})*)(?: \}})?$")
+_LEAVING: Final = re.compile(r"(?:-o|oif(?:name)?) (?!!)")
+# A network of the private sources of which a rule for all sources hides some.
+_PRIVATE: Final = {4: ip_network("192.168.0.0/16"), 6: ip_network("fd00::/8")}
 _OUTSIDE: Final = {4: bytes((198, 51, 100, 1)), 6: bytes.fromhex("2001") + bytes(13) + b"\x01"}
 
 
@@ -34,28 +38,44 @@ def networks(path: Iterable[Met]) -> dict[Network, str]:
             continue
         for word in finding.on:
             match = _SOURCE.match(word)
-            if match is not None:
-                found.setdefault(ip_network(match[1], strict=False), finding.rule.text)
+            for text in () if match is None else match[1].split(", "):
+                found.setdefault(ip_network(text, strict=False), finding.rule.text)
+    return found
+
+
+def _of_all_sources(path: Iterable[Met]) -> dict[int, str]:
+    """By family, a rule that translates all that leaves by an interface, whatever its source."""
+    found: dict[int, str] = {}
+    for met in path:
+        finding = met.finding
+        leaving = any(_LEAVING.match(word) for word in finding.on) and finding.by_interface
+        if met.hook == "postrouting" and finding.rule.target in TARGETS and leaving:
+            found.setdefault(finding.table.family, finding.rule.text)
     return found
 
 
 def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
     """Whether late RSTs of hidden networks would leave untranslated under this policy."""
-    leaking: list[Network] = []
-    hidden = networks(path)
-    for network in hidden:
+    mets = list(path)
+    hidden = {str(network): (network, rule) for network, rule in networks(mets).items()}
+    for family, rule in _of_all_sources(mets).items():
+        hidden[f"private IPv{family} sources"] = (_PRIVATE[family], rule)
+    if not hidden:
+        return
+    leaking: dict[str, Network] = {}
+    for name, (network, _) in hidden.items():
         packet = _late_rst(network)
         queued = Queued(packet, Hook.PREROUTING, "eth0", "", 0, CHECKSUM_GOOD)
         decision = policy.decide(queued, decode(packet), None, Finding(Reason.NO_ENTRY), 0.0)
         if not decision.drops:
-            leaking.append(network)
-    if not hidden:
-        return
-    names = ", ".join(f"{network} (`{rule}`)" for network, rule in hidden.items())
+            leaking[name] = network
+    names = ", ".join(f"{name} (`{rule}`)" for name, (_, rule) in hidden.items())
     if not leaking:
         yield ok("policy.leak", f"no late RST of a hidden network leaves untranslated: {names}")
         return
-    public = [str(net) for net in leaking if not is_private(net.network_address.packed)]
+    public = [
+        name for name, network in leaking.items() if not is_private(network.network_address.packed)
+    ]
     todo = 'include = "preset:no-leak" drops them'
     if public:
         todo += (
@@ -64,8 +84,8 @@ def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
         )
     yield note(
         "policy.leak",
-        f"late RST and FIN of {', '.join(map(str, leaking))} leave untranslated; the host's rules "
-        f"hide {names}",
+        f"late RST and FIN of {', '.join(leaking)} leave untranslated; the host's rules hide "
+        f"{names}",
         todo,
     )
 

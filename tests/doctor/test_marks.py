@@ -130,6 +130,7 @@ def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:
         "fd00::/8",
     }
     (leaks,) = hidden.checks(mets, load_compiled("preset:router"))
+    assert "private IPv4 sources (`-o wan0 -j MASQUERADE`)" in leaks.what
     assert leaks.status is Status.NOTE
     assert "preset:no-leak" in leaks.todo
     assert "192.0.2.0/24, which is not private" in leaks.todo
@@ -138,6 +139,39 @@ def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:
     (held,) = hidden.checks(mets, load_compiled("preset:strict"))
     assert held.status is Status.OK
     assert list(hidden.checks([], load_compiled("preset:strict"))) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        ("-o wan0 -j MASQUERADE", {"private IPv4 sources"}),
+        ("-j MASQUERADE", set()),
+        ("! -o lo -j MASQUERADE", set()),
+        ("-o wan0 -m mark --mark 0x1 -j MASQUERADE", set()),
+        ("-o wan0 -j ACCEPT", set()),
+        ("-s 10.1.0.0/16 -o wan0 -j SNAT --to-source 203.0.113.9", {"10.1.0.0/16"}),
+    ],
+)
+def test_what_a_rule_hides(rule: str, found: set[str]) -> None:
+    mets = walk(f"*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING {rule}\n")
+    said = list(hidden.checks(mets, load_compiled("preset:router")))
+    names = {
+        name for name in ("private IPv4 sources", "10.1.0.0/16") if said and name in said[0].what
+    }
+    assert (bool(said), names) == (bool(found), found)
+    held = hidden.checks(mets, load_compiled("preset:no-leak"))
+    assert {check.status for check in held} <= {Status.OK}
+
+
+def test_sources_in_a_set_are_hidden_networks() -> None:
+    left = {"payload": {"protocol": "ip", "field": "saddr"}}
+    nets = [
+        {"prefix": {"addr": addr, "len": size}}
+        for addr, size in (("10.0.0.0", 8), ("172.16.0.0", 12))
+    ]
+    text = nft([matching(left, {"set": nets}), {"masquerade": None}], hook="postrouting")
+    mets = list(path.walk(nft_rules.Ruleset(text.replace('"filter"', '"nat"')).tables(), 4))
+    assert {str(network) for network in hidden.networks(mets)} == {"10.0.0.0/8", "172.16.0.0/12"}
 
 
 def test_a_mark_that_a_map_gives_to_some_packets() -> None:
