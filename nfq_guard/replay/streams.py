@@ -491,7 +491,8 @@ class Streams:
             self.beyond = beyond
             pending = peer.awaits()
             for jump in pending.jumps:
-                if not (before(highest, jump.seq) or after(highest, jump.end)):
+                # Further by less than a window, what follows the jump is missing as well.
+                if not before(highest, jump.seq) and distance(highest, jump.end) <= reach:
                     beyond.genuine = True
                     self._confirm(stream, peer, pending, jump)
                     break

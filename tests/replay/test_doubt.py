@@ -217,13 +217,19 @@ def test_segment_beyond_the_window_that_its_receiver_does_not_take() -> None:
     ]
 
 
-def test_jump_to_what_its_receiver_waits_for() -> None:
-    """All before it is missing in the file: its receiver acknowledged that."""
+@pytest.mark.parametrize("ack", [5_000_001, 5_001_001, 5_003_001])
+def test_jump_to_what_its_receiver_acknowledges(ack: int) -> None:
+    """All before it is missing in the file, and some behind it may be."""
     talk = conversation()
     talk.server("PA", 5_000_001, 19, length=1000)
-    talk.client("A", 19, 5_000_001)
+    talk.client("A", 19, ack)
     found = invalid(talk.frames)
     assert [one.doubted and one.doubted.kind for one in found] == [Doubt.UNSEEN_DATA] * 2
+    talk.client("PA", 19, ack, length=10)
+    talk.server("FA", ack, 29)
+    replayer = Replayer(ReplaySettings())
+    replayer.replay(renumbered(talk.frames[3:]))
+    assert outside(replayer.streams.began_before) == []
 
 
 @pytest.mark.parametrize("answers", [20, 400])
