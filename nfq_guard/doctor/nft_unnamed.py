@@ -28,7 +28,7 @@ _COUNTED: Final = re.compile(r"(counter) packets \d+ bytes \d+")
 # Matches that stand alone: in a concatenation a dot is beside them, in a computation an operator.
 _MATCH: Final = re.compile(
     r"(?<!\S)(?<!\. )"
-    r"(?:(?P<kind>ct|meta) (?P<key>state|l4proto|nfproto)|(?P<name>[io]if(?:name)?)) "
+    r"(?:(?P<kind>ct|meta) (?P<key>state|l4proto|nfproto|protocol)|(?P<name>[io]if(?:name)?)) "
     r'(?:(?P<sign>!=|!|==) )?(?P<values>\{[^}]*\}|"[^"]*"|(?!&|and |xor |or |vmap |set )[\w,]+)'
     r"(?!\S)(?! \.)"
 )
@@ -41,6 +41,9 @@ _MAPPED: Final = re.compile(
     r"(?:(?P<before>.*)\s)?(?P<kind>ct|meta) (?P<key>state|l4proto|nfproto) "
     r"vmap \{(?P<pairs>[^{}]*)\}",
     re.DOTALL,
+)
+_HEADER: Final = re.compile(
+    r"(?<!\S)(ip|ip6|udp|udplite|icmp|icmpv6|sctp|dccp|igmp|ah|esp|comp) (\w+)(?= )"
 )
 _OF_ENTRY: Final = re.compile(r"(?<!\S)ct (?!state |\w+ set )")
 
@@ -114,6 +117,9 @@ def _condition(text: str | None, segment: Segment) -> Condition:
         left: object = {"&": [_STATE, {"|": mask}]}
         right = {"|": found["values"].split(" | ")}
         conditions.append(segment.matches({"left": left, "op": found["sign"], "right": right}))
+    for found in _HEADER.finditer(rest):
+        field = {"protocol": found[1], "field": found[2]}
+        conditions.append(segment.has({"payload": field}))
     words = " ".join(_MASKED.sub("", _MATCH.sub("", rest)).split())
     if _OF_ENTRY.search(words):
         conditions.append(NO_ENTRY)

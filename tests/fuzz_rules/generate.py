@@ -432,6 +432,7 @@ class _Maker:
             f"ct state vmap {{ {self._pairs(targets)} }}",
             f"ct state vmap {{ {self._pairs(targets)} }}",
             "ct state vmap @verdicts",
+            f"ct state vmap {{ {other} : accept, * : {verdict} }}",
             f"meta l4proto vmap {{ tcp : {verdict}, udp : drop }}",
             f"meta nfproto vmap {{ ipv4 : {verdict}, ipv6 : {self._map_verdict(targets)} }}",
             f"ct state . meta l4proto vmap {{ {other} . tcp : {verdict}, new . udp : drop }}",
