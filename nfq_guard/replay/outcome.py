@@ -8,6 +8,7 @@ from nfq_guard.capture.frame import Frame
 from nfq_guard.finding import Finding, Ignored
 from nfq_guard.flow import CtState, FlowSnapshot
 from nfq_guard.policy.decision import Decision
+from nfq_guard.replay.associations import Association
 from nfq_guard.replay.checksums import Suspect
 from nfq_guard.replay.doubt import Doubted, Place
 from nfq_guard.resets import Passed
@@ -37,6 +38,7 @@ class Outcome:
         place: The segment's place in its stream, while the outcome is held.
         began: Whether the file holds the beginning of its SCTP association; True for other
             protocols.
+        unanswered: That association, if the file lacks the answer to its INIT so far.
         suspect: Its checksum, while it is undecided whether the packet was damaged.
         if_broken: The outcome if the packet was damaged, while that is undecided.
     """
@@ -56,6 +58,7 @@ class Outcome:
     doubted: Doubted | None
     place: Place | None
     began: bool
+    unanswered: Association | None
     suspect: Suspect | None
     if_broken: "Outcome | None"
 
@@ -88,5 +91,6 @@ class Outcome:
         self.doubted = None
         self.place = None
         self.began = True
+        self.unanswered = None
         self.suspect = None
         self.if_broken = None

@@ -30,8 +30,9 @@ from nfq_guard.conntrack.table import (
 )
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Reason
-from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowKey, FlowSnapshot, Hook
+from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowSnapshot, Hook
 from nfq_guard.policy.decision import Action, Decision, Policy
+from nfq_guard.replay.associations import Associations
 from nfq_guard.replay.checksums import ChecksumJudge, Opening
 from nfq_guard.replay.copies import DEPARTED, FIRST, TRANSLATED, Copies, link_place
 from nfq_guard.replay.doubt import doubt_of, place_of
@@ -55,9 +56,7 @@ from nfq_guard.wire.packet import (
     Queued,
     SctpPacket,
     Segment,
-    flow_key,
 )
-from nfq_guard.wire.sctp import INIT
 from nfq_guard.wire.tcp import options_are_cut
 
 # Result of `Replayer.follow` if conntrack would see no packet in the frame.
@@ -119,8 +118,7 @@ class Replayer:
         self.drops = 0
         self.cut_options = 0
         self.translations = 0
-        # SCTP flows whose INIT is in the file.
-        self._associations: set[FlowKey] = set()
+        self._associations = Associations(settings.capacity)
         self._held: deque[Outcome] = deque()
         self._openings: deque[Opening] = deque()
         self.table = FlowTable(settings.kernel, settings.sysctls, settings.capacity)
@@ -287,10 +285,8 @@ class Replayer:
                 if table.key is not None:
                     self._follow_segment(packet, l4, table.key, frame.number)
                 self._link_reset(packet, l4, frame.number)
-            elif code == CT_NEW and isinstance(l4, SctpPacket) and l4.chunks[0].type == INIT:
-                if len(self._associations) >= self._settings.capacity:
-                    self._associations.clear()
-                self._associations.add(flow_key(packet))
+            elif isinstance(l4, SctpPacket):
+                self._associations.take(packet, l4, code)
         return code
 
     def _follow_segment(self, packet: Packet, segment: Segment, key: Key, frame: int) -> None:
@@ -463,7 +459,10 @@ class Replayer:
             passed = Passed(reader.now, judgment.finding.reason, rule, frame.number)
             self._resets.add(packet, packet.l4, passed)
         elif isinstance(packet, Packet) and isinstance(packet.l4, SctpPacket):
-            outcome.began = flow_key(packet) in self._associations
+            association = self._associations.of(packet)
+            outcome.began = association is not None and association.opened
+            if association is not None and not association.answered:
+                outcome.unanswered = association
         return outcome
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
@@ -491,7 +490,8 @@ class Replayer:
             doubted = doubt_of(
                 finding,
                 place,
-                began=outcome.began,
+                began=outcome.began
+                and not (outcome.unanswered is not None and outcome.unanswered.both_ways),
                 incomplete=self.streams.proofs > 0,
                 drops=self.drops > 0,
             )

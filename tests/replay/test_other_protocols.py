@@ -79,6 +79,26 @@ def test_an_association_that_began_before(kept: slice) -> None:
     assert last.doubted == Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
 
 
+@pytest.mark.parametrize("order", [(0, 2, 3), (1, 0, 2, 3)], ids=["lost", "swapped"])
+def test_an_association_whose_answer_is_not_where_it_was(order: tuple[int, ...]) -> None:
+    """Conntrack has no tag of an INIT ACK that is lost, or listed before its INIT."""
+    packets = association()
+    data = [sctp(A4, B4, 5000, 2905, 9, chunk(0, bytes(20)))] * 2
+    outcomes = replayed(*[packets[place] for place in order], *data)
+    found = [one for one in outcomes if one.finding is not None]
+    assert found
+    assert {one.doubted for one in found} == {Doubted(kind=Doubt.UNSEEN_HANDSHAKE)}
+
+
+def test_one_end_of_an_association() -> None:
+    """A host that sees no answers calls its packets INVALID."""
+    packets = association()
+    data = sctp(A4, B4, 5000, 2905, 9, chunk(0, bytes(20)))
+    found = [one for one in replayed(packets[0], data, data) if one.finding is not None]
+    assert found
+    assert {one.doubted for one in found} == {None}
+
+
 def test_an_association_whose_entry_has_expired() -> None:
     """Its beginning is in the file, so the finding stands; unless too many began since."""
     packets = [*association(), *[udp(A4, B4, 1, 2)] * 220]
