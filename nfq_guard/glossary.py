@@ -21,8 +21,7 @@ class Meaning(NamedTuple):
 
     Attributes:
         phrase: A few words that complete "the packet ..." or name it.
-        sentences: The full
-        explanation, with the most frequent causes.
+        sentences: The full explanation, with the most frequent causes.
     """
 
     phrase: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Landlock: where this process, and every program that it runs, may still write (landlock(7)).
+"""Landlock: restricts where this process and its child processes may write (landlock(7)).
 
 From the kernel's user interface (linux/landlock.h). The numbers of its system calls are the same on
 every architecture that the guard runs on.
@@ -24,7 +24,7 @@ _PATH_BENEATH: Final = struct.Struct("=Qi")
 _NET_PORT: Final = struct.Struct("=QQ")
 
 _WRITE_FILE: Final = 1 << 1
-# Removing and making what a directory holds, LANDLOCK_ACCESS_FS_REMOVE_DIR to _MAKE_SYM.
+# Removing and creating entries of a directory, LANDLOCK_ACCESS_FS_REMOVE_DIR to _MAKE_SYM.
 _CHANGE_DIRECTORY: Final = (1 << 13) - (1 << 4)
 _REFER: Final = 1 << 13
 _TRUNCATE: Final = 1 << 14
@@ -37,15 +37,14 @@ _HAS_NETWORK: Final = 4
 
 
 def write_only_to(places: Iterable[Path], ports: Iterable[int] = ()) -> bool:
-    """Write to `places` alone from now on, and open no TCP connection; for good.
+    """Permanently restrict writing to `places`, and forbid TCP connections.
 
     Files that are open already stay writable. The process needs CAP_SYS_ADMIN or no_new_privs, and
     should have only one thread.
 
     Args:
-        places: Directories, with all that is in them, and files; one that does not exist is left
-            out.
-        ports: The TCP ports that may still be listened on, where the kernel knows such a rule.
+        places: Directories, including their contents, and files; missing ones are ignored.
+        ports: The TCP ports that may still be listened on, if the kernel supports such a rule.
 
     Returns:
         Whether the kernel has Landlock; if not, nothing has changed.

@@ -40,14 +40,14 @@ _PROTOCOLS: Final = {
 _PROTOCOL_NUMBERS: Final = {name: number for number, name in _PROTOCOLS.items()}
 _HOOKS: Final = tuple(member.name for member in Hook)
 _STATES: Final = tuple(member.name for member in TcpState)
-# In the order in which they are written, with their bits: SYN first.
+# In output order, with their bits: SYN first.
 _FLAG_LETTERS: Final = "SFRPAUEC"
 _FLAG_BITS_OF: Final = dict(zip(_FLAG_LETTERS, (2, 1, 4, 8, 16, 32, 64, 128), strict=True))
 _FLAGS: Final = tuple(
     "".join(letter for letter, bit in _FLAG_BITS_OF.items() if flags & bit) for flags in range(256)
 )
 _FLAG_BITS: Final = {letters: flags for flags, letters in enumerate(_FLAGS)}
-# In the order in which they are written; translation has a field of its own (`flow.Nat`).
+# In output order; translation has its own field (`flow.Nat`).
 _STATUS_BITS: Final[dict[StatusName, int]] = {
     "seen-reply": IPS_SEEN_REPLY,
     "assured": IPS_ASSURED,
@@ -144,7 +144,7 @@ def flow_status_bits(names: tuple[StatusName, ...]) -> int:
 
 
 def address(packed: bytes) -> str | None:
-    """An IP address as text; None where a malformed packet has none."""
+    """An IP address as text; None if a malformed packet has none."""
     if len(packed) == 4:
         return inet_ntop(AF_INET, packed)
     return inet_ntop(AF_INET6, packed) if len(packed) == 16 else None
@@ -164,10 +164,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def visible(text: str) -> str:
-    """A text that a terminal shows as it is: what controls it stands as an escape, as in Python.
+    """A text that is safe for a terminal: unprintable characters become escapes as in Python.
 
-    That is every character that is not printable: control characters, and those that change the
-    direction or the lines of a text. Texts from a capture, a recording or the kernel can have any.
+    These are control characters, and those that change the direction or the lines of a text. Texts
+    from a capture, a recording or the kernel may contain any.
     """
     if text.isprintable():
         return text
@@ -178,7 +178,7 @@ def visible(text: str) -> str:
 
 
 def endpoint(host: str | None, port: int | None) -> str:
-    """An address and a port: `10.0.0.1:80`, `[fd00::1]:80`, without a port the address alone."""
+    """An address and a port: `10.0.0.1:80`, `[fd00::1]:80`; only the address without a port."""
     if host is None:
         host = _UNKNOWN_HOST
     if port is None:

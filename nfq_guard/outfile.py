@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Files that a command writes for its caller, in a directory that others may write too."""
+"""Writes a command's output files, in directories to which other users may write."""
 
 import os
 import stat
@@ -10,18 +10,18 @@ from typing import BinaryIO, Final
 
 from nfq_guard.errors import OutputError, UsageError
 
-# Only root can put a name into these, and their links may lead to regular files.
+# Only root can create names in these, and their links may lead to regular files.
 _DIRECTORIES_OF_STREAMS: Final = frozenset(map(Path, ("/dev", "/dev/fd", "/proc/self/fd")))
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write, which takes the name `path` once it is complete.
+    """Open a file for writing, which gets the name `path` once it is complete.
 
-    Until then its name is random, and it is a file that this process made: nothing is written to a
-    link or a file that another user planted. Where the block raises, the file is removed, and
-    what has the name `path` stays as it is. A link or a pipe of another user's is replaced, if the
-    kernel allows that. A pipe or device of the caller's or root's, or a link to one, is written to.
+    Until then it is a new file with a random name: nothing is written to a link or a file that
+    another user planted. If the block raises, the file is removed, and an existing `path` is
+    unchanged. A link or a pipe of another user is replaced if the kernel allows it. A pipe or
+    device of the caller or of root, or a link to one, is written to directly.
 
     Raises:
         OSError: It cannot be written.
@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
         return
     unfinished = path.with_name(f".{path.name}.{os.urandom(8).hex()}")
-    # Made with the caller's umask.
+    # Created with the caller's umask.
     file = unfinished.open("xb")
     try:
         with file:
@@ -56,7 +56,7 @@ def output(path: Path, name: str) -> Iterator[BinaryIO]:
 
     Args:
         path: The file.
-        name: What errors call it.
+        name: Its name in errors.
 
     Raises:
         UsageError: It cannot be opened.
@@ -75,7 +75,7 @@ def output(path: Path, name: str) -> Iterator[BinaryIO]:
 
 
 def _is_stream(path: Path) -> bool:
-    """Whether it is a pipe or a device that can be trusted to be the one that was meant."""
+    """Whether it is a pipe or a device that another user cannot have planted."""
     try:
         owner = path.lstat().st_uid
     except OSError:

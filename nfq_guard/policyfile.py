@@ -19,10 +19,10 @@ from nfq_guard.policy.values import one_of, suggestion
 from nfq_guard.toml_lines import line_of, lines_of
 
 PRESET_PREFIX: Final = "preset:"
-# Hundreds of rules take some 50 kB.
+# Hundreds of rules take about 50 kB.
 LARGEST_FILE_BYTES: Final = 1 << 20
 
-# tomllib takes memory by the square of the parts of a key: 2.4 GB for one of 20,000. Keys of a
+# tomllib's memory grows with the square of a key's parts: 2.4 GB for 20,000 parts. Keys of a
 # configuration have three. "++" gives nothing back, and a name has one beginning: no backtracking.
 _MOST_PARTS: Final = 16
 _PART: Final = r"""(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+"""
@@ -41,7 +41,7 @@ def preset_names() -> tuple[str, ...]:
 
 
 def read_file(path: str | Path, most_bytes: int = LARGEST_FILE_BYTES) -> bytes:
-    """Read a regular file of at most so many bytes (`ReadFile`).
+    """Read a regular file of bounded size (`ReadFile`).
 
     Raises:
         ConfigError: It cannot be read or is larger.
@@ -102,9 +102,9 @@ def parse_toml(content: bytes, source: str) -> dict[str, object]:
 
 
 def with_lines(mistakes: Iterable[Mistake], content: bytes) -> list[Mistake]:
-    """The mistakes with the lines of their keys in the file that `content` is of.
+    """The mistakes with the lines of their keys in `content`.
 
-    A key that the file lacks has the line of the table around it.
+    A missing key has the line of its table.
     """
     lines = lines_of(content.decode("utf-8", "replace"))
     return [
@@ -156,7 +156,7 @@ def load_policy(reference: str, read: ReadFile = read_file) -> PolicyModel:
 
 
 def read_table(table: object, source: str, read: ReadFile = read_file) -> Reading:
-    """Read the table `[policy]` of the file `source`; None is that of a file without one."""
+    """Read the table `[policy]` of the file `source`; None for a file without one."""
     if table is None:
         return Reading(model=default_model(), mistakes=())
     return read_policy(
@@ -176,9 +176,9 @@ def load_compiled(reference: str, read: ReadFile = read_file) -> CompiledPolicy:
 def read_shadow(
     reference: str, source: str, mistakes: list[Mistake], read: ReadFile = read_file
 ) -> CompiledPolicy | None:
-    """Read the policy that the key `shadow` of the file `source` names, relative to that file.
+    """Read the policy named by the key `shadow` of the file `source`, relative to that file.
 
-    Returns None without one, and when it has mistakes, which are added to `mistakes`.
+    Returns None without one, and if it has mistakes, which are added to `mistakes`.
     """
     if not reference:
         return None
@@ -199,7 +199,7 @@ class FileIncludes:
     """Loads includes: presets, and files relative to the including file."""
 
     def __init__(self, path: str, shown: str, read: ReadFile = read_file) -> None:
-        """Start from the file `path`, which the operator named `shown`."""
+        """Start from the file `path`, named `shown` by the operator."""
         self._read = read
         self._path = path
         self._shown = shown
@@ -210,7 +210,7 @@ class FileIncludes:
             outer = self._path if within == self._shown else within
             reference = str(Path(outer).parent / reference)
             if os.path.realpath(reference) == self._path:
-                # The parser detects a circular include by this name.
+                # The parser detects circular includes by this name.
                 return self._shown, {}
         source, tables = load_table(reference, self._read)
         others = [name for name in tables if name != "policy"]

@@ -7,10 +7,10 @@ none, the RST is 0 and acknowledges the segment's end (RFC 9293, 3.5.2). An RST 
 the other way round, and just that number, a short while after an INVALID packet that got through,
 is therefore the reset which that packet caused.
 
-What is seen depends on who looks. A capture shows every RST. The guard sees an RST only if
-conntrack calls it INVALID too: that of the host itself, or of a client, to an untranslated packet
-of a translated flow, whose tuple conntrack does not know. An RST that conntrack takes for a valid
-one of its flow, or that comes another way, is not seen.
+A capture shows every RST. The guard sees an RST only if conntrack calls it INVALID too: that of the
+host itself, or of a client, in answer to an untranslated packet of a translated flow, whose tuple
+conntrack does not know. The guard does not see an RST that conntrack considers valid, or that takes
+another path.
 """
 
 from collections import OrderedDict
@@ -20,10 +20,10 @@ from typing import Final, TypeAlias, final
 from nfq_guard.finding import Reason
 from nfq_guard.wire.packet import ACK, RST, Packet, Segment
 
-# The RST that answers a stray packet comes within a round trip.
+# The RST that answers a stray packet arrives within a round trip.
 RESET_WITHIN_S: Final = 5.0
 _MOST: Final = 4096
-# Apart from every sequence number.
+# Distinct from every sequence number.
 _BY_ACK: Final = 1 << 32
 
 _Key: TypeAlias = tuple[bytes, bytes, int, int]
@@ -32,7 +32,7 @@ _Key: TypeAlias = tuple[bytes, bytes, int, int]
 @final
 @dataclass(init=False, slots=True)
 class Passed:
-    """An INVALID packet that got through.
+    """An INVALID packet that was accepted.
 
     Attributes:
         at: When it was judged, on the clock of the caller, in seconds.
@@ -55,7 +55,7 @@ class Passed:
 
 @final
 class Resets:
-    """The INVALID packets that got through of late: a bounded number, the latest of each kind."""
+    """The recently accepted INVALID packets: a bounded number, the latest of each kind."""
 
     def __init__(self, most: int = _MOST) -> None:
         """Keep at most `most` packets."""
@@ -63,7 +63,7 @@ class Resets:
         self._passed: OrderedDict[_Key, Passed] = OrderedDict()
 
     def add(self, packet: Packet, segment: Segment, passed: Passed) -> None:
-        """Add a packet that got through; an RST is answered by nobody."""
+        """Add an accepted packet; an RST is ignored, because it is never answered."""
         if segment.flags & RST:
             return
         number = segment.ack if segment.flags & ACK else _BY_ACK | segment.end

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where each key of a TOML file stands: `tomllib` gives the values alone."""
+"""The line of each key of a TOML file, which `tomllib` does not provide."""
 
 import bisect
 import contextlib
@@ -10,7 +10,7 @@ _BLANK: Final = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE: Final = re.compile(r"[ \t]*")
 _SEPARATOR: Final = re.compile(r"(?:[ \t\r\n,]|#[^\n]*)*")
 _NAME: Final = re.compile(r"[\w-]+|\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'")
-# Strings of several lines may end with one or two quotation marks of their own.
+# Multi-line strings may end with one or two quotation marks of their own.
 _SCALAR: Final = re.compile(
     r"\"\"\"(?:[^\\]|\\.)*?\"\"\"\"{0,2}|'''.*?''''{0,2}|"
     r"\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*'|[^\[{,\]}#\n\"']+",
@@ -21,8 +21,8 @@ _SCALAR: Final = re.compile(
 def lines_of(text: str) -> dict[str, int]:
     """The line of each table, key and element of an array, from 1, by its dotted path.
 
-    The paths are those of `errors.Mistake`, such as `policy.rule[2].not.reason[0]`. A text that is
-    not valid TOML has the lines up to the fault.
+    The paths are those of `errors.Mistake`, such as `policy.rule[2].not.reason[0]`. For invalid
+    TOML, the result has the lines up to the mistake.
     """
     scanner = _Scanner(text)
     with contextlib.suppress(_NotTomlError):
@@ -31,7 +31,7 @@ def lines_of(text: str) -> dict[str, int]:
 
 
 def line_of(key: str, lines: dict[str, int]) -> int:
-    """The line of a key, or of the nearest around it; 0 for a key of another file."""
+    """The line of a key, or of the nearest enclosing one; 0 for a key of another file."""
     while key:
         if key in lines:
             return lines[key]
@@ -47,7 +47,7 @@ class _Scanner:
     """Follows the structure of one text; values are skipped.
 
     Attributes:
-        lines: The line of each path that was seen, the first for one that several headers have.
+        lines: The line of each path, the first one for a path with several headers.
     """
 
     def __init__(self, text: str) -> None:
@@ -121,7 +121,7 @@ class _Scanner:
         return bisect.bisect_left(self._ends, self._at) + 1
 
     def _found(self, mark: str) -> bool:
-        """Whether the text goes on with `mark`, which is then passed."""
+        """Whether the text continues with `mark`, which is then consumed."""
         found = self._text.startswith(mark, self._at)
         if found:
             self._at += len(mark)

@@ -108,11 +108,9 @@ class PlanRecord(TypedDict):
 
     Attributes:
         found: The present handling.
-        beside: Steps to try the guard while the present handling
-        stays.
+        beside: Steps to try the guard while the present handling stays.
         over: Steps from there to the guard alone.
-        back: Steps from any stage to the present
-        handling; each command may be repeated.
+        back: Steps from any stage to the present handling; each command may be repeated.
     """
 
     found: list[str]

@@ -25,8 +25,7 @@ class UpdateRecord(TypedDict):
 
     Attributes:
         status: The daemon, as printed by `status`.
-        flows: At most 200 flows, most recent first, as
-        printed by `dump`.
+        flows: At most 200 flows, most recent first, as printed by `dump`.
     """
 
     status: Annotated[dict[str, Any], Status]

@@ -61,8 +61,8 @@ class Logged:
     Attributes:
         reason: The reason; None for an unknown text or one that was truncated too early.
         limit: The last number that passes, if the text has the broken bound.
-        excess: Bytes from
-        `td_maxend` to the end of the segment, plus one, if the text has that instead.
+        excess: Bytes from `td_maxend` to the end of the segment, plus one, if the text has that
+            instead.
         transition: Direction, class and state of a segment that the state table forbids, if the
             text has them.
     """

@@ -38,8 +38,7 @@ class SlidingWindow:
 
     Attributes:
         reason: The bound that the last INVALID segment broke.
-        ignored: Why the last ignored segment
-        was ignored.
+        ignored: Why the last ignored segment was ignored.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls) -> None:

@@ -37,8 +37,7 @@ class _Layout(NamedTuple):
 
     Attributes:
         level: Level of the socket option.
-        offsets: Offset of the two numbers `target_offset` and
-        `next_offset`.
+        offsets: Offset of the two numbers `target_offset` and `next_offset`.
         counter: Offset of the number of packets.
         names: The file that lists the tables of the family.
     """

@@ -29,8 +29,7 @@ def held(folder: Path = FOLDER, patience_s: float = PATIENCE_S) -> Iterator[None
 
     Args:
         folder: Directory of the file; created if it is missing.
-        patience_s: Maximum time to wait
-        for another holder, seconds.
+        patience_s: Maximum time to wait for another holder, seconds.
 
     Raises:
         BusyError: Another process held it throughout; it is named.

@@ -85,9 +85,8 @@ class BpfFlows:
 
         Args:
             zones: Conntrack zones to try for each tuple, in order; at least one.
-            others: Looks up
-            tuples of other protocols than TCP and UDP; without it their lookup fails. Closed with
-                this, but not if the construction fails.
+            others: Looks up tuples of other protocols than TCP and UDP; without it their lookup
+                fails. Closed with this, but not if the construction fails.
             program: Closed with this, also if the construction fails; `load()` unless given.
 
         Raises:

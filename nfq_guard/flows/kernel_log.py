@@ -93,8 +93,7 @@ class _Text:
 
     Attributes:
         logged: Its meaning.
-        packets: Packets that it is about and that were not read from the queue
-        yet.
+        packets: Packets that it is about and that were not read from the queue yet.
     """
 
     __slots__ = ("logged", "packets")

@@ -30,8 +30,7 @@ class EvidenceSource:
         flows: Looks flows up.
         log: The kernel's log, where `flows` has no window and the kernel logs; else None.
         reason: Why there is no better evidence; None if there is none.
-        note: A note for the
-        operator at the start; None without one.
+        note: A note for the operator at the start; None without one.
     """
 
     def __init__(

@@ -23,9 +23,9 @@ from nfq_guard.names import tcp_flags
 from nfq_guard.seqno import Seq, distance
 from nfq_guard.wire.tcp import highest_acknowledged
 
-# More flows than this are counted by their reason alone.
+# Flows beyond this number are counted only by their reason.
 MAX_FLOWS: Final = 10_000
-# And more reasons than this together: rules may have any number of prefixes.
+# Reasons beyond this number are counted together: rules may have any number of prefixes.
 MAX_CASES: Final = 1000
 
 Verdict = Literal["invalid", "passes", "dropped", "depends on the kernel", "not said"]
@@ -117,8 +117,8 @@ class LoggedRecord(TypedDict):
         source: Who wrote the text: conntrack itself or a rule of the packet filter, of a packet
             that the line has; or the kernel, of packets or lines that it only counts.
         text: Conntrack's text or the rule's prefix, of the first packet; else the kernel's.
-        verdict: What the line says of conntrack's verdict.
-        reason: Why conntrack calls the packets INVALID; null where the line does not prove it.
+        verdict: Conntrack's verdict by the line.
+        reason: Why conntrack calls the packets INVALID; null if the line does not prove it.
         ignored: Why the packets pass without being taken into account; null for other packets.
         packets: How many there are; of lines that are left out or lost, how many lines.
         first_line: Line of the first.
@@ -129,10 +129,10 @@ class LoggedRecord(TypedDict):
         sport: Source port; null without one.
         dst: Destination address; null as `proto`.
         dport: Destination port; null without one.
-        tcp_flags: TCP flags; null where the line does not have them, and for a reason of conntrack.
-        breach: The broken bound, of the first packet; null where the line does not have it.
+        tcp_flags: TCP flags; null if the line lacks them, and for a reason of conntrack.
+        breach: The broken bound, of the first packet; null if the line lacks it.
         meaning: What the reason means.
-        next: What to do next.
+        next: The recommended next step.
     """
 
     source: Source
@@ -159,11 +159,11 @@ class Case(NamedTuple):
     """What one line proves, without the packet's own numbers.
 
     Attributes:
-        source: As in `LoggedRecord`, like all of these.
-        prefix: Prefix of the rule, or a text of conntrack that is not known.
-        verdict: See there.
-        reason: See there.
-        ignored: See there.
+        source: As in `LoggedRecord`.
+        prefix: Prefix of the rule, or an unknown text of conntrack.
+        verdict: As in `LoggedRecord`.
+        reason: As in `LoggedRecord`.
+        ignored: As in `LoggedRecord`.
         flags: TCP flags of a packet that a rule logged.
     """
 
@@ -175,12 +175,12 @@ class Case(NamedTuple):
     flags: int | None
 
 
-# The prefix of no rule: a line cannot hold it.
+# Cannot be the prefix of a rule, because a line cannot contain it.
 _MORE_CASES: Final = Case("rule", "\n", "not said", None, None, None)
 
 
 def case_of(packet: LoggedPacket) -> Case | None:
-    """What a line proves; None for one that conntrack writes beside the line with the reason."""
+    """The facts that a line proves; None for an additional line of conntrack without a reason."""
     text = packet.text
     if not is_conntrack_log(text):
         flags = packet.flags
@@ -235,7 +235,7 @@ class _Group:
 
 @final
 class Groups:
-    """The packets of a log by what their lines prove and by flow; of bounded size."""
+    """The packets of a log by proven facts and by flow; bounded."""
 
     def __init__(self, max_flows: int = MAX_FLOWS, max_cases: int = MAX_CASES) -> None:
         self._cases: dict[Case, dict[_Flow | None, _Group]] = {}
@@ -264,7 +264,7 @@ class Groups:
         group.last_line = packet.line
 
     def records(self) -> list[LoggedRecord]:
-        """One record a case and flow: cases by their packets, flows likewise."""
+        """One record a case and flow, sorted by number of packets."""
         cases = sorted(
             self._cases.items(),
             key=lambda item: -sum(group.packets for group in item[1].values()),

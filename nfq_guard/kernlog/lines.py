@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Reads the packets that the kernel's log names: those of conntrack and those of LOG rules.
+"""Parses the packets in the kernel's log: those of conntrack and those of LOG rules.
 
-The log may be damaged or hostile: remote hosts choose much of what is in it. A line without a whole
-packet is counted, and nothing of a line that is longer than any of the kernel's is kept.
+The log may be damaged or hostile, because remote hosts determine much of its content. A line
+without a complete packet is counted, and a line longer than any of the kernel's is not kept.
 """
 
 import re
@@ -15,10 +15,10 @@ from nfq_guard.kernlog.notices import Notice, Noticed, notice_at
 from nfq_guard.names import address, address_bytes
 from nfq_guard.wire.packet import ACK, CWR, ECE, FIN, PSH, RST, SYN, URG
 
-# The kernel writes at most 1024 characters at once; an entry of the journal has fields beside them.
+# The kernel writes at most 1024 characters at once; a journal entry has further fields.
 LINE_MAX_BYTES: Final = 1 << 14
 
-# What syslog, dmesg and the journal put before the text of the kernel.
+# Prefixes of syslog, dmesg and the journal before the kernel's text.
 _HEADER: Final = re.compile(
     r"(?:<\d{1,3}>(?:1 )?)?"
     # syslog in either format, and every short form of journalctl
@@ -35,7 +35,7 @@ _HEADER: Final = re.compile(
     # the processor or task that wrote it
     r"(?:\[ *[CT]\d{1,10}\] ?)?"
 )
-# What journalctl -o json-seq and json-sse put before an entry.
+# Prefixes of journalctl -o json-seq and json-sse before an entry.
 _BEFORE_ENTRY: Final = (b"\x1e", b"data: ")
 _PACKET: Final = re.compile(r"IN=(\S{0,15}) OUT=(\S{0,15}) ")
 _PROTOCOL: Final = re.compile(r"[A-Za-z0-9]{1,8}")
@@ -61,14 +61,14 @@ class LoggedPacket(NamedTuple):
         text: What is before the packet: conntrack's text or the prefix of a rule.
         proto: Its protocol in lower case: `tcp`, or a number.
         src: Source address.
-        sport: Source port; None where the line has none.
+        sport: Source port; None without one.
         dst: Destination address.
-        dport: Destination port; None where the line has none.
-        flags: TCP flags; None where the line does not have all of them.
-        seq: Sequence number; None where the line has none.
-        ack: Acknowledgement number; None where the line has none.
+        dport: Destination port; None without one.
+        flags: TCP flags; None if the line does not have all of them.
+        seq: Sequence number; None without one.
+        ack: Acknowledgement number; None without one.
         options: TCP options.
-        times: How many times in a row syslog got the line.
+        times: Number of consecutive repetitions that syslog counted.
     """
 
     line: int
@@ -106,9 +106,9 @@ class LogReader:
     """Reads the lines of a log.
 
     Attributes:
-        lines: How many lines were read.
-        skipped: How many of them begin as a packet's line but have no whole packet, or are too
-            long.
+        lines: Number of lines read.
+        skipped: Number of lines that begin like a packet's line but have no complete packet, or are
+            too long.
         notices: What lines without a packet say of packets or of lines.
     """
 
@@ -164,7 +164,7 @@ class LogReader:
 
 
 def _packet(line: int, text: str, found: re.Match[str]) -> LoggedPacket | None:
-    # What an ICMP error quotes follows in brackets.
+    # The packet that an ICMP error quotes follows in brackets.
     body = text[found.end() :].partition("[")[0]
     words = body.split()
     fields: dict[str, str] = {}

@@ -71,8 +71,8 @@ def cautions(
     Args:
         model: The policy.
         kernel: The rules of the kernel.
-        choice: The setting `evidence`. It is compared with the
-        rules of the file only, because presets serve every setting.
+        choice: The setting `evidence`. It is compared with the rules of the file only, because
+            presets serve every setting.
     """
     found: list[Caution] = []
     earlier: list[Reach] = []

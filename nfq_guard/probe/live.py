@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The running kernel's conntrack in a network namespace that exists for the probe only.
+"""The running kernel's conntrack in a network namespace that exists only for the probe.
 
-Two TUN interfaces: what is written to the first passes conntrack, is dropped by one rule if it is
-INVALID, is routed, and else comes out of the second. The namespace belongs to a thread; when that
-ends and the interfaces are closed, nothing is left.
+There are two TUN interfaces. A packet written to the first passes conntrack; a rule drops it if it
+is INVALID; otherwise it is routed and comes out of the second. The namespace belongs to a thread,
+and vanishes with it and the interfaces.
 """
 
 import ctypes
@@ -29,7 +29,8 @@ _TUNSETIFF: Final = 0x400454CA
 _IFF_TUN_NO_PI: Final = 0x1001
 _CLONE_NEWNET: Final = 0x40000000
 _PACKET_MAX: Final = 2048
-# The kernel has a packet out before `write` returns; this is for one that hands it to another CPU.
+# Usually a packet comes out before `write` returns; this is the limit if another CPU handles it,
+# seconds.
 _FENCE_WAIT_S: Final = 2.0
 _IN: Final = "probe0"
 _OUT: Final = "probe1"
@@ -40,7 +41,7 @@ _SYSCTLS: Final = {
     f"ipv4/conf/{_IN}/rp_filter": "0",
     "ipv4/conf/all/log_martians": "0",
 }
-# Whichever program works first. Both have conntrack follow the packets of this namespace.
+# The first program that works is used. Both enable conntrack in this namespace.
 _RULES: Final = (
     (
         ("nft", "-f", "-"),
@@ -59,11 +60,10 @@ _RULES: Final = (
 
 
 def ask() -> list[str]:
-    """The kernel's answers to `QUESTIONS`, in their order.
+    """The kernel's answers to `QUESTIONS`, in order.
 
     Raises:
-        PrivilegeError: This takes root.
-        UnavailableError: Something that it takes is missing; the message names it.
+        PrivilegeError: Not root. UnavailableError: A requirement is missing; the message names it.
     """
     held = capabilities.effective()
     if not held >> capabilities.SYS_ADMIN & held >> capabilities.NET_ADMIN & 1:
@@ -92,7 +92,7 @@ def ask() -> list[str]:
 
 
 def _enter_new_namespace() -> None:
-    """Move the calling thread into a network namespace of its own."""
+    """Move the calling thread into a new network namespace."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(_CLONE_NEWNET):
         code = ctypes.get_errno()
@@ -142,11 +142,11 @@ class _Conntrack:
         found = self._flows.lookup([flow_of(index)])[0]
         if not isinstance(found, FlowSnapshot):
             return f"{letters} gone"
-        # The kernel counts down in whole seconds; all timeouts of the answers end in 0.
+        # The kernel counts down in whole seconds; all expected timeouts end in 0.
         return f"{letters} {round(found.timeout_s, -1)}"
 
     def _passes(self, packet: bytes) -> bool:
-        """Whether a packet comes out again; with another TTL and so another IP header."""
+        """Whether a packet comes out again, apart from its changed IP header (TTL)."""
         self._fences += 1
         last = fence(self._fences)
         os.write(self._inward, packet)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The segments of a probe as IPv4 packets; each question has a flow of its own."""
+"""The segments of a probe as IPv4 packets; each question has its own flow."""
 
 import struct
 from typing import Final
@@ -28,7 +28,7 @@ def flow_of(index: int) -> FlowTuple:
 
 
 def packet_of(index: int, segment: ProbeSegment, first: tuple[int, int]) -> bytes:
-    """One segment of question `index` as an IPv4 packet with right checksums.
+    """One segment of question `index` as an IPv4 packet with correct checksums.
 
     Args:
         index: The place of the question.
@@ -50,7 +50,7 @@ def packet_of(index: int, segment: ProbeSegment, first: tuple[int, int]) -> byte
 
 
 def fence(number: int) -> bytes:
-    """A datagram that every rule lets pass: what was sent before it has come out before it."""
+    """A datagram that every rule accepts: earlier packets have come out before it."""
     body = struct.pack("!HHHHI", _FIRST_PORT, _FIRST_PORT, 12, 0, number)
     return _ip(_CLIENT, _SERVER, PROTO_UDP, body)
 

@@ -18,7 +18,7 @@ class ProbeSegment(NamedTuple):
     """One segment of a probe.
 
     Attributes:
-        reply: Whether it goes from the answering side to the one that opened the flow.
+        reply: Whether it is sent by the answering side.
         flags: TCP flags.
         seq: Sequence number, counted from the sender's first one.
         ack: Acknowledgement, counted from the other side's first one; None without.
@@ -40,11 +40,11 @@ class Question(NamedTuple):
     """A flow, and the answer of each generation.
 
     Attributes:
-        field: The field of `KernelRules` that it finds out; empty for a check of the probe itself.
-        differs: The behaviour in words, for a kernel that follows no known generation.
-        segments: What is sent.
+        field: The field of `KernelRules` that it determines; empty for a check of the probe itself.
+        differs: The behaviour as text, for a kernel that follows no known generation.
+        segments: The segments to send.
         answers: By the name of the generation.
-        without: The answer of rules without `field`, where every generation answers otherwise.
+        without: The answer of rules without `field`, if every generation gives another answer.
         first: The first sequence numbers of both sides.
         timed: Whether the timeout is part of the answer.
     """
@@ -215,7 +215,7 @@ QUESTIONS: Final = (
             _from_server(ACK, 1, 2),
             _from_client(PSH | ACK, 50_000, 1, 100),
         ),
-        # Where any segment re-initialises, the second SYN does not.
+        # If any segment re-initialises, the second SYN does not.
         answers={
             "5.10": ".....",
             "5.14": ".....",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which generation of conntrack gives these answers."""
+"""Finds the generation of conntrack with these answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,10 +19,10 @@ class Recognised:
     """The rules that a kernel follows.
 
     Attributes:
-        rules: A known generation, or rules of the name `LIVE` put together from the answers.
-        nearest: The generation that gives most of the answers.
-        differences: Where the kernel differs from `nearest`; empty for a known generation.
-        unexplained: Those of them that no known generation has, so that `rules` lacks them.
+        rules: A known generation, or rules named `LIVE`, composed from the answers.
+        nearest: The generation with most of the answers.
+        differences: The differences between the kernel and `nearest`; empty for a known generation.
+        unexplained: Differences that no known generation has, and that `rules` therefore lacks.
     """
 
     rules: KernelRules
@@ -35,8 +35,8 @@ def recognise(answers: Sequence[str]) -> Recognised:
     """Judge the answers to `QUESTIONS`, in their order.
 
     Raises:
-        UnavailableError: What every generation answers alike was answered otherwise, so that the
-            answers mean nothing.
+        UnavailableError: An answer differs that is the same for every generation, so the probe is
+            invalid.
     """
     asked = list(zip(QUESTIONS, answers, strict=True))
     for question, answer in asked:

@@ -49,8 +49,7 @@ class Output(NamedTuple):
 
     Attributes:
         sink: Writes the lines.
-        render: Renders an event: `json_line`, `eve.eve_line`, a `Console`
-        or a `JournalRenderer`.
+        render: Renders an event: `json_line`, `eve.eve_line`, a `Console` or a `JournalRenderer`.
         name: As in the setting `log`.
         prefix: Precedes each line of a worker, and identifies the output of the daemon that the
             line is for.

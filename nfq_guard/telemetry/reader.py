@@ -164,8 +164,7 @@ class EventReader:
         skipped: Lines that are not events.
         first_skipped: Number of the first of them; 0 without any.
         others: Number of events other than `packet_judged`.
-        unrecorded: The missing packets by
-        these events.
+        unrecorded: The missing packets by these events.
     """
 
     def __init__(self) -> None:

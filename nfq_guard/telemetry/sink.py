@@ -26,8 +26,7 @@ class LineSink:
 
     Attributes:
         dropped: Number of lost lines.
-        errors: Number of failed writes, except those that would have
-        blocked.
+        errors: Number of failed writes, except those that would have blocked.
         last_error: The error of the last failed write; empty without one.
     """
 
@@ -42,8 +41,8 @@ class LineSink:
         Args:
             target: The file or descriptor.
             ring_bytes: Bound on the waiting lines.
-            datagrams: Whether the path is that of a socket,
-            such as the journal's, which may not exist yet.
+            datagrams: Whether the path is that of a socket, such as the journal's, which may not
+                exist yet.
 
         Raises:
             OSError: The file cannot be opened.

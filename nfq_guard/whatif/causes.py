@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The cause behind a recorded event, as far as the event and those before it tell."""
+"""Determines the cause behind a recorded event from the event and earlier ones."""
 
 from typing import Final
 
@@ -30,7 +30,7 @@ def cause_in_event(
     *,
     before: tuple[str, float] | None = None,
 ) -> Cause | None:
-    """The cause of one event; arguments as its fields.
+    """The cause of one event, from its fields.
 
     Args:
         reason: The reason.
@@ -39,7 +39,7 @@ def cause_in_event(
         state: The state of that flow.
         src: Its source.
         dst: Its destination.
-        before: The last state in which the same flow was seen, and how many seconds before.
+        before: The last seen state of the same flow, and the seconds since.
     """
     if reason not in _CAUSED or tcp_flags is None or src is None or dst is None:
         return None

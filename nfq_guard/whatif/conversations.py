@@ -83,7 +83,7 @@ class Conversations(Generic[T]):
             flow = self._flows[key] = _Waiting()
         flow.packets.append((time_s, packet))
         if len(flow.packets) > MOST_PACKETS:
-            # What comes after it lives.
+            # Later packets show that the flow lives.
             _, first = flow.packets.pop(0)
             flow.lived = max(flow.lived - 1, 0)
             yield first, Fate.LIVED

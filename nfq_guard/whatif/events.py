@@ -42,7 +42,7 @@ def recorded(read: ReadEvent) -> Iterator[Recorded]:
     packet = _packet(event)
     queued = Queued(b"", hook_number(event.hook), event.indev, event.outdev, event.mark, 0)
     snapshot = _snapshot(event, packet.proto)
-    # The first daemons folded what one rule decided, which need not be alike.
+    # Early daemons folded all packets of one rule, which may differ.
     alike = event.count == 1 or event.first is not None
     distance = 0 if breach is None else breach.distance
     for each, count in event.distances or ((distance, event.count),):
@@ -62,7 +62,7 @@ def recorded(read: ReadEvent) -> Iterator[Recorded]:
 
 
 def bounds_of(event: PacketJudged) -> list[BoundCheck]:
-    """The bounds that the first packet of an event was held against; none without a window."""
+    """The bounds for which the first packet of an event was checked; none without a window."""
     window = event.window
     packet = _packet(event)
     snapshot = _snapshot(event, packet.proto)
@@ -107,7 +107,7 @@ def _packet(event: PacketJudged) -> Packet | Malformed:
 def _snapshot(event: PacketJudged, proto: int) -> FlowSnapshot | None:
     if event.direction is None:
         return None
-    # An ICMP error has the state of the flow that it quotes.
+    # An ICMP error has the state of the quoted flow.
     way = FlowTuple(proto if event.state is None else PROTO_TCP, b"", b"", 0, 0)
     status = NAT_STATUS.get(event.nat, 0) | flow_status_bits(event.status or ())
     state = 0 if event.state is None else tcp_state_number(event.state)
@@ -119,7 +119,7 @@ def _snapshot(event: PacketJudged, proto: int) -> FlowSnapshot | None:
 
 
 def _peers(event: PacketJudged, direction: int) -> tuple[Peer, Peer] | None:
-    """The senders of the original and of the reply direction, as far as events have them."""
+    """The senders of the original and of the reply direction, as far as events contain them."""
     window = event.window
     if window is None:
         return None

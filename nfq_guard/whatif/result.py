@@ -48,14 +48,14 @@ class DropsRecord(TypedDict):
         drops: Number of these packets; an estimate unless the two bounds are equal.
         least_drops: Lower bound of that number.
         most_drops: Upper bound of that number.
-        drops_by_reason: By reason.
-        drops_by_flow: By flow, the flows with most of them.
-        drops_by_peer: By source address, the sources with most of them.
-        flows: Number of flows that they belong to.
-        confirmed_drops: Those that were dropped when they were recorded.
-        false_positives: Those that were accepted, and whose flow lived on.
-        followed_by_rst: Those that were accepted, and were followed by an RST.
-        unknown: Those in flows of which nothing more is recorded.
+        drops_by_reason: These packets by reason.
+        drops_by_flow: These packets by flow, for the flows with most of them.
+        drops_by_peer: These packets by source address, for the sources with most of them.
+        flows: Number of their flows.
+        confirmed_drops: Packets of these that were dropped when recorded.
+        false_positives: Packets of these that were accepted, and whose flow lived on.
+        followed_by_rst: Packets of these that were accepted, and followed by an RST.
+        unknown: Packets of these in flows without later packets.
         examples: The first ones of each reason.
     """
 
@@ -81,7 +81,7 @@ class PolicyRecord(DropsRecord):
         by_action: INVALID packets by action.
         by_rule: INVALID packets by the rule that decides.
         passes: INVALID packets that would be accepted.
-        translated_passes: Those of translated flows, which leave untranslated.
+        translated_passes: Packets of these in translated flows, which leave untranslated.
         false_negatives: Packets that would be accepted, were accepted, and were followed by an RST.
     """
 
@@ -94,7 +94,7 @@ class PolicyRecord(DropsRecord):
 
 
 class PolicyDifferenceRecord(TypedDict):
-    """How two policies differ: the packets that one of them alone would drop.
+    """The difference between two policies: packets that only one of them would drop.
 
     Attributes:
         only_a_drops: Packets that the first would drop and the second accept.
@@ -111,10 +111,10 @@ class UnrecordedRecord(TypedDict):
     Attributes:
         suppressed: Packets without an event because of the limit on all events.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
-        kernel_passed: Packets that passed unjudged, because more came than could be judged.
+        kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
-        lost_lines: Lines that the log did not take; each may stand for any number of packets.
+        lost_lines: Lines that the log lost; each may represent any number of packets.
     """
 
     suppressed: int
@@ -132,12 +132,12 @@ class TrialRecord(TypedDict):
         source: The recording.
         kind: `events` or `capture`.
         kernel: The kernel whose rules a capture was replayed by; null for events.
-        kernel_doubt: Why those are a guess at the kernel that was asked for; null if they are not.
+        kernel_doubt: Why the requested kernel may follow other rules; null if it follows these.
         packets: Packets of the recording.
         invalid: Of these, INVALID ones.
         policies: Each policy.
-        difference: How they differ; null for one policy.
-        unrecorded: What is missing from events; null for a capture.
+        difference: Their difference; null for one policy.
+        unrecorded: Packets missing from events; null for a capture.
     """
 
     source: str
@@ -165,7 +165,7 @@ def result(
         trial: An ended trial.
         source: Name of the recording, as given.
         kind: `events` or `capture`.
-        unrecorded: What is missing from events.
+        unrecorded: Packets missing from events.
         kernel: As in the record.
         kernel_doubt: As in the record.
     """

@@ -49,8 +49,8 @@ class Tally:
         by_rule: All packets.
         translated_passes: Packets of translated flows that would be accepted.
         drops_by_reason: Packets that would be dropped.
-        drops_by_flow: The same, by the flow's endpoints.
-        drops_by_peer: The same, by source address.
+        drops_by_flow: Packets that would be dropped, by the flow's endpoints.
+        drops_by_peer: Packets that would be dropped, by source address.
         examples: The first drops of each reason.
         drop_fates: Fates of the flows of packets that would be dropped but were accepted. `LIVED`
             are the false positives.
@@ -131,7 +131,7 @@ class Tally:
             )
 
     def settle(self, recorded: Recorded, decision: Decision, fate: Fate, count: int) -> None:
-        """Count the fate of packets that were counted before."""
+        """Count the fate of packets that were already counted."""
         if decision.drops:
             if not recorded.passed:
                 self.confirmed += count

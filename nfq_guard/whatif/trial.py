@@ -12,7 +12,7 @@ from nfq_guard.whatif.recorded import Judged, Recorded
 from nfq_guard.whatif.tally import Tally
 from nfq_guard.wire.packet import flow_key
 
-# Moments over which the packets of one event are spread where a decision depends on their times.
+# Number of moments over which the packets of one event are spread if decisions depend on time.
 _MOMENTS: Final = 16
 
 
@@ -92,7 +92,7 @@ class Trial:
             self._settle(decided, fate)
 
     def _moments(self, count: int, first: float, last: float) -> Iterator[tuple[float, int]]:
-        """When to decide about how many packets."""
+        """The moments of decisions, each with a number of packets."""
         moments = min(count, _MOMENTS) if self._has_rates else 1
         for moment in range(moments):
             share = count * (moment + 1) // moments - count * moment // moments

@@ -10,12 +10,12 @@ from nfq_guard.flow import IPV4, PROTO_ICMP, PROTO_TCP
 from nfq_guard.wire.packet import Datagram, GreHeader, IcmpMessage, Packet, SctpPacket, Segment
 
 if TYPE_CHECKING:
-    # Compiled, an integer in a register. Local annotations are not evaluated uncompiled.
+    # In compiled code, an integer in a register. Uncompiled, local annotations are not evaluated.
     from mypy_extensions import i64
 
 _ONES: Final = 0xFFFF
 
-# Of CRC32C, bits in reverse order (RFC 9260 appendix A).
+# The polynomial of CRC32C, bits in reverse order (RFC 9260 appendix A).
 _POLYNOMIAL: Final = 0x82F63B78
 _SCTP_CHECKSUM_AT: Final = 8
 
@@ -31,7 +31,7 @@ _CRC_TABLE: Final = tuple(_crc_of_octet(octet) for octet in range(256))
 
 
 def crc32c(octets: bytes) -> int:
-    """The CRC of SCTP; the field of the checksum has it with its lowest octet first."""
+    """The CRC of SCTP; the checksum field has its lowest octet first."""
     table = _CRC_TABLE
     crc = 0xFFFFFFFF
     for octet in octets:
@@ -49,7 +49,7 @@ def _sum(octets: bytes, start: int, end: int) -> int:
 
 def _added(octets: bytes, start: int, end: int) -> int:
     """The sum of all 16-bit words."""
-    # By index, which compiled takes less time than a large number or Adler-32 over slices.
+    # By index, which in compiled code is faster than a large integer or Adler-32 over slices.
     high: i64 = 0
     low: i64 = 0
     at: i64 = start
@@ -74,11 +74,11 @@ def _pseudo_header(packet: Packet, wire_len: int) -> int:
 
 
 def header_checksum_ok(octets: bytes, at: int = 0) -> bool:
-    """Whether the checksum of an IPv4 header is right, or left to the NIC (RFC 791 3.1).
+    """Whether the checksum of an IPv4 header is correct, or left to the NIC (RFC 791 3.1).
 
     Args:
-        octets: What holds a packet, of at least as many octets as its header states.
-        at: Where the packet starts.
+        octets: Octets that contain a packet, at least as long as its header states.
+        at: Offset of the packet.
     """
     if octets[at + 10] == 0 and octets[at + 11] == 0:
         return True
@@ -88,13 +88,13 @@ def header_checksum_ok(octets: bytes, at: int = 0) -> bool:
 
 
 def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
-    """Whether the transport checksum is right by conntrack's way; None when that is unknown.
+    """Whether the transport checksum is correct for conntrack; None if that is unknown.
 
     It is unknown for a fragment without a transport header, for a protocol that is not decoded or
-    has none that conntrack verifies, and for a packet that was not captured whole. A datagram
-    without a checksum is right, in IPv6 too: conntrack accepts it against RFC 8200. It takes octets
-    behind the length of a datagram for part of it, and so a fragment of IPv6 that Linux does not
-    put together.
+    whose checksum conntrack does not verify, and for a packet that was not captured whole. A
+    datagram without a checksum is correct, also in IPv6: conntrack accepts it, contrary to RFC
+    8200. Conntrack includes octets beyond the length of a datagram, and an IPv6 fragment that Linux
+    does not reassemble.
     """
     l4 = packet.l4
     if l4 is None or len(octets) < packet.length:
@@ -113,7 +113,7 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
     if packet.proto == PROTO_ICMP:
         return _sum(octets, start, end) == _ONES
     if start == (20 if packet.family == IPV4 else 40):
-        # The addresses directly precede the segment, as in nearly every packet.
+        # The addresses directly precede the segment in nearly every packet.
         addresses = 8 if packet.family == IPV4 else 32
         return sum_is_right(octets, start - addresses, start, end, packet.proto)
     total = _sum(octets, start, end) + _pseudo_header(packet, end - start)
@@ -121,20 +121,20 @@ def checksum_ok(packet: Packet, octets: bytes) -> bool | None:
 
 
 def sum_is_right(octets: bytes, addresses: int, start: int, end: int, proto: int) -> bool:
-    """Whether the transport checksum is right where the addresses directly precede the segment.
+    """Whether the transport checksum is correct if the addresses directly precede the segment.
 
     Args:
-        octets: What holds the packet.
-        addresses: Where its addresses start.
-        start: Where its segment starts.
-        end: Where that ends.
+        octets: Octets that contain the packet.
+        addresses: Offset of its addresses.
+        start: Offset of its segment.
+        end: Offset of the segment's end.
         proto: Its protocol.
     """
     return (_added(octets, addresses, end) + proto + end - start) % _ONES == 0
 
 
 def sum_is_unfinished(octets: bytes, addresses: int, start: int, end: int, proto: int) -> bool:
-    """`checksum_unfinished`, of a packet as `sum_is_right` takes it."""
+    """`checksum_unfinished`, with the arguments of `sum_is_right`."""
     at = start + (16 if proto == PROTO_TCP else 6)
     field = octets[at] << 8 | octets[at + 1]
     without_length = _added(octets, addresses, start) + proto
@@ -161,8 +161,8 @@ def right_once_finished(packet: Packet, octets: bytes, inside: int, field: int) 
 def checksum_unfinished(packet: Packet) -> bool:
     """Whether the field holds the sum of the pseudo-header alone, for the NIC to complete.
 
-    With the length, as Linux leaves it, or without, as for a packet that the NIC also segments.
-    That of SCTP is left 0.
+    With the length, as Linux leaves it, or without, for a packet that the NIC also segments. For
+    SCTP the field is left 0.
     """
     l4 = packet.l4
     if isinstance(l4, SctpPacket):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Reassembles IP fragments (RFC 791 3.2, RFC 8200 4.5, RFC 5722).
 
-Linux defragments before conntrack: a fragment on its own is never judged, the whole packet is, when
-its last missing fragment arrives.
+Linux defragments before conntrack: not the fragments but the whole packet is judged, when its last
+missing fragment arrives.
 """
 
 import struct
@@ -17,17 +17,17 @@ from nfq_guard.wire.ipv6 import EXTENSIONS, FRAGMENT, skip_extensions
 TIMEOUT_V4_S: Final = 30.0
 TIMEOUT_V6_S: Final = 60.0
 
-# A flood of fragments of datagrams that never complete would fill any table. As in Linux
-# (ipfrag_high_thresh), new datagrams are refused above this until older ones expire.
+# A flood of fragments of incomplete datagrams would fill any table. As in Linux
+# (ipfrag_high_thresh), new datagrams are refused above this bound until older ones expire.
 MEMORY_OCTETS: Final = 4 << 20
 _PIECE_COST: Final = 256
 
 _LONGEST: Final = 65_535
 
-# Octets of the transport header that the first fragment of IPv6 must hold, by protocol.
+# Octets of the transport header that the first fragment of IPv6 must contain, by protocol.
 _SHORTEST: Final = {PROTO_TCP: 20, PROTO_UDP: 8, PROTO_ICMPV6: 8}
 
-# What becomes of a fragment: taken; as if it had not come; or it ends its datagram.
+# The treatment of a fragment: accepted, ignored as a repetition, or ends its datagram.
 _TAKEN: Final = 0
 _REPEATED: Final = 1
 _DISCARD: Final = 2
@@ -45,9 +45,9 @@ class _Fragment:
         key: Identifies its datagram.
         header: The headers in front of the fragmentable part.
         start: Offset of its octets in the fragmentable part.
-        length: Octets of that part that it holds on the wire.
-        more: Whether it is not the last.
-        octets: Those of them that were captured.
+        length: Octets of that part in it, on the wire.
+        more: Whether further fragments follow.
+        octets: The captured octets of that part.
     """
 
     key: bytes
@@ -79,13 +79,13 @@ class _Datagram:
     """The fragments of one datagram so far.
 
     Attributes:
-        expires: When the datagram is given up.
-        pieces: Its fragments, as they came.
-        runs: Start and end of each run: fragments that came one behind the other in their order.
+        expires: When the datagram expires.
+        pieces: Its fragments, in order of arrival.
+        runs: Start and end of each run of contiguous fragments that arrived in order.
         length: The highest end of any fragment.
         ended: Whether the last fragment is known, and so the length.
-        received: Octets that are there.
-        cost: What it takes of the memory.
+        received: Octets received.
+        cost: Its share of the memory bound.
     """
 
     def __init__(self, expires: float) -> None:
@@ -95,12 +95,12 @@ class _Datagram:
         self.length = 0
         self.ended = False
         self.received = 0
-        self.cost = _PIECE_COST  # of itself: none of its fragments may be taken
+        self.cost = _PIECE_COST  # its own cost, even without an accepted fragment
 
     def place(self, start: int, end: int) -> int:
-        """Put a fragment into the runs: `_TAKEN`, `_REPEATED` or `_DISCARD`.
+        """Add a fragment to the runs; returns `_TAKEN`, `_REPEATED` or `_DISCARD`.
 
-        Linux takes one that lies within one run for repeated, and any other overlap for an attack.
+        Linux treats a fragment within one run as a repetition, and any other overlap as an attack.
         """
         runs = self.runs
         place = 0
@@ -122,7 +122,7 @@ class _Datagram:
 def is_fragment(octets: bytes) -> bool:
     """Whether an IP packet is a fragment, as far as its headers were captured.
 
-    In IPv6 one with a fragment header, even if it is the only one of its datagram.
+    In IPv6, a packet with a fragment header, even if it is the only one of its datagram.
     """
     if len(octets) < 20:
         return False
@@ -144,7 +144,7 @@ def _read_v4(octets: bytes) -> _Fragment | None:
     more = field & 0x2000 != 0
     size = length - header_len
     if more:
-        size &= ~7  # Linux leaves the rest out
+        size &= ~7  # Linux drops the rest
     return _Fragment(
         key,
         octets[:header_len],
@@ -190,7 +190,7 @@ class Reassembler:
     """Holds the fragments of incomplete datagrams.
 
     Attributes:
-        octets_held: Their cost, at most `memory` and one datagram.
+        octets_held: Their cost, at most `memory` plus one datagram.
     """
 
     def __init__(self, memory: int = MEMORY_OCTETS) -> None:
@@ -211,9 +211,9 @@ class Reassembler:
             now: Seconds, on one clock for all calls.
 
         Returns:
-            The whole packet if this completes it, cut where a fragment's capture was cut; the
-            fragment itself where Linux gives its datagram up and hands it to conntrack as it is;
-            `WAITING` otherwise.
+            The whole packet if this completes it, truncated where a fragment's capture was; the
+            fragment itself if Linux abandons its datagram and passes the fragment to conntrack;
+            else `WAITING`.
         """
         self._expire(now)
         v4 = octets[0] >> 4 == 4
@@ -247,8 +247,8 @@ class Reassembler:
         return WAITING
 
     def _expire(self, now: float) -> None:
-        # In order of arrival: a datagram of IPv6, which is kept longer, keeps expired ones of IPv4
-        # behind it in memory, but `offer` does not add to those.
+        # In order of arrival: an IPv6 datagram, which is kept longer, keeps later expired IPv4 ones
+        # in memory, but `offer` does not add to those.
         while self._waiting:
             key, oldest = next(iter(self._waiting.items()))
             if oldest.expires > now:
@@ -259,9 +259,9 @@ class Reassembler:
         self.octets_held -= self._waiting.pop(key).cost
 
     def _take(self, datagram: _Datagram, fragment: _Fragment, *, v4: bool) -> int:
-        """Add a fragment: `_TAKEN`, `_REPEATED` or `_DISCARD`.
+        """Add a fragment; returns `_TAKEN`, `_REPEATED` or `_DISCARD`.
 
-        What contradicts an earlier fragment ends its datagram in IPv4 and is left out in IPv6.
+        A contradiction to an earlier fragment ends the datagram in IPv4, and is ignored in IPv6.
         """
         wrong = _DISCARD if v4 else _REPEATED
         end = fragment.start + fragment.length

@@ -9,15 +9,15 @@ _PPP: Final = 0x880B
 # Version 1 has its call identifier in octets 6 and 7.
 _CALL_LEN: Final = 8
 
-# The capture is cut short, not the packet.
+# The capture is truncated, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the GRE header"
 WITHOUT_PPP: Final = "GRE version 1 that does not carry PPP"
 
 
 def decode_header(octets: bytes, offset: int, wire_len: int) -> GreHeader | str:
-    """Decode the GRE header at `offset` of `octets`; a fixed phrase for one that is refused.
+    """Decode the GRE header at `offset` of `octets`; returns a fixed phrase if it is refused.
 
-    Conntrack takes a header that is too short for version 1 as one of version 0.
+    Conntrack treats a header that is too short for version 1 as version 0.
     """
     if wire_len < _CALL_LEN:
         return GreHeader(0, 0)

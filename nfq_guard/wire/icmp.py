@@ -31,12 +31,12 @@ _IDENTIFIED_V4: Final = (0, 8, 13, 14, 15, 16, 17, 18)
 _IDENTIFIED_V6: Final = (128, 129)
 LAST_TYPE_V4: Final = 18
 
-# The capture is cut short, not the packet.
+# The capture is truncated, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the ICMP header"
 
 
 def is_error_v6(message_type: int) -> bool:
-    """Whether conntrack relates an ICMPv6 message to a flow by what it quotes."""
+    """Whether conntrack relates an ICMPv6 message to a flow by the packet that it quotes."""
     return message_type < 128 or message_type == REDIRECT_V6
 
 
@@ -46,7 +46,7 @@ def comes_from_link(packet: Packet) -> bool:
 
 
 def decode_message(octets: bytes, offset: int, wire_len: int, family: int) -> IcmpMessage | str:
-    """Decode the ICMP header at `offset` of `octets`; a fixed phrase for one that is malformed."""
+    """Decode the ICMP header at `offset` of `octets`; returns a fixed phrase if it is malformed."""
     if wire_len < 8:
         return "ICMP header cut short"
     if len(octets) < offset + 8:

@@ -18,7 +18,7 @@ _ROUTER_ALERT: Final = 5
 _CALIPSO: Final = 7
 _JUMBO_OPTION: Final = 0xC2
 # Linux drops a packet with more options in its hop-by-hop header (sysctl max_hbh_opts_number), or
-# with more padding between two.
+# with more padding between two options.
 _MOST_OPTIONS: Final = 8
 _MOST_PADDING: Final = 7
 
@@ -26,7 +26,7 @@ _MOST_PADDING: Final = 7
 @final
 @dataclass(init=False, slots=True)
 class Extensions:
-    """Where a walk ended, and the fragment header on its way.
+    """The end of a walk, and the fragment header that it passed.
 
     Attributes:
         proto: The header that ended it, which is the transport header of a whole packet.
@@ -61,13 +61,13 @@ def skip_extensions(
     octets: bytes,
     to_fragment: bool = False,  # noqa: FBT001, FBT002 - positional on the packet path
 ) -> Extensions | None:
-    """Walk to the transport header; None when the octets end inside an extension.
+    """Walk to the transport header; None if the octets end inside an extension.
 
-    Stops behind the header of a fragment other than the first, because data follows it.
+    Stops after the header of a fragment other than the first, because data follows.
 
     Args:
         octets: The packet from its IPv6 header, which is whole.
-        to_fragment: Whether to stop in front of the first fragment header.
+        to_fragment: Whether to stop before the first fragment header.
     """
     size = len(octets)
     announced_at = 6
@@ -119,8 +119,8 @@ def jumbo_length(octets: bytes) -> int:
 def is_discarded(octets: bytes) -> bool:
     """Whether Linux discards a packet for its IPv6 header before conntrack (kernel.md 2).
 
-    It does for a source that is a multicast group, for a destination that is one of a scope that
-    no packet on a link has, and for a hop-by-hop header that it cannot read or must not pass.
+    It does so for a multicast source, for a multicast destination of a scope that never appears on
+    a link, and for a hop-by-hop header that it cannot parse or must not forward.
 
     Args:
         octets: The packet from its IPv6 header, which is whole.
@@ -143,7 +143,7 @@ def is_discarded(octets: bytes) -> bool:
 
 
 def _options_pass(octets: bytes, at: int, end: int) -> bool:
-    """Whether Linux passes a packet with the hop-by-hop options from `at` to `end`."""
+    """Whether Linux accepts a packet with the hop-by-hop options from `at` to `end`."""
     count = 0
     padding = 0
     while at < end:
@@ -182,5 +182,5 @@ def _option_passes(octets: bytes, kind: int, at: int, length: int) -> bool:
         stated = octets[4] << 8 | octets[5]
         jumbo = int.from_bytes(octets[at + 2 : at + 6], "big")
         return length == 4 and at & 3 == 2 and stated == 0 and jumbo > 0xFFFF
-    # The upper two bits say what to do with an option that is not known: 0 is to skip it.
+    # The upper two bits determine the treatment of an unknown option: 0 means to skip it.
     return kind & 0xC0 == 0

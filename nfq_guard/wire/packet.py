@@ -42,7 +42,7 @@ class Segment:
         flags: The eight flag bits.
         window: The window field, 16 bits, unscaled.
         payload_len: Bytes of data on the wire, from the IP header.
-        options: The option octets, undecoded, as far as captured (`wire.tcp.parse_options`).
+        options: The undecoded option octets, as far as captured (`wire.tcp.parse_options`).
         checksum: The checksum field.
     """
 
@@ -117,11 +117,11 @@ class IcmpMessage:
     Attributes:
         type: Message type.
         code: Message code.
-        identifier: Of echo, timestamp and information messages; else 0.
+        identifier: Identifier of echo, timestamp and information messages; else 0.
         checksum: The checksum field.
         is_error: Whether conntrack relates it to a flow by the packet it quotes (kernel.md 2).
-        quoted: The tuple of that packet as it was sent, so the reverse of this error's way; None
-            if too little of it is there. A quoted ICMP message has its identifier as `sport` and
+        quoted: The tuple of that packet as it was sent, in the opposite direction of the error;
+            None if too little is quoted. A quoted ICMP message has its identifier as `sport` and
             `type << 8 | code` as `dport`.
     """
 
@@ -158,7 +158,7 @@ class Chunk:
         type: Type of chunk (`wire.sctp`).
         flags: The eight flag bits; their meaning depends on the type.
         length: The length field, which counts the header but no padding; 0 to 3 in a broken one.
-        initiate_tag: Of INIT and INIT ACK; -1 in other chunks, and where it is not there.
+        initiate_tag: Initiate tag of INIT and INIT ACK; -1 in other chunks, and if it is absent.
     """
 
     type: int
@@ -189,7 +189,7 @@ class SctpPacket:
         dport: Destination port.
         tag: The verification tag.
         checksum: The checksum field.
-        chunks: In their order, up to one whose length is 0, and as far as captured.
+        chunks: The chunks in order, up to one of length 0, and as far as captured.
         whole: Whether the capture holds the headers of all chunks.
     """
 
@@ -224,7 +224,7 @@ class GreHeader:
 
     Attributes:
         version: 0, or 1 for PPTP.
-        call: The call identifier of version 1, which its receiver chose; else 0.
+        call: The call identifier of version 1, chosen by the receiver; else 0.
     """
 
     version: int
@@ -250,9 +250,9 @@ class Packet:
         dst: Destination address.
         proto: IP protocol number of the transport header, after IPv6 extension headers.
         length: Octets of the whole packet on the wire, from the IP header.
-        l4_offset: Where the transport header starts in the captured octets.
+        l4_offset: Offset of the transport header in the captured octets.
         hop_limit: TTL or hop limit.
-        fragment_offset: In octets; not 0 in a fragment that holds no transport header.
+        fragment_offset: Fragment offset in octets; not 0 in a fragment without a transport header.
         more_fragments: Whether further fragments follow.
         l4: The transport header; None for other protocols and for later fragments.
     """
@@ -299,12 +299,12 @@ class Malformed:
     """A packet whose headers contradict themselves or end too early.
 
     Attributes:
-        problem: What is wrong, a fixed phrase such as "TCP header longer than the segment".
-        family: 4, 6, or 0 when not even that can be read.
+        problem: A fixed phrase such as "TCP header longer than the segment".
+        family: 4, 6, or 0 if not even that can be read.
         src: Source address as far as it could be read, else empty.
         dst: Destination address as far as it could be read, else empty.
         proto: Transport protocol as far as it could be read, else 0.
-        snapped: Whether it is the capture that ends too early, not the packet.
+        snapped: Whether the capture ends too early, not the packet.
     """
 
     problem: str
@@ -331,7 +331,7 @@ class Malformed:
         self.snapped = snapped
 
 
-# A tuple of classes: a union would be made anew for each packet.
+# A tuple of classes: a union would be created for each packet.
 _WITH_PORTS: Final = (Segment, Datagram, SctpPacket)
 _ICMP: Final = (PROTO_ICMP, PROTO_ICMPV6)
 
@@ -339,8 +339,8 @@ _ICMP: Final = (PROTO_ICMP, PROTO_ICMPV6)
 def tuple_of(packet: Packet) -> FlowTuple | None:
     """The tuple by which conntrack finds the flow of `packet`; None if it has none.
 
-    For an ICMP error that is what would answer the quoted packet (kernel.md 2). GRE has its call
-    identifier in place of the destination port.
+    For an ICMP error that is the tuple of a reply to the quoted packet (kernel.md 2). GRE has its
+    call identifier in place of the destination port.
     """
     l4 = packet.l4
     if isinstance(l4, _WITH_PORTS):
@@ -359,11 +359,11 @@ def tuple_of(packet: Packet) -> FlowTuple | None:
 
 
 def flow_key(packet: Packet | Malformed) -> FlowKey:
-    """What counts as one flow, in both directions.
+    """The key of a flow, the same for both directions.
 
-    An ICMP error counts with the flow that it quotes. Without ports all packets of a protocol
-    between two addresses are one flow: the identifier of an ICMP query is the sender's to choose,
-    and must not get a flood past a rate limit.
+    An ICMP error belongs to the flow that it quotes. Without ports, all packets of a protocol
+    between two addresses are one flow: the sender chooses the identifier of an ICMP query, which
+    must not help a flood to evade a rate limit.
     """
     if isinstance(packet, Packet):
         l4 = packet.l4
@@ -387,16 +387,17 @@ CHECKSUM_UNVERIFIED: Final = 2
 @final
 @dataclass(init=False, slots=True)
 class Queued:
-    """One packet as it was queued.
+    """One packet as queued.
 
     Attributes:
-        octets: From the IP header on; the tail may be missing; `Packet.length` is the whole length.
+        octets: The octets, IP header first; the tail may be missing; `Packet.length` is the whole
+            length.
         hook: `flow.Hook` number.
-        indev: Name of the interface that it came in by, or empty.
-        outdev: Name of the interface that it leaves by, or empty.
+        indev: Name of the incoming interface, or empty.
+        outdev: Name of the outgoing interface, or empty.
         mark: Packet mark.
-        checksum: `CHECKSUM_GOOD`, or `CHECKSUM_UNFINISHED` when the NIC is still to compute it,
-            or `CHECKSUM_UNVERIFIED` when it was not verified.
+        checksum: `CHECKSUM_GOOD`, `CHECKSUM_UNFINISHED` if the NIC has yet to compute it, or
+            `CHECKSUM_UNVERIFIED` if it was not verified.
     """
 
     octets: bytes

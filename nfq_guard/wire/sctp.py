@@ -20,7 +20,7 @@ COOKIE_ECHO: Final = 10
 COOKIE_ACK: Final = 11
 SHUTDOWN_COMPLETE: Final = 14
 
-# Of ABORT and SHUTDOWN COMPLETE: the tag is the one that the other end sends (RFC 9260 8.5.1).
+# Flag of ABORT and SHUTDOWN COMPLETE: the tag is the one that the other end sends (RFC 9260 8.5.1).
 T_BIT: Final = 1
 
 _HEADER: Final = struct.Struct("!HHI")
@@ -31,12 +31,12 @@ _CHUNK_HEADER_LEN: Final = 4
 # The fixed part of INIT and INIT ACK, with the chunk's header.
 _INIT_LEN: Final = 20
 
-# The capture is cut short, not the packet.
+# The capture is truncated, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the SCTP header"
 
 
 def decode_packet(octets: bytes, offset: int, wire_len: int) -> SctpPacket | str:
-    """Decode the SCTP header at `offset` of `octets`; a fixed phrase for one that is malformed."""
+    """Decode the SCTP header at `offset` of `octets`; returns a fixed phrase if it is malformed."""
     if wire_len < _HEADER_LEN:
         return "SCTP header cut short"
     if len(octets) < offset + _HEADER_LEN:

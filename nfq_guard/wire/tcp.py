@@ -22,7 +22,7 @@ OPTION_SACK_PERMITTED: Final = 4
 OPTION_SACK: Final = 5
 OPTION_TIMESTAMPS: Final = 8
 
-# Larger shifts are taken as this one (RFC 7323 2.3).
+# Larger shifts count as this one (RFC 7323 2.3).
 MAX_WINDOW_SCALE: Final = 14
 # The options of most segments: two NOPs and timestamps.
 _TIMESTAMPS_ONLY: Final = b"\x01\x01\x08\x0a"
@@ -31,7 +31,7 @@ _TIMESTAMPS_ONLY: Final = b"\x01\x01\x08\x0a"
 @final
 @dataclass(init=False, slots=True)
 class TcpOptions:
-    """The options that conntrack or a reader of a capture needs; None where one is absent.
+    """The options that conntrack or a replay needs; None for an absent one.
 
     Attributes:
         mss: Maximum segment size, octets.
@@ -69,8 +69,8 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
 
     Args:
         octets: The captured packet; its tail may be missing.
-        offset: Where the segment starts.
-        wire_len: Octets that the segment had on the wire, from the IP header.
+        offset: Offset of the segment.
+        wire_len: Octets of the segment on the wire, from the IP header.
 
     Returns:
         The segment, or a fixed phrase that names the problem.
@@ -86,7 +86,7 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
     if header_len > wire_len:
         return "TCP header longer than the segment"
     options = octets[offset + 20 : offset + header_len] if header_len > 20 else b""
-    # By index, not by struct: compiled, that takes a third of the time.
+    # By index instead of `struct`: in compiled code that takes a third of the time.
     return Segment(
         octets[at] << 8 | octets[at + 1],
         octets[at + 2] << 8 | octets[at + 3],
@@ -101,18 +101,18 @@ def decode_segment(octets: bytes, offset: int, wire_len: int) -> Segment | str:
 
 
 def decode_into(segment: Segment, octets: bytes, offset: int, wire_len: int) -> bool:
-    """`decode_segment`, into a segment that exists already.
+    """`decode_segment` into an existing segment.
 
-    Options that are timestamps alone are left out: what follows a flow does not read them.
+    Options that are only timestamps are omitted, because conntrack does not read them.
 
     Args:
         segment: Changed in place.
-        octets: What holds the segment, whole.
-        offset: Where it starts.
-        wire_len: Its octets.
+        octets: Octets that contain the whole segment.
+        offset: Offset of the segment.
+        wire_len: Its length in octets.
 
     Returns:
-        False for a segment that `decode_segment` refuses; `segment` is as it was then.
+        False for a segment that `decode_segment` refuses; `segment` is then unchanged.
     """
     if wire_len < 20:
         return False
@@ -147,18 +147,18 @@ def _word(octets: bytes, at: int) -> int:
     return first << 24 | second << 16 | third << 8 | fourth
 
 
-# The capture is cut short, not the packet.
+# The capture is truncated, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the TCP header"
 
 
 def options_are_cut(packet: Packet, segment: Segment) -> bool:
-    """Whether the capture ends inside the options of `segment`, so that some are unknown."""
+    """Whether the capture ends inside the options of `segment`."""
     header_len = packet.length - packet.l4_offset - segment.payload_len
     return header_len - 20 != len(segment.options)
 
 
 def parse_options(options: bytes) -> TcpOptions:
-    """Read options as conntrack does: up to END, a length below 2, or an option that overruns.
+    """Parse options like conntrack: up to END, a length below 2, or an option that overruns.
 
     Options of the wrong length are skipped.
     """
@@ -216,7 +216,7 @@ def highest_acknowledged(options: bytes, ack: Seq) -> Seq:
 
 
 def _next_option(options: bytes, at: int) -> int:
-    """Offset of the first option at or after `at` that has a length octet; -1: there is none."""
+    """Offset of the first option at or after `at` that has a length octet; -1 without one."""
     size = len(options)
     while at + 1 < size:
         kind = options[at]

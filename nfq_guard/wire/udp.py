@@ -8,7 +8,7 @@ from nfq_guard.wire.packet import Datagram
 
 _HEADER: Final = struct.Struct("!HHHH")
 
-# The capture is cut short, not the packet.
+# The capture is truncated, not the packet.
 SNAPPED_IN_HEADER: Final = "capture ends inside the UDP header"
 
 
@@ -18,11 +18,11 @@ def decode_datagram(
     wire_len: int,
     more_fragments: bool,  # noqa: FBT001 - positional on the packet path
 ) -> Datagram | str:
-    """Decode the UDP header at `offset` of `octets`; a fixed phrase for one that is malformed.
+    """Decode the UDP header at `offset` of `octets`; returns a fixed phrase if it is malformed.
 
-    The length field may exceed `wire_len` only in a first fragment of IPv4: one that reaches a rule
-    has passed conntrack by. It may be below `wire_len`: conntrack takes what follows as part of the
-    datagram.
+    The length field may exceed `wire_len` only in a first fragment of IPv4; such a fragment at a
+    rule has bypassed conntrack. It may be below `wire_len`: conntrack treats the rest as part of
+    the datagram.
     """
     if wire_len < 8:
         return "UDP header cut short"

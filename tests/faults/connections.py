@@ -23,8 +23,7 @@ class Health(NamedTuple):
 
     Attributes:
         broken: Number that were reset, closed or answered wrongly.
-        answers: Number of answers
-        received.
+        answers: Number of answers received.
         stall_s: Longest wait for an answer, seconds.
     """
 

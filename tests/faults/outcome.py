@@ -14,8 +14,7 @@ class Outcome:
         fault: Its code, as in `tests/faults/catalogue.py`.
         injected: Number and kind of injections, as text.
         target: The target.
-        measured: The measured
-        value.
+        measured: The measured value.
         met: Whether the target was reached.
         exact: Whether the counts of sender, rules, queue and receiver agreed to the packet.
     """

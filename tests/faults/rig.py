@@ -121,8 +121,7 @@ def account(stream: Stream, guard: GuardProcess, shed: int) -> Account:
     Args:
         stream: The stream, ended.
         guard: The daemon, stopped.
-        shed: The kernel's count of packets
-        dropped at a full queue or buffer.
+        shed: The kernel's count of packets dropped at a full queue or buffer.
     """
     (stopped,) = guard.events("stopped")
     judged = stopped["packets"]

@@ -64,8 +64,7 @@ class Machine:
 
         Args:
             kernel: The kernel to boot.
-            root: The disk of the root file system, with the job in
-            /guard.
+            root: The disk of the root file system, with the job in /guard.
             log: File for the console.
             limit_s: Time limit of the machine, seconds.
             fuzz: Arguments of `tests.fuzz_kernel`; none for a job without it.

@@ -31,11 +31,9 @@ def run_in(
     Args:
         root: The root; all mounts are removed afterwards.
         command: Script for `sh -eu`.
-        log: A file
-        to which its output is appended.
+        log: A file to which its output is appended.
         workdir: Its working directory.
-        binds: Further directories
-        of the host, at the same path and writable.
+        binds: Further directories of the host, at the same path and writable.
         registry: Whether pip has this host's settings and certificates.
     """
     steps = ["mount -t proc proc proc", "mount --rbind /dev dev", "mount --rbind /sys sys"]

@@ -53,8 +53,7 @@ def build(file: Path, context: Path, place: Path, mirror: str) -> Stage:
     Args:
         file: The Containerfile.
         context: The source directory of COPY.
-        place: A directory for roots; existing base images in
-        it are reused.
+        place: A directory for roots; existing base images in it are reused.
         mirror: Mirror of Debian.
     """
     stages: dict[str, Stage] = {}

@@ -34,8 +34,7 @@ class LabStory:
         events: The guard's log.
         capture: What the host's interface received and sent, after `write_capture`.
         control_socket: Control socket of the guard.
-        died: Number of client connections that were
-        reset.
+        died: Number of client connections that were reset.
     """
 
     def __init__(self, place: Path, overrun: Overrun, host: Namespace, tap: Tap) -> None:

@@ -112,8 +112,7 @@ class Ready(_Message, frozen=True, tag="ready"):
         flags_refused: Flags of the queue that the kernel does not support.
         evidence: Where flows are looked up.
         evidence_reason: Why there is no better evidence; None if there is none.
-        notes: Notes for
-        the operator.
+        notes: Notes for the operator.
     """
 
     socket_buffer_bytes: int

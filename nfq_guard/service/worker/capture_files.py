@@ -69,8 +69,7 @@ class CaptureFiles:
             alert_packets: Packets of one reason within a second that are an alert; 0 to write all
                 packets.
             files_max: Number of files of the queue that are kept.
-            payload: Whether packets include
-            their payload.
+            payload: Whether packets include their payload.
             hash_addresses: Whether addresses are replaced.
         """
         self._directory = directory

@@ -84,8 +84,7 @@ class Limits(NamedTuple):
 
     Attributes:
         flow_per_minute: Maximum number of heals of one flow a minute.
-        per_minute: Maximum number of
-        heals a minute.
+        per_minute: Maximum number of heals a minute.
         most: Maximum number of flows that are healed at a time.
         timeout_s: Time without a packet that leads to a heal, after which a heal is undone.
         both: Whether a heal applies to both senders.

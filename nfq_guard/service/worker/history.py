@@ -51,7 +51,7 @@ class DumpedFlowRecord(TypedDict):
         first: Time of its first event, as in events.
         last: Time of its last event, as in events.
         packets: Number of its packets, including those whose events are no longer kept or not due
-        yet.
+            yet.
         reasons: These packets by reason.
         resets: RSTs among them that answered an INVALID packet.
         events: Its last events, the oldest first.
@@ -153,8 +153,7 @@ class History:
         Args:
             address: Only flows with this end; None for all.
             limit: Maximum number of flows.
-            pending: Packets that have no event yet; ignored for
-            flows without an event.
+            pending: Packets that have no event yet; ignored for flows without an event.
         """
         waiting: dict[FlowKey, list[Pending]] = {}
         for some in pending:

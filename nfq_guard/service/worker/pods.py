@@ -71,8 +71,7 @@ class _File(NamedTuple):
     Attributes:
         stamp: Changes with the file.
         addresses: Addresses of the pod.
-        pod: The pod; None for a file without a pod, and for a
-        skipped file.
+        pod: The pod; None for a file without a pod, and for a skipped file.
         problem: Why the file is skipped; empty if it is not.
     """
 
@@ -88,8 +87,7 @@ class PodReading(NamedTuple):
     Attributes:
         pods: The pods.
         skipped: Number of files that are unusable or beyond a bound.
-        problem: One of these files,
-        with its problem; empty for none.
+        problem: One of these files, with its problem; empty for none.
     """
 
     pods: Pods
@@ -262,8 +260,7 @@ class PodFollower:
 
         Args:
             read: As `PodFiles.read`; called in a thread.
-            adopt: Called with the pods of each
-            reading.
+            adopt: Called with the pods of each reading.
             say: Logs an event.
             gauges: Get `pods_dir_read`, `pod_addresses` and `pod_files_skipped`.
             loop: Runs the readings in its threads.

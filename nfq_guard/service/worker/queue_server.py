@@ -173,10 +173,8 @@ class QueueServer:
             fail_open: Whether packets pass when the queue is full; in dry-run they always do.
             packets: Keeps the last packets.
             opened: The queue and all that was opened for it; closed by `finish`.
-            keeper: Keeps the
-            queue bound afterwards; None without one.
-            pods: Follows the pods that events name; None
-            to name none.
+            keeper: Keeps the queue bound afterwards; None without one.
+            pods: Follows the pods that events name; None to name none.
         """
         self.queue = queue
         self.worker = worker
