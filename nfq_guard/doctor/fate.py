@@ -2,6 +2,8 @@
 """The fate of an INVALID packet that the policy allows, hook by hook."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import takewhile
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor import owners
@@ -69,7 +71,8 @@ def takers(unnamed: Iterable[Met]) -> dict[tuple[str, int], Met]:
     for hook, by_family in _by_hook(unnamed).items():
         for family, mets in by_family.items():
             taking = [met for met in mets if met.finding.rule.act in TAKES]
-            sure = [met for met in taking if not met.finding.state and _is_sure(met, mets)]
+            passing = _passing(mets)
+            sure = [met for met in taking if not met.finding.state and _is_sure(met, passing)]
             if sure:
                 first = next((met for met in sure if not met.finding.spared), sure[-1])
                 found[hook, family] = first
@@ -122,14 +125,19 @@ def _by_hook(path: Iterable[Met]) -> dict[str, dict[int, list[Met]]]:
 def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
     """The fate of packets that meet these rules, in order."""
     taking = [met for met in mets if met.finding.rule.act in TAKES]
-    sure = next((met for met in taking if _is_sure(met, mets)), None)
+    passing = _passing(mets)
+    sure = next((met for met in taking if _is_sure(met, passing)), None)
     aimed = [met for met in taking if _is_aimed(met) and met is not sure]
     other = [met for met in taking if not _is_aimed(met) and met is not sure]
     if sure is not None and not sure.finding.spared:
         return _taken(sure, _by(sure) + _means(sure), _severity([sure]), behind)
     if sure is not None:
-        earlier = _dependence(mets[: mets.index(sure)])
-        such = _such(sure, [met for met in aimed if met in mets[: mets.index(sure)]])
+        # By identity: a comparison of two rules compares their tables.
+        before = list(takewhile(lambda met: met is not sure, mets))
+        earlier = _dependence(before)
+        such = _such(
+            sure, [met for met in before if _is_aimed(met) and met.finding.rule.act in TAKES]
+        )
         text = f"{_by(sure)}, unless an earlier rule decides{such}{earlier}{_means(sure)}"
         return _taken(sure, text, _severity([sure, *aimed]), behind)
     if aimed:
@@ -143,7 +151,7 @@ def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
     return _Fate(Status.OK, "accepted", "")
 
 
-def _is_sure(met: Met, mets: Sequence[Met]) -> bool:
+def _is_sure(met: Met, passing: AbstractSet[tuple[int, str]]) -> bool:
     """Whether a rule takes all INVALID packets, or all that earlier rules have left.
 
     An earlier rule that accepts without a test of the conntrack entry accepts INVALID packets as
@@ -152,21 +160,26 @@ def _is_sure(met: Met, mets: Sequence[Met]) -> bool:
     finding = met.finding
     if finding.truth is not Truth.YES:
         return False
-    return not finding.spared or _is_aimed(met) or not _may_pass(met, mets)
+    return not finding.spared or _is_aimed(met) or not _may_pass(met, passing)
 
 
-def _may_pass(met: Met, mets: Sequence[Met]) -> bool:
+def _may_pass(met: Met, passing: AbstractSet[tuple[int, str]]) -> bool:
     """Whether an earlier rule of the base chain may have accepted the packets that a rule takes."""
     finding = met.finding
     rules = finding.table.chains[finding.chain]
     if finding.path or any(rule.act in {Act.RETURN, Act.GOTO} for rule in rules):
         return True
-    return any(
-        each.finding.rule.act is Act.ACCEPT
-        and each.finding.table is finding.table
-        and finding.chain in (each.finding.chain, *each.finding.path)
-        for each in mets
-    )
+    return (id(finding.table), finding.chain) in passing
+
+
+def _passing(mets: Iterable[Met]) -> set[tuple[int, str]]:
+    """The chains, each with the identity of its table, in which or from which a rule accepts."""
+    return {
+        (id(met.finding.table), name)
+        for met in mets
+        if met.finding.rule.act is Act.ACCEPT
+        for name in (met.finding.chain, *met.finding.path)
+    }
 
 
 def _is_aimed(met: Met) -> bool:

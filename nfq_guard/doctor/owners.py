@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple, final
 
 from nfq_guard.doctor.follow import Finding
-from nfq_guard.doctor.rule_model import Act
+from nfq_guard.doctor.rule_model import Act, Table
 
 
 @final
@@ -359,7 +359,9 @@ OWNERS: Final = (
 
 def owner_of(finding: Finding) -> Owner:
     """The owner of a rule, by the chains that lead to it, the nearest first, and by its texts."""
-    if any("SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)):
+    if SYNPROXY.id in _present(finding.table) and any(
+        "SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)
+    ):
         return SYNPROXY
     for leakage in _LEAKAGES:
         if _any_word([finding.rule.text], leakage):
@@ -402,13 +404,28 @@ def _claimant(finding: Finding) -> Owner | None:
     """The program whose rules surround a rule in a chain whose name does not identify it."""
     if finding.table.filter == "nftables":
         return None
-    names = list(finding.table.chains)
-    texts = [rule.text for rules in finding.table.chains.values() for rule in rules]
+    present = _present(finding.table)
     for owner in OWNERS:
-        claimed = owner.claims.intersection((finding.chain, *finding.path))
-        if claimed and (_any_name(names, owner) or _any_word(texts, owner)):
+        if owner.id in present and not owner.claims.isdisjoint((finding.chain, *finding.path)):
             return owner
     return None
+
+
+def _present(table: Table) -> set[str]:
+    """The programs with rules in a table that claim built-in chains, and SYNPROXY."""
+    present = table.present
+    if not present:
+        rules = [rule for each in table.chains.values() for rule in each]
+        names, texts = list(table.chains), [rule.text for rule in rules]
+        present |= {
+            owner.id
+            for owner in OWNERS
+            if owner.claims and (_any_name(names, owner) or _any_word(texts, owner))
+        }
+        if any("SYNPROXY" in rule.target for rule in rules):
+            present.add(SYNPROXY.id)
+        present.add(PLAIN.id)
+    return present
 
 
 def _any_name(names: Iterable[str], owner: Owner) -> bool:

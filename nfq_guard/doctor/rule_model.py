@@ -222,6 +222,7 @@ class Table:
         chains: The rules of each chain, in order.
         bases: The base chains among them.
         own: Whether it is a table of ours.
+        present: The programs of which there are rules, for `owners`, once they were looked for.
         nft_family: Its family in nftables, such as `inet`; empty elsewhere.
     """
 
@@ -232,6 +233,7 @@ class Table:
     bases: Mapping[str, BaseChain] = field(default_factory=dict)
     own: bool = False
     nft_family: str = ""
+    present: set[str] = field(init=False, default_factory=set, compare=False, repr=False)
 
 
 def runs_before_conntrack(base: BaseChain) -> bool:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The doctor follows an INVALID segment through listings of iptables, and names owners."""
 
+import cProfile
+
 import pytest
 
 from nfq_guard.doctor import fate, foreign, nft_rules, path, removed
@@ -388,6 +390,27 @@ def test_chains_of_one_priority_have_no_order() -> None:
     later = nft_rules.Ruleset(nft([DROPPED], table="theirs", priority=1)).tables()
     check = fate_of(walk(deny, *later), "forward")
     assert "unless" not in check.what
+
+
+def test_the_work_grows_with_the_rules_and_not_faster() -> None:
+    """Nodes have tens of thousands of rules, and the daemon looks at them beside its packets."""
+
+    def calls(chains: int) -> int:
+        lines = [f":C{n} - [0:0]\n" for n in range(chains)]
+        lines += [f"-A FORWARD -s 10.{n >> 8}.{n & 255}.0/24 -j C{n}\n" for n in range(chains)]
+        lines += [
+            f"-A C{n} -p tcp --dport 80 -j ACCEPT\n-A C{n} -m state --state INVALID -j DROP\n"
+            for n in range(chains)
+        ]
+        tables = tables_of(FILTER.replace("FORWARD ACCEPT", "FORWARD DROP") + "".join(lines))
+        profile = cProfile.Profile(builtins=False)
+        with profile:
+            mets = list(path.walk(tables, 4))
+            assert list(fate.checks(mets, unnamed=mets))
+            list(foreign.checks(mets, unnamed=mets))
+        return sum(each.callcount for each in profile.getstats())
+
+    assert calls(400) < 12 * calls(50)
 
 
 def test_a_set_of_senders_of_invalid_packets() -> None:
