@@ -138,9 +138,9 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
     if pairs is not None:
         pairs = pairs if isinstance(pairs, list) else [pairs]
         event["distances"] = [str(pair).split(" ") for pair in pairs]
-    # The renderer omits null; systemd omits empty values.
+    # The renderer omits null; systemd omits empty values. Early daemons wrote no mark.
     for field in msgspec.structs.fields(PacketJudged):
-        if field.required:
+        if field.required and field.encode_name != "mark":
             event.setdefault(field.encode_name, "" if field.encode_name in {"in", "out"} else None)
     if event["status"] is None and event["direction"] is not None:
         event["status"] = []

@@ -19,6 +19,7 @@ from nfq_guard.report.page import page
 from nfq_guard.report.summary import Summary, add_event
 from nfq_guard.telemetry.eve import eve_octets
 from nfq_guard.telemetry.events import AllowedUnrecorded, PacketJudged, all_fields
+from nfq_guard.telemetry.journal import JournalRenderer
 from nfq_guard.telemetry.packet_event import packet_judged
 from nfq_guard.telemetry.reader import LINE_MAX_BYTES, EventReader
 from nfq_guard.whatif.events import recorded
@@ -148,6 +149,16 @@ def test_eve_json() -> None:
     (found,) = reader.read(io.BytesIO(b"\n".join(lines)))
     assert found.event.src == EVENT.src
     assert (reader.others, reader.unrecorded.allowed, reader.skipped) == (1, 5, 1)
+
+
+def test_a_journal_entry_without_a_mark() -> None:
+    rendered = JournalRenderer()(None, "", {"event": EVENT, "at": ""}).decode()
+    entry = {"__REALTIME_TIMESTAMP": "1767323045000000"}
+    entry |= dict(field.split("=", 1) for field in rendered.splitlines())
+    assert entry.pop("NFQ_MARK") == str(EVENT.mark)
+    reader = EventReader()
+    (found,) = reader.read(io.BytesIO(json.dumps(entry).encode() + b"\n"))
+    assert (found.event.mark, reader.skipped) == (0, 0)
 
 
 def test_a_last_line_without_an_end() -> None:
