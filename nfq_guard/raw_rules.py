@@ -50,7 +50,7 @@ _EXAMPLE: Final = {
 }
 
 MOST_RULES: Final = 256
-"""Rules that are told apart; the first one beyond stands for all that follow."""
+"""Rules that are distinguished; the next one represents all that follow."""
 
 
 class Field(IntEnum):

@@ -115,10 +115,10 @@ class Unrecorded(msgspec.Struct, kw_only=True):
     Attributes:
         suppressed: Packets without an event because of the limit on all events.
         kernel_dropped: Packets that the kernel dropped before they could be judged.
-        kernel_passed: Packets that passed unjudged, because more came than could be judged.
+        kernel_passed: Packets that passed unjudged, because more arrived than could be judged.
         offloaded: Packets that the kernel dropped by order of the policy then in force.
         allowed: Packets that the policy then in force allowed, without `log_allowed`.
-        lost_lines: Lines that the log did not take; each may stand for any number of packets.
+        lost_lines: Lines that the log lost; each may represent any number of packets.
     """
 
     suppressed: int = 0

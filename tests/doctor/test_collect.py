@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the programs of a host say, and that a program which fails is not passed over."""
+"""The output of a host's programs; a program that fails is reported."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""docs/owners.md is what the doctor says, and what it says is what the kernel does."""
+"""docs/owners.md matches the doctor's findings, and these match the kernel."""
 
 import json
 from collections.abc import Iterator, Sequence

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`doctor --plan`: each plan is carried out where its rules are loaded."""
+"""`doctor --plan`: each plan is carried out on a host with its rules."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the doctor says of random rule sets is what the kernel does with an INVALID packet."""
+"""The doctor's findings for random rule sets match the kernel's handling of an INVALID packet."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard rules` as an operator meets it."""
+"""`nfq-guard rules` as an operator uses it."""
 
 import json
 import shlex

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The jumps to our chain, as the kernel has them in the tables of legacy iptables."""
+"""The jumps to our chain in the kernel's tables of legacy iptables."""
 
 import os
 import pickle

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The guard with iptables takes nothing away from the rules of others."""
+"""The guard with iptables leaves other programs' rules unchanged."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Unfinished checksums are told from broken ones."""
+"""Unfinished checksums are distinguished from broken ones."""
 
 from pathlib import Path
 from typing import Any

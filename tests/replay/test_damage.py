@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Damaged captures are read as far as they can be, or refused by name. See also `make damage`."""
+"""Damaged captures are read as far as possible, or refused by name. See also `make damage`."""
 
 import itertools
 import random

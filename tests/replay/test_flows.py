@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`replay --flows`: what befell each TCP flow."""
+"""`replay --flows`: the history of each TCP flow."""
 
 import json
 from pathlib import Path

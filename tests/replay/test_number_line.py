@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Marks stay in their order and apart, whatever the numbers are."""
+"""Marks keep their order and stay apart for all numbers."""
 
 import itertools
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Frames that take the shortcut have the outcome that the general way gives them."""
+"""Frames that take the shortcut have the same outcome as on the general path."""
 
 import io
 import random

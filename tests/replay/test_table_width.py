@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of a replay on terminals that are narrower than it."""
+"""The table of a replay on narrower terminals."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Both sides of an address translation in one capture are one flow, whatever was translated how."""
+"""Both sides of any address translation in one capture are one flow."""
 
 import random
 import struct

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The totals of `report` over a recording are what the daemon counted live."""
+"""The totals of `report` over a recording equal the daemon's live counts."""
 
 from collections import Counter
 from collections.abc import Mapping

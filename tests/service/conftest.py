@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What tests of several parts of the service use."""
+"""Fixtures of several parts of the service."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sockets from the service manager, in a process of its own: they begin at descriptor 3."""
+"""Sockets from the service manager, which begin at descriptor 3, in a separate process."""
 
 import os
 import socket

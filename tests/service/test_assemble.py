@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is opened beside the queues, and that a step that fails undoes the steps before it."""
+"""Resources opened beside the queues; a step that fails undoes the earlier steps."""
 
 import functools
 import socket

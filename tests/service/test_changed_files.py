@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When a file of the configuration counts as changed."""
+"""The conditions under which a file of the configuration counts as changed."""
 
 from pathlib import Path
 

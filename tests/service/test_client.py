@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a client makes of daemons that answer, refuse, vanish or are not there."""
+"""A client whose daemon answers, refuses, vanishes or is absent."""
 
 import socket
 import threading

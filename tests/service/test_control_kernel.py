@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The commands that talk to a daemon, and the daemon, as an operator runs them."""
+"""The daemon, and the commands that contact it, as an operator runs them."""
 
 import json
 import socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""In which order a daemon begins and ends, whatever fails on the way, with fakes for its parts."""
+"""The order of a daemon's start and stop under any failure, with fakes for its parts."""
 
 import os
 import signal

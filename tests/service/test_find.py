@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which daemon a command speaks to: that of its own network namespace."""
+"""A command contacts the daemon of its own network namespace."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which flows are healed, within which limits, and when a heal is undone, at made-up times."""
+"""The selection and limits of heals, and when a heal is undone, with a simulated clock."""
 
 import errno
 from pathlib import Path

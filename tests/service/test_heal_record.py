@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The file of healed flows: what was written is read back, and nothing else is."""
+"""The file of healed flows: entries are read back, and nothing else is."""
 
 import os
 from pathlib import Path

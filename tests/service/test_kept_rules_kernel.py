@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rules that another program changes while a daemon keeps them, with the privilege of the unit."""
+"""Another program changes rules that a daemon maintains with the privileges of the unit."""
 
 import os
 import subprocess

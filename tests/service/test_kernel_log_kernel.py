@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The daemon with the kernel's log as its evidence: what it says, and what it leaves behind."""
+"""The daemon with the kernel's log as its evidence: its events, and the state it leaves."""
 
 import json
 import os

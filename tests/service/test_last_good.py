@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A start while the configuration has mistakes: with the last good one, if there is one."""
+"""Starting with a faulty configuration: the daemon uses the last good one, if it exists."""
 
 import os
 from collections.abc import Callable

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""An event that a fault may trigger at any rate is counted always and logged now and then."""
+"""An event that a fault may trigger at any rate is always counted and rarely logged."""
 
 import json
 import time

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Messages between the daemon and its workers: octets of any kind are taken or refused."""
+"""Messages between the daemon and its workers: arbitrary octets are accepted or refused."""
 
 from collections.abc import Iterator
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What metrics and /healthz say of a daemon."""
+"""The daemon's state in the metrics and in /healthz."""
 
 from dataclasses import replace
 from pathlib import Path

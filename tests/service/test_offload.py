@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Which flows are offloaded to the kernel, and when, at made-up times."""
+"""The selection and times of offloaded flows, with a simulated clock."""
 
 import errno
 from collections.abc import Sequence

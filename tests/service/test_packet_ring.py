@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The packets that are kept, and what is written of them."""
+"""The retained packets, and the files written from them."""
 
 from collections.abc import Callable
 from contextlib import closing

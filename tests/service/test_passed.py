@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Packets that passed because the queue was full, by counters that the test makes up."""
+"""Packets that passed because the queue was full, with simulated counters."""
 
 from collections.abc import Callable
 from pathlib import Path

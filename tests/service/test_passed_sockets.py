@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Sockets that systemd keeps, with a socket of the test in the place of systemd's."""
+"""Sockets that systemd stores; a socket of the test replaces systemd's."""
 
 import os
 import socket

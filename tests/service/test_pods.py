@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pods by address, from files as containerd and CRI-O have libcni write them."""
+"""Pods by address, from files that libcni writes under containerd and CRI-O."""
 
 import json
 import os

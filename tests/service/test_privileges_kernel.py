@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a daemon that root starts keeps of its privileges, and that this is enough."""
+"""A daemon started by root drops its privileges, and works with the remaining ones."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""When the rules before conntrack are read, and what is said of them."""
+"""When the rules before conntrack are read, and the events that follow."""
 
 import time
 from collections.abc import Iterator

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reloads run one at a time, in a thread, while further ones are requested."""
+"""Reloads run one at a time in a thread while others are requested."""
 
 import threading
 from collections.abc import Callable, Iterator

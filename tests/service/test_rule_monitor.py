@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is logged and reported of our rules, with rules made up by the test."""
+"""Events and status of our rules, with simulated rules."""
 
 import subprocess
 import sys

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard run` as an operator runs it, on real queues in namespaces of its own."""
+"""`nfq-guard run` as an operator runs it, on real queues in separate namespaces."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The path of the control socket: who gets it, who removes it, and where there is none."""
+"""The path of the control socket: its owner, its removal, and its absence."""
 
 import os
 import socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Workers that do not end, end in the middle of something, or send what nobody can read."""
+"""Workers that do not end, end during an operation, or send invalid messages."""
 
 import fcntl
 import os

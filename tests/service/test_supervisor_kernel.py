@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Several queues, one worker process each, in namespaces of their own."""
+"""Several queues, one worker process each, in separate namespaces."""
 
 import json
 import os

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the sandbox of the installed unit says about settings: a mistake, or none."""
+"""Settings that the sandbox of the installed unit does not permit are mistakes."""
 
 from contextlib import AbstractContextManager
 from pathlib import Path

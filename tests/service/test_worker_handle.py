@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the daemon knows of a worker: whether it lives, is silent, or is due to start."""
+"""The daemon's record of a worker: alive, silent, or due to start."""
 
 import os
 import signal

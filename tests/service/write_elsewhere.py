@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Gives privileges up as `nfq-guard run` does, tries what must not work, and prints what worked."""
+"""Drops privileges as `nfq-guard run` does, tries forbidden actions, and prints what worked."""
 
 import ctypes
 import errno

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A real systemd with the service installed on it, as `make install` does it."""
+"""A real systemd with the service installed by `make install`."""
 
 import contextlib
 import os

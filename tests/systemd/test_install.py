@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `make install` puts where, refuses, and takes away again, under a real systemd."""
+"""The files that `make install` writes, refuses and removes, under a real systemd."""
 
 import re
 from functools import partial

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What README says is so: its commands run, its outputs are what comes out."""
+"""README's commands run, and print the output that it shows."""
 
 import json
 import os

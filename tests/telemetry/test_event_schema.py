@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The schema that is committed takes every event, and refuses what is none."""
+"""The committed schema accepts every event, and refuses anything else."""
 
 import json
 from typing import Any

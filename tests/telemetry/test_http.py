@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The endpoint of the metrics, also with clients that do not behave."""
+"""The endpoint of the metrics, also with misbehaving clients."""
 
 import http.client
 import socket

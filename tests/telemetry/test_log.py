@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Several outputs at once: none delays or loses what is another's."""
+"""Several outputs at once: none delays another or loses its lines."""
 
 import os
 import socket

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Events read back, from files that anybody may have written."""
+"""Events read back from files that anyone may have written."""
 
 import io
 import json

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `whatif` says of a recording is what a policy on trial counted live."""
+"""The counts of `whatif` over a recording equal those of a policy on trial live."""
 
 import gzip
 import io
