@@ -112,7 +112,7 @@ compiled: unpack
 	$(COMPILED) -n 2 -m 'not kernel' --ignore tests/service/test_worker.py \
 		$$($(BIN)/python -m tests.support.modules tests)
 	$(COMPILED) -m kernel tests/nfqueue tests/service/test_worker_kernel.py tests/flows/test_bpf.py \
-		--deselect tests/flows/test_bpf.py::test_kernels_before_6_11_know_zone_0_alone
+		--deselect tests/flows/test_bpf.py::test_kernels_before_6_11_know_zone_0_alone $(MORE)
 
 fuzz: fuzz-inputs fuzz-decode ## fuzz the replay of captures too, coverage-guided, for FUZZ_SECONDS (300)
 	@$(BIN)/python -c 'import atheris' 2>/dev/null \

@@ -49,7 +49,9 @@ def run_in(
         there = shlex.quote(f".{path}")
         steps.append(f"mkdir -p {there}; mount --bind {shlex.quote(str(path))} {there}")
     inner = shlex.join(["chroot", ".", "sh", "-euc", f"cd {shlex.quote(workdir)}; {command}"])
-    script = "\n".join([f"cd {shlex.quote(str(root))}", *steps, f"exec {inner}"])
+    # `ip netns exec` wants a root that is a mount point.
+    there = shlex.quote(str(root))
+    script = "\n".join([f"mount --bind {there} {there}; cd {there}", *steps, f"exec {inner}"])
     with log.open("ab") as out:
         done = subprocess.run(
             ["unshare", "--mount", "--propagation", "private", "sh", "-euc", script],
