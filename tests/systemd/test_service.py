@@ -208,7 +208,7 @@ def test_settings_that_need_a_drop_in(guest: Guest) -> None:
     try:
         assert fetched(guest, "/metrics", 9478).startswith("200")
         unread = event(guest, guest.show("MainPID"), "pods_unread")
-        assert (unread["NFQ_FILES"], "no JSON" in unread["NFQ_PROBLEM"]) == ("1", True)
+        assert (unread["NFQ_FILES"], "not JSON" in unread["NFQ_PROBLEM"]) == ("1", True)
     finally:
         guest.sh(
             f"rm -r {drop_ins}/metrics.conf {drop_ins}/pods.conf /var/lib/cni; "
