@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Checksums of transport and IPv4 headers."""
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from nfq_guard.wire.checksum import (
     checksum_ok,
     checksum_unfinished,
     header_checksum_ok,
+    right_once_finished,
 )
 from tests.support.octets import V4, V6, octets_of, read
 
@@ -116,3 +119,18 @@ def test_checksum_of_any_size(size: int) -> None:
     assert checksum_ok(read(octets), octets) is True
     broken = octets[:-1] + bytes([octets[-1] ^ 1])
     assert checksum_ok(read(broken), broken) is False
+
+
+@pytest.mark.parametrize("outer", [V4, V6], ids=["IPv4", "IPv6"])
+def test_outer_checksum_that_waits_for_the_inner_one(outer: Scapy) -> None:
+    """As Linux leaves a tunnel's datagram: right once the NIC has finished the inner segment."""
+    inner = octets_of(IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / b"abc")
+    done = octets_of(outer / UDP(dport=4789) / Raw(bytes(8) + inner))
+    inside = len(done) - len(inner) + 20
+    pseudo = sum(struct.unpack("!6H", inner[12:20] + struct.pack("!HH", 6, len(inner) - 20)))
+    field = (pseudo & 0xFFFF) + (pseudo >> 16)
+    octets = done[: inside + 16] + field.to_bytes(2) + done[inside + 18 :]
+    packet = read(octets)
+    assert checksum_ok(packet, octets) is False
+    assert right_once_finished(packet, octets, inside, field)
+    assert not right_once_finished(packet, octets, inside, field ^ 1)
