@@ -44,7 +44,9 @@ class Guest:
         """What a shell script prints inside, both streams."""
         done = _run(*self._enter, "bash", "-c", f"exec 2>&1; {script}", timeout_s=timeout_s)
         if check and done.returncode:
-            pytest.fail(f"{script}: exit {done.returncode}: {done.stdout}{done.stderr}")
+            journal = "journalctl -u 'nfq-guard*' --no-pager -n 40"
+            told = _run(*self._enter, "bash", "-c", journal, timeout_s=60).stdout
+            pytest.fail(f"{script}: exit {done.returncode}: {done.stdout}{done.stderr}{told}")
         return done.stdout
 
     def show(self, prop: str, unit: str = "nfq-guard") -> str:
