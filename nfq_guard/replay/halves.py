@@ -11,7 +11,7 @@ from typing import Final, final
 
 from nfq_guard.conntrack.entry import Key, reverse
 from nfq_guard.replay.copies import shares_end
-from nfq_guard.seqno import Seq, add
+from nfq_guard.seqno import add
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 
 _MOST: Final = 65_536
@@ -32,7 +32,7 @@ class Halves:
         # By both directions: the numbers that made them likely to be one flow.
         self._likely: dict[tuple[Key, Key], int] = {}
         # By the number that acknowledges the SYN; None if SYNs of two flows have that number.
-        self._opening: dict[Seq, Key | None] = {}
+        self._opening: dict[int, Key | None] = {}
 
     def opening_of(self, segment: Segment, key: Key) -> Key | None:
         """The direction of the only SYN that a SYN+ACK answers; None if there is none.
@@ -47,13 +47,7 @@ class Halves:
         if flags == SYN | ACK:
             return self._opening.get(segment.ack)
         if flags == SYN and segment.seq > _LEAST_NUMBER:
-            number = add(segment.seq, 1)
-            if self._opening.get(number, key) != key:
-                self._opening[number] = None
-            else:
-                self._opening[number] = key
-            if len(self._opening) > self._most:
-                del self._opening[next(iter(self._opening))]
+            self._remember(self._opening, add(segment.seq, 1), key)
         return None
 
     def half_of(self, segment: Segment, key: Key) -> Key | None:
@@ -69,13 +63,7 @@ class Halves:
         seq, ack = segment.seq, segment.ack
         if seq <= _LEAST_NUMBER or ack <= _LEAST_NUMBER:
             return None
-        awaited = ack << 32 | segment.end
-        if self._awaiting.get(awaited, key) != key:
-            self._awaiting[awaited] = None
-        else:
-            self._awaiting[awaited] = key
-        if len(self._awaiting) > self._most:
-            del self._awaiting[next(iter(self._awaiting))]
+        self._remember(self._awaiting, ack << 32 | segment.end, key)
         numbers = seq << 32 | ack
         other = self._awaiting.get(numbers)
         if other is None or other == key:
@@ -87,3 +75,9 @@ class Halves:
         if len(self._likely) > self._most:
             self._likely.clear()
         return None
+
+    def _remember(self, sought: dict[int, Key | None], numbers: int, key: Key) -> None:
+        """Have `numbers` lead to `key`, or to None if they lead to another direction already."""
+        sought[numbers] = key if sought.get(numbers, key) == key else None
+        if len(sought) > self._most:
+            del sought[next(iter(sought))]

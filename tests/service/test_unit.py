@@ -119,7 +119,7 @@ def test_a_file(properties: dict[str, str], file: str, keys: list[str]) -> None:
         ({}, "/dev/null", True),
         ({}, "/var/log/x", False),
         ({}, "/tmp/x", False),  # noqa: S108 - a name, no file
-        ({"ProtectSystem": "no"}, "/root/x", False),
+        ({"ProtectSystem": "no"}, "/home/x", False),
         ({"ProtectSystem": "no", "ProtectHome": "read-only"}, "/home/x", True),
         ({"ProtectSystem": "no", "InaccessiblePaths": "-/srv/a /srv/b"}, "/srv/b/x", False),
         ({"ProtectSystem": "no", "TemporaryFileSystem": "/srv:ro"}, "/srv/x", False),
@@ -143,7 +143,7 @@ def test_outputs_of_the_log_that_are_no_files() -> None:
     [
         ("shadow", "/etc/nfq-guard/trial.toml", True),
         ("shadow", "preset:strict", True),
-        ("shadow", "/root/trial.toml", False),
+        ("shadow", "/home/trial.toml", False),
         ("pods_dir", "/var/lib/cni/results", True),
         ("pods_dir", "/home/cni/results", False),
     ],

@@ -388,7 +388,7 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
         assert said.splitlines()[-1] == "2"
         said = check("IPAddressAllow=10.0.0.0/8\nReadWritePaths=-/var/lib/node_exporter")
         assert said.splitlines()[-1] == "0"
-        guest.configure('pods_dir = "/var/lib/cni/results"\nlog = "/root/log"')
+        guest.configure('pods_dir = "/var/lib/cni/results"\nlog = "/home/log"')
         said = check("ProtectSystem=no")
         assert "daemon.log: expected" in said
         guest.configure('pods_dir = "/var/lib/cni/results"')
