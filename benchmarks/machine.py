@@ -108,11 +108,13 @@ def pin(pid: int, cpu: int) -> None:
 
 def softirq_threads() -> list[int]:
     """Pids of the kernel's ksoftirqd threads, which run deferred softirqs."""
-    return [
-        int(path.parent.name)
-        for path in Path("/proc").glob("[0-9]*/comm")
-        if path.read_text(encoding="utf-8").startswith("ksoftirqd/")
-    ]
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        # Any other process may end between the two calls.
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if path.read_text(encoding="utf-8").startswith("ksoftirqd/"):
+                found.append(int(path.parent.name))
+    return found
 
 
 def softirq_seconds() -> float:

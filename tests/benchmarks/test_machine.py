@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: MIT
+"""What the benches read of the machine while its processes come and go."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from benchmarks import machine
+
+
+def test_a_process_may_end_before_its_name_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no thread for softirqs, and those are found all the same."""
+    expected = machine.softirq_threads()
+    child = subprocess.Popen(["sleep", "60"])
+    read = Path.read_text
+
+    def after_its_end(path: Path, encoding: str) -> str:
+        if path == Path(f"/proc/{child.pid}/comm"):
+            child.kill()
+            child.wait()
+        return read(path, encoding)
+
+    monkeypatch.setattr(Path, "read_text", after_its_end)
+    assert machine.softirq_threads() == expected
+    assert child.returncode is not None
