@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
+from nfq_guard.netlink.owner import is_kept
 from nfq_guard.nfqueue.counters import QueueCounters
 
 
@@ -27,6 +28,13 @@ def queue(
         return
     if ours:
         yield ok("queue.owner", f"queue {number} is ours: {owner}")
+    elif is_kept(owner):
+        yield note(
+            "queue.owner",
+            f"queue {number} is kept by {owner} for the next start of a service, and no process "
+            "serves it",
+            "start the guard, or check its service with `systemctl status nfq-guard`",
+        )
     elif owner.startswith("unknown"):
         yield note(
             "queue.owner",

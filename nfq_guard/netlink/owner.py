@@ -32,9 +32,11 @@ def process_of(port_id: int) -> str:
     """The process that holds the netfilter socket of a port id, for example `suricata (pid 711)`.
 
     A port id is often, but not always, a process id. The socket's inode is searched among the open
-    files of all processes whose files are visible.
+    files of all processes whose files are visible. systemd is named only if it alone holds the
+    socket: it keeps sockets for services (sd_pid_notify_with_fds(3)), and uses none itself.
     """
     inode = _inode(port_id)
+    keeper = ""
     if inode:
         wanted = f"socket:[{inode}]"
         for process in Path("/proc").iterdir():
@@ -43,8 +45,16 @@ def process_of(port_id: int) -> str:
                     name = (process / "comm").read_text(encoding="utf-8", errors="replace").strip()
                 except OSError:
                     continue
-                return f"{name} (pid {process.name})"
-    return _remembered.get(inode, UNKNOWN)
+                found = f"{name} (pid {process.name})"
+                if not is_kept(found):
+                    return found
+                keeper = found
+    return keeper or _remembered.get(inode, UNKNOWN)
+
+
+def is_kept(owner: str) -> bool:
+    """Whether an owner, formatted by `process_of`, is systemd: no process uses the socket."""
+    return owner.startswith("systemd (pid ")
 
 
 def is_socket_of(fd: int, port_id: int) -> bool:

@@ -18,7 +18,7 @@ from nfq_guard.firewall import (
     RuleCounters,
     RulesSpec,
 )
-from nfq_guard.netlink.owner import process_of
+from nfq_guard.netlink.owner import is_kept, process_of
 from nfq_guard.nfqueue import counters
 from nfq_guard.service.settings import Settings
 
@@ -100,9 +100,14 @@ def firewall_of(settings: Settings) -> Firewall:
 
 
 def _served_by_others(ours: range) -> dict[int, str]:
-    """Queues of this network namespace besides ours, and the process that serves each."""
-    return {
+    """Queues of this network namespace besides ours, and the process that serves each.
+
+    Without those that systemd keeps for the next start of a service, such as ours when `queue` has
+    changed.
+    """
+    others = {
         queue: process_of(state.port_id)
         for queue, state in counters.all_queues().items()
         if queue not in ours
     }
+    return {queue: owner for queue, owner in others.items() if not is_kept(owner)}

@@ -268,6 +268,7 @@ def test_the_owner_of_the_queue() -> None:
     assert status("suricata (pid 711)") is Status.PROBLEM
     assert status("nfq-guard (pid 711)", ours=True) is Status.OK
     assert status("unknown process") is Status.NOTE
+    assert status("systemd (pid 1)") is Status.NOTE
     assert next(iter(queue.queue(0, None, "", ours=False))).status is Status.NOTE
 
 

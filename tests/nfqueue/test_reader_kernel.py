@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from nfq_guard.errors import BusyError, UnavailableError
 from nfq_guard.flow import Hook
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.lab.pace import limit
+from nfq_guard.netlink.owner import process_of
 from nfq_guard.nfqueue import counters
 from nfq_guard.nfqueue import reader as reader_module
 from nfq_guard.nfqueue.reader import QueueReader
@@ -54,6 +56,26 @@ def test_every_packet_once_in_order(namespace: Make) -> None:
         assert kernel_line(inside).waiting == 0
         assert udp.received() == [one - 1 for one in seen if one % 2]
         assert reader.verdict_errors == 0
+
+
+def test_the_owner_is_who_uses_the_queue(namespace: Make) -> None:
+    """systemd, which keeps sockets of services, is it only while nobody else holds this one."""
+    inside = namespace("q")
+    name = Path("/proc/self/comm")
+    before = name.read_text()
+    with bound(inside) as (reader, _):
+        try:
+            # This process, which stands before its child in /proc.
+            name.write_text("systemd")
+            with subprocess.Popen(["sleep", "60"], pass_fds=[reader.fileno()]) as child:
+                with inside.entered():
+                    port = counters.all_queues()[QUEUE].port_id
+                    assert process_of(port) == f"sleep (pid {child.pid})"
+                child.kill()
+            with inside.entered():
+                assert process_of(port) == f"systemd (pid {os.getpid()})"
+        finally:
+            name.write_text(before)
 
 
 # Sends without a pause, in a process of its own: binding holds the lock of the interpreter.

@@ -672,6 +672,15 @@ def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
     guest.sh("systemctl restart nfq-guard")
     guest.until(lambda: guest.sh(f"cat {_QUEUED}").split()[::9] == ["6"], "the old one is let go")
     assert int(guest.show("NFileDescriptorStore")) == kept
+    # The rules to the old queue, which systemd has kept, are replaced before the daemon starts.
+    journal = f"journalctl -o cat _SYSTEMD_INVOCATION_ID={guest.show('InvocationID')}"
+    assert "queue=6" in (said := guest.sh(journal))
+    assert "rules" not in said
+    # systemd has the socket too, and the daemon is its owner.
+    lines = guest.sh("nfq-guard doctor --format json", check=False).splitlines()
+    checks = [json.loads(line) for line in lines]
+    found = [check["status"] for check in checks if check["id"] == "queue.owner"]
+    assert found == ["ok"]
 
 
 def test_stop_leaves_nothing_behind(guest: Guest) -> None:
