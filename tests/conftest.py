@@ -69,6 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     A test of the kernel has the time that this machine needs.
     """
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
     for item in items:
         if not _is_measured(item):
             item.add_marker("no_cover")

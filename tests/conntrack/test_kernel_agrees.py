@@ -51,6 +51,7 @@ def described(failures: list[Failure]) -> str:
 
 
 @pytest.mark.kernel
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_random_flows(seed: int) -> None:
     """Three seeds of two chunks each: 60,000 packets and more, under six sets of sysctls."""
@@ -64,6 +65,7 @@ def test_random_flows(seed: int) -> None:
 
 
 @pytest.mark.kernel
+@pytest.mark.long
 def test_random_flows_over_a_line() -> None:
     """As the kernels in emulated machines are fuzzed: what differs is found, and nothing else."""
     here, there = Pipe()

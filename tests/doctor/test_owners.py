@@ -24,6 +24,7 @@ pytestmark = pytest.mark.kernel
 SRC, DST = bytes((192, 0, 2, 1)), bytes((198, 51, 100, 1))
 
 
+@pytest.mark.long
 def test_the_page_is_the_doctors_output() -> None:
     assert owners.PAGE.read_text(encoding="utf-8") == owners.page()
 

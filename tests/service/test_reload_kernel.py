@@ -13,7 +13,12 @@ import pytest
 from nfq_guard.lab.netns import Namespace
 from tests.support.queue import PORT, QUEUE, Datagrams, GuardProcess, kernel_line, wait_for
 
-pytestmark = [pytest.mark.kernel, pytest.mark.no_cover, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.kernel,
+    pytest.mark.long,
+    pytest.mark.no_cover,
+    pytest.mark.timeout(600),
+]
 Make = Callable[[str], Namespace]
 
 RELOADS = 2000

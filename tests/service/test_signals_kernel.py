@@ -48,6 +48,7 @@ def _no_core_files() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_to_a_worker(namespace: Make, tmp_path: Path) -> None:
     """It is replaced, or goes on; the daemon and the other workers stay, and end cleanly."""
@@ -121,6 +122,7 @@ def test_to_a_daemon_that_goes_on(namespace: Make, tmp_path: Path) -> None:
     supervised.udp.close()
 
 
+@pytest.mark.long
 def test_to_a_daemon_that_was_stopped_for_long(namespace: Make, tmp_path: Path) -> None:
     """As by Ctrl-Z: the silence of workers while it did not listen is not held against them."""
     supervised = Supervised(namespace("sig"), tmp_path)
@@ -141,6 +143,7 @@ def test_to_a_daemon_that_was_stopped_for_long(namespace: Make, tmp_path: Path) 
 
 
 @pytest.mark.no_cover  # a daemon for each signal
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_to_a_daemon_that_ends(namespace: Make, tmp_path: Path) -> None:
     """Each of the others ends it at once; its workers see that, and unbind their queues."""
