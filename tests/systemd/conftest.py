@@ -21,27 +21,27 @@ _TREE: Final = _HERE.parent.parent
 WHEELS: Final = _TREE / "build" / "wheels"
 _PYTHON: Final = "/usr/bin/python3"
 _CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
-# Set where this machine exists only for these tests, and has the service installed.
+# Variable that is set where this host exists only for these tests and has the service installed.
 _THIS_MACHINE: Final = "NFQ_GUARD_TEST_ON_THIS_MACHINE"
-# The root of another release of Debian, whose systemd is to be booted.
+# The root whose systemd is booted: that of this host, or of another release of Debian.
 _ROOT: Final = Path(os.environ.get("NFQ_GUARD_TEST_ROOT") or "/")
 _CLEAN: Final = ("env", "-i", "PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8")
 
 
 class Guest:
-    """A booted systemd: in namespaces of its own, or that of this machine.
+    """A booted systemd: in namespaces of its own, or that of this host.
 
     Attributes:
-        init: Its process id, seen from outside.
+        init: Its process id, as seen from this host.
     """
 
     def __init__(self, *enter: str, init: int = 1) -> None:
-        """Take the command before each command that is to be run inside."""
+        """Take the words that make a command run inside."""
         self.init = init
         self._enter = enter
 
     def sh(self, script: str, *, check: bool = True, timeout_s: float = 60) -> str:
-        """What a shell script prints inside, both streams."""
+        """Run a shell script inside; returns its output, standard error included."""
         done = _run(*self._enter, "bash", "-c", f"exec 2>&1; {script}", timeout_s=timeout_s)
         if check and done.returncode:
             journal = "journalctl -u 'nfq-guard*' --no-pager -n 40"
@@ -50,16 +50,16 @@ class Guest:
         return done.stdout
 
     def show(self, prop: str, unit: str = "nfq-guard") -> str:
-        """One property of a unit."""
+        """The value of a property of a unit."""
         return self.sh(f"systemctl show --value -p {prop} {unit}").strip()
 
     def install(self, before: str = "", *variables: str, check: bool = True) -> str:
-        """What `make install` does, with the wheels that were built before.
+        """Run what `make install` runs, with the wheels built earlier; returns its output.
 
         Args:
-            before: Commands before it, whose mounts end with it.
-            variables: Further ones of its environment.
-            check: Whether the test fails if it does.
+            before: Commands to run first, in the same mount namespace.
+            variables: Further environment variables, `NAME=value`.
+            check: Whether the test fails if the installation does.
         """
         words = " ".join((f"PYTHON={_PYTHON}", f"WHEELS={WHEELS}", *variables))
         script = f"{before}\n{words} {_TREE}/systemd/install.sh install"
@@ -68,11 +68,11 @@ class Guest:
         )
 
     def configure(self, daemon: str, policy: str = 'include = "preset:default"') -> None:
-        """Write the configuration file: lines for its two tables."""
+        """Write the configuration file, with these lines in its two tables."""
         self.sh(f"cat >{_CONFIG} <<'END'\n[daemon]\n{daemon}\n[policy]\n{policy}\nEND")
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 15) -> None:
-        """Wait for `condition`; it fails the test by `what` when it never holds."""
+        """Wait until `condition` holds; fails the test, naming `what`, when it never does."""
         limit_s = limit(timeout_s)
         deadline = time.monotonic() + limit_s
         while not condition():
@@ -109,7 +109,7 @@ def _impossible() -> str | None:
 
 @contextlib.contextmanager
 def boot(*, install: bool = True) -> Iterator[Guest]:
-    """A guest until the end of `with`: with the service installed and running, or without it."""
+    """Boot a guest until the end of `with`; `install` says whether it runs the service."""
     reason = _impossible()
     if reason is not None:
         cannot_run(reason)
@@ -130,7 +130,7 @@ def boot(*, install: bool = True) -> Iterator[Guest]:
 
 @pytest.fixture(scope="session")
 def booted() -> Iterator[Guest]:
-    """The guest, booted once or this machine, with the service installed and running."""
+    """This host, or a guest booted once, with the service installed and running."""
     if os.environ.get(_THIS_MACHINE):
         machine = Guest(*_CLEAN)
         machine.sh("systemctl enable --now nfq-guard")
@@ -142,7 +142,7 @@ def booted() -> Iterator[Guest]:
 
 @pytest.fixture
 def guest(booted: Guest) -> Guest:
-    """The guest with the service freshly started, in dry-run and fail mode open."""
+    """The guest with the service freshly started, in mode dry-run and fail mode open."""
     booted.configure('mode = "dry-run"')
     booted.sh("systemctl reset-failed nfq-guard; systemctl restart nfq-guard")
     return booted

@@ -27,7 +27,7 @@ def package() -> Path:
 
 @pytest.fixture(scope="module")
 def older(package: Path) -> Path:
-    """The same with a lower version, another configuration file and a module that is gone since."""
+    """The package at a lower version, with another configuration and a module since removed."""
     folder = _BUILD / "older"
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["dpkg-deb", "-R", package, folder], check=True)
@@ -44,7 +44,7 @@ def older(package: Path) -> Path:
 @pytest.fixture
 def machine() -> Iterator[Guest]:
     with boot(install=False) as guest:
-        # An image for containers has one that forbids packages to start services.
+        # That of a container image keeps packages from starting services.
         guest.sh("rm -f /usr/sbin/policy-rc.d")
         yield guest
 
@@ -88,7 +88,7 @@ def test_install_upgrade_remove_and_purge(machine: Guest, package: Path, older: 
     assert said == "nfq-guard: the lab needs the package scapy (pip install 'nfq-guard[lab]')\n"
     process = machine.show("MainPID")
 
-    # The operator's configuration is kept, and in force with the new version.
+    # An upgrade keeps the operator's configuration, and the new version uses it.
     machine.sh(f"sed -i 's/dry-run\"/enforce\"/' {_CONFIG}; systemctl reload nfq-guard")
     machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
     assert machine.show("ActiveState") == "active"
@@ -98,7 +98,7 @@ def test_install_upgrade_remove_and_purge(machine: Guest, package: Path, older: 
     assert rules(machine) > 0
     machine.sh("! find /usr/lib/nfq-guard -name '*gone*' | grep .")
 
-    # Over a broken configuration: the service starts with the last one that it took.
+    # With a faulty file the service starts with the last good configuration.
     machine.sh(f"echo broken >>{_CONFIG}")
     machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
     assert machine.show("ActiveState") == "active"
@@ -127,7 +127,7 @@ def test_it_is_not_installed_over_make_install(machine: Guest, package: Path) ->
     assert "please run 'make uninstall' first" in said
     assert machine.show("MainPID") == process
     assert not machine.sh("ls -d /usr/lib/nfq-guard 2>/dev/null || true")
-    # And the other way round.
+    # Nor does `make install` replace the package.
     tree = Path(__file__).parents[2]
     machine.sh(f"{tree}/systemd/install.sh uninstall", timeout_s=120)
     machine.sh(f"{_DPKG} -i {package}", timeout_s=120)

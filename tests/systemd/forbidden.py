@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Tries what the service must not be able to do; run in its sandbox, prints what worked as JSON."""
+"""Run in the service's sandbox: attempts what must fail there, and prints what worked, as JSON."""
 
 import ctypes
 import json
@@ -85,7 +85,7 @@ FORBIDDEN: dict[str, Callable[[], object]] = {
     "the clock": lambda: _call(_LIBC.settimeofday(struct.pack("=qq", 0, 0), None)),
     "the host name": lambda: socket.sethostname("forbidden"),
 }
-# What shows that the attempts above fail for want of a right, and not of anything else.
+# These work, which shows that the attempts above fail for lack of permission alone.
 ALLOWED: dict[str, Callable[[], object]] = {
     "netlink": lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12).close(),
     "a unix socket": lambda: socket.socket(socket.AF_UNIX).close(),

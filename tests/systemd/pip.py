@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The wheels, installed by pip and by pipx where there is no compiler (`make releases`)."""
+"""The wheels, installed by pip and by pipx on a host without a compiler (`make releases`)."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import pytest
 from tests.systemd.conftest import WHEELS, Guest, boot
 
 _COMPILERS: Final = "gcc cc clang c++"
-# Debian's wheel of pip is for pipx, which wants the newest.
+# pipx installs the newest pip that it finds; the second folder has Debian's wheel of it.
 _OFFLINE: Final = f"--no-index --find-links {WHEELS} --find-links /usr/share/python-wheels"
 
 pytestmark = pytest.mark.kernel
@@ -25,7 +25,7 @@ def machine() -> Iterator[Guest]:
 
 
 def works(guest: Guest, program: str) -> None:
-    """What a new user tries first, of the command and of its machine code."""
+    """Run the commands that a new user tries first."""
     assert guest.sh(f"{program} -V").startswith("nfq-guard ")
     findings = guest.sh(f"{program} doctor; test $? -le 1")
     assert re.search(r"\bbpf\b", findings), findings

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Runs a trial of the lab whose guard is an instance of the installed unit; prints what came of it.
+"""Runs a trial of the lab whose guard is an instance of the installed unit, and prints the result.
 
-Run inside the machine that has the service, as root: `python -m tests.systemd.saved`. It prints the
-outcome and the evidence by which the packets were judged.
+Run as root on a host with the service: `python -m tests.systemd.saved SCENARIO`. Prints the
+outcome, the packets dropped and the evidence that packets were judged by.
 """
 
 import json
@@ -26,12 +26,12 @@ control_socket = "/run/nfq-guard/{name}/control.sock"
 
 
 class Instance(Guard):
-    """`nfq-guard@NAMESPACE.service`, enforcing."""
+    """`nfq-guard@NAMESPACE.service` in mode enforce."""
 
     def __init__(
         self, router: Namespace, mitigation: Mitigation, directory: Path, policy: str = ""
     ) -> None:
-        """Start the unit, which is ready when systemctl returns."""
+        """Start the unit; it is ready when systemctl returns."""
         del mitigation, directory
         self._router = router
         self._status: dict[str, Any] = {}
@@ -41,13 +41,13 @@ class Instance(Guard):
         subprocess.run(["systemctl", "start", self._unit], check=True)
 
     def wait_until_ready(self) -> None:
-        """It is."""
+        """Do nothing: it was ready when it was made."""
 
     def close(self) -> None:
         """Stop the unit, after which `report` is available."""
         if not self._file.exists():
             return
-        # As installed, not as the tests import it.
+        # The installed package, not the tree that the tests import.
         words = ("env", "-u", "PYTHONPATH", "nfq-guard", "status", "--format", "json")
         socket = f"/run/nfq-guard/{self._router.name}/control.sock"
         self._status = json.loads(self._router.run(*words, "--socket", socket).stdout)
@@ -55,13 +55,13 @@ class Instance(Guard):
         self._file.unlink()
 
     def report(self) -> Report:
-        """Its counters when it was stopped."""
+        """The counters just before the unit was stopped."""
         queued = sum(queue["packets"] for queue in self._status["queues"])
         return Report(queued, self._status["actions"].get("drop", 0), ())
 
     @property
     def evidence(self) -> str:
-        """By what it judged."""
+        """The evidence that its packets were judged by."""
         return str(self._status["evidence"])
 
 

@@ -12,7 +12,7 @@ from tests.systemd.conftest import Guest
 
 pytestmark = [
     pytest.mark.kernel,
-    # Not on the machine of test_service.py, whose tests take the longest of all without a break.
+    # Apart from the group of test_service.py, which takes longer than any other.
     pytest.mark.xdist_group("installed"),
     pytest.mark.timeout(limit(180)),
 ]
@@ -55,7 +55,7 @@ def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
 
 
 def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
-    """And a second install keeps that configuration."""
+    """A second installation uses that configuration."""
     installer = Path(__file__).parent.parent.parent / "systemd" / "install.sh"
     guest.configure('mode = "dry-run"\nqueue = 5')
     guest.sh(f"{installer} uninstall")

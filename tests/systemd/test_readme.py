@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""README's commands run, and print the output that it shows."""
+"""README's commands work, and print the output that README shows."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.kernel
 def test_every_command_runs(guest: Guest, recorded: Path) -> None:
-    """On a host where the service is installed, in the order of the file."""
+    """On a host with the service installed, in the order of the file."""
     copied = {"capture.pcap": "/tmp", "events.jsonl": "/var/log/nfq-guard"}  # noqa: S108 - the guest's own
     for name, folder in copied.items():
         octets = (recorded / name).read_bytes().hex()
@@ -119,7 +119,7 @@ def test_install_is_what_the_service_tests_install() -> None:
 
 
 def test_the_matrix_is_what_the_lab_expects() -> None:
-    """The lab's own tests hold these expectations against what happens."""
+    """The tests of the lab compare these expectations with real trials."""
     expected = {
         (name, mitigation.value, family): expectation.outcome.value
         for name, scenario in SCENARIOS.items()
@@ -149,7 +149,7 @@ def test_the_policy_is_one(tmp_path: Path) -> None:
 
 
 def test_performance_is_that_of_the_newest_results() -> None:
-    """And of nothing else: `python -m benchmarks.readme` writes the section."""
+    """`python -m benchmarks.readme` writes the section."""
     folder = readme.newest()
     record = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert readme.section(record, folder) in _README

@@ -24,7 +24,7 @@ pytestmark = [
 # CAP_NET_ADMIN by its number.
 CAPABILITIES = 1 << 12
 PINS = "/sys/fs/bpf/nfq-guard"
-# The best evidence that this kernel offers.
+# The best evidence that the running kernel offers.
 EVIDENCE: Final = (
     "bpf" if [int(part) for part in platform.release().split(".")[:2]] >= [5, 18] else "kernel-log"
 )
@@ -35,21 +35,21 @@ RULES: Final = 4
 
 
 def rules(guest: Guest) -> int:
-    """How many of our rules hand packets to the queue."""
-    # The programs warn where there are legacy tables too.
+    """The number of rules that queue packets, in iptables-nft."""
+    # The programs warn if there are legacy tables too.
     saved = "cat <(iptables-save) <(ip6tables-save) 2>/dev/null"
     return int(guest.sh(f"{saved} | grep -c NFQUEUE", check=False).split()[-1])
 
 
 def journal(guest: Guest, pid: str) -> list[dict[str, str]]:
-    """The events of one run of the daemon, with their fields as the journal keeps them."""
+    """The events that the process logged, with their fields as the journal stores them."""
     text = guest.sh(f"journalctl _PID={pid} --no-pager -o json")
     found = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return [one for one in found if "NFQ_EVENT" in one]
 
 
 def event(guest: Guest, pid: str, name: str) -> dict[str, str]:
-    """The first event of that name; the test fails if it never comes."""
+    """The first event of that name; fails the test if none arrives."""
 
     def found() -> dict[str, str] | None:
         return next((one for one in journal(guest, pid) if one["NFQ_EVENT"] == name), None)
@@ -83,10 +83,10 @@ def test_own_user_with_one_capability(guest: Guest) -> None:
 
 
 def test_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
-    """A program in the place of the daemon, with all that the unit gives it."""
+    """A program runs in place of the daemon, with the unit's privileges and sandbox."""
     unit = "/run/systemd/system/nfq-guard-forbidden.service"
     tried = Path(forbidden.__file__).read_text(encoding="ascii")
-    # What the mode of /run keeps from the service is no merit of the sandbox.
+    # Permissions of /run must not hide what only the sandbox forbids.
     guest.sh(
         f"chmod 1777 /run; cat >/run/forbidden.py <<'END'\n{tried}\nEND\n"
         f"sed -e '/^Exec/d; s/^Type=.*/Type=oneshot/; /^WatchdogSec/d; /^Restart=/d' "
@@ -113,7 +113,7 @@ def test_exposure_and_syntax(guest: Guest) -> None:
 
 
 def test_its_group_reads_the_counters_of_the_queues(guest: Guest) -> None:
-    """Instead of a place in group root; and only while it runs."""
+    """Its group owns the file while the service runs; the daemon is not in group root."""
     file = "/proc/net/netfilter/nfnetlink_queue"
     groups = guest.sh(f"grep Groups: /proc/{guest.show('MainPID')}/status").split()[1:]
     assert groups in ([], [guest.sh("id -g nfq-guard").strip()])
@@ -123,7 +123,7 @@ def test_its_group_reads_the_counters_of_the_queues(guest: Guest) -> None:
 
 
 def fetched(guest: Guest, path: str, port: int = 9477) -> str:
-    """The status of a response, or the class of the error, and its text."""
+    """The HTTP status and the body of a response, or the class of the error."""
     code = (
         "import sys, urllib.request as r\n"
         f"try: a = r.urlopen('http://127.0.0.1:{port}{path}')\n"
@@ -135,13 +135,13 @@ def fetched(guest: Guest, path: str, port: int = 9477) -> str:
 
 
 def test_metrics_by_default(guest: Guest) -> None:
-    """On loopback, by a socket of systemd; the daemon opens none, and none starts the daemon."""
+    """A socket unit listens on loopback: the daemon opens no socket, and no request starts it."""
     assert fetched(guest, "/healthz") == "200 ok"
     assert fetched(guest, "/").startswith("404")
     text = fetched(guest, "/metrics")
     assert text.startswith("200")
     assert 'nfq_guard_packets_total{queue="0"}' in text
-    # Absent until the first check of the rules has ended, which the start does not wait for.
+    # Absent until the first check of the rules has ended, for which the start does not wait.
     in_place = "nfq_guard_rules_in_place 1.0"
     guest.until(lambda: in_place in fetched(guest, "/metrics"), "the rules are checked")
     families = guest.show("RestrictAddressFamilies")
@@ -156,13 +156,13 @@ def test_metrics_by_default(guest: Guest) -> None:
 
 
 def test_metrics_after_many_restarts(guest: Guest) -> None:
-    """By default, systemd refuses a unit its sixth start within ten seconds."""
+    """By default, systemd refuses to start a unit a sixth time within ten seconds."""
     guest.sh("for each in 1 2 3 4 5 6 7; do systemctl restart nfq-guard; done")
     assert fetched(guest, "/healthz") == "200 ok"
 
 
 def test_a_journal_that_is_gone(guest: Guest) -> None:
-    """It delays no packet; events are there again once it is."""
+    """No packet is delayed, and the events of that time are in the journal once it returns."""
     guest.configure('mode = "dry-run"\nlog_interval_s = 0\nlog_allowed = true')
     guest.sh("systemctl restart nfq-guard")
     units = "systemd-journald{,-dev-log,-audit}.socket systemd-journald.service"
@@ -191,7 +191,7 @@ def test_a_journal_that_is_gone(guest: Guest) -> None:
 
 
 def test_settings_that_need_a_drop_in(guest: Guest) -> None:
-    """The files of the container runtime are root's. What is wrong with one takes reading it."""
+    """The files of the container runtime belong to root; the mistake shows that one was read."""
     results = "/var/lib/cni/results"
     guest.sh(f"install -d -m 700 {results}; install -m 600 /dev/null {results}/net-left-eth0")
     listen = 'metrics_listen = "127.0.0.1:9478"'
@@ -217,12 +217,12 @@ def test_settings_that_need_a_drop_in(guest: Guest) -> None:
 
 
 def pins(guest: Guest, instance: str = "nfq-guard") -> list[str]:
-    """Names of what is pinned for an instance."""
+    """The names of an instance's pins."""
     return guest.sh(f"ls {PINS}/{instance} 2>/dev/null", check=False).split()
 
 
 def evidence(guest: Guest, socket: str = "/run/nfq-guard/control.sock") -> str:
-    """What `nfq-guard status` says."""
+    """The evidence that `nfq-guard status` reports."""
     found: str = json.loads(guest.sh(f"nfq-guard status --format json --socket {socket}"))[
         "evidence"
     ]
@@ -230,7 +230,7 @@ def evidence(guest: Guest, socket: str = "/run/nfq-guard/control.sock") -> str:
 
 
 def note(guest: Guest) -> str:
-    """The note of the running daemon on its evidence."""
+    """The first note in the log of the running daemon: that on its evidence."""
     pid = guest.show("MainPID")
     return event(guest, pid, "note")["MESSAGE"]
 
@@ -274,7 +274,7 @@ def test_an_old_pin_is_replaced(guest: Guest) -> None:
     ],
 )
 def test_a_pin_that_may_not_be_used_is_named(guest: Guest, before_start: str, words: str) -> None:
-    """And the next evidence is used."""
+    """The daemon uses the next best evidence."""
     (name,) = pins(guest)
     pin = f"{PINS}/nfq-guard/{name}"
     command = before_start.format(pin=pin, old=f"{PINS}/nfq-guard/{'0' * 16}-0")
@@ -300,13 +300,13 @@ _LOG: Final = {
 
 
 def log_sysctls(guest: Guest) -> dict[str, str]:
-    """The sysctls of conntrack's log."""
+    """The values of the sysctls of conntrack's log."""
     paths = " ".join(f"/proc/sys/net/netfilter/{name}" for name in _LOG)
     return dict(zip(_LOG, guest.sh(f"cat {paths}").split(), strict=True))
 
 
 def test_the_kernels_log_as_evidence(guest: Guest) -> None:
-    """Root turns it on before the start, also after a crash; a stop restores the sysctls."""
+    """Root turns the log on before each start, also after a crash; a stop restores the sysctls."""
     guest.sh("systemctl stop nfq-guard")
     before = log_sysctls(guest)
     assert before["nf_conntrack_log_invalid"] == "0"
@@ -368,7 +368,7 @@ def test_reload_takes_the_mode_and_names_settings_that_take_a_restart(guest: Gue
 
 
 def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
-    """As the unit is with its drop-ins."""
+    """The drop-ins of the unit count."""
     drop_in = "/run/systemd/system/nfq-guard.service.d"
 
     def check(more: str) -> str:
@@ -402,7 +402,7 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
 
 
 def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
-    """And without one the file is checked."""
+    """Without one, the file is checked before the daemon gets a signal."""
     for path in ("/run/nfq-guard/another.sock", ""):
         guest.configure(f'control_socket = "{path}"')
         guest.sh("systemctl restart nfq-guard")
@@ -427,7 +427,7 @@ def test_the_rules_follow_a_mode_that_is_reloaded(guest: Guest) -> None:
 
 
 def test_legacy_rules_follow_a_mode(guest: Guest) -> None:
-    """The daemon may not change them: root does, by a reload or `mode`, and the daemon stays."""
+    """The daemon may not change them: `reload` and `mode` do, as root, without a restart."""
 
     def configure(mode: str) -> None:
         lines = (f'mode = "{mode}"', 'fail_mode = "kernel-drop"', 'backend = "legacy"')
@@ -461,7 +461,7 @@ def test_legacy_rules_follow_a_mode(guest: Guest) -> None:
 
 
 def test_a_restart_carries_on_with_the_last_good_configuration(guest: Guest) -> None:
-    """The file got a mistake: that is said, and the host stays guarded."""
+    """The mistake in the file is reported, and the host stays guarded."""
     guest.configure('mode = "enforce"\nfail_mode = "closed"\nqueue = 3')
     guest.sh("systemctl restart nfq-guard")
     guest.configure('mode = "enforce"\nqueue = 4\nnonsense = 1')
@@ -504,7 +504,7 @@ def test_a_daemon_that_is_killed_is_restarted(guest: Guest) -> None:
 
 
 def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest) -> None:
-    """The start after a kill leaves out what makes rules and pins, unless they would be wrong."""
+    """After a kill, the start reuses rules and pins, and makes them anew where they are wrong."""
 
     def kill(script: str) -> None:
         guest.until(lambda: guest.show("ActiveState") == "active", "the service is up")
@@ -521,17 +521,17 @@ def test_what_a_killed_daemon_left_is_taken_only_where_it_is_right(guest: Guest)
     # The rules are gone.
     kill("iptables -t mangle -F; ip6tables -t mangle -F")
     guest.until(right, "the rules are back")
-    # The configuration is another, which the daemon has not taken.
+    # The configuration has changed since the daemon loaded it.
     kill("echo >>/etc/nfq-guard/nfq-guard.toml; rmdir /run/nfq-guard/crashed 2>/dev/null")
     guest.until(right, "rules and daemon after a changed file")
-    # What the daemon's user puts in the place of the directory is not followed.
+    # A link that the daemon's user made in place of the directory is not followed.
     kill("ln -s /etc/nfq-guard /run/nfq-guard/crashed")
     guest.until(right, "rules and daemon beside a link")
     assert guest.sh("ls /etc/nfq-guard/nfq-guard.toml; rm /run/nfq-guard/crashed")
 
 
 def test_a_flushed_ruleset_is_put_back(guest: Guest) -> None:
-    """By the daemon itself, with its one capability and in its sandbox."""
+    """By the daemon itself, in its sandbox and with CAP_NET_ADMIN alone."""
     guest.configure('mode = "enforce"\nfail_mode = "closed"')
     guest.sh("systemctl restart nfq-guard")
     pid = guest.show("MainPID")
@@ -567,7 +567,7 @@ def test_a_daemon_that_cannot_put_rules_back_is_restarted(guest: Guest) -> None:
 
 
 def test_a_flush_of_legacy_rules_is_noticed(guest: Guest) -> None:
-    """The sandboxed daemon cannot use iptables-legacy, and ends where its rules are gone."""
+    """The sandboxed daemon cannot run iptables-legacy: it ends, and root installs them anew."""
 
     def legacy() -> int:
         return int(guest.sh("iptables-legacy-save | grep -c NFQUEUE", check=False))
@@ -590,7 +590,7 @@ def test_a_flush_of_legacy_rules_is_noticed(guest: Guest) -> None:
 
 
 def test_rules_beside_those_of_others_in_legacy_tables(guest: Guest) -> None:
-    """Root chooses legacy; the daemon, which cannot read it, must not install them again."""
+    """Root chooses legacy; the daemon, which cannot read it, must not install others."""
     others = "iptables-legacy -t mangle -A FORWARD -j ACCEPT"
     guest.sh(f"systemctl stop nfq-guard; {others}; systemctl start nfq-guard")
     try:
@@ -602,7 +602,7 @@ def test_rules_beside_those_of_others_in_legacy_tables(guest: Guest) -> None:
 
 
 def test_rules_of_legacy_iptables_before_conntrack(guest: Guest) -> None:
-    """Root reads them at the start; the daemon sees whether they are as they were."""
+    """Root reads them at the start; the daemon notices that they have changed since."""
     raw = "iptables-legacy -t raw"
     guest.configure("verify_rules_s = 1")
     guest.sh(
@@ -623,7 +623,7 @@ def test_rules_of_legacy_iptables_before_conntrack(guest: Guest) -> None:
 
 
 def test_rules_stay_over_a_restart(guest: Guest) -> None:
-    """In closed and kernel-drop packets that the policy drops would pass in between."""
+    """In fail modes closed and kernel-drop, packets that the policy drops would pass meanwhile."""
     guest.configure('mode = "enforce"\nfail_mode = "closed"')
     guest.sh("systemctl restart nfq-guard")
     before = guest.sh("iptables -t mangle -S")
@@ -637,7 +637,7 @@ _QUEUED: Final = "/proc/net/netfilter/nfnetlink_queue"
 
 
 def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
-    """In closed the queue stays bound over a restart and a kill, and no longer than that."""
+    """In fail mode closed the queue stays bound over a restart and a kill, not over a stop."""
 
     def judged(count: int) -> bool:
         status = json.loads(guest.sh("nfq-guard status --format json", check=False))
@@ -645,7 +645,7 @@ def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
 
     def again(script: str) -> None:
         guest.sh("systemctl reset-failed nfq-guard")
-        # Packets that come while no daemon is there, each of which is one of ours.
+        # Send packets while no daemon runs.
         guest.sh(f"{script}; python3 -c '{_STRAYS}' 30000")
         guest.until(lambda: guest.show("ActiveState") == "active", "ready again")
         guest.until(lambda: judged(5), "the packets are judged")
@@ -661,7 +661,7 @@ def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
     guest.sh("systemctl stop nfq-guard")
     assert guest.sh(f"cat {_QUEUED}") == ""
     guest.sh("systemctl start nfq-guard")
-    # Where they pass while nobody has bound the queue, nobody has.
+    # In fail mode open the queue is not kept.
     guest.configure('mode = "enforce"\nfail_mode = "open"', 'default = "log"')
     guest.sh("systemctl restart nfq-guard")
     guest.until(lambda: int(guest.show("NFileDescriptorStore")) == kept - 1, "the queue is let go")
@@ -684,7 +684,7 @@ def test_packets_wait_for_the_next_daemon(guest: Guest) -> None:
 
 
 def test_stop_leaves_nothing_behind(guest: Guest) -> None:
-    """No rule, no pin, no process, no socket, and no right on a file of /proc."""
+    """No rule, no pin, no process and no socket."""
     guest.sh("systemctl stop nfq-guard")
     assert rules(guest) == 0
     assert guest.show("Result") == "success"
@@ -695,7 +695,7 @@ def test_stop_leaves_nothing_behind(guest: Guest) -> None:
 
 
 def test_as_installed_it_saves_a_connection(guest: Guest) -> None:
-    """By an instance in the namespace of the lab's node, and by the evidence of this host."""
+    """The guard is an instance in the namespace of the lab's node."""
     tree = Path(__file__).parent.parent.parent
     path = os.environ.get("PYTHONPATH", "")
     words = f"PYTHONPATH={path} {sys.executable} -m tests.systemd.saved kube-proxy-dnat"
@@ -706,7 +706,7 @@ def test_as_installed_it_saves_a_connection(guest: Guest) -> None:
 
 @pytest.mark.parametrize("fail_mode", ["open", "closed", "kernel-drop"])
 def test_rules_after_a_kill(guest: Guest, fail_mode: str) -> None:
-    """They stay: those of the fail mode open let all packets pass, and the restart is at once."""
+    """They stay: in fail mode open they let all packets pass, and a restart follows at once."""
     guest.configure(f'mode = "enforce"\nfail_mode = "{fail_mode}"')
     guest.sh(
         "mkdir -p /run/systemd/system/nfq-guard.service.d; "
@@ -726,7 +726,7 @@ def test_rules_after_a_kill(guest: Guest, fail_mode: str) -> None:
 
 
 def test_wrong_configuration_is_not_tried_again(guest: Guest) -> None:
-    """Without a configuration that was good before."""
+    """There is no last good configuration to start with."""
     guest.configure("mode = 7")
     guest.sh("systemctl stop nfq-guard; rm /var/lib/nfq-guard/last-good.json")
     guest.sh("systemctl start nfq-guard", check=False)
@@ -763,7 +763,7 @@ def test_an_instance_serves_a_namespace(guest: Guest) -> None:
         guest.sh("systemctl stop nfq-guard@blue; ip netns del blue; rm /etc/nfq-guard/blue.toml")
 
 
-# Five RSTs of no flow, which conntrack calls INVALID, from ports from the given one on.
+# Sends five RSTs without a flow, which conntrack calls INVALID, from consecutive ports.
 _STRAYS: Final = """
 import socket, struct, sys
 out = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
@@ -776,7 +776,7 @@ _EVENTS: Final = "/var/log/nfq-guard/events.jsonl"
 
 @pytest.mark.parametrize("queues", ["", r'\nqueues = "0-1"'], ids=["one", "two"])
 def test_the_first_day_as_installed(guest: Guest, queues: str) -> None:
-    """The shipped dry-run: packets in a file that is rotated, all else in the journal."""
+    """With the shipped configuration, packets are logged to a file, all else to the journal."""
     logrotate = "logrotate -f /etc/logrotate.d/nfq-guard"
     shipped = Path(__file__).parent.parent.parent / "systemd" / "nfq-guard.toml"
     guest.sh(

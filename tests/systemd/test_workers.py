@@ -23,7 +23,7 @@ def status(guest: Guest) -> dict[str, Any]:
 
 
 def serving(guest: Guest) -> list[int]:
-    """The workers, once all serve."""
+    """The pids of the workers, once every queue is served."""
 
     def all_serve() -> bool:
         return all(queue["state"] == "serving" for queue in status(guest)["queues"])
@@ -47,7 +47,7 @@ def test_workers_of_several_queues(guest: Guest) -> None:
     assert status(guest)["evidence"] == "bpf"
     held = set()
     for pid in after:
-        # Without the capabilities to load a program, each worker has opened a pin of its own.
+        # The workers may not load a program: each has opened a pin of its own.
         opened = guest.sh(f"ls -l /proc/{pid}/fd")
         assert opened.count("anon_inode:bpf-prog") == 1
         held |= set(re.findall(r"/[0-9a-f]{16}-(\d+)$", opened, re.MULTILINE))
@@ -61,7 +61,7 @@ def test_workers_of_several_queues(guest: Guest) -> None:
 
 
 def test_rules_are_looked_at_from_within_the_sandbox(guest: Guest) -> None:
-    """Or, where the sandbox does not let it, the daemon says so once."""
+    """Where the sandbox forbids it, the status says why."""
     guest.until(lambda: status(guest)["rules"]["state"] != "not checked yet", "a look")
     rules = status(guest)["rules"]
     assert rules["state"] in {"as configured", "not checked"}
