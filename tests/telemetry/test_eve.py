@@ -19,7 +19,7 @@ from tests.support.event_examples import examples
 from tests.support.judgments import judgment, snapshot
 from tests.support.packets import A4, A6, B4, B6, icmp, udp
 
-# Suricata refuses fields that it does not know: these are the ones that we share, by their types.
+# The fields that our events share with Suricata's, by type; its schema refuses others.
 SHARED: Final[dict[str, type]] = {
     "timestamp": str,
     "event_type": str,
@@ -51,7 +51,7 @@ TIME: Final = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d+[+\-]\d+")
 
 
 def fits(found: dict[str, Any]) -> bool:
-    """Whether names and types are Suricata's, but for our object."""
+    """Whether all names and types are Suricata's, except for our own object."""
     own = found.pop("nfq_guard")
     drop = found.get("drop", {})
     return (

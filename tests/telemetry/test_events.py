@@ -108,7 +108,7 @@ def test_packet_judged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("direction", [0, 1])
 def test_the_window_of_a_flow(direction: int) -> None:
-    """By role, so that no reader needs the direction; only where the reason is the window."""
+    """Fields by role, so that a reader does not need the direction; for window reasons alone."""
     one = Peer(Seq(10), Seq(11), 12, Seq(13), 0, 0)
     other = Peer(Seq(20), Seq(21), 22, Seq(23), 0, 0)
     flow = snapshot()
@@ -129,7 +129,7 @@ def test_the_clock_of_a_segment() -> None:
 
 
 def test_pods_of_both_ends() -> None:
-    """An end without one has no field, and an event without any is as it was."""
+    """An end that is no pod has no field, and an event without pods stays the same."""
     judged = judgment(packet=segment(src=CLIENT, dst=SERVER))
     plain = event_of(packet=segment(src=CLIENT, dst=SERVER))
     cart, shop = Pod("shop", "cart-0", "c0"), Pod("shop", "front-1", "f1")
@@ -146,7 +146,7 @@ def test_pods_of_both_ends() -> None:
 
 
 def test_failed_lookup_leaves_no_evidence() -> None:
-    """The event says `none`, not where lookups go; `lookup_error` is there only then."""
+    """The evidence is `none`; only an event whose lookup failed has `lookup_error`."""
     event = event_of(flow=None, reason=Reason.UNSUPPORTED, lookup_error=errno.EINVAL)
     assert (event.evidence, event.lookup_error) == (Evidence.NONE, "EINVAL")
     assert all_fields(event)["lookup_error"] == "EINVAL"
@@ -274,7 +274,7 @@ def test_every_class_of_event_is_listed() -> None:
         subclasses = classes.pop().__subclasses__()
         classes += subclasses
         found += [one for one in subclasses if one.__module__ == "nfq_guard.telemetry.events"]
-    # By default the tag is the name of the class: then it only holds fields for others.
+    # A class whose tag is its own name, the default, only has fields for its subclasses.
     assert {event for event in found if name_of(event) != event.__name__} == set(EVENTS)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The endpoint of the metrics, also with misbehaving clients."""
+"""The metrics endpoint, also with misbehaving clients."""
 
 import http.client
 import socket
@@ -14,7 +14,7 @@ from tests.support.observed import observed
 
 
 class Served:
-    """A server of one queue, with its clock in the hands of the test."""
+    """A server with the metrics of one queue, whose clock the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -97,7 +97,7 @@ def test_one_rendering_serves_all_scrapes(served: Served) -> None:
 
 
 def test_clients_that_say_nothing_never_keep_others_out(served: Served) -> None:
-    """The one that has been there longest makes room."""
+    """The oldest connection is closed to make room."""
     idle = [served.connect() for _ in range(CONNECTIONS_MAX + 5)]
     assert served.get("/healthz")[0] == 200
     gone = [client for client in idle[:6] if client.recv(1) == b""]

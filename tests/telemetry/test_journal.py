@@ -78,7 +78,7 @@ def test_each_event_has_a_message_id_of_its_own() -> None:
 
 
 def test_the_catalogue_is_one(tmp_path: Path) -> None:
-    """Journalctl compiles it, and has a text for each event."""
+    """`journalctl` compiles it, and finds a text for each event."""
     folder = tmp_path / "usr/lib/systemd/catalog"
     folder.mkdir(parents=True)
     (tmp_path / "var/lib/systemd/catalog").mkdir(parents=True)

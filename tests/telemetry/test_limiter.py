@@ -26,7 +26,7 @@ def shown(folds: list[Fold]) -> list[tuple[Judgment, int]]:
 
 
 def beyond(distance: int) -> Judgment:
-    """A packet that is so far beyond its bound."""
+    """A packet `distance` octets beyond its bound."""
     made = judgment()
     made.finding = Finding(Reason.SEQ_OVER, Breach(Reason.SEQ_OVER, seq(9), seq(1), distance))
     return made
@@ -161,7 +161,7 @@ def test_table_is_bounded_and_nothing_is_lost() -> None:
 
 
 def test_forged_flows_cannot_fill_the_log() -> None:
-    """Each has a first packet; events beyond the limit of a second are counted."""
+    """Each flow has a first packet; events beyond the limit per second are only counted."""
     limits = limiter(events_per_s=10)
     events = [limits.take(judgment(segment(port)), 0.5) for port in range(1000)]
     assert sum(len(one) for one in events) == 10

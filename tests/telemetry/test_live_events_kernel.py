@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The events of live daemons: each fits its schema, and no output of the log delays a packet."""
+"""The events of live daemons: each matches its schema, and no output of the log delays a packet."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def idle(namespace: Namespace) -> bool:
 
 
 def test_every_event_of_a_run_fits_the_schema(inside: Namespace, tmp_path: Path) -> None:
-    """Packets, a reload, a refused one, counters and the end; in EVE JSON the same events."""
+    """Packets, reloads, one of them refused, counters and the stop; the same events in EVE JSON."""
     eve = tmp_path / "eve"
     config = configured(
         tmp_path / "c", 'log_format = "eve"', f'log = ["-", "{eve}"]', "log_interval_s = 1"
@@ -140,7 +140,7 @@ def test_a_full_disk_delays_nothing_and_the_log_comes_back(
 
 
 def test_a_pipe_that_nobody_reads_keeps_the_newest(inside: Namespace, tmp_path: Path) -> None:
-    """The oldest lines are lost, counted, and said at most once a minute; then it goes on."""
+    """The oldest lines are lost and counted, and the loss is logged at most once a minute."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     config = configured(
@@ -179,6 +179,6 @@ def test_a_pipe_that_nobody_reads_keeps_the_newest(inside: Namespace, tmp_path: 
     assert 0 < len(judged) < 3000
     lost = sum(one["lines"] for one in guard.events("log_lines_dropped"))
     assert len(guard.events()) - len(told) == lost
-    # What the pipe holds came before the loss, and what the ring holds after it.
+    # The pipe holds the lines from before the loss, and the ring those from after it.
     assert judged[0] == guard.events("packet_judged")[0]
     assert judged[-1] == newest

@@ -101,13 +101,13 @@ def test_a_lost_line_is_logged_at_most_once_a_minute(tmp_path: Path) -> None:
     assert len(told()) == 3
     log.log_lost(122, ending=True)
     assert len(told()) == 4
-    # What the last event itself displaced is not in it.
+    # The last event does not count the lines that it displaced itself.
     assert log.dropped - 1 <= sum(told()) <= log.dropped
     log.close(122)
 
 
 def test_no_output_takes_lines(tmp_path: Path) -> None:
-    """What is lost is said once one takes lines again."""
+    """The loss is logged once an output takes lines again."""
     (tmp_path / "log").symlink_to("/dev/full")
     sink = LineSink(tmp_path / "log", ring_bytes=RING)
     log = EventLog(sink)
@@ -118,7 +118,7 @@ def test_no_output_takes_lines(tmp_path: Path) -> None:
     log.log_lost(now)
     assert sink.errors
     (tmp_path / "log").unlink()
-    log.push(now + 10)  # finds another file by the name
+    log.push(now + 10)  # finds that the path leads to another file
     log.push(now + 20)
     log.log_lost(now + 20)
     log.push(now + 30)

@@ -22,7 +22,7 @@ INFOS = {metric.name: metric.labels for metric in metric_table.INFOS}
 
 
 def whole() -> Exposition:
-    """Of a daemon that has every part."""
+    """The exposition of a daemon that has every part."""
     stats = Stats()
     stats.count([judgment()])
     stats.queue_us.add(5, 1)
@@ -42,7 +42,7 @@ def _order(label: tuple[str, str]) -> int:
 
 
 def samples(exposition: Exposition) -> dict[tuple[str, ...], float]:
-    """Values by name and values of labels, the queue first and the end of a class last."""
+    """Values by name and label values: the queue first, the bound of a bucket last."""
     return {
         (
             sample.name.removeprefix(PREFIX),
@@ -73,7 +73,7 @@ def test_all_series_exist_from_the_start() -> None:
 
 
 def test_what_the_daemon_does_not_have_has_no_series() -> None:
-    """Neither a zero of an offload that is off, nor the wait of packets without a time."""
+    """No zero for an offload that is off, and no wait of packets that carry no time."""
     names = {name for name, *_ in samples(Exposition(observed(Stats())))}
     parts = {metric.full_name for metric in METRICS if metric.part is not None}
     assert not names & {name.removeprefix(PREFIX) for name in parts}
@@ -104,7 +104,7 @@ def test_promtool_finds_nothing() -> None:
 
 
 def test_rules_have_a_bound() -> None:
-    """A policy of thousands of rules, or thousands of policies, make a bounded number of series."""
+    """Thousands of rules, or of policies, make a bounded number of series."""
     stats = Stats()
     for number in range(1000):
         stats.count([judgment(decision=Decision(Action.DROP, f"rule {number}"))])
@@ -115,7 +115,7 @@ def test_rules_have_a_bound() -> None:
 
 
 def test_rules_of_the_policy_exist_from_the_start() -> None:
-    """Also beside many rules of policies before it."""
+    """Even after policies with many rules."""
     stats = Stats()
     for number in range(300):
         stats.count([judgment(decision=Decision(Action.DROP, f"rule {number}"))])
@@ -166,7 +166,7 @@ def test_latencies_are_in_seconds() -> None:
 
 
 def test_the_numbers_of_a_worker_are_added_to_those_of_the_one_before() -> None:
-    """As JSON carries them between processes."""
+    """They pass between the processes as JSON."""
     before, now, both = Stats(), Stats(), Stats()
     for stats, times in ((before, 2), (now, 3)):
         stats.count([judgment()] * times)
@@ -194,7 +194,7 @@ def test_several_workers_are_in_one_exposition() -> None:
 def test_a_queue_without_a_worker_has_no_process() -> None:
     exposition = Exposition(observed(Stats(), parts=frozenset({Part.WORKERS})))
     (queue,) = exposition.observed.queues
-    for pid in (0, 1 << 22):  # none, and one that has ended
+    for pid in (0, 1 << 22):  # no process, and a pid that no process has
         exposition.observed = exposition.observed._replace(queues=(queue._replace(pid=pid),))
         assert ("worker_open_fds", "7") not in samples(exposition)
 
@@ -205,7 +205,7 @@ def test_textfile(tmp_path: Path) -> None:
 
 
 def test_failed_write_of_the_file_is_reported_once(tmp_path: Path) -> None:
-    """And again after a success; after `close` nothing is written."""
+    """A failure after a success is reported again; after `close` nothing is written."""
     told: list[str] = []
     path = tmp_path / "there" / "guard.prom"
     file = MetricsFile(Exposition(observed()), path, told.append)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Events read back from files that anyone may have written."""
+"""Events read back from untrusted files."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def line(**changes: object) -> bytes:
 
 
 def read(octets: bytes) -> tuple[list[int], EventReader]:
-    """The numbers of lines that are events."""
+    """The line numbers of the events, and the reader."""
     reader = EventReader()
     return [found.line for found in reader.read(io.BytesIO(octets))], reader
 
@@ -175,7 +175,7 @@ def test_a_line_that_is_too_long_is_one_line(size: int) -> None:
 
 
 class Endless(io.RawIOBase):
-    """One line of many bytes, none of which is kept."""
+    """A file of one line with many bytes, generated as it is read."""
 
     def __init__(self, size: int) -> None:
         self._left = size
@@ -214,7 +214,7 @@ def test_a_line_of_500_megabytes_takes_no_memory() -> None:
     )
 )
 def test_no_value_raises(changes: dict[str, object]) -> None:
-    """Neither in the reader nor in anything that takes what it reads."""
+    """Neither the reader nor any consumer of its events raises."""
     reader = EventReader()
     summary = Summary()
     trial = Trial([compile_policy(default_model())])

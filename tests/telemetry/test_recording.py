@@ -48,7 +48,7 @@ def test_two_writers_share_the_bound(tmp_path: Path) -> None:
 
 
 def test_a_truncated_file_has_room_again(tmp_path: Path) -> None:
-    """As `copytruncate` of logrotate leaves it."""
+    """As logrotate's `copytruncate` leaves it."""
     file = tmp_path / "events.jsonl"
     recording = Recording(file, 100)
     recording.write_packets(b"a" * 90, 1)
