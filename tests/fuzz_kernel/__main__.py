@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 """Long differential runs: `python -m tests.fuzz_kernel --packets 1000000 --seed 1`.
 
-With `--protocol`, packets of SCTP or GRE, or fragments, in place of TCP flows; what differs is
-printed then.
+With `--protocol`, it sends packets of SCTP or GRE, or fragments, in place of TCP flows, and prints
+the differences.
 
-With `--machine`, the kernel is that of an emulated machine (`tests.kernels`), which is given the
+With `--machine`, the kernel is that of an emulated machine (`tests.kernels`), which gets the
 results at the end.
 
-Ends with status 1 when anything differed; each such flow, as short as it could be made, is written
-to a trace file that the regression test takes up.
+Exit status 1 when anything differed; each such flow, shrunk, is written to a trace file, which the
+regression test then includes.
 """
 
 import argparse
@@ -38,22 +38,24 @@ from tests.support.live import LiveConntrack
 
 _TRACES: Final = Path(__file__).parents[1] / "conntrack" / "traces"
 _GIVE_UP_AFTER: Final = 20
-# Each has sysctls of its own, so a short run has several short ones.
+# Each chunk has its own sysctls, so a short run has several short chunks.
 _CHUNKS_AT_LEAST: Final = 8
 
 
 def main() -> int:
-    """Run chunks until enough packets were compared."""
+    """Run chunks until enough packets are compared."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_kernel", description=__doc__)
-    parser.add_argument("--packets", type=int, default=1_000_000, help="how many, in all")
+    parser.add_argument("--packets", type=int, default=1_000_000, help="number of packets in all")
     parser.add_argument("--protocol", choices=("tcp", *SUBJECTS, "fragments"), default="tcp")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--first-chunk", type=int, default=0, help="where to take a run up again")
-    parser.add_argument("--state", type=Path, help="file that remembers how far the run got")
-    parser.add_argument("--traces", type=Path, default=_TRACES, help="where failing flows go")
-    parser.add_argument("--machine", type=int, help="file descriptor of the line to a machine")
+    parser.add_argument("--first-chunk", type=int, default=0, help="chunk to resume a run at")
+    parser.add_argument("--state", type=Path, help="file that keeps the progress of the run")
+    parser.add_argument("--traces", type=Path, default=_TRACES, help="directory for failing flows")
+    parser.add_argument(
+        "--machine", type=int, help="file descriptor of the connection to a machine"
+    )
     args = parser.parse_args()
-    # So that the namespace of the chunk is removed on the way out.
+    # An exception, so that the namespace of the chunk is removed.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     if args.protocol != "tcp":
         return _fuzz_others(args.protocol, args.packets, args.seed)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Random packets of SCTP and GRE, at the edges of what conntrack knows of their flow."""
+"""Random packets of SCTP and GRE, drawn by what conntrack knows about their flow."""
 
 import random
 import struct
@@ -13,7 +13,7 @@ from tests.support.sctp import chunk, init, sctp_body
 SCTP_PORTS: Final = (5000, 2905)
 _TAGS: Final = (0, 1, 2, 0x11111111, 0x80000000, 0xFFFFFFFF)
 _TYPES: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 64, 130, 192, 193)
-# What an association that goes well has next, by its state: direction and types of chunk.
+# What a well-behaved association sends next, by its state: direction and chunk types.
 _NEXT: Final[dict[SctpState, tuple[tuple[int, tuple[int, ...]], ...]]] = {
     SctpState.NONE: (((0, (1,)),) * 3 + ((0, (4,)),)),
     SctpState.CLOSED: ((1, (2,)), (0, (1,)), (1, (1,)), (0, (2,))),
@@ -35,7 +35,7 @@ class BodyStep:
     """One packet of a flow.
 
     Attributes:
-        direction: 0 the original way, 1 the other.
+        direction: 0 original, 1 reply.
         body: What follows the IP header.
     """
 
@@ -50,7 +50,7 @@ Draw = Callable[[random.Random, Association | None, float], BodyStep]
 
 
 def sctp_step(rng: random.Random, known: Association | None, chaos: float) -> BodyStep:
-    """The next SCTP packet of a flow, of which `known` is what conntrack knows by now."""
+    """The next SCTP packet of a flow; `known` is what conntrack knows about it."""
     association = known or Association()
     direction, kinds = rng.choice(_NEXT[SctpState(association.state)])
     if rng.random() < chaos:
@@ -105,7 +105,7 @@ class Subject:
     """A protocol to fuzz.
 
     Attributes:
-        proto: Its number.
+        proto: Its IP protocol number.
         draw: Makes the next packet of a flow.
     """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Chunks of random flows through both trackers; what differs is cut down to its shortest trace.
+"""Sends chunks of random flows through both trackers, and shrinks each flow on which they differ.
 
-A chunk is a namespace of its own with its own sysctls and follows from the seed and its number
-alone, so that a run can be broken off and taken up again at any chunk.
+A chunk has its own namespace and sysctls, and follows from the seed and its number alone, so that a
+run can be interrupted and resumed at any chunk.
 """
 
 import platform
@@ -33,7 +33,7 @@ _CHAOS: Final = (0.03, 0.15, 0.4, 0.8)
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What a trace was run under."""
+    """The IP version and sysctls that a trace was run with."""
 
     family: int
     sysctls: Sysctls
@@ -41,7 +41,7 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A flow that the two trackers saw differently, as short as it could be made."""
+    """A flow on which the two trackers differ, shrunk."""
 
     conditions: Conditions
     steps: tuple[Step, ...]
@@ -50,15 +50,15 @@ class Failure:
 
 @dataclass(slots=True)
 class Tally:
-    """What a run went through.
+    """The counts of a run.
 
     Attributes:
         packets: Segments sent.
-        flows: Flows begun.
-        ctstates: How often each place in `CTSTATES` was answered.
-        causes: How often each reason or ignored case was; None counts those that passed.
+        flows: Flows started.
+        ctstates: Segments by the index of their ctstate in `CTSTATES`.
+        causes: Segments by reason or ignored case; None for those that passed.
         windows: Whether the windows were compared too.
-        failures: Flows that differed.
+        failures: Flows on which the trackers differ.
     """
 
     packets: int = 0
@@ -79,7 +79,7 @@ class _Flow:
 
 
 def conditions_of(rng: random.Random, kernel: KernelRules = RUNNING_KERNEL) -> Conditions:
-    """Mostly the defaults, every sysctl that `kernel` has often enough."""
+    """Draw conditions: mostly the defaults, and sometimes each sysctl that `kernel` has."""
     return Conditions(
         IPV6 if rng.random() < 0.25 else IPV4,
         Sysctls(
@@ -100,7 +100,7 @@ def run_chunk(
     conntrack: Callable[[Sysctls], AbstractContextManager[Conntrack]] = LiveConntrack,
 ) -> None:
     """Run chunk `number` of `seed` by the rules of `kernel` and add it to `tally`."""
-    rng = random.Random(f"{seed}/{number}")  # noqa: S311 - chance that comes again
+    rng = random.Random(f"{seed}/{number}")  # noqa: S311 - reproducible, no secret
     conditions = conditions_of(rng, kernel)
     with conntrack(conditions.sysctls) as live:
         tally.windows = live.evidence is Evidence.BPF
@@ -123,11 +123,11 @@ def run_chunk(
 def _run_flows(
     rng: random.Random, pair: Pair, flows: list[_Flow], tally: Tally
 ) -> list[tuple[_Flow, list[str]]]:
-    """Some flows side by side, a segment of each in turn; those that differed, and how."""
+    """Run flows in parallel, a segment of each in turn; returns those that differ, and how."""
     failed: list[tuple[_Flow, list[str]]] = []
     for _ in range(_STEPS_OF_FLOW):
         if not flows:
-            break  # none agreed
+            break  # all of them differ
         steps = []
         for flow in flows:
             step = next_step(rng, flow.snapshot, flow.numbers, flow.chaos)
@@ -154,14 +154,14 @@ def shrink(
     differences: Sequence[str],
     serial: int,
 ) -> Failure:
-    """The shortest trace that still differs, by leaving out and simplifying (ddmin).
+    """Shrink a trace that differs, by removing (ddmin) and simplifying steps.
 
     Args:
         pair: Both trackers, still under `conditions`.
-        conditions: For the record.
+        conditions: The conditions, for the `Failure`.
         steps: A trace that differed.
-        differences: How it did.
-        serial: Ends from this number on are free.
+        differences: The differences found.
+        serial: Ends from this number on are unused.
     """
     numbers = iter(range(serial, serial + 9_000))
     found = Mismatch(len(steps) - 1, (*differences, "does not differ when run alone"))
@@ -184,7 +184,7 @@ def shrink(
 
 
 def ddmin(steps: list[_Any], differs: Callable[[Sequence[_Any]], bool]) -> list[_Any]:
-    """The shortest list that still differs, by leaving out ever smaller parts."""
+    """The shortest list found that still differs, by removing ever smaller parts."""
     size = max(1, len(steps) // 2)
     while True:
         at = 0
@@ -235,7 +235,7 @@ _SYSCTLS: Final = ("be_liberal", "loose", "ignore_invalid_rst", "max_retrans")
 
 
 def read_trace(path: Path) -> tuple[Conditions, list[Step]]:
-    """Read what `write_trace` wrote, or somebody by hand."""
+    """Read a file of `write_trace`, or one written by hand."""
     family = IPV4
     sysctls: dict[str, int] = {}
     steps: list[Step] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Our conntrack and the kernel's, side by side over the same packets."""
+"""Compares our conntrack with the kernel's over the same packets."""
 
 import re
 import time
@@ -32,8 +32,8 @@ from nfq_guard.wire.packet import CHECKSUM_UNVERIFIED, Packet, Queued, Segment
 from tests.support.live import Conntrack, LiveConntrack
 from tests.support.trace import Ends, Step
 
-# What the kernel's log says for each reason and ignored case; the first group is the number that it
-# prints. Equal values of the two enums are the same bound, and the kernel says the same of both.
+# The kernel's log text for each reason and ignored case; the first group is the number that it
+# prints. Equal values of the two enums are the same bound, and have the same text.
 _TEXTS: Final[dict[str, re.Pattern[str]]] = {
     Reason.SEQ_OVER: re.compile(r"SEQ is over upper bound (\d+)"),
     Reason.ACK_OVER: re.compile(r"ACK is over upper bound (\d+)"),
@@ -47,7 +47,7 @@ _TEXTS: Final[dict[str, re.Pattern[str]]] = {
     Ignored.STATE: re.compile(r"packet \(index \d\) in dir \d ignored, state"),
     Ignored.CHALLENGE_ACK: re.compile("challenge-ack ignored"),
 }
-# What kernels before 6.1 say instead; no number is printed with a bound.
+# The texts of kernels before 6.1, which print no number with a bound.
 _OLD_TEXTS: Final[dict[str, re.Pattern[str]]] = {
     **_TEXTS,
     Reason.SEQ_OVER: re.compile("SEQ is over the upper bound|bytes more than expected"),
@@ -57,7 +57,7 @@ _OLD_TEXTS: Final[dict[str, re.Pattern[str]]] = {
     Reason.BAD_TRANSITION: re.compile(f"invalid state|{_TEXTS[Reason.BAD_TRANSITION].pattern}"),
     Ignored.STATE: re.compile(f"invalid packet ignored in state|{_TEXTS[Ignored.STATE].pattern}"),
 }
-# The number printed is the first that fails, ours the last that passes.
+# The kernel prints the first number that fails; our limit is the last that passes.
 _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
     Reason.SEQ_OVER: 1,
     Reason.ACK_OVER: 1,
@@ -66,20 +66,20 @@ _PRINTED_PAST_LIMIT: Final[dict[str, int]] = {
 }
 _BESIDE_THE_POINT: Final = re.compile("lower(ed)? timeout to")
 _STATUS: Final = IPS_SEEN_REPLY | IPS_ASSURED | IPS_CONFIRMED
-# Both timeouts are cut to whole seconds, and the two clocks may be a tick of 10 ms apart.
+# Both timeouts are truncated to whole seconds, and the two clocks may be a tick of 10 ms apart.
 _CUT_S: Final = 1.02
 _MASK: Final = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One step through both.
+    """The result of one step.
 
     Attributes:
-        snapshot: The flow after it, as we see it.
-        ctstate: What we called it, a place in `CTSTATES`.
+        snapshot: The flow after it, in our table.
+        ctstate: Our ctstate of it, an index in `CTSTATES`.
         cause: Why it is INVALID or ignored; None for a segment that is neither.
-        differences: Where the kernel says otherwise.
+        differences: Where the kernel's result differs.
     """
 
     snapshot: FlowSnapshot | None
@@ -90,10 +90,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """A step that the two saw differently.
+    """A step on which the two trackers differ.
 
     Attributes:
-        step: Its place in the trace, from 0.
+        step: Its index in the trace, from 0.
         what: Each difference, `name: kernel ..., ours ...`.
     """
 
@@ -102,7 +102,7 @@ class Mismatch:
 
 
 def ends_of(family: int, serial: int) -> Ends:
-    """Ends that no other flow of the same namespace has."""
+    """Addresses and ports that no other flow of the namespace has."""
     ports = (1024 + serial % 60000, 1024 + serial // 60000)
     if family == IPV4:
         return Ends(IPV4, (b"\x0a\x01\0\1", b"\x0a\x02\0\1"), ports)
@@ -112,7 +112,7 @@ def ends_of(family: int, serial: int) -> Ends:
 
 @dataclass(frozen=True, slots=True)
 class _Ours:
-    """What we said about one step: as in `Outcome`, and the bound that it broke."""
+    """Our result for one step: as in `Outcome`, and the bound that it broke."""
 
     ctstate: int
     cause: Reason | Ignored | None
@@ -123,7 +123,7 @@ def broken_bound(table: FlowTable, packet: Packet, snapshot: FlowSnapshot | None
     """The bound for which `packet`, the last one of `table`, is INVALID or ignored.
 
     Args:
-        table: Where `packet` was tracked last.
+        table: The table that tracked `packet` last.
         packet: A segment.
         snapshot: Its flow, as its direction sees it. An INVALID or ignored segment does not move
             the window, an overshoot aside, so the flow before it and after it are alike.
@@ -146,17 +146,17 @@ def broken_bound(table: FlowTable, packet: Packet, snapshot: FlowSnapshot | None
 
 
 class Pair:
-    """The two trackers, and flows that run through both of them."""
+    """The two trackers, through which the same flows run."""
 
     def __init__(self, live: Conntrack, kernel: KernelRules, sysctls: Sysctls) -> None:
-        """Put the live kernel beside our rules for it."""
+        """Pair the live kernel with our rules for it."""
         self._live = live
         self._log = guess_rules(live.release).log
         self._silent_new = not sysctls.loose
         self._texts_of = _TEXTS if kernel.old_segments_pass else _OLD_TEXTS
         self._sysctls = sysctls
         self._kernel = kernel
-        # How much later than we the kernel may have started a flow's timeout, by its longest pause.
+        # How much later than ours the kernel's timeout of a flow may have been started, at most.
         self._late_s: dict[Ends, float] = {}
         self.table = FlowTable(kernel, sysctls)
 
@@ -183,7 +183,7 @@ class Pair:
             ours.append(_Ours(ctstate, table.reason or table.ignored, breach))
         texts = _by_ports(played.texts)
         ours_after = table.lookup(flows)
-        # Ours are counted from the last segment on.
+        # Our timeouts count from the last segment on.
         elapsed_s = played.read_s - played.answers[-1].before_s
         for index, (ends, step) in enumerate(steps):
             differences, snapshot = found[index], played.entries[index]
@@ -194,7 +194,7 @@ class Pair:
             )
             if ours[index].ctstate == CT_INVALID and self._live.evidence is Evidence.BPF:
                 if snapshot:
-                    # It was looked up by the way that the flow began.
+                    # It was looked up by the tuple of the original direction.
                     snapshot.direction ^= step.direction
                 self._compare_diagnosis(differences, ours[index], packets[index], snapshot)
         return [
@@ -237,7 +237,7 @@ class Pair:
         octets: bytes,
         snapshot: FlowSnapshot | None,
     ) -> None:
-        """What the daemon would say, who sees no more than the kernel's entry afterwards."""
+        """Compare the diagnosis of the daemon, which sees only the kernel's entry afterwards."""
         queued = Queued(octets, Hook.PREROUTING, "", "", 0, CHECKSUM_UNVERIFIED)
         finding = diagnose(
             queued, decode(octets), snapshot, Evidence.BPF, self._kernel, self._sysctls
@@ -250,16 +250,16 @@ class Pair:
             differences.append(f"breach: {finding.breach}, is {answer.breach}")
 
     def _rst_passed_unseen(self, snapshot: FlowSnapshot | None) -> bool:
-        """Whether an RST may have gone past `td_maxack` to the window check for a cause unseen.
+        """Whether an RST may have skipped the check against `td_maxack`, for a cause now unseen.
 
-        The segment before was a SYN then, in whose place the entry has this RST by the time that
-        anybody can look.
+        The last segment was a SYN then; by the time of the lookup this RST has taken its place in
+        the entry.
         """
         return snapshot is not None and snapshot.last_index == CLASS_RST
 
 
 def _by_ports(texts: Sequence[tuple[str, bytes]]) -> dict[tuple[int, int], list[str]]:
-    """What the log says of each flow, by the ports of its original direction."""
+    """The log texts of each flow, by the ports of its original direction."""
     found: dict[tuple[int, int], list[str]] = {}
     for text, octets in texts:
         if _BESIDE_THE_POINT.search(text):
@@ -308,12 +308,12 @@ def _compare_flow(
 def _compare_timeout(
     kernels: FlowSnapshot | None, ours: FlowSnapshot | None, late_s: float, elapsed_s: float
 ) -> list[str]:
-    """The difference that measured times do not explain, if any.
+    """The difference of the timeouts, unless the measured times explain it.
 
     Args:
         kernels: The entry as the kernel has it.
         ours: The entry as we have it.
-        late_s: How much later than ours the kernel's timeout may have been started.
+        late_s: How much later than ours the kernel's timeout may have started.
         elapsed_s: How much later than ours the kernel's timeout may have been read.
     """
     if kernels is None or ours is None:
@@ -344,13 +344,13 @@ def _compare_peer(side: str, kernels: Peer, ours: Peer) -> list[str]:
 def run_trace(
     steps: Sequence[Step], family: int, kernel: KernelRules, sysctls: Sysctls
 ) -> Mismatch | None:
-    """Run one flow alone in a fresh namespace; the first step that differs."""
+    """Run one flow alone in a new namespace; returns the first step that differs."""
     with LiveConntrack(sysctls) as live:
         return first_mismatch(Pair(live, kernel, sysctls), ends_of(family, 0), steps)
 
 
 def first_mismatch(pair: Pair, ends: Ends, steps: Sequence[Step]) -> Mismatch | None:
-    """Run one flow; the first step that differs."""
+    """Run one flow; returns the first step that differs."""
     for index, step in enumerate(steps):
         time.sleep(step.wait_s)
         (outcome,) = pair.step_all([(ends, step)])

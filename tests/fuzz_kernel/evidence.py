@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The two sources of evidence side by side: `python -m tests.fuzz_kernel.evidence --packets 20000`.
+"""Compares two sources of evidence: `python -m tests.fuzz_kernel.evidence --packets 20000`.
 
-Random flows go through the live kernel into a queue. Each packet of the queue, which is INVALID, is
-judged twice: with the window that BPF reads, and with the kernel's log and an entry that has no
-window. Ends with status 1 when the two disagree, or when the log did not have a packet.
+Random flows pass through the live kernel, and a rule queues their INVALID packets. Each is judged
+twice: with the window that BPF reads, and with the kernel's log and an entry without a window. Exit
+status 1 when the two disagree, or when a packet is missing from the log.
 """
 
 import argparse
@@ -48,15 +48,15 @@ _SHOWN: Final = 20
 
 @dataclass(slots=True)
 class Tally:
-    """What a run went through.
+    """The counts of a run.
 
     Attributes:
         sent: Packets sent.
         invalid: How many of them were INVALID.
-        reasons: INVALID packets by the reason that the log has.
-        blind: RSTs of which only the log knows the cause: an RST after an ignored SYN has taken the
-            place of the SYN in the entry.
-        differences: How the two disagreed, a line a packet.
+        reasons: INVALID packets by the reason that the log gives.
+        blind: RSTs whose cause only the log shows: an RST after an ignored SYN has taken the place
+            of the SYN in the entry.
+        differences: The disagreements, one line per packet.
     """
 
     sent: int = 0
@@ -67,7 +67,7 @@ class Tally:
 
 
 class Pair:
-    """Both sources over one queue."""
+    """Both sources, reading one queue."""
 
     def __init__(self, reader: QueueReader, log: KernelLog, sysctls: Sysctls) -> None:
         self._reader = reader
@@ -78,7 +78,7 @@ class Pair:
         self._by_log = _engine(self._flows, log, sysctls)
 
     def judge(self, tally: Tally) -> None:
-        """Judge what waits in the queue by both, and compare."""
+        """Judge the packets in the queue with both sources, and compare."""
         while True:
             ids, batch = self._reader.drain(_FLOWS_AT_ONCE * 2)
             if not ids:
@@ -140,7 +140,7 @@ def _compare(by_bpf: Judgment, by_log: Judgment, tally: Tally) -> None:
 
 
 def _stands_at_td_end(judgment: Judgment) -> bool:
-    """Whether the number that conntrack checked is not in the packet."""
+    """Whether conntrack checked `td_end` instead of the packet's own number."""
     packet, snapshot = judgment.packet, judgment.snapshot
     return (
         isinstance(packet, Packet)
@@ -152,7 +152,7 @@ def _stands_at_td_end(judgment: Judgment) -> bool:
 
 @contextmanager
 def _queued(live: LiveConntrack) -> Iterator[QueueReader]:
-    """Queue every INVALID packet, after rules that change its TOS."""
+    """Queue every INVALID packet, after the rules that write its ctstate into the DSCP field."""
     rule = f"-A PREROUTING -i in0 -m conntrack --ctstate INVALID -j NFQUEUE --queue-num {_QUEUE}"
     for restore in ("iptables-restore", "ip6tables-restore"):
         live.space.run(restore, "--noflush", stdin=f"*mangle\n{rule}\nCOMMIT\n")
@@ -162,10 +162,10 @@ def _queued(live: LiveConntrack) -> Iterator[QueueReader]:
 
 def run_chunk(seed: int, number: int, tally: Tally, invalid: int) -> None:
     """Run flows in a namespace of their own until `invalid` more packets were INVALID."""
-    rng = random.Random(f"evidence {seed}/{number}")  # noqa: S311 - chance that comes again
+    rng = random.Random(f"evidence {seed}/{number}")  # noqa: S311 - reproducible, no secret
     conditions = conditions_of(rng)
     sysctls = conditions.sysctls
-    # No doubt about silence: the queue was empty before the log was on.
+    # Silence of the log is certain: the queue was empty before the log was on.
     clock = iter((0.0,))
     with (
         LiveConntrack(sysctls, reads_log=False) as live,
@@ -192,7 +192,7 @@ def run_chunk(seed: int, number: int, tally: Tally, invalid: int) -> None:
 def _run_flows(
     rng: random.Random, live: LiveConntrack, pair: Pair, family: int, serial: int, tally: Tally
 ) -> None:
-    """Some flows side by side: the queue holds a segment of each when it is read."""
+    """Run flows in parallel: the queue is read after one segment of each."""
     flows = [
         (ends_of(family, serial + each), start(rng), rng.choice(_CHAOS))
         for each in range(_FLOWS_AT_ONCE)
@@ -207,7 +207,7 @@ def _run_flows(
 
 
 def _others(rng: random.Random, family: int) -> list[bytes]:
-    """Packets of other kinds, in an order of their own: INVALID each, some of them silently."""
+    """INVALID packets of other kinds, some of which the kernel does not log."""
     query = rng.randbytes(2) + bytes((0, 1)) + bytes(8)
     port = rng.randrange(1, 60000)
     if family == IPV6:
@@ -228,11 +228,11 @@ def _others(rng: random.Random, family: int) -> list[bytes]:
 
 
 def main() -> int:
-    """Run chunks until enough INVALID packets were compared."""
+    """Run chunks until enough INVALID packets are compared."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz_kernel.evidence", description=__doc__
     )
-    parser.add_argument("--packets", type=int, default=20_000, help="INVALID packets, in all")
+    parser.add_argument("--packets", type=int, default=20_000, help="INVALID packets in all")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     tally = Tally()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Random fragments of IPv4 and IPv6 through the kernel's reassembly and ours, before conntrack."""
+"""Compares our reassembly before conntrack with the kernel's over random fragments."""
 
 import itertools
 import random
@@ -28,12 +28,12 @@ class Piece:
     """One fragment.
 
     Attributes:
-        proto: Of the datagram.
-        identification: Of the datagram.
+        proto: Protocol of the datagram.
+        identification: Identification of the datagram.
         start: Offset, in octets; a multiple of 8.
-        more: Whether it is not the last.
+        more: The flag that more fragments follow.
         data: Its octets.
-        padding: Octets behind the packet, as a link layer adds them.
+        padding: Octets after the packet, such as a link layer adds.
     """
 
     proto: int
@@ -64,7 +64,7 @@ class Piece:
 def pieces_of(
     rng: random.Random, family: int, identification: int, hosts: tuple[bytes, bytes]
 ) -> list[Piece]:
-    """A datagram in fragments, in some order, with some of them wrong."""
+    """The fragments of a datagram, possibly out of order, some of them damaged or repeated."""
     payload = rng.randbytes(rng.choice((0, 1, 7, 8, 9, 16, 40, 100, 333)))
     draw = rng.random()
     if draw < 0.2:
@@ -121,13 +121,13 @@ class FragmentsPair:
     """The kernel's reassembly and conntrack, and ours."""
 
     def __init__(self, live: LiveConntrack) -> None:
-        """Put the live kernel beside our rules."""
+        """Pair the live kernel with our rules."""
         self._live = live
         self._fragments = Reassembler()
         self._table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
 
     def step(self, hosts: tuple[bytes, bytes], piece: Piece) -> tuple[int | None, list[str]]:
-        """Send one fragment; our ctstate, None while it waits, and what the kernel says of it."""
+        """Send one fragment; returns our ctstate (None while it waits) and the differences."""
         octets = piece.octets(*hosts)
         now = time.monotonic()
         whole = self._fragments.offer(octets, now) if is_fragment(octets) else octets
@@ -144,8 +144,8 @@ class FragmentsPair:
 
 
 def run_fragments(seed: int, number: int, tally: OthersTally, packets: int) -> None:
-    """Run chunk `number` of `seed`, of one IP version, and add it to `tally`."""
-    rng = random.Random(f"fragments/{seed}/{number}")  # noqa: S311 - chance that comes again
+    """Run chunk `number` of `seed`, all of one IP version, and add it to `tally`."""
+    rng = random.Random(f"fragments/{seed}/{number}")  # noqa: S311 - reproducible, no secret
     family = IPV6 if number & 1 else IPV4
     with LiveConntrack(DEFAULT_SYSCTLS) as live:
         pair = FragmentsPair(live)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Segments that are likely to be judged in interesting ways: near the bounds of a live window.
+"""Generates segments near the bounds of a live window, where verdicts differ.
 
-What comes next is drawn with the flow's state in view, so that flows open, carry data, close, are
-reset and reopened, and every bound is met exactly, missed by one, and missed by far.
+The next segment is drawn by the flow's state, so that flows open, carry data, close, are reset and
+reopened, and every bound is met exactly, missed by one, and missed by far.
 """
 
 import random
@@ -17,7 +17,7 @@ _MASK: Final = 0xFFFFFFFF
 _ACK: Final = 0x10
 _SYN: Final = 0x02
 
-# Flag combinations by how a flow behaves, with weights.
+# Flag combinations with their weights, for each way that a flow behaves.
 _ORDERLY: Final = ((0x10, 50), (0x18, 10), (0x02, 6), (0x12, 6), (0x11, 8), (0x04, 4), (0x14, 5))
 _ANYTHING: Final = (
     (0x10, 20),
@@ -49,10 +49,10 @@ def next_step(
     """One more segment.
 
     Args:
-        rng: Where chance comes from.
-        snapshot: The flow as it stands, original direction first; None without an entry.
-        numbers: Where each side begins.
-        chaos: How often, 0 to 1, a choice is made at random instead of sensibly.
+        rng: The random numbers.
+        snapshot: The flow so far, original direction first; None without an entry.
+        numbers: The initial sequence number of each side.
+        chaos: The share, 0 to 1, of choices that ignore the flow's state.
     """
     if snapshot is None or snapshot.peers is None:
         flags = _flags(rng, _OPENING)
@@ -82,7 +82,7 @@ def next_step(
     if not flags & _ACK and rng.random() < 0.7:
         ack = 0
     if rng.random() < 0.06 and snapshot.last_dir == direction:
-        # The same again, to count retransmissions.
+        # The last segment again, so that conntrack counts a retransmission.
         return Step(
             direction, 0x10, snapshot.last_seq, snapshot.last_ack, snapshot.last_win,
             min((snapshot.last_end - snapshot.last_seq) & _MASK, 9000),
@@ -94,7 +94,7 @@ def next_step(
 
 
 def _answer_to_last(rng: random.Random, snapshot: FlowSnapshot, numbers: tuple[int, int]) -> Step:
-    """What answers the last segment recorded: it may have been ignored, and be right."""
+    """An answer to the last segment recorded, which conntrack may have ignored."""
     direction = 1 - snapshot.last_dir
     flags, seq, ack = rng.choice(
         (

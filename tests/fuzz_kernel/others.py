@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Chunks of random flows of SCTP or GRE through both trackers, as `campaign` has them of TCP."""
+"""Sends chunks of random SCTP or GRE flows through both trackers, as `campaign` does with TCP."""
 
 import random
 import time
@@ -36,7 +36,7 @@ from tests.support.lookups import answered
 from tests.support.packets import ip
 
 CHUNK_PACKETS: Final = 10_000
-# No two alike, and none that passes while a chunk runs.
+# Mostly different ones, and long enough that none expires while a chunk runs.
 SYSCTLS: Final = Sysctls(
     sctp_timeouts_s=(1000, 1000, 1100, 1200, 1300, 1400, 1500, 1600, 1700, 1300),
     gre_timeout_s=1800,
@@ -51,7 +51,7 @@ _TIMEOUT_SLACK_S: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Packets that the two trackers saw differently, as few as it takes."""
+    """The packets of a flow on which the two trackers differ, shrunk."""
 
     family: int
     steps: tuple[str, ...]
@@ -60,14 +60,14 @@ class Difference:
 
 @dataclass(slots=True)
 class OthersTally:
-    """What a run went through.
+    """The counts of a run.
 
     Attributes:
         packets: Packets sent.
-        flows: Flows begun.
-        ctstates: How often each place in `CTSTATES` was answered.
-        causes: How often each reason was; None counts the packets that passed.
-        failures: Flows that differed.
+        flows: Flows started.
+        ctstates: Packets by the index of their ctstate in `CTSTATES`.
+        causes: Packets by reason; None for those that passed.
+        failures: Flows on which the trackers differ.
     """
 
     packets: int = 0
@@ -85,7 +85,7 @@ class _Flow:
 
 
 def hosts_of(family: int, serial: int) -> tuple[bytes, bytes]:
-    """Two hosts that no other flow of the same namespace has."""
+    """Two addresses that no other flow of the namespace has."""
     number = serial.to_bytes(2)
     if family == IPV4:
         return b"\x0a\x01" + number, b"\x0a\x02" + number
@@ -94,21 +94,21 @@ def hosts_of(family: int, serial: int) -> tuple[bytes, bytes]:
 
 
 class OthersPair:
-    """The two trackers, and the packets of one protocol that go through both of them."""
+    """The two trackers, through which the same packets of one protocol pass."""
 
     def __init__(self, live: LiveConntrack, subject: Subject, sysctls: Sysctls = SYSCTLS) -> None:
-        """Put the live kernel beside our rules."""
+        """Pair the live kernel with our rules."""
         self._live = live
         self._subject = subject
         self._sysctls = sysctls
         self.table = FlowTable(KERNEL_6_1, sysctls)
 
     def known(self, hosts: tuple[bytes, bytes]) -> FlowSnapshot | None:
-        """The flow of SCTP between two hosts, as we see it."""
+        """The SCTP flow between two hosts, in our table."""
         return self.table.lookup([FlowTuple(PROTO_SCTP, *hosts, *SCTP_PORTS)])[0]
 
     def step(self, hosts: tuple[bytes, bytes], step: BodyStep) -> list[str]:
-        """Send one packet; what the kernel says otherwise."""
+        """Send one packet; returns the differences."""
         table = self.table
         src, dst = hosts if step.direction == 0 else hosts[::-1]
         octets = ip(src, dst, self._subject.proto, step.body)
@@ -135,11 +135,11 @@ class OthersPair:
         return differences
 
     def _compare_reason(self, differences: list[str], texts: Sequence[str]) -> None:
-        """The kernel is silent about many packets; what it says must agree."""
+        """Compare the kernel's log text, if it logged the packet."""
         reason = self.table.reason
         said = [parse_log(f"{text} ", old_segments_pass=True) for text in texts]
         reasons = {one.reason if one else None for one in said}
-        # Without an entry the kernel holds some packets against the tag of none.
+        # Without an entry the kernel logs some packets as having a wrong tag.
         agreed = {reason, Reason.BAD_TAG} if reason is Reason.NO_ENTRY else {reason}
         if not reasons <= agreed or (reason is Reason.BAD_TRANSITION and not reasons):
             differences.append(f"reason: kernel {texts}, ours {reason}")
@@ -178,7 +178,7 @@ def run_others(
 ) -> None:
     """Run chunk `number` of `seed` of the protocol `name`, and add it to `tally`."""
     subject = SUBJECTS[name]
-    rng = random.Random(f"{name}/{seed}/{number}")  # noqa: S311 - chance that comes again
+    rng = random.Random(f"{name}/{seed}/{number}")  # noqa: S311 - reproducible, no secret
     family = IPV6 if rng.random() < 0.25 else IPV4
     with LiveConntrack(SYSCTLS) as live:
         pair = OthersPair(live, subject)
@@ -201,7 +201,7 @@ def run_others(
 def _run_flows(
     rng: random.Random, pair: OthersPair, subject: Subject, flows: list[_Flow], tally: OthersTally
 ) -> list[tuple[_Flow, list[str]]]:
-    """Some flows side by side, a packet of each in turn; those that differed, and how."""
+    """Run flows in parallel, a packet of each in turn; returns those that differ, and how."""
     failed: list[tuple[_Flow, list[str]]] = []
     for _ in range(_STEPS_OF_FLOW):
         for flow in tuple(flows):
@@ -221,14 +221,14 @@ def _run_flows(
 def shrink(
     pair: OthersPair, family: int, steps: Sequence[BodyStep], what: Sequence[str], serial: int
 ) -> Difference:
-    """The shortest sequence that still differs, by leaving packets out.
+    """Shrink a sequence that differs, by removing packets.
 
     Args:
         pair: Both trackers.
-        family: Of the flow.
+        family: IP version of the flow.
         steps: A sequence that differed at its end.
-        what: How it did.
-        serial: Hosts from this number on are free.
+        what: The differences found.
+        serial: Hosts from this number on are unused.
     """
     numbers = iter(range(serial, serial + 2_000))
     found: tuple[str, ...] = (*what, "does not differ when run alone")

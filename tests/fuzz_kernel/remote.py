@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The conntrack of an emulated machine: packets go there, what its kernel says comes back.
+"""The conntrack of an emulated machine: sends packets there, and receives its kernel's results.
 
-The machine only plays. Packets are drawn, and judged by our rules, where that is not emulated.
+The machine only plays packets. They are drawn, and judged by our rules, outside of the emulation.
 """
 
 import platform
@@ -18,7 +18,7 @@ from tests.support.live import LiveConntrack, Played
 
 
 class _Begin(msgspec.Struct, tag=True):
-    """A namespace of its own with these sysctls, in place of the one before."""
+    """Make a new namespace with these sysctls; it replaces the last one."""
 
     sysctls: Sysctls
 
@@ -29,7 +29,7 @@ class _Play(msgspec.Struct, tag=True):
 
 
 class _End(msgspec.Struct, tag=True):
-    """No more packets; the machine is to report this."""
+    """No more packets follow; the machine reports this record."""
 
     record: dict[str, Any]
 
@@ -44,24 +44,24 @@ class RemoteConntrack:
 
     Attributes:
         release: The release of its kernel.
-        evidence: What entries are read by there.
+        evidence: The source of its entries.
     """
 
     def __init__(self, line: Connection, release: str, sysctls: Sysctls) -> None:
-        """Have it made, set as `sysctls` say."""
+        """Have it made with `sysctls`."""
         self._line = line
         self.release = release
         line.send_bytes(_encode(_Begin(sysctls)))
         self.evidence = Evidence(msgspec.msgpack.decode(line.recv_bytes()))
 
     def play(self, packets: Sequence[bytes], flows: Sequence[FlowTuple]) -> Played:
-        """Put packets in, one after the other, and collect all that the kernel says of them."""
+        """Put packets in, one after the other, and collect all of the kernel's results."""
         self._line.send_bytes(_encode(_Play(packets, flows)))
         return _PLAYED.decode(self._line.recv_bytes())
 
 
 class Machine:
-    """A machine that serves.
+    """A machine that runs `serve`.
 
     Attributes:
         release: The release of its kernel.
@@ -74,7 +74,7 @@ class Machine:
 
     @contextmanager
     def conntrack(self, sysctls: Sysctls) -> Iterator[RemoteConntrack]:
-        """A namespace there, until the next one."""
+        """A namespace in the machine; the next one replaces it."""
         yield RemoteConntrack(self._line, self.release, sysctls)
 
     def end(self, record: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Machine:
 
 
 def serve(line: Connection) -> dict[str, Any]:
-    """Play what comes over `line` into namespaces of this machine; the results at the end."""
+    """Play the packets received over `line` in namespaces of this machine; returns the results."""
     line.send_bytes(_encode(platform.release()))
     with ExitStack() as stack:
         live: LiveConntrack | None = None
