@@ -36,14 +36,14 @@ def loop() -> Iterator[Loop]:
 
 @pytest.fixture
 def port() -> int:
-    """A TCP port of the loopback that was free a moment ago."""
+    """A TCP port of the loopback interface that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         number: int = server.getsockname()[1]
     return number
 
 
 class Endpoints:
-    """Settings with every endpoint in a directory of the test."""
+    """Settings with every endpoint, whose files are in a directory of the test."""
 
     def __init__(self, directory: Path, port: int, **changes: str) -> None:
         self.log = directory / "log"
@@ -71,7 +71,7 @@ class Endpoints:
 
 
 def test_all_endpoints_are_opened_and_closed(tmp_path: Path, port: int, loop: Loop) -> None:
-    """The metrics file is there at once, not after its first interval."""
+    """The metrics file exists at once, not only after its first interval."""
     made = Endpoints(tmp_path, port)
     made.daemon.stats.counters["packets"] = 5
     close = open_endpoints(made.settings, made.daemon, loop, made.events, ["a note"])
@@ -131,7 +131,7 @@ def test_a_busy_control_socket_opens_nothing(tmp_path: Path, port: int, loop: Lo
 
 
 def test_a_failing_metrics_file_is_logged(tmp_path: Path, port: int, loop: Loop) -> None:
-    """Its directory is gone: the daemon goes on without it."""
+    """Its directory does not exist any more: the daemon continues without the file."""
     made = Endpoints(tmp_path, port, metrics_file=str(tmp_path / "missing" / "m.prom"))
     close = open_endpoints(made.settings, made.daemon, loop, made.events, [])
     assert [event["event"] for event in made.logged()] == ["metrics_file_failed"]
@@ -230,7 +230,7 @@ def test_a_queue_whose_worker_cannot_be_made_is_unbound(
 def test_a_daemon_that_cannot_open_its_metrics_file_leaves_nothing(
     namespace: Make, tmp_path: Path
 ) -> None:
-    """Queue, control socket and rules are gone, and the error names the setting."""
+    """Queue, control socket and rules are released, and the error names the setting."""
     inside = namespace("unwind")
     config = tmp_path / "c.toml"
     control = tmp_path / "s"
@@ -251,7 +251,7 @@ def test_a_daemon_that_cannot_open_its_metrics_file_leaves_nothing(
 
 @pytest.mark.kernel
 def test_the_metrics_file_of_a_daemon(namespace: Make, tmp_path: Path) -> None:
-    """There while the daemon runs, and removed when it ends: its numbers hold no more."""
+    """It exists while the daemon runs; at the end it is removed, as its values are outdated."""
     inside = namespace("metrics")
     metrics = tmp_path / "m.prom"
     control = tmp_path / "s"

@@ -7,7 +7,7 @@ from nfq_guard.service.changed_files import ChangedFiles
 
 
 def test_a_change_counts_once(tmp_path: Path) -> None:
-    """Also one that was made between the start of the daemon and the first look."""
+    """Also a change between the start of the daemon and the first check."""
     file = tmp_path / "c.toml"
     file.write_bytes(b"new")
     files = ChangedFiles()
@@ -30,7 +30,7 @@ def test_a_file_that_is_gone(tmp_path: Path) -> None:
 
 
 def test_a_config_map_is_replaced_by_a_link(tmp_path: Path) -> None:
-    """As the kubelet does it: each file is a link through `..data`, which is replaced whole."""
+    """As the kubelet does it: each file is a link through `..data`, which is replaced at once."""
     for name, text in (("1", b"old"), ("2", b"new")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "c.toml").write_bytes(text)

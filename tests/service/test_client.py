@@ -94,5 +94,5 @@ def test_a_path_that_is_not_a_socket(tmp_path: Path) -> None:
     [(PermissionError(13, "no"), PrivilegeError), (TimeoutError(), NotRunningError)],
 )
 def test_errors_of_connecting(tmp_path: Path, error: OSError, kind: type[Exception]) -> None:
-    """Root, as which tests may run, is refused nowhere."""
+    """The test makes the errors: root, as which it may run, would get none."""
     assert isinstance(client_module.connect_error(tmp_path, error), kind)

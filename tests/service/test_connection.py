@@ -24,7 +24,7 @@ def test_transitions_are_total() -> None:
 
 @pytest.mark.parametrize(("before", "to"), list(itertools.product(State, State)))
 def test_every_transition(before: State, to: State) -> None:
-    """What the table forbids changes nothing; what it allows changes what the loop watches."""
+    """A forbidden transition changes nothing; an allowed one changes what the loop watches."""
     ours, theirs = socket.socketpair()
     with Loop() as loop, theirs:
         called: list[Connection] = []

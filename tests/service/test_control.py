@@ -258,7 +258,7 @@ def test_flows_of_a_dump_have_a_limit(served: Served) -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    """The table decides who may send a command; a new one is added here with its right."""
+    """The table says who may send a command; a new command is added here too."""
     rights = {name: command.changes for name, command in COMMANDS.items()}
     assert rights == {
         "ping": False,
@@ -292,7 +292,7 @@ def test_input_during_a_request_has_a_limit(served: Served) -> None:
 
 
 def test_clients_together_get_a_share_of_the_time(served: Served) -> None:
-    """A client that never pauses is parked, and yet gets every response."""
+    """A client that never pauses is parked, but gets every response."""
     with served.connect() as busy:
         busy.send(b'{"command": "status"}\n' * 400)
         answered = 0
@@ -304,7 +304,7 @@ def test_clients_together_get_a_share_of_the_time(served: Served) -> None:
 
 
 class SlowDaemon(FakeDaemon):
-    """Its status takes more CPU time than requests may save up."""
+    """A daemon whose status takes more CPU time than requests may accumulate."""
 
     def status(self) -> Status:
         until = time.thread_time() + 0.08
@@ -314,7 +314,7 @@ class SlowDaemon(FakeDaemon):
 
 
 def test_connections_are_parked_once_the_share_is_spent(tmp_path: Path) -> None:
-    """A new request, a request that is carried out and an unread response are all left alone."""
+    """Connections with a new request, a request in progress or an unread response are parked."""
     served = Served(tmp_path / "s", daemon=SlowDaemon())
     with served.connect() as waiting, served.connect() as asking, served.connect() as slow:
         waiting.send(b'{"command": "reload", "arguments": {"wait": true}}\n')
@@ -359,7 +359,7 @@ def test_a_response_while_its_connection_is_parked(tmp_path: Path) -> None:
 
 
 def test_without_descriptors_no_client_is_accepted(served: Served) -> None:
-    """Neither the daemon nor the clients that it has come to harm."""
+    """The daemon continues, and so do the clients that are connected."""
     with served.connect() as first:
         served.turns()
         limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -413,7 +413,7 @@ PIECES = (
     )
 )
 def test_no_dialogue_leaves_the_table(steps: list[tuple[int, bytes] | str]) -> None:
-    """Whatever clients do, each transition is a legal one, and other clients are served."""
+    """Whatever clients do, each transition is in the table, and other clients are served."""
     with tempfile.TemporaryDirectory() as directory:
         served = Served(Path(directory) / "s")
         clients = [served.connect() for _ in range(3)]

@@ -144,7 +144,7 @@ def test_no_daemon_is_running(operated: Operated, tmp_path: Path) -> None:
 
 
 def test_a_second_instance(operated: Operated, namespace: Make, tmp_path: Path) -> None:
-    """Refused by name, even from another namespace, where the path was configured for both."""
+    """It exits and names the first, even in another namespace with the same path configured."""
     config = tmp_path / "other.toml"
     text = operated.config.read_text()
     config.write_text(text.replace(f"queue = {QUEUE}", f"queue = {QUEUE + 1}"))

@@ -43,7 +43,7 @@ class Change:
 
 
 class FakeWorkers:
-    """Two queues, served by nobody."""
+    """Two queues without workers."""
 
     evidence = Evidence.BPF
     messages_refused = 0
@@ -92,7 +92,7 @@ class FakeWorkers:
 
 
 class FakeRules:
-    """Rules of nobody; `install` and `remove` run in threads of the loop."""
+    """Fake rules; `install` and `remove` run in threads of the loop."""
 
     def __init__(self, story: "Story") -> None:
         self._story = story
@@ -125,7 +125,7 @@ def none_passed() -> PassedPackets:
 
 
 class Story:
-    """What happened, in order: calls of the fakes, and what systemd was told."""
+    """What happened, in order: calls of the fakes, and messages to systemd."""
 
     def __init__(self, folder: Path) -> None:
         self.lines: list[str] = []
@@ -157,7 +157,7 @@ class Story:
         return [orjson.loads(line)["event"] for line in self._log.read_bytes().splitlines()]
 
     def told(self) -> None:
-        """Take what systemd was told by now."""
+        """Take the messages to systemd so far."""
         while True:
             try:
                 words = self._manager.recv(1000).decode()
@@ -173,7 +173,7 @@ class Story:
         files: Mapping[str, bytes] | None = None,
         fail_mode: FailMode = FailMode.OPEN,
     ) -> None:
-        """Run a daemon to its end, which follows `files` if there are any."""
+        """Run a daemon to its end; it watches `files` if there are any."""
         settings = Settings(
             mode=Mode.DRY_RUN,
             fail_mode=fail_mode.value,
@@ -257,8 +257,8 @@ def terminate() -> None:
 
 
 def test_what_was_done_is_undone_in_reverse(story: Story) -> None:
-    """Rules exist only while queues are served; the endpoints are there to the last."""
-    # Before the loop runs, so that it does not depend on the time of a thread.
+    """Rules exist only while queues are served; the endpoints are closed last."""
+    # Before the loop runs, so that the result does not depend on the timing of a thread.
     story.then["rules installed"] = terminate
     story.run()
     begun = ["queues served", "endpoints opened", "rules installed"]
@@ -272,7 +272,7 @@ def test_what_was_done_is_undone_in_reverse(story: Story) -> None:
 
 
 def test_ready_is_said_once_rules_are_installed(story: Story) -> None:
-    """And the watchdog is not fed once the daemon is ending."""
+    """The watchdog is not fed once the daemon is ending."""
 
     def stop_soon() -> None:
         threading.Timer(0.5, terminate).start()
@@ -310,7 +310,7 @@ def test_rules_of_others_are_left_alone(story: Story) -> None:
 )
 @pytest.mark.parametrize("error", [NfqGuardError("no such thing"), ZeroDivisionError("oh")])
 def test_a_step_that_fails(story: Story, where: str, undone: list[str], error: Exception) -> None:
-    """The reason is in the log before anything is undone, and what was done is undone."""
+    """The reason is logged first; then every step taken is undone."""
     story.fails[where] = error
     with pytest.raises(type(error), match=str(error)):
         story.run()
@@ -328,7 +328,7 @@ def test_a_step_of_the_end_that_fails(story: Story, where: str) -> None:
     story.then["rules installed"] = terminate
     story.fails[where] = NfqGuardError("it does not go")
     if where == "removal begun":
-        story.run()  # told as rules left behind
+        story.run()  # reported as rules left behind
         assert "event rules_left_behind" in story.lines
     else:
         with pytest.raises(NfqGuardError, match="it does not go"):
@@ -338,7 +338,7 @@ def test_a_step_of_the_end_that_fails(story: Story, where: str) -> None:
 
 
 def test_a_second_sigterm_shortens_the_wait(story: Story) -> None:
-    """For rules whose removal does not end; the workers are told to hurry."""
+    """Rules whose removal does not end are given up, and the workers are ended sooner."""
     story.rules.may_remove.clear()
     story.then["rules installed"] = terminate
     story.then["removal begun"] = terminate
@@ -351,7 +351,7 @@ def test_a_second_sigterm_shortens_the_wait(story: Story) -> None:
 
 
 def test_root_installs_the_rules_that_a_mode_takes(story: Story) -> None:
-    """Until it has, packets lose the mark of the rules of either mode."""
+    """Until they are installed, the mark of the rules of either mode is cleared."""
     problems: list[str] = []
     modes: list[FailMode] = []
     story.fails["rules installed"] = PrivilegeError("CAP_NET_RAW is missing")
@@ -381,7 +381,7 @@ def test_root_installs_the_rules_that_a_mode_takes(story: Story) -> None:
 
 
 def test_a_changed_file_is_reloaded(story: Story, tmp_path: Path) -> None:
-    """Nobody asks for it; a file of the configuration in force has other content."""
+    """Without a request, when the content of a file of the current configuration changes."""
     file = tmp_path / "c.toml"
     file.write_bytes(b"new")
     story.fails["policy read"] = NfqGuardError("a mistake")
@@ -391,7 +391,7 @@ def test_a_changed_file_is_reloaded(story: Story, tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_compared_end_nothing(story: Story) -> None:
-    """The daemon says so, and looks again."""
+    """The daemon logs that, and tries again."""
     story.then["rules installed"] = lambda: story.stop_at("note", "note", "note")
     story.run(files={"\0": b""})
     assert "policy read" not in story.lines

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What becomes of real INVALID packets that are not judged, counted.
+"""The fate of real INVALID packets that are not judged, counted.
 
-The policy accepts all that it judges, so what does not arrive was dropped by the fail mode or by
-the kernel. `systemd/README.md` says in words what these numbers are.
+The policy accepts every packet, so what does not arrive was dropped by the fail mode or by the
+kernel. `systemd/README.md` describes these results in words.
 """
 
 import signal
@@ -100,7 +100,7 @@ def test_stopped(faulty: Faulty, mode: FailMode) -> None:
         assert faulty.arrived() == QUEUE_LENGTH
         assert guard.stop() == 0
     (stopped,) = guard.events("stopped")
-    # Every second packet is one of the translated flow, and the RST that answers it passes too.
+    # Every second packet is one of the translated flow, and the RST in answer to it passes too.
     passed = beyond + beyond // 2 if mode is FailMode.OPEN else 0
     assert (stopped["queue_full_passes"], stopped["buffer_full_passes"]) == (passed, 0)
     told = guard.events("kernel_passed_packets")
@@ -117,14 +117,14 @@ def test_overloaded(faulty: Faulty, mode: FailMode) -> None:
         faulty.send(flood)
         wait_for(faulty.idle)
         arrived = faulty.arrived()
-        time.sleep(2)  # a check of the rules, and a second to tell of it
+        time.sleep(2)  # for a check of the rules, and for a second after it to log the counts
         assert guard.stop() == 0
         (stopped,) = guard.events("stopped")
     judged = stopped["reasons"]["seq-over"]
     assert RATE_PPS // 10 <= judged < flood // 2
     assert arrived == (flood if mode is FailMode.OPEN else judged)
     assert stopped["queue_full_drops"] == stopped["buffer_full_drops"] == 0
-    # INVALID packets of the host itself count too: neighbour discovery, and where a packet of the
-    # translated flow came through untranslated, the RST that answers it.
+    # INVALID packets of the host itself count too: neighbour discovery, and the RST in answer to a
+    # packet of the translated flow that passed untranslated.
     assert stopped["shed_packets"] >= flood - judged
     assert (stopped["unjudged_drops"] >= flood - judged) is (mode is FailMode.KERNEL_DROP)

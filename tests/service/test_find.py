@@ -94,7 +94,7 @@ def test_a_daemon_of_another_namespace_is_passed_over_or_said(
 
 
 def test_the_socket_of_a_process_wherever_it_is(tmp_path: Path) -> None:
-    """And not another socket at which it listens."""
+    """Another socket at which it listens is not taken for it."""
     path = tmp_path / "any name.7"
     with listening(tmp_path / "other"):
         assert of_process(os.getpid()) is None
@@ -114,7 +114,7 @@ def test_a_daemon_without_a_socket_reloads_a_file_that_has_no_mistakes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "file.toml"
-    # The signal may be ignored where the tests run.
+    # The signal may be ignored in the environment of the tests.
     waiting = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL); print(flush=True); "
         "signal.pause()"

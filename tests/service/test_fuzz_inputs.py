@@ -17,7 +17,7 @@ def test_damaged_inputs_are_read_or_refused() -> None:
 
 
 def test_the_seeds_are_inputs_that_are_taken(tmp_path: Path) -> None:
-    """A seed that is refused at once would leave most of its reader unread."""
+    """A seed that is refused at once would leave most of its reader untested."""
     with contextlib.ExitStack() as stack:
         found = targets(tmp_path, stack)
         for target in found.values():

@@ -247,7 +247,7 @@ def test_only_the_flag_that_was_set_is_undone(tmp_path: Path) -> None:
 
 
 def test_heals_of_one_flow_are_limited(bench: Bench) -> None:
-    """A heal that is lost, as after a new SYN, is made again, but not for ever."""
+    """A heal that is lost, as after a new SYN, is repeated a limited number of times."""
     for _ in range(4):
         bench.heal(1)
         bench.kernel.liberal[1] = NOTHING
@@ -342,7 +342,7 @@ def test_what_is_no_longer_ours_is_not_undone(bench: Bench, change: str) -> None
 
 
 def test_an_entry_that_replaced_a_healed_one_is_healed_by_itself(bench: Bench) -> None:
-    """Its other direction has the flag from someone else."""
+    """Another program set the flag of its other direction."""
     bench.heal(1)
     bench.kernel.identity = b"2"
     bench.kernel.liberal[1] = REPLY

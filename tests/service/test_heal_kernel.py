@@ -54,7 +54,7 @@ class Connection:
     original: FlowTuple
 
     def ping(self) -> bool:
-        """Whether data arrives in both directions; False once the connection is reset."""
+        """Exchange data in both directions; False once the connection is reset."""
         try:
             for sender, receiver in ((self.client, self.server), (self.server, self.client)):
                 sender.sendall(b"12345678")
@@ -89,7 +89,7 @@ class Site:
             self.flag = LiberalFlag()
 
     def move_to_zone(self, zone: int) -> None:
-        """Put all IPv4 flows that are still to come into a conntrack zone."""
+        """Put all later IPv4 flows into a conntrack zone."""
         for chain, option in (("PREROUTING", "-i"), ("OUTPUT", "-o")):
             words = ("-t", "raw", "-A", chain, option, "g0", "-j", "CT", "--zone", str(zone))
             self.guarded.run("iptables", *words)
@@ -104,7 +104,7 @@ class Site:
 
     @contextmanager
     def connections(self, family: int, count: int = 1) -> Iterator[list[Connection]]:
-        """Connections over which data went in both directions."""
+        """Open connections and exchange data over each in both directions."""
         near, far = ADDRESSES[family]
         with ExitStack() as stack:
             with self.guarded.entered():
@@ -134,12 +134,12 @@ class Site:
         return found
 
     def liberal(self, connections: Sequence[Connection]) -> int:
-        """Connections of which a sender has the flag."""
+        """Connections with the flag for at least one sender."""
         found = [self.flag.read(connection.original, self.zone) for connection in connections]
         return sum(bool(flow and flow.liberal) for flow in found)
 
     def directions(self, connection: Connection) -> frozenset[Direction]:
-        """The senders of a connection that have the flag."""
+        """The directions of a connection whose sender has the flag."""
         found = self.flag.read(connection.original, self.zone)
         assert found is not None
         return found.liberal
@@ -154,12 +154,12 @@ class Site:
         self.guarded.run("conntrack", *words, "--state", "ESTABLISHED", "--status", "ASSURED")
 
     def replace(self, connection: Connection) -> None:
-        """Put an entry with another id in the place of its entry, as `insert` makes it."""
+        """Replace its entry by one of `insert` with another id."""
         before = self.flag.read(connection.original, 0)
         assert before is not None
         for zone in range(20, 60):
             self.forget(connection)
-            # The id follows from the memory of the entry, which this one takes.
+            # The id follows from the address of the entry in memory, which this one occupies.
             self.insert(connection, zone)
             self.insert(connection, zone=0)
             after = self.flag.read(connection.original, 0)
@@ -186,9 +186,9 @@ class Site:
         return int(self.guarded.run("cat", "/proc/sys/net/netfilter/nf_conntrack_count").stdout)
 
     def resync(self, connection: Connection) -> None:
-        """A SYN that conntrack ignores, its SYN+ACK and the ACK of that, which reach nobody.
+        """Send a SYN that conntrack ignores, its SYN+ACK and the ACK, all dropped after conntrack.
 
-        They begin where the connection is, so that its packets are in the window that they open.
+        Their numbers continue the connection, so that its packets are in the window that they open.
         """
         flow = connection.original
         family, layer = (4, IP) if len(flow.src) == 4 else (6, IPv6)
@@ -209,7 +209,7 @@ class Site:
             self.guarded.run(program, *table, "-I", *rule)
         send(self.client, bytes(syn))
         wait_for(lambda: self.dropped(program) == 1)
-        # It was dropped behind conntrack.
+        # It was dropped after conntrack.
         with pytest.raises(PermissionError):
             send(self.guarded, bytes(answer))
         assert self.snapshot(connection).state == TcpState.SYN_RECV
@@ -306,7 +306,7 @@ def _words(flow: FlowTuple) -> tuple[str, ...]:
 
 
 def pings(connections: Sequence[Connection]) -> list[bool]:
-    """Whether each connection goes on, all tried at the same time; a hang is an exception."""
+    """Whether each connection still works, all tried at the same time; raises if one hangs."""
     with ThreadPoolExecutor(len(connections)) as pool:
         return list(pool.map(Connection.ping, connections))
 
@@ -342,7 +342,7 @@ def test_a_storm_of_forged_rst_costs_no_connection(site: Site, tmp_path: Path, f
     """Without the guard the host resets the same connections."""
     with site.connections(family, 50) as plain:
         site.poison(plain)
-        pings(plain)  # the acknowledgement of the answer is the first packet that is INVALID
+        pings(plain)  # the acknowledgement of the answer is the first INVALID packet
         lost = pings(plain).count(False)
     assert lost > 0
     with site.connections(family, 100) as guarded, guard(site, tmp_path) as process:
@@ -354,7 +354,7 @@ def test_a_storm_of_forged_rst_costs_no_connection(site: Site, tmp_path: Path, f
 
 
 def test_without_a_window_a_flow_ends_instead_of_hanging(site: Site, tmp_path: Path) -> None:
-    """The rule `stuck`: as without the guard, after some retransmissions."""
+    """By the rule `stuck` it is reset after some retransmissions, as without the guard."""
     without_bpf = ("setpriv", "--bounding-set", "-bpf,-perfmon,-sys_admin")
     with site.connections(4) as (one,), guard(site, tmp_path, prefix=without_bpf) as process:
         site.poison([one])
@@ -395,7 +395,7 @@ def test_the_next_daemon_undoes_what_a_killed_one_left(site: Site, tmp_path: Pat
 
 
 def test_dry_run_heals_nothing_and_says_what_it_would(site: Site, tmp_path: Path) -> None:
-    """The packet passes, and ends the connection, as without the guard."""
+    """The packet passes and ends the connection, as without the guard."""
     with (
         site.connections(4) as (one,),
         guard(site, tmp_path, 'mode = "dry-run"', policy=AT_ONCE) as process,
@@ -477,7 +477,7 @@ def test_a_flow_in_a_zone(site: Site, tmp_path: Path) -> None:
 def test_a_resync_takes_the_flag_and_the_budget_gives_it_back(
     site: Site, tmp_path: Path, family: int
 ) -> None:
-    """A SYN that conntrack ignored, and a SYN+ACK that answers it, start its windows over."""
+    """A SYN that conntrack ignored, and the SYN+ACK in answer to it, restart its windows."""
     lines = ("heal_flow_per_minute = 2",)
     with (
         site.connections(family, 2) as (one, other),
@@ -504,7 +504,7 @@ def test_a_resync_takes_the_flag_and_the_budget_gives_it_back(
 
 
 def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Path) -> None:
-    """A flow that is gone, dying, of another zone, replaced, or closed to us."""
+    """The flow is deleted, dying, in another zone, replaced, or may not be changed."""
     with site.connections(4, 4) as (one, gone, dying, other), ExitStack() as stack:
         late = LateHealer(site.guarded, tmp_path / "log")
         stack.callback(late.close)
@@ -517,7 +517,7 @@ def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Pat
         late.heal(packets[1])
         assert late.counts() == (0, 0, 1, 0)
 
-        # A queued packet holds the entry, which is dying from its deletion on.
+        # A queued packet holds a reference to the entry, which is dying once deleted.
         site.hold(dying, stack)
         site.forget(dying)
         late.heal(packets[2])
@@ -536,7 +536,7 @@ def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Pat
         assert not foreign.liberal
         assert site.directions(other) == {Direction.REPLY}
 
-        # The kernel refuses all of it: nothing is healed, and what is healed stays to be undone.
+        # The kernel refuses everything: nothing is healed, and earlier heals remain to be undone.
         with ThreadPoolExecutor(1, initializer=give_up_net_admin) as pool:
             pool.submit(late.heal, packets[0]).result()
             assert late.counts() == (1, 0, 3, 1)
@@ -547,7 +547,7 @@ def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Pat
         assert late.counts() == (1, 1, 3, 2)
         assert site.liberal([other]) == 0
 
-        # Another flow has come in the place of a healed one, and has the flag from someone else.
+        # Another flow has replaced a healed one, and another program has set its flag.
         late.heal(packets[0], LIMITS.timeout_s + 2)
         assert site.liberal([one]) == 1
         site.replace(one)
@@ -557,7 +557,7 @@ def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Pat
 
 
 def give_up_net_admin() -> None:
-    """In the calling thread alone."""
+    """Give up CAP_NET_ADMIN in the calling thread alone."""
     capabilities.keep_only(capabilities.effective() & ~(1 << capabilities.NET_ADMIN))
 
 

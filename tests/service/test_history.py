@@ -72,7 +72,7 @@ def test_flows_of_one_address_and_a_limit() -> None:
 
 
 def test_packets_without_an_event_yet_count() -> None:
-    """Their events come up to `log_interval_s` later; `top` shows their rate at once."""
+    """Their events are up to `log_interval_s` late; `top` shows their rate at once."""
     history = History()
     add(history, event(1, 1))
     add(history, event(2, 2))

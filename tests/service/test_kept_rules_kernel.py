@@ -18,7 +18,7 @@ from tests.support.queue import GuardProcess, wait_for
 pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
-# What `AmbientCapabilities` and `CapabilityBoundingSet` leave to the service.
+# As with `AmbientCapabilities` and `CapabilityBoundingSet` of the unit.
 ONE_CAPABILITY = (
     "setpriv", "--no-new-privs", "--bounding-set=-all,+net_admin", "--inh-caps=-all,+net_admin",
 )  # fmt: skip
@@ -71,7 +71,7 @@ def test_a_flushed_ruleset_is_put_back(kept: Kept) -> None:
             kept.host.run("nft", "flush", "ruleset")
             assert not kept.correct()
             expected.append(True)
-            # The event follows the rules, which alone do not show that it will come.
+            # The rules are installed before the event is logged.
             wait_for(is_told)
             assert kept.correct()
         assert guard.stop() == 0
@@ -91,7 +91,7 @@ def test_our_jump_is_moved_behind_rules_that_others_append(kept: Kept) -> None:
 
 
 def test_a_daemon_that_cannot_put_them_back_ends(kept: Kept, tmp_path: Path) -> None:
-    """Its unit restarts it, and root installs the rules before."""
+    """Its unit then restarts it, after root has installed the rules."""
     broken = tmp_path / f"iptables-{Backend.NFT}-restore"
     broken.write_text("#!/bin/sh\necho 'the disk is on fire' >&2\nexit 1\n", encoding="ascii")
     broken.chmod(0o755)

@@ -37,7 +37,7 @@ _OPEN = (
     "< P. 1:201(200) ack 101 win 512",
     "> . 101:101(0) ack 201 win 512",
 )
-# The packet that is INVALID, its reason, and the bound with its number.
+# The INVALID packet, its reason, and the number of the bound.
 _CASES = (
     ("< P. 300000:300001(1) ack 101 win 512", Reason.SEQ_OVER, "seq-over"),
     ("< . 201:201(0) ack 102 win 512", Reason.ACK_OVER, "ack-over"),
@@ -65,7 +65,7 @@ def live() -> Iterator[LiveConntrack]:
 
 
 class Guard:
-    """A daemon that takes the kernel's log, in the namespace of `live`."""
+    """A daemon with the kernel's log as evidence, in the namespace of `live`."""
 
     def __init__(
         self,
@@ -126,7 +126,7 @@ def test_reason_and_bound_come_from_the_log(live: LiveConntrack, tmp_path: Path)
 
 
 def test_the_choice_of_the_daemon(live: LiveConntrack, tmp_path: Path) -> None:
-    """The kernel's log where there is no window, and no sysctl is set where there is one."""
+    """It takes the kernel's log if it has no window, and sets no sysctl if it has one."""
     before = values()
     flows, why = open_lookup()
     flows.close()
@@ -200,7 +200,7 @@ def test_another_reader_keeps_the_group(live: LiveConntrack, tmp_path: Path) -> 
 
 
 def test_prepare_while_the_daemon_runs(live: LiveConntrack, tmp_path: Path) -> None:
-    """It changes nothing; and nobody else gets the group."""
+    """It changes nothing, and no other process can bind the group."""
     guard = Guard(live, tmp_path)
     with guard.started().ready() as process:
         words = ["prepare", "--user", "root", "--config", str(guard.config)]
@@ -228,12 +228,12 @@ def messages_dropped(process: GuardProcess) -> int:
 
 
 def test_messages_that_are_lost_are_counted(live: LiveConntrack, tmp_path: Path) -> None:
-    """While the daemon is stopped, more packets are logged than its socket can hold."""
+    """While the daemon is stopped, more packets are logged than its socket buffer holds."""
     guard = Guard(live, tmp_path, "queue_length = 1")
     with guard.started().ready() as process:
         ends = ends_of(IPV4, 1)
         process.process.send_signal(signal.SIGSTOP)
-        # Every kernel logs these, and not every one logs a packet that no entry exists for.
+        # Every kernel logs these; not every one logs a packet without an entry.
         flood = [ends.octets(parse(f"> SF {number}:{number}(0)")) for number in range(16)]
 
         def is_full() -> bool:
@@ -245,7 +245,7 @@ def test_messages_that_are_lost_are_counted(live: LiveConntrack, tmp_path: Path)
         process.process.send_signal(signal.SIGCONT)
 
         def is_counted() -> bool:
-            live.put(flood[0])  # its number shows how many were lost before it
+            live.put(flood[0])  # its sequence number shows how many were lost before it
             return bool(guard.status()["queues"][0]["kernel_log_lost"])
 
         wait_for(is_counted)

@@ -34,7 +34,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def copy(file: Path, tmp_path: Path) -> Path:
-    """The copy of it."""
+    """The path of its copy."""
     path = tmp_path / "copy.json"
     save(path, load_policy_for(Settings(), file))
     return path
@@ -98,7 +98,7 @@ def _of_another(copy: Path) -> None:
 def test_without_a_copy_the_mistakes_are_an_error(
     file: Path, copy: Path, spoil: Callable[[Path], None]
 ) -> None:
-    """And the settings are those of the file where only its policy has mistakes."""
+    """The settings of the file are used if only its policy has mistakes."""
     spoil(copy)
     _in_policy(file)
     for path in (copy, None):

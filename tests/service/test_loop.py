@@ -48,7 +48,7 @@ def test_stop_before_run_counts() -> None:
 
 
 def test_no_signal_is_lost() -> None:
-    """Signals at arbitrary instants, each to be acted on before the next is sent."""
+    """Signals at arbitrary times, each of which must take effect before the next is sent."""
     dice = random.Random(1)  # noqa: S311 - instants, no secrets
     with Loop() as loop:
         hits: list[int] = []
@@ -119,7 +119,7 @@ def test_run_until_done() -> None:
 
 
 def test_run_until_a_bound_that_moves() -> None:
-    """The bound is read anew before each round: a second signal brings it to now."""
+    """The bound is read anew before each round: a second signal can shorten it to now."""
     with Loop() as loop:
         hurried: list[float] = []
         loop.after(0.001, hurried.append)
@@ -203,7 +203,7 @@ def test_a_thread_that_ends_before_its_first_line_fails_in_the_loop(
         soon = time.monotonic() + 60
         loop.background(lambda: 1, told.append, failed.append)
         loop.background(lambda: 2, told.append, failed.append)
-        # One that ends without a word, while another still works.
+        # A thread that ends without a result, while another still works.
         del begun[0]
         assert loop.run_until(lambda: bool(failed), lambda: soon)
         assert [type(error) for error in failed] == [MemoryError]

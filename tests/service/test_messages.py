@@ -57,7 +57,7 @@ ENCODED = [msgspec.msgpack.encode(one) for one in REPORTS]
 
 
 class Ends:
-    """The daemon's end of a channel, and octets in the place of a worker."""
+    """The daemon's end of a channel, and octets sent in place of a worker."""
 
     def __init__(self) -> None:
         ours, theirs = pair()
@@ -66,7 +66,7 @@ class Ends:
         self.worker = RecordSocket(theirs, self.refused.append)
 
     def take(self, record: bytes) -> list[Report]:
-        """What is received of one record."""
+        """The messages received from one record."""
         self.refused.clear()
         assert self.worker.send(record)
         found = self.channel.receive()
@@ -103,7 +103,7 @@ def test_an_order_is_no_report(ends: Ends) -> None:
 
 
 def test_nesting_without_end_is_refused(ends: Ends) -> None:
-    """An object may be anything, and so as deep as its sender likes."""
+    """A field of type object may have any content, nested as deep as the sender likes."""
     deep = b"\x91" * 50_000 + b"\xc0"
     whole = msgspec.msgpack.encode(REPORTS[2])
     place = whole.index(b"\xa5event") - 1

@@ -32,7 +32,7 @@ def test_both_kinds_of_address(tmp_path: Path, kind: str) -> None:
 
 
 def test_nothing_after_stopping(tmp_path: Path) -> None:
-    """A daemon that is ending neither feeds its watchdog nor looks ready again."""
+    """A daemon that is ending neither feeds its watchdog nor reports itself ready again."""
 
     def send(notifier: Notifier) -> None:
         assert notifier.watchdog_s == 2

@@ -80,7 +80,7 @@ def test_missing_rules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("state", [RulesState.PENDING, RulesState.FOREIGN, RulesState.FORBIDDEN])
 def test_rules_that_were_not_verified(tmp_path: Path, state: RulesState) -> None:
-    """Nothing is said of them."""
+    """They have no value."""
     found = seen(tmp_path, rules=rules_status(state, "IPv4: no jump"))
     assert found.problems == ()
     assert "rules_in_place" not in found.gauges
@@ -88,7 +88,7 @@ def test_rules_that_were_not_verified(tmp_path: Path, state: RulesState) -> None
 
 
 def test_rules_before_conntrack(tmp_path: Path) -> None:
-    """What could not be read is unknown; what was found counts all the same."""
+    """Rules that cannot be read are unknown; those that were found still count."""
     unread = RawRulesStatus(problems=("not read yet",))
     found = seen(tmp_path, raw_rules=unread)
     assert "one_sided_raw_rules" not in found.gauges

@@ -29,7 +29,7 @@ MOST = 3
 
 
 class FakeSets:
-    """Keeps the flows that it was given; raises `error`, an errno, unless that is 0."""
+    """Sets that keep the given flows; raises `error`, an errno, unless that is 0."""
 
     def __init__(self) -> None:
         self.held: list[tuple[OneWay, float]] = []

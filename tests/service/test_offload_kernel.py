@@ -67,7 +67,7 @@ class Site:
                 yield client, server
 
     def flood(self, family: int, sport: int, count: int, *, own: bool = False) -> None:
-        """A SYN+ACK of no flow; with `own`, from the guarded host."""
+        """Send SYN+ACKs without a flow; with `own`, from the guarded host."""
         src, dst = ADDRESSES[family] if not own else ADDRESSES[family][::-1]
         layer = IP if family == 4 else IPv6
         packet = layer(src=src, dst=dst) / TCP(sport=sport, dport=ADVERTISED, flags="SA", seq=1)
@@ -80,10 +80,10 @@ class Site:
                 try:
                     raw.sendto(octets, (dst, 0))
                 except PermissionError:
-                    assert own  # its own kernel dropped it, and says so
+                    assert own  # its own kernel dropped it, which fails the call
 
     def left(self) -> dict[str, int]:
-        """Elements by set."""
+        """The elements of the sets."""
         text = self.guarded.run("nft", "-j", "list", "table", "inet", TABLE).stdout
         sets = [one["set"] for one in json.loads(text)["nftables"] if "set" in one]
         return {one["name"]: len(one.get("elem", ())) for one in sets if one.get("elem")}
@@ -111,7 +111,7 @@ def site(namespace: Make) -> Site:
 
 @contextmanager
 def guard(site: Site, path: Path, *lines: str, policy: str = "") -> Iterator[GuardProcess]:
-    """The daemon in enforce mode with rules that were installed beforehand, as under systemd."""
+    """The daemon in mode enforce with rules that were installed before, as under systemd."""
     config = configured(path / "c", *lines, policy=policy)
     words = [sys.executable, "-m", "nfq_guard", "rules", "install", "--config", config]
     with site.guarded.entered():
@@ -218,13 +218,13 @@ def test_dry_run_offloads_nothing(site: Site, tmp_path: Path) -> None:
         wait_for(lambda: not waiting(site))
         assert site.left() == {}
         event = stopped(process)
-    # What came in is answered with RST, which is INVALID too.
+    # Packets that arrived are answered with RSTs, which are INVALID too.
     assert event["packets"] >= 200
     assert (event["offloaded_flows"], event["offload_drops"]) == (0, 0)
 
 
 def test_a_flow_of_which_a_packet_may_pass_is_not_offloaded(site: Site, tmp_path: Path) -> None:
-    """A tuple without a flow: the policy may decide differently about a later entry."""
+    """A tuple without an entry: the policy may decide differently once there is one."""
     rules = '[[policy.rule]]\nname = "late"\nreason = "no-entry"\naction = "drop"\n'
     with guard(site, tmp_path, policy=LOGS_ALL + rules) as process:
         site.flood(4, 5000, 200)
@@ -250,7 +250,7 @@ def test_a_reload_takes_everything_back(site: Site, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("queues", ["0", "0-1"])
 def test_dry_run_at_run_time_takes_everything_back(site: Site, tmp_path: Path, queues: str) -> None:
-    """With several workers too, which share one table; their counts add up."""
+    """Also with several workers, which share one table; their counts are added."""
     control = tmp_path / "control"
     lines = (f'queues = "{queues}"', f'control_socket = "{control}"')
     with guard(site, tmp_path, *lines, policy=DROPS_ALL) as process:
@@ -287,7 +287,7 @@ def test_flows_of_a_killed_daemon_time_out_or_go_with_the_rules(site: Site, tmp_
         process.process.wait()
         assert site.left() == {"received4": 1}
         wait_for(lambda: site.left() == {})
-    # The configuration may be another by then, or gone.
+    # The configuration may have changed by then, or be missing.
     with site.guarded.entered():
         Firewall(RulesSpec()).remove()
         assert site.guarded.run("nft", "list", "tables").stdout.count(TABLE) == 0

@@ -78,7 +78,7 @@ def test_headers(octets: bytes, length: int) -> None:
 
 
 def test_records_of_a_batch() -> None:
-    """In order, without the payload, with the interface of the hook."""
+    """They are in order, without the payload, with the interface of the hook."""
     secret = udp(A4, B4, 1, 2, b"secret")
     batches = [(5.0, [judged(secret), judged(secret, hook=Hook.OUTPUT)])]
     one, other = records(batches, 10**18, payload=False)
@@ -113,7 +113,7 @@ def test_a_dump_has_room_for_so_much() -> None:
 
 
 class Worked:
-    """Work in the background that is done at once, or fails."""
+    """Background work that is done at once, or fails."""
 
     def background(
         self,
@@ -202,7 +202,7 @@ def test_an_alert_without_packets_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_all_packets_each_once(tmp_path: Path) -> None:
-    """A file each minute, or when half of the ring is new."""
+    """A file is written each minute, or when half of the ring is new."""
     written = Written(tmp_path, alert=0)
     for second in range(100):
         written.packets(2, second)

@@ -49,7 +49,7 @@ def replayed(capture: Path) -> int:
 
 
 def test_packets_of_one_queue(namespace: Make, tmp_path: Path) -> None:
-    """Their headers, with nanoseconds, interface and comment; hashed on wish; and in a file."""
+    """Headers with nanoseconds, interface and comment; hashed if so configured; also in a file."""
     inside = namespace("packets")
     queue_udp(inside)
     control = tmp_path / "s"

@@ -13,7 +13,7 @@ _LINES = "    0   {port}  0 2  256  {dropped} 0 {last} 1\n    5  12  0 2  256  1
 
 
 class Kernel:
-    """Counts of a host that may change between the readings of one look."""
+    """The counters of a host, which may change while they are read."""
 
     def __init__(self, owners: tuple[int, ...] = (7,)) -> None:
         self.owners = owners
@@ -43,7 +43,7 @@ class Kernel:
 
 def test_what_no_queue_numbered_has_passed() -> None:
     kernel = Kernel()
-    kernel.come(500, passed=90)  # before the first look: another daemon's, or nobody's
+    kernel.come(500, passed=90)  # before the first reading: another daemon's, or without one
     assert kernel.look() == 0
     kernel.come(1000)
     assert kernel.look() == 0
@@ -77,7 +77,7 @@ def test_the_first_reading_is_repeated_until_nothing_comes() -> None:
 
 
 def test_packets_never_stop_coming() -> None:
-    """The count begins too low by what came during one reading at most."""
+    """The count starts too low by at most the packets of one reading."""
     kernel = Kernel()
     kernel.meanwhile = lambda: kernel.come(2)
     kernel.look()

@@ -37,7 +37,7 @@ def test_a_queue_is_kept_until_it_is_forgotten(manager: socket.socket) -> None:
         keeper.keep(bound.fileno())
         text, files, _, _ = socket.recv_fds(manager, 4096, 2)
         (copy,) = files
-        # An error of the socket, as after an overrun, must not have systemd close it.
+        # An error of the socket, as after an overrun, must not make systemd close it.
         assert text.decode().split("\n") == ["FDSTORE=1", "FDPOLL=0", f"FDNAME={QUEUE}"]
         assert os.fstat(copy).st_ino == os.fstat(bound.fileno()).st_ino
         os.close(copy)
@@ -51,7 +51,7 @@ def test_a_queue_is_kept_until_it_is_forgotten(manager: socket.socket) -> None:
 def test_a_copy_of_the_rules_is_left(
     manager: socket.socket, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
-    """In place of one of an earlier start; an empty one is not left."""
+    """It replaces that of an earlier start; an empty copy is not kept."""
     monkeypatch.setattr("nfq_guard.firewall.legacy_copy.made", lambda: content)
     monkeypatch.setattr("nfq_guard.firewall.xtables.System.find", lambda *_: True)
     leave_tables()
@@ -97,7 +97,7 @@ except OSError:
 
 
 def test_the_copy_is_taken_from_its_beginning() -> None:
-    """Also by a second process, which has the same file."""
+    """Also by a second process that inherits the same open file."""
     with os.fdopen(os.memfd_create("rules"), "wb") as file:
         file.write(b"the rules")
         file.flush()

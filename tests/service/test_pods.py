@@ -23,7 +23,7 @@ CART = Pod("shop", "cart-0", "c" * 64)
 
 
 def tick(place: Path) -> None:
-    """Let the clock of the file system, which ticks every few milliseconds, go on."""
+    """Wait for the next tick of the file system's clock, every few milliseconds."""
     probe = place.with_name("probe")
     before = place.stat().st_ctime_ns
     while True:
@@ -46,7 +46,7 @@ def read(place: Path) -> PodReading:
 def test_a_pod_has_each_of_its_addresses(tmp_path: Path) -> None:
     write(tmp_path, "cart-0", "10.244.0.5/24", "fd00::5/64", container="c" * 64)
     write(tmp_path, "cart-0", "127.0.0.1/8", "::1/128", interface="lo")
-    # CRI-O left thousands of these behind.
+    # CRI-O has left thousands of these behind.
     (tmp_path / "cni-loopback-left-behind-lo").touch()
     found = read(tmp_path)
     assert found.pods == dict.fromkeys(
@@ -61,7 +61,7 @@ def test_addresses_that_are_not_of_one_pod_name_none(tmp_path: Path) -> None:
 
 
 def test_what_is_no_pod_is_no_fault(tmp_path: Path) -> None:
-    """As a container of podman, or an interface without an address."""
+    """Such as a container of podman, or an interface without an address."""
     no_pod = cached("cart-0", "10.0.0.1/8")
     del no_pod["cniArgs"]
     (tmp_path / "podman-a-eth0").write_text(json.dumps(no_pod))
@@ -71,7 +71,7 @@ def test_what_is_no_pod_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_the_newest_file_has_the_address(tmp_path: Path) -> None:
-    """Runtimes leave the files of some pods behind, as over a restart of the host."""
+    """Runtimes leave files of some pods behind, for example after a restart of the host."""
     for age, pod in ((5, "left-behind"), (1, "cart-0"), (9, "older")):
         file = write(tmp_path, pod, "10.244.0.5/24")
         os.utime(file, (time.time_ns() // 10**9 - age,) * 2)
@@ -96,7 +96,7 @@ def test_changes_are_read_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_a_file_that_was_being_written_is_read_again(tmp_path: Path) -> None:
-    """Its directory changes when it is made, and not when it is complete."""
+    """Its directory changes when it is created, not when it is complete."""
     files = PodFiles(tmp_path)
     half = tmp_path / "net-a-eth0"
     half.touch()
@@ -199,7 +199,7 @@ def test_what_is_no_regular_file_is_not_opened(
 def test_a_file_that_is_replaced_before_it_is_opened(
     tmp_path: Path, make: Callable[[Path], None]
 ) -> None:
-    """A FIFO would wait for a writer, and a link leads anywhere."""
+    """Opening a FIFO would wait for a writer, and a link may lead anywhere."""
     place = tmp_path / "results"
     place.mkdir()
     file = write(place, "cart-0", "10.0.0.1/24")
@@ -245,7 +245,7 @@ def test_more_addresses_than_the_bound(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 class Followed:
-    """A follower of a directory, its loop turned by the test, on a clock of the test."""
+    """A follower of a directory, whose loop and clock are driven by the test."""
 
     def __init__(self, place: Path) -> None:
         self.place = place
@@ -276,19 +276,19 @@ class Followed:
         assert self.loop.run_until(lambda: not self.loop.busy, lambda: time.monotonic() + limit(60))
 
     def counts(self) -> tuple[float, ...]:
-        """Whether the directory was read, the addresses of pods, and the files skipped."""
+        """Whether the directory was read, and the number of addresses and of skipped files."""
         names = ("pods_dir_read", "pod_addresses", "pod_files_skipped")
         return tuple(self.gauges[name] for name in names)
 
     def problems(self) -> list[str]:
-        """What was said since the last call."""
+        """The problems logged since the last call."""
         events, self.said[:] = self.said[:], []
         return [event.problem for event in events if isinstance(event, PodsUnread)]
 
 
 @pytest.fixture
 def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Followed]:
-    # The test begins each reading.
+    # The test starts each reading.
     monkeypatch.setattr(pods, "pause_s", lambda _cpu_s, _clock_s: 1e6)
     made = Followed(tmp_path / "results")
     yield made
@@ -305,7 +305,7 @@ def test_a_missing_directory_is_said_once_and_tried_again(followed: Followed) ->
     write(followed.place, "cart-0", "10.0.0.1/24")
     followed.look()
     assert [next(iter(each.values())).name for each in followed.adopted if each] == ["cart-0"]
-    # Its names would be of other pods when it comes back.
+    # Its names may be those of other pods when it returns.
     followed.place.rename(followed.place.with_name("gone"))
     followed.look()
     assert followed.adopted[-1] == {}
@@ -366,7 +366,7 @@ def test_a_bug_of_a_reading_does_not_end_it(followed: Followed) -> None:
 
 
 def test_a_reading_follows_a_reading(followed: Followed, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also after one that fails."""
+    """Also after a reading that fails."""
     monkeypatch.setattr(pods, "pause_s", lambda _cpu_s, _clock_s: 0.0)
     until = time.monotonic() + limit(60)
     followed.follower.begin()

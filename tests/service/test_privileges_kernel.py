@@ -52,7 +52,7 @@ def inside(namespace: Make) -> Namespace:
 
 @pytest.mark.parametrize("backend", ["nft", "legacy"])
 def test_what_it_keeps_is_enough(inside: Namespace, tmp_path: Path, backend: str) -> None:
-    """For the window, its rules, their repair and removal, the metrics file and a reload."""
+    """It is enough for the window, the rules, their repair and removal, metrics file and reload."""
     metrics = tmp_path / "metrics.prom"
     with guard_in(
         inside, tmp_path, f'backend = "{backend}"', f'metrics_file = "{metrics}"',
@@ -83,7 +83,7 @@ def test_without_rules_it_keeps_one_capability(inside: Namespace, tmp_path: Path
 
 
 def test_workers_keep_no_more_also_after_a_restart(inside: Namespace, tmp_path: Path) -> None:
-    """A worker that is made anew has the window, though nobody could load a program by then."""
+    """A restarted worker reads the window, although no process could load a program by then."""
     config = tmp_path / "config.toml"
     config.write_text('[daemon]\nqueues = "7-8"\ncontrol_socket = ""\n', encoding="ascii")
 
@@ -118,7 +118,7 @@ def test_a_privileged_port_keeps_its_capability(inside: Namespace, tmp_path: Pat
 def test_a_directory_of_another_user_keeps_the_right_to_it(
     inside: Namespace, tmp_path: Path
 ) -> None:
-    """As node_exporter's may be; the log says so."""
+    """Such as that of node_exporter; the log says so."""
     theirs = tmp_path / "theirs"
     theirs.mkdir(mode=0o755)
     os.chown(theirs, NOBODY, NOBODY)
@@ -153,7 +153,7 @@ OPEN_HOST = ("unshare", "--mount", "sh", "-c", SCRIPT, "sh", os.__file__, __file
 
 
 def guard_of(user: str, namespace: Namespace, tmp_path: Path, *lines: str) -> GuardProcess:
-    """A daemon of root that becomes this user. Its configuration is where that user can read it."""
+    """A daemon of root that becomes this user, who can read its configuration."""
     config = configured(
         tmp_path / "config.toml",
         f'user = "{user}"',
@@ -168,7 +168,7 @@ def guard_of(user: str, namespace: Namespace, tmp_path: Path, *lines: str) -> Gu
 
 
 def test_it_becomes_the_user_that_is_set(inside: Namespace, tmp_path: Path) -> None:
-    """With its evidence, its rules, their repair and removal, its files and a reload."""
+    """Evidence, rules, their repair and removal, files and a reload work."""
     with guard_of("nobody", inside, tmp_path, 'backend = "nft"', "verify_rules_s = 0.2") as guard:
         pid = guard.process.pid
         kept = NET_ADMIN | NET_RAW
@@ -205,7 +205,7 @@ def test_what_the_user_may_not_access_is_named(inside: Namespace, tmp_path: Path
 
 
 def test_the_user_reads_the_pods_of_root(inside: Namespace, tmp_path: Path) -> None:
-    """By the right to read alone. What is wrong with a file takes reading it."""
+    """By CAP_DAC_READ_SEARCH alone; the mistake in a file shows that it was read."""
     results = tmp_path / "results"
     results.mkdir(mode=0o700)
     (results / "net-bad-eth0").touch(mode=0o600)
@@ -254,7 +254,7 @@ def test_a_user_that_it_cannot_become(
 
 
 def test_no_program_gains_what_was_given_up(inside: Namespace) -> None:
-    """Neither one of root nor one with the bit of its owner."""
+    """Neither a program run as root nor one with the set-user-id bit."""
     code = (
         "import os, subprocess\n"
         "from nfq_guard import capabilities\n"
@@ -275,7 +275,7 @@ def test_no_program_gains_what_was_given_up(inside: Namespace) -> None:
 
 
 def test_a_process_that_may_not_change_its_bounding_set(inside: Namespace) -> None:
-    """What it holds goes all the same."""
+    """It still gives up the capabilities that it holds."""
     code = (
         "from nfq_guard import capabilities\n"
         "capabilities.keep_only(1 << capabilities.NET_ADMIN | 1 << capabilities.BPF)\n"
@@ -289,7 +289,7 @@ def test_a_process_that_may_not_change_its_bounding_set(inside: Namespace) -> No
 
 
 def forbidden(own: Path, other: Path, *options: str) -> dict[str, list[str]]:
-    """What a process that has given up its privileges could do, and the notes for the operator."""
+    """What a process could do after it gave up its privileges, and its notes for the operator."""
     for folder in (own, other):
         folder.mkdir()
     (own / "kept").touch()
@@ -307,7 +307,7 @@ ALLOWED = ["its log", "a file beside its log", "a program's write there", "readi
 
 def test_without_systemd_it_writes_to_its_own_directories_alone(tmp_path: Path) -> None:
     found = forbidden(tmp_path / "own", tmp_path / "other")
-    # The rest takes a capability that is gone; the user id is still root's.
+    # The rest requires a capability that was given up; the user id is still root's.
     assert found == {"worked": [*ALLOWED, *OF_ROOT], "notes": []}
 
 
@@ -324,7 +324,7 @@ def test_another_user_reads_nothing_of_root_either() -> None:
 
 
 def test_a_kernel_without_landlock(tmp_path: Path) -> None:
-    """It says so once, and nothing else changes."""
+    """The daemon says so once, and nothing else changes."""
     found = forbidden(tmp_path / "own", tmp_path / "other", "--without-landlock")
     assert [note.partition(":")[0] for note in found["notes"]] == ["the kernel has no Landlock"]
     assert {"writing elsewhere", "a TCP connection"} <= set(found["worked"])

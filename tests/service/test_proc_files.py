@@ -24,7 +24,7 @@ def inside(namespace: Callable[[str], Namespace]) -> Namespace:
 
 
 def readable(inside: Namespace, path: str) -> bool:
-    """Whether a process of the group alone may read it."""
+    """Whether a process with no privilege but the group may read it."""
     done = inside.run(
         "setpriv", f"--reuid={NOBODY.pw_uid}", f"--regid={NOBODY.pw_gid}", "--clear-groups",
         "cat", path, check=False,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A queue served from a loop, and garbage collection meanwhile."""
+"""A queue served from a loop, and garbage collection between its batches."""
 
 import gc
 import socket
@@ -32,7 +32,7 @@ class _Cycle:
 
 @pytest.fixture
 def garbage() -> Iterator[GarbageCollection]:
-    """Begun, and ended after the test."""
+    """The collector, started before the test and stopped after it."""
     one = GarbageCollection()
     one.begin()
     yield one
@@ -48,7 +48,7 @@ def test_search_does_not_start_by_itself(garbage: GarbageCollection) -> None:
 
 
 def test_new_cycle_goes_within_a_second(garbage: GarbageCollection) -> None:
-    """Nothing that a bug makes may pile up."""
+    """Cycles that a bug creates must not accumulate."""
     lost = weakref.ref(_Cycle())
     assert lost() is not None
     garbage.tick(1.0)
@@ -56,7 +56,7 @@ def test_new_cycle_goes_within_a_second(garbage: GarbageCollection) -> None:
 
 
 def test_old_cycle_goes_within_a_minute(garbage: GarbageCollection) -> None:
-    """A policy that was swapped out after it had grown old is found by the full search."""
+    """A full collection finds a policy that was replaced when it was in the oldest generation."""
     old = _Cycle()
     for second in range(3):
         garbage.tick(float(second))
@@ -131,7 +131,7 @@ class UnchangingEvidence:
 
 
 class FakeKeeper:
-    """Keeps the number of a file, as systemd keeps the file."""
+    """Keeps a descriptor by its number, as systemd would."""
 
     def __init__(self) -> None:
         self.kept: int | None = None
@@ -144,7 +144,7 @@ class FakeKeeper:
 
 
 class Served:
-    """A server of a fake queue, its loop turned by the test."""
+    """A server of a fake queue, whose loop is driven by the test."""
 
     def __init__(self, log: Path, packets: int = 0, *, fail_open: bool = False) -> None:
         self.queue = FakeQueue(packets)
@@ -230,7 +230,7 @@ def test_a_hurried_end_leaves_packets_to_the_kernel(make: Callable[..., Served])
 
 @pytest.mark.parametrize("fail_open", [False, True])
 def test_a_queue_fails_open_in_dry_run(make: Callable[..., Served], *, fail_open: bool) -> None:
-    """And in enforce mode as the fail mode says; it is kept where packets would be lost."""
+    """In mode enforce the fail mode decides; the queue is kept where packets would be lost."""
     one = make(fail_open=fail_open)
     one.server.begin()
     kept = None if fail_open else one.queue.fileno()

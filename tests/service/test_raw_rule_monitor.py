@@ -20,7 +20,7 @@ RULE = RawRule("r", IPV4, PROTO_TCP, Hook.PREROUTING, "raw", RawAct.TRACKING, UN
 
 
 class Monitored:
-    """A monitor of rules that the test makes up, its loop turned by the test."""
+    """A monitor of made-up rules, whose loop is driven by the test."""
 
     def __init__(self, log: Path) -> None:
         self.reading = RawReading()
@@ -47,7 +47,7 @@ class Monitored:
     def _read(self) -> RawReading:
         self.reads += 1
         self.cpu_s += self.takes_s
-        self.now += 10 * self.takes_s  # of a busy machine
+        self.now += 10 * self.takes_s  # on a busy machine
         if self.error is not None:
             raise self.error
         return self.reading
@@ -73,7 +73,7 @@ def monitored(tmp_path: Path) -> Iterator[Monitored]:
 
 
 def test_rules_come_and_go(monitored: Monitored) -> None:
-    assert monitored.monitor.status().problems  # unknown is not none
+    assert monitored.monitor.status().problems  # unknown rules are not "no rules"
     monitored.check()
     assert monitored.monitor.status().problems == ()
     assert monitored.adopted == []
@@ -82,7 +82,7 @@ def test_rules_come_and_go(monitored: Monitored) -> None:
         monitored.check()
     assert monitored.adopted == [(RULE,)]
     assert monitored.monitor.status().one_sided == ("it hides",)
-    # Complete by another rule: known to the judge, and no reason to say anything.
+    # Another rule makes it complete: the judge learns of it, and no event is needed.
     monitored.reading = RawReading((RULE, RULE))
     monitored.check()
     assert monitored.adopted == [(RULE,), (RULE, RULE)]

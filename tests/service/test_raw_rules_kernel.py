@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Rules before conntrack that make one half of every connection INVALID, on real connections.
+"""Rules before conntrack that make one direction of every connection INVALID, with real traffic.
 
-The guarded host forwards between a client and a server. The policy drops every INVALID packet, so
-that no connection which such a rule halves would be opened.
+The guarded host forwards between a client and a server. The policy drops every INVALID packet; this
+would keep each connection of which such a rule hides one direction from opening.
 """
 
 import json
@@ -31,7 +31,7 @@ DOMAINS = {4: socket.AF_INET, 6: socket.AF_INET6}
 PATIENCE_S = 20.0
 POLICY = '[policy]\ndefault = "drop"\non_unknown = "drop"\ni_know = "drops everything"\n'
 
-# By port: the rules, for the raw table of iptables or, with `nft`, for a chain of that priority.
+# Rules by port: for the raw table of iptables or, with `nft`, for a chain of that priority.
 HALF = {
     9001: ["-p tcp --sport 9001 -j CT --notrack"],
     9002: ["-p tcp --dport 9002 -j CT --notrack"],
@@ -46,7 +46,7 @@ HALF = {
 WHOLE = {
     9011: ["-p tcp --sport 9011 -j CT --notrack", "-p tcp --dport 9011 -j CT --notrack"],
     9012: ["-p tcp --sport 9012 -j CT --zone 7", "-p tcp --dport 9012 -j CT --zone 7"],
-    # A flow in a zone for one direction alone, as conntrack means it: replies stay in zone 0.
+    # A zone for one direction alone, as conntrack intends it: replies stay in zone 0.
     9013: ["-p tcp --dport 9013 -j CT --zone-orig 7"],
     9014: ["nft tcp dport 9014 ct original zone set 7"],
 }
@@ -87,7 +87,7 @@ class Router:
                 self._listeners[family, port] = listener
 
     def add(self, *rules: str) -> None:
-        """Add them for both families."""
+        """Add rules for both families."""
         native = [rule.removeprefix("nft ") for rule in rules if rule.startswith("nft ")]
         if native:
             text = "\n".join(native)
@@ -110,7 +110,7 @@ class Router:
         self.host.run("nft", "delete", "table", "inet", "early")
 
     def works(self, family: int, port: int) -> None:
-        """A connection opens, carries data both ways and is closed by both ends."""
+        """Assert that a connection opens, carries data both ways and is closed by both ends."""
         with self.client.entered():
             client = socket.socket(DOMAINS[family])
         with client:
@@ -126,7 +126,7 @@ class Router:
                     assert receiver.recv(1) == b""
 
     def forge(self, family: int, flags: str) -> None:
-        """Send a segment of no connection."""
+        """Send a segment that belongs to no connection."""
         layer = IP if family == 4 else IPv6
         segment = TCP(sport=7, dport=FORGED, flags=flags, seq=9, ack=9)
         packet = bytes(layer(src=NEAR[family], dst=FAR[family]) / segment)
@@ -139,7 +139,7 @@ class Router:
 
 @pytest.mark.parametrize("queues", ["7:7", "7:8"])
 def test_half_of_each_connection_is_hidden(namespace: Make, tmp_path: Path, queues: str) -> None:
-    """In one process, and with a worker for each queue."""
+    """With one process, and with a worker for each queue."""
     with ExitStack() as stack:
         router = Router(namespace, stack)
         lines = ('mode = "enforce"', "verify_rules_s = 1", "log_interval_s = 0")
@@ -165,7 +165,7 @@ def test_half_of_each_connection_is_hidden(namespace: Make, tmp_path: Path, queu
                 assert (event["reason"], event["verdict"]) == ("no-entry", "drop")
                 assert event["dport"] == FORGED
 
-        # Rules that treat both directions alike are no reason to step aside.
+        # Rules that treat both directions alike hide no half.
         for port in (*WHOLE, NONE):
             router.works(4, port)
         forged(2)
@@ -177,7 +177,7 @@ def test_half_of_each_connection_is_hidden(namespace: Make, tmp_path: Path, queu
         for family in (4, 6):
             for port in (*HALF, *WHOLE, NONE):
                 router.works(family, port)
-        # All else is judged as before.
+        # All other packets are judged as before.
         forged(4)
         assert status()["decided_by"].keys() == {"default", "hidden-half"}
         assert guard.events("half_hidden")[-1]["level"] == "warning"

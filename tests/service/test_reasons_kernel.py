@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""The daemon's events against the kernel's own words, for each reason that this kernel has.
+"""Compares the daemon's events with the kernel's log, for each reason that this kernel has.
 
-Packets go through the rules, the queue, the daemon and its log; nothing is called directly. The
-words come by NFLOG (kernel.md 1.12), the bound that they print among them. Where the kernel says
-nothing (kernel.md 1.12, "silent"), the case says which reason it is.
+Packets pass through the rules, the queue, the daemon and its log; nothing is called directly. The
+kernel's text, with the bound that it prints, arrives on NFLOG (kernel.md 1.12). Where the kernel
+logs nothing (kernel.md 1.12, "silent"), the case states the reason.
 
-The daemon has the default policy, and only records what it would do (dry-run): each event is held
-against what that policy does about its reason.
+The daemon runs the default policy in mode dry-run; each event is compared with what that policy
+decides for its reason.
 """
 
 import json
@@ -52,8 +52,8 @@ from tests.support.trace import PLACES, Ends, Step, parse
 
 pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 
-# What the default policy does about each reason: the rule and its action. None of these flows is
-# translated unless a test says so.
+# The decision of the default policy for each reason: the rule and its action. None of these flows
+# is translated unless a test says so.
 _TREATMENT: dict[Reason, tuple[str, str]] = {
     # Both ends check these themselves.
     Reason.SEQ_OVER: ("window", "allow"),
@@ -63,13 +63,13 @@ _TREATMENT: dict[Reason, tuple[str, str]] = {
     # One direction of a connection may take another path.
     Reason.BAD_TRANSITION: ("transition", "allow"),
     Reason.NO_ENTRY: ("no-entry", "allow"),
-    # It is sent again, and then fits.
+    # It fits the window by the time of the lookup.
     Reason.RACED: ("raced", "allow"),
     # Path MTU discovery depends on it.
     Reason.ICMP_UNRELATED: ("icmp-unrelated", "allow"),
-    # Nobody has a socket for it.
+    # No host has a socket for it.
     Reason.ICMP_MISMATCH: ("icmp-mismatch", "allow"),
-    # No receiver takes these.
+    # Every receiver discards these.
     Reason.BAD_FLAGS: ("broken", "drop"),
     Reason.BAD_CHECKSUM: ("broken", "drop"),
     Reason.MALFORMED: ("broken", "drop"),
@@ -84,7 +84,7 @@ class Guarded:
 
     Attributes:
         live: The conntrack.
-        out: The last packet as it came out.
+        out: The last packet, as it left the namespace.
     """
 
     def __init__(self, live: LiveConntrack, guard: GuardProcess) -> None:
@@ -94,11 +94,11 @@ class Guarded:
         self._line = b""
 
     def judge(self, octets: bytes) -> tuple[dict[str, Any] | None, list[str]]:
-        """The daemon's event about one packet, None if it saw none; and the kernel's words."""
+        """The daemon's event about one packet, None if not INVALID, and the kernel's texts."""
         self.out = out = self.live.send_through_queue(octets)
         texts = [text for text, _ in self.live.log_texts() if "timeout to" not in text]
         dscp = out[1] >> 2 if out[0] >> 4 == 4 else ((out[0] << 8 | out[1]) >> 6) & 0x3F
-        # Written by a rule before that of the guard, which is the last one.
+        # The DSCP field is written by a rule before that of the guard.
         if CTSTATES[dscp - 1] is not CtState.INVALID:
             return None, texts
         event: dict[str, Any] = {}
@@ -150,14 +150,14 @@ def _fresh(request: pytest.FixtureRequest) -> None:
 
 
 def same_words(event: dict[str, Any], texts: list[str]) -> None:
-    """The event's reason is the kernel's, and its limit is the bound that the kernel printed."""
+    """Assert that the reason is the kernel's, and the limit the bound that the kernel printed."""
     (text,) = texts
     assert not is_ignored(text)
     assert event["reason"] == reason_of(text), (event, text)
     printed = re.search(r"upper bound (\d+)", text)
     if printed:
         assert event["breach"]["bound"] == event["reason"]
-        # What is printed is the first number that fails.
+        # The kernel prints the first number that fails.
         assert (event["breach"]["limit"] + 1) % 2**32 == int(printed[1])
 
 
@@ -180,7 +180,7 @@ def test_segments(usual: Guarded, reason: Reason, family: int, place: str) -> No
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_an_rst_after_an_ignored_syn(usual: Guarded, family: int) -> None:
-    """The kernel holds it to the window, and the entry no longer shows why (`diagnose`)."""
+    """The kernel checks it against the window, and the entry no longer shows why (`diagnose`)."""
     ends = ends_of(family, 900)
     *before, first, second = [ends.octets(parse(line)) for line in AFTER_A_SYN]
     for octets in before:
@@ -193,8 +193,8 @@ def test_an_rst_after_an_ignored_syn(usual: Guarded, family: int) -> None:
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_random_flows(usual: Guarded, family: int) -> None:
-    """Whatever the kernel calls INVALID: the same reason, and the same bound."""
-    rng = random.Random(family)  # noqa: S311 - chance that comes again
+    """Each packet that the kernel calls INVALID has the same reason and the same bound."""
+    rng = random.Random(family)  # noqa: S311 - reproducible, no secret
     reasons: dict[str, int] = {}
     for serial in range(40):
         ends, numbers, chaos = ends_of(family, 1000 + serial), start(rng), rng.choice((0.1, 0.6))
@@ -213,7 +213,7 @@ def test_random_flows(usual: Guarded, family: int) -> None:
 
 
 def _after_an_ignored_syn(step: Step, texts: list[str]) -> bool:
-    """The entry has the RST where the SYN was that kept it from being held against `td_maxack`."""
+    """Whether an RST was not checked against `td_maxack`, as it followed an ignored SYN."""
     return SEGMENT_CLASS[step.flags] == CLASS_RST and "invalid rst" not in texts[0]
 
 
@@ -222,12 +222,12 @@ def _error(src: bytes, dst: bytes, quoted: bytes) -> bytes:
 
 
 def _later_fragment(octets: bytes) -> bytes:
-    """The packet as one that does not begin with a header, whose ports it still seems to have."""
+    """The packet as a later fragment: its first octets look like ports, but are not."""
     return octets[:6] + b"\0\7" + octets[8:]
 
 
 def _association(one: bytes, other: bytes, port: int) -> list[bytes]:
-    """What sets up an association, whose packets back carry the tag 7."""
+    """The packets that set up an association whose replies carry the tag 7."""
     return [
         sctp(one, other, port, 2, 0, init(1, 7)),
         sctp(other, one, 2, port, 7, init(2, 9)),
@@ -418,7 +418,7 @@ def test_other_packets(usual: Guarded, name: str) -> None:
 @pytest.mark.parametrize("size", [50, 1400])
 @pytest.mark.parametrize("spoilt", [False, True])
 def test_no_reason_depends_on_the_length(usual: Guarded, *, size: int, spoilt: bool) -> None:
-    """A segment past the window, with a right and a wrong checksum, copied whole and not."""
+    """A segment past the window, with valid and bad checksum, copied in full and truncated."""
     ends = Ends(ports=(41000 + size + spoilt, 80))
     for text in OPEN:
         assert usual.judge(ends.octets(parse(text))) == (None, [])
@@ -432,7 +432,7 @@ def test_no_reason_depends_on_the_length(usual: Guarded, *, size: int, spoilt: b
 
 
 def test_no_pickup_in_the_middle(tmp_path: Path) -> None:
-    """With nf_conntrack_tcp_loose=0 an ACK without an entry is INVALID, and nothing is said."""
+    """With nf_conntrack_tcp_loose=0 an ACK without an entry is INVALID, and is not logged."""
     for strict in guarded(Sysctls(loose=False), tmp_path):
         for family in (IPV4, IPV6):
             event, texts = strict.judge(ends_of(family, 1).octets(parse("> . 1:1(0) ack 1")))
@@ -442,9 +442,9 @@ def test_no_pickup_in_the_middle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("zones", "found"), [("[0, 7]", 0), ("[7, 0]", 7)])
 def test_zones_in_order(tmp_path: Path, zones: str, found: int) -> None:
-    """A flow in a zone, and one with the same tuple in zone 0, whose window is elsewhere.
+    """A flow in a zone, and one with the same tuple but another window in zone 0.
 
-    No packet says its zone: the first zone of the setting that has an entry counts.
+    A packet does not carry its zone: the first zone of the setting with an entry counts.
     """
     for both in guarded(DEFAULT_SYSCTLS, tmp_path, zones):
         for family, program in ((IPV4, "iptables"), (IPV6, "ip6tables")):
@@ -459,7 +459,7 @@ def test_zones_in_order(tmp_path: Path, zones: str, found: int) -> None:
             event, (text,) = both.judge(octets)
             assert event is not None
             assert reason_of(text) == "seq-over"
-            # In zone 0 the same numbers are old, and old segments pass: nothing is wrong with it.
+            # In zone 0 the same numbers are below the window, and such segments are not INVALID.
             assert event["reason"] == ("seq-over" if found == 7 else "raced"), event
             other = FlowTuple(PROTO_TCP, *ends.addresses, *ends.ports)
             assert both.live.snapshot(other) is not None
@@ -467,10 +467,10 @@ def test_zones_in_order(tmp_path: Path, zones: str, found: int) -> None:
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_a_window_that_has_started_over(family: int) -> None:
-    """As after a flow left a flowtable (kernel.md 2): no window, and the old `td_maxack`.
+    """As after a flow has left a flowtable (kernel.md 2): no window, and the old `td_maxack`.
 
-    This kernel has no flowtables. The windows of all flows start over as well when the first rule
-    about conntrack comes back; the kernels of Debian show the flowtable itself.
+    This kernel has no flowtables. The windows of all flows are also reset when the first rule that
+    needs conntrack is loaded again; tests on Debian's kernels use a flowtable.
     """
     program = "iptables" if family == IPV4 else "ip6tables"
     ends = ends_of(family, 1)
@@ -489,9 +489,9 @@ def test_a_window_that_has_started_over(family: int) -> None:
             return [peer.td_maxwin for peer in found.peers] == [0, 0]
 
         wait_for(has_started_over)
-        # While its rules were away the kernel may have sent something of its own.
+        # While its rules were gone the kernel may have sent packets of its own.
         live.drain()
-        # An RST from before what was acknowledged is held against what is left.
+        # An RST below what was acknowledged is checked against the old `td_maxack`.
         octets = ends.octets(parse("> R. 1:1(0) ack 201 win 0"))
         seen = live.judge(octets)
         assert seen.ctstate is not None
@@ -505,7 +505,7 @@ def test_a_window_that_has_started_over(family: int) -> None:
         assert [reason_of(text) for text in seen.texts] == [Reason.RST_OUTSIDE]
         assert found.breach is not None
         assert found.breach.distance == 100
-        # Data past the old window sets the new one.
+        # Data beyond the old window initialises the new one.
         passed = live.judge(ends.octets(parse("< P. 300000:300001(1) ack 101 win 512")))
         assert passed.ctstate is not None
         assert CTSTATES[passed.ctstate] is CtState.ESTABLISHED
@@ -517,7 +517,7 @@ _D4, _D6 = b"\x0a\x04\0\1", bytes.fromhex("fd00") + bytes(11) + b"\x04\0\1"
 
 
 class Service:
-    """A service whose address D and port 80 are translated to port 8080 of B, for the client A."""
+    """A service: address D, port 80 is translated to B, port 8080, for client A."""
 
     def __init__(self, guarded: Guarded, family: int, port: int) -> None:
         six = family == IPV6
@@ -544,19 +544,19 @@ class Service:
 
 @pytest.mark.parametrize("family", [IPV4, IPV6])
 def test_packets_about_a_translated_flow(usual: Guarded, family: int) -> None:
-    """What is INVALID of a service's flow, and what the default policy does about it."""
+    """INVALID packets of a service's flow, and the decisions of the default policy."""
     service = Service(usual, family, 42_000)
     reply = service.back.octets(parse("< P. 300000:300001(1) ack 101 win 512"))
     event, _ = usual.judge(reply)
     assert event is not None
-    # Dropped, as the client would answer it with an RST to the pod's own address.
+    # It is dropped, as the client would answer it with an RST to the pod's own address.
     assert (event["reason"], event["nat"], event["would"]) == ("seq-over", "dnat", "drop")
-    # That RST itself: no flow goes from the client to the pod's address and port. It is one of a
-    # client that talks to the pod directly as far as anyone can tell, and so allowed.
+    # That RST itself: no entry exists for the client and the pod's address and port. It looks like
+    # one of a client that talks to the pod directly, and is allowed.
     event, _ = usual.judge(service.back.octets(parse("> R 101:101(0)")))
     assert event is not None
     assert (event["reason"], event["nat"], event["would"]) == ("no-entry", "unknown", "accept")
-    # An error about a reply as it left, untranslated: of no flow either. The pod needs it.
+    # An error about a reply that left untranslated has no entry either. The pod needs it.
     event, _ = usual.judge(service.too_big(service.pod, reply))
     assert event is not None
     assert (event["reason"], event["nat"], event["would"]) == (
@@ -564,7 +564,7 @@ def test_packets_about_a_translated_flow(usual: Guarded, family: int) -> None:
         "unknown",
         "accept",
     )
-    # An error about a translated reply is translated itself, and not INVALID.
+    # An error about a translated reply is translated itself; it is not INVALID.
     assert usual.judge(
         service.too_big(service.address, service.front.octets(parse("< P. 201:301(100) ack 101")))
     ) == (None, [])

@@ -23,7 +23,7 @@ from nfq_guard.telemetry.sink import LineSink
 
 
 class FakeWorkers:
-    """Adopts at once, or refuses with `problem`."""
+    """Workers that adopt a policy at once, or refuse it with `problem`."""
 
     def __init__(self) -> None:
         self.adopted: list[str] = []
@@ -36,7 +36,7 @@ class FakeWorkers:
 
 
 class Reads:
-    """Reads policies numbered from 1, each once `may` is released."""
+    """Reads policies numbered from 1, each after a release of `may`."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -127,7 +127,7 @@ def test_requests_during_a_reload_share_the_next_one(bench: Bench) -> None:
 
 
 def test_a_changed_mode_of_the_file_is_taken_once(bench: Bench) -> None:
-    """A mode that the control socket set afterwards is not undone by the next reload."""
+    """The next reload does not undo a mode set through the control socket afterwards."""
     bench.ask("unchanged")
     bench.go()
     assert bench.modes == []
@@ -190,7 +190,7 @@ def test_workers_that_disagree_keep_the_old_policy(bench: Bench) -> None:
 
 
 def test_a_responder_that_raises_holds_up_nothing(bench: Bench) -> None:
-    """The others are answered, and the next reload begins."""
+    """The other requests get their responses, and the next reload begins."""
 
     def raises(answer: Response) -> None:
         raise BrokenPipeError(str(answer))

@@ -22,7 +22,7 @@ pytestmark = [
 Make = Callable[[str], Namespace]
 
 RELOADS = 2000
-# Each policy gives every packet its own mark by its own rule: half of one would show.
+# The rule of each policy sets its own mark, so that a policy applied in part would be noticed.
 MARKS = {"red": 0x11, "blue": 0x22}
 
 
@@ -40,7 +40,7 @@ def policy(colour: str) -> str:
 
 
 def counted(namespace: Namespace) -> dict[str, int]:
-    """Packets by their mark behind the queue."""
+    """Packets by their mark after the queue."""
     found = {}
     for line in namespace.run("iptables-save", "-c", "-t", "mangle").stdout.splitlines():
         for colour, mark in MARKS.items():
@@ -54,7 +54,7 @@ def counted(namespace: Namespace) -> dict[str, int]:
 def reload_often(
     guard: GuardProcess, control: Path, config: Path, texts: list[str]
 ) -> dict[str, int]:
-    """Put one text after the other in place and wait for each reload; counts of the outcomes."""
+    """Write one text after the other, and wait for each reload; returns counts of the outcomes."""
     outcomes = {"OK": 0, "NOK": 0}
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(str(control))
@@ -71,7 +71,7 @@ def reload_often(
     return outcomes
 
 
-@pytest.mark.no_cover  # thousands of what others do once
+@pytest.mark.no_cover  # thousands of what other tests do once
 def test_two_thousand_reloads_under_load(namespace: Make, tmp_path: Path) -> None:
     inside = namespace("reload")
     queue = ["-j", "NFQUEUE", "--queue-num", str(QUEUE)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The RST that a packet caused, on a host whose guard only looks: live, and in a capture of it."""
+"""The RST that a packet caused, on a host with a guard in dry-run: live, and in a capture."""
 
 import json
 import socket
@@ -25,10 +25,10 @@ _METRICS: Final = "127.0.0.1:9477"
 def test_the_reset_of_an_escaped_packet_names_it(
     namespace: Callable[[str], Namespace], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A packet of a redirected connection gets through untranslated; the host answers with an RST.
+    """A packet of a redirected connection passes untranslated; the host answers with an RST.
 
-    Conntrack does not know the tuple of that RST, so it comes into the queue as well. A Prometheus
-    that scrapes a hundred times, and clients that never read, change nothing.
+    Conntrack has no entry for the tuple of that RST, so the RST is queued as well. A hundred
+    scrapes by Prometheus, and clients that never read, change nothing.
     """
     config = tmp_path / "c.toml"
     config.write_text(
@@ -97,7 +97,7 @@ def _is_on_the_page(place: Path, when: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def _linked(capture: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[dict[str, Any]]:
-    """The frames that replay links to one that they answer."""
+    """The frames that `replay` links to the frame that they answer."""
     main(["replay", "--all", "--format", "json", str(capture)])
     for line in capsys.readouterr().out.splitlines():
         frame = json.loads(line)

@@ -41,7 +41,7 @@ class Changes(NamedTuple):
 
 
 class FakeRules:
-    """Rules that differ as `differences` says; `error` is raised by `verify`."""
+    """Rules with the given `differences`; `verify` raises `error`."""
 
     def __init__(self) -> None:
         self.spec = RulesSpec()
@@ -82,7 +82,7 @@ class FakeRules:
 
 
 class Monitored:
-    """A monitor, its loop turned by the test."""
+    """A monitor whose loop is driven by the test."""
 
     def __init__(
         self, log: Path, *, reinstall: bool, ours: bool = True, keeps: bool = False
@@ -120,7 +120,7 @@ class Monitored:
         self.finish()
 
     def watch(self, seconds: float) -> bool:
-        """Watch after `seconds`; whether that began a check."""
+        """Watch `seconds` later; returns whether that started a check."""
         self.now += seconds
         self.monitor.watch(self.now)
         began = self.loop.busy
@@ -238,7 +238,7 @@ def test_a_closed_monitor_puts_nothing_back(make: Make) -> None:
 
 
 def test_packets_never_decrease(make: Make) -> None:
-    """Rules that were made anew count from 0, and the sum goes on."""
+    """Rules that were installed anew count from 0; the sum continues."""
     one = make(reinstall=True)
     for shed, total in ((5, 5), (9, 9), (2, 11), (2, 11), (10, 19)):
         one.rules.packets = RuleCounters(shed=shed, unjudged=0)
@@ -247,7 +247,7 @@ def test_packets_never_decrease(make: Make) -> None:
 
 
 def test_rules_of_the_operator_are_not_missed(make: Make) -> None:
-    """Where the daemon does not install them, only what was seen once can be missing."""
+    """If the daemon does not install them, only rules that were seen before can be missing."""
     one = make(reinstall=False, ours=False)
     one.rules.differences.append(MISSING)
     one.check()
@@ -304,7 +304,7 @@ def test_a_costly_check_makes_the_next_one_wait(make: Make) -> None:
 
 
 def test_a_busy_machine_does_not_make_the_next_check_wait(make: Make) -> None:
-    """A check that waits for its turn costs no more than another."""
+    """A check that waits for the CPU costs no more than another."""
     one = make(reinstall=True)
     one.rules.takes_s, one.rules.takes_cpu_s = 1.0, 0.03
     one.check()
@@ -313,7 +313,7 @@ def test_a_busy_machine_does_not_make_the_next_check_wait(make: Make) -> None:
 
 
 def test_a_process_that_ends_meanwhile_does_not_end_the_checks(make: Make) -> None:
-    """The CPU time of a worker's whole life may come with a check."""
+    """The CPU time of a worker's whole life may be added during a check."""
     one = make(reinstall=True)
     one.rules.takes_s, one.rules.takes_cpu_s = 0.1, 86_400.0
     one.check()
@@ -337,7 +337,7 @@ def test_rules_that_others_append_have_ours_moved_behind_them(make: Make) -> Non
 
 
 def test_a_tool_that_moves_its_rules_too_is_not_fought_for_ever(make: Make) -> None:
-    """A burst of moves, then a few an hour; logged once a minute at most."""
+    """The rules are moved in a burst, then a few times an hour; logged once a minute at most."""
     one = make(reinstall=True)
     for _ in range(3600 // 30):
         one.rules.differences[:] = [BEHIND]
@@ -360,7 +360,7 @@ def test_rules_that_are_flushed_all_the_time_are_put_back_at_a_bounded_rate(make
 
 
 def test_a_daemon_that_must_keep_its_rules_ends_when_it_cannot(make: Make) -> None:
-    """Its service manager restarts it, and installs the rules as root."""
+    """Its unit restarts it, after installing the rules as root."""
     one = make(reinstall=True, keeps=True)
     one.check()
     one.rules.differences.append(MISSING)
@@ -387,7 +387,7 @@ def test_a_privilege_that_is_missing_ends_a_daemon_that_must_keep_its_rules(make
 def test_rules_that_may_not_be_read_any_more_end_it_and_those_never_seen_do_not(
     make: Make, *, seen: bool
 ) -> None:
-    """Legacy rules are out of sight in the sandbox from the start."""
+    """In the sandbox, legacy rules cannot be read from the start."""
     one = make(reinstall=True, keeps=True)
     if seen:
         one.check()
@@ -433,7 +433,7 @@ def test_rules_that_cannot_be_changed_stay_what_they_should_be(make: Make) -> No
 
 
 def test_rules_that_may_not_be_changed_are_for_root(make: Make) -> None:
-    """The privilege never comes back: later changes are refused for the same reason."""
+    """The privilege is lost for good: later changes are refused for the same reason."""
     outcomes: list[str] = []
     one = make(reinstall=True)
     one.rules.install_error = PrivilegeError("CAP_NET_RAW is missing")
@@ -446,7 +446,7 @@ def test_rules_that_may_not_be_changed_are_for_root(make: Make) -> None:
 
 
 def test_nothing_is_changed_at_the_end(make: Make) -> None:
-    """Neither what waits for a check then, nor what is asked for later."""
+    """Neither a change that waits for a check then, nor one requested later."""
     outcomes: list[str] = []
     one = make(reinstall=True)
     one.monitor.check(one.now)
@@ -459,7 +459,7 @@ def test_nothing_is_changed_at_the_end(make: Make) -> None:
 
 
 def test_jumps_that_are_gone_end_a_daemon_that_cannot_read_its_rules(make: Make) -> None:
-    """Once: what ends it is not repeated."""
+    """The daemon is ended once."""
     one = make(reinstall=True, keeps=True)
     one.rules.error = PrivilegeError("CAP_NET_RAW is missing")
     one.check()

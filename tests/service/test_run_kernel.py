@@ -25,7 +25,7 @@ from tests.support.queue import (
     wait_for,
 )
 
-# Some of its daemons listen at the default path: one after the other.
+# Some daemons listen at the default path, and so run one after the other.
 pytestmark = pytest.mark.kernel
 Make = Callable[[str], Namespace]
 
@@ -86,7 +86,7 @@ def test_stop_on_a_quiet_queue(inside: Namespace, tmp_path: Path) -> None:
 
 
 def test_stop_answers_the_packets_that_wait(inside: Namespace, tmp_path: Path) -> None:
-    """Packets queue up while the daemon is stopped; SIGTERM comes first, then it goes on."""
+    """Packets are queued while the daemon is stopped; SIGTERM is pending when it continues."""
     words = ("--queue", str(QUEUE), "--no-rules")
     with (
         Datagrams(inside) as udp,
@@ -114,7 +114,7 @@ def test_second_daemon_names_the_first(inside: Namespace, tmp_path: Path) -> Non
 
 
 def test_flood_beyond_queue_and_buffer(inside: Namespace, tmp_path: Path) -> None:
-    """Fail mode closed, tiny limits: the kernel drops, its counts are logged, the loop goes on."""
+    """Fail mode closed, tiny limits: the kernel drops and counts, and the daemon continues."""
     config = configured(
         tmp_path / "c",
         "queue_length = 500",
@@ -179,7 +179,7 @@ def test_stalled_reader_of_the_log(inside: Namespace, tmp_path: Path) -> None:
             Datagrams(inside) as udp,
             GuardProcess(inside, tmp_path / "log", "--config", config, stdout=writing) as guard,
         ):
-            # Without the window, a note comes before.
+            # Without the window, a note is logged first.
             while b"started" not in os.read(reading, 1 << 16):
                 pass
             for _ in range(10):
@@ -244,14 +244,14 @@ def test_flushed_rules_are_reinstalled(namespace: Make, tmp_path: Path) -> None:
 
 
 def test_notifications_to_systemd(inside: Namespace, tmp_path: Path) -> None:
-    """READY once everything is in place, WATCHDOG from the packet loop, RELOADING, STOPPING."""
+    """READY=1 once everything is in place, WATCHDOG=1 from the loop, RELOADING=1, STOPPING=1."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
         systemd.settimeout(60)
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
         words = ("--queue", str(QUEUE), "--no-rules")
         with GuardProcess(inside, tmp_path / "log", *words, env=env) as guard:
-            # In fail mode open no queue of an earlier daemon is to stay bound.
+            # In fail mode open, the queue of an earlier daemon does not stay bound.
             assert systemd.recv(1000) == b"FDSTOREREMOVE=1\nFDNAME=nfq-guard-queue"
             assert systemd.recv(1000).startswith(b"READY=1")
             assert guard.events("started")
@@ -260,7 +260,7 @@ def test_notifications_to_systemd(inside: Namespace, tmp_path: Path) -> None:
             heard = b""
             while b"RELOADING=1\nMONOTONIC_USEC=" not in heard:
                 heard = systemd.recv(1000)
-            # The watchdog may have been fed in between.
+            # The watchdog may have been fed meanwhile.
             while heard != b"READY=1":
                 heard = systemd.recv(1000)
             assert guard.stop() == 0
@@ -278,7 +278,7 @@ def test_reloads_under_load_lose_no_packet(inside: Namespace, tmp_path: Path) ->
         GuardProcess(inside, tmp_path / "log", "--config", config).ready() as guard,
     ):
         sent = 0
-        # On a slow machine all these signals may fall into one reload: go on until there were two.
+        # On a slow machine all these signals may lead to one reload: continue until there are two.
         while sent < 2000 or len(guard.events("reloaded")) < 2:
             guard.process.send_signal(signal.SIGHUP)
             if sent < 2000:
@@ -364,7 +364,7 @@ def test_the_daemon_imports_neither_scapy_nor_prometheus() -> None:
 
 
 def test_a_policy_on_trial_is_logged_and_not_carried_out(inside: Namespace, tmp_path: Path) -> None:
-    """It would drop what the policy allows; only the event says so."""
+    """It would drop what the policy allows; only the event shows that."""
     (tmp_path / "trial.toml").write_text(THAT_PORT_POLICY.replace("log", "allow"))
     config = configured(
         tmp_path / "c",

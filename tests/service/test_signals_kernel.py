@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Every signal, to a worker and to a daemon: none makes either hang."""
+"""Every signal, sent to a worker and to a daemon: neither hangs."""
 
 import os
 import resource
@@ -18,18 +18,18 @@ pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
 ALL = range(1, 65)
-# By their default disposition, or because Python ignores them: SIGPIPE and SIGXFSZ.
+# By their default action, or because Python ignores them: SIGPIPE and SIGXFSZ.
 IGNORED = {
     *(signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT),
     *(signal.SIGPIPE, signal.SIGXFSZ),
 }
 STOPPING = {signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
-# Meant for the service as a whole: workers ignore them.
+# Signals for the service as a whole; workers ignore them.
 OF_THE_SERVICE = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
-# Kept by the C library, which handles them once it has started a thread.
+# Reserved by the C library, which handles them once it has started a thread.
 OF_THE_LIBRARY = {32, 33}
 WORKERS = 8
-# One machine, many processes at once.
+# Many processes share the machine.
 PATIENCE_S = 120
 
 
@@ -51,7 +51,7 @@ def _no_core_files() -> Iterator[None]:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_to_a_worker(namespace: Make, tmp_path: Path) -> None:
-    """It is replaced, or goes on; the daemon and the other workers stay, and end cleanly."""
+    """It is replaced, or continues; the daemon and the other workers stay, and end cleanly."""
     supervised = Supervised(namespace("sig"), tmp_path)
     go_on = IGNORED | OF_THE_SERVICE
     text = supervised.text("log").replace('"3-5"', f'"1-{WORKERS}"')
@@ -99,7 +99,7 @@ def test_to_a_worker(namespace: Make, tmp_path: Path) -> None:
 
 
 def test_to_a_daemon_that_goes_on(namespace: Make, tmp_path: Path) -> None:
-    """Those that it ignores, reloads for or only stops for; then its rules go with it."""
+    """Signals that it ignores, reloads at or stops at; at its end its rules are removed."""
     supervised = Supervised(namespace("sig"), tmp_path)
     supervised.config.write_text(supervised.text("log").replace('"none"', '"install"'))
     with supervised.start() as guard:
@@ -124,7 +124,7 @@ def test_to_a_daemon_that_goes_on(namespace: Make, tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_to_a_daemon_that_was_stopped_for_long(namespace: Make, tmp_path: Path) -> None:
-    """As by Ctrl-Z: the silence of workers while it did not listen is not held against them."""
+    """As by Ctrl-Z: workers do not count as silent for the time in which it did not read."""
     supervised = Supervised(namespace("sig"), tmp_path)
     with supervised.start() as guard:
         before = supervised.pids()
@@ -142,18 +142,18 @@ def test_to_a_daemon_that_was_stopped_for_long(namespace: Make, tmp_path: Path) 
     supervised.udp.close()
 
 
-@pytest.mark.no_cover  # a daemon for each signal
+@pytest.mark.no_cover  # starts a daemon for each signal
 @pytest.mark.long
 @pytest.mark.timeout(600)
 def test_to_a_daemon_that_ends(namespace: Make, tmp_path: Path) -> None:
-    """Each of the others ends it at once; its workers see that, and unbind their queues."""
+    """Each of the others ends it at once; its workers notice, and unbind their queues."""
     inside = namespace("sig")
     config = tmp_path / "c.toml"
     config.write_text('[daemon]\ncontrol_socket = ""\n')
     caught: dict[int, int] = {signal.SIGTERM: 0, signal.SIGINT: 128 + signal.SIGINT}
     goes_on = IGNORED | STOPPING | {signal.SIGHUP, signal.SIGUSR1}
     fatal = [number for number in ALL if number not in goes_on]
-    # One queue each, and for some two, which makes them daemons of workers.
+    # Daemons with one queue, and some with two, which have workers.
     two = {signal.SIGTERM, signal.SIGINT, signal.SIGKILL, signal.SIGSEGV, 40, 64}
     together = 6
     words = ("--no-rules", "--config", str(config))

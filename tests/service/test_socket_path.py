@@ -151,7 +151,7 @@ def test_a_vanished_socket_is_made_again(tmp_path: Path) -> None:
 
 
 def test_a_socket_whose_directory_is_gone_is_not_missed(tmp_path: Path) -> None:
-    """Nothing can be made there; the daemon goes on, and `close` finds nothing to remove."""
+    """It cannot be created there; the daemon continues, and `close` has nothing to remove."""
     directory = tmp_path / "run"
     directory.mkdir()
     served = Served(directory / "s")

@@ -20,8 +20,8 @@ from tests.support.supervised import HOSTS, QUEUES, Reads, Supervised, queue_all
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(300)]
 Make = Callable[[str], Namespace]
 
-# What neither side knows, cannot be decoded, or is larger than a record may be.
 _SO_SNDBUFFORCE = 32
+# Messages of an unknown type, of invalid octets, and larger than a record may be.
 UNREADABLE = (msgspec.msgpack.encode({"type": "dance"}), b"\xc1", bytes(600_000))
 
 
@@ -41,14 +41,14 @@ def send_unreadable(end: socket.socket) -> None:
 
 
 def has_unread_order(pid: int) -> bool:
-    """Whether an order waits in a socket of a worker that is stopped."""
+    """Whether a worker that is stopped has an unread order in its socket."""
     with record_sockets_of(pid) as ends:
         waiting = [fcntl.ioctl(end, termios.FIONREAD, bytes(4)) for end in ends]
     return any(int.from_bytes(count, sys.byteorder) for count in waiting)
 
 
 def judged_by_all(supervised: Supervised, guard: GuardProcess, rule: str) -> None:
-    """Each queue's next packets are judged by `rule`."""
+    """Assert that the next packets of each queue are judged by `rule`."""
     wait_for(supervised.all_serving)
     before = len(guard.events("packet_judged"))
     supervised.send()
@@ -76,13 +76,13 @@ def test_a_second_sigterm_shortens_the_wait(supervised: Supervised) -> None:
         wait_for(lambda: len(supervised.bound()) == 1)  # the others have ended
         guard.process.terminate()
         assert guard.process.wait(60) == 0
-        # One that was just about to exit may be among them.
+        # A worker that was just about to exit may be among them.
         assert pid in {event["pid"] for event in guard.events("worker_killed")}
     assert supervised.bound() == {}
 
 
 def test_a_worker_dies_during_a_reload(supervised: Supervised) -> None:
-    """The others take the new policy, and its successor begins with it."""
+    """The other workers take the new policy, and its successor starts with it."""
     with supervised.start() as guard, Reads(supervised.config) as reads:
         pid = supervised.pids()[1]
         os.kill(pid, signal.SIGSTOP)
@@ -96,7 +96,7 @@ def test_a_worker_dies_during_a_reload(supervised: Supervised) -> None:
 
 
 def test_a_worker_reads_another_policy_than_the_daemon(supervised: Supervised) -> None:
-    """The file changes between the daemon's read and a worker's: all keep the old policy."""
+    """The file changes between the daemon's read and a worker's, so all keep the old policy."""
     with supervised.start() as guard:
         pid = supervised.pids()[1]
         supervised.configure("drop")
@@ -118,7 +118,7 @@ def test_a_worker_reads_another_policy_than_the_daemon(supervised: Supervised) -
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, None], ids=["dies", "is silent"])
 def test_a_worker_during_a_dump(supervised: Supervised, number: signal.Signals | None) -> None:
-    """The flows of the others are shown, and the queue is served again."""
+    """The flows of the other workers are shown, and the queue is served again."""
     with supervised.start() as guard:
         sent = supervised.send()
         wait_for(lambda: len(guard.events("packet_judged")) == sent)

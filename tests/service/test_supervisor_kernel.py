@@ -52,7 +52,7 @@ def test_all_queues_one_log_one_account(supervised: Supervised) -> None:
 
 
 def test_a_killed_worker_is_replaced_alone(supervised: Supervised) -> None:
-    """Its packets pass meanwhile, by the fail mode; its numbers go on; the mode stays."""
+    """Its packets pass meanwhile, by the fail mode; its counters continue; the mode stays."""
     with supervised.start() as guard:
         sent = supervised.send()
         wait_for(lambda: len(guard.events("packet_judged")) == sent)
@@ -70,7 +70,7 @@ def test_a_killed_worker_is_replaced_alone(supervised: Supervised) -> None:
         assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
         (ended,) = guard.events("worker_ended")
         assert (ended["queue"], ended["how"]) == (QUEUES[1], "SIGKILL")
-        # Workers report a few times a second: wait until all that was logged is counted too.
+        # Workers report a few times a second: wait until every logged packet is counted.
         wait_for(
             lambda: supervised.status()["actions"]["log"] == len(guard.events("packet_judged"))
         )
@@ -103,7 +103,7 @@ def test_without_bypass_the_queue_of_a_dead_worker_drops(namespace: Make, tmp_pa
 
 
 def test_signals_of_the_service_reach_workers_too_and_do_nothing(supervised: Supervised) -> None:
-    """The service manager sends SIGTERM to all processes of a service at once."""
+    """The service manager sends SIGTERM to all processes of a service."""
     with supervised.start() as guard:
         pids = supervised.pids()
         for pid in pids:
@@ -145,7 +145,7 @@ def test_workers_end_when_their_daemon_is_killed(supervised: Supervised) -> None
 
 
 def test_one_queue_of_somebody_else(supervised: Supervised, tmp_path: Path) -> None:
-    """All is let go again, and the rules of whoever has the queue stay."""
+    """Everything is released, and the rules of the queue's owner stay."""
     words = ("--queue", str(QUEUES[1]))
     with GuardProcess(supervised.namespace, tmp_path / "first", *words).ready() as first:
         text = supervised.config.read_text().replace('rules = "none"', 'rules = "install"')
@@ -185,9 +185,9 @@ def test_one_set_of_metrics(supervised: Supervised) -> None:
         assert guard.stop() == 0
 
 
-@pytest.mark.no_cover  # many of what others do once
+@pytest.mark.no_cover  # many of what other tests do once
 def test_many_reloads_under_load(supervised: Supervised) -> None:
-    """Each packet by one policy or the other, in whichever worker, and none lost."""
+    """Each packet is judged by one policy as a whole, in whichever worker, and none is lost."""
     with supervised.start() as guard:
         sent = 0
         arrived = 0
@@ -209,7 +209,7 @@ def test_many_reloads_under_load(supervised: Supervised) -> None:
 
 
 def test_each_worker_names_the_pods_of_the_node(supervised: Supervised, tmp_path: Path) -> None:
-    """Also one that comes while it runs. The directory itself comes after the daemon."""
+    """Also a pod that is added later. The directory itself is made after the daemon's start."""
     results = tmp_path / "results"
     inside = supervised.namespace
     inside.run("ip", "address", "add", "10.244.0.1/16", "dev", "lo")
@@ -218,7 +218,7 @@ def test_each_worker_names_the_pods_of_the_node(supervised: Supervised, tmp_path
     with supervised.start() as guard:
 
         def judged() -> list[dict[str, Any]]:
-            """The events of one packet to each host."""
+            """Send one packet to each host; returns the events."""
             start = guard.log.stat().st_size
             for host in hosts:
                 supervised.udp.sender.sendto(b"1234", (host, PORT))
@@ -231,7 +231,7 @@ def test_each_worker_names_the_pods_of_the_node(supervised: Supervised, tmp_path
             return [json.loads(line) for line in lines()]
 
         def named(end: str) -> dict[str, int]:
-            """Of packets with a pod at this end: the queue by destination."""
+            """The queue by destination, of packets with a pod at this end."""
             return {one["dst"]: one["queue"] for one in judged() if end in one}
 
         wait_for(lambda: bool(guard.events("pods_unread")))

@@ -10,7 +10,7 @@ from nfq_guard.firewall.xtables import Result
 from nfq_guard.service.settings import Settings
 from nfq_guard.service.unit import mistakes, only_from_here, sandbox_of, unread_pods
 
-# As `systemctl show` tells it of the unit, with no drop-in.
+# The output of `systemctl show` for the unit without drop-ins.
 SHIPPED = {
     "LoadState": "loaded",
     "IPAddressAllow": "",
@@ -35,7 +35,7 @@ FILE = "daemon.metrics_file"
 
 
 class Systemctl:
-    """The program, with one unit."""
+    """A fake systemctl that knows one unit."""
 
     def __init__(self, unit: str, properties: dict[str, str], *, installed: bool = True) -> None:
         self._unit = unit

@@ -30,7 +30,7 @@ from tests.support.judgments import ALLOW_REST, FakeEngine, queued
 
 
 class FakeQueue:
-    """Yields packets and keeps their verdicts."""
+    """A queue that yields packets and keeps their verdicts."""
 
     def __init__(self, *packets: Queued) -> None:
         self.queue_num = 7
@@ -141,7 +141,7 @@ def kernel_file(path: Path, *, buffer: int, last: int, waiting: int = 0) -> Coun
 
 
 def test_what_was_neither_read_nor_dropped_has_passed(tmp_path: Path) -> None:
-    """Ids that are missing tell of it, and at the end the kernel's last id."""
+    """Missing packet ids show it, and at the end the kernel's last id."""
     queue = FakeQueue(queued(b"a"))
     told = tmp_path / "queue"
     file = kernel_file(told, buffer=4, last=10)
@@ -154,7 +154,7 @@ def test_what_was_neither_read_nor_dropped_has_passed(tmp_path: Path) -> None:
     one.refresh()
     assert counters["buffer_full_passes"] == 5
     kernel_file(told, buffer=4, last=30, waiting=1).close()
-    for _ in range(2):  # packets under way may have the ids that were not read
+    for _ in range(2):  # packets in transit may have the ids that were not read
         one.refresh()
         time.sleep(0.2)
     assert counters["buffer_full_passes"] == 5
@@ -180,14 +180,14 @@ def test_any_bytes_get_a_verdict(packets: list[bytes]) -> None:
 
 
 def test_times_are_taken_of_one_batch_in_eight(tmp_path: Path) -> None:
-    """Its packets, and the wait of the first where the kernel took the time."""
+    """Each of its packets is timed, and the wait of the first one if it has a timestamp."""
     queue = FakeQueue(*(queued(b"a") for _ in range(3 * 16)))
     one = worker(queue, tmp_path / "log", FakeEngine())
     wanted = []
     for number in range(16):
         wanted.append(queue.wants_stamp)
         if queue.wants_stamp:
-            ahead = number > 8  # a clock that was set back since
+            ahead = number > 8  # the clock was set back after the timestamp
             queue.stamp_us = (time.time_ns() // 1000) + (10**9 if ahead else -5_000_000)
         one.process_batch()
         queue.stamp_us = 0
@@ -274,7 +274,7 @@ def test_failed_lookups_are_counted_and_logged_once_a_minute(tmp_path: Path) -> 
 
 
 def test_accepted_packets_lose_the_mark_of_unjudged_ones(tmp_path: Path) -> None:
-    """The later rule drops what still has it: packets whose judging raised."""
+    """The later rule drops packets that still have it: those whose judging raised."""
     queue = FakeQueue(queued(b"a", mark=0x1005), queued(b"D", mark=0x1000), queued(b"X"))
     one = worker(queue, tmp_path / "log", FakeEngine(unjudged_mark=0x1000))
     one.process_batch()
@@ -283,7 +283,7 @@ def test_accepted_packets_lose_the_mark_of_unjudged_ones(tmp_path: Path) -> None
 
 
 def test_dry_run_gives_each_packet_the_mark_that_it_came_with(tmp_path: Path) -> None:
-    """Another mark could change the route; the later rule must drop nothing."""
+    """Another mark could change the route, and the later rule must drop nothing."""
     marks = {b"a": 0x1005, b"D": 0x1000, b"X": 0x1003, b"M": 0x1000}
     queue = FakeQueue(*(queued(octets, mark=mark) for octets, mark in marks.items()))
     one = worker(queue, tmp_path / "log", FakeEngine(Mode.DRY_RUN, unjudged_mark=0x1000))
@@ -311,7 +311,7 @@ def test_the_mark_of_a_policy_is_set_in_enforce_mode_only(tmp_path: Path) -> Non
 
 
 def test_a_failed_event_does_not_end_the_worker(tmp_path: Path) -> None:
-    """The verdicts have been sent by then; every failure is counted, the first one logged."""
+    """The verdicts are sent first; every failure is counted, and the first one is logged."""
 
     class Broken:
         def add(self, key: FlowKey, event: PacketJudged) -> None:
@@ -354,7 +354,7 @@ def test_allowed_packets_have_events_or_are_counted(tmp_path: Path) -> None:
 
 
 def stray_and_reset(flags: str = "R") -> tuple[Queued, Queued]:
-    """A segment of no connection, and the RST that a host answers it with."""
+    """A segment without a connection, and the RST with which a host answers it."""
     stray = IP(src="10.0.0.1", dst="10.0.0.2") / TCP(
         sport=80, dport=40000, flags="PA", seq=5, ack=900
     )

@@ -110,7 +110,7 @@ def test_killing_one_that_ended_already(clock: Clock, child: subprocess.Popen[by
     child.kill()
     child.wait()
     handle.kill()
-    assert handle.reap() == "unknown exit status"  # its status is taken already
+    assert handle.reap() == "unknown exit status"  # its status was collected already
     theirs.close()
     handle.down(clock.now)
     assert handle.described().state is WorkerState.DOWN

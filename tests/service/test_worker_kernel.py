@@ -116,7 +116,7 @@ def test_lookup_that_raises(namespace: Make, tmp_path: Path) -> None:
 
 
 def test_packets_that_a_killed_daemon_had_read(namespace: Make, tmp_path: Path) -> None:
-    """They get the verdict of the fail mode and are counted; the others are judged."""
+    """They get the verdict of the fail mode and are counted; packets still queued are judged."""
     inside = namespace("q")
     queue_udp(inside)
     with Datagrams(inside) as udp, inside.entered():

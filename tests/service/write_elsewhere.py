@@ -16,7 +16,7 @@ from nfq_guard.service import privileges
 from nfq_guard.service.settings import Settings
 from tests.systemd.forbidden import FORBIDDEN
 
-# What a user id of root's is enough for.
+# What the user id of root is enough for.
 OF_ROOT = (
     "reading /etc/shadow",
     "signalling others",
@@ -81,7 +81,7 @@ def _run(*words: str) -> None:
 
 
 def _without_landlock() -> None:
-    """Have the kernel answer as one that does not know its first system call."""
+    """Make the kernel respond as one without its first system call."""
     code = b"".join(
         struct.pack("=HBBI", *one)
         for one in (
