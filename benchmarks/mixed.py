@@ -3,8 +3,8 @@
 
 TCP downloads with loss, SACK and timestamps, short requests, flows that began before, scans, UDP,
 ICMP, ARP, VLAN tags, fragments, tunnels, checksums that the NIC was to finish, and a few strays.
-What they carry is what their ports say: TLS, HTTP, SSH, DNS, QUIC. Several hundred conversations
-are open at once.
+The payloads are of the protocols of their ports: TLS, HTTP, SSH, DNS, QUIC. Several hundred
+conversations are open at once.
 """
 
 import random
@@ -35,29 +35,29 @@ def internet_sum(octets: bytes) -> int:
 
 
 def ipv4(src: bytes, dst: bytes, proto: int, payload: bytes, number: int, place: int = 0) -> bytes:
-    """A packet; `place` is the field of flags and fragment offset."""
+    """An IPv4 packet; `place` is the field of flags and fragment offset."""
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), number, place, 61, proto, 0)
     field = internet_sum(head + src + dst)
     return head[:10] + struct.pack("!H", field) + src + dst + payload
 
 
 def ipv6(src: bytes, dst: bytes, proto: int, payload: bytes) -> bytes:
-    """A packet without extension headers."""
+    """An IPv6 packet without extension headers."""
     return struct.pack("!IHBB", 6 << 28, len(payload), proto, 61) + src + dst + payload
 
 
 class Talk:
-    """Two ends, and the numbers that their packets carry.
+    """Two ends, and the sequence numbers of their packets.
 
     Attributes:
         v6: Whether they speak IPv6.
         service: The server's port.
-        offload: Whether the client's packets are captured before its NIC finishes their checksum.
+        offload: Whether the client's packets are captured before its NIC completes the checksum.
         numbers: The next sequence number of each end.
     """
 
     def __init__(self, rng: random.Random, serial: int) -> None:
-        """Two ends that no earlier conversation had."""
+        """Choose two ends that no earlier conversation had."""
         self.v6 = rng.random() < 0.2
         self.offload = rng.random() < 0.05
         client, server = serial & 0xFFFFFF, rng.randrange(1, 4000)
@@ -189,7 +189,7 @@ def _server_hello(rng: random.Random) -> bytes:
 
 
 def _request(talk: Talk, rng: random.Random) -> bytes:
-    """What a client asks."""
+    """The request of a client."""
     length = rng.randrange(60, 400)
     if talk.service == _TLS:
         return _record(23, _noise(rng, length))
@@ -203,7 +203,7 @@ def _request(talk: Talk, rng: random.Random) -> bytes:
 
 
 def _answer(talk: Talk, rng: random.Random, length: int) -> bytes:
-    """What a server answers, about `length` octets."""
+    """The response of a server, of about `length` octets."""
     if talk.service == _TLS:
         return b"".join(
             _record(23, _noise(rng, min(16_384, length - start)))
@@ -242,7 +242,7 @@ def _ending(talk: Talk, rng: random.Random) -> Iterator[bytes]:
 
 
 def _download(talk: Talk, rng: random.Random) -> Iterator[bytes]:
-    """An answer of many segments; about one in a hundred is lost before the router."""
+    """A response of many segments; about one in a hundred is lost before the router."""
     yield talk.tcp(0, PSH_ACK, _request(talk, rng), _stamps(rng))
     yield talk.tcp(1, ACK, b"", _stamps(rng))
     data = _answer(talk, rng, rng.choice((3_000, 8_000, 20_000, 60_000)))
@@ -264,7 +264,7 @@ def _download(talk: Talk, rng: random.Random) -> Iterator[bytes]:
 
 
 def _requests(talk: Talk, rng: random.Random) -> Iterator[bytes]:
-    """Requests and answers of one segment each, in turns."""
+    """Requests and responses of one segment each, in alternation."""
     for _ in range(rng.choice((1, 2, 6, 40))):
         yield talk.tcp(0, PSH_ACK, _request(talk, rng), _stamps(rng))
         yield talk.tcp(1, PSH_ACK, _answer(talk, rng, rng.randrange(40, 1000)), _stamps(rng))
@@ -289,7 +289,7 @@ def _scan(talk: Talk, rng: random.Random) -> Iterator[bytes]:
 
 
 def _udp(talk: Talk, rng: random.Random) -> Iterator[bytes]:
-    """A name looked up, or a QUIC connection after its handshake."""
+    """A DNS lookup, or a QUIC connection after its handshake."""
     if rng.random() < 0.7:
         number = rng.randrange(1 << 16)
         name = b"\x08host%04d\7example\3net\0" % rng.randrange(1000)

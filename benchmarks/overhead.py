@@ -122,7 +122,7 @@ def _guard(site: Site, one: Mitigation) -> subprocess.Popen[str]:
     deadline = time.monotonic() + 10
     while "NFQUEUE" not in site.router.run("iptables-save").stdout:
         if time.monotonic() > deadline:
-            raise RuntimeError("the guard has not laid its rules")
+            raise RuntimeError("the guard has not installed its rules")
         time.sleep(0.05)
     # The guard verifies its rules once more, in a thread that must not end within a measurement.
     time.sleep(0.5)

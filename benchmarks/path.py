@@ -24,8 +24,8 @@ PACED: Final = "at 10,000 pps"
 TRANSLATED: Final = "saturated, translated flows"
 PACED_PPS: Final = 10_000
 FLOWS: Final = 1000
-# Saturated: the number of packets that wait in the queue at all times. The lower bound is well over
-# a batch, the upper one fits into the default socket buffer.
+# Saturated: bounds of the number of packets that wait in the queue. The lower one is well over a
+# batch, the upper one fits into the default socket buffer.
 BACKLOG: Final = (128, 240)
 _WARM_UP: Final = 2000
 
@@ -152,7 +152,7 @@ class Arena:
         spent += self._softirq_time()
         self._check(name, run.sent + warm_up)
         if lost(pid) != dropped:
-            raise RuntimeError("the queue or its socket buffer ran over")
+            raise RuntimeError("the queue or its socket buffer overflowed")
         everything = used + spent + run.cpu_s
         return Cost(used / run.sent * 1e6, everything / run.sent * 1e6, run.sent / run.seconds)
 
@@ -225,7 +225,7 @@ def _once(
 
 
 def _translated(results: Results, say: Callable[[str], None], rounds: int, count: int) -> None:
-    """The guard's own case: the flow is translated and the verdict is drop."""
+    """The case that the guard is for: the flow is translated and the verdict is drop."""
     some: Sequence[Contender] = (
         contenders.c_program(drop=True),
         contenders.guard(compiled=True),

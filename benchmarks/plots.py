@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The plots of the result page, each small enough to be read on a phone.
 
-Every plot has at most five lines. Bars have a linear axis that begins at 0; where the longest would
-hide the shortest, points on a logarithmic axis take their place. Colours follow the page's theme.
+Every plot has at most five lines. Bars have a linear axis that begins at 0; where the shortest bar
+would be invisible beside the longest, points on a logarithmic axis replace them. Colours follow the
+page's theme.
 """
 
 import io
@@ -21,7 +22,7 @@ from benchmarks import evidence, latency, overhead, path, scaling
 from benchmarks.rows import Results, Row
 from benchmarks.survivors import CONNECTIONS
 
-# Colours that stand for those of the page; `svg` puts the page's own in their place.
+# Placeholders for the colours of the page, which `svg` substitutes.
 _INK: Final = "#010203"
 _GRID: Final = "#040506"
 _OURS: Final = "#070809"
@@ -29,7 +30,7 @@ _OTHERS: Final = "#0a0b0c"
 _THEME: Final = {
     _INK: "var(--ink)", _GRID: "var(--line)", _OURS: "var(--link)", _OTHERS: "var(--passed)",
 }  # fmt: skip
-# Colours with markers, so that lines differ without colour as well; readable on light and dark.
+# Colours with markers, so that lines also differ without colour; readable on light and dark.
 _LINES: Final = (
     ("#8a8f94", "x"), ("#d0752c", "s"), ("#c4485a", "v"), ("#8f6fc0", "D"), ("#3d8fb5", "o"),
 )  # fmt: skip
@@ -107,7 +108,7 @@ def _new(height: float) -> tuple[Figure, Axes]:
 
 
 def _bars(rows: Sequence[Row], unit: str, *, more_is_better: bool = False) -> Figure:
-    """A bar or point a row, the best at the top, with quartiles; the name stands above it."""
+    """A bar or point for each row, the best at the top, with quartiles; its name is above it."""
     ordered = sorted(rows, key=lambda row: row.median, reverse=not more_is_better)
     figure, axes = _new(0.62 * len(ordered) + 0.8)
     medians = [row.median for row in ordered]
@@ -193,7 +194,7 @@ def added_latency(results: Results) -> Iterator[Plot]:
         rows = [row for row in results.of(latency.SECTION, f"added, {kind}") if row.values]
         if rows:
             yield Plot(
-                f"What a queue adds to the way of a packet, {kind}.",
+                f"Latency that a queue adds to a packet, {kind}.",
                 _bars(rows, "microseconds added"),
             )
 
@@ -211,8 +212,8 @@ def survival(results: Results) -> Iterator[Plot]:
             for name, share in worst.items()
         ]
         yield Plot(
-            "Connections at rest behind a translating router that live, in the worst round at any "
-            "rate of packets far over their window.",
+            "Idle connections behind a translating router that survive, in the worst round at any "
+            "rate of packets far beyond their window.",
             _bars(shares, "percent", more_is_better=True),
         )
 
@@ -243,7 +244,7 @@ def valid_traffic(results: Results) -> Iterator[Plot]:
 
 
 def scaling_curves(results: Results) -> Iterator[Plot]:
-    """What bends the cost of a packet."""
+    """The cost of a packet by batch size, tracked flows and rules, and the rate by workers."""
     for what, metric, label in (
         (scaling.BATCH, scaling.COST, "microseconds a packet"),
         (scaling.FLOWS_IN_TABLE, scaling.COST, "microseconds a packet"),
@@ -266,8 +267,8 @@ def sources(results: Results) -> Iterator[Plot]:
         found = [row for row in rows if row.variant.endswith(kind)]
         if found:
             yield Plot(
-                f"The judgement without the queue, {kind}.",
-                _bars(found, "microseconds of CPU, the lookup in it"),
+                f"A judgment without the queue, {kind}.",
+                _bars(found, "microseconds of CPU, including the lookup"),
             )
 
 

@@ -3,9 +3,9 @@
 
     python benchmarks/policy.py [--json FILE]
 
-`first` is a packet that the first rule takes, `last` one that the last rule takes, `none` one that
-no rule takes. In `networks` every rule names a network, a range of ports and a direction; in
-`names` an interface and a mark as well. `default` is the default policy with a translated flow.
+`first` is a packet that the first rule matches, `last` one that only the last rule matches, `none`
+one that no rule matches. In `networks` every rule has a network, a range of ports and a direction;
+in `names` an interface and a mark as well. `default` is the default policy with a translated flow.
 """
 
 import argparse

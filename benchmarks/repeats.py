@@ -54,8 +54,8 @@ class _Place:
         """CPU time in microseconds per packet of a flood of `count` from the server's side.
 
         Raises:
-            RuntimeError: More than a hundredth of them was queued, so this is no flood that the
-                kernel dealt with.
+            RuntimeError: More than a hundredth of them was queued, so the kernel did not drop the
+                flood by itself.
         """
         had = self._queued()
         before = self._used()

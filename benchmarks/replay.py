@@ -37,11 +37,11 @@ CONTESTANTS: Final = {
 
 
 class Cost(NamedTuple):
-    """What one run took.
+    """The cost of one run.
 
     Attributes:
         cpu_s: User and system CPU time.
-        peak_mib: The most memory that was resident.
+        peak_mib: Peak of the resident memory.
     """
 
     cpu_s: float

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The benchmark's network: a client and a server with a router between them.
 
-The router tracks connections. Flows of any number are opened by sending both sides' segments from
-the two ends; no socket has them, so that no host answers, and arriving packets are only counted.
+The router tracks connections. Any number of flows are opened by sending the segments of both sides
+from the two ends; no socket belongs to them, so no host answers, and arriving packets are only
+counted.
 """
 
 import re
@@ -26,7 +27,7 @@ CLIENT: Final = "10.77.0.2"
 ROUTER: Final = "10.77.0.1"
 ROUTER_OUTSIDE: Final = "10.78.0.1"
 SERVER: Final = "10.78.0.2"
-# Ends of flows that have no socket: plain ones, and ones that the router translates.
+# Addresses of flows without sockets: plain ones, and ones that the router translates.
 _PLAIN: Final = frames.address("10.200.0.0")
 _TRANSLATED: Final = "10.201.0.0/16"
 _FAR: Final = frames.address("10.210.0.1")
@@ -46,8 +47,8 @@ class Run(NamedTuple):
     Attributes:
         sent: Packets.
         seconds: From the first to the last.
-        cpu_s: CPU time of the generator; what the kernel did with its packets is in it, up to
-            the queue or to where they were dropped.
+        cpu_s: CPU time of the generator, including the kernel's work on its packets up to the
+            queue, or to where they are dropped.
     """
 
     sent: int
@@ -87,7 +88,7 @@ class Site:
         self.router.ip("route", "add", "10.210.0.0/16", "via", SERVER)
         self.from_client = frames.Link(mac(self.client, "eth0"), mac(self.router, "inside"))
         self.from_server = frames.Link(mac(self.server, "eth0"), mac(self.router, "outside"))
-        # ARP is over before anything is timed.
+        # Permanent neighbour entries, so that no measurement includes ARP.
         for near, address, device, link in (
             (self.client, ROUTER, "eth0", self.from_client.target),
             (self.server, ROUTER_OUTSIDE, "eth0", self.from_server.target),
@@ -117,7 +118,7 @@ class Site:
         return process
 
     def complaints(self, process: subprocess.Popen[str]) -> str:
-        """What a program that `start` started has written to its standard error."""
+        """The standard error so far of a program that `start` started."""
         return self._complaints[process.pid].read_text(encoding="utf-8").strip()
 
     def await_word(self, process: subprocess.Popen[str], word: str) -> None:
@@ -157,17 +158,17 @@ class Site:
         backlog: tuple[int, int, int] | None = None,
         cpu: int | None = None,
     ) -> Run:
-        """Send frames out of `eth0` of a namespace and wait for the end.
+        """Send frames on `eth0` of a namespace and wait until all are sent.
 
         Args:
-            namespace: From where.
-            path: The frames.
-            count: How many packets.
-            pps: Packets a second; 0 for as fast as it goes.
-            stamp: Whether each packet carries its time.
-            backlog: Instead of a rate: id of a process in the router, and between how many
-                packets and how many shall wait in its queues.
-            cpu: The one that it shall stay on; it also does what the router does with the packets.
+            namespace: The sender.
+            path: File of the frames.
+            count: The number of packets.
+            pps: Packets a second; 0 for as fast as possible.
+            stamp: Whether each packet carries its time of sending.
+            backlog: Instead of a rate: the id of a process in the router, and the lower and upper
+                bound of the packets that wait in its queues.
+            cpu: The CPU of the generator, which also does the router's work on the packets.
         """
         words = [str(BUILD / "generate"), "eth0", str(path), str(count), str(pps)]
         if stamp:
@@ -192,7 +193,7 @@ class Site:
 
     @contextmanager
     def flood(self, namespace: Namespace, path: Path, pps: int) -> Iterator[None]:
-        """Send frames out of `eth0` of a namespace repeatedly; none at 0 a second."""
+        """Send frames on `eth0` of a namespace repeatedly; none at 0 a second."""
         if not pps:
             yield
             return
@@ -228,8 +229,8 @@ class Site:
     ) -> Path:
         """Frames far beyond the window of flows 0, `stride`, ...: `count` of them.
 
-        Of plain flows they come from the client, of translated ones from the server and to the
-        router's own address, as the case that tears connections down has it.
+        Those of plain flows are sent by the client, those of translated ones by the server to the
+        router's own address, as in the case in which connections are reset.
         """
         link = self.from_server if translated else self.from_client
         path = self.directory / f"seq-over-{translated}-{count}-{payload}-{stride}"
@@ -261,7 +262,7 @@ def _ends(
     translated: bool,  # noqa: FBT001 - a table of cases reads best positionally
     reply: bool,  # noqa: FBT001 - as above
 ) -> tuple[int, int, int, int]:
-    """Source, destination and ports of a flow's packet, as it is on the wire where it is sent.
+    """Source, destination and ports of a flow's packet, as on the wire where it is sent.
 
     Plain flows come from many hosts, so that queues can be balanced by address; translated ones
     from one, so that each keeps its port.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Time from the start of the guard's process to READY=1, with the kernel's window.
 
-What hosts get is measured: the wheels in a virtual environment of their own. In the
-development environment it took twice as long when both were measured.
+The wheels are measured in a virtual environment of their own, as hosts install them. In the
+development environment the start took twice as long when both were measured.
 """
 
 import os

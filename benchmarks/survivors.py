@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Idle connections, packets that are meant to kill them, and the survivors."""
+"""Idle connections, packets that would kill them, and the survivors."""
 
 import socket
 import struct

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 /*
- * accept_only QUEUE [accept|drop]: answers every packet of a queue with one verdict, and nothing
- * else. It is what a packet through libnetfilter_queue costs at the least, so other programs are
- * measured against it. Ends at SIGTERM.
+ * accept_only QUEUE [accept|drop]: gives every packet of a queue the same verdict, and does nothing
+ * else. It has the least cost of a packet through libnetfilter_queue, and is the reference for
+ * other programs. Ends at SIGTERM.
  */
 
 #include <arpa/inet.h>
@@ -17,7 +17,7 @@
 #include <linux/netfilter.h>
 #include <libnetfilter_queue/libnetfilter_queue.h>
 
-/* As the guard has it: room for a full queue of small packets. */
+/* As in the guard: room for a full queue of small packets. */
 #define RECEIVE_BUFFER (4 << 20)
 #define QUEUE_LENGTH 1024
 #define COPY_RANGE 65531

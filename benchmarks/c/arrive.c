@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 /*
- * arrive INTERFACE PORT: prints how long each packet that `generate ... stamp` sent to TCP port
- * PORT took to come in by INTERFACE, nanoseconds, one a line. Both ends read the same clock: the
- * sender just before it sends, and the kernel when it hands the packet to the receiving interface.
+ * arrive INTERFACE PORT: prints the time in nanoseconds that each packet of `generate ... stamp`
+ * to TCP port PORT took until it arrived on INTERFACE, one a line. Both ends use the same clock:
+ * the sender just before it sends, and the kernel when the receiving interface gets the packet.
  *
- * Says "ready" on stderr once it listens; at SIGTERM it prints what it has and ends.
+ * Prints "ready" on stderr once it listens; at SIGTERM it prints its results and ends.
  */
 
 #include <arpa/inet.h>
@@ -32,7 +32,7 @@ static void stop(int number)
 	stopped = 1;
 }
 
-/* When the kernel took the packet in; 0 when it does not say. */
+/* The kernel's receive timestamp; 0 without one. */
 static int64_t taken(struct msghdr *message)
 {
 	for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
@@ -46,7 +46,7 @@ static int64_t taken(struct msghdr *message)
 	return 0;
 }
 
-/* When it was sent; 0 when it is none of ours. */
+/* The time of sending; 0 for packets of others. */
 static int64_t stamped(const uint8_t *frame, size_t length, uint16_t port)
 {
 	const uint8_t *ip = frame + ETHERNET, *tcp, *payload;

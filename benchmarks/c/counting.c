@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
 /*
- * Lets a program under callgrind say which of its instructions are counted. Without callgrind
- * these do nothing.
+ * Lets a program under callgrind choose which of its instructions are counted. Without callgrind
+ * these functions do nothing.
  */
 
 #include <valgrind/callgrind.h>
 
-/* Count from here, from nothing. */
+/* Start counting, from zero. */
 void counting_begin(void)
 {
 	CALLGRIND_START_INSTRUMENTATION;
 	CALLGRIND_ZERO_STATS;
 }
 
-/* Stop, and write what was counted under this name. */
+/* Stop, and write the counts under this name. */
 void counting_end(const char *name)
 {
 	CALLGRIND_DUMP_STATS_AT(name);

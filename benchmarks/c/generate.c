@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
 /*
  * generate INTERFACE FRAMES COUNT RATE [stamp] [backlog PATH LOW HIGH]: sends COUNT Ethernet
- * frames out of INTERFACE, round and round the file FRAMES (each preceded by its length, 16 bits
- * in native order).
+ * frames on INTERFACE, cycling through the file FRAMES (each preceded by its length, 16 bits in
+ * native order).
  *
  * RATE is in packets a second, sent at a steady rate; 0 is as fast as possible. COUNT 0 sends until
  * SIGTERM. With `stamp`, the first eight bytes of each TCP payload over IPv4 are the time
- * of sending (CLOCK_REALTIME, nanoseconds, native order) and the checksum is right.
+ * of sending (CLOCK_REALTIME, nanoseconds, native order) and the checksum is correct.
  *
  * With `backlog`, RATE is ignored: packets are sent so that between LOW and HIGH of them wait in
  * the queue, by the counters of PATH (.../net/netfilter/nfnetlink_queue), summed over all queues.
  * The reader is then never idle, and the queue never overflows.
  *
- * Prints one line at the end: packets sent, seconds taken, CPU seconds used (what the kernel did
- * with the packets in this process's name is among them), packets that the interface refused.
+ * Prints one line at the end: packets sent, seconds taken, CPU seconds used (including the kernel's
+ * work on the packets that is accounted to this process), packets that the interface refused.
  */
 
 #define _GNU_SOURCE /* sendmmsg */
@@ -39,9 +39,9 @@
 #endif
 
 #define BURST 64
-/* One beat: what is due since the last one is sent together. */
+/* Pacing interval: the packets that became due since the last one are sent together. */
 #define BEAT_NS 100000LL
-/* Between two looks at the backlog; at the most far less than LOW packets take. */
+/* Pause between two readings of the backlog; at most far less than LOW packets take. */
 #define PAUSE_MIN_NS 20000LL
 #define PAUSE_MAX_NS 200000LL
 #define FRAME_MAX 2048
@@ -203,7 +203,7 @@ static unsigned backlog(int table)
 	while (line && *line) {
 		unsigned queued;
 
-		/* Number of the queue, its owner, packets waiting. */
+		/* Queue number, port id of its owner, packets waiting. */
 		if (sscanf(line, "%*u %*d %u", &queued) == 1)
 			sum += queued;
 		line = strchr(line, '\n');
@@ -250,7 +250,7 @@ static void keep_beat(double rate, unsigned long long count)
 			due = count - gone;
 		send_some((unsigned)due);
 		if (rate > 0) {
-			/* Slower than the beat: sleep until the next packet is due. */
+			/* A lower rate than one per interval: sleep until the next packet is due. */
 			double next = (double)(sent + refused) * 1e9 / rate;
 
 			beat += BEAT_NS;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT
 /*
- * The valid traffic beside which INVALID packets are injected.
+ * The valid traffic during which INVALID packets are injected.
  *
- * traffic serve ADDRESS PORT: answers requests until SIGTERM; says "ready" on stderr.
+ * traffic serve ADDRESS PORT: answers requests until SIGTERM; prints "ready" on stderr.
  * traffic requests ADDRESS PORT SECONDS: four connections, each with one request of 64 octets a
- *     millisecond, answered with 1,000. Prints the time that each took, nanoseconds, one a line,
- *     then "failed N", connections that broke. A request that could not be sent in time because the
- *     one before it was late counts from when it should have been sent.
- * traffic bulk ADDRESS PORT SECONDS: one connection, as fast as it goes. Prints octets received
- *     and the nanoseconds that it took.
+ *     millisecond, answered with 1,000. Prints the time that each took in nanoseconds, one a line,
+ *     then "failed N", the number of broken connections. The time of a request counts from when it
+ *     was due, even if the one before it delayed it.
+ * traffic bulk ADDRESS PORT SECONDS: one connection, as fast as possible. Prints the octets
+ *     received and the nanoseconds taken.
  */
 
 #include <arpa/inet.h>
@@ -201,7 +201,7 @@ static int bulk(void)
 			sum += (unsigned long long)got;
 			now = now_ns();
 		}
-	/* A connection that broke early has not earned its rate: the whole time counts. */
+	/* If the connection broke early, the whole time counts. */
 	printf("%llu %lld\n", sum, (long long)((now < end ? end : now) - began));
 	return 0;
 }

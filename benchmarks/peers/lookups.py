@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`lookups.py bpf|ctnetlink|none BATCH`: CPU time of a lookup and of a whole judgement, as JSON.
+"""`lookups.py bpf|ctnetlink|none BATCH`: CPU time of a lookup and of a whole judgment, as JSON.
 
 Runs in the router of the bench, on flows that `benchmarks.site` opened there.
 """

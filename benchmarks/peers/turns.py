@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""`turns.py LIBRARY`: whole turns of the daemon under callgrind, with one packet and with many.
+"""`turns.py LIBRARY`: iterations of the daemon's loop under callgrind, with one packet and many.
 
-Reading, judging, verdict, numbers and events, from one wait of the loop to the next. What the
-kernel does is not counted, and others stand in for it: UDP sockets for the queue, a call that does
-nothing for the lookup, whose answers stand there from the start.
+Reading, judging, verdict, counters and events, from one wait to the next. The kernel's part is not
+counted, but replaced: the queue by UDP sockets, and the lookup by a call that does nothing, whose
+results are prepared in advance.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 from nfq_guard.telemetry.sink import LineSink
 
-# Packets a turn. The sockets hold what two hundred take.
+# Packets per iteration. The sockets' buffers hold the messages of two hundred.
 ALONE, MANY = 1, 32
 # Only the difference of the two is used, which cancels one-time costs.
 SHORT, LONG = 1, 6
