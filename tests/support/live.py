@@ -34,7 +34,7 @@ _PACKET_MAX: Final = 1 << 16
 # CLOCK_MONOTONIC_COARSE, which Python does not name. It advances with the ticks by which conntrack
 # counts timeouts: after a pause of an emulated machine both are behind until the next tick.
 _COARSE: Final = 6
-# DSCP of each ctstate: its place in CTSTATES, and one, so that 0 is "no rule saw it".
+# DSCP of each ctstate: its index in CTSTATES plus one, so that 0 means that no rule matched.
 _DSCP: Final = {state: place + 1 for place, state in enumerate(CTSTATES)}
 
 

@@ -7,7 +7,7 @@ from nfq_guard.flow import FlowSnapshot, LookupFailed, LookupResult
 
 
 def answered(results: Sequence[LookupResult]) -> list[FlowSnapshot | None]:
-    """The results, all of them answers of the kernel."""
+    """The results, none of which may be an error."""
     answers: list[FlowSnapshot | None] = []
     for result in results:
         assert not isinstance(result, LookupFailed), result

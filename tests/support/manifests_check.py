@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Validates `deploy/kubernetes` against the published schemas: `make manifests-check`.
 
-Where `kubectl` or `kustomize` is installed, what it renders is compared with `kustomize.py` too.
+If `kubectl` or `kustomize` is installed, its output is compared with that of `kustomize.py` too.
 """
 
 import shutil

@@ -2,7 +2,7 @@
 """Generates the man pages (`make reference`).
 
 nfq-guard(8) follows from the parser of the command line, nfq-guard.toml(5) from the settings, and
-nfq-guard-policy(5) from rules/policy/README.md, whose tables are held to the code.
+nfq-guard-policy(5) from rules/policy/README.md, whose tables are tested against the code.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from nfq_guard.cli.parser import arguments, subparsers
 from nfq_guard.errors import EXIT_MEANINGS
 
 _TREE: Final = Path(__file__).parents[2]
-# mandoc asks for a date: that of the last change of this module which all pages show.
+# mandoc requires a date: that of the last change of this module that shows on all pages.
 _DATE: Final = "2026-11-28"
 _CONFIGURATION: Final = "/etc/nfq-guard/nfq-guard.toml"
 _ENVIRONMENT: Final = {
@@ -79,7 +79,7 @@ def _rich(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    """A line of text that no macro is in."""
+    """A line of text without a macro."""
     return f"\\&{text}" if text.startswith((".", "'")) else text
 
 
@@ -155,7 +155,7 @@ def _usage(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _metavar(action: argparse.Action) -> str:
-    """The value of an argument, as its usage names it."""
+    """The name of an argument's value, as in its usage."""
     choices = [str(choice) for choice in action.choices or ()]
     name = action.metavar or ("|".join(choices) if choices else action.dest.upper())
     text = f"\\fI{_plain(str(name))}\\fR"
@@ -174,7 +174,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     for action in arguments(parser):
         if isinstance(action, argparse._SubParsersAction):
             continue
-        # Those of every command are described once.
+        # Options that every command has are described once.
         if not top and common.intersection(action.option_strings):
             continue
         value = "" if action.nargs == 0 else _metavar(action).strip("[]")
@@ -236,7 +236,7 @@ def _policy() -> Iterator[str]:
 
 
 def _markdown(lines: list[str]) -> Iterator[str]:
-    """A page of Markdown, as this tree writes it: headings, paragraphs, tables and code."""
+    """A page of Markdown with what this tree uses: headings, paragraphs, tables and code."""
     fresh = True  # after a heading, where a macro for a paragraph has no effect
     block: list[str] = []
     code: list[str] | None = None

@@ -25,7 +25,7 @@ _OURS = 0x5A5A
 
 
 class Connection:
-    """One connection of the peer's, and its sockets at the peer and at the host."""
+    """One connection of the peer, and its sockets on the peer and on the host."""
 
     def __init__(
         self, sport: int, dport: int, seq: int, ack: int, ends: tuple[socket.socket, socket.socket]
@@ -69,8 +69,8 @@ class Overrun:
             self._arriving = _raw()
         with peer.entered():
             self._raw = _raw()
-        # Nothing else in the namespace requires connection tracking, without which the kernel does
-        # none.
+        # The kernel tracks connections only if something in the namespace requires it; nothing else
+        # does.
         host.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT")
 
     def connect(self, port: int) -> Connection:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Writes the dependencies of an installed guard, pinned by hashes: `make pins`.
+"""Pins the dependencies of an installed guard by hash: `make pins`.
 
-The versions are those of constraints.txt. For each Python and machine that the guard is installed
-on, pip fetches the wheels. Of netfilterqueue there are none: its source has a file of its own.
+The versions are those of constraints.txt. pip fetches the wheels for each version of Python and
+each architecture that the guard supports. netfilterqueue has no wheels: its source has a file of
+its own.
 """
 
 import hashlib
@@ -33,7 +34,7 @@ def versions() -> dict[str, str]:
 
 
 def fetch(folder: Path) -> None:
-    """Make pip download every file that an installation may use."""
+    """Have pip download every file that an installation may use."""
     known = versions()
     wheels = [f"{name}=={known[name]}" for name in PACKAGES if name != SOURCE]
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
@@ -49,7 +50,7 @@ def fetch(folder: Path) -> None:
 
 
 def pinned(folder: Path) -> dict[str, str]:
-    """The lines of each package, of the files in `folder`."""
+    """The lines of each package, with the hashes of its files in `folder`."""
     sums: dict[str, set[str]] = {name: set() for name in PACKAGES}
     for path in folder.iterdir():
         name = canonicalize_name(path.name.split("-", 1)[0])

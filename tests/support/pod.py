@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Runs the containers of a pod of Kubernetes here, as their manifest has them, without a cluster.
+"""Runs the containers of a Kubernetes pod by their manifest, without a cluster.
 
-A container gets a root of its own, read-only where the manifest says so, with the volumes of the
-pod; user root with the capabilities that the manifest adds, and no others; and the network
-namespace of a test. What a container runtime does beyond that, such as seccomp and AppArmor, is not
-done.
+A container gets its own root, read-only if the manifest says so, with the volumes of the pod; the
+user root with only the capabilities that the manifest adds; and the network namespace of the test.
+Anything else that a container runtime does, such as seccomp and AppArmor, is not done.
 """
 
 import shlex
@@ -85,8 +84,8 @@ class Pod:
 
         Args:
             container: Its specification.
-            *words: Instead of its own command.
-            without: A capability of the manifest that it does not get.
+            *words: A command that replaces its own.
+            without: A capability of the manifest to withhold.
         """
         command = words or (*container.get("command", ["nfq-guard"]), *container.get("args", ()))
         security = container["securityContext"]
@@ -136,7 +135,7 @@ class Pod:
     def run(
         self, space: Namespace, container: Container, *words: str, without: str = ""
     ) -> subprocess.CompletedProcess[str]:
-        """Run a container, or `words` in it, to its end."""
+        """Run a container, or `words` in it, until it exits."""
         return subprocess.run(
             space.argv(self.argv(container, *words, without=without)),
             capture_output=True,
@@ -153,7 +152,7 @@ class Pod:
 
 
 def update(volume: Path, files: Mapping[str, str]) -> None:
-    """Give a volume of a ConfigMap other files at once, as the kubelet does."""
+    """Replace all files of a ConfigMap's volume at once, as the kubelet does."""
     folder = volume / f"..{sum(1 for _ in volume.iterdir())}"
     folder.mkdir()
     for name, text in files.items():

@@ -13,7 +13,7 @@ OPEN: Final = (
     "< P. 1:201(200) ack 101 win 512",
     "> . 101:101(0) ack 201 win 512",
 )
-# Each ends with the packet that is INVALID.
+# Each trace ends with the INVALID packet.
 REASON_TRACES: Final[dict[Reason, tuple[tuple[str, ...], ...]]] = {
     Reason.SEQ_OVER: (
         (*OPEN, "< P. 300000:300001(1) ack 101 win 512"),
@@ -45,9 +45,9 @@ REASON_TRACES: Final[dict[Reason, tuple[tuple[str, ...], ...]]] = {
     ),
 }
 
-# The SYN is ignored, as the entry may be older than its connection. The RST is before what was
-# acknowledged, and acknowledges what was not sent: after the SYN the second alone is held against
-# it. A copy of it is held to the first.
+# The SYN is ignored, as the entry may be of an earlier connection. The RST is below what was
+# acknowledged, and acknowledges data that was not sent: after the SYN only the latter is checked.
+# A copy of the RST fails the former check.
 AFTER_A_SYN: Final = (
     *OPEN,
     "> S 900000:900000(0) win 512",

@@ -29,7 +29,7 @@ EPOCH = 1_767_323_045.0
 Traffic = list[tuple[int, float]]
 Limits = tuple[float, int, int]
 
-# Which of a few packets comes, and the time since the one before.
+# The index of one of a few packets, and the seconds since the previous one.
 TRAFFIC = st.lists(st.tuples(st.integers(0, 7), st.sampled_from([0.0, 0.1, 1.5])), max_size=60)
 CASES = st.lists(diagnosed_cases(), min_size=1, max_size=8)
 LIMITS = st.tuples(
@@ -38,21 +38,21 @@ LIMITS = st.tuples(
 
 
 def compiled(table: dict[str, object]) -> CompiledPolicy:
-    """A policy that has counted nothing yet."""
+    """A policy whose counters are zero."""
     return compile_policy(parse_policy(table, source="test"))
 
 
 class Live:
-    """Counts what a daemon with a policy on trial counts, and makes its recording.
+    """Counts as a daemon with a policy on trial does, and makes its recording.
 
     Attributes:
         limiter: Limits the events.
         packets: Packets judged.
-        resets: Those that answer another one.
-        leaks: Those that got through with a private address, of no flow.
-        drops: Packets that the policy in force and the one on trial drop.
-        differences: Packets about which they differ.
-        stats: The numbers of `status`.
+        resets: RSTs in answer to another packet.
+        leaks: Packets without a flow that passed with a private address.
+        drops: Packets that the policy in force drops, and that the one on trial drops.
+        differences: Packets on which the two differ.
+        stats: The counters of `status`.
         history: The flows of `dump` and `top`.
         flows: Packets of each flow by reason.
         epoch: The time of day at which its monotonic clock was 0; a step of the clock changes it.
@@ -85,7 +85,7 @@ class Live:
         self._lines: list[bytes] = []
 
     def run(self, packets: list[Case], traffic: Traffic) -> None:
-        """Judge the traffic; what the limiter holds in the end has no event yet."""
+        """Judge the traffic; packets that the limiter holds at the end have no event yet."""
         for number, pause in traffic:
             self._now += pause
             now = self._now
@@ -125,12 +125,12 @@ class Live:
         ]
 
     def lines(self) -> list[bytes]:
-        """Every event, the rest of the limiter's included, as the daemon writes it at its end."""
+        """Every event as the daemon writes it, including those that the limiter still holds."""
         self._emit(self.limiter.rest(EPOCH))
         return self._lines
 
     def recorded(self) -> Iterator[ReadEvent]:
-        """Every event, as it is read back."""
+        """Every event, read back."""
         reader = EventReader()
         yield from reader.read(io.BytesIO(b"".join(self.lines())))
         assert reader.skipped == 0

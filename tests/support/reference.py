@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Generates docs/reference/, share/ and the journal's catalogue from the code: `make reference`.
 
-`tests/cli/test_reference.py` holds the pages to the code.
+`tests/cli/test_reference.py` fails while the pages differ from the code.
 """
 
 import json
@@ -55,7 +55,7 @@ DIRECTORY: Final = _TREE / "docs" / "reference"
 SHARE: Final = _TREE / "share"
 CATALOGUE: Final = _TREE / "systemd" / "nfq-guard.catalog"
 
-# What prints the record, and the record.
+# The command that prints a record, and the record.
 _RECORDS: Final[tuple[tuple[str, type[object]], ...]] = (
     ("`check --format json`: one object", check.ReportRecord),
     ("`replay --format json`: one object a frame", frame_record.FrameRecord),
@@ -116,7 +116,7 @@ def catalogue() -> str:
         ]
         if rest:
             lines += [rest.replace("`", ""), ""]
-        # The journal prints a field that an entry lacks as it stands here.
+        # The journal leaves the name of a field that an entry lacks unreplaced.
         lines += [
             f"{field.description.removesuffix('.').replace('`', '')}: @NFQ_{field.name.upper()}@"
             for field in describe(event)
@@ -327,10 +327,10 @@ def _record(record: type[object], known: Iterable[type[object]]) -> Iterator[str
 
 
 def _texts(record: type[object], known: Iterable[type[object]]) -> dict[str, str]:
-    """The descriptions of the fields of a record and of its bases."""
+    """The descriptions of the fields of a record, including those of its base classes."""
     keys = get_type_hints(record).keys()
     texts: dict[str, str] = {}
-    # A TypedDict forgets its bases; a record with a part of its fields is one.
+    # A TypedDict does not keep its bases; a record with a subset of its fields counts as one.
     for base in (*known, *reversed(record.__mro__)):
         if _is_record(base) and keys >= get_type_hints(base).keys():
             texts |= attributes(base.__doc__ or "")
@@ -343,7 +343,7 @@ def _type(hint: Any) -> str:  # noqa: ANN401 - a type, as `get_type_hints` gives
     if origin is NotRequired:
         return _type(arguments[0])
     if origin is Annotated:
-        # The record that a value is, where Python holds it undecoded.
+        # The record type of a value that Python keeps undecoded.
         shown = next((kind for kind in arguments[1:] if isinstance(kind, type)), arguments[0])
         return _type(shown)
     if origin in {UnionType, Union}:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """A second decoder, slow and written from the RFCs field by field, to check the fast one.
 
-It shares no code with `nfq_guard.wire`. A packet is one long number, of which a `Reader` takes bits
-from the left. Where Linux differs from an RFC, so does this, as docs/kernel.md says.
+It shares no code with `nfq_guard.wire`. A packet is one large number, of which a `Reader` takes
+bits from the left. Where Linux differs from an RFC (docs/kernel.md), so does this decoder.
 """
 
 import random
@@ -18,7 +18,7 @@ _EXTENSIONS: Final = {0, 43, 44, 51, 60}
 
 
 class WrongError(Exception):
-    """The packet is malformed, or was not captured as far as it takes."""
+    """The packet is malformed, or too little of it was captured."""
 
 
 class Reader:
@@ -93,7 +93,7 @@ def _ipv6(octets: bytes) -> Values:
 
 
 def _walk(octets: bytes, following: int) -> tuple[int, int, int, bool]:
-    """RFC 8200 4: the transport protocol, where it begins, and the fields of a fragment header."""
+    """RFC 8200 4: the transport protocol, its offset, and the fields of a fragment header."""
     at, fragment, more = 40, 0, False
     while following in _EXTENSIONS:
         reader = Reader(octets[at : at + 8])
@@ -184,7 +184,7 @@ def _icmp(rest: bytes, family: int, length: int) -> Values:
 
 
 def _quoted(inner: bytes, family: int) -> Values | None:
-    """The flow of the packet that an error quotes, which may be cut anywhere."""
+    """The flow of the packet quoted in an error, which may be truncated anywhere."""
     try:
         reader = Reader(inner)
         if reader.take(4) != family:
@@ -258,7 +258,7 @@ def _gre(rest: bytes, length: int) -> Values:
 
 
 def difference(octets: bytes, fast: Packet | Malformed) -> str:
-    """Where the two decoders do not agree about a packet, or nothing."""
+    """How the two decoders differ on a packet; empty if they agree."""
     wanted = decode(octets)
     found = None if isinstance(fast, Malformed) else _values(fast)
     return "" if wanted == found else f"{octets.hex()}: {wanted} is {found}"
@@ -290,7 +290,7 @@ def checksum(octets: bytes) -> int:
 
 
 def packet(rng: random.Random) -> bytes:
-    """A packet whose fields are likely to be right, cut or changed in places."""
+    """A packet with mostly valid fields, possibly truncated or changed in places."""
     protocol = rng.choice([1, 6, 6, 6, 17, 47, 58, 132, rng.randrange(256)])
     body = _some_transport(rng, protocol)
     octets = _in_ip(rng, protocol, body)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Builds what is compiled from C twice, and compares byte for byte: `make reproducible`.
+"""Builds everything compiled from C twice, and compares it byte for byte: `make reproducible`.
 
-pip builds in a new directory each time, so no path may get into the wheel; the Makefile's
-REPRODUCIBLE keeps the time out of it. The BPF object is compared with the committed one too.
+pip builds in a new directory each time, so the wheel must not contain a path; REPRODUCIBLE in the
+Makefile keeps times out of it. The BPF object is also compared with the committed one.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def digest(path: Path) -> str:
 
 
 def main() -> int:
-    """Status 1 where two builds differ."""
+    """Compare the builds; returns 1 if two of them differ."""
     base = Path(sys.argv[1]).resolve()
     shutil.rmtree(base, ignore_errors=True)
     differ = False

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Writes what the guard runs with, as installed here, as CycloneDX 1.6 JSON: `make sbom`."""
+"""Writes the installed dependencies of the guard as CycloneDX 1.6 JSON: `make sbom`."""
 
 import sys
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from packaging.utils import canonicalize_name
 
 OURS: Final = "nfq-guard"
 EXTRAS: Final = ("lab", "report", "zstd")
-# Their metadata state no expression; what their own files of licences say.
+# Licences of packages whose metadata have no expression, from their licence files.
 _UNSTATED: Final = {"netfilterqueue": "MIT", "jinja2": "BSD-3-Clause"}
 
 
@@ -25,7 +25,7 @@ def licence_of(one: Distribution) -> str:
 
 
 def needed(name: str, extras: tuple[str, ...] = ("",)) -> Iterator[Distribution]:
-    """The packages that a package needs and has here, each once a way to it."""
+    """The installed packages that a package requires, once for each path of requirements."""
     for text in distribution(name).requires or ():
         wanted = Requirement(text)
         if wanted.marker and not any(wanted.marker.evaluate({"extra": one}) for one in extras):
@@ -55,7 +55,7 @@ def components() -> list[dict[str, object]]:
 
 
 def bom() -> dict[str, object]:
-    """The whole document. It has no time and no random number, so equal trees have equal ones."""
+    """The whole document, without times and random numbers: equal trees give equal documents."""
     ours = distribution(OURS)
     reference = f"pkg:pypi/{OURS}@{ours.version}"
     parts = components()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""SCTP packets made by hand, with right checksums."""
+"""Hand-made SCTP packets with correct checksums."""
 
 import struct
 

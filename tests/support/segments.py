@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""TCP segments made by hand, and read back from captured packets, for tests in namespaces."""
+"""Hand-made TCP segments, and segments read from captured packets, for tests in namespaces."""
 
 import socket
 import struct
@@ -22,7 +22,7 @@ def checksum(octets: bytes) -> int:
 def tcp_ipv4(
     src: str, dst: str, sport: int, dport: int, seq: int, ack: int, flags: int, payload: bytes
 ) -> bytes:
-    """One IPv4 packet with a TCP segment without options."""
+    """An IPv4 packet with a TCP segment without options."""
     addresses = socket.inet_aton(src) + socket.inet_aton(dst)
     tcp = struct.pack(
         ">HHIIBBHHH", sport, dport, seq % 2**32, ack % 2**32, 5 << 4, flags, 500, 0, 0
@@ -48,7 +48,7 @@ class Seen:
 
 
 def read(packet: bytes) -> Seen | None:
-    """Read an IPv4 or IPv6 packet without extension headers; None when it is not TCP."""
+    """Read an IPv4 or IPv6 packet without extension headers; None if it is not TCP."""
     if packet[0] >> 4 == 4:
         offset, proto = (packet[0] & 15) * 4, packet[9]
         total = int.from_bytes(packet[2:4], "big")

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Lays the pages of the documentation site out in build/site/pages: `make docs`.
+"""Writes the pages of the documentation site to build/site/pages: `make docs`.
 
-The pages stay where they are in the tree, so that their links work in a checkout too. A link to a
-folder leads to its README or to its first page, and one to a file of the tree that is no page to a
-copy of it.
+The pages keep their paths, so that their links work in a checkout too. A link to a folder leads to
+its README or to its first page, and one to a file that is not a page leads to a copy of it.
 """
 
 import re
@@ -26,14 +25,14 @@ _STYLE: Final = """\
 .md-typeset table:not([class]) td:first-child code { white-space: nowrap; }
 .md-typeset table:not([class]) td:last-child:not(:first-child) { min-width: 14rem; }
 """
-# Where a link to a folder without a README leads.
+# The first page of a folder without a README.
 _FIRST: Final = {"docs/reference": "docs/reference/settings.md"}
 
 
 @cache
 def pages() -> tuple[str, ...]:
-    """The paths of all pages, as the navigation has them."""
-    # The part before names a function of another package.
+    """The paths of all pages, in the order of the navigation."""
+    # The part before it refers to a function of another package, which a YAML parser would refuse.
     _, _, nav = CONFIG.read_text(encoding="utf-8").partition("\nnav:\n")
     return tuple(_leaves(yaml.safe_load(nav)))
 
@@ -50,7 +49,7 @@ def _leaves(value: Any) -> Iterator[str]:  # noqa: ANN401 - YAML
 
 
 def links(page: str) -> Iterator[tuple[str, str]]:
-    """The links of a page to the tree: as written, and the path from the root of the tree."""
+    """The links of a page into the tree: as written, and as a path from the root of the tree."""
     text = _FENCE.sub("", (TREE / page).read_text(encoding="utf-8"))
     for target in (*LINK.findall(text), *_IMAGE.findall(text)):
         if "://" not in target and not target.startswith("#"):

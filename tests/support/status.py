@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A daemon's status made by hand."""
+"""A hand-made status of a daemon."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Made-up events that tell a story, and their page."""
+"""Made-up events of one incident, and their page."""
 
 import json
 import random
@@ -20,7 +20,7 @@ def stamp(second: float) -> str:
 
 
 def story() -> Iterator[dict[str, Any]]:
-    """A service whose packets escape for a while and kill connections, and then are dropped."""
+    """Packets of a service escape translation and kill connections, and are dropped later."""
     numbers = random.Random(1)  # noqa: S311 - the same story in every run
     for second in range(0, 600, 3):
         port = 40000 + second % 40

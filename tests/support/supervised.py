@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A daemon of several queues in a namespace of its own, and ways to hurt its workers."""
+"""A daemon of several queues in its own namespace, and ways to disturb its workers."""
 
 import ctypes
 import errno
@@ -26,7 +26,7 @@ _IN_CLOSE_NOWRITE: Final = 0x10
 
 
 class Supervised:
-    """A daemon of three queues, and what is sent through it."""
+    """A daemon of three queues, and the packets sent through it."""
 
     def __init__(self, namespace: Namespace, directory: Path) -> None:
         self.namespace = namespace
@@ -37,7 +37,7 @@ class Supervised:
         self.configure("log")
 
     def text(self, action: str, *lines: str) -> str:
-        """The configuration that does `action` to what is sent."""
+        """A configuration with `action` for the packets sent."""
         head = f"""
 [daemon]
 queues = "{FIRST}-{LAST}"
@@ -63,8 +63,8 @@ action = "{action}"
     def start(self, log: str = "log", env: dict[str, str] | None = None) -> GuardProcess:
         """Start the daemon in a process group of its own.
 
-        Where the tests run in an orphaned one, as under setsid, the kernel discards the signals
-        that stop a process of it.
+        In an orphaned process group, as under setsid, the kernel discards the signals that stop a
+        process.
         """
         words = ("--config", str(self.config))
         return GuardProcess(
@@ -72,7 +72,7 @@ action = "{action}"
         ).ready()
 
     def send(self, each: int = 1) -> int:
-        """How many were sent, over all queues."""
+        """Send packets over all queues; returns their number."""
         for host in HOSTS:
             for _ in range(each):
                 self.udp.sender.sendto(b"1234", (host, PORT))
@@ -93,10 +93,10 @@ action = "{action}"
 
     @contextmanager
     def asked(self, command: str, **arguments: object) -> Iterator[Callable[[], dict[str, Any]]]:
-        """Send a request, and have the response read later.
+        """Send a request; the response is read later.
 
-        By the protocol itself: a new interpreter takes most of the time of a test, and longer than
-        a worker may be silent where the machine is busy.
+        Without the command: starting an interpreter would take most of the time of a test, and on
+        a busy machine longer than a worker may be silent.
         """
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(60)
@@ -129,8 +129,8 @@ def queue_all(namespace: Namespace, *, bypass: bool) -> None:
 def record_sockets_of(pid: int) -> Iterator[list[socket.socket]]:
     """Copies of the sockets to workers, or to the daemon, that a process holds.
 
-    Sending on one is as if the process did. There are two for each worker: one for messages, one
-    for log lines, which the worker does not read.
+    A message sent on one looks like one of the process. There are two for each worker: one for
+    messages, one for log lines, which the worker does not read.
     """
     found: list[socket.socket] = []
     targets: set[str] = set()
@@ -163,7 +163,7 @@ def record_sockets_of(pid: int) -> Iterator[list[socket.socket]]:
 
 
 class Reads:
-    """Sees by inotify(7) whether a file was read."""
+    """Watches by inotify(7) whether a file is read."""
 
     def __init__(self, path: Path) -> None:
         self._fd = _LIBC.inotify_init1(os.O_NONBLOCK)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Pictures of `top` at several sizes, over made-up flows.
 
-`python -m tests.support.top` writes them anew, for a change that is meant.
+`python -m tests.support.top` writes them anew after an intended change.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ SIZES: Final = ((20, 16), (80, 24), (140, 30), (300, 40))
 def flow(
     *events: dict[str, Any], reasons: dict[str, int] | None = None, resets: int = 0, first: str = ""
 ) -> dict[str, Any]:
-    """A flow as the daemon dumps it."""
+    """A flow as in the daemon's response to `dump`."""
     last = {name: value for name, value in events[-1].items() if name != "event"}
     found = [{name: value for name, value in one.items() if name != "event"} for one in events]
     ends = sorted(((last["src"], last["sport"]), (last["dst"], last["dport"])))
@@ -41,12 +41,12 @@ def flow(
 
 
 def at(second: int) -> str:
-    """A time as events carry it."""
+    """A time in the format of events."""
     return f"2026-01-01T00:{second // 60:02}:{second % 60:02}.000000Z"
 
 
 def flows(later: int) -> list[dict[str, Any]]:
-    """Flows `later` seconds after the first response."""
+    """The flows, `later` seconds after the first response."""
     reset = {
         "timestamp": at(90),
         "reason": "seq-over",
@@ -132,7 +132,7 @@ def text(lines: list[Any]) -> str:
 
 
 def pictures() -> dict[str, str]:
-    """Each picture by the name of its file."""
+    """The pictures by file name."""
     found = {}
     for width, height in SIZES:
         for name, opened in (("table", False), ("flow", True)):

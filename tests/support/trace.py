@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""Flows written down as packet traces, a line a segment, after packetdrill.
+"""Flows written as packet traces, one line per segment, in the style of packetdrill.
 
     > S  0:0(0) win 65535 <mss 1460,sackOK,wscale 7>
     < S. 0:0(0) ack 1 win 65535 <mss 1460>
     +12.5 > P. 1:101(100) ack 1 win 512
 
-`>` goes the original way, `<` the other. Flags are letters of `SFRP.UEW` (`.` is ACK, W is CWR) or
-`-`. `ack` without `.` fills the field all the same. A number in front with `+` is the seconds that
-passed since the line before. Options: mss N, wscale N, sackOK, TS N N, sack A:B [C:D ...], nop,
+`>` is the original direction, `<` the reply direction. Flags are letters of `SFRP.UEW` (`.` is ACK,
+W is CWR) or `-`. `ack` without `.` still fills the field. A leading `+` with a number is the
+seconds since the line before. Options: mss N, wscale N, sackOK, TS N N, sack A:B [C:D ...], nop,
 eol, hex OCTETS.
 
 Sequence numbers count from the initial one of each side, which `numbers` chooses.
@@ -26,7 +26,7 @@ _LETTERS: Final = {
 }  # fmt: skip
 _MASK: Final = 0xFFFFFFFF
 
-# Where flows of a trace begin in the space of sequence numbers: (original, reply).
+# Initial sequence numbers of the flows of a trace: (original, reply).
 PLACES: Final = {
     "plain": (1_000_000, 5_000_000),
     "across 2**31": (0x7FFFFFF0, 0x7FFFFFC0),
@@ -39,7 +39,7 @@ class Step:
     """One segment of a trace, with absolute numbers.
 
     Attributes:
-        direction: 0 the original way, 1 the other.
+        direction: 0 original, 1 reply.
         flags: The eight flag bits.
         seq: Sequence number.
         ack: Acknowledgement field.
@@ -113,7 +113,7 @@ def parse(line: str, numbers: tuple[int, int] = (0, 0)) -> Step:
 
 
 def _split(line: str) -> tuple[str, str, str]:
-    """Part a line at the `<` that opens its options, not at one that is its direction."""
+    """Split a line at the `<` that opens its options, not at one that is its direction."""
     first = line.index("<") if "<" in line else -1
     arrow = line.split()[1 if line.lstrip().startswith("+") else 0]
     at = line.find("<", first + 1) if arrow == "<" else first
@@ -155,7 +155,7 @@ class Ends:
     ports: tuple[int, int] = (40000, 80)
 
     def packet(self, step: Step) -> Packet:
-        """The step as if it had been decoded."""
+        """The step as a decoded packet."""
         there = step.direction
         back = 1 - there
         segment = Segment(
@@ -170,7 +170,7 @@ class Ends:
         )  # fmt: skip
 
     def octets(self, step: Step) -> bytes:
-        """The step as a whole IP packet with right checksums; its data are zeros."""
+        """The step as a whole IP packet with correct checksums; its data are zeros."""
         there = step.direction
         src, dst = self.addresses[there], self.addresses[1 - there]
         header_len = 20 + len(step.options)
