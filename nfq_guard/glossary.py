@@ -113,21 +113,21 @@ REASONS: Final = {
     ),
     Reason.SEQ_UNDER: Meaning(
         "old data, below the window (kernels before 6.1)",
-        "All of its data is older than one window, as that of a late retransmission is. The "
+        "All of its data is older than one window, as in a late retransmission. The "
         "receiver would discard it and send an ACK; kernels before 6.1 call it INVALID, and a NAT "
         "host then forwards it untranslated.",
     ),
     Reason.ACK_UNDER: Meaning(
         "an acknowledgement below the window (kernels before 6.1)",
-        "Its acknowledgement is older than any window of this flow, as that of an ACK which the "
-        "network has delayed is. Kernels before 6.1 call it INVALID.",
+        "Its acknowledgement is older than any window of this flow, as in an ACK that the network "
+        "has delayed. Kernels before 6.1 call it INVALID.",
     ),
     Reason.RST_OUTSIDE: Meaning(
-        "an RST from before what was acknowledged already",
+        "an RST below what was acknowledged already",
         "The other side has acknowledged bytes beyond this RST already, so its receiver would "
         "not accept it either: it is a late answer to an old segment, or forged. Right after a SYN "
-        "that conntrack ignored, an RST is held to the window alone, and overwrites the trace of "
-        "that SYN: one that breaks both bounds may be INVALID for either, as its detail says.",
+        "that conntrack ignored, an RST is checked against the window alone, and replaces that SYN "
+        "in the entry: one that breaks both bounds may be INVALID for either, as its detail says.",
     ),
     Reason.BAD_TRANSITION: Meaning(
         "does not fit the state of its flow",
@@ -143,12 +143,12 @@ REASONS: Final = {
     ),
     Reason.BAD_FLAGS: Meaning(
         "TCP flags that contradict each other",
-        "No TCP sends this combination of flags; scanners do.",
+        "No TCP implementation sends this combination of flags; scanners do.",
     ),
     Reason.BAD_CHECKSUM: Meaning(
         "the checksum does not match",
-        "Its checksum does not match: it was damaged in transit, or made wrong. If this host sent "
-        "it, the NIC had yet to compute the checksum: see --checksum.",
+        "Its checksum does not match: it was damaged in transit, or computed wrongly. If this "
+        "host sent it, the NIC had yet to compute the checksum: see --checksum.",
     ),
     Reason.BAD_TAG: Meaning(
         "the verification tag of another SCTP association",
@@ -184,14 +184,14 @@ _ESCAPES: Final = (
     "It leaves with the wrong addresses. A host that gets it has no such connection and answers "
     "with an RST, which ends the healthy one."
 )
-_NO_HARM: Final = "None: its receiver checks it by itself, and discards it where it is wrong."
+_NO_HARM: Final = "None: its receiver does its own checks, and discards it if they fail."
 _ONE_PATH: Final = (
     "Find out why conntrack misses packets of the flow: another path, a second router, offloads. "
     "Until then drop it where the flow is translated, and allow it elsewhere, as the default "
     "policy does."
 )
 _OLD: Final = (
-    "Drop it where the flow is translated: TCP sends again what matters. Kernels from 6.1 on do "
+    "Drop it where the flow is translated: TCP retransmits what is needed. Kernels from 6.1 on do "
     "not call it INVALID any more."
 )
 
@@ -215,7 +215,7 @@ CONSEQUENCES: Final = {
     Reason.NO_ENTRY: Consequences(
         "Conntrack does not know the flow, so the guard cannot either. If a translation has "
         "expired, the packet leaves with the inner address.",
-        "None: late FIN and RST close what is left at their receiver.",
+        "None: late FINs and RSTs close what is left of the connection at their receiver.",
         "Include `preset:no-leak` on hosts that masquerade. Otherwise allow it; if healthy "
         "connections have many of them, raise the timeout of the state or send keepalives.",
     ),
@@ -224,7 +224,7 @@ CONSEQUENCES: Final = {
     ),
     Reason.BAD_CHECKSUM: Consequences(
         "As without translation.",
-        "None: its receiver discards it, and TCP sends it again.",
+        "None: its receiver discards it, and TCP retransmits it.",
         "Drop it. If there are many, look for the faulty cable, NIC or driver.",
     ),
     Reason.BAD_TAG: Consequences(
@@ -235,7 +235,7 @@ CONSEQUENCES: Final = {
     ),
     Reason.MALFORMED: Consequences("As without translation.", _NO_HARM, "Drop it."),
     Reason.ICMP_UNRELATED: Consequences(
-        "Conntrack does not know the flow, so the error is not translated and says nothing to "
+        "Conntrack does not know the flow, so the error is not translated and means nothing to "
         "its receiver.",
         "A drop may stop path-MTU discovery of a flow that conntrack does not know.",
         "Allow it.",
@@ -248,8 +248,8 @@ CONSEQUENCES: Final = {
     Reason.RACED: Consequences(
         _ESCAPES,
         "None.",
-        "Drop it where the flow is translated: it is sent again, and then fits. It needs no care "
-        "otherwise.",
+        "Drop it where the flow is translated: it is retransmitted, and then fits. Otherwise "
+        "nothing needs to be done.",
     ),
     Reason.UNSUPPORTED: Consequences(
         _ESCAPES,
@@ -311,7 +311,7 @@ IGNORED: Final = {
         "with its flow but does not take it into account."
     ),
     Ignored.STATE: (
-        "In this state only the answer to it tells what it means, so conntrack passes it, "
+        "In this state only the answer to it shows what it means, so conntrack passes it, "
         "remembers it, and checks no window."
     ),
     Ignored.CHALLENGE_ACK: (

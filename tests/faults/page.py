@@ -13,15 +13,14 @@ _HEAD: Final = """\
 # What faults cost
 
 Written by `make faults`, which injects each fault into a running daemon, or into the service under
-a systemd of its own, while numbered INVALID packets arrive at a steady pace. Every fifth of them is
-one that the policy drops: where it arrives, it has passed without a judgement.
+its own systemd, while numbered INVALID packets arrive at a constant rate. The policy drops every
+fifth of them: if one of these arrives, it has passed unjudged.
 
-"Exact" means that the counts agree to the packet: what the sender sent is what the host's rule
-before conntrack counted; what its rule after the guard counted is what the receiver got; and where
-the daemon lived to tell, each packet was judged, or shed by the kernel, or passed unjudged
-and was counted by the daemon.
+"Exact" means that all counters agree to the packet: the host's rule before conntrack counted what
+was sent, its rule after the guard counted what was received, and, if the daemon survived, each
+packet was judged, or shed by the kernel, or passed unjudged and was counted by the daemon.
 
-`make faults-short` injects each a few times and leaves this page alone.
+`make faults-short` injects each fault a few times and does not change this page.
 
 """
 _REASONS: Final = """
@@ -29,20 +28,19 @@ _REASONS: Final = """
 
 """
 _SOAK: Final = """
-## The soak
+## The soak test
 
-The daemon over the minutes of F21; `python -m tests.faults --fault soak --soak SECONDS` draws it
-anew.
+The daemon during F21; `python -m tests.faults --fault soak --soak SECONDS` draws the figure anew.
 
 ![memory, descriptors and delay](soak.svg)
 """
 _HELD: Final = """
-## The tests that hold each fault
+## The tests of each fault
 
-F are the faults that the guard was designed against, A those that a campaign found later, T what
-healthy traffic must not suffer. Where no test is named, there is none.
+F are the faults that the guard was designed for, A those that were found by testing later, T what
+must not happen to healthy traffic. A fault without a named test has none.
 
-| fault | what happens | held by |
+| fault | what happens | tests |
 | --- | --- | --- |
 """
 

@@ -14,43 +14,43 @@ from tests.kernels.owners import SITUATIONS
 _TRIALS: Final = len(SCENARIOS) * len(Mitigation) * len(PLANS)
 
 _HEAD: Final = """\
-# The kernels that people run
+# Distribution kernels
 
-Written by `make kernels`, which boots Debian's own kernels, and by name Ubuntu's, in QEMU
-(emulated, two CPUs in one thread), with Debian 12 and its systemd, and runs on each of them:
+Written by `make kernels`, which boots Debian's kernels, and Ubuntu's if named, in QEMU (emulated,
+two CPUs in one thread), with Debian 12 and its systemd, and runs on each of them:
 
-- **fuzz**: random TCP segments through the kernel's conntrack and through ours, by the rules of the
-  generation named. Compared are the ctstate, the reason that the kernel logs, the state, status and
-  timeout of the entry and, where BPF reads it, every field of the window;
+- **fuzz**: random TCP segments through the kernel's conntrack and through our model of it, with the
+  rules of the generation named. The ctstate, the reason in the kernel's log, and the state, status
+  and timeout of the entry are compared, and every field of the window if BPF can read it;
 - **window**: the tests of the window that BPF reads (`tests/flows/test_bpf.py`);
-- **native**: the native nftables table against no guard (`tests/kernels/native_rules.py`);
-- **live**: tests of the queue, of ctnetlink, of the rules and of the daemon in the kernel, and the
-  kept traces of conntrack;
+- **native**: the native nftables table, compared with no guard (`tests/kernels/native_rules.py`);
+- **live**: tests of the queue, of ctnetlink, of the rules and of the daemon on this kernel, and the
+  recorded traces of conntrack;
 - **log**: the kernel's log as evidence (`tests/service/test_kernel_log_kernel.py`);
 - **links**: translated connections over a link on which netem delays, reorders and doubles packets,
   also with RPS, and through a flowtable that is torn down
   (`tests/kernels/netem_and_flowtables.py`);
-- **owners**: Docker, firewalld and ufw themselves, each with the rules that it makes
+- **owners**: Docker, firewalld and ufw, each with the rules that it installs
   (`tests/kernels/owners.py`);
-- **container**: the guard as a container of Docker, by the commands of its README, beside a port
+- **container**: the guard as a Docker container, started by the commands of its README, with a port
   that Docker publishes (`tests/kernels/container.py`);
 - **service**: the service, installed from wheels by `systemd/install.sh`
   (`tests/systemd/test_service.py`): its privileges, its pins, a connection of the lab that it
   saves, reload, watchdog, `kill -9`, and what a stop leaves behind;
-- **lab**: trials, a scenario with a mitigation in a family each.
+- **lab**: trials, each a scenario with a mitigation in IPv4 or IPv6.
 
 `make kernels` runs 1,000,000 packets a kernel, or `PACKETS`, and all tests and trials, which takes
-hours; `make kernels-short` runs a few of each and leaves this page alone. Steps can be run one by
-one, as `python -m tests.kernels --page --kernel 5.15 --step fuzz`; the tables have what the last
-run of each found, which is on record in `docs/kernels.jsonl`.
+hours; `make kernels-short` runs a few of each and does not change this page. Single steps can be
+run with, for example, `python -m tests.kernels --page --kernel 5.15 --step fuzz`. The tables show
+the last results of each step, which are kept in `docs/kernels.jsonl`.
 
 """
 _OWNERS: Final = """
-## Programs with rules of their own
+## Programs that install rules
 
-Into each connection go segments that conntrack calls INVALID, as in the lab. `survived` without the
-guard is the program's own doing: firewalld drops such packets, forwarded ones too; ufw drops those
-for the host itself.
+Each connection gets segments that conntrack calls INVALID, as in the lab. If it survived without
+the guard, the program itself drops such packets: firewalld also forwarded ones, ufw only those to
+the host itself.
 
 | program | connection | without the guard | with it | shown on |
 | --- | --- | --- | --- | --- |
@@ -58,15 +58,15 @@ for the host itself.
 _HEAD_OF_RUNS: Final = """
 ## When each was run
 
-By which commit, and how long it took in the emulated machine.
+The commit that ran each step, and how long it took in the emulated machine.
 
 """
 _TAIL: Final = """
-## What the kernels stand for
+## What the kernels represent
 
-5.14 and 5.19 are Ubuntu's, no longer maintained, and stand for their generations of conntrack.
-RHEL 9 has a 5.14 too, with changes of later kernels, and could not be run: `nfq-guard doctor` asks
-a kernel itself. 5.15 is that of Ubuntu 22.04, 6.8 that of 24.04.
+5.14 and 5.19 are Ubuntu's, no longer maintained, and represent their generations of conntrack. RHEL
+9 has a 5.14 too, with changes of later kernels, and could not be run; on it, `nfq-guard doctor`
+finds the generation by probing the running kernel. 5.15 is that of Ubuntu 22.04, 6.8 that of 24.04.
 """
 
 

@@ -172,7 +172,7 @@ def test_an_rst_of_a_flow_without_an_answer(explains: Explains) -> None:
     [
         ("A", 101, 10_001, "all bounds hold"),
         ("S", 0, None, "checks no window"),
-        ("SF", 0, None, "No TCP sends this combination"),
+        ("SF", 0, None, "No TCP implementation sends this combination"),
         ("SA", 0, 1, "INVALID, bad-transition: original syn+ack in ESTABLISHED"),
     ],
 )

@@ -101,23 +101,24 @@ chains and jumps without effect are cut.
 _HEAD: Final = """\
 # Other programs' rules
 
-Rules of each program, as a test loads them into a network namespace (IPv4 where they
-are iptables rules), and what `nfq-guard doctor` then says of them, with the guard's own rules
-installed and `fail_mode = "kernel-drop"`. The test compares this page with the doctor's output;
-after a change, `python -m tests.support.owners` as root writes it anew.
+The rules of each program, as a test loads them into a network namespace (iptables rules for IPv4
+only), and the findings of `nfq-guard doctor`, with the guard's own rules installed and
+`fail_mode = "kernel-drop"`. The test compares this page with the doctor's output; after a change,
+run `python -m tests.support.owners` as root to write it anew.
 
 Rules "as loaded by" a version were loaded by that program itself, of Debian 12 if no other is
 named, in a namespace with the interfaces eth0 (outside) and eth1 (inside), and read from the
-kernel. Cut are rules of other protocols and of address translation, log rules by which nothing is
-recognised, rules for lists of ports and addresses, and chains and jumps without effect. The other
-rule sets are written by hand, in the style of the program's published sources.
+kernel. Rules of other protocols and of address translation, log rules that do not help to recognise
+the program, rules for lists of ports and addresses, and chains and jumps without effect are
+omitted. The other rule sets are written by hand, in the style of the program's published sources.
 
-The packet followed is a TCP segment that conntrack calls INVALID, that the guard's policy allows,
-and that did not arrive on the loopback interface. A rule is reached for sure, or "depends on" what
-the segment alone decides, such as an address. Hooks where nothing takes the segment for being
-INVALID are left out; "by default" is a rule that takes what no earlier rule accepted by state.
+The packet is a TCP segment that conntrack calls INVALID, that the guard's policy allows, and that
+did not arrive on the loopback interface. Every such segment reaches a rule, unless the finding says
+that this depends on properties of the segment, such as an address. Hooks where no rule treats the
+segment specially for being INVALID are omitted; "by default" means a rule for packets that no
+earlier rule accepted by state.
 
-| owner | what becomes of the packet |
+| owner | fate of the packet |
 |---|---|
 """
 
@@ -151,7 +152,7 @@ def page() -> str:
             f"{check['status']}: {check['id'].removeprefix('fate.')}: {_cell(check['what'])}"
             for check in fates
         )
-        rows.append(f"| [{title}](#{_anchor(title)}) | {says or 'as of any other packet'} |\n")
+        rows.append(f"| [{title}](#{_anchor(title)}) | {says or 'like any other packet'} |\n")
         sections.append(_section(title, name, checks))
     return _HEAD + "".join(rows) + "".join(sections)
 
@@ -161,7 +162,9 @@ def _section(title: str, name: str, checks: list[dict[str, str]]) -> str:
     lines = [f"- {check['status']} `{check['id']}`: {check['what']}" for check in checks]
     todos = dict.fromkeys(check["todo"] for check in checks if check["todo"])
     advice = [f"- Advice: {todo}" for todo in todos]
-    said = "\n".join([*(lines or ["- nothing: INVALID packets fare as all others"]), *advice])
+    said = "\n".join(
+        [*(lines or ["- nothing: INVALID packets are treated like all others"]), *advice]
+    )
     made = f"As loaded by {MADE[name]}:\n\n" if name in MADE else ""
     return f"\n## {title}\n\n{made}```\n{rules}\n```\n\n{said}\n"
 

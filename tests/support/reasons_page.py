@@ -12,13 +12,13 @@ from tests.support.reason_traces import OPEN, REASON_TRACES
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reasons.md"
 _HEAD: Final = """# Why a packet is INVALID
 
-Each event names one of these reasons. For each: what it means, the harm that such a packet does if
-it passes, and what to do about it.
+The event of a packet has one of these reasons. This page explains what each means, the harm that
+such a packet does if it passes, and what to do about it.
 
-Some have a trace, whose last segment is the INVALID one: `>` goes the way of the SYN, numbers count
-from the first one of each side, and flags are letters, with `.` for ACK. A test sends these
-segments through the running kernel and compares its own words about the last one. Those that begin
-with a line of dots continue this connection:
+Some have a trace whose last segment is the INVALID one: `>` is the direction of the SYN, sequence
+numbers are relative to the first of each side, and flags are letters, with `.` for ACK. A test
+sends these segments through the running kernel and compares the reason in its log. Traces that
+begin with a line of dots continue this connection:
 
 ```
 {open}
