@@ -117,6 +117,7 @@ class FlowTable:
             or its reverse; None for any other packet, and for a segment that is INVALID by itself.
         created: Number of flows opened so far.
         joined: The entry that `translate` last dropped as the second half of a flow; None before.
+        expired: Whether the last packet's entry, or that of the packet that it quotes, had expired.
     """
 
     def __init__(self, kernel: KernelRules, sysctls: Sysctls, capacity: int = 262_144) -> None:
@@ -139,6 +140,7 @@ class FlowTable:
         self.key: Key | None = None
         self.created = 0
         self.joined: Entry | None = None
+        self.expired = False
         self._sysctls = sysctls
         self._verifies = sysctls.checksum
         self._expires = sysctls.expires
@@ -188,6 +190,7 @@ class FlowTable:
         self.entry = None
         self.direction = 0
         self.key = None
+        self.expired = False
         if isinstance(packet, Malformed):
             answer = self._invalid(Reason.UNSUPPORTED if packet.snapped else Reason.MALFORMED)
         elif checksum_ok is False and self._verifies:
@@ -514,6 +517,7 @@ class FlowTable:
         entry = self._entries.get(key)
         if entry is not None and entry.expires <= now and self._expires:
             self._forget(entry)
+            self.expired = True
             return None
         return entry
 

@@ -21,6 +21,8 @@ _BY_ITSELF = frozenset(
     {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.UNSUPPORTED}
 )
 
+# Segments of one end, none of which is answered by a segment in the file.
+_ALONE_FROM: Final = 3
 _CLOSE_S: Final = TCP_TIMEOUTS_S[TcpState.CLOSE]
 
 
@@ -43,6 +45,7 @@ class Place:
         unseen: Whether the beginning of its stream is not in the file, and a host that saw it may
             have an entry.
         reordered: Whether frames of its receiver just before it are out of order.
+        ended: Whether an RST just before it ended its entry, for want of an answer.
     """
 
     stream: Stream
@@ -56,6 +59,7 @@ class Place:
     untracked: bool
     unseen: bool
     reordered: bool
+    ended: bool
 
 
 @final
@@ -90,6 +94,7 @@ def place_of(streams: Streams, segment: Segment, now: float) -> Place | None:
         not stream.tracked,
         _is_unseen(streams, stream, now),
         _is_reordered(streams, stream),
+        now - stream.killed_at < _CLOSE_S and streams.index - stream.killed_index <= REORDER_FRAMES,
     )
 
 
@@ -115,15 +120,22 @@ def _is_reordered(streams: Streams, stream: Stream) -> bool:
 
 
 def doubt_of(
-    finding: Finding, place: Place | None, *, began: bool, incomplete: bool, drops: bool
+    finding: Finding,
+    place: Place | None,
+    *,
+    began: bool,
+    orphan: bool,
+    incomplete: bool,
+    drops: bool,
 ) -> Doubted | None:
     """Why `finding` is in doubt; None if it is not.
 
     Args:
         finding: The finding by conntrack's rules from the packets in the file.
         place: The segment's place; None for a packet other than a TCP segment.
-        began: Whether the file holds the beginning of the packet's SCTP association; True for a
-            packet of another protocol.
+        began: Whether the file holds the handshake of the packet's SCTP association, as far as the
+            finding depends on it; True for a packet of another protocol.
+        orphan: Whether it has no entry because of a packet that the file may lack.
         incomplete: Whether any stream of the file proves that frames are missing.
         drops: Whether the capture reports frames that it dropped.
     """
@@ -133,6 +145,8 @@ def doubt_of(
         # The host that saw the beginning may have had an entry.
         return Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
     if place is None:
+        if orphan:
+            return Doubted(kind=Doubt.UNSEEN_REQUEST)
         # A missing frame may be the one that opened the entry or that the ICMP error quotes.
         return _elsewhere(incomplete=incomplete, drops=drops)
     jump = place.jump
@@ -146,24 +160,39 @@ def doubt_of(
     proof = _proof_near(place)
     if proof is not None:
         return Doubted(kind=proof.kind, proof=proof)
-    if finding.reason is Reason.ACK_OVER and beyond is None and place.reordered:
-        # The acknowledged data is in the file. Conntrack rejects it because of the order alone.
-        return Doubted(kind=Doubt.OUT_OF_ORDER)
     if beyond is not None and finding.reason is Reason.ACK_OVER:
         # The stream ends here, or its sender fell silent: nothing disproves the number.
         sender = 1 - place.sender
         missing = (beyond.ack - beyond.start) & 0xFFFFFFFF
         own = Proof(Doubt.UNSEEN_DATA, place.index, beyond.frame, sender, beyond.start, missing)
         return Doubted(kind=Doubt.UNSEEN_DATA, proof=own)
-    if place.ahead and place.stream.alive < place.index:
-        # The stream has no later segment that would show it to be forged.
-        return Doubted(kind=Doubt.UNSEEN_DATA)
-    if finding.reason is Reason.SEQ_OVER and _may_have_room(place):
-        return Doubted(kind=Doubt.UNSEEN_WINDOW)
+    kind = _kind_without_proof(finding, place, orphan=orphan)
+    if kind is not None:
+        return Doubted(kind=kind)
     if drops:
         return Doubted(kind=Doubt.CAPTURE_DROPS)
     if place.index == 1 or place.untracked or _lacks_one_answer(place):
         return _elsewhere(incomplete=incomplete, drops=drops)
+    return None
+
+
+def _kind_without_proof(finding: Finding, place: Place, *, orphan: bool) -> Doubt | None:
+    """What may explain a finding although no frame proves it."""
+    reason = finding.reason
+    if reason is Reason.ACK_OVER and place.beyond is None and place.reordered:
+        # The acknowledged data is in the file. Conntrack rejects it because of the order alone.
+        return Doubt.OUT_OF_ORDER
+    if reason is Reason.NO_ENTRY and place.ended:
+        # An RST ends an entry whose answer, which the RST answers, is listed behind it.
+        return Doubt.OUT_OF_ORDER
+    if place.ahead and place.stream.alive < place.index:
+        # The stream has no later segment that would show it to be forged.
+        return Doubt.UNSEEN_DATA
+    if reason is Reason.SEQ_OVER and _may_have_room(place):
+        return Doubt.UNSEEN_WINDOW
+    strayed = place.stream.strayed
+    if orphan and place.untracked and not (strayed or _goes_on_alone(place)):
+        return Doubt.UNSEEN_REQUEST
     return None
 
 
@@ -187,6 +216,15 @@ def _lacks_one_answer(place: Place) -> bool:
     """
     peer = place.stream.sides[1 - place.sender]
     return not peer.packets and peer.asked_index > 0 and not peer.went_on
+
+
+def _goes_on_alone(place: Place) -> bool:
+    """Whether the segment's sender goes on without a segment of the other end.
+
+    The host does not see that end: more than one of its segments would be missing.
+    """
+    sides = place.stream.sides
+    return not sides[1 - place.sender].packets and sides[place.sender].packets >= _ALONE_FROM
 
 
 def _elsewhere(*, incomplete: bool, drops: bool) -> Doubted | None:

@@ -8,7 +8,7 @@ from nfq_guard.capture.frame import Frame
 from nfq_guard.finding import Finding, Ignored
 from nfq_guard.flow import CtState, FlowSnapshot
 from nfq_guard.policy.decision import Decision
-from nfq_guard.replay.associations import Association
+from nfq_guard.replay.associations import Claim
 from nfq_guard.replay.checksums import Suspect
 from nfq_guard.replay.doubt import Doubted, Place
 from nfq_guard.resets import Passed
@@ -36,9 +36,8 @@ class Outcome:
         cause: The INVALID packet that this RST answers; None for any other packet.
         doubted: Why the finding may be due to the capture; None if it is certain.
         place: The segment's place in its stream, while the outcome is held.
-        began: Whether the file holds the beginning of its SCTP association; True for other
-            protocols.
-        unanswered: That association, if the file lacks the answer to its INIT so far.
+        claim: Its place in its SCTP association, while the outcome is held.
+        orphan: Whether one packet that is missing in the file would explain that it has no entry.
         suspect: Its checksum, while it is undecided whether the packet was damaged.
         if_broken: The outcome if the packet was damaged, while that is undecided.
     """
@@ -57,8 +56,8 @@ class Outcome:
     cause: Passed | None
     doubted: Doubted | None
     place: Place | None
-    began: bool
-    unanswered: Association | None
+    claim: Claim | None
+    orphan: bool
     suspect: Suspect | None
     if_broken: "Outcome | None"
 
@@ -90,7 +89,7 @@ class Outcome:
         self.cause = None
         self.doubted = None
         self.place = None
-        self.began = True
-        self.unanswered = None
+        self.claim = None
+        self.orphan = False
         self.suspect = None
         self.if_broken = None

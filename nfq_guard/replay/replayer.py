@@ -30,7 +30,14 @@ from nfq_guard.conntrack.table import (
 )
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.finding import Finding, Reason
-from nfq_guard.flow import PROTO_TCP, CtState, Evidence, FlowSnapshot, Hook
+from nfq_guard.flow import (
+    PROTO_TCP,
+    CtState,
+    Evidence,
+    FlowSnapshot,
+    Hook,
+    icmp_counterpart,
+)
 from nfq_guard.policy.decision import Action, Decision, Policy
 from nfq_guard.replay.associations import Associations
 from nfq_guard.replay.checksums import ChecksumJudge, Opening
@@ -51,6 +58,7 @@ from nfq_guard.wire.packet import (
     CHECKSUM_UNVERIFIED,
     RST,
     SYN,
+    IcmpMessage,
     Malformed,
     Packet,
     Queued,
@@ -66,6 +74,12 @@ CT_NONE: Final = -1
 MOST_RESETS: Final = 1_000
 MOST_HELD: Final = 20_000
 
+# Of packets without an entry, this many are always in doubt, and more are if at least so many flows
+# began for each.
+_FEW: Final = 8
+_WHOLE_PER_ORPHAN: Final = 3
+
+_WITHOUT_ENTRY: Final = (Reason.NO_ENTRY, Reason.ICMP_UNRELATED)
 _PREROUTING: Final = int(Hook.PREROUTING)
 
 
@@ -141,6 +155,8 @@ class Replayer:
         self._cause: Passed | None = None
         # Whether the other direction of the last segment's flow may have another tuple.
         self._awaits_half = False
+        # Packets that one missing packet each would explain.
+        self._orphans = 0
 
     @property
     def frames(self) -> int:
@@ -286,7 +302,9 @@ class Replayer:
                     self._follow_segment(packet, l4, table.key, frame.number)
                 self._link_reset(packet, l4, frame.number)
             elif isinstance(l4, SctpPacket):
-                self._associations.take(packet, l4, code)
+                entry = table.entry
+                state = None if entry is None else entry.association
+                self._associations.take(packet, l4, code, state, table.direction)
         return code
 
     def _follow_segment(self, packet: Packet, segment: Segment, key: Key, frame: int) -> None:
@@ -335,6 +353,7 @@ class Replayer:
         stream = self.streams.stream
         if entry is not None and stream is not None and entry.gone:
             stream.killed_at = self.now
+            stream.killed_index = stream.frames
 
     def _pair(self, packet: Packet | Malformed) -> None:
         """Record the translation of a flow, given its SYN+ACK with another tuple."""
@@ -460,10 +479,36 @@ class Replayer:
             self._resets.add(packet, packet.l4, passed)
         elif isinstance(packet, Packet) and isinstance(packet.l4, SctpPacket):
             association = self._associations.of(packet)
-            outcome.began = association is not None and association.opened
-            if association is not None and not association.answered:
-                outcome.unanswered = association
+            reason = judgment.finding.reason
+            outcome.claim = association.claim(packet.l4, reason, self.table.direction)
+        self._note_orphan(outcome)
         return outcome
+
+    def _note_orphan(self, outcome: Outcome) -> None:
+        """Record whether one missing packet would explain that the last one has no entry."""
+        table = self.table
+        packet = outcome.packet
+        if table.expired or outcome.claim is not None or not isinstance(packet, Packet):
+            return
+        message = packet.l4
+        if isinstance(message, IcmpMessage):
+            # An error that quotes no packet has no flow, nor has a message that answers none.
+            outcome.orphan = (
+                message.quoted is not None
+                if message.is_error
+                else icmp_counterpart(packet.proto, message.type) is not None
+            ) and table.reason in _WITHOUT_ENTRY
+        else:
+            outcome.orphan = table.reason is Reason.NO_ENTRY
+        if outcome.orphan and (outcome.place is None or outcome.place.index == 1):
+            self._orphans += 1
+
+    def _may_lack_one(self) -> bool:
+        """Whether packets without an entry are few enough for frames that the capture lost.
+
+        A host that sees one direction alone has no entry for most of them.
+        """
+        return self._orphans < _FEW or _WHOLE_PER_ORPHAN * self._orphans <= self.table.created
 
     def _settle(self, held: Outcome, shown: list[Outcome]) -> None:
         """Decide what was uncertain about an outcome; append the outcome if it is to be shown."""
@@ -490,8 +535,8 @@ class Replayer:
             doubted = doubt_of(
                 finding,
                 place,
-                began=outcome.began
-                and not (outcome.unanswered is not None and outcome.unanswered.both_ways),
+                began=outcome.claim is None or outcome.claim.stands,
+                orphan=outcome.orphan and self._may_lack_one(),
                 incomplete=self.streams.proofs > 0,
                 drops=self.drops > 0,
             )
@@ -514,6 +559,7 @@ class Replayer:
             else:
                 place.stream.in_doubt += 1
         outcome.place = None
+        outcome.claim = None
         shown.append(outcome)
 
     def _uncount(self, followed: Outcome) -> None:

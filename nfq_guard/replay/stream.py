@@ -23,6 +23,7 @@ class Doubt(StrEnum):
     UNSEEN_DATA = "unseen-data"
     UNSEEN_WINDOW = "unseen-window"
     UNSEEN_HANDSHAKE = "unseen-handshake"
+    UNSEEN_REQUEST = "unseen-request"
     OUT_OF_ORDER = "out-of-order"
     FRAMES_MISSING = "frames-missing"
     CAPTURE_DROPS = "capture-drops"
@@ -258,6 +259,7 @@ class Stream(Companion):
             refer to each other, and would outlive their place in the table.
         killed_at: When an RST ended its entry before any answer was seen, in seconds since the
             first frame; far in the past without one.
+        killed_index: Position of that RST; 0 without one.
         renewed: Frame of the first segment other than a SYN that created an entry although the
             stream had one before: the earlier entry had gone. 0 without one.
         ended: The flags FIN and RST that conntrack accepted from the stream.
@@ -282,6 +284,7 @@ class Stream(Companion):
         self.listed = False
         self.entry: Entry | None = None
         self.killed_at = _NEVER
+        self.killed_index = 0
         self.renewed = 0
         self.ended = 0
         self.invalid: dict[Reason, int] | None = None

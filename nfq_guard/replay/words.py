@@ -110,6 +110,7 @@ DOUBTS: Final = {
     Doubt.UNSEEN_WINDOW: "its stream goes on here: the receiver may have offered more room in a "
     "frame that is not in the capture",
     Doubt.UNSEEN_HANDSHAKE: "the capture lacks a part of the handshake",
+    Doubt.UNSEEN_REQUEST: "the packet that it answers is not in the capture, or behind it",
     Doubt.OUT_OF_ORDER: "the frames of the capture are out of order",
     Doubt.FRAMES_MISSING: "frames of other flows are missing from the capture, possibly "
     "one that this packet answers",

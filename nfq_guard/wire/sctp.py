@@ -10,6 +10,7 @@ from nfq_guard.wire.packet import Chunk, SctpPacket
 DATA: Final = 0
 INIT: Final = 1
 INIT_ACK: Final = 2
+SACK: Final = 3
 HEARTBEAT: Final = 4
 HEARTBEAT_ACK: Final = 5
 ABORT: Final = 6

@@ -20,6 +20,7 @@ from nfq_guard.wire.packet import RST, SYN, Packet, Segment
 from tests.support import captures
 from tests.support.conversation import RAW, Conversation
 from tests.support.healthy import download, renumbered, swapped, traffic, without
+from tests.support.healthy_others import MAKERS, others
 
 
 def invalid(frames: list[Frame], *, strict: bool = False) -> list[Outcome]:
@@ -34,6 +35,41 @@ def facts(outcomes: Sequence[Outcome]) -> list[Outcome]:
 @pytest.mark.parametrize("seed", range(5))
 def test_healthy_traffic(seed: int) -> None:
     assert invalid(traffic(seed)) == []
+
+
+KINDS = [(kind,) for kind in MAKERS] + [()]
+"""Each kind of traffic other than TCP transfers alone, and all together."""
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("seed", range(3))
+def test_healthy_traffic_of_other_kinds(kinds: tuple[str, ...], seed: int) -> None:
+    assert invalid(others(seed, *kinds)) == []
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+def test_lost_frames_of_other_kinds(kinds: tuple[str, ...]) -> None:
+    found = [
+        outcome
+        for seed in range(6)
+        for share in (0.005, 0.02, 0.05, 0.1)
+        for outcome in invalid(without(others(seed, *kinds), share, seed))
+    ]
+    assert found or kinds == ("gre",), "any packet of GRE may be the first"
+    assert facts(found) == []
+
+
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("keeps_times", [True, False])
+def test_swapped_neighbours_of_other_kinds(kinds: tuple[str, ...], keeps_times: bool) -> None:
+    found = [
+        outcome
+        for seed in range(8)
+        for share in (0.01, 0.05, 0.2)
+        for outcome in invalid(swapped(others(seed, *kinds), share, seed, keeps_times=keeps_times))
+    ]
+    assert found or kinds == ("gre",), "any packet of GRE may be the first"
+    assert facts(found) == []
 
 
 @pytest.mark.parametrize("share", [0.005, 0.02, 0.05, 0.1])
@@ -185,6 +221,29 @@ def test_window_that_is_not_in_the_capture() -> None:
     kinds = {outcome.doubted.kind for outcome in found if outcome.doubted is not None}
     assert Doubt.UNSEEN_WINDOW in kinds
     assert facts(found) == []
+
+
+def test_answer_behind_the_reset_that_answers_it() -> None:
+    """The RST of a scanner answers the SYN+ACK that is listed behind it."""
+    talk = Conversation()
+    talk.client("S", 0)
+    talk.client("R", 1)
+    talk.server("SA", 0, 1)
+    assert [one.doubted and one.doubted.kind for one in invalid(talk.frames)] == [
+        Doubt.OUT_OF_ORDER
+    ]
+
+
+@pytest.mark.parametrize(("answers", "known"), [(2, False), (3, True)])
+def test_answers_without_the_end_that_they_are_for(answers: int, known: bool) -> None:
+    """More than one frame of an end is missing where the host does not see it."""
+    talk = Conversation()
+    for _ in range(answers):
+        talk.server("SA", 0, 1, wait=1.0)
+    found = invalid(talk.frames)
+    assert [one.doubted is None for one in found] == [known] * answers
+    kinds = {one.doubted.kind for one in found if one.doubted is not None}
+    assert kinds <= {Doubt.UNSEEN_REQUEST}
 
 
 def unanswered(segments: int) -> Conversation:

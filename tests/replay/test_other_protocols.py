@@ -19,7 +19,7 @@ from nfq_guard.replay.stream import Doubt
 from nfq_guard.replay.words import gist
 from nfq_guard.wire.ip import decode
 from tests.support import captures
-from tests.support.packets import A4, A6, B4, B6, ip, udp
+from tests.support.packets import A4, A6, B4, B6, error, icmp, ip, udp
 from tests.support.sctp import chunk, init, sctp
 
 _RAW = 101
@@ -55,6 +55,89 @@ def test_an_association() -> None:
     assert found == [None, None, None, None, Reason.BAD_TAG, None]
     assert outcomes[4].packet is not None
     assert gist(outcomes[4].packet) == "sctp tag 0x00000008 data, sack"
+    assert outcomes[4].doubted == Doubted(kind=Doubt.UNSEEN_HANDSHAKE), "its end fell silent"
+
+
+def data(tag: int, *, back: bool = False) -> bytes:
+    """A packet of data of the association; `back` from the end that answered."""
+    if back:
+        return sctp(B4, A4, 2905, 5000, tag, chunk(0, bytes(20)))
+    return sctp(A4, B4, 5000, 2905, tag, chunk(0, bytes(20)))
+
+
+def found_in(*packets: bytes) -> list[tuple[int, Reason, bool]]:
+    """The findings, each with its place and whether it stands."""
+    return [
+        (place, one.finding.reason, one.doubted is None)
+        for place, one in enumerate(replayed(*packets))
+        if one.finding is not None
+    ]
+
+
+def test_a_packet_of_another_association() -> None:
+    """Its end goes on with the tag of this one, so no handshake is missing."""
+    assert found_in(*association(), data(8, back=True), data(7, back=True)) == [
+        (4, Reason.BAD_TAG, True)
+    ]
+    # The end goes on with the new tag, as behind a handshake that is not in the file.
+    assert found_in(*association(), data(8, back=True), data(9), data(8, back=True)) == [
+        (4, Reason.BAD_TAG, False),
+        (6, Reason.BAD_TAG, False),
+    ]
+
+
+def restarted() -> list[bytes]:
+    """The second handshake between the ports."""
+    return [
+        sctp(A4, B4, 5000, 2905, 0, init(1, 17)),
+        sctp(B4, A4, 2905, 5000, 17, init(2, 19)),
+        sctp(A4, B4, 5000, 2905, 19, chunk(10, b"cookie")),
+        sctp(B4, A4, 2905, 5000, 17, chunk(11)),
+    ]
+
+
+@pytest.mark.parametrize("missing", range(4))
+def test_an_association_anew_of_which_a_packet_is_missing(missing: int) -> None:
+    again = restarted()
+    del again[missing]
+    rest = [data(19), data(17, back=True)] * 3
+    found = found_in(*association(), data(9), data(7, back=True), *again, *rest)
+    assert (missing < 2) == bool(found)
+    assert not any(stands for _, _, stands in found)
+
+
+def test_a_late_packet_of_the_association_before() -> None:
+    """Within the distance over which a capture may have frames out of order, or far behind."""
+    first, second = association(), [*restarted(), *[data(19)] * 8]
+    assert found_in(*first, *second[:4], data(9), *second[4:]) == [(8, Reason.BAD_TAG, False)]
+    assert found_in(*first, *second, data(9), data(19)) == [(16, Reason.BAD_TAG, True)]
+
+
+def test_an_init_with_a_tag() -> None:
+    """No missing packet explains it."""
+    wrong = sctp(A4, B4, 5000, 2905, 3, init(1, 7))
+    assert found_in(*association(), wrong) == [(4, Reason.BAD_TAG, True)]
+
+
+def test_an_init_ack_of_another_init() -> None:
+    """It has the right tag, and announces one that its end never uses."""
+    other = sctp(B4, A4, 2905, 5000, 7, init(2, 23))
+    assert found_in(*association(), other, data(9)) == [(4, Reason.BAD_TAG, True)]
+    assert found_in(*association(), other) == [(4, Reason.BAD_TAG, False)]
+
+
+def test_many_tags_of_one_end() -> None:
+    """The first ones are forgotten, and what depended on them is in doubt."""
+    stray = data(8, back=True)
+    packets = [*association(), stray, data(7, back=True)]
+    for tag in range(100, 120):
+        packets += [
+            sctp(A4, B4, 5000, 2905, 0, init(1, tag)),
+            sctp(B4, A4, 2905, 5000, tag, init(2, 9)),
+            data(tag, back=True),
+        ]
+    assert found_in(*packets[:30])[0] == (4, Reason.BAD_TAG, True)
+    assert found_in(*packets)[0] == (4, Reason.BAD_TAG, False)
 
 
 def test_the_flow_of_a_stray_is_explained(
@@ -97,6 +180,8 @@ def test_one_end_of_an_association() -> None:
     found = [one for one in replayed(packets[0], data, data) if one.finding is not None]
     assert found
     assert {one.doubted for one in found} == {None}
+    one, *_ = [one for one in replayed(packets[0], data) if one.finding is not None]
+    assert one.doubted == Doubted(kind=Doubt.UNSEEN_HANDSHAKE), "the answer alone may be missing"
 
 
 def test_an_association_whose_entry_has_expired() -> None:
@@ -106,6 +191,9 @@ def test_an_association_whose_entry_has_expired() -> None:
     *_, last = replayed(*packets, data)
     assert last.finding is not None
     assert (last.finding.reason, last.doubted) == (Reason.NO_ENTRY, None)
+    assert found_in(*packets, sctp(A4, B4, 5000, 2905, 19, chunk(0, bytes(20)))) == [
+        (len(packets), Reason.NO_ENTRY, False)
+    ], "of a later one, whose handshake is not in the file"
     others = [sctp(A4, B4, 5000, port, 0, init(1, 7)) for port in range(3)]
     *_, last = replayed(*packets, *others, data, capacity=2)
     assert last.doubted == Doubted(kind=Doubt.UNSEEN_HANDSHAKE)
@@ -156,3 +244,36 @@ def test_an_ipv6_header_that_states_no_payload() -> None:
     assert (outcome.finding.reason, outcome.finding.detail) == (
         Reason.MALFORMED, "UDP header cut short",
     )  # fmt: skip
+
+
+def answered_ping(number: int) -> list[bytes]:
+    rest = bytes((number, 7, 0, 1)) + b"ping"
+    return [icmp(A4, B4, 8, rest), icmp(B4, A4, 0, rest)]
+
+
+def test_an_answer_whose_request_is_missing() -> None:
+    """One frame that the capture lost explains each; not if there are more than it may lose."""
+    pings = [answered_ping(number) for number in range(40)]
+    some = [packet for number, ping in enumerate(pings) for packet in ping[number % 8 == 0 :]]
+    assert found_in(*some) != []
+    assert not any(stands for _, _, stands in found_in(*some))
+    answers = [answer for _, answer in pings]
+    assert found_in(*answers) == [(place, Reason.NO_ENTRY, True) for place in range(40)]
+
+
+def test_an_answer_that_came_too_late() -> None:
+    """Its request is in the file, and the entry has expired."""
+    request, answer = answered_ping(1)
+    packets = [request, *[udp(A4, B4, 1, 2)] * 40, answer]
+    assert found_in(*packets) == [(41, Reason.NO_ENTRY, True)]
+
+
+def test_an_error_about_a_packet_that_is_missing() -> None:
+    quoted = udp(A4, B4, 5, 6)
+    assert found_in(error(B4, A4, 3, quoted, 3)) == [(0, Reason.ICMP_UNRELATED, False)]
+    assert found_in(error(B4, A4, 3, b"E", 3)) == [(0, Reason.ICMP_UNRELATED, True)]
+
+
+def test_a_message_that_answers_none() -> None:
+    """Conntrack has no entry for an advertisement of a router, whatever came before."""
+    assert found_in(icmp(A4, B4, 9, bytes(12))) == [(0, Reason.NO_ENTRY, True)]
