@@ -36,7 +36,7 @@ COMMANDS: Final = {
     "whatif": "show what one or two policies would have done to recorded packets",
     "replay": "list the packets of a capture that are INVALID, and why",
     "explain": "explain one packet of a capture",
-    "why": "say why, by the kernel's log lines, packets were INVALID, and what to do next",
+    "why": "explain the INVALID packets in the kernel's log, and what to do next",
     "rules": "show, install, verify or remove the guard's packet filter rules",
     "prepare": "pin the BPF program as root, for a daemon that runs with fewer privileges",
     "status": "show the state of the running daemon",
@@ -45,7 +45,7 @@ COMMANDS: Final = {
     "mode": "switch the running daemon between dry-run and enforce",
     "dump": "print the flow history of the running daemon",
     "doctor": "diagnose the host: kernel, sysctls, rules, queues, offloads",
-    "lab": "reproduce the classic resets in network namespaces",
+    "lab": "reproduce the classic connection resets in network namespaces",
     "report": "make an HTML report of recorded events",
 }
 

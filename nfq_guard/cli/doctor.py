@@ -19,7 +19,7 @@ from nfq_guard.doctor.examine import examine
 from nfq_guard.doctor.plan import Guard, Plan, Step, plan
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, PrivilegeError
 from nfq_guard.firewall.xtables import System
-from nfq_guard.names import visible
+from nfq_guard.names import counted, visible
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.service import unit
 from nfq_guard.service.config import DEFAULT_PATH, ConfigReading, read_config
@@ -43,8 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="print the steps from the host's present handling of INVALID packets: to try the "
-        "guard beside it, to switch to the guard, and back",
+        help="print the steps to try the guard beside the host's current handling of INVALID "
+        "packets, to switch to the guard, and to go back",
     )
     add_config(parser)
     add_format(parser)
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         counts[check.status] += 1
         sys.stdout.write(_json(check) if args.format == "json" else fitted(check_text(check)))
     if args.format == "text":
-        summary = ", ".join(f"{counts[status]} {status}" for status in Status)
-        sys.stdout.write(f"\n{summary}\n")
+        rest = [counted(counts[status], status) for status in Status if status is not Status.OK]
+        sys.stdout.write(f"\n{', '.join([f'{counts[Status.OK]} ok', *rest])}\n")
     return EXIT_NOT_FINE if counts[Status.PROBLEM] else EXIT_OK
 
 
@@ -104,13 +104,13 @@ class PlanStepRecord(TypedDict):
 
 
 class PlanRecord(TypedDict):
-    """The steps from the host's present handling of INVALID packets to the guard, and back.
+    """The steps from the host's current handling of INVALID packets to the guard, and back.
 
     Attributes:
-        found: The present handling.
-        beside: Steps to try the guard while the present handling stays.
+        found: The current handling.
+        beside: Steps to try the guard while the current handling stays.
         over: Steps from there to the guard alone.
-        back: Steps from any stage to the present handling; each command may be repeated.
+        back: Steps from any stage to the current handling; each command may be repeated.
     """
 
     found: list[str]
@@ -135,7 +135,7 @@ def _step(step: Step) -> PlanStepRecord:
 
 def plan_text(made: Plan) -> str:
     """A plan as a script with comments, whose stages are run one at a time."""
-    lines = ["# The host's present handling of INVALID packets:"]
+    lines = ["# The host's current handling of INVALID packets:"]
     lines += [line for found in made.found for line in _comment(f"  {found}")]
     for title, steps in (
         ("Try the guard beside it", made.beside),

@@ -12,8 +12,8 @@ from nfq_guard.probe.recognise import LIVE, recognise
 from nfq_guard.telemetry.palette import Style
 
 HELP: Final = (
-    f"{', '.join(KERNELS)}, a release such as 5.15.0-91-generic, or {LIVE}, which asks the running "
-    "kernel by a few packets in a network namespace of their own, as root"
+    f"{', '.join(KERNELS)}, a release such as 5.15.0-91-generic, or {LIVE}, which probes the "
+    "running kernel with a few packets in a temporary network namespace, as root"
 )
 
 

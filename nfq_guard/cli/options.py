@@ -55,7 +55,7 @@ def add_last_good(parser: argparse.ArgumentParser) -> None:
         "--last-good",
         type=Path,
         metavar="FILE",
-        help="where the daemon saves each configuration that it loads; used if the present one "
+        help="where the daemon saves each configuration that it loads; used if the current one "
         "has mistakes",
     )
 

@@ -34,6 +34,20 @@ _ALSO_CALLED: Final = {
 }
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Breaks lines between words only: a name with hyphens can be copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        # Imported here, because only the help needs it.
+        import textwrap  # noqa: PLC0415
+
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = self._split_lines(text, width - len(indent))
+        return "\n".join(f"{indent}{line}" for line in lines)
+
+
 class Parser(argparse.ArgumentParser):
     """Reports a usage error in one line, like every other error.
 
@@ -45,6 +59,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **keywords: Any) -> None:  # noqa: ANN401 - as of ArgumentParser
         """Accept only complete option names: `--mod enforce` is a mistake, not a mode."""
+        keywords.setdefault("formatter_class", _Formatter)
         super().__init__(**keywords, allow_abbrev=False)
 
     # argparse declares an overload for each kind of namespace; this command uses one.

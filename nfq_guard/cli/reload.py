@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--pid",
         type=int,
         metavar="N",
-        help="the process of the daemon, whose control socket is used, wherever it is; without one "
-        "the file of --config is checked and the daemon gets SIGHUP",
+        help="process id of the daemon, whose control socket is used, wherever it is; if the "
+        "daemon has none, the file of --config is checked and the daemon gets SIGHUP",
     )
     add_config(parser)
     add_format(parser)

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         metavar="FILE",
-        help="judge by this file or preset:NAME, not by the default policy",
+        help="a file or preset:NAME instead of the default policy",
     )
     add_replay_arguments(parser)
 
@@ -58,7 +58,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         "--kernel",
         metavar="RELEASE",
         default=KERNEL_6_1.name,
-        help=f"whose rules hold: {HELP} (default: %(default)s)",
+        help=f"the kernel whose conntrack rules apply: {HELP} (default: %(default)s)",
     )
     parser.add_argument(
         "--checksum",
@@ -78,8 +78,8 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="treat the capture as complete: no finding is in doubt for frames that are missing or "
-        "out of order in it",
+        help="treat the capture as complete: no finding is in doubt because frames are missing or "
+        "out of order",
     )
     parser.add_argument(
         "--assume-wscale",
@@ -93,7 +93,7 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=DEFAULT_CAPACITY,
-        help="most flows to follow at once (default: %(default)s)",
+        help="maximum number of flows followed at once (default: %(default)s)",
     )
     sysctls = parser.add_argument_group(
         "conntrack sysctls", "As net.netfilter.nf_conntrack_*; the defaults are the kernel's."

@@ -12,6 +12,7 @@ import msgspec
 from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import printable
 from nfq_guard.errors import EXIT_OK, UsageError
+from nfq_guard.names import counted
 from nfq_guard.policyfile import load_compiled
 from nfq_guard.report.html import jinja
 from nfq_guard.report.page import write_page
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="show what this policy would have done; of two, also how they differ (default: "
+        help="show what this policy would have done; give it twice to compare two (default: "
         + ", ".join(_PRESETS)
         + ")",
     )
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         findings=findings,
     )
     name = printable(str(args.output))
-    sys.stdout.write(f"{name}: {summary.counts.packets} packets, {len(summary.flows)} flows\n")
+    packets = counted(summary.counts.packets, "packet")
+    sys.stdout.write(f"{name}: {packets}, {counted(len(summary.flows), 'flow')}\n")
     return EXIT_OK
 
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rules.add_argument(
         "--keep-rules",
         action="store_true",
-        help="as --no-rules, but put them back when they were changed; end if that fails",
+        help="as --no-rules, but restore the rules when they are changed; exit if that fails",
     )
 
 

@@ -34,12 +34,12 @@ from nfq_guard.wire.packet import Queued
 
 _DESCRIPTION: Final = """\
 Evaluate one or two policies on recorded packets: a daemon's events or a capture.
-Report what each policy would drop, the differences, drops in flows that lived on (false
+Report what each policy would drop, the differences, drops in flows that continued (false
 positives), and accepted packets that were followed by an RST (false negatives)."""
 
 _EPILOG: Final = f"""\
 A packet counts as followed by an RST if an RST of its flow comes within {RESET_WITHIN_S:g} s.
-Otherwise its flow lived on if any later packet of it is recorded. Only packets that were accepted
+Otherwise its flow continued if any later packet of it is recorded. Only packets that were accepted
 allow such conclusions; a capture does not record verdicts, so all of its packets count as accepted.
 A capture has every packet of its flows, events only the INVALID ones, so more fates are unknown
 there. A daemon writes events of packets that its policy allows only with log_allowed = true.
@@ -181,7 +181,7 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
         heals = tally.by_action.get(Action.HEAL, 0)
         if heals:
             yield f"  {heals} of these drops would heal a flow"
-        yield from _drop_lines(tally)
+        yield from _drop_lines(tally, kind)
         if tally.missed:
             yield paint(
                 f"  would accept {tally.missed} that were followed by an RST (false negatives):",
@@ -193,10 +193,10 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
         yield paint("difference", Style.BOLD)
         for letter, tally in zip(letters, trial.differences, strict=True):
             yield f"  only {letter} would drop {_drops(tally)}"
-            yield from _drop_lines(tally)
+            yield from _drop_lines(tally, kind)
 
 
-def _drop_lines(tally: Tally) -> Iterator[str]:
+def _drop_lines(tally: Tally, kind: str) -> Iterator[str]:
     if not tally.drops:
         return
     if not tally.exact:
@@ -207,14 +207,14 @@ def _drop_lines(tally: Tally) -> Iterator[str]:
     yield from _ranked(tally.drops_by_flow)
     yield f"  by source ({len(tally.drops_by_peer)}):"
     yield from _ranked(tally.drops_by_peer)
-    yield "  for example:"
+    yield f"  for example, by {'frame' if kind == 'capture' else 'line'}:"
     for example in tally.examples[:_MOST_LINES]:
         where = f"{example.number:>9}"
         yield f"  {where}  {example.flow}  {example.reason}  rule {example.rule}"
     fates = tally.drop_fates
     if fates[Fate.LIVED]:
         hit = counted(fates[Fate.LIVED], "drop")
-        yield paint(f"  {hit} in flows that lived on (false positives):", Style.RED)
+        yield paint(f"  {hit} in flows that continued (false positives):", Style.RED)
         yield from _ranked(tally.false_positives)
     rest = {
         "of packets that were followed by an RST": fates[Fate.RESET],

@@ -33,10 +33,10 @@ _TEXT_SHOWN: Final = 128
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.description = (
-        "Explain the packets in the kernel's log: those that conntrack logged itself "
-        "(net.netfilter.nf_conntrack_log_invalid) with their reason, those of LOG rules, such as "
-        "[UFW BLOCK], with what their line proves; and what the kernel says of packets and lines "
-        "that it only counts, such as those that a full conntrack table dropped."
+        "Explain the packets in the kernel's log: those that conntrack itself logged "
+        "(net.netfilter.nf_conntrack_log_invalid), with their reason; those of LOG rules, such as "
+        "[UFW BLOCK], with what their lines prove; and packets and lines that the kernel only "
+        "counts, such as packets that it dropped because the conntrack table was full."
     )
     parser.add_argument(
         "log",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, final
 
 from nfq_guard.doctor.check import Check, note, ok, warning
+from nfq_guard.names import counted
 
 # A CPU with this share of the interrupts counts as doing all receive work, if there were enough
 # interrupts for a conclusion.
@@ -114,7 +115,8 @@ def spread(
     name = interface.name
     mine = [counts for key, counts in interrupts.items() if _receives(key, interface.irqs)]
     steering = (
-        f"{len(interface.rps)} receive queues, RPS {'on' if any(interface.rps) else 'off'}, "
+        f"{counted(len(interface.rps), 'receive queue')}, "
+        f"RPS {'on' if any(interface.rps) else 'off'}, "
         f"RFS {'on' if any(interface.rfs) else 'off'}"
     )
     if not mine:

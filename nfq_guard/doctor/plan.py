@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The steps from a host's present handling of INVALID packets to the guard, and back."""
+"""The steps from a host's current handling of INVALID packets to the guard, and back."""
 
 import re
 import shlex
@@ -54,10 +54,10 @@ class Plan:
     """The steps of a host.
 
     Attributes:
-        found: The present handling, one line each.
-        beside: Steps to try the guard while the present handling stays.
+        found: The current handling, one line each.
+        beside: Steps to try the guard while the current handling stays.
         over: Steps from there to the guard alone.
-        back: Steps from any stage to the present handling; each command may be repeated.
+        back: Steps from any stage to the current handling; each command may be repeated.
     """
 
     found: list[str] = field(default_factory=list)
@@ -84,7 +84,7 @@ class Guard(NamedTuple):
 
 
 class _Moves(NamedTuple):
-    """The steps of the plan for one part of the present handling, by stage."""
+    """The steps of the plan for one part of the current handling, by stage."""
 
     found: str
     beside: tuple[Step, ...] = ()

@@ -82,7 +82,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     assert main([]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert "reproduce the classic resets" in shown.err
+    assert "reproduce the classic connection resets" in shown.err
 
 
 @pytest.mark.parametrize(
@@ -251,6 +251,7 @@ def test_help_fits_a_terminal(monkeypatch: pytest.MonkeyPatch, width: int) -> No
     monkeypatch.setenv("COLUMNS", str(width))
     lines = [line for text in helps(parser_of(COMMANDS)) for line in text.splitlines()]
     assert [line for line in lines if len(line) > width] == []
+    assert [line for line in lines if re.search(r"\w-$", line)] == [], "a name is whole"
 
 
 def test_file_names_that_are_not_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -188,7 +188,7 @@ def test_text_for_people(host: Host) -> None:
     assert host.command("doctor") == 0
     shown = host.capsys.readouterr().out
     assert "note     rules.ours: our rules are not installed here\n         -> " in shown
-    assert shown.splitlines()[-1].endswith("0 problem")
+    assert shown.splitlines()[-1].endswith("0 problems")
 
 
 def test_an_unprivileged_run_names_what_it_cannot_read(host: Host) -> None:

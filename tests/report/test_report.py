@@ -318,7 +318,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log.write_text("\n".join(lines), encoding="utf-8")
     out = tmp_path / "report.html"
     assert main(["report", str(log), "-o", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}: 2 packets, 1 flows\n"
+    assert capsys.readouterr().out == f"{out}: 2 packets, 1 flow\n"
     html = well_formed(out.read_text(encoding="utf-8"))
     assert "events.jsonl" in html
     assert "skipped 3 lines that are not events" in html
@@ -411,7 +411,7 @@ def test_command_reads_standard_input(
 ) -> None:
     with _stdin(tmp_path, monkeypatch):
         assert main(["report", "-", "-o", str(tmp_path / "r.html"), "--title", "live"]) == 0
-    assert "1 packets" in capsys.readouterr().out
+    assert "1 packet, 1 flow\n" in capsys.readouterr().out
 
 
 def test_standard_input_and_a_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,7 +154,7 @@ def test_text(capsys: pytest.CaptureFixture[str], events: Path) -> None:
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == f"{events}: 6 INVALID packets"
     assert "policy A: preset:kube-proxy" in lines
-    assert "  3 drops in flows that lived on (false positives):" in lines
+    assert "  3 drops in flows that continued (false positives):" in lines
     assert "          3  10.1.0.2:48526 > 10.2.0.2:80" in lines
     assert "  1 drop of packets that were followed by an RST" in lines
     assert "  would accept 1 that were followed by an RST (false negatives):" in lines

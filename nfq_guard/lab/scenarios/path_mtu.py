@@ -43,7 +43,7 @@ class PathMtu:
     """The scenario that the module describes."""
 
     name = "path-mtu"
-    summary = "a path MTU error takes a way on which its connection was never seen"
+    summary = "a path MTU error takes a path on which its connection was never seen"
 
     def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, hop and server in a row; the router connects hop and server once more."""

@@ -54,7 +54,7 @@ class RstInjection:
     """The scenario that the module describes."""
 
     name = "rst-injection"
-    summary = "a forged FIN and RST with arbitrary numbers, which be_liberal believes"
+    summary = "a forged FIN and RST with arbitrary numbers, which be_liberal accepts"
 
     def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, node, and one namespace with the addresses of both pods."""

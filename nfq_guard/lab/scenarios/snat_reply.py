@@ -59,7 +59,7 @@ class SnatReply:
     """The scenario that the module describes."""
 
     name = "snat-reply"
-    summary = "reply to a masqueraded client stops at the router, which resets the server"
+    summary = "reply to a masqueraded client ends at the router, which answers with an RST"
 
     def build(self, make: MakeNamespace, plan: Plan) -> Stage:
         """Client, router, server."""
