@@ -26,9 +26,9 @@ ACTION_WORDS: Final = {
     Action.HEAL: "drop the packet and end conntrack's window check of its sender in this flow",
 }
 _COUNTED: Final = {
-    RateKey.FLOW: "of one flow",
-    RateKey.SOURCE: "from one source",
-    RateKey.SEGMENT: "with one segment",
+    RateKey.FLOW: "of the same flow",
+    RateKey.SOURCE: "from the same source",
+    RateKey.SEGMENT: "with the same segment",
 }
 CLAUSE_BREAK: Final = "; and "
 
@@ -63,12 +63,14 @@ def _clause(condition: Condition) -> str:
         sentence = field.words[value.low] if isinstance(value, Interval) else field.phrase
         return f"it is not so that {sentence}" if condition.negated else sentence
     words = [_words(condition, value) for value in condition.values]
+    # A value of flags matches whatever the flags are that it does not name.
+    verb, no_verb = ("include", "do not include") if field.kind is Kind.FLAGS else ("is", "is not")
     if condition.negated:
         if len(words) == 1:
-            return f"{field.phrase} is not {words[0]}"
-        return f"{field.phrase} is neither {', '.join(words[:-1])} nor {words[-1]}"
+            return f"{field.phrase} {no_verb} {words[0]}"
+        return f"{field.phrase} {verb} neither {', '.join(words[:-1])} nor {words[-1]}"
     listed = words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
-    return f"{field.phrase} is {listed}"
+    return f"{field.phrase} {verb} {listed}"
 
 
 def _words(condition: Condition, value: Value) -> str:
@@ -86,5 +88,6 @@ def _words(condition: Condition, value: Value) -> str:
 
 
 def _rate_clause(rate: Rate) -> str:
-    limit = f"the first {rate.over} such packets {_COUNTED[rate.by]} in {rate.in_s:g} s"
+    first = "the first such packet" if rate.over == 1 else f"the first {rate.over} such packets"
+    limit = f"{first} {_COUNTED[rate.by]} within {rate.in_s:g} s"
     return f"it is among {limit}" if rate.negated else f"it comes after {limit}"

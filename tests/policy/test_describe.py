@@ -14,8 +14,14 @@ from nfq_guard.policy.values import parse_value
 from tests.support.policies import tables
 
 _RULE = re.compile(r"Rule (\S+): (.+?)(?:, with the mark (0x[0-9a-f]+),)? (?:when (.+)|always)\.")
-_RATE = re.compile(r"it (comes after|is among) the first (\d+) such packets (.+) in (\S+) s")
-_COUNTED = {"of one flow": "flow", "from one source": "source", "with one segment": "segment"}
+_RATE = re.compile(
+    r"it (comes after|is among) the first (?:(\d+) such packets|such packet) (.+) within (\S+) s"
+)
+_COUNTED = {
+    "of the same flow": "flow",
+    "from the same source": "source",
+    "with the same segment": "segment",
+}
 _ACTIONS = {words: action for action, words in ACTION_WORDS.items()}
 
 
@@ -58,7 +64,7 @@ def _read_back(sentence: str) -> object:
         told = _RATE.fullmatch(clause)
         if told:
             by = _COUNTED[told[3]]
-            rate = (int(told[2]), float(told[4]), by, told[1] == "is among")
+            rate = (int(told[2] or 1), float(told[4]), by, told[1] == "is among")
         elif clause:
             conditions.append(_meaning(_condition(clause)))
     return name, _ACTIONS[action], int(mark, 16) if mark else None, conditions, rate
@@ -71,8 +77,12 @@ def _condition(clause: str) -> Condition:
             if plain in field.words:
                 value = parse_value(field, plain == field.words[1])
                 return Condition(field=field, negated=plain != clause, values=(value,))
-        elif clause.startswith(f"{field.phrase} is "):
-            return _listed(field, clause.removeprefix(f"{field.phrase} is "))
+        elif clause.startswith(f"{field.phrase} "):
+            rest = clause.removeprefix(f"{field.phrase} ")
+            if field.kind is Kind.FLAGS:
+                rest = rest.replace("do not include ", "is not ").replace("include ", "is ")
+            assert rest.startswith("is ")
+            return _listed(field, rest.removeprefix("is "))
     raise AssertionError(clause)
 
 
