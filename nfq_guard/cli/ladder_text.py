@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from nfq_guard.conntrack.entry import Key
-from nfq_guard.names import address, counted, endpoint
+from nfq_guard.names import counted
 from nfq_guard.replay.life import Life, Step
 from nfq_guard.replay.stream import Doubt, Proof
-from nfq_guard.replay.words import bytes_of, flag_letters, gist, state_name
+from nfq_guard.replay.words import bytes_of, direction_text, flag_letters, gist, state_name
 from nfq_guard.wire.packet import ACK, Segment
 
 _WIDTH: Final = 80
@@ -55,9 +55,8 @@ def ladder(life: Life, frame: int) -> Iterator[str]:
 
 
 def _ends(key: Key) -> tuple[str, str]:
-    src, dst, ports, _ = key
-    sport, dport = ports >> 16, ports & 0xFFFF
-    return endpoint(address(src), sport or None), endpoint(address(dst), dport or None)
+    left, _, right = direction_text(key).partition(" > ")
+    return left, right
 
 
 def _rung(life: Life, step: Step, frame: int) -> str:

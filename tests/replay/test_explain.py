@@ -289,6 +289,11 @@ def test_icmp_error(talk: Conversation, explains: Explains) -> None:
     assert "<- icmp type 3 code 4 about" in text
 
 
+def test_the_ends_of_a_flow_without_ports(talk: Conversation, explains: Explains) -> None:
+    talk.add(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / ICMP(type=8, id=7)))
+    assert "left 10.0.0.1, right 10.0.0.2, 1 packet:" in explains.text(talk)
+
+
 @pytest.mark.parametrize(
     ("octets", "linktype", "said"),
     [
