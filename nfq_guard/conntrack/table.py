@@ -312,6 +312,17 @@ class FlowTable:
             return False
         return self._join(entry, None, opening, reply)
 
+    def separate(self, opening: Key) -> None:
+        """Undo `answer` for the flow of a SYN with the tuple `opening`, if it still exists."""
+        entries = self._entries
+        entry = entries.get(opening)
+        if entry is None or not _is_translated(entry):
+            return
+        del entries[entry.reply]
+        entry.reply = reverse(entry.original)
+        entry.status &= ~(IPS_SRC_NAT | IPS_DST_NAT)
+        entries.setdefault(entry.reply, entry)
+
     def _join(self, entry: Entry, other: Entry | None, original: Key, reply: Key) -> bool:
         """Set the tuples of a translated entry; drop `other`, its second half."""
         if _is_translated(entry) or (other is not None and _is_translated(other)):

@@ -134,6 +134,7 @@ class ChecksumJudge:
         unknown: Wrong checksums for which the capture proves neither.
         unanswered: Unanswered SYNs among `unknown` whose checksum offload explains.
         headers_right: IPv4 headers with a correct checksum.
+        header_wrong: Whether that of the last packet is wrong; reset by the caller.
     """
 
     def __init__(self, mode: ChecksumMode) -> None:
@@ -142,6 +143,7 @@ class ChecksumJudge:
         self._auto = mode is ChecksumMode.AUTO
         self._sources: OrderedDict[bytes, Source] = OrderedDict()
         self.headers_right = 0
+        self.header_wrong = False
         self._headers_wrong = 0
         self.suspect: Suspect | None = None
         self.opener: Source | None = None
@@ -275,10 +277,23 @@ class ChecksumJudge:
         if header_checksum_ok(octets):
             self.headers_right += 1
             return True
+        self.header_wrong = True
         self._headers_wrong += 1
         if self._ignores:
             return True
         return self._auto and self.headers_right < _RIGHT_PER_WRONG * self._headers_wrong
+
+    def is_damaged(self, suspect: Suspect | None) -> bool:
+        """Whether the last packet's addresses or numbers may be damaged.
+
+        A wrong checksum means so unless most are wrong: a tool that changed addresses leaves them.
+
+        Args:
+            suspect: Its checksum, if that is uncertain.
+        """
+        if self.header_wrong and self.headers_right > self._headers_wrong:
+            return True
+        return suspect is not None and suspect.source.right > suspect.source.wrong
 
     def is_broken(self, suspect: Suspect) -> bool:
         """Decide and count an uncertain checksum by what later frames showed."""

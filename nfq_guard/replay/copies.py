@@ -29,6 +29,8 @@ _GENERATION: Final = 2048
 _SEARCHED: Final = 4096
 # On a mirror port or a bridge, at least one packet in so many is a repetition in the same place.
 _REPEATED_SHARE: Final = 3
+# Routers between two places of one host, each in a network namespace.
+_MOST_HOPS: Final = 4
 _NO_ID: Final = b"\0\0"
 # Octets of payload that are compared.
 _PAYLOAD: Final = 24
@@ -55,16 +57,26 @@ class Sighting:
         key: Direction of its flow.
         hop_limit: Its hop limit (TTL).
         link: Its link header and interface (`link_place`).
+        damaged: Whether its addresses or numbers may be damaged.
         strayed: Whether it was judged INVALID because it had no entry; set by the replayer.
     """
 
-    def __init__(self, time_ns: int, frame: int, key: Key, hop_limit: int, link: bytes) -> None:
+    def __init__(
+        self,
+        time_ns: int,
+        frame: int,
+        key: Key,
+        hop_limit: int,
+        link: bytes,
+        damaged: bool,  # noqa: FBT001 - positional on the packet path
+    ) -> None:
         """Take every attribute as given."""
         self.time_ns = time_ns
         self.frame = frame
         self.key = key
         self.hop_limit = hop_limit
         self.link = link
+        self.damaged = damaged
         self.strayed = False
 
 
@@ -118,7 +130,14 @@ class Copies:
         return self._several or self.copies > 0 or self._looked < self._searched
 
     def look(
-        self, packet: Packet, octets: bytes, key: Key, time_ns: int, frame: int, link: bytes
+        self,
+        packet: Packet,
+        octets: bytes,
+        key: Key,
+        time_ns: int,
+        frame: int,
+        link: bytes,
+        damaged: bool,  # noqa: FBT001 - positional on the packet path
     ) -> int:
         """Whether a TCP segment was seen before.
 
@@ -129,6 +148,7 @@ class Copies:
             time_ns: When it was captured.
             frame: Its frame.
             link: Its link header and interface, from `link_place`.
+            damaged: Whether its addresses or numbers may be damaged; then it shows no translation.
 
         Returns:
             `FIRST`; `COPY`, or `TRANSLATED` if it was seen with another tuple, with `first` set;
@@ -148,19 +168,20 @@ class Copies:
             numbers += segment.options
         digest = name + numbers
         seen = self._seen(digest, time_ns)
+        sighting = Sighting(time_ns, frame, key, packet.hop_limit, link, damaged)
         if seen is not None:
-            elsewhere = packet.hop_limit != seen.hop_limit or link != seen.link
             if seen.key == key:
+                elsewhere = packet.hop_limit != seen.hop_limit or link != seen.link
                 at_once = name != _NO_ID or abs(time_ns - seen.time_ns) <= _AT_ONCE_NS
                 if elsewhere or (at_once and self._is_mirrored()):
                     self.first = seen
                     self.copies += 1
                     return COPY
-            elif elsewhere and (
-                shares_end(key, seen.key) or _is_telling(segment) or self._is_known(seen.key, key)
+            elif self._is_left(
+                seen, sighting, tells=shares_end(key, seen.key) or _is_telling(segment)
             ):
                 return self._translated(seen, key, link)
-        sighting = self.last = Sighting(time_ns, frame, key, packet.hop_limit, link)
+        self.last = sighting
         if self._several and name != _NO_ID:
             at = start + 20 + len(segment.options)
             content = numbers + octets[at : at + _PAYLOAD]
@@ -168,8 +189,7 @@ class Copies:
             if (
                 other is not None
                 and other.key != key
-                and (packet.hop_limit != other.hop_limit or link != other.link)
-                and (_is_telling(segment) or self._is_known(other.key, key))
+                and self._is_left(other, sighting, tells=_is_telling(segment))
             ):
                 return self._translated(other, key, link)
             self._recent[content] = sighting
@@ -187,6 +207,15 @@ class Copies:
         if seen is None or abs(time_ns - seen.time_ns) > _WITHIN_NS:
             return None
         return seen
+
+    def _is_left(self, seen: Sighting, sighting: Sighting, *, tells: bool) -> bool:
+        """Whether a packet with another tuple is the one in `seen`; `tells`: by its numbers."""
+        hops = abs(seen.hop_limit - sighting.hop_limit)
+        if hops == 0 and seen.link == sighting.link:
+            return False
+        if self._is_known(seen.key, sighting.key):
+            return True
+        return tells and hops <= _MOST_HOPS and not (seen.damaged or sighting.damaged)
 
     def _is_known(self, arriving: Key, leaving: Key) -> bool:
         departure = self._departures.get(leaving)

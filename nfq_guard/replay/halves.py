@@ -5,18 +5,31 @@ A capture of incoming packets only, or of outgoing ones, shows one direction of 
 before translation and the other after it. Only the sequence numbers connect the two: a SYN+ACK
 acknowledges the number of its SYN. In a flow that began before the capture, a segment begins at the
 number that the one before it acknowledged, and acknowledges its end.
+
+A packet with a damaged address looks like a translated one. The next segments tell: the ends of a
+translated flow go on with its two tuples, those of any other flow with the tuple of one of them.
 """
 
 from typing import Final, final
 
 from nfq_guard.conntrack.entry import Key, reverse
-from nfq_guard.replay.copies import shares_end
 from nfq_guard.seqno import add
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 
 _MOST: Final = 65_536
 # Small sequence numbers are not random, and other connections may have the same.
 _LEAST_NUMBER: Final = 0xFFFF
+
+
+@final
+class _Join:
+    """A SYN and a SYN+ACK with another tuple, until each of their ends went on with its tuple."""
+
+    def __init__(self, opening: Key, answer: Key) -> None:
+        self.opening = opening
+        self.answer = answer
+        self.opener_went_on = False
+        self.answerer_went_on = False
 
 
 @final
@@ -33,6 +46,8 @@ class Halves:
         self._likely: dict[tuple[Key, Key], int] = {}
         # By the number that acknowledges the SYN; None if SYNs of two flows have that number.
         self._opening: dict[int, Key | None] = {}
+        # By the directions of both tuples.
+        self._joins: dict[Key, _Join] = {}
 
     def opening_of(self, segment: Segment, key: Key) -> Key | None:
         """The direction of the only SYN that a SYN+ACK answers; None if there is none.
@@ -50,11 +65,50 @@ class Halves:
             self._remember(self._opening, add(segment.seq, 1), key)
         return None
 
+    @property
+    def watches(self) -> bool:
+        """Whether the joins of some flows are not certain yet."""
+        return bool(self._joins)
+
+    def join(self, opening: Key, answer: Key) -> None:
+        """Watch a flow that was joined by its SYN and a SYN+ACK, given their directions."""
+        joins = self._joins
+        if len(joins) >= self._most:
+            joins.clear()
+        watched = _Join(opening, answer)
+        for key in (opening, answer, reverse(opening), reverse(answer)):
+            joins[key] = watched
+
+    def refuted_by(self, segment: Segment, key: Key) -> Key | None:
+        """The direction of the SYN of a joined flow that a segment shows to be none.
+
+        Args:
+            segment: Any segment.
+            key: Its direction.
+        """
+        joins = self._joins
+        found = joins.get(key)
+        if found is None or segment.flags & RST:
+            return None  # a host answers a packet that left untranslated with an RST
+        refuted = None
+        if key in (found.opening, found.answer):
+            if segment.flags & SYN:
+                return None
+            found.opener_went_on = found.opener_went_on or key == found.opening
+            found.answerer_went_on = found.answerer_went_on or key == found.answer
+            if not (found.opener_went_on and found.answerer_went_on):
+                return None
+        else:
+            refuted = found.opening
+        for one in (found.opening, found.answer):
+            joins.pop(one, None)
+            joins.pop(reverse(one), None)
+        return refuted
+
     def half_of(self, segment: Segment, key: Key) -> Key | None:
         """The direction of the flow that a segment answers by both of its numbers.
 
-        One answer is proof if the two directions share an end; otherwise it takes two. The segment
-        is remembered.
+        It takes two such answers: a damaged address makes one. The segment is remembered.
 
         Args:
             segment: With the flag ACK, neither SYN nor RST, of a flow seen one way only so far.
@@ -68,8 +122,6 @@ class Halves:
         other = self._awaiting.get(numbers)
         if other is None or other == key:
             return None
-        if shares_end(key, reverse(other)):
-            return other
         if self._likely.setdefault((other, key), numbers) != numbers:
             return other
         if len(self._likely) > self._most:

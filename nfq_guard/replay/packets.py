@@ -120,6 +120,7 @@ class PacketReader:
     def read(self, frame: Frame) -> Packet | Malformed | None:
         """The packet in a frame, reassembled if necessary. Does not follow it in conntrack."""
         self.pass_by(frame, self.time_of(frame))
+        self.checksums.header_wrong = False
         if frame.interface or frame.source:
             self._copies.expect()
         octets = self._packet_octets(frame, self.now)

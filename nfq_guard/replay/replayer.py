@@ -281,9 +281,12 @@ class Replayer:
         if packet is None:
             return CT_NONE
         table = self.table
-        if self.copies.searches and isinstance(packet, Packet) and self._is_copy(frame, packet):
-            return CT_NONE
-        self._pair(packet)
+        if isinstance(packet, Packet) and isinstance(packet.l4, Segment):
+            segment = packet.l4
+            if self.copies.searches and self._is_copy(frame, packet, segment):
+                return CT_NONE
+            if segment.flags & SYN or self._halves.watches:
+                self._pair(packet, segment)
         code = table.track(packet, reader.now, reader.checksum_ok)
         if code == CT_INVALID and reader.suspect is not None and reader.suspect.header:
             # It fits no flow: nothing speaks for its arrival.
@@ -335,6 +338,8 @@ class Replayer:
         stream = streams.stream
         if stream is None or not stream.is_half(streams.sender):
             return
+        if self.reader.checksums.is_damaged(self.reader.suspect):
+            return
         self._awaits_half = True
         other = self._halves.half_of(segment, key)
         table = self.table
@@ -355,16 +360,22 @@ class Replayer:
             stream.killed_at = self.now
             stream.killed_index = stream.frames
 
-    def _pair(self, packet: Packet | Malformed) -> None:
-        """Record the translation of a flow, given its SYN+ACK with another tuple."""
-        if not isinstance(packet, Packet):
-            return
-        segment = packet.l4
-        if not isinstance(segment, Segment) or not segment.flags & SYN:
-            return
+    def _pair(self, packet: Packet, segment: Segment) -> None:
+        """Record the translation of a flow, given its SYN+ACK with another tuple.
+
+        Later segments may show that there is none.
+        """
         key = key_of(packet.src, packet.dst, segment.sport, segment.dport, PROTO_TCP)
-        opening = self._halves.opening_of(segment, key)
+        halves = self._halves
+        if self.reader.checksums.is_damaged(self.reader.suspect):
+            return
+        refuted = halves.refuted_by(segment, key)
+        if refuted is not None:
+            self.table.separate(refuted)
+            self.translations -= 1
+        opening = halves.opening_of(segment, key)
         if opening is not None and self.table.answer(opening, key):
+            halves.join(opening, key)
             self.translations += 1
 
     def _await_answer(self, checksums: ChecksumJudge) -> None:
@@ -391,16 +402,14 @@ class Replayer:
         if len(self.resets) < MOST_RESETS:
             self.resets.append((frame, cause))
 
-    def _is_copy(self, frame: Frame, packet: Packet) -> bool:
+    def _is_copy(self, frame: Frame, packet: Packet, segment: Segment) -> bool:
         """Whether the frame repeats a packet; records a translation."""
-        segment = packet.l4
-        if not isinstance(segment, Segment):
-            return False
         key = key_of(packet.src, packet.dst, segment.sport, segment.dport, PROTO_TCP)
         copies = self.copies
         reader = self.reader
         link = link_place(frame, len(frame.octets) - len(reader.octets))
-        kind = copies.look(packet, reader.octets, key, frame.time_ns, frame.number, link)
+        damaged = reader.checksums.is_damaged(reader.suspect)
+        kind = copies.look(packet, reader.octets, key, frame.time_ns, frame.number, link, damaged)
         if kind == FIRST:
             return False
         if kind == DEPARTED:

@@ -372,6 +372,26 @@ def test_the_answer_to_a_syn_has_another_tuple() -> None:
     assert not table.answer(opening, key_of(C, A, 1, 2, PROTO_TCP)), "it has its answer"
 
 
+def test_an_answer_with_a_damaged_address() -> None:
+    """The flow goes on with the tuple of its SYN (`FlowTable.separate`)."""
+    table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
+    opening = key_of(A, B, 40000, 80, PROTO_TCP)
+    table.separate(opening)  # it has no entry
+    talk = Conversation()
+    talk.open()
+    talk.server("PA", 1, 1, length=10)
+    table.track(decode(talk.frames[0].octets), 0.0)
+    table.separate(opening)  # it has no other tuple
+    assert table.answer(opening, key_of(C, A, 8080, 40000, PROTO_TCP))
+    assert table.track(answer_of_c(), 0.0) == CT_ESTABLISHED
+    table.separate(opening)
+    for frame in talk.frames[2:]:
+        assert table.track(decode(frame.octets), 0.0) == CT_ESTABLISHED
+    assert table.entry is not None
+    assert table.entry.snapshot(0, 0.0).nat is Nat.NONE
+    assert table.created == 1
+
+
 def test_source_translation() -> None:
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
     talk = Conversation()

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Which SYN a SYN+ACK with another tuple answers."""
 
-from nfq_guard.conntrack.entry import Key, key_of
+import pytest
+
+from nfq_guard.conntrack.entry import Key, key_of, reverse
 from nfq_guard.flow import PROTO_TCP
 from nfq_guard.replay.halves import Halves
 from nfq_guard.seqno import seq
@@ -71,22 +73,18 @@ def far(port: int) -> Key:
 NEAR = key_of(b"\n\0\0\x09", b"\n\0\0\1", 443, 7, PROTO_TCP)
 
 
-def test_one_answer_to_a_half_with_the_same_end() -> None:
+@pytest.mark.parametrize("other", [NEAR, far(1)])
+def test_two_answers_to_a_half(other: Key) -> None:
+    """One may be a segment with a damaged address, also if they share an end."""
     found = Halves()
     assert half(found, 70_000, 90_000, key(7)) is None
-    assert half(found, 90_001, 70_010, NEAR) is None
-    assert half(found, 90_000, 70_011, NEAR) is None
-    assert half(found, 90_000, 70_010, key(7)) is None
-    assert half(found, 90_000, 70_010, NEAR) == key(7)
-
-
-def test_two_answers_to_a_half_with_other_ends() -> None:
-    found = Halves()
-    half(found, 70_000, 90_000, key(7))
-    assert half(found, 90_000, 70_010, far(1)) is None
-    assert half(found, 90_000, 70_010, far(1)) is None, "the same answer"
+    assert half(found, 90_000, 70_010, other) is None
+    assert half(found, 90_000, 70_010, other) is None, "the same answer"
     half(found, 70_010, 90_010, key(7))
-    assert half(found, 90_010, 70_020, far(1)) == key(7)
+    assert half(found, 90_011, 70_020, other) is None
+    assert half(found, 90_010, 70_021, other) is None
+    assert half(found, 90_010, 70_020, key(7)) is None
+    assert half(found, 90_010, 70_020, other) == key(7)
 
 
 def test_small_numbers_are_no_answer() -> None:
@@ -101,6 +99,48 @@ def test_the_oldest_segment_is_forgotten() -> None:
         half(found, number, 90_000, key(7))
     half(found, 90_000, 80_010, far(1))
     assert half(found, 90_000, 70_010, NEAR) is None
+
+
+OPENING, ANSWER = key(7), NEAR
+"""A SYN, and a SYN+ACK from another address."""
+
+
+def joined(most: int = 16) -> Halves:
+    found = Halves(most)
+    found.join(OPENING, ANSWER)
+    return found
+
+
+def went_on(found: Halves, way: Key, flags: int = ACK) -> Key | None:
+    return found.refuted_by(segment(70_001, 90_001, flags), way)
+
+
+@pytest.mark.parametrize("went", [(), (OPENING,), (ANSWER,), (ANSWER, ANSWER)])
+@pytest.mark.parametrize("way", [reverse(OPENING), reverse(ANSWER)])
+def test_a_join_that_the_tuple_of_one_end_refutes(went: tuple[Key, ...], way: Key) -> None:
+    found = joined()
+    for one in went:
+        assert went_on(found, one) is None
+    assert went_on(found, way, RST) is None, "it answers a packet that escaped"
+    assert went_on(found, far(1)) is None
+    assert went_on(found, way) == OPENING
+    assert not found.watches
+
+
+def test_a_join_that_both_ends_confirm() -> None:
+    found = joined()
+    assert went_on(found, ANSWER, SYN | ACK) is None, "it comes again"
+    assert went_on(found, OPENING) is None
+    assert found.watches
+    assert went_on(found, ANSWER) is None
+    assert not found.watches
+
+
+def test_joins_are_forgotten_together() -> None:
+    found = joined(most=4)
+    found.join(far(1), far(2))
+    assert went_on(found, reverse(OPENING)) is None
+    assert went_on(found, reverse(far(2))) == far(1)
 
 
 def test_likely_halves_are_forgotten_together() -> None:

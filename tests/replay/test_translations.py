@@ -305,7 +305,8 @@ def test_halves_that_more_than_one_flow_may_have() -> None:
             octets = bytearray(frame.octets)
             at = 16 + (20 if octets[36] << 8 | octets[37] != 8080 else 22)
             octets[at : at + 2] = port.to_bytes(2, "big")
-            frames.append(Frame(0, frame.time_ns, SLL, len(octets), bytes(octets), 0))
+            whole = bytes(octets[:16]) + mended(IP(octets[16:]))
+            frames.append(Frame(0, frame.time_ns, SLL, len(whole), whole, 0))
     client = [frame for frame in frames if frame.octets[38:40] == b"\0\x50"]
     server = [frame for frame in frames if frame.octets[38:40] != b"\0\x50"]
     replayer, _ = replayed(client + server)
@@ -380,3 +381,57 @@ def test_scan_of_many_hosts_is_no_translation() -> None:
     replayer, _ = replayed(frames)
     assert replayer.table.created == 59
     assert replayer.translations == 0
+
+
+# By the end that is damaged: an octet of it in the packet.
+ENDS = {"source": 14, "destination": 17, "source port": 21, "destination port": 22}
+
+
+def harmed(octets: bytes, at: int, *, mends: bool) -> bytes:
+    """A packet with another bit at an octet, and with the checksums that fit before or behind."""
+    changed = bytearray(octets)
+    changed[at] ^= 8
+    return mended(IP(changed)) if mends else bytes(changed)
+
+
+@pytest.mark.parametrize("mends", [True, False])
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("begins", [0, 5])
+def test_a_damaged_address_is_no_translation(begins: int, end: str, mends: bool) -> None:
+    """The flow goes on with both of its tuples, whichever of its packets is damaged."""
+    frames = talk_of().frames[begins:]
+    for place, frame in enumerate(frames):
+        octets = harmed(frame.octets, ENDS[end], mends=mends)
+        other = Frame(0, frame.time_ns, frame.linktype, len(octets), octets, 0)
+        replayer, _ = replayed([*frames[:place], other, *frames[place + 1 :]])
+        assert replayer.translations == 0, place
+        replayer, _ = replayed([*frames[:place], other, *frames[place:]])
+        assert replayer.translations == 0, place
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("pair", [False, True])
+def test_damaged_addresses_of_a_routed_flow_are_no_translation(end: str, pair: bool) -> None:
+    """A wrong checksum proves nothing, be it of one packet or of an answer and its answer."""
+    frames = routed(talk_of(), Translation())
+    for place in range(4, len(frames) - 1):
+        changed = list(frames)
+        if max(frames[place].wire_len, frames[place + 1].wire_len) > 1500:
+            continue  # the checksum of a packet that was merged says nothing
+        for at in (place, place + 1)[: 1 + pair]:
+            octets = frames[at].octets[:16] + harmed(frames[at].octets[16:], ENDS[end], mends=False)
+            changed[at] = Frame(0, frames[at].time_ns, SLL, len(octets), octets, 0)
+        replayer, _ = replayed(changed)
+        assert replayer.translations == 0, place
+
+
+def test_packets_with_other_hop_limits_are_no_translation() -> None:
+    """A host forwards a packet a few times, not many."""
+    frames = routed(talk_of(), KINDS["dnat of both"])
+    for frame in frames:
+        packet = IP(frame.octets[16:])
+        if frame.octets[1] == OUTGOING:
+            packet.ttl -= 30
+        frame.octets = frame.octets[:16] + mended(packet)
+    replayer, _ = replayed(frames)
+    assert replayer.copies.copies == 0
