@@ -57,7 +57,7 @@ class Ignored(StrEnum):
 @final
 @dataclass(init=False, slots=True)
 class Breach:
-    """A bound, and the numbers of one segment that is held against it.
+    """A bound, and the numbers of one segment that is checked against it.
 
     Attributes:
         bound: Which bound, one of `BOUNDS`.

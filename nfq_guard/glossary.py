@@ -127,7 +127,7 @@ REASONS: Final = {
         "The other side has acknowledged bytes beyond this RST already, so its receiver would "
         "not accept it either: it is a late answer to an old segment, or forged. Right after a SYN "
         "that conntrack ignored, an RST is checked against the window alone, and replaces that SYN "
-        "in the entry: one that breaks both bounds may be INVALID for either, as its detail says.",
+        "in the entry: one that breaks both bounds may be INVALID for either.",
     ),
     Reason.BAD_TRANSITION: Meaning(
         "does not fit the state of its flow",
@@ -355,8 +355,8 @@ CAUSES: Final = {
         "path, or there is no connection, as with a scan.",
     ),
     Cause.DIRECT_RETURN: Meaning(
-        "no answer to the SYN was seen, yet the client goes on",
-        "The answer to the SYN has not been seen, yet the client goes on as if it had come. "
+        "no answer to the SYN was seen, yet the client continues",
+        "The answer to the SYN has not been seen, yet the client continues as if it had. "
         "Either answers take another path, as with direct server return or asymmetric routes, or "
         "it belongs to an older connection between the same ports.",
     ),

@@ -198,8 +198,8 @@ class _Telling:
                 "the packet so, it is INVALID (--checksum verify)"
             )
         return self._wrapped(
-            "checksum wrong, and not held against the packet: it may be the capture's "
-            "(--checksum verify holds it)"
+            "checksum wrong, but ignored: it may be an artefact of the capture (--checksum verify "
+            "checks it)"
         )
 
     def _offer(self, segment: Segment, side: int) -> str:

@@ -184,7 +184,7 @@ def summary_lines(
     lines = [
         f"{counted(replayer.frames, 'frame')} over {replayer.now:,.1f} s of capture, "
         f"{counted(replayer.packets, 'packet')} in {counted(replayer.table.created, 'flow')}, "
-        f"rules of kernel {kernel_words(settings)}; took {seconds:.1f} s ({rate:,.0f}/s)"
+        f"rules of kernel {kernel_words(settings)}; took {seconds:.1f} s ({rate:,.0f} frames/s)"
     ]
 
     def block(heading: str, counts: Mapping[str, int], most: int = 0) -> None:

@@ -116,7 +116,8 @@ def _case(record: LoggedRecord) -> tuple[object, ...]:
 def _show(records: list[LoggedRecord]) -> None:
     first = records[0]
     packets = sum(record["packets"] for record in records)
-    name = first["reason"] or first["ignored"] or "no reason in the line"
+    ignored = first["ignored"]
+    name = first["reason"] or (f"ignored {ignored}" if ignored else "no reason in the line")
     if first["proto"] is None and not first["text"]:
         name = "other lines"
     elif first["source"] == "rule":

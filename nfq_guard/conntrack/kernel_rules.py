@@ -23,7 +23,7 @@ class KernelRules:
         closing_takes_any_rst: Whether an RST is accepted unchecked once the flow is closing.
         ignores_invalid_rst: Whether the sysctl `nf_conntrack_tcp_ignore_invalid_rst` exists, and
             an RST with sequence number 0 in a flow that is not settled goes to the window check.
-        rst_after_syn_checked: Whether an RST is held against `td_maxack` after an ignored SYN.
+        rst_after_syn_checked: Whether an RST is checked against `td_maxack` after an ignored SYN.
         rst_answers_own_syn: Whether an RST passes as the answer to a SYN of its own side too.
         reinit_by_any_segment: Whether any later segment re-initialises a half-open peer, and leaves
             its window scaling; else only one with SYN does.

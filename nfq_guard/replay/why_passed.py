@@ -57,12 +57,10 @@ def why_passed(explanation: Explanation) -> str:
             return "NEW: a SYN begins a flow; both windows begin with it."
         return (
             "NEW: no flow is known, and conntrack picks it up in the middle (tcp_loose). The "
-            "window scale is unknown then, so conntrack holds no bound against this flow."
+            "window scale is unknown then, so conntrack enforces no bound in this flow."
         )
     if segment.flags & SYN:
-        return (
-            f"{outcome.ctstate}: it opens the window of its sender, so no bound is held against it."
-        )
+        return f"{outcome.ctstate}: it opens the window of its sender, so no bound is checked."
     if not explanation.checks:
         if segment.flags & RST:
             return f"{outcome.ctstate}: the flow is closing, and any RST is accepted then."

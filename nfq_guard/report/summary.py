@@ -100,7 +100,7 @@ class Counts:
 @final
 @dataclass(frozen=True, slots=True)
 class KeptEvent:
-    """One event of a flow, and the bounds of the window that its first packet was held against."""
+    """One event of a flow, and the window bounds that its first packet was checked against."""
 
     read: ReadEvent
     bounds: tuple[BoundCheck, ...]

@@ -212,7 +212,7 @@ QUEUE_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "heals",
-        "Flows of which conntrack was told to stop checking the window of a sender.",
+        "Flows for which conntrack's window check of a sender was ended.",
         "flows",
         part=Part.HEAL,
     ),
@@ -226,14 +226,14 @@ QUEUE_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "heals_undone",
-        "Healed flows whose window conntrack was told to check again.",
+        "Healed flows whose window check was restored.",
         "flows",
         part=Part.HEAL,
     ),
     Metric(
         Kind.COUNTER,
         "heals_refused",
-        "Flows not healed because the entry is gone or ends, or the packet is far from its window.",
+        "Packets not healed: their flow is gone or ends, or they are far from its window.",
         "packets",
         part=Part.HEAL,
     ),

@@ -155,7 +155,7 @@ def test_rst_with_number_zero_answers_the_syn(flow: Flow) -> None:
 
 
 def test_rst_with_number_zero_before_the_flow_is_settled(flow: Flow) -> None:
-    """Not held against `td_maxack`, but against the window: 0 is below, above or in it."""
+    """It is not checked against `td_maxack`, but against the window: 0 is below, above or in it."""
     flow.passes("> S 0:0(0) win 1000", "< S. 0:0(0) ack 1 win 1000", "> S. 0:0(0) ack 1 win 1000")
     begin = flow.numbers[1]
     assert (

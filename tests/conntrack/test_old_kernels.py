@@ -129,7 +129,7 @@ def test_rst_while_closing(make_flow: MakeFlow, kernel: KernelRules) -> None:
 
 @ALL
 def test_rst_after_an_ignored_syn(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """5.10 holds it against `td_maxack`, later ones do not."""
+    """5.10 checks it against `td_maxack`, later kernels do not."""
     flow = make_flow(kernel).opened()
     flow.see("> S 90000:90000(0) win 1000")
     answer = flow.see("< R. 0:0(0) ack 90001")

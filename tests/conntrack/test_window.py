@@ -121,7 +121,7 @@ def test_scale_above_14_is_14(flow: Flow) -> None:
 
 
 def test_sack_acknowledges_when_it_was_offered(flow: Flow) -> None:
-    """The highest right edge is held against bound III like an ACK."""
+    """The highest right edge is checked against bound III like an ACK."""
     flow.opened(window_scale=0)
     assert flow.peer(">").flags & IP_CT_TCP_FLAG_SACK_PERM
     flow.passes("> P. 1:1001(1000) ack 1 win 1000")
@@ -182,7 +182,7 @@ def test_unacknowledged_data_shorten_the_timeout(flow: Flow) -> None:
     ],
 )
 def test_liberal(make_flow: Callable[..., Flow], line: str) -> None:
-    """With be_liberal nothing is held against the window, and nothing but an overshoot moves."""
+    """With be_liberal the window is not enforced, and only an overshoot moves a bound."""
     flow = make_flow(sysctls=Sysctls(be_liberal=True)).opened()
     before = flow.peer(">"), flow.peer("<")
     assert flow.see(line) == "ESTABLISHED"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The Containerfile is read as `make container-test` reads it, and is held against the tree."""
+"""The Containerfile, read as `make container-test` reads it, agrees with the tree."""
 
 import json
 import shlex

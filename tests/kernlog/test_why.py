@@ -352,7 +352,7 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "lines 1 to 2, seq 1000 bytes beyond 2000\n" in out
     assert r"logged by the rule '\x1b[2J\u202e', flags S: 12 packets" in out
     assert "2 packets of 2 more flows\n" in out
-    assert "seq-under, passes: 1 packet\n" in out
+    assert "ignored seq-under, passes: 1 packet\n" in out
     assert err.endswith("no whole packet: 1\n")
     assert max(map(len, out.splitlines())) <= 100
 
