@@ -108,7 +108,7 @@ def distances(summary: Summary) -> dict[str, Any] | None:
         rows.append(
             {
                 "bound": bound,
-                "packets": f"{sum(counts):,}",
+                "packets": counted(sum(counts), "packet"),
                 "most": f"{most:,}",
                 "caption": "; ".join(title for title, height in cells if height != "0"),
                 "cells": cells,

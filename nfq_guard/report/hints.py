@@ -110,7 +110,7 @@ def _unseen_side(summary: Summary) -> Iterator[Hint]:
     if _is_many(packets + half, summary.counts.packets, 0.3):
         yield Hint(
             "One direction takes another path.",
-            f"{packets:,} packets acknowledge data that was not seen, and {half:,} go on with a "
+            f"{packets:,} packets acknowledge data that was not seen, and {half:,} continue a "
             "handshake whose answer was not seen.",
             "Compare the routes of both directions; direct server return and several uplinks do "
             "this.",
@@ -125,7 +125,7 @@ def _scan(summary: Summary) -> Iterator[Hint]:
     if flags >= _LEAST_PACKETS:
         yield Hint(
             "A scan.",
-            f"{flags:,} packets have TCP flags that no TCP sends together.",
+            f"{flags:,} packets have TCP flags that no TCP implementation sends together.",
             "Look at the sources: scans come from few, forged floods from many.",
         )
     elif len(flows) >= _LEAST_FLOWS and _is_many(single, summary.counts.packets, 0.8):

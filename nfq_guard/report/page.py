@@ -190,8 +190,9 @@ def _verdict(summary: Summary) -> dict[str, str]:
         return {
             "level": "calm",
             "headline": "No: what could do harm was dropped.",
-            "sentence": f"{_number(dropped)} of {counted(counts.packets, 'INVALID packet')} were "
-            "dropped, and none of a translated flow got through.",
+            "sentence": f"{_number(dropped)} of {counted(counts.packets, 'INVALID packet')} "
+            f"{'was' if dropped == 1 else 'were'} dropped, and none of a translated flow got "
+            "through.",
         }
     return {
         "level": "calm",
@@ -378,7 +379,7 @@ def _differences(trial: TrialRecord | None) -> list[dict[str, Any]]:
     ):
         lived = alone["false_positives"]["flows"]
         flows = [
-            (flow, _number(packets), "lived on" if flow in lived else "")
+            (flow, _number(packets), "continued" if flow in lived else "")
             for flow, packets in alone["drops_by_flow"].items()
         ]
         found.append({"policy": policy["policy"], "drops": _estimated(alone), "flows": flows})

@@ -2,10 +2,10 @@
 """The fate of a flow after one of its packets.
 
 A packet was *followed by a reset* if an RST of its flow comes within `RESET_WITHIN_S`. Otherwise
-its flow *lived on* if any later packet of the flow is recorded. Otherwise the fate is *unknown*. A
+its flow *continued* if any later packet of the flow is recorded. Otherwise the fate is *unknown*. A
 flow is a pair of addresses and ports, in either direction.
 
-A capture has every packet of its flows. Events have only the INVALID ones, so a flow that lived on
+A capture has every packet of its flows. Events have only the INVALID ones, so a flow that continued
 with valid packets alone has the fate unknown.
 """
 
@@ -62,7 +62,7 @@ class Conversations(Generic[T]):
         while late < len(packets) and time_s - packets[late][0] > RESET_WITHIN_S:
             late += 1
         for index, (_, packet) in enumerate(packets[:late]):
-            # A late RST is another packet of the flow, but no evidence that the flow lived on.
+            # A late RST is another packet of the flow, but no evidence that the flow continued.
             lived = index < flow.lived or not is_rst
             yield packet, Fate.LIVED if lived else Fate.UNKNOWN
         if is_rst:

@@ -53,7 +53,7 @@ class DropsRecord(TypedDict):
         drops_by_peer: These packets by source address, for the sources with most of them.
         flows: Number of their flows.
         confirmed_drops: Packets of these that were dropped when recorded.
-        false_positives: Packets of these that were accepted, and whose flow lived on.
+        false_positives: Packets of these that were accepted, and whose flow continued.
         followed_by_rst: Packets of these that were accepted, and followed by an RST.
         unknown: Packets of these in flows without later packets.
         examples: The first ones of each reason.

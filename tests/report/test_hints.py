@@ -103,7 +103,7 @@ def test_one_direction_alone() -> None:
         plain(number, reason="bad-transition", breach=None, state="SYN_SENT") for number in range(6)
     ]
     hint = found(*one_way, *half)["One direction takes another path."]
-    assert "6 packets acknowledge data that was not seen, and 6 go on with" in hint.evidence
+    assert "6 packets acknowledge data that was not seen, and 6 continue a" in hint.evidence
 
 
 def test_flags_of_a_scanner() -> None:
@@ -196,5 +196,5 @@ def test_the_page_calls_them_hints() -> None:
     html = page(summarise(scan), title="t")
     assert "Hints, not findings" in html
     assert "<dt>Perhaps: A scan.</dt>" in html
-    assert "To tell: Look at the sources" in html
+    assert "To confirm: Look at the sources" in html
     assert "Possible causes" not in page(summarise(PLAIN), title="t")

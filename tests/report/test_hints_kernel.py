@@ -169,9 +169,13 @@ _CAUSES: Final[list[Callable[[Lab, int], None]]] = [
         (
             "One direction takes another path.",
             _one_way,
-            "0 packets acknowledge data that was not seen, and 12 go on with a handshake",
+            "0 packets acknowledge data that was not seen, and 12 continue a handshake",
         ),
-        ("A scan.", _flag_scan, "12 packets have TCP flags that no TCP sends together."),
+        (
+            "A scan.",
+            _flag_scan,
+            "12 packets have TCP flags that no TCP implementation sends together.",
+        ),
         (
             "A scan or a forged flood.",
             _forged_flood,

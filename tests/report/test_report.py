@@ -327,7 +327,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_page_compares_policies(tmp_path: Path) -> None:
-    """The rule of kube-proxy would drop packets of a flow that lived on."""
+    """The rule of kube-proxy would drop packets of a flow that continued."""
     asymmetric = event(
         reason="bad-transition", breach=None, nat="none", rule="all", action="log", would="accept",
     )  # fmt: skip
@@ -339,7 +339,7 @@ def test_the_page_compares_policies(tmp_path: Path) -> None:
     html = well_formed(out.read_text(encoding="utf-8"))
     assert "Only <code>preset:kube-proxy</code> would drop 3:" in html
     assert "Only <code>preset:default</code> would drop 0." in html
-    assert "lived on</td>" in html
+    assert "continued</td>" in html
 
 
 def test_packets_that_a_policy_lets_escape(tmp_path: Path) -> None:
