@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Flows to talk to, ours and the live kernel's."""
+"""Flows of our conntrack and of the live kernel's."""
 
 from collections.abc import Callable, Iterator
 
@@ -22,7 +22,7 @@ def live_pair() -> Iterator[Pair]:
 
 @pytest.fixture(scope="session")
 def serials() -> Iterator[int]:
-    """Numbers of ends, each given out once."""
+    """Numbers of ends, each used once."""
     return iter(range(50_000))
 
 
@@ -35,7 +35,7 @@ def serials() -> Iterator[int]:
 def flow(request: pytest.FixtureRequest, serials: Iterator[int]) -> Flow:
     """A flow that begins in one of three places of the number space, under default settings.
 
-    The live ones go through the kernel too, which has to agree on every step.
+    Live ones also pass through the kernel, which must agree on every step.
     """
     place, _, live = request.param.partition(", ")
     if not live:
@@ -46,7 +46,7 @@ def flow(request: pytest.FixtureRequest, serials: Iterator[int]) -> Flow:
 
 @pytest.fixture(params=[*PLACES])
 def make_flow(request: pytest.FixtureRequest) -> Callable[..., Flow]:
-    """Flows under other kernels and sysctls, and with a clock of ours."""
+    """Flows under other kernels and sysctls, with a clock that the test sets."""
 
     def make(kernel: KernelRules = KERNEL_6_1, sysctls: Sysctls = DEFAULT_SYSCTLS) -> Flow:
         return Flow(request.param, kernel, sysctls)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How flows end: FIN, RST, timeouts, and what may come after (kernel.md 1.5, 1.7, 1.9)."""
+"""How flows end: FIN, RST, timeouts, and packets after the end (kernel.md 1.5, 1.7, 1.9)."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +13,7 @@ from tests.support.trace import PLACES
 
 
 def closed(flow: Flow) -> Flow:
-    """Close an open flow from both ends; it stands in TIME_WAIT."""
+    """Close an open flow from both ends; its state is TIME_WAIT then."""
     flow.passes(
         "> F. 1:1(0) ack 1 win 1000",
         "< . 1:1(0) ack 2 win 1000",
@@ -60,7 +60,7 @@ def test_syn_after_a_rst_of_ones_own(flow: Flow) -> None:
 
 
 def test_syn_after_a_rst_of_the_other_side(flow: Flow) -> None:
-    """That RST may have been forged, so the SYN has to prove itself."""
+    """That RST may have been forged, so the SYN is ignored until its answer proves it right."""
     flow.opened()
     flow.passes("< R. 1:1(0) ack 1")
     assert flow.see("> S 70000:70000(0) win 1000") == "ESTABLISHED ignored state"
@@ -113,7 +113,7 @@ def test_liberal_does_not_help_a_rst(make_flow: Callable[..., Flow]) -> None:
 
 
 def test_rst_below_with_the_sysctl(make_flow: Callable[..., Flow]) -> None:
-    """It then goes through the window check, and does not close."""
+    """It goes to the window check instead, and does not close the flow."""
     flow = make_flow(sysctls=Sysctls(ignore_invalid_rst=True)).opened()
     assert flow.see("< R 0:0(0)") == "ESTABLISHED"
     assert flow.state == "ESTABLISHED"
@@ -133,21 +133,21 @@ def test_any_rst_closes_a_flow_that_is_closing(flow: Flow) -> None:
 
 
 def test_refused(flow: Flow) -> None:
-    """An RST in answer to the SYN ends the entry: nothing was ever there."""
+    """An RST in answer to the SYN deletes the entry."""
     flow.passes("> S 0:0(0) win 1000")
     assert flow.see("< R. 0:0(0) ack 1 win 0") == "ESTABLISHED"
     assert flow.state == "gone"
 
 
 def test_rst_of_a_half_open_flow(flow: Flow) -> None:
-    """The client takes its SYN back before anybody answered: one entry less."""
+    """An RST of the client before any answer deletes the entry."""
     flow.passes("> S 0:0(0) win 1000")
     assert flow.see("> R 1:1(0)") == "NEW"
     assert flow.state == "gone"
 
 
 def test_rst_with_number_zero_answers_the_syn(flow: Flow) -> None:
-    """RFC 9293 3.10.7.1 has it so; the number is taken for the right one."""
+    """As in RFC 9293 3.10.7.1; conntrack takes `td_end` for its number."""
     flow.passes("> S 0:0(0) win 1000")
     flow.see("< . 77:77(0) ack 5 win 1000")
     numbers = f"{-flow.numbers[0]}:{-flow.numbers[0]}(0)"
@@ -176,7 +176,7 @@ def test_rst_acknowledges_an_ignored_syn(flow: Flow) -> None:
 
 
 def test_closing_out_of_the_window_from_both_sides(flow: Flow) -> None:
-    """We lost the thread, both ends say goodbye: five minutes are enough."""
+    """After an INVALID FIN and RST of both sides, the timeout is five minutes at most."""
     flow.opened()
     assert flow.see("> F. 900000:900000(0) ack 1 win 1000") == "INVALID seq-over"
     assert flow.timeout_s > 400_000
@@ -195,7 +195,7 @@ def test_closing_out_of_the_window_leaves_short_timeouts(make_flow: Callable[...
 
 @pytest.mark.parametrize(("wait", "answer"), [("+9.9", "ESTABLISHED"), ("+10", "INVALID no-entry")])
 def test_entries_expire(make_flow: Callable[..., Flow], wait: str, answer: str) -> None:
-    """The late FIN is the most common INVALID of all: its entry has gone ten seconds after RST."""
+    """A late FIN is INVALID: the entry expires ten seconds after an RST."""
     flow = make_flow().opened()
     flow.passes("> R. 1:1(0) ack 1")
     assert flow.see(f"{wait} < F. 1:1(0) ack 1 win 1000") == answer

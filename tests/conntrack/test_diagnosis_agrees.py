@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The diagnosis from an entry afterwards names the cause that the tracker had, by any kernel."""
+"""The diagnosis from the entry after a packet agrees with the tracker's cause, for any kernel."""
 
 import random
 
@@ -21,7 +21,7 @@ HALF_OPEN = (TcpState.SYN_SENT, TcpState.SYN_RECV)
 
 
 def known_before(flow: FlowSnapshot | None) -> bool:
-    """Whether both windows are known and neither end can begin anew."""
+    """Whether both windows are known and neither end can be re-initialised."""
     return (
         flow is not None
         and flow.peers is not None
@@ -34,7 +34,7 @@ def known_before(flow: FlowSnapshot | None) -> bool:
     "kernel", [KERNEL_5_10, KERNEL_5_15, KERNEL_6_1], ids=lambda kernel: kernel.name
 )
 def test_random_flows(kernel: KernelRules) -> None:
-    rng = random.Random(kernel.name)  # noqa: S311 - chance that comes again
+    rng = random.Random(kernel.name)  # noqa: S311 - reproducible, no secret
     table = FlowTable(kernel, DEFAULT_SYSCTLS)
     queued = Queued(b"", Hook.PREROUTING, "", "", 0, CHECKSUM_GOOD)
     seen: set[Reason] = set()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Our conntrack against the live one: the same packets, the same words, the same window."""
+"""Compares our conntrack with the live one: the same packets, log texts and windows."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,7 +29,7 @@ from tests.support.live import LiveConntrack
 from tests.support.trace import Ends, Step, parse
 
 TRACES = sorted((Path(__file__).parent / "traces").glob("*.trace"))
-# What a run of this length has always met; without it the run would prove little.
+# Cases that every run of this length has met; without them a run would prove little.
 MET = (
     Reason.SEQ_OVER,
     Reason.ACK_OVER,
@@ -67,7 +67,7 @@ def test_random_flows(seed: int) -> None:
 @pytest.mark.kernel
 @pytest.mark.long
 def test_random_flows_over_a_line() -> None:
-    """As the kernels in emulated machines are fuzzed: what differs is found, and nothing else."""
+    """As emulated machines are fuzzed: exactly the differences are found."""
     here, there = Pipe()
     process = get_context("spawn").Process(target=serve, args=(there,), daemon=True)
     process.start()
@@ -89,7 +89,7 @@ def test_random_flows_over_a_line() -> None:
 @pytest.mark.kernel
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.stem)
 def test_kept_traces(path: Path) -> None:
-    """Flows that once differed, or that chance seldom makes."""
+    """Flows that once differed, or that random flows seldom include."""
     conditions, steps = read_trace(path)
     mismatch = run_trace(steps, conditions.family, RUNNING_KERNEL, conditions.sysctls)
     assert mismatch is None, mismatch
@@ -97,7 +97,7 @@ def test_kept_traces(path: Path) -> None:
 
 @pytest.mark.kernel
 def test_expiry() -> None:
-    """A FIN that comes after the entry has gone belongs to nothing."""
+    """A FIN after the entry has expired has no flow."""
     timeouts = (*TCP_TIMEOUTS_S[:8], 1, *TCP_TIMEOUTS_S[9:])
     steps = [
         parse("> S 0:0(0)"),
@@ -186,7 +186,7 @@ class Between(Ends):
 
 @pytest.mark.kernel
 def test_shrinking_finds_the_step_that_matters(tmp_path: Path) -> None:
-    """With one rule left out of ours, what remains of a long flow is the rule's own trace."""
+    """With one of our rules disabled, a long flow shrinks to the trace of that rule."""
     conditions, steps = read_trace(TRACES[0])
     steps = [parse("> S 0:0(0)"), parse("< S. 0:0(0) ack 1"), parse("> . 1:1(0) ack 1")]
     steps += [parse(f"> P. {at}:{at + 10}(10) ack 1") for at in range(1, 200, 10)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Random SCTP and GRE flows, fragments and IPv6 headers: ours against the live kernel."""
+"""Compares random SCTP and GRE flows, fragments and IPv6 headers with the live kernel."""
 
 import random
 
@@ -71,8 +71,8 @@ def _options(rng: random.Random) -> bytes:
 
 @pytest.mark.kernel
 def test_hop_by_hop_headers() -> None:
-    """A packet that is discarded for one comes to no rule, and so not out."""
-    rng = random.Random(1)  # noqa: S311 - chance that comes again
+    """A packet that the IP layer discards for such a header reaches no rule, and does not leave."""
+    rng = random.Random(1)  # noqa: S311 - reproducible, no secret
     datagram = udp(A6, B6, 1, 2)[40:]
     seen = set()
     with LiveConntrack(DEFAULT_SYSCTLS) as live:

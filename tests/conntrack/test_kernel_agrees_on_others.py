@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Protocols other than TCP, ICMP errors and broken headers: our ctstate against the live one."""
+"""Compares our ctstate with the live one: other protocols, ICMP errors and broken headers."""
 
 import random
 import struct
@@ -247,8 +247,8 @@ def test_ctstate(judge: Judge, name: str) -> None:
 
 @pytest.mark.kernel
 def test_any_octets(judge: Judge) -> None:
-    """Random octets behind a sound IP header, most with a right checksum."""
-    rng = random.Random(1)  # noqa: S311 - chance that comes again
+    """Random octets after a valid IP header, mostly with a correct checksum."""
+    rng = random.Random(1)  # noqa: S311 - reproducible, no secret
     for _ in range(4000):
         six = rng.random() < 0.4
         src, dst = rng.sample([A6, B6] if six else [A4, B4], 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What conntrack's log says, in every spelling from 5.10 to 7.x (kernel.md 1.12)."""
+"""The texts of conntrack's log, in every spelling from 5.10 to 7.x (kernel.md 1.12)."""
 
 import pytest
 from hypothesis import given

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What other generations make of the same segments (kernel.md 1.11)."""
+"""The results of other generations for the same segments (kernel.md 1.11)."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ MakeFlow = Callable[..., Flow]
 
 
 def after_data(flow: Flow) -> Flow:
-    """Open it and carry 70,000 bytes the original way, all acknowledged."""
+    """Open it, and send 70,000 bytes in the original direction, all acknowledged."""
     flow.opened()
     for at in range(1, 70_001, 1000):
         flow.passes(
@@ -56,7 +56,7 @@ def test_late_ack(make_flow: MakeFlow, kernel: KernelRules) -> None:
 
 @OLD
 def test_old_segment_with_a_wrong_ack(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """The lower bound of the sequence number is named before the upper one of the ACK."""
+    """The lower bound of the sequence number is reported before the upper one of the ACK."""
     flow = after_data(make_flow(kernel))
     assert flow.see("> P. 1:1001(1000) ack 90000 win 1000") == "INVALID seq-under"
 
@@ -69,7 +69,7 @@ def test_ack_of_data_nobody_sent(make_flow: MakeFlow, kernel: KernelRules) -> No
 
 @ALL
 def test_overshoot(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """INVALID until 6.0, but from 5.15 on it counts as sent, so that its ACK passes."""
+    """INVALID until 6.0, but from 5.15 on its data counts as sent, so that its ACK passes."""
     flow = make_flow(kernel).opened()
     answer = flow.see("> P. 1002:1500(498) ack 1 win 1000")
     assert answer == (
@@ -81,7 +81,7 @@ def test_overshoot(make_flow: MakeFlow, kernel: KernelRules) -> None:
 
 @ALL
 def test_overshoot_of_a_liberal_flow(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """It passes; that it was sent counts from 6.1 on."""
+    """It passes; from 6.1 on its data counts as sent."""
     flow = make_flow(kernel, Sysctls(be_liberal=True)).opened()
     end = flow.peer(">").td_end
     flow.passes("> P. 1002:1500(498) ack 1 win 1000")
@@ -92,7 +92,7 @@ def test_overshoot_of_a_liberal_flow(make_flow: MakeFlow, kernel: KernelRules) -
 
 @ALL
 def test_rst_after_a_syn_of_its_own_side(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Without an acknowledgement; nothing has been ignored so far."""
+    """An RST without an acknowledgement, before any packet was ignored."""
     flow = make_flow(kernel)
     flow.passes("> S 0:0(0) win 1000", "< S 0:0(0) win 1000")
     answer = flow.see("< R 500000:500000(0) win 1000")
@@ -102,7 +102,7 @@ def test_rst_after_a_syn_of_its_own_side(make_flow: MakeFlow, kernel: KernelRule
 
 @ALL
 def test_a_second_syn_without_scaling(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Of the side that opened the flow; what the other side may scale."""
+    """Sent by the side that opened the flow; in 5.18 it ends the scaling of the other side."""
     flow = make_flow(kernel)
     flow.passes(
         "> S 0:0(0) win 1000 <mss 1460,nop,wscale 7>",
@@ -120,7 +120,7 @@ def test_liberal(make_flow: MakeFlow, kernel: KernelRules) -> None:
 
 @ALL
 def test_rst_while_closing(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Taken unchecked since 5.14."""
+    """Accepted unchecked since 5.14."""
     flow = make_flow(kernel).opened()
     flow.passes("> F. 1:1(0) ack 1 win 1000")
     answer = flow.see("< R 500000:500000(0)")
@@ -173,9 +173,9 @@ def test_rst_with_number_zero(kernel: KernelRules) -> None:
 
 @ALL
 def test_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Before 5.18 any later segment of the answering side starts its window over.
+    """Before 5.18 any later segment of the answering side re-initialises its window.
 
-    With it goes the scaling of its own window, because its options do not ask for any.
+    That ends the scaling of its own window, because its options do not contain a scale.
     """
     flow = make_flow(kernel)
     flow.passes(
@@ -189,7 +189,7 @@ def test_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRules) -
 
 @ALL
 def test_other_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Only the side whose turn it is starts over."""
+    """Only the window of the side that must answer is re-initialised."""
     flow = make_flow(kernel)
     flow.passes(
         "> S 0:0(0) win 1000 <wscale 7>",
@@ -203,7 +203,7 @@ def test_other_segment_in_a_half_open_flow(make_flow: MakeFlow, kernel: KernelRu
 def test_rst_after_a_challenge(make_flow: MakeFlow, kernel: KernelRules) -> None:
     """Passes by its own rule since 6.2, in stable 6.1 and in Ubuntu's 5.19.
 
-    Before 5.18 it passes because any later segment starts the window of a half-open flow over.
+    Before 5.18 it passes because any later segment re-initialises the window of a half-open flow.
     """
     flow = make_flow(kernel)
     flow.passes("> S 0:0(0) win 1000")
@@ -216,7 +216,7 @@ def test_rst_after_a_challenge(make_flow: MakeFlow, kernel: KernelRules) -> None
 
 @ALL
 def test_closing_out_of_the_window(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """Brings the timeout down since 6.1."""
+    """It lowers the timeout since 6.1."""
     flow = make_flow(kernel).opened()
     flow.see("> F. 900000:900000(0) ack 1 win 1000")
     flow.see("< R. 900000:900000(0) ack 1 win 1000")
@@ -225,7 +225,7 @@ def test_closing_out_of_the_window(make_flow: MakeFlow, kernel: KernelRules) -> 
 
 @ALL
 def test_inexact_rst_in_the_window(make_flow: MakeFlow, kernel: KernelRules) -> None:
-    """The flow stays; its timeout is that of CLOSE, newer kernels take unacknowledged data's."""
+    """The flow stays; its timeout is that of CLOSE, on newer ones that of unacknowledged data."""
     flow = make_flow(kernel).opened()
     flow.passes("> P. 1:101(100) ack 1 win 1000", "< . 1:1(0) ack 101 win 1000")
     flow.passes("> R. 150:150(0) ack 1 win 1000")

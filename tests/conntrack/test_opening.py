@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How flows begin: handshakes, half of them, none, and those picked up later (kernel.md 1.4)."""
+"""How flows begin: with a whole handshake, half of one or none, or picked up (kernel.md 1.4)."""
 
 from collections.abc import Callable
 
@@ -39,7 +39,7 @@ def test_syn_sent_again_does_not_keep_the_entry(make_flow: Callable[..., Flow]) 
 
 
 def test_new_syn_with_other_number(flow: Flow) -> None:
-    """A later SYN moves the half-open end to itself."""
+    """A later SYN re-initialises the half-open end."""
     flow.passes("> S 0:0(0) win 1000", "> S 5000:5000(0) win 2000 <sackOK>")
     assert flow.peer(">").td_maxwin == 2000
     assert flow.see("< S. 0:0(0) ack 5001 win 1000") == "ESTABLISHED"
@@ -60,7 +60,7 @@ def test_data_in_the_syn(flow: Flow) -> None:
 
 
 def test_asymmetric_route(flow: Flow) -> None:
-    """The SYN+ACK took another way, so the client's ACK comes too early for us."""
+    """The SYN+ACK took another path, so the client's ACK does not fit the state."""
     flow.passes("> S 0:0(0) win 1000")
     assert flow.see("> . 1:1(0) ack 1 win 1000") == "INVALID bad-transition"
 
@@ -84,7 +84,7 @@ def test_flags_that_say_nothing(flow: Flow, flags: str) -> None:
 
 
 def test_picked_up_in_the_middle(flow: Flow) -> None:
-    """Nobody knows the scales, so both sides are let off the window check."""
+    """The window scales are unknown, so the window of neither side is enforced."""
     assert flow.see("> . 1:101(100) ack 1 win 10") == "NEW"
     assert flow.state == "ESTABLISHED"
     assert flow.peer("<").flags == IP_CT_TCP_FLAG_SACK_PERM | IP_CT_TCP_FLAG_BE_LIBERAL
@@ -95,7 +95,7 @@ def test_picked_up_in_the_middle(flow: Flow) -> None:
 
 
 def test_keepalive_is_the_first_that_is_seen(flow: Flow) -> None:
-    """A keepalive repeats the byte before the next; its answer tells where that is."""
+    """A keepalive repeats the last byte; its answer shows the next sequence number."""
     flow.passes("> . 0:0(0) ack 1 win 1000", "< . 1:1(0) ack 1 win 1000")
     assert flow.see("> . 1:1(0) ack 1 win 1000") == "ESTABLISHED"
 
@@ -129,7 +129,7 @@ def test_reply_ack_does_not_finish_a_plain_handshake(flow: Flow) -> None:
 
 
 def test_stale_server_answers_with_an_ack(flow: Flow) -> None:
-    """A challenge ACK is ignored, and the RST that it asks for passes (RFC 9293 3.5.1)."""
+    """A challenge ACK is ignored, and the RST that answers it passes (RFC 9293 3.5.1)."""
     flow.passes("> S 0:0(0) win 1000")
     assert flow.see("< . 700:700(0) ack 9000 win 1000") == "ESTABLISHED ignored state"
     assert flow.see("> R 9000:9000(0) win 0") == "ESTABLISHED"
@@ -143,7 +143,7 @@ def test_rst_that_the_challenge_did_not_ask_for(flow: Flow) -> None:
 
 
 def test_resync_after_an_ignored_syn(flow: Flow) -> None:
-    """A client that forgot the flow starts it over; the SYN+ACK proves that the SYN was right."""
+    """A client that forgot the flow opens it again; the SYN+ACK proves that its SYN was right."""
     flow.opened()
     flow.passes("> P. 1:501(500) ack 1 win 1000")
     assert flow.see("> S 90000:90000(0) win 2000 <sackOK,wscale 3>") == "ESTABLISHED ignored state"
@@ -162,7 +162,7 @@ def test_ignored_syn_that_nobody_confirms(flow: Flow) -> None:
 
 
 def test_simultaneous_open_after_a_wrong_syn_ack(flow: Flow) -> None:
-    """The INVALID one left its mark on the answering side, which the SYN then replaces."""
+    """The INVALID SYN+ACK initialised the answering side, which the SYN re-initialises."""
     flow.passes("> S 0:0(0) win 1000")
     assert flow.see("< S. 0:0(0) ack 9 win 1000") == "INVALID ack-over"
     assert flow.peer("<").td_maxwin == 1000

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What holds for any segments at all."""
+"""Properties that hold for any segments."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +74,7 @@ def test_any_segments_are_judged_and_twice_alike(
 def test_every_number_stays_in_its_field(
     steps: list[Step], kernel: KernelRules, sysctls: Sysctls
 ) -> None:
-    """A window may grow without end, but never wraps into something small or negative."""
+    """A window may grow without limit, but never wraps to a small or negative value."""
     table = FlowTable(kernel, sysctls)
     now = 0.0
     for step in steps:

@@ -79,7 +79,7 @@ class Talk:
 
     @property
     def finding(self) -> Finding:
-        """What the guard says of the last packet, from the flow as it is after it."""
+        """The guard's finding for the last packet, from the flow after it."""
         queued = Queued(self.octets, Hook.PREROUTING, "", "", 0, CHECKSUM_GOOD)
         snapshot = self.table.snapshot()
         packet = decode(self.octets)
@@ -220,7 +220,7 @@ def test_the_tag_of_another_association(kind: int) -> None:
 
 
 def test_a_heartbeat_with_another_tag_waits_for_its_answer() -> None:
-    """It passes but does not extend the entry; its answer teaches the tags."""
+    """It passes but does not extend the entry; its answer sets the tags."""
     talk = Talk().established()
     talk.now = 5.0
     assert talk.send(0, 0x1234, chunk(HEARTBEAT), chunk(DATA)) == CT_INVALID

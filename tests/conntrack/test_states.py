@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The state table is total, and says what kernel.md 1.10 says of it."""
+"""The state table is total, and equals that of kernel.md 1.10."""
 
 import itertools
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The flow table: what it finds, keeps and lets go; datagrams, messages and broken packets."""
+"""The flow table: lookups, expiry and bounds; datagrams, ICMP messages and broken packets."""
 
 from collections.abc import Callable
 
@@ -221,7 +221,7 @@ def test_flow_of_an_end_with_itself(table: FlowTable) -> None:
 
 
 def test_snapshot_of_a_packet_that_got_nowhere(table: FlowTable) -> None:
-    """Broken flags end the way of a segment before its flow is found; the snapshot finds it."""
+    """A segment with broken flags is refused before the lookup; the snapshot finds its flow."""
     table.track(syn(1), 0.0)
     null = Ends(ports=(1, 80)).packet(parse("> - 0:0(0)"))
     assert table.track(null, 1.0) == CT_INVALID
@@ -254,7 +254,7 @@ def test_snapshot_does_not_change_with_the_flow() -> None:
 
 
 def test_expired_flows_make_room() -> None:
-    """Whether or not anybody asks for them again."""
+    """Whether or not they are looked up again."""
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
     for number in range(10_000):
         table.track(syn(number), number)
@@ -373,7 +373,7 @@ def test_the_answer_to_a_syn_has_another_tuple() -> None:
 
 
 def test_an_answer_with_a_damaged_address() -> None:
-    """The flow goes on with the tuple of its SYN (`FlowTable.separate`)."""
+    """The flow continues with the tuple of its SYN (`FlowTable.separate`)."""
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
     opening = key_of(A, B, 40000, 80, PROTO_TCP)
     table.separate(opening)  # it has no entry

@@ -26,7 +26,7 @@ def test_data_up_to_the_edge_of_the_window(flow: Flow) -> None:
 
 
 def test_segment_beyond_the_window(flow: Flow) -> None:
-    """One receiver window beyond is taken for impatience, more is INVALID (bound I)."""
+    """Up to one receiver window beyond it is ignored, more is INVALID (bound I)."""
     flow.opened()
     assert flow.see("> P. 1002:2000(998) ack 1 win 1000") == "ESTABLISHED ignored overshoot"
     assert flow.see("> P. 1002:2000(998) ack 1 win 1000") == "ESTABLISHED ignored overshoot"
@@ -44,7 +44,7 @@ def test_overshoot_counts_as_sent(flow: Flow) -> None:
 
 
 def test_old_data_is_ignored(flow: Flow) -> None:
-    """Bound II: what ends more than a window back was acknowledged long ago."""
+    """Bound II: a segment that ends more than a window back was acknowledged long ago."""
     flow.opened()
     flow.passes("> P. 1:1001(1000) ack 1 win 1000", "< . 1:1(0) ack 1001 win 1000")
     flow.passes("> P. 1001:2001(1000) ack 1 win 1000", "< . 1:1(0) ack 2001 win 1000")
@@ -144,7 +144,7 @@ def test_sender_beyond_the_window_widens_it(flow: Flow) -> None:
 
 
 def test_segment_sent_again_is_counted(flow: Flow) -> None:
-    """Three times the same, and the entry is kept for five minutes only."""
+    """After three retransmissions the entry is kept for five minutes only."""
     flow.opened()
     line = "< . 1:1(0) ack 1 win 1000"
     for _ in range(3):

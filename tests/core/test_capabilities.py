@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Capabilities are told by name."""
+"""Capabilities by name."""
 
 from nfq_guard import capabilities
 

@@ -218,7 +218,7 @@ def test_order_of_the_bounds() -> None:
 
 @SHIFTS
 def test_rst_outside(shift: int) -> None:
-    """An RST from before what the other side has acknowledged (RFC 5961)."""
+    """An RST below what the other side has acknowledged (RFC 5961)."""
     known = flow(shift=shift, server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     maxack = CLIENT_END - 300
     assert finding(tcp(RST, maxack - 1, shift=shift), known) == Finding(
@@ -237,7 +237,7 @@ def test_rst_after_an_ignored_syn() -> None:
 
 
 def test_rst_that_may_have_come_after_an_ignored_syn() -> None:
-    """Its own bound and one of the window are broken, and it overwrote what would tell which."""
+    """It breaks its own bound and one of the window, and has replaced the SYN in the entry."""
 
     def details(packet: Packet, kernel: KernelRules = KERNEL_6_1, **last: int) -> str:
         known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET, last_index=CLASS_RST)
@@ -258,7 +258,7 @@ def test_rst_that_may_have_come_after_an_ignored_syn() -> None:
 
 
 def test_rst_where_the_sysctl_lets_any_through() -> None:
-    """Kernel 5.10 does not have it."""
+    """Kernel 5.10 does not have the sysctl."""
     known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     sysctls = Sysctls(ignore_invalid_rst=True)
     assert finding(tcp(RST, 600), known, sysctls=sysctls).reason is Reason.RACED
@@ -267,7 +267,7 @@ def test_rst_where_the_sysctl_lets_any_through() -> None:
 
 
 def test_rst_with_sequence_zero() -> None:
-    """Only an assured, established flow holds seq 0 against an RST, from 5.15 on."""
+    """From 5.15 on, seq 0 breaks the bound of an RST only in an assured, established flow."""
     packet = tcp(RST, 0)
     known = flow(server_flags=IP_CT_TCP_FLAG_MAXACK_SET)
     assert finding(packet, known).reason is Reason.RST_OUTSIDE
@@ -317,7 +317,7 @@ def test_without_a_window_only_the_table_speaks() -> None:
     ],
 )
 def test_without_an_entry(flags: int, loose: bool, reason: Reason) -> None:
-    """What would have opened an entry must have had one when the kernel looked."""
+    """A packet that would have opened an entry must have had one when the kernel judged it."""
     assert finding(tcp(flags), sysctls=Sysctls(loose=loose)).reason is reason
 
 
@@ -432,7 +432,7 @@ def test_translation_is_in_the_status(status: int, nat: Nat) -> None:
 def test_findings_survive_a_common_shift(
     flags: int, number: int, ack: int, size: int, state: TcpState, direction: int, shift: int
 ) -> None:
-    """Where a flow lies in the number space decides nothing, except about RST with seq 0."""
+    """The position of a flow in the number space does not matter, except for an RST with seq 0."""
     if flags & RST and 0 in {seq(at + by) for at in (number, ack) for by in (0, shift)}:
         return
     here = tcp(flags, number, ack, size)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The reason by the kernel's text about a packet, and by its silence."""
+"""The reason from the kernel's log text about a packet, or from the lack of one."""
 
 from collections.abc import Sequence
 
@@ -168,7 +168,7 @@ def test_the_state_is_the_one_that_the_kernel_saw() -> None:
 
 
 def test_other_texts() -> None:
-    """Our own detail is kept where the reason is the same."""
+    """Our own detail is kept if the reason is the same."""
     assert finding(segment(FIN | ACK), "invalid new").detail == "fin without an entry"
     assert finding(segment(FIN | ACK), "invalid new", entry()) == Finding(Reason.NO_ENTRY)
     assert finding(segment(ACK), "truncated packet") == Finding(Reason.MALFORMED)
@@ -183,7 +183,7 @@ def test_a_text_that_says_too_little() -> None:
 
 
 def test_silence_proves_the_only_silent_cause() -> None:
-    """The entry came between: without it there would be no text."""
+    """The entry was made later: with one there would be a text."""
     alone = Finding(Reason.NO_ENTRY, None, ONLY_SILENT)
     for flags in (RST, FIN | ACK, SYN | ACK):
         state = TcpState.SYN_RECV if flags == SYN | ACK else TcpState.ESTABLISHED
@@ -214,7 +214,7 @@ def test_what_the_packet_itself_shows_needs_no_text() -> None:
 
 
 class Table:
-    """Answers each lookup in turn."""
+    """Gives one answer after the other, each to one lookup."""
 
     evidence = Evidence.CTNETLINK
 

@@ -27,7 +27,7 @@ from nfq_guard.wire.packet import CHECKSUM_GOOD, Malformed, Packet, Queued, tupl
 
 
 class FixedPolicy:
-    """Says the same about every packet."""
+    """Decides the same for every packet."""
 
     shadow = None
 
@@ -46,7 +46,7 @@ class FixedPolicy:
 
 
 class FakeFlows:
-    """A table of flows that remembers what it was asked."""
+    """A table of flows that records the lookups."""
 
     def __init__(
         self, entries: dict[int, LookupResult] | None = None, evidence: Evidence = Evidence.BPF
@@ -117,7 +117,7 @@ def test_one_lookup_a_batch_and_judgments_in_order() -> None:
 
 
 def test_a_failed_lookup_is_no_evidence() -> None:
-    """One of three fails: its packet alone is judged as if there were nowhere to look."""
+    """One of three fails: its packet alone is judged without evidence."""
     flows = FakeFlows({2: LookupFailed(errno.EINVAL)})
     one = engine(flows)
     judged = one.judge([queued(IP() / TCP(sport=port, flags="SA")) for port in (1, 2, 3)], now=0.0)
@@ -139,7 +139,7 @@ def test_no_lookup_without_evidence() -> None:
 
 
 def test_tuples() -> None:
-    """An ICMP error is looked up by what it quotes, turned round."""
+    """An ICMP error is looked up by the reversed tuple of the packet that it quotes."""
 
     def of(packet: object) -> FlowTuple | None:
         decoded = decode(bytes(packet))  # type: ignore[call-overload] # scapy is untyped
@@ -183,7 +183,7 @@ def test_a_configuration_error_names_every_mistake() -> None:
     ],
 )
 def test_fail_verdict(mode: Mode, *, drops: bool, verdict: int, mark: int | None) -> None:
-    """Dry-run accepts a packet whose judging raised, and no later rule may drop it."""
+    """Dry-run accepts a packet whose judging raised, and no later rule drops it."""
     made = Engine(
         policy=FixedPolicy(Action.DROP),
         flows=FakeFlows(),
@@ -221,7 +221,7 @@ def test_only_enforce_mode_has_an_enforced_policy() -> None:
 def test_accepted_packets_lose_the_unjudged_mark(
     mode: Mode, action: Action, verdict: int, mark: int | None
 ) -> None:
-    """The bits that say "not judged" go; those of others stay as they were."""
+    """The bits that mean "not judged" are cleared; other bits stay."""
     engine = Engine(policy=FixedPolicy(action), flows=FakeFlows(), mode=mode, unjudged_mark=0x1000)
     octets = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(flags="A"))
     queued = Queued(octets, int(Hook.PREROUTING), "", "", 0x1007, CHECKSUM_GOOD)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The words for a flow."""
+"""The types of flows."""
 
 import pytest
 

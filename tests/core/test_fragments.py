@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Fragments become the packet that was sent, or nothing."""
+"""Fragments are reassembled to the packet that was sent, or discarded."""
 
 import itertools
 from typing import Any
@@ -44,7 +44,7 @@ SETS = {"v4": pieces_v4(), "v6": pieces_v6(), "v6 behind options": pieces_v6(opt
 
 @pytest.mark.parametrize("pieces", SETS.values(), ids=SETS)
 def test_in_any_order(pieces: list[bytes]) -> None:
-    """Only the last piece to arrive gives the packet, with its checksum right."""
+    """The piece that arrives last completes the packet, whose checksum is correct."""
     for order in itertools.permutations(pieces):
         reassembler = Reassembler()
         answers = [reassembler.offer(piece, 0.0) for piece in order]
@@ -63,7 +63,7 @@ def test_in_any_order(pieces: list[bytes]) -> None:
     ("pieces", "timeout"), [(SETS["v4"], TIMEOUT_V4_S), (SETS["v6"], TIMEOUT_V6_S)]
 )
 def test_gives_up(pieces: list[bytes], timeout: float) -> None:
-    """After the timeout, counted from the first piece, all begins anew."""
+    """After the timeout, counted from the first piece, reassembly starts anew."""
     in_time, late = Reassembler(), Reassembler()
     for reassembler in (in_time, late):
         for piece in pieces[:-1]:
@@ -90,14 +90,14 @@ def test_repeated_piece_is_harmless() -> None:
 
 
 def shifted(piece: bytes, octets: int) -> bytes:
-    """A fragment that claims to begin elsewhere."""
+    """A fragment with a changed offset."""
     packet = IP(piece)
     packet.frag += octets // 8
     return bytes(packet)
 
 
 def test_overlap_gives_up_the_datagram() -> None:
-    """RFC 5722, which Linux holds against IPv4 as well."""
+    """By RFC 5722, which Linux applies to IPv4 as well."""
     reassembler = Reassembler()
     for piece in [SETS["v4"][0], shifted(SETS["v4"][1], -8), *SETS["v4"][1:]]:
         assert reassembler.offer(piece, 0.0) == WAITING
@@ -114,7 +114,7 @@ def test_overlap_gives_up_the_datagram() -> None:
     ],
 )
 def test_impossible_piece(bad: bytes) -> None:
-    """Empty, or too short for its headers; of IPv4 also what is left out of an odd length."""
+    """Empty, or too short for its headers; with IPv4 also what is left out of an odd length."""
     reassembler = Reassembler()
     assert is_fragment(bad)
     assert reassembler.offer(bad, 0.0) == WAITING
@@ -122,7 +122,7 @@ def test_impossible_piece(bad: bytes) -> None:
 
 
 def test_end_that_contradicts_itself() -> None:
-    """A second last piece, or one behind the last."""
+    """A second last piece, or one beyond the last."""
     head, middle, *_, last = SETS["v4"]
     early = bytes(IP(src="10.0.0.1", dst="10.0.0.2", id=7, proto=17, frag=10) / Raw(b"x" * 8))
     for order in ([last, early], [middle, early], [early, middle]):
@@ -173,7 +173,7 @@ def test_datagrams_without_a_fragment_are_bounded() -> None:
 
 
 def test_the_only_fragment_of_its_datagram() -> None:
-    """It loses its fragment header, unless another has come with the same identification."""
+    """Its fragment header is removed, unless another with the same identification has arrived."""
     whole = bytes(IPv6() / IPv6ExtHdrFragment(offset=0, m=0) / UDP())
     assert is_fragment(whole)
     assert Reassembler().offer(whole, 0.0) == bytes(IPv6() / UDP())
@@ -228,7 +228,7 @@ def test_a_datagram_too_long_for_its_length_field() -> None:
 
 
 def test_only_ip_is_a_fragment() -> None:
-    """The same octets behind another version are none."""
+    """The same octets with another IP version are no fragment."""
     piece = SETS["v6"][0]
     assert is_fragment(piece)
     assert not is_fragment(bytes((0x50,)) + piece[1:])
@@ -260,7 +260,7 @@ def piece_v6(start: int, size: int, *, more: bool, proto: int = 17) -> bytes:
 
 
 def test_a_piece_of_an_odd_length() -> None:
-    """IPv4 leaves out what is past a multiple of eight; IPv6 gives the datagram up."""
+    """IPv4 omits octets past a multiple of eight; IPv6 discards the datagram."""
     reassembler = Reassembler()
     assert reassembler.offer(piece_v4(0, 19, more=True), 0.0) == WAITING
     whole = reassembler.offer(piece_v4(16, 9, more=False), 0.0)
@@ -274,7 +274,7 @@ def test_a_piece_of_an_odd_length() -> None:
 
 @pytest.mark.parametrize(("proto", "size"), [(17, 7), (58, 7), (6, 19), (253, 0)])
 def test_a_first_piece_without_its_transport_header(proto: int, size: int) -> None:
-    """IPv6 hands it on as it is, and waits for another."""
+    """IPv6 passes it on as it is, and waits for another."""
     reassembler = Reassembler()
     assert reassembler.offer(piece_v6(24, 9, more=False, proto=proto), 0.0) == WAITING
     short = piece_v6(0, size, more=True, proto=proto)
@@ -287,7 +287,7 @@ def test_a_first_piece_that_ends_in_an_extension_header() -> None:
 
 
 def test_repeated_within_a_run() -> None:
-    """Harmless within fragments that came one behind the other, else it ends the datagram."""
+    """Ignored within fragments that arrived in order; any other discards the datagram."""
     for first, second, harmless in ((0, 16, True), (16, 0, False)):
         reassembler = Reassembler()
         for start in (first, second):
@@ -297,7 +297,7 @@ def test_repeated_within_a_run() -> None:
 
 
 def test_contradictions_are_left_out_of_ipv6() -> None:
-    """Behind the end, a second end, or empty."""
+    """Fragments beyond the end, with a second end, or empty."""
     reassembler = Reassembler()
     for piece in (
         piece_v6(16, 9, more=False),

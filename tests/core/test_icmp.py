@@ -54,7 +54,7 @@ def test_an_icmp_error_counts_with_the_flow_that_it_quotes(inner: Scapy) -> None
 
 
 def test_the_identifier_of_a_query_does_not_make_another_flow() -> None:
-    """The sender chooses it: a flood must not get past a rate limit by that."""
+    """The sender chooses it, and a flood must not evade a rate limit by that."""
     keys = {flow_key(read(octets_of(V4 / ICMP(type=0, id=number)))) for number in range(5)}
     assert len(keys) == 1
 

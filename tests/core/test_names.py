@@ -67,7 +67,7 @@ def test_a_text_that_a_terminal_shows() -> None:
 
 
 def test_status_by_name() -> None:
-    """Every name has a bit of its own, and a status survives its names."""
+    """Every name has its own bit, and a status survives conversion to names and back."""
     bits = [names.flow_status_bits((name,)) for name in names.STATUS_NAMES]
     assert [names.status_number(bit) for bit in bits] == [1, 2, 4, 8]
     assert [names.flow_status(bit) for bit in bits] == [(name,) for name in names.STATUS_NAMES]
@@ -149,7 +149,7 @@ def test_ends_of_a_packet_and_of_a_flow() -> None:
 
 
 def test_flags_are_written_in_their_usual_order_and_read_in_any() -> None:
-    """As events of earlier versions have them: FIN first."""
+    """In the order of events of earlier versions, FIN first."""
     assert [names.tcp_flags(flags) for flags in (3, 0x12, 0x11, 0x14, 0)] == [
         "SF",
         "SA",

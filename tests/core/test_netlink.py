@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Netlink messages, whole, cut and made up."""
+"""Netlink messages: whole, truncated and arbitrary."""
 
 import errno
 import struct
@@ -44,7 +44,7 @@ def test_errors() -> None:
 
 @given(st.binary(max_size=200))
 def test_any_octets_end(octets: bytes) -> None:
-    """What is cut short or lies about its length ends the walk, and gives nothing beyond it."""
+    """A truncated attribute or one with a wrong length ends the walk, without a result."""
     for payload in attributes(octets).values():
         assert payload in octets
     for _, _, body in messages(octets):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rules before conntrack that hide one half of a flow, and packets of the other half."""
+"""Rules before conntrack that hide one direction of a flow, and packets of the other one."""
 
 from dataclasses import replace
 from typing import Any
@@ -179,7 +179,7 @@ def test_zones_that_may_differ() -> None:
     ("flags", "hides"), [(ACK, False), (SYN, True), (SYN | ACK, True), (RST, True)]
 )
 def test_a_rule_for_syns_alone(flags: int, *, hides: bool) -> None:
-    """Only what may answer a SYN is INVALID for it."""
+    """Only a packet that may answer a SYN is INVALID because of it."""
     packet = segment()
     assert isinstance(packet.l4, Segment)
     packet.l4.flags = flags
@@ -244,7 +244,7 @@ def test_one_sided_in_ipv6() -> None:
 
 @pytest.mark.parametrize("reason", Reason)
 def test_reasons(reason: Reason) -> None:
-    """What the packet itself shows counts as before."""
+    """Reasons that do not depend on a flow are judged as usual."""
     rules = RawRules([rule(REPLIES)])
     own = {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.ICMP_MISMATCH}
     found = rules.instead_of(DROP, came(), segment(), None, Finding(reason))
@@ -282,7 +282,7 @@ def test_the_engine_does_not_drop() -> None:
 
 
 def test_many_rules() -> None:
-    """What is beyond the bound may hide everything."""
+    """Rules beyond the bound may hide everything."""
     few = [end(text=str(number)) for number in range(MOST_RULES)]
     assert bounded(few) == tuple(few)
     more = bounded([*few, rule(REQUESTS), rule(REQUESTS), rule(REQUESTS, hook=Hook.OUTPUT)])

@@ -14,7 +14,7 @@ CLIENT, SERVER = b"\x0a\0\0\1", b"\x0a\0\0\2"
 def packet(
     there: bool, flags: int, seq: int, ack: int = 0, payload: int = 0, sport: int = 40000
 ) -> tuple[Packet, Segment]:
-    """A packet of the client, `there`, or one of the server."""
+    """A packet of the client if `there`, else one of the server."""
     ports = (sport, 80) if there else (80, sport)
     segment = Segment(*ports, Seq(seq), Seq(ack), flags, 0, payload, b"", 0)
     ends = (CLIENT, SERVER) if there else (SERVER, CLIENT)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Order on the circle of sequence numbers."""
+"""The order of sequence numbers, modulo 2**32."""
 
 import pytest
 from hypothesis import given

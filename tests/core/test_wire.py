@@ -61,7 +61,7 @@ def test_syn_and_fin_take_a_sequence_number_each() -> None:
 
 
 def test_length_is_the_header_s_not_the_capture_s() -> None:
-    """Ethernet padding is not payload, and a snapped tail is."""
+    """Ethernet padding is not payload, but a tail cut by the snapshot length is."""
     octets = octets_of(V4 / TCP(flags="A") / bytes(100))
     for captured in (octets + bytes(6), octets[:60]):
         segment = read(captured).l4
@@ -134,7 +134,7 @@ def test_a_short_capture_is_not_the_packet_s_fault(octets: bytes, expected: str)
 
 @pytest.mark.parametrize("captured", [40, 42, 44])
 def test_options_cut_by_the_capture(captured: int) -> None:
-    """The fixed header is enough to follow a segment; `options_are_cut` tells of the rest."""
+    """The fixed header is enough to follow a segment; `options_are_cut` reports the rest."""
     octets = octets_of(V4 / TCP(flags="S", options=[("MSS", 1)]) / bytes(7))
     packet = read(octets[:captured])
     segment = packet.l4
