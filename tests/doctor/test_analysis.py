@@ -40,7 +40,7 @@ def test_older_kernels_call_more_invalid(release: str, status: Status) -> None:
 
 
 def test_the_rules_that_the_kernel_was_asked_for() -> None:
-    """What it answers counts, not its release."""
+    """The results of the probe count, not the release."""
     known = Recognised(KERNEL_5_15, KERNEL_5_15, (), ())
     assert kernel.rules("5.15.132", known).status is Status.OK
     check = kernel.rules("6.1.0-18-amd64", known)

@@ -141,7 +141,7 @@ def test_conditions_of_nft() -> None:
 
 
 def test_a_verdict_map_of_nft() -> None:
-    """What its last element stands for cannot be told from one port."""
+    """Its last element covers more than one port."""
     pairs = [[80, {"accept": None}], ["*", {"drop": None}]]
     key = {"payload": {"protocol": "tcp", "field": "dport"}}
     first, last = tcp(of_nft([{"vmap": {"key": key, "data": {"set": pairs}}}]))
@@ -170,7 +170,7 @@ def test_zones_that_the_packet_decides() -> None:
     ],
 )
 def test_protocols(word: str, protocols: list[int]) -> None:
-    """UDP is INVALID only for what the packet itself shows."""
+    """UDP is INVALID only for reasons that the packet itself shows."""
     rules = of_iptables(f"-A PREROUTING {word} -j NOTRACK")
     assert [rule.proto for rule in rules] == protocols
 

@@ -285,7 +285,7 @@ def test_a_reverse_path_filter_is_no_default_deny() -> None:
 
 
 def test_advice_on_a_rule_tells_what_stands_behind_it() -> None:
-    """Without it, what the guard is to decide on would be dropped or reset all the same."""
+    """Without the rule, packets that the guard is to decide on would be dropped or reset anyway."""
     chains = ":ufw-before-forward - [0:0]\n"
     named = (
         "-A FORWARD -j ufw-before-forward\n"
@@ -375,7 +375,7 @@ def test_the_order_within_our_own_table() -> None:
 
 
 def test_chains_of_one_priority_have_no_order() -> None:
-    """A reset that may come first is told, whichever of the two is listed first."""
+    """A reset that may come first is reported, whichever of the two is listed first."""
     reset = nft_rules.Ruleset(nft([{"reject": {"type": "tcp reset"}}], table="theirs"))
     deny = FILTER.replace("FORWARD ACCEPT", "FORWARD DROP")
     for mets in (
@@ -393,7 +393,7 @@ def test_chains_of_one_priority_have_no_order() -> None:
 
 
 def test_the_work_grows_with_the_rules_and_not_faster() -> None:
-    """Nodes have tens of thousands of rules, and the daemon looks at them beside its packets."""
+    """Nodes have tens of thousands of rules, and the daemon reads them while it judges packets."""
 
     def calls(chains: int) -> int:
         lines = [f":C{n} - [0:0]\n" for n in range(chains)]

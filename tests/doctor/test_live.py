@@ -321,7 +321,7 @@ def test_the_daemon_says_it_once_at_the_start(host: Host, tmp_path: Path, *, den
 
 
 def test_rules_that_cannot_be_read_are_said_in_the_event(host: Host, tmp_path: Path) -> None:
-    """Here nft lists something else than rules."""
+    """Here the output of nft is not a list of rules."""
     fake = tmp_path / "bin" / "nft"
     fake.parent.mkdir()
     fake.write_text('#!/bin/sh\necho \'{"nftables": [{"rule": 1}]}\'\n', encoding="ascii")

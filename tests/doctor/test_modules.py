@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the kernel has and will load, by the files of machines as they are after a boot."""
+"""Modules that the kernel has or can load, by the files of freshly booted hosts."""
 
 import gzip
 from pathlib import Path
@@ -215,7 +215,7 @@ def test_a_kernel_that_loads_no_more_modules(debian: Machine) -> None:
 
 
 def test_modules_that_no_file_tells_of(tmp_path: Path) -> None:
-    """The options say module, and what is there cannot be read: the guard's start will tell."""
+    """The options say module, and the files cannot be read: the start of the guard will show it."""
     machine = Machine(tmp_path, "6.6.0")
     machine.write("boot/config-{}", CONFIG)
     machine.write("lib/modules/{}/modules.dep", "")

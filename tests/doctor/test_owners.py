@@ -121,7 +121,7 @@ IPTABLES_MATCHES = (
 
 @pytest.fixture
 def live() -> Iterator[LiveConntrack]:
-    """A router of which an ACK without an entry asks nothing but INVALID."""
+    """A router on which an ACK without an entry is INVALID (tcp_loose=0)."""
     with LiveConntrack(Sysctls(loose=False)) as conntrack:
         yield conntrack
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`doctor --plan`: each plan is carried out on a host with its rules."""
+"""`doctor --plan`: each plan is executed on a host with the rules that it is for."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_a_rule_of_a_program_is_changed_by_its_switch() -> None:
 
 
 def test_a_rule_before_a_default_deny_stays_until_packets_are_accepted() -> None:
-    """To remove it alone would change nothing."""
+    """Removing it alone would change nothing."""
     rules = f"*filter\n:FORWARD DROP [0:0]\n-A FORWARD {RULE}\n"
     made = planned(tables(rules))
     assert "`policy drop` behind it drops all others" in made.over[-1].what
@@ -166,7 +166,7 @@ def packet(src: str, dst: str, sport: int, dport: int, seq: int, ack: int, flags
 
 
 class Site:
-    """A router with its own conntrack, and the guard in it where its plan says so."""
+    """A router with its own conntrack, and the guard when a plan starts it."""
 
     def __init__(self, live: LiveConntrack, folder: Path) -> None:
         self.live = live

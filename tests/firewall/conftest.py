@@ -46,7 +46,7 @@ class Host:
         if not counters:
             lines = [line.partition(" [")[0] if line[:1] == ":" else line for line in lines]
         text = "\n".join(line for line in lines if line[:1] not in {"#", ""})
-        # Tables with nothing in them come into being when a program looks at them.
+        # Listing the rules creates empty tables.
         return _EMPTY_TABLE.sub("", f"{text}\n").rstrip()
 
     def restore(self, backend: Backend, family: Family, text: str) -> None:
@@ -74,7 +74,7 @@ class Host:
             socket.socket(DOMAINS[family], socket.SOCK_RAW, socket.IPPROTO_TCP) as raw,
         ):
             for _ in range(count):
-                # The filter of the sender itself may drop it, and the kernel says so.
+                # The sender's own filter may drop it, which fails the call.
                 with suppress(PermissionError):
                     raw.sendto(invalid_segment(port), (to, 0))
 

@@ -38,7 +38,7 @@ def test_install_verify_remove(guarded: Host, capsys: pytest.CaptureFixture[str]
 def test_verify_names_a_command_that_repairs(
     guarded: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rules that are missing, stale, doubled, out of their place or left over."""
+    """Rules that are missing, outdated, duplicated, misplaced or left over."""
     file = tmp_path / "the guard.toml"
     file.write_text("[daemon]\nqueue = 7\n")
     table = ["iptables-legacy", "-w", "-t", "mangle"]
@@ -160,7 +160,7 @@ def test_a_restart_is_told_from_a_stop(jobs: str, programs: set[str], *, restart
 def test_rules_can_go_when_the_configuration_is_broken(
     guarded: Host, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The mistake is reported all the same."""
+    """The mistake is still reported."""
     file = tmp_path / "nfq-guard.toml"
     file.write_text("[daemon]\nmode = 7\n", encoding="ascii")
     with guarded.ns.entered():

@@ -98,7 +98,7 @@ def queues(wire: Wire) -> list[str]:
 def test_the_rules_follow_the_mode(
     wire: Wire, tmp_path: Path, backend: str, fail_mode: FailMode
 ) -> None:
-    """By command: what a daemon killed afterwards leaves is the fail mode of the mode."""
+    """By a command: a daemon killed afterwards leaves the fail mode of the new mode."""
     more = f'backend = "{backend}"\n'
     if backend == "nft":
         more += 'queues = "0-1"\n'

@@ -142,7 +142,7 @@ def test_a_missing_extension_is_named_by_its_kernel_option() -> None:
 
 
 def test_plain_programs_serve_the_backend_that_they_speak() -> None:
-    """An old distribution has one backend, which its programs do not name."""
+    """Programs of an old distribution have one backend, and do not name it."""
     programs = frozenset({"iptables", "iptables-save", "iptables-restore"})
     machine = FakeSystem({"-V": Result(0, "iptables v1.6.1\n", "")}, programs, ipv6=False)
     assert Xtables(machine, Backend.LEGACY, Family.IPV4).program("-save") == "iptables-save"
@@ -155,7 +155,7 @@ def test_plain_programs_serve_the_backend_that_they_speak() -> None:
 
 
 def test_a_lost_race_is_tried_again() -> None:
-    """Another process deletes a rule between our reading and our writing."""
+    """Another process deletes a rule after our rules were read and before they are written."""
 
     class Racing(FakeSystem):
         def run(self, argv: list[str], stdin: str) -> Result:
@@ -179,7 +179,7 @@ class Installed(FakeSystem):
 
 
 def test_the_rules_of_another_daemon_are_left_alone() -> None:
-    """It would put them back, and so on; the end of either would remove those of the other."""
+    """It would restore them, again and again; the end of either would remove those of the other."""
     machine = Installed()
     owners = {3: "nfq-guard (pid 711)", 9: "suricata (pid 712)"}
     ours = Firewall(RulesSpec(), Backend.NFT, runner=machine, served_by_others=lambda _: owners)

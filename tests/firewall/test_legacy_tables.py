@@ -26,7 +26,7 @@ BOTH = frozenset({(2, 0), (2, 3), (10, 0), (10, 3)})
 
 @pytest.fixture
 def tables(wire: Wire) -> Iterator[LegacyTables]:
-    """Those of a namespace, empty again afterwards."""
+    """The tables of a namespace, emptied afterwards."""
     with ExitStack() as stack, wire.guarded.ns.entered():
         for words in (("-X",), ("-F",)):
             stack.callback(run, wire, "iptables-legacy", "-t", "mangle", *words)
@@ -93,7 +93,7 @@ NOTRACK = ("-t", "raw", "-A", "PREROUTING", "-p", "tcp", "--sport", "80", "-j", 
 
 @pytest.mark.parametrize("program", ["iptables-legacy", "ip6tables-legacy"])
 def test_a_copy_has_the_rules_for_a_daemon_that_may_not_read_them(wire: Wire, program: str) -> None:
-    """It knows by CAP_NET_ADMIN alone whether they are as they were; counts do not matter."""
+    """With CAP_NET_ADMIN alone it notices whether the rules changed; counters do not matter."""
     family = Family.IPV6 if program.startswith("ip6") else Family.IPV4
     here = ADDRESSES[family][1]
     with ExitStack() as stack, wire.guarded.ns.entered():
@@ -149,7 +149,7 @@ def in_child(read: Callable[[], RawReading], kept: int) -> RawReading:
 def test_what_the_rules_have_queued_is_read_from_the_kernel(
     wire: Wire, tables: LegacyTables, backend: Backend
 ) -> None:
-    """Both hooks of both families, and nothing of the rules of others."""
+    """The packets of both hooks and families, without those of other rules."""
     guarded, peer = wire.guarded, wire.peer
     assert queued_packets(LegacyTables([])) == 0
     for port in (1, 2):

@@ -37,7 +37,7 @@ SPECS = (
 
 def _foreign_only(text: str) -> list[str]:
     lines = [line for line in text.splitlines() if "NFQ_GUARD" not in line]
-    # Tables with nothing in them come into being when a program looks at them.
+    # Listing the rules creates empty tables.
     return [line for line in lines if line[0] == "-" or (line[0] == ":" and " ACCEPT" not in line)]
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The native table: its text, its choice, and what `verify` says of it.
+"""The native table: its text, when it is chosen, and the differences that `verify` finds.
 
-Tests marked kernel load it with a counter in place of `queue`, which this kernel may lack.
-`tests/kernels/native_rules.py` runs it whole, in kernels of Debian.
+Tests marked kernel load it with a counter instead of `queue`, which this kernel may lack.
+`tests/kernels/native_rules.py` loads the whole table on Debian's kernels.
 """
 
 import json

@@ -138,7 +138,7 @@ def test_loopback_is_judged_once(guarded: Host, backend: Backend) -> None:
 
 
 def test_a_new_rate_is_taken_up(wire: Wire, backend: Backend) -> None:
-    """The kernel keeps a bucket's parameters by its name, so the name must change with them."""
+    """The kernel keeps the parameters of a hashlimit table by name: a new rate needs a new name."""
     peer, guarded = wire.peer, wire.guarded
     with guarded.ns.entered():
         for rate in (5, 100_000):

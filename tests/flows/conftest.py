@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A router with conntrack between a client and a server, each in a namespace of its own."""
+"""A router with conntrack between a client and a server, in three namespaces."""
 
 import socket
 from collections.abc import Iterator
@@ -100,7 +100,7 @@ class Connection:
 
 
 def octets(address: str) -> bytes:
-    """The address as it stands in a packet."""
+    """The address as octets of a packet."""
     return socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
 
 
@@ -161,7 +161,7 @@ class Connector:
         self.opened: list[Connection] = []
 
     def __call__(self, family: int, port: int) -> Connection:
-        """Connect the client to `port`, by the router's address where that is translated."""
+        """Connect the client to `port`, through the router's address if that is translated."""
         client, lan, _, server = self._net.addresses[family]
         kind = socket.AF_INET if family == 4 else socket.AF_INET6
         translated = port in {PORTS["dnat"], PORTS["both"]}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel's window as BPF reads it, against arithmetic on the packets of live flows."""
+"""Compares the kernel's window, read by BPF, with arithmetic on the packets of live flows."""
 
 import errno
 import re
@@ -69,7 +69,7 @@ class Network:
         try:
             self.bpf = BpfFlows((0, ZONE), others=self.netlink)
         except UnavailableError:
-            # Before 6.11 BPF looks into zone 0 alone, and `test_mark_and_zone` fails.
+            # Before 6.11 BPF looks up zone 0 only, and `test_mark_and_zone` fails.
             self.bpf = BpfFlows(others=self.netlink)
         self.bpf_zone_0 = BpfFlows()
 
@@ -317,7 +317,7 @@ def test_kernels_before_6_11_know_zone_0_alone(
 def test_what_the_kernel_refuses_is_a_failed_lookup(
     look: Network, routed: Routed, connect: Connector
 ) -> None:
-    """Not "no entry"; and the other lookups of the same call are answered."""
+    """It is not "no entry", and the other lookups of the same call succeed."""
     connection = connect(4, PORTS["none"])
     unknown = FlowTuple(6, bytes(4), bytes(4), 1, 2)
     foreign = FlowTuple(132, bytes(4), bytes(4), 1, 2)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""ctnetlink that loses answers, sends malformed ones, refuses, or is missing."""
+"""ctnetlink whose responses are lost, malformed or errors, or that is missing."""
 
 import errno
 import sys
@@ -29,7 +29,7 @@ def _absent(sequence: int) -> bytes:
 
 @pytest.fixture
 def scripted() -> Callable[..., CtnetlinkFlows]:
-    """A lookup whose connection plays a script; the first turn answers the constructor."""
+    """A lookup whose connection plays a script; its first response is for the constructor."""
 
     def make(
         *turns: list[Callable[[int], bytes] | OSError],
@@ -72,7 +72,7 @@ def test_lost_answer_is_requested_again(scripted: Scripted) -> None:
 
 
 def test_answer_lost_twice_is_a_failed_lookup(scripted: Scripted) -> None:
-    """Not "no entry": that would be a finding, and a wrong one."""
+    """It is not "no entry", which would be a wrong finding."""
     flows = scripted([], [])
     assert flows.lookup([WANTED]) == [LookupFailed(errno.ENOBUFS)]
 

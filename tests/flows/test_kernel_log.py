@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The kernel's own words for packets that break one bound each."""
+"""The kernel's log texts for packets that break one bound each."""
 
 import os
 import re
@@ -30,7 +30,7 @@ def test_which_texts_are_of_valid_packets() -> None:
 
 
 def _inject(net: Routed, connection: Connection, seq: int, ack: int, payload: bytes = b"") -> bytes:
-    """Send one segment in the client's name; the packet as it left."""
+    """Send one segment with the client's address; returns the packet as sent."""
     client, server = connection.client.getsockname(), connection.client.getpeername()
     packet = tcp_ipv4(client[0], server[0], client[1], server[1], seq, ack, ACK, payload)
     with (
@@ -54,7 +54,7 @@ def _read(log: KernelLog, count: int) -> list[tuple[str, bytes]]:
 
 @pytest.mark.kernel
 def test_kernel_says_what_was_broken(routed: Routed, connect: Connector) -> None:
-    """A segment far above the window, and one that acknowledges data nobody sent."""
+    """A segment far above the window, and one that acknowledges unsent data."""
     connection = connect(4, PORTS["none"])
     connection.exchange()
     with routed.router.entered(), KernelLog() as log, speaking(6):
@@ -77,7 +77,7 @@ def test_kernel_says_what_was_broken(routed: Routed, connect: Connector) -> None
 
 @pytest.mark.kernel
 def test_invalid_packets_leave_the_window_alone(routed: Routed, connect: Connector) -> None:
-    """Without translation: with it, this one segment has the router reset the connection."""
+    """Without translation; with it, this segment would make the router reset the connection."""
     connection = connect(4, PORTS["none"])
     connection.exchange()
     with routed.router.entered():
@@ -92,7 +92,7 @@ def test_invalid_packets_leave_the_window_alone(routed: Routed, connect: Connect
 
 
 def _resting(flows: BpfFlows, connection: Connection) -> FlowSnapshot:
-    """The snapshot once nothing moves for a while."""
+    """The snapshot once it stays the same for a while."""
     last: FlowSnapshot | None = None
     while True:
         (found,) = answered(flows.lookup([connection.original]))

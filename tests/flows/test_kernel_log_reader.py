@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The texts of a log that loses messages, repeats itself and is flooded, paired with packets."""
+"""Texts of a log that loses messages, has repetitions or is flooded, matched with packets."""
 
 import errno
 import struct
@@ -128,7 +128,7 @@ def test_a_text_finds_its_packet() -> None:
 
 
 def test_the_same_packet_again() -> None:
-    """Each packet has a text as long as there was one for it; its newest text is the one."""
+    """As many equal packets get a text as there are texts, and each gets the newest."""
     read = Read()
     read.hears(logged(ONE, number=0), logged(ONE, "nf_ct_proto_6: invalid new ", number=1))
     assert read.texts(ONE, ONE, ONE) == [Logged(Reason.NO_ENTRY), Logged(Reason.NO_ENTRY), None]
@@ -187,7 +187,7 @@ def test_numbers_wrap_and_may_lack() -> None:
 
 
 def test_a_flood_is_not_read_at_once() -> None:
-    """A verdict does not wait for it; silence proves nothing until all of it is read."""
+    """A verdict does not wait for it; a missing text proves nothing until all of it is read."""
     read = Read()
     read.clock.now = 60.0
     read.hears(*(logged(OTHER, number=number) for number in range(1000)), logged(ONE, number=1000))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The flag of single flows: answers that are lost, malformed or refusals, and the live kernel."""
+"""The liberal flag of single flows, with lost, malformed and error responses, and live."""
 
 import errno
 

@@ -38,7 +38,7 @@ def reader() -> KernelLog:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In place of the host's."""
+    """A folder that replaces the host's."""
     monkeypatch.setattr(log_settings, "FOLDER", tmp_path / "kernel-log")
     return tmp_path / "kernel-log"
 
@@ -81,7 +81,7 @@ def test_twice(before: dict[str, str]) -> None:
 
 
 def test_another_reader_after_a_crash(before: dict[str, str], folder: Path) -> None:
-    """Our log must not go to whoever reads the group by now."""
+    """Our log must not go to another program that reads the group by then."""
     log_settings.turn_on("one")
     with reader(), pytest.raises(BusyError, match="left alone"):
         log_settings.turn_on("one")
@@ -162,7 +162,7 @@ def test_a_file_of_another_user_is_not_trusted(before: dict[str, str], folder: P
 
 
 def test_a_damaged_file_is_replaced(before: dict[str, str], folder: Path) -> None:
-    """What was before is lost with it, so the log stays as it is until an operator sets it."""
+    """The original values are lost with it, so the sysctls stay until an operator sets them."""
     log_settings.turn_on("one")
     (file,) = folder.iterdir()
     file.write_bytes(b"{")

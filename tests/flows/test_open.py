@@ -218,7 +218,7 @@ def test_rejected_program_shows_the_verifiers_line(capfd: pytest.CaptureFixture[
 def test_a_field_that_the_kernel_lacks_is_named(
     field: bytes, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The program asks for a field of another name; the next evidence is taken."""
+    """The program refers to a field of another name; the next evidence is used."""
     committed = Path(bpf.__file__).with_name("ct_lookup.bpf.o").read_bytes()
     changed = committed.replace(field + b"\0", field[:-3] + b"zzz\0")
     assert changed != committed
@@ -235,7 +235,7 @@ def test_a_field_that_the_kernel_lacks_is_named(
 
 @pytest.mark.kernel
 def test_programs_loaded_ahead_are_used_or_named() -> None:
-    """By a process that could load none by then, which is why a refusal is not tried again."""
+    """By a process that cannot load one any more, so a refused program is not loaded again."""
     loaded = opening.load_ahead(2)
     assert not isinstance(loaded, str)
     first, second = loaded
@@ -252,7 +252,7 @@ def test_programs_loaded_ahead_are_used_or_named() -> None:
 
 @pytest.mark.kernel
 def test_a_program_loaded_ahead_that_cannot_run_is_named() -> None:
-    """Its descriptor is no program's any more."""
+    """Its descriptor does not refer to a program any more."""
     loaded = opening.load_ahead(1)
     assert not isinstance(loaded, str)
     (program,) = loaded

@@ -45,7 +45,7 @@ def pin(files: Path, number: int = 0) -> Path:
 
 
 def left(files: Path) -> list[Path]:
-    """What is there but for the files that the kernel puts into each such file system."""
+    """The files in it, without those that the kernel creates in each such file system."""
     return [each for each in files.iterdir() if each.suffix != ".debug"]
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Random rule sets of hosts: `python -m tests.fuzz_rules --sets 2000 --seed 1`, as root.
+"""Fuzzes the doctor with rule sets: `python -m tests.fuzz_rules --sets 2000 --seed 1`, as root.
 
-Each is loaded into a namespace, an INVALID packet and its twin of a known connection are sent
-through it, and what the doctor says is held against what became of them. Ends with status 1 when
-it said something else; each such rule set is printed.
+Each is loaded into a namespace, and an INVALID packet and its twin of a known connection are sent
+through it. The findings of the doctor are compared with the fate of the packets. Exit status 1 when
+they differ; each such rule set is printed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ _GIVE_UP_AFTER: Final = 20
 
 
 def run(sets: int, seed: int, first: int = 0) -> Tally:
-    """Compare so many rule sets."""
+    """Compare that many rule sets."""
     tally = Tally()
     number = first
     with Router() as router:
@@ -33,7 +33,7 @@ def run(sets: int, seed: int, first: int = 0) -> Tally:
 
 
 def main() -> int:
-    """Run, and print what differs."""
+    """Run, and print the differences."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz_rules", description=__doc__)
     parser.add_argument("--sets", type=int, default=2000, help="how many, in all")
     parser.add_argument("--seed", type=int, default=1)

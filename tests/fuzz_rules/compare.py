@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the doctor says of a rule set, held against what the kernel does with two packets.
+"""Compares the doctor's findings on a rule set with the kernel's treatment of two packets.
 
-One packet is INVALID, because it is far outside of the window of its flow; the other one is its
-twin of the known connection. Both have the same headers but for their sequence numbers.
+One packet is INVALID, because it is far outside of the window of its flow; the other one is a valid
+packet of the same flow. Their headers differ only in the sequence numbers.
 """
 
 import json
@@ -32,7 +32,7 @@ _ADDRESSES: Final = {
 }
 _BAD: Final = frozenset({Status.WARNING, Status.PROBLEM})
 _FAR: Final = 1 << 28
-# Counts the RSTs and ICMP errors by which the router answers.
+# Counts the RSTs and ICMP errors with which the router answers.
 _SEE: Final = """\
 table inet see {
   counter rst { }
@@ -53,11 +53,11 @@ _ACTS: Final = {"rst": Act.RESET, "error": Act.REJECT}
 
 
 class Outcome(NamedTuple):
-    """What became of the two packets.
+    """The fate of the two packets.
 
     Attributes:
-        invalid: What took the INVALID one; None if it passed.
-        known: What took its twin; None if it passed.
+        invalid: The fate of the INVALID one; None if it passed.
+        known: The fate of the other one; None if it passed.
     """
 
     invalid: Act | None
@@ -67,14 +67,14 @@ class Outcome(NamedTuple):
 @final
 @dataclass(slots=True)
 class Tally:
-    """What a run went through.
+    """The counts of a run.
 
     Attributes:
         compared: Rule sets compared.
         refused: Rule sets that their program or the kernel refused.
-        outcomes: How often each pair of outcomes came.
-        vague: Rule sets of which the doctor said less than it could know.
-        failures: Rule sets of which it said something else than what happened.
+        outcomes: Rule sets by the pair of fates.
+        vague: Rule sets on which the doctor was less certain than it could be.
+        failures: Rule sets on which it was wrong.
     """
 
     compared: int = 0
@@ -89,7 +89,7 @@ class Router:
     """A router with random rules."""
 
     def __init__(self) -> None:
-        """Make it, with counters of what it answers."""
+        """Create it, with counters of its answers."""
         self._live = LiveConntrack(Sysctls(loose=False), reads_log=False)
         self._port = 1024
         space = self._live.space
@@ -113,11 +113,11 @@ class Router:
         self._live.close()
 
     def load(self, rules: RuleSet) -> bool:
-        """Load rules; whether no program refused them."""
+        """Load rules; returns whether every program accepted them."""
         return all(_load(part) for part in rules.parts)
 
     def clear(self, rules: RuleSet) -> None:
-        """Unload rules, as far as they were loaded."""
+        """Unload the rules that were loaded."""
         for part in rules.parts:
             if part.program == "nft":
                 name = " ".join(part.text.split()[1:3])
@@ -127,7 +127,7 @@ class Router:
                     System().run([program, "-w"], _EMPTY)
 
     def open(self, family: int) -> int:
-        """Open a flow; the port of its client."""
+        """Open a flow; returns the client's port."""
         self._port = self._port % 60000 + 1
 
         client, server = _ADDRESSES[family]

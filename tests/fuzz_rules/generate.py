@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Random rule sets of nftables and of both kinds of iptables, in the spellings that hosts have.
+"""Generates random rule sets of nftables and both variants of iptables, as hosts spell them.
 
-The packets that they are for are TCP segments from 192.0.2.1 (2001:db8::1) to port 80 of
-198.51.100.1 (2001:db8:1::1), forwarded from in0 to out0.
+Their matches are about TCP segments from 192.0.2.1 (2001:db8::1) to port 80 of 198.51.100.1
+(2001:db8:1::1), forwarded from in0 to out0.
 """
 
 import random

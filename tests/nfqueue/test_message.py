@@ -54,7 +54,7 @@ def test_the_length_of_a_payload_that_is_padded() -> None:
 
 
 def test_a_payload_shorter_than_its_own_header() -> None:
-    """As no kernel sends it."""
+    """No kernel sends such a message."""
     whole = message_of(HEADER, PAYLOAD)
     at = len(message_of(HEADER)) + 1  # padded, as it is not the last
     assert struct.unpack_from("=HH", whole, at) == (46, 10)

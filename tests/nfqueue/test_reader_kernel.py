@@ -59,13 +59,13 @@ def test_every_packet_once_in_order(namespace: Make) -> None:
 
 
 def test_the_owner_is_who_uses_the_queue(namespace: Make) -> None:
-    """systemd, which keeps sockets of services, is it only while nobody else holds this one."""
+    """systemd, which stores sockets of services, is named only while no other process has it."""
     inside = namespace("q")
     name = Path("/proc/self/comm")
     before = name.read_text()
     with bound(inside) as (reader, _):
         try:
-            # This process, which stands before its child in /proc.
+            # This process precedes its child in /proc.
             name.write_text("systemd")
             with subprocess.Popen(["sleep", "60"], pass_fds=[reader.fileno()]) as child:
                 with inside.entered():
@@ -93,7 +93,7 @@ while True:
 
 
 def test_packets_that_come_while_it_binds(namespace: Make) -> None:
-    """None is dropped by the kernel, and those that the library discarded are known by number."""
+    """The kernel drops none, and the ids of those that the library discarded are known."""
     inside = namespace("q")
     queue_udp(inside)
     flood = inside.popen(sys.executable, "-c", _FLOOD)
@@ -119,12 +119,12 @@ def test_packets_that_come_while_it_binds(namespace: Make) -> None:
 
 
 def kept_of(reader: QueueReader | socket.socket) -> socket.socket:
-    """The socket of a reader that is to end, as systemd would keep it."""
+    """A copy of the socket of a reader that will end, as systemd would store it."""
     return socket.socket(fileno=os.dup(reader.fileno()))
 
 
 def test_packets_wait_for_the_next_reader(namespace: Make) -> None:
-    """What nobody read is read; what was read and not answered is known by its last id."""
+    """Unread packets are read; the last id shows which were read without a verdict."""
     inside = namespace("q")
     queue_udp(inside, bypass=False)
     with Datagrams(inside) as udp, inside.entered():
@@ -154,7 +154,7 @@ def test_packets_wait_for_the_next_reader(namespace: Make) -> None:
 
 
 def test_the_socket_of_another_queue_is_closed(namespace: Make) -> None:
-    """And one that cannot be seen to own the queue gives it up."""
+    """A socket that does not verifiably own the queue is closed too."""
     inside = namespace("q")
     with inside.entered():
         with QueueReader(QUEUE + 1) as other:
@@ -233,7 +233,7 @@ def test_checksum_as_the_kernel_knows_it(namespace: Make) -> None:
 
 
 def test_super_packets_come_whole(namespace: Make) -> None:
-    """The flag GSO is set: conntrack judged the super-packet, so do we."""
+    """With the flag GSO the guard judges the super-packet, as conntrack did."""
     inside = namespace("q")
     inside.run(
         *("iptables", "-t", "mangle", "-A", "OUTPUT", "-p", "tcp", "--dport", "5001"),
@@ -296,7 +296,7 @@ def test_fail_open_can_be_switched(namespace: Make) -> None:
 
 
 def test_overrun_of_the_socket_is_counted(namespace: Make) -> None:
-    """ENOBUFS neither ends the reading nor costs a packet that was delivered its verdict."""
+    """ENOBUFS does not end reading, and every packet that was delivered gets its verdict."""
     inside = namespace("q")
     queue_udp(inside)
     with (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The running kernel is asked for its rules."""
+"""The running kernel is probed for its rules."""
 
 import json
 import platform

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The table of answers is what our own conntrack makes of the same packets."""
+"""The table of results equals those of our own conntrack for the same packets."""
 
 from dataclasses import fields, replace
 
@@ -23,7 +23,7 @@ GENERATIONS = pytest.mark.parametrize(
 
 
 def answer_of(kernel: KernelRules, index: int, question: Question) -> str:
-    """What a kernel with these rules answers."""
+    """The result of a kernel with these rules."""
     table = FlowTable(kernel, Sysctls())
     letters = ""
     for segment in question.segments:
@@ -80,7 +80,7 @@ def test_a_known_generation_is_recognised(kernel: KernelRules) -> None:
     ],
 )
 def test_a_mixture_is_put_together(base: str, changes: dict[str, bool]) -> None:
-    """As of a vendor that took some changes over and others not."""
+    """As of a vendor that has backported only some changes."""
     mixed = replace(KERNELS[base], name=LIVE, **changes)
     found = recognise(answers_of(mixed))
     assert answers_of(found.rules) == answers_of(mixed)
