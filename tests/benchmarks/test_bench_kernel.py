@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The bench as a command: what it says when it cannot, and what it leaves behind."""
+"""The benchmark as a command: its errors, and its cleanup."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def bench(*words: str) -> list[str]:
 
 
 def namespaces(pid: int) -> list[str]:
-    """Those that a process has made; their names hold its id."""
+    """The namespaces that a process has made, whose names contain its id."""
     listed = subprocess.run(["ip", "netns"], check=True, capture_output=True, text=True).stdout
     return [line.split()[0] for line in listed.splitlines() if f"-{pid}-" in line]
 

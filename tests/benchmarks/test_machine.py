@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the benches read of the machine while its processes come and go."""
+"""The benchmark's readings of the machine while processes start and end."""
 
 import subprocess
 from pathlib import Path
@@ -10,7 +10,7 @@ from benchmarks import machine
 
 
 def test_a_process_may_end_before_its_name_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no thread for softirqs, and those are found all the same."""
+    """It does not count as a softirq thread, and those are still found."""
     expected = machine.softirq_threads()
     child = subprocess.Popen(["sleep", "60"])
     read = Path.read_text

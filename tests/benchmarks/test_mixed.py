@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The capture of the replay's benchmark is the same in each run, and holds what it says."""
+"""The capture of the replay's benchmark is the same in each run, and has the stated content."""
 
 import io
 from pathlib import Path

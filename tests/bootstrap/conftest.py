@@ -23,7 +23,7 @@ class Tree:
     """A scratch copy of what bootstrap.sh reads, and runs of it."""
 
     def __init__(self, root: Path) -> None:
-        """Lay the tree out in `root`, which does not exist yet."""
+        """Create the tree in `root`, which does not exist yet."""
         self.root = root
         shutil.copytree(Path(__file__).with_name("stubs"), root / "stubs")
         shutil.copy(_ROOT / "bootstrap.sh", root)
@@ -75,7 +75,7 @@ class Tree:
         )
 
     def installed(self) -> list[str]:
-        """The calls of pip that the present .venv has seen; empty where it does not run."""
+        """The calls of pip in the current .venv; empty if it does not run."""
         script = (
             "import sysconfig; print(open(sysconfig.get_path('purelib') + '/installed.txt').read())"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bootstrap.sh: a .venv that fits, whatever an earlier run has left."""
+"""bootstrap.sh makes a .venv that fits, whatever an earlier run has left."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def two_interpreters() -> tuple[str, str]:
 
 
 def test_other_interpreter(tree: Tree) -> None:
-    """A .venv of another interpreter is made anew; nothing of the old one is mixed in."""
+    """A .venv of another interpreter is made anew, without anything of the old one."""
     old, new = two_interpreters()
     assert tree.bootstrap(python=old).returncode == 0
     result = tree.bootstrap(python=new)
@@ -128,7 +128,7 @@ def test_changed_requirements(tree: Tree) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted(tree: Tree, number: signal.Signals) -> None:
-    """A half-made .venv is never taken for a finished one, however its making was ended."""
+    """An unfinished .venv is never taken for a finished one, however its creation ended."""
     (tree.root / "hold").touch()
     running = subprocess.Popen(
         tree.command(),
@@ -155,7 +155,7 @@ def test_interrupted(tree: Tree, number: signal.Signals) -> None:
 
 
 def test_failed_upgrade_is_not_finished(tree: Tree) -> None:
-    """A finished .venv whose packages could not be brought up to date is finished no more."""
+    """A finished .venv whose packages could not be upgraded counts as unfinished."""
     assert tree.bootstrap().returncode == 0
     tree.constrain("impossible")
     assert tree.bootstrap().returncode != 0
@@ -190,7 +190,7 @@ def test_disk_full(tree: Tree) -> None:
 
 @pytest.mark.kernel
 def test_root_gives_back(tree: Tree) -> None:
-    """What root has made in a user's tree is the user's, who goes on with it without a word."""
+    """Files that root has made in a user's tree belong to the user, who can go on with them."""
     tree.give_to(USER)
     assert tree.bootstrap(python=SYSTEM_PYTHON).returncode == 0
     assert tree.belongs_to(USER)

@@ -25,7 +25,7 @@ PACKETS = [
 
 
 def sums(octets: bytes) -> list[int]:
-    """Of the IP header and of what it carries, modulo 0xFFFF: 0 where the checksum is right."""
+    """The sums of the IP header and of its payload, modulo 0xFFFF: 0 if the checksum is right."""
     packet = decode(octets)
     assert isinstance(packet, Packet)
     body = octets[packet.l4_offset :]
@@ -85,7 +85,7 @@ def test_a_flow_stays_a_flow() -> None:
 
 @pytest.mark.parametrize("cut", [24, 30, 36, 37, 39])
 def test_headers_that_are_cut(cut: int) -> None:
-    """What is there is changed; of a packet that cannot be decoded only the IP header is left."""
+    """Captured parts are changed; of a packet that cannot be decoded only the IP header is kept."""
     octets = tcp(A4, B4, 1, 2, 0)[:cut]
     found = KEY.packet(octets)
     assert A4 not in found

@@ -112,7 +112,7 @@ def test_any_octets(linktype: int, octets: bytes) -> None:
     ],
 )
 def test_no_packet_below_sessions_and_labels(frame: bytes) -> None:
-    """Discovery and control frames, a stack of labels without an end, and what is no IP."""
+    """Discovery and control frames, an endless stack of labels, and other protocols than IP."""
     assert links.LINKS[links.ETHERNET](frame) == links.NO_PACKET
 
 

@@ -100,7 +100,7 @@ def test_pcapng(write: Callable[..., str], order: str) -> None:
 
 @pytest.mark.parametrize("offset", [-(1 << 63), 0, (1 << 63) - 1])
 def test_pcapng_with_times_that_no_calendar_has(write: Callable[..., str], offset: int) -> None:
-    """Such a frame has the time of the one before it."""
+    """Such a frame gets the time of the one before it."""
     file = (
         made.section()
         + made.interface(1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Packets inside packets are found, counted, and followed on wish."""
+"""Packets inside packets are found and counted, and followed if requested."""
 
 import json
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_followed_on_wish(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Outer and inner packets have entries of their own; the frame is that of both."""
+    """Outer and inner packets have separate entries, and the same frame number."""
     path = tunnelled(tmp_path)
     assert main(["replay", path, "--decapsulate", "--format", "json"]) == 0
     (row,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -217,7 +217,7 @@ def test_events_of_other_versions(reader: str, shown_of: Callable[[str, bytes], 
 def test_truncated_events(
     reader: str, packed: bool, shown_of: Callable[[str, bytes], Shown]
 ) -> None:
-    """What there is counts, and what is missing is said."""
+    """Events that are there count, and the missing part is reported."""
     whole = lines_of(event(seq=number) for number in range(2000))
     told = "".join(shown_of(reader, gzip.compress(whole)[:-200] if packed else whole[:-200]))
     assert "not read to the end" in told if packed else "skipped 1 line" in told

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Names of ours in a directory that others write too: what they plant there is not written to."""
+"""Output in a directory that other users may write: files planted there are not written to."""
 
 import os
 import stat

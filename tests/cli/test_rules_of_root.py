@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What root installs for a daemon that may not change its rules."""
+"""The rules that root installs for a daemon that may not change them."""
 
 import json
 import socket
@@ -60,7 +60,7 @@ def inside(namespace: Callable[[str], Namespace]) -> Namespace:
 def test_the_rules_of_the_new_mode(
     inside: Namespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With `mode` and `reload`; each names what is left to do, which is nothing."""
+    """`mode` and `reload` install them, so nothing is left to do."""
     given = msgspec.to_builtins(Settings(mode=Mode.ENFORCE, fail_mode="closed", backend="legacy"))
     given |= {"queue": 11}
     path = tmp_path / "s"

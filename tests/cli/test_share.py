@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Man pages and completion are those of the code, and real programs take them."""
+"""Man pages and completion equal those of the code, and real programs accept them."""
 
 import os
 import pty
@@ -111,7 +111,7 @@ def told(terminal: int, keys: str, expected: str) -> None:
             said += os.read(terminal, 65536).decode(errors="replace")
 
 
-# What is typed with a tab after it, and the words that the command gets.
+# The typed words, followed by a tab, and the words that are completed.
 TYPED = [
     ("statu", "<status>"),
     ("mode --form", "<mode> <--format>"),

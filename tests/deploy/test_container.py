@@ -21,7 +21,7 @@ def test_lines_are_joined() -> None:
 
 
 def test_what_is_copied_is_there() -> None:
-    """And all that the package consists of: its links lead to what is copied too."""
+    """The whole package is copied, and the files that its links lead to."""
     copied = set()
     for word, rest in instructions(_TEXT):
         if word == "COPY" and "--from=" not in rest:
@@ -46,7 +46,7 @@ def test_readme_names_the_version() -> None:
 
 
 def test_the_profile_allows_what_the_unit_does() -> None:
-    """A later systemd may know more system calls than the one that it was written with."""
+    """A later systemd may know more system calls than the one that wrote the profile."""
     profile = json.loads(PROFILE.read_text(encoding="ascii"))
     (rule,) = profile["syscalls"]
     assert (profile["defaultAction"], rule["action"]) == ("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Debian's Prometheus scrapes a guard under traffic; each query of the dashboard is held to it.
+"""Debian's Prometheus scrapes a guard under traffic, and each query of the dashboard is checked.
 
-Conntrack, the queue, the daemon and Prometheus are those of one network namespace. The test makes
-the packets, so it knows the value of each query.
+Conntrack, the queue, the daemon and Prometheus are in one network namespace. The test sends the
+packets, so it knows the result of each query.
 """
 
 import json
@@ -300,7 +300,7 @@ def test_a_query_has_the_value_of_what_was_sent(scraped: Prometheus, panel: dict
 
 
 def test_every_rule_can_be_evaluated(scraped: Prometheus) -> None:
-    """And nothing is wrong with a guard that does its work."""
+    """Only the alert about escaped packets fires."""
 
     def rules() -> list[dict[str, Any]]:
         return [rule for group in scraped.get("rules")["groups"] for rule in group["rules"]]

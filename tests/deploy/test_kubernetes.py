@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The manifests for Kubernetes say what the daemon, its configuration and its metrics are.
+"""The manifests for Kubernetes agree with the daemon, its configuration and its metrics.
 
 `test_kubernetes_kernel.py` runs their containers.
 """
@@ -189,7 +189,7 @@ def test_alerts_name_the_job_that_the_monitor_gives() -> None:
 
 
 def test_privileges_are_few() -> None:
-    """Those that are there are needed, as `test_kubernetes_kernel.py` shows."""
+    """Each privilege is needed, as `test_kubernetes_kernel.py` shows."""
     added: dict[str, set[Any]] = {}
     for container in containers():
         context = container.security_context

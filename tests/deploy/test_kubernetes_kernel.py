@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The containers of the manifests run here, with the root, volumes and capabilities of those.
+"""Runs the containers of the manifests, with their root, volumes and capabilities.
 
-There is no cluster: `tests/support/pod.py` says what is done in its place. Where this kernel or the
+There is no cluster: `tests/support/pod.py` describes the replacement. Where this kernel or the
 tests differ from a node, the configuration is changed below.
 """
 
@@ -82,7 +82,7 @@ def pod_of(
 def running(
     pod: Pod, space: Namespace, container: dict[str, Any], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A container that serves until the end of the block."""
+    """A container that runs until the end of the block."""
     with log.open("wb") as out:
         process = subprocess.Popen(space.argv(pod.argv(container)), stdout=out, stderr=out)
     try:

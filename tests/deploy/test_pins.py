@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What an installation takes is pinned by hashes."""
+"""The dependencies of an installation are pinned by hash."""
 
 import re
 import shutil

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The page of the fleet has the figures of its record, and names what there is."""
+"""The page of the fleet has the figures of its record, and names existing series and settings."""
 
 import json
 import re

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The pages of the documentation: their links lead somewhere, and what they say to type works."""
+"""The pages of the documentation: links resolve, and commands and configurations work."""
 
 import argparse
 import importlib
@@ -26,7 +26,7 @@ from tests.support import site_pages
 TREE: Final = site_pages.TREE
 _BLOCK: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PROGRAM: Final = "nfq-guard"
-# The page's own words stand in for something.
+# Placeholders of the page.
 _FORMS: Final = re.compile(r"[A-Z]{3,}|\.\.\.|\||\[")
 
 
@@ -43,7 +43,7 @@ def blocks(language: str) -> Iterator[tuple[str, str]]:
 
 
 def commands() -> Iterator[str]:
-    """Each call of the program, without what stands before and behind it on its line."""
+    """Each call of the program, without the rest of its line."""
     for _, text in blocks("sh"):
         for line in text.replace("\\\n", " ").splitlines():
             for part in re.split(r" \| | > | && ", line):

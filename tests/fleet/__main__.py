@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Feeds a Prometheus with as many synthetic nodes as fit: `make fleet`, about two minutes, as root.
+"""Feeds a Prometheus with synthetic nodes: `make fleet`, about two minutes, as root.
 
-A guard under packets of each reason has the exposition of one node, and an event of it its size. A
-server here gives that exposition to Prometheus, for each number of nodes, with counters that grow.
-What Prometheus says of itself and the time of the queries of the dashboard are printed as JSON, or
-written into docs/fleet.md.
+A guard that has judged packets of each reason gives the exposition of one node and the size of an
+event. A server presents that exposition to Prometheus for each number of nodes, with growing
+counters. The metrics of Prometheus itself and the times of the dashboard's queries are printed as
+JSON, or written into docs/fleet.md.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from tests.support.trace import PLACES, Ends, parse
 
 _GUARD: Final = "127.0.0.1:9477"
 _SCRAPE_S: Final = 10
-# Lines of counters; what else there is stays the same.
+# Lines of counters; other values stay the same.
 _COUNTER: Final = re.compile(
     rb"^(nfq_guard_\w+_(?:total|count|bucket|sum)(?:\{[^}]*\})? )(\d+)\b", re.MULTILINE
 )
-# What the rules of the fleet save a view of all nodes.
+# A query that the recording rules of the fleet replace.
 _EVERYTHING: Final = "sum by (reason) (rate(nfq_guard_judged_packets_total[5m]))"
 _FLEET: Final = re.compile(r"record: (job\w*:\S+)")
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The figures of docs/fleet.md: what was measured, and what follows for other sizes."""
+"""The figures of docs/fleet.md: measurements, and computed values for other sizes."""
 
 import json
 from collections.abc import Iterator

@@ -128,7 +128,7 @@ def test_presets(preset: str, nat: bool, expected: bool) -> None:
 
 
 def test_without_a_window_a_stuck_flow_may_pass() -> None:
-    """What the kernel's log has of one packet it may lack of the next."""
+    """The kernel's log may have a text about one packet and none about the next."""
     for evidence in (Evidence.CTNETLINK, Evidence.KERNEL_LOG):
         assert not offloadable("default", nat=True, evidence=evidence)
         assert offloadable("strict", nat=True, evidence=evidence)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Builds, tests and installs the tree on other releases of Debian: `make releases`, as root.
 
-Each release brings a Python of its own. In a root of it, what `make deb` does builds the wheels and
-the package, and the tests without the kernel and those of the compiled modules run. Then the
-package and the wheels are installed on its systemd, in namespaces, in a second root that has no
-compiler.
+Each release has its own version of Python. In a root of the release, the steps of `make deb` build
+the wheels and the package, and the tests without the kernel and those of the compiled modules run.
+Then the package and the wheels are installed on its systemd, in namespaces, in a second root
+without a compiler.
 
 Roots, a copy of the tree and the log stay in the folder RELEASES_DIR, by default
 ~/.cache/nfq-guard/releases.
@@ -25,9 +25,9 @@ from tests.support.chroot import run_in
 _TREE: Final = Path(__file__).parents[2]
 _PLACE: Final = "~/.cache/nfq-guard/releases"
 _SUITES: Final = ("trixie", "forky")
-# Of all of them; an older debootstrap does not know the names of later ones.
+# Used for every release, as an older debootstrap does not know the names of later ones.
 _SCRIPT: Final = "/usr/share/debootstrap/scripts/sid"
-# Packages are signed all the same; a release that is not stable yet expires in a week.
+# Packages are still verified; the lists of a release that is not stable yet expire in a week.
 _MIRROR: Final = 'Acquire::Check-Valid-Until "false";\n'
 # As on a host of that release: systemd, and what the package depends on.
 _MACHINE: Final = (
@@ -71,7 +71,7 @@ class Release:
         self._tree = self._folder / "tree"
 
     def run(self, steps: tuple[str, ...] | list[str]) -> None:
-        """Take the steps; the first that fails ends this program."""
+        """Run the steps; the first failure ends this program."""
         self._folder.mkdir(parents=True, exist_ok=True)
         self._log.write_bytes(b"")
         self._make_roots()
@@ -116,7 +116,7 @@ class Release:
         made.write_text(wanted, encoding="ascii")
 
     def _copy_tree(self) -> None:
-        """What git has of this tree, with its changes; .venv and build/ of the last time stay."""
+        """Copy what git has of this tree, with its changes; .venv and build/ of the copy stay."""
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=_TREE, check=True, capture_output=True,
@@ -148,7 +148,7 @@ class Release:
         )
 
     def _install(self) -> None:
-        """By this host's pytest, on the machine."""
+        """Run the tests of installation on the machine, by this host's pytest."""
         subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "tests/systemd/deb.py", "tests/systemd/pip.py"],
             cwd=self._tree,

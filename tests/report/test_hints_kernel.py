@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Each hint, where its cause is produced: a guard over the live kernel's conntrack.
+"""Each hint is found when its cause is produced, with a guard on the live kernel's conntrack.
 
-A cause has a port of its own, and the hints are those of its events alone.
+Each cause has its own port, and the hints are those of its events alone.
 """
 
 import io

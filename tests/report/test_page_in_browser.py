@@ -260,7 +260,7 @@ def test_hostile_texts_stay_texts(browser: Browser, tmp_path: Path) -> None:
 
 
 def test_what_the_policy_of_the_page_is_for(browser: Browser, page: Path, tmp_path: Path) -> None:
-    """Markup that got in all the same would not run."""
+    """Injected markup would not run."""
     taken = tmp_path / "taken.html"
     text = page.read_text(encoding="utf-8")
     taken.write_text(text.replace("<h1>", f"{NASTY}<h1>"), encoding="utf-8")

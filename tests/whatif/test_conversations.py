@@ -43,7 +43,7 @@ def test_lived_on_later() -> None:
 
 
 def test_late_reset_of_a_living_flow() -> None:
-    """A connection that is reset minutes later was not reset because of this packet."""
+    """An RST minutes later was not caused by this packet."""
     story = Recording().judged(0, "a").saw(1).judged(2, "b").saw(RESET_WITHIN_S + 1, rst=True)
     assert story.end() == {"a": Fate.LIVED, "b": Fate.RESET}
 

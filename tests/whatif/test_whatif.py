@@ -139,7 +139,7 @@ def test_what_observe_would_miss(capsys: pytest.CaptureFixture[str], events: Pat
 
 
 def test_drops_that_were_carried_out(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """A flow that lives on although its packet was dropped confirms the drop."""
+    """A flow that continues although its packet was dropped confirms the drop."""
     path = tmp_path / "events.jsonl"
     lines = [_event(n, **TRANSLATED, verdict="drop", count=2) for n in range(2)]
     path.write_bytes(b"\n".join(lines))
