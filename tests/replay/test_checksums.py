@@ -39,7 +39,7 @@ BROKEN = with_checksum(0xBEEF)
 
 
 def judge(mode: ChecksumMode, *packets: bytes) -> list[bool | None]:
-    """What each checksum is in the end, without anything acknowledged."""
+    """The final judgment of each checksum, without any acknowledgement."""
     checksums = ChecksumJudge(mode)
     answers: list[bool | None] = []
     suspects: list[Suspect | None] = []
@@ -82,7 +82,7 @@ def test_snapped_cannot_be_told() -> None:
 
 
 def forms() -> list[bytes]:
-    """Wrong sums as offload leaves them: without the length, 0, in a long packet, with length 0."""
+    """Wrong sums as left by offload: without the length, 0, in a long packet, with length 0."""
     words = sum([0x0A00, 0x0001, 0x0A00, 0x0002, 6])
     long = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / bytes(3000))
     without_length = bytearray(with_checksum(0xBEEF, long[:1000]))
@@ -97,12 +97,12 @@ def forms() -> list[bytes]:
 
 @pytest.mark.parametrize("form", range(4))
 def test_forms_of_offload(form: int) -> None:
-    """Forgiven, whatever else the source sends."""
+    """They are unfinished, whatever else the source sends."""
     assert judge(ChecksumMode.AUTO, *[GOOD] * 9, forms()[form]) == [*[True] * 9, None]
 
 
 def test_long_packets_with_right_sums() -> None:
-    """A source that finishes them is no offloading one: a jumbo frame can be broken too."""
+    """A source that finishes them does not offload: a jumbo frame can be broken too."""
     long = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP() / bytes(3000))
     packets = [*[long] * 9, with_checksum(0xBEEF, long)]
     assert judge(ChecksumMode.AUTO, *packets) == [*[True] * 9, False]
@@ -145,7 +145,7 @@ def test_acknowledged_segment_was_whole() -> None:
 
 
 def test_repeated_segment_was_broken() -> None:
-    """The receiver threw it away; the sender sent it again."""
+    """The receiver discarded it, and the sender retransmitted it."""
     talk = download()
     talk.server("A", 5001, 1, length=1000)
     harmed(talk)
@@ -166,7 +166,7 @@ def unfinished(talk: Conversation) -> None:
 
 
 def syns(count: int = 3) -> Conversation:
-    """SYNs whose checksums nothing finished, by all that the file shows."""
+    """SYNs whose checksums are unfinished in the whole file."""
     talk = Conversation()
     for _ in range(count):
         talk.client("S", 0, win=65000, wait=1.0)
@@ -185,7 +185,7 @@ def test_unanswered_syns_may_be_at_the_sender_or_broken_at_the_receiver() -> Non
 
 
 def test_answered_syn_was_whole() -> None:
-    """Whatever answers, an RST too; or its sender goes on, where it alone is in the file."""
+    """Any answer proves it, also an RST, or its sender continues, if alone in the file."""
     talk = syns()
     talk.server("SA", 0, 1, win=65000)
     assert counts(talk) == (3, 0, 0, 0)
@@ -271,7 +271,7 @@ def tunnelled(tunnel: Layer, inside: bytes) -> bytes:
     ids=["vxlan", "geneve"],
 )
 def test_outer_checksum_that_the_inner_one_will_complete(tunnel: Layer) -> None:
-    """Linux leaves it so in a tunnel's datagrams, of a host that finishes those of others."""
+    """Linux leaves it so in a tunnel's datagrams, also on a host that finishes others."""
     plain = bytes(IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=9, dport=53) / b"hello")
     answers = judge(
         ChecksumMode.AUTO,
@@ -290,7 +290,7 @@ def with_header_sum(octets: bytes, field: bytes) -> bytes:
 
 
 def test_broken_ip_header_reaches_no_rule() -> None:
-    """The IP layer throws it away; it is not INVALID."""
+    """The IP layer discards it; it is not INVALID."""
     talk = download()
     talk.server("A", 5001, 1, length=1000)
     talk.frames[-1].octets = with_header_sum(talk.frames[-1].octets, b"\x12\x34")
@@ -313,7 +313,7 @@ def test_broken_ip_header_that_fits_no_flow() -> None:
 
 @pytest.mark.parametrize("place", range(7))
 def test_header_sum_of_a_segment_that_arrived(place: int) -> None:
-    """A tool left it behind: the receiver acknowledged what it would have lost."""
+    """A tool made it: the receiver acknowledged data that it would have discarded."""
     talk = Conversation()
     talk.open()
     for start in (1, 1001):
@@ -345,7 +345,7 @@ def test_acknowledgement_that_the_capture_lists_before_the_data() -> None:
 
 
 def test_headers_of_a_host_whose_segments_arrive() -> None:
-    """Where one segment of it arrived, so did the acknowledgements before it."""
+    """If one of its segments arrived, its earlier acknowledgements did too."""
     talk = Conversation()
     talk.open()
     talk.client("A", 1, 1)
@@ -361,7 +361,7 @@ def test_headers_of_a_host_whose_segments_arrive() -> None:
 
 
 def test_header_sums_that_a_tool_left_behind() -> None:
-    """Wrong in most packets: the addresses were rewritten. And 0 is left to the NIC."""
+    """Wrong in most packets, as addresses were rewritten; 0 is left to the NIC."""
     for field in (b"\x12\x34", b"\0\0"):
         talk = download()
         for frame in talk.frames:
@@ -380,7 +380,7 @@ def test_ignored_sums_are_those_of_headers_too() -> None:
 
 
 def test_datagram_in_fragments_has_the_headers_of_its_fragments() -> None:
-    """Each is held to its own checksum; that of the whole datagram was never sent."""
+    """Each header has its own checksum; one of the whole datagram was never sent."""
     whole = IP(src="10.0.0.1", dst="10.0.0.2") / UDP(sport=1, dport=2) / Raw(bytes(3000))
     talk = download()
     for part in fragment(whole, 1400):
@@ -399,7 +399,7 @@ def test_datagram_in_fragments_has_the_headers_of_its_fragments() -> None:
 
 
 def test_fragment_whose_header_was_not_captured_whole() -> None:
-    """Its options are behind the end of the frame."""
+    """Its options are beyond the end of the frame."""
     whole = IP(src="10.0.0.1", dst="10.0.0.2", options=[IPOption_NOP()] * 40)
     part = bytes(fragment(whole / UDP(sport=1, dport=2) / Raw(bytes(3000)), 1400)[0])
     for length in (20, 21, 59):
@@ -411,7 +411,7 @@ def test_fragment_whose_header_was_not_captured_whole() -> None:
 
 
 def test_packet_of_length_0_is_yet_to_be_cut() -> None:
-    """The NIC writes the headers of its segments: neither sum of this one says anything."""
+    """The NIC writes the headers of its segments, so neither sum of this packet counts."""
     talk = download()
     whole = talk.frames[-1].octets
     talk.frames[-1].octets = with_header_sum(whole[:2] + b"\0\0" + whole[4:], b"\x12\x34")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`nfq-guard replay` as people and programs call it."""
+"""`nfq-guard replay` with text and JSON output."""
 
 import json
 import re
@@ -188,7 +188,7 @@ def test_write_links_a_reset(
 
 
 def test_write(capture: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Just the shown packets, as they were."""
+    """Exactly the shown packets, unchanged."""
     target = tmp_path / "shown.pcapng"
     main(["replay", "--write", str(target), capture])
     main(["replay", "--write", str(target), capture])
@@ -235,7 +235,7 @@ def test_several_files(
 
 
 def test_cut_capture(capture: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Replayed up to the cut, with a warning, and that is fine."""
+    """It is replayed up to the cut, with a warning and status 0."""
     path = Path(capture)
     path.write_bytes(path.read_bytes()[:-10])
     assert main(["replay", "--summary", capture]) == 0
@@ -295,7 +295,7 @@ def test_unwritable_file(capture: str, capsys: pytest.CaptureFixture[str], optio
 
 
 def test_timeouts(talk: Conversation, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A shorter timeout forgets the flow before its FIN comes."""
+    """With a shorter timeout the entry expires before the FIN arrives."""
     talk.client("FA", 1, 101, wait=100)
     name = talk.save(tmp_path / "late.pcap")
     assert len(objects(capsys, name)) == 1

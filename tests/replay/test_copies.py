@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Frames that show a packet again are judged once, and translations are joined."""
+"""Packets that several frames show are judged once, and translations are joined."""
 
 import json
 import struct
@@ -33,7 +33,7 @@ def cooked(octets: bytes, kind: int) -> bytes:
 
 
 def rewritten(octets: bytes, *, src: bytes | None = None, dst: bytes | None = None) -> bytes:
-    """As a router sends it on, one hop later; `numbered` mends the checksum of the header."""
+    """As a router forwards it, one hop later; `numbered` updates the header checksum."""
     packet = bytearray(octets)
     packet[8] -= 1
     packet[12:16] = src or packet[12:16]
@@ -46,7 +46,7 @@ def numbered(octets: bytes, identification: int) -> bytes:
 
 
 def summed(octets: bytes) -> bytes:
-    """With the right checksum in its IPv4 header."""
+    """The packet with a correct checksum in its IPv4 header."""
     words = struct.unpack("!10H", octets[:10] + b"\0\0" + octets[12:20])
     total = sum(words)
     total = (total & 0xFFFF) + (total >> 16)
@@ -55,7 +55,7 @@ def summed(octets: bytes) -> bytes:
 
 
 class AnyCapture:
-    """A capture on `any` of a host that forwards, and translates where it is told to."""
+    """A capture on `any` of a host that forwards, and translates if requested."""
 
     def __init__(self) -> None:
         self.frames: list[Frame] = []
@@ -66,7 +66,7 @@ class AnyCapture:
         self.frames.append(Frame(number, time_ns, SLL, len(packet), packet, 0))
 
     def pass_on(self, frame: Frame, octets: bytes) -> None:
-        """The packet comes in as `frame` has it and leaves as `octets`."""
+        """The packet arrives as `frame` and leaves as `octets`."""
         self.show(numbered(frame.octets, frame.number), frame.time_ns, INCOMING)
         self.show(numbered(octets, frame.number), frame.time_ns + 20_000, OUTGOING)
 
@@ -176,7 +176,7 @@ def test_masquerading_router() -> None:
 
 @pytest.mark.parametrize("times", [2, 3])
 def test_bridge_or_mirror_port(times: int) -> None:
-    """Each packet several times in the same place, to its end."""
+    """Each packet is captured several times in the same place, throughout the file."""
     talk = talk_of_service()
     talk.client("FA", 19, 1501)
     talk.server("FA", 1501, 20)
@@ -214,7 +214,7 @@ def test_mirror_of_packets_without_identification(zero: bool) -> None:
 
 
 def test_repeated_acknowledgements_without_identification_are_no_mirror() -> None:
-    """A receiver asks for one lost segment again and again."""
+    """A receiver acknowledges the data before a lost segment again and again."""
     talk = Conversation(family=6)
     talk.open()
     for start in range(1, 5_001, 1000):
@@ -231,7 +231,7 @@ def test_repeated_acknowledgements_without_identification_are_no_mirror() -> Non
 
 
 def test_repetition_by_the_network_is_judged() -> None:
-    """One packet that comes twice is not a property of the capture."""
+    """One packet that arrives twice is not an artefact of the capture."""
     talk = talk_of_service()
     for _ in range(3):
         talk.server("PA", 10_000_000, 19, length=31, wait=0.001)
@@ -344,7 +344,7 @@ def test_policy_line_says_what_is_assumed(
 
 
 def test_one_way_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A probe that nobody answers is not one of them."""
+    """An unanswered probe does not count as such a flow."""
     talk = talk_of_service()
     talk.frames = [frame for frame in talk.frames if frame.octets[12:16] == CLIENT]
     probe = Conversation(sport=40001)

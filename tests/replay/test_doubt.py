@@ -74,7 +74,7 @@ def test_swapped_neighbours_of_other_kinds(kinds: tuple[str, ...], keeps_times: 
 
 @pytest.mark.parametrize("share", [0.005, 0.02, 0.05, 0.1])
 def test_lost_frames(share: float) -> None:
-    """What frames that the capture lost make INVALID is in doubt, all of it."""
+    """Every finding that is due to frames that the capture lost is in doubt."""
     found = [
         outcome for seed in range(12) for outcome in invalid(without(traffic(seed), share, seed))
     ]
@@ -107,7 +107,7 @@ def test_filtered_to_opening_and_end() -> None:
 
 
 def stray(talk: Conversation) -> None:
-    """A segment that a kube-proxy node sees: far outside, and answered with an RST."""
+    """A segment on a kube-proxy node, far outside the window and answered with an RST."""
     talk.server("PA", 10_000_000, 19, length=31)
     talk.client("R", 19)
 
@@ -179,7 +179,7 @@ def test_stray_stays_a_fact_where_frames_are_missing() -> None:
 
 
 def test_wrong_acknowledgement_is_a_fact() -> None:
-    """Its sender goes back behind it, which a receiver does not do."""
+    """Its sender acknowledges less afterwards, which a receiver never does."""
     talk = conversation()
     talk.client("A", 19, 3001)
     for start in range(1001, 8001, 1000):

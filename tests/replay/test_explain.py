@@ -94,7 +94,7 @@ def test_bounds_as_objects(talk: Conversation, explains: Explains) -> None:
 def test_late_retransmission(
     talk: Conversation, explains: Explains, kernel: str, word: str
 ) -> None:
-    """The answer of each generation stands in every explanation."""
+    """Every explanation has the result of each generation."""
     for start in range(10_001, 90_001, 1000):
         talk.server("A", start, 101, length=1000)
         talk.client("A", 101, start + 1000)
@@ -135,7 +135,7 @@ def test_overshoot(talk: Conversation, explains: Explains) -> None:
 def test_an_inexact_rst(
     talk: Conversation, explains: Explains, kernel: str, timeout_s: int
 ) -> None:
-    """In the window, but not at the acknowledged number: the flow stays, its entry ends soon."""
+    """In the window, but not at the acknowledged number: the flow stays, with a short timeout."""
     talk.server("R", 10_501)
     text = " ".join(explains.text(talk, "--kernel", kernel).split())
     assert "ESTABLISHED: all bounds hold. Conntrack does not close the flow" in text
@@ -148,7 +148,7 @@ def test_an_inexact_rst(
 def test_what_follows_an_inexact_rst(
     talk: Conversation, explains: Explains, wait: int, word: str
 ) -> None:
-    """What the explanation of the RST says is what the next packet finds."""
+    """The next packet finds what the explanation of the RST says."""
     talk.server("R", 10_501)
     talk.client("FA", 101, 10_001, wait=wait)
     assert explains.text(talk).splitlines()[0].endswith(word)
@@ -228,7 +228,7 @@ def test_expired_entry(talk: Conversation, explains: Explains) -> None:
 
 
 def test_hints_at_what_is_behind_it(talk: Conversation, explains: Explains) -> None:
-    """By all INVALID packets of the flow, before and after the one that is explained."""
+    """From all INVALID packets of the flow, before and after the explained one."""
     talk.server("R", 10_001)
     for _ in range(12):
         talk.server("FA", 10_001, 101, wait=20)
@@ -363,7 +363,7 @@ def test_any_frame_can_be_explained(
     number: int,
     kernel: str,
 ) -> None:
-    """Whatever the octets are; both formats, no line too long."""
+    """Any octets, in both formats, without a line that is too long."""
     talk = Conversation(server_isn=2**31 - 2)
     talk.open()
     for start in range(1, 3001, 1000):

@@ -47,7 +47,7 @@ def test_a_flow_from_its_beginning_to_its_end(
 def test_a_flow_that_goes_on_after_its_entry_is_gone(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not one packet is INVALID, yet this is where a host that translates breaks the flow."""
+    """No packet is INVALID, but here a translating host would break the flow."""
     talk = Conversation()
     talk.open()
     talk.client("PA", 1, 1, length=10, wait=6 * _DAY)

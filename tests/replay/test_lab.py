@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Captures of lab runs, replayed: the same packets INVALID as the live kernel counted."""
+"""Replays captures of lab runs: the same packets are INVALID as on the live kernel."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ class Lab:
         self._capsys = capsys
 
     def run(self, scenario: str) -> int:
-        """How many packets the kernel called INVALID."""
+        """Run it; returns how many packets the kernel called INVALID."""
         words = ["lab", "run", scenario, "--mitigation", "none", "--pcap", str(self._folder)]
         main([*words, "--format", "json"])
         counted: int = json.loads(self._capsys.readouterr().out)["invalid"]
@@ -39,7 +39,7 @@ def lab(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Lab:
 
 
 def test_asymmetric_route(lab: Lab) -> None:
-    """The router sees one half; each packet behind the SYN is INVALID to both."""
+    """The router sees one direction; each packet after the SYN is INVALID in both."""
     counted = lab.run("asymmetric")
     invalid = lab.replay("asymmetric", "router")
     assert len(invalid) == counted > 0
@@ -49,8 +49,8 @@ def test_asymmetric_route(lab: Lab) -> None:
 def test_reply_that_escapes_its_translation(lab: Lab) -> None:
     """On the pod's link the stray reply is INVALID, and nothing else.
 
-    The kernel counts a second packet there: the client's RST to the pod's own address, which is
-    of no flow to a kernel that translates. The link behind the translation does not show that.
+    The kernel counts a second packet there: the client's RST to the pod's own address, which has
+    no entry on a host that translates. The link after the translation does not show that.
     """
     assert lab.run("kube-proxy-dnat") == 2
     (stray,) = lab.replay("kube-proxy-dnat", "inner")
@@ -60,7 +60,7 @@ def test_reply_that_escapes_its_translation(lab: Lab) -> None:
 
 
 def test_late_retransmission(lab: Lab) -> None:
-    """Kubernetes #74839: INVALID under 5.15, fine under 6.1 and to the kernel that runs here."""
+    """Kubernetes #74839: INVALID under 5.15, valid under 6.1 and on the running kernel."""
     assert lab.run("late-retransmission") == 0
     assert lab.replay("late-retransmission", "inner", "--kernel", "6.1") == []
     (late,) = lab.replay("late-retransmission", "inner", "--kernel", "5.15")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Marks keep their order and stay apart for all numbers."""
+"""Marks keep their order and do not overlap, for all numbers."""
 
 import itertools
 

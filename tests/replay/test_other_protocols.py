@@ -48,7 +48,7 @@ def association() -> list[bytes]:
 
 
 def test_an_association() -> None:
-    """Only the packet of another association is INVALID, and what it is is said."""
+    """Only the packet of another association is INVALID, and is named as such."""
     stray = sctp(B4, A4, 2905, 5000, 8, chunk(0, bytes(20)), chunk(3, bytes(12)))
     outcomes = replayed(*association(), stray, sctp(A4, B4, 5000, 2905, 9, chunk(0, bytes(20))))
     found = [None if one.finding is None else one.finding.reason for one in outcomes]
@@ -66,7 +66,7 @@ def data(tag: int, *, back: bool = False) -> bytes:
 
 
 def found_in(*packets: bytes) -> list[tuple[int, Reason, bool]]:
-    """The findings, each with its place and whether it stands."""
+    """The findings, each with its position and whether it is certain."""
     return [
         (place, one.finding.reason, one.doubted is None)
         for place, one in enumerate(replayed(*packets))
@@ -75,7 +75,7 @@ def found_in(*packets: bytes) -> list[tuple[int, Reason, bool]]:
 
 
 def test_a_packet_of_another_association() -> None:
-    """Its end goes on with the tag of this one, so no handshake is missing."""
+    """Its end continues with the tag of this one, so no handshake is missing."""
     assert found_in(*association(), data(8, back=True), data(7, back=True)) == [
         (4, Reason.BAD_TAG, True)
     ]
@@ -174,7 +174,7 @@ def test_an_association_whose_answer_is_not_where_it_was(order: tuple[int, ...])
 
 
 def test_one_end_of_an_association() -> None:
-    """A host that sees no answers calls its packets INVALID."""
+    """A host that sees no answers calls packets of the association INVALID."""
     packets = association()
     data = sctp(A4, B4, 5000, 2905, 9, chunk(0, bytes(20)))
     found = [one for one in replayed(packets[0], data, data) if one.finding is not None]
@@ -237,7 +237,7 @@ def test_ipv6_headers_that_come_to_no_rule(octets: bytes) -> None:
 
 
 def test_an_ipv6_header_that_states_no_payload() -> None:
-    """Linux takes nothing behind it for part of the packet."""
+    """To Linux nothing after it is part of the packet."""
     whole = udp(A6, B6, 1, 2)
     (outcome,) = replayed(whole[:4] + bytes(2) + whole[6:])
     assert outcome.finding is not None

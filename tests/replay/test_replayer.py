@@ -27,7 +27,7 @@ from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
 from tests.support.conversation import RAW, Conversation
 
-# Where a trace runs in the number space: plain, across 2**32, across 2**31.
+# First sequence numbers of a trace: plain, across 2**32, across 2**31.
 PLACES = [1000, 2**32 - 600, 2**31 - 600]
 
 
@@ -110,7 +110,7 @@ def test_without_a_policy_nothing_is_decided() -> None:
 
 
 def test_frames_without_a_packet() -> None:
-    """Each has a reason of its own, and no ctstate."""
+    """Each has its own reason, and no ctstate."""
     talk = Conversation()
     talk.add(bytes(Ether() / ARP()), 1)
     talk.add(b"\0" * 60, 147)
@@ -193,7 +193,7 @@ def test_replaying_twice_gives_the_same() -> None:
 
 
 def flood(count: int) -> Iterator[list[Frame]]:
-    """SYNs from ever other ports and addresses, in batches."""
+    """SYNs from ever new ports and addresses, in batches."""
     syn = bytearray(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=1, flags="S")))
     for begin in range(0, count, 1000):
         batch: list[Frame] = []
@@ -231,7 +231,7 @@ def test_memory_stays_flat() -> None:
     )
 )
 def test_any_octets(frames: list[tuple[int, bytes, int]]) -> None:
-    """No frame is too strange to be answered for."""
+    """Every frame has an outcome."""
     taken = [
         Frame(number, time_ns, linktype, len(octets), octets, 0)
         for number, (linktype, octets, time_ns) in enumerate(frames, start=1)
@@ -249,7 +249,7 @@ def test_any_octets(frames: list[tuple[int, bytes, int]]) -> None:
     ),
 )
 def test_changed_octets(kernel: KernelRules, changes: list[tuple[int, int, int]]) -> None:
-    """Whatever is INVALID has a reason, and a breach has a distance."""
+    """Every INVALID packet has a reason, and every breach a distance."""
     talk = Conversation()
     talk.open()
     for start in range(1, 5001, 1000):

@@ -59,7 +59,7 @@ def opened(settings: ReplaySettings) -> Replayer:
 
 
 def results(frames: Sequence[Frame], settings: ReplaySettings) -> list[bytes]:
-    """Everything that a replay says."""
+    """All results of a replay."""
     replayer = opened(settings)
     replayer.streams.listing = Listing()
     outcomes = replayer.replay(list(frames)) + replayer.finish()
@@ -77,7 +77,7 @@ def results(frames: Sequence[Frame], settings: ReplaySettings) -> list[bytes]:
 
 
 def assert_alike(frames: Sequence[Frame], settings: ReplaySettings) -> None:
-    """By the shortcut and by the general way, which a watched replay goes."""
+    """Compare the shortcut with the general path, which a watched replay takes."""
     general = results(frames, replace(settings, watched=True))
     assert results(frames, settings) == general
 
@@ -292,7 +292,7 @@ def test_odd_datagrams_go_the_general_way(name: str) -> None:
 
 
 def test_many_flows_are_forgotten_and_learnt_again() -> None:
-    """More directions than the shortcut remembers; the first flow goes on all the while."""
+    """More directions than the shortcut remembers, while the first flow continues."""
     first = datagram(1, 53, b"question")
     frames = [first]
     for number in range(17_000):

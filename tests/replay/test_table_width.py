@@ -12,7 +12,7 @@ from tests.support.conversation import Conversation
 def test_rows_go_on_below_where_the_terminal_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is lost, and nothing is wider than the terminal."""
+    """Nothing is omitted, and nothing is wider than the terminal."""
     talk = Conversation(client_isn=2**32 - 50)
     talk.open()
     talk.client("A", 1, 10_000)

@@ -32,7 +32,7 @@ Ends = tuple[str | None, int | None]
 
 @dataclass(frozen=True)
 class Translation:
-    """What a host makes of the ends of a flow, as its first packet goes; None leaves a part.
+    """A host's translation of the ends of a flow, for its first packet; None leaves a part.
 
     `mss` is written over the option of a SYN, `rewrites_ids` gives each packet that leaves another
     identification.
@@ -94,7 +94,7 @@ def translate(packet: IP | IPv6, how: Translation, *, back: bool) -> None:
 
 
 def mended(packet: IP | IPv6) -> bytes:
-    """With checksums."""
+    """The packet with correct checksums."""
     if packet.version == 4:
         del packet.chksum
     del packet[TCP].chksum
@@ -135,7 +135,7 @@ def routed(talk: Conversation, how: Translation) -> list[Frame]:
 
 
 def _behind(packet: IP | IPv6, how: Translation) -> tuple[str, int, str, int]:
-    """The ends of an answer as it comes to the host."""
+    """The ends of an answer when it arrives at the host."""
     family = packet.version
     host, port = how.destination
     to, to_port = how.source
@@ -241,7 +241,7 @@ def test_refused_connection(kind: str) -> None:
 
 
 def one_sided(frames: list[Frame], kind: int) -> list[Frame]:
-    """What comes in alone, or what goes out."""
+    """Received packets alone, or sent ones."""
     return [frame for frame in frames if frame.octets[1] == kind]
 
 
@@ -261,7 +261,7 @@ def test_both_halves_from_the_middle_of_a_flow(kind: str, family: int, side: int
 
 @pytest.mark.parametrize("bulk", [False, True])
 def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
-    """Each finds its own, also where one end alone sends."""
+    """Each half is joined with its own, also if only one end sends."""
     halves: list[Frame] = []
     for number in range(20):
         talk = Conversation(
@@ -398,7 +398,7 @@ def harmed(octets: bytes, at: int, *, mends: bool) -> bytes:
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("begins", [0, 5])
 def test_a_damaged_address_is_no_translation(begins: int, end: str, mends: bool) -> None:
-    """The flow goes on with both of its tuples, whichever of its packets is damaged."""
+    """The flow continues with both of its tuples, whichever of its packets is damaged."""
     frames = talk_of().frames[begins:]
     for place, frame in enumerate(frames):
         octets = harmed(frame.octets, ENDS[end], mends=mends)
@@ -426,7 +426,7 @@ def test_damaged_addresses_of_a_routed_flow_are_no_translation(end: str, pair: b
 
 
 def test_packets_with_other_hop_limits_are_no_translation() -> None:
-    """A host forwards a packet a few times, not many."""
+    """A packet is forwarded a few times within a host, not many."""
     frames = routed(talk_of(), KINDS["dnat of both"])
     for frame in frames:
         packet = IP(frame.octets[16:])
