@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Community IDs, held against those of Wireshark."""
+"""Community IDs, compared with those of Wireshark."""
 
 import io
 import re

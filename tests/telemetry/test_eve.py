@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""EVE JSON, held against the names and types of Suricata's etc/schema.json as of 8.0."""
+"""EVE JSON, compared with the names and types of Suricata's etc/schema.json as of 8.0."""
 
 import re
 from typing import Any, Final
