@@ -49,7 +49,7 @@ def suggestion(found: object, known: tuple[str, ...]) -> str:
     # Leading hyphens are common to all options, and are ignored.
     plain = found.strip().lower().replace("_", "-").replace(" ", "-").lstrip("-")
     folded = {word.lower().replace("_", "-").lstrip("-"): word for word in known}
-    near = get_close_matches(plain, list(folded), n=1, cutoff=0.6)
+    near = get_close_matches(plain, list(folded), n=1, cutoff=0.65)
     return f" (did you mean {folded[near[0]]!r}?)" if near else ""
 
 

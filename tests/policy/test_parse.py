@@ -12,6 +12,7 @@ from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELD_BY_NAME
 from nfq_guard.policy.model import DEEPEST_INCLUDE, MOST_RULES
 from nfq_guard.policy.parse import parse_policy, read_policy
+from nfq_guard.policy.values import suggestion
 from tests.support.policies import tables
 
 
@@ -317,3 +318,9 @@ def test_i_know_is_not_inherited() -> None:
 def test_any_table_is_read_or_rejected(table: object) -> None:
     reading = read_policy(table, source="x")
     assert (reading.model is None) is bool(reading.mistakes)
+
+
+def test_another_word_is_no_slip() -> None:
+    """Half of its letters are not enough for a suggestion."""
+    assert suggestion("nonsense", ("zones", "mode")) == ""
+    assert suggestion("mdoe", ("zones", "mode")) == " (did you mean 'mode'?)"
