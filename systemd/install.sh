@@ -21,6 +21,9 @@ status=77
 [ "$(id -u)" = 0 ] || fail "installing needs root: sudo make ${1:-install}"
 status=2
 case ${1:-} in install | uninstall) ;; *) fail "usage: install.sh install|uninstall" ;; esac
+status=69
+[ ! -e /lib/systemd/system/nfq-guard.service ] ||
+    fail "the Debian package nfq-guard is installed: apt remove nfq-guard"
 running() { [ -d /run/systemd/system ]; }
 # Drop-ins of earlier versions, which would replace ExecReload of the unit.
 remove_old() {
@@ -49,9 +52,6 @@ if [ "$1" = uninstall ]; then
     exit 0
 fi
 
-status=69
-[ ! -e /lib/systemd/system/nfq-guard.service ] ||
-    fail "the Debian package nfq-guard is installed: apt remove nfq-guard"
 # The sandbox hides home directories from the service, so its interpreter must not be in one.
 real=$(readlink -f "$(command -v "$python")") || fail "PYTHON: $python does not exist"
 case $real in
@@ -59,7 +59,6 @@ case $real in
 esac
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
     fail "PYTHON: $python is older than Python 3.11"
-
 
 # Nothing on this host changes until all that can fail before it has succeeded: a daemon of an earlier
 # version goes on with its own files meanwhile.

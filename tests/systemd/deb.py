@@ -132,6 +132,11 @@ def test_it_is_not_installed_over_make_install(machine: Guest, package: Path) ->
     machine.sh(f"{tree}/systemd/install.sh uninstall", timeout_s=120)
     machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
     process = machine.show("MainPID")
-    said = machine.sh(f"{tree}/systemd/install.sh install", check=False, timeout_s=120)
-    assert said == "nfq-guard: the Debian package nfq-guard is installed: apt remove nfq-guard\n"
-    assert machine.show("MainPID") == process
+    for action in ("install", "uninstall"):
+        said = machine.sh(f"{tree}/systemd/install.sh {action}", check=False, timeout_s=120)
+        assert said == (
+            "nfq-guard: the Debian package nfq-guard is installed: apt remove nfq-guard\n"
+        )
+        assert machine.show("MainPID") == process
+    assert machine.show("UnitFileState") == "enabled"
+    machine.sh("test -e /etc/logrotate.d/nfq-guard")

@@ -10,6 +10,8 @@ import pytest
 from nfq_guard.lab.pace import limit
 from tests.systemd.conftest import Guest
 
+INSTALLER = Path(__file__).parents[2] / "systemd" / "install.sh"
+
 pytestmark = [
     pytest.mark.kernel,
     # Apart from the group of test_service.py, which takes longer than any other.
@@ -49,6 +51,12 @@ def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
     said = refused()
     assert "daemon.queue: expected a whole number from 0 to 65535, found 70000 (line 2)" in said
     assert "nfq-guard.toml has mistakes; nothing is changed" in said.splitlines()[-1]
+    unit = "/lib/systemd/system/nfq-guard.service"
+    for action in ("install", "uninstall"):
+        said = guest.sh(f"trap 'rm {unit}' EXIT; touch {unit}; {INSTALLER} {action}", check=False)
+        assert (
+            said == "nfq-guard: the Debian package nfq-guard is installed: apt remove nfq-guard\n"
+        )
     assert guest.show("MainPID") == process
     assert not guest.sh("ls -d /usr/local/lib/nfq-guard.new", check=False).startswith("/")
     guest.sh("nfq-guard check preset:default")
@@ -56,9 +64,8 @@ def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
 
 def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     """A second installation uses that configuration."""
-    installer = Path(__file__).parent.parent.parent / "systemd" / "install.sh"
     guest.configure('mode = "dry-run"\nqueue = 5')
-    guest.sh(f"{installer} uninstall")
+    guest.sh(f"{INSTALLER} uninstall")
     old = "/etc/systemd/system/nfq-guard.service.d"
     guest.sh(f"mkdir {old}; printf '[Service]\nExecReload=\n' >{old}/reload.conf")
     assert "NFQUEUE" not in guest.sh("cat <(iptables-save) <(ip6tables-save)")
