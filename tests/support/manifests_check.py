@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Validates `deploy/kubernetes` against the published schemas: `make manifests-check`.
 
-`kubectl kustomize` and `helm template` render what is validated. `kustomize.py` and `chart.py`, whose
-output the tests read, must render the same.
+`kubectl kustomize` and `helm template` render what is validated. `kustomize.py` and `chart.py`,
+whose output the tests read, must render the same.
 """
 
 import io
