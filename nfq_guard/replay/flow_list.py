@@ -87,7 +87,8 @@ def flow_line(found: ListedFlowRecord) -> str:
             notes.append(text)
     state = found["state"] or "no entry"
     expired = " (expired)" if found["expired"] else ""
+    noun = "packet" if found["packets"] == 1 else "packets"
     return (
-        f"{found['flow']}: from frame {found['first_frame']}, {found['packets']} and "
-        f"{found['answers']} packets, {state}{expired}" + "".join(f", {note}" for note in notes)
+        f"{found['flow']}: from frame {found['first_frame']}, {found['packets']} {noun} and "
+        f"{found['answers']} back, {state}{expired}" + "".join(f", {note}" for note in notes)
     )

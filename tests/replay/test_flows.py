@@ -107,7 +107,7 @@ def test_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "--flows", "--strict", path]) == 0
     line = capsys.readouterr().out.splitlines()[0]
     assert line == (
-        "10.0.0.1:40000 > 10.0.0.2:80: from frame 1, 3 and 0 packets, ESTABLISHED (expired), "
+        "10.0.0.1:40000 > 10.0.0.2:80: from frame 1, 3 packets and 0 back, ESTABLISHED (expired), "
         "1 no-entry, continued in frame 2 after its entry had gone, began before the capture, "
         "one way only"
     )
