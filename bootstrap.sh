@@ -106,6 +106,11 @@ fi
 
 case $purpose in packages | deb) exit 0 ;; esac
 
+# Another run may be making .venv. Its lock lasts as long as any program that it has started.
+if command -v flock >/dev/null; then
+    exec 9<.
+    flock -n 9 || { say "waiting for another run in this folder"; flock 9 || true; }
+fi
 # Not the interpreter of an active .venv, which may be removed below.
 python=$("$python" -c 'import os, sys; print(os.path.realpath(sys._base_executable))')
 interpreter="$("$python" -V) ($python)"

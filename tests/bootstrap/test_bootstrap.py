@@ -154,6 +154,26 @@ def test_interrupted(tree: Tree, number: signal.Signals) -> None:
     assert tree.works()
 
 
+def test_two_at_once(tree: Tree) -> None:
+    """The second one waits, and uses what the first one has made."""
+    (tree.root / "hold").touch()
+    both = [
+        subprocess.Popen(tree.command(), cwd=tree.root, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    outputs = [process.stdout for process in both]
+    assert outputs[0] is not None
+    assert outputs[1] is not None
+    waiting = "bootstrap: waiting for another run in this folder\n"
+    first, second = outputs[0].readline(), outputs[1].readline()
+    assert (first == waiting) != (second == waiting)
+    (tree.root / "hold").unlink()
+    said = [process.communicate(timeout=60)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert "" in said, "the second one made it again"
+    assert tree.works()
+
+
 def test_failed_upgrade_is_not_finished(tree: Tree) -> None:
     """A finished .venv whose packages could not be upgraded counts as unfinished."""
     assert tree.bootstrap().returncode == 0
