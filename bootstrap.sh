@@ -35,6 +35,16 @@ trap 'exit 143' HUP TERM
 [ "$purpose" != give-back ] || exit 0
 
 PATH=$PATH:/usr/sbin:/sbin
+require_python() {
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "$python is $("$python" -V 2>&1), and Python 3.11 or later is needed: PYTHON=... names one"
+}
+# Before anything is installed for it.
+if command -v "$python" >/dev/null; then
+    require_python
+elif [ -n "${PYTHON:-}" ] && [ "$PYTHON" != python3 ]; then
+    fail "PYTHON: $PYTHON does not exist"
+fi
 missing=
 need() { # need PACKAGE TEST...: PACKAGE is missing when TEST fails
     package=$1; shift
@@ -101,8 +111,7 @@ if [ -n "$missing" ]; then
     # shellcheck disable=SC2086 # a list of words
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
 fi
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-    fail "$python is $("$python" -V 2>&1), and Python 3.11 or later is needed: PYTHON=... names one"
+require_python
 
 case $purpose in packages | deb) exit 0 ;; esac
 

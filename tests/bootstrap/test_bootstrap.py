@@ -49,6 +49,19 @@ def test_other_interpreter(tree: Tree) -> None:
     assert tree.works()
 
 
+def test_a_wrong_interpreter_installs_nothing(tree: Tree) -> None:
+    """It would lack modules and headers too, which packages for it would not bring."""
+    result = tree.bootstrap(python="/nonexistent")
+    assert (result.returncode, result.stdout) == (69, "")
+    assert result.stderr == "bootstrap: PYTHON: /nonexistent does not exist\n"
+    old = tree.root / "old"
+    old.write_text("#!/bin/sh\n[ $1 != -V ] || exec echo Python 3.9.2\nexit 1\n")
+    old.chmod(0o755)
+    result = tree.bootstrap(python=str(old))
+    assert (result.returncode, result.stdout) == (69, "")
+    assert f"{old} is Python 3.9.2, and Python 3.11 or later is needed" in result.stderr
+
+
 def test_second_run_changes_nothing(tree: Tree) -> None:
     assert tree.bootstrap().returncode == 0
     result = tree.bootstrap()
