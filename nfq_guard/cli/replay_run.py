@@ -93,7 +93,8 @@ def add_replay_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         type=int,
         default=DEFAULT_CAPACITY,
-        help="maximum number of flows followed at once (default: %(default)s)",
+        help="maximum number of flows followed at once, each about 2 kB of memory (default: "
+        "%(default)s)",
     )
     sysctls = parser.add_argument_group(
         "conntrack sysctls", "As net.netfilter.nf_conntrack_*; the defaults are the kernel's."

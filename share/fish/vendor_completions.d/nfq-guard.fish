@@ -95,7 +95,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l checksum -xka "auto 
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l assume-nat -xka "none snat dnat both" -d 'how the host translates these flows, for the policy; a capture does not show it: none, snat, dnat or both (default: none)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l strict -d 'treat the capture as complete: no finding is in doubt because frames are missing or out of order'
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l assume-wscale -x -d 'window scale of flows that began before the capture, 0 to 14 (default: 7)'
-complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l flow-table -x -d 'maximum number of flows followed at once (default: 262144)'
+complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l flow-table -x -d 'maximum number of flows followed at once, each about 2 kB of memory (default: 262144)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l be-liberal -d tcp_be_liberal=1
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l no-loose -d tcp_loose=0
 complete -c nfq-guard -n '_shtab_nfq_guard_using whatif' -l ignore-invalid-rst -d tcp_ignore_invalid_rst=1
@@ -123,7 +123,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l checksum -xka "auto 
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l assume-nat -xka "none snat dnat both" -d 'how the host translates these flows, for the policy; a capture does not show it: none, snat, dnat or both (default: none)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l strict -d 'treat the capture as complete: no finding is in doubt because frames are missing or out of order'
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l assume-wscale -x -d 'window scale of flows that began before the capture, 0 to 14 (default: 7)'
-complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l flow-table -x -d 'maximum number of flows followed at once (default: 262144)'
+complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l flow-table -x -d 'maximum number of flows followed at once, each about 2 kB of memory (default: 262144)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l be-liberal -d tcp_be_liberal=1
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l no-loose -d tcp_loose=0
 complete -c nfq-guard -n '_shtab_nfq_guard_using replay' -l ignore-invalid-rst -d tcp_ignore_invalid_rst=1
@@ -142,7 +142,7 @@ complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l checksum -xka "auto
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l assume-nat -xka "none snat dnat both" -d 'how the host translates these flows, for the policy; a capture does not show it: none, snat, dnat or both (default: none)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l strict -d 'treat the capture as complete: no finding is in doubt because frames are missing or out of order'
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l assume-wscale -x -d 'window scale of flows that began before the capture, 0 to 14 (default: 7)'
-complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l flow-table -x -d 'maximum number of flows followed at once (default: 262144)'
+complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l flow-table -x -d 'maximum number of flows followed at once, each about 2 kB of memory (default: 262144)'
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l be-liberal -d tcp_be_liberal=1
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l no-loose -d tcp_loose=0
 complete -c nfq-guard -n '_shtab_nfq_guard_using explain' -l ignore-invalid-rst -d tcp_ignore_invalid_rst=1
