@@ -125,7 +125,8 @@ def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> bool
 
         def take(outcomes: Sequence[Outcome]) -> None:
             for outcome in outcomes:
-                packet = _recorded(outcome)
+                known = replayer.translations > 0 or replayer.assumes_nat
+                packet = _recorded(outcome, nat_known=known)
                 if packet is not None:
                     trial.take(packet)
                 if outcome.doubted is not None:
@@ -143,13 +144,18 @@ def _run_capture(recording: str, trial: Trial, settings: ReplaySettings) -> bool
     return not replayer.translations and not replayer.assumes_nat
 
 
-def _recorded(outcome: Outcome) -> Recorded | None:
+def _recorded(outcome: Outcome, *, nat_known: bool) -> Recorded | None:
     packet = outcome.packet
     if packet is None:
         return None
     judged = None
     if outcome.finding is not None and outcome.doubted is None:
-        judged = Judged(queued=_CAPTURE_QUEUED, snapshot=outcome.snapshot, finding=outcome.finding)
+        judged = Judged(
+            queued=_CAPTURE_QUEUED,
+            snapshot=outcome.snapshot,
+            finding=outcome.finding,
+            nat_known=nat_known,
+        )
     return Recorded(
         number=outcome.frame.number,
         first_s=outcome.frame.time_ns / 1_000_000_000,
@@ -188,6 +194,11 @@ def _lines(trial: Trial, recording: str, kind: str, unrecorded: Unrecorded | Non
                 Style.RED,
             )
             yield from _ranked(tally.false_negatives)
+        if tally.if_translated:
+            yield (
+                f"  would accept {tally.if_translated} that were followed by an RST, and drop them "
+                "if their flow is translated, which the capture does not show"
+            )
     if len(letters) == 2:
         yield ""
         yield paint("difference", Style.BOLD)

@@ -10,6 +10,7 @@ A packet with a damaged address looks like a translated one. The next segments t
 translated flow go on with its two tuples, those of any other flow with the tuple of one of them.
 """
 
+from collections import OrderedDict
 from typing import Final, final
 
 from nfq_guard.conntrack.entry import Key, reverse
@@ -41,11 +42,11 @@ class Halves:
         self._most = most
         # By the numbers that answer the segment: sequence and acknowledgement number. None if
         # segments of two directions await the same answer.
-        self._awaiting: dict[int, Key | None] = {}
+        self._awaiting: OrderedDict[int, Key | None] = OrderedDict()
         # By both directions: the numbers that made them likely to be one flow.
         self._likely: dict[tuple[Key, Key], int] = {}
         # By the number that acknowledges the SYN; None if SYNs of two flows have that number.
-        self._opening: dict[int, Key | None] = {}
+        self._opening: OrderedDict[int, Key | None] = OrderedDict()
         # By the directions of both tuples.
         self._joins: dict[Key, _Join] = {}
 
@@ -128,8 +129,8 @@ class Halves:
             self._likely.clear()
         return None
 
-    def _remember(self, sought: dict[int, Key | None], numbers: int, key: Key) -> None:
+    def _remember(self, sought: OrderedDict[int, Key | None], numbers: int, key: Key) -> None:
         """Have `numbers` lead to `key`, or to None if they lead to another direction already."""
         sought[numbers] = key if sought.get(numbers, key) == key else None
         if len(sought) > self._most:
-            del sought[next(iter(sought))]
+            sought.popitem(last=False)

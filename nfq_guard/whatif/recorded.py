@@ -44,8 +44,16 @@ class Recorded:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """The input of a policy for an INVALID packet, besides the packet itself."""
+    """The input of a policy for an INVALID packet, besides the packet itself.
+
+    Attributes:
+        queued: As the kernel would queue it.
+        snapshot: Its flow; None without one.
+        finding: Why it is INVALID.
+        nat_known: Whether the recording shows whether its flow is translated.
+    """
 
     queued: Queued
     snapshot: FlowSnapshot | None
     finding: Finding
+    nat_known: bool = True

@@ -83,6 +83,8 @@ class PolicyRecord(DropsRecord):
         passes: INVALID packets that would be accepted.
         translated_passes: Packets of these in translated flows, which leave untranslated.
         false_negatives: Packets that would be accepted, were accepted, and were followed by an RST.
+        if_translated: Packets like these that would be dropped if their flow is translated, which a
+            capture of one side does not show; not in `false_negatives`.
     """
 
     policy: str
@@ -91,6 +93,7 @@ class PolicyRecord(DropsRecord):
     passes: int
     translated_passes: int
     false_negatives: HitRecord
+    if_translated: int
 
 
 class PolicyDifferenceRecord(TypedDict):
@@ -207,6 +210,7 @@ def _policy(name: str, tally: Tally) -> PolicyRecord:
         "translated_passes": tally.translated_passes,
         **_drops(tally),
         "false_negatives": {"packets": tally.missed, "flows": top(tally.false_negatives)},
+        "if_translated": tally.if_translated,
     }
 
 

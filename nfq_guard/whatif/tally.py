@@ -59,6 +59,8 @@ class Tally:
         missed: Packets that would be accepted, were accepted, and were followed by a reset: the
             false negatives. An RST itself never counts.
         false_negatives: Flows of the false negatives.
+        if_translated: Packets that would be accepted and were followed by an RST, but would be
+            dropped if their flow is translated, which the recording does not show.
     """
 
     def __init__(self) -> None:
@@ -77,6 +79,7 @@ class Tally:
         self.confirmed = 0
         self.missed = 0
         self.false_negatives: dict[str, int] = {}
+        self.if_translated = 0
         self._labels: dict[FlowKey, str] = {}
 
     @property

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Evaluates policies on a recording."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
+from nfq_guard.flow import IPS_DST_NAT
 from nfq_guard.policy.decision import Decision
 from nfq_guard.policy.matcher import CompiledPolicy
 from nfq_guard.whatif.conversations import Conversations, Fate
@@ -146,11 +148,26 @@ class Trial:
 
     def _settle(self, decided: Decided, fate: Fate) -> None:
         recorded = decided.recorded
-        for tally, decision in zip(self.tallies, decided.decisions, strict=True):
-            tally.settle(recorded, decision, fate, decided.count)
+        trials = zip(self.tallies, self.policies, decided.decisions, strict=True)
+        for tally, policy, decision in trials:
+            if fate is Fate.RESET and not decision.drops and _drops_translated(policy, decided):
+                tally.if_translated += decided.count
+            else:
+                tally.settle(recorded, decision, fate, decided.count)
         alone = _alone(decided)
         if alone is not None:
             self.differences[alone].settle(recorded, decided.decisions[alone], fate, decided.count)
+
+
+def _drops_translated(policy: CompiledPolicy, decided: Decided) -> bool:
+    """Whether a policy drops a packet if its flow is translated, which the recording hides."""
+    judged = decided.judged
+    if judged.nat_known or judged.snapshot is None or decided.recorded.is_rst:
+        return False
+    snapshot = copy.copy(judged.snapshot)
+    snapshot.status |= IPS_DST_NAT
+    asked = (judged.queued, decided.recorded.packet, snapshot, judged.finding)
+    return all(decision.drops for decision in policy.possible(*asked))
 
 
 def _alone(decided: Decided) -> int | None:

@@ -494,6 +494,41 @@ def test_assumed_scale(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "--assume-wscale: expected a number from 0 to 14" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("strays", [1, 12])
+def test_candidates_are_said(
+    strays: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the text of a replay, the first ones one by one."""
+    talk = conversation()
+    for number in range(strays):
+        talk.server("PA", 10_000_000 + 1_000_000 * number, 19, length=31)
+        talk.client("R", 19)
+    del talk.frames[:3]
+    assert main(["replay", talk.save(tmp_path / "cut.pcap")]) == 0
+    text = capsys.readouterr().out
+    assert "1 flow began before the capture" in text
+    packets = "1 packet" if strays == 1 else f"{strays} packets"
+    assert f"may have called {packets} of these INVALID (--assume-wscale):" in text
+    assert text.count("bytes ahead of its stream") == min(strays, 10)
+    assert ("  and 2 more" in text) == (strays == 12)
+
+
+@pytest.mark.parametrize("flight", [10_000, 3_000_000])
+def test_scale_that_data_in_flight_shows(flight: int) -> None:
+    """A receiver whose window must have been larger than assumed may have had room for more."""
+    talk = conversation()
+    del talk.frames[:3]
+    for start in range(1001, flight, 1000):
+        talk.server("A", start, 19, length=1000)
+    sent = max(1001, flight + 1)
+    talk.client("A", 19, sent, win=20)
+    talk.server("PA", sent + 2_000_000, 19, length=31)
+    talk.client("R", 19)
+    replayer = Replayer(ReplaySettings())
+    replayer.replay(renumbered(talk.frames))
+    assert len(outside(replayer.streams.began_before)) == (flight == 10_000)
+
+
 def test_every_segment_has_a_place_in_a_stream() -> None:
     """A held outcome lets go of its stream once it is settled."""
     found = invalid(without(traffic(2), 0.1, 2))

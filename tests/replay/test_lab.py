@@ -2,12 +2,19 @@
 """Replays captures of lab runs: the same packets are INVALID as on the live kernel."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nfq_guard.capture.frame import Frame
+from nfq_guard.capture.reader import Capture
 from nfq_guard.cli import main
+from nfq_guard.replay.outside import outside
+from nfq_guard.replay.replayer import Replayer
+from nfq_guard.replay.settings import ReplaySettings
+from tests.support.healthy import renumbered
 
 pytestmark = pytest.mark.kernel
 
@@ -25,6 +32,17 @@ class Lab:
         main([*words, "--format", "json"])
         counted: int = json.loads(self._capsys.readouterr().out)["invalid"]
         return counted
+
+    def records(self, scenario: str, link: str) -> list[Frame]:
+        """The frames of a link."""
+        with closing(Capture(str(self._folder / f"{scenario}-none-{link}.pcap"))) as capture:
+            return [frame for frames in capture.batches() for frame in frames]
+
+    def candidates(self, frames: list[Frame]) -> list[int]:
+        """The frames that a host which saw the beginning may have called INVALID."""
+        replayer = Replayer(ReplaySettings())
+        assert [*replayer.replay(renumbered(frames)), *replayer.finish()] == []
+        return [one.frame for one in outside(replayer.streams.began_before)]
 
     def replay(self, scenario: str, link: str, *words: str) -> list[dict[str, Any]]:
         """The INVALID packets of a link, by our conntrack."""
@@ -57,6 +75,9 @@ def test_reply_that_escapes_its_translation(lab: Lab) -> None:
     assert (stray["src"], stray["sport"], stray["reason"]) == ("10.244.0.2", 8080, "seq-over")
     (again,) = lab.replay("kube-proxy-dnat", "inner", "--assume-nat", "dnat")
     assert (again["action"], again["rule"]) == ("drop", "translated")
+    # From its middle on, the flow shows no INVALID packet: the stray is a candidate, and it alone.
+    records = lab.records("kube-proxy-dnat", "inner")
+    assert lab.candidates(records[4:]) == [stray["frame"] - 4]
 
 
 def test_late_retransmission(lab: Lab) -> None:

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Both sides of any address translation in one capture are one flow."""
 
+import json
 import random
 import struct
 from dataclasses import dataclass
+from pathlib import Path
+from socket import inet_aton
 
 import pytest
 from scapy.layers.inet import IP, TCP
@@ -11,6 +14,7 @@ from scapy.layers.inet6 import IPv6
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.capture.links import ETHERNET
+from nfq_guard.cli import main
 from nfq_guard.finding import Reason
 from nfq_guard.flow import Nat
 from nfq_guard.policy.default import default_policy
@@ -20,6 +24,7 @@ from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.outside import outside
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
+from tests.support import captures
 from tests.support.conversation import SYN_OPTIONS, Conversation
 from tests.support.healthy import renumbered
 
@@ -435,3 +440,37 @@ def test_packets_with_other_hop_limits_are_no_translation() -> None:
         frame.octets = frame.octets[:16] + mended(packet)
     replayer, _ = replayed(frames)
     assert replayer.copies.copies == 0
+
+
+@pytest.mark.parametrize("sides", ["both", "inner"])
+def test_whatif_calls_no_healthy_policy_a_failure(
+    sides: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A stray that the client resets: dropped where the file shows the translation."""
+    talk = talk_of()
+    del talk.frames[-3:]
+    talk.server("PA", 30_000_000, 541, length=40)
+    talk.client("R", 541)
+    frames = routed(talk, KINDS["dnat of both"])
+    if sides == "inner":
+        pod = inet_aton("10.0.0.8")
+        frames = [one for one in frames if pod in (one.octets[28:32], one.octets[32:36])]
+    records = [(0, number, frame.octets) for number, frame in enumerate(frames)]
+    path = tmp_path / "sides.pcap"
+    path.write_bytes(captures.pcap(records, linktype=SLL))
+    words = ["whatif", str(path), "--policy", "preset:default"]
+    assert main([*words, "--format", "json"]) == 0
+    (policy,) = json.loads(capsys.readouterr().out)["policies"]
+    assert policy["false_positives"]["packets"] == policy["false_negatives"]["packets"] == 0
+    assert policy["if_translated"] == (sides == "inner")
+    assert policy["by_rule"] == ({"translated": 1} if sides == "both" else {"window": 1})
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    for words_ in ("judged as untranslated: --assume-nat", "drop them if their flow is translated"):
+        assert (words_ in text) is (sides == "inner")
+    if sides == "both":
+        return
+    # A policy that drops it in no case has no such excuse.
+    assert main(["whatif", str(path), "--policy", "preset:observe", "--format", "json"]) == 0
+    (policy,) = json.loads(capsys.readouterr().out)["policies"]
+    assert (policy["false_negatives"]["packets"], policy["if_translated"]) == (1, 0)
