@@ -179,7 +179,7 @@ class Site:
         stack.callback(queue.unbind)
         connection.client.sendall(b"12345678")
         counters = Path("/proc/net/netfilter/nfnetlink_queue")
-        wait_for(lambda: self.guarded.run("cat", str(counters)).stdout.split()[2] == "1")
+        wait_for(lambda: self.guarded.run("cat", str(counters)).stdout.split()[2] != "0")
 
     def entries(self) -> int:
         """Entries in memory, also those that have been deleted and are still in use."""
