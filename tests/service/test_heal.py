@@ -352,9 +352,10 @@ def test_an_entry_that_replaced_a_healed_one_is_healed_by_itself(bench: Bench) -
     assert bench.kernel.liberal[1] == REPLY
 
 
-def test_what_the_kernel_refuses_to_undo_is_tried_again(bench: Bench) -> None:
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EBUSY])
+def test_what_the_kernel_refuses_to_undo_is_tried_again(bench: Bench, code: int) -> None:
     bench.heal(1)
-    bench.kernel.write_error = errno.EPERM
+    bench.kernel.write_error = code
     bench.healer.tick(100.0)
     assert bench.healed() == [1]
     bench.kernel.write_error = 0
@@ -447,13 +448,16 @@ def test_a_record_has_only_what_is_healed(tmp_path: Path) -> None:
     assert left.original.sport == 2
 
 
-def test_a_start_while_the_kernel_refuses_goes_on(tmp_path: Path) -> None:
+def test_what_the_kernel_refuses_to_undo_at_the_start_is_tried_again(tmp_path: Path) -> None:
     path = tmp_path / "healed-0"
     bench = Bench(tmp_path / "log", record=HealFile(path))
-    bench.heal(1)
+    bench.heal(1, 2)
     bench.kernel.read_error = errno.EPERM
     bench.healer = bench.start(record=HealFile(path))
-    assert bench.count("heal_errors") == 1
+    assert (bench.count("heal_errors"), bench.healed()) == (2, [1, 2])
+    bench.kernel.read_error = 0
+    bench.healer.tick(0.0)
+    assert (bench.count("heals_undone"), bench.healed()) == (2, [])
 
 
 class FullRecord:

@@ -5,6 +5,7 @@ import json
 import re
 import signal
 import socket
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,8 @@ from nfq_guard.flows.liberal import LiberalFlag
 from nfq_guard.lab.netns import Namespace, veth
 from nfq_guard.lab.strays import send
 from nfq_guard.lab.wiretap import announce_carrier
+from nfq_guard.netlink.connection import Connection as Netlink
+from nfq_guard.netlink.messages import attribute
 from nfq_guard.seqno import Seq, add
 from tests.support.late_healer import LIMITS, LateHealer, judged
 from tests.support.queue import GuardProcess, typed, wait_for
@@ -42,6 +45,8 @@ HELD_QUEUE = 9
 # linux/tcp.h; Python does not name them.
 _TCP_REPAIR, _TCP_REPAIR_QUEUE, _TCP_QUEUE_SEQ = 19, 20, 21
 _TCP_SEND_QUEUE, _TCP_REPAIR_OFF_NO_WP = 2, -1
+_HEADER = struct.Struct("IHHII")  # of a netlink message
+_CHANGE, _CTA_STATUS = 1 << 8, 3
 RULE = ("-t", "mangle", "-A", "PREROUTING", "-m", "conntrack", "--ctstate", "INVALID")
 
 
@@ -554,6 +559,53 @@ def test_what_changes_between_the_verdict_and_the_heal(site: Site, tmp_path: Pat
         late.tick(3 * LIMITS.timeout_s)
         assert late.counts() == (2, 1, 3, 2)
         assert site.directions(one) == frozenset(Direction)
+
+
+class Busy:
+    """A connection to ctnetlink that, while `refuses`, adds to each change of an entry another one.
+
+    The other one would take the entry out of the table, which the kernel refuses with EBUSY.
+    """
+
+    def __init__(self) -> None:
+        self._connection = Netlink()
+        self.refuses = False
+
+    def send(self, octets: bytes) -> None:
+        header, content = octets[: _HEADER.size], octets[_HEADER.size :]
+        length, kind, *rest = _HEADER.unpack(header)
+        if self.refuses and kind == _CHANGE:
+            status = attribute(_CTA_STATUS, bytes(4))
+            header, content = _HEADER.pack(length + len(status), kind, *rest), content + status
+        self._connection.send(header + content)
+
+    def receive(self) -> list[tuple[int, int, bytes]] | None:
+        return self._connection.receive()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def test_flows_that_the_kernel_calls_busy(site: Site, tmp_path: Path) -> None:
+    """None is healed, and the heal of one is undone once the kernel permits."""
+    with site.connections(4, 2) as (one, healed), ExitStack() as stack:
+        with site.guarded.entered():
+            busy = Busy()
+        late = LateHealer(site.guarded, tmp_path / "log", busy)
+        stack.callback(late.close)
+        packets = [judged(site.snapshot(each)) for each in (one, healed)]
+        late.heal(packets[1])
+        assert (late.counts(), site.liberal([healed])) == ((1, 0, 0, 0), 1)
+
+        busy.refuses = True
+        late.heal(packets[0])
+        assert (late.counts(), site.liberal([one])) == ((1, 0, 1, 0), 0)
+        late.tick(LIMITS.timeout_s + 1)
+        assert (late.counts(), site.liberal([healed])) == ((1, 0, 1, 1), 1)
+
+        busy.refuses = False
+        late.tick(LIMITS.timeout_s + 2)
+        assert (late.counts(), site.liberal([one, healed])) == ((1, 1, 1, 1), 0)
 
 
 def give_up_net_admin() -> None:

@@ -8,6 +8,7 @@ from typing import Final
 from nfq_guard.engine import VERDICT_DROP, Engine, Judgment, Mode
 from nfq_guard.finding import Breach, Finding, Reason
 from nfq_guard.flow import PROTO_TCP, Direction, FlowSnapshot
+from nfq_guard.flows.ctnetlink import Netlink
 from nfq_guard.flows.liberal import LiberalFlag
 from nfq_guard.flows.open import NoFlows
 from nfq_guard.lab.netns import Namespace
@@ -29,14 +30,14 @@ _OVER_BYTES: Final = 8
 class LateHealer:
     """A `Healer` under a policy that heals all, and its counters."""
 
-    def __init__(self, namespace: Namespace, log: Path) -> None:
+    def __init__(self, namespace: Namespace, log: Path, connection: Netlink | None = None) -> None:
         self._sink = LineSink(log)
         self._stats = Stats()
         table = {"default": "allow", "rule": [{"action": "heal"}]}
         policy = compile_policy(parse_policy(table, source="test"))
         engine = Engine(policy=policy, flows=NoFlows(), mode=Mode.ENFORCE)
         with namespace.entered():
-            flag = LiberalFlag()
+            flag = LiberalFlag(connection)
         self._healer = Healer(flag, NoRecord(), engine, self._stats, EventLog(self._sink), LIMITS)
 
     def heal(self, judgment: Judgment, now: float = 0.0) -> None:

@@ -16,6 +16,7 @@ heals the flow again, within the same limits.
 """
 
 import errno
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
@@ -56,7 +57,7 @@ _UNDONE_A_TICK: Final = 256
 _PAUSE_S: Final = 5.0
 # Maximum number of attempts to undo a heal.
 _TRIES: Final = 5
-# Errors that concern the flow: it has gone or is about to.
+# Errors that concern the flow alone: it has gone, or may not be changed.
 _OF_FLOW: Final = frozenset({errno.ENOENT, errno.EBUSY})
 _BOTH: Final = frozenset(Direction)
 _LOGGED: Final = ("heals", "would_heal", "heals_undone", "heals_refused", "heals_over_limit")
@@ -313,17 +314,20 @@ class Healer:
             if ours:
                 self._liberal.write(entry.original, entry.zone, ours, on=False)
         except OSError as error:
-            if error.errno in _OF_FLOW:
+            if error.errno == errno.ENOENT:
                 return False
             raise
         return bool(ours)
 
     def _undo_those_left(self) -> None:
         try:
-            for entry in self._record.take():
-                self._stats.counters["heals_undone"] += self._clear(entry)
+            left = self._record.take()
         except OSError as error:
             self._failed(error)
+            return
+        self._healed = {_key(each.zone, each.original): _Flow(each, -math.inf) for each in left}
+        if left:
+            self._undo(list(self._healed))
 
     def _failed(self, error: OSError) -> None:
         """Count an error; log a new problem once."""
