@@ -5,12 +5,18 @@ import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 
+from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
+from nfq_guard.conntrack.sysctls import Sysctls
+from nfq_guard.conntrack.table import FlowTable
 from nfq_guard.errors import UnavailableError
-from nfq_guard.flow import IPV4, IPV6
+from nfq_guard.flow import IPV4, IPV6, TcpState
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.outcome import Mitigation, Outcome
+from nfq_guard.lab.scenarios.rst_injection import RstInjection
 from nfq_guard.lab.strays import BEYOND_BYTES, Kind, Side, Stray, build, follow
 from nfq_guard.lab.wiretap import Segment, read_segment
 from nfq_guard.seqno import Seq, add, distance
+from nfq_guard.wire.ip import decode
 
 CLIENT = ("192.0.2.2", 40_000)
 SERVER = ("192.0.2.1", 80)
@@ -20,8 +26,8 @@ ENDS = {IPV4: (CLIENT, SERVER), IPV6: (("2001:db8::2", 40_000), ("2001:db8::1", 
 ORIGINS = [1_000, 2**32 - 500, 2**31 - 500]
 
 
-def captured(source: tuple[str, int], flags: str, seq: int, ack: int, **more: object) -> Segment:
-    """A segment as captured on the link."""
+def frame(source: tuple[str, int], flags: str, seq: int, ack: int, **more: object) -> bytes:
+    """A segment as it is on the link."""
     payload = bytes(str(more.pop("payload", "")), "ascii")
     client, server = ENDS[IPV6 if ":" in source[0] else IPV4]
     target = server if source == client else client
@@ -34,25 +40,27 @@ def captured(source: tuple[str, int], flags: str, seq: int, ack: int, **more: ob
         **more,
     )
     ip = IPv6 if ":" in source[0] else IP
-    segment = read_segment(
-        bytes(ip(src=source[0], dst=target[0]) / tcp / payload), time_ns=7, link="wire"
-    )
-    assert segment is not None
-    return segment
+    return bytes(ip(src=source[0], dst=target[0]) / tcp / payload)
 
 
-def exchange(origin: int, family: int = IPV4) -> list[Segment]:
+def frames(origin: int, family: int = IPV4) -> list[bytes]:
     """One request of 10 bytes and one answer of 600; windows of 100 << 4 and 200 << 2."""
     scale4, scale2 = ([("WScale", shift), ("Timestamp", (shift, 9))] for shift in (4, 2))
     client, server = ENDS[family]
     return [
-        captured(client, "S", origin, 0, window=5_000, options=scale4),
-        captured(server, "SA", origin, origin + 1, window=6_000, options=scale2),
-        captured(client, "A", origin + 1, origin + 1, window=100),
-        captured(client, "PA", origin + 1, origin + 1, window=100, payload="r" * 10),
-        captured(server, "PA", origin + 1, origin + 11, window=200, payload="a" * 600),
-        captured(client, "A", origin + 11, origin + 601, window=100),
+        frame(client, "S", origin, 0, window=5_000, options=scale4),
+        frame(server, "SA", origin, origin + 1, window=6_000, options=scale2),
+        frame(client, "A", origin + 1, origin + 1, window=100),
+        frame(client, "PA", origin + 1, origin + 1, window=100, payload="r" * 10),
+        frame(server, "PA", origin + 1, origin + 11, window=200, payload="a" * 600),
+        frame(client, "A", origin + 11, origin + 601, window=100),
     ]
+
+
+def exchange(origin: int, family: int = IPV4) -> list[Segment]:
+    """The segments of `frames`, as captured."""
+    found = [read_segment(one, time_ns=7, link="wire") for one in frames(origin, family)]
+    return [one for one in found if one is not None]
 
 
 def stray(kind: Kind, *, from_client: bool = False) -> Stray:
@@ -123,3 +131,25 @@ def test_repeating_a_missing_answer_is_an_error() -> None:
 )
 def test_packets_other_than_tcp_are_skipped(octets: bytes) -> None:
     assert read_segment(octets, time_ns=0, link="") is None
+
+
+@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_forged_segments_close_a_liberal_flow_of_every_kernel(
+    kernel: KernelRules, family: int
+) -> None:
+    """What `rst-injection` expects of be_liberal, whatever a kernel checks of an RST."""
+    forged = [
+        build(stray(kind, from_client=True), *follow(exchange(1_000, family)))
+        for kind in (Kind.FORGED_FIN, Kind.FORGED_RST)
+    ]
+    states = {}
+    for liberal in (False, True):
+        table = FlowTable(kernel, Sysctls(be_liberal=liberal))
+        for number, octets in enumerate([*frames(1_000, family), *forged]):
+            table.track(decode(octets), float(number))
+        assert table.entry is not None
+        states[liberal] = table.entry.state
+    assert states == {False: TcpState.ESTABLISHED, True: TcpState.CLOSE}
+    outcome = RstInjection().expected(kernel)[Mitigation.BE_LIBERAL].outcome
+    assert outcome is Outcome.RESET
