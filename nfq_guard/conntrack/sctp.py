@@ -101,6 +101,8 @@ class SctpTracker:
                 association.tag_reply = chunk.initiate_tag
             elif kind == SHUTDOWN_ACK:
                 association.tag_reply = packet.tag
+            elif kind == HEARTBEAT:
+                association.tag_original = packet.tag
         if self._take(association, packet, 0, True) == ACCEPT:  # noqa: FBT003 - as `_take`
             return association
         if self.reason is Reason.BAD_TAG and packet.chunks[0].type != INIT:

@@ -175,6 +175,12 @@ CASES: dict[str, list[bytes]] = {
         sctp(A4, B4, 1, 2, 0, init(1, 7)),
         *(error(B4, A4, 3, sctp(A4, B4, 1, 2, 0, init(1, 7))[:length]) for length in (23, 24, 28)),
     ],
+    "a first packet with a heartbeat": [
+        *(sctp(A4, B4, kind, 2, 5, chunk(kind, b"cookie")) for kind in (7, 9, 10)),
+        *(sctp(A4, B4, kind, 2, 5, chunk(kind, b"cookie"), chunk(5)) for kind in (7, 9, 10)),
+        *(sctp(A4, B4, kind, 2, 5, chunk(kind, b"cookie"), chunk(4)) for kind in (7, 9, 10)),
+        *(sctp(A4, B4, kind, 2, tag, chunk(0)) for kind in (7, 9, 10) for tag in (5, 6)),
+    ],
     "broken SCTP": [
         ip(A4, B4, PROTO_SCTP, b""), ip(A6, B6, PROTO_SCTP, bytes(11)),
         sctp(A4, B4, 1, 2, 0), sctp(A4, B4, 1, 2, 0, init(1, 7))[:-1] + b"\1",

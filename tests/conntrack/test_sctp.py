@@ -180,6 +180,16 @@ def test_a_shutdown_ack_opens_for_its_answer() -> None:
     assert talk.state == "CLOSED"
 
 
+@pytest.mark.parametrize("kind", [COOKIE_ECHO, SHUTDOWN, 9])
+def test_a_heartbeat_behind_another_chunk_has_the_tag_of_its_end(kind: int) -> None:
+    """Without it, these open an association with tag 0 alone."""
+    assert Talk().send(0, SERVER, chunk(kind)) == CT_INVALID
+    talk = Talk()
+    assert talk.send(0, SERVER, chunk(kind), chunk(HEARTBEAT)) == CT_NEW
+    assert talk.send(0, SERVER, chunk(DATA, bytes(13))) == CT_NEW
+    assert talk.send(0, SERVER + 1, chunk(DATA, bytes(13))) == CT_INVALID
+
+
 def test_a_heartbeat_opens_the_second_path() -> None:
     talk = Talk()
     assert talk.send(0, SERVER, chunk(HEARTBEAT)) == CT_NEW
