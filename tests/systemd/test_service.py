@@ -398,7 +398,8 @@ def test_check_refuses_what_the_sandbox_does_not_let_work(guest: Guest) -> None:
         guest.sh(f"cp /usr/local/share/doc/nfq-guard/pods.conf {drop_in}")
         assert "files of root" not in check("")
     finally:
-        guest.sh(f"rm -f {drop_in}/*.conf; systemctl daemon-reload")
+        # Not those of the machine.
+        guest.sh(f"rm -f {drop_in}/{{metrics,more,pods}}.conf; systemctl daemon-reload")
 
 
 def test_reload_finds_a_control_socket_of_any_path(guest: Guest) -> None:
