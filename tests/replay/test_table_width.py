@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The table of a replay on narrower terminals."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_flows_go_on_below_where_the_terminal_ends(
     talk.client("PA", 1, 1, length=10)
     talk.client("RA", 11, 1)
     name = talk.save(tmp_path / "talk.pcap")
+    # A command that is first imported meanwhile would keep the width for the tests after it.
+    importlib.import_module("nfq_guard.cli.replay")
     monkeypatch.setattr("nfq_guard.cli.terminal.columns", lambda: 60)
     assert main(["replay", "--flows", name]) == 0
     lines = capsys.readouterr().out.splitlines()
