@@ -139,6 +139,9 @@ elif running; then
     systemctl daemon-reload
     systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket
     systemctl restart nfq-guard.service || fail "it does not start: systemctl status nfq-guard"
+    # Instances, whose modules are gone since.
+    systemctl try-restart 'nfq-guard@*.service' ||
+        fail "an instance does not start: systemctl status 'nfq-guard@*'"
     say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
 elif systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket 2>/dev/null; then
     say "no systemd is running here, as in an image: enabled, it starts at the next boot"

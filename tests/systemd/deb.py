@@ -49,6 +49,22 @@ def machine() -> Iterator[Guest]:
         yield guest
 
 
+def instance(guest: Guest) -> str:
+    """Start the daemon of a namespace, and return its process id."""
+    guest.sh(
+        "ip netns add blue; "
+        "printf '[daemon]\ncontrol_socket = \"/run/nfq-guard/blue/control.sock\"\n' "
+        ">/etc/nfq-guard/blue.toml; systemctl start nfq-guard@blue"
+    )
+    return guest.show("MainPID", "nfq-guard@blue")
+
+
+def is_another(guest: Guest, process: str) -> None:
+    """The daemon of the namespace runs the new files."""
+    assert guest.show("MainPID", "nfq-guard@blue") not in {process, "0"}
+    guest.sh("nfq-guard status --socket /run/nfq-guard/blue/control.sock")
+
+
 def rules(guest: Guest) -> int:
     return int(guest.sh("iptables-save | grep -c NFQUEUE || true"))
 
@@ -87,12 +103,14 @@ def test_install_upgrade_remove_and_purge(machine: Guest, package: Path, older: 
     said = machine.sh("nfq-guard lab demo", check=False)
     assert said == "nfq-guard: the lab needs the package scapy (pip install 'nfq-guard[lab]')\n"
     process = machine.show("MainPID")
+    of_namespace = instance(machine)
 
     # An upgrade keeps the operator's configuration, and the new version uses it.
     machine.sh(f"sed -i 's/dry-run\"/enforce\"/' {_CONFIG}; systemctl reload nfq-guard")
     machine.sh(f"{_DPKG} -i {package}", timeout_s=120)
     assert machine.show("ActiveState") == "active"
     assert machine.show("MainPID") != process
+    is_another(machine, of_namespace)
     assert '"mode":"enforce"' in machine.sh("nfq-guard status --format json")
     assert "of the older version" in machine.sh(f"cat {_CONFIG}")
     assert rules(machine) > 0
@@ -107,11 +125,12 @@ def test_install_upgrade_remove_and_purge(machine: Guest, package: Path, older: 
 
     machine.sh("dpkg -r nfq-guard", timeout_s=120)
     assert machine.show("LoadState") == "not-found"
+    assert machine.show("ActiveState", "nfq-guard@blue") == "inactive"
     assert rules(machine) == 0
     assert not machine.sh("ls -d /usr/lib/nfq-guard 2>/dev/null || true")
     assert "broken" in machine.sh(f"cat {_CONFIG}")
 
-    machine.sh("dpkg -P nfq-guard", timeout_s=120)
+    machine.sh("rm /etc/nfq-guard/blue.toml; dpkg -P nfq-guard", timeout_s=120)
     left = "ls -d /etc/nfq-guard /etc/logrotate.d/nfq-guard /var/l*/nfq-guard /run/nfq-guard"
     assert not machine.sh(f"{left} 2>/dev/null || true")
     assert "no packages found" in machine.sh("dpkg-query -W nfq-guard", check=False)
@@ -122,6 +141,9 @@ def test_it_is_not_installed_over_make_install(machine: Guest, package: Path) ->
     assert said.endswith("have your init system run /usr/local/sbin/nfq-guard run, as root\n")
     machine.sh("nfq-guard check")
     machine.install()
+    of_namespace = instance(machine)
+    machine.install()
+    is_another(machine, of_namespace)
     process = machine.show("MainPID")
     said = machine.sh(f"{_DPKG} -i {package}", check=False, timeout_s=120)
     assert "please run 'make uninstall' first" in said
