@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Evaluates policies on a recording."""
 
-import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, final
@@ -164,10 +163,14 @@ def _drops_translated(policy: CompiledPolicy, decided: Decided) -> bool:
     judged = decided.judged
     if judged.nat_known or judged.snapshot is None or decided.recorded.is_rst:
         return False
-    snapshot = copy.copy(judged.snapshot)
-    snapshot.status |= IPS_DST_NAT
+    snapshot = judged.snapshot
     asked = (judged.queued, decided.recorded.packet, snapshot, judged.finding)
-    return all(decision.drops for decision in policy.possible(*asked))
+    status = snapshot.status
+    # A compiled snapshot cannot be copied.
+    snapshot.status = status | IPS_DST_NAT
+    drops = all(decision.drops for decision in policy.possible(*asked))
+    snapshot.status = status
+    return drops
 
 
 def _alone(decided: Decided) -> int | None:
