@@ -9,6 +9,7 @@ from nfq_guard.cli.options import add_config, add_last_good, add_result
 from nfq_guard.cli.rules import removed
 from nfq_guard.errors import EXIT_OK, ConfigError, NfqGuardError
 from nfq_guard.flows import log_settings, pins
+from nfq_guard.names import visible
 from nfq_guard.service import passed_sockets, proc_files
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.last_good import load_settings
@@ -97,4 +98,4 @@ def _provide(settings: Settings, instance: str, user: str) -> str:
 
 
 def _complain(problem: str) -> None:
-    sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in problem.splitlines()))
+    sys.stderr.write("".join(f"nfq-guard: {visible(line)}\n" for line in problem.splitlines()))

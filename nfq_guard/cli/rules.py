@@ -16,6 +16,7 @@ from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall,
 from nfq_guard.firewall.native import render as render_native
 from nfq_guard.firewall.render import render
 from nfq_guard.firewall.xtables import Runner, System
+from nfq_guard.names import visible
 from nfq_guard.policy.values import one_of
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
 from nfq_guard.service.last_good import load_settings
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         if differences or not args.quiet:
             sys.stdout.write(_format_differences(differences, remarks, as_json=as_json))
         if differences and not as_json:
-            sys.stdout.write(f"next: `{_install_command(args)}` repairs this\n")
+            sys.stdout.write(f"next: `{visible(_install_command(args))}` repairs this\n")
         return EXIT_NOT_FINE if differences else EXIT_OK
     changes = firewall.install()
     if not args.quiet:
@@ -85,7 +86,9 @@ def _remove(args: argparse.Namespace) -> int:
     try:
         settings = _settings(args)
     except ConfigError as error:
-        sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in str(error).splitlines()))
+        sys.stderr.write(
+            "".join(f"nfq-guard: {visible(line)}\n" for line in str(error).splitlines())
+        )
     changes = removed(settings, args.after, args.unit)
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
@@ -272,7 +275,7 @@ def _format_differences(
         return "".join(json.dumps(_difference(each)) + "\n" for each in found)
     lines = [str(each) for each in differences] or ["rules OK"]
     lines += [f"note: {each}" for each in remarks]
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{visible(line)}\n" for line in lines)
 
 
 def _format_changes(changes: Changes, *, as_json: bool) -> str:
@@ -280,4 +283,4 @@ def _format_changes(changes: Changes, *, as_json: bool) -> str:
         record: ChangesRecord = {"done": changes.done, "notes": changes.notes}
         return json.dumps(record) + "\n"
     lines = [*changes.done, *(f"note: {note}" for note in changes.notes)]
-    return "".join(f"{line}\n" for line in lines or ["nothing to change"])
+    return "".join(f"{visible(line)}\n" for line in lines or ["nothing to change"])

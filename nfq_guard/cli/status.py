@@ -9,6 +9,7 @@ from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_OK
+from nfq_guard.names import visible
 from nfq_guard.service.status import (
     PolicyFacts,
     QueueStatus,
@@ -66,9 +67,18 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         write_json(status)
     else:
-        for line in lines(decode(status)):
+        for line in lines(decode(printable(status))):
             write_line(line)
     return EXIT_OK
+
+
+def printable(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """A value of JSON whose texts are safe for a terminal: names and mistakes may hold anything."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {visible(name): printable(one) for name, one in value.items()}
+    return [printable(one) for one in value] if isinstance(value, list) else value
 
 
 def lines(status: Status) -> list[str]:

@@ -6,6 +6,7 @@ What a terminal gets holds no control character, whatever the input; the page, n
 
 import gzip
 import json
+import os
 import resource
 import struct
 import subprocess
@@ -19,10 +20,12 @@ import pytest
 
 from nfq_guard.cli import main
 from nfq_guard.cli.dump import event_line
+from nfq_guard.cli.status import lines, printable
 from nfq_guard.cli.top_flow import key_of
 from nfq_guard.cli.top_view import View
+from nfq_guard.lab.netns import Namespace
 from nfq_guard.names import visible
-from nfq_guard.service.status import ActingPolicy, RulesState
+from nfq_guard.service.status import ActingPolicy, ReloadStatus, RulesState, decode
 from nfq_guard.telemetry.console import Console
 from nfq_guard.telemetry.events import (
     DaemonFailed,
@@ -35,6 +38,7 @@ from nfq_guard.telemetry.events import (
 from tests.support import captures
 from tests.support.conversation import Conversation
 from tests.support.events import event
+from tests.support.queue import import_path
 from tests.support.status import daemon_status, rules_status
 from tests.support.top import flow, text
 
@@ -90,6 +94,39 @@ def test_top_and_dump(reason: str) -> None:
     view.problem = EVIL
     assert is_clean(text(view.lines(40, 300)))
     assert is_clean(event_line(made["events"][-1]))
+
+
+def test_status() -> None:
+    """A key of a refused file, a rule of the host and a path may be written to deceive."""
+    status = daemon_status(
+        config=EVIL,
+        policy=ActingPolicy(source=EVIL, digest=EVIL, rules=1, restart_for=()),
+        rules=rules_status(RulesState.DIFFER, EVIL),
+        last_reload=ReloadStatus(at="2026-01-01T00:00:00Z", mistakes=(f"policy.{EVIL}: no key",)),
+        reasons={EVIL: {"drop": 3}},
+    )
+    assert not all(map(is_clean, lines(status)))
+    shown = lines(decode(printable(msgspec.json.decode(msgspec.json.encode(status)))))
+    assert all(map(is_clean, shown)), shown
+    assert sum("alert(1)" in line for line in shown) >= 4
+
+
+@pytest.mark.parametrize("action", ["verify", "remove"])
+@pytest.mark.kernel
+def test_rules(action: str, tmp_path: Path) -> None:
+    """The command that repairs the rules names the file, and a mistake the key."""
+    name = tmp_path / EVIL.replace("/", "")
+    key = f"{json.dumps(EVIL)} = 1\n" if action == "remove" else ""
+    name.write_text(f"[daemon]\n{key}[policy]\n", encoding="utf-8")
+    words = [sys.executable, "-m", "nfq_guard", "rules", action, "--config", str(name)]
+    with Namespace("host") as host:
+        done = subprocess.run(
+            host.argv(words), env={**os.environ, "PYTHONPATH": import_path()},
+            capture_output=True, check=False,
+        )  # fmt: skip
+    shown = (done.stdout + done.stderr).decode()
+    assert "alert(1)" in shown
+    assert is_clean(shown), shown
 
 
 @pytest.fixture
