@@ -203,6 +203,7 @@ CATALOGUE: Final = (
     Entry(
         "A1",
         "a local user holds the lock of the rules",
+        ("lock",),
         tests=(
             "tests/firewall/test_lock.py::test_only_the_owner_of_the_directory_can_hold_it",
             "tests/firewall/test_lock.py::test_a_planted_link_is_not_followed",
@@ -211,6 +212,7 @@ CATALOGUE: Final = (
     Entry(
         "A2",
         "a broken file and a crash open a closed guard",
+        ("mistaken-closed", "mistaken-kernel-drop"),
         tests=(
             f"{_SERVICE}test_a_restart_carries_on_with_the_last_good_configuration",
             "tests/firewall/test_command.py::test_rules_stay_after_a_crash_when_the_configuration_is_broken",
@@ -295,6 +297,7 @@ CATALOGUE: Final = (
     Entry(
         "A12",
         "escapes of others reach the terminal",
+        ("escapes",),
         tests=(
             "tests/cli/test_hostile_input.py::test_console",
             "tests/cli/test_hostile_input.py::test_hostile_events",
@@ -304,6 +307,7 @@ CATALOGUE: Final = (
     Entry(
         "A13",
         "planted links are followed",
+        ("links",),
         tests=(
             "tests/cli/test_planted_files.py::test_a_link_is_replaced_and_what_it_leads_to_stays",
             "tests/cli/test_planted_files.py::test_an_unreadable_capture_leaves_the_file",
@@ -313,6 +317,7 @@ CATALOGUE: Final = (
     Entry(
         "A14",
         "mistakes, log and rates grow without bound",
+        ("unbounded",),
         tests=(
             "tests/telemetry/test_limiter.py::test_table_is_bounded_and_nothing_is_lost",
             "tests/policy/test_parse.py::test_long_values_are_cut",

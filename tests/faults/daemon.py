@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.nfqueue.counters import parse
-from tests.faults import attack, inputs, inside, soak, transfers
+from tests.faults import attack, hostile, inputs, inside, soak, transfers
 from tests.faults.gateway import ALLOWED, POLICY, mutated
 from tests.faults.outcome import Outcome, ms
 from tests.faults.rig import Rig, Size, account, files, rss_kb, shed
@@ -606,5 +606,9 @@ FAULTS: Final[dict[str, Fault]] = {
     "damaged-inputs": inputs.damaged,
     "bombs": inputs.bombs,
     "metrics-clients": inputs.metrics_clients,
+    "lock": hostile.lock_taken,
+    "escapes": hostile.escapes,
+    "links": hostile.links,
+    "unbounded": hostile.unbounded,
     "soak": soak.soak,
 }

@@ -14,7 +14,7 @@ from nfq_guard.lab.netns import PREFIX, Namespace
 from tests.faults.connections import Connections
 from tests.faults.gateway import POLICY, Gap, Gateway
 from tests.faults.outcome import Outcome, ms, percentile
-from tests.systemd.conftest import Guest, boot
+from tests.systemd.conftest import CONFIG, Guest, boot
 
 _PPS: Final = 4000
 _WATCHDOG_S: Final = 2.0
@@ -188,6 +188,26 @@ def flushed(at: Rig, times: int) -> Outcome:
     )
 
 
+def _mistaken(fail_mode: str) -> Callable[[Rig, int], Outcome]:
+    """A2 in a fail mode: a file with a mistake, a reload of it, and a crash."""
+
+    def inject(at: Rig, times: int) -> Outcome:
+        script = f"echo 'nonsense = [' >>{CONFIG}; systemctl reload nfq-guard; kill -9 $PID"
+        run = at.inject(fail_mode, script, times, 2.5)
+        outage = run.of(lambda one: one.wait_s)
+        return Outcome(
+            "A2",
+            f"{times} times a configuration with a mistake, its reload and SIGKILL, fail mode "
+            f"{fail_mode}",
+            "nothing let through, back within 2 s (99 %), rules intact",
+            f"{_outage(run)}, {run.leaked} let through, rules {_same(run)}",
+            outage[1] <= 2 and not run.leaked and run.same_rules,
+            run.exact and not run.leaked,
+        )
+
+    return inject
+
+
 def _outage(run: Run) -> str:
     """The time without an arrival, and the losses, as text."""
     median, most = run.of(lambda one: one.wait_s)
@@ -213,6 +233,8 @@ FAULTS: Final[dict[str, Fault]] = {
     "restarted-open": Fault(restarted_open, 2, 25),
     "restarted-closed": Fault(restarted_closed, 2, 25),
     "connections": Fault(connections, 1, 10),
+    "mistaken-closed": Fault(_mistaken("closed"), 2, 10),
+    "mistaken-kernel-drop": Fault(_mistaken("kernel-drop"), 2, 10),
     "flushed": Fault(flushed, 1, 3),
 }
 

@@ -20,7 +20,7 @@ _HERE: Final = Path(__file__).parent
 _TREE: Final = _HERE.parent.parent
 WHEELS: Final = _TREE / "build" / "wheels"
 _PYTHON: Final = "/usr/bin/python3"
-_CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
+CONFIG: Final = "/etc/nfq-guard/nfq-guard.toml"
 # Variable that is set where this host exists only for these tests and has the service installed.
 _THIS_MACHINE: Final = "NFQ_GUARD_TEST_ON_THIS_MACHINE"
 # The root whose systemd is booted: that of this host, or of another release of Debian.
@@ -69,7 +69,7 @@ class Guest:
 
     def configure(self, daemon: str, policy: str = 'include = "preset:default"') -> None:
         """Write the configuration file, with these lines in its two tables."""
-        self.sh(f"cat >{_CONFIG} <<'END'\n[daemon]\n{daemon}\n[policy]\n{policy}\nEND")
+        self.sh(f"cat >{CONFIG} <<'END'\n[daemon]\n{daemon}\n[policy]\n{policy}\nEND")
 
     def until(self, condition: Callable[[], bool], what: str, timeout_s: float = 15) -> None:
         """Wait until `condition` holds; fails the test, naming `what`, when it never does."""
