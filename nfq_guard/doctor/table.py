@@ -4,6 +4,7 @@
 from collections.abc import Iterator
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
+from nfq_guard.names import counted
 
 
 def parse_counters(text: str) -> dict[str, int]:
@@ -47,8 +48,8 @@ def counters(sums: dict[str, int]) -> Iterator[Check]:
     if full or early:
         yield warning(
             "table.drops",
-            f"{full} packets dropped and {early} connections evicted because the table was full; "
-            "later packets of those are INVALID or NEW",
+            f"{counted(full, 'packet')} dropped and {counted(early, 'connection')} evicted because "
+            "the table was full; later packets of those are INVALID or NEW",
             "raise net.netfilter.nf_conntrack_max, or find out what opens so many connections",
         )
     else:
@@ -56,9 +57,9 @@ def counters(sums: dict[str, int]) -> Iterator[Check]:
     if failed:
         yield warning(
             "table.insert_failed",
-            f"{failed} packets were dropped because another packet inserted the same entry first: "
-            "two packets of one new flow at once, or two flows that were given one translated port "
-            "(often DNS over UDP)",
+            f"{counted(failed, 'packet')} dropped because another packet inserted the same entry "
+            "first: two packets of one new flow at once, or two flows that were given one translated "
+            "port (often DNS over UDP)",
             "where the host masquerades, use --random-fully (nftables: fully-random); for DNS, a "
             "cache on the host or TCP",
         )
@@ -66,8 +67,8 @@ def counters(sums: dict[str, int]) -> Iterator[Check]:
     if invalid or errors:
         yield note(
             "table.invalid",
-            f"{invalid + errors} INVALID packets since this namespace was created, {errors} of "
-            "them ICMP (column icmp_error)",
+            f"{counted(invalid + errors, 'INVALID packet')} since this namespace was created, "
+            f"{errors} of them ICMP (column icmp_error)",
             "run `nfq-guard run --mode dry-run` to learn the reason of each",
         )
     else:
