@@ -58,8 +58,8 @@ def counters(sums: dict[str, int]) -> Iterator[Check]:
         yield warning(
             "table.insert_failed",
             f"{counted(failed, 'packet')} dropped because another packet inserted the same entry "
-            "first: two packets of one new flow at once, or two flows that were given one translated "
-            "port (often DNS over UDP)",
+            "first: two packets of one new flow at once, or two flows that were given one "
+            "translated port (often DNS over UDP)",
             "where the host masquerades, use --random-fully (nftables: fully-random); for DNS, a "
             "cache on the host or TCP",
         )
