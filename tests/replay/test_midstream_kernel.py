@@ -12,6 +12,7 @@ import pytest
 
 from nfq_guard.capture.frame import Frame
 from nfq_guard.lab.netns import Namespace
+from nfq_guard.lab.pace import limit
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.outside import outside
 from nfq_guard.replay.replayer import Replayer
@@ -19,10 +20,13 @@ from nfq_guard.replay.settings import ReplaySettings
 from nfq_guard.wire.packet import SYN
 from tests.support.healthy import renumbered
 
-pytestmark = pytest.mark.kernel
+# In one process, because they share the flows.
+pytestmark = [pytest.mark.kernel, pytest.mark.xdist_group("midstream")]
 
 FLOWS = 1000
 AT_ONCE = 100
+# Below those that the kernel chooses, so that each flow has another one.
+FIRST_PORT = 20_000
 ETHERNET = 1
 _OUTGOING = 4
 _SO_RCVBUFFORCE = 33
@@ -63,7 +67,7 @@ class Tap:
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Answer requests of the form `length, length of the answer` until the client ends."""
-    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         while True:
             length, answer = struct.unpack("!II", await reader.readexactly(8))
             await reader.readexactly(length)
@@ -74,13 +78,14 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         await writer.wait_closed()
 
 
-async def _ask(rng: random.Random, port: int) -> None:
-    """One flow: a few requests, with any buffers, and an end by FIN or RST."""
+async def _ask(rng: random.Random, own: int, port: int) -> None:
+    """One flow from port `own`: a few requests, with any buffers, and an end by FIN or RST."""
     near = socket.socket()
     near.setblocking(False)
     near.setsockopt(
         socket.SOL_SOCKET, socket.SO_RCVBUF, rng.choice((2_304, 8_192, 65_536, 1 << 20))
     )
+    near.bind(("127.0.0.1", own))
     await asyncio.get_running_loop().sock_connect(near, ("127.0.0.1", port))
     reader, writer = await asyncio.open_connection(sock=near)
     for _ in range(rng.randrange(2, 5)):
@@ -100,28 +105,44 @@ async def _talk(seed: int, tap: Tap) -> None:
     asyncio.get_running_loop().add_reader(tap, tap.drain)
     server = await asyncio.start_server(_serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    limit = asyncio.Semaphore(AT_ONCE)
+    free = asyncio.Semaphore(AT_ONCE)
 
     async def limited(number: int) -> None:
-        async with limit:
-            await _ask(random.Random(rng.random() + number), port)  # noqa: S311 - as above
+        async with free:
+            own = FIRST_PORT + number
+            await _ask(random.Random(rng.random() + number), own, port)  # noqa: S311 - as above
 
     await asyncio.gather(*(limited(number) for number in range(FLOWS)))
     server.close()
-    # A server that lost its client's RST waits for ever.
     serving = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in serving:
-        task.cancel()
-    await asyncio.gather(*serving, return_exceptions=True)
+    await asyncio.wait_for(asyncio.gather(*serving), limit(20))
     asyncio.get_running_loop().remove_reader(tap)
 
 
 @pytest.fixture(scope="module")
 def flows() -> list[list[Frame]]:
-    """The frames of each flow. One packet in a hundred is lost behind the place of the capture."""
+    """The frames of each flow. One packet in a hundred is lost behind the place of the capture.
+
+    No RST is, because a server without it would end its connection after conntrack has.
+    """
     with Namespace("talk") as ns:
         ns.ip("link", "set", "lo", "mtu", "1500", "gso_max_segs", "1")
-        words = ("-m", "statistic", "--mode", "random", "--probability", "0.01", "-j", "DROP")
+        words = (
+            "-p",
+            "tcp",
+            "!",
+            "--tcp-flags",
+            "RST",
+            "RST",
+            "-m",
+            "statistic",
+            "--mode",
+            "random",
+            "--probability",
+            "0.01",
+            "-j",
+            "DROP",
+        )
         ns.run("iptables", "-w", "-A", "INPUT", *words)
         with ns.entered():
             tap = Tap()
