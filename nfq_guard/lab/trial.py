@@ -29,10 +29,11 @@ from nfq_guard.lab.wiretap import Segment, Tap, read_segment, settle
 # machine, but not on an emulated one, where the guard's verdict takes longer and retransmissions
 # come no later.
 _ANSWER_LIMIT_S: Final = 2.0
-_BUSY: Final = 4.0
 # A stray and the segments that it provokes pass within a millisecond, the guard's verdict within
 # a few.
 _QUIET_S: Final = 0.06
+# Both suffice on a machine that is slower by this factor.
+_BUSY: Final = 4.0
 _GUARD_LIMIT_S: Final = 5.0
 _SETTLE_LIMIT_S: Final = 2.0
 
@@ -93,6 +94,11 @@ def run(
         result = trial.result()
         trial.save(keep)
     return result
+
+
+def _paced(seconds: float) -> float:
+    """A time that suffices on a busy machine, longer on an emulated one."""
+    return seconds * max(1.0, slowness() / _BUSY)
 
 
 class _Trial:
@@ -182,7 +188,7 @@ class _Trial:
         self._replies.append(client.connected())
         if self._replies[-1] != "connected":
             return
-        answer_limit_s = stage.answer_limit_s or _ANSWER_LIMIT_S * max(1.0, slowness() / _BUSY)
+        answer_limit_s = stage.answer_limit_s or _paced(_ANSWER_LIMIT_S)
         self._replies.append(client.ask(answer_limit_s))
         for step in stage.strays:
             if self._replies[-1] != "answered":
@@ -199,23 +205,23 @@ class _Trial:
     def _send(self, stray: strays.Stray) -> None:
         """Send one stray and wait until the segments that it provokes have passed."""
         time.sleep(stray.pause_s)
-        settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
+        settle(self._taps, quiet_s=_paced(_QUIET_S), limit_s=limit(_SETTLE_LIMIT_S))
         tap = next(tap for tap in self._taps if tap.label == stray.tap)
         octets = strays.build(stray, *strays.follow(tap.segments))
         segment = read_segment(octets, time_ns=0, link=stray.tap)
         if segment is not None:
             self._sent.append(segment)
         strays.send(stray.sender, octets)
-        settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
+        settle(self._taps, quiet_s=_paced(_QUIET_S), limit_s=limit(_SETTLE_LIMIT_S))
         if self._guard:
             guard = self._guard
             settle(
                 self._taps,
-                quiet_s=_QUIET_S,
+                quiet_s=_paced(_QUIET_S),
                 limit_s=limit(_GUARD_LIMIT_S),
                 until=lambda: guard.waiting() == 0,
             )
-            settle(self._taps, quiet_s=_QUIET_S, limit_s=limit(_SETTLE_LIMIT_S))
+            settle(self._taps, quiet_s=_paced(_QUIET_S), limit_s=limit(_SETTLE_LIMIT_S))
 
     def _judge(self, stage: Stage, *, invalid: int, dropped: int, report: Report) -> Result:
         passed = sorted((s for tap in self._taps for s in tap.segments), key=lambda s: s.time_ns)
