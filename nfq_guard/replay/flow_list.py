@@ -4,6 +4,7 @@
 from typing import TypedDict
 
 from nfq_guard.flow import IPS_DST_NAT, IPS_SRC_NAT
+from nfq_guard.names import counted
 from nfq_guard.replay.stream import Stream
 from nfq_guard.replay.words import direction_text, state_name
 from nfq_guard.wire.packet import FIN, RST
@@ -87,8 +88,8 @@ def flow_line(found: ListedFlowRecord) -> str:
             notes.append(text)
     state = found["state"] or "no entry"
     expired = " (expired)" if found["expired"] else ""
-    noun = "packet" if found["packets"] == 1 else "packets"
+    sent = counted(found["packets"], "packet")
     return (
-        f"{found['flow']}: from frame {found['first_frame']}, {found['packets']} {noun} and "
-        f"{found['answers']} back, {state}{expired}" + "".join(f", {note}" for note in notes)
+        f"{found['flow']}: from frame {found['first_frame']}, {sent} and {found['answers']:,} "
+        f"back, {state}{expired}" + "".join(f", {note}" for note in notes)
     )

@@ -20,18 +20,28 @@ from tests.support.conversation import Conversation
 from tests.support.queue import import_path, wait_for
 
 _PPS: Final = 2000
+# Whether the input of a script has ended. The pause leaves the processor to the guard.
+_IS_OVER: Final = """
+import os, time
+os.set_blocking(0, False)
+def is_over():
+    time.sleep(0.001)
+    try:
+        return os.read(0, 1) == b""
+    except BlockingIOError:
+        return False
+"""
 # What a local user may try with each name of the guard, again and again: to open and to lock it, to
 # replace it by a link, and to take its directory. Prints the number of successes at the end.
-_NOBODY: Final = """
-import fcntl, os, sys, time
+_NOBODY: Final = f"""{_IS_OVER}
+import fcntl, sys
 from contextlib import suppress
 from pathlib import Path
 os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)
 folder, lock = Path("/run/nfq-guard"), Path("/run/nfq-guard", sys.argv[1])
 taken = tries = 0
 print("trying", flush=True)
-os.set_blocking(0, False)
-while True:
+while not is_over():
     for attempt in (
         lambda: fcntl.flock(os.open(lock, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB),
         lambda: os.open(lock, os.O_RDWR | os.O_CREAT),
@@ -44,26 +54,18 @@ while True:
         with suppress(OSError):
             attempt()
             taken += 1
-    # Leaves the processor to the guard.
-    time.sleep(0.001)
-    try:
-        if os.read(0, 1) == b"":
-            break
-    except BlockingIOError:
-        pass
 print(tries, taken)
 """
 
 _SECRET: Final = b"what the links lead to"
 # Puts symbolic and hard links to a file, and a link to a file that does not exist, at a path and
 # at the names that unfinished files might have, until its input ends.
-_PLANT: Final = """
-import os, sys, time
+_PLANT: Final = f"""{_IS_OVER}
+import sys
 from contextlib import suppress
 out, victim, created = sys.argv[1:]
-os.set_blocking(0, False)
 turn = 0
-while True:
+while not is_over():
     turn += 1
     for name in (out, out + ".part", out + ".tmp"):
         with suppress(OSError):
@@ -73,12 +75,6 @@ while True:
                 os.link(victim, name)
             else:
                 os.symlink(victim if turn % 3 == 1 else created, name)
-    time.sleep(0.001)
-    try:
-        if os.read(0, 1) == b"":
-            break
-    except BlockingIOError:
-        pass
 """
 
 
