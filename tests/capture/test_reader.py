@@ -134,9 +134,9 @@ def zstd(octets: bytes) -> bytes:
 
 @pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, zstd])
 def test_compressed(write: Callable[..., str], compress: Callable[[bytes], bytes]) -> None:
-    file = made.pcap([(second, 0, A) for second in range(50_000)])
+    file = made.pcap([(second, 0, A) for second in range(20_000)])
     octets, damage = read(write(compress(file)))
-    assert len(octets) == 50_000
+    assert len(octets) == 20_000
     assert damage is None
 
 
@@ -154,9 +154,9 @@ def test_compressed_and_truncated(
     write: Callable[..., str], compress: Callable[[bytes], bytes]
 ) -> None:
     """The frames decompressed before the end are kept."""
-    whole = compress(made.pcap([(second, 0, os.urandom(1000)) for second in range(5_000)]))
+    whole = compress(made.pcap([(second, 0, os.urandom(1000)) for second in range(1_500)]))
     octets, damage = read(write(whole[: len(whole) // 2]))
-    assert 2_000 < len(octets) < 3_000
+    assert 600 < len(octets) < 900
     assert damage is not None
     assert "the compressed file is truncated" in damage
 
@@ -166,12 +166,12 @@ def test_compressed_and_broken(
     write: Callable[..., str], compress: Callable[[bytes], bytes]
 ) -> None:
     whole = bytearray(
-        compress(made.pcap([(second, 0, os.urandom(1000)) for second in range(5000)]))
+        compress(made.pcap([(second, 0, os.urandom(1000)) for second in range(1_500)]))
     )
     middle = len(whole) // 2
     whole[middle : middle + 64] = bytes(64)
     octets, damage = read(write(bytes(whole)))
-    assert len(octets) <= 5_000
+    assert len(octets) <= 1_500
     assert damage is not None
 
 

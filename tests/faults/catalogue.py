@@ -65,7 +65,7 @@ CATALOGUE: Final = (
         "F4",
         "reloads under load",
         ("reloads",),
-        ("tests/service/test_reload_kernel.py::test_two_thousand_reloads_under_load",),
+        ("tests/service/test_reload_kernel.py::test_reloads_under_load",),
         "memory grows by 1 to 2 MB over the first thousand reloads, and no more over the next five "
         "thousand",
     ),

@@ -268,7 +268,7 @@ def test_both_halves_from_the_middle_of_a_flow(kind: str, family: int, side: int
 def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
     """Each half is joined with its own, also if only one end sends."""
     halves: list[Frame] = []
-    for number in range(20):
+    for number in range(10):
         talk = Conversation(
             client_isn=0x9123_4567 + 7919 * number,
             server_isn=0xA234_5678 + 104_729 * number,
@@ -287,7 +287,7 @@ def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
     halves.sort(key=lambda frame: frame.time_ns)
     replayer, found = replayed(halves)
     assert found == []
-    assert (replayer.table.created, replayer.translations) == (20, 20)
+    assert (replayer.table.created, replayer.translations) == (10, 10)
     # On a link on which most packets take the shortcut, those of one half do not yet.
     for frame in halves:
         frame.octets = bytes(12) + frame.octets[14:]
@@ -296,8 +296,8 @@ def test_halves_of_flows_that_are_mixed(bulk: bool) -> None:
     replayer.copies = Copies(searched=0)
     listing = replayer.streams.listing = Listing()
     assert [*replayer.replay(renumbered(halves)), *replayer.finish()] == []
-    assert (replayer.table.created, replayer.translations) == (20, 20)
-    assert len(listing.streams) == 20
+    assert (replayer.table.created, replayer.translations) == (10, 10)
+    assert len(listing.streams) == 10
 
 
 def test_halves_that_more_than_one_flow_may_have() -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Thousands of reloads while packets flow: each packet is judged by one policy as a whole."""
+"""Reloads while packets flow: each packet is judged by one policy as a whole."""
 
 import json
 import signal
@@ -13,15 +13,11 @@ import pytest
 from nfq_guard.lab.netns import Namespace
 from tests.support.queue import PORT, QUEUE, Datagrams, GuardProcess, kernel_line, wait_for
 
-pytestmark = [
-    pytest.mark.kernel,
-    pytest.mark.long,
-    pytest.mark.no_cover,
-    pytest.mark.timeout(600),
-]
+pytestmark = [pytest.mark.kernel, pytest.mark.no_cover]
 Make = Callable[[str], Namespace]
 
-RELOADS = 2000
+# `make faults` makes a thousand.
+RELOADS = 300
 # The rule of each policy sets its own mark, so that a policy applied in part would be noticed.
 MARKS = {"red": 0x11, "blue": 0x22}
 
@@ -71,8 +67,7 @@ def reload_often(
     return outcomes
 
 
-@pytest.mark.no_cover  # thousands of what other tests do once
-def test_two_thousand_reloads_under_load(namespace: Make, tmp_path: Path) -> None:
+def test_reloads_under_load(namespace: Make, tmp_path: Path) -> None:
     inside = namespace("reload")
     queue = ["-j", "NFQUEUE", "--queue-num", str(QUEUE)]
     inside.run("iptables", "-t", "mangle", "-A", "OUTPUT", "-p", "udp", *queue)
