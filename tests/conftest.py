@@ -107,6 +107,8 @@ def _leave_data_where_a_daemon_may() -> None:
     _DATA_OF_CHILDREN.mkdir(exist_ok=True)
     config = CoverageConfig.deserialize(_coverage_of_children[_COVERAGE])
     config.data_file = str(_DATA_OF_CHILDREN / ".coverage")
+    # The rest has no floor, or has one that tests without a process reach.
+    config.source = [str(Path(__file__).parents[1] / "nfq_guard" / "service")]
     _coverage_of_children[_COVERAGE] = config.serialize()
 
 
