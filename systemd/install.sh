@@ -41,7 +41,7 @@ if [ "$1" = uninstall ]; then
     [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" \
-        "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket /etc/sysusers.d/nfq-guard.conf \
+        "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard@*.service /etc/sysusers.d/nfq-guard.conf \
         /etc/logrotate.d/nfq-guard /run/nfq-guard "$catalogue"
     (cd "$tree/share" && find . -type f) | sed "s|^\.|$prefix/share|" | xargs -d '\n' rm -f
     rmdir "$units/nfq-guard.service.wants" 2>/dev/null || true
@@ -118,6 +118,8 @@ sed -i "1s|$new|$home|" "$new/bin/nfq-guard"
 rm -rf "$home"
 mv "$new" "$home"
 mkdir -p "$prefix/sbin" /etc/nfq-guard
+# An upgrade does not start what its host has disabled.
+enabled=$(systemctl is-enabled nfq-guard.service 2>/dev/null || true)
 ln -sf "$home/bin/nfq-guard" "$prefix/sbin/nfq-guard"
 "$here/files.sh" "" "$prefix" local
 remove_old
@@ -137,12 +139,20 @@ if ! command -v systemctl >/dev/null; then
     exit 0
 elif running; then
     systemctl daemon-reload
-    systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket
-    systemctl restart nfq-guard.service || fail "it does not start: systemctl status nfq-guard"
+    how=try-restart
+    if [ "$enabled" != disabled ]; then
+        systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket
+        how=restart
+    fi
+    systemctl $how nfq-guard.service || fail "it does not start: systemctl status nfq-guard"
     # Instances, whose modules are gone since.
     systemctl try-restart 'nfq-guard@*.service' ||
         fail "an instance does not start: systemctl status 'nfq-guard@*'"
-    say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
+    if systemctl is-active --quiet nfq-guard.service; then
+        say "running in $(sed -n 's/^mode = "\(.*\)"/\1/p' /etc/nfq-guard/nfq-guard.toml) mode"
+    else
+        say "nfq-guard.service is $enabled on this host, and is not started"
+    fi
 elif systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket 2>/dev/null; then
     say "no systemd is running here, as in an image: enabled, it starts at the next boot"
 else

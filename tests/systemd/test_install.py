@@ -65,14 +65,15 @@ def test_an_install_that_cannot_succeed_changes_nothing(guest: Guest) -> None:
 def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     """A second installation uses that configuration."""
     guest.configure('mode = "dry-run"\nqueue = 5')
-    guest.sh(f"{INSTALLER} uninstall")
+    guest.sh(f"systemctl enable nfq-guard@blue && {INSTALLER} uninstall")
     old = "/etc/systemd/system/nfq-guard.service.d"
     guest.sh(f"mkdir {old}; printf '[Service]\nExecReload=\n' >{old}/reload.conf")
     assert "NFQUEUE" not in guest.sh("cat <(iptables-save) <(ip6tables-save)")
     left = guest.sh(
         "ls -d /etc/nfq-guard/nfq-guard.toml /usr/local/lib/nfq-guard /usr/local/sbin/nfq-guard "
-        "/etc/systemd/system/nfq-guard* /etc/logrotate.d/nfq-guard "
-        "/usr/local/share/man/man*/nfq-guard* /usr/local/share/*/*/*nfq-guard* 2>/dev/null",
+        "/etc/systemd/system/nfq-guard* /etc/systemd/system/*/nfq-guard* "
+        "/etc/logrotate.d/nfq-guard /usr/local/share/man/man*/nfq-guard* "
+        "/usr/local/share/*/*/*nfq-guard* 2>/dev/null",
         check=False,
     )
     assert left.split() == ["/etc/nfq-guard/nfq-guard.toml", old]
@@ -84,3 +85,7 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     assert "nfq-guard mode enforce" in said
     assert guest.show("ActiveState") == "active"
     assert guest.sh("cat /proc/net/netfilter/nfnetlink_queue").split()[0] == "5"
+    guest.sh("systemctl disable --quiet --now nfq-guard")
+    assert "nfq-guard.service is disabled on this host, and is not started" in guest.install()
+    assert guest.show("ActiveState") == "inactive"
+    guest.sh("systemctl enable --quiet --now nfq-guard")
