@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from nfq_guard import outfile
 from nfq_guard.errors import BusyError, UnavailableError
 
 FOLDER: Final = Path("/run/nfq-guard")
@@ -72,9 +73,11 @@ def _locked(path: Path, patience_s: float) -> int:
 def _open(path: Path) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     lock = os.open(path, flags, 0o600)
+    owner = path.parent.stat()
+    # Another name of a file of root would give that file to the owner of the directory.
+    outfile.require_own(lock, path, {0, os.geteuid(), owner.st_uid})
     if os.geteuid() == 0:
         # The directory may belong to the daemon, which must be able to open the file too.
-        owner = path.parent.stat()
         os.fchown(lock, owner.st_uid, owner.st_gid)
     return lock
 

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple, final
 import msgspec
 
 from nfq_guard.errors import ConfigError, Mistake
+from nfq_guard.outfile import replacing
 from nfq_guard.policyfile import LARGEST_FILE_BYTES, read_file
 from nfq_guard.service.config import Config, LoadedPolicy, load_config
 from nfq_guard.service.config import load_settings as load_settings_alone
@@ -105,16 +106,10 @@ def save(copy: Path, loaded: LoadedPolicy) -> None:
         OSError: It cannot be written.
     """
     content = msgspec.json.encode(Copy(at=timestamp(), files=dict(loaded.files)))
-    temporary = copy.with_name(f".{copy.name}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(copy)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(copy) as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read(copy: Path) -> Copy | None:

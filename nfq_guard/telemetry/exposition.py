@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from nfq_guard.flow import Evidence
+from nfq_guard.outfile import replacing
 from nfq_guard.telemetry import metric_table as table
 from nfq_guard.telemetry.metric_table import Kind, Metric, Part
 from nfq_guard.telemetry.metrics import Buckets, Stats
@@ -125,9 +126,8 @@ class Exposition:
 
     def write(self, path: Path) -> None:
         """Write the exposition for node_exporter's textfile collector, atomically."""
-        from prometheus_client import write_to_textfile  # noqa: PLC0415 - see `text`
-
-        write_to_textfile(str(path), self)
+        with replacing(path) as file:
+            file.write(self.text())
 
     def _samples(self, metric: Metric, observed: Observed) -> Samples:
         """The samples of a counter or gauge."""

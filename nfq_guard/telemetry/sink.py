@@ -14,6 +14,8 @@ from collections import deque
 from pathlib import Path
 from typing import Final, final
 
+from nfq_guard import outfile
+
 _RING_BYTES: Final = 1 << 20
 _WRITE_BYTES: Final = 1 << 16
 # Minimum time between two attempts after a failure, seconds: each attempt costs a system call.
@@ -45,7 +47,7 @@ class LineSink:
                 exist yet.
 
         Raises:
-            OSError: The file cannot be opened.
+            OSError: The file cannot be opened, or another user could have planted it.
         """
         self.dropped = 0
         self.errors = 0
@@ -145,12 +147,12 @@ class LineSink:
 
     def _open(self) -> int:
         if isinstance(self._target, Path):
-            if self._datagrams or self._target.is_socket():
+            if self._datagrams or outfile.is_socket(self._target):
                 self._datagrams = True
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
                 return self._socket.fileno()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-            return os.open(self._target, flags, 0o640)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK
+            return outfile.opened(self._target, flags, 0o640)
         kind = os.fstat(self._target).st_mode
         if stat.S_ISSOCK(kind):
             self._socket = socket.socket(fileno=os.dup(self._target))

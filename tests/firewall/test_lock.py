@@ -61,6 +61,19 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
     assert not target.exists()
 
 
+def test_another_name_of_a_file_is_not_taken(tmp_path: Path) -> None:
+    """Root gives the file to the owner of the directory, who may have made the name."""
+    folder = tmp_path / "run"
+    with held(folder):
+        (name,) = (file.name for file in folder.iterdir())
+    target = tmp_path / "target"
+    target.touch()
+    (folder / name).hardlink_to(target)
+    with pytest.raises(UnavailableError, match="cannot be opened: a file with several names"):  # noqa: SIM117 - what raises is the inner one
+        with held(folder, 0.1):
+            pytest.fail("the file was taken")
+
+
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnavailableError, match="cannot be opened"):  # noqa: SIM117 - what raises is the inner one
         with held(tmp_path / "no" / "such"):

@@ -89,7 +89,9 @@ def test_a_planted_link_or_pipe_is_refused(tmp_path: Path) -> None:
     link.symlink_to(target)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    for path in (link, pipe, tmp_path):
+    hard = tmp_path / "hard"
+    hard.hardlink_to(target)
+    for path in (link, hard, pipe, tmp_path):
         with pytest.raises(OSError, match=str(path)):
             HealFile(path).take()
         with pytest.raises(OSError, match=str(path)):

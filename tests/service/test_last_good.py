@@ -118,3 +118,16 @@ def test_a_copy_that_cannot_be_written_leaves_the_last_one(file: Path, tmp_path:
         "more.toml",
         "trial.toml",
     }
+
+
+def test_no_planted_link_is_written_through(file: Path, copy: Path) -> None:
+    """Neither at the file's name nor at one that an unfinished file once had."""
+    victim = file.with_name("victim")
+    victim.write_bytes(b"theirs")
+    copy.unlink()
+    for name in (copy.name, f".{copy.name}"):
+        copy.with_name(name).symlink_to(victim)
+    save(copy, load_policy_for(Settings(), file))
+    assert victim.read_bytes() == b"theirs"
+    assert not copy.is_symlink()
+    assert load(file, copy).refused is None

@@ -28,6 +28,14 @@ def test_stale_socket_is_replaced(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+def test_something_else_at_the_temporary_path_is_named(tmp_path: Path) -> None:
+    """In a directory that others may write to, it may be in the way for ever."""
+    path = tmp_path / "s"
+    (tmp_path / f".s.{os.getpid()}").mkdir()
+    with pytest.raises(UsageError, match=r"daemon.control_socket: .*/s cannot be made: Is a dir"):
+        listen(path, [])
+
+
 def test_a_second_instance_is_refused(served: Served) -> None:
     with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) listens at"):
         listen(served.path, [])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
+import os
 import subprocess
+import threading
 from pathlib import Path
 
 import msgspec
@@ -201,6 +203,18 @@ def test_a_queue_without_a_worker_has_no_process() -> None:
 
 def test_textfile(tmp_path: Path) -> None:
     Exposition(observed(Stats())).write(tmp_path / "nfq_guard.prom")
+    assert "nfq_guard_packets_total" in (tmp_path / "nfq_guard.prom").read_text()
+
+
+def test_the_unfinished_textfile_has_no_name_that_others_can_guess(tmp_path: Path) -> None:
+    """prometheus_client's own has the process and the thread in its name."""
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"theirs")
+    guess = f"nfq_guard.prom.{os.getpid()}.{threading.get_ident()}"
+    for name in (guess, "nfq_guard.prom"):
+        (tmp_path / name).symlink_to(victim)
+    Exposition(observed(Stats())).write(tmp_path / "nfq_guard.prom")
+    assert victim.read_bytes() == b"theirs"
     assert "nfq_guard_packets_total" in (tmp_path / "nfq_guard.prom").read_text()
 
 

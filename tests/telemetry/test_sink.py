@@ -147,6 +147,31 @@ def test_failed_reopen_keeps_the_old_file(tmp_path: Path) -> None:
     sink.close(0)
 
 
+def test_what_another_user_planted_is_not_opened(tmp_path: Path) -> None:
+    """Neither at the start nor after a rotation, when the old file stays open."""
+    log = tmp_path / "log"
+    sink = LineSink(log)
+    tmp_path.chmod(0o1777)
+    log.rename(tmp_path / "log.1")
+    victim = tmp_path / "victim"
+    log.symlink_to(victim)
+    sink.follow()
+    sink.reopen()
+    sink.write(b"kept\n")
+    sink.push(0)
+    assert (tmp_path / "log.1").read_bytes() == b"kept\n"
+    assert sink.last_error == "a symbolic link in a directory that others may write to"
+    with pytest.raises(PermissionError, match="a symbolic link"):
+        LineSink(log)
+    log.unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as planted:
+        planted.bind(str(log))
+        with pytest.raises(PermissionError, match="a socket in a directory"):
+            LineSink(log)
+    assert not victim.exists()
+    sink.close(1)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="/dev/full is Linux's")
 def test_file_that_cannot_be_opened(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):

@@ -154,11 +154,11 @@ def _listen(path: Path, lock_within_s: float) -> socket.socket:
     if not path.parent.is_dir():
         raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
     temporary = _temporary(path, os.getpid())
-    temporary.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     umask = os.umask(_UMASK)
     try:
         with exclusive(path.parent, lock_within_s):
+            temporary.unlink(missing_ok=True)
             _make_room(path)
             listener.bind(str(temporary))
             listener.listen(_BACKLOG)
@@ -172,7 +172,8 @@ def _listen(path: Path, lock_within_s: float) -> socket.socket:
         raise
     finally:
         os.umask(umask)
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     listener.settimeout(0)
     return listener
 

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: MIT
 """A file with the healed flows, by which a daemon undoes the heals of a killed predecessor."""
 
-import errno
 import os
-import stat
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol, final
 
 import msgspec
 
+from nfq_guard import outfile
 from nfq_guard.flow import Direction, FlowTuple
 
 # Exceeds the number of heals that the settings allow, and bounds what is read from a foreign file.
@@ -84,7 +83,8 @@ _DECODER: Final = msgspec.json.Decoder(_Line)
 class HealFile:
     """JSON lines, appended before the flow is changed; methods raise OSError.
 
-    The file exists from the first heal on. It is refused unless it is a regular file of this user.
+    The file exists from the first heal on. It is refused unless it is a regular file of this user
+    with one name.
     """
 
     def __init__(self, path: Path) -> None:
@@ -130,10 +130,7 @@ class HealFile:
             return
         flags = create | os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(self._path, flags, 0o600)
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-            os.close(descriptor)
-            raise PermissionError(errno.EPERM, "not a regular file of this user", str(self._path))
+        outfile.require_own(descriptor, self._path, {os.geteuid()})
         self._descriptor = descriptor
 
 
