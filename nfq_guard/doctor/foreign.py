@@ -28,7 +28,7 @@ def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Chec
         if not _singles_out(met):
             continue
         key = (
-            owner_of(finding).id,
+            owner_of(finding),
             finding.table.filter,
             finding.table.name,
             met.order,

@@ -64,13 +64,14 @@ _LEAKAGES: Final = tuple(
         program,
         f"OpenWrt {program}",
         "keep it: it stops private addresses from leaving, as the preset no-leak does "
-        "(`option masq_allow_invalid` of the zone omits it)",
+        "(`option masq_allow_invalid '1'` of the zone omits it)",
         words=(f"!{program}: Prevent NAT leakage",),
     )
     for program in ("fw3", "fw4")
 )
 _DROP_INVALID: Final = (
-    "set `option drop_invalid '0'` in /etc/config/firewall, and let the guard decide"
+    "set `option drop_invalid '0'` in /etc/config/firewall, and let the guard decide; zones with "
+    "`option masq '1'` then drop what would leave untranslated"
 )
 _REJECTS: Final = (
     "set `option input`, `option forward` to DROP in /etc/config/firewall: REJECT answers TCP "
@@ -81,9 +82,16 @@ OWNERS: Final = (
     Owner(
         "kube-proxy",
         "kube-proxy",
-        f"{_KEEP}: kube-proxy omits the rule only with --conntrack-tcp-be-liberal "
-        "(conntrack.tcpBeLiberal), which blinds the guard to windows, or in nftables mode",
-        prefixes=("KUBE-FORWARD", "KUBE-FIREWALL", "KUBE-SERVICES", "KUBE-PROXY", "kube-proxy"),
+        f"{_KEEP}: kube-proxy omits the rule only from 1.29 on with --conntrack-tcp-be-liberal "
+        "(conntrack.tcpBeLiberal), which blinds the guard to windows, or from 1.30 on in nftables "
+        "mode",
+        prefixes=("KUBE-FORWARD", "KUBE-SERVICES", "KUBE-PROXY", "kube-proxy"),
+    ),
+    Owner(
+        "kubelet",
+        "kubelet",
+        "keep it: it closes 127.0.0.0/8 to other hosts",
+        prefixes=("KUBE-FIREWALL",),
     ),
     Owner(
         "kube-router",
@@ -96,23 +104,23 @@ OWNERS: Final = (
     Owner(
         "istio",
         "Istio",
-        "install the sidecar without INVALID_DROP (--drop-invalid of istio-iptables), and let the "
-        "guard decide",
-        prefixes=("ISTIO_",),
+        "install the sidecar without INVALID_DROP (in proxyMetadata, or --drop-invalid of "
+        "istio-iptables), and let the guard decide",
+        prefixes=("ISTIO_", "istio-"),
     ),
     Owner(
         "calico",
         "Calico",
-        "set disableConntrackInvalidCheck in FelixConfiguration, and let the guard decide",
+        "set disableConntrackInvalidCheck: true in FelixConfiguration, and let the guard decide",
         untracked="set bpfHostConntrackBypass: false in FelixConfiguration, and conntrack sees "
         "whole connections",
-        prefixes=("cali-", "cali", "calico"),
+        prefixes=("cali-", "calico"),
     ),
     Owner(
         "cilium",
         "Cilium",
-        "see Cilium's own drops with `cilium monitor --type drop`: its BPF programs track "
-        "connections beside conntrack",
+        "see Cilium's own drops with `cilium-dbg monitor --type drop` (before 1.15 `cilium "
+        "monitor`): its BPF programs track connections beside conntrack",
         untracked="keep it: it is for the packets of Cilium's proxy",
         prefixes=("CILIUM_", "OLD_CILIUM_", "cilium"),
     ),
@@ -121,8 +129,8 @@ OWNERS: Final = (
         "Docker",
         _KEEP,
         "keep it: it closes the ports that are not published. To let INVALID packets of some flow "
-        "through, accept them by its addresses and ports in chain DOCKER-USER, or with nftables "
-        "mark them and set bridge-accept-fwmark in daemon.json",
+        "through, accept them by its addresses and ports in chain DOCKER-USER, or from Docker 29 "
+        "on mark them and set bridge-accept-fwmark in daemon.json",
         'keep it, or from Docker 28 on set "ip-forward-no-drop": true in daemon.json, which leaves '
         "the policy of FORWARD alone; rules for ports that are not published stay",
         prefixes=("DOCKER", "docker-bridges"),
@@ -145,13 +153,13 @@ OWNERS: Final = (
         prefixes=(
             "firewalld",
             "INPUT_ZONES",
+            "INPUT_POLICIES_",
+            "INPUT_dispatch",
             "FORWARD_ZONES",
+            "FORWARD_POLICIES_",
+            "FORWARD_dispatch",
             "FORWARD_IN_ZONES",
             "FORWARD_OUT_ZONES",
-            "FWDI_",
-            "FWDO_",
-            "FWD_",
-            "IN_public",
         ),
         claims=_FILTER,
     ),
@@ -174,17 +182,16 @@ OWNERS: Final = (
     Owner(
         "ipfire",
         "IPFire",
-        f"{_KEEP}: its firewall options only have a switch for the log (DROP_CTINVALID)",
+        f"{_KEEP}: its firewall options only have a switch for the log (LOGDROPCTINVALID)",
         prefixes=("CTINVALID", "POLICYFWD", "POLICYIN", "FORWARDFW", "INPUTFW"),
         words=("DROP_CTINVALID",),
-        claims=_FILTER | {"CONNTRACK"},
+        claims=_FILTER | {"CONNTRACK", "CTINPUT", "CTOUTPUT"},
     ),
     Owner(
         "vyatta",
         "EdgeOS or VyOS 1.3",
-        "run `delete firewall state-policy invalid`, or delete the rule with `state invalid` of "
-        "that rule set, and let the guard decide",
-        "keep it, or change `default-action` of that rule set: reject answers TCP with an RST",
+        "delete the rule with `state invalid` of that rule set, or in VyOS 1.3 run `delete "
+        "firewall state-policy invalid`, and let the guard decide",
         prefixes=("VYATTA_",),
         claims=_FILTER,
     ),
@@ -192,8 +199,8 @@ OWNERS: Final = (
         "firewalla",
         "Firewalla",
         f"{_KEEP}: it has no switch for it",
-        prefixes=("FW_FORWARD", "FW_FIREWALL", "FW_INPUT"),
-        claims=_FILTER,
+        prefixes=("FW_FIREWALL", "FW_WAN_IN"),
+        claims=_FILTER | {"FW_FORWARD", "FW_INPUT_DROP"},
     ),
     Owner(
         "mwan3",
@@ -204,7 +211,8 @@ OWNERS: Final = (
     Owner(
         "csf",
         "CSF",
-        'set PACKET_FILTER = "0" in /etc/csf/csf.conf, and let the guard decide',
+        'set PACKET_FILTER = "0" in /etc/csf/csf.conf, which also ends its checks of TCP flags, '
+        "and let the guard decide",
         prefixes=("INVDROP", "LOGDROPIN", "LOGDROPOUT", "LOCALINPUT", "LOCALOUTPUT"),
         claims=_FILTER | {"INVALID", "DENYIN", "DENYOUT"},
     ),
@@ -278,14 +286,20 @@ OWNERS: Final = (
         "Proxmox VE",
         "set nf_conntrack_allow_invalid: 1 in /etc/pve/nodes/NODE/host.fw, and let the guard "
         "decide",
-        prefixes=("PVEFW-", "proxmox-firewall"),
+        prefixes=("PVEFW-FORWARD", "proxmox-firewall"),
+    ),
+    Owner(
+        "pve",
+        "Proxmox VE",
+        f"{_KEEP}: nf_conntrack_allow_invalid in host.fw omits only the rule of PVEFW-FORWARD",
+        prefixes=("PVEFW-",),
         claims=_FILTER,
     ),
     Owner(
         "vyos",
         "VyOS",
-        "run `delete firewall global-options state-policy invalid`, and let the guard decide",
-        "keep it, or change `default-action` of that chain: reject answers TCP with an RST",
+        "run `delete firewall global-options state-policy invalid`, or delete the rule with "
+        "`state invalid` of that chain, and let the guard decide",
         prefixes=("vyos_", "VYOS_"),
     ),
     Owner(
@@ -305,8 +319,7 @@ OWNERS: Final = (
         "nixos",
         "the NixOS firewall",
         f"{_KEEP}: networking.firewall has no option for it",
-        "keep it; networking.firewall.extraCommands (with nftables: extraInputRules, "
-        "extraForwardRules) adds accepts before it",
+        "keep it; networking.firewall.extraCommands adds accepts before it",
         prefixes=("nixos-",),
     ),
     Owner(
@@ -353,7 +366,9 @@ OWNERS: Final = (
     ),
     Owner("cni", "a CNI plugin", "keep it", prefixes=("CNI-", "FLANNEL-")),
     Owner("libvirt", "libvirt", "keep it", prefixes=("LIBVIRT_", "libvirt_network")),
-    Owner("tailscale", "Tailscale", "keep it", prefixes=("ts-",)),
+    Owner(
+        "tailscale", "Tailscale", "keep it", prefixes=("ts-input", "ts-forward", "ts-postrouting")
+    ),
 )
 
 

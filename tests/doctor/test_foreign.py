@@ -494,7 +494,9 @@ def test_owners_are_recognised() -> None:
         return owner(f":{name} - [0:0]\n-A FORWARD -j {name}\n-A {name} {drop}")
 
     assert chain("KUBE-FORWARD") == "foreign.kube-proxy"
+    assert chain("KUBE-FIREWALL") == "foreign.kubelet"
     assert chain("KUBE-POD-FW-AAAA") == "foreign.kube-router"
+    assert chain("KUBE-NWPLCY-COMMON") == "foreign.kube-router"
     assert chain("cali-tw-eth0") == "foreign.calico"
     assert chain("ISTIO_DROP") == "foreign.istio"
     assert chain("ufw6-before-input") == "foreign.ufw"
@@ -510,20 +512,60 @@ def test_owners_are_recognised() -> None:
     assert chain("IN_SANITY") == "foreign.apf"
     assert chain("STATELESSFORWARD") == "foreign.uif"
     assert chain("nm-sh-fwd-eth1") == "foreign.network-manager"
+    assert chain("FW_WAN_INVALID_DROP") == "foreign.firewalla"
+    assert chain("ts-forward") == "foreign.tailscale"
     assert chain("MINE") == "foreign.plain"
     assert owner(f"-A FORWARD {drop}") == "foreign.plain"
-    for name in ("INVALID", "INVALID_DROP", "logdrop", "smurfs", "FWDLOG"):
+    of_others = ("INVALID", "INVALID_DROP", "logdrop", "smurfs", "FWDLOG", "FWD_LAN", "IN_public")
+    for name in (*of_others, "FW_FORWARD", "FW_INPUT", "calibrate", "ts-lan", "CTINPUT"):
         assert chain(name) == "foreign.plain", "others have chains of this name too"
     logs = ":LOGDROPIN - [0:0]\n"
     assert owner(f"{logs}:INVALID - [0:0]\n-A INPUT -j INVALID\n-A INVALID {drop}") == "foreign.csf"
     pair = ":shorewall - [0:0]\n:_net-loc - [0:0]\n-A FORWARD -j _net-loc\n"
     assert owner(f"{pair}-A _net-loc {drop}") == "foreign.shorewall"
-    beside = ":INPUT_ZONES - [0:0]\n"
-    assert owner(f"{beside}-A INPUT {drop}") == "foreign.firewalld"
+    for beside in (":INPUT_ZONES - [0:0]\n", ":INPUT_POLICIES_pre - [0:0]\n"):
+        assert owner(f"{beside}-A INPUT {drop}") == "foreign.firewalld"
+    zone = ":FORWARD_dispatch - [0:0]\n:FWD_lan - [0:0]\n-A FORWARD -j FORWARD_dispatch\n"
+    zone += "-A FORWARD_dispatch -i lan0 -j FWD_lan\n"
+    assert owner(f"{zone}-A FWD_lan {drop}") == "foreign.firewalld", "from 2.5 on"
+    own = ":CTINVALID - [0:0]\n:CTINPUT - [0:0]\n-A FORWARD -j CTINPUT\n"
+    assert owner(f"{own}-A CTINPUT {drop}") == "foreign.ipfire"
+    own = ":FW_FIREWALL - [0:0]\n:FW_FORWARD - [0:0]\n-A FORWARD -j FW_FORWARD\n"
+    assert owner(f"{own}-A FW_FORWARD {drop}") == "foreign.firewalla"
     logged = '-A INPUT -m limit --limit 1/sec -j LOG --log-prefix "IN-unknown:"\n'
     assert owner(f"{logged}-A FORWARD {drop}") == "foreign.firehol"
     logged = '-A INPUT -j LOG --log-prefix "DROP INVALID INPUT:"\n'
     assert owner(f"{logged}-A INPUT {drop}") == "foreign.firehol"
+
+
+def test_the_switch_of_proxmox_ve_is_advised_where_it_counts() -> None:
+    """nf_conntrack_allow_invalid omits the rule of PVEFW-FORWARD, and no other one."""
+    drop = "-m conntrack --ctstate INVALID -j DROP\n"
+    chains = ":PVEFW-FORWARD - [0:0]\n:PVEFW-HOST-IN - [0:0]\n:PVEFW-Drop - [0:0]\n"
+    jumps = "-A FORWARD -j PVEFW-FORWARD\n-A INPUT -j PVEFW-HOST-IN\n-A FORWARD -j PVEFW-Drop\n"
+    rules = f"-A PVEFW-FORWARD {drop}-A PVEFW-HOST-IN {drop}-A PVEFW-Drop -i lan0 {drop}"
+    checks = list(foreign.checks(walk(f"{FILTER}{chains}{jumps}{rules}")))
+    assert {each.id for each in checks} == {"foreign.pve"}
+    assert {
+        each.todo.startswith("set nf_conntrack_allow_invalid: 1"): "PVEFW-FORWARD" in each.what
+        for each in checks
+    } == {True: True, False: False}
+
+
+@pytest.mark.parametrize(
+    ("table", "owner"),
+    [
+        ("istio-proxy-mangle", "istio"),
+        ("vyos_filter", "vyos"),
+        ("proxmox-firewall", "pve"),
+        ("nixos-fw", "nixos"),
+        ("mine", "plain"),
+    ],
+)
+def test_owners_of_nftables_are_recognised(table: str, owner: str) -> None:
+    tables = nft_rules.Ruleset(nft([matching(STATE, "invalid"), DROPPED], table=table)).tables()
+    checks = foreign.checks(path.walk([each for each in tables if each.family == 4], 4))
+    assert [each.id for each in checks] == [f"foreign.{owner}"]
 
 
 def test_synproxy_is_left_alone() -> None:

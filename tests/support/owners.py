@@ -22,6 +22,7 @@ SETS: Final = (
     ("kube-proxy, nftables", "kube-proxy.nft"),
     ("kube-router", "kube-router.rules"),
     ("Istio", "istio.rules"),
+    ("Istio, nftables", "istio.nft"),
     ("Istio, ambient", "istio-ambient.rules"),
     ("Calico, iptables", "calico.rules"),
     ("Calico, nftables", "calico.nft"),
