@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Builds everything compiled from C twice, and compares it byte for byte: `make reproducible`.
+"""Builds netfilterqueue and the BPF object twice, and compares byte for byte: `make reproducible`.
 
-pip builds in a new directory each time, so the wheel must not contain a path; REPRODUCIBLE in the
-Makefile keeps times out of it. The BPF object is also compared with the committed one.
+pip builds in a new directory each time, so the wheel must not contain a path; the epoch
+keeps times out of it, here as in the Makefile. The BPF object is also compared with the committed
+one.
 """
 
 import hashlib
