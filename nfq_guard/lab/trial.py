@@ -24,6 +24,7 @@ from nfq_guard.lab.pace import limit, slowness
 from nfq_guard.lab.peers import Client, serve, wait_for_server
 from nfq_guard.lab.scenarios.base import RUNNING_KERNEL, Change, Scenario, Stage
 from nfq_guard.lab.wiretap import Segment, Tap, read_segment, settle
+from nfq_guard.outfile import replacing
 
 # Time limit for an answer. TCP retransmits after 0.2, 0.6 and 1.4 s. That suffices on a busy
 # machine, but not on an emulated one, where the guard's verdict takes longer and retransmissions
@@ -271,7 +272,8 @@ class _Trial:
             for tap in self._taps:
                 tap.write_pcap(keep.pcap / f"{name}-{tap.label}.pcap")
         if keep.events and self._guard:
-            (keep.events / f"{name}.jsonl").write_bytes(self._guard.log())
+            with replacing(keep.events / f"{name}.jsonl") as file:
+                file.write(self._guard.log())
 
 
 def _is_hidden(segment: Segment, stage: Stage) -> bool:

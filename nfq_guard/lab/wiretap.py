@@ -15,6 +15,7 @@ from typing import Final
 from nfq_guard.flow import IPV6
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.names import endpoint
+from nfq_guard.outfile import replacing
 from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import FIN, RST, SYN
 
@@ -184,7 +185,7 @@ class Tap:
 
     def write_pcap(self, path: Path) -> None:
         """Write everything captured: classic pcap, nanoseconds, link type raw IP."""
-        with path.open("wb") as out:
+        with replacing(path) as out:
             out.write(struct.pack("!IHHiIII", _PCAP_MAGIC_NS, 2, 4, 0, 0, _LARGEST, _LINKTYPE_RAW))
             for time_ns, octets in self._recorded:
                 seconds, rest = divmod(time_ns, 1_000_000_000)

@@ -52,10 +52,24 @@ def measure(mitigations: Iterable[Mitigation], *words: str) -> Records:
     return {(record["scenario"], record["mitigation"]): record for record in records}
 
 
+PLANTED = ("kube-proxy-dnat-guard-inner.pcap", "kube-proxy-dnat-guard.jsonl")
+
+
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Directory of the runs' recordings."""
-    return tmp_path_factory.mktemp("kept")
+    """Directory of the runs' recordings, in which another user has planted links."""
+    path = tmp_path_factory.mktemp("kept")
+    for name in PLANTED:
+        (path / name).symlink_to(path.with_name("victim"))
+    return path
+
+
+@pytest.mark.usefixtures("measured")
+def test_planted_links_are_replaced(kept: Path) -> None:
+    for name in PLANTED:
+        assert (kept / name).stat().st_size
+        assert not (kept / name).is_symlink()
+    assert not kept.with_name("victim").exists()
 
 
 @pytest.fixture(scope="module")
