@@ -177,6 +177,26 @@ def visible(text: str) -> str:
     )
 
 
+def visible_json(octets: bytes) -> bytes:
+    """JSON, in UTF-8, with what is not printable in its texts as escapes of JSON.
+
+    Encoders escape the control characters of ASCII but DEL; others control a terminal too.
+    """
+    if octets.isascii() and b"\x7f" not in octets:
+        return octets
+    return b"\n".join(
+        "".join(
+            letter if letter.isprintable() else _json_escape(letter) for letter in line.decode()
+        ).encode()
+        for line in octets.split(b"\n")
+    )
+
+
+def _json_escape(letter: str) -> str:
+    units = letter.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
 def endpoint(host: str | None, port: int | None) -> str:
     """An address and a port: `10.0.0.1:80`, `[fd00::1]:80`; only the address without a port."""
     if host is None:

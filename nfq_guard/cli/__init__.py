@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, TextIO, cast
 
 from nfq_guard import __version__
+from nfq_guard.cli import escaping
 from nfq_guard.cli.options import add_color, add_debug
 from nfq_guard.cli.parser import Parser
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_NOT_FINE, EXIT_USAGE, NfqGuardError
@@ -138,10 +139,9 @@ def _main(words: list[str], chosen: str | None) -> int:
             traceback.print_exc()
         else:
             # Imported here, because only errors need it.
-            from nfq_guard.names import visible  # noqa: PLC0415
+            from nfq_guard.cli.terminal import complain  # noqa: PLC0415
 
-            lines = (visible(line) for line in str(error).splitlines())
-            sys.stderr.write("".join(f"nfq-guard: {line}\n" for line in lines))
+            complain(error)
         return error.exit_status
     except BrokenPipeError:
         # The reader of the output, such as `head`, has exited.
@@ -190,6 +190,7 @@ def _open_standard_streams() -> None:
             os.set_inheritable(number, True)  # noqa: FBT003 - the parameter has no name
     sys.stdout = sys.stdout or _null_output()
     sys.stderr = sys.stderr or _null_output()
+    escaping.install()
 
 
 def _null_output() -> TextIO:

@@ -15,14 +15,14 @@ import orjson
 from nfq_guard.cli.doctor import check_text
 from nfq_guard.cli.kernel_choice import HELP, kernel_of
 from nfq_guard.cli.options import add_format
-from nfq_guard.cli.terminal import paint, write_line, write_whole
+from nfq_guard.cli.terminal import paint, write_json, write_line, write_whole
 from nfq_guard.conntrack.kernel_rules import rules_of
 from nfq_guard.doctor import host
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.firewall.xtables import System
 from nfq_guard.flow import EvidenceChoice
-from nfq_guard.names import counted
+from nfq_guard.names import counted, visible
 from nfq_guard.policy.describe import policy_sentences
 from nfq_guard.policy.lint import Caution, cautions
 from nfq_guard.policy.matcher import compile_policy
@@ -87,12 +87,12 @@ def run(args: argparse.Namespace) -> int:
         if args.format == "text":
             raise
         mistakes = [_mistake(one) for one in error.mistakes]
-        write_whole(_json({"source": error.source, "fine": False, "mistakes": mistakes}))
+        write_json({"source": error.source, "fine": False, "mistakes": mistakes})
         return EXIT_USAGE
     found = [*cautions(model, kernel, choice), *of_unit]
     on_host = list(host.checks(compile_policy(model))) if args.host else None
     if args.format == "json":
-        write_whole(_json(_report(source, model, found, on_host, explain=args.explain)))
+        write_json(_report(source, model, found, on_host, explain=args.explain), _plain)
     elif found or not args.quiet:
         _show(source, model, found, explain=args.explain)
     if args.format == "text":
@@ -229,10 +229,6 @@ def _report(
     return report
 
 
-def _json(report: ReportRecord) -> str:
-    return orjson.dumps(report, default=_plain).decode()
-
-
 def _plain(value: object) -> object:
     if isinstance(value, Caution):
         return value._asdict()
@@ -241,9 +237,8 @@ def _plain(value: object) -> object:
 
 def _show(source: str, model: PolicyModel, found: list[Caution], *, explain: bool) -> None:
     for warning in found:
-        sys.stderr.write(
-            f"{paint('warning:', Style.YELLOW, stream=sys.stderr)} {source}: {warning}\n"
-        )
+        label = paint("warning:", Style.YELLOW, stream=sys.stderr)
+        sys.stderr.write(f"{label} {visible(f'{source}: {warning}')}\n")
     if explain:
         for sentence in policy_sentences(model):
             write_line(sentence)

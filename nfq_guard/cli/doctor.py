@@ -2,7 +2,6 @@
 """`nfq-guard doctor`: diagnoses the host and its configuration."""
 
 import argparse
-import json
 import shlex
 import sys
 from collections import Counter
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Final, TypedDict
 
 from nfq_guard.cli.options import add_config, add_format
-from nfq_guard.cli.terminal import columns, fitted, folded, paint
+from nfq_guard.cli.terminal import columns, fitted, folded, json_text, paint
 from nfq_guard.doctor import collect, host_rules
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
@@ -126,7 +125,7 @@ def _plan_json(made: Plan) -> str:
         "over": [_step(step) for step in made.over],
         "back": [_step(step) for step in made.back],
     }
-    return json.dumps(record) + "\n"
+    return f"{json_text(record)}\n"
 
 
 def _step(step: Step) -> PlanStepRecord:
@@ -167,7 +166,7 @@ def _configuration(reading: ConfigReading) -> Check:
 
 
 def _json(check: Check) -> str:
-    return json.dumps(asdict(check)) + "\n"
+    return f"{json_text(asdict(check))}\n"
 
 
 def check_text(check: Check) -> str:

@@ -10,6 +10,7 @@ from typing import Final, final
 
 from nfq_guard.cli.ladder_text import ladder
 from nfq_guard.cli.replay_text import kernel_words
+from nfq_guard.cli.terminal import styled
 from nfq_guard.conntrack.bounds import BoundCheck, Point
 from nfq_guard.finding import Reason
 from nfq_guard.flow import (
@@ -48,7 +49,7 @@ from nfq_guard.replay.words import (
 )
 from nfq_guard.report.hints import hints_of
 from nfq_guard.seqno import Seq, distance
-from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
+from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style
 from nfq_guard.wire.packet import ACK, Segment
 from nfq_guard.wire.tcp import parse_options
 

@@ -7,9 +7,9 @@ from contextlib import ExitStack
 
 from nfq_guard.cli.options import add_config, add_last_good, add_result
 from nfq_guard.cli.rules import removed
+from nfq_guard.cli.terminal import complain
 from nfq_guard.errors import EXIT_OK, ConfigError, NfqGuardError
 from nfq_guard.flows import log_settings, pins
-from nfq_guard.names import visible
 from nfq_guard.service import passed_sockets, proc_files
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.last_good import load_settings
@@ -50,9 +50,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             firewall_of(settings).install()
         except NfqGuardError as error:
-            _complain(str(error))
+            complain(error)
     for problem in proc_files.share(pins.account(args.user).pw_gid):
-        _complain(problem)
+        complain(problem)
     passed_sockets.leave_tables()
     done = _provide(settings, instance, args.user)
     if not args.quiet:
@@ -64,7 +64,7 @@ def _remove_rules(args: argparse.Namespace) -> None:
     try:
         settings: Settings | None = load_settings(args.config, args.last_good)
     except ConfigError as error:
-        _complain(str(error))
+        complain(error)
         settings = None
     removed(settings, args.after, args.unit)
 
@@ -87,15 +87,11 @@ def _provide(settings: Settings, instance: str, user: str) -> str:
         except NfqGuardError as error:
             if refusal is None:
                 raise
-            _complain(str(error))
+            complain(error)
         else:
             if refusal is not None:
-                _complain(str(refusal))
+                complain(refusal)
             return "the kernel logs INVALID packets to NFLOG group 0, for the daemon"
     if refusal is not None:
         raise refusal
     return f"nothing to do for evidence {settings.evidence!r}"
-
-
-def _complain(problem: str) -> None:
-    sys.stderr.write("".join(f"nfq-guard: {visible(line)}\n" for line in problem.splitlines()))

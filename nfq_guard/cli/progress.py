@@ -5,6 +5,8 @@ import sys
 import time
 from typing import Final, TextIO, final
 
+from nfq_guard.cli.escaping import control
+
 _EVERY_S: Final = 0.2
 _WIDTH: Final = 24
 _CLEAR: Final = "\r\x1b[K"
@@ -42,7 +44,9 @@ class Progress:
         if now < self._next:
             return
         self._next = now + _EVERY_S
-        self._stream.write(_CLEAR + self._line(packets, consumed, now - self._began))
+        self._stream.write(
+            control(_CLEAR, self._stream) + self._line(packets, consumed, now - self._began)
+        )
         self._stream.flush()
         self._shown = True
 
@@ -58,6 +62,6 @@ class Progress:
     def clear(self) -> None:
         """Erase the line, before other output and at the end."""
         if self._shown:
-            self._stream.write(_CLEAR)
+            self._stream.write(control(_CLEAR, self._stream))
             self._stream.flush()
             self._shown = False

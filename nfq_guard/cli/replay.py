@@ -20,7 +20,7 @@ from nfq_guard.cli.kernel_choice import warn
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.progress import Progress
 from nfq_guard.cli.replay_text import Table, capture_notes, comment, summary_lines
-from nfq_guard.cli.terminal import columns, fitted, printable, wants_colour, write_json
+from nfq_guard.cli.terminal import columns, fitted, json_text, printable, wants_colour, write_json
 from nfq_guard.errors import EXIT_OK, OutputError, UsageError
 from nfq_guard.finding import Reason
 from nfq_guard.outfile import replacing
@@ -188,14 +188,11 @@ def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
     if args.summary or args.flows:
         return []
     if args.format == "json":
-        # Imported here: orjson takes a twentieth of the start of a replay, with what it imports.
-        import orjson  # noqa: PLC0415
-
         from nfq_guard.replay.frame_record import record  # noqa: PLC0415
 
         def show_json(outcomes: Sequence[Outcome]) -> None:
-            lines = [orjson.dumps(record(outcome, files)) for outcome in outcomes]
-            sys.stdout.write("\n".join(line.decode() for line in lines) + "\n")
+            lines = [json_text(record(outcome, files)) for outcome in outcomes]
+            sys.stdout.write("\n".join(lines) + "\n")
 
         return [show_json]
     table = Table(

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple, final
 
-from nfq_guard.cli.terminal import folded
+from nfq_guard.cli.terminal import folded, styled
 from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.names import counted, packet_ends
 from nfq_guard.replay.outcome import Outcome
@@ -24,7 +24,7 @@ from nfq_guard.replay.words import (
     gist_of,
     state_name,
 )
-from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style, styled
+from nfq_guard.telemetry.palette import ACTION_STYLES, CTSTATE_STYLES, Style
 
 _HEADINGS: Final = ("frame", "time", "packet", "", "ctstate", "reason", "state", "policy", "why")
 _CTSTATE: Final = 4

@@ -2,7 +2,6 @@
 """`nfq-guard rules`: the guard's own chains in the packet filter."""
 
 import argparse
-import json
 import shlex
 import sys
 from typing import TypedDict
@@ -10,6 +9,7 @@ from typing import TypedDict
 import msgspec
 
 from nfq_guard.cli.options import add_config, add_format, add_last_good, add_result
+from nfq_guard.cli.terminal import complain, json_text
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, UsageError
 from nfq_guard.firewall import Backend, Changes, Difference, FailMode, Firewall, Native
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         if differences or not args.quiet:
             sys.stdout.write(_format_differences(differences, remarks, as_json=as_json))
         if differences and not as_json:
-            sys.stdout.write(f"next: `{visible(_install_command(args))}` repairs this\n")
+            sys.stdout.write(f"next: `{_install_command(args)}` repairs this\n")
         return EXIT_NOT_FINE if differences else EXIT_OK
     changes = firewall.install()
     if not args.quiet:
@@ -86,9 +86,7 @@ def _remove(args: argparse.Namespace) -> int:
     try:
         settings = _settings(args)
     except ConfigError as error:
-        sys.stderr.write(
-            "".join(f"nfq-guard: {visible(line)}\n" for line in str(error).splitlines())
-        )
+        complain(error)
     changes = removed(settings, args.after, args.unit)
     if not args.quiet:
         sys.stdout.write(_format_changes(changes, as_json=args.format == "json"))
@@ -219,7 +217,7 @@ def _show_json(firewall: Firewall) -> str:
         "offload": firewall.spec.offload_entries,
         "families": [{"family": int(family), "rules": rules} for family in firewall.families],
     }
-    return json.dumps(record) + "\n"
+    return f"{json_text(record)}\n"
 
 
 class RuleDifferenceRecord(TypedDict):
@@ -272,7 +270,7 @@ def _format_differences(
 ) -> str:
     if as_json:
         found = (*differences, *remarks)
-        return "".join(json.dumps(_difference(each)) + "\n" for each in found)
+        return "".join(f"{json_text(_difference(each))}\n" for each in found)
     lines = [str(each) for each in differences] or ["rules OK"]
     lines += [f"note: {each}" for each in remarks]
     return "".join(f"{visible(line)}\n" for line in lines)
@@ -281,6 +279,6 @@ def _format_differences(
 def _format_changes(changes: Changes, *, as_json: bool) -> str:
     if as_json:
         record: ChangesRecord = {"done": changes.done, "notes": changes.notes}
-        return json.dumps(record) + "\n"
+        return f"{json_text(record)}\n"
     lines = [*changes.done, *(f"note: {note}" for note in changes.notes)]
     return "".join(f"{visible(line)}\n" for line in lines or ["nothing to change"])

@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: MIT
 """Output for people and programs; coloured only on a terminal, and never if NO_COLOR is set."""
 
+import json
 import os
 import re
 import shutil
 import sys
-from typing import Final, TextIO
+from collections.abc import Callable
+from typing import Any, Final, TextIO
 
-from nfq_guard.names import visible
-from nfq_guard.telemetry.palette import Style, styled, takes_colour
+from nfq_guard.cli.escaping import control
+from nfq_guard.errors import ConfigError, NfqGuardError
+from nfq_guard.names import visible, visible_json
+from nfq_guard.telemetry.palette import RESET, Style, takes_colour
 
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;]*m")
 # A word with its surrounding blanks.
 _WORD: Final = re.compile(r"\s*\S+\s*")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 
 def wants_colour(stream: TextIO | None = None) -> bool:
@@ -22,7 +27,15 @@ def wants_colour(stream: TextIO | None = None) -> bool:
 
 def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
     """`text` in `styles` if `wants_colour`, else unchanged."""
-    return styled(text, *styles) if wants_colour(stream) else text
+    return styled(text, *styles, stream=stream) if wants_colour(stream) else text
+
+
+def styled(text: str, *styles: Style, stream: TextIO | None = None) -> str:
+    """`text` in `styles`, for `stream`; unchanged without a text or a style."""
+    if not (styles and text):
+        return text
+    start = control("".join(style.value for style in styles), stream)
+    return f"{start}{text}{control(RESET, stream)}"
 
 
 def printable(name: str) -> str:
@@ -66,6 +79,15 @@ def folded(line: str, width: int) -> list[str]:
     return [*parts[:-1], parts[-1].rstrip()]
 
 
+def complain(problem: NfqGuardError | str) -> None:
+    """Write a problem to standard error, one line each mistake."""
+    if isinstance(problem, ConfigError):
+        lines = [f"{problem.source}: {mistake}" for mistake in problem.mistakes]
+    else:
+        lines = str(problem).splitlines()
+    sys.stderr.write("".join(f"nfq-guard: {visible(line)}\n" for line in lines))
+
+
 def write_line(text: str = "") -> None:
     """Write a line for people, folded to the width of the terminal, and flush it."""
     width = columns()
@@ -78,8 +100,24 @@ def write_whole(text: str) -> None:
     sys.stdout.flush()
 
 
-def write_json(record: object) -> None:
-    """Write one object as one line of JSON."""
+def write_json(record: object, default: Callable[[Any], Any] | None = None) -> None:
+    """Write one object as one line of JSON; `default` as of `json_text`."""
+    write_whole(json_text(record, default))
+
+
+def json_text(record: object, default: Callable[[Any], Any] | None = None) -> str:
+    """An object as one line of JSON that is safe for a terminal.
+
+    Args:
+        record: The object.
+        default: Returns a value of JSON for one of another type.
+    """
     import orjson  # noqa: PLC0415 - with what it imports, 8 ms
 
-    write_whole(orjson.dumps(record).decode())
+    try:
+        octets = orjson.dumps(record, default)
+    except orjson.JSONEncodeError:
+        # A name of a file that is not UTF-8 is no text; it is shown as in the output for people.
+        whole = json.dumps(record, default=default, ensure_ascii=False)
+        octets = _SURROGATE.sub(lambda found: f"\\\\u{ord(found[0]):x}", whole).encode()
+    return visible_json(octets).decode()

@@ -12,7 +12,7 @@ from typing import Any, Final
 import msgspec
 from structlog.typing import EventDict, WrappedLogger
 
-from nfq_guard.names import tcp_flag_bits
+from nfq_guard.names import tcp_flag_bits, visible_json
 from nfq_guard.telemetry.events import Event, PacketJudged, all_fields
 from nfq_guard.wire.packet import ACK, FIN, PSH, RST, SYN, URG
 
@@ -36,7 +36,7 @@ Fields = dict[str, Any]
 
 def eve_octets(event: Event, at: str | None = None) -> bytes:
     """One event as EVE JSON; `at` as for `all_fields`."""
-    return msgspec.json.encode(eve(event, at))
+    return visible_json(msgspec.json.encode(eve(event, at)))
 
 
 def eve_line(_logger: WrappedLogger, _name: str, event_dict: EventDict) -> bytes:

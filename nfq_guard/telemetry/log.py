@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from nfq_guard.names import visible_json
 from nfq_guard.telemetry.events import (
     AllowedUnrecorded,
     Event,
@@ -27,11 +28,15 @@ from nfq_guard.telemetry.events import (
 from nfq_guard.telemetry.recording import Recording
 from nfq_guard.telemetry.sink import LineSink
 
-_encode: Final = msgspec.json.Encoder().encode
+_encoder: Final = msgspec.json.Encoder()
 _TAG_OF_A_PACKET: Final = b'{"event":"packet_judged",'
 # Minimum time between two events about lost lines, seconds.
 _LOST_S: Final = 60.0
 _FOLLOW_S: Final = 1.0
+
+
+def _encode(value: object) -> bytes:
+    return visible_json(_encoder.encode(value))
 
 
 def json_octets(event: Event, at: str | None = None) -> bytes:

@@ -8,7 +8,7 @@ from typing import Final
 from nfq_guard.flow import CtState
 from nfq_guard.policy.decision import Action
 
-_RESET: Final = "\x1b[0m"
+RESET: Final = "\x1b[0m"
 
 
 class Style(Enum):
@@ -46,7 +46,7 @@ LEVEL_STYLES: Final = {
 
 def styled(text: str, *styles: Style) -> str:
     """`text` in `styles`; unchanged without a text or a style."""
-    return "".join(style.value for style in styles) + text + _RESET if styles and text else text
+    return "".join(style.value for style in styles) + text + RESET if styles and text else text
 
 
 def takes_colour(*, terminal: bool) -> bool:

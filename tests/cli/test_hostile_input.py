@@ -5,20 +5,25 @@ What a terminal gets holds no control character, whatever the input; the page, n
 """
 
 import gzip
+import io
 import json
 import os
+import re
 import resource
 import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from nfq_guard.cli import main
+from nfq_guard.cli import escaping, main, terminal
 from nfq_guard.cli.dump import event_line
 from nfq_guard.cli.status import lines, printable
 from nfq_guard.cli.top_flow import key_of
@@ -35,6 +40,7 @@ from nfq_guard.telemetry.events import (
     RulesChanged,
     Stopped,
 )
+from nfq_guard.telemetry.palette import Style
 from tests.support import captures
 from tests.support.conversation import Conversation
 from tests.support.events import event
@@ -44,6 +50,7 @@ from tests.support.top import flow, text
 
 # A colour, the same by one character, a title, a bell, another line, and text that runs backwards.
 EVIL: Final = "\x1b[31m\x9b31m\x1b]0;x\x07\r\b\x7f\u202e\u2066\u2028</script><script>alert(1)"
+OWN: Final = re.compile("\x1b\\[[0-9]+m")
 _MEMORY_BYTES: Final = 400 << 20
 
 
@@ -154,7 +161,7 @@ def capture(tmp_path: Path) -> str:
         length = struct.unpack_from("<I", octets, at + 8)[0]
         blocks.append(captures.enhanced(octets[at + 16 : at + 16 + length]))
         at += 16 + length
-    path = tmp_path / f"{EVIL.replace('/', '')}.pcapng"
+    path = tmp_path / f"{EVIL.replace('/', '')}\udc9b.pcapng"
     path.write_bytes(b"".join(blocks))
     return str(path)
 
@@ -171,20 +178,63 @@ def capture(tmp_path: Path) -> str:
         ["replay", "--interface", EVIL + "x"],
         ["whatif", "--policy", "preset:default"],
         ["report", "-o", "page.html"],
+        ["replay", "--format", "json"],
+        ["replay", "--format", "json", "--flows", "--summary"],
+        ["whatif", "--policy", "preset:default", "--format", "json"],
+        ["check"],
+        ["check", "--format", "json"],
+        ["why"],
+        ["why", "--format", "json"],
+        ["dump", "--events"],
+        ["status", "--socket"],
+        ["reload", "--config"],
+        ["rules", "show", "--config"],
+        ["rules", "show", "--format", "json", "--config"],
+        ["doctor", "--nonesuch"],
     ],
 )
+@pytest.mark.parametrize("coloured", [False, True])
 def test_captures(
     capture: str,
+    coloured: bool,
     words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([*words, capture]) in {0, 2}
+    monkeypatch.setenv("FORCE_COLOR" if coloured else "NO_COLOR", "1")
+    with suppress(SystemExit):
+        assert main([*words, capture]) in {0, 2, 3}
     shown = capsys.readouterr()
-    assert is_clean(shown.out + shown.err)
+    assert is_clean(OWN.sub("", shown.out + shown.err) if coloured else shown.out + shown.err)
     assert shown.out or shown.err
+    if "json" in words:
+        assert all(map(json.loads, shown.out.splitlines()))
+
+
+@given(st.text(st.characters(), max_size=40), st.booleans())
+def test_whatever_a_command_writes(said: str, coloured: bool) -> None:
+    """Only the colours of our own control the terminal, and JSON holds the text."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FORCE_COLOR" if coloured else "NO_COLOR", "1")
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            escaping.install()
+            terminal.write_line(f"{terminal.paint('ours', Style.RED)} {said}\x1b[31m{said}")
+            terminal.write_line(terminal.paint(f"\x1b[0m{said}", Style.BOLD))
+            sys.stderr.writelines([said, f"\x1b[31m{said}"])
+            terminal.complain(said)
+            print(said, file=sys.stderr)  # noqa: T201 - as argparse and a traceback do
+            shown = out.getvalue()
+            terminal.write_json({said: [said]})
+        ours = ["\x1b[31m", "\x1b[0m", "\x1b[1m", "\x1b[0m"] if coloured else []
+        assert re.findall(r"\x1b\[[0-9]*m", shown) == ours
+        record = out.getvalue()[len(shown) :]
+        assert is_clean(OWN.sub("", shown) + err.getvalue() + record)
+        assert record.count("\n") == 1
+        same = re.sub("[\ud800-\udfff]", lambda found: visible(found[0]), said)
+        assert json.loads(record) == {same: [same]}
 
 
 def test_explain(capture: str, capsys: pytest.CaptureFixture[str]) -> None:

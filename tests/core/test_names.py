@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Numbers and addresses as text, and back."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -64,6 +65,14 @@ def test_a_number_with_its_noun() -> None:
 def test_a_text_that_a_terminal_shows() -> None:
     assert names.visible("eth0 ä") == "eth0 ä"
     assert names.visible("a\x1b[2J\u202eb\n") == "a\\x1b[2J\\u202eb\\n"
+
+
+@pytest.mark.parametrize("text", ["plain", "déjà", "\x7f", "\x9b2J\x85\u202e\U000e0001é"])
+def test_json_that_a_terminal_shows(text: str) -> None:
+    shown = names.visible_json(f'["{text}",\n"x"]'.encode()).decode()
+    assert all(letter.isprintable() or letter == "\n" for letter in shown)
+    assert json.loads(shown) == [text, "x"]
+    assert ("é" in shown) is ("é" in text)
 
 
 def test_status_by_name() -> None:

@@ -6,10 +6,17 @@ import socket
 from pathlib import Path
 from typing import Any, Final, Self, final
 
+import msgspec
+
 from nfq_guard.errors import NfqGuardError, NotRunningError, PrivilegeError, UsageError
 
 RESPONSE_WITHIN_S: Final = 10.0
 _PART_BYTES: Final = 1 << 16
+
+
+class _Response(msgspec.Struct):
+    kind: str = msgspec.field(name="return")
+    message: Any
 
 
 @final
@@ -66,10 +73,13 @@ class Client:
             ) from None
         except OSError as error:
             raise NotRunningError(f"the daemon at {self._path} ended: {error.strerror}") from None
-        response = json.loads(line)
-        if response["return"] != "OK":
-            raise RefusedError(str(response["message"]))
-        return response["message"]
+        try:
+            response = msgspec.json.decode(line, type=_Response)
+        except msgspec.MsgspecError:
+            raise UsageError(f"{self._path}: expected a control socket of nfq-guard") from None
+        if response.kind != "OK":
+            raise RefusedError(str(response.message))
+        return response.message
 
     def _line(self) -> bytes:
         parts = [self._rest]
