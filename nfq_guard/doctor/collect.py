@@ -86,6 +86,12 @@ def reverse_path_filters() -> dict[str, str]:
     return {name: value for name, value in values.items() if value.isdigit()}
 
 
+def bridge_hands_over() -> bool:
+    """Whether packets of either family that this namespace bridges traverse iptables and nft."""
+    keys = ("bridge/bridge-nf-call-iptables", "bridge/bridge-nf-call-ip6tables")
+    return any(number(SYSCTLS / key) == 1 for key in keys)
+
+
 def forwards() -> bool:
     """Whether this namespace forwards packets of either family."""
     keys = ("ipv4/ip_forward", "ipv6/conf/all/forwarding")

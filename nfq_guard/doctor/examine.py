@@ -146,7 +146,10 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
         yield from marks.marks(path, firewall.spec.unjudged_mark)
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
-    checks = [*foreign.checks(path, unnamed=unnamed), *foreign.bridged(rules.bridged)]
+    checks = [
+        *foreign.checks(path, unnamed=unnamed),
+        *foreign.bridged(rules.bridged, handed_over=rules.handed_over),
+    ]
     yield from checks
     if not checks and not problems:
         yield ok("foreign", "no other rules single out INVALID packets by their state")

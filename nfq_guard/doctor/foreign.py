@@ -41,8 +41,13 @@ def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Chec
             yield check
 
 
-def bridged(tables: Iterable[Table]) -> Iterator[Check]:
-    """Rules of the bridge family that single out INVALID packets."""
+def bridged(tables: Iterable[Table], *, handed_over: bool) -> Iterator[Check]:
+    """Rules of the bridge family that single out INVALID packets.
+
+    Args:
+        tables: The tables of that family.
+        handed_over: Whether the bridge hands packets over to the guard before these rules.
+    """
     for table in tables:
         follower = Follower(table)
         mets = [
@@ -51,13 +56,19 @@ def bridged(tables: Iterable[Table]) -> Iterator[Check]:
             for finding in follower.base(chain).findings
         ]
         group = [met for met in mets if _singles_out(met) and met.finding.rule.act in TAKES]
-        if group:
-            yield note(
-                f"foreign.{owner_of(group[0].finding).id}",
-                f"{_where(group)}: packets that this host only bridges, and that the guard does "
-                "not see",
-                owners.todo(group[0].finding),
+        if not group:
+            continue
+        name, todo = f"foreign.{owner_of(group[0].finding).id}", owners.todo(group[0].finding)
+        what = f"{_where(group)}: packets that this host only bridges"
+        if handed_over:
+            yield warning(
+                name,
+                f"{what}, after the guard has seen them (bridge-nf-call-iptables=1), whatever the "
+                "policy allows",
+                todo,
             )
+        else:
+            yield note(name, f"{what}, and that the guard does not see", todo)
 
 
 def unread(problems: Iterable[str]) -> Iterator[Check]:

@@ -17,7 +17,7 @@ def checks(policy: Policy) -> Iterator[Check]:
     rules = host_rules.read()
     path, unnamed = rules.path(), rules.unnamed()
     yield from foreign.checks(path, unnamed=unnamed)
-    yield from foreign.bridged(rules.bridged)
+    yield from foreign.bridged(rules.bridged, handed_over=rules.handed_over)
     yield from fate.checks(path, unnamed=unnamed, complete=not rules.problems)
     if synproxy.used(rules.tables):
         yield from synproxy.checks(policy)

@@ -24,7 +24,8 @@ class HostRules:
         saved: The tables of iptables, by backend and family.
         native: The ruleset of nft; None where it could not be listed.
         tables: All of them, as `follow` needs them.
-        bridged: Those of the bridge family, which the guard's packets do not meet.
+        bridged: Those of the bridge family, for packets that the host bridges.
+        handed_over: Whether the bridge hands these packets over to the guard.
         problems: Sources that could not be read.
     """
 
@@ -32,6 +33,7 @@ class HostRules:
     native: nft_rules.Ruleset | None = None
     tables: list[Table] = field(default_factory=list)
     bridged: list[Table] = field(default_factory=list)
+    handed_over: bool = False
     problems: list[str] = field(default_factory=list)
 
     def path(self) -> list[Met]:
@@ -53,7 +55,7 @@ def read(copy: LegacyCopy | None = None) -> HostRules:
     Args:
         copy: The tables of legacy iptables, for a process that cannot run its programs.
     """
-    rules = HostRules()
+    rules = HostRules(handed_over=collect.bridge_hands_over())
     for backend in Backend:
         for family in BOTH_FAMILIES:
             programs = Xtables(System(), backend, family)

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 from nfq_guard.doctor.rule_model import (
     ALL_BITS,
     ALWAYS,
+    ANY_MARK,
     NEVER,
     NFT_SECURITY,
     NO_ENTRY,
@@ -250,8 +251,11 @@ def _act(target: list[_Option], table: SavedTable) -> tuple[Act, str]:
 
 
 def _mark(target: list[_Option]) -> MarkWrite | None:
-    """How the target MARK writes the mark."""
-    if not target or target[0].values != ("MARK",):
+    """How a target writes the mark; the values of HMARK and of an ipset are not known."""
+    values = target[0].values if target else ()
+    if values == ("HMARK",) or any(option.name == "--map-mark" for option in target):
+        return ANY_MARK
+    if values != ("MARK",):
         return None
     for option in target[1:]:
         value, slash, mask = (option.values[0] if option.values else "0").partition("/")

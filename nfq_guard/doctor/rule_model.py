@@ -150,7 +150,7 @@ class MarkWrite(NamedTuple):
 
     def sets(self, bits: int) -> bool:
         """Whether the write can change all of these bits from 0 to 1."""
-        return self.flip & bits == bits
+        return not self.known or self.flip & bits == bits
 
 
 ANY_MARK: Final = MarkWrite(0, 0, known=False)

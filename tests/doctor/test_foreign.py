@@ -435,15 +435,19 @@ def test_rules_of_a_device_run_before_conntrack() -> None:
     assert all(fate_of(list(path.walk(tables, 4)), hook).status is Status.OK for hook in path.HOOKS)
 
 
-def test_rules_for_bridged_packets_are_no_concern_of_the_guard() -> None:
+def test_rules_for_bridged_packets() -> None:
     text = nft([matching(STATE, "invalid", "in"), DROPPED], table="proxmox-firewall-guests")
     ruleset = nft_rules.Ruleset(text.replace('"inet"', '"bridge"'))
     assert ruleset.tables() == []
-    (check,) = foreign.bridged(ruleset.bridged())
+    bridged = ruleset.bridged()
+    (check,) = foreign.bridged(bridged, handed_over=False)
     assert (check.id, check.status) == ("foreign.pve", Status.NOTE)
-    assert "(hook FORWARD, bridge): packets that this host only bridges" in check.what
+    assert "(hook FORWARD, bridge): packets that this host only bridges, and" in check.what
+    (check,) = foreign.bridged(bridged, handed_over=True)
+    assert (check.id, check.status) == ("foreign.pve", Status.WARNING)
+    assert "after the guard has seen them" in check.what
     plain = nft([DROPPED]).replace('"inet"', '"bridge"')
-    assert list(foreign.bridged(nft_rules.Ruleset(plain).bridged())) == []
+    assert list(foreign.bridged(nft_rules.Ruleset(plain).bridged(), handed_over=True)) == []
 
 
 def test_a_rule_is_placed_by_the_jump_that_leads_to_it() -> None:

@@ -39,6 +39,9 @@ ALL = 0xFFFFFFFF
         ("-j MARK --xor-mark 0x1", MarkWrite(ALL, 1)),
         ("-j MARK --set-xmark nonsense/0x1", MarkWrite(ALL & ~1, 0)),
         ("-j MARK", None),
+        ("-j HMARK --hmark-tuple src --hmark-mod 8 --hmark-rnd 0x0", ANY_MARK),
+        ("-j SET --map-set marks src --map-mark", ANY_MARK),
+        ("-j SET --map-set marks src --map-prio", None),
         # An INVALID packet has no entry whose mark could be restored.
         ("-j CONNMARK --set-xmark 0x1/0xffffffff", None),
         ("-j CONNMARK --restore-mark --nfmask 0xff --ctmask 0xff", None),

@@ -44,6 +44,7 @@ _SHORT_NATIVE: Final = (
     "test_the_file_is_what_the_defaults_render", "test_unjudged_packets",
     "TestNative::test_with_the_daemon[closed]",
 )  # fmt: skip
+_SETS: Final = "tests/kernels/set_rules.py"
 _LINKS: Final = "tests/kernels/netem_and_flowtables.py"
 _OWNERS: Final = "tests/kernels/owners.py"
 _CONTAINER: Final = "tests/kernels/container.py"
@@ -183,7 +184,9 @@ def _window_tests() -> Iterator[Record]:
 
 def _native_tests(*, is_short: bool) -> Iterator[Record]:
     """The native nftables table; not every kernel has its statement `queue`."""
-    yield _tested(*(f"{_NATIVE}::{name}" for name in _SHORT_NATIVE) if is_short else (_NATIVE,))
+    yield _tested(
+        *(f"{_NATIVE}::{name}" for name in _SHORT_NATIVE) if is_short else (_NATIVE, _SETS)
+    )
 
 
 @contextmanager
