@@ -69,7 +69,7 @@ class BrokenWindowTracking:
             outer="outer",
             hidden=((network.listening[0], None),),
             # Shorter than the time after which a kernel of `unhealed` accepts the answer.
-            answer_limit_s=None if RUNNING_KERNEL.old_segments_pass else 2.0,
+            answer_limit_s=None if RUNNING_KERNEL.old_segments_pass else 1.0,
         )
 
     def expected(self, kernel: KernelRules) -> Expectations:
