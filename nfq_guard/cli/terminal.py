@@ -7,12 +7,14 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TextIO
 
 from nfq_guard.cli.escaping import control
 from nfq_guard.errors import ConfigError, NfqGuardError
 from nfq_guard.names import visible, visible_json
-from nfq_guard.telemetry.palette import RESET, Style, takes_colour
+from nfq_guard.telemetry import palette
+from nfq_guard.telemetry.palette import Style, takes_colour
 
 _ESCAPE: Final = re.compile(r"\x1b\[[0-9;]*m")
 # A word with its surrounding blanks.
@@ -32,10 +34,7 @@ def paint(text: str, *styles: Style, stream: TextIO | None = None) -> str:
 
 def styled(text: str, *styles: Style, stream: TextIO | None = None) -> str:
     """`text` in `styles`, for `stream`; unchanged without a text or a style."""
-    if not (styles and text):
-        return text
-    start = control("".join(style.value for style in styles), stream)
-    return f"{start}{text}{control(RESET, stream)}"
+    return palette.styled(text, *styles, control=partial(control, stream=stream))
 
 
 def printable(name: str) -> str:

@@ -2,13 +2,14 @@
 """Text attributes of a terminal, and the meaning of colours in logs and commands."""
 
 import os
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
 from nfq_guard.flow import CtState
 from nfq_guard.policy.decision import Action
 
-RESET: Final = "\x1b[0m"
+_RESET: Final = "\x1b[0m"
 
 
 class Style(Enum):
@@ -44,9 +45,17 @@ LEVEL_STYLES: Final = {
 }
 
 
-def styled(text: str, *styles: Style) -> str:
-    """`text` in `styles`; unchanged without a text or a style."""
-    return "".join(style.value for style in styles) + text + RESET if styles and text else text
+def styled(text: str, *styles: Style, control: Callable[[str], str] = str) -> str:
+    """`text` in `styles`; unchanged without a text or a style.
+
+    Args:
+        text: What is shown.
+        styles: How.
+        control: Returns what is written for a control sequence.
+    """
+    if not (styles and text):
+        return text
+    return control("".join(style.value for style in styles)) + text + control(_RESET)
 
 
 def takes_colour(*, terminal: bool) -> bool:
