@@ -41,7 +41,8 @@ if [ "$1" = uninstall ]; then
     [ ! -x "$prefix/sbin/nfq-guard" ] || "$prefix/sbin/nfq-guard" rules remove --quiet || true
     rm -rf "$home" "$prefix/sbin/nfq-guard" "$prefix/share/doc/nfq-guard" "$units/nfq-guard.service" \
         "$units/nfq-guard@.service" "$units/nfq-guard@.service.d" \
-        "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard@*.service /etc/sysusers.d/nfq-guard.conf \
+        "$units/nfq-guard-metrics.socket" "$units"/*/nfq-guard-metrics.socket "$units"/*/nfq-guard@*.service \
+        /etc/sysusers.d/nfq-guard.conf \
         /etc/logrotate.d/nfq-guard /run/nfq-guard "$catalogue"
     (cd "$tree/share" && find . -type f) | sed "s|^\.|$prefix/share|" | xargs -d '\n' rm -f
     rmdir "$units/nfq-guard.service.wants" 2>/dev/null || true
@@ -153,6 +154,8 @@ elif running; then
     else
         say "nfq-guard.service is $enabled on this host, and is not started"
     fi
+elif [ "$enabled" = disabled ]; then
+    say "nfq-guard.service is disabled in this image, and stays so"
 elif systemctl enable --quiet nfq-guard.service nfq-guard-metrics.socket 2>/dev/null; then
     say "no systemd is running here, as in an image: enabled, it starts at the next boot"
 else

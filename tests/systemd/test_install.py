@@ -88,4 +88,7 @@ def test_uninstall_takes_all_but_the_configuration(guest: Guest) -> None:
     guest.sh("systemctl disable --quiet --now nfq-guard")
     assert "nfq-guard.service is disabled on this host, and is not started" in guest.install()
     assert guest.show("ActiveState") == "inactive"
+    said = guest.install("mount -t tmpfs none /run/systemd")
+    assert "nfq-guard.service is disabled in this image, and stays so" in said
+    assert guest.sh("systemctl is-enabled nfq-guard", check=False) == "disabled\n"
     guest.sh("systemctl enable --quiet --now nfq-guard")
