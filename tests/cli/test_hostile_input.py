@@ -203,7 +203,7 @@ def test_captures(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FORCE_COLOR" if coloured else "NO_COLOR", "1")
+    colour(monkeypatch, wanted=coloured)
     with suppress(SystemExit):
         assert main([*words, capture]) in {0, 2, 3}
     shown = capsys.readouterr()
@@ -213,11 +213,17 @@ def test_captures(
         assert all(map(json.loads, shown.out.splitlines()))
 
 
+def colour(patch: pytest.MonkeyPatch, *, wanted: bool) -> None:
+    """Decide on colours; `--color` of an earlier test has changed the environment."""
+    patch.delenv("NO_COLOR", raising=False)
+    patch.setenv("FORCE_COLOR" if wanted else "NO_COLOR", "1")
+
+
 @given(st.text(st.characters(), max_size=40), st.booleans())
 def test_whatever_a_command_writes(said: str, coloured: bool) -> None:
     """Only the colours of our own control the terminal, and JSON holds the text."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FORCE_COLOR" if coloured else "NO_COLOR", "1")
+        colour(patch, wanted=coloured)
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
             escaping.install()
