@@ -54,9 +54,8 @@ def choose(runner: Runner, families: tuple[Family, ...], before: Place | None = 
     plain = flavour(runner)
     usable = [one for one in Backend if _usable(runner, one)]
     if not usable:
-        if has_queue(runner):
-            return Choice(Native.NFTABLES, "iptables is not installed")
-        raise UnavailableError("program iptables (Debian package iptables) is missing")
+        require_any(runner)
+        return Choice(Native.NFTABLES, "iptables is not installed")
     loads = {one: _load(runner, one, families) for one in usable}
     if before is not Backend.NFT and _is_hidden(runner, loads):
         return Choice(Backend.LEGACY, "legacy has the table mangle, which may not be read here")
@@ -79,6 +78,16 @@ def choose(runner: Runner, families: tuple[Family, ...], before: Place | None = 
     if mine.foreign:
         return Choice(best, f"{best} holds {mine.foreign} rules and chains of others{also}")
     return Choice(best, f"neither backend holds rules, and iptables -V says {default}")
+
+
+def require_any(runner: Runner) -> None:
+    """Check that there is a backend.
+
+    Raises:
+        UnavailableError: iptables is not installed, and nftables cannot be used.
+    """
+    if not any(_usable(runner, one) for one in Backend) and not has_queue(runner):
+        raise UnavailableError("program iptables (Debian package iptables) is missing")
 
 
 def _is_hidden(runner: Runner, loads: Mapping[Backend, _Load]) -> bool:

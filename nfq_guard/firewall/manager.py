@@ -8,7 +8,7 @@ from typing import Final, final
 
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
 from nfq_guard.firewall import native, nft_query, offload, transaction
-from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged
+from nfq_guard.firewall.backends import Choice, choose, choose_unprivileged, require_any
 from nfq_guard.firewall.compare import Difference, Kind, differences, remarks
 from nfq_guard.firewall.native import NativeTable
 from nfq_guard.firewall.offload import OffloadTable
@@ -147,6 +147,21 @@ class Firewall:
         if backend is Backend.LEGACY:
             for tables in self._usable(backend, []):
                 tables.restore("*mangle\nCOMMIT\n")
+
+    def require(self) -> None:
+        """Check for what the rules need in any case; reads no rules.
+
+        Raises:
+            UnavailableError: A program is missing, or the kernel lacks nftables' statement `queue`.
+        """
+        if self._asked is None:
+            require_any(self._runner)
+        elif self._asked is Native.NFTABLES:
+            native.require_queue(self._runner)
+        else:
+            notes: list[str] = []
+            if not list(self._usable(self._asked, notes)):
+                raise UnavailableError("; ".join(notes))
 
     def install(self) -> Changes:
         """Install the rules, last in their chains, and in one backend only.

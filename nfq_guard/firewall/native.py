@@ -74,6 +74,19 @@ def has_queue(runner: Runner) -> bool:
     return runner.find("nft") and runner.run(["nft", "-c", "-f", "-"], _PROBE).status == 0
 
 
+def require_queue(runner: Runner) -> None:
+    """Check for the statement `queue`.
+
+    Raises:
+        UnavailableError: The kernel or nft lacks it.
+    """
+    if not has_queue(runner):
+        raise UnavailableError(
+            "the kernel or nft lacks the statement `queue` (CONFIG_NFT_QUEUE, Debian package "
+            "nftables): use the backend nft or legacy"
+        )
+
+
 def _comment() -> str:
     return f'comment "{COMMENT} {_DIGEST}"'
 
@@ -136,11 +149,7 @@ class NativeTable:
         found = self.verify()
         if not found:
             return []
-        if not has_queue(self._runner):
-            raise UnavailableError(
-                "the kernel or nft lacks the statement `queue` (CONFIG_NFT_QUEUE, Debian package "
-                "nftables): use the backend nft or legacy"
-            )
+        require_queue(self._runner)
         text = render(self._spec, self._families)
         nft_program.run(self._runner, ["-f", "-"], text, _WHAT)
         done = "installed" if found[0].kind is Kind.MISSING_CHAIN else "put right"

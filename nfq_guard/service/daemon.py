@@ -239,6 +239,14 @@ class Daemon:
             undo.callback(self._workers.refresh)  # the rules' counters vanish with them
             undo.callback(self._end_background)
             self._loop.background(self._parts.rules.install, installed, self._fail)
+        elif self._keeps_rules:
+
+            def possible(_: None) -> None:
+                if not self._loop.stopped:
+                    self._started(served)
+
+            # An exit status that prevents restarts, in place of a start that fails again and again.
+            self._loop.background(self._parts.rules.require, possible, self._fail)
         else:
             self._started(served)
         self._loop.run()

@@ -47,6 +47,9 @@ class Rules(Protocol):
 
     spec: RulesSpec
 
+    def require(self) -> None:
+        """Check for programs and kernel features without which they can never be installed."""
+
     def install(self) -> RulesChange:
         """Install the rules, or repair them."""
 

@@ -183,6 +183,15 @@ def test_without_queue_nothing_is_installed_and_the_option_is_named() -> None:
     host = NftHost(queue=False)
     with pytest.raises(UnavailableError, match="CONFIG_NFT_QUEUE"):
         Firewall(RulesSpec(), Native.NFTABLES, runner=host).install()
+    with pytest.raises(UnavailableError, match="CONFIG_NFT_QUEUE"):
+        Firewall(RulesSpec(), Native.NFTABLES, runner=host).require()
+    with pytest.raises(UnavailableError, match="program iptables"):
+        Firewall(RulesSpec(), runner=host).require()
+    with pytest.raises(UnavailableError, match="program iptables-legacy-save"):
+        Firewall(RulesSpec(), Backend.LEGACY, runner=host).require()
+    for backend in (None, Native.NFTABLES):
+        Firewall(RulesSpec(), backend, runner=NftHost()).require()
+    Firewall(RulesSpec(), Backend.NFT, runner=NftHost(queue=False, programs=IPTABLES)).require()
     assert host.loaded == []
     with pytest.raises(UnavailableError, match="program iptables"):
         Firewall(RulesSpec(), runner=host).choice()

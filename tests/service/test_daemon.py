@@ -16,7 +16,7 @@ import orjson
 import pytest
 
 from nfq_guard.engine import Mode
-from nfq_guard.errors import NfqGuardError, PrivilegeError, UsageError
+from nfq_guard.errors import NfqGuardError, PrivilegeError, UnavailableError, UsageError
 from nfq_guard.firewall import UNJUDGED_MARK, Difference, FailMode, RuleCounters, RulesSpec
 from nfq_guard.flow import Evidence
 from nfq_guard.raw_rules import RawReading, RawRule
@@ -97,8 +97,13 @@ class FakeRules:
     def __init__(self, story: "Story") -> None:
         self._story = story
         self.spec = RulesSpec()
+        self.missing = ""
         self.may_remove = threading.Event()
         self.may_remove.set()
+
+    def require(self) -> None:
+        if self.missing:
+            raise UnavailableError(self.missing)
 
     def install(self) -> Change:
         self._story.happened("rules installed")
@@ -378,6 +383,15 @@ def test_root_installs_the_rules_that_a_mode_takes(story: Story) -> None:
     assert story.workers.marks == [UNJUDGED_MARK, 0, UNJUDGED_MARK, UNJUDGED_MARK]
     changes = [name for name in story.events() if name in {"mode_changed", "rules_installed"}]
     assert changes == ["mode_changed", "rules_installed"]
+
+
+def test_kept_rules_that_are_impossible_fail_the_start(story: Story) -> None:
+    """By an exit status that prevents restarts, before READY."""
+    story.rules.missing = "the kernel lacks it"
+    with pytest.raises(UnavailableError, match="the kernel lacks it"):
+        story.run(rules="keep")
+    assert "READY=1" not in story.lines
+    assert "event daemon_failed" in story.lines
 
 
 def test_a_changed_file_is_reloaded(story: Story, tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ class FakeRules:
             raise self.error
         return list(self.differences)
 
+    def require(self) -> None:
+        """Nothing is missing."""
+
     def install(self) -> Changes:
         if self.install_error is not None:
             raise self.install_error

@@ -737,6 +737,27 @@ def test_wrong_configuration_is_not_tried_again(guest: Guest) -> None:
     assert rules(guest) == 0
 
 
+def test_rules_that_are_impossible_here_are_not_tried_again(guest: Guest) -> None:
+    """A kernel without the statement `queue`, or nft that the daemon does not find."""
+    drop_in = "/run/systemd/system/nfq-guard.service.d"
+    guest.configure('backend = "nftables"')
+    guest.sh(
+        f"systemctl stop nfq-guard; mkdir -p {drop_in}; systemctl reset-failed nfq-guard; "
+        f"printf '[Service]\nInaccessiblePaths=/usr/sbin/nft\n' >{drop_in}/test.conf; "
+        "systemctl daemon-reload"
+    )
+    try:
+        guest.sh("systemctl start nfq-guard", check=False)
+        guest.until(lambda: guest.show("ActiveState") == "failed", "the unit failed")
+        assert guest.show("ExecMainStatus") == "69"
+        assert guest.show("NRestarts") == "0"
+        assert "CONFIG_NFT_QUEUE" in guest.sh("journalctl -u nfq-guard --no-pager -n 20")
+    finally:
+        guest.sh(
+            f"rm {drop_in}/test.conf; systemctl daemon-reload; systemctl reset-failed nfq-guard"
+        )
+
+
 def test_an_instance_serves_a_namespace(guest: Guest) -> None:
     guest.sh(
         "ip netns add blue; "
