@@ -88,13 +88,18 @@ def advice(finding: Finding, behind: Met | None) -> str:
     """
     todo = owners.todo(finding)
     # An owner's own way to accept packets comes before its default.
-    if behind is None or todo.startswith("keep it") or "accept" in todo:
+    if behind is None or leaves(todo) or "accept" in todo:
         return todo
     rule = behind.finding.rule
     return (
         f"{todo}. First accept, by addresses and ports, the INVALID packets that the guard is to "
         f"decide on: `{rule.text}` behind it {rule.act} all others{_means(behind)}"
     )
+
+
+def leaves(todo: str) -> bool:
+    """Whether an advice is to change nothing of the rule."""
+    return todo.startswith(("keep it", "leave it"))
 
 
 def _taken(sure: Met, how: str, severity: Status, behind: Met | None) -> _Fate:

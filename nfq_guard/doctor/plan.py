@@ -227,7 +227,7 @@ def _of_owner(found: str, todo: str, name: str, *, hidden: bool) -> _Moves:
         found,
         beside=(Step(first),) if hidden else (),
         over=() if hidden else (Step(f"the rule of {name}: {todo}"),),
-        back=(Step(f"set {name} as it was before"),),
+        back=() if fate.leaves(todo) else (Step(f"set {name} as it was before"),),
     )
 
 

@@ -92,6 +92,18 @@ def test_a_rule_of_a_program_is_changed_by_its_switch() -> None:
     assert made.found[0].startswith("a rule of ufw in nft table filter, chain ufw-x, IPv4: ")
     assert "before.rules" in made.over[-1].what
     assert not any("iptables" in command for command in commands(made.over))
+    assert "set ufw as it was before" in [step.what for step in made.back]
+
+
+def test_a_rule_to_keep_is_not_set_back() -> None:
+    """Nothing of it was changed."""
+    rules = (
+        "*filter\n:FORWARD ACCEPT [0:0]\n:KUBE-FORWARD - [0:0]\n-A FORWARD -j KUBE-FORWARD\n"
+        f"-A KUBE-FORWARD {RULE}\n"
+    )
+    made = planned(tables(rules))
+    assert "keep it, and expect" in made.over[-1].what
+    assert not any("kube-proxy" in step.what for step in made.back)
 
 
 def test_a_rule_before_a_default_deny_stays_until_packets_are_accepted() -> None:
