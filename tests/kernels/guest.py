@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import orjson
@@ -26,6 +27,7 @@ from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.probe.live import ask
 from nfq_guard.probe.recognise import recognise
 from tests.fuzz_kernel.remote import serve
+from tests.kernels.netem_transfers import by_netem
 from tests.support.queue import wait_for
 
 _TREE: Final = Path("/guard")
@@ -81,8 +83,10 @@ _CLEAN: Final = {"PATH": "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG"
 # Steps that the short form runs on one kernel only: Debian 12's own, the newest, the oldest.
 _SHORT_ONLY_ON: Final = {"service": "6.1.", "links": "7.", "live": "5.10."}
 
-# Steps that the short form has not: the first takes minutes, the others a larger root file system.
-_LONG_ONLY: Final = ("log", "owners", "container")
+# Steps that the short form has not: two take minutes, the others a larger root file system.
+_LONG_ONLY: Final = ("log", "transfers", "owners", "container")
+# Healthy transfers in each of five modes: 1,000 in all.
+_TRANSFERS: Final = 200
 _CONFIG: Final = Path("/etc/nfq-guard/nfq-guard.toml")
 # The instance in the record of the log's sysctls.
 _INSTANCE: Final = "kernels"
@@ -105,6 +109,7 @@ def main() -> None:
         "owners": lambda: iter([_tested(_OWNERS)]),
         "container": _container_tests,
         "links": lambda: iter([_tested(_LINKS, *(("-k", "4") if is_short else ()))]),
+        "transfers": _transfers,
         "matrix": lambda: _matrix(is_short=is_short),
         "service": lambda: _service(is_short=is_short),
     }
@@ -223,6 +228,14 @@ def _container_tests() -> Iterator[Record]:
     """The tests of the guard in a container, which has the host's configuration folder."""
     with _prepared():
         yield _tested(_CONTAINER)
+
+
+def _transfers() -> Iterator[Record]:
+    """Healthy connections over a bad link, in each mode of the guard and without it."""
+    with _prepared(), TemporaryDirectory() as folder:
+        found = by_netem(Path(folder), _TRANSFERS)
+    names = ("injected", "target", "measured", "met")
+    yield {name: getattr(found, name) for name in names}
 
 
 def _service(*, is_short: bool) -> Iterator[Record]:

@@ -117,6 +117,9 @@ class Outcome:
             if not tests.get("passed", True):
                 found.append(f"tests of {what}: {tests['summary']}")
                 found += [f"tests of {what}: {line}" for line in tests["bad"]]
+        transfers = self.steps.get("transfers", {})
+        if not transfers.get("met", True):
+            found.append(f"transfers: {transfers['measured']}")
         found += [
             f"{trial['scenario']} with {trial['mitigation']}, IPv{trial['family']}: "
             f"{trial['outcome']}, expected {trial['expected']}"

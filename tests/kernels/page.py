@@ -30,6 +30,8 @@ two CPUs in one thread), with Debian 12 and its systemd, and runs on each of the
 - **links**: translated connections over a link on which netem delays, reorders and doubles packets,
   also with RPS, and through a flowtable that is torn down
   (`tests/kernels/netem_and_flowtables.py`);
+- **transfers**: 1,000 healthy transfers, in each mode of the guard and without it, over a link that
+  netem makes bad (`tests/kernels/netem_transfers.py`);
 - **owners**: Docker, firewalld and ufw, each with the rules that it installs
   (`tests/kernels/owners.py`);
 - **container**: the guard as a Docker container, started by the commands of its README, with a port
@@ -53,6 +55,15 @@ the guard, the program itself drops such packets: firewalld also forwarded ones,
 the host itself.
 
 | program | connection | without the guard | with it | shown on |
+| --- | --- | --- | --- | --- |
+"""
+_TRANSFERS: Final = """
+## Healthy transfers
+
+Goodput, and the 99th percentile of the time of a transfer, in each mode of one run; medians of four
+rounds. An emulated machine is slow and unsteady: the target is the worst round without a guard.
+
+| kernel | transfers | target | measured | met |
 | --- | --- | --- | --- | --- |
 """
 _HEAD_OF_RUNS: Final = """
@@ -134,7 +145,7 @@ _FOUND: Final[tuple[Column, ...]] = (
 )
 _RUNS: Final[tuple[Column, ...]] = (
     ("kernel", lambda outcome: outcome.name),
-    *((name, _run(name)) for name in ("fuzz", *TESTS)),
+    *((name, _run(name)) for name in ("fuzz", *TESTS, "transfers")),
     ("lab", _run("matrix")),
 )
 
@@ -151,10 +162,23 @@ def render(outcomes: Sequence[Outcome], seed: int) -> str:
     return "".join(
         (
             *(_HEAD, _table(_SEEN, outcomes), "\n", _table(_FOUND, outcomes)),
-            *(f"\nSeed of the fuzz: {seed}.\n\n", *notes, _owners(outcomes)),
+            *(f"\nSeed of the fuzz: {seed}.\n\n", *notes),
+            *(_transfers(outcomes), _owners(outcomes)),
             *(_HEAD_OF_RUNS, _table(_RUNS, outcomes), _TAIL),
         )
     )
+
+
+def _transfers(outcomes: Sequence[Outcome]) -> str:
+    """How healthy connections fared on the kernels, if that step was run."""
+    found = [(one.name, one.steps.get("transfers", {})) for one in outcomes]
+    rows = "".join(
+        f"| {name} | {step['injected']} | {step['target']} | {step['measured']} | "
+        f"{'yes' if step['met'] else 'no'} |\n"
+        for name, step in found
+        if "met" in step
+    )
+    return f"{_TRANSFERS}{rows}" if rows else ""
 
 
 def _owners(outcomes: Sequence[Outcome]) -> str:

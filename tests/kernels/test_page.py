@@ -110,6 +110,14 @@ def test_what_programs_with_rules_showed_is_in_a_table_if_it_was_run() -> None:
     assert "| Docker |" not in page.render([missing], _SEED)
 
 
+def test_transfers_are_in_a_table_if_they_were_run() -> None:
+    slow = {"injected": "9 transfers", "target": "none broken", "measured": "1 broken"}
+    text = page.render([ran({"step": "transfers", **slow, "met": False})], _SEED)
+    assert "| 6.1 | 9 transfers | none broken | 1 broken | no |" in rows(text)
+    assert "- 6.1: transfers: 1 broken\n" in text
+    assert "## Healthy transfers" not in page.render([ran()], _SEED)
+
+
 def test_a_step_that_is_run_again_replaces_what_it_found() -> None:
     outcome = ran({"step": "fuzz", "failed": "no memory"}, begun("fuzz"))
     assert "fuzz was not run" in outcome.problems()
