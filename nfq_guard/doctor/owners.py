@@ -365,7 +365,7 @@ OWNERS: Final = (
         prefixes=("aclfwd.", "aclin.", "aclout.", "acl.", "incus", "lxd"),
     ),
     Owner("cni", "a CNI plugin", "keep it", prefixes=("CNI-", "FLANNEL-")),
-    Owner("libvirt", "libvirt", "keep it", prefixes=("LIBVIRT_", "libvirt_network")),
+    Owner("libvirt", "libvirt", "keep it", prefixes=("LIBVIRT_", "libvirt_network", "libvirt-")),
     Owner(
         "tailscale", "Tailscale", "keep it", prefixes=("ts-input", "ts-forward", "ts-postrouting")
     ),
