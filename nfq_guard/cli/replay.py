@@ -188,6 +188,7 @@ def _shows(args: argparse.Namespace, files: Sequence[str]) -> list[_Show]:
     if args.summary or args.flows:
         return []
     if args.format == "json":
+        # Imported here, as above.
         from nfq_guard.replay.frame_record import record  # noqa: PLC0415
 
         def show_json(outcomes: Sequence[Outcome]) -> None:

@@ -350,7 +350,7 @@ class Replayer:
         streams.drop(table.joined)
         table.joined = None
         late = self.reader.late
-        streams.follow(None, 0, reverse(other), segment, frame, False, late, False)  # noqa: FBT003
+        streams.follow(None, 0, reverse(other), segment, frame, cut=False, late=late, harmed=False)
 
     def _note_end(self) -> None:
         """Record that the last segment, an RST, ended its entry at once."""
