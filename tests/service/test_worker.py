@@ -70,6 +70,7 @@ def worker(
     recording: Recording | None = None,
     counter_file: CounterFile | None = None,
     events_per_s: int = 1000,
+    interval_s: float = 0,
 ) -> Worker:
     sink = LineSink(log)
     return Worker(
@@ -78,7 +79,7 @@ def worker(
         judge=engine,
         stats=Stats(),
         events=EventLog(sink, recording=recording),
-        limiter=EventLimiter(interval_s=0, events_per_s=events_per_s),
+        limiter=EventLimiter(interval_s=interval_s, events_per_s=events_per_s),
         budget=3,
         history=history,
         log_allowed=log_allowed,
@@ -209,6 +210,29 @@ def test_suppressed_events_are_logged(tmp_path: Path) -> None:
     shown = [event for event in events(tmp_path / "log") if event["event"] == "packet_judged"]
     assert len(shown) + gap["packets"] == 1100
     one.close(100)
+
+
+@pytest.mark.parametrize("change", ["policy", "tick"])
+def test_packets_are_judged_between_many_events(tmp_path: Path, change: str) -> None:
+    """A thousand events at once, of folded packets, would delay them by tens of milliseconds."""
+    strays = [
+        queued(bytes(IP(src="10.0.0.1", dst="10.0.0.2") / TCP(sport=port, flags="SF")))
+        for port in range(1, 201)
+    ]
+    queue = FakeQueue(*strays, *strays)
+    engine = Engine(policy=default_policy(), flows=NoFlows(), mode=Mode.ENFORCE)
+    one = worker(queue, tmp_path / "log", engine, interval_s=60)
+    while one.process_batch():
+        pass
+    queue.waiting = list(enumerate(strays[:9], 401))
+    if change == "policy":
+        one.adopt(default_policy())
+    else:
+        one.tick(time.monotonic() + 60)
+    assert queue.waiting == []
+    one.close(0)
+    told = [event for event in events(tmp_path / "log") if event["event"] == "packet_judged"]
+    assert sum(event.get("count", 1) for event in told) == 409
 
 
 def test_events_of_packets_go_into_the_file_of_events(tmp_path: Path) -> None:
