@@ -66,8 +66,6 @@ CATALOGUE: Final = (
         "reloads under load",
         ("reloads",),
         ("tests/service/test_reload_kernel.py::test_reloads_under_load",),
-        "memory grows by 1 to 2 MB over the first thousand reloads, and no more over the next five "
-        "thousand",
     ),
     Entry(
         "F5",
