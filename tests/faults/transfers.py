@@ -114,7 +114,7 @@ def compared(folder: Path, count: int, rng: random.Random, link: BadLink) -> Out
         for mode, lines in _MODES.items():
             seed = rng.randrange(1 << 32)
             with _path(link, seed) as (client, router, server):
-                run = _run(client, server, count, folder, router, f"{number} {mode}", lines)
+                run = _run(client, server, count, folder, router, f"{number} {mode}", lines, link)
             runs[mode].append(run)
     goodput = {mode: statistics.median(_goodput(run) for run in runs[mode]) for mode in _MODES}
     late = {mode: percentile(sorted(_times(runs[mode])), 0.99) for mode in _MODES}
@@ -210,6 +210,7 @@ def _run(
     router: Namespace,
     name: str,
     lines: tuple[str, ...] | None,
+    link: BadLink,
 ) -> _Run:
     if lines is None:
         return _transfer(client, server, count)
@@ -217,7 +218,8 @@ def _run(
     head = ("[daemon]", f'control_socket = "{folder / "r"}"', 'fail_mode = "closed"', *lines)
     config.write_text("\n".join(head) + '\n[policy]\ninclude = "preset:default"\n')
     with GuardProcess(router, log, "--config", str(config)).ready() as guard:
-        _wait_until_idle(guard.process.pid)
+        if not link.steady:
+            _wait_until_idle(guard.process.pid)
         run = _transfer(client, server, count)
         assert guard.stop() == 0
     (stopped,) = guard.events("stopped")

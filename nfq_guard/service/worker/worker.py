@@ -187,8 +187,8 @@ class Worker:
 
     def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
         """Switch the mode, and the mark that the rules set, between two batches."""
-        self._judge.unjudged_mark = unjudged_mark
         self._emit_folded()
+        self._judge.unjudged_mark = unjudged_mark
         self._judge.mode = mode
         self.stats.gauges["enforcing"] = float(mode is Mode.ENFORCE)
         self._resync()
