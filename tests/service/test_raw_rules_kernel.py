@@ -162,8 +162,8 @@ def test_half_of_each_connection_is_hidden(namespace: Make, tmp_path: Path, queu
                 router.forge(family, "SA")
             wait_for(lambda: len(guard.events("packet_judged")) == number)
             for event in guard.events("packet_judged"):
-                assert (event["reason"], event["verdict"]) == ("no-entry", "drop")
-                assert event["dport"] == FORGED
+                assert (event["reason"], event["verdict"]) == ("no-entry", "drop"), event
+                assert event["dport"] == FORGED, event
 
         # Rules that treat both directions alike hide no half.
         for port in (*WHOLE, NONE):
