@@ -95,15 +95,19 @@ def test_a_rule_of_a_program_is_changed_by_its_switch() -> None:
     assert "set ufw as it was before" in [step.what for step in made.back]
 
 
-def test_a_rule_to_keep_is_not_set_back() -> None:
+@pytest.mark.parametrize(
+    ("chain", "owner"), [("KUBE-FORWARD", "kube-proxy"), ("libvirt-in", "libvirt")]
+)
+def test_a_rule_to_keep_is_not_set_back(chain: str, owner: str) -> None:
     """Nothing of it was changed."""
     rules = (
-        "*filter\n:FORWARD ACCEPT [0:0]\n:KUBE-FORWARD - [0:0]\n-A FORWARD -j KUBE-FORWARD\n"
-        f"-A KUBE-FORWARD {RULE}\n"
+        f"*filter\n:FORWARD ACCEPT [0:0]\n:{chain} - [0:0]\n-A FORWARD -j {chain}\n"
+        f"-A {chain} {RULE}\n"
     )
     made = planned(tables(rules))
-    assert "keep it, and expect" in made.over[-1].what
-    assert not any("kube-proxy" in step.what for step in made.back)
+    assert made.found[0].startswith(f"a rule of {owner} in ")
+    assert "keep it" in made.over[-1].what
+    assert not any(owner in step.what for step in made.back)
 
 
 def test_a_rule_before_a_default_deny_stays_until_packets_are_accepted() -> None:
