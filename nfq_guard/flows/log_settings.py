@@ -17,6 +17,7 @@ import msgspec
 
 from nfq_guard.conntrack.kernel_rules import guess_rules
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.flows import shared_folder
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.kernel_log import GROUP, KernelLog
 from nfq_guard.netlink.owner import UNKNOWN, is_guard, reader_of_log
@@ -127,7 +128,7 @@ def unfit() -> str | None:
 
 
 def _change(instance: str) -> None:
-    if FOLDER.exists():
+    with suppress(FileNotFoundError):
         _check_owner()
     before = {name: _now(name) for name in _WANTED}
     if before[_LOG_INVALID] != _OFF:
@@ -156,9 +157,7 @@ def _restore(record: _Record) -> None:
         except OSError as error:
             raise UnavailableError(f"{SYSCTLS / name} cannot be restored: {error}") from None
     _path().unlink(missing_ok=True)
-    # The directory stays if another network namespace has a file there.
-    with suppress(OSError):
-        FOLDER.rmdir()
+    shared_folder.remove_unused(FOLDER)
 
 
 def _differing() -> list[str]:
@@ -195,13 +194,17 @@ def _check_owner() -> None:
 
 
 def _write(record: _Record) -> None:
-    try:
+    path = _path()
+    new = path.with_suffix(".new")
+
+    def make() -> None:
         FOLDER.mkdir(mode=0o755, exist_ok=True)
         _check_owner()
         FOLDER.chmod(0o755)
-        path = _path()
-        new = path.with_suffix(".new")
         new.write_bytes(msgspec.json.encode(record))
+
+    try:
+        shared_folder.create_in(make)
         new.chmod(0o644)
         new.rename(path)
     except OSError as error:

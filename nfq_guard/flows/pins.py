@@ -25,7 +25,7 @@ from typing import Final
 
 from nfq_guard import capabilities
 from nfq_guard.errors import PrivilegeError, UnavailableError, UsageError
-from nfq_guard.flows import bpf
+from nfq_guard.flows import bpf, shared_folder
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.exchange import EXCHANGE_SIZE
 from nfq_guard.flows.libbpf import LoadError, Program
@@ -89,11 +89,15 @@ def prepare(instance: str, count: int, user: str = USER) -> Path:
     # Loads conntrack's modules; without them the kernel has no lookup function.
     CtnetlinkFlows((0,)).close()
     with ExitStack() as undo:
-        try:
+
+        def make() -> None:
             _make(folder.parent, owner.pw_gid)
             shutil.rmtree(folder, ignore_errors=True)
             undo.callback(shutil.rmtree, folder, ignore_errors=True)
             _make(folder, owner.pw_gid)
+
+        try:
+            shared_folder.create_in(make)
             for number in range(count):
                 _pin(folder / f"{bpf.object_hash()}-{number}", owner)
         except LoadError as error:
@@ -116,9 +120,7 @@ def remove(instance: str) -> None:
             shutil.rmtree(BPF_FILES / _HOME / instance)
     except OSError as error:
         raise UnavailableError(f"the pins cannot be removed: {error}") from None
-    # The directory stays if another instance has pins.
-    with suppress(OSError):
-        (BPF_FILES / _HOME).rmdir()
+    shared_folder.remove_unused(BPF_FILES / _HOME)
 
 
 def open_pinned(instance: str) -> Program | None:

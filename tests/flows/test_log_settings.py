@@ -18,6 +18,7 @@ from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.kernel_log import KernelLog
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.lab.netns import Namespace
+from tests.support.shared_folder import removed_when_made
 
 pytestmark = pytest.mark.kernel
 
@@ -114,6 +115,17 @@ def test_namespaces_do_not_share_a_file(
         assert values() == before
     assert values() == ON
     log_settings.turn_off("one")
+
+
+def test_the_folder_is_removed_by_another_daemon_meanwhile(
+    before: dict[str, str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with removed_when_made(folder, monkeypatch) as removals:
+        log_settings.turn_on("one")
+    assert removals == [folder] * 3
+    assert log_settings.obstacle("one") is None
+    log_settings.turn_off("one")
+    assert values() == before
 
 
 def test_a_host_that_logs_is_left_alone(before: dict[str, str], folder: Path) -> None:

@@ -21,6 +21,7 @@ from nfq_guard.flows.open import open_lookup
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.service.config import DEFAULT_PATH
+from tests.support.shared_folder import removed_when_made
 
 USER = "nobody"
 NOBODY = pwd.getpwnam(USER)
@@ -59,6 +60,18 @@ def refusal(instance: str = "one") -> str:
     assert note == str(raised.value)
     assert "\n" not in note
     return note
+
+
+@pytest.mark.kernel
+def test_the_folder_is_removed_by_another_daemon_meanwhile(
+    files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with removed_when_made(files / "nfq-guard", monkeypatch) as removals:
+        pins.prepare("one", 1, USER)
+    assert removals == [files / "nfq-guard"] * 3
+    assert (pin(files) / "program").exists()
+    pins.remove("one")
+    assert left(files) == []
 
 
 @pytest.mark.kernel

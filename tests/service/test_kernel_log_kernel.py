@@ -203,6 +203,8 @@ def test_prepare_while_the_daemon_runs(live: LiveConntrack, tmp_path: Path) -> N
     """It changes nothing, and no other process can bind the group."""
     guard = Guard(live, tmp_path)
     with guard.started().ready() as process:
+        (started,) = process.events("started")
+        assert started["evidence"] == "kernel-log", process.events("note")
         words = ["prepare", "--user", "root", "--config", str(guard.config)]
         done = subprocess.run(
             live.space.argv([sys.executable, "-m", "nfq_guard", *words]),
