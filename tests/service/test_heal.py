@@ -426,6 +426,18 @@ def test_the_next_daemon_undoes_what_a_killed_one_left(tmp_path: Path) -> None:
     assert bench.kernel.closed
 
 
+def test_what_a_killed_one_left_in_both_directions(tmp_path: Path) -> None:
+    """Each of two heals of a flow has a line of the record, with its own direction."""
+    path = tmp_path / "healed-0"
+    bench = Bench(tmp_path / "log", record=HealFile(path))
+    bench.heal(1)
+    bench.heal(1, direction=0, now=60.0)
+    assert bench.kernel.liberal[1] == BOTH
+    bench.healer = bench.start(record=HealFile(path))
+    assert bench.healed() == []
+    assert bench.count("heals_undone") == 1
+
+
 def test_a_planted_record_is_told_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "healed-0"
     (tmp_path / "target").write_text("mine")

@@ -270,9 +270,7 @@ class Healer:
         self._count(key)
         counters["heals"] += 1
         self._example = original
-        if before is not None and before.entry.identity == entry.identity:
-            entry = entry._replace(directions=directions | before.entry.directions)
-        self._healed[key] = _Flow(entry, now + self._limits.timeout_s)
+        self._healed[key] = _Flow(_united(before, entry), now + self._limits.timeout_s)
 
     def _refused(self, error: OSError, now: float) -> None:
         if error.errno in _OF_FLOW:
@@ -325,7 +323,9 @@ class Healer:
         except OSError as error:
             self._failed(error)
             return
-        self._healed = {_key(each.zone, each.original): _Flow(each, -math.inf) for each in left}
+        for each in left:
+            key = _key(each.zone, each.original)
+            self._healed[key] = _Flow(_united(self._healed.get(key), each), -math.inf)
         if left:
             self._undo(list(self._healed))
 
@@ -349,6 +349,13 @@ class Healer:
                 src=address(flow.src), dst=address(flow.dst), sport=flow.sport, dport=flow.dport
             )
         self._events.emit(Healed(**grown, entries=len(self._healed), example=example))
+
+
+def _united(before: _Flow | None, entry: HealedEntry) -> HealedEntry:
+    """A heal, with the directions of an earlier one of the same flow."""
+    if before is None or before.entry.identity != entry.identity:
+        return entry
+    return entry._replace(directions=entry.directions | before.entry.directions)
 
 
 def heals(policy: Policy) -> bool:
