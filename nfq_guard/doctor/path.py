@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The path of an INVALID packet through the hooks of a host, before and after our rules."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -17,14 +18,18 @@ from nfq_guard.doctor.rule_model import (
     Table,
     Truth,
 )
+from nfq_guard.firewall import native
+from nfq_guard.firewall.render import MANGLE, SECURITY
 from nfq_guard.firewall.spec import CHAIN
 from nfq_guard.raw_rules import UNTRACKED
 
-# By packet filter and hook: the table and priority where `rules install` adds our jump.
+_MANGLE_PRIORITY: Final = -150
+_NATIVE: Final = "nftables"
+# By packet filter and hook: the table and priority where `rules install` adds our rules.
 _PLACES: Final = {
-    "legacy": {"prerouting": ("mangle", -150), "output": ("mangle", -150)},
-    "nft": {"prerouting": ("mangle", -150), "output": ("security", NFT_SECURITY)},
-    "nftables": {"prerouting": ("", -150), "output": ("", -150)},
+    "legacy": {"prerouting": (MANGLE, _MANGLE_PRIORITY), "output": (MANGLE, _MANGLE_PRIORITY)},
+    "nft": {"prerouting": (MANGLE, _MANGLE_PRIORITY), "output": (SECURITY, NFT_SECURITY)},
+    _NATIVE: {"prerouting": ("", native.PRIORITY), "output": ("", native.PRIORITY)},
 }
 
 HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
@@ -77,6 +82,25 @@ class _Place(NamedTuple):
     priority: int
     table: Table
     jump: int
+
+
+@final
+class _Planned(NamedTuple):
+    """Where `rules install` would add our rules in a hook, after all rules of the table.
+
+    Attributes:
+        priority: Of the base chain.
+        filter: The packet filter.
+        table: The name of the table; empty for one of our own.
+    """
+
+    priority: int
+    filter: str
+    table: str
+
+    def is_in(self, table: Table) -> bool:
+        """Whether our rules would be in this table."""
+        return (table.filter, table.name) == (self.filter, self.table)
 
 
 def walk(tables: Sequence[Table], family: int) -> Iterator[Met]:
@@ -133,14 +157,14 @@ def _met(
     table: Table,
     follower: Follower,
     chain: str,
-    ours: "_Place | None",
+    ours: "_Place | _Planned | None",
     carried: "_Carried",
 ) -> Iterator[Met]:
     """What a packet may meet in one base chain."""
     for order, start, end in _parts(table, chain, ours):
         for followed in follower.base(chain, start, end).findings:
             finding = _tracked(carried.through(followed), order)
-            if finding.rule.act is Act.ACCEPT and _hides_nothing(order, table, hook, ours):
+            if finding.rule.act is Act.ACCEPT and _hides_nothing(order, table, ours):
                 continue
             yield Met(hook, order, finding)
 
@@ -205,16 +229,16 @@ def _gives(write: Finding, tests: Sequence[MarkTest]) -> bool:
     return bool(tests) and mark is not None and all(mark.passes(test) for test in tests)
 
 
-def _hides_nothing(order: Order, table: Table, hook: str, ours: _Place | None) -> bool:
+def _hides_nothing(order: Order, table: Table, ours: _Place | _Planned | None) -> bool:
     """Whether an accept before our rules is in another table: it ends only its own table."""
-    if order is not Order.BEFORE:
+    if order is not Order.BEFORE or ours is None:
         return False
-    if ours is not None:
-        return table is not ours.table
-    return table.name != _PLACES[table.filter][hook][0]
+    if isinstance(ours, _Planned):
+        return not ours.is_in(table)
+    return table is not ours.table
 
 
-def _ours(tables: Sequence[Table], hook: str) -> _Place | None:
+def _ours(tables: Sequence[Table], hook: str) -> _Place | _Planned | None:
     if hook not in _OUR_HOOKS:
         return None
     places: list[_Place] = []
@@ -229,11 +253,24 @@ def _ours(tables: Sequence[Table], hook: str) -> _Place | None:
                 for index, rule in enumerate(table.chains[chain])
                 if rule.target == CHAIN
             ]
-    return min(places, key=lambda place: place.priority, default=None)
+    if places:
+        return min(places, key=lambda place: place.priority)
+    name, priority = _PLACES[_filter_to_use(tables)][hook]
+    return _Planned(priority, _filter_to_use(tables), name)
+
+
+def _filter_to_use(tables: Sequence[Table]) -> str:
+    """The packet filter that `rules install` would choose by the rules of others."""
+    rules = Counter[str]()
+    for table in tables:
+        rules[table.filter] += sum(map(len, table.chains.values()))
+    del rules[_NATIVE]
+    ((most, count),) = rules.most_common(1) or [(_NATIVE, 1)]
+    return most if count else _NATIVE
 
 
 def _parts(
-    table: Table, chain: str, ours: _Place | None
+    table: Table, chain: str, ours: _Place | _Planned | None
 ) -> Iterator[tuple[Order, int, int | None]]:
     """The parts of a base chain, each with its order."""
     base = table.bases[chain]
@@ -241,15 +278,13 @@ def _parts(
         yield Order.NEVER, 0, None
     elif base.hook == _INGRESS:
         yield Order.UNTRACKED, 0, None
-    elif base.hook not in _OUR_HOOKS:
+    elif ours is None:
         yield Order.AFTER, 0, None
     elif base.priority <= CONNTRACK_PRIORITY:
         yield Order.UNTRACKED, 0, None
-    elif ours is None:
-        # `rules install` adds our jump after all rules of its table.
-        name, priority = _PLACES[table.filter][base.hook]
-        order = Order.BEFORE if table.name == name else _order(base.priority, priority)
-        yield order, 0, None
+    elif isinstance(ours, _Planned):
+        before = ours.is_in(table)
+        yield Order.BEFORE if before else _order(base.priority, ours.priority), 0, None
     elif table is ours.table:
         yield Order.BEFORE, 0, ours.jump
         yield Order.SHADOWED, ours.jump + 1, None

@@ -13,6 +13,7 @@ from nfq_guard.doctor.owners import PLAIN, owner_of
 from nfq_guard.doctor.path import Met, Order
 from nfq_guard.doctor.rule_model import TAKES
 from nfq_guard.doctor.sysctls import BE_LIBERAL
+from nfq_guard.firewall import native
 from nfq_guard.firewall.saved import split
 
 # Files from which the rules of a packet filter are restored at boot.
@@ -271,7 +272,7 @@ def _native(met: Met, found: str, *, hidden: bool) -> _Moves:
     finding = met.finding
     table = finding.table
     if hidden:
-        todo = "give its chain a priority above -150, which is the guard's"
+        todo = f"give its chain a priority above {native.PRIORITY}, which is the guard's"
         return _Moves(
             found,
             beside=(Step(f"the guard sees no packet that the rule takes before it: {todo}"),),

@@ -9,6 +9,7 @@ from nfq_guard.doctor import nft_rules, path
 from nfq_guard.doctor.check import Status
 from nfq_guard.doctor.path import Order
 from nfq_guard.doctor.rule_model import Act, Truth
+from nfq_guard.firewall import Backend, native
 from tests.support.listings import (
     ACCEPTED,
     DROPPED,
@@ -18,6 +19,7 @@ from tests.support.listings import (
     masked,
     matching,
     nft,
+    tables_of,
 )
 
 ADDRESS = {"payload": {"protocol": "ip", "field": "saddr"}}
@@ -236,9 +238,9 @@ def test_rules_of_nftables_in_words() -> None:
     [
         ("prerouting", -300, Order.UNTRACKED),
         ("prerouting", -200, Order.UNTRACKED),
-        ("output", -160, Order.BEFORE),
-        ("output", -150, Order.TIED),
-        ("prerouting", -149, Order.AFTER),
+        ("output", -150, Order.BEFORE),
+        ("output", native.PRIORITY, Order.TIED),
+        ("prerouting", -148, Order.AFTER),
         ("forward", -300, Order.AFTER),
         ("input", 0, Order.AFTER),
     ],
@@ -247,6 +249,26 @@ def test_nftables_priorities(hook: str, priority: int, order: Order) -> None:
     text = nft([matching(STATE, "invalid", "in"), DROPPED], hook=hook, priority=priority)
     (met,) = path.walk(nft_rules.Ruleset(text).tables(), 6)
     assert (met.order, met.hook) == (order, hook)
+
+
+@pytest.mark.parametrize(
+    ("hook", "priority", "order"),
+    [
+        ("output", -150, Order.BEFORE),
+        ("output", 150, Order.TIED),
+        ("prerouting", -151, Order.BEFORE),
+        ("prerouting", -150, Order.TIED),
+        ("prerouting", -149, Order.AFTER),
+    ],
+)
+def test_nftables_priorities_beside_rules_of_iptables(
+    hook: str, priority: int, order: Order
+) -> None:
+    """Ours would be installed in iptables then."""
+    text = nft([matching(STATE, "invalid", "in"), DROPPED], hook=hook, priority=priority)
+    rules = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j LOG\nCOMMIT\n"
+    mets = path.walk([*tables_of(rules, Backend.NFT), *nft_rules.Ruleset(text).tables()], 4)
+    assert [met.order for met in mets if met.hook == hook] == [order]
 
 
 def test_a_chain_after_one_that_drops_is_not_reached() -> None:

@@ -18,7 +18,7 @@ from nfq_guard.conntrack.table import CTSTATES
 from nfq_guard.doctor import iptables_rules, nft_rules, path, removed
 from nfq_guard.doctor.plan import Guard, Plan, plan
 from nfq_guard.doctor.rule_model import Table
-from nfq_guard.firewall import Backend, Family
+from nfq_guard.firewall import Backend, Family, native
 from nfq_guard.firewall.saved import parse
 from tests.support.live import LiveConntrack
 from tests.support.queue import GuardProcess, wait_for
@@ -135,7 +135,7 @@ def test_a_native_chain_before_the_guard_is_words() -> None:
     chain = {**listed, "name": "pre", "hook": "prerouting", "prio": -190, "type": "filter"}
     text = json.dumps({"nftables": [{"chain": chain}, {"rule": rule}]})
     made = planned([each for each in nft_rules.Ruleset(text).tables() if each.family == 4])
-    assert "priority above -150" in made.beside[0].what
+    assert f"priority above {native.PRIORITY}" in made.beside[0].what
     assert not any("nft" in command.split() for command in commands(made.over))
 
 
