@@ -12,7 +12,7 @@ from nfq_guard.flows import log_settings, pins
 from nfq_guard.flows.bpf import BpfFlows
 from nfq_guard.flows.ctnetlink import CtnetlinkFlows
 from nfq_guard.flows.kernel_log import KernelLog
-from nfq_guard.flows.libbpf import Program
+from nfq_guard.flows.libbpf import LoadError, Program
 from nfq_guard.flows.open import Lookup, open_lookup
 
 ONE_QUEUE: Final = "the kernel's log serves one queue only"
@@ -99,7 +99,7 @@ class EvidenceSource:
             if program is None:
                 return None
             return BpfFlows(self._zones, others=netlink, program=program)
-        except (NfqGuardError, OSError):
+        except (NfqGuardError, LoadError, OSError):
             return None
 
     def _use_log(self) -> str | None:

@@ -37,7 +37,7 @@ from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
 from nfq_guard.service.daemon import Daemon, Parts
 from nfq_guard.service.firewall_spec import firewall_of, unjudged_mark
-from nfq_guard.service.limited_event import LimitedEvent
+from nfq_guard.service.limited_event import log_failed_housekeeping
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.notify import Notifier
 from nfq_guard.service.passed import Numbered, PassedPackets, numbered_in
@@ -53,10 +53,8 @@ from nfq_guard.telemetry.eve import eve_line, eve_octets
 from nfq_guard.telemetry.events import (
     ControlSocketRestored,
     Event,
-    HousekeepingFailed,
     MetricsFileFailed,
     Note,
-    exception_texts,
 )
 from nfq_guard.telemetry.exposition import Exposition, MetricsFile, Observed
 from nfq_guard.telemetry.http import MetricsServer
@@ -150,7 +148,7 @@ def run(
         events = open_log(settings)
         stack.callback(lambda: events.close(time.monotonic()))
         recording = events.recording
-        loop = stack.enter_context(Loop(_log_failed_housekeeping(events)))
+        loop = stack.enter_context(Loop(log_failed_housekeeping(events)))
         if len(settings.queue_numbers) > 1:
             if keeper.kept is not None:
                 keeper.kept.close()
@@ -238,20 +236,6 @@ def _passed_packets(
         return None if file is None else numbered_in(file, settings.queue_numbers)
 
     return PassedPackets(lambda: queued_packets(legacy), numbered)
-
-
-def _log_failed_housekeeping(events: EventLog) -> Callable[[Exception], None]:
-    failures = LimitedEvent(events)
-
-    def log(error: Exception) -> None:
-        problem, trace = exception_texts(error)
-        failures.happened(
-            lambda since_last: HousekeepingFailed(
-                problem=problem, traceback=trace, since_last=since_last
-            )
-        )
-
-    return log
 
 
 def open_log(settings: Settings) -> EventLog:

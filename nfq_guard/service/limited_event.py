@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Final, final
 
-from nfq_guard.telemetry.events import Event
+from nfq_guard.telemetry.events import Event, HousekeepingFailed, exception_texts
 from nfq_guard.telemetry.log import EventLog
 
 _INTERVAL_S: Final = 10.0
@@ -36,3 +36,18 @@ class LimitedEvent:
         self._next_at = now + _INTERVAL_S
         since_last, self._logged = self.count - self._logged, self.count
         self._events.emit(event(since_last))
+
+
+def log_failed_housekeeping(events: EventLog) -> Callable[[Exception], None]:
+    """A function for `Loop` that logs an exception, so that packets are served despite it."""
+    failures = LimitedEvent(events)
+
+    def log(error: Exception) -> None:
+        problem, trace = exception_texts(error)
+        failures.happened(
+            lambda since_last: HousekeepingFailed(
+                problem=problem, traceback=trace, since_last=since_last
+            )
+        )
+
+    return log

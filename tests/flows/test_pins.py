@@ -126,6 +126,22 @@ def test_a_pin_that_root_makes_later_is_taken(files: Path) -> None:
 
 
 @pytest.mark.kernel
+def test_a_later_pin_without_libbpf_is_left(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object) -> NoReturn:
+        raise LoadError(0, "libbpf.so.1 is absent", [])
+
+    pins.prepare("one", 1, "root")
+    monkeypatch.setattr(Program, "open_pinned", absent)
+    source = EvidenceSource("auto", zones=(0,), instance="one", ahead="refused at the start")
+    try:
+        for _ in range(21):
+            source.follow()
+        assert source.evidence is Evidence.CTNETLINK
+    finally:
+        source.close()
+
+
+@pytest.mark.kernel
 def test_pins_are_found_where_a_unit_mounts_them(
     files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

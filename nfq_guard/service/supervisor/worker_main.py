@@ -19,7 +19,7 @@ import orjson
 
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.service.config import LoadedPolicy
-from nfq_guard.service.limited_event import LimitedEvent
+from nfq_guard.service.limited_event import LimitedEvent, log_failed_housekeeping
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.supervisor.messages import (
     Abort,
@@ -90,7 +90,7 @@ class WorkerProcess:
         self._loaded = loaded
         self._read = read
         self._prepared: tuple[int, LoadedPolicy] | None = None
-        self._loop = Loop()
+        self._loop = Loop(log_failed_housekeeping(events))
 
     def run(self, open_queue: Open) -> None:
         """Serve until ordered to stop, or until the daemon has ended."""
