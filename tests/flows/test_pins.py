@@ -126,7 +126,8 @@ def test_a_pin_that_root_makes_later_is_taken(files: Path) -> None:
 
 
 @pytest.mark.kernel
-def test_a_later_pin_without_libbpf_is_left(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("files")
+def test_a_later_pin_without_libbpf_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(*_: object) -> NoReturn:
         raise LoadError(0, "libbpf.so.1 is absent", [])
 

@@ -94,6 +94,10 @@ class WorkerProcess:
 
     def run(self, open_queue: Open) -> None:
         """Serve until ordered to stop, or until the daemon has ended."""
+        with self._loop:
+            self._serve(open_queue)
+
+    def _serve(self, open_queue: Open) -> None:
         notes: list[str] = []
         try:
             serving = open_queue(self._loaded, self._events, self._loop, notes)
