@@ -8,6 +8,7 @@ from typing import Final, Self, final
 
 # Of the calling thread's network namespace, not of the process's first thread.
 QUEUES: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+_PART_BYTES: Final = 1 << 16
 
 
 @final
@@ -75,7 +76,11 @@ class CounterFile:
 
     def read_all(self) -> dict[int, QueueCounters]:
         """The counters of all queues, by number."""
-        return parse(os.pread(self._fd, 1 << 16, 0).decode("ascii"))
+        octets = b""
+        # The kernel returns whole lines, at most one page of them at once.
+        while part := os.pread(self._fd, _PART_BYTES, len(octets)):
+            octets += part
+        return parse(octets.decode("ascii"))
 
     def close(self) -> None:
         """Close the file."""

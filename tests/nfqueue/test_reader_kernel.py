@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -408,3 +408,11 @@ def test_a_name_of_an_interface_is_text(namespace: Make) -> None:
         udp.send(1)
         _, (queued,) = reader.drain(10)
         assert queued.outdev == "l\\xff"
+
+
+def test_more_queues_than_a_page_of_the_kernel_s_file_has(namespace: Make) -> None:
+    numbers = range(1000, 1100)
+    with namespace("q").entered(), ExitStack() as stack:
+        for number in numbers:
+            stack.enter_context(QueueReader(number, queue_length=1, socket_buffer_bytes=4096))
+        assert sorted(counters.all_queues()) == list(numbers)
