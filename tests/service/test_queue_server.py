@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """A queue served from a loop, and garbage collection between its batches."""
 
+import _thread
 import gc
 import socket
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from nfq_guard.engine import Mode
+from nfq_guard.lab.pace import limit
 from nfq_guard.policy.default import default_policy
 from nfq_guard.service.loop import Loop
 from nfq_guard.service.worker.history import History
@@ -252,3 +255,22 @@ def test_a_policy_is_adopted(make: Callable[..., Served]) -> None:
     assert one.judge.policy is policy
     one.server.begin()
     one.server.finish(lambda: False)
+
+
+def test_packets_are_dumped_or_the_reason_is_said(
+    make: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = make()
+    found: list[object] = []
+    one.server.dump_packets(None, 5, found.append, found.append)
+    one.loop.run_until(lambda: bool(found), lambda: time.monotonic() + limit(10))
+    assert found == [[]]
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_thread, "start_new_thread", refuse)
+    one.server.dump_packets(None, 5, found.append, found.append)
+    one.loop.turn(1)
+    assert found[1:] == ["the packets cannot be dumped: RuntimeError: can't start new thread"]
+    one.queue.close()

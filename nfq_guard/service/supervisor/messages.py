@@ -186,11 +186,13 @@ class Flows(_Message, frozen=True, tag="flows"):
         dump: Number of the dump.
         flows: A part of the flows or packets.
         complete: Whether this was the last part.
+        problem: Why the packets cannot be dumped; empty if they can.
     """
 
     dump: int
     flows: list[DumpEntry]
     complete: bool
+    problem: str = ""
 
 
 Report = Ready | Failed | Numbers | Prepared | Refused | Flows

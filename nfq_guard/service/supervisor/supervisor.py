@@ -515,6 +515,7 @@ class Supervisor:
         if dump is None:
             return
         dump.found += report.flows
+        dump.problem = dump.problem or report.problem
         if report.complete:
             dump.waiting.discard(handle.queue_num)
             self._answer_dump(report.dump, dump)
@@ -523,6 +524,9 @@ class Supervisor:
         if dump.waiting:
             return
         del self._dumps[number]
+        if dump.problem:
+            dump.respond(Response.error(dump.problem))
+            return
         found = newest(dump.found, dump.flows)
         dump.respond(Response.ok([orjson.Fragment(entry.json) for entry in found]))
 
@@ -570,6 +574,7 @@ class _Dump:
         self.waiting = waiting
         self.until = until
         self.found: list[DumpEntry] = []
+        self.problem = ""
 
 
 def _error_of(failure: Failed) -> Exception:

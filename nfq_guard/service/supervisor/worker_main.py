@@ -169,9 +169,12 @@ class WorkerProcess:
         self._loop.background(self._read, prepared, refused)
 
     def _dump(self, order: Dump, serving: QueueServer) -> None:
+        def failed(problem: str) -> None:
+            self._channel.send(Flows(dump=order.dump, flows=[], complete=True, problem=problem))
+
         if order.packets:
             serving.dump_packets(
-                order.address, order.flows, lambda found: self._send_dump(order, found)
+                order.address, order.flows, lambda found: self._send_dump(order, found), failed
             )
             return
         flows = [

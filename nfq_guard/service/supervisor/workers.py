@@ -194,8 +194,11 @@ class InProcess:
         def done(found: list[DumpEntry]) -> None:
             respond(Response.ok([orjson.Fragment(entry.json) for entry in found]))
 
+        def failed(problem: str) -> None:
+            respond(Response.error(problem))
+
         if packets:
-            self._server.dump_packets(address, flows, done)
+            self._server.dump_packets(address, flows, done, failed)
         else:
             respond(Response.ok(self._server.flows(address, flows)))
 

@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Final, Never, Protocol, final
+from typing import Final, Protocol, final
 
 import msgspec
 
@@ -19,7 +19,7 @@ from nfq_guard.service.worker.frames import records
 from nfq_guard.service.worker.history import DumpedFlowRecord, DumpEntry, History, newest
 from nfq_guard.service.worker.packet_ring import PacketRing
 from nfq_guard.service.worker.worker import Worker
-from nfq_guard.telemetry.events import StoppedUnderLoad
+from nfq_guard.telemetry.events import StoppedUnderLoad, exception_texts
 from nfq_guard.telemetry.log import EventLog
 
 # Maximum time for which `finish` sends verdicts; under a flood the queue is never empty.
@@ -204,13 +204,21 @@ class QueueServer:
         self._garbage.begin()
 
     def dump_packets(
-        self, end: str | None, most: int, done: Callable[[list[DumpEntry]], None]
+        self,
+        end: str | None,
+        most: int,
+        done: Callable[[list[DumpEntry]], None],
+        failed: Callable[[str], None],
     ) -> None:
-        """Call `done` from the loop with the last packets, newest first.
+        """Call `done` from the loop with the last packets, newest first; or `failed` with a line.
 
-        A thread formats them: thousands would delay packets.
+        A thread formats them: thousands would delay packets. Out of memory, it may not start.
         """
-        self._loop.background(lambda: self.packets.entries(end, most), done, _raise)
+
+        def refuse(error: Exception) -> None:
+            failed(f"the packets cannot be dumped: {exception_texts(error)[0]}")
+
+        self._loop.background(lambda: self.packets.entries(end, most), done, refuse)
 
     def set_mode(self, mode: Mode, unjudged_mark: int) -> None:
         """Switch the mode between two batches; the next packet is judged in `mode`.
@@ -264,7 +272,3 @@ class QueueServer:
         self.worker.refresh()
         self._opened.close()
         self.worker.close(time.monotonic())
-
-
-def _raise(error: Exception) -> Never:
-    raise error
