@@ -36,6 +36,19 @@ def test_something_else_at_the_temporary_path_is_named(tmp_path: Path) -> None:
         listen(path, [])
 
 
+def test_the_default_without_a_place_for_it_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where /run is read-only."""
+    (tmp_path / "file").touch()
+    path = tmp_path / "file" / "nfq-guard" / "s"
+    monkeypatch.setattr(control_path, "DEFAULT", path)
+    notes: list[str] = []
+    assert listen(path, notes) is None
+    (note,) = notes
+    assert note.endswith(f"found no {path.parent}: this daemon has no control socket")
+
+
 def test_a_second_instance_is_refused(served: Served) -> None:
     with pytest.raises(BusyError, match=rf"pid {os.getpid()}\) listens at"):
         listen(served.path, [])

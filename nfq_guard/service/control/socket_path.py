@@ -150,7 +150,8 @@ def _is_missing(path: Path) -> bool:
 def _listen(path: Path, lock_within_s: float) -> socket.socket:
     """Listen under a temporary name, then link `path` to it: it listens as soon as it exists."""
     if path == DEFAULT and not path.parent.exists() and os.geteuid() == 0:
-        path.parent.mkdir(mode=0o750, exist_ok=True)
+        with suppress(OSError):
+            path.parent.mkdir(mode=0o750, exist_ok=True)
     if not path.parent.is_dir():
         raise UsageError(f"{_KEY}: expected a path in a directory, found no {path.parent}")
     temporary = _temporary(path, os.getpid())
