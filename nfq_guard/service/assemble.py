@@ -382,7 +382,8 @@ def _open_control(
         def restored() -> None:
             events.emit(ControlSocketRestored(path=str(path)))
 
-        stack.callback(ControlServer(listener, path, loop, commands, restored).close)
+        failed = log_failed_housekeeping(events)
+        stack.callback(ControlServer(listener, path, loop, commands, restored, failed).close)
 
 
 def _open_metrics(

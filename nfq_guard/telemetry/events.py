@@ -635,7 +635,7 @@ class SupervisionFailed(Event, frozen=True, kw_only=True, tag="supervision_faile
 
 @final
 class HousekeepingFailed(Event, frozen=True, kw_only=True, tag="housekeeping_failed"):
-    """A bug of the daemon occurred in periodic work; limited in rate."""
+    """A bug of the daemon occurred in periodic work or in a request; limited in rate."""
 
     level: ClassVar[Level] = "error"
     problem: Annotated[str, _text("The exception.", ecs="error.message")]

@@ -65,6 +65,25 @@ def test_root_installs_rules_that_the_daemon_may_not(served: Served) -> None:
     assert served.daemon.fail_mode is FailMode.CLOSED
 
 
+@pytest.mark.parametrize("error", [OSError("gone"), BlockingIOError(), KeyError("x")])
+def test_a_request_that_fails_is_answered(
+    served: Served, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It closes no connection, delays nobody, and does not end the daemon."""
+
+    def fail() -> Status:
+        raise error
+
+    monkeypatch.setattr(served.daemon, "status", fail)
+    with served.connect() as connection:
+        connection.send(b'{"command":"status"}\n{"command":"ping"}\n')
+        failed, pong = served.read(connection)
+    assert failed["return"] == "NOK"
+    assert failed["message"].startswith(f"it failed: {type(error).__name__}: ")
+    assert pong["return"] == "OK"
+    assert served.failures == [error]
+
+
 def test_a_pending_reload_delays_only_its_own_client(served: Served) -> None:
     with served.connect() as connection:
         connection.send(b'{"command": "reload", "arguments": {"wait": true}}\n{"command":"ping"}\n')

@@ -30,7 +30,10 @@ class Served:
         assert listener is not None
         self.restored = 0
         commands = Commands(self.daemon, os.getgid() if group is None else group)
-        self.server = ControlServer(listener, path, self.loop, commands, self._restored)
+        self.failures: list[Exception] = []
+        self.server = ControlServer(
+            listener, path, self.loop, commands, self._restored, self.failures.append
+        )
 
     def _restored(self) -> None:
         self.restored += 1

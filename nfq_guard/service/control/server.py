@@ -24,6 +24,7 @@ from nfq_guard.service.control.connection import Connection, State
 from nfq_guard.service.control.protocol import Caller, Request, Responder, Response
 from nfq_guard.service.control.socket_path import exclusive, relisten
 from nfq_guard.service.loop import Loop
+from nfq_guard.telemetry.events import exception_texts
 
 CONNECTIONS_MAX: Final = 16
 REQUEST_MAX_BYTES: Final = 1 << 16
@@ -58,6 +59,7 @@ class ControlServer:
         loop: Loop,
         handle: Handler,
         restored: Callable[[], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         """Begin to serve.
 
@@ -65,8 +67,9 @@ class ControlServer:
             listener: Bound to `path`, listening and non-blocking.
             path: Path of the socket; `close` removes it unless another socket has taken its place.
             loop: The loop to serve from.
-            handle: Carries out requests; its exceptions are raised from the loop.
+            handle: Carries out requests.
             restored: Called when a vanished socket file has been made again.
+            failed: Takes an exception of `handle`, whose client gets an error.
         """
         self.requests = 0
         self.refused = 0
@@ -76,6 +79,7 @@ class ControlServer:
         self._loop = loop
         self._handle = handle
         self._restored = restored
+        self._failed = failed
         self._connections: set[Connection] = set()
         self._parked: list[Connection] = []
         self._saved_s = _SAVED_MAX_S
@@ -186,9 +190,14 @@ class ControlServer:
             self._refuse(connection, _mistake(line, error))
             return
         self._move(connection, State.WAITING)
-        self._handle(
-            request, connection.caller, lambda response: self._respond(connection, response)
-        )
+        try:
+            self._handle(
+                request, connection.caller, lambda response: self._respond(connection, response)
+            )
+        except Exception as error:  # noqa: BLE001 - a request must not end the daemon
+            self._failed(error)
+            if connection.state is State.WAITING:
+                self._respond(connection, Response.error(f"it failed: {exception_texts(error)[0]}"))
 
     def _refuse(self, connection: Connection, reason: str) -> None:
         """Respond to input that is not a request. The rest is not trusted, so the input ends."""
