@@ -318,7 +318,7 @@ class FlowTable:
         entry = entries.get(opening)
         if entry is None or not _is_translated(entry):
             return
-        del entries[entry.reply]
+        self._remove_key(entry.reply, entry)
         entry.reply = reverse(entry.original)
         entry.status &= ~(IPS_SRC_NAT | IPS_DST_NAT)
         entries.setdefault(entry.reply, entry)
@@ -332,8 +332,8 @@ class FlowTable:
             self.created -= 1
             self.joined = other
         entries = self._entries
-        del entries[entry.original]
-        entries.pop(entry.reply, None)
+        self._remove_key(entry.original, entry)
+        self._remove_key(entry.reply, entry)
         entry.original = original
         entry.reply = reply
         entries[original] = entry
@@ -554,9 +554,17 @@ class FlowTable:
         self._count += 1
         self.created += 1
 
+    def _remove_key(self, key: Key, entry: Entry) -> None:
+        """Remove a key of an entry, unless a later one has the same.
+
+        A flow to a server may have the reply of one that is translated to it.
+        """
+        if self._entries.get(key) is entry:
+            del self._entries[key]
+
     def _forget(self, entry: Entry) -> None:
-        del self._entries[entry.original]
-        self._entries.pop(entry.reply, None)
+        self._remove_key(entry.original, entry)
+        self._remove_key(entry.reply, entry)
         entry.gone = True
         self._count -= 1
 

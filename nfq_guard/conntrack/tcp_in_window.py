@@ -208,7 +208,7 @@ def _move_window(
     """Update both sides from a segment inside the window (kernel.md 1.6 g)."""
     flags = segment.flags
     win = segment.window if flags & SYN else segment.window << sender.td_scale
-    spanned = win + ((sack - ack) & _MASK)
+    spanned = (win + sack - ack) & _MASK
     sender.td_maxwin = max(sender.td_maxwin, spanned)
     if after(end, sender.td_end):
         sender.td_end = end

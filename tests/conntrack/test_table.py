@@ -342,6 +342,28 @@ def test_translated_entry_takes_the_replies_to_its_new_tuple() -> None:
     assert entry.snapshot(1, 0.0).nat is Nat.DNAT
 
 
+def test_the_end_of_a_flow_leaves_the_reply_of_another() -> None:
+    """One to the server itself has the reply of an earlier one that was translated to it."""
+    table = FlowTable(KERNEL_6_1, Sysctls(expires=True))
+    talk = Conversation()
+    talk.client("S", 0)
+    opening = bytearray(talk.frames[0].octets)
+    table.track(decode(bytes(opening)), 0.0)
+    assert table.translate(key_of(A, B, 40000, 80, PROTO_TCP), key_of(A, C, 40000, 8080, PROTO_TCP))
+    translated = table.entry
+    opening[16:20] = C
+    opening[22:24] = (8080).to_bytes(2, "big")
+    table.track(decode(bytes(opening)), 100.0)
+    assert table.entry is not translated
+    table.track(syn(50000), 150.0)
+    # The first has expired, and the table is searched for such.
+    for number in range(2000):
+        table.track(syn(number), 150.0)
+    assert translated is not None
+    assert translated.gone
+    assert table.track(answer_of_c(), 150.0) == CT_ESTABLISHED
+
+
 def test_translation_seen_at_a_reply() -> None:
     """What leaves as a reply of a known flow arrives as the reply that conntrack expects."""
     table = FlowTable(KERNEL_6_1, DEFAULT_SYSCTLS)
