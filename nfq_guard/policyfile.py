@@ -173,6 +173,13 @@ def load_compiled(reference: str, read: ReadFile = read_file) -> CompiledPolicy:
     return compile_policy(load_policy(reference, read))
 
 
+def shadow_path(reference: str, source: str) -> Path | None:
+    """The file named by the key `shadow` of the file `source`; None without one, or a preset."""
+    if not reference or reference.startswith(PRESET_PREFIX):
+        return None
+    return Path(source).parent / reference
+
+
 def read_shadow(
     reference: str, source: str, mistakes: list[Mistake], read: ReadFile = read_file
 ) -> CompiledPolicy | None:
@@ -182,10 +189,9 @@ def read_shadow(
     """
     if not reference:
         return None
-    if not reference.startswith(PRESET_PREFIX):
-        reference = str(Path(source).parent / reference)
+    path = shadow_path(reference, source)
     try:
-        return load_compiled(reference, read)
+        return load_compiled(reference if path is None else str(path), read)
     except ConfigError as error:
         mistakes += [
             mistake._replace(key=f"daemon.shadow ({error.source}) {mistake.key}".strip())

@@ -141,7 +141,9 @@ def _read(file: str | None) -> tuple[str, PolicyModel, EvidenceChoice, list[Caut
     path = None if file is None else Path(file)
     config = load_config(path)
     sandbox = unit.sandbox_of(path or DEFAULT_PATH, System())
-    mistakes = [] if sandbox is None else list(unit.mistakes(config.settings, sandbox))
+    mistakes = (
+        [] if sandbox is None else list(unit.mistakes(config.settings, config.source, sandbox))
+    )
     if mistakes:
         raise ConfigError(config.source, mistakes)
     of_unit = (

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,7 @@ from nfq_guard.nfqueue.counters import CounterFile
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import last_good, passed_sockets
 from nfq_guard.service.activation import METRICS, take_sockets
-from nfq_guard.service.config import LoadedPolicy, load_policy_for, prepared
+from nfq_guard.service.config import DEFAULT_PATH, LoadedPolicy, load_policy_for, prepared
 from nfq_guard.service.control.commands import Commands, ControlledDaemon
 from nfq_guard.service.control.server import ControlServer
 from nfq_guard.service.control.socket_path import listen
@@ -80,7 +80,7 @@ _LISTEN_NOTE: Final = (
 _OBSERVE_S: Final = 1.0
 _FOLLOW_S: Final = 1.0
 
-GiveUp = Callable[[Settings, Path | None], list[str]]
+GiveUp = Callable[[Settings, Collection[Path]], list[str]]
 """Gives up privileges; returns notes for the operator."""
 
 
@@ -91,7 +91,7 @@ class ObservedDaemon(ControlledDaemon, Protocol):
         """The values for the metrics at `now`, monotonic seconds."""
 
 
-def _keep_privileges(_settings: Settings, _path: Path | None) -> list[str]:
+def _keep_privileges(_settings: Settings, _read: Collection[Path]) -> list[str]:
     return []
 
 
@@ -144,7 +144,7 @@ def run(
             if isinstance(program, Program):
                 stack.callback(program.close)
         notes = _turn_log_on(settings, instance, ahead, stack)
-        notes += give_up(settings, path)
+        notes += give_up(settings, {path or DEFAULT_PATH, *map(Path, config.files)})
         events = open_log(settings)
         stack.callback(lambda: events.close(time.monotonic()))
         recording = events.recording

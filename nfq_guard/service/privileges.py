@@ -8,7 +8,7 @@ sandbox of the systemd service, Landlock restricts it to the directories that it
 
 import os
 import pwd
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -19,7 +19,6 @@ from nfq_guard.firewall import Backend, lock
 from nfq_guard.flows import log_settings
 from nfq_guard.netlink import owner
 from nfq_guard.nfqueue import counters
-from nfq_guard.service.config import DEFAULT_PATH
 from nfq_guard.service.firewall_spec import firewall_of
 from nfq_guard.service.settings import JOURNAL, STDOUT, Settings, parse_listen
 from nfq_guard.service.unit import UNDER_SYSTEMD
@@ -33,14 +32,16 @@ _WRITE: Final = os.W_OK | os.X_OK
 _XTABLES_LOCK: Final = Path("/run/xtables.lock")
 
 
-def give_up(settings: Settings, config: Path | None, last_good_at: Path | None = None) -> list[str]:
+def give_up(
+    settings: Settings, read: Collection[Path], last_good_at: Path | None = None
+) -> list[str]:
     """Keep only the privileges that a daemon with these settings needs until it has stopped.
 
     Call it while the process has only one thread.
 
     Args:
         settings: The settings of the daemon.
-        config: Its configuration file, which reloads read; None for the default.
+        read: The files of its configuration, which reloads read.
         last_good_at: The file with the last good configuration; None for none.
 
     Returns:
@@ -60,7 +61,7 @@ def give_up(settings: Settings, config: Path | None, last_good_at: Path | None =
     if user is not None:
         _give_runtime_directory(user)
     if capabilities.has(capabilities.DAC_OVERRIDE):
-        wanted = list(_files(settings, config))
+        wanted = [*((path, _READ) for path in read), *_files(settings)]
         if user is not None:
             wanted += _files_of_root(settings)
         barred = _barred_without(kept, user, wanted)
@@ -134,7 +135,7 @@ def _written(settings: Settings, last_good_at: Path | None) -> Iterator[Path]:
         with suppress(OSError):
             lock.FOLDER.mkdir(mode=0o750, exist_ok=True)
     yield lock.FOLDER
-    for path, mode in _files(settings, None):
+    for path, mode in _files(settings):
         if mode & os.W_OK:
             yield path
     if last_good_at is not None:
@@ -151,11 +152,8 @@ def _load_modules(settings: Settings) -> None:
         firewall_of(settings).load_modules()
 
 
-def _files(settings: Settings, config: Path | None) -> Iterator[tuple[Path, int]]:
-    """Files that the daemon opens, creates or replaces while it runs, and the access needed."""
-    yield config or DEFAULT_PATH, _READ
-    if settings.shadow and ":" not in settings.shadow:
-        yield Path(settings.shadow), _READ
+def _files(settings: Settings) -> Iterator[tuple[Path, int]]:
+    """Files that the daemon creates or replaces while it runs, and the access needed."""
     files = [name for name in settings.logs if name not in {STDOUT, JOURNAL}]
     for name in (*files, settings.events_file):
         if name:

@@ -11,6 +11,7 @@ from nfq_guard.errors import Mistake
 from nfq_guard.firewall.xtables import Runner
 from nfq_guard.policy.lint import Caution
 from nfq_guard.policy.values import shown
+from nfq_guard.policyfile import shadow_path
 from nfq_guard.service.config import DEFAULT_PATH
 from nfq_guard.service.settings import JOURNAL, STDOUT, TABLE, Settings, parse_listen
 
@@ -93,8 +94,8 @@ def _paths(text: str) -> list[str]:
     return [re.sub(r"^[-+]+", "", word) for word in text.split()]
 
 
-def mistakes(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
-    """The settings that do not work in a sandbox."""
+def mistakes(settings: Settings, source: str, sandbox: Sandbox) -> Iterator[Mistake]:
+    """The settings of the file `source` that do not work in a sandbox."""
     unit = sandbox.unit
     address = parse_listen(settings.metrics_listen)
     if address is not None:
@@ -117,7 +118,7 @@ def mistakes(settings: Settings, sandbox: Sandbox) -> Iterator[Mistake]:
                 f"drop-in for {unit} with ReadWritePaths=",
                 shown(path),
             )
-    for key, what, path in _read(settings):
+    for key, what, path in _read(settings, source):
         if _is_hidden(path, sandbox):
             yield Mistake(
                 f"{TABLE}.{key}",
@@ -185,10 +186,11 @@ def _written(settings: Settings) -> Iterator[tuple[str, str, str]]:
             yield key, what, path
 
 
-def _read(settings: Settings) -> Iterator[tuple[str, str, str]]:
-    """Settings that name what the daemon reads: key, kind and path."""
-    if settings.shadow and ":" not in settings.shadow:
-        yield "shadow", "file", settings.shadow
+def _read(settings: Settings, source: str) -> Iterator[tuple[str, str, str]]:
+    """Settings of the file `source` that name what the daemon reads: key, kind and path."""
+    shadow = shadow_path(settings.shadow, source)
+    if shadow is not None:
+        yield "shadow", "file", str(shadow.absolute())
     if settings.pods_dir:
         yield "pods_dir", "directory", settings.pods_dir
 

@@ -134,6 +134,29 @@ def test_a_directory_of_another_user_keeps_the_right_to_it(
     assert not (theirs / "guard.prom").exists()
 
 
+@pytest.mark.parametrize("key", ["shadow", "include"])
+def test_a_policy_of_another_user_keeps_the_right_to_it(
+    inside: Namespace, tmp_path: Path, key: str
+) -> None:
+    """Its path is relative to the configuration. A reload reads it, long after the start."""
+    theirs = tmp_path / "theirs.toml"
+    theirs.write_text('[policy]\ndefault = "log"\n')
+    theirs.chmod(0o600)
+    os.chown(theirs, NOBODY, NOBODY)
+    line = (
+        f'[policy]\ninclude = ["{theirs.name}"]'
+        if key == "include"
+        else f'shadow = "{theirs.name}"'
+    )
+    with guard_in(inside, tmp_path, 'control_socket = ""', line) as guard:
+        assert privileges(guard.process.pid) == only(NET_ADMIN | NET_RAW | DAC_OVERRIDE)
+        (note,) = guard.events("note")
+        assert f"CAP_DAC_OVERRIDE, because {theirs} is not open" in note["text"]
+        guard.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(guard.events("reloaded")))
+        assert guard.stop() == 0
+
+
 # A host on which any user may run this interpreter and read this tree: a machine for tests may have
 # them in the home of root. Its /run is its own.
 SCRIPT = (

@@ -71,7 +71,8 @@ def refused(properties: dict[str, str], **settings: str) -> list[str]:
     systemctl = Systemctl("nfq-guard.service", SHIPPED | properties)
     sandbox = sandbox_of(Path("/etc/nfq-guard/nfq-guard.toml"), systemctl)
     assert sandbox is not None
-    return [one.key for one in mistakes(Settings(**settings), sandbox)]  # type: ignore[arg-type] # settings of text
+    source = "/etc/nfq-guard/nfq-guard.toml"
+    return [one.key for one in mistakes(Settings(**settings), source, sandbox)]  # type: ignore[arg-type] # settings of text
 
 
 @pytest.mark.parametrize(
@@ -141,7 +142,9 @@ def test_outputs_of_the_log_that_are_no_files() -> None:
 @pytest.mark.parametrize(
     ("key", "path", "fine"),
     [
-        ("shadow", "/etc/nfq-guard/trial.toml", True),
+        ("shadow", "trial.toml", True),
+        ("shadow", "/etc/nfq-guard/a:b.toml", True),
+        ("shadow", "/home/a:b.toml", False),
         ("shadow", "preset:strict", True),
         ("shadow", "/home/trial.toml", False),
         ("pods_dir", "/var/lib/cni/results", True),
@@ -185,7 +188,7 @@ def test_an_instance_has_directories_of_its_own() -> None:
     settings = Settings(
         metrics_file="/var/lib/nfq-guard/guard.prom", control_socket="/run/nfq-guard/blue/a.sock"
     )
-    (mistake,) = mistakes(settings, sandbox)
+    (mistake,) = mistakes(settings, "/etc/nfq-guard/blue.toml", sandbox)
     assert "/var/lib/nfq-guard/blue" in mistake.expected
     assert "nfq-guard@blue.service" in mistake.expected
 

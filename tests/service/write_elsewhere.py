@@ -114,6 +114,6 @@ if __name__ == "__main__":
         made = _attempts(folder, elsewhere, heard)
         made |= {name: FORBIDDEN[name] for name in (*_OF_CAPABILITIES, *OF_ROOT)}
         settings = Settings(log=str(folder / "log"), control_socket="", rules="none", user=user)
-        notes = privileges.give_up(settings, None)
+        notes = privileges.give_up(settings, ())
         worked = [name for name, attempt in made.items() if _works(attempt)]
     sys.stdout.write(json.dumps({"worked": worked, "notes": notes}))
