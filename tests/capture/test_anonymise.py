@@ -9,7 +9,7 @@ from nfq_guard.capture.anonymise import Anonymiser
 from nfq_guard.flow import PROTO_ICMP
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import IcmpMessage, Packet, Segment
-from tests.support.packets import A4, A6, B4, B6, error, folded, icmp, ip, tcp, udp
+from tests.support.packets import A4, A6, B4, B6, C4, C6, error, folded, icmp, ip, tcp, udp
 
 KEY = Anonymiser(b"key")
 PACKETS = [
@@ -69,6 +69,63 @@ def test_what_an_error_quotes_is_changed_too() -> None:
     assert isinstance(found.l4, IcmpMessage)
     assert found.l4.quoted is not None
     assert (found.l4.quoted.src, found.l4.quoted.dst) == (KEY.address(A4), KEY.address(B4))
+
+
+def with_options(octets: bytes) -> bytes:
+    """An IPv4 packet with a record of the route."""
+    options = bytes((7, 11, 8)) + C4 + B4 + b"\0"
+    head = bytearray(octets[:20] + options)
+    head[0] = 0x40 | len(head) >> 2
+    head[2:4] = (len(head) + len(octets) - 20).to_bytes(2)
+    head[10:12] = b"\0\0"
+    head[10:12] = folded(bytes(head)).to_bytes(2)
+    return bytes(head) + octets[20:]
+
+
+def with_extensions(octets: bytes, *kinds: int) -> bytes:
+    """An IPv6 packet with extension headers, each with an address of another node."""
+    chain = b""
+    following = octets[6]
+    for kind in reversed(kinds):
+        head = bytes((following, 2, 0, 0)) if kind == 43 else bytes((following, 2, 201, 16))
+        chain = head + (bytes(4) + C6 if kind == 43 else C6 + bytes(4)) + chain
+        following = kind
+    length = len(octets) - 40 + len(chain)
+    return (
+        octets[:4]
+        + length.to_bytes(2)
+        + bytes((following, octets[7]))
+        + octets[8:40]
+        + chain
+        + octets[40:]
+    )
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        with_options(tcp(A4, B4, 1, 2, 0x10)),
+        error(B4, A4, 3, with_options(udp(A4, B4, 1, 2))),
+        icmp(B4, A4, 5, C4 + udp(A4, B4, 1, 2)),
+        icmp(A4, B4, 9, bytes((1, 2, 0, 9)) + C4 + bytes(4)),
+        with_extensions(tcp(A6, B6, 1, 2, 0x10), 0, 43, 60),
+        error(B6, A6, 1, with_extensions(udp(A6, B6, 1, 2), 60)),
+        icmp(A6, B6, 135, bytes(4) + C6),
+        icmp(A6, B6, 137, bytes(4) + C6 + C6),
+    ],
+)
+def test_addresses_elsewhere_go_too(octets: bytes) -> None:
+    assert C4 in octets or C6 in octets
+    assert not any(sums(octets))
+    found = KEY.packet(octets)
+    assert len(found) == len(octets)
+    assert not any(sums(found))
+    for address in (A4, B4, C4, A6, B6, C6):
+        assert address not in found
+    before, after = decode(octets), decode(found)
+    assert isinstance(before, Packet)
+    assert isinstance(after, Packet)
+    assert (after.proto, after.l4_offset) == (before.proto, before.l4_offset)
 
 
 def test_a_datagram_without_a_checksum_has_none_afterwards() -> None:
