@@ -110,7 +110,7 @@ def _channel(stack: contextlib.ExitStack, *, of_daemon: bool) -> Target:
     ours, theirs = pair()
     stack.callback(theirs.close)
     made = daemon_channel if of_daemon else worker_channel
-    channel = made(ours, lambda _: None)
+    channel = made(ours, lambda _: None, lambda _: None)
     stack.callback(channel.close)
 
     def read(octets: bytes) -> None:

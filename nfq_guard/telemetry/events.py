@@ -613,12 +613,12 @@ class WorkerRestartFailed(_Queued, frozen=True, kw_only=True, tag="worker_restar
 
 @final
 class MessageRefused(Event, frozen=True, kw_only=True, omit_defaults=True, tag="message_refused"):
-    """A message between the daemon and a worker could not be decoded; limited in rate."""
+    """A message between the daemon and a worker was dropped; limited in rate."""
 
     level: ClassVar[Level] = "error"
     sender: Annotated[Literal["daemon", "worker"], _text("The sender.")]
-    queue: Annotated[int | None, _text("Queue of the worker that sent it.")] = None
-    problem: Annotated[str, _text("The mistake in it.")]
+    queue: Annotated[int | None, _text("Queue of the worker.")] = None
+    problem: Annotated[str, _text("The mistake in it, or that there was no room for it.")]
     since_last: Annotated[int, _number("How many since the last such event.")]
 
 

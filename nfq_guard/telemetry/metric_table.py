@@ -316,7 +316,7 @@ DAEMON_COUNTERS: Final = (
     Metric(
         Kind.COUNTER,
         "messages_refused",
-        "Messages between the daemon and its workers that could not be decoded.",
+        "Messages between the daemon and its workers that could not be sent or decoded.",
         "messages",
         (),
         part=Part.WORKERS,

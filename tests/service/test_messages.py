@@ -62,13 +62,13 @@ class Ends:
     def __init__(self) -> None:
         ours, theirs = pair()
         self.refused: list[str] = []
-        self.channel: DaemonChannel = daemon_channel(ours, self.refused.append)
+        self.channel: DaemonChannel = daemon_channel(ours, *[self.refused.append] * 2)
         self.worker = RecordSocket(theirs, self.refused.append)
 
     def take(self, record: bytes) -> list[Report]:
         """The messages received from one record."""
         self.refused.clear()
-        assert self.worker.send(record)
+        self.worker.send(record)
         found = self.channel.receive()
         assert found is not None, "taken for the end of the worker"
         assert len(found) + len(self.refused) == 1
@@ -92,14 +92,30 @@ def test_an_order_is_no_report(ends: Ends) -> None:
     assert ends.take(msgspec.msgpack.encode(Stop())) == []
     ours, theirs = pair()
     refused: list[str] = []
-    worker = worker_channel(theirs, refused.append)
-    daemon = daemon_channel(ours, refused.append)
+    worker = worker_channel(theirs, refused.append, refused.append)
+    daemon = daemon_channel(ours, refused.append, refused.append)
     order = SetMode(mode=Mode.ENFORCE, unjudged_mark=0)
     assert daemon.send(order)
     assert worker.receive() == [order]
     assert refused == []
     daemon.close()
     worker.close()
+
+
+def test_a_message_without_room_is_reported() -> None:
+    """Not one to a closed end: the end of a process has an event of its own."""
+    ours, theirs = pair()
+    unsent: list[str] = []
+    daemon = daemon_channel(ours, unsent.append, unsent.append)
+    order = SetMode(mode=Mode.ENFORCE, unjudged_mark=0)
+    while daemon.send(order):
+        assert unsent == []
+    assert unsent == ["no room for a message 'set-mode': Resource temporarily unavailable"]
+    unsent.clear()
+    theirs.close()
+    assert not daemon.send(order)
+    assert unsent == []
+    daemon.close()
 
 
 def test_nesting_without_end_is_refused(ends: Ends) -> None:
@@ -134,7 +150,8 @@ def test_damaged_reports_are_taken_or_refused(
 def test_as_many_raw_rules_as_there_may_be() -> None:
     """One record has room for them."""
     ours, theirs = pair()
-    ends = daemon_channel(ours, lambda _: None), worker_channel(theirs, lambda _: None)
+    none: list[str] = []
+    ends = daemon_channel(ours, *[none.append] * 2), worker_channel(theirs, *[none.append] * 2)
     spans = (Span(Field.SRC, ((bytes(16), b"\xff" * 16),) * 15, negated=True),) * 2
     place = (IPV6, PROTO_TCP, Hook.OUTPUT, "raw")
     rule = RawRule("a rule " * 30, *place, RawAct.TRACKING, 7, spans, (("eth0", True),))

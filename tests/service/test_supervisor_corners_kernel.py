@@ -135,6 +135,23 @@ def test_a_worker_during_a_dump(supervised: Supervised, number: signal.Signals |
         assert guard.stop() == 0
 
 
+def test_a_lost_part_of_a_dump_is_counted(supervised: Supervised) -> None:
+    """Its record is larger than the buffer of the worker's socket."""
+    with supervised.start() as guard:
+        sent = supervised.send(8)
+        wait_for(lambda: len(guard.events("packet_judged")) == sent)
+        with record_sockets_of(supervised.pids()[1]) as to_daemon:
+            for end in to_daemon:
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with supervised.asked("dump") as response:
+            assert 0 < len(response()["message"]) < len(HOSTS)
+        wait_for(lambda: supervised.status()["messages_refused"] == 1)
+        (refused,) = guard.events("message_refused")
+        assert (refused["sender"], refused["queue"]) == ("worker", QUEUES[1])
+        assert refused["problem"].startswith("no room for a message 'flows'")
+        assert guard.stop() == 0
+
+
 def test_unreadable_messages_are_counted_and_end_nobody(supervised: Supervised) -> None:
     with supervised.start() as guard:
         before = supervised.pids()

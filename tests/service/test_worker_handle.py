@@ -48,7 +48,8 @@ def begin(handle: WorkerHandle, pid: int) -> socket.socket:
     ours, theirs = pair()
     log, their_log = pair()
     their_log.close()
-    handle.started(pid, os.pidfd_open(pid), daemon_channel(ours, refuse), RecordSocket(log, refuse))
+    channel = daemon_channel(ours, refuse, refuse)
+    handle.started(pid, os.pidfd_open(pid), channel, RecordSocket(log, refuse))
     return theirs
 
 

@@ -3,7 +3,7 @@
 
 Each message is a class: the daemon sends an `Order`, a worker a `Report`. On the wire a message is
 one MessagePack record of a SOCK_SEQPACKET pair. Neither side blocks: a record for which the buffer
-has no room is dropped, and `send` returns False.
+has no room is dropped, `send` returns False, and `unsent` is called with a description.
 
 A record that is truncated, cannot be decoded or has an unknown type is dropped, and `refuse` is
 called with a description; no exception is raised.
@@ -147,7 +147,7 @@ class Numbers(_Message, frozen=True, tag="numbers"):
         evidence: Where flows are looked up.
         evidence_reason: Why there is no better evidence.
         histograms: As returned by `Stats.plain`.
-        messages_refused: Orders that were dropped.
+        messages_refused: Orders that were refused, and reports for which there was no room.
         last_error: The last event of level error.
     """
 
@@ -198,6 +198,8 @@ class Flows(_Message, frozen=True, tag="flows"):
 Report = Ready | Failed | Numbers | Prepared | Refused | Flows
 
 Refuse = Callable[[str], None]
+# The other end is closed: its process has ended, which has an event of its own.
+_CLOSED: Final = frozenset({errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN})
 SentT = TypeVar("SentT", bound=_Message)
 ReceivedT = TypeVar("ReceivedT")
 
@@ -225,13 +227,13 @@ class RecordSocket:
         """For epoll."""
         return self._socket.fileno()
 
-    def send(self, record: bytes) -> bool:
-        """Send without blocking. False: the other end is closed, or its buffer is full."""
-        try:
-            self._socket.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:
-            return False
-        return True
+    def send(self, record: bytes) -> None:
+        """Send without blocking.
+
+        Raises:
+            OSError: The other end is closed, or its buffer is full.
+        """
+        self._socket.send(record, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 
     def receive(self, at_most: int | None = _RECORDS_A_TURN) -> list[bytes] | None:
         """The received records; None once the other end is closed and no record is left.
@@ -278,11 +280,20 @@ class Channel(Generic[SentT, ReceivedT]):
         end: socket.socket,
         decoder: msgspec.msgpack.Decoder[ReceivedT],
         refuse: Refuse,
+        unsent: Refuse,
     ) -> None:
-        """Own `end`; `refuse` gets the reason why a message is dropped."""
+        """Own `end`.
+
+        Args:
+            end: The socket.
+            decoder: Decodes received messages.
+            refuse: Gets the reason why a received message is dropped.
+            unsent: Gets the reason why a message to an open end is dropped.
+        """
         self._records = RecordSocket(end, refuse)
         self._decoder = decoder
         self._refuse = refuse
+        self._unsent = unsent
         # Fields of events may have any type that their renderer can print.
         self._encoder = msgspec.msgpack.Encoder(enc_hook=str)
 
@@ -291,8 +302,15 @@ class Channel(Generic[SentT, ReceivedT]):
         return self._records.fileno()
 
     def send(self, message: SentT) -> bool:
-        """As `RecordSocket.send`."""
-        return self._records.send(self._encoder.encode(message))
+        """Send without blocking. False: the other end is closed, or there is no room."""
+        try:
+            self._records.send(self._encoder.encode(message))
+        except OSError as error:
+            if error.errno not in _CLOSED:
+                kind = message.__struct_config__.tag
+                self._unsent(f"no room for a message '{kind}': {error.strerror}")
+            return False
+        return True
 
     def receive(self, at_most: int | None = _RECORDS_A_TURN) -> list[ReceivedT] | None:
         """As `RecordSocket.receive`, decoded."""
@@ -319,14 +337,14 @@ WorkerChannel = Channel[Report, Order]
 """The worker's end."""
 
 
-def daemon_channel(end: socket.socket, refuse: Refuse) -> DaemonChannel:
-    """Make the daemon's end of a channel."""
-    return Channel(end, msgspec.msgpack.Decoder(Report), refuse)
+def daemon_channel(end: socket.socket, refuse: Refuse, unsent: Refuse) -> DaemonChannel:
+    """Make the daemon's end of a channel; arguments as for `Channel`."""
+    return Channel(end, msgspec.msgpack.Decoder(Report), refuse, unsent)
 
 
-def worker_channel(end: socket.socket, refuse: Refuse) -> WorkerChannel:
-    """Make the worker's end of a channel."""
-    return Channel(end, msgspec.msgpack.Decoder(Order), refuse)
+def worker_channel(end: socket.socket, refuse: Refuse, unsent: Refuse) -> WorkerChannel:
+    """Make the worker's end of a channel; arguments as for `Channel`."""
+    return Channel(end, msgspec.msgpack.Decoder(Order), refuse, unsent)
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -326,7 +326,14 @@ class Supervisor:
                 )
             )
 
-        channel = daemon_channel(ours, refuse)
+        def unsent(problem: str) -> None:
+            self._messages.happened(
+                lambda since_last: MessageRefused(
+                    sender="daemon", queue=queue_num, problem=problem, since_last=since_last
+                )
+            )
+
+        channel = daemon_channel(ours, refuse, unsent)
         log = RecordSocket(our_log, refuse)
         handle.started(pid, pidfd, channel, log)
         self._loop.watch(pidfd, lambda: self._exited(handle))
@@ -338,7 +345,7 @@ class Supervisor:
         kept = {end.fileno(), log_fd} | self._inherited(queue_num)
         detach(f"nfq-guard/{queue_num}", kept)
         events = self._events.for_worker(LineSink(log_fd))
-        WorkerProcess(end, events, self._loaded, self._read).run(
+        WorkerProcess(end, queue_num, events, self._loaded, self._read).run(
             self._open_queue(queue_num, self._mode)
         )
         events.close(time.monotonic())

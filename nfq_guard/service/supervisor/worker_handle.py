@@ -44,7 +44,7 @@ class WorkerHandle:
         restarts: Processes after the first one.
         restart_at: When to start the next process, monotonic seconds; valid while there is none.
         stats: Sums over all its processes.
-        messages_refused: Orders that its processes dropped.
+        messages_refused: Orders that its processes refused, and reports that they could not send.
         channel: The channel to the process.
         log: Its log lines, one a record.
         last_error: Its last event of level error.

@@ -65,6 +65,7 @@ class WorkerProcess:
     def __init__(
         self,
         end: socket.socket,
+        queue_num: int,
         events: EventLog,
         loaded: LoadedPolicy,
         read: Callable[[], LoadedPolicy],
@@ -73,6 +74,7 @@ class WorkerProcess:
 
         Args:
             end: The worker's end of the channel.
+            queue_num: Number of the queue.
             events: Takes events to the log of the daemon.
             loaded: The initial policy.
             read: Reads the policy again.
@@ -83,6 +85,11 @@ class WorkerProcess:
             lambda problem: self._refused.happened(
                 lambda since_last: MessageRefused(
                     sender="daemon", problem=problem, since_last=since_last
+                )
+            ),
+            lambda problem: self._refused.happened(
+                lambda since_last: MessageRefused(
+                    sender="worker", queue=queue_num, problem=problem, since_last=since_last
                 )
             ),
         )
@@ -233,4 +240,8 @@ def run_and_exit(work: Callable[[], None], report: Callable[[str], object]) -> N
 
 def report_crash(end: socket.socket, trace: str) -> None:
     """Report an exception that ends the worker; needs nothing that the worker set up."""
-    worker_channel(end, lambda _problem: None).send(Failed(problem=trace))
+    worker_channel(end, _ignore, _ignore).send(Failed(problem=trace))
+
+
+def _ignore(_problem: str) -> None:
+    return
