@@ -195,6 +195,8 @@ class _Reader:
 
     def _include(self, found: object, trail: tuple[str, ...], key: str, part: _Part) -> None:
         references = found if isinstance(found, list) else [found]
+        if not references:
+            self.note(f"{key}.include", "at least one policy", "an empty list")
         for index, reference in enumerate(references):
             where = f"{key}.include[{index}]" if isinstance(found, list) else f"{key}.include"
             if not isinstance(reference, str) or not reference:

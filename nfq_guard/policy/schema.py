@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The JSON Schema of the table `[policy]`, from the same field table as the parser."""
 
-from typing import Any, Final, assert_never
+from typing import Any, assert_never
 
 from nfq_guard.policy.decision import Action
 from nfq_guard.policy.fields import FIELDS, LAST_MARK, Field, Kind
@@ -13,10 +13,9 @@ from nfq_guard.policy.model import (
     NAME_PATTERN,
     RateKey,
 )
+from nfq_guard.policy.values import MARK_PATTERN, RANGE_PATTERN
 
 Schema = dict[str, Any]
-
-_NUMBER_OR_MARK: Final = r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,12})"
 
 
 def policy_schema() -> Schema:
@@ -117,9 +116,9 @@ def _value(field: Field) -> Schema:
             return {"enum": [*numbers, *field.words]}
         case Kind.NUMBER:
             number = {"type": "integer", "minimum": field.lowest, "maximum": field.highest}
-            ranges = r"^([0-9]{1,12}\.\.([0-9]{1,12})?|\.\.[0-9]{1,12})$"
+            ranges = {"type": "string", "pattern": f"^({RANGE_PATTERN})$"}
             words = [{"enum": list(field.words)}] if field.words else []
-            return {"anyOf": [number, {"type": "string", "pattern": ranges}, *words]}
+            return {"anyOf": [number, ranges, *words]}
         case Kind.FLAGS:
             word = f"!?({'|'.join(field.words)})"
             return {"type": "string", "pattern": rf"^\s*{word}(\s+{word})*\s*$"}
@@ -129,7 +128,7 @@ def _value(field: Field) -> Schema:
             return {"type": "string", "pattern": r"^[^/:\s]+$"}
         case Kind.MARK:
             mark = {"type": "integer", "minimum": 0, "maximum": LAST_MARK}
-            bits = {"type": "string", "pattern": rf"^{_NUMBER_OR_MARK}(/{_NUMBER_OR_MARK})?$"}
+            bits = {"type": "string", "pattern": f"^{MARK_PATTERN}$"}
             return {"anyOf": [mark, bits]}
         case Kind.SWITCH:
             return {"type": "boolean"}

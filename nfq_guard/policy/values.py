@@ -10,11 +10,16 @@ from nfq_guard.policy.fields import LAST_MARK, Field, Kind
 from nfq_guard.policy.intervals import IPV6_BASE
 from nfq_guard.policy.model import Flags, Interval, MarkBits, Pattern, Value
 
-_RANGE: Final = re.compile(r"(\d{1,12})?\.\.(\d{1,12})?")
-_OTHER_RANGE: Final = re.compile(r"(\d{1,12})\s*(?:-|:|\.\.\.)\s*(\d{1,12})")
-_MARK: Final = re.compile(
-    r"(0[xX][0-9a-fA-F]{1,16}|\d{1,12})(?:/(0[xX][0-9a-fA-F]{1,16}|\d{1,12}))?"
-)
+RANGE_PATTERN: Final = r"([0-9]{1,12})\.\.([0-9]{1,12})?|\.\.([0-9]{1,12})"
+"""A range of numbers, in the syntax that Python and JSON Schema share."""
+
+_NUMBER_OR_MASK: Final = r"(0[xX][0-9a-fA-F]{1,16}|[0-9]{1,12})"
+MARK_PATTERN: Final = rf"{_NUMBER_OR_MASK}(?:/{_NUMBER_OR_MASK})?"
+"""A mark, or bits under a mask, in the same syntax."""
+
+_RANGE: Final = re.compile(RANGE_PATTERN)
+_OTHER_RANGE: Final = re.compile(r"([0-9]{1,12})\s*(?:-|:|\.\.\.)\s*([0-9]{1,12})")
+_MARK: Final = re.compile(MARK_PATTERN)
 _LONGEST_INTERFACE: Final = 15  # IFNAMSIZ without the terminating NUL
 _LONGEST_SHOWN: Final = 60
 # The text that `suggestion` appends.
@@ -125,12 +130,13 @@ def _number(field: Field, item: object) -> Interval:
 
 def _ends(field: Field, item: str, expected: str) -> tuple[int, int]:
     found = _RANGE.fullmatch(item)
-    if found is None or item == "..":
+    if found is None:
         other = _OTHER_RANGE.fullmatch(item)
         hint = f" (did you mean '{other[1]}..{other[2]}'?)" if other else ""
         raise ValueProblem(expected, hint or suggestion(item, field.words))
     low = int(found[1]) if found[1] else field.lowest
-    high = int(found[2]) if found[2] else field.highest
+    last = found[2] or found[3]
+    high = int(last) if last else field.highest
     return low, high
 
 
