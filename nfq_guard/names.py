@@ -2,7 +2,8 @@
 """Numbers and addresses as text, and back: one spelling for events, reports and command lines.
 
 A number without a name is written in decimal. The functions that read text raise ValueError for
-anything that their counterpart cannot have written.
+text that stands for nothing. They accept a number in decimal even if it has a name, which another
+release may not have known, and every spelling of an address.
 """
 
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
@@ -209,10 +210,13 @@ def endpoint(host: str | None, port: int | None) -> str:
 def endpoint_parts(text: str) -> tuple[bytes, int | None]:
     """The address and the port of an endpoint; a port may be missing, empty or `*`: None.
 
-    An IPv6 address must be in brackets: `fd00::1:80` would be read as an address without a port.
+    An IPv6 address must be in brackets, and no other may be: `fd00::1:80` would be read as an
+    address without a port.
     """
     if text.startswith("["):
-        host, _, rest = text[1:].partition("]")
+        host, closed, rest = text[1:].partition("]")
+        if not closed or ":" not in host or (rest and not rest.startswith(":")):
+            raise ValueError(f"expected an IPv6 address in brackets, found {text!r}")
         port = rest.removeprefix(":")
     else:
         host, _, port = text.partition(":")

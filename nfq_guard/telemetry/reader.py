@@ -3,8 +3,8 @@
 
 Entries of the journal are those that `journalctl -o json` prints.
 
-The file may be damaged or hostile. A line that is not an event, or has a value that the daemon
-cannot have written, is skipped and counted. A line longer than any event is skipped without being
+The file may be damaged or hostile. A line that is not an event, or has a value that no packet can
+have, is skipped and counted. A line longer than any event is skipped without being
 kept in memory.
 """
 

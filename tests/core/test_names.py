@@ -14,6 +14,7 @@ from nfq_guard.flow import (
     IPS_SEEN_REPLY,
     IPS_SRC_NAT,
     PROTO_ICMP,
+    PROTO_SCTP,
     PROTO_TCP,
     Direction,
     FlowTuple,
@@ -85,6 +86,12 @@ def test_status_by_name() -> None:
         assert names.flow_status_bits(names.flow_status(status)) == status
 
 
+def test_numbers_that_have_a_name() -> None:
+    """Another release may have written them: early daemons had no name for SCTP and GRE."""
+    assert names.protocol_number("132") == PROTO_SCTP
+    assert names.hook_number("3") == Hook.OUTPUT
+
+
 @pytest.mark.parametrize(
     ("to_number", "text"),
     [
@@ -133,7 +140,10 @@ def test_endpoints() -> None:
         "host:80",
         "10.0.0.1:65536",
         "10.0.0.1:x",
-        "[::1]80x",
+        "[::1]80",
+        "[::1",
+        "[::1]*",
+        "[10.0.0.1]",
         "[10.0.0.1:80",
         "1.2.3",
         "fd00::1:80",
