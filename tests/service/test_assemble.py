@@ -3,6 +3,7 @@
 
 import functools
 import socket
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -196,7 +197,7 @@ def test_a_configuration_with_mistakes_opens_nothing(tmp_path: Path) -> None:
 def test_a_queue_whose_worker_cannot_be_made_is_unbound(
     namespace: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next attempt binds it."""
+    """The next attempt binds it; the loop has no timer of the first."""
     inside = namespace("open")
     sink = LineSink(tmp_path / "log")
     events = EventLog(sink)
@@ -218,8 +219,12 @@ def test_a_queue_whose_worker_cannot_be_made_is_unbound(
         )
         with monkeypatch.context() as patch:
             patch.setattr(worker_open, "open_offloader", refuse)
+            patch.setattr(worker_open, "_SYSCTLS_S", 0.001)
             with pytest.raises(UnavailableError):
                 attempt()
+            patch.delattr(worker_open, "_sysctls")
+            until = time.monotonic() + 0.05
+            assert not loop.run_until(lambda: False, lambda: until)
         server = attempt()
         server.begin()
         server.finish(lambda: False)

@@ -98,10 +98,11 @@ def open_queue(
             drops_failures=not fail_open,
             unjudged_mark=unjudged_mark(settings),
         )
-        loop.every(_SYSCTLS_S, lambda _: _reread(engine))
         stats = Stats()
         history = History()
         ring = PacketRing(settings.capture_packets)
+        # The last step that can fail: what follows need not be undone.
+        offloader = open_offloader(settings, engine, stats, events)
         worker = Worker(
             reader=reader,
             verdicts=VerdictSender(reader.socket, queue_num),
@@ -114,10 +115,11 @@ def open_queue(
             budget=settings.batch,
             history=history,
             log_allowed=settings.log_allowed,
-            offloader=open_offloader(settings, engine, stats, events),
+            offloader=offloader,
             ring=ring,
             healer=open_healer(settings, queue_num, engine, stats, events),
         )
+        loop.every(_SYSCTLS_S, lambda _: _reread(engine))
         pods = None
         if settings.pods_dir:
             # Of several processes, only one reports what it cannot read.
