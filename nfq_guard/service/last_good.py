@@ -6,6 +6,7 @@ force. With the copy a restart does so as well, and reports it. The daemon write
 steps of its unit that run as root read it, so these use nothing but settings from it.
 """
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from nfq_guard.service.config import load_settings as load_settings_alone
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.events import timestamp
 
-# Upper bound: Base64 of all files that may be read.
+# Two of the largest files in Base64, and room; a policy of a thousand rules takes some 200 kB.
 _LARGEST_BYTES: Final = LARGEST_FILE_BYTES * 4
 
 
@@ -103,9 +104,12 @@ def save(copy: Path, loaded: LoadedPolicy) -> None:
     """Save a configuration as the last good one, atomically.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: It cannot be written, or is too large to be read again.
     """
     content = msgspec.json.encode(Copy(at=timestamp(), files=dict(loaded.files)))
+    if len(content) > _LARGEST_BYTES:
+        why = f"its files have more than {_LARGEST_BYTES >> 20} MiB in Base64"
+        raise OSError(errno.EFBIG, why, str(copy))
     with replacing(copy) as file:
         file.write(content)
         file.flush()

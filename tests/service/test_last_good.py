@@ -120,6 +120,19 @@ def test_a_copy_that_cannot_be_written_leaves_the_last_one(file: Path, tmp_path:
     }
 
 
+def test_a_copy_too_large_to_be_read_again_leaves_the_last_one(file: Path, copy: Path) -> None:
+    before = copy.read_bytes()
+    lines = ["include = ["]
+    for number in range(4):
+        (file.parent / f"{number}.toml").write_text(MORE + "# x\n" * 250_000, encoding="utf-8")
+        lines.append(f'"{number}.toml",')
+    (file.parent / "more.toml").write_text("[policy]\n" + "\n".join([*lines, "]"]), "utf-8")
+    loaded = load_policy_for(Settings(), file)
+    with pytest.raises(OSError, match="its files have more than 4 MiB in Base64"):
+        save(copy, loaded)
+    assert copy.read_bytes() == before
+
+
 def test_no_planted_link_is_written_through(file: Path, copy: Path) -> None:
     """Neither at the file's name nor at one that an unfinished file once had."""
     victim = file.with_name("victim")
