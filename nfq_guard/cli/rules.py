@@ -178,11 +178,13 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 class FamilyRecord(TypedDict):
-    """The rules of one family of addresses.
+    """The rules that one family of addresses needs.
 
     Attributes:
         family: 4 or 6.
-        rules: The rules, in the format of `iptables-restore` or `nft -f`.
+        rules: The rules, in the format of `iptables-restore --noflush` or `nft -f`. The backend
+            `nftables` has one table for all families: each of them has its whole text, one of which
+            is enough, and which replaces the table when it is loaded again.
     """
 
     family: int

@@ -79,6 +79,15 @@ def test_show_explains_the_choice(guarded: Host, capsys: pytest.CaptureFixture[s
     assert [one["family"] for one in record["families"]] == [4, 6]
 
 
+def test_each_family_has_the_one_table_of_nftables(capsys: pytest.CaptureFixture[str]) -> None:
+    """It replaces an existing one, so that loading both leaves the rules of both."""
+    assert main(["rules", "show", "--backend", "nftables", "--format", "json"]) == 0
+    four, six = json.loads(capsys.readouterr().out)["families"]
+    assert (four["family"], six["family"]) == (4, 6)
+    assert four["rules"] == six["rules"]
+    assert four["rules"].splitlines()[1] == "delete table inet nfq_guard"
+
+
 @pytest.mark.parametrize("words", [["--queues", "a:b"], ["--queues", "3:2"], ["--queue", "70000"]])
 def test_queues_that_are_none(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["rules", "show", *words]) == 2
