@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """TCP sequence numbers: a circle of 2**32 on which order is local (RFC 1982, kernel.md 1.2).
 
-A number comes before another when the way forward to it is shorter than half the circle, which
-is what the kernel computes with a signed 32-bit difference. `<`, `max` and `-` on a `Seq` are
+A number comes before another when the way forward to it is at most half the circle, which is
+what the kernel computes with a signed 32-bit difference. `<`, `max` and `-` on a `Seq` are
 bugs: they give the wrong answer wherever a flow crosses 2**32.
 """
 

@@ -94,7 +94,7 @@ class RulesSpec:
         fail_mode: Treatment of packets that are not judged.
         max_rate_pps: Above this rate packets are shed to the fail mode before they reach the
             queue; both hooks of a family share one bucket. None for no limit.
-        offload_entries: Flows that each set of the table for repeats may hold; None for no table.
+        offload_entries: Flows that each set of the offload table may hold; None for no table.
         unjudged_mark: Mark bits that KERNEL_DROP sets on a packet before it is queued, and that
             the daemon takes from packets it accepts.
     """

@@ -68,7 +68,7 @@ class LiberalFlag:
         self._sequence = 0
 
     def read(self, wanted: FlowTuple, zone: int) -> LiberalFlow | None:
-        """The entry of a tuple; None without one, or if it cannot be parsed."""
+        """The entry of a tuple; None if it cannot be parsed, ENOENT without one."""
         body = self._ask(_GET, 0, wanted, zone, b"")
         snapshot = snapshot_of(body, wanted)
         if snapshot is None:

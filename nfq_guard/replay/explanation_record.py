@@ -101,7 +101,7 @@ class BoundRecord(TypedDict):
 
 
 class KernelRecord(TypedDict):
-    """The result for the packet under the rules of another kernel.
+    """The result for the packet under the rules of one kernel.
 
     Attributes:
         kernel: The rules, by the first kernel that has them.
@@ -196,7 +196,7 @@ class ExplanationRecord(FrameRecord):
         history: Frames of the flow before the packet: the first and the last ones.
         history_left_out: Frames of the flow between those.
         bounds: The bounds of the window.
-        kernels: The results under the rules of the other kernels.
+        kernels: The results under the rules of every kernel, including `kernel`.
         life: The flow in the whole capture; null without a flow.
     """
 

@@ -54,7 +54,7 @@ class FrameRecord(TypedDict):
         dst: Destination address; null without an IP packet.
         sport: Source port, where the protocol has ports.
         dport: Destination port, where the protocol has ports.
-        proto: Protocol: `tcp`, `udp`, `icmp`, or its number.
+        proto: Protocol: `icmp`, `tcp`, `udp`, `gre`, `icmpv6`, `sctp`, or its number.
         ctstate: What `-m conntrack --ctstate` matches: `NEW`, `ESTABLISHED`, `RELATED`, `INVALID`
             or `UNTRACKED`; null where conntrack would see no packet.
         ignored: Whether conntrack left the packet's flow unchanged.
@@ -65,8 +65,8 @@ class FrameRecord(TypedDict):
         rule: The rule that decides.
         detail: More about the reason; null if there is no more.
         doubt: Why the packet may be INVALID only because of gaps in this capture: `unseen-data`,
-            `unseen-window`, `unseen-handshake`, `out-of-order`, `frames-missing` or
-            `capture-drops`; null if the finding is certain.
+            `unseen-window`, `unseen-handshake`, `unseen-request`, `out-of-order`,
+            `frames-missing` or `capture-drops`; null if the finding is certain.
         doubt_detail: The doubt as a sentence, with the frame and the bytes; null without a doubt.
         absent: Why conntrack would see no packet in this frame; null if it would see one.
         caused_by: The INVALID packet that this RST answers; null for any other packet.

@@ -70,8 +70,9 @@ from nfq_guard.wire.tcp import options_are_cut
 # Result of `Replayer.follow` if conntrack would see no packet in the frame.
 CT_NONE: Final = -1
 
-# Maximum number of held outcomes; beyond it the oldest is settled with what is known.
+# Maximum number of RSTs in the list; those beyond it are counted only.
 MOST_RESETS: Final = 1_000
+# Maximum number of held outcomes; beyond it the oldest is settled with what is known.
 MOST_HELD: Final = 20_000
 
 # Of packets without an entry, this many are always in doubt, and more are if at least so many flows

@@ -307,7 +307,7 @@ def _turn_log_on(
         stack: Restores the sysctls when it closes.
 
     Returns:
-        Why the kernel does not log although it should; else None.
+        Why the kernel does not log although it should; empty if it does or need not.
     """
     wanted = settings.evidence == "kernel-log" or (
         settings.evidence == "auto" and any(isinstance(each, str) for each in ahead.values())

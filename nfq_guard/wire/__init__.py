@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: MIT
-"""Decodes IPv4, IPv6, TCP, UDP and ICMP headers, and reassembles fragments."""
+"""Decodes headers of IPv4, IPv6, TCP, UDP, SCTP, GRE and ICMP, and reassembles fragments."""

@@ -4,6 +4,7 @@
 import json
 import random
 from collections.abc import Sequence
+from inspect import getdoc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from nfq_guard.capture.frame import Frame
 from nfq_guard.cli import main
 from nfq_guard.finding import Reason
+from nfq_guard.replay.frame_record import FrameRecord
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.outside import outside
 from nfq_guard.replay.replayer import Replayer
@@ -35,6 +37,12 @@ def facts(outcomes: Sequence[Outcome]) -> list[Outcome]:
 @pytest.mark.parametrize("seed", range(5))
 def test_healthy_traffic(seed: int) -> None:
     assert invalid(traffic(seed)) == []
+
+
+def test_the_record_of_a_frame_names_every_doubt() -> None:
+    text = getdoc(FrameRecord)
+    assert text is not None
+    assert [doubt for doubt in Doubt if f"`{doubt}`" not in text] == []
 
 
 KINDS = [(kind,) for kind in MAKERS] + [()]

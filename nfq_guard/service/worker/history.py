@@ -29,7 +29,7 @@ class EndsRecord(TypedDict):
     """The protocol and the ends of a flow, ordered by the bytes of their addresses, then by port.
 
     Attributes:
-        proto: Protocol: `tcp`, `udp`, `icmp`, or its number.
+        proto: Protocol: `icmp`, `tcp`, `udp`, `gre`, `icmpv6`, `sctp`, or its number.
         a: Address of one end; empty if the packets have no address.
         a_port: Its port; 0 without one.
         b: Address of the other end; empty if the packets have no address.
