@@ -153,7 +153,6 @@ class FlowSummary:
         counts: Its packets.
         nat: How the host translates it, by the last event that tells it.
         state: Its state at the last event that has one.
-        rule: The rule that decided last.
         furthest: The largest distance from a bound, in bytes; 0 if there is none.
         events: Its first events.
         left_out: Number of the events after those.
@@ -167,7 +166,6 @@ class FlowSummary:
     counts: Counts = field(default_factory=Counts)
     nat: str = ""
     state: str | None = None
-    rule: str = ""
     furthest: int = 0
     events: list[KeptEvent] = field(default_factory=list)
     left_out: int = 0
@@ -250,7 +248,6 @@ def add_event(summary: Summary, read: ReadEvent) -> None:
         summary.others += count
     else:
         groups.append(flow.counts)
-        flow.rule = event.rule
         # An RST from an address that escaped its translation belongs to no entry.
         if event.nat != Nat.UNKNOWN or not flow.nat:
             flow.nat = event.nat

@@ -234,7 +234,7 @@ def test_values_are_not_markup() -> None:
     finding = {"id": nasty, "status": nasty, "what": nasty, "todo": nasty}
     found = summarise([event(rule=nasty, **{"in": nasty, "out": nasty})])
     found.flows[nasty, nasty, nasty] = summary.FlowSummary(
-        nasty, counts=found.counts, nat=nasty, state=nasty, rule=nasty
+        nasty, counts=found.counts, nat=nasty, state=nasty
     )
     found.services[nasty] = found.counts
     found.reasons[nasty] = found.counts
