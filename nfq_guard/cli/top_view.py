@@ -33,7 +33,6 @@ from nfq_guard.names import counted
 from nfq_guard.service.status import QueueStatus, RulesState, Status
 from nfq_guard.telemetry.palette import Style
 
-_HISTORY_MAX: Final = 300
 _QUEUES_SHOWN: Final = 4
 _LEAST_WIDTH: Final = 20
 # Width of the longest reason.
@@ -142,9 +141,9 @@ class View:
         self._status: Status | None = None
         self._flows: list[Fields] = []
         self._meter = Meter()
-        self._totals: deque[int] = deque(maxlen=_HISTORY_MAX)
+        self._total: int | None = None
         self._until: datetime | None = None
-        self._growth: deque[int] = deque(maxlen=_HISTORY_MAX)
+        self._growth: deque[int] = deque(maxlen=_SPARK_COLUMNS)
 
     def take(self, status: Status, flows: list[Fields], now: float) -> None:
         """Show a new response; `now` in monotonic seconds."""
@@ -162,9 +161,9 @@ class View:
         }
         self._meter.note(numbers, now, new | set(status.reasons))
         self._until = until
-        if self._totals:
-            self._growth.append(max(0, total - self._totals[-1]))
-        self._totals.append(total)
+        if self._total is not None:
+            self._growth.append(max(0, total - self._total))
+        self._total = total
         self._status = status
         self._flows = flows
         self.problem = ""
