@@ -107,19 +107,16 @@ class KernelLog:
     """The form of the kernel's log of INVALID packets (kernel.md 1.12).
 
     Attributes:
-        prints_bounds: Whether the text of a bound has the first number that fails.
         silent: The reasons without a text. Even if NO_ENTRY has one, an ACK that `tcp_loose`
             forbids to open a flow has none.
     """
 
-    prints_bounds: bool
     silent: frozenset[Reason]
 
 
 _SILENT: Final = frozenset({Reason.ICMP_UNRELATED, Reason.NO_ENTRY})
-_LOG_5_10: Final = KernelLog(prints_bounds=False, silent=_SILENT)
-_LOG_6_1: Final = KernelLog(prints_bounds=True, silent=_SILENT)
-_LOG_6_12: Final = KernelLog(prints_bounds=True, silent=_SILENT - {Reason.NO_ENTRY})
+_LOG_5_10: Final = KernelLog(silent=_SILENT)
+_LOG_6_2: Final = KernelLog(silent=_SILENT - {Reason.NO_ENTRY})
 
 
 class _Since(NamedTuple):
@@ -140,11 +137,11 @@ _SINCE: Final = (
     _Since((5, 14, 0), KERNEL_5_14, _LOG_5_10),
     _Since((5, 15, 0), KERNEL_5_15, _LOG_5_10),
     _Since((5, 18, 0), KERNEL_5_18, _LOG_5_10),
-    _Since((6, 1, 0), KERNEL_6_1, _LOG_6_1),
-    _Since((6, 2, 0), KERNEL_6_1, _LOG_6_12),
-    _Since((6, 12, 117), KERNEL_6_12, _LOG_6_12),
-    _Since((6, 13, 0), KERNEL_6_1, _LOG_6_12),
-    _Since((7, 3, 0), KERNEL_6_12, _LOG_6_12),
+    _Since((6, 1, 0), KERNEL_6_1, _LOG_5_10),
+    _Since((6, 2, 0), KERNEL_6_1, _LOG_6_2),
+    _Since((6, 12, 117), KERNEL_6_12, _LOG_6_2),
+    _Since((6, 13, 0), KERNEL_6_1, _LOG_6_2),
+    _Since((7, 3, 0), KERNEL_6_12, _LOG_6_2),
 )
 _OLDEST_KNOWN: Final = (5, 10)
 _NEWEST_KNOWN: Final = (7, 3)

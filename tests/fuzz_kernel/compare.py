@@ -29,6 +29,7 @@ from nfq_guard.flow import (
 )
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import CHECKSUM_UNVERIFIED, Packet, Queued, Segment
+from tests.support.kernel_log import prints_bounds
 from tests.support.live import Conntrack, LiveConntrack
 from tests.support.trace import Ends, Step
 
@@ -152,6 +153,7 @@ class Pair:
         """Pair the live kernel with our rules for it."""
         self._live = live
         self._log = guess_rules(live.release).log
+        self._prints_bounds = prints_bounds(live.release)
         self._silent_new = not sysctls.loose
         self._texts_of = _TEXTS if kernel.old_segments_pass else _OLD_TEXTS
         self._sysctls = sysctls
@@ -224,7 +226,7 @@ class Pair:
         match = pattern.search(texts[0]) if len(texts) == 1 else None
         if match is None:
             differences.append(f"reason: kernel {texts}, ours {pattern.pattern!r}")
-        elif self._log.prints_bounds and cause in _PRINTED_PAST_LIMIT:
+        elif self._prints_bounds and cause in _PRINTED_PAST_LIMIT:
             assert answer.breach is not None
             printed = (answer.breach.limit + _PRINTED_PAST_LIMIT[cause]) & _MASK
             if int(match[1]) != printed:

@@ -22,6 +22,7 @@ from nfq_guard.flows.kernel_log import KernelLog
 from nfq_guard.flows.open import open_lookup
 from tests.fuzz_kernel.compare import ends_of
 from tests.fuzz_kernel.evidence import Tally, run_chunk
+from tests.support.kernel_log import prints_bounds
 from tests.support.live import LiveConntrack
 from tests.support.queue import QUEUE, GuardProcess, typed, wait_for
 from tests.support.trace import parse
@@ -97,7 +98,7 @@ class Guard:
 
 def test_reason_and_bound_come_from_the_log(live: LiveConntrack, tmp_path: Path) -> None:
     before = values()
-    numbers = guess_rules(os.uname().release).log.prints_bounds
+    numbers = prints_bounds(os.uname().release)
     guard = Guard(live, tmp_path)
     with guard.started().ready() as process:
         assert values() == _ON

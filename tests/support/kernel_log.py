@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Self, final
 
 from nfq_guard import capabilities
+from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KERNEL_6_12, guess_rules
 from nfq_guard.conntrack.log_text import parse_log
 from nfq_guard.errors import BusyError, PrivilegeError, UnavailableError
 from nfq_guard.finding import Reason
@@ -52,6 +53,11 @@ _ALL_PROTOCOLS: Final = 255
 
 # Texts about packets that conntrack accepts without further checks; on 6.x also the two "under".
 _IGNORED: Final = ("ignored", "more than expected")
+
+
+def prints_bounds(release: str) -> bool:
+    """Whether the text of a bound has the first number that fails."""
+    return guess_rules(release).rules in {KERNEL_6_1, KERNEL_6_12}
 
 
 @final
