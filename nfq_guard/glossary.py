@@ -185,65 +185,86 @@ _ESCAPES: Final = (
     "with an RST, which ends the healthy one."
 )
 _NO_HARM: Final = "None: its receiver does its own checks, and discards it if they fail."
-_ONE_PATH: Final = (
-    "Find out why conntrack misses packets of the flow: another path, a second router, offloads. "
+_MEANWHILE: Final = (
     "Until then drop it where the flow is translated, and allow it elsewhere, as the default "
     "policy does."
 )
 _OLD: Final = (
-    "Drop it where the flow is translated: TCP retransmits what is needed. Kernels from 6.1 on do "
-    "not call it INVALID any more."
+    "Drop it where the flow is translated: TCP retransmits what is needed. Elsewhere nothing is "
+    "broken as long as the connection goes on. Kernels from 6.1 on do not call it INVALID any more."
 )
+_FIND_THE_SENDER: Final = "If there are many, find who sends them."
 
 CONSEQUENCES: Final = {
-    Reason.SEQ_OVER: Consequences(_ESCAPES, _NO_HARM, _ONE_PATH),
-    Reason.ACK_OVER: Consequences(_ESCAPES, _NO_HARM, _ONE_PATH),
+    Reason.SEQ_OVER: Consequences(
+        _ESCAPES,
+        _NO_HARM,
+        "Check that both directions of the flow pass this host, and that no second router, offload "
+        f"or flowtable takes packets past conntrack. {_MEANWHILE}",
+    ),
+    Reason.ACK_OVER: Consequences(
+        _ESCAPES,
+        _NO_HARM,
+        "Check that both directions of the flow pass this host, and whether packets of the other "
+        f"side were INVALID before. {_MEANWHILE}",
+    ),
     Reason.SEQ_UNDER: Consequences(_ESCAPES, _NO_HARM, _OLD),
     Reason.ACK_UNDER: Consequences(_ESCAPES, _NO_HARM, _OLD),
     Reason.RST_OUTSIDE: Consequences(
         "It leaves with an address that translation should hide. Its receiver has no such "
         "connection, and nothing answers an RST.",
         "None: its receiver does not accept it.",
-        "Drop it where the flow is translated. Many of them from one source are forged.",
+        "Drop it where the flow is translated; elsewhere its receiver discards it. Many of them "
+        "from one source are forged: find who sends them.",
     ),
     Reason.BAD_TRANSITION: Consequences(
         _ESCAPES,
         "None where the endpoints see the whole connection: only conntrack misses a direction. "
         "A drop would block a healthy connection.",
-        _ONE_PATH,
+        "Check that both directions of the flow pass this host, and whether ports are used again "
+        f"while an old entry is left (`conntrack -L`). {_MEANWHILE}",
     ),
     Reason.NO_ENTRY: Consequences(
         "Conntrack does not know the flow, so the guard cannot either. If a translation has "
         "expired, the packet leaves with the inner address.",
         "None: late FINs and RSTs close what is left of the connection at their receiver.",
-        "Include `preset:no-leak` on hosts that masquerade. Otherwise allow it; if healthy "
-        "connections have many of them, raise the timeout of the state or send keepalives.",
+        "Check for a second router, for `conntrack -F` and `-D`, and for idle times longer than "
+        "the timeouts (`net.netfilter.nf_conntrack_tcp_timeout_*`): raise these or send "
+        "keepalives if healthy connections have many of them. Include `preset:no-leak` in the "
+        "policy of a host that masquerades; otherwise allow it.",
     ),
     Reason.BAD_FLAGS: Consequences(
-        "As without translation.", "None beyond what a scan learns.", "Drop it."
+        "As without translation.",
+        "None beyond what a scan learns.",
+        f"Drop it. {_FIND_THE_SENDER}",
     ),
     Reason.BAD_CHECKSUM: Consequences(
         "As without translation.",
         "None: its receiver discards it, and TCP retransmits it.",
-        "Drop it. If there are many, look for the faulty cable, NIC or driver.",
+        "Drop it. If there are many, look for the cable, NIC, driver or tunnel that damages "
+        "packets; on a virtual machine, for one that does not finish checksums (`ethtool -K "
+        "DEVICE tx off` shows it).",
     ),
     Reason.BAD_TAG: Consequences(
         "It leaves with the wrong addresses; its receiver answers an unknown association with "
         "an ABORT that carries the wrong tag, or discards it.",
         _NO_HARM,
-        "Drop it where the flow is translated, and allow it elsewhere.",
+        "Drop it where the flow is translated; elsewhere its receiver discards it. "
+        f"{_FIND_THE_SENDER}",
     ),
-    Reason.MALFORMED: Consequences("As without translation.", _NO_HARM, "Drop it."),
+    Reason.MALFORMED: Consequences(
+        "As without translation.", _NO_HARM, f"Drop it. {_FIND_THE_SENDER}"
+    ),
     Reason.ICMP_UNRELATED: Consequences(
         "Conntrack does not know the flow, so the error is not translated and means nothing to "
         "its receiver.",
         "A drop may stop path-MTU discovery of a flow that conntrack does not know.",
-        "Allow it.",
+        "Allow it: path-MTU discovery of a flow that is not tracked may need it.",
     ),
     Reason.ICMP_MISMATCH: Consequences(
         "As without translation.",
         "None: its receiver has no socket for it.",
-        "Allow it, or find out who sends it.",
+        f"Allow it. {_FIND_THE_SENDER}",
     ),
     Reason.RACED: Consequences(
         _ESCAPES,

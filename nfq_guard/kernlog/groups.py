@@ -16,7 +16,7 @@ from nfq_guard.conntrack.states import (
     SEGMENT_CLASS,
 )
 from nfq_guard.finding import Breach, Ignored, Reason
-from nfq_guard.glossary import IGNORED, REASONS
+from nfq_guard.glossary import CONSEQUENCES, IGNORED, REASONS
 from nfq_guard.kernlog.lines import LoggedPacket
 from nfq_guard.kernlog.notices import Notice, Noticed
 from nfq_guard.names import tcp_flags
@@ -31,30 +31,6 @@ MAX_CASES: Final = 1000
 Verdict = Literal["invalid", "passes", "dropped", "depends on the kernel", "not said"]
 Source = Literal["conntrack", "rule", "kernel"]
 
-_ADVICE: Final = {
-    Reason.SEQ_OVER: "Check that both directions of the flow pass this host, and that no offload "
-    "or flowtable takes packets past conntrack.",
-    Reason.ACK_OVER: "Check that both directions of the flow pass this host, and whether "
-    "packets of the other side were INVALID before.",
-    Reason.SEQ_UNDER: "Nothing is broken as long as the connection goes on. Where it is reset, "
-    "drop such packets: the receiver has their data.",
-    Reason.ACK_UNDER: "Nothing is broken as long as the connection goes on.",
-    Reason.RST_OUTSIDE: "Drop it, as the receiver would. If there are many, find who sends them.",
-    Reason.BAD_TRANSITION: "Check that both directions of the flow pass this host, and whether "
-    "ports are used again while an old entry is left (conntrack -L).",
-    Reason.NO_ENTRY: "Check for idle times longer than the timeouts "
-    "(net.netfilter.nf_conntrack_tcp_timeout_*), for conntrack -F and -D, and for a second router.",
-    Reason.BAD_FLAGS: "Drop it. If there are many, find who sends them.",
-    Reason.BAD_CHECKSUM: "Look for the device or the tunnel that damages packets; on a virtual "
-    "machine, for one that does not finish checksums (ethtool -K DEVICE tx off shows it).",
-    Reason.BAD_TAG: "Drop it, as the receiver would. If there are many, find who sends them.",
-    Reason.MALFORMED: "Drop it. If there are many, find who sends them.",
-    Reason.ICMP_UNRELATED: "Drop it, unless path MTU discovery fails for a flow that is not "
-    "tracked.",
-    Reason.ICMP_MISMATCH: "Drop it. If there are many, find who sends them.",
-    Reason.RACED: "Nothing: the packet fits its flow.",
-    Reason.UNSUPPORTED: "Capture the flow and see what its packets are.",
-}
 _CAPTURE: Final = (
     "A capture of the flow shows the numbers: tcpdump -i any -w FILE host {src}, then "
     "nfq-guard replay FILE."
@@ -327,7 +303,7 @@ def _next(case: Case, src: str) -> str:
         return f"{_ASK_CONNTRACK} {capture}"
     if case.verdict == "passes":
         return "Nothing: the packet was forwarded with its flow."
-    return capture if case.reason is None else f"{_ADVICE[case.reason]} {capture}"
+    return capture if case.reason is None else f"{CONSEQUENCES[case.reason].advice} {capture}"
 
 
 def notice_records(notices: Mapping[Notice, Noticed]) -> list[LoggedRecord]:

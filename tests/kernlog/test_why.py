@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from nfq_guard.cli import main
 from nfq_guard.finding import Ignored, Reason
+from nfq_guard.glossary import CONSEQUENCES
 from nfq_guard.kernlog.groups import MAX_CASES, Groups, LoggedRecord, notice_records
 from nfq_guard.kernlog.lines import LINE_MAX_BYTES, LoggedPacket, LogReader
 from nfq_guard.wire.packet import ACK, RST
@@ -267,7 +268,8 @@ def test_what_conntrack_says(
     assert record["source"] == "conntrack"
     assert (record["verdict"], record["reason"], record["ignored"]) == (verdict, reason, ignored)
     assert record["meaning"]
-    assert record["next"]
+    advice = "" if reason is None else CONSEQUENCES[reason].advice
+    assert record["next"].startswith(advice or ("Nothing: " if ignored else "A capture "))
 
 
 def test_a_line_beside_the_reason_is_not_a_second_packet() -> None:
