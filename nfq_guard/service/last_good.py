@@ -22,7 +22,7 @@ from nfq_guard.service.config import load_settings as load_settings_alone
 from nfq_guard.service.settings import Settings
 from nfq_guard.telemetry.events import timestamp
 
-# Two of the largest files in Base64, and room; a policy of a thousand rules takes some 200 kB.
+# Room for two files of the largest size, in Base64; those in use have a twentieth of it.
 _LARGEST_BYTES: Final = LARGEST_FILE_BYTES * 4
 
 
