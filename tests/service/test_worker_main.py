@@ -46,7 +46,7 @@ def test_it_serves_despite_failed_housekeeping(tmp_path: Path) -> None:
     with ours, theirs:
         facts = PolicyFacts(source="preset:default", digest="0123", rules=7)
         loaded = LoadedPolicy(policy=default_policy(), facts=facts, mode=Mode.DRY_RUN)
-        WorkerProcess(ours, EventLog(sink), loaded, lambda: loaded).run(open_queue)
+        WorkerProcess(ours, 7, EventLog(sink), loaded, lambda: loaded).run(open_queue)
     sink.close(0)
     (event,) = map(json.loads, path.read_text().splitlines())
     assert event["event"] == "housekeeping_failed"
