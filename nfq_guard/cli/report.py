@@ -11,6 +11,7 @@ import msgspec
 
 from nfq_guard.cli.recording import is_capture, opened
 from nfq_guard.cli.terminal import printable
+from nfq_guard.doctor.check import Check
 from nfq_guard.errors import EXIT_OK, UsageError
 from nfq_guard.names import counted
 from nfq_guard.policyfile import load_compiled
@@ -107,7 +108,8 @@ def _findings(name: str) -> Iterator[dict[str, Any]]:
             for number, line in enumerate(file):
                 if number >= _FINDINGS_MAX:
                     break
-                yield msgspec.json.decode(line, type=dict[str, str])
+                check = msgspec.json.decode(line, type=Check)
+                yield msgspec.to_builtins(check, str_keys=True)
     except OSError as error:
         raise UsageError(f"{name}: cannot be read: {error.strerror}") from None
     except msgspec.MsgspecError:

@@ -9,7 +9,6 @@ from nfq_guard.report.summary import Fate, Summary
 from nfq_guard.report.timeline import WIDTHS
 
 _BARS_MAX: Final = 90
-_MARKS_MAX: Final = 60
 _TIME_LABELS: Final = 5
 _TICKS: Final = 6
 _WORDS: Final = {
@@ -71,7 +70,8 @@ def timeline(summary: Summary, *, days: bool) -> dict[str, Any] | None:
         "spread": summary.counts.packets > 0,
         "left_out": f"{summary.timeline.left_out:,}" if summary.timeline.left_out else "",
         "bars": drawn,
-        "marks": marks[:_MARKS_MAX],
+        "marks": marks,
+        "unmarked": summary.counts.resets > sum(read.event.count for read in summary.resets),
         "widest": f"{top:,.4g}",
         "y": [("0", f"{top:,.4g}"), ("50", f"{top / 2:,.4g}"), ("100", "0")],
         "x": labels,

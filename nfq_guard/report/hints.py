@@ -167,11 +167,12 @@ def _flushed(summary: Summary) -> Iterator[Hint]:
     seconds = sorted(first.timestamp() for first in firsts)
     near, begin = _densest(seconds, span / 20)
     # What was so from the beginning on says nothing of a moment.
-    if begin > summary.counts.first.timestamp() + span / 20 and near >= 0.8 * len(seconds):
+    after = begin - summary.counts.first.timestamp()
+    if after > span / 20 and near >= 0.8 * len(seconds):
         yield Hint(
             "The table was emptied: a failover, a flush or a restart.",
             f"{near:,} of {len(seconds):,} flows without an entry have their first packet within "
-            f"{span / 20:,.0f} s of {span:,.0f}, from second {begin - seconds[0]:,.0f} on.",
+            f"{span / 20:,.0f} s of {span:,.0f}, from second {after:,.0f} on.",
             "Look in the logs of that moment for a change of the active router, conntrack -F, or a "
             "reload of the firewall.",
         )

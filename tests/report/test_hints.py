@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from nfq_guard.report.charts import timeline
 from nfq_guard.report.hints import Hint, hints
 from nfq_guard.report.page import page
 from nfq_guard.report.summary import Summary, add_event
@@ -151,8 +152,9 @@ def test_a_table_that_was_emptied() -> None:
     ]
     spread = [plain(second) for second in range(0, 1200, 10)]
     hint = found(*lost, *spread)["The table was emptied: a failover, a flush or a restart."]
-    assert hint.evidence.startswith(
-        "12 of 12 flows without an entry have their first packet within"
+    assert hint.evidence == (
+        "12 of 12 flows without an entry have their first packet within 60 s of 1,190, from second "
+        "600 on."
     )
     early = [each | {"timestamp": at(number / 10), "first": at(number / 10)}
              for number, each in enumerate(lost)]  # fmt: skip
@@ -198,3 +200,15 @@ def test_the_page_calls_them_hints() -> None:
     assert "<dt>Perhaps: A scan.</dt>" in html
     assert "To confirm: Look at the sources" in html
     assert "Possible causes" not in page(summarise(PLAIN), title="t")
+
+
+@pytest.mark.parametrize(("number", "unmarked"), [(100, False), (200, False), (250, True)])
+def test_each_reset_is_marked_on_the_timeline(number: int, *, unmarked: bool) -> None:
+    cause = {"timestamp": at(0), "reason": "seq-over", "rule": "r", "delay_us": 1}
+    resets = [plain(4 * each, tcp_flags="R", caused_by=cause) for each in range(number)]
+    chart = timeline(summarise(resets), days=False)
+    assert chart is not None
+    assert len(chart["marks"]) == min(number, 200)
+    assert chart["unmarked"] is unmarked
+    if not unmarked:
+        assert float(chart["marks"][-1]) > 90

@@ -238,7 +238,8 @@ def test_it_says_all_without_a_script(browser: Browser, page: Path) -> None:
 def test_hostile_texts_stay_texts(browser: Browser, tmp_path: Path) -> None:
     doctor = tmp_path / "doctor"
     doctor.write_text(
-        json.dumps({"id": NASTY, "status": NASTY, "what": NASTY, "todo": NASTY}), encoding="utf-8"
+        json.dumps({"id": NASTY, "status": "problem", "what": NASTY, "todo": NASTY}),
+        encoding="utf-8",
     )
     nasty = {"rule": NASTY, "in": NASTY, "out": NASTY}
     page = write(
