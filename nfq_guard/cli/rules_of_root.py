@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from nfq_guard.errors import NfqGuardError
+from nfq_guard.firewall import FailMode
 from nfq_guard.service.control.client import Client, RefusedError
 from nfq_guard.service.control.socket_path import is_here
 from nfq_guard.service.firewall_spec import fail_mode_of, firewall_of
@@ -28,12 +29,21 @@ def install(client: Client, path: Path, problem: str) -> str | None:
     if os.geteuid() != 0 or not is_here(path):
         return problem
     try:
-        settings = msgspec.convert(client.request("rules_wanted"), Settings)
+        wanted = client.request("rules_wanted")
     except RefusedError:
         return problem
+    installed: FailMode | None = None
     try:
+        settings = msgspec.convert(wanted, Settings)
         firewall_of(settings).install()
+        installed = fail_mode_of(settings)
+    except msgspec.ValidationError as error:
+        return f"{problem}; the daemon has settings of another version: {error}"
     except NfqGuardError as error:
         return f"{problem}; root could not install them either: {error}"
-    client.request("rules_installed", fail_mode=fail_mode_of(settings))
+    finally:
+        if installed is None:
+            client.request("rules_not_installed")
+        else:
+            client.request("rules_installed", fail_mode=installed)
     return None

@@ -308,9 +308,15 @@ class Daemon:
         self._set_mode_of_workers()
         return msgspec.structs.replace(self._settings, mode=self.mode)
 
-    def rules_installed(self, fail_mode: FailMode) -> None:
-        """Note that root has installed the rules that were handed over, with this fail mode."""
+    def rules_installed(self, fail_mode: FailMode | None) -> None:
+        """Note that root has installed the rules that were handed over, with this fail mode.
+
+        None: it could not, and the former rules are in place.
+        """
         self._handed_over = False
+        if fail_mode is None:
+            self._set_mode_of_workers()
+            return
         self.fail_mode = fail_mode
         self._set_mode_of_workers()
         done = f"the rules have fail mode {fail_mode}"

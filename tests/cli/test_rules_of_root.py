@@ -86,15 +86,28 @@ def test_what_root_cannot_do_either(inside: Namespace, tmp_path: Path) -> None:
     path = tmp_path / "s"
     with (
         GuardProcess(inside, tmp_path / "log").ready() as guard,
-        daemon(path, rules_wanted=given) as asked,
+        daemon(path, rules_wanted=given, rules_not_installed="noted") as asked,
         Client(path) as client,
     ):
         with inside.entered():
             left = rules_of_root.install(client, path, "a problem")
         assert left is not None
         assert left.startswith("a problem; root could not install them either: ")
-        assert asked == ["rules_wanted"]
+        assert asked == ["rules_wanted", "rules_not_installed"]
         assert guard.stop() == 0
+
+
+def test_a_daemon_of_another_version(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    given = msgspec.to_builtins(Settings()) | {"mode": "dance"}
+    with (
+        daemon(path, rules_wanted=given, rules_not_installed="noted") as asked,
+        Client(path) as client,
+    ):
+        left = rules_of_root.install(client, path, "a problem")
+    assert left is not None
+    assert left.startswith("a problem; the daemon has settings of another version: Invalid enum")
+    assert asked == ["rules_wanted", "rules_not_installed"]
 
 
 def test_a_daemon_that_changes_its_rules_itself(tmp_path: Path) -> None:

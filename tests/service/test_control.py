@@ -60,6 +60,8 @@ def test_root_installs_rules_that_the_daemon_may_not(served: Served) -> None:
     served.daemon.mode = Mode.ENFORCE
     given = msgspec.convert(served.ask(wanted)["message"], Settings)
     assert (given.mode, given.fail_mode) == (Mode.ENFORCE, "closed")
+    assert served.ask(b'{"command": "rules_not_installed"}\n')["return"] == "OK"
+    assert served.daemon.rules_problem
     done = b'{"command": "rules_installed", "arguments": {"fail_mode": "closed"}}\n'
     assert served.ask(done) == {"return": "OK", "message": "noted"}
     assert served.daemon.fail_mode is FailMode.CLOSED
@@ -288,6 +290,7 @@ def test_every_command_is_in_the_table() -> None:
         "mode": True,
         "rules_wanted": True,
         "rules_installed": True,
+        "rules_not_installed": True,
     }
 
 

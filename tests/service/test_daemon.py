@@ -372,6 +372,9 @@ def test_root_installs_the_rules_that_a_mode_takes(story: Story) -> None:
         problems.append(problem)
         modes.append(story.daemon.fail_mode)
         assert story.daemon.hand_rules_over().mode is Mode.ENFORCE
+        story.daemon.rules_installed(None)
+        modes.append(story.daemon.fail_mode)
+        assert story.daemon.hand_rules_over().mode is Mode.ENFORCE
         story.daemon.rules_installed(FailMode.KERNEL_DROP)
         modes.append(story.daemon.fail_mode)
         terminate()
@@ -379,8 +382,9 @@ def test_root_installs_the_rules_that_a_mode_takes(story: Story) -> None:
     story.then["endpoints opened"] = switch
     story.run(rules="keep", fail_mode=FailMode.KERNEL_DROP)
     assert problems == ["CAP_NET_RAW is missing"]
-    assert modes == [FailMode.OPEN, FailMode.KERNEL_DROP]
-    assert story.workers.marks == [UNJUDGED_MARK, 0, UNJUDGED_MARK, UNJUDGED_MARK]
+    assert modes == [FailMode.OPEN, FailMode.OPEN, FailMode.KERNEL_DROP]
+    handed = UNJUDGED_MARK
+    assert story.workers.marks == [handed, 0, handed, 0, handed, handed]
     changes = [name for name in story.events() if name in {"mode_changed", "rules_installed"}]
     assert changes == ["mode_changed", "rules_installed"]
 

@@ -46,9 +46,10 @@ class FakeDaemon:
             raise UsageError("the daemon changes its rules itself")
         return Settings(mode=self.mode, fail_mode="closed")
 
-    def rules_installed(self, fail_mode: FailMode) -> None:
-        self.rules_problem = ""
-        self.fail_mode = fail_mode
+    def rules_installed(self, fail_mode: FailMode | None) -> None:
+        if fail_mode is not None:
+            self.rules_problem = ""
+            self.fail_mode = fail_mode
 
     def observed(self, now: float) -> Observed:
         return observed(self.stats, at=now, counters={"reloads": 3})

@@ -63,8 +63,8 @@ class ControlledDaemon(Protocol):
             UsageError: The daemon changes its rules itself.
         """
 
-    def rules_installed(self, fail_mode: FailMode) -> None:
-        """Note that root has installed the rules that were handed over."""
+    def rules_installed(self, fail_mode: FailMode | None) -> None:
+        """Note that root has installed the rules that were handed over, or has not (None)."""
 
 
 class Nothing(Struct, frozen=True):
@@ -199,6 +199,11 @@ def _rules_installed(
     respond(Response.ok("noted"))
 
 
+def _rules_not_installed(daemon: ControlledDaemon, _arguments: Nothing, respond: Responder) -> None:
+    daemon.rules_installed(None)
+    respond(Response.ok("noted"))
+
+
 COMMANDS: Final[dict[str, Command[Any]]] = {
     "ping": Command(Nothing, changes=False, run=_ping),
     "status": Command(Nothing, changes=False, run=_status),
@@ -208,6 +213,7 @@ COMMANDS: Final[dict[str, Command[Any]]] = {
     "mode": Command(ModeArguments, changes=True, run=_mode),
     "rules_wanted": Command(Nothing, changes=True, run=_rules_wanted),
     "rules_installed": Command(InstalledArguments, changes=True, run=_rules_installed),
+    "rules_not_installed": Command(Nothing, changes=True, run=_rules_not_installed),
 }
 """Root, and the user that the daemon runs as, may send every command; members of the socket's
 group those that change nothing."""
