@@ -76,6 +76,9 @@ MESSAGE_IDS: Final = {
 }
 # Length of the timestamp at the start of a console line; in the journal it is a field.
 _TIME: Final = 24
+# Packets by name. The name of a rule may be too long for that of a field, or the same as another's
+# without punctuation.
+_COUNTS: Final = frozenset({"NFQ_REASONS", "NFQ_ACTIONS", "NFQ_RULES"})
 _PRIORITY: Final[dict[Level, str]] = {"error": "3", "warning": "4", "info": "6"}
 
 
@@ -149,6 +152,8 @@ def fields_of(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 def _flatten(key: str, value: Any, parts: list[bytes]) -> None:  # noqa: ANN401 - what JSON can hold
     """Add an object as one field for each key, and a list as one field for each value."""
+    if key in _COUNTS and isinstance(value, dict):
+        value = list(value.items())
     if isinstance(value, dict):
         for name, inner in value.items():
             word = "".join(letter if letter.isalnum() else "_" for letter in str(name).upper())

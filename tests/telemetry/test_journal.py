@@ -12,7 +12,7 @@ import pytest
 from nfq_guard.engine import Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.telemetry import journal
-from nfq_guard.telemetry.events import EVENTS, ReloadCrashed, name_of
+from nfq_guard.telemetry.events import EVENTS, Counters, ReloadCrashed, name_of
 from nfq_guard.telemetry.journal import MESSAGE_IDS, JournalRenderer, stdout_is_the_journal
 from nfq_guard.telemetry.log import EventLog, Output
 from nfq_guard.telemetry.packet_event import packet_judged
@@ -68,6 +68,21 @@ def test_packet_as_fields(tmp_path: Path, journald: socket.socket) -> None:
     assert len(packet["MESSAGE_ID"]) == 32
     assert packet["MESSAGE"].startswith("drop       seq-over")
     assert (failure["PRIORITY"], failure["NFQ_TRACEBACK"]) == ("3", "one\ntwo=2\n")
+    sink.close(0)
+
+
+def test_counts_by_name(tmp_path: Path, journald: socket.socket) -> None:
+    """Names of rules are values: journald drops a field with a name of more than 64 letters."""
+    sink = LineSink(tmp_path / "socket")
+    rules = {"to-db": 1, "to_db": 2, "x" * 74: 3}
+    totals = Counters(queues=[7], reasons={"seq-over": 6}, actions={}, rules=rules, counters={})
+    EventLog([Output(sink, JournalRenderer())]).emit(totals)
+    sink.push(0)
+    with journald:
+        lines = journald.recv(1 << 16).decode().splitlines()
+    assert "NFQ_REASONS=seq-over 6" in lines
+    shown = [line for line in lines if line.startswith("NFQ_RULES")]
+    assert shown == ["NFQ_RULES=to-db 1", "NFQ_RULES=to_db 2", f"NFQ_RULES={'x' * 74} 3"]
     sink.close(0)
 
 
