@@ -11,6 +11,7 @@ import hashlib
 from typing import Final, final
 
 from nfq_guard.flow import IPV4, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP
+from nfq_guard.wire.icmp import REDIRECT_V6
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.ipv6 import (
     AUTHENTICATION,
@@ -31,8 +32,6 @@ _SUM_AT: Final = {PROTO_TCP: 16, PROTO_UDP: 6, PROTO_ICMP: 2, PROTO_ICMPV6: 2}
 _ICMP_HEADER: Final = 8
 _ICMP_CHECKED: Final = 4
 _REDIRECT: Final = 5
-# It quotes a packet in an option, behind two addresses.
-_REDIRECT_V6: Final = 137
 # Echo, timestamp and information messages.
 _WITHOUT_ADDRESSES: Final = {
     PROTO_ICMP: frozenset({0, 8, 13, 14, 15, 16}),
@@ -102,7 +101,8 @@ class Anonymiser:
     def _message(self, octets: bytearray, proto: int, message: IcmpMessage, start: int) -> int:
         """Replace or blank the addresses in an ICMP message; returns the change of its sum."""
         rest = start + _ICMP_CHECKED
-        if not message.is_error or (proto, message.type) == (PROTO_ICMPV6, _REDIRECT_V6):
+        # An IPv6 redirect quotes a packet in an option, behind two addresses.
+        if not message.is_error or (proto, message.type) == (PROTO_ICMPV6, REDIRECT_V6):
             known = message.type in _WITHOUT_ADDRESSES[proto]
             return 0 if known else _blank(octets, slice(rest, len(octets)))
         changed = self._quoted(octets, start + _ICMP_HEADER)

@@ -28,7 +28,7 @@ ERRORS_V4: Final = (3, 4, 5, 11, 12)
 REDIRECT_V6: Final = 137
 # Messages that carry an identifier: requests and their replies.
 _IDENTIFIED_V4: Final = (0, 8, 13, 14, 15, 16, 17, 18)
-_IDENTIFIED_V6: Final = (128, 129)
+_IDENTIFIED_V6: Final = (128, 129, 139, 140)
 LAST_TYPE_V4: Final = 18
 
 # The capture is truncated, not the packet.

@@ -35,6 +35,14 @@ def test_icmp_error_quotes_a_flow() -> None:
     assert message.quoted == FlowTuple(6, HOST_2, bytes([10, 9, 9, 9]), 80, 1234)
 
 
+@pytest.mark.parametrize("kind", [128, 129, 139, 140])
+def test_messages_of_icmpv6_with_an_identifier(kind: int) -> None:
+    """Echoes and node information: conntrack pairs requests and replies by it."""
+    message = read(octets_of(IPv6(nh=58) / Raw(bytes((kind, 0, 0, 0, 0, 7, 0, 1))))).l4
+    assert isinstance(message, IcmpMessage)
+    assert (message.is_error, message.identifier) == (False, 7)
+
+
 def test_icmp_error_quotes_an_echo() -> None:
     message = read(octets_of(V4 / ICMP(type=11) / V4 / ICMP(type=8, id=77))).l4
     assert isinstance(message, IcmpMessage)
