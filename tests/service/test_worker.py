@@ -135,6 +135,24 @@ def test_packets_that_were_never_read(
     one.close(0)
 
 
+@pytest.mark.parametrize(
+    ("unread", "read", "last"), [(3, 2, 3), (3, 5, 5), (0xFFFF_FFFF, 2, 2), (2, 0xFFFF_FFFE, 2)]
+)
+def test_the_last_id_wraps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unread: int, read: int, last: int
+) -> None:
+    """As in a queue that was taken over after four billion packets."""
+    queue = FakeQueue(queued(b"a"))
+    queue.taken_over = True
+    queue.unread, queue.last_id = unread, read
+    sent: list[int] = []
+    monkeypatch.setattr(queue, "send_up_to", lambda upto, _verdict: sent.append(upto))
+    one = worker(queue, tmp_path / "log", FakeEngine())
+    one.process_batch()
+    assert (sent, queue.last_id) == ([unread], last)
+    one.close(0)
+
+
 def kernel_file(path: Path, *, buffer: int, last: int, waiting: int = 0) -> CounterFile:
     line = f"    7   34  {waiting} 2  256  0 {buffer} {last} 1\n"
     path.write_text(line, encoding="ascii")

@@ -275,7 +275,8 @@ class Worker:
         """Send verdicts for unread packets up to `last`, before a batch verdict covers them."""
         reader = self._reader
         reader.unread = 0
-        reader.last_id = max(reader.last_id, last)
+        if (last - reader.last_id) & _ID_MASK <= _ID_MASK >> 1:  # it is not before
+            reader.last_id = last
         before = self.kernel_counters()
         self._verdicts.send_up_to(last, self._judge.unread_verdict)
         after = self.kernel_counters()
