@@ -6,15 +6,19 @@ below looks for the pattern of a known cause, and states the numbers in which it
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from nfq_guard.finding import Reason
+from nfq_guard.names import counted
 from nfq_guard.report.summary import Summary, add_event
 from nfq_guard.telemetry.reader import ReadEvent
 
 # A pattern in fewer packets is chance.
 _LEAST_PACKETS: Final = 10
 _LEAST_FLOWS: Final = 10
+# After a flush, flows under load send their next packets within so many seconds.
+_FLUSH_WITHIN_S: Final = 3
 _BARS: Final = 90
 # The busiest bar counts as a burst from this multiple of the middle one on.
 _BURST: Final = 10
@@ -155,38 +159,24 @@ def _expired(summary: Summary) -> Iterator[Hint]:
 
 
 def _flushed(summary: Summary) -> Iterator[Hint]:
-    """All flows lose their entries at one moment after a failover, a flush or a restart."""
-    firsts = [
-        flow.counts.first
-        for flow in summary.flows.values()
-        if Reason.NO_ENTRY in flow.counts.reasons and flow.counts.first is not None
-    ]
-    if len(firsts) < _LEAST_FLOWS or summary.counts.first is None or summary.counts.last is None:
+    """Most flows miss their entries at one moment after a failover, a flush or a restart."""
+    lost = summary.lost
+    if summary.counts.first is None:
         return
-    span = (summary.counts.last - summary.counts.first).total_seconds()
-    seconds = sorted(first.timestamp() for first in firsts)
-    near, begin = _densest(seconds, span / 20)
+    within = {
+        second: sum(lost[second + later] for later in range(_FLUSH_WITHIN_S)) for second in lost
+    }
+    begin, flows = max(within.items(), key=lambda pair: (pair[1], -pair[0]), default=(0, 0))
     # What was so from the beginning on says nothing of a moment.
-    after = begin - summary.counts.first.timestamp()
-    if after > span / 20 and near >= 0.8 * len(seconds):
+    is_moment = begin > summary.counts.first.timestamp() + _FLUSH_WITHIN_S
+    if is_moment and flows >= _LEAST_FLOWS and 2 * flows >= lost.total():
         yield Hint(
             "The table was emptied: a failover, a flush or a restart.",
-            f"{near:,} of {len(seconds):,} flows without an entry have their first packet within "
-            f"{span / 20:,.0f} s of {span:,.0f}, from second {after:,.0f} on.",
+            f"{flows:,} of {counted(lost.total(), 'flow')} without an entry were met first within "
+            f"{_FLUSH_WITHIN_S} s of {datetime.fromtimestamp(begin, UTC):%Y-%m-%d %H:%M:%S} UTC.",
             "Look in the logs of that moment for a change of the active router, conntrack -F, or a "
-            "reload of the firewall.",
+            "restart or reload of the firewall.",
         )
-
-
-def _densest(ordered: Sequence[float], width: float) -> tuple[int, float]:
-    """Most values within `width`, and the first of them."""
-    best, begin, low = 0, 0.0, 0
-    for high, value in enumerate(ordered):
-        while value - ordered[low] > width:
-            low += 1
-        if high - low + 1 > best:
-            best, begin = high - low + 1, ordered[low]
-    return best, begin
 
 
 def _damaged(summary: Summary) -> Iterator[Hint]:

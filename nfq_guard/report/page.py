@@ -33,9 +33,6 @@ _RULES_LISTED: Final = 20
 _FINE: Final = "ok"
 # Names with their numbers in one cell of a table.
 _LISTED: Final = 3
-# As many flows that are met without an entry in so many seconds look like a flush.
-_LOST_AT_ONCE: Final = 10
-_LOST_WITHIN_S: Final = 3
 
 
 def write_page(
@@ -96,7 +93,7 @@ def page(
             summary.counts.resets, sum(read.event.count for read in resets)
         ),
         "reasons": [_reason(name, counts) for name, counts in ranked],
-        "hints": [*hints(summary, findings), *_causes(summary), *_lost_at_once(summary)],
+        "hints": [*hints(summary, findings), *_causes(summary)],
         "services": [_service(name, counts) for name, counts in services[:_SERVICES_LISTED]],
         "services_left_out": _left_out(len(services), _SERVICES_LISTED),
         "distances": distances(summary),
@@ -288,23 +285,6 @@ def _causes(summary: Summary) -> Iterator[Hint]:
             meaning.phrase,
             f"{counted(packets, 'packet')} of {counted(flows, 'flow')}. {meaning.sentences}",
             "nfq-guard explain on a capture of such a flow",
-        )
-
-
-def _lost_at_once(summary: Summary) -> Iterator[Hint]:
-    """Whether most flows without an entry were met first at the same time."""
-    within = {
-        second: sum(summary.lost[second + later] for later in range(_LOST_WITHIN_S))
-        for second in summary.lost
-    }
-    second, flows = max(within.items(), key=lambda pair: (pair[1], -pair[0]), default=(0, 0))
-    total = summary.lost.total()
-    if flows >= _LOST_AT_ONCE and 2 * flows >= total:
-        yield Hint(
-            "a flush of entries, or a failover",
-            f"{_number(flows)} of {counted(total, 'flow')} without an entry were met first "
-            f"within {_LOST_WITHIN_S} s of {_moment(datetime.fromtimestamp(second, UTC))}",
-            "the host's log around that time: conntrack -F, a restart of the firewall, a failover",
         )
 
 
