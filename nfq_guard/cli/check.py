@@ -17,7 +17,7 @@ from nfq_guard.cli.kernel_choice import HELP, kernel_of
 from nfq_guard.cli.options import add_format
 from nfq_guard.cli.terminal import paint, write_json, write_line, write_whole
 from nfq_guard.conntrack.kernel_rules import rules_of
-from nfq_guard.doctor import host
+from nfq_guard.doctor import host, host_rules
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, EXIT_USAGE, ConfigError, Mistake
 from nfq_guard.firewall.xtables import System
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         write_json({"source": error.source, "fine": False, "mistakes": mistakes})
         return EXIT_USAGE
     found = [*cautions(model, kernel, choice), *of_unit]
-    on_host = list(host.checks(compile_policy(model))) if args.host else None
+    on_host = list(host.checks(host_rules.read(), compile_policy(model))) if args.host else None
     if args.format == "json":
         write_json(_report(source, model, found, on_host, explain=args.explain), _plain)
     elif found or not args.quiet:

@@ -11,9 +11,7 @@ from nfq_guard.doctor import (
     before_conntrack,
     collect,
     evidence,
-    fate,
-    foreign,
-    hidden,
+    host,
     host_rules,
     interfaces,
     kernel,
@@ -26,7 +24,7 @@ from nfq_guard.doctor import (
     sysctls,
     table,
 )
-from nfq_guard.doctor.check import Check, note, ok
+from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.host_rules import HostRules
 from nfq_guard.errors import NfqGuardError
 from nfq_guard.firewall import Backend, Difference, FailMode, Firewall
@@ -55,22 +53,20 @@ def examine(
         policy: The policy as configured; None if it has mistakes.
     """
     rules = host_rules.read()
-    proxied = synproxy.used(rules.tables)
     files = modules.KernelFiles.read(Path("/"), os.uname().release)
     yield from _kernel(files)
     yield from _evidence(
         files, choice, queues=firewall.spec.last_queue - firewall.spec.first_queue + 1
     )
     yield from sysctls.sysctls(
-        collect.sysctl_values(), synproxy=proxied, logs_for=log_settings.logs_for()
+        collect.sysctl_values(),
+        synproxy=synproxy.used(rules.tables),
+        logs_for=log_settings.logs_for(),
     )
     yield from sysctls.reverse_path(collect.reverse_path_filters())
     yield from _table()
     yield from _rules(firewall, rules)
-    if policy is not None:
-        if proxied:
-            yield from synproxy.checks(policy)
-        yield from hidden.checks(rules.path(), policy)
+    yield from host.checks(rules, policy)
     yield from _queues(firewall)
     yield from _interfaces()
 
@@ -139,22 +135,12 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
         differences = firewall.verify() if places else []
     except NfqGuardError as error:
         problems.append(str(error))
-    path, unnamed = rules.path(), rules.unnamed()
     yield ours.ours(places, differences, complete=not problems)
     yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
-        yield from marks.marks(path, firewall.spec.unjudged_mark)
+        yield from marks.marks(rules.path(), firewall.spec.unjudged_mark)
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
-    checks = [
-        *foreign.checks(path, unnamed=unnamed),
-        *foreign.bridged(rules.bridged, handed_over=rules.handed_over),
-    ]
-    yield from checks
-    if not checks and not problems:
-        yield ok("foreign", "no other rules single out INVALID packets by their state")
-    yield from fate.checks(path, unnamed=unnamed, complete=not rules.problems)
-    yield from foreign.unread(problems)
 
 
 def _order(firewall: Firewall) -> Iterator[Check]:

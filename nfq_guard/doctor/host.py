@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The part of the diagnosis that concerns other programs' rules, for the daemon."""
+"""The part of the diagnosis that concerns other programs' rules."""
 
 from collections.abc import Iterator
 
 from nfq_guard.doctor import fate, foreign, hidden, host_rules, synproxy
-from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.check import Check, Status, ok
+from nfq_guard.doctor.host_rules import HostRules
 from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.policy.decision import Policy
 from nfq_guard.telemetry.events import HostAccepts, HostTakes
@@ -12,21 +13,31 @@ from nfq_guard.telemetry.events import HostAccepts, HostTakes
 _TAKEN = frozenset({Status.WARNING, Status.PROBLEM})
 
 
-def checks(policy: Policy) -> Iterator[Check]:
-    """The doctor's checks `fate`, `foreign` and `policy`."""
-    rules = host_rules.read()
+def checks(rules: HostRules, policy: Policy | None) -> Iterator[Check]:
+    """The doctor's checks `foreign`, `fate` and `policy`.
+
+    Args:
+        rules: The rules of the host.
+        policy: The policy; None if it has mistakes.
+    """
     path, unnamed = rules.path(), rules.unnamed()
-    yield from foreign.checks(path, unnamed=unnamed)
-    yield from foreign.bridged(rules.bridged, handed_over=rules.handed_over)
+    named = [
+        *foreign.checks(path, unnamed=unnamed),
+        *foreign.bridged(rules.bridged, handed_over=rules.handed_over),
+    ]
+    yield from named
+    if not named and not rules.problems:
+        yield ok("foreign", "no other rules single out INVALID packets by their state")
     yield from fate.checks(path, unnamed=unnamed, complete=not rules.problems)
-    if synproxy.used(rules.tables):
-        yield from synproxy.checks(policy)
-    yield from hidden.checks(path, policy)
     yield from foreign.unread(rules.problems)
+    if policy is not None:
+        if synproxy.used(rules.tables):
+            yield from synproxy.checks(policy)
+        yield from hidden.checks(path, policy)
 
 
 def event(copy: LegacyCopy | None = None) -> HostAccepts | HostTakes:
-    """The result of `checks` as an event; `copy` is as in `host_rules.read`."""
+    """The checks `fate` as an event; `copy` is as in `host_rules.read`."""
     rules = host_rules.read(copy)
     fates = [
         f"{check.id.removeprefix('fate.')}: {check.what}"

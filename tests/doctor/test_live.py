@@ -301,6 +301,18 @@ def test_check_tells_what_the_host_does_with_allowed_packets(host: Host) -> None
         assert found["policy.synproxy"] == status
 
 
+@pytest.mark.parametrize("rules", ["", "kube-proxy.rules"])
+def test_check_and_doctor_say_the_same_of_the_host(host: Host, rules: str) -> None:
+    if rules:
+        host.load(Backend.LEGACY, rules)
+    host.command("check", "preset:default", "--host", "--format", "json")
+    (report,) = map(json.loads, host.capsys.readouterr().out.splitlines())
+    _, checks = host.examine()
+    assert report["host"] == [
+        check for check in checks if check["id"].partition(".")[0] in {"foreign", "fate", "policy"}
+    ]
+
+
 @pytest.mark.parametrize("denied", [False, True])
 def test_the_daemon_says_it_once_at_the_start(host: Host, tmp_path: Path, *, denied: bool) -> None:
     if denied:
