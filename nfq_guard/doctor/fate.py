@@ -11,7 +11,7 @@ from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.follow import Finding
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import HOOKS, ON_THE_WAY, Met, Order
-from nfq_guard.doctor.rule_model import ENDS, TAKES, Act, Truth
+from nfq_guard.doctor.rule_model import ENDS, FAMILIES, TAKES, Act, Truth
 
 _MOST: Final = 3
 _WORDS: Final = {
@@ -21,7 +21,6 @@ _WORDS: Final = {
     Act.ELSEWHERE: "sent elsewhere",
     Act.UNKNOWN: "taken by a rule that cannot be followed",
 }
-_FAMILIES: Final = {4: "IPv4", 6: "IPv6"}
 
 
 @final
@@ -56,7 +55,7 @@ def checks(
             family: _fate(mets, next_ones.get((hook, family))) for family, mets in by_family.items()
         }
         for fate in dict.fromkeys(fates.values()):
-            families = [_FAMILIES[family] for family, each in fates.items() if each == fate]
+            families = [FAMILIES[family] for family, each in fates.items() if each == fate]
             what = f"an allowed packet ({' and '.join(families)}) is {fate.text}{beyond}"
             yield Check(f"fate.{hook}", fate.status, what, fate.todo)
 

@@ -2,16 +2,13 @@
 """Checks on other programs' rules that single out INVALID packets, by owner and place."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Final
 
 from nfq_guard.doctor import fate, owners
 from nfq_guard.doctor.check import Check, note, problem, warning
 from nfq_guard.doctor.follow import Follower
 from nfq_guard.doctor.owners import SYNPROXY, owner_of
 from nfq_guard.doctor.path import Met, Order
-from nfq_guard.doctor.rule_model import ENDS, TAKES, Act, Table
-
-_FAMILIES: Final = {4: "IPv4", 6: "IPv6"}
+from nfq_guard.doctor.rule_model import ENDS, FAMILIES, TAKES, Act, Table
 
 
 def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Check]:
@@ -146,4 +143,4 @@ def _where(group: list[Met]) -> str:
 
 def _family(met: Met) -> str:
     table = met.finding.table
-    return "bridge" if table.nft_family == "bridge" else _FAMILIES[table.family]
+    return "bridge" if table.nft_family == "bridge" else FAMILIES[table.family]

@@ -24,6 +24,9 @@ NFT_SECURITY: Final = 150
 TCP: Final = "tcp"
 """The default protocol of the packet that is followed."""
 
+FAMILIES: Final = {4: "IPv4", 6: "IPv6"}
+"""The names of the families of packets."""
+
 ALL_BITS: Final = 0xFFFFFFFF
 """The bits of a packet's mark."""
 
