@@ -91,6 +91,20 @@ class Nat(StrEnum):
     UNKNOWN = "unknown"
 
 
+_TRANSLATED: Final = frozenset({Nat.SNAT, Nat.DNAT, Nat.BOTH})
+
+
+def escapes(verdict: str, nat: str, *, leak: bool) -> bool:
+    """Whether an INVALID packet left untranslated though it should have been translated.
+
+    Args:
+        verdict: Its verdict, as in its event.
+        nat: How the host translates its flow: a `Nat`, or as in its event.
+        leak: Whether it has the source of a translated flow, and no flow.
+    """
+    return verdict == "accept" and (leak or nat in _TRANSLATED)
+
+
 class Evidence(StrEnum):
     """The source of a flow's window, or its substitute.
 

@@ -4,6 +4,7 @@
 from typing import Any
 
 from nfq_guard.finding import Reason
+from nfq_guard.flow import escapes
 from nfq_guard.names import endpoint
 
 Fields = dict[str, Any]
@@ -58,11 +59,10 @@ def _ranked(flow: Fields) -> list[tuple[str, int]]:
     )
 
 
-def escapes(flow: Fields) -> bool:
+def has_escaped(flow: Fields) -> bool:
     """Whether a packet of its last event left untranslated."""
     event = last_event(flow)
-    translated = event["nat"] in {"snat", "dnat", "both"} or event.get("leak", False)
-    return bool(translated and event["verdict"] == "accept")
+    return escapes(event["verdict"], event["nat"], leak=event.get("leak", False))
 
 
 def distance_of(flow: Fields) -> int:

@@ -20,7 +20,7 @@ from nfq_guard.cli.top_flow import (
     distance_of,
     distance_text,
     ends_of,
-    escapes,
+    has_escaped,
     key_of,
     last_event,
     main_reason,
@@ -365,7 +365,7 @@ def _block(
         selected: Whether the cursor is on the flow.
     """
     mark = Piece(">" if selected else " ", (Style.BOLD,))
-    escaped = escapes(flow)
+    escaped = has_escaped(flow)
     if above:
         for text in wrap(ends_of(flow), above - 1):
             yield [mark, Piece(text, (Style.RED,) if escaped else ())]

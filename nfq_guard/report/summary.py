@@ -9,7 +9,7 @@ from typing import Final, final
 
 from nfq_guard.conntrack.bounds import BoundCheck
 from nfq_guard.finding import Reason
-from nfq_guard.flow import Nat
+from nfq_guard.flow import Nat, escapes
 from nfq_guard.glossary import Cause
 from nfq_guard.names import endpoint
 from nfq_guard.report.timeline import Timeline
@@ -39,8 +39,6 @@ _UNSCALED: Final = 65_535
 # Distances are counted by powers of two; the last exponent includes all larger ones.
 DISTANCE_CLASSES: Final = 33
 
-_TRANSLATED: Final = frozenset({Nat.SNAT, Nat.DNAT, Nat.BOTH})
-
 FlowName = tuple[str, str, str]
 
 
@@ -56,7 +54,8 @@ def fate_of(event: PacketJudged) -> Fate:
     """What became of the packets of an event."""
     if event.verdict == "drop":
         return Fate.DROPPED
-    return Fate.ESCAPED if event.leak or event.nat in _TRANSLATED else Fate.PASSED
+    escaped = escapes(event.verdict, event.nat, leak=event.leak)
+    return Fate.ESCAPED if escaped else Fate.PASSED
 
 
 @final
