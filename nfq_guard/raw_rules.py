@@ -24,6 +24,7 @@ from typing import Final, NamedTuple, final
 
 from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import IPS_SEEN_REPLY, FlowSnapshot, FlowTuple, Hook, answering
+from nfq_guard.names import counted
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.policy.model import RULE_HIDDEN_HALF
 from nfq_guard.wire.packet import ACK, RST, SYN, Malformed, Packet, Queued, Segment, tuple_of
@@ -144,7 +145,7 @@ def bounded(rules: Sequence[RawRule]) -> tuple[RawRule, ...]:
     places = dict.fromkeys((rule.family, rule.proto, rule.hook) for rule in rest)
     return kept + tuple(
         RawRule(
-            f"one of {len(rest)} more rules",
+            f"one of {counted(len(rest), 'more rule')}",
             *place,
             chain="",
             act=RawAct.TRACKING,

@@ -213,6 +213,7 @@ def _writer(name: str, captures: Sequence[Capture], stack: ExitStack) -> _Show:
             Path(capture.name).exists() and path.samefile(capture.name) for capture in captures
         ):
             raise UsageError(f"--write: {name} is an input file")
+        # `outfile.output` would take an error of standard output for one of this file.
         output = replacing(path)
         file = output.__enter__()
     except OSError as error:

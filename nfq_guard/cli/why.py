@@ -18,7 +18,7 @@ from nfq_guard.finding import Breach
 from nfq_guard.kernlog.groups import Groups, LoggedRecord, notice_records
 from nfq_guard.kernlog.lines import LogReader
 from nfq_guard.kernlog.notices import Notice
-from nfq_guard.names import endpoint
+from nfq_guard.names import counted, endpoint
 from nfq_guard.replay.words import breach_gist
 from nfq_guard.seqno import Seq
 from nfq_guard.telemetry.palette import Style
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         for notice, record in zip(reader.notices, noticed, strict=True):
             _show_notice(notice, record)
         if not (records or noticed):
-            write_line(f"no packet in {reader.lines} lines")
+            write_line(f"no packet in {counted(reader.lines, 'line')}")
     if reader.skipped:
         sys.stderr.write(
             f"nfq-guard: lines that are too long or have no whole packet: {reader.skipped}\n"
@@ -125,7 +125,7 @@ def _show(records: list[LoggedRecord]) -> None:
         if first["tcp_flags"] is not None:
             name += f", flags {first['tcp_flags'] or '-'}"
     verdict = "" if first["verdict"] == "not said" else f", {_verdict(first)}"
-    write_line(paint(f"{name}{verdict}: {_packets(packets)}", Style.BOLD))
+    write_line(paint(f"{name}{verdict}: {counted(packets, 'packet')}", Style.BOLD))
     if first["source"] == "conntrack":
         _paragraph("  Conntrack: ", _quoted(first["text"]))
     _paragraph("  Meaning: ", first["meaning"])
@@ -135,15 +135,14 @@ def _show(records: list[LoggedRecord]) -> None:
     rest = records[_FLOWS_SHOWN:]
     if rest:
         more = sum(record["packets"] for record in rest)
-        write_line(f"  {_packets(more)} of {len(rest)} more flows")
+        write_line(f"  {counted(more, 'packet')} of {counted(len(rest), 'more flow')}")
     write_line()
 
 
 def _show_notice(notice: Notice, record: LoggedRecord) -> None:
-    count = record["packets"]
     verdict = ", dropped" if notice.dropped else ""
-    counted = f"{count} {notice.unit}{'s' if count != 1 else ''}"
-    write_line(paint(f"{notice.title}{verdict}: {counted}", Style.BOLD))
+    count = counted(record["packets"], notice.unit)
+    write_line(paint(f"{notice.title}{verdict}: {count}", Style.BOLD))
     _paragraph("  Kernel: ", _quoted(record["text"]))
     _paragraph("  Meaning: ", notice.meaning)
     _paragraph("  Next: ", notice.next)
@@ -159,7 +158,7 @@ def _verdict(record: LoggedRecord) -> str:
 def _flow(record: LoggedRecord) -> str:
     lines = _lines(record)
     if record["proto"] is None:
-        return f"other flows: {_packets(record['packets'])}, {lines}"
+        return f"other flows: {counted(record['packets'], 'packet')}, {lines}"
     source = endpoint(record["src"], record["sport"])
     ends = f"{record['proto']} {source} > {endpoint(record['dst'], record['dport'])}"
     found = record["breach"]
@@ -169,17 +168,13 @@ def _flow(record: LoggedRecord) -> str:
             found["bound"], Seq(found["actual"]), Seq(found["limit"]), found["distance"]
         )
         gist = f", {breach_gist(breach)}"
-    return f"{ends}: {_packets(record['packets'])}, {lines}{gist}"
+    return f"{ends}: {counted(record['packets'], 'packet')}, {lines}{gist}"
 
 
 def _lines(record: LoggedRecord) -> str:
     if record["last_line"] == record["first_line"]:
         return f"line {record['first_line']}"
     return f"lines {record['first_line']} to {record['last_line']}"
-
-
-def _packets(count: int) -> str:
-    return f"{count} packet{'s' if count != 1 else ''}"
 
 
 def _quoted(text: str) -> str:

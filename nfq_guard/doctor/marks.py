@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.path import Met, Order
+from nfq_guard.names import counted
 
 
 def marks(path: Iterable[Met], unjudged: int) -> Iterator[Check]:
@@ -54,4 +55,4 @@ def _text(met: Met) -> str:
 def _first(texts: list[str]) -> str:
     different = list(dict.fromkeys(texts))
     more = len(different) - 1
-    return f"{different[0]} and {more} more rules" if more else different[0]
+    return f"{different[0]} and {counted(more, 'more rule')}" if more else different[0]

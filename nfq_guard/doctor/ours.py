@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 
 from nfq_guard.doctor.check import Check, note, ok, problem, warning
 from nfq_guard.firewall import Difference, Kind
+from nfq_guard.names import counted
 
 # Differences that break the guard, unlike rules that were installed for another configuration.
 _BREAKING = frozenset(
@@ -48,7 +49,7 @@ def ours(
         return ok("rules.ours", "our rules are loaded as a native nftables table")
     if not differences:
         return ok("rules.ours", f"rules OK, in {places[0]}")
-    what = f"{len(differences)} differences in our rules, such as {differences[0]}"
+    what = f"{counted(len(differences), 'difference')} in our rules, such as {differences[0]}"
     todo = "list them with `nfq-guard rules verify`, repair them with `nfq-guard rules install`"
     if _BREAKING & {difference.kind for difference in differences}:
         return problem("rules.ours", what, todo)

@@ -288,6 +288,7 @@ def test_many_rules() -> None:
     more = bounded([*few, rule(REQUESTS), rule(REQUESTS), rule(REQUESTS, hook=Hook.OUTPUT)])
     assert len(more) == MOST_RULES + 2
     assert hiding(*more[MOST_RULES:]) == "one of 3 more rules"
+    assert hiding(*bounded([*few, rule(REQUESTS)])[MOST_RULES:]) == "one of 1 more rule"
 
 
 def test_a_policy_on_trial_does_not_drop_either() -> None:

@@ -366,7 +366,9 @@ def test_our_own_rules() -> None:
     assert ours(["nftables"], []).status is Status.OK
     assert ours(["legacy", "nft"], []).status is Status.PROBLEM
     assert ours(["nft"], [difference(Kind.MISSING_JUMP)]).status is Status.PROBLEM
-    assert ours(["nft"], [difference(Kind.CHANGED_RULE)]).status is Status.WARNING
+    changed = ours(["nft"], [difference(Kind.CHANGED_RULE)])
+    assert changed.status is Status.WARNING
+    assert changed.what.startswith("1 difference in our rules, such as ")
 
 
 @pytest.mark.parametrize(

@@ -388,7 +388,7 @@ def test_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = tmp_path / "kern.log"
     log.write_text("eth0: link up\n")
-    assert run(capsys, str(log)) == "no packet in 1 lines\n"
+    assert run(capsys, str(log)) == "no packet in 1 line\n"
 
 
 @pytest.mark.parametrize("words", [[], ["kern.log", "--journal"], ["/nonexistent"]])
