@@ -15,6 +15,7 @@ from typing import Final
 from nfq_guard.flow import IPV6
 from nfq_guard.lab.netns import Namespace
 from nfq_guard.names import endpoint
+from nfq_guard.netlink.connection import enlarge
 from nfq_guard.outfile import replacing
 from nfq_guard.seqno import Seq, add
 from nfq_guard.wire.packet import FIN, RST, SYN
@@ -22,7 +23,6 @@ from nfq_guard.wire.packet import FIN, RST, SYN
 _ETH_P_ALL: Final = 0x0003
 _ETHERTYPES: Final = (0x0800, 0x86DD)
 _SO_TIMESTAMPNS: Final = 35  # the number of the socket option and of its control message
-_SO_RCVBUFFORCE: Final = 33  # not defined by the socket module
 _RECEIVE_BUFFER: Final = 8 << 20  # a trial moves well below 1 MB, and nothing may be lost
 _LARGEST: Final = 65_575
 _LINKTYPE_RAW: Final = 101
@@ -149,7 +149,7 @@ class Tap:
             # Protocol 0 keeps the socket from capturing every interface before it is bound to one.
             protocol = 0 if interface else socket.htons(_ETH_P_ALL)
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            enlarge(self._socket, _RECEIVE_BUFFER)
             self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
             self._socket.settimeout(0)
             if interface:

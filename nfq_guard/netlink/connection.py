@@ -15,6 +15,14 @@ _DATAGRAM_MAX: Final = 1 << 16
 _SO_RCVBUFFORCE: Final = 33
 
 
+def enlarge(one: socket.socket, buffer_bytes: int) -> None:
+    """Request a receive buffer of about this size for a socket, as far as the kernel grants it."""
+    with suppress(PermissionError):  # not in the host's user namespace
+        one.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+        return
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+
+
 @final
 class Connection:
     """A connection to the kernel, in the network namespace in which it was opened."""
@@ -41,10 +49,7 @@ class Connection:
 
     def enlarge(self, buffer_bytes: int) -> None:
         """Request a receive buffer of about this size, as far as the kernel grants it."""
-        with suppress(PermissionError):  # not in the host's user namespace
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
-            return
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer_bytes)
+        enlarge(self._socket, buffer_bytes)
 
     def __enter__(self) -> Self:
         return self

@@ -22,6 +22,7 @@ from netfilterqueue import Packet as KernelPacket
 
 from nfq_guard import capabilities
 from nfq_guard.errors import BusyError, NfqGuardError, PrivilegeError, UnavailableError
+from nfq_guard.netlink.connection import enlarge
 from nfq_guard.netlink.owner import is_socket_of, process_of
 from nfq_guard.nfqueue import counters, requests
 from nfq_guard.nfqueue.message import (
@@ -37,8 +38,6 @@ from nfq_guard.wire.packet import Queued
 # Bytes of a message besides the packet: headers and every attribute that the kernel may add.
 _OVERHEAD: Final = 512
 _ID_MASK: Final = 0xFFFFFFFF
-# asm-generic/socket.h; Python does not name it.
-_SO_RCVBUFFORCE: Final = 33
 _DONTWAIT: Final = int(socket.MSG_DONTWAIT)
 _FLAG_NAMES: Final = {requests.CONFIG_FAIL_OPEN: "fail-open", requests.CONFIG_GSO: "gso"}
 
@@ -194,8 +193,7 @@ class QueueReader:
         """Configure the queue as the library does when it binds."""
         self.socket.send(requests.config_copy(self.queue_num, copy_bytes))
         self.socket.send(requests.config_length(self.queue_num, queue_length))
-        with suppress(OSError):  # in another user namespace; a note in the log reports it
-            self.socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+        enlarge(self.socket, buffer_bytes)  # if it stays smaller, a note in the log reports it
 
     def _has_lost(self) -> bool:
         """Whether the last read failed because messages were lost; False if nothing waits."""

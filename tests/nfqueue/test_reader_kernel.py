@@ -320,6 +320,26 @@ def test_overrun_of_the_socket_is_counted(namespace: Make) -> None:
         assert len(reader.drain(64)[0]) == 1
 
 
+_IN_A_CONTAINER = """
+from nfq_guard.nfqueue.reader import QueueReader
+first = QueueReader(0, socket_buffer_bytes=8192)
+kept = QueueReader(0, socket_buffer_bytes=65536, kept=first.socket)
+print(kept.taken_over, kept.socket_buffer_bytes)
+"""
+
+
+def test_the_buffer_of_a_kept_socket_in_a_container() -> None:
+    """Its root may not exceed the limit of the host, but gets what that allows."""
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", _IN_A_CONTAINER],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": import_path()},
+    )
+    assert done.stdout.split() == ["True", "65536"]
+
+
 def test_verdict_for_a_packet_that_is_gone(namespace: Make) -> None:
     inside = namespace("q")
     queue_udp(inside)
