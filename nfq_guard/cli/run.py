@@ -11,6 +11,7 @@ from nfq_guard.cli.options import add_config, add_last_good
 from nfq_guard.engine import Mode
 from nfq_guard.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 from nfq_guard.firewall.legacy_copy import LegacyCopy
+from nfq_guard.firewall.spec import LAST_QUEUE
 from nfq_guard.raw_rules import RawReading
 from nfq_guard.service import assemble, privileges
 from nfq_guard.service.settings import QUEUES, Settings, parse_queues
@@ -79,8 +80,8 @@ def _overridden(settings: Settings, args: argparse.Namespace) -> Settings:
     if args.keep_rules:
         changes["rules"] = "keep"
     if args.queue is not None:
-        if not 0 <= args.queue <= 65535:
-            raise UsageError(f"--queue: expected 0 to 65535, found {args.queue}")
+        if not 0 <= args.queue <= LAST_QUEUE:
+            raise UsageError(f"--queue: expected 0 to {LAST_QUEUE}, found {args.queue}")
         changes["queue"] = args.queue
         changes["queues"] = ""
     if args.queues is not None:

@@ -115,9 +115,9 @@ def _judge(spec: RulesSpec) -> Iterator[str]:
         yield f"meta mark set meta mark or {spec.unjudged_mark:#x}"
     rate = spec.max_rate_pps
     if rate is not None:
-        burst = max(5, rate // 10)
         target = "drop" if spec.fail_mode is FailMode.CLOSED else "return"
-        yield f"limit rate over {rate}/second burst {burst} packets counter name {_SHED} {target}"
+        limit = f"limit rate over {rate}/second burst {spec.burst} packets"
+        yield f"{limit} counter name {_SHED} {target}"
     several = spec.first_queue != spec.last_queue
     queues = f"{spec.first_queue}-{spec.last_queue}" if several else f"{spec.first_queue}"
     flags = [] if spec.fail_mode is FailMode.CLOSED else ["bypass"]

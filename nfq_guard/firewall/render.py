@@ -145,15 +145,15 @@ def _shed(spec: RulesSpec) -> tuple[str, ...]:
     """The rule that limits the rate of queued packets.
 
     The bucket's name contains the rate, because the kernel keeps the parameters of an existing
-    bucket and would ignore a new rate. The burst is a tenth of a second, at least 5 packets.
+    bucket and would ignore a new rate.
     """
     rate = spec.max_rate_pps
     if rate is None:
         return ()
-    burst = max(5, rate // 10)
     target = "DROP" if spec.fail_mode is FailMode.CLOSED else "RETURN"
-    limit = f"--hashlimit-above {rate}/sec --hashlimit-burst {burst} --hashlimit-name nfqg{rate}"
-    return (f"-m hashlimit {limit} {_comment(ABOVE_THE_RATE)} -j {target}",)
+    limit = f"--hashlimit-above {rate}/sec --hashlimit-burst {spec.burst}"
+    bucket = f"--hashlimit-name nfqg{rate}"
+    return (f"-m hashlimit {limit} {bucket} {_comment(ABOVE_THE_RATE)} -j {target}",)
 
 
 def _queue(spec: RulesSpec) -> str:

@@ -38,7 +38,8 @@ Tailscale 0xff0000, Cilium 0x0f00, Istio 0x539, AWS CNI 0x80.
 MAX_RATE_PPS: Final = 1_000_000
 """The resolution of the hashlimit match is one microsecond a packet."""
 
-_LAST_QUEUE: Final = 65535
+LAST_QUEUE: Final = 65535
+"""The highest number of a queue."""
 
 
 class Family(IntEnum):
@@ -113,12 +114,19 @@ class RulesSpec:
         Raises:
             UsageError: A number is out of range, or the queues are in the wrong order.
         """
-        if not 0 <= self.first_queue <= self.last_queue <= _LAST_QUEUE:
+        if not 0 <= self.first_queue <= self.last_queue <= LAST_QUEUE:
             queues = f"{self.first_queue}:{self.last_queue}"
-            raise UsageError(f"queues: expected A:B with 0 <= A <= B <= 65535, found {queues}")
+            raise UsageError(
+                f"queues: expected A:B with 0 <= A <= B <= {LAST_QUEUE}, found {queues}"
+            )
         rate = self.max_rate_pps
         if rate is not None and not 1 <= rate <= MAX_RATE_PPS:
             raise UsageError(f"max_rate_pps: expected 1 to {MAX_RATE_PPS}, found {rate}")
         if not 0 < self.unjudged_mark <= 0xFFFFFFFF:
             mark = f"{self.unjudged_mark:#x}"
             raise UsageError(f"unjudged mark: expected 0x1 to 0xffffffff, found {mark}")
+
+    @property
+    def burst(self) -> int:
+        """Packets above `max_rate_pps` that pass at once: those of a tenth of a second."""
+        return max(5, (self.max_rate_pps or 0) // 10)

@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from nfq_guard.engine import Mode
 from nfq_guard.errors import Mistake
+from nfq_guard.firewall.spec import LAST_QUEUE, MAX_RATE_PPS
 from nfq_guard.flow import EvidenceChoice
 from nfq_guard.policy.values import shown, suggestion
 
@@ -128,7 +129,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     copy_bytes: Annotated[int, Meta(ge=128, le=4016)] = 256
     socket_buffer_bytes: Annotated[int, Meta(ge=4096, le=1 << 28)] = 4 << 20
     batch: Annotated[int, Meta(ge=1, le=1024)] = 64
-    max_rate_pps: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    max_rate_pps: Annotated[int, Meta(ge=0, le=MAX_RATE_PPS)] = 0
     offload: bool = False
     offload_after: Annotated[int, Meta(ge=2, le=1_000_000)] = 50
     offload_timeout_s: Annotated[float, Meta(ge=1, le=3600)] = 10.0
@@ -183,7 +184,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 # Each queue has a process of about 30 MB; a mistyped `0-30000` would exhaust the host's memory.
 _WORKERS_MAX: Final = 32
 # The input that `parse_queues` accepts, for messages.
-QUEUES: Final = f"0 <= A <= B <= 65535 and at most {_WORKERS_MAX} queues"
+QUEUES: Final = f"0 <= A <= B <= {LAST_QUEUE} and at most {_WORKERS_MAX} queues"
 
 
 def parse_queues(text: str) -> range | None:
@@ -193,7 +194,7 @@ def parse_queues(text: str) -> range | None:
         return None
     first = int(found[1])
     last = int(found[2]) if found[2] is not None else first
-    good = first <= last <= 65535 and last - first < _WORKERS_MAX
+    good = first <= last <= LAST_QUEUE and last - first < _WORKERS_MAX
     return range(first, last + 1) if good else None
 
 
