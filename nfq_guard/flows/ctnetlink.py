@@ -33,14 +33,15 @@ from nfq_guard.netlink.messages import (
     nested,
 )
 
-_GET: Final = 1 << 8 | 1  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET
-_ENTRY: Final = 1 << 8
+# NFNL_SUBSYS_CTNETLINK with IPCTNL_MSG_CT_GET, and with IPCTNL_MSG_CT_NEW.
+GET: Final = 1 << 8 | 1
+ENTRY: Final = 1 << 8
 
 # CTA_*, and below them CTA_TUPLE_*, CTA_IP_*, CTA_PROTO_*, CTA_PROTOINFO_*.
 _TUPLE_ORIG: Final = 1
 _TUPLE_REPLY: Final = 2
 _STATUS: Final = 3
-_PROTOINFO: Final = 4
+PROTOINFO: Final = 4
 _TIMEOUT: Final = 7
 _MARK: Final = 8
 _ZONE: Final = 18
@@ -52,9 +53,9 @@ _PROTO_DPORT: Final = 3
 # Source and destination by the length of an address; identifier, type and code by protocol.
 _ADDRESSES: Final = {4: (1, 2), 16: (3, 4)}
 _ICMP_PARTS: Final = {PROTO_ICMP: (4, 5, 6), PROTO_ICMPV6: (7, 8, 9)}
-_PROTOINFO_TCP: Final = 1
+PROTOINFO_TCP: Final = 1
 _TCP_STATE: Final = 1
-_TCP_FLAGS: Final = (4, 5)
+TCP_FLAGS: Final = (4, 5)
 _PROTOINFO_SCTP: Final = 3
 _SCTP_STATE: Final = 1
 _SCTP_TAG_ORIGINAL: Final = 2
@@ -168,7 +169,7 @@ class CtnetlinkFlows:
                 continue
             if kind == NLMSG_ERROR:
                 answers[index] = (error_in(body), b"")
-            elif kind == _ENTRY:
+            elif kind == ENTRY:
                 answers[index] = (0, body)
         return answers
 
@@ -196,7 +197,7 @@ def _result(code: int, body: bytes, wanted: FlowTuple) -> LookupResult:
 
 
 def _request(wanted: FlowTuple, zone: int, sequence: int) -> bytes:
-    return request(_GET, 0, sequence, wanted, zone, b"")
+    return request(GET, 0, sequence, wanted, zone, b"")
 
 
 def request(
@@ -248,11 +249,11 @@ def snapshot_of(body: bytes, wanted: FlowTuple) -> FlowSnapshot | None:
         state = 0
         flags: tuple[int, int] | None = None
         association: Association | None = None
-        if _PROTOINFO in entry:
-            info = attributes(entry[_PROTOINFO])
-            tcp = attributes(info.get(_PROTOINFO_TCP, b""))
+        if PROTOINFO in entry:
+            info = attributes(entry[PROTOINFO])
+            tcp = attributes(info.get(PROTOINFO_TCP, b""))
             state = tcp.get(_TCP_STATE, b"\0")[0]
-            ours, theirs = (tcp.get(kind, b"\0")[0] for kind in _TCP_FLAGS)
+            ours, theirs = (tcp.get(kind, b"\0")[0] for kind in TCP_FLAGS)
             flags = ours, theirs
             if _PROTOINFO_SCTP in info:
                 association = _association_of(info[_PROTOINFO_SCTP])

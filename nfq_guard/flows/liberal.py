@@ -12,7 +12,16 @@ from nfq_guard.flow import (
     FlowSnapshot,
     FlowTuple,
 )
-from nfq_guard.flows.ctnetlink import Netlink, request, snapshot_of
+from nfq_guard.flows.ctnetlink import (
+    ENTRY,
+    GET,
+    PROTOINFO,
+    PROTOINFO_TCP,
+    TCP_FLAGS,
+    Netlink,
+    request,
+    snapshot_of,
+)
 from nfq_guard.netlink.connection import Connection, responses
 from nfq_guard.netlink.messages import (
     FAMILY_HEADER,
@@ -24,13 +33,7 @@ from nfq_guard.netlink.messages import (
     nested,
 )
 
-_NEW: Final = 1 << 8  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW: also the type of an entry
-_GET: Final = 1 << 8 | 1
-# CTA_*, and below CTA_PROTOINFO_TCP the flags of each direction.
-_PROTOINFO: Final = 4
-_ID: Final = 12
-_PROTOINFO_TCP: Final = 1
-_TCP_FLAGS: Final = {Direction.ORIGINAL: 4, Direction.REPLY: 5}
+_ID: Final = 12  # CTA_ID
 _FLAGS_AND_MASK: Final = struct.Struct("BB")
 
 
@@ -69,18 +72,16 @@ class LiberalFlag:
 
     def read(self, wanted: FlowTuple, zone: int) -> LiberalFlow | None:
         """The entry of a tuple; None if it cannot be parsed, ENOENT without one."""
-        body = self._ask(_GET, 0, wanted, zone, b"")
+        body = self._ask(GET, 0, wanted, zone, b"")
         snapshot = snapshot_of(body, wanted)
         if snapshot is None:
             return None
-        entry = attributes(body[FAMILY_HEADER.size :])
-        tcp = attributes(attributes(entry.get(_PROTOINFO, b"")).get(_PROTOINFO_TCP, b""))
+        flags = zip(Direction, snapshot.peer_flags or (0, 0), strict=True)
         liberal = frozenset(
-            direction
-            for direction, kind in _TCP_FLAGS.items()
-            if tcp.get(kind, b"\0")[0] & IP_CT_TCP_FLAG_BE_LIBERAL
+            direction for direction, bits in flags if bits & IP_CT_TCP_FLAG_BE_LIBERAL
         )
-        return LiberalFlow(snapshot, entry.get(_ID, b""), liberal)
+        identity = attributes(body[FAMILY_HEADER.size :]).get(_ID, b"")
+        return LiberalFlow(snapshot, identity, liberal)
 
     def write(
         self, wanted: FlowTuple, zone: int, directions: frozenset[Direction], *, on: bool
@@ -89,8 +90,8 @@ class LiberalFlag:
         flags = _FLAGS_AND_MASK.pack(
             IP_CT_TCP_FLAG_BE_LIBERAL if on else 0, IP_CT_TCP_FLAG_BE_LIBERAL
         )
-        tcp = (attribute(_TCP_FLAGS[direction], flags) for direction in sorted(directions))
-        self._ask(_NEW, NLM_F_ACK, wanted, zone, nested(_PROTOINFO, nested(_PROTOINFO_TCP, *tcp)))
+        tcp = (attribute(TCP_FLAGS[direction], flags) for direction in sorted(directions))
+        self._ask(ENTRY, NLM_F_ACK, wanted, zone, nested(PROTOINFO, nested(PROTOINFO_TCP, *tcp)))
 
     def close(self) -> None:
         """Close the connection."""
@@ -110,7 +111,7 @@ class LiberalFlag:
                 continue
             if answer == NLMSG_ERROR:
                 code = error_in(body)
-            elif answer == _NEW:
+            elif answer == ENTRY:
                 found, code = body, 0
         if code:
             raise OSError(code, errno.errorcode.get(code, str(code)))
