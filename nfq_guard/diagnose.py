@@ -77,8 +77,6 @@ from nfq_guard.wire.tcp import highest_acknowledged
 _PREROUTING: Final = int(Hook.PREROUTING)
 # Older kernels have a further state, which was not measured.
 _LAST_SCTP_STATE: Final = int(SctpState.HEARTBEAT_SENT)
-_FIRST_CLOSING: Final = int(TcpState.FIN_WAIT)
-_LAST_CLOSING: Final = int(TcpState.CLOSE)
 
 
 def diagnose(
@@ -325,7 +323,7 @@ def _diagnose_segment(
     sender = peers[direction]
     receiver = peers[1 - direction]
     if kind == CLASS_RST:
-        if kernel.closing_takes_any_rst and _FIRST_CLOSING <= state <= _LAST_CLOSING:
+        if window.rst_closes_unchecked(state, kernel):
             return Finding(Reason.RACED, None, MOVED_ON)
         if not (kernel.ignores_invalid_rst and sysctls.ignore_invalid_rst):
             breach = window.rst_breach_of(

@@ -243,7 +243,7 @@ class TcpTracker:
         """Treatment of an RST (kernel.md 1.7)."""
         kernel = self._kernel
         state = entry.state
-        if kernel.closing_takes_any_rst and _FIN_WAIT <= state <= _CLOSE:
+        if window.rst_closes_unchecked(state, kernel):
             return _RST_CLOSES
         seq = segment.seq
         receiver = entry.peers[1 - direction]

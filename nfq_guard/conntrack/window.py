@@ -34,6 +34,8 @@ _ACK_UNDER: Final = Reason.ACK_UNDER
 
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _ESTABLISHED: Final = int(TcpState.ESTABLISHED)
+_FIN_WAIT: Final = int(TcpState.FIN_WAIT)
+_CLOSE: Final = int(TcpState.CLOSE)
 # Bytes by which an acknowledgement may lag, whatever the window.
 _LEAST_ACK_WINDOW: Final = 66000
 
@@ -166,6 +168,11 @@ def breach_of(
     if bound is None or ignored_for(bound, end, sack, sender, receiver, kernel) is not None:
         return None
     return against(bound, seq, end, sack, sender, receiver)
+
+
+def rst_closes_unchecked(state: int, kernel: KernelRules) -> bool:
+    """Whether an RST of any number ends a flow in this state: once it is closing."""
+    return kernel.closing_takes_any_rst and _FIN_WAIT <= state <= _CLOSE
 
 
 def rst_is_held(receiver: Peer, last_index: int, kernel: KernelRules) -> bool:

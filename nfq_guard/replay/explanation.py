@@ -16,6 +16,7 @@ from nfq_guard.capture.reader import Capture
 from nfq_guard.conntrack.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.conntrack.entry import Key, reverse
 from nfq_guard.conntrack.kernel_rules import KERNELS, KernelRules
+from nfq_guard.conntrack.window import rst_closes_unchecked
 from nfq_guard.errors import UsageError
 from nfq_guard.finding import BOUNDS, Ignored, Reason
 from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
@@ -35,7 +36,6 @@ FIRST_SHOWN: Final = 4
 LAST_SHOWN: Final = 6
 
 _IGNORED_BY_WINDOW: Final = frozenset({Ignored.OVERSHOOT, Ignored.SEQ_UNDER, Ignored.ACK_UNDER})
-_CLOSING: Final = range(int(TcpState.FIN_WAIT), int(TcpState.CLOSE) + 1)
 
 
 @final
@@ -302,7 +302,7 @@ def _checks(
     if reason is None and outcome.ignored is None:
         if segment.flags & SYN:
             return ()
-        if segment.flags & RST and kernel.closing_takes_any_rst and before.state in _CLOSING:
+        if segment.flags & RST and rst_closes_unchecked(before.state, kernel):
             return ()
     elif reason not in BOUNDS and outcome.ignored not in _IGNORED_BY_WINDOW:
         return ()
