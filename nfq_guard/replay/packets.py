@@ -14,7 +14,7 @@ from nfq_guard.flow import IPV4, IPV6
 from nfq_guard.replay.checksums import ChecksumJudge, ChecksumMode, Suspect
 from nfq_guard.replay.copies import Copies
 from nfq_guard.wire.fragments import Reassembler, is_fragment
-from nfq_guard.wire.ip import decode
+from nfq_guard.wire.ip import BAD_HEADER, decode
 from nfq_guard.wire.ipv6 import HOP_BY_HOP, is_discarded
 from nfq_guard.wire.packet import Malformed, Packet, Segment
 
@@ -26,16 +26,6 @@ DROPPED_BEFORE: Final = "an IP header that the kernel throws away"
 COPIED: Final = "a copy of an earlier frame"
 SNAPPED: Final = "the capture ends inside the headers"
 
-# Problems of the IP header itself (wire.ip), for which the IP layer drops the packet.
-_DROPPED_BY_IP: Final = frozenset(
-    {
-        "IP version neither 4 nor 6",
-        "IPv4 header cut short",
-        "IPv4 header length below 5",
-        "IPv4 header longer than the packet",
-        "IPv6 header cut short",
-    }
-)
 _IPV6_HEADER: Final = 40
 # A longer IPv6 packet is a super-packet, whose length field is 0.
 _LONGEST_V6: Final = _IPV6_HEADER + 0xFFFF
@@ -150,7 +140,7 @@ class PacketReader:
     def _is_dropped_before(self, packet: Packet | Malformed, octets: bytes) -> bool:
         """Whether the IP layer drops a packet before conntrack; `suspect` if it may do so."""
         if isinstance(packet, Malformed):
-            if packet.problem in _DROPPED_BY_IP:
+            if packet.problem in BAD_HEADER:
                 return True
             return packet.family == IPV6 and is_discarded(octets)
         if packet.family == IPV4:

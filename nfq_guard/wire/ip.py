@@ -24,6 +24,14 @@ from nfq_guard.wire.packet import Malformed, Packet, Transport
 
 _IPV6: Final = struct.Struct("!IHBB16s16s")
 
+# Problems of the IP header itself, for which the IP layer of a receiver drops the packet.
+_NO_VERSION: Final = "IP version neither 4 nor 6"
+_V4_CUT: Final = "IPv4 header cut short"
+_V4_SHORT: Final = "IPv4 header length below 5"
+_V4_LONG: Final = "IPv4 header longer than the packet"
+_V6_CUT: Final = "IPv6 header cut short"
+BAD_HEADER: Final = frozenset({_NO_VERSION, _V4_CUT, _V4_SHORT, _V4_LONG, _V6_CUT})
+
 _SNAPPED: Final = (
     tcp.SNAPPED_IN_HEADER,
     udp.SNAPPED_IN_HEADER,
@@ -42,12 +50,12 @@ def decode(octets: bytes) -> Packet | Malformed:
         return _decode_ipv4(octets)
     if version == 6:
         return _decode_ipv6(octets)
-    return Malformed("IP version neither 4 nor 6")
+    return Malformed(_NO_VERSION)
 
 
 def _decode_ipv4(octets: bytes) -> Packet | Malformed:
     if len(octets) < 20:
-        return Malformed("IPv4 header cut short", IPV4)
+        return Malformed(_V4_CUT, IPV4)
     # By index instead of `struct`: in compiled code that takes a third of the time.
     length = octets[2] << 8 | octets[3]
     fragment = octets[6] << 8 | octets[7]
@@ -57,12 +65,12 @@ def _decode_ipv4(octets: bytes) -> Packet | Malformed:
     dst = octets[16:20]
     header_len = (octets[0] & 15) << 2
     if header_len < 20:
-        return Malformed("IPv4 header length below 5", IPV4, src, dst, proto)
+        return Malformed(_V4_SHORT, IPV4, src, dst, proto)
     if length == 0:
         # A super-packet over 65,535 octets, as by segmentation offload.
         length = len(octets)
     if header_len > length:
-        return Malformed("IPv4 header longer than the packet", IPV4, src, dst, proto)
+        return Malformed(_V4_LONG, IPV4, src, dst, proto)
     if header_len > len(octets):
         return Malformed("capture ends inside the IPv4 header", IPV4, src, dst, proto, snapped=True)
     more = fragment & 0x2000 != 0
@@ -74,7 +82,7 @@ def _decode_ipv4(octets: bytes) -> Packet | Malformed:
 
 def _decode_ipv6(octets: bytes) -> Packet | Malformed:
     if len(octets) < 40:
-        return Malformed("IPv6 header cut short", IPV6)
+        return Malformed(_V6_CUT, IPV6)
     _, payload_len, next_header, hop_limit, src, dst = _IPV6.unpack_from(octets)
     if payload_len == 0 and next_header == HOP_BY_HOP:
         payload_len = jumbo_length(octets)
