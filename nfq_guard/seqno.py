@@ -10,28 +10,29 @@ from typing import Final, NewType
 
 Seq = NewType("Seq", int)
 
-_MASK: Final = 0xFFFFFFFF
-_HALF: Final = 0x80000000
+# For the packet path, where a call costs more than the operation.
+MASK: Final = 0xFFFFFFFF
+HALF: Final = 0x80000000
 
 
 def seq(number: int) -> Seq:
     """The sequence number that `number` falls on, however far off the circle it is."""
-    return Seq(number & _MASK)
+    return Seq(number & MASK)
 
 
 def add(start: Seq, distance: int) -> Seq:
     """`start` moved by `distance` bytes, which may be negative."""
-    return Seq((start + distance) & _MASK)
+    return Seq((start + distance) & MASK)
 
 
 def before(a: Seq, b: Seq) -> bool:
     """Whether `a` comes strictly before `b`, at most half the circle away."""
-    return (a - b) & _MASK >= _HALF
+    return (a - b) & MASK >= HALF
 
 
 def after(a: Seq, b: Seq) -> bool:
     """Whether `a` comes strictly after `b`: the mirror of `before`."""
-    return (b - a) & _MASK >= _HALF
+    return (b - a) & MASK >= HALF
 
 
 def distance(a: Seq, b: Seq) -> int:
@@ -39,8 +40,8 @@ def distance(a: Seq, b: Seq) -> int:
 
     Half the circle away, a number is both before and after the other, and 2**31 from it.
     """
-    gap = (a - b) & _MASK
-    return gap if gap <= _HALF else gap - _MASK - 1
+    gap = (a - b) & MASK
+    return gap if gap <= HALF else gap - MASK - 1
 
 
 def later(a: Seq, b: Seq) -> Seq:

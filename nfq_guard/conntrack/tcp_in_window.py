@@ -19,14 +19,12 @@ from nfq_guard.flow import (
     Peer,
     TcpState,
 )
-from nfq_guard.seqno import Seq, add, after, before, later
+from nfq_guard.seqno import MASK, Seq, add, after, before, later
 from nfq_guard.wire.packet import ACK, SYN, Segment
 from nfq_guard.wire.tcp import parse_options
 
 _SYN_SENT: Final = int(TcpState.SYN_SENT)
 _SYN_RECV: Final = int(TcpState.SYN_RECV)
-
-_MASK: Final = 0xFFFFFFFF
 
 # Timeouts up to this are not shortened after INVALID segments that close, seconds.
 _SHORTENED_FROM_S: Final = 120
@@ -208,7 +206,7 @@ def _move_window(
     """Update both sides from a segment inside the window (kernel.md 1.6 g)."""
     flags = segment.flags
     win = segment.window if flags & SYN else segment.window << sender.td_scale
-    spanned = (win + sack - ack) & _MASK
+    spanned = (win + sack - ack) & MASK
     sender.td_maxwin = max(sender.td_maxwin, spanned)
     if after(end, sender.td_end):
         sender.td_end = end
@@ -221,7 +219,7 @@ def _move_window(
             sender.td_maxack = later(ack, sender.td_maxack)
     if receiver.td_maxwin != 0 and after(end, sender.td_maxend):
         # It wraps as in the kernel, after gigabytes from a sender that ignores the window.
-        receiver.td_maxwin = (receiver.td_maxwin + end - sender.td_maxend) & _MASK
+        receiver.td_maxwin = (receiver.td_maxwin + end - sender.td_maxend) & MASK
     reach = add(sack, win)
     if before(add(receiver.td_maxend, -1), reach):
         receiver.td_maxend = reach if win else add(reach, 1)

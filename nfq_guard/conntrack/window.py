@@ -23,7 +23,7 @@ from nfq_guard.flow import (
     Peer,
     TcpState,
 )
-from nfq_guard.seqno import Seq, add, after, before, distance
+from nfq_guard.seqno import MASK, Seq, add, after, before, distance
 from nfq_guard.wire.packet import ACK, RST, Segment
 from nfq_guard.wire.tcp import highest_acknowledged
 
@@ -112,7 +112,7 @@ def is_overshoot(end: Seq, sack: Seq, sender: Peer, receiver: Peer) -> bool:
     """Whether a segment over bound I is within one receiver window of it, and breaks no other."""
     return (
         receiver.td_maxwin != 0
-        and (end - sender.td_maxend + 1) & 0xFFFFFFFF <= receiver.td_maxwin
+        and (end - sender.td_maxend + 1) & MASK <= receiver.td_maxwin
         and not after(sack, receiver.td_end)
         and not _is_seq_under(end, sender, receiver)
         and not _is_ack_under(sack, sender, receiver)

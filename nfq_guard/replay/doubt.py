@@ -14,6 +14,7 @@ from nfq_guard.finding import Finding, Reason
 from nfq_guard.flow import TcpState
 from nfq_guard.replay.stream import Beyond, Doubt, Jump, Proof, Stream, Watched
 from nfq_guard.replay.streams import REORDER_FRAMES, Streams
+from nfq_guard.seqno import distance
 from nfq_guard.wire.packet import Segment
 
 # Proven by the packet alone, whatever the file lacks.
@@ -163,7 +164,7 @@ def doubt_of(
     if beyond is not None and finding.reason is Reason.ACK_OVER:
         # The stream ends here, or its sender fell silent: nothing disproves the number.
         sender = 1 - place.sender
-        missing = (beyond.ack - beyond.start) & 0xFFFFFFFF
+        missing = distance(beyond.ack, beyond.start)
         own = Proof(Doubt.UNSEEN_DATA, place.index, beyond.frame, sender, beyond.start, missing)
         return Doubted(kind=Doubt.UNSEEN_DATA, proof=own)
     kind = _kind_without_proof(finding, place, orphan=orphan)

@@ -26,7 +26,7 @@ from nfq_guard.replay.stream import (
     Stream,
     Watched,
 )
-from nfq_guard.seqno import Seq, after, before, distance, later
+from nfq_guard.seqno import HALF, MASK, Seq, after, before, distance, later
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Segment
 from nfq_guard.wire.tcp import highest_acknowledged, parse_options
 
@@ -38,8 +38,6 @@ _MOST_WATCHED: Final = 1024
 # Acknowledgements that wait for the bytes.
 _MOST_BEYOND: Final = 256
 _ENDS: Final = FIN | RST
-_MASK: Final = 0xFFFFFFFF
-_HALF: Final = 0x80000000
 
 
 @final
@@ -347,15 +345,15 @@ class Streams:
         """Add a segment to the stream of its sender."""
         seq = segment.seq
         end = segment.end
-        ahead = (seq - side.end) & _MASK
+        ahead = (seq - side.end) & MASK
         if ahead == 0:
             side.end = end
             self.contiguous = True
             if peer.scale < 0:
-                flight = (end - side.acked) & _MASK
-                if side.flight < flight < _HALF:
+                flight = (end - side.acked) & MASK
+                if side.flight < flight < HALF:
                     side.flight = flight
-        elif ahead >= _HALF:
+        elif ahead >= HALF:
             self.contiguous = True
             pending = side.pending
             if pending is not None and _fill(pending.gaps, seq, end, index - REORDER_FRAMES):
@@ -379,7 +377,7 @@ class Streams:
         """
         window = peer.window
         if not window:
-            return _HALF  # the file shows no offer so far
+            return HALF  # the file shows no offer so far
         if peer.scale < 0:
             window = max(window << self._assumed, side.flight)
         return 2 * window
@@ -483,8 +481,8 @@ class Streams:
                 peer.went_on = True
             return
         highest = highest_acknowledged(segment.options, ack)
-        ahead = (highest - peer.end) & _MASK
-        if ahead != 0 and ahead < _HALF:
+        ahead = (highest - peer.end) & MASK
+        if ahead != 0 and ahead < HALF:
             reach = self._reach(peer, side)
             near = ahead <= reach
             beyond = Beyond(highest, peer.end, index, frame, near, highest != ack)

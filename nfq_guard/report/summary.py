@@ -13,6 +13,7 @@ from nfq_guard.flow import Nat, escapes
 from nfq_guard.glossary import Cause
 from nfq_guard.names import endpoint
 from nfq_guard.report.timeline import Timeline
+from nfq_guard.seqno import Seq, after
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.reader import ReadEvent
 from nfq_guard.whatif.causes import cause_in_event
@@ -27,8 +28,6 @@ _EVENTS_MAX: Final = 100_000
 _FLOW_EVENTS_MAX: Final = 200
 # Of one flow, events whose bounds are kept.
 _FLOW_BOUNDS_MAX: Final = 20
-# The largest distance between two clocks of one sender, of which the order is known.
-_CLOCKS: Final = 1 << 31
 # Resets that are kept with the packet that they answer.
 _RESETS_MAX: Final = 200
 # Of one flow, sequence numbers in which a repetition is looked for.
@@ -311,12 +310,13 @@ def _note_repetition(summary: Summary, flow: FlowSummary, event: PacketJudged) -
         flow.numbers[number] = event.tcp_timestamp
 
 
-def _again(before: int | None, now: int | None) -> Again:
-    if before is None or now is None:
+def _again(last: int | None, now: int | None) -> Again:
+    if last is None or now is None:
         return Again.UNKNOWN
-    if before == now:
+    if last == now:
         return Again.COPY
-    return Again.LATER if (now - before) % (2 * _CLOCKS) < _CLOCKS else Again.EARLIER
+    # Clocks are compared as sequence numbers are (RFC 7323, section 5.2).
+    return Again.EARLIER if after(Seq(last), Seq(now)) else Again.LATER
 
 
 def _add_cause(summary: Summary, flow: FlowSummary | None, read: ReadEvent) -> None:
