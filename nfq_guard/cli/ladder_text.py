@@ -9,6 +9,7 @@ from nfq_guard.names import counted
 from nfq_guard.replay.life import Life, Step
 from nfq_guard.replay.stream import Doubt, Proof
 from nfq_guard.replay.words import bytes_of, direction_text, flag_letters, gist, state_name
+from nfq_guard.seqno import Seq
 from nfq_guard.wire.packet import ACK, Segment
 
 _WIDTH: Final = 80
@@ -75,14 +76,20 @@ def _packet(life: Life, step: Step) -> str:
     segment = step.packet.l4
     if not isinstance(segment, Segment):
         return gist(step.packet)[: _ARROW - 3]
-    text = f"{flag_letters(segment.flags)} {life.relative(segment.seq, step.side)}"
+    text = f"{flag_letters(segment.flags)} {_number(life, segment.seq, step.side)}"
     if segment.payload_len:
         text += f"+{segment.payload_len}"
     if segment.flags & ACK:
-        longer = f"{text} ack {life.relative(segment.ack, 1 - step.side)}"
+        longer = f"{text} ack {_number(life, segment.ack, 1 - step.side)}"
         if len(longer) <= _ARROW - 3:
             return longer
     return text
+
+
+def _number(life: Life, number: Seq, side: int) -> int:
+    """A relative number; the number itself if its origin is unknown."""
+    relative = life.relative(number, side)
+    return number if relative is None else relative
 
 
 def _said(step: Step) -> str:

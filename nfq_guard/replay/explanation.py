@@ -23,13 +23,13 @@ from nfq_guard.flow import PROTO_TCP, CtState, FlowSnapshot, FlowTuple, TcpState
 from nfq_guard.glossary import Circumstances
 from nfq_guard.policy.decision import Policy
 from nfq_guard.policy.intervals import is_global, is_private
-from nfq_guard.replay.life import Life, flow_key
+from nfq_guard.replay.life import Life, Origins, flow_key, relative_to
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.settings import ReplaySettings
-from nfq_guard.seqno import Seq, add
+from nfq_guard.seqno import Seq
 from nfq_guard.wire.checksum import checksum_ok, checksum_unfinished
-from nfq_guard.wire.packet import ACK, RST, SYN, Packet, Segment, tuple_of
+from nfq_guard.wire.packet import RST, SYN, Packet, Segment, tuple_of
 
 # The number of first and of last packets before the frame that are shown.
 FIRST_SHOWN: Final = 4
@@ -102,12 +102,7 @@ class Explanation:
 
     def relative(self, number: Seq, side: int) -> int | None:
         """A sequence number relative to the first one of that side; None if that is unknown."""
-        isn = self.isns[side]
-        if isn is None:
-            return None
-        # Data before the origin has a negative number, not one near 2**32.
-        gap = (number - isn) & 0xFFFFFFFF
-        return gap - (1 << 32) if gap >= 0xC0000000 else gap
+        return relative_to(self.isns[side], number)
 
 
 def _frames(name: str, number: int) -> Iterator[Frame]:
@@ -135,8 +130,7 @@ class _History:
         self.first: list[Outcome] = []
         self.last: deque[Outcome] = deque(maxlen=LAST_SHOWN)
         self.count = 0
-        # The first sequence number of each end, by address and port.
-        self.isns: dict[tuple[bytes, int], Seq] = {}
+        self.origins = Origins()
 
     def takes(self, key: Key | None) -> bool:
         """Whether a packet of this direction belongs to the flow."""
@@ -150,23 +144,11 @@ class _History:
         else:
             self.last.append(outcome)
 
-    def learn(self, key: Key, packet: Packet, *, trusted: bool) -> None:
-        """Take the origin of relative sequence numbers from a segment.
-
-        Only a segment that conntrack accepted (`trusted`) can change a known origin.
-        """
-        segment = packet.l4
-        if not isinstance(segment, Segment):
-            return
-        one, other = (key[0], key[2] >> 16), (key[1], key[2] & 0xFFFF)
-        if segment.flags & SYN and trusted:
-            self.isns[one] = segment.seq
-        elif not segment.flags & RST:
-            # In a flow that was picked up in the middle, the first byte seen is number 1.
-            syn = segment.flags & SYN
-            self.isns.setdefault(one, segment.seq if syn else add(segment.seq, -1))
-        if segment.flags & ACK:
-            self.isns.setdefault(other, add(segment.ack, -1))
+    def learn(self, key: Key, packet: Packet, *, accepted: bool) -> None:
+        """Take the origin of relative sequence numbers from a segment, as `Origins.learn`."""
+        if isinstance(packet.l4, Segment):
+            one, other = (key[0], key[2] >> 16), (key[1], key[2] & 0xFFFF)
+            self.origins.learn(one, other, packet.l4, accepted=accepted)
 
 
 def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) -> Explanation:
@@ -208,7 +190,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
             outcome = chosen.outcome(frame, code)
             if found is not None and isinstance(outcome.packet, Packet) and history.takes(found):
                 passed = outcome.ctstate is not CtState.INVALID and outcome.ignored is None
-                history.learn(found, outcome.packet, trusted=passed)
+                history.learn(found, outcome.packet, accepted=passed)
             if not target:
                 history.add(outcome)
     assert outcome is not None  # noqa: S101 - _frames ends with this frame or raises
@@ -238,7 +220,7 @@ def explain(name: str, number: int, settings: ReplaySettings, policy: Policy) ->
         after=None if flow is None else chosen.table.lookup([flow])[0],
         checks=_checks(outcome, before, reason, settings.kernel),
         others=tuple((rules.name, others[rules.name]) for rules in KERNELS.values()),
-        isns=_by_direction(history.isns, before, flow),
+        isns=_by_direction(history.origins, before, flow),
         life=life,
         wrong_sum=wrong,
         unfinished=wrong and isinstance(packet, Packet) and checksum_unfinished(packet),
@@ -310,12 +292,12 @@ def _checks(
 
 
 def _by_direction(
-    isns: dict[tuple[bytes, int], Seq], before: FlowSnapshot | None, flow: FlowTuple | None
+    origins: Origins, before: FlowSnapshot | None, flow: FlowTuple | None
 ) -> tuple[Seq | None, Seq | None]:
     original = flow if before is None else before.original
     if original is None or original.proto != PROTO_TCP:
         return None, None
     return (
-        isns.get((original.src, original.sport)),
-        isns.get((original.dst, original.dport)),
+        origins.of((original.src, original.sport)),
+        origins.of((original.dst, original.dport)),
     )

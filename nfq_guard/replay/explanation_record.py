@@ -128,7 +128,7 @@ class StepRecord(TypedDict):
         frame: Its frame.
         sender: 0 for the end that sent the first packet of the flow in the capture, else 1.
         flags: TCP flags by their letters; null if it is not TCP.
-        seq: Relative sequence number; null if it is not TCP.
+        seq: Relative sequence number; null if it is not TCP, or if the first one is unknown.
         ack: Relative acknowledgement number; null without the flag.
         length: Bytes of data; null if it is not TCP.
         ctstate: As in the frame.

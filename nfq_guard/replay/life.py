@@ -17,7 +17,7 @@ from nfq_guard.replay.doubt import Doubted
 from nfq_guard.replay.outcome import Outcome
 from nfq_guard.replay.replayer import Replayer
 from nfq_guard.replay.stream import Proof, Stream
-from nfq_guard.seqno import Seq, add
+from nfq_guard.seqno import MASK, Seq, add
 from nfq_guard.wire.packet import ACK, FIN, RST, SYN, Packet, Segment, tuple_of
 
 _FIRST: Final = 4
@@ -28,6 +28,8 @@ _MOST_MARKED: Final = 24
 # Bounds on the remembered frames of the flow, and on the kept INVALID packets.
 _MOST_FRAMES: Final = 100_000
 _MOST_INVALID: Final = 1000
+# A relative number may be larger than half the space, and hardly as small as minus a quarter of it.
+_NEGATIVE_FROM: Final = 0xC0000000
 
 
 @final
@@ -75,6 +77,41 @@ def flow_key(replayer: Replayer) -> Key | None:
 
 
 @final
+class Origins:
+    """The number from which each end of a flow counts, as far as its segments show it.
+
+    An end is named by its side, or by its address and port.
+    """
+
+    def __init__(self) -> None:
+        self._isns: dict[object, Seq] = {}
+
+    def learn(self, sender: object, receiver: object, segment: Segment, *, accepted: bool) -> None:
+        """Learn from a segment; only one that conntrack accepted can change a known origin."""
+        syn = segment.flags & SYN
+        if syn and accepted:
+            self._isns[sender] = segment.seq
+        elif not segment.flags & RST:
+            # In a flow that was picked up in the middle, the first byte seen is number 1.
+            self._isns.setdefault(sender, segment.seq if syn else add(segment.seq, -1))
+        if segment.flags & ACK:
+            self._isns.setdefault(receiver, add(segment.ack, -1))
+
+    def of(self, end: object) -> Seq | None:
+        """The first number of an end; None if that is unknown."""
+        return self._isns.get(end)
+
+
+def relative_to(origin: Seq | None, number: Seq) -> int | None:
+    """How far a sequence number is behind the first one of its end; None if that is unknown."""
+    if origin is None:
+        return None
+    # Data before the origin has a negative number, not one near 2**32.
+    gap = (number - origin) & MASK
+    return gap - MASK - 1 if gap >= _NEGATIVE_FROM else gap
+
+
+@final
 class Life:
     """Collects the packets of a flow.
 
@@ -103,7 +140,7 @@ class Life:
         self._stream: Stream | None = None
         # Evidence that puts single packets in doubt, besides the proofs of the stream.
         self._more: list[Proof] = []
-        self._isns: dict[int, Seq] = {}
+        self._origins = Origins()
 
     def follow(self, replayer: Replayer, frame: int) -> None:
         """Take the last packet that `replayer` followed, if it belongs to the flow."""
@@ -130,7 +167,9 @@ class Life:
             ignored=table.ignored is not None,
             state=table.state,
         )
-        self._learn(step)
+        if isinstance(packet.l4, Segment):
+            accepted = step.ctstate is not CtState.INVALID and not step.ignored
+            self._origins.learn(side, 1 - side, packet.l4, accepted=accepted)
         self._keep(step)
         if frame == self._frame:
             self._stream = replayer.streams.stream if table.key is not None else None
@@ -153,27 +192,9 @@ class Life:
             self._before.append(step)
         self._last.append(step)
 
-    def _learn(self, step: Step) -> None:
-        """Take the origin of relative sequence numbers from a segment."""
-        segment = step.packet.l4
-        if not isinstance(segment, Segment):
-            return
-        if segment.flags & SYN and step.ctstate is not CtState.INVALID:
-            self._isns[step.side] = segment.seq
-        elif not segment.flags & RST:
-            # In a flow that was picked up in the middle, the first byte seen is number 1.
-            syn = segment.flags & SYN
-            self._isns.setdefault(step.side, segment.seq if syn else add(segment.seq, -1))
-        if segment.flags & ACK:
-            self._isns.setdefault(1 - step.side, add(segment.ack, -1))
-
-    def relative(self, number: Seq, side: int) -> int:
-        """A sequence number relative to the first one of an end; unchanged if that is unknown."""
-        isn = self._isns.get(side)
-        if isn is None:
-            return number
-        gap = (number - isn) & 0xFFFFFFFF
-        return gap - (1 << 32) if gap >= 0xC0000000 else gap
+    def relative(self, number: Seq, side: int) -> int | None:
+        """A sequence number relative to the first one of an end; None if that is unknown."""
+        return relative_to(self._origins.of(side), number)
 
     def finish(self, replayer: Replayer) -> None:
         """Evaluate the flow after the last frame that `replayer` followed."""

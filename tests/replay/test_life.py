@@ -50,6 +50,25 @@ def conversation(family: int = 4) -> Conversation:
     return talk
 
 
+@pytest.mark.parametrize("zero", [1000, 2**32 - 10, 2**31 - 10])
+def test_a_syn_that_conntrack_ignores_is_no_origin(ladder: Ladder, zero: int) -> None:
+    talk = Conversation(client_isn=zero)
+    talk.open()
+    talk.client("S", 500_000)
+    talk.client("PA", 1, 1, length=18)
+    steps = ladder.record(talk, 5)["steps"]
+    assert [step["ignored"] for step in steps] == [False, False, False, True, False]
+    assert [step["seq"] for step in steps] == [0, 0, 1, 500_000, 1]
+
+
+def test_a_number_without_an_origin(ladder: Ladder) -> None:
+    """An RST does not show where its sender began."""
+    talk = Conversation()
+    talk.client("R", 19)
+    assert [step["seq"] for step in ladder.record(talk, 1)["steps"]] == [None]
+    assert any("R 1019 --" in line for line in ladder.lines(talk, 1))
+
+
 def test_from_the_first_packet_to_the_last(ladder: Ladder) -> None:
     talk = conversation()
     talk.server("PA", 10_000_000, 19, length=31)
