@@ -120,7 +120,10 @@ def read_config(path: Path | None, read: ReadFile = read_file) -> ConfigReading:
     files: dict[str, bytes] = {}
 
     def kept(name: str | Path) -> bytes:
-        return files.setdefault(str(name), read(name))
+        key = str(name)
+        if key not in files:
+            files[key] = read(name)
+        return files[key]
 
     tables = _read_tables(path, kept)
     reading = read_table(tables.policy, tables.source, kept)

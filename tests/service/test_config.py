@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from nfq_guard.engine import Mode
 from nfq_guard.errors import ConfigError
 from nfq_guard.policy.decision import Action
+from nfq_guard.policyfile import read_file
 from nfq_guard.service import config
 from nfq_guard.service.config import load_config, load_policy_for, load_settings, read_config
 from nfq_guard.service.settings import Settings
@@ -111,6 +112,21 @@ def test_settings_policy_and_shadow_are_reported_together(file: Path) -> None:
     assert reading.settings is None
     assert reading.config is None
     assert len(problem(file).splitlines()) == 3
+
+
+def test_a_file_of_both_policies_is_read_once(file: Path, tmp_path: Path) -> None:
+    """So that both have the same rules, also while it is replaced."""
+    (tmp_path / "shared.toml").write_text('[policy]\ndefault = "log"\non_unknown = "log"\n')
+    (tmp_path / "trial.toml").write_text('[policy]\ninclude = "shared.toml"\n')
+    file.write_text('[daemon]\nshadow = "trial.toml"\n[policy]\ninclude = "shared.toml"\n')
+    names: list[str] = []
+
+    def read(name: str | Path) -> bytes:
+        names.append(Path(name).name)
+        return read_file(name)
+
+    assert read_config(file, read).config is not None
+    assert sorted(names) == ["nfq-guard.toml", "shared.toml", "trial.toml"]
 
 
 def test_settings_are_usable_beside_a_broken_policy(file: Path) -> None:
