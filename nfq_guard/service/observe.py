@@ -5,10 +5,10 @@ import os
 import platform
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Final
 
 from nfq_guard import __version__
+from nfq_guard.flows.log_settings import SYSCTLS
 from nfq_guard.nfqueue.counters import QUEUES
 from nfq_guard.service.config import LoadedPolicy
 from nfq_guard.service.settings import Settings
@@ -18,7 +18,6 @@ from nfq_guard.telemetry.exposition import Observed, ObservedQueue
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metric_table import Part
 
-_SYSCTLS: Final = Path("/proc/sys/net/netfilter")
 _VERIFIED: Final = frozenset({RulesState.CORRECT, RulesState.DIFFER})
 
 
@@ -86,7 +85,7 @@ def _conntrack() -> dict[str, float]:
     """The fill level of conntrack's table; empty if it cannot be read."""
     try:
         count, limit = (
-            float((_SYSCTLS / name).read_text(encoding="ascii"))
+            float((SYSCTLS / name).read_text(encoding="ascii"))
             for name in ("nf_conntrack_count", "nf_conntrack_max")
         )
     except (OSError, ValueError):

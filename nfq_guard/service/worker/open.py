@@ -11,6 +11,7 @@ from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.engine import Engine, Mode
 from nfq_guard.flow import Evidence
 from nfq_guard.flows.libbpf import Program
+from nfq_guard.flows.log_settings import SYSCTLS
 from nfq_guard.flows.source import EvidenceSource
 from nfq_guard.nfqueue.reader import QueueReader
 from nfq_guard.nfqueue.verdicts import VerdictSender
@@ -33,7 +34,6 @@ from nfq_guard.telemetry.limiter import EventLimiter
 from nfq_guard.telemetry.log import EventLog
 from nfq_guard.telemetry.metrics import Stats
 
-_SYSCTLS: Final = Path("/proc/sys/net/netfilter")
 # Interval at which they are read again: an operator may change them while the daemon runs.
 _SYSCTLS_S: Final = 5.0
 
@@ -182,6 +182,6 @@ def _sysctls() -> Sysctls:
 
 def _is_set(name: str, *, default: bool) -> bool:
     try:
-        return (_SYSCTLS / name).read_text(encoding="ascii").strip() != "0"
+        return (SYSCTLS / name).read_text(encoding="ascii").strip() != "0"
     except OSError:
         return default
