@@ -33,6 +33,8 @@ RATE_KEYS: Final = ("over", "in_s", "by")
 
 NAME_PATTERN: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 RESERVED_NAMES: Final = (RULE_DEFAULT, RULE_ON_UNKNOWN, RULE_HIDDEN_HALF)
+# The possible actions if no rule matched. A heal requires a rule, which limits it.
+LAST_ACTIONS: Final = tuple(action for action in Action if action is not Action.HEAL)
 # Maximum depth of includes; deeper nesting is a mistake, even without a cycle.
 DEEPEST_INCLUDE: Final = 8
 # Maximum number of rules including includes: bounds the memory and the time of a reload.

@@ -19,6 +19,7 @@ from nfq_guard.policy.model import (
     DEEPEST_INCLUDE,
     I_KNOW,
     LARGEST_COUNT,
+    LAST_ACTIONS,
     LONGEST_COMMENT,
     LONGEST_WINDOW_S,
     MOST_RULES,
@@ -38,8 +39,7 @@ from nfq_guard.policy.values import ValueProblem, one_of, parse_value, shown, su
 
 _NAME: Final = re.compile(NAME_PATTERN)
 _ACTIONS: Final = tuple(str(action) for action in Action)
-# The possible actions if no rule matched. A heal requires a rule, which limits it.
-_LAST_ACTIONS: Final = tuple(str(action) for action in Action if action is not Action.HEAL)
+_LAST_ACTIONS: Final = tuple(str(action) for action in LAST_ACTIONS)
 
 
 class Includes(Protocol):
@@ -318,8 +318,8 @@ class _Reader:
         if not isinstance(found, str) or _NAME.fullmatch(found) is None or found in RESERVED_NAMES:
             self.note(
                 where,
-                "a name of at most 64 letters, digits, '.', '_' and '-', other than default,"
-                " on-unknown and hidden-half",
+                "a name of at most 64 letters, digits, '.', '_' and '-', other than "
+                f"{', '.join(RESERVED_NAMES[:-1])} and {RESERVED_NAMES[-1]}",
                 shown(found),
             )
             return ""

@@ -8,6 +8,7 @@ from nfq_guard.policy.fields import FIELDS, LAST_MARK, Field, Kind
 from nfq_guard.policy.model import (
     I_KNOW,
     LARGEST_COUNT,
+    LAST_ACTIONS,
     LONGEST_COMMENT,
     LONGEST_WINDOW_S,
     NAME_PATTERN,
@@ -25,7 +26,7 @@ def policy_schema() -> Schema:
     as duplicate names and files that cannot be read.
     """
     actions = {"enum": [str(action) for action in Action]}
-    last_actions = {"enum": [str(action) for action in Action if action is not Action.HEAL]}
+    last_actions = {"enum": [str(action) for action in LAST_ACTIONS]}
     fields = {field.name: _field(field) for field in FIELDS}
     rate = _rate()
     return {
