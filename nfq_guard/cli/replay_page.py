@@ -3,9 +3,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, final
+from typing import final
 
 from nfq_guard.capture.reader import Capture
+from nfq_guard.cli.report import PRESETS
 from nfq_guard.errors import UsageError
 from nfq_guard.names import counted
 from nfq_guard.policyfile import load_compiled
@@ -18,9 +19,6 @@ from nfq_guard.report.summary import Summary, add_event
 from nfq_guard.whatif.events import recorded
 from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
-
-# The policies that are compared by default.
-_PRESETS: Final = ("preset:default", "preset:kube-proxy", "preset:strict")
 
 
 @final
@@ -41,7 +39,7 @@ class ReplayPage:
                 raise UsageError(f"--report: {path} is an input file")
         self._path = path
         self._summary = Summary()
-        self._trial = Trial([load_compiled(one) for one in ([policy] if policy else _PRESETS)])
+        self._trial = Trial([load_compiled(one) for one in ([policy] if policy else PRESETS)])
 
     def take(self, outcomes: Sequence[Outcome]) -> None:
         """Add the INVALID packets among outcomes."""

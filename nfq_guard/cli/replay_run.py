@@ -10,6 +10,7 @@ from nfq_guard.capture.links import LINKS, NAMES, name_of
 from nfq_guard.cli.kernel_choice import HELP, kernel_of, warn
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.conntrack.table import DEFAULT_CAPACITY
 from nfq_guard.errors import UsageError
 from nfq_guard.flow import NAT_STATUS, SctpState, TcpState
 from nfq_guard.names import counted
@@ -19,7 +20,7 @@ from nfq_guard.policy.values import one_of
 from nfq_guard.replay.checksums import ChecksumMode
 from nfq_guard.replay.packets import UNKNOWN_LINK
 from nfq_guard.replay.replayer import Replayer
-from nfq_guard.replay.settings import DEFAULT_CAPACITY, DEFAULT_WSCALE, ReplaySettings
+from nfq_guard.replay.settings import DEFAULT_WSCALE, ReplaySettings
 from nfq_guard.wire.tcp import MAX_WINDOW_SCALE
 
 # Names for `--timeout` besides the TCP states, with their defaults.

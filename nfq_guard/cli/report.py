@@ -24,7 +24,7 @@ from nfq_guard.whatif.result import result
 from nfq_guard.whatif.trial import Trial
 
 # The policies that are compared by default.
-_PRESETS: Final = ("preset:default", "preset:kube-proxy", "preset:strict")
+PRESETS: Final = ("preset:default", "preset:kube-proxy", "preset:strict")
 _POLICIES_MAX: Final = 8
 _FINDINGS_MAX: Final = 1000
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="show what this policy would have done; give it twice to compare two (default: "
-        + ", ".join(_PRESETS)
+        + ", ".join(PRESETS)
         + ")",
     )
     parser.add_argument(
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if args.events != "-" and _is_same(args.output, Path(args.events)):
         raise UsageError(f"{args.output}: is the input file")
     name = "standard input" if args.events == "-" else Path(args.events).name
-    trial = Trial([load_compiled(reference) for reference in args.policy or _PRESETS])
+    trial = Trial([load_compiled(reference) for reference in args.policy or PRESETS])
     findings = [] if args.doctor is None else list(_findings(args.doctor))
     reader = EventReader()
     with opened(args.events) as stream:

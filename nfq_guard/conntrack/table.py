@@ -70,6 +70,7 @@ from nfq_guard.wire.packet import (
 )
 from nfq_guard.wire.tcp import options_are_cut
 
+DEFAULT_CAPACITY: Final = 262_144
 # The codes that `track` returns; CTSTATES[code] is the ctstate.
 CT_NEW: Final = 0
 CT_ESTABLISHED: Final = 1
@@ -120,7 +121,9 @@ class FlowTable:
         expired: Whether the last packet's entry, or that of the packet that it quotes, had expired.
     """
 
-    def __init__(self, kernel: KernelRules, sysctls: Sysctls, capacity: int = 262_144) -> None:
+    def __init__(
+        self, kernel: KernelRules, sysctls: Sysctls, capacity: int = DEFAULT_CAPACITY
+    ) -> None:
         """Start with an empty table.
 
         Args:

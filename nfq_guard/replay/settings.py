@@ -6,9 +6,9 @@ from typing import Final, final
 
 from nfq_guard.conntrack.kernel_rules import KERNEL_6_1, KernelRules
 from nfq_guard.conntrack.sysctls import DEFAULT_SYSCTLS, Sysctls
+from nfq_guard.conntrack.table import DEFAULT_CAPACITY
 from nfq_guard.replay.checksums import ChecksumMode
 
-DEFAULT_CAPACITY: Final = 262_144
 # Window scale that is assumed without a SYN: the one that Linux offers by default.
 DEFAULT_WSCALE: Final = 7
 
