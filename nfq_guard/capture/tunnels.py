@@ -7,7 +7,7 @@ A host that decapsulates has two conntrack entries, one for the outer packets an
 from typing import Final, NamedTuple
 
 from nfq_guard.capture.links import ETHERNET, RAW
-from nfq_guard.wire.packet import Datagram, GreHeader, Packet
+from nfq_guard.wire.packet import UDP_HEADER, Datagram, GreHeader, Packet
 
 # Maximum depth of nested tunnels that are followed.
 MOST_NESTED: Final = 4
@@ -19,7 +19,6 @@ _VXLAN_PORTS: Final = (4789, 8472)
 _GENEVE_PORT: Final = 6081
 # Datagrams to other ports carry no packet.
 PORTS: Final = (*_VXLAN_PORTS, _GENEVE_PORT)
-_UDP_HEADER: Final = 8
 _TRANSPARENT_ETHERNET: Final = 0x6558
 _INNER_LINKS: Final = {0x0800: RAW, 0x86DD: RAW, _TRANSPARENT_ETHERNET: ETHERNET}
 
@@ -48,7 +47,7 @@ def inner_of(packet: Packet, octets: bytes) -> Inner | None:
     start = packet.l4_offset
     l4 = packet.l4
     if isinstance(l4, Datagram):
-        return _inner_of_datagram(l4, octets, start + _UDP_HEADER)
+        return _inner_of_datagram(l4, octets, start + UDP_HEADER)
     if packet.fragment_offset or packet.more_fragments:
         return None
     if isinstance(l4, GreHeader):

@@ -48,6 +48,7 @@ from nfq_guard.wire.packet import (
     PSH,
     RST,
     SYN,
+    UDP_HEADER,
     URG,
     Datagram,
     Malformed,
@@ -465,7 +466,6 @@ _BPF: Final = Evidence.BPF
 _BPF_NUMBER: Final = _EVIDENCE_NUMBER[_BPF]
 _NO_NAT: Final = NATS.index(Nat.UNKNOWN)
 _NO_EVIDENCE: Final = _EVIDENCE_NUMBER[Evidence.NONE]
-_UDP_HEADER: Final = 8
 
 
 def name_of(code: int, queued: Queued) -> str:
@@ -546,7 +546,7 @@ def _of_transport_header(code: int, packet: Packet | Malformed) -> int:
     if isinstance(l4, SctpPacket):
         return ABSENT
     if isinstance(l4, Datagram):
-        return ABSENT if code == _TCP_FLAGS else int(l4.length > _UDP_HEADER)
+        return ABSENT if code == _TCP_FLAGS else int(l4.length > UDP_HEADER)
     return l4.flags if code == _TCP_FLAGS else int(l4.payload_len > 0)
 
 

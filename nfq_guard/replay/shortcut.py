@@ -20,7 +20,7 @@ from nfq_guard.flow import PROTO_TCP, PROTO_UDP
 from nfq_guard.replay.checksums import ChecksumJudge, Source
 from nfq_guard.seqno import Seq
 from nfq_guard.wire.checksum import header_checksum_ok
-from nfq_guard.wire.packet import RST, SYN, Segment
+from nfq_guard.wire.packet import RST, SYN, UDP_HEADER, Segment
 from nfq_guard.wire.tcp import decode_into
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _IPV6: Final = 0x86DD
 _IPV4_FIRST: Final = 0x45
 _IPV4_HEADER: Final = 20
 _IPV6_HEADER: Final = 40
-_UDP_HEADER: Final = 8
 # Directions remembered in one generation, by protocol; the two last generations are kept.
 _GENERATION: Final = 16_384
 
@@ -145,7 +144,7 @@ class Shortcut:
         self.start = start
         self._l4 = l4
         self._end = end
-        return l4 + _UDP_HEADER <= end <= size
+        return l4 + UDP_HEADER <= end <= size
 
     def _decode(self, octets: bytes) -> bool:
         """Decode the transport header; False if the packet cannot take the shortcut."""
@@ -160,7 +159,7 @@ class Shortcut:
         self.segment = None
         self._ends += b"u"
         length = octets[l4 + 4] << 8 | octets[l4 + 5]
-        return _UDP_HEADER <= length <= room and (octets[l4 + 6] or octets[l4 + 7]) != 0
+        return UDP_HEADER <= length <= room and (octets[l4 + 6] or octets[l4 + 7]) != 0
 
     def learn(self, entry: Entry, direction: int) -> None:
         """Remember the flow of the last frame if frames like it may take the shortcut."""

@@ -14,11 +14,10 @@ from structlog.typing import EventDict, WrappedLogger
 
 from nfq_guard.names import tcp_flag_bits, visible_json
 from nfq_guard.telemetry.events import Event, PacketJudged, all_fields
-from nfq_guard.wire.packet import ACK, FIN, PSH, RST, SYN, URG
+from nfq_guard.wire.packet import ACK, FIN, PSH, RST, SYN, UDP_HEADER, URG
 
 OBJECT: Final = "nfq_guard"
 
-_UDP_HEADER: Final = 8
 # Suricata's names that are not ours in capitals.
 _PROTOCOLS: Final = {"icmpv6": "IPv6-ICMP"}
 _DIRECTIONS: Final = {"original": "to_server", "reply": "to_client"}
@@ -84,7 +83,7 @@ def _drop(event: PacketJudged) -> Fields:
         found |= {"tcpseq": event.seq, "tcpack": event.ack}
         found |= {name: bool(bits & bit) for name, bit in _FLAGS}
     elif event.sport is not None and event.payload is not None:
-        found["udplen"] = event.payload + _UDP_HEADER
+        found["udplen"] = event.payload + UDP_HEADER
     found["reason"] = str(event.reason)
     found["verdict"] = {"action": "drop"}
     return found

@@ -16,12 +16,19 @@ from typing import Final, TypeAlias, final
 
 from nfq_guard.engine import Judgment
 from nfq_guard.flow import Evidence, FlowKey
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, SctpPacket, Segment, flow_key
+from nfq_guard.wire.packet import (
+    UDP_HEADER,
+    Datagram,
+    Malformed,
+    Packet,
+    SctpPacket,
+    Segment,
+    flow_key,
+)
 
 _TABLE_MAX: Final = 4096
 # Maximum number of distances in one event. A packet with another distance begins a new event.
 DISTANCES_MAX: Final = 64
-_UDP_HEADER: Final = 8
 _BPF: Final = Evidence.BPF
 
 Kind: TypeAlias = tuple[object, ...]
@@ -199,7 +206,7 @@ def kind_of(judgment: Judgment) -> Kind:
         numbers |= l4.flags << 32 | (1 if l4.payload_len > 0 else 0) << 40 | 1 << 41
     elif isinstance(l4, Datagram):
         ports = l4.sport << 16 | l4.dport
-        numbers |= (1 if l4.length > _UDP_HEADER else 0) << 40 | 2 << 41
+        numbers |= (1 if l4.length > UDP_HEADER else 0) << 40 | 2 << 41
     elif isinstance(l4, SctpPacket):
         ports = l4.sport << 16 | l4.dport
         numbers |= 5 << 41

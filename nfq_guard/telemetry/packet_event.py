@@ -3,7 +3,6 @@
 
 import errno
 from collections.abc import Mapping
-from typing import Final
 
 import msgspec
 
@@ -32,10 +31,8 @@ from nfq_guard.telemetry.events import (
     Pod,
     ShadowDecision,
 )
-from nfq_guard.wire.packet import Datagram, Packet, SctpPacket, Segment
+from nfq_guard.wire.packet import UDP_HEADER, Datagram, Packet, SctpPacket, Segment
 from nfq_guard.wire.tcp import timestamp_value
-
-_UDP_HEADER: Final = 8
 
 
 def packet_judged(
@@ -90,7 +87,7 @@ def packet_judged(
         elif isinstance(l4, Datagram):
             sport = l4.sport
             dport = l4.dport
-            payload = l4.length - _UDP_HEADER
+            payload = l4.length - UDP_HEADER
         elif isinstance(l4, SctpPacket):
             sport = l4.sport
             dport = l4.dport

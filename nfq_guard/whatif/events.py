@@ -5,7 +5,6 @@ Events have every field that a rule can match. The bytes of the packet are not r
 """
 
 from collections.abc import Iterator
-from typing import Final
 
 from nfq_guard.conntrack.bounds import BoundCheck, rst_check, window_checks
 from nfq_guard.finding import Breach, Finding, Reason
@@ -30,9 +29,15 @@ from nfq_guard.seqno import seq
 from nfq_guard.telemetry.events import PacketJudged
 from nfq_guard.telemetry.reader import ReadEvent
 from nfq_guard.whatif.recorded import Judged, Recorded
-from nfq_guard.wire.packet import Datagram, Malformed, Packet, Queued, SctpPacket, Segment
-
-_UDP_HEADER: Final = 8
+from nfq_guard.wire.packet import (
+    UDP_HEADER,
+    Datagram,
+    Malformed,
+    Packet,
+    Queued,
+    SctpPacket,
+    Segment,
+)
 
 
 def recorded(read: ReadEvent) -> Iterator[Recorded]:
@@ -100,7 +105,7 @@ def _packet(event: PacketJudged) -> Packet | Malformed:
         elif proto == PROTO_SCTP:
             l4 = SctpPacket(event.sport, event.dport, 0, 0, (), False)  # noqa: FBT003 - whole
         else:
-            l4 = Datagram(event.sport, event.dport, _UDP_HEADER + (event.payload or 0), 0)
+            l4 = Datagram(event.sport, event.dport, UDP_HEADER + (event.payload or 0), 0)
     return Packet(event.family, src, dst, proto, 0, 0, 0, 0, False, l4)  # noqa: FBT003 - more_fragments
 
 

@@ -85,6 +85,10 @@ class Segment:
         return Seq((self.seq + self.payload_len + (flags >> 1 & 1) + (flags & 1)) & 0xFFFFFFFF)
 
 
+UDP_HEADER: Final = 8
+"""The length of a UDP header, in bytes."""
+
+
 @final
 @dataclass(init=False, slots=True)
 class Datagram:

@@ -4,7 +4,7 @@
 import struct
 from typing import Final
 
-from nfq_guard.wire.packet import Datagram
+from nfq_guard.wire.packet import UDP_HEADER, Datagram
 
 _HEADER: Final = struct.Struct("!HHHH")
 
@@ -24,12 +24,12 @@ def decode_datagram(
     rule has bypassed conntrack. It may be below `wire_len`: conntrack treats the rest as part of
     the datagram.
     """
-    if wire_len < 8:
+    if wire_len < UDP_HEADER:
         return "UDP header cut short"
-    if len(octets) < offset + 8:
+    if len(octets) < offset + UDP_HEADER:
         return SNAPPED_IN_HEADER
     sport, dport, length, checksum = _HEADER.unpack_from(octets, offset)
-    if length < 8:
+    if length < UDP_HEADER:
         return "UDP length below 8"
     if length > wire_len and not more_fragments:
         return "UDP length beyond the packet"

@@ -10,10 +10,9 @@ from nfq_guard.engine import VERDICT_DROP, Judgment
 from nfq_guard.flow import PROTO_TCP, Hook
 from nfq_guard.glossary import BOUND_WORDS
 from nfq_guard.names import address, tcp_state
-from nfq_guard.wire.packet import Datagram, IcmpMessage, Packet, Segment
+from nfq_guard.wire.packet import UDP_HEADER, Datagram, IcmpMessage, Packet, Segment
 
 _NS: Final = 1_000_000_000
-_UDP_HEADER: Final = 8
 _ICMP_HEADER: Final = 8
 # For a packet whose headers cannot be read: the longest fixed IP header and a TCP header.
 _UNREAD: Final = 60
@@ -83,7 +82,7 @@ def headers_len(judgment: Judgment) -> int:
     if isinstance(l4, Segment):
         return at + (octets[at + 12] >> 4) * 4 if len(octets) > at + 12 else len(octets)
     if isinstance(l4, Datagram):
-        return at + _UDP_HEADER
+        return at + UDP_HEADER
     if isinstance(l4, IcmpMessage):
         at += _ICMP_HEADER
         if not l4.is_error or len(octets) <= at:
