@@ -374,10 +374,10 @@ OWNERS: Final = (
 
 def owner_of(finding: Finding) -> Owner:
     """The owner of a rule, by the chains that lead to it, the nearest first, and by its texts."""
-    if SYNPROXY.id in _present(finding.table) and any(
-        "SYNPROXY" in _targets(finding, chain) for chain in (finding.chain, *finding.path)
-    ):
-        return SYNPROXY
+    if SYNPROXY.id in _present(finding.table):
+        chains = finding.table.synproxied
+        if not chains.isdisjoint((finding.chain, *finding.path)):
+            return SYNPROXY
     for leakage in _LEAKAGES:
         if _any_word([finding.rule.text], leakage):
             return leakage
@@ -439,6 +439,7 @@ def _present(table: Table) -> set[str]:
         }
         if any("SYNPROXY" in rule.target for rule in rules):
             present.add(SYNPROXY.id)
+            table.synproxied.update(_synproxied(table))
         present.add(PLAIN.id)
     return present
 
@@ -451,6 +452,20 @@ def _any_word(texts: Iterable[str], owner: Owner) -> bool:
     return any(word in text for text in texts for word in owner.words)
 
 
-def _targets(finding: Finding, chain: str) -> set[str]:
-    rules = finding.table.chains.get(chain, ())
-    return {rule.target for rule in rules if rule.act is Act.ELSEWHERE}
+def _synproxied(table: Table) -> set[str]:
+    """The chains that hand packets to SYNPROXY, or lead to one that does."""
+    from_chains: dict[str, list[str]] = {}
+    waiting: list[str] = []
+    for chain, rules in table.chains.items():
+        for rule in rules:
+            if rule.act in {Act.JUMP, Act.GOTO}:
+                from_chains.setdefault(rule.target, []).append(chain)
+            elif rule.act is Act.ELSEWHERE and rule.target == SYNPROXY.name:
+                waiting.append(chain)
+    found: set[str] = set()
+    while waiting:
+        chain = waiting.pop()
+        if chain not in found:
+            found.add(chain)
+            waiting += from_chains.get(chain, ())
+    return found

@@ -7,6 +7,7 @@ import pytest
 
 from nfq_guard.doctor import fate, foreign, nft_rules, path, removed
 from nfq_guard.doctor.check import Check, Status
+from nfq_guard.doctor.owners import owner_of
 from nfq_guard.doctor.path import Order
 from nfq_guard.doctor.rule_model import Act, Table, Truth
 from nfq_guard.firewall import Backend
@@ -570,6 +571,25 @@ def test_owners_of_nftables_are_recognised(table: str, owner: str) -> None:
     tables = nft_rules.Ruleset(nft([matching(STATE, "invalid"), DROPPED], table=table)).tables()
     checks = foreign.checks(path.walk([each for each in tables if each.family == 4], 4))
     assert [each.id for each in checks] == [f"foreign.{owner}"]
+
+
+def test_a_rule_behind_a_chain_with_synproxy_belongs_to_it() -> None:
+    text = (
+        f"{FILTER}:SP - [0:0]\n:MORE - [0:0]\n-A INPUT -p tcp --dport 443 -j MORE\n"
+        "-A MORE -j SP\n-A SP -p tcp -m conntrack --ctstate INVALID,UNTRACKED -j SYNPROXY\n"
+        "-A INPUT -m conntrack --ctstate INVALID -j DROP\n"
+        "-A FORWARD -m conntrack --ctstate INVALID -j DROP\n"
+    )
+    owners = {
+        (met.hook, met.finding.rule.act): owner_of(met.finding).id
+        for met in walk(text)
+        if not met.finding.default
+    }
+    assert owners == {
+        ("input", Act.ELSEWHERE): "synproxy",
+        ("input", Act.DROP): "synproxy",
+        ("forward", Act.DROP): "plain",
+    }
 
 
 def test_synproxy_is_left_alone() -> None:
