@@ -45,7 +45,7 @@ def checks(
 
     Args:
         path: The rules that a packet meets in every hook, for both families, in order.
-        unnamed: The same without the rules that name INVALID packets (see `removed`).
+        unnamed: The same without the rules of `named_takers` (see `removed`).
         complete: Whether all rules could be read.
     """
     beyond = "" if complete else ", as far as the rules could be read"
@@ -60,21 +60,27 @@ def checks(
             yield Check(f"fate.{hook}", fate.status, what, fate.todo)
 
 
-def takers(unnamed: Iterable[Met]) -> dict[tuple[str, int], Met]:
-    """The rule that takes INVALID packets where none names them, by hook and family.
+def named_takers(path: Iterable[Met]) -> Iterator[Met]:
+    """The first rule of each hook that surely takes packets, where it names INVALID ones."""
+    for by_family in _by_hook(path).values():
+        for mets in by_family.values():
+            sure = _first_sure(mets)
+            if sure is not None and sure.finding.state:
+                yield sure
 
-    Args:
-        unnamed: The path without the rules that name INVALID packets (see `removed`).
-    """
+
+def takers(path: Iterable[Met]) -> dict[tuple[str, int], Met]:
+    """The rule that surely takes INVALID packets, by hook and family."""
     found: dict[tuple[str, int], Met] = {}
-    for hook, by_family in _by_hook(unnamed).items():
+    for hook, by_family in _by_hook(path).items():
         for family, mets in by_family.items():
             taking = [met for met in mets if met.finding.rule.act in TAKES]
             passing = _passing(mets)
-            sure = [met for met in taking if not met.finding.state and _is_sure(met, passing)]
+            sure = [met for met in taking if _is_sure(met, passing)]
             if sure:
-                first = next((met for met in sure if not met.finding.spared), sure[-1])
-                found[hook, family] = first
+                found[hook, family] = next(
+                    (met for met in sure if met.finding.state or not met.finding.spared), sure[-1]
+                )
     return found
 
 
@@ -108,7 +114,7 @@ def _taken(sure: Met, how: str, severity: Status, behind: Met | None) -> _Fate:
         sure: The rule.
         how: How it takes them.
         severity: The severity.
-        behind: The rule that would take them without that one, if it names INVALID packets.
+        behind: The rule that would take them without that one, if that one names them.
     """
     if not sure.finding.state or behind is None:
         return _Fate(severity, how, owners.todo(sure.finding))
@@ -129,8 +135,7 @@ def _by_hook(path: Iterable[Met]) -> dict[str, dict[int, list[Met]]]:
 def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
     """The fate of packets that meet these rules, in order."""
     taking = [met for met in mets if met.finding.rule.act in TAKES]
-    passing = _passing(mets)
-    sure = next((met for met in taking if _is_sure(met, passing)), None)
+    sure = _first_sure(mets)
     aimed = [met for met in taking if _is_aimed(met) and met is not sure]
     other = [met for met in taking if not _is_aimed(met) and met is not sure]
     if sure is not None and not sure.finding.spared:
@@ -153,6 +158,12 @@ def _fate(mets: Sequence[Met], behind: Met | None) -> _Fate:
         text = f"accepted, unless a rule for other properties takes it in {chains}"
         return _Fate(Status.OK, text + _dependence(mets), "")
     return _Fate(Status.OK, "accepted", "")
+
+
+def _first_sure(mets: Sequence[Met]) -> Met | None:
+    passing = _passing(mets)
+    taking = (met for met in mets if met.finding.rule.act in TAKES)
+    return next((met for met in taking if _is_sure(met, passing)), None)
 
 
 def _is_sure(met: Met, passing: AbstractSet[tuple[int, str]]) -> bool:

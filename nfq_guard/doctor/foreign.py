@@ -16,7 +16,7 @@ def checks(path: Iterable[Met], *, unnamed: Iterable[Met] = ()) -> Iterator[Chec
 
     Args:
         path: The rules that a packet meets in every hook, for both families.
-        unnamed: The same without the rules that name INVALID packets (see `removed`).
+        unnamed: The same without the rules of `fate.named_takers` (see `removed`).
     """
     behind = fate.takers(unnamed)
     groups: dict[tuple[object, ...], list[Met]] = {}

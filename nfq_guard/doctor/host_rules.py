@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """Reads the rules of every packet filter of this host, in the calling thread's namespace."""
 
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import final
 
-from nfq_guard.doctor import collect, iptables_rules, nft_rules, path, removed
+from nfq_guard.doctor import collect, iptables_rules, nft_rules, removed
 from nfq_guard.doctor.path import Met
 from nfq_guard.doctor.rule_model import Table
 from nfq_guard.errors import NfqGuardError
@@ -38,15 +38,11 @@ class HostRules:
 
     def path(self) -> list[Met]:
         """The rules that an INVALID packet of each family meets in every hook."""
-        return _path(self.tables)
+        return removed.both(self.tables)
 
     def unnamed(self) -> list[Met]:
-        """The path without the rules that take INVALID packets by name."""
-        return _path(removed.without_named(self.tables))
-
-
-def _path(tables: Sequence[Table]) -> list[Met]:
-    return [met for family in BOTH_FAMILIES for met in path.walk(tables, int(family))]
+        """The path without the first rules that surely take INVALID packets by name."""
+        return removed.without_takers(self.tables)
 
 
 def read(copy: LegacyCopy | None = None) -> HostRules:

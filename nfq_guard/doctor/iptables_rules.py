@@ -163,7 +163,8 @@ def _match(option: _Option, protocol: str) -> Condition:
     """One match. Those of the module conntrack need an entry, except for the state."""
     if option.name in _STATES:
         named = option.values[0].split(",") if option.values else []
-        return known(("INVALID" in named) is not option.negated, state=True)
+        condition = known(("INVALID" in named) is not option.negated, state=True)
+        return condition._replace(only=named == ["INVALID"] and not option.negated)
     if option.module == "conntrack":
         return NO_ENTRY
     if option.module in _WITHOUT_ENTRY:

@@ -48,6 +48,7 @@ _PROTOCOLS: Final = frozenset(
 )
 _LOOPBACK: Final = frozenset({"lo"})
 _MARK: Final = {"meta": {"key": "mark"}}
+_STATE: Final = {"ct": {"key": "state"}}
 _OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
     "&": operator.and_,
     "|": operator.or_,
@@ -106,7 +107,9 @@ class Segment:
         if condition.truth is Truth.DEPENDS and sign in {"==", "!="}:
             tests = _mark_tests(left, self._members(right), negated=sign == "!=")
             condition = condition._replace(marks=tests)
-        return _stated(_reworded(condition, statement("match", match)), left)
+        stated = _stated(_reworded(condition, statement("match", match)), left)
+        only = sign in {"in", "=="} and left == _STATE and _is_invalid(self._members(right))
+        return stated._replace(only=only)
 
     def maps(self, vmap: Mapping[str, Any]) -> list[tuple[Condition, Mapping[str, Any]]]:
         """The verdicts of a verdict map, each with its condition."""
@@ -122,7 +125,9 @@ class Segment:
                 if condition.truth is Truth.DEPENDS:
                     tests = _mark_tests(vmap["key"], [_unwrapped(left)], negated=False)
                     condition = condition._replace(marks=tests)
-                verdicts.append((_stated(condition, vmap["key"]), verdict))
+                only = vmap["key"] == _STATE and _is_invalid([_unwrapped(left)])
+                stated = _stated(condition, vmap["key"])._replace(only=only)
+                verdicts.append((stated, verdict))
         rest = any_of(condition for condition, _ in verdicts).negated
         rest = _reworded(rest, f"{expression(vmap['key'])} *")
         verdicts += [(_stated(rest, vmap["key"]), verdict) for verdict in otherwise]
@@ -278,17 +283,23 @@ def _reworded(condition: Condition, on: str) -> Condition:
 
 
 def _stated(condition: Condition, left: Any) -> Condition:  # noqa: ANN401 - JSON
-    if not _names_state(left):
+    if not names_state(left):
         return condition
     alone = condition.truth is Truth.NO and "concat" not in left
     return condition._replace(state=True, tracked=() if alone else None)
 
 
-def _names_state(expr: Any) -> bool:  # noqa: ANN401 - JSON
+def _is_invalid(states: Sequence[Any]) -> bool:
+    """Whether a set has the state `invalid` and no other."""
+    return bool(states) and all(state == "invalid" for state in states)
+
+
+def names_state(expr: Any) -> bool:  # noqa: ANN401 - JSON
+    """Whether an expression has the conntrack state in it."""
     if isinstance(expr, dict):
         named = isinstance(expr.get("ct"), dict) and expr["ct"].get("key") == "state"
-        return named or any(_names_state(each) for each in expr.values())
-    return isinstance(expr, list) and any(_names_state(each) for each in expr)
+        return named or any(names_state(each) for each in expr.values())
+    return isinstance(expr, list) and any(names_state(each) for each in expr)
 
 
 def _reads_entry(expr: Any) -> bool:  # noqa: ANN401 - JSON

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, final
 
-from nfq_guard.doctor import nft_text, nft_unnamed
+from nfq_guard.doctor import nft_match, nft_text, nft_unnamed
 from nfq_guard.doctor.check import Check, note
 from nfq_guard.doctor.nft_match import Segment
 from nfq_guard.doctor.rule_model import (
@@ -191,6 +191,11 @@ class _Reader:
 
     def _rules(self, chain: str, handle: int, expr: Sequence[Statement | str]) -> Iterator[Rule]:
         """One rule for each verdict and each write to the mark."""
+        for rule in self._parts(chain, handle, expr):
+            early = rule.when.only and _acts_early(expr)
+            yield replace(rule, when=rule.when._replace(only=False)) if early else rule
+
+    def _parts(self, chain: str, handle: int, expr: Sequence[Statement | str]) -> Iterator[Rule]:
         text = nft_text.text(expr)
         conditions: list[Condition] = []
         for statement in expr:
@@ -258,6 +263,18 @@ class _Reader:
                 (verdict,) = line.verdict.items()
                 rules.append(_rule(line.text, handle, line.when, verdict))
         return Rule(text, when, Act.JUMP if verb == "jump" else Act.GOTO, name, handle=handle)
+
+
+def _acts_early(expr: Sequence[Statement | str]) -> bool:
+    """Whether a rule does something to packets before it selects them by their state."""
+    for name, value in (
+        item for each in expr if not isinstance(each, str) for item in each.items()
+    ):
+        if nft_match.names_state(value):
+            return False
+        if name not in _RATES | {"match", "counter", "last", "log"}:
+            return True
+    return False
 
 
 def _rule(text: str, handle: int, when: Condition, verdict: tuple[str, Any]) -> Rule:

@@ -58,6 +58,7 @@ class Condition(NamedTuple):
         marks: The tests of the packet's mark among what it depends on.
         tracked: The conditions of the rest of the match, if it fails only because the segment has
             no conntrack entry or is INVALID; a packet of a known connection may match then.
+        only: Whether no packet of another conntrack state matches.
     """
 
     truth: Truth
@@ -65,6 +66,7 @@ class Condition(NamedTuple):
     state: bool = False
     marks: tuple[MarkTest, ...] = ()
     tracked: tuple[str, ...] | None = None
+    only: bool = False
 
     @property
     def negated(self) -> "Condition":
@@ -102,7 +104,7 @@ def all_of(conditions: Iterable[Condition]) -> Condition:
     tracked: tuple[str, ...] | None = None
     if failed and all(part.tracked is not None for part in failed):
         tracked = tuple(word for part in parts for word in part.tracked or part.on)
-    return Condition(truth, on, state, marks, tracked)
+    return Condition(truth, on, state, marks, tracked, any(part.only for part in parts))
 
 
 def any_of(conditions: Iterable[Condition]) -> Condition:

@@ -190,6 +190,15 @@ def test_an_earlier_rule_that_does_otherwise_is_named() -> None:
             "dropped by default: `-j DROP` (legacy table filter, chain FORWARD), unless an earlier",
         ),
         ("FORWARD {invalid} -j X;X -i eth0 -j DROP;FORWARD {invalid} -j DROP", None),
+        (
+            "FORWARD {known} -j ACCEPT;FORWARD {invalid} -j DROP;"
+            f"FORWARD -p tcp {{invalid}} -j {RESET};FORWARD -j DROP",
+            f"reset by `-p tcp -m conntrack --ctstate INVALID -j {RESET}` (legacy table filter, ",
+        ),
+        (
+            "FORWARD {invalid} -j DROP;FORWARD -j X;X {invalid} -j DROP",
+            "dropped by `-m conntrack --ctstate INVALID -j DROP` (legacy table filter, chain X)",
+        ),
         ("FORWARD {invalid} -j DROP", None),
         ("FORWARD {known} -j ACCEPT;FORWARD -j DROP", None),
     ],
@@ -201,7 +210,7 @@ def test_what_takes_packets_where_the_rule_that_names_them_is_gone(
     lines = "".join(f"-A {rule}\n" for rule in rules.split(";"))
     text = lines.format(invalid="-m conntrack --ctstate INVALID", **matches)
     tables = tables_of(f"{FILTER}:X - [0:0]\n:Y - [0:0]\n{text}")
-    unnamed = list(path.walk(removed.without_named(tables), 4))
+    unnamed = removed.without_takers(tables)
     (check,) = (
         each
         for each in fate.checks(list(path.walk(tables, 4)), unnamed=unnamed)
@@ -302,9 +311,7 @@ def test_advice_on_a_rule_tells_what_stands_behind_it() -> None:
         ("-A FORWARD -j DROP\n", "`-j DROP` behind it drops all others"),
     ):
         tables = tables_of(FILTER + chains + named + last)
-        mets, unnamed = (
-            list(path.walk(each, 4)) for each in (tables, removed.without_named(tables))
-        )
+        mets, unnamed = list(path.walk(tables, 4)), removed.without_takers(tables)
         (check,) = (
             each
             for each in fate.checks(mets, unnamed=unnamed)

@@ -45,7 +45,7 @@ def planned(
     files: dict[str, str] | None = None,
     guard: Guard = UNIT,
 ) -> Plan:
-    unnamed = path.walk(removed.without_named(rules), 4)
+    unnamed = removed.without_takers(rules)
     return plan(path.walk(rules, 4), sysctls or {}, files or {}, guard, unnamed)
 
 
