@@ -15,7 +15,8 @@ from nfq_guard.cli.terminal import columns, fitted, folded, json_text, paint
 from nfq_guard.doctor import collect, host_rules
 from nfq_guard.doctor.check import Check, Status, ok, problem
 from nfq_guard.doctor.examine import examine
-from nfq_guard.doctor.plan import Guard, Plan, Step, plan
+from nfq_guard.doctor.plan import Guard, Plan, plan
+from nfq_guard.doctor.plan_rules import Step
 from nfq_guard.errors import EXIT_NOT_FINE, EXIT_OK, ConfigError, PrivilegeError
 from nfq_guard.firewall.xtables import System
 from nfq_guard.names import counted, visible
@@ -85,7 +86,7 @@ def _plan(config: Path, settings: Settings) -> Plan:
         text=collect.text(config),
     )
     values, files = collect.sysctl_values(), collect.boot_files()
-    return plan(rules.path(), values, files, guard, rules.unnamed())
+    return plan(rules.tables, values, files, guard)
 
 
 class PlanStepRecord(TypedDict):

@@ -15,7 +15,7 @@ import pytest
 from nfq_guard.cli.doctor import plan_text
 from nfq_guard.conntrack.sysctls import Sysctls
 from nfq_guard.conntrack.table import CTSTATES
-from nfq_guard.doctor import iptables_rules, nft_rules, path, removed
+from nfq_guard.doctor import iptables_rules, nft_rules
 from nfq_guard.doctor.plan import Guard, Plan, plan
 from nfq_guard.doctor.rule_model import Table
 from nfq_guard.firewall import Backend, Family, native
@@ -45,8 +45,7 @@ def planned(
     files: dict[str, str] | None = None,
     guard: Guard = UNIT,
 ) -> Plan:
-    unnamed = removed.without_takers(rules)
-    return plan(path.walk(rules, 4), sysctls or {}, files or {}, guard, unnamed)
+    return plan(rules, sysctls or {}, files or {}, guard)
 
 
 def commands(steps: Sequence[Any]) -> list[str]:
