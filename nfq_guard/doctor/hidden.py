@@ -91,8 +91,9 @@ def checks(path: Iterable[Met], policy: Policy) -> Iterator[Check]:
 
 
 def _late_rst(network: Network) -> bytes:
-    """An RST from the network's first host to an outside address."""
-    src, dst = (network.network_address + 1).packed, _OUTSIDE[network.version]
+    """An RST from the network's second address, or its only one, to an outside address."""
+    src = network[min(1, network.num_addresses - 1)].packed
+    dst = _OUTSIDE[network.version]
     body = struct.pack("!HHIIBBHHH", 443, 40000, 1, 0, 5 << 4, RST, 0, 0, 0)
     if network.version == 4:
         length = 20 + len(body)

@@ -8,6 +8,8 @@ import pytest
 from nfq_guard.doctor import hidden, marks, nft_rules, path
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.rule_model import ANY_MARK, Act, MarkWrite, Truth
+from nfq_guard.policy.matcher import compile_policy
+from nfq_guard.policy.parse import parse_policy
 from nfq_guard.policyfile import load_compiled
 from tests.support.listings import (
     ACCEPTED,
@@ -165,6 +167,20 @@ def test_what_a_rule_hides(rule: str, found: set[str]) -> None:
     assert (bool(said), names) == (bool(found), found)
     held = hidden.checks(mets, load_compiled("preset:no-leak"))
     assert {check.status for check in held} <= {Status.OK}
+
+
+@pytest.mark.parametrize("host", ["8.8.8.5", "255.255.255.255"])
+def test_a_single_hidden_address(host: str) -> None:
+    """The policy that the advice describes drops its RSTs."""
+    mets = walk(f"*nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -s {host}/32 -j SNAT\n")
+    rule = {"name": "own", "src": [host], "reason": "no-entry", "tcp_flags": "rst"}
+    advised = parse_policy(
+        {"default": "allow", "rule": [{**rule, "action": "drop"}]}, source="test"
+    )
+    (leaks,) = hidden.checks(mets, load_compiled("preset:router"))
+    assert (leaks.status, f"for {host}/32" in leaks.todo) == (Status.NOTE, True)
+    (held,) = hidden.checks(mets, compile_policy(advised))
+    assert held.status is Status.OK
 
 
 def test_sources_in_a_set_are_hidden_networks() -> None:
