@@ -8,6 +8,7 @@ conditions of a rule. Any other condition makes a rule uncertain.
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from ipaddress import ip_address, ip_network
 from typing import Final
 
@@ -77,19 +78,26 @@ def read(queues: Sequence[int], copy: LegacyCopy | None = None) -> RawReading:
             except NfqGuardError as error:
                 problems.append(str(error))
     native: list[nft_rules.Ruleset] = []
-    try:
+    with _noted(problems, "chains"):
         chains = collect.listed_by_nft("chains")
         early = [] if chains is None else nft_rules.Ruleset(chains).early()
         for family_name, name in early:
             listed = collect.listed_by_nft("table", family_name, name)
             if listed is not None:
                 native.append(nft_rules.Ruleset(listed))
+    rules = of(saved, native, queues, problems)
+    return RawReading(rules, describe(rules), tuple(dict.fromkeys(problems)))
+
+
+@contextmanager
+def _noted(problems: list[str], what: str) -> Iterator[None]:
+    """Turn an error in a listing of nft into a sentence."""
+    try:
+        yield
     except NfqGuardError as error:
         problems.append(str(error))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        problems.append(f"nft list chains: {error}")
-    rules = of(saved, native, queues)
-    return RawReading(rules, describe(rules), tuple(dict.fromkeys(problems)))
+        problems.append(f"nft list {what}: {error}")
 
 
 def _has_raw(backend: Backend, family: Family) -> bool:
@@ -112,8 +120,16 @@ def of(
     saved: dict[tuple[Backend, Family], Saved],
     native: Iterable[nft_rules.Ruleset],
     queues: Sequence[int],
+    problems: list[str],
 ) -> tuple[RawRule, ...]:
-    """The rules among these that run before conntrack."""
+    """The rules among these that run before conntrack.
+
+    Args:
+        saved: The tables of iptables, by backend and family.
+        native: The tables of nft; one that cannot be translated is left out.
+        queues: Our queues.
+        problems: Gets a sentence for each of those.
+    """
     rulesets = list(native)
     found: list[RawRule] = []
     for family, protocols in _PROTOCOLS.items():
@@ -124,7 +140,9 @@ def of(
                     tables += iptables_rules.tables(texts, backend, each, word)
             nft_word = "icmpv6" if word == "ipv6-icmp" else word
             for ruleset in rulesets:
-                tables += [one for one in ruleset.tables(protocol=nft_word) if one.family == family]
+                with _noted(problems, "ruleset"):
+                    native_tables = ruleset.tables(protocol=nft_word)
+                    tables += [one for one in native_tables if one.family == family]
             found += _of_tables(tables, family, number, queues)
     return bounded(found)
 
@@ -235,7 +253,11 @@ def checks(reading: RawReading) -> Iterator[Check]:
             owners.todo_untracked(text),
         )
     if not reading.one_sided:
-        yield ok("tracking.half", "no rule before conntrack hides one direction of flows from it")
+        beyond = ", as far as the rules could be read" if reading.problems else ""
+        yield ok(
+            "tracking.half",
+            f"no rule before conntrack hides one direction of flows from it{beyond}",
+        )
 
 
 def describe(rules: Iterable[RawRule]) -> tuple[str, ...]:

@@ -127,7 +127,8 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
         )
     ]
     queues = range(firewall.spec.first_queue, firewall.spec.last_queue + 1)
-    yield from before_conntrack.checks(before_conntrack.read(queues))
+    early = before_conntrack.read(queues)
+    yield from before_conntrack.checks(early)
     native = rules.native
     places = [*holders, *(["nftables"] if native is not None and native.ours else [])]
     differences: list[Difference] = []
@@ -141,6 +142,7 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
         yield from marks.marks(rules.path(), firewall.spec.unjudged_mark)
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
+    problems += (problem for problem in early.problems if problem not in problems)
 
 
 def _order(firewall: Firewall) -> Iterator[Check]:

@@ -24,7 +24,7 @@ def of_iptables(*lines: str, family: Family = Family.IPV4, table: str = "raw") -
         [f"*{table}", ":PREROUTING ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]", ":MORE - [0:0]", *lines]
     )
     saved = {(Backend.LEGACY, family): parse(f"{text}\nCOMMIT\n")}
-    return list(before_conntrack.of(saved, (), QUEUES))
+    return list(before_conntrack.of(saved, (), QUEUES, []))
 
 
 def of_nft(
@@ -36,7 +36,7 @@ def of_nft(
         {"chain": {**base, "name": "early", "hook": hook, "prio": prio, "type": "filter"}},
         *({"rule": {**base, "chain": "early", "expr": rule}} for rule in rules),
     ]
-    return list(before_conntrack.of({}, [Ruleset(json.dumps({"nftables": items}))], QUEUES))
+    return list(before_conntrack.of({}, [Ruleset(json.dumps({"nftables": items}))], QUEUES, []))
 
 
 def tcp(rules: list[RawRule]) -> list[RawRule]:
@@ -204,7 +204,7 @@ def test_protocols_of_nft_and_ipv6() -> None:
                 ]
             }
         )  # fmt: skip
-        found = before_conntrack.of({}, [Ruleset(text)], QUEUES)
+        found = before_conntrack.of({}, [Ruleset(text)], QUEUES, [])
         assert [(rule.family, rule.proto) for rule in found] == [(6, 58)]
     assert [rule.proto for rule in of_iptables("-A OUTPUT -j NOTRACK", family=Family.IPV6)] == [
         6, 58, 132,
@@ -299,6 +299,33 @@ def test_tables_to_list() -> None:
     ]
     ruleset = Ruleset(json.dumps({"nftables": [{"chain": chain} for chain in chains]}))
     assert ruleset.early() == [("inet", "own")]
+
+
+def test_no_problem_is_hidden_by_the_check() -> None:
+    (partly,) = before_conntrack.checks(RawReading(problems=("no permission",)))
+    assert (partly.status, partly.what.endswith("as far as the rules could be read")) == (
+        Status.OK,
+        True,
+    )
+
+
+def test_a_table_that_cannot_be_translated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and the other tables are read."""
+    listings: dict[tuple[str, ...], list[dict[str, Any]]] = {("chains",): []}
+    for name, match in (("odd", {"match": {"op": "=="}}), ("own", field("tcp", "sport", 80))):
+        base = {"family": "ip", "table": name}
+        chain = {**base, "name": "early", "hook": "prerouting", "prio": -300, "type": "filter"}
+        listings["chains",].append({"chain": chain})
+        listings["table", "ip", name] = [
+            {"chain": chain},
+            {"rule": {**base, "chain": "early", "expr": [match, NOTRACK]}},
+        ]
+    monkeypatch.setattr(
+        collect, "listed_by_nft", lambda *what: json.dumps({"nftables": listings[what]})
+    )
+    reading = before_conntrack.read(QUEUES)
+    assert {rule.text for rule in reading.rules if "table own" in rule.text}
+    assert [text for text in reading.problems if text.startswith("nft list ruleset: ")]
 
 
 def test_what_may_not_be_read(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
