@@ -27,6 +27,7 @@ from nfq_guard.doctor.rule_model import (
     TrackingWrite,
     Truth,
     all_of,
+    in_range,
     known,
 )
 from nfq_guard.firewall.saved import Saved, SavedRule, SavedTable, is_own, split
@@ -252,9 +253,12 @@ def _act(target: list[_Option], table: SavedTable) -> tuple[Act, str]:
 
 
 def _mark(target: list[_Option]) -> MarkWrite | None:
-    """How a target writes the mark; the values of HMARK and of an ipset are not known."""
+    """How a target writes the mark; the value of an ipset is not known."""
     values = target[0].values if target else ()
-    if values == ("HMARK",) or any(option.name == "--map-mark" for option in target):
+    if values == ("HMARK",):
+        first = _number(_value(target, "--hmark-offset") or "0")
+        return in_range(first, first + _number(_value(target, "--hmark-mod") or "0") - 1)
+    if any(option.name == "--map-mark" for option in target):
         return ANY_MARK
     if values != ("MARK",):
         return None

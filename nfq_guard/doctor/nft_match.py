@@ -27,7 +27,9 @@ from nfq_guard.doctor.rule_model import (
     all_of,
     any_of,
     depends,
+    in_range,
     known,
+    one_of,
 )
 from nfq_guard.raw_rules import UNKNOWN_ZONE
 
@@ -49,6 +51,7 @@ _PROTOCOLS: Final = frozenset(
 _LOOPBACK: Final = frozenset({"lo"})
 _MARK: Final = {"meta": {"key": "mark"}}
 _STATE: Final = {"ct": {"key": "state"}}
+_HASHES: Final = frozenset({"jhash", "symhash", "numgen"})
 _OPERATORS: Final[Mapping[str, Callable[[int, int], int]]] = {
     "&": operator.and_,
     "|": operator.or_,
@@ -151,8 +154,9 @@ class Segment:
 
     def _mapped(self, mapping: Mapping[str, Any]) -> tuple[Condition, MarkWrite]:
         """The effect of `meta mark set KEY map { ... }`; an absent key ends the rule."""
-        sure = [right for condition, right in self._found(mapping) if condition.truth is Truth.YES]
-        return self.chooses(mapping), _write(sure[0]) if sure else ANY_MARK
+        found = [each for each in self._found(mapping) if each[0].truth is not Truth.NO]
+        sure = [each for each in found if each[0].truth is Truth.YES]
+        return self.chooses(mapping), one_of(_write(right) for _, right in sure[:1] or found)
 
     def chooses(self, mapping: Mapping[str, Any]) -> Condition:
         """Whether a map has a value for the packet; without one the rule ends."""
@@ -334,15 +338,23 @@ def _write(value: Any) -> MarkWrite:  # noqa: ANN401 - JSON
         if kind in _OPERATORS and isinstance(inner, list) and len(inner) == 2:
             before, operand = _write(inner[0]), _number(inner[1])
             if operand is not None:
-                match kind:
-                    case "&":
-                        written = (before.keep & operand, before.flip & operand)
-                    case "|":
-                        written = (before.keep & ~operand, before.flip | operand)
-                    case _:
-                        written = (before.keep, before.flip ^ operand)
-                return MarkWrite(*written, known=before.known)
+                return computed(before, kind, operand)
+        if kind in _HASHES and isinstance(inner, dict):
+            first, count = inner.get("offset", 0), inner.get("mod", 0)
+            return in_range(first, first + count - 1)
     return ANY_MARK
+
+
+def computed(before: MarkWrite, sign: str, operand: int) -> MarkWrite:
+    """The effect of a write, then of an operation with a constant."""
+    keep, flip, unknown = before
+    match sign:
+        case "&":
+            return MarkWrite(keep & operand, flip & operand, unknown & operand)
+        case "|":
+            return MarkWrite(keep & ~operand, flip & ~unknown | operand, unknown & ~operand)
+        case _:
+            return MarkWrite(keep, (flip ^ operand) & ~unknown, unknown)
 
 
 def _unwrapped(element: Any) -> Any:  # noqa: ANN401 - JSON

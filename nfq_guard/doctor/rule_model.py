@@ -7,6 +7,8 @@ not arrive on the loopback interface and, like every INVALID packet, has no conn
 attached.
 """
 
+import functools
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -138,11 +140,17 @@ TAKES: Final = ENDS - {Act.ACCEPT}
 
 
 class MarkWrite(NamedTuple):
-    """A write to the packet's mark: `mark = mark & keep ^ flip`, or to an unknown value."""
+    """A write to the packet's mark: `mark = mark & keep ^ flip`, except for bits of any value.
+
+    Attributes:
+        keep: The bits that keep their value, or are inverted by `flip`.
+        flip: The bits that are set, or inverted.
+        unknown: The bits that get a value that is not known; none of them in the other two.
+    """
 
     keep: int
     flip: int
-    known: bool = True
+    unknown: int = 0
 
     def clears(self, bits: int) -> bool:
         """Whether the write can change one of these bits from 1 to 0."""
@@ -151,15 +159,33 @@ class MarkWrite(NamedTuple):
     def passes(self, test: MarkTest) -> bool:
         """Whether every mark passes a test after this write."""
         found = self.flip & test.mask in test.values
-        return self.known and not self.keep & test.mask and found is not test.negated
+        return not (self.keep | self.unknown) & test.mask and found is not test.negated
 
     def sets(self, bits: int) -> bool:
         """Whether the write can change all of these bits from 0 to 1."""
-        return not self.known or self.flip & bits == bits
+        return (self.flip | self.unknown) & bits == bits
 
 
-ANY_MARK: Final = MarkWrite(0, 0, known=False)
+ANY_MARK: Final = MarkWrite(0, 0, ALL_BITS)
 """A write of a value that is not known."""
+
+
+def one_of(writes: Iterable[MarkWrite]) -> MarkWrite:
+    """The write of a value that is one of those that these write."""
+    values = list(writes)
+    if not values or any(each.keep or each.unknown for each in values):
+        return ANY_MARK
+    common = functools.reduce(operator.and_, (each.flip for each in values))
+    every = functools.reduce(operator.or_, (each.flip for each in values))
+    return MarkWrite(0, common, every ^ common)
+
+
+def in_range(low: int, high: int) -> MarkWrite:
+    """The write of a value between these, such as a remainder."""
+    if not 0 <= low <= high <= ALL_BITS:
+        return ANY_MARK
+    unknown = (1 << (low ^ high).bit_length()) - 1
+    return MarkWrite(0, low & ~unknown, unknown)
 
 
 class TrackingWrite(NamedTuple):

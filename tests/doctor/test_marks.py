@@ -41,7 +41,9 @@ ALL = 0xFFFFFFFF
         ("-j MARK --xor-mark 0x1", MarkWrite(ALL, 1)),
         ("-j MARK --set-xmark nonsense/0x1", MarkWrite(ALL & ~1, 0)),
         ("-j MARK", None),
-        ("-j HMARK --hmark-tuple src --hmark-mod 8 --hmark-rnd 0x0", ANY_MARK),
+        ("-j HMARK --hmark-tuple src --hmark-mod 8 --hmark-rnd 0x0", MarkWrite(0, 0, 7)),
+        ("-j HMARK --hmark-tuple src --hmark-mod 2 --hmark-offset 0x1", MarkWrite(0, 0, 3)),
+        ("-j HMARK --hmark-tuple src", ANY_MARK),
         ("-j SET --map-set marks src --map-mark", ANY_MARK),
         ("-j SET --map-set marks src --map-prio", None),
         # An INVALID packet has no entry whose mark could be restored.
@@ -66,7 +68,13 @@ MARK = {"meta": {"key": "mark"}}
         ({"&": [MARK, 0xFF]}, MarkWrite(0xFF, 0)),
         ({"^": [{"&": [MARK, 0xFF]}, 3]}, MarkWrite(0xFF, 3)),
         ({"|": [MARK, {"jhash": {}}]}, ANY_MARK),
-        ({"jhash": {"mod": 2}}, ANY_MARK),
+        ({"jhash": {"mod": 2}}, MarkWrite(0, 0, 1)),
+        ({"jhash": {"mod": 2, "offset": 256}}, MarkWrite(0, 256, 1)),
+        ({"numgen": {"mode": "inc", "mod": 4, "offset": 6}}, MarkWrite(0, 0, 0xF)),
+        ({"|": [{"symhash": {"mod": 2}}, 1]}, MarkWrite(0, 1)),
+        ({"&": [{"symhash": {"mod": 4}}, 1]}, MarkWrite(0, 0, 1)),
+        ({"^": [{"symhash": {"mod": 2}}, 5]}, MarkWrite(0, 4, 1)),
+        ({"meta": {"key": "cpu"}}, ANY_MARK),
         ({"map": {"key": STATE, "data": {"set": [["new", 4], ["invalid", 5]]}}}, MarkWrite(0, 5)),
         # The rule ends where it reads the mark of the entry that is not there.
         ({"ct": {"key": "mark"}}, None),
@@ -195,10 +203,16 @@ def test_sources_in_a_set_are_hidden_networks() -> None:
 
 
 def test_a_mark_that_a_map_gives_to_some_packets() -> None:
-    data = {"set": [["eth0", 5]]}
-    rule = [{"mangle": {"key": MARK, "value": {"map": {"key": NAME, "data": data}}}}]
+    data: dict[str, list[list[object]]] = {"set": [["eth0", 5]]}
+    rule: list[object] = [{"mangle": {"key": MARK, "value": {"map": {"key": NAME, "data": data}}}}]
     (found,) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
-    assert (found.mark, found.when.truth) == (ANY_MARK, Truth.DEPENDS)
+    assert (found.mark, found.when.truth) == (MarkWrite(0, 5), Truth.DEPENDS)
+    data["set"].append(["eth1", 6])
+    (found,) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
+    assert found.mark == MarkWrite(0, 4, 3)
+    data["set"].append(["eth2", "eth2"])
+    (found,) = nft_rules.Ruleset(nft(rule)).tables()[0].chains["c"]
+    assert found.mark == ANY_MARK
 
 
 @pytest.mark.parametrize(
