@@ -139,7 +139,8 @@ def _rules(firewall: Firewall, rules: HostRules) -> Iterator[Check]:
     yield ours.ours(places, differences, complete=not problems)
     yield from _order(firewall) if holders else ()
     if firewall.spec.fail_mode is FailMode.KERNEL_DROP:
-        yield from marks.marks(rules.path(), firewall.spec.unjudged_mark)
+        place = firewall.described_choice().backend
+        yield from marks.marks(rules.path(), firewall.spec, place)
     if native is not None:
         yield from nft_rules.flowtables(native.flowtables)
     problems += (problem for problem in early.problems if problem not in problems)

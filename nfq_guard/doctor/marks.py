@@ -1,29 +1,53 @@
 # SPDX-License-Identifier: MIT
 """Other programs' rules that write the mark bit with which kernel-drop marks unjudged packets."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, final
 
 from nfq_guard.doctor import owners
 from nfq_guard.doctor.check import Check, ok, warning
+from nfq_guard.doctor.follow import Follower
 from nfq_guard.doctor.path import Met, Order
 from nfq_guard.names import counted
+from nfq_guard.doctor.rule_model import PRIORITIES
+from nfq_guard.firewall import Native, Place, RulesSpec, native
+from nfq_guard.firewall.render import wanted
+from nfq_guard.firewall.spec import FALLBACK_CHAIN, NATIVE_TABLE
 
 
-def marks(path: Iterable[Met], unjudged: int) -> Iterator[Check]:
-    """Whether a rule after ours changes the bits `unjudged` of a packet's mark.
+@final
+class _Fallback(NamedTuple):
+    """Where packets with the mark are dropped in a hook."""
+
+    filter: str
+    table: str
+    priority: int
+
+
+def marks(path: Iterable[Met], spec: RulesSpec, place: Place) -> Iterator[Check]:
+    """Whether a rule between our queue and our fallback changes the mark of unjudged packets.
 
     Our rules set these bits directly before the queue, and the verdict clears them, so a rule
-    before ours has no effect on them.
+    before ours has no effect on them; nor has one behind the fallback.
+
+    Args:
+        path: The rules that a packet meets in every hook, for both families.
+        spec: Our rules, in fail mode kernel-drop.
+        place: The packet filter where they are.
     """
+    unjudged = spec.unjudged_mark
+    fallbacks = _fallbacks(spec, place)
     set_by: list[str] = []
     cleared_by: list[str] = []
     for met in path:
         write = met.finding.rule.mark
         if write is None or met.order not in {Order.AFTER, Order.TIED}:
             continue
-        if met.hook != "postrouting" and write.sets(unjudged):
+        if not _is_before(met, fallbacks):
+            continue
+        if write.sets(unjudged):
             set_by.append(_text(met))
-        elif met.hook != "postrouting" and write.clears(unjudged):
+        if write.clears(unjudged):
             cleared_by.append(_text(met))
     if set_by:
         yield warning(
@@ -45,6 +69,41 @@ def marks(path: Iterable[Met], unjudged: int) -> Iterator[Check]:
             "rules.mark",
             f"no rule after ours writes the mark bit of unjudged packets ({unjudged:#x})",
         )
+
+
+def _fallbacks(spec: RulesSpec, place: Place) -> dict[str, _Fallback]:
+    """The fallbacks, by hook."""
+    if place is Native.NFTABLES:
+        fallback = _Fallback(str(place), NATIVE_TABLE, native.FALLBACK_PRIORITY)
+        return dict.fromkeys(("prerouting", "output"), fallback)
+    return {
+        chain.lower(): _Fallback(str(place), rules.table, PRIORITIES[rules.table])
+        for rules in wanted(spec, place)
+        if rules.chain == FALLBACK_CHAIN
+        for chain, _ in rules.jumps
+    }
+
+
+def _is_before(met: Met, fallbacks: Mapping[str, _Fallback]) -> bool:
+    """Whether a packet may meet a rule and a fallback after it.
+
+    Our jump to the fallback will be the first rule of its chain where it is not installed.
+    """
+    if met.hook == "prerouting" and met.hook not in fallbacks:
+        return True
+    fallback = fallbacks.get(met.hook)
+    if fallback is None:
+        return False
+    finding = met.finding
+    table, chain = finding.table, (finding.path or (finding.chain,))[-1]
+    jumps = [
+        place for place, rule in enumerate(table.chains[chain]) if rule.target == FALLBACK_CHAIN
+    ]
+    if jumps:
+        before = Follower(table).base(chain, 0, jumps[0]).findings
+        return any(each.rule is finding.rule for each in before)
+    here = (table.filter, table.name) == (fallback.filter, fallback.table)
+    return not here and table.bases[chain].priority <= fallback.priority
 
 
 def _text(met: Met) -> str:

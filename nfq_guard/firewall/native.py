@@ -36,6 +36,9 @@ from nfq_guard.firewall.xtables import Runner
 PRIORITY: Final = -149
 """One after mangle."""
 
+FALLBACK_PRIORITY: Final = PRIORITY + 1
+"""Of the chains that drop packets not judged (fail mode kernel-drop)."""
+
 _WHAT: Final = "nftables"
 _SHED: Final = "shed"
 _UNJUDGED: Final = "unjudged"
@@ -105,8 +108,8 @@ def _bases(spec: RulesSpec, families: tuple[Family, ...]) -> tuple[_Base, ...]:
     unjudged = f"meta mark and {mark} == {mark} counter name {_UNJUDGED} drop"
     return (
         *bases,
-        _Base(_DROPPING[0], "prerouting", PRIORITY + 1, f"{received} {unjudged}"),
-        _Base(_DROPPING[1], "output", PRIORITY + 1, f"{sent} {unjudged}"),
+        _Base(_DROPPING[0], "prerouting", FALLBACK_PRIORITY, f"{received} {unjudged}"),
+        _Base(_DROPPING[1], "output", FALLBACK_PRIORITY, f"{sent} {unjudged}"),
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 from nfq_guard.doctor import hidden, marks, nft_rules, path
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.rule_model import ANY_MARK, Act, MarkWrite, Truth
+from nfq_guard.firewall import Backend, FailMode, Native, Place, RulesSpec
 from nfq_guard.policy.matcher import compile_policy
 from nfq_guard.policy.parse import parse_policy
 from nfq_guard.policyfile import load_compiled
@@ -56,6 +57,7 @@ def test_how_iptables_writes_the_mark(rule: str, write: MarkWrite | None) -> Non
     assert found.mark == write
 
 
+KERNEL_DROP = RulesSpec(fail_mode=FailMode.KERNEL_DROP)
 MARK = {"meta": {"key": "mark"}}
 
 
@@ -100,7 +102,7 @@ def test_other_keys_than_the_mark_are_not_followed() -> None:
 
 def test_rules_that_write_the_mark_of_unjudged_packets() -> None:
     def found(text: str) -> list[Check]:
-        return list(marks.marks(walk(text), 0x1000))
+        return list(marks.marks(walk(text), KERNEL_DROP, Backend.LEGACY))
 
     set_it = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n"
     rules = "-A FORWARD -j MARK --or-mark 0x1000\n-A FORWARD -i e -j MARK --or-mark 0x1001\n"
@@ -119,6 +121,68 @@ def test_rules_that_write_the_mark_of_unjudged_packets() -> None:
     ):
         (good,) = found(set_it + harmless)
         assert good.status is Status.OK, harmless
+
+
+def test_a_value_that_may_set_or_clear_the_bit() -> None:
+    text = "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n-A FORWARD -j MARK "
+    for write in ("--xor-mark 0x1000", "--set-xmark 0x0/0xffffffff"):
+        checks = list(marks.marks(walk(f"{text}{write}\n"), KERNEL_DROP, Backend.LEGACY))
+        said = [word for check in checks for word in ("may set", "may clear") if word in check.what]
+        assert said == (["may set", "may clear"] if "xor" in write else ["may clear"])
+
+
+def test_the_bits_of_a_map_decide_the_direction() -> None:
+    """None of its values has the bit, so the packet loses it."""
+    data = {"set": [["tun0", 0x10], ["tun1", 0x20]]}
+    rule = [{"mangle": {"key": MARK, "value": {"map": {"key": NAME, "data": data}}}}]
+    listed = nft_rules.Ruleset(nft(rule, hook="prerouting", priority=-100))
+    (check,) = marks.marks(path.walk(listed.tables(), 4), KERNEL_DROP, Backend.LEGACY)
+    assert "may clear" in check.what
+
+
+FALLBACK = "-m mark --mark 0x1000/0x1000 -j NFQ_GUARD_DROP"
+
+
+@pytest.mark.parametrize(
+    ("rules", "status"),
+    [
+        (f"-A FORWARD {FALLBACK}\n-A FORWARD -j MARK --set-mark 5", Status.OK),
+        ("-A FORWARD -j MARK --set-mark 5", Status.OK),
+        (f"-A FORWARD -j MARK --set-mark 5\n-A FORWARD {FALLBACK}", Status.WARNING),
+        (f"-A FORWARD {FALLBACK}\n-A FORWARD -j X\n-A X -j MARK --set-mark 5", Status.OK),
+        (f"-A INPUT -j X\n-A INPUT {FALLBACK}\n-A X -j MARK --set-mark 5", Status.WARNING),
+    ],
+)  # fmt: skip
+def test_rules_behind_the_fallback_change_no_fate(rules: str, status: Status) -> None:
+    text = f"{FILTER}:NFQ_GUARD_DROP - [0:0]\n:X - [0:0]\n{rules}\n-A NFQ_GUARD_DROP -j DROP\n"
+    (check,) = marks.marks(walk(text), KERNEL_DROP, Backend.LEGACY)
+    assert check.status is status
+
+
+@pytest.mark.parametrize(
+    ("hook", "priority", "place", "status"),
+    [
+        ("prerouting", -100, Backend.LEGACY, Status.WARNING),
+        ("prerouting", -100, Backend.NFT, Status.WARNING),
+        ("prerouting", -100, Native.NFTABLES, Status.OK),
+        ("prerouting", -148, Native.NFTABLES, Status.WARNING),
+        ("forward", 10, Backend.LEGACY, Status.OK),
+        ("input", 0, Backend.LEGACY, Status.WARNING),
+        ("input", -10, Backend.NFT, Status.WARNING),
+        ("input", -10, Native.NFTABLES, Status.OK),
+        ("output", -100, Backend.LEGACY, Status.WARNING),
+        ("output", -100, Backend.NFT, Status.OK),
+        ("output", 10, Backend.LEGACY, Status.OK),
+        ("postrouting", 0, Backend.LEGACY, Status.OK),
+    ],
+)
+def test_marks_count_between_the_queue_and_the_fallback(
+    hook: str, priority: int, place: Place, status: Status
+) -> None:
+    write = [{"mangle": {"key": MARK, "value": 5}}]
+    listed = nft_rules.Ruleset(nft(write, hook=hook, priority=priority))
+    (check,) = marks.marks(path.walk(listed.tables(), 4), KERNEL_DROP, place)
+    assert check.status is status
 
 
 def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:

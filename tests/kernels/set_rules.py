@@ -15,7 +15,7 @@ from nfq_guard.doctor import fate, host_rules
 from nfq_guard.doctor.check import Check, Status
 from nfq_guard.doctor.marks import marks
 from nfq_guard.doctor.rule_model import Act
-from nfq_guard.firewall import UNJUDGED_MARK
+from nfq_guard.firewall import UNJUDGED_MARK, Backend, FailMode, RulesSpec
 from nfq_guard.firewall.xtables import System
 from nfq_guard.flows.open import open_lookup
 from tests.fuzz_rules.compare import Outcome, Router, Tally, compare
@@ -161,7 +161,8 @@ def test_a_set_that_marks_packets(router: Router) -> None:
     try:
         assert router.load(dropping)
         assert router.outcome(4, port) == Outcome(Act.DROP, Act.DROP)
-        (check,) = marks(host_rules.read().path(), UNJUDGED_MARK)
+        spec = RulesSpec(fail_mode=FailMode.KERNEL_DROP)
+        check, _cleared = marks(host_rules.read().path(), spec, Backend.LEGACY)
     finally:
         router.clear(dropping)
         rule[rule.index("-A")] = "-D"
