@@ -257,7 +257,9 @@ class _Reader:
             name += "'"
         rules = self._chains[name] = []
         for line in nft_unnamed.lines(body, self._segment):
-            if isinstance(line.verdict, str):
+            if line.mark is not None:
+                rules.append(Rule(line.text, line.when, Act.GO_ON, mark=line.mark, handle=handle))
+            elif isinstance(line.verdict, str):
                 rules.append(self._listed(name, line.text, handle, line.when, line.verdict))
             elif line.verdict is not None:
                 (verdict,) = line.verdict.items()

@@ -1,18 +1,29 @@
 # SPDX-License-Identifier: MIT
 """Parses chains without a name, `jump { ... }`, which nft's JSON contains as text.
 
-Only a rule's verdict and the matches that do not depend on the packet are parsed; any other match
-counts as depending on it.
+Only a rule's verdict, its writes to the packet's mark and the matches that do not depend on the
+packet are parsed; any other match counts as depending on it.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, final
 
-from nfq_guard.doctor.nft_match import Segment
-from nfq_guard.doctor.rule_model import ALWAYS, NO_ENTRY, Condition, all_of, depends
+from nfq_guard.doctor.nft_match import Segment, computed
+from nfq_guard.doctor.rule_model import (
+    ALL_BITS,
+    ALWAYS,
+    ANY_MARK,
+    NO_ENTRY,
+    Condition,
+    MarkWrite,
+    Truth,
+    all_of,
+    depends,
+    one_of,
+)
 
-_CHAIN: Final = re.compile(r"(?:(.*)\s)?(jump|goto) \{(.*)\}", re.DOTALL)
+_CHAIN: Final = re.compile(r"(?:(.*?)\s)??(jump|goto) \{(.*)\}", re.DOTALL)
 _NOISE: Final = re.compile(
     r'comment "[^"]*"|counter(?: packets \d+ bytes \d+| name \S+)?'
     r'|log(?: (?:prefix "[^"]*"|(?:level|group|snaplen|queue-threshold|flags) \S+))*'
@@ -45,6 +56,13 @@ _MAPPED: Final = re.compile(
 _HEADER: Final = re.compile(
     r"(?<!\S)(ip|ip6|udp|udplite|icmp|icmpv6|sctp|dccp|igmp|ah|esp|comp) (\w+)(?= )"
 )
+_NUMBER: Final = r"(?:0x[0-9a-f]+|\d+)"
+_WRITE: Final = re.compile(
+    rf"(?<!\S)meta mark set (?:(?P<start>meta mark|{_NUMBER})(?P<steps>(?: [&|^] {_NUMBER})*)(?!\S)"
+    r"|[^{}]* map \{(?P<pairs>[^{}]*)\}|)"
+)
+_STEP: Final = re.compile(rf"([&|^]) ({_NUMBER})")
+_WRITES_ENTRY: Final = re.compile(r"meta mark set ct (?!state )")
 _OF_ENTRY: Final = re.compile(r"(?<!\S)ct (?!state |\w+ set )")
 
 
@@ -57,11 +75,13 @@ class Line(NamedTuple):
         when: Its matches.
         verdict: A verdict as in nft's JSON; the text of an unknown verdict or of an unnamed chain;
             None for a rule without a verdict.
+        mark: Its write to the packet's mark, in a line of its own before the verdict's.
     """
 
     text: str
     when: Condition
     verdict: Mapping[str, Any] | str | None
+    mark: MarkWrite | None = None
 
 
 def chain_in(statement: str) -> tuple[str, str] | None:
@@ -76,9 +96,11 @@ def lines(body: str, segment: Segment) -> Iterator[Line]:
         words = _COUNTED.sub(r"\1", " ".join(text.split()))
         rest = _NOISE.sub(" ", text).strip()
         nested = _CHAIN.fullmatch(rest)
+        yield from _writes(words, rest if nested is None else nested[1] or "", segment)
         if nested is not None:
             yield Line(words, _condition(nested[1], segment), f"{nested[2]} {{{nested[3]}}}")
             continue
+        rest = _WRITE.sub(_unless_known, rest).strip()
         found = _VERDICT.fullmatch(rest)
         mapped = _MAPPED.fullmatch(rest)
         if mapped is not None:
@@ -105,8 +127,39 @@ def _split(body: str) -> Iterator[str]:
             text = ""
 
 
+def _writes(words: str, rest: str, segment: Segment) -> Iterator[Line]:
+    """The writes to the mark; nft may list a match behind the write that depends on it."""
+    whole = _condition(rest, segment)
+    for found in _WRITE.finditer(rest):
+        before = _condition(rest[: found.start()], segment)
+        if _WRITES_ENTRY.match(rest, found.start()):
+            before = NO_ENTRY
+        elif whole.truth is not Truth.YES:
+            before = all_of([before, depends(words)])
+        yield Line(words, before, None, _write(found))
+
+
+def _write(found: re.Match[str]) -> MarkWrite:
+    if found["pairs"] is not None:
+        values = [pair.rpartition(" : ")[2].strip() for pair in found["pairs"].split(",")]
+        known = all(re.fullmatch(_NUMBER, value) for value in values)
+        return one_of(MarkWrite(0, int(value, 0)) for value in values) if known else ANY_MARK
+    if found["start"] is None:
+        return ANY_MARK
+    plain = found["start"] == "meta mark"
+    write = MarkWrite(ALL_BITS, 0) if plain else MarkWrite(0, int(found["start"], 0))
+    for sign, operand in _STEP.findall(found["steps"]):
+        write = computed(write, sign, int(operand, 0))
+    return write
+
+
+def _unless_known(write: re.Match[str]) -> str:
+    """A write's text where its value depends on the packet, which may end the rule."""
+    return " " if write["start"] is not None else write[0]
+
+
 def _condition(text: str | None, segment: Segment) -> Condition:
-    rest = text or ""
+    rest = _WRITE.sub(_unless_known, text or "")
     conditions = [ALWAYS]
     for found in _MATCH.finditer(rest):
         key = {"key": found["key"] or found["name"]}

@@ -185,6 +185,42 @@ def test_marks_count_between_the_queue_and_the_fallback(
     assert check.status is status
 
 
+@pytest.mark.parametrize(
+    ("line", "write"),
+    [
+        ("meta mark set 0x00000007", MarkWrite(0, 7)),
+        ("meta mark set meta mark & 0x0000ff00 | 0x00030000", MarkWrite(0xFF00, 0x30000)),
+        ("meta mark set meta mark ^ 0x00000005 accept", MarkWrite(ALL, 5)),
+        ("ct state invalid meta mark set 0x00000007 return", MarkWrite(0, 7)),
+        ("meta mark set 0x00000009 ct state new drop", MarkWrite(0, 9)),
+        ("meta mark set jhash ip saddr mod 2 offset 256", ANY_MARK),
+        ('meta mark set iifname map { "a" : 0x10, "b" : 32 } accept', MarkWrite(0, 0, 0x30)),
+        ("meta mark set ip saddr map @m", ANY_MARK),
+        ("tcp dport 5 jump {\n meta mark set 0x8\n}", MarkWrite(0, 8)),
+        ("meta mark set 0x8 jump {\n accept\n}", MarkWrite(0, 8)),
+        ("ct state new meta mark set 0x7", None),
+        ("meta mark set ct mark & 0x000000ff", None),
+        ("ct mark set meta mark", None),
+        ("meta mark 0x00000005 accept", None),
+        ('log prefix "meta mark set 0x5" accept', None),
+    ],
+)  # fmt: skip
+def test_writes_in_a_chain_without_a_name(line: str, write: MarkWrite | None) -> None:
+    """Nft lists such a chain as text."""
+    rule = [matching({"meta": {"key": "l4proto"}}, "tcp"), f"jump {{\n{line}\n}}"]
+    tables = nft_rules.Ruleset(nft(rule, hook="prerouting", priority=-100)).tables()
+    mets = [met for met in path.walk(tables, 4) if met.finding.rule.mark is not None]
+    assert [met.finding.rule.mark for met in mets] == ([] if write is None else [write])
+    *_, check = marks.marks(mets, KERNEL_DROP, Backend.LEGACY)
+    assert (check.status is Status.WARNING) is (write is not None and write.clears(0x1000))
+
+
+def test_a_write_to_the_mark_does_not_hide_the_verdict() -> None:
+    rule = [matching(STATE, "invalid"), "jump {\nmeta mark set 0x00000007 drop\n}"]
+    mets = list(path.walk(nft_rules.Ruleset(nft(rule)).tables(), 4))
+    assert decides(mets, "forward") == [(Act.DROP, Truth.YES)]
+
+
 def test_hidden_networks_are_found_in_the_hosts_own_rules() -> None:
     nat = (
         "*nat\n:POSTROUTING ACCEPT [0:0]\n:POD - [0:0]\n"
