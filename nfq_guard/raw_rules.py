@@ -240,8 +240,8 @@ class RawRules:
         if hidden:
             return hidden[0]
         zones = [{one.zone for one in each} for each in theirs]
-        differ = all(mine.isdisjoint(each) for each in zones)
-        unsure = any(len(mine | each) > 1 for each in zones)
+        differ = all(mine.isdisjoint(each) and UNKNOWN_ZONE not in mine | each for each in zones)
+        unsure = any(len(mine | each) > 1 or UNKNOWN_ZONE in mine for each in zones)
         both_ways = snapshot is not None and snapshot.status & IPS_SEEN_REPLY
         if not differ and (both_ways or not unsure):
             return None
@@ -287,6 +287,8 @@ class RawRules:
                     return found
             elif match is _Match.YES:
                 ended.add(rule.chain)
+            else:
+                found.append(_NO_RULE)
         return [*found, _NO_RULE]
 
 

@@ -22,6 +22,7 @@ from nfq_guard.flow import (
 from nfq_guard.policy.decision import Action, Decision
 from nfq_guard.raw_rules import (
     MOST_RULES,
+    UNKNOWN_ZONE,
     UNTRACKED,
     Field,
     RawAct,
@@ -173,6 +174,24 @@ def test_zones_that_may_differ() -> None:
     assert hiding(by_mark, flow=flow) == "hides"
     flow.status |= IPS_SEEN_REPLY
     assert hiding(by_mark, flow=flow) is None
+
+
+def test_a_zone_that_the_rule_takes_from_the_packet() -> None:
+    """Both directions have the rule, and may have different zones."""
+    by_mark = rule(zone=UNKNOWN_ZONE)
+    assert hiding(by_mark) == "hides"
+    flow = untranslated(snapshot())
+    flow.status &= ~IPS_SEEN_REPLY
+    assert hiding(by_mark, flow=flow) == "hides"
+    flow.status |= IPS_SEEN_REPLY
+    assert hiding(by_mark, flow=flow) is None
+    assert hiding(rule(REQUESTS, zone=UNKNOWN_ZONE), flow=flow) is None, "it may be zone 0"
+
+
+def test_a_rule_in_front_that_may_keep_a_packet_from_its_zone() -> None:
+    zone = (rule(zone=7, text="seven"), rule(zone=7, hook=Hook.OUTPUT))
+    assert hiding(*zone) is None
+    assert hiding(end(REPLIES, certain=False), *zone) == "seven"
 
 
 @pytest.mark.parametrize(
