@@ -51,8 +51,10 @@ _NFT: Final = re.compile(
     r"(?:ip6?|tcp|sctp|th)? ?(?P<name>[sd]addr|[sd]port|[io]if(?:name)?) "
     r"(?P<not>!= )?(?P<value>\{ .* \}|\S+)$"
 )
+# SYN must be set and ACK is not asked for: the SYNs in front of SYNPROXY.
 _OPENING: Final = re.compile(
-    r"--tcp-flags FIN,SYN,RST,ACK SYN$|\(tcp flags & \(?fin[,| ]+syn[,| ]+rst[,| ]+ack\)?\) == syn$"
+    r"--tcp-flags \S+ (?!\S*ACK)(?:\w+,)*SYN(?:,\w+)*$|tcp flags syn$"
+    r"|\(tcp flags & \(?(?:\w+[,| ]+)*syn(?:[,| ]+\w+)*\)?\) == syn$"
 )
 _LEGACY_NAMES: Final = {Family.IPV4: "ip_tables_names", Family.IPV6: "ip6_tables_names"}
 

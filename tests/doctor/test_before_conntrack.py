@@ -236,11 +236,49 @@ def test_rules_for_syns_alone() -> None:
     words = "-p tcp -m tcp --dport 443 --tcp-flags FIN,SYN,RST,ACK SYN"
     (rule,) = of_iptables(f"-A PREROUTING {words} -j CT --notrack")
     assert (rule.opening, rule.certain) == (True, True)
-    masked = {
-        "&": [{"payload": {"protocol": "tcp", "field": "flags"}}, ["fin", "syn", "rst", "ack"]]
-    }
-    (rule,) = of_nft([{"match": {"left": masked, "op": "==", "right": "syn"}}, NOTRACK])
-    assert (rule.opening, rule.certain) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "opening"),
+    [
+        ("--tcp-flags FIN,SYN,RST,ACK SYN", True),
+        ("--tcp-flags SYN,ACK SYN", True),
+        ("--tcp-flags SYN SYN", True),
+        ("! --tcp-flags FIN,SYN,RST,ACK SYN", False),
+        ("--tcp-flags SYN,ACK SYN,ACK", False),
+        ("--tcp-flags SYN,ACK ACK,SYN", False),
+        ("--tcp-flags SYN,RST RST", False),
+    ],
+)
+def test_flags_of_iptables(words: str, *, opening: bool) -> None:
+    rules = of_iptables(f"-A PREROUTING -p tcp -m tcp {words} -j CT --notrack")
+    assert {rule.opening for rule in rules} == {opening}
+    assert (before_conntrack.describe(rules) == ()) is opening
+
+
+@pytest.mark.parametrize(
+    ("mask", "sign", "flags", "opening"),
+    [
+        (["fin", "syn", "rst", "ack"], "==", "syn", True),
+        ({"|": ["syn", "ack"]}, "==", "syn", True),
+        ("syn", "==", "syn", True),
+        (None, "in", "syn", True),
+        (None, "==", "syn", True),
+        (None, "!=", "syn", False),
+        (None, "!", "syn", False),
+        (None, "in", "ack", False),
+        (["fin", "syn", "rst", "ack"], "!=", "syn", False),
+        (["syn", "ack"], "==", ["syn", "ack"], False),
+    ],
+)
+def test_flags_of_nft(mask: object, sign: str, flags: object, *, opening: bool) -> None:
+    """The recipe for SYNPROXY in nft's manual has no mask."""
+    left: dict[str, Any] = {"payload": {"protocol": "tcp", "field": "flags"}}
+    if mask is not None:
+        left = {"&": [left, mask]}
+    rules = of_nft([{"match": {"left": left, "op": sign, "right": flags}}, NOTRACK])
+    assert {rule.opening for rule in rules} == {opening}
+    assert (before_conntrack.describe(rules) == ()) is opening
 
 
 def test_rules_behind_conntrack() -> None:
