@@ -39,23 +39,13 @@ _OWN_REASONS: Final = frozenset(
     {Reason.BAD_FLAGS, Reason.BAD_CHECKSUM, Reason.MALFORMED, Reason.ICMP_MISMATCH}
 )
 _ALLOWED: Final = Decision(Action.ALLOW, RULE_HIDDEN_HALF)
-# Addresses and ports of an example packet where the rule names none (RFC 5737, RFC 3849).
-_EXAMPLE: Final = {
-    4: (bytes((198, 51, 100, 1)), bytes((203, 0, 113, 1)), b"\x9c\x40", b"\x9c\x41"),
-    6: (
-        bytes.fromhex("20010db8") + bytes(12),
-        bytes.fromhex("20010db8") + bytes(11) + b"\1",
-        b"\x9c\x40",
-        b"\x9c\x41",
-    ),
-}
 
 MOST_RULES: Final = 256
 """Rules that are distinguished; the next one represents all that follow."""
 
 
 class Field(IntEnum):
-    """A field of the header that a rule may name; the value is its place in `_values`."""
+    """A field of the header that a rule may name; the value is its place in `values_of`."""
 
     SRC = 0
     DST = 1
@@ -109,7 +99,8 @@ class RawRule:
         devices: Conditions on the interface: its name, with `+` at the end for any rest, and
             whether the condition is negated.
         certain: Whether there are no other conditions.
-        opening: Whether it is for SYNs without ACK alone, as those in front of SYNPROXY.
+        opening: Whether it is for SYNs alone, as those in front of SYNPROXY.
+        others: The other conditions, if these alone make it uncertain.
     """
 
     text: str
@@ -123,6 +114,7 @@ class RawRule:
     devices: tuple[tuple[str, bool], ...] = ()
     certain: bool = True
     opening: bool = False
+    others: tuple[str, ...] = ()
 
 
 class RawReading(NamedTuple):
@@ -156,24 +148,30 @@ def bounded(rules: Sequence[RawRule]) -> tuple[RawRule, ...]:
     )
 
 
-class _Match(IntEnum):
+class Match(IntEnum):
+    """Whether a packet meets a rule's conditions."""
+
     NO = 0
     MAY = 1
     YES = 2
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a packet meets the rules.
 
     Attributes:
         hook: `Hook` number.
         device: Its interface there; None where that is not known.
         opening: Whether it may be a SYN without ACK.
+        holds: Conditions among `RawRule.others` that it is known to meet.
+        fails: Those that it is known not to meet.
     """
 
     hook: int
     device: str | None
     opening: bool = False
+    holds: frozenset[str] = frozenset()
+    fails: frozenset[str] = frozenset()
 
 
 class _Treatment(NamedTuple):
@@ -201,6 +199,10 @@ class RawRules:
         for rule in self.rules:
             self._places.setdefault((rule.family, rule.proto, rule.hook), []).append(rule)
 
+    def at(self, family: int, proto: int, hook: int) -> Sequence[RawRule]:
+        """The rules that packets of one kind meet in a hook, in their order."""
+        return self._places.get((family, proto, hook), ())
+
     def instead_of(
         self,
         decision: Decision,
@@ -224,17 +226,18 @@ class RawRules:
         leaving = queued.hook == Hook.OUTPUT
         flags = packet.l4.flags if isinstance(packet.l4, Segment) else 0
         device = queued.outdev if leaving else queued.indev
-        here = _Place(queued.hook, device, opening=flags & (SYN | ACK) == SYN)
+        here = Place(queued.hook, device, opening=flags & (SYN | ACK) == SYN)
+        values = values_of(way)
         answers = bool(flags & (SYN | RST))
         for rule in self._places.get((packet.family, way.proto, queued.hook), ()):
-            if rule.act is RawAct.QUEUE and _match(rule, way, here) is not _Match.NO:
+            if rule.act is RawAct.QUEUE and match_of(rule, values, here) is not Match.NO:
                 return rule
         own = self._treatments(packet.family, way, here)
         mine = {one.zone for one in own if one.zone != UNTRACKED} or {0}
         back = _back(way, snapshot)
-        places = [_Place(Hook.PREROUTING, queued.outdev if leaving else None, opening=answers)]
+        places = [Place(Hook.PREROUTING, queued.outdev if leaving else None, opening=answers)]
         if not leaving:
-            places.append(_Place(Hook.OUTPUT, queued.indev, opening=answers))
+            places.append(Place(Hook.OUTPUT, queued.indev, opening=answers))
         theirs = [self._treatments(packet.family, back, place) for place in places]
         hidden = [one.rule for each in theirs for one in each if one.zone == UNTRACKED]
         if hidden:
@@ -252,40 +255,24 @@ class RawRules:
             if one.rule is not None and one.zone != UNTRACKED
         )
 
-    def one_sided(self) -> list[RawRule]:
-        """The rules that no other rule makes complete: they hide one direction of what they match.
+    def zones(self, family: int, way: FlowTuple, place: Place) -> set[int]:
+        """The zones in which a packet may be, or `UNTRACKED`."""
+        return {one.zone for one in self._treatments(family, way, place)}
 
-        Rules for SYNs alone are left out: SYNPROXY needs them to be one-sided.
-
-        Each is tried with a packet that it matches; the answer to that packet is hidden as surely,
-        or the rule is one-sided.
-        """
-        return [rule for rule in self.rules if rule.act is not RawAct.END and self._is_half(rule)]
-
-    def _is_half(self, rule: RawRule) -> bool:
-        if rule.act is RawAct.QUEUE or rule.opening:
-            return not rule.opening
-        back = answering(_example(rule))
-        name = next((name for name, negated in rule.devices if not negated), None)
-        places = [_Place(Hook.PREROUTING, name if rule.hook == Hook.OUTPUT else None)]
-        if rule.hook == Hook.PREROUTING:
-            places.append(_Place(Hook.OUTPUT, name))
-        found = (self._treatments(rule.family, back, place) for place in places)
-        return not any({one.zone for one in each} == {rule.zone} for each in found)
-
-    def _treatments(self, family: int, way: FlowTuple, place: _Place) -> list[_Treatment]:
+    def _treatments(self, family: int, way: FlowTuple, place: Place) -> list[_Treatment]:
         """All that may become of a packet; the first rule about tracking that matches decides."""
         found: list[_Treatment] = []
         ended: set[str] = set()
+        values = values_of(way)
         for rule in self._places.get((family, way.proto, place.hook), ()):
-            match = _match(rule, way, place)
-            if match is _Match.NO or rule.chain in ended:
+            match = match_of(rule, values, place)
+            if match is Match.NO or rule.chain in ended:
                 continue
             if rule.act is RawAct.TRACKING:
                 found.append(_Treatment(rule.zone, rule))
-                if match is _Match.YES:
+                if match is Match.YES:
                     return found
-            elif match is _Match.YES:
+            elif match is Match.YES:
                 ended.add(rule.chain)
             else:
                 found.append(_NO_RULE)
@@ -299,34 +286,28 @@ def _back(way: FlowTuple, snapshot: FlowSnapshot | None) -> FlowTuple:
     return snapshot.original if snapshot.direction else snapshot.reply
 
 
-def _values(way: FlowTuple) -> tuple[bytes, bytes, bytes, bytes]:
+def values_of(way: FlowTuple) -> tuple[bytes, bytes, bytes, bytes]:
+    """The values of each `Field`."""
     return way.src, way.dst, way.sport.to_bytes(2, "big"), way.dport.to_bytes(2, "big")
 
 
-def _match(rule: RawRule, way: FlowTuple, place: _Place) -> _Match:
-    values = _values(way)
+def match_of(rule: RawRule, values: Sequence[bytes], place: Place) -> Match:
+    """Whether a packet with these values of each `Field` meets a rule's conditions in a place."""
     if (rule.opening and not place.opening) or not all(span.holds(values) for span in rule.spans):
-        return _Match.NO
-    match = _Match.YES if rule.certain else _Match.MAY
+        return Match.NO
+    match = Match.YES
+    if not rule.certain:
+        if not place.fails.isdisjoint(rule.others):
+            return Match.NO
+        if not rule.others or not place.holds.issuperset(rule.others):
+            match = Match.MAY
     for name, negated in rule.devices:
         if place.device is None:
-            match = _Match.MAY
+            match = Match.MAY
         elif _is_device(place.device, name) is negated:
-            return _Match.NO
+            return Match.NO
     return match
 
 
 def _is_device(device: str, name: str) -> bool:
     return device.startswith(name[:-1]) if name.endswith("+") else device == name
-
-
-def _example(rule: RawRule) -> FlowTuple:
-    """A packet that the rule matches, as far as its conditions on one field agree."""
-    values = list(_EXAMPLE[rule.family])
-    for span in rule.spans:
-        if not span.negated and not span.holds(values):
-            values[span.field] = span.within[0][0]
-    src, dst, sport, dport = values
-    return FlowTuple(
-        rule.proto, src, dst, int.from_bytes(sport, "big"), int.from_bytes(dport, "big")
-    )

@@ -5,6 +5,7 @@ Conditions on addresses, ports and interfaces are parsed from the texts in which
 conditions of a rule. Any other condition makes a rule uncertain.
 """
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Final
 from nfq_guard.doctor import collect, host_rules, iptables_rules, nft_rules, owners
 from nfq_guard.doctor.check import Check, ok, warning
 from nfq_guard.doctor.follow import Finding, Follower
+from nfq_guard.doctor.one_sided import one_sided
 from nfq_guard.doctor.rule_model import ENDS, Act, Table, Truth, runs_before_conntrack
 from nfq_guard.errors import NfqGuardError, PrivilegeError
 from nfq_guard.firewall import BOTH_FAMILIES, Backend, Family
@@ -22,7 +24,15 @@ from nfq_guard.firewall.legacy_copy import LegacyCopy
 from nfq_guard.firewall.saved import Saved
 from nfq_guard.firewall.xtables import System, Xtables
 from nfq_guard.flow import PROTO_ICMP, PROTO_ICMPV6, PROTO_SCTP, PROTO_TCP, Hook
-from nfq_guard.raw_rules import Field, RawAct, RawReading, RawRule, RawRules, Span, bounded
+from nfq_guard.raw_rules import (
+    UNKNOWN_ZONE,
+    Field,
+    RawAct,
+    RawReading,
+    RawRule,
+    Span,
+    bounded,
+)
 
 # Protocols with packets that are INVALID if conntrack missed a part of their flow, by iptables'
 # names.
@@ -183,6 +193,7 @@ def _raw_rule(
         return None  # it writes the mark
     spans: list[Span] = []
     devices: list[tuple[str, bool]] = []
+    others: list[str] = []
     certain = not (finding.spared and returns)
     opening = False
     if finding.truth is Truth.DEPENDS:
@@ -196,7 +207,7 @@ def _raw_rule(
             elif read_word is not None:
                 devices.append(read_word)
             else:
-                certain = False
+                others.append(word)
     table = finding.table
     return RawRule(
         text=f"`{rule.text}` ({owners.place(finding)})",
@@ -208,8 +219,9 @@ def _raw_rule(
         zone=zone,
         spans=tuple(spans),
         devices=tuple(devices),
-        certain=certain,
+        certain=certain and not others,
         opening=opening,
+        others=tuple(others) if certain else (),
     )
 
 
@@ -264,12 +276,22 @@ def checks(reading: RawReading) -> Iterator[Check]:
 
 def describe(rules: Iterable[RawRule]) -> tuple[str, ...]:
     """The one-sided rules, one sentence each."""
+    return _described(tuple(rules))
+
+
+@functools.lru_cache(maxsize=1)
+def _described(rules: tuple[RawRule, ...]) -> tuple[str, ...]:
+    """As `describe`; the daemon reads the same rules again and again."""
     return tuple(
         dict.fromkeys(
-            f"{rule.text} {_effect(rule)}{'' if rule.certain else ' (it may)'}"
-            for rule in RawRules(rules).one_sided()
+            f"{rule.text} {_effect(rule)}{'' if _is_sure(rule) else ' (it may)'}"
+            for rule in one_sided(rules)
         )
     )
+
+
+def _is_sure(rule: RawRule) -> bool:
+    return rule.certain and rule.zone != UNKNOWN_ZONE
 
 
 def _effect(rule: RawRule) -> str:

@@ -25,6 +25,7 @@ from nfq_guard.raw_rules import (
     UNKNOWN_ZONE,
     UNTRACKED,
     Field,
+    Place,
     RawAct,
     RawRule,
     RawRules,
@@ -34,7 +35,7 @@ from nfq_guard.raw_rules import (
 from nfq_guard.wire.ip import decode
 from nfq_guard.wire.packet import ACK, CHECKSUM_GOOD, RST, SYN, Packet, Queued, Segment
 from tests.support.judgments import CLIENT, SERVER, FirstByte, NoFlows, segment, snapshot
-from tests.support.packets import A4, A6, B4, ip, udp
+from tests.support.packets import A4, B4, ip, udp
 
 
 def port(field: Field, number: int) -> Span:
@@ -203,7 +204,25 @@ def test_a_rule_for_syns_alone(flags: int, *, hides: bool) -> None:
     assert isinstance(packet.l4, Segment)
     packet.l4.flags = flags
     assert (hiding(rule(REPLIES, opening=True), packet=packet) is not None) is hides
-    assert RawRules([rule(REPLIES, opening=True)]).one_sided() == []
+
+
+def test_conditions_that_only_the_text_shows() -> None:
+    """Where they are known to hold, or not to, the rule is certain."""
+    one = rule(certain=False, others=("@web",))
+    rules = RawRules([one, rule(certain=False)])
+    assert rules.at(IPV4, PROTO_TCP, Hook.PREROUTING) == [*rules.rules]
+    assert rules.at(IPV4, PROTO_TCP, Hook.OUTPUT) == ()
+    way = FlowTuple(PROTO_TCP, CLIENT, SERVER, 40_000, 80)
+    here = Place(Hook.PREROUTING, None)
+    holds, fails = (
+        here._replace(holds=frozenset({"@web"})),
+        here._replace(fails=frozenset({"@web"})),
+    )
+    web = RawRules([one])
+    assert web.zones(IPV4, way, here) == {UNTRACKED, 0}
+    assert web.zones(IPV4, way, holds) == {UNTRACKED}
+    assert web.zones(IPV4, way, fails) == {0}
+    assert RawRules([rule(certain=False)]).zones(IPV4, way, holds) == {UNTRACKED, 0}
 
 
 def test_everything_is_queued_too_early() -> None:
@@ -215,50 +234,6 @@ def test_packets_without_a_tuple() -> None:
     fragment = decode(udp(A4, B4, 1, 2)[:6] + b"\0\7" + udp(A4, B4, 1, 2)[8:])
     assert isinstance(fragment, Packet)
     assert hiding(rule(proto=fragment.proto), packet=fragment) is None
-
-
-ONE_SIDED: dict[str, tuple[list[RawRule], list[str]]] = {
-    "none": ([], []),
-    "replies only": ([rule(REPLIES)], ["hides"]),
-    "both": ([rule(REPLIES), rule(REQUESTS)], []),
-    "both, on the host": ([rule(REQUESTS), rule(REPLIES, hook=Hook.OUTPUT)], []),
-    "both, by interface": (
-        [
-            rule(devices=(("eth0", False),)),
-            rule(hook=Hook.OUTPUT, devices=(("eth0", False),)),
-        ],
-        [],
-    ),
-    "by one interface": ([rule(devices=(("eth0", False),))], ["hides"]),
-    "by other interfaces": ([rule(devices=(("eth0", True),), text="not")], ["not"]),
-    "sent only": ([rule(REPLIES, hook=Hook.OUTPUT)], ["hides"]),
-    "everything": ([rule()], []),
-    "the other in another zone": (
-        [rule(REPLIES, zone=7, text="seven"), rule(REQUESTS, zone=8, text="eight")],
-        ["seven", "eight"],
-    ),
-    "both in a zone": ([rule(REPLIES, zone=7), rule(REQUESTS, zone=7)], []),
-    "queued": ([rule(act=RawAct.QUEUE, zone=0, text="queues")], ["queues"]),
-    "an accept": ([end(REPLIES)], []),
-    "a range that is left out": (
-        [rule(Span(Field.SRC, ((A4, A4),), negated=True))],
-        [],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ONE_SIDED)
-def test_one_sided(name: str) -> None:
-    rules, found = ONE_SIDED[name]
-    assert [each.text for each in RawRules(rules).one_sided()] == found
-
-
-def test_one_sided_in_ipv6() -> None:
-    server = Span(Field.SRC, ((A6, A6),))
-    one = rule(server, family=6)
-    assert RawRules([one]).one_sided() == [one]
-    other = rule(Span(Field.DST, ((A6, A6),)), family=6)
-    assert RawRules([one, other]).one_sided() == []
 
 
 @pytest.mark.parametrize("reason", Reason)

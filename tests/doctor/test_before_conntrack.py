@@ -33,6 +33,7 @@ def of_nft(
     base = {"family": "ip", "table": "own"}
     items: list[dict[str, Any]] = [
         {"table": {"family": "ip", "name": "own"}},
+        {"set": {**base, "name": "w", "type": "inet_service", "elem": [80, 443]}},
         {"chain": {**base, "name": "early", "hook": hook, "prio": prio, "type": "filter"}},
         *({"rule": {**base, "chain": "early", "expr": rule}} for rule in rules),
     ]
@@ -223,6 +224,67 @@ def test_jumps_and_returns() -> None:
     first, rule = tcp(of_iptables("-A PREROUTING -s 0.0.0.1 -j ACCEPT", "-A PREROUTING -j NOTRACK"))
     assert (first.act, rule.certain) == (RawAct.END, True)
     assert first.chain == rule.chain
+
+
+IN_SET = "-m set --match-set w"
+WEB = {"tcp dport @w": field("tcp", "dport", "@w"), "tcp sport @w": field("tcp", "sport", "@w")}
+
+
+def pair(*names: str) -> dict[str, Any]:
+    """A concatenation of an address and a port of one end."""
+    parts = [{"payload": {"protocol": protocol, "field": name}} for protocol, name in
+             zip(("ip", "tcp"), names, strict=True)]  # fmt: skip
+    right = {"set": [{"concat": ["0.0.0.1", 80]}]}
+    return {"match": {"left": {"concat": parts}, "op": "==", "right": right}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "half"),
+    [
+        (("-p tcp --sport 80 -j ACCEPT", "-p tcp -j CT --notrack"), True),
+        (("-i eth1 -j ACCEPT", "-p tcp -j CT --notrack"), True),
+        (("-p tcp -m tcp ! --sport 80 -j CT --notrack",), True),
+        (("-p tcp --dport 1:1024 -j CT --notrack", "-p tcp --sport 1:79 -j CT --notrack"), True),
+        (("-j CT --zone mark",), True),
+        (("-p tcp -m multiport --ports 80,443 -j CT --notrack",), False),
+        (("-p tcp -m multiport ! --ports 80,443 -j CT --notrack",), False),
+        ((f"{IN_SET} src -j CT --notrack",), True),
+        ((f"{IN_SET} src -j NOTRACK", f"{IN_SET} dst -j NOTRACK"), False),
+        ((f"{IN_SET} src -j NOTRACK", "-m set --match-set v dst -j NOTRACK"), True),
+        ((f"{IN_SET} src,src -j NOTRACK", f"{IN_SET} dst,dst -j NOTRACK"), True),
+        ((f"{IN_SET} src -j ACCEPT", "-j NOTRACK"), True),
+        ((f"{IN_SET} src -j ACCEPT", f"{IN_SET} dst -j ACCEPT", "-j NOTRACK"), False),
+        (("-m mark --mark 1 -j NOTRACK",), True),
+    ],
+)  # fmt: skip
+def test_one_direction_of_iptables(rules: tuple[str, ...], *, half: bool) -> None:
+    found = of_iptables(*(f"-A PREROUTING {rule}" for rule in rules))
+    assert bool(before_conntrack.describe(found)) is half
+
+
+@pytest.mark.parametrize(
+    ("rules", "half"),
+    [
+        ([[field("tcp", "sport", 80), {"accept": None}], [NOTRACK]], True),
+        ([[WEB["tcp dport @w"], NOTRACK]], True),
+        ([[WEB["tcp dport @w"], NOTRACK], [WEB["tcp sport @w"], NOTRACK]], False),
+        ([[pair("daddr", "dport"), NOTRACK]], True),
+        ([[pair("daddr", "dport"), NOTRACK], [pair("saddr", "sport"), NOTRACK]], False),
+        ([[pair("daddr", "dport"), NOTRACK], [pair("daddr", "sport"), NOTRACK]], True),
+    ],
+)
+def test_one_direction_of_nft(rules: list[list[dict[str, Any]]], *, half: bool) -> None:
+    assert bool(before_conntrack.describe(of_nft(*rules))) is half
+
+
+@pytest.mark.parametrize("values", [(1, 1), (1, 2)])
+def test_zones_of_a_map_may_differ(values: tuple[int, int]) -> None:
+    data = {"set": [["eth0", values[0]], ["eth1", values[1]]]}
+    by_device = {"map": {"key": {"meta": {"key": "iifname"}}, "data": data}}
+    rules = of_nft([{"mangle": {"key": {"ct": {"key": "zone"}}, "value": by_device}}])
+    assert {
+        text.endswith("in another zone (it may)") for text in before_conntrack.describe(rules)
+    } == {True}
 
 
 def test_our_queue() -> None:
